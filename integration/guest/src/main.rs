@@ -1,0 +1,2 @@
+//! The workload that runs as init inside the test guest.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `qferry` command.
+fn main() {}
