@@ -1,0 +1,202 @@
+//! Connecting to an address.
+//!
+//! Owns the connect, its deadline and errors that say what to do. It never sends a byte and never retries.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::address::Address;
+use super::peer::PeerPid;
+
+/// A connected byte stream of any kind.
+pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+
+/// A connection just made.
+pub struct Dialed {
+    /// The stream.
+    pub stream: Box<dyn Socket>,
+    /// The process behind a unix socket, where the kernel names it.
+    pub peer: Option<PeerPid>,
+}
+
+impl std::fmt::Debug for Dialed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dialed")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why an address could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// No such socket.
+    #[error("there is no socket at {address}: is QEMU running, and was it started with this -qmp?")]
+    Missing {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody listens.
+    #[error(
+        "nobody listens at {address}: QEMU has exited and left its socket behind, or is not up yet"
+    )]
+    Refused {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Not allowed.
+    #[error(
+        "no permission to connect to {address}: run as QEMU's user, or as one who may write to its socket"
+    )]
+    Permission {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No answer in time.
+    #[error(
+        "{address} did not accept a connection within {waited:?}: its queue is full or its host does not answer"
+    )]
+    TimedOut {
+        /// Where.
+        address: Address,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// Anything else.
+    #[error("cannot connect to {address}")]
+    Io {
+        /// Where.
+        address: Address,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Connects to `address` within `deadline`.
+///
+/// # Errors
+/// See [`DialError`]; each names the address and what to do.
+pub async fn dial(address: &Address, deadline: Duration) -> Result<Dialed, DialError> {
+    let address = address.clone();
+    match timeout(deadline, connect(&address)).await {
+        Ok(Ok(dialed)) => Ok(dialed),
+        Ok(Err(source)) => Err(match source.kind() {
+            io::ErrorKind::NotFound => DialError::Missing { address, source },
+            io::ErrorKind::ConnectionRefused => DialError::Refused { address, source },
+            io::ErrorKind::PermissionDenied => DialError::Permission { address, source },
+            _ => DialError::Io { address, source },
+        }),
+        Err(_) => Err(DialError::TimedOut {
+            address,
+            waited: deadline,
+        }),
+    }
+}
+
+async fn connect(address: &Address) -> io::Result<Dialed> {
+    match address {
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(path).await?;
+            let peer = peer_of(&stream);
+            Ok(Dialed {
+                stream: Box::new(stream),
+                peer,
+            })
+        }
+        Address::Tcp { host, port } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await?;
+            // Commands are small and each is waited for; the handover counts milliseconds.
+            stream.set_nodelay(true)?;
+            Ok(Dialed {
+                stream: Box::new(stream),
+                peer: None,
+            })
+        }
+    }
+}
+
+/// Not knowing the peer is no error: its end of stream still tells of its death.
+fn peer_of(stream: &UnixStream) -> Option<PeerPid> {
+    let credentials = getsockopt(stream, sockopt::PeerCredentials).ok()?;
+    PeerPid::open(credentials.pid()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UnixListener};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    async fn error_of(address: &str) -> DialError {
+        dial(&address.parse().unwrap(), LONG).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_names_its_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut dialed = dial(&Address::unix(&path).unwrap(), LONG).await.unwrap();
+        let peer = dialed.peer.take().unwrap();
+        assert_eq!(peer.pid(), std::process::id());
+        assert!(!peer.has_died());
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        accepted.write_all(b"x").await.unwrap();
+        assert_eq!(dialed.stream.read_u8().await.unwrap(), b'x');
+    }
+
+    #[tokio::test]
+    async fn a_tcp_port_has_no_process() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let dialed = dial(&format!("tcp:127.0.0.1:{port}").parse().unwrap(), LONG)
+            .await
+            .unwrap();
+        assert!(dialed.peer.is_none());
+        drop(listener);
+        let error = error_of(&format!("tcp:127.0.0.1:{port}")).await;
+        assert!(matches!(error, DialError::Refused { .. }), "{error:?}");
+        assert!(error.to_string().contains(&port.to_string()));
+    }
+
+    #[tokio::test]
+    async fn missing_stale_and_forbidden_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("qmp.sock");
+        let text = path.to_str().unwrap().to_owned();
+        assert!(matches!(error_of(&text).await, DialError::Missing { .. }));
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(matches!(error_of(&text).await, DialError::Refused { .. }));
+        // Permissions do not bind root, so there the stale socket stays what it is.
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
+        let error = error_of(&text).await;
+        assert!(
+            matches!(
+                error,
+                DialError::Permission { .. } | DialError::Refused { .. }
+            ),
+            "{error:?}"
+        );
+        assert!(error.to_string().contains(&text));
+    }
+}
