@@ -1,0 +1,489 @@
+//! One line of QMP, and how bytes become lines. Pure.
+//!
+//! Owns the split into lines and the sorting of a line into greeting, event or reply. It looks at raw JSON only: an
+//! event, an enum value or an error class this crate has never heard of must pass through, so nothing here may decode
+//! into a closed type, and no input may panic.
+
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use serde_json::{Map, Value};
+
+/// What one line from QEMU is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Frame {
+    /// The first thing QEMU says.
+    Greeting(Greeting),
+    /// An event.
+    Event(EventFrame),
+    /// The answer to a command.
+    Reply(Reply),
+}
+
+/// Why a line is not a frame.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// Not JSON, or nested too deeply to be read safely.
+    #[error("the line is not JSON")]
+    NotJson(#[source] serde_json::Error),
+    /// JSON, but neither greeting, event nor reply.
+    #[error("the line is neither a greeting, an event nor a reply")]
+    Unrecognised,
+}
+
+/// QEMU's greeting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// QEMU's version, if the greeting carried one. For people and logs: features are read from the schema.
+    pub version: Option<Version>,
+    /// The distribution's package string, such as `Debian 1:10.0.13+ds-0+deb13u1`. May be empty.
+    pub package: String,
+    /// Offered capabilities, such as `oob`.
+    pub capabilities: Vec<String>,
+}
+
+impl Greeting {
+    /// Whether out-of-band execution is offered.
+    pub fn offers_oob(&self) -> bool {
+        self.capabilities.iter().any(|name| name == "oob")
+    }
+}
+
+/// A QEMU version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// The `10` of 10.0.13.
+    pub major: u64,
+    /// The `0` of 10.0.13.
+    pub minor: u64,
+    /// The `13` of 10.0.13.
+    pub micro: u64,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// An event as it stands on the line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventFrame {
+    /// QEMU's name for it, such as `STOP`.
+    pub name: String,
+    /// QEMU's clock when it was emitted, since the Unix epoch. `None` when QEMU could not read its clock (it then says
+    /// -1) or said something impossible.
+    pub timestamp: Option<Duration>,
+    /// Its data, `Null` when it has none.
+    pub data: Value,
+}
+
+/// A reply as it stands on the line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// The id of the command, if QEMU knew it. It does not when it could not parse what it was sent.
+    pub id: Option<Value>,
+    /// What the command returned, or why it was refused.
+    pub result: Result<Value, Refusal>,
+}
+
+/// QEMU's own error answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its class.
+    pub class: ErrorClass,
+    /// Its text for people.
+    pub desc: String,
+}
+
+/// The class of a QEMU error.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorClass {
+    /// Most errors.
+    GenericError,
+    /// No such command, or not allowed in this state of the monitor.
+    CommandNotFound,
+    /// A device is not active.
+    DeviceNotActive,
+    /// No such device.
+    DeviceNotFound,
+    /// The host's KVM cannot do it.
+    KvmMissingCap,
+    /// A class this crate does not know. Empty when QEMU gave none.
+    Other(String),
+}
+
+impl From<&str> for ErrorClass {
+    fn from(name: &str) -> Self {
+        match name {
+            "GenericError" => Self::GenericError,
+            "CommandNotFound" => Self::CommandNotFound,
+            "DeviceNotActive" => Self::DeviceNotActive,
+            "DeviceNotFound" => Self::DeviceNotFound,
+            "KVMMissingCap" => Self::KvmMissingCap,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+}
+
+/// Parses a line as JSON.
+///
+/// # Errors
+/// Anything that is not one JSON value, including values nested deeper than 127 levels.
+pub fn parse(line: &[u8]) -> Result<Value, FrameError> {
+    serde_json::from_slice(line).map_err(FrameError::NotJson)
+}
+
+impl Frame {
+    /// Sorts a JSON value into one of the three kinds.
+    ///
+    /// # Errors
+    /// [`FrameError::Unrecognised`] when it is none of them.
+    pub fn classify(value: Value) -> Result<Self, FrameError> {
+        let Value::Object(mut members) = value else {
+            return Err(FrameError::Unrecognised);
+        };
+        if let Some(Value::Object(greeting)) = members.get("QMP") {
+            return Ok(Self::Greeting(greeting_of(greeting)));
+        }
+        if let Some(Value::String(name)) = members.get("event") {
+            return Ok(Self::Event(EventFrame {
+                name: name.clone(),
+                timestamp: members.get("timestamp").and_then(timestamp_of),
+                data: members.remove("data").unwrap_or_default(),
+            }));
+        }
+        // An error wins over a result: taking a refusal for a success is the worse mistake.
+        let result = match (members.remove("error"), members.remove("return")) {
+            (Some(error), _) => Err(refusal_of(&error)),
+            (None, Some(value)) => Ok(value),
+            (None, None) => return Err(FrameError::Unrecognised),
+        };
+        let id = members.remove("id");
+        Ok(Self::Reply(Reply { id, result }))
+    }
+}
+
+fn greeting_of(greeting: &Map<String, Value>) -> Greeting {
+    let version = greeting.get("version");
+    let number = |part: &str| version?.get("qemu")?.get(part)?.as_u64();
+    let package = version
+        .and_then(|version| version.get("package"))
+        .and_then(Value::as_str);
+    let capabilities = greeting.get("capabilities").and_then(Value::as_array);
+    Greeting {
+        version: (|| {
+            Some(Version {
+                major: number("major")?,
+                minor: number("minor")?,
+                micro: number("micro")?,
+            })
+        })(),
+        package: package.unwrap_or_default().trim().to_owned(),
+        capabilities: capabilities
+            .into_iter()
+            .flatten()
+            .filter_map(|name| Some(name.as_str()?.to_owned()))
+            .collect(),
+    }
+}
+
+fn timestamp_of(timestamp: &Value) -> Option<Duration> {
+    let seconds = timestamp.get("seconds")?.as_u64()?;
+    let micros = u32::try_from(timestamp.get("microseconds")?.as_u64()?).ok()?;
+    (micros < 1_000_000).then(|| Duration::new(seconds, micros * 1000))
+}
+
+fn refusal_of(error: &Value) -> Refusal {
+    let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    Refusal {
+        class: ErrorClass::from(text("class")),
+        desc: text("desc").to_owned(),
+    }
+}
+
+/// Cuts a byte stream into lines of bounded length.
+///
+/// The caller reads into [`Lines::space`] and then takes lines until there are no more. A line over the limit is
+/// thrown away up to its newline and the stream goes on, so memory stays bounded whatever the peer sends.
+#[derive(Debug)]
+pub struct Lines {
+    buffer: BytesMut,
+    /// Bytes of `buffer` already known to hold no newline.
+    scanned: usize,
+    /// Bytes of the current overlong line thrown away so far; 0 when the line is within bounds.
+    discarded: usize,
+    limit: usize,
+}
+
+/// What [`Lines`] cut off the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// A line without its line end.
+    Line(BytesMut),
+    /// A line over the limit, thrown away; its length in bytes.
+    Oversized(usize),
+}
+
+impl Lines {
+    /// Lines of at most `limit` bytes, the line end not counted.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            scanned: 0,
+            discarded: 0,
+            limit,
+        }
+    }
+
+    /// Where to read more bytes into. Only append to it.
+    pub fn space(&mut self) -> &mut BytesMut {
+        self.buffer.reserve(READ_SIZE);
+        &mut self.buffer
+    }
+
+    /// The next cut, or `None` until more bytes arrive.
+    pub fn next_cut(&mut self) -> Option<Cut> {
+        let newline = self.buffer[self.scanned..]
+            .iter()
+            .position(|byte| *byte == b'\n');
+        let Some(newline) = newline.map(|at| at + self.scanned) else {
+            self.scanned = self.buffer.len();
+            if self.discarded > 0 || self.buffer.len() > self.limit + 1 {
+                self.discarded += self.buffer.len();
+                self.buffer.clear();
+                self.scanned = 0;
+            }
+            return None;
+        };
+        self.scanned = 0;
+        let mut line = self.buffer.split_to(newline);
+        self.buffer.advance(1);
+        let discarded = std::mem::take(&mut self.discarded);
+        if discarded == 0 && line.last() == Some(&b'\r') {
+            line.truncate(newline - 1);
+        }
+        let length = discarded + line.len();
+        Some(if discarded > 0 || length > self.limit {
+            Cut::Oversized(length)
+        } else {
+            Cut::Line(line)
+        })
+    }
+
+    /// Tells how many bytes of an unfinished line are left at the end of the stream.
+    pub fn torn(&self) -> usize {
+        self.discarded + self.buffer.len()
+    }
+}
+
+const READ_SIZE: usize = 16 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn frame(line: &str) -> Frame {
+        Frame::classify(parse(line.as_bytes()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn greeting_of_a_distribution_build() {
+        let line = r#"{"QMP": {"version": {"qemu": {"micro": 13, "minor": 0, "major": 10},
+            "package": "Debian 1:10.0.13"}, "capabilities": ["oob", 7]}}"#;
+        let Frame::Greeting(greeting) = frame(line) else {
+            panic!("not a greeting")
+        };
+        assert_eq!(greeting.version.unwrap().to_string(), "10.0.13");
+        assert_eq!(greeting.package, "Debian 1:10.0.13");
+        assert_eq!(greeting.capabilities, ["oob"]);
+        assert!(greeting.offers_oob());
+    }
+
+    #[test]
+    fn a_bare_greeting_is_still_one() {
+        assert_eq!(
+            frame(r#"{"QMP": {}}"#),
+            Frame::Greeting(Greeting::default())
+        );
+    }
+
+    #[test]
+    fn unknown_event_with_a_failed_clock() {
+        let line = r#"{"event": "NEW", "timestamp": {"seconds": -1, "microseconds": -1}}"#;
+        let expected = EventFrame {
+            name: "NEW".into(),
+            timestamp: None,
+            data: Value::Null,
+        };
+        assert_eq!(frame(line), Frame::Event(expected));
+    }
+
+    #[test]
+    fn timestamps_become_durations_or_nothing() {
+        let cases = [
+            (
+                json!({"seconds": 3, "microseconds": 5}),
+                Some(Duration::new(3, 5000)),
+            ),
+            (
+                json!({"seconds": u64::MAX, "microseconds": 999_999}),
+                Some(Duration::new(u64::MAX, 999_999_000)),
+            ),
+            (json!({"seconds": 3, "microseconds": 1_000_000}), None),
+            (json!({"seconds": 3}), None),
+            (json!(null), None),
+        ];
+        for (timestamp, expected) in cases {
+            assert_eq!(timestamp_of(&timestamp), expected, "{timestamp}");
+        }
+    }
+
+    #[test]
+    fn replies() {
+        assert_eq!(
+            frame(r#"{"return": {}, "id": "a#1"}"#),
+            Frame::Reply(Reply {
+                id: Some(json!("a#1")),
+                result: Ok(json!({}))
+            })
+        );
+        let refusal = Refusal {
+            class: ErrorClass::Other("Newer".into()),
+            desc: "no".into(),
+        };
+        assert_eq!(
+            frame(r#"{"return": {}, "error": {"class": "Newer", "desc": "no"}}"#),
+            Frame::Reply(Reply {
+                id: None,
+                result: Err(refusal)
+            })
+        );
+        let bare = Refusal {
+            class: ErrorClass::Other(String::new()),
+            desc: String::new(),
+        };
+        assert_eq!(
+            frame(r#"{"error": 1}"#),
+            Frame::Reply(Reply {
+                id: None,
+                result: Err(bare)
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_nothing_is_an_error() {
+        for line in [
+            "{}",
+            "[]",
+            "1",
+            r#"{"event": 1}"#,
+            r#"{"QMP": 1}"#,
+            r#"{"id": "x"}"#,
+        ] {
+            let value = parse(line.as_bytes()).unwrap();
+            assert!(
+                matches!(Frame::classify(value), Err(FrameError::Unrecognised)),
+                "{line}"
+            );
+        }
+        let deep = "[".repeat(100_000);
+        for line in ["", "{", "\u{0}", &deep] {
+            assert!(matches!(
+                parse(line.as_bytes()),
+                Err(FrameError::NotJson(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn every_named_class_is_known() {
+        for name in [
+            "GenericError",
+            "CommandNotFound",
+            "DeviceNotActive",
+            "DeviceNotFound",
+            "KVMMissingCap",
+        ] {
+            assert!(!matches!(ErrorClass::from(name), ErrorClass::Other(_)));
+        }
+    }
+
+    fn cut(limit: usize, chunks: &[&[u8]]) -> (Vec<Cut>, usize) {
+        let mut lines = Lines::new(limit);
+        let mut cuts = Vec::new();
+        for chunk in chunks {
+            lines.space().extend_from_slice(chunk);
+            while let Some(cut) = lines.next_cut() {
+                cuts.push(cut);
+            }
+        }
+        (cuts, lines.torn())
+    }
+
+    #[test]
+    fn an_overlong_line_is_discarded_and_the_stream_goes_on() {
+        let (cuts, torn) = cut(4, &[b"1234\r\n12345\nab", b"cdefgh", b"ijk\nok\nrest"]);
+        let line = |text: &str| Cut::Line(text.as_bytes().into());
+        assert_eq!(
+            cuts,
+            [
+                line("1234"),
+                Cut::Oversized(5),
+                Cut::Oversized(11),
+                line("ok")
+            ]
+        );
+        assert_eq!(torn, 4);
+    }
+
+    proptest! {
+        #[test]
+        fn lines_do_not_depend_on_chunking(
+            bytes in proptest::collection::vec(prop_oneof![3 => any::<u8>(), 1 => Just(b'\n'), 1 => Just(b'\r')], 0..200),
+            cuts in proptest::collection::vec(0usize..200, 0..20),
+            limit in 0usize..30,
+        ) {
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at.min(bytes.len())).collect();
+            cuts.push(bytes.len());
+            cuts.sort_unstable();
+            let mut from = 0;
+            let chunks: Vec<&[u8]> =
+                cuts.iter().map(|to| &bytes[std::mem::replace(&mut from, *to)..*to]).collect();
+            let (whole, torn) = cut(limit, &[&bytes]);
+            let (pieces, torn_pieces) = cut(limit, &chunks);
+            // The length reported for an overlong line may count its carriage return, whichever way it was cut.
+            let kinds = |cuts: &[Cut]| cuts.iter().map(|cut| match cut {
+                Cut::Line(line) => Some(line.clone()),
+                Cut::Oversized(_) => None,
+            }).collect::<Vec<_>>();
+            prop_assert_eq!(kinds(&whole), kinds(&pieces));
+            prop_assert_eq!(torn, torn_pieces);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(value) = parse(&bytes) {
+                drop(Frame::classify(value));
+            }
+        }
+
+        #[test]
+        fn no_json_makes_it_panic(
+            key in "QMP|event|return|error|id|timestamp|data",
+            inner in "[a-z]{0,9}|version|capabilities|qemu|seconds|microseconds|class|desc",
+            number in any::<i64>(),
+            text in ".{0,9}",
+        ) {
+            for value in [json!(number), json!(text), json!([number]), json!(null), json!({(&inner): number})] {
+                let values = [json!({(&key): value}), json!({"event": "x", (&key): {(&inner): value}})];
+                for value in values {
+                    drop(Frame::classify(value));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! The caller's half of one command: the wait, the deadline, and the exact answer to "did it leave?".
+//!
+//! Owns the claim that the caller and the connection task compete for, so that a command reported as unsent can never
+//! be sent afterwards. It must never report a command that may be on the wire as failed: that is *indeterminate*.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::client::Link;
+use super::connection::Closed;
+use super::frame::{ErrorClass, Refusal};
+use super::request::EncodeError;
+
+/// Why a command brought no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// QEMU answered with an error: the command was not carried out, or not to its end.
+    #[error("QEMU refused {command}: {desc}")]
+    Refused {
+        /// The command.
+        command: Cow<'static, str>,
+        /// QEMU's error class.
+        class: ErrorClass,
+        /// QEMU's text for people.
+        desc: String,
+    },
+    /// No answer came within the deadline.
+    #[error("{}", no_reply(command, *sent, *waited))]
+    NoReply {
+        /// The command.
+        command: Cow<'static, str>,
+        /// `false`: it never left this process and never will. `true`: *indeterminate*, it may have been carried out
+        /// or may yet be; look again.
+        sent: bool,
+        /// How long the caller waited.
+        waited: Duration,
+    },
+    /// The connection ended first.
+    #[error("{}", closed(command, *sent))]
+    Closed {
+        /// The command.
+        command: Cow<'static, str>,
+        /// As in [`ExecuteError::NoReply`].
+        sent: bool,
+        /// What ended the connection.
+        #[source]
+        cause: Closed,
+    },
+    /// An out-of-band command on a connection without out-of-band execution. It was not sent.
+    #[error("{command} was not sent because this monitor has no out-of-band execution")]
+    OobNotNegotiated {
+        /// The command.
+        command: Cow<'static, str>,
+    },
+    /// The command could not be written as JSON. It was not sent.
+    #[error("a command could not be encoded")]
+    Encode(#[from] EncodeError),
+}
+
+fn no_reply(command: &str, sent: bool, waited: Duration) -> String {
+    match sent {
+        true => {
+            format!("QEMU did not answer {command} within {waited:?}, so its outcome is not known")
+        }
+        false => format!("{command} was withdrawn after {waited:?} without having been sent"),
+    }
+}
+
+fn closed(command: &str, sent: bool) -> String {
+    match sent {
+        true => format!(
+            "the connection ended before {command} was answered, so its outcome is not known"
+        ),
+        false => format!("the connection ended before {command} was sent"),
+    }
+}
+
+/// Who has a command: still the queue, the wire, or nobody any more.
+///
+/// One compare-exchange decides between the caller that withdraws and the task that writes; both can never win.
+#[derive(Debug, Default)]
+pub(super) struct Claim(AtomicU8);
+
+const QUEUED: u8 = 0;
+const SENT: u8 = 1;
+const WITHDRAWN: u8 = 2;
+
+impl Claim {
+    /// The task takes the command to write it. `false` if it was withdrawn.
+    pub(super) fn send(&self) -> bool {
+        self.leave_queue(SENT)
+    }
+
+    /// The caller takes the command back. `false` if it may be on the wire.
+    fn withdraw(&self) -> bool {
+        self.leave_queue(WITHDRAWN)
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.0.load(Ordering::Acquire) == WITHDRAWN
+    }
+
+    fn leave_queue(&self, to: u8) -> bool {
+        self.0
+            .compare_exchange(QUEUED, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+/// A command under way: a future of its result.
+///
+/// It was queued when this was made, in call order. Dropping it withdraws the command if it is not yet on the wire;
+/// otherwise QEMU's reply will be counted as late. It keeps the connection open.
+#[must_use = "dropping it withdraws the command"]
+pub struct Pending {
+    command: Cow<'static, str>,
+    started: Instant,
+    /// `None` when so far away that no clock reaches it.
+    deadline: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+    state: State,
+    link: Arc<Link>,
+}
+
+enum State {
+    Waiting {
+        claim: Arc<Claim>,
+        reply: oneshot::Receiver<Result<Value, Refusal>>,
+    },
+    Failed(ExecuteError),
+    Done,
+}
+
+impl Pending {
+    pub(super) fn waiting(
+        link: Arc<Link>,
+        command: Cow<'static, str>,
+        deadline: Duration,
+        claim: Arc<Claim>,
+        reply: oneshot::Receiver<Result<Value, Refusal>>,
+    ) -> Self {
+        let started = Instant::now();
+        let deadline = started.checked_add(deadline);
+        Self {
+            command,
+            started,
+            deadline,
+            sleep: None,
+            state: State::Waiting { claim, reply },
+            link,
+        }
+    }
+
+    /// One that resolves at once, to `error`.
+    pub(super) fn failed(link: Arc<Link>, command: Cow<'static, str>, error: ExecuteError) -> Self {
+        let started = Instant::now();
+        Self {
+            command,
+            started,
+            deadline: None,
+            sleep: None,
+            state: State::Failed(error),
+            link,
+        }
+    }
+
+    /// The command's name.
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Value, ExecuteError>> {
+        let State::Waiting { claim, reply } = &mut self.state else {
+            return match std::mem::replace(&mut self.state, State::Done) {
+                State::Failed(error) => Poll::Ready(Err(error)),
+                _ => panic!("`Pending` polled after it was ready"),
+            };
+        };
+        let command = self.command.clone();
+        // The reply is looked at before the clock: an answer in hand always wins over a deadline just missed.
+        match Pin::new(reply).poll(context) {
+            Poll::Ready(Ok(Ok(value))) => return Poll::Ready(Ok(value)),
+            Poll::Ready(Ok(Err(Refusal { class, desc }))) => {
+                return Poll::Ready(Err(ExecuteError::Refused {
+                    command,
+                    class,
+                    desc,
+                }));
+            }
+            Poll::Ready(Err(_)) => {
+                let sent = !claim.withdraw();
+                return Poll::Ready(Err(ExecuteError::Closed {
+                    command,
+                    sent,
+                    cause: self.link.cause(),
+                }));
+            }
+            Poll::Pending => {}
+        }
+        let Some(deadline) = self.deadline else {
+            return Poll::Pending;
+        };
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        ready!(sleep.as_mut().poll(context));
+        let sent = !claim.withdraw();
+        Poll::Ready(Err(ExecuteError::NoReply {
+            command,
+            sent,
+            waited: self.started.elapsed(),
+        }))
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Value, ExecuteError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let result = ready!(self.poll_reply(context));
+        self.state = State::Done;
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let State::Waiting { claim, .. } = &self.state {
+            claim.withdraw();
+        }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("command", &self.command)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_won_once() {
+        let claim = Claim::default();
+        assert!(claim.send());
+        assert!(!claim.withdraw());
+        assert!(!claim.is_withdrawn());
+        let claim = Claim::default();
+        assert!(claim.withdraw());
+        assert!(!claim.send());
+        assert!(claim.is_withdrawn());
+    }
+
+    #[test]
+    fn a_contested_claim_has_one_winner() {
+        for _ in 0..200 {
+            let claim = Claim::default();
+            let (sent, withdrawn) = std::thread::scope(|scope| {
+                let writer = scope.spawn(|| claim.send());
+                (claim.withdraw(), writer.join().unwrap())
+            });
+            assert!(sent != withdrawn);
+        }
+    }
+
+    #[test]
+    fn an_unknown_outcome_says_so() {
+        let unanswered = |sent| ExecuteError::NoReply {
+            command: "cont".into(),
+            sent,
+            waited: Duration::from_secs(2),
+        };
+        assert!(unanswered(true).to_string().contains("not known"));
+        assert!(
+            unanswered(false)
+                .to_string()
+                .contains("without having been sent")
+        );
+    }
+}

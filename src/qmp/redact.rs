@@ -1,0 +1,282 @@
+//! What must not reach a transcript. Pure.
+//!
+//! Owns the knowledge of where QMP carries secrets. When in doubt it withholds: a transcript is made to be sent to
+//! other people. Identifiers of secrets (`key-secret`, `password-secret`) stay readable, they are no secrets.
+
+use serde_json::{Map, Value};
+
+/// What stands in a secret's place.
+pub(super) const REDACTED: &str = "[redacted]";
+
+/// A copy of a line without its secrets.
+pub(super) fn redact(line: &Value) -> Value {
+    let mut line = line.clone();
+    // The line that sets or asks for a property names it, the reply does not, but our ids tell the command.
+    let id = line.get("id").and_then(Value::as_str).unwrap_or_default();
+    let blind = ["qom-get#", "qom-list-get#"]
+        .iter()
+        .any(|command| id.starts_with(command));
+    if blind {
+        if let Some(reply @ Value::String(_)) = line.get_mut("return") {
+            *reply = REDACTED.into();
+        }
+    }
+    scrub(&mut line, false);
+    line
+}
+
+/// Whether bytes that are not JSON could carry a secret.
+pub(super) fn mentions_secret(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
+    // A \u escape can spell any of the words.
+    let words = [
+        "pass",
+        "secret",
+        "token",
+        "key",
+        "credential",
+        "cookie",
+        "object-add",
+        "object_add",
+        "\\u",
+    ];
+    words.iter().any(|word| text.contains(word))
+}
+
+/// `in_secret` says that the value is part of a `secret` object, whose `data` is the secret.
+fn scrub(value: &mut Value, in_secret: bool) {
+    match value {
+        Value::Object(members) => scrub_object(members, in_secret),
+        Value::Array(items) => items.iter_mut().for_each(|item| scrub(item, in_secret)),
+        Value::String(text) => {
+            if let Some(clean) = scrub_text(text) {
+                *text = clean;
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+fn scrub_object(members: &mut Map<String, Value>, in_secret: bool) {
+    let text = |key: &str| {
+        members
+            .get(key)
+            .and_then(Value::as_str)
+            .map(plain)
+            .unwrap_or_default()
+    };
+    let in_secret = in_secret
+        || ["qom-type", "qom_type"]
+            .iter()
+            .any(|key| text(key).starts_with("secret"));
+    // qom-set and qom-list-get put the name of a property beside its value.
+    let names_secret = ["property", "name"]
+        .iter()
+        .any(|key| is_secret_key(&text(key)) || text(key) == "data");
+    for (key, value) in members.iter_mut() {
+        let key = plain(key);
+        let hidden =
+            is_secret_key(&key) || (in_secret && key == "data") || (names_secret && key == "value");
+        if hidden && !matches!(value, Value::Null | Value::Bool(_)) {
+            *value = REDACTED.into();
+        } else {
+            scrub(value, in_secret);
+        }
+    }
+    // A key is peer-made text as well.
+    if members.keys().any(|key| scrub_text(key).is_some()) {
+        *members = std::mem::take(members)
+            .into_iter()
+            .map(|(key, value)| (scrub_text(&key).unwrap_or(key), value))
+            .collect();
+    }
+}
+
+fn plain(key: &str) -> String {
+    key.to_ascii_lowercase().replace('_', "-")
+}
+
+/// Takes the key as [`plain`] makes it.
+fn is_secret_key(key: &str) -> bool {
+    // Options are spelt with their path in flat form: file.password
+    let key = key.rsplit('.').next().unwrap_or(key);
+    let named = [
+        "key",
+        "keys",
+        "secret",
+        "token",
+        "tokens",
+        "cookie",
+        "cookies",
+        "credential",
+        "credentials",
+    ];
+    let ended = ["-key", "-token", "-cookie", "-credentials"];
+    let holds = key.contains("passw") || key.contains("passphrase");
+    let is_identifier = key.ends_with("-secret") || key.ends_with("id");
+    named.contains(&key) || ended.iter().any(|end| key.ends_with(end)) || (holds && !is_identifier)
+}
+
+/// The text without its secrets, or `None` if it carries none.
+fn scrub_text(text: &str) -> Option<String> {
+    let trimmed = text.trim_start();
+    let json = trimmed
+        .strip_prefix("json:")
+        .or_else(|| trimmed.starts_with(['{', '[']).then_some(trimmed));
+    if let Some(json) = json {
+        // Nested text doubles its escapes at every level, so its length bounds this recursion.
+        return match serde_json::from_str::<Value>(json) {
+            Ok(value) => {
+                let clean = redact(&value);
+                (clean != value)
+                    .then(|| format!("{}{clean}", if trimmed == json { "" } else { "json:" }))
+            }
+            Err(_) => mentions_secret(json.as_bytes()).then(|| REDACTED.into()),
+        };
+    }
+    if assigns_secret(text) || is_monitor_command(text) {
+        return Some(REDACTED.into());
+    }
+    without_userinfo(text)
+}
+
+/// Whether the text assigns a secret in option syntax (`...,password=...`) or as JSON inside other text.
+fn assigns_secret(text: &str) -> bool {
+    text.match_indices(['=', ':']).any(|(at, _)| {
+        let before = text[..at].trim_end().trim_end_matches(['"', '\'', '\\']);
+        let word = before
+            .rsplit(|c: char| !(c.is_alphanumeric() || "-_.".contains(c)))
+            .next();
+        let word = plain(word.unwrap_or_default());
+        is_secret_key(&word) || (word == "data" && plain(text).contains("secret"))
+    })
+}
+
+/// Whether the text is a command of the human monitor that takes a secret.
+fn is_monitor_command(text: &str) -> bool {
+    let text = plain(text.trim_start());
+    ["set-password ", "change ", "sendkey ", "object-add secret"]
+        .iter()
+        .any(|command| text.starts_with(command))
+}
+
+/// Hides the password of `scheme://user:password@host`.
+fn without_userinfo(text: &str) -> Option<String> {
+    let mut clean = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (scheme, authority) = rest.split_at(at + 3);
+        clean.push_str(scheme);
+        let end = authority
+            .find(['/', '?', '#', ' ', '"'])
+            .unwrap_or(authority.len());
+        let user = authority[..end]
+            .rfind('@')
+            .and_then(|at| Some((authority[..at].find(':')?, at)));
+        rest = match user {
+            Some((colon, at)) => {
+                clean.push_str(&authority[..=colon]);
+                clean.push_str(REDACTED);
+                &authority[at..]
+            }
+            None => authority,
+        };
+    }
+    clean.push_str(rest);
+    (clean != text).then_some(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn known_carriers_are_redacted() {
+        let s = "hunter2";
+        let lines = [
+            json!({"execute": "set_password", "arguments": {"protocol": "vnc", "password": s}}),
+            json!({"execute": "change-vnc-password", "arguments": {"password": s}}),
+            json!({"execute": "object-add", "arguments": {"qom-type": "secret", "id": "a", "data": s}}),
+            json!({"execute": "object-add", "arguments": {"qom-type": "secret", "props": {"data": s}}}),
+            json!({"execute": "blockdev-add", "arguments": {"file": {"driver": "https", "password": s, "cookie": s}}}),
+            json!({"arguments": {"encrypt": {"key": s}}}),
+            json!({"execute": "send-key", "arguments": {"keys": [{"type": "qcode", "data": s}]}}),
+            json!({"execute": "qom-set", "arguments": {"path": "/objects/a", "property": "data", "value": s}}),
+            json!({"id": "qom-get#4", "return": s}),
+            json!({"id": "qom-list-get#4", "return": [{"properties": [{"name": "data", "value": s}]}]}),
+            json!({"execute": "human-monitor-command", "arguments": {"command-line": "set_password vnc hunter2"}}),
+            json!({"arguments": {"command-line": "object_add secret,id=a,data=hunter2"}}),
+            json!({"return": [{"filename": "json:{\"file\": {\"password\": \"hunter2\"}}"}]}),
+            json!({"return": [{"filename": "json:{\"file\": {\"password\": \"hunter2\""}]}),
+            json!({"return": [{"filename": "https://user:hunter2@host/path"}]}),
+            json!({"return": [{"filename": "rbd:pool/image:key=hunter2:mon_host=x"}]}),
+            json!({"error": {"desc": "cannot parse {\"password\": \"hunter2\"}"}}),
+            json!({"arguments": {"file.password": s, "auth_token": s, "Passphrase": s, "passwd": 7}}),
+        ];
+        for line in lines {
+            let clean = redact(&line).to_string();
+            assert!(!clean.contains(s) && clean.contains("redacted"), "{clean}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_secret_stays() {
+        let lines = [
+            json!({"execute": "blockdev-add", "arguments": {"key-secret": "sec0", "password-secret": "sec1"}}),
+            json!({"return": {"filename": "nbd://host:10809/export", "password": true}}),
+            json!({"return": [{"filename": "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"nbd\"}}"}]}),
+            json!({"event": "JOB_STATUS_CHANGE", "data": {"status": "ready", "id": "mirror:0"}}),
+            json!({"return": [{"name": "password", "type": "str"}]}),
+            json!({"id": "qom-get#4", "return": 4096}),
+            json!({"error": {"class": "GenericError", "desc": "Node 'data' not found: is it key-secret?"}}),
+        ];
+        for line in lines {
+            assert_eq!(redact(&line), line);
+        }
+    }
+
+    #[test]
+    fn raw_text_is_judged_by_its_words() {
+        for text in ["{\"passWord\": \"x", "\\u0070ass", "AUTH_KEY"] {
+            assert!(mentions_secret(text.as_bytes()));
+        }
+        assert!(!mentions_secret(b"{\"event\": \"STOP\", "));
+    }
+
+    fn tree(secret: &'static str) -> impl Strategy<Value = Value> {
+        let key = "password|key|keys|secret|token|new_password|x-private-key|file[.]cookie|passphrase|PassWord";
+        let leaf = prop_oneof![
+            any::<i32>().prop_map(Value::from),
+            "[a-z =:,{}\"]{0,12}".prop_map(Value::from),
+            key.prop_map(move |key| json!({key: secret})),
+            key.prop_map(move |key| json!({key: [{"x": secret}]})),
+            key.prop_map(move |key| json!(format!("json:{}", json!({"a": {key: secret}})))),
+            key.prop_map(move |key| json!(json!([{key: secret}]).to_string())),
+            key.prop_map(move |key| json!(format!("driver=x,{key}={secret}"))),
+            Just(json!({"qom-type": "secret", "props": {"data": secret}})),
+        ];
+        leaf.prop_recursive(5, 40, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::hash_map("[a-z-]{1,8}", inner, 0..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn redaction_leaves_no_secret(line in tree("S3cr3tM4rk3r")) {
+            prop_assert!(!redact(&line).to_string().contains("S3cr3tM4rk3r"));
+        }
+
+        #[test]
+        fn redaction_is_stable_and_never_panics(line in ".{0,40}", key in ".{0,12}") {
+            let line = json!({ key: line });
+            let once = redact(&line);
+            prop_assert_eq!(redact(&once), once);
+        }
+    }
+}

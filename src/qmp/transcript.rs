@@ -1,0 +1,690 @@
+//! A file of everything said on one or more connections, for people and for offline diagnosis.
+//!
+//! Owns the file and its format: one JSON object a line,
+//! `{"v":1,"t_us":1234,"side":"source","dir":"send","line":{...}}`, with `t_us` in microseconds since the recorder was
+//! made and `dir` one of `send`, `receive`, `note`. A line that was not JSON has `raw`, its first bytes escaped, in
+//! place of `line`. Secrets are taken out before anything leaves the caller's thread. Recording must never delay the
+//! wire: what the disk cannot take is dropped, counted and noted in the file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::frame::{Cut, Lines};
+use super::redact::{mentions_secret, redact};
+
+/// The format this version writes, and the only one it reads.
+const VERSION: u64 = 1;
+/// Most entries, and most bytes, waiting for the disk.
+const QUEUE_ENTRIES: usize = 4096;
+const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// Most bytes kept of a line that is not JSON.
+const RAW_LIMIT: usize = 256;
+/// Longest entry read back. A written one is a line, whose length is bounded, and a little more.
+const ENTRY_LIMIT: usize = 64 * 1024 * 1024;
+
+/// Why a transcript cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum TranscriptError {
+    /// The directory for it does not exist.
+    #[error("the transcript {} cannot be made because its directory does not exist", path.display())]
+    NoDirectory {
+        /// The transcript.
+        path: PathBuf,
+    },
+    /// Something that is no plain file has its name.
+    #[error("{} exists and is {what}, so it is not used as a transcript", path.display())]
+    NotAFile {
+        /// The transcript.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Anything else that went wrong with the file.
+    #[error("the transcript {} cannot be {action}", path.display())]
+    Io {
+        /// The transcript.
+        path: PathBuf,
+        /// `opened`, `written` or `read`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Which way a line went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// To QEMU.
+    Send,
+    /// From QEMU.
+    Receive,
+    /// Neither: a remark of this program.
+    Note,
+}
+
+/// Writes a transcript. Clones write to the same file; when the last is gone, the file is complete.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    started: Instant,
+    path: PathBuf,
+    queue: SyncSender<Message>,
+    backlog: Arc<Backlog>,
+    writer: Mutex<Option<JoinHandle<Outcome>>>,
+}
+
+/// What the connections and the writer both count.
+#[derive(Debug, Default)]
+struct Backlog {
+    bytes: AtomicUsize,
+    dropped: AtomicU64,
+}
+
+enum Message {
+    Entry(String),
+    Finish,
+}
+
+struct Outcome {
+    written: u64,
+    error: Option<io::Error>,
+}
+
+/// What a finished transcript holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals {
+    /// Entries in the file.
+    pub written: u64,
+    /// Entries that are not, because the disk was too slow or failed.
+    pub dropped: u64,
+}
+
+/// An entry as it stands in the file.
+#[derive(Serialize, Deserialize)]
+struct OnDisk<S> {
+    v: u64,
+    t_us: u64,
+    side: S,
+    dir: Direction,
+    #[serde(flatten)]
+    body: Body,
+}
+
+/// What an entry holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Body {
+    /// The JSON on the line, without its secrets.
+    Line(Value),
+    /// The beginning of a line that was not JSON, escaped.
+    Raw(String),
+}
+
+impl Recorder {
+    /// Makes the file, readable by its owner alone, or overwrites it if it is a plain file already.
+    ///
+    /// # Errors
+    /// When the directory is missing, the name belongs to something that is no plain file (a symbolic link included),
+    /// or the file cannot be opened.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, TranscriptError> {
+        let path = path.into();
+        let file = open_private(&path)?;
+        Self::writing_to(path.clone(), BufWriter::new(file)).map_err(|source| TranscriptError::Io {
+            path,
+            action: "opened",
+            source,
+        })
+    }
+
+    fn writing_to(path: PathBuf, file: impl Write + Send + 'static) -> io::Result<Self> {
+        let started = Instant::now();
+        let (queue, entries) = sync_channel(QUEUE_ENTRIES);
+        let backlog = Arc::new(Backlog::default());
+        let seen = backlog.clone();
+        let writer = thread::Builder::new()
+            .name("transcript".into())
+            .spawn(move || {
+                Writer {
+                    file,
+                    started,
+                    backlog: seen,
+                    noted: 0,
+                    written: 0,
+                    error: None,
+                }
+                .run(&entries)
+            })?;
+        let shared = Shared {
+            started,
+            path,
+            queue,
+            backlog,
+            writer: Mutex::new(Some(writer)),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Records a JSON line, without its secrets. Never blocks.
+    pub fn line(&self, side: &str, dir: Direction, line: &Value) {
+        self.entry(side, dir, Body::Line(redact(line)));
+    }
+
+    /// Records the beginning of a line that is not JSON; nothing of it if it could hold a secret. Never blocks.
+    pub fn raw(&self, side: &str, dir: Direction, line: &[u8]) {
+        let text = match mentions_secret(line) {
+            true => format!("[withheld: {} bytes]", line.len()),
+            false => line[..line.len().min(RAW_LIMIT)].escape_ascii().to_string(),
+        };
+        self.entry(side, dir, Body::Raw(text));
+    }
+
+    /// Waits until everything is in the file, and closes it; what is recorded later is dropped. Blocks on the disk, so
+    /// an async caller uses `spawn_blocking`. A second call has nothing to wait for and tells only what was dropped.
+    ///
+    /// # Errors
+    /// The first error of writing, if there was one. Entries after it were dropped.
+    pub fn finish(&self) -> Result<Totals, TranscriptError> {
+        let writer = self
+            .shared
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let mut written = 0;
+        let mut error = None;
+        if let Some(writer) = writer {
+            // It fails only if the writer is gone already, and then there is nothing to ask of it.
+            drop(self.shared.queue.send(Message::Finish));
+            match writer.join() {
+                Ok(outcome) => (written, error) = (outcome.written, outcome.error),
+                Err(_) => error = Some(io::Error::other("the writer thread panicked")),
+            }
+        }
+        match error {
+            Some(source) => Err(TranscriptError::Io {
+                path: self.shared.path.clone(),
+                action: "written",
+                source,
+            }),
+            None => Ok(Totals {
+                written,
+                dropped: self.shared.backlog.dropped.load(Ordering::Acquire),
+            }),
+        }
+    }
+
+    fn entry(&self, side: &str, dir: Direction, body: Body) {
+        let text = render(self.shared.started, side, dir, body);
+        let backlog = &self.shared.backlog;
+        let length = text.len();
+        let waiting = backlog.bytes.fetch_add(length, Ordering::AcqRel);
+        if waiting + length > QUEUE_BYTES
+            || self.shared.queue.try_send(Message::Entry(text)).is_err()
+        {
+            backlog.bytes.fetch_sub(length, Ordering::AcqRel);
+            backlog.dropped.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
+fn render(started: Instant, side: &str, dir: Direction, body: Body) -> String {
+    let t_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let entry = OnDisk {
+        v: VERSION,
+        t_us,
+        side,
+        dir,
+        body,
+    };
+    // Strings, numbers and JSON values always serialise; an empty line would be skipped by the reader.
+    serde_json::to_string(&entry).unwrap_or_default() + "\n"
+}
+
+/// Opens a file only its owner can read, and nothing that is no plain file.
+fn open_private(path: &Path) -> Result<File, TranscriptError> {
+    let failed = |source: io::Error| TranscriptError::Io {
+        path: path.into(),
+        action: "opened",
+        source,
+    };
+    match path.symlink_metadata() {
+        Ok(metadata) => refuse_odd(path, metadata.file_type(), metadata.nlink())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Not truncated here: what is opened is looked at first. The flags keep a file swapped in meanwhile from being
+    // followed or waited for.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let mut how = OpenOptions::new();
+    how.write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(flags.bits());
+    let file = how.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => TranscriptError::NoDirectory { path: path.into() },
+        _ => failed(error),
+    })?;
+    let metadata = file.metadata().map_err(failed)?;
+    refuse_odd(path, metadata.file_type(), metadata.nlink())?;
+    file.set_permissions(PermissionsExt::from_mode(0o600))
+        .map_err(failed)?;
+    file.set_len(0).map_err(failed)?;
+    Ok(file)
+}
+
+fn refuse_odd(path: &Path, kind: std::fs::FileType, links: u64) -> Result<(), TranscriptError> {
+    let what = match kind {
+        kind if kind.is_file() && links <= 1 => return Ok(()),
+        kind if kind.is_file() => "a file with several names",
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_symlink() => "a symbolic link",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(TranscriptError::NotAFile {
+        path: path.into(),
+        what,
+    })
+}
+
+/// The thread that owns the file.
+struct Writer<W> {
+    file: W,
+    started: Instant,
+    backlog: Arc<Backlog>,
+    /// Drops already noted in the file.
+    noted: u64,
+    written: u64,
+    error: Option<io::Error>,
+}
+
+impl<W: Write> Writer<W> {
+    fn run(mut self, entries: &Receiver<Message>) -> Outcome {
+        loop {
+            let message = match entries.try_recv() {
+                Ok(message) => message,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    // Nothing to do: the moment to make the file complete, in case this program is killed.
+                    self.attempt(Writer::flush);
+                    match entries.recv() {
+                        Ok(message) => message,
+                        Err(_) => break,
+                    }
+                }
+            };
+            let Message::Entry(entry) = message else {
+                break;
+            };
+            self.note_drops();
+            self.write(&entry);
+            self.backlog.bytes.fetch_sub(entry.len(), Ordering::AcqRel);
+        }
+        self.note_drops();
+        self.attempt(Writer::flush);
+        Outcome {
+            written: self.written,
+            error: self.error,
+        }
+    }
+
+    fn note_drops(&mut self) {
+        let dropped = self.backlog.dropped.load(Ordering::Acquire);
+        if dropped > self.noted && self.error.is_none() {
+            let note = json!({"dropped": dropped - self.noted});
+            self.noted = dropped;
+            let entry = render(self.started, "recorder", Direction::Note, Body::Line(note));
+            self.write(&entry);
+        }
+    }
+
+    fn write(&mut self, entry: &str) {
+        if self.error.is_some() {
+            self.backlog.dropped.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
+        self.attempt(|writer| writer.file.write_all(entry.as_bytes()));
+        self.written += u64::from(self.error.is_none());
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+
+    /// After an error the file is left alone: its end is torn already.
+    fn attempt(&mut self, action: impl FnOnce(&mut Self) -> io::Result<()>) {
+        if self.error.is_none() {
+            self.error = action(self).err();
+        }
+    }
+}
+
+/// One entry of a transcript.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Since the recorder was made.
+    pub at: Duration,
+    /// Which connection, such as `source`.
+    pub side: String,
+    /// Which way.
+    pub direction: Direction,
+    /// What was said.
+    pub body: Body,
+}
+
+/// Reads a transcript: an iterator of its entries. Lines that are torn, foreign or newer are skipped and counted.
+#[derive(Debug)]
+pub struct Transcript<R> {
+    source: R,
+    path: PathBuf,
+    lines: Lines,
+    ended: bool,
+    skipped: u64,
+}
+
+impl Transcript<File> {
+    /// Opens a transcript.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, TranscriptError> {
+        let path = path.into();
+        match File::open(&path) {
+            Ok(file) => Ok(Self::read(file, path)),
+            Err(source) => Err(TranscriptError::Io {
+                path,
+                action: "opened",
+                source,
+            }),
+        }
+    }
+}
+
+impl<R: Read> Transcript<R> {
+    /// Reads from anything; `path` is what errors call it.
+    pub fn read(source: R, path: impl Into<PathBuf>) -> Self {
+        Self {
+            source,
+            path: path.into(),
+            lines: Lines::new(ENTRY_LIMIT),
+            ended: false,
+            skipped: 0,
+        }
+    }
+
+    /// How many lines were no entries so far.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        let mut chunk = [0; 16 * 1024];
+        let length = match self.source.read(&mut chunk) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            length => length?,
+        };
+        // A last line without its newline is read like any other; if it is torn, it is no entry.
+        self.ended = length == 0;
+        let last: &[u8] = if self.ended && self.lines.torn() > 0 {
+            b"\n"
+        } else {
+            &chunk[..length]
+        };
+        self.lines.space().extend_from_slice(last);
+        Ok(())
+    }
+}
+
+impl<R: Read> Iterator for Transcript<R> {
+    type Item = Result<Entry, TranscriptError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            while let Some(cut) = self.lines.next_cut() {
+                match cut {
+                    Cut::Line(line) if line.trim_ascii().is_empty() => {}
+                    Cut::Line(line) => match entry_of(&line) {
+                        Some(entry) => return Some(Ok(entry)),
+                        None => self.skipped += 1,
+                    },
+                    Cut::Oversized(_) => self.skipped += 1,
+                }
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(source) = self.fill() {
+                self.ended = true;
+                return Some(Err(TranscriptError::Io {
+                    path: self.path.clone(),
+                    action: "read",
+                    source,
+                }));
+            }
+        }
+    }
+}
+
+fn entry_of(line: &[u8]) -> Option<Entry> {
+    let read: OnDisk<String> = serde_json::from_slice(line).ok()?;
+    let at = Duration::from_micros(read.t_us);
+    (read.v == VERSION).then_some(Entry {
+        at,
+        side: read.side,
+        direction: read.dir,
+        body: read.body,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text_of(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn what_is_recorded_is_read_back_without_its_secrets() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t.jsonl");
+        let recorder = Recorder::create(&path).unwrap();
+        recorder.line(
+            "source",
+            Direction::Send,
+            &json!({"execute": "stop", "id": "stop#1"}),
+        );
+        recorder.line(
+            "destination",
+            Direction::Receive,
+            &json!({"arguments": {"password": "hunter2"}}),
+        );
+        recorder.raw("source", Direction::Receive, b"{\"event\": \xff\n");
+        recorder.raw("source", Direction::Receive, b"{\"password\": hunter2");
+        recorder.raw("source", Direction::Receive, &[0; 1000]);
+        assert_eq!(
+            recorder.finish().unwrap(),
+            Totals {
+                written: 5,
+                dropped: 0
+            }
+        );
+
+        let text = text_of(&path);
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.starts_with(r#"{"v":1,"t_us":"#), "{text}");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+
+        let mut transcript = Transcript::open(&path).unwrap();
+        let entries: Vec<Entry> = transcript.by_ref().map(Result::unwrap).collect();
+        assert_eq!(transcript.skipped(), 0);
+        assert_eq!(entries[0].side, "source");
+        assert_eq!(entries[0].direction, Direction::Send);
+        assert_eq!(
+            entries[0].body,
+            Body::Line(json!({"execute": "stop", "id": "stop#1"}))
+        );
+        assert_eq!(entries[2].body, Body::Raw(r#"{\"event\": \xff\n"#.into()));
+        assert_eq!(entries[3].body, Body::Raw("[withheld: 20 bytes]".into()));
+        assert_eq!(entries[4].body, Body::Raw(r"\x00".repeat(RAW_LIMIT)));
+        assert!(entries.windows(2).all(|pair| pair[0].at <= pair[1].at));
+    }
+
+    #[test]
+    fn torn_foreign_and_newer_lines_are_skipped_and_counted() {
+        let text = concat!(
+            "{\"v\":1,\"t_us\":5,\"side\":\"a\",\"dir\":\"note\",\"line\":1,\"new\":2}\n",
+            "\n",
+            "not json\n",
+            "{\"v\":2,\"t_us\":5,\"side\":\"a\",\"dir\":\"note\",\"line\":1}\n",
+            "{\"v\":1,\"t_us\":5,\"side\":\"a\",\"dir\":\"sideways\",\"line\":1}\n",
+            "{\"v\":1,\"t_us\":5,\"side\":\"a\",\"dir\":\"note\"}\n",
+            "{\"v\":1,\"t_us\":6,\"side\":\"b\",\"dir\":\"send\",\"line\":null}\n",
+            "{\"v\":1,\"t_us\":7,\"si",
+        );
+        let mut transcript = Transcript::read(text.as_bytes(), "t");
+        let at: Vec<u128> = transcript
+            .by_ref()
+            .map(|entry| entry.unwrap().at.as_micros())
+            .collect();
+        assert_eq!(at, [5, 6]);
+        assert_eq!(transcript.skipped(), 5);
+    }
+
+    #[test]
+    fn odd_files_are_refused_and_old_transcripts_are_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let missing = Recorder::create(path("no/t")).unwrap_err();
+        assert!(
+            matches!(missing, TranscriptError::NoDirectory { .. }),
+            "{missing:?}"
+        );
+
+        std::fs::write(path("old"), "x".repeat(100)).unwrap();
+        std::os::unix::fs::symlink(path("old"), path("link")).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let odd = [
+            directory.path().to_owned(),
+            path("link"),
+            path("pipe"),
+            "/dev/null".into(),
+        ];
+        for path in odd {
+            let error = Recorder::create(&path).unwrap_err();
+            assert!(
+                matches!(error, TranscriptError::NotAFile { .. }),
+                "{error:?}"
+            );
+        }
+
+        Recorder::create(path("old")).unwrap().finish().unwrap();
+        assert_eq!(text_of(&path("old")), "");
+        assert_eq!(
+            std::fs::metadata(path("old")).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn a_full_disk_is_reported_at_the_end() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let recorder = Recorder::writing_to("t".into(), Full).unwrap();
+        recorder.line("a", Direction::Send, &json!(1));
+        recorder.line("a", Direction::Send, &json!(2));
+        let error = recorder.finish().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                TranscriptError::Io {
+                    action: "written",
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+        assert!(recorder.finish().is_ok());
+    }
+
+    /// A disk that takes nothing until it is released, and then keeps what it gets.
+    struct Slow {
+        released: Receiver<()>,
+        kept: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.released.recv().unwrap_or(());
+            self.kept.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_slow_disk_loses_entries_and_says_so() {
+        let (release, released) = sync_channel::<()>(0);
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let recorder = Recorder::writing_to(
+            "t".into(),
+            Slow {
+                released,
+                kept: kept.clone(),
+            },
+        )
+        .unwrap();
+        let sent = QUEUE_ENTRIES as u64 + 100;
+        for number in 0..sent {
+            recorder.line("a", Direction::Send, &json!(number));
+        }
+        drop(release);
+        let totals = recorder.finish().unwrap();
+        assert!(totals.dropped >= 99, "{totals:?}");
+        let kept = kept.lock().unwrap();
+        let notes: u64 = Transcript::read(kept.as_slice(), "t")
+            .filter_map(|entry| match entry.unwrap() {
+                Entry {
+                    direction: Direction::Note,
+                    body: Body::Line(note),
+                    ..
+                } => note["dropped"].as_u64(),
+                _ => None,
+            })
+            .sum();
+        assert_eq!(notes, totals.dropped);
+    }
+}
