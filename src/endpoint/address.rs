@@ -29,19 +29,13 @@ pub enum Address {
 #[non_exhaustive]
 pub enum AddressError {
     /// None of the forms.
-    #[error(
-        "`{0}` is no address: write /path/to/qmp.sock, unix:/path/to/qmp.sock or tcp:HOST:PORT"
-    )]
+    #[error("`{0}` is no address: write /path/to/qmp.sock, unix:/path/to/qmp.sock or tcp:HOST:PORT")]
     Unrecognised(String),
     /// A path that does not start at the root.
-    #[error(
-        "`{0}` is not an absolute path: a journal is read again from other directories, so write it in full"
-    )]
+    #[error("`{0}` is not an absolute path: a journal is read again from other directories, so write it in full")]
     Relative(String),
     /// A path longer than the kernel takes.
-    #[error(
-        "`{path}` has {length} bytes, but the path of a unix socket has at most 107: use a shorter directory"
-    )]
+    #[error("`{path}` has {length} bytes, but the path of a unix socket has at most 107: use a shorter directory")]
     TooLong {
         /// The path.
         path: String,
@@ -52,14 +46,10 @@ pub enum AddressError {
     #[error("`{}` has a NUL byte in its path", .0.escape_default())]
     Nul(String),
     /// A `tcp:` address without a usable host and port.
-    #[error(
-        "`{0}` is no TCP address: write tcp:HOST:PORT, and an IPv6 address in brackets as in tcp:[::1]:4444"
-    )]
+    #[error("`{0}` is no TCP address: write tcp:HOST:PORT, and an IPv6 address in brackets as in tcp:[::1]:4444")]
     Tcp(String),
     /// An `ssh://` address.
-    #[error(
-        "`{0}`: ssh addresses are not supported yet; forward the socket (ssh -L local.sock:remote.sock) meanwhile"
-    )]
+    #[error("`{0}`: ssh addresses are not supported yet; forward the socket (ssh -L local.sock:remote.sock) meanwhile")]
     Ssh(String),
 }
 
@@ -79,10 +69,7 @@ impl Address {
             return Err(AddressError::Nul(text()));
         }
         if length > UNIX_PATH_LIMIT {
-            return Err(AddressError::TooLong {
-                path: text(),
-                length,
-            });
+            return Err(AddressError::TooLong { path: text(), length });
         }
         Ok(Self::Unix(path.into()))
     }
@@ -96,22 +83,14 @@ impl Address {
             .parse()
             .map_err(|_| wrong())?;
         let host = match host.strip_prefix('[') {
-            Some(inner) => inner
-                .strip_suffix(']')
-                .filter(|inner| inner.contains(':'))
-                .ok_or_else(wrong)?,
-            None => Some(host)
-                .filter(|host| !host.contains(':'))
-                .ok_or_else(wrong)?,
+            Some(inner) => inner.strip_suffix(']').filter(|inner| inner.contains(':')).ok_or_else(wrong)?,
+            None => Some(host).filter(|host| !host.contains(':')).ok_or_else(wrong)?,
         };
         let odd = |c: char| c.is_whitespace() || c.is_control() || "[]/@,".contains(c);
         if port == 0 || host.is_empty() || host.contains(odd) {
             return Err(wrong());
         }
-        Ok(Self::Tcp {
-            host: host.into(),
-            port,
-        })
+        Ok(Self::Tcp { host: host.into(), port })
     }
 }
 

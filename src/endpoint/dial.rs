@@ -28,9 +28,7 @@ pub struct Dialed {
 
 impl std::fmt::Debug for Dialed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dialed")
-            .field("peer", &self.peer)
-            .finish_non_exhaustive()
+        f.debug_struct("Dialed").field("peer", &self.peer).finish_non_exhaustive()
     }
 }
 
@@ -47,9 +45,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// Nobody listens.
-    #[error(
-        "nobody listens at {address}: QEMU has exited and left its socket behind, or is not up yet"
-    )]
+    #[error("nobody listens at {address}: QEMU has exited and left its socket behind, or is not up yet")]
     Refused {
         /// Where.
         address: Address,
@@ -58,9 +54,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// Not allowed.
-    #[error(
-        "no permission to connect to {address}: run as QEMU's user, or as one who may write to its socket"
-    )]
+    #[error("no permission to connect to {address}: run as QEMU's user, or as one who may write to its socket")]
     Permission {
         /// Where.
         address: Address,
@@ -69,9 +63,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// No answer in time.
-    #[error(
-        "{address} did not accept a connection within {waited:?}: its queue is full or its host does not answer"
-    )]
+    #[error("{address} did not accept a connection within {waited:?}: its queue is full or its host does not answer")]
     TimedOut {
         /// Where.
         address: Address,
@@ -103,10 +95,7 @@ pub async fn dial(address: &Address, deadline: Duration) -> Result<Dialed, DialE
             io::ErrorKind::PermissionDenied => DialError::Permission { address, source },
             _ => DialError::Io { address, source },
         }),
-        Err(_) => Err(DialError::TimedOut {
-            address,
-            waited: deadline,
-        }),
+        Err(_) => Err(DialError::TimedOut { address, waited: deadline }),
     }
 }
 
@@ -115,19 +104,13 @@ async fn connect(address: &Address) -> io::Result<Dialed> {
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await?;
             let peer = peer_of(&stream);
-            Ok(Dialed {
-                stream: Box::new(stream),
-                peer,
-            })
+            Ok(Dialed { stream: Box::new(stream), peer })
         }
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             // Commands are small and each is waited for; the handover counts milliseconds.
             stream.set_nodelay(true)?;
-            Ok(Dialed {
-                stream: Box::new(stream),
-                peer: None,
-            })
+            Ok(Dialed { stream: Box::new(stream), peer: None })
         }
     }
 }
@@ -169,9 +152,7 @@ mod tests {
     async fn a_tcp_port_has_no_process() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let dialed = dial(&format!("tcp:127.0.0.1:{port}").parse().unwrap(), LONG)
-            .await
-            .unwrap();
+        let dialed = dial(&format!("tcp:127.0.0.1:{port}").parse().unwrap(), LONG).await.unwrap();
         assert!(dialed.peer.is_none());
         drop(listener);
         let error = error_of(&format!("tcp:127.0.0.1:{port}")).await;
@@ -190,13 +171,7 @@ mod tests {
         // Permissions do not bind root, so there the stale socket stays what it is.
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
         let error = error_of(&text).await;
-        assert!(
-            matches!(
-                error,
-                DialError::Permission { .. } | DialError::Refused { .. }
-            ),
-            "{error:?}"
-        );
+        assert!(matches!(error, DialError::Permission { .. } | DialError::Refused { .. }), "{error:?}");
         assert!(error.to_string().contains(&text));
     }
 }

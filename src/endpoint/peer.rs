@@ -35,10 +35,7 @@ impl PeerPid {
         let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
         let pid = pid.ok_or(io::ErrorKind::NotFound)?;
         let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        Ok(Self {
-            pid,
-            fd: AsyncFd::with_interest(fd, Interest::READABLE)?,
-        })
+        Ok(Self { pid, fd: AsyncFd::with_interest(fd, Interest::READABLE)? })
     }
 
     /// Its number, for people.
@@ -50,8 +47,7 @@ impl PeerPid {
     pub fn has_died(&self) -> bool {
         let fd = self.fd.as_fd();
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
-            && fds[0].revents().contains(PollFlags::IN)
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..)) && fds[0].revents().contains(PollFlags::IN)
     }
 
     /// Waits for its death. Cancel-safe. Should the watch itself fail, it never returns: no death was seen.
@@ -71,18 +67,10 @@ mod tests {
 
     #[tokio::test]
     async fn death_is_seen_by_both() {
-        let mut child = tokio::process::Command::new("sleep")
-            .arg("1000")
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
         let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         assert!(!peer.has_died());
-        assert!(
-            tokio::time::timeout(Duration::from_millis(20), peer.died())
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_millis(20), peer.died()).await.is_err());
         child.start_kill().unwrap();
         peer.died().await;
         peer.died().await;

@@ -57,10 +57,7 @@ impl Default for Options {
 impl Options {
     /// The defaults, under this label.
     pub fn labelled(label: impl Into<Arc<str>>) -> Self {
-        Self {
-            label: label.into(),
-            ..Self::default()
-        }
+        Self { label: label.into(), ..Self::default() }
     }
 }
 
@@ -77,9 +74,7 @@ pub enum ConnectError {
         waited: Duration,
     },
     /// Something was said, but no greeting among it.
-    #[error(
-        "connected, but within {waited:?} nothing that came was a QMP greeting: is this a QMP monitor?"
-    )]
+    #[error("connected, but within {waited:?} nothing that came was a QMP greeting: is this a QMP monitor?")]
     NotQmp {
         /// How long the greeting was waited for.
         waited: Duration,
@@ -144,14 +139,9 @@ impl Client {
         link.oob = options.oob && greeting.offers_oob();
         link.greeting = Some(greeting);
         let enable = link.oob.then_some(vec![qapi::qmp::QMPCapability::oob]);
-        let client = Self {
-            link: Arc::new(link),
-        };
+        let client = Self { link: Arc::new(link) };
         tokio::spawn(connection.run());
-        client
-            .execute(&qapi::qmp::qmp_capabilities { enable }, waited)
-            .await
-            .map_err(ConnectError::Negotiation)?;
+        client.execute(&qapi::qmp::qmp_capabilities { enable }, waited).await.map_err(ConnectError::Negotiation)?;
         Ok(client)
     }
 
@@ -168,9 +158,7 @@ impl Client {
         link.oob = oob;
         tokio::spawn(connection.run());
         drop(options);
-        Self {
-            link: Arc::new(link),
-        }
+        Self { link: Arc::new(link) }
     }
 
     /// Queues a command at once, in call order, and returns the future of its result.
@@ -213,9 +201,7 @@ impl Client {
         match Request::new(command) {
             Ok(request) if self.link.oob => self.queue(request, true, deadline),
             Ok(_) => {
-                let error = ExecuteError::OobNotNegotiated {
-                    command: C::NAME.into(),
-                };
+                let error = ExecuteError::OobNotNegotiated { command: C::NAME.into() };
                 Pending::failed(self.link.clone(), C::NAME.into(), error)
             }
             Err(error) => self.refuse::<C>(error),
@@ -224,12 +210,7 @@ impl Client {
 
     /// Subscribes to events from now on. The first subscription also has those since the connection was made.
     pub fn subscribe(&self) -> Events {
-        let first = self
-            .link
-            .first_events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let first = self.link.first_events.lock().unwrap_or_else(PoisonError::into_inner).take();
         let receiver = first.or_else(|| Some(self.link.events.upgrade()?.subscribe()));
         Events::new(self.link.clone(), receiver)
     }
@@ -269,26 +250,14 @@ impl Client {
         let (command, message) = request.into_message(&id, oob);
         let claim = Arc::new(Claim::default());
         let (reply, receiver) = oneshot::channel();
-        let job = Job {
-            serial,
-            id,
-            command: command.clone(),
-            oob,
-            message,
-            claim: claim.clone(),
-            reply,
-        };
+        let job = Job { serial, id, command: command.clone(), oob, message, claim: claim.clone(), reply };
         // After the end of the connection the job comes straight back, and dropping it is what fails the caller.
         drop(self.link.jobs.send(job));
         Pending::waiting(self.link.clone(), command, deadline, claim, receiver)
     }
 
     fn refuse<C: qapi::Command>(&self, error: EncodeError) -> Pending {
-        Pending::failed(
-            self.link.clone(),
-            C::NAME.into(),
-            ExecuteError::Encode(error),
-        )
+        Pending::failed(self.link.clone(), C::NAME.into(), ExecuteError::Encode(error))
     }
 }
 
@@ -323,11 +292,6 @@ where
         counters,
         closed,
     };
-    let ends = Ends {
-        jobs: jobs_end,
-        events: events_end,
-        counters: counters_end,
-        closed: closed_end,
-    };
+    let ends = Ends { jobs: jobs_end, events: events_end, counters: counters_end, closed: closed_end };
     (link, Connection::new(stream, ends, options))
 }

@@ -102,10 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
                 max_event: options.max_event,
                 events: ends.events,
                 counters: ends.counters,
-                tape: Tape {
-                    label: options.label.clone(),
-                    recorder: options.recorder.clone(),
-                },
+                tape: Tape { label: options.label.clone(), recorder: options.recorder.clone() },
             },
         }
     }
@@ -135,9 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
         };
         let torn = self.lines.torn() as u64;
         self.intake.count(|counters| counters.torn_bytes += torn);
-        self.intake
-            .tape
-            .note(json!({"closed": cause.to_string(), "torn_bytes": torn}));
+        self.intake.tape.note(json!({"closed": cause.to_string(), "torn_bytes": torn}));
         tracing::debug!(label = %self.intake.tape.label, %cause, torn, "QMP connection closed");
         // The cause first: whoever is woken by the drops below asks for it.
         self.closed.send_replace(Some(cause));
@@ -174,8 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
     fn take_lines(&mut self) {
         while let Some(cut) = self.lines.next_cut() {
             if self.intake.take(cut).is_some() {
-                self.intake
-                    .count(|counters| counters.repeated_greetings += 1);
+                self.intake.count(|counters| counters.repeated_greetings += 1);
             }
         }
     }
@@ -192,19 +186,14 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
     }
 
     fn enqueue(&mut self, job: Job) {
-        let queue = if job.oob {
-            &mut self.out_of_band
-        } else {
-            &mut self.in_band
-        };
+        let queue = if job.oob { &mut self.out_of_band } else { &mut self.in_band };
         queue.push_back(job);
         // Withdrawn commands fall out here as well, else a peer that never reads would let them pile up.
         if queue.len() >= 64 && queue.len().is_power_of_two() {
             let before = queue.len();
             queue.retain(|job| !job.claim.is_withdrawn());
             let withdrawn = (before - queue.len()) as u64;
-            self.intake
-                .count(|counters| counters.withdrawn += withdrawn);
+            self.intake.count(|counters| counters.withdrawn += withdrawn);
         }
     }
 
@@ -254,12 +243,7 @@ impl Intake {
 
     fn sent(&mut self, job: Job) {
         self.tape.line(Direction::Send, &job.message);
-        let waiter = Waiter {
-            id: job.id,
-            command: job.command,
-            sent_at: Instant::now(),
-            reply: job.reply,
-        };
+        let waiter = Waiter { id: job.id, command: job.command, sent_at: Instant::now(), reply: job.reply };
         let forgotten = self.waiters.insert(job.serial, !job.oob, waiter);
         self.count(|counters| {
             counters.commands += 1;
@@ -357,10 +341,7 @@ impl Tape {
         }
     }
 
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "every caller makes the note on the spot"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "every caller makes the note on the spot")]
     fn note(&self, note: Value) {
         self.line(Direction::Note, &note);
     }

@@ -85,8 +85,6 @@ impl Events {
 
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events")
-            .field("ended", &self.receiver.is_none())
-            .finish_non_exhaustive()
+        f.debug_struct("Events").field("ended", &self.receiver.is_none()).finish_non_exhaustive()
     }
 }

@@ -167,24 +167,12 @@ impl Frame {
 fn greeting_of(greeting: &Map<String, Value>) -> Greeting {
     let version = greeting.get("version");
     let number = |part: &str| version?.get("qemu")?.get(part)?.as_u64();
-    let package = version
-        .and_then(|version| version.get("package"))
-        .and_then(Value::as_str);
+    let package = version.and_then(|version| version.get("package")).and_then(Value::as_str);
     let capabilities = greeting.get("capabilities").and_then(Value::as_array);
     Greeting {
-        version: (|| {
-            Some(Version {
-                major: number("major")?,
-                minor: number("minor")?,
-                micro: number("micro")?,
-            })
-        })(),
+        version: (|| Some(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? }))(),
         package: package.unwrap_or_default().trim().to_owned(),
-        capabilities: capabilities
-            .into_iter()
-            .flatten()
-            .filter_map(|name| Some(name.as_str()?.to_owned()))
-            .collect(),
+        capabilities: capabilities.into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())).collect(),
     }
 }
 
@@ -196,10 +184,7 @@ fn timestamp_of(timestamp: &Value) -> Option<Duration> {
 
 fn refusal_of(error: &Value) -> Refusal {
     let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
-    Refusal {
-        class: ErrorClass::from(text("class")),
-        desc: text("desc").to_owned(),
-    }
+    Refusal { class: ErrorClass::from(text("class")), desc: text("desc").to_owned() }
 }
 
 /// Cuts a byte stream into lines of bounded length.
@@ -228,12 +213,7 @@ pub enum Cut {
 impl Lines {
     /// Lines of at most `limit` bytes, the line end not counted.
     pub fn new(limit: usize) -> Self {
-        Self {
-            buffer: BytesMut::new(),
-            scanned: 0,
-            discarded: 0,
-            limit,
-        }
+        Self { buffer: BytesMut::new(), scanned: 0, discarded: 0, limit }
     }
 
     /// Where to read more bytes into. Only append to it.
@@ -244,9 +224,7 @@ impl Lines {
 
     /// The next cut, or `None` until more bytes arrive.
     pub fn next_cut(&mut self) -> Option<Cut> {
-        let newline = self.buffer[self.scanned..]
-            .iter()
-            .position(|byte| *byte == b'\n');
+        let newline = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
         let Some(newline) = newline.map(|at| at + self.scanned) else {
             self.scanned = self.buffer.len();
             if self.discarded > 0 || self.buffer.len() > self.limit + 1 {
@@ -264,11 +242,7 @@ impl Lines {
             line.truncate(newline - 1);
         }
         let length = discarded + line.len();
-        Some(if discarded > 0 || length > self.limit {
-            Cut::Oversized(length)
-        } else {
-            Cut::Line(line)
-        })
+        Some(if discarded > 0 || length > self.limit { Cut::Oversized(length) } else { Cut::Line(line) })
     }
 
     /// Tells how many bytes of an unfinished line are left at the end of the stream.
@@ -293,9 +267,7 @@ mod tests {
     fn greeting_of_a_distribution_build() {
         let line = r#"{"QMP": {"version": {"qemu": {"micro": 13, "minor": 0, "major": 10},
             "package": "Debian 1:10.0.13"}, "capabilities": ["oob", 7]}}"#;
-        let Frame::Greeting(greeting) = frame(line) else {
-            panic!("not a greeting")
-        };
+        let Frame::Greeting(greeting) = frame(line) else { panic!("not a greeting") };
         assert_eq!(greeting.version.unwrap().to_string(), "10.0.13");
         assert_eq!(greeting.package, "Debian 1:10.0.13");
         assert_eq!(greeting.capabilities, ["oob"]);
@@ -304,34 +276,21 @@ mod tests {
 
     #[test]
     fn a_bare_greeting_is_still_one() {
-        assert_eq!(
-            frame(r#"{"QMP": {}}"#),
-            Frame::Greeting(Greeting::default())
-        );
+        assert_eq!(frame(r#"{"QMP": {}}"#), Frame::Greeting(Greeting::default()));
     }
 
     #[test]
     fn unknown_event_with_a_failed_clock() {
         let line = r#"{"event": "NEW", "timestamp": {"seconds": -1, "microseconds": -1}}"#;
-        let expected = EventFrame {
-            name: "NEW".into(),
-            timestamp: None,
-            data: Value::Null,
-        };
+        let expected = EventFrame { name: "NEW".into(), timestamp: None, data: Value::Null };
         assert_eq!(frame(line), Frame::Event(expected));
     }
 
     #[test]
     fn timestamps_become_durations_or_nothing() {
         let cases = [
-            (
-                json!({"seconds": 3, "microseconds": 5}),
-                Some(Duration::new(3, 5000)),
-            ),
-            (
-                json!({"seconds": u64::MAX, "microseconds": 999_999}),
-                Some(Duration::new(u64::MAX, 999_999_000)),
-            ),
+            (json!({"seconds": 3, "microseconds": 5}), Some(Duration::new(3, 5000))),
+            (json!({"seconds": u64::MAX, "microseconds": 999_999}), Some(Duration::new(u64::MAX, 999_999_000))),
             (json!({"seconds": 3, "microseconds": 1_000_000}), None),
             (json!({"seconds": 3}), None),
             (json!(null), None),
@@ -345,69 +304,32 @@ mod tests {
     fn replies() {
         assert_eq!(
             frame(r#"{"return": {}, "id": "a#1"}"#),
-            Frame::Reply(Reply {
-                id: Some(json!("a#1")),
-                result: Ok(json!({}))
-            })
+            Frame::Reply(Reply { id: Some(json!("a#1")), result: Ok(json!({})) })
         );
-        let refusal = Refusal {
-            class: ErrorClass::Other("Newer".into()),
-            desc: "no".into(),
-        };
+        let refusal = Refusal { class: ErrorClass::Other("Newer".into()), desc: "no".into() };
         assert_eq!(
             frame(r#"{"return": {}, "error": {"class": "Newer", "desc": "no"}}"#),
-            Frame::Reply(Reply {
-                id: None,
-                result: Err(refusal)
-            })
+            Frame::Reply(Reply { id: None, result: Err(refusal) })
         );
-        let bare = Refusal {
-            class: ErrorClass::Other(String::new()),
-            desc: String::new(),
-        };
-        assert_eq!(
-            frame(r#"{"error": 1}"#),
-            Frame::Reply(Reply {
-                id: None,
-                result: Err(bare)
-            })
-        );
+        let bare = Refusal { class: ErrorClass::Other(String::new()), desc: String::new() };
+        assert_eq!(frame(r#"{"error": 1}"#), Frame::Reply(Reply { id: None, result: Err(bare) }));
     }
 
     #[test]
     fn what_is_nothing_is_an_error() {
-        for line in [
-            "{}",
-            "[]",
-            "1",
-            r#"{"event": 1}"#,
-            r#"{"QMP": 1}"#,
-            r#"{"id": "x"}"#,
-        ] {
+        for line in ["{}", "[]", "1", r#"{"event": 1}"#, r#"{"QMP": 1}"#, r#"{"id": "x"}"#] {
             let value = parse(line.as_bytes()).unwrap();
-            assert!(
-                matches!(Frame::classify(value), Err(FrameError::Unrecognised)),
-                "{line}"
-            );
+            assert!(matches!(Frame::classify(value), Err(FrameError::Unrecognised)), "{line}");
         }
         let deep = "[".repeat(100_000);
         for line in ["", "{", "\u{0}", &deep] {
-            assert!(matches!(
-                parse(line.as_bytes()),
-                Err(FrameError::NotJson(_))
-            ));
+            assert!(matches!(parse(line.as_bytes()), Err(FrameError::NotJson(_))));
         }
     }
 
     #[test]
     fn every_named_class_is_known() {
-        for name in [
-            "GenericError",
-            "CommandNotFound",
-            "DeviceNotActive",
-            "DeviceNotFound",
-            "KVMMissingCap",
-        ] {
+        for name in ["GenericError", "CommandNotFound", "DeviceNotActive", "DeviceNotFound", "KVMMissingCap"] {
             assert!(!matches!(ErrorClass::from(name), ErrorClass::Other(_)));
         }
     }
@@ -428,15 +350,7 @@ mod tests {
     fn an_overlong_line_is_discarded_and_the_stream_goes_on() {
         let (cuts, torn) = cut(4, &[b"1234\r\n12345\nab", b"cdefgh", b"ijk\nok\nrest"]);
         let line = |text: &str| Cut::Line(text.as_bytes().into());
-        assert_eq!(
-            cuts,
-            [
-                line("1234"),
-                Cut::Oversized(5),
-                Cut::Oversized(11),
-                line("ok")
-            ]
-        );
+        assert_eq!(cuts, [line("1234"), Cut::Oversized(5), Cut::Oversized(11), line("ok")]);
         assert_eq!(torn, 4);
     }
 

@@ -78,9 +78,7 @@ fn no_reply(command: &str, sent: bool, waited: Duration) -> String {
 
 fn closed(command: &str, sent: bool) -> String {
     match sent {
-        true => format!(
-            "the connection ended before {command} was answered, so its outcome is not known"
-        ),
+        true => format!("the connection ended before {command} was answered, so its outcome is not known"),
         false => format!("the connection ended before {command} was sent"),
     }
 }
@@ -111,9 +109,7 @@ impl Claim {
     }
 
     fn leave_queue(&self, to: u8) -> bool {
-        self.0
-            .compare_exchange(QUEUED, to, Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.0.compare_exchange(QUEUED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -133,10 +129,7 @@ pub struct Pending {
 }
 
 enum State {
-    Waiting {
-        claim: Arc<Claim>,
-        reply: oneshot::Receiver<Result<Value, Refusal>>,
-    },
+    Waiting { claim: Arc<Claim>, reply: oneshot::Receiver<Result<Value, Refusal>> },
     Failed(ExecuteError),
     Done,
 }
@@ -151,27 +144,13 @@ impl Pending {
     ) -> Self {
         let started = Instant::now();
         let deadline = started.checked_add(deadline);
-        Self {
-            command,
-            started,
-            deadline,
-            sleep: None,
-            state: State::Waiting { claim, reply },
-            link,
-        }
+        Self { command, started, deadline, sleep: None, state: State::Waiting { claim, reply }, link }
     }
 
     /// One that resolves at once, to `error`.
     pub(super) fn failed(link: Arc<Link>, command: Cow<'static, str>, error: ExecuteError) -> Self {
         let started = Instant::now();
-        Self {
-            command,
-            started,
-            deadline: None,
-            sleep: None,
-            state: State::Failed(error),
-            link,
-        }
+        Self { command, started, deadline: None, sleep: None, state: State::Failed(error), link }
     }
 
     /// The command's name.
@@ -191,35 +170,21 @@ impl Pending {
         match Pin::new(reply).poll(context) {
             Poll::Ready(Ok(Ok(value))) => return Poll::Ready(Ok(value)),
             Poll::Ready(Ok(Err(Refusal { class, desc }))) => {
-                return Poll::Ready(Err(ExecuteError::Refused {
-                    command,
-                    class,
-                    desc,
-                }));
+                return Poll::Ready(Err(ExecuteError::Refused { command, class, desc }));
             }
             Poll::Ready(Err(_)) => {
                 let sent = !claim.withdraw();
-                return Poll::Ready(Err(ExecuteError::Closed {
-                    command,
-                    sent,
-                    cause: self.link.cause(),
-                }));
+                return Poll::Ready(Err(ExecuteError::Closed { command, sent, cause: self.link.cause() }));
             }
             Poll::Pending => {}
         }
         let Some(deadline) = self.deadline else {
             return Poll::Pending;
         };
-        let sleep = self
-            .sleep
-            .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         ready!(sleep.as_mut().poll(context));
         let sent = !claim.withdraw();
-        Poll::Ready(Err(ExecuteError::NoReply {
-            command,
-            sent,
-            waited: self.started.elapsed(),
-        }))
+        Poll::Ready(Err(ExecuteError::NoReply { command, sent, waited: self.started.elapsed() }))
     }
 }
 
@@ -243,9 +208,7 @@ impl Drop for Pending {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending")
-            .field("command", &self.command)
-            .finish_non_exhaustive()
+        f.debug_struct("Pending").field("command", &self.command).finish_non_exhaustive()
     }
 }
 
@@ -279,16 +242,8 @@ mod tests {
 
     #[test]
     fn an_unknown_outcome_says_so() {
-        let unanswered = |sent| ExecuteError::NoReply {
-            command: "cont".into(),
-            sent,
-            waited: Duration::from_secs(2),
-        };
+        let unanswered = |sent| ExecuteError::NoReply { command: "cont".into(), sent, waited: Duration::from_secs(2) };
         assert!(unanswered(true).to_string().contains("not known"));
-        assert!(
-            unanswered(false)
-                .to_string()
-                .contains("without having been sent")
-        );
+        assert!(unanswered(false).to_string().contains("without having been sent"));
     }
 }

@@ -13,9 +13,7 @@ pub(super) fn redact(line: &Value) -> Value {
     let mut line = line.clone();
     // The line that sets or asks for a property names it, the reply does not, but our ids tell the command.
     let id = line.get("id").and_then(Value::as_str).unwrap_or_default();
-    let blind = ["qom-get#", "qom-list-get#"]
-        .iter()
-        .any(|command| id.starts_with(command));
+    let blind = ["qom-get#", "qom-list-get#"].iter().any(|command| id.starts_with(command));
     if blind {
         if let Some(reply @ Value::String(_)) = line.get_mut("return") {
             *reply = REDACTED.into();
@@ -29,17 +27,7 @@ pub(super) fn redact(line: &Value) -> Value {
 pub(super) fn mentions_secret(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
     // A \u escape can spell any of the words.
-    let words = [
-        "pass",
-        "secret",
-        "token",
-        "key",
-        "credential",
-        "cookie",
-        "object-add",
-        "object_add",
-        "\\u",
-    ];
+    let words = ["pass", "secret", "token", "key", "credential", "cookie", "object-add", "object_add", "\\u"];
     words.iter().any(|word| text.contains(word))
 }
 
@@ -58,25 +46,13 @@ fn scrub(value: &mut Value, in_secret: bool) {
 }
 
 fn scrub_object(members: &mut Map<String, Value>, in_secret: bool) {
-    let text = |key: &str| {
-        members
-            .get(key)
-            .and_then(Value::as_str)
-            .map(plain)
-            .unwrap_or_default()
-    };
-    let in_secret = in_secret
-        || ["qom-type", "qom_type"]
-            .iter()
-            .any(|key| text(key).starts_with("secret"));
+    let text = |key: &str| members.get(key).and_then(Value::as_str).map(plain).unwrap_or_default();
+    let in_secret = in_secret || ["qom-type", "qom_type"].iter().any(|key| text(key).starts_with("secret"));
     // qom-set and qom-list-get put the name of a property beside its value.
-    let names_secret = ["property", "name"]
-        .iter()
-        .any(|key| is_secret_key(&text(key)) || text(key) == "data");
+    let names_secret = ["property", "name"].iter().any(|key| is_secret_key(&text(key)) || text(key) == "data");
     for (key, value) in members.iter_mut() {
         let key = plain(key);
-        let hidden =
-            is_secret_key(&key) || (in_secret && key == "data") || (names_secret && key == "value");
+        let hidden = is_secret_key(&key) || (in_secret && key == "data") || (names_secret && key == "value");
         if hidden && !matches!(value, Value::Null | Value::Bool(_)) {
             *value = REDACTED.into();
         } else {
@@ -85,10 +61,8 @@ fn scrub_object(members: &mut Map<String, Value>, in_secret: bool) {
     }
     // A key is peer-made text as well.
     if members.keys().any(|key| scrub_text(key).is_some()) {
-        *members = std::mem::take(members)
-            .into_iter()
-            .map(|(key, value)| (scrub_text(&key).unwrap_or(key), value))
-            .collect();
+        *members =
+            std::mem::take(members).into_iter().map(|(key, value)| (scrub_text(&key).unwrap_or(key), value)).collect();
     }
 }
 
@@ -100,17 +74,7 @@ fn plain(key: &str) -> String {
 fn is_secret_key(key: &str) -> bool {
     // Options are spelt with their path in flat form: file.password
     let key = key.rsplit('.').next().unwrap_or(key);
-    let named = [
-        "key",
-        "keys",
-        "secret",
-        "token",
-        "tokens",
-        "cookie",
-        "cookies",
-        "credential",
-        "credentials",
-    ];
+    let named = ["key", "keys", "secret", "token", "tokens", "cookie", "cookies", "credential", "credentials"];
     let ended = ["-key", "-token", "-cookie", "-credentials"];
     let holds = key.contains("passw") || key.contains("passphrase");
     let is_identifier = key.ends_with("-secret") || key.ends_with("id");
@@ -120,16 +84,13 @@ fn is_secret_key(key: &str) -> bool {
 /// The text without its secrets, or `None` if it carries none.
 fn scrub_text(text: &str) -> Option<String> {
     let trimmed = text.trim_start();
-    let json = trimmed
-        .strip_prefix("json:")
-        .or_else(|| trimmed.starts_with(['{', '[']).then_some(trimmed));
+    let json = trimmed.strip_prefix("json:").or_else(|| trimmed.starts_with(['{', '[']).then_some(trimmed));
     if let Some(json) = json {
         // Nested text doubles its escapes at every level, so its length bounds this recursion.
         return match serde_json::from_str::<Value>(json) {
             Ok(value) => {
                 let clean = redact(&value);
-                (clean != value)
-                    .then(|| format!("{}{clean}", if trimmed == json { "" } else { "json:" }))
+                (clean != value).then(|| format!("{}{clean}", if trimmed == json { "" } else { "json:" }))
             }
             Err(_) => mentions_secret(json.as_bytes()).then(|| REDACTED.into()),
         };
@@ -144,9 +105,7 @@ fn scrub_text(text: &str) -> Option<String> {
 fn assigns_secret(text: &str) -> bool {
     text.match_indices(['=', ':']).any(|(at, _)| {
         let before = text[..at].trim_end().trim_end_matches(['"', '\'', '\\']);
-        let word = before
-            .rsplit(|c: char| !(c.is_alphanumeric() || "-_.".contains(c)))
-            .next();
+        let word = before.rsplit(|c: char| !(c.is_alphanumeric() || "-_.".contains(c))).next();
         let word = plain(word.unwrap_or_default());
         is_secret_key(&word) || (word == "data" && plain(text).contains("secret"))
     })
@@ -155,9 +114,7 @@ fn assigns_secret(text: &str) -> bool {
 /// Whether the text is a command of the human monitor that takes a secret.
 fn is_monitor_command(text: &str) -> bool {
     let text = plain(text.trim_start());
-    ["set-password ", "change ", "sendkey ", "object-add secret"]
-        .iter()
-        .any(|command| text.starts_with(command))
+    ["set-password ", "change ", "sendkey ", "object-add secret"].iter().any(|command| text.starts_with(command))
 }
 
 /// Hides the password of `scheme://user:password@host`.
@@ -167,12 +124,8 @@ fn without_userinfo(text: &str) -> Option<String> {
     while let Some(at) = rest.find("://") {
         let (scheme, authority) = rest.split_at(at + 3);
         clean.push_str(scheme);
-        let end = authority
-            .find(['/', '?', '#', ' ', '"'])
-            .unwrap_or(authority.len());
-        let user = authority[..end]
-            .rfind('@')
-            .and_then(|at| Some((authority[..at].find(':')?, at)));
+        let end = authority.find(['/', '?', '#', ' ', '"']).unwrap_or(authority.len());
+        let user = authority[..end].rfind('@').and_then(|at| Some((authority[..at].find(':')?, at)));
         rest = match user {
             Some((colon, at)) => {
                 clean.push_str(&authority[..=colon]);

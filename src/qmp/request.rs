@@ -44,24 +44,15 @@ impl Request {
         let name = Cow::Borrowed(C::NAME);
         match serde_json::to_value(command) {
             Ok(Value::Object(arguments)) => Ok(Self { name, arguments }),
-            Ok(Value::Null) => Ok(Self {
-                name,
-                arguments: Map::new(),
-            }),
+            Ok(Value::Null) => Ok(Self { name, arguments: Map::new() }),
             Ok(_) => Err(EncodeError::NotAnObject { command: name }),
-            Err(source) => Err(EncodeError::Json {
-                command: name,
-                source,
-            }),
+            Err(source) => Err(EncodeError::Json { command: name, source }),
         }
     }
 
     /// A command newer than the `qapi` crate, without arguments. Use it behind a feature found in QEMU's schema.
     pub fn named(name: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            name: name.into(),
-            arguments: Map::new(),
-        }
+        Self { name: name.into(), arguments: Map::new() }
     }
 
     /// Adds or replaces one argument; for arguments newer than the `qapi` crate. Use it behind a feature found in
@@ -93,10 +84,7 @@ impl Request {
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys: Vec<&String> = self.arguments.keys().collect();
-        f.debug_struct("Request")
-            .field("name", &self.name)
-            .field("arguments", &keys)
-            .finish()
+        f.debug_struct("Request").field("name", &self.name).field("arguments", &keys).finish()
     }
 }
 
@@ -108,23 +96,17 @@ mod tests {
 
     #[test]
     fn arguments_newer_than_the_crate_are_added() {
-        let request = Request::new(&qmp::query_status {})
-            .unwrap()
-            .with("new-one", 3);
+        let request = Request::new(&qmp::query_status {}).unwrap().with("new-one", 3);
         let (name, message) = request.into_message("query-status#1", false);
         assert_eq!(name, "query-status");
-        let expected =
-            json!({"execute": "query-status", "arguments": {"new-one": 3}, "id": "query-status#1"});
+        let expected = json!({"execute": "query-status", "arguments": {"new-one": 3}, "id": "query-status#1"});
         assert_eq!(message, expected);
     }
 
     #[test]
     fn commands_newer_than_the_crate_can_be_named() {
-        let (_, message) = Request::named("blockdev-set-active")
-            .with("active", true)
-            .into_message("x#1", true);
-        let expected =
-            json!({"exec-oob": "blockdev-set-active", "arguments": {"active": true}, "id": "x#1"});
+        let (_, message) = Request::named("blockdev-set-active").with("active", true).into_message("x#1", true);
+        let expected = json!({"exec-oob": "blockdev-set-active", "arguments": {"active": true}, "id": "x#1"});
         assert_eq!(message, expected);
     }
 
@@ -132,9 +114,6 @@ mod tests {
     fn debug_shows_no_value() {
         let request = Request::named("set_password").with("password", "hunter2");
         let text = format!("{request:?}");
-        assert!(
-            text.contains("set_password") && !text.contains("hunter2"),
-            "{text}"
-        );
+        assert!(text.contains("set_password") && !text.contains("hunter2"), "{text}");
     }
 }

@@ -160,27 +160,9 @@ impl Recorder {
         let seen = backlog.clone();
         let writer = thread::Builder::new()
             .name("transcript".into())
-            .spawn(move || {
-                Writer {
-                    file,
-                    started,
-                    backlog: seen,
-                    noted: 0,
-                    written: 0,
-                    error: None,
-                }
-                .run(&entries)
-            })?;
-        let shared = Shared {
-            started,
-            path,
-            queue,
-            backlog,
-            writer: Mutex::new(Some(writer)),
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+            .spawn(move || Writer { file, started, backlog: seen, noted: 0, written: 0, error: None }.run(&entries))?;
+        let shared = Shared { started, path, queue, backlog, writer: Mutex::new(Some(writer)) };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Records a JSON line, without its secrets. Never blocks.
@@ -203,12 +185,7 @@ impl Recorder {
     /// # Errors
     /// The first error of writing, if there was one. Entries after it were dropped.
     pub fn finish(&self) -> Result<Totals, TranscriptError> {
-        let writer = self
-            .shared
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut written = 0;
         let mut error = None;
         if let Some(writer) = writer {
@@ -220,15 +197,8 @@ impl Recorder {
             }
         }
         match error {
-            Some(source) => Err(TranscriptError::Io {
-                path: self.shared.path.clone(),
-                action: "written",
-                source,
-            }),
-            None => Ok(Totals {
-                written,
-                dropped: self.shared.backlog.dropped.load(Ordering::Acquire),
-            }),
+            Some(source) => Err(TranscriptError::Io { path: self.shared.path.clone(), action: "written", source }),
+            None => Ok(Totals { written, dropped: self.shared.backlog.dropped.load(Ordering::Acquire) }),
         }
     }
 
@@ -237,9 +207,7 @@ impl Recorder {
         let backlog = &self.shared.backlog;
         let length = text.len();
         let waiting = backlog.bytes.fetch_add(length, Ordering::AcqRel);
-        if waiting + length > QUEUE_BYTES
-            || self.shared.queue.try_send(Message::Entry(text)).is_err()
-        {
+        if waiting + length > QUEUE_BYTES || self.shared.queue.try_send(Message::Entry(text)).is_err() {
             backlog.bytes.fetch_sub(length, Ordering::AcqRel);
             backlog.dropped.fetch_add(1, Ordering::AcqRel);
         }
@@ -248,24 +216,14 @@ impl Recorder {
 
 fn render(started: Instant, side: &str, dir: Direction, body: Body) -> String {
     let t_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let entry = OnDisk {
-        v: VERSION,
-        t_us,
-        side,
-        dir,
-        body,
-    };
+    let entry = OnDisk { v: VERSION, t_us, side, dir, body };
     // Strings, numbers and JSON values always serialise; an empty line would be skipped by the reader.
     serde_json::to_string(&entry).unwrap_or_default() + "\n"
 }
 
 /// Opens a file only its owner can read, and nothing that is no plain file.
 fn open_private(path: &Path) -> Result<File, TranscriptError> {
-    let failed = |source: io::Error| TranscriptError::Io {
-        path: path.into(),
-        action: "opened",
-        source,
-    };
+    let failed = |source: io::Error| TranscriptError::Io { path: path.into(), action: "opened", source };
     match path.symlink_metadata() {
         Ok(metadata) => refuse_odd(path, metadata.file_type(), metadata.nlink())?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -275,19 +233,14 @@ fn open_private(path: &Path) -> Result<File, TranscriptError> {
     // followed or waited for.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let mut how = OpenOptions::new();
-    how.write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(flags.bits());
+    how.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());
     let file = how.open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => TranscriptError::NoDirectory { path: path.into() },
         _ => failed(error),
     })?;
     let metadata = file.metadata().map_err(failed)?;
     refuse_odd(path, metadata.file_type(), metadata.nlink())?;
-    file.set_permissions(PermissionsExt::from_mode(0o600))
-        .map_err(failed)?;
+    file.set_permissions(PermissionsExt::from_mode(0o600)).map_err(failed)?;
     file.set_len(0).map_err(failed)?;
     Ok(file)
 }
@@ -302,10 +255,7 @@ fn refuse_odd(path: &Path, kind: std::fs::FileType, links: u64) -> Result<(), Tr
         kind if kind.is_socket() => "a socket",
         _ => "a device",
     };
-    Err(TranscriptError::NotAFile {
-        path: path.into(),
-        what,
-    })
+    Err(TranscriptError::NotAFile { path: path.into(), what })
 }
 
 /// The thread that owns the file.
@@ -343,10 +293,7 @@ impl<W: Write> Writer<W> {
         }
         self.note_drops();
         self.attempt(Writer::flush);
-        Outcome {
-            written: self.written,
-            error: self.error,
-        }
+        Outcome { written: self.written, error: self.error }
     }
 
     fn note_drops(&mut self) {
@@ -412,11 +359,7 @@ impl Transcript<File> {
         let path = path.into();
         match File::open(&path) {
             Ok(file) => Ok(Self::read(file, path)),
-            Err(source) => Err(TranscriptError::Io {
-                path,
-                action: "opened",
-                source,
-            }),
+            Err(source) => Err(TranscriptError::Io { path, action: "opened", source }),
         }
     }
 }
@@ -424,13 +367,7 @@ impl Transcript<File> {
 impl<R: Read> Transcript<R> {
     /// Reads from anything; `path` is what errors call it.
     pub fn read(source: R, path: impl Into<PathBuf>) -> Self {
-        Self {
-            source,
-            path: path.into(),
-            lines: Lines::new(ENTRY_LIMIT),
-            ended: false,
-            skipped: 0,
-        }
+        Self { source, path: path.into(), lines: Lines::new(ENTRY_LIMIT), ended: false, skipped: 0 }
     }
 
     /// How many lines were no entries so far.
@@ -446,11 +383,7 @@ impl<R: Read> Transcript<R> {
         };
         // A last line without its newline is read like any other; if it is torn, it is no entry.
         self.ended = length == 0;
-        let last: &[u8] = if self.ended && self.lines.torn() > 0 {
-            b"\n"
-        } else {
-            &chunk[..length]
-        };
+        let last: &[u8] = if self.ended && self.lines.torn() > 0 { b"\n" } else { &chunk[..length] };
         self.lines.space().extend_from_slice(last);
         Ok(())
     }
@@ -476,11 +409,7 @@ impl<R: Read> Iterator for Transcript<R> {
             }
             if let Err(source) = self.fill() {
                 self.ended = true;
-                return Some(Err(TranscriptError::Io {
-                    path: self.path.clone(),
-                    action: "read",
-                    source,
-                }));
+                return Some(Err(TranscriptError::Io { path: self.path.clone(), action: "read", source }));
             }
         }
     }
@@ -489,12 +418,7 @@ impl<R: Read> Iterator for Transcript<R> {
 fn entry_of(line: &[u8]) -> Option<Entry> {
     let read: OnDisk<String> = serde_json::from_slice(line).ok()?;
     let at = Duration::from_micros(read.t_us);
-    (read.v == VERSION).then_some(Entry {
-        at,
-        side: read.side,
-        direction: read.dir,
-        body: read.body,
-    })
+    (read.v == VERSION).then_some(Entry { at, side: read.side, direction: read.dir, body: read.body })
 }
 
 #[cfg(test)]
@@ -510,44 +434,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("t.jsonl");
         let recorder = Recorder::create(&path).unwrap();
-        recorder.line(
-            "source",
-            Direction::Send,
-            &json!({"execute": "stop", "id": "stop#1"}),
-        );
-        recorder.line(
-            "destination",
-            Direction::Receive,
-            &json!({"arguments": {"password": "hunter2"}}),
-        );
+        recorder.line("source", Direction::Send, &json!({"execute": "stop", "id": "stop#1"}));
+        recorder.line("destination", Direction::Receive, &json!({"arguments": {"password": "hunter2"}}));
         recorder.raw("source", Direction::Receive, b"{\"event\": \xff\n");
         recorder.raw("source", Direction::Receive, b"{\"password\": hunter2");
         recorder.raw("source", Direction::Receive, &[0; 1000]);
-        assert_eq!(
-            recorder.finish().unwrap(),
-            Totals {
-                written: 5,
-                dropped: 0
-            }
-        );
+        assert_eq!(recorder.finish().unwrap(), Totals { written: 5, dropped: 0 });
 
         let text = text_of(&path);
         assert!(!text.contains("hunter2"), "{text}");
         assert!(text.starts_with(r#"{"v":1,"t_us":"#), "{text}");
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         let mut transcript = Transcript::open(&path).unwrap();
         let entries: Vec<Entry> = transcript.by_ref().map(Result::unwrap).collect();
         assert_eq!(transcript.skipped(), 0);
         assert_eq!(entries[0].side, "source");
         assert_eq!(entries[0].direction, Direction::Send);
-        assert_eq!(
-            entries[0].body,
-            Body::Line(json!({"execute": "stop", "id": "stop#1"}))
-        );
+        assert_eq!(entries[0].body, Body::Line(json!({"execute": "stop", "id": "stop#1"})));
         assert_eq!(entries[2].body, Body::Raw(r#"{\"event\": \xff\n"#.into()));
         assert_eq!(entries[3].body, Body::Raw("[withheld: 20 bytes]".into()));
         assert_eq!(entries[4].body, Body::Raw(r"\x00".repeat(RAW_LIMIT)));
@@ -567,10 +471,7 @@ mod tests {
             "{\"v\":1,\"t_us\":7,\"si",
         );
         let mut transcript = Transcript::read(text.as_bytes(), "t");
-        let at: Vec<u128> = transcript
-            .by_ref()
-            .map(|entry| entry.unwrap().at.as_micros())
-            .collect();
+        let at: Vec<u128> = transcript.by_ref().map(|entry| entry.unwrap().at.as_micros()).collect();
         assert_eq!(at, [5, 6]);
         assert_eq!(transcript.skipped(), 5);
     }
@@ -580,34 +481,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let missing = Recorder::create(path("no/t")).unwrap_err();
-        assert!(
-            matches!(missing, TranscriptError::NoDirectory { .. }),
-            "{missing:?}"
-        );
+        assert!(matches!(missing, TranscriptError::NoDirectory { .. }), "{missing:?}");
 
         std::fs::write(path("old"), "x".repeat(100)).unwrap();
         std::os::unix::fs::symlink(path("old"), path("link")).unwrap();
         nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let odd = [
-            directory.path().to_owned(),
-            path("link"),
-            path("pipe"),
-            "/dev/null".into(),
-        ];
+        let odd = [directory.path().to_owned(), path("link"), path("pipe"), "/dev/null".into()];
         for path in odd {
             let error = Recorder::create(&path).unwrap_err();
-            assert!(
-                matches!(error, TranscriptError::NotAFile { .. }),
-                "{error:?}"
-            );
+            assert!(matches!(error, TranscriptError::NotAFile { .. }), "{error:?}");
         }
 
         Recorder::create(path("old")).unwrap().finish().unwrap();
         assert_eq!(text_of(&path("old")), "");
-        assert_eq!(
-            std::fs::metadata(path("old")).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(path("old")).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
@@ -625,16 +512,7 @@ mod tests {
         recorder.line("a", Direction::Send, &json!(1));
         recorder.line("a", Direction::Send, &json!(2));
         let error = recorder.finish().unwrap_err();
-        assert!(
-            matches!(
-                error,
-                TranscriptError::Io {
-                    action: "written",
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
+        assert!(matches!(error, TranscriptError::Io { action: "written", .. }), "{error:?}");
         assert!(recorder.finish().is_ok());
     }
 
@@ -659,14 +537,7 @@ mod tests {
     fn a_slow_disk_loses_entries_and_says_so() {
         let (release, released) = sync_channel::<()>(0);
         let kept = Arc::new(Mutex::new(Vec::new()));
-        let recorder = Recorder::writing_to(
-            "t".into(),
-            Slow {
-                released,
-                kept: kept.clone(),
-            },
-        )
-        .unwrap();
+        let recorder = Recorder::writing_to("t".into(), Slow { released, kept: kept.clone() }).unwrap();
         let sent = QUEUE_ENTRIES as u64 + 100;
         for number in 0..sent {
             recorder.line("a", Direction::Send, &json!(number));
@@ -677,11 +548,7 @@ mod tests {
         let kept = kept.lock().unwrap();
         let notes: u64 = Transcript::read(kept.as_slice(), "t")
             .filter_map(|entry| match entry.unwrap() {
-                Entry {
-                    direction: Direction::Note,
-                    body: Body::Line(note),
-                    ..
-                } => note["dropped"].as_u64(),
+                Entry { direction: Direction::Note, body: Body::Line(note), .. } => note["dropped"].as_u64(),
                 _ => None,
             })
             .sum();

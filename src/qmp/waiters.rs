@@ -31,10 +31,7 @@ pub(super) enum Settled {
     /// Handed to its caller.
     Delivered,
     /// Its caller had given up.
-    Late {
-        command: Cow<'static, str>,
-        age: Duration,
-    },
+    Late { command: Cow<'static, str>, age: Duration },
     /// Its id is not ours, or was forgotten.
     UnknownId,
     /// An error without an id.
@@ -63,10 +60,7 @@ impl Waiters {
         }
         let mut forgotten = 0;
         while self.table.len() > ABANDONED_LIMIT {
-            let abandoned = self
-                .table
-                .iter()
-                .find(|(_, waiter)| waiter.reply.is_closed());
+            let abandoned = self.table.iter().find(|(_, waiter)| waiter.reply.is_closed());
             let Some(serial) = abandoned.map(|(serial, _)| *serial) else {
                 break;
             };
@@ -90,20 +84,14 @@ impl Waiters {
         };
         // Also when it was forgotten: it is worked off all the same.
         self.work_off(serial);
-        let known = self
-            .table
-            .get(&serial)
-            .is_some_and(|waiter| id == waiter.id.as_str());
+        let known = self.table.get(&serial).is_some_and(|waiter| id == waiter.id.as_str());
         let Some(waiter) = known.then(|| self.table.remove(&serial)).flatten() else {
             return Settled::UnknownId;
         };
         let age = waiter.sent_at.elapsed();
         match waiter.reply.send(reply.result) {
             Ok(()) => Settled::Delivered,
-            Err(_) => Settled::Late {
-                command: waiter.command,
-                age,
-            },
+            Err(_) => Settled::Late { command: waiter.command, age },
         }
     }
 
@@ -141,47 +129,27 @@ mod tests {
 
     fn insert(waiters: &mut Waiters, serial: u64) -> (Receiver, u64) {
         let (reply, receiver) = oneshot::channel();
-        let waiter = Waiter {
-            id: id_of("stop", serial),
-            command: "stop".into(),
-            sent_at: Instant::now(),
-            reply,
-        };
+        let waiter = Waiter { id: id_of("stop", serial), command: "stop".into(), sent_at: Instant::now(), reply };
         (receiver, waiters.insert(serial, true, waiter))
     }
 
     fn reply(id: Option<Value>) -> Reply {
-        Reply {
-            id,
-            result: Ok(json!({})),
-        }
+        Reply { id, result: Ok(json!({})) }
     }
 
     #[test]
     fn only_our_own_ids_settle() {
         let mut waiters = Waiters::default();
         let (mut receiver, _) = insert(&mut waiters, 1);
-        for id in [
-            json!("cont#1"),
-            json!("stop#01"),
-            json!("stop#+1"),
-            json!("stop#2"),
-            json!("x"),
-            json!(1),
-            json!([]),
-        ] {
+        for id in
+            [json!("cont#1"), json!("stop#01"), json!("stop#+1"), json!("stop#2"), json!("x"), json!(1), json!([])]
+        {
             assert_eq!(waiters.settle(reply(Some(id))), Settled::UnknownId);
         }
         assert_eq!(waiters.settle(reply(None)), Settled::UnknownId);
         assert!(receiver.try_recv().is_err());
-        assert_eq!(
-            waiters.settle(reply(Some(json!("stop#1")))),
-            Settled::Delivered
-        );
-        assert_eq!(
-            waiters.settle(reply(Some(json!("stop#1")))),
-            Settled::UnknownId
-        );
+        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), Settled::Delivered);
+        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), Settled::UnknownId);
     }
 
     #[test]
@@ -206,10 +174,7 @@ mod tests {
         }
         assert_eq!(waiters.table.len(), ABANDONED_LIMIT);
         assert_eq!(forgotten, 2000 - ABANDONED_LIMIT as u64);
-        assert_eq!(
-            waiters.settle(reply(Some(json!("stop#0")))),
-            Settled::Delivered
-        );
+        assert_eq!(waiters.settle(reply(Some(json!("stop#0")))), Settled::Delivered);
         assert!(waiting.try_recv().unwrap().is_ok());
     }
 }
