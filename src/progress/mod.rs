@@ -1,0 +1,14 @@
+//! What happened, as data: events while a migration runs, and the outcome it ends with.
+//!
+//! A leaf: every module may report through it, and it knows none of them. The shapes are the JSON of the contract; a
+//! field once published stays. It must never decide anything.
+
+mod event;
+mod ledger;
+mod outcome;
+mod sink;
+
+pub use event::{Event, Kind, Phase, PhaseState, Side};
+pub use ledger::{Clock, Ledger, Mark, Moment, Span};
+pub use outcome::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, RunsOn};
+pub use sink::{JsonLines, Reporter, Sink, TracingSink};

@@ -1,0 +1,195 @@
+//! Sizes and rates with their units, so that bytes, bits and pages are never mistaken for each other.
+//!
+//! Owns parsing and printing of [`Bytes`] and [`Rate`]. It must never guess a unit: a bare number is bytes.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+use thiserror::Error;
+
+/// Why a quantity could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum QuantityError {
+    /// No number at the start.
+    #[error("'{0}' does not start with a number")]
+    Number(String),
+    /// A unit that is none of ours.
+    #[error("'{text}' has the unknown unit '{unit}': use {expected}")]
+    Unit {
+        /// The whole text.
+        text: String,
+        /// What stood behind the number.
+        unit: String,
+        /// Some units that would do.
+        expected: &'static str,
+    },
+    /// The value does not fit into 64 bits.
+    #[error("'{0}' is too large")]
+    Range(String),
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Bytes(pub u64);
+
+/// A number of bytes per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Rate(pub u64);
+
+const BINARY: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+const SIZE_UNITS: &str = "B, KiB, MiB, GiB or TiB (or KB, MB, GB, TB for powers of 1000)";
+const RATE_UNITS: &str = "MiB/s, MB/s, Mbit/s, Gbit/s and the like";
+
+impl FromStr for Bytes {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, unit) = split(text)?;
+        let factor = size_factor(unit).ok_or_else(|| unknown_unit(text, unit, SIZE_UNITS))?;
+        scaled(text, number, factor).map(Bytes)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, unit) = split(text)?;
+        let unknown = || unknown_unit(text, unit, RATE_UNITS);
+        let per_second = unit.strip_suffix("/s").unwrap_or(unit);
+        let factor = match per_second.strip_suffix("bit") {
+            Some(prefix) => decimal_prefix(prefix).ok_or_else(unknown)? / 8.0,
+            None => size_factor(per_second).ok_or_else(unknown)?,
+        };
+        scaled(text, number, factor).map(Rate)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut value = self.0 as f64;
+        let mut unit = 0;
+        // 1023.95 would print as "1024.0 KiB"
+        while value >= 1023.95 && unit + 1 < BINARY.len() {
+            value /= 1024.0;
+            unit += 1;
+        }
+        let text = match unit {
+            0 => format!("{} B", self.0),
+            _ => format!("{value:.1} {}", BINARY[unit]),
+        };
+        f.pad(&text)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/s", Bytes(self.0)))
+    }
+}
+
+fn split(text: &str) -> Result<(f64, &str), QuantityError> {
+    let trimmed = text.trim();
+    let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let (number, unit) = trimmed.split_at(end);
+    let number = number.parse().map_err(|_| QuantityError::Number(text.to_owned()))?;
+    Ok((number, unit.trim()))
+}
+
+fn size_factor(unit: &str) -> Option<f64> {
+    let binary = BINARY.iter().position(|&name| name == unit || (name.len() == 3 && name[..2] == *unit));
+    match (binary, unit) {
+        (Some(power), _) => Some(1024f64.powi(i32::try_from(power).ok()?)),
+        (None, "") => Some(1.0),
+        (None, _) => decimal_prefix(unit.strip_suffix('B')?),
+    }
+}
+
+fn decimal_prefix(prefix: &str) -> Option<f64> {
+    Some(match prefix {
+        "" => 1.0,
+        "k" | "K" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        _ => return None,
+    })
+}
+
+fn scaled(text: &str, number: f64, factor: f64) -> Result<u64, QuantityError> {
+    let value = (number * factor).round();
+    // 2^63 is far beyond any disk, link or guest, and exact in an f64
+    if value.is_finite() && value < 9_223_372_036_854_775_808.0 {
+        Ok(value as u64)
+    } else {
+        Err(QuantityError::Range(text.to_owned()))
+    }
+}
+
+fn unknown_unit(text: &str, unit: &str, expected: &'static str) -> QuantityError {
+    QuantityError::Unit { text: text.to_owned(), unit: unit.to_owned(), expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("1 KiB", 1024),
+            ("1Ki", 1024),
+            ("1.5MiB", 1_572_864),
+            ("2GB", 2_000_000_000),
+            ("1k", 0),
+        ] {
+            match text.parse::<Bytes>() {
+                Ok(parsed) => assert_eq!(parsed, Bytes(bytes), "{text}"),
+                Err(error) => assert_eq!((text, error.to_string().contains("'k'")), ("1k", true)),
+            }
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for (text, rate) in
+            [("100MiB/s", 104_857_600), ("1Gbit/s", 125_000_000), ("8kbit/s", 1000), ("10MB/s", 10_000_000)]
+        {
+            assert_eq!(text.parse(), Ok(Rate(rate)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!("fast".parse::<Rate>(), Err(QuantityError::Number("fast".to_owned())));
+        assert!("1 furlong/s".parse::<Rate>().is_err_and(|e| e.to_string().contains("furlong")));
+        assert_eq!("99999999TiB".parse::<Bytes>(), Err(QuantityError::Range("99999999TiB".to_owned())));
+    }
+
+    #[test]
+    fn printed() {
+        assert_eq!(Bytes(1023).to_string(), "1023 B");
+        assert_eq!(Bytes(1024 * 1024 - 1).to_string(), "1.0 MiB");
+        assert_eq!(Rate(104_857_600).to_string(), "100.0 MiB/s");
+        assert_eq!(format!("{:>8}|", Bytes(7)), "     7 B|");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_again_within_its_precision(value in 0u64..1 << 60) {
+            let read: Bytes = Bytes(value).to_string().parse().expect("our own output");
+            prop_assert!(read.0.abs_diff(value) as f64 <= value as f64 * 0.051);
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,24}") {
+            // either outcome is right: the point is that neither panics
+            prop_assert!(text.parse::<Bytes>().map(|b| b.0 < u64::MAX).unwrap_or(true));
+            prop_assert!(text.parse::<Rate>().map(|r| r.0 < u64::MAX).unwrap_or(true));
+        }
+    }
+}
