@@ -1,0 +1,178 @@
+//! The state of a QEMU as its events tell it.
+//!
+//! A fold: events go in, what was last seen of run state, migration and jobs comes out, with the moment of each. Whoever
+//! waits, waits for a condition on this state, so that nothing is lost between looking and waiting. It must never be
+//! taken for the truth where a query can be had: events are hints.
+
+use super::reply::{JobStatus, MigrationStatus};
+use crate::{progress::Moment, qmp::Event};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// More names than a QEMU of ours ever reports; a peer that sends more of them costs nothing further.
+const MOST: usize = 64;
+
+/// What was seen of one job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobSeen {
+    /// Its last status.
+    pub status: Option<JobStatus>,
+    /// When it concluded.
+    pub concluded: Option<Moment>,
+    /// It was aborted before it was ready.
+    pub aborted: bool,
+    /// QEMU's words for what went wrong.
+    pub error: Option<String>,
+}
+
+/// What was seen of one QEMU since the engine connected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The last STOP.
+    pub stopped: Option<Moment>,
+    /// The last RESUME.
+    pub resumed: Option<Moment>,
+    /// Every migration status, with the moment it was last entered.
+    pub migration: BTreeMap<MigrationStatus, Moment>,
+    /// The jobs by their ids.
+    pub jobs: BTreeMap<String, JobSeen>,
+    /// Events that were lost on the way here: query again.
+    pub lost: u64,
+}
+
+impl Observed {
+    /// Takes in one event.
+    pub fn apply(&mut self, event: &Event) {
+        let moment =
+            Moment { local: event.received, wall: event.emitted.unwrap_or_else(|| since_epoch(event.received_wall)) };
+        let text = |key: &str| event.data.get(key).and_then(Value::as_str);
+        match event.name.as_str() {
+            "STOP" => self.stopped = Some(moment),
+            "RESUME" => self.resumed = Some(moment),
+            "MIGRATION" => {
+                if let Some(status) = text("status").map(MigrationStatus::from) {
+                    if self.migration.len() < MOST || self.migration.contains_key(&status) {
+                        self.migration.insert(status, moment);
+                    }
+                }
+            }
+            "JOB_STATUS_CHANGE" => {
+                if let (Some(id), Some(status)) = (text("id"), text("status").map(JobStatus::from)) {
+                    if let Some(job) = self.job(id) {
+                        if status == JobStatus::Created {
+                            *job = JobSeen::default(); // an id used again
+                        }
+                        if status == JobStatus::Concluded {
+                            job.concluded = Some(moment);
+                        }
+                        job.status = Some(status);
+                    }
+                }
+            }
+            "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" => {
+                let error = match event.name.as_str() {
+                    "BLOCK_JOB_ERROR" => Some(format!("{} error", text("operation").unwrap_or("I/O"))),
+                    _ => text("error").map(str::to_owned),
+                };
+                if let Some(job) = text("device").and_then(|id| self.job(id)) {
+                    job.aborted |= event.name == "BLOCK_JOB_CANCELLED";
+                    job.error = error.or(job.error.take());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// When the given migration status was last entered.
+    pub fn entered(&self, status: &MigrationStatus) -> Option<Moment> {
+        self.migration.get(status).copied()
+    }
+
+    fn job(&mut self, id: &str) -> Option<&mut JobSeen> {
+        if self.jobs.len() >= MOST && !self.jobs.contains_key(id) {
+            return None;
+        }
+        Some(self.jobs.entry(id.to_owned()).or_default())
+    }
+}
+
+fn since_epoch(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::time::Instant;
+
+    fn fold(events: &[(&str, Value)]) -> Observed {
+        let mut observed = Observed::default();
+        for (sequence, (name, data)) in (1u64..).zip(events) {
+            observed.apply(&Event {
+                sequence,
+                received: Instant::now(),
+                received_wall: SystemTime::now(),
+                emitted: Some(Duration::from_secs(sequence)),
+                name: (*name).to_owned(),
+                data: data.clone(),
+            });
+        }
+        observed
+    }
+
+    fn at(moment: Option<Moment>) -> Option<u64> {
+        moment.map(|moment| moment.wall.as_secs())
+    }
+
+    #[test]
+    fn a_switchover_is_seen_with_its_moments() {
+        let seen = fold(&[
+            ("MIGRATION", json!({"status": "active"})),
+            ("STOP", Value::Null),
+            ("MIGRATION", json!({"status": "pre-switchover"})),
+            ("BLOCK_JOB_COMPLETED", json!({"device": "j", "type": "mirror"})),
+            ("JOB_STATUS_CHANGE", json!({"id": "j", "status": "concluded"})),
+            ("RESUME", Value::Null),
+        ]);
+        assert_eq!((at(seen.stopped), at(seen.resumed)), (Some(2), Some(6)));
+        assert_eq!(at(seen.entered(&MigrationStatus::PreSwitchover)), Some(3));
+        assert_eq!(at(seen.jobs["j"].concluded), Some(5));
+        assert_eq!((seen.jobs["j"].error.as_deref(), seen.jobs["j"].aborted), (None, false));
+    }
+
+    #[test]
+    fn how_a_job_ended_badly_is_kept() {
+        let failed = fold(&[
+            ("BLOCK_JOB_ERROR", json!({"device": "j", "operation": "write", "action": "report"})),
+            ("BLOCK_JOB_COMPLETED", json!({"device": "j", "error": "Input/output error"})),
+        ]);
+        assert_eq!(failed.jobs["j"].error.as_deref(), Some("Input/output error"));
+        let aborted = fold(&[("BLOCK_JOB_CANCELLED", json!({"device": "j"}))]);
+        assert!(aborted.jobs["j"].aborted);
+    }
+
+    #[test]
+    fn an_id_used_again_starts_afresh() {
+        let seen = fold(&[
+            ("BLOCK_JOB_CANCELLED", json!({"device": "j"})),
+            ("JOB_STATUS_CHANGE", json!({"id": "j", "status": "concluded"})),
+            ("JOB_STATUS_CHANGE", json!({"id": "j", "status": "created"})),
+        ]);
+        assert_eq!(seen.jobs["j"], JobSeen { status: Some(JobStatus::Created), ..JobSeen::default() });
+    }
+
+    #[test]
+    fn strange_events_and_floods_are_harmless() {
+        let mut events: Vec<(&str, Value)> =
+            vec![("STOP", json!([1])), ("MIGRATION", json!(7)), ("NEW", json!({"a": 1}))];
+        let ids: Vec<Value> = (0..1000).map(|n| json!({"id": format!("j{n}"), "status": format!("s{n}")})).collect();
+        events.extend(ids.iter().map(|data| ("JOB_STATUS_CHANGE", data.clone())));
+        events.extend(ids.iter().map(|data| ("MIGRATION", data.clone())));
+        let seen = fold(&events);
+        assert!(seen.jobs.len() <= MOST && seen.migration.len() <= MOST);
+    }
+}

@@ -1,0 +1,326 @@
+//! The handle to one QEMU: typed questions, commands with deadlines, and waiting for what its events tell.
+//!
+//! Owns the connection and the task that folds its events. It must never retry, and never take silence for an answer:
+//! a missed deadline is an error of its own.
+
+use super::{Features, Observed, Schema, reply::Query};
+use crate::{
+    endpoint::PeerPid,
+    progress::Side,
+    qmp::{self, Client, ConnectError, EncodeError, ExecuteError, Item, Request},
+};
+use qapi::{Command, qmp::query_qmp_schema};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::{fmt, future::Future, time::Duration};
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+    time::timeout,
+};
+
+/// How long a question may take. QEMU answers in well under a millisecond unless its main loop hangs.
+const ASK: Duration = Duration::from_secs(10);
+/// How long a command may take that makes QEMU open, connect or cancel something.
+const ACT: Duration = Duration::from_secs(30);
+
+/// What went wrong between the engine and one QEMU.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The connection could not be set up.
+    #[error("{at}: cannot speak QMP")]
+    Connect {
+        /// Which side and where.
+        at: Name,
+        /// What happened.
+        #[source]
+        source: ConnectError,
+    },
+    /// A command was refused or got no answer.
+    #[error("{at}: {command}")]
+    Execute {
+        /// Which side and where.
+        at: Name,
+        /// The command.
+        command: &'static str,
+        /// What happened.
+        #[source]
+        source: ExecuteError,
+    },
+    /// An answer has not the shape that every supported version gives.
+    #[error("{at}: cannot read the answer to {command}")]
+    Answer {
+        /// Which side and where.
+        at: Name,
+        /// The command.
+        command: &'static str,
+        /// What does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A command could not be put into JSON.
+    #[error("{at}: cannot encode {command}")]
+    Encode {
+        /// Which side and where.
+        at: Name,
+        /// The command.
+        command: &'static str,
+        /// Why.
+        #[source]
+        source: EncodeError,
+    },
+    /// Something that was waited for did not come.
+    #[error("{at}: no {what} within {waited:?}")]
+    Late {
+        /// Which side and where.
+        at: Name,
+        /// What was waited for.
+        what: &'static str,
+        /// For how long.
+        waited: Duration,
+    },
+    /// The process or its monitor is gone.
+    #[error(transparent)]
+    Gone(#[from] Gone),
+}
+
+impl ProcessError {
+    /// Whether QEMU itself said no: the command certainly had no effect.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Execute { source: ExecuteError::Refused { .. }, .. })
+    }
+}
+
+/// A QEMU that went away.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{at}: gone ({how})")]
+pub struct Gone {
+    /// Which side and where.
+    pub at: Name,
+    /// What was seen: the process ended, or only its monitor closed.
+    pub how: String,
+}
+
+/// Which side, and by which address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    /// Source or destination.
+    pub side: Side,
+    /// The address as the user gave it.
+    pub address: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.side, self.address)
+    }
+}
+
+/// One QEMU process.
+#[derive(Debug)]
+pub struct Process {
+    name: Name,
+    client: Client,
+    features: Features,
+    peer: Option<PeerPid>,
+    observed: watch::Receiver<Observed>,
+}
+
+impl Process {
+    /// Speaks QMP over `stream`: negotiates, begins to fold events, and reads the schema.
+    ///
+    /// # Errors
+    /// No greeting in time (another client holds the monitor), a refused negotiation, a monitor that closes.
+    pub async fn connect<S>(
+        name: Name,
+        stream: S,
+        peer: Option<PeerPid>,
+        options: qmp::Options,
+    ) -> Result<Self, ProcessError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let client = match Client::connect(stream, options).await {
+            Ok(client) => client,
+            Err(source) => return Err(ProcessError::Connect { at: name, source }),
+        };
+        let observed = fold(&client);
+        let schema = query_qmp_schema {};
+        let features = match client.execute(&schema, ASK).await {
+            Ok(answer) => Features::read(&Schema::new(&answer)),
+            Err(source) => return Err(ProcessError::Execute { at: name, command: query_qmp_schema::NAME, source }),
+        };
+        Ok(Self { name, client, features, peer, observed })
+    }
+
+    /// Which side it is, and its address.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// What its build can do.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// The version it greeted with, for people.
+    pub fn version(&self) -> String {
+        let version = self.client.greeting().and_then(|greeting| greeting.version);
+        version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string())
+    }
+
+    /// The process behind a local socket.
+    pub fn peer(&self) -> Option<&PeerPid> {
+        self.peer.as_ref()
+    }
+
+    /// Asks, and reads the answer.
+    ///
+    /// # Errors
+    /// Refused, no answer in time, gone, or an answer of the wrong shape.
+    pub fn ask<Q: Query>(&self, question: &Q) -> impl Future<Output = Result<Q::Answer, ProcessError>> + use<Q> {
+        let answer = self.start(Request::new(question), Q::NAME, ASK);
+        let at = self.name.clone();
+        async move { read(at, Q::NAME, answer.await?) }
+    }
+
+    /// Has something done. The command is on its way, in order, as soon as this returns; the future is its answer.
+    ///
+    /// # Errors
+    /// Refused, no answer in time (it may still have been done), or gone.
+    pub fn act<C: Command>(&self, command: &C) -> impl Future<Output = Result<(), ProcessError>> + use<C> {
+        let answer = self.start(Request::new(command), C::NAME, ACT);
+        async move { answer.await.map(drop) }
+    }
+
+    /// The same for a request whose arguments the qapi crate does not know.
+    ///
+    /// # Errors
+    /// As [`Process::act`].
+    pub fn act_with(
+        &self,
+        name: &'static str,
+        request: Request,
+    ) -> impl Future<Output = Result<(), ProcessError>> + use<> {
+        let answer = self.start(Ok(request), name, ACT);
+        async move { answer.await.map(drop) }
+    }
+
+    /// Waits until its events have told what `look` looks for.
+    ///
+    /// # Errors
+    /// Not within `deadline`, or gone.
+    pub async fn until<T>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        mut look: impl FnMut(&Observed) -> Option<T>,
+    ) -> Result<T, ProcessError> {
+        let mut observed = self.observed.clone();
+        let seen = async {
+            loop {
+                if let Some(found) = look(&observed.borrow_and_update()) {
+                    return Ok(found);
+                }
+                if observed.changed().await.is_err() {
+                    return Err(self.gone().await.into());
+                }
+            }
+        };
+        match timeout(deadline, seen).await {
+            Ok(seen) => seen,
+            Err(_) => Err(ProcessError::Late { at: self.name.clone(), what, waited: deadline }),
+        }
+    }
+
+    /// What its events have told so far.
+    pub fn observed(&self) -> Observed {
+        self.observed.borrow().clone()
+    }
+
+    /// A receiver that changes with every event that matters.
+    pub fn watch(&self) -> watch::Receiver<Observed> {
+        self.observed.clone()
+    }
+
+    /// Waits until the process or its monitor is gone.
+    pub async fn gone(&self) -> Gone {
+        match &self.peer {
+            Some(peer) => tokio::select! {
+                () = peer.died() => {}
+                _ = self.client.closed() => {}
+            },
+            None => drop(self.client.closed().await),
+        }
+        self.describe().await
+    }
+
+    /// Whether it is gone, without waiting.
+    pub fn is_gone(&self) -> bool {
+        self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
+    }
+
+    /// Waits up to `patience` for proof that the process has ended.
+    ///
+    /// The proof needs both: a closed monitor alone can be QEMU's doing, and the process that the kernel names is the one
+    /// that made the socket, which need not be QEMU where a manager passed it on.
+    pub async fn proved_dead(&self, patience: Duration) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        let both = async { tokio::join!(peer.died(), self.client.closed()) };
+        timeout(patience, both).await.is_ok()
+    }
+
+    async fn describe(&self) -> Gone {
+        let how = match self.peer.as_ref().is_some_and(PeerPid::has_died) {
+            true => "its process ended".to_owned(),
+            false => format!("its monitor closed: {}", self.client.closed().await),
+        };
+        Gone { at: self.name.clone(), how }
+    }
+
+    /// Enqueues at once, so that the order of calls is the order on the wire.
+    fn start(
+        &self,
+        request: Result<Request, EncodeError>,
+        command: &'static str,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<Value, ProcessError>> + use<> {
+        let pending = request.map(|request| self.client.start(request, deadline));
+        let at = self.name.clone();
+        async move {
+            match pending {
+                Ok(pending) => pending.await.map_err(|source| ProcessError::Execute { at, command, source }),
+                Err(source) => Err(ProcessError::Encode { at, command, source }),
+            }
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(at: Name, command: &'static str, answer: Value) -> Result<T, ProcessError> {
+    serde_json::from_value(answer).map_err(|source| ProcessError::Answer { at, command, source })
+}
+
+/// Starts the task that folds the client's events; it ends with the connection.
+fn fold(client: &Client) -> watch::Receiver<Observed> {
+    let mut events = client.subscribe();
+    let (sender, receiver) = watch::channel(Observed::default());
+    tokio::spawn(async move {
+        loop {
+            // once nobody looks, the subscription must not keep the connection open
+            let item = tokio::select! {
+                () = sender.closed() => return,
+                item = events.next() => item,
+            };
+            match item {
+                Item::Event(event) => {
+                    tracing::trace!(name = %event.name, data = %event.data, "event");
+                    sender.send_modify(|observed| observed.apply(&event));
+                }
+                Item::Lagged(lost) => sender.send_modify(|observed| observed.lost += lost),
+                Item::Closed(_) => return,
+            }
+        }
+    });
+    receiver
+}

@@ -1,0 +1,368 @@
+//! What QEMU answers: only the fields the engine uses, and tolerant of every version from 7.2 on.
+//!
+//! A field that any supported version may leave out is optional; an enum value nobody knows yet is kept as `Other`.
+//! [`Query`] ties each of QEMU's commands to its answer. Every shape is decoded from recordings of every supported
+//! version in the tests (`integration/versions.rs`).
+
+use qapi::qmp;
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use std::{fmt, marker::PhantomData};
+
+/// A command that asks, with the shape of its answer.
+pub trait Query: qapi::Command {
+    /// The tolerant answer.
+    type Answer: DeserializeOwned;
+}
+
+macro_rules! queries {
+    ($($command:path => $answer:ty,)*) => {
+        $(impl Query for $command { type Answer = $answer; })*
+    };
+}
+
+queries! {
+    qmp::query_status => Status,
+    qmp::query_migrate => Migration,
+    qmp::query_migrate_capabilities => List<Capability>,
+    qmp::query_migrate_parameters => Map<String, Value>,
+    qmp::query_block => List<BlockDevice>,
+    qmp::query_named_block_nodes => List<BlockNode>,
+    qmp::query_block_jobs => List<BlockJob>,
+    qmp::query_jobs => List<Job>,
+    qmp::query_block_exports => List<BlockExport>,
+    qmp::query_memory_size_summary => MemorySize,
+}
+
+/// Decodes an open world of names: every one that is not listed becomes `Other`.
+macro_rules! open_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $($(#[$vdoc])* $variant,)*
+            /// A value this crate does not know.
+            Other(String),
+        }
+
+        impl $name {
+            /// QEMU's word.
+            pub fn as_str(&self) -> &str {
+                match self {
+                    $(Self::$variant => $text,)*
+                    Self::Other(text) => text,
+                }
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                match text {
+                    $($text => Self::$variant,)*
+                    other => Self::Other(other.to_owned()),
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer).map(|text| Self::from(text.as_str()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+}
+
+open_enum! {
+    /// QEMU's run state; those the engine tells apart.
+    RunState {
+        /// The guest runs.
+        Running = "running",
+        /// The user stopped it.
+        Paused = "paused",
+        /// Waiting for a migration to come in.
+        InMigrate = "inmigrate",
+        /// Stopped by the migration, which is not over.
+        FinishMigrate = "finish-migrate",
+        /// Stopped by a migration that completed.
+        PostMigrate = "postmigrate",
+    }
+}
+
+open_enum! {
+    /// The status of a migration. An unknown one means "keep waiting".
+    MigrationStatus {
+        /// None was started.
+        None = "none",
+        /// Connecting.
+        Setup = "setup",
+        /// RAM is being copied.
+        Active = "active",
+        /// The guest is stopped and the source waits for `migrate-continue`.
+        PreSwitchover = "pre-switchover",
+        /// Device state is being sent.
+        Device = "device",
+        /// Over, and well.
+        Completed = "completed",
+        /// Over: the cause is in `error-desc`.
+        Failed = "failed",
+        /// Being cleaned up after a failure (11.1).
+        Failing = "failing",
+        /// A cancellation is under way.
+        Cancelling = "cancelling",
+        /// Over: it was cancelled.
+        Cancelled = "cancelled",
+    }
+}
+
+impl MigrationStatus {
+    /// Whether nothing more will happen to it.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::None | Self::Completed | Self::Failed | Self::Cancelled)
+    }
+}
+
+open_enum! {
+    /// The status of a job.
+    JobStatus {
+        /// Made, not started.
+        Created = "created",
+        /// Copying.
+        Running = "running",
+        /// Caught up once.
+        Ready = "ready",
+        /// Paused.
+        Paused = "paused",
+        /// Over, kept until it is dismissed.
+        Concluded = "concluded",
+    }
+}
+
+/// A list, of which an element that cannot be read is left out rather than spoiling the rest.
+///
+/// QEMU lists foreign jobs, nodes and devices beside ours; a strange one among them must not blind the engine.
+#[derive(Debug, Clone)]
+pub struct List<T>(pub Vec<T>);
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+
+        impl<'de, T: DeserializeOwned> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(element) = elements.next_element::<Value>()? {
+                    match T::deserialize(&element) {
+                        Ok(element) => list.push(element),
+                        Err(error) => tracing::debug!(%error, %element, "left out of a list"),
+                    }
+                }
+                Ok(List(list))
+            }
+        }
+
+        deserializer.deserialize_seq(Visitor(PhantomData))
+    }
+}
+
+/// `query-status`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// The run state.
+    pub status: RunState,
+}
+
+/// `query-migrate`: empty where no migration was ever started.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Migration {
+    /// Where it stands.
+    pub status: Option<MigrationStatus>,
+    /// RAM, once it is being copied.
+    pub ram: Option<Ram>,
+    /// Milliseconds the guest was stopped, by QEMU's reckoning; once completed.
+    pub downtime: Option<u64>,
+    /// Milliseconds QEMU expects the guest to be stopped for, if it switched now.
+    pub expected_downtime: Option<u64>,
+    /// Per cent by which the vCPUs are throttled.
+    pub cpu_throttle_percentage: Option<u64>,
+    /// Why it failed.
+    pub error_desc: Option<String>,
+    /// Why the guest cannot be migrated at all.
+    #[serde(default)]
+    pub blocked_reasons: Vec<String>,
+}
+
+/// The RAM part of `query-migrate`. Sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Ram {
+    /// Sent so far.
+    pub transferred: u64,
+    /// Still to send, as last counted.
+    pub remaining: u64,
+    /// The guest's RAM.
+    pub total: u64,
+    /// Megabits (10^6) per second.
+    #[serde(default)]
+    pub mbps: f64,
+    /// Pages per second the guest dirties.
+    #[serde(default)]
+    pub dirty_pages_rate: u64,
+    /// Bitmap syncs; on 11.1 about ten a second, whatever happens.
+    #[serde(default)]
+    pub dirty_sync_count: u64,
+    /// Bytes in a page.
+    #[serde(default = "page_size")]
+    pub page_size: u64,
+}
+
+fn page_size() -> u64 {
+    4096
+}
+
+/// An element of `query-migrate-capabilities`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Capability {
+    /// Its name.
+    pub capability: String,
+    /// Whether it is on.
+    pub state: bool,
+}
+
+/// An element of `query-block`: a device of the guest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockDevice {
+    /// The name given by `-drive id=`, or empty.
+    #[serde(default)]
+    pub device: String,
+    /// The device's id or its path in QOM.
+    pub qdev: Option<String>,
+    /// What is in it; nothing in an empty CD drive.
+    pub inserted: Option<BlockNode>,
+}
+
+/// A node of the block graph.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockNode {
+    /// Its name; `#block123` where QEMU made it up.
+    pub node_name: String,
+    /// The driver.
+    pub drv: String,
+    /// The file it is over, or a `json:` description.
+    #[serde(default)]
+    pub file: String,
+    /// Whether it may not be written.
+    pub ro: bool,
+    /// What is in the image.
+    pub image: Image,
+    /// Bitmaps on the node.
+    #[serde(default)]
+    pub dirty_bitmaps: Vec<DirtyBitmap>,
+}
+
+/// What `query-block` tells of an image. Sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Image {
+    /// The size the guest sees.
+    pub virtual_size: u64,
+    /// What the file takes on its file system.
+    pub actual_size: Option<u64>,
+    /// The backing file, whole.
+    pub full_backing_filename: Option<String>,
+}
+
+/// A dirty bitmap.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DirtyBitmap {
+    /// Its name; a mirror's own has none.
+    pub name: Option<String>,
+    /// Dirty bytes.
+    pub count: u64,
+}
+
+/// An element of `query-block-jobs`. Sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockJob {
+    /// The job's id.
+    pub device: String,
+    /// All there is to copy, as known now.
+    pub len: u64,
+    /// What has been copied.
+    pub offset: u64,
+    /// Whether the target has caught up once.
+    pub ready: bool,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// Whether every write reaches the target before the guest hears of it (8.2).
+    pub actively_synced: Option<bool>,
+    /// Why it ended, if it ended badly.
+    pub error: Option<String>,
+}
+
+/// An element of `query-jobs`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Job {
+    /// The job's id.
+    pub id: String,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// What has been done, in the job's own unit (bytes for a mirror).
+    #[serde(default)]
+    pub current_progress: u64,
+    /// Why it ended, if it ended badly.
+    pub error: Option<String>,
+}
+
+/// `query-memory-size-summary`. Sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemorySize {
+    /// What the guest was started with.
+    pub base_memory: u64,
+    /// What was plugged in later; absent where the machine has no memory hotplug.
+    pub plugged_memory: Option<u64>,
+}
+
+/// An element of `query-block-exports`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BlockExport {
+    /// The export's id.
+    pub id: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_nobody_knows_is_kept() {
+        let migration: Migration =
+            serde_json::from_str(r#"{"status":"postcopy-device","new":{"a":1}}"#).expect("decodes");
+        assert_eq!(migration.status, Some(MigrationStatus::Other("postcopy-device".to_owned())));
+        assert!(!migration.status.is_some_and(|s| s.is_over()));
+    }
+
+    #[test]
+    fn one_strange_element_spoils_nothing() {
+        let list: List<Job> =
+            serde_json::from_str(r#"[{"id":"a","status":"ready"},{"strange":1},7]"#).expect("decodes");
+        assert_eq!(list.0.len(), 1);
+    }
+}
