@@ -1,0 +1,84 @@
+//! The destination's side of the disks: an NBD server with a writable export per overlay.
+//!
+//! It must never leave a writable export behind once the mirrors have settled: QEMU itself would let both write.
+
+use super::layout::Pair;
+use crate::{
+    endpoint::Address,
+    qemu::{Process, ProcessError},
+};
+use qapi::qmp;
+use serde_json::{Value, json};
+use tokio::try_join;
+
+/// Starts the server at the address.
+///
+/// # Errors
+/// What QEMU says: above all that a server runs already, or that it may not create the socket.
+pub async fn start_server(destination: &Process, address: &Address) -> Result<(), ProcessError> {
+    let addr = match address {
+        Address::Unix(path) => qmp::SocketAddressLegacy::unix(qmp::UnixSocketAddressWrapper {
+            data: qmp::UnixSocketAddress { abstract_: None, tight: None, path: path.display().to_string() },
+        }),
+        Address::Tcp { host, port } => qmp::SocketAddressLegacy::inet(qmp::InetSocketAddressWrapper {
+            data: qmp::InetSocketAddress {
+                base: qmp::InetSocketAddressBase { host: host.clone(), port: port.to_string() },
+                ipv4: None,
+                ipv6: None,
+                keep_alive: None,
+                mptcp: None,
+                numeric: None,
+                to: None,
+            },
+        }),
+    };
+    destination.act(&qmp::nbd_server_start { addr, max_connections: None, tls_authz: None, tls_creds: None }).await
+}
+
+/// Offers one overlay for writing.
+///
+/// # Errors
+/// What QEMU says.
+pub async fn add(destination: &Process, pair: &Pair) -> Result<(), ProcessError> {
+    let export = qmp::BlockExportOptions::nbd {
+        base: qmp::BlockExportOptionsBase {
+            fixed_iothread: None,
+            iothread: None,
+            writable: Some(true),
+            writethrough: None,
+            id: pair.names.export.clone(),
+            node_name: pair.destination.node.clone(),
+        },
+        nbd: qmp::BlockExportOptionsNbd {
+            base: qmp::BlockExportOptionsNbdBase { description: None, name: Some(pair.names.export.clone()) },
+            allocation_depth: None,
+            bitmaps: None,
+        },
+    };
+    destination.act(&qmp::block_export_add(export)).await
+}
+
+/// Closes the server, and with it every export of its kind, and asks what is left.
+///
+/// QEMU answers `nbd-server-stop` only when the exports are gone; both commands are on their way at once, and the answer
+/// to the second is the proof.
+///
+/// # Errors
+/// What QEMU says, or no answer.
+pub async fn stop_server(destination: &Process) -> Result<Vec<String>, ProcessError> {
+    let stopped = destination.act(&qmp::nbd_server_stop {});
+    let left = destination.ask(&qmp::query_block_exports {});
+    let ((), left) = try_join!(stopped, left)?;
+    Ok(left.0.into_iter().map(|export| export.id).collect())
+}
+
+/// How the source's QEMU opens the export: a `json:` file name, so that the NBD node below gets a name too, which is the
+/// one that `yank` knows.
+pub fn target(address: &Address, pair: &Pair) -> String {
+    let server: Value = match address {
+        Address::Unix(path) => json!({ "type": "unix", "path": path.display().to_string() }),
+        Address::Tcp { host, port } => json!({ "type": "inet", "host": host, "port": port.to_string() }),
+    };
+    let file = json!({ "driver": "nbd", "node-name": pair.names.nbd, "server": server, "export": pair.names.export });
+    format!("json:{}", json!({ "driver": "raw", "file": file }))
+}

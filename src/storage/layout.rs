@@ -1,0 +1,306 @@
+//! Pairs the source's disks with the destination's, and names what the engine makes for each pair.
+//!
+//! Pure. A pair is only made where both sides name it alike or the user says so; nothing is guessed from order or size.
+
+use crate::qemu::reply::{BlockDevice, BlockNode};
+
+/// Everything the engine makes in a QEMU is named with this prefix, so that it can be told from the user's own.
+pub const PREFIX: &str = "qferry-";
+
+/// A disk of one side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The id of its device, where the user gave one.
+    pub qdev: Option<String>,
+    /// The name from `-drive id=`.
+    pub device: Option<String>,
+    /// Its topmost node.
+    pub node: String,
+    /// Where its device sits in QOM.
+    pub path: Option<String>,
+    /// The image on top.
+    pub file: String,
+    /// Whether it may not be written.
+    pub read_only: bool,
+    /// The size the guest sees, bytes.
+    pub virtual_size: u64,
+}
+
+impl Disk {
+    /// Every disk with a medium.
+    pub fn all(devices: &[BlockDevice]) -> Vec<Self> {
+        devices.iter().filter_map(|device| Some(Self::new(device, device.inserted.as_ref()?))).collect()
+    }
+
+    fn new(device: &BlockDevice, node: &BlockNode) -> Self {
+        let qdev = device.qdev.as_deref();
+        Self {
+            qdev: qdev.and_then(id_of).map(str::to_owned),
+            device: Some(device.device.clone()).filter(|name| !name.is_empty()),
+            node: node.node_name.clone(),
+            path: qdev.map(str::to_owned),
+            file: node.file.clone(),
+            read_only: node.ro,
+            virtual_size: node.image.virtual_size,
+        }
+    }
+
+    /// The name it is called by: its device's id, else its drive's, else its node's.
+    pub fn name(&self) -> &str {
+        self.qdev.as_deref().or(self.device.as_deref()).unwrap_or(&self.node)
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        [self.qdev.as_deref(), self.device.as_deref(), Some(&self.node)].contains(&Some(name))
+    }
+}
+
+/// The id in `/machine/peripheral/ID/...`, or a `qdev` that is an id itself; none for an anonymous device.
+fn id_of(qdev: &str) -> Option<&str> {
+    match qdev.strip_prefix("/machine/") {
+        Some(path) => path.strip_prefix("peripheral/")?.split('/').next(),
+        None => Some(qdev).filter(|id| !id.is_empty() && !id.starts_with('/')),
+    }
+}
+
+/// The user's word on which disks move.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// `--disk SOURCE[=DESTINATION]`; empty means every disk that can be written.
+    pub disks: Vec<(String, Option<String>)>,
+    /// `--skip-disk SOURCE`.
+    pub skip: Vec<String>,
+}
+
+/// A source disk and the destination disk that receives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The disk on the source.
+    pub source: Disk,
+    /// The disk on the destination.
+    pub destination: Disk,
+    /// The names of what the engine makes for this pair.
+    pub names: Names,
+}
+
+/// The names of what the engine makes for one pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The mirror job on the source.
+    pub job: String,
+    /// The mirror's target node on the source.
+    pub target: String,
+    /// The NBD client node below the target: what a `yank` must name.
+    pub nbd: String,
+    /// The guard bitmap on the source's node.
+    pub bitmap: String,
+    /// The export's id on the destination.
+    pub export: String,
+}
+
+impl Names {
+    /// The names for the pair with this index.
+    pub fn new(index: usize) -> Self {
+        let name = |what: &str| format!("{PREFIX}{what}-{index}");
+        Self {
+            job: name("mirror"),
+            target: name("target"),
+            nbd: name("nbd"),
+            bitmap: name("guard"),
+            export: name("export"),
+        }
+    }
+}
+
+/// What stands in the way of pairing, or is worth knowing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PairingProblem {
+    /// A name of the user's that no disk has.
+    Unknown {
+        /// The name.
+        name: String,
+        /// On the source (or else on the destination).
+        on_source: bool,
+    },
+    /// A source disk for which the destination has none.
+    Missing(Disk),
+    /// More than one destination disk would do, or one is wanted twice.
+    Ambiguous(Disk),
+    /// The destination disk cannot be written.
+    ReadOnly(Pair),
+    /// The sizes differ.
+    Size(Pair),
+}
+
+/// Pairs the disks.
+///
+/// A source disk goes to the destination disk with the same device id, else the same drive name, else the same node
+/// name, else the same place in QOM. By default every disk that the guest can write is moved.
+pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Vec<Pair>, Vec<PairingProblem>) {
+    let mut problems = Vec::new();
+    let mut pairs: Vec<Pair> = Vec::new();
+    let unknown = |name: &str, on_source| PairingProblem::Unknown { name: name.to_owned(), on_source };
+
+    let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
+    problems
+        .extend(named.filter(|name| !source.iter().any(|disk| disk.is_called(name))).map(|name| unknown(name, true)));
+
+    for disk in source {
+        let wanted = selection.disks.iter().find(|(name, _)| disk.is_called(name));
+        let chosen = if selection.disks.is_empty() { !disk.read_only } else { wanted.is_some() };
+        if !chosen || selection.skip.iter().any(|name| disk.is_called(name)) {
+            continue;
+        }
+        let candidates = match wanted.and_then(|(_, target)| target.as_deref()) {
+            Some(name) => {
+                let found: Vec<&Disk> = destination.iter().filter(|other| other.is_called(name)).collect();
+                if found.is_empty() {
+                    problems.push(unknown(name, false));
+                    continue;
+                }
+                found
+            }
+            None => alike(disk, destination),
+        };
+        match candidates[..] {
+            [] => problems.push(PairingProblem::Missing(disk.clone())),
+            [other] if pairs.iter().any(|pair| pair.destination == *other) => {
+                problems.push(PairingProblem::Ambiguous(disk.clone()));
+            }
+            [other] => {
+                let pair = Pair { source: disk.clone(), destination: other.clone(), names: Names::new(pairs.len()) };
+                if other.read_only {
+                    problems.push(PairingProblem::ReadOnly(pair.clone()));
+                }
+                if disk.virtual_size != other.virtual_size {
+                    problems.push(PairingProblem::Size(pair.clone()));
+                }
+                pairs.push(pair);
+            }
+            _ => problems.push(PairingProblem::Ambiguous(disk.clone())),
+        }
+    }
+    (pairs, problems)
+}
+
+/// The destination disks that are named like this one, by the strongest kind of name that finds any.
+fn alike<'a>(disk: &Disk, others: &'a [Disk]) -> Vec<&'a Disk> {
+    let by: [fn(&Disk) -> Option<&str>; 4] = [
+        |disk| disk.qdev.as_deref(),
+        |disk| disk.device.as_deref(),
+        |disk| Some(disk.node.as_str()).filter(|node| !node.starts_with('#')),
+        |disk| disk.path.as_deref(),
+    ];
+    let found = by.iter().map(|key| match key(disk) {
+        Some(name) => others.iter().filter(|other| key(other) == Some(name)).collect(),
+        None => Vec::new(),
+    });
+    found.into_iter().find(|found: &Vec<&Disk>| !found.is_empty()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn disk(qdev: &str, device: &str, node: &str) -> Disk {
+        let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        Disk {
+            qdev: some(qdev),
+            device: some(device),
+            node: node.to_owned(),
+            path: None,
+            file: String::new(),
+            read_only: false,
+            virtual_size: 1 << 30,
+        }
+    }
+
+    fn names(pairs: &[Pair]) -> Vec<(&str, &str)> {
+        pairs.iter().map(|pair| (pair.source.name(), pair.destination.name())).collect()
+    }
+
+    #[test]
+    fn ids_come_before_drive_names_before_node_names() {
+        let source = [disk("vda", "drv0", "n0"), disk("", "drv1", "#block1"), disk("", "", "n2")];
+        let destination = [disk("", "", "n2"), disk("x", "drv1", "#block1"), disk("vda", "drv9", "n9")];
+        let (pairs, problems) = pair(&source, &destination, &Selection::default());
+        assert_eq!(names(&pairs), [("vda", "vda"), ("drv1", "x"), ("n2", "n2")]);
+        assert!(problems.is_empty());
+    }
+
+    #[test]
+    fn names_that_qemu_makes_up_pair_nothing() {
+        let (pairs, problems) = pair(&[disk("", "", "#block1")], &[disk("", "", "#block1")], &Selection::default());
+        assert!(pairs.is_empty());
+        assert!(matches!(problems[..], [PairingProblem::Missing(_)]));
+    }
+
+    #[test]
+    fn an_anonymous_device_is_paired_by_its_place() {
+        let at = |node: &str, n: usize| Disk {
+            path: Some(format!("/machine/peripheral-anon/device[{n}]")),
+            ..disk("", "", node)
+        };
+        let (pairs, _) =
+            pair(&[at("#block1", 0), at("#block2", 1)], &[at("#block7", 1), at("#block8", 0)], &Selection::default());
+        assert_eq!(names(&pairs), [("#block1", "#block8"), ("#block2", "#block7")]);
+    }
+
+    #[test]
+    fn the_user_selects_and_skips() {
+        let disks = [disk("a", "", "n0"), disk("b", "", "n1"), Disk { read_only: true, ..disk("cd", "", "n2") }];
+        let chosen = Selection { disks: vec![("a".to_owned(), Some("n1".to_owned()))], skip: Vec::new() };
+        assert_eq!(names(&pair(&disks, &disks, &chosen).0), [("a", "b")]);
+        let skipped = Selection { disks: Vec::new(), skip: vec!["n0".to_owned()] };
+        assert_eq!(names(&pair(&disks, &disks, &skipped).0), [("b", "b")]);
+        let wrong = Selection { disks: vec![("zz".to_owned(), None)], skip: Vec::new() };
+        assert_eq!(
+            pair(&disks, &disks, &wrong).1,
+            [PairingProblem::Unknown { name: "zz".to_owned(), on_source: true }]
+        );
+        let both =
+            Selection { disks: vec![("a".to_owned(), Some("b".to_owned())), ("b".to_owned(), None)], skip: Vec::new() };
+        assert!(matches!(pair(&disks, &disks, &both).1[..], [PairingProblem::Ambiguous(_)]));
+    }
+
+    #[test]
+    fn sizes_and_read_only_are_told() {
+        let small = Disk { virtual_size: 1, read_only: true, ..disk("a", "", "n") };
+        let (_, problems) = pair(&[disk("a", "", "n")], &[small], &Selection::default());
+        assert!(matches!(problems[..], [PairingProblem::ReadOnly(_), PairingProblem::Size(_)]));
+    }
+
+    #[test]
+    fn ids_are_read_from_qom_paths() {
+        for (qdev, id) in [
+            ("/machine/peripheral/vd0/virtio-backend", Some("vd0")),
+            ("/machine/peripheral-anon/device[0]/virtio-backend", None),
+            ("/machine/unattached/device[5]", None),
+            ("ide0-hd0", Some("ide0-hd0")),
+            ("", None),
+        ] {
+            assert_eq!(id_of(qdev), id, "{qdev}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_destination_disk_is_used_twice(
+            source in prop::collection::vec(("[ab]?", "[cd]?", "[ef]"), 0..5),
+            destination in prop::collection::vec(("[ab]?", "[cd]?", "[ef]"), 0..5),
+        ) {
+            let make = |list: Vec<(String, String, String)>| -> Vec<Disk> {
+                list.iter().map(|(qdev, device, node)| disk(qdev, device, node)).collect()
+            };
+            let (source, destination) = (make(source), make(destination));
+            let (pairs, problems) = pair(&source, &destination, &Selection::default());
+            for (index, one) in pairs.iter().enumerate() {
+                prop_assert!(pairs[..index].iter().all(|other| other.destination != one.destination));
+                prop_assert!(destination.contains(&one.destination));
+            }
+            let unpaired = problems.iter().filter(|p| matches!(p, PairingProblem::Missing(_) | PairingProblem::Ambiguous(_)));
+            prop_assert_eq!(pairs.len() + unpaired.count(), source.len());
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! The source's side of the disks: a `drive-mirror sync=top` per disk, from its proved start to its settled end.
+//!
+//! It must never complete a mirror (that would pivot the guest onto NBD), and never take a `block-job-cancel` that QEMU
+//! accepted for one that went well: only a job that concludes without an error has everything on the other side.
+
+use super::{
+    export,
+    guard::{self, Start},
+    layout::Pair,
+};
+use crate::{
+    endpoint::Address,
+    progress::{Kind, Moment, Reporter},
+    qemu::{Observed, Process, ProcessError, reply::BlockJob, reply::JobStatus},
+};
+use qapi::qmp;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+use thiserror::Error;
+use tokio::{
+    time::{interval, timeout},
+    try_join,
+};
+
+/// How long a mirror may take to initialise its bitmap: it reads all metadata of the overlay, slowly where throttled.
+const INITIALISE: Duration = Duration::from_secs(120);
+/// How long the mirrors may take to settle with the guest stopped.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How long an aborted mirror may take to conclude.
+const ABORT: Duration = Duration::from_secs(10);
+/// How often progress is read: no event tells it.
+const SAMPLE: Duration = Duration::from_millis(250);
+/// How often the end of the initialisation and of the switch to write-blocking is looked for: no event tells them.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why the disks could not be carried over.
+#[derive(Debug, Error)]
+pub enum MirrorError {
+    /// A mirror ended, or never caught up.
+    #[error("the mirror of disk {disk} failed: {error}")]
+    Failed {
+        /// The disk's name.
+        disk: String,
+        /// QEMU's words.
+        error: String,
+    },
+    /// A command failed.
+    #[error("the disks could not be mirrored")]
+    Process(#[from] ProcessError),
+}
+
+/// What one round of starting mirrors came to.
+#[derive(Debug, Default)]
+pub struct Started<'a> {
+    /// Pairs whose mirrors are proved to have missed no write.
+    pub clean: Vec<&'a Pair>,
+    /// Pairs into whose windows writes fell, with how many bytes: their mirrors have been removed again.
+    pub dirty: Vec<(&'a Pair, u64)>,
+}
+
+/// Starts a mirror for each pair, all at once, and judges each start.
+///
+/// # Errors
+/// A mirror that is refused or ends, a bitmap that is refused.
+pub async fn start<'a>(
+    source: &Process,
+    pairs: &[&'a Pair],
+    nbd: &Address,
+    speed: Option<u64>,
+) -> Result<Started<'a>, MirrorError> {
+    let bitmaps = pairs.iter().map(|pair| source.act(&qmp::block_dirty_bitmap_add(guard_bitmap(pair))));
+    all(bitmaps).await?;
+    let mirrors = pairs.iter().map(|pair| source.act(&qmp::drive_mirror(drive_mirror(pair, nbd, speed))));
+    all(mirrors).await?;
+
+    let mut started = Started::default();
+    let mut pending = pairs.to_vec();
+    let judged = async {
+        let mut look = interval(LOOK);
+        while !pending.is_empty() {
+            look.tick().await;
+            // in this order: a count is only worth something once the job was seen past its initialisation
+            let jobs = source.ask(&qmp::query_block_jobs {});
+            let nodes = source.ask(&qmp::query_named_block_nodes { flat: Some(true) });
+            let (jobs, nodes) = try_join!(jobs, nodes)?;
+            let mut unfinished = Vec::new();
+            for &pair in &pending {
+                let job = find(&jobs.0, pair)?;
+                match guard::judge(job, &nodes.0, &pair.source.node, &pair.names.bitmap) {
+                    Start::Unfinished => unfinished.push(pair),
+                    Start::Clean => started.clean.push(pair),
+                    Start::Dirty(bytes) => started.dirty.push((pair, bytes)),
+                }
+            }
+            pending = unfinished;
+        }
+        Ok::<(), MirrorError>(())
+    };
+    timeout(INITIALISE, judged).await.map_err(|_| late(source, "end of the mirrors' initialisation", INITIALISE))??;
+
+    for (pair, _) in &started.dirty {
+        abort(source, pair).await?;
+    }
+    all(pairs.iter().map(|pair| source.act(&remove_bitmap(pair)))).await?;
+    Ok(started)
+}
+
+/// Waits until every mirror has caught up, reporting on the way.
+///
+/// # Errors
+/// A mirror that ends.
+pub async fn until_ready(source: &Process, pairs: &[Pair], report: &Reporter) -> Result<(), MirrorError> {
+    let mut tick = interval(SAMPLE);
+    let mut watch = source.watch();
+    let mut rates = Rates::default();
+    loop {
+        let jobs = source.ask(&qmp::query_block_jobs {}).await?.0;
+        let mut ready = true;
+        for pair in pairs {
+            let job = find(&jobs, pair)?;
+            rates.report(pair, job, report);
+            ready &= job.ready;
+        }
+        if ready {
+            return Ok(());
+        }
+        tokio::select! {
+            _ = tick.tick() => {}
+            // BLOCK_JOB_READY or an error
+            _ = watch.wait_for(|seen| pairs.iter().all(|pair| is_ready(seen, pair)) || failed(seen, pairs).is_some()) => {}
+        }
+    }
+}
+
+/// Switches every mirror to write-blocking and waits until no write can be behind any more.
+///
+/// # Errors
+/// A mirror that ends.
+pub async fn write_blocking(source: &Process, pairs: &[Pair]) -> Result<(), MirrorError> {
+    let changes = pairs.iter().map(|pair| {
+        source.act(&qmp::block_job_change(qmp::BlockJobChangeOptions::mirror {
+            id: pair.names.job.clone(),
+            mirror: qmp::BlockJobChangeOptionsMirror { copy_mode: qmp::MirrorCopyMode::write_blocking },
+        }))
+    });
+    all(changes).await?;
+    let mut look = interval(LOOK);
+    loop {
+        look.tick().await;
+        let jobs = source.ask(&qmp::query_block_jobs {}).await?.0;
+        let mut synced = true;
+        for pair in pairs {
+            synced &= find(&jobs, pair)?.actively_synced.unwrap_or(true);
+        }
+        if synced {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits until a mirror fails; for ever if none does.
+pub async fn failure(source: &Process, pairs: &[Pair]) -> MirrorError {
+    let mut watch = source.watch();
+    let failed = watch.wait_for(|seen| failed(seen, pairs).is_some()).await.ok().and_then(|seen| failed(&seen, pairs));
+    match failed {
+        Some((disk, error)) => MirrorError::Failed { disk, error },
+        // the connection is gone, which others notice and name
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends every mirror gracefully, with the guest stopped: all its writes are on the other side when it concludes. The
+/// commands are on their way when this returns.
+///
+/// # Errors
+/// Any mirror that was not ready, concludes with an error, or does not conclude.
+pub fn settle<'a>(
+    source: &'a Process,
+    pairs: &'a [Pair],
+) -> impl Future<Output = Result<Option<Moment>, MirrorError>> + use<'a> {
+    let cancels: Vec<_> = pairs
+        .iter()
+        .map(|pair| source.act(&qmp::block_job_cancel { device: pair.names.job.clone(), force: None }))
+        .collect();
+    async move {
+        all(cancels.into_iter()).await?;
+        let concluded = source.until("end of the mirrors", SETTLE, |seen| match failed_to_settle(seen, pairs) {
+            Some(failure) => Some(Err(failure)),
+            None => last_concluded(seen, pairs).map(Ok),
+        });
+        match concluded.await? {
+            Ok(last) => Ok(last),
+            Err((disk, error)) => Err(MirrorError::Failed { disk, error }),
+        }
+    }
+}
+
+/// Removes the settled mirrors' records.
+///
+/// # Errors
+/// What QEMU says.
+pub async fn dismiss(source: &Process, pairs: &[Pair]) -> Result<(), ProcessError> {
+    for pair in pairs {
+        source.act(&qmp::job_dismiss { id: pair.names.job.clone() }).await?;
+    }
+    Ok(())
+}
+
+/// Ends one mirror at once, whatever its state, and removes its record; that there is none is fine.
+///
+/// # Errors
+/// It does not conclude, or QEMU does not answer.
+pub async fn abort(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
+    let job = &pair.names.job;
+    let jobs = source.ask(&qmp::query_jobs {}).await?.0;
+    let Some(found) = jobs.iter().find(|found| found.id == *job) else {
+        return Ok(());
+    };
+    if found.status != JobStatus::Concluded {
+        // refused if it concludes just now: the wait below tells
+        if let Err(error) = source.act(&qmp::block_job_cancel { device: job.clone(), force: Some(true) }).await {
+            if !error.is_refusal() {
+                return Err(error);
+            }
+        }
+        source.until("end of an aborted mirror", ABORT, |seen| seen.jobs.get(job)?.concluded).await?;
+    }
+    source.act(&qmp::job_dismiss { id: job.clone() }).await
+}
+
+/// The command that removes a pair's guard bitmap.
+pub fn remove_bitmap(pair: &Pair) -> qmp::block_dirty_bitmap_remove {
+    qmp::block_dirty_bitmap_remove(qmp::BlockDirtyBitmap {
+        name: pair.names.bitmap.clone(),
+        node: pair.source.node.clone(),
+    })
+}
+
+fn guard_bitmap(pair: &Pair) -> qmp::BlockDirtyBitmapAdd {
+    qmp::BlockDirtyBitmapAdd {
+        name: pair.names.bitmap.clone(),
+        node: pair.source.node.clone(),
+        persistent: Some(false),
+        disabled: None,
+        granularity: None,
+    }
+}
+
+fn drive_mirror(pair: &Pair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMirror {
+    qmp::DriveMirror {
+        job_id: Some(pair.names.job.clone()),
+        device: pair.source.node.clone(),
+        target: export::target(nbd, pair),
+        node_name: Some(pair.names.target.clone()),
+        sync: qmp::MirrorSyncMode::top,
+        mode: Some(qmp::NewImageMode::existing),
+        auto_dismiss: Some(false),
+        speed: speed.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        on_source_error: None,
+        // not `ignore`, which never ends once the peer is dead
+        on_target_error: Some(qmp::BlockdevOnError::report),
+        auto_finalize: None,
+        buf_size: None,
+        copy_mode: None,
+        format: None,
+        granularity: None,
+        replaces: None,
+        unmap: None,
+    }
+}
+
+/// Finds a pair's job, alive.
+fn find<'a>(jobs: &'a [BlockJob], pair: &Pair) -> Result<&'a BlockJob, MirrorError> {
+    let failed = |error: &str| MirrorError::Failed { disk: pair.source.name().to_owned(), error: error.to_owned() };
+    let job = jobs.iter().find(|job| job.device == pair.names.job).ok_or_else(|| failed("its job has vanished"))?;
+    match (&job.error, &job.status) {
+        (Some(error), _) => Err(failed(error)),
+        (None, JobStatus::Concluded) => Err(failed("its job ended early")),
+        _ => Ok(job),
+    }
+}
+
+fn is_ready(seen: &Observed, pair: &Pair) -> bool {
+    seen.jobs.get(&pair.names.job).is_some_and(|job| job.status == Some(JobStatus::Ready))
+}
+
+/// The first mirror that concluded. (One that met an error concludes at once, being told to report it.)
+fn failed(seen: &Observed, pairs: &[Pair]) -> Option<(String, String)> {
+    pairs.iter().find_map(|pair| {
+        let job = seen.jobs.get(&pair.names.job).filter(|job| job.concluded.is_some())?;
+        Some((pair.source.name().to_owned(), job.error.clone().unwrap_or_else(|| "its job ended early".to_owned())))
+    })
+}
+
+/// The first mirror that ended otherwise than well.
+fn failed_to_settle(seen: &Observed, pairs: &[Pair]) -> Option<(String, String)> {
+    pairs.iter().find_map(|pair| {
+        let job = seen.jobs.get(&pair.names.job)?;
+        let error = match (&job.error, job.aborted) {
+            (Some(error), _) => error.clone(),
+            (None, true) => "it was not ready when the guest was stopped".to_owned(),
+            (None, false) => return None,
+        };
+        Some((pair.source.name().to_owned(), error))
+    })
+}
+
+/// When the last mirror concluded, once all have: `Some(None)` where there are no mirrors.
+fn last_concluded(seen: &Observed, pairs: &[Pair]) -> Option<Option<Moment>> {
+    let concluded = pairs.iter().map(|pair| seen.jobs.get(&pair.names.job)?.concluded);
+    let moments: Vec<Moment> = concluded.collect::<Option<_>>()?;
+    Some(moments.into_iter().max_by_key(|moment| moment.local))
+}
+
+async fn all<T>(commands: impl Iterator<Item = T>) -> Result<(), ProcessError>
+where
+    T: Future<Output = Result<(), ProcessError>>,
+{
+    // collected first: making the future sends the command, so all are on their way before any answer is awaited
+    for answer in commands.collect::<Vec<_>>() {
+        answer.await?;
+    }
+    Ok(())
+}
+
+fn late(source: &Process, what: &'static str, waited: Duration) -> ProcessError {
+    ProcessError::Late { at: source.name().clone(), what, waited }
+}
+
+/// Copy rates from one sample to the next.
+#[derive(Debug, Default)]
+struct Rates {
+    last: BTreeMap<String, (Instant, u64)>,
+}
+
+impl Rates {
+    fn report(&mut self, pair: &Pair, job: &BlockJob, report: &Reporter) {
+        let now = Instant::now();
+        let rate = match self.last.get(&job.device) {
+            Some(&(at, offset)) if now > at => {
+                (job.offset.saturating_sub(offset) as f64 / (now - at).as_secs_f64()) as u64
+            }
+            _ => 0,
+        };
+        self.last.insert(job.device.clone(), (now, job.offset));
+        report.emit(Kind::Disk {
+            disk: pair.source.name().to_owned(),
+            status: job.status.to_string(),
+            copied: job.offset,
+            total: job.len,
+            ready: job.ready,
+            rate,
+        });
+    }
+}

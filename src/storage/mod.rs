@@ -1,0 +1,10 @@
+//! Disks: which of the source's go onto which of the destination's, the exports that receive them and the mirrors that
+//! carry them.
+//!
+//! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
+
+pub mod export;
+pub mod guard;
+pub mod layout;
+pub mod leftover;
+pub mod mirror;
