@@ -1,0 +1,73 @@
+//! What one `query-migrate` tells.
+//!
+//! Pure.
+
+use crate::{
+    progress::{Kind, RamOutcome},
+    qemu::reply::{Migration, MigrationStatus},
+};
+
+/// The event for one answer; none before RAM is being sent.
+pub fn event(migration: &Migration) -> Option<Kind> {
+    let ram = migration.ram.as_ref()?;
+    Some(Kind::Memory {
+        status: migration.status.as_ref().map_or("none", MigrationStatus::as_str).to_owned(),
+        transferred: ram.transferred,
+        remaining: ram.remaining,
+        total: ram.total,
+        dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
+        // QEMU reports -1 before its first measurement
+        bandwidth: (ram.mbps.max(0.0) * 1e6 / 8.0) as u64,
+        predicted_blackout_ms: migration.expected_downtime,
+    })
+}
+
+/// Takes a sample into the totals.
+pub fn fold(totals: &mut RamOutcome, migration: &Migration) {
+    if let Some(ram) = &migration.ram {
+        totals.bytes = totals.bytes.max(ram.transferred);
+        totals.iterations = totals.iterations.max(ram.dirty_sync_count);
+    }
+    totals.throttle_max_pct = totals.throttle_max_pct.max(migration.cpu_throttle_percentage.unwrap_or(0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn migration(ram: serde_json::Value) -> Migration {
+        serde_json::from_value(json!({"status": "active", "ram": ram, "expected-downtime": 300})).expect("a migration")
+    }
+
+    #[test]
+    fn units_are_bytes() {
+        let sample = migration(
+            json!({"transferred": 10, "remaining": 20, "total": 30, "mbps": 8.0, "dirty-pages-rate": 2, "page-size": 4096}),
+        );
+        let expected = Kind::Memory {
+            status: "active".to_owned(),
+            transferred: 10,
+            remaining: 20,
+            total: 30,
+            dirty_rate: 8192,
+            bandwidth: 1_000_000,
+            predicted_blackout_ms: Some(300),
+        };
+        assert_eq!(event(&sample), Some(expected));
+    }
+
+    #[test]
+    fn totals_never_shrink() {
+        let mut totals = RamOutcome::default();
+        fold(&mut totals, &migration(json!({"transferred": 10, "remaining": 0, "total": 30, "dirty-sync-count": 3})));
+        fold(&mut totals, &migration(json!({"transferred": 7, "remaining": 0, "total": 30, "dirty-sync-count": 2})));
+        assert_eq!(totals, RamOutcome { bytes: 10, iterations: 3, ..RamOutcome::default() });
+    }
+
+    #[test]
+    fn a_bandwidth_not_yet_measured_is_zero() {
+        let sample = migration(json!({"transferred": 1, "remaining": 2, "total": 3, "mbps": -1.0}));
+        assert!(matches!(event(&sample), Some(Kind::Memory { bandwidth: 0, .. })));
+    }
+}
