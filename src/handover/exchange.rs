@@ -1,0 +1,96 @@
+//! Passes the guest on, or takes it back: the only sender of `migrate-continue` and `cont`.
+//!
+//! It must never send either without the proof that its signature asks for.
+
+use super::ownership::{Arrived, DestinationCannotRun, Disengaged, Handed, SourceCannotRun};
+use crate::{
+    progress::Moment,
+    qemu::{
+        Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
+};
+use qapi::qmp;
+use std::time::Duration;
+use thiserror::Error;
+
+/// How long the last RAM and the device state may take, and the guest's resumption.
+const EXCHANGE: Duration = Duration::from_secs(30);
+
+/// How the exchange can fail.
+#[derive(Debug, Error)]
+pub enum ExchangeError {
+    /// One side ended the migration badly after `migrate-continue`.
+    #[error("the {side} reported '{status}' after migrate-continue")]
+    Ended {
+        /// Which side.
+        side: crate::progress::Side,
+        /// Its status.
+        status: MigrationStatus,
+    },
+    /// A command failed or an answer is missing.
+    #[error("the handover could not be carried through")]
+    Process(#[from] ProcessError),
+}
+
+/// Lets the source send the rest. From here it may not be resumed without proof, whatever the answer; so there is a
+/// [`Handed`] in any case.
+pub async fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, Result<(), ProcessError>) {
+    let command = qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover };
+    (Handed::new(disengaged), source.act(&command).await)
+}
+
+/// Waits until both sides report `completed`; when each did.
+///
+/// # Errors
+/// Either reports a failure, goes away, or reports nothing in time.
+pub async fn arrival(
+    source: &Process,
+    destination: &Process,
+    handed: &Handed,
+) -> Result<(Arrived, Moment, Moment), ExchangeError> {
+    let (gone, arrived) = tokio::try_join!(completed(source), completed(destination))?;
+    Ok((Arrived::new(handed), gone, arrived))
+}
+
+/// Starts the guest on the destination; when it resumed.
+///
+/// # Errors
+/// QEMU refuses or does not answer; only a refusal proves that the guest does not run.
+pub async fn start_guest(destination: &Process, _: &Arrived) -> Result<Moment, ProcessError> {
+    destination.act(&qmp::cont {}).await?;
+    destination.until("RESUME", EXCHANGE, |seen| seen.resumed).await
+}
+
+/// The proof for a destination that has all state while the source's process is seen to have ended.
+pub async fn outlived(source: &Process, patience: Duration) -> Option<Arrived> {
+    source.proved_dead(patience).await.then(|| Arrived::outlived(&SourceCannotRun::dead()))
+}
+
+/// Resumes the guest on the source.
+///
+/// # Errors
+/// QEMU refuses or does not answer.
+pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Result<(), ProcessError> {
+    tracing::info!(?why, "resuming the guest on the source");
+    source.act(&qmp::cont {}).await?;
+    let status = source.ask(&qmp::query_status {}).await?.status;
+    if status == RunState::Running {
+        return Ok(());
+    }
+    Err(ProcessError::Late { at: source.name().clone(), what: "running guest after cont", waited: Duration::ZERO })
+}
+
+async fn completed(process: &Process) -> Result<Moment, ExchangeError> {
+    let ended = process.until("completed migration", EXCHANGE, |seen| {
+        let entered = |status: MigrationStatus| seen.entered(&status).map(|moment| (status, moment));
+        entered(MigrationStatus::Completed)
+            .or_else(|| entered(MigrationStatus::Failed))
+            .or_else(|| entered(MigrationStatus::Failing))
+            .or_else(|| entered(MigrationStatus::Cancelled))
+    });
+    match ended.await? {
+        (MigrationStatus::Completed, moment) => Ok(moment),
+        (status, _) => Err(ExchangeError::Ended { side: process.name().side, status }),
+    }
+}

@@ -1,0 +1,180 @@
+//! What is to be done when the exchange fails after `migrate-continue`.
+//!
+//! Pure. Decides from what each side is seen to be, and from nothing else: a guest is started or resumed only where the
+//! other side is proved unable to run it, and where nothing is proved nothing is done.
+
+use crate::qemu::reply::{MigrationStatus, RunState};
+
+/// What is known of one side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// It answers.
+    Answers {
+        /// Its run state.
+        run: RunState,
+        /// The migration's status as it tells it.
+        migration: MigrationStatus,
+    },
+    /// It does not answer, and may yet be alive.
+    Silent,
+    /// Its process is proved to have ended.
+    Dead,
+}
+
+impl Seen {
+    fn runs(&self) -> bool {
+        self.is(&RunState::Running)
+    }
+
+    fn is(&self, state: &RunState) -> bool {
+        matches!(self, Self::Answers { run, .. } if run == state)
+    }
+}
+
+/// Everything the verdict rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The source.
+    pub source: Seen,
+    /// The destination.
+    pub destination: Seen,
+    /// `cont` may have reached the destination (sent, and not refused).
+    pub started: bool,
+    /// The guest ran before the migration; otherwise it stays paused wherever it ends.
+    pub was_running: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The guest is on the destination as it should be: go on.
+    OnDestination,
+    /// The guest is on the source as it was: the destination never got it.
+    OnSource,
+    /// All state is on the destination and the source is dead: start it there.
+    StartDestination,
+    /// The destination is dead and was never started: resume the source.
+    ResumeSource,
+    /// The destination is alive, was never started and will not be: quit it, then look again.
+    QuitDestination,
+    /// Nothing is proved: leave both as they are.
+    Undetermined,
+}
+
+/// Decides.
+pub fn decide(facts: &Facts) -> Verdict {
+    let Facts { source, destination, started, was_running } = facts;
+    // `paused` is not what a completed migration leaves: that is `postmigrate`
+    if source.runs() || (!was_running && source.is(&RunState::Paused)) {
+        // QEMU resumes a source by itself where the migration failed. A destination that was never started waits with
+        // its vCPUs stopped; one that runs as well is beyond us.
+        return match (started, destination.runs()) {
+            (false, false) => Verdict::OnSource,
+            _ => Verdict::Undetermined,
+        };
+    }
+    match destination {
+        Seen::Answers { run: RunState::Running, .. } => Verdict::OnDestination,
+        Seen::Answers { migration: MigrationStatus::Completed, .. } if !was_running && !started => match source {
+            Seen::Answers { migration: MigrationStatus::Completed, .. } | Seen::Dead => Verdict::OnDestination,
+            _ => Verdict::Undetermined,
+        },
+        Seen::Answers { migration: MigrationStatus::Completed, .. } if !started => match source {
+            Seen::Dead => Verdict::StartDestination,
+            // it refused to start, or the source does not say `completed`: the source still has everything
+            Seen::Answers { .. } => Verdict::QuitDestination,
+            Seen::Silent => Verdict::Undetermined,
+        },
+        Seen::Answers { .. } if !started && matches!(source, Seen::Answers { .. }) => Verdict::QuitDestination,
+        Seen::Dead if !started && matches!(source, Seen::Answers { .. }) => match was_running {
+            true => Verdict::ResumeSource,
+            // stopped, and a `cont` of its owner's works: nothing may be run that was paused
+            false => Verdict::OnSource,
+        },
+        Seen::Answers { .. } | Seen::Silent | Seen::Dead => Verdict::Undetermined,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn answers(run: RunState, migration: MigrationStatus) -> Seen {
+        Seen::Answers { run, migration }
+    }
+
+    fn postmigrate() -> Seen {
+        answers(RunState::PostMigrate, MigrationStatus::Completed)
+    }
+
+    fn arrived() -> Seen {
+        answers(RunState::Paused, MigrationStatus::Completed)
+    }
+
+    #[test]
+    fn verdicts() {
+        let failed = |run| answers(run, MigrationStatus::Failed);
+        let waiting = || answers(RunState::InMigrate, MigrationStatus::Active);
+        for (source, destination, started, was_running, verdict) in [
+            (postmigrate(), answers(RunState::Running, MigrationStatus::Completed), true, true, Verdict::OnDestination),
+            (Seen::Silent, answers(RunState::Running, MigrationStatus::Completed), true, true, Verdict::OnDestination),
+            (failed(RunState::Running), failed(RunState::InMigrate), false, true, Verdict::OnSource),
+            (failed(RunState::Running), Seen::Dead, false, true, Verdict::OnSource),
+            (failed(RunState::Running), Seen::Silent, false, true, Verdict::OnSource),
+            (postmigrate(), Seen::Dead, false, true, Verdict::ResumeSource),
+            (postmigrate(), Seen::Dead, true, true, Verdict::Undetermined),
+            (postmigrate(), Seen::Silent, false, true, Verdict::Undetermined),
+            (postmigrate(), failed(RunState::InMigrate), false, true, Verdict::QuitDestination),
+            (postmigrate(), arrived(), false, true, Verdict::QuitDestination),
+            (postmigrate(), arrived(), true, true, Verdict::Undetermined),
+            (Seen::Dead, arrived(), false, true, Verdict::StartDestination),
+            (Seen::Dead, waiting(), false, true, Verdict::Undetermined),
+            (Seen::Dead, Seen::Dead, false, true, Verdict::Undetermined),
+            (Seen::Silent, arrived(), false, true, Verdict::Undetermined),
+            (postmigrate(), arrived(), false, false, Verdict::OnDestination),
+            (failed(RunState::Paused), failed(RunState::InMigrate), false, false, Verdict::OnSource),
+            (postmigrate(), Seen::Dead, false, false, Verdict::OnSource),
+            (failed(RunState::Paused), failed(RunState::InMigrate), false, true, Verdict::QuitDestination),
+        ] {
+            let facts = Facts { source, destination, started, was_running };
+            assert_eq!(decide(&facts), verdict, "{facts:?}");
+        }
+    }
+
+    fn seen() -> impl Strategy<Value = Seen> {
+        let run =
+            prop::sample::select(vec!["running", "paused", "inmigrate", "finish-migrate", "postmigrate", "strange"]);
+        let migration =
+            prop::sample::select(vec!["none", "active", "device", "completed", "failed", "cancelled", "strange"]);
+        prop_oneof![
+            Just(Seen::Silent),
+            Just(Seen::Dead),
+            (run, migration)
+                .prop_map(|(run, migration)| answers(RunState::from(run), MigrationStatus::from(migration))),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn never_two_runners(source in seen(), destination in seen(), started: bool, was_running: bool) {
+            let facts = Facts { source: source.clone(), destination: destination.clone(), started, was_running };
+            match decide(&facts) {
+                Verdict::ResumeSource => prop_assert!(destination == Seen::Dead && !started && was_running),
+                Verdict::StartDestination => prop_assert!(source == Seen::Dead && destination == arrived_like(&destination)),
+                Verdict::QuitDestination => prop_assert!(!started && !destination.runs()),
+                Verdict::OnDestination => prop_assert!(!source.runs()),
+                Verdict::OnSource => prop_assert!(!destination.runs() && !started),
+                Verdict::Undetermined => {}
+            }
+        }
+    }
+
+    /// The same run state with a completed migration.
+    fn arrived_like(seen: &Seen) -> Seen {
+        match seen {
+            Seen::Answers { run, .. } => answers(run.clone(), MigrationStatus::Completed),
+            other => other.clone(),
+        }
+    }
+}
