@@ -1,0 +1,354 @@
+//! The handle to a running migration.
+
+use super::{
+    Failure, Plan, Settings,
+    failure::describe,
+    rollback::Sides,
+    run::{self, Engine},
+};
+use crate::{
+    endpoint::{self, Address, PeerPid, Socket},
+    progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink},
+    qemu::{Name, Process},
+    qmp::{self, Recorder},
+    quantity::Rate,
+};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{broadcast, watch},
+    task::JoinHandle,
+};
+
+/// How long a connection may take.
+const DIAL: Duration = Duration::from_secs(10);
+/// Events kept for a reader that is slow; a migration makes a few each second.
+const EVENTS: usize = 1024;
+
+/// One of the two QEMUs: where its QMP monitor is, or a connection to it.
+pub enum Endpoint {
+    /// An address to dial.
+    Address(Address),
+    /// A connection that the caller made. QEMU's greeting must not have been read yet.
+    Stream {
+        /// Its name in messages.
+        name: String,
+        /// The connection.
+        stream: Box<dyn Socket>,
+        /// The QEMU process behind it, if the caller knows: its death is then noticed at once, and the two QEMUs are
+        /// taken to be on this host.
+        pid: Option<i32>,
+    },
+}
+
+impl From<Address> for Endpoint {
+    fn from(address: Address) -> Self {
+        Self::Address(address)
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => write!(f, "{address}"),
+            Self::Stream { name, pid, .. } => write!(f, "{name} (pid {pid:?})"),
+        }
+    }
+}
+
+/// What a migration is to do.
+#[derive(Debug)]
+pub struct Builder {
+    source: Endpoint,
+    destination: Endpoint,
+    settings: Settings,
+    recorder: Option<Recorder>,
+}
+
+impl Builder {
+    /// Everything at once, in place of what was set so far.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// The blackout budget, 300 ms by default.
+    #[must_use]
+    pub fn downtime(mut self, budget: Duration) -> Self {
+        self.settings.downtime = budget;
+        self
+    }
+
+    /// A ceiling for the whole job; none by default.
+    #[must_use]
+    pub fn bandwidth(mut self, ceiling: Rate) -> Self {
+        self.settings.bandwidth = Some(ceiling);
+        self
+    }
+
+    /// Gives up after this long before the switchover; never by default.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// Moves this disk; may be said more than once. Without it, every writable disk moves.
+    #[must_use]
+    pub fn disk(mut self, source: impl Into<String>, destination: Option<String>) -> Self {
+        self.settings.selection.disks.push((source.into(), destination));
+        self
+    }
+
+    /// Where the destination listens for NBD and for RAM. Needed unless both monitors are local unix sockets.
+    #[must_use]
+    pub fn addresses(mut self, nbd: Address, migrate: Address) -> Self {
+        self.settings.nbd_address = Some(nbd);
+        self.settings.migrate_address = Some(migrate);
+        self
+    }
+
+    /// The directory for the sockets of this run.
+    #[must_use]
+    pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.settings.runtime_dir = directory.into();
+        self
+    }
+
+    /// Leaves the source process there, stopped, instead of quitting it.
+    #[must_use]
+    pub fn keep_source(mut self) -> Self {
+        self.settings.keep_source = true;
+        self
+    }
+
+    /// Records every line of both connections.
+    #[must_use]
+    pub fn transcript(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Looks at both sides and tells what would be done; nothing is changed.
+    ///
+    /// # Errors
+    /// A side cannot be reached or does not answer.
+    pub async fn plan(self) -> Result<Plan, Failure> {
+        let (source, destination) = connect(self.source, self.destination, self.recorder.as_ref()).await?;
+        Ok(run::plan(&source, &destination, &self.settings).await?.0)
+    }
+
+    /// Starts the migration on the current tokio runtime.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(self) -> Migration {
+        let (sender, receiver) = broadcast::channel(EVENTS);
+        let (cancel, cancelled) = watch::channel(false);
+        let events = Broadcast(sender);
+        let task = tokio::spawn(self.run(Reporter::new(Arc::new(events)), cancelled));
+        Migration { task, cancel: Canceller(cancel), events: Some(Events(receiver)) }
+    }
+
+    async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
+        let engine =
+            Engine { settings: self.settings, report: report.clone(), cancel: cancel.clone(), began: Instant::now() };
+        let outcome = match prepare(&engine, self.source, self.destination, self.recorder.as_ref(), cancel).await {
+            Ok((sides, plan)) => engine.migrate(sides, &plan).await,
+            Err(failure) => untouched(&failure, &report),
+        };
+        report.emit(Kind::Outcome(Box::new(outcome.clone())));
+        outcome
+    }
+}
+
+/// A running migration.
+///
+/// Dropping it cancels: the way back is then gone in the background, as long as the runtime lives. Await [`Self::wait`]
+/// after [`Self::cancel`] to know how it ended.
+#[derive(Debug)]
+pub struct Migration {
+    task: JoinHandle<Outcome>,
+    cancel: Canceller,
+    events: Option<Events>,
+}
+
+impl Drop for Migration {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// Cancels a migration.
+#[derive(Debug, Clone)]
+pub struct Canceller(watch::Sender<bool>);
+
+impl Canceller {
+    /// As [`Migration::cancel`]; harmless when said twice, or after the end.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Migration {
+    /// Begins to describe the migration of a guest from one QEMU to another, which waits with `-incoming defer -S`.
+    pub fn builder(source: impl Into<Endpoint>, destination: impl Into<Endpoint>) -> Builder {
+        Builder {
+            source: source.into(),
+            destination: destination.into(),
+            settings: Settings::default(),
+            recorder: None,
+        }
+    }
+
+    /// The events: from the first one on the first call, from now on in later ones.
+    pub fn events(&mut self) -> Events {
+        match self.events.take() {
+            Some(events) => {
+                // the place of the next reader
+                self.events = Some(Events(events.0.resubscribe()));
+                events
+            }
+            None => Events(broadcast::channel(1).1),
+        }
+    }
+
+    /// Asks to give up and go back. From the handover on it is too late, and the migration ends as it does.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Something to cancel it with from elsewhere, while it is waited for.
+    pub fn canceller(&self) -> Canceller {
+        self.cancel.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// If the engine itself panicked, or its runtime was shut down.
+    pub async fn wait(mut self) -> Outcome {
+        match (&mut self.task).await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => panic!("the runtime was shut down under a migration: {error}"),
+        }
+    }
+}
+
+/// A migration's events.
+#[derive(Debug)]
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event; `None` after the last, which is the outcome. A reader that falls far behind misses the oldest.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            match self.0.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "events were not read in time")
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// The same for a thread of its own, outside of the runtime.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        loop {
+            match self.0.blocking_recv() {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    tracing::warn!(missed, "events were not read in time")
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+}
+
+/// Hands events to whoever listens; a slow listener never holds the engine up.
+struct Broadcast(broadcast::Sender<Event>);
+
+impl Sink for Broadcast {
+    fn emit(&self, event: &Event) {
+        // nobody may be listening
+        drop(self.0.send(event.clone()));
+    }
+}
+
+/// Connects, looks and plans: everything that changes nothing.
+async fn prepare(
+    engine: &Engine,
+    source: Endpoint,
+    destination: Endpoint,
+    recorder: Option<&Recorder>,
+    mut cancel: watch::Receiver<bool>,
+) -> Result<(Sides, Plan), Failure> {
+    let prepared = async {
+        let connected = engine.phase(Phase::Connect, connect(source, destination, recorder));
+        let (source, destination) = connected.await?;
+        let planned = engine.phase(Phase::Preflight, run::plan(&source, &destination, &engine.settings));
+        let (plan, was_running) = planned.await?;
+        for finding in
+            plan.findings.iter().filter(|finding| finding.severity != crate::preflight::checks::Severity::Blocker)
+        {
+            engine.report.warn(finding.code, finding.to_string());
+        }
+        let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
+        if !blockers.is_empty() {
+            return Err(Failure::Refused(blockers.join("; ")));
+        }
+        Ok((Sides { source, destination, was_running }, plan))
+    };
+    tokio::select! {
+        biased;
+        _ = cancel.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
+        prepared = prepared => prepared,
+    }
+}
+
+async fn connect(
+    source: Endpoint,
+    destination: Endpoint,
+    recorder: Option<&Recorder>,
+) -> Result<(Process, Process), Failure> {
+    tokio::try_join!(open(Side::Source, source, recorder), open(Side::Destination, destination, recorder))
+}
+
+async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
+    let (address, stream, peer) = match endpoint {
+        Endpoint::Address(address) => match endpoint::dial(&address, DIAL).await {
+            Ok(dialed) => (address.to_string(), dialed.stream, dialed.peer),
+            Err(error) => return Err(Failure::Connect { side, source: Box::new(error) }),
+        },
+        Endpoint::Stream { name, stream, pid } => (name, stream, pid.and_then(|pid| PeerPid::open(pid).ok())),
+    };
+    let options = qmp::Options { recorder: recorder.cloned(), ..qmp::Options::labelled(side.as_str()) };
+    let opened = Process::connect(Name { side, address }, stream, peer, options).await;
+    opened.map_err(|error| Failure::Connect { side, source: Box::new(error) })
+}
+
+/// The outcome of a migration that was never begun.
+fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
+    tracing::debug!(error = describe(failure), "nothing was changed");
+    let ending = if matches!(failure, Failure::Cancelled) { Ending::Cancelled } else { Ending::Refused };
+    Outcome {
+        outcome: ending,
+        runs_on: RunsOn::Source,
+        reason: Some(failure.reason()),
+        total_ms: report.elapsed_ms(),
+        blackout_ms: None,
+        qemu_downtime_ms: None,
+        ledger: Vec::new(),
+        ledger_clock: None,
+        disks: Vec::new(),
+        ram: RamOutcome::default(),
+        leftovers: Vec::new(),
+    }
+}

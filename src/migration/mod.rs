@@ -1,0 +1,19 @@
+//! The engine: the order of a migration from the first greeting to the last clean-up, and the way back.
+//!
+//! [`Migration`] is the handle an embedder holds; [`Settings`] is what can be asked for; [`Plan`] is what would be done.
+//! It composes storage, memory and handover, none of which knows the others, and it must never let one of them run
+//! without an effect being noted first: what is not noted cannot be undone.
+
+mod effect;
+mod failure;
+mod handle;
+mod plan;
+mod rollback;
+mod run;
+mod settings;
+
+pub use effect::Effect;
+pub use failure::{Failure, describe};
+pub use handle::{Builder, Canceller, Endpoint, Events, Migration};
+pub use plan::{Estimate, Plan, PlannedDisk};
+pub use settings::Settings;

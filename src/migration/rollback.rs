@@ -1,0 +1,144 @@
+//! The way back: undoes the effects in reverse, the guest first.
+//!
+//! Only before `migrate-continue`, or once it is decided that the guest stays on the source. Every step is idempotent,
+//! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
+//! could not undo.
+
+use super::{Effect, failure::describe};
+use crate::{
+    handover::{exchange, ownership::DestinationCannotRun},
+    memory::{precopy, tuning},
+    progress::{Reporter, Side},
+    qemu::{Process, ProcessError, reply::RunState},
+    storage::{export, layout::Pair, leftover, mirror},
+};
+use qapi::qmp;
+use std::{fs, io, path::Path, time::Duration};
+use tokio::try_join;
+
+/// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
+const RESUME: Duration = Duration::from_secs(5);
+
+/// What the way back came to.
+#[derive(Debug, Default)]
+pub(super) struct RolledBack {
+    /// Whether the source was seen in the run state it had before.
+    pub(super) as_before: bool,
+    /// What of ours is still there, and why.
+    pub(super) leftovers: Vec<String>,
+}
+
+/// Both QEMUs, and whether the guest ran when the migration began.
+pub(super) struct Sides {
+    pub(super) source: Process,
+    pub(super) destination: Process,
+    pub(super) was_running: bool,
+}
+
+/// Goes back.
+pub(super) async fn roll_back(sides: &Sides, effects: &[Effect], report: &Reporter) -> RolledBack {
+    let Sides { source, destination, .. } = sides;
+    let mut leftovers = Vec::new();
+    let incoming = effects.contains(&Effect::Incoming);
+    for effect in effects.iter().rev() {
+        let undone = match effect {
+            Effect::Migrate => match precopy::cancel(source).await {
+                Ok(()) => resume(sides).await,
+                failed => failed,
+            },
+            Effect::Stopped => resume(sides).await,
+            Effect::Mirror(pair) => remove_mirror(source, pair).await,
+            Effect::NbdServer if destination.is_gone() => Ok(()),
+            Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
+            // a destination that was told to listen is of no use any more, whatever its settings
+            Effect::Tuned { side: Side::Destination, .. } if incoming || destination.is_gone() => Ok(()),
+            Effect::Tuned { side, before } => tuning::restore(sides.side(*side), before).await,
+            Effect::SocketFile(path) => {
+                remove_socket(path, &mut leftovers);
+                Ok(())
+            }
+            Effect::Incoming => Ok(()),
+        };
+        if let Err(error) = undone {
+            report.warn("not-undone", describe(&error));
+        }
+    }
+    leftovers.extend(left_behind(source).await);
+    if !destination.is_gone() {
+        leftovers.extend(left_behind(destination).await);
+    }
+    RolledBack { as_before: is_as_before(sides).await, leftovers }
+}
+
+impl Sides {
+    /// One of the two.
+    pub(super) fn side(&self, side: Side) -> &Process {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
+}
+
+/// Removes a socket's file; that there is none is fine.
+pub(super) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => leftovers.push(format!("{}: {error}", path.display())),
+        _ => {}
+    }
+}
+
+/// Sees to it that a guest that ran runs again: QEMU resumes it by itself after a cancelled migration, as a rule.
+async fn resume(sides: &Sides) -> Result<(), ProcessError> {
+    let source = &sides.source;
+    if !sides.was_running || is_as_before(sides).await {
+        return Ok(());
+    }
+    let resumed = |seen: &crate::qemu::Observed| {
+        let after_stop =
+            seen.resumed.zip(seen.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local);
+        after_stop.then_some(())
+    };
+    let paused = source.ask(&qmp::query_status {}).await?.status == RunState::Paused;
+    if !paused && source.until("RESUME", RESUME, resumed).await.is_ok() {
+        return Ok(());
+    }
+    exchange::resume_source(source, DestinationCannotRun::NeverContinued).await
+}
+
+async fn is_as_before(sides: &Sides) -> bool {
+    let expected = if sides.was_running { RunState::Running } else { RunState::Paused };
+    match sides.source.ask(&qmp::query_status {}).await {
+        Ok(status) => status.status == expected,
+        Err(_) => false,
+    }
+}
+
+async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
+    mirror::abort(source, pair).await?;
+    allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
+}
+
+/// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.
+fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
+    match result {
+        Err(error) if error.is_refusal() => Ok(()),
+        other => other,
+    }
+}
+
+/// Asks one side what of ours is there.
+async fn left_behind(process: &Process) -> Vec<String> {
+    let asked = try_join!(
+        process.ask(&qmp::query_jobs {}),
+        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
+        process.ask(&qmp::query_block_exports {}),
+    );
+    let name = process.name();
+    match asked {
+        Ok((jobs, nodes, exports)) => {
+            leftover::list(&jobs.0, &nodes.0, &exports.0).iter().map(|left| format!("{name}: {left}")).collect()
+        }
+        Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
+    }
+}

@@ -1,0 +1,529 @@
+//! One migration, top to bottom.
+
+use super::{
+    Effect, Failure, Plan, Settings,
+    failure::describe,
+    rollback::{RolledBack, Sides, remove_socket, roll_back},
+};
+use crate::{
+    endpoint::Address,
+    handover::{
+        exchange,
+        ownership::{DestinationCannotRun, Disengaged},
+        verdict::{self, Facts, Seen, Verdict},
+    },
+    memory::{precopy, tuning},
+    preflight::facts,
+    progress::{
+        Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, PhaseState, RamOutcome, Reason, Reporter,
+        RunsOn, Side,
+    },
+    qemu::{
+        Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
+    storage::{
+        export, guard,
+        layout::Pair,
+        mirror::{self, MirrorError},
+    },
+};
+use qapi::qmp;
+use serde_json::Map;
+use std::{
+    collections::BTreeMap,
+    fs,
+    future::pending,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+use tokio::{sync::watch, time::sleep_until, try_join};
+
+/// How long a process that was told to quit may take to be gone.
+const QUIT: Duration = Duration::from_secs(10);
+/// How long a source whose migration failed may take to say so and to resume.
+const AFTERMATH: Duration = Duration::from_secs(5);
+/// How often the verdict is looked for again: each round does one thing, and two are the most that any case needs.
+const ROUNDS: u32 = 4;
+
+/// What a run works with.
+pub(super) struct Engine {
+    pub(super) settings: Settings,
+    pub(super) report: Reporter,
+    /// Turns true, or closes, when the user cancels.
+    pub(super) cancel: watch::Receiver<bool>,
+    /// When the whole began, for the timeout.
+    pub(super) began: Instant,
+}
+
+/// What has come of a run so far.
+struct Course {
+    effects: Vec<Effect>,
+    ledger: Ledger,
+    ram: RamOutcome,
+    copied: BTreeMap<String, u64>,
+    downtime: Option<u64>,
+    leftovers: Vec<String>,
+}
+
+/// The end of a run, without its figures.
+struct End {
+    ending: Ending,
+    runs_on: RunsOn,
+    failure: Option<Reason>,
+}
+
+impl Engine {
+    /// Moves the guest, or tells why not. Every phase in its order.
+    pub(super) async fn migrate(&self, sides: Sides, plan: &Plan) -> Outcome {
+        let clock = match (sides.source.peer(), sides.destination.peer()) {
+            (Some(_), Some(_)) => Clock::Qemu,
+            _ => Clock::Engine,
+        };
+        let mut course = Course {
+            effects: Vec::new(),
+            ledger: Ledger::new(clock),
+            ram: RamOutcome::default(),
+            copied: BTreeMap::new(),
+            downtime: None,
+            leftovers: Vec::new(),
+        };
+        let end = match self.carry_over(&sides, plan, &mut course).await {
+            Ok(disengaged) => {
+                let handed = self.hand_over(&sides, disengaged, &mut course).await;
+                self.finish(&sides, plan, handed, &mut course).await
+            }
+            Err(failure) => self.retreat(&sides, &failure, &mut course).await,
+        };
+        self.outcome(plan, end, &course)
+    }
+
+    /// Everything up to the last point from which the way back is cheap.
+    async fn carry_over(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
+        let deadline = self.settings.timeout.map(|timeout| self.began + timeout);
+        let approach = async {
+            self.phase(Phase::Prepare, self.prepare(sides, plan, course)).await?;
+            self.phase(Phase::Storage, self.copy_disks(sides, plan, course)).await?;
+            self.phase(Phase::Memory, self.copy_memory(sides, plan, course)).await
+        };
+        let stopped = self.unless_interrupted(sides, deadline, approach).await?;
+        let switchover = self.phase(Phase::Switchover, self.disengage(sides, plan, stopped, course));
+        self.unless_interrupted(sides, None, switchover).await
+    }
+
+    async fn prepare(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
+        let Sides { source, destination, .. } = sides;
+        let parameters = tuning::parameters(self.settings.downtime, self.settings.bandwidth);
+        for (process, parameters) in [(source, parameters), (destination, Map::new())] {
+            let side = process.name().side;
+            let before = tuning::read(process, &parameters).await?;
+            course.effects.push(Effect::Tuned { side, before });
+            tuning::set_capabilities(process, tuning::capabilities(side).iter().map(|&name| (name, true))).await?;
+            tuning::set_parameters(process, &parameters).await?;
+        }
+        // it waits already; this takes back an autostart, for a QEMU that was started without -S
+        destination.act(&qmp::stop {}).await?;
+
+        let (nbd, _) = addresses(plan)?;
+        if !plan.pairs.is_empty() {
+            self.note_socket(nbd, course)?;
+            course.effects.push(Effect::NbdServer);
+            export::start_server(destination, nbd).await?;
+            for pair in &plan.pairs {
+                export::add(destination, pair).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn copy_disks(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
+        let source = &sides.source;
+        if plan.pairs.is_empty() {
+            return Ok(());
+        }
+        course.effects.extend(plan.pairs.iter().map(|pair| Effect::Mirror(Box::new(pair.clone()))));
+        let (nbd, _) = addresses(plan)?;
+        let speed = self.settings.mirror_speed(plan.pairs.len());
+        let mut pairs: Vec<&Pair> = plan.pairs.iter().collect();
+        for attempt in 1..=guard::ATTEMPTS {
+            let started = mirror::start(source, &pairs, nbd, speed).await?;
+            for (pair, bytes) in &started.dirty {
+                let because = format!(
+                    "{bytes} bytes were written to {} while its mirror started (attempt {attempt} of {}), \
+                     and QEMU 8.0 to 10.2.1 can lose such a write",
+                    pair.source.name(),
+                    guard::ATTEMPTS
+                );
+                self.report.action("restart-mirror", because);
+            }
+            pairs = started.dirty.into_iter().map(|(pair, _)| pair).collect();
+            if pairs.is_empty() {
+                break;
+            }
+        }
+        if !pairs.is_empty() {
+            self.start_stopped(sides, &pairs, nbd, speed, course).await?;
+        }
+        mirror::until_ready(source, &plan.pairs, &self.report).await?;
+        if source.features().block_job_change {
+            mirror::write_blocking(source, &plan.pairs).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts mirrors with the guest stopped, for one that writes so often that no start is free of a write.
+    async fn start_stopped(
+        &self,
+        sides: &Sides,
+        pairs: &[&Pair],
+        nbd: &Address,
+        speed: Option<u64>,
+        course: &mut Course,
+    ) -> Result<(), Failure> {
+        let source = &sides.source;
+        let because =
+            format!("the guest wrote during each of {} starts: its mirrors start with it stopped", guard::ATTEMPTS);
+        self.report.action("stop-for-mirror", because);
+        course.effects.push(Effect::Stopped);
+        let stopped = Instant::now();
+        source.act(&qmp::stop {}).await?;
+        let started = mirror::start(source, pairs, nbd, speed).await?;
+        if sides.was_running {
+            exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
+        }
+        course.effects.retain(|effect| *effect != Effect::Stopped);
+        self.report
+            .warn("stopped-for-mirror", format!("the guest was stopped for {} ms", stopped.elapsed().as_millis()));
+        match started.dirty.first() {
+            None => Ok(()),
+            Some((pair, bytes)) => Err(Failure::Mirror(MirrorError::Failed {
+                disk: pair.source.name().to_owned(),
+                error: format!(
+                    "{bytes} bytes were written while it started with the guest stopped: something else writes to it"
+                ),
+            })),
+        }
+    }
+
+    async fn copy_memory(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<Moment, Failure> {
+        let Sides { source, destination, .. } = sides;
+        let (_, ram) = addresses(plan)?;
+        self.note_socket(ram, course)?;
+        course.effects.push(Effect::Incoming);
+        precopy::listen(destination, ram).await?;
+        course.effects.push(Effect::Migrate);
+        precopy::send(source, ram).await?;
+        tokio::select! {
+            stopped = precopy::until_pre_switchover(source, &mut course.ram, &self.report) => Ok(stopped?),
+            failure = mirror::failure(source, &plan.pairs) => Err(failure.into()),
+        }
+    }
+
+    /// With the guest stopped: settles the mirrors and closes the exports.
+    ///
+    /// Nothing is asked first. That a mirror is ready and the destination alive would only foretell what the answers
+    /// here prove: a mirror that was not ready does not conclude well, and a dead destination closes no export.
+    async fn disengage(
+        &self,
+        sides: &Sides,
+        plan: &Plan,
+        stopped: Moment,
+        course: &mut Course,
+    ) -> Result<Disengaged, Failure> {
+        let Sides { source, destination, .. } = sides;
+        if plan.pairs.is_empty() {
+            course.ledger.mark(Mark::PreSwitchover, stopped);
+            return Ok(Disengaged::prove(std::iter::empty(), &[], &[])?);
+        }
+        let settled = mirror::settle(source, &plan.pairs);
+        course.ledger.mark(Mark::PreSwitchover, stopped);
+        course.ledger.mark(Mark::SettleSent, Moment::now());
+        if let Some(last) = settled.await? {
+            course.ledger.mark(Mark::MirrorsSettled, last);
+        }
+        let (jobs, exports) = try_join!(source.ask(&qmp::query_jobs {}), export::stop_server(destination))?;
+        course.ledger.mark(Mark::ExportsGone, Moment::now());
+        course.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
+        let mirrors = plan.pairs.iter().map(|pair| pair.names.job.as_str());
+        Ok(Disengaged::prove(mirrors, &jobs.0, &exports)?)
+    }
+
+    /// Passes the guest on. From here nothing interrupts but a failure, which [`Self::finish`] judges.
+    async fn hand_over(
+        &self,
+        sides: &Sides,
+        disengaged: Disengaged,
+        course: &mut Course,
+    ) -> Result<(), HandoverFailure> {
+        let Sides { source, destination, was_running } = sides;
+        let handover = async {
+            let (handed, sent) = exchange::relinquish(source, &disengaged).await;
+            sent.map_err(Failure::from).map_err(before_start)?;
+            let arrival = exchange::arrival(source, destination, &handed).await;
+            let (arrived, gone, there) = arrival.map_err(Failure::from).map_err(before_start)?;
+            course.ledger.mark(Mark::SourceCompleted, gone);
+            course.ledger.mark(Mark::DestinationCompleted, there);
+            if *was_running {
+                let resumed = exchange::start_guest(destination, &arrived).await.map_err(after_start)?;
+                course.ledger.mark(Mark::Resume, resumed);
+            }
+            Ok(())
+        };
+        self.phase(Phase::Handover, handover).await
+    }
+
+    /// Cleans up after a guest that moved; or finds out who has it, where the handover failed.
+    async fn finish(
+        &self,
+        sides: &Sides,
+        plan: &Plan,
+        handed: Result<(), HandoverFailure>,
+        course: &mut Course,
+    ) -> End {
+        if let Some(stopped) = sides.source.observed().stopped {
+            course.ledger.mark(Mark::Stop, stopped);
+        }
+        let Err(HandoverFailure { failure, started }) = handed else {
+            return self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await;
+        };
+        self.report.warn("handover-failed", describe(&failure));
+        match self.judge(sides, started).await {
+            Verdict::OnDestination => {
+                if let Some(resumed) = sides.destination.observed().resumed {
+                    course.ledger.mark(Mark::Resume, resumed);
+                }
+                self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await
+            }
+            Verdict::OnSource => self.retreat(sides, &failure, course).await,
+            _ => {
+                let mut reason = failure.reason();
+                reason.message.push_str("; neither side is proved to have the guest: ask both with query-status before you send cont to one");
+                End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
+            }
+        }
+    }
+
+    /// Finds out who has the guest after a handover that failed, and brings about what is proved to be safe.
+    async fn judge(&self, sides: &Sides, mut started: bool) -> Verdict {
+        let Sides { source, destination, was_running } = sides;
+        let mut quit = false;
+        for _ in 0..ROUNDS {
+            settle_down(source, *was_running).await;
+            let facts = Facts {
+                source: look(source).await,
+                destination: if quit { Seen::Dead } else { look(destination).await },
+                started,
+                was_running: *was_running,
+            };
+            let verdict = verdict::decide(&facts);
+            self.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
+            let done = match verdict {
+                Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined => return verdict,
+                Verdict::QuitDestination => {
+                    // a QEMU that accepted `quit` runs no guest any more, even before it is gone
+                    quit = destination.act(&qmp::quit {}).await.is_ok() || destination.proved_dead(QUIT).await;
+                    Ok(())
+                }
+                Verdict::ResumeSource => exchange::resume_source(source, DestinationCannotRun::Dead).await,
+                Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
+                    Some(arrived) => {
+                        let done = exchange::start_guest(destination, &arrived).await.map(drop);
+                        started = done.as_ref().err().is_none_or(|error| !error.is_refusal());
+                        done
+                    }
+                    None => Ok(()),
+                },
+            };
+            if let Err(error) = done {
+                self.report.warn("handover-failed", describe(&error));
+            }
+        }
+        Verdict::Undetermined
+    }
+
+    /// Removes what was made, from both sides, and quits the source.
+    async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
+        let Sides { source, destination, .. } = sides;
+        if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
+            course.downtime = migration.downtime;
+            crate::memory::sample::fold(&mut course.ram, &migration);
+        }
+        let mut problems = Vec::new();
+        if self.settings.keep_source {
+            problems.extend(mirror::dismiss(source, &plan.pairs).await.err());
+        } else {
+            problems.extend(source.act(&qmp::quit {}).await.err().filter(|_| !source.is_gone()));
+            if tokio::time::timeout(QUIT, source.gone()).await.is_err() {
+                self.report.warn("source-not-gone", format!("{} was told to quit and has not", source.name()));
+            }
+        }
+        for effect in course.effects.iter().rev() {
+            match effect {
+                Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
+                Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
+                Effect::Tuned { side, before } => {
+                    problems.extend(tuning::restore(sides.side(*side), before).await.err())
+                }
+                _ => {}
+            }
+        }
+        match destination.ask(&qmp::query_status {}).await {
+            Ok(status) if status.status == RunState::Running || !sides.was_running => {}
+            Ok(status) => self.report.warn("guest-state", format!("the guest moved and is now {}", status.status)),
+            Err(error) => problems.push(error),
+        }
+        for problem in problems {
+            self.report.warn("cleanup", describe(&problem));
+        }
+        End { ending: Ending::Moved, runs_on: RunsOn::Destination, failure: None }
+    }
+
+    /// Goes back to the source.
+    async fn retreat(&self, sides: &Sides, failure: &Failure, course: &mut Course) -> End {
+        let mut reason = failure.reason();
+        self.report.action("roll-back", reason.message.clone());
+        let RolledBack { as_before, leftovers } =
+            self.phase(Phase::Cleanup, roll_back(sides, &course.effects, &self.report)).await;
+        course.leftovers.extend(leftovers);
+        let ending = match (as_before, failure) {
+            (false, _) => Ending::Undetermined,
+            (true, _) if !course.leftovers.is_empty() => Ending::Stuck,
+            (true, Failure::Cancelled) => Ending::Cancelled,
+            (true, _) => Ending::RolledBack,
+        };
+        if course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone() {
+            reason.message.push_str("; the destination QEMU cannot take another migration: start it anew");
+        }
+        let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
+        End { ending, runs_on, failure: Some(reason) }
+    }
+
+    fn outcome(&self, plan: &Plan, end: End, course: &Course) -> Outcome {
+        let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
+        let disk = |pair: &Pair| DiskOutcome {
+            source: pair.source.name().to_owned(),
+            destination: pair.destination.name().to_owned(),
+            bytes_copied: course.copied.get(&pair.names.job).copied().unwrap_or(0),
+            virtual_size: pair.source.virtual_size,
+            mode: "incremental",
+        };
+        Outcome {
+            outcome: end.ending,
+            runs_on: end.runs_on,
+            reason: end.failure,
+            total_ms: self.report.elapsed_ms(),
+            ledger_clock: blackout_ms.map(|_| course.ledger.clock()),
+            blackout_ms,
+            qemu_downtime_ms: course.downtime,
+            ledger,
+            disks: plan.pairs.iter().map(disk).collect(),
+            ram: course.ram.clone(),
+            leftovers: course.leftovers.clone(),
+        }
+    }
+
+    /// Does the work unless the user cancels, the time is up, or a QEMU goes away first.
+    async fn unless_interrupted<T>(
+        &self,
+        sides: &Sides,
+        deadline: Option<Instant>,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let mut cancel = self.cancel.clone();
+        tokio::select! {
+            // a death that makes a command fail is the better reason than the command's failure
+            biased;
+            _ = cancel.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
+            gone = sides.source.gone() => Err(Failure::SourceGone(gone)),
+            gone = sides.destination.gone() => Err(Failure::DestinationGone(gone)),
+            () = reached(deadline) => Err(Failure::Timeout(self.settings.timeout.unwrap_or_default())),
+            done = work => done,
+        }
+    }
+
+    /// Reports a phase's begin and end around its work, also when the work is dropped.
+    pub(super) async fn phase<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        struct Entered<'a>(&'a Reporter, Phase);
+        impl Drop for Entered<'_> {
+            fn drop(&mut self) {
+                self.0.phase(self.1, PhaseState::End);
+            }
+        }
+        self.report.phase(phase, PhaseState::Begin);
+        let _entered = Entered(&self.report, phase);
+        work.await
+    }
+
+    /// Makes the directory for a unix socket, only for ourselves, and notes the file.
+    fn note_socket(&self, address: &Address, course: &mut Course) -> Result<(), Failure> {
+        let Address::Unix(path) = address else { return Ok(()) };
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(|source| Failure::RuntimeDir { path: directory.display().to_string(), source })?;
+        course.effects.push(Effect::SocketFile(path.clone()));
+        Ok(())
+    }
+}
+
+/// A failure after `migrate-continue`, and whether `cont` may have reached the destination.
+struct HandoverFailure {
+    failure: Failure,
+    started: bool,
+}
+
+fn before_start(failure: Failure) -> HandoverFailure {
+    HandoverFailure { failure, started: false }
+}
+
+/// Only a refusal proves that the guest was not started.
+fn after_start(error: ProcessError) -> HandoverFailure {
+    HandoverFailure { started: !error.is_refusal(), failure: error.into() }
+}
+
+/// Gathers facts from both sides and plans.
+pub(super) async fn plan(
+    source: &Process,
+    destination: &Process,
+    settings: &Settings,
+) -> Result<(Plan, bool), Failure> {
+    let (here, there) = try_join!(facts::gather(source), facts::gather(destination))?;
+    let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
+    Ok((Plan::new(&here, &there, settings, &id), here.run == RunState::Running))
+}
+
+fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
+    let found = plan.addresses.as_ref().map(|(nbd, ram)| (nbd, ram));
+    found.ok_or_else(|| Failure::Refused("no address was chosen for the destination to listen at".to_owned()))
+}
+
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline.into()).await,
+        None => pending().await,
+    }
+}
+
+/// Gives a source whose migration fails the time to say so, and to resume the guest by itself.
+async fn settle_down(source: &Process, was_running: bool) {
+    let told = source.until("end of the migration", AFTERMATH, |seen| {
+        let over = seen.migration.keys().find(|status| status.is_over())?;
+        let resumed = seen.resumed.zip(seen.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local);
+        (*over == MigrationStatus::Completed || resumed || !was_running).then_some(())
+    });
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "judging all the same");
+    }
+}
+
+/// What one side is seen to be.
+async fn look(process: &Process) -> Seen {
+    let asked = try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {}));
+    match asked {
+        Ok((status, migration)) => {
+            Seen::Answers { run: status.status, migration: migration.status.unwrap_or(MigrationStatus::None) }
+        }
+        Err(_) if process.proved_dead(AFTERMATH).await => Seen::Dead,
+        Err(_) => Seen::Silent,
+    }
+}

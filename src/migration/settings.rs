@@ -1,0 +1,84 @@
+//! What a user can ask of a migration.
+
+use crate::{endpoint::Address, quantity::Rate, storage::layout::Selection};
+use std::{path::PathBuf, time::Duration};
+
+/// What a user can ask of a migration. The default moves every writable disk with a downtime budget of 300 ms, as fast
+/// as the link allows.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which disks move.
+    pub selection: Selection,
+    /// The blackout budget; becomes QEMU's `downtime-limit`.
+    pub downtime: Duration,
+    /// The whole job's ceiling on the wire: it is shared out among the mirrors, then given to RAM.
+    pub bandwidth: Option<Rate>,
+    /// A ceiling for all the mirrors together, below `bandwidth`.
+    pub disk_bandwidth: Option<Rate>,
+    /// Give up and roll back when the guest has not been stopped for the switchover after this long.
+    pub timeout: Option<Duration>,
+    /// Where the destination listens for RAM; with two local QEMUs a unix socket in `runtime_dir` by default.
+    pub migrate_address: Option<Address>,
+    /// Where the destination listens for NBD; the same default.
+    pub nbd_address: Option<Address>,
+    /// Allow a listening address that is not a loopback one, without TLS.
+    pub allow_plaintext: bool,
+    /// Leave the source process there, stopped, instead of quitting it.
+    pub keep_source: bool,
+    /// Where sockets of this run are made. Both QEMUs must be able to reach it.
+    pub runtime_dir: PathBuf,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            selection: Selection::default(),
+            downtime: Duration::from_millis(300),
+            bandwidth: None,
+            disk_bandwidth: None,
+            timeout: None,
+            migrate_address: None,
+            nbd_address: None,
+            allow_plaintext: false,
+            keep_source: false,
+            runtime_dir: default_runtime_dir(),
+        }
+    }
+}
+
+impl Settings {
+    /// What each of `mirrors` mirrors may send, bytes per second: an equal share of the lower ceiling.
+    pub fn mirror_speed(&self, mirrors: usize) -> Option<u64> {
+        let ceiling = [self.bandwidth, self.disk_bandwidth].into_iter().flatten().min()?;
+        // 0 would mean no limit
+        Some((ceiling.0 / u64::try_from(mirrors.max(1)).unwrap_or(u64::MAX)).max(1))
+    }
+}
+
+/// `$XDG_RUNTIME_DIR/qferry`, else the state directory: `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`.
+fn default_runtime_dir() -> PathBuf {
+    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    directory("XDG_RUNTIME_DIR")
+        .or_else(|| directory("XDG_STATE_HOME"))
+        .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("qferry")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lower_ceiling_is_shared_out() {
+        let settings = |bandwidth: Option<u64>, disk: Option<u64>| Settings {
+            bandwidth: bandwidth.map(Rate),
+            disk_bandwidth: disk.map(Rate),
+            ..Settings::default()
+        };
+        assert_eq!(settings(None, None).mirror_speed(2), None);
+        assert_eq!(settings(Some(100), None).mirror_speed(2), Some(50));
+        assert_eq!(settings(Some(100), Some(30)).mirror_speed(3), Some(10));
+        assert_eq!(settings(Some(1), None).mirror_speed(9), Some(1));
+    }
+}
