@@ -1,7 +1,76 @@
-//! qferry: a live-migration engine for QEMU that needs no management daemon.
+//! qferry moves a running guest, its memory and its local disks, from one QEMU process to another by speaking QMP to
+//! both of them.
 //!
-//! - [`endpoint`] reaches a QMP socket and watches the process behind it.
-//! - [`qmp`] turns the bytes of such a socket into commands, replies and events.
+//! # The life of one migration
+//!
+//! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file. Then
+//! [`migration::Migration`] goes through these phases, in this order, in one function:
+//!
+//! | phase | what happens | if it fails |
+//! |---|---|---|
+//! | connect, preflight | both monitors are negotiated, facts gathered and checked; nothing is changed | refused |
+//! | prepare | capabilities, downtime limit and bandwidth; an NBD server with a writable export per disk | rolled back |
+//! | storage | a `drive-mirror sync=top` per disk, its start proved free of lost writes, until all are ready | rolled back |
+//! | memory | `migrate` until the source stops the guest and waits in `pre-switchover` | rolled back |
+//! | switchover | every mirror is settled and seen to conclude without an error; every export is seen gone | rolled back |
+//! | handover | `migrate-continue`, `completed` on both sides, `cont` on the destination | judged from what is proved |
+//! | cleanup | what was made is removed, and the source quits | reported |
+//!
+//! # Never two runners, never a lost write
+//!
+//! A guest may be started on one side only with a proof that the other cannot run it. The proofs are types of
+//! [`handover::ownership`], made only from QEMU's answers, and [`handover::exchange`] is the only place that sends
+//! `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after it, a failure is judged by
+//! [`handover::verdict`], and where nothing is proved nothing is done.
+//!
+//! # Layers
+//!
+//! ```text
+//!  cli ──> migration ──> preflight ──> storage ──┐
+//!              │                       memory ───┼──> qemu ──> qmp, endpoint
+//!              └─────────────────────> handover ─┘
+//!          quantity, progress: leaves that all may use
+//! ```
+//!
+//! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions
+//! (`layout`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them is thin. A test holds all of this.
+//!
+//! # Embedding
+//!
+//! ```no_run
+//! use qferry::{endpoint::Address, migration::Migration, progress::Ending};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let source: Address = "unix:/run/vm/source.qmp".parse()?;
+//! let destination: Address = "unix:/run/vm/destination.qmp".parse()?;
+//! let mut migration = Migration::builder(source, destination).downtime(Duration::from_millis(50)).start();
+//!
+//! let mut events = migration.events();
+//! tokio::spawn(async move {
+//!     while let Some(event) = events.next().await {
+//!         println!("{:?}", event.kind);
+//!     }
+//! });
+//!
+//! let outcome = migration.wait().await;
+//! assert_eq!(outcome.outcome, Ending::Moved, "{:?}", outcome.reason);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! One engine per guest: nothing in QEMU keeps a second one from doing the same. An embedder that holds its own
+//! connection to QEMU hands it over as [`migration::Endpoint::Stream`].
 
+pub mod cli;
 pub mod endpoint;
+pub mod handover;
+pub mod memory;
+pub mod migration;
+pub mod preflight;
+pub mod progress;
+pub mod qemu;
 pub mod qmp;
+pub mod quantity;
+pub mod storage;

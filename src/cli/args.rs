@@ -1,0 +1,193 @@
+//! The command line.
+
+use crate::{endpoint::Address, migration::Settings, quantity::Rate, storage::layout::Selection};
+use clap::{ArgAction, Parser, Subcommand};
+use std::{path::PathBuf, time::Duration};
+
+/// Moves a running QEMU guest, its memory and its local disks, to another QEMU process.
+#[derive(Debug, Parser)]
+#[command(name = "qferry", version, about, long_about = None, arg_required_else_help = true)]
+#[command(after_help = "Start with: qferry migrate --help")]
+pub struct Arguments {
+    /// Log what happens below the surface to stderr; twice for every event, three times for everything
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    Migrate(Box<Migrate>),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Both QEMUs on this host, each with -qmp unix:PATH,server=on,wait=off, the destination
+  started with -incoming defer -S on an overlay of the same size over the same backing file:
+    qferry migrate --source /run/vm/source.qmp --destination /run/vm/destination.qmp
+
+  See what would be done, and change nothing:
+    qferry migrate --source /run/vm/source.qmp --destination /run/vm/destination.qmp --plan
+
+  To another host, whose monitor is forwarded here; 10.0.0.2 is where it can be reached:
+    qferry migrate --source /run/vm/source.qmp --destination tcp:127.0.0.1:4444 \\
+        --nbd-address tcp:10.0.0.2:10809 --migrate-address tcp:10.0.0.2:4445 \\
+        --allow-plaintext --bandwidth 1Gbit/s --downtime 50ms
+
+Exit codes: 0 moved, 1 internal error, 2 usage, 3 refused (nothing was changed),
+  4 rolled back, 5 cancelled, 6 stuck (runs on the source, leftovers are listed),
+  7 undetermined (not proved to run on one side)";
+
+/// Move a guest and its disks from one QEMU to another that waits for it
+///
+/// The destination must wait with -incoming defer -S and have, for each disk that moves, an overlay of exactly the same
+/// virtual size over the same backing file. Only what the source's overlay holds is sent. Until the guest is handed
+/// over, whatever goes wrong ends with it running on the source as before; Ctrl-C does the same.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Migrate {
+    /// The QMP monitor of the QEMU that has the guest: /path, unix:/path or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub(super) source: Address,
+    /// The QMP monitor of the QEMU that waits for it
+    #[arg(long, value_name = "ADDR")]
+    pub(super) destination: Address,
+    /// Move this disk, onto the destination's disk of that name; repeatable [default: every writable disk that the two
+    /// do not share, paired by qdev id, then device name, then node name]
+    #[arg(long = "disk", value_name = "SOURCE[=DESTINATION]", value_parser = disk)]
+    disks: Vec<(String, Option<String>)>,
+    /// Leave this disk out; repeatable
+    #[arg(long = "skip-disk", value_name = "SOURCE")]
+    skip: Vec<String>,
+    /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM
+    #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = duration)]
+    downtime: Duration,
+    /// Ceiling on the wire for the whole job, such as 100MiB/s or 1Gbit/s [default: unlimited]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    bandwidth: Option<Rate>,
+    /// Ceiling for all disks together [default: unlimited]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    disk_bandwidth: Option<Rate>,
+    /// Give up and roll back when not ready to switch over after this long [default: never]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    timeout: Option<Duration>,
+    /// Where the destination listens for RAM: unix:/path or tcp:HOST:PORT [default: a unix socket of this run, if both
+    /// monitors are local unix sockets]
+    #[arg(long, value_name = "ADDR")]
+    migrate_address: Option<Address>,
+    /// Where the destination listens for NBD [default: the same]
+    #[arg(long, value_name = "ADDR")]
+    nbd_address: Option<Address>,
+    /// Allow an address other than loopback without TLS
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Leave the source process there, stopped, instead of quitting it. Never send it cont
+    #[arg(long)]
+    keep_source: bool,
+    /// Look at both sides and say what would be done; change nothing
+    #[arg(long)]
+    pub(super) plan: bool,
+    /// One JSON object a line on stdout; text for people goes to stderr
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Record every line of both monitors in this new file, secrets left out
+    #[arg(long, value_name = "FILE")]
+    pub(super) transcript: Option<PathBuf>,
+}
+
+impl Migrate {
+    /// What is asked of the library.
+    pub(super) fn settings(&self) -> Settings {
+        Settings {
+            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone() },
+            downtime: self.downtime,
+            bandwidth: self.bandwidth,
+            disk_bandwidth: self.disk_bandwidth,
+            timeout: self.timeout,
+            migrate_address: self.migrate_address.clone(),
+            nbd_address: self.nbd_address.clone(),
+            allow_plaintext: self.allow_plaintext,
+            keep_source: self.keep_source,
+            ..Settings::default()
+        }
+    }
+}
+
+fn disk(text: &str) -> Result<(String, Option<String>), String> {
+    let (source, destination) = match text.split_once('=') {
+        Some((source, destination)) => (source, Some(destination)),
+        None => (text, None),
+    };
+    if source.is_empty() || destination == Some("") {
+        return Err("give SOURCE or SOURCE=DESTINATION, both by qdev id, device or node name".to_owned());
+    }
+    Ok((source.to_owned(), destination.map(str::to_owned)))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write 50ms, 2s or 1m"))?;
+    // QEMU takes whole milliseconds, from 0 to 2,000,000
+    match duration.as_millis() {
+        0 => Err("it must be at least 1ms".to_owned()),
+        _ => Ok(duration),
+    }
+}
+
+fn rate(text: &str) -> Result<Rate, String> {
+    match text.parse() {
+        Ok(Rate(0)) => Err("a ceiling of 0 would never end; leave the option out for no limit".to_owned()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Settings, clap::Error> {
+        let words =
+            "qferry migrate --source /s --destination tcp:localhost:4444".split(' ').chain(line.split_whitespace());
+        Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
+            Verb::Migrate(options) => options.settings(),
+        })
+    }
+
+    #[test]
+    fn every_option_is_documented() {
+        Arguments::command().debug_assert();
+        for argument in Arguments::command().find_subcommand("migrate").expect("a verb").get_arguments() {
+            assert!(argument.get_help().is_some() || argument.is_hide_set(), "{argument}");
+        }
+    }
+
+    #[test]
+    fn options_become_settings() {
+        let settings =
+            parse("--downtime 50ms --bandwidth 1Gbit/s --disk a=b --disk c --skip-disk d --timeout 1m").expect("good");
+        assert_eq!(settings.downtime, Duration::from_millis(50));
+        assert_eq!(settings.bandwidth, Some(Rate(125_000_000)));
+        assert_eq!(settings.timeout, Some(Duration::from_secs(60)));
+        let disks = vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)];
+        assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()] });
+        assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
+    }
+
+    #[test]
+    fn bad_values_are_explained() {
+        for (line, word) in [
+            ("--downtime fast", "50ms"),
+            ("--downtime 0s", "at least 1ms"),
+            ("--bandwidth 0", "leave the option out"),
+            ("--bandwidth 10furlong/s", "furlong"),
+            ("--disk a=", "SOURCE=DESTINATION"),
+            ("--nbd-address ssh://host/x", "ssh"),
+        ] {
+            let error = parse(line).expect_err(line).to_string();
+            assert!(error.contains(word), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The command: a thin user of the library.
+//!
+//! Owns arguments, what people see and exit codes. It must never decide anything about a migration.
+
+mod args;
+mod migrate;
+mod render;
+
+use std::process::ExitCode;
+
+pub use args::Arguments;
+
+/// Runs the verb and gives the exit code of the contract.
+pub fn run(arguments: Arguments) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start: {error}")),
+    };
+    match arguments.verb {
+        args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
+    }
+}
+
+/// Reports an error that is none of the outcomes: exit code 1.
+fn failed(message: &str) -> ExitCode {
+    render::say(&format!("qferry: {message}"));
+    ExitCode::from(1)
+}

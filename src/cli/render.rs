@@ -1,0 +1,202 @@
+//! What people see: bars on a terminal, plain lines elsewhere, a summary at the end; and JSON lines for programs.
+//!
+//! A reader that went away is no reason to stop: write errors are passed over.
+
+use crate::{
+    migration::{Events, Plan},
+    progress::{Ending, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
+    quantity::{Bytes, Rate},
+};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+/// How often a plain line tells of the same disk or of RAM.
+const PLAIN: Duration = Duration::from_secs(2);
+
+/// A line for people.
+pub(super) fn say(line: &str) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+/// Shows events until the last.
+pub(super) fn follow(mut events: Events, json: bool) {
+    let lines = json.then(|| JsonLines::new(io::stdout()));
+    let mut screen = Screen::new();
+    while let Some(event) = events.blocking_next() {
+        if let Some(lines) = &lines {
+            drop(lines.write(&event));
+        }
+        match &event.kind {
+            Kind::Outcome(outcome) => {
+                screen.clear();
+                let text = summary(outcome);
+                if json {
+                    drop(io::stderr().write_all(text.as_bytes()));
+                } else {
+                    drop(io::stdout().write_all(text.as_bytes()));
+                }
+                return;
+            }
+            _ => screen.show(&event),
+        }
+    }
+}
+
+/// Shows a plan.
+pub(super) fn plan(plan: &Plan, json: bool) {
+    if json {
+        let mut object = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0 });
+        if let (Some(object), Ok(serde_json::Value::Object(fields))) =
+            (object.as_object_mut(), serde_json::to_value(plan))
+        {
+            object.extend(fields);
+        }
+        drop(writeln!(io::stdout(), "{object}"));
+        return;
+    }
+    let mut text = String::new();
+    for finding in &plan.findings {
+        text.push_str(&format!("{:<8} {}: {finding}\n", finding.severity, finding.code));
+    }
+    for disk in &plan.disks {
+        let copied = disk.actual_size.map_or_else(String::new, |size| format!(", about {} to copy", Bytes(size)));
+        let (from, to, size) = (&disk.source, &disk.destination, Bytes(disk.virtual_size));
+        text.push_str(&format!("disk     {from} -> {to}, {size}{copied}\n"));
+    }
+    let ram = plan.estimate.ram_bytes.map_or_else(String::new, |bytes| Bytes(bytes).to_string());
+    text.push_str(&format!("ram      {ram}\n"));
+    text.push_str(match plan.blockers().next() {
+        Some(_) => "refused  nothing would be changed\n",
+        None => "ready    the migration can start\n",
+    });
+    drop(io::stdout().write_all(text.as_bytes()));
+}
+
+/// Shows why there is no plan.
+pub(super) fn unplanned(reason: &Reason, json: bool) {
+    say(&format!("qferry: {}", reason.message));
+    if json {
+        let finding = serde_json::json!({
+            "code": reason.code, "severity": "blocker", "subject": "", "message": reason.message, "remedy": "",
+        });
+        let plan = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0, "findings": [finding], "disks": [], "estimate": {} });
+        drop(writeln!(io::stdout(), "{plan}"));
+    }
+}
+
+struct Screen {
+    bars: Option<MultiProgress>,
+    shown: BTreeMap<String, ProgressBar>,
+    begun: BTreeMap<Phase, u64>,
+    told: BTreeMap<String, u64>,
+}
+
+impl Screen {
+    fn new() -> Self {
+        let bars =
+            io::stderr().is_terminal().then(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)));
+        Self { bars, shown: BTreeMap::new(), begun: BTreeMap::new(), told: BTreeMap::new() }
+    }
+
+    fn clear(&self) {
+        for bar in self.shown.values() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bars {
+            Some(bars) => drop(bars.println(text)),
+            None => say(text),
+        }
+    }
+
+    fn show(&mut self, event: &Event) {
+        let at = format!("[{:>8.3}s]", event.t_ms as f64 / 1000.0);
+        match &event.kind {
+            Kind::Phase { phase, state: PhaseState::Begin } => {
+                self.begun.insert(*phase, event.t_ms);
+                if self.bars.is_none() {
+                    self.line(&format!("{at} {phase} ..."));
+                }
+            }
+            Kind::Phase { phase, state: PhaseState::End } => {
+                let took = event.t_ms.saturating_sub(self.begun.get(phase).copied().unwrap_or(event.t_ms));
+                self.clear();
+                self.shown.clear();
+                self.line(&format!("{at} {phase:<11} {took} ms"));
+            }
+            Kind::Disk { disk, copied, total, ready, rate, .. } => {
+                let note = if *ready { "ready".to_owned() } else { Rate(*rate).to_string() };
+                self.sample(&format!("disk {disk}"), *copied, *total, &note, event.t_ms);
+            }
+            Kind::Memory { transferred, remaining, dirty_rate, bandwidth, .. } => {
+                let note = format!("{}, dirtied at {}", Rate(*bandwidth), Rate(*dirty_rate));
+                self.sample("memory", *transferred, transferred + remaining, &note, event.t_ms);
+            }
+            Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
+            Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
+            Kind::Outcome(_) => {}
+        }
+    }
+
+    fn sample(&mut self, what: &str, done: u64, all: u64, note: &str, t_ms: u64) {
+        let Some(bars) = &self.bars else {
+            let due = self.told.get(what).is_none_or(|&last| Duration::from_millis(t_ms.saturating_sub(last)) >= PLAIN);
+            if due || (done == all && note == "ready") {
+                self.told.insert(what.to_owned(), t_ms);
+                say(&format!("[{:>8.3}s] {what}: {} of {}, {note}", t_ms as f64 / 1000.0, Bytes(done), Bytes(all)));
+            }
+            return;
+        };
+        let bar = self.shown.entry(what.to_owned()).or_insert_with(|| {
+            let style = ProgressStyle::with_template(
+                "  {prefix:<16} [{bar:32}] {binary_bytes:>11} / {binary_total_bytes:<11} {msg}",
+            );
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+            bars.add(ProgressBar::new(all).with_style(style).with_prefix(what.to_owned()))
+        });
+        bar.set_length(all);
+        bar.set_position(done);
+        bar.set_message(note.to_owned());
+    }
+}
+
+/// The end, for people.
+fn summary(outcome: &Outcome) -> String {
+    let mut lines = Vec::new();
+    let where_to = match (outcome.outcome, &outcome.runs_on) {
+        (Ending::Moved, _) => "the guest is on the destination".to_owned(),
+        (Ending::Refused, _) => "nothing was changed".to_owned(),
+        (Ending::Undetermined, _) => "the guest is not proved to run on one side".to_owned(),
+        (_, side) => format!("the guest is on the {}, as before", format!("{side:?}").to_lowercase()),
+    };
+    let mut add = |line: String| lines.push(line);
+    add(format!("{}: {where_to}", outcome.outcome));
+    if let Some(reason) = &outcome.reason {
+        add(format!("  reason   {} ({})", reason.message, reason.code));
+    }
+    for left in &outcome.leftovers {
+        add(format!("  left     {left}"));
+    }
+    for disk in &outcome.disks {
+        let (copied, size) = (Bytes(disk.bytes_copied), Bytes(disk.virtual_size));
+        add(format!("  disk     {} -> {}: {copied} copied of {size}", disk.source, disk.destination));
+    }
+    if outcome.ram.bytes > 0 {
+        add(format!("  ram      {} sent", Bytes(outcome.ram.bytes)));
+    }
+    add(format!("  total    {:.3} s", outcome.total_ms as f64 / 1000.0));
+    if let Some(blackout) = outcome.blackout_ms {
+        let qemu = outcome.qemu_downtime_ms.map_or_else(String::new, |ms| format!(" (QEMU's own downtime: {ms} ms)"));
+        add(format!("  blackout {blackout:.3} ms{qemu}"));
+        for span in &outcome.ledger {
+            add(format!("    {:<20} {:>9.3} ms", span.span, span.ms));
+        }
+    }
+    lines.join("\n") + "\n"
+}
