@@ -2,25 +2,9 @@
 //!
 //! Pure. Every span is named after what ended it, and the spans sum to the blackout by construction.
 
+use super::Moment;
 use serde::Serialize;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// When something happened, on every clock that saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
-    /// The engine's monotonic clock at receipt.
-    pub local: Instant,
-    /// The wall clock of whoever stamped it: QEMU for an event, the engine otherwise; since the Unix epoch.
-    pub wall: Duration,
-}
-
-impl Moment {
-    /// Now, by the engine's clocks.
-    pub fn now() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { local: Instant::now(), wall }
-    }
-}
+use std::time::Duration;
 
 /// Which clock the ledger is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -148,6 +132,7 @@ fn millis(micros: u64) -> f64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Instant;
 
     const ORDER: [Mark; 8] = [
         Mark::Stop,

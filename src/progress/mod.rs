@@ -5,10 +5,12 @@
 
 mod event;
 mod ledger;
+mod moment;
 mod outcome;
 mod sink;
 
 pub use event::{Event, Kind, Phase, PhaseState, Side};
-pub use ledger::{Clock, Ledger, Mark, Moment, Span};
+pub use ledger::{Clock, Ledger, Mark, Span};
+pub use moment::Moment;
 pub use outcome::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, RunsOn};
 pub use sink::{JsonLines, Reporter, Sink, TracingSink};

@@ -1,0 +1,186 @@
+//! Holds the house in shape: which room may use which, which files are pure, and who may send `cont`.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+const LEAVES: [&str; 2] = ["quantity", "progress"];
+const WIRE: [&str; 2] = ["qmp", "endpoint"];
+
+/// What each room may use, besides itself and the leaves.
+fn allowed(room: &str) -> Vec<&'static str> {
+    match room {
+        "quantity" | "endpoint" | "qmp" | "journal" => vec![],
+        "progress" => vec!["quantity"],
+        "qemu" => WIRE.to_vec(),
+        "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),
+        "preflight" | "diagnosis" => [&WIRE[..], &["qemu", "storage", "memory"]].concat(),
+        "migration" => {
+            [&WIRE[..], &["qemu", "storage", "memory", "handover", "preflight", "diagnosis", "journal"]].concat()
+        }
+        "experiment" => [&allowed("migration")[..], &["migration"]].concat(),
+        "cli" => [&allowed("migration")[..], &["migration", "experiment"]].concat(),
+        "main" => vec!["cli"],
+        "lib" => vec![],
+        other => panic!("a room that the house does not know: {other}"),
+    }
+}
+
+/// Files that must be pure, and say so.
+const PURE: [&str; 12] = [
+    "endpoint/address.rs",
+    "handover/ownership.rs",
+    "handover/verdict.rs",
+    "memory/sample.rs",
+    "migration/plan.rs",
+    "preflight/checks.rs",
+    "progress/ledger.rs",
+    "qemu/features.rs",
+    "qemu/schema.rs",
+    "qmp/frame.rs",
+    "storage/guard.rs",
+    "storage/layout.rs",
+];
+
+struct Source {
+    path: String,
+    /// Without comments and without what follows `#[cfg(test)]`.
+    code: String,
+    docs: String,
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    assert!(found.len() > 20, "the walk has lost its way");
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).unwrap();
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let is_comment = |line: &&str| line.trim_start().starts_with("//");
+        let code = product.lines().filter(|line| !is_comment(line)).collect::<Vec<_>>().join("\n");
+        let docs = text.lines().filter(|line| line.starts_with("//!")).collect::<Vec<_>>().join("\n");
+        Source { path: path.strip_prefix(&root).unwrap().display().to_string(), code, docs }
+    };
+    found.into_iter().map(read).collect()
+}
+
+fn room(path: &str) -> &str {
+    path.split(['/', '.']).next().unwrap_or(path)
+}
+
+/// The rooms that a piece of code names: `crate::room`, `qferry::room`, and the members of `crate::{room::..., room}`.
+fn used(code: &str) -> BTreeSet<String> {
+    let mut rooms = BTreeSet::new();
+    for root in ["crate::", "qferry::"] {
+        for (at, _) in code.match_indices(root) {
+            let rest = &code[at + root.len()..];
+            match rest.strip_prefix('{') {
+                Some(group) => rooms.extend(members(group)),
+                None => rooms.extend(word(rest)),
+            }
+        }
+    }
+    rooms
+}
+
+/// The first word of each member of a `{...}` group, whose opening brace is already read.
+fn members(group: &str) -> Vec<String> {
+    let (mut depth, mut found, mut expecting) = (0, Vec::new(), true);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => expecting = true,
+            c if expecting && !c.is_whitespace() => {
+                found.extend(word(&group[at..]));
+                expecting = false;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+fn word(text: &str) -> Option<String> {
+    let word: String = text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+    (!word.is_empty()).then_some(word)
+}
+
+#[test]
+fn rooms_use_only_what_lies_below_them() {
+    for Source { path, code, .. } in sources() {
+        let room = room(&path);
+        for used in used(&code) {
+            let leaf = LEAVES.contains(&used.as_str()) && !LEAVES.contains(&room);
+            let ok = used == room || leaf || allowed(room).contains(&used.as_str());
+            assert!(ok, "{path} uses {used}, which {room} may not");
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_uses_sees_groups() {
+    let code = "use crate::{a::{b, c}, d};\nuse crate::e::f;\nlet x = crate::g::h();";
+    assert_eq!(used(code).into_iter().collect::<Vec<_>>(), ["a", "d", "e", "g"]);
+}
+
+#[test]
+fn pure_files_are_pure() {
+    let sources = sources();
+    for path in PURE {
+        let file = sources.iter().find(|source| source.path == path).unwrap_or_else(|| panic!("{path} is gone"));
+        assert!(file.docs.contains("Pure."), "{path} does not say in its //! that it is pure");
+    }
+    for Source { path, code, docs } in &sources {
+        if docs.contains("Pure.") {
+            for word in
+                ["async ", "await", "tokio", "tracing", "Instant::now", "SystemTime::now", "std::fs", "std::env"]
+            {
+                assert!(!code.contains(word), "{path} says that it is pure and has '{word}'");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_file_hands_the_guest_over() {
+    for Source { path, code, .. } in sources() {
+        for command in ["qmp::cont", "migrate_continue", "\"cont\"", "\"migrate-continue\"", "cont {}"] {
+            // the list of needed commands only names it
+            let names_it = path == "qemu/features.rs" && command == "\"migrate-continue\"";
+            let found = code.contains(command) && !names_it;
+            assert!(!found || path == "handover/exchange.rs", "{path} has {command}");
+        }
+    }
+    let exchange = sources().into_iter().find(|source| source.path == "handover/exchange.rs").unwrap();
+    assert_eq!(exchange.code.matches("qmp::cont").count(), 2, "one for each side, each with its proof");
+    assert_eq!(exchange.code.matches("qmp::migrate_continue").count(), 1);
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    for Source { path, docs, .. } in sources() {
+        assert!(!docs.is_empty(), "{path} has no //!");
+    }
+}
+
+#[test]
+fn files_stay_small() {
+    for Source { path, code, .. } in sources() {
+        assert!(code.lines().count() <= 500, "{path} is over 500 lines before its tests");
+    }
+}
