@@ -29,7 +29,10 @@ impl Snapshot {
                 let name = item[key].as_str().unwrap_or_default();
                 things.insert(format!("{kind} {name}"));
                 for bitmap in item["dirty-bitmaps"].as_array().into_iter().flatten() {
-                    things.insert(format!("dirty bitmap {} on node {name}", bitmap["name"]));
+                    // One without a name is a job's own, and that job is listed.
+                    if let Some(bitmap) = bitmap["name"].as_str() {
+                        things.insert(format!("dirty bitmap {bitmap} on node {name}"));
+                    }
                 }
             }
         }
@@ -60,7 +63,10 @@ impl Snapshot {
             .flatten()
         {
             settings.insert(
-                format!("capability {}", capability["capability"]),
+                format!(
+                    "capability {}",
+                    capability["capability"].as_str().unwrap_or_default()
+                ),
                 capability["state"].to_string(),
             );
         }

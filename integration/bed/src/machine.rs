@@ -27,8 +27,7 @@ const STARTS: Duration = Duration::from_secs(20);
 /// How long it may take to end after `quit`.
 const ENDS: Duration = Duration::from_secs(20);
 /// The kernel's own words, chosen for a quick boot under TCG. `nohz=off` keeps 7.2 from hanging in idle after a migration.
-const KERNEL_WORDS: &str =
-    "quiet panic=-1 nohz=off console=hvc9 mitigations=off nokaslr no_timer_check tsc=reliable";
+const KERNEL_WORDS: &str = "quiet panic=-1 nohz=off console=hvc9 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests audit=0 random.trust_cpu=on lpj=4000000";
 
 /// A running QEMU.
 pub struct Machine {

@@ -88,8 +88,9 @@ pub fn migrate(pair: &Pair) -> Result<Timings> {
     ledger.mark("exports gone");
     source.execute("migrate-continue", &json!({"state": "pre-switchover"}))?;
     completed("source", &mut source)?;
+    ledger.mark("last memory and devices sent");
     completed("destination", &mut destination)?;
-    ledger.mark("memory and devices");
+    ledger.mark("and loaded");
     destination.execute("cont", &json!({}))?;
     let resume = destination.wait("RESUME", PATIENCE, |event| event.name == "RESUME")?;
     ledger.mark("cont to resume");
