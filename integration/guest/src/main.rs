@@ -1,2 +1,110 @@
-//! The workload that runs as init inside the test guest.
-fn main() {}
+//! The workload that runs as init inside the test guest: it beats, keeps memory, writes and reads its disks, and says on
+//! the debug port what it does. It never exits.
+
+mod disk;
+mod memory;
+mod pace;
+mod port;
+mod sys;
+
+use std::fs;
+use std::panic;
+use std::thread;
+use std::time::Instant;
+
+use qferry_guest::Workload;
+use qferry_guest::line::Line;
+
+use disk::Disk;
+use pace::{Pace, sleep_until};
+use port::{complain, say};
+
+fn main() {
+    if sys::allow_port_access().is_ok() {
+        panic::set_hook(Box::new(|panic| {
+            complain(panic.to_string());
+            wait_for_ever(); // an init that exits takes the kernel down, and the line with it
+        }));
+        if let Err(text) = run() {
+            complain(text);
+        }
+    }
+    wait_for_ever();
+}
+
+fn wait_for_ever() -> ! {
+    loop {
+        thread::park();
+    }
+}
+
+fn run() -> Result<(), String> {
+    for (kind, at) in [
+        (c"proc", c"/proc"),
+        (c"sysfs", c"/sys"),
+        (c"devtmpfs", c"/dev"),
+    ] {
+        sys::mount(kind, at)
+            .map_err(|error| format!("mounting {}: {error}", at.to_string_lossy()))?;
+    }
+    load_modules()?;
+    let words =
+        fs::read_to_string("/proc/cmdline").map_err(|error| format!("no command line: {error}"))?;
+    let workload = Workload::from_command_line(&words)?;
+
+    let memory = memory::fill(&workload)?;
+    let disks = (0..)
+        .map(|number| Disk::open(number, &workload))
+        .take(workload.disks as usize);
+    let disks = disks.collect::<Result<Vec<_>, _>>()?;
+    say(&Line::Ready {
+        pages: workload.pages(),
+        disks: workload.disks,
+    });
+
+    for mut disk in disks {
+        let workload = workload.clone();
+        start("disk", move || {
+            ask_to_run_first(1);
+            disk.work(&workload);
+        })?;
+    }
+    let kept = workload.clone();
+    start("memory", move || memory::keep(memory, &kept))?;
+    ask_to_run_first(2);
+    beat(&workload)
+}
+
+fn load_modules() -> Result<(), String> {
+    let entries = fs::read_dir("/modules").map_err(|error| format!("no /modules: {error}"))?;
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.iter().try_for_each(|path| {
+        sys::load_module(path).map_err(|error| format!("loading {}: {error}", path.display()))
+    })
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started
+        .map(drop)
+        .map_err(|error| format!("starting a thread for {name}: {error}"))
+}
+
+fn ask_to_run_first(priority: i32) {
+    if let Err(error) = sys::run_first(priority) {
+        complain(format!("no priority: {error}"));
+    }
+}
+
+fn beat(workload: &Workload) -> ! {
+    let mut pace = Pace::every(workload.beat);
+    let mut number = 0;
+    loop {
+        pace.next().into_iter().for_each(sleep_until);
+        if pace.take(Instant::now()) {
+            number += 1;
+            say(&Line::Beat(number));
+        }
+    }
+}

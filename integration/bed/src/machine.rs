@@ -1,0 +1,469 @@
+//! One QEMU of a pair: its command line, its process, its monitors.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use qferry_guest::PORT;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::disk::DiskFiles;
+use crate::error::{Context, Error, Result};
+use crate::guest::Guest;
+use crate::leftovers::Snapshot;
+use crate::qemu_build::Build;
+use crate::qmp::{Answer, Event, Qmp};
+use crate::record::{Record, Side};
+use crate::spec::{Spec, Style};
+
+/// How long a QEMU may take to open its monitors.
+const STARTS: Duration = Duration::from_secs(20);
+/// How long it may take to end after `quit`.
+const ENDS: Duration = Duration::from_secs(20);
+/// The kernel's own words, chosen for a quick boot under TCG. `nohz=off` keeps 7.2 from hanging in idle after a migration.
+const KERNEL_WORDS: &str = "quiet panic=-1 nohz=off console=hvc9 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests audit=0 random.trust_cpu=on lpj=4000000";
+
+/// A running QEMU.
+pub struct Machine {
+    side: Side,
+    folder: PathBuf,
+    disks: Vec<DiskFiles>,
+    child: Mutex<Child>,
+    pid: Pid,
+    watch: Mutex<Watch>,
+    reader: Mutex<Option<JoinHandle<()>>>,
+    snapshot: Snapshot,
+}
+
+/// The bed's own monitor, and the events taken from it.
+struct Watch {
+    qmp: Qmp,
+    events: VecDeque<Event>,
+}
+
+impl Machine {
+    /// Starts a QEMU in its folder and waits for its monitors.
+    pub(crate) fn start(
+        side: Side,
+        spec: &Spec,
+        build: &Build,
+        machine: &str,
+        folder: &Path,
+        disks: &[DiskFiles],
+        record: &Arc<Record>,
+    ) -> Result<Self> {
+        let guest = Guest::prepare()?;
+        for name in ["qmp", "watch", "port"] {
+            let path = folder.join(name);
+            if path.as_os_str().len() > 107 {
+                return Err(Error::new(format!(
+                    "{} is too long for a socket: set a shorter TMPDIR",
+                    path.display()
+                )));
+            }
+            // Left by a QEMU that was killed before.
+            if path.exists() {
+                fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        let port =
+            UnixListener::bind(folder.join("port")).context(|| "listening for the debug port")?;
+        let stderr = File::create(folder.join("stderr"))
+            .context(|| "creating the file for QEMU's stderr")?;
+        let mut child = Command::new(build.program("qemu-system-x86_64"))
+            .args(arguments(side, spec, machine, folder, disks, &guest))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .context(|| format!("starting QEMU {}", build.version()))?;
+        let started = settle(&mut child, folder, &port, side, record);
+        let (qmp, reader, snapshot) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                let ended = child.kill().and_then(|()| child.wait());
+                let said = fs::read_to_string(folder.join("stderr")).unwrap_or_default();
+                return Err(Error::new(format!(
+                    "the {side} did not start: {error}; {ended:?}; it said: {}",
+                    said.trim()
+                )));
+            }
+        };
+        let pid = Pid::from_child(&child);
+        Ok(Self {
+            side,
+            folder: folder.to_path_buf(),
+            disks: disks.to_vec(),
+            child: Mutex::new(child),
+            pid,
+            watch: Mutex::new(Watch {
+                qmp,
+                events: VecDeque::new(),
+            }),
+            reader: Mutex::new(Some(reader)),
+            snapshot,
+        })
+    }
+
+    /// Which of the two it is.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// The unix socket of the monitor that is the engine's alone.
+    pub fn qmp_path(&self) -> PathBuf {
+        self.folder.join("qmp")
+    }
+
+    /// The TCP port of its other monitor, on 127.0.0.1, if the spec asked for one.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn qmp_port(&self) -> Result<u16> {
+        let devices = self.qmp("query-chardev", &json!({}))?;
+        let named = |device: &&Value| device["label"] == "tcp";
+        let device = devices
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(named)
+            .and_then(|device| device["filename"].as_str());
+        let digits = device
+            .and_then(|name| name.split(',').next())
+            .and_then(|address| address.rsplit(':').next());
+        digits
+            .and_then(|digits| digits.parse().ok())
+            .ok_or_else(|| Error::new("no monitor on TCP: ask for one in the Spec"))
+    }
+
+    /// Its folder: images, sockets, stderr.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its disks' files.
+    pub fn disks(&self) -> &[DiskFiles] {
+        &self.disks
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Runs a command on the bed's own monitor.
+    ///
+    /// # Errors
+    /// QEMU refused it, is gone, or did not answer in 30 seconds.
+    pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
+        self.ask(command, arguments)?
+            .context(|| format!("{}: {command}", self.side))
+    }
+
+    /// The same, where a refusal is an answer too.
+    ///
+    /// # Errors
+    /// QEMU is gone, or did not answer in 30 seconds.
+    pub fn ask(&self, command: &str, arguments: &Value) -> Result<Answer> {
+        lock(&self.watch)
+            .qmp
+            .ask(command, arguments)
+            .context(|| self.side)
+    }
+
+    /// What `query-status` says, such as `running` or `inmigrate`.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub fn status(&self) -> Result<String> {
+        let status = self.qmp("query-status", &json!({}))?;
+        Ok(status["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// All events so far, as the bed's own monitor got them.
+    ///
+    /// # Errors
+    /// What came is not QMP.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let mut watch = lock(&self.watch);
+        let new = watch.qmp.events()?;
+        watch.events.extend(new);
+        Ok(watch.events.iter().cloned().collect())
+    }
+
+    /// Whether the process has not ended.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn alive(&self) -> Result<bool> {
+        Ok(lock(&self.child)
+            .try_wait()
+            .context(|| self.side)?
+            .is_none())
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&self) -> Result<()> {
+        let mut child = lock(&self.child);
+        child
+            .kill()
+            .context(|| format!("killing the {}", self.side))?;
+        child
+            .wait()
+            .context(|| format!("waiting for the {}", self.side))?;
+        drop(child);
+        self.hear_out();
+        Ok(())
+    }
+
+    /// Freezes the process with SIGSTOP: it answers nobody until `continue_process`.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn stop_process(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Ends a freeze with SIGCONT.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn continue_process(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        // Under the lock and only while it is alive, so that the id is still this process's.
+        let mut child = lock(&self.child);
+        if child.try_wait().context(|| self.side)?.is_some() {
+            return Err(Error::new(format!("the {} has ended", self.side)));
+        }
+        kill_process(self.pid, signal).context(|| format!("signalling the {}", self.side))
+    }
+
+    /// Pauses the guest and quits QEMU, so that its images are complete and free. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn finish(&self) -> Result<()> {
+        if self.alive()? {
+            self.qmp("stop", &json!({}))?;
+            self.qmp("quit", &json!({}))?;
+            self.wait_for_end(ENDS)?;
+        }
+        self.hear_out();
+        Ok(())
+    }
+
+    /// Waits for the process to end by itself.
+    ///
+    /// # Errors
+    /// It did not in that time.
+    pub fn wait_for_end(&self, patience: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Some(status) = lock(&self.child).try_wait().context(|| self.side)? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Err(Error::new(format!(
+            "the {} did not end in {patience:?}",
+            self.side
+        )))
+    }
+
+    /// What it has printed on stderr.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(self.folder.join("stderr")).unwrap_or_default()
+    }
+
+    /// The node a disk's device stands on, whatever the style.
+    ///
+    /// # Errors
+    /// There is no such disk.
+    pub fn node(&self, disk: usize) -> Result<String> {
+        node(disk, &self.qmp("query-block", &json!({}))?)
+    }
+
+    /// What is in this QEMU now that was not there when it started: block jobs, jobs, exports, dirty bitmaps, nodes,
+    /// listening sockets (an NBD server's, an incoming migration's), yank instances, migration capabilities and
+    /// parameters; and files in its folder. Empty is good.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let now = Snapshot::take(&mut lock(&self.watch).qmp, self.pid(), &self.folder)?;
+        Ok(self.snapshot.differences(&now))
+    }
+
+    /// Waits for the rest of what the guest said.
+    fn hear_out(&self) {
+        let reader = lock(&self.reader).take();
+        if let Some(reader) = reader {
+            drop(reader.join()); // a panic in it has been printed
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// Finds a disk's node in the answer to `query-block`.
+pub(crate) fn node(disk: usize, blocks: &Value) -> Result<String> {
+    let device = format!("/machine/peripheral/disk{disk}/virtio-backend");
+    let found = blocks
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|block| block["qdev"] == device.as_str());
+    let name = found.and_then(|block| block["inserted"]["node-name"].as_str());
+    name.map(str::to_owned)
+        .ok_or_else(|| Error::new(format!("no node for disk {disk}")))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for a new process's sockets, and notes what it is like before anybody uses it.
+fn settle(
+    child: &mut Child,
+    folder: &Path,
+    port: &UnixListener,
+    side: Side,
+    record: &Arc<Record>,
+) -> Result<(Qmp, JoinHandle<()>, Snapshot)> {
+    let deadline = Instant::now() + STARTS;
+    let path = folder.join("watch");
+    // QEMU opens its character devices in the order of its command line; the watch monitor is the last of them.
+    while std::os::unix::net::UnixStream::connect(&path).is_err() {
+        if let Some(status) = child.try_wait().context(|| "watching it start")? {
+            return Err(Error::new(format!("it ended: {status}")));
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(format!("no monitor in {STARTS:?}")));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut qmp = Qmp::connect(&path)?;
+    let (stream, _) = port.accept().context(|| "accepting the debug port")?;
+    let log = record.begin(side);
+    let record = Arc::clone(record);
+    let reader = thread::Builder::new()
+        .name(format!("{side} port"))
+        .spawn(move || record.read_to_end(stream, log));
+    let reader = reader.context(|| "starting a reader")?;
+    let snapshot = Snapshot::take(&mut qmp, child.id(), folder)?;
+    Ok((qmp, reader, snapshot))
+}
+
+fn arguments(
+    side: Side,
+    spec: &Spec,
+    machine: &str,
+    folder: &Path,
+    disks: &[DiskFiles],
+    guest: &Guest,
+) -> Vec<String> {
+    let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
+    let mut all: Vec<String> = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-smp",
+        "1",
+    ]
+    .map(str::to_owned)
+    .into();
+    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+    add("-machine", format!("{machine},accel=tcg"));
+    add("-cpu", "max".to_owned());
+    add("-m", format!("{}M", spec.memory));
+    add("-action", "reboot=shutdown".to_owned());
+    add("-kernel", guest.kernel.display().to_string());
+    add("-initrd", guest.initrd.display().to_string());
+    add("-append", format!("{KERNEL_WORDS} {}", spec.workload));
+    add(
+        "-chardev",
+        format!("socket,id=port,path={}", folder.join("port").display()),
+    );
+    add(
+        "-device",
+        format!("isa-debugcon,iobase={PORT:#x},chardev=port"),
+    );
+    if side == Side::Destination {
+        add("-incoming", "defer".to_owned());
+        all.push("-S".to_owned());
+    }
+    for (number, (disk, files)) in spec.disks.iter().zip(disks).enumerate() {
+        let throttled = side == Side::Source && disk.throttled_reads.is_some();
+        all.extend(disk_arguments(spec.style, number, files, throttled));
+    }
+    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+    if spec.tcp {
+        add(
+            "-chardev",
+            "socket,id=tcp,host=127.0.0.1,port=0,server=on,wait=off".to_owned(),
+        );
+        add("-mon", "chardev=tcp,mode=control".to_owned());
+    }
+    add("-qmp", socket("qmp"));
+    add("-qmp", socket("watch"));
+    all.extend(spec.extra.iter().cloned());
+    all
+}
+
+fn disk_arguments(style: Style, number: usize, files: &DiskFiles, throttled: bool) -> Vec<String> {
+    let overlay = files.overlay.display().to_string();
+    let device =
+        |drive: &str| format!("virtio-blk-pci,drive={drive},id=disk{number},serial=disk{number}");
+    let mut all = Vec::new();
+    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+    match style {
+        Style::Drive => {
+            add(
+                "-drive",
+                format!("if=none,id=drive{number},format=qcow2,file={overlay}"),
+            );
+            add("-device", device(&format!("drive{number}")));
+        }
+        Style::Blockdev => {
+            let file = format!("disk{number}-file");
+            let node = format!("disk{number}");
+            add(
+                "-blockdev",
+                json!({"driver": "file", "node-name": file, "filename": overlay}).to_string(),
+            );
+            let mut below = file;
+            if throttled {
+                let group = format!("reads{number}");
+                below = format!("disk{number}-throttled");
+                add("-object", format!("throttle-group,id={group}"));
+                let throttle = json!({"driver": "throttle", "node-name": below, "throttle-group": group, "file": format!("disk{number}-file")});
+                add("-blockdev", throttle.to_string());
+            }
+            add(
+                "-blockdev",
+                json!({"driver": "qcow2", "node-name": node, "file": below}).to_string(),
+            );
+            add("-device", device(&node));
+        }
+    }
+    all
+}

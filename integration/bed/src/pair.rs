@@ -1,0 +1,353 @@
+//! A pair of QEMUs with a guest on the first, and the judgement of what became of it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qferry_guest::Workload;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::check::{DiskCheck, check};
+use crate::disk::DiskFiles;
+use crate::error::{Context, Error, Result};
+use crate::machine::Machine;
+use crate::qemu_build::Build;
+use crate::record::{Beat, Record, Side, Verified};
+use crate::spec::{Guest, Spec, Style};
+
+/// How long a guest may take to boot on a busy machine.
+const BOOTS: Duration = Duration::from_secs(90);
+/// Beats that show a guest to be up.
+const UP: u64 = 3;
+
+/// Two QEMUs that share no file: on the source a booted guest, the destination waiting with `-incoming defer -S`.
+/// Dropping it kills both and removes their files.
+pub struct Pair {
+    /// Where the guest begins.
+    pub source: Machine,
+    /// Where it shall go.
+    pub destination: Machine,
+    /// From the start of the source to its first beats.
+    pub boot: Duration,
+    spec: Spec,
+    builds: [Build; 2],
+    record: Arc<Record>,
+    folder: TempDir,
+}
+
+/// The longest time without a beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// How long.
+    pub length: Duration,
+    /// The beat before it.
+    pub from: Beat,
+    /// The beat after it.
+    pub to: Beat,
+}
+
+impl Pair {
+    /// Makes the disks, starts both QEMUs, and waits until the guest beats and its first write is acknowledged.
+    ///
+    /// # Errors
+    /// A part of the bed is missing, the spec contradicts itself, or a QEMU or the guest does not start.
+    pub fn start(spec: &Spec) -> Result<Self> {
+        let mut spec = spec.clone();
+        spec.workload.disks = spec.disks.len() as u64;
+        check_spec(&spec)?;
+        let builds = [
+            Build::locate(&spec.version)?,
+            Build::locate(spec.destination_version.as_ref().unwrap_or(&spec.version))?,
+        ];
+        let folder = tempfile::Builder::new()
+            .prefix("qferry-")
+            .tempdir()
+            .context(|| "creating the pair's folder")?;
+        let mut disks = Vec::new();
+        for (side, build) in [("source", &builds[0]), ("destination", &builds[1])] {
+            let home = folder.path().join(side);
+            fs::create_dir(&home).context(|| format!("creating {}", home.display()))?;
+            let create =
+                |(number, disk): (usize, &crate::DiskSpec)| disk.create(build, &home, number);
+            disks.push(
+                spec.disks
+                    .iter()
+                    .enumerate()
+                    .map(create)
+                    .collect::<Result<Vec<DiskFiles>>>()?,
+            );
+        }
+        fs::create_dir(folder.path().join("run")).context(|| "creating the run folder")?;
+        for (number, (disk, files)) in spec.disks.iter().zip(&disks[0]).enumerate() {
+            disk.fill_overlay(&builds[0], files, number)?;
+        }
+
+        let record = Arc::new(Record::default());
+        let started = Instant::now();
+        let start = |side, at: usize, name| {
+            let home = folder.path().join(name);
+            Machine::start(
+                side,
+                &spec,
+                &builds[at],
+                &builds[0].machine(),
+                &home,
+                &disks[at],
+                &record,
+            )
+        };
+        let source = start(Side::Source, 0, "source")?;
+        let destination = start(Side::Destination, 1, "destination")?;
+        record
+            .wait_for_beats(Side::Source, UP, BOOTS)
+            .context(|| format!("after {}", source.stderr()))?;
+        let boot = record
+            .beats()
+            .get(UP as usize - 1)
+            .map_or(Duration::ZERO, |beat| beat.at - started);
+        if spec.workload.write > 0 && !spec.disks.is_empty() {
+            record.wait_for_writes(Side::Source, 1, BOOTS)?;
+        }
+        let pair = Self {
+            source,
+            destination,
+            boot,
+            spec,
+            builds,
+            record,
+            folder,
+        };
+        pair.settle()?;
+        Ok(pair)
+    }
+
+    /// What is asked for once the guest has booted.
+    fn settle(&self) -> Result<()> {
+        for (number, disk) in self.spec.disks.iter().enumerate() {
+            if let Some(reads) = disk.throttled_reads {
+                self.throttle_reads(number, reads)?;
+            }
+        }
+        if self.spec.guest == Guest::Paused {
+            self.source.qmp("stop", &json!({}))?;
+        }
+        Ok(())
+    }
+
+    /// Sets how many reads a second a disk's overlay file on the source may do; 0 is no limit. The disk's spec must have
+    /// asked for a throttle.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn throttle_reads(&self, disk: usize, reads: u64) -> Result<()> {
+        let path = format!("/objects/reads{disk}");
+        let limits = json!({"path": path, "property": "limits", "value": {"iops-read": reads}});
+        self.source.qmp("qom-set", &limits).map(drop)
+    }
+
+    /// What it was started with.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The QEMU build of a side.
+    pub fn build(&self, side: Side) -> &Build {
+        &self.builds[side as usize]
+    }
+
+    /// The machine of a side.
+    pub fn machine(&self, side: Side) -> &Machine {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
+
+    /// An empty folder for whoever migrates: sockets, journals. It goes with the pair.
+    pub fn run_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    /// Replaces the destination by a fresh process, with an emptied overlay if asked.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn restart_destination(&mut self, fresh_overlays: bool) -> Result<()> {
+        self.destination.kill()?;
+        let disks = self.destination.disks().to_vec();
+        if fresh_overlays {
+            for (disk, files) in self.spec.disks.iter().zip(&disks) {
+                disk.create_overlay(&self.builds[1], files)?;
+            }
+        }
+        let home = self.destination.folder().to_path_buf();
+        let machine = self.builds[0].machine();
+        self.destination = Machine::start(
+            Side::Destination,
+            &self.spec,
+            &self.builds[1],
+            &machine,
+            &home,
+            &disks,
+            &self.record,
+        )?;
+        Ok(())
+    }
+
+    /// Waits for so many more beats on a side.
+    ///
+    /// # Errors
+    /// They did not come in time; the error has the guest's last words.
+    pub fn wait_for_beats(&self, side: Side, more: u64, patience: Duration) -> Result<()> {
+        self.record.wait_for_beats(side, more, patience)
+    }
+
+    /// Waits for so many more acknowledged writes on a side, on all disks together.
+    ///
+    /// # Errors
+    /// They did not come in time; the error has the guest's last words.
+    pub fn wait_for_writes(&self, side: Side, more: u64, patience: Duration) -> Result<()> {
+        self.record.wait_for_writes(side, more, patience)
+    }
+
+    /// Waits until the guest has verified, after this call, all of its memory and every slot of its disks once. Read
+    /// [`Pair::errors`] then: this says that it looked, not what it found.
+    ///
+    /// # Errors
+    /// It was not through in time.
+    pub fn wait_until_verified(&self, patience: Duration) -> Result<()> {
+        let workload = &self.spec.workload;
+        let mut wanted = self.record.verified();
+        if workload.dirty > 0 || workload.verify > 0 {
+            // Counts are said in steps; what was verified before this call and not yet said must not count.
+            wanted.pages += workload.pages() + workload.pages().div_ceil(16).clamp(16, 1024);
+        }
+        if workload.write > 0 && workload.read > 0 {
+            for disk in 0..self.spec.disks.len() {
+                *wanted.slots.entry(disk).or_default() += u64::from(workload.slots) + 8;
+            }
+        }
+        self.record.wait_until_verified(&wanted, patience)
+    }
+
+    /// How much the guest has verified so far.
+    pub fn verified(&self) -> Verified {
+        self.record.verified()
+    }
+
+    /// The beats that arrived from one side.
+    pub fn beats(&self, side: Side) -> Vec<Beat> {
+        self.record
+            .beats()
+            .into_iter()
+            .filter(|beat| beat.side == side)
+            .collect()
+    }
+
+    /// The longest time between two beats on whichever side, among those since a moment: the pause as seen from outside.
+    pub fn longest_gap(&self, since: Instant) -> Option<Gap> {
+        let mut beats = self.record.beats();
+        beats.retain(|beat| beat.at >= since);
+        beats.sort_by_key(|beat| beat.at);
+        let gap = |pair: &[Beat]| match pair {
+            [from, to] => Some(Gap {
+                length: to.at - from.at,
+                from: *from,
+                to: *to,
+            }),
+            _ => None,
+        };
+        beats
+            .windows(2)
+            .filter_map(gap)
+            .max_by_key(|gap| gap.length)
+    }
+
+    /// From the source's last STOP to the destination's first RESUME, by QEMU's own time stamps.
+    ///
+    /// # Errors
+    /// One of the two events is missing.
+    pub fn blackout(&self) -> Result<Duration> {
+        let stop = self
+            .source
+            .events()?
+            .into_iter()
+            .rfind(|event| event.name == "STOP");
+        let resume = self
+            .destination
+            .events()?
+            .into_iter()
+            .find(|event| event.name == "RESUME");
+        match (stop, resume) {
+            (Some(stop), Some(resume)) => Ok(resume.time.saturating_sub(stop.time)),
+            _ => Err(Error::new(
+                "no STOP on the source or no RESUME on the destination",
+            )),
+        }
+    }
+
+    /// Writes acknowledged so far, on all sides and disks together.
+    pub fn acknowledged(&self) -> u64 {
+        self.record.acknowledged()
+    }
+
+    /// What is wrong by the guest's own words, and by their order: a beat that is missing or came twice (a second
+    /// runner), an acknowledgement without a write. Empty is good.
+    pub fn errors(&self) -> Vec<String> {
+        self.record.errors()
+    }
+
+    /// Ends a side's QEMU (pausing the guest first) and reads its disks offline, one after the other: every slot holds
+    /// the generation last acknowledged or a later one that was announced, and the rest what was there before.
+    ///
+    /// # Errors
+    /// A disk is not what the guest was told; the error names disk, slot and generations.
+    pub fn check_disks(&self, side: Side) -> Result<Vec<DiskCheck>> {
+        let machine = self.machine(side);
+        machine.finish()?;
+        let said = self.record.slots()?;
+        let nothing = std::collections::BTreeMap::new();
+        let scratch = self.folder.path().join("scratch.raw");
+        let look = |(number, (disk, files)): (usize, (&crate::DiskSpec, &DiskFiles))| {
+            let said = said.get(&number).unwrap_or(&nothing);
+            check(
+                self.build(side),
+                &files.overlay,
+                &scratch,
+                number,
+                disk,
+                &self.spec.workload,
+                said,
+            )
+        };
+        self.spec
+            .disks
+            .iter()
+            .zip(machine.disks())
+            .enumerate()
+            .map(look)
+            .collect()
+    }
+}
+
+/// Whether the parts of a spec fit together.
+fn check_spec(spec: &Spec) -> Result<()> {
+    let workload: &Workload = &spec.workload;
+    workload.check().map_err(Error::new)?;
+    for (number, disk) in spec.disks.iter().enumerate() {
+        disk.check()?;
+        if workload.write > 0 && workload.end() > disk.size {
+            return Err(Error::new(format!(
+                "disk {number} ends at {}, the last slot at {}",
+                disk.size,
+                workload.end()
+            )));
+        }
+        if disk.throttled_reads.is_some() && spec.style == Style::Drive {
+            return Err(Error::new("throttled reads need -blockdev"));
+        }
+    }
+    Ok(())
+}

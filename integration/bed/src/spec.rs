@@ -1,0 +1,64 @@
+//! What a test asks for.
+
+use qferry_guest::Workload;
+
+use crate::disk::DiskSpec;
+
+/// How disks stand on QEMU's command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Style {
+    /// `-blockdev`: nodes are named `diskN`.
+    #[default]
+    Blockdev,
+    /// `-drive`: devices are named `driveN`, nodes have the names QEMU makes up.
+    Drive,
+}
+
+/// Whether the guest runs when the pair is handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Guest {
+    /// It runs.
+    #[default]
+    Running,
+    /// It has booted and was paused by `stop`.
+    Paused,
+}
+
+/// A pair of QEMUs and the guest between them.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// QEMU's version on the source; its machine type is used on both sides.
+    pub version: String,
+    /// QEMU's version on the destination, if it is another.
+    pub destination_version: Option<String>,
+    /// The guest's memory in MiB.
+    pub memory: u64,
+    /// What the guest does; `disks` in it is filled in.
+    pub workload: Workload,
+    /// Its disks, in order. The same shape on both sides.
+    pub disks: Vec<DiskSpec>,
+    /// How they are configured.
+    pub style: Style,
+    /// Whether it is running when the pair is handed over.
+    pub guest: Guest,
+    /// Whether each QEMU gets a TCP monitor too, on a port of its choice.
+    pub tcp: bool,
+    /// More arguments for both QEMUs.
+    pub extra: Vec<String>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            version: "10.0.13".to_owned(),
+            destination_version: None,
+            memory: 192,
+            workload: Workload::default(),
+            disks: vec![DiskSpec::default()],
+            style: Style::default(),
+            guest: Guest::default(),
+            tcp: false,
+            extra: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! One migration as a straight line of QMP commands: no engine, no looking ahead, no way back. It is the order every
+//! supported QEMU wants, and the pause it causes is what the engine's is measured against.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::machine::node;
+use crate::pair::Pair;
+use crate::qmp::{Event, Qmp};
+
+/// How long any one phase may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// As good as unlimited, and accepted by every version.
+const UNLIMITED: u64 = 1 << 40;
+
+/// What one migration took. The spans inside the blackout are in order and measured by the events' and the host's clock.
+#[derive(Clone, Debug, Default)]
+pub struct Timings {
+    /// Until every mirror was ready.
+    pub storage: Duration,
+    /// From `migrate` to `pre-switchover`.
+    pub memory: Duration,
+    /// From the first command to the destination's RESUME.
+    pub total: Duration,
+    /// STOP on the source to RESUME on the destination, by QEMU's time stamps.
+    pub blackout: Duration,
+    /// What the blackout was spent on, by the host's clock from when each step's end was seen.
+    pub ledger: Vec<(&'static str, Duration)>,
+}
+
+/// Moves the pair's guest and quits the source.
+///
+/// # Errors
+/// Any command or job failed, or a phase took two minutes.
+pub fn migrate(pair: &Pair) -> Result<Timings> {
+    let began = Instant::now();
+    let mut source = Qmp::connect(&pair.source.qmp_path())?;
+    let mut destination = Qmp::connect(&pair.destination.qmp_path())?;
+    capabilities(
+        &mut source,
+        &["events", "return-path", "pause-before-switchover"],
+    )?;
+    capabilities(
+        &mut destination,
+        &["events", "return-path", "late-block-activate"],
+    )?;
+    let parameters = json!({"downtime-limit": 300, "max-bandwidth": UNLIMITED});
+    source.execute("migrate-set-parameters", &parameters)?;
+    let mut timings = Timings::default();
+
+    let jobs = mirror(pair, &mut source, &mut destination)?;
+    timings.storage = began.elapsed();
+
+    let begin_memory = Instant::now();
+    let uri = format!("unix:{}", pair.run_dir().join("ram").display());
+    listen(&mut destination, &uri)?;
+    source.execute("migrate", &json!({"uri": uri}))?;
+    let mut stop = None;
+    let paused = source.wait("pre-switchover", PATIENCE, |event| {
+        if event.name == "STOP" {
+            stop = Some(event.time);
+        }
+        status_is(event, &["pre-switchover", "failed", "completed"])
+    })?;
+    let Some(stop) = stop.filter(|_| status_is(&paused, &["pre-switchover"])) else {
+        return Err(Error::new(format!(
+            "the memory did not reach pre-switchover: {}",
+            paused.data
+        )));
+    };
+    timings.memory = begin_memory.elapsed();
+    let mut ledger = Ledger {
+        spans: vec![("stop to pre-switchover", paused.time.saturating_sub(stop))],
+        last: Instant::now(),
+    };
+
+    settle(&mut source, &jobs)?;
+    ledger.mark("mirrors ended");
+    destination.execute("nbd-server-stop", &json!({}))?;
+    let exports = destination.execute("query-block-exports", &json!({}))?;
+    if exports != json!([]) {
+        return Err(Error::new(format!("exports are left: {exports}")));
+    }
+    ledger.mark("exports gone");
+    source.execute("migrate-continue", &json!({"state": "pre-switchover"}))?;
+    completed("source", &mut source)?;
+    ledger.mark("last memory and devices sent");
+    completed("destination", &mut destination)?;
+    ledger.mark("and loaded");
+    destination.execute("cont", &json!({}))?;
+    let resume = destination.wait("RESUME", PATIENCE, |event| event.name == "RESUME")?;
+    ledger.mark("cont to resume");
+    timings.total = began.elapsed();
+    timings.blackout = resume.time.saturating_sub(stop);
+    timings.ledger = ledger.spans;
+
+    for job in &jobs {
+        source.execute("job-dismiss", &json!({"id": job}))?;
+    }
+    source.execute("quit", &json!({}))?;
+    pair.source.wait_for_end(PATIENCE)?;
+    Ok(timings)
+}
+
+struct Ledger {
+    spans: Vec<(&'static str, Duration)>,
+    last: Instant,
+}
+
+impl Ledger {
+    fn mark(&mut self, span: &'static str) {
+        let now = Instant::now();
+        self.spans.push((span, now - self.last));
+        self.last = now;
+    }
+}
+
+fn capabilities(qmp: &mut Qmp, names: &[&str]) -> Result<()> {
+    let all: Vec<_> = names
+        .iter()
+        .map(|name| json!({"capability": name, "state": true}))
+        .collect();
+    qmp.execute("migrate-set-capabilities", &json!({"capabilities": all}))
+        .map(drop)
+}
+
+/// Mirrors every disk at once and waits until all are in step.
+fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<String>> {
+    let count = pair.spec().disks.len();
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let socket = pair.run_dir().join("nbd").display().to_string();
+    destination.execute(
+        "nbd-server-start",
+        &json!({"addr": {"type": "unix", "data": {"path": socket}}}),
+    )?;
+    let (from, to) = (
+        source.execute("query-block", &json!({}))?,
+        destination.execute("query-block", &json!({}))?,
+    );
+    for disk in 0..count {
+        let name = format!("disk{disk}");
+        let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node(disk, &to)?, "writable": true});
+        destination.execute("block-export-add", &export)?;
+    }
+    let mut jobs = Vec::new();
+    for disk in 0..count {
+        let job = format!("mirror{disk}");
+        let target = format!("nbd+unix:///disk{disk}?socket={socket}");
+        source.execute(
+            "drive-mirror",
+            &json!({"job-id": job, "device": node(disk, &from)?, "target": target, "format": "raw", "mode": "existing",
+                "sync": "top", "auto-dismiss": false, "on-target-error": "report"}),
+        )?;
+        jobs.push(job);
+    }
+    for_each_job(source, &jobs, "BLOCK_JOB_READY")?;
+    for job in &jobs {
+        let change = json!({"type": "mirror", "id": job, "copy-mode": "write-blocking"});
+        match source.ask("block-job-change", &change)? {
+            Ok(_) => in_step(source, job)?,
+            Err(refusal) if refusal.class == "CommandNotFound" => {} // before 8.2
+            Err(refusal) => return Err(Error::new(format!("block-job-change: {refusal}"))),
+        }
+    }
+    Ok(jobs)
+}
+
+/// Waits until a mirror that blocks writes has caught up. There is no event for that.
+fn in_step(source: &mut Qmp, job: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let jobs = source.execute("query-block-jobs", &json!({}))?;
+        let ours = jobs
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|found| found["device"] == job);
+        if ours.is_some_and(|job| job["actively-synced"] == true) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Err(Error::new(format!(
+        "{job} is not in step after {PATIENCE:?}"
+    )))
+}
+
+fn listen(destination: &mut Qmp, uri: &str) -> Result<()> {
+    match destination.ask(
+        "migrate-incoming",
+        &json!({"uri": uri, "exit-on-error": false}),
+    )? {
+        Ok(_) => Ok(()),
+        // The argument exists from 9.1.
+        Err(refusal) if refusal.description.contains("exit-on-error") => destination
+            .execute("migrate-incoming", &json!({"uri": uri}))
+            .map(drop),
+        Err(refusal) => Err(Error::new(format!("migrate-incoming: {refusal}"))),
+    }
+}
+
+/// Ends all mirrors; each must have brought everything over.
+fn settle(source: &mut Qmp, jobs: &[String]) -> Result<()> {
+    for job in jobs {
+        source.execute("block-job-cancel", &json!({"device": job}))?;
+    }
+    for_each_job(source, jobs, "BLOCK_JOB_COMPLETED")
+}
+
+/// Waits for one event of each job; an error in any of them ends the wait.
+fn for_each_job(source: &mut Qmp, jobs: &[String], name: &str) -> Result<()> {
+    let mut left: BTreeSet<&str> = jobs.iter().map(String::as_str).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    let bad = |event: &Event| {
+        event.name == "BLOCK_JOB_ERROR"
+            || (event.name.starts_with("BLOCK_JOB_") && event.data.get("error").is_some())
+    };
+    let last = source.wait(name, PATIENCE, |event| {
+        if event.name == name {
+            left.remove(event.data["device"].as_str().unwrap_or_default());
+        }
+        left.is_empty() || bad(event)
+    })?;
+    if bad(&last) {
+        Err(Error::new(format!("a mirror failed: {}", last.data)))
+    } else {
+        Ok(())
+    }
+}
+
+fn completed(side: &str, qmp: &mut Qmp) -> Result<()> {
+    let end = qmp.wait("completed", PATIENCE, |event| {
+        status_is(event, &["completed", "failed"])
+    })?;
+    if status_is(&end, &["completed"]) {
+        Ok(())
+    } else {
+        Err(Error::new(format!("the migration failed on the {side}")))
+    }
+}
+
+fn status_is(event: &Event, wanted: &[&str]) -> bool {
+    event.name == "MIGRATION"
+        && event
+            .data
+            .get("status")
+            .and_then(Value::as_str)
+            .is_some_and(|is| wanted.contains(&is))
+}

@@ -1,0 +1,25 @@
+//! What the guest's workload and the bed that watches it agree on.
+//!
+//! The binary of this package is the guest's init; it says what it does in [`line`]s on a debug port. The bed passes it a
+//! [`Workload`] on the kernel's command line, and recognises the [`block`]s it wrote when it reads the image offline.
+
+pub mod block;
+pub mod line;
+pub mod page;
+mod workload;
+
+pub use workload::Workload;
+
+/// The I/O port of the debug console: the device's own default, because SeaBIOS prints on 0x402.
+pub const PORT: u16 = 0xe9;
+
+/// Scatters the bits of `value` (splitmix64), so that neighbouring numbers give unlike content.
+const fn scatter(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+/// What one word differs from the word before it, in pages and in sectors. Odd, so a word seldom repeats.
+const STEP: u64 = 0x2545_f491_4f6c_dd1d;

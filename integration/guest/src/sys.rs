@@ -1,0 +1,104 @@
+//! The calls an init cannot make without `unsafe`: I/O ports, mounts, modules, page-aligned memory. Nothing else is here,
+//! and nothing here keeps state.
+#![allow(unsafe_code)] // port I/O is an instruction, and std has no mount, no finit_module and no mapping
+
+use std::arch::asm;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{Error, Result};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::slice;
+
+fn checked(result: i64) -> Result<()> {
+    if result < 0 {
+        Err(Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Lets this thread and the ones it starts use I/O ports.
+pub(crate) fn allow_port_access() -> Result<()> {
+    // SAFETY: takes a number; widens what this process may do and changes no memory.
+    checked(unsafe { libc::iopl(3) }.into())
+}
+
+/// Writes bytes to an I/O port. `allow_port_access` comes first, or the process is killed.
+pub(crate) fn write_port(port: u16, bytes: &[u8]) {
+    for byte in bytes {
+        // SAFETY: the port is the debug console's alone; the instruction touches no memory and no flags.
+        unsafe {
+            asm!("out dx, al", in("dx") port, in("al") *byte, options(nomem, nostack, preserves_flags))
+        };
+    }
+}
+
+/// Mounts a file system that needs no device.
+pub(crate) fn mount(kind: &CStr, at: &CStr) -> Result<()> {
+    // SAFETY: all strings are terminated and outlive the call; there is no data argument.
+    checked(
+        unsafe {
+            libc::mount(
+                kind.as_ptr(),
+                at.as_ptr(),
+                kind.as_ptr(),
+                0,
+                std::ptr::null(),
+            )
+        }
+        .into(),
+    )
+}
+
+/// Loads a kernel module.
+pub(crate) fn load_module(path: &Path) -> Result<()> {
+    let file = File::open(path)?;
+    let parameters = CString::default();
+    // SAFETY: the descriptor is open, the string is terminated, both outlive the call.
+    checked(unsafe {
+        libc::syscall(
+            libc::SYS_finit_module,
+            file.as_raw_fd(),
+            parameters.as_ptr(),
+            0,
+        )
+    })
+}
+
+/// Puts this thread before all ordinary ones, so that work does not delay beats and writes.
+pub(crate) fn run_first(priority: i32) -> Result<()> {
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the pointer is to a live value for the length of the call; 0 is the calling thread.
+    checked(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) }.into())
+}
+
+/// Page-aligned words of zero, for the rest of the process's life.
+pub(crate) fn words(count: usize) -> Result<&'static mut [u64]> {
+    let length = (count * 8).max(1);
+    // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(Error::last_os_error());
+    }
+    // SAFETY: the mapping is `length` zeroed bytes, page-aligned, never unmapped, and referred to from here alone.
+    Ok(unsafe { slice::from_raw_parts_mut(start.cast(), count) })
+}
+
+/// The same memory as bytes, for O_DIRECT.
+pub(crate) fn bytes(words: &mut [u64]) -> &mut [u8] {
+    let length = size_of_val(words);
+    // SAFETY: any byte is a valid u8, u8 has no alignment, and the borrow carries over.
+    unsafe { slice::from_raw_parts_mut(words.as_mut_ptr().cast(), length) }
+}

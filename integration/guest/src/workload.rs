@@ -1,0 +1,218 @@
+//! What the guest is asked to do, as it stands on the kernel's command line.
+
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+/// What the guest does. It is passed as `qferry.KEY=NUMBER` words; a key that is missing keeps its default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Time between two beats, in whole microseconds.
+    pub beat: Duration,
+    /// Bytes of memory kept filled and verified.
+    pub ram: u64,
+    /// Bytes of that memory rewritten a second; each page is verified before.
+    pub dirty: u64,
+    /// Bytes of that memory verified a second when `dirty` is 0.
+    pub verify: u64,
+    /// Writes a second to each disk.
+    pub write: u64,
+    /// Slots read back a second from each disk that is written to.
+    pub read: u64,
+    /// Bytes of one write, a multiple of 512.
+    pub block: u64,
+    /// Where the first slot begins.
+    pub start: u64,
+    /// From the beginning of one slot to the next, at least `block`.
+    pub stride: u64,
+    /// Slots on each disk; they are written in an order that touches each once before any a second time.
+    pub slots: u32,
+    /// Disks to wait for; the bed fills this in.
+    pub disks: u64,
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            beat: Duration::from_millis(5),
+            ram: 16 << 20,
+            dirty: 0,
+            verify: 8 << 20,
+            write: 50,
+            read: 50,
+            block: 4096,
+            start: 1 << 20,
+            stride: 64 << 10,
+            slots: 128,
+            disks: 0,
+        }
+    }
+}
+
+impl Workload {
+    /// Reads the words of a kernel command line that are meant for the guest.
+    ///
+    /// # Errors
+    /// A sentence on the word that is not understood, or on values that contradict each other.
+    pub fn from_command_line(line: &str) -> Result<Self, String> {
+        let mut workload = Self::default();
+        for word in line
+            .split_whitespace()
+            .filter_map(|word| word.strip_prefix("qferry."))
+        {
+            let (key, value) = word
+                .split_once('=')
+                .ok_or_else(|| format!("qferry.{word} has no value"))?;
+            let number: u64 = value
+                .parse()
+                .map_err(|_| format!("qferry.{word} is not a number"))?;
+            match key {
+                "beat" => workload.beat = Duration::from_micros(number),
+                "ram" => workload.ram = number,
+                "dirty" => workload.dirty = number,
+                "verify" => workload.verify = number,
+                "write" => workload.write = number,
+                "read" => workload.read = number,
+                "block" => workload.block = number,
+                "start" => workload.start = number,
+                "stride" => workload.stride = number,
+                "slots" => {
+                    workload.slots =
+                        u32::try_from(number).map_err(|_| format!("qferry.{word} is too large"))?
+                }
+                "disks" => workload.disks = number,
+                _ => return Err(format!("qferry.{word} is not known")),
+            }
+        }
+        workload.check().map(|()| workload)
+    }
+
+    /// Whether the values fit together.
+    ///
+    /// # Errors
+    /// A sentence on the first that does not.
+    pub fn check(&self) -> Result<(), String> {
+        let sector = super::block::SECTOR as u64;
+        if self.beat < Duration::from_micros(100) {
+            return Err("beats closer than 100 microseconds".to_owned());
+        }
+        if self.slots == 0 || self.block == 0 {
+            return Err("no slots, or empty blocks".to_owned());
+        }
+        if [self.block, self.start, self.stride]
+            .iter()
+            .any(|bytes| bytes % sector != 0)
+        {
+            return Err(format!(
+                "block, start and stride must be multiples of {sector}"
+            ));
+        }
+        if self.stride < self.block {
+            return Err("slots overlap: stride is less than block".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Where a slot begins on its disk.
+    pub fn offset(&self, slot: u32) -> u64 {
+        self.start + u64::from(slot) * self.stride
+    }
+
+    /// Where the last slot ends: the least size of a disk.
+    pub fn end(&self) -> u64 {
+        self.offset(self.slots.saturating_sub(1)) + self.block
+    }
+
+    /// The slot that a disk's write number `generation` (from 1) goes to. Scattered, and all slots before any again.
+    pub fn slot(&self, generation: u64) -> u32 {
+        let slots = u64::from(self.slots);
+        // A step without a common factor with the number of slots visits every one of them.
+        let mut step = slots * 5 / 8 + 1;
+        while common_factor(step, slots) != 1 {
+            step += 1;
+        }
+        u32::try_from(generation.wrapping_sub(1) % slots * step % slots).unwrap_or_default()
+    }
+
+    /// Pages of memory kept.
+    pub fn pages(&self) -> u64 {
+        self.ram / 4096
+    }
+}
+
+fn common_factor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { common_factor(b, a % b) }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let beat = u64::try_from(self.beat.as_micros()).unwrap_or(u64::MAX);
+        let words = [
+            ("beat", beat),
+            ("ram", self.ram),
+            ("dirty", self.dirty),
+            ("verify", self.verify),
+            ("write", self.write),
+            ("read", self.read),
+            ("block", self.block),
+            ("start", self.start),
+            ("stride", self.stride),
+            ("slots", u64::from(self.slots)),
+            ("disks", self.disks),
+        ];
+        for (index, (key, value)) in words.into_iter().enumerate() {
+            if index > 0 {
+                f.write_char(' ')?;
+            }
+            write!(f, "qferry.{key}={value}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_back_what_it_says() {
+        let workload = Workload {
+            beat: Duration::from_micros(2500),
+            dirty: 10 << 20,
+            slots: 77,
+            disks: 3,
+            ..Workload::default()
+        };
+        assert_eq!(
+            Workload::from_command_line(&format!("quiet nohz=off {workload} panic=-1")),
+            Ok(workload)
+        );
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_understand() {
+        for line in [
+            "qferry.beat",
+            "qferry.ram=64MiB",
+            "qferry.speed=1",
+            "qferry.stride=512",
+            "qferry.slots=0",
+        ] {
+            assert!(Workload::from_command_line(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn touches_every_slot_before_any_again() {
+        for slots in [1, 2, 3, 64, 77, 128, 1000] {
+            let workload = Workload {
+                slots,
+                ..Workload::default()
+            };
+            let mut seen: Vec<u32> = (1..=u64::from(slots))
+                .map(|generation| workload.slot(generation))
+                .collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..slots).collect::<Vec<_>>(), "{slots} slots");
+        }
+    }
+}
