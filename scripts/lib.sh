@@ -131,10 +131,15 @@ private_update() {
     apt-get -c "$1/apt.conf" -qq -o APT::Update::Error-Mode=any update >"$1/log" 2>&1
 }
 
-# debian_unpack SUITE FOLDER PACKAGE...: unpacks the packages and all they depend on into FOLDER; the names and versions
-# of what was unpacked are left in FOLDER.packages. SUITE is a release or its -backports.
+# debian_unpack [--only REGEX] SUITE FOLDER PACKAGE...: unpacks the packages and all they depend on into FOLDER, or of
+# these only the ones whose names match. FOLDER.packages tells names and versions. SUITE is a release or its -backports.
 debian_unpack() {
-    local suite=$1 into=$2 at=$target/apt/$1 mirror source deb
+    local only=. suite into at mirror source deb package
+    if [ "$1" = --only ]; then
+        only=$2
+        shift 2
+    fi
+    suite=$1 into=$2 at=$target/apt/$1
     shift 2
     [ "$(dpkg --print-architecture)" = amd64 ] || die "this needs Debian on amd64, not $(dpkg --print-architecture)"
     mirror=$(debian_mirror)
@@ -157,9 +162,20 @@ debian_unpack() {
         die_of "$at/log" "could not download $* from $suite"
     mkdir -p "$into"
     for deb in "$at"/cache/archives/*.deb; do
-        dpkg-deb -x "$deb" "$into"
         # shellcheck disable=SC2016 # dpkg-deb's own variables
-        dpkg-deb -W --showformat='${Package} ${Version}\n' "$deb"
+        package=$(dpkg-deb -W --showformat='${Package} ${Version}' "$deb")
+        if [[ ${package% *} =~ $only ]]; then
+            dpkg-deb -x "$deb" "$into"
+            echo "$package"
+        fi
     done >"$into.packages"
     rm -f "$at"/cache/archives/*.deb
+}
+
+# run_from FOLDER PROGRAM ARG...: runs a program unpacked in FOLDER with the libraries unpacked there.
+run_from() {
+    local from=$1 libraries
+    shift
+    libraries=$from/usr/lib/x86_64-linux-gnu:$from/lib/x86_64-linux-gnu
+    "$from/usr/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$libraries" "$@"
 }
