@@ -134,7 +134,7 @@ private_update() {
 # debian_unpack [--only REGEX] SUITE FOLDER PACKAGE...: unpacks the packages and all they depend on into FOLDER, or of
 # these only the ones whose names match. FOLDER.packages tells names and versions. SUITE is a release or its -backports.
 debian_unpack() {
-    local only=. suite into at mirror source deb package
+    local only=. suite into at mirror source deb package packages=()
     if [ "$1" = --only ]; then
         only=$2
         shift 2
@@ -148,7 +148,6 @@ debian_unpack() {
         source+=$'\n'"deb $mirror $suite main"
     fi
     private_apt "$at" "$source"
-    rm -f "$at"/cache/archives/*.deb
     archive_keys "$at"
     if ! private_update "$at"; then
         grep -qi 'NO_PUBKEY\|missing key\|not signed\|no keyring' "$at/log" || die_of "$at/log" \
@@ -158,24 +157,65 @@ debian_unpack() {
         private_update "$at" || die_of "$at/log" \
             "the signature of $suite cannot be verified: run 'apt-get install debian-archive-keyring' and start again"
     fi
-    apt-get -c "$at/apt.conf" -qq -t "$suite" --download-only install "$@" >"$at/log" 2>&1 ||
-        die_of "$at/log" "could not download $* from $suite"
-    mkdir -p "$into"
-    for deb in "$at"/cache/archives/*.deb; do
-        # shellcheck disable=SC2016 # dpkg-deb's own variables
-        package=$(dpkg-deb -W --showformat='${Package} ${Version}' "$deb")
-        if [[ ${package% *} =~ $only ]]; then
-            dpkg-deb -x "$deb" "$into"
-            echo "$package"
+    apt-get -c "$at/apt.conf" -t "$suite" --simulate install "$@" >"$at/log" 2>&1 ||
+        die_of "$at/log" "could not resolve $* in $suite"
+    while read -r deb package source _; do
+        if [ "$deb" = Inst ] && [[ $package =~ $only ]]; then
+            packages+=("$package=${source#(}")
         fi
-    done >"$into.packages"
-    rm -f "$at"/cache/archives/*.deb
+    done <"$at/log"
+    mkdir -p "$into" "$into.debs"
+    (cd "$into.debs" && apt-get -c "$at/apt.conf" -qq download "${packages[@]}") >"$at/log" 2>&1 ||
+        die_of "$at/log" "could not download $* from $suite"
+    for deb in "$into.debs"/*.deb; do
+        dpkg-deb -x "$deb" "$into"
+    done
+    printf '%s\n' "${packages[@]//=/ }" >"$into.packages"
+    rm -rf "$into.debs"
 }
 
-# run_from FOLDER PROGRAM ARG...: runs a program unpacked in FOLDER with the libraries unpacked there.
-run_from() {
-    local from=$1 libraries
-    shift
-    libraries=$from/usr/lib/x86_64-linux-gnu:$from/lib/x86_64-linux-gnu
-    "$from/usr/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "$libraries" "$@"
+# --- Compilers -------------------------------------------------------------------------------------------------------
+
+# need_cc: what cannot sensibly be unpacked is installed: a C compiler with a static libc, CA certificates, git.
+need_cc() {
+    local missing=()
+    command -v cc >/dev/null || missing+=(gcc)
+    [ -e /usr/lib/x86_64-linux-gnu/libc.a ] || missing+=(libc6-dev)
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
+    command -v git >/dev/null || missing+=(git)
+    if [ ${#missing[@]} = 0 ]; then
+        return
+    fi
+    say "installing into the system: ${missing[*]}"
+    as_root apt-get -qq update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null ||
+        die "could not install ${missing[*]}: install them by hand and start again"
+}
+
+# The oldest Rust that must build the project: Cargo.toml's rust-version.
+rust_version() { sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$root/Cargo.toml" | head -n 1; }
+
+# Of the rustc on PATH: 1.85 for 1.85.1; nothing if there is none.
+rust_here() { { rustc --version 2>/dev/null || true; } | sed -n 's/^rustc \([0-9]*\.[0-9]*\).*/\1/p'; }
+
+# need_rust: puts a Rust that builds the project on PATH: the caller's if it is new enough and complete, or rustup's,
+# or else Debian 13's, unpacked into target/toolchain by scripts/rust.
+need_rust() {
+    local here
+    if ! command -v cargo >/dev/null && [ -x "${HOME:-/}/.cargo/bin/cargo" ]; then
+        PATH=$HOME/.cargo/bin:$PATH
+    fi
+    here=$(rust_here)
+    if [ -n "$here" ] && [ "$(printf '%s\n' "$(rust_version)" "$here" | sort -V | head -n 1)" = "$(rust_version)" ] &&
+        cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then
+        return
+    fi
+    need_unpacked_rust
+}
+
+# need_unpacked_rust: puts Debian 13's Rust on PATH whatever else is there.
+need_unpacked_rust() {
+    "$root/scripts/rust"
+    PATH=$target/toolchain/bin:$PATH
+    unset RUSTC RUSTDOC RUSTFMT
 }
