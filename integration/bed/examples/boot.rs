@@ -8,32 +8,16 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let version = arguments.next().unwrap_or_else(|| Spec::default().version);
     let began = Instant::now();
-    let pair = Pair::start(&Spec {
-        version,
-        ..Spec::default()
-    })?;
-    println!(
-        "pair ready after {:?}, of that the guest's boot {:?}",
-        began.elapsed(),
-        pair.boot
-    );
+    let pair = Pair::start(&Spec { version, ..Spec::default() })?;
+    println!("pair ready after {:?}, of that the guest's boot {:?}", began.elapsed(), pair.boot);
 
     let (since, writes, verified) = (Instant::now(), pair.acknowledged(), pair.verified());
     let wait = Duration::from_secs(60);
     pair.wait_for_beats(Side::Source, 1000, wait)?;
     let seconds = since.elapsed().as_secs_f64();
-    println!(
-        "1000 beats in {seconds:.2} s, longest gap {:?}",
-        pair.longest_gap(since).map(|gap| gap.length)
-    );
-    println!(
-        "{:.0} writes/s",
-        (pair.acknowledged() - writes) as f64 / seconds
-    );
-    println!(
-        "{:.0} pages/s verified",
-        (pair.verified().pages - verified.pages) as f64 / seconds
-    );
+    println!("1000 beats in {seconds:.2} s, longest gap {:?}", pair.longest_gap(since).map(|gap| gap.length));
+    println!("{:.0} writes/s", (pair.acknowledged() - writes) as f64 / seconds);
+    println!("{:.0} pages/s verified", (pair.verified().pages - verified.pages) as f64 / seconds);
 
     let mut checked = Side::Source;
     if arguments.next().as_deref() == Some("migrate") {

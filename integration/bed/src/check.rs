@@ -44,35 +44,17 @@ pub(crate) fn check(
     said: &BTreeMap<u32, Slot>,
 ) -> Result<DiskCheck> {
     let words = ["convert", "-f", "qcow2", "-O", "raw"].map(AsRef::as_ref);
-    build.img(
-        words
-            .into_iter()
-            .chain([overlay.as_os_str(), scratch.as_os_str()]),
-    )?;
+    build.img(words.into_iter().chain([overlay.as_os_str(), scratch.as_os_str()]))?;
     let image = File::open(scratch).context(|| format!("opening {}", scratch.display()))?;
-    let judge = Judge {
-        image,
-        number,
-        workload,
-        said,
-        before: Before::new(spec, number),
-    };
+    let judge = Judge { image, number, workload, said, before: Before::new(spec, number) };
     let judged = judge.all(spec.size);
     fs::remove_file(scratch).context(|| format!("removing {}", scratch.display()))?;
     let (found, faults) = judged?;
     if faults.is_empty() {
         return Ok(found);
     }
-    let told = faults
-        .iter()
-        .take(TOLD)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join("; ");
-    Err(Error::new(format!(
-        "disk {number}: {} faults: {told}",
-        faults.len()
-    )))
+    let told = faults.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
+    Err(Error::new(format!("disk {number}: {} faults: {told}", faults.len())))
 }
 
 /// What the disk held before the guest wrote: overlay over backing over zeroes.
@@ -83,10 +65,7 @@ struct Before {
 
 impl Before {
     fn new(spec: &DiskSpec, number: usize) -> Self {
-        Self {
-            overlay: spec.overlay_pieces(number),
-            backing: spec.backing_pieces(number),
-        }
+        Self { overlay: spec.overlay_pieces(number), backing: spec.backing_pieces(number) }
     }
 
     fn at(&self, offset: u64) -> u8 {
@@ -98,18 +77,13 @@ impl Before {
 
     /// Where what is there may change.
     fn edges(&self) -> impl Iterator<Item = u64> {
-        self.overlay
-            .iter()
-            .chain(&self.backing)
-            .flat_map(|piece| [piece.start, piece.start + piece.length])
+        self.overlay.iter().chain(&self.backing).flat_map(|piece| [piece.start, piece.start + piece.length])
     }
 }
 
 fn covering(pieces: &[Piece], offset: u64) -> Option<&Piece> {
     let after = pieces.partition_point(|piece| piece.start <= offset);
-    pieces
-        .get(after.checked_sub(1)?)
-        .filter(|piece| offset < piece.start + piece.length)
+    pieces.get(after.checked_sub(1)?).filter(|piece| offset < piece.start + piece.length)
 }
 
 struct Judge<'a> {
@@ -131,11 +105,7 @@ enum Found {
 impl Judge<'_> {
     fn all(&self, size: u64) -> Result<(DiskCheck, Vec<String>)> {
         let (mut found, mut faults) = (DiskCheck::default(), Vec::new());
-        let slots = if self.said.is_empty() {
-            0
-        } else {
-            self.workload.slots
-        };
+        let slots = if self.said.is_empty() { 0 } else { self.workload.slots };
         for slot in 0..slots {
             match self.slot(slot)? {
                 Found::Acknowledged => found.acknowledged += 1,
@@ -146,13 +116,8 @@ impl Judge<'_> {
         }
         let starts: Vec<u64> = (0..slots).map(|slot| self.workload.offset(slot)).collect();
         let ends = starts.iter().map(|start| start + self.workload.block);
-        let mut edges: Vec<u64> = starts
-            .iter()
-            .copied()
-            .chain(ends)
-            .chain(self.before.edges())
-            .chain([0, size])
-            .collect();
+        let mut edges: Vec<u64> =
+            starts.iter().copied().chain(ends).chain(self.before.edges()).chain([0, size]).collect();
         edges.sort_unstable();
         edges.dedup();
         for edge in edges.windows(2) {
@@ -171,38 +136,24 @@ impl Judge<'_> {
 
     fn in_slot(&self, starts: &[u64], offset: u64) -> bool {
         let after = starts.partition_point(|start| *start <= offset);
-        after
-            .checked_sub(1)
-            .and_then(|at| starts.get(at))
-            .is_some_and(|start| offset < start + self.workload.block)
+        after.checked_sub(1).and_then(|at| starts.get(at)).is_some_and(|start| offset < start + self.workload.block)
     }
 
     fn slot(&self, slot: u32) -> Result<Found> {
         let start = self.workload.offset(slot);
         let mut content = vec![0; usize::try_from(self.workload.block).context(|| "a block")?];
-        self.image
-            .read_exact_at(&mut content, start)
-            .context(|| format!("reading slot {slot}"))?;
+        self.image.read_exact_at(&mut content, start).context(|| format!("reading slot {slot}"))?;
         let nothing = Slot::default();
         let said = self.said.get(&slot).unwrap_or(&nothing);
-        let legal = |generation: &u64| {
-            *generation == said.acknowledged || said.announced.contains(generation)
-        };
+        let legal = |generation: &u64| *generation == said.acknowledged || said.announced.contains(generation);
         let mut generations = Vec::new();
         for (sector, bytes) in (0..).zip(content.chunks(SECTOR)) {
-            let expected = |generation| Stamp {
-                disk: self.number,
-                slot,
-                sector,
-                generation,
-            };
+            let expected = |generation| Stamp { disk: self.number, slot, sector, generation };
             match block::read(bytes) {
                 Ok(stamp) if stamp == expected(stamp.generation) && legal(&stamp.generation) => {
                     generations.push(stamp.generation);
                 }
-                Err(block::Damage::Foreign)
-                    if said.acknowledged == 0 && self.is_as_before(bytes, start, sector) =>
-                {
+                Err(block::Damage::Foreign) if said.acknowledged == 0 && self.is_as_before(bytes, start, sector) => {
                     generations.push(0);
                 }
                 other => {
@@ -219,11 +170,7 @@ impl Judge<'_> {
             [0] => Found::Untouched,
             [generation] if *generation == said.acknowledged => Found::Acknowledged,
             [_] => Found::InFlight,
-            torn => Found::Wrong(self.fault(
-                slot,
-                said,
-                &format!("it is torn between generations {torn:?}"),
-            )),
+            torn => Found::Wrong(self.fault(slot, said, &format!("it is torn between generations {torn:?}"))),
         })
     }
 
@@ -233,10 +180,7 @@ impl Judge<'_> {
     }
 
     fn fault(&self, slot: u32, said: &Slot, found: &str) -> String {
-        let Slot {
-            acknowledged,
-            announced,
-        } = said;
+        let Slot { acknowledged, announced } = said;
         let offset = self.workload.offset(slot);
         format!(
             "slot {slot} at {offset}: acknowledged generation {acknowledged}, later announced {announced:?}, but {found}"
@@ -259,14 +203,9 @@ impl Judge<'_> {
             }
             let length = usize::try_from((end - at).min(CHUNK)).context(|| "a chunk")?;
             let mut content = vec![0; length];
-            self.image
-                .read_exact_at(&mut content, at)
-                .context(|| format!("reading at {at}"))?;
+            self.image.read_exact_at(&mut content, at).context(|| format!("reading at {at}"))?;
             if content != vec![byte; length] {
-                let wrong = content
-                    .iter()
-                    .position(|found| *found != byte)
-                    .unwrap_or_default();
+                let wrong = content.iter().position(|found| *found != byte).unwrap_or_default();
                 let found = content.get(wrong).copied().unwrap_or_default();
                 return Ok(Some(format!(
                     "at {}: {found:#04x} instead of {byte:#04x}, outside the slots",

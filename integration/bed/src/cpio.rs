@@ -36,25 +36,10 @@ impl Archive {
         let size = u32::try_from(content.len()).unwrap_or(u32::MAX);
         let name_size = u32::try_from(name.len() + 1).unwrap_or(u32::MAX);
         // inode, mode, uid, gid, links, time, size, its own device (2), the device it is (2), name's size, checksum
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            size,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_size,
-            0,
-        ];
+        let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes
-                .extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
@@ -79,29 +64,18 @@ mod tests {
         loop {
             assert_eq!(&bytes[..6], b"070701");
             let field = |index: usize| {
-                let text = std::str::from_utf8(&bytes[6 + index * 8..14 + index * 8])
-                    .expect("a whole header");
+                let text = std::str::from_utf8(&bytes[6 + index * 8..14 + index * 8]).expect("a whole header");
                 u32::from_str_radix(text, 16).expect("a whole header")
             };
-            let (mode, size, device, name_size) = (
-                field(1),
-                field(6) as usize,
-                (field(9), field(10)),
-                field(11) as usize,
-            );
-            let name = String::from_utf8(bytes[110..110 + name_size - 1].to_vec())
-                .expect("a whole header");
+            let (mode, size, device, name_size) =
+                (field(1), field(6) as usize, (field(9), field(10)), field(11) as usize);
+            let name = String::from_utf8(bytes[110..110 + name_size - 1].to_vec()).expect("a whole header");
             if name == "TRAILER!!!" {
                 return found;
             }
             let content_at = (110 + name_size).next_multiple_of(4);
             let next = (content_at + size).next_multiple_of(4);
-            found.push((
-                name,
-                mode,
-                device,
-                bytes[content_at..content_at + size].to_vec(),
-            ));
+            found.push((name, mode, device, bytes[content_at..content_at + size].to_vec()));
             bytes = &bytes[next..];
             assert_eq!((start - bytes.len()) % 4, 0);
         }

@@ -62,22 +62,10 @@ pub(crate) struct Piece {
 
 impl DiskSpec {
     pub(crate) fn check(&self) -> Result<()> {
-        let whole = [
-            self.size,
-            self.backing,
-            self.backing_data,
-            self.overlay_data,
-        ]
-        .iter()
-        .all(|bytes| bytes % GRAIN == 0);
-        if !whole
-            || self.size == 0
-            || self.backing_data > self.backing
-            || self.overlay_data > self.size
-        {
-            return Err(Error::new(format!(
-                "sizes must be multiples of 64 KiB and data must fit: {self:?}"
-            )));
+        let whole =
+            [self.size, self.backing, self.backing_data, self.overlay_data].iter().all(|bytes| bytes % GRAIN == 0);
+        if !whole || self.size == 0 || self.backing_data > self.backing || self.overlay_data > self.size {
+            return Err(Error::new(format!("sizes must be multiples of 64 KiB and data must fit: {self:?}")));
         }
         Ok(())
     }
@@ -98,15 +86,11 @@ impl DiskSpec {
             backing: folder.join(format!("backing{number}.raw")),
             overlay: folder.join(format!("disk{number}.qcow2")),
         };
-        let file = File::create(&files.backing)
-            .context(|| format!("creating {}", files.backing.display()))?;
-        file.set_len(self.backing)
-            .context(|| "sizing the backing file")?;
+        let file = File::create(&files.backing).context(|| format!("creating {}", files.backing.display()))?;
+        file.set_len(self.backing).context(|| "sizing the backing file")?;
         for piece in self.backing_pieces(number) {
-            let content =
-                vec![piece.byte; usize::try_from(piece.length).context(|| "a piece of content")?];
-            file.write_all_at(&content, piece.start)
-                .context(|| "filling the backing file")?;
+            let content = vec![piece.byte; usize::try_from(piece.length).context(|| "a piece of content")?];
+            file.write_all_at(&content, piece.start).context(|| "filling the backing file")?;
         }
         self.create_overlay(build, &files)?;
         Ok(files)
@@ -114,41 +98,21 @@ impl DiskSpec {
 
     /// Makes the overlay, or makes it empty again.
     pub(crate) fn create_overlay(&self, build: &Build, files: &DiskFiles) -> Result<()> {
-        let (cluster, size) = (
-            format!("cluster_size={}", self.cluster),
-            self.size.to_string(),
-        );
+        let (cluster, size) = (format!("cluster_size={}", self.cluster), self.size.to_string());
         let (backing, overlay) = (files.backing.as_os_str(), files.overlay.as_os_str());
-        let options = [
-            "create", "-q", "-f", "qcow2", "-F", "raw", "-o", &cluster, "-b",
-        ]
-        .map(AsRef::as_ref);
-        build
-            .img(options.into_iter().chain([backing, overlay, size.as_ref()]))
-            .map(drop)
+        let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-o", &cluster, "-b"].map(AsRef::as_ref);
+        build.img(options.into_iter().chain([backing, overlay, size.as_ref()])).map(drop)
     }
 
     /// Puts the source's content into its overlay.
-    pub(crate) fn fill_overlay(
-        &self,
-        build: &Build,
-        files: &DiskFiles,
-        number: usize,
-    ) -> Result<()> {
+    pub(crate) fn fill_overlay(&self, build: &Build, files: &DiskFiles, number: usize) -> Result<()> {
         let pieces = self.overlay_pieces(number);
         if pieces.is_empty() {
             return Ok(());
         }
-        let write = |piece: &Piece| {
-            format!(
-                "write -q -P {} {} {}",
-                piece.byte, piece.start, piece.length
-            )
-        };
+        let write = |piece: &Piece| format!("write -q -P {} {} {}", piece.byte, piece.start, piece.length);
         let commands: Vec<_> = pieces.iter().map(write).collect();
-        build
-            .io(&files.overlay, commands.iter().map(String::as_str))
-            .map(drop)
+        build.io(&files.overlay, commands.iter().map(String::as_str)).map(drop)
     }
 }
 
@@ -163,11 +127,7 @@ fn spread(size: u64, data: u64, salt: u64) -> Vec<Piece> {
     let piece = |index: u64| {
         let start = index * distance;
         let byte = (start / GRAIN).wrapping_mul(31).wrapping_add(salt * 53) % 255 + 1;
-        Piece {
-            start,
-            length: length.min(size - start),
-            byte: byte as u8,
-        } // 1 to 255
+        Piece { start, length: length.min(size - start), byte: byte as u8 } // 1 to 255
     };
     (0..count).map(piece).collect()
 }
@@ -178,31 +138,17 @@ mod tests {
 
     #[test]
     fn content_is_spread_without_overlap_and_inside() {
-        for (size, data) in [
-            (128 * MIB, 32 * MIB),
-            (64 << 30, 8 * MIB),
-            (MIB, MIB),
-            (2048 * MIB, 1536 * MIB),
-            (GRAIN, GRAIN),
-        ] {
+        for (size, data) in
+            [(128 * MIB, 32 * MIB), (64 << 30, 8 * MIB), (MIB, MIB), (2048 * MIB, 1536 * MIB), (GRAIN, GRAIN)]
+        {
             let pieces = spread(size, data, 1);
             assert!(!pieces.is_empty() && pieces.len() as u64 <= PIECES);
             for pair in pieces.windows(2) {
-                assert!(
-                    pair[0].start + pair[0].length <= pair[1].start,
-                    "{size} {data}: {pair:?}"
-                );
+                assert!(pair[0].start + pair[0].length <= pair[1].start, "{size} {data}: {pair:?}");
             }
-            assert!(
-                pieces
-                    .iter()
-                    .all(|piece| piece.start + piece.length <= size && piece.byte > 0)
-            );
+            assert!(pieces.iter().all(|piece| piece.start + piece.length <= size && piece.byte > 0));
             let total: u64 = pieces.iter().map(|piece| piece.length).sum();
-            assert!(
-                total >= data * 9 / 10 && total <= data * 11 / 10,
-                "{size} {data}: {total}"
-            );
+            assert!(total >= data * 9 / 10 && total <= data * 11 / 10, "{size} {data}: {total}");
         }
     }
 }

@@ -33,20 +33,14 @@ impl Guest {
     /// # Errors
     /// The kernel is missing, or the init does not build.
     pub(crate) fn prepare() -> Result<Self> {
-        READY
-            .get_or_init(|| build().map_err(|error| error.to_string()))
-            .clone()
-            .map_err(Error::new)
+        READY.get_or_init(|| build().map_err(|error| error.to_string())).clone().map_err(Error::new)
     }
 }
 
 fn build() -> Result<Guest> {
     let kernel = target_dir().join("guest").join("vmlinuz");
     if !kernel.exists() {
-        return Err(Error::new(format!(
-            "no guest kernel at {}: run scripts/setup",
-            kernel.display()
-        )));
+        return Err(Error::new(format!("no guest kernel at {}: run scripts/setup", kernel.display())));
     }
     let folder = target_dir().join("guest-build");
     fs::create_dir_all(&folder).context(|| format!("creating {}", folder.display()))?;
@@ -75,33 +69,18 @@ fn build_init(folder: &Path) -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .current_dir(workspace_dir())
-        .args([
-            "build",
-            "--quiet",
-            "--offline",
-            "--package",
-            "qferry-guest",
-            "--bin",
-            "qferry-guest",
-        ])
+        .args(["build", "--quiet", "--offline", "--package", "qferry-guest", "--bin", "qferry-guest"])
         .args(["--profile", "guest", "--target", TARGET, "--target-dir"])
         .arg(folder)
         // The encoded form has precedence over RUSTFLAGS and over anybody's cargo configuration.
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static",
-        )
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static")
         .env_remove("CARGO_BUILD_RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER") // set by `cargo clippy`
         .output()
         .context(|| "starting cargo to build the guest")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::new(format!(
-            "building the guest: {}\n{}",
-            output.status,
-            said.trim()
-        )));
+        return Err(Error::new(format!("building the guest: {}\n{}", output.status, said.trim())));
     }
     Ok(folder.join(TARGET).join("guest").join("qferry-guest"))
 }
@@ -109,32 +88,21 @@ fn build_init(folder: &Path) -> Result<PathBuf> {
 /// What goes into the initramfs: the init, then the modules in their order, with their names in it.
 fn inputs(init: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let modules = target_dir().join("guest");
-    let entries = fs::read_dir(&modules)
-        .context(|| format!("no modules in {}: run scripts/setup", modules.display()))?;
+    let entries =
+        fs::read_dir(&modules).context(|| format!("no modules in {}: run scripts/setup", modules.display()))?;
     let mut files = vec![("init".to_owned(), init.to_path_buf())];
-    for path in entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "ko"))
+    for path in
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "ko"))
     {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.push((format!("modules/{name}"), path));
     }
     if files.len() == 1 {
-        return Err(Error::new(format!(
-            "no modules in {}: run scripts/setup",
-            modules.display()
-        )));
+        return Err(Error::new(format!("no modules in {}: run scripts/setup", modules.display())));
     }
     files.sort();
     let read = |(name, path): (String, PathBuf)| {
-        fs::read(&path)
-            .map(|content| (name, content))
-            .context(|| format!("reading {}", path.display()))
+        fs::read(&path).map(|content| (name, content)).context(|| format!("reading {}", path.display()))
     };
     files.into_iter().map(read).collect()
 }

@@ -36,12 +36,7 @@ impl Snapshot {
                 }
             }
         }
-        for instance in qmp
-            .execute("query-yank", &json!({}))?
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
+        for instance in qmp.execute("query-yank", &json!({}))?.as_array().into_iter().flatten() {
             // A monitor's instance comes and goes with its client, which is not what is looked for.
             if instance["type"] != "chardev" {
                 things.insert(format!("yank instance {instance}"));
@@ -49,33 +44,17 @@ impl Snapshot {
         }
         things.extend(listeners(pid)?);
         let entries = fs::read_dir(folder).context(|| format!("listing {}", folder.display()))?;
-        things.extend(
-            entries
-                .flatten()
-                .map(|entry| format!("file {}", entry.file_name().to_string_lossy())),
-        );
+        things.extend(entries.flatten().map(|entry| format!("file {}", entry.file_name().to_string_lossy())));
 
         let mut settings = BTreeMap::new();
-        for capability in qmp
-            .execute("query-migrate-capabilities", &json!({}))?
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
+        for capability in qmp.execute("query-migrate-capabilities", &json!({}))?.as_array().into_iter().flatten() {
             settings.insert(
-                format!(
-                    "capability {}",
-                    capability["capability"].as_str().unwrap_or_default()
-                ),
+                format!("capability {}", capability["capability"].as_str().unwrap_or_default()),
                 capability["state"].to_string(),
             );
         }
         if let Value::Object(parameters) = qmp.execute("query-migrate-parameters", &json!({}))? {
-            settings.extend(
-                parameters
-                    .iter()
-                    .map(|(name, value)| (format!("parameter {name}"), value.to_string())),
-            );
+            settings.extend(parameters.iter().map(|(name, value)| (format!("parameter {name}"), value.to_string())));
         }
         Ok(Self { things, settings })
     }
@@ -86,10 +65,7 @@ impl Snapshot {
         for (name, value) in &now.settings {
             let before = self.settings.get(name);
             if before != Some(value) {
-                all.push(format!(
-                    "{name}: {} -> {value}",
-                    before.map_or("unset", String::as_str)
-                ));
+                all.push(format!("{name}: {} -> {value}", before.map_or("unset", String::as_str)));
             }
         }
         all
@@ -100,17 +76,9 @@ impl Snapshot {
 fn listeners(pid: u32) -> Result<Vec<String>> {
     let process = Path::new("/proc").join(pid.to_string());
     let mut inodes = BTreeSet::new();
-    for entry in fs::read_dir(process.join("fd"))
-        .context(|| format!("the descriptors of {pid}"))?
-        .flatten()
-    {
-        let target = fs::read_link(entry.path())
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let inode = target
-            .strip_prefix("socket:[")
-            .and_then(|rest| rest.strip_suffix(']'));
+    for entry in fs::read_dir(process.join("fd")).context(|| format!("the descriptors of {pid}"))?.flatten() {
+        let target = fs::read_link(entry.path()).unwrap_or_default().to_string_lossy().into_owned();
+        let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
         inodes.extend(inode.map(str::to_owned));
     }
     let table = |name: &str| fs::read_to_string(process.join("net").join(name)).unwrap_or_default();
@@ -124,13 +92,9 @@ fn listeners(pid: u32) -> Result<Vec<String>> {
             }
         }
     }
-    for row in ["tcp", "tcp6"].iter().flat_map(|name| {
-        table(name)
-            .lines()
-            .skip(1)
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    }) {
+    for row in
+        ["tcp", "tcp6"].iter().flat_map(|name| table(name).lines().skip(1).map(str::to_owned).collect::<Vec<_>>())
+    {
         let words: Vec<_> = row.split_whitespace().collect();
         // sl local remote st tx:rx tr:when retrnsmt uid timeout inode; state 0A is LISTEN.
         if let [_, local, _, "0A", _, _, _, _, _, inode, ..] = words.as_slice() {

@@ -56,10 +56,6 @@ use error::Context;
 /// # Errors
 /// There is none.
 pub fn free_port() -> Result<u16> {
-    let listener =
-        std::net::TcpListener::bind(("127.0.0.1", 0)).context(|| "looking for a free port")?;
-    Ok(listener
-        .local_addr()
-        .context(|| "looking for a free port")?
-        .port())
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).context(|| "looking for a free port")?;
+    Ok(listener.local_addr().context(|| "looking for a free port")?.port())
 }

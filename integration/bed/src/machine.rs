@@ -62,20 +62,15 @@ impl Machine {
         for name in ["qmp", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
-                return Err(Error::new(format!(
-                    "{} is too long for a socket: set a shorter TMPDIR",
-                    path.display()
-                )));
+                return Err(Error::new(format!("{} is too long for a socket: set a shorter TMPDIR", path.display())));
             }
             // Left by a QEMU that was killed before.
             if path.exists() {
                 fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
             }
         }
-        let port =
-            UnixListener::bind(folder.join("port")).context(|| "listening for the debug port")?;
-        let stderr = File::create(folder.join("stderr"))
-            .context(|| "creating the file for QEMU's stderr")?;
+        let port = UnixListener::bind(folder.join("port")).context(|| "listening for the debug port")?;
+        let stderr = File::create(folder.join("stderr")).context(|| "creating the file for QEMU's stderr")?;
         let mut child = Command::new(build.program("qemu-system-x86_64"))
             .args(arguments(side, spec, machine, folder, disks, &guest))
             .stdin(Stdio::null())
@@ -102,10 +97,7 @@ impl Machine {
             disks: disks.to_vec(),
             child: Mutex::new(child),
             pid,
-            watch: Mutex::new(Watch {
-                qmp,
-                events: VecDeque::new(),
-            }),
+            watch: Mutex::new(Watch { qmp, events: VecDeque::new() }),
             reader: Mutex::new(Some(reader)),
             snapshot,
         })
@@ -128,15 +120,9 @@ impl Machine {
     pub fn qmp_port(&self) -> Result<u16> {
         let devices = self.qmp("query-chardev", &json!({}))?;
         let named = |device: &&Value| device["label"] == "tcp";
-        let device = devices
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(named)
-            .and_then(|device| device["filename"].as_str());
-        let digits = device
-            .and_then(|name| name.split(',').next())
-            .and_then(|address| address.rsplit(':').next());
+        let device =
+            devices.as_array().into_iter().flatten().find(named).and_then(|device| device["filename"].as_str());
+        let digits = device.and_then(|name| name.split(',').next()).and_then(|address| address.rsplit(':').next());
         digits
             .and_then(|digits| digits.parse().ok())
             .ok_or_else(|| Error::new("no monitor on TCP: ask for one in the Spec"))
@@ -162,8 +148,7 @@ impl Machine {
     /// # Errors
     /// QEMU refused it, is gone, or did not answer in 30 seconds.
     pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
-        self.ask(command, arguments)?
-            .context(|| format!("{}: {command}", self.side))
+        self.ask(command, arguments)?.context(|| format!("{}: {command}", self.side))
     }
 
     /// The same, where a refusal is an answer too.
@@ -171,10 +156,7 @@ impl Machine {
     /// # Errors
     /// QEMU is gone, or did not answer in 30 seconds.
     pub fn ask(&self, command: &str, arguments: &Value) -> Result<Answer> {
-        lock(&self.watch)
-            .qmp
-            .ask(command, arguments)
-            .context(|| self.side)
+        lock(&self.watch).qmp.ask(command, arguments).context(|| self.side)
     }
 
     /// What `query-status` says, such as `running` or `inmigrate`.
@@ -202,10 +184,7 @@ impl Machine {
     /// # Errors
     /// The operating system does not say.
     pub fn alive(&self) -> Result<bool> {
-        Ok(lock(&self.child)
-            .try_wait()
-            .context(|| self.side)?
-            .is_none())
+        Ok(lock(&self.child).try_wait().context(|| self.side)?.is_none())
     }
 
     /// Kills it with SIGKILL and waits until it is gone. One that has ended already is no error.
@@ -214,12 +193,8 @@ impl Machine {
     /// It cannot be killed.
     pub fn kill(&self) -> Result<()> {
         let mut child = lock(&self.child);
-        child
-            .kill()
-            .context(|| format!("killing the {}", self.side))?;
-        child
-            .wait()
-            .context(|| format!("waiting for the {}", self.side))?;
+        child.kill().context(|| format!("killing the {}", self.side))?;
+        child.wait().context(|| format!("waiting for the {}", self.side))?;
         drop(child);
         self.hear_out();
         Ok(())
@@ -276,10 +251,7 @@ impl Machine {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Err(Error::new(format!(
-            "the {} did not end in {patience:?}",
-            self.side
-        )))
+        Err(Error::new(format!("the {} did not end in {patience:?}", self.side)))
     }
 
     /// What it has printed on stderr.
@@ -326,14 +298,9 @@ impl Drop for Machine {
 /// Finds a disk's node in the answer to `query-block`.
 pub(crate) fn node(disk: usize, blocks: &Value) -> Result<String> {
     let device = format!("/machine/peripheral/disk{disk}/virtio-backend");
-    let found = blocks
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|block| block["qdev"] == device.as_str());
+    let found = blocks.as_array().into_iter().flatten().find(|block| block["qdev"] == device.as_str());
     let name = found.and_then(|block| block["inserted"]["node-name"].as_str());
-    name.map(str::to_owned)
-        .ok_or_else(|| Error::new(format!("no node for disk {disk}")))
+    name.map(str::to_owned).ok_or_else(|| Error::new(format!("no node for disk {disk}")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -364,33 +331,16 @@ fn settle(
     let (stream, _) = port.accept().context(|| "accepting the debug port")?;
     let log = record.begin(side);
     let record = Arc::clone(record);
-    let reader = thread::Builder::new()
-        .name(format!("{side} port"))
-        .spawn(move || record.read_to_end(stream, log));
+    let reader = thread::Builder::new().name(format!("{side} port")).spawn(move || record.read_to_end(stream, log));
     let reader = reader.context(|| "starting a reader")?;
     let snapshot = Snapshot::take(&mut qmp, child.id(), folder)?;
     Ok((qmp, reader, snapshot))
 }
 
-fn arguments(
-    side: Side,
-    spec: &Spec,
-    machine: &str,
-    folder: &Path,
-    disks: &[DiskFiles],
-    guest: &Guest,
-) -> Vec<String> {
+fn arguments(side: Side, spec: &Spec, machine: &str, folder: &Path, disks: &[DiskFiles], guest: &Guest) -> Vec<String> {
     let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
-    let mut all: Vec<String> = [
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-smp",
-        "1",
-    ]
-    .map(str::to_owned)
-    .into();
+    let mut all: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-display", "none", "-smp", "1"].map(str::to_owned).into();
     let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
     add("-machine", format!("{machine},accel=tcg"));
     add("-cpu", "max".to_owned());
@@ -399,14 +349,8 @@ fn arguments(
     add("-kernel", guest.kernel.display().to_string());
     add("-initrd", guest.initrd.display().to_string());
     add("-append", format!("{KERNEL_WORDS} {}", spec.workload));
-    add(
-        "-chardev",
-        format!("socket,id=port,path={}", folder.join("port").display()),
-    );
-    add(
-        "-device",
-        format!("isa-debugcon,iobase={PORT:#x},chardev=port"),
-    );
+    add("-chardev", format!("socket,id=port,path={}", folder.join("port").display()));
+    add("-device", format!("isa-debugcon,iobase={PORT:#x},chardev=port"));
     if side == Side::Destination {
         add("-incoming", "defer".to_owned());
         all.push("-S".to_owned());
@@ -417,10 +361,7 @@ fn arguments(
     }
     let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
     if spec.tcp {
-        add(
-            "-chardev",
-            "socket,id=tcp,host=127.0.0.1,port=0,server=on,wait=off".to_owned(),
-        );
+        add("-chardev", "socket,id=tcp,host=127.0.0.1,port=0,server=on,wait=off".to_owned());
         add("-mon", "chardev=tcp,mode=control".to_owned());
     }
     add("-qmp", socket("qmp"));
@@ -431,25 +372,18 @@ fn arguments(
 
 fn disk_arguments(style: Style, number: usize, files: &DiskFiles, throttled: bool) -> Vec<String> {
     let overlay = files.overlay.display().to_string();
-    let device =
-        |drive: &str| format!("virtio-blk-pci,drive={drive},id=disk{number},serial=disk{number}");
+    let device = |drive: &str| format!("virtio-blk-pci,drive={drive},id=disk{number},serial=disk{number}");
     let mut all = Vec::new();
     let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
     match style {
         Style::Drive => {
-            add(
-                "-drive",
-                format!("if=none,id=drive{number},format=qcow2,file={overlay}"),
-            );
+            add("-drive", format!("if=none,id=drive{number},format=qcow2,file={overlay}"));
             add("-device", device(&format!("drive{number}")));
         }
         Style::Blockdev => {
             let file = format!("disk{number}-file");
             let node = format!("disk{number}");
-            add(
-                "-blockdev",
-                json!({"driver": "file", "node-name": file, "filename": overlay}).to_string(),
-            );
+            add("-blockdev", json!({"driver": "file", "node-name": file, "filename": overlay}).to_string());
             let mut below = file;
             if throttled {
                 let group = format!("reads{number}");
@@ -458,10 +392,7 @@ fn disk_arguments(style: Style, number: usize, files: &DiskFiles, throttled: boo
                 let throttle = json!({"driver": "throttle", "node-name": below, "throttle-group": group, "file": format!("disk{number}-file")});
                 add("-blockdev", throttle.to_string());
             }
-            add(
-                "-blockdev",
-                json!({"driver": "qcow2", "node-name": node, "file": below}).to_string(),
-            );
+            add("-blockdev", json!({"driver": "qcow2", "node-name": node, "file": below}).to_string());
             add("-device", device(&node));
         }
     }

@@ -57,27 +57,15 @@ impl Pair {
         let mut spec = spec.clone();
         spec.workload.disks = spec.disks.len() as u64;
         check_spec(&spec)?;
-        let builds = [
-            Build::locate(&spec.version)?,
-            Build::locate(spec.destination_version.as_ref().unwrap_or(&spec.version))?,
-        ];
-        let folder = tempfile::Builder::new()
-            .prefix("qferry-")
-            .tempdir()
-            .context(|| "creating the pair's folder")?;
+        let builds =
+            [Build::locate(&spec.version)?, Build::locate(spec.destination_version.as_ref().unwrap_or(&spec.version))?];
+        let folder = tempfile::Builder::new().prefix("qferry-").tempdir().context(|| "creating the pair's folder")?;
         let mut disks = Vec::new();
         for (side, build) in [("source", &builds[0]), ("destination", &builds[1])] {
             let home = folder.path().join(side);
             fs::create_dir(&home).context(|| format!("creating {}", home.display()))?;
-            let create =
-                |(number, disk): (usize, &crate::DiskSpec)| disk.create(build, &home, number);
-            disks.push(
-                spec.disks
-                    .iter()
-                    .enumerate()
-                    .map(create)
-                    .collect::<Result<Vec<DiskFiles>>>()?,
-            );
+            let create = |(number, disk): (usize, &crate::DiskSpec)| disk.create(build, &home, number);
+            disks.push(spec.disks.iter().enumerate().map(create).collect::<Result<Vec<DiskFiles>>>()?);
         }
         fs::create_dir(folder.path().join("run")).context(|| "creating the run folder")?;
         for (number, (disk, files)) in spec.disks.iter().zip(&disks[0]).enumerate() {
@@ -88,37 +76,16 @@ impl Pair {
         let started = Instant::now();
         let start = |side, at: usize, name| {
             let home = folder.path().join(name);
-            Machine::start(
-                side,
-                &spec,
-                &builds[at],
-                &builds[0].machine(),
-                &home,
-                &disks[at],
-                &record,
-            )
+            Machine::start(side, &spec, &builds[at], &builds[0].machine(), &home, &disks[at], &record)
         };
         let source = start(Side::Source, 0, "source")?;
         let destination = start(Side::Destination, 1, "destination")?;
-        record
-            .wait_for_beats(Side::Source, UP, BOOTS)
-            .context(|| format!("after {}", source.stderr()))?;
-        let boot = record
-            .beats()
-            .get(UP as usize - 1)
-            .map_or(Duration::ZERO, |beat| beat.at - started);
+        record.wait_for_beats(Side::Source, UP, BOOTS).context(|| format!("after {}", source.stderr()))?;
+        let boot = record.beats().get(UP as usize - 1).map_or(Duration::ZERO, |beat| beat.at - started);
         if spec.workload.write > 0 && !spec.disks.is_empty() {
             record.wait_for_writes(Side::Source, 1, BOOTS)?;
         }
-        let pair = Self {
-            source,
-            destination,
-            boot,
-            spec,
-            builds,
-            record,
-            folder,
-        };
+        let pair = Self { source, destination, boot, spec, builds, record, folder };
         pair.settle()?;
         Ok(pair)
     }
@@ -184,15 +151,8 @@ impl Pair {
         }
         let home = self.destination.folder().to_path_buf();
         let machine = self.builds[0].machine();
-        self.destination = Machine::start(
-            Side::Destination,
-            &self.spec,
-            &self.builds[1],
-            &machine,
-            &home,
-            &disks,
-            &self.record,
-        )?;
+        self.destination =
+            Machine::start(Side::Destination, &self.spec, &self.builds[1], &machine, &home, &disks, &self.record)?;
         Ok(())
     }
 
@@ -239,11 +199,7 @@ impl Pair {
 
     /// The beats that arrived from one side.
     pub fn beats(&self, side: Side) -> Vec<Beat> {
-        self.record
-            .beats()
-            .into_iter()
-            .filter(|beat| beat.side == side)
-            .collect()
+        self.record.beats().into_iter().filter(|beat| beat.side == side).collect()
     }
 
     /// The longest time between two beats on whichever side, among those since a moment: the pause as seen from outside.
@@ -252,17 +208,10 @@ impl Pair {
         beats.retain(|beat| beat.at >= since);
         beats.sort_by_key(|beat| beat.at);
         let gap = |pair: &[Beat]| match pair {
-            [from, to] => Some(Gap {
-                length: to.at - from.at,
-                from: *from,
-                to: *to,
-            }),
+            [from, to] => Some(Gap { length: to.at - from.at, from: *from, to: *to }),
             _ => None,
         };
-        beats
-            .windows(2)
-            .filter_map(gap)
-            .max_by_key(|gap| gap.length)
+        beats.windows(2).filter_map(gap).max_by_key(|gap| gap.length)
     }
 
     /// From the source's last STOP to the destination's first RESUME, by QEMU's own time stamps.
@@ -270,21 +219,11 @@ impl Pair {
     /// # Errors
     /// One of the two events is missing.
     pub fn blackout(&self) -> Result<Duration> {
-        let stop = self
-            .source
-            .events()?
-            .into_iter()
-            .rfind(|event| event.name == "STOP");
-        let resume = self
-            .destination
-            .events()?
-            .into_iter()
-            .find(|event| event.name == "RESUME");
+        let stop = self.source.events()?.into_iter().rfind(|event| event.name == "STOP");
+        let resume = self.destination.events()?.into_iter().find(|event| event.name == "RESUME");
         match (stop, resume) {
             (Some(stop), Some(resume)) => Ok(resume.time.saturating_sub(stop.time)),
-            _ => Err(Error::new(
-                "no STOP on the source or no RESUME on the destination",
-            )),
+            _ => Err(Error::new("no STOP on the source or no RESUME on the destination")),
         }
     }
 
@@ -312,23 +251,9 @@ impl Pair {
         let scratch = self.folder.path().join("scratch.raw");
         let look = |(number, (disk, files)): (usize, (&crate::DiskSpec, &DiskFiles))| {
             let said = said.get(&number).unwrap_or(&nothing);
-            check(
-                self.build(side),
-                &files.overlay,
-                &scratch,
-                number,
-                disk,
-                &self.spec.workload,
-                said,
-            )
+            check(self.build(side), &files.overlay, &scratch, number, disk, &self.spec.workload, said)
         };
-        self.spec
-            .disks
-            .iter()
-            .zip(machine.disks())
-            .enumerate()
-            .map(look)
-            .collect()
+        self.spec.disks.iter().zip(machine.disks()).enumerate().map(look).collect()
     }
 }
 

@@ -23,10 +23,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 pub(crate) fn workspace_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .ancestors()
-        .nth(2)
-        .map_or_else(PathBuf::new, Path::to_path_buf)
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map_or_else(PathBuf::new, Path::to_path_buf)
 }
 
 impl Build {
@@ -37,15 +34,9 @@ impl Build {
     pub fn locate(version: &str) -> Result<Self> {
         let programs = target_dir().join("qemu").join(version).join("bin");
         if !programs.join("qemu-system-x86_64").exists() {
-            return Err(Error::new(format!(
-                "no QEMU {version} in {}: run scripts/setup",
-                programs.display()
-            )));
+            return Err(Error::new(format!("no QEMU {version} in {}: run scripts/setup", programs.display())));
         }
-        Ok(Self {
-            version: version.to_owned(),
-            programs,
-        })
+        Ok(Self { version: version.to_owned(), programs })
     }
 
     /// The version, as it was asked for.
@@ -61,11 +52,7 @@ impl Build {
     /// The machine type that carries this version's name, so that a pair of two versions agrees on it.
     pub(crate) fn machine(&self) -> String {
         let mut numbers = self.version.split('.');
-        format!(
-            "pc-i440fx-{}.{}",
-            numbers.next().unwrap_or_default(),
-            numbers.next().unwrap_or("0")
-        )
+        format!("pc-i440fx-{}.{}", numbers.next().unwrap_or_default(), numbers.next().unwrap_or("0"))
     }
 
     /// Runs its `qemu-img` and returns what it printed.
@@ -80,11 +67,7 @@ impl Build {
     ///
     /// # Errors
     /// It or one of the commands failed; the error has what it said.
-    pub fn io<'a>(
-        &self,
-        image: &Path,
-        commands: impl IntoIterator<Item = &'a str>,
-    ) -> Result<String> {
+    pub fn io<'a>(&self, image: &Path, commands: impl IntoIterator<Item = &'a str>) -> Result<String> {
         let mut arguments = vec![OsStr::new("-f"), OsStr::new("qcow2")];
         for command in commands {
             arguments.extend([OsStr::new("-c"), OsStr::new(command)]);
@@ -93,24 +76,13 @@ impl Build {
         self.run("qemu-io", arguments)
     }
 
-    fn run<A: AsRef<OsStr>>(
-        &self,
-        name: &str,
-        arguments: impl IntoIterator<Item = A>,
-    ) -> Result<String> {
-        let output = Command::new(self.program(name))
-            .args(arguments)
-            .output()
-            .context(|| format!("starting {name}"))?;
+    fn run<A: AsRef<OsStr>>(&self, name: &str, arguments: impl IntoIterator<Item = A>) -> Result<String> {
+        let output =
+            Command::new(self.program(name)).args(arguments).output().context(|| format!("starting {name}"))?;
         let printed = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::new(format!(
-                "{name}: {}: {} {}",
-                output.status,
-                said.trim(),
-                printed.trim()
-            )));
+            return Err(Error::new(format!("{name}: {}: {} {}", output.status, said.trim(), printed.trim())));
         }
         Ok(printed.into_owned())
     }

@@ -56,19 +56,10 @@ impl Qmp {
     /// # Errors
     /// Nobody listens there, or what answers is not a QMP server.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream =
-            UnixStream::connect(path).context(|| format!("connecting to {}", path.display()))?;
-        let mut qmp = Self {
-            stream: BufReader::new(stream),
-            line: Vec::new(),
-            events: VecDeque::new(),
-            sent: 0,
-        };
+        let stream = UnixStream::connect(path).context(|| format!("connecting to {}", path.display()))?;
+        let mut qmp = Self { stream: BufReader::new(stream), line: Vec::new(), events: VecDeque::new(), sent: 0 };
         let greeting = qmp.receive(Instant::now() + PATIENCE)?;
-        if greeting
-            .as_ref()
-            .is_none_or(|greeting| greeting.get("QMP").is_none())
-        {
+        if greeting.as_ref().is_none_or(|greeting| greeting.get("QMP").is_none()) {
             return Err(Error::new(format!("{} sent no greeting", path.display())));
         }
         qmp.execute("qmp_capabilities", &json!({}))?;
@@ -89,14 +80,8 @@ impl Qmp {
     /// The connection is gone, or QEMU did not answer in 30 seconds.
     pub fn ask(&mut self, command: &str, arguments: &Value) -> Result<Answer> {
         self.sent += 1;
-        let request = format!(
-            "{}\n",
-            json!({"execute": command, "arguments": arguments, "id": self.sent})
-        );
-        self.stream
-            .get_mut()
-            .write_all(request.as_bytes())
-            .context(|| format!("sending {command}"))?;
+        let request = format!("{}\n", json!({"execute": command, "arguments": arguments, "id": self.sent}));
+        self.stream.get_mut().write_all(request.as_bytes()).context(|| format!("sending {command}"))?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let Some(message) = self.receive(deadline).context(|| command)? else {
@@ -114,12 +99,7 @@ impl Qmp {
     ///
     /// # Errors
     /// The connection is gone, or no such event came in time; the error has the names of those that came.
-    pub fn wait(
-        &mut self,
-        what: &str,
-        patience: Duration,
-        mut wanted: impl FnMut(&Event) -> bool,
-    ) -> Result<Event> {
+    pub fn wait(&mut self, what: &str, patience: Duration, mut wanted: impl FnMut(&Event) -> bool) -> Result<Event> {
         let deadline = Instant::now() + patience;
         let mut passed = Vec::new();
         loop {
@@ -129,18 +109,11 @@ impl Qmp {
                 }
                 passed.push(event.name);
             }
-            match self
-                .receive(deadline)
-                .context(|| format!("waiting for {what}"))?
-            {
-                Some(message) if message.get("event").is_some() => {
-                    self.events.push_back(event(&message))
-                }
+            match self.receive(deadline).context(|| format!("waiting for {what}"))? {
+                Some(message) if message.get("event").is_some() => self.events.push_back(event(&message)),
                 Some(_) => {}
                 None => {
-                    return Err(Error::new(format!(
-                        "no {what} in {patience:?}, only {passed:?}"
-                    )));
+                    return Err(Error::new(format!("no {what} in {patience:?}, only {passed:?}")));
                 }
             }
         }
@@ -163,24 +136,16 @@ impl Qmp {
     fn receive(&mut self, deadline: Instant) -> Result<Option<Value>> {
         loop {
             // A timeout of zero would mean none at all.
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .max(Duration::from_micros(100));
-            self.stream
-                .get_ref()
-                .set_read_timeout(Some(left))
-                .context(|| "setting a deadline")?;
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_micros(100));
+            self.stream.get_ref().set_read_timeout(Some(left)).context(|| "setting a deadline")?;
             match self.stream.read_until(b'\n', &mut self.line) {
                 Ok(_) if self.line.ends_with(b"\n") => {
-                    let message =
-                        serde_json::from_slice(&self.line).context(|| "not JSON from QMP")?;
+                    let message = serde_json::from_slice(&self.line).context(|| "not JSON from QMP")?;
                     self.line.clear();
                     return Ok(Some(message));
                 }
                 Ok(_) => return Err(Error::new("QEMU closed the connection")),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     if Instant::now() >= deadline {
                         return Ok(None);
                     }
@@ -204,10 +169,7 @@ fn answer(message: &Value) -> Answer {
     match message.get("error") {
         Some(error) => {
             let text = |name: &str| error[name].as_str().unwrap_or_default().to_owned();
-            Err(Refusal {
-                class: text("class"),
-                description: text("desc"),
-            })
+            Err(Refusal { class: text("class"), description: text("desc") })
         }
         None => Ok(message["return"].clone()),
     }

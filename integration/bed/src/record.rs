@@ -89,15 +89,7 @@ impl Record {
     /// Starts a process's log; `feed` and `close` name it by the number returned.
     pub(crate) fn begin(&self, side: Side) -> usize {
         let head = (side == Side::Destination).then(|| (Vec::new(), None));
-        let log = Log {
-            side,
-            lines: Vec::new(),
-            beats: 0,
-            writes: 0,
-            head,
-            open: Vec::new(),
-            foreign: Vec::new(),
-        };
+        let log = Log { side, lines: Vec::new(), beats: 0, writes: 0, head, open: Vec::new(), foreign: Vec::new() };
         let mut state = self.lock();
         state.logs.push(log);
         state.logs.len() - 1
@@ -133,12 +125,7 @@ impl Record {
     }
 
     /// Waits until `enough` says so of the record, or the time is over.
-    fn wait(
-        &self,
-        patience: Duration,
-        what: &str,
-        mut enough: impl FnMut(&State) -> bool,
-    ) -> Result<()> {
+    fn wait(&self, patience: Duration, what: &str, mut enough: impl FnMut(&State) -> bool) -> Result<()> {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
         loop {
@@ -147,41 +134,24 @@ impl Record {
             }
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 drop(state);
-                return Err(Error::new(format!(
-                    "no {what} in {patience:?}; the guest said: {}",
-                    self.last_words()
-                )));
+                return Err(Error::new(format!("no {what} in {patience:?}; the guest said: {}", self.last_words())));
             };
-            state = self
-                .grown
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.grown.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     pub(crate) fn wait_for_beats(&self, side: Side, more: u64, patience: Duration) -> Result<()> {
         let wanted = self.lock().beats(side) + more;
-        self.wait(
-            patience,
-            &format!("{more} more beats on the {side}"),
-            |state| state.beats(side) >= wanted,
-        )
+        self.wait(patience, &format!("{more} more beats on the {side}"), |state| state.beats(side) >= wanted)
     }
 
     pub(crate) fn wait_for_writes(&self, side: Side, more: u64, patience: Duration) -> Result<()> {
         let wanted = self.lock().writes(side) + more;
-        self.wait(
-            patience,
-            &format!("{more} more writes on the {side}"),
-            |state| state.writes(side) >= wanted,
-        )
+        self.wait(patience, &format!("{more} more writes on the {side}"), |state| state.writes(side) >= wanted)
     }
 
     pub(crate) fn wait_until_verified(&self, wanted: &Verified, patience: Duration) -> Result<()> {
-        self.wait(patience, "verification of all memory and disks", |state| {
-            state.verified.covers(wanted)
-        })
+        self.wait(patience, "verification of all memory and disks", |state| state.verified.covers(wanted))
     }
 
     pub(crate) fn verified(&self) -> Verified {
@@ -231,41 +201,19 @@ impl Record {
 
     fn last_words(&self) -> String {
         let lines = self.lines();
-        let last: Vec<_> = lines
-            .iter()
-            .rev()
-            .take(8)
-            .rev()
-            .map(|(side, _, line)| format!("{side}: {line}"))
-            .collect();
-        if last.is_empty() {
-            "nothing".to_owned()
-        } else {
-            last.join(" | ")
-        }
+        let last: Vec<_> = lines.iter().rev().take(8).rev().map(|(side, _, line)| format!("{side}: {line}")).collect();
+        if last.is_empty() { "nothing".to_owned() } else { last.join(" | ") }
     }
 }
 
-fn writes(
-    lines: &[(Side, Instant, Line)],
-) -> std::result::Result<BTreeMap<usize, BTreeMap<u32, Slot>>, String> {
+fn writes(lines: &[(Side, Instant, Line)]) -> std::result::Result<BTreeMap<usize, BTreeMap<u32, Slot>>, String> {
     let mut disks: BTreeMap<usize, BTreeMap<u32, Slot>> = BTreeMap::new();
     let mut open = BTreeMap::new();
     for (side, _, line) in lines {
         match line {
-            Line::Announce {
-                disk,
-                slot,
-                generation,
-            } => {
+            Line::Announce { disk, slot, generation } => {
                 open.insert(*disk, (*slot, *generation));
-                disks
-                    .entry(*disk)
-                    .or_default()
-                    .entry(*slot)
-                    .or_default()
-                    .announced
-                    .push(*generation);
+                disks.entry(*disk).or_default().entry(*slot).or_default().announced.push(*generation);
             }
             Line::Acknowledge { disk, generation } => match open.remove(disk) {
                 Some((slot, announced)) if announced == *generation => {
@@ -274,9 +222,7 @@ fn writes(
                     written.announced.retain(|announced| announced > generation);
                 }
                 other => {
-                    return Err(format!(
-                        "{side}: disk {disk}: write {generation} acknowledged, announced {other:?}"
-                    ));
+                    return Err(format!("{side}: disk {disk}: write {generation} acknowledged, announced {other:?}"));
                 }
             },
             _ => {}
@@ -322,19 +268,11 @@ impl State {
     }
 
     fn beats(&self, side: Side) -> u64 {
-        self.logs
-            .iter()
-            .filter(|log| log.side == side)
-            .map(|log| log.beats)
-            .sum()
+        self.logs.iter().filter(|log| log.side == side).map(|log| log.beats).sum()
     }
 
     fn writes(&self, side: Side) -> u64 {
-        self.logs
-            .iter()
-            .filter(|log| log.side == side)
-            .map(|log| log.writes)
-            .sum()
+        self.logs.iter().filter(|log| log.side == side).map(|log| log.writes).sum()
     }
 
     /// All lines in the order the guest said them, and the texts that were none.
@@ -346,21 +284,11 @@ impl State {
                 let text = String::from_utf8_lossy(&[open, head].concat()).into_owned();
                 match text.parse() {
                     Ok(line) => lines.push((log.side, *at, line)),
-                    Err(unknown) => {
-                        foreign.push(format!("{}: where the guest moved: {unknown}", log.side))
-                    }
+                    Err(unknown) => foreign.push(format!("{}: where the guest moved: {unknown}", log.side)),
                 }
             }
-            lines.extend(
-                log.lines
-                    .iter()
-                    .map(|(at, line)| (log.side, *at, line.clone())),
-            );
-            foreign.extend(
-                log.foreign
-                    .iter()
-                    .map(|text| format!("{}: {text}", log.side)),
-            );
+            lines.extend(log.lines.iter().map(|(at, line)| (log.side, *at, line.clone())));
+            foreign.extend(log.foreign.iter().map(|text| format!("{}: {text}", log.side)));
             if log.side == Side::Source || !matches!(log.head, Some((_, None))) {
                 open = &log.open; // a destination that never ran has cut no line
             }
@@ -373,10 +301,7 @@ impl Verified {
     /// Whether each count has reached the one wanted.
     fn covers(&self, wanted: &Self) -> bool {
         self.pages >= wanted.pages
-            && wanted
-                .slots
-                .iter()
-                .all(|(disk, wanted)| self.slots.get(disk).is_some_and(|count| count >= wanted))
+            && wanted.slots.iter().all(|(disk, wanted)| self.slots.get(disk).is_some_and(|count| count >= wanted))
     }
 }
 
@@ -392,22 +317,14 @@ mod tests {
 
     #[test]
     fn a_line_cut_by_the_move_is_joined() {
-        for (before, after) in [
-            ("b1\nb", "2\nb3\n"),
-            ("b1\nb2", "\nb3\n"),
-            ("b1\n", "b2\nb3\n"),
-            ("b1\nb2\n", "b3\nb4\n"),
-        ] {
+        for (before, after) in
+            [("b1\nb", "2\nb3\n"), ("b1\nb2", "\nb3\n"), ("b1\n", "b2\nb3\n"), ("b1\nb2\n", "b3\nb4\n")]
+        {
             let record = Record::default();
-            let (source, destination) =
-                (record.begin(Side::Source), record.begin(Side::Destination));
+            let (source, destination) = (record.begin(Side::Source), record.begin(Side::Destination));
             said(&record, source, before);
             said(&record, destination, after);
-            assert_eq!(
-                record.errors(),
-                Vec::<String>::new(),
-                "{before:?} {after:?}"
-            );
+            assert_eq!(record.errors(), Vec::<String>::new(), "{before:?} {after:?}");
         }
     }
 
@@ -438,33 +355,11 @@ mod tests {
     fn what_may_be_in_a_slot() {
         let record = Record::default();
         let source = record.begin(Side::Source);
-        said(
-            &record,
-            source,
-            "w0 5 1\na0 1\nw0 6 2\na0 2\nw0 5 3\nw1 0 1\n",
-        );
+        said(&record, source, "w0 5 1\na0 1\nw0 6 2\na0 2\nw0 5 3\nw1 0 1\n");
         let slots = record.slots().expect("writes in order");
-        assert_eq!(
-            slots[&0][&5],
-            Slot {
-                acknowledged: 1,
-                announced: vec![3]
-            }
-        );
-        assert_eq!(
-            slots[&0][&6],
-            Slot {
-                acknowledged: 2,
-                announced: vec![]
-            }
-        );
-        assert_eq!(
-            slots[&1][&0],
-            Slot {
-                acknowledged: 0,
-                announced: vec![1]
-            }
-        );
+        assert_eq!(slots[&0][&5], Slot { acknowledged: 1, announced: vec![3] });
+        assert_eq!(slots[&0][&6], Slot { acknowledged: 2, announced: vec![] });
+        assert_eq!(slots[&1][&0], Slot { acknowledged: 0, announced: vec![1] });
         said(&record, source, "a1 2\nE disk 0: bad\n?\n");
         assert_eq!(record.errors().len(), 3, "{:?}", record.errors());
     }

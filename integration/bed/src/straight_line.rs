@@ -40,14 +40,8 @@ pub fn migrate(pair: &Pair) -> Result<Timings> {
     let began = Instant::now();
     let mut source = Qmp::connect(&pair.source.qmp_path())?;
     let mut destination = Qmp::connect(&pair.destination.qmp_path())?;
-    capabilities(
-        &mut source,
-        &["events", "return-path", "pause-before-switchover"],
-    )?;
-    capabilities(
-        &mut destination,
-        &["events", "return-path", "late-block-activate"],
-    )?;
+    capabilities(&mut source, &["events", "return-path", "pause-before-switchover"])?;
+    capabilities(&mut destination, &["events", "return-path", "late-block-activate"])?;
     let parameters = json!({"downtime-limit": 300, "max-bandwidth": UNLIMITED});
     source.execute("migrate-set-parameters", &parameters)?;
     let mut timings = Timings::default();
@@ -67,16 +61,11 @@ pub fn migrate(pair: &Pair) -> Result<Timings> {
         status_is(event, &["pre-switchover", "failed", "completed"])
     })?;
     let Some(stop) = stop.filter(|_| status_is(&paused, &["pre-switchover"])) else {
-        return Err(Error::new(format!(
-            "the memory did not reach pre-switchover: {}",
-            paused.data
-        )));
+        return Err(Error::new(format!("the memory did not reach pre-switchover: {}", paused.data)));
     };
     timings.memory = begin_memory.elapsed();
-    let mut ledger = Ledger {
-        spans: vec![("stop to pre-switchover", paused.time.saturating_sub(stop))],
-        last: Instant::now(),
-    };
+    let mut ledger =
+        Ledger { spans: vec![("stop to pre-switchover", paused.time.saturating_sub(stop))], last: Instant::now() };
 
     settle(&mut source, &jobs)?;
     ledger.mark("mirrors ended");
@@ -120,12 +109,8 @@ impl Ledger {
 }
 
 fn capabilities(qmp: &mut Qmp, names: &[&str]) -> Result<()> {
-    let all: Vec<_> = names
-        .iter()
-        .map(|name| json!({"capability": name, "state": true}))
-        .collect();
-    qmp.execute("migrate-set-capabilities", &json!({"capabilities": all}))
-        .map(drop)
+    let all: Vec<_> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
+    qmp.execute("migrate-set-capabilities", &json!({"capabilities": all})).map(drop)
 }
 
 /// Mirrors every disk at once and waits until all are in step.
@@ -135,14 +120,8 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
         return Ok(Vec::new());
     }
     let socket = pair.run_dir().join("nbd").display().to_string();
-    destination.execute(
-        "nbd-server-start",
-        &json!({"addr": {"type": "unix", "data": {"path": socket}}}),
-    )?;
-    let (from, to) = (
-        source.execute("query-block", &json!({}))?,
-        destination.execute("query-block", &json!({}))?,
-    );
+    destination.execute("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": socket}}}))?;
+    let (from, to) = (source.execute("query-block", &json!({}))?, destination.execute("query-block", &json!({}))?);
     for disk in 0..count {
         let name = format!("disk{disk}");
         let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node(disk, &to)?, "writable": true});
@@ -176,31 +155,22 @@ fn in_step(source: &mut Qmp, job: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let jobs = source.execute("query-block-jobs", &json!({}))?;
-        let ours = jobs
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|found| found["device"] == job);
+        let ours = jobs.as_array().into_iter().flatten().find(|found| found["device"] == job);
         if ours.is_some_and(|job| job["actively-synced"] == true) {
             return Ok(());
         }
         thread::sleep(Duration::from_millis(1));
     }
-    Err(Error::new(format!(
-        "{job} is not in step after {PATIENCE:?}"
-    )))
+    Err(Error::new(format!("{job} is not in step after {PATIENCE:?}")))
 }
 
 fn listen(destination: &mut Qmp, uri: &str) -> Result<()> {
-    match destination.ask(
-        "migrate-incoming",
-        &json!({"uri": uri, "exit-on-error": false}),
-    )? {
+    match destination.ask("migrate-incoming", &json!({"uri": uri, "exit-on-error": false}))? {
         Ok(_) => Ok(()),
         // The argument exists from 9.1.
-        Err(refusal) if refusal.description.contains("exit-on-error") => destination
-            .execute("migrate-incoming", &json!({"uri": uri}))
-            .map(drop),
+        Err(refusal) if refusal.description.contains("exit-on-error") => {
+            destination.execute("migrate-incoming", &json!({"uri": uri})).map(drop)
+        }
         Err(refusal) => Err(Error::new(format!("migrate-incoming: {refusal}"))),
     }
 }
@@ -220,8 +190,7 @@ fn for_each_job(source: &mut Qmp, jobs: &[String], name: &str) -> Result<()> {
         return Ok(());
     }
     let bad = |event: &Event| {
-        event.name == "BLOCK_JOB_ERROR"
-            || (event.name.starts_with("BLOCK_JOB_") && event.data.get("error").is_some())
+        event.name == "BLOCK_JOB_ERROR" || (event.name.starts_with("BLOCK_JOB_") && event.data.get("error").is_some())
     };
     let last = source.wait(name, PATIENCE, |event| {
         if event.name == name {
@@ -229,17 +198,11 @@ fn for_each_job(source: &mut Qmp, jobs: &[String], name: &str) -> Result<()> {
         }
         left.is_empty() || bad(event)
     })?;
-    if bad(&last) {
-        Err(Error::new(format!("a mirror failed: {}", last.data)))
-    } else {
-        Ok(())
-    }
+    if bad(&last) { Err(Error::new(format!("a mirror failed: {}", last.data))) } else { Ok(()) }
 }
 
 fn completed(side: &str, qmp: &mut Qmp) -> Result<()> {
-    let end = qmp.wait("completed", PATIENCE, |event| {
-        status_is(event, &["completed", "failed"])
-    })?;
+    let end = qmp.wait("completed", PATIENCE, |event| status_is(event, &["completed", "failed"]))?;
     if status_is(&end, &["completed"]) {
         Ok(())
     } else {
@@ -248,10 +211,5 @@ fn completed(side: &str, qmp: &mut Qmp) -> Result<()> {
 }
 
 fn status_is(event: &Event, wanted: &[&str]) -> bool {
-    event.name == "MIGRATION"
-        && event
-            .data
-            .get("status")
-            .and_then(Value::as_str)
-            .is_some_and(|is| wanted.contains(&is))
+    event.name == "MIGRATION" && event.data.get("status").and_then(Value::as_str).is_some_and(|is| wanted.contains(&is))
 }

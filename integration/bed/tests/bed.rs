@@ -4,9 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use qferry_bed::{
-    DiskSpec, Guest, Pair, Result, Side, Spec, Style, Workload, image_facts, straight_line,
-};
+use qferry_bed::{DiskSpec, Guest, Pair, Result, Side, Spec, Style, Workload, image_facts, straight_line};
 use qferry_guest::block;
 use serde_json::json;
 
@@ -19,16 +17,8 @@ fn no_errors(pair: &Pair) {
 
 #[test]
 fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
-    let workload = Workload {
-        ram: 64 * MIB,
-        dirty: 10 * MIB,
-        write: 100,
-        ..Workload::default()
-    };
-    let pair = Pair::start(&Spec {
-        workload,
-        ..Spec::default()
-    })?;
+    let workload = Workload { ram: 64 * MIB, dirty: 10 * MIB, write: 100, ..Workload::default() };
+    let pair = Pair::start(&Spec { workload, ..Spec::default() })?;
     let files = pair.destination.disks()[0].clone();
     let empty = image_facts(pair.build(Side::Destination), &files.overlay)?;
     assert_eq!(empty.allocated, 0);
@@ -42,11 +32,7 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     println!("{timings:?}, longest gap {:?}", gap.length);
 
     assert!(pair.beats(Side::Source).len() > 3);
-    assert!(
-        gap.length >= timings.blackout,
-        "{gap:?} is shorter than {:?}",
-        timings.blackout
-    );
+    assert!(gap.length >= timings.blackout, "{gap:?} is shorter than {:?}", timings.blackout);
     assert_eq!(pair.blackout()?, timings.blackout);
     assert_eq!(pair.destination.status()?, "running");
     assert!(!pair.source.alive()?, "the source was to quit");
@@ -55,15 +41,8 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     assert!(checks[0].acknowledged > 20, "{checks:?}");
 
     let moved = image_facts(pair.build(Side::Destination), &files.overlay)?;
-    assert_eq!(
-        (moved.backing, moved.cluster),
-        (Some(files.backing), 64 << 10)
-    );
-    assert!(
-        moved.allocated >= 16 * MIB && moved.allocated < 32 * MIB,
-        "not sparse: {}",
-        moved.allocated
-    );
+    assert_eq!((moved.backing, moved.cluster), (Some(files.backing), 64 << 10));
+    assert!(moved.allocated >= 16 * MIB && moved.allocated < 32 * MIB, "not sparse: {}", moved.allocated);
     Ok(())
 }
 
@@ -77,33 +56,14 @@ fn three_odd_disks_by_drive_and_a_second_attempt() -> Result<()> {
         overlay_data: 4 * MIB,
         ..DiskSpec::default()
     };
-    let disks = vec![
-        disk(64, 64, 64 << 10),
-        disk(96, 16, 1 << 20),
-        disk(32, 32, 4096),
-    ];
+    let disks = vec![disk(64, 64, 64 << 10), disk(96, 16, 1 << 20), disk(32, 32, 4096)];
     // The slots reach over the end of the second disk's backing file.
-    let workload = Workload {
-        slots: 60,
-        stride: 512 << 10,
-        block: 16 << 10,
-        start: 0,
-        ..Workload::default()
-    };
-    let mut pair = Pair::start(&Spec {
-        disks,
-        workload,
-        style: Style::Drive,
-        tcp: true,
-        ..Spec::default()
-    })?;
+    let workload = Workload { slots: 60, stride: 512 << 10, block: 16 << 10, start: 0, ..Workload::default() };
+    let mut pair = Pair::start(&Spec { disks, workload, style: Style::Drive, tcp: true, ..Spec::default() })?;
     assert_ne!(pair.source.qmp_port()?, pair.destination.qmp_port()?);
 
     pair.destination.kill()?;
-    assert!(
-        straight_line::migrate(&pair).is_err(),
-        "there is no destination"
-    );
+    assert!(straight_line::migrate(&pair).is_err(), "there is no destination");
     pair.restart_destination(true)?;
     assert_eq!(pair.destination.status()?, "inmigrate");
     straight_line::migrate(&pair)?;
@@ -115,18 +75,12 @@ fn three_odd_disks_by_drive_and_a_second_attempt() -> Result<()> {
 
 #[test]
 fn a_paused_guest_stays_silent_and_its_images_are_whole() -> Result<()> {
-    let pair = Pair::start(&Spec {
-        guest: Guest::Paused,
-        ..Spec::default()
-    })?;
+    let pair = Pair::start(&Spec { guest: Guest::Paused, ..Spec::default() })?;
     assert_eq!(pair.source.status()?, "paused");
     // What was said before the pause may still be on its way; then nothing more comes.
     let beats = loop {
         let beats = pair.beats(Side::Source).len();
-        if pair
-            .wait_for_beats(Side::Source, 1, Duration::from_millis(300))
-            .is_err()
-        {
+        if pair.wait_for_beats(Side::Source, 1, Duration::from_millis(300)).is_err() {
             break beats;
         }
     };
@@ -138,48 +92,33 @@ fn a_paused_guest_stays_silent_and_its_images_are_whole() -> Result<()> {
 
 #[test]
 fn a_frozen_process_answers_after_it_is_thawed() -> Result<()> {
-    let pair = Pair::start(&Spec {
-        disks: Vec::new(),
-        ..Spec::default()
-    })?;
+    let pair = Pair::start(&Spec { disks: Vec::new(), ..Spec::default() })?;
     pair.source.stop_process()?;
-    assert!(
-        pair.wait_for_beats(Side::Source, 100, Duration::from_millis(700))
-            .is_err()
-    );
+    assert!(pair.wait_for_beats(Side::Source, 100, Duration::from_millis(700)).is_err());
     pair.source.continue_process()?;
     pair.wait_for_beats(Side::Source, 100, WAIT)?;
     let folder = pair.run_dir();
     let pid = pair.source.pid();
     drop(pair);
     assert!(!folder.exists(), "the folder is left");
-    assert!(
-        !Path::new("/proc").join(pid.to_string()).exists(),
-        "the process is left"
-    );
+    assert!(!Path::new("/proc").join(pid.to_string()).exists(), "the process is left");
     Ok(())
 }
 
 #[test]
 fn what_is_left_behind_is_named() -> Result<()> {
-    let pair = Pair::start(&Spec {
-        disks: vec![DiskSpec::default()],
-        ..Spec::default()
-    })?;
+    let pair = Pair::start(&Spec { disks: vec![DiskSpec::default()], ..Spec::default() })?;
     let (source, destination) = (&pair.source, &pair.destination);
     assert_eq!(source.leftovers()?, Vec::<String>::new());
     assert_eq!(destination.leftovers()?, Vec::<String>::new());
 
     let socket = pair.run_dir().join("nbd").display().to_string();
+    destination.qmp("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": socket}}}))?;
     destination.qmp(
-        "nbd-server-start",
-        &json!({"addr": {"type": "unix", "data": {"path": socket}}}),
+        "block-export-add",
+        &json!({"type": "nbd", "id": "x", "node-name": destination.node(0)?, "writable": true, "name": "x"}),
     )?;
-    destination.qmp("block-export-add", &json!({"type": "nbd", "id": "x", "node-name": destination.node(0)?, "writable": true, "name": "x"}))?;
-    source.qmp(
-        "block-dirty-bitmap-add",
-        &json!({"node": source.node(0)?, "name": "guard"}),
-    )?;
+    source.qmp("block-dirty-bitmap-add", &json!({"node": source.node(0)?, "name": "guard"}))?;
     source.qmp("migrate-set-parameters", &json!({"downtime-limit": 77}))?;
     let target = format!("nbd+unix:///x?socket={socket}");
     source.qmp(
@@ -189,10 +128,7 @@ fn what_is_left_behind_is_named() -> Result<()> {
     )?;
     fs::write(source.folder().join("odd"), "").expect("a file");
 
-    let (source, destination) = (
-        source.leftovers()?.join("\n"),
-        destination.leftovers()?.join("\n"),
-    );
+    let (source, destination) = (source.leftovers()?.join("\n"), destination.leftovers()?.join("\n"));
     for part in [
         "block job m",
         "job m",
@@ -212,50 +148,26 @@ fn what_is_left_behind_is_named() -> Result<()> {
 
 /// Ends a guest that has written, damages its image, and returns what the check says of it.
 fn verdict_on(damage: impl Fn(&Pair, &Workload) -> Result<String>) -> Result<String> {
-    let workload = Workload {
-        write: 100,
-        slots: 16,
-        ..Workload::default()
-    };
-    let pair = Pair::start(&Spec {
-        workload: workload.clone(),
-        ..Spec::default()
-    })?;
+    let workload = Workload { write: 100, slots: 16, ..Workload::default() };
+    let pair = Pair::start(&Spec { workload: workload.clone(), ..Spec::default() })?;
     pair.wait_for_writes(Side::Source, 40, WAIT)?;
     pair.check_disks(Side::Source)?;
     let command = damage(&pair, &workload)?;
-    pair.build(Side::Source)
-        .io(&pair.source.disks()[0].overlay, [command.as_str()])?;
-    Ok(pair
-        .check_disks(Side::Source)
-        .expect_err("the damage must be seen")
-        .to_string())
+    pair.build(Side::Source).io(&pair.source.disks()[0].overlay, [command.as_str()])?;
+    Ok(pair.check_disks(Side::Source).expect_err("the damage must be seen").to_string())
 }
 
 #[test]
 fn a_corrupt_block_is_reported() -> Result<()> {
-    let said = verdict_on(|_, workload| {
-        Ok(format!(
-            "write -q -P 0xaa {} 512",
-            workload.offset(5) + 1024
-        ))
-    })?;
+    let said = verdict_on(|_, workload| Ok(format!("write -q -P 0xaa {} 512", workload.offset(5) + 1024)))?;
     assert!(said.starts_with("disk 0: 1 faults: slot 5 at "), "{said}");
-    assert!(
-        said.ends_with("but sector 2 holds nothing of the guest's"),
-        "{said}"
-    );
+    assert!(said.ends_with("but sector 2 holds nothing of the guest's"), "{said}");
     Ok(())
 }
 
 #[test]
 fn damage_outside_the_slots_is_reported() -> Result<()> {
-    let said = verdict_on(|_, workload| {
-        Ok(format!(
-            "write -q -P 0xaa {} 512",
-            workload.offset(5) + 8192
-        ))
-    })?;
+    let said = verdict_on(|_, workload| Ok(format!("write -q -P 0xaa {} 512", workload.offset(5) + 8192)))?;
     assert!(said.contains("outside the slots"), "{said}");
     Ok(())
 }
@@ -264,18 +176,12 @@ fn damage_outside_the_slots_is_reported() -> Result<()> {
 fn a_lost_write_is_reported() -> Result<()> {
     let said = verdict_on(|pair, workload| {
         // Slot 5 was written at least twice; put its first generation back.
-        let first = (1..)
-            .find(|generation| workload.slot(*generation) == 5)
-            .expect("every slot is written");
+        let first = (1..).find(|generation| workload.slot(*generation) == 5).expect("every slot is written");
         let mut content = vec![0; 4096];
         block::fill(&mut content, 0, 5, first);
         let file = pair.run_dir().join("block");
         fs::write(&file, content).expect("a file");
-        Ok(format!(
-            "write -q -s {} {} 4096",
-            file.display(),
-            workload.offset(5)
-        ))
+        Ok(format!("write -q -s {} {} 4096", file.display(), workload.offset(5)))
     })?;
     assert!(said.starts_with("disk 0: 1 faults: slot 5 at "), "{said}");
     assert!(said.contains("but sector 0 holds generation "), "{said}");
@@ -293,19 +199,8 @@ fn move_with_a_slow_mirror_start(version: &str) -> Result<Result<()>> {
         ..DiskSpec::default()
     };
     // Slots enough that none is written a second time, which would bring it over after all.
-    let workload = Workload {
-        write: 20,
-        read: 0,
-        slots: 4000,
-        start: 64 << 20,
-        ..Workload::default()
-    };
-    let spec = Spec {
-        version: version.to_owned(),
-        disks: vec![disk],
-        workload,
-        ..Spec::default()
-    };
+    let workload = Workload { write: 20, read: 0, slots: 4000, start: 64 << 20, ..Workload::default() };
+    let spec = Spec { version: version.to_owned(), disks: vec![disk], workload, ..Spec::default() };
     let pair = Pair::start(&spec)?;
     println!("{:?}", straight_line::migrate(&pair)?);
     pair.wait_for_beats(Side::Destination, 20, WAIT)?;
@@ -315,9 +210,7 @@ fn move_with_a_slow_mirror_start(version: &str) -> Result<Result<()>> {
 
 #[test]
 fn a_write_that_qemu_loses_is_reported() -> Result<()> {
-    let said = move_with_a_slow_mirror_start("10.0.2")?
-        .expect_err("10.0.2 loses writes")
-        .to_string();
+    let said = move_with_a_slow_mirror_start("10.0.2")?.expect_err("10.0.2 loses writes").to_string();
     assert!(said.contains("holds nothing of the guest's"), "{said}");
     move_with_a_slow_mirror_start("10.0.13")?
 }

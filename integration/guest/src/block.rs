@@ -43,12 +43,7 @@ pub enum Damage {
 /// Fills a block, whose length is a multiple of [`SECTOR`], for one write.
 pub fn fill(block: &mut [u8], disk: usize, slot: u32, generation: u64) {
     for (sector, bytes) in (0..).zip(block.chunks_exact_mut(SECTOR)) {
-        let stamp = Stamp {
-            disk,
-            slot,
-            sector,
-            generation,
-        };
+        let stamp = Stamp { disk, slot, sector, generation };
         let seed = stamp.seed();
         for (index, word) in (0..).zip(bytes.chunks_exact_mut(8)) {
             word.copy_from_slice(&expected(stamp, seed, index).to_le_bytes());
@@ -61,13 +56,9 @@ pub fn fill(block: &mut [u8], disk: usize, slot: u32, generation: u64) {
 /// # Errors
 /// What is wrong with the sector.
 pub fn read(sector: &[u8]) -> Result<Stamp, Damage> {
-    let mut words = sector.chunks_exact(8).map(|word| {
-        word.iter()
-            .rev()
-            .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-    });
-    let (Some(MAGIC), Some(place), Some(generation)) = (words.next(), words.next(), words.next())
-    else {
+    let mut words =
+        sector.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+    let (Some(MAGIC), Some(place), Some(generation)) = (words.next(), words.next(), words.next()) else {
         return Err(Damage::Foreign);
     };
     let stamp = Stamp {
@@ -77,15 +68,8 @@ pub fn read(sector: &[u8]) -> Result<Stamp, Damage> {
         generation,
     };
     let seed = stamp.seed();
-    let whole = sector.len() == SECTOR
-        && (3..)
-            .zip(words)
-            .all(|(index, word)| word == expected(stamp, seed, index));
-    if whole {
-        Ok(stamp)
-    } else {
-        Err(Damage::Corrupt(stamp))
-    }
+    let whole = sector.len() == SECTOR && (3..).zip(words).all(|(index, word)| word == expected(stamp, seed, index));
+    if whole { Ok(stamp) } else { Err(Damage::Corrupt(stamp)) }
 }
 
 /// One word of a sector. All words behind the header depend on it, so a damaged header shows as well.
@@ -111,15 +95,7 @@ mod tests {
     #[test]
     fn a_block_knows_itself() {
         for (sector, bytes) in (0..).zip(block().chunks(SECTOR)) {
-            assert_eq!(
-                read(bytes),
-                Ok(Stamp {
-                    disk: 2,
-                    slot: 77,
-                    sector,
-                    generation: 1234
-                })
-            );
+            assert_eq!(read(bytes), Ok(Stamp { disk: 2, slot: 77, sector, generation: 1234 }));
         }
     }
 

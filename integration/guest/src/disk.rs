@@ -35,28 +35,17 @@ pub(crate) struct Disk {
 impl Disk {
     /// Finds the disk whose serial is `diskN` and opens it past the page cache.
     pub(crate) fn open(number: usize, workload: &Workload) -> Result<Self, String> {
-        let path = find(&format!("disk{number}"))
-            .ok_or_else(|| format!("disk {number} did not appear"))?;
+        let path = find(&format!("disk{number}")).ok_or_else(|| format!("disk {number} did not appear"))?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
             .open(&path)
             .map_err(|error| format!("disk {number}: {}: {error}", path.display()))?;
-        let length =
-            usize::try_from(workload.block).map_err(|_| "block is too large".to_owned())?;
-        let buffer =
-            sys::words(length / 8).map_err(|error| format!("disk {number}: no buffer: {error}"))?;
+        let length = usize::try_from(workload.block).map_err(|_| "block is too large".to_owned())?;
+        let buffer = sys::words(length / 8).map_err(|error| format!("disk {number}: no buffer: {error}"))?;
         let latest = vec![0; workload.slots as usize];
-        Ok(Self {
-            number,
-            file,
-            latest,
-            written: 0,
-            read: 0,
-            errors: 0,
-            buffer,
-        })
+        Ok(Self { number, file, latest, written: 0, read: 0, errors: 0, buffer })
     }
 
     /// Writes and reads back at the rates asked for, until too much is wrong.
@@ -88,11 +77,7 @@ impl Disk {
         let slot = workload.slot(generation);
         let bytes = sys::bytes(self.buffer);
         block::fill(bytes, disk, slot, generation);
-        say(&Line::Announce {
-            disk,
-            slot,
-            generation,
-        });
+        say(&Line::Announce { disk, slot, generation });
         self.written = generation;
         self.file
             .write_all_at(bytes, workload.offset(slot))
@@ -109,31 +94,19 @@ impl Disk {
         let slot = (self.read % u64::from(workload.slots)) as u32; // less than a u32
         self.read += 1;
         if self.read % REPORT == 0 {
-            say(&Line::Slots {
-                disk: self.number,
-                total: self.read,
-            });
+            say(&Line::Slots { disk: self.number, total: self.read });
         }
         let generation = self.latest.get(slot as usize).copied().unwrap_or(0);
         if generation == 0 {
             return Ok(());
         }
         let bytes = sys::bytes(self.buffer);
-        self.file
-            .read_exact_at(bytes, workload.offset(slot))
-            .map_err(|error| format!("slot {slot}: read: {error}"))?;
+        self.file.read_exact_at(bytes, workload.offset(slot)).map_err(|error| format!("slot {slot}: read: {error}"))?;
         for (sector, content) in (0..).zip(bytes.chunks_exact(SECTOR)) {
-            let expected = Stamp {
-                disk: self.number,
-                slot,
-                sector,
-                generation,
-            };
+            let expected = Stamp { disk: self.number, slot, sector, generation };
             let found = block::read(content);
             if found != Ok(expected) {
-                return Err(format!(
-                    "slot {slot}: generation {generation}, sector {sector} holds {found:?}"
-                ));
+                return Err(format!("slot {slot}: generation {generation}, sector {sector} holds {found:?}"));
             }
         }
         Ok(())

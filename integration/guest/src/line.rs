@@ -61,11 +61,7 @@ impl fmt::Display for Line {
         match self {
             Self::Ready { pages, disks } => write!(f, "r {pages:x} {disks:x}"),
             Self::Beat(number) => write!(f, "b{number:x}"),
-            Self::Announce {
-                disk,
-                slot,
-                generation,
-            } => write!(f, "w{disk:x} {slot:x} {generation:x}"),
+            Self::Announce { disk, slot, generation } => write!(f, "w{disk:x} {slot:x} {generation:x}"),
             Self::Acknowledge { disk, generation } => write!(f, "a{disk:x} {generation:x}"),
             Self::Pages(total) => write!(f, "m{total:x}"),
             Self::Slots { disk, total } => write!(f, "s{disk:x} {total:x}"),
@@ -102,25 +98,12 @@ fn parse(line: &str) -> Option<Line> {
     let mut words = line.get(kind.len_utf8()..)?.split_whitespace();
     let mut number = || u64::from_str_radix(words.next()?, 16).ok();
     let parsed = match kind {
-        'r' => Line::Ready {
-            pages: number()?,
-            disks: number()?,
-        },
+        'r' => Line::Ready { pages: number()?, disks: number()? },
         'b' => Line::Beat(number()?),
-        'w' => Line::Announce {
-            disk: index(number()?)?,
-            slot: u32::try_from(number()?).ok()?,
-            generation: number()?,
-        },
-        'a' => Line::Acknowledge {
-            disk: index(number()?)?,
-            generation: number()?,
-        },
+        'w' => Line::Announce { disk: index(number()?)?, slot: u32::try_from(number()?).ok()?, generation: number()? },
+        'a' => Line::Acknowledge { disk: index(number()?)?, generation: number()? },
         'm' => Line::Pages(number()?),
-        's' => Line::Slots {
-            disk: index(number()?)?,
-            total: number()?,
-        },
+        's' => Line::Slots { disk: index(number()?)?, total: number()? },
         _ => return None,
     };
     words.next().is_none().then_some(parsed)
@@ -137,21 +120,11 @@ mod tests {
     #[test]
     fn every_line_reads_back_as_it_was_said() {
         for line in [
-            Line::Ready {
-                pages: 16384,
-                disks: 3,
-            },
+            Line::Ready { pages: 16384, disks: 3 },
             Line::Beat(1),
             Line::Beat(u64::MAX),
-            Line::Announce {
-                disk: 2,
-                slot: 255,
-                generation: 4096,
-            },
-            Line::Acknowledge {
-                disk: 11,
-                generation: 4096,
-            },
+            Line::Announce { disk: 2, slot: 255, generation: 4096 },
+            Line::Acknowledge { disk: 11, generation: 4096 },
             Line::Pages(1 << 40),
             Line::Slots { disk: 0, total: 16 },
             Line::Error("disk 0: slot 3 holds generation 4".into()),
@@ -162,30 +135,13 @@ mod tests {
 
     #[test]
     fn an_error_stays_one_line() {
-        assert_eq!(
-            Line::Error("panicked at\nmain.rs".into()).to_string(),
-            "E panicked at main.rs"
-        );
+        assert_eq!(Line::Error("panicked at\nmain.rs".into()).to_string(), "E panicked at main.rs");
     }
 
     #[test]
     fn what_is_not_whole_is_not_taken() {
-        for line in [
-            "",
-            "b",
-            "bx",
-            "w0 1",
-            "a0",
-            "a0 1 2",
-            "SeaBIOS (version 1.16)",
-            "E",
-            "é",
-        ] {
-            assert_eq!(
-                line.parse::<Line>(),
-                Err(Unknown(line.to_owned())),
-                "{line}"
-            );
+        for line in ["", "b", "bx", "w0 1", "a0", "a0 1 2", "SeaBIOS (version 1.16)", "E", "é"] {
+            assert_eq!(line.parse::<Line>(), Err(Unknown(line.to_owned())), "{line}");
         }
     }
 }

@@ -39,28 +39,17 @@ fn wait_for_ever() -> ! {
 }
 
 fn run() -> Result<(), String> {
-    for (kind, at) in [
-        (c"proc", c"/proc"),
-        (c"sysfs", c"/sys"),
-        (c"devtmpfs", c"/dev"),
-    ] {
-        sys::mount(kind, at)
-            .map_err(|error| format!("mounting {}: {error}", at.to_string_lossy()))?;
+    for (kind, at) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
+        sys::mount(kind, at).map_err(|error| format!("mounting {}: {error}", at.to_string_lossy()))?;
     }
     load_modules()?;
-    let words =
-        fs::read_to_string("/proc/cmdline").map_err(|error| format!("no command line: {error}"))?;
+    let words = fs::read_to_string("/proc/cmdline").map_err(|error| format!("no command line: {error}"))?;
     let workload = Workload::from_command_line(&words)?;
 
     let memory = memory::fill(&workload)?;
-    let disks = (0..)
-        .map(|number| Disk::open(number, &workload))
-        .take(workload.disks as usize);
+    let disks = (0..).map(|number| Disk::open(number, &workload)).take(workload.disks as usize);
     let disks = disks.collect::<Result<Vec<_>, _>>()?;
-    say(&Line::Ready {
-        pages: workload.pages(),
-        disks: workload.disks,
-    });
+    say(&Line::Ready { pages: workload.pages(), disks: workload.disks });
 
     for mut disk in disks {
         let workload = workload.clone();
@@ -79,16 +68,14 @@ fn load_modules() -> Result<(), String> {
     let entries = fs::read_dir("/modules").map_err(|error| format!("no /modules: {error}"))?;
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.sort();
-    paths.iter().try_for_each(|path| {
-        sys::load_module(path).map_err(|error| format!("loading {}: {error}", path.display()))
-    })
+    paths
+        .iter()
+        .try_for_each(|path| sys::load_module(path).map_err(|error| format!("loading {}: {error}", path.display())))
 }
 
 fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(work);
-    started
-        .map(drop)
-        .map_err(|error| format!("starting a thread for {name}: {error}"))
+    started.map(drop).map_err(|error| format!("starting a thread for {name}: {error}"))
 }
 
 fn ask_to_run_first(priority: i32) {

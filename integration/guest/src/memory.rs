@@ -16,8 +16,7 @@ const ERRORS: u32 = 20;
 
 /// Memory filled with generation 0.
 pub(crate) fn fill(workload: &Workload) -> Result<&'static mut [u64], String> {
-    let count =
-        usize::try_from(workload.pages()).map_err(|_| "ram is too large".to_owned())? * page::WORDS;
+    let count = usize::try_from(workload.pages()).map_err(|_| "ram is too large".to_owned())? * page::WORDS;
     let memory = sys::words(count).map_err(|error| format!("no memory to keep: {error}"))?;
     for (number, page) in (0..).zip(memory.chunks_exact_mut(page::WORDS)) {
         page::fill(page, number, 0);
@@ -28,18 +27,13 @@ pub(crate) fn fill(workload: &Workload) -> Result<&'static mut [u64], String> {
 /// Verifies each page and, if asked to dirty memory, rewrites it with the next generation.
 pub(crate) fn keep(memory: &mut [u64], workload: &Workload) {
     let rewrite = workload.dirty > 0;
-    let rate = if rewrite {
-        workload.dirty
-    } else {
-        workload.verify
-    };
+    let rate = if rewrite { workload.dirty } else { workload.verify };
     let batches = rate.div_ceil(4096 * BATCH);
     if batches == 0 || memory.is_empty() {
         return;
     }
     // Slower than a batch a second is rounded up to one: enough for an idle guest.
-    let mut pace =
-        Pace::every(Duration::from_secs(1).div_f64((rate as f64 / (4096 * BATCH) as f64).max(1.0)));
+    let mut pace = Pace::every(Duration::from_secs(1).div_f64((rate as f64 / (4096 * BATCH) as f64).max(1.0)));
     let report = (workload.pages() / 16).clamp(BATCH, 1024);
     let (mut verified, mut errors) = (0u64, 0);
     for generation in 0u64.. {

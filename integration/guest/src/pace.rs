@@ -15,19 +15,13 @@ impl Pace {
     /// So many steps a second from now on; 0 is never.
     pub(crate) fn per_second(rate: u64) -> Self {
         match rate {
-            0 => Self {
-                interval: Duration::MAX,
-                next: None,
-            },
+            0 => Self { interval: Duration::MAX, next: None },
             _ => Self::every(Duration::from_secs(1).div_f64(rate as f64)),
         }
     }
 
     pub(crate) fn every(interval: Duration) -> Self {
-        Self {
-            interval,
-            next: Some(Instant::now() + interval),
-        }
+        Self { interval, next: Some(Instant::now() + interval) }
     }
 
     /// When the next step is due, if ever.
@@ -39,11 +33,7 @@ impl Pace {
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         match self.next {
             Some(next) if next <= now => {
-                self.next = Some(if now - next > CATCH_UP {
-                    now
-                } else {
-                    next + self.interval
-                });
+                self.next = Some(if now - next > CATCH_UP { now } else { next + self.interval });
                 true
             }
             _ => false,

@@ -39,10 +39,7 @@ pub fn check(page: &[u64], number: u64, generation: u64) -> Result<(), String> {
     let mut value = seed(number, generation).wrapping_add(STEP.wrapping_mul(2));
     for (index, word) in rest.iter().enumerate() {
         if *word != value {
-            return Err(format!(
-                "page {number} at generation {generation}: word {} is {word:#x}",
-                index + 2
-            ));
+            return Err(format!("page {number} at generation {generation}: word {} is {word:#x}", index + 2));
         }
         value = value.wrapping_add(STEP);
     }

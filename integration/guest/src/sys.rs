@@ -11,11 +11,7 @@ use std::path::Path;
 use std::slice;
 
 fn checked(result: i64) -> Result<()> {
-    if result < 0 {
-        Err(Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Lets this thread and the ones it starts use I/O ports.
@@ -28,27 +24,14 @@ pub(crate) fn allow_port_access() -> Result<()> {
 pub(crate) fn write_port(port: u16, bytes: &[u8]) {
     for byte in bytes {
         // SAFETY: the port is the debug console's alone; the instruction touches no memory and no flags.
-        unsafe {
-            asm!("out dx, al", in("dx") port, in("al") *byte, options(nomem, nostack, preserves_flags))
-        };
+        unsafe { asm!("out dx, al", in("dx") port, in("al") *byte, options(nomem, nostack, preserves_flags)) };
     }
 }
 
 /// Mounts a file system that needs no device.
 pub(crate) fn mount(kind: &CStr, at: &CStr) -> Result<()> {
     // SAFETY: all strings are terminated and outlive the call; there is no data argument.
-    checked(
-        unsafe {
-            libc::mount(
-                kind.as_ptr(),
-                at.as_ptr(),
-                kind.as_ptr(),
-                0,
-                std::ptr::null(),
-            )
-        }
-        .into(),
-    )
+    checked(unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) }.into())
 }
 
 /// Loads a kernel module.
@@ -56,21 +39,12 @@ pub(crate) fn load_module(path: &Path) -> Result<()> {
     let file = File::open(path)?;
     let parameters = CString::default();
     // SAFETY: the descriptor is open, the string is terminated, both outlive the call.
-    checked(unsafe {
-        libc::syscall(
-            libc::SYS_finit_module,
-            file.as_raw_fd(),
-            parameters.as_ptr(),
-            0,
-        )
-    })
+    checked(unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) })
 }
 
 /// Puts this thread before all ordinary ones, so that work does not delay beats and writes.
 pub(crate) fn run_first(priority: i32) -> Result<()> {
-    let parameters = libc::sched_param {
-        sched_priority: priority,
-    };
+    let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: the pointer is to a live value for the length of the call; 0 is the calling thread.
     checked(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) }.into())
 }

@@ -55,16 +55,9 @@ impl Workload {
     /// A sentence on the word that is not understood, or on values that contradict each other.
     pub fn from_command_line(line: &str) -> Result<Self, String> {
         let mut workload = Self::default();
-        for word in line
-            .split_whitespace()
-            .filter_map(|word| word.strip_prefix("qferry."))
-        {
-            let (key, value) = word
-                .split_once('=')
-                .ok_or_else(|| format!("qferry.{word} has no value"))?;
-            let number: u64 = value
-                .parse()
-                .map_err(|_| format!("qferry.{word} is not a number"))?;
+        for word in line.split_whitespace().filter_map(|word| word.strip_prefix("qferry.")) {
+            let (key, value) = word.split_once('=').ok_or_else(|| format!("qferry.{word} has no value"))?;
+            let number: u64 = value.parse().map_err(|_| format!("qferry.{word} is not a number"))?;
             match key {
                 "beat" => workload.beat = Duration::from_micros(number),
                 "ram" => workload.ram = number,
@@ -75,10 +68,7 @@ impl Workload {
                 "block" => workload.block = number,
                 "start" => workload.start = number,
                 "stride" => workload.stride = number,
-                "slots" => {
-                    workload.slots =
-                        u32::try_from(number).map_err(|_| format!("qferry.{word} is too large"))?
-                }
+                "slots" => workload.slots = u32::try_from(number).map_err(|_| format!("qferry.{word} is too large"))?,
                 "disks" => workload.disks = number,
                 _ => return Err(format!("qferry.{word} is not known")),
             }
@@ -98,13 +88,8 @@ impl Workload {
         if self.slots == 0 || self.block == 0 {
             return Err("no slots, or empty blocks".to_owned());
         }
-        if [self.block, self.start, self.stride]
-            .iter()
-            .any(|bytes| bytes % sector != 0)
-        {
-            return Err(format!(
-                "block, start and stride must be multiples of {sector}"
-            ));
+        if [self.block, self.start, self.stride].iter().any(|bytes| bytes % sector != 0) {
+            return Err(format!("block, start and stride must be multiples of {sector}"));
         }
         if self.stride < self.block {
             return Err("slots overlap: stride is less than block".to_owned());
@@ -175,28 +160,14 @@ mod tests {
 
     #[test]
     fn reads_back_what_it_says() {
-        let workload = Workload {
-            beat: Duration::from_micros(2500),
-            dirty: 10 << 20,
-            slots: 77,
-            disks: 3,
-            ..Workload::default()
-        };
-        assert_eq!(
-            Workload::from_command_line(&format!("quiet nohz=off {workload} panic=-1")),
-            Ok(workload)
-        );
+        let workload =
+            Workload { beat: Duration::from_micros(2500), dirty: 10 << 20, slots: 77, disks: 3, ..Workload::default() };
+        assert_eq!(Workload::from_command_line(&format!("quiet nohz=off {workload} panic=-1")), Ok(workload));
     }
 
     #[test]
     fn refuses_what_it_does_not_understand() {
-        for line in [
-            "qferry.beat",
-            "qferry.ram=64MiB",
-            "qferry.speed=1",
-            "qferry.stride=512",
-            "qferry.slots=0",
-        ] {
+        for line in ["qferry.beat", "qferry.ram=64MiB", "qferry.speed=1", "qferry.stride=512", "qferry.slots=0"] {
             assert!(Workload::from_command_line(line).is_err(), "{line}");
         }
     }
@@ -204,13 +175,8 @@ mod tests {
     #[test]
     fn touches_every_slot_before_any_again() {
         for slots in [1, 2, 3, 64, 77, 128, 1000] {
-            let workload = Workload {
-                slots,
-                ..Workload::default()
-            };
-            let mut seen: Vec<u32> = (1..=u64::from(slots))
-                .map(|generation| workload.slot(generation))
-                .collect();
+            let workload = Workload { slots, ..Workload::default() };
+            let mut seen: Vec<u32> = (1..=u64::from(slots)).map(|generation| workload.slot(generation)).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..slots).collect::<Vec<_>>(), "{slots} slots");
         }

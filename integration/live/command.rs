@@ -1,0 +1,160 @@
+//! The command, as its user meets it.
+
+use super::support::{MIB, WAIT, busy, idle, spec, start};
+use qferry::qmp::transcript::{Body, Direction, Transcript};
+use qferry_bed::{DiskSpec, Pair, Side, Spec};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Output, Stdio},
+};
+
+fn qferry(pair: &Pair, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.arg("migrate").arg("--source").arg(pair.source.qmp_path());
+    command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
+    // sockets of the run go to XDG_RUNTIME_DIR/qferry
+    command.env("XDG_RUNTIME_DIR", pair.run_dir());
+    command
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn json_lines_and_text_are_kept_apart() {
+    let pair = start(&spec("10.0.13", busy()));
+    let plan = qferry(&pair, &["--plan", "--json"]).output().unwrap();
+    assert_eq!(plan.status.code(), Some(0), "{}", text(&plan.stderr));
+    let planned = &lines(&plan)[0];
+    assert_eq!((&planned["type"], &planned["disks"][0]["source"]), (&"plan".into(), &"disk0".into()));
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
+
+    let transcript = pair.run_dir().join("transcript");
+    let output = qferry(&pair, &["--json", "--transcript", transcript.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let lines = lines(&output);
+    assert!(lines.iter().all(|line| line["v"] == 1 && line["t_ms"].is_u64() && line["type"].is_string()), "{lines:#?}");
+    let outcome = lines.last().unwrap();
+    assert_eq!((&outcome["type"], &outcome["outcome"]), (&"outcome".into(), &"moved".into()));
+    assert!(outcome["reason"].is_null() && outcome["blackout_ms"].is_f64() && outcome["qemu_downtime_ms"].is_u64());
+    let phases: Vec<&str> =
+        lines.iter().filter(|line| line["state"] == "begin").filter_map(|line| line["phase"].as_str()).collect();
+    assert_eq!(phases, ["connect", "preflight", "prepare", "storage", "memory", "switchover", "handover", "cleanup"]);
+    assert!(text(&output.stderr).contains("moved: the guest is on the destination"));
+    commands_are_in_order(Transcript::open(&transcript).unwrap());
+}
+
+/// The golden order: what is sent to which side, samples and looks left out.
+fn commands_are_in_order(transcript: Transcript<impl BufRead>) {
+    let mut sent = Vec::new();
+    for entry in transcript {
+        let entry = entry.unwrap();
+        if let (Direction::Send, Body::Line(line)) = (entry.dir, &entry.body) {
+            let command = line["execute"].as_str().or_else(|| line["exec-oob"].as_str()).unwrap();
+            let seldom = ["query-jobs", "query-block-exports"].contains(&command);
+            if seldom || !command.starts_with("query-") {
+                sent.push(format!("{}: {command}", entry.side));
+            }
+        }
+    }
+    let begin = sent.iter().position(|line| line == "source: migrate-set-capabilities").unwrap();
+    let golden = [
+        "source: migrate-set-capabilities",
+        "source: migrate-set-parameters",
+        "destination: migrate-set-capabilities",
+        "destination: stop",
+        "destination: nbd-server-start",
+        "destination: block-export-add",
+        "source: block-dirty-bitmap-add",
+        "source: drive-mirror",
+        "source: block-dirty-bitmap-remove",
+        "source: block-job-change",
+        "destination: migrate-incoming",
+        "source: migrate",
+        "source: block-job-cancel",
+        "source: query-jobs",
+        "destination: nbd-server-stop",
+        "destination: query-block-exports",
+        "source: migrate-continue",
+        "destination: cont",
+        "source: quit",
+        "destination: migrate-set-capabilities",
+    ];
+    // a start into which the guest wrote is made again
+    let restart = ["source: block-job-cancel", "source: job-dismiss", "source: block-dirty-bitmap-remove"];
+    let mut rest = sent[begin..].to_vec();
+    let cancel = |rest: &[String]| rest.iter().position(|line| line == restart[0]).unwrap();
+    while cancel(&rest) < rest.iter().position(|line| line == "source: migrate").unwrap() {
+        let at = cancel(&rest) - 1; // query-jobs
+        rest.drain(at..at + 6);
+    }
+    assert_eq!(rest, golden);
+}
+
+#[test]
+fn wrong_use_and_unreachable_sockets_have_their_codes() {
+    let run = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_qferry")).args(arguments).output().unwrap();
+    let usage = run(&["migrate", "--source", "/x"]);
+    assert_eq!(usage.status.code(), Some(2), "{}", text(&usage.stderr));
+    let help = run(&["migrate", "--help"]);
+    assert!(help.status.success() && text(&help.stdout).contains("Examples:"));
+    let refused = run(&["migrate", "--source", "/nowhere/a.qmp", "--destination", "/nowhere/b.qmp", "--json"]);
+    assert_eq!(refused.status.code(), Some(3));
+    let outcome = lines(&refused).pop().unwrap();
+    assert_eq!((&outcome["outcome"], &outcome["reason"]["code"]), (&"refused".into(), &"unreachable".into()));
+    let message = outcome["reason"]["message"].as_str().unwrap();
+    assert!(message.contains("/nowhere/a.qmp") && message.contains("is QEMU running"), "{message}");
+}
+
+#[test]
+fn a_held_monitor_is_explained() {
+    let pair = start(&spec("10.0.13", idle()));
+    // QEMU serves one client a monitor
+    let held = std::os::unix::net::UnixStream::connect(pair.source.qmp_path()).unwrap();
+    let output = qferry(&pair, &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stdout).contains("another client"), "{}", text(&output.stdout));
+    drop(held);
+}
+
+#[test]
+fn an_interrupt_rolls_back() {
+    let disk = DiskSpec { overlay_data: 32 * MIB, ..DiskSpec::default() };
+    let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", busy()) });
+    let mut command = qferry(&pair, &["--json", "--bandwidth", "4MiB/s"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut outcome = None;
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if line["type"] == "disk" && outcome.is_none() {
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        }
+        if line["type"] == "outcome" {
+            outcome = Some(line);
+        }
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    let outcome = outcome.expect("the last line");
+    assert_eq!((&outcome["outcome"], &outcome["runs_on"]), (&"cancelled".into(), &"source".into()));
+    assert_eq!(pair.source.status().unwrap(), "running");
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
+    pair.wait_for_beats(Side::Source, 20, WAIT).unwrap();
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_stop_a_migration() {
+    let pair = start(&spec("10.0.13", busy()));
+    let mut command = qferry(&pair, &["--json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(pair.destination.status().unwrap(), "running");
+}

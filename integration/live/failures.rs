@@ -1,0 +1,218 @@
+//! Migrations that do not succeed: the guest runs on where it was, and nothing is left.
+
+use super::support::{
+    MIB, WAIT, block_on, builder, busy, idle, judge_back, judge_disks, judge_running, migrate, migrate_and, spec, start,
+};
+use qferry::{
+    endpoint::Address,
+    migration::Migration,
+    progress::{Ending, Phase},
+    quantity::Rate,
+};
+use qferry_bed::{DiskSpec, Guest, Pair, Side, Spec};
+use std::time::{Duration, Instant};
+
+/// A pair whose disk takes a while, so that there is time to interfere.
+fn slow(version: &str) -> Spec {
+    Spec { disks: vec![DiskSpec { overlay_data: 32 * MIB, ..DiskSpec::default() }], ..spec(version, busy()) }
+}
+
+fn again(mut pair: Pair) {
+    pair.restart_destination(true).unwrap();
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+}
+
+fn killed_at(version: &str, phase: Phase, code: &str) {
+    let pair = start(&slow(version));
+    let (outcome, _) =
+        migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), Some(phase), |_| pair.destination.kill().unwrap());
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, code, "{outcome:#?}");
+    again(pair);
+}
+
+#[test]
+fn the_destination_dies_while_prepared() {
+    killed_at("10.0.13", Phase::Prepare, "destination-gone");
+}
+
+#[test]
+fn the_destination_dies_while_disks_are_copied() {
+    killed_at("10.0.13", Phase::Storage, "destination-gone");
+}
+
+#[test]
+fn the_destination_dies_while_memory_is_copied() {
+    killed_at("10.0.13", Phase::Memory, "destination-gone");
+}
+
+#[test]
+fn the_destination_dies_in_pre_switchover() {
+    killed_at("10.0.13", Phase::Switchover, "destination-gone");
+}
+
+#[test]
+fn the_destination_dies_in_pre_switchover_on_7_2() {
+    let pair = start(&slow("7.2"));
+    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Switchover), |_| pair.destination.kill().unwrap());
+    assert_eq!(outcome.outcome, Ending::RolledBack, "{outcome:#?}");
+    assert_eq!(pair.source.status().unwrap(), "running");
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
+    judge_disks(&pair, Side::Source);
+}
+
+#[test]
+fn the_destination_dies_in_pre_switchover_on_11_1() {
+    killed_at("11.1", Phase::Switchover, "destination-gone");
+}
+
+#[test]
+fn the_destination_dies_in_the_handover() {
+    let pair = start(&slow("10.0.13"));
+    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Handover), |_| pair.destination.kill().unwrap());
+    // it never was told to run, and is proved dead: the source has everything
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    again(pair);
+}
+
+fn cancelled_at(phase: Phase) {
+    let pair = start(&slow("10.0.13"));
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), Some(phase), Migration::cancel);
+    judge_back(&pair, &outcome, Ending::Cancelled, "running");
+    again(pair);
+}
+
+#[test]
+fn cancelled_while_prepared() {
+    cancelled_at(Phase::Prepare);
+}
+
+#[test]
+fn cancelled_while_disks_are_copied() {
+    cancelled_at(Phase::Storage);
+}
+
+#[test]
+fn cancelled_while_memory_is_copied() {
+    cancelled_at(Phase::Memory);
+}
+
+#[test]
+fn cancelled_in_pre_switchover() {
+    cancelled_at(Phase::Switchover);
+}
+
+#[test]
+fn a_cancel_in_the_handover_is_too_late() {
+    let pair = start(&spec("10.0.13", busy()));
+    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Handover), Migration::cancel);
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn a_destination_that_was_only_prepared_can_be_used_again() {
+    let pair = start(&slow("10.0.13"));
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(16 * MIB)), Some(Phase::Storage), Migration::cancel);
+    judge_back(&pair, &outcome, Ending::Cancelled, "running");
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn a_handle_that_is_dropped_rolls_back() {
+    let pair = start(&slow("10.0.13"));
+    block_on(async {
+        let mut migration = builder(&pair).bandwidth(Rate(16 * MIB)).start();
+        let mut events = migration.events();
+        let mut migration = Some(migration);
+        while let Some(event) = events.next().await {
+            match event.kind {
+                qferry::progress::Kind::Disk { .. } => drop(migration.take()),
+                qferry::progress::Kind::Outcome(outcome) => {
+                    judge_back(&pair, &outcome, Ending::Cancelled, "running");
+                    return;
+                }
+                _ => {}
+            }
+        }
+        panic!("no outcome");
+    });
+}
+
+#[test]
+fn a_paused_guest_is_paused_after_a_rollback() {
+    let pair = start(&Spec { guest: Guest::Paused, ..slow("10.0.13") });
+    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Switchover), Migration::cancel);
+    judge_back(&pair, &outcome, Ending::Cancelled, "paused");
+    judge_disks(&pair, Side::Source);
+}
+
+#[test]
+fn the_timeout_is_kept() {
+    let pair = start(&slow("10.0.13"));
+    let began = Instant::now();
+    let outcome = migrate(builder(&pair).bandwidth(Rate(2 * MIB)).timeout(Duration::from_secs(1)));
+    assert!(began.elapsed() < WAIT);
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "timeout");
+    again(pair);
+}
+
+#[test]
+fn a_broken_nbd_channel_is_a_failed_mirror() {
+    let pair = start(&slow("10.0.13"));
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(8 * MIB)), Some(Phase::Storage), |_| {
+        std::thread::sleep(Duration::from_millis(300));
+        pair.destination.qmp("nbd-server-stop", &serde_json::json!({})).unwrap();
+    });
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "mirror-failed", "{outcome:#?}");
+    again(pair);
+}
+
+#[test]
+fn a_broken_migration_channel_is_a_failed_migration() {
+    let pair = start(&Spec { memory: 256, ..slow("10.0.13") });
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(8 * MIB)), Some(Phase::Memory), |_| {
+        std::thread::sleep(Duration::from_millis(500));
+        let yank = serde_json::json!({"instances": [{"type": "migration"}]});
+        pair.destination.qmp("yank", &yank).unwrap();
+    });
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "migration-failed", "{outcome:#?}");
+    again(pair);
+}
+
+#[test]
+fn a_destination_that_refuses_the_state_leaves_the_guest_on_the_source() {
+    let pair = start(&spec("10.0.13", busy()));
+    // its state is only met when everything else has arrived, after migrate-continue
+    let device = serde_json::json!({"driver": "virtio-rng-pci", "id": "only-here"});
+    pair.source.qmp("device_add", &device).unwrap();
+    let outcome = migrate(builder(&pair));
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "handover-failed", "{outcome:#?}");
+    assert_eq!(outcome.blackout_ms, None, "it resumed where it was");
+    judge_disks(&pair, Side::Source);
+}
+
+#[test]
+fn what_is_not_right_is_refused_and_nothing_is_touched() {
+    let pair = start(&spec("10.0.13", idle()));
+    let (source, destination) =
+        (Address::unix(pair.source.qmp_path()).unwrap(), Address::unix(pair.destination.qmp_path()).unwrap());
+    let swapped = migrate(Migration::builder(destination.clone(), source.clone()).runtime_dir(pair.run_dir()));
+    assert_eq!(swapped.outcome, Ending::Refused, "{swapped:#?}");
+    assert!(swapped.reason.as_ref().unwrap().message.contains("swapped"), "{swapped:#?}");
+    let missing = migrate(builder(&pair).disk("disk0", Some("nothing".to_owned())));
+    assert!(missing.reason.as_ref().unwrap().message.contains("no disk of this name"), "{missing:#?}");
+    let nowhere = migrate(Migration::builder(source, Address::unix(pair.run_dir().join("none")).unwrap()));
+    assert_eq!(nowhere.reason.as_ref().unwrap().code, "unreachable", "{nowhere:#?}");
+    for side in [&pair.source, &pair.destination] {
+        assert_eq!(side.leftovers().unwrap(), Vec::<String>::new());
+    }
+    assert_eq!(pair.destination.status().unwrap(), "inmigrate");
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+}

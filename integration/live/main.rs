@@ -1,0 +1,11 @@
+//! Live migrations between real QEMUs, with a guest that keeps a record of what it did.
+//!
+//! Every test judges by the same things: the guest's own checks of its memory and disks, the images read offline against
+//! what the guest was told, that exactly one side runs, that nothing of the engine's is left, and that the destination's
+//! image is as sparse as the source's was and still stands on its own backing file.
+
+mod command;
+mod failures;
+mod moves;
+mod race;
+mod support;

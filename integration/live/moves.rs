@@ -1,0 +1,171 @@
+//! Migrations that succeed: versions, workloads and configurations.
+
+use super::support::{
+    MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and, spec,
+    start,
+};
+use qferry::{
+    endpoint::{Address, Dialed, dial},
+    migration::{Endpoint, Migration, Settings},
+    progress::{Ending, Kind, Phase},
+    quantity::Rate,
+};
+use qferry_bed::{DiskSpec, Guest, Side, Spec, Style, Workload, free_port};
+use std::time::Duration;
+
+fn moves(spec: &Spec) {
+    let pair = start(spec);
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn a_busy_guest_on_7_2() {
+    moves(&spec("7.2", busy()));
+}
+
+#[test]
+fn a_busy_guest_on_10_0_2() {
+    moves(&spec("10.0.2", busy()));
+}
+
+#[test]
+fn a_busy_guest_on_11_1() {
+    moves(&spec("11.1", busy()));
+}
+
+#[test]
+fn from_10_0_to_11_1() {
+    moves(&Spec { destination_version: Some("11.1".to_owned()), ..spec("10.0.13", busy()) });
+}
+
+#[test]
+fn an_idle_guest() {
+    moves(&spec("10.0.13", idle()));
+}
+
+#[test]
+fn busy_memory() {
+    moves(&spec("10.0.13", Workload { ram: 64 * MIB, dirty: 40 * MIB, ..idle() }));
+}
+
+#[test]
+fn a_busy_disk() {
+    let workload = Workload { write: 400, block: 16 << 10, ..busy() };
+    moves(&spec("10.0.13", workload));
+}
+
+#[test]
+fn three_disks_of_different_sizes_one_untouched() {
+    let disk = |size: u64, overlay_data: u64| DiskSpec {
+        size: size * MIB,
+        backing: size * MIB,
+        backing_data: 8 * MIB,
+        overlay_data: overlay_data * MIB,
+        ..DiskSpec::default()
+    };
+    // without a writer the second overlay stays as it was made: its mirror's len is 0
+    let disks = vec![disk(64, 8), disk(96, 0), disk(32, 24)];
+    let pair = start(&Spec { disks, ..spec("10.0.13", idle()) });
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+    let copied: Vec<u64> = outcome.disks.iter().map(|disk| disk.bytes_copied / MIB).collect();
+    assert_eq!(copied, [8, 0, 24]);
+    assert_eq!(outcome.disks.iter().map(|disk| disk.virtual_size / MIB).collect::<Vec<_>>(), [64, 96, 32]);
+}
+
+#[test]
+fn three_busy_disks_by_drive() {
+    let disk = DiskSpec {
+        size: 64 * MIB,
+        backing: 64 * MIB,
+        backing_data: 8 * MIB,
+        overlay_data: 4 * MIB,
+        ..DiskSpec::default()
+    };
+    moves(&Spec { disks: vec![disk; 3], style: Style::Drive, ..spec("10.0.13", busy()) });
+}
+
+#[test]
+fn an_overlay_larger_than_its_backing_file_with_large_clusters() {
+    let disk = DiskSpec { backing: 16 * MIB, backing_data: 8 * MIB, cluster: MIB, ..DiskSpec::default() };
+    moves(&Spec { disks: vec![disk], ..spec("10.0.13", busy()) });
+}
+
+#[test]
+fn a_paused_guest_stays_paused() {
+    let pair = start(&Spec { guest: Guest::Paused, ..spec("10.0.13", busy()) });
+    let outcome = migrate(builder(&pair));
+    judge_moved(&pair, &outcome);
+    assert_eq!(outcome.blackout_ms, None, "it never ran");
+    assert_eq!(pair.destination.status().unwrap(), "paused");
+    // its owner resumes it: it is whole
+    pair.destination.qmp("cont", &serde_json::json!({})).unwrap();
+    pair.wait_until_verified(WAIT).unwrap();
+    judge_disks(&pair, Side::Destination);
+}
+
+#[test]
+fn monitors_nbd_and_ram_over_tcp() {
+    let pair = start(&Spec { tcp: true, ..spec("10.0.13", busy()) });
+    let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
+    let (source, destination) = (pair.source.qmp_port().unwrap(), pair.destination.qmp_port().unwrap());
+    let (nbd, ram) = (free_port().unwrap(), free_port().unwrap());
+    let migration = Migration::builder(tcp(source), tcp(destination)).addresses(tcp(nbd), tcp(ram));
+    let outcome = migrate(migration.runtime_dir(pair.run_dir()));
+    judge_running(&pair, &outcome);
+    assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
+}
+
+#[test]
+fn connections_that_the_embedder_holds() {
+    let pair = start(&spec("10.0.13", busy()));
+    let outcome = block_on(async {
+        let mut ends = Vec::new();
+        for machine in [&pair.source, &pair.destination] {
+            let address = Address::unix(machine.qmp_path()).unwrap();
+            let Dialed { stream, .. } = dial(&address, WAIT).await.unwrap();
+            let pid = i32::try_from(machine.pid()).ok();
+            ends.push(Endpoint::Stream { name: machine.side().to_string(), stream, pid });
+        }
+        let (destination, source) = (ends.pop().unwrap(), ends.pop().unwrap());
+        Migration::builder(source, destination).runtime_dir(pair.run_dir()).start().wait().await
+    });
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn the_source_can_be_kept() {
+    let pair = start(&spec("10.0.13", busy()));
+    let outcome = migrate(builder(&pair).keep_source());
+    assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}");
+    assert_eq!(pair.source.status().unwrap(), "postmigrate");
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
+    pair.source.kill().unwrap();
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn ceilings_are_kept_and_progress_is_told() {
+    let disk = DiskSpec { overlay_data: 32 * MIB, ..DiskSpec::default() };
+    let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", idle()) });
+    let settings = Settings {
+        bandwidth: Some(Rate(16 * MIB)),
+        downtime: Duration::from_millis(100),
+        runtime_dir: pair.run_dir(),
+        ..Settings::default()
+    };
+    let (outcome, events) = migrate_and(builder(&pair).settings(settings), Some(Phase::Storage), |_| ());
+    let samples: Vec<(u64, u64)> = events
+        .iter()
+        .filter_map(|event| match event.kind {
+            Kind::Disk { copied, total, .. } => Some((copied, total)),
+            _ => None,
+        })
+        .collect();
+    assert!(samples.len() > 4, "{samples:?}");
+    assert!(samples.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{samples:?}");
+    assert!(samples.iter().any(|&(copied, total)| copied > 0 && copied < total), "{samples:?}");
+    assert!(events.iter().any(|event| matches!(event.kind, Kind::Memory { total, .. } if total >= 192 * MIB)));
+    judge_running(&pair, &outcome);
+}

@@ -1,0 +1,161 @@
+//! Migrating a pair, and the judgement of what became of it.
+
+use qferry::{
+    endpoint::Address,
+    migration::{Builder, Migration},
+    progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
+};
+use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
+use std::{future::Future, time::Duration};
+
+pub(crate) const MIB: u64 = 1 << 20;
+/// How long a guest may take for something on a busy machine.
+pub(crate) const WAIT: Duration = Duration::from_secs(120);
+
+/// A guest that does nothing but beat.
+pub(crate) fn idle() -> Workload {
+    Workload { dirty: 0, write: 0, read: 0, ..Workload::default() }
+}
+
+/// A guest that does a little of everything.
+pub(crate) fn busy() -> Workload {
+    Workload { ram: 32 * MIB, dirty: 4 * MIB, write: 50, ..Workload::default() }
+}
+
+pub(crate) fn spec(version: &str, workload: Workload) -> Spec {
+    Spec { version: version.to_owned(), workload, ..Spec::default() }
+}
+
+pub(crate) fn start(spec: &Spec) -> Pair {
+    Pair::start(spec).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs something on a runtime like the command's own.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+pub(crate) fn builder(pair: &Pair) -> Builder {
+    let address = |path| Address::unix(path).unwrap();
+    Migration::builder(address(pair.source.qmp_path()), address(pair.destination.qmp_path()))
+        .runtime_dir(pair.run_dir())
+}
+
+/// Migrates, and does something at the begin of a phase.
+pub(crate) fn migrate_and(builder: Builder, at: Option<Phase>, act: impl FnOnce(&Migration)) -> (Outcome, Vec<Event>) {
+    block_on(async {
+        let mut migration = builder.start();
+        let mut events = migration.events();
+        let (mut all, mut act) = (Vec::new(), Some(act));
+        while let Some(event) = events.next().await {
+            if matches!(&event.kind, Kind::Phase { phase, state: PhaseState::Begin } if Some(*phase) == at) {
+                if let Some(act) = act.take() {
+                    act(&migration);
+                }
+            }
+            let last = matches!(event.kind, Kind::Outcome(_));
+            all.push(event);
+            if last {
+                break;
+            }
+        }
+        assert!(at.is_none() || act.is_none(), "the phase {at:?} never began: {all:#?}");
+        (migration.wait().await, all)
+    })
+}
+
+pub(crate) fn migrate(builder: Builder) -> Outcome {
+    migrate_and(builder, None, |_| ()).0
+}
+
+fn image(pair: &Pair, side: Side, disk: usize) -> ImageFacts {
+    let build: &Build = pair.build(side);
+    image_facts(build, &pair.machine(side).disks()[disk].overlay).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Bytes in the source's overlays; call it before the migration, with the guest's first writes done.
+pub(crate) fn judge_moved(pair: &Pair, outcome: &Outcome) {
+    assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}\n{}", last_words(pair));
+    assert_eq!(outcome.runs_on, RunsOn::Destination);
+    assert_eq!(outcome.reason, None);
+    assert_eq!(outcome.leftovers, Vec::<String>::new());
+    assert!(pair.source.wait_for_end(WAIT).is_ok(), "the source was to quit");
+    assert_eq!(pair.destination.leftovers().unwrap(), Vec::<String>::new(), "left behind on the destination");
+    assert_eq!(files(pair), Vec::<String>::new(), "left behind in the runtime directory");
+}
+
+/// A guest that ran before: it runs on, its record is whole, and the ledger is true.
+pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
+    judge_moved(pair, outcome);
+    assert_eq!(pair.destination.status().unwrap(), "running");
+    let blackout = outcome.blackout_ms.expect("it stopped and resumed");
+    let sum: f64 = outcome.ledger.iter().map(|span| span.ms).sum();
+    assert!((sum - blackout).abs() < 0.001, "{outcome:#?}");
+    let seen = pair.blackout().unwrap().as_secs_f64() * 1000.0;
+    if outcome.ledger_clock == Some(qferry::progress::Clock::Qemu) {
+        assert!((seen - blackout).abs() < 0.01, "the bed saw {seen} ms: {outcome:#?}");
+    }
+    // 7.2 loses a timer now and then when it resumes under TCG, with or without an engine: its disk is judged offline
+    if pair.spec().version != "7.2" {
+        pair.wait_for_beats(Side::Destination, 20, WAIT).unwrap_or_else(|error| panic!("{error}"));
+        pair.wait_until_verified(WAIT).unwrap_or_else(|error| panic!("{error}"));
+    }
+    judge_disks(pair, Side::Destination);
+}
+
+/// The guest found no fault, and its images hold what it was told. Ends the QEMU of that side.
+pub(crate) fn judge_disks(pair: &Pair, side: Side) {
+    pair.machine(side).finish().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(pair.errors(), Vec::<String>::new(), "the guest's own findings");
+    pair.check_disks(side).unwrap_or_else(|error| panic!("{error}"));
+    for (number, disk) in pair.spec().disks.iter().enumerate() {
+        let (here, there) = (image(pair, Side::Source, number), image(pair, side, number));
+        assert_eq!(there.backing.as_ref(), Some(&pair.machine(side).disks()[number].backing), "disk {number}");
+        if side == Side::Destination {
+            assert!(!pair.source.alive().unwrap(), "compared while the source writes");
+            // what the guest wrote after it moved is on one of them only
+            let later = slots_bytes(pair.spec(), disk);
+            let most = here.allocated + here.allocated / 20 + later;
+            assert!(there.allocated <= most, "disk {number}: {} of at most {most} bytes", there.allocated);
+        }
+    }
+}
+
+/// What the workload's region takes at most on a disk: each slot may touch a cluster of its own, or two.
+fn slots_bytes(spec: &Spec, disk: &DiskSpec) -> u64 {
+    match spec.workload.write {
+        0 => 0,
+        _ => u64::from(spec.workload.slots) * (disk.cluster * 2).max(spec.workload.block * 2),
+    }
+}
+
+/// The guest is back on the source as it was, and nothing is left on either side.
+pub(crate) fn judge_back(pair: &Pair, outcome: &Outcome, ending: Ending, status: &str) {
+    assert_eq!(outcome.outcome, ending, "{outcome:#?}\n{}", last_words(pair));
+    assert_eq!(outcome.runs_on, RunsOn::Source);
+    assert!(outcome.reason.as_ref().is_some_and(|reason| !reason.message.is_empty()), "{outcome:#?}");
+    assert_eq!(pair.source.status().unwrap(), status);
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new(), "left behind on the source: {outcome:#?}");
+    assert_eq!(files(pair), Vec::<String>::new(), "left behind in the runtime directory");
+    if pair.destination.alive().unwrap() {
+        assert_ne!(pair.destination.status().unwrap(), "running", "two runners");
+        let left: Vec<String> = pair.destination.leftovers().unwrap();
+        // a destination that was told to listen cannot be used again, whatever its settings
+        let ours = left.iter().filter(|left| !left.starts_with("capability") && !left.starts_with("parameter"));
+        assert_eq!(ours.collect::<Vec<_>>(), Vec::<&String>::new(), "left behind on the destination");
+    }
+    if status == "running" {
+        pair.wait_for_beats(Side::Source, 20, WAIT).unwrap_or_else(|error| panic!("{error}"));
+    }
+    assert_eq!(pair.errors(), Vec::<String>::new(), "the guest's own findings");
+}
+
+/// Files in the folder the engine was given.
+fn files(pair: &Pair) -> Vec<String> {
+    let entries = std::fs::read_dir(pair.run_dir()).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn last_words(pair: &Pair) -> String {
+    format!("source: {}\ndestination: {}", pair.source.stderr(), pair.destination.stderr())
+}
