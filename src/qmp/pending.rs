@@ -85,6 +85,14 @@ fn closed(command: &str, sent: bool) -> String {
     }
 }
 
+fn refused(command: Cow<'static, str>, Refusal { class, desc }: Refusal) -> ExecuteError {
+    ExecuteError::Refused {
+        command,
+        class,
+        desc,
+    }
+}
+
 /// Who has a command: still the queue, the wire, or nobody any more.
 ///
 /// One compare-exchange decides between the caller that withdraws and the task that writes; both can never win.
@@ -101,9 +109,10 @@ impl Claim {
         self.leave_queue(SENT)
     }
 
-    /// The caller takes the command back. `false` if it may be on the wire.
-    fn withdraw(&self) -> bool {
-        self.leave_queue(WITHDRAWN)
+    /// The command is taken back: by its caller, or by the task that finds its deadline missed. `false` if it may be
+    /// on the wire.
+    pub(super) fn withdraw(&self) -> bool {
+        self.leave_queue(WITHDRAWN) || self.is_withdrawn()
     }
 
     pub(super) fn is_withdrawn(&self) -> bool {
@@ -145,12 +154,10 @@ impl Pending {
     pub(super) fn waiting(
         link: Arc<Link>,
         command: Cow<'static, str>,
-        deadline: Duration,
+        (started, deadline): (Instant, Option<Instant>),
         claim: Arc<Claim>,
         reply: oneshot::Receiver<Result<Value, Refusal>>,
     ) -> Self {
-        let started = Instant::now();
-        let deadline = started.checked_add(deadline);
         Self {
             command,
             started,
@@ -188,13 +195,16 @@ impl Pending {
         };
         let command = self.command.clone();
         // The reply is looked at before the clock: an answer in hand always wins over a deadline just missed.
-        match Pin::new(reply).poll(context) {
-            Poll::Ready(Ok(Ok(value))) => return Poll::Ready(Ok(value)),
-            Poll::Ready(Ok(Err(Refusal { class, desc }))) => {
-                return Poll::Ready(Err(ExecuteError::Refused {
+        match Pin::new(&mut *reply).poll(context) {
+            Poll::Ready(Ok(answer)) => {
+                return Poll::Ready(answer.map_err(|refusal| refused(command, refusal)));
+            }
+            Poll::Ready(Err(_)) if claim.is_withdrawn() => {
+                let waited = self.started.elapsed();
+                return Poll::Ready(Err(ExecuteError::NoReply {
                     command,
-                    class,
-                    desc,
+                    sent: false,
+                    waited,
                 }));
             }
             Poll::Ready(Err(_)) => {
@@ -215,10 +225,17 @@ impl Pending {
             .get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         ready!(sleep.as_mut().poll(context));
         let sent = !claim.withdraw();
+        // A reply may have come since it was looked for above; after this none can, so nothing is both given out as
+        // answered and reported as unanswered.
+        reply.close();
+        if let Ok(answer) = reply.try_recv() {
+            return Poll::Ready(answer.map_err(|refusal| refused(command, refusal)));
+        }
+        let waited = self.started.elapsed();
         Poll::Ready(Err(ExecuteError::NoReply {
             command,
             sent,
-            waited: self.started.elapsed(),
+            waited,
         }))
     }
 }
@@ -261,6 +278,7 @@ mod tests {
         assert!(!claim.is_withdrawn());
         let claim = Claim::default();
         assert!(claim.withdraw());
+        assert!(claim.withdraw(), "it stays withdrawn, whoever asks");
         assert!(!claim.send());
         assert!(claim.is_withdrawn());
     }
