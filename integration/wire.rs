@@ -451,11 +451,33 @@ async fn h17_lines_are_bounded_and_junk_is_survived() {
     assert_eq!(client.counters().torn_bytes, 15);
 }
 
+#[tokio::test(start_paused = true)]
+async fn h16_a_command_past_its_deadline_is_not_sent_though_nobody_looked() {
+    let (fake, client) = connect(held()).await;
+    let stuck: Vec<_> = (0..7)
+        .map(|_| client.execute(&qmp::stop {}, LONG))
+        .collect();
+    let stale = client.execute(&qmp::cont {}, SHORT);
+    fake.saw_many(8).await;
+    tokio::time::sleep(SHORT * 2).await;
+    fake.release("stop");
+    for pending in stuck {
+        pending.await.unwrap();
+    }
+    client.start(status(), LONG).await.unwrap();
+    assert!(!no_reply(stale.await));
+    assert!(
+        !fake.names().contains(&"cont".to_owned()),
+        "{:?}",
+        fake.names()
+    );
+}
+
 // Greeting and negotiation.
 
 #[tokio::test(start_paused = true)]
 async fn silence_tells_that_the_monitor_is_probably_taken() {
-    let (_fake, stream) = Script::new().opening("").duplex();
+    let (_fake, stream) = Script::new().opening("\r\n").duplex();
     let error = Client::connect(stream, Options::default())
         .await
         .unwrap_err();

@@ -261,8 +261,12 @@ enum Output {
 
 impl Fake {
     /// Sends an event.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a test writes the data on the spot"
+    )]
     pub fn event(&self, name: &str, data: Value) {
-        self.raw(event(name, data));
+        self.raw(event(name, &data));
     }
 
     /// Sends bytes as they are.
@@ -379,7 +383,7 @@ impl Shared {
                 Action::Error { class, desc } => {
                     line(&json!({"error": {"class": class, "desc": desc}, "id": seen.id}))
                 }
-                Action::Event { name, data } => event(&name, data),
+                Action::Event { name, data } => event(&name, &data),
                 Action::Raw(bytes) => bytes,
                 Action::Delay(pause) => {
                     tokio::time::sleep(pause).await;
@@ -464,7 +468,7 @@ fn line(value: &Value) -> Vec<u8> {
     format!("{value}\r\n").into_bytes()
 }
 
-fn event(name: &str, data: Value) -> Vec<u8> {
+fn event(name: &str, data: &Value) -> Vec<u8> {
     line(
         &json!({"event": name, "data": data, "timestamp": {"seconds": 1_700_000_000, "microseconds": 5}}),
     )
