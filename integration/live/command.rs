@@ -5,7 +5,7 @@ use qferry::qmp::transcript::{Body, Direction, Transcript};
 use qferry_bed::{DiskSpec, Pair, Side, Spec};
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     process::{Command, Output, Stdio},
 };
 
@@ -52,11 +52,11 @@ fn json_lines_and_text_are_kept_apart() {
 }
 
 /// The golden order: what is sent to which side, samples and looks left out.
-fn commands_are_in_order(transcript: Transcript<impl BufRead>) {
+fn commands_are_in_order(transcript: Transcript<impl Read>) {
     let mut sent = Vec::new();
     for entry in transcript {
         let entry = entry.unwrap();
-        if let (Direction::Send, Body::Line(line)) = (entry.dir, &entry.body) {
+        if let (Direction::Send, Body::Line(line)) = (entry.direction, &entry.body) {
             let command = line["execute"].as_str().or_else(|| line["exec-oob"].as_str()).unwrap();
             let seldom = ["query-jobs", "query-block-exports"].contains(&command);
             if seldom || !command.starts_with("query-") {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::connection::{Closed, Connection, Ends, Job};
 use super::counters::Counters;
@@ -47,7 +47,7 @@ impl Default for Options {
             greeting_deadline: Duration::from_secs(5),
             oob: true,
             max_line: 16 * 1024 * 1024,
-            max_event: 64 * 1024,
+            max_event: 16 * 1024,
             event_capacity: 1024,
             recorder: None,
         }
@@ -131,9 +131,7 @@ impl Client {
         let greeting = match timeout(waited, connection.greeting()).await {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(cause)) => return Err(ConnectError::Ended(cause)),
-            Err(_) if *link.counters.borrow() == Counters::default() => {
-                return Err(ConnectError::Silent { waited });
-            }
+            Err(_) if connection.is_silent() => return Err(ConnectError::Silent { waited }),
             Err(_) => return Err(ConnectError::NotQmp { waited }),
         };
         link.oob = options.oob && greeting.offers_oob();
@@ -163,14 +161,14 @@ impl Client {
 
     /// Queues a command at once, in call order, and returns the future of its result.
     ///
-    /// `deadline` counts from now, whether or not the future is polled; a missed one is
-    /// [`ExecuteError::NoReply`]. Several commands can be under way at the same time.
+    /// `deadline` counts from now, whether or not the future is polled: a command whose deadline has passed is not
+    /// sent any more. A missed one is [`ExecuteError::NoReply`]. Several commands can be under way at the same time.
     pub fn start(&self, request: Request, deadline: Duration) -> Pending {
         self.queue(request, false, deadline)
     }
 
-    /// [`Client::start`] for a command of the `qapi` crate. Its typed reply is not offered: it is too strict for the
-    /// range of QEMU versions, see `Request`.
+    /// [`Client::start`] for a command of the `qapi` crate. Its typed reply is not offered, being too strict
+    /// for the range of QEMU versions: read the members you need from the JSON.
     pub fn execute<C: qapi::Command>(&self, command: &C, deadline: Duration) -> Pending {
         match Request::new(command) {
             Ok(request) => self.start(request, deadline),
@@ -184,17 +182,19 @@ impl Client {
     /// that QEMU does not run out of band is rejected by the compiler:
     ///
     /// ```compile_fail,E0080
-    /// # use std::time::Duration;
-    /// # fn pause(client: &qferry::qmp::Client) {
+    /// # use {qferry::qmp::Client, std::time::Duration};
+    /// # fn example(client: &Client) {
     /// drop(client.execute_oob(&qapi::qmp::query_status {}, Duration::from_secs(1)));
     /// # }
+    /// # std::hint::black_box(example as fn(&Client)); // the assertion is checked where code is made
     /// ```
     ///
     /// ```
-    /// # use std::time::Duration;
-    /// # fn pause(client: &qferry::qmp::Client) {
+    /// # use {qferry::qmp::Client, std::time::Duration};
+    /// # fn example(client: &Client) {
     /// drop(client.execute_oob(&qapi::qmp::query_yank {}, Duration::from_secs(1)));
     /// # }
+    /// # std::hint::black_box(example as fn(&Client)); // the assertion is checked where code is made
     /// ```
     pub fn execute_oob<C: qapi::Command>(&self, command: &C, deadline: Duration) -> Pending {
         const { assert!(C::ALLOW_OOB, "QEMU does not run this command out of band") };
@@ -248,12 +248,14 @@ impl Client {
         let serial = self.link.serial.fetch_add(1, Ordering::Relaxed);
         let id = id_of(request.name(), serial);
         let (command, message) = request.into_message(&id, oob);
+        let started = Instant::now();
+        let deadline = started.checked_add(deadline);
         let claim = Arc::new(Claim::default());
         let (reply, receiver) = oneshot::channel();
-        let job = Job { serial, id, command: command.clone(), oob, message, claim: claim.clone(), reply };
+        let job = Job { serial, id, command: command.clone(), oob, deadline, message, claim: claim.clone(), reply };
         // After the end of the connection the job comes straight back, and dropping it is what fails the caller.
         drop(self.link.jobs.send(job));
-        Pending::waiting(self.link.clone(), command, deadline, claim, receiver)
+        Pending::waiting(self.link.clone(), command, (started, deadline), claim, receiver)
     }
 
     fn refuse<C: qapi::Command>(&self, error: EncodeError) -> Pending {

@@ -55,6 +55,8 @@ pub(super) struct Job {
     pub(super) id: String,
     pub(super) command: Cow<'static, str>,
     pub(super) oob: bool,
+    /// After this it must not be sent any more, even if its caller has not looked yet.
+    pub(super) deadline: Option<Instant>,
     pub(super) message: Value,
     pub(super) claim: Arc<Claim>,
     pub(super) reply: oneshot::Sender<Result<Value, Refusal>>,
@@ -121,6 +123,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
                 Err(error) => return Err(Closed::Io(Arc::new(error))),
             }
         }
+    }
+
+    /// Whether nothing at all has come.
+    pub(super) fn is_silent(&self) -> bool {
+        *self.intake.counters.borrow() == Counters::default() && self.lines.torn() == 0
     }
 
     /// Serves until the stream ends or nobody holds the client any more.
@@ -205,7 +212,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
             let Some(job) = self.out_of_band.pop_front().or_else(in_band) else {
                 return;
             };
-            if !job.claim.send() {
+            let expired = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if (expired && job.claim.withdraw()) || !job.claim.send() {
                 self.intake.count(|counters| counters.withdrawn += 1);
                 continue;
             }

@@ -83,6 +83,10 @@ fn closed(command: &str, sent: bool) -> String {
     }
 }
 
+fn refused(command: Cow<'static, str>, Refusal { class, desc }: Refusal) -> ExecuteError {
+    ExecuteError::Refused { command, class, desc }
+}
+
 /// Who has a command: still the queue, the wire, or nobody any more.
 ///
 /// One compare-exchange decides between the caller that withdraws and the task that writes; both can never win.
@@ -99,9 +103,10 @@ impl Claim {
         self.leave_queue(SENT)
     }
 
-    /// The caller takes the command back. `false` if it may be on the wire.
-    fn withdraw(&self) -> bool {
-        self.leave_queue(WITHDRAWN)
+    /// The command is taken back: by its caller, or by the task that finds its deadline missed. `false` if it may be
+    /// on the wire.
+    pub(super) fn withdraw(&self) -> bool {
+        self.leave_queue(WITHDRAWN) || self.is_withdrawn()
     }
 
     pub(super) fn is_withdrawn(&self) -> bool {
@@ -138,12 +143,10 @@ impl Pending {
     pub(super) fn waiting(
         link: Arc<Link>,
         command: Cow<'static, str>,
-        deadline: Duration,
+        (started, deadline): (Instant, Option<Instant>),
         claim: Arc<Claim>,
         reply: oneshot::Receiver<Result<Value, Refusal>>,
     ) -> Self {
-        let started = Instant::now();
-        let deadline = started.checked_add(deadline);
         Self { command, started, deadline, sleep: None, state: State::Waiting { claim, reply }, link }
     }
 
@@ -167,10 +170,13 @@ impl Pending {
         };
         let command = self.command.clone();
         // The reply is looked at before the clock: an answer in hand always wins over a deadline just missed.
-        match Pin::new(reply).poll(context) {
-            Poll::Ready(Ok(Ok(value))) => return Poll::Ready(Ok(value)),
-            Poll::Ready(Ok(Err(Refusal { class, desc }))) => {
-                return Poll::Ready(Err(ExecuteError::Refused { command, class, desc }));
+        match Pin::new(&mut *reply).poll(context) {
+            Poll::Ready(Ok(answer)) => {
+                return Poll::Ready(answer.map_err(|refusal| refused(command, refusal)));
+            }
+            Poll::Ready(Err(_)) if claim.is_withdrawn() => {
+                let waited = self.started.elapsed();
+                return Poll::Ready(Err(ExecuteError::NoReply { command, sent: false, waited }));
             }
             Poll::Ready(Err(_)) => {
                 let sent = !claim.withdraw();
@@ -184,7 +190,14 @@ impl Pending {
         let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         ready!(sleep.as_mut().poll(context));
         let sent = !claim.withdraw();
-        Poll::Ready(Err(ExecuteError::NoReply { command, sent, waited: self.started.elapsed() }))
+        // A reply may have come since it was looked for above; after this none can, so nothing is both given out as
+        // answered and reported as unanswered.
+        reply.close();
+        if let Ok(answer) = reply.try_recv() {
+            return Poll::Ready(answer.map_err(|refusal| refused(command, refusal)));
+        }
+        let waited = self.started.elapsed();
+        Poll::Ready(Err(ExecuteError::NoReply { command, sent, waited }))
     }
 }
 
@@ -224,6 +237,7 @@ mod tests {
         assert!(!claim.is_withdrawn());
         let claim = Claim::default();
         assert!(claim.withdraw());
+        assert!(claim.withdraw(), "it stays withdrawn, whoever asks");
         assert!(!claim.send());
         assert!(claim.is_withdrawn());
     }

@@ -1,4 +1,4 @@
-//! The table of commands on the wire. Pure but for the channels it answers through.
+//! The table of commands on the wire.
 //!
 //! Owns the matching of replies to callers and the count of in-band commands QEMU has not worked off. A caller that
 //! gave up stays in the table, so that its late reply is recognised; a reply must never be an error of the connection.
