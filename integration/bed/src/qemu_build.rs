@@ -38,7 +38,7 @@ impl Build {
         let programs = target_dir().join("qemu").join(version).join("bin");
         if !programs.join("qemu-system-x86_64").exists() {
             return Err(Error::new(format!(
-                "no QEMU {version} in {}: run scripts/setup",
+                "no QEMU {version} in {}: run scripts/setup, or scripts/qemu {version}",
                 programs.display()
             )));
         }
