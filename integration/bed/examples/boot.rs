@@ -1,39 +1,59 @@
-//! Boots a guest and says how it does. `boot [VERSION] [migrate]`
+//! Boots a guest and says how it does. `boot [VERSION] [idle|busy] [migrate]`
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use qferry_bed::{Pair, Result, Side, Spec, straight_line};
+use qferry_bed::{Pair, Result, Side, Spec, Workload, straight_line};
+
+const MIB: u64 = 1 << 20;
+const WAIT: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let version = arguments.next().unwrap_or_else(|| Spec::default().version);
+    let mut spec = Spec::default();
+    let mut migrate = false;
+    for word in std::env::args().skip(1) {
+        let workload = spec.workload.clone();
+        match word.as_str() {
+            "idle" => spec.workload = Workload { verify: 0, write: 0, ..workload },
+            "busy" => spec.workload = Workload { ram: 64 * MIB, dirty: 20 * MIB, write: 500, ..workload },
+            "migrate" => migrate = true,
+            version => spec.version = version.to_owned(),
+        }
+    }
     let began = Instant::now();
-    let pair = Pair::start(&Spec { version, ..Spec::default() })?;
-    println!("pair ready after {:?}, of that the guest's boot {:?}", began.elapsed(), pair.boot);
+    let pair = Pair::start(&spec)?;
+    println!("pair ready after {:.2?}, of that the guest's boot {:.2?}", began.elapsed(), pair.boot);
 
-    let (since, writes, verified) = (Instant::now(), pair.acknowledged(), pair.verified());
-    let wait = Duration::from_secs(60);
-    pair.wait_for_beats(Side::Source, 1000, wait)?;
+    let (since, used) = (Instant::now(), processor_time(pair.source.pid()));
+    let (writes, pages) = (pair.acknowledged(), pair.verified().pages);
+    pair.wait_for_beats(Side::Source, 1000, WAIT)?;
     let seconds = since.elapsed().as_secs_f64();
-    println!("1000 beats in {seconds:.2} s, longest gap {:?}", pair.longest_gap(since).map(|gap| gap.length));
-    println!("{:.0} writes/s", (pair.acknowledged() - writes) as f64 / seconds);
-    println!("{:.0} pages/s verified", (pair.verified().pages - verified.pages) as f64 / seconds);
+    let a_second = |count: u64| count as f64 / seconds;
+    println!("1000 beats in {seconds:.2} s, longest gap {:.2?}", pair.longest_gap(since).map(|gap| gap.length));
+    println!("{:.0} writes/s", a_second(pair.acknowledged() - writes));
+    println!("{:.0} pages/s verified", a_second(pair.verified().pages - pages));
+    println!("QEMU at {:.0} %", a_second(processor_time(pair.source.pid()) - used));
 
     let mut checked = Side::Source;
-    if arguments.next().as_deref() == Some("migrate") {
+    if migrate {
         let since = Instant::now();
         println!("{:#?}", straight_line::migrate(&pair)?);
         let moved = Instant::now();
-        pair.wait_until_verified(wait)?;
-        println!(
-            "longest gap {:?}, verified after {:?}",
-            pair.longest_gap(since).map(|gap| gap.length),
-            moved.elapsed()
-        );
+        pair.wait_until_verified(WAIT)?;
+        let gap = pair.longest_gap(since).map(|gap| gap.length);
+        println!("longest gap {gap:.2?}, all verified after {:.2?}", moved.elapsed());
         checked = Side::Destination;
     }
     println!("errors {:?}", pair.errors());
     println!("leftovers {:?}", pair.machine(checked).leftovers()?);
     println!("{:?}", pair.check_disks(checked)?);
     Ok(())
+}
+
+/// What a process has used so far, in hundredths of a second.
+fn processor_time(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // User and system time, counted from behind the name.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    fields.filter_map(|field| field.parse::<u64>().ok()).sum()
 }

@@ -57,8 +57,11 @@ impl Archive {
 mod tests {
     use super::*;
 
-    /// Reads an archive back: name, mode, device, content.
-    fn entries(mut bytes: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Name, mode, device, content.
+    type Entry = (String, u32, (u32, u32), Vec<u8>);
+
+    /// Reads an archive back.
+    fn entries(mut bytes: &[u8]) -> Vec<Entry> {
         let mut found = Vec::new();
         let start = bytes.len();
         loop {

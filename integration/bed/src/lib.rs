@@ -23,6 +23,7 @@
 //! Everything here is blocking and shares no code with the engine.
 
 mod check;
+mod command_line;
 mod cpio;
 mod disk;
 mod error;

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use qferry_guest::PORT;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::command_line::arguments;
 use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
@@ -20,14 +20,14 @@ use crate::leftovers::Snapshot;
 use crate::qemu_build::Build;
 use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
-use crate::spec::{Spec, Style};
+use crate::spec::Spec;
 
 /// How long a QEMU may take to open its monitors.
 const STARTS: Duration = Duration::from_secs(20);
 /// How long it may take to end after `quit`.
 const ENDS: Duration = Duration::from_secs(20);
-/// The kernel's own words, chosen for a quick boot under TCG. `nohz=off` keeps 7.2 from hanging in idle after a migration.
-const KERNEL_WORDS: &str = "quiet panic=-1 nohz=off console=hvc9 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests audit=0 random.trust_cpu=on lpj=4000000";
+/// Between two looks at what has no wake-up of its own.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A running QEMU.
 pub struct Machine {
@@ -168,6 +168,44 @@ impl Machine {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Waits until `query-status` says so.
+    ///
+    /// # Errors
+    /// It did not in that time, or QEMU does not answer.
+    pub fn wait_for_status(&self, wanted: &str, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let status = self.status()?;
+            if status == wanted {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let side = self.side;
+                return Err(Error::new(format!("the {side} is {status} and not {wanted} after {patience:?}")));
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Waits for an event that `wanted` accepts, among all since the start.
+    ///
+    /// # Errors
+    /// There was none in that time; the error has the names of those there were.
+    pub fn wait_for_event(&self, patience: Duration, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let events = self.events()?;
+            if let Some(event) = events.iter().find(|event| wanted(event)) {
+                return Ok(event.clone());
+            }
+            if Instant::now() > deadline {
+                let names: Vec<_> = events.iter().map(|event| &event.name).collect();
+                return Err(Error::new(format!("the {} had only these events: {names:?}", self.side)));
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    }
+
     /// All events so far, as the bed's own monitor got them.
     ///
     /// # Errors
@@ -249,7 +287,7 @@ impl Machine {
             if let Some(status) = lock(&self.child).try_wait().context(|| self.side)? {
                 return Ok(status);
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(LOOK_AGAIN);
         }
         Err(Error::new(format!("the {} did not end in {patience:?}", self.side)))
     }
@@ -325,7 +363,7 @@ fn settle(
         if Instant::now() > deadline {
             return Err(Error::new(format!("no monitor in {STARTS:?}")));
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(LOOK_AGAIN);
     }
     let mut qmp = Qmp::connect(&path)?;
     let (stream, _) = port.accept().context(|| "accepting the debug port")?;
@@ -335,66 +373,4 @@ fn settle(
     let reader = reader.context(|| "starting a reader")?;
     let snapshot = Snapshot::take(&mut qmp, child.id(), folder)?;
     Ok((qmp, reader, snapshot))
-}
-
-fn arguments(side: Side, spec: &Spec, machine: &str, folder: &Path, disks: &[DiskFiles], guest: &Guest) -> Vec<String> {
-    let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
-    let mut all: Vec<String> =
-        ["-nodefaults", "-no-user-config", "-display", "none", "-smp", "1"].map(str::to_owned).into();
-    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-    add("-machine", format!("{machine},accel=tcg"));
-    add("-cpu", "max".to_owned());
-    add("-m", format!("{}M", spec.memory));
-    add("-action", "reboot=shutdown".to_owned());
-    add("-kernel", guest.kernel.display().to_string());
-    add("-initrd", guest.initrd.display().to_string());
-    add("-append", format!("{KERNEL_WORDS} {}", spec.workload));
-    add("-chardev", format!("socket,id=port,path={}", folder.join("port").display()));
-    add("-device", format!("isa-debugcon,iobase={PORT:#x},chardev=port"));
-    if side == Side::Destination {
-        add("-incoming", "defer".to_owned());
-        all.push("-S".to_owned());
-    }
-    for (number, (disk, files)) in spec.disks.iter().zip(disks).enumerate() {
-        let throttled = side == Side::Source && disk.throttled_reads.is_some();
-        all.extend(disk_arguments(spec.style, number, files, throttled));
-    }
-    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-    if spec.tcp {
-        add("-chardev", "socket,id=tcp,host=127.0.0.1,port=0,server=on,wait=off".to_owned());
-        add("-mon", "chardev=tcp,mode=control".to_owned());
-    }
-    add("-qmp", socket("qmp"));
-    add("-qmp", socket("watch"));
-    all.extend(spec.extra.iter().cloned());
-    all
-}
-
-fn disk_arguments(style: Style, number: usize, files: &DiskFiles, throttled: bool) -> Vec<String> {
-    let overlay = files.overlay.display().to_string();
-    let device = |drive: &str| format!("virtio-blk-pci,drive={drive},id=disk{number},serial=disk{number}");
-    let mut all = Vec::new();
-    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-    match style {
-        Style::Drive => {
-            add("-drive", format!("if=none,id=drive{number},format=qcow2,file={overlay}"));
-            add("-device", device(&format!("drive{number}")));
-        }
-        Style::Blockdev => {
-            let file = format!("disk{number}-file");
-            let node = format!("disk{number}");
-            add("-blockdev", json!({"driver": "file", "node-name": file, "filename": overlay}).to_string());
-            let mut below = file;
-            if throttled {
-                let group = format!("reads{number}");
-                below = format!("disk{number}-throttled");
-                add("-object", format!("throttle-group,id={group}"));
-                let throttle = json!({"driver": "throttle", "node-name": below, "throttle-group": group, "file": format!("disk{number}-file")});
-                add("-blockdev", throttle.to_string());
-            }
-            add("-blockdev", json!({"driver": "qcow2", "node-name": node, "file": below}).to_string());
-            add("-device", device(&node));
-        }
-    }
-    all
 }

@@ -1,5 +1,6 @@
 //! A pair of QEMUs with a guest on the first, and the judgement of what became of it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
 use crate::machine::Machine;
 use crate::qemu_build::Build;
-use crate::record::{Beat, Record, Side, Verified};
+use crate::record::{Beat, Record, Side, Slot, Verified};
 use crate::spec::{Guest, Spec, Style};
 
 /// How long a guest may take to boot on a busy machine.
@@ -232,6 +233,28 @@ impl Pair {
         self.record.acknowledged()
     }
 
+    /// What was said of each disk's slots, as far as they were written or announced.
+    ///
+    /// # Errors
+    /// An acknowledgement without a write.
+    pub fn slots(&self) -> Result<BTreeMap<usize, BTreeMap<u32, Slot>>> {
+        self.record.slots()
+    }
+
+    /// The sides whose QEMU is up and says that its guest runs. Two are one too many.
+    ///
+    /// # Errors
+    /// A QEMU that is up does not answer.
+    pub fn runners(&self) -> Result<Vec<Side>> {
+        let mut running = Vec::new();
+        for machine in [&self.source, &self.destination] {
+            if machine.alive()? && machine.status()? == "running" {
+                running.push(machine.side());
+            }
+        }
+        Ok(running)
+    }
+
     /// What is wrong by the guest's own words, and by their order: a beat that is missing or came twice (a second
     /// runner), an acknowledgement without a write. Empty is good.
     pub fn errors(&self) -> Vec<String> {
@@ -247,7 +270,7 @@ impl Pair {
         let machine = self.machine(side);
         machine.finish()?;
         let said = self.record.slots()?;
-        let nothing = std::collections::BTreeMap::new();
+        let nothing = BTreeMap::new();
         let scratch = self.folder.path().join("scratch.raw");
         let look = |(number, (disk, files)): (usize, (&crate::DiskSpec, &DiskFiles))| {
             let said = said.get(&number).unwrap_or(&nothing);

@@ -34,7 +34,10 @@ impl Build {
     pub fn locate(version: &str) -> Result<Self> {
         let programs = target_dir().join("qemu").join(version).join("bin");
         if !programs.join("qemu-system-x86_64").exists() {
-            return Err(Error::new(format!("no QEMU {version} in {}: run scripts/setup", programs.display())));
+            return Err(Error::new(format!(
+                "no QEMU {version} in {}: run scripts/setup, or scripts/qemu {version}",
+                programs.display()
+            )));
         }
         Ok(Self { version: version.to_owned(), programs })
     }

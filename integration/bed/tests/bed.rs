@@ -32,9 +32,14 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     println!("{timings:?}, longest gap {:?}", gap.length);
 
     assert!(pair.beats(Side::Source).len() > 3);
-    assert!(gap.length >= timings.blackout, "{gap:?} is shorter than {:?}", timings.blackout);
+    // A beat may be read a little late, when the machine is busy.
+    assert!(
+        gap.length + Duration::from_millis(20) >= timings.blackout,
+        "{gap:?} is shorter than {:?}",
+        timings.blackout
+    );
     assert_eq!(pair.blackout()?, timings.blackout);
-    assert_eq!(pair.destination.status()?, "running");
+    assert_eq!(pair.runners()?, [Side::Destination]);
     assert!(!pair.source.alive()?, "the source was to quit");
     no_errors(&pair);
     let checks = pair.check_disks(Side::Destination)?;
@@ -77,6 +82,7 @@ fn three_odd_disks_by_drive_and_a_second_attempt() -> Result<()> {
 fn a_paused_guest_stays_silent_and_its_images_are_whole() -> Result<()> {
     let pair = Pair::start(&Spec { guest: Guest::Paused, ..Spec::default() })?;
     assert_eq!(pair.source.status()?, "paused");
+    assert!(pair.runners()?.is_empty());
     // What was said before the pause may still be on its way; then nothing more comes.
     let beats = loop {
         let beats = pair.beats(Side::Source).len();
@@ -212,5 +218,10 @@ fn move_with_a_slow_mirror_start(version: &str) -> Result<Result<()>> {
 fn a_write_that_qemu_loses_is_reported() -> Result<()> {
     let said = move_with_a_slow_mirror_start("10.0.2")?.expect_err("10.0.2 loses writes").to_string();
     assert!(said.contains("holds nothing of the guest's"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_same_without_the_bug_loses_nothing() -> Result<()> {
     move_with_a_slow_mirror_start("10.0.13")?
 }
