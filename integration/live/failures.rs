@@ -1,12 +1,13 @@
 //! Migrations that do not succeed: the guest runs on where it was, and nothing is left.
 
 use super::support::{
-    MIB, WAIT, block_on, builder, busy, idle, judge_back, judge_disks, judge_running, migrate, migrate_and, spec, start,
+    MIB, WAIT, block_on, builder, busy, idle, judge_back, judge_disks, judge_running, migrate, migrate_and,
+    migrate_when, spec, start,
 };
 use qferry::{
     endpoint::Address,
     migration::Migration,
-    progress::{Ending, Phase},
+    progress::{Ending, Kind, Phase},
     quantity::Rate,
 };
 use qferry_bed::{DiskSpec, Guest, Pair, Side, Spec};
@@ -26,7 +27,7 @@ fn again(mut pair: Pair) {
 fn killed_at(version: &str, phase: Phase, code: &str) {
     let pair = start(&slow(version));
     let (outcome, _) =
-        migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), Some(phase), |_| pair.destination.kill().unwrap());
+        migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), phase, |_| pair.destination.kill().unwrap());
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     assert_eq!(outcome.reason.as_ref().unwrap().code, code, "{outcome:#?}");
     again(pair);
@@ -55,7 +56,7 @@ fn the_destination_dies_in_pre_switchover() {
 #[test]
 fn the_destination_dies_in_pre_switchover_on_7_2() {
     let pair = start(&slow("7.2"));
-    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Switchover), |_| pair.destination.kill().unwrap());
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Switchover, |_| pair.destination.kill().unwrap());
     assert_eq!(outcome.outcome, Ending::RolledBack, "{outcome:#?}");
     assert_eq!(pair.source.status().unwrap(), "running");
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
@@ -70,7 +71,7 @@ fn the_destination_dies_in_pre_switchover_on_11_1() {
 #[test]
 fn the_destination_dies_in_the_handover() {
     let pair = start(&slow("10.0.13"));
-    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Handover), |_| pair.destination.kill().unwrap());
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Handover, |_| pair.destination.kill().unwrap());
     // it never was told to run, and is proved dead: the source has everything
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     again(pair);
@@ -78,7 +79,7 @@ fn the_destination_dies_in_the_handover() {
 
 fn cancelled_at(phase: Phase) {
     let pair = start(&slow("10.0.13"));
-    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), Some(phase), Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), phase, Migration::cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     again(pair);
 }
@@ -106,14 +107,14 @@ fn cancelled_in_pre_switchover() {
 #[test]
 fn a_cancel_in_the_handover_is_too_late() {
     let pair = start(&spec("10.0.13", busy()));
-    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Handover), Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Handover, Migration::cancel);
     judge_running(&pair, &outcome);
 }
 
 #[test]
 fn a_destination_that_was_only_prepared_can_be_used_again() {
     let pair = start(&slow("10.0.13"));
-    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(16 * MIB)), Some(Phase::Storage), Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(16 * MIB)), Phase::Storage, Migration::cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     let outcome = migrate(builder(&pair));
     judge_running(&pair, &outcome);
@@ -128,8 +129,8 @@ fn a_handle_that_is_dropped_rolls_back() {
         let mut migration = Some(migration);
         while let Some(event) = events.next().await {
             match event.kind {
-                qferry::progress::Kind::Disk { .. } => drop(migration.take()),
-                qferry::progress::Kind::Outcome(outcome) => {
+                Kind::Disk { .. } => drop(migration.take()),
+                Kind::Outcome(outcome) => {
                     judge_back(&pair, &outcome, Ending::Cancelled, "running");
                     return;
                 }
@@ -143,7 +144,7 @@ fn a_handle_that_is_dropped_rolls_back() {
 #[test]
 fn a_paused_guest_is_paused_after_a_rollback() {
     let pair = start(&Spec { guest: Guest::Paused, ..slow("10.0.13") });
-    let (outcome, _) = migrate_and(builder(&pair), Some(Phase::Switchover), Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Switchover, Migration::cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "paused");
     judge_disks(&pair, Side::Source);
 }
@@ -162,8 +163,8 @@ fn the_timeout_is_kept() {
 #[test]
 fn a_broken_nbd_channel_is_a_failed_mirror() {
     let pair = start(&slow("10.0.13"));
-    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(8 * MIB)), Some(Phase::Storage), |_| {
-        std::thread::sleep(Duration::from_millis(300));
+    let copying = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > 0);
+    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(8 * MIB)), copying, |_| {
         pair.destination.qmp("nbd-server-stop", &serde_json::json!({})).unwrap();
     });
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
@@ -174,8 +175,8 @@ fn a_broken_nbd_channel_is_a_failed_mirror() {
 #[test]
 fn a_broken_migration_channel_is_a_failed_migration() {
     let pair = start(&Spec { memory: 256, ..slow("10.0.13") });
-    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(8 * MIB)), Some(Phase::Memory), |_| {
-        std::thread::sleep(Duration::from_millis(500));
+    let sending = |kind: &Kind| matches!(kind, Kind::Memory { transferred, .. } if *transferred > MIB);
+    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(8 * MIB)), sending, |_| {
         let yank = serde_json::json!({"instances": [{"type": "migration"}]});
         pair.destination.qmp("yank", &yank).unwrap();
     });

@@ -1,7 +1,7 @@
 //! The start-write race, on a build that has it.
 
 use super::support::{MIB, builder, judge_running, migrate_and, spec, start};
-use qferry::progress::Kind;
+use qferry::progress::{Kind, Phase};
 use qferry_bed::{DiskSpec, Spec, Workload};
 
 /// QEMU 10.0.2 loses a write that falls into the start of a mirror. The overlay's metadata is read at 30 reads a second,
@@ -19,7 +19,7 @@ fn no_write_is_lost_while_a_mirror_starts() {
     };
     let workload = Workload { write: 20, read: 0, stride: 128 << 20, slots: 200, ..Workload::default() };
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.2", workload) });
-    let (outcome, events) = migrate_and(builder(&pair), None, |_| ());
+    let (outcome, events) = migrate_and(builder(&pair), Phase::Connect, |_| ());
     let actions: Vec<&str> = events
         .iter()
         .filter_map(|event| match &event.kind {

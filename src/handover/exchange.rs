@@ -4,7 +4,7 @@
 
 use super::ownership::{Arrived, DestinationCannotRun, Disengaged, Handed, SourceCannotRun};
 use crate::{
-    progress::Moment,
+    progress::{Moment, Side},
     qemu::{
         Process, ProcessError,
         reply::{MigrationStatus, RunState},
@@ -21,12 +21,14 @@ const EXCHANGE: Duration = Duration::from_secs(30);
 #[derive(Debug, Error)]
 pub enum ExchangeError {
     /// One side ended the migration badly after `migrate-continue`.
-    #[error("the {side} reported '{status}' after migrate-continue")]
+    #[error("the {side} reported '{status}' after migrate-continue: {words}")]
     Ended {
         /// Which side.
-        side: crate::progress::Side,
+        side: Side,
         /// Its status.
         status: MigrationStatus,
+        /// What QEMU says of it.
+        words: String,
     },
     /// A command failed or an answer is missing.
     #[error("the handover could not be carried through")]
@@ -49,8 +51,18 @@ pub async fn arrival(
     destination: &Process,
     handed: &Handed,
 ) -> Result<(Arrived, Moment, Moment), ExchangeError> {
-    let (gone, arrived) = tokio::try_join!(completed(source), completed(destination))?;
-    Ok((Arrived::new(handed), gone, arrived))
+    match tokio::try_join!(completed(source), completed(destination)) {
+        Ok((gone, there)) => Ok((Arrived::new(handed), gone, there)),
+        // the source often only tells that the destination failed
+        Err(ExchangeError::Ended { side: Side::Source, status, words }) => {
+            let words = match words_of(destination).await {
+                Some(cause) => format!("{words}; the destination: {cause}"),
+                None => words,
+            };
+            Err(ExchangeError::Ended { side: Side::Source, status, words })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Starts the guest on the destination; when it resumed.
@@ -91,6 +103,14 @@ async fn completed(process: &Process) -> Result<Moment, ExchangeError> {
     });
     match ended.await? {
         (MigrationStatus::Completed, moment) => Ok(moment),
-        (status, _) => Err(ExchangeError::Ended { side: process.name().side, status }),
+        (status, _) => {
+            let words = words_of(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());
+            Err(ExchangeError::Ended { side: process.name().side, status, words })
+        }
     }
+}
+
+/// QEMU's words for how the migration failed.
+async fn words_of(process: &Process) -> Option<String> {
+    process.ask(&qmp::query_migrate {}).await.ok()?.error_desc
 }

@@ -95,7 +95,7 @@ impl Failure {
     pub fn reason(&self) -> Reason {
         let remedy = match self {
             Self::Timeout(_) => "; allow more time with --timeout, more --bandwidth or more --downtime",
-            Self::DestinationGone(_) => "; its own stderr says why: start it anew with -incoming defer -S",
+            Self::DestinationGone(_) => "; its stderr may say why",
             _ => "",
         };
         Reason { code: self.code().to_owned(), message: format!("{}{remedy}", describe(self)) }

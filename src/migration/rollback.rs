@@ -14,10 +14,13 @@ use crate::{
 };
 use qapi::qmp;
 use std::{fs, io, path::Path, time::Duration};
-use tokio::try_join;
+use tokio::{time::timeout, try_join};
 
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
 const RESUME: Duration = Duration::from_secs(5);
+
+/// How long a process that was told to quit may take to be gone.
+pub(super) const QUIT: Duration = Duration::from_secs(10);
 
 /// What the way back came to.
 #[derive(Debug, Default)]
@@ -39,7 +42,6 @@ pub(super) struct Sides {
 pub(super) async fn roll_back(sides: &Sides, effects: &[Effect], report: &Reporter) -> RolledBack {
     let Sides { source, destination, .. } = sides;
     let mut leftovers = Vec::new();
-    let incoming = effects.contains(&Effect::Incoming);
     for effect in effects.iter().rev() {
         let undone = match effect {
             Effect::Migrate => match precopy::cancel(source).await {
@@ -50,14 +52,13 @@ pub(super) async fn roll_back(sides: &Sides, effects: &[Effect], report: &Report
             Effect::Mirror(pair) => remove_mirror(source, pair).await,
             Effect::NbdServer if destination.is_gone() => Ok(()),
             Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
-            // a destination that was told to listen is of no use any more, whatever its settings
-            Effect::Tuned { side: Side::Destination, .. } if incoming || destination.is_gone() => Ok(()),
+            Effect::Tuned { side: Side::Destination, .. } if destination.is_gone() => Ok(()),
             Effect::Tuned { side, before } => tuning::restore(sides.side(*side), before).await,
             Effect::SocketFile(path) => {
                 remove_socket(path, &mut leftovers);
                 Ok(())
             }
-            Effect::Incoming => Ok(()),
+            Effect::Incoming => quit(destination).await,
         };
         if let Err(error) = undone {
             report.warn("not-undone", describe(&error));
@@ -117,6 +118,19 @@ async fn is_as_before(sides: &Sides) -> bool {
 async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
     mirror::abort(source, pair).await?;
     allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
+}
+
+/// Ends a destination that was told to listen: it listens once, so it can take no other migration, and part of a guest
+/// may be in it that nobody must start.
+async fn quit(destination: &Process) -> Result<(), ProcessError> {
+    if destination.is_gone() {
+        return Ok(());
+    }
+    let told = destination.act(&qmp::quit {}).await;
+    match timeout(QUIT, destination.gone()).await {
+        Ok(_) => Ok(()),
+        Err(_) => told,
+    }
 }
 
 /// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.

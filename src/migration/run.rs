@@ -3,7 +3,7 @@
 use super::{
     Effect, Failure, Plan, Settings,
     failure::describe,
-    rollback::{RolledBack, Sides, remove_socket, roll_back},
+    rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
 use crate::{
     endpoint::Address,
@@ -40,8 +40,6 @@ use std::{
 };
 use tokio::{sync::watch, time::sleep_until, try_join};
 
-/// How long a process that was told to quit may take to be gone.
-const QUIT: Duration = Duration::from_secs(10);
 /// How long a source whose migration failed may take to say so and to resume.
 const AFTERMATH: Duration = Duration::from_secs(5);
 /// How often the verdict is looked for again: each round does one thing, and two are the most that any case needs.
@@ -383,6 +381,7 @@ impl Engine {
     async fn retreat(&self, sides: &Sides, failure: &Failure, course: &mut Course) -> End {
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
+        let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
         let RolledBack { as_before, leftovers } =
             self.phase(Phase::Cleanup, roll_back(sides, &course.effects, &self.report)).await;
         course.leftovers.extend(leftovers);
@@ -392,8 +391,10 @@ impl Engine {
             (true, Failure::Cancelled) => Ending::Cancelled,
             (true, _) => Ending::RolledBack,
         };
-        if course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone() {
-            reason.message.push_str("; the destination QEMU cannot take another migration: start it anew");
+        if listened {
+            reason
+                .message
+                .push_str("; a QEMU takes one incoming migration, so the destination has been ended: start it anew");
         }
         let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
         End { ending, runs_on, failure: Some(reason) }

@@ -11,7 +11,10 @@ use super::{
 use crate::{
     endpoint::Address,
     progress::{Kind, Moment, Reporter},
-    qemu::{Observed, Process, ProcessError, reply::BlockJob, reply::JobStatus},
+    qemu::{
+        Observed, Process, ProcessError,
+        reply::{BlockJob, BlockNode, JobStatus, List},
+    },
 };
 use qapi::qmp;
 use std::{
@@ -20,7 +23,7 @@ use std::{
 };
 use thiserror::Error;
 use tokio::{
-    time::{interval, timeout},
+    time::{interval, sleep, timeout},
     try_join,
 };
 
@@ -70,21 +73,23 @@ pub async fn start<'a>(
     nbd: &Address,
     speed: Option<u64>,
 ) -> Result<Started<'a>, MirrorError> {
-    let bitmaps = pairs.iter().map(|pair| source.act(&qmp::block_dirty_bitmap_add(guard_bitmap(pair))));
-    all(bitmaps).await?;
-    let mirrors = pairs.iter().map(|pair| source.act(&qmp::drive_mirror(drive_mirror(pair, nbd, speed))));
-    all(mirrors).await?;
+    // everything is on its way before any answer is awaited: the fewer round trips, the fewer writes fall in between
+    let commands: Vec<_> = pairs
+        .iter()
+        .map(|pair| {
+            let bitmap = source.act(&qmp::block_dirty_bitmap_add(guard_bitmap(pair)));
+            let mirror = source.act(&qmp::drive_mirror(drive_mirror(pair, nbd, speed)));
+            async { try_join!(bitmap, mirror).map(drop) }
+        })
+        .collect();
+    let mut look = look(source);
+    all(commands.into_iter()).await?;
 
     let mut started = Started::default();
     let mut pending = pairs.to_vec();
     let judged = async {
-        let mut look = interval(LOOK);
-        while !pending.is_empty() {
-            look.tick().await;
-            // in this order: a count is only worth something once the job was seen past its initialisation
-            let jobs = source.ask(&qmp::query_block_jobs {});
-            let nodes = source.ask(&qmp::query_named_block_nodes { flat: Some(true) });
-            let (jobs, nodes) = try_join!(jobs, nodes)?;
+        loop {
+            let (jobs, nodes) = look.await?;
             let mut unfinished = Vec::new();
             for &pair in &pending {
                 let job = find(&jobs.0, pair)?;
@@ -95,8 +100,12 @@ pub async fn start<'a>(
                 }
             }
             pending = unfinished;
+            if pending.is_empty() {
+                return Ok::<(), MirrorError>(());
+            }
+            sleep(LOOK).await;
+            look = self::look(source);
         }
-        Ok::<(), MirrorError>(())
     };
     timeout(INITIALISE, judged).await.map_err(|_| late(source, "end of the mirrors' initialisation", INITIALISE))??;
 
@@ -105,6 +114,14 @@ pub async fn start<'a>(
     }
     all(pairs.iter().map(|pair| source.act(&remove_bitmap(pair)))).await?;
     Ok(started)
+}
+
+/// Asks for the jobs and then for the nodes with their bitmaps: in this order, for a count is only worth something once
+/// the job was seen past its initialisation.
+fn look(source: &Process) -> impl Future<Output = Result<(List<BlockJob>, List<BlockNode>), ProcessError>> + use<> {
+    let jobs = source.ask(&qmp::query_block_jobs {});
+    let nodes = source.ask(&qmp::query_named_block_nodes { flat: Some(true) });
+    async { try_join!(jobs, nodes) }
 }
 
 /// Waits until every mirror has caught up, reporting on the way.
