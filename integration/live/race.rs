@@ -5,8 +5,7 @@ use qferry::progress::{Kind, Phase};
 use qferry_bed::{DiskSpec, Spec, Workload};
 
 /// QEMU 10.0.2 loses a write that falls into the start of a mirror. The overlay's metadata is read at 30 reads a second,
-/// so that the start takes long, and the guest writes all the time: no start is free of a write, until the guest is
-/// stopped for it.
+/// so that the first start takes seconds, and the guest writes all the time. (Later starts find the metadata cached.)
 #[test]
 fn no_write_is_lost_while_a_mirror_starts() {
     let disk = DiskSpec {
@@ -20,16 +19,7 @@ fn no_write_is_lost_while_a_mirror_starts() {
     let workload = Workload { write: 20, read: 0, stride: 128 << 20, slots: 200, ..Workload::default() };
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.2", workload) });
     let (outcome, events) = migrate_and(builder(&pair), Phase::Connect, |_| ());
-    let actions: Vec<&str> = events
-        .iter()
-        .filter_map(|event| match &event.kind {
-            Kind::Action { action, .. } => Some(action.as_str()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(
-        actions,
-        ["restart-mirror", "restart-mirror", "restart-mirror", "restart-mirror", "restart-mirror", "stop-for-mirror"]
-    );
+    let restarted = |kind: &Kind| matches!(kind, Kind::Action { action, .. } if action == "restart-mirror");
+    assert!(events.iter().any(|event| restarted(&event.kind)), "the first start was not free of a write: {events:#?}");
     judge_running(&pair, &outcome);
 }
