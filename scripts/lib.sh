@@ -49,6 +49,7 @@ work_folder() {
 # signatures, and neither needs root nor touches the system.
 
 # The mirror this machine's own apt uses for Debian's main archive, or $QFERRY_DEBIAN_MIRROR.
+# (--no-release-info: also where no package lists have been fetched yet.)
 debian_mirror() {
     if [ -n "${QFERRY_DEBIAN_MIRROR:-}" ]; then
         echo "$QFERRY_DEBIAN_MIRROR"
@@ -61,7 +62,8 @@ debian_mirror() {
             echo "$site"
             return
         fi
-    done < <(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' 'Component: main')
+    done < <(apt-get indextargets --no-release-info --format '$(SITE) $(RELEASE)' \
+        'Created-By: Packages' 'Component: main')
     die "apt on this machine knows no Debian archive: set QFERRY_DEBIAN_MIRROR to the URL of a Debian mirror"
 }
 
@@ -118,7 +120,7 @@ archive_keys() {
     fi
     (
         mkdir -p "$at/keyring" && cd "$at/keyring" && rm -rf ./*
-        apt-get -qq -o APT::Sandbox::User=root download debian-archive-keyring || {
+        apt-get -qq -o APT::Sandbox::User=root download debian-archive-keyring 2>/dev/null || {
             as_root apt-get -qq update
             apt-get -qq -o APT::Sandbox::User=root download debian-archive-keyring
         }
@@ -186,6 +188,8 @@ need_cc() {
     if [ ${#missing[@]} = 0 ]; then
         return
     fi
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+        die "missing: ${missing[*]}; as root, run 'apt-get install --no-install-recommends ${missing[*]}' and start again"
     say "installing into the system: ${missing[*]}"
     as_root apt-get -qq update
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null ||
