@@ -36,10 +36,17 @@ pub enum ExchangeError {
 }
 
 /// Lets the source send the rest. From here it may not be resumed without proof, whatever the answer; so there is a
-/// [`Handed`] in any case.
-pub async fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, Result<(), ProcessError>) {
-    let command = qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover };
-    (Handed::new(disengaged), source.act(&command).await)
+/// [`Handed`] in any case. Resolves only where the command certainly had no effect: any other answer, or none, is told
+/// better by [`arrival`].
+pub fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, impl Future<Output = ProcessError> + use<>) {
+    let answer = source.act(&qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover });
+    let without_effect = async {
+        match answer.await {
+            Err(error) if error.is_without_effect() => error,
+            _ => std::future::pending().await,
+        }
+    };
+    (Handed::new(disengaged), without_effect)
 }
 
 /// Waits until both sides report `completed`; when each did.

@@ -19,7 +19,7 @@ use crate::{
         RunsOn, Side,
     },
     qemu::{
-        Process, ProcessError,
+        Process,
         reply::{MigrationStatus, RunState},
     },
     storage::{
@@ -256,14 +256,21 @@ impl Engine {
     ) -> Result<(), HandoverFailure> {
         let Sides { source, destination, was_running } = sides;
         let handover = async {
-            let (handed, sent) = exchange::relinquish(source, &disengaged).await;
-            sent.map_err(Failure::from).map_err(before_start)?;
-            let arrival = exchange::arrival(source, destination, &handed).await;
-            let (arrived, gone, there) = arrival.map_err(Failure::from).map_err(before_start)?;
+            let (handed, without_effect) = exchange::relinquish(source, &disengaged);
+            let arrival = tokio::select! {
+                biased;
+                error = without_effect => return Err(HandoverFailure::new(error, Reached::Nothing)),
+                arrival = exchange::arrival(source, destination, &handed) => arrival,
+            };
+            let (arrived, gone, there) = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
             course.ledger.mark(Mark::SourceCompleted, gone);
             course.ledger.mark(Mark::DestinationCompleted, there);
             if *was_running {
-                let resumed = exchange::start_guest(destination, &arrived).await.map_err(after_start)?;
+                let started = exchange::start_guest(destination, &arrived).await;
+                let resumed = started.map_err(|error| {
+                    let reached = if error.is_refusal() { Reached::Continued } else { Reached::Started };
+                    HandoverFailure::new(error, reached)
+                })?;
                 course.ledger.mark(Mark::Resume, resumed);
             }
             Ok(())
@@ -282,11 +289,14 @@ impl Engine {
         if let Some(stopped) = sides.source.observed().stopped {
             course.ledger.mark(Mark::Stop, stopped);
         }
-        let Err(HandoverFailure { failure, started }) = handed else {
+        let Err(HandoverFailure { failure, reached }) = handed else {
             return self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await;
         };
         self.report.warn("handover-failed", describe(&failure));
-        match self.judge(sides, started).await {
+        if reached == Reached::Nothing {
+            return self.retreat(sides, &failure, course).await;
+        }
+        match self.judge(sides, reached == Reached::Started).await {
             Verdict::OnDestination => {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
@@ -467,19 +477,27 @@ impl Engine {
     }
 }
 
-/// A failure after `migrate-continue`, and whether `cont` may have reached the destination.
+/// A failure of the handover, and what may have been done by then.
 struct HandoverFailure {
     failure: Failure,
-    started: bool,
+    reached: Reached,
 }
 
-fn before_start(failure: Failure) -> HandoverFailure {
-    HandoverFailure { failure, started: false }
+/// How far a handover may have gone. What was sent and not refused may have been done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// `migrate-continue` certainly had no effect: the way back is as before.
+    Nothing,
+    /// The source may have sent everything.
+    Continued,
+    /// The destination may run the guest.
+    Started,
 }
 
-/// Only a refusal proves that the guest was not started.
-fn after_start(error: ProcessError) -> HandoverFailure {
-    HandoverFailure { started: !error.is_refusal(), failure: error.into() }
+impl HandoverFailure {
+    fn new(failure: impl Into<Failure>, reached: Reached) -> Self {
+        Self { failure: failure.into(), reached }
+    }
 }
 
 /// Gathers facts from both sides and plans.
