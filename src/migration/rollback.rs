@@ -95,11 +95,7 @@ async fn resume(sides: &Sides) -> Result<(), ProcessError> {
     if !sides.was_running || is_as_before(sides).await {
         return Ok(());
     }
-    let resumed = |seen: &crate::qemu::Observed| {
-        let after_stop =
-            seen.resumed.zip(seen.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local);
-        after_stop.then_some(())
-    };
+    let resumed = |seen: &crate::qemu::Observed| seen.runs_again().then_some(());
     let paused = source.ask(&qmp::query_status {}).await?.status == RunState::Paused;
     if !paused && source.until("RESUME", RESUME, resumed).await.is_ok() {
         return Ok(());

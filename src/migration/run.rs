@@ -19,7 +19,7 @@ use crate::{
         RunsOn, Side,
     },
     qemu::{
-        Process,
+        Observed, Process,
         reply::{MigrationStatus, RunState},
     },
     storage::{
@@ -42,8 +42,9 @@ use tokio::{sync::watch, time::sleep_until, try_join};
 
 /// How long a source whose migration failed may take to say so and to resume.
 const AFTERMATH: Duration = Duration::from_secs(5);
-/// How often the verdict is looked for again: each round does one thing, and two are the most that any case needs.
-const ROUNDS: u32 = 4;
+/// How often the verdict is looked for again: each round does one thing, and three are the most that any case needs (the
+/// destination is quit, the migration cancelled, the source resumed).
+const ROUNDS: u32 = 6;
 
 /// What a run works with.
 pub(super) struct Engine {
@@ -323,6 +324,7 @@ impl Engine {
                 destination: if quit { Seen::Dead } else { look(destination).await },
                 started,
                 was_running: *was_running,
+                source_resumed: gave_up(&source.observed()),
             };
             let verdict = verdict::decide(&facts);
             self.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
@@ -334,6 +336,7 @@ impl Engine {
                     Ok(())
                 }
                 Verdict::ResumeSource => exchange::resume_source(source, DestinationCannotRun::Dead).await,
+                Verdict::CancelMigration => precopy::cancel(source).await,
                 Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
                     Some(arrived) => {
                         let done = exchange::start_guest(destination, &arrived).await.map(drop);
@@ -527,12 +530,16 @@ async fn reached(deadline: Option<Instant>) {
 async fn settle_down(source: &Process, was_running: bool) {
     let told = source.until("end of the migration", AFTERMATH, |seen| {
         let over = seen.migration.keys().find(|status| status.is_over())?;
-        let resumed = seen.resumed.zip(seen.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local);
-        (*over == MigrationStatus::Completed || resumed || !was_running).then_some(())
+        (*over == MigrationStatus::Completed || seen.runs_again() || !was_running).then_some(())
     });
     if let Err(error) = told.await {
         tracing::debug!(%error, "judging all the same");
     }
+}
+
+/// Whether a source has given its migration up after it stopped the guest: QEMU then resumes it by itself.
+fn gave_up(seen: &Observed) -> bool {
+    seen.runs_again() || [MigrationStatus::Failed, MigrationStatus::Cancelled].iter().any(|s| seen.entered(s).is_some())
 }
 
 /// What one side is seen to be.
