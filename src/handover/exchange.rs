@@ -107,9 +107,8 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
 async fn completed(process: &Process) -> Result<Moment, ExchangeError> {
     let ends =
         [MigrationStatus::Completed, MigrationStatus::Failed, MigrationStatus::Failing, MigrationStatus::Cancelled];
-    let told = |seen: &Observed| {
-        ends.iter().find_map(|status| seen.entered(status).map(|moment| (status.clone(), moment)))
-    };
+    let told =
+        |seen: &Observed| ends.iter().find_map(|status| seen.entered(status).map(|moment| (status.clone(), moment)));
     let asked = || async {
         let status = process.ask(&qmp::query_migrate {}).await.ok()?.status?;
         ends.contains(&status).then(|| (status, Moment::now()))

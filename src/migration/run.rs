@@ -46,6 +46,9 @@ const AFTERMATH: Duration = Duration::from_secs(5);
 /// destination is quit, the migration cancelled, the source resumed).
 const ROUNDS: u32 = 6;
 
+/// What allows the source to be resumed before `migrate-continue`.
+const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
+
 /// What a run works with.
 pub(super) struct Engine {
     pub(super) settings: Settings,
@@ -93,7 +96,7 @@ impl Engine {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
                 self.finish(&sides, plan, handed, &mut course).await
             }
-            Err(failure) => self.retreat(&sides, &failure, &mut course).await,
+            Err(failure) => self.retreat(&sides, &failure, NEVER_CONTINUED, &mut course).await,
         };
         self.outcome(plan, end, &course)
     }
@@ -295,7 +298,7 @@ impl Engine {
         };
         self.report.warn("handover-failed", describe(&failure));
         if reached == Reached::Nothing {
-            return self.retreat(sides, &failure, course).await;
+            return self.retreat(sides, &failure, NEVER_CONTINUED, course).await;
         }
         match self.judge(sides, reached == Reached::Started).await {
             Verdict::OnDestination => {
@@ -304,7 +307,8 @@ impl Engine {
                 }
                 self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await
             }
-            Verdict::OnSource => self.retreat(sides, &failure, course).await,
+            // as it was already: nothing is left to resume
+            Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
             _ => {
                 let mut reason = failure.reason();
                 reason.message.push_str("; neither side is proved to have the guest: ask both with query-status before you send cont to one");
@@ -391,12 +395,18 @@ impl Engine {
     }
 
     /// Goes back to the source.
-    async fn retreat(&self, sides: &Sides, failure: &Failure, course: &mut Course) -> End {
+    async fn retreat(
+        &self,
+        sides: &Sides,
+        failure: &Failure,
+        may_resume: Option<DestinationCannotRun>,
+        course: &mut Course,
+    ) -> End {
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
         let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
-        let RolledBack { as_before, leftovers } =
-            self.phase(Phase::Cleanup, roll_back(sides, &course.effects, &self.report)).await;
+        let rolled_back = roll_back(sides, &course.effects, may_resume, &self.report);
+        let RolledBack { as_before, leftovers } = self.phase(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
         let ending = match (as_before, failure) {
             (false, _) => Ending::Undetermined,
@@ -404,7 +414,7 @@ impl Engine {
             (true, Failure::Cancelled) => Ending::Cancelled,
             (true, _) => Ending::RolledBack,
         };
-        if listened {
+        if listened && sides.destination.is_gone() {
             reason
                 .message
                 .push_str("; a QEMU takes one incoming migration, so the destination has been ended: start it anew");
