@@ -309,11 +309,7 @@ impl Engine {
             }
             // as it was already: nothing is left to resume
             Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
-            _ => {
-                let mut reason = failure.reason();
-                reason.message.push_str("; neither side is proved to have the guest: ask both with query-status before you send cont to one");
-                End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
-            }
+            _ => undetermined(&failure),
         }
     }
 
@@ -357,9 +353,17 @@ impl Engine {
         Verdict::Undetermined
     }
 
-    /// Removes what was made, from both sides, and quits the source.
+    /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
+    /// source's is the only state that is known to be there.
     async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
         let Sides { source, destination, .. } = sides;
+        let run = match destination.ask(&qmp::query_status {}).await {
+            Ok(answer) => answer.status,
+            Err(error) => return undetermined(&error.into()),
+        };
+        if sides.was_running && run != RunState::Running {
+            self.report.warn("guest-state", format!("the guest moved and is now {run}"));
+        }
         if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
             course.downtime = migration.downtime;
             crate::memory::sample::fold(&mut course.ram, &migration);
@@ -382,11 +386,6 @@ impl Engine {
                 }
                 _ => {}
             }
-        }
-        match destination.ask(&qmp::query_status {}).await {
-            Ok(status) if status.status == RunState::Running || !sides.was_running => {}
-            Ok(status) => self.report.warn("guest-state", format!("the guest moved and is now {}", status.status)),
-            Err(error) => problems.push(error),
         }
         for problem in problems {
             self.report.warn("cleanup", describe(&problem));
@@ -511,6 +510,14 @@ impl HandoverFailure {
     fn new(failure: impl Into<Failure>, reached: Reached) -> Self {
         Self { failure: failure.into(), reached }
     }
+}
+
+/// The end where nothing is proved, and nothing more is done.
+fn undetermined(failure: &Failure) -> End {
+    let mut reason = failure.reason();
+    let advice = "neither side is proved to have the guest: ask both with query-status before you send cont to one";
+    reason.message = format!("{}; {advice}", reason.message);
+    End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
 }
 
 /// Gathers facts from both sides and plans.
