@@ -300,7 +300,7 @@ async fn prepare(
         {
             engine.report.warn(finding.code, finding.to_string());
         }
-        let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
+        let blockers: Vec<String> = plan.blockers().map(|finding| format!("{}: {finding}", finding.code)).collect();
         if !blockers.is_empty() {
             return Err(Failure::Refused(blockers.join("; ")));
         }
