@@ -1,4 +1,4 @@
-//! Boots a guest and says how it does. `boot [VERSION] [idle|busy] [migrate]`
+//! Boots a guest and says how it does. `boot [VERSION] [idle|busy] [migrate [LIMIT_MS]]`
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ const WAIT: Duration = Duration::from_secs(60);
 fn main() -> Result<()> {
     let mut spec = Spec::default();
     let mut migrate = false;
+    let mut downtime = Duration::from_millis(300);
     for word in std::env::args().skip(1) {
         let workload = spec.workload.clone();
         match word.as_str() {
@@ -30,6 +31,9 @@ fn main() -> Result<()> {
                 }
             }
             "migrate" => migrate = true,
+            limit if limit.bytes().all(|byte| byte.is_ascii_digit()) => {
+                downtime = Duration::from_millis(limit.parse().unwrap_or(300));
+            }
             version => spec.version = version.to_owned(),
         }
     }
@@ -63,8 +67,9 @@ fn main() -> Result<()> {
     let mut checked = Side::Source;
     if migrate {
         let since = Instant::now();
-        println!("{:#?}", straight_line::migrate(&pair)?);
+        println!("{:#?}", straight_line::migrate_within(&pair, downtime)?);
         let moved = Instant::now();
+        pair.wait_for_beats(Side::Destination, 100, WAIT)?;
         pair.wait_until_verified(WAIT)?;
         let gap = pair.longest_gap(since).map(|gap| gap.length);
         println!(
