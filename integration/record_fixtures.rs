@@ -12,6 +12,7 @@ use qferry::{
         frame::{self, Frame},
         transcript::{Body, Direction, Entry, Recorder, Transcript},
     },
+    quantity::Rate,
 };
 use qferry_bed::{DiskSpec, Pair, Spec, Workload};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -31,6 +32,8 @@ const MIB: u64 = 1 << 20;
 const STABLE_FOLDER: &str = "/run/vm";
 /// What is asked again and again: of a run of them the first and the last of each stay.
 const SAMPLES: [&str; 3] = ["query-migrate", "query-block-jobs", "query-named-block-nodes"];
+/// So low that disks and RAM are sampled on their way.
+const CEILING: Rate = Rate(32 * MIB);
 const SCHEMA: &str = "query-qmp-schema";
 
 /// One of the three migrations.
@@ -62,7 +65,9 @@ impl Course {
 fn main() -> Result<()> {
     let versions: Vec<String> = std::env::args().skip(1).collect();
     if versions.is_empty() {
-        return Err("usage: record-fixtures VERSION... (scripts/record-fixtures brings the versions and runs this)".into());
+        return Err(
+            "usage: record-fixtures VERSION... (scripts/record-fixtures brings the versions and runs this)".into()
+        );
     }
     let scratch = tempfile::tempdir()?;
     for version in &versions {
@@ -103,14 +108,19 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Small and quiet, so that transcripts are short. The empty CD drive is there to be seen and left alone.
+/// Small and nearly quiet, so that transcripts are short. The empty CD drive is there to be seen and left alone.
 fn spec(version: &str) -> Spec {
-    let disk =
-        DiskSpec { size: 32 * MIB, backing: 32 * MIB, backing_data: 4 * MIB, overlay_data: 4 * MIB, ..DiskSpec::default() };
+    let disk = DiskSpec {
+        size: 32 * MIB,
+        backing: 32 * MIB,
+        backing_data: 4 * MIB,
+        overlay_data: 4 * MIB,
+        ..DiskSpec::default()
+    };
     let drive = ["-drive", "if=none,id=cd0,media=cdrom", "-device", "ide-cd,drive=cd0,id=cd0"];
     Spec {
         version: version.to_owned(),
-        workload: Workload { dirty: 0, write: 0, read: 0, ..Workload::default() },
+        workload: Workload { dirty: MIB, write: 0, read: 0, ..Workload::default() },
         disks: vec![disk],
         extra: drive.map(str::to_owned).into(),
         ..Spec::default()
@@ -138,13 +148,14 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
         // its state is only met when everything else has arrived, after migrate-continue
         pair.source.qmp("device_add", &json!({"driver": "virtio-rng-pci", "id": "only-here"}))?;
     }
-    let address = |path| Address::unix(path);
+    let address = |path: PathBuf| Address::unix(path);
     let recorder = Recorder::create(transcript)?;
     // the engine's own names for these sockets hold a process id
     let (nbd, ram) = (pair.run_dir().join("nbd.sock"), pair.run_dir().join("ram.sock"));
     let builder = Migration::builder(address(pair.source.qmp_path())?, address(pair.destination.qmp_path())?)
         .runtime_dir(pair.run_dir())
         .addresses(address(nbd)?, address(ram)?)
+        .bandwidth(CEILING)
         .keep_source()
         .transcript(recorder.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
