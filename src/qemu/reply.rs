@@ -163,7 +163,12 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for List<T> {
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
                 let mut list = Vec::new();
                 while let Some(element) = elements.next_element::<Value>()? {
-                    match T::deserialize(&element) {
+                    // serde would read a list as a struct too, member by member
+                    let read = match element.is_object() {
+                        true => T::deserialize(&element),
+                        false => Err(serde::de::Error::custom("not an object")),
+                    };
+                    match read {
                         Ok(element) => list.push(element),
                         Err(error) => tracing::debug!(%error, %element, "left out of a list"),
                     }
@@ -362,7 +367,7 @@ mod tests {
     #[test]
     fn one_strange_element_spoils_nothing() {
         let list: List<Job> =
-            serde_json::from_str(r#"[{"id":"a","status":"ready"},{"strange":1},7]"#).expect("decodes");
+            serde_json::from_str(r#"[{"id":"a","status":"ready"},{"strange":1},7,["b","ready"]]"#).expect("decodes");
         assert_eq!(list.0.len(), 1);
     }
 }
