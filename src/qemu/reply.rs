@@ -2,7 +2,7 @@
 //!
 //! A field that any supported version may leave out is optional; an enum value nobody knows yet is kept as `Other`.
 //! [`Query`] ties each of QEMU's commands to its answer. Every shape is decoded from recordings of every supported
-//! version in the tests (`integration/versions.rs`).
+//! version in the tests (`integration/versions`).
 
 use qapi::qmp;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
@@ -18,6 +18,9 @@ pub trait Query: qapi::Command {
 macro_rules! queries {
     ($($command:path => $answer:ty,)*) => {
         $(impl Query for $command { type Answer = $answer; })*
+
+        /// The names of all commands that have an answer here.
+        pub const QUERIES: &[&str] = &[$(<$command as qapi::Command>::NAME,)*];
     };
 }
 
