@@ -31,7 +31,7 @@ const UNSEEN: &str = "
 /// What the engine does with a feature, and without it.
 type Row = (&'static str, fn(&Features) -> bool, &'static str);
 
-const ROWS: [Row; 3] = [
+const ROWS: [Row; 2] = [
     (
         "`exit-on-error` of `migrate-incoming`",
         |features| features.incoming_exit_on_error,
@@ -43,12 +43,6 @@ const ROWS: [Row; 3] = [
         |features| features.block_job_change,
         "With it mirrors turn write-blocking once they are ready, so nothing is left to copy when the guest stops; \
          without it they stay in the background, and their last writes are copied within the blackout.",
-    ),
-    (
-        "`yank`",
-        |features| features.yank,
-        "The only way to free a QEMU whose main loop hangs on a dead NBD or migration connection. The engine does \
-         not send it yet.",
     ),
 ];
 
