@@ -4,6 +4,7 @@
 //! It composes storage, memory and handover, none of which knows the others, and it must never let one of them run
 //! without an effect being noted first: what is not noted cannot be undone.
 
+mod aftermath;
 mod effect;
 mod failure;
 mod handle;

@@ -2,6 +2,7 @@
 
 use super::{
     Effect, Failure, Plan, Settings,
+    aftermath::judge,
     failure::describe,
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
@@ -10,7 +11,7 @@ use crate::{
     handover::{
         exchange,
         ownership::{DestinationCannotRun, Disengaged},
-        verdict::{self, Facts, Seen, Verdict},
+        verdict::Verdict,
     },
     memory::{precopy, tuning},
     preflight::facts,
@@ -18,10 +19,7 @@ use crate::{
         Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, PhaseState, RamOutcome, Reason, Reporter,
         RunsOn, Side,
     },
-    qemu::{
-        Observed, Process,
-        reply::{MigrationStatus, RunState},
-    },
+    qemu::{Process, reply::RunState},
     storage::{
         export, guard,
         layout::Pair,
@@ -30,20 +28,8 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::Map;
-use std::{
-    collections::BTreeMap,
-    fs,
-    future::pending,
-    os::unix::fs::DirBuilderExt,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fs, future::pending, os::unix::fs::DirBuilderExt, time::Instant};
 use tokio::{sync::watch, time::sleep_until, try_join};
-
-/// How long a source whose migration failed may take to say so and to resume.
-const AFTERMATH: Duration = Duration::from_secs(5);
-/// How often the verdict is looked for again: each round does one thing, and three are the most that any case needs (the
-/// destination is quit, the migration cancelled, the source resumed).
-const ROUNDS: u32 = 6;
 
 /// What allows the source to be resumed before `migrate-continue`.
 const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
@@ -305,7 +291,7 @@ impl Engine {
         if reached == Reached::Nothing {
             return self.retreat(sides, &failure, NEVER_CONTINUED, course).await;
         }
-        match self.judge(sides, reached == Reached::Started).await {
+        match judge(sides, reached == Reached::Started, &self.report).await {
             Verdict::OnDestination => {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
@@ -316,46 +302,6 @@ impl Engine {
             Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
             _ => undetermined(&failure),
         }
-    }
-
-    /// Finds out who has the guest after a handover that failed, and brings about what is proved to be safe.
-    async fn judge(&self, sides: &Sides, mut started: bool) -> Verdict {
-        let Sides { source, destination, was_running } = sides;
-        let mut quit = false;
-        for _ in 0..ROUNDS {
-            settle_down(source, *was_running).await;
-            let facts = Facts {
-                source: look(source).await,
-                destination: if quit { Seen::Dead } else { look(destination).await },
-                started,
-                was_running: *was_running,
-                source_resumed: gave_up(&source.observed()),
-            };
-            let verdict = verdict::decide(&facts);
-            self.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
-            let done = match verdict {
-                Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined => return verdict,
-                Verdict::QuitDestination => {
-                    // a QEMU that accepted `quit` runs no guest any more, even before it is gone
-                    quit = destination.act(&qmp::quit {}).await.is_ok() || destination.proved_dead(QUIT).await;
-                    Ok(())
-                }
-                Verdict::ResumeSource => exchange::resume_source(source, DestinationCannotRun::Dead).await,
-                Verdict::CancelMigration => precopy::cancel(source).await,
-                Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
-                    Some(arrived) => {
-                        let done = exchange::start_guest(destination, &arrived).await.map(drop);
-                        started = done.as_ref().err().is_none_or(|error| !error.is_refusal());
-                        done
-                    }
-                    None => Ok(()),
-                },
-            };
-            if let Err(error) = done {
-                self.report.warn("handover-failed", describe(&error));
-            }
-        }
-        Verdict::Undetermined
     }
 
     /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
@@ -547,33 +493,5 @@ async fn reached(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline.into()).await,
         None => pending().await,
-    }
-}
-
-/// Gives a source whose migration fails the time to say so, and to resume the guest by itself.
-async fn settle_down(source: &Process, was_running: bool) {
-    let told = source.until("end of the migration", AFTERMATH, |seen| {
-        let over = seen.migration.keys().find(|status| status.is_over())?;
-        (*over == MigrationStatus::Completed || seen.runs_again() || !was_running).then_some(())
-    });
-    if let Err(error) = told.await {
-        tracing::debug!(%error, "judging all the same");
-    }
-}
-
-/// Whether a source has given its migration up after it stopped the guest: QEMU then resumes it by itself.
-fn gave_up(seen: &Observed) -> bool {
-    seen.runs_again() || [MigrationStatus::Failed, MigrationStatus::Cancelled].iter().any(|s| seen.entered(s).is_some())
-}
-
-/// What one side is seen to be.
-async fn look(process: &Process) -> Seen {
-    let asked = try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {}));
-    match asked {
-        Ok((status, migration)) => {
-            Seen::Answers { run: status.status, migration: migration.status.unwrap_or(MigrationStatus::None) }
-        }
-        Err(_) if process.proved_dead(AFTERMATH).await => Seen::Dead,
-        Err(_) => Seen::Silent,
     }
 }
