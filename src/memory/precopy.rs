@@ -79,18 +79,23 @@ pub async fn until_pre_switchover(
     }
 }
 
-/// Cancels the migration and waits until it is over; that none is under way is fine.
+/// Cancels the migration, waits until it is over, and tells how it ended; that none is under way is fine.
 ///
 /// # Errors
 /// QEMU does not answer, or does not end it.
-pub async fn cancel(source: &Process) -> Result<(), ProcessError> {
-    if is_over(&source.ask(&qmp::query_migrate {}).await?) {
-        return Ok(());
+pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
+    let status = |migration: Migration| migration.status.unwrap_or(MigrationStatus::None);
+    let now = status(source.ask(&qmp::query_migrate {}).await?);
+    if now.is_over() {
+        return Ok(now);
     }
     source.act(&qmp::migrate_cancel {}).await?;
-    let over = |seen: &Observed| seen.migration.keys().any(MigrationStatus::is_over).then_some(());
-    let asked = || async { is_over(&source.ask(&qmp::query_migrate {}).await.ok()?).then_some(()) };
-    source.until_known("end of the cancelled migration", CANCEL, over, asked).await
+    let told = |seen: &Observed| seen.migration.keys().find(|status| status.is_over()).cloned();
+    let asked = || async {
+        let migration = source.ask(&qmp::query_migrate {}).await.ok()?;
+        Some(status(migration)).filter(MigrationStatus::is_over)
+    };
+    source.until_known("end of the cancelled migration", CANCEL, told, asked).await
 }
 
 enum Arrival {
@@ -130,10 +135,6 @@ async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) 
             _ => {}
         }
     }
-}
-
-fn is_over(migration: &Migration) -> bool {
-    migration.status.as_ref().is_none_or(MigrationStatus::is_over)
 }
 
 /// QEMU's own words for how a migration ended.

@@ -49,7 +49,7 @@ pub(super) async fn judge(sides: &Sides, mut started: bool, report: &Reporter) -
                 Ok(())
             }
             Verdict::ResumeSource => exchange::resume_source(source, DestinationCannotRun::Dead).await,
-            Verdict::CancelMigration => precopy::cancel(source).await,
+            Verdict::CancelMigration => precopy::cancel(source).await.map(drop),
             Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
                 Some(arrived) => {
                     let done = exchange::start_guest(destination, &arrived).await.map(drop);

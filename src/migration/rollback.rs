@@ -9,7 +9,10 @@ use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
     memory::{precopy, tuning},
     progress::{Reporter, Side},
-    qemu::{Process, ProcessError, reply::RunState},
+    qemu::{
+        Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
     storage::{export, layout::Pair, leftover, mirror},
 };
 use qapi::qmp;
@@ -51,8 +54,14 @@ pub(super) async fn roll_back(
     for effect in effects.iter().rev() {
         let undone = match effect {
             Effect::Migrate => match precopy::cancel(source).await {
-                Ok(()) => resume(sides, may_resume).await,
-                failed => failed,
+                // without our `migrate-continue`: someone else passes the guest on, and may run it
+                Ok(MigrationStatus::Completed) if may_resume.is_some() => {
+                    report
+                        .warn("taken-over", "the migration was completed by someone else: everything is left as it is");
+                    return RolledBack { as_before: false, leftovers: left_behind(source).await };
+                }
+                Ok(_) => resume(sides, may_resume).await,
+                Err(error) => Err(error),
             },
             Effect::Stopped => resume(sides, may_resume).await,
             Effect::Mirror(pair) => remove_mirror(source, pair).await,
