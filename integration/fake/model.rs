@@ -736,7 +736,8 @@ impl State {
         self.enter(Side::Destination, "completed");
     }
 
-    fn hand_over(&mut self) {
+    /// The end of the migration, whoever asked for it.
+    pub fn hand_over(&mut self) {
         match (self.source.is_alive(), self.destination.is_alive()) {
             (true, true) => {}
             (true, false) => return self.fail_source(),
