@@ -498,6 +498,18 @@ async fn an_unanswered_migrate_continue_that_was_not_carried_out_is_taken_back()
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_last_ram_may_take_as_long_as_was_asked_for() {
+    for (downtime, slow, wanted) in [(60, 90, Ending::Moved), (1, 90, Ending::RolledBack)] {
+        let mut model = model();
+        model.state().slow = Duration::from_secs(slow);
+        let migration = model.builder().downtime(Duration::from_secs(downtime)).start();
+        let run = model.follow(migration).await;
+        assert_eq!(run.outcome.outcome, wanted, "{run:?}");
+        sound(&model, &run, "slow");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_that_died_is_outlived_by_a_destination_that_has_everything() {
     let mut model = processes();
     model.state().then = Continue::SourceDies;

@@ -174,6 +174,8 @@ pub struct State {
     /// What a mirror has to copy, bytes.
     pub len: u64,
     pub then: Continue,
+    /// How long the last RAM takes.
+    pub slow: Duration,
     /// RAM ever converges.
     pub converges: bool,
     /// A status that RAM passes through on its way.
@@ -275,6 +277,7 @@ impl Model {
             writes: Box::new(|_, _, _| Some(0)),
             len: 3 * MIB,
             then: Continue::Completes,
+            slow: Duration::ZERO,
             converges: true,
             strange: None,
             resumes: true,
@@ -563,7 +566,13 @@ impl World {
                 }
                 state.enter(Side::Source, "device");
                 let world = self.clone();
-                tokio::spawn(async move { world.state().hand_over() });
+                let slow = state.slow;
+                tokio::spawn(async move {
+                    if !slow.is_zero() {
+                        sleep(slow).await;
+                    }
+                    world.state().hand_over();
+                });
             }
             "stop" => state.stop(side),
             "cont" if side == Side::Source && state.source.is_migrating() => {
@@ -738,6 +747,9 @@ impl State {
 
     /// The end of the migration, whoever asked for it.
     pub fn hand_over(&mut self) {
+        if !self.source.is_migrating() {
+            return;
+        }
         match (self.source.is_alive(), self.destination.is_alive()) {
             (true, true) => {}
             (true, false) => return self.fail_source(),

@@ -14,7 +14,7 @@ use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
 
-/// How long the last RAM and the device state may take, and the guest's resumption.
+/// How long the last RAM and the device state may take beyond what was asked for, and the guest's resumption.
 const EXCHANGE: Duration = Duration::from_secs(30);
 
 /// How the exchange can fail.
@@ -49,7 +49,8 @@ pub fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, impl Fu
     (Handed::new(disengaged), without_effect)
 }
 
-/// Waits until both sides report `completed`; when each did.
+/// Waits until both sides report `completed`; when each did. `downtime` is the budget that QEMU reckoned with: it may send
+/// RAM for as long.
 ///
 /// # Errors
 /// Either reports a failure, goes away, or reports nothing in time.
@@ -57,8 +58,11 @@ pub async fn arrival(
     source: &Process,
     destination: &Process,
     handed: &Handed,
+    downtime: Duration,
 ) -> Result<(Arrived, Moment, Moment), ExchangeError> {
-    match tokio::try_join!(completed(source), completed(destination)) {
+    // twice, for its measure of the bandwidth may have been too good
+    let deadline = EXCHANGE.saturating_add(downtime.saturating_mul(2));
+    match tokio::try_join!(completed(source, deadline), completed(destination, deadline)) {
         Ok((gone, there)) => Ok((Arrived::new(handed), gone, there)),
         // the source often only tells that the destination failed
         Err(ExchangeError::Ended { side: Side::Source, status, words }) => {
@@ -104,7 +108,7 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
     Err(ProcessError::Late { at: source.name().clone(), what: "running guest after cont", waited: Duration::ZERO })
 }
 
-async fn completed(process: &Process) -> Result<Moment, ExchangeError> {
+async fn completed(process: &Process, deadline: Duration) -> Result<Moment, ExchangeError> {
     let ends =
         [MigrationStatus::Completed, MigrationStatus::Failed, MigrationStatus::Failing, MigrationStatus::Cancelled];
     let told =
@@ -113,7 +117,7 @@ async fn completed(process: &Process) -> Result<Moment, ExchangeError> {
         let status = process.ask(&qmp::query_migrate {}).await.ok()?.status?;
         ends.contains(&status).then(|| (status, Moment::now()))
     };
-    match process.until_known("completed migration", EXCHANGE, told, asked).await? {
+    match process.until_known("completed migration", deadline, told, asked).await? {
         (MigrationStatus::Completed, moment) => Ok(moment),
         (status, _) => {
             let words = words_of(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());

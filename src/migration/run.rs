@@ -255,7 +255,7 @@ impl Engine {
             let arrival = tokio::select! {
                 biased;
                 error = without_effect => return Err(HandoverFailure::new(error, Reached::Nothing)),
-                arrival = exchange::arrival(source, destination, &handed) => arrival,
+                arrival = exchange::arrival(source, destination, &handed, self.settings.downtime) => arrival,
             };
             let (arrived, gone, there) = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
             course.ledger.mark(Mark::SourceCompleted, gone);
