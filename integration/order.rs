@@ -820,6 +820,14 @@ async fn a_process_is_not_moved_onto_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_plan_only_asks() {
+    let mut model = Model::new(&disks(3));
+    let plan = model.builder().plan().await.unwrap();
+    assert_eq!((plan.findings.len(), plan.disks.len()), (0, 3), "{plan:?}");
+    assert!(asks_only(&model.log.lock().unwrap()), "{:?}", model.log);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_only_worth_knowing_stops_nothing() {
     let mut model = model();
     model.state().source.jobs.push(Job { id: "of-someone".to_owned(), status: "running", len: 1, error: None });
