@@ -81,7 +81,7 @@ impl Demo {
         heading("What would be done? --plan looks, and changes nothing");
         self.qferry(&pair, &["--plan"])?;
 
-        heading("The migration (its disks held to 100 MiB/s, so that there is something to see)");
+        heading("The migration, its disks slowed down so that there is something to see");
         let since = Instant::now();
         self.qferry(&pair, &["--disk-bandwidth", "100MiB/s"])?;
         let moved = pair.verified();
