@@ -5,6 +5,7 @@
 //! image is as sparse as the source's was and still stands on its own backing file.
 
 mod command;
+mod embedding;
 mod failures;
 mod moves;
 mod race;
