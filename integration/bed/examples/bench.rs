@@ -101,7 +101,7 @@ fn bench(qferry: &Path) -> Result<ExitCode> {
 }
 
 /// What one migration took.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Figures {
     /// STOP on the source to RESUME on the destination, by QEMU's time stamps.
     blackout: Duration,
