@@ -1,5 +1,7 @@
 //! Holds the house in shape: which room may use which, which files are pure, and who may send `cont`.
 
+#![cfg(test)] // tells clippy that this is all test, helpers too
+
 use std::{
     collections::BTreeSet,
     fs,

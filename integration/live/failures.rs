@@ -34,6 +34,16 @@ fn killed_at(version: &str, phase: Phase, code: &str) {
 }
 
 #[test]
+fn a_destination_that_dies_before_anything_was_changed_is_refused() {
+    let mut pair = start(&spec("10.0.13", busy()));
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Preflight, |_| pair.destination.kill().unwrap());
+    judge_back(&pair, &outcome, Ending::Refused, "running");
+    pair.restart_destination(false).unwrap();
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+}
+
+#[test]
 fn the_destination_dies_while_prepared() {
     killed_at("10.0.13", Phase::Prepare, "destination-gone");
 }
@@ -82,6 +92,17 @@ fn cancelled_at(phase: Phase) {
     let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), phase, Migration::cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     again(pair);
+}
+
+#[test]
+fn cancelled_before_anything_was_changed() {
+    let pair = start(&spec("10.0.13", busy()));
+    for phase in [Phase::Connect, Phase::Preflight] {
+        let (outcome, _) = migrate_and(builder(&pair), phase, Migration::cancel);
+        judge_back(&pair, &outcome, Ending::Cancelled, "running");
+    }
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
 }
 
 #[test]
@@ -169,6 +190,23 @@ fn a_broken_nbd_channel_is_a_failed_mirror() {
     });
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     assert_eq!(outcome.reason.as_ref().unwrap().code, "mirror-failed", "{outcome:#?}");
+    again(pair);
+}
+
+#[test]
+fn addresses_that_cannot_be_listened_at_are_named() {
+    let pair = start(&spec("10.0.13", busy()));
+    let nowhere: Address = format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
+    let somewhere = |name| Address::unix(pair.run_dir().join(name)).unwrap();
+    for (nbd, ram, option) in
+        [(nowhere.clone(), somewhere("ram"), "--nbd-address"), (somewhere("nbd"), nowhere.clone(), "--migrate-address")]
+    {
+        let outcome = migrate(builder(&pair).addresses(nbd, ram));
+        judge_back(&pair, &outcome, Ending::RolledBack, "running");
+        let message = &outcome.reason.as_ref().unwrap().message;
+        assert!(message.contains(option) && message.contains("none/x"), "{message}");
+        assert!(pair.destination.alive().unwrap());
+    }
     again(pair);
 }
 

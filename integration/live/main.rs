@@ -4,6 +4,8 @@
 //! what the guest was told, that exactly one side runs, that nothing of the engine's is left, and that the destination's
 //! image is as sparse as the source's was and still stands on its own backing file.
 
+#![cfg(test)] // tells clippy that this is all test, helpers too
+
 mod command;
 mod embedding;
 mod failures;

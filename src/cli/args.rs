@@ -62,7 +62,7 @@ pub(super) struct Migrate {
     #[arg(long = "skip-disk", value_name = "SOURCE")]
     skip: Vec<String>,
     /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM
-    #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = duration)]
+    #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = downtime)]
     downtime: Duration,
     /// Ceiling on the wire for the whole job, such as 100MiB/s or 1Gbit/s [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate)]
@@ -128,10 +128,17 @@ fn disk(text: &str) -> Result<(String, Option<String>), String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write 50ms, 2s or 1m"))?;
-    // QEMU takes whole milliseconds, from 0 to 2,000,000
     match duration.as_millis() {
         0 => Err("it must be at least 1ms".to_owned()),
         _ => Ok(duration),
+    }
+}
+
+fn downtime(text: &str) -> Result<Duration, String> {
+    // QEMU's own limit for downtime-limit
+    match duration(text)? {
+        budget if budget > Duration::from_secs(2000) => Err("QEMU takes at most 2000s".to_owned()),
+        budget => Ok(budget),
     }
 }
 
@@ -181,6 +188,7 @@ mod tests {
         for (line, word) in [
             ("--downtime fast", "50ms"),
             ("--downtime 0s", "at least 1ms"),
+            ("--downtime 1h", "at most 2000s"),
             ("--bandwidth 0", "leave the option out"),
             ("--bandwidth 10furlong/s", "furlong"),
             ("--disk a=", "SOURCE=DESTINATION"),

@@ -10,12 +10,14 @@ use crate::{
     },
 };
 use qapi::qmp;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::time::interval;
 
 /// How often RAM is sampled: QEMU recalculates its own figures every 100 ms, and no event carries them.
 const SAMPLE: Duration = Duration::from_millis(500);
+/// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
+const OVERDUE: Duration = Duration::from_secs(5);
 /// How long a cancelled migration may take to be over.
 const CANCEL: Duration = Duration::from_secs(10);
 
@@ -106,9 +108,16 @@ fn arrival(seen: &Observed) -> Option<Arrival> {
 
 /// Samples until a query shows an end that no event told: events are hints, queries are truth.
 async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) -> Result<Arrival, ProcessError> {
-    let mut tick = interval(SAMPLE);
+    let (began, mut tick, mut waited) = (Instant::now(), interval(SAMPLE), false);
     loop {
         tick.tick().await;
+        let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began);
+        if stopped && !waited {
+            // with the guest stopped nothing is asked, unless the event that is about to come stays away
+            waited = true;
+            tick.reset_after(OVERDUE);
+            continue;
+        }
         let migration = source.ask(&qmp::query_migrate {}).await?;
         sample::fold(totals, &migration);
         if let Some(event) = sample::event(&migration) {

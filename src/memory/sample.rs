@@ -36,14 +36,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn migration(ram: serde_json::Value) -> Migration {
+    fn migration(ram: &serde_json::Value) -> Migration {
         serde_json::from_value(json!({"status": "active", "ram": ram, "expected-downtime": 300})).expect("a migration")
     }
 
     #[test]
     fn units_are_bytes() {
         let sample = migration(
-            json!({"transferred": 10, "remaining": 20, "total": 30, "mbps": 8.0, "dirty-pages-rate": 2, "page-size": 4096}),
+            &json!({"transferred": 10, "remaining": 20, "total": 30, "mbps": 8.0, "dirty-pages-rate": 2, "page-size": 4096}),
         );
         let expected = Kind::Memory {
             status: "active".to_owned(),
@@ -60,14 +60,14 @@ mod tests {
     #[test]
     fn totals_never_shrink() {
         let mut totals = RamOutcome::default();
-        fold(&mut totals, &migration(json!({"transferred": 10, "remaining": 0, "total": 30, "dirty-sync-count": 3})));
-        fold(&mut totals, &migration(json!({"transferred": 7, "remaining": 0, "total": 30, "dirty-sync-count": 2})));
+        fold(&mut totals, &migration(&json!({"transferred": 10, "remaining": 0, "total": 30, "dirty-sync-count": 3})));
+        fold(&mut totals, &migration(&json!({"transferred": 7, "remaining": 0, "total": 30, "dirty-sync-count": 2})));
         assert_eq!(totals, RamOutcome { bytes: 10, iterations: 3, ..RamOutcome::default() });
     }
 
     #[test]
     fn a_bandwidth_not_yet_measured_is_zero() {
-        let sample = migration(json!({"transferred": 1, "remaining": 2, "total": 3, "mbps": -1.0}));
+        let sample = migration(&json!({"transferred": 1, "remaining": 2, "total": 3, "mbps": -1.0}));
         assert!(matches!(event(&sample), Some(Kind::Memory { bandwidth: 0, .. })));
     }
 }

@@ -30,8 +30,13 @@ pub enum Failure {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The checks forbid it.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{message}")]
+    Refused {
+        /// The code of the gravest finding.
+        code: &'static str,
+        /// Every blocker.
+        message: String,
+    },
     /// The source's QEMU is gone.
     #[error("the source is gone")]
     SourceGone(#[source] Gone),
@@ -51,7 +56,7 @@ pub enum Failure {
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
     /// QEMU refused something or did not answer.
-    #[error("QEMU did not do as told")]
+    #[error(transparent)]
     Process(#[from] ProcessError),
     /// A directory for the sockets could not be made.
     #[error("cannot make the directory {path} for the sockets of this run")]
@@ -71,7 +76,7 @@ impl Failure {
             Self::Cancelled => "cancelled",
             Self::Timeout(_) => "timeout",
             Self::Connect { .. } => "unreachable",
-            Self::Refused(_) => "refused",
+            Self::Refused { code, .. } => code,
             Self::SourceGone(_) => "source-gone",
             Self::DestinationGone(_) => "destination-gone",
             Self::Mirror(MirrorError::Failed { .. }) => "mirror-failed",
@@ -93,12 +98,36 @@ impl Failure {
 
     /// The reason for the outcome: the whole chain of causes, and what to do.
     pub fn reason(&self) -> Reason {
-        let remedy = match self {
-            Self::Timeout(_) => "; allow more time with --timeout, more --bandwidth or more --downtime",
-            Self::DestinationGone(_) => "; its stderr may say why",
+        Reason { code: self.code().to_owned(), message: format!("{}{}", describe(self), self.remedy()) }
+    }
+
+    /// The error of a command, where that is what failed.
+    fn process(&self) -> Option<&ProcessError> {
+        match self {
+            Self::Mirror(MirrorError::Process(error))
+            | Self::Precopy(PrecopyError::Process(error))
+            | Self::Exchange(ExchangeError::Process(error))
+            | Self::Process(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        let command = match self.process() {
+            Some(ProcessError::Execute { command, .. }) => *command,
             _ => "",
         };
-        Reason { code: self.code().to_owned(), message: format!("{}{remedy}", describe(self)) }
+        match (self, command) {
+            (Self::Timeout(_), _) => "; allow more time with --timeout, more --bandwidth or more --downtime",
+            (Self::DestinationGone(_), _) => "; its stderr may say why",
+            (_, "nbd-server-start") => "; the destination's QEMU must be able to listen there: see --nbd-address",
+            // from 9.1 on a QEMU that could not listen stays in `setup` and takes no second command
+            (_, "migrate-incoming") => {
+                "; the destination's QEMU must be able to listen there: see --migrate-address, and start it anew"
+            }
+            (_, "drive-mirror") => "; the source's QEMU must reach the destination at --nbd-address",
+            _ => "",
+        }
     }
 }
 

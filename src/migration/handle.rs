@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     endpoint::{self, Address, PeerPid, Socket},
+    preflight::checks::Severity,
     progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink},
     qemu::{Name, Process},
     qmp::{self, Recorder},
@@ -295,14 +296,12 @@ async fn prepare(
         let (source, destination) = connected.await?;
         let planned = engine.phase(Phase::Preflight, run::plan(&source, &destination, &engine.settings));
         let (plan, was_running) = planned.await?;
-        for finding in
-            plan.findings.iter().filter(|finding| finding.severity != crate::preflight::checks::Severity::Blocker)
-        {
+        for finding in plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
             engine.report.warn(finding.code, finding.to_string());
         }
-        let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
-        if !blockers.is_empty() {
-            return Err(Failure::Refused(blockers.join("; ")));
+        if let Some(gravest) = plan.blockers().next() {
+            let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
+            return Err(Failure::Refused { code: gravest.code, message: blockers.join("; ") });
         }
         Ok((Sides { source, destination, was_running }, plan))
     };

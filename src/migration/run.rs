@@ -35,7 +35,6 @@ use std::{
     fs,
     future::pending,
     os::unix::fs::DirBuilderExt,
-    path::Path,
     time::{Duration, Instant},
 };
 use tokio::{sync::watch, time::sleep_until, try_join};
@@ -209,7 +208,13 @@ impl Engine {
         let (_, ram) = addresses(plan)?;
         self.note_socket(ram, course)?;
         course.effects.push(Effect::Incoming);
-        precopy::listen(destination, ram).await?;
+        if let Err(error) = precopy::listen(destination, ram).await {
+            if error.is_refusal() {
+                // it never listened: there is nothing to undo
+                course.effects.pop();
+            }
+            return Err(error.into());
+        }
         course.effects.push(Effect::Migrate);
         precopy::send(source, ram).await?;
         tokio::select! {
@@ -456,12 +461,14 @@ impl Engine {
         work.await
     }
 
-    /// Makes the directory for a unix socket, only for ourselves, and notes the file.
+    /// Notes a unix socket's file; the runtime directory is made for it, only for ourselves.
     fn note_socket(&self, address: &Address, course: &mut Course) -> Result<(), Failure> {
         let Address::Unix(path) = address else { return Ok(()) };
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        made.map_err(|source| Failure::RuntimeDir { path: directory.display().to_string(), source })?;
+        let directory = &self.settings.runtime_dir;
+        if path.parent() == Some(directory) {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.map_err(|source| Failure::RuntimeDir { path: directory.display().to_string(), source })?;
+        }
         course.effects.push(Effect::SocketFile(path.clone()));
         Ok(())
     }
@@ -495,7 +502,7 @@ pub(super) async fn plan(
 
 fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
     let found = plan.addresses.as_ref().map(|(nbd, ram)| (nbd, ram));
-    found.ok_or_else(|| Failure::Refused("no address was chosen for the destination to listen at".to_owned()))
+    found.ok_or_else(|| Failure::Refused { code: "address-missing", message: "the plan has no addresses".to_owned() })
 }
 
 async fn reached(deadline: Option<Instant>) {

@@ -7,11 +7,10 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// Commands without which nothing works; all are in QEMU 6.0 and later.
-const NEEDED_COMMANDS: [&str; 13] = [
+const NEEDED_COMMANDS: [&str; 12] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
-    "block-export-del",
     "block-job-cancel",
     "drive-mirror",
     "job-dismiss",
@@ -32,8 +31,6 @@ pub struct Features {
     pub incoming_exit_on_error: bool,
     /// `block-job-change` (8.2): a mirror can be switched to write-blocking, and tells `actively-synced`.
     pub block_job_change: bool,
-    /// `yank` (6.0): frees a connection that hangs.
-    pub yank: bool,
     /// Every migration capability by name.
     pub migration_capabilities: BTreeSet<String>,
     /// What of the needed commands, arguments and capabilities is missing; nothing can be done unless it is empty.
@@ -61,7 +58,6 @@ impl Features {
         Self {
             incoming_exit_on_error: schema.has_argument("migrate-incoming", "exit-on-error"),
             block_job_change: schema.has_command("block-job-change"),
-            yank: schema.has_command("yank"),
             migration_capabilities: capabilities,
             missing,
         }

@@ -38,7 +38,7 @@ pub enum ProcessError {
         source: ConnectError,
     },
     /// A command was refused or got no answer.
-    #[error("{at}: {command}")]
+    #[error("{at}")]
     Execute {
         /// Which side and where.
         at: Name,

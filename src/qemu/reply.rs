@@ -2,7 +2,7 @@
 //!
 //! A field that any supported version may leave out is optional; an enum value nobody knows yet is kept as `Other`.
 //! [`Query`] ties each of QEMU's commands to its answer. Every shape is decoded from recordings of every supported
-//! version in the tests (`integration/versions.rs`).
+//! version in the tests (`integration/versions`).
 
 use qapi::qmp;
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
@@ -18,6 +18,9 @@ pub trait Query: qapi::Command {
 macro_rules! queries {
     ($($command:path => $answer:ty,)*) => {
         $(impl Query for $command { type Answer = $answer; })*
+
+        /// The names of all commands that have an answer here.
+        pub const QUERIES: &[&str] = &[$(<$command as qapi::Command>::NAME,)*];
     };
 }
 
@@ -163,7 +166,12 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for List<T> {
             fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
                 let mut list = Vec::new();
                 while let Some(element) = elements.next_element::<Value>()? {
-                    match T::deserialize(&element) {
+                    // serde would read a list as a struct too, member by member
+                    let read = match element.is_object() {
+                        true => T::deserialize(&element),
+                        false => Err(serde::de::Error::custom("not an object")),
+                    };
+                    match read {
                         Ok(element) => list.push(element),
                         Err(error) => tracing::debug!(%error, %element, "left out of a list"),
                     }
@@ -362,7 +370,7 @@ mod tests {
     #[test]
     fn one_strange_element_spoils_nothing() {
         let list: List<Job> =
-            serde_json::from_str(r#"[{"id":"a","status":"ready"},{"strange":1},7]"#).expect("decodes");
+            serde_json::from_str(r#"[{"id":"a","status":"ready"},{"strange":1},7,["b","ready"]]"#).expect("decodes");
         assert_eq!(list.0.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Boots a guest and says how it does. `boot [VERSION] [idle|busy] [migrate]`
+//! Boots a guest and says how it does. `boot [VERSION] [idle|busy] [migrate [LIMIT_MS]]`
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -11,12 +11,16 @@ const WAIT: Duration = Duration::from_secs(60);
 fn main() -> Result<()> {
     let mut spec = Spec::default();
     let mut migrate = false;
+    let mut downtime = Duration::from_millis(300);
     for word in std::env::args().skip(1) {
         let workload = spec.workload.clone();
         match word.as_str() {
             "idle" => spec.workload = Workload { verify: 0, write: 0, ..workload },
             "busy" => spec.workload = Workload { ram: 64 * MIB, dirty: 20 * MIB, write: 500, ..workload },
             "migrate" => migrate = true,
+            limit if limit.bytes().all(|byte| byte.is_ascii_digit()) => {
+                downtime = Duration::from_millis(limit.parse().unwrap_or(300));
+            }
             version => spec.version = version.to_owned(),
         }
     }
@@ -37,8 +41,9 @@ fn main() -> Result<()> {
     let mut checked = Side::Source;
     if migrate {
         let since = Instant::now();
-        println!("{:#?}", straight_line::migrate(&pair)?);
+        println!("{:#?}", straight_line::migrate_within(&pair, downtime)?);
         let moved = Instant::now();
+        pair.wait_for_beats(Side::Destination, 100, WAIT)?;
         pair.wait_until_verified(WAIT)?;
         let gap = pair.longest_gap(since).map(|gap| gap.length);
         println!("longest gap {gap:.2?}, all verified after {:.2?}", moved.elapsed());

@@ -1,12 +1,11 @@
 //! One QEMU of a pair: its command line, its process, its monitors.
 
-use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,8 @@ const STARTS: Duration = Duration::from_secs(20);
 const ENDS: Duration = Duration::from_secs(20);
 /// Between two looks at what has no wake-up of its own.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Between two times that waiting events are taken from the monitor.
+const DRAIN: Duration = Duration::from_millis(50);
 
 /// A running QEMU.
 pub struct Machine {
@@ -37,7 +38,7 @@ pub struct Machine {
     disks: Vec<DiskFiles>,
     child: Mutex<Child>,
     pid: Pid,
-    watch: Mutex<Watch>,
+    watch: Arc<Mutex<Watch>>,
     reader: Mutex<Option<JoinHandle<()>>>,
     snapshot: Snapshot,
 }
@@ -45,7 +46,29 @@ pub struct Machine {
 /// The bed's own monitor, and the events taken from it.
 struct Watch {
     qmp: Qmp,
-    events: VecDeque<Event>,
+    events: Vec<Event>,
+}
+
+impl Watch {
+    fn read(&mut self) -> Result<()> {
+        self.events.extend(self.qmp.events()?);
+        Ok(())
+    }
+}
+
+/// Takes events from the monitor as long as the machine is there. A socket holds a few hundred of them; what a QEMU that
+/// quits could not send is lost.
+fn keep_reading(watch: Weak<Mutex<Watch>>) {
+    thread::spawn(move || {
+        while let Some(watch) = watch.upgrade() {
+            if let Err(error) = lock(&watch).read() {
+                eprintln!("{error}");
+                return;
+            }
+            drop(watch);
+            thread::sleep(DRAIN);
+        }
+    });
 }
 
 impl Machine {
@@ -96,13 +119,15 @@ impl Machine {
             }
         };
         let pid = Pid::from_child(&child);
+        let watch = Arc::new(Mutex::new(Watch { qmp, events: Vec::new() }));
+        keep_reading(Arc::downgrade(&watch));
         Ok(Self {
             side,
             folder: folder.to_path_buf(),
             disks: disks.to_vec(),
             child: Mutex::new(child),
             pid,
-            watch: Mutex::new(Watch { qmp, events: VecDeque::new() }),
+            watch,
             reader: Mutex::new(Some(reader)),
             snapshot,
         })
@@ -217,9 +242,8 @@ impl Machine {
     /// What came is not QMP.
     pub fn events(&self) -> Result<Vec<Event>> {
         let mut watch = lock(&self.watch);
-        let new = watch.qmp.events()?;
-        watch.events.extend(new);
-        Ok(watch.events.iter().cloned().collect())
+        watch.read()?;
+        Ok(watch.events.clone())
     }
 
     /// Whether the process has not ended.

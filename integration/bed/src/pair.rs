@@ -174,7 +174,8 @@ impl Pair {
     }
 
     /// Waits until the guest has verified, after this call, all of its memory and every slot of its disks once. Read
-    /// [`Pair::errors`] then: this says that it looked, not what it found.
+    /// [`Pair::errors`] then: this says that it looked, not what it found. Returns at once where the workload neither
+    /// verifies memory nor writes.
     ///
     /// # Errors
     /// It was not through in time.

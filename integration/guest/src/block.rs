@@ -23,7 +23,7 @@ pub struct Stamp {
 
 impl Stamp {
     fn place(self) -> u64 {
-        (self.disk as u64) << 48 | u64::from(self.sector) << 32 | u64::from(self.slot)
+        ((self.disk as u64) << 48) | (u64::from(self.sector) << 32) | u64::from(self.slot)
     }
 
     fn seed(self) -> u64 {
@@ -57,7 +57,7 @@ pub fn fill(block: &mut [u8], disk: usize, slot: u32, generation: u64) {
 /// What is wrong with the sector.
 pub fn read(sector: &[u8]) -> Result<Stamp, Damage> {
     let mut words =
-        sector.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)));
+        sector.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| (sum << 8) | u64::from(*byte)));
     let (Some(MAGIC), Some(place), Some(generation)) = (words.next(), words.next(), words.next()) else {
         return Err(Damage::Foreign);
     };

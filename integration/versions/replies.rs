@@ -1,0 +1,251 @@
+//! Every reply, read by the type that the engine reads it with: nothing refused, nothing left out, nothing missed.
+
+use super::recording::{Version, command_of, versions};
+use qapi::qmp;
+use qferry::{
+    qemu::reply::{
+        BlockDevice, BlockExport, BlockJob, BlockNode, Capability, Job, JobStatus, List, MemorySize, Migration,
+        MigrationStatus, QUERIES, Query, RunState, Status,
+    },
+    qmp::transcript::Direction,
+};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a decoded answer holds.
+pub(crate) trait Answer {
+    /// Elements, if it is a list.
+    fn elements(&self) -> Option<usize> {
+        None
+    }
+
+    /// The fields that may be absent and are not; a field that is misnamed is never among them.
+    fn present(&self) -> Vec<&'static str>;
+
+    /// Enum values that this crate has no name for.
+    fn strange(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl<T: Answer> Answer for List<T> {
+    fn elements(&self) -> Option<usize> {
+        Some(self.0.len())
+    }
+    fn present(&self) -> Vec<&'static str> {
+        self.0.iter().flat_map(Answer::present).collect()
+    }
+    fn strange(&self) -> Vec<String> {
+        self.0.iter().flat_map(Answer::strange).collect()
+    }
+}
+
+fn those<const N: usize>(fields: [(&'static str, bool); N]) -> Vec<&'static str> {
+    fields.into_iter().filter_map(|(name, present)| present.then_some(name)).collect()
+}
+
+impl Answer for Status {
+    fn present(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    fn strange(&self) -> Vec<String> {
+        match &self.status {
+            RunState::Other(status) => vec![format!("run state {status}")],
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Answer for Migration {
+    fn present(&self) -> Vec<&'static str> {
+        let ram = |what: fn(&qferry::qemu::reply::Ram) -> bool| self.ram.as_ref().is_some_and(what);
+        those([
+            ("status", self.status.is_some()),
+            ("ram.mbps", ram(|ram| ram.mbps > 0.0)),
+            ("ram.dirty-pages-rate", ram(|ram| ram.dirty_pages_rate > 0)),
+            ("ram.dirty-sync-count", ram(|ram| ram.dirty_sync_count > 0)),
+            ("downtime", self.downtime.is_some()),
+            ("expected-downtime", self.expected_downtime.is_some()),
+            ("error-desc", self.error_desc.is_some()),
+        ])
+    }
+    fn strange(&self) -> Vec<String> {
+        match &self.status {
+            Some(MigrationStatus::Other(status)) => vec![format!("migration status {status}")],
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl Answer for Capability {
+    fn present(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+impl Answer for Map<String, Value> {
+    fn present(&self) -> Vec<&'static str> {
+        let wanted = ["downtime-limit", "max-bandwidth"];
+        wanted.into_iter().filter(|name| self.contains_key(*name)).collect()
+    }
+}
+
+impl Answer for BlockDevice {
+    fn present(&self) -> Vec<&'static str> {
+        let mut fields = those([
+            ("device", !self.device.is_empty()),
+            ("qdev", self.qdev.is_some()),
+            ("inserted", self.inserted.is_some()),
+            ("nothing inserted", self.inserted.is_none()),
+        ]);
+        fields.extend(self.inserted.iter().flat_map(Answer::present));
+        fields
+    }
+}
+
+impl Answer for BlockNode {
+    fn present(&self) -> Vec<&'static str> {
+        those([
+            ("node.file", !self.file.is_empty()),
+            ("image.actual-size", self.image.actual_size.is_some()),
+            ("image.full-backing-filename", self.image.full_backing_filename.is_some()),
+            ("dirty-bitmaps.name", self.dirty_bitmaps.iter().any(|bitmap| bitmap.name.is_some())),
+        ])
+    }
+}
+
+fn strange_job(status: &JobStatus) -> Vec<String> {
+    match status {
+        JobStatus::Other(status) => vec![format!("job status {status}")],
+        _ => Vec::new(),
+    }
+}
+
+impl Answer for BlockJob {
+    fn present(&self) -> Vec<&'static str> {
+        those([("actively-synced", self.actively_synced.is_some())])
+    }
+    fn strange(&self) -> Vec<String> {
+        strange_job(&self.status)
+    }
+}
+
+impl Answer for Job {
+    fn present(&self) -> Vec<&'static str> {
+        those([("current-progress", self.current_progress > 0)])
+    }
+    fn strange(&self) -> Vec<String> {
+        strange_job(&self.status)
+    }
+}
+
+impl Answer for MemorySize {
+    fn present(&self) -> Vec<&'static str> {
+        those([("plugged-memory", self.plugged_memory.is_some())])
+    }
+}
+
+impl Answer for BlockExport {
+    fn present(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+/// What one reply came to: the fields that were present, and the strange values.
+type Decoded = Result<(Vec<&'static str>, Vec<String>), String>;
+
+fn decode<Q: Query<Answer: Answer>>(reply: &Value) -> Decoded {
+    let answer = serde_json::from_value::<Q::Answer>(reply.clone()).map_err(|error| error.to_string())?;
+    let there = reply.as_array().map(Vec::len);
+    match answer.elements() == there || answer.elements().is_none() {
+        true => Ok((answer.present(), answer.strange())),
+        false => Err(format!("{:?} of {there:?} elements", answer.elements())),
+    }
+}
+
+/// The reader of each command's answer. A query that is missing here, or was never recorded, fails the test below.
+pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
+    fn reader<Q: Query<Answer: Answer>>() -> (&'static str, fn(&Value) -> Decoded) {
+        (Q::NAME, decode::<Q>)
+    }
+    let readers = BTreeMap::from([
+        reader::<qmp::query_status>(),
+        reader::<qmp::query_migrate>(),
+        reader::<qmp::query_migrate_capabilities>(),
+        reader::<qmp::query_migrate_parameters>(),
+        reader::<qmp::query_block>(),
+        reader::<qmp::query_named_block_nodes>(),
+        reader::<qmp::query_block_jobs>(),
+        reader::<qmp::query_jobs>(),
+        reader::<qmp::query_block_exports>(),
+        reader::<qmp::query_memory_size_summary>(),
+    ]);
+    let queries: BTreeSet<&str> = QUERIES.iter().copied().collect();
+    assert_eq!(readers.keys().copied().collect::<BTreeSet<_>>(), queries, "a query has no reader in this test");
+    readers
+}
+
+/// All that some recording of every version must have. What a version lacks is told in [`absent`].
+const FIELDS: [&str; 20] = [
+    "actively-synced",
+    "current-progress",
+    "device",
+    "dirty-bitmaps.name",
+    "downtime",
+    "downtime-limit",
+    "error-desc",
+    "expected-downtime",
+    "image.actual-size",
+    "image.full-backing-filename",
+    "inserted",
+    "max-bandwidth",
+    "node.file",
+    "nothing inserted",
+    "plugged-memory",
+    "qdev",
+    "ram.dirty-pages-rate",
+    "ram.dirty-sync-count",
+    "ram.mbps",
+    "status",
+];
+
+fn absent(version: &Version) -> Vec<&'static str> {
+    let features = version.features();
+    those([
+        ("actively-synced", !features.block_job_change),
+        // the destination, which knew, has exited
+        ("error-desc", !features.incoming_exit_on_error),
+    ])
+}
+
+#[test]
+fn every_reply_is_read_whole() {
+    let readers = readers();
+    for version in versions() {
+        let (mut met, mut present, mut strange) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for (course, side, line) in version.lines(Direction::Receive) {
+            let Some(reply) = line.get("return") else { continue };
+            let Some((command, read)) = readers.get_key_value(command_of(&line)) else { continue };
+            let (fields, values) =
+                read(reply).unwrap_or_else(|error| panic!("{} {course} {side}: {error}: {line}", version.name));
+            met.insert(*command);
+            present.extend(fields);
+            strange.extend(values);
+        }
+        let never: Vec<_> = QUERIES.iter().filter(|query| !met.contains(*query)).collect();
+        assert!(never.is_empty(), "{}: no recorded answer to {never:?}: record anew", version.name);
+        let missed: Vec<_> = FIELDS.into_iter().filter(|field| !present.contains(field)).collect();
+        assert_eq!(missed, absent(&version), "{}: fields that are never there, or misnamed", version.name);
+        assert!(strange.is_empty(), "{}: {strange:?}", version.name);
+    }
+}
+
+#[test]
+fn capabilities_are_those_of_the_schema() {
+    for version in versions() {
+        decode::<qmp::query_migrate_capabilities>(&version.capabilities).unwrap();
+        let list: List<Capability> = serde_json::from_value(version.capabilities.clone()).unwrap();
+        let names: BTreeSet<String> = list.0.into_iter().map(|capability| capability.capability).collect();
+        assert_eq!(names, version.features().migration_capabilities, "{}", version.name);
+    }
+}
