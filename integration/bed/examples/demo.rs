@@ -7,11 +7,12 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use std::{env, thread};
+use std::{env, io, thread};
 
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use qferry_bed::{DiskSpec, Error, ImageFacts, Pair, Result, Side, Spec, Workload, image_facts};
+use tokio::signal::unix::{SignalKind, signal};
 
 const MIB: u64 = 1 << 20;
 const WAIT: Duration = Duration::from_secs(60);
@@ -46,13 +47,28 @@ fn main() -> ExitCode {
     }
 }
 
-/// Takes the signals that would end this process without its clean-up. Children do not inherit that.
-fn watch_for_signals() -> nix::Result<Arc<AtomicBool>> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block()?;
+/// Takes the signals that would end this process without its clean-up. With handlers, for unlike a handler a blocked
+/// signal is inherited by children, and qferry must hear Ctrl-C.
+fn watch_for_signals() -> io::Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let entered = runtime.enter();
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let [interrupt, terminate, hangup] = kinds.map(signal);
+    let (mut interrupt, mut terminate, mut hangup) = (interrupt?, terminate?, hangup?);
+    drop(entered);
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
-    thread::spawn(move || signals.wait().map(|_| flag.store(true, Ordering::Release)));
+    let any = async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    };
+    thread::spawn(move || {
+        runtime.block_on(any);
+        flag.store(true, Ordering::Release);
+    });
     Ok(interrupted)
 }
 
@@ -138,7 +154,7 @@ impl Demo {
         let mut command = Command::new(Path::new(&self.qferry));
         command.args(["migrate", "--source", source, "--destination", destination]).args(more);
         command.env("XDG_RUNTIME_DIR", pair.run_dir());
-        let failed = |error: std::io::Error| Error::new(format!("running qferry: {error}"));
+        let failed = |error: io::Error| Error::new(format!("running qferry: {error}"));
         let mut child = command.spawn().map_err(failed)?;
         let mut told = false;
         let status = loop {
