@@ -23,6 +23,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// A command as the fake received it.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +36,8 @@ pub struct Seen {
     pub id: Option<Value>,
     /// Whether it came as `exec-oob`.
     pub oob: bool,
+    /// When it arrived.
+    pub at: Instant,
 }
 
 /// One step of an answer. A command's steps run in order; in-band commands wait for each other's.
@@ -234,11 +237,32 @@ enum Output {
     Close,
 }
 
+/// What a handler keeps of a fake to push events at any time, also to another fake's client.
+#[derive(Clone)]
+pub struct Emitter(mpsc::UnboundedSender<Output>);
+
+impl Emitter {
+    /// Sends an event. After the end of the connection there is nobody to send to.
+    pub fn event(&self, name: &str, data: &Value) {
+        drop(self.0.send(Output::Bytes(event(name, data))));
+    }
+
+    /// Closes the connection once everything sent before is written.
+    pub fn close(&self) {
+        drop(self.0.send(Output::Close));
+    }
+}
+
 impl Fake {
     /// Sends an event.
     #[expect(clippy::needless_pass_by_value, reason = "a test writes the data on the spot")]
     pub fn event(&self, name: &str, data: Value) {
         self.raw(event(name, &data));
+    }
+
+    /// What handlers may push events with.
+    pub fn emitter(&self) -> Emitter {
+        Emitter(self.shared.output.clone())
     }
 
     /// Sends bytes as they are.
@@ -256,6 +280,14 @@ impl Fake {
     /// Stops the in-band lane before its next command, as a main loop that hangs. Out-of-band still works.
     pub fn freeze(&self) {
         self.shared.frozen.send_replace(true);
+    }
+
+    /// Does the same from a handler.
+    pub fn freezer(&self) -> impl Fn() + Send + use<> {
+        let shared = self.shared.clone();
+        move || {
+            shared.frozen.send_replace(true);
+        }
     }
 
     /// Ends [`Fake::freeze`].
@@ -300,6 +332,12 @@ impl Fake {
         let mut seen = self.shared.seen.subscribe();
         let seen = seen.wait_for(|seen| find(seen).is_some()).await.unwrap();
         find(&seen).unwrap()
+    }
+
+    /// Waits until this many commands of this name have arrived.
+    pub async fn saw_times(&self, name: &str, times: usize) {
+        let count = |seen: &Vec<Seen>| seen.iter().filter(|seen| seen.name == name).count();
+        self.shared.seen.subscribe().wait_for(|seen| count(seen) >= times).await.unwrap();
     }
 
     /// Waits until this many commands have arrived, the negotiation included.
@@ -376,8 +414,8 @@ async fn read(reader: impl AsyncRead + Unpin, shared: &Arc<Shared>, lane: mpsc::
         };
         let oob = message.get("exec-oob").is_some();
         let name = message[if oob { "exec-oob" } else { "execute" }].as_str().unwrap();
-        let seen =
-            Seen { name: name.into(), arguments: message["arguments"].clone(), id: message.get("id").cloned(), oob };
+        let (arguments, id) = (message["arguments"].clone(), message.get("id").cloned());
+        let seen = Seen { name: name.into(), arguments, id, oob, at: Instant::now() };
         shared.note(&seen);
         if oob {
             let shared = shared.clone();

@@ -6,7 +6,7 @@ use super::ownership::{Arrived, DestinationCannotRun, Disengaged, Handed, Source
 use crate::{
     progress::{Moment, Side},
     qemu::{
-        Process, ProcessError,
+        Observed, Process, ProcessError,
         reply::{MigrationStatus, RunState},
     },
 };
@@ -36,10 +36,17 @@ pub enum ExchangeError {
 }
 
 /// Lets the source send the rest. From here it may not be resumed without proof, whatever the answer; so there is a
-/// [`Handed`] in any case.
-pub async fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, Result<(), ProcessError>) {
-    let command = qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover };
-    (Handed::new(disengaged), source.act(&command).await)
+/// [`Handed`] in any case. Resolves only where the command certainly had no effect: any other answer, or none, is told
+/// better by [`arrival`].
+pub fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, impl Future<Output = ProcessError> + use<>) {
+    let answer = source.act(&qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover });
+    let without_effect = async {
+        match answer.await {
+            Err(error) if error.is_without_effect() => error,
+            _ => std::future::pending().await,
+        }
+    };
+    (Handed::new(disengaged), without_effect)
 }
 
 /// Waits until both sides report `completed`; when each did.
@@ -71,7 +78,11 @@ pub async fn arrival(
 /// QEMU refuses or does not answer; only a refusal proves that the guest does not run.
 pub async fn start_guest(destination: &Process, _: &Arrived) -> Result<Moment, ProcessError> {
     destination.act(&qmp::cont {}).await?;
-    destination.until("RESUME", EXCHANGE, |seen| seen.resumed).await
+    let asked = || async {
+        let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
+        (status == RunState::Running).then(Moment::now)
+    };
+    destination.until_known("RESUME", EXCHANGE, |seen| seen.resumed, asked).await
 }
 
 /// The proof for a destination that has all state while the source's process is seen to have ended.
@@ -94,14 +105,15 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
 }
 
 async fn completed(process: &Process) -> Result<Moment, ExchangeError> {
-    let ended = process.until("completed migration", EXCHANGE, |seen| {
-        let entered = |status: MigrationStatus| seen.entered(&status).map(|moment| (status, moment));
-        entered(MigrationStatus::Completed)
-            .or_else(|| entered(MigrationStatus::Failed))
-            .or_else(|| entered(MigrationStatus::Failing))
-            .or_else(|| entered(MigrationStatus::Cancelled))
-    });
-    match ended.await? {
+    let ends =
+        [MigrationStatus::Completed, MigrationStatus::Failed, MigrationStatus::Failing, MigrationStatus::Cancelled];
+    let told =
+        |seen: &Observed| ends.iter().find_map(|status| seen.entered(status).map(|moment| (status.clone(), moment)));
+    let asked = || async {
+        let status = process.ask(&qmp::query_migrate {}).await.ok()?.status?;
+        ends.contains(&status).then(|| (status, Moment::now()))
+    };
+    match process.until_known("completed migration", EXCHANGE, told, asked).await? {
         (MigrationStatus::Completed, moment) => Ok(moment),
         (status, _) => {
             let words = words_of(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());

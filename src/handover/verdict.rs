@@ -29,6 +29,11 @@ impl Seen {
     fn is(&self, state: &RunState) -> bool {
         matches!(self, Self::Answers { run, .. } if run == state)
     }
+
+    /// Whether it is proved that it will never run the guest again by itself.
+    fn stands_for_good(&self) -> bool {
+        matches!(self, Self::Dead | Self::Answers { migration: MigrationStatus::Completed, .. })
+    }
 }
 
 /// Everything the verdict rests on.
@@ -42,6 +47,8 @@ pub struct Facts {
     pub started: bool,
     /// The guest ran before the migration; otherwise it stays paused wherever it ends.
     pub was_running: bool,
+    /// The source gave the migration up and may have run the guest since: what the destination has is older.
+    pub source_resumed: bool,
 }
 
 /// What to do.
@@ -55,6 +62,8 @@ pub enum Verdict {
     StartDestination,
     /// The destination is dead and was never started: resume the source.
     ResumeSource,
+    /// The same, but the source still has its migration under way and takes no `cont`: cancel it, then look again.
+    CancelMigration,
     /// The destination is alive, was never started and will not be: quit it, then look again.
     QuitDestination,
     /// Nothing is proved: leave both as they are.
@@ -63,7 +72,7 @@ pub enum Verdict {
 
 /// Decides.
 pub fn decide(facts: &Facts) -> Verdict {
-    let Facts { source, destination, started, was_running } = facts;
+    let Facts { source, destination, started, was_running, source_resumed } = facts;
     // `paused` is not what a completed migration leaves: that is `postmigrate`
     if source.runs() || (!was_running && source.is(&RunState::Paused)) {
         // QEMU resumes a source by itself where the migration failed. A destination that was never started waits with
@@ -74,22 +83,28 @@ pub fn decide(facts: &Facts) -> Verdict {
         };
     }
     match destination {
-        Seen::Answers { run: RunState::Running, .. } => Verdict::OnDestination,
+        Seen::Answers { run: RunState::Running, .. } => match *started || source.stands_for_good() {
+            true => Verdict::OnDestination,
+            // someone else started it, and the source may yet fail and resume
+            false => Verdict::Undetermined,
+        },
         Seen::Answers { migration: MigrationStatus::Completed, .. } if !was_running && !started => match source {
             Seen::Answers { migration: MigrationStatus::Completed, .. } | Seen::Dead => Verdict::OnDestination,
             _ => Verdict::Undetermined,
         },
         Seen::Answers { migration: MigrationStatus::Completed, .. } if !started => match source {
-            Seen::Dead => Verdict::StartDestination,
+            Seen::Dead if !source_resumed => Verdict::StartDestination,
             // it refused to start, or the source does not say `completed`: the source still has everything
             Seen::Answers { .. } => Verdict::QuitDestination,
-            Seen::Silent => Verdict::Undetermined,
+            Seen::Silent | Seen::Dead => Verdict::Undetermined,
         },
         Seen::Answers { .. } if !started && matches!(source, Seen::Answers { .. }) => Verdict::QuitDestination,
-        Seen::Dead if !started && matches!(source, Seen::Answers { .. }) => match was_running {
-            true => Verdict::ResumeSource,
+        Seen::Dead if !started => match source {
+            Seen::Answers { migration, .. } if !migration.is_over() => Verdict::CancelMigration,
+            Seen::Answers { .. } if *was_running => Verdict::ResumeSource,
             // stopped, and a `cont` of its owner's works: nothing may be run that was paused
-            false => Verdict::OnSource,
+            Seen::Answers { .. } => Verdict::OnSource,
+            Seen::Silent | Seen::Dead => Verdict::Undetermined,
         },
         Seen::Answers { .. } | Seen::Silent | Seen::Dead => Verdict::Undetermined,
     }
@@ -115,10 +130,16 @@ mod tests {
     #[test]
     fn verdicts() {
         let failed = |run| answers(run, MigrationStatus::Failed);
+        let waits = || answers(RunState::FinishMigrate, MigrationStatus::PreSwitchover);
         let waiting = || answers(RunState::InMigrate, MigrationStatus::Active);
         for (source, destination, started, was_running, verdict) in [
             (postmigrate(), answers(RunState::Running, MigrationStatus::Completed), true, true, Verdict::OnDestination),
             (Seen::Silent, answers(RunState::Running, MigrationStatus::Completed), true, true, Verdict::OnDestination),
+            (Seen::Silent, answers(RunState::Running, MigrationStatus::Completed), false, true, Verdict::Undetermined),
+            (waits(), answers(RunState::Running, MigrationStatus::Completed), false, true, Verdict::Undetermined),
+            (waits(), failed(RunState::InMigrate), false, true, Verdict::QuitDestination),
+            (waits(), Seen::Dead, false, true, Verdict::CancelMigration),
+            (waits(), Seen::Dead, true, true, Verdict::Undetermined),
             (failed(RunState::Running), failed(RunState::InMigrate), false, true, Verdict::OnSource),
             (failed(RunState::Running), Seen::Dead, false, true, Verdict::OnSource),
             (failed(RunState::Running), Seen::Silent, false, true, Verdict::OnSource),
@@ -137,9 +158,18 @@ mod tests {
             (postmigrate(), Seen::Dead, false, false, Verdict::OnSource),
             (failed(RunState::Paused), failed(RunState::InMigrate), false, true, Verdict::QuitDestination),
         ] {
-            let facts = Facts { source, destination, started, was_running };
+            let facts = Facts { source, destination, started, was_running, source_resumed: false };
             assert_eq!(decide(&facts), verdict, "{facts:?}");
         }
+        // it ran on after the destination had everything, and took that with it
+        let facts = Facts {
+            source: Seen::Dead,
+            destination: arrived(),
+            started: false,
+            was_running: true,
+            source_resumed: true,
+        };
+        assert_eq!(decide(&facts), Verdict::Undetermined);
     }
 
     fn seen() -> impl Strategy<Value = Seen> {
@@ -157,13 +187,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_two_runners(source in seen(), destination in seen(), started: bool, was_running: bool) {
-            let facts = Facts { source: source.clone(), destination: destination.clone(), started, was_running };
-            match decide(&facts) {
+        fn never_two_runners(
+            source in seen(), destination in seen(), started: bool, was_running: bool, source_resumed: bool
+        ) {
+            let (here, there) = (source.clone(), destination.clone());
+            match decide(&Facts { source: here, destination: there, started, was_running, source_resumed }) {
                 Verdict::ResumeSource => prop_assert!(destination == Seen::Dead && !started && was_running),
-                Verdict::StartDestination => prop_assert!(source == Seen::Dead && destination == arrived_like(&destination)),
+                Verdict::CancelMigration => prop_assert!(destination == Seen::Dead && !started),
+                Verdict::StartDestination => {
+                    prop_assert!(source == Seen::Dead && !source_resumed && !started && was_running);
+                    prop_assert!(destination == arrived_like(&destination));
+                }
                 Verdict::QuitDestination => prop_assert!(!started && !destination.runs()),
-                Verdict::OnDestination => prop_assert!(!source.runs()),
+                Verdict::OnDestination => prop_assert!(!source.runs() && (started || source.stands_for_good())),
                 Verdict::OnSource => prop_assert!(!destination.runs() && !started),
                 Verdict::Undetermined => {}
             }

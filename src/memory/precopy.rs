@@ -89,7 +89,8 @@ pub async fn cancel(source: &Process) -> Result<(), ProcessError> {
     }
     source.act(&qmp::migrate_cancel {}).await?;
     let over = |seen: &Observed| seen.migration.keys().any(MigrationStatus::is_over).then_some(());
-    source.until("end of the cancelled migration", CANCEL, over).await
+    let asked = || async { is_over(&source.ask(&qmp::query_migrate {}).await.ok()?).then_some(()) };
+    source.until_known("end of the cancelled migration", CANCEL, over, asked).await
 }
 
 enum Arrival {

@@ -5,6 +5,7 @@ use crate::{
     memory::precopy::PrecopyError,
     progress::Reason,
     qemu::{Gone, ProcessError},
+    qmp::ExecuteError,
     storage::mirror::MirrorError,
 };
 use std::{error::Error, time::Duration};
@@ -88,8 +89,10 @@ impl Failure {
             | Self::Precopy(PrecopyError::Process(error))
             | Self::Exchange(ExchangeError::Process(error))
             | Self::Process(error) => match error {
-                ProcessError::Late { .. } => "no-answer",
-                ProcessError::Gone(_) => "gone",
+                ProcessError::Late { .. } | ProcessError::Execute { source: ExecuteError::NoReply { .. }, .. } => {
+                    "no-answer"
+                }
+                ProcessError::Gone(_) | ProcessError::Execute { source: ExecuteError::Closed { .. }, .. } => "gone",
                 _ if error.is_refusal() => "command-refused",
                 _ => "command-failed",
             },

@@ -38,17 +38,23 @@ pub(super) struct Sides {
     pub(super) was_running: bool,
 }
 
-/// Goes back.
-pub(super) async fn roll_back(sides: &Sides, effects: &[Effect], report: &Reporter) -> RolledBack {
+/// Goes back. `may_resume` is the proof that allows a `cont` on the source; without one, the guest is already as it is to
+/// be.
+pub(super) async fn roll_back(
+    sides: &Sides,
+    effects: &[Effect],
+    may_resume: Option<DestinationCannotRun>,
+    report: &Reporter,
+) -> RolledBack {
     let Sides { source, destination, .. } = sides;
     let mut leftovers = Vec::new();
     for effect in effects.iter().rev() {
         let undone = match effect {
             Effect::Migrate => match precopy::cancel(source).await {
-                Ok(()) => resume(sides).await,
+                Ok(()) => resume(sides, may_resume).await,
                 failed => failed,
             },
-            Effect::Stopped => resume(sides).await,
+            Effect::Stopped => resume(sides, may_resume).await,
             Effect::Mirror(pair) => remove_mirror(source, pair).await,
             Effect::NbdServer if destination.is_gone() => Ok(()),
             Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
@@ -61,9 +67,12 @@ pub(super) async fn roll_back(sides: &Sides, effects: &[Effect], report: &Report
             Effect::Incoming => quit(destination).await,
         };
         if let Err(error) = undone {
-            report.warn("not-undone", describe(&error));
+            let error = describe(&error);
+            leftovers.extend(unseen(sides, effect).map(|left| format!("{left} ({error})")));
+            report.warn("not-undone", error);
         }
     }
+    leftovers.extend(under_way(source).await);
     leftovers.extend(left_behind(source).await);
     if !destination.is_gone() {
         leftovers.extend(left_behind(destination).await);
@@ -90,29 +99,45 @@ pub(super) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
 }
 
 /// Sees to it that a guest that ran runs again: QEMU resumes it by itself after a cancelled migration, as a rule.
-async fn resume(sides: &Sides) -> Result<(), ProcessError> {
+async fn resume(sides: &Sides, may_resume: Option<DestinationCannotRun>) -> Result<(), ProcessError> {
     let source = &sides.source;
-    if !sides.was_running || is_as_before(sides).await {
+    let Some(proof) = may_resume.filter(|_| sides.was_running) else { return Ok(()) };
+    if is_as_before(sides).await {
         return Ok(());
     }
-    let resumed = |seen: &crate::qemu::Observed| {
-        let after_stop =
-            seen.resumed.zip(seen.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local);
-        after_stop.then_some(())
-    };
+    let resumed = |seen: &crate::qemu::Observed| seen.runs_again().then_some(());
     let paused = source.ask(&qmp::query_status {}).await?.status == RunState::Paused;
     if !paused && source.until("RESUME", RESUME, resumed).await.is_ok() {
         return Ok(());
     }
-    exchange::resume_source(source, DestinationCannotRun::NeverContinued).await
+    exchange::resume_source(source, proof).await
 }
 
 async fn is_as_before(sides: &Sides) -> bool {
-    let expected = if sides.was_running { RunState::Running } else { RunState::Paused };
-    match sides.source.ask(&qmp::query_status {}).await {
-        Ok(status) => status.status == expected,
-        Err(_) => false,
+    match sides.source.ask(&qmp::query_status {}).await.map(|answer| answer.status) {
+        Ok(RunState::Running) => sides.was_running,
+        // a paused guest whose migration completed, to a destination that is dead now
+        Ok(RunState::Paused | RunState::PostMigrate) => !sides.was_running,
+        _ => false,
     }
+}
+
+/// What an effect that could not be undone leaves, where [`left_behind`] cannot see it.
+fn unseen(sides: &Sides, effect: &Effect) -> Option<String> {
+    match effect {
+        Effect::Tuned { side, .. } => {
+            Some(format!("{}: migration capabilities and parameters", sides.side(*side).name()))
+        }
+        Effect::Incoming => Some(format!("{}: an incoming migration", sides.destination.name())),
+        _ => None,
+    }
+}
+
+/// A migration that could not be cancelled: it would stop the guest yet.
+async fn under_way(source: &Process) -> Option<String> {
+    // a source that does not answer is named by `left_behind`
+    let status = source.ask(&qmp::query_migrate {}).await.ok()?.status.filter(|status| !status.is_over())?;
+    Some(format!("{}: the migration is under way ({status})", source.name()))
 }
 
 async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {

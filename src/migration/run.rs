@@ -19,7 +19,7 @@ use crate::{
         RunsOn, Side,
     },
     qemu::{
-        Process, ProcessError,
+        Observed, Process,
         reply::{MigrationStatus, RunState},
     },
     storage::{
@@ -41,8 +41,12 @@ use tokio::{sync::watch, time::sleep_until, try_join};
 
 /// How long a source whose migration failed may take to say so and to resume.
 const AFTERMATH: Duration = Duration::from_secs(5);
-/// How often the verdict is looked for again: each round does one thing, and two are the most that any case needs.
-const ROUNDS: u32 = 4;
+/// How often the verdict is looked for again: each round does one thing, and three are the most that any case needs (the
+/// destination is quit, the migration cancelled, the source resumed).
+const ROUNDS: u32 = 6;
+
+/// What allows the source to be resumed before `migrate-continue`.
+const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
 
 /// What a run works with.
 pub(super) struct Engine {
@@ -91,7 +95,7 @@ impl Engine {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
                 self.finish(&sides, plan, handed, &mut course).await
             }
-            Err(failure) => self.retreat(&sides, &failure, &mut course).await,
+            Err(failure) => self.retreat(&sides, &failure, NEVER_CONTINUED, &mut course).await,
         };
         self.outcome(plan, end, &course)
     }
@@ -261,14 +265,21 @@ impl Engine {
     ) -> Result<(), HandoverFailure> {
         let Sides { source, destination, was_running } = sides;
         let handover = async {
-            let (handed, sent) = exchange::relinquish(source, &disengaged).await;
-            sent.map_err(Failure::from).map_err(before_start)?;
-            let arrival = exchange::arrival(source, destination, &handed).await;
-            let (arrived, gone, there) = arrival.map_err(Failure::from).map_err(before_start)?;
+            let (handed, without_effect) = exchange::relinquish(source, &disengaged);
+            let arrival = tokio::select! {
+                biased;
+                error = without_effect => return Err(HandoverFailure::new(error, Reached::Nothing)),
+                arrival = exchange::arrival(source, destination, &handed) => arrival,
+            };
+            let (arrived, gone, there) = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
             course.ledger.mark(Mark::SourceCompleted, gone);
             course.ledger.mark(Mark::DestinationCompleted, there);
             if *was_running {
-                let resumed = exchange::start_guest(destination, &arrived).await.map_err(after_start)?;
+                let started = exchange::start_guest(destination, &arrived).await;
+                let resumed = started.map_err(|error| {
+                    let reached = if error.is_refusal() { Reached::Continued } else { Reached::Started };
+                    HandoverFailure::new(error, reached)
+                })?;
                 course.ledger.mark(Mark::Resume, resumed);
             }
             Ok(())
@@ -287,23 +298,23 @@ impl Engine {
         if let Some(stopped) = sides.source.observed().stopped {
             course.ledger.mark(Mark::Stop, stopped);
         }
-        let Err(HandoverFailure { failure, started }) = handed else {
+        let Err(HandoverFailure { failure, reached }) = handed else {
             return self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await;
         };
         self.report.warn("handover-failed", describe(&failure));
-        match self.judge(sides, started).await {
+        if reached == Reached::Nothing {
+            return self.retreat(sides, &failure, NEVER_CONTINUED, course).await;
+        }
+        match self.judge(sides, reached == Reached::Started).await {
             Verdict::OnDestination => {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
                 self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await
             }
-            Verdict::OnSource => self.retreat(sides, &failure, course).await,
-            _ => {
-                let mut reason = failure.reason();
-                reason.message.push_str("; neither side is proved to have the guest: ask both with query-status before you send cont to one");
-                End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
-            }
+            // as it was already: nothing is left to resume
+            Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
+            _ => undetermined(&failure),
         }
     }
 
@@ -318,6 +329,7 @@ impl Engine {
                 destination: if quit { Seen::Dead } else { look(destination).await },
                 started,
                 was_running: *was_running,
+                source_resumed: gave_up(&source.observed()),
             };
             let verdict = verdict::decide(&facts);
             self.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
@@ -329,6 +341,7 @@ impl Engine {
                     Ok(())
                 }
                 Verdict::ResumeSource => exchange::resume_source(source, DestinationCannotRun::Dead).await,
+                Verdict::CancelMigration => precopy::cancel(source).await,
                 Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
                     Some(arrived) => {
                         let done = exchange::start_guest(destination, &arrived).await.map(drop);
@@ -345,9 +358,17 @@ impl Engine {
         Verdict::Undetermined
     }
 
-    /// Removes what was made, from both sides, and quits the source.
+    /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
+    /// source's is the only state that is known to be there.
     async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
         let Sides { source, destination, .. } = sides;
+        let run = match destination.ask(&qmp::query_status {}).await {
+            Ok(answer) => answer.status,
+            Err(error) => return undetermined(&error.into()),
+        };
+        if sides.was_running && run != RunState::Running {
+            self.report.warn("guest-state", format!("the guest moved and is now {run}"));
+        }
         if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
             course.downtime = migration.downtime;
             crate::memory::sample::fold(&mut course.ram, &migration);
@@ -371,11 +392,6 @@ impl Engine {
                 _ => {}
             }
         }
-        match destination.ask(&qmp::query_status {}).await {
-            Ok(status) if status.status == RunState::Running || !sides.was_running => {}
-            Ok(status) => self.report.warn("guest-state", format!("the guest moved and is now {}", status.status)),
-            Err(error) => problems.push(error),
-        }
         for problem in problems {
             self.report.warn("cleanup", describe(&problem));
         }
@@ -383,12 +399,18 @@ impl Engine {
     }
 
     /// Goes back to the source.
-    async fn retreat(&self, sides: &Sides, failure: &Failure, course: &mut Course) -> End {
+    async fn retreat(
+        &self,
+        sides: &Sides,
+        failure: &Failure,
+        may_resume: Option<DestinationCannotRun>,
+        course: &mut Course,
+    ) -> End {
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
         let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
-        let RolledBack { as_before, leftovers } =
-            self.phase(Phase::Cleanup, roll_back(sides, &course.effects, &self.report)).await;
+        let rolled_back = roll_back(sides, &course.effects, may_resume, &self.report);
+        let RolledBack { as_before, leftovers } = self.phase(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
         let ending = match (as_before, failure) {
             (false, _) => Ending::Undetermined,
@@ -396,7 +418,7 @@ impl Engine {
             (true, Failure::Cancelled) => Ending::Cancelled,
             (true, _) => Ending::RolledBack,
         };
-        if listened {
+        if listened && sides.destination.is_gone() {
             reason
                 .message
                 .push_str("; a QEMU takes one incoming migration, so the destination has been ended: start it anew");
@@ -474,19 +496,35 @@ impl Engine {
     }
 }
 
-/// A failure after `migrate-continue`, and whether `cont` may have reached the destination.
+/// A failure of the handover, and what may have been done by then.
 struct HandoverFailure {
     failure: Failure,
-    started: bool,
+    reached: Reached,
 }
 
-fn before_start(failure: Failure) -> HandoverFailure {
-    HandoverFailure { failure, started: false }
+/// How far a handover may have gone. What was sent and not refused may have been done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// `migrate-continue` certainly had no effect: the way back is as before.
+    Nothing,
+    /// The source may have sent everything.
+    Continued,
+    /// The destination may run the guest.
+    Started,
 }
 
-/// Only a refusal proves that the guest was not started.
-fn after_start(error: ProcessError) -> HandoverFailure {
-    HandoverFailure { started: !error.is_refusal(), failure: error.into() }
+impl HandoverFailure {
+    fn new(failure: impl Into<Failure>, reached: Reached) -> Self {
+        Self { failure: failure.into(), reached }
+    }
+}
+
+/// The end where nothing is proved, and nothing more is done.
+fn undetermined(failure: &Failure) -> End {
+    let mut reason = failure.reason();
+    let advice = "neither side is proved to have the guest: ask both with query-status before you send cont to one";
+    reason.message = format!("{}; {advice}", reason.message);
+    End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
 }
 
 /// Gathers facts from both sides and plans.
@@ -516,12 +554,16 @@ async fn reached(deadline: Option<Instant>) {
 async fn settle_down(source: &Process, was_running: bool) {
     let told = source.until("end of the migration", AFTERMATH, |seen| {
         let over = seen.migration.keys().find(|status| status.is_over())?;
-        let resumed = seen.resumed.zip(seen.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local);
-        (*over == MigrationStatus::Completed || resumed || !was_running).then_some(())
+        (*over == MigrationStatus::Completed || seen.runs_again() || !was_running).then_some(())
     });
     if let Err(error) = told.await {
         tracing::debug!(%error, "judging all the same");
     }
+}
+
+/// Whether a source has given its migration up after it stopped the guest: QEMU then resumes it by itself.
+fn gave_up(seen: &Observed) -> bool {
+    seen.runs_again() || [MigrationStatus::Failed, MigrationStatus::Cancelled].iter().any(|s| seen.entered(s).is_some())
 }
 
 /// What one side is seen to be.

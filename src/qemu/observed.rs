@@ -91,6 +91,11 @@ impl Observed {
         self.migration.get(status).copied()
     }
 
+    /// Whether the guest resumed after it last stopped.
+    pub fn runs_again(&self) -> bool {
+        self.resumed.zip(self.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local)
+    }
+
     fn job(&mut self, id: &str) -> Option<&mut JobSeen> {
         if self.jobs.len() >= MOST && !self.jobs.contains_key(id) {
             return None;
@@ -138,7 +143,7 @@ mod tests {
             ("JOB_STATUS_CHANGE", json!({"id": "j", "status": "concluded"})),
             ("RESUME", Value::Null),
         ]);
-        assert_eq!((at(seen.stopped), at(seen.resumed)), (Some(2), Some(6)));
+        assert_eq!((at(seen.stopped), at(seen.resumed), seen.runs_again()), (Some(2), Some(6), true));
         assert_eq!(at(seen.entered(&MigrationStatus::PreSwitchover)), Some(3));
         assert_eq!(at(seen.jobs["j"].concluded), Some(5));
         assert_eq!((seen.jobs["j"].error.as_deref(), seen.jobs["j"].aborted), (None, false));

@@ -17,11 +17,13 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// How long a question may take. QEMU answers in well under a millisecond unless its main loop hangs.
 const ASK: Duration = Duration::from_secs(10);
+/// How often something that events tell is asked for as well, should they be lost.
+const ASK_ANYWAY: Duration = Duration::from_millis(500);
 /// How long a command may take that makes QEMU open, connect or cancel something.
 const ACT: Duration = Duration::from_secs(30);
 
@@ -89,6 +91,19 @@ impl ProcessError {
     /// Whether QEMU itself said no: the command certainly had no effect.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Execute { source: ExecuteError::Refused { .. }, .. })
+    }
+
+    /// Whether the command certainly had no effect: it was refused, or never left this process.
+    pub fn is_without_effect(&self) -> bool {
+        let unsent = matches!(
+            self,
+            Self::Encode { .. }
+                | Self::Execute {
+                    source: ExecuteError::NoReply { sent: false, .. } | ExecuteError::Closed { sent: false, .. },
+                    ..
+                }
+        );
+        unsent || self.is_refusal()
     }
 }
 
@@ -231,6 +246,32 @@ impl Process {
         match timeout(deadline, seen).await {
             Ok(seen) => seen,
             Err(_) => Err(ProcessError::Late { at: self.name.clone(), what, waited: deadline }),
+        }
+    }
+
+    /// The same, asking `ask` now and then for the case that an event was lost: events are hints, answers are truth.
+    ///
+    /// # Errors
+    /// As [`Process::until`].
+    pub async fn until_known<T, A: Future<Output = Option<T>>>(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        look: impl FnMut(&Observed) -> Option<T>,
+        mut ask: impl FnMut() -> A,
+    ) -> Result<T, ProcessError> {
+        let asked = async {
+            loop {
+                sleep(ASK_ANYWAY).await;
+                if let Some(found) = ask().await {
+                    return found;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            told = self.until(what, deadline, look) => told,
+            found = asked => Ok(found),
         }
     }
 

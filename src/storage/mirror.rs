@@ -203,11 +203,13 @@ pub fn settle<'a>(
         .collect();
     async move {
         all(cancels.into_iter()).await?;
-        let concluded = source.until("end of the mirrors", SETTLE, |seen| match failed_to_settle(seen, pairs) {
+        let told = |seen: &Observed| match failed_to_settle(seen, pairs) {
             Some(failure) => Some(Err(failure)),
             None => last_concluded(seen, pairs).map(Ok),
-        });
-        match concluded.await? {
+        };
+        // how they concluded is asked afterwards in any case
+        let asked = || async { has_concluded(source, pairs).await.then(|| Ok(Some(Moment::now()))) };
+        match source.until_known("end of the mirrors", SETTLE, told, asked).await? {
             Ok(last) => Ok(last),
             Err((disk, error)) => Err(MirrorError::Failed { disk, error }),
         }
@@ -242,7 +244,8 @@ pub async fn abort(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
                 return Err(error);
             }
         }
-        source.until("end of an aborted mirror", ABORT, |seen| seen.jobs.get(job)?.concluded).await?;
+        let asked = || async { has_concluded(source, std::slice::from_ref(pair)).await.then(Moment::now) };
+        source.until_known("end of an aborted mirror", ABORT, |seen| seen.jobs.get(job)?.concluded, asked).await?;
     }
     source.act(&qmp::job_dismiss { id: job.clone() }).await
 }
@@ -297,6 +300,13 @@ fn find<'a>(jobs: &'a [BlockJob], pair: &Pair) -> Result<&'a BlockJob, MirrorErr
         (None, JobStatus::Concluded) => Err(failed("its job ended early")),
         _ => Ok(job),
     }
+}
+
+/// Whether no mirror works any more, well ended or not.
+async fn has_concluded(source: &Process, pairs: &[Pair]) -> bool {
+    let Ok(jobs) = source.ask(&qmp::query_jobs {}).await else { return false };
+    let works = |pair: &Pair| jobs.0.iter().any(|job| job.id == pair.names.job && job.status != JobStatus::Concluded);
+    !pairs.iter().any(works)
 }
 
 fn is_ready(seen: &Observed, pair: &Pair) -> bool {
