@@ -7,6 +7,7 @@
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 mod command;
+mod embedding;
 mod failures;
 mod moves;
 mod race;

@@ -128,14 +128,14 @@ impl Screen {
                 let took = event.t_ms.saturating_sub(self.begun.get(phase).copied().unwrap_or(event.t_ms));
                 self.clear();
                 self.shown.clear();
-                self.line(&format!("{at} {phase:<11} {took} ms"));
+                self.line(&format!("{at} {phase:<11} {took:>7} ms"));
             }
             Kind::Disk { disk, copied, total, ready, rate, .. } => {
                 let note = if *ready { "ready".to_owned() } else { Rate(*rate).to_string() };
                 self.sample(&format!("disk {disk}"), *copied, *total, &note, event.t_ms);
             }
             Kind::Memory { transferred, remaining, dirty_rate, bandwidth, .. } => {
-                let note = format!("{}, dirtied at {}", Rate(*bandwidth), Rate(*dirty_rate));
+                let note = format!("{}, dirty {}", Rate(*bandwidth), Rate(*dirty_rate));
                 self.sample("memory", *transferred, transferred + remaining, &note, event.t_ms);
             }
             Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
@@ -154,15 +154,14 @@ impl Screen {
             return;
         };
         let bar = self.shown.entry(what.to_owned()).or_insert_with(|| {
-            let style = ProgressStyle::with_template(
-                "  {prefix:<16} [{bar:32}] {binary_bytes:>11} / {binary_total_bytes:<11} {msg}",
-            );
+            // a line that is longer than the terminal is wide would be drawn again and again: only the bar gives way
+            let style = ProgressStyle::with_template("  {prefix:<12!} [{wide_bar}] {msg:<52!}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
             bars.add(ProgressBar::new(all).with_style(style).with_prefix(what.to_owned()))
         });
         bar.set_length(all);
         bar.set_position(done);
-        bar.set_message(note.to_owned());
+        bar.set_message(format!("{:>10} / {:<10} {note}", Bytes(done), Bytes(all)));
     }
 }
 

@@ -9,7 +9,8 @@ pub struct Error(String);
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
+    /// An error that says this.
+    pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 }

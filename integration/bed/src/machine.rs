@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -94,7 +95,11 @@ impl Machine {
         }
         let port = UnixListener::bind(folder.join("port")).context(|| "listening for the debug port")?;
         let stderr = File::create(folder.join("stderr")).context(|| "creating the file for QEMU's stderr")?;
-        let mut child = Command::new(build.program("qemu-system-x86_64"))
+        let mut command = Command::new(build.program("qemu-system-x86_64"));
+        if spec.apart {
+            command.process_group(0);
+        }
+        let mut child = command
             .args(arguments(side, spec, machine, folder, disks, &guest))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

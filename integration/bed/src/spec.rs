@@ -43,6 +43,9 @@ pub struct Spec {
     pub guest: Guest,
     /// Whether each QEMU gets a TCP monitor too, on a port of its choice.
     pub tcp: bool,
+    /// Whether each QEMU is in a process group of its own, where a terminal's Ctrl-C does not reach it. The pair must
+    /// then be dropped on an interrupt too.
+    pub apart: bool,
     /// More arguments for both QEMUs.
     pub extra: Vec<String>,
 }
@@ -58,6 +61,7 @@ impl Default for Spec {
             style: Style::default(),
             guest: Guest::default(),
             tcp: false,
+            apart: false,
             extra: Vec::new(),
         }
     }

@@ -1,0 +1,34 @@
+//! `examples/migrate.rs`, as an embedder would run it.
+
+use super::support::{WAIT, busy, judge_disks, spec, start};
+use qferry_bed::Side;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Beside the command; cargo builds it before it runs the tests, unless told to build one test only.
+fn example() -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_qferry")).parent().unwrap();
+    let path = folder.join("examples/migrate");
+    assert!(path.exists(), "{} is missing: cargo build --examples", path.display());
+    path
+}
+
+#[test]
+fn the_example_moves_a_guest() {
+    let pair = start(&spec("10.0.13", busy()));
+    let mut command = Command::new(example());
+    command.arg(pair.source.qmp_path()).arg(pair.destination.qmp_path()).env("XDG_RUNTIME_DIR", pair.run_dir());
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    for word in ["storage: Begin", "disk disk0: ", "ready: true", "memory: ", "cleanup: End", "moved, after a blackout"]
+    {
+        assert!(text.contains(word), "no '{word}' in {text}");
+    }
+    pair.source.wait_for_end(WAIT).unwrap();
+    assert_eq!(pair.runners().unwrap(), [Side::Destination]);
+    pair.wait_for_beats(Side::Destination, 20, WAIT).unwrap();
+    judge_disks(&pair, Side::Destination);
+}
