@@ -17,13 +17,13 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 /// How long a question may take. QEMU answers in well under a millisecond unless its main loop hangs.
 const ASK: Duration = Duration::from_secs(10);
-/// How often something that events tell is asked for as well, should they be lost.
-const ASK_ANYWAY: Duration = Duration::from_millis(500);
+/// When an event is overdue, and what it would have told is asked for.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// How long a command may take that makes QEMU open, connect or cancel something.
 const ACT: Duration = Duration::from_secs(30);
 
@@ -249,7 +249,8 @@ impl Process {
         }
     }
 
-    /// The same, asking `ask` now and then for the case that an event was lost: events are hints, answers are truth.
+    /// The same for what a question can tell as well: an event that is overdue may have been lost, and then the answer to
+    /// `ask` counts. Events are hints, answers are truth; and nothing is asked as long as events come in time.
     ///
     /// # Errors
     /// As [`Process::until`].
@@ -257,21 +258,23 @@ impl Process {
         &self,
         what: &'static str,
         deadline: Duration,
-        look: impl FnMut(&Observed) -> Option<T>,
+        mut look: impl FnMut(&Observed) -> Option<T>,
         mut ask: impl FnMut() -> A,
     ) -> Result<T, ProcessError> {
-        let asked = async {
+        let known = async {
             loop {
-                sleep(ASK_ANYWAY).await;
+                match self.until(what, OVERDUE, &mut look).await {
+                    Err(ProcessError::Late { .. }) => {}
+                    told => return told,
+                }
                 if let Some(found) = ask().await {
-                    return found;
+                    return Ok(found);
                 }
             }
         };
-        tokio::select! {
-            biased;
-            told = self.until(what, deadline, look) => told,
-            found = asked => Ok(found),
+        match timeout(deadline, known).await {
+            Ok(known) => known,
+            Err(_) => Err(ProcessError::Late { at: self.name.clone(), what, waited: deadline }),
         }
     }
 
