@@ -8,6 +8,7 @@ mod aftermath;
 mod effect;
 mod failure;
 mod handle;
+mod interrupt;
 mod plan;
 mod rollback;
 mod run;

@@ -4,6 +4,7 @@ use super::{
     Effect, Failure, Plan, Settings,
     aftermath::judge,
     failure::describe,
+    interrupt::unless_interrupted,
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
 use crate::{
@@ -28,8 +29,8 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::Map;
-use std::{collections::BTreeMap, fs, future::pending, os::unix::fs::DirBuilderExt, time::Instant};
-use tokio::{sync::watch, time::sleep_until, try_join};
+use std::{collections::BTreeMap, fs, os::unix::fs::DirBuilderExt, time::Instant};
+use tokio::{sync::watch, try_join};
 
 /// What allows the source to be resumed before `migrate-continue`.
 const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
@@ -88,15 +89,15 @@ impl Engine {
 
     /// Everything up to the last point from which the way back is cheap.
     async fn carry_over(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
-        let deadline = self.settings.timeout.map(|timeout| self.began + timeout);
         let approach = async {
             self.phase(Phase::Prepare, self.prepare(sides, plan, course)).await?;
             self.phase(Phase::Storage, self.copy_disks(sides, plan, course)).await?;
             self.phase(Phase::Memory, self.copy_memory(sides, plan, course)).await
         };
-        let stopped = self.unless_interrupted(sides, deadline, approach).await?;
+        let timeout = self.settings.timeout.map(|timeout| (timeout, self.began + timeout));
+        let stopped = unless_interrupted(sides, &self.cancel, timeout, approach).await?;
         let switchover = self.phase(Phase::Switchover, self.disengage(sides, plan, stopped, course));
-        self.unless_interrupted(sides, None, switchover).await
+        unless_interrupted(sides, &self.cancel, None, switchover).await
     }
 
     async fn prepare(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
@@ -397,25 +398,6 @@ impl Engine {
         }
     }
 
-    /// Does the work unless the user cancels, the time is up, or a QEMU goes away first.
-    async fn unless_interrupted<T>(
-        &self,
-        sides: &Sides,
-        deadline: Option<Instant>,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        let mut cancel = self.cancel.clone();
-        tokio::select! {
-            // a death that makes a command fail is the better reason than the command's failure
-            biased;
-            _ = cancel.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
-            gone = sides.source.gone() => Err(Failure::SourceGone(gone)),
-            gone = sides.destination.gone() => Err(Failure::DestinationGone(gone)),
-            () = reached(deadline) => Err(Failure::Timeout(self.settings.timeout.unwrap_or_default())),
-            done = work => done,
-        }
-    }
-
     /// Reports a phase's begin and end around its work, also when the work is dropped.
     pub(super) async fn phase<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
         struct Entered<'a>(&'a Reporter, Phase);
@@ -487,11 +469,4 @@ pub(super) async fn plan(
 fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
     let found = plan.addresses.as_ref().map(|(nbd, ram)| (nbd, ram));
     found.ok_or_else(|| Failure::Refused { code: "address-missing", message: "the plan has no addresses".to_owned() })
-}
-
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline.into()).await,
-        None => pending().await,
-    }
 }

@@ -1,0 +1,57 @@
+//! What ends a migration early, up to `migrate-continue`: the user, the timeout, or a QEMU that goes away.
+//!
+//! It only drops the work and names the reason. What the work had begun is undone by the way back.
+
+use super::{Failure, rollback::Sides};
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::watch,
+    time::{sleep_until, timeout},
+};
+
+/// How long a death may take to be seen after the command that it made fail: its sockets close one after the other.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Does the work unless something ends it first. `cancel` turns true, or closes, when the user cancels; `limit` is the
+/// user's timeout and when it is over.
+pub(super) async fn unless_interrupted<T>(
+    sides: &Sides,
+    cancel: &watch::Receiver<bool>,
+    limit: Option<(Duration, Instant)>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut cancel = cancel.clone();
+    let failure = tokio::select! {
+        biased;
+        _ = cancel.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
+        death = death(sides) => return Err(death),
+        waited = over(limit) => return Err(Failure::Timeout(waited)),
+        done = work => match done {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
+        },
+    };
+    // a death that makes a command fail is the better reason than the command's failure
+    Err(timeout(GRACE, death(sides)).await.unwrap_or(failure))
+}
+
+async fn death(sides: &Sides) -> Failure {
+    tokio::select! {
+        biased;
+        gone = sides.source.gone() => Failure::SourceGone(gone),
+        gone = sides.destination.gone() => Failure::DestinationGone(gone),
+    }
+}
+
+async fn over(limit: Option<(Duration, Instant)>) -> Duration {
+    match limit {
+        Some((waited, deadline)) => {
+            sleep_until(deadline.into()).await;
+            waited
+        }
+        None => pending().await,
+    }
+}
