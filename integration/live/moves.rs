@@ -1,8 +1,8 @@
 //! Migrations that succeed: versions, workloads and configurations.
 
 use super::support::{
-    MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and, spec,
-    start,
+    MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
+    migrate_when, spec, start,
 };
 use qferry::{
     endpoint::{Address, Dialed, dial},
@@ -97,6 +97,18 @@ fn a_paused_guest_stays_paused() {
     // its owner resumes it: it is whole
     pair.destination.qmp("cont", &serde_json::json!({})).unwrap();
     pair.wait_until_verified(WAIT).unwrap();
+    judge_disks(&pair, Side::Destination);
+}
+
+#[test]
+fn a_guest_that_its_owner_pauses_while_disks_are_copied_stays_paused() {
+    let pair = start(&spec("10.0.13", busy()));
+    let copying = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > 0);
+    let stop = |_: &Migration| drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap());
+    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copying, stop);
+    judge_moved(&pair, &outcome);
+    assert_eq!(outcome.blackout_ms, None);
+    assert_eq!(pair.destination.status().unwrap(), "paused");
     judge_disks(&pair, Side::Destination);
 }
 

@@ -34,7 +34,7 @@ pub(super) struct RolledBack {
     pub(super) leftovers: Vec<String>,
 }
 
-/// Both QEMUs, and whether the guest ran when the migration began.
+/// Both QEMUs, and whether the guest is to run.
 pub(super) struct Sides {
     pub(super) source: Process,
     pub(super) destination: Process,
@@ -90,6 +90,17 @@ pub(super) async fn roll_back(
 }
 
 impl Sides {
+    /// Takes the guest's state for what it is to be wherever the migration ends. Only while none of our commands has
+    /// stopped it.
+    pub(super) async fn look_again(&mut self) {
+        match self.source.ask(&qmp::query_status {}).await.map(|status| status.status) {
+            Ok(RunState::Running) => self.was_running = true,
+            Ok(RunState::Paused) => self.was_running = false,
+            // what to make of anything else is told by what comes next
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     /// One of the two.
     pub(super) fn side(&self, side: Side) -> &Process {
         match side {

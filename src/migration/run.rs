@@ -64,7 +64,7 @@ struct End {
 
 impl Engine {
     /// Moves the guest, or tells why not. Every phase in its order.
-    pub(super) async fn migrate(&self, sides: Sides, plan: &Plan) -> Outcome {
+    pub(super) async fn migrate(&self, mut sides: Sides, plan: &Plan) -> Outcome {
         let clock = match (sides.source.peer(), sides.destination.peer()) {
             (Some(_), Some(_)) => Clock::Qemu,
             _ => Clock::Engine,
@@ -77,7 +77,7 @@ impl Engine {
             downtime: None,
             leftovers: Vec::new(),
         };
-        let end = match self.carry_over(&sides, plan, &mut course).await {
+        let end = match self.carry_over(&mut sides, plan, &mut course).await {
             Ok(disengaged) => {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
                 self.finish(&sides, plan, handed, &mut course).await
@@ -88,14 +88,21 @@ impl Engine {
     }
 
     /// Everything up to the last point from which the way back is cheap.
-    async fn carry_over(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
-        let approach = async {
-            self.phase(Phase::Prepare, self.prepare(sides, plan, course)).await?;
-            self.phase(Phase::Storage, self.copy_disks(sides, plan, course)).await?;
-            self.phase(Phase::Memory, self.copy_memory(sides, plan, course)).await
-        };
+    async fn carry_over(&self, sides: &mut Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
         let timeout = self.settings.timeout.map(|timeout| (timeout, self.began + timeout));
-        let stopped = unless_interrupted(sides, &self.cancel, timeout, approach).await?;
+        let disks = async {
+            self.phase(Phase::Prepare, self.prepare(sides, plan, course)).await?;
+            self.phase(Phase::Storage, self.copy_disks(sides, plan, course)).await
+        };
+        let copied = unless_interrupted(sides, &self.cancel, timeout, disks).await;
+        if !course.effects.contains(&Effect::Stopped) {
+            // disks can take hours, and its owner may have paused or resumed the guest meanwhile
+            sides.look_again().await;
+        }
+        copied?;
+        let sides = &*sides;
+        let memory = self.phase(Phase::Memory, self.copy_memory(sides, plan, course));
+        let stopped = unless_interrupted(sides, &self.cancel, timeout, memory).await?;
         let switchover = self.phase(Phase::Switchover, self.disengage(sides, plan, stopped, course));
         unless_interrupted(sides, &self.cancel, None, switchover).await
     }
