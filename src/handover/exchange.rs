@@ -38,7 +38,7 @@ pub enum ExchangeError {
 /// Lets the source send the rest. From here it may not be resumed without proof, whatever the answer; so there is a
 /// [`Handed`] in any case. Resolves only where the command certainly had no effect: any other answer, or none, is told
 /// better by [`arrival`].
-pub fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, impl Future<Output = ProcessError> + use<>) {
+pub fn relinquish(source: &Process, disengaged: Disengaged) -> (Handed, impl Future<Output = ProcessError> + use<>) {
     let answer = source.act(&qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover });
     let without_effect = async {
         match answer.await {
@@ -57,7 +57,7 @@ pub fn relinquish(source: &Process, disengaged: &Disengaged) -> (Handed, impl Fu
 pub async fn arrival(
     source: &Process,
     destination: &Process,
-    handed: &Handed,
+    handed: Handed,
     downtime: Duration,
 ) -> Result<(Arrived, Moment, Moment), ExchangeError> {
     // twice, for its measure of the bandwidth may have been too good
@@ -80,7 +80,7 @@ pub async fn arrival(
 ///
 /// # Errors
 /// QEMU refuses or does not answer; only a refusal proves that the guest does not run.
-pub async fn start_guest(destination: &Process, _: &Arrived) -> Result<Moment, ProcessError> {
+pub async fn start_guest(destination: &Process, _: Arrived) -> Result<Moment, ProcessError> {
     destination.act(&qmp::cont {}).await?;
     let asked = || async {
         let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
@@ -91,7 +91,7 @@ pub async fn start_guest(destination: &Process, _: &Arrived) -> Result<Moment, P
 
 /// The proof for a destination that has all state while the source's process is seen to have ended.
 pub async fn outlived(source: &Process, patience: Duration) -> Option<Arrived> {
-    source.proved_dead(patience).await.then(|| Arrived::outlived(&SourceCannotRun::dead()))
+    source.proved_dead(patience).await.then(|| Arrived::outlived(SourceCannotRun::dead()))
 }
 
 /// Resumes the guest on the source.

@@ -59,7 +59,7 @@ impl Disengaged {
 pub struct Handed(());
 
 impl Handed {
-    pub(super) fn new(_: &Disengaged) -> Self {
+    pub(super) fn new(_: Disengaged) -> Self {
         Self(())
     }
 }
@@ -69,12 +69,12 @@ impl Handed {
 pub struct Arrived(());
 
 impl Arrived {
-    pub(super) fn new(_: &Handed) -> Self {
+    pub(super) fn new(_: Handed) -> Self {
         Self(())
     }
 
     /// The destination reported `completed` and the source's process is dead.
-    pub(super) fn outlived(_: &SourceCannotRun) -> Self {
+    pub(super) fn outlived(_: SourceCannotRun) -> Self {
         Self(())
     }
 }

@@ -52,7 +52,7 @@ pub(super) async fn judge(sides: &Sides, mut started: bool, report: &Reporter) -
             Verdict::CancelMigration => precopy::cancel(source).await.map(drop),
             Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
                 Some(arrived) => {
-                    let done = exchange::start_guest(destination, &arrived).await.map(drop);
+                    let done = exchange::start_guest(destination, arrived).await.map(drop);
                     started = done.as_ref().err().is_none_or(|error| !error.is_refusal());
                     done
                 }

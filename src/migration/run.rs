@@ -259,17 +259,17 @@ impl Engine {
     ) -> Result<(), HandoverFailure> {
         let Sides { source, destination, was_running } = sides;
         let handover = async {
-            let (handed, without_effect) = exchange::relinquish(source, &disengaged);
+            let (handed, without_effect) = exchange::relinquish(source, disengaged);
             let arrival = tokio::select! {
                 biased;
                 error = without_effect => return Err(HandoverFailure::new(error, Reached::Nothing)),
-                arrival = exchange::arrival(source, destination, &handed, self.settings.downtime) => arrival,
+                arrival = exchange::arrival(source, destination, handed, self.settings.downtime) => arrival,
             };
             let (arrived, gone, there) = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
             course.ledger.mark(Mark::SourceCompleted, gone);
             course.ledger.mark(Mark::DestinationCompleted, there);
             if *was_running {
-                let started = exchange::start_guest(destination, &arrived).await;
+                let started = exchange::start_guest(destination, arrived).await;
                 let resumed = started.map_err(|error| {
                     let reached = if error.is_refusal() { Reached::Continued } else { Reached::Started };
                     HandoverFailure::new(error, reached)
