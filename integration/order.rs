@@ -250,7 +250,7 @@ async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
     model.state().writes =
         Box::new(|job, _, stopped| Some(if job == "qferry-mirror-1" && !stopped { 65536 } else { 0 }));
     let run = model.migrate().await;
-    assert_eq!(run.actions("restart-mirror"), 5, "{run:?}");
+    assert_eq!(run.actions("restart-mirror"), 16, "{run:?}");
     assert_eq!(run.outcome.outcome, Ending::Moved, "{run:?}");
     let stop = run.position("source: stop");
     let told = run.told();
@@ -268,7 +268,7 @@ async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
             "source: cont",
         ]
     );
-    assert_eq!(run.count("source: drive-mirror"), 7, "{run:?}");
+    assert_eq!(run.count("source: drive-mirror"), 18, "{run:?}");
     assert_eq!((run.count("source: cont"), run.count("source: stop")), (1, 1), "{run:?}");
     assert!(run.warned("stopped-for-mirror"), "{run:?}");
 }
@@ -1015,6 +1015,8 @@ fn sound(model: &Model, run: &Run, what: &str) {
     match ending {
         Ending::Moved => assert_eq!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
         Ending::Undetermined => assert_eq!(run.outcome.runs_on, RunsOn::Unknown, "{what}: {run:?}"),
+        // refused before the guest was seen anywhere
+        Ending::Refused => assert_ne!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
         _ => assert_eq!(run.outcome.runs_on, RunsOn::Source, "{what}: {run:?}"),
     }
     assert_eq!(run.outcome.reason.is_none(), ending == Ending::Moved, "{what}: {run:?}");

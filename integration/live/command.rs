@@ -152,7 +152,7 @@ fn an_interrupt_rolls_back() {
 #[test]
 fn a_reader_that_goes_away_does_not_stop_a_migration() {
     let pair = start(&spec("10.0.13", busy()));
-    let mut command = qferry(&pair, &["--json"]);
+    let mut command = qferry(&pair, &["--json", "-vvv"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop((child.stdout.take(), child.stderr.take()));
     assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -124,6 +124,44 @@ fn monitors_nbd_and_ram_over_tcp() {
     assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
 }
 
+/// Stands between a monitor and whoever speaks to it, as `ssh -L` does.
+fn forward(to: std::path::PathBuf, at: &std::path::Path) {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let listener = UnixListener::bind(at).unwrap();
+    std::thread::spawn(move || {
+        let (here, there) = (listener.accept().unwrap().0, UnixStream::connect(to).unwrap());
+        let copy = |mut from: UnixStream, mut to: UnixStream| {
+            std::thread::spawn(move || {
+                drop(std::io::copy(&mut from, &mut to));
+                drop(to.shutdown(std::net::Shutdown::Both));
+            })
+        };
+        copy(here.try_clone().unwrap(), there.try_clone().unwrap());
+        copy(there, here);
+    });
+}
+
+#[test]
+fn a_forwarder_is_not_taken_for_qemu() {
+    let pair = start(&spec("10.0.13", busy()));
+    let at = |name: &str| pair.source.folder().join(name);
+    let forwarded = |name| Address::unix(at(name)).unwrap();
+    let moving = || {
+        forward(pair.source.qmp_path(), &at("a"));
+        forward(pair.destination.qmp_path(), &at("b"));
+        Migration::builder(forwarded("a"), forwarded("b")).runtime_dir(pair.run_dir())
+    };
+    // one process made both sockets, and neither QEMU is known to be on this host
+    let refused = migrate(moving());
+    assert_eq!(refused.reason.as_ref().unwrap().code, "address-missing", "{refused:#?}");
+    std::fs::remove_file(at("a")).unwrap();
+    std::fs::remove_file(at("b")).unwrap();
+    let run = |name| Address::unix(pair.run_dir().join(name)).unwrap();
+    let outcome = migrate(moving().addresses(run("nbd"), run("ram")));
+    judge_running(&pair, &outcome);
+    assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
+}
+
 #[test]
 fn connections_that_the_embedder_holds() {
     let pair = start(&spec("10.0.13", busy()));

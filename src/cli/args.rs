@@ -92,7 +92,7 @@ pub(super) struct Migrate {
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]
     pub(super) json: bool,
-    /// Record every line of both monitors in this new file, secrets left out
+    /// Record every line of both monitors in this file, which must not exist yet; secrets are left out
     #[arg(long, value_name = "FILE")]
     pub(super) transcript: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! `qferry migrate`.
 
-use super::{args, failed, render};
+use super::{args, failed, misused, render};
 use crate::{
     migration::{Migration, Plan},
     qmp::Recorder,
@@ -13,7 +13,7 @@ pub(super) async fn run(options: Box<args::Migrate>) -> ExitCode {
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings());
     let recorder = match options.transcript.as_ref().map(Recorder::create).transpose() {
         Ok(recorder) => recorder,
-        Err(error) => return failed(&crate::migration::describe(&error)),
+        Err(error) => return misused(&crate::migration::describe(&error)),
     };
     if let Some(recorder) = &recorder {
         builder = builder.transcript(recorder.clone());
@@ -46,10 +46,10 @@ fn refused(plan: &Plan) -> bool {
 }
 
 async fn migrate(builder: crate::migration::Builder, json: bool) -> ExitCode {
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (mut interrupt, mut terminate) = match (interrupt, terminate) {
-        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-        (Err(error), _) | (_, Err(error)) => return failed(&format!("cannot watch for signals: {error}")),
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+    let [mut interrupt, mut terminate, mut hangup] = match kinds {
+        [Ok(interrupt), Ok(terminate), Ok(hangup)] => [interrupt, terminate, hangup],
+        _ => return failed("cannot watch for signals"),
     };
     let mut migration = builder.start();
     let events = migration.events();
@@ -63,6 +63,8 @@ async fn migrate(builder: crate::migration::Builder, json: bool) -> ExitCode {
             outcome = &mut ended => break outcome,
             _ = interrupt.recv() => canceller.cancel(),
             _ = terminate.recv() => canceller.cancel(),
+            // nobody is there to see how it goes on
+            _ = hangup.recv() => canceller.cancel(),
         }
     };
     if screen.join().is_err() {

@@ -3,12 +3,14 @@
 //! Owns arguments, what people see and exit codes. It must never decide anything about a migration.
 
 mod args;
+mod log;
 mod migrate;
 mod render;
 
 use std::process::ExitCode;
 
 pub use args::Arguments;
+pub use log::Log;
 
 /// Runs the verb and gives the exit code of the contract.
 pub fn run(arguments: Arguments) -> ExitCode {
@@ -20,6 +22,12 @@ pub fn run(arguments: Arguments) -> ExitCode {
     match arguments.verb {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
     }
+}
+
+/// Reports wrong use: exit code 2.
+fn misused(message: &str) -> ExitCode {
+    render::say(&format!("qferry: {message}"));
+    ExitCode::from(2)
 }
 
 /// Reports an error that is none of the outcomes: exit code 1.

@@ -3,7 +3,7 @@
 //! A reader that went away is no reason to stop: write errors are passed over.
 
 use crate::{
-    migration::{Events, Plan},
+    migration::{Estimate, Events, Plan},
     progress::{Ending, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
     quantity::{Bytes, Rate},
 };
@@ -83,7 +83,7 @@ pub(super) fn unplanned(reason: &Reason, json: bool) {
         let finding = serde_json::json!({
             "code": reason.code, "severity": "blocker", "subject": "", "message": reason.message, "remedy": "",
         });
-        let plan = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0, "findings": [finding], "disks": [], "estimate": {} });
+        let plan = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0, "findings": [finding], "disks": [], "estimate": Estimate::default() });
         drop(writeln!(io::stdout(), "{plan}"));
     }
 }

@@ -49,7 +49,9 @@ pub enum AddressError {
     #[error("`{0}` is no TCP address: write tcp:HOST:PORT, and an IPv6 address in brackets as in tcp:[::1]:4444")]
     Tcp(String),
     /// An `ssh://` address.
-    #[error("`{0}`: ssh addresses are not supported yet; forward the socket (ssh -L local.sock:remote.sock) meanwhile")]
+    #[error(
+        "`{0}`: ssh addresses are not supported yet; forward the socket with ssh -L meanwhile, and give --nbd-address and --migrate-address"
+    )]
     Ssh(String),
 }
 

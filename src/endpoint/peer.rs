@@ -3,6 +3,7 @@
 //! Owns a pidfd and only watches it: this module must never signal a process, and a number alone is never trusted,
 //! since it may name another process by now.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -43,6 +44,15 @@ impl PeerPid {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Whether it runs a QEMU program. Only then is its death QEMU's: a forwarder or a manager that made the socket dies
+    /// without harm to the guest. Told by the files it has mapped; where they may not be read, it is not known to be one.
+    pub fn is_qemu(&self) -> bool {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap_or_default();
+        let programs = maps.lines().filter_map(|line| line.rsplit_once('/'));
+        // read while it lived, so it is the process that is watched and not a later one of the same number
+        programs.into_iter().any(|(_, name)| name.starts_with("qemu-")) && !self.has_died()
+    }
+
     /// Whether it has died. A process counts as dead from its exit on, before its parent has collected it.
     pub fn has_died(&self) -> bool {
         let fd = self.fd.as_fd();
@@ -77,6 +87,12 @@ mod tests {
         assert!(peer.has_died());
         child.wait().await.unwrap();
         assert!(peer.has_died());
+    }
+
+    #[tokio::test]
+    async fn only_a_qemu_is_one() {
+        let ours = PeerPid::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(!ours.is_qemu());
     }
 
     #[tokio::test]

@@ -37,6 +37,8 @@ pub enum Failure {
         code: &'static str,
         /// Every blocker.
         message: String,
+        /// The guest was seen on the source, running or paused.
+        on_source: bool,
     },
     /// The source's QEMU is gone.
     #[error("the source is gone")]

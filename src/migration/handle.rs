@@ -39,8 +39,8 @@ pub enum Endpoint {
         name: String,
         /// The connection.
         stream: Box<dyn Socket>,
-        /// The QEMU process behind it, if the caller knows: its death is then noticed at once, and the two QEMUs are
-        /// taken to be on this host.
+        /// The QEMU process itself, if the caller knows it: its death is then taken for proof that the guest does not run
+        /// there, and the two QEMUs are taken to be on this host. Never a proxy's or a forwarder's.
         pid: Option<i32>,
     },
 }
@@ -301,7 +301,8 @@ async fn prepare(
         }
         if let Some(gravest) = plan.blockers().next() {
             let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
-            return Err(Failure::Refused { code: gravest.code, message: blockers.join("; ") });
+            let (code, message) = (gravest.code, blockers.join("; "));
+            return Err(Failure::Refused { code, message, on_source: plan.on_source });
         }
         Ok((Sides { source, destination, was_running }, plan))
     };
@@ -323,7 +324,8 @@ async fn connect(
 async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
     let (address, stream, peer) = match endpoint {
         Endpoint::Address(address) => match endpoint::dial(&address, DIAL).await {
-            Ok(dialed) => (address.to_string(), dialed.stream, dialed.peer),
+            // a forwarder's death would prove nothing
+            Ok(dialed) => (address.to_string(), dialed.stream, dialed.peer.filter(PeerPid::is_qemu)),
             Err(error) => return Err(Failure::Connect { side, source: Box::new(error) }),
         },
         Endpoint::Stream { name, stream, pid } => (name, stream, pid.and_then(|pid| PeerPid::open(pid).ok())),
@@ -336,10 +338,15 @@ async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Re
 /// The outcome of a migration that was never begun.
 fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
     tracing::debug!(error = describe(failure), "nothing was changed");
-    let ending = if matches!(failure, Failure::Cancelled) { Ending::Cancelled } else { Ending::Refused };
+    let (ending, seen) = match failure {
+        Failure::Cancelled => (Ending::Cancelled, true),
+        Failure::Refused { on_source, .. } => (Ending::Refused, *on_source),
+        _ => (Ending::Refused, false),
+    };
     Outcome {
         outcome: ending,
-        runs_on: RunsOn::Source,
+        // what was not looked at, or is not there, is not claimed
+        runs_on: if seen { RunsOn::Source } else { RunsOn::Unknown },
         reason: Some(failure.reason()),
         total_ms: report.elapsed_ms(),
         blackout_ms: None,

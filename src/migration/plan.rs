@@ -9,6 +9,7 @@ use crate::{
         checks::{self, Finding, Severity, Subject},
         facts::Facts,
     },
+    qemu::reply::RunState,
     storage::layout::{self, Disk, Pair},
 };
 use serde::Serialize;
@@ -27,6 +28,9 @@ pub struct Plan {
     pub(super) addresses: Option<(Address, Address)>,
     #[serde(skip)]
     pub(super) pairs: Vec<Pair>,
+    /// The guest was seen on the source, running or paused.
+    #[serde(skip)]
+    pub(super) on_source: bool,
 }
 
 /// A disk that would move.
@@ -69,25 +73,30 @@ impl Plan {
 
         let both_local = source.pid.is_some() && destination.pid.is_some();
         let address = |given: &Option<Address>, what: &str| {
-            let chosen = || both_local.then(|| Address::Unix(settings.runtime_dir.join(format!("{id}-{what}"))));
+            // none where its path would be too long for a socket
+            let socket = || Address::unix(settings.runtime_dir.join(format!("{id}-{what}"))).ok();
+            let chosen = || if both_local { socket() } else { None };
             given.clone().or_else(chosen)
         };
         let (nbd, ram) = (address(&settings.nbd_address, "nbd"), address(&settings.migrate_address, "ram"));
 
         let shared: Vec<String> = shared.iter().map(|disk| disk.name().to_owned()).collect();
+        let left_out: Vec<String> = layout::left_out(&ours, &pairs, &settings.selection);
         let findings = checks::run(&Subject {
             source,
             destination,
             pairs: &pairs,
             problems: &problems,
             shared: &shared,
+            left_out: &left_out,
             addresses: &[("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())],
             allow_plaintext: settings.allow_plaintext,
         });
         let disks: Vec<PlannedDisk> = pairs.iter().map(|pair| planned(pair, source)).collect();
+        let on_source = matches!(source.run, RunState::Running | RunState::Paused);
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
-        Self { findings, disks, estimate, addresses: nbd.zip(ram), pairs }
+        Self { findings, disks, estimate, addresses: nbd.zip(ram), pairs, on_source }
     }
 
     /// The findings that forbid the migration.

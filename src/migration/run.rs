@@ -29,7 +29,7 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::Map;
-use std::{collections::BTreeMap, fs, os::unix::fs::DirBuilderExt, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 use tokio::{sync::watch, try_join};
 
 /// What allows the source to be resumed before `migrate-continue`.
@@ -89,7 +89,7 @@ impl Engine {
 
     /// Everything up to the last point from which the way back is cheap.
     async fn carry_over(&self, sides: &mut Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
-        let timeout = self.settings.timeout.map(|timeout| (timeout, self.began + timeout));
+        let timeout = self.settings.timeout.and_then(|timeout| Some((timeout, self.began.checked_add(timeout)?)));
         let disks = async {
             self.phase(Phase::Prepare, self.prepare(sides, plan, course)).await?;
             self.phase(Phase::Storage, self.copy_disks(sides, plan, course)).await
@@ -109,6 +109,8 @@ impl Engine {
 
     async fn prepare(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
         let Sides { source, destination, .. } = sides;
+        let (nbd, ram) = addresses(plan)?;
+        self.settings.make_runtime_dir([nbd, ram])?;
         let parameters = tuning::parameters(self.settings.downtime, self.settings.bandwidth);
         for (process, parameters) in [(source, parameters), (destination, Map::new())] {
             let side = process.name().side;
@@ -120,11 +122,17 @@ impl Engine {
         // it waits already; this takes back an autostart, for a QEMU that was started without -S
         destination.act(&qmp::stop {}).await?;
 
-        let (nbd, _) = addresses(plan)?;
         if !plan.pairs.is_empty() {
-            self.note_socket(nbd, course)?;
+            let before = course.effects.len();
+            self.note_socket(nbd, course);
             course.effects.push(Effect::NbdServer);
-            export::start_server(destination, nbd).await?;
+            if let Err(error) = export::start_server(destination, nbd).await {
+                if error.is_refusal() {
+                    // a server that is there already is not ours, and nor is its socket
+                    course.effects.truncate(before);
+                }
+                return Err(error.into());
+            }
             for pair in &plan.pairs {
                 export::add(destination, pair).await?;
             }
@@ -204,7 +212,7 @@ impl Engine {
     async fn copy_memory(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<Moment, Failure> {
         let Sides { source, destination, .. } = sides;
         let (_, ram) = addresses(plan)?;
-        self.note_socket(ram, course)?;
+        self.note_socket(ram, course);
         course.effects.push(Effect::Incoming);
         if let Err(error) = precopy::listen(destination, ram).await {
             if error.is_refusal() {
@@ -366,7 +374,14 @@ impl Engine {
         let rolled_back = roll_back(sides, &course.effects, may_resume, &self.report);
         let RolledBack { as_before, leftovers } = self.phase(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
+        let seen = sides.source.observed();
+        if let (Some(stopped), Some(resumed)) = (seen.stopped, seen.resumed.filter(|_| seen.runs_again())) {
+            // it stood still, if only to go on where it was
+            course.ledger.mark(Mark::Stop, stopped);
+            course.ledger.mark(Mark::Resume, resumed);
+        }
         let ending = match (as_before, failure) {
+            (true, Failure::RuntimeDir { .. }) => Ending::Refused,
             (false, _) => Ending::Undetermined,
             (true, _) if !course.leftovers.is_empty() => Ending::Stuck,
             (true, Failure::Cancelled) => Ending::Cancelled,
@@ -418,16 +433,11 @@ impl Engine {
         work.await
     }
 
-    /// Notes a unix socket's file; the runtime directory is made for it, only for ourselves.
-    fn note_socket(&self, address: &Address, course: &mut Course) -> Result<(), Failure> {
-        let Address::Unix(path) = address else { return Ok(()) };
-        let directory = &self.settings.runtime_dir;
-        if path.parent() == Some(directory) {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.map_err(|source| Failure::RuntimeDir { path: directory.display().to_string(), source })?;
+    /// Notes the file of a socket in the runtime directory. A socket elsewhere is the user's, and QEMU's to remove.
+    fn note_socket(&self, address: &Address, course: &mut Course) {
+        if let Some(path) = self.settings.own_socket(address) {
+            course.effects.push(Effect::SocketFile(path.to_owned()));
         }
-        course.effects.push(Effect::SocketFile(path.clone()));
-        Ok(())
     }
 }
 
@@ -475,5 +485,9 @@ pub(super) async fn plan(
 
 fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
     let found = plan.addresses.as_ref().map(|(nbd, ram)| (nbd, ram));
-    found.ok_or_else(|| Failure::Refused { code: "address-missing", message: "the plan has no addresses".to_owned() })
+    found.ok_or_else(|| Failure::Refused {
+        code: "address-missing",
+        message: "the plan has no addresses".to_owned(),
+        on_source: true,
+    })
 }

@@ -1,7 +1,13 @@
 //! What a user can ask of a migration.
 
+use super::Failure;
 use crate::{endpoint::Address, quantity::Rate, storage::layout::Selection};
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What a user can ask of a migration. The default moves every writable disk with a downtime budget of 300 ms, as fast
 /// as the link allows.
@@ -52,6 +58,25 @@ impl Settings {
         let ceiling = [self.bandwidth, self.disk_bandwidth].into_iter().flatten().min()?;
         // 0 would mean no limit
         Some((ceiling.0 / u64::try_from(mirrors.max(1)).unwrap_or(u64::MAX)).max(1))
+    }
+}
+
+impl Settings {
+    /// The path of a socket in the runtime directory; none of one elsewhere, which is the user's.
+    pub(super) fn own_socket<'a>(&self, address: &'a Address) -> Option<&'a Path> {
+        match address {
+            Address::Unix(path) => Some(path.as_path()).filter(|path| path.parent() == Some(&self.runtime_dir)),
+            _ => None,
+        }
+    }
+
+    /// Makes the runtime directory, only for ourselves, where one of the sockets will be in it.
+    pub(super) fn make_runtime_dir(&self, sockets: [&Address; 2]) -> Result<(), Failure> {
+        if sockets.iter().all(|address| self.own_socket(address).is_none()) {
+            return Ok(());
+        }
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.runtime_dir);
+        made.map_err(|source| Failure::RuntimeDir { path: self.runtime_dir.display().to_string(), source })
     }
 }
 

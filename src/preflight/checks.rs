@@ -71,6 +71,8 @@ pub struct Subject<'a> {
     pub problems: &'a [PairingProblem],
     /// Disks that both sides have open, which are left alone.
     pub shared: &'a [String],
+    /// Writable disks that the user's choice leaves behind without saying so.
+    pub left_out: &'a [String],
     /// The listening addresses, with the option that sets each; `None` where none could be chosen.
     pub addresses: &'a [(&'static str, Option<Address>)],
     /// The user allows plain text on the network.
@@ -94,6 +96,7 @@ pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings.extend(exports(destination));
     findings.extend(subject.problems.iter().map(pairing));
     findings.extend(subject.shared.iter().map(|disk| shared(disk)));
+    findings.extend(subject.left_out.iter().map(|disk| left_out(disk)));
     findings.extend(
         subject
             .addresses
@@ -250,12 +253,17 @@ fn shared(disk: &str) -> Finding {
     finding(Severity::Note, "disk-shared", disk, "both sides have the same file open: it is not copied", "")
 }
 
+fn left_out(disk: &str) -> Finding {
+    let message = "it is writable and is not moved: the guest will find whatever the destination has in its place";
+    finding(Severity::Warning, "disk-left-out", disk, message, "name it with --disk too, or say --skip-disk")
+}
+
 fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
     let Some(address) = address else {
         return Some(blocker(
             "address-missing",
             option,
-            "the two QEMUs may be on different hosts, so no address can be chosen",
+            "no address can be chosen: the two QEMUs are not both known to be local processes, or a socket in XDG_RUNTIME_DIR would have too long a path",
             &format!("give {option}, where the destination is to listen"),
         ));
     };

@@ -12,7 +12,11 @@ use crate::{
 use qapi::{Command, qmp::query_qmp_schema};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::{fmt, future::Future, time::Duration};
+use std::{
+    fmt,
+    future::{Future, pending},
+    time::Duration,
+};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -288,14 +292,20 @@ impl Process {
         self.observed.clone()
     }
 
-    /// Waits until the process or its monitor is gone.
+    /// Waits until the process or its monitor is gone, or its events are not followed any more.
     pub async fn gone(&self) -> Gone {
-        match &self.peer {
-            Some(peer) => tokio::select! {
-                () = peer.died() => {}
-                _ = self.client.closed() => {}
-            },
-            None => drop(self.client.closed().await),
+        let died = async {
+            match &self.peer {
+                Some(peer) => peer.died().await,
+                None => pending().await,
+            }
+        };
+        let mut observed = self.observed.clone();
+        let unfollowed = async { while observed.changed().await.is_ok() {} };
+        tokio::select! {
+            () = died => {}
+            _ = self.client.closed() => {}
+            () = unfollowed => {}
         }
         self.describe().await
     }
@@ -318,6 +328,7 @@ impl Process {
     async fn describe(&self) -> Gone {
         let how = match self.peer.as_ref().is_some_and(PeerPid::has_died) {
             true => "its process ended".to_owned(),
+            false if !self.client.is_closed() => "its events are not followed any more".to_owned(),
             false => format!("its monitor closed: {}", self.client.closed().await),
         };
         Gone { at: self.name.clone(), how }

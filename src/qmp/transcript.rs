@@ -8,7 +8,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -42,13 +41,11 @@ pub enum TranscriptError {
         /// The transcript.
         path: PathBuf,
     },
-    /// Something that is no plain file has its name.
-    #[error("{} exists and is {what}, so it is not used as a transcript", path.display())]
-    NotAFile {
+    /// There is something of that name.
+    #[error("{} exists already, so it is not made the transcript: give the name of a new file", path.display())]
+    Exists {
         /// The transcript.
         path: PathBuf,
-        /// What it is.
-        what: &'static str,
     },
     /// Anything else that went wrong with the file.
     #[error("the transcript {} cannot be {action}", path.display())]
@@ -138,11 +135,10 @@ pub enum Body {
 }
 
 impl Recorder {
-    /// Makes the file, readable by its owner alone, or overwrites it if it is a plain file already.
+    /// Makes the file, readable by its owner alone.
     ///
     /// # Errors
-    /// When the directory is missing, the name belongs to something that is no plain file (a symbolic link included),
-    /// or the file cannot be opened.
+    /// When the directory is missing, or anything of that name exists, or the file cannot be made.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, TranscriptError> {
         let path = path.into();
         let file = open_private(&path)?;
@@ -222,40 +218,14 @@ fn render(started: Instant, side: &str, dir: Direction, body: Body) -> String {
 }
 
 /// Opens a file only its owner can read, and nothing that is no plain file.
+/// Makes the file; what is there already, a link included, is left alone.
 fn open_private(path: &Path) -> Result<File, TranscriptError> {
-    let failed = |source: io::Error| TranscriptError::Io { path: path.into(), action: "opened", source };
-    match path.symlink_metadata() {
-        Ok(metadata) => refuse_odd(path, metadata.file_type(), metadata.nlink())?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(error)),
-    }
-    // Not truncated here: what is opened is looked at first. The flags keep a file swapped in meanwhile from being
-    // followed or waited for.
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let mut how = OpenOptions::new();
-    how.write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());
-    let file = how.open(path).map_err(|error| match error.kind() {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    made.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => TranscriptError::NoDirectory { path: path.into() },
-        _ => failed(error),
-    })?;
-    let metadata = file.metadata().map_err(failed)?;
-    refuse_odd(path, metadata.file_type(), metadata.nlink())?;
-    file.set_permissions(PermissionsExt::from_mode(0o600)).map_err(failed)?;
-    file.set_len(0).map_err(failed)?;
-    Ok(file)
-}
-
-fn refuse_odd(path: &Path, kind: std::fs::FileType, links: u64) -> Result<(), TranscriptError> {
-    let what = match kind {
-        kind if kind.is_file() && links <= 1 => return Ok(()),
-        kind if kind.is_file() => "a file with several names",
-        kind if kind.is_dir() => "a directory",
-        kind if kind.is_symlink() => "a symbolic link",
-        kind if kind.is_fifo() => "a pipe",
-        kind if kind.is_socket() => "a socket",
-        _ => "a device",
-    };
-    Err(TranscriptError::NotAFile { path: path.into(), what })
+        io::ErrorKind::AlreadyExists => TranscriptError::Exists { path: path.into() },
+        _ => TranscriptError::Io { path: path.into(), action: "made", source },
+    })
 }
 
 /// The thread that owns the file.
@@ -424,6 +394,7 @@ fn entry_of(line: &[u8]) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn text_of(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap()
@@ -477,24 +448,22 @@ mod tests {
     }
 
     #[test]
-    fn odd_files_are_refused_and_old_transcripts_are_overwritten() {
+    fn only_a_new_file_is_made_a_transcript() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let missing = Recorder::create(path("no/t")).unwrap_err();
         assert!(matches!(missing, TranscriptError::NoDirectory { .. }), "{missing:?}");
 
-        std::fs::write(path("old"), "x".repeat(100)).unwrap();
-        std::os::unix::fs::symlink(path("old"), path("link")).unwrap();
-        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let odd = [directory.path().to_owned(), path("link"), path("pipe"), "/dev/null".into()];
-        for path in odd {
+        std::fs::write(path("old"), "precious").unwrap();
+        std::os::unix::fs::symlink(path("nothing"), path("link")).unwrap();
+        for path in [directory.path().to_owned(), path("old"), path("link"), "/dev/null".into()] {
             let error = Recorder::create(&path).unwrap_err();
-            assert!(matches!(error, TranscriptError::NotAFile { .. }), "{error:?}");
+            assert!(matches!(error, TranscriptError::Exists { .. }), "{error:?}");
         }
+        assert_eq!(text_of(&path("old")), "precious");
 
-        Recorder::create(path("old")).unwrap().finish().unwrap();
-        assert_eq!(text_of(&path("old")), "");
-        assert_eq!(std::fs::metadata(path("old")).unwrap().permissions().mode() & 0o777, 0o600);
+        Recorder::create(path("new")).unwrap().finish().unwrap();
+        assert_eq!(std::fs::metadata(path("new")).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

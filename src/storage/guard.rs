@@ -8,8 +8,9 @@
 
 use crate::qemu::reply::{BlockJob, BlockNode, JobStatus};
 
-/// How often a mirror is started again before the guest is paused for its start.
-pub const ATTEMPTS: u32 = 5;
+/// How often a mirror is started before the guest is paused for its start. A start takes some ten milliseconds and costs
+/// the guest nothing, a pause does.
+pub const ATTEMPTS: u32 = 16;
 
 /// What is known of the start of one mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -183,6 +183,16 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
     (pairs, problems)
 }
 
+/// The names of writable disks that neither move nor are said to be skipped.
+pub fn left_out(source: &[Disk], pairs: &[Pair], selection: &Selection) -> Vec<String> {
+    let moves = |disk: &Disk| pairs.iter().any(|pair| pair.source == *disk);
+    let skipped = |disk: &Disk| selection.skip.iter().any(|name| disk.is_called(name));
+    let unnamed =
+        |disk: &Disk| !selection.disks.is_empty() && !selection.disks.iter().any(|(name, _)| disk.is_called(name));
+    let left = source.iter().filter(|disk| !disk.read_only && unnamed(disk) && !moves(disk) && !skipped(disk));
+    left.map(|disk| disk.name().to_owned()).collect()
+}
+
 /// The destination disks that are named like this one, by the strongest kind of name that finds any.
 fn alike<'a>(disk: &Disk, others: &'a [Disk]) -> Vec<&'a Disk> {
     let by: [fn(&Disk) -> Option<&str>; 4] = [
@@ -251,9 +261,11 @@ mod tests {
     fn the_user_selects_and_skips() {
         let disks = [disk("a", "", "n0"), disk("b", "", "n1"), Disk { read_only: true, ..disk("cd", "", "n2") }];
         let chosen = Selection { disks: vec![("a".to_owned(), Some("n1".to_owned()))], skip: Vec::new() };
-        assert_eq!(names(&pair(&disks, &disks, &chosen).0), [("a", "b")]);
+        let (pairs, _) = pair(&disks, &disks, &chosen);
+        assert_eq!((names(&pairs), left_out(&disks, &pairs, &chosen)), (vec![("a", "b")], vec!["b".to_owned()]));
         let skipped = Selection { disks: Vec::new(), skip: vec!["n0".to_owned()] };
-        assert_eq!(names(&pair(&disks, &disks, &skipped).0), [("b", "b")]);
+        let (pairs, _) = pair(&disks, &disks, &skipped);
+        assert_eq!((names(&pairs), left_out(&disks, &pairs, &skipped)), (vec![("b", "b")], vec![]));
         let wrong = Selection { disks: vec![("zz".to_owned(), None)], skip: Vec::new() };
         assert_eq!(
             pair(&disks, &disks, &wrong).1,
