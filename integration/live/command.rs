@@ -3,6 +3,7 @@
 use super::support::{MIB, WAIT, busy, idle, spec, start};
 use qferry::qmp::transcript::{Body, Direction, Transcript};
 use qferry_bed::{DiskSpec, Pair, Side, Spec};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read},
@@ -126,6 +127,15 @@ fn a_held_monitor_is_explained() {
 
 #[test]
 fn an_interrupt_rolls_back() {
+    rolls_back_on(Signal::INT);
+}
+
+#[test]
+fn a_terminal_that_closes_rolls_back() {
+    rolls_back_on(Signal::HUP);
+}
+
+fn rolls_back_on(signal: Signal) {
     let disk = DiskSpec { overlay_data: 32 * MIB, ..DiskSpec::default() };
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", busy()) });
     let mut command = qferry(&pair, &["--json", "--bandwidth", "4MiB/s"]);
@@ -135,7 +145,7 @@ fn an_interrupt_rolls_back() {
         let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
         if line["type"] == "disk" && outcome.is_none() {
             let pid = rustix::process::Pid::from_child(&child);
-            rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
         }
         if line["type"] == "outcome" {
             outcome = Some(line);
