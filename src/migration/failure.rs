@@ -87,15 +87,14 @@ impl Failure {
             Self::NotDisengaged(_) => "not-disengaged",
             Self::Exchange(ExchangeError::Ended { .. }) => "handover-failed",
             Self::RuntimeDir { .. } => "runtime-dir",
-            Self::Mirror(MirrorError::Process(error))
-            | Self::Precopy(PrecopyError::Process(error))
-            | Self::Exchange(ExchangeError::Process(error))
-            | Self::Process(error) => match error {
-                ProcessError::Late { .. } | ProcessError::Execute { source: ExecuteError::NoReply { .. }, .. } => {
-                    "no-answer"
+            Self::Mirror(_) | Self::Precopy(_) | Self::Exchange(_) | Self::Process(_) => match self.process() {
+                Some(
+                    ProcessError::Late { .. } | ProcessError::Execute { source: ExecuteError::NoReply { .. }, .. },
+                ) => "no-answer",
+                Some(ProcessError::Gone(_) | ProcessError::Execute { source: ExecuteError::Closed { .. }, .. }) => {
+                    "gone"
                 }
-                ProcessError::Gone(_) | ProcessError::Execute { source: ExecuteError::Closed { .. }, .. } => "gone",
-                _ if error.is_refusal() => "command-refused",
+                Some(error) if error.is_refusal() => "command-refused",
                 _ => "command-failed",
             },
         }

@@ -221,10 +221,7 @@ pub fn settle<'a>(
 /// # Errors
 /// What QEMU says.
 pub async fn dismiss(source: &Process, pairs: &[Pair]) -> Result<(), ProcessError> {
-    for pair in pairs {
-        source.act(&qmp::job_dismiss { id: pair.names.job.clone() }).await?;
-    }
-    Ok(())
+    all(pairs.iter().map(|pair| source.act(&qmp::job_dismiss { id: pair.names.job.clone() }))).await
 }
 
 /// Ends one mirror at once, whatever its state, and removes its record; that there is none is fine.
