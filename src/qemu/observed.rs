@@ -39,8 +39,6 @@ pub struct Observed {
     pub migration: BTreeMap<MigrationStatus, Moment>,
     /// The jobs by their ids.
     pub jobs: BTreeMap<String, JobSeen>,
-    /// Events that were lost on the way here: query again.
-    pub lost: u64,
 }
 
 impl Observed {
