@@ -84,6 +84,9 @@ impl Engine {
             }
             Err(failure) => self.retreat(&sides, &failure, NEVER_CONTINUED, &mut course).await,
         };
+        if let Some(stopped) = sides.source.observed().stopped {
+            course.ledger.mark(Mark::Stop, stopped);
+        }
         self.outcome(plan, end, &course)
     }
 
@@ -150,8 +153,8 @@ impl Engine {
         let speed = self.settings.mirror_speed(plan.pairs.len());
         let mut pairs: Vec<&Pair> = plan.pairs.iter().collect();
         for attempt in 1..=guard::ATTEMPTS {
-            let started = mirror::start(source, &pairs, nbd, speed).await?;
-            for (pair, bytes) in &started.dirty {
+            let dirty = mirror::start(source, &pairs, nbd, speed).await?;
+            for (pair, bytes) in &dirty {
                 let because = format!(
                     "{bytes} bytes were written to {} while its mirror started (attempt {attempt} of {}), \
                      and QEMU 8.0 to 10.2.1 can lose such a write",
@@ -160,7 +163,7 @@ impl Engine {
                 );
                 self.report.action("restart-mirror", because);
             }
-            pairs = started.dirty.into_iter().map(|(pair, _)| pair).collect();
+            pairs = dirty.into_iter().map(|(pair, _)| pair).collect();
             if pairs.is_empty() {
                 break;
             }
@@ -191,14 +194,14 @@ impl Engine {
         course.effects.push(Effect::Stopped);
         let stopped = Instant::now();
         source.act(&qmp::stop {}).await?;
-        let started = mirror::start(source, pairs, nbd, speed).await?;
+        let dirty = mirror::start(source, pairs, nbd, speed).await?;
         if sides.was_running {
             exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
         }
         course.effects.retain(|effect| *effect != Effect::Stopped);
         self.report
             .warn("stopped-for-mirror", format!("the guest was stopped for {} ms", stopped.elapsed().as_millis()));
-        match started.dirty.first() {
+        match dirty.first() {
             None => Ok(()),
             Some((pair, bytes)) => Err(Failure::Mirror(MirrorError::Failed {
                 disk: pair.source.name().to_owned(),
@@ -297,9 +300,6 @@ impl Engine {
         handed: Result<(), HandoverFailure>,
         course: &mut Course,
     ) -> End {
-        if let Some(stopped) = sides.source.observed().stopped {
-            course.ledger.mark(Mark::Stop, stopped);
-        }
         let Err(HandoverFailure { failure, reached }) = handed else {
             return self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await;
         };
@@ -375,9 +375,8 @@ impl Engine {
         let RolledBack { as_before, leftovers } = self.phase(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
         let seen = sides.source.observed();
-        if let (Some(stopped), Some(resumed)) = (seen.stopped, seen.resumed.filter(|_| seen.runs_again())) {
+        if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
             // it stood still, if only to go on where it was
-            course.ledger.mark(Mark::Stop, stopped);
             course.ledger.mark(Mark::Resume, resumed);
         }
         let ending = match (as_before, failure) {

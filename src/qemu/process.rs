@@ -183,12 +183,6 @@ impl Process {
         &self.features
     }
 
-    /// The version it greeted with, for people.
-    pub fn version(&self) -> String {
-        let version = self.client.greeting().and_then(|greeting| greeting.version);
-        version.map_or_else(|| "of unknown version".to_owned(), |version| version.to_string())
-    }
-
     /// The process behind a local socket.
     pub fn peer(&self) -> Option<&PeerPid> {
         self.peer.as_ref()

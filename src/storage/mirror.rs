@@ -54,16 +54,8 @@ pub enum MirrorError {
     Process(#[from] ProcessError),
 }
 
-/// What one round of starting mirrors came to.
-#[derive(Debug, Default)]
-pub struct Started<'a> {
-    /// Pairs whose mirrors are proved to have missed no write.
-    pub clean: Vec<&'a Pair>,
-    /// Pairs into whose windows writes fell, with how many bytes: their mirrors have been removed again.
-    pub dirty: Vec<(&'a Pair, u64)>,
-}
-
-/// Starts a mirror for each pair, all at once, and judges each start.
+/// Starts a mirror for each pair, all at once, and judges each start. Gives the pairs into whose starts writes fell, with how
+/// many bytes: their mirrors have been removed again. The others are proved to have missed no write.
 ///
 /// # Errors
 /// A mirror that is refused or ends, a bitmap that is refused.
@@ -72,7 +64,7 @@ pub async fn start<'a>(
     pairs: &[&'a Pair],
     nbd: &Address,
     speed: Option<u64>,
-) -> Result<Started<'a>, MirrorError> {
+) -> Result<Vec<(&'a Pair, u64)>, MirrorError> {
     // everything is on its way before any answer is awaited: the fewer round trips, the fewer writes fall in between
     let commands: Vec<_> = pairs
         .iter()
@@ -85,7 +77,7 @@ pub async fn start<'a>(
     let mut look = look(source);
     all(commands.into_iter()).await?;
 
-    let mut started = Started::default();
+    let mut dirty = Vec::new();
     let mut pending = pairs.to_vec();
     let judged = async {
         loop {
@@ -95,8 +87,8 @@ pub async fn start<'a>(
                 let job = find(&jobs.0, pair)?;
                 match guard::judge(job, &nodes.0, &pair.source.node, &pair.names.bitmap) {
                     Start::Unfinished => unfinished.push(pair),
-                    Start::Clean => started.clean.push(pair),
-                    Start::Dirty(bytes) => started.dirty.push((pair, bytes)),
+                    Start::Clean => {}
+                    Start::Dirty(bytes) => dirty.push((pair, bytes)),
                 }
             }
             pending = unfinished;
@@ -109,11 +101,11 @@ pub async fn start<'a>(
     };
     timeout(INITIALISE, judged).await.map_err(|_| late(source, "end of the mirrors' initialisation", INITIALISE))??;
 
-    for (pair, _) in &started.dirty {
+    for (pair, _) in &dirty {
         abort(source, pair).await?;
     }
     all(pairs.iter().map(|pair| source.act(&remove_bitmap(pair)))).await?;
-    Ok(started)
+    Ok(dirty)
 }
 
 /// Asks for the jobs and then for the nodes with their bitmaps: in this order, for a count is only worth something once
