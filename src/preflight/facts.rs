@@ -3,9 +3,12 @@
 use crate::{
     qemu::{
         Features, Process, ProcessError,
-        reply::{BlockDevice, BlockNode, Migration, RunState},
+        reply::{BlockDevice, BlockGraph, BlockNode, Migration, RunState},
     },
-    storage::leftover::{self, Leftover},
+    storage::{
+        chain::{Chain, Graph},
+        leftover::{self, Leftover},
+    },
 };
 use qapi::qmp;
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
@@ -22,6 +25,10 @@ pub struct Facts {
     pub migration: Migration,
     /// Its devices with what is in them.
     pub devices: Vec<BlockDevice>,
+    /// Its nodes.
+    pub nodes: Vec<BlockNode>,
+    /// How they hang together.
+    pub graph: Graph,
     /// The ids of its jobs.
     pub jobs: Vec<String>,
     /// The ids of its exports.
@@ -43,7 +50,14 @@ pub struct Facts {
 /// # Errors
 /// What QEMU says, or no answer.
 pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
-    let (status, migration, devices, nodes, jobs, exports, memory) = try_join!(
+    let graph = async {
+        match process.ask(&qmp::x_debug_query_block_graph {}).await {
+            // one day the nodes themselves will be all that tells
+            Err(error) if error.is_refusal() => Ok(BlockGraph::default()),
+            answer => answer,
+        }
+    };
+    let (status, migration, devices, nodes, jobs, exports, memory, graph) = try_join!(
         process.ask(&qmp::query_status {}),
         process.ask(&qmp::query_migrate {}),
         process.ask(&qmp::query_block {}),
@@ -51,6 +65,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_block_exports {}),
         process.ask(&qmp::query_memory_size_summary {}),
+        graph,
     )?;
     let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
     let leftovers = leftover::list(&jobs, &nodes, &exports);
@@ -64,12 +79,21 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         leftovers,
         files,
         devices,
+        graph: Graph::new(&nodes, &graph),
+        nodes,
         jobs: jobs.into_iter().map(|job| job.id).collect(),
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
         ram: memory.base_memory + memory.plugged_memory.unwrap_or(0),
     })
+}
+
+impl Facts {
+    /// The chain below a device's node.
+    pub fn chain(&self, node: &str) -> Chain {
+        Chain::read(node, &self.nodes, &self.graph)
+    }
 }
 
 fn identity(node: &BlockNode) -> Option<(String, (u64, u64))> {

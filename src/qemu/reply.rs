@@ -35,6 +35,7 @@ queries! {
     qmp::query_jobs => List<Job>,
     qmp::query_block_exports => List<BlockExport>,
     qmp::query_memory_size_summary => MemorySize,
+    qmp::x_debug_query_block_graph => BlockGraph,
 }
 
 /// Decodes an open world of names: every one that is not listed becomes `Other`.
@@ -258,6 +259,9 @@ pub struct BlockDevice {
     pub device: String,
     /// The device's id or its path in QOM.
     pub qdev: Option<String>,
+    /// Whether the medium can be taken out: a CD drive.
+    #[serde(default)]
+    pub removable: bool,
     /// What is in it; nothing in an empty CD drive.
     pub inserted: Option<BlockNode>,
 }
@@ -280,6 +284,30 @@ pub struct BlockNode {
     /// Bitmaps on the node.
     #[serde(default)]
     pub dirty_bitmaps: Vec<DirtyBitmap>,
+    /// The nodes it uses (10.1); before that only the graph tells.
+    #[serde(default)]
+    pub children: Vec<BlockChild>,
+    /// Whether it may be used (10.0): not while it waits for an incoming migration.
+    pub active: Option<bool>,
+    /// How it is cached.
+    pub cache: Option<Cache>,
+}
+
+/// A node's use of another.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockChild {
+    /// What for: `file`, `backing`, `data-file`.
+    pub child: String,
+    /// The other node.
+    pub node_name: String,
+}
+
+/// How a node is cached by the host.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Cache {
+    /// Past the host's page cache.
+    pub direct: bool,
 }
 
 /// What `query-block` tells of an image. Sizes in bytes.
@@ -290,8 +318,59 @@ pub struct Image {
     pub virtual_size: u64,
     /// What the file takes on its file system.
     pub actual_size: Option<u64>,
-    /// The backing file, whole.
+    /// The size of its clusters, where the format has them.
+    pub cluster_size: Option<u64>,
+    /// Whether it is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// The backing file as the image's header names it.
+    pub backing_filename: Option<String>,
+    /// The same, made absolute.
     pub full_backing_filename: Option<String>,
+    /// The backing file's format as the image's header names it.
+    pub backing_filename_format: Option<String>,
+    /// What only this format has.
+    pub format_specific: Option<FormatSpecific>,
+}
+
+/// What only one image format has.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FormatSpecific {
+    /// Its particulars; those of other formats than qcow2 are passed over.
+    #[serde(default)]
+    pub data: FormatData,
+}
+
+/// The particulars of a qcow2 image.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FormatData {
+    /// The version of the format: `0.10` or `1.1`.
+    pub compat: Option<String>,
+    /// Whether refcounts are written late.
+    pub lazy_refcounts: Option<bool>,
+    /// The width of a refcount.
+    pub refcount_bits: Option<u64>,
+    /// Whether clusters have subclusters.
+    pub extended_l2: Option<bool>,
+    /// How clusters are compressed.
+    pub compression_type: Option<String>,
+    /// The file that holds the data, where that is another one.
+    pub data_file: Option<String>,
+    /// Whether the data file can be read as a raw image.
+    pub data_file_raw: Option<bool>,
+    /// Bitmaps kept in the image.
+    #[serde(default)]
+    pub bitmaps: Vec<ImageBitmap>,
+}
+
+/// A bitmap kept in an image.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ImageBitmap {
+    /// Its name.
+    pub name: String,
+    /// Bytes for each of its bits.
+    pub granularity: u64,
 }
 
 /// A dirty bitmap.
@@ -301,6 +380,52 @@ pub struct DirtyBitmap {
     pub name: Option<String>,
     /// Dirty bytes.
     pub count: u64,
+    /// Bytes for each of its bits.
+    #[serde(default)]
+    pub granularity: u64,
+    /// Whether it is kept in the image.
+    #[serde(default)]
+    pub persistent: bool,
+    /// Whether a job uses it.
+    #[serde(default)]
+    pub busy: bool,
+    /// Whether it was not saved well, and is good for nothing.
+    #[serde(default)]
+    pub inconsistent: bool,
+}
+
+/// `x-debug-query-block-graph`: which node uses which. Not a stable interface of QEMU's, but there since 4.0.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct BlockGraph {
+    /// Nodes, and who uses them from outside: devices, exports, jobs.
+    #[serde(default)]
+    pub nodes: Vec<GraphNode>,
+    /// Who uses whom.
+    #[serde(default)]
+    pub edges: Vec<GraphEdge>,
+}
+
+/// A vertex of the block graph.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GraphNode {
+    /// Its number in this answer.
+    pub id: u64,
+    /// `block-driver` for a node.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A node's name.
+    pub name: String,
+}
+
+/// An edge of the block graph.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GraphEdge {
+    /// Who uses.
+    pub parent: u64,
+    /// Who is used.
+    pub child: u64,
+    /// What for: `file`, `backing`, `data-file`.
+    pub name: String,
 }
 
 /// An element of `query-block-jobs`. Sizes in bytes.

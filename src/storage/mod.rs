@@ -3,6 +3,7 @@
 //!
 //! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
 
+pub mod chain;
 pub mod export;
 pub mod guard;
 pub mod layout;
