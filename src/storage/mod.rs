@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod export;
 pub mod guard;
+pub mod identity;
 pub mod layout;
 pub mod leftover;
 pub mod mirror;
