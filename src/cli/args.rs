@@ -101,7 +101,7 @@ impl Migrate {
     /// What is asked of the library.
     pub(super) fn settings(&self) -> Settings {
         Settings {
-            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone() },
+            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), ..Selection::default() },
             downtime: self.downtime,
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(settings.bandwidth, Some(Rate(125_000_000)));
         assert_eq!(settings.timeout, Some(Duration::from_secs(60)));
         let disks = vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)];
-        assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()] });
+        assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()], ..Selection::default() });
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
     }
 

@@ -66,10 +66,10 @@ pub struct Estimate {
 impl Plan {
     /// Makes the plan from what both sides said. `id` names this run in the paths of its sockets.
     pub fn new(source: &Facts, destination: &Facts, settings: &Settings, id: &str) -> Self {
-        let ours = Disk::all(&source.devices);
+        let ours = source.disks();
         let (shared, ours): (Vec<Disk>, Vec<Disk>) =
             ours.into_iter().partition(|disk| is_shared(disk, source, destination));
-        let (pairs, problems) = layout::pair(&ours, &Disk::all(&destination.devices), &settings.selection);
+        let (pairs, problems) = layout::pair(&ours, &destination.disks(), &settings.selection);
 
         let both_local = source.pid.is_some() && destination.pid.is_some();
         let address = |given: &Option<Address>, what: &str| {
@@ -119,6 +119,6 @@ fn planned(pair: &Pair, source: &Facts) -> PlannedDisk {
         destination: pair.destination.name().to_owned(),
         virtual_size: pair.source.virtual_size,
         actual_size: node.and_then(|node| node.image.actual_size),
-        mode: "incremental",
+        mode: pair.mode.as_str(),
     }
 }

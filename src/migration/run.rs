@@ -402,7 +402,7 @@ impl Engine {
             destination: pair.destination.name().to_owned(),
             bytes_copied: course.copied.get(&pair.names.job).copied().unwrap_or(0),
             virtual_size: pair.source.virtual_size,
-            mode: "incremental",
+            mode: pair.mode.as_str(),
         };
         Outcome {
             outcome: end.ending,

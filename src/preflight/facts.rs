@@ -7,6 +7,7 @@ use crate::{
     },
     storage::{
         chain::{Chain, Graph},
+        layout::Disk,
         leftover::{self, Leftover},
     },
 };
@@ -93,6 +94,11 @@ impl Facts {
     /// The chain below a device's node.
     pub fn chain(&self, node: &str) -> Chain {
         Chain::read(node, &self.nodes, &self.graph)
+    }
+
+    /// Every disk with a medium.
+    pub fn disks(&self) -> Vec<Disk> {
+        self.devices.iter().filter_map(|device| Disk::new(device, |node| self.chain(node))).collect()
     }
 }
 

@@ -86,7 +86,7 @@ pub struct DiskOutcome {
     pub bytes_copied: u64,
     /// The disk's virtual size in bytes.
     pub virtual_size: u64,
-    /// How it was copied: `incremental`.
+    /// How it was copied: `incremental` or `full`.
     pub mode: &'static str,
 }
 

@@ -6,7 +6,7 @@
 use super::{
     export,
     guard::{self, Start},
-    layout::Pair,
+    layout::{Mode, Pair},
 };
 use crate::{
     endpoint::Address,
@@ -263,7 +263,10 @@ fn drive_mirror(pair: &Pair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMir
         device: pair.source.node.clone(),
         target: export::target(nbd, pair),
         node_name: Some(pair.names.target.clone()),
-        sync: qmp::MirrorSyncMode::top,
+        sync: match pair.mode {
+            Mode::Incremental => qmp::MirrorSyncMode::top,
+            Mode::Full => qmp::MirrorSyncMode::full,
+        },
         mode: Some(qmp::NewImageMode::existing),
         auto_dismiss: Some(false),
         speed: speed.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
