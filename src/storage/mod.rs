@@ -10,3 +10,4 @@ pub mod identity;
 pub mod layout;
 pub mod leftover;
 pub mod mirror;
+pub mod view;
