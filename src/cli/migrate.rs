@@ -13,7 +13,7 @@ pub(super) async fn run(options: Box<args::Migrate>) -> ExitCode {
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings());
     let recorder = match options.transcript.as_ref().map(Recorder::create).transpose() {
         Ok(recorder) => recorder,
-        Err(error) => return misused(&crate::migration::describe(&error)),
+        Err(error) => return misused(&crate::progress::describe(&error)),
     };
     if let Some(recorder) = &recorder {
         builder = builder.transcript(recorder.clone());
@@ -21,7 +21,7 @@ pub(super) async fn run(options: Box<args::Migrate>) -> ExitCode {
     let code = if options.plan { plan(builder, options.json).await } else { migrate(builder, options.json).await };
     match recorder.map(|recorder| recorder.finish()) {
         Some(Err(error)) => {
-            render::say(&format!("qferry: {}", crate::migration::describe(&error)));
+            render::say(&format!("qferry: {}", crate::progress::describe(&error)));
             code
         }
         _ => code,

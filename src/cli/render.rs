@@ -138,6 +138,10 @@ impl Screen {
                 let note = format!("{}, dirty {}", Rate(*bandwidth), Rate(*dirty_rate));
                 self.sample("memory", *transferred, transferred + remaining, &note, event.t_ms);
             }
+            Kind::Image { image, doing, done, total } => {
+                let name = image.rsplit('/').next().unwrap_or(image);
+                self.sample(&format!("{doing} {name}"), *done, *total, "", event.t_ms);
+            }
             Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
             Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
             Kind::Outcome(_) => {}

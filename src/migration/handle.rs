@@ -2,14 +2,13 @@
 
 use super::{
     Failure, Plan, Settings,
-    failure::describe,
     rollback::Sides,
     run::{self, Engine},
 };
 use crate::{
     endpoint::{self, Address, PeerPid, Socket},
     preflight::checks::Severity,
-    progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink},
+    progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink, describe},
     qemu::{Name, Process},
     qmp::{self, Recorder},
     quantity::Rate,

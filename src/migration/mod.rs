@@ -15,7 +15,7 @@ mod run;
 mod settings;
 
 pub use effect::Effect;
-pub use failure::{Failure, describe};
+pub use failure::Failure;
 pub use handle::{Builder, Canceller, Endpoint, Events, Migration};
 pub use plan::{Estimate, Plan, PlannedDisk};
 pub use settings::Settings;

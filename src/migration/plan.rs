@@ -107,8 +107,9 @@ impl Plan {
 
 /// Whether the destination has the same file open: it would be mirrored onto itself.
 fn is_shared(disk: &Disk, source: &Facts, destination: &Facts) -> bool {
-    let file = source.files.get(&disk.node);
-    file.is_some_and(|file| destination.files.values().any(|other| other == file))
+    let id = |facts: &Facts, disk: &Disk| disk.chain.top().and_then(|top| Some(facts.file(top)?.id));
+    let file = id(source, disk);
+    file.is_some() && destination.disks().iter().any(|other| id(destination, other) == file)
 }
 
 fn planned(pair: &Pair, source: &Facts) -> PlannedDisk {

@@ -4,11 +4,11 @@
 //! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
 //! could not undo.
 
-use super::{Effect, failure::describe};
+use super::Effect;
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
     memory::{precopy, tuning},
-    progress::{Reporter, Side},
+    progress::{Reporter, Side, describe},
     qemu::{
         Process, ProcessError,
         reply::{MigrationStatus, RunState},

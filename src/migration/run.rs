@@ -3,7 +3,6 @@
 use super::{
     Effect, Failure, Plan, Settings,
     aftermath::judge,
-    failure::describe,
     interrupt::unless_interrupted,
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
@@ -18,7 +17,7 @@ use crate::{
     preflight::facts,
     progress::{
         Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, PhaseState, RamOutcome, Reason, Reporter,
-        RunsOn, Side,
+        RunsOn, Side, describe,
     },
     qemu::{Process, reply::RunState},
     storage::{

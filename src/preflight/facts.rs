@@ -1,18 +1,21 @@
 //! What both sides say before anything is changed.
 
+pub mod files;
+
 use crate::{
     qemu::{
         Features, Process, ProcessError,
         reply::{BlockDevice, BlockGraph, BlockNode, Migration, RunState},
     },
     storage::{
-        chain::{Chain, Graph},
+        chain::{Chain, Graph, Layer},
         layout::Disk,
         leftover::{self, Leftover},
     },
 };
+use files::File;
 use qapi::qmp;
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
+use std::collections::BTreeMap;
 use tokio::try_join;
 
 /// What one side says.
@@ -40,8 +43,8 @@ pub struct Facts {
     pub features: Features,
     /// Its process, where the socket told.
     pub pid: Option<u32>,
-    /// Device and inode of the images by node name, where they are files of this host.
-    pub files: BTreeMap<String, (u64, u64)>,
+    /// The files its nodes are in, by QEMU's name for each, where they are files of this host.
+    pub files: BTreeMap<String, File>,
     /// The size of its RAM, bytes.
     pub ram: u64,
 }
@@ -70,9 +73,8 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
     )?;
     let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
     let leftovers = leftover::list(&jobs, &nodes, &exports);
-    let inserted = devices.iter().filter_map(|device| device.inserted.as_ref());
-    // only a process of this host opens the files that we see under the same names
-    let files = process.peer().map(|_| inserted.filter_map(identity).collect()).unwrap_or_default();
+    // only a process of this host opens files that can be seen from here
+    let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
     Ok(Facts {
         name: process.name().to_string(),
         run: status.status,
@@ -96,13 +98,13 @@ impl Facts {
         Chain::read(node, &self.nodes, &self.graph)
     }
 
+    /// The file that a layer is in, if it is one of this host.
+    pub fn file(&self, layer: &Layer) -> Option<&File> {
+        self.files.get(&layer.protocol.file)
+    }
+
     /// Every disk with a medium.
     pub fn disks(&self) -> Vec<Disk> {
         self.devices.iter().filter_map(|device| Disk::new(device, |node| self.chain(node))).collect()
     }
-}
-
-fn identity(node: &BlockNode) -> Option<(String, (u64, u64))> {
-    let metadata = fs::metadata(&node.file).ok()?;
-    Some((node.node_name.clone(), (metadata.dev(), metadata.ino())))
 }

@@ -140,6 +140,17 @@ pub enum Kind {
         /// QEMU's expected downtime; null until it has an estimate.
         predicted_blackout_ms: Option<u64>,
     },
+    /// How far an image is with being compared or copied before the migration.
+    Image {
+        /// The file on the source.
+        image: String,
+        /// What is done: `compare` or `copy`.
+        doing: String,
+        /// Bytes so far, of one side.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// The engine decided to do something that is not part of the plain order.
     Action {
         /// What it does.

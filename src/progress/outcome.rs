@@ -129,3 +129,18 @@ pub struct Outcome {
     /// What of ours could not be removed, and where: empty but for `stuck`, `undetermined` or a side that is gone.
     pub leftovers: Vec<String>,
 }
+
+/// An error with its causes, `: ` between them.
+pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        // a transparent error repeats its cause
+        if !text.ends_with(&told) {
+            text = format!("{text}: {told}");
+        }
+        next = cause.source();
+    }
+    text
+}

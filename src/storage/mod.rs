@@ -3,10 +3,13 @@
 //!
 //! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
 
+pub mod ceiling;
 pub mod chain;
+pub mod compare;
 pub mod export;
 pub mod guard;
 pub mod identity;
+pub mod kept;
 pub mod layout;
 pub mod leftover;
 pub mod mirror;
