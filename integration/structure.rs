@@ -9,12 +9,12 @@ use std::{
 };
 
 const LEAVES: [&str; 2] = ["quantity", "progress"];
-const WIRE: [&str; 2] = ["qmp", "endpoint"];
+const WIRE: [&str; 3] = ["qmp", "endpoint", "nbd"];
 
 /// What each room may use, besides itself and the leaves.
 fn allowed(room: &str) -> Vec<&'static str> {
     match room {
-        "quantity" | "endpoint" | "qmp" | "journal" => vec![],
+        "quantity" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
         "progress" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
         "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),
@@ -37,7 +37,11 @@ const PURE: &[&str] = &[
     "handover/verdict.rs",
     "memory/sample.rs",
     "migration/plan.rs",
+    "nbd/assembly.rs",
+    "nbd/extents.rs",
+    "nbd/wire.rs",
     "preflight/checks.rs",
+    "preflight/wanted.rs",
     "progress/ledger.rs",
     "qemu/features.rs",
     "qemu/schema.rs",
