@@ -6,9 +6,11 @@
 
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
+mod bare;
 mod command;
 mod embedding;
 mod failures;
 mod moves;
 mod race;
 mod support;
+mod view;

@@ -86,6 +86,14 @@ pub enum ProcessError {
         /// For how long.
         waited: Duration,
     },
+    /// What a command wanted is in use by someone else: it was refused.
+    #[error("{at}: {what}")]
+    InUse {
+        /// Which side and where.
+        at: Name,
+        /// What is in use, and what to do.
+        what: String,
+    },
     /// The process or its monitor is gone.
     #[error(transparent)]
     Gone(#[from] Gone),
@@ -94,7 +102,15 @@ pub enum ProcessError {
 impl ProcessError {
     /// Whether QEMU itself said no: the command certainly had no effect.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Execute { source: ExecuteError::Refused { .. }, .. })
+        matches!(self, Self::Execute { source: ExecuteError::Refused { .. }, .. } | Self::InUse { .. })
+    }
+
+    /// QEMU's words, where it said no.
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Execute { source: ExecuteError::Refused { desc, .. }, .. } => Some(desc),
+            _ => None,
+        }
     }
 
     /// Whether the command certainly had no effect: it was refused, or never left this process.

@@ -9,3 +9,4 @@ pub mod guard;
 pub mod layout;
 pub mod leftover;
 pub mod mirror;
+pub mod view;

@@ -1,0 +1,167 @@
+//! Read-only NBD exports of nodes, for as long as something is read through them.
+//!
+//! It must never offer a node for writing, and never leave behind what it opened: the exports, the server, and the
+//! activity of a node that waits for an incoming migration. A [`View`] that is dropped without [`View::close`] stays open
+//! in QEMU, as does that of a killed process; the next one to be opened there removes it.
+
+use super::{export, layout::PREFIX};
+use crate::{
+    endpoint::Address,
+    qemu::{Process, ProcessError},
+    qmp::Request,
+};
+use qapi::qmp;
+use tokio::try_join;
+
+/// What the id of every export of a view begins with, after the prefix of everything of ours.
+const KIND: &str = "view-";
+
+/// Nodes of one QEMU that can be read at an address, each as an export.
+#[derive(Debug)]
+#[must_use = "it stays open in QEMU until it is closed"]
+pub struct View {
+    address: Address,
+    /// The ids of the exports, in the order of the nodes.
+    exports: Vec<String>,
+    /// Nodes that were inactive before they were exported.
+    inactive: Vec<String>,
+}
+
+impl View {
+    /// Exports each of `nodes`, which are pairs of an export's name and a node, for reading at `address`. Contexts for
+    /// `base:allocation` and `qemu:allocation-depth` are offered.
+    ///
+    /// What a dead process of ours left open there is removed first; what a living one reads from is not.
+    ///
+    /// # Errors
+    /// [`ProcessError::InUse`] where an NBD server runs already, which QEMU has only one of; else what QEMU says. Whatever
+    /// the error, nothing is left open as far as QEMU still answers.
+    pub async fn open(process: &Process, address: &Address, nodes: &[(String, String)]) -> Result<Self, ProcessError> {
+        let inactive = inactive(process, nodes).await?;
+        start_server(process, address).await?;
+        let mut view = Self { address: address.clone(), exports: Vec::new(), inactive };
+        match view.add(process, nodes).await {
+            Ok(()) => Ok(view),
+            Err(error) => {
+                if let Err(error) = view.close(process).await {
+                    tracing::warn!(%error, "what was exported for reading could not be closed again");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Where the exports are.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Ends every connection, removes the exports, stops the server, and makes inactive again what was inactive before.
+    /// Everything is tried, whatever fails on the way.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn close(self, process: &Process) -> Result<(), ProcessError> {
+        // all are on their way, in this order, before any answer is awaited
+        let hard = Some(qmp::BlockExportRemoveMode::hard);
+        let removed: Vec<_> = self.exports.iter().map(|id| process.act(&remove(id, hard))).collect();
+        let stopped = process.act(&qmp::nbd_server_stop {});
+        let set_active = |node: &String| {
+            let request = Request::named("blockdev-set-active").with("node-name", node.as_str()).with("active", false);
+            process.act_with("blockdev-set-active", request)
+        };
+        let inactivated: Vec<_> = self.inactive.iter().map(set_active).collect();
+
+        let mut first = Ok(());
+        for answer in removed {
+            // one that is gone already is no failure: the server's end is the proof
+            if let Err(error) = answer.await {
+                tracing::debug!(%error, "an export could not be removed by its id");
+            }
+        }
+        first = first.and(stopped.await);
+        for answer in inactivated {
+            first = first.and(answer.await);
+        }
+        first
+    }
+
+    async fn add(&mut self, process: &Process, nodes: &[(String, String)]) -> Result<(), ProcessError> {
+        let mut answers = Vec::new();
+        for (index, (name, node)) in nodes.iter().enumerate() {
+            let id = format!("{PREFIX}{KIND}{index}");
+            answers.push(process.act(&qmp::block_export_add(read_only(&id, name, node))));
+            self.exports.push(id);
+        }
+        for answer in answers {
+            answer.await?;
+        }
+        Ok(())
+    }
+}
+
+/// The nodes among them that may not be used yet, because they wait for an incoming migration. Before 10.0 QEMU does not
+/// tell, nor can it put a node back.
+async fn inactive(process: &Process, nodes: &[(String, String)]) -> Result<Vec<String>, ProcessError> {
+    let known = process.ask(&qmp::query_named_block_nodes { flat: Some(true) }).await?.0;
+    let is_inactive = |name: &str| known.iter().any(|node| node.node_name == name && node.active == Some(false));
+    Ok(nodes.iter().map(|(_, node)| node.clone()).filter(|node| is_inactive(node)).collect())
+}
+
+async fn start_server(process: &Process, address: &Address) -> Result<(), ProcessError> {
+    let Err(refused) = export::start_server(process, address).await else { return Ok(()) };
+    if !refused.is_refusal() {
+        return Err(refused);
+    }
+    let exports = process.ask(&qmp::query_block_exports {}).await?.0;
+    let ids: Vec<String> = exports.into_iter().map(|export| export.id).collect();
+    let ours = format!("{PREFIX}{KIND}");
+    // a view never adds to someone else's server: where all exports are of a view, so is the server
+    if !ids.is_empty() && ids.iter().all(|id| id.starts_with(&ours)) {
+        // "safe" refuses where somebody is connected
+        for id in &ids {
+            let removed = process.act(&remove(id, Some(qmp::BlockExportRemoveMode::safe))).await;
+            removed.map_err(|error| match error.is_refusal() {
+                true => in_use(process, "another qferry reads from it right now: wait for it"),
+                false => error,
+            })?;
+        }
+        let stopped = process.act(&qmp::nbd_server_stop {});
+        try_join!(stopped, export::start_server(process, address)).map(drop)
+    } else if refused.refusal().is_some_and(|words| words.contains("already running")) {
+        let exports = if ids.is_empty() { "without exports".to_owned() } else { format!("with {}", ids.join(", ")) };
+        let what = format!(
+            "an NBD server runs there already, {exports}, and a QEMU has only one: stop it with nbd-server-stop if \
+             nobody needs it"
+        );
+        Err(in_use(process, what))
+    } else {
+        Err(refused)
+    }
+}
+
+fn in_use(process: &Process, what: impl Into<String>) -> ProcessError {
+    ProcessError::InUse { at: process.name().clone(), what: what.into() }
+}
+
+fn remove(id: &str, mode: Option<qmp::BlockExportRemoveMode>) -> qmp::block_export_del {
+    qmp::block_export_del { id: id.to_owned(), mode }
+}
+
+fn read_only(id: &str, name: &str, node: &str) -> qmp::BlockExportOptions {
+    qmp::BlockExportOptions::nbd {
+        base: qmp::BlockExportOptionsBase {
+            fixed_iothread: None,
+            iothread: None,
+            writable: Some(false),
+            writethrough: None,
+            id: id.to_owned(),
+            node_name: node.to_owned(),
+        },
+        nbd: qmp::BlockExportOptionsNbd {
+            base: qmp::BlockExportOptionsNbdBase { description: None, name: Some(name.to_owned()) },
+            allocation_depth: Some(true),
+            bitmaps: None,
+        },
+    }
+}
