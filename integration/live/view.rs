@@ -64,21 +64,22 @@ fn what_fails_to_open_is_closed() {
     let good = ("one".to_owned(), "disk0".to_owned());
     block_on(async {
         let process = qemu.process(Side::Source).await;
-        let nodes = [good.clone(), ("two".to_owned(), "nowhere".to_owned())];
+        let nodes = [good, ("two".to_owned(), "nowhere".to_owned())];
+        let good = &nodes[..1];
         let error = View::open(&process, &address, &nodes).await.unwrap_err();
         assert!(error.refusal().is_some_and(|words| words.contains("nowhere")), "{error:?}");
         assert_eq!(qemu.exports(), Vec::<String>::new());
         assert!(!qemu.has_server(folder.path()));
 
         // what a dead one left is removed, what someone reads from is not
-        let left = View::open(&process, &address, &[good.clone()]).await.unwrap();
+        let left = View::open(&process, &address, good).await.unwrap();
         let other = Address::unix(folder.path().join("other")).unwrap();
-        let view = View::open(&process, &other, &[good.clone()]).await.unwrap();
+        let view = View::open(&process, &other, good).await.unwrap();
         drop(left);
         assert_eq!(qemu.exports().len(), 1);
         let mut reader = std::os::unix::net::UnixStream::connect(folder.path().join("other")).unwrap();
         negotiate(&mut reader, "one");
-        let error = View::open(&process, &address, &[good.clone()]).await.unwrap_err();
+        let error = View::open(&process, &address, good).await.unwrap_err();
         assert!(matches!(&error, ProcessError::InUse { what, .. } if what.contains("another qferry")), "{error:?}");
         view.close(&process).await.unwrap();
         drop(reader);
@@ -86,7 +87,7 @@ fn what_fails_to_open_is_closed() {
         // a server of someone else's is left alone
         let addr = json!({ "addr": { "type": "unix", "data": { "path": folder.path().join("theirs") } } });
         qemu.ask("nbd-server-start", &addr);
-        let error = View::open(&process, &address, &[good]).await.unwrap_err();
+        let error = View::open(&process, &address, good).await.unwrap_err();
         assert!(matches!(&error, ProcessError::InUse { what, .. } if what.contains("nbd-server-stop")), "{error:?}");
         assert!(qemu.has_server(folder.path()));
     });
