@@ -161,7 +161,7 @@ async fn under_way(source: &Process) -> Option<String> {
 }
 
 async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
-    mirror::abort(source, pair).await?;
+    mirror::abort(source, &pair.names.job).await?;
     allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
 }
 

@@ -2,11 +2,15 @@
 //!
 //! Pure. A finding names what it is about, why it matters and what to do.
 
+pub mod contents;
+mod images;
+
 use super::facts::Facts;
 use crate::{
     endpoint::Address,
     qemu::reply::{MigrationStatus, RunState},
-    storage::layout::{PREFIX, Pair, PairingProblem},
+    storage::bitmaps::Bitmaps,
+    storage::layout::{Disk, PREFIX, Pair, PairingProblem, Storage},
 };
 use serde::Serialize;
 use std::{fmt, net::IpAddr};
@@ -73,13 +77,27 @@ pub struct Subject<'a> {
     pub shared: &'a [String],
     /// Writable disks that the user's choice leaves behind without saying so.
     pub left_out: &'a [String],
+    /// Disks that are only read, each with what the destination has in its place.
+    pub standing: &'a [(&'a Disk, Option<&'a Disk>)],
+    /// Disks that are said to be shared, likewise.
+    pub unshared: &'a [(&'a Disk, Option<&'a Disk>)],
+    /// The destination's disks that nothing goes to.
+    pub spare: &'a [&'a Disk],
+    /// Bitmaps that do not arrive.
+    pub bitmaps: &'a Bitmaps,
+    /// How storage gets there.
+    pub storage: Storage,
+    /// Room is needed only for what is copied now.
+    pub overcommit: bool,
+    /// What an earlier try left is removed first.
+    pub clean: bool,
     /// The listening addresses, with the option that sets each; `None` where none could be chosen.
     pub addresses: &'a [(&'static str, Option<Address>)],
     /// The user allows plain text on the network.
     pub allow_plaintext: bool,
 }
 
-/// Runs every check; blockers come first.
+/// Runs every check.
 pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Subject { source, destination, .. } = *subject;
@@ -90,11 +108,13 @@ pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings.extend(source_migration(source));
     findings.extend(destination_state(destination));
     findings.extend(ram(source, destination));
-    findings.extend(leftovers(source));
-    findings.extend(leftovers(destination));
+    findings.extend(leftovers(source, subject.clean));
+    findings.extend(leftovers(destination, subject.clean));
     findings.extend(jobs(source));
     findings.extend(exports(destination));
     findings.extend(subject.problems.iter().map(pairing));
+    findings.extend(images::run(subject));
+    findings.extend(lost(subject.bitmaps));
     findings.extend(subject.shared.iter().map(|disk| shared(disk)));
     findings.extend(subject.left_out.iter().map(|disk| left_out(disk)));
     findings.extend(
@@ -103,12 +123,20 @@ pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
             .iter()
             .filter_map(|(option, address)| listen(option, address.as_ref(), subject.allow_plaintext)),
     );
-    findings.sort_by_key(|finding| finding.severity);
     findings
+}
+
+/// Puts blockers first.
+pub fn sort(findings: &mut [Finding]) {
+    findings.sort_by_key(|finding| finding.severity);
 }
 
 fn finding(severity: Severity, code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
     Finding { code, severity, subject: subject.to_owned(), message: message.into(), remedy: remedy.to_owned() }
+}
+
+fn note(code: &'static str, subject: &str, message: impl Into<String>) -> Finding {
+    finding(Severity::Note, code, subject, message, "")
 }
 
 fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
@@ -179,12 +207,25 @@ fn ram(source: &Facts, destination: &Facts) -> Option<Finding> {
         .then(|| blocker("ram-size", &destination.name, message, "start it with the source's -m"))
 }
 
-fn leftovers(side: &Facts) -> Vec<Finding> {
-    let remedy = "an earlier migration of ours left it, or one is running now: remove it, or wait";
-    side.leftovers
-        .iter()
-        .map(|left| blocker("leftover", &side.name, format!("there is already a {left}"), remedy))
-        .collect()
+fn leftovers(side: &Facts, clean: bool) -> Vec<Finding> {
+    let (severity, remedy) = match clean {
+        true => (Severity::Warning, "it is removed before the migration begins"),
+        false => (
+            Severity::Blocker,
+            "an earlier migration of ours left it, or one is running now: wait, or if none is, remove it with --clean",
+        ),
+    };
+    let found = side.leftovers.iter();
+    found.map(|left| finding(severity, "leftover", &side.name, format!("there is already a {left}"), remedy)).collect()
+}
+
+fn lost(bitmaps: &Bitmaps) -> Vec<Finding> {
+    let remedy = "the next incremental backup has to be a full one";
+    let told = bitmaps.lost.iter().map(|(disk, name, why)| {
+        let message = format!("the dirty bitmap {name} does not arrive: {why}");
+        finding(Severity::Warning, "bitmap-lost", disk, message, remedy)
+    });
+    told.collect()
 }
 
 fn jobs(source: &Facts) -> Vec<Finding> {

@@ -37,8 +37,8 @@ pub struct Reachable<'a> {
     pub process: &'a Process,
     /// What it said.
     pub facts: &'a Facts,
-    /// Where.
-    pub address: &'a Address,
+    /// Where; it needs none if nothing of it is read.
+    pub address: Option<&'a Address>,
 }
 
 /// What was read.
@@ -102,10 +102,7 @@ pub async fn read(
     };
     let (ours, theirs) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
     // the destination's overlays are added one by one: a lock on one of them tells something of that one
-    let (here, there) = tokio::join!(
-        View::open(source.process, source.address, &ours),
-        View::open(destination.process, destination.address, &theirs)
-    );
+    let (here, there) = tokio::join!(open(source, &ours), open(destination, &theirs));
     let mut views = Views { here, there };
     let cancelled = std::pin::pin!(cancelled);
     let done = tokio::select! {
@@ -114,13 +111,13 @@ pub async fn read(
         done = views.read(source, destination, &read, &wanted.blanks, how, ceiling, report) => Some(done),
     };
     for (view, side) in [(views.here, source), (views.there, destination)] {
-        if let Ok(view) = view {
+        if let Some(Ok(view)) = view {
             if let Err(error) = view.close(side.process).await {
                 let why = format!("{}: what was opened for reading may still be there: {error}", side.process.name());
                 report.warn("view-not-closed", why);
             }
         }
-        if let Address::Unix(path) = side.address {
+        if let Some(Address::Unix(path)) = side.address {
             // QEMU removes it as a rule
             drop(std::fs::remove_file(path));
         }
@@ -142,10 +139,15 @@ fn export(what: &str, index: usize) -> String {
     format!("{what}-{index}")
 }
 
+/// `None` where there is no address, so nothing to be read either.
+async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Result<View, ProcessError>> {
+    Some(View::open(side.process, side.address?, nodes).await)
+}
+
 /// What is open on both sides.
 struct Views {
-    here: Result<View, ProcessError>,
-    there: Result<View, ProcessError>,
+    here: Option<Result<View, ProcessError>>,
+    there: Option<Result<View, ProcessError>>,
 }
 
 impl Views {
@@ -160,8 +162,7 @@ impl Views {
         ceiling: &Arc<Ceiling>,
         report: &Reporter,
     ) -> (Vec<Comparison>, Vec<Filling>) {
-        let unread =
-            [&self.here, &self.there].into_iter().find_map(|view| view.as_ref().err()).map(|error| describe(error));
+        let unread = failed(&self.here).or_else(|| failed(&self.there));
         let mut under_way = JoinSet::new();
         let few = Arc::new(Semaphore::new(AT_ONCE));
         let mut comparisons: Vec<Option<Comparison>> = vec![None; twins.len()];
@@ -171,7 +172,8 @@ impl Views {
                 continue;
             }
             let places = [place(source.facts, &twin.source), place(destination.facts, &twin.destination)];
-            let addresses = [source.address.clone(), destination.address.clone()];
+            let (Some(here), Some(there)) = (source.address, destination.address) else { continue };
+            let addresses = [here.clone(), there.clone()];
             let (twin, how, ceiling, report) = (twin.clone(), how.clone(), Arc::clone(ceiling), report.clone());
             let few = Arc::clone(&few);
             under_way.spawn(async move {
@@ -190,14 +192,14 @@ impl Views {
         let mut fillings = Vec::new();
         for (index, blank) in blanks.iter().enumerate() {
             let holds = match &mut self.there {
-                Ok(view) => match view.offer(destination.process, &export("overlay", index), &blank.node).await {
-                    Ok(()) => holds(destination.address, &export("overlay", index), blank).await,
+                Some(Ok(view)) => match view.offer(destination.process, &export("overlay", index), &blank.node).await {
+                    Ok(()) => holds(view.address(), &export("overlay", index), blank).await,
                     Err(error) => match error.refusal().filter(|words| words.contains("lock")) {
                         Some(words) => Holds::Locked(words.to_owned()),
                         None => Holds::Unknown(describe(&error)),
                     },
                 },
-                Err(error) => Holds::Unknown(describe(error)),
+                view => Holds::Unknown(failed(view).unwrap_or_default()),
             };
             let (disk, file) = (blank.disk.clone(), blank.file.clone());
             fillings.push(Filling { disk, file, overlay: blank.overlay, holds });
@@ -223,6 +225,15 @@ async fn pair(
             compare::compare(twin, source, destination, how, ceiling, report).await
         }
         Err(why) => unproved(twin, why),
+    }
+}
+
+/// Why nothing can be read of a side.
+fn failed(view: &Option<Result<View, ProcessError>>) -> Option<String> {
+    match view {
+        Some(Ok(_)) => None,
+        Some(Err(error)) => Some(describe(error)),
+        None => Some("there is no address to read it from".to_owned()),
     }
 }
 

@@ -273,22 +273,28 @@ pub fn left_out(source: &[Disk], pairs: &[Pair], selection: &Selection) -> Vec<S
     left.map(|disk| disk.name().to_owned()).collect()
 }
 
-/// The disks that are only read and so are not copied, each with what the destination has in its place.
-pub fn standing<'a>(
+/// Every disk that is not skipped nor named by the user, with what the destination has in its place.
+pub fn counterparts<'a>(
     source: &'a [Disk],
     destination: &'a [Disk],
     selection: &Selection,
 ) -> Vec<(&'a Disk, Option<&'a Disk>)> {
     let named = |disk: &Disk| selection.disks.iter().any(|(name, _)| disk.is_called(name));
     let skipped = |disk: &Disk| selection.skip.iter().any(|name| disk.is_called(name));
-    let standing = source.iter().filter(|disk| disk.read_only && !named(disk) && !skipped(disk));
-    standing.map(|disk| (disk, alike(disk, destination).first().copied())).collect()
+    let left = source.iter().filter(|disk| !named(disk) && !skipped(disk));
+    left.map(|disk| (disk, counterpart(disk, destination))).collect()
 }
 
-/// The destination's writable disks that no disk of the source goes to.
-pub fn spare<'a>(destination: &'a [Disk], pairs: &[Pair]) -> Vec<&'a Disk> {
+/// What the destination has in a disk's place, by name.
+pub fn counterpart<'a>(disk: &Disk, destination: &'a [Disk]) -> Option<&'a Disk> {
+    alike(disk, destination).first().copied()
+}
+
+/// The destination's writable disks that no disk of the source goes to, nor is in the place of.
+pub fn spare<'a>(source: &[Disk], destination: &'a [Disk], pairs: &[Pair]) -> Vec<&'a Disk> {
     let taken = |disk: &Disk| pairs.iter().any(|pair| pair.destination == *disk);
-    destination.iter().filter(|disk| !disk.read_only && !taken(disk)).collect()
+    let known = |disk: &Disk| counterpart(disk, source).is_some();
+    destination.iter().filter(|disk| !disk.read_only && !taken(disk) && !known(disk)).collect()
 }
 
 /// The destination disks that are named like this one, by the strongest kind of name that finds any.

@@ -3,8 +3,10 @@
 //!
 //! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
 
+pub mod bitmaps;
 pub mod ceiling;
 pub mod chain;
+pub mod clean;
 pub mod compare;
 pub mod export;
 pub mod guard;
