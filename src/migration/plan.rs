@@ -91,6 +91,7 @@ impl Plan {
             left_out: &left_out,
             addresses: &[("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())],
             allow_plaintext: settings.allow_plaintext,
+            force: &settings.force,
         });
         let disks: Vec<PlannedDisk> = pairs.iter().map(|pair| planned(pair, source)).collect();
         let on_source = matches!(source.run, RunState::Running | RunState::Paused);

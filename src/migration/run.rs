@@ -477,7 +477,7 @@ pub(super) async fn plan(
     destination: &Process,
     settings: &Settings,
 ) -> Result<(Plan, bool), Failure> {
-    let (here, there) = try_join!(facts::gather(source), facts::gather(destination))?;
+    let (here, there) = facts::gather_both(source, destination).await?;
     let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
     Ok((Plan::new(&here, &there, settings, &id), here.run == RunState::Running))
 }

@@ -7,9 +7,15 @@ use crate::{
     },
     storage::leftover::{self, Leftover},
 };
+use machine::Machine;
 use qapi::qmp;
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
 use tokio::try_join;
+
+pub mod cpu;
+pub mod devices;
+pub mod machine;
+pub mod ram_blocks;
 
 /// What one side says.
 #[derive(Debug, Clone)]
@@ -36,14 +42,26 @@ pub struct Facts {
     pub files: BTreeMap<String, (u64, u64)>,
     /// The size of its RAM, bytes.
     pub ram: u64,
+    /// The machine it emulates.
+    pub machine: Machine,
+}
+
+/// Asks both sides.
+///
+/// # Errors
+/// What QEMU says, or no answer.
+pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Facts, Facts), ProcessError> {
+    let (here, mut there) = try_join!(gather(source), gather(destination))?;
+    machine::name_lacking(source, destination, &here.machine, &mut there.machine).await?;
+    Ok((here, there))
 }
 
 /// Asks one side.
 ///
 /// # Errors
 /// What QEMU says, or no answer.
-pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
-    let (status, migration, devices, nodes, jobs, exports, memory) = try_join!(
+async fn gather(process: &Process) -> Result<Facts, ProcessError> {
+    let (status, migration, devices, nodes, jobs, exports, memory, machine) = try_join!(
         process.ask(&qmp::query_status {}),
         process.ask(&qmp::query_migrate {}),
         process.ask(&qmp::query_block {}),
@@ -51,6 +69,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_block_exports {}),
         process.ask(&qmp::query_memory_size_summary {}),
+        machine::gather(process),
     )?;
     let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
     let leftovers = leftover::list(&jobs, &nodes, &exports);
@@ -69,6 +88,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
         ram: memory.base_memory + memory.plugged_memory.unwrap_or(0),
+        machine,
     })
 }
 
