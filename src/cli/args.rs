@@ -1,7 +1,9 @@
 //! The command line.
 
-use crate::{endpoint::Address, migration::Settings, quantity::Rate, storage::layout::Selection};
-use clap::{ArgAction, Parser, Subcommand};
+use crate::{
+    endpoint::Address, migration::Settings, preflight::checks::FORCIBLE, quantity::Rate, storage::layout::Selection,
+};
+use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
 use std::{path::PathBuf, time::Duration};
 
 /// Moves a running QEMU guest, its memory and its local disks, to another QEMU process.
@@ -83,6 +85,9 @@ pub(super) struct Migrate {
     /// Allow an address other than loopback without TLS
     #[arg(long)]
     allow_plaintext: bool,
+    /// Go on although the preflight refuses with this code, at the guest's risk; repeatable
+    #[arg(long, value_name = "CODE", value_parser = PossibleValuesParser::new(FORCIBLE))]
+    force: Vec<String>,
     /// Leave the source process there, stopped, instead of quitting it. Never send it cont
     #[arg(long)]
     keep_source: bool,
@@ -109,6 +114,7 @@ impl Migrate {
             migrate_address: self.migrate_address.clone(),
             nbd_address: self.nbd_address.clone(),
             allow_plaintext: self.allow_plaintext,
+            force: self.force.iter().cloned().collect(),
             keep_source: self.keep_source,
             ..Settings::default()
         }
@@ -180,6 +186,8 @@ mod tests {
         assert_eq!(settings.timeout, Some(Duration::from_secs(60)));
         let disks = vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)];
         assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()], ..Selection::default() });
+        let forced = parse("--force machine-type --force qemu-older").expect("good").force;
+        assert_eq!(forced, ["machine-type", "qemu-older"].map(str::to_owned).into());
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
     }
 
@@ -193,6 +201,8 @@ mod tests {
             ("--bandwidth 10furlong/s", "furlong"),
             ("--disk a=", "SOURCE=DESTINATION"),
             ("--nbd-address ssh://host/x", "ssh"),
+            ("--force nonsense", "cpu-features, cpu-model"),
+            ("--force disk-size", "machine-type"),
         ] {
             let error = parse(line).expect_err(line).to_string();
             assert!(error.contains(word), "{line}: {error}");

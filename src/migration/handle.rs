@@ -115,6 +115,14 @@ impl Builder {
         self
     }
 
+    /// Goes on although the preflight has a blocker of this code; may be said more than once. It has no effect unless the
+    /// code is one of [`crate::preflight::checks::FORCIBLE`].
+    #[must_use]
+    pub fn force(mut self, code: impl Into<String>) -> Self {
+        self.settings.force.insert(code.into());
+        self
+    }
+
     /// Leaves the source process there, stopped, instead of quitting it.
     #[must_use]
     pub fn keep_source(mut self) -> Self {

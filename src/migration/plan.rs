@@ -20,6 +20,7 @@ use crate::{
     },
 };
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// A migration as it would be done.
 #[derive(Debug, Clone, Serialize)]
@@ -163,7 +164,7 @@ impl Plan {
             allow_plaintext: settings.allow_plaintext,
         });
         findings.extend(checks::contents::wanted(&wanted, settings.verify_backing));
-        checks::sort(&mut findings);
+        let findings = checks::weigh(findings, &settings.force);
         let disks: Vec<PlannedDisk> = pairs.iter().map(planned).collect();
         let on_source = matches!(source.run, RunState::Running | RunState::Paused);
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
@@ -189,9 +190,9 @@ impl Plan {
     }
 
     /// Adds what was read of both sides.
-    pub(super) fn add(&mut self, contents: Contents) {
-        self.findings.extend(checks::contents::read(&contents));
-        checks::sort(&mut self.findings);
+    pub(super) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
+        self.findings.extend(checks::weigh(checks::contents::read(&contents), force));
+        self.findings.sort_by_key(|finding| finding.severity);
         self.verified = contents.comparisons;
     }
 

@@ -7,6 +7,7 @@ use crate::{
     storage::{identity::Proof, layout::Selection},
 };
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -48,6 +49,8 @@ pub struct Settings {
     pub clean: bool,
     /// Allow a listening address that is not a loopback one, without TLS.
     pub allow_plaintext: bool,
+    /// The blockers that the preflight is to pass over, by code; only those of [`crate::preflight::checks::FORCIBLE`] can be.
+    pub force: BTreeSet<String>,
     /// Leave the source process there, stopped, instead of quitting it.
     pub keep_source: bool,
     /// Where sockets of this run are made. Both QEMUs must be able to reach it.
@@ -72,6 +75,7 @@ impl Default for Settings {
             overcommit: false,
             clean: false,
             allow_plaintext: false,
+            force: BTreeSet::new(),
             keep_source: false,
             runtime_dir: default_runtime_dir(),
         }

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 use std::sync::Arc;
-use tokio::{sync::watch, try_join};
+use tokio::sync::watch;
 
 /// One look at both sides.
 pub(super) struct Survey<'a> {
@@ -49,13 +49,13 @@ impl Survey<'_> {
                     self.report.action("verified", told(comparison));
                 }
             }
-            plan.add(contents);
+            plan.add(contents, &settings.force);
         }
         Ok((plan, here.run == RunState::Running))
     }
 
     async fn gather(&self) -> Result<(Facts, Facts), Failure> {
-        Ok(try_join!(facts::gather(self.source), facts::gather(self.destination))?)
+        Ok(facts::gather_both(self.source, self.destination).await?)
     }
 
     /// Whether there were any. Not while a guest is on its way: they are in use then.

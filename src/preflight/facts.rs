@@ -1,7 +1,5 @@
 //! What both sides say before anything is changed.
 
-pub mod files;
-
 use crate::{
     qemu::{
         Features, Process, ProcessError,
@@ -14,9 +12,16 @@ use crate::{
     },
 };
 use files::File;
+use machine::Machine;
 use qapi::qmp;
 use std::collections::BTreeMap;
 use tokio::try_join;
+
+pub mod cpu;
+pub mod devices;
+pub mod files;
+pub mod machine;
+pub mod ram_blocks;
 
 /// What one side says.
 #[derive(Debug, Clone)]
@@ -47,13 +52,25 @@ pub struct Facts {
     pub files: BTreeMap<String, File>,
     /// The size of its RAM, bytes.
     pub ram: u64,
+    /// The machine it emulates.
+    pub machine: Machine,
+}
+
+/// Asks both sides.
+///
+/// # Errors
+/// What QEMU says, or no answer.
+pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Facts, Facts), ProcessError> {
+    let (here, mut there) = try_join!(gather(source), gather(destination))?;
+    machine::name_lacking(source, destination, &here.machine, &mut there.machine).await?;
+    Ok((here, there))
 }
 
 /// Asks one side.
 ///
 /// # Errors
 /// What QEMU says, or no answer.
-pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
+async fn gather(process: &Process) -> Result<Facts, ProcessError> {
     let graph = async {
         match process.ask(&qmp::x_debug_query_block_graph {}).await {
             // one day the nodes themselves will be all that tells
@@ -61,7 +78,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
             answer => answer,
         }
     };
-    let (status, migration, devices, nodes, jobs, exports, memory, graph) = try_join!(
+    let (status, migration, devices, nodes, jobs, exports, memory, graph, machine) = try_join!(
         process.ask(&qmp::query_status {}),
         process.ask(&qmp::query_migrate {}),
         process.ask(&qmp::query_block {}),
@@ -70,6 +87,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         process.ask(&qmp::query_block_exports {}),
         process.ask(&qmp::query_memory_size_summary {}),
         graph,
+        machine::gather(process),
     )?;
     let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
     let leftovers = leftover::list(&jobs, &nodes, &exports);
@@ -89,6 +107,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
         ram: memory.base_memory + memory.plugged_memory.unwrap_or(0),
+        machine,
     })
 }
 
