@@ -22,9 +22,12 @@
 //!
 //! Everything here is blocking and shares no code with the engine.
 
+mod bitmap;
 mod check;
 mod command_line;
+mod content;
 mod cpio;
+mod deviation;
 mod disk;
 mod error;
 mod guest;
@@ -34,19 +37,23 @@ mod machine;
 mod pair;
 mod qemu_build;
 mod qmp;
+mod quick;
 mod record;
 mod spec;
 pub mod straight_line;
 
+pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
 pub use check::DiskCheck;
-pub use disk::{DiskFiles, DiskSpec};
+pub use deviation::{Deviation, Sharing};
+pub use disk::{Below, DetectZeroes, Device, DiskFiles, DiskSpec, Filter, Format, Layer};
 pub use error::{Error, Result};
-pub use image::{ImageFacts, image_facts};
+pub use image::{ChainLink, ImageFacts, chain, guest_visible_equal, image_facts};
 pub use machine::Machine;
 pub use pair::{Gap, Pair};
 pub use qemu_build::{Build, target_dir};
 pub use qferry_guest::Workload;
 pub use qmp::{Answer, Event, Qmp, Refusal};
+pub use quick::{Given, Half};
 pub use record::{Beat, Side, Slot, Verified};
 pub use spec::{Guest, Spec, Style};
 
