@@ -23,6 +23,8 @@ pub struct DiskCheck {
     pub acknowledged: u32,
     /// Slots that hold a later one, announced and not acknowledged.
     pub in_flight: u32,
+    /// Slots among these that hold zeroes, because the guest gave them back.
+    pub zeroed: u32,
     /// Slots the guest never wrote, with what was there before.
     pub untouched: u32,
     /// Bytes outside the slots that hold what was there before, zeroes not counted.
@@ -72,6 +74,8 @@ struct Judge<'a> {
 enum Found {
     Acknowledged,
     InFlight,
+    /// The one acknowledged, and it is zeroes.
+    Zeroed,
     Untouched,
     Wrong(String),
 }
@@ -88,6 +92,10 @@ impl Judge<'_> {
             match self.slot(slot)? {
                 Found::Acknowledged => found.acknowledged += 1,
                 Found::InFlight => found.in_flight += 1,
+                Found::Zeroed => {
+                    found.acknowledged += 1;
+                    found.zeroed += 1;
+                }
                 Found::Untouched => found.untouched += 1,
                 Found::Wrong(text) => faults.push(text),
             }
@@ -128,11 +136,18 @@ impl Judge<'_> {
         for (sector, bytes) in (0..).zip(content.chunks(SECTOR)) {
             let expected = |generation| Stamp { disk: self.number, slot, sector, generation };
             match block::read(bytes) {
-                Ok(stamp) if stamp == expected(stamp.generation) && legal(&stamp.generation) => {
+                Ok(stamp)
+                    if stamp == expected(stamp.generation)
+                        && legal(&stamp.generation)
+                        && !said.zeroed.contains(&stamp.generation) =>
+                {
                     generations.push(stamp.generation);
                 }
                 Err(block::Damage::Foreign) if said.acknowledged == 0 && self.is_as_before(bytes, start, sector) => {
                     generations.push(0);
+                }
+                Err(block::Damage::Foreign) if !said.zeroed.is_empty() && bytes.iter().all(|byte| *byte == 0) => {
+                    generations.extend(said.zeroed.first());
                 }
                 other => {
                     return Ok(Found::Wrong(self.fault(
@@ -146,6 +161,7 @@ impl Judge<'_> {
         generations.dedup();
         Ok(match generations.as_slice() {
             [0] => Found::Untouched,
+            [generation] if *generation == said.acknowledged && said.zeroed.contains(generation) => Found::Zeroed,
             [generation] if *generation == said.acknowledged => Found::Acknowledged,
             [_] => Found::InFlight,
             torn => Found::Wrong(self.fault(slot, said, &format!("it is torn between generations {torn:?}"))),
@@ -158,10 +174,10 @@ impl Judge<'_> {
     }
 
     fn fault(&self, slot: u32, said: &Slot, found: &str) -> String {
-        let Slot { acknowledged, announced } = said;
+        let Slot { acknowledged, announced, zeroed } = said;
         let offset = self.workload.offset(slot);
         format!(
-            "slot {slot} at {offset}: acknowledged generation {acknowledged}, later announced {announced:?}, but {found}"
+            "slot {slot} at {offset}: acknowledged generation {acknowledged}, later announced {announced:?}, zeroes {zeroed:?}, but {found}"
         )
     }
 

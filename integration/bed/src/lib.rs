@@ -16,6 +16,21 @@
 //! # }
 //! ```
 //!
+//! What stands on which disk, and what is wrong with the destination, is said in the [`Spec`]; without a guest a pair is
+//! there in less than a second:
+//!
+//! ```no_run
+//! use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Spec};
+//!
+//! # fn main() -> qferry_bed::Result<()> {
+//! let disk = DiskSpec::chain([Layer::raw(16 << 20, 4 << 20), Layer::qcow2(8 << 20, 1 << 20)]);
+//! let wrong = Deviation::FlipByte { disk: 0, layer: 1, offset: 4096 };
+//! let pair = Pair::start(&Spec { disks: vec![disk], destination: vec![wrong], ..Spec::quick() })?;
+//! assert!(pair.guest_visible_equal(0).is_err());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The guest says on a debug port what it does ([`qferry_guest::line`]); a thread per QEMU reads it and notes the host's
 //! time. What the guest was told is thus known outside of it, and the images can be judged by it after everything has
 //! been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never a skipped test.

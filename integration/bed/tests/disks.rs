@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use qferry_bed::{
-    DetectZeroes, Deviation, Device, DiskFiles, DiskSpec, Filter, Format, Given, Guest, Half, Layer, Pair, Result,
-    Sharing, Side, Spec, Style, Workload, chain, dirty_ranges, stored_bitmaps, straight_line,
+    Below, DetectZeroes, Deviation, Device, DiskFiles, DiskSpec, Filter, Format, Given, Guest, Half, Layer, Pair,
+    Result, Sharing, Side, Spec, Style, Workload, chain, dirty_ranges, stored_bitmaps, straight_line,
 };
 use serde_json::json;
 
@@ -90,6 +90,29 @@ fn a_guest_on_a_chain_a_raw_image_and_a_flash_moves() -> Result<()> {
     build.io(&files.overlay, [format!("write -q -P 0xaa {at} 1").as_str()])?;
     let said = pair.check_disks(Side::Destination).expect_err("a wrong byte").to_string();
     assert!(said.contains("0xaa instead of"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn what_a_guest_gives_back_stays_sparse_and_reads_as_zeroes() -> Result<()> {
+    // a slot is a cluster, and the whole disk has data before
+    let base = DiskSpec { overlay_data: 8 * MIB, size: 8 * MIB, backing: 8 * MIB, discard: true, ..DiskSpec::small() };
+    let raw = DiskSpec { top: Format::Raw, below: Below::Nothing, ..base.clone() };
+    let workload =
+        Workload { write: 20, discard: 200, read: 200, block: 64 * KIB, start: 0, slots: 128, ..Workload::default() };
+    let pair = Pair::start(&Spec { disks: vec![base, raw], workload, ..Spec::default() })?;
+    pair.wait_for_writes(Side::Source, 300, WAIT)?;
+    straight_line::migrate(&pair)?;
+    pair.wait_for_writes(Side::Destination, 20, WAIT)?;
+    pair.wait_until_verified(WAIT)?;
+    assert_eq!(pair.errors(), Vec::<String>::new());
+    let checks = pair.check_disks(Side::Destination)?;
+    assert!(checks.iter().all(|check| check.zeroed > 64), "{checks:?}");
+    for disk in 0..2 {
+        let taken = pair.chain(Side::Destination, disk)?[0].taken;
+        println!("disk {disk}: {taken} bytes for {checks:?}");
+        assert!(taken < 4 * MIB, "disk {disk}: {taken} bytes for {checks:?}");
+    }
     Ok(())
 }
 
