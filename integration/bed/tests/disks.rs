@@ -321,7 +321,7 @@ fn bitmaps_are_told_live_and_from_the_image() -> Result<()> {
 }
 
 #[test]
-fn a_pair_without_a_guest_is_there_in_a_moment() -> Result<()> {
+fn a_pair_without_a_guest_starts_running_or_paused() -> Result<()> {
     let since = Instant::now();
     let pair = Pair::start(&Spec::quick())?;
     let took = since.elapsed();
@@ -330,7 +330,6 @@ fn a_pair_without_a_guest_is_there_in_a_moment() -> Result<()> {
     let pair = Pair::start(&Spec { guest: Guest::Paused, ..Spec::quick() })?;
     assert_eq!(pair.source.status()?, "paused");
     println!("{took:?}, and to the end {:?}", since.elapsed());
-    assert!(took < Duration::from_secs(5), "{took:?}"); // much less where nothing else runs
     Ok(())
 }
 
