@@ -38,6 +38,7 @@ const PURE: &[&str] = &[
     "memory/sample.rs",
     "migration/plan.rs",
     "nbd/assembly.rs",
+    "nbd/buffers.rs",
     "nbd/extents.rs",
     "nbd/wire.rs",
     "preflight/checks/contents.rs",

@@ -6,6 +6,7 @@ mod args;
 mod log;
 mod migrate;
 mod render;
+mod tree;
 
 use std::process::ExitCode;
 

@@ -22,7 +22,7 @@ pub(super) fn say(line: &str) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// Shows events until the last.
+/// Shows events until the last: the outcome, or the end of what sends them.
 pub(super) fn follow(mut events: Events, json: bool) {
     let lines = json.then(|| JsonLines::new(io::stdout()));
     let mut screen = Screen::new();
@@ -44,6 +44,7 @@ pub(super) fn follow(mut events: Events, json: bool) {
             _ => screen.show(&event),
         }
     }
+    screen.clear();
 }
 
 /// Shows a plan.
@@ -62,11 +63,7 @@ pub(super) fn plan(plan: &Plan, json: bool) {
     for finding in &plan.findings {
         text.push_str(&format!("{:<8} {}: {finding}\n", finding.severity, finding.code));
     }
-    for disk in &plan.disks {
-        let copied = disk.actual_size.map_or_else(String::new, |size| format!(", about {} to copy", Bytes(size)));
-        let (from, to, size) = (&disk.source, &disk.destination, Bytes(disk.virtual_size));
-        text.push_str(&format!("disk     {from} -> {to}, {size}{copied}\n"));
-    }
+    text.push_str(&super::tree::tree(plan));
     let ram = plan.estimate.ram_bytes.map_or_else(String::new, |bytes| Bytes(bytes).to_string());
     text.push_str(&format!("ram      {ram}\n"));
     text.push_str(match plan.blockers().next() {

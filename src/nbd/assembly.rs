@@ -6,6 +6,7 @@
 use bytes::buf::Limit;
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::buffers::Buffers;
 use super::error::NbdError;
 
 /// Separate pieces at once, at most: a server that sends in order has one.
@@ -42,8 +43,8 @@ impl Assembly {
     }
 
     /// The room for a chunk of data, all of which must then be filled.
-    pub(super) fn data(&mut self, offset: u64, length: u32) -> Result<Room<'_>, NbdError> {
-        let start = self.cover(offset, length)? as usize;
+    pub(super) fn data(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<Room<'_>, NbdError> {
+        let start = self.cover(offset, length, buffers)? as usize;
         if start < self.buffer.len() {
             return Ok(Room::Fill(&mut self.buffer[start..start + length as usize]));
         }
@@ -52,8 +53,8 @@ impl Assembly {
     }
 
     /// A hole, which reads as zeros.
-    pub(super) fn hole(&mut self, offset: u64, length: u32) -> Result<(), NbdError> {
-        let end = self.cover(offset, length)? as usize + length as usize;
+    pub(super) fn hole(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<(), NbdError> {
+        let end = self.cover(offset, length, buffers)? as usize + length as usize;
         if end > self.buffer.len() {
             self.buffer.resize(end, 0);
         }
@@ -61,15 +62,19 @@ impl Assembly {
     }
 
     /// The whole read.
-    pub(super) fn finish(self) -> Result<Bytes, NbdError> {
+    pub(super) fn finish(mut self, buffers: &mut Buffers) -> Result<Bytes, NbdError> {
         match self.pieces[..] {
-            [(0, end)] if end == self.length => Ok(self.buffer.freeze()),
+            [(0, end)] if end == self.length => {
+                let whole = self.buffer.split().freeze();
+                buffers.keep(self.length, self.buffer);
+                Ok(whole)
+            }
             _ => Err(NbdError::Missing { offset: self.offset, length: self.length }),
         }
     }
 
     /// Notes a chunk as come and returns where it starts in the read.
-    fn cover(&mut self, offset: u64, length: u32) -> Result<u32, NbdError> {
+    fn cover(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<u32, NbdError> {
         let outside = NbdError::Outside { offset, length: length.into() };
         let start = offset.checked_sub(self.offset).and_then(|start| u32::try_from(start).ok());
         let Some(start) = start.filter(|start| start.checked_add(length).is_some_and(|end| end <= self.length)) else {
@@ -94,7 +99,7 @@ impl Assembly {
             (false, false) => self.pieces.insert(at, (start, end)),
         }
         if self.buffer.capacity() == 0 {
-            self.buffer.reserve(self.length as usize);
+            self.buffer = buffers.take(self.length);
         }
         Ok(start)
     }
@@ -106,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn put(assembly: &mut Assembly, offset: u64, bytes: &[u8]) -> Result<(), NbdError> {
-        match assembly.data(offset, bytes.len() as u32)? {
+        match assembly.data(offset, bytes.len() as u32, &mut Buffers::default())? {
             Room::Append(mut room) => room.put_slice(bytes),
             Room::Fill(room) => room.copy_from_slice(bytes),
         }
@@ -117,32 +122,39 @@ mod tests {
     fn chunks_in_any_order_make_the_read() {
         let mut assembly = Assembly::new(100, 10);
         put(&mut assembly, 106, b"gh").unwrap();
-        assembly.hole(102, 2).unwrap();
+        assembly.hole(102, 2, &mut Buffers::default()).unwrap();
         put(&mut assembly, 100, b"ab").unwrap();
-        assembly.hole(108, 2).unwrap();
+        assembly.hole(108, 2, &mut Buffers::default()).unwrap();
         put(&mut assembly, 104, b"ef").unwrap();
-        assert_eq!(assembly.finish().unwrap(), &b"ab\0\0efgh\0\0"[..]);
+        assert_eq!(assembly.finish(&mut Buffers::default()).unwrap(), &b"ab\0\0efgh\0\0"[..]);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut assembly = Assembly::new(100, 10);
         for (offset, length) in [(99, 1), (0, 10), (100, 11), (109, 2), (110, 1), (u64::MAX, 1), (101, u32::MAX)] {
-            assert!(matches!(assembly.hole(offset, length), Err(NbdError::Outside { .. })), "{offset} {length}");
+            assert!(
+                matches!(assembly.hole(offset, length, &mut Buffers::default()), Err(NbdError::Outside { .. })),
+                "{offset} {length}"
+            );
         }
         put(&mut assembly, 103, b"def").unwrap();
         for (offset, length) in [(103, 3), (100, 4), (105, 1), (104, 1), (100, 10)] {
-            assert!(matches!(assembly.hole(offset, length), Err(NbdError::Overlap { .. })), "{offset} {length}");
+            assert!(
+                matches!(assembly.hole(offset, length, &mut Buffers::default()), Err(NbdError::Overlap { .. })),
+                "{offset} {length}"
+            );
         }
-        assert!(matches!(assembly.finish(), Err(NbdError::Missing { offset: 100, length: 10 })));
-        assert!(matches!(Assembly::new(0, 1).finish(), Err(NbdError::Missing { .. })));
+        assert!(matches!(assembly.finish(&mut Buffers::default()), Err(NbdError::Missing { offset: 100, length: 10 })));
+        assert!(matches!(Assembly::new(0, 1).finish(&mut Buffers::default()), Err(NbdError::Missing { .. })));
     }
 
     #[test]
     fn nothing_is_taken_before_the_first_chunk_and_pieces_are_bounded() {
         let mut assembly = Assembly::new(0, 1 << 20);
         assert_eq!(assembly.buffer.capacity(), 0);
-        let refused = (0..1 << 19).map(|at| assembly.hole(at * 2, 1)).find_map(Result::err).unwrap();
+        let refused =
+            (0..1 << 19).map(|at| assembly.hole(at * 2, 1, &mut Buffers::default())).find_map(Result::err).unwrap();
         assert!(matches!(refused, NbdError::Scattered { .. }), "{refused}");
         assert_eq!(assembly.pieces.len(), MAX_PIECES);
     }
@@ -167,7 +179,7 @@ mod tests {
             for (start, end) in chunks {
                 put(&mut assembly, 7 + start as u64, &bytes[start..end]).unwrap();
             }
-            prop_assert_eq!(assembly.finish().unwrap(), bytes);
+            prop_assert_eq!(assembly.finish(&mut Buffers::default()).unwrap(), bytes);
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::assembly::Room;
+use super::buffers::Buffers;
 use super::error::NbdError;
 use super::waiters::{Waiter, Waiters};
 use super::wire::{self, Chunk, Command, Content, Form};
@@ -54,7 +55,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
     /// Serves until the connection ends, by whichever side.
     pub(super) async fn run(mut self) {
         let waiters = Waiters::default();
-        let incoming = Incoming { structured: self.structured, deadline: self.deadline, waiters: &waiters };
+        let mut incoming = Incoming {
+            structured: self.structured,
+            deadline: self.deadline,
+            waiters: &waiters,
+            buffers: Buffers::default(),
+        };
         let cause = tokio::select! {
             cause = incoming.run(&mut self.reader) => cause,
             cause = write(&mut self.writer, &mut self.jobs, &waiters) => cause,
@@ -71,10 +77,11 @@ struct Incoming<'a> {
     structured: bool,
     deadline: Duration,
     waiters: &'a Waiters,
+    buffers: Buffers,
 }
 
 impl Incoming<'_> {
-    async fn run<R: AsyncRead + Unpin>(&self, reader: &mut R) -> NbdError {
+    async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> NbdError {
         loop {
             if let Err(cause) = self.reply(reader).await {
                 return cause;
@@ -82,65 +89,72 @@ impl Incoming<'_> {
         }
     }
 
-    async fn reply<R: AsyncRead + Unpin>(&self, reader: &mut R) -> Result<(), NbdError> {
-        let form = Form::decode(reader.read_u32().await?)?;
-        let (cookie, chunk) = match form {
-            Form::Simple => {
-                let (code, cookie) = wire::simple(&array(reader).await?)?;
-                let mut waiter = self.waiters.take(cookie)?;
-                return match code {
-                    0 => self.within(waiter.deadline, self.simple(reader, waiter)).await,
-                    // Without a payload it cannot be mistaken, so servers may send it even beside structured ones.
-                    code => {
-                        waiter.fail(NbdError::Server { code, message: String::new() });
-                        waiter.finish()
-                    }
-                };
-            }
-            Form::Structured if !self.structured => {
-                return Err(NbdError::Unexpected { what: "a structured reply that was not negotiated" });
-            }
-            Form::Structured => {
-                let chunk = Chunk::decode(&array(reader).await?)?;
-                (chunk.cookie, chunk)
-            }
-        };
-        let mut waiter = self.waiters.take(cookie)?;
-        self.within(waiter.deadline, take(reader, &mut waiter, chunk)).await?;
-        if chunk.done {
-            return waiter.finish();
+    async fn reply<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
+        match Form::decode(reader.read_u32().await?)? {
+            Form::Simple => self.simple(reader).await,
+            Form::Structured if self.structured => self.chunk(reader).await,
+            Form::Structured => Err(NbdError::Unexpected { what: "a structured reply that was not negotiated" }),
         }
-        self.waiters.insert(cookie, waiter);
+    }
+
+    async fn chunk<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
+        let chunk = Chunk::decode(&array(reader).await?)?;
+        let mut waiter = self.waiters.take(chunk.cookie)?;
+        let at = waiter.deadline;
+        within(self.deadline, at, take(reader, &mut waiter, chunk, &mut self.buffers)).await?;
+        if chunk.done {
+            return waiter.finish(&mut self.buffers);
+        }
+        self.waiters.insert(chunk.cookie, waiter);
         Ok(())
     }
 
-    async fn simple<R: AsyncRead + Unpin>(&self, reader: &mut R, mut waiter: Waiter) -> Result<(), NbdError> {
-        if self.structured {
-            return Err(NbdError::Unexpected { what: "a simple reply where structured ones were negotiated" });
+    async fn simple<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
+        let (code, cookie) = wire::simple(&array(reader).await?)?;
+        let mut waiter = self.waiters.take(cookie)?;
+        match code {
+            0 if self.structured => {
+                return Err(NbdError::Unexpected { what: "a simple reply where structured ones were negotiated" });
+            }
+            0 => {
+                let at = waiter.deadline;
+                let assembly = waiter.assembly()?;
+                let (offset, length) = assembly.range();
+                let room = assembly.data(offset, length, &mut self.buffers)?;
+                within(self.deadline, at, fill(reader, room)).await?;
+            }
+            // Without a payload it cannot be mistaken, so servers may send it even beside structured ones.
+            code => waiter.fail(NbdError::Server { code, message: String::new() }),
         }
-        let assembly = waiter.assembly()?;
-        let (offset, length) = assembly.range();
-        fill(reader, assembly.data(offset, length)?).await?;
-        waiter.finish()
-    }
-
-    /// While a payload is being read its request is not among the waiters, whose deadline is watched.
-    async fn within<T>(&self, at: Instant, reading: impl Future<Output = Result<T, NbdError>>) -> Result<T, NbdError> {
-        timeout_at(at, reading).await.unwrap_or_else(|_| Err(late(self.deadline)))
+        waiter.finish(&mut self.buffers)
     }
 }
 
+/// While a payload is being read its request is not among the waiters, whose deadline is watched.
+async fn within<T>(
+    waited: Duration,
+    at: Instant,
+    reading: impl Future<Output = Result<T, NbdError>>,
+) -> Result<T, NbdError> {
+    timeout_at(at, reading).await.unwrap_or_else(|_| Err(late(waited)))
+}
+
 /// Takes the payload of a chunk.
-async fn take<R: AsyncRead + Unpin>(reader: &mut R, waiter: &mut Waiter, chunk: Chunk) -> Result<(), NbdError> {
+async fn take<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    waiter: &mut Waiter,
+    chunk: Chunk,
+    buffers: &mut Buffers,
+) -> Result<(), NbdError> {
     match chunk.content {
         Content::Nothing => Ok(()),
         Content::Data(length) => {
             let offset = reader.read_u64().await?;
-            fill(reader, waiter.assembly()?.data(offset, length)?).await
+            fill(reader, waiter.assembly()?.data(offset, length, buffers)?).await
         }
         Content::Hole => {
             let (offset, length) = wire::hole(&array(reader).await?)?;
-            waiter.assembly()?.hole(offset, length)
+            waiter.assembly()?.hole(offset, length, buffers)
         }
         Content::Status => waiter.status(&payload(reader, chunk.length).await?),
         Content::Error => {

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::assembly::Assembly;
+use super::buffers::Buffers;
 use super::error::NbdError;
 use super::extents::fit;
 use super::wire::{self, Command, REQUEST_LENGTH};
@@ -96,12 +97,12 @@ impl Waiter {
     }
 
     /// Answers the caller. An error is one that ends the connection.
-    pub(super) fn finish(self) -> Result<(), NbdError> {
+    pub(super) fn finish(self, buffers: &mut Buffers) -> Result<(), NbdError> {
         // A caller that has gone away misses nothing.
         match (self.wanted, self.failure) {
             (Wanted::Data { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
             (Wanted::Status { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
-            (Wanted::Data { assembly, reply }, None) => drop(reply.send(Ok(assembly.finish()?))),
+            (Wanted::Data { assembly, reply }, None) => drop(reply.send(Ok(assembly.finish(buffers)?))),
             (Wanted::Status { descriptors, reply, .. }, None) => {
                 let missing = NbdError::Unexpected { what: "block status without the context that was asked for" };
                 drop(reply.send(Ok(descriptors.ok_or(missing)?)));
