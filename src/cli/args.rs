@@ -1,10 +1,20 @@
 //! The command line.
 
 use crate::{
-    endpoint::Address, migration::Settings, preflight::checks::FORCIBLE, quantity::Rate, storage::layout::Selection,
+    endpoint::Address,
+    migration::Settings,
+    preflight::checks::FORCIBLE,
+    quantity::Rate,
+    storage::{
+        identity::Proof,
+        layout::{Selection, Storage},
+    },
 };
 use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+/// The heading of the options about disks.
+const DISKS: &str = "Disks";
 
 /// Moves a running QEMU guest, its memory and its local disks, to another QEMU process.
 #[derive(Debug, Parser)]
@@ -21,7 +31,20 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    Migrate(Box<Migrate>),
+    /// Move a guest and its disks from one QEMU to another that waits for it
+    ///
+    /// The destination must wait with -incoming defer -S and have, for each disk that moves, an overlay of exactly the
+    /// same virtual size over the same backing file. Only what the source's overlay holds is sent. Until the guest is
+    /// handed over, whatever goes wrong ends with it running on the source as before; Ctrl-C does the same.
+    #[command(after_help = EXAMPLES)]
+    Migrate(Box<Options>),
+    /// Look at both sides and say whether the guest could move; change nothing
+    ///
+    /// Takes the options of migrate and runs its preflight: every check, the disks of both sides next to each other, and
+    /// the proof that the destination's backing files are the source's, for which read-only exports are opened for a
+    /// moment. Exit code 0: it could move; 3: it would be refused, and every reason is named.
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Box<Options>),
 }
 
 const EXAMPLES: &str = "\
@@ -42,14 +65,18 @@ Exit codes: 0 moved, 1 internal error, 2 usage, 3 refused (nothing was changed),
   4 rolled back, 5 cancelled, 6 stuck (runs on the source, leftovers are listed),
   7 undetermined (not proved to run on one side)";
 
-/// Move a guest and its disks from one QEMU to another that waits for it
-///
-/// The destination must wait with -incoming defer -S and have, for each disk that moves, an overlay of exactly the same
-/// virtual size over the same backing file. Only what the source's overlay holds is sent. Until the guest is handed
-/// over, whatever goes wrong ends with it running on the source as before; Ctrl-C does the same.
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  Could it move, and what is in the way?
+    qferry check --source /run/vm/source.qmp --destination /run/vm/destination.qmp
+
+  Compare every byte of the backing files, at no more than 100 MiB/s, and keep what was found beside them:
+    qferry check --source /run/vm/source.qmp --destination /run/vm/destination.qmp \\
+        --verify-backing full --keep-digests --bandwidth 100MiB/s";
+
+/// What a migration is to do, and how.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct Migrate {
+pub(super) struct Options {
     /// The QMP monitor of the QEMU that has the guest: /path, unix:/path or tcp:HOST:PORT
     #[arg(long, value_name = "ADDR")]
     pub(super) source: Address,
@@ -58,11 +85,34 @@ pub(super) struct Migrate {
     pub(super) destination: Address,
     /// Move this disk, onto the destination's disk of that name; repeatable [default: every writable disk that the two
     /// do not share, paired by qdev id, then device name, then node name]
-    #[arg(long = "disk", value_name = "SOURCE[=DESTINATION]", value_parser = disk)]
+    #[arg(long = "disk", value_name = "SOURCE[=DESTINATION]", value_parser = disk, help_heading = DISKS)]
     disks: Vec<(String, Option<String>)>,
     /// Leave this disk out; repeatable
-    #[arg(long = "skip-disk", value_name = "SOURCE")]
+    #[arg(long = "skip-disk", value_name = "SOURCE", help_heading = DISKS)]
     skip: Vec<String>,
+    /// How storage gets there: incremental copies what the overlays hold, full copies all onto images without backing
+    /// files, none copies nothing, for both sides have the same files
+    #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<Storage>, help_heading = DISKS)]
+    storage: Storage,
+    /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges with
+    /// data, chosen at random), metadata (sizes, formats, what is allocated), off
+    #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<Proof>, help_heading = DISKS)]
+    verify_backing: Proof,
+    /// How many ranges of 64 KiB to sample of each backing file
+    #[arg(long, value_name = "N", default_value = "64", value_parser = samples, help_heading = DISKS)]
+    samples: usize,
+    /// Choose the ranges from this seed, which an earlier report showed [default: another one each time]
+    #[arg(long, value_name = "SEED", help_heading = DISKS)]
+    sample_seed: Option<u64>,
+    /// Keep the digest of a backing file that was read in full beside it, and trust it while the file does not change
+    #[arg(long, help_heading = DISKS)]
+    keep_digests: bool,
+    /// Ask the destination's file systems only for the room of what is copied now, not of the whole disks
+    #[arg(long, help_heading = DISKS)]
+    overcommit: bool,
+    /// Remove first what an earlier try left in the two QEMUs. Only if no other qferry is at work on them
+    #[arg(long, help_heading = DISKS)]
+    clean: bool,
     /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM
     #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = downtime)]
     downtime: Duration,
@@ -82,6 +132,10 @@ pub(super) struct Migrate {
     /// Where the destination listens for NBD [default: the same]
     #[arg(long, value_name = "ADDR")]
     nbd_address: Option<Address>,
+    /// Where the source listens for NBD while backing files are compared [default: a unix socket of this run, if its
+    /// monitor is a local unix socket]
+    #[arg(long, value_name = "ADDR")]
+    source_nbd_address: Option<Address>,
     /// Allow an address other than loopback without TLS
     #[arg(long)]
     allow_plaintext: bool,
@@ -102,11 +156,18 @@ pub(super) struct Migrate {
     pub(super) transcript: Option<PathBuf>,
 }
 
-impl Migrate {
+impl Options {
     /// What is asked of the library.
     pub(super) fn settings(&self) -> Settings {
         Settings {
-            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), ..Selection::default() },
+            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
+            verify_backing: self.verify_backing,
+            samples: self.samples,
+            sample_seed: self.sample_seed,
+            keep_digests: self.keep_digests,
+            overcommit: self.overcommit,
+            clean: self.clean,
+            source_nbd_address: self.source_nbd_address.clone(),
             downtime: self.downtime,
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
@@ -118,6 +179,18 @@ impl Migrate {
             keep_source: self.keep_source,
             ..Settings::default()
         }
+    }
+}
+
+fn parsed<T: FromStr>(text: &str) -> Result<T, T::Err> {
+    text.parse()
+}
+
+fn samples(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("a sample of nothing proves nothing; --verify-backing off says so".to_owned()),
+        Ok(number) if number <= 1 << 16 => Ok(number),
+        _ => Err("write a number up to 65536; --verify-backing full compares everything".to_owned()),
     }
 }
 
@@ -165,15 +238,17 @@ mod tests {
         let words =
             "qferry migrate --source /s --destination tcp:localhost:4444".split(' ').chain(line.split_whitespace());
         Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
-            Verb::Migrate(options) => options.settings(),
+            Verb::Migrate(options) | Verb::Check(options) => options.settings(),
         })
     }
 
     #[test]
     fn every_option_is_documented() {
         Arguments::command().debug_assert();
-        for argument in Arguments::command().find_subcommand("migrate").expect("a verb").get_arguments() {
-            assert!(argument.get_help().is_some() || argument.is_hide_set(), "{argument}");
+        for verb in Arguments::command().get_subcommands() {
+            for argument in verb.get_arguments() {
+                assert!(argument.get_help().is_some() || argument.is_hide_set(), "{verb} {argument}");
+            }
         }
     }
 
@@ -188,6 +263,9 @@ mod tests {
         assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()], ..Selection::default() });
         let forced = parse("--force machine-type --force qemu-older").expect("good").force;
         assert_eq!(forced, ["machine-type", "qemu-older"].map(str::to_owned).into());
+        let settings = parse("--storage full --verify-backing full --samples 9 --sample-seed 7 --clean").expect("good");
+        assert_eq!((settings.selection.storage, settings.verify_backing), (Storage::Full, Proof::Full));
+        assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
     }
 
@@ -200,6 +278,10 @@ mod tests {
             ("--bandwidth 0", "leave the option out"),
             ("--bandwidth 10furlong/s", "furlong"),
             ("--disk a=", "SOURCE=DESTINATION"),
+            ("--storage half", "incremental"),
+            ("--verify-backing yes", "sample"),
+            ("--samples 0", "off"),
+            ("--samples 1000000", "full"),
             ("--nbd-address ssh://host/x", "ssh"),
             ("--force nonsense", "cpu-features, cpu-model"),
             ("--force disk-size", "machine-type"),

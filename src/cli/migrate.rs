@@ -10,19 +10,17 @@ use std::{process::ExitCode, thread};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
-    let plan = options.plan;
-    recorded(&options, |builder| async move {
-        if plan { look(builder, options.json).await } else { migrate(builder, options.json).await }
-    })
-    .await
+    let (plan, json) = (options.plan, options.json);
+    let work = async |builder| if plan { look(builder, json).await } else { migrate(builder, json).await };
+    recorded(&options, work).await
 }
 
 pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
-    recorded(&options, |builder| look(builder, options.json)).await
+    recorded(&options, async |builder| look(builder, options.json).await).await
 }
 
 /// Does it with the transcript that was asked for.
-async fn recorded<F: Future<Output = ExitCode>>(options: &args::Options, work: impl FnOnce(Builder) -> F) -> ExitCode {
+async fn recorded(options: &args::Options, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
     let mut builder =
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings());
     let recorder = match options.transcript.as_ref().map(Recorder::create).transpose() {

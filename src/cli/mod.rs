@@ -22,6 +22,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     };
     match arguments.verb {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
+        args::Verb::Check(options) => runtime.block_on(migrate::check(options)),
     }
 }
 

@@ -89,11 +89,9 @@ fn proof(comparison: &Comparison) -> String {
         By::Sample { seed, ranges, bytes } => {
             format!("{ranges} ranges, {} on each side, seed {seed}", Bytes(*bytes))
         }
-        By::Full { digest, kept, .. } => format!(
-            "every byte, digest {}{}",
-            digest.as_deref().unwrap_or("-"),
-            if *kept > 0 { " (kept)" } else { "" }
-        ),
+        By::Full { digest, kept, .. } => {
+            format!("every byte, digest {}{}", digest.as_deref().unwrap_or("-"), if *kept > 0 { " (kept)" } else { "" })
+        }
     };
     match &comparison.verdict {
         Verdict::Same => format!("= the same: {how}"),
