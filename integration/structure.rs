@@ -163,7 +163,7 @@ fn the_reader_of_uses_sees_groups() {
 fn pure_files_are_pure() {
     let sources = sources();
     for path in PURE {
-        let file = sources.iter().find(|source| source.path == path).unwrap_or_else(|| panic!("{path} is gone"));
+        let file = sources.iter().find(|source| source.path == *path).unwrap_or_else(|| panic!("{path} is gone"));
         assert!(file.docs.contains("Pure."), "{path} does not say in its //! that it is pure");
     }
     for Source { path, code, docs } in &sources {

@@ -12,5 +12,6 @@ mod embedding;
 mod failures;
 mod moves;
 mod race;
+mod storage;
 mod support;
 mod view;

@@ -150,7 +150,8 @@ impl Screen {
             let due = self.told.get(what).is_none_or(|&last| Duration::from_millis(t_ms.saturating_sub(last)) >= PLAIN);
             if due || (done == all && note == "ready") {
                 self.told.insert(what.to_owned(), t_ms);
-                say(&format!("[{:>8.3}s] {what}: {} of {}, {note}", t_ms as f64 / 1000.0, Bytes(done), Bytes(all)));
+                let note = if note.is_empty() { String::new() } else { format!(", {note}") };
+                say(&format!("[{:>8.3}s] {what}: {} of {}{note}", t_ms as f64 / 1000.0, Bytes(done), Bytes(all)));
             }
             return;
         };

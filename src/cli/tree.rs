@@ -8,7 +8,6 @@ use crate::{
         identity::{By, Comparison, Verdict},
     },
 };
-use std::fmt::Write;
 
 /// What stands before the source's column.
 const INDENT: &str = "         ";
@@ -37,8 +36,8 @@ pub(super) fn tree(plan: &Plan) -> String {
 }
 
 fn line(text: &mut String, words: &str) {
-    // writing to a string does not fail
-    drop(writeln!(text, "{}", words.trim_end()));
+    text.push_str(words.trim_end());
+    text.push('\n');
 }
 
 fn columns(text: &mut String, chains: &Chains) {
