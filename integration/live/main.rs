@@ -9,6 +9,7 @@
 mod command;
 mod embedding;
 mod failures;
+mod machines;
 mod moves;
 mod race;
 mod support;

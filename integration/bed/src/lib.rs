@@ -22,6 +22,7 @@
 //!
 //! Everything here is blocking and shares no code with the engine.
 
+mod bare;
 mod check;
 mod command_line;
 mod cpio;
@@ -38,6 +39,7 @@ mod record;
 mod spec;
 pub mod straight_line;
 
+pub use bare::Bare;
 pub use check::DiskCheck;
 pub use disk::{DiskFiles, DiskSpec};
 pub use error::{Error, Result};
