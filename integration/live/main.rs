@@ -10,6 +10,7 @@ mod bare;
 mod command;
 mod embedding;
 mod failures;
+mod machines;
 mod moves;
 mod race;
 mod storage;

@@ -171,7 +171,7 @@ impl Builder {
             connected = connect(source, destination, recorder.as_ref()) => connected?,
         };
         let (source, destination, settings, report) = (&source, &destination, &settings, &report);
-        Ok(Survey { source, destination, settings, report, cancel }.plan(false).await?.0)
+        Ok(Box::pin(Survey { source, destination, settings, report, cancel }.plan(false)).await?.0)
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
@@ -368,7 +368,7 @@ async fn prepare(
     let (source, destination) = connected?;
     let (settings, report) = (&engine.settings, &engine.report);
     let survey = Survey { source: &source, destination: &destination, settings, report, cancel };
-    let (plan, was_running) = engine.phase(Phase::Preflight, survey.plan(settings.clean)).await?;
+    let (plan, was_running) = engine.phase(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
     for finding in plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
         engine.report.warn(finding.code, finding.to_string());
     }

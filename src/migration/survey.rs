@@ -91,8 +91,9 @@ impl Survey<'_> {
         let destination = Reachable { process: self.destination, facts: there, address: destination };
         let ceiling = Arc::new(Ceiling::new(ceiling));
         let cancelled = self.cancelled();
-        let read = contents::read(source, destination, &plan.wanted, &how, &ceiling, self.report, cancelled).await;
-        read.map(Some).ok_or(Failure::Cancelled)
+        let read = contents::read(source, destination, &plan.wanted, &how, &ceiling, self.report, cancelled);
+        // a future this large is kept off the stack of whoever waits for it
+        Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
     }
 
     async fn cancelled(&self) {

@@ -61,8 +61,9 @@ pub struct Facts {
 /// # Errors
 /// What QEMU says, or no answer.
 pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Facts, Facts), ProcessError> {
-    let (here, mut there) = try_join!(gather(source), gather(destination))?;
-    machine::name_lacking(source, destination, &here.machine, &mut there.machine).await?;
+    // boxed, or a migration would carry the room for all these questions to its end
+    let (here, mut there) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
+    Box::pin(machine::name_lacking(source, destination, &here.machine, &mut there.machine)).await?;
     Ok((here, there))
 }
 
@@ -86,8 +87,8 @@ async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_block_exports {}),
         process.ask(&qmp::query_memory_size_summary {}),
-        graph,
-        machine::gather(process),
+        Box::pin(graph),
+        Box::pin(machine::gather(process)),
     )?;
     let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
     let leftovers = leftover::list(&jobs, &nodes, &exports);

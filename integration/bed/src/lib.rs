@@ -37,6 +37,7 @@
 //!
 //! Everything here is blocking and shares no code with the engine.
 
+mod bare;
 mod bitmap;
 mod check;
 mod command_line;
@@ -57,6 +58,7 @@ mod record;
 mod spec;
 pub mod straight_line;
 
+pub use bare::Bare;
 pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
 pub use check::DiskCheck;
 pub use deviation::{Deviation, Sharing};

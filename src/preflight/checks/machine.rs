@@ -80,6 +80,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     type Blocks = BTreeMap<String, RamBlock>;
+    type Change = fn(&mut Blocks);
 
     fn sample() -> Machine {
         let block = |used, total| RamBlock { used, total };
@@ -145,10 +146,8 @@ mod tests {
 
     #[test]
     fn ram_blocks_must_be_there_and_hold_what_comes() {
-        let with = |change: fn(&mut Blocks)| {
-            found(ram_blocks, move |there| change(there.ram_blocks.as_mut().expect("blocks")))
-        };
-        let silent: [fn(&mut Blocks); 3] = [
+        let with = |change: Change| found(ram_blocks, move |there| change(there.ram_blocks.as_mut().expect("blocks")));
+        let silent: [Change; 3] = [
             |blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").used = 40,
             |blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").total = 400,
             |blocks| {
@@ -158,7 +157,7 @@ mod tests {
         for change in silent {
             assert_eq!(with(change), None);
         }
-        let loud: [(fn(&mut Blocks), &str); 3] = [
+        let loud: [(Change, &str); 3] = [
             (
                 |blocks| {
                     blocks.remove("pc.ram");

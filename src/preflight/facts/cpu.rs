@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt};
 pub struct Cpu {
     /// Its path in QOM.
     pub path: String,
-    /// Its type, such as `max-x86_64-cpu`.
+    /// Its type, such as `cortex-a57-arm-cpu`, where it has no feature words.
     pub kind: Option<String>,
     /// What its [`IDENTITY`] says, as far as it has it.
     pub identity: BTreeMap<&'static str, String>,
@@ -71,11 +71,35 @@ pub fn lacking(here: &Cpu, there: &Cpu) -> Vec<String> {
     bits.collect()
 }
 
-/// Whether a property that is on or off can be the name of a feature that a guest sees; compatibility switches are not.
+/// Properties of a CPU that are on or off and name no bit of CPUID, as far as 11.1 has them.
+const SWITCHES: [&str; 21] = [
+    "acpi",
+    "check",
+    "cpuid-0xb",
+    "enforce",
+    "fill-mtrr-mask",
+    "full-cpuid-auto-level",
+    "host-cache-info",
+    "host-phys-bits",
+    "hotpluggable",
+    "hotplugged",
+    "kvm",
+    "l3-cache",
+    "legacy-cache",
+    "legacy-multi-node",
+    "migratable",
+    "pmu",
+    "realized",
+    "start-powered-off",
+    "tcg-cpuid",
+    "vmware-cpuid-freq",
+    "xen-vapic",
+];
+
+/// Whether a property that is on or off can be the name of a feature; switches, also those for compatibility, are not.
 pub fn is_feature(property: &str) -> bool {
     let of_topology = OF_TOPOLOGY.iter().any(|(.., name)| *name == property.replace('_', "-"));
-    let of_the_object = ["realized", "hotplugged", "hotpluggable", "start-powered-off"].contains(&property);
-    !(of_topology || of_the_object || property.starts_with("x-"))
+    !(of_topology || SWITCHES.contains(&property) || property.starts_with("x-"))
 }
 
 /// One spelling of each: QEMU knows `sse4.1` as `sse4-1` and `sse4_1` too.

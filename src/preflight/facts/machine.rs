@@ -71,7 +71,9 @@ pub async fn gather(process: &Process) -> Result<Machine, ProcessError> {
 async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<Cpu>, ProcessError> {
     let Some(path) = path else { return Ok(None) };
     let asked = IDENTITY.map(|name| (name, property(process, path, name)));
-    let (kind, words) = try_join!(property(process, path, "type"), property(process, path, "feature-words"))?;
+    let words = property(process, path, "feature-words").await?;
+    // each question costs, and the type matters only where there is nothing better
+    let kind = if words.is_none() { property(process, path, "type").await? } else { None };
     let mut identity = BTreeMap::new();
     for (name, answer) in asked {
         if let Some(value) = answer.await? {
