@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use qferry::migration::{Builder, Canceller, Endpoint, Migration};
 use qferry::progress::{Event, Kind, Outcome, Side};
+use qferry::storage::identity::Proof;
 use serde_json::{Map, Value, json};
 use tokio::io::DuplexStream;
 use tokio::time::{Instant, sleep};
@@ -36,7 +37,7 @@ const NEEDED: [&str; 13] = [
     "query-named-block-nodes",
 ];
 /// Everything a fake answers; what else it is told is `CommandNotFound`.
-const ANSWERED: [&str; 35] = [
+const ANSWERED: [&str; 36] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
@@ -71,6 +72,7 @@ const ANSWERED: [&str; 35] = [
     "query-version",
     "quit",
     "stop",
+    "x-debug-query-block-graph",
     "x-query-ramblock",
 ];
 
@@ -359,7 +361,9 @@ impl Model {
         let end = |name: &str, stream, pid| Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid };
         let (here, there) = (end("a", here, here_pid), end("b", there, there_pid));
         let address = |name: &str| format!("unix:{}", self.directory.path().join(name).display()).parse().unwrap();
-        Migration::builder(here, there).addresses(address("nbd"), address("ram")).runtime_dir(self.directory.path())
+        let builder = Migration::builder(here, there).addresses(address("nbd"), address("ram"));
+        // a fake exports nothing that could be read
+        builder.runtime_dir(self.directory.path()).verify_backing(Proof::Off)
     }
 
     pub async fn migrate(&mut self) -> Run {
@@ -438,7 +442,9 @@ impl std::fmt::Debug for Run {
 
 /// Whether it changes nothing.
 pub fn asks(seen: &Seen) -> bool {
-    let asks = ["query-", "x-query-", "qom-list", "qom-get"].iter().any(|begin| seen.name.starts_with(begin));
+    let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get"]
+        .iter()
+        .any(|begin| seen.name.starts_with(begin));
     asks || seen.name == "qmp_capabilities"
 }
 
@@ -900,7 +906,10 @@ impl State {
                 list.collect()
             }
             "query-named-block-nodes" => {
-                let list = qemu.disks.iter().map(|disk| node(disk, qemu.bitmaps.get(&format!("node-{}", disk.name))));
+                let list = qemu
+                    .disks
+                    .iter()
+                    .flat_map(|disk| [node(disk, qemu.bitmaps.get(&format!("node-{}", disk.name))), base(disk)]);
                 list.collect()
             }
             "query-jobs" => {
@@ -942,6 +951,7 @@ impl State {
                     {"name": "avx2", "type": "bool"}, {"name": "usb0", "type": "child<nec-usb-xhci>"}])
             }
             "query-pci" => json!([]),
+            "x-debug-query-block-graph" => json!({"nodes": [], "edges": [], "x-new": 1}),
             _ => return None,
         })
     }
@@ -983,7 +993,15 @@ impl Qemu {
 fn node(disk: &Disk, bitmap: Option<&(String, u64)>) -> Value {
     let bitmaps: Vec<Value> = bitmap.iter().map(|(name, count)| json!({"name": name, "count": count})).collect();
     json!({"node-name": format!("node-{}", disk.name), "drv": "qcow2", "file": disk.file,
-        "ro": disk.read_only, "image": {"virtual-size": disk.size}, "dirty-bitmaps": bitmaps, "x-new": null})
+        "ro": disk.read_only, "image": {"virtual-size": disk.size}, "dirty-bitmaps": bitmaps, "x-new": null,
+        "children": [{"child": "backing", "node-name": format!("base-{}", disk.name)},
+            {"child": "file", "node-name": format!("file-{}", disk.name)}]})
+}
+
+/// What a disk is over.
+fn base(disk: &Disk) -> Value {
+    json!({"node-name": format!("base-{}", disk.name), "drv": "file", "file": format!("{}.base", disk.file), "ro": true,
+        "image": {"virtual-size": disk.size}})
 }
 
 /// Just what the engine reads of a schema.

@@ -8,6 +8,7 @@ use crate::{
     qemu::{Name, Process},
     qmp::{self, Recorder},
     quantity::Rate,
+    storage::{identity::Proof, layout::Storage},
 };
 use std::{
     path::PathBuf,
@@ -97,6 +98,20 @@ impl Builder {
     #[must_use]
     pub fn disk(mut self, source: impl Into<String>, destination: Option<String>) -> Self {
         self.settings.selection.disks.push((source.into(), destination));
+        self
+    }
+
+    /// How the disks get there; by default what the overlays hold is copied.
+    #[must_use]
+    pub fn storage(mut self, storage: Storage) -> Self {
+        self.settings.selection.storage = storage;
+        self
+    }
+
+    /// How well the destination's backing files are proved to be the source's; by a sample by default.
+    #[must_use]
+    pub fn verify_backing(mut self, proof: Proof) -> Self {
+        self.settings.verify_backing = proof;
         self
     }
 
