@@ -151,10 +151,11 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
     let address = |path: PathBuf| Address::unix(path);
     let recorder = Recorder::create(transcript)?;
     // the engine's own names for these sockets hold a process id
-    let (nbd, ram) = (pair.run_dir().join("nbd.sock"), pair.run_dir().join("ram.sock"));
+    let [nbd, ram, here] = ["nbd.sock", "ram.sock", "here.sock"].map(|name| pair.run_dir().join(name));
     let builder = Migration::builder(address(pair.source.qmp_path())?, address(pair.destination.qmp_path())?)
         .runtime_dir(pair.run_dir())
         .addresses(address(nbd)?, address(ram)?)
+        .source_nbd_address(address(here)?)
         .bandwidth(CEILING)
         .keep_source()
         // the preflight sees what the destination of one course lacks

@@ -123,6 +123,14 @@ impl Builder {
         self
     }
 
+    /// Where the source listens for NBD while backing files are compared. Needed unless its monitor is a local unix
+    /// socket.
+    #[must_use]
+    pub fn source_nbd_address(mut self, address: Address) -> Self {
+        self.settings.source_nbd_address = Some(address);
+        self
+    }
+
     /// The directory for the sockets of this run.
     #[must_use]
     pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {

@@ -1,4 +1,6 @@
 //! What was read of both sides: images that must be the same, and images that must be empty.
+//!
+//! Pure.
 
 use super::{Finding, Severity, blocker, finding, note};
 use crate::{

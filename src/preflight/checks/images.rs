@@ -1,4 +1,6 @@
 //! What the disks consist of: chains, files that both sides use, media that stand still, room, and the right to write.
+//!
+//! Pure.
 
 use super::{Finding, Severity, Subject, blocker, finding, note};
 use crate::{
