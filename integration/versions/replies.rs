@@ -8,9 +8,9 @@ use qferry::{
         ram_blocks,
     },
     qemu::reply::{
-        BlockDevice, BlockExport, BlockJob, BlockNode, Capability, CpuInfo, FeatureWord, HumanReadable, Job, JobStatus,
-        List, MemorySize, Migration, MigrationStatus, PciBus, QUERIES, QomProperty, Query, RunState, Status,
-        VersionInfo,
+        BlockDevice, BlockExport, BlockGraph, BlockJob, BlockNode, Capability, CpuInfo, FeatureWord, GraphEdge,
+        HumanReadable, Job, JobStatus, List, MemorySize, Migration, MigrationStatus, PciBus, QUERIES, QomProperty,
+        Query, RunState, Status, VersionInfo,
     },
     qmp::transcript::Direction,
 };
@@ -114,7 +114,18 @@ impl Answer for BlockNode {
             ("node.file", !self.file.is_empty()),
             ("image.actual-size", self.image.actual_size.is_some()),
             ("image.full-backing-filename", self.image.full_backing_filename.is_some()),
+            ("image.backing-filename", self.image.backing_filename.is_some()),
+            ("image.backing-filename-format", self.image.backing_filename_format.is_some()),
+            ("image.cluster-size", self.image.cluster_size.is_some()),
+            (
+                "image.compat",
+                self.image.format_specific.as_ref().is_some_and(|specific| specific.data.compat.is_some()),
+            ),
             ("dirty-bitmaps.name", self.dirty_bitmaps.iter().any(|bitmap| bitmap.name.is_some())),
+            ("dirty-bitmaps.granularity", self.dirty_bitmaps.iter().any(|bitmap| bitmap.granularity > 0)),
+            ("children", !self.children.is_empty()),
+            ("active", self.active.is_some()),
+            ("cache", self.cache.is_some()),
         ])
     }
 }
@@ -147,6 +158,16 @@ impl Answer for Job {
 impl Answer for MemorySize {
     fn present(&self) -> Vec<&'static str> {
         those([("plugged-memory", self.plugged_memory.is_some())])
+    }
+}
+
+impl Answer for BlockGraph {
+    fn present(&self) -> Vec<&'static str> {
+        let backing = |edge: &GraphEdge| edge.name == "backing";
+        those([
+            ("graph.backing", self.edges.iter().any(backing)),
+            ("graph.node", self.nodes.iter().any(|node| node.kind == "block-driver")),
+        ])
     }
 }
 
@@ -221,6 +242,7 @@ pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
         reader::<qmp::query_jobs>(),
         reader::<qmp::query_block_exports>(),
         reader::<qmp::query_memory_size_summary>(),
+        reader::<qmp::x_debug_query_block_graph>(),
         reader::<qmp::query_version>(),
         reader::<qmp::query_cpus_fast>(),
         reader::<qmp::query_pci>(),
@@ -234,18 +256,28 @@ pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
 }
 
 /// All that some recording of every version must have. What a version lacks is told in [`absent`].
-const FIELDS: [&str; 23] = [
+const FIELDS: &[&str] = &[
     "RAM blocks",
+    "active",
     "actively-synced",
+    "cache",
     "child",
+    "children",
     "current-progress",
     "device",
+    "dirty-bitmaps.granularity",
     "dirty-bitmaps.name",
     "downtime",
     "downtime-limit",
     "error-desc",
     "expected-downtime",
+    "graph.backing",
+    "graph.node",
     "image.actual-size",
+    "image.backing-filename",
+    "image.backing-filename-format",
+    "image.cluster-size",
+    "image.compat",
     "image.full-backing-filename",
     "inserted",
     "max-bandwidth",
@@ -263,7 +295,11 @@ const FIELDS: [&str; 23] = [
 fn absent(version: &Version) -> Vec<&'static str> {
     let features = version.features();
     those([
+        // told from 10.0 on
+        ("active", version.name.starts_with("7.")),
         ("actively-synced", !features.block_job_change),
+        // from 10.1 on, as is the argument
+        ("children", !features.mirror_target_is_zero),
         // the destination, which knew, has exited
         ("error-desc", !features.incoming_exit_on_error),
     ])
@@ -285,7 +321,7 @@ fn every_reply_is_read_whole() {
         }
         let never: Vec<_> = QUERIES.iter().filter(|query| !met.contains(*query)).collect();
         assert!(never.is_empty(), "{}: no recorded answer to {never:?}: record anew", version.name);
-        let missed: Vec<_> = FIELDS.into_iter().filter(|field| !present.contains(field)).collect();
+        let missed: Vec<_> = FIELDS.iter().copied().filter(|field| !present.contains(field)).collect();
         assert_eq!(missed, absent(&version), "{}: fields that are never there, or misnamed", version.name);
         assert!(strange.is_empty(), "{}: {strange:?}", version.name);
     }
