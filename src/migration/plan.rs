@@ -97,8 +97,9 @@ pub struct Estimate {
     pub converges: Option<bool>,
 }
 
-/// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in.
-const UNREADABLE: [&str; 10] = [
+/// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
+/// to be read is being written to.
+const UNREADABLE: [&str; 12] = [
     "address-missing",
     "same-process",
     "qemu-lacks",
@@ -109,6 +110,8 @@ const UNREADABLE: [&str; 10] = [
     "destination-used",
     "leftover",
     "export-open",
+    "backing-is-live",
+    "overlay-is-backing",
 ];
 
 impl Plan {

@@ -58,7 +58,8 @@ pub fn wanted(source: &Facts, destination: &Facts, pairs: &[Pair], standing: &[(
         }
     }
     for (disk, counterpart) in standing {
-        let there = counterpart.map_or(&[][..], |other| &other.chain.layers[..]);
+        let alike = counterpart.filter(|other| other.virtual_size == disk.virtual_size);
+        let there = alike.map_or(&[][..], |other| &other.chain.layers[..]);
         found.add(source, destination, disk.name(), &disk.chain.layers, there);
     }
     found
@@ -69,7 +70,7 @@ fn layers_below(chain: &Chain) -> &[Layer] {
 }
 
 impl Wanted {
-    /// Nothing is to be done where one side has no such image: a check tells of that.
+    /// Nothing is to be done where one side has no such image, or one of another size: a check tells of that.
     fn add(&mut self, source: &Facts, destination: &Facts, disk: &str, here: &[Layer], there: &[Layer]) {
         if here.is_empty() || there.is_empty() {
             return;
