@@ -237,3 +237,299 @@ fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &Subject<'_>) -> Optio
     };
     Some(finding(Severity::Warning, "disk-shared-unproved", disk.name(), message, remedy))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        preflight::facts::{
+            devices::Devices,
+            files::{File, FileSystem},
+            machine::Machine,
+        },
+        qemu::{
+            Features, Schema,
+            reply::{Migration, RunState},
+        },
+        qmp::Version,
+        storage::{
+            bitmaps::Bitmaps,
+            chain::{BackingLink, Chain, Filter, Graph, Protocol, Qcow2},
+            layout::Names,
+        },
+    };
+
+    /// What a file is known to be: its file system, the room there, its inode.
+    fn file(device: u64, available: u64, inode: u64) -> File {
+        File {
+            path: "/x".into(),
+            id: (device, inode),
+            allocated: 0,
+            is_device: false,
+            writable: true,
+            file_system: FileSystem { device, available, read_only: false },
+        }
+    }
+
+    fn facts(name: &str, files: &[(&str, File)]) -> Facts {
+        let nothing = serde_json::json!([]);
+        Facts {
+            name: name.to_owned(),
+            run: RunState::Running,
+            migration: Migration::default(),
+            devices: Vec::new(),
+            nodes: Vec::new(),
+            graph: Graph::default(),
+            jobs: Vec::new(),
+            exports: Vec::new(),
+            leftovers: Vec::new(),
+            features: Features::read(&Schema::new(&nothing)),
+            pid: None,
+            files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
+            ram: 0,
+            machine: Machine {
+                version: Version { major: 10, minor: 0, micro: 0 },
+                kind: None,
+                cpus: 1,
+                cpu: None,
+                ram_blocks: None,
+                devices: Devices::default(),
+            },
+        }
+    }
+
+    /// A qcow2 image of 100 bytes, 10 of which are taken.
+    fn layer(file: &str) -> Layer {
+        Layer {
+            node: format!("node of {file}"),
+            format: "qcow2".to_owned(),
+            file: file.to_owned(),
+            protocol: Protocol { file: file.to_owned(), ..Protocol::default() },
+            virtual_size: 100,
+            actual_size: Some(10),
+            ..Layer::default()
+        }
+    }
+
+    fn over(file: &str, named: &str) -> Layer {
+        let backing = Some(BackingLink { file: named.to_owned(), full: named.to_owned(), format: None });
+        Layer { backing, ..layer(file) }
+    }
+
+    fn disk(layers: impl Into<Vec<Layer>>) -> Disk {
+        let chain = Chain { layers: layers.into(), filters: Vec::new() };
+        Disk {
+            qdev: Some("disk0".to_owned()),
+            device: None,
+            node: "n".to_owned(),
+            path: None,
+            file: chain.top().map_or_else(String::new, |top| top.file.clone()),
+            read_only: false,
+            virtual_size: 100,
+            chain,
+        }
+    }
+
+    fn pair(ours: impl Into<Vec<Layer>>, theirs: impl Into<Vec<Layer>>) -> Pair {
+        let (source, destination) = (disk(ours), disk(theirs));
+        Pair { source, destination, mode: Mode::Incremental, names: Names::new(0) }
+    }
+
+    fn with(pairs: &[Pair], files: &[(&str, File)], overcommit: bool, check: impl FnOnce(&Subject<'_>)) {
+        let (source, destination) = (facts("source", files), facts("destination", files));
+        check(&Subject {
+            source: &source,
+            destination: &destination,
+            pairs,
+            problems: &[],
+            shared: &[],
+            left_out: &[],
+            standing: &[],
+            unshared: &[],
+            spare: &[],
+            bitmaps: &Bitmaps::default(),
+            storage: Storage::None,
+            overcommit,
+            clean: false,
+            addresses: &[],
+            allow_plaintext: false,
+        });
+    }
+
+    #[test]
+    fn room_is_counted_for_each_file_system() {
+        let two = |mode| {
+            let pair = |ours: &str, theirs: &str| Pair { mode, ..pair([layer(ours), layer("below")], [layer(theirs)]) };
+            [pair("a", "x"), pair("b", "y")]
+        };
+        let taken = |bytes, file: File| File { allocated: bytes, ..file };
+        let device = |file: File| File { is_device: true, ..file };
+        use Mode::{Full, Incremental};
+        for (what, mode, x, y, overcommit, found) in [
+            ("two of 100 bytes each", Incremental, file(1, 200, 1), file(1, 200, 2), false, 0),
+            ("on one file system", Incremental, file(1, 199, 1), file(1, 199, 2), false, 1),
+            ("on one each", Incremental, file(1, 199, 1), file(2, 100, 2), false, 0),
+            ("one of them too small", Incremental, file(1, 199, 1), file(2, 99, 2), false, 1),
+            ("both too small", Incremental, file(1, 9, 1), file(2, 9, 2), false, 2),
+            ("what it takes already", Incremental, taken(60, file(1, 140, 1)), file(1, 140, 2), false, 0),
+            ("more than it can need", Incremental, taken(600, file(1, 100, 1)), file(1, 100, 2), false, 0),
+            ("a device has its room", Incremental, device(file(1, 0, 1)), file(1, 100, 2), false, 0),
+            ("what is there now", Incremental, file(1, 20, 1), file(1, 20, 2), true, 0),
+            ("not even that", Incremental, file(1, 19, 1), file(1, 19, 2), true, 1),
+            ("all layers", Full, file(1, 40, 1), file(1, 40, 2), true, 0),
+            ("not all layers", Full, file(1, 39, 1), file(1, 39, 2), true, 1),
+        ] {
+            with(&two(mode), &[("x", x), ("y", y)], overcommit, |subject| {
+                let short = room(subject);
+                assert_eq!(short.len(), found, "{what}: {short:?}");
+                for one in short {
+                    assert_eq!((one.code, one.subject.as_str()), ("no-space", "destination"), "{what}");
+                    assert_eq!(one.remedy.contains("--overcommit"), !overcommit, "{what}");
+                    assert!(one.message.contains('x') || one.message.contains('y'), "{what}: {one}");
+                }
+            });
+        }
+        with(&two(Incremental), &[], false, |subject| assert_eq!(room(subject), [], "nothing is known of the files"));
+        // what a layer takes may not be known
+        let unknown = Layer { actual_size: None, ..layer("a") };
+        assert_eq!(needed(&pair([unknown], [layer("x")]), true), 100);
+        let mut larger = pair([layer("a")], [layer("x")]);
+        larger.destination.virtual_size = 300;
+        assert_eq!((needed(&larger, false), needed(&larger, true)), (300, 10));
+    }
+
+    #[test]
+    fn headers_that_are_not_what_was_opened() {
+        let relative = |file: &str| {
+            let full = format!("/{file}");
+            Layer { backing: Some(BackingLink { file: file.to_owned(), full, format: None }), ..layer("/a") }
+        };
+        for (layers, told) in [
+            (vec![over("/a", "/b"), layer("/b")], None),
+            (vec![relative("b"), layer("/b")], None),
+            (vec![layer("/a")], None),
+            (vec![over("/a", "/c"), layer("/b")], Some("/a says that it is over /c, and QEMU opened /b")),
+            (vec![over("/a", "/b"), over("/b", "/d"), layer("/c")], Some("/b says that it is over /d")),
+            (vec![over("/a", "/b")], Some("opened nothing")),
+            // one that is reached by a protocol cannot be told by its name
+            (vec![over("/a", "nbd://host/b"), layer("/b")], None),
+            (vec![over("/a", "/b"), layer("nbd://host/b")], None),
+        ] {
+            let found = header(&pair([layer("/s")], layers.clone()));
+            assert_eq!(found.is_some(), told.is_some(), "{layers:?}: {found:?}");
+            if let (Some(found), Some(told)) = (found, told) {
+                assert_eq!((found.code, found.severity), ("backing-header", Severity::Warning));
+                assert!(found.message.contains(told) && !found.remedy.is_empty(), "{found}");
+            }
+        }
+    }
+
+    #[test]
+    fn versions_encryption_jobs_and_chains_that_are_not_told() {
+        let qcow2 = |compat: &str| Some(Qcow2 { compat: compat.to_owned(), ..Qcow2::default() });
+        let of = |compat| Layer { qcow2: qcow2(compat), ..layer("x") };
+        let codes = |found: Option<Finding>| found.map(|found| (found.code, found.severity));
+        let version = |theirs: Vec<Layer>| codes(overlay_version(&pair([layer("a")], theirs)));
+        assert_eq!(version(vec![of("0.10"), layer("below")]), Some(("overlay-version", Severity::Warning)));
+        assert_eq!(version(vec![of("1.1"), layer("below")]), None);
+        assert_eq!(version(vec![of("0.10")]), None, "it hides nothing");
+        assert_eq!(version(vec![layer("x"), layer("below")]), None, "of another format");
+
+        for (ours, theirs, found) in
+            [(true, false, true), (true, true, false), (false, false, false), (false, true, false)]
+        {
+            let image = |file, encrypted| Layer { encrypted, ..layer(file) };
+            let told = unencrypted(&pair([image("a", ours)], [image("x", theirs)]));
+            assert_eq!(told.is_some(), found, "{ours} {theirs}");
+            if let Some(told) = told {
+                assert_eq!((told.code, told.severity), ("disk-unencrypted", Severity::Warning));
+                assert!(told.message.contains("a is encrypted, and x is not"), "{told}");
+            }
+        }
+
+        for (driver, found) in [("throttle", false), ("mirror_top", true), ("copy-before-write", true)] {
+            for side in 0..2 {
+                let mut pair = pair([layer("a")], [layer("x")]);
+                let disk = if side == 0 { &mut pair.source } else { &mut pair.destination };
+                disk.chain.filters.push(Filter { node: "f".to_owned(), driver: driver.to_owned(), above: 0 });
+                assert_eq!(codes(job_filter(&pair)), found.then_some(("disk-has-job", Severity::Blocker)), "{driver}");
+            }
+        }
+
+        let unknown = Some(("chain-unknown", Severity::Blocker));
+        assert_eq!(codes(chain_unknown(&pair([], [layer("x")]))), unknown);
+        assert_eq!(codes(chain_unknown(&pair([layer("a")], []))), unknown);
+        assert_eq!(chain_unknown(&pair([layer("a")], [layer("x")])), None);
+    }
+
+    #[test]
+    fn who_may_write() {
+        let pairs = [pair([layer("a")], [layer("x")])];
+        let read_only = FileSystem { device: 1, available: 0, read_only: true };
+        for (known, told) in [
+            (None, None),
+            (Some(file(1, 0, 1)), None),
+            (Some(File { writable: false, ..file(1, 0, 1) }), Some("may not write to x")),
+            (Some(File { file_system: read_only, ..file(1, 0, 1) }), Some("mounted read-only")),
+        ] {
+            let files: Vec<_> = known.map(|file| ("x", file)).into_iter().collect();
+            let found = not_writable(&pairs[0], &facts("destination", &files));
+            assert_eq!(found.is_some(), told.is_some(), "{files:?}");
+            if let (Some(found), Some(told)) = (found, told) {
+                assert_eq!(found.code, "disk-not-writable");
+                assert!(found.message.contains(told), "{found}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_that_are_said_to_be_shared() {
+        let known = [("a", file(1, 0, 1)), ("x", file(1, 0, 1)), ("y", file(1, 0, 2))];
+        let direct = Disk { chain: disk([Layer { direct: true, ..layer("a") }]).chain, ..disk([]) };
+        for (ours, theirs, files, code, remedy) in [
+            (disk([layer("a")]), Some("x"), &known[..], None, ""),
+            (disk([layer("a")]), Some("y"), &known[..], Some("disk-not-shared"), "--storage none"),
+            (disk([layer("a")]), Some("z"), &known[..], Some("disk-shared-unproved"), "cache=none"),
+            (direct, Some("x"), &[], Some("disk-shared-unproved"), "make sure of it"),
+            (disk([layer("a")]), None, &known[..], Some("disk-missing"), "device of the same id"),
+        ] {
+            let other = theirs.map(|file| disk([layer(file)]));
+            with(&[], files, false, |subject| {
+                let found = not_shared(&ours, other.as_ref(), subject);
+                assert_eq!(found.as_ref().map(|found| found.code), code, "{theirs:?}");
+                assert!(found.is_none_or(|found| found.remedy.contains(remedy)), "{theirs:?}");
+            });
+        }
+    }
+
+    #[test]
+    fn files_that_one_writes_and_another_reads() {
+        let known = [("a", file(1, 0, 1)), ("b", file(1, 0, 2)), ("x", file(1, 0, 3)), ("alias", file(1, 0, 1))];
+        let code = |pair: Pair, files: &[(&str, File)]| {
+            let mut code = None;
+            with(&[], files, false, |subject| code = crossed(&pair, subject).map(|found| found.code));
+            code
+        };
+        let ours = || [layer("a"), layer("b")];
+        assert_eq!(code(pair(ours(), [layer("x"), layer("b")]), &known), None, "one base for both");
+        assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &known), Some("backing-is-live"));
+        assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &[]), None, "nothing is known of the files");
+    }
+
+    #[test]
+    fn what_stays_sparse() {
+        let raw = || Layer { format: "raw".to_owned(), ..layer("x") };
+        let mut there = facts("destination", &[("x", file(1, 0, 1))]);
+        let code = |there: &Facts, top: Layer| not_sparse(&pair([layer("a")], [top]), there).map(|found| found.code);
+        assert_eq!(code(&there, raw()), Some("disk-not-sparse"));
+        assert_eq!(code(&there, layer("x")), None);
+        let mut flash = pair([layer("a")], [raw()]);
+        flash.destination.device = Some("pflash1".to_owned());
+        assert_eq!(not_sparse(&flash, &there), None);
+        there.files.insert("x".to_owned(), File { is_device: true, ..file(1, 0, 1) });
+        assert_eq!(code(&there, raw()), None, "a device has its space already");
+        there.files.clear();
+        there.features.mirror_target_is_zero = true;
+        assert_eq!(code(&there, raw()), None);
+    }
+}
