@@ -1,11 +1,16 @@
 //! The start-write race, on a build that has it.
 
 use super::support::{MIB, builder, judge_running, migrate_and, spec, start};
-use qferry::progress::{Kind, Phase};
+use qferry::{
+    migration::Settings,
+    progress::{Kind, Phase},
+};
 use qferry_bed::{DiskSpec, Spec, Workload};
+use serde_json::json;
 
 /// QEMU 10.0.2 loses a write that falls into the start of a mirror. The overlay's metadata is read at 30 reads a second,
-/// so that the first start takes seconds, and the guest writes all the time. (Later starts find the metadata cached.)
+/// so that the first start takes seconds, and the guest writes all the time. (Later starts find the metadata cached.) Its
+/// writes are held up, too, so that some are under way whenever a start begins and whenever it ends.
 #[test]
 fn no_write_is_lost_while_a_mirror_starts() {
     let disk = DiskSpec {
@@ -18,7 +23,11 @@ fn no_write_is_lost_while_a_mirror_starts() {
     };
     let workload = Workload { write: 20, read: 0, stride: 128 << 20, slots: 200, ..Workload::default() };
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.2", workload) });
-    let (outcome, events) = migrate_and(builder(&pair), Phase::Connect, |_| ());
+    let limits = json!({"path": "/objects/reads0", "property": "limits", "value": {"iops-read": 30, "iops-write": 30}});
+    pair.source.qmp("qom-set", &limits).unwrap();
+    // 32 GiB that will never be filled
+    let settings = Settings { overcommit: true, runtime_dir: pair.run_dir(), ..Settings::default() };
+    let (outcome, events) = migrate_and(builder(&pair).settings(settings), Phase::Connect, |_| ());
     let restarted = |kind: &Kind| matches!(kind, Kind::Action { action, .. } if action == "restart-mirror");
     assert!(events.iter().any(|event| restarted(&event.kind)), "the first start was not free of a write: {events:#?}");
     judge_running(&pair, &outcome);
