@@ -237,8 +237,11 @@ fn failed(view: &Option<Result<View, ProcessError>>) -> Option<String> {
     }
 }
 
-/// Where an image's files are on this host, if all of them are known.
+/// Where an image's files are on this host, if all of them are known: a data file is not looked up.
 fn place(facts: &Facts, image: &Image) -> Option<Place> {
+    if facts.chain(&image.node).layers.iter().any(|layer| layer.data_file.is_some()) {
+        return None;
+    }
     let files: Option<Vec<_>> = image.files.iter().map(|file| Some(facts.files.get(file)?.path.clone())).collect();
     let files = files?;
     Some(Place { path: files.first()?.clone(), files })

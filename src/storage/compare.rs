@@ -6,13 +6,13 @@
 use super::{
     ceiling::Ceiling,
     identity::{self, By, Comparison, Image, Proof, Range, SAMPLE, SEGMENT, Twin, Verdict},
-    kept::{self, Place},
+    kept::{self, Place, Stamp},
 };
 use crate::{
     nbd::{Client, NbdError},
     progress::{Kind, Reporter},
 };
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant, try_join};
 
 /// How many reads are under way at once, for each image.
@@ -152,7 +152,9 @@ impl Look<'_> {
 
     /// By everything. Where nothing was read on a side because its digest is kept, and it does not fit, all is read.
     async fn full(&mut self, how: &How) -> (By, Option<Stop>) {
-        let kept = [self.source, self.destination].map(|open| open.place.as_ref().and_then(kept::trusted));
+        let sides = [self.source, self.destination];
+        let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(kept::stamps));
+        let kept = sides.map(|open| open.place.as_ref().and_then(kept::trusted));
         let trusted = kept.iter().flatten().count();
         if let [Some(ours), Some(theirs)] = &kept {
             if ours == theirs {
@@ -165,7 +167,7 @@ impl Look<'_> {
         } {
             match self.digest(open).await {
                 Ok((read, bytes)) if read == *digest => {
-                    self.keep(how, &read);
+                    self.keep(before, &read);
                     return (By::Full { digest: Some(read), bytes, kept: trusted }, None);
                 }
                 Ok(_) => {}
@@ -174,7 +176,7 @@ impl Look<'_> {
         }
         match self.everything().await {
             Ok((digest, bytes)) => {
-                self.keep(how, &digest);
+                self.keep(before, &digest);
                 (By::Full { digest: Some(digest), bytes, kept: 0 }, None)
             }
             Err(stop) => (By::Full { digest: None, bytes: 0, kept: 0 }, Some(stop)),
@@ -254,14 +256,13 @@ impl Look<'_> {
         try_join!(ours, theirs)
     }
 
-    /// Keeps a digest that both sides were read for.
-    fn keep(&self, how: &How, digest: &str) {
-        for place in [self.source, self.destination].into_iter().filter_map(|open| open.place.as_ref()) {
-            if how.keep {
-                if let Err(error) = kept::keep(place, digest) {
-                    let (path, code) = (place.path.display(), "digest-not-kept");
-                    self.told.report.warn(code, format!("{path}: the digest could not be kept: {error}"));
-                }
+    /// Keeps a digest that both sides were read for, with what their files were like before, where it is to be kept.
+    fn keep(&self, before: [Option<io::Result<Vec<Stamp>>>; 2], digest: &str) {
+        for (open, stamps) in [self.source, self.destination].into_iter().zip(before) {
+            let (Some(place), Some(stamps)) = (&open.place, stamps) else { continue };
+            if let Err(error) = stamps.and_then(|stamps| kept::keep(place, stamps, digest)) {
+                let (path, code) = (place.path.display(), "digest-not-kept");
+                self.told.report.warn(code, format!("{path}: the digest could not be kept: {error}"));
             }
         }
     }

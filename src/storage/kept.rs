@@ -32,8 +32,8 @@ struct Kept {
 }
 
 /// What tells a file's content from another's without reading it.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stamp {
     file: PathBuf,
     size: u64,
     modified_s: i64,
@@ -42,7 +42,8 @@ struct Stamp {
     device: u64,
 }
 
-fn stamps(place: &Place) -> io::Result<Vec<Stamp>> {
+/// What the files are like now: to be taken before they are read, for one may change meanwhile.
+pub(super) fn stamps(place: &Place) -> io::Result<Vec<Stamp>> {
     let stamp = |path: &PathBuf| {
         let data = fs::metadata(path)?;
         Ok(Stamp {
@@ -68,9 +69,9 @@ pub(super) fn trusted(place: &Place) -> Option<String> {
     fits.then_some(kept.digest)
 }
 
-/// Keeps a digest beside its image, in place of an older one.
-pub(super) fn keep(place: &Place, digest: &str) -> io::Result<()> {
-    let kept = Kept { v: 1, algorithm: ALGORITHM.to_owned(), digest: digest.to_owned(), files: stamps(place)? };
+/// Keeps the digest of what an image was when these stamps were taken beside it, in place of an older one.
+pub(super) fn keep(place: &Place, files: Vec<Stamp>, digest: &str) -> io::Result<()> {
+    let kept = Kept { v: 1, algorithm: ALGORITHM.to_owned(), digest: digest.to_owned(), files };
     let path = beside(&place.path);
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     fs::write(&temporary, serde_json::to_vec(&kept)?)?;
@@ -89,12 +90,18 @@ mod tests {
         fs::write(&base, "b").unwrap();
         let place = Place { path: top.clone(), files: vec![top.clone(), base.clone()] };
         assert_eq!(trusted(&place), None);
-        keep(&place, "d1").unwrap();
+        let now = || stamps(&place).unwrap();
+        keep(&place, now(), "d1").unwrap();
         assert_eq!(trusted(&place).as_deref(), Some("d1"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no temporary file is left");
         fs::write(&base, "bb").unwrap();
         assert_eq!(trusted(&place), None, "a layer grew");
-        keep(&place, "d2").unwrap();
+        let before = now();
+        fs::write(&base, "bbb").unwrap();
+        keep(&place, before, "d2").unwrap();
+        assert_eq!(trusted(&place), None, "it changed while it was read");
+        keep(&place, now(), "d2").unwrap();
+        assert_eq!(trusted(&place).as_deref(), Some("d2"));
         let copy = folder.path().join("copy");
         fs::copy(&base, &copy).unwrap();
         fs::rename(&copy, &base).unwrap();

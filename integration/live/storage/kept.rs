@@ -2,7 +2,7 @@
 
 use super::{
     super::support::{MIB, block_on, start},
-    State, blocker, engine, found, look, quick,
+    State, anew, blocker, engine, found, img, layer, look, note, overlay, quick,
 };
 use qferry::{
     migration::{Plan, Settings},
@@ -12,12 +12,17 @@ use qferry_bed::{DiskSpec, Layer, Pair, Side};
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 fn full(settings: &mut Settings) {
     settings.verify_backing = Proof::Full;
+}
+
+fn keeping(settings: &mut Settings) {
+    full(settings);
+    settings.keep_digests = true;
 }
 
 /// Where the digest of a side's backing file is.
@@ -29,14 +34,7 @@ fn sidecar(pair: &Pair, side: Side) -> PathBuf {
 fn keep(pair: &Pair) -> Plan {
     let sidecars = [Side::Source, Side::Destination].map(|side| sidecar(pair, side));
     let mut before = State::of(pair);
-    let plan = block_on(
-        engine(pair, |settings| {
-            full(settings);
-            settings.keep_digests = true;
-        })
-        .plan(),
-    )
-    .unwrap();
+    let plan = block_on(engine(pair, keeping).plan()).unwrap();
     let mut after = State::of(pair);
     for path in &sidecars {
         before.files.remove(path);
@@ -115,4 +113,24 @@ fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
         fs::write(&kept_there, text).unwrap();
         assert_eq!(proof(&look(&pair, full)), (digest.clone(), all / 2, 1), "{text}");
     }
+}
+
+/// What is in a data file can change and leave the image's own file as it is.
+#[test]
+fn no_digest_is_kept_of_an_image_whose_data_is_elsewhere() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    anew(&mut pair, |pair| {
+        let (top, below) = (overlay(pair, Side::Destination, 0), layer(pair, Side::Destination, 0, 0));
+        let (other, data) = (format!("{below}.qcow2"), format!("data_file={below}.data"));
+        img(pair, &[&"convert", &"-f", &"raw", &"-O", &"qcow2", &"-o", &data, &below, &other]);
+        img(pair, &[&"rebase", &"-u", &"-F", &"qcow2", &"-b", &other, &top]);
+    });
+    let format = || note("backing-format", "disk0", []);
+    let plan = block_on(engine(&pair, keeping).plan()).unwrap();
+    found(&plan, [format()]);
+    let (digest, all, _) = proof(&plan);
+    assert!(sidecar(&pair, Side::Source).exists());
+    let below = layer(&pair, Side::Destination, 0, 0).to_string();
+    assert!(!Path::new(&kept_path(&format!("{below}.qcow2"))).exists());
+    assert_eq!(proof(&look(&pair, full)), (digest, all / 2, 1), "the destination's is read each time");
 }
