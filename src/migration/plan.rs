@@ -120,8 +120,10 @@ impl Plan {
         let (all, theirs) = (source.disks(), destination.disks());
         let selection = &settings.selection;
         let is_none = selection.storage == Storage::None;
-        let (shared, ours): (Vec<Disk>, Vec<Disk>) =
-            all.iter().cloned().partition(|disk| !is_none && is_shared(disk, source, destination));
+        let (shared, ours): (Vec<Disk>, Vec<Disk>) = all.iter().cloned().partition(|disk| {
+            let there = layout::candidates(disk, &theirs, selection);
+            !is_none && is_shared(disk, &there, source, destination)
+        });
         let (pairs, problems) = layout::pair(&ours, &theirs, selection);
         let counterparts = layout::counterparts(&ours, &theirs, selection);
         let (unshared, standing) = match is_none {
@@ -210,11 +212,12 @@ impl Plan {
     }
 }
 
-/// Whether the destination has the same file open: it would be mirrored onto itself.
-fn is_shared(disk: &Disk, source: &Facts, destination: &Facts) -> bool {
+/// Whether the destination has the same file open in its place: it would be mirrored onto itself. In another's place it
+/// would be missed in its own.
+fn is_shared(disk: &Disk, there: &[&Disk], source: &Facts, destination: &Facts) -> bool {
     let id = |facts: &Facts, disk: &Disk| disk.chain.top().and_then(|top| Some(facts.file(top)?.id));
     let file = id(source, disk);
-    file.is_some() && destination.disks().iter().any(|other| id(destination, other) == file)
+    file.is_some() && there.iter().any(|other| id(destination, other) == file)
 }
 
 fn planned(pair: &Pair) -> PlannedDisk {

@@ -230,23 +230,14 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
         if !chosen || !copied || selection.skip.iter().any(|name| disk.is_called(name)) {
             continue;
         }
-        let candidates = match wanted.and_then(|(_, target)| target.as_deref()) {
-            Some(name) => {
-                let found: Vec<&Disk> = destination.iter().filter(|other| other.is_called(name)).collect();
-                if found.is_empty() {
-                    problems.push(unknown(name, false));
-                    continue;
-                }
-                found
-            }
-            None => alike(disk, destination),
-        };
-        match candidates[..] {
-            [] => problems.push(PairingProblem::Missing(disk.clone())),
-            [other] if pairs.iter().any(|pair| pair.destination == *other) => {
+        let target = wanted.and_then(|(_, target)| target.as_deref());
+        match (&candidates(disk, destination, selection)[..], target) {
+            ([], Some(name)) => problems.push(unknown(name, false)),
+            ([], None) => problems.push(PairingProblem::Missing(disk.clone())),
+            (&[other], _) if pairs.iter().any(|pair| pair.destination == *other) => {
                 problems.push(PairingProblem::Ambiguous(disk.clone()));
             }
-            [other] => {
+            (&[other], _) => {
                 let (mode, names) = (Mode::of(disk, selection.storage), Names::new(pairs.len()));
                 let pair = Pair { source: disk.clone(), destination: other.clone(), mode, names };
                 if other.read_only {
@@ -261,6 +252,15 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
         }
     }
     (pairs, problems)
+}
+
+/// The destination's disks that a disk may go to: those the user names, else those that are named like it.
+pub fn candidates<'a>(disk: &Disk, destination: &'a [Disk], selection: &Selection) -> Vec<&'a Disk> {
+    let wanted = selection.disks.iter().find(|(name, _)| disk.is_called(name));
+    match wanted.and_then(|(_, target)| target.as_deref()) {
+        Some(name) => destination.iter().filter(|other| other.is_called(name)).collect(),
+        None => alike(disk, destination),
+    }
 }
 
 /// The names of writable disks that neither move nor are said to be skipped.

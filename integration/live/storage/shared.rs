@@ -9,8 +9,9 @@ use qferry::{
     migration::{Builder, Migration, Settings},
     storage::layout::Storage,
 };
-use qferry_bed::{Deviation, DiskSpec, Pair, Side, Spec, free_port};
-use std::fs;
+use qferry_bed::{Deviation, DiskFiles, DiskSpec, Given, Half, Pair, Side, Spec, free_port};
+use serde_json::json;
+use std::{fs, path::Path};
 
 fn none(settings: &mut Settings) {
     settings.selection.storage = Storage::None;
@@ -50,6 +51,32 @@ fn the_same_file_is_never_mirrored_onto_itself() {
     pair.guest_visible_equal(1).unwrap();
 }
 
+/// The destination has the source's file, and not in the place of the source's disk: what is there would stay empty.
+#[test]
+fn a_file_that_is_shared_in_another_place_is_copied_all_the_same() {
+    let half = Half::start(&quick([DiskSpec::small()])).unwrap();
+    let files = half.source.disks()[0].clone();
+    let image = half.destination_dir().join("theirs.qcow2");
+    let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(str::to_owned);
+    let paths = [&files.layers[0], &image].map(|path| path.display().to_string());
+    half.build(Side::Destination).img(words.into_iter().chain(paths)).unwrap();
+    let disk = |node: &str, image: &Path| {
+        let file = json!({"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": image}});
+        let device = format!("virtio-blk-pci,drive={node},id={node}");
+        ["-blockdev".to_owned(), file.to_string(), "-device".to_owned(), device]
+    };
+    let arguments = [disk("disk0", &image), disk("spare", &files.overlay)].concat();
+    let disks = vec![DiskFiles { overlay: image, ..files.clone() }];
+    let pair = half.join_with(Given { arguments, disks, whole: false }).unwrap();
+    let file = files.overlay.display();
+    let plan = look(&pair, |_| ());
+    found(&plan, [blocker("device-extra", "spare", []), warning("disk-extra", "spare", [&file])]);
+    assert_eq!(plan.disks.len(), 1, "{plan:#?}");
+    // onto that very file nothing goes, even where the user says so
+    let named = look(&pair, |settings| settings.selection.disks = vec![("disk0".into(), Some("spare".into()))]);
+    assert!(named.disks.is_empty() && named.findings.iter().any(|finding| finding.code == "disk-shared"), "{named:#?}");
+}
+
 #[test]
 fn storage_that_is_said_to_be_shared_is_not_copied() {
     let mut pair = start(&quick([DiskSpec::small(), DiskSpec::cdrom(4 << 20)]));
@@ -76,9 +103,9 @@ fn storage_that_is_said_to_be_shared_is_not_copied() {
 #[test]
 fn storage_that_is_said_to_be_shared_and_is_not_there() {
     let pair = start(&Spec { disks: vec![DiskSpec::small()], ..Spec::quick() });
-    let null = serde_json::json!({"driver": "null-co", "node-name": "void", "size": 1 << 20});
+    let null = json!({"driver": "null-co", "node-name": "void", "size": 1 << 20});
     pair.source.qmp("blockdev-add", &null).unwrap();
-    let device = serde_json::json!({"driver": "virtio-blk-pci", "drive": "void", "id": "more"});
+    let device = json!({"driver": "virtio-blk-pci", "drive": "void", "id": "more"});
     pair.source.qmp("device_add", &device).unwrap();
     let plan = look(&pair, none);
     assert!(plan.blockers().any(|finding| finding.code == "disk-missing" && finding.subject == "more"), "{plan:#?}");
