@@ -8,7 +8,7 @@ use crate::{
     preflight::{
         checks::{self, Finding, Severity, Subject},
         contents::Contents,
-        facts::Facts,
+        facts::{Facts, ports::Port},
         wanted::{self, Wanted},
     },
     qemu::reply::RunState,
@@ -98,7 +98,8 @@ pub struct Estimate {
 }
 
 /// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in.
-const UNREADABLE: [&str; 10] = [
+const UNREADABLE: [&str; 11] = [
+    "port-taken",
     "address-missing",
     "same-process",
     "qemu-lacks",
@@ -112,8 +113,15 @@ const UNREADABLE: [&str; 10] = [
 ];
 
 impl Plan {
-    /// Makes the plan from what both sides said. `id` names this run in the paths of its sockets.
-    pub fn new(source: &Facts, destination: &Facts, settings: &Settings, id: &str) -> Self {
+    /// Makes the plan from what both sides said, and from what connections to the user's addresses came to. `id` names
+    /// this run in the paths of its sockets.
+    pub fn new(
+        source: &Facts,
+        destination: &Facts,
+        ports: &[(&'static str, Address, Port)],
+        settings: &Settings,
+        id: &str,
+    ) -> Self {
         let (all, theirs) = (source.disks(), destination.disks());
         let selection = &settings.selection;
         let is_none = selection.storage == Storage::None;
@@ -161,6 +169,7 @@ impl Plan {
             overcommit: settings.overcommit,
             clean: settings.clean,
             addresses: &addresses,
+            ports,
             allow_plaintext: settings.allow_plaintext,
         });
         findings.extend(checks::contents::wanted(&wanted, settings.verify_backing));

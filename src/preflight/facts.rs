@@ -21,6 +21,7 @@ pub mod cpu;
 pub mod devices;
 pub mod files;
 pub mod machine;
+pub mod ports;
 pub mod ram_blocks;
 
 /// What one side says.

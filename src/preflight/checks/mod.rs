@@ -11,7 +11,7 @@ mod machine;
 mod network;
 mod sides;
 
-use super::facts::Facts;
+use super::facts::{Facts, ports::Port};
 use crate::{
     endpoint::Address,
     storage::{
@@ -114,6 +114,8 @@ pub struct Subject<'a> {
     pub clean: bool,
     /// The listening addresses, with the option that sets each; `None` where none could be chosen.
     pub addresses: &'a [(&'static str, Option<Address>)],
+    /// The ports among them, and what a connection to each came to.
+    pub ports: &'a [(&'static str, Address, Port)],
     /// The user allows plain text on the network.
     pub allow_plaintext: bool,
 }
