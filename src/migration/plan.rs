@@ -15,7 +15,7 @@ use crate::{
     storage::{
         bitmaps,
         chain::Chain,
-        identity::{Comparison, Proof},
+        identity::Comparison,
         layout::{self, Disk, Mode, Pair, Storage},
     },
 };
@@ -148,7 +148,7 @@ impl Plan {
         let here = address(&settings.source_nbd_address, "here", source.pid.is_some());
         let there = address(&settings.nbd_address, "there", destination.pid.is_some());
         let mut addresses = vec![("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())];
-        if settings.verify_backing != Proof::Off && !wanted.twins.is_empty() {
+        if !wanted.to_read(settings.verify_backing).is_empty() {
             addresses.push(("--source-nbd-address", here.clone()));
         }
 

@@ -5,7 +5,7 @@
 use super::facts::Facts;
 use crate::storage::{
     chain::{Chain, Layer},
-    identity::{By, Comparison, Image, Twin, Verdict},
+    identity::{By, Comparison, Image, Proof, Twin, Verdict},
     layout::{Disk, Mode, Pair},
 };
 
@@ -69,6 +69,17 @@ fn layers_below(chain: &Chain) -> &[Layer] {
 }
 
 impl Wanted {
+    /// The twins that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format has no
+    /// map of what is allocated.
+    pub fn to_read(&self, proof: Proof) -> Vec<&Twin> {
+        let is_read = |twin: &Twin| match proof {
+            Proof::Off => false,
+            Proof::Metadata => twin.source.has_map() && twin.destination.has_map(),
+            _ => true,
+        };
+        self.twins.iter().filter(|twin| is_read(twin)).collect()
+    }
+
     /// Nothing is to be done where one side has no such image: a check tells of that.
     fn add(&mut self, source: &Facts, destination: &Facts, disk: &str, here: &[Layer], there: &[Layer]) {
         if here.is_empty() || there.is_empty() {

@@ -32,12 +32,19 @@ fn port(option: &str, address: &Address, found: &Port) -> Option<Finding> {
 
 fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
     let Some(address) = address else {
-        return Some(blocker(
-            "address-missing",
-            option,
-            "no address can be chosen: the two QEMUs are not both known to be local processes, or a socket in XDG_RUNTIME_DIR would have too long a path",
-            &format!("give {option}, where the destination is to listen"),
-        ));
+        let (message, remedy) = match option {
+            "--source-nbd-address" => (
+                "the source is not known to be a process of this host, and its backing files are to be read",
+                format!(
+                    "give {option}, where the source is to listen for that; --verify-backing off goes on without a proof"
+                ),
+            ),
+            _ => (
+                "no address can be chosen: the two QEMUs are not both known to be local processes, or a socket in XDG_RUNTIME_DIR would have too long a path",
+                format!("give {option}, where the destination is to listen"),
+            ),
+        };
+        return Some(blocker("address-missing", option, message, &remedy));
     };
     let Address::Tcp { host, .. } = address else { return None };
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
