@@ -97,8 +97,9 @@ pub struct Estimate {
     pub converges: Option<bool>,
 }
 
-/// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in.
-const UNREADABLE: [&str; 11] = [
+/// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
+/// to be read is being written to.
+const UNREADABLE: [&str; 13] = [
     "port-taken",
     "address-missing",
     "same-process",
@@ -110,6 +111,8 @@ const UNREADABLE: [&str; 11] = [
     "destination-used",
     "leftover",
     "export-open",
+    "backing-is-live",
+    "overlay-is-backing",
 ];
 
 impl Plan {

@@ -89,7 +89,7 @@ pub async fn read(
 ) -> Option<Contents> {
     let mut contents = Contents { comparisons: wanted.same.clone(), fillings: Vec::new() };
     let read = wanted.to_read(how.proof);
-    let told: Vec<&Twin> = wanted.twins.iter().filter(|twin| !read.contains(twin)).collect();
+    let told: Vec<&Twin> = wanted.comparable().filter(|twin| !read.contains(twin)).collect();
     contents.comparisons.extend(told.iter().map(|twin| by_metadata(twin)));
     if read.is_empty() && wanted.blanks.is_empty() {
         return Some(contents);

@@ -58,7 +58,8 @@ pub fn wanted(source: &Facts, destination: &Facts, pairs: &[Pair], standing: &[(
         }
     }
     for (disk, counterpart) in standing {
-        let there = counterpart.map_or(&[][..], |other| &other.chain.layers[..]);
+        let alike = counterpart.filter(|other| other.virtual_size == disk.virtual_size);
+        let there = alike.map_or(&[][..], |other| &other.chain.layers[..]);
         found.add(source, destination, disk.name(), &disk.chain.layers, there);
     }
     found
@@ -77,10 +78,15 @@ impl Wanted {
             Proof::Metadata => twin.source.has_map() && twin.destination.has_map(),
             _ => true,
         };
-        self.twins.iter().filter(|twin| is_read(twin)).collect()
+        self.comparable().filter(|twin| is_read(twin)).collect()
     }
 
-    /// Nothing is to be done where one side has no such image: a check tells of that.
+    /// The twins of one size. Of others a check tells, and past the end of one there is nothing to be read.
+    pub fn comparable(&self) -> impl Iterator<Item = &Twin> {
+        self.twins.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size)
+    }
+
+    /// Nothing is to be done where one side has no such image, or one of another size: a check tells of that.
     fn add(&mut self, source: &Facts, destination: &Facts, disk: &str, here: &[Layer], there: &[Layer]) {
         if here.is_empty() || there.is_empty() {
             return;

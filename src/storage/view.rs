@@ -11,6 +11,7 @@ use crate::{
     qmp::Request,
 };
 use qapi::qmp;
+use std::collections::BTreeSet;
 use tokio::try_join;
 
 /// What the id of every export of a view begins with, after the prefix of everything of ours.
@@ -23,8 +24,10 @@ pub struct View {
     address: Address,
     /// The ids of the exports, in the order of the nodes.
     exports: Vec<String>,
-    /// Nodes that were inactive before they were exported.
+    /// Nodes that were exported and had been inactive before.
     inactive: Vec<String>,
+    /// All that were inactive before: what is below an exported node becomes active with it, or before it fails to.
+    before: BTreeSet<String>,
 }
 
 impl View {
@@ -37,9 +40,9 @@ impl View {
     /// [`ProcessError::InUse`] where an NBD server runs already, which QEMU has only one of; else what QEMU says. Whatever
     /// the error, nothing is left open as far as QEMU still answers.
     pub async fn open(process: &Process, address: &Address, nodes: &[(String, String)]) -> Result<Self, ProcessError> {
-        let inactive = inactive(process, nodes).await?;
+        let before = set_of(process, false).await?;
         start_server(process, address).await?;
-        let mut view = Self { address: address.clone(), exports: Vec::new(), inactive };
+        let mut view = Self { address: address.clone(), exports: Vec::new(), inactive: Vec::new(), before };
         match view.add(process, nodes).await {
             Ok(()) => Ok(view),
             Err(error) => {
@@ -56,9 +59,7 @@ impl View {
     /// # Errors
     /// What QEMU says: where another process has the image open for writing, that it could not get a lock.
     pub async fn offer(&mut self, process: &Process, name: &str, node: &str) -> Result<(), ProcessError> {
-        let nodes = [(name.to_owned(), node.to_owned())];
-        self.inactive.extend(inactive(process, &nodes).await?);
-        self.add(process, &nodes).await
+        self.add(process, &[(name.to_owned(), node.to_owned())]).await
     }
 
     /// Where the exports are.
@@ -76,12 +77,8 @@ impl View {
         let hard = Some(qmp::BlockExportRemoveMode::hard);
         let removed: Vec<_> = self.exports.iter().map(|id| process.act(&remove(id, hard))).collect();
         let stopped = process.act(&qmp::nbd_server_stop {});
-        let set_active = |node: &String| {
-            let request = Request::named("blockdev-set-active").with("node-name", node.as_str()).with("active", false);
-            process.act_with("blockdev-set-active", request)
-        };
         // those above first: a node whose parent is active cannot be made inactive
-        let inactivated: Vec<_> = self.inactive.iter().rev().map(set_active).collect();
+        let inactivated: Vec<_> = self.inactive.iter().rev().map(|node| inactivate(process, node)).collect();
 
         let mut first = Ok(());
         for answer in removed {
@@ -94,7 +91,27 @@ impl View {
         for answer in inactivated {
             first = first.and(answer.await);
         }
-        first
+        first.and(self.inactivate_rest(process).await)
+    }
+
+    /// Makes inactive again what is active below nodes that are not: an export that was refused, as by a lock, leaves it
+    /// so. Whatever is above comes first, which QEMU does not tell the order of.
+    async fn inactivate_rest(&self, process: &Process) -> Result<(), ProcessError> {
+        if self.before.is_empty() {
+            return Ok(());
+        }
+        let mut left = usize::MAX;
+        loop {
+            let active: Vec<String> = set_of(process, true).await?.intersection(&self.before).cloned().collect();
+            if active.is_empty() || active.len() >= left {
+                return Ok(());
+            }
+            left = active.len();
+            let answers: Vec<_> = active.iter().map(|node| inactivate(process, node)).collect();
+            for answer in answers {
+                answer.await?;
+            }
+        }
     }
 
     async fn add(&mut self, process: &Process, nodes: &[(String, String)]) -> Result<(), ProcessError> {
@@ -102,6 +119,7 @@ impl View {
         for (name, node) in nodes {
             let id = format!("{PREFIX}{KIND}{}", self.exports.len());
             answers.push(process.act(&qmp::block_export_add(read_only(&id, name, node))));
+            self.inactive.extend(self.before.get(node).cloned());
             self.exports.push(id);
         }
         for answer in answers {
@@ -111,12 +129,16 @@ impl View {
     }
 }
 
-/// The nodes among them that may not be used yet, because they wait for an incoming migration. Before 10.0 QEMU does not
-/// tell, nor can it put a node back.
-async fn inactive(process: &Process, nodes: &[(String, String)]) -> Result<Vec<String>, ProcessError> {
+/// The nodes that are active, or those that may not be used yet, because they wait for an incoming migration. Before 10.0
+/// QEMU does not tell, nor can it put a node back.
+async fn set_of(process: &Process, active: bool) -> Result<BTreeSet<String>, ProcessError> {
     let known = process.ask(&qmp::query_named_block_nodes { flat: Some(true) }).await?.0;
-    let is_inactive = |name: &str| known.iter().any(|node| node.node_name == name && node.active == Some(false));
-    Ok(nodes.iter().map(|(_, node)| node.clone()).filter(|node| is_inactive(node)).collect())
+    Ok(known.into_iter().filter(|node| node.active == Some(active)).map(|node| node.node_name).collect())
+}
+
+fn inactivate(process: &Process, node: &str) -> impl Future<Output = Result<(), ProcessError>> {
+    let request = Request::named("blockdev-set-active").with("node-name", node).with("active", false);
+    process.act_with("blockdev-set-active", request)
 }
 
 async fn start_server(process: &Process, address: &Address) -> Result<(), ProcessError> {

@@ -1,0 +1,208 @@
+//! What is read of both sides: that the backing files are the same, and that the destination's images are empty.
+
+use super::{
+    super::support::{MIB, start},
+    KIB, anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
+};
+use qferry::{
+    migration::{Plan, Settings},
+    storage::identity::{self, By, Proof, Range, SAMPLE, Verdict},
+};
+use qferry_bed::{DetectZeroes, Deviation, DiskSpec, Format, Layer, Pair, Side};
+
+/// Where the small disk's backing file has data: 64 KiB in each of its 16 MiB.
+fn data() -> Vec<Range> {
+    (0..16).map(|at| Range { start: at * MIB, length: SAMPLE }).collect()
+}
+
+/// Four ranges of the sixteen, always the same.
+fn few(settings: &mut Settings) {
+    (settings.samples, settings.sample_seed) = (4, Some(7));
+}
+
+fn by(proof: Proof) -> impl Fn(&mut Settings) {
+    move |settings| settings.verify_backing = proof
+}
+
+/// Where the only comparison found a difference.
+fn offset(plan: &Plan) -> u64 {
+    match &plan.verified[..] {
+        [one] => match one.verdict {
+            Verdict::Differ { offset, .. } => offset,
+            _ => panic!("{one:?}"),
+        },
+        all => panic!("{all:?}"),
+    }
+}
+
+#[test]
+fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    let sample = identity::choose(&data(), 4, 7);
+    let is_in = |range: &&Range| sample.contains(range);
+    let all = data();
+    // one between the ends, which are always in
+    let inside = all[1..15].iter().find(is_in).unwrap().start + 5;
+    let outside = all.iter().find(|range| !is_in(range)).unwrap().start + 5;
+    let differs = |pair: &Pair, offset: u64| {
+        let (here, there) = (layer(pair, Side::Source, 0, 0), layer(pair, Side::Destination, 0, 0));
+        blocker("backing-differs", "disk0", [&here, &there, &format!("differ at byte {offset}:")])
+    };
+
+    pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: inside }]).unwrap();
+    let plan = look(&pair, few);
+    found(&plan, [differs(&pair, inside)]);
+    assert_eq!(offset(&plan), inside);
+    assert_eq!(plan.verified[0].by, By::Sample { seed: 7, ranges: 4, bytes: 4 * SAMPLE });
+    found(&look(&pair, by(Proof::Full)), [differs(&pair, inside)]);
+
+    pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: outside }]).unwrap();
+    let missed = look(&pair, few);
+    found(&missed, []);
+    assert_eq!(missed.verified[0].verdict, Verdict::Same);
+    // as many ranges as there are with data miss no byte of it
+    found(&look(&pair, |_| ()), [differs(&pair, outside)]);
+    found(&look(&pair, by(Proof::Full)), [differs(&pair, outside)]);
+    // sizes cannot tell, and say so; without a look nothing is known
+    let unverified = |what: &'static str| warning("backing-unverified", "disk0", [&what]);
+    found(&look(&pair, by(Proof::Metadata)), [unverified("no map of what is allocated")]);
+    found(&look(&pair, by(Proof::Off)), [unverified("nothing proves")]);
+
+    // data where the source has none, in a place that no sample of the source's data would look at
+    let only_there = 5 * MIB + 512 * KIB;
+    pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: only_there }]).unwrap();
+    found(&look(&pair, few), [differs(&pair, only_there)]);
+}
+
+#[test]
+fn the_layer_that_differs_is_named() {
+    // the top layer's clusters hide all below but in these places
+    let places = [(0, 2 * MIB + 10_000), (1, 2 * MIB + 40_000), (2, 2 * MIB + 330_000), (3, 100_000)];
+    let mut pair = start(&quick([DiskSpec::chain(layers_apart())]));
+    for (number, offset) in places {
+        pair.deviate([Deviation::FlipByte { disk: 0, layer: number, offset }]).unwrap();
+        let (here, there) = (layer(&pair, Side::Source, 0, number), layer(&pair, Side::Destination, 0, number));
+        let differs = [blocker("backing-differs", "disk0", [&here, &there, &format!("byte {offset}:")])];
+        found(&look(&pair, by(Proof::Full)), differs);
+    }
+}
+
+/// Four layers of which the upper ones do not cover everything.
+fn layers_apart() -> Vec<Layer> {
+    let top = Layer { cluster: 64 * KIB, ..Layer::qcow2(14 * MIB, 64 * KIB) };
+    vec![
+        Layer::raw(16 * MIB, 4 * MIB),
+        Layer { cluster: 4 * KIB, ..Layer::qcow2(12 * MIB, 3 * MIB) },
+        Layer::qcow2(8 * MIB, 2 * MIB),
+        top,
+    ]
+}
+
+#[test]
+fn maps_of_what_is_allocated() {
+    let mut pair = start(&quick([DiskSpec::chain([Layer::qcow2(16 * MIB, MIB)])]));
+    let plan = look(&pair, by(Proof::Metadata));
+    found(&plan, []);
+    let map = |plan: &Plan| match &plan.verified[0].by {
+        By::Metadata { map } => map.clone().expect("qcow2 has one"),
+        by => panic!("{by:?}"),
+    };
+    let before = map(&plan);
+    // data in a cluster of its own shows, another byte in one that is there does not
+    pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 5 }]).unwrap();
+    let plan = look(&pair, by(Proof::Metadata));
+    found(&plan, []);
+    assert_eq!(map(&plan), before);
+    pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 512 * KIB }]).unwrap();
+    let plan = look(&pair, by(Proof::Metadata));
+    found(&plan, [blocker("backing-differs", "disk0", [&(512 * KIB), &"the destination's has data there"])]);
+}
+
+#[test]
+fn sizes_and_formats_of_backing_files() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    anew(&mut pair, |pair| {
+        let below = &pair.destination.disks()[0].layers[0];
+        std::fs::File::options().write(true).open(below).unwrap().set_len(17 * MIB).unwrap();
+    });
+    let (here, there) = (layer(&pair, Side::Source, 0, 0), layer(&pair, Side::Destination, 0, 0));
+    for proof in [Proof::Sample, Proof::Full, Proof::Metadata] {
+        let plan = look(&pair, by(proof));
+        found(&plan, [blocker("backing-size", "disk0", [&here, &there, &(16 * MIB), &(17 * MIB)])]);
+        assert!(plan.verified.is_empty(), "{plan:#?}");
+    }
+
+    // the same content in another format is as good
+    pair.deviate([]).unwrap();
+    anew(&mut pair, |pair| {
+        let (top, below) = (overlay(pair, Side::Destination, 0), layer(pair, Side::Destination, 0, 0));
+        let other = format!("{below}.qcow2");
+        img(pair, &[&"convert", &"-f", &"raw", &"-O", &"qcow2", &below, &other]);
+        img(pair, &[&"rebase", &"-u", &"-F", &"qcow2", &"-b", &other, &top]);
+    });
+    for proof in [Proof::Sample, Proof::Full] {
+        let plan = look(&pair, by(proof));
+        found(&plan, [note("backing-format", "disk0", [&"raw", &"qcow2 with clusters of 65536 bytes"])]);
+        assert_eq!(plan.verified[0].verdict, Verdict::Same);
+    }
+    let plan = look(&pair, by(Proof::Metadata));
+    assert!(plan.blockers().any(|finding| finding.code == "backing-differs"), "{plan:#?}");
+}
+
+#[test]
+fn an_overlay_that_is_not_empty() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    let top = overlay(&pair, Side::Destination, 0).to_string();
+    let last = 16 * MIB - 512;
+    // QEMU tells of whole clusters
+    for (offset, told) in [(0, 0), (last, 16 * MIB - 64 * KIB)] {
+        pair.deviate([Deviation::Data { disk: 0, offset, length: 512 }]).unwrap();
+        for proof in [Proof::Metadata, Proof::Sample, Proof::Full] {
+            let plan = look(&pair, by(proof));
+            let not_empty = blocker("overlay-not-empty", "disk0", [&top, &format!("at byte {told}")]);
+            let unverified = warning("backing-unverified", "disk0", []);
+            found(&plan, [not_empty].into_iter().chain((proof == Proof::Metadata).then_some(unverified)));
+        }
+    }
+    // a zero cluster, which hides the data that is below it
+    pair.deviate([]).unwrap();
+    anew(&mut pair, |pair| {
+        let files = &pair.destination.disks()[0];
+        pair.build(Side::Destination).io(&files.overlay, ["write -q -z 3M 64k"]).unwrap();
+    });
+    found(&look(&pair, |_| ()), [blocker("overlay-not-empty", "disk0", [&top, &(3 * MIB)])]);
+    // nor with --force
+    let plan = look(&pair, |settings| settings.force = ["overlay-not-empty".to_owned()].into());
+    assert_eq!(plan.blockers().count(), 1);
+}
+
+#[test]
+fn an_image_that_holds_data_is_written_over_where_the_user_says_so() {
+    for top in [Format::Qcow2, Format::Raw] {
+        // without discard QEMU 10.0 would write the zeros too, which compares equal but is not as sparse
+        let disk = DiskSpec { discard: true, detect_zeroes: DetectZeroes::Unmap, ..DiskSpec::alone(top, 16 * MIB) };
+        let mut pair = start(&quick([disk]));
+        pair.deviate([Deviation::Data { disk: 0, offset: 512 * KIB, length: 64 * KIB }]).unwrap();
+        let file = overlay(&pair, Side::Destination, 0).to_string();
+        let holds = || [&file as &dyn std::fmt::Display, &"would be overwritten"];
+        let sparse = || (top == Format::Raw).then(|| note("disk-not-sparse", "disk0", []));
+        let plan = look(&pair, |_| ());
+        found(&plan, [blocker("destination-holds-data", "disk0", holds())].into_iter().chain(sparse()));
+        assert_eq!((plan.disks[0].mode, plan.verified.len()), ("full", 0));
+        let force = |settings: &mut Settings| settings.force = ["destination-holds-data".to_owned()].into();
+        let forced = warning("destination-holds-data", "disk0", [&"forced although", &file]);
+        found(&look(&pair, force), [forced].into_iter().chain(sparse()));
+        moves(&pair, force);
+    }
+}
+
+#[test]
+fn two_disks_over_one_base_are_compared_once() {
+    let mut pair = start(&quick([DiskSpec::small(), DiskSpec::beside(0)]));
+    let plan = look(&pair, by(Proof::Full));
+    found(&plan, []);
+    assert_eq!(plan.verified.len(), 1, "{plan:#?}");
+    assert_eq!(plan.verified[0].disks, ["disk0", "disk1"]);
+    pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 5 }]).unwrap();
+    found(&look(&pair, |_| ()), [blocker("backing-differs", "disk0, disk1", [&"byte 5:"])]);
+}

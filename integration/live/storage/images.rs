@@ -1,0 +1,150 @@
+//! What the destination's images are: their chains, headers and versions, who else uses their files, room and rights.
+
+use super::{
+    super::support::{MIB, start},
+    anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
+};
+use qferry::storage::layout::Storage;
+use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Side};
+use serde_json::json;
+use std::fs;
+
+#[test]
+fn a_backing_file_that_is_not_there() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    pair.deviate([Deviation::NoBacking { disk: 0 }]).unwrap();
+    let top = overlay(&pair, Side::Destination, 0).to_string();
+    let below = layer(&pair, Side::Source, 0, 0).to_string();
+    let header = warning("backing-header", "disk0", [&top, &"opened nothing"]);
+    found(&look(&pair, |_| ()), [blocker("backing-missing", "disk0", [&top, &below, &"in use"]), header]);
+    // one that is to have all needs none
+    let full = look(&pair, |settings| settings.selection.storage = Storage::Full);
+    found(&full, [warning("backing-header", "disk0", [&top])]);
+}
+
+#[test]
+fn a_backing_file_that_will_not_be_needed() {
+    let pair = start(&quick([DiskSpec::small()]));
+    let plan = look(&pair, |settings| settings.selection.storage = Storage::Full);
+    found(&plan, [note("backing-unused", "disk0", [&layer(&pair, Side::Destination, 0, 0)])]);
+    assert_eq!((plan.disks[0].mode, plan.verified.len()), ("full", 0));
+    // it arrives, though what it would need no more is still below it
+    let outcome = moves_whole(&pair);
+    assert_eq!(outcome.disks[0].mode, "full");
+}
+
+fn moves_whole(pair: &Pair) -> qferry::progress::Outcome {
+    use super::{
+        super::support::{judge_moved, migrate},
+        engine,
+    };
+    let outcome = migrate(engine(pair, |settings| settings.selection.storage = Storage::Full));
+    judge_moved(pair, &outcome);
+    pair.destination.finish().unwrap();
+    pair.guest_visible_equal(0).unwrap();
+    outcome
+}
+
+#[test]
+fn an_old_overlay_and_one_whose_header_is_wrong() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    anew(&mut pair, |pair| {
+        let (top, below) = (overlay(pair, Side::Destination, 0), layer(pair, Side::Destination, 0, 0));
+        img(pair, &[&"create", &"-q", &"-f", &"qcow2", &"-o", &"compat=0.10", &"-F", &"raw", &"-b", &below, &top]);
+    });
+    let old = warning("overlay-version", "disk0", [&overlay(&pair, Side::Destination, 0), &"old version"]);
+    found(&look(&pair, |_| ()), [old]);
+    moves(&pair, |_| ());
+}
+
+/// A job of somebody's whose filter stands above the disk.
+#[test]
+fn a_disk_that_a_job_holds() {
+    let pair = start(&quick([DiskSpec::small()]));
+    let null = json!({"driver": "null-co", "node-name": "void", "size": 16 * MIB});
+    pair.source.qmp("blockdev-add", &null).unwrap();
+    let mut job = json!({"job-id": "theirs", "device": "disk0", "target": "void", "sync": "full"});
+    let running = || warning("job-running", "source", [&"theirs"]);
+    pair.source.qmp("blockdev-mirror", &job).unwrap();
+    found(&look(&pair, |_| ()), [running()]);
+    let cancel = || {
+        pair.source.qmp("block-job-cancel", &json!({"device": "theirs", "force": true})).unwrap();
+        let ended = |event: &qferry_bed::Event| event.name.starts_with("BLOCK_JOB_C");
+        pair.source.wait_for_event(super::super::support::WAIT, ended).unwrap();
+    };
+    cancel();
+    found(&look(&pair, |_| ()), []);
+    job["filter-node-name"] = json!("their-filter");
+    pair.source.qmp("blockdev-mirror", &job).unwrap();
+    found(&look(&pair, |_| ()), [running(), blocker("disk-has-job", "disk0", [&"their-filter", &"mirror_top"])]);
+}
+
+#[test]
+fn images_that_another_reads_are_not_written() {
+    let disk = || DiskSpec::chain([Layer::qcow2(16 * MIB, MIB)]);
+    let mut pair = start(&quick([disk(), disk()]));
+    // over what the guest writes to
+    let live = overlay(&pair, Side::Source, 0).to_string();
+    anew(&mut pair, |pair| {
+        let top = overlay(pair, Side::Destination, 0);
+        img(pair, &[&"create", &"-q", &"-u", &"-f", &"qcow2", &"-F", &"qcow2", &"-b", &live, &top, &(16 * MIB)]);
+    });
+    let format = note("backing-format", "disk0", [&live]);
+    found(&look(&pair, |_| ()), [blocker("backing-is-live", "disk0", [&live, &"which the guest writes to"]), format]);
+
+    // onto what is below the source's, by another name
+    pair.deviate([]).unwrap();
+    link(&mut pair, Side::Source);
+    let written = |pair: &Pair, side| {
+        let top = overlay(pair, Side::Destination, 1).to_string();
+        let names = [layer(pair, side, 0, 0).to_string(), top];
+        let plan = look(pair, |_| ());
+        let crossed = blocker("overlay-is-backing", "disk1", [&"would write to", &"other images are over"]);
+        found(&plan, [crossed, blocker("backing-missing", "disk1", [])]);
+        let named = |name: &String| plan.findings.iter().any(|finding| finding.message.contains(name));
+        assert!(names.iter().any(named), "{plan:#?}");
+    };
+    written(&pair, Side::Source);
+
+    // onto what is below another of the destination's own
+    pair.deviate([]).unwrap();
+    link(&mut pair, Side::Destination);
+    written(&pair, Side::Destination);
+}
+
+/// The destination's second disk is on what is below the first of that side.
+fn link(pair: &mut Pair, side: Side) {
+    anew(pair, |pair| {
+        let top = &pair.destination.disks()[1].overlay;
+        fs::remove_file(top).unwrap();
+        fs::hard_link(&pair.machine(side).disks()[0].layers[0], top).unwrap();
+    });
+}
+
+#[test]
+fn room_on_the_destinations_file_system() {
+    let disk = || DiskSpec { overlay_data: 2 * MIB, ..DiskSpec::small() };
+    let mut pair = start(&quick([disk(), disk()]));
+    // both in full, what both hold now, and not even that
+    for (mib, plain, overcommit) in [(40, true, true), (20, false, true), (3, false, false)] {
+        pair.deviate([Deviation::SmallFileSystem { bytes: mib * MIB }]).unwrap();
+        let (one, two) = (overlay(&pair, Side::Destination, 0), overlay(&pair, Side::Destination, 1));
+        for (fits, counts_now) in [(plain, false), (overcommit, true)] {
+            let plan = look(&pair, |settings| settings.overcommit = counts_now);
+            let short = (!fits).then(|| blocker("no-space", "destination", [&one, &two, &"left"]));
+            found(&plan, short);
+            let told = plan.findings.iter().any(|finding| finding.remedy.contains("--overcommit"));
+            assert_eq!(told, !fits && !counts_now, "{plan:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_destination_that_may_not_write() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    pair.deviate([Deviation::OtherUser]).unwrap();
+    let top = overlay(&pair, Side::Destination, 0);
+    // nor may it open it for reading as one that it will write to
+    let unread = blocker("overlay-unproved", "disk0", [&top, &"Permission denied"]);
+    found(&look(&pair, |_| ()), [blocker("disk-not-writable", "disk0", [&"may not write", &top]), unread]);
+}

@@ -1,0 +1,118 @@
+//! Digests that are kept beside images, and when they are trusted.
+
+use super::{
+    super::support::{MIB, block_on, start},
+    State, blocker, engine, found, look, quick,
+};
+use qferry::{
+    migration::{Plan, Settings},
+    storage::identity::{By, Proof, kept_path},
+};
+use qferry_bed::{DiskSpec, Layer, Pair, Side};
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+fn full(settings: &mut Settings) {
+    settings.verify_backing = Proof::Full;
+}
+
+/// Where the digest of a side's backing file is.
+fn sidecar(pair: &Pair, side: Side) -> PathBuf {
+    kept_path(&pair.machine(side).disks()[0].backing().unwrap().to_string_lossy()).into()
+}
+
+/// A look that keeps digests, and changes nothing else.
+fn keep(pair: &Pair) -> Plan {
+    let sidecars = [Side::Source, Side::Destination].map(|side| sidecar(pair, side));
+    let mut before = State::of(pair);
+    let plan = block_on(
+        engine(pair, |settings| {
+            full(settings);
+            settings.keep_digests = true;
+        })
+        .plan(),
+    )
+    .unwrap();
+    let mut after = State::of(pair);
+    for path in &sidecars {
+        before.files.remove(path);
+        assert!(after.files.remove(path).is_some(), "{} is kept", path.display());
+    }
+    assert_eq!(after.files, before.files);
+    for (mut after, mut before) in after.sides.into_iter().zip(before.sides) {
+        // the list of more has the file too
+        after.remove("more");
+        before.remove("more");
+        assert_eq!(after, before);
+    }
+    plan
+}
+
+/// The digest, how much was read, and on how many sides a kept one was trusted.
+fn proof(plan: &Plan) -> (String, u64, usize) {
+    match &plan.verified[..] {
+        [one] => match &one.by {
+            By::Full { digest: Some(digest), bytes, kept } => (digest.clone(), *bytes, *kept),
+            by => panic!("{by:?}"),
+        },
+        all => panic!("{all:?}"),
+    }
+}
+
+#[test]
+fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
+    let chain = DiskSpec::chain([Layer::raw(16 * MIB, 4 * MIB), Layer::qcow2(16 * MIB, MIB)]);
+    let mut pair = start(&quick([chain]));
+    let plan = look(&pair, full);
+    assert!(!sidecar(&pair, Side::Source).exists(), "it was not asked for");
+    let (digest, all, kept) = proof(&plan);
+    assert!(all >= 8 * MIB && kept == 0, "{all} {kept}");
+    assert_eq!(proof(&keep(&pair)), (digest.clone(), all, 0));
+    // nothing is read, whether digests are to be kept or not
+    assert_eq!(proof(&look(&pair, full)), (digest.clone(), 0, 2));
+
+    // one side's lowest layer was touched: that side is read alone, and kept again
+    let lowest = pair.destination.disks()[0].layers[0].clone();
+    let touch = || {
+        let later = SystemTime::now() + Duration::from_secs(1);
+        File::options().write(true).open(&lowest).unwrap().set_modified(later).unwrap();
+    };
+    touch();
+    let plan = look(&pair, full);
+    found(&plan, []);
+    assert_eq!(proof(&plan), (digest.clone(), all / 2, 1));
+    keep(&pair);
+    assert_eq!(proof(&look(&pair, full)), (digest.clone(), 0, 2));
+
+    // one that was written to differs, and the place is named although the source's was not to be read
+    let byte = |at, byte: u8| File::options().write(true).open(&lowest).unwrap().write_at(&[byte], at).unwrap();
+    let mut was = [0];
+    File::open(&lowest).unwrap().read_exact_at(&mut was, 300_000).unwrap();
+    pair.destination.kill().unwrap();
+    byte(300_000, !was[0]);
+    pair.restart_destination(false).unwrap();
+    let plan = look(&pair, full);
+    found(&plan, [blocker("backing-differs", "disk0", [&lowest.display(), &"byte 300000:"])]);
+    // and its digest, of what it held once, is not believed
+    let kept_there = sidecar(&pair, Side::Destination);
+    assert!(fs::read_to_string(&kept_there).unwrap().contains(&digest));
+
+    // a digest that says what is not so, made for the file as it is: two that differ are read, and are not the same
+    byte(300_000, was[0]);
+    keep(&pair);
+    let lie = fs::read_to_string(&kept_there).unwrap().replace(&digest, &"0".repeat(digest.len()));
+    fs::write(&kept_there, lie).unwrap();
+    let plan = look(&pair, full);
+    found(&plan, []);
+    assert_eq!(proof(&plan), (digest.clone(), all, 0));
+    // nonsense, and one of another algorithm
+    for text in ["{}", "", "\u{0}", &fs::read_to_string(sidecar(&pair, Side::Source)).unwrap().replace("blake3", "crc")]
+    {
+        fs::write(&kept_there, text).unwrap();
+        assert_eq!(proof(&look(&pair, full)), (digest.clone(), all / 2, 1), "{text}");
+    }
+}

@@ -1,0 +1,117 @@
+//! What an earlier try left: it is in the way, it is named, and it is removed on the user's word alone.
+
+use super::{
+    super::support::{MIB, WAIT, migrate, start},
+    Expected, State, blocker, engine, expected, found, look, moves, quick, serve,
+};
+use qferry::{preflight::checks::Severity, progress::Ending};
+use qferry_bed::{DiskSpec, Event, Machine, Pair};
+use serde_json::json;
+
+fn export(machine: &Machine, id: &str, node: &str, writable: bool) {
+    let export = json!({"type": "nbd", "id": id, "node-name": node, "name": id, "writable": writable});
+    machine.qmp("block-export-add", &export).unwrap();
+}
+
+fn bitmap(machine: &Machine, name: &str) {
+    machine.qmp("block-dirty-bitmap-add", &json!({"node": "disk0", "name": name})).unwrap();
+}
+
+/// What a killed engine leaves: a guard, a mirror and its target on the source, an export on the destination; between
+/// things that are somebody's.
+fn leave(pair: &Pair) {
+    let null = |name: &str| json!({"driver": "null-co", "node-name": name, "size": 16 * MIB});
+    for name in ["qferry-target-0", "theirs-qferry-"] {
+        pair.source.qmp("blockdev-add", &null(name)).unwrap();
+    }
+    bitmap(&pair.source, "qferry-guard-0");
+    bitmap(&pair.source, "daily");
+    let mirror = json!({
+        "job-id": "qferry-mirror-0", "device": "disk0", "target": "qferry-target-0", "sync": "top", "auto-dismiss": false,
+    });
+    pair.source.qmp("blockdev-mirror", &mirror).unwrap();
+    serve(&pair.destination, &pair.run_dir().join("old"));
+    export(&pair.destination, "qferry-export-0", "disk0", true);
+}
+
+fn expected_all(severity: Severity) -> Vec<Expected> {
+    [
+        ("source", "block job qferry-mirror-0"),
+        ("source", "block node qferry-target-0"),
+        ("source", "dirty bitmap qferry-guard-0 on node disk0"),
+        ("destination", "block export qferry-export-0"),
+    ]
+    .map(|(side, what)| expected(severity, "leftover", side, [&what]))
+    .into()
+}
+
+#[test]
+fn what_is_left_is_named_and_removed_on_the_users_word() {
+    for version in ["7.2", "10.0.13", "11.1"] {
+        let pair = start(&qferry_bed::Spec { version: version.to_owned(), ..quick([DiskSpec::small()]) });
+        leave(&pair);
+        pair.source.wait_for_event(WAIT, |event| event.name == "BLOCK_JOB_READY").unwrap();
+        found(&look(&pair, |_| ()), expected_all(Severity::Blocker));
+        // to look is not to touch
+        let warned = look(&pair, |settings| settings.clean = true);
+        let unread: Vec<_> = warned.verified.iter().collect();
+        assert!(unread.is_empty(), "nothing is opened where another may be at work: {unread:?}");
+        found(&warned, expected_all(Severity::Warning));
+        let before = State::of(&pair);
+        let refused = migrate(engine(&pair, |_| ()));
+        assert_eq!(refused.outcome, Ending::Refused, "{refused:#?}");
+        let reason = refused.reason.unwrap();
+        assert!(reason.code == "leftover" && reason.message.contains("--clean"), "{reason:?}");
+        before.is_still(&pair);
+
+        let outcome = migrate(engine(&pair, |settings| settings.clean = true));
+        assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}");
+        pair.source.wait_for_end(WAIT).unwrap();
+        // the other bitmap could move, and did
+        let named: Vec<_> = pair.destination.bitmaps(0).unwrap().into_iter().map(|bitmap| bitmap.name).collect();
+        assert_eq!(named, ["daily"]);
+        let events = pair.source.events().unwrap();
+        let of_job = |event: &&Event| event.data["device"] == "qferry-mirror-0";
+        assert!(events.iter().filter(of_job).count() > 2, "the old one and the new one: {events:#?}");
+        pair.destination.finish().unwrap();
+        pair.guest_visible_equal(0).unwrap();
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_never_removed() {
+    let mut pair = start(&quick([DiskSpec::small(), DiskSpec::small()]));
+    leave(&pair);
+    export(&pair.destination, "theirs", "disk1", false);
+    let refused = migrate(engine(&pair, |settings| settings.clean = true));
+    assert_eq!(refused.outcome, Ending::Refused, "{refused:#?}");
+    let reason = refused.reason.unwrap();
+    assert!(reason.code == "export-open" && reason.message.contains("theirs"), "{reason:?}");
+    let left = pair.source.leftovers().unwrap();
+    let mut named: Vec<&str> = left.iter().map(String::as_str).collect();
+    named.sort_unstable();
+    assert_eq!(named, ["dirty bitmap daily on node disk0", "node theirs-qferry-"]);
+    let left = pair.destination.leftovers().unwrap();
+    assert!(left.contains(&"export theirs".to_owned()), "{left:?}");
+    assert!(left.iter().any(|left| left.starts_with("listener ")), "its server runs: {left:?}");
+    assert!(!left.iter().any(|left| left.contains("qferry-export")), "{left:?}");
+    found(&look(&pair, |_| ()), [blocker("export-open", "destination", [&"theirs"])]);
+    pair.source.qmp("block-dirty-bitmap-remove", &json!({"node": "disk0", "name": "daily"})).unwrap();
+    pair.restart_destination(true).unwrap();
+    std::fs::remove_file(pair.run_dir().join("old")).unwrap_or_default();
+    moves(&pair, |_| ());
+}
+
+/// A node that is in use cannot be removed: that is told, and nothing is broken.
+#[test]
+fn what_cannot_be_removed_is_told() {
+    let pair = start(&quick([DiskSpec::small()]));
+    pair.source.qmp("blockdev-add", &json!({"driver": "null-co", "node-name": "qferry-below", "size": MIB})).unwrap();
+    let above = json!({"driver": "raw", "node-name": "theirs", "file": "qferry-below"});
+    pair.source.qmp("blockdev-add", &above).unwrap();
+    let outcome = migrate(engine(&pair, |settings| settings.clean = true));
+    assert_eq!(outcome.outcome, Ending::Refused, "{outcome:#?}");
+    let message = outcome.reason.unwrap().message;
+    assert!(message.contains("in use"), "{message}");
+    assert_eq!(pair.source.status().unwrap(), "running");
+}

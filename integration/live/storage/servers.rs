@@ -1,0 +1,89 @@
+//! NBD servers that are somebody else's, and addresses at which none can listen.
+
+use super::{
+    super::support::{MIB, start},
+    blocker, found, look, quick, serve,
+};
+use qferry::{endpoint::Address, storage::identity::Proof};
+use qferry_bed::{Deviation, DiskSpec, Format, Layer, Machine, Pair, Sharing};
+use serde_json::{Value, json};
+use std::{os::unix::net::UnixStream, path::Path};
+
+/// Offers something there.
+fn export(machine: &Machine, node: &str) -> Value {
+    let export = json!({"type": "nbd", "id": "theirs", "node-name": node, "name": "theirs"});
+    machine.qmp("block-export-add", &export).unwrap()
+}
+
+fn listens(at: &Path) -> bool {
+    UnixStream::connect(at).is_ok()
+}
+
+#[test]
+fn a_server_of_somebody_elses_on_the_source() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    let theirs = pair.run_dir().join("theirs");
+    serve(&pair.source, &theirs);
+    let running = "an NBD server runs there already";
+    let unproved = || blocker("backing-unproved", "disk0", [&running, &"without exports", &"nbd-server-stop"]);
+    found(&look(&pair, |_| ()), [unproved()]);
+    assert!(listens(&theirs));
+    export(&pair.source, "disk0");
+    found(&look(&pair, |_| ()), [blocker("backing-unproved", "disk0", [&running, &"with theirs"])]);
+    assert!(listens(&theirs));
+    // nothing of the source is read where the files are the same
+    for sharing in [Sharing::SamePath, Sharing::HardLink, Sharing::Symlink] {
+        pair.deviate([Deviation::SourcesBacking { disk: 0, sharing }]).unwrap();
+        let plan = look(&pair, |_| ());
+        found(&plan, []);
+        assert_eq!(plan.verified[0].by, qferry::storage::identity::By::SameFile, "{sharing:?}");
+    }
+    assert!(listens(&theirs));
+}
+
+#[test]
+fn a_server_of_somebody_elses_on_the_destination() {
+    let pair = start(&quick([DiskSpec::small(), DiskSpec::alone(Format::Qcow2, 16 * MIB)]));
+    let theirs = pair.run_dir().join("theirs");
+    serve(&pair.destination, &theirs);
+    let running = "an NBD server runs there already";
+    let all = [
+        blocker("backing-unproved", "disk0", [&running]),
+        blocker("overlay-unproved", "disk0", [&running]),
+        blocker("overlay-unproved", "disk1", [&running]),
+    ];
+    found(&look(&pair, |_| ()), all);
+    export(&pair.destination, "disk0-file");
+    found(&look(&pair, |_| ()), [blocker("export-open", "destination", [&"theirs"])]);
+    assert!(listens(&theirs));
+}
+
+#[test]
+fn addresses_that_cannot_be_used() {
+    let pair = start(&quick([DiskSpec::small()]));
+    let nowhere: Address = format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
+    let plan = look(&pair, |settings| settings.source_nbd_address = Some(nowhere.clone()));
+    found(&plan, [blocker("backing-unproved", "disk0", [&"none/x"])]);
+    let plan = look(&pair, |settings| settings.nbd_address = Some(nowhere.clone()));
+    let both = ["backing-unproved", "overlay-unproved"].map(|code| blocker(code, "disk0", [&"none/x"]));
+    found(&plan, both);
+    // the user goes on without
+    let plan = look(&pair, |settings| {
+        (settings.nbd_address, settings.verify_backing) = (Some(nowhere.clone()), Proof::Off);
+    });
+    assert_eq!(plan.blockers().count(), 0, "{plan:#?}");
+}
+
+/// Those of a chain, too: all of them have to be the same files.
+#[test]
+fn a_chain_of_the_same_files_is_not_read() {
+    let chain = DiskSpec::chain([Layer::raw(16 * MIB, MIB), Layer::qcow2(16 * MIB, MIB)]);
+    let mut pair: Pair = start(&quick([chain]));
+    let theirs = pair.run_dir().join("theirs");
+    serve(&pair.source, &theirs);
+    for (sharing, blockers) in [(Sharing::SamePath, 0), (Sharing::HardLink, 0)] {
+        pair.deviate([Deviation::SourcesBacking { disk: 0, sharing }]).unwrap();
+        let plan = look(&pair, |_| ());
+        assert_eq!(plan.blockers().count(), blockers, "{sharing:?}: {plan:#?}");
+    }
+}

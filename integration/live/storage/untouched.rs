@@ -1,0 +1,154 @@
+//! Looks that do not come to their end, and those of the command.
+
+use super::{
+    super::support::{MIB, WAIT, block_on, start},
+    State, blocker, engine, found, look, moves, quick, side,
+};
+use qferry::{
+    migration::{Failure, Plan, Settings},
+    progress::Kind,
+    quantity::Rate,
+    storage::identity::Proof,
+};
+use qferry_bed::{DiskSpec, Pair, Spec};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::{
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// 16 MiB of each side to be compared, at this pace for a quarter of a minute.
+fn slowly(settings: &mut Settings) {
+    (settings.verify_backing, settings.bandwidth) = (Proof::Full, Some(Rate(2 * MIB)));
+}
+
+/// Looks, and does something in the middle of a comparison.
+fn disturbed(pair: &Pair, act: impl FnOnce(&qferry::migration::Canceller)) -> Result<Plan, Box<Failure>> {
+    block_on(async {
+        let mut check = engine(pair, slowly).check();
+        let mut events = check.events();
+        let canceller = check.canceller();
+        let began = Instant::now();
+        while let Some(event) = events.next().await {
+            if let Kind::Image { done, total, .. } = event.kind {
+                assert!(done < total, "it is over");
+                break;
+            }
+        }
+        act(&canceller);
+        let looked = check.wait().await;
+        assert!(began.elapsed() < Duration::from_secs(10), "it was not waited for: {:?}", began.elapsed());
+        looked.map_err(Box::new)
+    })
+}
+
+#[test]
+fn a_look_that_is_cancelled_leaves_nothing() {
+    for version in ["7.2", "10.0.13", "11.1"] {
+        let pair = start(&Spec { version: version.to_owned(), ..quick([DiskSpec::small(), DiskSpec::small()]) });
+        let before = State::of(&pair);
+        let looked = disturbed(&pair, |canceller| canceller.cancel());
+        assert!(looked.as_ref().is_err_and(|failure| matches!(**failure, Failure::Cancelled)), "{looked:?}");
+        before.is_still(&pair);
+        // and one whose handle is dropped, soon after
+        block_on(async {
+            let mut check = engine(&pair, slowly).check();
+            let mut events = check.events();
+            while !matches!(events.next().await.unwrap().kind, Kind::Image { .. }) {}
+            drop(check);
+            while events.next().await.is_some() {}
+        });
+        before.is_still(&pair);
+        moves(&pair, |_| ());
+    }
+}
+
+#[test]
+fn a_destination_that_dies_while_it_is_looked_at() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    let before = side(&pair.source);
+    let looked = disturbed(&pair, |_| pair.destination.kill().unwrap());
+    match looked {
+        Ok(plan) => found(&plan, [blocker("backing-unproved", "disk0", []), blocker("overlay-unproved", "disk0", [])]),
+        Err(failure) => panic!("{failure:?}"),
+    }
+    assert_eq!(side(&pair.source), before);
+    assert_eq!(std::fs::read_dir(pair.run_dir()).unwrap().count(), 0, "a socket is left");
+    pair.restart_destination(false).unwrap();
+    found(&look(&pair, |_| ()), []);
+}
+
+fn check(pair: &Pair, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.arg("check").arg("--source").arg(pair.source.qmp_path());
+    command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
+    command.env("XDG_RUNTIME_DIR", pair.run_dir()).stdin(Stdio::null());
+    command
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn the_command_says_what_it_found_and_changes_nothing() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    std::fs::create_dir(pair.run_dir().join("qferry")).unwrap();
+    let before = State::of(&pair);
+    let ready = check(&pair, &["--json"]).output().unwrap();
+    assert_eq!(ready.status.code(), Some(0), "{ready:?}");
+    assert_eq!(json(&ready)["findings"], serde_json::json!([]));
+    let text = check(&pair, &[]).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("ready ") && text.contains("disk0.qcow2") && text.contains("backing0.raw"), "{text}");
+    before.is_still(&pair);
+
+    pair.deviate([qferry_bed::Deviation::FlipByte { disk: 0, layer: 0, offset: 5 }]).unwrap();
+    let before = State::of(&pair);
+    let refused = check(&pair, &["--json"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(3), "{refused:?}");
+    let plan = json(&refused);
+    let finding = &plan["findings"][0];
+    assert_eq!((&finding["code"], &finding["severity"]), (&"backing-differs".into(), &"blocker".into()), "{plan}");
+    assert_eq!((&plan["verified"][0]["verdict"], &plan["verified"][0]["offset"]), (&"differ".into(), &5.into()));
+    let text = String::from_utf8(check(&pair, &[]).output().unwrap().stdout).unwrap();
+    assert!(text.contains("blocker  backing-differs: disk0: ") && text.contains("refused "), "{text}");
+    before.is_still(&pair);
+}
+
+/// Starts a slow look by the command, and waits until it reads.
+fn reading(pair: &Pair) -> Child {
+    let slow = ["--verify-backing", "full", "--bandwidth", "2MiB/s"];
+    let child = check(pair, &slow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + WAIT;
+    while !pair.destination.leftovers().unwrap().iter().any(|left| left.starts_with("export qferry-view")) {
+        assert!(Instant::now() < deadline, "it never reads");
+        sleep(Duration::from_millis(10));
+    }
+    child
+}
+
+#[test]
+fn a_command_that_is_interrupted_leaves_nothing_and_one_that_is_killed_is_cleaned_up() {
+    let pair = start(&quick([DiskSpec::small()]));
+    std::fs::create_dir(pair.run_dir().join("qferry")).unwrap();
+    let before = State::of(&pair);
+    let mut child = reading(&pair);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    before.is_still(&pair);
+
+    let mut child = reading(&pair);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = look(&pair, |_| ());
+    assert!(left.blockers().all(|finding| finding.code == "leftover"), "{left:#?}");
+    assert!(left.blockers().count() > 1, "{left:#?}");
+    let outcome = super::migrate(engine(&pair, |settings| settings.clean = true));
+    assert_eq!(outcome.outcome, qferry::progress::Ending::Moved, "{outcome:#?}");
+    assert_eq!(pair.destination.leftovers().unwrap(), Vec::<String>::new());
+    pair.destination.finish().unwrap();
+    pair.guest_visible_equal(0).unwrap();
+}
