@@ -29,6 +29,7 @@
 //!  cli ──> migration ──> preflight ──> storage ──┐
 //!              │                       memory ───┼──> qemu ──> qmp, endpoint
 //!              └─────────────────────> handover ─┘
+//!          nbd: the wire to exports, which uses no room and is open to storage, memory, handover and above
 //!          quantity, progress: leaves that all may use
 //! ```
 //!
@@ -68,6 +69,7 @@ pub mod endpoint;
 pub mod handover;
 pub mod memory;
 pub mod migration;
+pub mod nbd;
 pub mod preflight;
 pub mod progress;
 pub mod qemu;

@@ -1,0 +1,185 @@
+//! One read, put together from the chunks of its reply. Pure.
+//!
+//! Owns the read's one buffer and the knowledge of what has come: every byte must come exactly once and none that was
+//! not asked for. It takes memory only when the first chunk has come, and never more than the read's length.
+
+use bytes::buf::Limit;
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::buffers::Buffers;
+use super::error::NbdError;
+
+/// Separate pieces at once, at most: a server that sends in order has one.
+const MAX_PIECES: usize = 1024;
+
+/// A read under way.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    offset: u64,
+    length: u32,
+    /// Up to the end of the last piece; gaps are zero.
+    buffer: BytesMut,
+    /// What has come, from the start of the read; in order, apart from each other.
+    pieces: Vec<(u32, u32)>,
+}
+
+/// Where the bytes of a chunk go.
+#[derive(Debug)]
+pub(super) enum Room<'a> {
+    /// Behind all others, which is how servers send: memory that nobody has had to clear.
+    Append(Limit<&'a mut BytesMut>),
+    /// Before some that have come.
+    Fill(&'a mut [u8]),
+}
+
+impl Assembly {
+    pub(super) fn new(offset: u64, length: u32) -> Self {
+        Self { offset, length, buffer: BytesMut::new(), pieces: Vec::new() }
+    }
+
+    /// First byte and length of the read.
+    pub(super) fn range(&self) -> (u64, u32) {
+        (self.offset, self.length)
+    }
+
+    /// The room for a chunk of data, all of which must then be filled.
+    pub(super) fn data(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<Room<'_>, NbdError> {
+        let start = self.cover(offset, length, buffers)? as usize;
+        if start < self.buffer.len() {
+            return Ok(Room::Fill(&mut self.buffer[start..start + length as usize]));
+        }
+        self.buffer.resize(start, 0);
+        Ok(Room::Append((&mut self.buffer).limit(length as usize)))
+    }
+
+    /// A hole, which reads as zeros.
+    pub(super) fn hole(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<(), NbdError> {
+        let end = self.cover(offset, length, buffers)? as usize + length as usize;
+        if end > self.buffer.len() {
+            self.buffer.resize(end, 0);
+        }
+        Ok(())
+    }
+
+    /// The whole read.
+    pub(super) fn finish(mut self, buffers: &mut Buffers) -> Result<Bytes, NbdError> {
+        match self.pieces[..] {
+            [(0, end)] if end == self.length => {
+                let whole = self.buffer.split().freeze();
+                buffers.keep(self.length, self.buffer);
+                Ok(whole)
+            }
+            _ => Err(NbdError::Missing { offset: self.offset, length: self.length }),
+        }
+    }
+
+    /// Notes a chunk as come and returns where it starts in the read.
+    fn cover(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<u32, NbdError> {
+        let outside = NbdError::Outside { offset, length: length.into() };
+        let start = offset.checked_sub(self.offset).and_then(|start| u32::try_from(start).ok());
+        let Some(start) = start.filter(|start| start.checked_add(length).is_some_and(|end| end <= self.length)) else {
+            return Err(outside);
+        };
+        let end = start + length;
+        let at = self.pieces.partition_point(|piece| piece.0 < start);
+        let before = at.checked_sub(1).map(|before| self.pieces[before]);
+        let after = self.pieces.get(at).copied();
+        if before.is_some_and(|piece| piece.1 > start) || after.is_some_and(|piece| piece.0 < end) {
+            return Err(NbdError::Overlap { offset });
+        }
+        let joins_before = before.is_some_and(|piece| piece.1 == start);
+        let joins_after = after.is_some_and(|piece| piece.0 == end);
+        match (joins_before, joins_after) {
+            (true, true) => self.pieces[at - 1].1 = self.pieces.remove(at).1,
+            (true, false) => self.pieces[at - 1].1 = end,
+            (false, true) => self.pieces[at].0 = start,
+            (false, false) if self.pieces.len() == MAX_PIECES => {
+                return Err(NbdError::Scattered { limit: MAX_PIECES });
+            }
+            (false, false) => self.pieces.insert(at, (start, end)),
+        }
+        if self.buffer.capacity() == 0 {
+            self.buffer = buffers.take(self.length);
+        }
+        Ok(start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn put(assembly: &mut Assembly, offset: u64, bytes: &[u8]) -> Result<(), NbdError> {
+        match assembly.data(offset, bytes.len() as u32, &mut Buffers::default())? {
+            Room::Append(mut room) => room.put_slice(bytes),
+            Room::Fill(room) => room.copy_from_slice(bytes),
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn chunks_in_any_order_make_the_read() {
+        let mut assembly = Assembly::new(100, 10);
+        put(&mut assembly, 106, b"gh").unwrap();
+        assembly.hole(102, 2, &mut Buffers::default()).unwrap();
+        put(&mut assembly, 100, b"ab").unwrap();
+        assembly.hole(108, 2, &mut Buffers::default()).unwrap();
+        put(&mut assembly, 104, b"ef").unwrap();
+        assert_eq!(assembly.finish(&mut Buffers::default()).unwrap(), &b"ab\0\0efgh\0\0"[..]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut assembly = Assembly::new(100, 10);
+        for (offset, length) in [(99, 1), (0, 10), (100, 11), (109, 2), (110, 1), (u64::MAX, 1), (101, u32::MAX)] {
+            assert!(
+                matches!(assembly.hole(offset, length, &mut Buffers::default()), Err(NbdError::Outside { .. })),
+                "{offset} {length}"
+            );
+        }
+        put(&mut assembly, 103, b"def").unwrap();
+        for (offset, length) in [(103, 3), (100, 4), (105, 1), (104, 1), (100, 10)] {
+            assert!(
+                matches!(assembly.hole(offset, length, &mut Buffers::default()), Err(NbdError::Overlap { .. })),
+                "{offset} {length}"
+            );
+        }
+        assert!(matches!(assembly.finish(&mut Buffers::default()), Err(NbdError::Missing { offset: 100, length: 10 })));
+        assert!(matches!(Assembly::new(0, 1).finish(&mut Buffers::default()), Err(NbdError::Missing { .. })));
+    }
+
+    #[test]
+    fn nothing_is_taken_before_the_first_chunk_and_pieces_are_bounded() {
+        let mut assembly = Assembly::new(0, 1 << 20);
+        assert_eq!(assembly.buffer.capacity(), 0);
+        let refused =
+            (0..1 << 19).map(|at| assembly.hole(at * 2, 1, &mut Buffers::default())).find_map(Result::err).unwrap();
+        assert!(matches!(refused, NbdError::Scattered { .. }), "{refused}");
+        assert_eq!(assembly.pieces.len(), MAX_PIECES);
+    }
+
+    proptest! {
+        #[test]
+        fn every_cut_and_order_gives_the_same_bytes(
+            bytes in prop::collection::vec(any::<u8>(), 1..200),
+            cuts in prop::collection::btree_set(1_usize..200, 0..12),
+            seed in any::<u64>(),
+        ) {
+            let mut ends: Vec<usize> = cuts.into_iter().filter(|cut| *cut < bytes.len()).collect();
+            ends.push(bytes.len());
+            let mut start = 0;
+            let mut chunks = Vec::new();
+            for end in ends {
+                chunks.push((start, end));
+                start = end;
+            }
+            chunks.sort_by_key(|chunk| (chunk.0 as u64 + 1).wrapping_mul(seed | 1));
+            let mut assembly = Assembly::new(7, bytes.len() as u32);
+            for (start, end) in chunks {
+                put(&mut assembly, 7 + start as u64, &bytes[start..end]).unwrap();
+            }
+            prop_assert_eq!(assembly.finish(&mut Buffers::default()).unwrap(), bytes);
+        }
+    }
+}
