@@ -1,12 +1,11 @@
 //! `qferry migrate`.
 
-use super::{args, failed, misused, render};
+use super::{args, failed, misused, render, signals::Signals};
 use crate::{
     migration::{Migration, Plan},
     qmp::Recorder,
 };
 use std::{process::ExitCode, thread};
-use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) async fn run(options: Box<args::Migrate>) -> ExitCode {
     let mut builder =
@@ -46,11 +45,7 @@ fn refused(plan: &Plan) -> bool {
 }
 
 async fn migrate(builder: crate::migration::Builder, json: bool) -> ExitCode {
-    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-    let [mut interrupt, mut terminate, mut hangup] = match kinds {
-        [Ok(interrupt), Ok(terminate), Ok(hangup)] => [interrupt, terminate, hangup],
-        _ => return failed("cannot watch for signals"),
-    };
+    let Some(mut signals) = Signals::watch() else { return failed("cannot watch for signals") };
     let mut migration = builder.start();
     let events = migration.events();
     // a thread of its own: a terminal or pipe that blocks must not hold the engine up
@@ -61,10 +56,7 @@ async fn migrate(builder: crate::migration::Builder, json: bool) -> ExitCode {
     let outcome = loop {
         tokio::select! {
             outcome = &mut ended => break outcome,
-            _ = interrupt.recv() => canceller.cancel(),
-            _ = terminate.recv() => canceller.cancel(),
-            // nobody is there to see how it goes on
-            _ = hangup.recv() => canceller.cancel(),
+            () = signals.any() => canceller.cancel(),
         }
     };
     if screen.join().is_err() {

@@ -22,7 +22,7 @@ pub(super) fn say(line: &str) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// Shows events until the last.
+/// Shows events until the last, or until there are no more.
 pub(super) fn follow(mut events: Events, json: bool) {
     let lines = json.then(|| JsonLines::new(io::stdout()));
     let mut screen = Screen::new();
@@ -44,6 +44,7 @@ pub(super) fn follow(mut events: Events, json: bool) {
             _ => screen.show(&event),
         }
     }
+    screen.clear();
 }
 
 /// Shows a plan.
@@ -137,6 +138,20 @@ impl Screen {
             Kind::Memory { transferred, remaining, dirty_rate, bandwidth, .. } => {
                 let note = format!("{}, dirty {}", Rate(*bandwidth), Rate(*dirty_rate));
                 self.sample("memory", *transferred, transferred + remaining, &note, event.t_ms);
+            }
+            Kind::Step { step, image, state: PhaseState::Begin } => {
+                if self.bars.is_none() {
+                    self.line(&format!("{at} {step} {image} ..."));
+                }
+            }
+            Kind::Step { step, image, state: PhaseState::End } => {
+                self.clear();
+                self.shown.clear();
+                self.line(&format!("{at} {step} {image} ended"));
+            }
+            Kind::Layer { layer, status, copied, total, rate } => {
+                let name = layer.rsplit('/').next().unwrap_or(layer);
+                self.sample(&format!("{status} {name}"), *copied, *total, &Rate(*rate).to_string(), event.t_ms);
             }
             Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
             Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),

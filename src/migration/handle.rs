@@ -27,7 +27,7 @@ use tokio::{
 /// How long a connection may take.
 const DIAL: Duration = Duration::from_secs(10);
 /// Events kept for a reader that is slow; a migration makes a few each second.
-const EVENTS: usize = 1024;
+pub(super) const EVENTS: usize = 1024;
 
 /// One of the two QEMUs: where its QMP monitor is, or a connection to it.
 pub enum Endpoint {
@@ -186,7 +186,7 @@ impl Drop for Migration {
 
 /// Cancels a migration.
 #[derive(Debug, Clone)]
-pub struct Canceller(watch::Sender<bool>);
+pub struct Canceller(pub(super) watch::Sender<bool>);
 
 impl Canceller {
     /// As [`Migration::cancel`]; harmless when said twice, or after the end.
@@ -243,7 +243,7 @@ impl Migration {
 
 /// A migration's events.
 #[derive(Debug)]
-pub struct Events(broadcast::Receiver<Event>);
+pub struct Events(pub(super) broadcast::Receiver<Event>);
 
 impl Events {
     /// The next event; `None` after the last, which is the outcome. A reader that falls far behind misses the oldest.
@@ -274,7 +274,7 @@ impl Events {
 }
 
 /// Hands events to whoever listens; a slow listener never holds the engine up.
-struct Broadcast(broadcast::Sender<Event>);
+pub(super) struct Broadcast(pub(super) broadcast::Sender<Event>);
 
 impl Sink for Broadcast {
     fn emit(&self, event: &Event) {
@@ -321,7 +321,8 @@ async fn connect(
     tokio::try_join!(open(Side::Source, source, recorder), open(Side::Destination, destination, recorder))
 }
 
-async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
+/// Reaches one side.
+pub(super) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
     let (address, stream, peer) = match endpoint {
         Endpoint::Address(address) => match endpoint::dial(&address, DIAL).await {
             // a forwarder's death would prove nothing

@@ -107,11 +107,19 @@ pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-fn finding(severity: Severity, code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+/// Makes a finding.
+pub(crate) fn finding(
+    severity: Severity,
+    code: &'static str,
+    subject: &str,
+    message: impl Into<String>,
+    remedy: &str,
+) -> Finding {
     Finding { code, severity, subject: subject.to_owned(), message: message.into(), remedy: remedy.to_owned() }
 }
 
-fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+/// Makes a finding that forbids to go on.
+pub(crate) fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
     finding(Severity::Blocker, code, subject, message, remedy)
 }
 
@@ -258,7 +266,8 @@ fn left_out(disk: &str) -> Finding {
     finding(Severity::Warning, "disk-left-out", disk, message, "name it with --disk too, or say --skip-disk")
 }
 
-fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
+/// Whether an address can be listened at: that there is one, and that it is not open to a network without the user's word.
+pub(crate) fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
     let Some(address) = address else {
         return Some(blocker(
             "address-missing",

@@ -123,6 +123,28 @@ pub enum Kind {
         /// Bytes per second since the last sample.
         rate: u64,
     },
+    /// A step of the preparation of images begins or ends.
+    Step {
+        /// What is done: `create` or `copy`.
+        step: String,
+        /// The image.
+        image: String,
+        /// Begin or end.
+        state: PhaseState,
+    },
+    /// A sample of a backing file that is copied.
+    Layer {
+        /// The file.
+        layer: String,
+        /// `copying` or `verifying`.
+        status: String,
+        /// Bytes done so far.
+        copied: u64,
+        /// Bytes in all, as far as known.
+        total: u64,
+        /// Bytes per second since the last sample.
+        rate: u64,
+    },
     /// A sample of the RAM migration.
     Memory {
         /// QEMU's migration status.

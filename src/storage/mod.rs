@@ -1,12 +1,20 @@
 //! Disks: which of the source's go onto which of the destination's, the exports that receive them and the mirrors that
-//! carry them.
+//! carry them; the images that the destination needs before, and the layers below them.
 //!
 //! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
 
 pub mod chain;
 pub mod export;
+pub mod filesystem;
 pub mod guard;
+pub mod image;
 pub mod layout;
 pub mod leftover;
 pub mod mirror;
+pub mod pace;
+pub mod partial;
+pub mod place;
+pub mod populate;
+pub mod qemu_img;
+pub mod shell;
 pub mod view;
