@@ -11,6 +11,7 @@ mod command;
 mod embedding;
 mod failures;
 mod moves;
+mod prepare;
 mod race;
 mod support;
 mod view;

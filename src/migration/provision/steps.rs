@@ -305,3 +305,117 @@ fn differs(path: &Path, below: &Below, found: &Existing) -> Option<(String, Stri
     let why = format!("its backing file is {names}, not {}", backing.file);
     Some((why, "say with --map where that is, or correct its header with qemu-img rebase -u".to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::image::{Backing, Info};
+
+    fn backing() -> Backing {
+        Backing { file: "/d/base".to_owned(), format: "raw".to_owned() }
+    }
+
+    fn below() -> Below {
+        Below {
+            node: "p".to_owned(),
+            format: "qcow2".to_owned(),
+            virtual_size: 1000,
+            actual_size: Some(600),
+            backing: Some(backing()),
+            written: Some(("base".to_owned(), Some("raw".to_owned()))),
+            data_file: None,
+            in_a_job: false,
+        }
+    }
+
+    fn decided(what: What, seen: Seen, populate: PopulateMode) -> (Vec<Step>, Vec<Finding>) {
+        let path = PathBuf::from("/d/x");
+        let wanted = Wanted { disk: "disk0".to_owned(), source: "/s/x".into(), path: path.clone(), what };
+        let wish = Wish { wanted: vec![wanted], ..Wish::default() };
+        let settings = ProvisionSettings { populate, ..ProvisionSettings::default() };
+        decide(&wish, &[(path, seen)].into(), &settings, "qemu-img")
+    }
+
+    fn absent(free: u64) -> Seen {
+        Seen::Absent(Ok(FileSystem { device: 1, free, name: "/d (xfs)".to_owned() }))
+    }
+
+    /// What is done, the finding, and the words of the command.
+    fn short(what: What, seen: Seen, populate: PopulateMode) -> String {
+        let (steps, findings) = decided(what, seen, populate);
+        let mut said: Vec<String> = steps.iter().map(|step| format!("{:?}", step.action)).collect();
+        said.extend(findings.iter().map(|finding| finding.code.to_owned()));
+        said.extend(steps.into_iter().filter_map(|step| step.command).map(|command| command.join(" ")));
+        said.join(", ")
+    }
+
+    fn existing(change: impl FnOnce(&mut Info)) -> Seen {
+        let mut info = Info {
+            format: "qcow2".to_owned(),
+            virtual_size: 1000,
+            backing_filename: Some("base".to_owned()),
+            full_backing_filename: Some("/d/base".to_owned()),
+            backing_filename_format: Some("raw".to_owned()),
+            ..Info::default()
+        };
+        change(&mut info);
+        Seen::Image(Box::new(Existing { info, data: 0 }))
+    }
+
+    #[test]
+    fn what_is_there_is_kept_or_refuses_and_what_is_not_is_made() {
+        use PopulateMode::{Missing, Never};
+        let image = || Image {
+            format: "qcow2".to_owned(),
+            size: 1000,
+            backing: Some(backing()),
+            cluster_size: None,
+            qcow2: None,
+        };
+        let top = |seen| short(What::Top(image()), seen, Never);
+        assert_eq!(top(absent(0)), "Create, qemu-img create -q -f qcow2 -F raw -b /d/base /d/x 1000");
+        assert_eq!(top(Seen::Absent(Err("no".to_owned()))), "directory-missing");
+        assert_eq!(top(Seen::Same), "image-same");
+        assert_eq!(top(existing(|_| {})), "Keep");
+        assert_eq!(top(existing(|info| info.virtual_size = 1)), "image-exists");
+        assert_eq!(top(Seen::Other("a socket".to_owned())), "image-exists");
+
+        let layer = |seen, populate| short(What::Below(below()), seen, populate);
+        assert_eq!(layer(absent(600), Never), "backing-missing");
+        assert_eq!(layer(absent(600), Missing), "Copy");
+        assert_eq!(layer(absent(599), Missing), "Copy, no-space");
+        assert_eq!(layer(Seen::Same, Never), "Keep");
+        assert_eq!(layer(existing(|_| {}), Never), "Keep");
+        assert_eq!(layer(existing(|info| info.virtual_size = 1), Never), "backing-differs");
+        assert_eq!(layer(existing(|info| info.format = "raw".to_owned()), Never), "backing-differs");
+        assert_eq!(layer(existing(|info| info.backing_filename = Some("/e".to_owned())), Never), "backing-differs");
+        assert_eq!(layer(Seen::Other("no".to_owned()), Never), "backing-unreadable");
+
+        assert_eq!(short(What::Medium, absent(0), Never), "MustExist, medium-missing");
+        assert_eq!(short(What::Medium, existing(|_| {}), Never), "MustExist");
+    }
+
+    #[test]
+    fn a_header_that_names_another_place_is_corrected() {
+        let copied = |below: Below| short(What::Below(below), absent(1000), PopulateMode::Missing);
+        let command = "Copy, qemu-img rebase -q -u -f qcow2 -F raw -b /d/base /d/x";
+        let written = |file: &str, format: Option<&str>| Some((file.to_owned(), format.map(str::to_owned)));
+        assert_eq!(copied(Below { written: written("/s/base", Some("raw")), ..below() }), command);
+        assert_eq!(copied(Below { written: written("base", None), ..below() }), command, "its format is put in");
+        assert_eq!(copied(Below { written: written("/d/base", Some("raw")), ..below() }), "Copy");
+        assert_eq!(copied(Below { backing: None, written: None, ..below() }), "Copy");
+        assert_eq!(
+            copied(Below { written: written("/s/base", None), format: "vmdk".to_owned(), ..below() }),
+            "format-unsupported"
+        );
+        assert_eq!(copied(Below { data_file: Some("/x".to_owned()), ..below() }), "data-file");
+        assert_eq!(copied(Below { in_a_job: true, ..below() }), "job-running");
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_its_size() {
+        let (_, findings) = decided(What::Below(below()), absent(0), PopulateMode::Never);
+        assert!(findings[0].message.contains("/d/x (1000 B)"), "{findings:?}");
+        assert!(findings[0].remedy.contains("--populate missing copies it from the source: 600 bytes"), "{findings:?}");
+    }
+}

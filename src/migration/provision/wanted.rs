@@ -267,3 +267,156 @@ fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{
+        chain::{Filter, Protocol, Qcow2},
+        layout::Selection,
+        place::Places,
+    };
+
+    fn layer(file: &str, format: &str) -> Layer {
+        let qcow2 = Qcow2 { compat: "1.1".to_owned(), refcount_bits: 16, ..Qcow2::default() };
+        Layer {
+            format: format.to_owned(),
+            file: file.to_owned(),
+            protocol: Protocol { node: format!("p-{file}"), driver: "file".to_owned(), file: file.to_owned() },
+            virtual_size: 1 << 20,
+            qcow2: Some(qcow2).filter(|_| format == "qcow2"),
+            ..Layer::default()
+        }
+    }
+
+    fn disk(name: &str, layers: Vec<Layer>) -> (Disk, Chain) {
+        let disk = Disk {
+            qdev: Some(name.to_owned()),
+            device: None,
+            node: format!("n-{name}"),
+            path: None,
+            file: layers[0].file.clone(),
+            read_only: false,
+            virtual_size: 1 << 20,
+        };
+        (disk, Chain { layers, filters: Vec::new() })
+    }
+
+    fn settings(to: Option<&str>, maps: &[(&str, &str)]) -> ProvisionSettings {
+        let maps = maps.iter().map(|(from, to)| (from.into(), to.into())).collect();
+        ProvisionSettings { places: Places { maps, to: to.map(PathBuf::from) }, ..ProvisionSettings::default() }
+    }
+
+    fn wish(disks: Vec<(Disk, Chain)>, settings: &ProvisionSettings) -> Wish {
+        read(&Told { disks, directory: Some("/cwd".into()), local: true }, settings)
+    }
+
+    fn paths(wish: &Wish) -> Vec<String> {
+        wish.wanted.iter().map(|wanted| wanted.path.display().to_string()).collect()
+    }
+
+    fn codes(wish: &Wish) -> Vec<&'static str> {
+        wish.findings.iter().map(|finding| finding.code).collect()
+    }
+
+    fn chain() -> Vec<Layer> {
+        vec![layer("top", "qcow2"), layer("/s/mid", "qcow2"), layer("/s/base", "raw")]
+    }
+
+    #[test]
+    fn the_bottom_comes_first_and_each_names_the_one_below() {
+        let found = wish(vec![disk("d", chain())], &settings(Some("/d"), &[("/s/base", "/b/x")]));
+        assert_eq!(paths(&found), ["/b/x", "/s/mid", "/d/top"]);
+        assert_eq!(codes(&found), Vec::<&str>::new());
+        let What::Below(middle) = &found.wanted[1].what else { panic!("{found:?}") };
+        assert_eq!(middle.backing, Some(Backing { file: "/b/x".to_owned(), format: "raw".to_owned() }));
+        let What::Top(top) = &found.wanted[2].what else { panic!("{found:?}") };
+        assert_eq!(top.backing, Some(Backing { file: "/s/mid".to_owned(), format: "qcow2".to_owned() }));
+        assert_eq!(found.wanted[2].source, PathBuf::from("/cwd/top"), "relative names are the process's");
+        let moved = [("/cwd/top", "/d/top"), ("/s/base", "/b/x")].map(|(from, to)| (from.into(), to.into()));
+        assert_eq!(found.moves, Moves::from(moved));
+    }
+
+    #[test]
+    fn full_stands_alone_and_none_makes_nothing() {
+        let full = ProvisionSettings { storage: StorageMode::Full, ..settings(Some("/d"), &[]) };
+        let found = wish(vec![disk("d", chain())], &full);
+        assert_eq!(paths(&found), ["/d/top"]);
+        assert!(matches!(&found.wanted[0].what, What::Top(image) if image.backing.is_none()));
+        let none = ProvisionSettings { storage: StorageMode::None, ..settings(None, &[("/s", "/t")]) };
+        let found = wish(vec![disk("d", chain())], &none);
+        assert_eq!((paths(&found).len(), found.moves.len()), (0, 2));
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_named() {
+        let to = settings(Some("/d"), &[]);
+        let with = |change: fn(&mut Layer)| {
+            let mut top = layer("/s/top", "qcow2");
+            change(&mut top);
+            codes(&wish(vec![disk("d", vec![top])], &to))
+        };
+        assert_eq!(with(|_| {}), Vec::<&str>::new());
+        assert_eq!(with(|top| top.encrypted = true), ["image-encrypted"]);
+        assert_eq!(with(|top| top.data_file = Some("/x".to_owned())), ["data-file"]);
+        assert_eq!(with(|top| top.format = "vmdk".to_owned()), ["format-unsupported"]);
+        assert_eq!(with(|top| top.protocol.driver = "rbd".to_owned()), ["protocol-unsupported"]);
+        assert_eq!(
+            with(|top| top.qcow2 = Some(Qcow2 { compat: "0.10".to_owned(), ..Qcow2::default() })),
+            ["image-upgraded"]
+        );
+        assert_eq!(codes(&wish(vec![disk("d", chain())], &settings(None, &[]))), ["place-unknown"]);
+        let mut unknown = Told { disks: vec![disk("d", chain())], directory: None, local: false };
+        assert_eq!(codes(&read(&unknown, &to)), ["path-unknown"]);
+        unknown.disks[0].1.layers.clear();
+        assert_eq!(codes(&read(&unknown, &to)), ["chain-unknown"]);
+        let mut remote = chain();
+        remote[2].protocol.driver = "nbd".to_owned();
+        remote[2].file = "nbd://h/x".to_owned();
+        let found = wish(vec![disk("d", remote)], &to);
+        assert_eq!((codes(&found), paths(&found).len()), (vec!["layer-remote"], 2));
+    }
+
+    #[test]
+    fn one_place_is_for_one_file() {
+        let two = |base: &str| {
+            let over = |name: &str, top: &str| disk(name, vec![layer(top, "qcow2"), layer(base, "raw")]);
+            vec![over("a", "/s/a"), over("b", "/s/b")]
+        };
+        let found = wish(two("/s/base"), &settings(Some("/d"), &[]));
+        assert_eq!((paths(&found), codes(&found)), (vec!["/s/base".into(), "/d/a".into(), "/d/b".into()], vec![]));
+        let same = vec![disk("a", vec![layer("/s/a/x", "raw")]), disk("b", vec![layer("/s/b/x", "raw")])];
+        assert_eq!(codes(&wish(same, &settings(Some("/d"), &[]))), ["place-taken"]);
+    }
+
+    #[test]
+    fn the_users_choice_is_followed() {
+        let choose = |disks: &[&str], skip: &[&str]| {
+            let named = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+            let disks = named(disks).into_iter().map(|name| (name, None)).collect();
+            let settings =
+                ProvisionSettings { selection: Selection { disks, skip: named(skip) }, ..settings(Some("/d"), &[]) };
+            let mut cd = disk("cd", vec![layer("/s/cd.iso", "raw")]);
+            cd.0.read_only = true;
+            let all = vec![disk("a", vec![layer("/s/a", "raw")]), disk("b", vec![layer("/s/b", "raw")]), cd];
+            let found = wish(all, &settings);
+            (paths(&found).join(" "), codes(&found).join(" "))
+        };
+        for (disks, skip, paths, codes) in [
+            (&[][..], &[][..], "/d/a /d/b /s/cd.iso", ""),
+            (&["a"], &[], "/d/a /s/cd.iso", "disk-left-out"),
+            (&["a"], &["b", "cd"], "/d/a", ""),
+            (&["x"], &["n-a", "b"], "/s/cd.iso", "disk-unknown"),
+        ] {
+            assert_eq!(choose(disks, skip), (paths.to_owned(), codes.to_owned()), "{disks:?} {skip:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_in_the_chain_is_noticed() {
+        let mut busy = disk("d", chain());
+        busy.1.filters.push(Filter { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
+        let found = wish(vec![busy], &settings(Some("/d"), &[]));
+        assert!(matches!(&found.wanted[0].what, What::Below(below) if below.in_a_job));
+    }
+}
