@@ -34,6 +34,9 @@ const CHUNK: u64 = 1 << 20;
 const IN_FLIGHT: usize = 16;
 /// How much is asked about at once, so that what is known of a large image stays small.
 const WINDOW: u64 = 1 << 30;
+/// How much is written before it is synced and read back while the copy goes on: without that the disk would rest first,
+/// and then everything else.
+const CHECKED: u64 = 128 << 20;
 /// How many chunks are read back at once, by how many.
 const BATCH: usize = 16;
 const READERS: usize = 2;
@@ -119,16 +122,26 @@ impl Populate<'_> {
     /// # Errors
     /// See [`PopulateError`].
     pub async fn run(&self, pace: Option<&mut Clocked>) -> Result<u64, PopulateError> {
-        let pieces = self.copy(pace).await?;
-        self.verify(pieces).await
+        let mut checks = JoinSet::new();
+        let (copied, rest) = self.copy(pace, &mut checks).await?;
+        while let Some(checked) = checks.join_next().await {
+            self.judge(checked)?;
+        }
+        self.verify(rest).await?;
+        Ok(copied)
     }
 
-    async fn copy(&self, mut pace: Option<&mut Clocked>) -> Result<Vec<Piece>, PopulateError> {
+    /// Copies it all. Gives the bytes, and the pieces whose check has not begun.
+    async fn copy(
+        &self,
+        mut pace: Option<&mut Clocked>,
+        checks: &mut JoinSet<io::Result<Read>>,
+    ) -> Result<(u64, Vec<Piece>), PopulateError> {
         let size = self.client.size();
         let file = self.partial.file();
         file.set_len(size).map_err(|source| self.write_failed(source))?;
         let mut sample = Sample::new("copying");
-        let (mut pieces, mut tasks) = (Vec::new(), JoinSet::new());
+        let (mut pieces, mut unchecked, mut tasks) = (Vec::new(), 0, JoinSet::new());
         let mut offset = 0;
         while offset < size {
             let length = WINDOW.min(size - offset);
@@ -138,6 +151,17 @@ impl Populate<'_> {
                 }
                 while tasks.len() >= IN_FLIGHT {
                     pieces.extend(self.written(&mut tasks).await?);
+                }
+                unchecked += length;
+                if unchecked >= CHECKED {
+                    while let Some(checked) = checks.try_join_next() {
+                        self.judge(checked)?;
+                    }
+                    if checks.is_empty() {
+                        let (file, pieces) = (file.clone(), std::mem::take(&mut pieces));
+                        checks.spawn_blocking(move || synced(&file).and_then(|()| differing(&file, &pieces)));
+                        unchecked = 0;
+                    }
                 }
                 sample.add(length);
                 sample.tell(self, false);
@@ -149,7 +173,7 @@ impl Populate<'_> {
             pieces.push(written);
         }
         sample.tell(self, true);
-        Ok(pieces)
+        Ok((sample.done, pieces))
     }
 
     async fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, PopulateError> {
@@ -172,15 +196,10 @@ impl Populate<'_> {
     }
 
     /// Reads every piece back, from the disk as far as the host lets go of its cache.
-    async fn verify(&self, mut pieces: Vec<Piece>) -> Result<u64, PopulateError> {
+    async fn verify(&self, mut pieces: Vec<Piece>) -> Result<(), PopulateError> {
         let file = self.partial.file().clone();
-        let synced = spawn_blocking(move || {
-            file.sync_all()?;
-            // only advice: on a tmpfs there is nowhere else to read it from
-            fadvise(&file, 0, None, Advice::DontNeed).ok();
-            Ok(())
-        });
-        synced.await.map_err(PopulateError::Thread)?.map_err(|source| self.write_failed(source))?;
+        let synced = spawn_blocking(move || synced(&file)).await.map_err(PopulateError::Thread)?;
+        synced.map_err(|source| self.write_failed(source))?;
 
         pieces.sort_by_key(|piece| piece.offset);
         let mut sample = Sample::new("verifying");
@@ -193,16 +212,22 @@ impl Populate<'_> {
                 tasks.spawn_blocking(move || differing(&file, &batch));
             }
             let Some(read) = tasks.join_next().await else { break };
-            let (bytes, differs) = read.map_err(PopulateError::Thread)?.map_err(|source| self.write_failed(source))?;
-            if let Some(offset) = differs {
-                let (path, file_system) = self.place();
-                return Err(PopulateError::Differs { path, file_system, offset });
-            }
-            sample.add(bytes);
+            sample.add(self.judge(read)?);
             sample.tell(self, false);
         }
         sample.tell(self, true);
-        Ok(pieces.iter().map(|piece| piece.length).sum())
+        Ok(())
+    }
+
+    /// What came of a check: the bytes that were read, all as they should be.
+    fn judge(&self, checked: Result<io::Result<Read>, JoinError>) -> Result<u64, PopulateError> {
+        match checked.map_err(PopulateError::Thread)?.map_err(|source| self.write_failed(source))? {
+            Read { bytes, differs: None } => Ok(bytes),
+            Read { differs: Some(offset), .. } => {
+                let (path, file_system) = self.place();
+                Err(PopulateError::Differs { path, file_system, offset })
+            }
+        }
     }
 
     fn read_failed(&self, source: NbdError) -> PopulateError {
@@ -260,19 +285,34 @@ async fn piece(client: Client, file: Arc<File>, offset: u64, length: u64) -> Res
     write.await.map_err(Broken::Thread)?.map_err(Broken::Write)
 }
 
-/// The bytes that were read, and where the first difference is.
-fn differing(file: &File, pieces: &[Piece]) -> io::Result<(u64, Option<u64>)> {
+/// What was read back.
+#[derive(Debug, PartialEq, Eq)]
+struct Read {
+    bytes: u64,
+    /// Where the first piece is that is not as it was received.
+    differs: Option<u64>,
+}
+
+/// Puts what was written onto stable storage, and has the host forget it.
+fn synced(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    // only advice: on a tmpfs there is nowhere else to read it from
+    fadvise(file, 0, None, Advice::DontNeed).ok();
+    Ok(())
+}
+
+fn differing(file: &File, pieces: &[Piece]) -> io::Result<Read> {
     let mut buffer = Vec::new();
-    let mut read = 0;
+    let mut bytes = 0;
     for piece in pieces {
         buffer.resize(usize::try_from(piece.length).unwrap_or(usize::MAX), 0);
         file.read_exact_at(&mut buffer, piece.offset)?;
-        read += piece.length;
+        bytes += piece.length;
         if XxHash3_64::oneshot(&buffer) != piece.digest {
-            return Ok((read, Some(piece.offset)));
+            return Ok(Read { bytes, differs: Some(piece.offset) });
         }
     }
-    Ok((read, None))
+    Ok(Read { bytes, differs: None })
 }
 
 /// What is to be read: everything that is not zeros, in requests of one chunk at most.
@@ -336,8 +376,14 @@ mod tests {
         file.write_all_at(b"abcdef", 0).expect("written");
         let piece =
             |offset, data: &[u8]| Piece { offset, length: data.len() as u64, digest: XxHash3_64::oneshot(data) };
-        assert_eq!(differing(&file, &[piece(0, b"ab"), piece(4, b"ef")]).expect("read"), (4, None));
-        assert_eq!(differing(&file, &[piece(0, b"ab"), piece(2, b"cx")]).expect("read"), (4, Some(2)));
+        assert_eq!(
+            differing(&file, &[piece(0, b"ab"), piece(4, b"ef")]).expect("read"),
+            Read { bytes: 4, differs: None }
+        );
+        assert_eq!(
+            differing(&file, &[piece(0, b"ab"), piece(2, b"cx")]).expect("read"),
+            Read { bytes: 4, differs: Some(2) }
+        );
         assert!(differing(&file, &[piece(4, b"efg")]).is_err());
     }
 }

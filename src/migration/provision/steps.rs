@@ -201,8 +201,8 @@ impl Made {
             self.no_directory(wanted, why);
             return;
         }
-        if wanted.path.starts_with("/dev") {
-            let message = format!("{} would be a device", wanted.path.display());
+        if below.on_device && wanted.path == wanted.source {
+            let message = format!("{} is a device, and cannot be made", wanted.path.display());
             self.block(wanted, "backing-missing", message, "say with --map which file it becomes");
             return;
         }
@@ -325,6 +325,7 @@ mod tests {
             written: Some(("base".to_owned(), Some("raw".to_owned()))),
             data_file: None,
             in_a_job: false,
+            on_device: false,
         }
     }
 
@@ -409,7 +410,19 @@ mod tests {
             "format-unsupported"
         );
         assert_eq!(copied(Below { data_file: Some("/x".to_owned()), ..below() }), "data-file");
+        assert_eq!(copied(Below { on_device: true, ..below() }), "Copy", "into a file of another name");
         assert_eq!(copied(Below { in_a_job: true, ..below() }), "job-running");
+    }
+
+    #[test]
+    fn a_device_is_not_made() {
+        let path = PathBuf::from("/dev/vg/base");
+        let what = What::Below(Below { on_device: true, ..below() });
+        let wanted = Wanted { disk: "disk0".to_owned(), source: path.clone(), path: path.clone(), what };
+        let wish = Wish { wanted: vec![wanted], ..Wish::default() };
+        let settings = ProvisionSettings { populate: PopulateMode::Missing, ..ProvisionSettings::default() };
+        let (steps, findings) = decide(&wish, &[(path, absent(1000))].into(), &settings, "qemu-img");
+        assert_eq!((steps.len(), findings[0].code), (0, "backing-missing"));
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub(super) struct Below {
     pub(super) data_file: Option<String>,
     /// A job put a filter into its chain: the layer may be written to right now.
     pub(super) in_a_job: bool,
+    /// It is a block device at the source.
+    pub(super) on_device: bool,
 }
 
 /// All of it.
@@ -173,6 +175,7 @@ impl Wish {
             written: layer.backing.as_ref().map(|link| (link.file.clone(), link.format.clone())),
             data_file: layer.data_file.clone(),
             in_a_job,
+            on_device: layer.protocol.driver != "file",
         };
         self.want(Wanted { disk: disk.to_owned(), source, path, what: What::Below(below) });
         Backing { file, format }
