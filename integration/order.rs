@@ -731,7 +731,7 @@ async fn a_paused_guest_is_never_resumed() {
 // 6. Refusals change nothing.
 
 fn asks_only(run: &[(String, fake::Seen)]) -> bool {
-    run.iter().all(|(_, seen)| seen.name.starts_with("query-") || seen.name == "qmp_capabilities")
+    run.iter().all(|(_, seen)| model::asks(seen))
 }
 
 /// Both are made as told, then asked for: first only planned, then to be carried out.
@@ -756,7 +756,7 @@ async fn refused(code: &str, shape: &Shape, spoil: impl Fn(&mut State), ask: imp
 #[tokio::test(start_paused = true)]
 async fn what_a_side_says_refuses_the_migration() {
     type Spoil = fn(&mut State);
-    let findings: [(&str, Spoil); 24] = [
+    let findings: [(&str, Spoil); 26] = [
         ("qemu-lacks", |state| state.source.schema = json!([])),
         ("qemu-lacks", |state| state.destination.schema = json!([{"name": "cont", "meta-type": "command"}])),
         ("source-state", |state| state.source.run = "postmigrate".to_owned()),
@@ -771,6 +771,8 @@ async fn what_a_side_says_refuses_the_migration() {
         ("destination-used", |state| state.destination.migration = Some("setup".to_owned())),
         ("destination-used", |state| state.destination.migration = Some("failed".to_owned())),
         ("ram-size", |state| state.destination.ram += 1),
+        ("machine-type", |state| state.destination.machine = "pc-q35-10.0"),
+        ("cpu-features", |state| state.destination.features = 0),
         ("leftover", |state| {
             state.source.jobs.push(Job { id: "qferry-mirror-7".to_owned(), status: "ready", len: 1, error: None })
         }),
@@ -793,6 +795,49 @@ async fn what_a_side_says_refuses_the_migration() {
     for (code, spoil) in findings {
         refused(code, &Shape::default(), spoil, |builder| builder).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_be_forced_is_forced_by_its_own_code() {
+    let spoiled = || {
+        let model = model();
+        model.state().destination.machine = "pc-q35-10.0";
+        model.state().destination.features = 0;
+        model
+    };
+    let mut half = spoiled();
+    let migration = half.builder().force("machine-type").start();
+    let run = half.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "cpu-features"), "{run:?}");
+    assert!(run.message().contains("avx2") && run.message().contains("--force cpu-features"), "{run:?}");
+    assert!(run.warned("machine-type") && asks_only(&run.log), "{run:?}");
+
+    let mut whole = spoiled();
+    let migration = whole.builder().force("machine-type").force("cpu-features").force("ram-size").start();
+    let run = whole.follow(migration).await;
+    moved(&whole, &run);
+    assert!(run.warned("machine-type") && run.warned("cpu-features"), "{run:?}");
+
+    let mut never = spoiled();
+    never.state().destination.ram += 1;
+    let builder = never.builder().force("machine-type").force("cpu-features").force("ram-blocks").force("ram-size");
+    let run = never.follow(builder.start()).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "ram-size"), "{run:?}");
+}
+
+/// A build that cannot tell is not a machine that differs.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_compared_is_only_told() {
+    let mut model = model();
+    for command in ["qom-get", "qom-list", "x-query-ramblock", "query-pci"] {
+        model.refused(Destination, command);
+        model.refused(Source, command);
+    }
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let told =
+        run.events.iter().filter(|event| matches!(&event.kind, Kind::Warning { code, .. } if code == "not-compared"));
+    assert_eq!(told.count(), 3, "machine type, RAM blocks, CPU: {run:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,7 +84,7 @@ fn main() -> Result<()> {
                 let capabilities = pair.source.qmp("query-migrate-capabilities", &json!({}))?;
                 files.insert("capabilities.json", one_a_line(&capabilities)?);
             }
-            let path = scratch.path().join(course.name());
+            let path = scratch.path().join(format!("{version}-{}", course.name()));
             let outcome = migrate(&pair, course, &path)?;
             if outcome.outcome != course.ending() {
                 return Err(format!("{version}, {}: {outcome:#?}", course.name()).into());
@@ -157,6 +157,8 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
         .addresses(address(nbd)?, address(ram)?)
         .bandwidth(CEILING)
         .keep_source()
+        // the preflight sees what the destination of one course lacks
+        .force("device-missing")
         .transcript(recorder.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {

@@ -36,7 +36,7 @@ const NEEDED: [&str; 13] = [
     "query-named-block-nodes",
 ];
 /// Everything a fake answers; what else it is told is `CommandNotFound`.
-const ANSWERED: [&str; 29] = [
+const ANSWERED: [&str; 35] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
@@ -53,20 +53,29 @@ const ANSWERED: [&str; 29] = [
     "migrate_cancel",
     "nbd-server-start",
     "nbd-server-stop",
+    "qom-get",
+    "qom-list",
     "query-block",
     "query-block-exports",
     "query-block-jobs",
+    "query-cpus-fast",
     "query-jobs",
     "query-memory-size-summary",
     "query-migrate",
     "query-migrate-capabilities",
     "query-migrate-parameters",
     "query-named-block-nodes",
+    "query-pci",
     "query-qmp-schema",
     "query-status",
+    "query-version",
     "quit",
     "stop",
+    "x-query-ramblock",
 ];
+
+/// The path of the only CPU.
+const CPU: &str = "/machine/unattached/device[0]";
 
 /// How a mirror ends when it is told to settle.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,6 +142,10 @@ pub struct Qemu {
     pub server: bool,
     pub exports: Vec<String>,
     pub ram: u64,
+    /// Its `-machine`.
+    pub machine: &'static str,
+    /// The bits that its CPU tells in EBX of leaf 7.
+    pub features: u64,
     pub schema: Value,
     emit: Option<Emitter>,
     process: Option<Child>,
@@ -265,6 +278,8 @@ impl Model {
             server: false,
             exports: Vec::new(),
             ram: 512 * MIB,
+            machine: "pc-i440fx-10.0",
+            features: 0x20,
             schema: schema(shape.block_job_change, shape.exit_on_error),
             emit: None,
             process: shape.processes.then(process),
@@ -372,9 +387,7 @@ impl Model {
 impl Run {
     /// What was told to both sides, without questions: `source: stop`.
     pub fn told(&self) -> Vec<String> {
-        let told = self.log.iter().filter(|(_, seen)| {
-            !seen.name.starts_with("query-") && seen.name != "qmp_capabilities" && is_command(seen)
-        });
+        let told = self.log.iter().filter(|(_, seen)| !asks(seen) && is_command(seen));
         told.map(|(side, seen)| format!("{side}: {}", seen.name)).collect()
     }
 
@@ -421,6 +434,12 @@ impl std::fmt::Debug for Run {
             _ => Ok(()),
         })
     }
+}
+
+/// Whether it changes nothing.
+pub fn asks(seen: &Seen) -> bool {
+    let asks = ["query-", "x-query-", "qom-list", "qom-get"].iter().any(|begin| seen.name.starts_with(begin));
+    asks || seen.name == "qmp_capabilities"
 }
 
 fn is_command(seen: &Seen) -> bool {
@@ -490,6 +509,9 @@ impl World {
         let text = |key: &str| seen.arguments[key].as_str().unwrap_or_default().to_owned();
         if let Some(answer) = state.question(side, &seen.name) {
             return Ok(answer);
+        }
+        if seen.name == "qom-get" {
+            return state.qemu(side).property(&text("path"), &text("property")).ok_or("no such property");
         }
         match seen.name.as_str() {
             "migrate-set-capabilities" | "migrate-set-parameters" if state.qemu(side).is_migrating() => {
@@ -909,12 +931,37 @@ impl State {
                 list.collect()
             }
             "query-memory-size-summary" => json!({"base-memory": qemu.ram, "plugged-memory": 0}),
+            "query-version" => json!({"qemu": {"major": 10, "minor": 0, "micro": 13}, "package": "fake"}),
+            "query-cpus-fast" => json!([{"cpu-index": 0, "qom-path": CPU, "thread-id": 7, "x-new": 1}]),
+            "x-query-ramblock" => {
+                let (head, size) = ("Block Name    PSize  Offset  Used  Total\n", qemu.ram);
+                json!({"human-readable-text": format!("{head}pc.ram    4 KiB  0x0 {size:#x} {size:#x}\n")})
+            }
+            "qom-list" => {
+                json!([{"name": "type", "type": "string"}, {"name": "x-new", "type": "bool"},
+                    {"name": "avx2", "type": "bool"}, {"name": "usb0", "type": "child<nec-usb-xhci>"}])
+            }
+            "query-pci" => json!([]),
             _ => return None,
         })
     }
 }
 
 impl Qemu {
+    fn property(&self, path: &str, name: &str) -> Option<Value> {
+        Some(match (path, name) {
+            ("/machine", "type") => json!(format!("{}-machine", self.machine)),
+            (CPU, "type") => json!("max-x86_64-cpu"),
+            (CPU, "vendor") => json!("AuthenticAMD"),
+            (CPU, "family" | "model" | "stepping") => json!(6),
+            (CPU, "avx2") => json!(self.features & 0x20 != 0),
+            (CPU, "feature-words") => json!([{"cpuid-input-eax": 7, "cpuid-input-ecx": 0, "cpuid-register": "EBX",
+                "features": self.features, "x-new": 1}]),
+            (_, "parent_bus") => json!("/machine/unattached/device[2]/isa.0"),
+            _ => return None,
+        })
+    }
+
     fn query_migrate(&self) -> Value {
         let mut told = json!({"x-new": {"a": 1}});
         if let Some(status) = &self.migration {

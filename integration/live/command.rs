@@ -1,7 +1,10 @@
 //! The command, as its user meets it.
 
 use super::support::{MIB, WAIT, busy, idle, spec, start};
-use qferry::qmp::transcript::{Body, Direction, Transcript};
+use qferry::{
+    preflight::checks::FORCIBLE,
+    qmp::transcript::{Body, Direction, Transcript},
+};
 use qferry_bed::{DiskSpec, Pair, Side, Spec};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -104,6 +107,11 @@ fn wrong_use_and_unreachable_sockets_have_their_codes() {
     let run = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_qferry")).args(arguments).output().unwrap();
     let usage = run(&["migrate", "--source", "/x"]);
     assert_eq!(usage.status.code(), Some(2), "{}", text(&usage.stderr));
+    let unforced = run(&["migrate", "--source", "/x", "--destination", "/y", "--force", "ram-size"]);
+    assert_eq!(unforced.status.code(), Some(2));
+    for code in FORCIBLE {
+        assert!(text(&unforced.stderr).contains(code), "{code}: {}", text(&unforced.stderr));
+    }
     let help = run(&["migrate", "--help"]);
     assert!(help.status.success() && text(&help.stdout).contains("Examples:"));
     let refused = run(&["migrate", "--source", "/nowhere/a.qmp", "--destination", "/nowhere/b.qmp", "--json"]);

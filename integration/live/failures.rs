@@ -247,7 +247,9 @@ fn a_destination_that_refuses_the_state_leaves_the_guest_on_the_source() {
     // its state is only met when everything else has arrived, after migrate-continue
     let device = serde_json::json!({"driver": "virtio-rng-pci", "id": "only-here"});
     pair.source.qmp("device_add", &device).unwrap();
-    let outcome = migrate(builder(&pair));
+    let refused = migrate(builder(&pair));
+    assert_eq!(refused.reason.as_ref().unwrap().code, "device-missing", "{refused:#?}");
+    let outcome = migrate(builder(&pair).force("device-missing"));
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     assert_eq!(outcome.reason.as_ref().unwrap().code, "handover-failed", "{outcome:#?}");
     // it stood still, and resumed where it was

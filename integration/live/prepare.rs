@@ -282,7 +282,7 @@ fn slow_copy(place: &Place) -> std::process::Child {
     let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
     let under_way = lines.any(|line| {
         let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        line["type"] == "layer" && line["copied"].as_u64() >= Some(2 * MIB)
+        line["type"] == "image" && line["done"].as_u64() >= Some(2 * MIB)
     });
     assert!(under_way);
     drop(lines);

@@ -120,7 +120,7 @@ pub(crate) fn judge_disks(pair: &Pair, side: Side) {
     pair.check_disks(side).unwrap_or_else(|error| panic!("{error}"));
     for (number, disk) in pair.spec().disks.iter().enumerate() {
         let (here, there) = (image(pair, Side::Source, number), image(pair, side, number));
-        assert_eq!(there.backing.as_ref(), Some(&pair.machine(side).disks()[number].backing), "disk {number}");
+        assert_eq!(there.backing.as_ref(), pair.machine(side).disks()[number].backing(), "disk {number}");
         if side == Side::Destination {
             assert!(!pair.source.alive().unwrap(), "compared while the source writes");
             // what the guest wrote after it moved is on one of them only

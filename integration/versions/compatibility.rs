@@ -24,6 +24,13 @@ const UNSEEN: &str = "
   Distributions patch it without a trace, so every mirror's start is proved free of writes on every version, and made
   again where it is not.
 - **7.2 under TCG** can lose a timer when the guest resumes after a migration, with or without qferry: it hangs in idle.
+- **A CPU that is the same** to the guest is told differently: `ht` and `cmp-legacy` are in `feature-words` from 10.0 on,
+  and are left out of the comparison. `-cpu max` is truly another CPU on 7.2 than on 10.0 (family, model and features), and
+  has more on 11.1 than on 10.0; named models with a versioned machine type lose nothing on a newer QEMU.
+- **query-pci** shows what is behind a bridge only once the guest's firmware has numbered the buses, so never on a waiting
+  destination, on any version. The place of such a device is read from its properties.
+- **RAM blocks** of one machine type are the same from 7.2 to 11.1. A memory backend that no device uses is a block without
+  a name.
 - **11.1** counts `dirty-sync-count` up about ten times a second whether or not a pass ended, so `ram.iterations` of an
   outcome means less there.
 ";

@@ -154,8 +154,8 @@ fn every_line_is_a_frame_and_every_command_has_its_answer() {
 }
 
 /// Every path in a recording begins like one of these, or it tells where it was made: the pair's folder, QOM, an export
-/// in an NBD URI.
-const STABLE: [&str; 3] = ["/run/vm/", "/machine/", "///qferry-export-"];
+/// in an NBD URI, a RAM block.
+const STABLE: [&str; 4] = ["/run/vm/", "/machine", "///qferry-export-", "/rom@etc/"];
 
 #[test]
 fn nothing_tells_of_the_machine_it_was_recorded_on() {

@@ -1,11 +1,16 @@
 //! Every reply, read by the type that the engine reads it with: nothing refused, nothing left out, nothing missed.
 
-use super::recording::{Version, command_of, versions};
+use super::recording::{COURSES, Version, command_of, versions};
 use qapi::qmp;
 use qferry::{
+    preflight::facts::{
+        cpu::{self, Word},
+        ram_blocks,
+    },
     qemu::reply::{
-        BlockDevice, BlockExport, BlockJob, BlockNode, Capability, Job, JobStatus, List, MemorySize, Migration,
-        MigrationStatus, QUERIES, Query, RunState, Status,
+        BlockDevice, BlockExport, BlockJob, BlockNode, Capability, CpuInfo, FeatureWord, HumanReadable, Job, JobStatus,
+        List, MemorySize, Migration, MigrationStatus, PciBus, QUERIES, QomProperty, Query, RunState, Status,
+        VersionInfo,
     },
     qmp::transcript::Direction,
 };
@@ -151,6 +156,43 @@ impl Answer for BlockExport {
     }
 }
 
+impl Answer for VersionInfo {
+    fn present(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+impl Answer for CpuInfo {
+    fn present(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+impl Answer for QomProperty {
+    fn present(&self) -> Vec<&'static str> {
+        those([("child", self.child().is_some())])
+    }
+}
+
+impl Answer for PciBus {
+    fn present(&self) -> Vec<&'static str> {
+        those([("qdev_id", self.devices.0.iter().any(|function| !function.qdev_id.is_empty()))])
+    }
+}
+
+impl Answer for HumanReadable {
+    fn present(&self) -> Vec<&'static str> {
+        those([("RAM blocks", ram_blocks::read(&self.human_readable_text).is_some_and(|blocks| blocks.len() > 3))])
+    }
+}
+
+/// A property of whatever kind; what feature words hold is looked at below.
+impl Answer for Value {
+    fn present(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
 /// What one reply came to: the fields that were present, and the strange values.
 type Decoded = Result<(Vec<&'static str>, Vec<String>), String>;
 
@@ -179,6 +221,12 @@ pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
         reader::<qmp::query_jobs>(),
         reader::<qmp::query_block_exports>(),
         reader::<qmp::query_memory_size_summary>(),
+        reader::<qmp::query_version>(),
+        reader::<qmp::query_cpus_fast>(),
+        reader::<qmp::query_pci>(),
+        reader::<qmp::x_query_ramblock>(),
+        reader::<qmp::qom_list>(),
+        reader::<qmp::qom_get>(),
     ]);
     let queries: BTreeSet<&str> = QUERIES.iter().copied().collect();
     assert_eq!(readers.keys().copied().collect::<BTreeSet<_>>(), queries, "a query has no reader in this test");
@@ -186,8 +234,10 @@ pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
 }
 
 /// All that some recording of every version must have. What a version lacks is told in [`absent`].
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 23] = [
+    "RAM blocks",
     "actively-synced",
+    "child",
     "current-progress",
     "device",
     "dirty-bitmaps.name",
@@ -203,6 +253,7 @@ const FIELDS: [&str; 20] = [
     "nothing inserted",
     "plugged-memory",
     "qdev",
+    "qdev_id",
     "ram.dirty-pages-rate",
     "ram.dirty-sync-count",
     "ram.mbps",
@@ -237,6 +288,25 @@ fn every_reply_is_read_whole() {
         let missed: Vec<_> = FIELDS.into_iter().filter(|field| !present.contains(field)).collect();
         assert_eq!(missed, absent(&version), "{}: fields that are never there, or misnamed", version.name);
         assert!(strange.is_empty(), "{}: {strange:?}", version.name);
+    }
+}
+
+/// Of every version, all of them, with a leaf that the CPUs of the recordings have bits in.
+#[test]
+fn feature_words_are_read_whole() {
+    for version in versions() {
+        let mut read = 0;
+        for (course, side, line) in version.lines(Direction::Receive) {
+            let Some(list) = line["return"].as_array().filter(|_| command_of(&line) == "qom-get") else { continue };
+            let words = serde_json::from_value::<Vec<FeatureWord>>(line["return"].clone());
+            let words = words.unwrap_or_else(|error| panic!("{} {course} {side}: {error}: {line}", version.name));
+            let known = cpu::words(&words);
+            assert_eq!(known.len(), list.len(), "{} {course} {side}: a register twice", version.name);
+            let leaf = |word: &Word| word.leaf == 7 && word.subleaf == Some(0) && word.register == "EBX";
+            assert!(known.iter().any(|(word, bits)| leaf(word) && *bits != 0), "{} {course} {side}", version.name);
+            read += 1;
+        }
+        assert_eq!(read, COURSES.len() * 2, "{}: one of each side", version.name);
     }
 }
 

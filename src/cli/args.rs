@@ -4,13 +4,21 @@ use crate::{
     endpoint::Address,
     migration::{
         Settings,
-        provision::{PopulateMode, ProvisionSettings, StorageMode},
+        provision::{PopulateMode, ProvisionSettings},
     },
+    preflight::checks::FORCIBLE,
     quantity::Rate,
-    storage::{layout::Selection, place::Places},
+    storage::{
+        identity::Proof,
+        layout::{Selection, Storage},
+        place::Places,
+    },
 };
-use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use std::{path::PathBuf, time::Duration};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+/// The heading of the options about disks.
+const DISKS: &str = "Disks";
 
 /// Moves a running QEMU guest, its memory and its local disks, to another QEMU process.
 #[derive(Debug, Parser)]
@@ -27,7 +35,20 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    Migrate(Box<Migrate>),
+    /// Move a guest and its disks from one QEMU to another that waits for it
+    ///
+    /// The destination must wait with -incoming defer -S and have, for each disk that moves, an overlay of exactly the
+    /// same virtual size over the same backing file. Only what the source's overlay holds is sent. Until the guest is
+    /// handed over, whatever goes wrong ends with it running on the source as before; Ctrl-C does the same.
+    #[command(after_help = EXAMPLES)]
+    Migrate(Box<Options>),
+    /// Look at both sides and say whether the guest could move; change nothing
+    ///
+    /// Takes the options of migrate and runs its preflight: every check, the disks of both sides next to each other, and
+    /// the proof that the destination's backing files are the source's, for which read-only exports are opened for a
+    /// moment. Exit code 0: it could move; 3: it would be refused, and every reason is named.
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Box<Options>),
     Prepare(Box<Prepare>),
 }
 
@@ -49,14 +70,18 @@ Exit codes: 0 moved, 1 internal error, 2 usage, 3 refused (nothing was changed),
   4 rolled back, 5 cancelled, 6 stuck (runs on the source, leftovers are listed),
   7 undetermined (not proved to run on one side)";
 
-/// Move a guest and its disks from one QEMU to another that waits for it
-///
-/// The destination must wait with -incoming defer -S and have, for each disk that moves, an overlay of exactly the same
-/// virtual size over the same backing file. Only what the source's overlay holds is sent. Until the guest is handed
-/// over, whatever goes wrong ends with it running on the source as before; Ctrl-C does the same.
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  Could it move, and what is in the way?
+    qferry check --source /run/vm/source.qmp --destination /run/vm/destination.qmp
+
+  Compare every byte of the backing files, at no more than 100 MiB/s, and keep what was found beside them:
+    qferry check --source /run/vm/source.qmp --destination /run/vm/destination.qmp \\
+        --verify-backing full --keep-digests --bandwidth 100MiB/s";
+
+/// What a migration is to do, and how.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct Migrate {
+pub(super) struct Options {
     /// The QMP monitor of the QEMU that has the guest: /path, unix:/path or tcp:HOST:PORT
     #[arg(long, value_name = "ADDR")]
     pub(super) source: Address,
@@ -65,11 +90,34 @@ pub(super) struct Migrate {
     pub(super) destination: Address,
     /// Move this disk, onto the destination's disk of that name; repeatable [default: every writable disk that the two
     /// do not share, paired by qdev id, then device name, then node name]
-    #[arg(long = "disk", value_name = "SOURCE[=DESTINATION]", value_parser = disk)]
+    #[arg(long = "disk", value_name = "SOURCE[=DESTINATION]", value_parser = disk, help_heading = DISKS)]
     disks: Vec<(String, Option<String>)>,
     /// Leave this disk out; repeatable
-    #[arg(long = "skip-disk", value_name = "SOURCE")]
+    #[arg(long = "skip-disk", value_name = "SOURCE", help_heading = DISKS)]
     skip: Vec<String>,
+    /// How storage gets there: incremental copies what the overlays hold, full copies all onto images without backing
+    /// files, none copies nothing, for both sides have the same files
+    #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<Storage>, help_heading = DISKS)]
+    storage: Storage,
+    /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges with
+    /// data, chosen at random), metadata (sizes, formats, what is allocated), off
+    #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<Proof>, help_heading = DISKS)]
+    verify_backing: Proof,
+    /// How many ranges of 64 KiB to sample of each backing file
+    #[arg(long, value_name = "N", default_value = "64", value_parser = samples, help_heading = DISKS)]
+    samples: usize,
+    /// Choose the ranges from this seed, which an earlier report showed [default: another one each time]
+    #[arg(long, value_name = "SEED", help_heading = DISKS)]
+    sample_seed: Option<u64>,
+    /// Keep the digest of a backing file that was read in full beside it, and trust it while the file does not change
+    #[arg(long, help_heading = DISKS)]
+    keep_digests: bool,
+    /// Ask the destination's file systems only for the room of what is copied now, not of the whole disks
+    #[arg(long, help_heading = DISKS)]
+    overcommit: bool,
+    /// Remove first what an earlier try left in the two QEMUs. Only if no other qferry is at work on them
+    #[arg(long, help_heading = DISKS)]
+    clean: bool,
     /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM
     #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = downtime)]
     downtime: Duration,
@@ -89,9 +137,16 @@ pub(super) struct Migrate {
     /// Where the destination listens for NBD [default: the same]
     #[arg(long, value_name = "ADDR")]
     nbd_address: Option<Address>,
+    /// Where the source listens for NBD while backing files are compared [default: a unix socket of this run, if its
+    /// monitor is a local unix socket]
+    #[arg(long, value_name = "ADDR")]
+    source_nbd_address: Option<Address>,
     /// Allow an address other than loopback without TLS
     #[arg(long)]
     allow_plaintext: bool,
+    /// Go on although the preflight refuses with this code, at the guest's risk; repeatable
+    #[arg(long, value_name = "CODE", value_parser = PossibleValuesParser::new(FORCIBLE))]
+    force: Vec<String>,
     /// Leave the source process there, stopped, instead of quitting it. Never send it cont
     #[arg(long)]
     keep_source: bool,
@@ -106,11 +161,18 @@ pub(super) struct Migrate {
     pub(super) transcript: Option<PathBuf>,
 }
 
-impl Migrate {
+impl Options {
     /// What is asked of the library.
     pub(super) fn settings(&self) -> Settings {
         Settings {
-            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone() },
+            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
+            verify_backing: self.verify_backing,
+            samples: self.samples,
+            sample_seed: self.sample_seed,
+            keep_digests: self.keep_digests,
+            overcommit: self.overcommit,
+            clean: self.clean,
+            source_nbd_address: self.source_nbd_address.clone(),
             downtime: self.downtime,
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
@@ -118,6 +180,7 @@ impl Migrate {
             migrate_address: self.migrate_address.clone(),
             nbd_address: self.nbd_address.clone(),
             allow_plaintext: self.allow_plaintext,
+            force: self.force.iter().cloned().collect(),
             keep_source: self.keep_source,
             ..Settings::default()
         }
@@ -161,7 +224,7 @@ pub(super) struct Prepare {
     #[arg(long = "skip-disk", value_name = "SOURCE")]
     skip: Vec<String>,
     /// What the images stand on: the source's backing files, nothing (the whole disk will be sent), or they are shared
-    #[arg(long, value_name = "MODE", value_enum, default_value = "incremental")]
+    #[arg(long, value_name = "MODE", default_value_t, value_parser = parsed::<Storage>)]
     storage: Storage,
     /// What becomes of backing files that the destination does not have: they are named, or copied from the source while
     /// the guest runs
@@ -188,14 +251,6 @@ pub(super) struct Prepare {
     pub(super) json: bool,
 }
 
-/// `--storage`.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Storage {
-    Incremental,
-    Full,
-    None,
-}
-
 /// `--populate`.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Populate {
@@ -207,13 +262,8 @@ impl Prepare {
     /// What is asked of the library.
     pub(super) fn settings(&self) -> ProvisionSettings {
         ProvisionSettings {
-            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone() },
+            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
             places: Places { maps: self.maps.clone(), to: self.to.clone() },
-            storage: match self.storage {
-                Storage::Incremental => StorageMode::Incremental,
-                Storage::Full => StorageMode::Full,
-                Storage::None => StorageMode::None,
-            },
             populate: match self.populate {
                 Populate::Never => PopulateMode::Never,
                 Populate::Missing => PopulateMode::Missing,
@@ -242,6 +292,18 @@ fn map(text: &str) -> Result<(PathBuf, PathBuf), String> {
         return Err(wrong());
     }
     Ok((PathBuf::from(source), absolute(destination)?))
+}
+
+fn parsed<T: FromStr>(text: &str) -> Result<T, T::Err> {
+    text.parse()
+}
+
+fn samples(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("a sample of nothing proves nothing; --verify-backing off says so".to_owned()),
+        Ok(number) if number <= 1 << 16 => Ok(number),
+        _ => Err("write a number up to 65536; --verify-backing full compares everything".to_owned()),
+    }
 }
 
 fn disk(text: &str) -> Result<(String, Option<String>), String> {
@@ -288,7 +350,7 @@ mod tests {
         let words =
             "qferry migrate --source /s --destination tcp:localhost:4444".split(' ').chain(line.split_whitespace());
         Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
-            Verb::Migrate(options) => options.settings(),
+            Verb::Migrate(options) | Verb::Check(options) => options.settings(),
             Verb::Prepare(_) => unreachable!("migrate was asked for"),
         })
     }
@@ -298,7 +360,7 @@ mod tests {
         Arguments::command().debug_assert();
         for verb in Arguments::command().get_subcommands() {
             for argument in verb.get_arguments() {
-                assert!(argument.get_help().is_some() || argument.is_hide_set(), "{argument}");
+                assert!(argument.get_help().is_some() || argument.is_hide_set(), "{verb} {argument}");
             }
         }
     }
@@ -311,7 +373,12 @@ mod tests {
         assert_eq!(settings.bandwidth, Some(Rate(125_000_000)));
         assert_eq!(settings.timeout, Some(Duration::from_secs(60)));
         let disks = vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)];
-        assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()] });
+        assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()], ..Selection::default() });
+        let forced = parse("--force machine-type --force qemu-older").expect("good").force;
+        assert_eq!(forced, ["machine-type", "qemu-older"].map(str::to_owned).into());
+        let settings = parse("--storage full --verify-backing full --samples 9 --sample-seed 7 --clean").expect("good");
+        assert_eq!((settings.selection.storage, settings.verify_backing), (Storage::Full, Proof::Full));
+        assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
     }
 
@@ -321,15 +388,15 @@ mod tests {
             let words = "qferry prepare --source /s".split(' ').chain(line.split_whitespace());
             Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
                 Verb::Prepare(options) => options.settings(),
-                Verb::Migrate(_) => unreachable!("prepare was asked for"),
+                Verb::Migrate(_) | Verb::Check(_) => unreachable!("prepare was asked for"),
             })
         };
         let settings = prepare("--to /d --map /a=/b --map /c/=/d --populate missing --storage full").expect("good");
         let maps = [("/a", "/b"), ("/c", "/d")].map(|(from, to)| (from.into(), to.into())).into();
         assert_eq!(settings.places, Places { maps, to: Some("/d".into()) });
-        assert_eq!((settings.populate, settings.storage), (PopulateMode::Missing, StorageMode::Full));
+        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Missing, Storage::Full));
         let settings = prepare("").expect("good");
-        assert_eq!((settings.populate, settings.storage), (PopulateMode::Never, StorageMode::Incremental));
+        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Never, Storage::Incremental));
         assert!(prepare("--to d").expect("good").places.to.is_some_and(|to| to.is_absolute()));
         for line in ["--map /a", "--map a=/b", "--map /a=", "--map /a=/b=/c", "--populate always"] {
             assert!(prepare(line).is_err(), "{line}");
@@ -345,7 +412,13 @@ mod tests {
             ("--bandwidth 0", "leave the option out"),
             ("--bandwidth 10furlong/s", "furlong"),
             ("--disk a=", "SOURCE=DESTINATION"),
+            ("--storage half", "incremental"),
+            ("--verify-backing yes", "sample"),
+            ("--samples 0", "off"),
+            ("--samples 1000000", "full"),
             ("--nbd-address ssh://host/x", "ssh"),
+            ("--force nonsense", "cpu-features, cpu-model"),
+            ("--force disk-size", "machine-type"),
         ] {
             let error = parse(line).expect_err(line).to_string();
             assert!(error.contains(word), "{line}: {error}");

@@ -1,64 +1,70 @@
-//! `qferry migrate`.
+//! `qferry migrate` and `qferry check`.
 
 use super::{args, failed, misused, render, signals::Signals};
 use crate::{
-    migration::{Migration, Plan},
+    migration::{Builder, Failure, Migration},
+    progress::describe,
     qmp::Recorder,
 };
 use std::{process::ExitCode, thread};
 
-pub(super) async fn run(options: Box<args::Migrate>) -> ExitCode {
+pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
+    let (plan, json) = (options.plan, options.json);
+    let work = async |builder| if plan { look(builder, json).await } else { migrate(builder, json).await };
+    recorded(&options, work).await
+}
+
+pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
+    recorded(&options, async |builder| look(builder, options.json).await).await
+}
+
+/// Does it with the transcript that was asked for.
+async fn recorded(options: &args::Options, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
     let mut builder =
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings());
     let recorder = match options.transcript.as_ref().map(Recorder::create).transpose() {
         Ok(recorder) => recorder,
-        Err(error) => return misused(&crate::migration::describe(&error)),
+        Err(error) => return misused(&describe(&error)),
     };
     if let Some(recorder) = &recorder {
         builder = builder.transcript(recorder.clone());
     }
-    let code = if options.plan { plan(builder, options.json).await } else { migrate(builder, options.json).await };
-    match recorder.map(|recorder| recorder.finish()) {
-        Some(Err(error)) => {
-            render::say(&format!("qferry: {}", crate::migration::describe(&error)));
-            code
-        }
-        _ => code,
+    let code = work(builder).await;
+    if let Some(Err(error)) = recorder.map(|recorder| recorder.finish()) {
+        render::say(&format!("qferry: {}", describe(&error)));
     }
+    code
 }
 
-async fn plan(builder: crate::migration::Builder, json: bool) -> ExitCode {
-    match builder.plan().await {
+async fn look(builder: Builder, json: bool) -> ExitCode {
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
+    let mut check = builder.check();
+    let events = check.events();
+    // with --json a plan is one object
+    let screen = thread::spawn(move || render::follow(events, false));
+    let canceller = check.canceller();
+    let looked = signals.cancelling(&canceller, check.wait()).await;
+    drop(screen.join());
+    match looked {
         Ok(plan) => {
             render::plan(&plan, json);
-            ExitCode::from(if refused(&plan) { 3 } else { 0 })
+            ExitCode::from(if plan.blockers().next().is_some() { 3 } else { 0 })
         }
         Err(failure) => {
             render::unplanned(&failure.reason(), json);
-            ExitCode::from(3)
+            ExitCode::from(if matches!(failure, Failure::Cancelled) { 5 } else { 3 })
         }
     }
 }
 
-fn refused(plan: &Plan) -> bool {
-    plan.blockers().next().is_some()
-}
-
-async fn migrate(builder: crate::migration::Builder, json: bool) -> ExitCode {
-    let Some(mut signals) = Signals::watch() else { return failed("cannot watch for signals") };
+async fn migrate(builder: Builder, json: bool) -> ExitCode {
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
     let mut migration = builder.start();
     let events = migration.events();
     // a thread of its own: a terminal or pipe that blocks must not hold the engine up
     let screen = thread::spawn(move || render::follow(events, json));
     let canceller = migration.canceller();
-    let ended = migration.wait();
-    tokio::pin!(ended);
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut ended => break outcome,
-            () = signals.any() => canceller.cancel(),
-        }
-    };
+    let outcome = signals.cancelling(&canceller, migration.wait()).await;
     if screen.join().is_err() {
         render::say("qferry: the display failed; the migration did not");
     }

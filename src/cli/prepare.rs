@@ -34,20 +34,13 @@ async fn plan(builder: Builder, json: bool) -> ExitCode {
 }
 
 async fn apply(builder: Builder, json: bool) -> ExitCode {
-    let Some(mut signals) = Signals::watch() else { return failed("cannot watch for signals") };
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
     let began = std::time::Instant::now();
     let mut provision = builder.start();
     let events = provision.events();
     let screen = thread::spawn(move || render::follow(events, json));
     let canceller = provision.canceller();
-    let ended = provision.wait();
-    tokio::pin!(ended);
-    let prepared = loop {
-        tokio::select! {
-            prepared = &mut ended => break prepared,
-            () = signals.any() => canceller.cancel(),
-        }
-    };
+    let prepared = signals.cancelling(&canceller, provision.wait()).await;
     if screen.join().is_err() {
         render::say("qferry: the display failed; the preparation did not");
     }

@@ -22,7 +22,7 @@ pub(super) fn say(line: &str) {
     drop(writeln!(io::stderr(), "{line}"));
 }
 
-/// Shows events until the last, or until there are no more.
+/// Shows events until the last: the outcome, or the end of what sends them.
 pub(super) fn follow(mut events: Events, json: bool) {
     let lines = json.then(|| JsonLines::new(io::stdout()));
     let mut screen = Screen::new();
@@ -63,11 +63,7 @@ pub(super) fn plan(plan: &Plan, json: bool) {
     for finding in &plan.findings {
         text.push_str(&format!("{:<8} {}: {finding}\n", finding.severity, finding.code));
     }
-    for disk in &plan.disks {
-        let copied = disk.actual_size.map_or_else(String::new, |size| format!(", about {} to copy", Bytes(size)));
-        let (from, to, size) = (&disk.source, &disk.destination, Bytes(disk.virtual_size));
-        text.push_str(&format!("disk     {from} -> {to}, {size}{copied}\n"));
-    }
+    text.push_str(&super::tree::tree(plan));
     let ram = plan.estimate.ram_bytes.map_or_else(String::new, |bytes| Bytes(bytes).to_string());
     text.push_str(&format!("ram      {ram}\n"));
     text.push_str(match plan.blockers().next() {
@@ -149,9 +145,10 @@ impl Screen {
                 self.shown.clear();
                 self.line(&format!("{at} {step} {image} ended"));
             }
-            Kind::Layer { layer, status, copied, total, rate } => {
-                let name = layer.rsplit('/').next().unwrap_or(layer);
-                self.sample(&format!("{status} {name}"), *copied, *total, &Rate(*rate).to_string(), event.t_ms);
+            Kind::Image { image, doing, done, total, rate } => {
+                let name = image.rsplit('/').next().unwrap_or(image);
+                let rate = rate.map_or_else(String::new, |rate| Rate(rate).to_string());
+                self.sample(&format!("{doing} {name}"), *done, *total, &rate, event.t_ms);
             }
             Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
             Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
@@ -164,7 +161,8 @@ impl Screen {
             let due = self.told.get(what).is_none_or(|&last| Duration::from_millis(t_ms.saturating_sub(last)) >= PLAIN);
             if due || (done == all && note == "ready") {
                 self.told.insert(what.to_owned(), t_ms);
-                say(&format!("[{:>8.3}s] {what}: {} of {}, {note}", t_ms as f64 / 1000.0, Bytes(done), Bytes(all)));
+                let note = if note.is_empty() { String::new() } else { format!(", {note}") };
+                say(&format!("[{:>8.3}s] {what}: {} of {}{note}", t_ms as f64 / 1000.0, Bytes(done), Bytes(all)));
             }
             return;
         };

@@ -22,13 +22,14 @@ pub struct Before {
     pub parameters: Map<String, Value>,
 }
 
-/// The capabilities the engine needs on, by side.
-pub fn capabilities(side: Side) -> &'static [&'static str] {
-    match side {
-        Side::Source => &["events", "return-path", "pause-before-switchover"],
+/// The capabilities the engine needs on, by side, and those that this migration needs besides.
+pub fn capabilities(side: Side, more: &[&'static str]) -> Vec<&'static str> {
+    let needed: [&str; 3] = match side {
+        Side::Source => ["events", "return-path", "pause-before-switchover"],
         // without return-path here too, 7.2 would not report that the load failed
-        Side::Destination => &["events", "return-path", "late-block-activate"],
-    }
+        Side::Destination => ["events", "return-path", "late-block-activate"],
+    };
+    needed.iter().chain(more).copied().collect()
 }
 
 /// The parameters the engine sets on the source.
@@ -38,12 +39,15 @@ pub fn parameters(downtime: Duration, bandwidth: Option<Rate>) -> Map<String, Va
     Map::from_iter([("downtime-limit".to_owned(), json!(millis)), ("max-bandwidth".to_owned(), json!(rate.0))])
 }
 
-/// Reads the settings that [`capabilities`] and [`parameters`] are about to change.
+/// Reads the settings that are about to change: capabilities by name, and parameters.
 ///
 /// # Errors
 /// What QEMU says.
-pub async fn read(process: &Process, parameters: &Map<String, Value>) -> Result<Before, ProcessError> {
-    let wanted = capabilities(process.name().side);
+pub async fn read(
+    process: &Process,
+    wanted: &[&'static str],
+    parameters: &Map<String, Value>,
+) -> Result<Before, ProcessError> {
     let found = process.ask(&qmp::query_migrate_capabilities {}).await?.0;
     let before = found.into_iter().filter(|c| wanted.contains(&c.capability.as_str())).map(|c| (c.capability, c.state));
     let capabilities = before.collect();

@@ -2,10 +2,7 @@
 //!
 //! The decisions are [`verdict`]'s. It must never act on one side while the other is not proved to be out of the way.
 
-use super::{
-    failure::describe,
-    rollback::{QUIT, Sides},
-};
+use super::rollback::{QUIT, Sides};
 use crate::{
     handover::{
         exchange,
@@ -13,7 +10,7 @@ use crate::{
         verdict::{self, Facts, Seen, Verdict},
     },
     memory::precopy,
-    progress::Reporter,
+    progress::{Reporter, describe},
     qemu::{Observed, Process, reply::MigrationStatus},
 };
 use qapi::qmp;

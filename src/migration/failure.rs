@@ -3,7 +3,7 @@
 use crate::{
     handover::{exchange::ExchangeError, ownership::NotDisengaged},
     memory::precopy::PrecopyError,
-    progress::Reason,
+    progress::{Reason, describe},
     qemu::{Gone, ProcessError},
     qmp::ExecuteError,
     storage::{mirror::MirrorError, partial::PartialError, populate::PopulateError, qemu_img::ImgError},
@@ -160,19 +160,4 @@ impl Failure {
             _ => "",
         }
     }
-}
-
-/// An error with its causes, `: ` between them.
-pub fn describe(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let told = cause.to_string();
-        // a transparent error repeats its cause
-        if !text.ends_with(&told) {
-            text = format!("{text}: {told}");
-        }
-        next = cause.source();
-    }
-    text
 }

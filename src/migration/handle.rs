@@ -1,15 +1,10 @@
 //! The handle to a running migration.
 
-use super::{
-    Failure, Plan, Settings,
-    failure::describe,
-    rollback::Sides,
-    run::{self, Engine},
-};
+use super::{Failure, Plan, Settings, rollback::Sides, run::Engine, survey::Survey};
 use crate::{
     endpoint::{self, Address, PeerPid, Socket},
     preflight::checks::Severity,
-    progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink},
+    progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink, describe},
     qemu::{Name, Process},
     qmp::{self, Recorder},
     quantity::Rate,
@@ -27,7 +22,7 @@ use tokio::{
 /// How long a connection may take.
 const DIAL: Duration = Duration::from_secs(10);
 /// Events kept for a reader that is slow; a migration makes a few each second.
-pub(super) const EVENTS: usize = 1024;
+const EVENTS: usize = 1024;
 
 /// One of the two QEMUs: where its QMP monitor is, or a connection to it.
 pub enum Endpoint {
@@ -120,6 +115,14 @@ impl Builder {
         self
     }
 
+    /// Goes on although the preflight has a blocker of this code; may be said more than once. It has no effect unless the
+    /// code is one of [`crate::preflight::checks::FORCIBLE`].
+    #[must_use]
+    pub fn force(mut self, code: impl Into<String>) -> Self {
+        self.settings.force.insert(code.into());
+        self
+    }
+
     /// Leaves the source process there, stopped, instead of quitting it.
     #[must_use]
     pub fn keep_source(mut self) -> Self {
@@ -134,13 +137,21 @@ impl Builder {
         self
     }
 
-    /// Looks at both sides and tells what would be done; nothing is changed.
+    /// Looks at both sides and tells what would be done. Nothing is changed but for the time that backing files are
+    /// compared: read-only exports are opened for that, and closed again.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn check(self) -> Check {
+        Check(Task::start(|report, cancel| self.survey(report, cancel)))
+    }
+
+    /// The same, waited for.
     ///
     /// # Errors
     /// A side cannot be reached or does not answer.
     pub async fn plan(self) -> Result<Plan, Failure> {
-        let (source, destination) = connect(self.source, self.destination, self.recorder.as_ref()).await?;
-        Ok(run::plan(&source, &destination, &self.settings).await?.0)
+        self.check().wait().await
     }
 
     /// Starts the migration on the current tokio runtime.
@@ -148,11 +159,19 @@ impl Builder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(self) -> Migration {
-        let (sender, receiver) = broadcast::channel(EVENTS);
-        let (cancel, cancelled) = watch::channel(false);
-        let events = Broadcast(sender);
-        let task = tokio::spawn(self.run(Reporter::new(Arc::new(events)), cancelled));
-        Migration { task, cancel: Canceller(cancel), events: Some(Events(receiver)) }
+        Migration(Task::start(|report, cancel| self.run(report, cancel)))
+    }
+
+    async fn survey(self, report: Reporter, cancel: watch::Receiver<bool>) -> Result<Plan, Failure> {
+        let Self { source, destination, settings, recorder } = self;
+        let mut cancelled = cancel.clone();
+        let (source, destination) = tokio::select! {
+            biased;
+            _ = cancelled.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
+            connected = connect(source, destination, recorder.as_ref()) => connected?,
+        };
+        let (source, destination, settings, report) = (&source, &destination, &settings, &report);
+        Ok(Box::pin(Survey { source, destination, settings, report, cancel }.plan(false)).await?.0)
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
@@ -172,28 +191,7 @@ impl Builder {
 /// Dropping it cancels: the way back is then gone in the background, as long as the runtime lives. Await [`Self::wait`]
 /// after [`Self::cancel`] to know how it ended.
 #[derive(Debug)]
-pub struct Migration {
-    task: JoinHandle<Outcome>,
-    cancel: Canceller,
-    events: Option<Events>,
-}
-
-impl Drop for Migration {
-    fn drop(&mut self) {
-        self.cancel();
-    }
-}
-
-/// Cancels a migration.
-#[derive(Debug, Clone)]
-pub struct Canceller(pub(super) watch::Sender<bool>);
-
-impl Canceller {
-    /// As [`Migration::cancel`]; harmless when said twice, or after the end.
-    pub fn cancel(&self) {
-        self.0.send_replace(true);
-    }
-}
+pub struct Migration(Task<Outcome>);
 
 impl Migration {
     /// Begins to describe the migration of a guest from one QEMU to another, which waits with `-incoming defer -S`.
@@ -208,6 +206,84 @@ impl Migration {
 
     /// The events: from the first one on the first call, from now on in later ones.
     pub fn events(&mut self) -> Events {
+        self.0.events()
+    }
+
+    /// Asks to give up and go back. From the handover on it is too late, and the migration ends as it does.
+    pub fn cancel(&self) {
+        self.0.cancel.cancel();
+    }
+
+    /// Something to cancel it with from elsewhere, while it is waited for.
+    pub fn canceller(&self) -> Canceller {
+        self.0.cancel.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// If the engine itself panicked, or its runtime was shut down.
+    pub async fn wait(self) -> Outcome {
+        self.0.wait().await
+    }
+}
+
+/// A running look at both sides. Dropping it cancels; what it has open is closed in the background.
+#[derive(Debug)]
+pub struct Check(Task<Result<Plan, Failure>>);
+
+impl Check {
+    /// The events, as [`Migration::events`]; there is no outcome among them.
+    pub fn events(&mut self) -> Events {
+        self.0.events()
+    }
+
+    /// Something to cancel it with from elsewhere, while it is waited for.
+    pub fn canceller(&self) -> Canceller {
+        self.0.cancel.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// A side cannot be reached or does not answer, or it was cancelled.
+    ///
+    /// # Panics
+    /// If the engine itself panicked, or its runtime was shut down.
+    pub async fn wait(self) -> Result<Plan, Failure> {
+        self.0.wait().await
+    }
+}
+
+/// Something that runs, reports events, and can be cancelled.
+#[derive(Debug)]
+pub(super) struct Task<T> {
+    running: JoinHandle<T>,
+    pub(super) cancel: Canceller,
+    events: Option<Events>,
+}
+
+impl<T: Send + 'static> Task<T> {
+    pub(super) fn start<F: Future<Output = T> + Send + 'static>(
+        work: impl FnOnce(Reporter, watch::Receiver<bool>) -> F,
+    ) -> Self {
+        let (sender, receiver) = broadcast::channel(EVENTS);
+        let (cancel, cancelled) = watch::channel(false);
+        let running = tokio::spawn(work(Reporter::new(Arc::new(Broadcast(sender))), cancelled));
+        Self { running, cancel: Canceller(cancel), events: Some(Events(receiver)) }
+    }
+
+    pub(super) async fn wait(mut self) -> T {
+        match (&mut self.running).await {
+            Ok(ended) => ended,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => panic!("the runtime was shut down under it: {error}"),
+        }
+    }
+}
+
+impl<T> Task<T> {
+    pub(super) fn events(&mut self) -> Events {
         match self.events.take() {
             Some(events) => {
                 // the place of the next reader
@@ -217,33 +293,28 @@ impl Migration {
             None => Events(broadcast::channel(1).1),
         }
     }
+}
 
-    /// Asks to give up and go back. From the handover on it is too late, and the migration ends as it does.
-    pub fn cancel(&self) {
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
         self.cancel.cancel();
     }
+}
 
-    /// Something to cancel it with from elsewhere, while it is waited for.
-    pub fn canceller(&self) -> Canceller {
-        self.cancel.clone()
-    }
+/// Cancels a migration, a look at both sides, or a preparation.
+#[derive(Debug, Clone)]
+pub struct Canceller(watch::Sender<bool>);
 
-    /// Waits for the end.
-    ///
-    /// # Panics
-    /// If the engine itself panicked, or its runtime was shut down.
-    pub async fn wait(mut self) -> Outcome {
-        match (&mut self.task).await {
-            Ok(outcome) => outcome,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => panic!("the runtime was shut down under a migration: {error}"),
-        }
+impl Canceller {
+    /// As [`Migration::cancel`]; harmless when said twice, or after the end.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
     }
 }
 
 /// A migration's events.
 #[derive(Debug)]
-pub struct Events(pub(super) broadcast::Receiver<Event>);
+pub struct Events(broadcast::Receiver<Event>);
 
 impl Events {
     /// The next event; `None` after the last, which is the outcome. A reader that falls far behind misses the oldest.
@@ -274,7 +345,7 @@ impl Events {
 }
 
 /// Hands events to whoever listens; a slow listener never holds the engine up.
-pub(super) struct Broadcast(pub(super) broadcast::Sender<Event>);
+struct Broadcast(broadcast::Sender<Event>);
 
 impl Sink for Broadcast {
     fn emit(&self, event: &Event) {
@@ -283,7 +354,7 @@ impl Sink for Broadcast {
     }
 }
 
-/// Connects, looks and plans: everything that changes nothing.
+/// Connects, looks and plans: everything before the first change.
 async fn prepare(
     engine: &Engine,
     source: Endpoint,
@@ -291,26 +362,24 @@ async fn prepare(
     recorder: Option<&Recorder>,
     mut cancel: watch::Receiver<bool>,
 ) -> Result<(Sides, Plan), Failure> {
-    let prepared = async {
-        let connected = engine.phase(Phase::Connect, connect(source, destination, recorder));
-        let (source, destination) = connected.await?;
-        let planned = engine.phase(Phase::Preflight, run::plan(&source, &destination, &engine.settings));
-        let (plan, was_running) = planned.await?;
-        for finding in plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
-            engine.report.warn(finding.code, finding.to_string());
-        }
-        if let Some(gravest) = plan.blockers().next() {
-            let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
-            let (code, message) = (gravest.code, blockers.join("; "));
-            return Err(Failure::Refused { code, message, on_source: plan.on_source });
-        }
-        Ok((Sides { source, destination, was_running }, plan))
-    };
-    tokio::select! {
+    let connected = tokio::select! {
         biased;
-        _ = cancel.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
-        prepared = prepared => prepared,
+        _ = cancel.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
+        connected = engine.phase(Phase::Connect, connect(source, destination, recorder)) => connected,
+    };
+    let (source, destination) = connected?;
+    let (settings, report) = (&engine.settings, &engine.report);
+    let survey = Survey { source: &source, destination: &destination, settings, report, cancel };
+    let (plan, was_running) = engine.phase(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
+    for finding in plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
+        engine.report.warn(finding.code, finding.to_string());
     }
+    if let Some(gravest) = plan.blockers().next() {
+        let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
+        let (code, message) = (gravest.code, blockers.join("; "));
+        return Err(Failure::Refused { code, message, on_source: plan.on_source });
+    }
+    Ok((Sides { source, destination, was_running }, plan))
 }
 
 async fn connect(

@@ -14,9 +14,10 @@ pub mod provision;
 mod rollback;
 mod run;
 mod settings;
+mod survey;
 
 pub use effect::Effect;
-pub use failure::{Failure, describe};
-pub use handle::{Builder, Canceller, Endpoint, Events, Migration};
-pub use plan::{Estimate, Plan, PlannedDisk};
+pub use failure::Failure;
+pub use handle::{Builder, Canceller, Check, Endpoint, Events, Migration};
+pub use plan::{Chains, Estimate, Plan, PlannedDisk};
 pub use settings::Settings;

@@ -7,12 +7,20 @@ use crate::{
     endpoint::Address,
     preflight::{
         checks::{self, Finding, Severity, Subject},
+        contents::Contents,
         facts::Facts,
+        wanted::{self, Wanted},
     },
     qemu::reply::RunState,
-    storage::layout::{self, Disk, Pair},
+    storage::{
+        bitmaps,
+        chain::Chain,
+        identity::{Comparison, Proof},
+        layout::{self, Disk, Mode, Pair, Storage},
+    },
 };
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// A migration as it would be done.
 #[derive(Debug, Clone, Serialize)]
@@ -21,16 +29,42 @@ pub struct Plan {
     pub findings: Vec<Finding>,
     /// The disks that would move.
     pub disks: Vec<PlannedDisk>,
+    /// What every disk of the source consists of, and what the destination has in its place.
+    pub chains: Vec<Chains>,
+    /// What was proved of images that must be the same.
+    pub verified: Vec<Comparison>,
     /// What it would cost, as far as it is known.
     pub estimate: Estimate,
     /// Where the destination would listen for NBD and for RAM.
     #[serde(skip)]
     pub(super) addresses: Option<(Address, Address)>,
+    /// Where the source and the destination would listen while images are compared.
+    #[serde(skip)]
+    pub(super) reading: (Option<Address>, Option<Address>),
     #[serde(skip)]
     pub(super) pairs: Vec<Pair>,
+    /// The images that are to be the same or empty.
+    #[serde(skip)]
+    pub(super) wanted: Wanted,
+    /// The named bitmaps move with the guest.
+    #[serde(skip)]
+    bitmaps: bool,
     /// The guest was seen on the source, running or paused.
     #[serde(skip)]
     pub(super) on_source: bool,
+}
+
+/// A disk of the source and what the destination has in its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Chains {
+    /// Its name.
+    pub disk: String,
+    /// How it is copied: `incremental`, `full`, or `none` where it is not.
+    pub mode: &'static str,
+    /// What it consists of.
+    pub source: Chain,
+    /// What is in its place.
+    pub destination: Option<Chain>,
 }
 
 /// A disk that would move.
@@ -42,7 +76,7 @@ pub struct PlannedDisk {
     pub destination: String,
     /// The size the guest sees, bytes.
     pub virtual_size: u64,
-    /// What its top image takes on the source's file system, bytes: about what would be copied.
+    /// What its images that are to be copied take on the source's file system, bytes: about what would be copied.
     pub actual_size: Option<u64>,
     /// How it is copied.
     pub mode: &'static str,
@@ -63,40 +97,108 @@ pub struct Estimate {
     pub converges: Option<bool>,
 }
 
+/// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in.
+const UNREADABLE: [&str; 10] = [
+    "address-missing",
+    "same-process",
+    "qemu-lacks",
+    "source-state",
+    "migration-blocked",
+    "migration-under-way",
+    "destination-state",
+    "destination-used",
+    "leftover",
+    "export-open",
+];
+
 impl Plan {
     /// Makes the plan from what both sides said. `id` names this run in the paths of its sockets.
     pub fn new(source: &Facts, destination: &Facts, settings: &Settings, id: &str) -> Self {
-        let ours = Disk::all(&source.devices);
+        let (all, theirs) = (source.disks(), destination.disks());
+        let selection = &settings.selection;
+        let is_none = selection.storage == Storage::None;
         let (shared, ours): (Vec<Disk>, Vec<Disk>) =
-            ours.into_iter().partition(|disk| is_shared(disk, source, destination));
-        let (pairs, problems) = layout::pair(&ours, &Disk::all(&destination.devices), &settings.selection);
+            all.iter().cloned().partition(|disk| !is_none && is_shared(disk, source, destination));
+        let (pairs, problems) = layout::pair(&ours, &theirs, selection);
+        let counterparts = layout::counterparts(&ours, &theirs, selection);
+        let (unshared, standing) = match is_none {
+            true => (counterparts, Vec::new()),
+            false => (Vec::new(), counterparts.into_iter().filter(|(disk, _)| disk.read_only).collect()),
+        };
+        let able = |side: &Facts| side.features.migration_capabilities.contains(bitmaps::CAPABILITY);
+        let bitmaps = bitmaps::decide(&ours, &pairs, selection.storage, (able(source), able(destination)));
+        let wanted = wanted::wanted(source, destination, &pairs, &standing);
 
         let both_local = source.pid.is_some() && destination.pid.is_some();
-        let address = |given: &Option<Address>, what: &str| {
-            // none where its path would be too long for a socket
-            let socket = || Address::unix(settings.runtime_dir.join(format!("{id}-{what}"))).ok();
-            let chosen = || if both_local { socket() } else { None };
-            given.clone().or_else(chosen)
+        // none where its path would be too long for a socket
+        let socket = |what: &str| Address::unix(settings.runtime_dir.join(format!("{id}-{what}"))).ok();
+        let address = |given: &Option<Address>, what: &str, local: bool| {
+            given.clone().or_else(|| if local { socket(what) } else { None })
         };
-        let (nbd, ram) = (address(&settings.nbd_address, "nbd"), address(&settings.migrate_address, "ram"));
+        let nbd = address(&settings.nbd_address, "nbd", both_local);
+        let ram = address(&settings.migrate_address, "ram", both_local);
+        let here = address(&settings.source_nbd_address, "here", source.pid.is_some());
+        let there = address(&settings.nbd_address, "there", destination.pid.is_some());
+        let mut addresses = vec![("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())];
+        if settings.verify_backing != Proof::Off && !wanted.twins.is_empty() {
+            addresses.push(("--source-nbd-address", here.clone()));
+        }
 
         let shared: Vec<String> = shared.iter().map(|disk| disk.name().to_owned()).collect();
-        let left_out: Vec<String> = layout::left_out(&ours, &pairs, &settings.selection);
-        let findings = checks::run(&Subject {
+        let left_out: Vec<String> = layout::left_out(&ours, &pairs, selection);
+        let mut findings = checks::run(&Subject {
             source,
             destination,
             pairs: &pairs,
             problems: &problems,
             shared: &shared,
             left_out: &left_out,
-            addresses: &[("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())],
+            standing: &standing,
+            unshared: &unshared,
+            spare: &layout::spare(&all, &theirs, &pairs),
+            bitmaps: &bitmaps,
+            storage: selection.storage,
+            overcommit: settings.overcommit,
+            clean: settings.clean,
+            addresses: &addresses,
             allow_plaintext: settings.allow_plaintext,
         });
-        let disks: Vec<PlannedDisk> = pairs.iter().map(|pair| planned(pair, source)).collect();
+        findings.extend(checks::contents::wanted(&wanted, settings.verify_backing));
+        let findings = checks::weigh(findings, &settings.force);
+        let disks: Vec<PlannedDisk> = pairs.iter().map(planned).collect();
         let on_source = matches!(source.run, RunState::Running | RunState::Paused);
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
-        Self { findings, disks, estimate, addresses: nbd.zip(ram), pairs, on_source }
+        Self {
+            findings,
+            disks,
+            chains: chains(&all, &theirs, &pairs, source, destination),
+            verified: Vec::new(),
+            estimate,
+            addresses: nbd.zip(ram),
+            reading: (here, there),
+            pairs,
+            wanted,
+            bitmaps: bitmaps.moved,
+            on_source,
+        }
+    }
+
+    /// Whether anything may be opened for reading in the two QEMUs.
+    pub(super) fn is_readable(&self) -> bool {
+        !self.findings.iter().any(|finding| UNREADABLE.contains(&finding.code))
+    }
+
+    /// Adds what was read of both sides.
+    pub(super) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
+        self.findings.extend(checks::weigh(checks::contents::read(&contents), force));
+        self.findings.sort_by_key(|finding| finding.severity);
+        self.verified = contents.comparisons;
+    }
+
+    /// The migration capabilities it needs besides those that every migration needs.
+    pub(super) fn capabilities(&self) -> &'static [&'static str] {
+        if self.bitmaps { &[bitmaps::CAPABILITY] } else { &[] }
     }
 
     /// The findings that forbid the migration.
@@ -107,18 +209,46 @@ impl Plan {
 
 /// Whether the destination has the same file open: it would be mirrored onto itself.
 fn is_shared(disk: &Disk, source: &Facts, destination: &Facts) -> bool {
-    let file = source.files.get(&disk.node);
-    file.is_some_and(|file| destination.files.values().any(|other| other == file))
+    let id = |facts: &Facts, disk: &Disk| disk.chain.top().and_then(|top| Some(facts.file(top)?.id));
+    let file = id(source, disk);
+    file.is_some() && destination.disks().iter().any(|other| id(destination, other) == file)
 }
 
-fn planned(pair: &Pair, source: &Facts) -> PlannedDisk {
-    let nodes = source.devices.iter().filter_map(|device| device.inserted.as_ref());
-    let node = nodes.into_iter().find(|node| node.node_name == pair.source.node);
+fn planned(pair: &Pair) -> PlannedDisk {
+    let layers = &pair.source.chain.layers;
+    let copied = match pair.mode {
+        Mode::Incremental => layers.get(..1).unwrap_or_default(),
+        Mode::Full => layers,
+    };
     PlannedDisk {
         source: pair.source.name().to_owned(),
         destination: pair.destination.name().to_owned(),
         virtual_size: pair.source.virtual_size,
-        actual_size: node.and_then(|node| node.image.actual_size),
-        mode: "incremental",
+        actual_size: copied.iter().map(|layer| layer.actual_size).sum(),
+        mode: pair.mode.as_str(),
     }
+}
+
+/// Every disk of the source beside what the destination has in its place.
+fn chains(ours: &[Disk], theirs: &[Disk], pairs: &[Pair], source: &Facts, destination: &Facts) -> Vec<Chains> {
+    let local = source.pid.is_some() && destination.pid.is_some();
+    let marked = |chain: &Chain, facts: &Facts, other: &Facts| {
+        let mut chain = chain.clone();
+        for layer in &mut chain.layers {
+            let file = facts.file(layer).filter(|_| local);
+            layer.shared = file.map(|file| other.files.values().any(|theirs| theirs.id == file.id));
+        }
+        chain
+    };
+    let one = |disk: &Disk| {
+        let pair = pairs.iter().find(|pair| pair.source == *disk);
+        let other = pair.map(|pair| &pair.destination).or_else(|| layout::counterpart(disk, theirs));
+        Chains {
+            disk: disk.name().to_owned(),
+            mode: pair.map_or("none", |pair| pair.mode.as_str()),
+            source: marked(&disk.chain, source, destination),
+            destination: other.map(|other| marked(&other.chain, destination, source)),
+        }
+    };
+    ours.iter().map(one).collect()
 }

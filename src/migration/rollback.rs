@@ -4,11 +4,11 @@
 //! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
 //! could not undo.
 
-use super::{Effect, failure::describe};
+use super::Effect;
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
     memory::{precopy, tuning},
-    progress::{Reporter, Side},
+    progress::{Reporter, Side, describe},
     qemu::{
         Process, ProcessError,
         reply::{MigrationStatus, RunState},
@@ -161,7 +161,7 @@ async fn under_way(source: &Process) -> Option<String> {
 }
 
 async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
-    mirror::abort(source, pair).await?;
+    mirror::abort(source, &pair.names.job).await?;
     allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
 }
 

@@ -3,7 +3,6 @@
 use super::{
     Effect, Failure, Plan, Settings,
     aftermath::judge,
-    failure::describe,
     interrupt::unless_interrupted,
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
@@ -15,12 +14,11 @@ use crate::{
         verdict::Verdict,
     },
     memory::{precopy, tuning},
-    preflight::facts,
     progress::{
         Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, PhaseState, RamOutcome, Reason, Reporter,
-        RunsOn, Side,
+        RunsOn, Side, describe,
     },
-    qemu::{Process, reply::RunState},
+    qemu::reply::RunState,
     storage::{
         export, guard,
         layout::Pair,
@@ -117,9 +115,10 @@ impl Engine {
         let parameters = tuning::parameters(self.settings.downtime, self.settings.bandwidth);
         for (process, parameters) in [(source, parameters), (destination, Map::new())] {
             let side = process.name().side;
-            let before = tuning::read(process, &parameters).await?;
+            let capabilities = tuning::capabilities(side, plan.capabilities());
+            let before = tuning::read(process, &capabilities, &parameters).await?;
             course.effects.push(Effect::Tuned { side, before });
-            tuning::set_capabilities(process, tuning::capabilities(side).iter().map(|&name| (name, true))).await?;
+            tuning::set_capabilities(process, capabilities.iter().map(|&name| (name, true))).await?;
             tuning::set_parameters(process, &parameters).await?;
         }
         // it waits already; this takes back an autostart, for a QEMU that was started without -S
@@ -402,7 +401,7 @@ impl Engine {
             destination: pair.destination.name().to_owned(),
             bytes_copied: course.copied.get(&pair.names.job).copied().unwrap_or(0),
             virtual_size: pair.source.virtual_size,
-            mode: "incremental",
+            mode: pair.mode.as_str(),
         };
         Outcome {
             outcome: end.ending,
@@ -469,17 +468,6 @@ fn undetermined(failure: &Failure) -> End {
     let advice = "neither side is proved to have the guest: ask both with query-status before you send cont to one";
     reason.message = format!("{}; {advice}", reason.message);
     End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
-}
-
-/// Gathers facts from both sides and plans.
-pub(super) async fn plan(
-    source: &Process,
-    destination: &Process,
-    settings: &Settings,
-) -> Result<(Plan, bool), Failure> {
-    let (here, there) = try_join!(facts::gather(source), facts::gather(destination))?;
-    let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
-    Ok((Plan::new(&here, &there, settings, &id), here.run == RunState::Running))
 }
 
 fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {

@@ -1,8 +1,13 @@
 //! What a user can ask of a migration.
 
 use super::Failure;
-use crate::{endpoint::Address, quantity::Rate, storage::layout::Selection};
+use crate::{
+    endpoint::Address,
+    quantity::Rate,
+    storage::{identity::Proof, layout::Selection},
+};
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -27,8 +32,25 @@ pub struct Settings {
     pub migrate_address: Option<Address>,
     /// Where the destination listens for NBD; the same default.
     pub nbd_address: Option<Address>,
+    /// Where the source listens for NBD while its backing files are read; with a local source a unix socket in
+    /// `runtime_dir` by default.
+    pub source_nbd_address: Option<Address>,
+    /// How well the destination's backing files are proved to be the source's.
+    pub verify_backing: Proof,
+    /// How many ranges of 64 KiB a sample has.
+    pub samples: usize,
+    /// What the ranges are chosen from; another one each time by default.
+    pub sample_seed: Option<u64>,
+    /// Keep a digest that had to be read in full beside its image.
+    pub keep_digests: bool,
+    /// Count only what is copied now against the destination's free space, not the disks' virtual sizes.
+    pub overcommit: bool,
+    /// Remove first what an earlier try of ours left in the two QEMUs. No other engine may be at work on them.
+    pub clean: bool,
     /// Allow a listening address that is not a loopback one, without TLS.
     pub allow_plaintext: bool,
+    /// The blockers that the preflight is to pass over, by code; only those of [`crate::preflight::checks::FORCIBLE`] can be.
+    pub force: BTreeSet<String>,
     /// Leave the source process there, stopped, instead of quitting it.
     pub keep_source: bool,
     /// Where sockets of this run are made. Both QEMUs must be able to reach it.
@@ -45,7 +67,15 @@ impl Default for Settings {
             timeout: None,
             migrate_address: None,
             nbd_address: None,
+            source_nbd_address: None,
+            verify_backing: Proof::default(),
+            samples: 64,
+            sample_seed: None,
+            keep_digests: false,
+            overcommit: false,
+            clean: false,
             allow_plaintext: false,
+            force: BTreeSet::new(),
             keep_source: false,
             runtime_dir: default_runtime_dir(),
         }
@@ -71,8 +101,8 @@ impl Settings {
     }
 
     /// Makes the runtime directory, only for ourselves, where one of the sockets will be in it.
-    pub(super) fn make_runtime_dir(&self, sockets: [&Address; 2]) -> Result<(), Failure> {
-        if sockets.iter().all(|address| self.own_socket(address).is_none()) {
+    pub(super) fn make_runtime_dir<'a>(&self, sockets: impl IntoIterator<Item = &'a Address>) -> Result<(), Failure> {
+        if sockets.into_iter().all(|address| self.own_socket(address).is_none()) {
             return Ok(());
         }
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.runtime_dir);

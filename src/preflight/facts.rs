@@ -6,13 +6,22 @@ use crate::{
         reply::{BlockDevice, BlockGraph, BlockNode, Migration, RunState},
     },
     storage::{
-        chain::{Chain, Graph},
+        chain::{Chain, Graph, Layer},
+        layout::Disk,
         leftover::{self, Leftover},
     },
 };
+use files::File;
+use machine::Machine;
 use qapi::qmp;
-use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt};
+use std::collections::BTreeMap;
 use tokio::try_join;
+
+pub mod cpu;
+pub mod devices;
+pub mod files;
+pub mod machine;
+pub mod ram_blocks;
 
 /// What one side says.
 #[derive(Debug, Clone)]
@@ -39,10 +48,23 @@ pub struct Facts {
     pub features: Features,
     /// Its process, where the socket told.
     pub pid: Option<u32>,
-    /// Device and inode of the images by node name, where they are files of this host.
-    pub files: BTreeMap<String, (u64, u64)>,
+    /// The files its nodes are in, by QEMU's name for each, where they are files of this host.
+    pub files: BTreeMap<String, File>,
     /// The size of its RAM, bytes.
     pub ram: u64,
+    /// The machine it emulates.
+    pub machine: Machine,
+}
+
+/// Asks both sides.
+///
+/// # Errors
+/// What QEMU says, or no answer.
+pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Facts, Facts), ProcessError> {
+    // boxed, or a migration would carry the room for all these questions to its end
+    let (here, mut there) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
+    Box::pin(machine::name_lacking(source, destination, &here.machine, &mut there.machine)).await?;
+    Ok((here, there))
 }
 
 /// Asks one side.
@@ -57,7 +79,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
             answer => answer,
         }
     };
-    let (status, migration, devices, nodes, jobs, exports, memory, graph) = try_join!(
+    let (status, migration, devices, nodes, jobs, exports, memory, graph, machine) = try_join!(
         process.ask(&qmp::query_status {}),
         process.ask(&qmp::query_migrate {}),
         process.ask(&qmp::query_block {}),
@@ -65,13 +87,13 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_block_exports {}),
         process.ask(&qmp::query_memory_size_summary {}),
-        graph,
+        Box::pin(graph),
+        Box::pin(machine::gather(process)),
     )?;
     let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
     let leftovers = leftover::list(&jobs, &nodes, &exports);
-    let inserted = devices.iter().filter_map(|device| device.inserted.as_ref());
-    // only a process of this host opens the files that we see under the same names
-    let files = process.peer().map(|_| inserted.filter_map(identity).collect()).unwrap_or_default();
+    // only a process of this host opens files that can be seen from here
+    let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
     Ok(Facts {
         name: process.name().to_string(),
         run: status.status,
@@ -86,6 +108,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
         ram: memory.base_memory + memory.plugged_memory.unwrap_or(0),
+        machine,
     })
 }
 
@@ -94,9 +117,14 @@ impl Facts {
     pub fn chain(&self, node: &str) -> Chain {
         Chain::read(node, &self.nodes, &self.graph)
     }
-}
 
-fn identity(node: &BlockNode) -> Option<(String, (u64, u64))> {
-    let metadata = fs::metadata(&node.file).ok()?;
-    Some((node.node_name.clone(), (metadata.dev(), metadata.ino())))
+    /// The file that a layer is in, if it is one of this host.
+    pub fn file(&self, layer: &Layer) -> Option<&File> {
+        self.files.get(&layer.protocol.file)
+    }
+
+    /// Every disk with a medium.
+    pub fn disks(&self) -> Vec<Disk> {
+        self.devices.iter().filter_map(|device| Disk::new(device, |node| self.chain(node))).collect()
+    }
 }

@@ -3,4 +3,6 @@
 //! It must never change anything on either side.
 
 pub mod checks;
+pub mod contents;
 pub mod facts;
+pub mod wanted;

@@ -132,19 +132,6 @@ pub enum Kind {
         /// Begin or end.
         state: PhaseState,
     },
-    /// A sample of a backing file that is copied.
-    Layer {
-        /// The file.
-        layer: String,
-        /// `copying` or `verifying`.
-        status: String,
-        /// Bytes done so far.
-        copied: u64,
-        /// Bytes in all, as far as known.
-        total: u64,
-        /// Bytes per second since the last sample.
-        rate: u64,
-    },
     /// A sample of the RAM migration.
     Memory {
         /// QEMU's migration status.
@@ -161,6 +148,20 @@ pub enum Kind {
         bandwidth: u64,
         /// QEMU's expected downtime; null until it has an estimate.
         predicted_blackout_ms: Option<u64>,
+    },
+    /// How far an image is with being compared or copied before the migration.
+    Image {
+        /// The file: on the source where it is compared, else at the destination.
+        image: String,
+        /// What is done: `compare`, `copy`, or `verify` of what was copied.
+        doing: String,
+        /// Bytes so far, of one side.
+        done: u64,
+        /// Bytes in all, as far as known.
+        total: u64,
+        /// Bytes per second since the last sample, where it is measured.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rate: Option<u64>,
     },
     /// The engine decided to do something that is not part of the plain order.
     Action {

@@ -86,7 +86,7 @@ pub struct DiskOutcome {
     pub bytes_copied: u64,
     /// The disk's virtual size in bytes.
     pub virtual_size: u64,
-    /// How it was copied: `incremental`.
+    /// How it was copied: `incremental` or `full`.
     pub mode: &'static str,
 }
 
@@ -128,4 +128,19 @@ pub struct Outcome {
     pub ram: RamOutcome,
     /// What of ours could not be removed, and where: empty but for `stuck`, `undetermined` or a side that is gone.
     pub leftovers: Vec<String>,
+}
+
+/// An error with its causes, `: ` between them.
+pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        // a transparent error repeats its cause
+        if !text.ends_with(&told) {
+            text = format!("{text}: {told}");
+        }
+        next = cause.source();
+    }
+    text
 }

@@ -89,7 +89,7 @@ pub struct TracingSink;
 impl Sink for TracingSink {
     fn emit(&self, event: &Event) {
         match &event.kind {
-            Kind::Disk { .. } | Kind::Layer { .. } | Kind::Memory { .. } => {
+            Kind::Disk { .. } | Kind::Image { .. } | Kind::Memory { .. } => {
                 tracing::debug!(?event.kind, t_ms = event.t_ms)
             }
             Kind::Warning { code, message } => tracing::warn!(%code, %message, t_ms = event.t_ms),

@@ -31,6 +31,8 @@ pub struct Features {
     pub incoming_exit_on_error: bool,
     /// `block-job-change` (8.2): a mirror can be switched to write-blocking, and tells `actively-synced`.
     pub block_job_change: bool,
+    /// `drive-mirror` takes `target-is-zero` (10.1): such a build does not write zeros where there are some.
+    pub mirror_target_is_zero: bool,
     /// Every migration capability by name.
     pub migration_capabilities: BTreeSet<String>,
     /// What of the needed commands, arguments and capabilities is missing; nothing can be done unless it is empty.
@@ -58,6 +60,7 @@ impl Features {
         Self {
             incoming_exit_on_error: schema.has_argument("migrate-incoming", "exit-on-error"),
             block_job_change: schema.has_command("block-job-change"),
+            mirror_target_is_zero: schema.has_argument("drive-mirror", "target-is-zero"),
             migration_capabilities: capabilities,
             missing,
         }

@@ -9,6 +9,10 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use std::{fmt, marker::PhantomData};
 
+mod machine;
+
+pub use machine::{CpuInfo, FeatureWord, HumanReadable, PciBus, PciFunction, PciId, QomProperty, VersionInfo};
+
 /// A command that asks, with the shape of its answer.
 pub trait Query: qapi::Command {
     /// The tolerant answer.
@@ -36,6 +40,12 @@ queries! {
     qmp::query_block_exports => List<BlockExport>,
     qmp::query_memory_size_summary => MemorySize,
     qmp::x_debug_query_block_graph => BlockGraph,
+    qmp::query_version => VersionInfo,
+    qmp::query_cpus_fast => List<CpuInfo>,
+    qmp::query_pci => List<PciBus>,
+    qmp::x_query_ramblock => HumanReadable,
+    qmp::qom_list => List<QomProperty>,
+    qmp::qom_get => Value,
 }
 
 /// Decodes an open world of names: every one that is not listed becomes `Other`.

@@ -50,7 +50,7 @@ impl Greeting {
 }
 
 /// A QEMU version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 pub struct Version {
     /// The `10` of 10.0.13.
     pub major: u64,

@@ -2,7 +2,10 @@
 //!
 //! Pure. A pair is only made where both sides name it alike or the user says so; nothing is guessed from order or size.
 
-use crate::qemu::reply::{BlockDevice, BlockNode};
+use super::chain::Chain;
+use crate::qemu::reply::BlockDevice;
+use serde::Serialize;
+use std::{fmt, str::FromStr};
 
 /// Everything the engine makes in a QEMU is named with this prefix, so that it can be told from the user's own.
 pub const PREFIX: &str = "qferry-";
@@ -24,25 +27,32 @@ pub struct Disk {
     pub read_only: bool,
     /// The size the guest sees, bytes.
     pub virtual_size: u64,
+    /// What it consists of.
+    pub chain: Chain,
 }
 
 impl Disk {
-    /// Every disk with a medium.
-    pub fn all(devices: &[BlockDevice]) -> Vec<Self> {
-        devices.iter().filter_map(|device| Some(Self::new(device, device.inserted.as_ref()?))).collect()
-    }
-
-    fn new(device: &BlockDevice, node: &BlockNode) -> Self {
+    /// The disk in a device, where there is one. `chain` reads what is below a node.
+    pub fn new(device: &BlockDevice, chain: impl FnOnce(&str) -> Chain) -> Option<Self> {
+        let node = device.inserted.as_ref()?;
         let qdev = device.qdev.as_deref();
-        Self {
+        let chain = chain(&node.node_name);
+        Some(Self {
             qdev: qdev.and_then(id_of).map(str::to_owned),
             device: Some(device.device.clone()).filter(|name| !name.is_empty()),
             node: node.node_name.clone(),
             path: qdev.map(str::to_owned),
-            file: node.file.clone(),
+            file: chain.top().map_or_else(|| node.file.clone(), |top| top.file.clone()),
             read_only: node.ro,
             virtual_size: node.image.virtual_size,
-        }
+            chain,
+        })
+    }
+
+    /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small.
+    pub fn is_flash(&self) -> bool {
+        let named = |name: &Option<String>, part: &str| name.as_ref().is_some_and(|name| name.contains(part));
+        named(&self.device, "pflash") || named(&self.path, "flash")
     }
 
     /// The name it is called by: its device's id, else its drive's, else its node's.
@@ -71,6 +81,72 @@ pub struct Selection {
     pub disks: Vec<(String, Option<String>)>,
     /// `--skip-disk SOURCE`.
     pub skip: Vec<String>,
+    /// `--storage`.
+    pub storage: Storage,
+}
+
+/// How the guest's storage gets to the destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// What the overlays hold is copied, onto overlays over the same backing files.
+    #[default]
+    Incremental,
+    /// All is copied, onto images that need no backing file.
+    Full,
+    /// Nothing is copied: both sides have the same files.
+    None,
+}
+
+impl FromStr for Storage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "incremental" => Ok(Self::Incremental),
+            "full" => Ok(Self::Full),
+            "none" => Ok(Self::None),
+            _ => Err("write incremental, full or none".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Incremental => "incremental",
+            Self::Full => "full",
+            Self::None => "none",
+        })
+    }
+}
+
+/// How one disk is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// What its top image holds: `sync=top`.
+    Incremental,
+    /// All that the guest sees, whatever the destination's image held: `sync=full`.
+    Full,
+}
+
+impl Mode {
+    /// The name the contract uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Incremental => "incremental",
+            Self::Full => "full",
+        }
+    }
+
+    /// Of a disk: one without a backing file has nothing that is not to be copied.
+    fn of(disk: &Disk, storage: Storage) -> Self {
+        match storage {
+            Storage::Incremental if disk.chain.layers.len() != 1 => Self::Incremental,
+            _ => Self::Full,
+        }
+    }
 }
 
 /// A source disk and the destination disk that receives it.
@@ -80,6 +156,8 @@ pub struct Pair {
     pub source: Disk,
     /// The disk on the destination.
     pub destination: Disk,
+    /// How it is copied.
+    pub mode: Mode,
     /// The names of what the engine makes for this pair.
     pub names: Names,
 }
@@ -142,6 +220,7 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
     let mut pairs: Vec<Pair> = Vec::new();
     let unknown = |name: &str, on_source| PairingProblem::Unknown { name: name.to_owned(), on_source };
 
+    let copied = selection.storage != Storage::None;
     let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
     problems
         .extend(named.filter(|name| !source.iter().any(|disk| disk.is_called(name))).map(|name| unknown(name, true)));
@@ -149,7 +228,7 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
     for disk in source {
         let wanted = selection.disks.iter().find(|(name, _)| disk.is_called(name));
         let chosen = if selection.disks.is_empty() { !disk.read_only } else { wanted.is_some() };
-        if !chosen || selection.skip.iter().any(|name| disk.is_called(name)) {
+        if !chosen || !copied || selection.skip.iter().any(|name| disk.is_called(name)) {
             continue;
         }
         let candidates = match wanted.and_then(|(_, target)| target.as_deref()) {
@@ -169,7 +248,8 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
                 problems.push(PairingProblem::Ambiguous(disk.clone()));
             }
             [other] => {
-                let pair = Pair { source: disk.clone(), destination: other.clone(), names: Names::new(pairs.len()) };
+                let (mode, names) = (Mode::of(disk, selection.storage), Names::new(pairs.len()));
+                let pair = Pair { source: disk.clone(), destination: other.clone(), mode, names };
                 if other.read_only {
                     problems.push(PairingProblem::ReadOnly(pair.clone()));
                 }
@@ -192,6 +272,30 @@ pub fn left_out(source: &[Disk], pairs: &[Pair], selection: &Selection) -> Vec<S
         |disk: &Disk| !selection.disks.is_empty() && !selection.disks.iter().any(|(name, _)| disk.is_called(name));
     let left = source.iter().filter(|disk| !disk.read_only && unnamed(disk) && !moves(disk) && !skipped(disk));
     left.map(|disk| disk.name().to_owned()).collect()
+}
+
+/// Every disk that is not skipped nor named by the user, with what the destination has in its place.
+pub fn counterparts<'a>(
+    source: &'a [Disk],
+    destination: &'a [Disk],
+    selection: &Selection,
+) -> Vec<(&'a Disk, Option<&'a Disk>)> {
+    let named = |disk: &Disk| selection.disks.iter().any(|(name, _)| disk.is_called(name));
+    let skipped = |disk: &Disk| selection.skip.iter().any(|name| disk.is_called(name));
+    let left = source.iter().filter(|disk| !named(disk) && !skipped(disk));
+    left.map(|disk| (disk, counterpart(disk, destination))).collect()
+}
+
+/// What the destination has in a disk's place, by name.
+pub fn counterpart<'a>(disk: &Disk, destination: &'a [Disk]) -> Option<&'a Disk> {
+    alike(disk, destination).first().copied()
+}
+
+/// The destination's writable disks that no disk of the source goes to, nor is in the place of.
+pub fn spare<'a>(source: &[Disk], destination: &'a [Disk], pairs: &[Pair]) -> Vec<&'a Disk> {
+    let taken = |disk: &Disk| pairs.iter().any(|pair| pair.destination == *disk);
+    let known = |disk: &Disk| counterpart(disk, source).is_some();
+    destination.iter().filter(|disk| !disk.read_only && !taken(disk) && !known(disk)).collect()
 }
 
 /// The destination disks that are named like this one, by the strongest kind of name that finds any.
@@ -224,6 +328,7 @@ mod tests {
             file: String::new(),
             read_only: false,
             virtual_size: 1 << 30,
+            chain: Chain::default(),
         }
     }
 
@@ -261,19 +366,21 @@ mod tests {
     #[test]
     fn the_user_selects_and_skips() {
         let disks = [disk("a", "", "n0"), disk("b", "", "n1"), Disk { read_only: true, ..disk("cd", "", "n2") }];
-        let chosen = Selection { disks: vec![("a".to_owned(), Some("n1".to_owned()))], skip: Vec::new() };
+        let chosen = Selection { disks: vec![("a".to_owned(), Some("n1".to_owned()))], ..Selection::default() };
         let (pairs, _) = pair(&disks, &disks, &chosen);
         assert_eq!((names(&pairs), left_out(&disks, &pairs, &chosen)), (vec![("a", "b")], vec!["b".to_owned()]));
-        let skipped = Selection { disks: Vec::new(), skip: vec!["n0".to_owned()] };
+        let skipped = Selection { skip: vec!["n0".to_owned()], ..Selection::default() };
         let (pairs, _) = pair(&disks, &disks, &skipped);
         assert_eq!((names(&pairs), left_out(&disks, &pairs, &skipped)), (vec![("b", "b")], vec![]));
-        let wrong = Selection { disks: vec![("zz".to_owned(), None)], skip: Vec::new() };
+        let wrong = Selection { disks: vec![("zz".to_owned(), None)], ..Selection::default() };
         assert_eq!(
             pair(&disks, &disks, &wrong).1,
             [PairingProblem::Unknown { name: "zz".to_owned(), on_source: true }]
         );
-        let both =
-            Selection { disks: vec![("a".to_owned(), Some("b".to_owned())), ("b".to_owned(), None)], skip: Vec::new() };
+        let both = Selection {
+            disks: vec![("a".to_owned(), Some("b".to_owned())), ("b".to_owned(), None)],
+            ..Selection::default()
+        };
         assert!(matches!(pair(&disks, &disks, &both).1[..], [PairingProblem::Ambiguous(_)]));
     }
 

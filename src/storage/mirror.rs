@@ -6,7 +6,7 @@
 use super::{
     export,
     guard::{self, Start},
-    layout::Pair,
+    layout::{Mode, Pair},
 };
 use crate::{
     endpoint::Address,
@@ -102,7 +102,7 @@ pub async fn start<'a>(
     timeout(INITIALISE, judged).await.map_err(|_| late(source, "end of the mirrors' initialisation", INITIALISE))??;
 
     for (pair, _) in &dirty {
-        abort(source, pair).await?;
+        abort(source, &pair.names.job).await?;
     }
     all(pairs.iter().map(|pair| source.act(&remove_bitmap(pair)))).await?;
     Ok(dirty)
@@ -200,7 +200,8 @@ pub fn settle<'a>(
             None => last_concluded(seen, pairs).map(Ok),
         };
         // how they concluded is asked afterwards in any case
-        let asked = || async { has_concluded(source, pairs).await.then(|| Ok(Some(Moment::now()))) };
+        let mirrors: Vec<&str> = pairs.iter().map(|pair| pair.names.job.as_str()).collect();
+        let asked = || async { has_concluded(source, &mirrors).await.then(|| Ok(Some(Moment::now()))) };
         match source.until_known("end of the mirrors", SETTLE, told, asked).await? {
             Ok(last) => Ok(last),
             Err((disk, error)) => Err(MirrorError::Failed { disk, error }),
@@ -220,23 +221,22 @@ pub async fn dismiss(source: &Process, pairs: &[Pair]) -> Result<(), ProcessErro
 ///
 /// # Errors
 /// It does not conclude, or QEMU does not answer.
-pub async fn abort(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
-    let job = &pair.names.job;
+pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
     let jobs = source.ask(&qmp::query_jobs {}).await?.0;
-    let Some(found) = jobs.iter().find(|found| found.id == *job) else {
+    let Some(found) = jobs.iter().find(|found| found.id == job) else {
         return Ok(());
     };
     if found.status != JobStatus::Concluded {
         // refused if it concludes just now: the wait below tells
-        if let Err(error) = source.act(&qmp::block_job_cancel { device: job.clone(), force: Some(true) }).await {
+        if let Err(error) = source.act(&qmp::block_job_cancel { device: job.to_owned(), force: Some(true) }).await {
             if !error.is_refusal() {
                 return Err(error);
             }
         }
-        let asked = || async { has_concluded(source, std::slice::from_ref(pair)).await.then(Moment::now) };
+        let asked = || async { has_concluded(source, &[job]).await.then(Moment::now) };
         source.until_known("end of an aborted mirror", ABORT, |seen| seen.jobs.get(job)?.concluded, asked).await?;
     }
-    source.act(&qmp::job_dismiss { id: job.clone() }).await
+    source.act(&qmp::job_dismiss { id: job.to_owned() }).await
 }
 
 /// The command that removes a pair's guard bitmap.
@@ -263,7 +263,10 @@ fn drive_mirror(pair: &Pair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMir
         device: pair.source.node.clone(),
         target: export::target(nbd, pair),
         node_name: Some(pair.names.target.clone()),
-        sync: qmp::MirrorSyncMode::top,
+        sync: match pair.mode {
+            Mode::Incremental => qmp::MirrorSyncMode::top,
+            Mode::Full => qmp::MirrorSyncMode::full,
+        },
         mode: Some(qmp::NewImageMode::existing),
         auto_dismiss: Some(false),
         speed: speed.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
@@ -292,10 +295,9 @@ fn find<'a>(jobs: &'a [BlockJob], pair: &Pair) -> Result<&'a BlockJob, MirrorErr
 }
 
 /// Whether no mirror works any more, well ended or not.
-async fn has_concluded(source: &Process, pairs: &[Pair]) -> bool {
+async fn has_concluded(source: &Process, mirrors: &[&str]) -> bool {
     let Ok(jobs) = source.ask(&qmp::query_jobs {}).await else { return false };
-    let works = |pair: &Pair| jobs.0.iter().any(|job| job.id == pair.names.job && job.status != JobStatus::Concluded);
-    !pairs.iter().any(works)
+    !jobs.0.iter().any(|job| mirrors.contains(&job.id.as_str()) && job.status != JobStatus::Concluded)
 }
 
 fn is_ready(seen: &Observed, pair: &Pair) -> bool {

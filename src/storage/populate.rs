@@ -3,11 +3,10 @@
 //! It must never write anywhere but into the file it is given. Dropped on the way, it leaves that file half written, for
 //! its owner to remove.
 
-use super::{filesystem, pace::Pace, partial::Partial};
+use super::{ceiling::Ceiling, filesystem, partial::Partial};
 use crate::{
     nbd::{Client, Extent, NbdError},
     progress::{Kind, Reporter},
-    quantity::Rate,
 };
 use rustix::{
     fs::{Advice, fadvise},
@@ -22,10 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 use thiserror::Error;
-use tokio::{
-    task::{JoinError, JoinSet, spawn_blocking},
-    time::sleep,
-};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use twox_hash::XxHash3_64;
 
 /// What one request reads.
@@ -116,14 +112,14 @@ pub struct Populate<'a> {
 }
 
 impl Populate<'_> {
-    /// Copies what is not a hole, not faster than `pace` allows, then reads it back from stable storage and compares. Gives
+    /// Copies what is not a hole, not faster than `ceiling` allows, then reads it back from stable storage and compares. Gives
     /// the bytes that were copied.
     ///
     /// # Errors
     /// See [`PopulateError`].
-    pub async fn run(&self, pace: Option<&mut Clocked>) -> Result<u64, PopulateError> {
+    pub async fn run(&self, ceiling: &Ceiling) -> Result<u64, PopulateError> {
         let mut checks = JoinSet::new();
-        let (copied, rest) = self.copy(pace, &mut checks).await?;
+        let (copied, rest) = self.copy(ceiling, &mut checks).await?;
         while let Some(checked) = checks.join_next().await {
             self.judge(checked)?;
         }
@@ -134,21 +130,19 @@ impl Populate<'_> {
     /// Copies it all. Gives the bytes, and the pieces whose check has not begun.
     async fn copy(
         &self,
-        mut pace: Option<&mut Clocked>,
+        ceiling: &Ceiling,
         checks: &mut JoinSet<io::Result<Read>>,
     ) -> Result<(u64, Vec<Piece>), PopulateError> {
         let size = self.client.size();
         let file = self.partial.file();
         file.set_len(size).map_err(|source| self.write_failed(source))?;
-        let mut sample = Sample::new("copying");
+        let mut sample = Sample::new("copy");
         let (mut pieces, mut unchecked, mut tasks) = (Vec::new(), 0, JoinSet::new());
         let mut offset = 0;
         while offset < size {
             let length = WINDOW.min(size - offset);
             for (start, length) in chunks(&self.extents(offset, length).await?) {
-                if let Some(pace) = pace.as_deref_mut() {
-                    pace.wait(length).await;
-                }
+                ceiling.pass(length).await;
                 while tasks.len() >= IN_FLIGHT {
                     pieces.extend(self.written(&mut tasks).await?);
                 }
@@ -202,7 +196,7 @@ impl Populate<'_> {
         synced.map_err(|source| self.write_failed(source))?;
 
         pieces.sort_by_key(|piece| piece.offset);
-        let mut sample = Sample::new("verifying");
+        let mut sample = Sample::new("verify");
         let mut tasks = JoinSet::new();
         let mut batches = pieces.chunks(BATCH).map(<[Piece]>::to_vec);
         loop {
@@ -243,27 +237,6 @@ impl Populate<'_> {
         let path: PathBuf = self.partial.path().to_owned();
         let directory = path.parent().unwrap_or(&path);
         (path.display().to_string(), filesystem::name(directory))
-    }
-}
-
-/// A ceiling with its clock.
-#[derive(Debug)]
-pub struct Clocked {
-    pace: Pace,
-    began: Instant,
-}
-
-impl Clocked {
-    /// Begins now.
-    pub fn new(rate: Rate) -> Self {
-        Self { pace: Pace::new(rate), began: Instant::now() }
-    }
-
-    async fn wait(&mut self, bytes: u64) {
-        let wait = self.pace.wait(self.began.elapsed(), bytes);
-        if !wait.is_zero() {
-            sleep(wait).await;
-        }
     }
 }
 
@@ -329,14 +302,14 @@ fn chunks(extents: &[Extent]) -> impl Iterator<Item = (u64, u64)> + use<'_> {
 
 /// How far it is, told now and then.
 struct Sample {
-    status: &'static str,
+    doing: &'static str,
     done: u64,
     told: Option<(Instant, u64)>,
 }
 
 impl Sample {
-    fn new(status: &'static str) -> Self {
-        Self { status, done: 0, told: None }
+    fn new(doing: &'static str) -> Self {
+        Self { doing, done: 0, told: None }
     }
 
     fn add(&mut self, bytes: u64) {
@@ -353,8 +326,8 @@ impl Sample {
         let rate = if seconds > 0.0 { ((self.done - before) as f64 / seconds) as u64 } else { 0 };
         self.told = Some((now, self.done));
         let total = if last { self.done } else { of.expected.max(self.done) };
-        let (layer, status) = (of.layer.to_owned(), self.status.to_owned());
-        of.report.emit(Kind::Layer { layer, status, copied: self.done, total, rate });
+        let (image, doing) = (of.layer.to_owned(), self.doing.to_owned());
+        of.report.emit(Kind::Image { image, doing, done: self.done, total, rate: Some(rate) });
     }
 }
 

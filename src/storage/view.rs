@@ -51,6 +51,16 @@ impl View {
         }
     }
 
+    /// Exports one more node, on its own.
+    ///
+    /// # Errors
+    /// What QEMU says: where another process has the image open for writing, that it could not get a lock.
+    pub async fn offer(&mut self, process: &Process, name: &str, node: &str) -> Result<(), ProcessError> {
+        let nodes = [(name.to_owned(), node.to_owned())];
+        self.inactive.extend(inactive(process, &nodes).await?);
+        self.add(process, &nodes).await
+    }
+
     /// Where the exports are.
     pub fn address(&self) -> &Address {
         &self.address
@@ -70,7 +80,8 @@ impl View {
             let request = Request::named("blockdev-set-active").with("node-name", node.as_str()).with("active", false);
             process.act_with("blockdev-set-active", request)
         };
-        let inactivated: Vec<_> = self.inactive.iter().map(set_active).collect();
+        // those above first: a node whose parent is active cannot be made inactive
+        let inactivated: Vec<_> = self.inactive.iter().rev().map(set_active).collect();
 
         let mut first = Ok(());
         for answer in removed {
@@ -88,8 +99,8 @@ impl View {
 
     async fn add(&mut self, process: &Process, nodes: &[(String, String)]) -> Result<(), ProcessError> {
         let mut answers = Vec::new();
-        for (index, (name, node)) in nodes.iter().enumerate() {
-            let id = format!("{PREFIX}{KIND}{index}");
+        for (name, node) in nodes {
+            let id = format!("{PREFIX}{KIND}{}", self.exports.len());
             answers.push(process.act(&qmp::block_export_add(read_only(&id, name, node))));
             self.exports.push(id);
         }

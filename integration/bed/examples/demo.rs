@@ -136,7 +136,7 @@ impl Demo {
             println!("the rest     {} MiB as they were before the guest wrote", check.background / MIB);
         }
         let (here, there) = (image(&pair, Side::Source)?, image(&pair, Side::Destination)?);
-        if there.backing.as_ref() != Some(&pair.destination.disks()[0].backing) {
+        if there.backing.as_ref() != pair.destination.disks()[0].backing() {
             return Err(Error::new(format!("the destination's image stands on {:?}", there.backing)));
         }
         println!("backing file still the destination's own");

@@ -10,7 +10,8 @@ use qferry_guest::block::{self, SECTOR, Stamp};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
-use crate::disk::{DiskSpec, Piece};
+use crate::content::Content;
+use crate::disk::{DiskFiles, DiskSpec, content};
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 use crate::record::Slot;
@@ -22,6 +23,8 @@ pub struct DiskCheck {
     pub acknowledged: u32,
     /// Slots that hold a later one, announced and not acknowledged.
     pub in_flight: u32,
+    /// Slots among these that hold zeroes, because the guest gave them back.
+    pub zeroed: u32,
     /// Slots the guest never wrote, with what was there before.
     pub untouched: u32,
     /// Bytes outside the slots that hold what was there before, zeroes not counted.
@@ -33,21 +36,22 @@ const TOLD: usize = 10;
 /// Read and compared at a time.
 const CHUNK: u64 = 1 << 20;
 
-/// Reads disk `number` from its overlay, which nobody may have open for writing.
+/// Reads disk `number` from its top image, which nobody may have open for writing.
 pub(crate) fn check(
     build: &Build,
-    overlay: &Path,
+    files: &DiskFiles,
     scratch: &Path,
     number: usize,
-    spec: &DiskSpec,
+    disks: &[DiskSpec],
     workload: &Workload,
     said: &BTreeMap<u32, Slot>,
 ) -> Result<DiskCheck> {
-    let words = ["convert", "-f", "qcow2", "-O", "raw"].map(AsRef::as_ref);
-    build.img(words.into_iter().chain([overlay.as_os_str(), scratch.as_os_str()]))?;
+    let size = disks.get(number).map_or(0, |disk| disk.size);
+    let words = ["convert", "-f", files.format.name(), "-O", "raw"].map(AsRef::as_ref);
+    build.img(words.into_iter().chain([files.overlay.as_os_str(), scratch.as_os_str()]))?;
     let image = File::open(scratch).context(|| format!("opening {}", scratch.display()))?;
-    let judge = Judge { image, number, workload, said, before: Before::new(spec, number) };
-    let judged = judge.all(spec.size);
+    let judge = Judge { image, number, workload, said, before: content(disks, number) };
+    let judged = judge.all(size);
     fs::remove_file(scratch).context(|| format!("removing {}", scratch.display()))?;
     let (found, faults) = judged?;
     if faults.is_empty() {
@@ -57,47 +61,21 @@ pub(crate) fn check(
     Err(Error::new(format!("disk {number}: {} faults: {told}", faults.len())))
 }
 
-/// What the disk held before the guest wrote: overlay over backing over zeroes.
-struct Before {
-    overlay: Vec<Piece>,
-    backing: Vec<Piece>,
-}
-
-impl Before {
-    fn new(spec: &DiskSpec, number: usize) -> Self {
-        Self { overlay: spec.overlay_pieces(number), backing: spec.backing_pieces(number) }
-    }
-
-    fn at(&self, offset: u64) -> u8 {
-        [&self.overlay, &self.backing]
-            .into_iter()
-            .find_map(|pieces| covering(pieces, offset))
-            .map_or(0, |piece| piece.byte)
-    }
-
-    /// Where what is there may change.
-    fn edges(&self) -> impl Iterator<Item = u64> {
-        self.overlay.iter().chain(&self.backing).flat_map(|piece| [piece.start, piece.start + piece.length])
-    }
-}
-
-fn covering(pieces: &[Piece], offset: u64) -> Option<&Piece> {
-    let after = pieces.partition_point(|piece| piece.start <= offset);
-    pieces.get(after.checked_sub(1)?).filter(|piece| offset < piece.start + piece.length)
-}
-
 struct Judge<'a> {
     image: File,
     number: usize,
     workload: &'a Workload,
     said: &'a BTreeMap<u32, Slot>,
-    before: Before,
+    /// What the disk held before the guest wrote.
+    before: Content,
 }
 
 /// What a slot turned out to hold.
 enum Found {
     Acknowledged,
     InFlight,
+    /// The one acknowledged, and it is zeroes.
+    Zeroed,
     Untouched,
     Wrong(String),
 }
@@ -105,11 +83,19 @@ enum Found {
 impl Judge<'_> {
     fn all(&self, size: u64) -> Result<(DiskCheck, Vec<String>)> {
         let (mut found, mut faults) = (DiskCheck::default(), Vec::new());
+        let length = self.image.metadata().context(|| "the size of the image")?.len();
+        if length != size {
+            return Ok((found, vec![format!("it has {length} bytes and not {size}")]));
+        }
         let slots = if self.said.is_empty() { 0 } else { self.workload.slots };
         for slot in 0..slots {
             match self.slot(slot)? {
                 Found::Acknowledged => found.acknowledged += 1,
                 Found::InFlight => found.in_flight += 1,
+                Found::Zeroed => {
+                    found.acknowledged += 1;
+                    found.zeroed += 1;
+                }
                 Found::Untouched => found.untouched += 1,
                 Found::Wrong(text) => faults.push(text),
             }
@@ -150,11 +136,18 @@ impl Judge<'_> {
         for (sector, bytes) in (0..).zip(content.chunks(SECTOR)) {
             let expected = |generation| Stamp { disk: self.number, slot, sector, generation };
             match block::read(bytes) {
-                Ok(stamp) if stamp == expected(stamp.generation) && legal(&stamp.generation) => {
+                Ok(stamp)
+                    if stamp == expected(stamp.generation)
+                        && legal(&stamp.generation)
+                        && !said.zeroed.contains(&stamp.generation) =>
+                {
                     generations.push(stamp.generation);
                 }
                 Err(block::Damage::Foreign) if said.acknowledged == 0 && self.is_as_before(bytes, start, sector) => {
                     generations.push(0);
+                }
+                Err(block::Damage::Foreign) if !said.zeroed.is_empty() && bytes.iter().all(|byte| *byte == 0) => {
+                    generations.extend(said.zeroed.first());
                 }
                 other => {
                     return Ok(Found::Wrong(self.fault(
@@ -168,6 +161,7 @@ impl Judge<'_> {
         generations.dedup();
         Ok(match generations.as_slice() {
             [0] => Found::Untouched,
+            [generation] if *generation == said.acknowledged && said.zeroed.contains(generation) => Found::Zeroed,
             [generation] if *generation == said.acknowledged => Found::Acknowledged,
             [_] => Found::InFlight,
             torn => Found::Wrong(self.fault(slot, said, &format!("it is torn between generations {torn:?}"))),
@@ -180,10 +174,10 @@ impl Judge<'_> {
     }
 
     fn fault(&self, slot: u32, said: &Slot, found: &str) -> String {
-        let Slot { acknowledged, announced } = said;
+        let Slot { acknowledged, announced, zeroed } = said;
         let offset = self.workload.offset(slot);
         format!(
-            "slot {slot} at {offset}: acknowledged generation {acknowledged}, later announced {announced:?}, but {found}"
+            "slot {slot} at {offset}: acknowledged generation {acknowledged}, later announced {announced:?}, zeroes {zeroed:?}, but {found}"
         )
     }
 

@@ -3,82 +3,197 @@
 use std::path::Path;
 
 use qferry_guest::PORT;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::disk::DiskFiles;
+use crate::deviation::{Deviation, id_of};
+use crate::disk::{DetectZeroes, Device, DiskFiles, DiskSpec, Filter};
+use crate::error::Result;
 use crate::guest::Guest;
+use crate::qemu_build::Build;
 use crate::record::Side;
 use crate::spec::{Spec, Style};
 
 /// The kernel's own words, chosen for a quick boot under TCG. `nohz=off` keeps 7.2 from hanging in idle after a migration.
 const KERNEL_WORDS: &str = "quiet panic=-1 nohz=off console=hvc9 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests audit=0 random.trust_cpu=on lpj=4000000";
 
-/// All of a QEMU's arguments.
+/// All of a QEMU's arguments. `disks` are those of its disks; the bed's own are made from the files if there are none.
 pub(crate) fn arguments(
     side: Side,
     spec: &Spec,
-    machine: &str,
+    builds: &[Build; 2],
     folder: &Path,
-    disks: &[DiskFiles],
-    guest: &Guest,
-) -> Vec<String> {
-    let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
+    files: &[DiskFiles],
+    disks: Option<&[String]>,
+) -> Result<Vec<String>> {
     let mut all: Vec<String> =
         ["-nodefaults", "-no-user-config", "-display", "none", "-smp", "1"].map(str::to_owned).into();
     let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-    add("-machine", format!("{machine},accel=tcg"));
+    // The source's machine type on both sides.
+    add("-machine", format!("{},accel=tcg", builds[0].machine()));
     add("-cpu", "max".to_owned());
     add("-m", format!("{}M", spec.memory));
     add("-action", "reboot=shutdown".to_owned());
-    add("-kernel", guest.kernel.display().to_string());
-    add("-initrd", guest.initrd.display().to_string());
-    add("-append", format!("{KERNEL_WORDS} {}", spec.workload));
-    add("-chardev", format!("socket,id=port,path={}", folder.join("port").display()));
-    add("-device", format!("isa-debugcon,iobase={PORT:#x},chardev=port"));
+    if !spec.quick {
+        let guest = Guest::prepare()?;
+        add("-kernel", guest.kernel.display().to_string());
+        add("-initrd", guest.initrd.display().to_string());
+        add("-append", format!("{KERNEL_WORDS} {}", spec.workload));
+        add("-chardev", format!("socket,id=port,path={}", folder.join("port").display()));
+        add("-device", format!("isa-debugcon,iobase={PORT:#x},chardev=port"));
+    }
     if side == Side::Destination {
         add("-incoming", "defer".to_owned());
         all.push("-S".to_owned());
     }
-    for (number, (disk, files)) in spec.disks.iter().zip(disks).enumerate() {
-        let throttled = side == Side::Source && disk.throttled_reads.is_some();
-        all.extend(disk_arguments(spec.style, number, files, throttled));
+    match disks {
+        Some(disks) => all.extend(disks.iter().cloned()),
+        None => all.extend(disk_arguments(side, spec, &builds[side as usize], files)),
     }
     let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
     if spec.tcp {
         add("-chardev", "socket,id=tcp,host=127.0.0.1,port=0,server=on,wait=off".to_owned());
         add("-mon", "chardev=tcp,mode=control".to_owned());
     }
-    add("-qmp", socket("qmp"));
-    add("-qmp", socket("watch"));
+    if spec.deviates(side, &Deviation::OtherUser) {
+        // -run-with has `user` from 9.1, and -runas is gone in 11.
+        let before = builds[side as usize].major() < 10;
+        let (flag, value) = if before { ("-runas", "nobody") } else { ("-run-with", "user=nobody") };
+        add(flag, value.to_owned());
+    }
+    all.extend(monitors(folder));
     all.extend(spec.extra.iter().cloned());
-    all
+    Ok(all)
 }
 
-fn disk_arguments(style: Style, number: usize, files: &DiskFiles, throttled: bool) -> Vec<String> {
-    let overlay = files.overlay.display().to_string();
-    let device = |drive: &str| format!("virtio-blk-pci,drive={drive},id=disk{number},serial=disk{number}");
+/// The monitor for whoever migrates, and after it the bed's own.
+pub(crate) fn monitors(folder: &Path) -> [String; 4] {
+    let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
+    ["-qmp".to_owned(), socket("qmp"), "-qmp".to_owned(), socket("watch")]
+}
+
+/// The arguments of all disks of a side.
+pub(crate) fn disk_arguments(side: Side, spec: &Spec, build: &Build, files: &[DiskFiles]) -> Vec<String> {
     let mut all = Vec::new();
-    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-    match style {
-        Style::Drive => {
-            add("-drive", format!("if=none,id=drive{number},format=qcow2,file={overlay}"));
-            add("-device", device(&format!("drive{number}")));
-        }
-        Style::Blockdev => {
-            let file = format!("disk{number}-file");
-            let node = format!("disk{number}");
-            add("-blockdev", json!({"driver": "file", "node-name": file, "filename": overlay}).to_string());
-            let mut below = file;
-            if throttled {
-                let group = format!("reads{number}");
-                below = format!("disk{number}-throttled");
-                add("-object", format!("throttle-group,id={group}"));
-                let throttle = json!({"driver": "throttle", "node-name": below, "throttle-group": group, "file": format!("disk{number}-file")});
-                add("-blockdev", throttle.to_string());
+    let mut cdroms = 0;
+    for (number, (disk, files)) in spec.disks.iter().zip(files).enumerate() {
+        let id = id_of(spec, side, number);
+        let drive = match spec.style {
+            Style::Drive => format!("drive{number}"),
+            Style::Blockdev => {
+                let (nodes, root) = nodes(side, spec, number, disk, files);
+                all.extend(nodes);
+                root
             }
-            add("-blockdev", json!({"driver": "qcow2", "node-name": node, "file": below}).to_string());
-            add("-device", device(&node));
+        };
+        if spec.style == Style::Drive {
+            all.extend(["-drive".to_owned(), drive_option(side, spec, number, disk, files)]);
+        }
+        let firmware = build.firmware().display().to_string();
+        let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+        match (disk.device, spec.style) {
+            (Device::Virtio | Device::ReadOnly, _) => {
+                add("-device", format!("virtio-blk-pci,drive={drive},id={id},serial=disk{number}"));
+            }
+            (Device::Cdrom, _) => {
+                add("-device", format!("ide-cd,bus=ide.{cdroms},drive={drive},id={id}"));
+                cdroms += 1;
+            }
+            (Device::Pflash, Style::Drive) => {
+                add("-drive", format!("if=pflash,unit=0,readonly=on,format=raw,file={firmware}"));
+            }
+            (Device::Pflash, Style::Blockdev) => {
+                let file = json!({"driver": "file", "node-name": "firmware", "filename": firmware, "read-only": true});
+                add("-blockdev", file.to_string());
+                add("-machine", format!("pflash0=firmware,pflash1={drive}"));
+            }
         }
     }
     all
+}
+
+fn drive_option(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFiles) -> String {
+    let kind = match disk.device {
+        Device::Virtio => "if=none",
+        Device::ReadOnly => "if=none,readonly=on",
+        Device::Cdrom => "if=none,media=cdrom,readonly=on",
+        Device::Pflash => "if=pflash,unit=1",
+    };
+    let (format, overlay) = (files.format.name(), files.overlay.display());
+    let mut option = format!("{kind},id=drive{number},format={format},file={overlay}");
+    if disk.discard && !spec.deviates(side, &Deviation::NoDiscard { disk: number }) {
+        option += ",discard=unmap";
+    }
+    if let Some(value) = detect_zeroes(disk) {
+        option += &format!(",detect-zeroes={value}");
+    }
+    option
+}
+
+/// The `-blockdev`s of a disk and the node that its device stands on.
+fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFiles) -> (Vec<String>, String) {
+    let mut all = Vec::new();
+    let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
+    let here = |deviation| spec.deviates(side, &deviation);
+    let discard = disk.discard && !here(Deviation::NoDiscard { disk: number });
+    let common = |mut node: Value| {
+        if discard {
+            node["discard"] = json!("unmap");
+        }
+        if !disk.is_written() {
+            node["read-only"] = json!(true);
+        }
+        node.to_string()
+    };
+
+    let mut root = format!("disk{number}-file");
+    let mut file = json!({"driver": "file", "node-name": root, "filename": files.overlay.display().to_string()});
+    if here(Deviation::OtherUser) {
+        // Opened for reading until somebody writes, as libvirt does it.
+        file["auto-read-only"] = json!(true);
+    }
+    add("-blockdev", common(file));
+    if side == Side::Source && disk.throttled_reads.is_some() {
+        let group = format!("reads{number}");
+        add("-object", format!("throttle-group,id={group}"));
+        let name = format!("disk{number}-throttled");
+        let node = json!({"driver": "throttle", "node-name": name, "throttle-group": group, "file": root});
+        add("-blockdev", node.to_string());
+        root = name;
+    }
+    let filter = |filter: Option<Filter>, place: &str, root: String| {
+        let name = format!("disk{number}-{place}");
+        let node = match filter.filter(|_| side == Side::Source) {
+            None => return (Vec::new(), root),
+            Some(Filter::CopyOnRead) => json!({"driver": "copy-on-read", "node-name": name, "file": root}),
+            Some(Filter::Throttle) => {
+                let group = format!("{name}-limits");
+                let node = json!({"driver": "throttle", "node-name": name, "throttle-group": group, "file": root});
+                let object = ["-object".to_owned(), format!("throttle-group,id={group}")];
+                return ([&object[..], &["-blockdev".to_owned(), node.to_string()]].concat(), name);
+            }
+        };
+        (vec!["-blockdev".to_owned(), node.to_string()], name)
+    };
+    let (below, root) = filter(disk.filter_below, "below", root);
+    let format = format!("disk{number}");
+    let mut node = json!({"driver": files.format.name(), "node-name": format, "file": root});
+    if let Some(value) = detect_zeroes(disk) {
+        node["detect-zeroes"] = json!(value);
+    }
+    if here(Deviation::NoBacking { disk: number }) {
+        node["backing"] = Value::Null;
+    }
+    let (above, root) = filter(disk.filter_above, "above", format);
+    all.extend(below);
+    all.extend(["-blockdev".to_owned(), common(node)]);
+    all.extend(above);
+    (all, root)
+}
+
+fn detect_zeroes(disk: &DiskSpec) -> Option<&'static str> {
+    match disk.detect_zeroes {
+        DetectZeroes::Off => None,
+        DetectZeroes::On => Some("on"),
+        DetectZeroes::Unmap => Some("unmap"),
+    }
 }

@@ -1,24 +1,117 @@
-//! Disks: a backing file with known content, and a qcow2 overlay on it with some more.
+//! Disks: their shapes, and the files of one side: a chain of images with known content and the one on top of it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::bitmap::add_bitmap;
+use crate::content::{Content, GRAIN, Piece, spread};
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
+use crate::record::Side;
 
 const MIB: u64 = 1 << 20;
-/// Content comes in multiples of this.
-const GRAIN: u64 = 64 << 10;
-/// More pieces than this and they are made larger.
-const PIECES: u64 = 512;
+
+/// An image's format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `raw`
+    Raw,
+    /// `qcow2`
+    #[default]
+    Qcow2,
+}
+
+impl Format {
+    /// QEMU's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// What the guest sees the disk as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// A `virtio-blk-pci` that the guest writes to. These come first among the disks of a spec.
+    #[default]
+    Virtio,
+    /// The same, read-only, with the same content on both sides.
+    ReadOnly,
+    /// An `ide-cd` on a raw image, with the same content on both sides.
+    Cdrom,
+    /// The second flash, raw, such as firmware keeps its variables in. The first one is SeaBIOS, which boots as ever.
+    Pflash,
+}
+
+/// What is below the top image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Below {
+    /// One raw file of [`DiskSpec::backing`] bytes, with [`DiskSpec::backing_data`] in it.
+    #[default]
+    File,
+    /// These images, the bottom first.
+    Layers(Vec<Layer>),
+    /// The very files that are below that other disk, which comes before.
+    Same(usize),
+    /// Nothing.
+    Nothing,
+}
+
+/// One image of a chain below the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Its format; raw is for the bottom alone.
+    pub format: Format,
+    /// Its virtual size, a multiple of 64 KiB; it may differ from the disk's.
+    pub size: u64,
+    /// Bytes of data that are its own. They partly cover those of other layers.
+    pub data: u64,
+    /// Its cluster size, where it has clusters.
+    pub cluster: u64,
+}
+
+impl Layer {
+    /// A raw one.
+    pub fn raw(size: u64, data: u64) -> Self {
+        Self { format: Format::Raw, size, data, cluster: GRAIN }
+    }
+
+    /// A qcow2 one with clusters of 64 KiB.
+    pub fn qcow2(size: u64, data: u64) -> Self {
+        Self { format: Format::Qcow2, ..Self::raw(size, data) }
+    }
+}
+
+/// QEMU's `detect-zeroes` of a disk's format node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// Zeroes are written as any data.
+    #[default]
+    Off,
+    /// They become zero clusters.
+    On,
+    /// They become holes. Needs `discard`.
+    Unmap,
+}
+
+/// A filter node on the source, without effect: a throttle has no limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// `throttle`
+    Throttle,
+    /// `copy-on-read`: what is read from below comes into the overlay.
+    CopyOnRead,
+}
 
 /// The shape of one disk, the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// Virtual size in bytes, a multiple of 64 KiB.
+    /// Virtual size in bytes, a multiple of 512.
     pub size: u64,
-    /// Size of the backing file, also a multiple; it may be smaller.
+    /// Size of the backing file, a multiple of 64 KiB; it may be smaller.
     pub backing: u64,
     /// Bytes of data in the backing file, spread evenly over it.
     pub backing_data: u64,
@@ -28,6 +121,22 @@ pub struct DiskSpec {
     pub cluster: u64,
     /// Read operations a second that the source's overlay file may do once the guest has booted. Needs `-blockdev`.
     pub throttled_reads: Option<u64>,
+    /// What the overlay stands on.
+    pub below: Below,
+    /// The overlay's own format; raw stands on nothing.
+    pub top: Format,
+    /// What the guest sees it as.
+    pub device: Device,
+    /// Whether discarded ranges are given back to the host: `discard: unmap`.
+    pub discard: bool,
+    /// What becomes of zeroes that are written.
+    pub detect_zeroes: DetectZeroes,
+    /// A filter on the source between device and overlay. Needs `-blockdev`.
+    pub filter_above: Option<Filter>,
+    /// A filter on the source between overlay and its file. Needs `-blockdev`.
+    pub filter_below: Option<Filter>,
+    /// Persistent dirty bitmaps in the source's overlay, older than the data in it.
+    pub bitmaps: Vec<String>,
 }
 
 impl Default for DiskSpec {
@@ -39,116 +148,256 @@ impl Default for DiskSpec {
             overlay_data: 16 * MIB,
             cluster: GRAIN,
             throttled_reads: None,
+            below: Below::File,
+            top: Format::Qcow2,
+            device: Device::Virtio,
+            discard: false,
+            detect_zeroes: DetectZeroes::Off,
+            filter_above: None,
+            filter_below: None,
+            bitmaps: Vec::new(),
         }
     }
 }
 
 /// The files of one disk on one side.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskFiles {
-    /// The raw backing file, this side's own copy.
-    pub backing: PathBuf,
-    /// The qcow2 overlay that QEMU has open.
+    /// The images below, the bottom first; this side's own copies.
+    pub layers: Vec<PathBuf>,
+    /// The image on top, which QEMU writes to.
     pub overlay: PathBuf,
+    /// Its format.
+    pub format: Format,
 }
 
-/// A piece of known content: where, and the byte it consists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Piece {
-    pub(crate) start: u64,
-    pub(crate) length: u64,
-    pub(crate) byte: u8,
+impl DiskFiles {
+    /// The image directly below the top, if there is one.
+    pub fn backing(&self) -> Option<&PathBuf> {
+        self.layers.last()
+    }
 }
 
 impl DiskSpec {
-    pub(crate) fn check(&self) -> Result<()> {
-        let whole =
-            [self.size, self.backing, self.backing_data, self.overlay_data].iter().all(|bytes| bytes % GRAIN == 0);
-        if !whole || self.size == 0 || self.backing_data > self.backing || self.overlay_data > self.size {
-            return Err(Error::new(format!("sizes must be multiples of 64 KiB and data must fit: {self:?}")));
+    /// 16 MiB with a little data: made in a moment.
+    pub fn small() -> Self {
+        Self { size: 16 * MIB, backing: 16 * MIB, backing_data: MIB, overlay_data: MIB, ..Self::default() }
+    }
+
+    /// An overlay on these images, the bottom first.
+    pub fn chain(layers: impl Into<Vec<Layer>>) -> Self {
+        Self { below: Below::Layers(layers.into()), ..Self::small() }
+    }
+
+    /// An image that stands alone, as large as that.
+    pub fn alone(top: Format, size: u64) -> Self {
+        Self { size, top, below: Below::Nothing, ..Self::small() }
+    }
+
+    /// An overlay on what is below another disk.
+    pub fn beside(disk: usize) -> Self {
+        Self { below: Below::Same(disk), ..Self::small() }
+    }
+
+    /// A CD-ROM.
+    pub fn cdrom(size: u64) -> Self {
+        Self { device: Device::Cdrom, ..Self::alone(Format::Raw, size) }
+    }
+
+    /// A flash of that size, a multiple of 4 KiB, with 64 KiB of data in it.
+    pub fn pflash(size: u64) -> Self {
+        Self { device: Device::Pflash, overlay_data: GRAIN, ..Self::alone(Format::Raw, size) }
+    }
+
+    /// Whether it changes while the guest runs, so that a move has to bring its content over.
+    pub fn is_written(&self) -> bool {
+        matches!(self.device, Device::Virtio | Device::Pflash)
+    }
+
+    fn check(&self) -> Result<()> {
+        let whole = [self.backing, self.backing_data, self.overlay_data].iter().all(|bytes| bytes % GRAIN == 0);
+        if !whole || self.size == 0 || self.size % 512 != 0 {
+            return Err(Error::new(format!("sizes must be multiples of 64 KiB, the disk's of 512: {self:?}")));
+        }
+        if self.backing_data > self.backing || self.overlay_data > self.size {
+            return Err(Error::new(format!("data must fit: {self:?}")));
+        }
+        if self.top == Format::Raw && (self.below != Below::Nothing || !self.bitmaps.is_empty()) {
+            return Err(Error::new(format!("a raw image stands on nothing and has no bitmaps: {self:?}")));
+        }
+        if matches!(self.device, Device::Cdrom | Device::Pflash) && self.top != Format::Raw {
+            return Err(Error::new(format!("a CD-ROM or a flash is raw: {self:?}")));
+        }
+        if self.detect_zeroes == DetectZeroes::Unmap && !self.discard {
+            return Err(Error::new(format!("detect-zeroes=unmap needs discard: {self:?}")));
+        }
+        if let Below::Layers(layers) = &self.below {
+            let fits = |layer: &Layer| layer.size % GRAIN == 0 && layer.data % GRAIN == 0 && layer.data <= layer.size;
+            if !layers.iter().all(fits) || layers.iter().skip(1).any(|layer| layer.format == Format::Raw) {
+                return Err(Error::new(format!("layers in multiples of 64 KiB, raw at the bottom alone: {layers:?}")));
+            }
         }
         Ok(())
     }
 
-    /// The content of the backing file of disk `number`; the rest is zero.
-    pub(crate) fn backing_pieces(&self, number: usize) -> Vec<Piece> {
-        spread(self.backing, self.backing_data, number as u64 * 2 + 1)
-    }
-
-    /// What the source's overlay has on top of it from the start.
-    pub(crate) fn overlay_pieces(&self, number: usize) -> Vec<Piece> {
-        spread(self.size, self.overlay_data, number as u64 * 2)
-    }
-
-    /// Makes the files of disk `number` in a side's folder; the overlay is empty.
-    pub(crate) fn create(&self, build: &Build, folder: &Path, number: usize) -> Result<DiskFiles> {
-        let files = DiskFiles {
-            backing: folder.join(format!("backing{number}.raw")),
-            overlay: folder.join(format!("disk{number}.qcow2")),
-        };
-        let file = File::create(&files.backing).context(|| format!("creating {}", files.backing.display()))?;
-        file.set_len(self.backing).context(|| "sizing the backing file")?;
-        for piece in self.backing_pieces(number) {
-            let content = vec![piece.byte; usize::try_from(piece.length).context(|| "a piece of content")?];
-            file.write_all_at(&content, piece.start).context(|| "filling the backing file")?;
-        }
-        self.create_overlay(build, &files)?;
-        Ok(files)
-    }
-
-    /// Makes the overlay, or makes it empty again.
-    pub(crate) fn create_overlay(&self, build: &Build, files: &DiskFiles) -> Result<()> {
-        let (cluster, size) = (format!("cluster_size={}", self.cluster), self.size.to_string());
-        let (backing, overlay) = (files.backing.as_os_str(), files.overlay.as_os_str());
-        let options = ["create", "-q", "-f", "qcow2", "-F", "raw", "-o", &cluster, "-b"].map(AsRef::as_ref);
-        build.img(options.into_iter().chain([backing, overlay, size.as_ref()])).map(drop)
-    }
-
-    /// Puts the source's content into its overlay.
-    pub(crate) fn fill_overlay(&self, build: &Build, files: &DiskFiles, number: usize) -> Result<()> {
-        let pieces = self.overlay_pieces(number);
-        if pieces.is_empty() {
-            return Ok(());
-        }
-        let write = |piece: &Piece| format!("write -q -P {} {} {}", piece.byte, piece.start, piece.length);
-        let commands: Vec<_> = pieces.iter().map(write).collect();
-        build.io(&files.overlay, commands.iter().map(String::as_str)).map(drop)
+    /// What the source's top image has in it from the start.
+    fn own_pieces(&self, number: usize) -> Vec<Piece> {
+        spread(self.size, self.overlay_data, number as u64 * 2, 0)
     }
 }
 
-/// Spreads `data` bytes over `size` in equal pieces at equal distances, the first at 0.
-fn spread(size: u64, data: u64, salt: u64) -> Vec<Piece> {
-    if data == 0 {
-        return Vec::new();
+impl Layer {
+    /// What layer `index` of disk `number` has of its own.
+    fn pieces(&self, number: usize, index: usize) -> Vec<Piece> {
+        let (number, index) = (number as u64, index as u64);
+        // Half a piece aside, so that a layer covers parts of what is below and no more than parts.
+        spread(self.size, self.data, number * 2 + 1 + index * 17, index * GRAIN / 2)
     }
-    let length = data.div_ceil(PIECES).next_multiple_of(GRAIN);
-    let count = data.div_ceil(length);
-    let distance = (size / count / GRAIN * GRAIN).max(GRAIN);
-    let piece = |index: u64| {
-        let start = index * distance;
-        let byte = (start / GRAIN).wrapping_mul(31).wrapping_add(salt * 53) % 255 + 1;
-        Piece { start, length: length.min(size - start), byte: byte as u8 } // 1 to 255
-    };
-    (0..count).map(piece).collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_is_spread_without_overlap_and_inside() {
-        for (size, data) in
-            [(128 * MIB, 32 * MIB), (64 << 30, 8 * MIB), (MIB, MIB), (2048 * MIB, 1536 * MIB), (GRAIN, GRAIN)]
-        {
-            let pieces = spread(size, data, 1);
-            assert!(!pieces.is_empty() && pieces.len() as u64 <= PIECES);
-            for pair in pieces.windows(2) {
-                assert!(pair[0].start + pair[0].length <= pair[1].start, "{size} {data}: {pair:?}");
+/// Whether all disks of a spec are possible, by themselves and together.
+pub(crate) fn check_disk_specs(specs: &[DiskSpec]) -> Result<()> {
+    for (number, spec) in specs.iter().enumerate() {
+        spec.check()?;
+        if let Below::Same(other) = spec.below {
+            if other >= number || matches!(specs.get(other), None | Some(DiskSpec { below: Below::Same(_), .. })) {
+                return Err(Error::new(format!("disk {number} cannot stand on what is below disk {other}")));
             }
-            assert!(pieces.iter().all(|piece| piece.start + piece.length <= size && piece.byte > 0));
-            let total: u64 = pieces.iter().map(|piece| piece.length).sum();
-            assert!(total >= data * 9 / 10 && total <= data * 11 / 10, "{size} {data}: {total}");
         }
     }
+    let is_virtio = |spec: &&DiskSpec| spec.device == Device::Virtio;
+    if specs.iter().skip_while(is_virtio).any(|spec| is_virtio(&spec)) {
+        return Err(Error::new("disks that the guest writes come first"));
+    }
+    let count = |device| specs.iter().filter(|spec| spec.device == device).count();
+    if count(Device::Pflash) > 1 || count(Device::Cdrom) > 2 {
+        return Err(Error::new("at most one flash and two CD-ROMs"));
+    }
+    Ok(())
+}
+
+/// The disk whose files are below disk `number`, and what they are like.
+fn layers(specs: &[DiskSpec], number: usize) -> (usize, Vec<Layer>) {
+    match specs.get(number).map(|spec| (spec, &spec.below)) {
+        Some((spec, Below::File)) => (number, vec![Layer::raw(spec.backing, spec.backing_data)]),
+        Some((_, Below::Layers(layers))) => (number, layers.clone()),
+        Some((_, Below::Same(other))) if *other < number => layers(specs, *other),
+        _ => (number, Vec::new()),
+    }
+}
+
+/// What is in the lowest `count` images below disk `number`.
+pub(crate) fn content_below(specs: &[DiskSpec], number: usize, count: usize) -> Content {
+    let mut content = Content::default();
+    let (owner, layers) = layers(specs, number);
+    for (index, layer) in layers.iter().enumerate().take(count) {
+        content.push(layer.size, layer.pieces(owner, index));
+    }
+    content
+}
+
+/// What disk `number` holds when the source starts.
+pub(crate) fn content(specs: &[DiskSpec], number: usize) -> Content {
+    let mut content = content_below(specs, number, usize::MAX);
+    if let Some(spec) = specs.get(number) {
+        content.push(spec.size, spec.own_pieces(number));
+    }
+    content
+}
+
+/// Makes all files of a side: the layers in `home`, the images on top of them in `tops`.
+pub(crate) fn create(
+    build: &Build,
+    specs: &[DiskSpec],
+    side: Side,
+    home: &Path,
+    tops: &Path,
+) -> Result<Vec<DiskFiles>> {
+    let mut all: Vec<DiskFiles> = Vec::new();
+    for (number, spec) in specs.iter().enumerate() {
+        let (owner, below) = layers(specs, number);
+        let layers = match all.get(owner) {
+            Some(other) => other.layers.clone(),
+            None => create_layers(build, spec, &below, home, number)?,
+        };
+        let overlay = tops.join(format!("disk{number}.{}", spec.top.name()));
+        let files = DiskFiles { layers, overlay, format: spec.top };
+        create_top(build, specs, number, &files, spec.size)?;
+        if side == Side::Source {
+            spec.bitmaps.iter().try_for_each(|name| add_bitmap(build, &files, name))?;
+        }
+        if side == Side::Source || !spec.is_written() {
+            write_pieces(build, &files.overlay, spec.top, &spec.own_pieces(number))?;
+        }
+        all.push(files);
+    }
+    Ok(all)
+}
+
+fn create_layers(build: &Build, spec: &DiskSpec, below: &[Layer], home: &Path, number: usize) -> Result<Vec<PathBuf>> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    let mut format = Format::Raw;
+    for (index, layer) in below.iter().enumerate() {
+        let name = match spec.below {
+            Below::File => format!("backing{number}.raw"),
+            _ => format!("disk{number}-layer{index}.{}", layer.format.name()),
+        };
+        let path = home.join(name);
+        let backing = paths.last().map(|path| (path.as_path(), format));
+        create_image(build, &path, layer.format, layer.size, layer.cluster, backing)?;
+        write_pieces(build, &path, layer.format, &layer.pieces(number, index))?;
+        format = layer.format;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// Makes the image on top, of that size, or makes it empty again.
+pub(crate) fn create_top(build: &Build, specs: &[DiskSpec], number: usize, files: &DiskFiles, size: u64) -> Result<()> {
+    let cluster = specs.get(number).map_or(GRAIN, |spec| spec.cluster);
+    let format = layers(specs, number).1.last().map(|layer| layer.format);
+    let backing = files.backing().map(PathBuf::as_path).zip(format);
+    create_image(build, &files.overlay, files.format, size, cluster, backing)
+}
+
+fn create_image(
+    build: &Build,
+    path: &Path,
+    format: Format,
+    size: u64,
+    cluster: u64,
+    backing: Option<(&Path, Format)>,
+) -> Result<()> {
+    // It may be a link to a file of the source's.
+    if path.symlink_metadata().is_ok() {
+        fs::remove_file(path).context(|| format!("removing {}", path.display()))?;
+    }
+    if format == Format::Raw {
+        let file = File::create(path).context(|| format!("creating {}", path.display()))?;
+        return file.set_len(size).context(|| format!("sizing {}", path.display()));
+    }
+    let (cluster, size) = (format!("cluster_size={cluster}"), size.to_string());
+    let mut words = ["create", "-q", "-f", "qcow2", "-o", &cluster].map(AsRef::as_ref).to_vec();
+    if let Some((backing, format)) = backing {
+        words.extend(["-F".as_ref(), format.name().as_ref(), "-b".as_ref(), backing.as_os_str()]);
+    }
+    words.extend([path.as_os_str(), size.as_ref()]);
+    build.img(words).map(drop)
+}
+
+fn write_pieces(build: &Build, path: &Path, format: Format, pieces: &[Piece]) -> Result<()> {
+    if pieces.is_empty() {
+        return Ok(());
+    }
+    if format == Format::Raw {
+        let file = File::options().write(true).open(path).context(|| format!("opening {}", path.display()))?;
+        for piece in pieces {
+            let content = vec![piece.byte; usize::try_from(piece.length).context(|| "a piece of content")?];
+            file.write_all_at(&content, piece.start).context(|| format!("filling {}", path.display()))?;
+        }
+        return Ok(());
+    }
+    let write = |piece: &Piece| format!("write -q -P {} {} {}", piece.byte, piece.start, piece.length);
+    let commands: Vec<_> = pieces.iter().map(write).collect();
+    build.io(path, commands.iter().map(String::as_str)).map(drop)
 }

@@ -1,10 +1,13 @@
-//! What an image file is like, by `qemu-img`.
+//! What image files are like, by `qemu-img`.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::error::{Context, Result};
+use crate::disk::DiskFiles;
+use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 
 /// What a test may want to know of an image.
@@ -43,4 +46,61 @@ pub fn image_facts(build: &Build, path: &Path) -> Result<ImageFacts> {
         cluster: number("cluster-size"),
         backing: info["backing-filename"].as_str().map(PathBuf::from),
     })
+}
+
+/// One image of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainLink {
+    /// The image's file.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: String,
+    /// The format that it says its backing file has.
+    pub backing_format: Option<String>,
+    /// Its virtual size in bytes.
+    pub virtual_size: u64,
+    /// Its cluster size, where it has clusters.
+    pub cluster: Option<u64>,
+    /// Bytes of the host's disk that the file takes: how sparse it is.
+    pub taken: u64,
+}
+
+/// An image and all below it, the top first. They may be in use.
+///
+/// # Errors
+/// One of them cannot be read.
+pub fn chain(build: &Build, top: &DiskFiles) -> Result<Vec<ChainLink>> {
+    let words = ["info", "-U", "--backing-chain", "--output=json", "-f", top.format.name()].map(AsRef::as_ref);
+    let printed = build.img(words.into_iter().chain([top.overlay.as_os_str()]))?;
+    let list: Vec<Value> = serde_json::from_str(&printed).context(|| "what qemu-img info printed")?;
+    let text = |info: &Value, key: &str| info[key].as_str().map(str::to_owned);
+    let link = |info: &Value| {
+        let file = PathBuf::from(text(info, "filename").unwrap_or_default());
+        let metadata = fs::metadata(&file).context(|| format!("looking at {}", file.display()))?;
+        Ok(ChainLink {
+            file,
+            format: text(info, "format").unwrap_or_default(),
+            backing_format: text(info, "backing-filename-format"),
+            virtual_size: info["virtual-size"].as_u64().unwrap_or_default(),
+            cluster: info["cluster-size"].as_u64(),
+            taken: metadata.blocks() * 512,
+        })
+    };
+    list.iter().map(link).collect()
+}
+
+/// Whether a guest would see the same on both: the same size, and the same bytes through the whole chain. They may be in
+/// use, but nobody should write to them.
+///
+/// # Errors
+/// They differ, or one cannot be read; the error has what `qemu-img` said.
+pub fn guest_visible_equal(build: &Build, a: &DiskFiles, b: &DiskFiles) -> Result<()> {
+    let size = |files| chain(build, files).map(|chain| chain.first().map(|link| link.virtual_size));
+    let (a_size, b_size) = (size(a)?, size(b)?);
+    if a_size != b_size {
+        return Err(Error::new(format!("virtual sizes differ: {a_size:?} and {b_size:?}")));
+    }
+    // Not with -s, which wants the same allocation too.
+    let words = ["compare", "-U", "-f", a.format.name(), "-F", b.format.name()].map(AsRef::as_ref);
+    build.img(words.into_iter().chain([a.overlay.as_os_str(), b.overlay.as_os_str()])).map(drop)
 }

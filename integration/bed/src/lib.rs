@@ -16,15 +16,34 @@
 //! # }
 //! ```
 //!
+//! What stands on which disk, and what is wrong with the destination, is said in the [`Spec`]; without a guest a pair is
+//! there in less than a second:
+//!
+//! ```no_run
+//! use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Spec};
+//!
+//! # fn main() -> qferry_bed::Result<()> {
+//! let disk = DiskSpec::chain([Layer::raw(16 << 20, 4 << 20), Layer::qcow2(8 << 20, 1 << 20)]);
+//! let wrong = Deviation::FlipByte { disk: 0, layer: 1, offset: 4096 };
+//! let pair = Pair::start(&Spec { disks: vec![disk], destination: vec![wrong], ..Spec::quick() })?;
+//! assert!(pair.guest_visible_equal(0).is_err());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The guest says on a debug port what it does ([`qferry_guest::line`]); a thread per QEMU reads it and notes the host's
 //! time. What the guest was told is thus known outside of it, and the images can be judged by it after everything has
 //! been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never a skipped test.
 //!
 //! Everything here is blocking and shares no code with the engine.
 
+mod bare;
+mod bitmap;
 mod check;
 mod command_line;
+mod content;
 mod cpio;
+mod deviation;
 mod disk;
 mod error;
 mod guest;
@@ -34,19 +53,24 @@ mod machine;
 mod pair;
 mod qemu_build;
 mod qmp;
+mod quick;
 mod record;
 mod spec;
 pub mod straight_line;
 
+pub use bare::Bare;
+pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
 pub use check::DiskCheck;
-pub use disk::{DiskFiles, DiskSpec};
+pub use deviation::{Deviation, Sharing};
+pub use disk::{Below, DetectZeroes, Device, DiskFiles, DiskSpec, Filter, Format, Layer};
 pub use error::{Error, Result};
-pub use image::{ImageFacts, image_facts};
+pub use image::{ChainLink, ImageFacts, chain, guest_visible_equal, image_facts};
 pub use machine::Machine;
 pub use pair::{Gap, Pair};
 pub use qemu_build::{Build, target_dir};
 pub use qferry_guest::Workload;
 pub use qmp::{Answer, Event, Qmp, Refusal};
+pub use quick::{Given, Half};
 pub use record::{Beat, Side, Slot, Verified};
 pub use spec::{Guest, Spec, Style};
 

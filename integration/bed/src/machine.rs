@@ -1,6 +1,7 @@
 //! One QEMU of a pair: its command line, its process, its monitors.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,15 +13,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::command_line::arguments;
 use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
-use crate::guest::Guest;
 use crate::leftovers::Snapshot;
 use crate::qemu_build::Build;
 use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
-use crate::spec::Spec;
 
 /// How long a QEMU may take to open its monitors.
 const STARTS: Duration = Duration::from_secs(20);
@@ -35,6 +33,7 @@ const DRAIN: Duration = Duration::from_millis(50);
 pub struct Machine {
     side: Side,
     folder: PathBuf,
+    devices: Vec<String>,
     disks: Vec<DiskFiles>,
     child: Mutex<Child>,
     pid: Pid,
@@ -71,18 +70,27 @@ fn keep_reading(watch: Weak<Mutex<Watch>>) {
     });
 }
 
+/// What a QEMU is started with.
+pub(crate) struct Launch<'a> {
+    pub(crate) side: Side,
+    pub(crate) build: &'a Build,
+    /// Where its sockets are, and its stderr.
+    pub(crate) folder: &'a Path,
+    /// All of them; they open `watch` as the last socket.
+    pub(crate) arguments: Vec<String>,
+    /// How `query-block` names the device of each disk.
+    pub(crate) devices: Vec<String>,
+    pub(crate) disks: Vec<DiskFiles>,
+    /// Whether it gets a process group of its own.
+    pub(crate) apart: bool,
+    /// What notes the guest's words, if there is a guest.
+    pub(crate) record: Option<&'a Arc<Record>>,
+}
+
 impl Machine {
     /// Starts a QEMU in its folder and waits for its monitors.
-    pub(crate) fn start(
-        side: Side,
-        spec: &Spec,
-        build: &Build,
-        machine: &str,
-        folder: &Path,
-        disks: &[DiskFiles],
-        record: &Arc<Record>,
-    ) -> Result<Self> {
-        let guest = Guest::prepare()?;
+    pub(crate) fn start(launch: Launch<'_>) -> Result<Self> {
+        let Launch { side, build, folder, arguments, devices, disks, apart, record } = launch;
         for name in ["qmp", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
@@ -96,11 +104,11 @@ impl Machine {
         let port = UnixListener::bind(folder.join("port")).context(|| "listening for the debug port")?;
         let stderr = File::create(folder.join("stderr")).context(|| "creating the file for QEMU's stderr")?;
         let mut command = Command::new(build.program("qemu-system-x86_64"));
-        if spec.apart {
+        if apart {
             command.process_group(0);
         }
         let mut child = command
-            .args(arguments(side, spec, machine, folder, disks, &guest))
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
@@ -124,11 +132,12 @@ impl Machine {
         Ok(Self {
             side,
             folder: folder.to_path_buf(),
-            disks: disks.to_vec(),
+            devices,
+            disks,
             child: Mutex::new(child),
             pid,
             watch,
-            reader: Mutex::new(Some(reader)),
+            reader: Mutex::new(reader),
             snapshot,
         })
     }
@@ -331,7 +340,8 @@ impl Machine {
     /// # Errors
     /// There is no such disk.
     pub fn node(&self, disk: usize) -> Result<String> {
-        node(disk, &self.qmp("query-block", &json!({}))?)
+        let device = self.devices.get(disk).ok_or_else(|| Error::new(format!("there is no disk {disk}")))?;
+        node(device, &self.qmp("query-block", &json!({}))?)
     }
 
     /// What is in this QEMU now that was not there when it started: block jobs, jobs, exports, dirty bitmaps, nodes,
@@ -362,12 +372,14 @@ impl Drop for Machine {
     }
 }
 
-/// Finds a disk's node in the answer to `query-block`.
-pub(crate) fn node(disk: usize, blocks: &Value) -> Result<String> {
-    let device = format!("/machine/peripheral/disk{disk}/virtio-backend");
-    let found = blocks.as_array().into_iter().flatten().find(|block| block["qdev"] == device.as_str());
+/// Finds the node under a device, by id or path, in the answer to `query-block`.
+fn node(device: &str, blocks: &Value) -> Result<String> {
+    let path = format!("/machine/peripheral/{device}");
+    let names = [device, &path, &format!("{path}/virtio-backend")];
+    let is_it = |block: &&Value| block["qdev"].as_str().is_some_and(|name| names.contains(&name));
+    let found = blocks.as_array().into_iter().flatten().find(is_it);
     let name = found.and_then(|block| block["inserted"]["node-name"].as_str());
-    name.map(str::to_owned).ok_or_else(|| Error::new(format!("no node for disk {disk}")))
+    name.map(str::to_owned).ok_or_else(|| Error::new(format!("no node under {device}")))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -380,8 +392,8 @@ fn settle(
     folder: &Path,
     port: &UnixListener,
     side: Side,
-    record: &Arc<Record>,
-) -> Result<(Qmp, JoinHandle<()>, Snapshot)> {
+    record: Option<&Arc<Record>>,
+) -> Result<(Qmp, Option<JoinHandle<()>>, Snapshot)> {
     let deadline = Instant::now() + STARTS;
     let path = folder.join("watch");
     // QEMU opens its character devices in the order of its command line; the watch monitor is the last of them.
@@ -395,11 +407,21 @@ fn settle(
         thread::sleep(LOOK_AGAIN);
     }
     let mut qmp = Qmp::connect(&path)?;
-    let (stream, _) = port.accept().context(|| "accepting the debug port")?;
+    let reader = record.map(|record| listen(port, side, record)).transpose()?;
+    let snapshot = Snapshot::take(&mut qmp, child.id(), folder)?;
+    Ok((qmp, reader.flatten(), snapshot))
+}
+
+/// Reads the debug port, if QEMU has one: by now it has connected or never will.
+fn listen(port: &UnixListener, side: Side, record: &Arc<Record>) -> Result<Option<JoinHandle<()>>> {
+    port.set_nonblocking(true).context(|| "looking at the debug port")?;
+    let stream = match port.accept() {
+        Ok((stream, _)) => stream,
+        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+        Err(error) => return Err(error).context(|| "accepting the debug port"),
+    };
     let log = record.begin(side);
     let record = Arc::clone(record);
     let reader = thread::Builder::new().name(format!("{side} port")).spawn(move || record.read_to_end(stream, log));
-    let reader = reader.context(|| "starting a reader")?;
-    let snapshot = Snapshot::take(&mut qmp, child.id(), folder)?;
-    Ok((qmp, reader, snapshot))
+    reader.map(Some).context(|| "starting a reader")
 }

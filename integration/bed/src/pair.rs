@@ -1,29 +1,25 @@
 //! A pair of QEMUs with a guest on the first, and the judgement of what became of it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qferry_guest::Workload;
-use serde_json::json;
 use tempfile::TempDir;
 
 use crate::check::{DiskCheck, check};
-use crate::disk::DiskFiles;
-use crate::error::{Context, Error, Result};
+use crate::deviation::{Deviation, Mounted};
+use crate::disk::{Device, DiskFiles, check_disk_specs};
+use crate::error::{Error, Result};
+use crate::image::{ChainLink, chain, guest_visible_equal};
 use crate::machine::Machine;
 use crate::qemu_build::Build;
+use crate::quick::{Given, Half, only_ours, start_destination, throttle_reads};
 use crate::record::{Beat, Record, Side, Slot, Verified};
-use crate::spec::{Guest, Spec, Style};
+use crate::spec::{Spec, Style};
 
-/// How long a guest may take to boot on a busy machine.
-const BOOTS: Duration = Duration::from_secs(90);
-/// Beats that show a guest to be up.
-const UP: u64 = 3;
-
-/// Two QEMUs that share no file: on the source a booted guest, the destination waiting with `-incoming defer -S`.
+/// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming defer -S`.
 /// Dropping it kills both and removes their files.
 pub struct Pair {
     /// Where the guest begins.
@@ -35,6 +31,8 @@ pub struct Pair {
     spec: Spec,
     builds: [Build; 2],
     record: Arc<Record>,
+    given: Option<Given>,
+    mounted: Option<Mounted>, // before the folder it is mounted in
     folder: TempDir,
 }
 
@@ -55,53 +53,17 @@ impl Pair {
     /// # Errors
     /// A part of the bed is missing, the spec contradicts itself, or a QEMU or the guest does not start.
     pub fn start(spec: &Spec) -> Result<Self> {
-        let mut spec = spec.clone();
-        spec.workload.disks = spec.disks.len() as u64;
-        check_spec(&spec)?;
-        let builds =
-            [Build::locate(&spec.version)?, Build::locate(spec.destination_version.as_ref().unwrap_or(&spec.version))?];
-        let folder = tempfile::Builder::new().prefix("qferry-").tempdir().context(|| "creating the pair's folder")?;
-        let mut disks = Vec::new();
-        for (side, build) in [("source", &builds[0]), ("destination", &builds[1])] {
-            let home = folder.path().join(side);
-            fs::create_dir(&home).context(|| format!("creating {}", home.display()))?;
-            let create = |(number, disk): (usize, &crate::DiskSpec)| disk.create(build, &home, number);
-            disks.push(spec.disks.iter().enumerate().map(create).collect::<Result<Vec<DiskFiles>>>()?);
-        }
-        fs::create_dir(folder.path().join("run")).context(|| "creating the run folder")?;
-        for (number, (disk, files)) in spec.disks.iter().zip(&disks[0]).enumerate() {
-            disk.fill_overlay(&builds[0], files, number)?;
-        }
-
-        let record = Arc::new(Record::default());
-        let started = Instant::now();
-        let start = |side, at: usize, name| {
-            let home = folder.path().join(name);
-            Machine::start(side, &spec, &builds[at], &builds[0].machine(), &home, &disks[at], &record)
-        };
-        let source = start(Side::Source, 0, "source")?;
-        let destination = start(Side::Destination, 1, "destination")?;
-        record.wait_for_beats(Side::Source, UP, BOOTS).context(|| format!("after {}", source.stderr()))?;
-        let boot = record.beats().get(UP as usize - 1).map_or(Duration::ZERO, |beat| beat.at - started);
-        if spec.workload.write > 0 && !spec.disks.is_empty() {
-            record.wait_for_writes(Side::Source, 1, BOOTS)?;
-        }
-        let pair = Self { source, destination, boot, spec, builds, record, folder };
-        pair.settle()?;
-        Ok(pair)
+        Self::join(Half::begin(spec)?, None)
     }
 
-    /// What is asked for once the guest has booted.
-    fn settle(&self) -> Result<()> {
-        for (number, disk) in self.spec.disks.iter().enumerate() {
-            if let Some(reads) = disk.throttled_reads {
-                self.throttle_reads(number, reads)?;
-            }
-        }
-        if self.spec.guest == Guest::Paused {
-            self.source.qmp("stop", &json!({}))?;
-        }
-        Ok(())
+    /// Starts the destination of a source, and waits for the guest.
+    pub(crate) fn join(half: Half, given: Option<Given>) -> Result<Self> {
+        let root = half.folder.path();
+        let (destination, mounted) =
+            start_destination(&half.spec, &half.builds, root, &half.record, &half.source, given.as_ref(), None)?;
+        let boot = half.wait_for_guest()?;
+        let Half { source, spec, builds, record, folder, .. } = half;
+        Ok(Self { source, destination, boot, spec, builds, record, given, mounted, folder })
     }
 
     /// Sets how many reads a second a disk's overlay file on the source may do; 0 is no limit. The disk's spec must have
@@ -110,9 +72,7 @@ impl Pair {
     /// # Errors
     /// It has none.
     pub fn throttle_reads(&self, disk: usize, reads: u64) -> Result<()> {
-        let path = format!("/objects/reads{disk}");
-        let limits = json!({"path": path, "property": "limits", "value": {"iops-read": reads}});
-        self.source.qmp("qom-set", &limits).map(drop)
+        throttle_reads(&self.source, disk, reads)
     }
 
     /// What it was started with.
@@ -138,23 +98,54 @@ impl Pair {
         self.folder.path().join("run")
     }
 
-    /// Replaces the destination by a fresh process, with an emptied overlay if asked.
+    /// Replaces the destination by a fresh process, with all its files made anew (and its deviations with them) if asked.
     ///
     /// # Errors
     /// It does not start.
-    pub fn restart_destination(&mut self, fresh_overlays: bool) -> Result<()> {
+    pub fn restart_destination(&mut self, fresh: bool) -> Result<()> {
         self.destination.kill()?;
-        let disks = self.destination.disks().to_vec();
-        if fresh_overlays {
-            for (disk, files) in self.spec.disks.iter().zip(&disks) {
-                disk.create_overlay(&self.builds[1], files)?;
-            }
+        let mut old = Some(self.destination.disks().to_vec());
+        if fresh {
+            only_ours(self.given.as_ref())?;
+            old = None;
+            self.mounted = None;
         }
-        let home = self.destination.folder().to_path_buf();
-        let machine = self.builds[0].machine();
-        self.destination =
-            Machine::start(Side::Destination, &self.spec, &self.builds[1], &machine, &home, &disks, &self.record)?;
+        let (root, given) = (self.folder.path(), self.given.as_ref());
+        let (machine, mounted) =
+            start_destination(&self.spec, &self.builds, root, &self.record, &self.source, given, old)?;
+        self.destination = machine;
+        self.mounted = mounted.or(self.mounted.take());
         Ok(())
+    }
+
+    /// Replaces the destination by a fresh one with these deviations in place of the spec's.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn deviate(&mut self, deviations: impl Into<Vec<Deviation>>) -> Result<()> {
+        self.spec.destination = deviations.into();
+        self.restart_destination(true)
+    }
+
+    /// Whether a guest would see the same on a disk of both sides; nobody should be writing to it.
+    ///
+    /// # Errors
+    /// It would not; the error says what differs.
+    pub fn guest_visible_equal(&self, disk: usize) -> Result<()> {
+        let files = |machine: &Machine| {
+            let found = machine.disks().get(disk).cloned();
+            found.ok_or_else(|| Error::new(format!("there is no disk {disk}")))
+        };
+        guest_visible_equal(self.build(Side::Destination), &files(&self.source)?, &files(&self.destination)?)
+    }
+
+    /// The images of a disk on a side, the top first.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn chain(&self, side: Side, disk: usize) -> Result<Vec<ChainLink>> {
+        let files = self.machine(side).disks().get(disk);
+        chain(self.build(side), files.ok_or_else(|| Error::new(format!("there is no disk {disk}")))?)
     }
 
     /// Waits for so many more beats on a side.
@@ -187,7 +178,7 @@ impl Pair {
             wanted.pages += workload.pages() + workload.pages().div_ceil(16).clamp(16, 1024);
         }
         if workload.write > 0 && workload.read > 0 {
-            for disk in 0..self.spec.disks.len() {
+            for disk in 0..workload.disks as usize {
                 *wanted.slots.entry(disk).or_default() += u64::from(workload.slots) + 8;
             }
         }
@@ -273,29 +264,30 @@ impl Pair {
         let said = self.record.slots()?;
         let nothing = BTreeMap::new();
         let scratch = self.folder.path().join("scratch.raw");
-        let look = |(number, (disk, files)): (usize, (&crate::DiskSpec, &DiskFiles))| {
+        let look = |(number, files): (usize, &DiskFiles)| {
             let said = said.get(&number).unwrap_or(&nothing);
-            check(self.build(side), &files.overlay, &scratch, number, disk, &self.spec.workload, said)
+            check(self.build(side), files, &scratch, number, &self.spec.disks, &self.spec.workload, said)
         };
-        self.spec.disks.iter().zip(machine.disks()).enumerate().map(look).collect()
+        machine.disks().iter().enumerate().map(look).collect()
     }
 }
 
 /// Whether the parts of a spec fit together.
-fn check_spec(spec: &Spec) -> Result<()> {
+pub(crate) fn check_spec(spec: &Spec) -> Result<()> {
     let workload: &Workload = &spec.workload;
     workload.check().map_err(Error::new)?;
+    check_disk_specs(&spec.disks)?;
     for (number, disk) in spec.disks.iter().enumerate() {
-        disk.check()?;
-        if workload.write > 0 && workload.end() > disk.size {
+        if workload.write > 0 && disk.device == Device::Virtio && workload.end() > disk.size {
             return Err(Error::new(format!(
                 "disk {number} ends at {}, the last slot at {}",
                 disk.size,
                 workload.end()
             )));
         }
-        if disk.throttled_reads.is_some() && spec.style == Style::Drive {
-            return Err(Error::new("throttled reads need -blockdev"));
+        let filters = [disk.filter_above, disk.filter_below];
+        if (disk.throttled_reads.is_some() || filters != [None; 2]) && spec.style == Style::Drive {
+            return Err(Error::new("throttled reads and filters need -blockdev"));
         }
     }
     Ok(())

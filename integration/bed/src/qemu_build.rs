@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::disk::Format;
 use crate::error::{Context, Error, Result};
 
 /// The programs of one QEMU version.
@@ -58,6 +59,11 @@ impl Build {
         format!("pc-i440fx-{}.{}", numbers.next().unwrap_or_default(), numbers.next().unwrap_or("0"))
     }
 
+    /// Its SeaBIOS, of the size that fits a flash.
+    pub fn firmware(&self) -> PathBuf {
+        self.programs.with_file_name("share").join("bios-256k.bin")
+    }
+
     /// Runs its `qemu-img` and returns what it printed.
     ///
     /// # Errors
@@ -66,12 +72,30 @@ impl Build {
         self.run("qemu-img", arguments)
     }
 
+    /// Its first number, where options have changed.
+    pub(crate) fn major(&self) -> u32 {
+        self.version.split('.').next().and_then(|number| number.parse().ok()).unwrap_or_default()
+    }
+
     /// Runs its `qemu-io` on a qcow2 image, one command after the other.
     ///
     /// # Errors
     /// It or one of the commands failed; the error has what it said.
     pub fn io<'a>(&self, image: &Path, commands: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        let mut arguments = vec![OsStr::new("-f"), OsStr::new("qcow2")];
+        self.io_on(image, Format::Qcow2, commands)
+    }
+
+    /// The same on an image of whatever format.
+    ///
+    /// # Errors
+    /// It or one of the commands failed; the error has what it said.
+    pub fn io_on<'a>(
+        &self,
+        image: &Path,
+        format: Format,
+        commands: impl IntoIterator<Item = &'a str>,
+    ) -> Result<String> {
+        let mut arguments = vec![OsStr::new("-f"), OsStr::new(format.name())];
         for command in commands {
             arguments.extend([OsStr::new("-c"), OsStr::new(command)]);
         }

@@ -49,6 +49,8 @@ pub struct Slot {
     pub acknowledged: u64,
     /// The generations announced after that, which may be on the disk or not.
     pub announced: Vec<u64>,
+    /// Those of all these that are zeroes, which the guest gave back.
+    pub zeroed: Vec<u64>,
 }
 
 /// How much the guest has verified so far, on all sides together.
@@ -215,11 +217,18 @@ fn writes(lines: &[(Side, Instant, Line)]) -> std::result::Result<BTreeMap<usize
                 open.insert(*disk, (*slot, *generation));
                 disks.entry(*disk).or_default().entry(*slot).or_default().announced.push(*generation);
             }
+            Line::Zero { disk, slot, generation } => {
+                open.insert(*disk, (*slot, *generation));
+                let written = disks.entry(*disk).or_default().entry(*slot).or_default();
+                written.announced.push(*generation);
+                written.zeroed.push(*generation);
+            }
             Line::Acknowledge { disk, generation } => match open.remove(disk) {
                 Some((slot, announced)) if announced == *generation => {
                     let written = disks.entry(*disk).or_default().entry(slot).or_default();
                     written.acknowledged = *generation;
                     written.announced.retain(|announced| announced > generation);
+                    written.zeroed.retain(|zeroed| zeroed >= generation);
                 }
                 other => {
                     return Err(format!("{side}: disk {disk}: write {generation} acknowledged, announced {other:?}"));
@@ -259,7 +268,7 @@ impl State {
                     Line::Slots { disk, total } => {
                         self.verified.slots.insert(*disk, *total);
                     }
-                    Line::Ready { .. } | Line::Announce { .. } | Line::Error(_) => {}
+                    Line::Ready { .. } | Line::Announce { .. } | Line::Zero { .. } | Line::Error(_) => {}
                 }
                 log.lines.push((at, line));
             }
@@ -355,11 +364,11 @@ mod tests {
     fn what_may_be_in_a_slot() {
         let record = Record::default();
         let source = record.begin(Side::Source);
-        said(&record, source, "w0 5 1\na0 1\nw0 6 2\na0 2\nw0 5 3\nw1 0 1\n");
+        said(&record, source, "w0 5 1\na0 1\nw0 6 2\na0 2\nw0 5 3\nz0 6 4\na0 4\nw1 0 1\n");
         let slots = record.slots().expect("writes in order");
-        assert_eq!(slots[&0][&5], Slot { acknowledged: 1, announced: vec![3] });
-        assert_eq!(slots[&0][&6], Slot { acknowledged: 2, announced: vec![] });
-        assert_eq!(slots[&1][&0], Slot { acknowledged: 0, announced: vec![1] });
+        assert_eq!(slots[&0][&5], Slot { acknowledged: 1, announced: vec![3], zeroed: vec![] });
+        assert_eq!(slots[&0][&6], Slot { acknowledged: 4, announced: vec![], zeroed: vec![4] });
+        assert_eq!(slots[&1][&0], Slot { acknowledged: 0, announced: vec![1], zeroed: vec![] });
         said(&record, source, "a1 2\nE disk 0: bad\n?\n");
         assert_eq!(record.errors().len(), 3, "{:?}", record.errors());
     }

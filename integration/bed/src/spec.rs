@@ -2,7 +2,9 @@
 
 use qferry_guest::Workload;
 
-use crate::disk::DiskSpec;
+use crate::deviation::Deviation;
+use crate::disk::{Device, DiskSpec};
+use crate::record::Side;
 
 /// How disks stand on QEMU's command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +39,11 @@ pub struct Spec {
     pub workload: Workload,
     /// Its disks, in order. The same shape on both sides.
     pub disks: Vec<DiskSpec>,
+    /// In what the destination is not as it should be.
+    pub destination: Vec<Deviation>,
+    /// Whether there is no guest but SeaBIOS, which finds nothing to boot: a pair starts in well under a second, and
+    /// nobody beats or writes. See [`Spec::quick`].
+    pub quick: bool,
     /// How they are configured.
     pub style: Style,
     /// Whether it is running when the pair is handed over.
@@ -58,11 +65,30 @@ impl Default for Spec {
             memory: 192,
             workload: Workload::default(),
             disks: vec![DiskSpec::default()],
+            destination: Vec::new(),
+            quick: false,
             style: Style::default(),
             guest: Guest::default(),
             tcp: false,
             apart: false,
             extra: Vec::new(),
         }
+    }
+}
+
+impl Spec {
+    /// A pair without a guest, on one small disk: for what is asked of QEMUs and images before anything moves.
+    pub fn quick() -> Self {
+        let workload = Workload { dirty: 0, verify: 0, write: 0, read: 0, ..Workload::default() };
+        Self { quick: true, memory: 32, workload, disks: vec![DiskSpec::small()], ..Self::default() }
+    }
+
+    /// What follows from the rest.
+    pub(crate) fn fill_in(&mut self) {
+        self.workload.disks = self.disks.iter().filter(|disk| disk.device == Device::Virtio).count() as u64;
+    }
+
+    pub(crate) fn deviates(&self, side: Side, deviation: &Deviation) -> bool {
+        side == Side::Destination && self.destination.contains(deviation)
     }
 }

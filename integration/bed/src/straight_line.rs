@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::disk::DiskSpec;
 use crate::error::{Error, Result};
-use crate::machine::node;
 use crate::pair::Pair;
 use crate::qmp::{Event, Qmp};
 
@@ -127,25 +127,25 @@ fn capabilities(qmp: &mut Qmp, names: &[&str]) -> Result<()> {
 
 /// Mirrors every disk at once and waits until all are in step.
 fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<String>> {
-    let count = pair.spec().disks.len();
-    if count == 0 {
+    let written = |disk: &usize| pair.spec().disks.get(*disk).is_some_and(DiskSpec::is_written);
+    let disks: Vec<usize> = (0..pair.spec().disks.len()).filter(written).collect();
+    if disks.is_empty() {
         return Ok(Vec::new());
     }
     let socket = pair.run_dir().join("nbd").display().to_string();
     destination.execute("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": socket}}}))?;
-    let (from, to) = (source.execute("query-block", &json!({}))?, destination.execute("query-block", &json!({}))?);
-    for disk in 0..count {
-        let name = format!("disk{disk}");
-        let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node(disk, &to)?, "writable": true});
+    for disk in &disks {
+        let (name, node) = (format!("disk{disk}"), pair.destination.node(*disk)?);
+        let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node, "writable": true});
         destination.execute("block-export-add", &export)?;
     }
     let mut jobs = Vec::new();
-    for disk in 0..count {
+    for disk in &disks {
         let job = format!("mirror{disk}");
         let target = format!("nbd+unix:///disk{disk}?socket={socket}");
         source.execute(
             "drive-mirror",
-            &json!({"job-id": job, "device": node(disk, &from)?, "target": target, "format": "raw", "mode": "existing",
+            &json!({"job-id": job, "device": pair.source.node(*disk)?, "target": target, "format": "raw", "mode": "existing",
                 "sync": "top", "auto-dismiss": false, "on-target-error": "report"}),
         )?;
         jobs.push(job);

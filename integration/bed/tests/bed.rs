@@ -46,7 +46,7 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     assert!(checks[0].acknowledged > 20, "{checks:?}");
 
     let moved = image_facts(pair.build(Side::Destination), &files.overlay)?;
-    assert_eq!((moved.backing, moved.cluster), (Some(files.backing), 64 << 10));
+    assert_eq!((moved.backing.as_ref(), moved.cluster), (files.backing(), 64 << 10));
     assert!(moved.allocated >= 16 * MIB && moved.allocated < 32 * MIB, "not sparse: {}", moved.allocated);
     Ok(())
 }

@@ -24,8 +24,8 @@ const REPORT: u64 = 8;
 pub(crate) struct Disk {
     number: usize,
     file: File,
-    /// The generation last acknowledged in each slot; 0 is none.
-    latest: Vec<u64>,
+    /// The generation last acknowledged in each slot, 0 is none, and whether it was a zeroing.
+    latest: Vec<(u64, bool)>,
     written: u64,
     read: u64,
     errors: u32,
@@ -44,27 +44,27 @@ impl Disk {
             .map_err(|error| format!("disk {number}: {}: {error}", path.display()))?;
         let length = usize::try_from(workload.block).map_err(|_| "block is too large".to_owned())?;
         let buffer = sys::words(length / 8).map_err(|error| format!("disk {number}: no buffer: {error}"))?;
-        let latest = vec![0; workload.slots as usize];
+        let latest = vec![(0, false); workload.slots as usize];
         Ok(Self { number, file, latest, written: 0, read: 0, errors: 0, buffer })
     }
 
     /// Writes and reads back at the rates asked for, until too much is wrong.
     pub(crate) fn work(&mut self, workload: &Workload) {
         let mut writes = Pace::per_second(workload.write);
+        let mut discards = Pace::per_second(if workload.write > 0 { workload.discard } else { 0 });
         let mut reads = Pace::per_second(if workload.write > 0 { workload.read } else { 0 });
         while self.errors < ERRORS {
-            let Some(next) = [writes.next(), reads.next()].into_iter().flatten().min() else {
+            let Some(next) = [writes.next(), discards.next(), reads.next()].into_iter().flatten().min() else {
                 return;
             };
             sleep_until(next);
             let now = Instant::now();
-            let result = match (writes.take(now), reads.take(now)) {
-                (true, false) => self.write(workload),
-                (false, true) => self.verify(workload),
-                (true, true) => self.write(workload).and_then(|()| self.verify(workload)),
-                (false, false) => Ok(()),
-            };
-            if let Err(text) = result {
+            let due = [
+                writes.take(now).then_some(Self::write as fn(&mut Self, &Workload) -> Result<(), String>),
+                discards.take(now).then_some(Self::discard),
+                reads.take(now).then_some(Self::verify),
+            ];
+            if let Err(text) = due.into_iter().flatten().try_for_each(|step| step(self, workload)) {
                 self.errors += 1;
                 complain(format!("disk {}: {text}", self.number));
             }
@@ -83,10 +83,27 @@ impl Disk {
             .write_all_at(bytes, workload.offset(slot))
             .map_err(|error| format!("slot {slot}: write {generation}: {error}"))?;
         say(&Line::Acknowledge { disk, generation });
-        if let Some(latest) = self.latest.get_mut(slot as usize) {
-            *latest = generation;
-        }
+        self.note(slot, (generation, false));
         Ok(())
+    }
+
+    fn discard(&mut self, workload: &Workload) -> Result<(), String> {
+        let (disk, generation) = (self.number, self.written + 1);
+        let slot = workload.slot(generation);
+        say(&Line::Zero { disk, slot, generation });
+        self.written = generation;
+        sys::punch(&self.file, workload.offset(slot), workload.block)
+            .and_then(|()| self.file.sync_data()) // O_DSYNC is for writes alone
+            .map_err(|error| format!("slot {slot}: discard {generation}: {error}"))?;
+        say(&Line::Acknowledge { disk, generation });
+        self.note(slot, (generation, true));
+        Ok(())
+    }
+
+    fn note(&mut self, slot: u32, done: (u64, bool)) {
+        if let Some(latest) = self.latest.get_mut(slot as usize) {
+            *latest = done;
+        }
     }
 
     /// Reads the next slot in order. A slot not written yet counts too: a count grown by the number of slots has seen all.
@@ -96,7 +113,7 @@ impl Disk {
         if self.read % REPORT == 0 {
             say(&Line::Slots { disk: self.number, total: self.read });
         }
-        let generation = self.latest.get(slot as usize).copied().unwrap_or(0);
+        let (generation, zeroed) = self.latest.get(slot as usize).copied().unwrap_or_default();
         if generation == 0 {
             return Ok(());
         }
@@ -104,9 +121,14 @@ impl Disk {
         self.file.read_exact_at(bytes, workload.offset(slot)).map_err(|error| format!("slot {slot}: read: {error}"))?;
         for (sector, content) in (0..).zip(bytes.chunks_exact(SECTOR)) {
             let expected = Stamp { disk: self.number, slot, sector, generation };
+            if zeroed && content.iter().all(|byte| *byte == 0) {
+                continue;
+            }
             let found = block::read(content);
-            if found != Ok(expected) {
-                return Err(format!("slot {slot}: generation {generation}, sector {sector} holds {found:?}"));
+            if zeroed || found != Ok(expected) {
+                return Err(format!(
+                    "slot {slot}: generation {generation} (zeroed: {zeroed}), sector {sector} holds {found:?}"
+                ));
             }
         }
         Ok(())

@@ -5,7 +5,8 @@
 //! | `r P D` | ready: P pages are filled and D disks are open |
 //! | `bN` | beat N, counted from 1 without a gap |
 //! | `wD S G` | disk D, slot S: generation G is about to be written |
-//! | `aD G` | disk D: generation G was written and flushed |
+//! | `zD S G` | disk D, slot S: as generation G it is about to be zeroed and given back |
+//! | `aD G` | disk D: generation G was written or zeroed, and flushed |
 //! | `mN` | N pages of memory verified so far, going round in order |
 //! | `sD N` | N slots of disk D read back and verified so far, going round in order |
 //! | `E text` | something is wrong: content that should not be there, a failed call, a panic |
@@ -36,7 +37,16 @@ pub enum Line {
         /// The number of this write on its disk, counted from 1.
         generation: u64,
     },
-    /// The write announced last on this disk has returned.
+    /// A slot is about to be zeroed.
+    Zero {
+        /// The disk, counted from 0.
+        disk: usize,
+        /// The slot on it.
+        slot: u32,
+        /// Its number among the disk's writes.
+        generation: u64,
+    },
+    /// The write or zeroing announced last on this disk has returned.
     Acknowledge {
         /// The disk.
         disk: usize,
@@ -62,6 +72,7 @@ impl fmt::Display for Line {
             Self::Ready { pages, disks } => write!(f, "r {pages:x} {disks:x}"),
             Self::Beat(number) => write!(f, "b{number:x}"),
             Self::Announce { disk, slot, generation } => write!(f, "w{disk:x} {slot:x} {generation:x}"),
+            Self::Zero { disk, slot, generation } => write!(f, "z{disk:x} {slot:x} {generation:x}"),
             Self::Acknowledge { disk, generation } => write!(f, "a{disk:x} {generation:x}"),
             Self::Pages(total) => write!(f, "m{total:x}"),
             Self::Slots { disk, total } => write!(f, "s{disk:x} {total:x}"),
@@ -101,6 +112,7 @@ fn parse(line: &str) -> Option<Line> {
         'r' => Line::Ready { pages: number()?, disks: number()? },
         'b' => Line::Beat(number()?),
         'w' => Line::Announce { disk: index(number()?)?, slot: u32::try_from(number()?).ok()?, generation: number()? },
+        'z' => Line::Zero { disk: index(number()?)?, slot: u32::try_from(number()?).ok()?, generation: number()? },
         'a' => Line::Acknowledge { disk: index(number()?)?, generation: number()? },
         'm' => Line::Pages(number()?),
         's' => Line::Slots { disk: index(number()?)?, total: number()? },
@@ -124,6 +136,7 @@ mod tests {
             Line::Beat(1),
             Line::Beat(u64::MAX),
             Line::Announce { disk: 2, slot: 255, generation: 4096 },
+            Line::Zero { disk: 2, slot: 255, generation: 4096 },
             Line::Acknowledge { disk: 11, generation: 4096 },
             Line::Pages(1 << 40),
             Line::Slots { disk: 0, total: 16 },

@@ -42,6 +42,16 @@ pub(crate) fn load_module(path: &Path) -> Result<()> {
     checked(unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) })
 }
 
+/// Zeroes a range of a block device and gives it back, as far as the device can.
+pub(crate) fn punch(file: &File, offset: u64, length: u64) -> Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let (Ok(offset), Ok(length)) = (libc::off_t::try_from(offset), libc::off_t::try_from(length)) else {
+        return Err(Error::from_raw_os_error(libc::EFBIG));
+    };
+    // SAFETY: the descriptor is open for the length of the call, which takes numbers besides.
+    checked(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, length) }.into())
+}
+
 /// Puts this thread before all ordinary ones, so that work does not delay beats and writes.
 pub(crate) fn run_first(priority: i32) -> Result<()> {
     let parameters = libc::sched_param { sched_priority: priority };

@@ -16,6 +16,8 @@ pub struct Workload {
     pub verify: u64,
     /// Writes a second to each disk.
     pub write: u64,
+    /// Slots a second, on each disk that is written to, that are zeroed and given back.
+    pub discard: u64,
     /// Slots read back a second from each disk that is written to.
     pub read: u64,
     /// Bytes of one write, a multiple of 512.
@@ -38,6 +40,7 @@ impl Default for Workload {
             dirty: 0,
             verify: 8 << 20,
             write: 50,
+            discard: 0,
             read: 50,
             block: 4096,
             start: 1 << 20,
@@ -64,6 +67,7 @@ impl Workload {
                 "dirty" => workload.dirty = number,
                 "verify" => workload.verify = number,
                 "write" => workload.write = number,
+                "discard" => workload.discard = number,
                 "read" => workload.read = number,
                 "block" => workload.block = number,
                 "start" => workload.start = number,
@@ -137,6 +141,7 @@ impl fmt::Display for Workload {
             ("dirty", self.dirty),
             ("verify", self.verify),
             ("write", self.write),
+            ("discard", self.discard),
             ("read", self.read),
             ("block", self.block),
             ("start", self.start),
@@ -160,8 +165,14 @@ mod tests {
 
     #[test]
     fn reads_back_what_it_says() {
-        let workload =
-            Workload { beat: Duration::from_micros(2500), dirty: 10 << 20, slots: 77, disks: 3, ..Workload::default() };
+        let workload = Workload {
+            beat: Duration::from_micros(2500),
+            dirty: 10 << 20,
+            slots: 77,
+            discard: 5,
+            disks: 3,
+            ..Workload::default()
+        };
         assert_eq!(Workload::from_command_line(&format!("quiet nohz=off {workload} panic=-1")), Ok(workload));
     }
 

@@ -15,12 +15,7 @@ use crate::{
     progress::{Kind, PhaseState, Reporter},
     qemu::Process,
     storage::{
-        image,
-        layout::PREFIX,
-        partial::Partial,
-        populate::{Clocked, Populate},
-        qemu_img::QemuImg,
-        view::View,
+        ceiling::Ceiling, image, layout::PREFIX, partial::Partial, populate::Populate, qemu_img::QemuImg, view::View,
     },
 };
 use std::{fs, io, time::Duration};
@@ -86,12 +81,12 @@ impl Apply<'_> {
         dirs.make_runtime_dir([address, address])?;
         let view = View::open(self.source, address, &nodes).await?;
         let copied = async {
-            let mut pace = self.settings.bandwidth.map(Clocked::new);
+            let ceiling = Ceiling::new(self.settings.bandwidth);
             for (index, (step, partial)) in steps.iter_mut().zip(claimed.iter_mut()).enumerate() {
                 let Work::Copy(_, below) = step.work.clone() else { continue };
                 let Some(partial) = partial.take() else { continue };
                 self.step(step, PhaseState::Begin);
-                let copied = self.copy(&export(index), &below, &partial, step, pace.as_mut(), address).await;
+                let copied = self.copy(&export(index), &below, &partial, step, &ceiling, address).await;
                 self.done(step, copied.map(|()| partial)).await?;
             }
             Ok(())
@@ -119,7 +114,7 @@ impl Apply<'_> {
         below: &Below,
         partial: &Partial,
         step: &mut Step,
-        pace: Option<&mut Clocked>,
+        ceiling: &Ceiling,
         address: &Address,
     ) -> Result<(), Failure> {
         let unreachable = |source| Failure::Export { address: address.to_string(), source };
@@ -130,7 +125,7 @@ impl Apply<'_> {
         let client = client.map_err(|error| unreachable(Box::new(error)))?;
         let expected = below.actual_size.unwrap_or(0);
         let populate = Populate { client: &client, partial, layer: &step.path, expected, report: self.report };
-        let copied = populate.run(pace).await;
+        let copied = populate.run(ceiling).await;
         step.bytes = copied.as_ref().ok().copied().or(step.bytes);
         client.close().await;
         copied?;

@@ -4,7 +4,7 @@ use super::{
     apply::Apply,
     arguments::{self, Arguments},
     look,
-    settings::{PopulateMode, ProvisionSettings, StorageMode},
+    settings::{PopulateMode, ProvisionSettings},
     steps::{self, Action, Step},
     wanted::{self, Told, Wish},
 };
@@ -12,7 +12,7 @@ use crate::{
     endpoint::Address,
     migration::{
         Canceller, Endpoint, Events, Failure,
-        handle::{Broadcast, EVENTS, open},
+        handle::{Task, open},
     },
     preflight::{
         checks::{self, Finding, Severity, finding},
@@ -22,24 +22,20 @@ use crate::{
     qemu::Process,
     qmp::Recorder,
     quantity::Rate,
-    storage::{layout::PREFIX, qemu_img::QemuImg},
+    storage::{
+        layout::{PREFIX, Storage},
+        qemu_img::QemuImg,
+    },
 };
 use serde::Serialize;
-use std::{path::PathBuf, sync::Arc};
-use tokio::{
-    sync::{broadcast, watch},
-    task::JoinHandle,
-};
+use std::path::PathBuf;
+use tokio::sync::watch;
 
 /// A preparation that is under way.
 ///
 /// Dropping it cancels, as [`crate::migration::Migration`] does.
 #[derive(Debug)]
-pub struct Provision {
-    task: JoinHandle<Prepared>,
-    cancel: Canceller,
-    events: Option<Events>,
-}
+pub struct Provision(Task<Prepared>);
 
 /// What a preparation is to do.
 #[derive(Debug)]
@@ -116,8 +112,8 @@ impl Builder {
 
     /// What the images stand on.
     #[must_use]
-    pub fn storage(mut self, mode: StorageMode) -> Self {
-        self.settings.storage = mode;
+    pub fn storage(mut self, mode: Storage) -> Self {
+        self.settings.selection.storage = mode;
         self
     }
 
@@ -170,11 +166,7 @@ impl Builder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(self) -> Provision {
-        let (sender, receiver) = broadcast::channel(EVENTS);
-        let (cancel, cancelled) = watch::channel(false);
-        let report = Reporter::new(Arc::new(Broadcast(sender)));
-        let task = tokio::spawn(self.run(report, cancelled));
-        Provision { task, cancel: Canceller(cancel), events: Some(Events(receiver)) }
+        Provision(Task::start(|report, cancel| self.run(report, cancel)))
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Prepared {
@@ -239,36 +231,20 @@ impl Provision {
 
     /// The events: from the first one on the first call, from now on in later ones. They end with the preparation.
     pub fn events(&mut self) -> Events {
-        match self.events.take() {
-            Some(events) => {
-                self.events = Some(Events(events.0.resubscribe()));
-                events
-            }
-            None => Events(broadcast::channel(1).1),
-        }
+        self.0.events()
     }
 
     /// Something to cancel it with, while it is waited for.
     pub fn canceller(&self) -> Canceller {
-        self.cancel.clone()
+        self.0.cancel.clone()
     }
 
     /// Waits for the end.
     ///
     /// # Panics
     /// If the preparation itself panicked, or its runtime was shut down.
-    pub async fn wait(mut self) -> Prepared {
-        match (&mut self.task).await {
-            Ok(prepared) => prepared,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => panic!("the runtime was shut down under a preparation: {error}"),
-        }
-    }
-}
-
-impl Drop for Provision {
-    fn drop(&mut self) {
-        self.cancel.cancel();
+    pub async fn wait(self) -> Prepared {
+        self.0.wait().await
     }
 }
 
@@ -286,7 +262,15 @@ async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepare
     let mut address = None;
     if steps.iter().any(|step| step.action == Action::Copy) && settings.populate == PopulateMode::Missing {
         address = settings.nbd_address.clone().or_else(|| own_address(settings, told.local));
-        findings.extend(checks::listen("--source-nbd-address", address.as_ref(), settings.allow_plaintext));
+        match &address {
+            Some(_) => findings.extend(checks::listen("", address.as_ref(), settings.allow_plaintext)),
+            None => findings.push(checks::blocker(
+                "address-missing",
+                "--source-nbd-address",
+                "the source is not known to be a process of this host, or a socket in XDG_RUNTIME_DIR would have too long a path",
+                "give --source-nbd-address, where the source is to listen",
+            )),
+        }
     }
     let (qemu, notes) = command_line(look::command_line(source), &wish, &told);
     findings.extend(notes);

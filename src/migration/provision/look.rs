@@ -7,7 +7,7 @@ use super::{
 use crate::{
     preflight::facts::Facts,
     qemu::Process,
-    storage::{filesystem::FileSystem, image::Existing, layout::Disk, qemu_img::QemuImg},
+    storage::{filesystem::FileSystem, image::Existing, qemu_img::QemuImg},
 };
 use std::{
     fs, io,
@@ -17,12 +17,8 @@ use std::{
 
 /// What the source told of its disks.
 pub(super) fn told(facts: &Facts, process: &Process) -> Told {
-    let disks = Disk::all(&facts.devices).into_iter().map(|disk| {
-        let chain = facts.chain(&disk.node);
-        (disk, chain)
-    });
     let directory = process.peer().and_then(|peer| fs::read_link(format!("/proc/{}/cwd", peer.pid())).ok());
-    Told { disks: disks.collect(), directory, local: process.peer().is_some() }
+    Told { disks: facts.disks(), directory, local: process.peer().is_some() }
 }
 
 /// The source's command line, where its process is one of this host and may be read.
@@ -73,7 +69,7 @@ async fn look(wanted: &Wanted, local: bool, img: &QemuImg) -> Seen {
     };
     match image {
         Ok(image) => Seen::Image(Box::new(image)),
-        Err(error) => Seen::Other(crate::migration::describe(&error)),
+        Err(error) => Seen::Other(crate::progress::describe(&error)),
     }
 }
 

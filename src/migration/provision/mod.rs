@@ -13,5 +13,5 @@ mod steps;
 mod wanted;
 
 pub use handle::{Builder, Prepared, Preparedness, Provision};
-pub use settings::{PopulateMode, ProvisionSettings, StorageMode};
+pub use settings::{PopulateMode, ProvisionSettings};
 pub use steps::{Action, Step, StepState};

@@ -8,18 +8,6 @@ use crate::{
 };
 use std::path::PathBuf;
 
-/// What of a disk will come over the wire, so what its image at the destination stands on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum StorageMode {
-    /// What its top image holds: an overlay over the same backing file.
-    #[default]
-    Incremental,
-    /// All of it: an image without backing file.
-    Full,
-    /// Nothing: both sides use the same image.
-    None,
-}
-
 /// What becomes of backing files that the destination does not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PopulateMode {
@@ -33,12 +21,10 @@ pub enum PopulateMode {
 /// What a user can ask of a preparation.
 #[derive(Debug, Clone)]
 pub struct ProvisionSettings {
-    /// Which disks; a destination's name in it is passed over.
+    /// Which disks, and whether their images stand on the source's backing files; a destination's name is passed over.
     pub selection: Selection,
     /// Where files go.
     pub places: Places,
-    /// What the images stand on.
-    pub storage: StorageMode,
     /// What becomes of missing backing files.
     pub populate: PopulateMode,
     /// A ceiling for what is copied.
@@ -59,7 +45,6 @@ impl Default for ProvisionSettings {
         Self {
             selection: Selection::default(),
             places: Places::default(),
-            storage: StorageMode::default(),
             populate: PopulateMode::default(),
             bandwidth: None,
             nbd_address: None,

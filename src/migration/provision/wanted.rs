@@ -2,13 +2,13 @@
 //!
 //! Pure. Nothing has been looked up at the destination yet.
 
-use super::{arguments::Moves, settings::ProvisionSettings, settings::StorageMode};
+use super::{arguments::Moves, settings::ProvisionSettings};
 use crate::{
     preflight::checks::{Finding, Severity, blocker, finding},
     storage::{
-        chain::{Chain, Layer},
+        chain::Layer,
         image::{Backing, Image, Unlike},
-        layout::Disk,
+        layout::{Disk, Storage},
         place,
     },
 };
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Told {
     /// Every disk with a medium.
-    pub(super) disks: Vec<(Disk, Chain)>,
+    pub(super) disks: Vec<Disk>,
     /// The directory that its relative names are meant from, where it is a process of this host.
     pub(super) directory: Option<PathBuf>,
     /// It is a process of this host, so that its paths and ours are the same.
@@ -85,32 +85,32 @@ pub(super) fn read(told: &Told, settings: &ProvisionSettings) -> Wish {
     let mut wish = Wish::default();
     let selection = &settings.selection;
     let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
-    for name in named.filter(|name| !told.disks.iter().any(|(disk, _)| disk.is_called(name))) {
+    for name in named.filter(|name| !told.disks.iter().any(|disk| disk.is_called(name))) {
         let remedy = "query-block shows qdev, device and node names";
         wish.findings.push(blocker("disk-unknown", name, "the source has no disk of this name", remedy));
     }
-    for (disk, chain) in &told.disks {
+    for disk in &told.disks {
         let chosen = selection.disks.iter().any(|(name, _)| disk.is_called(name));
         let skipped = selection.skip.iter().any(|name| disk.is_called(name));
         match () {
             () if skipped => {}
-            () if disk.read_only && !chosen => wish.medium(disk, chain, told, settings),
+            () if disk.read_only && !chosen => wish.medium(disk, told, settings),
             () if !chosen && !selection.disks.is_empty() => {
                 let message = "it is writable and nothing is prepared for it";
                 let remedy = "name it with --disk too, or say --skip-disk";
                 wish.findings.push(finding(Severity::Warning, "disk-left-out", disk.name(), message, remedy));
             }
-            () if settings.storage == StorageMode::None => wish.shared(disk, chain, told, settings),
-            () => wish.disk(disk, chain, told, settings),
+            () if settings.selection.storage == Storage::None => wish.shared(disk, told, settings),
+            () => wish.disk(disk, told, settings),
         }
     }
     wish
 }
 
 impl Wish {
-    fn disk(&mut self, disk: &Disk, chain: &Chain, told: &Told, settings: &ProvisionSettings) {
+    fn disk(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
         let name = disk.name();
-        let Some((top, below)) = chain.layers.split_first() else {
+        let Some((top, below)) = disk.chain.layers.split_first() else {
             let message = "QEMU does not tell what it consists of";
             self.findings.push(blocker("chain-unknown", name, message, "leave it out with --skip-disk"));
             return;
@@ -122,8 +122,8 @@ impl Wish {
             return;
         };
         let mut backing = None;
-        if settings.storage == StorageMode::Incremental {
-            let in_a_job = chain.filters.iter().any(|filter| filter.is_of_a_job());
+        if settings.selection.storage == Storage::Incremental {
+            let in_a_job = disk.chain.filters.iter().any(|filter| filter.is_of_a_job());
             for layer in below.iter().rev() {
                 backing = Some(self.layer(name, layer, backing, in_a_job, told, settings));
             }
@@ -181,8 +181,8 @@ impl Wish {
         Backing { file, format }
     }
 
-    fn medium(&mut self, disk: &Disk, chain: &Chain, told: &Told, settings: &ProvisionSettings) {
-        for layer in chain.layers.iter().filter(|layer| is_file(layer)) {
+    fn medium(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+        for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
             // where its name is not known, the user's own arguments will say
             let Some(source) = path(layer, told) else { continue };
             let path = settings.places.of_read_only(&source);
@@ -192,8 +192,8 @@ impl Wish {
     }
 
     /// With shared storage nothing is made, but its images may be called otherwise.
-    fn shared(&mut self, disk: &Disk, chain: &Chain, told: &Told, settings: &ProvisionSettings) {
-        for layer in chain.layers.iter().filter(|layer| is_file(layer)) {
+    fn shared(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+        for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
             let moved = path(layer, told).and_then(|source| Some((settings.places.mapped(&source)?, source)));
             if let Some((path, source)) = moved {
                 self.move_file(&source, &path);
@@ -275,7 +275,7 @@ fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
 mod tests {
     use super::*;
     use crate::storage::{
-        chain::{Filter, Protocol, Qcow2},
+        chain::{Chain, Filter, Protocol, Qcow2},
         layout::Selection,
         place::Places,
     };
@@ -292,8 +292,8 @@ mod tests {
         }
     }
 
-    fn disk(name: &str, layers: Vec<Layer>) -> (Disk, Chain) {
-        let disk = Disk {
+    fn disk(name: &str, layers: Vec<Layer>) -> Disk {
+        Disk {
             qdev: Some(name.to_owned()),
             device: None,
             node: format!("n-{name}"),
@@ -301,8 +301,8 @@ mod tests {
             file: layers[0].file.clone(),
             read_only: false,
             virtual_size: 1 << 20,
-        };
-        (disk, Chain { layers, filters: Vec::new() })
+            chain: Chain { layers, filters: Vec::new() },
+        }
     }
 
     fn settings(to: Option<&str>, maps: &[(&str, &str)]) -> ProvisionSettings {
@@ -310,7 +310,12 @@ mod tests {
         ProvisionSettings { places: Places { maps, to: to.map(PathBuf::from) }, ..ProvisionSettings::default() }
     }
 
-    fn wish(disks: Vec<(Disk, Chain)>, settings: &ProvisionSettings) -> Wish {
+    fn stored(storage: Storage, mut settings: ProvisionSettings) -> ProvisionSettings {
+        settings.selection.storage = storage;
+        settings
+    }
+
+    fn wish(disks: Vec<Disk>, settings: &ProvisionSettings) -> Wish {
         read(&Told { disks, directory: Some("/cwd".into()), local: true }, settings)
     }
 
@@ -342,11 +347,11 @@ mod tests {
 
     #[test]
     fn full_stands_alone_and_none_makes_nothing() {
-        let full = ProvisionSettings { storage: StorageMode::Full, ..settings(Some("/d"), &[]) };
+        let full = stored(Storage::Full, settings(Some("/d"), &[]));
         let found = wish(vec![disk("d", chain())], &full);
         assert_eq!(paths(&found), ["/d/top"]);
         assert!(matches!(&found.wanted[0].what, What::Top(image) if image.backing.is_none()));
-        let none = ProvisionSettings { storage: StorageMode::None, ..settings(None, &[("/s", "/t")]) };
+        let none = stored(Storage::None, settings(None, &[("/s", "/t")]));
         let found = wish(vec![disk("d", chain())], &none);
         assert_eq!((paths(&found).len(), found.moves.len()), (0, 2));
     }
@@ -371,7 +376,7 @@ mod tests {
         assert_eq!(codes(&wish(vec![disk("d", chain())], &settings(None, &[]))), ["place-unknown"]);
         let mut unknown = Told { disks: vec![disk("d", chain())], directory: None, local: false };
         assert_eq!(codes(&read(&unknown, &to)), ["path-unknown"]);
-        unknown.disks[0].1.layers.clear();
+        unknown.disks[0].chain.layers.clear();
         assert_eq!(codes(&read(&unknown, &to)), ["chain-unknown"]);
         let mut remote = chain();
         remote[2].protocol.driver = "nbd".to_owned();
@@ -397,10 +402,12 @@ mod tests {
         let choose = |disks: &[&str], skip: &[&str]| {
             let named = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
             let disks = named(disks).into_iter().map(|name| (name, None)).collect();
-            let settings =
-                ProvisionSettings { selection: Selection { disks, skip: named(skip) }, ..settings(Some("/d"), &[]) };
+            let settings = ProvisionSettings {
+                selection: Selection { disks, skip: named(skip), ..Selection::default() },
+                ..settings(Some("/d"), &[])
+            };
             let mut cd = disk("cd", vec![layer("/s/cd.iso", "raw")]);
-            cd.0.read_only = true;
+            cd.read_only = true;
             let all = vec![disk("a", vec![layer("/s/a", "raw")]), disk("b", vec![layer("/s/b", "raw")]), cd];
             let found = wish(all, &settings);
             (paths(&found).join(" "), codes(&found).join(" "))
@@ -418,7 +425,7 @@ mod tests {
     #[test]
     fn a_job_in_the_chain_is_noticed() {
         let mut busy = disk("d", chain());
-        busy.1.filters.push(Filter { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
+        busy.chain.filters.push(Filter { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
         let found = wish(vec![busy], &settings(Some("/d"), &[]));
         assert!(matches!(&found.wanted[0].what, What::Below(below) if below.in_a_job));
     }

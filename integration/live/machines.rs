@@ -1,0 +1,178 @@
+//! The preflight's comparison of two real machines, which have no guest: nothing but what QEMU tells of itself.
+
+use super::support::block_on;
+use qferry::{
+    endpoint::Address,
+    migration::Migration,
+    preflight::checks::{Finding, Severity},
+};
+use qferry_bed::Bare;
+
+const VERSIONS: [&str; 4] = ["7.2", "10.0.2", "10.0.13", "11.1"];
+/// A machine with something of everything; devices behind bridges are at places that firmware gives numbers to.
+const RICH: &str = "-smp 2 -device pcie-root-port,id=rp0,chassis=1 -device virtio-rng-pci,bus=rp0,id=deep \
+    -device pcie-pci-bridge,id=bridge -device virtio-rng-pci,bus=bridge,addr=3,id=deeper -device qemu-xhci,id=usb \
+    -device usb-tablet,bus=usb.0,id=tablet -device virtio-rng-pci -device VGA -device virtio-net-pci,id=net \
+    -object memory-backend-ram,id=more,size=16M";
+
+fn start(version: &str, arguments: &str) -> Bare {
+    let arguments: Vec<&str> = arguments.split_whitespace().collect();
+    Bare::start(version, &arguments).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What the preflight finds of the machines when the one would go to the other.
+fn compare(source: (&str, &str), destination: (&str, &str), force: &[&str]) -> Vec<Finding> {
+    let source = start(source.0, source.1);
+    let destination = start(destination.0, &format!("{} -incoming defer -S", destination.1));
+    found(&source, &destination, force)
+}
+
+fn found(source: &Bare, destination: &Bare, force: &[&str]) -> Vec<Finding> {
+    let address = |bare: &Bare| Address::unix(bare.qmp_path()).unwrap();
+    let builder = Migration::builder(address(source), address(destination));
+    let builder = force.iter().fold(builder, |builder, code| builder.force(*code));
+    let plan = block_on(builder.plan()).unwrap_or_else(|error| panic!("{error:?}"));
+    plan.findings
+}
+
+fn codes(findings: &[Finding]) -> Vec<(&str, Severity)> {
+    findings.iter().map(|finding| (finding.code, finding.severity)).collect()
+}
+
+/// One finding, of this code, about this, that says all of it.
+#[track_caller]
+fn only(findings: &[Finding], code: &str, severity: Severity, words: &[&str]) {
+    assert_eq!(codes(findings), [(code, severity)], "{findings:#?}");
+    let text = findings[0].to_string();
+    assert!(words.iter().all(|word| text.contains(word)), "{words:?}: {text}");
+}
+
+#[test]
+fn equal_machines_have_no_findings() {
+    for version in VERSIONS {
+        for machine in ["-machine pc", &format!("-machine q35 -cpu max {RICH}")] {
+            let findings = compare((version, machine), (version, machine), &[]);
+            assert_eq!(findings, [], "{version} {machine}");
+        }
+    }
+}
+
+/// The source's firmware has numbered the buses and is done; the destination's has not run.
+#[test]
+fn a_machine_that_has_booted_is_still_equal() {
+    let machine = format!("-machine q35 {RICH}");
+    let source = start("10.0.13", &machine);
+    // SeaBIOS gives up on booting from nothing
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let destination = start("10.0.13", &format!("{machine} -incoming defer -S"));
+    assert_eq!(found(&source, &destination, &[]), []);
+}
+
+#[test]
+fn a_newer_qemu_with_the_same_machine_type_has_no_blockers() {
+    for machine in ["-machine pc-i440fx-7.2 -smp 2", &format!("-machine pc-q35-7.2 {RICH}")] {
+        for (older, newer) in [("7.2", "10.0.2"), ("7.2", "11.1"), ("10.0.2", "10.0.13"), ("10.0.13", "11.1")] {
+            let findings = compare((older, machine), (newer, machine), &[]);
+            assert_eq!(findings, [], "{older} to {newer}: {machine}");
+        }
+    }
+}
+
+#[test]
+fn an_older_qemu_is_refused_and_can_be_forced() {
+    let machine = "-machine pc-i440fx-7.2 -smp 2";
+    let findings = compare(("10.0.13", machine), ("7.2", machine), &[]);
+    only(&findings, "qemu-older", Severity::Blocker, &["7.2.22", "10.0.13", "--force qemu-older"]);
+    let findings = compare(("10.0.13", machine), ("7.2", machine), &["qemu-older"]);
+    only(&findings, "qemu-older", Severity::Warning, &["forced although", "7.2.22", "10.0.13"]);
+    let findings = compare(("10.0.13", machine), ("10.0.2", machine), &[]);
+    only(&findings, "qemu-older-micro", Severity::Note, &["10.0.2", "10.0.13"]);
+}
+
+#[test]
+fn another_machine_type_is_refused() {
+    let (here, there) = ("-machine pc-i440fx-10.0", "-machine pc-i440fx-9.2");
+    let findings = compare(("10.0.13", here), ("10.0.13", there), &[]);
+    only(&findings, "machine-type", Severity::Blocker, &["pc-i440fx-9.2", "-machine pc-i440fx-10.0", "--force"]);
+    // another board is another machine altogether
+    let findings = compare(("10.0.13", "-machine pc"), ("10.0.13", "-machine q35"), &[]);
+    assert_eq!(codes(&findings)[0], ("machine-type", Severity::Blocker));
+    assert!(codes(&findings).contains(&("device-missing", Severity::Blocker)), "{findings:#?}");
+}
+
+#[test]
+fn another_number_of_cpus_is_refused() {
+    let findings = compare(("10.0.13", "-smp 2"), ("10.0.13", "-smp 3"), &[]);
+    only(&findings, "cpu-count", Severity::Blocker, &["2", "3"]);
+}
+
+#[test]
+fn a_cpu_that_lacks_something_is_refused_by_name() {
+    for version in ["7.2", "11.1"] {
+        let findings = compare((version, "-cpu max"), (version, "-cpu max,-avx2,-sse4.1"), &[]);
+        only(&findings, "cpu-features", Severity::Blocker, &["has: avx2, sse4.1 (", "--force cpu-features"]);
+        let findings = compare((version, "-cpu max,-avx2"), (version, "-cpu max"), &[]);
+        only(&findings, "cpu-features-extra", Severity::Warning, &["CPUID 7.0 EBX bit 5 ("]);
+    }
+}
+
+#[test]
+fn another_cpu_is_refused() {
+    let findings = compare(("10.0.13", "-cpu qemu64"), ("10.0.13", "-cpu qemu64,stepping=2"), &[]);
+    only(&findings, "cpu-model", Severity::Blocker, &["stepping 2, not 1"]);
+    let findings = compare(("10.0.13", "-cpu qemu64"), ("10.0.13", "-cpu qemu64,model-id=Other"), &[]);
+    only(&findings, "cpu-name", Severity::Note, &["model-id Other"]);
+    // max is what each version makes of it
+    let machine = "-machine pc-i440fx-7.2 -cpu max";
+    let findings = compare(("7.2", machine), ("11.1", machine), &[]);
+    let wanted = [
+        ("cpu-model", Severity::Blocker),
+        ("cpu-features", Severity::Blocker),
+        ("cpu-features-extra", Severity::Warning),
+    ];
+    assert_eq!(codes(&findings), wanted, "{findings:#?}");
+    assert!(findings[1].message.ends_with(": pcommit"), "{}", findings[1]);
+}
+
+#[test]
+fn a_device_that_is_missing_extra_or_different_is_refused() {
+    let with = |here: &str, there: &str| compare(("10.0.13", here), ("10.0.13", there), &[]);
+    let rng = "-device virtio-rng-pci,id=rng,addr=5";
+    only(&with(rng, ""), "device-missing", Severity::Blocker, &["rng: ", "virtio-rng-pci at 00:05.0", "--force"]);
+    only(&with("", rng), "device-extra", Severity::Blocker, &["rng: ", "virtio-rng-pci at 00:05.0", "--force"]);
+    let moved = "-device virtio-rng-pci,id=rng,addr=6";
+    only(&with(rng, moved), "device-differs", Severity::Blocker, &["rng: ", "at 00:05.0", "at 00:06.0"]);
+    let another = "-device virtio-balloon-pci,id=rng,addr=5";
+    only(&with(rng, another), "device-differs", Severity::Blocker, &["virtio-rng-pci", "virtio-balloon-pci"]);
+    let renamed = "-device virtio-rng-pci,id=entropy,addr=5";
+    only(&with(rng, renamed), "device-renamed", Severity::Note, &["rng: ", "entropy"]);
+}
+
+#[test]
+fn a_device_behind_a_bridge_is_compared_by_its_place_there() {
+    let bridges = "-machine q35 -device pcie-root-port,id=rp0,chassis=1 -device pcie-root-port,id=rp1,chassis=2";
+    let rng = |port: &str| format!("{bridges} -device virtio-rng-pci,id=rng,bus={port}");
+    let findings = compare(("10.0.13", &rng("rp0")), ("10.0.13", &rng("rp1")), &[]);
+    only(&findings, "device-differs", Severity::Blocker, &["rng: ", "at rp0/00.0", "at rp1/00.0"]);
+}
+
+#[test]
+fn devices_without_an_id_are_compared_too() {
+    let subjects = |here: &str, there: &str| -> Vec<(&'static str, String)> {
+        let findings = compare(("10.0.13", here), ("10.0.13", there), &[]);
+        findings.into_iter().map(|finding| (finding.code, finding.subject)).collect()
+    };
+    let of = |code: &'static str, all: [&str; 2]| all.map(|subject| (code, subject.to_owned()));
+    let rng = "-device virtio-rng-pci,addr=5";
+    assert_eq!(subjects(rng, ""), of("device-missing", ["virtio-rng-pci", "PCI 00:05.0"]));
+    assert_eq!(subjects("", rng), of("device-extra", ["virtio-rng-pci", "PCI 00:05.0"]));
+    let moved = [("device-missing", "PCI 00:05.0".to_owned()), ("device-extra", "PCI 00:06.0".to_owned())];
+    assert_eq!(subjects(rng, "-device virtio-rng-pci,addr=6"), moved);
+}
+
+#[test]
+fn memory_of_another_size_is_refused() {
+    let vga = |size: u32| format!("-device VGA,id=vga,vgamem_mb={size}");
+    let findings = compare(("10.0.13", &vga(16)), ("10.0.13", &vga(32)), &[]);
+    only(&findings, "ram-blocks", Severity::Blocker, &["vga.vram", "33554432", "16777216", "--force ram-blocks"]);
+}

@@ -1,0 +1,135 @@
+//! Looks at both sides and plans: everything before the first change.
+//!
+//! What it opens for reading it closes again; what it is told to clean it removes. It must change nothing else.
+
+use super::{Failure, Plan, Settings};
+use crate::{
+    preflight::{
+        contents::{self, Contents, Reachable},
+        facts::{self, Facts},
+    },
+    progress::{Moment, Reporter},
+    qemu::{Process, reply::RunState},
+    storage::{
+        ceiling::Ceiling,
+        clean,
+        compare::How,
+        identity::{By, Comparison, Proof, Verdict},
+    },
+};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// One look at both sides.
+pub(super) struct Survey<'a> {
+    pub(super) source: &'a Process,
+    pub(super) destination: &'a Process,
+    pub(super) settings: &'a Settings,
+    pub(super) report: &'a Reporter,
+    /// Turns true, or closes, when the user cancels.
+    pub(super) cancel: watch::Receiver<bool>,
+}
+
+impl Survey<'_> {
+    /// Gathers facts from both sides, plans, and reads what must be proved. Gives the plan, and whether the guest runs.
+    /// `clean` allows leftovers to be removed.
+    pub(super) async fn plan(&self, clean: bool) -> Result<(Plan, bool), Failure> {
+        let (mut here, mut there) = self.unless_cancelled(self.gather()).await??;
+        let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
+        let mut settings = self.settings.clone();
+        if clean && self.remove_leftovers(&here, &there).await? {
+            (here, there) = self.unless_cancelled(self.gather()).await??;
+        }
+        // what is there after it was removed is in the way
+        settings.clean &= !clean;
+        let mut plan = Plan::new(&here, &there, &settings, &id);
+        if let Some(contents) = self.read(&plan, &here, &there).await? {
+            for comparison in &contents.comparisons {
+                if comparison.verdict == Verdict::Same {
+                    self.report.action("verified", told(comparison));
+                }
+            }
+            plan.add(contents, &settings.force);
+        }
+        Ok((plan, here.run == RunState::Running))
+    }
+
+    async fn gather(&self) -> Result<(Facts, Facts), Failure> {
+        Ok(facts::gather_both(self.source, self.destination).await?)
+    }
+
+    /// Whether there were any. Not while a guest is on its way: they are in use then.
+    async fn remove_leftovers(&self, here: &Facts, there: &Facts) -> Result<bool, Failure> {
+        let under_way = here.migration.status.as_ref().is_some_and(|status| !status.is_over());
+        if under_way || (here.leftovers.is_empty() && there.leftovers.is_empty()) {
+            return Ok(false);
+        }
+        for (process, facts) in [(self.source, here), (self.destination, there)] {
+            for left in &facts.leftovers {
+                self.report.action("clean", format!("{}: {left} is of an earlier try", facts.name));
+            }
+            clean::remove(process, &facts.leftovers).await?;
+        }
+        Ok(true)
+    }
+
+    /// Reads what must be the same, and what must be empty; unless that is not wanted, or the sides are not fit for it.
+    async fn read(&self, plan: &Plan, here: &Facts, there: &Facts) -> Result<Option<Contents>, Failure> {
+        let settings = self.settings;
+        if settings.verify_backing == Proof::Off || !plan.is_readable() {
+            return Ok(None);
+        }
+        let (source, destination) = (plan.reading.0.as_ref(), plan.reading.1.as_ref());
+        settings.make_runtime_dir([source, destination].into_iter().flatten())?;
+        let ceiling = [settings.bandwidth, settings.disk_bandwidth].into_iter().flatten().min();
+        let seed = settings.sample_seed.unwrap_or_else(|| {
+            let now = Moment::now().wall;
+            now.as_secs() << 20 ^ u64::from(now.subsec_nanos())
+        });
+        let how = How { proof: settings.verify_backing, samples: settings.samples, seed, keep: settings.keep_digests };
+        let source = Reachable { process: self.source, facts: here, address: source };
+        let destination = Reachable { process: self.destination, facts: there, address: destination };
+        let ceiling = Arc::new(Ceiling::new(ceiling));
+        let cancelled = self.cancelled();
+        let read = contents::read(source, destination, &plan.wanted, &how, &ceiling, self.report, cancelled);
+        // a future this large is kept off the stack of whoever waits for it
+        Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
+    }
+
+    async fn cancelled(&self) {
+        // a canceller that is gone cancels, too
+        drop(self.cancel.clone().wait_for(|cancelled| *cancelled).await);
+    }
+
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            () = self.cancelled() => Err(Failure::Cancelled),
+            done = work => Ok(done),
+        }
+    }
+}
+
+/// What was proved, for people.
+fn told(comparison: &Comparison) -> String {
+    let Comparison { source, destination, by, .. } = comparison;
+    match by {
+        By::SameFile => format!("{source} is the destination's {destination}: one file"),
+        By::Metadata { map: Some(map) } => {
+            format!("{source} and the destination's {destination} have data in the same places (map {map})")
+        }
+        By::Metadata { map: None } => format!("{source} and the destination's {destination} have the same sizes"),
+        By::Sample { seed, ranges, bytes } => format!(
+            "{source} and the destination's {destination} are alike in {ranges} ranges, {bytes} bytes in all (seed {seed})"
+        ),
+        By::Full { digest, kept, .. } => format!(
+            "{source} and the destination's {destination} are the same (digest {}{})",
+            digest.as_deref().unwrap_or("unknown"),
+            match kept {
+                0 => "",
+                1 => ", one of them kept",
+                _ => ", both kept",
+            }
+        ),
+    }
+}

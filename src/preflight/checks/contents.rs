@@ -1,0 +1,126 @@
+//! What was read of both sides: images that must be the same, and images that must be empty.
+
+use super::{Finding, Severity, blocker, finding, note};
+use crate::{
+    preflight::{
+        contents::{Contents, Filling, Holds},
+        wanted::Wanted,
+    },
+    storage::identity::{self, By, Comparison, Proof, Twin, Verdict},
+};
+
+/// Judges what is known of the images without reading them.
+pub fn wanted(wanted: &Wanted, proof: Proof) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = wanted.twins.iter().filter_map(|twin| metadata(twin, proof)).collect();
+    findings.extend(unverified(wanted, proof));
+    findings
+}
+
+/// Judges what was read.
+pub fn read(contents: &Contents) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = contents.comparisons.iter().filter_map(compared).collect();
+    findings.extend(contents.comparisons.iter().filter_map(without_map));
+    findings.extend(contents.fillings.iter().filter_map(filled));
+    findings
+}
+
+fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
+    let what = identity::metadata(&twin.source, &twin.destination)?;
+    let (ours, theirs) = (first(&twin.source.files), first(&twin.destination.files));
+    let message = format!("{ours} and the destination's {theirs} are not alike: {what}");
+    let disks = twin.disks.join(", ");
+    if twin.source.virtual_size != twin.destination.virtual_size {
+        return Some(blocker("backing-size", &disks, message, SAME));
+    }
+    match proof {
+        Proof::Metadata => {
+            Some(blocker("backing-differs", &disks, message, "--verify-backing sample looks at the contents"))
+        }
+        // what a guest reads is what counts
+        _ => Some(note("backing-format", &disks, message)),
+    }
+}
+
+const SAME: &str =
+    "bring the source's own to the destination: qferry prepare --populate missing does, where none is there";
+
+fn unverified(wanted: &Wanted, proof: Proof) -> Option<Finding> {
+    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
+    let message = "nothing proves that the destination's backing files are the source's, nor that its images are empty";
+    let needed = proof == Proof::Off && !(disks.is_empty() && wanted.blanks.is_empty());
+    let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
+    needed.then(|| {
+        let remedy = "a guest over another backing file is corrupted: --verify-backing sample takes about a second";
+        finding(Severity::Warning, "backing-unverified", &subject, message, remedy)
+    })
+}
+
+fn without_map(comparison: &Comparison) -> Option<Finding> {
+    let message =
+        format!("only sizes and formats were compared: {} has no map of what is allocated", comparison.source);
+    let by_sizes = comparison.by == By::Metadata { map: None } && comparison.verdict == Verdict::Same;
+    by_sizes.then(|| {
+        let disks = comparison.disks.join(", ");
+        finding(
+            Severity::Warning,
+            "backing-unverified",
+            &disks,
+            message,
+            "--verify-backing sample looks at the contents",
+        )
+    })
+}
+
+fn compared(comparison: &Comparison) -> Option<Finding> {
+    let disks = comparison.disks.join(", ");
+    match &comparison.verdict {
+        Verdict::Same => None,
+        Verdict::Differ { offset, source_layer, destination_layer, what } => {
+            let message =
+                format!("{source_layer} and the destination's {destination_layer} differ at byte {offset}: {what}");
+            Some(blocker("backing-differs", &disks, message, SAME))
+        }
+        Verdict::Unproved { why } => {
+            let (ours, theirs) = (&comparison.source, &comparison.destination);
+            let message = format!("{ours} and the destination's {theirs} could not be compared: {why}");
+            let remedy = "an NBD server must be able to run on both sides, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on without a proof";
+            Some(blocker("backing-unproved", &disks, message, remedy))
+        }
+    }
+}
+
+fn filled(filling: &Filling) -> Option<Finding> {
+    let Filling { disk, file, overlay, holds } = filling;
+    match (holds, overlay) {
+        (Holds::Nothing, _) => None,
+        (Holds::Data(at), true) => {
+            let message = format!("the destination's {file} is not empty: it has data of its own at byte {at}");
+            let remedy = "what it has would stay wherever the source's has nothing: make a fresh overlay";
+            Some(blocker("overlay-not-empty", disk, message, remedy))
+        }
+        (Holds::Data(at), false) => {
+            let message =
+                format!("the destination's {file} is not empty, and would be overwritten: it has data at byte {at}");
+            Some(blocker(
+                "destination-holds-data",
+                disk,
+                message,
+                "make a fresh image, if nobody needs what is in this one",
+            ))
+        }
+        (Holds::Locked(words), _) => {
+            let message = format!("another process has the destination's {file} open for writing: {words}");
+            let remedy = "if that is the source, both have the same file: --storage none then copies nothing";
+            Some(blocker("disk-locked", disk, message, remedy))
+        }
+        (Holds::Unknown(why), _) => {
+            let message = format!("whether the destination's {file} is empty could not be seen: {why}");
+            let remedy = "its NBD server must be reached from here: see --nbd-address; --verify-backing off goes on without a proof";
+            Some(blocker("overlay-unproved", disk, message, remedy))
+        }
+    }
+}
+
+fn first(files: &[String]) -> &str {
+    files.first().map_or("", String::as_str)
+}

@@ -1,0 +1,200 @@
+//! One function per check, each over facts gathered once: a file for what each is about.
+//!
+//! Pure. A finding names what it is about, why it matters and what to do. Some may be forced, on the user's word.
+
+pub mod contents;
+mod cpu;
+mod devices;
+mod disks;
+mod images;
+mod machine;
+mod network;
+mod sides;
+
+pub(crate) use network::listen;
+
+use super::facts::Facts;
+use crate::{
+    endpoint::Address,
+    storage::{
+        bitmaps::Bitmaps,
+        layout::{Disk, Pair, PairingProblem, Storage},
+    },
+};
+use serde::Serialize;
+use std::{collections::BTreeSet, fmt};
+
+/// The codes of the blockers that a user may force, each a judgement that can be wrong for a guest. What would surely
+/// fail, lose data or leave two runners is never among them.
+pub const FORCIBLE: &[&str] = &[
+    "cpu-features",
+    "cpu-model",
+    "destination-holds-data",
+    "device-differs",
+    "device-extra",
+    "device-missing",
+    "machine-type",
+    "qemu-older",
+    "ram-blocks",
+];
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// The migration may not start.
+    Blocker,
+    /// It may, but the user should know.
+    Warning,
+    /// Worth telling.
+    Note,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Blocker => "blocker",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        })
+    }
+}
+
+/// Something a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// A stable word for programs.
+    pub code: &'static str,
+    /// How grave it is.
+    pub severity: Severity,
+    /// What it is about: a side, a disk, an address.
+    pub subject: String,
+    /// What was found.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.message)?;
+        match self.remedy.as_str() {
+            "" => Ok(()),
+            remedy => write!(f, " ({remedy})"),
+        }
+    }
+}
+
+/// Everything the checks look at.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// The source.
+    pub source: &'a Facts,
+    /// The destination.
+    pub destination: &'a Facts,
+    /// The disks that would move.
+    pub pairs: &'a [Pair],
+    /// What pairing them met.
+    pub problems: &'a [PairingProblem],
+    /// Disks that both sides have open, which are left alone.
+    pub shared: &'a [String],
+    /// Writable disks that the user's choice leaves behind without saying so.
+    pub left_out: &'a [String],
+    /// Disks that are only read, each with what the destination has in its place.
+    pub standing: &'a [(&'a Disk, Option<&'a Disk>)],
+    /// Disks that are said to be shared, likewise.
+    pub unshared: &'a [(&'a Disk, Option<&'a Disk>)],
+    /// The destination's disks that nothing goes to.
+    pub spare: &'a [&'a Disk],
+    /// Bitmaps that do not arrive.
+    pub bitmaps: &'a Bitmaps,
+    /// How storage gets there.
+    pub storage: Storage,
+    /// Room is needed only for what is copied now.
+    pub overcommit: bool,
+    /// What an earlier try left is removed first.
+    pub clean: bool,
+    /// The listening addresses, with the option that sets each; `None` where none could be chosen.
+    pub addresses: &'a [(&'static str, Option<Address>)],
+    /// The user allows plain text on the network.
+    pub allow_plaintext: bool,
+}
+
+/// Runs every check over what both sides said. See [`weigh`].
+pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
+    let Subject { source, destination, .. } = *subject;
+    let mut findings = sides::run(source, destination, subject.clean);
+    findings.extend(machine::run(source, destination));
+    findings.extend(cpu::run(source, destination));
+    findings.extend(devices::run(source, destination));
+    findings.extend(disks::run(subject));
+    findings.extend(images::run(subject));
+    findings.extend(network::run(subject));
+    findings
+}
+
+/// Applies the user's word on what may be forced, and puts blockers first.
+pub fn weigh(findings: Vec<Finding>, force: &BTreeSet<String>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = findings.into_iter().map(|finding| forced(finding, force)).collect();
+    findings.sort_by_key(|finding| finding.severity);
+    findings
+}
+
+/// What the user forces is a warning; what could be forced says how.
+fn forced(mut finding: Finding, force: &BTreeSet<String>) -> Finding {
+    let code = finding.code;
+    if finding.severity == Severity::Blocker && FORCIBLE.contains(&code) {
+        if force.contains(code) {
+            finding.severity = Severity::Warning;
+            finding.message = format!("forced although {}", finding.message);
+            finding.remedy.clear();
+        } else {
+            finding.remedy = format!("{}; or go on all the same with --force {code}", finding.remedy);
+        }
+    }
+    finding
+}
+
+/// Makes a finding.
+pub(crate) fn finding(
+    severity: Severity,
+    code: &'static str,
+    subject: &str,
+    message: impl Into<String>,
+    remedy: &str,
+) -> Finding {
+    Finding { code, severity, subject: subject.to_owned(), message: message.into(), remedy: remedy.to_owned() }
+}
+
+/// Makes a finding that forbids to go on.
+pub(crate) fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+    finding(Severity::Blocker, code, subject, message, remedy)
+}
+
+fn note(code: &'static str, subject: &str, message: impl Into<String>) -> Finding {
+    finding(Severity::Note, code, subject, message, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_be_forced_is() {
+        let force: BTreeSet<String> = ["machine-type", "ram-size"].map(str::to_owned).into();
+        let forcible = forced(blocker("machine-type", "b", "it differs", "start it with -machine pc"), &force);
+        assert_eq!((forcible.severity, forcible.message.as_str()), (Severity::Warning, "forced although it differs"));
+        assert_eq!(forcible.remedy, "");
+        let never = blocker("ram-size", "b", "it differs", "start it with the source's -m");
+        assert_eq!(forced(never.clone(), &force), never);
+    }
+
+    #[test]
+    fn what_could_be_forced_says_how() {
+        let finding = forced(blocker("qemu-older", "b", "it is", "bring a newer one"), &BTreeSet::new());
+        assert_eq!(finding.severity, Severity::Blocker);
+        assert!(finding.remedy.contains("--force qemu-older"), "{finding}");
+        let note = note("qemu-older", "b", "so it is");
+        assert_eq!(forced(note.clone(), &BTreeSet::new()), note);
+    }
+}

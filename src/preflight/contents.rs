@@ -1,0 +1,278 @@
+//! Reads, through read-only exports, whether images are the same and whether others are empty.
+//!
+//! What it opens in the two QEMUs it closes again, also when it is cancelled. It must never read what a guest writes to.
+
+use super::{
+    facts::Facts,
+    wanted::{Blank, Wanted},
+};
+use crate::{
+    endpoint::{Address, dial},
+    nbd,
+    progress::{Reporter, describe},
+    qemu::{Process, ProcessError},
+    storage::{
+        ceiling::Ceiling,
+        compare::{self, How, Open},
+        identity::{By, Comparison, Image, Proof, Twin, Verdict},
+        kept::Place,
+        view::View,
+    },
+};
+use serde::Serialize;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+/// How long a connection to an export may take.
+const DIAL: Duration = Duration::from_secs(5);
+/// How many images are compared at once.
+const AT_ONCE: usize = 4;
+/// How much of a map is asked for at once.
+const WINDOW: u64 = 64 << 30;
+
+/// One of the two QEMUs, and where it can be made to listen for readers.
+#[derive(Debug, Clone, Copy)]
+pub struct Reachable<'a> {
+    /// The QEMU.
+    pub process: &'a Process,
+    /// What it said.
+    pub facts: &'a Facts,
+    /// Where; it needs none if nothing of it is read.
+    pub address: Option<&'a Address>,
+}
+
+/// What was read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Of images that are to be the same.
+    pub comparisons: Vec<Comparison>,
+    /// Of images that are to be empty.
+    pub fillings: Vec<Filling>,
+}
+
+/// What is in an image that is to be empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Filling {
+    /// The source's disk that goes onto it.
+    pub disk: String,
+    /// Its file on the destination.
+    pub file: String,
+    /// Whether it is over a backing file.
+    pub overlay: bool,
+    /// What was found.
+    pub holds: Holds,
+}
+
+/// What was found in an image that is to be empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Holds {
+    /// Nothing.
+    Nothing,
+    /// Something, first at this byte.
+    Data(u64),
+    /// Another process has it open for writing.
+    Locked(String),
+    /// It could not be read.
+    Unknown(String),
+}
+
+/// Reads what is wanted. Gives `None` when it was cancelled; what it opened is closed then, too.
+pub async fn read(
+    source: Reachable<'_>,
+    destination: Reachable<'_>,
+    wanted: &Wanted,
+    how: &How,
+    ceiling: &Arc<Ceiling>,
+    report: &Reporter,
+    cancelled: impl Future<Output = ()>,
+) -> Option<Contents> {
+    let mut contents = Contents { comparisons: wanted.same.clone(), fillings: Vec::new() };
+    // by metadata alone, nothing needs to be read of images whose format has no map
+    let (read, told): (Vec<&Twin>, Vec<&Twin>) = wanted
+        .twins
+        .iter()
+        .partition(|twin| how.proof > Proof::Metadata || (twin.source.has_map() && twin.destination.has_map()));
+    contents.comparisons.extend(told.iter().map(|twin| by_metadata(twin)));
+    if read.is_empty() && wanted.blanks.is_empty() {
+        return Some(contents);
+    }
+    let nodes = |image: fn(&Twin) -> &Image| -> Vec<(String, String)> {
+        read.iter().enumerate().map(|(index, twin)| (export("image", index), image(twin).node.clone())).collect()
+    };
+    let (ours, theirs) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
+    // the destination's overlays are added one by one: a lock on one of them tells something of that one
+    let (here, there) = tokio::join!(open(source, &ours), open(destination, &theirs));
+    let mut views = Views { here, there };
+    let cancelled = std::pin::pin!(cancelled);
+    let done = tokio::select! {
+        biased;
+        () = cancelled => None,
+        done = views.read(source, destination, &read, &wanted.blanks, how, ceiling, report) => Some(done),
+    };
+    for (view, side) in [(views.here, source), (views.there, destination)] {
+        if let Some(Ok(view)) = view {
+            if let Err(error) = view.close(side.process).await {
+                let why = format!("{}: what was opened for reading may still be there: {error}", side.process.name());
+                report.warn("view-not-closed", why);
+            }
+        }
+        if let Some(Address::Unix(path)) = side.address {
+            // QEMU removes it as a rule
+            drop(std::fs::remove_file(path));
+        }
+    }
+    let (comparisons, fillings) = done?;
+    contents.comparisons.extend(comparisons);
+    contents.fillings = fillings;
+    Some(contents)
+}
+
+fn by_metadata(twin: &Twin) -> Comparison {
+    let file = |image: &Image| image.files.first().cloned().unwrap_or_default();
+    let (source, destination) = (file(&twin.source), file(&twin.destination));
+    let by = By::Metadata { map: None };
+    Comparison { disks: twin.disks.clone(), source, destination, by, verdict: Verdict::Same }
+}
+
+fn export(what: &str, index: usize) -> String {
+    format!("{what}-{index}")
+}
+
+/// `None` where there is no address, so nothing to be read either.
+async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Result<View, ProcessError>> {
+    Some(View::open(side.process, side.address?, nodes).await)
+}
+
+/// What is open on both sides.
+struct Views {
+    here: Option<Result<View, ProcessError>>,
+    there: Option<Result<View, ProcessError>>,
+}
+
+impl Views {
+    #[allow(clippy::too_many_arguments, reason = "all of a reading, handed on once")]
+    async fn read(
+        &mut self,
+        source: Reachable<'_>,
+        destination: Reachable<'_>,
+        twins: &[&Twin],
+        blanks: &[Blank],
+        how: &How,
+        ceiling: &Arc<Ceiling>,
+        report: &Reporter,
+    ) -> (Vec<Comparison>, Vec<Filling>) {
+        let unread = failed(&self.here).or_else(|| failed(&self.there));
+        let mut under_way = JoinSet::new();
+        let few = Arc::new(Semaphore::new(AT_ONCE));
+        let mut comparisons: Vec<Option<Comparison>> = vec![None; twins.len()];
+        for (index, &twin) in twins.iter().enumerate() {
+            if let Some(why) = &unread {
+                comparisons[index] = Some(unproved(twin, why.clone()));
+                continue;
+            }
+            let places = [place(source.facts, &twin.source), place(destination.facts, &twin.destination)];
+            let (Some(here), Some(there)) = (source.address, destination.address) else { continue };
+            let addresses = [here.clone(), there.clone()];
+            let (twin, how, ceiling, report) = (twin.clone(), how.clone(), Arc::clone(ceiling), report.clone());
+            let few = Arc::clone(&few);
+            under_way.spawn(async move {
+                let _turn = few.acquire().await;
+                (index, pair(index, &twin, addresses, places, &how, &ceiling, &report).await)
+            });
+        }
+        while let Some(compared) = under_way.join_next().await {
+            match compared {
+                Ok((index, comparison)) => comparisons[index] = Some(comparison),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
+            }
+        }
+        let comparisons = comparisons.into_iter().flatten().collect();
+        let mut fillings = Vec::new();
+        for (index, blank) in blanks.iter().enumerate() {
+            let holds = match &mut self.there {
+                Some(Ok(view)) => match view.offer(destination.process, &export("overlay", index), &blank.node).await {
+                    Ok(()) => holds(view.address(), &export("overlay", index), blank).await,
+                    Err(error) => match error.refusal().filter(|words| words.contains("lock")) {
+                        Some(words) => Holds::Locked(words.to_owned()),
+                        None => Holds::Unknown(describe(&error)),
+                    },
+                },
+                view => Holds::Unknown(failed(view).unwrap_or_default()),
+            };
+            let (disk, file) = (blank.disk.clone(), blank.file.clone());
+            fillings.push(Filling { disk, file, overlay: blank.overlay, holds });
+        }
+        (comparisons, fillings)
+    }
+}
+
+async fn pair(
+    index: usize,
+    twin: &Twin,
+    [here, there]: [Address; 2],
+    [ours, theirs]: [Option<Place>; 2],
+    how: &How,
+    ceiling: &Arc<Ceiling>,
+    report: &Reporter,
+) -> Comparison {
+    let name = export("image", index);
+    match tokio::try_join!(connect(&here, &name), connect(&there, &name)) {
+        Ok((source, destination)) => {
+            let source = Open { image: &twin.source, client: &source, place: ours };
+            let destination = Open { image: &twin.destination, client: &destination, place: theirs };
+            compare::compare(twin, source, destination, how, ceiling, report).await
+        }
+        Err(why) => unproved(twin, why),
+    }
+}
+
+/// Why nothing can be read of a side.
+fn failed(view: &Option<Result<View, ProcessError>>) -> Option<String> {
+    match view {
+        Some(Ok(_)) => None,
+        Some(Err(error)) => Some(describe(error)),
+        None => Some("there is no address to read it from".to_owned()),
+    }
+}
+
+/// Where an image's files are on this host, if all of them are known.
+fn place(facts: &Facts, image: &Image) -> Option<Place> {
+    let files: Option<Vec<_>> = image.files.iter().map(|file| Some(facts.files.get(file)?.path.clone())).collect();
+    let files = files?;
+    Some(Place { path: files.first()?.clone(), files })
+}
+
+fn unproved(twin: &Twin, why: String) -> Comparison {
+    Comparison { verdict: Verdict::Unproved { why }, ..by_metadata(twin) }
+}
+
+async fn connect(address: &Address, export: &str) -> Result<nbd::Client, String> {
+    let dialed = dial(address, DIAL).await.map_err(|error| describe(&error))?;
+    let client = nbd::Client::connect(dialed.stream, export, nbd::Options::default()).await;
+    client.map_err(|error| format!("{address}: {}", describe(&error)))
+}
+
+async fn holds(address: &Address, export: &str, blank: &Blank) -> Holds {
+    let client = match connect(address, export).await {
+        Ok(client) => client,
+        Err(why) => return Holds::Unknown(why),
+    };
+    let mut at = 0;
+    let size = client.size().min(blank.size);
+    while at < size {
+        let length = WINDOW.min(size - at);
+        let first = match blank.overlay {
+            // a zero that is written hides what the backing file has there
+            true => client.depths(at, length).await.map(|all| all.iter().find(|d| d.depth == 1).map(|d| d.start)),
+            false => client.extents(at, length).await.map(|all| all.iter().find(|e| !e.zero).map(|e| e.start)),
+        };
+        match first {
+            Ok(Some(start)) => return Holds::Data(start),
+            Ok(None) => at += length,
+            Err(error) => return Holds::Unknown(describe(&error)),
+        }
+    }
+    Holds::Nothing
+}

@@ -1,0 +1,121 @@
+//! The devices of a machine, as the guest finds them.
+//!
+//! Pure.
+
+use crate::qemu::reply::{PciBus, PciFunction, QomProperty};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// The devices of one side.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Devices {
+    /// Those with an id, by it.
+    pub named: BTreeMap<String, Device>,
+    /// How many there are of each type without an id.
+    pub unnamed: BTreeMap<String, usize>,
+    /// The PCI functions of devices without an id, those of the machine itself among them: place, vendor and device.
+    pub functions: BTreeMap<String, String>,
+}
+
+/// A device with an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its type, such as `virtio-blk-pci`.
+    pub kind: String,
+    /// Where the guest finds it, where that is known.
+    pub place: Option<String>,
+}
+
+impl Devices {
+    /// Puts together the children of `/machine/peripheral` and `/machine/peripheral-anon` and the root buses of PCI. What
+    /// is behind a bridge, or is no PCI device, is still without a place.
+    pub fn new(named: &[QomProperty], unnamed: &[QomProperty], buses: &[PciBus]) -> Self {
+        let mut devices = Self::default();
+        for device in named {
+            if let Some(kind) = device.child() {
+                devices.named.insert(device.name.clone(), Device { kind: kind.to_owned(), place: None });
+            }
+        }
+        for kind in unnamed.iter().filter_map(QomProperty::child) {
+            *devices.unnamed.entry(kind.to_owned()).or_default() += 1;
+        }
+        for function in buses.iter().flat_map(|bus| &bus.devices.0) {
+            if function.qdev_id.is_empty() {
+                let id = format!("{:04x}:{:04x}", function.id.vendor, function.id.device);
+                devices.functions.insert(root_place(function), id);
+            } else if let Some(device) = devices.named.get_mut(&function.qdev_id) {
+                device.place = Some(root_place(function));
+            }
+        }
+        devices
+    }
+
+    /// The ids of those whose place is not known yet.
+    pub fn unplaced(&self) -> Vec<String> {
+        self.named.iter().filter(|(_, device)| device.place.is_none()).map(|(id, _)| id.clone()).collect()
+    }
+}
+
+/// As `lspci` writes it.
+fn root_place(function: &PciFunction) -> String {
+    let PciFunction { bus, slot, function, .. } = function;
+    format!("{bus:02x}:{slot:02x}.{function:x}")
+}
+
+/// A place told by a device's properties `parent_bus` and `addr`. Of the bus only its own name counts: the path to it
+/// is numbered anew by every version.
+pub fn place(bus: Option<&Value>, addr: Option<&Value>) -> Option<String> {
+    let bus = bus.and_then(Value::as_str).and_then(|path| path.rsplit('/').next()).filter(|bus| !bus.is_empty());
+    let addr = addr.and_then(Value::as_u64);
+    match (bus, addr) {
+        (Some(bus), Some(devfn)) => Some(format!("{bus}/{:02x}.{:x}", devfn >> 3, devfn & 7)),
+        (Some(bus), None) => Some(bus.to_owned()),
+        // a memory device has no bus
+        (None, Some(addr)) => Some(format!("{addr:#x}")),
+        (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::reply::List;
+    use serde_json::json;
+
+    #[test]
+    fn a_device_is_found_where_the_guest_finds_it() {
+        let list = |value| serde_json::from_value::<List<QomProperty>>(value).expect("a list").0;
+        let named = list(json!([
+            {"name": "type", "type": "string"},
+            {"name": "r1", "type": "child<virtio-rng-pci>"},
+            {"name": "deep", "type": "child<virtio-rng-pci>"},
+        ]));
+        let unnamed = list(json!([
+            {"name": "type", "type": "string"},
+            {"name": "device[0]", "type": "child<virtio-rng-pci>"},
+            {"name": "device[1]", "type": "child<isa-debugcon>"},
+            {"name": "device[2]", "type": "child<virtio-rng-pci>"},
+        ]));
+        let function = |bus: u64, slot: u64, id: &str| json!({"bus": bus, "slot": slot, "function": 2, "id": {"vendor": 0x8086, "device": 0x29}, "qdev_id": id});
+        let mut bridge = function(0, 3, "");
+        bridge["pci_bridge"] = json!({"devices": [function(1, 0, "deep")]});
+        let buses = json!([{"bus": 0, "devices": [function(0, 31, ""), function(0, 2, "r1"), bridge]}]);
+        let buses = serde_json::from_value::<List<PciBus>>(buses).expect("buses").0;
+        let devices = Devices::new(&named, &unnamed, &buses);
+        let rng = |place: Option<&str>| Device { kind: "virtio-rng-pci".to_owned(), place: place.map(str::to_owned) };
+        assert_eq!(devices.named, [("r1".to_owned(), rng(Some("00:02.2"))), ("deep".to_owned(), rng(None))].into());
+        assert_eq!(devices.unplaced(), ["deep"]);
+        assert_eq!(devices.unnamed, [("virtio-rng-pci".to_owned(), 2), ("isa-debugcon".to_owned(), 1)].into());
+        let functions = ["00:03.2", "00:1f.2"].map(|place| (place.to_owned(), "8086:0029".to_owned()));
+        assert_eq!(devices.functions, functions.into());
+    }
+
+    #[test]
+    fn what_is_behind_a_bridge_or_on_no_bus_has_a_place_too() {
+        let at = |bus: Value, addr: Value| place(Some(&bus), Some(&addr));
+        assert_eq!(at(json!("/machine/peripheral/rp0/rp0"), json!(24)).as_deref(), Some("rp0/03.0"));
+        assert_eq!(at(json!("/machine/unattached/device[2]/isa.0"), Value::Null).as_deref(), Some("isa.0"));
+        assert_eq!(at(json!(""), json!(0x1_4000_0000_u64)).as_deref(), Some("0x140000000"));
+        assert_eq!(place(None, None), None);
+    }
+}

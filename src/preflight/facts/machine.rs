@@ -1,0 +1,164 @@
+//! The machine that one side emulates: its version, type, CPUs, RAM blocks and devices.
+//!
+//! Everything is asked on one connection in two rounds, some half a millisecond each command. It must never ask for
+//! anything that holds a guest up.
+
+use super::{
+    cpu::{self, Cpu, IDENTITY},
+    devices::{self, Devices},
+    ram_blocks::{self, RamBlock},
+};
+use crate::{
+    qemu::{
+        Process, ProcessError,
+        reply::{FeatureWord, List},
+    },
+    qmp::Version,
+};
+use qapi::qmp;
+use serde_json::Value;
+use std::{collections::BTreeMap, future::Future};
+use tokio::try_join;
+
+/// The machine that one side emulates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// QEMU's version.
+    pub version: Version,
+    /// Its type, such as `pc-i440fx-10.0-machine`.
+    pub kind: Option<String>,
+    /// How many virtual CPUs it has.
+    pub cpus: usize,
+    /// The first of them: one `-cpu` makes them all.
+    pub cpu: Option<Cpu>,
+    /// What RAM and ROM is made of; none where QEMU did not tell.
+    pub ram_blocks: Option<BTreeMap<String, RamBlock>>,
+    /// What the guest finds on its buses.
+    pub devices: Devices,
+}
+
+/// Asks one side.
+///
+/// # Errors
+/// No answer. What QEMU refuses or tells in another form is not known, which is no error.
+pub async fn gather(process: &Process) -> Result<Machine, ProcessError> {
+    let children = |path: &str| process.ask(&qmp::qom_list { path: path.to_owned() });
+    let (version, kind, cpus, blocks, named, unnamed, buses) = try_join!(
+        process.ask(&qmp::query_version {}),
+        property(process, "/machine", "type"),
+        process.ask(&qmp::query_cpus_fast {}),
+        known(process.ask(&qmp::x_query_ramblock {})),
+        known(children("/machine/peripheral")),
+        known(children("/machine/peripheral-anon")),
+        // a machine may have no PCI
+        known(process.ask(&qmp::query_pci {})),
+    )?;
+    let list = |list: Option<List<_>>| list.map(|list| list.0).unwrap_or_default();
+    let buses = buses.map(|buses| buses.0).unwrap_or_default();
+    let mut devices = Devices::new(&list(named), &list(unnamed), &buses);
+    let (cpu, ()) =
+        try_join!(first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())), place(process, &mut devices))?;
+    Ok(Machine {
+        version: version.qemu,
+        kind: kind.as_ref().map(text),
+        cpus: cpus.0.len(),
+        cpu,
+        ram_blocks: blocks.and_then(|table| ram_blocks::read(&table.human_readable_text)),
+        devices,
+    })
+}
+
+async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<Cpu>, ProcessError> {
+    let Some(path) = path else { return Ok(None) };
+    let asked = IDENTITY.map(|name| (name, property(process, path, name)));
+    let words = property(process, path, "feature-words").await?;
+    // each question costs, and the type matters only where there is nothing better
+    let kind = if words.is_none() { property(process, path, "type").await? } else { None };
+    let mut identity = BTreeMap::new();
+    for (name, answer) in asked {
+        if let Some(value) = answer.await? {
+            identity.insert(name, text(&value));
+        }
+    }
+    let words = words.and_then(|words| serde_json::from_value::<Vec<FeatureWord>>(words).ok());
+    let features = words.map(|words| cpu::words(&words));
+    Ok(Some(Cpu { path: path.to_owned(), kind: kind.as_ref().map(text), identity, features, lacks: Vec::new() }))
+}
+
+/// Asks where those devices are that are on no root bus of PCI.
+async fn place(process: &Process, devices: &mut Devices) -> Result<(), ProcessError> {
+    let ask = |id: String| {
+        let path = format!("/machine/peripheral/{id}");
+        (id, property(process, &path, "parent_bus"), property(process, &path, "addr"))
+    };
+    // all are on their way before the first answer
+    let asked: Vec<_> = devices.unplaced().into_iter().map(ask).collect();
+    for (id, bus, addr) in asked {
+        let place = devices::place(bus.await?.as_ref(), addr.await?.as_ref());
+        if let Some(device) = devices.named.get_mut(&id) {
+            device.place = place;
+        }
+    }
+    Ok(())
+}
+
+/// Asks for the names of the features that the destination's CPU lacks, if bits are missing at all: some hundred
+/// questions, for a migration that will hardly start.
+///
+/// # Errors
+/// No answer.
+pub async fn name_lacking(
+    source: &Process,
+    destination: &Process,
+    here: &Machine,
+    there: &mut Machine,
+) -> Result<(), ProcessError> {
+    let (Some(here), Some(there)) = (&here.cpu, &mut there.cpu) else { return Ok(()) };
+    if cpu::lacking(here, there).is_empty() {
+        return Ok(());
+    }
+    let Some(list) = known(source.ask(&qmp::qom_list { path: here.path.clone() })).await? else { return Ok(()) };
+    let switches = list.0.into_iter().filter(|property| property.kind == "bool" && cpu::is_feature(&property.name));
+    let names: Vec<String> = switches.map(|property| property.name).collect();
+    let on = flags(source, &here.path, &names, true).await?;
+    there.lacks = cpu::distinct(flags(destination, &there.path, &on, false).await?);
+    Ok(())
+}
+
+/// Which of these properties are on, or which are not.
+async fn flags(process: &Process, path: &str, names: &[String], on: bool) -> Result<Vec<String>, ProcessError> {
+    let asked: Vec<_> = names.iter().map(|name| (name, property(process, path, name))).collect();
+    let mut found = Vec::new();
+    for (name, answer) in asked {
+        if (answer.await? == Some(Value::Bool(true))) == on {
+            found.push(name.clone());
+        }
+    }
+    Ok(found)
+}
+
+/// A property, if the object has it. It is asked for as soon as this returns.
+fn property(
+    process: &Process,
+    path: &str,
+    name: &str,
+) -> impl Future<Output = Result<Option<Value>, ProcessError>> + use<> {
+    known(process.ask(&qmp::qom_get { path: path.to_owned(), property: name.to_owned() }))
+}
+
+/// An answer that a build may refuse to give, or give in another form.
+async fn known<T>(answer: impl Future<Output = Result<T, ProcessError>>) -> Result<Option<T>, ProcessError> {
+    match answer.await {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error @ ProcessError::Answer { .. }) => {
+            tracing::debug!(%error, "a fact is not known");
+            Ok(None)
+        }
+        Err(error) if error.is_refusal() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

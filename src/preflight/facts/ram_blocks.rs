@@ -1,0 +1,93 @@
+//! The table of RAM blocks that `x-query-ramblock` answers with.
+//!
+//! Pure. The text is made for people: it is read by the names of its columns, and given up whole where it does not fit.
+
+use std::collections::BTreeMap;
+
+/// A block of RAM, ROM or video memory, as QEMU sends it under its name. Sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamBlock {
+    /// What is in use; a block of firmware tables may grow.
+    pub used: u64,
+    /// What it can hold.
+    pub total: u64,
+}
+
+/// Reads the table; `None` for a text of another form. A block without a name is left out: it is a memory backend that no
+/// device uses, and QEMU does not send it.
+pub fn read(text: &str) -> Option<BTreeMap<String, RamBlock>> {
+    let mut lines = text.lines();
+    let (_, head) = lines.next()?.split_once("PSize")?;
+    let columns: Vec<&str> = head.split_whitespace().collect();
+    let column = |name: &str| columns.iter().position(|column| *column == name);
+    let (used, total) = (column("Used")?, column("Total")?);
+    let lines = lines.filter(|line| !line.trim().is_empty());
+    let block = |line: &str| {
+        // a name may hold anything: what follows it is counted from the end
+        let mut rest = line;
+        let mut cells: Vec<&str> = Vec::new();
+        for _ in &columns {
+            cells.insert(0, last_cell(&mut rest)?);
+        }
+        let (unit, size) = (last_cell(&mut rest)?, last_cell(&mut rest)?);
+        let is_page_size = unit.ends_with('B') && size.parse::<f64>().is_ok();
+        let block = RamBlock { used: number(cells[used])?, total: number(cells[total])? };
+        is_page_size.then(|| (rest.trim().to_owned(), block))
+    };
+    let mut blocks = lines.map(block).collect::<Option<BTreeMap<_, _>>>()?;
+    blocks.remove("");
+    Some(blocks)
+}
+
+/// Takes the last word off a line.
+fn last_cell<'a>(line: &mut &'a str) -> Option<&'a str> {
+    let text = line.trim_end();
+    let (rest, cell) = text.rsplit_once(char::is_whitespace).unwrap_or(("", text));
+    *line = rest;
+    Some(cell).filter(|cell| !cell.is_empty())
+}
+
+fn number(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As 7.2.22 said it, with a name made stranger.
+    const OLD: &str = "              Block Name    PSize              Offset               Used              Total
+                  pc.ram    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000
+    /rom@etc/acpi/tables    4 KiB  0x0000000004080000 0x0000000000020000 0x0000000000200000
+  a name 4 KiB  0x1 long    2 MiB  0x0000000004000000 0x0000000000040000 0x0000000000040000
+                            4 KiB  0x0000000044000000 0x0000000008000000 0x0000000008000000
+
+";
+
+    /// As 11.1.3 said it.
+    const NEW: &str = "              Block Name    PSize              Offset               Used              Total                HVA  RO
+                  pc.ram    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000 0x00007fef2fe00000  rw
+   /rom@etc/table-loader    4 KiB  0x0000000004280000 0x0000000000001000 0x0000000000010000 0x00007fef80e00000  ro
+";
+
+    #[test]
+    fn both_forms_of_the_table_are_read() {
+        let block = |used, total| RamBlock { used, total };
+        let old = read(OLD).expect("a table");
+        assert_eq!(old.len(), 3);
+        assert_eq!(old["pc.ram"], block(64 << 20, 64 << 20));
+        assert_eq!(old["/rom@etc/acpi/tables"], block(0x20000, 0x200_000));
+        assert_eq!(old["a name 4 KiB  0x1 long"], block(0x40000, 0x40000));
+        let new = read(NEW).expect("a table");
+        assert_eq!(new["pc.ram"], old["pc.ram"]);
+        assert_eq!(new["/rom@etc/table-loader"], block(0x1000, 0x10000));
+    }
+
+    #[test]
+    fn what_is_no_such_table_is_not_guessed_at() {
+        let (cut, no_total) = (&OLD[..OLD.len() - 30], OLD.replace("Total", "Sum"));
+        for text in ["", "nothing here", cut, &no_total, &OLD.replace("4 KiB", "4 pages")] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Whether the named dirty bitmaps of the disks can move with the guest, by QEMU's capability `dirty-bitmaps`.
+//!
+//! Pure. The capability moves all bitmaps of all nodes or fails the migration, so it is used only where every one of them
+//! can move. A bitmap goes to the device or node of the same name, so names must be alike on both sides.
+
+use super::layout::{Disk, PREFIX, Pair, Storage};
+
+/// The capability.
+pub const CAPABILITY: &str = "dirty-bitmaps";
+
+/// What becomes of the bitmaps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bitmaps {
+    /// Whether they move.
+    pub moved: bool,
+    /// Those that do not arrive: disk, bitmap, and why.
+    pub lost: Vec<(String, String, String)>,
+}
+
+/// Decides. `able` says of the source and of the destination whether their builds have the capability.
+pub fn decide(source: &[Disk], pairs: &[Pair], storage: Storage, able: (bool, bool)) -> Bitmaps {
+    let mut decided = Bitmaps::default();
+    let mut obstacle: Option<String> = None;
+    let mut all = Vec::new();
+    for disk in source {
+        let Some(top) = disk.chain.top() else { continue };
+        for bitmap in top.bitmaps.iter().filter(|bitmap| !bitmap.name.starts_with(PREFIX)) {
+            // a shared image is written back, with what is kept in it, when the source lets go of it
+            if disk.read_only || (storage == Storage::None && bitmap.persistent) {
+                continue;
+            }
+            all.push((disk.name().to_owned(), bitmap.name.clone()));
+            let pair = pairs.iter().find(|pair| pair.source == *disk);
+            let why = match (pair, able) {
+                (_, (false, _)) => Some("the source's QEMU has no capability dirty-bitmaps".to_owned()),
+                (_, (_, false)) => Some("the destination's QEMU has no capability dirty-bitmaps".to_owned()),
+                (None, _) => Some(format!("disk {} is not copied", disk.name())),
+                (Some(_), _) if !bitmap.usable => {
+                    Some(format!("bitmap {} of disk {} is used by a job, or inconsistent", bitmap.name, disk.name()))
+                }
+                (Some(pair), _) => {
+                    let (here, there) = (alias(&pair.source), alias(&pair.destination));
+                    (here.is_none() || here != there).then(|| {
+                        format!("the drive or node of disk {} has not the same name on both sides", disk.name())
+                    })
+                }
+            };
+            obstacle = obstacle.or(why);
+        }
+    }
+    match obstacle {
+        Some(why) => decided.lost = all.into_iter().map(|(disk, name)| (disk, name, why.clone())).collect(),
+        None => decided.moved = !all.is_empty(),
+    }
+    decided
+}
+
+/// The name under which QEMU sends a disk's bitmaps: its drive's, else its image's node's.
+fn alias(disk: &Disk) -> Option<&str> {
+    let node = disk.chain.top().map(|top| top.node.as_str()).filter(|node| !node.starts_with('#'));
+    disk.device.as_deref().or(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{
+        chain::{Bitmap, Chain, Layer},
+        layout::{Mode, Names},
+    };
+
+    fn disk(device: Option<&str>, node: &str, bitmaps: &[(&str, bool, bool)]) -> Disk {
+        let bitmap = |(name, persistent, usable): &(&str, bool, bool)| Bitmap {
+            name: (*name).to_owned(),
+            granularity: 65536,
+            persistent: *persistent,
+            usable: *usable,
+        };
+        let top = Layer { node: node.to_owned(), bitmaps: bitmaps.iter().map(bitmap).collect(), ..Layer::default() };
+        Disk {
+            qdev: Some("disk0".to_owned()),
+            device: device.map(str::to_owned),
+            node: node.to_owned(),
+            path: None,
+            file: String::new(),
+            read_only: false,
+            virtual_size: 1,
+            chain: Chain { layers: vec![top], filters: Vec::new() },
+        }
+    }
+
+    fn one(source: Disk, destination: Disk, storage: Storage, able: (bool, bool)) -> Bitmaps {
+        let pair = Pair { source: source.clone(), destination, mode: Mode::Full, names: Names::new(0) };
+        let pairs = if storage == Storage::None { vec![] } else { vec![pair] };
+        decide(&[source], &pairs, storage, able)
+    }
+
+    #[test]
+    fn they_move_where_every_one_can() {
+        use Storage::{Incremental, None as Shared};
+        let good = [("a", true, true), ("qferry-guard-0", false, true)];
+        let plain = || disk(None, "n", &[]);
+        let yes = (true, true);
+        for (source, destination, storage, able, moved, lost) in [
+            (disk(None, "n", &good), plain(), Incremental, yes, true, 0),
+            (disk(Some("d"), "#block1", &good), disk(Some("d"), "#block2", &[]), Incremental, yes, true, 0),
+            (disk(None, "#block1", &good), disk(None, "#block1", &[]), Incremental, yes, false, 1),
+            (disk(None, "n", &good), disk(None, "m", &[]), Incremental, yes, false, 1),
+            (disk(None, "n", &good), plain(), Incremental, (true, false), false, 1),
+            (disk(None, "n", &[("a", true, true), ("b", false, false)]), plain(), Incremental, yes, false, 2),
+            (plain(), plain(), Incremental, (false, false), false, 0),
+            (disk(None, "n", &good), plain(), Shared, yes, false, 0),
+            (disk(None, "n", &[("a", false, true)]), plain(), Shared, yes, false, 1),
+        ] {
+            let decided = one(source, destination, storage, able);
+            assert_eq!((decided.moved, decided.lost.len()), (moved, lost), "{decided:?}");
+        }
+    }
+}

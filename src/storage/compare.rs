@@ -1,0 +1,414 @@
+//! Reads two images through read-only exports, one of each side, and compares them.
+//!
+//! It never fails: what cannot be read is a finding of its own. It must never write to an image, nor read one that the
+//! guest may be writing to.
+
+use super::{
+    ceiling::Ceiling,
+    identity::{self, By, Comparison, Image, Proof, Range, SAMPLE, SEGMENT, Twin, Verdict},
+    kept::{self, Place},
+};
+use crate::{
+    nbd::{Client, NbdError},
+    progress::{Kind, Reporter},
+};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tokio::{task::JoinHandle, time::Instant, try_join};
+
+/// How many reads are under way at once, for each image.
+const IN_FLIGHT: usize = 8;
+/// How much of an image's map is asked for at once: a map of more pieces than a client takes is told apart by it.
+const WINDOW: u64 = 64 << 30;
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(250);
+
+/// How images are to be compared.
+#[derive(Debug, Clone)]
+pub struct How {
+    /// How well.
+    pub proof: Proof,
+    /// How many ranges make a sample.
+    pub samples: usize,
+    /// What they are chosen from.
+    pub seed: u64,
+    /// Whether a digest that had to be read is kept beside its image.
+    pub keep: bool,
+}
+
+/// A side's image, ready to be read.
+#[derive(Debug, Clone)]
+pub struct Open<'a> {
+    /// What it is.
+    pub image: &'a Image,
+    /// Its export.
+    pub client: &'a Client,
+    /// Where its digest is kept, if its files are of this host.
+    pub place: Option<Place>,
+}
+
+/// What stopped a comparison.
+enum Stop {
+    /// A byte differs.
+    Differ(u64, &'static str),
+    /// One side could not be read.
+    Unread(&'static str, NbdError),
+}
+
+/// Compares an image of the source with the destination's.
+pub async fn compare(
+    twin: &Twin,
+    source: Open<'_>,
+    destination: Open<'_>,
+    how: &How,
+    ceiling: &Arc<Ceiling>,
+    report: &Reporter,
+) -> Comparison {
+    let mut look = Look {
+        source: &source,
+        destination: &destination,
+        ceiling,
+        told: Told { image: source.image.files.first().cloned().unwrap_or_default(), last: None, report },
+    };
+    let (by, stop) = look.by(how).await;
+    let verdict = match stop {
+        None => Verdict::Same,
+        Some(Stop::Unread(side, error)) => Verdict::Unproved { why: format!("the {side}'s cannot be read: {error}") },
+        Some(Stop::Differ(offset, what)) => {
+            let layer = async |open: &Open<'_>| {
+                let depth = open.client.depths(offset, 1).await.ok().and_then(|found| Some(found.first()?.depth));
+                identity::layer(open.image, depth.unwrap_or(1)).to_owned()
+            };
+            let (source_layer, destination_layer) = (layer(&source).await, layer(&destination).await);
+            Verdict::Differ { offset, source_layer, destination_layer, what: what.to_owned() }
+        }
+    };
+    let file = |image: &Image| image.files.first().cloned().unwrap_or_default();
+    let (source, destination) = (file(&twin.source), file(&twin.destination));
+    Comparison { disks: twin.disks.clone(), source, destination, by, verdict }
+}
+
+/// One comparison under way.
+struct Look<'a> {
+    source: &'a Open<'a>,
+    destination: &'a Open<'a>,
+    ceiling: &'a Arc<Ceiling>,
+    told: Told<'a>,
+}
+
+impl Look<'_> {
+    async fn by(&mut self, how: &How) -> (By, Option<Stop>) {
+        match how.proof {
+            Proof::Off | Proof::Metadata => self.maps().await,
+            Proof::Sample => self.sample(how).await,
+            Proof::Full => self.full(how).await,
+        }
+    }
+
+    /// By where data is allocated, where both formats say so.
+    async fn maps(&mut self) -> (By, Option<Stop>) {
+        if !(self.source.image.has_map() && self.destination.image.has_map()) {
+            return (By::Metadata { map: None }, None);
+        }
+        let (ours, theirs) = match self.both_maps(1).await {
+            Ok(maps) => maps,
+            Err(stop) => return (By::Metadata { map: None }, Some(stop)),
+        };
+        let mut digest = blake3::Hasher::new();
+        for range in &ours {
+            digest.update(&range.start.to_le_bytes());
+            digest.update(&range.length.to_le_bytes());
+        }
+        let map = Some(digest.finalize().to_hex().to_string());
+        let only_ours = identity::without(&ours, &theirs).first().map(|range| range.start);
+        let only_theirs = identity::without(&theirs, &ours).first().map(|range| range.start);
+        let stop = match (only_ours, only_theirs) {
+            (Some(here), there) if there.is_none_or(|there| here <= there) => {
+                Some(Stop::Differ(here, "the source's has data there, the destination's has none"))
+            }
+            (_, Some(there)) => Some(Stop::Differ(there, "the destination's has data there, the source's has none")),
+            _ => None,
+        };
+        (By::Metadata { map }, stop)
+    }
+
+    /// By ranges with data; a part of them where only one of the two has any.
+    async fn sample(&mut self, how: &How) -> (By, Option<Stop>) {
+        let (ours, theirs) = match self.both_maps(SAMPLE).await {
+            Ok(maps) => maps,
+            Err(stop) => return (By::Sample { seed: how.seed, ranges: 0, bytes: 0 }, Some(stop)),
+        };
+        let few = how.samples.div_ceil(4);
+        let mut chosen = identity::choose(&ours, how.samples, how.seed);
+        chosen.extend(identity::choose(&identity::without(&ours, &theirs), few, how.seed));
+        chosen.extend(identity::choose(&identity::without(&theirs, &ours), few, how.seed));
+        chosen.sort_by_key(|range| range.start);
+        chosen.dedup();
+        let bytes = chosen.iter().map(|range| range.length).sum();
+        let by = By::Sample { seed: how.seed, ranges: chosen.len(), bytes };
+        self.told.begin(bytes);
+        let stop = self.alike(&chosen, |_, _| ()).await.err();
+        (by, stop)
+    }
+
+    /// By everything. Where nothing was read on a side because its digest is kept, and it does not fit, all is read.
+    async fn full(&mut self, how: &How) -> (By, Option<Stop>) {
+        let kept = [self.source, self.destination].map(|open| open.place.as_ref().and_then(kept::trusted));
+        let trusted = kept.iter().flatten().count();
+        if let [Some(ours), Some(theirs)] = &kept {
+            if ours == theirs {
+                return (By::Full { digest: Some(ours.clone()), bytes: 0, kept: 2 }, None);
+            }
+        } else if let Some((digest, open)) = match &kept {
+            [Some(digest), None] => Some((digest, self.destination)),
+            [None, Some(digest)] => Some((digest, self.source)),
+            _ => None,
+        } {
+            match self.digest(open).await {
+                Ok((read, bytes)) if read == *digest => {
+                    self.keep(how, &read);
+                    return (By::Full { digest: Some(read), bytes, kept: trusted }, None);
+                }
+                Ok(_) => {}
+                Err(stop) => return (By::Full { digest: None, bytes: 0, kept: trusted }, Some(stop)),
+            }
+        }
+        match self.everything().await {
+            Ok((digest, bytes)) => {
+                self.keep(how, &digest);
+                (By::Full { digest: Some(digest), bytes, kept: 0 }, None)
+            }
+            Err(stop) => (By::Full { digest: None, bytes: 0, kept: 0 }, Some(stop)),
+        }
+    }
+
+    /// Reads both sides, and gives the digest of what both hold.
+    async fn everything(&mut self) -> Result<(String, u64), Stop> {
+        let size = self.source.image.virtual_size;
+        let (ours, theirs) = self.both_maps(SEGMENT).await?;
+        let both = identity::data(merged(&ours, &theirs), SEGMENT, size);
+        let segments = split(&both);
+        self.told.begin(segments.iter().map(|range| range.length).sum());
+        let mut digest = Digest::new(size);
+        self.alike(&segments, |range, data| digest.add(range.start, data)).await?;
+        let bytes = 2 * segments.iter().map(|range| range.length).sum::<u64>();
+        Ok((digest.finish(), bytes))
+    }
+
+    /// Reads one side alone.
+    async fn digest(&mut self, open: &Open<'_>) -> Result<(String, u64), Stop> {
+        let side = if std::ptr::eq(open, self.source) { "source" } else { "destination" };
+        let map = map(open, SEGMENT).await.map_err(|error| Stop::Unread(side, error))?;
+        let segments = split(&map);
+        let bytes = segments.iter().map(|range| range.length).sum();
+        self.told.begin(bytes);
+        let mut digest = Digest::new(open.image.virtual_size);
+        let mut under_way = VecDeque::new();
+        let mut next = segments.iter();
+        loop {
+            while under_way.len() < IN_FLIGHT {
+                let Some(&range) = next.next() else { break };
+                let (client, ceiling) = (open.client.clone(), Arc::clone(self.ceiling));
+                under_way.push_back(Pending(tokio::spawn(async move {
+                    ceiling.pass(range.length).await;
+                    client.read(range.start, length(range)).await.map(|data| (range, data))
+                })));
+            }
+            let Some(mut first) = under_way.pop_front() else { break };
+            let (range, data) = first.get().await.map_err(|error| Stop::Unread(side, error))?;
+            digest.add(range.start, &data);
+            self.told.done(range.length);
+        }
+        Ok((digest.finish(), bytes))
+    }
+
+    /// Reads the ranges on both sides, in order; hands on what both hold, and stops at the first byte that differs.
+    async fn alike(&mut self, ranges: &[Range], mut held: impl FnMut(Range, &[u8])) -> Result<(), Stop> {
+        let mut under_way = VecDeque::new();
+        let mut next = ranges.iter();
+        loop {
+            while under_way.len() < IN_FLIGHT {
+                let Some(&range) = next.next() else { break };
+                let (ours, theirs) = (self.source.client.clone(), self.destination.client.clone());
+                let ceiling = Arc::clone(self.ceiling);
+                under_way.push_back(Pending(tokio::spawn(async move {
+                    ceiling.pass(2 * range.length).await;
+                    let ours = async { ours.read(range.start, length(range)).await.map_err(|e| ("source", e)) };
+                    let theirs =
+                        async { theirs.read(range.start, length(range)).await.map_err(|e| ("destination", e)) };
+                    try_join!(ours, theirs).map(|(ours, theirs)| (range, ours, theirs))
+                })));
+            }
+            let Some(mut first) = under_way.pop_front() else { return Ok(()) };
+            let (range, ours, theirs) = first.get().await.map_err(|(side, error)| Stop::Unread(side, error))?;
+            if let Some(at) = identity::first_difference(&ours, &theirs) {
+                return Err(Stop::Differ(range.start + at as u64, "the contents differ"));
+            }
+            held(range, &ours);
+            self.told.done(range.length);
+        }
+    }
+
+    async fn both_maps(&self, unit: u64) -> Result<(Vec<Range>, Vec<Range>), Stop> {
+        let ours = async { map(self.source, unit).await.map_err(|error| Stop::Unread("source", error)) };
+        let theirs = async { map(self.destination, unit).await.map_err(|error| Stop::Unread("destination", error)) };
+        try_join!(ours, theirs)
+    }
+
+    /// Keeps a digest that both sides were read for.
+    fn keep(&self, how: &How, digest: &str) {
+        for place in [self.source, self.destination].into_iter().filter_map(|open| open.place.as_ref()) {
+            if how.keep {
+                if let Err(error) = kept::keep(place, digest) {
+                    let (path, code) = (place.path.display(), "digest-not-kept");
+                    self.told.report.warn(code, format!("{path}: the digest could not be kept: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// Where an image reads as anything but zero, as its server tells.
+async fn map(open: &Open<'_>, unit: u64) -> Result<Vec<Range>, NbdError> {
+    let size = open.client.size().min(open.image.virtual_size);
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let length = WINDOW.min(size - at);
+        let extents = open.client.extents(at, length).await?;
+        found.extend(extents.into_iter().filter(|e| !e.zero).map(|e| Range { start: e.start, length: e.length }));
+        at += length;
+    }
+    Ok(identity::data(found, unit, size))
+}
+
+fn merged(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
+    let mut all: Vec<Range> = ours.iter().chain(theirs).copied().collect();
+    all.sort_by_key(|range| range.start);
+    all
+}
+
+/// Cuts ranges that are aligned to segments into segments.
+fn split(ranges: &[Range]) -> Vec<Range> {
+    let pieces = |range: &Range| {
+        let range = *range;
+        (range.start..range.end()).step_by(SEGMENT as usize).map(move |start| {
+            Range { start, length: SEGMENT.min(range.end() - start) } // the image's last one may be shorter
+        })
+    };
+    ranges.iter().flat_map(pieces).collect()
+}
+
+fn length(range: Range) -> u32 {
+    // a segment at most
+    u32::try_from(range.length).unwrap_or(u32::MAX)
+}
+
+/// A read under way, which ends with whoever waits for it.
+struct Pending<T>(JoinHandle<T>);
+
+impl<T> Pending<T> {
+    async fn get(&mut self) -> T {
+        match (&mut self.0).await {
+            Ok(read) => read,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // the runtime goes, and this task with it
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A digest of all that a guest can read of an image: that of the digests of its segments. Segments that were left out
+/// are zero, so it does not depend on where zeros are stored.
+struct Digest {
+    all: blake3::Hasher,
+    size: u64,
+    at: u64,
+    zero: blake3::Hash,
+}
+
+impl Digest {
+    fn new(size: u64) -> Self {
+        let zero = blake3::hash(&vec![0; SEGMENT as usize]);
+        Self { all: blake3::Hasher::new(), size, at: 0, zero }
+    }
+
+    fn add(&mut self, start: u64, data: &[u8]) {
+        self.skip(start);
+        self.all.update(blake3::hash(data).as_bytes());
+        self.at = start + data.len() as u64;
+    }
+
+    fn skip(&mut self, to: u64) {
+        while self.at < to {
+            let length = SEGMENT.min(to - self.at);
+            let hash = if length == SEGMENT { self.zero } else { blake3::hash(&vec![0; length as usize]) };
+            self.all.update(hash.as_bytes());
+            self.at += length;
+        }
+    }
+
+    fn finish(mut self) -> String {
+        self.skip(self.size);
+        self.all.finalize().to_hex().to_string()
+    }
+}
+
+/// Tells how far a comparison is, now and then.
+struct Told<'a> {
+    image: String,
+    last: Option<(Instant, u64, u64)>,
+    report: &'a Reporter,
+}
+
+impl Told<'_> {
+    fn begin(&mut self, total: u64) {
+        self.last = Some((Instant::now(), 0, total));
+    }
+
+    fn done(&mut self, bytes: u64) {
+        let Some((last, done, total)) = &mut self.last else { return };
+        *done += bytes;
+        if last.elapsed() >= TELL || done == total {
+            *last = Instant::now();
+            let (image, done, total) = (self.image.clone(), *done, *total);
+            self.report.emit(Kind::Image { image, doing: "compare".to_owned(), done, total, rate: None });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_does_not_depend_on_how_zeros_are_stored() {
+        let data = vec![7u8; SEGMENT as usize];
+        let size = 3 * SEGMENT + 100;
+        let mut sparse = Digest::new(size);
+        sparse.add(SEGMENT, &data);
+        let mut whole = Digest::new(size);
+        whole.add(0, &vec![0; SEGMENT as usize]);
+        whole.add(SEGMENT, &data);
+        whole.add(2 * SEGMENT, &vec![0; SEGMENT as usize]);
+        whole.add(3 * SEGMENT, &[0; 100]);
+        let digest = sparse.finish();
+        assert_eq!(digest, whole.finish());
+        let mut other = Digest::new(size);
+        other.add(2 * SEGMENT, &data);
+        assert_ne!(digest, other.finish());
+        assert_ne!(digest, Digest::new(size).finish());
+    }
+
+    #[test]
+    fn ranges_are_cut_into_segments() {
+        let cut = split(&[Range { start: SEGMENT, length: 2 * SEGMENT + 5 }]);
+        let told: Vec<(u64, u64)> = cut.iter().map(|range| (range.start, range.length)).collect();
+        assert_eq!(told, [(SEGMENT, SEGMENT), (2 * SEGMENT, SEGMENT), (3 * SEGMENT, 5)]);
+    }
+}

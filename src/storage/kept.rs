@@ -1,0 +1,105 @@
+//! Digests kept beside images: trusted for as long as no file of the image has changed.
+//!
+//! It must never trust a digest whose files have another size, time of change or inode than when it was made.
+
+use super::identity;
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// The version and the kind of digest that this file is about.
+const ALGORITHM: &str = "blake3-of-1MiB-blake3";
+
+/// Where an image is on this host, with all the layers it is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The image's own file: the digest is beside it.
+    pub path: PathBuf,
+    /// The files of its layers, itself first.
+    pub files: Vec<PathBuf>,
+}
+
+/// What is beside an image.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    v: u32,
+    algorithm: String,
+    digest: String,
+    files: Vec<Stamp>,
+}
+
+/// What tells a file's content from another's without reading it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    file: PathBuf,
+    size: u64,
+    modified_s: i64,
+    modified_ns: i64,
+    inode: u64,
+    device: u64,
+}
+
+fn stamps(place: &Place) -> io::Result<Vec<Stamp>> {
+    let stamp = |path: &PathBuf| {
+        let data = fs::metadata(path)?;
+        Ok(Stamp {
+            file: path.clone(),
+            size: data.len(),
+            modified_s: data.mtime(),
+            modified_ns: data.mtime_nsec(),
+            inode: data.ino(),
+            device: data.dev(),
+        })
+    };
+    place.files.iter().map(stamp).collect()
+}
+
+fn beside(path: &Path) -> PathBuf {
+    PathBuf::from(identity::kept_path(&path.to_string_lossy()))
+}
+
+/// The digest beside an image, if it is one of it as it is now.
+pub(super) fn trusted(place: &Place) -> Option<String> {
+    let kept: Kept = serde_json::from_str(&fs::read_to_string(beside(&place.path)).ok()?).ok()?;
+    let fits = kept.v == 1 && kept.algorithm == ALGORITHM && kept.files == stamps(place).ok()?;
+    fits.then_some(kept.digest)
+}
+
+/// Keeps a digest beside its image, in place of an older one.
+pub(super) fn keep(place: &Place, digest: &str) -> io::Result<()> {
+    let kept = Kept { v: 1, algorithm: ALGORITHM.to_owned(), digest: digest.to_owned(), files: stamps(place)? };
+    let path = beside(&place.path);
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&temporary, serde_json::to_vec(&kept)?)?;
+    fs::rename(&temporary, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_trusted_until_a_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (top, base) = (folder.path().join("top"), folder.path().join("base"));
+        fs::write(&top, "a").unwrap();
+        fs::write(&base, "b").unwrap();
+        let place = Place { path: top.clone(), files: vec![top.clone(), base.clone()] };
+        assert_eq!(trusted(&place), None);
+        keep(&place, "d1").unwrap();
+        assert_eq!(trusted(&place).as_deref(), Some("d1"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3, "no temporary file is left");
+        fs::write(&base, "bb").unwrap();
+        assert_eq!(trusted(&place), None, "a layer grew");
+        keep(&place, "d2").unwrap();
+        let copy = folder.path().join("copy");
+        fs::copy(&base, &copy).unwrap();
+        fs::rename(&copy, &base).unwrap();
+        assert_eq!(trusted(&place), None, "another file of the same name");
+        fs::write(beside(&top), "{").unwrap();
+        assert_eq!(trusted(&place), None, "nonsense");
+    }
+}
