@@ -11,6 +11,8 @@ mod machine;
 mod network;
 mod sides;
 
+pub(crate) use network::listen;
+
 use super::facts::{Facts, ports::Port};
 use crate::{
     endpoint::Address,
@@ -155,11 +157,19 @@ fn forced(mut finding: Finding, force: &BTreeSet<String>) -> Finding {
     finding
 }
 
-fn finding(severity: Severity, code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+/// Makes a finding.
+pub(crate) fn finding(
+    severity: Severity,
+    code: &'static str,
+    subject: &str,
+    message: impl Into<String>,
+    remedy: &str,
+) -> Finding {
     Finding { code, severity, subject: subject.to_owned(), message: message.into(), remedy: remedy.to_owned() }
 }
 
-fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+/// Makes a finding that forbids to go on.
+pub(crate) fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
     finding(Severity::Blocker, code, subject, message, remedy)
 }
 

@@ -30,7 +30,8 @@ fn port(option: &str, address: &Address, found: &Port) -> Option<Finding> {
     }
 }
 
-fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
+/// What speaks against listening at an address.
+pub(crate) fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
     let Some(address) = address else {
         let (message, remedy) = match option {
             "--source-nbd-address" => (
