@@ -37,6 +37,9 @@ const PURE: &[&str] = &[
     "handover/verdict.rs",
     "memory/sample.rs",
     "migration/plan.rs",
+    "migration/provision/arguments.rs",
+    "migration/provision/steps.rs",
+    "migration/provision/wanted.rs",
     "nbd/assembly.rs",
     "nbd/buffers.rs",
     "nbd/extents.rs",
@@ -61,8 +64,11 @@ const PURE: &[&str] = &[
     "storage/bitmaps.rs",
     "storage/chain.rs",
     "storage/guard.rs",
+    "storage/image.rs",
     "storage/identity.rs",
     "storage/layout.rs",
+    "storage/place.rs",
+    "storage/shell.rs",
 ];
 
 struct Source {

@@ -3,8 +3,8 @@
 //!
 //! # The life of one migration
 //!
-//! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file. Then
-//! [`migration::Migration`] goes through these phases, in this order, in one function:
+//! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file;
+//! [`migration::provision`] makes what it needs. Then [`migration::Migration`] goes through these phases, in this order, in one function:
 //!
 //! | phase | what happens | if it fails |
 //! |---|---|---|

@@ -117,8 +117,9 @@ fn monitors_nbd_and_ram_over_tcp() {
     let pair = start(&Spec { tcp: true, ..spec("10.0.13", busy()) });
     let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
     let (source, destination) = (pair.source.qmp_port().unwrap(), pair.destination.qmp_port().unwrap());
-    let (nbd, ram) = (free_port().unwrap(), free_port().unwrap());
-    let migration = Migration::builder(tcp(source), tcp(destination)).addresses(tcp(nbd), tcp(ram));
+    let [nbd, ram, here] = [(); 3].map(|()| free_port().unwrap());
+    let migration =
+        Migration::builder(tcp(source), tcp(destination)).addresses(tcp(nbd), tcp(ram)).source_nbd_address(tcp(here));
     let outcome = migrate(migration.runtime_dir(pair.run_dir()));
     judge_running(&pair, &outcome);
     assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
@@ -157,7 +158,7 @@ fn a_forwarder_is_not_taken_for_qemu() {
     std::fs::remove_file(at("a")).unwrap();
     std::fs::remove_file(at("b")).unwrap();
     let run = |name| Address::unix(pair.run_dir().join(name)).unwrap();
-    let outcome = migrate(moving().addresses(run("nbd"), run("ram")));
+    let outcome = migrate(moving().addresses(run("nbd"), run("ram")).source_nbd_address(run("here")));
     judge_running(&pair, &outcome);
     assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
 }

@@ -2,15 +2,19 @@
 
 use crate::{
     endpoint::Address,
-    migration::Settings,
+    migration::{
+        Settings,
+        provision::{PopulateMode, ProvisionSettings},
+    },
     preflight::checks::FORCIBLE,
     quantity::Rate,
     storage::{
         identity::Proof,
         layout::{Selection, Storage},
+        place::Places,
     },
 };
-use clap::{ArgAction, Parser, Subcommand, builder::PossibleValuesParser};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 /// The heading of the options about disks.
@@ -45,6 +49,7 @@ pub(super) enum Verb {
     /// moment. Exit code 0: it could move; 3: it would be refused, and every reason is named.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<Options>),
+    Prepare(Box<Prepare>),
 }
 
 const EXAMPLES: &str = "\
@@ -182,6 +187,113 @@ impl Options {
     }
 }
 
+const PREPARE_EXAMPLES: &str = "\
+Examples:
+  What the destination needs, as commands; nothing is made:
+    qferry prepare --source /run/vm/source.qmp --to /srv/destination
+
+  Make it, and bring the backing files that are not there; run it again after an interruption:
+    qferry prepare --source /run/vm/source.qmp --to /srv/destination \\
+        --map /srv/base=/srv/destination/base --populate missing --apply
+
+Exit codes: 0 done (or could be done), 1 it failed on the way (what is whole is kept, what is not is removed),
+  2 usage, 3 refused (nothing was made), 5 cancelled";
+
+/// Make the images that a destination on this host needs, from the source's chains
+///
+/// For each writable disk an empty image of the same size and shape, over the same backing files. Without --apply it
+/// prints the commands, and the command line for the destination's QEMU; nothing is changed. An image that exists is never
+/// overwritten: one that is empty and fits is kept, anything else refuses the whole.
+#[derive(Debug, clap::Args)]
+#[command(after_help = PREPARE_EXAMPLES)]
+pub(super) struct Prepare {
+    /// The QMP monitor of the QEMU that has the guest: /path, unix:/path or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub(super) source: Address,
+    /// The folder for the images that the guest writes
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    to: Option<PathBuf>,
+    /// What a file or folder of the source is at the destination; repeatable, the longest that fits counts [default for
+    /// backing files: the same path]
+    #[arg(long = "map", value_name = "SOURCE=DESTINATION", value_parser = map)]
+    maps: Vec<(PathBuf, PathBuf)>,
+    /// Prepare this disk; repeatable [default: every writable disk]
+    #[arg(long = "disk", value_name = "SOURCE[=DESTINATION]", value_parser = disk)]
+    disks: Vec<(String, Option<String>)>,
+    /// Leave this disk out; repeatable
+    #[arg(long = "skip-disk", value_name = "SOURCE")]
+    skip: Vec<String>,
+    /// What the images stand on: the source's backing files, nothing (the whole disk will be sent), or they are shared
+    #[arg(long, value_name = "MODE", default_value_t, value_parser = parsed::<Storage>)]
+    storage: Storage,
+    /// What becomes of backing files that the destination does not have: they are named, or copied from the source while
+    /// the guest runs
+    #[arg(long, value_name = "MODE", value_enum, default_value = "never")]
+    populate: Populate,
+    /// Ceiling for what is copied, such as 100MiB/s or 1Gbit/s [default: unlimited]
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    bandwidth: Option<Rate>,
+    /// Where the source listens while backing files are copied: unix:/path or tcp:HOST:PORT [default: a unix socket of this
+    /// run, if its monitor is a local unix socket]
+    #[arg(long, value_name = "ADDR")]
+    source_nbd_address: Option<Address>,
+    /// Allow an address other than loopback without TLS
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// qemu-img, if it is not the one in PATH
+    #[arg(long, value_name = "PATH", default_value = "qemu-img", hide_default_value = true)]
+    qemu_img: PathBuf,
+    /// Do it
+    #[arg(long)]
+    pub(super) apply: bool,
+    /// One JSON object a line on stdout; text for people goes to stderr
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `--populate`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Populate {
+    Never,
+    Missing,
+}
+
+impl Prepare {
+    /// What is asked of the library.
+    pub(super) fn settings(&self) -> ProvisionSettings {
+        ProvisionSettings {
+            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
+            places: Places { maps: self.maps.clone(), to: self.to.clone() },
+            populate: match self.populate {
+                Populate::Never => PopulateMode::Never,
+                Populate::Missing => PopulateMode::Missing,
+            },
+            bandwidth: self.bandwidth,
+            nbd_address: self.source_nbd_address.clone(),
+            allow_plaintext: self.allow_plaintext,
+            qemu_img: self.qemu_img.clone(),
+            ..ProvisionSettings::default()
+        }
+    }
+}
+
+/// A path from the root on: a relative one would mean different things to QEMU and to us.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    match std::path::absolute(text) {
+        Ok(path) => Ok(path.components().collect()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn map(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let wrong = || "give SOURCE=DESTINATION, two paths; a path with = in it can be given through its folder".to_owned();
+    let (source, destination) = text.split_once('=').ok_or_else(wrong)?;
+    if destination.is_empty() || destination.contains('=') || !source.starts_with('/') {
+        return Err(wrong());
+    }
+    Ok((PathBuf::from(source), absolute(destination)?))
+}
+
 fn parsed<T: FromStr>(text: &str) -> Result<T, T::Err> {
     text.parse()
 }
@@ -239,6 +351,7 @@ mod tests {
             "qferry migrate --source /s --destination tcp:localhost:4444".split(' ').chain(line.split_whitespace());
         Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
             Verb::Migrate(options) | Verb::Check(options) => options.settings(),
+            Verb::Prepare(_) => unreachable!("migrate was asked for"),
         })
     }
 
@@ -267,6 +380,27 @@ mod tests {
         assert_eq!((settings.selection.storage, settings.verify_backing), (Storage::Full, Proof::Full));
         assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
+    }
+
+    #[test]
+    fn a_preparation_is_read() {
+        let prepare = |line: &str| {
+            let words = "qferry prepare --source /s".split(' ').chain(line.split_whitespace());
+            Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
+                Verb::Prepare(options) => options.settings(),
+                Verb::Migrate(_) | Verb::Check(_) => unreachable!("prepare was asked for"),
+            })
+        };
+        let settings = prepare("--to /d --map /a=/b --map /c/=/d --populate missing --storage full").expect("good");
+        let maps = [("/a", "/b"), ("/c", "/d")].map(|(from, to)| (from.into(), to.into())).into();
+        assert_eq!(settings.places, Places { maps, to: Some("/d".into()) });
+        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Missing, Storage::Full));
+        let settings = prepare("").expect("good");
+        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Never, Storage::Incremental));
+        assert!(prepare("--to d").expect("good").places.to.is_some_and(|to| to.is_absolute()));
+        for line in ["--map /a", "--map a=/b", "--map /a=", "--map /a=/b=/c", "--populate always"] {
+            assert!(prepare(line).is_err(), "{line}");
+        }
     }
 
     #[test]

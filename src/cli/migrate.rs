@@ -1,13 +1,12 @@
 //! `qferry migrate` and `qferry check`.
 
-use super::{args, failed, misused, render};
+use super::{args, failed, misused, render, signals::Signals};
 use crate::{
-    migration::{Builder, Canceller, Failure, Migration},
+    migration::{Builder, Failure, Migration},
     progress::describe,
     qmp::Recorder,
 };
 use std::{process::ExitCode, thread};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
     let (plan, json) = (options.plan, options.json);
@@ -70,32 +69,4 @@ async fn migrate(builder: Builder, json: bool) -> ExitCode {
         render::say("qferry: the display failed; the migration did not");
     }
     ExitCode::from(outcome.outcome.exit_code())
-}
-
-/// The signals that cancel.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn watch() -> Option<Self> {
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-        match kinds {
-            [Ok(interrupt), Ok(terminate), Ok(hangup)] => Some(Self([interrupt, terminate, hangup])),
-            _ => None,
-        }
-    }
-
-    /// Waits for the end, which a signal asks to come early.
-    async fn cancelling<T>(self, canceller: &Canceller, ended: impl Future<Output = T>) -> T {
-        let Self([mut interrupt, mut terminate, mut hangup]) = self;
-        tokio::pin!(ended);
-        loop {
-            tokio::select! {
-                ended = &mut ended => return ended,
-                _ = interrupt.recv() => canceller.cancel(),
-                _ = terminate.recv() => canceller.cancel(),
-                // nobody is there to see how it goes on
-                _ = hangup.recv() => canceller.cancel(),
-            }
-        }
-    }
 }

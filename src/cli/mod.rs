@@ -5,7 +5,9 @@
 mod args;
 mod log;
 mod migrate;
+mod prepare;
 mod render;
+mod signals;
 mod tree;
 
 use std::process::ExitCode;
@@ -22,6 +24,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     };
     match arguments.verb {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
+        args::Verb::Prepare(options) => runtime.block_on(prepare::run(options)),
         args::Verb::Check(options) => runtime.block_on(migrate::check(options)),
     }
 }

@@ -135,9 +135,20 @@ impl Screen {
                 let note = format!("{}, dirty {}", Rate(*bandwidth), Rate(*dirty_rate));
                 self.sample("memory", *transferred, transferred + remaining, &note, event.t_ms);
             }
-            Kind::Image { image, doing, done, total } => {
+            Kind::Step { step, image, state: PhaseState::Begin } => {
+                if self.bars.is_none() {
+                    self.line(&format!("{at} {step} {image} ..."));
+                }
+            }
+            Kind::Step { step, image, state: PhaseState::End } => {
+                self.clear();
+                self.shown.clear();
+                self.line(&format!("{at} {step} {image} ended"));
+            }
+            Kind::Image { image, doing, done, total, rate } => {
                 let name = image.rsplit('/').next().unwrap_or(image);
-                self.sample(&format!("{doing} {name}"), *done, *total, "", event.t_ms);
+                let rate = rate.map_or_else(String::new, |rate| Rate(rate).to_string());
+                self.sample(&format!("{doing} {name}"), *done, *total, &rate, event.t_ms);
             }
             Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
             Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),

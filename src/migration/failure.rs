@@ -6,7 +6,7 @@ use crate::{
     progress::{Reason, describe},
     qemu::{Gone, ProcessError},
     qmp::ExecuteError,
-    storage::mirror::MirrorError,
+    storage::{mirror::MirrorError, partial::PartialError, populate::PopulateError, qemu_img::ImgError},
 };
 use std::{error::Error, time::Duration};
 use thiserror::Error;
@@ -61,6 +61,24 @@ pub enum Failure {
     /// QEMU refused something or did not answer.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// `qemu-img` did not do what was asked.
+    #[error(transparent)]
+    Img(#[from] ImgError),
+    /// A file could not be made.
+    #[error(transparent)]
+    Partial(#[from] PartialError),
+    /// A backing file could not be copied.
+    #[error("a backing file could not be copied")]
+    Populate(#[from] PopulateError),
+    /// The source's export could not be reached.
+    #[error("cannot reach the source's NBD server at {address}")]
+    Export {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// A directory for the sockets could not be made.
     #[error("cannot make the directory {path} for the sockets of this run")]
     RuntimeDir {
@@ -87,6 +105,14 @@ impl Failure {
             Self::NotDisengaged(_) => "not-disengaged",
             Self::Exchange(ExchangeError::Ended { .. }) => "handover-failed",
             Self::RuntimeDir { .. } => "runtime-dir",
+            Self::Img(_) => "qemu-img",
+            Self::Partial(PartialError::Locked { .. }) => "in-use",
+            Self::Partial(PartialError::Exists { .. }) => "image-exists",
+            Self::Partial(_) => "file-failed",
+            Self::Populate(error) if error.is_full() => "no-space",
+            Self::Populate(PopulateError::Differs { .. }) => "copy-differs",
+            Self::Populate(_) => "copy-failed",
+            Self::Export { .. } => "export-unreachable",
             Self::Mirror(_) | Self::Precopy(_) | Self::Exchange(_) | Self::Process(_) => match self.process() {
                 Some(
                     ProcessError::Late { .. } | ProcessError::Execute { source: ExecuteError::NoReply { .. }, .. },
@@ -124,6 +150,7 @@ impl Failure {
         match (self, command) {
             (Self::Timeout(_), _) => "; allow more time with --timeout, more --bandwidth or more --downtime",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
+            (Self::Populate(error), _) if error.is_full() => "; make room there, and run it again",
             (_, "nbd-server-start") => "; the destination's QEMU must be able to listen there: see --nbd-address",
             // from 9.1 on a QEMU that could not listen stays in `setup` and takes no second command
             (_, "migrate-incoming") => {

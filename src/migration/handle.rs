@@ -280,21 +280,23 @@ impl Check {
 
 /// Something that runs, reports events, and can be cancelled.
 #[derive(Debug)]
-struct Task<T> {
+pub(super) struct Task<T> {
     running: JoinHandle<T>,
-    cancel: Canceller,
+    pub(super) cancel: Canceller,
     events: Option<Events>,
 }
 
 impl<T: Send + 'static> Task<T> {
-    fn start<F: Future<Output = T> + Send + 'static>(work: impl FnOnce(Reporter, watch::Receiver<bool>) -> F) -> Self {
+    pub(super) fn start<F: Future<Output = T> + Send + 'static>(
+        work: impl FnOnce(Reporter, watch::Receiver<bool>) -> F,
+    ) -> Self {
         let (sender, receiver) = broadcast::channel(EVENTS);
         let (cancel, cancelled) = watch::channel(false);
         let running = tokio::spawn(work(Reporter::new(Arc::new(Broadcast(sender))), cancelled));
         Self { running, cancel: Canceller(cancel), events: Some(Events(receiver)) }
     }
 
-    async fn wait(mut self) -> T {
+    pub(super) async fn wait(mut self) -> T {
         match (&mut self.running).await {
             Ok(ended) => ended,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -304,7 +306,7 @@ impl<T: Send + 'static> Task<T> {
 }
 
 impl<T> Task<T> {
-    fn events(&mut self) -> Events {
+    pub(super) fn events(&mut self) -> Events {
         match self.events.take() {
             Some(events) => {
                 // the place of the next reader
@@ -322,7 +324,7 @@ impl<T> Drop for Task<T> {
     }
 }
 
-/// Cancels a migration, or a look at both sides.
+/// Cancels a migration, a look at both sides, or a preparation.
 #[derive(Debug, Clone)]
 pub struct Canceller(watch::Sender<bool>);
 
@@ -411,7 +413,8 @@ async fn connect(
     tokio::try_join!(open(Side::Source, source, recorder), open(Side::Destination, destination, recorder))
 }
 
-async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
+/// Reaches one side.
+pub(super) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
     let (address, stream, peer) = match endpoint {
         Endpoint::Address(address) => match endpoint::dial(&address, DIAL).await {
             // a forwarder's death would prove nothing

@@ -10,6 +10,7 @@ mod failure;
 mod handle;
 mod interrupt;
 mod plan;
+pub mod provision;
 mod rollback;
 mod run;
 mod settings;

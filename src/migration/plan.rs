@@ -8,14 +8,14 @@ use crate::{
     preflight::{
         checks::{self, Finding, Severity, Subject},
         contents::Contents,
-        facts::Facts,
+        facts::{Facts, ports::Port},
         wanted::{self, Wanted},
     },
     qemu::reply::RunState,
     storage::{
         bitmaps,
         chain::Chain,
-        identity::{Comparison, Proof},
+        identity::Comparison,
         layout::{self, Disk, Mode, Pair, Storage},
     },
 };
@@ -99,7 +99,8 @@ pub struct Estimate {
 
 /// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
 /// to be read is being written to.
-const UNREADABLE: [&str; 12] = [
+const UNREADABLE: [&str; 13] = [
+    "port-taken",
     "address-missing",
     "same-process",
     "qemu-lacks",
@@ -115,8 +116,15 @@ const UNREADABLE: [&str; 12] = [
 ];
 
 impl Plan {
-    /// Makes the plan from what both sides said. `id` names this run in the paths of its sockets.
-    pub fn new(source: &Facts, destination: &Facts, settings: &Settings, id: &str) -> Self {
+    /// Makes the plan from what both sides said, and from what connections to the user's addresses came to. `id` names
+    /// this run in the paths of its sockets.
+    pub fn new(
+        source: &Facts,
+        destination: &Facts,
+        ports: &[(&'static str, Address, Port)],
+        settings: &Settings,
+        id: &str,
+    ) -> Self {
         let (all, theirs) = (source.disks(), destination.disks());
         let selection = &settings.selection;
         let is_none = selection.storage == Storage::None;
@@ -145,7 +153,7 @@ impl Plan {
         let here = address(&settings.source_nbd_address, "here", source.pid.is_some());
         let there = address(&settings.nbd_address, "there", destination.pid.is_some());
         let mut addresses = vec![("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())];
-        if settings.verify_backing != Proof::Off && !wanted.twins.is_empty() {
+        if !wanted.to_read(settings.verify_backing).is_empty() {
             addresses.push(("--source-nbd-address", here.clone()));
         }
 
@@ -166,6 +174,7 @@ impl Plan {
             overcommit: settings.overcommit,
             clean: settings.clean,
             addresses: &addresses,
+            ports,
             allow_plaintext: settings.allow_plaintext,
         });
         findings.extend(checks::contents::wanted(&wanted, settings.verify_backing));

@@ -4,9 +4,13 @@
 
 use super::{Failure, Plan, Settings};
 use crate::{
+    endpoint::Address,
     preflight::{
         contents::{self, Contents, Reachable},
-        facts::{self, Facts},
+        facts::{
+            self, Facts,
+            ports::{self, Port},
+        },
     },
     progress::{Moment, Reporter},
     qemu::{Process, reply::RunState},
@@ -42,7 +46,8 @@ impl Survey<'_> {
         }
         // what is there after it was removed is in the way
         settings.clean &= !clean;
-        let mut plan = Plan::new(&here, &there, &settings, &id);
+        let ports = self.unless_cancelled(self.ports()).await?;
+        let mut plan = Plan::new(&here, &there, &ports, &settings, &id);
         if let Some(contents) = self.read(&plan, &here, &there).await? {
             for comparison in &contents.comparisons {
                 if comparison.verdict == Verdict::Same {
@@ -56,6 +61,22 @@ impl Survey<'_> {
 
     async fn gather(&self) -> Result<(Facts, Facts), Failure> {
         Ok(facts::gather_both(self.source, self.destination).await?)
+    }
+
+    /// Looks at the ports that the user gave.
+    async fn ports(&self) -> Vec<(&'static str, Address, Port)> {
+        let given = [
+            ("--nbd-address", &self.settings.nbd_address),
+            ("--migrate-address", &self.settings.migrate_address),
+            ("--source-nbd-address", &self.settings.source_nbd_address),
+        ];
+        let mut found = Vec::new();
+        for (option, address) in given {
+            if let Some(address) = address {
+                found.extend(ports::look(address).await.map(|port| (option, address.clone(), port)));
+            }
+        }
+        found
     }
 
     /// Whether there were any. Not while a guest is on its way: they are in use then.

@@ -14,7 +14,7 @@ use crate::{
     storage::{
         ceiling::Ceiling,
         compare::{self, How, Open},
-        identity::{By, Comparison, Image, Proof, Twin, Verdict},
+        identity::{By, Comparison, Image, Twin, Verdict},
         kept::Place,
         view::View,
     },
@@ -88,11 +88,8 @@ pub async fn read(
     cancelled: impl Future<Output = ()>,
 ) -> Option<Contents> {
     let mut contents = Contents { comparisons: wanted.same.clone(), fillings: Vec::new() };
-    // by metadata alone, nothing needs to be read of images whose format has no map
-    // of images of two sizes a check tells, and past the end of one there is nothing to be read
-    let comparable = wanted.twins.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size);
-    let (read, told): (Vec<&Twin>, Vec<&Twin>) = comparable
-        .partition(|twin| how.proof > Proof::Metadata || (twin.source.has_map() && twin.destination.has_map()));
+    let read = wanted.to_read(how.proof);
+    let told: Vec<&Twin> = wanted.comparable().filter(|twin| !read.contains(twin)).collect();
     contents.comparisons.extend(told.iter().map(|twin| by_metadata(twin)));
     if read.is_empty() && wanted.blanks.is_empty() {
         return Some(contents);

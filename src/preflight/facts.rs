@@ -21,6 +21,7 @@ pub mod cpu;
 pub mod devices;
 pub mod files;
 pub mod machine;
+pub mod ports;
 pub mod ram_blocks;
 
 /// What one side says.
@@ -71,7 +72,7 @@ pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Fac
 ///
 /// # Errors
 /// What QEMU says, or no answer.
-async fn gather(process: &Process) -> Result<Facts, ProcessError> {
+pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
     let graph = async {
         match process.ask(&qmp::x_debug_query_block_graph {}).await {
             // one day the nodes themselves will be all that tells

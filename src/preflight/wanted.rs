@@ -5,7 +5,7 @@
 use super::facts::Facts;
 use crate::storage::{
     chain::{Chain, Layer},
-    identity::{By, Comparison, Image, Twin, Verdict},
+    identity::{By, Comparison, Image, Proof, Twin, Verdict},
     layout::{Disk, Mode, Pair},
 };
 
@@ -70,6 +70,22 @@ fn layers_below(chain: &Chain) -> &[Layer] {
 }
 
 impl Wanted {
+    /// The twins that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format has no
+    /// map of what is allocated.
+    pub fn to_read(&self, proof: Proof) -> Vec<&Twin> {
+        let is_read = |twin: &Twin| match proof {
+            Proof::Off => false,
+            Proof::Metadata => twin.source.has_map() && twin.destination.has_map(),
+            _ => true,
+        };
+        self.comparable().filter(|twin| is_read(twin)).collect()
+    }
+
+    /// The twins of one size. Of others a check tells, and past the end of one there is nothing to be read.
+    pub fn comparable(&self) -> impl Iterator<Item = &Twin> {
+        self.twins.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size)
+    }
+
     /// Nothing is to be done where one side has no such image, or one of another size: a check tells of that.
     fn add(&mut self, source: &Facts, destination: &Facts, disk: &str, here: &[Layer], there: &[Layer]) {
         if here.is_empty() || there.is_empty() {

@@ -123,6 +123,15 @@ pub enum Kind {
         /// Bytes per second since the last sample.
         rate: u64,
     },
+    /// A step of the preparation of images begins or ends.
+    Step {
+        /// What is done: `create` or `copy`.
+        step: String,
+        /// The image.
+        image: String,
+        /// Begin or end.
+        state: PhaseState,
+    },
     /// A sample of the RAM migration.
     Memory {
         /// QEMU's migration status.
@@ -142,14 +151,17 @@ pub enum Kind {
     },
     /// How far an image is with being compared or copied before the migration.
     Image {
-        /// The file on the source.
+        /// The file: on the source where it is compared, else at the destination.
         image: String,
-        /// What is done: `compare` or `copy`.
+        /// What is done: `compare`, `copy`, or `verify` of what was copied.
         doing: String,
         /// Bytes so far, of one side.
         done: u64,
-        /// Bytes in all.
+        /// Bytes in all, as far as known.
         total: u64,
+        /// Bytes per second since the last sample, where it is measured.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rate: Option<u64>,
     },
     /// The engine decided to do something that is not part of the plain order.
     Action {

@@ -21,6 +21,12 @@ pub struct Reporter {
     sink: Arc<dyn Sink>,
 }
 
+impl std::fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reporter").field("start", &self.start).finish_non_exhaustive()
+    }
+}
+
 impl Reporter {
     /// Starts the clock.
     pub fn new(sink: Arc<dyn Sink>) -> Self {
@@ -83,7 +89,9 @@ pub struct TracingSink;
 impl Sink for TracingSink {
     fn emit(&self, event: &Event) {
         match &event.kind {
-            Kind::Disk { .. } | Kind::Memory { .. } => tracing::debug!(?event.kind, t_ms = event.t_ms),
+            Kind::Disk { .. } | Kind::Image { .. } | Kind::Memory { .. } => {
+                tracing::debug!(?event.kind, t_ms = event.t_ms)
+            }
             Kind::Warning { code, message } => tracing::warn!(%code, %message, t_ms = event.t_ms),
             _ => tracing::info!(?event.kind, t_ms = event.t_ms),
         }

@@ -4,6 +4,7 @@
 
 use crate::qemu::reply::{BlockGraph, BlockNode};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::HashMap;
 
 /// Drivers that change nothing of what is read below them. The last ones are put in by jobs.
@@ -256,7 +257,20 @@ fn protocol(node: &BlockNode, nodes: &[BlockNode], graph: &Graph) -> Protocol {
             None => break,
         }
     }
-    Protocol { node: bottom.node_name.clone(), driver: bottom.drv.clone(), file: bottom.file.clone() }
+    Protocol { node: bottom.node_name.clone(), driver: bottom.drv.clone(), file: file_name(&bottom.file) }
+}
+
+/// The path in what QEMU calls a file: a node with options of its own is described as `json:{...}`.
+pub fn file_name(file: &str) -> String {
+    let described = file.strip_prefix("json:").and_then(|json| serde_json::from_str::<Value>(json).ok());
+    let mut inner = described.as_ref();
+    while let Some(node) = inner {
+        if let Some(name) = node.get("filename").and_then(Value::as_str) {
+            return name.to_owned();
+        }
+        inner = node.get("file");
+    }
+    file.to_owned()
 }
 
 /// The node's own, and those in an image that is only read, which QEMU does not load.
@@ -275,4 +289,140 @@ fn bitmaps(node: &BlockNode) -> Vec<Bitmap> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(name: &str, driver: &str, file: &str, more: &Value) -> BlockNode {
+        let mut node = json!({"node-name": name, "drv": driver, "file": file, "ro": true,
+            "image": {"virtual-size": 1 << 20}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            node[key] = value.clone();
+        }
+        serde_json::from_value(node).expect("a node")
+    }
+
+    /// Edges as `parent role child`, each node's number being its place.
+    fn graph(nodes: &[BlockNode], edges: &[(&str, &str, &str)]) -> Graph {
+        let id = |name: &str| nodes.iter().position(|node| node.node_name == name).expect("a node of ours");
+        let nodes_told = nodes
+            .iter()
+            .enumerate()
+            .map(|(id, node)| json!({"id": id, "type": "block-driver", "name": node.node_name}));
+        let device = json!({"id": 99, "type": "block-backend", "name": "top"});
+        let edges =
+            edges.iter().map(|(parent, role, child)| json!({"parent": id(parent), "child": id(child), "name": role}));
+        let told = json!({"nodes": nodes_told.chain([device]).collect::<Vec<_>>(), "edges": edges.collect::<Vec<_>>()});
+        Graph::new(nodes, &serde_json::from_value(told).expect("a graph"))
+    }
+
+    /// An overlay below a throttle and a leftover mirror, over a qcow2 that is below a copy-on-read filter, over a raw.
+    fn three_layers() -> Vec<BlockNode> {
+        let top = json!({"ro": false, "cache": {"direct": true, "writeback": true, "no-flush": false},
+            "image": {"virtual-size": 3 << 20, "actual-size": 700, "cluster-size": 65536, "backing-filename": "mid",
+                "full-backing-filename": "/vm/mid", "backing-filename-format": "qcow2", "encrypted": true,
+                "format-specific": {"type": "qcow2", "data": {"compat": "1.1", "refcount-bits": 16, "lazy-refcounts": true,
+                    "extended-l2": true, "data-file": "/vm/data", "data-file-raw": true, "compression-type": "zstd",
+                    "bitmaps": [{"name": "kept", "granularity": 65536, "flags": ["auto"]}, {"name": "both", "granularity": 1, "flags": []}]}}},
+            "dirty-bitmaps": [{"name": "both", "count": 0, "granularity": 4096, "persistent": true, "busy": true},
+                {"name": "mine", "count": 9, "granularity": 512}, {"count": 1}, {"name": "", "count": 1}]});
+        let json = r#"json:{"driver": "throttle"}"#;
+        vec![
+            node("mirror", "mirror_top", json, &json!({})),
+            node("slow", "throttle", json, &json!({})),
+            node("top", "qcow2", json, &top),
+            node("top-file", "file", "/vm/top", &json!({})),
+            node("cor", "copy-on-read", json, &json!({})),
+            node("mid", "qcow2", "/vm/mid", &json!({"image": {"virtual-size": 2 << 20, "backing-filename": "base"}})),
+            node("mid-file", "host_device", "/dev/mid", &json!({})),
+            node("base", "raw", "/vm/base", &json!({})),
+            node("limits", "throttle", "/vm/base", &json!({})),
+            node("base-file", "file", "/vm/base", &json!({})),
+        ]
+    }
+
+    const EDGES: [(&str, &str, &str); 9] = [
+        ("mirror", "backing", "slow"),
+        ("slow", "file", "top"),
+        ("top", "file", "top-file"),
+        ("top", "backing", "cor"),
+        ("cor", "file", "mid"),
+        ("mid", "file", "mid-file"),
+        ("mid", "backing", "base"),
+        ("base", "file", "limits"),
+        ("limits", "file", "base-file"),
+    ];
+
+    #[test]
+    fn layers_and_filters_are_told_apart() {
+        let nodes = three_layers();
+        let chain = Chain::read("mirror", &nodes, &graph(&nodes, &EDGES));
+        let layers: Vec<_> =
+            chain.layers.iter().map(|l| (l.node.as_str(), l.format.as_str(), l.file.as_str())).collect();
+        assert_eq!(layers, [("top", "qcow2", "/vm/top"), ("mid", "qcow2", "/vm/mid"), ("base", "raw", "/vm/base")]);
+        let filters: Vec<_> = chain.filters.iter().map(|f| (f.node.as_str(), f.above, f.is_of_a_job())).collect();
+        assert_eq!(filters, [("mirror", 0, true), ("slow", 0, false), ("cor", 1, false)]);
+        let protocols: Vec<_> =
+            chain.layers.iter().map(|l| (l.protocol.node.as_str(), l.protocol.driver.as_str())).collect();
+        assert_eq!(protocols, [("top-file", "file"), ("mid-file", "host_device"), ("base-file", "file")]);
+        assert_eq!(chain.backing().map(|layer| layer.node.as_str()), Some("mid"));
+    }
+
+    #[test]
+    fn the_header_is_read() {
+        let nodes = three_layers();
+        let chain = Chain::read("top", &nodes, &graph(&nodes, &EDGES));
+        let top = chain.top().expect("a layer");
+        assert!(!top.read_only && top.encrypted && top.direct);
+        assert_eq!((top.virtual_size, top.actual_size, top.cluster_size), (3 << 20, Some(700), Some(65536)));
+        assert_eq!(top.data_file.as_deref(), Some("/vm/data"));
+        let link = |file: &str, full: &str, format: Option<&str>| {
+            Some(BackingLink { file: file.to_owned(), full: full.to_owned(), format: format.map(str::to_owned) })
+        };
+        assert_eq!(top.backing, link("mid", "/vm/mid", Some("qcow2")));
+        assert_eq!(chain.layers[1].backing, link("base", "base", None), "what is not told is not made up");
+        let qcow2 = top.qcow2.as_ref().expect("a qcow2");
+        assert!(qcow2.lazy_refcounts && qcow2.extended_l2 && qcow2.data_file_raw);
+        assert_eq!((qcow2.compat.as_str(), qcow2.compression_type.as_deref()), ("1.1", Some("zstd")));
+        let bitmaps: Vec<_> =
+            top.bitmaps.iter().map(|b| (b.name.as_str(), b.granularity, b.persistent, b.usable)).collect();
+        assert_eq!(bitmaps, [("both", 4096, true, false), ("mine", 512, false, true), ("kept", 65536, true, true)]);
+    }
+
+    #[test]
+    fn the_nodes_own_word_counts_for_more_than_the_graph() {
+        let mut nodes = three_layers();
+        let told = json!({"children": [{"child": "file", "node-name": "top-file"}, {"child": "backing", "node-name": "base"}]});
+        nodes[2] = node("top", "qcow2", "/vm/top", &told);
+        let chain = Chain::read("top", &nodes, &graph(&nodes, &EDGES));
+        assert_eq!(chain.layers.iter().map(|layer| layer.node.as_str()).collect::<Vec<_>>(), ["top", "base"]);
+    }
+
+    #[test]
+    fn the_path_is_found_in_a_description() {
+        for (file, path) in [
+            ("/vm/a", "/vm/a"),
+            (r#"json:{"driver":"file","aio":"native","filename":"/vm/a"}"#, "/vm/a"),
+            (r#"json:{"driver":"raw","file":{"driver":"file","filename":"/vm/a"}}"#, "/vm/a"),
+            (r#"json:{"driver":"nbd","export":"x"}"#, r#"json:{"driver":"nbd","export":"x"}"#),
+            ("json:{", "json:{"),
+        ] {
+            assert_eq!(file_name(file), path);
+        }
+    }
+
+    #[test]
+    fn what_is_not_told_ends_the_chain() {
+        let nodes = three_layers();
+        // a device right on a file has no format
+        let bare = Chain::read("top-file", &nodes, &graph(&nodes, &EDGES));
+        assert_eq!((bare.layers.len(), bare.layers[0].format.as_str()), (1, "raw"));
+        assert_eq!(Chain::read("nowhere", &nodes, &Graph::default()), Chain::default());
+        // nodes that go in circles
+        let circle = [("top", "backing", "mid"), ("mid", "backing", "top")];
+        assert!(Chain::read("top", &nodes, &graph(&nodes, &circle)).layers.len() <= nodes.len());
+    }
 }

@@ -378,7 +378,7 @@ impl Told<'_> {
         if last.elapsed() >= TELL || done == total {
             *last = Instant::now();
             let (image, done, total) = (self.image.clone(), *done, *total);
-            self.report.emit(Kind::Image { image, doing: "compare".to_owned(), done, total });
+            self.report.emit(Kind::Image { image, doing: "compare".to_owned(), done, total, rate: None });
         }
     }
 }

@@ -60,7 +60,8 @@ impl Disk {
         self.qdev.as_deref().or(self.device.as_deref()).unwrap_or(&self.node)
     }
 
-    fn is_called(&self, name: &str) -> bool {
+    /// Whether one of its names is this one.
+    pub fn is_called(&self, name: &str) -> bool {
         [self.qdev.as_deref(), self.device.as_deref(), Some(&self.node)].contains(&Some(name))
     }
 }

@@ -11,7 +11,9 @@ mod machine;
 mod network;
 mod sides;
 
-use super::facts::Facts;
+pub(crate) use network::listen;
+
+use super::facts::{Facts, ports::Port};
 use crate::{
     endpoint::Address,
     storage::{
@@ -114,6 +116,8 @@ pub struct Subject<'a> {
     pub clean: bool,
     /// The listening addresses, with the option that sets each; `None` where none could be chosen.
     pub addresses: &'a [(&'static str, Option<Address>)],
+    /// The ports among them, and what a connection to each came to.
+    pub ports: &'a [(&'static str, Address, Port)],
     /// The user allows plain text on the network.
     pub allow_plaintext: bool,
 }
@@ -153,11 +157,19 @@ fn forced(mut finding: Finding, force: &BTreeSet<String>) -> Finding {
     finding
 }
 
-fn finding(severity: Severity, code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+/// Makes a finding.
+pub(crate) fn finding(
+    severity: Severity,
+    code: &'static str,
+    subject: &str,
+    message: impl Into<String>,
+    remedy: &str,
+) -> Finding {
     Finding { code, severity, subject: subject.to_owned(), message: message.into(), remedy: remedy.to_owned() }
 }
 
-fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
+/// Makes a finding that forbids to go on.
+pub(crate) fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
     finding(Severity::Blocker, code, subject, message, remedy)
 }
 

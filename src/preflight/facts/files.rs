@@ -2,7 +2,7 @@
 //!
 //! Files are looked up as that process sees them, which may be in a container. It must never open one.
 
-use crate::qemu::reply::BlockNode;
+use crate::{qemu::reply::BlockNode, storage::chain::file_name};
 use rustix::fs::StatVfsMountFlags;
 use std::{
     collections::BTreeMap,
@@ -51,9 +51,9 @@ struct Credentials {
 /// Looks up the files of all nodes, by the name that QEMU has for them.
 pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, File> {
     let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
-    let names =
-        nodes.iter().map(|node| node.file.as_str()).filter(|file| !file.is_empty() && !file.starts_with("json:"));
-    names.filter_map(|name| Some((name.to_owned(), look(&seen_by(pid, name), &credentials)?))).collect()
+    let names = nodes.iter().map(|node| file_name(&node.file));
+    let names = names.filter(|name| !name.is_empty() && !name.starts_with("json:"));
+    names.filter_map(|name| Some((name.clone(), look(&seen_by(pid, &name), &credentials)?))).collect()
 }
 
 /// The path of a file that another process knows under a name.

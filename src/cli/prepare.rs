@@ -1,0 +1,127 @@
+//! `qferry prepare`.
+
+use super::{args, failed, render, signals::Signals};
+use crate::{
+    migration::provision::{Action, Builder, Prepared, Preparedness, Provision, Step, StepState},
+    quantity::Bytes,
+    storage::shell,
+};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    thread,
+};
+
+pub(super) async fn run(options: Box<args::Prepare>) -> ExitCode {
+    let builder = Provision::builder(options.source.clone()).settings(options.settings());
+    match options.apply {
+        true => apply(builder, options.json).await,
+        false => plan(builder, options.json).await,
+    }
+}
+
+async fn plan(builder: Builder, json: bool) -> ExitCode {
+    match builder.plan().await {
+        Ok(prepared) => {
+            show(&prepared, json, 0);
+            ExitCode::from(prepared.outcome.exit_code())
+        }
+        Err(failure) => {
+            show(&Prepared::refused(&failure), json, 0);
+            ExitCode::from(Preparedness::Refused.exit_code())
+        }
+    }
+}
+
+async fn apply(builder: Builder, json: bool) -> ExitCode {
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
+    let began = std::time::Instant::now();
+    let mut provision = builder.start();
+    let events = provision.events();
+    let screen = thread::spawn(move || render::follow(events, json));
+    let canceller = provision.canceller();
+    let prepared = signals.cancelling(&canceller, provision.wait()).await;
+    if screen.join().is_err() {
+        render::say("qferry: the display failed; the preparation did not");
+    }
+    show(&prepared, json, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    ExitCode::from(prepared.outcome.exit_code())
+}
+
+fn show(prepared: &Prepared, json: bool, t_ms: u64) {
+    if json {
+        let mut object = serde_json::json!({ "v": 1, "type": "prepare", "t_ms": t_ms });
+        if let (Some(object), Ok(serde_json::Value::Object(fields))) =
+            (object.as_object_mut(), serde_json::to_value(prepared))
+        {
+            object.extend(fields);
+        }
+        drop(writeln!(io::stdout(), "{object}"));
+    }
+    for finding in &prepared.findings {
+        render::say(&format!("{:<8} {}: {finding}", finding.severity, finding.code));
+    }
+    if let (Some(reason), true) = (&prepared.reason, prepared.blockers().next().is_none()) {
+        render::say(&format!("qferry: {} ({})", reason.message, reason.code));
+    }
+    match prepared.outcome {
+        Preparedness::Refused => render::say("refused  nothing was made"),
+        Preparedness::Failed | Preparedness::Cancelled => {
+            render::say("what was whole before is kept, and the rest is removed; run it again to go on");
+        }
+        Preparedness::Planned | Preparedness::Done => {}
+    }
+    if !json && prepared.outcome != Preparedness::Refused {
+        drop(io::stdout().write_all(text(prepared).as_bytes()));
+    }
+}
+
+/// What can be pasted into a shell, with comments.
+fn text(prepared: &Prepared) -> String {
+    let mut lines = Vec::new();
+    for step in &prepared.steps {
+        lines.push(shell::comment(&said(step)));
+        if let (Some(command), StepState::Planned) = (&step.command, step.state) {
+            lines.push(shell::line(command));
+        }
+    }
+    lines.push(shell::comment("the destination's QEMU"));
+    lines.push(shell::line(&prepared.qemu));
+    lines.join("\n") + "\n"
+}
+
+fn said(step: &Step) -> String {
+    let (disk, source, path) = (&step.disk, &step.source, &step.path);
+    let bytes = step.bytes.map_or_else(|| "its bytes".to_owned(), |bytes| Bytes(bytes).to_string());
+    match (step.action, step.state) {
+        (Action::Create, StepState::Planned) => format!("{disk}: an empty image in place of {source}"),
+        (Action::Create, StepState::Done) => format!("{disk}: {path} is made, empty"),
+        (Action::Copy, StepState::Planned) => {
+            format!("{disk}: --apply copies {bytes} of {source} to {path} while the guest runs")
+        }
+        (Action::Copy, StepState::Done) => format!("{disk}: {path} is copied, {bytes}"),
+        (Action::Create | Action::Copy, StepState::Failed) => format!("{disk}: {path} failed, and is removed"),
+        (Action::Keep, _) => format!("{disk}: {path} is there, and fits"),
+        (Action::MustExist, _) => format!("{disk}: {path} must exist"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_can_be_pasted() {
+        let step = Step::planned(Action::Create, "disk0", "/s/a\nb", "/d/a\nb", &["qemu-img", "create", "/d/a\nb"]);
+        let prepared = Prepared {
+            outcome: Preparedness::Planned,
+            reason: None,
+            steps: vec![step],
+            qemu: ["qemu", "-S"].map(str::to_owned).into(),
+            findings: Vec::new(),
+        };
+        let expected = "# disk0: an empty image in place of /s/a?b\nqemu-img create '/d/a\nb'\n\
+                        # the destination's QEMU\nqemu -S\n";
+        assert_eq!(text(&prepared), expected);
+    }
+}

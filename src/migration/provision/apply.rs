@@ -1,0 +1,177 @@
+//! Does what was planned: backing files first, the bottom one first, then the images above them.
+//!
+//! Every file is claimed before the first is made, so that two runs do not meet half way. What it opens in the source is
+//! closed again, whatever happens.
+
+use super::{
+    settings::ProvisionSettings,
+    steps::{Step, StepState, Work},
+    wanted::Below,
+};
+use crate::{
+    endpoint::{self, Address},
+    migration::{Failure, Settings},
+    nbd,
+    progress::{Kind, PhaseState, Reporter},
+    qemu::Process,
+    storage::{
+        ceiling::Ceiling, image, layout::PREFIX, partial::Partial, populate::Populate, qemu_img::QemuImg, view::View,
+    },
+};
+use std::{fs, io, time::Duration};
+use tokio::{sync::watch, task::spawn_blocking};
+
+/// How long a connection to the source's export may take.
+const DIAL: Duration = Duration::from_secs(10);
+/// How long it may take to read a chunk: a slow disk under load has many before it.
+const READ: Duration = Duration::from_secs(120);
+
+/// What does it.
+pub(super) struct Apply<'a> {
+    pub(super) source: &'a Process,
+    pub(super) settings: &'a ProvisionSettings,
+    pub(super) img: &'a QemuImg,
+    pub(super) report: &'a Reporter,
+    /// Where the source is to listen, where something is to be copied.
+    pub(super) address: Option<Address>,
+}
+
+impl Apply<'_> {
+    /// Does it all. What is done is marked so in `steps`, also where a later one fails.
+    pub(super) async fn run(&self, steps: &mut [Step], cancel: watch::Receiver<bool>) -> Result<(), Failure> {
+        let mut claimed = Vec::new();
+        for step in steps.iter() {
+            claimed.push(match &step.work {
+                Work::Nothing => None,
+                Work::Create(path, _) | Work::Copy(path, _) => Some(Partial::claim(path)?),
+            });
+        }
+        let copies = steps.iter().any(|step| matches!(step.work, Work::Copy(..)));
+        if copies {
+            self.populate(steps, &mut claimed, &cancel).await?;
+        }
+        let creates = async {
+            for (step, partial) in steps.iter_mut().zip(&mut claimed) {
+                let (Work::Create(_, image), Some(_)) = (&step.work, partial.as_ref()) else { continue };
+                self.step(step, PhaseState::Begin);
+                let Some(partial) = partial.take() else { continue };
+                let created = self.img.create(image, partial.temporary()).await;
+                self.done(step, created.map_err(Failure::from).map(|()| partial)).await?;
+            }
+            Ok(())
+        };
+        unless_cancelled(&cancel, creates).await
+    }
+
+    /// Copies every backing file that is to be copied.
+    async fn populate(
+        &self,
+        steps: &mut [Step],
+        claimed: &mut [Option<Partial>],
+        cancel: &watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
+        let Some(address) = &self.address else { return Ok(()) };
+        let mut nodes = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            if let Work::Copy(_, below) = &step.work {
+                nodes.push((export(index), below.node.clone()));
+            }
+        }
+        let dirs = Settings { runtime_dir: self.settings.runtime_dir.clone(), ..Settings::default() };
+        dirs.make_runtime_dir([address, address])?;
+        let view = View::open(self.source, address, &nodes).await?;
+        let copied = async {
+            let ceiling = Ceiling::new(self.settings.bandwidth);
+            for (index, (step, partial)) in steps.iter_mut().zip(claimed.iter_mut()).enumerate() {
+                let Work::Copy(_, below) = step.work.clone() else { continue };
+                let Some(partial) = partial.take() else { continue };
+                self.step(step, PhaseState::Begin);
+                let copied = self.copy(&export(index), &below, &partial, step, &ceiling, address).await;
+                self.done(step, copied.map(|()| partial)).await?;
+            }
+            Ok(())
+        };
+        let copied = tokio::select! {
+            biased;
+            gone = self.source.gone() => Err(Failure::SourceGone(gone)),
+            copied = unless_cancelled(cancel, copied) => copied,
+        };
+        let closed = view.close(self.source).await;
+        if let Some(socket) = dirs.own_socket(address) {
+            // QEMU removes it, unless it was killed
+            match fs::remove_file(socket) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(%error, "a socket is left"),
+                _ => {}
+            }
+        }
+        copied?;
+        closed.map_err(Failure::from)
+    }
+
+    async fn copy(
+        &self,
+        export: &str,
+        below: &Below,
+        partial: &Partial,
+        step: &mut Step,
+        ceiling: &Ceiling,
+        address: &Address,
+    ) -> Result<(), Failure> {
+        let unreachable = |source| Failure::Export { address: address.to_string(), source };
+        let dialed = endpoint::dial(address, DIAL).await.map_err(|error| unreachable(Box::new(error)))?;
+        let contexts = nbd::Contexts { allocation: true, depth: false };
+        let options = nbd::Options { deadline: READ, contexts };
+        let client = nbd::Client::connect(dialed.stream, export, options).await;
+        let client = client.map_err(|error| unreachable(Box::new(error)))?;
+        let expected = below.actual_size.unwrap_or(0);
+        let populate = Populate { client: &client, partial, layer: &step.path, expected, report: self.report };
+        let copied = populate.run(ceiling).await;
+        step.bytes = copied.as_ref().ok().copied().or(step.bytes);
+        client.close().await;
+        copied?;
+        if let Some(backing) = &below.backing {
+            // the header itself says whether it must be changed: what QEMU told may have been overridden when it started
+            let info = self.img.info(partial.temporary()).await?;
+            let named = image::names(partial.path(), info.backing_filename.as_deref(), &backing.file);
+            if !named || info.backing_filename_format.as_deref() != Some(&backing.format) {
+                self.img.run(&image::rebase(partial.temporary(), &below.format, backing)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a file its name, if it was made.
+    async fn done(&self, step: &mut Step, made: Result<Partial, Failure>) -> Result<(), Failure> {
+        let published = match made {
+            Ok(partial) => match spawn_blocking(move || partial.publish()).await {
+                Ok(published) => published.map_err(Failure::from),
+                Err(error) => Err(crate::storage::populate::PopulateError::Thread(error).into()),
+            },
+            Err(failure) => Err(failure),
+        };
+        step.state = if published.is_ok() { StepState::Done } else { StepState::Failed };
+        self.step(step, PhaseState::End);
+        published
+    }
+
+    fn step(&self, step: &Step, state: PhaseState) {
+        let what = if matches!(step.work, Work::Copy(..)) { "copy" } else { "create" };
+        self.report.emit(Kind::Step { step: what.to_owned(), image: step.path.clone(), state });
+    }
+}
+
+fn export(index: usize) -> String {
+    format!("{PREFIX}layer-{index}")
+}
+
+async fn unless_cancelled<T>(
+    cancel: &watch::Receiver<bool>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut cancel = cancel.clone();
+    tokio::select! {
+        biased;
+        _ = cancel.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
+        done = work => done,
+    }
+}

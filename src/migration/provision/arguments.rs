@@ -1,0 +1,322 @@
+//! The destination QEMU's command line, made from the source's.
+//!
+//! Pure. Only what names an image that goes elsewhere is changed, and how the guest comes in; everything else is kept,
+//! and what two QEMUs on one host would fight over is named.
+
+use crate::storage::place;
+use serde_json::Value;
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Options whose value is an image's name.
+const IMAGES: [&str; 10] = ["hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "pflash", "mtdblock", "sd"];
+/// Options without a value, after which a lone word can be an image.
+const LONE: [&str; 17] = [
+    "S",
+    "s",
+    "nodefaults",
+    "no-user-config",
+    "nographic",
+    "snapshot",
+    "enable-kvm",
+    "daemonize",
+    "no-reboot",
+    "no-shutdown",
+    "usb",
+    "no-acpi",
+    "no-hpet",
+    "full-screen",
+    "win2k-hack",
+    "preconfig",
+    "only-migratable",
+];
+
+/// The destination's command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Arguments {
+    /// The program and its arguments.
+    pub(super) words: Vec<String>,
+    /// The files that were found and replaced.
+    pub(super) replaced: Vec<PathBuf>,
+    /// Options that two QEMUs on one host cannot both have.
+    pub(super) collisions: Vec<String>,
+    /// Options that refer to what a process inherits.
+    pub(super) inherited: Vec<String>,
+}
+
+/// What is replaced: paths on the source with their paths at the destination.
+pub(super) type Moves = BTreeMap<PathBuf, PathBuf>;
+
+/// Makes it. `directory` is the source's working directory, from which relative names are meant.
+pub(super) fn derive(source: &[String], moves: &Moves, directory: Option<&Path>) -> Arguments {
+    let mut made = Arguments::default();
+    let mut rewrite = Rewrite { moves, directory, replaced: Vec::new() };
+    let mut words = source.iter().peekable();
+    made.words.extend(words.next().cloned());
+    let mut lone_before = true;
+    while let Some(word) = words.next() {
+        let Some(option) = option(word) else {
+            // a word without an option is the first disk, or the value of an option that is not known here
+            made.words.push(if lone_before { rewrite.name(word).into_owned() } else { word.clone() });
+            lone_before = true;
+            continue;
+        };
+        lone_before = LONE.contains(&option);
+        match option {
+            "S" => continue,
+            "incoming" => {
+                words.next();
+                lone_before = true;
+                continue;
+            }
+            _ => made.words.push(word.clone()),
+        }
+        if lone_before {
+            continue;
+        }
+        // an option's value never begins with a dash in any of those that are read here
+        let Some(value) = words.next_if(|next| self::option(next).is_none()) else { continue };
+        lone_before = true;
+        let new = match option {
+            "drive" => rewrite.properties(value),
+            "blockdev" if value.trim_start().starts_with('{') => rewrite.json(value),
+            "blockdev" => rewrite.properties(value),
+            _ if IMAGES.contains(&option) => rewrite.name(value),
+            _ => Cow::Borrowed(value.as_str()),
+        };
+        made.words.push(new.into_owned());
+        if collides(option, value) {
+            made.collisions.push(format!("{word} {value}"));
+        }
+        if inherits(value) {
+            made.inherited.push(format!("{word} {value}"));
+        }
+    }
+    made.words.extend(["-incoming", "defer", "-S"].map(str::to_owned));
+    rewrite.replaced.sort();
+    rewrite.replaced.dedup();
+    made.replaced = rewrite.replaced;
+    made
+}
+
+/// The name of an option, which begins with one dash or two.
+fn option(word: &str) -> Option<&str> {
+    let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
+    name.starts_with(|c: char| c.is_ascii_alphabetic()).then_some(name)
+}
+
+/// Whether a second QEMU on the same host would fail on it, or take it away from the first.
+fn collides(option: &str, value: &str) -> bool {
+    let listens = value.contains("server=on") || value.contains(",server") && !value.contains("server=off");
+    match option {
+        "pidfile" | "D" | "vnc" | "gdb" => value != "none",
+        "spice" => true,
+        "qmp" | "qmp-pretty" | "monitor" | "serial" | "parallel" | "chardev" => listens || value.contains("logfile="),
+        "netdev" | "nic" => value.contains("hostfwd=") || value.contains("ifname=") || value.contains("listen="),
+        _ => false,
+    }
+}
+
+fn inherits(value: &str) -> bool {
+    value.contains("/dev/fdset/") || split(value).iter().any(|part| part.starts_with("fd=") || part.starts_with("fds="))
+}
+
+struct Rewrite<'a> {
+    moves: &'a Moves,
+    directory: Option<&'a Path>,
+    replaced: Vec<PathBuf>,
+}
+
+impl Rewrite<'_> {
+    /// A name of QEMU's for an image: a path, or a `json:` description with paths in it.
+    fn name<'t>(&mut self, name: &'t str) -> Cow<'t, str> {
+        if let Some(description) = name.strip_prefix("json:") {
+            return match self.json(description) {
+                Cow::Borrowed(_) => Cow::Borrowed(name),
+                Cow::Owned(new) => Cow::Owned(format!("json:{new}")),
+            };
+        }
+        let found = place::path_of(name, self.directory).filter(|path| self.moves.contains_key(path));
+        match found {
+            Some(path) => {
+                let new = self.moves[&path].to_string_lossy().into_owned();
+                self.replaced.push(path);
+                Cow::Owned(new)
+            }
+            None => Cow::Borrowed(name),
+        }
+    }
+
+    /// `key=value,key=value`, where a comma in a value is written twice.
+    fn properties<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
+        let mut changed = false;
+        let parts: Vec<String> = split(text)
+            .into_iter()
+            .map(|part| {
+                let new = part.split_once('=').filter(|(key, _)| names_a_file(key)).and_then(|(key, value)| match self
+                    .name(value)
+                {
+                    Cow::Owned(new) => Some(format!("{key}={new}")),
+                    Cow::Borrowed(_) => None,
+                });
+                changed |= new.is_some();
+                new.unwrap_or(part).replace(',', ",,")
+            })
+            .collect();
+        if changed { Cow::Owned(parts.join(",")) } else { Cow::Borrowed(text) }
+    }
+
+    fn json<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
+        // what cannot be read is left as it is; that its image was not found is told
+        let Ok(mut value) = serde_json::from_str::<Value>(text) else { return Cow::Borrowed(text) };
+        let before = self.replaced.len();
+        self.value(&mut value);
+        if self.replaced.len() == before { Cow::Borrowed(text) } else { Cow::Owned(value.to_string()) }
+    }
+
+    fn value(&mut self, value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                for (key, member) in members {
+                    match member {
+                        // `file` alone is the name of a node here
+                        Value::String(name) if key == "filename" || key.ends_with(".filename") => {
+                            if let Cow::Owned(new) = self.name(name) {
+                                *name = new;
+                            }
+                        }
+                        other => self.value(other),
+                    }
+                }
+            }
+            Value::Array(elements) => elements.iter_mut().for_each(|element| self.value(element)),
+            _ => {}
+        }
+    }
+}
+
+fn names_a_file(key: &str) -> bool {
+    key == "file" || key == "filename" || key.ends_with(".filename")
+}
+
+/// The parts of `a=b,c=d`, with the doubled commas single.
+fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            ',' if chars.next_if_eq(&',').is_none() => parts.push(String::new()),
+            c => {
+                if let Some(last) = parts.last_mut() {
+                    last.push(c);
+                }
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn derived(words: &[&str]) -> Arguments {
+        let moves: Moves = [("/s/a.qcow2", "/d/a.qcow2"), ("/s/b,c.raw", "/d/x,y z.raw"), ("/w/r:1", "/d/r")]
+            .map(|(from, to)| (from.into(), to.into()))
+            .into();
+        let words: Vec<String> = ["qemu"].iter().chain(words).map(|&word| word.to_owned()).collect();
+        derive(&words, &moves, Some(Path::new("/w")))
+    }
+
+    #[test]
+    fn each_way_to_name_an_image_is_found() {
+        for (given, expected) in [
+            (&["-drive", "file=/s/a.qcow2,if=none"][..], &["-drive", "file=/d/a.qcow2,if=none"][..]),
+            (&["--drive", "if=none,file=/s/b,,c.raw"], &["--drive", "if=none,file=/d/x,,y z.raw"]),
+            (&["-drive", "file.filename=/s/a.qcow2"], &["-drive", "file.filename=/d/a.qcow2"]),
+            (&["-drive", "file=file:/s/a.qcow2"], &["-drive", "file=/d/a.qcow2"]),
+            (&["-drive", "file=./r:1"], &["-drive", "file=/d/r"]),
+            (
+                &["-drive", r#"file=json:{"file":{"driver":"file",,"filename":"/s/a.qcow2"}}"#],
+                &["-drive", r#"file=json:{"file":{"driver":"file",,"filename":"/d/a.qcow2"}}"#],
+            ),
+            (
+                &["-blockdev", r#"{"driver":"file","filename":"/s/b,c.raw","node-name":"n"}"#],
+                &["-blockdev", r#"{"driver":"file","filename":"/d/x,y z.raw","node-name":"n"}"#],
+            ),
+            (
+                &["-blockdev", r#"{"driver":"qcow2","file":{"driver":"file","filename":"/s/a.qcow2"}}"#],
+                &["-blockdev", r#"{"driver":"qcow2","file":{"driver":"file","filename":"/d/a.qcow2"}}"#],
+            ),
+            (
+                &["-blockdev", "driver=qcow2,file.driver=file,file.filename=/s/a.qcow2"],
+                &["-blockdev", "driver=qcow2,file.driver=file,file.filename=/d/a.qcow2"],
+            ),
+            (&["-hda", "/s//a.qcow2"], &["-hda", "/d/a.qcow2"]),
+            (&["-cdrom", "/s/a.qcow2"], &["-cdrom", "/d/a.qcow2"]),
+            (&["-m", "1G", "/s/a.qcow2"], &["-m", "1G", "/d/a.qcow2"]),
+            (&["-nodefaults", "/s/a.qcow2"], &["-nodefaults", "/d/a.qcow2"]),
+        ] {
+            let made = derived(given);
+            let expected: Vec<&str> =
+                ["qemu"].iter().chain(expected).chain(&["-incoming", "defer", "-S"]).copied().collect();
+            assert_eq!(made.words, expected);
+            assert_eq!(made.replaced.len(), 1, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_else_is_touched() {
+        for given in [
+            &["-drive", "file=/s/other,if=none,id=/s/a.qcow2"][..],
+            &["-blockdev", r#"{"driver":"qcow2","file":"/s/a.qcow2","node-name":"n"}"#],
+            &["-blockdev", "{'driver':'file','filename':'/s/a.qcow2'}"],
+            &["-name", "/s/a.qcow2"],
+            &["-drive", "file=nbd://s/a.qcow2"],
+            &["-append", "a,b,,c=d"],
+        ] {
+            let made = derived(given);
+            assert_eq!(made.words[1..=given.len()], *given);
+            assert_eq!(made.replaced, Vec::<PathBuf>::new(), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn the_guest_comes_in_once() {
+        for given in [
+            &["-S", "-m", "1G"][..],
+            &["-incoming", "tcp:0:4444", "-m", "1G"],
+            &["-m", "1G", "-incoming", "defer", "-S"],
+            &["-m", "1G"],
+        ] {
+            assert_eq!(derived(given).words, ["qemu", "-m", "1G", "-incoming", "defer", "-S"]);
+        }
+    }
+
+    #[test]
+    fn what_two_would_fight_over_is_named() {
+        let made = derived(&[
+            "-qmp",
+            "unix:/r/q,server=on,wait=off",
+            "-pidfile",
+            "/r/p",
+            "-chardev",
+            "socket,id=c,path=/r/c,server=on",
+            "-serial",
+            "stdio",
+            "-vnc",
+            ":1",
+            "-netdev",
+            "user,id=n,hostfwd=tcp::2222-:22",
+            "-chardev",
+            "socket,id=d,path=/r/d",
+            "-netdev",
+            "tap,id=t,fd=5",
+        ]);
+        assert_eq!(made.collisions.len(), 5, "{:?}", made.collisions);
+        assert_eq!(made.inherited, ["-netdev tap,id=t,fd=5"]);
+    }
+}

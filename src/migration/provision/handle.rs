@@ -1,0 +1,339 @@
+//! The handle to a preparation.
+
+use super::{
+    apply::Apply,
+    arguments::{self, Arguments},
+    look,
+    settings::{PopulateMode, ProvisionSettings},
+    steps::{self, Action, Step},
+    wanted::{self, Told, Wish},
+};
+use crate::{
+    endpoint::Address,
+    migration::{
+        Canceller, Endpoint, Events, Failure,
+        handle::{Task, open},
+    },
+    preflight::{
+        checks::{self, Finding, Severity, finding},
+        facts,
+    },
+    progress::{Phase, PhaseState, Reason, Reporter, Side},
+    qemu::Process,
+    qmp::Recorder,
+    quantity::Rate,
+    storage::{
+        layout::{PREFIX, Storage},
+        qemu_img::QemuImg,
+    },
+};
+use serde::Serialize;
+use std::path::PathBuf;
+use tokio::sync::watch;
+
+/// A preparation that is under way.
+///
+/// Dropping it cancels, as [`crate::migration::Migration`] does.
+#[derive(Debug)]
+pub struct Provision(Task<Prepared>);
+
+/// What a preparation is to do.
+#[derive(Debug)]
+pub struct Builder {
+    source: Endpoint,
+    settings: ProvisionSettings,
+    recorder: Option<Recorder>,
+}
+
+/// What would be done, or was.
+#[derive(Debug, Clone, Serialize)]
+pub struct Prepared {
+    /// How it ended.
+    pub outcome: Preparedness,
+    /// Why nothing, or not all, was done.
+    pub reason: Option<Reason>,
+    /// What becomes of each file, a backing file before what stands on it.
+    pub steps: Vec<Step>,
+    /// The destination QEMU's command line; only what must be added to it, where the source's is not known.
+    pub qemu: Vec<String>,
+    /// What was found, blockers first.
+    pub findings: Vec<Finding>,
+}
+
+/// How a preparation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preparedness {
+    /// Nothing was done, and it could be.
+    Planned,
+    /// The destination has what it needs.
+    Done,
+    /// Something stands in the way: nothing was made.
+    Refused,
+    /// It went wrong on the way; what is whole is kept, what is not is removed.
+    Failed,
+    /// The same, because the user asked.
+    Cancelled,
+}
+
+impl Preparedness {
+    /// The command's exit code for it.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Planned | Self::Done => 0,
+            Self::Refused => 3,
+            Self::Failed => 1,
+            Self::Cancelled => 5,
+        }
+    }
+}
+
+impl Builder {
+    /// Everything at once, in place of what was set so far.
+    #[must_use]
+    pub fn settings(mut self, settings: ProvisionSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// The folder for the images that the guest writes.
+    #[must_use]
+    pub fn to(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.settings.places.to = Some(folder.into());
+        self
+    }
+
+    /// What a file or folder of the source is at the destination; may be said more than once.
+    #[must_use]
+    pub fn map(mut self, source: impl Into<PathBuf>, destination: impl Into<PathBuf>) -> Self {
+        self.settings.places.maps.push((source.into(), destination.into()));
+        self
+    }
+
+    /// What the images stand on.
+    #[must_use]
+    pub fn storage(mut self, mode: Storage) -> Self {
+        self.settings.selection.storage = mode;
+        self
+    }
+
+    /// What becomes of missing backing files; they are only named by default.
+    #[must_use]
+    pub fn populate(mut self, mode: PopulateMode) -> Self {
+        self.settings.populate = mode;
+        self
+    }
+
+    /// A ceiling for what is copied; none by default.
+    #[must_use]
+    pub fn bandwidth(mut self, ceiling: Rate) -> Self {
+        self.settings.bandwidth = Some(ceiling);
+        self
+    }
+
+    /// `qemu-img`, if it is not the one in `PATH`.
+    #[must_use]
+    pub fn qemu_img(mut self, program: impl Into<PathBuf>) -> Self {
+        self.settings.qemu_img = program.into();
+        self
+    }
+
+    /// The directory for the socket through which backing files are copied.
+    #[must_use]
+    pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.settings.runtime_dir = directory.into();
+        self
+    }
+
+    /// Records every line of the connection.
+    #[must_use]
+    pub fn transcript(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Looks, and tells what would be done; nothing is changed.
+    ///
+    /// # Errors
+    /// The source cannot be reached or does not answer.
+    pub async fn plan(self) -> Result<Prepared, Failure> {
+        let source = open(Side::Source, self.source, self.recorder.as_ref()).await?;
+        Ok(plan(&source, &self.settings).await?.0)
+    }
+
+    /// Starts to prepare, on the current tokio runtime. On error nothing was made.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(self) -> Provision {
+        Provision(Task::start(|report, cancel| self.run(report, cancel)))
+    }
+
+    async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Prepared {
+        let mut cancelled = cancel.clone();
+        let looked = async {
+            let source =
+                phase(&report, Phase::Connect, open(Side::Source, self.source, self.recorder.as_ref())).await?;
+            let (prepared, address) = phase(&report, Phase::Preflight, plan(&source, &self.settings)).await?;
+            Ok((source, prepared, address))
+        };
+        let looked = tokio::select! {
+            biased;
+            _ = cancelled.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
+            looked = looked => looked,
+        };
+        let (source, mut prepared, address) = match looked {
+            Ok(looked) => looked,
+            Err(failure) => return Prepared::refused(&failure),
+        };
+        if prepared.outcome == Preparedness::Refused {
+            return prepared;
+        }
+        let img = QemuImg::new(&self.settings.qemu_img);
+        let apply = Apply { source: &source, settings: &self.settings, img: &img, report: &report, address };
+        let applied = phase(&report, Phase::Prepare, apply.run(&mut prepared.steps, cancel)).await;
+        prepared.outcome = match &applied {
+            Ok(()) => Preparedness::Done,
+            Err(Failure::Cancelled) => Preparedness::Cancelled,
+            Err(Failure::Partial(_)) if prepared.is_untouched() => Preparedness::Refused,
+            Err(_) => Preparedness::Failed,
+        };
+        prepared.reason = applied.err().map(|failure| failure.reason());
+        prepared
+    }
+}
+
+impl Prepared {
+    /// The findings that forbid it.
+    pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Blocker)
+    }
+
+    /// What a failure means that came before anything was looked at.
+    pub fn refused(failure: &Failure) -> Self {
+        let outcome = match failure {
+            Failure::Cancelled => Preparedness::Cancelled,
+            _ => Preparedness::Refused,
+        };
+        Self { outcome, reason: Some(failure.reason()), steps: Vec::new(), qemu: Vec::new(), findings: Vec::new() }
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.steps.iter().all(|step| step.state == steps::StepState::Planned || step.action == Action::Keep)
+    }
+}
+
+impl Provision {
+    /// Begins to describe the preparation of a destination on this host, for the guest of a QEMU.
+    pub fn builder(source: impl Into<Endpoint>) -> Builder {
+        Builder { source: source.into(), settings: ProvisionSettings::default(), recorder: None }
+    }
+
+    /// The events: from the first one on the first call, from now on in later ones. They end with the preparation.
+    pub fn events(&mut self) -> Events {
+        self.0.events()
+    }
+
+    /// Something to cancel it with, while it is waited for.
+    pub fn canceller(&self) -> Canceller {
+        self.0.cancel.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// If the preparation itself panicked, or its runtime was shut down.
+    pub async fn wait(self) -> Prepared {
+        self.0.wait().await
+    }
+}
+
+/// Looks at both ends and decides; gives also where the source would listen.
+async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepared, Option<Address>), Failure> {
+    let facts = facts::gather(source).await?;
+    let told = look::told(&facts, source);
+    let mut wish = wanted::read(&told, settings);
+    let img = QemuImg::new(&settings.qemu_img);
+    let looks = look::looks(&wish, told.local, &img).await;
+    let (steps, found) = steps::decide(&wish, &looks, settings, &img.program().to_string_lossy());
+    let mut findings = std::mem::take(&mut wish.findings);
+    findings.extend(found);
+
+    let mut address = None;
+    if steps.iter().any(|step| step.action == Action::Copy) && settings.populate == PopulateMode::Missing {
+        address = settings.nbd_address.clone().or_else(|| own_address(settings, told.local));
+        match &address {
+            Some(_) => findings.extend(checks::listen("", address.as_ref(), settings.allow_plaintext)),
+            None => findings.push(checks::blocker(
+                "address-missing",
+                "--source-nbd-address",
+                "the source is not known to be a process of this host, or a socket in XDG_RUNTIME_DIR would have too long a path",
+                "give --source-nbd-address, where the source is to listen",
+            )),
+        }
+    }
+    let (qemu, notes) = command_line(look::command_line(source), &wish, &told);
+    findings.extend(notes);
+    findings.sort_by_key(|finding| finding.severity);
+
+    let mut prepared = Prepared { outcome: Preparedness::Planned, reason: None, steps, qemu, findings };
+    let blockers: Vec<String> = prepared.blockers().map(ToString::to_string).collect();
+    let gravest = prepared.blockers().next().map(|finding| finding.code.to_owned());
+    if let Some(code) = gravest {
+        prepared.reason = Some(Reason { code, message: blockers.join("; ") });
+        prepared.outcome = Preparedness::Refused;
+    }
+    Ok((prepared, address))
+}
+
+fn own_address(settings: &ProvisionSettings, local: bool) -> Option<Address> {
+    let socket = settings.runtime_dir.join(format!("{PREFIX}prepare-{}", std::process::id()));
+    if local { Address::unix(socket).ok() } else { None }
+}
+
+/// The destination's command line, and what a person should know of it.
+fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<String>, Vec<Finding>) {
+    let note =
+        |code, message: String, remedy: &str| finding(Severity::Note, code, "the destination QEMU", message, remedy);
+    let Some(source) = source else {
+        let names = wish.images.iter().filter_map(|(disk, image)| Some((disk, wish.moves.get(image)?)));
+        let images: Vec<String> = names.map(|(disk, path)| format!("{disk}: {}", path.display())).collect();
+        let message = format!(
+            "the source is no process of this host that may be read, so its command line is not known; the images are {}",
+            if images.is_empty() { "as on the source".to_owned() } else { images.join(", ") }
+        );
+        let remedy = "start it as the source was started, with these images and these arguments";
+        let words = ["-incoming", "defer", "-S"].map(str::to_owned).into();
+        return (words, vec![note("command-line-unknown", message, remedy)]);
+    };
+    let Arguments { words, replaced, collisions, inherited } =
+        arguments::derive(&source, &wish.moves, told.directory.as_deref());
+    let mut notes = Vec::new();
+    for (disk, image) in wish.images.iter().filter(|(_, image)| !replaced.contains(image)) {
+        if let Some(path) = wish.moves.get(image) {
+            let message = format!("its image is not on the source's command line: {}", image.display());
+            let remedy = format!("give the destination a device of the same id, on {}", path.display());
+            notes.push(finding(Severity::Warning, "not-on-command-line", disk, message, &remedy));
+        }
+    }
+    if !collisions.is_empty() {
+        let message = format!("on this same host these would collide with the source's: {}", collisions.join("; "));
+        notes.push(note("same-host", message, "change them, or start it on another host"));
+    }
+    if !inherited.is_empty() {
+        let message = format!("the source was given open files, which cannot be pasted: {}", inherited.join("; "));
+        notes.push(note("inherited-files", message, "start it as the source was started"));
+    }
+    (words, notes)
+}
+
+async fn phase<T>(
+    report: &Reporter,
+    phase: Phase,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    report.phase(phase, PhaseState::Begin);
+    let done = work.await;
+    report.phase(phase, PhaseState::End);
+    done
+}

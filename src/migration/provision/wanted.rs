@@ -1,0 +1,432 @@
+//! What the destination needs, read from the source's chains.
+//!
+//! Pure. Nothing has been looked up at the destination yet.
+
+use super::{arguments::Moves, settings::ProvisionSettings};
+use crate::{
+    preflight::checks::{Finding, Severity, blocker, finding},
+    storage::{
+        chain::Layer,
+        image::{Backing, Image, Unlike},
+        layout::{Disk, Storage},
+        place,
+    },
+};
+use std::path::{Path, PathBuf};
+
+/// What the source told.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    /// Every disk with a medium.
+    pub(super) disks: Vec<Disk>,
+    /// The directory that its relative names are meant from, where it is a process of this host.
+    pub(super) directory: Option<PathBuf>,
+    /// It is a process of this host, so that its paths and ours are the same.
+    pub(super) local: bool,
+}
+
+/// A file that the destination needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The disk it is for.
+    pub(super) disk: String,
+    /// Where the source has it.
+    pub(super) source: PathBuf,
+    /// Where it is to be.
+    pub(super) path: PathBuf,
+    /// What it is.
+    pub(super) what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum What {
+    /// An image without data of its own, for the guest to write to.
+    Top(Image),
+    /// A layer below one.
+    Below(Below),
+    /// The medium of a disk that is only read.
+    Medium,
+}
+
+/// A layer that is only read. Sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Below {
+    /// The source's node of its file.
+    pub(super) node: String,
+    pub(super) format: String,
+    pub(super) virtual_size: u64,
+    /// What it takes on the source's file system.
+    pub(super) actual_size: Option<u64>,
+    /// The layer below it, as it is to be named at the destination.
+    pub(super) backing: Option<Backing>,
+    /// The same as its header has it.
+    pub(super) written: Option<(String, Option<String>)>,
+    pub(super) data_file: Option<String>,
+    /// A job put a filter into its chain: the layer may be written to right now.
+    pub(super) in_a_job: bool,
+    /// It is a block device at the source.
+    pub(super) on_device: bool,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Wish {
+    /// The files, each once, a layer before what stands on it.
+    pub(super) wanted: Vec<Wanted>,
+    /// What is called otherwise at the destination.
+    pub(super) moves: Moves,
+    /// Disks whose images are on the command line, if it has them at all.
+    pub(super) images: Vec<(String, PathBuf)>,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// Reads it.
+pub(super) fn read(told: &Told, settings: &ProvisionSettings) -> Wish {
+    let mut wish = Wish::default();
+    let selection = &settings.selection;
+    let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
+    for name in named.filter(|name| !told.disks.iter().any(|disk| disk.is_called(name))) {
+        let remedy = "query-block shows qdev, device and node names";
+        wish.findings.push(blocker("disk-unknown", name, "the source has no disk of this name", remedy));
+    }
+    for disk in &told.disks {
+        let chosen = selection.disks.iter().any(|(name, _)| disk.is_called(name));
+        let skipped = selection.skip.iter().any(|name| disk.is_called(name));
+        match () {
+            () if skipped => {}
+            () if disk.read_only && !chosen => wish.medium(disk, told, settings),
+            () if !chosen && !selection.disks.is_empty() => {
+                let message = "it is writable and nothing is prepared for it";
+                let remedy = "name it with --disk too, or say --skip-disk";
+                wish.findings.push(finding(Severity::Warning, "disk-left-out", disk.name(), message, remedy));
+            }
+            () if settings.selection.storage == Storage::None => wish.shared(disk, told, settings),
+            () => wish.disk(disk, told, settings),
+        }
+    }
+    wish
+}
+
+impl Wish {
+    fn disk(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+        let name = disk.name();
+        let Some((top, below)) = disk.chain.layers.split_first() else {
+            let message = "QEMU does not tell what it consists of";
+            self.findings.push(blocker("chain-unknown", name, message, "leave it out with --skip-disk"));
+            return;
+        };
+        let Some(source) = self.file(name, top, told) else { return };
+        let Some(path) = settings.places.of_top(&source) else {
+            let message = format!("it is not said where {} goes", source.display());
+            self.findings.push(blocker("place-unknown", name, message, "say --to DIR, or --map SOURCE=DESTINATION"));
+            return;
+        };
+        let mut backing = None;
+        if settings.selection.storage == Storage::Incremental {
+            let in_a_job = disk.chain.filters.iter().any(|filter| filter.is_of_a_job());
+            for layer in below.iter().rev() {
+                backing = Some(self.layer(name, layer, backing, in_a_job, told, settings));
+            }
+        }
+        match Image::like(top, backing) {
+            Ok(image) => {
+                if top.qcow2.as_ref().is_some_and(|qcow2| qcow2.compat == "0.10") {
+                    let message = "its image is of qcow2 version 2 and becomes one of version 3 (compat=1.1): an overlay \
+                                   of version 2 cannot hide what is below it behind zeros";
+                    self.findings.push(finding(Severity::Note, "image-upgraded", name, message, ""));
+                }
+                self.move_file(&source, &path);
+                self.images.push((name.to_owned(), source.clone()));
+                self.want(Wanted { disk: name.to_owned(), source, path, what: What::Top(image) });
+            }
+            Err(unlike) => self.findings.push(unlike_finding(name, &unlike)),
+        }
+    }
+
+    /// A layer below, and those below it are wanted already. Gives what the layer above calls it.
+    fn layer(
+        &mut self,
+        disk: &str,
+        layer: &Layer,
+        backing: Option<Backing>,
+        in_a_job: bool,
+        told: &Told,
+        settings: &ProvisionSettings,
+    ) -> Backing {
+        let format = layer.format.clone();
+        if !is_file(layer) {
+            let message = format!(
+                "its layer {} is reached through {}: the destination must reach it by the same name, and it is never copied",
+                layer.file, layer.protocol.driver
+            );
+            self.findings.push(finding(Severity::Note, "layer-remote", disk, message, ""));
+            return Backing { file: layer.file.clone(), format };
+        }
+        let Some(source) = self.file(disk, layer, told) else { return Backing { file: layer.file.clone(), format } };
+        let path = settings.places.of_read_only(&source);
+        self.move_file(&source, &path);
+        let file = path.to_string_lossy().into_owned();
+        let below = Below {
+            node: layer.protocol.node.clone(),
+            format: format.clone(),
+            virtual_size: layer.virtual_size,
+            actual_size: layer.actual_size,
+            backing,
+            written: layer.backing.as_ref().map(|link| (link.file.clone(), link.format.clone())),
+            data_file: layer.data_file.clone(),
+            in_a_job,
+            on_device: layer.protocol.driver != "file",
+        };
+        self.want(Wanted { disk: disk.to_owned(), source, path, what: What::Below(below) });
+        Backing { file, format }
+    }
+
+    fn medium(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+        for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
+            // where its name is not known, the user's own arguments will say
+            let Some(source) = path(layer, told) else { continue };
+            let path = settings.places.of_read_only(&source);
+            self.move_file(&source, &path);
+            self.want(Wanted { disk: disk.name().to_owned(), source, path, what: What::Medium });
+        }
+    }
+
+    /// With shared storage nothing is made, but its images may be called otherwise.
+    fn shared(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+        for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
+            let moved = path(layer, told).and_then(|source| Some((settings.places.mapped(&source)?, source)));
+            if let Some((path, source)) = moved {
+                self.move_file(&source, &path);
+                self.images.extend(
+                    (self.images.iter().all(|(_, known)| *known != source)).then(|| (disk.name().to_owned(), source)),
+                );
+            }
+        }
+    }
+
+    fn move_file(&mut self, source: &Path, path: &Path) {
+        if source != path {
+            self.moves.insert(source.to_owned(), path.to_owned());
+        }
+    }
+
+    /// Adds a file unless it is wanted already; two that would have one path are a mistake.
+    fn want(&mut self, wanted: Wanted) {
+        match self.wanted.iter().find(|other| other.path == wanted.path) {
+            None => self.wanted.push(wanted),
+            Some(other) if other.source == wanted.source && !matches!(wanted.what, What::Top(_)) => {}
+            Some(other) => {
+                let (path, here) = (wanted.path.display(), wanted.source.display());
+                let message = format!("{here} and {} would both be {path}", other.source.display());
+                let remedy = "say where each goes with --map SOURCE=DESTINATION";
+                self.findings.push(blocker("place-taken", &wanted.disk, message, remedy));
+            }
+        }
+    }
+
+    /// The path of a layer that must be a file.
+    fn file(&mut self, disk: &str, layer: &Layer, told: &Told) -> Option<PathBuf> {
+        let file = &layer.protocol.file;
+        let found = path(layer, told);
+        if found.is_none() {
+            self.findings.push(match is_file(layer) {
+                false => blocker(
+                    "protocol-unsupported",
+                    disk,
+                    format!("its image {} is reached through {}", layer.file, layer.protocol.driver),
+                    "an image that both sides reach is not prepared: leave it out with --skip-disk, or say --storage none",
+                ),
+                true => blocker(
+                    "path-unknown",
+                    disk,
+                    format!("it is not known where {file} is"),
+                    "start the source with absolute paths, or run qferry on its host",
+                ),
+            });
+        }
+        found
+    }
+}
+
+fn is_file(layer: &Layer) -> bool {
+    ["file", "host_device", "host_cdrom"].contains(&layer.protocol.driver.as_str())
+}
+
+fn path(layer: &Layer, told: &Told) -> Option<PathBuf> {
+    is_file(layer).then(|| place::path_of(&layer.protocol.file, told.directory.as_deref()))?
+}
+
+fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
+    let remedy = "make its image by hand, and leave it out here with --skip-disk";
+    match unlike {
+        Unlike::Format(format) => {
+            blocker("format-unsupported", disk, format!("its image is of the format {format}"), remedy)
+        }
+        Unlike::Encrypted => {
+            blocker("image-encrypted", disk, "its image is encrypted, and its secret is not known here", remedy)
+        }
+        Unlike::DataFile(file) => {
+            blocker("data-file", disk, format!("its image keeps its data in another file, {file}"), remedy)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{
+        chain::{Chain, Filter, Protocol, Qcow2},
+        layout::Selection,
+        place::Places,
+    };
+
+    fn layer(file: &str, format: &str) -> Layer {
+        let qcow2 = Qcow2 { compat: "1.1".to_owned(), refcount_bits: 16, ..Qcow2::default() };
+        Layer {
+            format: format.to_owned(),
+            file: file.to_owned(),
+            protocol: Protocol { node: format!("p-{file}"), driver: "file".to_owned(), file: file.to_owned() },
+            virtual_size: 1 << 20,
+            qcow2: Some(qcow2).filter(|_| format == "qcow2"),
+            ..Layer::default()
+        }
+    }
+
+    fn disk(name: &str, layers: Vec<Layer>) -> Disk {
+        Disk {
+            qdev: Some(name.to_owned()),
+            device: None,
+            node: format!("n-{name}"),
+            path: None,
+            file: layers[0].file.clone(),
+            read_only: false,
+            virtual_size: 1 << 20,
+            chain: Chain { layers, filters: Vec::new() },
+        }
+    }
+
+    fn settings(to: Option<&str>, maps: &[(&str, &str)]) -> ProvisionSettings {
+        let maps = maps.iter().map(|(from, to)| (from.into(), to.into())).collect();
+        ProvisionSettings { places: Places { maps, to: to.map(PathBuf::from) }, ..ProvisionSettings::default() }
+    }
+
+    fn stored(storage: Storage, mut settings: ProvisionSettings) -> ProvisionSettings {
+        settings.selection.storage = storage;
+        settings
+    }
+
+    fn wish(disks: Vec<Disk>, settings: &ProvisionSettings) -> Wish {
+        read(&Told { disks, directory: Some("/cwd".into()), local: true }, settings)
+    }
+
+    fn paths(wish: &Wish) -> Vec<String> {
+        wish.wanted.iter().map(|wanted| wanted.path.display().to_string()).collect()
+    }
+
+    fn codes(wish: &Wish) -> Vec<&'static str> {
+        wish.findings.iter().map(|finding| finding.code).collect()
+    }
+
+    fn chain() -> Vec<Layer> {
+        vec![layer("top", "qcow2"), layer("/s/mid", "qcow2"), layer("/s/base", "raw")]
+    }
+
+    #[test]
+    fn the_bottom_comes_first_and_each_names_the_one_below() {
+        let found = wish(vec![disk("d", chain())], &settings(Some("/d"), &[("/s/base", "/b/x")]));
+        assert_eq!(paths(&found), ["/b/x", "/s/mid", "/d/top"]);
+        assert_eq!(codes(&found), Vec::<&str>::new());
+        let What::Below(middle) = &found.wanted[1].what else { panic!("{found:?}") };
+        assert_eq!(middle.backing, Some(Backing { file: "/b/x".to_owned(), format: "raw".to_owned() }));
+        let What::Top(top) = &found.wanted[2].what else { panic!("{found:?}") };
+        assert_eq!(top.backing, Some(Backing { file: "/s/mid".to_owned(), format: "qcow2".to_owned() }));
+        assert_eq!(found.wanted[2].source, PathBuf::from("/cwd/top"), "relative names are the process's");
+        let moved = [("/cwd/top", "/d/top"), ("/s/base", "/b/x")].map(|(from, to)| (from.into(), to.into()));
+        assert_eq!(found.moves, Moves::from(moved));
+    }
+
+    #[test]
+    fn full_stands_alone_and_none_makes_nothing() {
+        let full = stored(Storage::Full, settings(Some("/d"), &[]));
+        let found = wish(vec![disk("d", chain())], &full);
+        assert_eq!(paths(&found), ["/d/top"]);
+        assert!(matches!(&found.wanted[0].what, What::Top(image) if image.backing.is_none()));
+        let none = stored(Storage::None, settings(None, &[("/s", "/t")]));
+        let found = wish(vec![disk("d", chain())], &none);
+        assert_eq!((paths(&found).len(), found.moves.len()), (0, 2));
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_named() {
+        let to = settings(Some("/d"), &[]);
+        let with = |change: fn(&mut Layer)| {
+            let mut top = layer("/s/top", "qcow2");
+            change(&mut top);
+            codes(&wish(vec![disk("d", vec![top])], &to))
+        };
+        assert_eq!(with(|_| {}), Vec::<&str>::new());
+        assert_eq!(with(|top| top.encrypted = true), ["image-encrypted"]);
+        assert_eq!(with(|top| top.data_file = Some("/x".to_owned())), ["data-file"]);
+        assert_eq!(with(|top| top.format = "vmdk".to_owned()), ["format-unsupported"]);
+        assert_eq!(with(|top| top.protocol.driver = "rbd".to_owned()), ["protocol-unsupported"]);
+        assert_eq!(
+            with(|top| top.qcow2 = Some(Qcow2 { compat: "0.10".to_owned(), ..Qcow2::default() })),
+            ["image-upgraded"]
+        );
+        assert_eq!(codes(&wish(vec![disk("d", chain())], &settings(None, &[]))), ["place-unknown"]);
+        let mut unknown = Told { disks: vec![disk("d", chain())], directory: None, local: false };
+        assert_eq!(codes(&read(&unknown, &to)), ["path-unknown"]);
+        unknown.disks[0].chain.layers.clear();
+        assert_eq!(codes(&read(&unknown, &to)), ["chain-unknown"]);
+        let mut remote = chain();
+        remote[2].protocol.driver = "nbd".to_owned();
+        remote[2].file = "nbd://h/x".to_owned();
+        let found = wish(vec![disk("d", remote)], &to);
+        assert_eq!((codes(&found), paths(&found).len()), (vec!["layer-remote"], 2));
+    }
+
+    #[test]
+    fn one_place_is_for_one_file() {
+        let two = |base: &str| {
+            let over = |name: &str, top: &str| disk(name, vec![layer(top, "qcow2"), layer(base, "raw")]);
+            vec![over("a", "/s/a"), over("b", "/s/b")]
+        };
+        let found = wish(two("/s/base"), &settings(Some("/d"), &[]));
+        assert_eq!((paths(&found), codes(&found)), (vec!["/s/base".into(), "/d/a".into(), "/d/b".into()], vec![]));
+        let same = vec![disk("a", vec![layer("/s/a/x", "raw")]), disk("b", vec![layer("/s/b/x", "raw")])];
+        assert_eq!(codes(&wish(same, &settings(Some("/d"), &[]))), ["place-taken"]);
+    }
+
+    #[test]
+    fn the_users_choice_is_followed() {
+        let choose = |disks: &[&str], skip: &[&str]| {
+            let named = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+            let disks = named(disks).into_iter().map(|name| (name, None)).collect();
+            let settings = ProvisionSettings {
+                selection: Selection { disks, skip: named(skip), ..Selection::default() },
+                ..settings(Some("/d"), &[])
+            };
+            let mut cd = disk("cd", vec![layer("/s/cd.iso", "raw")]);
+            cd.read_only = true;
+            let all = vec![disk("a", vec![layer("/s/a", "raw")]), disk("b", vec![layer("/s/b", "raw")]), cd];
+            let found = wish(all, &settings);
+            (paths(&found).join(" "), codes(&found).join(" "))
+        };
+        for (disks, skip, paths, codes) in [
+            (&[][..], &[][..], "/d/a /d/b /s/cd.iso", ""),
+            (&["a"], &[], "/d/a /s/cd.iso", "disk-left-out"),
+            (&["a"], &["b", "cd"], "/d/a", ""),
+            (&["x"], &["n-a", "b"], "/s/cd.iso", "disk-unknown"),
+        ] {
+            assert_eq!(choose(disks, skip), (paths.to_owned(), codes.to_owned()), "{disks:?} {skip:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_in_the_chain_is_noticed() {
+        let mut busy = disk("d", chain());
+        busy.chain.filters.push(Filter { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
+        let found = wish(vec![busy], &settings(Some("/d"), &[]));
+        assert!(matches!(&found.wanted[0].what, What::Below(below) if below.in_a_job));
+    }
+}

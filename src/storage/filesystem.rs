@@ -1,0 +1,72 @@
+//! What a file is on: how much is free there, and how it is called.
+//!
+//! It only looks.
+
+use rustix::fs::statvfs;
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+/// A file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its device number.
+    pub device: u64,
+    /// Bytes that may still be written.
+    pub free: u64,
+    /// Where it is mounted, and its kind.
+    pub name: String,
+}
+
+impl FileSystem {
+    /// The one that a directory is on.
+    ///
+    /// # Errors
+    /// What the system says: above all that there is no such directory.
+    pub fn of(directory: &Path) -> io::Result<Self> {
+        let device = fs::metadata(directory)?.dev();
+        let space = statvfs(directory)?;
+        Ok(Self { device, free: space.f_bavail.saturating_mul(space.f_frsize), name: name(directory) })
+    }
+}
+
+/// The name of the file system that a path is on, such as `/var (xfs)`.
+pub fn name(path: &Path) -> String {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounted(&mounts, &path).unwrap_or_else(|| path.display().to_string())
+}
+
+fn mounted(mounts: &str, path: &Path) -> Option<String> {
+    let read = |line: &str| {
+        let (mount, rest) = line.split_once(" - ")?;
+        let point = PathBuf::from(mount.split(' ').nth(4)?.replace("\\040", " "));
+        let kind = rest.split(' ').next()?.to_owned();
+        path.starts_with(&point).then_some((point, kind))
+    };
+    // of two at the same point the later one covers the first
+    let (point, kind) = mounts.lines().filter_map(read).max_by_key(|(point, _)| point.components().count())?;
+    Some(format!("{} ({kind})", point.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_mount_is_named() {
+        let mounts = "1 0 8:1 / / rw - ext4 /dev/x rw\n2 1 0:5 / /a rw shared:1 - tmpfs tmpfs rw\n\
+                      3 1 0:6 / /a\\040b rw - xfs /dev/y rw\n";
+        for (path, expected) in [("/a/x", "/a (tmpfs)"), ("/ab", "/ (ext4)"), ("/a b/c", "/a b (xfs)")] {
+            assert_eq!(mounted(mounts, Path::new(path)).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_directory_has_one() {
+        assert!(FileSystem::of(Path::new("/")).is_ok_and(|found| found.device != 0));
+        assert!(FileSystem::of(Path::new("/nowhere/at/all")).is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! A file in the making: under a name of its own, locked, and given its true name only when it is whole.
+//!
+//! It must never replace a file that exists, and never touch one that is not named as ours. What is dropped before it is
+//! published is removed; what a killed process left is begun anew by the next.
+
+use rustix::{
+    fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, ftruncate, open, renameat_with},
+    io::Errno,
+};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use thiserror::Error;
+
+/// How often a name is tried for that others make and remove at the same time.
+const ATTEMPTS: usize = 16;
+
+/// Why a file could not be made.
+#[derive(Debug, Error)]
+pub enum PartialError {
+    /// Someone else makes the same file.
+    #[error("{path} is being made by another qferry{who}")]
+    Locked {
+        /// The file.
+        path: String,
+        /// `, pid N`, where that is known.
+        who: String,
+    },
+    /// It exists by now.
+    #[error("{path} appeared meanwhile, and is left alone")]
+    Exists {
+        /// The file.
+        path: String,
+    },
+    /// The path has no name in it, or what has the temporary name is none of our files.
+    #[error("{path} cannot be made: {why}")]
+    Unfit {
+        /// The file.
+        path: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// What the system said.
+    #[error("cannot {doing} {path}")]
+    Io {
+        /// What was done.
+        doing: &'static str,
+        /// The file.
+        path: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A file that is not there yet under its true name.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Arc<File>,
+    published: bool,
+}
+
+impl Partial {
+    /// Begins a file that will be at `path`: empty, locked, beside it.
+    ///
+    /// # Errors
+    /// Someone else makes it right now, or what the system says.
+    pub fn claim(path: &Path) -> Result<Self, PartialError> {
+        let temporary = temporary(path).ok_or_else(|| unfit(path, "its path has no file name"))?;
+        for _ in 0..ATTEMPTS {
+            let made = match open(&temporary, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FLAGS, MODE) {
+                // one that was left, or someone is at work
+                Err(Errno::EXIST) => open(&temporary, OFlags::RDWR | FLAGS, Mode::empty()),
+                made => made,
+            };
+            let file = match made {
+                Ok(file) => File::from(file),
+                // removed or renamed in between
+                Err(Errno::NOENT) if temporary.parent().is_some_and(Path::exists) => continue,
+                Err(Errno::LOOP) => return Err(unfit(&temporary, "it is a symbolic link")),
+                Err(error) => return Err(failed("create", &temporary, error)),
+            };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(PartialError::Locked { path: show(path), who: who(&file).unwrap_or_default() });
+                }
+                Err(error) => return Err(failed("lock", &temporary, error)),
+            }
+            let stat = fstat(&file).map_err(|error| failed("look at", &temporary, error))?;
+            if !is_at(&temporary, stat.st_dev, stat.st_ino) {
+                continue;
+            }
+            if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+                return Err(unfit(&temporary, "there is something else than a file"));
+            }
+            if stat.st_nlink > 1 {
+                // killed between the two halves of a rename: under its true name it is whole
+                fs::remove_file(&temporary).map_err(|source| io_failed("remove", &temporary, source))?;
+                continue;
+            }
+            ftruncate(&file, 0).map_err(|error| failed("empty", &temporary, error))?;
+            return Ok(Self { path: path.to_owned(), temporary, file: Arc::new(file), published: false });
+        }
+        Err(unfit(&temporary, "someone makes and removes it all the time"))
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Where it is for now.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its true name, on stable storage. Blocks as long as that takes.
+    ///
+    /// # Errors
+    /// Something has that name by now, or what the system says. The file is removed then.
+    pub fn publish(mut self) -> Result<(), PartialError> {
+        self.file.sync_all().map_err(|source| io_failed("sync", &self.temporary, source))?;
+        let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
+            // NFS and others know no such flag
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                rustix::fs::link(&self.temporary, &self.path).and_then(|()| rustix::fs::unlink(&self.temporary))
+            }
+            renamed => renamed,
+        };
+        match renamed {
+            Ok(()) => self.published = true,
+            Err(Errno::EXIST) => return Err(PartialError::Exists { path: show(&self.path) }),
+            Err(error) => return Err(failed("name", &self.path, error)),
+        }
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(|source| io_failed("sync", directory, source))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let ours = self.file.metadata().is_ok_and(|file| is_at(&self.temporary, file.dev(), file.ino()));
+        if !self.published && ours {
+            if let Err(error) = fs::remove_file(&self.temporary) {
+                tracing::warn!(%error, path = %self.temporary.display(), "could not be removed");
+            }
+        }
+    }
+}
+
+const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+/// As `qemu-img` does it: the umask has the last word.
+const MODE: Mode = Mode::from_raw_mode(0o644);
+
+/// `.NAME.qferry-partial` beside the file.
+pub fn temporary(path: &Path) -> Option<PathBuf> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name()?);
+    name.push(".qferry-partial");
+    Some(path.with_file_name(name))
+}
+
+fn is_at(path: &Path, device: u64, inode: u64) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
+}
+
+/// Who holds the lock, where the kernel tells.
+fn who(file: &File) -> Option<String> {
+    let metadata = file.metadata().ok()?;
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    holder(&locks, metadata.ino()).map(|pid| format!(", pid {pid}"))
+}
+
+/// The process with a lock on an inode. Device numbers are left out: some file systems show another there than to `stat`.
+fn holder(locks: &str, inode: u64) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().position(|&word| word == "FLOCK")?;
+        let held = words.get(at + 4)?.rsplit(':').next()?.parse() == Ok(inode) && !line.contains("->");
+        if held { words.get(at + 3)?.parse().ok() } else { None }
+    })
+}
+
+fn show(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn unfit(path: &Path, why: &'static str) -> PartialError {
+    PartialError::Unfit { path: show(path), why }
+}
+
+fn failed(doing: &'static str, path: &Path, error: Errno) -> PartialError {
+    io_failed(doing, path, error.into())
+}
+
+fn io_failed(doing: &'static str, path: &Path, source: io::Error) -> PartialError {
+    PartialError::Io { doing, path: show(path), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("a folder");
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn it_is_there_when_it_is_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a b");
+        let partial = Partial::claim(&path).expect("claimed");
+        partial.file().as_ref().write_all(b"x").expect("written");
+        assert_eq!(names(folder.path()), [".a b.qferry-partial"]);
+        partial.publish().expect("published");
+        assert_eq!(names(folder.path()), ["a b"]);
+        assert_eq!(fs::read(&path).expect("read"), b"x");
+    }
+
+    #[test]
+    fn what_exists_is_never_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a");
+        let partial = Partial::claim(&path).expect("claimed");
+        fs::write(&path, "theirs").expect("written");
+        assert!(matches!(partial.publish(), Err(PartialError::Exists { .. })));
+        assert_eq!(names(folder.path()), ["a"]);
+        assert_eq!(fs::read(&path).expect("read"), b"theirs");
+    }
+
+    #[test]
+    fn one_at_a_time_and_what_is_left_is_begun_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a");
+        let first = Partial::claim(&path).expect("claimed");
+        match Partial::claim(&path) {
+            Err(PartialError::Locked { who, .. }) => assert_eq!(who, format!(", pid {}", std::process::id())),
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+
+        fs::write(temporary(&path).expect("a name"), "left").expect("written");
+        let partial = Partial::claim(&path).expect("claimed");
+        assert_eq!(partial.file().metadata().expect("a size").len(), 0);
+        drop(partial);
+
+        // killed between link and unlink
+        fs::write(&path, "whole").expect("written");
+        fs::hard_link(&path, temporary(&path).expect("a name")).expect("linked");
+        drop(Partial::claim(&path).expect("claimed"));
+        assert_eq!(fs::read(&path).expect("read"), b"whole");
+
+        std::os::unix::fs::symlink(&path, temporary(&path).expect("a name")).expect("linked");
+        assert!(matches!(Partial::claim(&path), Err(PartialError::Unfit { .. })));
+        assert_eq!(fs::read(&path).expect("read"), b"whole");
+    }
+
+    #[test]
+    fn the_holder_is_read() {
+        let locks = "1: POSIX  ADVISORY  WRITE 5 fe:00:7 0 EOF\n2: FLOCK  ADVISORY  WRITE 77 fe:00:12 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 78 fe:00:13 0 EOF\n";
+        assert_eq!((holder(locks, 12), holder(locks, 13), holder(locks, 7)), (Some(77), None, None));
+    }
+}

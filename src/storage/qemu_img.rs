@@ -1,0 +1,154 @@
+//! Runs `qemu-img`.
+//!
+//! It never goes through a shell, never opens an image for writing that someone else made, and ends with whoever waits
+//! for it.
+
+use super::image::{Existing, Image, Info, Mapped, alone};
+use serde::de::DeserializeOwned;
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+use thiserror::Error;
+use tokio::{process::Command, task::spawn_blocking};
+
+/// More data than this at the begin of a raw file is not looked at: `qemu-img create` itself writes a block of zeros.
+const ZEROS: u64 = 1 << 20;
+
+/// Why it did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ImgError {
+    /// It could not be started.
+    #[error("cannot run {program}: is it installed, or somewhere else than in PATH (see --qemu-img)?")]
+    Missing {
+        /// Which program.
+        program: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It failed.
+    #[error("{command} failed: {said}")]
+    Failed {
+        /// What it was to do, and to which image.
+        command: String,
+        /// Its own words.
+        said: String,
+    },
+    /// Its answer cannot be read.
+    #[error("cannot read what {command} printed")]
+    Answer {
+        /// What it was to do.
+        command: String,
+        /// What does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The program.
+#[derive(Debug, Clone)]
+pub struct QemuImg(PathBuf);
+
+impl QemuImg {
+    /// A path, or a name to be looked for in `PATH`.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self(program.into())
+    }
+
+    /// How it is called.
+    pub fn program(&self) -> &Path {
+        &self.0
+    }
+
+    /// Runs it with these arguments and gives what it printed. It is killed when this is dropped.
+    ///
+    /// # Errors
+    /// See [`ImgError`].
+    pub async fn run(&self, arguments: &[OsString]) -> Result<Vec<u8>, ImgError> {
+        let mut command = Command::new(&self.0);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        // its words are read by people, but never parsed
+        let output = command.output().await.map_err(|source| {
+            let program = self.0.display().to_string();
+            ImgError::Missing { program, source }
+        })?;
+        match output.status.success() {
+            true => Ok(output.stdout),
+            false => {
+                let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                let said = said.strip_prefix("qemu-img: ").map(str::to_owned).unwrap_or(said);
+                let said = if said.is_empty() { output.status.to_string() } else { said };
+                Err(ImgError::Failed { command: named(arguments), said })
+            }
+        }
+    }
+
+    /// Reads the header of an image, which may be in use.
+    ///
+    /// # Errors
+    /// It is not an image, or may not be read.
+    pub async fn info(&self, path: &Path) -> Result<Info, ImgError> {
+        self.ask("info", path.as_os_str()).await
+    }
+
+    /// Looks at an image, which may be in use: its header, and whether its own layer has data.
+    ///
+    /// # Errors
+    /// As [`QemuImg::info`].
+    pub async fn look(&self, path: &Path) -> Result<Existing, ImgError> {
+        let info = self.info(path).await?;
+        let format = info.format.clone();
+        let map: Vec<Mapped> = match format.as_str() {
+            "qcow2" | "raw" => self.ask("map", OsStr::new(&alone(path, &format))).await?,
+            // it will not fit anyway
+            _ => Vec::new(),
+        };
+        let mut taken: Vec<Mapped> = map.into_iter().filter(|range| range.is_taken(&format)).collect();
+        if format == "raw" && taken.iter().map(|range| range.length).sum::<u64>() <= ZEROS {
+            let path = path.to_owned();
+            let zeros = spawn_blocking(move || are_zeros(&path, &taken).map(|zeros| (zeros, taken))).await;
+            taken = match zeros {
+                Ok(Ok((true, _))) => Vec::new(),
+                Ok(Ok((false, taken))) => taken,
+                // what cannot be read is not empty
+                _ => vec![Mapped { start: 0, length: info.virtual_size, depth: 0, present: true, data: true }],
+            };
+        }
+        Ok(Existing { data: taken.iter().map(|range| range.length).sum(), info })
+    }
+
+    /// Creates an image in place of the file at `path`, which is the caller's own.
+    ///
+    /// # Errors
+    /// See [`ImgError`].
+    pub async fn create(&self, image: &Image, path: &Path) -> Result<(), ImgError> {
+        self.run(&image.create(path)).await.map(drop)
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, verb: &str, image: &OsStr) -> Result<T, ImgError> {
+        let arguments = [verb.into(), "-U".into(), "--output=json".into(), image.to_owned()];
+        let printed = self.run(&arguments).await?;
+        serde_json::from_slice(&printed).map_err(|source| ImgError::Answer { command: named(&arguments), source })
+    }
+}
+
+fn named(arguments: &[OsString]) -> String {
+    format!("qemu-img {}", arguments.first().map(|verb| verb.to_string_lossy()).unwrap_or_default())
+}
+
+fn are_zeros(path: &Path, ranges: &[Mapped]) -> io::Result<bool> {
+    let file = File::open(path)?;
+    for range in ranges {
+        let mut buffer = vec![0; usize::try_from(range.length).unwrap_or(0)];
+        file.read_exact_at(&mut buffer, range.start)?;
+        if buffer.iter().any(|&byte| byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
