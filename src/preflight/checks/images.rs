@@ -352,6 +352,7 @@ mod tests {
             overcommit,
             clean: false,
             addresses: &[],
+            ports: &[],
             allow_plaintext: false,
         });
     }
