@@ -4,13 +4,14 @@
 //! # The life of one migration
 //!
 //! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file;
-//! [`migration::provision`] makes what it needs. Then [`migration::Migration`] goes through these phases, in this order, in one function:
+//! [`migration::provision`] makes what it needs. Then [`migration::Migration`] goes through these phases, in this order, in
+//! one function:
 //!
 //! | phase | what happens | if it fails |
 //! |---|---|---|
-//! | connect, preflight | both monitors are negotiated, facts gathered and checked; nothing is changed | refused |
+//! | connect, preflight | both monitors are negotiated, facts gathered and checked, backing files compared; nothing is changed | refused |
 //! | prepare | capabilities, downtime limit and bandwidth; an NBD server with a writable export per disk | rolled back |
-//! | storage | a `drive-mirror sync=top` per disk, its start proved free of lost writes, until all are ready | rolled back |
+//! | storage | a `drive-mirror` per disk, `sync=top` over a backing file, its start proved free of lost writes, until all are ready | rolled back |
 //! | memory | `migrate` until the source stops the guest and waits in `pre-switchover` | rolled back |
 //! | switchover | every mirror is settled and seen to conclude without an error; every export is seen gone | rolled back |
 //! | handover | `migrate-continue`, `completed` on both sides, `cont` on the destination | judged from what is proved |
@@ -23,18 +24,24 @@
 //! `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after it, a failure is judged by
 //! [`handover::verdict`], and where nothing is proved nothing is done.
 //!
+//! # The right backing file
+//!
+//! `sync=top` sends what the overlay holds; all else the guest reads from the destination's own backing file. So that one is
+//! proved to be the source's ([`storage::identity`]), read on both sides through exports that are closed again
+//! ([`preflight::contents`]), and the image that is written to is proved to be empty.
+//!
 //! # Layers
 //!
 //! ```text
 //!  cli ──> migration ──> preflight ──> storage ──┐
 //!              │                       memory ───┼──> qemu ──> qmp, endpoint
 //!              └─────────────────────> handover ─┘
-//!          nbd: the wire to exports, which uses no room and is open to storage, memory, handover and above
+//!          nbd: the wire to exports, below storage and above as qmp is
 //!          quantity, progress: leaves that all may use
 //! ```
 //!
 //! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions
-//! (`layout`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them is thin. A test holds all of this.
+//! (`chain`, `layout`, `identity`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them is thin. A test holds all of this.
 //!
 //! # Embedding
 //!

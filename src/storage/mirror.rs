@@ -1,4 +1,4 @@
-//! The source's side of the disks: a `drive-mirror sync=top` per disk, from its proved start to its settled end.
+//! The source's side of the disks: a `drive-mirror` per disk, from its proved start to its settled end.
 //!
 //! It must never complete a mirror (that would pivot the guest onto NBD), and never take a `block-job-cancel` that QEMU
 //! accepted for one that went well: only a job that concludes without an error has everything on the other side.
