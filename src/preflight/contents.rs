@@ -108,7 +108,7 @@ pub async fn read(
         done = views.read(source, destination, &read, &wanted.blanks, how, ceiling, report) => Some(done),
     };
     for (view, side) in [(views.here, source), (views.there, destination)] {
-        if let Some(Ok(view)) = view {
+        if let Some(Opened { view: Ok(view), .. }) = view {
             if let Err(error) = view.close(side.process).await {
                 let why = format!("{}: what was opened for reading may still be there: {error}", side.process.name());
                 report.warn("view-not-closed", why);
@@ -137,14 +137,44 @@ fn export(what: &str, index: usize) -> String {
 }
 
 /// `None` where there is no address, so nothing to be read either.
-async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Result<View, ProcessError>> {
-    Some(View::open(side.process, side.address?, nodes).await)
+async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Opened> {
+    let address = side.address?;
+    let (process, mut refused) = (side.process, vec![None; nodes.len()]);
+    let view = match View::open(process, address, nodes).await {
+        // one of them cannot be exported: which one?
+        Err(error) if error.is_refusal() && !nodes.is_empty() => match View::open(process, address, &[]).await {
+            Ok(mut view) => {
+                for ((name, node), refused) in nodes.iter().zip(&mut refused) {
+                    *refused = view.offer(process, name, node).await.err().map(|error| describe(&error));
+                }
+                Ok(view)
+            }
+            failed => failed,
+        },
+        opened => opened,
+    };
+    Some(Opened { view, refused })
+}
+
+/// What is open on one side.
+struct Opened {
+    view: Result<View, ProcessError>,
+    /// Of the images in their order, why one is not.
+    refused: Vec<Option<String>>,
+}
+
+impl Opened {
+    /// Why an image cannot be read.
+    fn refusal(&self, index: usize) -> Option<String> {
+        let alone = || self.refused.get(index).cloned().flatten();
+        self.view.as_ref().err().map(|error| describe(error)).or_else(alone)
+    }
 }
 
 /// What is open on both sides.
 struct Views {
-    here: Option<Result<View, ProcessError>>,
-    there: Option<Result<View, ProcessError>>,
+    here: Option<Opened>,
+    there: Option<Opened>,
 }
 
 impl Views {
@@ -159,13 +189,12 @@ impl Views {
         ceiling: &Arc<Ceiling>,
         report: &Reporter,
     ) -> (Vec<Comparison>, Vec<Filling>) {
-        let unread = failed(&self.here).or_else(|| failed(&self.there));
         let mut under_way = JoinSet::new();
         let few = Arc::new(Semaphore::new(AT_ONCE));
         let mut comparisons: Vec<Option<Comparison>> = vec![None; twins.len()];
         for (index, &twin) in twins.iter().enumerate() {
-            if let Some(why) = &unread {
-                comparisons[index] = Some(unproved(twin, why.clone()));
+            if let Some(why) = refusal(&self.here, index).or_else(|| refusal(&self.there, index)) {
+                comparisons[index] = Some(unproved(twin, why));
                 continue;
             }
             let places = [place(source.facts, &twin.source), place(destination.facts, &twin.destination)];
@@ -189,14 +218,16 @@ impl Views {
         let mut fillings = Vec::new();
         for (index, blank) in blanks.iter().enumerate() {
             let holds = match &mut self.there {
-                Some(Ok(view)) => match view.offer(destination.process, &export("overlay", index), &blank.node).await {
-                    Ok(()) => holds(view.address(), &export("overlay", index), blank).await,
-                    Err(error) => match error.refusal().filter(|words| words.contains("lock")) {
-                        Some(words) => Holds::Locked(words.to_owned()),
-                        None => Holds::Unknown(describe(&error)),
-                    },
-                },
-                view => Holds::Unknown(failed(view).unwrap_or_default()),
+                Some(Opened { view: Ok(view), .. }) => {
+                    match view.offer(destination.process, &export("overlay", index), &blank.node).await {
+                        Ok(()) => holds(view.address(), &export("overlay", index), blank).await,
+                        Err(error) => match error.refusal().filter(|words| words.contains("lock")) {
+                            Some(words) => Holds::Locked(words.to_owned()),
+                            None => Holds::Unknown(describe(&error)),
+                        },
+                    }
+                }
+                view => Holds::Unknown(refusal(view, index).unwrap_or_default()),
             };
             let (disk, file) = (blank.disk.clone(), blank.file.clone());
             fillings.push(Filling { disk, file, overlay: blank.overlay, holds });
@@ -225,11 +256,10 @@ async fn pair(
     }
 }
 
-/// Why nothing can be read of a side.
-fn failed(view: &Option<Result<View, ProcessError>>) -> Option<String> {
-    match view {
-        Some(Ok(_)) => None,
-        Some(Err(error)) => Some(describe(error)),
+/// Why an image of a side cannot be read.
+fn refusal(opened: &Option<Opened>, index: usize) -> Option<String> {
+    match opened {
+        Some(opened) => opened.refusal(index),
         None => Some("there is no address to read it from".to_owned()),
     }
 }

@@ -34,10 +34,12 @@ struct Kept {
 /// What tells a file's content from another's without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stamp {
-    file: PathBuf,
     size: u64,
     modified_s: i64,
     modified_ns: i64,
+    /// When the inode changed: a copy that puts the old time back cannot put this one back.
+    changed_s: i64,
+    changed_ns: i64,
     inode: u64,
     device: u64,
 }
@@ -47,10 +49,11 @@ pub(super) fn stamps(place: &Place) -> io::Result<Vec<Stamp>> {
     let stamp = |path: &PathBuf| {
         let data = fs::metadata(path)?;
         Ok(Stamp {
-            file: path.clone(),
             size: data.len(),
             modified_s: data.mtime(),
             modified_ns: data.mtime_nsec(),
+            changed_s: data.ctime(),
+            changed_ns: data.ctime_nsec(),
             inode: data.ino(),
             device: data.dev(),
         })

@@ -2,7 +2,7 @@
 //!
 //! Pure. What is not named as ours is never listed, so never removed.
 
-use super::layout::PREFIX;
+use super::{layout::PREFIX, view};
 use crate::qemu::reply::{BlockExport, BlockNode, Job};
 
 /// Something of ours.
@@ -21,6 +21,8 @@ pub enum Leftover {
     },
     /// A block export.
     Export(String),
+    /// A read-only export of a check that was killed: the next one removes it.
+    View(String),
 }
 
 impl std::fmt::Display for Leftover {
@@ -29,7 +31,7 @@ impl std::fmt::Display for Leftover {
             Self::Job(id) => write!(f, "block job {id}"),
             Self::Node(name) => write!(f, "block node {name}"),
             Self::Bitmap { node, name } => write!(f, "dirty bitmap {name} on node {node}"),
-            Self::Export(id) => write!(f, "block export {id}"),
+            Self::Export(id) | Self::View(id) => write!(f, "block export {id}"),
         }
     }
 }
@@ -48,6 +50,10 @@ pub fn list(jobs: &[Job], nodes: &[BlockNode], exports: &[BlockExport]) -> Vec<L
             names.filter(|name| ours(name)).map(|name| Leftover::Bitmap { node: node.node_name.clone(), name }),
         );
     }
-    found.extend(exports.iter().filter(|export| ours(&export.id)).map(|export| Leftover::Export(export.id.clone())));
+    let export = |id: &str| match view::is_of_one(id) {
+        true => Leftover::View(id.to_owned()),
+        false => Leftover::Export(id.to_owned()),
+    };
+    found.extend(exports.iter().filter(|found| ours(&found.id)).map(|found| export(&found.id)));
     found
 }

@@ -17,6 +17,11 @@ use tokio::try_join;
 /// What the id of every export of a view begins with, after the prefix of everything of ours.
 const KIND: &str = "view-";
 
+/// Whether an export is a view's, by its id.
+pub(super) fn is_of_one(id: &str) -> bool {
+    id.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(KIND))
+}
+
 /// Nodes of one QEMU that can be read at an address, each as an export.
 #[derive(Debug)]
 #[must_use = "it stays open in QEMU until it is closed"]
@@ -148,9 +153,8 @@ async fn start_server(process: &Process, address: &Address) -> Result<(), Proces
     }
     let exports = process.ask(&qmp::query_block_exports {}).await?.0;
     let ids: Vec<String> = exports.into_iter().map(|export| export.id).collect();
-    let ours = format!("{PREFIX}{KIND}");
     // a view never adds to someone else's server: where all exports are of a view, so is the server
-    if !ids.is_empty() && ids.iter().all(|id| id.starts_with(&ours)) {
+    if !ids.is_empty() && ids.iter().all(|id| is_of_one(id)) {
         // "safe" refuses where somebody is connected
         for id in &ids {
             let removed = process.act(&remove(id, Some(qmp::BlockExportRemoveMode::safe))).await;

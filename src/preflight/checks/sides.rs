@@ -6,7 +6,7 @@ use super::{Finding, Severity, blocker, finding};
 use crate::{
     preflight::facts::Facts,
     qemu::reply::{MigrationStatus, RunState},
-    storage::layout::PREFIX,
+    storage::{layout::PREFIX, leftover::Leftover},
 };
 
 pub(super) fn run(source: &Facts, destination: &Facts, clean: bool) -> Vec<Finding> {
@@ -97,8 +97,16 @@ fn leftovers(side: &Facts, clean: bool) -> Vec<Finding> {
             "an earlier migration of ours left it, or one is running now: wait, or if none is, remove it with --clean",
         ),
     };
-    let found = side.leftovers.iter();
-    found.map(|left| finding(severity, "leftover", &side.name, format!("there is already a {left}"), remedy)).collect()
+    let told = |left: &Leftover| match (left, clean) {
+        // it can be read through again, and is removed then
+        (Leftover::View(_), false) => {
+            let message = format!("there is a {left}, of a check that was killed or goes on");
+            let remedy = "the next comparison of backing files removes it, if nobody reads from it; so does --clean";
+            finding(Severity::Warning, "leftover-view", &side.name, message, remedy)
+        }
+        _ => finding(severity, "leftover", &side.name, format!("there is already a {left}"), remedy),
+    };
+    side.leftovers.iter().map(told).collect()
 }
 
 fn jobs(source: &Facts) -> Vec<Finding> {
