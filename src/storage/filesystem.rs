@@ -2,7 +2,7 @@
 //!
 //! It only looks.
 
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -16,19 +16,26 @@ pub struct FileSystem {
     pub device: u64,
     /// Bytes that may still be written.
     pub free: u64,
+    /// Whether it is mounted for reading only.
+    pub read_only: bool,
     /// Where it is mounted, and its kind.
     pub name: String,
 }
 
 impl FileSystem {
-    /// The one that a directory is on.
+    /// The one that a file or directory is on.
     ///
     /// # Errors
-    /// What the system says: above all that there is no such directory.
-    pub fn of(directory: &Path) -> io::Result<Self> {
-        let device = fs::metadata(directory)?.dev();
-        let space = statvfs(directory)?;
-        Ok(Self { device, free: space.f_bavail.saturating_mul(space.f_frsize), name: name(directory) })
+    /// What the system says: above all that there is no such file.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let device = fs::metadata(path)?.dev();
+        let space = statvfs(path)?;
+        Ok(Self {
+            device,
+            free: space.f_bavail.saturating_mul(space.f_frsize),
+            read_only: space.f_flag.contains(StatVfsMountFlags::RDONLY),
+            name: name(path),
+        })
     }
 }
 

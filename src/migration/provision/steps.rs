@@ -338,7 +338,7 @@ mod tests {
     }
 
     fn absent(free: u64) -> Seen {
-        Seen::Absent(Ok(FileSystem { device: 1, free, name: "/d (xfs)".to_owned() }))
+        Seen::Absent(Ok(FileSystem { device: 1, free, read_only: false, name: "/d (xfs)".to_owned() }))
     }
 
     /// What is done, the finding, and the words of the command.

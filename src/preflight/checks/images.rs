@@ -8,6 +8,7 @@ use crate::{
     quantity::Bytes,
     storage::{
         chain::Layer,
+        filesystem::FileSystem,
         layout::{Disk, Mode, Pair, Storage},
     },
 };
@@ -179,24 +180,25 @@ fn extra(disk: &Disk) -> Finding {
 /// Each file system of the destination against all that may land on it: the virtual sizes, or with `--overcommit` what is
 /// to be copied now.
 fn room(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut wanted: BTreeMap<u64, (u64, u64, Vec<&str>)> = BTreeMap::new();
+    let mut wanted: BTreeMap<u64, (&FileSystem, u64, Vec<&str>)> = BTreeMap::new();
     for pair in subject.pairs {
         let Some(top) = pair.destination.chain.top() else { continue };
         let Some(file) = subject.destination.file(top).filter(|file| !file.is_device) else { continue };
         let needs = needed(pair, subject.overcommit).saturating_sub(file.allocated);
-        let system = file.file_system;
-        let entry = wanted.entry(system.device).or_insert((system.available, 0, Vec::new()));
+        let system = &file.file_system;
+        let entry = wanted.entry(system.device).or_insert((system, 0, Vec::new()));
         entry.1 += needs;
         entry.2.push(&top.file);
     }
-    let short = wanted.into_values().filter(|(available, needs, _)| needs > available);
+    let short = wanted.into_values().filter(|(system, needs, _)| *needs > system.free);
     short
-        .map(|(available, needs, files)| {
+        .map(|(system, needs, files)| {
             let message = format!(
-                "{} may need {} more on its file system, which has {} left",
+                "{} may need {} more on {}, which has {} left",
                 files.join(" and "),
                 Bytes(needs),
-                Bytes(available)
+                system.name,
+                Bytes(system.free)
             );
             let remedy = match subject.overcommit {
                 true => "make room",
@@ -242,11 +244,7 @@ fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &Subject<'_>) -> Optio
 mod tests {
     use super::*;
     use crate::{
-        preflight::facts::{
-            devices::Devices,
-            files::{File, FileSystem},
-            machine::Machine,
-        },
+        preflight::facts::{devices::Devices, files::File, machine::Machine},
         qemu::{
             Features, Schema,
             reply::{Migration, RunState},
@@ -267,7 +265,7 @@ mod tests {
             allocated: 0,
             is_device: false,
             writable: true,
-            file_system: FileSystem { device, available, read_only: false },
+            file_system: FileSystem { device, free: available, read_only: false, name: "/d (xfs)".to_owned() },
         }
     }
 
@@ -466,7 +464,7 @@ mod tests {
     #[test]
     fn who_may_write() {
         let pairs = [pair([layer("a")], [layer("x")])];
-        let read_only = FileSystem { device: 1, available: 0, read_only: true };
+        let read_only = FileSystem { device: 1, free: 0, read_only: true, name: "/d (xfs)".to_owned() };
         for (known, told) in [
             (None, None),
             (Some(file(1, 0, 1)), None),

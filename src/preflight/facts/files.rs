@@ -2,8 +2,10 @@
 //!
 //! Files are looked up as that process sees them, which may be in a container. It must never open one.
 
-use crate::{qemu::reply::BlockNode, storage::chain::file_name};
-use rustix::fs::StatVfsMountFlags;
+use crate::{
+    qemu::reply::BlockNode,
+    storage::{chain::file_name, filesystem::FileSystem},
+};
 use std::{
     collections::BTreeMap,
     fs,
@@ -26,17 +28,6 @@ pub struct File {
     pub writable: bool,
     /// The file system it is on.
     pub file_system: FileSystem,
-}
-
-/// A file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileSystem {
-    /// Its device.
-    pub device: u64,
-    /// Bytes that can still be written.
-    pub available: u64,
-    /// Whether it is mounted for reading only.
-    pub read_only: bool,
 }
 
 /// What a process may do with files.
@@ -69,7 +60,6 @@ pub fn seen_by(pid: u32, name: &str) -> PathBuf {
 
 fn look(path: &Path, credentials: &Credentials) -> Option<File> {
     let data = fs::metadata(path).ok()?;
-    let system = rustix::fs::statvfs(path).ok()?;
     Some(File {
         path: path.to_owned(),
         // a device is the same wherever its node is
@@ -77,11 +67,7 @@ fn look(path: &Path, credentials: &Credentials) -> Option<File> {
         allocated: data.blocks().saturating_mul(512),
         is_device: data.file_type().is_block_device(),
         writable: may_write(data.mode(), data.uid(), data.gid(), credentials),
-        file_system: FileSystem {
-            device: data.dev(),
-            available: system.f_bavail.saturating_mul(system.f_frsize),
-            read_only: system.f_flag.contains(StatVfsMountFlags::RDONLY),
-        },
+        file_system: FileSystem::of(path).ok()?,
     })
 }
 
@@ -149,7 +135,7 @@ mod tests {
         let look = |path: &Path| look(&seen_by(std::process::id(), &path.to_string_lossy()), &Credentials::default());
         let (one, two) = (look(&file).unwrap(), look(&link).unwrap());
         assert_eq!(one.id, two.id);
-        assert!(one.allocated >= 4096 && one.file_system.available > 0 && !one.is_device);
+        assert!(one.allocated >= 4096 && one.file_system.free > 0 && !one.is_device);
         assert_eq!(look(&folder.path().join("c")), None);
     }
 }
