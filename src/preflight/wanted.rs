@@ -57,7 +57,8 @@ pub fn wanted(source: &Facts, destination: &Facts, pairs: &[Pair], standing: &[(
             });
         }
     }
-    for (disk, counterpart) in standing {
+    // firmware comes over with the guest's memory, and may be of another build there
+    for (disk, counterpart) in standing.iter().filter(|(disk, _)| !disk.is_flash()) {
         let alike = counterpart.filter(|other| other.virtual_size == disk.virtual_size);
         let there = alike.map_or(&[][..], |other| &other.chain.layers[..]);
         found.add(source, destination, disk.name(), &disk.chain.layers, there);

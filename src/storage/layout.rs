@@ -49,10 +49,11 @@ impl Disk {
         })
     }
 
-    /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small.
+    /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small; what is in it comes over
+    /// with the guest's memory. Such a device is the machine's own, where no user's device can be in QOM.
     pub fn is_flash(&self) -> bool {
-        let named = |name: &Option<String>, part: &str| name.as_ref().is_some_and(|name| name.contains(part));
-        named(&self.device, "pflash") || named(&self.path, "flash")
+        let part = self.path.as_deref().and_then(|path| path.strip_prefix("/machine/"));
+        part.is_some_and(|part| !part.contains('/') && part.contains(".flash"))
     }
 
     /// The name it is called by: its device's id, else its drive's, else its node's.
@@ -143,7 +144,7 @@ impl Mode {
     /// Of a disk: one without a backing file has nothing that is not to be copied.
     fn of(disk: &Disk, storage: Storage) -> Self {
         match storage {
-            Storage::Incremental if disk.chain.layers.len() != 1 => Self::Incremental,
+            Storage::Incremental if disk.chain.layers.len() != 1 && !disk.is_flash() => Self::Incremental,
             _ => Self::Full,
         }
     }
@@ -389,6 +390,17 @@ mod tests {
         let small = Disk { virtual_size: 1, read_only: true, ..disk("a", "", "n") };
         let (_, problems) = pair(&[disk("a", "", "n")], &[small], &Selection::default());
         assert!(matches!(problems[..], [PairingProblem::ReadOnly(_), PairingProblem::Size(_)]));
+    }
+
+    #[test]
+    fn only_the_machines_own_flash_is_flash() {
+        let at = |path: &str| Disk { path: Some(path.to_owned()), ..disk("", "pflash0", "flash") };
+        assert!(at("/machine/system.flash1").is_flash() && at("/machine/virt.flash0").is_flash());
+        for path in ["/machine/peripheral/x.flash0/virtio-backend", "/machine/peripheral-anon/device[0]", "pflash0", ""]
+        {
+            assert!(!at(path).is_flash(), "{path}");
+        }
+        assert!(!disk("flash", "pflash0", "flash").is_flash());
     }
 
     #[test]
