@@ -9,6 +9,7 @@ use qferry::{
     migration::Migration,
     progress::{Ending, Kind, Phase},
     quantity::Rate,
+    storage::identity::Proof,
 };
 use qferry_bed::{DiskSpec, Guest, Pair, Side, Spec};
 use std::time::{Duration, Instant};
@@ -138,8 +139,24 @@ fn a_cancel_in_the_handover_is_too_late() {
 #[test]
 fn a_destination_that_was_only_prepared_can_be_used_again() {
     let pair = start(&slow("10.0.13"));
-    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(16 * MIB)), Phase::Storage, Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(16 * MIB)), Phase::Prepare, Migration::cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
+    let outcome = migrate(builder(&pair));
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn what_a_broken_try_copied_is_not_built_upon() {
+    let mut pair = start(&slow("10.0.13"));
+    let copied = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > MIB);
+    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copied, Migration::cancel);
+    judge_back(&pair, &outcome, Ending::Cancelled, "running");
+    let message = &outcome.reason.as_ref().unwrap().message;
+    assert!(message.contains("hold a part"), "{message}");
+    let outcome = migrate(builder(&pair));
+    judge_back(&pair, &outcome, Ending::Refused, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "overlay-not-empty", "{outcome:#?}");
+    pair.restart_destination(true).unwrap();
     let outcome = migrate(builder(&pair));
     judge_running(&pair, &outcome);
 }
@@ -201,11 +218,13 @@ fn addresses_that_cannot_be_listened_at_are_named() {
     let pair = start(&spec("10.0.13", busy()));
     let nowhere: Address = format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
     let somewhere = |name| Address::unix(pair.run_dir().join(name)).unwrap();
-    for (nbd, ram, option) in
-        [(nowhere.clone(), somewhere("ram"), "--nbd-address"), (somewhere("nbd"), nowhere.clone(), "--migrate-address")]
-    {
+    for (nbd, ram, option, ending) in [
+        // the preflight reads there
+        (nowhere.clone(), somewhere("ram"), "--nbd-address", Ending::Refused),
+        (somewhere("nbd"), nowhere.clone(), "--migrate-address", Ending::RolledBack),
+    ] {
         let outcome = migrate(builder(&pair).addresses(nbd, ram));
-        judge_back(&pair, &outcome, Ending::RolledBack, "running");
+        judge_back(&pair, &outcome, ending, "running");
         let message = &outcome.reason.as_ref().unwrap().message;
         assert!(message.contains(option) && message.contains("none/x"), "{message}");
         assert!(pair.destination.alive().unwrap());
@@ -220,6 +239,9 @@ fn a_server_that_is_not_ours_is_left_alone() {
     let server = serde_json::json!({"addr": {"type": "unix", "data": {"path": theirs}}});
     pair.destination.qmp("nbd-server-start", &server).unwrap();
     let outcome = migrate(builder(&pair));
+    assert_eq!(outcome.outcome, Ending::Refused, "{outcome:#?}");
+    assert!(outcome.reason.as_ref().unwrap().message.contains("runs there already"), "{outcome:#?}");
+    let outcome = migrate(builder(&pair).verify_backing(Proof::Off));
     assert_eq!(outcome.outcome, Ending::RolledBack, "{outcome:#?}");
     assert!(outcome.reason.as_ref().unwrap().message.contains("already running"), "{outcome:#?}");
     assert!(std::os::unix::net::UnixStream::connect(&theirs).is_ok(), "it still listens");

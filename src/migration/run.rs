@@ -385,6 +385,11 @@ impl Engine {
             (true, Failure::Cancelled) => Ending::Cancelled,
             (true, _) => Ending::RolledBack,
         };
+        if course.effects.iter().any(|effect| matches!(effect, Effect::Mirror(_))) && ending != Ending::Undetermined {
+            reason
+                .message
+                .push_str("; the destination's images hold a part of the disks: make them anew before another try");
+        }
         if listened && sides.destination.is_gone() {
             reason
                 .message
