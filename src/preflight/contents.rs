@@ -216,14 +216,21 @@ impl Views {
         }
         let comparisons = comparisons.into_iter().flatten().collect();
         let mut fillings = Vec::new();
+        let mut silent = None;
         for (index, blank) in blanks.iter().enumerate() {
             let holds = match &mut self.there {
+                // one that does not answer is not waited for once for each disk
+                _ if silent.is_some() => Holds::Unknown(silent.clone().unwrap_or_default()),
                 Some(Opened { view: Ok(view), .. }) => {
                     match view.offer(destination.process, &export("overlay", index), &blank.node).await {
                         Ok(()) => holds(view.address(), &export("overlay", index), blank).await,
-                        Err(error) => match error.refusal().filter(|words| words.contains("lock")) {
-                            Some(words) => Holds::Locked(words.to_owned()),
-                            None => Holds::Unknown(describe(&error)),
+                        Err(error) => match error.refusal() {
+                            Some(words) if words.contains("lock") => Holds::Locked(words.to_owned()),
+                            Some(_) => Holds::Unknown(describe(&error)),
+                            None => {
+                                silent = Some(describe(&error));
+                                Holds::Unknown(describe(&error))
+                            }
                         },
                     }
                 }
@@ -246,7 +253,8 @@ async fn pair(
     report: &Reporter,
 ) -> Comparison {
     let name = export("image", index);
-    match tokio::try_join!(connect(&here, &name), connect(&there, &name)) {
+    let (ours_size, theirs_size) = (twin.source.virtual_size, twin.destination.virtual_size);
+    match tokio::try_join!(connect(&here, &name, ours_size), connect(&there, &name, theirs_size)) {
         Ok((source, destination)) => {
             let source = Open { image: &twin.source, client: &source, place: ours };
             let destination = Open { image: &twin.destination, client: &destination, place: theirs };
@@ -278,21 +286,25 @@ fn unproved(twin: &Twin, why: String) -> Comparison {
     Comparison { verdict: Verdict::Unproved { why }, ..by_metadata(twin) }
 }
 
-async fn connect(address: &Address, export: &str) -> Result<nbd::Client, String> {
+/// Reaches an export of an image of this size: one of another size is not it, or would be read in part.
+async fn connect(address: &Address, export: &str, size: u64) -> Result<nbd::Client, String> {
     let dialed = dial(address, DIAL).await.map_err(|error| describe(&error))?;
     let client = nbd::Client::connect(dialed.stream, export, nbd::Options::default()).await;
-    client.map_err(|error| format!("{address}: {}", describe(&error)))
+    let client = client.map_err(|error| format!("{address}: {}", describe(&error)))?;
+    match client.size() {
+        exported if exported == size => Ok(client),
+        exported => Err(format!("{address}: the export has {exported} bytes, and the image {size}")),
+    }
 }
 
 async fn holds(address: &Address, export: &str, blank: &Blank) -> Holds {
-    let client = match connect(address, export).await {
+    let client = match connect(address, export, blank.size).await {
         Ok(client) => client,
         Err(why) => return Holds::Unknown(why),
     };
     let mut at = 0;
-    let size = client.size().min(blank.size);
-    while at < size {
-        let length = WINDOW.min(size - at);
+    while at < blank.size {
+        let length = WINDOW.min(blank.size - at);
         let first = match blank.overlay {
             // a zero that is written hides what the backing file has there
             true => client.depths(at, length).await.map(|all| all.iter().find(|d| d.depth == 1).map(|d| d.start)),

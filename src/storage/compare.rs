@@ -270,7 +270,7 @@ impl Look<'_> {
 
 /// Where an image reads as anything but zero, as its server tells.
 async fn map(open: &Open<'_>, unit: u64) -> Result<Vec<Range>, NbdError> {
-    let size = open.client.size().min(open.image.virtual_size);
+    let size = open.image.virtual_size;
     let mut found = Vec::new();
     let mut at = 0;
     while at < size {

@@ -1,6 +1,6 @@
 //! Digests kept beside images: trusted for as long as no file of the image has changed.
 //!
-//! It must never trust a digest whose files have another size, time of change or inode than when it was made.
+//! It must never trust a digest whose files have another size, another inode or other times than when it was made.
 
 use super::identity;
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,8 @@ pub(super) struct Stamp {
     size: u64,
     modified_s: i64,
     modified_ns: i64,
-    /// When the inode changed: a copy that puts the old time back cannot put this one back.
+    /// When anything of it was changed, which nobody can set: tools that copy in place set the other time as it was, and
+    /// images that are built to be the same have the same one.
     changed_s: i64,
     changed_ns: i64,
     inode: u64,
@@ -105,6 +106,12 @@ mod tests {
         assert_eq!(trusted(&place), None, "it changed while it was read");
         keep(&place, now(), "d2").unwrap();
         assert_eq!(trusted(&place).as_deref(), Some("d2"));
+        let modified = fs::metadata(&base).unwrap().modified().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        fs::write(&base, "ccc").unwrap();
+        fs::File::options().write(true).open(&base).unwrap().set_modified(modified).unwrap();
+        assert_eq!(trusted(&place), None, "written in place, with its time set back");
+        keep(&place, now(), "d2").unwrap();
         let copy = folder.path().join("copy");
         fs::copy(&base, &copy).unwrap();
         fs::rename(&copy, &base).unwrap();

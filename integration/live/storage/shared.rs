@@ -51,6 +51,41 @@ fn the_same_file_is_never_mirrored_onto_itself() {
     pair.guest_visible_equal(1).unwrap();
 }
 
+/// An image can be replaced under its name while a guest runs on it: the file of that name today is not the source's.
+#[test]
+fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
+    let mut pair = start(&quick([DiskSpec::small()]));
+    let older = |path: &Path| {
+        let older = path.with_extension("older");
+        fs::rename(path, &older).unwrap();
+        older
+    };
+    // the backing file: the newer one is read, and is another
+    let base = pair.source.disks()[0].layers[0].clone();
+    anew(&mut pair, |pair| {
+        let mut bytes = fs::read(older(&base)).unwrap();
+        bytes[5] = !bytes[5];
+        fs::write(&base, bytes).unwrap();
+        let top = overlay(pair, Side::Destination, 0).to_string();
+        img(pair, &[&"rebase", &"-u", &"-F", &"raw", &"-b", &base.display(), &top]);
+    });
+    let plan = look(&pair, |_| ());
+    found(&plan, [blocker("backing-differs", "disk0", [&base.display(), &"differ at byte 5:"])]);
+    assert_eq!(plan.chains[0].source.layers[1].shared, None, "which file it is cannot be told by its name");
+
+    // the image itself: a fresh one has its name, and is not what the guest wrote
+    anew(&mut pair, |pair| {
+        let (ours, theirs) = (&pair.source.disks()[0].overlay, &pair.destination.disks()[0].overlay);
+        let was = older(ours);
+        fs::rename(theirs, ours).unwrap();
+        std::os::unix::fs::symlink(ours, theirs).unwrap();
+        fs::rename(was.with_file_name(base.with_extension("older").file_name().unwrap()), &base).unwrap();
+    });
+    let plan = look(&pair, |_| ());
+    found(&plan, []);
+    assert_eq!(plan.disks.len(), 1, "it is copied: {plan:#?}");
+}
+
 /// The destination has the source's file, and not in the place of the source's disk: what is there would stay empty.
 #[test]
 fn a_file_that_is_shared_in_another_place_is_copied_all_the_same() {

@@ -1,6 +1,7 @@
 //! What this host's file systems say of the files that a QEMU of this host has open.
 //!
-//! Files are looked up as that process sees them, which may be in a container. It must never open one.
+//! Files are looked up as that process sees them, which may be in a container. It must never open one, and never take the
+//! file that has a name today for the one that QEMU opened under it: an image may have been replaced since.
 
 use crate::{
     qemu::reply::BlockNode,
@@ -8,7 +9,7 @@ use crate::{
 };
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -39,12 +40,38 @@ struct Credentials {
     overrides: bool,
 }
 
-/// Looks up the files of all nodes, by the name that QEMU has for them.
+/// Looks up the files of all nodes, by the name that QEMU has for them. What has that name by now and is not open there is
+/// none of its files.
 pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, File> {
+    let open = open_files(pid);
     let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
     let names = nodes.iter().map(|node| file_name(&node.file));
     let names = names.filter(|name| !name.is_empty() && !name.starts_with("json:"));
-    names.filter_map(|name| Some((name.clone(), look(&seen_by(pid, &name), &credentials)?))).collect()
+    let files = names.filter_map(|name| Some((name.clone(), look(&seen_by(pid, &name), &credentials)?)));
+    // each node has opened it for itself, some maybe before it was replaced
+    let opened = |name: &str| nodes.iter().filter(|node| is_protocol(node) && file_name(&node.file) == name).count();
+    files.filter(|(name, file)| open.get(&file.id).is_some_and(|count| *count >= opened(name))).collect()
+}
+
+fn is_protocol(node: &BlockNode) -> bool {
+    ["file", "host_device", "host_cdrom"].contains(&node.drv.as_str())
+}
+
+/// How often a process has each file open; nothing where that may not be seen.
+fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
+    let mut open = BTreeMap::new();
+    for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        // these links lead to the file itself, also where its name is gone
+        if let Ok(data) = fs::metadata(descriptor.path()) {
+            *open.entry(id(&data)).or_default() += 1;
+        }
+    }
+    open
+}
+
+/// A device is the same wherever its node is.
+fn id(data: &Metadata) -> (u64, u64) {
+    if data.file_type().is_block_device() { (0, data.rdev()) } else { (data.dev(), data.ino()) }
 }
 
 /// The path of a file that another process knows under a name.
@@ -62,8 +89,7 @@ fn look(path: &Path, credentials: &Credentials) -> Option<File> {
     let data = fs::metadata(path).ok()?;
     Some(File {
         path: path.to_owned(),
-        // a device is the same wherever its node is
-        id: if data.file_type().is_block_device() { (0, data.rdev()) } else { (data.dev(), data.ino()) },
+        id: id(&data),
         allocated: data.blocks().saturating_mul(512),
         is_device: data.file_type().is_block_device(),
         writable: may_write(data.mode(), data.uid(), data.gid(), credentials),
@@ -137,5 +163,27 @@ mod tests {
         assert_eq!(one.id, two.id);
         assert!(one.allocated >= 4096 && one.file_system.free > 0 && !one.is_device);
         assert_eq!(look(&folder.path().join("c")), None);
+    }
+
+    #[test]
+    fn only_what_is_open_is_a_file_of_its() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let image = serde_json::json!({"filename": "a", "virtual-size": 1});
+        let node = serde_json::json!({"node-name": "n", "drv": "file", "file": path, "ro": true, "image": image});
+        let node: BlockNode = serde_json::from_value(node).unwrap();
+        let nodes = [node.clone(), node];
+        let found = || look_up(std::process::id(), &nodes[..1]).into_values().next();
+        fs::write(&path, "old").unwrap();
+        assert_eq!(found(), None);
+        let open = fs::File::open(&path).unwrap();
+        assert_eq!(found().map(|file| file.id), Some(id(&open.metadata().unwrap())));
+        fs::write(folder.path().join("new"), "new").unwrap();
+        fs::rename(folder.path().join("new"), &path).unwrap();
+        assert_eq!(found(), None, "another file has the name by now");
+        let newer = fs::File::open(&path).unwrap();
+        assert_eq!(found().map(|file| file.id), Some(id(&newer.metadata().unwrap())));
+        let both = look_up(std::process::id(), &nodes);
+        assert!(both.is_empty(), "one of the two nodes may have the older one: {both:?}");
     }
 }
