@@ -2,8 +2,8 @@
 
 /// Content comes in multiples of this.
 pub(crate) const GRAIN: u64 = 64 << 10;
-/// More pieces than this and they are made larger.
-const PIECES: u64 = 512;
+/// More pieces than this and they are made larger, if nobody wants more.
+pub(crate) const PIECES: u64 = 512;
 
 /// A piece of known content: where, and the byte it consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,12 +57,12 @@ fn covering(pieces: &[Piece], offset: u64) -> Option<&Piece> {
     pieces.get(after.checked_sub(1)?).filter(|piece| offset < piece.start + piece.length)
 }
 
-/// Spreads `data` bytes over `size` in equal pieces at equal distances, the first at `shift`.
-pub(crate) fn spread(size: u64, data: u64, salt: u64, shift: u64) -> Vec<Piece> {
+/// Spreads `data` bytes over `size` in at most so many equal pieces at equal distances, the first at `shift`.
+pub(crate) fn spread(size: u64, data: u64, pieces: u64, salt: u64, shift: u64) -> Vec<Piece> {
     if data == 0 {
         return Vec::new();
     }
-    let length = data.div_ceil(PIECES).next_multiple_of(GRAIN);
+    let length = data.div_ceil(pieces).next_multiple_of(GRAIN);
     let count = data.div_ceil(length);
     let distance = (size / count / GRAIN * GRAIN).max(GRAIN);
     let piece = |index: u64| {
@@ -86,7 +86,7 @@ mod tests {
             [(128 * MIB, 32 * MIB), (64 << 30, 8 * MIB), (MIB, MIB), (2048 * MIB, 1536 * MIB), (GRAIN, GRAIN)]
         {
             for shift in [0, GRAIN / 2] {
-                let pieces = spread(size, data, 1, shift);
+                let pieces = spread(size, data, PIECES, 1, shift);
                 assert!(!pieces.is_empty() && pieces.len() as u64 <= PIECES);
                 for pair in pieces.windows(2) {
                     assert!(pair[0].start + pair[0].length <= pair[1].start, "{size} {data}: {pair:?}");

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::bitmap::add_bitmap;
-use crate::content::{Content, GRAIN, Piece, spread};
+use crate::content::{Content, GRAIN, PIECES, Piece, spread};
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 use crate::record::Side;
@@ -71,12 +71,14 @@ pub struct Layer {
     pub data: u64,
     /// Its cluster size, where it has clusters.
     pub cluster: u64,
+    /// Into how many pieces its data is cut at most.
+    pub pieces: u64,
 }
 
 impl Layer {
     /// A raw one.
     pub fn raw(size: u64, data: u64) -> Self {
-        Self { format: Format::Raw, size, data, cluster: GRAIN }
+        Self { format: Format::Raw, size, data, cluster: GRAIN, pieces: PIECES }
     }
 
     /// A qcow2 one with clusters of 64 KiB.
@@ -242,7 +244,7 @@ impl DiskSpec {
 
     /// What the source's top image has in it from the start.
     fn own_pieces(&self, number: usize) -> Vec<Piece> {
-        spread(self.size, self.overlay_data, number as u64 * 2, 0)
+        spread(self.size, self.overlay_data, PIECES, number as u64 * 2, 0)
     }
 }
 
@@ -251,7 +253,7 @@ impl Layer {
     fn pieces(&self, number: usize, index: usize) -> Vec<Piece> {
         let (number, index) = (number as u64, index as u64);
         // Half a piece aside, so that a layer covers parts of what is below and no more than parts.
-        spread(self.size, self.data, number * 2 + 1 + index * 17, index * GRAIN / 2)
+        spread(self.size, self.data, self.pieces, number * 2 + 1 + index * 17, index * GRAIN / 2)
     }
 }
 

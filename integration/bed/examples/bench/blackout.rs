@@ -1,18 +1,14 @@
-//! Measures the engine against its requirements: `bench QFERRY`, with the path of the command; see `scripts/bench`.
-//!
-//! On a machine that others use too, times mean little by themselves, so engine and straight-line script take turns in
-//! one run and only ratios are judged. What was not measured is told as such and counts as missed.
+//! The pause of a busy guest and what the engine itself uses, against a straight-line script; what a move costs in bytes.
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
 
-use nix::sys::resource::{UsageWho, getrusage};
 use qferry_bed::{Beat, DiskSpec, Error, Pair, Result, Side, Spec, Workload, free_port, image_facts, straight_line};
-use serde_json::{Value, json};
 
-const MIB: u64 = 1 << 20;
+use crate::table::{Required, Table, middle};
+use crate::{MIB, measured, mib, millis, run, runs};
+
 const WAIT: Duration = Duration::from_secs(120);
 /// The downtime limit of both: at QEMU's default of 300 ms it stops a guest of this size with megabytes still to be sent,
 /// and how many hides everything else.
@@ -20,23 +16,10 @@ const LIMIT: Duration = Duration::from_millis(10);
 /// Beats to see on the destination, so that the pause lies between two of them.
 const AFTERWARDS: u64 = 40;
 
-fn main() -> ExitCode {
-    let mut words = env::args_os().skip(1);
-    let done = match (words.next(), words.next()) {
-        (Some(word), Some(_)) if word == "--measure" => return measure(),
-        (Some(qferry), None) => bench(Path::new(&qferry)),
-        _ => Err(Error::new("usage: bench QFERRY")),
-    };
-    done.unwrap_or_else(|error| {
-        eprintln!("bench: {error}");
-        ExitCode::from(2)
-    })
-}
-
-fn bench(qferry: &Path) -> Result<ExitCode> {
-    let runs = env::var("QFERRY_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(10).max(1);
-    let cores = thread::available_parallelism().map_or(0, usize::from);
-    println!("{cores} cores, QEMU {}, {runs} runs of each, alternating\n", Spec::default().version);
+/// Measures, and says whether every requirement was met.
+pub(crate) fn bench(qferry: &Path) -> Result<bool> {
+    let runs = runs(10);
+    println!("blackout: {runs} runs of each, alternating\n");
 
     let (mut script, mut engine, mut recorded) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..runs {
@@ -58,25 +41,14 @@ fn bench(qferry: &Path) -> Result<ExitCode> {
     }
     let copy = copy(qferry)?;
 
-    println!("\n{:<34} {:>11} {:>11} {:>8}  {:<10}", "", "engine", "yardstick", "ratio", "required");
     let blackout = |figures: &Figures| millis(figures.blackout);
     let steps = |figures: &Figures| millis(figures.blackout.saturating_sub(figures.last_ram));
     let gap = |figures: &Figures| millis(figures.gap);
     let earlier = |figures: &Figures| millis(figures.earlier);
     let (cpu, rss) = (|figures: &Figures| millis(figures.cpu), |figures: &Figures| figures.peak);
-    let mut met = true;
+    let mut table = Table::begin("engine");
     let mut row = |name: &str, unit: &str, ours: f64, yardstick: f64, most: Option<f64>| {
-        let ratio = ours / yardstick;
-        let verdict = match most {
-            Some(most) if ratio <= most => format!("<= {most:.2}  pass"),
-            Some(most) => {
-                met = false;
-                format!("<= {most:.2}  MISSED")
-            }
-            None => "-".to_owned(),
-        };
-        let figure = |value: f64| format!("{value:.1} {unit}");
-        println!("{name:<34} {:>11} {:>11} {ratio:>8.3}  {verdict}", figure(ours), figure(yardstick));
+        table.row(name, unit, ours, Some(yardstick), most.map(Required::AtMost));
     };
     let (of_script, of_engine) = (median(&script, blackout), median(&engine, blackout));
     row("blackout, against the script", "ms", of_engine, of_script, Some(1.10));
@@ -91,16 +63,10 @@ fn bench(qferry: &Path) -> Result<ExitCode> {
     row("disk size, against the source's", "MiB", copy.there, copy.here, Some(1.05));
     match copy.wire {
         Some(wire) => row("NBD wire, against allocated bytes", "MiB", wire, copy.allocated, Some(1.03)),
-        None => {
-            met = false;
-            println!(
-                "{:<34} not measured: this is no network namespace of its own",
-                "NBD wire, against allocated bytes"
-            );
-        }
+        None => table.missed("NBD wire, against allocated bytes", "this is no network namespace of its own"),
     }
     println!("\nmedians; NBD wire: all bytes on the loopback device, both ways, TCP/IP headers included");
-    Ok(if met { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(table.met)
 }
 
 /// What one migration took.
@@ -120,15 +86,8 @@ struct Figures {
     peak: f64,
 }
 
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
 fn median(all: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
-    let mut values: Vec<f64> = all.iter().map(of).collect();
-    values.sort_by(f64::total_cmp);
-    let middle = |at: usize| values.get(at).copied().unwrap_or(f64::NAN);
-    (middle((values.len().max(1) - 1) / 2) + middle(values.len() / 2)) / 2.0
+    middle(all.iter().map(of).collect())
 }
 
 fn progress(run: usize, name: &str, figures: &Figures) {
@@ -182,24 +141,14 @@ fn seen_from_outside(pair: &Pair, since: Instant, known: Figures) -> Result<Figu
     }
 }
 
-/// Migrates with the command as a user runs it; in between stands [`measure`].
+/// Migrates with the command as a user runs it.
 fn migrate(qferry: &Path, pair: &Pair, more: &[PathBuf]) -> Result<Figures> {
-    let said = |error: std::io::Error| Error::new(format!("starting {}: {error}", qferry.display()));
-    let mut command = Command::new(env::current_exe().map_err(said)?);
-    command.arg("--measure").arg(qferry).args(["migrate", "--json", "--source"]).arg(pair.source.qmp_path());
+    let mut command = measured(qferry)?;
+    command.args(["migrate", "--json", "--source"]).arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
     command.arg("--downtime").arg(format!("{}ms", LIMIT.as_millis()));
-    let output = command.env("XDG_RUNTIME_DIR", pair.run_dir()).output().map_err(said)?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::new(format!("qferry: {}\n{stderr}", output.status)));
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = |kind: &str| {
-        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["type"] == kind).ok_or_else(|| Error::new(format!("no line on {kind} in {text}")))
-    };
-    let (outcome, used) = (line("outcome")?, line("used")?);
+    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()))?;
+    let (outcome, used) = (ran.line("outcome")?, ran.line("used")?);
     let spans = outcome["ledger"].as_array().into_iter().flatten();
     let last_ram = spans.filter(|span| span["span"] == "ram-and-devices").filter_map(|span| span["ms"].as_f64()).sum();
     let number = |key: &str| used[key].as_u64().unwrap_or_default();
@@ -209,26 +158,6 @@ fn migrate(qferry: &Path, pair: &Pair, more: &[PathBuf]) -> Result<Figures> {
         peak: number("peak_kib") as f64 / 1024.0,
         ..Figures::default()
     })
-}
-
-/// Runs a command and adds a line on what it used. A process of its own, because the kernel tells this only of all
-/// children together, and the bench has QEMUs among them.
-fn measure() -> ExitCode {
-    let mut words = env::args_os().skip(2);
-    let ended = words.next().ok_or(std::io::ErrorKind::InvalidInput.into());
-    let ended = ended.and_then(|program| Command::new(program).args(words).stdin(Stdio::null()).status());
-    match (ended, getrusage(UsageWho::RUSAGE_CHILDREN)) {
-        (Ok(status), Ok(used)) => {
-            let times = [used.user_time(), used.system_time()];
-            let cpu: i64 = times.iter().map(|time| time.tv_sec() * 1_000_000 + time.tv_usec()).sum();
-            println!("{}", json!({"type": "used", "cpu_us": cpu, "peak_kib": used.max_rss()}));
-            ExitCode::from(if status.success() { 0 } else { 1 })
-        }
-        (ended, used) => {
-            eprintln!("{ended:?} {used:?}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 /// Sizes in MiB.
@@ -255,10 +184,6 @@ fn copy(qferry: &Path) -> Result<Copy> {
     pair.machine(Side::Destination).finish()?;
     let there = facts(Side::Destination)?;
     Ok(Copy { allocated: mib(here.allocated), wire, here: mib(here.disk_size), there: mib(there.disk_size) })
-}
-
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / MIB as f64
 }
 
 /// Bytes sent over the loopback device so far, if it is up and the only device: a network namespace of our own.

@@ -1,0 +1,132 @@
+//! Measures the engine against its requirements: `bench QFERRY [PART]`, with the path of the command; see `scripts/bench`.
+//!
+//! On a machine that others use too, times mean little by themselves, so engine and yardstick take turns in one run and
+//! wherever there is a yardstick only ratios are judged. What was not measured is told as such and counts as missed.
+
+mod blackout;
+mod copies;
+mod storage;
+mod table;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use qferry_bed::{Error, Result, Spec};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = env::args_os().skip(1).collect();
+    let met = match words.as_slice() {
+        [word, program, arguments @ ..] if word == "--measure" => return measure(program.as_ref(), arguments),
+        [qferry] => bench(qferry.as_ref(), None),
+        [qferry, part] => bench(qferry.as_ref(), part.to_str()),
+        _ => Err(Error::new("usage: bench QFERRY [blackout|storage]")),
+    };
+    match met {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn bench(qferry: &Path, part: Option<&str>) -> Result<bool> {
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    println!("{cores} cores, QEMU {}, load average {}", Spec::default().version, load());
+    let met = match part {
+        None => {
+            let blackout = blackout::bench(qferry)?;
+            println!("\nload average {}", load());
+            blackout & storage::bench(qferry)?
+        }
+        Some("blackout") => blackout::bench(qferry)?,
+        Some("storage") => storage::bench(qferry)?,
+        Some(other) => return Err(Error::new(format!("no part {other}: there are blackout and storage"))),
+    };
+    println!("load average {}", load());
+    Ok(met)
+}
+
+/// How many others want the processor, by which the figures are to be read.
+fn load() -> String {
+    let told = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    told.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// How often each side of a comparison runs.
+fn runs(otherwise: usize) -> usize {
+    env::var("QFERRY_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(otherwise).max(1)
+}
+
+/// A command that ended well.
+struct Ran {
+    took: Duration,
+    stdout: String,
+    stderr: String,
+}
+
+fn run(command: &mut Command) -> Result<Ran> {
+    let name = Path::new(command.get_program()).display().to_string();
+    let began = Instant::now();
+    let output =
+        command.stdin(Stdio::null()).output().map_err(|error| Error::new(format!("starting {name}: {error}")))?;
+    let took = began.elapsed();
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+    match output.status.success() {
+        true => Ok(Ran { took, stdout, stderr }),
+        false => Err(Error::new(format!("{name}: {}\n{stdout}{stderr}", output.status))),
+    }
+}
+
+impl Ran {
+    fn lines(&self) -> impl Iterator<Item = Value> {
+        self.stdout.lines().filter_map(|line| serde_json::from_str(line).ok())
+    }
+
+    fn line(&self, kind: &str) -> Result<Value> {
+        let found = self.lines().find(|line| line["type"] == kind);
+        found.ok_or_else(|| Error::new(format!("no line on {kind} in {}", self.stdout)))
+    }
+}
+
+/// A command to which [`measure`] adds a line.
+fn measured(program: &Path) -> Result<Command> {
+    let ourselves = env::current_exe().map_err(|error| Error::new(format!("the bench's own path: {error}")))?;
+    let mut command = Command::new(ourselves);
+    command.arg("--measure").arg(program);
+    Ok(command)
+}
+
+/// Runs a command and adds a line on what it used. A process of its own, because the kernel tells this only of all
+/// children together, and the bench has QEMUs among them.
+fn measure(program: &Path, arguments: &[OsString]) -> ExitCode {
+    let ended = Command::new(program).args(arguments).stdin(Stdio::null()).status();
+    match (ended, getrusage(UsageWho::RUSAGE_CHILDREN)) {
+        (Ok(status), Ok(used)) => {
+            let times = [used.user_time(), used.system_time()];
+            let cpu: i64 = times.iter().map(|time| time.tv_sec() * 1_000_000 + time.tv_usec()).sum();
+            println!("{}", json!({"type": "used", "cpu_us": cpu, "peak_kib": used.max_rss()}));
+            ExitCode::from(if status.success() { 0 } else { 1 })
+        }
+        (ended, used) => {
+            eprintln!("{ended:?} {used:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / MIB as f64
+}
