@@ -15,6 +15,7 @@ use rustix::{
 use std::{
     fs::File,
     io,
+    num::NonZeroU64,
     os::unix::fs::FileExt,
     path::PathBuf,
     sync::Arc,
@@ -38,6 +39,8 @@ const CHECKS: usize = 3;
 /// How many chunks are read back at once, by how many.
 const BATCH: usize = 16;
 const READERS: usize = 2;
+/// How many chunks the host is asked to read before they are.
+const AHEAD: usize = 8;
 /// How often progress is told.
 const SAMPLE: Duration = Duration::from_millis(250);
 
@@ -155,7 +158,7 @@ impl Populate<'_> {
                     }
                     if checks.len() < CHECKS {
                         let (file, pieces) = (file.clone(), std::mem::take(&mut pieces));
-                        checks.spawn_blocking(move || synced(&file).and_then(|()| differing(&file, &pieces)));
+                        checks.spawn_blocking(move || synced(&file, &pieces).and_then(|()| differing(&file, &pieces)));
                         unchecked = 0;
                     }
                 }
@@ -193,11 +196,12 @@ impl Populate<'_> {
 
     /// Reads every piece back, from the disk as far as the host lets go of its cache.
     async fn verify(&self, mut pieces: Vec<Piece>) -> Result<(), PopulateError> {
-        let file = self.partial.file().clone();
-        let synced = spawn_blocking(move || synced(&file)).await.map_err(PopulateError::Thread)?;
-        synced.map_err(|source| self.write_failed(source))?;
-
         pieces.sort_by_key(|piece| piece.offset);
+        let file = self.partial.file().clone();
+        let synced = spawn_blocking(move || synced(&file, &pieces).map(|()| pieces));
+        let synced = synced.await.map_err(PopulateError::Thread)?;
+        let pieces = synced.map_err(|source| self.write_failed(source))?;
+
         let mut sample = Sample::new("verify");
         let mut tasks = JoinSet::new();
         let mut batches = pieces.chunks(BATCH).map(<[Piece]>::to_vec);
@@ -268,18 +272,28 @@ struct Read {
     differs: Option<u64>,
 }
 
-/// Puts what was written onto stable storage, and has the host forget it.
-fn synced(file: &File) -> io::Result<()> {
+/// Puts what was written onto stable storage, and has the host forget these pieces: not all of the file, of which other
+/// checks have pieces on their way.
+fn synced(file: &File, pieces: &[Piece]) -> io::Result<()> {
     file.sync_data()?;
-    // only advice: on a tmpfs there is nowhere else to read it from
-    fadvise(file, 0, None, Advice::DontNeed).ok();
+    for piece in pieces {
+        // only advice: on a tmpfs there is nowhere else to read it from
+        fadvise(file, piece.offset, NonZeroU64::new(piece.length), Advice::DontNeed).ok();
+    }
     Ok(())
 }
 
 fn differing(file: &File, pieces: &[Piece]) -> io::Result<Read> {
     let mut buffer = Vec::new();
     let mut bytes = 0;
-    for piece in pieces {
+    let mut ahead = pieces.iter();
+    let mut asked = 0;
+    for (index, piece) in pieces.iter().enumerate() {
+        // several at once, where the host by itself would read a little ahead of one
+        for next in ahead.by_ref().take((index + AHEAD).saturating_sub(asked)) {
+            fadvise(file, next.offset, NonZeroU64::new(next.length), Advice::WillNeed).ok();
+            asked += 1;
+        }
         buffer.resize(usize::try_from(piece.length).unwrap_or(usize::MAX), 0);
         file.read_exact_at(&mut buffer, piece.offset)?;
         bytes += piece.length;
