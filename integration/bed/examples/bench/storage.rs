@@ -24,7 +24,7 @@ const PIECES: u64 = 8192;
 
 /// Measures, and says whether every requirement was met.
 pub(crate) fn bench(qferry: &Path) -> Result<bool> {
-    let runs = runs(5);
+    let runs = runs(4);
     println!("storage: {runs} runs of each, alternating where there is a yardstick\n");
     let room = room()?;
     if room < ROOM {
