@@ -55,6 +55,8 @@ impl Survey<'_> {
                 }
             }
             plan.add(contents, &settings.force);
+        } else if settings.verify_backing != Proof::Off {
+            plan.left_unread();
         }
         Ok((plan, here.run == RunState::Running))
     }

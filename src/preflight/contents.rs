@@ -110,8 +110,8 @@ pub async fn read(
     for (view, side) in [(views.here, source), (views.there, destination)] {
         if let Some(Opened { view: Ok(view), .. }) = view {
             if let Err(error) = view.close(side.process).await {
-                let why = format!("{}: what was opened for reading may still be there: {error}", side.process.name());
-                report.warn("view-not-closed", why);
+                let why = describe(&error);
+                report.warn("view-not-closed", format!("what was opened for reading may still be there: {why}"));
             }
         }
         if let Some(Address::Unix(path)) = side.address {

@@ -67,7 +67,8 @@ pub(super) fn derive(source: &[String], moves: &Moves, directory: Option<&Path>)
         lone_before = LONE.contains(&option);
         match option {
             "S" => continue,
-            "incoming" => {
+            // a source that was started from a snapshot is past it, and QEMU takes only one of the two
+            "incoming" | "loadvm" => {
                 words.next();
                 lone_before = true;
                 continue;
@@ -290,6 +291,7 @@ mod tests {
             &["-S", "-m", "1G"][..],
             &["-incoming", "tcp:0:4444", "-m", "1G"],
             &["-m", "1G", "-incoming", "defer", "-S"],
+            &["-loadvm", "snapshot", "-m", "1G"],
             &["-m", "1G"],
         ] {
             assert_eq!(derived(given).words, ["qemu", "-m", "1G", "-incoming", "defer", "-S"]);

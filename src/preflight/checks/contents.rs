@@ -57,6 +57,18 @@ fn unverified(wanted: &Wanted, proof: Proof) -> Option<Finding> {
     })
 }
 
+/// Says that nothing was read yet, although it is to be.
+pub fn unread(wanted: &Wanted) -> Option<Finding> {
+    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
+    let message = "nothing was read while something of an earlier try is there: neither that the destination's backing \
+                   files are the source's nor that its images are empty is proved";
+    (!(disks.is_empty() && wanted.blanks.is_empty())).then(|| {
+        let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
+        let remedy = "migrate --clean removes it first, then reads, and may still refuse";
+        finding(Severity::Warning, "backing-unverified", &subject, message, remedy)
+    })
+}
+
 fn without_map(comparison: &Comparison) -> Option<Finding> {
     let message =
         format!("only sizes and formats were compared: {} has no map of what is allocated", comparison.source);
