@@ -49,10 +49,11 @@ impl Disk {
         })
     }
 
-    /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small.
+    /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small. Told by its place in the
+    /// machine, as `/machine/system.flash0`, where no name of the user's is.
     pub fn is_flash(&self) -> bool {
-        let named = |name: &Option<String>, part: &str| name.as_ref().is_some_and(|name| name.contains(part));
-        named(&self.device, "pflash") || named(&self.path, "flash")
+        let place = self.path.as_deref().and_then(|path| path.strip_prefix("/machine/"));
+        place.is_some_and(|place| !place.contains('/') && place.contains(".flash"))
     }
 
     /// The name it is called by: its device's id, else its drive's, else its node's.
@@ -389,6 +390,22 @@ mod tests {
         let small = Disk { virtual_size: 1, read_only: true, ..disk("a", "", "n") };
         let (_, problems) = pair(&[disk("a", "", "n")], &[small], &Selection::default());
         assert!(matches!(problems[..], [PairingProblem::ReadOnly(_), PairingProblem::Size(_)]));
+    }
+
+    #[test]
+    fn a_flash_memory_is_told_by_its_place_and_not_by_a_name() {
+        for (path, is_flash) in [
+            ("/machine/system.flash0", true),
+            ("/machine/virt.flash1", true),
+            ("/machine/peripheral/flashcache/virtio-backend", false),
+            ("/machine/peripheral/a.flash", false),
+            ("flash0", false),
+            ("", false),
+        ] {
+            let path = Some(path.to_owned()).filter(|path| !path.is_empty());
+            let named = Disk { path, ..disk("", "pflash0", "flash") };
+            assert_eq!(named.is_flash(), is_flash, "{named:?}");
+        }
     }
 
     #[test]
