@@ -538,7 +538,7 @@ mod tests {
         assert_eq!(code(&there, raw()), Some("disk-not-sparse"));
         assert_eq!(code(&there, layer("x")), None);
         let mut flash = pair([layer("a")], [raw()]);
-        flash.destination.device = Some("pflash1".to_owned());
+        flash.destination.path = Some("/machine/system.flash1".to_owned());
         assert_eq!(not_sparse(&flash, &there), None);
         there.files.insert("x".to_owned(), File { is_device: true, ..file(1, 0, 1) });
         assert_eq!(code(&there, raw()), None, "a device has its space already");
