@@ -11,6 +11,7 @@ use crate::{
             self, Facts,
             ports::{self, Port},
         },
+        wanted,
     },
     progress::{Moment, Reporter},
     qemu::{Process, reply::RunState},
@@ -54,7 +55,10 @@ impl Survey<'_> {
                     self.report.action("verified", told(comparison));
                 }
             }
-            plan.add(contents, &settings.force);
+            let (now_here, now_there) = self.unless_cancelled(self.gather()).await??;
+            let changed =
+                [("source", wanted::changed(&here, &now_here)), ("destination", wanted::changed(&there, &now_there))];
+            plan.add(contents, changed, &settings.force);
         } else if settings.verify_backing != Proof::Off {
             plan.left_unread();
         }
@@ -142,6 +146,9 @@ fn told(comparison: &Comparison) -> String {
             format!("{source} and the destination's {destination} have data in the same places (map {map})")
         }
         By::Metadata { map: None } => format!("{source} and the destination's {destination} have the same sizes"),
+        By::Sample { ranges: 0, .. } => {
+            format!("{source} and the destination's {destination} are both zero throughout")
+        }
         By::Sample { seed, ranges, bytes } => format!(
             "{source} and the destination's {destination} are alike in {ranges} ranges, {bytes} bytes in all (seed {seed})"
         ),

@@ -279,7 +279,8 @@ fn place(facts: &Facts, image: &Image) -> Option<Place> {
     }
     let files: Option<Vec<_>> = image.files.iter().map(|file| Some(facts.files.get(file)?.path.clone())).collect();
     let files = files?;
-    Some(Place { path: files.first()?.clone(), files })
+    let kind = format!("{} {:?}", image.virtual_size, image.formats);
+    Some(Place { path: files.first()?.clone(), files, kind })
 }
 
 fn unproved(twin: &Twin, why: String) -> Comparison {

@@ -26,6 +26,15 @@ pub fn read(contents: &Contents) -> Vec<Finding> {
     findings
 }
 
+/// Judges a side whose disks were not left alone while they were read.
+pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
+    let one = |disk: &String| {
+        let message = format!("what it is over changed on the {side} while it was compared");
+        blocker("chain-changed", disk, message, "wait for the block job that does it, and check again")
+    };
+    disks.iter().map(one).collect()
+}
+
 fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
     let what = identity::metadata(&twin.source, &twin.destination)?;
     let (ours, theirs) = (first(&twin.source.files), first(&twin.destination.files));

@@ -278,6 +278,7 @@ mod tests {
             path: "/x".into(),
             id: (device, inode),
             allocated: 0,
+            modified: (0, 0),
             is_device: false,
             writable: true,
             file_system: FileSystem { device, free: available, read_only: false, name: "/d (xfs)".to_owned() },
