@@ -32,7 +32,9 @@ const IN_FLIGHT: usize = 16;
 const WINDOW: u64 = 1 << 30;
 /// How much is written before it is synced and read back while the copy goes on: without that the disk would rest first,
 /// and then everything else.
-const CHECKED: u64 = 128 << 20;
+const CHECKED: u64 = 64 << 20;
+/// How many such checks are under way at once: while one waits for the disk to write, others read.
+const CHECKS: usize = 3;
 /// How many chunks are read back at once, by how many.
 const BATCH: usize = 16;
 const READERS: usize = 2;
@@ -151,7 +153,7 @@ impl Populate<'_> {
                     while let Some(checked) = checks.try_join_next() {
                         self.judge(checked)?;
                     }
-                    if checks.is_empty() {
+                    if checks.len() < CHECKS {
                         let (file, pieces) = (file.clone(), std::mem::take(&mut pieces));
                         checks.spawn_blocking(move || synced(&file).and_then(|()| differing(&file, &pieces)));
                         unchecked = 0;
