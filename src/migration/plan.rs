@@ -205,12 +205,9 @@ impl Plan {
         !self.findings.iter().any(|finding| UNREADABLE.contains(&finding.code))
     }
 
-    /// Adds what was read of both sides, and the disks of each that were not left alone meanwhile.
-    pub(super) fn add(&mut self, contents: Contents, changed: [(&str, Vec<String>); 2], force: &BTreeSet<String>) {
+    /// Adds what was read of both sides.
+    pub(super) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
         self.findings.extend(checks::weigh(checks::contents::read(&contents), force));
-        for (side, disks) in changed {
-            self.findings.extend(checks::contents::changed(side, &disks));
-        }
         self.findings.sort_by_key(|finding| finding.severity);
         self.verified = contents.comparisons;
     }
@@ -221,6 +218,12 @@ impl Plan {
             self.findings.extend(checks::contents::unread(&self.wanted));
             self.findings.sort_by_key(|finding| finding.severity);
         }
+    }
+
+    /// Adds the disks of a side that were not left alone meanwhile.
+    pub(super) fn add_changed(&mut self, side: &str, disks: &[String]) {
+        self.findings.extend(checks::contents::changed(side, disks));
+        self.findings.sort_by_key(|finding| finding.severity);
     }
 
     /// The migration capabilities it needs besides those that every migration needs.

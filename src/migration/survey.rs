@@ -55,10 +55,16 @@ impl Survey<'_> {
                     self.report.action("verified", told(comparison));
                 }
             }
-            let (now_here, now_there) = self.unless_cancelled(self.gather()).await??;
-            let changed =
-                [("source", wanted::changed(&here, &now_here)), ("destination", wanted::changed(&there, &now_there))];
-            plan.add(contents, changed, &settings.force);
+            plan.add(contents, &settings.force);
+            match self.unless_cancelled(self.gather()).await? {
+                Ok((now_here, now_there)) => {
+                    plan.add_changed("source", &wanted::changed(&here, &now_here));
+                    plan.add_changed("destination", &wanted::changed(&there, &now_there));
+                }
+                // a side that is gone by now could not be read either, which is told already
+                Err(error) if plan.blockers().next().is_none() => return Err(error),
+                Err(_) => {}
+            }
         } else if settings.verify_backing != Proof::Off {
             plan.left_unread();
         }
