@@ -106,7 +106,7 @@ fn compared(comparison: &Comparison) -> Option<Finding> {
         Verdict::Unproved { why } => {
             let (ours, theirs) = (&comparison.source, &comparison.destination);
             let message = format!("{ours} and the destination's {theirs} could not be compared: {why}");
-            let remedy = "both QEMUs must be able to export it, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on without a proof";
+            let remedy = "both QEMUs must be able to export it, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on with nothing proved";
             Some(blocker("backing-unproved", &disks, message, remedy))
         }
     }
@@ -138,7 +138,7 @@ fn filled(filling: &Filling) -> Option<Finding> {
         }
         (Holds::Unknown(why), _) => {
             let message = format!("whether the destination's {file} is empty could not be seen: {why}");
-            let remedy = "its QEMU must be able to export it, and be reached from here: see --nbd-address; --verify-backing off goes on without a proof";
+            let remedy = "its QEMU must be able to export it, and be reached from here: see --nbd-address; --verify-backing off goes on with nothing proved";
             Some(blocker("overlay-unproved", disk, message, remedy))
         }
     }
