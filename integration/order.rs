@@ -890,6 +890,7 @@ async fn what_is_only_worth_knowing_stops_nothing() {
     let file = tempfile::NamedTempFile::new().unwrap();
     for side in [Source, Destination] {
         model.state().qemu(side).disks[0].file = file.path().display().to_string();
+        model.open(side, file.reopen().unwrap());
     }
     let run = model.migrate().await;
     moved(&model, &run);

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, reason = "a module of a test program")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -339,6 +340,17 @@ impl Model {
 
     pub fn refused(&self, side: Side, command: &str) {
         self.on(side, command, |_| vec![Action::error("no")]);
+    }
+
+    /// Gives a side a process that has a file open.
+    pub fn open(&self, side: Side, file: File) {
+        let mut state = self.state();
+        let process = &mut state.qemu(side).process;
+        let opened = Command::new("sleep").arg("3600").stdin(file).spawn().unwrap();
+        if let Some(mut before) = process.replace(opened) {
+            before.kill().unwrap();
+            before.wait().unwrap();
+        }
     }
 
     /// Does something once, when a command has arrived and before it is answered.

@@ -31,6 +31,14 @@ const UNSEEN: &str = "
   destination, on any version. The place of such a device is read from its properties.
 - **RAM blocks** of one machine type are the same from 7.2 to 11.1. A memory backend that no device uses is a block without
   a name.
+- **A read-only export of a node that waits** for an incoming migration makes it and what is below it active. From 10.0 on
+  QEMU tells (`active`) and it is put back (`blockdev-set-active`); on 7.2 neither. 7.2 takes no lock for such an export either:
+  there only the writable export of the migration itself meets an image that another process has open.
+- **Zeros in a raw image** without `discard=unmap` take their space on 10.0 (and on 7.2 where the guest gives blocks back), so the
+  image arrives in full; not on 11.1. No answer shows the option: the preflight says so for every raw image before 10.1.
+- **A flash** (EFI variables) comes over with the guest's memory, and the destination writes it to its image at its first
+  `cont`. Its device is `/machine/NAME.flashN` on all versions.
+- **Dirty bitmaps** move by the name of the drive or node, and one that cannot fails the migration: all move, or none.
 - **11.1** counts `dirty-sync-count` up about ten times a second whether or not a pass ended, so `ram.iterations` of an
   outcome means less there.
 ";

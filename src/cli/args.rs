@@ -100,7 +100,8 @@ pub(super) struct Options {
     #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<Storage>, help_heading = DISKS)]
     storage: Storage,
     /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges with
-    /// data, chosen at random), metadata (sizes, formats, what is allocated), off
+    /// data, chosen at random), metadata (sizes, formats, what is allocated), off (nothing is read, so nor is it seen that
+    /// the destination's images are empty)
     #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<Proof>, help_heading = DISKS)]
     verify_backing: Proof,
     /// How many ranges of 64 KiB to sample of each backing file

@@ -82,7 +82,12 @@ fn text(prepared: &Prepared) -> String {
     for step in &prepared.steps {
         lines.push(shell::comment(&said(step)));
         if let (Some(command), StepState::Planned) = (&step.command, step.state) {
-            lines.push(shell::line(command));
+            // qemu-img create empties an image that is there, such as the guest's own when this is pasted again later
+            let only_once = match step.action {
+                Action::Create => format!("test -e {} || ", shell::quote(&step.path)),
+                _ => String::new(),
+            };
+            lines.push(format!("{only_once}{}", shell::line(command)));
         }
     }
     lines.push(shell::comment("the destination's QEMU"));
@@ -120,7 +125,7 @@ mod tests {
             qemu: ["qemu", "-S"].map(str::to_owned).into(),
             findings: Vec::new(),
         };
-        let expected = "# disk0: an empty image in place of /s/a?b\nqemu-img create '/d/a\nb'\n\
+        let expected = "# disk0: an empty image in place of /s/a?b\ntest -e '/d/a\nb' || qemu-img create '/d/a\nb'\n\
                         # the destination's QEMU\nqemu -S\n";
         assert_eq!(text(&prepared), expected);
     }

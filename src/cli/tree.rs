@@ -85,6 +85,7 @@ fn proof(comparison: &Comparison) -> String {
         By::SameFile => "one and the same file".to_owned(),
         By::Metadata { map: Some(_) } => "data in the same places".to_owned(),
         By::Metadata { map: None } => "the same sizes and formats".to_owned(),
+        By::Sample { ranges: 0, .. } => "both are zero throughout".to_owned(),
         By::Sample { seed, ranges, bytes } => {
             format!("{ranges} ranges, {} on each side, seed {seed}", Bytes(*bytes))
         }

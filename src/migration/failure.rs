@@ -79,6 +79,12 @@ pub enum Failure {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A backing file was written to while it was copied.
+    #[error("the source's {layer} was written to while it was copied: wait for the block job that does it")]
+    LayerChanged {
+        /// Its file on the source.
+        layer: String,
+    },
     /// A directory for the sockets could not be made.
     #[error("cannot make the directory {path} for the sockets of this run")]
     RuntimeDir {
@@ -105,6 +111,7 @@ impl Failure {
             Self::NotDisengaged(_) => "not-disengaged",
             Self::Exchange(ExchangeError::Ended { .. }) => "handover-failed",
             Self::RuntimeDir { .. } => "runtime-dir",
+            Self::LayerChanged { .. } => "layer-changed",
             Self::Img(_) => "qemu-img",
             Self::Partial(PartialError::Locked { .. }) => "in-use",
             Self::Partial(PartialError::Exists { .. }) => "image-exists",

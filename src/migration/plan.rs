@@ -99,7 +99,7 @@ pub struct Estimate {
 
 /// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
 /// to be read is being written to.
-const UNREADABLE: [&str; 13] = [
+const UNREADABLE: [&str; 15] = [
     "port-taken",
     "address-missing",
     "same-process",
@@ -113,6 +113,8 @@ const UNREADABLE: [&str; 13] = [
     "export-open",
     "backing-is-live",
     "overlay-is-backing",
+    "overlay-is-live",
+    "overlay-taken",
 ];
 
 impl Plan {
@@ -208,6 +210,20 @@ impl Plan {
         self.findings.extend(checks::weigh(checks::contents::read(&contents), force));
         self.findings.sort_by_key(|finding| finding.severity);
         self.verified = contents.comparisons;
+    }
+
+    /// Notes that nothing was read. Where a blocker says why, that is enough; a leftover that is going to be removed is none.
+    pub(super) fn left_unread(&mut self) {
+        if self.blockers().next().is_none() {
+            self.findings.extend(checks::contents::unread(&self.wanted));
+            self.findings.sort_by_key(|finding| finding.severity);
+        }
+    }
+
+    /// Adds the disks of a side that were not left alone meanwhile.
+    pub(super) fn add_changed(&mut self, side: &str, disks: &[String]) {
+        self.findings.extend(checks::contents::changed(side, disks));
+        self.findings.sort_by_key(|finding| finding.severity);
     }
 
     /// The migration capabilities it needs besides those that every migration needs.

@@ -11,6 +11,7 @@ use crate::{
             self, Facts,
             ports::{self, Port},
         },
+        wanted,
     },
     progress::{Moment, Reporter},
     qemu::{Process, reply::RunState},
@@ -55,6 +56,17 @@ impl Survey<'_> {
                 }
             }
             plan.add(contents, &settings.force);
+            match self.unless_cancelled(self.gather()).await? {
+                Ok((now_here, now_there)) => {
+                    plan.add_changed("source", &wanted::changed(&here, &now_here));
+                    plan.add_changed("destination", &wanted::changed(&there, &now_there));
+                }
+                // a side that is gone by now could not be read either, which is told already
+                Err(error) if plan.blockers().next().is_none() => return Err(error),
+                Err(_) => {}
+            }
+        } else if settings.verify_backing != Proof::Off {
+            plan.left_unread();
         }
         Ok((plan, here.run == RunState::Running))
     }
@@ -140,6 +152,9 @@ fn told(comparison: &Comparison) -> String {
             format!("{source} and the destination's {destination} have data in the same places (map {map})")
         }
         By::Metadata { map: None } => format!("{source} and the destination's {destination} have the same sizes"),
+        By::Sample { ranges: 0, .. } => {
+            format!("{source} and the destination's {destination} are both zero throughout")
+        }
         By::Sample { seed, ranges, bytes } => format!(
             "{source} and the destination's {destination} are alike in {ranges} ranges, {bytes} bytes in all (seed {seed})"
         ),

@@ -110,8 +110,8 @@ pub async fn read(
     for (view, side) in [(views.here, source), (views.there, destination)] {
         if let Some(Opened { view: Ok(view), .. }) = view {
             if let Err(error) = view.close(side.process).await {
-                let why = format!("{}: what was opened for reading may still be there: {error}", side.process.name());
-                report.warn("view-not-closed", why);
+                let why = describe(&error);
+                report.warn("view-not-closed", format!("what was opened for reading may still be there: {why}"));
             }
         }
         if let Some(Address::Unix(path)) = side.address {
@@ -279,7 +279,8 @@ fn place(facts: &Facts, image: &Image) -> Option<Place> {
     }
     let files: Option<Vec<_>> = image.files.iter().map(|file| Some(facts.files.get(file)?.path.clone())).collect();
     let files = files?;
-    Some(Place { path: files.first()?.clone(), files })
+    let kind = format!("{} {:?}", image.virtual_size, image.formats);
+    Some(Place { path: files.first()?.clone(), files, kind })
 }
 
 fn unproved(twin: &Twin, why: String) -> Comparison {

@@ -66,6 +66,25 @@ pub fn wanted(source: &Facts, destination: &Facts, pairs: &[Pair], standing: &[(
     found
 }
 
+/// The disks of a side whose chains are not what they were before: other nodes, a job's filter, or a file below the top that
+/// was written to. What was read of them meanwhile proves nothing.
+pub fn changed(before: &Facts, after: &Facts) -> Vec<String> {
+    let told = |facts: &Facts, disk: &Disk| {
+        let layers = disk.chain.layers.iter().enumerate().map(|(depth, layer)| {
+            let is_written = depth == 0 && !disk.read_only;
+            let modified = facts.file(layer).filter(|_| !is_written).map(|file| file.modified);
+            (layer.node.clone(), layer.file.clone(), layer.read_only, modified)
+        });
+        (layers.collect::<Vec<_>>(), disk.chain.filters.clone())
+    };
+    let now = after.disks();
+    let is_same = |disk: &Disk| {
+        let other = now.iter().find(|other| other.name() == disk.name());
+        other.is_some_and(|other| told(before, disk) == told(after, other))
+    };
+    before.disks().iter().filter(|disk| !is_same(disk)).map(|disk| disk.name().to_owned()).collect()
+}
+
 fn layers_below(chain: &Chain) -> &[Layer] {
     chain.layers.get(1..).unwrap_or_default()
 }
@@ -93,24 +112,23 @@ impl Wanted {
             return;
         }
         let (ours, theirs) = (image(here), image(there));
-        if let Some(twin) =
-            self.twins.iter_mut().find(|t| t.source.files == ours.files && t.destination.files == theirs.files)
-        {
-            twin.disks.push(disk.to_owned());
-            return;
-        }
-        let known =
-            self.same.iter_mut().find(|same| same.source == ours.files[0] && same.destination == theirs.files[0]);
-        if let Some(same) = known {
-            same.disks.push(disk.to_owned());
-            return;
-        }
-        let disks = vec![disk.to_owned()];
         if is_same(source, destination, here, there) {
-            let (source, destination) = (ours.files[0].clone(), theirs.files[0].clone());
-            self.same.push(Comparison { disks, source, destination, by: By::SameFile, verdict: Verdict::Same });
-        } else {
-            self.twins.push(Twin { disks, source: ours, destination: theirs });
+            let (source, destination) = (&ours.files[0], &theirs.files[0]);
+            match self.same.iter_mut().find(|same| same.source == *source && same.destination == *destination) {
+                Some(known) => known.disks.push(disk.to_owned()),
+                None => self.same.push(Comparison {
+                    disks: vec![disk.to_owned()],
+                    source: source.clone(),
+                    destination: destination.clone(),
+                    by: By::SameFile,
+                    verdict: Verdict::Same,
+                }),
+            }
+            return;
+        }
+        match self.twins.iter_mut().find(|twin| twin.source.is_of(&ours) && twin.destination.is_of(&theirs)) {
+            Some(known) => known.disks.push(disk.to_owned()),
+            None => self.twins.push(Twin { disks: vec![disk.to_owned()], source: ours, destination: theirs }),
         }
     }
 }
@@ -120,7 +138,9 @@ fn is_same(source: &Facts, destination: &Facts, here: &[Layer], there: &[Layer])
     let id = |facts: &Facts, layer: &Layer| facts.file(layer).map(|file| file.id);
     here.len() == there.len()
         && here.iter().zip(there).all(|(ours, theirs)| {
-            let same = id(source, ours).is_some() && id(source, ours) == id(destination, theirs);
+            let whole = !ours.file.starts_with("json:") && !theirs.file.starts_with("json:");
+            let alike = (&ours.format, ours.virtual_size) == (&theirs.format, theirs.virtual_size);
+            let same = whole && alike && id(source, ours).is_some() && id(source, ours) == id(destination, theirs);
             // a data file is a file of its own, which is not looked up
             same && ours.data_file.is_none() && theirs.data_file.is_none()
         })

@@ -229,8 +229,11 @@ impl Layer {
         Self {
             node: node.node_name.clone(),
             format: if is_format { node.drv.clone() } else { "raw".to_owned() },
-            // below a filter QEMU describes the whole graph here; the protocol's own name is the file
-            file: if node.file.starts_with("json:") { protocol.file.clone() } else { node.file.clone() },
+            // below a filter QEMU describes the whole graph here; the protocol's own name is the file, if it is all of it
+            file: match node.file.strip_prefix("json:") {
+                Some(described) if !described.contains("\"offset\"") => protocol.file.clone(),
+                _ => node.file.clone(),
+            },
             virtual_size: image.virtual_size,
             actual_size: image.actual_size,
             cluster_size: image.cluster_size,

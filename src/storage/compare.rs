@@ -146,7 +146,7 @@ impl Look<'_> {
         let bytes = chosen.iter().map(|range| range.length).sum();
         let by = By::Sample { seed: how.seed, ranges: chosen.len(), bytes };
         self.told.begin(bytes);
-        let stop = self.alike(&chosen, |_, _| ()).await.err();
+        let stop = self.alike(chosen.into_iter(), |_, _| ()).await.err();
         (by, stop)
     }
 
@@ -188,27 +188,25 @@ impl Look<'_> {
         let size = self.source.image.virtual_size;
         let (ours, theirs) = self.both_maps(SEGMENT).await?;
         let both = identity::data(merged(&ours, &theirs), SEGMENT, size);
-        let segments = split(&both);
-        self.told.begin(segments.iter().map(|range| range.length).sum());
+        let bytes = both.iter().map(|range| range.length).sum();
+        self.told.begin(bytes);
         let mut digest = Digest::new(size);
-        self.alike(&segments, |range, data| digest.add(range.start, data)).await?;
-        let bytes = 2 * segments.iter().map(|range| range.length).sum::<u64>();
-        Ok((digest.finish(), bytes))
+        self.alike(split(&both), |range, data| digest.add(range.start, data)).await?;
+        Ok((digest.finish(), 2 * bytes))
     }
 
     /// Reads one side alone.
     async fn digest(&mut self, open: &Open<'_>) -> Result<(String, u64), Stop> {
         let side = if std::ptr::eq(open, self.source) { "source" } else { "destination" };
         let map = map(open, SEGMENT).await.map_err(|error| Stop::Unread(side, error))?;
-        let segments = split(&map);
-        let bytes = segments.iter().map(|range| range.length).sum();
+        let bytes = map.iter().map(|range| range.length).sum();
         self.told.begin(bytes);
         let mut digest = Digest::new(open.image.virtual_size);
         let mut under_way = VecDeque::new();
-        let mut next = segments.iter();
+        let mut next = split(&map);
         loop {
             while under_way.len() < IN_FLIGHT {
-                let Some(&range) = next.next() else { break };
+                let Some(range) = next.next() else { break };
                 let (client, ceiling) = (open.client.clone(), Arc::clone(self.ceiling));
                 under_way.push_back(Pending(tokio::spawn(async move {
                     ceiling.pass(range.length).await;
@@ -224,12 +222,15 @@ impl Look<'_> {
     }
 
     /// Reads the ranges on both sides, in order; hands on what both hold, and stops at the first byte that differs.
-    async fn alike(&mut self, ranges: &[Range], mut held: impl FnMut(Range, &[u8])) -> Result<(), Stop> {
+    async fn alike(
+        &mut self,
+        mut next: impl Iterator<Item = Range>,
+        mut held: impl FnMut(Range, &[u8]),
+    ) -> Result<(), Stop> {
         let mut under_way = VecDeque::new();
-        let mut next = ranges.iter();
         loop {
             while under_way.len() < IN_FLIGHT {
-                let Some(&range) = next.next() else { break };
+                let Some(range) = next.next() else { break };
                 let (ours, theirs) = (self.source.client.clone(), self.destination.client.clone());
                 let ceiling = Arc::clone(self.ceiling);
                 under_way.push_back(Pending(tokio::spawn(async move {
@@ -289,14 +290,14 @@ fn merged(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
 }
 
 /// Cuts ranges that are aligned to segments into segments.
-fn split(ranges: &[Range]) -> Vec<Range> {
+fn split(ranges: &[Range]) -> impl Iterator<Item = Range> {
     let pieces = |range: &Range| {
         let range = *range;
         (range.start..range.end()).step_by(SEGMENT as usize).map(move |start| {
             Range { start, length: SEGMENT.min(range.end() - start) } // the image's last one may be shorter
         })
     };
-    ranges.iter().flat_map(pieces).collect()
+    ranges.iter().flat_map(pieces)
 }
 
 fn length(range: Range) -> u32 {
@@ -409,7 +410,7 @@ mod tests {
     #[test]
     fn ranges_are_cut_into_segments() {
         let cut = split(&[Range { start: SEGMENT, length: 2 * SEGMENT + 5 }]);
-        let told: Vec<(u64, u64)> = cut.iter().map(|range| (range.start, range.length)).collect();
+        let told: Vec<(u64, u64)> = cut.map(|range| (range.start, range.length)).collect();
         assert_eq!(told, [(SEGMENT, SEGMENT), (2 * SEGMENT, SEGMENT), (3 * SEGMENT, 5)]);
     }
 }

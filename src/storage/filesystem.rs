@@ -46,10 +46,15 @@ pub fn name(path: &Path) -> String {
     mounted(&mounts, &path).unwrap_or_else(|| path.display().to_string())
 }
 
+/// The kernel writes these four in octal.
+fn unescaped(name: &str) -> String {
+    name.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
 fn mounted(mounts: &str, path: &Path) -> Option<String> {
     let read = |line: &str| {
         let (mount, rest) = line.split_once(" - ")?;
-        let point = PathBuf::from(mount.split(' ').nth(4)?.replace("\\040", " "));
+        let point = PathBuf::from(unescaped(mount.split(' ').nth(4)?));
         let kind = rest.split(' ').next()?.to_owned();
         path.starts_with(&point).then_some((point, kind))
     };

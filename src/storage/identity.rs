@@ -92,6 +92,12 @@ pub struct Image {
 }
 
 impl Image {
+    /// Whether it is the same image, opened by whatever node.
+    pub fn is_of(&self, other: &Self) -> bool {
+        let told = |image: &Self| (image.files.clone(), image.virtual_size, image.formats.clone());
+        told(self) == told(other)
+    }
+
     /// Whether its format says where data is; else the file system does, which is no property of the image.
     pub fn has_map(&self) -> bool {
         self.formats.iter().all(|(_, cluster)| cluster.is_some())

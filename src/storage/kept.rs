@@ -20,6 +20,8 @@ pub struct Place {
     pub path: PathBuf,
     /// The files of its layers, itself first.
     pub files: Vec<PathBuf>,
+    /// What they are read as: sizes and formats, for the same files read in another way have another content.
+    pub kind: String,
 }
 
 /// What is beside an image.
@@ -28,6 +30,7 @@ struct Kept {
     v: u32,
     algorithm: String,
     digest: String,
+    kind: String,
     files: Vec<Stamp>,
 }
 
@@ -69,13 +72,15 @@ fn beside(path: &Path) -> PathBuf {
 /// The digest beside an image, if it is one of it as it is now.
 pub(super) fn trusted(place: &Place) -> Option<String> {
     let kept: Kept = serde_json::from_str(&fs::read_to_string(beside(&place.path)).ok()?).ok()?;
-    let fits = kept.v == 1 && kept.algorithm == ALGORITHM && kept.files == stamps(place).ok()?;
+    let fits =
+        kept.v == 1 && kept.algorithm == ALGORITHM && kept.kind == place.kind && kept.files == stamps(place).ok()?;
     fits.then_some(kept.digest)
 }
 
 /// Keeps the digest of what an image was when these stamps were taken beside it, in place of an older one.
 pub(super) fn keep(place: &Place, files: Vec<Stamp>, digest: &str) -> io::Result<()> {
-    let kept = Kept { v: 1, algorithm: ALGORITHM.to_owned(), digest: digest.to_owned(), files };
+    let kept =
+        Kept { v: 1, algorithm: ALGORITHM.to_owned(), digest: digest.to_owned(), kind: place.kind.clone(), files };
     let path = beside(&place.path);
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     fs::write(&temporary, serde_json::to_vec(&kept)?)?;
@@ -92,7 +97,7 @@ mod tests {
         let (top, base) = (folder.path().join("top"), folder.path().join("base"));
         fs::write(&top, "a").unwrap();
         fs::write(&base, "b").unwrap();
-        let place = Place { path: top.clone(), files: vec![top.clone(), base.clone()] };
+        let place = Place { path: top.clone(), files: vec![top.clone(), base.clone()], kind: "raw 1".to_owned() };
         assert_eq!(trusted(&place), None);
         let now = || stamps(&place).unwrap();
         keep(&place, now(), "d1").unwrap();

@@ -129,7 +129,8 @@ impl Partial {
     /// Gives it its true name, on stable storage. Blocks as long as that takes.
     ///
     /// # Errors
-    /// Something has that name by now, or what the system says. The file is removed then.
+    /// Something has that name by now, or what the system says; the file is removed then. Where only the directory could
+    /// not be synced, it has its name and stays.
     pub fn publish(mut self) -> Result<(), PartialError> {
         self.file.sync_all().map_err(|source| io_failed("sync", &self.temporary, source))?;
         let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {

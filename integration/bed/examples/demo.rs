@@ -94,12 +94,12 @@ impl Demo {
         println!("disk         1 GiB, an overlay on a backing file, on each side its own;");
         println!("             {} MiB in the source's overlay, the destination's is empty", before.allocated / MIB);
 
-        heading("What would be done? --plan looks, and changes nothing");
-        self.qferry(&pair, &["--plan"])?;
+        heading("Could it move? check looks, proves the backing files to be the same, and changes nothing");
+        self.qferry(&pair, "check", &["--verify-backing", "full"])?;
 
         heading("The migration, its disks slowed down so that there is something to see");
         let since = Instant::now();
-        self.qferry(&pair, &["--disk-bandwidth", "100MiB/s"])?;
+        self.qferry(&pair, "migrate", &["--disk-bandwidth", "100MiB/s"])?;
         let moved = pair.verified();
 
         heading("Seen from outside");
@@ -146,13 +146,13 @@ impl Demo {
     }
 
     /// Shows a command as a user would type it, and runs it on this terminal.
-    fn qferry(&self, pair: &Pair, more: &[&str]) -> Result<()> {
+    fn qferry(&self, pair: &Pair, verb: &str, more: &[&str]) -> Result<()> {
         let sockets = [pair.source.qmp_path(), pair.destination.qmp_path()].map(|path| path.display().to_string());
         let [source, destination] = &sockets;
-        println!("$ qferry migrate --source {source} \\");
+        println!("$ qferry {verb} --source {source} \\");
         println!("    --destination {destination} {}\n", more.join(" "));
         let mut command = Command::new(Path::new(&self.qferry));
-        command.args(["migrate", "--source", source, "--destination", destination]).args(more);
+        command.args([verb, "--source", source, "--destination", destination]).args(more);
         command.env("XDG_RUNTIME_DIR", pair.run_dir());
         let failed = |error: io::Error| Error::new(format!("running qferry: {error}"));
         let mut child = command.spawn().map_err(failed)?;

@@ -112,6 +112,39 @@ fn a_file_that_is_shared_in_another_place_is_copied_all_the_same() {
     assert!(named.disks.is_empty() && named.findings.iter().any(|finding| finding.code == "disk-shared"), "{named:#?}");
 }
 
+/// A lock would refuse it, where there are locks; here the files alone do.
+#[test]
+fn what_one_disk_writes_is_never_another_ones_target() {
+    for locking in ["on", "off"] {
+        let half = Half::start(&quick([DiskSpec::small(), DiskSpec::small()])).unwrap();
+        let disks = half.source.disks().to_vec();
+        let image = half.destination_dir().join("one.qcow2");
+        let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(str::to_owned);
+        let paths = [&disks[0].layers[0], &image].map(|path| path.display().to_string());
+        half.build(Side::Destination).img(words.into_iter().chain(paths)).unwrap();
+        let disk = |node: &str, image: &Path| {
+            let file = json!({"driver": "file", "filename": image, "locking": locking});
+            let image = json!({"driver": "qcow2", "node-name": node, "file": file});
+            let device = format!("virtio-blk-pci,drive={node},id={node}");
+            ["-blockdev".to_owned(), image.to_string(), "-device".to_owned(), device]
+        };
+        let arguments = match locking {
+            "on" => [disk("disk0", &disks[1].overlay), disk("disk1", &disks[0].overlay)].concat(),
+            _ => [disk("disk0", &image), disk("disk1", &image)].concat(),
+        };
+        let pair = half.join_with(Given { arguments, disks: disks.clone(), whole: false }).unwrap();
+        let plan = look(&pair, |_| ());
+        let live = |name, other: usize, disk: &'static str| {
+            blocker("overlay-is-live", name, [&disks[other].overlay.display(), &disk])
+        };
+        let taken = |name, other: &'static str| blocker("overlay-taken", name, [&image.display(), &other]);
+        match locking {
+            "on" => found(&plan, [live("disk0", 1, "disk1"), live("disk1", 0, "disk0")]),
+            _ => found(&plan, [taken("disk0", "disk1"), taken("disk1", "disk0")]),
+        }
+    }
+}
+
 #[test]
 fn storage_that_is_said_to_be_shared_is_not_copied() {
     let mut pair = start(&quick([DiskSpec::small(), DiskSpec::cdrom(4 << 20)]));

@@ -25,9 +25,13 @@ fn slowly(settings: &mut Settings) {
 }
 
 /// Looks, and does something in the middle of a comparison.
-fn disturbed(pair: &Pair, act: impl FnOnce(&qferry::migration::Canceller)) -> Result<Plan, Box<Failure>> {
+fn disturbed(
+    pair: &Pair,
+    how: fn(&mut Settings),
+    act: impl FnOnce(&qferry::migration::Canceller),
+) -> Result<Plan, Box<Failure>> {
     block_on(async {
-        let mut check = engine(pair, slowly).check();
+        let mut check = engine(pair, how).check();
         let mut events = check.events();
         let canceller = check.canceller();
         let began = Instant::now();
@@ -49,7 +53,7 @@ fn a_look_that_is_cancelled_leaves_nothing() {
     for version in ["7.2", "10.0.13", "11.1"] {
         let pair = start(&Spec { version: version.to_owned(), ..quick([DiskSpec::small(), DiskSpec::small()]) });
         let before = State::of(&pair);
-        let looked = disturbed(&pair, |canceller| canceller.cancel());
+        let looked = disturbed(&pair, slowly, |canceller| canceller.cancel());
         assert!(looked.as_ref().is_err_and(|failure| matches!(**failure, Failure::Cancelled)), "{looked:?}");
         before.is_still(&pair);
         // and one whose handle is dropped, soon after
@@ -69,7 +73,7 @@ fn a_look_that_is_cancelled_leaves_nothing() {
 fn a_destination_that_dies_while_it_is_looked_at() {
     let mut pair = start(&quick([DiskSpec::small()]));
     let before = side(&pair.source);
-    let looked = disturbed(&pair, |_| pair.destination.kill().unwrap());
+    let looked = disturbed(&pair, slowly, |_| pair.destination.kill().unwrap());
     match looked {
         Ok(plan) => found(&plan, [blocker("backing-unproved", "disk0", []), blocker("overlay-unproved", "disk0", [])]),
         Err(failure) => panic!("{failure:?}"),
@@ -78,6 +82,18 @@ fn a_destination_that_dies_while_it_is_looked_at() {
     assert_eq!(std::fs::read_dir(pair.run_dir()).unwrap().count(), 0, "a socket is left");
     pair.restart_destination(false).unwrap();
     found(&look(&pair, |_| ()), []);
+}
+
+/// A block job that writes into the backing file while it is compared: nothing is proved then.
+#[test]
+fn a_backing_file_that_is_written_to_while_it_is_read() {
+    let pair = start(&quick([DiskSpec { overlay_data: 64 << 10, ..DiskSpec::small() }]));
+    let a_little = |settings: &mut Settings| {
+        (settings.verify_backing, settings.bandwidth) = (Proof::Full, Some(Rate(8 * MIB)));
+    };
+    let commit = serde_json::json!({"device": "disk0", "job-id": "commit", "auto-dismiss": true});
+    let plan = disturbed(&pair, a_little, |_| drop(pair.source.qmp("block-commit", &commit).unwrap())).unwrap();
+    assert!(plan.blockers().any(|finding| finding.code == "chain-changed" && finding.subject == "disk0"), "{plan:#?}");
 }
 
 fn check(pair: &Pair, more: &[&str]) -> Command {

@@ -12,13 +12,16 @@ use crate::{
     endpoint::{self, Address},
     migration::{Failure, Settings},
     nbd,
+    preflight::facts::files::seen_by,
     progress::{Kind, PhaseState, Reporter},
     qemu::Process,
     storage::{
-        ceiling::Ceiling, image, layout::PREFIX, partial::Partial, populate::Populate, qemu_img::QemuImg, view::View,
+        ceiling::Ceiling, chain::file_name, image, layout::PREFIX, partial::Partial, populate::Populate,
+        qemu_img::QemuImg, view::View,
     },
 };
-use std::{fs, io, time::Duration};
+use qapi::qmp;
+use std::{fs, io, os::unix::fs::MetadataExt, time::Duration};
 use tokio::{sync::watch, task::spawn_blocking};
 
 /// How long a connection to the source's export may take.
@@ -125,10 +128,14 @@ impl Apply<'_> {
         let client = client.map_err(|error| unreachable(Box::new(error)))?;
         let expected = below.actual_size.unwrap_or(0);
         let populate = Populate { client: &client, partial, layer: &step.path, expected, report: self.report };
+        let before = self.state(&below.node).await?;
         let copied = populate.run(ceiling).await;
         step.bytes = copied.as_ref().ok().copied().or(step.bytes);
         client.close().await;
         copied?;
+        if self.state(&below.node).await? != before {
+            return Err(Failure::LayerChanged { layer: step.source.clone() });
+        }
         if let Some(backing) = &below.backing {
             // the header itself says whether it must be changed: what QEMU told may have been overridden when it started
             let info = self.img.info(partial.temporary()).await?;
@@ -138,6 +145,17 @@ impl Apply<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What shows that a layer was written to: a block job opens it for writing, and its file has a time.
+    async fn state(&self, node: &str) -> Result<(Option<bool>, Option<(i64, i64)>), Failure> {
+        let nodes = self.source.ask(&qmp::query_named_block_nodes { flat: Some(true) }).await?.0;
+        let found = nodes.iter().find(|found| found.node_name == node);
+        let written = found.zip(self.source.peer()).and_then(|(found, peer)| {
+            let file = fs::metadata(seen_by(peer.pid(), &file_name(&found.file))).ok()?;
+            Some((file.mtime(), file.mtime_nsec()))
+        });
+        Ok((found.map(|found| found.ro), written))
     }
 
     /// Gives a file its name, if it was made.

@@ -43,6 +43,8 @@ pub(super) struct Arguments {
     pub(super) replaced: Vec<PathBuf>,
     /// Options that two QEMUs on one host cannot both have.
     pub(super) collisions: Vec<String>,
+    /// A secret was left out.
+    pub(super) secrets: bool,
     /// Options that refer to what a process inherits.
     pub(super) inherited: Vec<String>,
 }
@@ -67,7 +69,8 @@ pub(super) fn derive(source: &[String], moves: &Moves, directory: Option<&Path>)
         lone_before = LONE.contains(&option);
         match option {
             "S" => continue,
-            "incoming" => {
+            // a source that was started from a snapshot is past it, and QEMU takes only one of the two
+            "incoming" | "loadvm" => {
                 words.next();
                 lone_before = true;
                 continue;
@@ -77,13 +80,19 @@ pub(super) fn derive(source: &[String], moves: &Moves, directory: Option<&Path>)
         if lone_before {
             continue;
         }
-        // an option's value never begins with a dash in any of those that are read here
-        let Some(value) = words.next_if(|next| self::option(next).is_none()) else { continue };
+        // a value that begins with a dash is the kernel's command line; none of those that are read here does
+        let takes_all = option == "append";
+        let Some(value) = words.next_if(|next| takes_all || self::option(next).is_none()) else { continue };
         lone_before = true;
         let new = match option {
             "drive" => rewrite.properties(value),
             "blockdev" if value.trim_start().starts_with('{') => rewrite.json(value),
             "blockdev" => rewrite.properties(value),
+            "object" => {
+                let hidden = without_secret(value);
+                made.secrets |= matches!(hidden, Cow::Owned(_));
+                hidden
+            }
             _ if IMAGES.contains(&option) => rewrite.name(value),
             _ => Cow::Borrowed(value.as_str()),
         };
@@ -100,6 +109,36 @@ pub(super) fn derive(source: &[String], moves: &Moves, directory: Option<&Path>)
     rewrite.replaced.dedup();
     made.replaced = rewrite.replaced;
     made
+}
+
+/// What stands in place of a secret.
+const HIDDEN: &str = "HIDDEN";
+
+/// A `secret` object without what it keeps: what is printed ends up in logs.
+fn without_secret(value: &str) -> Cow<'_, str> {
+    let is_secret = value == "secret" || value.starts_with("secret,") || value.starts_with("secret_keyring,");
+    let (Some(at), true) = (value.find(",data="), is_secret) else {
+        let json = serde_json::from_str::<Value>(value).ok();
+        return match json {
+            Some(Value::Object(mut object)) if object.get("data").is_some() && value.contains("secret") => {
+                object.insert("data".to_owned(), Value::from(HIDDEN));
+                Cow::Owned(Value::Object(object).to_string())
+            }
+            _ => Cow::Borrowed(value),
+        };
+    };
+    let begin = at + ",data=".len();
+    // a comma in a value is doubled
+    let rest = &value[begin..];
+    let mut end = 0;
+    while let Some(comma) = rest[end..].find(',') {
+        end += comma;
+        if !rest[end + 1..].starts_with(',') {
+            return Cow::Owned(format!("{}{HIDDEN}{}", &value[..begin], &rest[end..]));
+        }
+        end += 2;
+    }
+    Cow::Owned(format!("{}{HIDDEN}", &value[..begin]))
 }
 
 /// The name of an option, which begins with one dash or two.
@@ -290,6 +329,7 @@ mod tests {
             &["-S", "-m", "1G"][..],
             &["-incoming", "tcp:0:4444", "-m", "1G"],
             &["-m", "1G", "-incoming", "defer", "-S"],
+            &["-loadvm", "snapshot", "-m", "1G"],
             &["-m", "1G"],
         ] {
             assert_eq!(derived(given).words, ["qemu", "-m", "1G", "-incoming", "defer", "-S"]);
@@ -318,5 +358,24 @@ mod tests {
         ]);
         assert_eq!(made.collisions.len(), 5, "{:?}", made.collisions);
         assert_eq!(made.inherited, ["-netdev tap,id=t,fd=5"]);
+    }
+
+    #[test]
+    fn a_secret_is_left_out_and_a_kernels_words_are_kept() {
+        for (value, hidden) in [
+            ("secret,id=a,data=hunter2", "secret,id=a,data=HIDDEN"),
+            ("secret,id=a,data=x,,y,format=raw", "secret,id=a,data=HIDDEN,format=raw"),
+            ("secret,id=a,data=x,,", "secret,id=a,data=HIDDEN"),
+            ("secret,id=a,file=/etc/key", "secret,id=a,file=/etc/key"),
+            (r#"{"qom-type":"secret","id":"a","data":"x"}"#, r#"{"data":"HIDDEN","id":"a","qom-type":"secret"}"#),
+            ("rng-random,id=r,data=x", "rng-random,id=r,data=x"),
+        ] {
+            assert_eq!(without_secret(value), hidden);
+        }
+        let words = |text: &[&str]| text.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let made =
+            derive(&words(&["qemu", "-append", "-S quiet", "-object", "secret,id=a,data=x"]), &Moves::new(), None);
+        assert_eq!(made.words[..5], words(&["qemu", "-append", "-S quiet", "-object", "secret,id=a,data=HIDDEN"]));
+        assert!(made.secrets);
     }
 }

@@ -306,7 +306,7 @@ fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<S
         let words = ["-incoming", "defer", "-S"].map(str::to_owned).into();
         return (words, vec![note("command-line-unknown", message, remedy)]);
     };
-    let Arguments { words, replaced, collisions, inherited } =
+    let Arguments { words, replaced, collisions, secrets, inherited } =
         arguments::derive(&source, &wish.moves, told.directory.as_deref());
     let mut notes = Vec::new();
     for (disk, image) in wish.images.iter().filter(|(_, image)| !replaced.contains(image)) {
@@ -319,6 +319,10 @@ fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<S
     if !collisions.is_empty() {
         let message = format!("on this same host these would collide with the source's: {}", collisions.join("; "));
         notes.push(note("same-host", message, "change them, or start it on another host"));
+    }
+    if secrets {
+        let remedy = "put it back before you start it, or better give it as file=";
+        notes.push(note("secret-hidden", "a secret on the source's command line is not shown".to_owned(), remedy));
     }
     if !inherited.is_empty() {
         let message = format!("the source was given open files, which cannot be pasted: {}", inherited.join("; "));

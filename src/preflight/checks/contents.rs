@@ -26,6 +26,15 @@ pub fn read(contents: &Contents) -> Vec<Finding> {
     findings
 }
 
+/// Judges a side whose disks were not left alone while they were read.
+pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
+    let one = |disk: &String| {
+        let message = format!("what it is over changed on the {side} while it was compared");
+        blocker("chain-changed", disk, message, "wait for the block job that does it, and check again")
+    };
+    disks.iter().map(one).collect()
+}
+
 fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
     let what = identity::metadata(&twin.source, &twin.destination)?;
     let (ours, theirs) = (first(&twin.source.files), first(&twin.destination.files));
@@ -53,6 +62,18 @@ fn unverified(wanted: &Wanted, proof: Proof) -> Option<Finding> {
     let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
     needed.then(|| {
         let remedy = "a guest over another backing file is corrupted: --verify-backing sample takes about a second";
+        finding(Severity::Warning, "backing-unverified", &subject, message, remedy)
+    })
+}
+
+/// Says that nothing was read yet, although it is to be.
+pub fn unread(wanted: &Wanted) -> Option<Finding> {
+    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
+    let message = "nothing was read while something of an earlier try is there: neither that the destination's backing \
+                   files are the source's nor that its images are empty is proved";
+    (!(disks.is_empty() && wanted.blanks.is_empty())).then(|| {
+        let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
+        let remedy = "migrate --clean removes it first, then reads, and may still refuse";
         finding(Severity::Warning, "backing-unverified", &subject, message, remedy)
     })
 }
@@ -85,7 +106,7 @@ fn compared(comparison: &Comparison) -> Option<Finding> {
         Verdict::Unproved { why } => {
             let (ours, theirs) = (&comparison.source, &comparison.destination);
             let message = format!("{ours} and the destination's {theirs} could not be compared: {why}");
-            let remedy = "both QEMUs must be able to export it, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on without a proof";
+            let remedy = "both QEMUs must be able to export it, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on with nothing proved";
             Some(blocker("backing-unproved", &disks, message, remedy))
         }
     }
@@ -117,7 +138,7 @@ fn filled(filling: &Filling) -> Option<Finding> {
         }
         (Holds::Unknown(why), _) => {
             let message = format!("whether the destination's {file} is empty could not be seen: {why}");
-            let remedy = "its QEMU must be able to export it, and be reached from here: see --nbd-address; --verify-backing off goes on without a proof";
+            let remedy = "its QEMU must be able to export it, and be reached from here: see --nbd-address; --verify-backing off goes on with nothing proved";
             Some(blocker("overlay-unproved", disk, message, remedy))
         }
     }

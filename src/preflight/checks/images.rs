@@ -131,6 +131,21 @@ fn crossed(pair: &Pair, subject: &Subject<'_>) -> Option<Finding> {
         let remedy = "give it an overlay of its own: qferry prepare makes one";
         return Some(blocker("overlay-is-backing", pair.source.name(), message, remedy));
     }
+    // one that is in the place of the same disk is shared, and no pair; a lock would tell too, but not everywhere
+    let is_target =
+        |facts: &Facts, disk: &Disk| target.is_some() && disk.chain.top().and_then(|top| id(facts, top)) == target;
+    if let Some(disk) = subject.source.disks().iter().find(|disk| is_target(subject.source, disk)) {
+        let message =
+            format!("the destination would write to {}, on which the source has {}", written.file, disk.name());
+        let remedy = "give each disk of the destination the image of its own; shared ones must be in the same places";
+        return Some(blocker("overlay-is-live", pair.source.name(), message, remedy));
+    }
+    let others = subject.pairs.iter().filter(|other| other.source != pair.source);
+    if let Some(other) = others.into_iter().find(|other| is_target(subject.destination, &other.destination)) {
+        let message = format!("{} goes to {} too", other.source.name(), written.file);
+        let remedy = "give each disk of the destination an image of its own: qferry prepare makes one";
+        return Some(blocker("overlay-taken", pair.source.name(), message, remedy));
+    }
     let live = id(subject.source, pair.source.chain.top()?);
     let below = pair.destination.chain.layers.get(1..).unwrap_or_default();
     let found = below.iter().find(|layer| live.is_some() && id(subject.destination, layer) == live)?;
@@ -263,6 +278,7 @@ mod tests {
             path: "/x".into(),
             id: (device, inode),
             allocated: 0,
+            modified: (0, 0),
             is_device: false,
             writable: true,
             file_system: FileSystem { device, free: available, read_only: false, name: "/d (xfs)".to_owned() },
@@ -523,7 +539,7 @@ mod tests {
         assert_eq!(code(&there, raw()), Some("disk-not-sparse"));
         assert_eq!(code(&there, layer("x")), None);
         let mut flash = pair([layer("a")], [raw()]);
-        flash.destination.device = Some("pflash1".to_owned());
+        flash.destination.path = Some("/machine/system.flash1".to_owned());
         assert_eq!(not_sparse(&flash, &there), None);
         there.files.insert("x".to_owned(), File { is_device: true, ..file(1, 0, 1) });
         assert_eq!(code(&there, raw()), None, "a device has its space already");

@@ -37,7 +37,7 @@ pub(crate) fn listen(option: &str, address: Option<&Address>, allow_plaintext: b
             "--source-nbd-address" => (
                 "the source is not known to be a process of this host, and its backing files are to be read",
                 format!(
-                    "give {option}, where the source is to listen for that; --verify-backing off goes on without a proof"
+                    "give {option}, where the source is to listen for that; --verify-backing off goes on with nothing proved"
                 ),
             ),
             _ => (

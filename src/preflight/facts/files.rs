@@ -23,6 +23,8 @@ pub struct File {
     pub id: (u64, u64),
     /// What it takes, bytes.
     pub allocated: u64,
+    /// When it was last written to: seconds and nanoseconds since the epoch.
+    pub modified: (i64, i64),
     /// Whether it is a block device: it has its space already.
     pub is_device: bool,
     /// Whether that QEMU may write to it.
@@ -91,6 +93,7 @@ fn look(path: &Path, credentials: &Credentials) -> Option<File> {
         path: path.to_owned(),
         id: id(&data),
         allocated: data.blocks().saturating_mul(512),
+        modified: (data.mtime(), data.mtime_nsec()),
         is_device: data.file_type().is_block_device(),
         writable: may_write(data.mode(), data.uid(), data.gid(), credentials),
         file_system: FileSystem::of(path).ok()?,
