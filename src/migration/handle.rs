@@ -191,10 +191,11 @@ impl Builder {
         let (source, destination) = tokio::select! {
             biased;
             _ = cancelled.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
-            connected = connect(source, destination, recorder.as_ref()) => connected?,
+            connected = report.during(Phase::Connect, connect(source, destination, recorder.as_ref())) => connected?,
         };
-        let (source, destination, settings, report) = (&source, &destination, &settings, &report);
-        Ok(Box::pin(Survey { source, destination, settings, report, cancel }.plan(false)).await?.0)
+        let (source, destination, settings) = (&source, &destination, &settings);
+        let survey = Survey { source, destination, settings, report: &report, cancel };
+        Ok(report.during(Phase::Preflight, Box::pin(survey.plan(false))).await?.0)
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
@@ -388,12 +389,12 @@ async fn prepare(
     let connected = tokio::select! {
         biased;
         _ = cancel.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
-        connected = engine.phase(Phase::Connect, connect(source, destination, recorder)) => connected,
+        connected = engine.report.during(Phase::Connect, connect(source, destination, recorder)) => connected,
     };
     let (source, destination) = connected?;
     let (settings, report) = (&engine.settings, &engine.report);
     let survey = Survey { source: &source, destination: &destination, settings, report, cancel };
-    let (plan, was_running) = engine.phase(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
+    let (plan, was_running) = engine.report.during(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
     for finding in plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
         engine.report.warn(finding.code, finding.to_string());
     }

@@ -15,8 +15,8 @@ use crate::{
     },
     memory::{precopy, tuning},
     progress::{
-        Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, PhaseState, RamOutcome, Reason, Reporter,
-        RunsOn, Side, describe,
+        Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reason, Reporter, RunsOn, Side,
+        describe,
     },
     qemu::reply::RunState,
     storage::{
@@ -92,8 +92,8 @@ impl Engine {
     async fn carry_over(&self, sides: &mut Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
         let timeout = self.settings.timeout.and_then(|timeout| Some((timeout, self.began.checked_add(timeout)?)));
         let disks = async {
-            self.phase(Phase::Prepare, self.prepare(sides, plan, course)).await?;
-            self.phase(Phase::Storage, self.copy_disks(sides, plan, course)).await
+            self.report.during(Phase::Prepare, self.prepare(sides, plan, course)).await?;
+            self.report.during(Phase::Storage, self.copy_disks(sides, plan, course)).await
         };
         let copied = unless_interrupted(sides, &self.cancel, timeout, disks).await;
         if !course.effects.contains(&Effect::Stopped) {
@@ -102,9 +102,9 @@ impl Engine {
         }
         copied?;
         let sides = &*sides;
-        let memory = self.phase(Phase::Memory, self.copy_memory(sides, plan, course));
+        let memory = self.report.during(Phase::Memory, self.copy_memory(sides, plan, course));
         let stopped = unless_interrupted(sides, &self.cancel, timeout, memory).await?;
-        let switchover = self.phase(Phase::Switchover, self.disengage(sides, plan, stopped, course));
+        let switchover = self.report.during(Phase::Switchover, self.disengage(sides, plan, stopped, course));
         unless_interrupted(sides, &self.cancel, None, switchover).await
     }
 
@@ -288,7 +288,7 @@ impl Engine {
             }
             Ok(())
         };
-        self.phase(Phase::Handover, handover).await
+        self.report.during(Phase::Handover, handover).await
     }
 
     /// Cleans up after a guest that moved; or finds out who has it, where the handover failed.
@@ -300,7 +300,7 @@ impl Engine {
         course: &mut Course,
     ) -> End {
         let Err(HandoverFailure { failure, reached }) = handed else {
-            return self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await;
+            return self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await;
         };
         self.report.warn("handover-failed", describe(&failure));
         if reached == Reached::Nothing {
@@ -311,7 +311,7 @@ impl Engine {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
-                self.phase(Phase::Cleanup, self.tidy(sides, plan, course)).await
+                self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await
             }
             // as it was already: nothing is left to resume
             Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
@@ -371,7 +371,7 @@ impl Engine {
         self.report.action("roll-back", reason.message.clone());
         let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
         let rolled_back = roll_back(sides, &course.effects, may_resume, &self.report);
-        let RolledBack { as_before, leftovers } = self.phase(Phase::Cleanup, rolled_back).await;
+        let RolledBack { as_before, leftovers } = self.report.during(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
         let seen = sides.source.observed();
         if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
@@ -421,19 +421,6 @@ impl Engine {
             ram: course.ram.clone(),
             leftovers: course.leftovers.clone(),
         }
-    }
-
-    /// Reports a phase's begin and end around its work, also when the work is dropped.
-    pub(super) async fn phase<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
-        struct Entered<'a>(&'a Reporter, Phase);
-        impl Drop for Entered<'_> {
-            fn drop(&mut self) {
-                self.0.phase(self.1, PhaseState::End);
-            }
-        }
-        self.report.phase(phase, PhaseState::Begin);
-        let _entered = Entered(&self.report, phase);
-        work.await
     }
 
     /// Notes the file of a socket in the runtime directory. A socket elsewhere is the user's, and QEMU's to remove.

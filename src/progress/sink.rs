@@ -48,6 +48,19 @@ impl Reporter {
         self.emit(Kind::Phase { phase, state });
     }
 
+    /// Reports a phase's begin and end around its work, also when the work is dropped.
+    pub async fn during<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        struct Entered<'a>(&'a Reporter, Phase);
+        impl Drop for Entered<'_> {
+            fn drop(&mut self) {
+                self.0.phase(self.1, PhaseState::End);
+            }
+        }
+        self.phase(phase, PhaseState::Begin);
+        let _entered = Entered(self, phase);
+        work.await
+    }
+
     /// Reports something the user should know.
     pub fn warn(&self, code: &str, message: impl Into<String>) {
         self.emit(Kind::Warning { code: code.to_owned(), message: message.into() });

@@ -18,7 +18,7 @@ use crate::{
         checks::{self, Finding, Severity, finding},
         facts,
     },
-    progress::{Phase, PhaseState, Reason, Reporter, Side},
+    progress::{Phase, Reason, Reporter, Side},
     qemu::Process,
     qmp::Recorder,
     quantity::Rate,
@@ -172,9 +172,8 @@ impl Builder {
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Prepared {
         let mut cancelled = cancel.clone();
         let looked = async {
-            let source =
-                phase(&report, Phase::Connect, open(Side::Source, self.source, self.recorder.as_ref())).await?;
-            let (prepared, address) = phase(&report, Phase::Preflight, plan(&source, &self.settings)).await?;
+            let source = report.during(Phase::Connect, open(Side::Source, self.source, self.recorder.as_ref())).await?;
+            let (prepared, address) = report.during(Phase::Preflight, plan(&source, &self.settings)).await?;
             Ok((source, prepared, address))
         };
         let looked = tokio::select! {
@@ -191,7 +190,7 @@ impl Builder {
         }
         let img = QemuImg::new(&self.settings.qemu_img);
         let apply = Apply { source: &source, settings: &self.settings, img: &img, report: &report, address };
-        let applied = phase(&report, Phase::Prepare, apply.run(&mut prepared.steps, cancel)).await;
+        let applied = report.during(Phase::Prepare, apply.run(&mut prepared.steps, cancel)).await;
         prepared.outcome = match &applied {
             Ok(()) => Preparedness::Done,
             Err(Failure::Cancelled) => Preparedness::Cancelled,
@@ -329,15 +328,4 @@ fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<S
         notes.push(note("inherited-files", message, "start it as the source was started"));
     }
     (words, notes)
-}
-
-async fn phase<T>(
-    report: &Reporter,
-    phase: Phase,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    report.phase(phase, PhaseState::Begin);
-    let done = work.await;
-    report.phase(phase, PhaseState::End);
-    done
 }
