@@ -8,14 +8,10 @@ use crate::{
     nbd::{Client, Extent, NbdError},
     progress::{Kind, Reporter},
 };
-use rustix::{
-    fs::{Advice, fadvise},
-    io::Errno,
-};
+use rustix::io::Errno;
 use std::{
     fs::File,
     io,
-    num::NonZeroU64,
     os::unix::fs::FileExt,
     path::PathBuf,
     sync::Arc,
@@ -34,13 +30,11 @@ const WINDOW: u64 = 1 << 30;
 /// How much is written before it is synced and read back while the copy goes on: without that the disk would rest first,
 /// and then everything else.
 const CHECKED: u64 = 64 << 20;
-/// How many such checks are under way at once: while one waits for the disk to write, others read.
+/// How many such checks are under way at once, each of which waits for the disk.
 const CHECKS: usize = 3;
 /// How many chunks are read back at once, by how many.
 const BATCH: usize = 16;
 const READERS: usize = 2;
-/// How many chunks the host is asked to read before they are.
-const AHEAD: usize = 8;
 /// How often progress is told.
 const SAMPLE: Duration = Duration::from_millis(250);
 
@@ -117,8 +111,8 @@ pub struct Populate<'a> {
 }
 
 impl Populate<'_> {
-    /// Copies what is not a hole, not faster than `ceiling` allows, then reads it back from stable storage and compares. Gives
-    /// the bytes that were copied.
+    /// Copies what is not a hole, not faster than `ceiling` allows, has it written to stable storage, reads it back as the host
+    /// has it and compares. Gives the bytes that were copied.
     ///
     /// # Errors
     /// See [`PopulateError`].
@@ -158,7 +152,7 @@ impl Populate<'_> {
                     }
                     if checks.len() < CHECKS {
                         let (file, pieces) = (file.clone(), std::mem::take(&mut pieces));
-                        checks.spawn_blocking(move || synced(&file, &pieces).and_then(|()| differing(&file, &pieces)));
+                        checks.spawn_blocking(move || file.sync_data().and_then(|()| differing(&file, &pieces)));
                         unchecked = 0;
                     }
                 }
@@ -194,13 +188,12 @@ impl Populate<'_> {
         }
     }
 
-    /// Reads every piece back, from the disk as far as the host lets go of its cache.
+    /// Reads every piece back, once all is on stable storage: as the host has it, which may be in its cache.
     async fn verify(&self, mut pieces: Vec<Piece>) -> Result<(), PopulateError> {
         pieces.sort_by_key(|piece| piece.offset);
         let file = self.partial.file().clone();
-        let synced = spawn_blocking(move || synced(&file, &pieces).map(|()| pieces));
-        let synced = synced.await.map_err(PopulateError::Thread)?;
-        let pieces = synced.map_err(|source| self.write_failed(source))?;
+        let synced = spawn_blocking(move || file.sync_data()).await.map_err(PopulateError::Thread)?;
+        synced.map_err(|source| self.write_failed(source))?;
 
         let mut sample = Sample::new("verify");
         let mut tasks = JoinSet::new();
@@ -272,28 +265,10 @@ struct Read {
     differs: Option<u64>,
 }
 
-/// Puts what was written onto stable storage, and has the host forget these pieces: not all of the file, of which other
-/// checks have pieces on their way.
-fn synced(file: &File, pieces: &[Piece]) -> io::Result<()> {
-    file.sync_data()?;
-    for piece in pieces {
-        // only advice: on a tmpfs there is nowhere else to read it from
-        fadvise(file, piece.offset, NonZeroU64::new(piece.length), Advice::DontNeed).ok();
-    }
-    Ok(())
-}
-
 fn differing(file: &File, pieces: &[Piece]) -> io::Result<Read> {
     let mut buffer = Vec::new();
     let mut bytes = 0;
-    let mut ahead = pieces.iter();
-    let mut asked = 0;
-    for (index, piece) in pieces.iter().enumerate() {
-        // several at once, where the host by itself would read a little ahead of one
-        for next in ahead.by_ref().take((index + AHEAD).saturating_sub(asked)) {
-            fadvise(file, next.offset, NonZeroU64::new(next.length), Advice::WillNeed).ok();
-            asked += 1;
-        }
+    for piece in pieces {
         buffer.resize(usize::try_from(piece.length).unwrap_or(usize::MAX), 0);
         file.read_exact_at(&mut buffer, piece.offset)?;
         bytes += piece.length;
