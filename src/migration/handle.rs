@@ -1,6 +1,6 @@
 //! The handle to a running migration.
 
-use super::{Failure, Plan, Settings, rollback::Sides, run::Engine, survey::Survey};
+use super::{Failure, Plan, Settings, interrupt::unless_cancelled, rollback::Sides, run::Engine, survey::Survey};
 use crate::{
     endpoint::{self, Address, PeerPid, Socket},
     preflight::checks::Severity,
@@ -187,12 +187,8 @@ impl Builder {
 
     async fn survey(self, report: Reporter, cancel: watch::Receiver<bool>) -> Result<Plan, Failure> {
         let Self { source, destination, settings, recorder } = self;
-        let mut cancelled = cancel.clone();
-        let (source, destination) = tokio::select! {
-            biased;
-            _ = cancelled.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
-            connected = report.during(Phase::Connect, connect(source, destination, recorder.as_ref())) => connected?,
-        };
+        let connected = report.during(Phase::Connect, connect(source, destination, recorder.as_ref()));
+        let (source, destination) = unless_cancelled(&cancel, connected).await??;
         let (source, destination, settings) = (&source, &destination, &settings);
         let survey = Survey { source, destination, settings, report: &report, cancel };
         Ok(report.during(Phase::Preflight, Box::pin(survey.plan(false))).await?.0)
@@ -384,14 +380,10 @@ async fn prepare(
     source: Endpoint,
     destination: Endpoint,
     recorder: Option<&Recorder>,
-    mut cancel: watch::Receiver<bool>,
+    cancel: watch::Receiver<bool>,
 ) -> Result<(Sides, Plan), Failure> {
-    let connected = tokio::select! {
-        biased;
-        _ = cancel.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
-        connected = engine.report.during(Phase::Connect, connect(source, destination, recorder)) => connected,
-    };
-    let (source, destination) = connected?;
+    let connected = engine.report.during(Phase::Connect, connect(source, destination, recorder));
+    let (source, destination) = unless_cancelled(&cancel, connected).await??;
     let (settings, report) = (&engine.settings, &engine.report);
     let survey = Survey { source: &source, destination: &destination, settings, report, cancel };
     let (plan, was_running) = engine.report.during(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;

@@ -23,10 +23,9 @@ pub(super) async fn unless_interrupted<T>(
     limit: Option<(Duration, Instant)>,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let mut cancel = cancel.clone();
     let failure = tokio::select! {
         biased;
-        _ = cancel.wait_for(|cancelled| *cancelled) => return Err(Failure::Cancelled),
+        () = cancelled(cancel) => return Err(Failure::Cancelled),
         death = death(sides) => return Err(death),
         waited = over(limit) => return Err(Failure::Timeout(waited)),
         done = work => match done {
@@ -36,6 +35,23 @@ pub(super) async fn unless_interrupted<T>(
     };
     // a death that makes a command fail is the better reason than the command's failure
     Err(timeout(GRACE, death(sides)).await.unwrap_or(failure))
+}
+
+/// Does the work unless the user cancels first. A canceller that is gone cancels, too.
+pub(super) async fn unless_cancelled<T>(
+    cancel: &watch::Receiver<bool>,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        () = cancelled(cancel) => Err(Failure::Cancelled),
+        done = work => Ok(done),
+    }
+}
+
+/// Waits until the user cancels.
+pub(super) async fn cancelled(cancel: &watch::Receiver<bool>) {
+    drop(cancel.clone().wait_for(|cancelled| *cancelled).await);
 }
 
 async fn death(sides: &Sides) -> Failure {

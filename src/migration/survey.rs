@@ -2,7 +2,10 @@
 //!
 //! What it opens for reading it closes again; what it is told to clean it removes. It must change nothing else.
 
-use super::{Failure, Plan, Settings};
+use super::{
+    Failure, Plan, Settings,
+    interrupt::{cancelled, unless_cancelled},
+};
 use crate::{
     endpoint::Address,
     preflight::{
@@ -23,7 +26,7 @@ use crate::{
     },
 };
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::{sync::watch, try_join};
 
 /// One look at both sides.
 pub(super) struct Survey<'a> {
@@ -39,15 +42,15 @@ impl Survey<'_> {
     /// Gathers facts from both sides, plans, and reads what must be proved. Gives the plan, and whether the guest runs.
     /// `clean` allows leftovers to be removed.
     pub(super) async fn plan(&self, clean: bool) -> Result<(Plan, bool), Failure> {
-        let (mut here, mut there) = self.unless_cancelled(self.gather()).await??;
+        let (mut here, mut there) = unless_cancelled(&self.cancel, self.gather()).await??;
         let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
         let mut settings = self.settings.clone();
         if clean && self.remove_leftovers(&here, &there).await? {
-            (here, there) = self.unless_cancelled(self.gather()).await??;
+            (here, there) = unless_cancelled(&self.cancel, self.gather()).await??;
         }
         // what is there after it was removed is in the way
         settings.clean &= !clean;
-        let ports = self.unless_cancelled(self.ports()).await?;
+        let ports = unless_cancelled(&self.cancel, self.ports()).await?;
         let mut plan = Plan::new(&here, &there, &ports, &settings, &id);
         if let Some(contents) = self.read(&plan, &here, &there).await? {
             for comparison in &contents.comparisons {
@@ -56,13 +59,16 @@ impl Survey<'_> {
                 }
             }
             plan.add(contents, &settings.force);
-            match self.unless_cancelled(self.gather()).await? {
+            let again = async {
+                try_join!(facts::with_disks_now(self.source, &here), facts::with_disks_now(self.destination, &there))
+            };
+            match unless_cancelled(&self.cancel, again).await? {
                 Ok((now_here, now_there)) => {
                     plan.add_changed("source", &wanted::changed(&here, &now_here));
                     plan.add_changed("destination", &wanted::changed(&there, &now_there));
                 }
                 // a side that is gone by now could not be read either, which is told already
-                Err(error) if plan.blockers().next().is_none() => return Err(error),
+                Err(error) if plan.blockers().next().is_none() => return Err(error.into()),
                 Err(_) => {}
             }
         } else if settings.verify_backing != Proof::Off {
@@ -123,23 +129,10 @@ impl Survey<'_> {
         let source = Reachable { process: self.source, facts: here, address: source };
         let destination = Reachable { process: self.destination, facts: there, address: destination };
         let ceiling = Arc::new(Ceiling::new(ceiling));
-        let cancelled = self.cancelled();
+        let cancelled = cancelled(&self.cancel);
         let read = contents::read(source, destination, &plan.wanted, &how, &ceiling, self.report, cancelled);
         // a future this large is kept off the stack of whoever waits for it
         Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
-    }
-
-    async fn cancelled(&self) {
-        // a canceller that is gone cancels, too
-        drop(self.cancel.clone().wait_for(|cancelled| *cancelled).await);
-    }
-
-    async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        tokio::select! {
-            biased;
-            () = self.cancelled() => Err(Failure::Cancelled),
-            done = work => Ok(done),
-        }
     }
 }
 

@@ -114,10 +114,6 @@ pub async fn read(
                 report.warn("view-not-closed", format!("what was opened for reading may still be there: {why}"));
             }
         }
-        if let Some(Address::Unix(path)) = side.address {
-            // QEMU removes it as a rule
-            drop(std::fs::remove_file(path));
-        }
     }
     let (comparisons, fillings) = done?;
     contents.comparisons.extend(comparisons);
@@ -126,10 +122,7 @@ pub async fn read(
 }
 
 fn by_metadata(twin: &Twin) -> Comparison {
-    let file = |image: &Image| image.files.first().cloned().unwrap_or_default();
-    let (source, destination) = (file(&twin.source), file(&twin.destination));
-    let by = By::Metadata { map: None };
-    Comparison { disks: twin.disks.clone(), source, destination, by, verdict: Verdict::Same }
+    twin.judged(By::Metadata { map: None }, Verdict::Same)
 }
 
 fn export(what: &str, index: usize) -> String {
@@ -284,7 +277,7 @@ fn place(facts: &Facts, image: &Image) -> Option<Place> {
 }
 
 fn unproved(twin: &Twin, why: String) -> Comparison {
-    Comparison { verdict: Verdict::Unproved { why }, ..by_metadata(twin) }
+    twin.judged(By::Metadata { map: None }, Verdict::Unproved { why })
 }
 
 /// Reaches an export of an image of this size: one of another size is not it, or would be read in part.

@@ -73,28 +73,18 @@ pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Fac
 /// # Errors
 /// What QEMU says, or no answer.
 pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
-    let graph = async {
-        match process.ask(&qmp::x_debug_query_block_graph {}).await {
-            // one day the nodes themselves will be all that tells
-            Err(error) if error.is_refusal() => Ok(BlockGraph::default()),
-            answer => answer,
-        }
-    };
-    let (status, migration, devices, nodes, jobs, exports, memory, graph, machine) = try_join!(
+    let (status, migration, blocks, jobs, exports, memory, machine) = try_join!(
         process.ask(&qmp::query_status {}),
         process.ask(&qmp::query_migrate {}),
-        process.ask(&qmp::query_block {}),
-        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
+        Box::pin(blocks(process)),
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_block_exports {}),
         process.ask(&qmp::query_memory_size_summary {}),
-        Box::pin(graph),
         Box::pin(machine::gather(process)),
     )?;
-    let (devices, nodes, jobs, exports) = (devices.0, nodes.0, jobs.0, exports.0);
+    let (jobs, exports) = (jobs.0, exports.0);
+    let Blocks { devices, nodes, graph, files } = blocks;
     let leftovers = leftover::list(&jobs, &nodes, &exports);
-    // only a process of this host opens files that can be seen from here
-    let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
     Ok(Facts {
         name: process.name().to_string(),
         run: status.status,
@@ -102,7 +92,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         leftovers,
         files,
         devices,
-        graph: Graph::new(&nodes, &graph),
+        graph,
         nodes,
         jobs: jobs.into_iter().map(|job| job.id).collect(),
         exports: exports.into_iter().map(|export| export.id).collect(),
@@ -111,6 +101,42 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         ram: memory.base_memory + memory.plugged_memory.unwrap_or(0),
         machine,
     })
+}
+
+/// The same with what one side says of its disks now.
+///
+/// # Errors
+/// What QEMU says, or no answer.
+pub async fn with_disks_now(process: &Process, before: &Facts) -> Result<Facts, ProcessError> {
+    let Blocks { devices, nodes, graph, files } = Box::pin(blocks(process)).await?;
+    Ok(Facts { devices, nodes, graph, files, ..before.clone() })
+}
+
+/// What one side says of its disks.
+struct Blocks {
+    devices: Vec<BlockDevice>,
+    nodes: Vec<BlockNode>,
+    graph: Graph,
+    files: BTreeMap<String, File>,
+}
+
+async fn blocks(process: &Process) -> Result<Blocks, ProcessError> {
+    let graph = async {
+        match process.ask(&qmp::x_debug_query_block_graph {}).await {
+            // one day the nodes themselves will be all that tells
+            Err(error) if error.is_refusal() => Ok(BlockGraph::default()),
+            answer => answer,
+        }
+    };
+    let (devices, nodes, graph) = try_join!(
+        process.ask(&qmp::query_block {}),
+        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
+        graph,
+    )?;
+    let (devices, nodes) = (devices.0, nodes.0);
+    // only a process of this host opens files that can be seen from here
+    let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
+    Ok(Blocks { devices, graph: Graph::new(&nodes, &graph), nodes, files })
 }
 
 impl Facts {

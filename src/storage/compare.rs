@@ -67,7 +67,7 @@ pub async fn compare(
         source: &source,
         destination: &destination,
         ceiling,
-        told: Told { image: source.image.files.first().cloned().unwrap_or_default(), last: None, report },
+        told: Told { image: source.image.file().to_owned(), last: None, report },
     };
     let (by, stop) = look.by(how).await;
     let verdict = match stop {
@@ -82,9 +82,7 @@ pub async fn compare(
             Verdict::Differ { offset, source_layer, destination_layer, what: what.to_owned() }
         }
     };
-    let file = |image: &Image| image.files.first().cloned().unwrap_or_default();
-    let (source, destination) = (file(&twin.source), file(&twin.destination));
-    Comparison { disks: twin.disks.clone(), source, destination, by, verdict }
+    twin.judged(by, verdict)
 }
 
 /// One comparison under way.

@@ -2,7 +2,7 @@
 //!
 //! It must never leave a writable export behind once the mirrors have settled: QEMU itself would let both write.
 
-use super::layout::Pair;
+use super::layout::{Names, Pair};
 use crate::{
     endpoint::Address,
     qemu::{Process, ProcessError},
@@ -40,22 +40,27 @@ pub async fn start_server(destination: &Process, address: &Address) -> Result<()
 /// # Errors
 /// What QEMU says.
 pub async fn add(destination: &Process, pair: &Pair) -> Result<(), ProcessError> {
-    let export = qmp::BlockExportOptions::nbd {
+    let Names { export, .. } = &pair.names;
+    destination.act(&qmp::block_export_add(options(export, export, &pair.destination.node, true))).await
+}
+
+/// An export of a node. One that is only read tells which layer a range is from, too.
+pub(super) fn options(id: &str, name: &str, node: &str, writable: bool) -> qmp::BlockExportOptions {
+    qmp::BlockExportOptions::nbd {
         base: qmp::BlockExportOptionsBase {
             fixed_iothread: None,
             iothread: None,
-            writable: Some(true),
+            writable: Some(writable),
             writethrough: None,
-            id: pair.names.export.clone(),
-            node_name: pair.destination.node.clone(),
+            id: id.to_owned(),
+            node_name: node.to_owned(),
         },
         nbd: qmp::BlockExportOptionsNbd {
-            base: qmp::BlockExportOptionsNbdBase { description: None, name: Some(pair.names.export.clone()) },
-            allocation_depth: None,
+            base: qmp::BlockExportOptionsNbdBase { description: None, name: Some(name.to_owned()) },
+            allocation_depth: (!writable).then_some(true),
             bitmaps: None,
         },
-    };
-    destination.act(&qmp::block_export_add(export)).await
+    }
 }
 
 /// Closes the server, and with it every export of its kind, and asks what is left.

@@ -91,7 +91,20 @@ pub struct Image {
     pub formats: Vec<(String, Option<u64>)>,
 }
 
+impl Twin {
+    /// What a comparison of the two came to.
+    pub fn judged(&self, by: By, verdict: Verdict) -> Comparison {
+        let (source, destination) = (self.source.file().to_owned(), self.destination.file().to_owned());
+        Comparison { disks: self.disks.clone(), source, destination, by, verdict }
+    }
+}
+
 impl Image {
+    /// Its own file.
+    pub fn file(&self) -> &str {
+        self.files.first().map_or("", String::as_str)
+    }
+
     /// Whether it is the same image, opened by whatever node.
     pub fn is_of(&self, other: &Self) -> bool {
         let told = |image: &Self| (image.files.clone(), image.virtual_size, image.formats.clone());

@@ -93,6 +93,10 @@ impl View {
             }
         }
         first = first.and(stopped.await);
+        if let Address::Unix(path) = &self.address {
+            // QEMU removes it itself, unless it was killed
+            drop(std::fs::remove_file(path));
+        }
         for answer in inactivated {
             first = first.and(answer.await);
         }
@@ -123,7 +127,7 @@ impl View {
         let mut answers = Vec::new();
         for (name, node) in nodes {
             let id = format!("{PREFIX}{KIND}{}", self.exports.len());
-            answers.push(process.act(&qmp::block_export_add(read_only(&id, name, node))));
+            answers.push(process.act(&qmp::block_export_add(export::options(&id, name, node, false))));
             self.inactive.extend(self.before.get(node).cloned());
             self.exports.push(id);
         }
@@ -183,22 +187,4 @@ fn in_use(process: &Process, what: impl Into<String>) -> ProcessError {
 
 fn remove(id: &str, mode: Option<qmp::BlockExportRemoveMode>) -> qmp::block_export_del {
     qmp::block_export_del { id: id.to_owned(), mode }
-}
-
-fn read_only(id: &str, name: &str, node: &str) -> qmp::BlockExportOptions {
-    qmp::BlockExportOptions::nbd {
-        base: qmp::BlockExportOptionsBase {
-            fixed_iothread: None,
-            iothread: None,
-            writable: Some(false),
-            writethrough: None,
-            id: id.to_owned(),
-            node_name: node.to_owned(),
-        },
-        nbd: qmp::BlockExportOptionsNbd {
-            base: qmp::BlockExportOptionsNbdBase { description: None, name: Some(name.to_owned()) },
-            allocation_depth: Some(true),
-            bitmaps: None,
-        },
-    }
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     endpoint::{self, Address},
-    migration::{Failure, Settings},
+    migration::{Failure, Settings, interrupt::unless_cancelled},
     nbd,
     preflight::facts::files::seen_by,
     progress::{Kind, PhaseState, Reporter},
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 use qapi::qmp;
-use std::{fs, io, os::unix::fs::MetadataExt, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt, time::Duration};
 use tokio::{sync::watch, task::spawn_blocking};
 
 /// How long a connection to the source's export may take.
@@ -63,7 +63,7 @@ impl Apply<'_> {
             }
             Ok(())
         };
-        unless_cancelled(&cancel, creates).await
+        unless_cancelled(&cancel, creates).await?
     }
 
     /// Copies every backing file that is to be copied.
@@ -81,7 +81,7 @@ impl Apply<'_> {
             }
         }
         let dirs = Settings { runtime_dir: self.settings.runtime_dir.clone(), ..Settings::default() };
-        dirs.make_runtime_dir([address, address])?;
+        dirs.make_runtime_dir([address])?;
         let view = View::open(self.source, address, &nodes).await?;
         let copied = async {
             let ceiling = Ceiling::new(self.settings.bandwidth);
@@ -97,16 +97,9 @@ impl Apply<'_> {
         let copied = tokio::select! {
             biased;
             gone = self.source.gone() => Err(Failure::SourceGone(gone)),
-            copied = unless_cancelled(cancel, copied) => copied,
+            copied = unless_cancelled(cancel, copied) => copied.and_then(|copied| copied),
         };
         let closed = view.close(self.source).await;
-        if let Some(socket) = dirs.own_socket(address) {
-            // QEMU removes it, unless it was killed
-            match fs::remove_file(socket) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(%error, "a socket is left"),
-                _ => {}
-            }
-        }
         copied?;
         closed.map_err(Failure::from)
     }
@@ -180,16 +173,4 @@ impl Apply<'_> {
 
 fn export(index: usize) -> String {
     format!("{PREFIX}layer-{index}")
-}
-
-async fn unless_cancelled<T>(
-    cancel: &watch::Receiver<bool>,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    let mut cancel = cancel.clone();
-    tokio::select! {
-        biased;
-        _ = cancel.wait_for(|cancelled| *cancelled) => Err(Failure::Cancelled),
-        done = work => done,
-    }
 }

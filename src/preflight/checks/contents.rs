@@ -37,7 +37,7 @@ pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
 
 fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
     let what = identity::metadata(&twin.source, &twin.destination)?;
-    let (ours, theirs) = (first(&twin.source.files), first(&twin.destination.files));
+    let (ours, theirs) = (twin.source.file(), twin.destination.file());
     let message = format!("{ours} and the destination's {theirs} are not alike: {what}");
     let disks = twin.disks.join(", ");
     if twin.source.virtual_size != twin.destination.virtual_size {
@@ -142,8 +142,4 @@ fn filled(filling: &Filling) -> Option<Finding> {
             Some(blocker("overlay-unproved", disk, message, remedy))
         }
     }
-}
-
-fn first(files: &[String]) -> &str {
-    files.first().map_or("", String::as_str)
 }
