@@ -15,12 +15,13 @@ const WIRE: [&str; 3] = ["qmp", "endpoint", "nbd"];
 fn allowed(room: &str) -> Vec<&'static str> {
     match room {
         "quantity" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
-        "progress" => vec!["quantity"],
+        "progress" | "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
         "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),
         "preflight" | "diagnosis" => [&WIRE[..], &["qemu", "storage", "memory"]].concat(),
         "migration" => {
-            [&WIRE[..], &["qemu", "storage", "memory", "handover", "preflight", "diagnosis", "journal"]].concat()
+            [&WIRE[..], &["qemu", "storage", "memory", "handover", "preflight", "diagnosis", "journal", "convergence"]]
+                .concat()
         }
         "experiment" => [&allowed("migration")[..], &["migration"]].concat(),
         "cli" => [&allowed("migration")[..], &["migration", "experiment"]].concat(),
@@ -32,6 +33,9 @@ fn allowed(room: &str) -> Vec<&'static str> {
 
 /// Files that must be pure, and say so.
 const PURE: &[&str] = &[
+    "convergence/decision.rs",
+    "convergence/policy.rs",
+    "convergence/sample.rs",
     "endpoint/address.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",

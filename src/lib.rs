@@ -72,6 +72,7 @@
 //! connection to QEMU hands it over as [`migration::Endpoint::Stream`].
 
 pub mod cli;
+pub mod convergence;
 pub mod endpoint;
 pub mod handover;
 pub mod memory;

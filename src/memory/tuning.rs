@@ -13,6 +13,15 @@ use std::time::Duration;
 /// QEMU has no word for "no limit" that all versions know, and defaults to 128 MiB/s: this is far above any link.
 const UNLIMITED: Rate = Rate(1 << 40);
 
+/// How multifd channels compress what they send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// zstd: much faster.
+    Zstd,
+    /// zlib.
+    Zlib,
+}
+
 /// Settings of one side as they were, so that they can be put back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Before {

@@ -2,7 +2,9 @@
 
 use super::Failure;
 use crate::{
+    convergence::Policy,
     endpoint::Address,
+    memory::tuning::Compression,
     quantity::Rate,
     storage::{identity::Proof, layout::Selection},
 };
@@ -26,6 +28,12 @@ pub struct Settings {
     pub bandwidth: Option<Rate>,
     /// A ceiling for all the mirrors together, below `bandwidth`.
     pub disk_bandwidth: Option<Rate>,
+    /// What may be done so that disks and RAM converge.
+    pub policy: Policy,
+    /// How many channels RAM is sent over, where it is to be more than one.
+    pub multifd: Option<u8>,
+    /// How those channels compress.
+    pub compress: Option<Compression>,
     /// Give up and roll back when the guest has not been stopped for the switchover after this long.
     pub timeout: Option<Duration>,
     /// Where the destination listens for RAM; with two local QEMUs a unix socket in `runtime_dir` by default.
@@ -64,6 +72,9 @@ impl Default for Settings {
             downtime: Duration::from_millis(300),
             bandwidth: None,
             disk_bandwidth: None,
+            policy: Policy::default(),
+            multifd: None,
+            compress: None,
             timeout: None,
             migrate_address: None,
             nbd_address: None,

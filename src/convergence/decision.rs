@@ -1,0 +1,46 @@
+//! What the controller wants done, and why.
+//!
+//! Pure.
+
+use crate::quantity::Rate;
+use serde::Serialize;
+use std::{collections::BTreeMap, time::Duration};
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Start to send RAM, while the mirrors still copy or after.
+    StartMemory,
+    /// Set QEMU's `downtime-limit`.
+    DowntimeLimit(Duration),
+    /// Share out the ceiling: RAM's `max-bandwidth`, and each mirror's speed by disk. `None` is no limit.
+    Share {
+        /// For RAM.
+        memory: Option<Rate>,
+        /// For each mirror.
+        mirrors: BTreeMap<String, Option<Rate>>,
+    },
+    /// Throttle the guest's vCPUs by this many per cent.
+    Throttle(u8),
+    /// Switch these disks' mirrors to write-blocking.
+    WriteBlocking(Vec<String>),
+    /// Let the guest go on at the destination and fetch its pages from there.
+    Postcopy,
+    /// Give up and roll back.
+    GiveUp {
+        /// A stable word: `ram-not-converging`, `disk-not-converging`, `over-budget`, `timeout`.
+        code: &'static str,
+        /// What would have been needed.
+        needed: String,
+    },
+}
+
+/// What is to be done after one sample.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Decision {
+    /// What to do; nothing is to wait.
+    pub actions: Vec<Action>,
+    /// One sentence with the numbers it rests on.
+    pub because: String,
+}
