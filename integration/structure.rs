@@ -33,9 +33,16 @@ fn allowed(room: &str) -> Vec<&'static str> {
 
 /// Files that must be pure, and say so.
 const PURE: &[&str] = &[
+    "convergence/decide.rs",
     "convergence/decision.rs",
+    "convergence/disks.rs",
+    "convergence/estimate.rs",
+    "convergence/history.rs",
+    "convergence/memory.rs",
     "convergence/policy.rs",
     "convergence/sample.rs",
+    "convergence/share.rs",
+    "convergence/simulate.rs",
     "endpoint/address.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",

@@ -2,9 +2,9 @@
 //!
 //! Pure.
 
-use crate::quantity::Rate;
+use super::Share;
 use serde::Serialize;
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 /// One thing to do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,13 +14,10 @@ pub enum Action {
     StartMemory,
     /// Set QEMU's `downtime-limit`.
     DowntimeLimit(Duration),
-    /// Share out the ceiling: RAM's `max-bandwidth`, and each mirror's speed by disk. `None` is no limit.
-    Share {
-        /// For RAM.
-        memory: Option<Rate>,
-        /// For each mirror.
-        mirrors: BTreeMap<String, Option<Rate>>,
-    },
+    /// Share out the ceiling: RAM's `max-bandwidth`, and each mirror's speed.
+    Share(Share),
+    /// Give this disk's mirror more of the ceiling than the others.
+    Favour(String),
     /// Throttle the guest's vCPUs by this many per cent.
     Throttle(u8),
     /// Switch these disks' mirrors to write-blocking.

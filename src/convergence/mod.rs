@@ -4,10 +4,20 @@
 //! [`Sample`], and gives a [`Decision`] with its reason. Every file of this room is pure: it must never read a clock, ask
 //! QEMU or do anything, so that a recorded sequence of samples replays through it offline and always gives the same.
 
+mod decide;
 mod decision;
+mod disks;
+mod estimate;
+mod history;
+mod memory;
 mod policy;
 mod sample;
+mod share;
+pub mod simulate;
 
+pub use decide::{decide, may_hand_over, predicted_blackout};
 pub use decision::{Action, Decision};
+pub use estimate::{Disk, Memory};
+pub use history::{Can, Estimates, History, Share, Task};
 pub use policy::{DiskRung, Policy, RamRung, Schedule, Step};
 pub use sample::{MirrorSample, RamSample, Sample};

@@ -40,8 +40,14 @@ pub struct Policy {
     pub slack: f64,
     /// What device state is taken to need, before it is sent: nothing measures it earlier.
     pub device_state: Duration,
-    /// How long something must not have improved before the next rung is taken.
+    /// How long RAM may be foreseen to need yet, before more is done than to wait.
     pub patience: Duration,
+    /// The same as a share of the time since RAM was started: the longer of the two counts.
+    pub patience_share: f64,
+    /// How many seconds a second of blackout must save before the downtime limit is raised for it.
+    pub worth: f64,
+    /// How long nothing may improve after the last rung, before it is given up.
+    pub give_up: Duration,
     /// The rungs for RAM.
     pub ram: Vec<RamRung>,
     /// The rungs for disks.
@@ -87,10 +93,13 @@ impl Default for Policy {
         Self {
             name: "converge".to_owned(),
             observe: false,
-            first: Duration::from_millis(20),
+            first: Duration::from_millis(10),
             slack: 0.2,
-            device_state: Duration::from_millis(10),
-            patience: Duration::from_secs(2),
+            device_state: Duration::from_millis(5),
+            patience: Duration::from_secs(3),
+            patience_share: 0.25,
+            worth: 40.0,
+            give_up: Duration::from_secs(30),
             ram: vec![RamRung::Downtime, RamRung::Throttle],
             disks: vec![DiskRung::Bandwidth, DiskRung::WriteBlocking],
             throttle_max: 99,

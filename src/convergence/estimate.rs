@@ -1,0 +1,296 @@
+//! What the samples of one run tell: bandwidth, what the guest dirties, and how fast each mirror gains on its guest.
+//!
+//! Pure. QEMU's own counters mean different things in different versions: on 10.0 `remaining` falls through a pass and
+//! jumps at the sync that ends it, on 11.1 QEMU syncs about ten times a second. So nothing is read from one sample. What was
+//! found dirty between two syncs is what `remaining` grew by plus what was sent meanwhile, on both.
+
+use super::sample::{MirrorSample, RamSample};
+use serde::Serialize;
+use std::collections::VecDeque;
+
+/// The least time that a rate is taken over, milliseconds: shorter, and QEMU's own 100 ms windows show through.
+const WINDOW: f64 = 200.0;
+/// The weight of the newest value in a smoothed one (KubeVirt's VEP 248 uses the same).
+const NEWEST: f64 = 0.4;
+/// By how much less must remain to count as better (the same source).
+const BETTER: f64 = 0.96;
+
+/// A rate smoothed over its windows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Smooth(Option<f64>);
+
+impl Smooth {
+    pub(super) fn add(&mut self, value: f64) {
+        self.0 = Some(self.0.map_or(value, |old| old + NEWEST * (value - old)));
+    }
+
+    pub(super) fn get(self) -> Option<f64> {
+        self.0
+    }
+}
+
+/// RAM as far as it is known. Bytes and bytes per second; times in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Memory {
+    /// Sent over the wire.
+    pub bandwidth: f64,
+    /// Memory taken care of, zero pages and all.
+    pub pace: f64,
+    /// What the guest dirties, as far as it is found: pages that are still to be sent are not found again.
+    pub dirty_rate: f64,
+    /// The most that was found dirty at once: memory that is rewritten again and again is at least this much.
+    pub working_set: f64,
+    /// To send, when it was last counted anew.
+    pub fresh: f64,
+    /// The least of those counts.
+    pub best: f64,
+    /// When it was so little for the first time.
+    pub best_at: f64,
+    /// How often it was counted since, without being better.
+    pub worse: u32,
+    /// The fastest that memory was taken care of between two samples.
+    pub peak: f64,
+    /// Every page was sent once.
+    pub first_pass_over: bool,
+}
+
+impl Memory {
+    /// How the guest's dirtying compares with what is sent: from 1 on it does not converge. None while nothing is known.
+    pub fn load(&self) -> Option<f64> {
+        (self.pace > 0.0).then(|| self.dirty_rate / self.pace)
+    }
+
+    /// Milliseconds until no more than `rest` bytes remain, if all goes on as it does; None if never.
+    pub fn time_to(&self, rest: f64, load: f64) -> Option<f64> {
+        if self.fresh <= rest {
+            return Some(0.0);
+        }
+        // each pass leaves what was dirtied during it, so the rest shrinks by (1 - load) x pace
+        (load < 1.0 && self.pace > 0.0).then(|| (self.fresh - rest) / (self.pace * (1.0 - load)) * 1000.0)
+    }
+}
+
+/// What is found dirty by error, as a part of what was sent meanwhile.
+const NOISE: f64 = 0.05;
+/// How many estimates of RAM are kept to tell a trend from a burst.
+const RECENT: usize = 32;
+
+/// How RAM's estimate is made.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct MemoryTrack {
+    began: Option<f64>,
+    last: Option<(f64, RamSample)>,
+    /// The sync where the window of the dirty rate began, and what was found dirty and processed since.
+    window: (f64, f64, f64),
+    /// The most that remained after a sync in the window, and how many syncs there were.
+    counted: (f64, u64),
+    /// The window holds what was dirtied under other conditions: it ends with the next sync and counts for nothing.
+    stale: bool,
+    bandwidth: Smooth,
+    /// Where the window of the bandwidth began: when, and what was transferred.
+    sent: (f64, u64),
+    dirty: Smooth,
+    pace: Smooth,
+    estimate: Memory,
+    /// The latest estimates since something was changed, and since when each holds.
+    recent: VecDeque<(f64, Memory)>,
+}
+
+impl MemoryTrack {
+    /// When the first sample with RAM was taken.
+    pub(super) fn began(&self) -> Option<f64> {
+        self.began
+    }
+
+    pub(super) fn estimate(&self) -> Option<Memory> {
+        self.bandwidth.get().map(|_| self.estimate)
+    }
+
+    pub(super) fn last(&self) -> Option<RamSample> {
+        self.last.map(|(_, sample)| sample)
+    }
+
+    pub(super) fn recent(&self) -> impl DoubleEndedIterator<Item = &(f64, Memory)> {
+        self.recent.iter()
+    }
+
+    /// What was measured before no longer holds: the guest is throttled differently now, or the bandwidth is another.
+    pub(super) fn forget_rates(&mut self, at: f64) {
+        self.dirty = Smooth::default();
+        self.pace = Smooth::default();
+        self.recent.clear();
+        self.stale = true;
+        self.estimate.worse = 0;
+        self.estimate.best_at = at;
+    }
+
+    pub(super) fn add(&mut self, at: f64, now: RamSample) {
+        let Some((then, last)) = self.last.replace((at, now)) else {
+            self.began = Some(at);
+            self.window = (at, 0.0, 0.0);
+            self.sent = (at, now.transferred);
+            let all = now.remaining as f64;
+            self.estimate = Memory { fresh: all, best: all, best_at: at, ..Memory::default() };
+            return;
+        };
+        if at <= then {
+            return;
+        }
+        let estimate = &mut self.estimate;
+        if at - self.sent.0 >= WINDOW {
+            self.bandwidth.add(now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0);
+            self.sent = (at, now.transferred);
+            estimate.bandwidth = self.bandwidth.get().unwrap_or_default();
+        }
+        let processed = now.processed.saturating_sub(last.processed) as f64;
+        let found = (now.remaining as f64 - last.remaining as f64 + processed).max(0.0);
+        self.window.1 += found;
+        self.window.2 += processed;
+        estimate.peak = estimate.peak.max(processed / (at - then) * 1000.0);
+        estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
+        // the counters are not read all at once, so a little is always found
+        if now.syncs == last.syncs && found < (processed * NOISE).max(1e6) {
+            return;
+        }
+        self.counted =
+            (self.counted.0.max(now.remaining as f64), self.counted.1 + now.syncs.saturating_sub(last.syncs));
+        if std::mem::take(&mut self.stale) {
+            self.window = (at, 0.0, 0.0);
+            self.counted = (0.0, 0);
+            estimate.fresh = now.remaining as f64;
+            return;
+        }
+        let elapsed = at - self.window.0;
+        if elapsed < WINDOW {
+            return;
+        }
+        estimate.working_set = estimate.working_set.max(self.window.1);
+        self.dirty.add(self.window.1 / elapsed * 1000.0);
+        self.pace.add(self.window.2 / elapsed * 1000.0);
+        estimate.dirty_rate = self.dirty.get().unwrap_or_default();
+        estimate.pace = self.pace.get().unwrap_or_default();
+        // the counts were a while ago, and a part of what was found then has been sent since
+        let (most, counts) = std::mem::take(&mut self.counted);
+        estimate.fresh = most.max(self.window.1 / counts.max(1) as f64).min(now.total as f64);
+        let since = self.window.0;
+        self.window = (at, 0.0, 0.0);
+        if estimate.fresh <= estimate.best * BETTER {
+            (estimate.best, estimate.best_at, estimate.worse) = (estimate.fresh, at, 0);
+        } else {
+            estimate.worse += 1;
+        }
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((since, *estimate));
+    }
+}
+
+/// One mirror as far as it is known. Bytes and bytes per second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Disk {
+    /// Copied.
+    pub rate: f64,
+    /// What the guest's writes add to what is to be copied.
+    pub growth: f64,
+    /// The guest's writes.
+    pub write_rate: f64,
+    /// To copy yet.
+    pub remaining: f64,
+    /// The mean time of a guest's write while the mirror copied in the background, milliseconds.
+    pub latency_before: Option<f64>,
+    /// The same in write-blocking mode.
+    pub latency_since: Option<f64>,
+    /// The least that remained, and when it was so little for the first time.
+    pub best: f64,
+    /// When.
+    pub best_at: f64,
+    /// It has caught up once.
+    pub ready: bool,
+    /// In write-blocking mode, and nothing is behind any more.
+    pub synced: bool,
+}
+
+impl Disk {
+    /// Milliseconds until the mirror is ready, if all goes on as it does; None if never.
+    pub fn time_to_ready(&self) -> Option<f64> {
+        let gain = self.rate - self.growth;
+        match self.ready || self.remaining <= 0.0 {
+            true => Some(0.0),
+            false => (gain > 0.0).then(|| self.remaining / gain * 1000.0),
+        }
+    }
+}
+
+/// How a mirror's estimate is made.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct DiskTrack {
+    window: Option<(f64, MirrorSample)>,
+    rate: Smooth,
+    growth: Smooth,
+    writes: Smooth,
+    before: Smooth,
+    since: Smooth,
+    /// It was switched to write-blocking.
+    blocking: bool,
+    estimate: Disk,
+}
+
+impl DiskTrack {
+    pub(super) fn estimate(&self) -> Disk {
+        self.estimate
+    }
+
+    pub(super) fn add(&mut self, at: f64, now: &MirrorSample) {
+        let estimate = &mut self.estimate;
+        estimate.remaining = now.len.saturating_sub(now.offset) as f64;
+        estimate.ready = now.ready;
+        estimate.synced = now.actively_synced == Some(true);
+        let Some((then, last)) = &self.window else {
+            (estimate.best, estimate.best_at) = (estimate.remaining, at);
+            self.window = Some((at, now.clone()));
+            return;
+        };
+        let elapsed = at - then;
+        if elapsed < WINDOW {
+            return;
+        }
+        let rate = |now: u64, last: u64| now.saturating_sub(last) as f64 / elapsed * 1000.0;
+        self.rate.add(rate(now.offset, last.offset));
+        // the first length is known only once the bitmap is initialised
+        if last.len > 0 {
+            self.growth.add(rate(now.len, last.len));
+        } else {
+            (estimate.best, estimate.best_at) = (estimate.remaining, at);
+        }
+        self.writes.add(rate(now.written, last.written));
+        let (writes, took) = (now.writes.saturating_sub(last.writes), now.write_ns.saturating_sub(last.write_ns));
+        if writes > 0 {
+            let mean = took as f64 / writes as f64 / 1e6;
+            match self.blocking {
+                true => self.since.add(mean),
+                false => self.before.add(mean),
+            }
+        }
+        if estimate.remaining <= estimate.best * BETTER {
+            (estimate.best, estimate.best_at) = (estimate.remaining, at);
+        }
+        estimate.rate = self.rate.get().unwrap_or_default();
+        estimate.growth = self.growth.get().unwrap_or_default();
+        estimate.write_rate = self.writes.get().unwrap_or_default();
+        (estimate.latency_before, estimate.latency_since) = (self.before.get(), self.since.get());
+        self.window = Some((at, now.clone()));
+    }
+
+    /// From now on in write-blocking mode.
+    pub(super) fn block(&mut self, at: f64) {
+        self.blocking = true;
+        self.start_over(at);
+    }
+
+    /// Another mode or another share: what it gains is to be seen anew.
+    pub(super) fn start_over(&mut self, at: f64) {
+        (self.rate, self.growth) = (Smooth::default(), Smooth::default());
+        (self.estimate.best, self.estimate.best_at) = (self.estimate.remaining, at);
+    }
+}

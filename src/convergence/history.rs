@@ -1,0 +1,202 @@
+//! What a run has to do, what was seen of it so far, and what was decided.
+//!
+//! Pure.
+
+use super::{
+    Action, Decision, Sample,
+    estimate::{Disk, DiskTrack, Memory, MemoryTrack, Smooth},
+};
+use crate::quantity::Rate;
+use serde::Serialize;
+use std::{collections::BTreeMap, time::Duration};
+
+/// What a migration has to do, and within which limits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Task {
+    /// The blackout budget.
+    pub budget: Duration,
+    /// The whole job's ceiling on the wire.
+    pub ceiling: Option<Rate>,
+    /// A ceiling for the mirrors together.
+    pub disk_ceiling: Option<Rate>,
+    /// What the link was measured to carry, where it was: the rest of RAM is sent without a ceiling.
+    pub link: Option<Rate>,
+    /// How long it may take until the guest is stopped.
+    pub timeout: Option<Duration>,
+    /// The guest's memory, bytes.
+    pub memory: u64,
+    /// The guest's disks, bytes of virtual size: only published schedules reckon with them.
+    pub disks: u64,
+    /// What the guest was seen to dirty before, bytes per second, where that was measured.
+    pub dirty_rate: Option<f64>,
+    /// What QEMU can be told in this run.
+    pub can: Can,
+}
+
+/// What QEMU can be told in this run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Can {
+    /// Switch a mirror to write-blocking (8.2), which the policy allows.
+    pub write_blocking: bool,
+    /// Throttle the guest: the capability is on.
+    pub throttle: bool,
+    /// Start postcopy: the capability is on.
+    pub postcopy: bool,
+    /// Send RAM while mirrors copy: it can be held back, which multifd cannot.
+    pub overlap: bool,
+}
+
+/// What was seen and decided so far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    pub(super) task: Task,
+    pub(super) at: f64,
+    pub(super) memory: MemoryTrack,
+    pub(super) disks: BTreeMap<String, DiskTrack>,
+    pub(super) round_trip: Smooth,
+    pub(super) done: Done,
+}
+
+/// What was decided so far, as it stands.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Done {
+    /// When RAM was started.
+    pub(super) memory_since: Option<f64>,
+    pub(super) downtime: Option<Duration>,
+    pub(super) throttle: u8,
+    /// When something was last changed that must show before the next step.
+    pub(super) changed: f64,
+    /// The disks in write-blocking mode.
+    pub(super) write_blocking: Vec<String>,
+    pub(super) share: Share,
+    pub(super) postcopy: bool,
+    pub(super) gave_up: bool,
+    /// The disks that get more of the bandwidth than the others.
+    pub(super) favoured: Vec<String>,
+}
+
+/// How the ceiling is shared out; `None` is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Share {
+    /// For RAM.
+    pub memory: Option<Rate>,
+    /// For each mirror, by its disk.
+    pub mirrors: BTreeMap<String, Option<Rate>>,
+}
+
+/// What is known after the last sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimates {
+    /// RAM, once it is being sent.
+    pub memory: Option<Memory>,
+    /// Every mirror, by its disk.
+    pub disks: BTreeMap<String, Disk>,
+    /// Milliseconds that a question takes.
+    pub round_trip: f64,
+}
+
+impl History {
+    /// Nothing seen yet. `disks` are the names of those that are going to be mirrored.
+    pub fn new(task: Task, disks: impl IntoIterator<Item = String>) -> Self {
+        let mut new = Self {
+            task,
+            at: 0.0,
+            memory: MemoryTrack::default(),
+            disks: BTreeMap::new(),
+            round_trip: Smooth::default(),
+            done: Done::default(),
+        };
+        new.disks = disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect();
+        new.done.share = super::share::share(&new);
+        new
+    }
+
+    /// How the ceiling is shared out as things stand: RAM's part, and each mirror's.
+    pub fn share(&self) -> &Share {
+        &self.done.share
+    }
+
+    /// What it is about.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The downtime limit as it was last decided; None while QEMU has what it was set up with.
+    pub fn downtime_limit(&self) -> Option<Duration> {
+        self.done.downtime
+    }
+
+    /// What is known.
+    pub fn estimates(&self) -> Estimates {
+        Estimates {
+            memory: self.memory.estimate(),
+            disks: self.disks.iter().map(|(disk, track)| (disk.clone(), track.estimate())).collect(),
+            round_trip: self.round_trip.get().unwrap_or_default(),
+        }
+    }
+
+    /// Takes in a sample, and what was decided on it.
+    pub fn record(&mut self, sample: &Sample, decision: &Decision) {
+        *self = self.after(sample);
+        for action in &decision.actions {
+            self.note(action);
+        }
+    }
+
+    /// As it is with one more sample.
+    pub(super) fn after(&self, sample: &Sample) -> Self {
+        let mut next = self.clone();
+        next.at = sample.at_ms.max(self.at);
+        if sample.round_trip_ms > 0.0 {
+            next.round_trip.add(sample.round_trip_ms);
+        }
+        if let Some(ram) = sample.ram {
+            next.memory.add(next.at, ram);
+        }
+        for mirror in &sample.mirrors {
+            next.disks.entry(mirror.disk.clone()).or_default().add(next.at, mirror);
+        }
+        next
+    }
+
+    pub(super) fn note(&mut self, action: &Action) {
+        let at = self.at;
+        let done = &mut self.done;
+        match action {
+            Action::StartMemory => done.memory_since = Some(at),
+            Action::DowntimeLimit(limit) => {
+                done.downtime = Some(*limit);
+                done.changed = at;
+            }
+            Action::Share(share) => {
+                for (disk, track) in &mut self.disks {
+                    if done.share.mirrors.get(disk) != share.mirrors.get(disk) {
+                        track.start_over(at);
+                    }
+                }
+                if done.share.memory != share.memory {
+                    self.memory.forget_rates(at);
+                }
+                done.share = share.clone();
+            }
+            Action::Favour(disk) => done.favoured.push(disk.clone()),
+            Action::Throttle(percent) => {
+                done.throttle = *percent;
+                done.changed = at;
+                self.memory.forget_rates(at);
+            }
+            Action::WriteBlocking(disks) => {
+                for disk in disks {
+                    if let Some(track) = self.disks.get_mut(disk) {
+                        track.block(at);
+                    }
+                }
+                done.write_blocking.extend(disks.iter().cloned());
+                // what it sent beside them says little of what it sends alone
+                self.memory.forget_rates(at);
+            }
+            Action::Postcopy => done.postcopy = true,
+            Action::GiveUp { .. } => done.gave_up = true,
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! A model of a guest, its QEMU and a link, driven by the very decisions of a run: what a migration would come to.
+//!
+//! Pure. A guest rewrites a working set round and round; QEMU sends page after page and counts anew what was dirtied, at the
+//! end of a pass or ten times a second; it stops the guest where what remains would fit into the downtime limit. The model
+//! is the one of 4.1 in QEMU's `migration_iteration_run`: `pending < bandwidth x downtime-limit`, asked exactly before.
+
+use super::{
+    decide::{decide, may_hand_over},
+    decision::Action,
+    disks::millis,
+    history::{History, Task},
+    policy::Policy,
+    sample::{MirrorSample, RamSample, Sample},
+};
+use serde::Serialize;
+
+/// The length of a step of the model, milliseconds.
+const TICK: f64 = 10.0;
+/// The least that a pass takes, seconds: QEMU has to count.
+const PASS: f64 = 0.0005;
+/// How often it is looked at and decided.
+const LOOK: f64 = 100.0;
+/// How often QEMU 11 counts anew.
+const CONTINUOUS: f64 = 100.0;
+/// Bytes per second that zero pages are passed over with.
+const SCAN: f64 = 3e9;
+/// After this much, milliseconds, nothing is to be expected any more.
+const END: f64 = 24.0 * 3600.0 * 1000.0;
+
+/// A guest as far as its migration is concerned. Bytes and bytes per second.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Guest {
+    /// Its memory.
+    pub memory: f64,
+    /// What of it is not zero.
+    pub used: f64,
+    /// What it rewrites again and again.
+    pub working_set: f64,
+    /// How fast.
+    pub dirty_rate: f64,
+    /// Milliseconds of dirtying, and of a pause after it, where it does not always dirty.
+    pub bursts: Option<(f64, f64)>,
+    /// Its disks.
+    pub disks: Vec<GuestDisk>,
+}
+
+/// A disk of a guest.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GuestDisk {
+    /// Its name.
+    pub name: String,
+    /// To copy.
+    pub bytes: f64,
+    /// What the guest writes.
+    pub write_rate: f64,
+}
+
+/// What lies between the two QEMUs, and what they take for themselves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Link {
+    /// Bytes per second.
+    pub bandwidth: f64,
+    /// Bytes per second that RAM can be sent at whatever the link carries.
+    pub memory_rate: f64,
+    /// Bytes per second that the mirrors together can copy at.
+    pub mirror_rate: f64,
+    /// Milliseconds of a question.
+    pub round_trip: f64,
+    /// Milliseconds that device state, its loading and the mirrors' end take.
+    pub device_state: f64,
+    /// QEMU counts what is dirty ten times a second (11.1), not at the end of a pass (10.0).
+    pub continuous: bool,
+    /// QEMU can be told with which bandwidth to reckon for the switchover (8.2).
+    pub switchover_bandwidth: bool,
+}
+
+/// What it came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Course {
+    /// Milliseconds until the guest ran at the destination with all its memory, or until it was given up.
+    pub total_ms: f64,
+    /// Milliseconds it stood still; None where it was given up before.
+    pub blackout_ms: Option<f64>,
+    /// Bytes of RAM over the wire.
+    pub ram_bytes: f64,
+    /// Bytes of disks.
+    pub disk_bytes: f64,
+    /// Everything that was decided, when and why.
+    pub actions: Vec<(f64, Action, String)>,
+    /// The guest was stopped before every mirror was ready.
+    pub too_early: bool,
+}
+
+impl Course {
+    /// Whether the guest moved.
+    pub fn moved(&self) -> bool {
+        self.blackout_ms.is_some()
+    }
+
+    /// Why it was given up.
+    pub fn given_up(&self) -> Option<&Action> {
+        self.actions.iter().map(|(_, action, _)| action).find(|action| matches!(action, Action::GiveUp { .. }))
+    }
+}
+
+struct World<'a> {
+    guest: &'a Guest,
+    link: &'a Link,
+    at: f64,
+    /// RAM was started, and when.
+    ram: Option<f64>,
+    /// Milliseconds since it was last counted anew.
+    since_count: f64,
+    /// QEMU stopped the guest.
+    stopped: bool,
+    /// The bandwidth that QEMU was told to reckon with.
+    told: Option<f64>,
+    pending: f64,
+    /// Dirtied since it was last counted.
+    dirtied: f64,
+    first_pass: bool,
+    transferred: f64,
+    processed: f64,
+    syncs: u64,
+    limit: f64,
+    throttle: u8,
+    shown: u8,
+    /// What RAM was sent at in the last step.
+    rate: f64,
+    mirrors: Vec<Mirror>,
+}
+
+#[derive(Clone, Default)]
+struct Mirror {
+    len: f64,
+    offset: f64,
+    ready: bool,
+    blocking: bool,
+    written: f64,
+}
+
+/// Lets a migration run in the model.
+pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Course {
+    let mut history = History::new(task.clone(), guest.disks.iter().map(|disk| disk.name.clone()));
+    let mut world = World {
+        guest,
+        link,
+        at: 0.0,
+        ram: None,
+        since_count: 0.0,
+        stopped: false,
+        told: task.link.or(task.ceiling).filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
+        pending: guest.memory,
+        dirtied: 0.0,
+        first_pass: true,
+        transferred: 0.0,
+        processed: 0.0,
+        syncs: 0,
+        limit: millis(policy.first.min(task.budget)),
+        throttle: 0,
+        shown: 0,
+        rate: 0.0,
+        mirrors: guest.disks.iter().map(|disk| Mirror { len: disk.bytes, ..Mirror::default() }).collect(),
+    };
+    let mut course = Course {
+        total_ms: 0.0,
+        blackout_ms: None,
+        ram_bytes: 0.0,
+        disk_bytes: 0.0,
+        actions: Vec::new(),
+        too_early: false,
+    };
+    let mut looked = -LOOK;
+    while world.at < END {
+        if world.at - looked >= LOOK {
+            looked = world.at;
+            let sample = world.sample();
+            let decision = decide(policy, &history, &sample);
+            history.record(&sample, &decision);
+            for action in decision.actions {
+                let ends = matches!(action, Action::GiveUp { .. });
+                let postcopy = action == Action::Postcopy;
+                if !policy.observe || matches!(action, Action::StartMemory) {
+                    world.apply(&action);
+                }
+                course.actions.push((world.at, action, decision.because.clone()));
+                if ends {
+                    return world.finish(course, None);
+                }
+                if postcopy {
+                    let rest = world.pending + world.dirtied;
+                    world.transferred += rest;
+                    let blackout = world.overhead();
+                    world.at += rest / world.wire(true).max(1.0) * 1000.0;
+                    return world.finish(course, Some(blackout));
+                }
+            }
+        }
+        world.step(&history);
+        if world.stopped {
+            course.too_early = world.mirrors.iter().any(|mirror| !mirror.ready);
+            let rest = world.pending / world.wire(true).max(1.0) * 1000.0;
+            let blackout = rest + world.overhead();
+            let verdict = may_hand_over(policy, &history, world.link.round_trip * 2.0, world.pending as u64);
+            if verdict.is_err() {
+                let action = Action::GiveUp { code: "over-budget", needed: format!("{blackout:.0} ms") };
+                course.actions.push((world.at, action, format!("{blackout:.0} ms of blackout are foreseen")));
+                return world.finish(course, None);
+            }
+            world.transferred += world.pending;
+            return world.finish(course, Some(blackout));
+        }
+    }
+    world.finish(course, None)
+}
+
+impl World<'_> {
+    fn sample(&self) -> Sample {
+        let mirror = |(mirror, disk): (&Mirror, &GuestDisk)| MirrorSample {
+            disk: disk.name.clone(),
+            len: mirror.len as u64,
+            offset: mirror.offset as u64,
+            ready: mirror.ready,
+            actively_synced: Some(mirror.blocking && mirror.ready),
+            written: mirror.written as u64,
+            ..MirrorSample::default()
+        };
+        let ram = RamSample {
+            transferred: self.transferred as u64,
+            processed: self.processed as u64,
+            remaining: self.pending as u64,
+            total: self.guest.memory as u64,
+            throttle_pct: u64::from(self.shown),
+            syncs: self.syncs,
+            ..RamSample::default()
+        };
+        Sample {
+            at_ms: self.at,
+            round_trip_ms: self.link.round_trip,
+            ram: self.ram.map(|_| ram),
+            mirrors: self.mirrors.iter().zip(&self.guest.disks).map(mirror).collect(),
+        }
+    }
+
+    fn apply(&mut self, action: &Action) {
+        match action {
+            Action::StartMemory => self.ram = Some(self.at),
+            Action::DowntimeLimit(limit) => self.limit = millis(*limit),
+            Action::Throttle(percent) => self.throttle = *percent,
+            Action::WriteBlocking(disks) => {
+                for (mirror, disk) in self.mirrors.iter_mut().zip(&self.guest.disks) {
+                    mirror.blocking |= disks.contains(&disk.name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Bytes per second that the wire carries for RAM, with the guest stopped or beside nothing else.
+    fn wire(&self, stopped: bool) -> f64 {
+        if stopped { self.link.bandwidth.min(self.link.memory_rate) } else { self.rate }
+    }
+
+    fn overhead(&self) -> f64 {
+        self.link.device_state + self.link.round_trip * 4.0
+    }
+
+    fn step(&mut self, history: &History) {
+        let share = history.share();
+        let seconds = TICK / 1000.0;
+        let dirties = self.guest.bursts.is_none_or(|(on, off)| self.at % (on + off) < on);
+        self.at += TICK;
+
+        // what each would take, and what the link leaves of it
+        let copying = self.mirrors.iter().filter(|mirror| !mirror.ready).count().max(1) as f64;
+        let mut wants: Vec<f64> = Vec::new();
+        for (mirror, disk) in self.mirrors.iter().zip(&self.guest.disks) {
+            let limit = share.mirrors.get(&disk.name).copied().flatten().map_or(f64::MAX, |rate| rate.0 as f64);
+            let copies = if mirror.ready { 0.0 } else { (self.link.mirror_rate / copying).min(limit) };
+            wants.push(copies + if mirror.blocking || mirror.ready { disk.write_rate } else { 0.0 });
+        }
+        let ceiling = share.memory.map_or(f64::MAX, |rate| rate.0 as f64);
+        let for_memory = if self.ram.is_some() { self.link.memory_rate.min(ceiling) } else { 0.0 };
+        let asked: f64 = wants.iter().sum::<f64>() + for_memory;
+        let part = if asked > self.link.bandwidth { self.link.bandwidth / asked } else { 1.0 };
+
+        for ((mirror, disk), want) in self.mirrors.iter_mut().zip(&self.guest.disks).zip(wants) {
+            mirror.written += disk.write_rate * seconds;
+            if !mirror.ready {
+                let copied = (want * part * seconds).min(mirror.len - mirror.offset);
+                mirror.offset += copied;
+                // a write to what is copied already is to be copied again
+                let again = if mirror.blocking || mirror.len == 0.0 { 0.0 } else { mirror.offset / mirror.len };
+                mirror.len += disk.write_rate * seconds * again;
+                mirror.ready = mirror.len - mirror.offset < 1.0;
+            }
+        }
+        if self.ram.is_none() {
+            return;
+        }
+        self.rate = for_memory * part;
+        let dirties = if dirties { self.guest.dirty_rate } else { 0.0 };
+        let mut left = seconds;
+        while left > 0.0 && !self.stopped {
+            let filled = if self.first_pass { (self.guest.used / self.guest.memory.max(1.0)).max(1e-6) } else { 1.0 };
+            let pace = (self.rate / filled).clamp(1.0, SCAN);
+            // not less than QEMU needs for a sync
+            let time = (self.pending / pace).clamp(PASS, left.max(PASS));
+            let taken = (pace * time).min(self.pending);
+            let runs = 1.0 - f64::from(self.shown) / 100.0;
+            self.dirtied = (self.dirtied + dirties * runs * time).min(self.guest.working_set);
+            self.pending -= taken;
+            self.processed += taken;
+            self.transferred += taken * filled;
+            left -= time;
+            self.since_count += time * 1000.0;
+            if self.pending <= 0.0 || (self.link.continuous && self.since_count >= CONTINUOUS) {
+                self.count();
+            }
+            self.stopped = self.fits();
+        }
+    }
+
+    /// Counts anew what is to be sent.
+    fn count(&mut self) {
+        if self.first_pass && self.processed >= self.guest.memory - 1.0 {
+            self.first_pass = false;
+        }
+        // what is still to be sent is not found again
+        let sent = match self.first_pass {
+            true => self.processed / self.guest.memory.max(1.0),
+            false => 1.0 - (self.pending / self.guest.working_set.max(1.0)).min(1.0),
+        };
+        self.pending += self.dirtied * sent;
+        self.dirtied = 0.0;
+        self.syncs += 1;
+        self.shown = self.throttle;
+        self.since_count = 0.0;
+    }
+
+    /// Whether QEMU would stop the guest now.
+    fn fits(&mut self) -> bool {
+        let threshold = (self.told.unwrap_or(self.rate) * self.limit / 1000.0).max(1.0);
+        if self.pending >= threshold {
+            return false;
+        }
+        self.count();
+        self.pending < threshold
+    }
+
+    fn finish(&self, course: Course, blackout: Option<f64>) -> Course {
+        Course {
+            total_ms: self.at + blackout.unwrap_or_default(),
+            blackout_ms: blackout,
+            ram_bytes: self.transferred,
+            disk_bytes: self.mirrors.iter().map(|mirror| mirror.offset).sum(),
+            ..course
+        }
+    }
+}
