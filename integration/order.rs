@@ -657,6 +657,52 @@ async fn what_cannot_be_removed_is_named() {
     assert!(run.outcome.leftovers.iter().any(|line| line.contains("qferry-export-0")), "{run:?}");
 }
 
+/// A source whose build can slow a guest down, and what its accelerator says to `dirty-limit`.
+fn throttling(takes_dirty_limit: bool) -> Model {
+    let mut model = model();
+    model::add_capabilities(&mut model.state().source.schema, &["auto-converge", "dirty-limit"]);
+    let world = model.world.clone();
+    model.on(Source, "migrate-set-capabilities", move |seen| {
+        let on = |name| json!({ "capability": name, "state": true });
+        let list = seen.arguments["capabilities"].as_array().unwrap();
+        match list.contains(&on("dirty-limit")) && !takes_dirty_limit {
+            true => vec![Action::error("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")],
+            false => world.answer(Source, seen),
+        }
+    });
+    let world = model.world.clone();
+    model.when(Source, "migrate", move || {
+        let state = world.state();
+        let is_on = |name: &str| state.source.capabilities[name];
+        assert_eq!((is_on("dirty-limit"), is_on("auto-converge")), (takes_dirty_limit, !takes_dirty_limit));
+        let of = |name: &str| state.source.parameters[name].clone();
+        assert_eq!([of("throttle-trigger-threshold"), of("max-cpu-throttle")], [json!(100), json!(1)]);
+        assert_eq!(of("vcpu-dirty-limit"), if takes_dirty_limit { json!(1 << 20) } else { json!(1) });
+    });
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_is_throttled_by_what_its_accelerator_allows() {
+    for takes_dirty_limit in [true, false] {
+        let mut model = throttling(takes_dirty_limit);
+        let run = model.migrate().await;
+        moved(&model, &run);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttle_does_not_outlive_a_migration_that_failed() {
+    for takes_dirty_limit in [true, false] {
+        let mut model = throttling(takes_dirty_limit);
+        model.state().then = Continue::DestinationFails;
+        let run = model.migrate().await;
+        back(&model, &run, Ending::RolledBack, "handover-failed");
+        // QEMU ends a dirty limit by itself only when it is told to cancel
+        assert_eq!(run.count("source: cancel-vcpu-dirty-limit"), 1, "{run:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn settings_that_cannot_be_put_back_are_named() {
     let mut model = model();

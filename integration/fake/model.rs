@@ -38,12 +38,13 @@ const NEEDED: [&str; 13] = [
     "query-named-block-nodes",
 ];
 /// Everything a fake answers; what else it is told is `CommandNotFound`.
-const ANSWERED: [&str; 36] = [
+const ANSWERED: [&str; 37] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
     "block-job-cancel",
     "block-job-change",
+    "cancel-vcpu-dirty-limit",
     "cont",
     "drive-mirror",
     "job-dismiss",
@@ -260,12 +261,27 @@ impl Model {
             migration: None,
             error: None,
             blocked: Vec::new(),
-            capabilities: ["events", "late-block-activate", "pause-before-switchover", "return-path", "xbzrle"]
-                .map(|name| (name.to_owned(), name == "late-block-activate" && side == Side::Destination))
-                .into(),
+            capabilities: [
+                "auto-converge",
+                "dirty-limit",
+                "events",
+                "late-block-activate",
+                "pause-before-switchover",
+                "return-path",
+                "xbzrle",
+            ]
+            .map(|name| (name.to_owned(), name == "late-block-activate" && side == Side::Destination))
+            .into(),
             parameters: Map::from_iter([
+                ("cpu-throttle-increment".to_owned(), json!(10)),
+                ("cpu-throttle-initial".to_owned(), json!(20)),
+                ("cpu-throttle-tailslow".to_owned(), json!(true)),
                 ("downtime-limit".to_owned(), json!(777)),
                 ("max-bandwidth".to_owned(), json!(12345)),
+                ("max-cpu-throttle".to_owned(), json!(99)),
+                ("max-postcopy-bandwidth".to_owned(), json!(0)),
+                ("throttle-trigger-threshold".to_owned(), json!(50)),
+                ("vcpu-dirty-limit".to_owned(), json!(1)),
                 ("x-new".to_owned(), json!({"a": 1})),
             ]),
             disks: (0..shape.disks)
@@ -545,6 +561,7 @@ impl World {
                 let given = seen.arguments.as_object().unwrap().clone();
                 state.qemu(side).parameters.extend(given);
             }
+            "cancel-vcpu-dirty-limit" => {}
             "nbd-server-start" => state.qemu(side).server = true,
             "block-export-add" => state.qemu(side).exports.push(text("id")),
             "nbd-server-stop" if !state.qemu(side).server => return Err("NBD server not running"),
@@ -1014,6 +1031,13 @@ fn node(disk: &Disk, bitmap: Option<&(String, u64)>) -> Value {
 fn base(disk: &Disk) -> Value {
     json!({"node-name": format!("base-{}", disk.name), "drv": "file", "file": format!("{}.base", disk.file), "ro": true,
         "image": {"virtual-size": disk.size}})
+}
+
+/// Adds migration capabilities to what a schema has.
+pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
+    let entities = schema.as_array_mut().unwrap();
+    let members = &mut entities.iter_mut().find(|entity| entity["name"] == "3").unwrap()["members"];
+    members.as_array_mut().unwrap().extend(names.iter().map(|name| json!({ "name": name, "type": "" })));
 }
 
 /// Just what the engine reads of a schema.

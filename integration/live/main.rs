@@ -16,4 +16,5 @@ mod prepare;
 mod race;
 mod storage;
 mod support;
+mod tuning;
 mod view;

@@ -39,6 +39,11 @@ const UNSEEN: &str = "
 - **A flash** (EFI variables) comes over with the guest's memory, and the destination writes it to its image at its first
   `cont`. Its device is `/machine/NAME.flashN` on all versions.
 - **Dirty bitmaps** move by the name of the drive or node, and one that cannot fails the migration: all move, or none.
+- **Two capabilities together**: `multifd` with `xbzrle` is refused by 10.0 and 11.1, and with `postcopy-ram` by 10.0; 7.2
+  takes both. qferry refuses both everywhere.
+- **`dirty-limit`** is refused where the accelerator has no dirty ring; `auto-converge` takes its place.
+- **A throttle** by `auto-converge` is tightened and loosened by `cpu-throttle-*` and `max-cpu-throttle` on all versions, but
+  never set to nothing while the migration lasts; its end, however it ends, ends the throttle.
 - **11.1** counts `dirty-sync-count` up about ten times a second whether or not a pass ended, so `ram.iterations` of an
   outcome means less there.
 ";
@@ -46,7 +51,7 @@ const UNSEEN: &str = "
 /// What the engine does with a feature, and without it.
 type Row = (&'static str, fn(&Features) -> bool, &'static str);
 
-const ROWS: [Row; 2] = [
+const ROWS: [Row; 3] = [
     (
         "`exit-on-error` of `migrate-incoming`",
         |features| features.incoming_exit_on_error,
@@ -58,6 +63,12 @@ const ROWS: [Row; 2] = [
         |features| features.block_job_change,
         "With it mirrors turn write-blocking once they are ready, so nothing is left to copy when the guest stops; \
          without it they stay in the background, and their last writes are copied within the blackout.",
+    ),
+    (
+        "`avail-switchover-bandwidth`",
+        |features| features.avail_switchover_bandwidth,
+        "With it QEMU is told with what bandwidth to reckon when it decides to switch over; without it it reckons with \
+         what it measured under the ceiling, and under a low one may never switch over within a small budget.",
     ),
 ];
 

@@ -2,6 +2,7 @@
 
 use crate::{
     endpoint::Address,
+    memory::tuning::{CHANNELS_MAX, Compression},
     migration::{
         Settings,
         provision::{PopulateMode, ProvisionSettings},
@@ -128,6 +129,13 @@ pub(super) struct Options {
     /// Ceiling for all disks together [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     disk_bandwidth: Option<Rate>,
+    /// Send RAM over this many channels at once, where one connection does not fill the link. Costs as many threads on both
+    /// hosts; not together with postcopy or xbzrle
+    #[arg(long, value_name = "N", value_parser = channels)]
+    multifd: Option<u8>,
+    /// Compress what these channels send, where processors are idle and the link is not: zstd (much the faster) or zlib
+    #[arg(long, value_name = "HOW", value_parser = parsed::<Compression>, requires = "multifd")]
+    compress: Option<Compression>,
     /// Give up and roll back when not ready to switch over after this long [default: never]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     timeout: Option<Duration>,
@@ -177,6 +185,8 @@ impl Options {
             downtime: self.downtime,
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
+            multifd: self.multifd,
+            compress: self.compress,
             timeout: self.timeout,
             migrate_address: self.migrate_address.clone(),
             nbd_address: self.nbd_address.clone(),
@@ -307,6 +317,14 @@ fn samples(text: &str) -> Result<usize, String> {
     }
 }
 
+fn channels(text: &str) -> Result<u8, String> {
+    match text.parse() {
+        Ok(0) => Err("without a channel nothing is sent; leave the option out for a single connection".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err(format!("write a number of channels, at most {CHANNELS_MAX}; 2 to 8 is usual")),
+    }
+}
+
 fn disk(text: &str) -> Result<(String, Option<String>), String> {
     let (source, destination) = match text.split_once('=') {
         Some((source, destination)) => (source, Some(destination)),
@@ -380,6 +398,8 @@ mod tests {
         let settings = parse("--storage full --verify-backing full --samples 9 --sample-seed 7 --clean").expect("good");
         assert_eq!((settings.selection.storage, settings.verify_backing), (Storage::Full, Proof::Full));
         assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
+        let settings = parse("--multifd 4 --compress zstd").expect("good");
+        assert_eq!((settings.multifd, settings.compress), (Some(4), Some(Compression::Zstd)));
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
     }
 
@@ -417,6 +437,10 @@ mod tests {
             ("--verify-backing yes", "sample"),
             ("--samples 0", "off"),
             ("--samples 1000000", "full"),
+            ("--multifd 0", "single connection"),
+            ("--multifd 256", "at most 255"),
+            ("--multifd 2 --compress lzo", "zstd"),
+            ("--compress zstd", "--multifd"),
             ("--nbd-address ssh://host/x", "ssh"),
             ("--force nonsense", "cpu-features, cpu-model"),
             ("--force disk-size", "machine-type"),

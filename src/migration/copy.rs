@@ -8,8 +8,8 @@ use super::{
 use crate::{
     endpoint::Address,
     handover::{exchange, ownership::DestinationCannotRun},
-    memory::{precopy, tuning},
-    progress::Moment,
+    memory::{apply, precopy},
+    progress::{Moment, Side},
     storage::{
         export, guard,
         layout::Pair,
@@ -17,7 +17,6 @@ use crate::{
     },
 };
 use qapi::qmp;
-use serde_json::Map;
 use std::time::Instant;
 
 impl Engine {
@@ -25,14 +24,16 @@ impl Engine {
         let Sides { source, destination, .. } = sides;
         let (nbd, ram) = addresses(plan)?;
         self.settings.make_runtime_dir([nbd, ram])?;
-        let parameters = tuning::parameters(self.settings.downtime, self.settings.bandwidth);
-        for (process, parameters) in [(source, parameters), (destination, Map::new())] {
+        let wanted = self.settings.tuning(plan.bitmaps);
+        for process in [source, destination] {
             let side = process.name().side;
-            let capabilities = tuning::capabilities(side, plan.capabilities());
-            let before = tuning::read(process, &capabilities, &parameters).await?;
+            let setup = wanted.setup(side, process.features());
+            let before = apply::read(process, &setup).await?;
             course.effects.push(Effect::Tuned { side, before });
-            tuning::set_capabilities(process, capabilities.iter().map(|&name| (name, true))).await?;
-            tuning::set_parameters(process, &parameters).await?;
+            let throttling = apply::set_up(process, &setup).await?;
+            if side == Side::Source {
+                course.throttling = throttling;
+            }
         }
         // it waits already; this takes back an autostart, for a QEMU that was started without -S
         destination.act(&qmp::stop {}).await?;

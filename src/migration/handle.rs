@@ -2,7 +2,9 @@
 
 use super::{Failure, Plan, Settings, interrupt::unless_cancelled, rollback::Sides, run::Engine, survey::Survey};
 use crate::{
+    convergence::Policy,
     endpoint::{self, Address, PeerPid, Socket},
+    memory::tuning::Compression,
     preflight::checks::Severity,
     progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink, describe},
     qemu::{Name, Process},
@@ -84,6 +86,27 @@ impl Builder {
     #[must_use]
     pub fn bandwidth(mut self, ceiling: Rate) -> Self {
         self.settings.bandwidth = Some(ceiling);
+        self
+    }
+
+    /// Sends RAM over this many channels at once, 1 to 255; over one connection by default.
+    #[must_use]
+    pub fn multifd(mut self, channels: u8) -> Self {
+        self.settings.multifd = Some(channels);
+        self
+    }
+
+    /// Compresses what these channels send; the preflight refuses it without [`Self::multifd`].
+    #[must_use]
+    pub fn compress(mut self, how: Compression) -> Self {
+        self.settings.compress = Some(how);
+        self
+    }
+
+    /// What may be done so that disks and RAM converge.
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.settings.policy = policy;
         self
     }
 

@@ -48,7 +48,7 @@ pub struct Plan {
     pub(super) wanted: Wanted,
     /// The named bitmaps move with the guest.
     #[serde(skip)]
-    bitmaps: bool,
+    pub(super) bitmaps: bool,
     /// The guest was seen on the source, running or paused.
     #[serde(skip)]
     pub(super) on_source: bool,
@@ -172,6 +172,7 @@ impl Plan {
             unshared: &unshared,
             spare: &layout::spare(&all, &theirs, &pairs),
             bitmaps: &bitmaps,
+            tuning: &settings.tuning(bitmaps.moved),
             storage: selection.storage,
             overcommit: settings.overcommit,
             clean: settings.clean,
@@ -224,11 +225,6 @@ impl Plan {
     pub(super) fn add_changed(&mut self, side: &str, disks: &[String]) {
         self.findings.extend(checks::contents::changed(side, disks));
         self.findings.sort_by_key(|finding| finding.severity);
-    }
-
-    /// The migration capabilities it needs besides those that every migration needs.
-    pub(super) fn capabilities(&self) -> &'static [&'static str] {
-        if self.bitmaps { &[bitmaps::CAPABILITY] } else { &[] }
     }
 
     /// The findings that forbid the migration.

@@ -7,7 +7,7 @@
 use super::Effect;
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
-    memory::{precopy, tuning},
+    memory::{apply, precopy},
     progress::{Reporter, Side, describe},
     qemu::{
         Process, ProcessError,
@@ -68,7 +68,7 @@ pub(super) async fn roll_back(
             Effect::NbdServer if destination.is_gone() => Ok(()),
             Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
             Effect::Tuned { side: Side::Destination, .. } if destination.is_gone() => Ok(()),
-            Effect::Tuned { side, before } => tuning::restore(sides.side(*side), before).await,
+            Effect::Tuned { side, before } => apply::restore(sides.side(*side), before).await,
             Effect::SocketFile(path) => {
                 remove_socket(path, &mut leftovers);
                 Ok(())

@@ -13,7 +13,7 @@ use crate::{
         ownership::{DestinationCannotRun, Disengaged},
         verdict::Verdict,
     },
-    memory::tuning,
+    memory::{apply, tuning::Throttling},
     progress::{
         Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reason, Reporter, RunsOn, Side,
         describe,
@@ -46,6 +46,8 @@ pub(super) struct Course {
     pub(super) copied: BTreeMap<String, u64>,
     pub(super) downtime: Option<u64>,
     pub(super) leftovers: Vec<String>,
+    /// With what the guest can be slowed down.
+    pub(super) throttling: Throttling,
 }
 
 /// The end of a run, without its figures.
@@ -69,6 +71,7 @@ impl Engine {
             copied: BTreeMap::new(),
             downtime: None,
             leftovers: Vec::new(),
+            throttling: Throttling::None,
         };
         let end = match self.carry_over(&mut sides, plan, &mut course).await {
             Ok(disengaged) => {
@@ -220,7 +223,7 @@ impl Engine {
                 Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
                 Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
                 Effect::Tuned { side, before } => {
-                    problems.extend(tuning::restore(sides.side(*side), before).await.err())
+                    problems.extend(apply::restore(sides.side(*side), before).await.err())
                 }
                 _ => {}
             }

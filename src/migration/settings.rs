@@ -2,9 +2,9 @@
 
 use super::Failure;
 use crate::{
-    convergence::Policy,
+    convergence::{Policy, RamRung},
     endpoint::Address,
-    memory::tuning::Compression,
+    memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
     storage::{identity::Proof, layout::Selection},
 };
@@ -103,6 +103,27 @@ impl Settings {
 }
 
 impl Settings {
+    /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
+    pub(super) fn tuning(&self, bitmaps: bool) -> Wanted {
+        let policy = &self.policy;
+        let may = |rung: RamRung| !policy.observe && policy.schedule.is_none() && policy.ram.contains(&rung);
+        let throttle = match &policy.schedule {
+            Some(schedule) if schedule.auto_converge && !policy.observe => Throttle::OwnSteps(policy.throttle_max),
+            _ if may(RamRung::Throttle) => Throttle::OnDemand,
+            _ => Throttle::Never,
+        };
+        Wanted {
+            multifd: self.multifd,
+            compress: self.compress,
+            xbzrle: policy.xbzrle.filter(|_| !policy.observe),
+            throttle,
+            postcopy: may(RamRung::Postcopy),
+            bitmaps,
+            downtime: self.downtime,
+            bandwidth: self.bandwidth,
+        }
+    }
+
     /// The path of a socket in the runtime directory; none of one elsewhere, which is the user's.
     pub(super) fn own_socket<'a>(&self, address: &'a Address) -> Option<&'a Path> {
         match address {

@@ -33,6 +33,11 @@ pub struct Features {
     pub block_job_change: bool,
     /// `blockdev-mirror` takes `target-is-zero` (10.1): such a build does not write zeros where there are some.
     pub mirror_target_is_zero: bool,
+    /// `migrate-set-parameters` takes `avail-switchover-bandwidth` (8.2): QEMU can be told with what bandwidth to reckon
+    /// when it decides to switch over.
+    pub avail_switchover_bandwidth: bool,
+    /// How multifd channels can compress, by QEMU's names.
+    pub multifd_compressions: BTreeSet<String>,
     /// Every migration capability by name.
     pub migration_capabilities: BTreeSet<String>,
     /// What of the needed commands, arguments and capabilities is missing; nothing can be done unless it is empty.
@@ -61,6 +66,12 @@ impl Features {
             incoming_exit_on_error: schema.has_argument("migrate-incoming", "exit-on-error"),
             block_job_change: schema.has_command("block-job-change"),
             mirror_target_is_zero: schema.has_argument("blockdev-mirror", "target-is-zero"),
+            avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
+            multifd_compressions: schema
+                .argument_values("migrate-set-parameters", "multifd-compression")
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
             migration_capabilities: capabilities,
             missing,
         }

@@ -361,6 +361,7 @@ mod tests {
             standing: &[],
             unshared: &[],
             spare: &[],
+            tuning: &crate::memory::tuning::Wanted::default(),
             bitmaps: &Bitmaps::default(),
             storage: Storage::None,
             overcommit,

@@ -2,6 +2,7 @@
 //!
 //! Pure. A finding names what it is about, why it matters and what to do. Some may be forced, on the user's word.
 
+mod capabilities;
 pub mod contents;
 mod cpu;
 mod devices;
@@ -16,6 +17,7 @@ pub(crate) use network::listen;
 use super::facts::{Facts, ports::Port};
 use crate::{
     endpoint::Address,
+    memory::tuning::Wanted,
     storage::{
         bitmaps::Bitmaps,
         layout::{Disk, Pair, PairingProblem, Storage},
@@ -108,6 +110,8 @@ pub struct Subject<'a> {
     pub spare: &'a [&'a Disk],
     /// Bitmaps that do not arrive.
     pub bitmaps: &'a Bitmaps,
+    /// What is wanted of QEMU's migration.
+    pub tuning: &'a Wanted,
     /// How storage gets there.
     pub storage: Storage,
     /// Room is needed only for what is copied now.
@@ -132,6 +136,7 @@ pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings.extend(disks::run(subject));
     findings.extend(images::run(subject));
     findings.extend(network::run(subject));
+    findings.extend(capabilities::run(subject));
     findings
 }
 

@@ -1,0 +1,154 @@
+//! How RAM is sent: channels, compression, xbzrle, throttling. Each leaves both QEMUs set as they were.
+
+use super::support::{MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_when, spec, start};
+use qferry::{
+    convergence::Policy,
+    memory::tuning::{Compression, throttle},
+    migration::{Builder, Migration},
+    progress::{Ending, Kind},
+    quantity::{Bytes, Rate},
+};
+use qferry_bed::{Pair, Side, Workload};
+use serde_json::{Value, json};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+const VERSIONS: [&str; 3] = ["7.2", "10.0.13", "11.1"];
+
+/// A capability of the source as it is now.
+fn is_on(pair: &Pair, name: &str) -> bool {
+    let all = pair.source.qmp("query-migrate-capabilities", &json!({})).unwrap();
+    all.as_array().unwrap().iter().any(|capability| capability["capability"] == name && capability["state"] == true)
+}
+
+/// Moves a guest, with what a former user left set, and looks at what is on while RAM is sent.
+fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: (&str, Value)) {
+    // more memory than is sent before the first look
+    let pair = start(&spec(version, Workload { ram: 64 * MIB, ..busy() }));
+    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let look = |_: &Migration| {
+        assert!(is_on(&pair, on), "{version}: {on}");
+        let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
+        assert_eq!(parameters[parameter.0], parameter.1, "{version}: {}", parameter.0);
+    };
+    let (outcome, _) = migrate_when(how(builder(&pair).bandwidth(Rate(48 * MIB))), sending, look);
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn ram_over_two_channels() {
+    for version in VERSIONS {
+        moves(version, |builder| builder.multifd(2), "multifd", ("multifd-channels", json!(2)));
+    }
+}
+
+#[test]
+fn ram_over_two_channels_that_compress() {
+    for (version, how, name) in [
+        ("7.2", Compression::Zlib, "zlib"),
+        ("10.0.13", Compression::Zstd, "zstd"),
+        ("11.1", Compression::Zstd, "zstd"),
+    ] {
+        let parameter = ("multifd-compression", json!(name));
+        moves(version, |builder| builder.multifd(2).compress(how), "multifd", parameter);
+    }
+}
+
+#[test]
+fn ram_by_its_differences() {
+    for version in VERSIONS {
+        let policy = Policy { xbzrle: Some(Bytes(32 * MIB)), ..Policy::default() };
+        moves(version, |builder| builder.policy(policy), "xbzrle", ("xbzrle-cache-size", json!(32 * MIB)));
+    }
+}
+
+#[test]
+fn what_a_former_user_left_on_is_off_meanwhile_and_back_afterwards() {
+    let pair = start(&spec("10.0.13", busy()));
+    let names = ["xbzrle", "auto-converge", "release-ram"];
+    let on: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
+    pair.source.qmp("migrate-set-capabilities", &json!({"capabilities": on})).unwrap();
+    pair.source.qmp("migrate-set-parameters", &json!({"cpu-throttle-initial": 77, "downtime-limit": 1234})).unwrap();
+    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let policy = Policy { ram: Vec::new(), ..Policy::default() };
+    let cancel = |migration: &Migration| {
+        assert_eq!(names.map(|name| is_on(&pair, name)), [false; 3]);
+        migration.cancel();
+    };
+    let (outcome, _) = migrate_when(builder(&pair).policy(policy).bandwidth(Rate(4 * MIB)), sending, cancel);
+    assert_eq!(outcome.outcome, Ending::Cancelled, "{outcome:#?}");
+    assert_eq!(names.map(|name| is_on(&pair, name)), [true; 3]);
+    let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
+    assert_eq!((&parameters["cpu-throttle-initial"], &parameters["downtime-limit"]), (&json!(77), &json!(1234)));
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_before_anything_is_touched() {
+    let pair = start(&spec("10.0.13", idle()));
+    let policy = Policy { xbzrle: Some(Bytes(32 * MIB)), ..Policy::default() };
+    let outcome = migrate(builder(&pair).multifd(2).policy(policy));
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "capability-conflict", "{outcome:#?}");
+    judge_back(&pair, &outcome, Ending::Refused, "running");
+}
+
+/// Pages that the guest rewrites in a second, over two of them.
+fn pace(pair: &Pair) -> u64 {
+    let before = pair.verified().pages;
+    let began = Instant::now();
+    sleep(Duration::from_secs(2));
+    ((pair.verified().pages - before) as f64 / began.elapsed().as_secs_f64()) as u64
+}
+
+fn throttled(pair: &Pair) -> Option<u64> {
+    pair.source.qmp("query-migrate", &json!({})).unwrap()["cpu-throttle-percentage"].as_u64()
+}
+
+fn throttle_to(pair: &Pair, percent: u8) {
+    pair.source.qmp("migrate-set-parameters", &throttle(percent).into()).unwrap();
+    let began = Instant::now();
+    while throttled(pair) != Some(percent.into()) {
+        assert!(began.elapsed() < WAIT, "{percent} per cent never showed, but {:?}", throttled(pair));
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// A guest that writes as fast as it can is slowed down to what is asked for, let go a little, and free at the end.
+fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending) {
+    let workload = Workload { ram: 64 * MIB, dirty: 4096 * MIB, ..idle() };
+    let pair = start(&spec(version, workload));
+    let free = pace(&pair);
+    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let act = |migration: &Migration| {
+        // a guest that nobody slows down yet is not
+        assert!(throttled(&pair).is_none_or(|percent| percent <= 1), "{version}: {:?}", throttled(&pair));
+        throttle_to(&pair, 90);
+        let slow = pace(&pair);
+        assert!(slow * 2 < free, "{version}: {slow} of {free} pages a second at 90 per cent");
+        throttle_to(&pair, 30);
+        let looser = pace(&pair);
+        assert!(looser > slow * 2, "{version}: {looser} pages a second at 30 per cent, {slow} at 90");
+        throttle_to(&pair, 95);
+        end(&pair, migration);
+    };
+    let slowly = builder(&pair).bandwidth(Rate(16 * MIB)).downtime(Duration::from_millis(1));
+    let (outcome, _) = migrate_when(slowly, sending, act);
+    judge_back(&pair, &outcome, ending, "running");
+    let again = pace(&pair);
+    assert!(again * 3 > free, "{version}: {again} of {free} pages a second when it was over");
+}
+
+#[test]
+fn a_guest_that_was_slowed_down_is_free_after_a_cancel() {
+    for version in VERSIONS {
+        slows_down(version, |_, migration| migration.cancel(), Ending::Cancelled);
+    }
+}
+
+#[test]
+fn a_guest_that_was_slowed_down_is_free_after_a_failure() {
+    for version in VERSIONS {
+        slows_down(version, |pair, _| pair.machine(Side::Destination).kill().unwrap(), Ending::RolledBack);
+    }
+}
