@@ -1,23 +1,17 @@
 //! The precopy migration, from `migrate-incoming` to the source's wait in `pre-switchover`.
 
-use super::sample;
 use crate::{
     endpoint::Address,
-    progress::{Moment, RamOutcome, Reporter},
+    progress::Moment,
     qemu::{
         Observed, Process, ProcessError,
         reply::{Migration, MigrationStatus},
     },
 };
 use qapi::qmp;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use thiserror::Error;
-use tokio::time::interval;
 
-/// How often RAM is sampled: QEMU recalculates its own figures every 100 ms, and no event carries them.
-const SAMPLE: Duration = Duration::from_millis(500);
-/// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
-const OVERDUE: Duration = Duration::from_secs(5);
 /// How long a cancelled migration may take to be over.
 const CANCEL: Duration = Duration::from_secs(10);
 
@@ -50,32 +44,32 @@ pub async fn send(source: &Process, address: &Address) -> Result<(), ProcessErro
     source.act(&qmp::migrate { uri: Some(address.to_string()), channels: None, detach: None, resume: None }).await
 }
 
-/// Waits until the guest is stopped and the source waits in `pre-switchover`, sampling on the way.
+/// Waits until its events tell that the guest is stopped and the source waits in `pre-switchover`.
 ///
 /// # Errors
 /// QEMU ends the migration.
-pub async fn until_pre_switchover(
-    source: &Process,
-    totals: &mut RamOutcome,
-    report: &Reporter,
-) -> Result<Moment, PrecopyError> {
-    let arrived = async {
-        let mut watch = source.watch();
-        match watch.wait_for(|seen| arrival(seen).is_some()).await {
-            Ok(seen) => arrival(&seen),
-            Err(_) => None,
-        }
-    };
-    let outcome = tokio::select! {
-        // an event, so that nothing waits for a sample that is under way
-        biased;
-        outcome = arrived => outcome,
-        truth = sampling(source, totals, report) => Some(truth?),
-    };
-    match outcome {
+pub async fn until_pre_switchover(source: &Process) -> Result<Moment, PrecopyError> {
+    let mut watch = source.watch();
+    let seen = watch.wait_for(|seen| arrival(seen).is_some()).await.ok().and_then(|seen| arrival(&seen));
+    match seen {
         Some(Arrival::PreSwitchover(moment)) => Ok(moment),
         Some(Arrival::Over(reason)) => Err(PrecopyError::Failed(why(source, reason).await)),
         None => Err(ProcessError::from(source.gone().await).into()),
+    }
+}
+
+/// The same by an answer to `query-migrate`, where no event told it: events are hints, queries are truth.
+///
+/// # Errors
+/// QEMU ended the migration.
+pub fn arrived(migration: &Migration) -> Result<Option<Moment>, PrecopyError> {
+    match &migration.status {
+        Some(MigrationStatus::PreSwitchover) => Ok(Some(Moment::now())),
+        Some(status) if status.is_over() => {
+            let words = migration.error_desc.clone();
+            Err(PrecopyError::Failed(words.unwrap_or_else(|| format!("status {status}, no reason given"))))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -109,31 +103,6 @@ fn arrival(seen: &Observed) -> Option<Arrival> {
         (Some(status), _) => Some(Arrival::Over(status.clone())),
         (None, Some(moment)) => Some(Arrival::PreSwitchover(moment)),
         (None, None) => None,
-    }
-}
-
-/// Samples until a query shows an end that no event told: events are hints, queries are truth.
-async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) -> Result<Arrival, ProcessError> {
-    let (began, mut tick, mut waited) = (Instant::now(), interval(SAMPLE), false);
-    loop {
-        tick.tick().await;
-        let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began);
-        if stopped && !waited {
-            // with the guest stopped nothing is asked, unless the event that is about to come stays away
-            waited = true;
-            tick.reset_after(OVERDUE);
-            continue;
-        }
-        let migration = source.ask(&qmp::query_migrate {}).await?;
-        sample::fold(totals, &migration);
-        if let Some(event) = sample::event(&migration) {
-            report.emit(event);
-        }
-        match migration.status {
-            Some(MigrationStatus::PreSwitchover) => return Ok(Arrival::PreSwitchover(Moment::now())),
-            Some(status) if status.is_over() => return Ok(Arrival::Over(status)),
-            _ => {}
-        }
     }
 }
 

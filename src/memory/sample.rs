@@ -7,7 +7,7 @@ use crate::{
     qemu::reply::{Migration, MigrationStatus},
 };
 
-/// The event for one answer; none before RAM is being sent.
+/// The event for one answer, as far as one answer tells; none before RAM is being sent.
 pub fn event(migration: &Migration) -> Option<Kind> {
     let ram = migration.ram.as_ref()?;
     Some(Kind::Memory {
@@ -18,7 +18,10 @@ pub fn event(migration: &Migration) -> Option<Kind> {
         dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
         // QEMU reports -1 before its first measurement
         bandwidth: (ram.mbps.max(0.0) * 1e6 / 8.0) as u64,
-        predicted_blackout_ms: migration.expected_downtime,
+        working_set: 0,
+        throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
+        predicted_blackout_ms: None,
+        eta_ms: None,
     })
 }
 
@@ -52,7 +55,10 @@ mod tests {
             total: 30,
             dirty_rate: 8192,
             bandwidth: 1_000_000,
-            predicted_blackout_ms: Some(300),
+            working_set: 0,
+            throttle_pct: 0,
+            predicted_blackout_ms: None,
+            eta_ms: None,
         };
         assert_eq!(event(&sample), Some(expected));
     }

@@ -2,14 +2,15 @@
 
 use super::{
     Effect, Failure, Plan,
+    converge::Converge,
     rollback::Sides,
     run::{Course, Engine, addresses},
 };
 use crate::{
     endpoint::Address,
     handover::{exchange, ownership::DestinationCannotRun},
-    memory::{apply, precopy},
-    progress::{Moment, Side},
+    memory::{apply, tuning},
+    progress::Side,
     storage::{
         export, guard,
         layout::Pair,
@@ -35,6 +36,10 @@ impl Engine {
                 course.throttling = throttling;
             }
         }
+        if let Some(ceiling) = self.settings.bandwidth {
+            // what QEMU measures under a ceiling is not what the rest of RAM will have, once the mirrors are through
+            apply::set_parameters(source, &tuning::switchover_bandwidth(ceiling, source.features())).await?;
+        }
         // it waits already; this takes back an autostart, for a QEMU that was started without -S
         destination.act(&qmp::stop {}).await?;
 
@@ -56,17 +61,20 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) async fn copy_disks(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
+    /// Starts a mirror for each disk, its start proved free of lost writes.
+    pub(super) async fn start_mirrors(
+        &self,
+        sides: &Sides,
+        converge: &Converge<'_>,
+        plan: &Plan,
+        course: &mut Course,
+    ) -> Result<(), Failure> {
         let source = &sides.source;
-        if plan.pairs.is_empty() {
-            return Ok(());
-        }
         course.effects.extend(plan.pairs.iter().map(|pair| Effect::Mirror(Box::new(pair.clone()))));
         let (nbd, _) = addresses(plan)?;
-        let speed = self.settings.mirror_speed(plan.pairs.len());
         let mut pairs: Vec<&Pair> = plan.pairs.iter().collect();
         for attempt in 1..=guard::ATTEMPTS {
-            let dirty = mirror::start(source, &pairs, nbd, speed).await?;
+            let dirty = mirror::start(source, &pairs, nbd, |pair| converge.speed(pair)).await?;
             for (pair, bytes) in &dirty {
                 let because = format!(
                     "{bytes} bytes were written to {} while its mirror started (attempt {attempt} of {}), \
@@ -78,17 +86,10 @@ impl Engine {
             }
             pairs = dirty.into_iter().map(|(pair, _)| pair).collect();
             if pairs.is_empty() {
-                break;
+                return Ok(());
             }
         }
-        if !pairs.is_empty() {
-            self.start_stopped(sides, &pairs, nbd, speed, course).await?;
-        }
-        mirror::until_ready(source, &plan.pairs, &self.report).await?;
-        if source.features().block_job_change {
-            mirror::write_blocking(source, &plan.pairs).await?;
-        }
-        Ok(())
+        self.start_stopped(sides, &pairs, nbd, converge, course).await
     }
 
     /// Starts mirrors with the guest stopped, for one that writes so often that no start is free of a write.
@@ -97,7 +98,7 @@ impl Engine {
         sides: &Sides,
         pairs: &[&Pair],
         nbd: &Address,
-        speed: Option<u64>,
+        converge: &Converge<'_>,
         course: &mut Course,
     ) -> Result<(), Failure> {
         let source = &sides.source;
@@ -107,7 +108,7 @@ impl Engine {
         course.effects.push(Effect::Stopped);
         let stopped = Instant::now();
         source.act(&qmp::stop {}).await?;
-        let dirty = mirror::start(source, pairs, nbd, speed).await?;
+        let dirty = mirror::start(source, pairs, nbd, |pair| converge.speed(pair)).await?;
         if sides.was_running {
             exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
         }
@@ -122,26 +123,6 @@ impl Engine {
                     "{bytes} bytes were written while it started with the guest stopped: something else writes to it"
                 ),
             })),
-        }
-    }
-
-    pub(super) async fn copy_memory(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<Moment, Failure> {
-        let Sides { source, destination, .. } = sides;
-        let (_, ram) = addresses(plan)?;
-        self.note_socket(ram, course);
-        course.effects.push(Effect::Incoming);
-        if let Err(error) = precopy::listen(destination, ram).await {
-            if error.is_refusal() {
-                // it never listened: there is nothing to undo
-                course.effects.pop();
-            }
-            return Err(error.into());
-        }
-        course.effects.push(Effect::Migrate);
-        precopy::send(source, ram).await?;
-        tokio::select! {
-            stopped = precopy::until_pre_switchover(source, &mut course.ram, &self.report) => Ok(stopped?),
-            failure = mirror::failure(source, &plan.pairs) => Err(failure.into()),
         }
     }
 }

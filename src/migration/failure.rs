@@ -18,6 +18,16 @@ pub enum Failure {
     /// The user asked, or the handle was dropped.
     #[error("cancelled")]
     Cancelled,
+    /// The controller gave up.
+    #[error("{because}: {needed}")]
+    GaveUp {
+        /// A stable word.
+        code: &'static str,
+        /// Why, with numbers.
+        because: String,
+        /// What would have been needed.
+        needed: String,
+    },
     /// The user's `--timeout` is over.
     #[error("not ready to switch over after {0:?}")]
     Timeout(Duration),
@@ -101,6 +111,7 @@ impl Failure {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Cancelled => "cancelled",
+            Self::GaveUp { code, .. } => code,
             Self::Timeout(_) => "timeout",
             Self::Connect { .. } => "unreachable",
             Self::Refused { code, .. } => code,

@@ -5,6 +5,7 @@
 //! without an effect being noted first: what is not noted cannot be undone.
 
 mod aftermath;
+mod converge;
 mod copy;
 mod effect;
 mod failure;

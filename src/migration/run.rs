@@ -3,10 +3,12 @@
 use super::{
     Effect, Failure, Plan, Settings,
     aftermath::judge,
+    converge::Converge,
     interrupt::unless_interrupted,
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
 use crate::{
+    convergence::{History, may_hand_over},
     endpoint::Address,
     handover::{
         exchange,
@@ -18,15 +20,21 @@ use crate::{
         Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reason, Reporter, RunsOn, Side,
         describe,
     },
-    qemu::reply::RunState,
+    qemu::reply::{Migration, RunState},
     storage::{export, layout::Pair, mirror},
 };
 use qapi::qmp;
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 use tokio::{sync::watch, try_join};
 
 /// What allows the source to be resumed before `migrate-continue`.
 const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
+
+/// How much later than the user's timeout a run is given up that could not give up by itself.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a run works with.
 pub(super) struct Engine {
@@ -46,6 +54,8 @@ pub(super) struct Course {
     pub(super) copied: BTreeMap<String, u64>,
     pub(super) downtime: Option<u64>,
     pub(super) leftovers: Vec<String>,
+    /// What the controller knew when the guest was stopped.
+    pub(super) history: Option<History>,
     /// With what the guest can be slowed down.
     pub(super) throttling: Throttling,
 }
@@ -71,6 +81,7 @@ impl Engine {
             copied: BTreeMap::new(),
             downtime: None,
             leftovers: Vec::new(),
+            history: None,
             throttling: Throttling::None,
         };
         let end = match self.carry_over(&mut sides, plan, &mut course).await {
@@ -88,20 +99,21 @@ impl Engine {
 
     /// Everything up to the last point from which the way back is cheap.
     async fn carry_over(&self, sides: &mut Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
-        let timeout = self.settings.timeout.and_then(|timeout| Some((timeout, self.began.checked_add(timeout)?)));
-        let disks = async {
-            self.report.during(Phase::Prepare, self.prepare(sides, plan, course)).await?;
-            self.report.during(Phase::Storage, self.copy_disks(sides, plan, course)).await
-        };
-        let copied = unless_interrupted(sides, &self.cancel, timeout, disks).await;
+        // the controller gives up in time, and says what was missing; this is for a QEMU that does not answer it
+        let limit = |timeout: Duration| Some((timeout, self.began.checked_add(timeout + GRACE)?));
+        let timeout = self.settings.timeout.and_then(limit);
+        let prepared = self.report.during(Phase::Prepare, self.prepare(sides, plan, course));
+        unless_interrupted(sides, &self.cancel, timeout, prepared).await?;
+        let mut converge = Converge::new(self, plan, sides, course);
+        let copied = unless_interrupted(sides, &self.cancel, timeout, converge.until_memory(sides, course)).await;
         if !course.effects.contains(&Effect::Stopped) {
             // disks can take hours, and its owner may have paused or resumed the guest meanwhile
             sides.look_again().await;
         }
         copied?;
         let sides = &*sides;
-        let memory = self.report.during(Phase::Memory, self.copy_memory(sides, plan, course));
-        let stopped = unless_interrupted(sides, &self.cancel, timeout, memory).await?;
+        let stopped = unless_interrupted(sides, &self.cancel, timeout, converge.until_stopped(sides, course)).await?;
+        course.history = Some(converge.history);
         let switchover = self.report.during(Phase::Switchover, self.disengage(sides, plan, stopped, course));
         unless_interrupted(sides, &self.cancel, None, switchover).await
     }
@@ -123,6 +135,7 @@ impl Engine {
             return Ok(Disengaged::prove(std::iter::empty(), &[], &[])?);
         }
         let settled = mirror::settle(source, &plan.pairs);
+        let rest = source.ask(&qmp::query_migrate {});
         course.ledger.mark(Mark::PreSwitchover, stopped);
         course.ledger.mark(Mark::SettleSent, Moment::now());
         if let Some(last) = settled.await? {
@@ -132,7 +145,27 @@ impl Engine {
         course.ledger.mark(Mark::ExportsGone, Moment::now());
         course.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
         let mirrors = plan.pairs.iter().map(|pair| pair.names.job.as_str());
-        Ok(Disengaged::prove(mirrors, &jobs.0, &exports)?)
+        let disengaged = Disengaged::prove(mirrors, &jobs.0, &exports)?;
+        self.keep_budget(sides, stopped, rest.await?, course)?;
+        Ok(disengaged)
+    }
+
+    /// Whether the blackout will stay within the budget. The last chance to ask: what is measured by now is the mirrors' end
+    /// and how much of RAM is left.
+    fn keep_budget(&self, sides: &Sides, stopped: Moment, rest: Migration, course: &Course) -> Result<(), Failure> {
+        let Some(history) = course.history.as_ref().filter(|_| sides.was_running) else { return Ok(()) };
+        let stood = stopped.local.elapsed().as_secs_f64() * 1000.0;
+        // with postcopy the rest follows when the guest runs again
+        let remaining = rest.ram.filter(|_| !course.ram.postcopy).map_or(0, |ram| ram.remaining);
+        let foreseen = may_hand_over(&self.settings.policy, history, stood, remaining);
+        foreseen.map(drop).map_err(|foreseen| Failure::GaveUp {
+            code: "over-budget",
+            because: format!(
+                "the guest has stood still for {stood:.0} ms, and {foreseen:.0} ms of blackout are foreseen of a budget of {} ms",
+                self.settings.downtime.as_millis()
+            ),
+            needed: format!("a budget of {:.0} ms", foreseen.ceil()),
+        })
     }
 
     /// Passes the guest on. From here nothing interrupts but a failure, which [`Self::finish`] judges.

@@ -94,15 +94,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What each of `mirrors` mirrors may send, bytes per second: an equal share of the lower ceiling.
-    pub fn mirror_speed(&self, mirrors: usize) -> Option<u64> {
-        let ceiling = [self.bandwidth, self.disk_bandwidth].into_iter().flatten().min()?;
-        // 0 would mean no limit
-        Some((ceiling.0 / u64::try_from(mirrors.max(1)).unwrap_or(u64::MAX)).max(1))
-    }
-}
-
-impl Settings {
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
     pub(super) fn tuning(&self, bitmaps: bool) -> Wanted {
         let policy = &self.policy;
@@ -119,7 +110,8 @@ impl Settings {
             throttle,
             postcopy: may(RamRung::Postcopy),
             bitmaps,
-            downtime: self.downtime,
+            // raised as needed, so that an idle guest does not pay for a generous budget
+            downtime: if policy.observe { self.downtime } else { self.downtime.min(policy.first) },
             bandwidth: self.bandwidth,
         }
     }
@@ -150,22 +142,4 @@ fn default_runtime_dir() -> PathBuf {
         .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
         .unwrap_or_else(std::env::temp_dir)
         .join("qferry")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lower_ceiling_is_shared_out() {
-        let settings = |bandwidth: Option<u64>, disk: Option<u64>| Settings {
-            bandwidth: bandwidth.map(Rate),
-            disk_bandwidth: disk.map(Rate),
-            ..Settings::default()
-        };
-        assert_eq!(settings(None, None).mirror_speed(2), None);
-        assert_eq!(settings(Some(100), None).mirror_speed(2), Some(50));
-        assert_eq!(settings(Some(100), Some(30)).mirror_speed(3), Some(10));
-        assert_eq!(settings(Some(1), None).mirror_speed(9), Some(1));
-    }
 }

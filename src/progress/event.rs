@@ -120,8 +120,16 @@ pub enum Kind {
         total: u64,
         /// Whether the destination has caught up once.
         ready: bool,
-        /// Bytes per second since the last sample.
+        /// Bytes per second, smoothed.
         rate: u64,
+        /// Bytes per second that the guest's writes add to what is to be copied.
+        growth: u64,
+        /// Bytes per second that the guest writes.
+        write_rate: u64,
+        /// The mean time of a guest's write of late, microseconds; null where it wrote nothing.
+        write_latency_us: Option<u64>,
+        /// Milliseconds until it is ready, if all goes on as it does; null if never.
+        eta_ms: Option<u64>,
     },
     /// A step of the preparation of images begins or ends.
     Step {
@@ -142,12 +150,18 @@ pub enum Kind {
         remaining: u64,
         /// The guest's RAM, bytes.
         total: u64,
-        /// Bytes per second the guest dirties.
+        /// Bytes per second the guest dirties, as far as it is found.
         dirty_rate: u64,
-        /// Bytes per second sent.
+        /// Bytes per second sent, smoothed.
         bandwidth: u64,
-        /// QEMU's expected downtime; null until it has an estimate.
+        /// The most that was found dirty at once, bytes: what is rewritten again and again is at least this much.
+        working_set: u64,
+        /// Per cent by which the vCPUs are throttled.
+        throttle_pct: u64,
+        /// Milliseconds of blackout if the guest were stopped now; null until RAM was measured.
         predicted_blackout_ms: Option<u64>,
+        /// Milliseconds until what remains fits into the downtime limit; null until it is foreseen.
+        eta_ms: Option<u64>,
     },
     /// How far an image is with being compared or copied before the migration.
     Image {

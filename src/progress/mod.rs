@@ -13,4 +13,4 @@ pub use event::{Event, Kind, Phase, PhaseState, Side};
 pub use ledger::{Clock, Ledger, Mark, Span};
 pub use moment::Moment;
 pub use outcome::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, RunsOn, describe};
-pub use sink::{JsonLines, Reporter, Sink, TracingSink};
+pub use sink::{Entered, JsonLines, Reporter, Sink, TracingSink};

@@ -50,15 +50,14 @@ impl Reporter {
 
     /// Reports a phase's begin and end around its work, also when the work is dropped.
     pub async fn during<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
-        struct Entered<'a>(&'a Reporter, Phase);
-        impl Drop for Entered<'_> {
-            fn drop(&mut self) {
-                self.0.phase(self.1, PhaseState::End);
-            }
-        }
-        self.phase(phase, PhaseState::Begin);
-        let _entered = Entered(self, phase);
+        let _entered = self.enter(phase);
         work.await
+    }
+
+    /// Reports a phase's begin, and its end when what is returned is dropped.
+    pub fn enter(&self, phase: Phase) -> Entered {
+        self.phase(phase, PhaseState::Begin);
+        Entered(self.clone(), phase)
     }
 
     /// Reports something the user should know.
@@ -69,6 +68,16 @@ impl Reporter {
     /// Reports a decision.
     pub fn action(&self, action: &str, because: impl Into<String>) {
         self.emit(Kind::Action { action: action.to_owned(), because: because.into() });
+    }
+}
+
+/// A phase that goes on as long as this is there.
+#[derive(Debug)]
+pub struct Entered(Reporter, Phase);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.phase(self.1, PhaseState::End);
     }
 }
 

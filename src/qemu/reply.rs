@@ -9,8 +9,10 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use std::{fmt, marker::PhantomData};
 
+mod block_stats;
 mod machine;
 
+pub use block_stats::{BlockStats, WriteStats};
 pub use machine::{CpuInfo, FeatureWord, HumanReadable, PciBus, PciFunction, PciId, QomProperty, VersionInfo};
 
 /// A command that asks, with the shape of its answer.
@@ -37,6 +39,7 @@ queries! {
     qmp::query_named_block_nodes => List<BlockNode>,
     qmp::query_block_jobs => List<BlockJob>,
     qmp::query_jobs => List<Job>,
+    qmp::query_blockstats => List<BlockStats>,
     qmp::query_block_exports => List<BlockExport>,
     qmp::query_memory_size_summary => MemorySize,
     qmp::x_debug_query_block_graph => BlockGraph,
@@ -242,6 +245,12 @@ pub struct Ram {
     /// Bitmap syncs; on 11.1 about ten a second, whatever happens.
     #[serde(default)]
     pub dirty_sync_count: u64,
+    /// Bytes of pages sent whole.
+    #[serde(default)]
+    pub normal_bytes: u64,
+    /// Pages of zeros.
+    #[serde(default)]
+    pub duplicate: u64,
     /// Bytes in a page.
     #[serde(default = "page_size")]
     pub page_size: u64,

@@ -3,7 +3,7 @@
 //! Pure. A pair is only made where both sides name it alike or the user says so; nothing is guessed from order or size.
 
 use super::chain::Chain;
-use crate::qemu::reply::BlockDevice;
+use crate::qemu::reply::{BlockDevice, BlockStats, WriteStats};
 use serde::Serialize;
 use std::{fmt, str::FromStr};
 
@@ -47,6 +47,19 @@ impl Disk {
             virtual_size: node.image.virtual_size,
             chain,
         })
+    }
+
+    /// Its entry among QEMU's statistics: by its place in QOM, which is the same in both answers and never two devices',
+    /// else by the names that are left to one without a device.
+    pub fn stats<'a>(&self, all: &'a [BlockStats]) -> Option<&'a WriteStats> {
+        let place = self.path.as_deref().filter(|path| !path.is_empty());
+        let placed = place.and_then(|place| all.iter().find(|one| one.qdev.as_deref() == Some(place)));
+        let found = placed.or_else(|| {
+            let named = |one: &&BlockStats| !one.device.is_empty() && self.device.as_deref() == Some(&one.device);
+            let node = |one: &&BlockStats| one.node_name.as_deref() == Some(&self.node);
+            all.iter().find(named).or_else(|| all.iter().find(node))
+        });
+        found.map(|one| &one.stats)
     }
 
     /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small; what is in it comes over

@@ -10,20 +10,17 @@ use super::{
 };
 use crate::{
     endpoint::Address,
-    progress::{Kind, Moment, Reporter},
+    progress::Moment,
     qemu::{
         Observed, Process, ProcessError,
         reply::{BlockJob, BlockNode, JobStatus, List},
     },
 };
 use qapi::qmp;
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::{
-    time::{interval, sleep, timeout},
+    time::{sleep, timeout},
     try_join,
 };
 
@@ -33,9 +30,7 @@ const INITIALISE: Duration = Duration::from_secs(120);
 const SETTLE: Duration = Duration::from_secs(10);
 /// How long an aborted mirror may take to conclude.
 const ABORT: Duration = Duration::from_secs(10);
-/// How often progress is read: no event tells it.
-const SAMPLE: Duration = Duration::from_millis(250);
-/// How often the end of the initialisation and of the switch to write-blocking is looked for: no event tells them.
+/// How often the end of the initialisation is looked for: no event tells it.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Why the disks could not be carried over.
@@ -63,14 +58,14 @@ pub async fn start<'a>(
     source: &Process,
     pairs: &[&'a Pair],
     nbd: &Address,
-    speed: Option<u64>,
+    speed: impl Fn(&Pair) -> Option<u64>,
 ) -> Result<Vec<(&'a Pair, u64)>, MirrorError> {
     // everything is on its way before any answer is awaited: the fewer round trips, the fewer writes fall in between
     let commands: Vec<_> = pairs
         .iter()
         .map(|pair| {
             let bitmap = source.act(&qmp::block_dirty_bitmap_add(guard_bitmap(pair)));
-            let mirror = source.act(&qmp::drive_mirror(drive_mirror(pair, nbd, speed)));
+            let mirror = source.act(&qmp::drive_mirror(drive_mirror(pair, nbd, speed(pair))));
             async { try_join!(bitmap, mirror).map(drop) }
         })
         .collect();
@@ -116,57 +111,53 @@ fn look(source: &Process) -> impl Future<Output = Result<(List<BlockJob>, List<B
     async { try_join!(jobs, nodes) }
 }
 
-/// Waits until every mirror has caught up, reporting on the way.
+/// How far each mirror is, in the order of `pairs`.
 ///
 /// # Errors
-/// A mirror that ends.
-pub async fn until_ready(source: &Process, pairs: &[Pair], report: &Reporter) -> Result<(), MirrorError> {
-    let mut tick = interval(SAMPLE);
-    let mut watch = source.watch();
-    let mut rates = Rates::default();
-    loop {
-        let jobs = source.ask(&qmp::query_block_jobs {}).await?.0;
-        let mut ready = true;
-        for pair in pairs {
-            let job = find(&jobs, pair)?;
-            rates.report(pair, job, report);
-            ready &= job.ready;
-        }
-        if ready {
-            return Ok(());
-        }
-        tokio::select! {
-            _ = tick.tick() => {}
-            // BLOCK_JOB_READY or an error
-            _ = watch.wait_for(|seen| pairs.iter().all(|pair| is_ready(seen, pair)) || failed(seen, pairs).is_some()) => {}
-        }
+/// A mirror that ended.
+pub fn progress<'a>(
+    source: &Process,
+    pairs: &'a [Pair],
+) -> impl Future<Output = Result<Vec<BlockJob>, MirrorError>> + use<'a> {
+    let jobs = source.ask(&qmp::query_block_jobs {});
+    async {
+        let jobs = jobs.await?.0;
+        pairs.iter().map(|pair| find(&jobs, pair).cloned()).collect()
     }
 }
 
-/// Switches every mirror to write-blocking and waits until no write can be behind any more.
+/// Waits until the events have told that every mirror has caught up, or that one failed.
+pub async fn turned(source: &Process, pairs: &[Pair]) {
+    let mut watch = source.watch();
+    let turned = |seen: &Observed| pairs.iter().all(|pair| is_ready(seen, pair)) || failed(seen, pairs).is_some();
+    if watch.wait_for(turned).await.is_err() {
+        // the connection is gone, which others notice and name
+        std::future::pending().await
+    }
+}
+
+/// Switches mirrors to write-blocking: from when QEMU calls them actively synced on, no write is behind.
 ///
 /// # Errors
-/// A mirror that ends.
-pub async fn write_blocking(source: &Process, pairs: &[Pair]) -> Result<(), MirrorError> {
-    let changes = pairs.iter().map(|pair| {
+/// What QEMU says: above all that it cannot.
+pub async fn write_blocking(source: &Process, pairs: impl Iterator<Item = &Pair>) -> Result<(), ProcessError> {
+    all(pairs.map(|pair| {
         source.act(&qmp::block_job_change(qmp::BlockJobChangeOptions::mirror {
             id: pair.names.job.clone(),
             mirror: qmp::BlockJobChangeOptionsMirror { copy_mode: qmp::MirrorCopyMode::write_blocking },
         }))
-    });
-    all(changes).await?;
-    let mut look = interval(LOOK);
-    loop {
-        look.tick().await;
-        let jobs = source.ask(&qmp::query_block_jobs {}).await?.0;
-        let mut synced = true;
-        for pair in pairs {
-            synced &= find(&jobs, pair)?.actively_synced.unwrap_or(true);
-        }
-        if synced {
-            return Ok(());
-        }
-    }
+    }))
+    .await
+}
+
+/// Limits what a mirror copies in the background, bytes per second; `None` is no limit.
+///
+/// # Errors
+/// What QEMU says.
+pub async fn limit(source: &Process, pair: &Pair, speed: Option<u64>) -> Result<(), ProcessError> {
+    // 0 is QEMU's word for no limit
+    let speed = speed.map_or(0, |speed| i64::try_from(speed.max(1)).unwrap_or(i64::MAX));
+    source.act(&qmp::block_job_set_speed { device: pair.names.job.clone(), speed }).await
 }
 
 /// Waits until a mirror fails; for ever if none does.
@@ -345,31 +336,4 @@ where
 
 fn late(source: &Process, what: &'static str, waited: Duration) -> ProcessError {
     ProcessError::Late { at: source.name().clone(), what, waited }
-}
-
-/// Copy rates from one sample to the next.
-#[derive(Debug, Default)]
-struct Rates {
-    last: BTreeMap<String, (Instant, u64)>,
-}
-
-impl Rates {
-    fn report(&mut self, pair: &Pair, job: &BlockJob, report: &Reporter) {
-        let now = Instant::now();
-        let rate = match self.last.get(&job.device) {
-            Some(&(at, offset)) if now > at => {
-                (job.offset.saturating_sub(offset) as f64 / (now - at).as_secs_f64()) as u64
-            }
-            _ => 0,
-        };
-        self.last.insert(job.device.clone(), (now, job.offset));
-        report.emit(Kind::Disk {
-            disk: pair.source.name().to_owned(),
-            status: job.status.to_string(),
-            copied: job.offset,
-            total: job.len,
-            ready: job.ready,
-            rate,
-        });
-    }
 }

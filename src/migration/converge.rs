@@ -1,0 +1,384 @@
+//! Samples disks and RAM, has the controller decide, and does what it decides.
+//!
+//! It must never decide anything itself: what is done here follows from [`crate::convergence::decide`], and is reported
+//! with its reason.
+
+use super::{
+    Effect, Failure, Plan,
+    rollback::Sides,
+    run::{Course, Engine, addresses},
+};
+use crate::{
+    convergence::{
+        Action, Can, Decision, DiskRung, History, MirrorSample, RamSample, Sample, Task, decide, predicted_blackout,
+    },
+    memory::{apply, precopy, sample, tuning},
+    progress::{Entered, Kind, Moment, Phase, describe},
+    qemu::{
+        Process,
+        reply::{BlockJob, BlockStats, Migration},
+    },
+    quantity::Rate,
+    storage::{layout::Pair, mirror},
+};
+use qapi::qmp;
+use serde_json::{Map, Value};
+use std::time::{Duration, Instant};
+use tokio::time::{MissedTickBehavior, interval};
+
+/// How often is looked while only disks are copied: no event tells how far they are.
+const DISKS: Duration = Duration::from_millis(250);
+/// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
+const MEMORY: Duration = Duration::from_millis(100);
+/// How often the guest's writes are counted again, in looks, once the mirrors are in step with them.
+const COUNTED: u32 = 10;
+/// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
+const OVERDUE: Duration = Duration::from_secs(5);
+
+/// One run of the controller.
+pub(super) struct Converge<'a> {
+    engine: &'a Engine,
+    plan: &'a Plan,
+    pub(super) history: History,
+    /// The guest's writes as they were last counted.
+    stats: Vec<BlockStats>,
+    looks: u32,
+    storage: Option<Entered>,
+    memory: Option<Entered>,
+}
+
+/// What a look showed, besides the sample for the controller.
+struct Look {
+    sample: Sample,
+    jobs: Vec<BlockJob>,
+    migration: Option<Migration>,
+}
+
+impl<'a> Converge<'a> {
+    pub(super) fn new(engine: &'a Engine, plan: &'a Plan, sides: &Sides, course: &Course) -> Self {
+        let settings = &engine.settings;
+        let policy = &settings.policy;
+        let wanted = settings.tuning(plan.bitmaps);
+        let can = Can {
+            write_blocking: sides.source.features().block_job_change
+                && policy.disks.contains(&DiskRung::WriteBlocking)
+                && !policy.observe,
+            throttle: course.throttling != tuning::Throttling::None,
+            postcopy: wanted.postcopy,
+            overlap: settings.multifd.is_none(),
+        };
+        let task = Task {
+            budget: settings.downtime,
+            ceiling: settings.bandwidth,
+            disk_ceiling: settings.disk_bandwidth,
+            timeout: settings.timeout,
+            memory: plan.estimate.ram_bytes.unwrap_or_default(),
+            disks: plan.pairs.iter().map(|pair| pair.source.virtual_size).sum(),
+            can,
+            ..Task::default()
+        };
+        let disks = plan.pairs.iter().map(|pair| pair.source.name().to_owned());
+        Self {
+            engine,
+            plan,
+            history: History::new(task, disks),
+            stats: Vec::new(),
+            looks: 0,
+            storage: None,
+            memory: None,
+        }
+    }
+
+    /// What a mirror may copy to begin with, bytes per second.
+    pub(super) fn speed(&self, pair: &Pair) -> Option<u64> {
+        self.history.share().mirrors.get(pair.source.name()).copied().flatten().map(|rate| rate.0)
+    }
+
+    /// Copies disks until RAM may be started.
+    pub(super) async fn until_memory(&mut self, sides: &Sides, course: &mut Course) -> Result<(), Failure> {
+        self.storage = (!self.plan.pairs.is_empty()).then(|| self.engine.report.enter(Phase::Storage));
+        if !self.plan.pairs.is_empty() {
+            self.engine.start_mirrors(sides, self, self.plan, course).await?;
+        }
+        let mut tick = interval(DISKS);
+        loop {
+            let look = self.look(&sides.source, course).await?;
+            if self.decide(sides, course, &look).await? {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = mirror::turned(&sides.source, &self.plan.pairs), if !self.is_ready() => {}
+            }
+        }
+    }
+
+    /// Sends RAM until the guest stands still and every mirror is ready.
+    pub(super) async fn until_stopped(&mut self, sides: &Sides, course: &mut Course) -> Result<Moment, Failure> {
+        let source = &sides.source;
+        self.memory = Some(self.engine.report.enter(Phase::Memory));
+        self.start_memory(sides, course).await?;
+        let began = Instant::now();
+        let arrival = precopy::until_pre_switchover(source);
+        tokio::pin!(arrival);
+        let mut tick = interval(MEMORY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waited = false;
+        let stopped = loop {
+            tokio::select! {
+                // an event, so that nothing waits for a look that is under way
+                biased;
+                arrived = &mut arrival => break arrived?,
+                failure = mirror::failure(source, &self.plan.pairs) => return Err(failure.into()),
+                _ = tick.tick() => {}
+            }
+            let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began);
+            if stopped && !waited {
+                // with the guest stopped nothing is asked, unless the event that is about to come stays away
+                waited = true;
+                tick.reset_after(OVERDUE);
+                continue;
+            }
+            let looked = tokio::select! {
+                biased;
+                arrived = &mut arrival => break arrived?,
+                looked = self.look(source, course) => looked?,
+            };
+            if let Some(arrived) = looked.migration.as_ref().map(precopy::arrived).transpose()?.flatten() {
+                break arrived;
+            }
+            self.decide(sides, course, &looked).await?;
+        };
+        self.wait_for_mirrors(sides, course, stopped).await?;
+        (self.storage, self.memory) = (None, None);
+        Ok(stopped)
+    }
+
+    /// A guest that was stopped before its mirrors were ready writes no more, so they get there; it is a matter of the budget.
+    async fn wait_for_mirrors(&mut self, sides: &Sides, course: &mut Course, stopped: Moment) -> Result<(), Failure> {
+        while !self.is_ready() {
+            self.look(&sides.source, course).await?;
+            let stood = stopped.local.elapsed();
+            if sides.was_running && stood > self.engine.settings.downtime && !self.is_ready() {
+                return Err(Failure::GaveUp {
+                    code: "over-budget",
+                    because: format!(
+                        "the guest was stopped before its mirrors were ready, {} ms ago",
+                        stood.as_millis()
+                    ),
+                    needed: "a lower bandwidth for RAM, or a larger budget".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn is_ready(&self) -> bool {
+        self.history.estimates().disks.values().all(|disk| disk.ready)
+    }
+
+    /// Has the controller decide, and does it. True once RAM is to be started.
+    async fn decide(&mut self, sides: &Sides, course: &mut Course, look: &Look) -> Result<bool, Failure> {
+        let policy = &self.engine.settings.policy;
+        let decision = decide(policy, &self.history, &look.sample);
+        self.history.record(&look.sample, &decision);
+        self.report(look);
+        let mut start = false;
+        self.tell(&decision);
+        for action in &decision.actions {
+            match action {
+                Action::StartMemory => start = true,
+                Action::GiveUp { code, needed } => {
+                    let (code, because, needed) = (*code, decision.because.clone(), needed.clone());
+                    return Err(Failure::GaveUp { code, because, needed });
+                }
+                _ if policy.observe => {}
+                action => self.apply(sides, course, action).await,
+            }
+        }
+        if self.is_ready() {
+            self.storage = None;
+        }
+        Ok(start)
+    }
+
+    fn tell(&self, decision: &Decision) {
+        let name = |action: &Action| match action {
+            Action::StartMemory => "start-memory",
+            Action::DowntimeLimit(_) => "downtime-limit",
+            Action::Share(_) | Action::Favour(_) => "share-bandwidth",
+            Action::Throttle(_) => "throttle",
+            Action::WriteBlocking(_) => "write-blocking",
+            Action::Postcopy => "postcopy",
+            Action::GiveUp { .. } => "give-up",
+        };
+        // the last word is what the others were done for
+        let told =
+            decision.actions.iter().rfind(|action| !matches!(action, Action::Share(_))).or(decision.actions.last());
+        match told {
+            Some(action) if self.engine.settings.policy.observe && !matches!(action, Action::StartMemory) => {
+                self.engine.report.action(&format!("would-{}", name(action)), decision.because.clone());
+            }
+            Some(action) => self.engine.report.action(name(action), decision.because.clone()),
+            None => tracing::debug!(because = decision.because, "waiting"),
+        }
+    }
+
+    /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did.
+    async fn apply(&self, sides: &Sides, course: &mut Course, action: &Action) {
+        let source = &sides.source;
+        let done = match action {
+            Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
+            Action::Share(share) => {
+                let mut done = Ok(());
+                for pair in &self.plan.pairs {
+                    let speed = share.mirrors.get(pair.source.name()).copied().flatten();
+                    done = done.and(mirror::limit(source, pair, speed.map(|rate| rate.0)).await);
+                }
+                done.and(apply::set_parameters(source, &tuning::bandwidth(share.memory)).await)
+            }
+            Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(course, *percent)).await,
+            Action::WriteBlocking(disks) => {
+                let named = |pair: &&Pair| disks.iter().any(|disk| disk == pair.source.name());
+                mirror::write_blocking(source, self.plan.pairs.iter().filter(named)).await
+            }
+            Action::Postcopy => {
+                course.ram.postcopy = true;
+                source.act(&qmp::migrate_start_postcopy {}).await
+            }
+            Action::StartMemory | Action::Favour(_) | Action::GiveUp { .. } => Ok(()),
+        };
+        if let Err(error) = done {
+            self.engine.report.warn("not-applied", format!("{action:?}: {}", describe(&error)));
+        }
+    }
+
+    fn throttle(&self, course: &Course, percent: u8) -> Map<String, Value> {
+        match course.throttling {
+            tuning::Throttling::DirtyLimit => {
+                let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
+                tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64))
+            }
+            _ => tuning::throttle(percent),
+        }
+    }
+
+    /// Starts to send RAM.
+    async fn start_memory(&mut self, sides: &Sides, course: &mut Course) -> Result<(), Failure> {
+        let (_, ram) = addresses(self.plan)?;
+        self.engine.note_socket(ram, course);
+        course.effects.push(Effect::Incoming);
+        if let Err(error) = precopy::listen(&sides.destination, ram).await {
+            if error.is_refusal() {
+                // it never listened: there is nothing to undo
+                course.effects.pop();
+            }
+            return Err(error.into());
+        }
+        course.effects.push(Effect::Migrate);
+        Ok(precopy::send(&sides.source, ram).await?)
+    }
+
+    /// Looks at everything once. All questions are on their way before the first answer is awaited.
+    async fn look(&mut self, source: &Process, course: &mut Course) -> Result<Look, Failure> {
+        let sends = course.effects.contains(&Effect::Migrate);
+        let asked = Instant::now();
+        let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
+        let jobs = (!self.plan.pairs.is_empty()).then(|| mirror::progress(source, &self.plan.pairs));
+        let counts = !self.plan.pairs.is_empty() && (self.storage.is_some() || self.looks % COUNTED == 0);
+        let stats = counts.then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
+        self.looks += 1;
+        let mut round_trip = None;
+        let mut answered = || *round_trip.get_or_insert_with(|| asked.elapsed());
+        let migration = match migration {
+            Some(migration) => Some(migration.await?),
+            None => None,
+        };
+        if migration.is_some() {
+            answered();
+        }
+        let jobs = match jobs {
+            Some(jobs) => jobs.await?,
+            None => Vec::new(),
+        };
+        let took = answered();
+        if let Some(stats) = stats {
+            self.stats = stats.await?.0;
+        }
+        if let Some(migration) = &migration {
+            sample::fold(&mut course.ram, migration);
+        }
+        let mirror = |(pair, job): (&Pair, &BlockJob)| {
+            let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
+            MirrorSample {
+                disk: pair.source.name().to_owned(),
+                len: job.len,
+                offset: job.offset,
+                ready: job.ready,
+                actively_synced: job.actively_synced,
+                written: written.wr_bytes,
+                writes: written.wr_operations,
+                write_ns: written.wr_total_time_ns,
+            }
+        };
+        let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
+        let sample = Sample {
+            at_ms: self.engine.began.elapsed().as_secs_f64() * 1000.0,
+            round_trip_ms: took.as_secs_f64() * 1000.0,
+            ram: ram.map(|(migration, ram)| RamSample {
+                transferred: ram.transferred,
+                processed: ram.normal_bytes + ram.duplicate.saturating_mul(ram.page_size),
+                remaining: ram.remaining,
+                total: ram.total,
+                dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
+                throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
+                syncs: ram.dirty_sync_count,
+                postcopy: false,
+            }),
+            mirrors: self.plan.pairs.iter().zip(&jobs).map(mirror).collect(),
+        };
+        tracing::trace!(sample = %serde_json::json!(sample), "sample");
+        Ok(Look { sample, jobs, migration })
+    }
+
+    /// Reports how far everything is, with what is known of it.
+    fn report(&self, look: &Look) {
+        let report = &self.engine.report;
+        let known = self.history.estimates();
+        for (pair, job) in self.plan.pairs.iter().zip(&look.jobs).filter(|_| self.storage.is_some()) {
+            let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
+            report.emit(Kind::Disk {
+                disk: pair.source.name().to_owned(),
+                status: job.status.to_string(),
+                copied: job.offset,
+                total: job.len,
+                ready: job.ready,
+                rate: disk.rate as u64,
+                growth: disk.growth as u64,
+                write_rate: disk.write_rate as u64,
+                write_latency_us: disk.latency_since.or(disk.latency_before).map(|ms| (ms * 1000.0) as u64),
+                eta_ms: disk.time_to_ready().map(|ms| ms as u64),
+            });
+        }
+        let Some(Kind::Memory { status, transferred, remaining, total, dirty_rate, bandwidth, throttle_pct, .. }) =
+            look.migration.as_ref().and_then(sample::event)
+        else {
+            return;
+        };
+        let memory = known.memory;
+        let limit = self.history.downtime_limit().unwrap_or(self.engine.settings.downtime).as_secs_f64();
+        report.emit(Kind::Memory {
+            status,
+            transferred,
+            remaining,
+            total,
+            dirty_rate: memory.map_or(dirty_rate, |memory| memory.dirty_rate as u64),
+            bandwidth: memory.map_or(bandwidth, |memory| memory.bandwidth as u64),
+            working_set: memory.map_or(0, |memory| memory.working_set as u64),
+            throttle_pct,
+            predicted_blackout_ms: predicted_blackout(&self.engine.settings.policy, &self.history).map(|ms| ms as u64),
+            eta_ms: memory
+                .and_then(|memory| memory.time_to(memory.bandwidth * limit, memory.load()?).map(|ms| ms as u64)),
+        });
+    }
+}
