@@ -36,6 +36,7 @@ const PURE: &[&str] = &[
     "convergence/decision.rs",
     "convergence/policy.rs",
     "convergence/sample.rs",
+    "convergence/written.rs",
     "endpoint/address.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",

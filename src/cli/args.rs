@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::{
+    convergence::{BUILT_IN, Policy},
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
     migration::{
@@ -18,6 +19,8 @@ use crate::{
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
+/// The blackout budget where neither the user nor the policy has one.
+const DOWNTIME: Duration = Duration::from_millis(300);
 /// The heading of the options about disks.
 const DISKS: &str = "Disks";
 
@@ -120,15 +123,22 @@ pub(super) struct Options {
     /// Remove first what an earlier try left in the two QEMUs. Only if no other qferry is at work on them
     #[arg(long, help_heading = DISKS)]
     clean: bool,
-    /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM
-    #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = downtime)]
-    downtime: Duration,
+    /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM [default: 300ms, or
+    /// the longest downtime of a policy with a schedule]
+    #[arg(long, value_name = "DUR", value_parser = downtime)]
+    downtime: Option<Duration>,
     /// Ceiling on the wire for the whole job, such as 100MiB/s or 1Gbit/s [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     bandwidth: Option<Rate>,
     /// Ceiling for all disks together [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     disk_bandwidth: Option<Rate>,
+    /// What may be done so that disks and RAM converge: converge (raise the downtime limit within the budget, then slow
+    /// the guest down), postcopy (let it go on at the destination in place of slowing it down), patient (never slow it
+    /// down), observe (only say what would be done); nova, vdsm or kubevirt (their published schedules, to compare); or a
+    /// TOML file of your own, given with a / or .toml in it
+    #[arg(long, value_name = "NAME|FILE", default_value = "converge", value_parser = policy)]
+    policy: Policy,
     /// Send RAM over this many channels at once, where one connection does not fill the link. Costs as many threads on both
     /// hosts; not together with postcopy or xbzrle
     #[arg(long, value_name = "N", value_parser = channels)]
@@ -182,7 +192,8 @@ impl Options {
             overcommit: self.overcommit,
             clean: self.clean,
             source_nbd_address: self.source_nbd_address.clone(),
-            downtime: self.downtime,
+            downtime: self.downtime.or_else(|| self.policy.budget()).unwrap_or(DOWNTIME),
+            policy: self.policy.clone(),
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
             multifd: self.multifd,
@@ -315,6 +326,19 @@ fn samples(text: &str) -> Result<usize, String> {
         Ok(number) if number <= 1 << 16 => Ok(number),
         _ => Err("write a number up to 65536; --verify-backing full compares everything".to_owned()),
     }
+}
+
+/// A policy by its name, or from a file.
+fn policy(text: &str) -> Result<Policy, String> {
+    if let Some(text) = Policy::built_in(text) {
+        return Policy::from_toml(text).map_err(|error| error.to_string());
+    }
+    if !text.contains('/') && !text.ends_with(".toml") {
+        let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+        return Err(format!("there is no such policy: write {}, or the path of a TOML file", names.join(", ")));
+    }
+    let written = std::fs::read_to_string(text).map_err(|error| format!("it cannot be read: {error}"))?;
+    Policy::from_toml(&written).map_err(|error| error.to_string())
 }
 
 fn channels(text: &str) -> Result<u8, String> {

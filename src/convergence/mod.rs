@@ -7,7 +7,9 @@
 mod decision;
 mod policy;
 mod sample;
+mod written;
 
 pub use decision::{Action, Decision};
-pub use policy::{DiskRung, Policy, RamRung, Schedule, Step};
+pub use policy::{DiskRung, Policy, RamRung, Schedule, Step, Then};
 pub use sample::{MirrorSample, RamSample, Sample};
+pub use written::{BUILT_IN, PolicyError};

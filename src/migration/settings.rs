@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::{
-    convergence::{Policy, RamRung},
+    convergence::Policy,
     endpoint::Address,
     memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
@@ -106,10 +106,9 @@ impl Settings {
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
     pub(super) fn tuning(&self, bitmaps: bool) -> Wanted {
         let policy = &self.policy;
-        let may = |rung: RamRung| !policy.observe && policy.schedule.is_none() && policy.ram.contains(&rung);
         let throttle = match &policy.schedule {
             Some(schedule) if schedule.auto_converge && !policy.observe => Throttle::OwnSteps(policy.throttle_max),
-            _ if may(RamRung::Throttle) => Throttle::OnDemand,
+            _ if policy.may_throttle() => Throttle::OnDemand,
             _ => Throttle::Never,
         };
         Wanted {
@@ -117,9 +116,10 @@ impl Settings {
             compress: self.compress,
             xbzrle: policy.xbzrle.filter(|_| !policy.observe),
             throttle,
-            postcopy: may(RamRung::Postcopy),
+            postcopy: policy.may_postcopy(),
             bitmaps,
-            downtime: self.downtime,
+            // a schedule begins with its own
+            downtime: policy.schedule.as_ref().map_or(self.downtime, |schedule| schedule.downtime.min(self.downtime)),
             bandwidth: self.bandwidth,
         }
     }
