@@ -428,6 +428,25 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_is_built_in_or_a_file() {
+        for (name, _) in BUILT_IN {
+            assert_eq!(parse(&format!("--policy {name}")).expect(name).policy.name, name);
+        }
+        assert_eq!(parse("").expect("good").policy, Policy::default());
+        // a schedule brings its budget, unless the user has one
+        assert_eq!(parse("--policy kubevirt").expect("good").downtime, Duration::from_millis(900));
+        assert_eq!(parse("--policy kubevirt --downtime 80ms").expect("good").downtime, Duration::from_millis(80));
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = folder.path().join("own.toml");
+        std::fs::write(&own, "name = 'own'\nthrottle-max = 40\n").expect("written");
+        let policy = parse(&format!("--policy {}", own.display())).expect("good").policy;
+        assert_eq!((policy.name.as_str(), policy.throttle_max), ("own", 40));
+        std::fs::write(&own, "throttle-max = 400\n").expect("written");
+        let error = parse(&format!("--policy {}", own.display())).expect_err("too much").to_string();
+        assert!(error.contains("throttle-max"), "{error}");
+    }
+
+    #[test]
     fn a_preparation_is_read() {
         let prepare = |line: &str| {
             let words = "qferry prepare --source /s".split(' ').chain(line.split_whitespace());
@@ -461,6 +480,8 @@ mod tests {
             ("--verify-backing yes", "sample"),
             ("--samples 0", "off"),
             ("--samples 1000000", "full"),
+            ("--policy hope", "converge, postcopy"),
+            ("--policy /nowhere/at/all.toml", "cannot be read"),
             ("--multifd 0", "single connection"),
             ("--multifd 256", "at most 255"),
             ("--multifd 2 --compress lzo", "zstd"),

@@ -157,6 +157,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_policy_asks_of_qemu_what_it_may_come_to() {
+        let wanted = |name: &str| {
+            let text = Policy::built_in(name).expect(name);
+            Settings { policy: text.parse().expect(name), ..Settings::default() }.tuning(false)
+        };
+        for (name, throttle, postcopy, first) in [
+            ("converge", Throttle::OnDemand, false, 300),
+            ("postcopy", Throttle::Never, true, 300),
+            ("patient", Throttle::Never, false, 300),
+            ("observe", Throttle::Never, false, 300),
+            ("nova", Throttle::Never, false, 50),
+            ("vdsm", Throttle::OwnSteps(99), false, 100),
+            ("kubevirt", Throttle::Never, false, 150),
+        ] {
+            let wanted = wanted(name);
+            let found = (wanted.throttle, wanted.postcopy, wanted.downtime);
+            assert_eq!(found, (throttle, postcopy, Duration::from_millis(first)), "{name}");
+        }
+        let xbzrle = Some(crate::quantity::Bytes(1 << 26));
+        let with = |observe| Policy { xbzrle, observe, ..Policy::default() };
+        let asked = |policy| Settings { policy, ..Settings::default() }.tuning(false).xbzrle;
+        assert_eq!((asked(with(false)), asked(with(true))), (xbzrle, None));
+    }
+
+    #[test]
     fn the_lower_ceiling_is_shared_out() {
         let settings = |bandwidth: Option<u64>, disk: Option<u64>| Settings {
             bandwidth: bandwidth.map(Rate),
