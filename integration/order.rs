@@ -659,7 +659,7 @@ async fn what_cannot_be_removed_is_named() {
 
 /// A source whose build can slow a guest down, and what its accelerator says to `dirty-limit`.
 fn throttling(takes_dirty_limit: bool) -> Model {
-    let mut model = model();
+    let model = model();
     model::add_capabilities(&mut model.state().source.schema, &["auto-converge", "dirty-limit"]);
     let world = model.world.clone();
     model.on(Source, "migrate-set-capabilities", move |seen| {

@@ -29,7 +29,7 @@ fn is_on(pair: &Pair, name: &str) -> bool {
 ///
 /// Without a ceiling: under TCG a guest of 7.2 does not outlive a slow migration that sends pages again, with or without an
 /// engine and with any capability or none.
-fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: (&str, Value)) {
+fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: &(&str, Value)) {
     let pair = start(&spec(version, Workload { ram: 64 * MIB, ..busy() }));
     let look = |_: &Migration| {
         assert!(is_on(&pair, on), "{version}: {on}");
@@ -43,7 +43,7 @@ fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, paramete
 #[test]
 fn ram_over_two_channels() {
     for version in VERSIONS {
-        moves(version, |builder| builder.multifd(2), "multifd", ("multifd-channels", json!(2)));
+        moves(version, |builder| builder.multifd(2), "multifd", &("multifd-channels", json!(2)));
     }
 }
 
@@ -56,7 +56,7 @@ fn ram_over_two_channels_that_compress() {
         ("11.1", Compression::Zstd, "zstd"),
     ] {
         let parameter = ("multifd-compression", json!(name));
-        moves(version, |builder| builder.multifd(2).compress(how), "multifd", parameter);
+        moves(version, |builder| builder.multifd(2).compress(how), "multifd", &parameter);
     }
 }
 
@@ -64,7 +64,7 @@ fn ram_over_two_channels_that_compress() {
 fn ram_by_its_differences() {
     for version in VERSIONS {
         let policy = Policy { xbzrle: Some(Bytes(32 * MIB)), ..Policy::default() };
-        moves(version, |builder| builder.policy(policy), "xbzrle", ("xbzrle-cache-size", json!(32 * MIB)));
+        moves(version, |builder| builder.policy(policy), "xbzrle", &("xbzrle-cache-size", json!(32 * MIB)));
     }
 }
 
