@@ -659,7 +659,7 @@ async fn what_cannot_be_removed_is_named() {
 
 /// A source whose build can slow a guest down, and what its accelerator says to `dirty-limit`.
 fn throttling(takes_dirty_limit: bool) -> Model {
-    let mut model = model();
+    let model = model();
     model::add_capabilities(&mut model.state().source.schema, &["auto-converge", "dirty-limit"]);
     let world = model.world.clone();
     model.on(Source, "migrate-set-capabilities", move |seen| {
@@ -898,6 +898,18 @@ async fn what_is_asked_for_refuses_the_migration() {
     refused("address-missing", &shape, none, |builder| builder.settings(Settings::default())).await;
     let plain = |builder: Builder| builder.addresses(tcp("tcp:127.0.0.1:1"), tcp("tcp:192.0.2.1:2"));
     refused("plaintext", &shape, none, plain).await;
+    refused("capability-missing", &shape, none, |builder| builder.multifd(2)).await;
+    // the source's build alone would do
+    let source = |state: &mut State| model::add_capabilities(&mut state.source.schema, &["multifd"]);
+    refused("capability-missing", &shape, source, |builder| builder.multifd(2)).await;
+    refused("capability-missing", &shape, none, |builder| builder.policy("ram = ['postcopy']".parse().unwrap())).await;
+    let both = |state: &mut State| {
+        for qemu in [&mut state.source, &mut state.destination] {
+            model::add_capabilities(&mut qemu.schema, &["multifd", "postcopy-ram"]);
+        }
+    };
+    let conflicting = |builder: Builder| builder.multifd(2).policy("ram = ['postcopy']".parse().unwrap());
+    refused("capability-conflict", &shape, both, conflicting).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::{
+    convergence::{BUILT_IN, Policy},
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
     migration::{
@@ -18,6 +19,8 @@ use crate::{
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
+/// The blackout budget where neither the user nor the policy has one.
+const DOWNTIME: Duration = Duration::from_millis(300);
 /// The heading of the options about disks.
 const DISKS: &str = "Disks";
 
@@ -120,15 +123,22 @@ pub(super) struct Options {
     /// Remove first what an earlier try left in the two QEMUs. Only if no other qferry is at work on them
     #[arg(long, help_heading = DISKS)]
     clean: bool,
-    /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM
-    #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = downtime)]
-    downtime: Duration,
+    /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM [default: 300ms, or
+    /// the longest downtime of a policy with a schedule]
+    #[arg(long, value_name = "DUR", value_parser = downtime)]
+    downtime: Option<Duration>,
     /// Ceiling on the wire for the whole job, such as 100MiB/s or 1Gbit/s [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     bandwidth: Option<Rate>,
     /// Ceiling for all disks together [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = rate)]
     disk_bandwidth: Option<Rate>,
+    /// What may be done so that disks and RAM converge: converge (raise the downtime limit within the budget, then slow
+    /// the guest down), postcopy (let it go on at the destination in place of slowing it down), patient (never slow it
+    /// down), observe (only say what would be done); nova, vdsm or kubevirt (their published schedules, to compare); or a
+    /// TOML file of your own, given with a / or .toml in it
+    #[arg(long, value_name = "NAME|FILE", default_value = "converge", value_parser = policy)]
+    policy: Policy,
     /// Send RAM over this many channels at once, where one connection does not fill the link. Costs as many threads on both
     /// hosts; not together with postcopy or xbzrle
     #[arg(long, value_name = "N", value_parser = channels)]
@@ -182,7 +192,8 @@ impl Options {
             overcommit: self.overcommit,
             clean: self.clean,
             source_nbd_address: self.source_nbd_address.clone(),
-            downtime: self.downtime,
+            downtime: self.downtime.or_else(|| self.policy.budget()).unwrap_or(DOWNTIME),
+            policy: self.policy.clone(),
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
             multifd: self.multifd,
@@ -317,6 +328,19 @@ fn samples(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A policy by its name, or from a file.
+fn policy(text: &str) -> Result<Policy, String> {
+    if let Some(text) = Policy::built_in(text) {
+        return Policy::from_toml(text).map_err(|error| error.to_string());
+    }
+    if !text.contains('/') && !text.ends_with(".toml") {
+        let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+        return Err(format!("there is no such policy: write {}, or the path of a TOML file", names.join(", ")));
+    }
+    let written = std::fs::read_to_string(text).map_err(|error| format!("it cannot be read: {error}"))?;
+    Policy::from_toml(&written).map_err(|error| error.to_string())
+}
+
 fn channels(text: &str) -> Result<u8, String> {
     match text.parse() {
         Ok(0) => Err("without a channel nothing is sent; leave the option out for a single connection".to_owned()),
@@ -404,6 +428,25 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_is_built_in_or_a_file() {
+        for (name, _) in BUILT_IN {
+            assert_eq!(parse(&format!("--policy {name}")).expect(name).policy.name, name);
+        }
+        assert_eq!(parse("").expect("good").policy, Policy::default());
+        // a schedule brings its budget, unless the user has one
+        assert_eq!(parse("--policy kubevirt").expect("good").downtime, Duration::from_millis(900));
+        assert_eq!(parse("--policy kubevirt --downtime 80ms").expect("good").downtime, Duration::from_millis(80));
+        let folder = tempfile::tempdir().expect("a folder");
+        let own = folder.path().join("own.toml");
+        std::fs::write(&own, "name = 'own'\nthrottle-max = 40\n").expect("written");
+        let policy = parse(&format!("--policy {}", own.display())).expect("good").policy;
+        assert_eq!((policy.name.as_str(), policy.throttle_max), ("own", 40));
+        std::fs::write(&own, "throttle-max = 400\n").expect("written");
+        let error = parse(&format!("--policy {}", own.display())).expect_err("too much").to_string();
+        assert!(error.contains("throttle-max"), "{error}");
+    }
+
+    #[test]
     fn a_preparation_is_read() {
         let prepare = |line: &str| {
             let words = "qferry prepare --source /s".split(' ').chain(line.split_whitespace());
@@ -437,6 +480,8 @@ mod tests {
             ("--verify-backing yes", "sample"),
             ("--samples 0", "off"),
             ("--samples 1000000", "full"),
+            ("--policy hope", "converge, postcopy"),
+            ("--policy /nowhere/at/all.toml", "cannot be read"),
             ("--multifd 0", "single connection"),
             ("--multifd 256", "at most 255"),
             ("--multifd 2 --compress lzo", "zstd"),

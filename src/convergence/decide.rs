@@ -9,7 +9,7 @@ use super::{
     memory,
     policy::Policy,
     sample::Sample,
-    share,
+    schedule, share,
 };
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
@@ -43,7 +43,10 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
             (false, because) => waiting = Some(because),
         }
     } else if share::is_settled(&now) {
-        let (action, because) = memory::decide(policy, &now);
+        let (action, because) = match &policy.schedule {
+            Some(schedule) => schedule::decide(policy, schedule, &now, history.at),
+            None => memory::decide(policy, &now),
+        };
         match action {
             Some(action) => steps.push((action, because)),
             None => waiting = Some(because),

@@ -25,8 +25,8 @@ pub struct Task {
     pub timeout: Option<Duration>,
     /// The guest's memory, bytes.
     pub memory: u64,
-    /// The guest's disks, bytes of virtual size: only published schedules reckon with them.
-    pub disks: u64,
+    /// The guest's disks, bytes of virtual size each: only published schedules reckon with them.
+    pub disks: Vec<u64>,
     /// What the guest was seen to dirty before, bytes per second, where that was measured.
     pub dirty_rate: Option<f64>,
     /// What QEMU can be told in this run.
@@ -71,6 +71,9 @@ pub(super) struct Done {
     pub(super) share: Share,
     pub(super) postcopy: bool,
     pub(super) gave_up: bool,
+    /// How many steps of a schedule were taken, when the last was, and how often QEMU had counted by then.
+    pub(super) steps: usize,
+    pub(super) stepped: (f64, u64),
     /// The disks that get more of the bandwidth than the others.
     pub(super) favoured: Vec<String>,
 }
@@ -167,6 +170,10 @@ impl History {
             Action::DowntimeLimit(limit) => {
                 done.downtime = Some(*limit);
                 done.changed = at;
+                if done.memory_since.is_some() {
+                    done.steps += 1;
+                    done.stepped = (at, self.memory.last().map_or(0, |last| last.syncs));
+                }
             }
             Action::Share(share) => {
                 for (disk, track) in &mut self.disks {

@@ -55,9 +55,10 @@ fn allowed(policy: &Policy, now: &History) -> f64 {
 
 /// The downtime limit to begin with: an idle guest must not pay for a generous budget.
 pub(super) fn first_limit(policy: &Policy, now: &History) -> Duration {
-    match policy.observe {
-        true => now.task.budget,
-        false => policy.first.min(Duration::from_secs_f64(allowed(policy, now) / 1000.0)),
+    let first = policy.first_limit(now.task.budget);
+    match policy.observe || policy.schedule.is_some() {
+        true => first,
+        false => first.min(Duration::from_secs_f64(allowed(policy, now) / 1000.0)),
     }
 }
 

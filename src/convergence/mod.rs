@@ -12,12 +12,15 @@ mod history;
 mod memory;
 mod policy;
 mod sample;
+mod schedule;
 mod share;
 pub mod simulate;
+mod written;
 
 pub use decide::{decide, may_hand_over, predicted_blackout};
 pub use decision::{Action, Decision};
 pub use estimate::{Disk, Memory};
 pub use history::{Can, Estimates, History, Share, Task};
-pub use policy::{DiskRung, Policy, RamRung, Schedule, Step};
+pub use policy::{DiskRung, Policy, RamRung, Schedule, Step, Then};
 pub use sample::{MirrorSample, RamSample, Sample};
+pub use written::{BUILT_IN, PolicyError};

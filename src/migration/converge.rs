@@ -73,7 +73,7 @@ impl<'a> Converge<'a> {
             disk_ceiling: settings.disk_bandwidth,
             timeout: settings.timeout,
             memory: plan.estimate.ram_bytes.unwrap_or_default(),
-            disks: plan.pairs.iter().map(|pair| pair.source.virtual_size).sum(),
+            disks: plan.pairs.iter().map(|pair| pair.source.virtual_size).collect(),
             can,
             ..Task::default()
         };

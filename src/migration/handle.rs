@@ -103,7 +103,8 @@ impl Builder {
         self
     }
 
-    /// What may be done so that disks and RAM converge.
+    /// What may be done so that disks and RAM converge. Whatever it says, [`Self::downtime`] is the budget; that of a
+    /// policy with a schedule is [`Policy::budget`].
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.settings.policy = policy;

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use crate::{
-    convergence::{Policy, RamRung},
+    convergence::Policy,
     endpoint::Address,
     memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
@@ -97,10 +97,9 @@ impl Settings {
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
     pub(super) fn tuning(&self, bitmaps: bool) -> Wanted {
         let policy = &self.policy;
-        let may = |rung: RamRung| !policy.observe && policy.schedule.is_none() && policy.ram.contains(&rung);
         let throttle = match &policy.schedule {
             Some(schedule) if schedule.auto_converge && !policy.observe => Throttle::OwnSteps(policy.throttle_max),
-            _ if may(RamRung::Throttle) => Throttle::OnDemand,
+            _ if policy.may_throttle() => Throttle::OnDemand,
             _ => Throttle::Never,
         };
         Wanted {
@@ -108,10 +107,9 @@ impl Settings {
             compress: self.compress,
             xbzrle: policy.xbzrle.filter(|_| !policy.observe),
             throttle,
-            postcopy: may(RamRung::Postcopy),
+            postcopy: policy.may_postcopy(),
             bitmaps,
-            // raised as needed, so that an idle guest does not pay for a generous budget
-            downtime: if policy.observe { self.downtime } else { self.downtime.min(policy.first) },
+            downtime: policy.first_limit(self.downtime),
             bandwidth: self.bandwidth,
         }
     }
@@ -142,4 +140,34 @@ fn default_runtime_dir() -> PathBuf {
         .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
         .unwrap_or_else(std::env::temp_dir)
         .join("qferry")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_asks_of_qemu_what_it_may_come_to() {
+        let wanted = |name: &str| {
+            let text = Policy::built_in(name).expect(name);
+            Settings { policy: text.parse().expect(name), ..Settings::default() }.tuning(false)
+        };
+        for (name, throttle, postcopy, first) in [
+            ("converge", Throttle::OnDemand, false, 10),
+            ("postcopy", Throttle::Never, true, 10),
+            ("patient", Throttle::Never, false, 10),
+            ("observe", Throttle::Never, false, 300),
+            ("nova", Throttle::Never, false, 50),
+            ("vdsm", Throttle::OwnSteps(99), false, 100),
+            ("kubevirt", Throttle::Never, false, 150),
+        ] {
+            let wanted = wanted(name);
+            let found = (wanted.throttle, wanted.postcopy, wanted.downtime);
+            assert_eq!(found, (throttle, postcopy, Duration::from_millis(first)), "{name}");
+        }
+        let xbzrle = Some(crate::quantity::Bytes(1 << 26));
+        let with = |observe| Policy { xbzrle, observe, ..Policy::default() };
+        let asked = |policy| Settings { policy, ..Settings::default() }.tuning(false).xbzrle;
+        assert_eq!((asked(with(false)), asked(with(true))), (xbzrle, None));
+    }
 }

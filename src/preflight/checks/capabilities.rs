@@ -51,7 +51,7 @@ fn lacking(features: &Features, asked: &[(&str, &str)], compress: Option<&str>) 
     found
 }
 
-/// What does not go together. QEMU 7.2 takes both pairs and cannot do them, 10.0 refuses both and 11.1 the first: no schema
+/// What does not go together. QEMU 7.2 takes both pairs, 10.0 refuses both and 11.1 the first: no schema
 /// tells, so both are refused everywhere.
 fn conflicts(wanted: &Wanted, source: &str) -> Vec<Finding> {
     let conflict = |message: &str, remedy: &str| blocker("capability-conflict", source, message, remedy);
