@@ -9,8 +9,10 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use std::{fmt, marker::PhantomData};
 
+mod block_stats;
 mod machine;
 
+pub use block_stats::{BlockStats, WriteStats};
 pub use machine::{CpuInfo, FeatureWord, HumanReadable, PciBus, PciFunction, PciId, QomProperty, VersionInfo};
 
 /// A command that asks, with the shape of its answer.
@@ -39,6 +41,8 @@ queries! {
     qmp::query_jobs => List<Job>,
     qmp::query_block_exports => List<BlockExport>,
     qmp::query_memory_size_summary => MemorySize,
+    qmp::query_blockstats => List<BlockStats>,
+    qmp::query_dirty_rate => DirtyRate,
     qmp::x_debug_query_block_graph => BlockGraph,
     qmp::query_version => VersionInfo,
     qmp::query_cpus_fast => List<CpuInfo>,
@@ -481,6 +485,16 @@ pub struct MemorySize {
     pub base_memory: u64,
     /// What was plugged in later; absent where the machine has no memory hotplug.
     pub plugged_memory: Option<u64>,
+}
+
+/// `query-dirty-rate`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DirtyRate {
+    /// Where the measurement stands: `measured` once it is over.
+    pub status: String,
+    /// MiB a second of different pages, rounded down; once measured.
+    pub dirty_rate: Option<u64>,
 }
 
 /// An element of `query-block-exports`.
