@@ -40,7 +40,7 @@ fn nothing_left(pair: &Pair) {
 }
 
 #[track_caller]
-fn within<T: PartialOrd + std::fmt::Debug>(value: T, least: T, most: T, all: &Measured) {
+fn within<T: PartialOrd + Copy + std::fmt::Debug>(value: T, least: T, most: T, all: &Measured) {
     assert!(least <= value && value <= most, "{value:?} is not from {least:?} to {most:?}: {all:#?}");
 }
 
