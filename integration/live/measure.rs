@@ -2,12 +2,13 @@
 
 use super::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, spec, start};
 use qferry::{
+    endpoint::Address,
     migration::{Builder, Failure, Plan, Settings},
     preflight::{checks::Severity, measured::Measured},
     quantity::Rate,
     storage::identity::Proof,
 };
-use qferry_bed::{Guest, Pair, Spec, Style, Workload};
+use qferry_bed::{Guest, Pair, Spec, Style, Workload, free_port};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -112,6 +113,16 @@ fn of_a_paused_guest_only_the_way_is_measured() {
     let all = measured(&plan);
     assert_eq!((all.running, all.dirtied.len(), all.disks.len(), all.missing.len()), (false, 0, 0, 0), "{all:#?}");
     assert!(all.bandwidth.is_some(), "{all:#?}");
+    nothing_left(&pair);
+}
+
+#[test]
+fn a_probe_over_tcp() {
+    let pair = start(&Spec::quick());
+    let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
+    let plan = look(&pair, |settings| settings.nbd_address = Some(tcp(free_port().unwrap())));
+    let all = measured(&plan);
+    within(all.bandwidth.unwrap_or_default(), Rate(50 * MIB), Rate(1 << 36), all);
     nothing_left(&pair);
 }
 
