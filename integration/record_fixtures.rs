@@ -158,6 +158,8 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
         .source_nbd_address(address(here)?)
         .bandwidth(CEILING)
         .keep_source()
+        // the ceiling spares it the probe, the rest is asked
+        .predict()
         // the preflight sees what the destination of one course lacks
         .force("device-missing")
         .transcript(recorder.clone());

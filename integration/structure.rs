@@ -71,6 +71,7 @@ const PURE: &[&str] = &[
     "preflight/facts/cpu.rs",
     "preflight/facts/devices.rs",
     "preflight/facts/ram_blocks.rs",
+    "preflight/measured.rs",
     "preflight/wanted.rs",
     "progress/ledger.rs",
     "qemu/features.rs",

@@ -11,6 +11,7 @@ mod command;
 mod embedding;
 mod failures;
 mod machines;
+mod measure;
 mod moves;
 mod prepare;
 mod race;

@@ -8,9 +8,9 @@ use qferry::{
         ram_blocks,
     },
     qemu::reply::{
-        BlockDevice, BlockExport, BlockGraph, BlockJob, BlockNode, Capability, CpuInfo, FeatureWord, GraphEdge,
-        HumanReadable, Job, JobStatus, List, MemorySize, Migration, MigrationStatus, PciBus, QUERIES, QomProperty,
-        Query, RunState, Status, VersionInfo,
+        BlockDevice, BlockExport, BlockGraph, BlockJob, BlockNode, BlockStats, Capability, CpuInfo, DirtyRate,
+        FeatureWord, GraphEdge, HumanReadable, Job, JobStatus, List, MemorySize, Migration, MigrationStatus, PciBus,
+        QUERIES, QomProperty, Query, RunState, Status, VersionInfo,
     },
     qmp::transcript::Direction,
 };
@@ -161,6 +161,23 @@ impl Answer for MemorySize {
     }
 }
 
+impl Answer for BlockStats {
+    fn present(&self) -> Vec<&'static str> {
+        those([
+            ("stats.device", !self.device.is_empty()),
+            ("stats.node-name", self.node_name.is_some()),
+            ("stats.qdev", self.qdev.is_some()),
+        ])
+    }
+}
+
+impl Answer for DirtyRate {
+    fn present(&self) -> Vec<&'static str> {
+        let measured = self.status == "measured" && self.dirty_rate.is_some();
+        those([("dirty-rate", measured)])
+    }
+}
+
 impl Answer for BlockGraph {
     fn present(&self) -> Vec<&'static str> {
         let backing = |edge: &GraphEdge| edge.name == "backing";
@@ -242,6 +259,8 @@ pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
         reader::<qmp::query_jobs>(),
         reader::<qmp::query_block_exports>(),
         reader::<qmp::query_memory_size_summary>(),
+        reader::<qmp::query_blockstats>(),
+        reader::<qmp::query_dirty_rate>(),
         reader::<qmp::x_debug_query_block_graph>(),
         reader::<qmp::query_version>(),
         reader::<qmp::query_cpus_fast>(),
@@ -267,6 +286,7 @@ const FIELDS: &[&str] = &[
     "device",
     "dirty-bitmaps.granularity",
     "dirty-bitmaps.name",
+    "dirty-rate",
     "downtime",
     "downtime-limit",
     "error-desc",
@@ -289,6 +309,9 @@ const FIELDS: &[&str] = &[
     "ram.dirty-pages-rate",
     "ram.dirty-sync-count",
     "ram.mbps",
+    "stats.device",
+    "stats.node-name",
+    "stats.qdev",
     "status",
 ];
 

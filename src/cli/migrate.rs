@@ -11,17 +11,17 @@ use std::{process::ExitCode, thread};
 pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
     let (plan, json) = (options.plan, options.json);
     let work = async |builder| if plan { look(builder, json).await } else { migrate(builder, json).await };
-    recorded(&options, work).await
+    recorded(&options, plan, work).await
 }
 
 pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
-    recorded(&options, async |builder| look(builder, options.json).await).await
+    recorded(&options, true, async |builder| look(builder, options.json).await).await
 }
 
 /// Does it with the transcript that was asked for.
-async fn recorded(options: &args::Options, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
+async fn recorded(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
     let mut builder =
-        Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings());
+        Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings(predict));
     let recorder = match options.transcript.as_ref().map(Recorder::create).transpose() {
         Ok(recorder) => recorder,
         Err(error) => return misused(&describe(&error)),

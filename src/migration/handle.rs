@@ -170,6 +170,13 @@ impl Builder {
         self
     }
 
+    /// Measures what a prediction needs, after the checks; see [`Settings::predict`].
+    #[must_use]
+    pub fn predict(mut self) -> Self {
+        self.settings.predict = true;
+        self
+    }
+
     /// Leaves the source process there, stopped, instead of quitting it.
     #[must_use]
     pub fn keep_source(mut self) -> Self {
@@ -185,7 +192,7 @@ impl Builder {
     }
 
     /// Looks at both sides and tells what would be done. Nothing is changed but for the time that backing files are
-    /// compared: read-only exports are opened for that, and closed again.
+    /// compared: read-only exports are opened for that, and closed again. [`Self::predict`] opens one more.
     ///
     /// # Panics
     /// Outside of a tokio runtime.

@@ -9,6 +9,7 @@ use crate::{
         checks::{self, Finding, Severity, Subject},
         contents::Contents,
         facts::{Facts, ports::Port},
+        measured::Measured,
         wanted::{self, Wanted},
     },
     qemu::reply::RunState,
@@ -46,6 +47,9 @@ pub struct Plan {
     /// The images that are to be the same or empty.
     #[serde(skip)]
     pub(super) wanted: Wanted,
+    /// What was measured for the estimate.
+    #[serde(skip)]
+    pub(super) measured: Option<Measured>,
     /// The named bitmaps move with the guest.
     #[serde(skip)]
     pub(super) bitmaps: bool,
@@ -196,6 +200,7 @@ impl Plan {
             reading: (here, there),
             pairs,
             wanted,
+            measured: None,
             bitmaps: bitmaps.moved,
             on_source,
         }
@@ -225,6 +230,18 @@ impl Plan {
     pub(super) fn add_changed(&mut self, side: &str, disks: &[String]) {
         self.findings.extend(checks::contents::changed(side, disks));
         self.findings.sort_by_key(|finding| finding.severity);
+    }
+
+    /// Adds what was measured, and notes what could not be.
+    pub(super) fn add_measured(&mut self, measured: Measured) {
+        self.findings.extend(measured.findings());
+        self.findings.sort_by_key(|finding| finding.severity);
+        self.measured = Some(measured);
+    }
+
+    /// What was measured, where that was asked for and nothing forbids the migration.
+    pub fn measured(&self) -> Option<&Measured> {
+        self.measured.as_ref()
     }
 
     /// The findings that forbid the migration.

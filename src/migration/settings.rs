@@ -55,6 +55,10 @@ pub struct Settings {
     pub overcommit: bool,
     /// Remove first what an earlier try of ours left in the two QEMUs. No other engine may be at work on them.
     pub clean: bool,
+    /// Measure, after every check has passed, what a prediction needs: how fast the guest dirties RAM and writes to its
+    /// disks, and how much arrives at the destination. It takes about a second and a half, and for a part of it there is an
+    /// export of nothing on the destination that zeros are sent to.
+    pub predict: bool,
     /// Allow a listening address that is not a loopback one, without TLS.
     pub allow_plaintext: bool,
     /// The blockers that the preflight is to pass over, by code; only those of [`crate::preflight::checks::FORCIBLE`] can be.
@@ -85,6 +89,7 @@ impl Default for Settings {
             keep_digests: false,
             overcommit: false,
             clean: false,
+            predict: false,
             allow_plaintext: false,
             force: BTreeSet::new(),
             keep_source: false,

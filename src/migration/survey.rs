@@ -14,6 +14,8 @@ use crate::{
             self, Facts,
             ports::{self, Port},
         },
+        measure::{self, Way},
+        measured::Measured,
         wanted,
     },
     progress::{Moment, Reporter},
@@ -23,6 +25,7 @@ use crate::{
         clean,
         compare::How,
         identity::{By, Comparison, Proof, Verdict},
+        layout::Disk,
     },
 };
 use std::sync::Arc;
@@ -73,6 +76,11 @@ impl Survey<'_> {
             }
         } else if settings.verify_backing != Proof::Off {
             plan.left_unread();
+        }
+        if settings.predict && plan.blockers().next().is_none() {
+            let measured = self.measure(&plan, &here).await?;
+            self.report.action("measured", measured.told());
+            plan.add_measured(measured);
         }
         Ok((plan, here.run == RunState::Running))
     }
@@ -133,6 +141,22 @@ impl Survey<'_> {
         let read = contents::read(source, destination, &plan.wanted, &how, &ceiling, self.report, cancelled);
         // a future this large is kept off the stack of whoever waits for it
         Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
+    }
+
+    /// Measures what a prediction needs.
+    async fn measure(&self, plan: &Plan, here: &Facts) -> Result<Measured, Failure> {
+        let nbd = plan.addresses.as_ref().map(|(nbd, _)| nbd);
+        self.settings.make_runtime_dir(nbd)?;
+        let bandwidth = match (self.settings.bandwidth, nbd) {
+            (Some(_), _) => Way::Ceiling,
+            (None, Some(address)) => Way::Probe(address),
+            (None, None) => Way::NoAddress,
+        };
+        let cancelled = cancelled(&self.cancel);
+        let (source, destination) = (self.source, self.destination);
+        let disks: Vec<&Disk> = plan.pairs.iter().map(|pair| &pair.source).collect();
+        let work = measure::measure(source, destination, here, &disks, bandwidth, self.report, cancelled);
+        Box::pin(work).await.ok_or(Failure::Cancelled)
     }
 }
 

@@ -1,8 +1,10 @@
 //! May the migration start? Facts are gathered once, and judged by pure checks.
 //!
-//! It must never change anything on either side.
+//! It must never change anything on either side, but for what is opened to look or to measure, and closed again.
 
 pub mod checks;
 pub mod contents;
 pub mod facts;
+pub mod measure;
+pub mod measured;
 pub mod wanted;

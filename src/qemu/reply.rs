@@ -42,6 +42,7 @@ queries! {
     qmp::query_blockstats => List<BlockStats>,
     qmp::query_block_exports => List<BlockExport>,
     qmp::query_memory_size_summary => MemorySize,
+    qmp::query_dirty_rate => DirtyRate,
     qmp::x_debug_query_block_graph => BlockGraph,
     qmp::query_version => VersionInfo,
     qmp::query_cpus_fast => List<CpuInfo>,
@@ -490,6 +491,16 @@ pub struct MemorySize {
     pub base_memory: u64,
     /// What was plugged in later; absent where the machine has no memory hotplug.
     pub plugged_memory: Option<u64>,
+}
+
+/// `query-dirty-rate`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DirtyRate {
+    /// Where the measurement stands: `measured` once it is over.
+    pub status: String,
+    /// MiB a second of different pages, rounded down; once measured.
+    pub dirty_rate: Option<u64>,
 }
 
 /// An element of `query-block-exports`.

@@ -80,10 +80,15 @@ pub async fn stop_server(destination: &Process) -> Result<Vec<String>, ProcessEr
 /// How the source's QEMU opens the export: a `json:` file name, so that the NBD node below gets a name too, which is the
 /// one that `yank` knows.
 pub fn target(address: &Address, pair: &Pair) -> String {
-    let server: Value = match address {
-        Address::Unix(path) => json!({ "type": "unix", "path": path.display().to_string() }),
-        Address::Tcp { host, port } => json!({ "type": "inet", "host": host, "port": port.to_string() }),
-    };
+    let server = server(address);
     let file = json!({ "driver": "nbd", "node-name": pair.names.nbd, "server": server, "export": pair.names.export });
     format!("json:{}", json!({ "driver": "raw", "file": file }))
+}
+
+/// The server's address as an NBD node takes it.
+pub(super) fn server(address: &Address) -> Value {
+    match address {
+        Address::Unix(path) => json!({ "type": "unix", "path": path.display().to_string() }),
+        Address::Tcp { host, port } => json!({ "type": "inet", "host": host, "port": port.to_string() }),
+    }
 }

@@ -20,6 +20,7 @@ pub mod mirror;
 pub mod partial;
 pub mod place;
 pub mod populate;
+pub mod probe;
 pub mod qemu_img;
 pub mod shell;
 pub mod view;

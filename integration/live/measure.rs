@@ -1,0 +1,208 @@
+//! What is measured before a migration, against what the guest was told to do; and that nothing of it stays.
+
+use super::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, spec, start};
+use qferry::{
+    endpoint::Address,
+    migration::{Builder, Failure, Plan, Settings},
+    preflight::{checks::Severity, measured::Measured},
+    quantity::Rate,
+    storage::identity::Proof,
+};
+use qferry_bed::{Guest, Pair, Spec, Style, Workload, free_port};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// A guest of which all is known: 10 MiB/s over 32 MiB, and 100 writes a second of 8 KiB.
+fn known() -> Workload {
+    Workload { ram: 32 * MIB, dirty: 10 * MIB, write: 100, block: 8192, read: 0, ..Workload::default() }
+}
+
+fn predicting(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
+    let mut settings = Settings { runtime_dir: pair.run_dir(), predict: true, ..Settings::default() };
+    change(&mut settings);
+    builder(pair).settings(settings)
+}
+
+fn look(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Plan {
+    block_on(predicting(pair, change).plan()).unwrap_or_else(|failure| panic!("{failure:?}"))
+}
+
+#[track_caller]
+fn measured(plan: &Plan) -> &Measured {
+    plan.measured().unwrap_or_else(|| panic!("{:#?}", plan.findings))
+}
+
+/// Nothing is left of it, in the two QEMUs and in the folder for sockets.
+#[track_caller]
+fn nothing_left(pair: &Pair) {
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new(), "on the source");
+    assert_eq!(pair.destination.leftovers().unwrap(), Vec::<String>::new(), "on the destination");
+    assert_eq!(std::fs::read_dir(pair.run_dir()).unwrap().count(), 0, "in the runtime directory");
+}
+
+#[track_caller]
+fn within<T: PartialOrd + Copy + std::fmt::Debug>(value: T, least: T, most: T, all: &Measured) {
+    assert!(least <= value && value <= most, "{value:?} is not from {least:?} to {most:?}: {all:#?}");
+}
+
+/// What the guest does is seen, the probe arrives, nothing stays, and the destination is as good as before.
+fn sees(spec: &Spec) -> Pair {
+    let pair = start(spec);
+    let began = Instant::now();
+    let plan = look(&pair, |_| ());
+    let took = began.elapsed();
+    let gap = pair.longest_gap(began).map(|gap| gap.length);
+    let all = measured(&plan);
+    eprintln!("{}: {took:?}, longest gap {gap:?}: {all:#?}", spec.version);
+    assert_eq!((all.running, all.missing.as_slice()), (true, &[][..]));
+    assert!(plan.findings.iter().all(|finding| finding.code != "not-measured"), "{:#?}", plan.findings);
+    // a busy host holds the guest back, and its kernel does something too
+    for &(window, bytes) in &all.dirtied {
+        let told = 10.0 * MIB as f64 * window.as_secs_f64();
+        within(bytes as f64, 0.4 * told, 2.0 * told, all);
+    }
+    let [disk] = all.disks.as_slice() else { panic!("{all:#?}") };
+    within(disk.writes, 60.0, 130.0, all);
+    within(disk.bytes.0, 60 * 8192, 130 * 8192, all);
+    within(disk.latency.unwrap(), Duration::from_micros(1), Duration::from_millis(100), all);
+    within(all.bandwidth.unwrap(), Rate(50 * MIB), Rate(1 << 36), all);
+    within(all.used.unwrap(), 32 * MIB, 192 * MIB, all);
+    within(all.source_round_trip, Duration::from_micros(1), Duration::from_millis(100), all);
+    within(all.destination_round_trip, Duration::from_micros(1), Duration::from_millis(100), all);
+    nothing_left(&pair);
+    pair
+}
+
+#[test]
+fn a_known_guest_on_10_0_13() {
+    let pair = sees(&spec("10.0.13", known()));
+    judge_running(&pair, &migrate(builder(&pair)));
+}
+
+#[test]
+fn a_known_guest_by_drive_on_11_1() {
+    let pair = sees(&Spec { style: Style::Drive, ..spec("11.1", known()) });
+    // a run that measures, too, and then migrates
+    judge_running(&pair, &migrate(predicting(&pair, |_| ())));
+}
+
+/// It knows whole seconds only.
+#[test]
+fn a_known_guest_on_7_2() {
+    let pair = sees(&spec("7.2", known()));
+    assert_eq!(pair.errors(), Vec::<String>::new());
+}
+
+#[test]
+fn memory_that_is_dirtied_again_and_again_counts_once() {
+    let pair = start(&spec("10.0.13", Workload { ram: 16 * MIB, dirty: 60 * MIB, ..idle() }));
+    let plan = look(&pair, |settings| settings.bandwidth = Some(Rate(100 * MIB)));
+    let all = measured(&plan);
+    let [(_, short), (_, long)] = all.dirtied[..] else { panic!("{all:#?}") };
+    within(short, 5 * MIB, 18 * MIB, all);
+    within(long, 12 * MIB, 24 * MIB, all);
+    assert!(long < 3 * short, "{all:#?}");
+    // a ceiling is the answer, and nothing is missing
+    assert_eq!((all.bandwidth, all.missing.as_slice()), (None, &[][..]));
+}
+
+#[test]
+fn of_a_paused_guest_only_the_way_is_measured() {
+    let pair = start(&Spec { guest: Guest::Paused, ..spec("10.0.13", known()) });
+    let plan = look(&pair, |_| ());
+    let all = measured(&plan);
+    assert_eq!((all.running, all.dirtied.len(), all.disks.len(), all.missing.len()), (false, 0, 0, 0), "{all:#?}");
+    assert!(all.bandwidth.is_some(), "{all:#?}");
+    nothing_left(&pair);
+}
+
+#[test]
+fn a_probe_over_tcp() {
+    let pair = start(&Spec::quick());
+    let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
+    let plan = look(&pair, |settings| settings.nbd_address = Some(tcp(free_port().unwrap())));
+    let all = measured(&plan);
+    within(all.bandwidth.unwrap_or_default(), Rate(50 * MIB), Rate(1 << 36), all);
+    nothing_left(&pair);
+}
+
+/// Whatever cannot be measured is noted, and forbids nothing.
+#[test]
+fn what_cannot_be_measured_is_noted() {
+    let pair = start(&Spec::quick());
+    let server = json!({"addr": {"type": "unix", "data": {"path": pair.run_dir().join("theirs")}}});
+    pair.destination.qmp("nbd-server-start", &server).unwrap();
+    let plan = look(&pair, |settings| settings.verify_backing = Proof::Off);
+    let notes: Vec<_> = plan.findings.iter().filter(|finding| finding.code == "not-measured").collect();
+    let what: Vec<&str> = notes.iter().map(|finding| finding.subject.as_str()).collect();
+    assert_eq!(what, ["dirty-rate", "bandwidth"], "{notes:#?}");
+    assert!(notes.iter().all(|finding| finding.severity == Severity::Note), "{notes:#?}");
+    assert!(notes[0].message.contains("128.0 MiB"), "{notes:#?}");
+    assert!(notes[1].message.contains("already running"), "{notes:#?}");
+    assert_eq!(plan.blockers().count(), 0);
+    let all = measured(&plan);
+    assert_eq!((all.dirtied.len(), all.disks.len(), all.bandwidth), (0, 1, None), "{all:#?}");
+    // the server of somebody else is left alone
+    let left = pair.destination.leftovers().unwrap();
+    assert!(left.len() == 1 && left[0].contains("theirs"), "{left:?}");
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_check_that_is_cancelled_while_it_measures_leaves_nothing() {
+    for version in ["7.2", "10.0.13", "11.1"] {
+        let pair = start(&Spec { version: version.to_owned(), ..Spec::quick() });
+        block_on(async {
+            let check = predicting(&pair, |_| ()).check();
+            let canceller = check.canceller();
+            let waiting = tokio::spawn(check.wait());
+            // until the probe is on its way
+            let began = Instant::now();
+            while pair.source.qmp("query-jobs", &json!({})).unwrap().as_array().is_none_or(Vec::is_empty) {
+                assert!(began.elapsed() < WAIT, "no probe was ever sent");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            canceller.cancel();
+            let ended = waiting.await.unwrap();
+            assert!(matches!(ended, Err(Failure::Cancelled)), "{version}: {ended:#?}");
+        });
+        nothing_left(&pair);
+    }
+}
+
+/// A killed one leaves its parts, all named as ours, and `--clean` knows how to remove them.
+#[test]
+fn what_a_killed_probe_leaves_is_cleaned_on_the_users_word() {
+    for version in ["7.2", "10.0.13", "11.1"] {
+        let pair = start(&Spec { version: version.to_owned(), ..Spec::quick() });
+        let path = pair.run_dir().join("probe");
+        let (here, there) = (&pair.source, &pair.destination);
+        let null = |name: &str, zeros: bool| json!({"driver": "null-co", "node-name": name, "size": 64 * MIB, "read-zeroes": zeros});
+        there.qmp("blockdev-add", &null("qferry-probe-sink", false)).unwrap();
+        there.qmp("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": path}}})).unwrap();
+        let export = json!({
+            "type": "nbd", "id": "qferry-probe-export", "node-name": "qferry-probe-sink", "name": "qferry-probe-export",
+            "writable": true,
+        });
+        there.qmp("block-export-add", &export).unwrap();
+        here.qmp("blockdev-add", &null("qferry-probe-zeros", true)).unwrap();
+        let image = json!({"driver": "nbd", "server": {"type": "unix", "path": path}, "export": "qferry-probe-export"});
+        let target = json!({
+            "driver": "blkdebug", "node-name": "qferry-probe-target", "opt-write-zero": 32 * MIB, "image": image,
+        });
+        here.qmp("blockdev-add", &target).unwrap();
+        let mirror = json!({
+            "job-id": "qferry-probe-job", "device": "qferry-probe-zeros", "target": "qferry-probe-target", "sync": "full",
+            "auto-dismiss": false,
+        });
+        here.qmp("blockdev-mirror", &mirror).unwrap();
+        let refused = look(&pair, |_| ());
+        assert!(refused.blockers().all(|finding| finding.code == "leftover"), "{:#?}", refused.findings);
+        assert!(refused.blockers().count() >= 5 && refused.measured().is_none(), "{:#?}", refused.findings);
+        let outcome = migrate(predicting(&pair, |settings| settings.clean = true));
+        assert_eq!(outcome.outcome, qferry::progress::Ending::Moved, "{version}: {outcome:#?}");
+        let nodes = there.qmp("query-named-block-nodes", &json!({"flat": true})).unwrap();
+        let ours = |node: &Value| node["node-name"].as_str().is_some_and(|name| name.starts_with("qferry-"));
+        assert!(!nodes.as_array().unwrap().iter().any(ours), "{nodes}");
+    }
+}

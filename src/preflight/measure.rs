@@ -1,0 +1,226 @@
+//! Measures what a migration will meet: the guest's work, and the way to the destination.
+//!
+//! It takes about a second and a half. What it opens it closes again, also when it is cancelled. Nothing that fails here
+//! forbids a migration: it is told, and the rest is measured.
+
+use super::{
+    facts::Facts,
+    measured::{self, DiskRate, Measured, Missing},
+};
+use crate::{
+    endpoint::Address,
+    progress::{Reporter, describe},
+    qemu::{
+        Process, ProcessError,
+        reply::{BlockStats, RunState},
+    },
+    quantity::Rate,
+    storage::{layout::Disk, probe},
+};
+use qapi::qmp;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+/// How often a question is asked to see how long an answer takes.
+const QUESTIONS: usize = 5;
+/// How often is looked whether a window is over.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long after its window a measurement may still be reading the guest's pages.
+const READING: Duration = Duration::from_secs(5);
+/// How long the kernel may take to tell what of a process is in memory.
+const MAPPINGS: Duration = Duration::from_secs(2);
+
+/// How it can be told what the way to the destination carries.
+#[derive(Debug, Clone, Copy)]
+pub enum Way<'a> {
+    /// The user said how much it may be.
+    Ceiling,
+    /// By sending something to an NBD server here.
+    Probe(&'a Address),
+    /// Not at all: there is no address.
+    NoAddress,
+}
+
+/// Measures. `here` is what the source said, and `disks` are those of its disks that would move. Gives `None` when it was
+/// cancelled; what it opened is closed then, too.
+pub async fn measure(
+    source: &Process,
+    destination: &Process,
+    here: &Facts,
+    disks: &[&Disk],
+    way: Way<'_>,
+    report: &Reporter,
+    cancelled: impl Future<Output = ()>,
+) -> Option<Measured> {
+    let mut measured = Measured { running: here.run == RunState::Running, ..Measured::default() };
+    let mut cancelled = std::pin::pin!(cancelled);
+    let looked = async {
+        measured.source_round_trip = measured.take("round-trip", round_trip(source).await);
+        measured.destination_round_trip = measured.take("round-trip", round_trip(destination).await);
+        measured.used = used(here).await;
+        if measured.running {
+            look_at_guest(source, here, disks, &mut measured).await;
+        }
+    };
+    // nothing is open so far, and QEMU ends a measurement of its own
+    tokio::select! {
+        biased;
+        () = &mut cancelled => return None,
+        () = looked => {}
+    }
+    // after the guest was looked at: it would be slowed down
+    let (bandwidth, is_cancelled) = match way {
+        Way::Ceiling => (Ok(None), false),
+        Way::NoAddress => (Err("there is no NBD address".to_owned()), false),
+        Way::Probe(address) => {
+            let mut is_cancelled = false;
+            let cancelled = async {
+                cancelled.await;
+                is_cancelled = true;
+            };
+            let bandwidth = bandwidth(source, destination, address, report, cancelled).await;
+            (bandwidth, is_cancelled)
+        }
+    };
+    measured.bandwidth = measured.take("bandwidth", bandwidth);
+    (!is_cancelled).then_some(measured)
+}
+
+impl Measured {
+    /// Takes what was measured, or notes why it was not.
+    fn take<T: Default>(&mut self, what: &'static str, result: Result<T, String>) -> T {
+        result.unwrap_or_else(|why| {
+            self.missing.push(Missing { what, why });
+            T::default()
+        })
+    }
+}
+
+/// The time from a question to its answer: that in the middle of several.
+async fn round_trip(process: &Process) -> Result<Duration, String> {
+    let mut times = Vec::new();
+    for _ in 0..QUESTIONS {
+        let asked = Instant::now();
+        process.ask(&qmp::query_status {}).await.map_err(|error| describe(&error))?;
+        times.push(asked.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[QUESTIONS / 2])
+}
+
+/// What the guest dirties and what it writes, in the same time: to count writes costs nothing.
+async fn look_at_guest(source: &Process, here: &Facts, disks: &[&Disk], measured: &mut Measured) {
+    let before = stats(source).await;
+    let dirtied = dirtied(source, here).await;
+    // QEMU looks at the pages in a thread of its own, and no window means no writes either
+    if dirtied.as_ref().map_or(true, Vec::is_empty) {
+        sleep(measured::WINDOW[0]).await;
+    }
+    let after = stats(source).await;
+    measured.dirtied = measured.take("dirty-rate", dirtied);
+    let rates = before.and_then(|(since, before)| {
+        let (until, after) = after?;
+        Ok(disks.iter().map(|disk| rate(disk, &before, &after, until - since)).collect())
+    });
+    let rates: Vec<Result<DiskRate, String>> = measured.take("disk-rate", rates);
+    for rate in rates {
+        match rate {
+            Ok(rate) => measured.disks.push(rate),
+            Err(why) => measured.missing.push(Missing { what: "disk-rate", why }),
+        }
+    }
+}
+
+/// The statistics of all devices, and when they were right.
+async fn stats(source: &Process) -> Result<(Instant, Vec<BlockStats>), String> {
+    let answer = source.ask(&qmp::query_blockstats { query_nodes: None }).await;
+    answer.map(|list| (Instant::now(), list.0)).map_err(|error| describe(&error))
+}
+
+fn rate(disk: &Disk, before: &[BlockStats], after: &[BlockStats], window: Duration) -> Result<DiskRate, String> {
+    let rate = measured::disk_rate(disk, before, after, window);
+    rate.ok_or_else(|| format!("QEMU's statistics do not have the disk {}", disk.name()))
+}
+
+/// The memory that the guest dirties in each window.
+async fn dirtied(source: &Process, here: &Facts) -> Result<Vec<(Duration, u64)>, String> {
+    let pages = measured::sample_pages(&blocks(here))?;
+    let milliseconds = source.features().dirty_rate_milliseconds;
+    let mut found = Vec::new();
+    for &window in measured::windows(milliseconds) {
+        let rate = dirty_rate(source, window, milliseconds, pages).await.map_err(|error| describe(&error))?;
+        found.push((window, measured::dirtied(rate, window)));
+    }
+    Ok(found)
+}
+
+/// MiB a second. Pages are sampled, which neither slows the guest nor needs anything of the accelerator. The other modes
+/// are never used: asked for them without KVM, QEMU 7.2 crashes.
+async fn dirty_rate(source: &Process, window: Duration, milliseconds: bool, pages: u64) -> Result<u64, ProcessError> {
+    let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
+    let calc_time = if milliseconds { number(window.as_millis()) } else { number(u128::from(window.as_secs())) };
+    let command = qmp::calc_dirty_rate {
+        calc_time,
+        calc_time_unit: milliseconds.then_some(qmp::TimeUnit::millisecond),
+        mode: None,
+        sample_pages: i64::try_from(pages).ok(),
+    };
+    source.act(&command).await?;
+    let measured = async {
+        sleep(window).await;
+        loop {
+            let answer = source.ask(&qmp::query_dirty_rate { calc_time_unit: None }).await?;
+            match answer.dirty_rate {
+                Some(rate) if answer.status == "measured" => return Ok(rate),
+                _ => sleep(LOOK).await,
+            }
+        }
+    };
+    let waited = window + READING;
+    let late = ProcessError::Late { at: source.name().clone(), what: "dirty rate", waited };
+    timeout(waited, measured).await.unwrap_or(Err(late))
+}
+
+/// The sizes of the blocks that the guest's RAM is made of.
+fn blocks(here: &Facts) -> Vec<u64> {
+    match &here.machine.ram_blocks {
+        // video memory and firmware are small
+        Some(blocks) => blocks.values().map(|block| block.used).filter(|used| *used > here.ram / 64).collect(),
+        None => vec![here.ram],
+    }
+}
+
+/// How much of RAM was ever touched, where the source is on this host and lets one look.
+async fn used(here: &Facts) -> Option<u64> {
+    let (pid, blocks) = (here.pid?, blocks(here));
+    let read = spawn_blocking(move || {
+        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+        measured::used(&smaps, &blocks)
+    });
+    timeout(MAPPINGS, read).await.ok()?.ok()?
+}
+
+/// What arrives at the destination.
+async fn bandwidth(
+    source: &Process,
+    destination: &Process,
+    address: &Address,
+    report: &Reporter,
+    cancelled: impl Future<Output = ()>,
+) -> Result<Option<Rate>, String> {
+    let (samples, closed) = probe::run(source, destination, address, measured::is_probed, cancelled).await;
+    if let Err(error) = closed {
+        let why = describe(&error);
+        report.warn("probe-not-closed", format!("what was opened to send a probe may still be there: {why}"));
+    }
+    match samples {
+        Ok(samples) => measured::bandwidth(&samples).map(Some).ok_or_else(|| "nothing arrived".to_owned()),
+        Err(error) => Err(describe(&error)),
+    }
+}
