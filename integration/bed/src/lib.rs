@@ -57,6 +57,7 @@ mod quick;
 mod record;
 mod spec;
 pub mod straight_line;
+mod wire;
 
 pub use bare::Bare;
 pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
@@ -73,6 +74,7 @@ pub use qmp::{Answer, Event, Qmp, Refusal};
 pub use quick::{Given, Half};
 pub use record::{Beat, Side, Slot, Verified};
 pub use spec::{Guest, Spec, Style};
+pub use wire::{Link, Speed, Wire};
 
 use error::Context;
 

@@ -11,6 +11,8 @@ use crate::disk::DiskSpec;
 use crate::error::{Error, Result};
 use crate::pair::Pair;
 use crate::qmp::{Event, Qmp};
+use crate::record::Side;
+use crate::wire::Wire;
 
 /// How long any one phase may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,7 +64,10 @@ pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> 
     timings.storage = began.elapsed();
 
     let begin_memory = Instant::now();
-    let uri = format!("unix:{}", pair.run_dir().join("ram").display());
+    let uri = match pair.wire() {
+        Some(wire) => wire.ram(),
+        None => format!("unix:{}", pair.run_dir().join("ram").display()),
+    };
     listen(&mut destination, &uri)?;
     source.execute("migrate", &json!({"uri": uri}))?;
     let mut stop = None;
@@ -132,8 +137,19 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
     if disks.is_empty() {
         return Ok(Vec::new());
     }
-    let socket = pair.run_dir().join("nbd").display().to_string();
-    destination.execute("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": socket}}}))?;
+    let (address, target): (Value, Box<dyn Fn(&str) -> String>) = match pair.wire() {
+        Some(_) => {
+            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
+            let address = json!({"type": "inet", "data": {"host": host, "port": port}});
+            (address, Box::new(move |name| format!("nbd://{host}:{port}/{name}")))
+        }
+        None => {
+            let socket = pair.run_dir().join("nbd").display().to_string();
+            let address = json!({"type": "unix", "data": {"path": socket}});
+            (address, Box::new(move |name| format!("nbd+unix:///{name}?socket={socket}")))
+        }
+    };
+    destination.execute("nbd-server-start", &json!({"addr": address}))?;
     for disk in &disks {
         let (name, node) = (format!("disk{disk}"), pair.destination.node(*disk)?);
         let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node, "writable": true});
@@ -142,7 +158,7 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
     let mut jobs = Vec::new();
     for disk in &disks {
         let job = format!("mirror{disk}");
-        let target = format!("nbd+unix:///disk{disk}?socket={socket}");
+        let target = target(&format!("disk{disk}"));
         source.execute(
             "drive-mirror",
             &json!({"job-id": job, "device": pair.source.node(*disk)?, "target": target, "format": "raw", "mode": "existing",
