@@ -137,19 +137,7 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
     if disks.is_empty() {
         return Ok(Vec::new());
     }
-    let (address, target): (Value, Box<dyn Fn(&str) -> String>) = match pair.wire() {
-        Some(_) => {
-            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
-            let address = json!({"type": "inet", "data": {"host": host, "port": port}});
-            (address, Box::new(move |name| format!("nbd://{host}:{port}/{name}")))
-        }
-        None => {
-            let socket = pair.run_dir().join("nbd").display().to_string();
-            let address = json!({"type": "unix", "data": {"path": socket}});
-            (address, Box::new(move |name| format!("nbd+unix:///{name}?socket={socket}")))
-        }
-    };
-    destination.execute("nbd-server-start", &json!({"addr": address}))?;
+    destination.execute("nbd-server-start", &json!({"addr": nbd_address(pair)}))?;
     for disk in &disks {
         let (name, node) = (format!("disk{disk}"), pair.destination.node(*disk)?);
         let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node, "writable": true});
@@ -158,7 +146,7 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
     let mut jobs = Vec::new();
     for disk in &disks {
         let job = format!("mirror{disk}");
-        let target = target(&format!("disk{disk}"));
+        let target = nbd_target(pair, &format!("disk{disk}"));
         source.execute(
             "drive-mirror",
             &json!({"job-id": job, "device": pair.source.node(*disk)?, "target": target, "format": "raw", "mode": "existing",
@@ -176,6 +164,28 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
         }
     }
     Ok(jobs)
+}
+
+/// Where the destination listens for NBD.
+fn nbd_address(pair: &Pair) -> Value {
+    match pair.wire() {
+        Some(_) => {
+            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
+            json!({"type": "inet", "data": {"host": host, "port": port}})
+        }
+        None => json!({"type": "unix", "data": {"path": pair.run_dir().join("nbd")}}),
+    }
+}
+
+/// The same as the source has to be told, with an export's name.
+fn nbd_target(pair: &Pair, name: &str) -> String {
+    match pair.wire() {
+        Some(_) => {
+            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
+            format!("nbd://{host}:{port}/{name}")
+        }
+        None => format!("nbd+unix:///{name}?socket={}", pair.run_dir().join("nbd").display()),
+    }
 }
 
 /// Waits until a mirror that blocks writes has caught up. There is no event for that.

@@ -3,10 +3,11 @@
 //! The namespaces have no name and belong to whoever holds their descriptors and to the QEMUs in them: nothing is left
 //! when these are gone, however they went.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ impl Link {
 #[derive(Debug)]
 pub struct Wire {
     hosts: [File; 2],
+    /// Each host's table of what its devices received and sent.
+    counters: [File; 2],
     link: Link,
 }
 
@@ -68,7 +71,8 @@ impl Wire {
     /// # Errors
     /// This needs root and the programs `ip` and `tc`.
     pub fn start(link: Link) -> Result<Self> {
-        let wire = Self { hosts: [namespace()?, namespace()?], link };
+        let [(source, sent), (destination, received)] = [host()?, host()?];
+        let wire = Self { hosts: [source, destination], counters: [sent, received], link };
         let there = format!("/proc/{}/fd/{}", std::process::id(), wire.host(Side::Destination).as_raw_fd());
         let pair = ["link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", &there];
         wire.on(Side::Source, || program("ip", &pair))??;
@@ -142,7 +146,13 @@ impl Wire {
     /// # Errors
     /// The kernel does not say.
     pub fn sent(&self, side: Side) -> Result<u64> {
-        self.on(side, sent)?
+        let mut table = vec![0; CHUNK];
+        let length = self.counters[side as usize].read_at(&mut table, 0).context(|| "reading a host's counters")?;
+        let table = String::from_utf8_lossy(table.get(..length).unwrap_or_default());
+        let ours = table.lines().filter_map(|row| row.split_once(':')).find(|(name, _)| name.trim() == DEVICE);
+        // eight counters of what was received, then what was sent: bytes first
+        let bytes = ours.and_then(|(_, counters)| counters.split_whitespace().nth(8)?.parse().ok());
+        bytes.ok_or_else(|| Error::new(format!("no counters of {DEVICE} in {table}")))
     }
 
     /// Copies so many bytes from the source's host to the destination's over one TCP connection.
@@ -183,11 +193,12 @@ fn address(side: Side) -> Ipv4Addr {
     }
 }
 
-/// A new network namespace. Made by a thread that ends, so that nobody else is moved.
-fn namespace() -> Result<File> {
+/// A new network namespace, and its devices' counters. Made by a thread that ends, so that nobody else is moved.
+fn host() -> Result<(File, File)> {
     let make = || {
         unshare(CloneFlags::CLONE_NEWNET).context(|| "making a network namespace, which needs root")?;
-        File::open("/proc/thread-self/ns/net").context(|| "opening a network namespace")
+        let open = |name: &str| File::open(name).context(|| format!("opening {name}"));
+        Ok((open("/proc/thread-self/ns/net")?, open("/proc/thread-self/net/dev")?))
     };
     thread::scope(|scope| scope.spawn(make).join().map_err(|_| Error::new("a thread panicked"))?)
 }
@@ -201,16 +212,6 @@ fn program(name: &str, words: &[&str]) -> Result<()> {
             Err(Error::new(format!("{name} {}: {} {}", words.join(" "), output.status, said.trim())))
         }
     }
-}
-
-fn sent() -> Result<u64> {
-    // this thread's, for the process is on another host
-    let table = fs::read_to_string("/proc/thread-self/net/dev").context(|| "reading the devices' counters")?;
-    let rows = table.lines().filter_map(|row| row.split_once(':'));
-    let ours = rows.into_iter().find(|(name, _)| name.trim() == DEVICE);
-    // eight counters of what was received, then what was sent: bytes first
-    let bytes = ours.and_then(|(_, counters)| counters.split_whitespace().nth(8)?.parse().ok());
-    bytes.ok_or_else(|| Error::new(format!("no counters of {DEVICE} in {table}")))
 }
 
 fn send(mut stream: TcpStream, bytes: u64) -> std::io::Result<()> {

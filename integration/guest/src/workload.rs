@@ -200,7 +200,14 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_understand() {
-        for line in ["qferry.beat", "qferry.ram=64MiB", "qferry.speed=1", "qferry.stride=512", "qferry.slots=0", "qferry.burst=0"] {
+        for line in [
+            "qferry.beat",
+            "qferry.ram=64MiB",
+            "qferry.speed=1",
+            "qferry.stride=512",
+            "qferry.slots=0",
+            "qferry.burst=0",
+        ] {
             assert!(Workload::from_command_line(line).is_err(), "{line}");
         }
     }
