@@ -23,6 +23,9 @@ const SHARE: f64 = 1.05;
 const TOTAL_GRAIN: f64 = 100.0;
 const BLACKOUT_GRAIN: f64 = 5.0;
 
+/// One of the figures of a move.
+type Of = fn(&Moved) -> f64;
+
 /// Measures, and says whether every requirement was met.
 pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     let runs = runs(3);
@@ -62,7 +65,7 @@ fn bandwidth() -> Result<f64> {
 fn one(qferry: &Path, run: usize, load: &str, policy: &str, rate: f64) -> Result<Moved> {
     let workload = moves::dirtying(rate as u64);
     let pair = Pair::start(&Spec { memory: MEMORY, workload, link: Some(Link::gigabit()), ..Spec::default() })?;
-    let reached = if rate > 0.0 { moves::dirty_rate(&pair) } else { 0.0 };
+    let reached = moves::reach(&pair)?;
     let words = ["--policy", policy, "--downtime", BUDGET, "--timeout", TIMEOUT];
     let moved = moves::migrate(qferry, &pair, &moves::options(&words))?;
     let (asked, reached) = (rate / MIB as f64, reached / MIB as f64);
@@ -75,7 +78,7 @@ fn judge(table: &mut Table, load: &str, taken: &[Vec<Moved>; POLICIES.len()]) {
     let [ours, others @ ..] = taken;
     let converged = |moves: &[Moved]| moves.iter().filter(|moved| moved.converged()).count() as f64;
     for (policy, theirs) in POLICIES[1..].iter().zip(others) {
-        let figures: [(&str, fn(&Moved) -> f64, f64); 2] = [
+        let figures: [(&str, Of, f64); 2] = [
             ("total", |moved| moved.total, TOTAL_GRAIN), //
             ("blackout", |moved| moved.blackout, BLACKOUT_GRAIN),
         ];

@@ -52,6 +52,9 @@ struct Figures {
     blackout: f64,
 }
 
+/// One of them.
+type Of = fn(&Figures) -> f64;
+
 /// A prediction and what became of it.
 struct Prediction {
     foretold: Figures,
@@ -82,13 +85,13 @@ fn judge(all: &[Prediction]) -> bool {
     let converges = |figures: &Figures| figures.total.is_finite();
     let right = all.iter().filter(|one| converges(&one.foretold) == converges(&one.fact)).count();
     let moved: Vec<_> = all.iter().filter(|one| converges(&one.foretold) && converges(&one.fact)).collect();
-    let errors = |of: fn(&Figures) -> f64| {
+    let errors = |of: Of| {
         let error = |one: &&Prediction| (of(&one.foretold) / of(&one.fact) - 1.0) * 100.0;
         let mut errors: Vec<f64> = moved.iter().map(error).collect();
         errors.sort_by(f64::total_cmp);
         errors
     };
-    let figures: [(&str, fn(&Figures) -> f64, f64); 2] =
+    let figures: [(&str, Of, f64); 2] =
         [("total time", |figures| figures.total, TIME), ("blackout", |figures| figures.blackout, BLACKOUT)];
     println!("\nerror of what was foretold, in per cent of the fact; below 0 is too little");
     println!("{:<12} {}", "", PERCENTILES.map(|at| format!("{:>8}", format!("{at} %"))).concat());
@@ -119,6 +122,7 @@ fn one(qferry: &Path, way: Way, (_, share, writes): (&str, f64, u64)) -> Result<
     let disk = DiskSpec { overlay_data: 64 * MIB, ..DiskSpec::default() };
     let spec = Spec { memory: MEMORY, workload, disks: vec![disk], link: way.link, ..Spec::default() };
     let pair = Pair::start(&spec)?;
+    moves::reach(&pair)?;
     let ceiling = way.ceiling.map(|rate| ["--bandwidth", rate]);
     let options = moves::options(ceiling.as_ref().map_or(&[], |words| words.as_slice()));
     let (code, said) = moves::run(&pair, moves::command(qferry, &pair, &options).arg("--plan"))?;
