@@ -35,6 +35,8 @@
 //! time. What the guest was told is thus known outside of it, and the images can be judged by it after everything has
 //! been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never a skipped test.
 //!
+//! A pair with a [`Link`] in its spec is two hosts, with that link between them: see [`Wire`].
+//!
 //! Everything here is blocking and shares no code with the engine.
 
 mod bare;

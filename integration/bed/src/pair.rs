@@ -283,6 +283,9 @@ pub(crate) fn check_spec(spec: &Spec) -> Result<()> {
     let workload: &Workload = &spec.workload;
     workload.check().map_err(Error::new)?;
     check_disk_specs(&spec.disks)?;
+    if spec.tcp && spec.link.is_some() {
+        return Err(Error::new("monitors on TCP could not be reached: each would be on a host of its own"));
+    }
     for (number, disk) in spec.disks.iter().enumerate() {
         if workload.write > 0 && disk.device == Device::Virtio && workload.end() > disk.size {
             return Err(Error::new(format!(

@@ -53,7 +53,6 @@ pub struct Wire {
     hosts: [File; 2],
     /// Each host's table of what its devices received and sent.
     counters: [File; 2],
-    link: Link,
 }
 
 /// What a plain TCP copy found.
@@ -72,32 +71,18 @@ impl Wire {
     /// This needs root and the programs `ip` and `tc`.
     pub fn start(link: Link) -> Result<Self> {
         let [(source, sent), (destination, received)] = [host()?, host()?];
-        let wire = Self { hosts: [source, destination], counters: [sent, received], link };
+        let wire = Self { hosts: [source, destination], counters: [sent, received] };
         let there = format!("/proc/{}/fd/{}", std::process::id(), wire.host(Side::Destination).as_raw_fd());
         let pair = ["link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", &there];
         wire.on(Side::Source, || program("ip", &pair))??;
         for side in [Side::Source, Side::Destination] {
-            wire.on(side, || wire.set_up(side))??;
+            wire.on(side, || set_up(side, link))??;
         }
         Ok(wire)
     }
 
-    fn set_up(&self, side: Side) -> Result<()> {
-        let (address, rate) = (format!("{}/24", address(side)), format!("{}bit", self.link.bits_per_second));
-        program("ip", &["link", "set", "lo", "up"])?;
-        program("ip", &["address", "add", &address, "dev", DEVICE])?;
-        program("ip", &["link", "set", DEVICE, "up"])?;
-        let shaper = ["qdisc", "add", "dev", DEVICE, "root", "tbf", "rate", &rate, "burst", BURST, "limit", LIMIT];
-        program("tc", &shaper)
-    }
-
     fn host(&self, side: Side) -> &File {
         &self.hosts[side as usize]
-    }
-
-    /// What it was asked to be like.
-    pub fn link(&self) -> Link {
-        self.link
     }
 
     /// Does something on one of the hosts: sockets that are made there and processes that are started there are that
@@ -201,6 +186,16 @@ fn host() -> Result<(File, File)> {
         Ok((open("/proc/thread-self/ns/net")?, open("/proc/thread-self/net/dev")?))
     };
     thread::scope(|scope| scope.spawn(make).join().map_err(|_| Error::new("a thread panicked"))?)
+}
+
+/// Brings up the devices of a host, which the caller is on, and shapes what it sends.
+fn set_up(side: Side, link: Link) -> Result<()> {
+    let (address, rate) = (format!("{}/24", address(side)), format!("{}bit", link.bits_per_second));
+    program("ip", &["link", "set", "lo", "up"])?;
+    program("ip", &["address", "add", &address, "dev", DEVICE])?;
+    program("ip", &["link", "set", DEVICE, "up"])?;
+    let shaper = ["qdisc", "add", "dev", DEVICE, "root", "tbf", "rate", &rate, "burst", BURST, "limit", LIMIT];
+    program("tc", &shaper)
 }
 
 fn program(name: &str, words: &[&str]) -> Result<()> {
