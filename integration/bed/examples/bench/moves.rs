@@ -22,8 +22,10 @@ pub(crate) const WORKING_SET: u64 = 128 * MIB;
 
 /// How much of the rate asked for is enough, and how often and how long it is looked at.
 const REACHED: f64 = 0.93;
-const TRIES: u32 = 20;
+const TRIES: u32 = 60;
 const TRY: Duration = Duration::from_secs(2);
+/// Pages that the guest may have done and not said yet.
+const STEP: u64 = 1024;
 
 /// What a move took, in milliseconds; infinite if it was given up.
 #[derive(Clone, Debug)]
@@ -128,8 +130,9 @@ pub(crate) fn reach(pair: &Pair) -> Result<f64> {
     for _ in 0..TRIES {
         let (before, began) = (pair.verified().pages, Instant::now());
         thread::sleep(TRY);
-        reached = (pair.verified().pages - before) as f64 * 4096.0 / began.elapsed().as_secs_f64();
-        if reached >= asked * REACHED {
+        let took = began.elapsed().as_secs_f64();
+        reached = (pair.verified().pages - before) as f64 * 4096.0 / took;
+        if reached + (STEP * 4096) as f64 / took >= asked * REACHED {
             return Ok(reached);
         }
     }
