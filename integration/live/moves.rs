@@ -2,7 +2,7 @@
 
 use super::support::{
     MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
-    migrate_when, spec, start,
+    migrate_when, on_source_host, spec, start,
 };
 use qferry::{
     endpoint::{Address, Dialed, dial},
@@ -10,7 +10,7 @@ use qferry::{
     progress::{Ending, Kind, Phase},
     quantity::Rate,
 };
-use qferry_bed::{DiskSpec, Guest, Side, Spec, Style, Workload, free_port};
+use qferry_bed::{DiskSpec, Guest, Link, Side, Spec, Style, Workload, free_port};
 use std::time::Duration;
 
 fn moves(spec: &Spec) {
@@ -37,6 +37,19 @@ fn a_busy_guest_on_11_1() {
 #[test]
 fn an_idle_guest() {
     moves(&spec("10.0.13", idle()));
+}
+
+#[test]
+fn an_idle_guest_over_a_link_between_two_hosts() {
+    let pair = start(&Spec { link: Some(Link::gigabit()), ..spec("10.0.13", idle()) });
+    let outcome = on_source_host(&pair, || migrate(builder(&pair)));
+    judge_running(&pair, &outcome);
+    let copied = outcome.ram.bytes + outcome.disks[0].bytes_copied;
+    let sent = pair.wire().unwrap().sent(Side::Source).unwrap();
+    assert!(sent >= copied, "{sent} bytes on the link of {copied}: {outcome:#?}");
+    let most = Link::gigabit().bits_per_second as f64 / 8.0;
+    let rate = sent as f64 / (outcome.total_ms as f64 / 1000.0);
+    assert!(rate <= most, "{rate} bytes a second over a link of {most}");
 }
 
 #[test]

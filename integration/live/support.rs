@@ -2,7 +2,7 @@
 
 use qferry::{
     endpoint::Address,
-    migration::{Builder, Migration},
+    migration::{Builder, Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
 };
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
@@ -37,8 +37,27 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 pub(crate) fn builder(pair: &Pair) -> Builder {
     let address = |path| Address::unix(path).unwrap();
-    Migration::builder(address(pair.source.qmp_path()), address(pair.destination.qmp_path()))
-        .runtime_dir(pair.run_dir())
+    Migration::builder(address(pair.source.qmp_path()), address(pair.destination.qmp_path())).settings(settings(pair))
+}
+
+/// What the engine has to be told of a pair: where its sockets may be, and the way over the link if there is one.
+pub(crate) fn settings(pair: &Pair) -> Settings {
+    let settings = Settings { runtime_dir: pair.run_dir(), ..Settings::default() };
+    let Some(wire) = pair.wire() else { return settings };
+    let address = |address: String| Some(address.parse::<Address>().unwrap());
+    Settings {
+        nbd_address: address(wire.nbd(Side::Destination)),
+        migrate_address: address(wire.ram()),
+        source_nbd_address: address(wire.nbd(Side::Source)),
+        allow_plaintext: true,
+        ..settings
+    }
+}
+
+/// Does something on the source's host, where the engine reaches both ends of the pair's link.
+pub(crate) fn on_source_host<T: Send>(pair: &Pair, act: impl FnOnce() -> T + Send) -> T {
+    let wire = pair.wire().expect("a spec with a link");
+    wire.on(Side::Source, act).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Migrates, and does something at the begin of a phase.

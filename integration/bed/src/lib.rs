@@ -35,6 +35,8 @@
 //! time. What the guest was told is thus known outside of it, and the images can be judged by it after everything has
 //! been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never a skipped test.
 //!
+//! A pair with a [`Link`] in its spec is two hosts, with that link between them: see [`Wire`].
+//!
 //! Everything here is blocking and shares no code with the engine.
 
 mod bare;
@@ -57,6 +59,7 @@ mod quick;
 mod record;
 mod spec;
 pub mod straight_line;
+mod wire;
 
 pub use bare::Bare;
 pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
@@ -73,6 +76,7 @@ pub use qmp::{Answer, Event, Qmp, Refusal};
 pub use quick::{Given, Half};
 pub use record::{Beat, Side, Slot, Verified};
 pub use spec::{Guest, Spec, Style};
+pub use wire::{Link, Speed, Wire};
 
 use error::Context;
 

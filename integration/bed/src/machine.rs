@@ -19,6 +19,7 @@ use crate::leftovers::Snapshot;
 use crate::qemu_build::Build;
 use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
+use crate::wire::Wire;
 
 /// How long a QEMU may take to open its monitors.
 const STARTS: Duration = Duration::from_secs(20);
@@ -40,6 +41,7 @@ pub struct Machine {
     watch: Arc<Mutex<Watch>>,
     reader: Mutex<Option<JoinHandle<()>>>,
     snapshot: Snapshot,
+    wire: Option<Arc<Wire>>,
 }
 
 /// The bed's own monitor, and the events taken from it.
@@ -83,6 +85,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) disks: Vec<DiskFiles>,
     /// Whether it gets a process group of its own.
     pub(crate) apart: bool,
+    /// What it is started at an end of, if it is on a host of its own.
+    pub(crate) wire: Option<Arc<Wire>>,
     /// What notes the guest's words, if there is a guest.
     pub(crate) record: Option<&'a Arc<Record>>,
 }
@@ -90,7 +94,7 @@ pub(crate) struct Launch<'a> {
 impl Machine {
     /// Starts a QEMU in its folder and waits for its monitors.
     pub(crate) fn start(launch: Launch<'_>) -> Result<Self> {
-        let Launch { side, build, folder, arguments, devices, disks, apart, record } = launch;
+        let Launch { side, build, folder, arguments, devices, disks, apart, wire, record } = launch;
         for name in ["qmp", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
@@ -107,13 +111,12 @@ impl Machine {
         if apart {
             command.process_group(0);
         }
-        let mut child = command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn()
-            .context(|| format!("starting QEMU {}", build.version()))?;
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let child = match &wire {
+            Some(wire) => wire.on(side, || command.spawn())?,
+            None => command.spawn(),
+        };
+        let mut child = child.context(|| format!("starting QEMU {}", build.version()))?;
         let started = settle(&mut child, folder, &port, side, record);
         let (qmp, reader, snapshot) = match started {
             Ok(started) => started,
@@ -139,6 +142,7 @@ impl Machine {
             watch,
             reader: Mutex::new(reader),
             snapshot,
+            wire,
         })
     }
 
@@ -175,6 +179,11 @@ impl Machine {
     /// Its disks' files.
     pub fn disks(&self) -> &[DiskFiles] {
         &self.disks
+    }
+
+    /// What it is at an end of.
+    pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
+        self.wire.as_ref()
     }
 
     /// QEMU's process id.

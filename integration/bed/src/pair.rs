@@ -18,6 +18,7 @@ use crate::qemu_build::Build;
 use crate::quick::{Given, Half, only_ours, start_destination, throttle_reads};
 use crate::record::{Beat, Record, Side, Slot, Verified};
 use crate::spec::{Spec, Style};
+use crate::wire::Wire;
 
 /// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming defer -S`.
 /// Dropping it kills both and removes their files.
@@ -91,6 +92,11 @@ impl Pair {
             Side::Source => &self.source,
             Side::Destination => &self.destination,
         }
+    }
+
+    /// The two hosts and the link between them, if the spec asked for one.
+    pub fn wire(&self) -> Option<&Wire> {
+        self.source.wire().map(AsRef::as_ref)
     }
 
     /// An empty folder for whoever migrates: sockets, journals. It goes with the pair.
@@ -277,6 +283,9 @@ pub(crate) fn check_spec(spec: &Spec) -> Result<()> {
     let workload: &Workload = &spec.workload;
     workload.check().map_err(Error::new)?;
     check_disk_specs(&spec.disks)?;
+    if spec.tcp && spec.link.is_some() {
+        return Err(Error::new("monitors on TCP could not be reached: each would be on a host of its own"));
+    }
     for (number, disk) in spec.disks.iter().enumerate() {
         if workload.write > 0 && disk.device == Device::Virtio && workload.end() > disk.size {
             return Err(Error::new(format!(

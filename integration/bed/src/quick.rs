@@ -17,6 +17,7 @@ use crate::pair::{Pair, check_spec};
 use crate::qemu_build::Build;
 use crate::record::{Record, Side};
 use crate::spec::{Guest, Spec};
+use crate::wire::Wire;
 
 /// How long a guest may take to boot on a busy machine.
 const BOOTS: Duration = Duration::from_secs(90);
@@ -80,6 +81,7 @@ impl Half {
             devices: devices(&spec, Side::Source),
             disks,
             apart: spec.apart,
+            wire: spec.link.map(|link| Wire::start(link).map(Arc::new)).transpose()?,
             record: (!spec.quick).then_some(&record),
         })?;
         Ok(Self { source, spec, builds, record, folder, started })
@@ -198,6 +200,7 @@ pub(crate) fn start_destination(
         devices: devices(spec, Side::Destination),
         disks,
         apart: spec.apart,
+        wire: source.wire().cloned(),
         record: (!spec.quick).then_some(record),
     })?;
     Ok((machine, mounted))

@@ -5,6 +5,7 @@ use qferry_guest::Workload;
 use crate::deviation::Deviation;
 use crate::disk::{Device, DiskSpec};
 use crate::record::Side;
+use crate::wire::Link;
 
 /// How disks stand on QEMU's command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub struct Spec {
     /// Whether each QEMU is in a process group of its own, where a terminal's Ctrl-C does not reach it. The pair must
     /// then be dropped on an interrupt too.
     pub apart: bool,
+    /// Whether each QEMU is on a host of its own, with a link like this between them; this needs root. Monitors stay unix
+    /// sockets, which both hosts share. See [`crate::Wire`].
+    pub link: Option<Link>,
     /// More arguments for both QEMUs.
     pub extra: Vec<String>,
 }
@@ -71,6 +75,7 @@ impl Default for Spec {
             guest: Guest::default(),
             tcp: false,
             apart: false,
+            link: None,
             extra: Vec::new(),
         }
     }

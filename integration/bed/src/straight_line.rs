@@ -11,6 +11,8 @@ use crate::disk::DiskSpec;
 use crate::error::{Error, Result};
 use crate::pair::Pair;
 use crate::qmp::{Event, Qmp};
+use crate::record::Side;
+use crate::wire::Wire;
 
 /// How long any one phase may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,7 +64,10 @@ pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> 
     timings.storage = began.elapsed();
 
     let begin_memory = Instant::now();
-    let uri = format!("unix:{}", pair.run_dir().join("ram").display());
+    let uri = match pair.wire() {
+        Some(wire) => wire.ram(),
+        None => format!("unix:{}", pair.run_dir().join("ram").display()),
+    };
     listen(&mut destination, &uri)?;
     source.execute("migrate", &json!({"uri": uri}))?;
     let mut stop = None;
@@ -132,8 +137,7 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
     if disks.is_empty() {
         return Ok(Vec::new());
     }
-    let socket = pair.run_dir().join("nbd").display().to_string();
-    destination.execute("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": socket}}}))?;
+    destination.execute("nbd-server-start", &json!({"addr": nbd_address(pair)}))?;
     for disk in &disks {
         let (name, node) = (format!("disk{disk}"), pair.destination.node(*disk)?);
         let export = json!({"type": "nbd", "id": name, "name": name, "node-name": node, "writable": true});
@@ -142,7 +146,7 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
     let mut jobs = Vec::new();
     for disk in &disks {
         let job = format!("mirror{disk}");
-        let target = format!("nbd+unix:///disk{disk}?socket={socket}");
+        let target = nbd_target(pair, &format!("disk{disk}"));
         source.execute(
             "drive-mirror",
             &json!({"job-id": job, "device": pair.source.node(*disk)?, "target": target, "format": "raw", "mode": "existing",
@@ -160,6 +164,28 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
         }
     }
     Ok(jobs)
+}
+
+/// Where the destination listens for NBD.
+fn nbd_address(pair: &Pair) -> Value {
+    match pair.wire() {
+        Some(_) => {
+            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
+            json!({"type": "inet", "data": {"host": host, "port": port}})
+        }
+        None => json!({"type": "unix", "data": {"path": pair.run_dir().join("nbd")}}),
+    }
+}
+
+/// The same as the source has to be told, with an export's name.
+fn nbd_target(pair: &Pair, name: &str) -> String {
+    match pair.wire() {
+        Some(_) => {
+            let (host, port) = Wire::nbd_host_and_port(Side::Destination);
+            format!("nbd://{host}:{port}/{name}")
+        }
+        None => format!("nbd+unix:///{name}?socket={}", pair.run_dir().join("nbd").display()),
+    }
 }
 
 /// Waits until a mirror that blocks writes has caught up. There is no event for that.

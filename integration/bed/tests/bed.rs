@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use qferry_bed::{DiskSpec, Guest, Pair, Result, Side, Spec, Style, Workload, image_facts, straight_line};
+use qferry_bed::{DiskSpec, Guest, Link, Pair, Result, Side, Spec, Style, Wire, Workload, image_facts, straight_line};
 use qferry_guest::block;
 use serde_json::json;
 
@@ -224,4 +224,71 @@ fn a_write_that_qemu_loses_is_reported() -> Result<()> {
 #[test]
 fn the_same_without_the_bug_loses_nothing() -> Result<()> {
     move_with_a_slow_mirror_start("10.0.13")?
+}
+
+#[test]
+fn a_link_has_the_rate_asked_for() -> Result<()> {
+    let wire = Wire::start(Link { bits_per_second: 400_000_000 })?;
+    let speed = wire.copy(48 * MIB)?;
+    println!("{speed:?}");
+    assert!(speed.payload < speed.device, "{speed:?}");
+    // what the shaper lets through at once comes on top; a busy machine takes away
+    assert!((35e6..52e6).contains(&speed.device), "{speed:?}");
+    let (here, there) = (wire.sent(Side::Source)?, wire.sent(Side::Destination)?);
+    assert!(here > 48 * MIB && there < here / 10, "{here} {there}");
+    Ok(())
+}
+
+#[test]
+fn a_straight_line_over_a_link() -> Result<()> {
+    let pair = Pair::start(&Spec { link: Some(Link::gigabit()), ..Spec::default() })?;
+    straight_line::migrate(&pair)?;
+    pair.wait_for_beats(Side::Destination, 20, WAIT)?;
+    no_errors(&pair);
+    pair.check_disks(Side::Destination)?;
+    let sent = pair.wire().expect("it was asked for").sent(Side::Source)?;
+    assert!(sent > 32 * MIB, "{sent} bytes of 16 MiB of disk and 16 MiB of memory");
+    Ok(())
+}
+
+/// How fast the guest rewrites its memory, in bytes a second.
+fn rate(pair: &Pair) -> f64 {
+    let (before, began) = (pair.verified().pages, Instant::now());
+    std::thread::sleep(Duration::from_secs(4));
+    (pair.verified().pages - before) as f64 * 4096.0 / began.elapsed().as_secs_f64()
+}
+
+#[test]
+fn memory_is_rewritten_in_bursts() -> Result<()> {
+    let (burst, calm) = (Duration::from_millis(500), Duration::from_millis(500));
+    let workload = Workload { ram: 8 * MIB, dirty: 32 * MIB, burst, calm, write: 0, read: 0, ..Workload::default() };
+    let pair = Pair::start(&Spec { workload, ..Spec::default() })?;
+    let share = rate(&pair) / (32 * MIB) as f64;
+    assert!((0.25..0.65).contains(&share), "{share} of the rate with half of the time");
+    no_errors(&pair);
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_computes_slows_down_with_its_processor() -> Result<()> {
+    let asked = 64 * MIB;
+    let workload = Workload { ram: 16 * MIB, dirty: asked, compute: true, write: 0, read: 0, ..Workload::default() };
+    let pair = Pair::start(&Spec { workload, ..Spec::default() })?;
+    let source = &pair.source;
+    // a migration to nowhere, because QEMU throttles for the sake of one only
+    source
+        .qmp("migrate-set-capabilities", &json!({"capabilities": [{"capability": "auto-converge", "state": true}]}))?;
+    let parameters = json!({"cpu-throttle-initial": 90, "max-bandwidth": 20 * MIB, "downtime-limit": 1});
+    source.qmp("migrate-set-parameters", &parameters)?;
+    source.qmp("migrate", &json!({"uri": "exec:cat >/dev/null"}))?;
+    let deadline = Instant::now() + WAIT;
+    while source.qmp("query-migrate", &json!({}))?["cpu-throttle-percentage"].as_u64().unwrap_or_default() < 90 {
+        assert!(Instant::now() < deadline, "not throttled: {}", source.qmp("query-migrate", &json!({}))?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let share = rate(&pair) / asked as f64;
+    assert!(share < 0.3, "{share} of the rate with a tenth of the processor");
+    source.qmp("migrate_cancel", &json!({}))?;
+    no_errors(&pair);
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use qferry_guest::line::Line;
 use qferry_guest::{Workload, page};
 
-use crate::pace::{Pace, sleep_until};
+use crate::pace::{Busy, Pace, sleep_until};
 use crate::port::{complain, say};
 use crate::sys;
 
@@ -34,14 +34,22 @@ pub(crate) fn keep(memory: &mut [u64], workload: &Workload) {
     }
     // Slower than a batch a second is rounded up to one: enough for an idle guest.
     let mut pace = Pace::every(Duration::from_secs(1).div_f64((rate as f64 / (4096 * BATCH) as f64).max(1.0)));
+    let mut busy = (rewrite && workload.compute).then(|| Busy::per_second(rate as f64 / (4096 * BATCH) as f64));
+    let began = Instant::now();
     let report = (workload.pages() / 16).clamp(BATCH, 1024);
     let (mut verified, mut errors) = (0u64, 0);
     for generation in 0u64.. {
         let expected = if rewrite { generation } else { 0 };
         for (number, page) in (0..).zip(memory.chunks_exact_mut(page::WORDS)) {
             if verified % BATCH == 0 {
-                while !pace.take(Instant::now()) {
-                    pace.next().into_iter().for_each(sleep_until);
+                sleep_until(burst(began, Instant::now(), workload));
+                match &mut busy {
+                    Some(busy) => busy.compute(),
+                    None => {
+                        while !pace.take(Instant::now()) {
+                            pace.next().into_iter().for_each(sleep_until);
+                        }
+                    }
                 }
             }
             if let Err(text) = page::check(page, number, expected) {
@@ -60,4 +68,15 @@ pub(crate) fn keep(memory: &mut [u64], workload: &Workload) {
             }
         }
     }
+}
+
+/// When memory may be worked on: now, or at the next burst.
+fn burst(began: Instant, now: Instant, workload: &Workload) -> Instant {
+    if workload.calm.is_zero() {
+        return now;
+    }
+    let cycle = workload.burst + workload.calm;
+    let cycles = (now - began).as_nanos() / cycle.as_nanos();
+    let begin = began + cycle * u32::try_from(cycles).unwrap_or_default();
+    if now < begin + workload.burst { now } else { begin + cycle }
 }

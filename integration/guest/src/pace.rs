@@ -41,6 +41,38 @@ impl Pace {
     }
 }
 
+/// A processor that is never idle between the steps of a series, and takes longer for it the less of it there is.
+pub(crate) struct Busy {
+    interval: Duration,
+    spent: Duration,
+    last: Instant,
+}
+
+/// A longer time between two looks at the clock is one in which the processor stood still: it was throttled, or the host
+/// gave it to somebody else.
+const STANDS_STILL: Duration = Duration::from_micros(500);
+
+impl Busy {
+    /// So many steps a second of an unthrottled processor.
+    pub(crate) fn per_second(rate: f64) -> Self {
+        Self { interval: Duration::from_secs(1).div_f64(rate), spent: Duration::ZERO, last: Instant::now() }
+    }
+
+    /// Keeps the processor busy until the next step, by the time in which it ran.
+    pub(crate) fn compute(&mut self) {
+        loop {
+            let now = Instant::now();
+            self.spent += (now - self.last).min(STANDS_STILL);
+            self.last = now;
+            if self.spent >= self.interval {
+                self.spent -= self.interval;
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
 /// Sleeps until a moment; not at all if it has passed.
 pub(crate) fn sleep_until(moment: Instant) {
     std::thread::sleep(moment.saturating_duration_since(Instant::now()));

@@ -14,6 +14,13 @@ pub struct Workload {
     pub dirty: u64,
     /// Bytes of that memory verified a second when `dirty` is 0.
     pub verify: u64,
+    /// Whether the guest computes between two rewritings instead of sleeping, so that its processor is busy and the rate
+    /// falls as it is throttled. Otherwise the guest keeps the rate as long as some of its processor is left.
+    pub compute: bool,
+    /// How long memory is worked on before it is left alone for `calm`, in whole milliseconds.
+    pub burst: Duration,
+    /// How long it is left alone between two bursts, in whole milliseconds; at 0 it is worked on all the time.
+    pub calm: Duration,
     /// Writes a second to each disk.
     pub write: u64,
     /// Slots a second, on each disk that is written to, that are zeroed and given back.
@@ -39,6 +46,9 @@ impl Default for Workload {
             ram: 16 << 20,
             dirty: 0,
             verify: 8 << 20,
+            compute: false,
+            burst: Duration::from_secs(1),
+            calm: Duration::ZERO,
             write: 50,
             discard: 0,
             read: 50,
@@ -66,6 +76,9 @@ impl Workload {
                 "ram" => workload.ram = number,
                 "dirty" => workload.dirty = number,
                 "verify" => workload.verify = number,
+                "compute" => workload.compute = number != 0,
+                "burst" => workload.burst = Duration::from_millis(number),
+                "calm" => workload.calm = Duration::from_millis(number),
                 "write" => workload.write = number,
                 "discard" => workload.discard = number,
                 "read" => workload.read = number,
@@ -88,6 +101,9 @@ impl Workload {
         let sector = super::block::SECTOR as u64;
         if self.beat < Duration::from_micros(100) {
             return Err("beats closer than 100 microseconds".to_owned());
+        }
+        if self.burst.is_zero() {
+            return Err("bursts that are empty".to_owned());
         }
         if self.slots == 0 || self.block == 0 {
             return Err("no slots, or empty blocks".to_owned());
@@ -135,11 +151,15 @@ fn common_factor(a: u64, b: u64) -> u64 {
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let beat = u64::try_from(self.beat.as_micros()).unwrap_or(u64::MAX);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let words = [
             ("beat", beat),
             ("ram", self.ram),
             ("dirty", self.dirty),
             ("verify", self.verify),
+            ("compute", u64::from(self.compute)),
+            ("burst", millis(self.burst)),
+            ("calm", millis(self.calm)),
             ("write", self.write),
             ("discard", self.discard),
             ("read", self.read),
@@ -168,6 +188,8 @@ mod tests {
         let workload = Workload {
             beat: Duration::from_micros(2500),
             dirty: 10 << 20,
+            compute: true,
+            calm: Duration::from_millis(1500),
             slots: 77,
             discard: 5,
             disks: 3,
@@ -178,7 +200,14 @@ mod tests {
 
     #[test]
     fn refuses_what_it_does_not_understand() {
-        for line in ["qferry.beat", "qferry.ram=64MiB", "qferry.speed=1", "qferry.stride=512", "qferry.slots=0"] {
+        for line in [
+            "qferry.beat",
+            "qferry.ram=64MiB",
+            "qferry.speed=1",
+            "qferry.stride=512",
+            "qferry.slots=0",
+            "qferry.burst=0",
+        ] {
             assert!(Workload::from_command_line(line).is_err(), "{line}");
         }
     }

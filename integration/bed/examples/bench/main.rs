@@ -4,7 +4,12 @@
 //! wherever there is a yardstick only ratios are judged. What was not measured is told as such and counts as missed.
 
 mod blackout;
+mod converge;
 mod copies;
+mod link;
+mod moves;
+mod overlap;
+mod predict;
 mod storage;
 mod table;
 
@@ -20,13 +25,25 @@ use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 
+type Bench = fn(&Path) -> Result<bool>;
+
+/// What there is to measure, in this order.
+const PARTS: [(&str, Bench); 6] = [
+    ("blackout", blackout::bench),
+    ("storage", storage::bench),
+    ("link", link::bench),
+    ("overlap", overlap::bench),
+    ("converge", converge::bench),
+    ("predict", predict::bench),
+];
+
 fn main() -> ExitCode {
     let words: Vec<OsString> = env::args_os().skip(1).collect();
     let met = match words.as_slice() {
         [word, program, arguments @ ..] if word == "--measure" => return measure(program.as_ref(), arguments),
         [qferry] => bench(qferry.as_ref(), None),
         [qferry, part] => bench(qferry.as_ref(), part.to_str()),
-        _ => Err(Error::new("usage: bench QFERRY [blackout|storage]")),
+        _ => Err(Error::new("usage: bench QFERRY [PART]")),
     };
     match met {
         Ok(true) => ExitCode::SUCCESS,
@@ -43,13 +60,20 @@ fn bench(qferry: &Path, part: Option<&str>) -> Result<bool> {
     println!("{cores} cores, QEMU {}, load average {}", Spec::default().version, load());
     let met = match part {
         None => {
-            let blackout = blackout::bench(qferry)?;
-            println!("\nload average {}", load());
-            blackout & storage::bench(qferry)?
+            let mut met = true;
+            for (_, bench) in PARTS {
+                met &= bench(qferry)?;
+                println!("\nload average {}\n", load());
+            }
+            met
         }
-        Some("blackout") => blackout::bench(qferry)?,
-        Some("storage") => storage::bench(qferry)?,
-        Some(other) => return Err(Error::new(format!("no part {other}: there are blackout and storage"))),
+        Some(part) => match PARTS.iter().find(|(name, _)| *name == part) {
+            Some((_, bench)) => bench(qferry)?,
+            None => {
+                let names = PARTS.map(|(name, _)| name).join(", ");
+                return Err(Error::new(format!("no part {part}: there are {names}")));
+            }
+        },
     };
     println!("load average {}", load());
     Ok(met)
