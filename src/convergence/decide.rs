@@ -88,9 +88,14 @@ pub fn predicted_blackout(policy: &Policy, history: &History) -> Option<f64> {
 /// # Errors
 /// It would exceed the budget by more than the policy's slack; how many milliseconds are foreseen.
 pub fn may_hand_over(policy: &Policy, history: &History, stood: f64, remaining: u64) -> Result<f64, f64> {
-    let rate = history.memory.estimate().map_or(1.0, |memory| memory::tail_rate(history, &memory));
+    // before anything was measured only QEMU knows: it reckons with its limit
+    let limit = history.done.downtime.unwrap_or(history.task.budget);
+    let rest = history
+        .memory
+        .estimate()
+        .map_or(disks::millis(limit), |memory| remaining as f64 / memory::tail_rate(history, &memory) * 1000.0);
     let trips = history.round_trip.get().unwrap_or_default() * 2.0;
-    let foreseen = stood + remaining as f64 / rate * 1000.0 + disks::millis(policy.device_state) + trips;
+    let foreseen = stood + rest + disks::millis(policy.device_state) + trips;
     let allowed = disks::millis(history.task.budget) * (1.0 + policy.slack);
     if policy.observe || foreseen <= allowed.max(disks::millis(policy.stop_and_copy)) {
         Ok(foreseen)

@@ -281,7 +281,7 @@ mod tests {
             (disk("/machine/b", "", "#block7"), Some(2)),
             (disk("/machine/c", "", "n9"), None),
         ] {
-            assert_eq!(of_disk(&all, &disk).map(|found| found.stats.wr_bytes), bytes, "{disk:?}");
+            assert_eq!(disk.stats(&all).map(|found| found.wr_bytes), bytes, "{disk:?}");
         }
     }
 

@@ -90,6 +90,7 @@ mod tests {
             multifd_compressions: set(compressions),
             migration_capabilities: set(capabilities),
             missing: Vec::new(),
+            dirty_rate_milliseconds: false,
         }
     }
 
