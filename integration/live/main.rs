@@ -12,6 +12,7 @@ mod embedding;
 mod failures;
 mod machines;
 mod moves;
+mod postcopy;
 mod prepare;
 mod race;
 mod storage;

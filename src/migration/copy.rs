@@ -6,10 +6,12 @@ use super::{
     run::{Course, Engine, addresses},
 };
 use crate::{
+    convergence::RamRung,
     endpoint::Address,
     handover::{exchange, ownership::DestinationCannotRun},
-    memory::{precopy, tuning},
+    memory::{postcopy, precopy, tuning},
     progress::Moment,
+    qemu::{Observed, reply::MigrationStatus},
     storage::{
         export, guard,
         layout::Pair,
@@ -17,18 +19,26 @@ use crate::{
     },
 };
 use qapi::qmp;
-use serde_json::Map;
-use std::time::Instant;
+use serde_json::{Map, json};
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
 
 impl Engine {
     pub(super) async fn prepare(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
         let Sides { source, destination, .. } = sides;
         let (nbd, ram) = addresses(plan)?;
         self.settings.make_runtime_dir([nbd, ram])?;
-        let parameters = tuning::parameters(self.settings.downtime, self.settings.bandwidth);
+        let mut parameters = tuning::parameters(self.settings.downtime, self.settings.bandwidth);
+        let mut more = plan.capabilities().to_vec();
+        if self.may_postcopy() {
+            more.push(postcopy::CAPABILITY);
+            parameters.insert(postcopy::BANDWIDTH.to_owned(), json!(self.settings.bandwidth.map_or(0, |rate| rate.0)));
+        }
         for (process, parameters) in [(source, parameters), (destination, Map::new())] {
             let side = process.name().side;
-            let capabilities = tuning::capabilities(side, plan.capabilities());
+            let capabilities = tuning::capabilities(side, &more);
             let before = tuning::read(process, &capabilities, &parameters).await?;
             course.effects.push(Effect::Tuned { side, before });
             tuning::set_capabilities(process, capabilities.iter().map(|&name| (name, true))).await?;
@@ -138,9 +148,26 @@ impl Engine {
         }
         course.effects.push(Effect::Migrate);
         precopy::send(source, ram).await?;
+        // until the controller decides on it: for tests of what follows
+        let at_once = self.settings.policy.name == "postcopy-at-once";
+        course.ram.postcopy = at_once;
+        let postcopy = async {
+            if at_once {
+                let active = |seen: &Observed| seen.entered(&MigrationStatus::Active);
+                source.until("active migration", Duration::from_secs(30), active).await?;
+                postcopy::start(source).await?;
+            }
+            pending().await
+        };
         tokio::select! {
+            failed = postcopy => failed,
             stopped = precopy::until_pre_switchover(source, &mut course.ram, &self.report) => Ok(stopped?),
             failure = mirror::failure(source, &plan.pairs) => Err(failure.into()),
         }
+    }
+
+    /// Whether the policy lets the guest go on at the destination before all its pages are there.
+    fn may_postcopy(&self) -> bool {
+        self.settings.policy.ram.contains(&RamRung::Postcopy)
     }
 }
