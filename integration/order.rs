@@ -915,7 +915,7 @@ async fn no_answer_and_no_monitor_are_refusals_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_status_nobody_knows_means_keep_waiting() {
-    for strange in ["wait-unplug", "postcopy-recover-setup", "a-status-of-tomorrow"] {
+    for strange in ["wait-unplug", "colo", "a-status-of-tomorrow"] {
         let mut model = model();
         model.state().strange = Some(strange);
         let run = model.migrate().await;

@@ -84,8 +84,10 @@ pub async fn arrival(
     let deadline = EXCHANGE.saturating_add(downtime.saturating_mul(2));
     let arrived = async { tokio::try_join!(stands(source, deadline, sent), loaded(destination, deadline)) };
     match arrived.await {
-        Ok(((stands, gone), (loaded, there))) => {
-            let postcopy = source.observed().migration.keys().any(MigrationStatus::is_postcopy);
+        Ok(((stands, gone, here), (loaded, there, yonder))) => {
+            // one that is through with it has been in it
+            let been = source.observed().migration.keys().any(MigrationStatus::is_postcopy);
+            let postcopy = here || yonder || been;
             Ok(Arrival { proof: Arrived::new(handed, stands, loaded), gone, there, postcopy })
         }
         // the source often only tells that the destination failed
@@ -132,21 +134,21 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
     Err(ProcessError::Late { at: source.name().clone(), what: "running guest after cont", waited: Duration::ZERO })
 }
 
-/// Waits until the source stands still for good.
+/// Waits until the source stands still for good, and tells since when, and whether in postcopy.
 async fn stands(
     source: &Process,
     deadline: Duration,
     mut sent: Option<u64>,
-) -> Result<(SourceStands, Moment), ExchangeError> {
+) -> Result<(SourceStands, Moment, bool), ExchangeError> {
     let (status, moment) = landed(source, deadline).await?;
     if status == MigrationStatus::Completed {
-        return Ok((SourceStands::completed(), moment));
+        return Ok((SourceStands::completed(), moment, false));
     }
     let proved = async {
         loop {
             let answer = source.ask(&qmp::query_migrate {}).await?;
             if let Some(proof) = SourceStands::prove(&answer, sent) {
-                return Ok((proof, moment));
+                return Ok((proof, moment, true));
             }
             if let Some(status) = answer.status.clone().filter(is_bad_end) {
                 return Err(ended(source, status).await);
@@ -158,17 +160,17 @@ async fn stands(
     timeout(deadline, proved).await.unwrap_or_else(|_| Err(late(source, "page sent in postcopy", deadline)))
 }
 
-/// Waits until the destination has what it needs to run.
-async fn loaded(destination: &Process, deadline: Duration) -> Result<(DestinationLoaded, Moment), ExchangeError> {
+/// Waits until the destination has what it needs to run, and tells since when, and whether in postcopy.
+async fn loaded(destination: &Process, deadline: Duration) -> Result<(DestinationLoaded, Moment, bool), ExchangeError> {
     let (status, moment) = landed(destination, deadline).await?;
     if status == MigrationStatus::Completed {
-        return Ok((DestinationLoaded::completed(), moment));
+        return Ok((DestinationLoaded::completed(), moment, false));
     }
     let proved = async {
         loop {
             let run = destination.ask(&qmp::query_status {}).await?.status;
             if let Some(proof) = DestinationLoaded::prove(&run) {
-                return Ok((proof, Moment::now()));
+                return Ok((proof, Moment::now(), true));
             }
             if let Some(status) = destination.ask(&qmp::query_migrate {}).await?.status.filter(is_bad_end) {
                 return Err(ended(destination, status).await);

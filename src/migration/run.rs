@@ -191,18 +191,21 @@ impl Engine {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
+                course.ram.postcopy |= is_postcopy(sides);
                 self.complete(sides, plan, course).await
             }
             // as it was already: nothing is left to resume
             Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
-            _ => undetermined(&failure, advice(sides)),
+            _ => {
+                course.ram.postcopy = is_postcopy(sides);
+                undetermined(&failure, if course.ram.postcopy { STUCK_IN_POSTCOPY } else { NOT_PROVED })
+            }
         }
     }
 
     /// The guest is on the destination: waits for what postcopy has to fetch yet, then cleans up.
     async fn complete(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
-        if is_postcopy(sides) {
-            course.ram.postcopy = true;
+        if course.ram.postcopy {
             let fetched = self.report.during(Phase::Postcopy, self.fetch(sides, plan, course)).await;
             if let Err(failure) = fetched {
                 let runs_on = match failure {
@@ -263,6 +266,8 @@ impl Engine {
         may_resume: Option<DestinationCannotRun>,
         course: &mut Course,
     ) -> End {
+        // what was asked for has not come about
+        course.ram.postcopy = is_postcopy(sides);
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
         let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
@@ -358,10 +363,6 @@ const NOT_PROVED: &str =
 const STUCK_IN_POSTCOPY: &str = "the source is in postcopy, where QEMU neither cancels nor lets the guest go on: if the \
      destination is alive and 'paused', send cont there and leave the source alone until query-migrate says 'completed' on \
      both; if it is gone, the guest can only be started anew, from the source's disks";
-
-fn advice(sides: &Sides) -> &'static str {
-    if is_postcopy(sides) { STUCK_IN_POSTCOPY } else { NOT_PROVED }
-}
 
 /// Whether the source has been in postcopy.
 fn is_postcopy(sides: &Sides) -> bool {
