@@ -12,6 +12,7 @@ use qferry::{
 };
 use qferry_bed::{Event as BedEvent, Guest, Pair, Side, Spec, Workload};
 use serde_json::json;
+use std::time::Duration;
 
 /// A guest that dirties more than [`postcopy`] lets through.
 fn heavy(version: &str) -> Spec {
@@ -217,4 +218,53 @@ fn a_channel_that_is_cut_twice_is_made_anew_twice() {
     let (outcome, events) = migrate_when(postcopy(&pair), again, |_| cut(&pair));
     judge(&pair, &outcome);
     assert!(actions(&events, "recover-postcopy") > cuts, "{events:#?}");
+}
+
+#[test]
+fn a_channel_that_carries_nothing_is_made_anew() {
+    let pair = start(&heavy("10.0.13"));
+    let (outcome, events) = std::thread::scope(|scope| {
+        migrate_and(postcopy(&pair), Phase::Postcopy, |_| {
+            // nothing is closed, and nobody reads
+            pair.destination.stop_process().unwrap();
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_secs(15));
+                pair.destination.continue_process().unwrap();
+            });
+        })
+    });
+    judge(&pair, &outcome);
+    assert!(actions(&events, "recover-postcopy") >= 1, "{events:#?}");
+}
+
+#[test]
+fn what_cannot_be_made_anew_is_left_for_its_owner_who_can() {
+    let pair = start(&heavy("10.0.13"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nbd = qferry::endpoint::Address::unix(pair.run_dir().join("nbd")).unwrap();
+    let ram = format!("tcp:{port}").parse().unwrap();
+    let mut taken = None;
+    let (outcome, events) = migrate_and(postcopy(&pair).addresses(nbd, ram), Phase::Postcopy, |_| {
+        taken = Some(std::net::TcpListener::bind(port).unwrap());
+        cut(&pair);
+    });
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
+    let reason = outcome.reason.unwrap();
+    assert_eq!(reason.code, "postcopy-paused");
+    assert!(reason.message.contains("migrate-recover"), "{}", reason.message);
+    assert!(actions(&events, "recover-postcopy") > 1, "{events:#?}");
+
+    // as the message says
+    let uri = format!("unix:{}", pair.run_dir().join("by-hand").display());
+    pair.destination.qmp("migrate-recover", &json!({"uri": uri})).unwrap();
+    pair.source.qmp("migrate", &json!({"uri": uri, "resume": true})).unwrap();
+    for side in [&pair.source, &pair.destination] {
+        let is_completed = |event: &BedEvent| event.name == "MIGRATION" && event.data["status"] == "completed";
+        side.wait_for_event(WAIT, is_completed).unwrap();
+    }
+    pair.source.qmp("quit", &json!({})).unwrap();
+    pair.source.wait_for_end(WAIT).unwrap();
+    pair.wait_for_beats(Side::Destination, 20, WAIT).unwrap();
+    pair.wait_until_verified(WAIT).unwrap();
+    judge_disks(&pair, Side::Destination);
 }

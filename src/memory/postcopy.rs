@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use thiserror::Error;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{interval, sleep};
 
 /// The migration capability that both sides need, set before `migrate`.
 pub const CAPABILITY: &str = "postcopy-ram";
@@ -32,8 +32,6 @@ const SAMPLE: Duration = Duration::from_millis(500);
 /// How long nothing may have been sent before the channel is taken to be broken: a dead peer's connection can stay open
 /// for minutes.
 const STALL: Duration = Duration::from_secs(10);
-/// How long the destination may take to say `completed` after the source, or the other way round.
-const APART: Duration = Duration::from_secs(10);
 /// How long the source may take to be `postcopy-paused` once its channel is shut down.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -46,8 +44,8 @@ pub enum PostcopyError {
     /// The source is gone with pages that the guest lacks.
     #[error("the source is gone, and with it the pages that the guest on the destination has not fetched yet")]
     SourceGone(#[source] Gone),
-    /// The destination is gone with the guest's state.
-    #[error("the destination is gone, and with it the guest: what the source has is from before it ran there")]
+    /// The destination is gone, or its monitor is.
+    #[error("the destination is gone, where the guest ran: what the source has is from before")]
     DestinationGone(#[source] Gone),
     /// The source ended the migration.
     #[error("the source reported '{status}' in postcopy: {words}")]
@@ -90,7 +88,7 @@ pub async fn until_completed(
         end = sampling(source, totals, report) => end,
     };
     match end {
-        // its last page may have come just before
+        // its last page may have come just before, and others may come yet where only its monitor closed
         Ok(()) | Err(PostcopyError::SourceGone(_)) => match (completed(destination).await, end) {
             (true, _) => Ok(()),
             (false, Err(error)) => Err(error),
@@ -149,16 +147,25 @@ async fn told(process: &Process) {
     }
 }
 
-/// Whether the destination says `completed` soon.
+/// Whether the destination gets to `completed`. It does not where its channel broke, nor where it says nothing: its main
+/// loop hangs on a page that does not come.
 async fn completed(destination: &Process) -> bool {
-    let asked = async {
-        while destination.ask(&qmp::query_migrate {}).await.ok().and_then(|answer| answer.status)
-            != Some(MigrationStatus::Completed)
-        {
-            sleep(SAMPLE).await;
+    let mut silent = Instant::now();
+    while silent.elapsed() < STALL && !destination.is_gone() {
+        let status = match destination.ask(&qmp::query_migrate {}).await {
+            Ok(answer) => {
+                silent = Instant::now();
+                answer.status
+            }
+            Err(_) => latest(&destination.observed()).cloned(),
+        };
+        match status {
+            Some(MigrationStatus::Completed) => return true,
+            Some(MigrationStatus::PostcopyPaused) => return false,
+            _ => sleep(SAMPLE).await,
         }
-    };
-    timeout(APART, asked).await.is_ok()
+    }
+    false
 }
 
 /// Samples until the source has completed, or does not get on.

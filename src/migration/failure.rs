@@ -165,11 +165,11 @@ impl Failure {
             (Self::Timeout(_), _) => "; allow more time with --timeout, more --bandwidth or more --downtime",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
             (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
-                "; the guest stands still as soon as it needs one of them, and nothing brings them back: start it anew, from \
-                 the destination's disks"
+                "; the guest stands still as soon as it needs one of them; if the source's process has ended, nothing brings \
+                 them back: start it anew, from the destination's disks"
             }
             (Self::Postcopy(PostcopyError::DestinationGone(_)), _) => {
-                "; start it anew, from the destination's disks, and never send cont to the source"
+                "; if its process has ended, start the guest anew, from the destination's disks; never send cont to the source"
             }
             (Self::Postcopy(PostcopyError::Ended { .. }), _) => {
                 "; the guest is on the destination: never send cont to the source"
