@@ -653,6 +653,28 @@ async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        let mut state = world.state();
+        state.enter(Source, "postcopy-active");
+        state.destination.run = "paused".to_owned();
+        state.enter(Destination, "postcopy-active");
+        state.enter(Source, "postcopy-paused");
+        vec![Action::Return(json!({}))]
+    });
+    let run = model.migrate().await;
+    assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{run:?}");
+    assert_eq!(run.code(), "postcopy-paused", "{run:?}");
+    assert!(run.message().contains("migrate-recover") && run.message().contains("exec-oob"), "{run:?}");
+    assert_eq!((run.count("destination: cont"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert_eq!(run.count("source: quit") + run.count("destination: quit"), 0, "{run:?}");
+    assert_eq!(run.count("source: migrate_cancel"), 0, "{run:?}");
+    assert_eq!(run.actions("recover-postcopy"), 30, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_migration_that_someone_else_took_into_postcopy_is_not_cancelled() {
     // 7.2 lets itself be told, and the guest's pages are lost
     for guest in ["running", "paused"] {

@@ -32,6 +32,8 @@ const SAMPLE: Duration = Duration::from_millis(500);
 /// How long nothing may have been sent before the channel is taken to be broken: a dead peer's connection can stay open
 /// for minutes.
 const STALL: Duration = Duration::from_secs(10);
+/// How long a source may not answer: it may yet send, so this is the longer one.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long the source may take to be `postcopy-paused` once its channel is shut down.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -56,7 +58,7 @@ pub enum PostcopyError {
         words: String,
     },
     /// A command failed.
-    #[error("the RAM channel could not be made anew")]
+    #[error("the guest's pages could not be fetched")]
     Process(#[from] ProcessError),
 }
 
@@ -176,7 +178,7 @@ async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) 
         let migration = match source.ask(&qmp::query_migrate {}).await {
             Ok(migration) => migration,
             // no progress is seen, and that has a limit
-            Err(_) if since.elapsed() < STALL => continue,
+            Err(_) if since.elapsed() < SILENCE => continue,
             Err(error) => return Err(error.into()),
         };
         sample::fold(totals, &migration);

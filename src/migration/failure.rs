@@ -177,7 +177,8 @@ impl Failure {
             (Self::Postcopy(_), _) => {
                 "; the guest is on the destination and waits for pages that only the source has: leave both running, send \
                  migrate-recover with a new uri to the destination and then migrate with resume=true and the same uri to the \
-                 source (migrate-pause on both first, if one says postcopy-active), and quit the source once both say completed"
+                 source (migrate-pause on both first, if one says postcopy-active), and quit the source once both say \
+                 completed; the destination may take these only as exec-oob, on a monitor where oob was on before"
             }
             (Self::Populate(error), _) if error.is_full() => "; make room there, and run it again",
             (_, "nbd-server-start") => "; the destination's QEMU must be able to listen there: see --nbd-address",

@@ -18,10 +18,13 @@ use qapi::qmp;
 use std::{path::PathBuf, time::Duration};
 use tokio::time::sleep;
 
-/// How often a broken channel is made anew, as long as nothing is sent in between.
-const ATTEMPTS: u32 = 6;
-/// How long the first of them is waited for; each later one takes twice as long.
+/// How often a broken channel is made anew, as long as nothing is sent in between: for more than six minutes. Nobody else
+/// can do it as well, for a destination whose main loop hangs negotiates out-of-band commands with no new client.
+const ATTEMPTS: u32 = 30;
+/// How long the first of them is waited for; each later one takes twice as long, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
+/// The longest wait between two of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 impl Engine {
     /// Waits until all of the guest's pages are on the destination.
@@ -62,7 +65,7 @@ impl Engine {
                 return Err(broken.into());
             }
             self.report.warn("postcopy-paused", format!("{}: the guest waits for its pages", describe(&broken)));
-            sleep(PAUSE * 2u32.pow(attempt)).await;
+            sleep(PAUSE.saturating_mul(2u32.saturating_pow(attempt)).min(LONGEST_PAUSE)).await;
             attempt += 1;
             channels += 1;
             let address = self.another(first, channels);
