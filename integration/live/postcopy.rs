@@ -51,7 +51,6 @@ fn moves(version: &str) {
     let pair = start(&heavy(version));
     let outcome = migrate(postcopy(&pair));
     judge(&pair, &outcome);
-    eprintln!(outcome.blackout_ms, outcome.ledger, outcome.total_ms, outcome.ram.bytes);
     // what remained went over after the guest had resumed, within the ceiling
     let blackout = outcome.blackout_ms.unwrap();
     assert!(outcome.total_ms as f64 > blackout * 3.0, "{outcome:#?}");

@@ -5,7 +5,7 @@
 //! broke is made anew. QEMU's main loop can hang on the destination while a page is missing, which is why it is never
 //! asked for progress, and is told in out-of-band commands.
 
-use super::sample;
+use super::{sample, tuning};
 use crate::{
     endpoint::Address,
     progress::{RamOutcome, Reporter},
@@ -13,8 +13,10 @@ use crate::{
         Gone, Observed, Process, ProcessError,
         reply::{Migration, MigrationStatus},
     },
+    quantity::Rate,
 };
 use qapi::qmp;
+use serde_json::{Map, json};
 use std::{
     future::pending,
     time::{Duration, Instant},
@@ -69,6 +71,15 @@ pub enum PostcopyError {
 /// What QEMU says.
 pub async fn start(source: &Process) -> Result<(), ProcessError> {
     source.act(&qmp::migrate_start_postcopy {}).await
+}
+
+/// Limits what is sent from now on. Not before the guest has resumed: a limit makes QEMU sleep, 11.1 notices only in between
+/// that the destination has its devices, and the guest stands still for up to 200 ms longer.
+///
+/// # Errors
+/// What QEMU says.
+pub async fn limit(source: &Process, rate: Rate) -> Result<(), ProcessError> {
+    tuning::set_parameters(source, &Map::from_iter([(BANDWIDTH.to_owned(), json!(rate.0))])).await
 }
 
 /// Waits until all pages are on the destination and both sides have said `completed`, sampling on the way.

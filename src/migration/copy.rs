@@ -34,7 +34,8 @@ impl Engine {
         let mut more = plan.capabilities().to_vec();
         if self.may_postcopy() {
             more.push(postcopy::CAPABILITY);
-            parameters.insert(postcopy::BANDWIDTH.to_owned(), json!(self.settings.bandwidth.map_or(0, |rate| rate.0)));
+            // a limit comes once the guest has resumed
+            parameters.insert(postcopy::BANDWIDTH.to_owned(), json!(0));
         }
         for (process, parameters) in [(source, parameters), (destination, Map::new())] {
             let side = process.name().side;

@@ -46,6 +46,11 @@ impl Engine {
     async fn fetch_all(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
         let Sides { source, destination, .. } = sides;
         let (_, first) = addresses(plan)?;
+        if let Some(ceiling) = self.settings.bandwidth {
+            if let Err(error) = postcopy::limit(source, ceiling).await {
+                self.report.warn("postcopy-unlimited", describe(&error));
+            }
+        }
         let (mut attempt, mut channels, mut listening) = (0u32, 0u32, None);
         loop {
             let sent = course.ram.bytes;
