@@ -15,6 +15,7 @@
 //! | memory | `migrate` until the source stops the guest and waits in `pre-switchover` | rolled back |
 //! | switchover | every mirror is settled and seen to conclude without an error; every export is seen gone | rolled back |
 //! | handover | `migrate-continue`, `completed` on both sides, `cont` on the destination | judged from what is proved |
+//! | postcopy | only where it was used: the guest runs on the destination, and the rest of its pages is fetched, over a new channel where one breaks | left as it is, and said |
 //! | cleanup | what was made is removed, and the source quits | reported |
 //!
 //! # Never two runners, never a lost write
@@ -22,7 +23,8 @@
 //! A guest may be started on one side only with a proof that the other cannot run it. The proofs are types of
 //! [`handover::ownership`], made only from QEMU's answers, and [`handover::exchange`] is the only place that sends
 //! `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after it, a failure is judged by
-//! [`handover::verdict`], and where nothing is proved nothing is done.
+//! [`handover::verdict`], and where nothing is proved nothing is done. In postcopy neither side has the whole guest: the
+//! source may then never resume and must not end before both say `completed`, whatever is asked.
 //!
 //! # The right backing file
 //!

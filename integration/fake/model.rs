@@ -771,7 +771,8 @@ impl State {
         }
     }
 
-    fn fail_source(&mut self) {
+    /// The source's migration fails; it resumes.
+    pub fn fail_source(&mut self) {
         if !self.source.is_alive() {
             return;
         }

@@ -13,6 +13,7 @@ mod failures;
 mod machines;
 mod measure;
 mod moves;
+mod postcopy;
 mod prepare;
 mod race;
 mod storage;

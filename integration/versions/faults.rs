@@ -72,7 +72,7 @@ fn unknown_values_mean_keep_waiting() {
     let file = "unknown-values.jsonl";
     let seen = folded(file);
     let other = |text: &str| MigrationStatus::Other(text.to_owned());
-    for status in [MigrationStatus::Failing, other("postcopy-device"), other("dreaming")] {
+    for status in [MigrationStatus::Failing, MigrationStatus::PostcopyDevice, other("dreaming")] {
         assert!(seen.entered(&status).is_some() && !status.is_over(), "{status}");
     }
     assert_eq!(seen.jobs[MIRROR].status, Some(JobStatus::Other("dreaming".to_owned())));

@@ -2,7 +2,9 @@
 //!
 //! It must never send either without the proof that its signature asks for.
 
-use super::ownership::{Arrived, DestinationCannotRun, Disengaged, Handed, SourceCannotRun};
+use super::ownership::{
+    Arrived, DestinationCannotRun, DestinationLoaded, Disengaged, Handed, SourceCannotRun, SourceStands, pages,
+};
 use crate::{
     progress::{Moment, Side},
     qemu::{
@@ -13,9 +15,12 @@ use crate::{
 use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::time::{sleep, timeout};
 
 /// How long the last RAM and the device state may take beyond what was asked for, and the guest's resumption.
 const EXCHANGE: Duration = Duration::from_secs(30);
+/// Between two looks at what no event tells, with the guest stopped.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How the exchange can fail.
 #[derive(Debug, Error)]
@@ -49,8 +54,22 @@ pub fn relinquish(source: &Process, disengaged: Disengaged) -> (Handed, impl Fut
     (Handed::new(disengaged), without_effect)
 }
 
-/// Waits until both sides report `completed`; when each did. `downtime` is the budget that QEMU reckoned with: it may send
-/// RAM for as long.
+/// How the guest arrived.
+#[derive(Debug)]
+pub struct Arrival {
+    /// What starting it takes.
+    pub proof: Arrived,
+    /// When the source had sent what the destination needs.
+    pub gone: Moment,
+    /// When the destination had it.
+    pub there: Moment,
+    /// Its pages still come from the source, which must stay until both sides say `completed`.
+    pub postcopy: bool,
+}
+
+/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `downtime` is the
+/// budget that QEMU reckoned with: it may send RAM for as long. `sent` is how many pages the source had sent when the guest
+/// was stopped, where that is known; postcopy is proved quicker with it.
 ///
 /// # Errors
 /// Either reports a failure, goes away, or reports nothing in time.
@@ -59,11 +78,18 @@ pub async fn arrival(
     destination: &Process,
     handed: Handed,
     downtime: Duration,
-) -> Result<(Arrived, Moment, Moment), ExchangeError> {
+    sent: Option<u64>,
+) -> Result<Arrival, ExchangeError> {
     // twice, for its measure of the bandwidth may have been too good
     let deadline = EXCHANGE.saturating_add(downtime.saturating_mul(2));
-    match tokio::try_join!(completed(source, deadline), completed(destination, deadline)) {
-        Ok((gone, there)) => Ok((Arrived::new(handed), gone, there)),
+    let arrived = async { tokio::try_join!(stands(source, deadline, sent), loaded(destination, deadline)) };
+    match arrived.await {
+        Ok(((stands, gone, here), (loaded, there, yonder))) => {
+            // one that is through with it has been in it
+            let been = source.observed().migration.keys().any(MigrationStatus::is_postcopy);
+            let postcopy = here || yonder || been;
+            Ok(Arrival { proof: Arrived::new(handed, stands, loaded), gone, there, postcopy })
+        }
         // the source often only tells that the destination failed
         Err(ExchangeError::Ended { side: Side::Source, status, words }) => {
             let words = match words_of(destination).await {
@@ -108,22 +134,85 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
     Err(ProcessError::Late { at: source.name().clone(), what: "running guest after cont", waited: Duration::ZERO })
 }
 
-async fn completed(process: &Process, deadline: Duration) -> Result<Moment, ExchangeError> {
-    let ends =
-        [MigrationStatus::Completed, MigrationStatus::Failed, MigrationStatus::Failing, MigrationStatus::Cancelled];
-    let told =
-        |seen: &Observed| ends.iter().find_map(|status| seen.entered(status).map(|moment| (status.clone(), moment)));
+/// Waits until the source stands still for good, and tells since when, and whether in postcopy.
+async fn stands(
+    source: &Process,
+    deadline: Duration,
+    mut sent: Option<u64>,
+) -> Result<(SourceStands, Moment, bool), ExchangeError> {
+    let (status, moment) = landed(source, deadline).await?;
+    if status == MigrationStatus::Completed {
+        return Ok((SourceStands::completed(), moment, false));
+    }
+    let proved = async {
+        loop {
+            let answer = source.ask(&qmp::query_migrate {}).await?;
+            if let Some(proof) = SourceStands::prove(&answer, sent) {
+                return Ok((proof, moment, true));
+            }
+            if let Some(status) = answer.status.clone().filter(is_bad_end) {
+                return Err(ended(source, status).await);
+            }
+            sent = sent.or_else(|| pages(&answer));
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    timeout(deadline, proved).await.unwrap_or_else(|_| Err(late(source, "page sent in postcopy", deadline)))
+}
+
+/// Waits until the destination has what it needs to run, and tells since when, and whether in postcopy.
+async fn loaded(destination: &Process, deadline: Duration) -> Result<(DestinationLoaded, Moment, bool), ExchangeError> {
+    let (status, moment) = landed(destination, deadline).await?;
+    if status == MigrationStatus::Completed {
+        return Ok((DestinationLoaded::completed(), moment, false));
+    }
+    let proved = async {
+        loop {
+            let run = destination.ask(&qmp::query_status {}).await?.status;
+            if let Some(proof) = DestinationLoaded::prove(&run) {
+                return Ok((proof, Moment::now(), true));
+            }
+            if let Some(status) = destination.ask(&qmp::query_migrate {}).await?.status.filter(is_bad_end) {
+                return Err(ended(destination, status).await);
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    timeout(deadline, proved).await.unwrap_or_else(|_| Err(late(destination, "loaded device state", deadline)))
+}
+
+/// Waits for `completed`, or for a status of postcopy.
+async fn landed(process: &Process, deadline: Duration) -> Result<(MigrationStatus, Moment), ExchangeError> {
+    let is_landed =
+        |status: &MigrationStatus| *status == MigrationStatus::Completed || is_bad_end(status) || status.is_postcopy();
+    let told = |seen: &Observed| {
+        let landed = seen.migration.iter().filter(|(status, _)| is_landed(status));
+        // an end outweighs what came before it
+        let worst = landed.max_by_key(|(status, _)| (is_bad_end(status), **status == MigrationStatus::Completed));
+        worst.map(|(status, moment)| (status.clone(), *moment))
+    };
     let asked = || async {
         let status = process.ask(&qmp::query_migrate {}).await.ok()?.status?;
-        ends.contains(&status).then(|| (status, Moment::now()))
+        is_landed(&status).then(|| (status, Moment::now()))
     };
-    match process.until_known("completed migration", deadline, told, asked).await? {
-        (MigrationStatus::Completed, moment) => Ok(moment),
-        (status, _) => {
-            let words = words_of(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());
-            Err(ExchangeError::Ended { side: process.name().side, status, words })
-        }
+    let (status, moment) = process.until_known("completed migration", deadline, told, asked).await?;
+    if is_bad_end(&status) {
+        return Err(ended(process, status).await);
     }
+    Ok((status, moment))
+}
+
+fn is_bad_end(status: &MigrationStatus) -> bool {
+    matches!(status, MigrationStatus::Failed | MigrationStatus::Failing | MigrationStatus::Cancelled)
+}
+
+async fn ended(process: &Process, status: MigrationStatus) -> ExchangeError {
+    let words = words_of(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());
+    ExchangeError::Ended { side: process.name().side, status, words }
+}
+
+fn late(process: &Process, what: &'static str, waited: Duration) -> ExchangeError {
+    ProcessError::Late { at: process.name().clone(), what, waited }.into()
 }
 
 /// QEMU's words for how the migration failed.

@@ -30,6 +30,11 @@ impl Seen {
         matches!(self, Self::Answers { run, .. } if run == state)
     }
 
+    /// Whether it is past the point where QEMU lets it go on as a source, and has pages that the destination may lack.
+    fn is_in_postcopy(&self) -> bool {
+        matches!(self, Self::Answers { migration, .. } if migration.is_postcopy())
+    }
+
     /// Whether it is proved that it will never run the guest again by itself.
     fn stands_for_good(&self) -> bool {
         matches!(self, Self::Dead | Self::Answers { migration: MigrationStatus::Completed, .. })
@@ -73,6 +78,13 @@ pub enum Verdict {
 /// Decides.
 pub fn decide(facts: &Facts) -> Verdict {
     let Facts { source, destination, started, was_running, source_resumed } = facts;
+    // no command resumes it, and it must not be given up: the destination may need its pages yet, whatever became of it
+    if source.is_in_postcopy() {
+        return match *started && destination.runs() && !source.runs() {
+            true => Verdict::OnDestination,
+            false => Verdict::Undetermined,
+        };
+    }
     // `paused` is not what a completed migration leaves: that is `postmigrate`
     if source.runs() || (!was_running && source.is(&RunState::Paused)) {
         // QEMU resumes a source by itself where the migration failed. A destination that was never started waits with
@@ -131,6 +143,10 @@ mod tests {
     fn verdicts() {
         let failed = |run| answers(run, MigrationStatus::Failed);
         let waits = || answers(RunState::FinishMigrate, MigrationStatus::PreSwitchover);
+        let status = |word: &str| MigrationStatus::from(format!("postcopy-{word}").as_str());
+        let postcopy = |word: &str| answers(RunState::FinishMigrate, status(word));
+        let running = |word: &str| answers(RunState::Running, status(word));
+        let loaded = || answers(RunState::Paused, status("active"));
         let waiting = || answers(RunState::InMigrate, MigrationStatus::Active);
         for (source, destination, started, was_running, verdict) in [
             (postmigrate(), answers(RunState::Running, MigrationStatus::Completed), true, true, Verdict::OnDestination),
@@ -157,6 +173,23 @@ mod tests {
             (failed(RunState::Paused), failed(RunState::InMigrate), false, false, Verdict::OnSource),
             (postmigrate(), Seen::Dead, false, false, Verdict::OnSource),
             (failed(RunState::Paused), failed(RunState::InMigrate), false, true, Verdict::QuitDestination),
+            // postcopy: from `postcopy-active` on the source takes neither cont nor migrate_cancel
+            (postcopy("active"), running("active"), true, true, Verdict::OnDestination),
+            (postcopy("paused"), running("paused"), true, true, Verdict::OnDestination),
+            (postcopy("active"), running("active"), false, true, Verdict::Undetermined),
+            (postcopy("active"), loaded(), false, true, Verdict::Undetermined),
+            (postcopy("active"), loaded(), true, true, Verdict::Undetermined),
+            (postcopy("active"), loaded(), false, false, Verdict::Undetermined),
+            (postcopy("active"), arrived(), false, true, Verdict::Undetermined),
+            (postcopy("active"), failed(RunState::InMigrate), false, true, Verdict::Undetermined),
+            (postcopy("paused"), Seen::Dead, false, true, Verdict::Undetermined),
+            (postcopy("recover"), Seen::Dead, true, true, Verdict::Undetermined),
+            (postcopy("recover-setup"), Seen::Silent, true, true, Verdict::Undetermined),
+            (Seen::Dead, loaded(), false, true, Verdict::Undetermined),
+            (Seen::Dead, loaded(), true, true, Verdict::Undetermined),
+            // 11.1 resumes from here once the destination is gone
+            (postcopy("device"), failed(RunState::InMigrate), false, true, Verdict::QuitDestination),
+            (failed(RunState::Running), loaded(), true, true, Verdict::Undetermined),
         ] {
             let facts = Facts { source, destination, started, was_running, source_resumed: false };
             assert_eq!(decide(&facts), verdict, "{facts:?}");
@@ -175,8 +208,19 @@ mod tests {
     fn seen() -> impl Strategy<Value = Seen> {
         let run =
             prop::sample::select(vec!["running", "paused", "inmigrate", "finish-migrate", "postmigrate", "strange"]);
-        let migration =
-            prop::sample::select(vec!["none", "active", "device", "completed", "failed", "cancelled", "strange"]);
+        let migration = prop::sample::select(vec![
+            "none",
+            "active",
+            "device",
+            "postcopy-device",
+            "postcopy-active",
+            "postcopy-paused",
+            "postcopy-recover",
+            "completed",
+            "failed",
+            "cancelled",
+            "strange",
+        ]);
         prop_oneof![
             Just(Seen::Silent),
             Just(Seen::Dead),
@@ -191,6 +235,11 @@ mod tests {
             source in seen(), destination in seen(), started: bool, was_running: bool, source_resumed: bool
         ) {
             let (here, there) = (source.clone(), destination.clone());
+            let verdict = decide(&Facts { source: source.clone(), destination: destination.clone(), started, was_running, source_resumed });
+            if source.is_in_postcopy() {
+                // each side has what the other lacks
+                prop_assert!(matches!(verdict, Verdict::Undetermined | Verdict::OnDestination), "{:?}", verdict);
+            }
             match decide(&Facts { source: here, destination: there, started, was_running, source_resumed }) {
                 Verdict::ResumeSource => prop_assert!(destination == Seen::Dead && !started && was_running),
                 Verdict::CancelMigration => prop_assert!(destination == Seen::Dead && !started),

@@ -1,8 +1,9 @@
-//! RAM: capabilities and parameters, the precopy migration up to `pre-switchover`, and its samples.
+//! RAM: capabilities and parameters, the precopy migration up to `pre-switchover`, what postcopy fetches later, and samples.
 //!
 //! It must never continue a migration that waits in `pre-switchover`: that hands the guest over.
 
 pub mod apply;
+pub mod postcopy;
 pub mod precopy;
 pub mod sample;
 pub mod tuning;

@@ -73,14 +73,15 @@ pub fn arrived(migration: &Migration) -> Result<Option<Moment>, PrecopyError> {
     }
 }
 
-/// Cancels the migration, waits until it is over, and tells how it ended; that none is under way is fine.
+/// Cancels the migration, waits until it is over, and tells how it ended; that none is under way is fine. One in postcopy
+/// is left alone: the guest is on the destination by then, and 7.2 would let itself be told and lose its pages.
 ///
 /// # Errors
 /// QEMU does not answer, or does not end it.
 pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
     let status = |migration: Migration| migration.status.unwrap_or(MigrationStatus::None);
     let now = status(source.ask(&qmp::query_migrate {}).await?);
-    if now.is_over() {
+    if now.is_over() || now.is_postcopy() || now == MigrationStatus::PostcopyDevice {
         return Ok(now);
     }
     source.act(&qmp::migrate_cancel {}).await?;

@@ -3,6 +3,7 @@
 //! Pure. What one side had before is read and put back by [`super::apply`]. Nothing here knows a version: a capability that
 //! a build has not is not turned off there, and one that is needed and missing was refused by the preflight.
 
+use super::postcopy;
 use crate::{
     progress::Side,
     qemu::Features,
@@ -173,6 +174,10 @@ impl Wanted {
         if side == Side::Source {
             parameters.extend(downtime(self.downtime));
             parameters.extend(bandwidth(self.bandwidth));
+            if self.postcopy {
+                // none until the guest has resumed: see `super::postcopy::limit`
+                parameters.insert(postcopy::BANDWIDTH.to_owned(), json!(0));
+            }
             match self.throttle {
                 Throttle::Never => {}
                 Throttle::OwnSteps(most) => parameters.extend(own_steps(most)),
@@ -219,7 +224,7 @@ impl Wanted {
         let asked = [
             (self.multifd.is_some(), "multifd", "--multifd"),
             (self.xbzrle.is_some(), "xbzrle", "xbzrle of the --policy"),
-            (self.postcopy, "postcopy-ram", "postcopy in the --policy"),
+            (self.postcopy, postcopy::CAPABILITY, "postcopy in the --policy"),
         ];
         asked.into_iter().filter(|(is_asked, ..)| *is_asked).map(|(_, name, by)| (name, by)).collect()
     }
@@ -231,11 +236,11 @@ pub fn downtime(limit: Duration) -> Map<String, Value> {
     map([("downtime-limit", json!(u64::try_from(millis).unwrap_or(u64::MAX)))])
 }
 
-/// A new ceiling of RAM, in precopy and postcopy alike.
+/// A new ceiling of RAM before postcopy.
 pub fn bandwidth(ceiling: Option<Rate>) -> Map<String, Value> {
     // 0 would mean no limit, and nothing could be sent below a byte a second anyway
     let rate = ceiling.unwrap_or(UNLIMITED).0.clamp(1, UNLIMITED.0);
-    map([("max-bandwidth", json!(rate)), ("max-postcopy-bandwidth", json!(rate))])
+    map([("max-bandwidth", json!(rate))])
 }
 
 /// With what bandwidth QEMU is to reckon when it decides to switch over, in place of what it measures: under a low ceiling
@@ -391,11 +396,7 @@ mod tests {
         ]);
         assert_eq!(wanted.setup(Side::Destination, &all()).parameters, both);
         let setup = wanted.setup(Side::Source, &all());
-        let here = map([
-            ("downtime-limit", json!(300)),
-            ("max-bandwidth", json!(1000)),
-            ("max-postcopy-bandwidth", json!(1000)),
-        ]);
+        let here = map([("downtime-limit", json!(300)), ("max-bandwidth", json!(1000))]);
         assert_eq!(setup.parameters, here.into_iter().chain(both).collect());
         assert_eq!(setup.later, ["avail-switchover-bandwidth"]);
         let uncompressed = Wanted { compress: None, ..wanted }.setup(Side::Destination, &all()).parameters;
@@ -409,11 +410,7 @@ mod tests {
         }
         assert_eq!(downtime(Duration::from_micros(10))["downtime-limit"], 1);
         for (ceiling, rate) in [(None, 1u64 << 40), (Some(0), 1), (Some(5), 5), (Some(u64::MAX), 1 << 40)] {
-            let parameters = bandwidth(ceiling.map(Rate));
-            assert_eq!(
-                (&parameters["max-bandwidth"], &parameters["max-postcopy-bandwidth"]),
-                (&json!(rate), &json!(rate))
-            );
+            assert_eq!(bandwidth(ceiling.map(Rate)), map([("max-bandwidth", json!(rate))]));
         }
         assert_eq!(switchover_bandwidth(Rate(7), &all()), map([("avail-switchover-bandwidth", json!(7))]));
         assert_eq!(switchover_bandwidth(Rate(0), &all())["avail-switchover-bandwidth"], 1);

@@ -12,7 +12,7 @@ use crate::{
     convergence::{
         Action, Can, Decision, DiskRung, History, MirrorSample, RamSample, Sample, Task, decide, predicted_blackout,
     },
-    memory::{apply, precopy, sample, tuning},
+    memory::{apply, postcopy, precopy, sample, tuning},
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
         Process,
@@ -244,7 +244,7 @@ impl<'a> Converge<'a> {
             }
             Action::Postcopy => {
                 course.ram.postcopy = true;
-                source.act(&qmp::migrate_start_postcopy {}).await
+                postcopy::start(source).await
             }
             Action::StartMemory | Action::Favour(_) | Action::GiveUp { .. } => Ok(()),
         };
@@ -327,7 +327,7 @@ impl<'a> Converge<'a> {
             round_trip_ms: took.as_secs_f64() * 1000.0,
             ram: ram.map(|(migration, ram)| RamSample {
                 transferred: ram.transferred,
-                processed: ram.normal_bytes + ram.duplicate.saturating_mul(ram.page_size),
+                processed: ram.normal.saturating_add(ram.duplicate).saturating_mul(ram.page_size),
                 remaining: ram.remaining,
                 total: ram.total,
                 dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),

@@ -2,7 +2,7 @@
 
 use crate::{
     handover::{exchange::ExchangeError, ownership::NotDisengaged},
-    memory::precopy::PrecopyError,
+    memory::{postcopy::PostcopyError, precopy::PrecopyError},
     progress::{Reason, describe},
     qemu::{Gone, ProcessError},
     qmp::ExecuteError,
@@ -62,6 +62,9 @@ pub enum Failure {
     /// RAM could not be carried over.
     #[error(transparent)]
     Precopy(#[from] PrecopyError),
+    /// The guest runs on the destination, and lacks pages that the source has.
+    #[error(transparent)]
+    Postcopy(#[from] PostcopyError),
     /// The disks are not proved to be whole on the destination.
     #[error("the switchover was stopped")]
     NotDisengaged(#[from] NotDisengaged),
@@ -119,6 +122,9 @@ impl Failure {
             Self::DestinationGone(_) => "destination-gone",
             Self::Mirror(MirrorError::Failed { .. }) => "mirror-failed",
             Self::Precopy(PrecopyError::Failed(_)) => "migration-failed",
+            Self::Postcopy(PostcopyError::SourceGone(_)) => "source-gone",
+            Self::Postcopy(PostcopyError::DestinationGone(_)) => "destination-gone",
+            Self::Postcopy(_) => "postcopy-paused",
             Self::NotDisengaged(_) => "not-disengaged",
             Self::Exchange(ExchangeError::Ended { .. }) => "handover-failed",
             Self::RuntimeDir { .. } => "runtime-dir",
@@ -154,6 +160,7 @@ impl Failure {
         match self {
             Self::Mirror(MirrorError::Process(error))
             | Self::Precopy(PrecopyError::Process(error))
+            | Self::Postcopy(PostcopyError::Process(error))
             | Self::Exchange(ExchangeError::Process(error))
             | Self::Process(error) => Some(error),
             _ => None,
@@ -168,6 +175,22 @@ impl Failure {
         match (self, command) {
             (Self::Timeout(_), _) => "; allow more time with --timeout, more --bandwidth or more --downtime",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
+            (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
+                "; the guest stands still as soon as it needs one of them; if the source's process has ended, nothing brings \
+                 them back: start it anew, from the destination's disks"
+            }
+            (Self::Postcopy(PostcopyError::DestinationGone(_)), _) => {
+                "; if its process has ended, start the guest anew, from the destination's disks; never send cont to the source"
+            }
+            (Self::Postcopy(PostcopyError::Ended { .. }), _) => {
+                "; the guest is on the destination: never send cont to the source"
+            }
+            (Self::Postcopy(_), _) => {
+                "; the guest is on the destination and waits for pages that only the source has: leave both running, send \
+                 migrate-recover with a new uri to the destination and then migrate with resume=true and the same uri to the \
+                 source (migrate-pause on both first, if one says postcopy-active), and quit the source once both say \
+                 completed; the destination may take these only as exec-oob, on a monitor where oob was on before"
+            }
             (Self::Populate(error), _) if error.is_full() => "; make room there, and run it again",
             (_, "nbd-server-start") => "; the destination's QEMU must be able to listen there: see --nbd-address",
             // from 9.1 on a QEMU that could not listen stays in `setup` and takes no second command

@@ -12,6 +12,7 @@ mod failure;
 mod handle;
 mod interrupt;
 mod plan;
+mod postcopy;
 pub mod provision;
 mod rollback;
 mod run;

@@ -55,9 +55,8 @@ pub(super) async fn roll_back(
         let undone = match effect {
             Effect::Migrate => match precopy::cancel(source).await {
                 // without our `migrate-continue`: someone else passes the guest on, and may run it
-                Ok(MigrationStatus::Completed) if may_resume.is_some() => {
-                    report
-                        .warn("taken-over", "the migration was completed by someone else: everything is left as it is");
+                Ok(status) if may_resume.is_some() && (status == MigrationStatus::Completed || !status.is_over()) => {
+                    report.warn("taken-over", "the guest was passed on by someone else: everything is left as it is");
                     return RolledBack { as_before: false, leftovers: left_behind(source).await };
                 }
                 Ok(_) => resume(sides, may_resume).await,

@@ -12,15 +12,15 @@ use crate::{
     endpoint::Address,
     handover::{
         exchange,
-        ownership::{DestinationCannotRun, Disengaged},
+        ownership::{DestinationCannotRun, Disengaged, pages},
         verdict::Verdict,
     },
-    memory::{apply, tuning::Throttling},
+    memory::{apply, postcopy::PostcopyError, tuning::Throttling},
     progress::{
         Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reason, Reporter, RunsOn, Side,
         describe,
     },
-    qemu::reply::{Migration, RunState},
+    qemu::reply::{Migration, MigrationStatus, RunState},
     storage::{export, layout::Pair, mirror},
 };
 use qapi::qmp;
@@ -177,17 +177,25 @@ impl Engine {
     ) -> Result<(), HandoverFailure> {
         let Sides { source, destination, was_running } = sides;
         let handover = async {
+            // it is on its way before `migrate-continue`, which does not wait for its answer
+            let before = course.ram.postcopy.then(|| source.ask(&qmp::query_migrate {}));
             let (handed, without_effect) = exchange::relinquish(source, disengaged);
+            let sent = match before {
+                Some(before) => before.await.ok().as_ref().and_then(pages),
+                None => None,
+            };
             let arrival = tokio::select! {
                 biased;
                 error = without_effect => return Err(HandoverFailure::new(error, Reached::Nothing)),
-                arrival = exchange::arrival(source, destination, handed, self.settings.downtime) => arrival,
+                arrival = exchange::arrival(source, destination, handed, self.settings.downtime, sent) => arrival,
             };
-            let (arrived, gone, there) = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
-            course.ledger.mark(Mark::SourceCompleted, gone);
-            course.ledger.mark(Mark::DestinationCompleted, there);
+            let arrival = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
+            course.ledger.mark(Mark::SourceCompleted, arrival.gone);
+            course.ledger.mark(Mark::DestinationCompleted, arrival.there);
+            // what was asked for need not have come about: QEMU completes at once where little is left
+            course.ram.postcopy = arrival.postcopy;
             if *was_running {
-                let started = exchange::start_guest(destination, arrived).await;
+                let started = exchange::start_guest(destination, arrival.proof).await;
                 let resumed = started.map_err(|error| {
                     let reached = if error.is_refusal() { Reached::Continued } else { Reached::Started };
                     HandoverFailure::new(error, reached)
@@ -208,7 +216,7 @@ impl Engine {
         course: &mut Course,
     ) -> End {
         let Err(HandoverFailure { failure, reached }) = handed else {
-            return self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await;
+            return self.complete(sides, plan, course).await;
         };
         self.report.warn("handover-failed", describe(&failure));
         if reached == Reached::Nothing {
@@ -219,12 +227,31 @@ impl Engine {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
-                self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await
+                course.ram.postcopy |= is_postcopy(sides);
+                self.complete(sides, plan, course).await
             }
             // as it was already: nothing is left to resume
             Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
-            _ => undetermined(&failure),
+            _ => {
+                course.ram.postcopy = is_postcopy(sides);
+                undetermined(&failure, if course.ram.postcopy { STUCK_IN_POSTCOPY } else { NOT_PROVED })
+            }
         }
+    }
+
+    /// The guest is on the destination: waits for what postcopy has to fetch yet, then cleans up.
+    async fn complete(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
+        if course.ram.postcopy {
+            let fetched = self.report.during(Phase::Postcopy, self.fetch(sides, plan, course)).await;
+            if let Err(failure) = fetched {
+                let runs_on = match failure {
+                    Failure::Postcopy(PostcopyError::DestinationGone(_)) => RunsOn::Unknown,
+                    _ => RunsOn::Destination,
+                };
+                return End { ending: Ending::Undetermined, runs_on, failure: Some(failure.reason()) };
+            }
+        }
+        self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await
     }
 
     /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
@@ -233,7 +260,7 @@ impl Engine {
         let Sides { source, destination, .. } = sides;
         let run = match destination.ask(&qmp::query_status {}).await {
             Ok(answer) => answer.status,
-            Err(error) => return undetermined(&error.into()),
+            Err(error) => return undetermined(&error.into(), NOT_PROVED),
         };
         if sides.was_running && run != RunState::Running {
             self.report.warn("guest-state", format!("the guest moved and is now {run}"));
@@ -275,6 +302,8 @@ impl Engine {
         may_resume: Option<DestinationCannotRun>,
         course: &mut Course,
     ) -> End {
+        // what was asked for has not come about
+        course.ram.postcopy = is_postcopy(sides);
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
         let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
@@ -362,10 +391,23 @@ impl HandoverFailure {
     }
 }
 
+/// What is to be done by hand where nothing is proved.
+const NOT_PROVED: &str =
+    "neither side is proved to have the guest: ask both with query-status before you send cont to one";
+
+/// The same for a source in postcopy, which takes no `cont`.
+const STUCK_IN_POSTCOPY: &str = "the source is in postcopy, where QEMU neither cancels nor lets the guest go on: if the \
+     destination is alive and 'paused', send cont there and leave the source alone until query-migrate says 'completed' on \
+     both; if it is gone, the guest can only be started anew, from the source's disks";
+
+/// Whether the source has been in postcopy.
+fn is_postcopy(sides: &Sides) -> bool {
+    sides.source.observed().migration.keys().any(MigrationStatus::is_postcopy)
+}
+
 /// The end where nothing is proved, and nothing more is done.
-fn undetermined(failure: &Failure) -> End {
+fn undetermined(failure: &Failure, advice: &str) -> End {
     let mut reason = failure.reason();
-    let advice = "neither side is proved to have the guest: ask both with query-status before you send cont to one";
     reason.message = format!("{}; {advice}", reason.message);
     End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
 }

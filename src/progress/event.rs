@@ -48,6 +48,8 @@ pub enum Phase {
     Switchover,
     /// The guest passes to the destination.
     Handover,
+    /// Only where postcopy was used: the guest has resumed on the destination, and the rest of its pages is fetched.
+    Postcopy,
     /// What the engine made is removed; the source quits.
     Cleanup,
 }
@@ -63,6 +65,7 @@ impl Phase {
             Self::Memory => "memory",
             Self::Switchover => "switchover",
             Self::Handover => "handover",
+            Self::Postcopy => "postcopy",
             Self::Cleanup => "cleanup",
         }
     }

@@ -236,6 +236,20 @@ impl Process {
         async move { answer.await.map(drop) }
     }
 
+    /// Has something done that QEMU does out of band, where that was negotiated: then also in a process whose main loop
+    /// hangs, as it does where it touches a page that postcopy has not brought.
+    ///
+    /// # Errors
+    /// As [`Process::act`].
+    pub async fn act_oob<C: Command>(&self, command: &C) -> Result<(), ProcessError> {
+        if !self.client.oob() {
+            return self.act(command).await;
+        }
+        let answer = self.client.execute_oob(command, ASK).await;
+        let failed = |source| ProcessError::Execute { at: self.name.clone(), command: C::NAME, source };
+        answer.map(drop).map_err(failed)
+    }
+
     /// Waits until its events have told what `look` looks for.
     ///
     /// # Errors

@@ -125,6 +125,16 @@ open_enum! {
         PreSwitchover = "pre-switchover",
         /// Device state is being sent.
         Device = "device",
+        /// Device state is being sent for postcopy: where the destination cannot load it, the source resumes (11.1).
+        PostcopyDevice = "postcopy-device",
+        /// The guest belongs to the destination, which fetches its pages from the source.
+        PostcopyActive = "postcopy-active",
+        /// The channel broke in postcopy, and waits to be made anew.
+        PostcopyPaused = "postcopy-paused",
+        /// It is being made anew: connecting (9.1).
+        PostcopyRecoverSetup = "postcopy-recover-setup",
+        /// It is being made anew: both sides compare what has arrived.
+        PostcopyRecover = "postcopy-recover",
         /// Over, and well.
         Completed = "completed",
         /// Over: the cause is in `error-desc`.
@@ -142,6 +152,12 @@ impl MigrationStatus {
     /// Whether nothing more will happen to it.
     pub fn is_over(&self) -> bool {
         matches!(self, Self::None | Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether the guest belongs to the destination while the source has pages of it. On the source: no command lets the
+    /// guest go on there any more.
+    pub fn is_postcopy(&self) -> bool {
+        matches!(self, Self::PostcopyActive | Self::PostcopyPaused | Self::PostcopyRecoverSetup | Self::PostcopyRecover)
     }
 }
 
@@ -246,10 +262,10 @@ pub struct Ram {
     /// Bitmap syncs; on 11.1 about ten a second, whatever happens.
     #[serde(default)]
     pub dirty_sync_count: u64,
-    /// Bytes of pages sent whole.
+    /// Pages sent so far with their content.
     #[serde(default)]
-    pub normal_bytes: u64,
-    /// Pages of zeros.
+    pub normal: u64,
+    /// Pages sent so far as one byte, being all the same.
     #[serde(default)]
     pub duplicate: u64,
     /// Bytes in a page.
@@ -516,9 +532,8 @@ mod tests {
 
     #[test]
     fn a_value_nobody_knows_is_kept() {
-        let migration: Migration =
-            serde_json::from_str(r#"{"status":"postcopy-device","new":{"a":1}}"#).expect("decodes");
-        assert_eq!(migration.status, Some(MigrationStatus::Other("postcopy-device".to_owned())));
+        let migration: Migration = serde_json::from_str(r#"{"status":"of-tomorrow","new":{"a":1}}"#).expect("decodes");
+        assert_eq!(migration.status, Some(MigrationStatus::Other("of-tomorrow".to_owned())));
         assert!(!migration.status.is_some_and(|s| s.is_over()));
     }
 

@@ -1,0 +1,114 @@
+//! What postcopy leaves to be done once the guest runs on the destination: its pages are fetched, over a new channel where
+//! the old one breaks.
+//!
+//! Nothing interrupts it: each side has a part of the guest. It must never end one of them, and never resume the source.
+
+use super::{
+    Failure, Plan,
+    interrupt::cancelled,
+    rollback::Sides,
+    run::{Course, Engine, addresses},
+};
+use crate::{
+    endpoint::Address,
+    memory::postcopy::{self, PostcopyError},
+    progress::describe,
+};
+use qapi::qmp;
+use std::{path::PathBuf, time::Duration};
+use tokio::time::sleep;
+
+/// How often a broken channel is made anew, as long as nothing is sent in between: for more than six minutes. Nobody else
+/// can do it as well, for a destination whose main loop hangs negotiates out-of-band commands with no new client.
+const ATTEMPTS: u32 = 30;
+/// How long the first of them is waited for; each later one takes twice as long, up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest wait between two of them.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+impl Engine {
+    /// Waits until all of the guest's pages are on the destination.
+    pub(super) async fn fetch(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
+        let asked = async {
+            cancelled(&self.cancel).await;
+            let message = "the guest runs on the destination and part of its memory is still on the source: \
+                           there is no way back, and the rest is waited for";
+            self.report.warn("too-late-to-cancel", message);
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            fetched = self.fetch_all(sides, plan, course) => fetched,
+            never = asked => never,
+        }
+    }
+
+    async fn fetch_all(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
+        let Sides { source, destination, .. } = sides;
+        let (_, first) = addresses(plan)?;
+        if let Some(ceiling) = self.settings.bandwidth {
+            if let Err(error) = postcopy::limit(source, ceiling).await {
+                self.report.warn("postcopy-unlimited", describe(&error));
+            }
+        }
+        let (mut attempt, mut channels, mut listening) = (0u32, 0u32, None);
+        loop {
+            let sent = course.ram.bytes;
+            let broken = match postcopy::until_completed(source, destination, &mut course.ram, &self.report).await {
+                Err(error @ PostcopyError::Broken(_)) => error,
+                Err(error @ PostcopyError::Ended { .. }) => {
+                    // it may resume a guest that runs elsewhere; to stop it is safe whatever it did
+                    drop(source.act(&qmp::stop {}).await);
+                    return Err(error.into());
+                }
+                other => return Ok(other?),
+            };
+            if course.ram.bytes > sent {
+                attempt = 0;
+            }
+            if attempt == ATTEMPTS {
+                return Err(broken.into());
+            }
+            self.report.warn("postcopy-paused", format!("{}: the guest waits for its pages", describe(&broken)));
+            sleep(PAUSE.saturating_mul(2u32.saturating_pow(attempt)).min(LONGEST_PAUSE)).await;
+            attempt += 1;
+            channels += 1;
+            let address = self.another(first, channels);
+            self.report
+                .action("recover-postcopy", format!("a new channel over {address}, try {attempt} of {ATTEMPTS}"));
+            if let Err(error) = self.recover(sides, address, &mut listening, course).await {
+                self.report.warn("postcopy-paused", describe(&error));
+            }
+        }
+    }
+
+    /// Makes the channel anew. A destination that still listens since the last try refuses to do so a second time.
+    async fn recover(
+        &self,
+        sides: &Sides,
+        address: Address,
+        listening: &mut Option<Address>,
+        course: &mut Course,
+    ) -> Result<(), PostcopyError> {
+        let Sides { source, destination, .. } = sides;
+        postcopy::pause(source, destination).await?;
+        self.note_socket(&address, course);
+        let address = match (postcopy::listen(destination, &address).await, &*listening) {
+            (Ok(()), _) => listening.insert(address),
+            (Err(error), Some(before)) if error.is_refusal() => before,
+            (Err(error), _) => return Err(error.into()),
+        };
+        Ok(postcopy::resume(source, address).await?)
+    }
+
+    /// Where the destination listens for a channel after the first: a socket of ours gets another path, so that the old
+    /// listener cannot be in the way; a port of the user's stays, being the one that is open between two hosts.
+    fn another(&self, first: &Address, channel: u32) -> Address {
+        let other = self.settings.own_socket(first).and_then(|path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!("{channel}"));
+            Address::unix(PathBuf::from(name)).ok()
+        });
+        other.unwrap_or_else(|| first.clone())
+    }
+}
