@@ -5,7 +5,7 @@ use super::support::{
     MIB, WAIT, builder, judge_back, judge_disks, judge_running, migrate, migrate_and, migrate_when, spec, start,
 };
 use qferry::{
-    convergence::{Policy, RamRung},
+    convergence::Policy,
     migration::{Builder, Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
     quantity::Rate,
