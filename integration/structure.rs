@@ -40,6 +40,7 @@ const PURE: &[&str] = &[
     "convergence/history.rs",
     "convergence/memory.rs",
     "convergence/policy.rs",
+    "convergence/predict.rs",
     "convergence/sample.rs",
     "convergence/schedule.rs",
     "convergence/share.rs",

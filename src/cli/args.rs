@@ -175,6 +175,10 @@ pub(super) struct Options {
     /// Look at both sides and say what would be done; change nothing
     #[arg(long)]
     pub(super) plan: bool,
+    /// Measure first, for some seconds, and foretell the migration; the outcome then has what was foretold beside what came.
+    /// check and --plan do so by themselves
+    #[arg(long, conflicts_with = "no_measure")]
+    predict: bool,
     /// With check or --plan: do not measure the guest and the way to the destination, and send nothing
     #[arg(long)]
     pub(super) no_measure: bool,
@@ -190,7 +194,7 @@ impl Options {
     /// What is asked of the library. A look only predicts.
     pub(super) fn settings(&self, predict: bool) -> Settings {
         Settings {
-            predict: predict && !self.no_measure,
+            predict: self.predict || (predict && !self.no_measure),
             selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
             verify_backing: self.verify_backing,
             samples: self.samples,

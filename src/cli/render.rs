@@ -3,8 +3,8 @@
 //! A reader that went away is no reason to stop: write errors are passed over.
 
 use crate::{
-    migration::{Estimate, Events, Plan},
-    progress::{Ending, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
+    migration::{Events, Plan},
+    progress::{Ending, Estimate, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
     quantity::{Bytes, Rate},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -66,6 +66,9 @@ pub(super) fn plan(plan: &Plan, json: bool) {
     text.push_str(&super::tree::tree(plan));
     let ram = plan.estimate.ram_bytes.map_or_else(String::new, |bytes| Bytes(bytes).to_string());
     text.push_str(&format!("ram      {ram}\n"));
+    if plan.estimate.converges.is_some() {
+        text.push_str(&format!("foreseen {}\n", foreseen(&plan.estimate)));
+    }
     text.push_str(match plan.blockers().next() {
         Some(_) => "refused  nothing would be changed\n",
         None => "ready    the migration can start\n",
@@ -178,6 +181,19 @@ impl Screen {
     }
 }
 
+/// What is foretold, for people.
+fn foreseen(estimate: &Estimate) -> String {
+    let time = estimate.total_ms.map_or_else(String::new, |ms| format!("{:.1} s", ms as f64 / 1000.0));
+    let rung = match estimate.rung {
+        None | Some("none") => String::new(),
+        Some(rung) => format!(", it comes to {rung}"),
+    };
+    match estimate.blackout_ms {
+        Some(ms) => format!("{time}, blackout {ms} ms{rung}"),
+        None => format!("it would be given up after {time}: it does not converge"),
+    }
+}
+
 /// The end, for people.
 fn summary(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
@@ -201,6 +217,9 @@ fn summary(outcome: &Outcome) -> String {
     }
     if outcome.ram.bytes > 0 {
         add(format!("  ram      {} sent", Bytes(outcome.ram.bytes)));
+    }
+    if let Some(estimate) = outcome.predicted.as_ref().filter(|estimate| estimate.converges.is_some()) {
+        add(format!("  foreseen {}", foreseen(estimate)));
     }
     add(format!("  total    {:.3} s", outcome.total_ms as f64 / 1000.0));
     if let Some(blackout) = outcome.blackout_ms {

@@ -11,6 +11,7 @@ mod estimate;
 mod history;
 mod memory;
 mod policy;
+pub mod predict;
 mod sample;
 mod schedule;
 mod share;

@@ -9,9 +9,7 @@ use super::{
     run::{Course, Engine, addresses},
 };
 use crate::{
-    convergence::{
-        Action, Can, Decision, DiskRung, History, MirrorSample, RamSample, Sample, Task, decide, predicted_blackout,
-    },
+    convergence::{Action, Decision, History, MirrorSample, RamSample, Sample, decide, predicted_blackout},
     memory::{apply, postcopy, precopy, sample, tuning},
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
@@ -57,26 +55,8 @@ struct Look {
 impl<'a> Converge<'a> {
     pub(super) fn new(engine: &'a Engine, plan: &'a Plan, sides: &Sides, course: &Course) -> Self {
         let settings = &engine.settings;
-        let policy = &settings.policy;
-        let wanted = settings.tuning(plan.bitmaps);
-        let can = Can {
-            write_blocking: sides.source.features().block_job_change
-                && policy.disks.contains(&DiskRung::WriteBlocking)
-                && !policy.observe,
-            throttle: course.throttling != tuning::Throttling::None,
-            postcopy: wanted.postcopy,
-            overlap: settings.multifd.is_none(),
-        };
-        let task = Task {
-            budget: settings.downtime,
-            ceiling: settings.bandwidth,
-            disk_ceiling: settings.disk_bandwidth,
-            timeout: settings.timeout,
-            memory: plan.estimate.ram_bytes.unwrap_or_default(),
-            disks: plan.pairs.iter().map(|pair| pair.source.virtual_size).collect(),
-            can,
-            ..Task::default()
-        };
+        let throttle = course.throttling != tuning::Throttling::None;
+        let task = plan.task(settings, sides.source.features(), throttle);
         let disks = plan.pairs.iter().map(|pair| pair.source.name().to_owned());
         Self {
             engine,

@@ -472,6 +472,7 @@ fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
         ledger_clock: None,
         disks: Vec::new(),
         ram: RamOutcome::default(),
+        predicted: None,
         leftovers: Vec::new(),
     }
 }

@@ -22,5 +22,5 @@ mod survey;
 pub use effect::Effect;
 pub use failure::Failure;
 pub use handle::{Builder, Canceller, Check, Endpoint, Events, Migration};
-pub use plan::{Chains, Estimate, Plan, PlannedDisk};
+pub use plan::{Chains, Plan, PlannedDisk};
 pub use settings::Settings;

@@ -4,6 +4,10 @@
 
 use super::Settings;
 use crate::{
+    convergence::{
+        Can, DiskRung, Task,
+        predict::{Measurements, predict},
+    },
     endpoint::Address,
     preflight::{
         checks::{self, Finding, Severity, Subject},
@@ -12,7 +16,8 @@ use crate::{
         measured::Measured,
         wanted::{self, Wanted},
     },
-    qemu::reply::RunState,
+    progress::Estimate,
+    qemu::{Features, reply::RunState},
     storage::{
         bitmaps,
         chain::Chain,
@@ -21,7 +26,7 @@ use crate::{
     },
 };
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 /// A migration as it would be done.
 #[derive(Debug, Clone, Serialize)]
@@ -47,6 +52,9 @@ pub struct Plan {
     /// The images that are to be the same or empty.
     #[serde(skip)]
     pub(super) wanted: Wanted,
+    /// The guest's memory, bytes.
+    #[serde(skip)]
+    ram: u64,
     /// What was measured for the estimate.
     #[serde(skip)]
     pub(super) measured: Option<Measured>,
@@ -84,21 +92,6 @@ pub struct PlannedDisk {
     pub actual_size: Option<u64>,
     /// How it is copied.
     pub mode: &'static str,
-}
-
-/// What a migration would cost; what cannot be foreseen yet is null.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Estimate {
-    /// Milliseconds in all.
-    pub total_ms: Option<u64>,
-    /// Milliseconds the guest would be stopped.
-    pub blackout_ms: Option<u64>,
-    /// Bytes of disks to copy.
-    pub disk_bytes: Option<u64>,
-    /// Bytes of RAM to copy, at least once where they are not zero.
-    pub ram_bytes: Option<u64>,
-    /// Whether it would come to an end.
-    pub converges: Option<bool>,
 }
 
 /// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
@@ -200,6 +193,7 @@ impl Plan {
             reading: (here, there),
             pairs,
             wanted,
+            ram: source.ram,
             measured: None,
             bitmaps: bitmaps.moved,
             on_source,
@@ -232,11 +226,82 @@ impl Plan {
         self.findings.sort_by_key(|finding| finding.severity);
     }
 
-    /// Adds what was measured, and notes what could not be.
-    pub(super) fn add_measured(&mut self, measured: Measured) {
+    /// Adds what was measured, and what follows from it for this migration; notes what could not be. `before` is how long
+    /// it took until it was measured.
+    pub(super) fn add_measured(
+        &mut self,
+        measured: Measured,
+        settings: &Settings,
+        features: &Features,
+        before: Duration,
+    ) {
         self.findings.extend(measured.findings());
         self.findings.sort_by_key(|finding| finding.severity);
+        if let Some(seen) = self.measurements(&measured, features, before) {
+            let throttle = settings.policy.may_throttle();
+            let foreseen = predict(&settings.policy, &self.task(settings, features, throttle), &seen);
+            self.estimate = Estimate {
+                total_ms: Some(foreseen.total_ms as u64),
+                blackout_ms: foreseen.blackout_ms.map(|ms| ms.round() as u64),
+                disk_bytes: Some(foreseen.disk_bytes as u64),
+                ram_bytes: Some(foreseen.ram_bytes as u64),
+                converges: Some(foreseen.blackout_ms.is_some()),
+                rung: Some(foreseen.rung),
+            };
+        }
         self.measured = Some(measured);
+    }
+
+    /// What the controller has to do.
+    pub(super) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> Task {
+        let policy = &settings.policy;
+        let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
+        Task {
+            budget: settings.downtime,
+            ceiling: settings.bandwidth,
+            disk_ceiling: settings.disk_bandwidth,
+            timeout: settings.timeout,
+            memory: self.ram,
+            disks: self.pairs.iter().map(|pair| pair.source.virtual_size).collect(),
+            dirty_rate: self
+                .measured
+                .as_ref()
+                .and_then(|measured| measured.dirtied.first())
+                .map(|(window, bytes)| *bytes as f64 / window.as_secs_f64()),
+            can: Can {
+                write_blocking: blocks,
+                throttle,
+                postcopy: policy.may_postcopy(),
+                // with more channels it could not be held back
+                overlap: settings.multifd.is_none(),
+            },
+            ..Task::default()
+        }
+    }
+
+    /// What is known beforehand; None where too little is.
+    fn measurements(&self, measured: &Measured, features: &Features, before: Duration) -> Option<Measurements> {
+        let is_missing = |what: &str| measured.missing.iter().any(|missing| missing.what == what);
+        if is_missing("dirty-rate") || is_missing("bandwidth") {
+            return None;
+        }
+        let written = |disk: &str| measured.disks.iter().find(|rate| rate.disk == disk);
+        let disk = |disk: &PlannedDisk| {
+            let written = written(&disk.source).map_or(0, |rate| rate.bytes.0);
+            Some((disk.source.clone(), disk.actual_size?, written))
+        };
+        Some(Measurements {
+            memory: self.ram,
+            used: measured.used,
+            dirtied: measured.dirtied.clone(),
+            disks: self.disks.iter().map(disk).collect::<Option<_>>()?,
+            write_latency: measured.disks.iter().filter_map(|disk| disk.latency).max(),
+            link: measured.bandwidth.map(|rate| rate.0 as f64),
+            round_trip: measured.source_round_trip.max(measured.destination_round_trip),
+            before,
+            continuous: features.failing_status,
+            switchover_bandwidth: features.avail_switchover_bandwidth,
+        })
     }
 
     /// What was measured, where that was asked for and nothing forbids the migration.

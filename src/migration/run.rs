@@ -356,6 +356,7 @@ impl Engine {
             ledger,
             disks: plan.pairs.iter().map(disk).collect(),
             ram: course.ram.clone(),
+            predicted: plan.measured().map(|_| plan.estimate.clone()),
             leftovers: course.leftovers.clone(),
         }
     }

@@ -28,7 +28,7 @@ use crate::{
         layout::Disk,
     },
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, try_join};
 
 /// One look at both sides.
@@ -78,9 +78,10 @@ impl Survey<'_> {
             plan.left_unread();
         }
         if settings.predict && plan.blockers().next().is_none() {
+            let before = Duration::from_millis(self.report.elapsed_ms());
             let measured = self.measure(&plan, &here).await?;
             self.report.action("measured", measured.told());
-            plan.add_measured(measured);
+            plan.add_measured(measured, &settings, self.source.features(), before);
         }
         Ok((plan, here.run == RunState::Running))
     }

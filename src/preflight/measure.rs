@@ -153,9 +153,13 @@ async fn dirtied(source: &Process, here: &Facts) -> Result<Vec<(Duration, u64)>,
     let pages = measured::sample_pages(&blocks(here))?;
     let milliseconds = source.features().dirty_rate_milliseconds;
     let mut found = Vec::new();
-    for &window in measured::windows(milliseconds) {
+    let mut windows = measured::windows(milliseconds).to_vec();
+    while let Some(&window) = windows.get(found.len()) {
         let rate = dirty_rate(source, window, milliseconds, pages).await.map_err(|error| describe(&error))?;
         found.push((window, measured::dirtied(rate, window)));
+        if found.len() == windows.len() {
+            windows.extend(measured::another(&found));
+        }
     }
     Ok(found)
 }

@@ -13,6 +13,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// The windows of a build that knows milliseconds: two of them show whether the guest dirties the same memory again.
 const WINDOWS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
+/// A longer one, for a guest that has not shown within them how much it dirties again and again.
+const LONG: Duration = Duration::from_secs(3);
+/// By how much less than its rate makes of it a window must have, to have seen all there is.
+const KNEE: f64 = 0.85;
+/// What is too little to wait longer for: it is sent in no time.
+const LITTLE: u64 = 16 << 20;
 /// That of one that does not.
 pub const WINDOW: [Duration; 1] = [Duration::from_secs(1)];
 /// Pages of the guest whose contents QEMU compares in one window, all in all: reading them takes a core some 20 ms.
@@ -107,6 +113,14 @@ impl Measured {
 /// The windows in which dirtied memory is counted, one after the other. A build that knows only whole seconds has one.
 pub fn windows(milliseconds: bool) -> &'static [Duration] {
     if milliseconds { &WINDOWS } else { &WINDOW }
+}
+
+/// Another window, where those so far leave open how much the guest dirties again and again.
+pub fn another(dirtied: &[(Duration, u64)]) -> Option<Duration> {
+    let rate = |&(window, bytes): &(Duration, u64)| bytes as f64 / window.as_secs_f64().max(f64::MIN_POSITIVE);
+    let fastest = dirtied.iter().map(rate).fold(0.0, f64::max);
+    let last = dirtied.last()?;
+    (last.0 < LONG && last.1 > LITTLE && rate(last) >= fastest * KNEE).then_some(LONG)
 }
 
 /// How many pages of each GiB are sampled, so that a guest of any size costs about the same; or why there is nothing to

@@ -12,5 +12,5 @@ mod sink;
 pub use event::{Event, Kind, Phase, PhaseState, Side};
 pub use ledger::{Clock, Ledger, Mark, Span};
 pub use moment::Moment;
-pub use outcome::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, RunsOn, describe};
+pub use outcome::{DiskOutcome, Ending, Estimate, Outcome, RamOutcome, Reason, RunsOn, describe};
 pub use sink::{Entered, JsonLines, Reporter, Sink, TracingSink};

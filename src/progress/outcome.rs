@@ -103,6 +103,24 @@ pub struct RamOutcome {
     pub postcopy: bool,
 }
 
+/// What a migration would cost; what cannot be foreseen is null.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Estimate {
+    /// Milliseconds in all.
+    pub total_ms: Option<u64>,
+    /// Milliseconds the guest would be stopped; null too where it would not move.
+    pub blackout_ms: Option<u64>,
+    /// Bytes of disks to copy.
+    pub disk_bytes: Option<u64>,
+    /// Bytes of RAM to send; where nothing was measured, the guest's memory.
+    pub ram_bytes: Option<u64>,
+    /// Whether the guest would move.
+    pub converges: Option<bool>,
+    /// The furthest rung that the policy would come to: `none`, `downtime`, `throttle`, `postcopy`, `stop-and-copy`, or
+    /// `give-up` where the guest would not move.
+    pub rung: Option<&'static str>,
+}
+
 /// How a migration ended, whole.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
@@ -126,6 +144,8 @@ pub struct Outcome {
     pub disks: Vec<DiskOutcome>,
     /// The RAM migration.
     pub ram: RamOutcome,
+    /// What was foretold of it, where that was asked for.
+    pub predicted: Option<Estimate>,
     /// What of ours could not be removed, and where: empty but for `stuck`, `undetermined` or a side that is gone.
     pub leftovers: Vec<String>,
 }

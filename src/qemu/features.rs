@@ -38,6 +38,9 @@ pub struct Features {
     /// `migrate-set-parameters` takes `avail-switchover-bandwidth` (8.2): QEMU can be told with what bandwidth to reckon
     /// when it decides to switch over.
     pub avail_switchover_bandwidth: bool,
+    /// `MigrationStatus` has `failing` (11): such a build counts what is dirty about ten times a second, not at the end of
+    /// a pass. The two have nothing to do with each other but came together; it is only used to foretell.
+    pub failing_status: bool,
     /// How multifd channels can compress, by QEMU's names.
     pub multifd_compressions: BTreeSet<String>,
     /// Every migration capability by name.
@@ -70,6 +73,7 @@ impl Features {
             dirty_rate_milliseconds: schema.has_argument("calc-dirty-rate", "calc-time-unit"),
             mirror_target_is_zero: schema.has_argument("blockdev-mirror", "target-is-zero"),
             avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
+            failing_status: schema.argument_values("migrate-continue", "state").contains(&"failing"),
             multifd_compressions: schema
                 .argument_values("migrate-set-parameters", "multifd-compression")
                 .into_iter()

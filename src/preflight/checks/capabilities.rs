@@ -91,6 +91,7 @@ mod tests {
             migration_capabilities: set(capabilities),
             missing: Vec::new(),
             dirty_rate_milliseconds: false,
+            failing_status: false,
         }
     }
 
