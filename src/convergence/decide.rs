@@ -37,11 +37,18 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     if now.done.memory_since.is_none() {
         match start(policy, &now) {
             (true, because) => {
-                let limit = memory::first_limit(policy, &now);
+                // beside mirrors that are not ready QEMU must not stop the guest on its own account
+                let limit = match share::is_settled(&now) {
+                    true => memory::first_limit(policy, &now),
+                    false => Duration::ZERO,
+                };
                 steps.extend([(Action::DowntimeLimit(limit), because), (Action::StartMemory, String::new())]);
             }
             (false, because) => waiting = Some(because),
         }
+    } else if share::is_settled(&now) && now.done.downtime == Some(Duration::ZERO) {
+        let because = "every mirror is ready and in step: QEMU may stop the guest from here on".to_owned();
+        steps.push((Action::DowntimeLimit(memory::first_limit(policy, &now)), because));
     } else if share::is_settled(&now) {
         let (action, because) = match &policy.schedule {
             Some(schedule) => schedule::decide(policy, schedule, &now, history.at),

@@ -27,6 +27,9 @@ pub struct Task {
     pub memory: u64,
     /// The guest's disks, bytes of virtual size each: only published schedules reckon with them.
     pub disks: Vec<u64>,
+    /// What the sender's buffers hold, bytes, as long as RAM is sent as fast as the link carries it: the last of RAM comes
+    /// after it.
+    pub buffered: u64,
     /// What the guest was seen to dirty before, bytes per second, where that was measured.
     pub dirty_rate: Option<f64>,
     /// What QEMU can be told in this run.
@@ -168,9 +171,9 @@ impl History {
         match action {
             Action::StartMemory => done.memory_since = Some(at),
             Action::DowntimeLimit(limit) => {
-                done.downtime = Some(*limit);
+                let before = done.downtime.replace(*limit);
                 done.changed = at;
-                if done.memory_since.is_some() {
+                if done.memory_since.is_some() && before != Some(Duration::ZERO) {
                     done.steps += 1;
                     done.stepped = (at, self.memory.last().map_or(0, |last| last.syncs));
                 }

@@ -39,7 +39,12 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
         // the flush that ends a mirror takes about what a write takes
         behind + disk.latency_since.or(disk.latency_before).unwrap_or_default()
     });
-    millis(policy.device_state) + round_trips + settle.fold(0.0, f64::max)
+    let buffered = match now.memory.estimate() {
+        // below a ceiling the link keeps up, and nothing is held back
+        Some(memory) if now.task.ceiling.is_none() => now.task.buffered as f64 / tail_rate(now, &memory) * 1000.0,
+        _ => 0.0,
+    };
+    millis(policy.device_state) + round_trips + settle.fold(0.0, f64::max) + buffered
 }
 
 /// Bytes per second that the rest of RAM is sent at with the guest stopped.

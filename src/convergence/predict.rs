@@ -18,7 +18,7 @@ const MIRROR_RATE: f64 = 350e6;
 /// How much less different memory in a window than its rate would make is taken for the working set's end.
 const KNEE: f64 = 0.85;
 /// Milliseconds of the blackout that no question shows: the guest's disks drained and flushed, the guest started again.
-const QUIESCE: f64 = 2.0;
+const QUIESCE: f64 = 5.0;
 /// Milliseconds from the end of RAM to the end of all: the source quits.
 const END: f64 = 60.0;
 
@@ -77,12 +77,13 @@ pub fn predict(policy: &Policy, task: &Task, seen: &Measurements) -> Prediction 
     let millis = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let settle = if guest.disks.is_empty() { 0.0 } else { seen.write_latency.map_or(1.0, millis) };
     let bandwidth = seen.link.unwrap_or(f64::MAX);
+    let buffered = if task.ceiling.is_some() { 0.0 } else { task.buffered as f64 / bandwidth * 1000.0 };
     let link = Link {
         bandwidth,
         memory_rate: MEMORY_RATE,
         mirror_rate: MIRROR_RATE,
         round_trip: millis(seen.round_trip),
-        device_state: millis(policy.device_state) + settle + QUIESCE,
+        device_state: millis(policy.device_state) + settle + QUIESCE + buffered,
         continuous: seen.continuous,
         switchover_bandwidth: seen.switchover_bandwidth,
     };

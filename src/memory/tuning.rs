@@ -230,9 +230,11 @@ impl Wanted {
     }
 }
 
-/// A new `downtime-limit`, at least 1 ms and at most what QEMU takes.
+/// A new `downtime-limit`, at most what QEMU takes. With 0 it stops the guest only once nothing at all is to be sent.
 pub fn downtime(limit: Duration) -> Map<String, Value> {
-    let millis = limit.clamp(Duration::from_millis(1), DOWNTIME_MAX).as_millis();
+    // what is less than a millisecond is not meant to be nothing
+    let least = if limit.is_zero() { Duration::ZERO } else { Duration::from_millis(1) };
+    let millis = limit.clamp(least, DOWNTIME_MAX).as_millis();
     map([("downtime-limit", json!(u64::try_from(millis).unwrap_or(u64::MAX)))])
 }
 
@@ -405,7 +407,7 @@ mod tests {
 
     #[test]
     fn changes_stay_within_what_qemu_takes() {
-        for (limit, millis) in [(0, 1), (1, 1), (300, 300), (2_000_000, 2_000_000), (2_000_001, 2_000_000)] {
+        for (limit, millis) in [(0, 0), (1, 1), (300, 300), (2_000_000, 2_000_000), (2_000_001, 2_000_000)] {
             assert_eq!(downtime(Duration::from_millis(limit))["downtime-limit"], millis);
         }
         assert_eq!(downtime(Duration::from_micros(10))["downtime-limit"], 1);

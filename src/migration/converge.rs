@@ -52,6 +52,14 @@ struct Look {
     migration: Option<Migration>,
 }
 
+/// Waits for a bitmap sync after this one.
+async fn passed(source: &Process, pass: u64) {
+    if source.watch().wait_for(|seen| seen.pass != pass).await.is_err() {
+        // the connection is gone, which others notice and name
+        std::future::pending().await
+    }
+}
+
 impl<'a> Converge<'a> {
     pub(super) fn new(engine: &'a Engine, plan: &'a Plan, sides: &Sides, course: &Course) -> Self {
         let settings = &engine.settings;
@@ -103,15 +111,18 @@ impl<'a> Converge<'a> {
         tokio::pin!(arrival);
         let mut tick = interval(MEMORY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waited = false;
+        let (mut waited, mut pass) = (false, source.observed().pass);
         let stopped = loop {
             tokio::select! {
                 // an event, so that nothing waits for a look that is under way
                 biased;
                 arrived = &mut arrival => break arrived?,
                 failure = mirror::failure(source, &self.plan.pairs) => return Err(failure.into()),
+                // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
+                () = passed(source, pass), if self.storage.is_some() => {}
                 _ = tick.tick() => {}
             }
+            pass = source.observed().pass;
             let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began);
             if stopped && !waited {
                 // with the guest stopped nothing is asked, unless the event that is about to come stays away

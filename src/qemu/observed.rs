@@ -37,6 +37,8 @@ pub struct Observed {
     pub resumed: Option<Moment>,
     /// Every migration status, with the moment it was last entered.
     pub migration: BTreeMap<MigrationStatus, Moment>,
+    /// The last bitmap sync, by its number: on 10.0 the end of a pass, on 11.1 ten a second.
+    pub pass: u64,
     /// The jobs by their ids.
     pub jobs: BTreeMap<String, JobSeen>,
 }
@@ -56,6 +58,9 @@ impl Observed {
                         self.migration.insert(status, moment);
                     }
                 }
+            }
+            "MIGRATION_PASS" => {
+                self.pass = event.data.get("pass").and_then(Value::as_u64).unwrap_or(self.pass);
             }
             "JOB_STATUS_CHANGE" => {
                 if let (Some(id), Some(status)) = (text("id"), text("status").map(JobStatus::from)) {
