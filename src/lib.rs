@@ -12,11 +12,20 @@
 //! | connect, preflight | both monitors are negotiated, facts gathered and checked, backing files compared; nothing is changed | refused |
 //! | prepare | capabilities, downtime limit and bandwidth; an NBD server with a writable export per disk | rolled back |
 //! | storage | a `drive-mirror` per disk, `sync=top` over a backing file, its start proved free of lost writes, until all are ready | rolled back |
-//! | memory | `migrate` until the source stops the guest and waits in `pre-switchover` | rolled back |
+//! | memory | `migrate` until the source stops the guest and waits in `pre-switchover`; may begin beside the mirrors, and never ends before they are ready | rolled back |
 //! | switchover | every mirror is settled and seen to conclude without an error; every export is seen gone | rolled back |
 //! | handover | `migrate-continue`, `completed` on both sides, `cont` on the destination | judged from what is proved |
 //! | postcopy | only where it was used: the guest runs on the destination, and the rest of its pages is fetched, over a new channel where one breaks | left as it is, and said |
+//! | postcopy | only where the policy came to it: the guest runs on the destination and its pages follow | waited for, over a new channel if need be |
 //! | cleanup | what was made is removed, and the source quits | reported |
+//!
+//! # Convergence
+//!
+//! From the first mirror to STOP one loop samples disks and RAM and asks one pure function what to do:
+//! [`convergence::decide`]. It shares one ceiling out between mirrors and RAM, raises the downtime limit only as far as it
+//! must and the budget allows, throttles by need, and gives up with what would have been needed. The same function, driven by a
+//! model of guest and link ([`convergence::simulate`]), foretells a migration. The budget is a promise: a handover that is
+//! foreseen to exceed it by more than the policy's slack is not begun.
 //!
 //! # Never two runners, never a lost write
 //!
@@ -37,13 +46,14 @@
 //! ```text
 //!  cli ──> migration ──> preflight ──> storage ──┐
 //!              │                       memory ───┼──> qemu ──> qmp, endpoint
-//!              └─────────────────────> handover ─┘
+//!              ├─────────────────────> handover ─┘
+//!              └──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
 //!          nbd: the wire to exports, below storage and above as qmp is
 //!          quantity, progress: leaves that all may use
 //! ```
 //!
 //! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions
-//! (`chain`, `layout`, `identity`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them is thin. A test holds all of this.
+//! (all of `convergence`, `chain`, `layout`, `identity`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them is thin. A test holds all of this.
 //!
 //! # Embedding
 //!

@@ -8,6 +8,7 @@
 
 mod bare;
 mod command;
+mod converge;
 mod embedding;
 mod failures;
 mod machines;

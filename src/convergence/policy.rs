@@ -177,7 +177,7 @@ impl Default for Policy {
             observe: false,
             first: Duration::from_millis(10),
             slack: 0.2,
-            device_state: Duration::from_millis(10),
+            device_state: Duration::from_millis(8),
             patience: Duration::from_secs(3),
             patience_share: 0.25,
             worth: 40.0,

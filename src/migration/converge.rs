@@ -9,7 +9,7 @@ use super::{
     run::{Course, Engine, addresses},
 };
 use crate::{
-    convergence::{Action, Decision, History, MirrorSample, RamSample, Sample, decide, predicted_blackout},
+    convergence::{Action, Decision, History, MirrorSample, RamSample, Sample, Share, decide, predicted_blackout},
     memory::{apply, postcopy, precopy, sample, tuning},
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
@@ -22,10 +22,12 @@ use crate::{
 use qapi::qmp;
 use serde_json::{Map, Value};
 use std::time::{Duration, Instant};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 /// How often is looked while only disks are copied: no event tells how far they are.
 const DISKS: Duration = Duration::from_millis(250);
+/// How often is looked until mirrors that are ready are in step with their guest, which takes some milliseconds.
+const STEP: Duration = Duration::from_millis(20);
 /// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
 const MEMORY: Duration = Duration::from_millis(100);
 /// How often the guest's writes are counted again, in looks, once the mirrors are in step with them.
@@ -38,6 +40,8 @@ pub(super) struct Converge<'a> {
     engine: &'a Engine,
     plan: &'a Plan,
     pub(super) history: History,
+    /// How the ceiling is shared out in QEMU.
+    shared: Share,
     /// The guest's writes as they were last counted.
     stats: Vec<BlockStats>,
     looks: u32,
@@ -66,10 +70,12 @@ impl<'a> Converge<'a> {
         let throttle = course.throttling != tuning::Throttling::None;
         let task = plan.task(settings, sides.source.features(), throttle);
         let disks = plan.pairs.iter().map(|pair| pair.source.name().to_owned());
+        let history = History::new(task, disks);
         Self {
             engine,
             plan,
-            history: History::new(task, disks),
+            shared: history.share().clone(),
+            history,
             stats: Vec::new(),
             looks: 0,
             storage: None,
@@ -97,6 +103,7 @@ impl<'a> Converge<'a> {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = mirror::turned(&sides.source, &self.plan.pairs), if !self.is_ready() => {}
+                () = sleep(STEP), if self.is_ready() => {}
             }
         }
     }
@@ -216,17 +223,23 @@ impl<'a> Converge<'a> {
     }
 
     /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did.
-    async fn apply(&self, sides: &Sides, course: &mut Course, action: &Action) {
+    async fn apply(&mut self, sides: &Sides, course: &mut Course, action: &Action) {
         let source = &sides.source;
         let done = match action {
             Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
             Action::Share(share) => {
                 let mut done = Ok(());
+                let before = std::mem::replace(&mut self.shared, share.clone());
                 for pair in &self.plan.pairs {
-                    let speed = share.mirrors.get(pair.source.name()).copied().flatten();
-                    done = done.and(mirror::limit(source, pair, speed.map(|rate| rate.0)).await);
+                    let speed = |share: &Share| share.mirrors.get(pair.source.name()).copied().flatten();
+                    if speed(share) != speed(&before) {
+                        done = done.and(mirror::limit(source, pair, speed(share).map(|rate| rate.0)).await);
+                    }
                 }
-                done.and(apply::set_parameters(source, &tuning::bandwidth(share.memory)).await)
+                match share.memory == before.memory {
+                    true => done,
+                    false => done.and(apply::set_parameters(source, &tuning::bandwidth(share.memory)).await),
+                }
             }
             Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(course, *percent)).await,
             Action::WriteBlocking(disks) => {

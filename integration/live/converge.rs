@@ -1,0 +1,309 @@
+//! Guests that are hard to move: what the controller does for them, on both kinds of QEMU that count differently.
+
+use super::support::{
+    MIB, WAIT, builder, idle, judge_back, judge_running, migrate_and, on_source_host, settings, spec, start,
+};
+use qferry::{
+    convergence::Policy,
+    migration::Settings,
+    progress::{Ending, Event, Kind, Outcome, Phase, PhaseState},
+    quantity::Rate,
+};
+use qferry_bed::{DiskSpec, Link, Pair, Spec, Workload};
+use serde_json::json;
+use std::time::Duration;
+
+/// What RAM may have in most of these.
+const CEILING: u64 = 32 * MIB;
+
+/// A guest that is never idle and rewrites 48 MiB at this rate.
+fn dirtying(rate: u64) -> Workload {
+    Workload { ram: 48 * MIB, dirty: rate, compute: rate > 0, ..idle() }
+}
+
+fn policy(text: &str) -> Policy {
+    text.parse().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn built_in(name: &str) -> Policy {
+    policy(Policy::built_in(name).unwrap())
+}
+
+fn run(pair: &Pair, change: impl FnOnce(&mut Settings)) -> (Outcome, Vec<Event>) {
+    let mut settings = Settings { bandwidth: Some(Rate(CEILING)), ..settings(pair) };
+    change(&mut settings);
+    migrate_and(builder(pair).settings(settings), Phase::Connect, |_| ())
+}
+
+/// The reasons that were given for an action.
+fn reasons<'a>(events: &'a [Event], wanted: &str) -> Vec<&'a str> {
+    let reason = |event: &'a Event| match &event.kind {
+        Kind::Action { action, because } if action == wanted => Some(because.as_str()),
+        _ => None,
+    };
+    events.iter().filter_map(reason).collect()
+}
+
+fn told(events: &[Event]) -> String {
+    let lines = events.iter().filter(|event| matches!(event.kind, Kind::Action { .. } | Kind::Warning { .. }));
+    lines.map(|event| format!("{event:?}\n")).collect()
+}
+
+/// Moves a guest that dirties this much, in per cent of the ceiling.
+fn moves(version: &str, per_cent: u64) -> (Outcome, Vec<Event>) {
+    let pair = start(&spec(version, dirtying(CEILING * per_cent / 100)));
+    let (outcome, events) = run(&pair, |_| ());
+    assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}\n{}", told(&events));
+    judge_running(&pair, &outcome);
+    (outcome, events)
+}
+
+fn an_idle_guest_does_not_pay(version: &str) {
+    let pair = start(&spec(version, dirtying(0)));
+    let (outcome, events) = run(&pair, |settings| settings.downtime = Duration::from_secs(20));
+    judge_running(&pair, &outcome);
+    assert_eq!(outcome.ram.throttle_max_pct, 0);
+    // with QEMU's limit at the budget, all of its memory would have been sent while it stood still
+    let whole = outcome.ram.bytes as f64 / CEILING as f64 * 1000.0;
+    assert!(outcome.blackout_ms.unwrap() < whole / 4.0, "{outcome:#?}\n{}", told(&events));
+}
+
+#[test]
+fn an_idle_guest_does_not_pay_for_a_generous_budget() {
+    an_idle_guest_does_not_pay("10.0.13");
+}
+
+#[test]
+fn an_idle_guest_does_not_pay_for_a_generous_budget_on_11_1() {
+    an_idle_guest_does_not_pay("11.1");
+}
+
+#[test]
+fn half_of_what_is_sent() {
+    let (outcome, _) = moves("10.0.13", 50);
+    assert_eq!(outcome.ram.throttle_max_pct, 0, "it converges by itself");
+}
+
+#[test]
+fn half_of_what_is_sent_on_11_1() {
+    moves("11.1", 50);
+}
+
+#[test]
+fn nearly_what_is_sent() {
+    moves("10.0.13", 90);
+}
+
+#[test]
+fn nearly_what_is_sent_on_11_1() {
+    moves("11.1", 90);
+}
+
+fn more_than_is_sent(version: &str) {
+    let (outcome, events) = moves(version, 150);
+    // it would take more than a second and a half at its lowest, five times the budget
+    assert!(outcome.ram.throttle_max_pct >= 10, "{outcome:#?}\n{}", told(&events));
+    let reasons = reasons(&events, "throttle");
+    assert!(reasons.iter().any(|reason| reason.contains("MiB/s are dirtied against")), "{reasons:?}");
+}
+
+#[test]
+fn more_than_is_sent_is_throttled() {
+    more_than_is_sent("10.0.13");
+}
+
+#[test]
+fn more_than_is_sent_is_throttled_on_11_1() {
+    more_than_is_sent("11.1");
+}
+
+#[test]
+fn bursts() {
+    for version in ["10.0.13", "11.1"] {
+        let workload =
+            Workload { burst: Duration::from_millis(1500), calm: Duration::from_millis(1500), ..dirtying(CEILING * 2) };
+        let pair = start(&spec(version, workload));
+        let (outcome, _) = run(&pair, |_| ());
+        judge_running(&pair, &outcome);
+    }
+}
+
+/// A disk that is written to faster than its mirror may copy.
+fn writer(version: &str) -> Spec {
+    let disk = DiskSpec { size: 128 * MIB, backing: 128 * MIB, overlay_data: 32 * MIB, ..DiskSpec::default() };
+    // 12 MiB/s over 64 MiB
+    let workload = Workload { write: 200, block: 64 << 10, stride: 64 << 10, slots: 1024, read: 0, ..idle() };
+    Spec { disks: vec![disk], ..spec(version, workload) }
+}
+
+fn outrun(version: &str) {
+    let pair = start(&writer(version));
+    let (outcome, events) = run(&pair, |settings| settings.disk_bandwidth = Some(Rate(4 * MIB)));
+    judge_running(&pair, &outcome);
+    let reasons = reasons(&events, "write-blocking");
+    assert!(reasons.iter().any(|reason| reason.contains("its guest's writes wait for it")), "{}", told(&events));
+    let latency = |event: &Event| match event.kind {
+        Kind::Disk { write_latency_us, growth, .. } => growth > 0 && write_latency_us.is_some(),
+        _ => false,
+    };
+    assert!(events.iter().any(latency), "what it costs the guest is told");
+}
+
+#[test]
+fn a_mirror_that_its_guest_outruns_gets_write_blocking() {
+    outrun("10.0.13");
+}
+
+#[test]
+fn a_mirror_that_its_guest_outruns_gets_write_blocking_on_11_1() {
+    outrun("11.1");
+}
+
+#[test]
+fn a_mirror_that_nothing_helps_is_given_up() {
+    // 7.2 has no write-blocking to switch to
+    let pair = start(&writer("7.2"));
+    let (outcome, events) = run(&pair, |settings| {
+        settings.disk_bandwidth = Some(Rate(4 * MIB));
+        settings.policy = policy("give-up = \"6s\"");
+    });
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    let reason = outcome.reason.unwrap();
+    assert_eq!(reason.code, "disk-not-converging", "{}", told(&events));
+    assert!(reason.message.contains("a mirror of more than"), "{}", reason.message);
+}
+
+/// It gives up, and the guest runs on as it did: at its own pace, and with QEMU as it was.
+fn given_up(version: &str, text: &str, code: &str) -> (Outcome, Vec<Event>) {
+    let pair = start(&spec(version, dirtying(CEILING * 3)));
+    let (outcome, events) = run(&pair, |settings| {
+        settings.policy = policy(text);
+        settings.downtime = Duration::from_millis(60);
+    });
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, code, "{}", told(&events));
+    let throttle = pair.source.qmp("query-migrate", &json!({})).unwrap()["cpu-throttle-percentage"].as_u64();
+    assert_eq!(throttle.unwrap_or(0), 0, "the guest is still throttled");
+    pair.wait_until_verified(WAIT).unwrap();
+    assert_eq!(pair.errors(), Vec::<String>::new());
+    (outcome, events)
+}
+
+#[test]
+fn giving_up_leaves_the_guest_unharmed() {
+    for version in ["10.0.13", "11.1"] {
+        let (outcome, _) = given_up(version, "ram = [\"downtime\"]\ngive-up = \"4s\"", "ram-not-converging");
+        let message = outcome.reason.unwrap().message;
+        assert!(message.contains("a bandwidth of") && message.contains("a blackout budget of"), "{message}");
+    }
+}
+
+#[test]
+fn giving_up_leaves_the_guest_unthrottled() {
+    for version in ["10.0.13", "11.1"] {
+        let text = "ram = [\"throttle\"]\nthrottle-max = 20\ngive-up = \"4s\"";
+        let (outcome, events) = given_up(version, text, "ram-not-converging");
+        assert_eq!(outcome.ram.throttle_max_pct, 20, "{}", told(&events));
+    }
+}
+
+#[test]
+fn a_policy_that_observes_changes_nothing() {
+    let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
+    let (outcome, events) = run(&pair, |settings| {
+        settings.policy = built_in("observe");
+        settings.timeout = Some(Duration::from_secs(25));
+    });
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.as_ref().unwrap().code, "timeout");
+    assert_eq!(outcome.ram.throttle_max_pct, 0);
+    assert!(!reasons(&events, "would-throttle").is_empty(), "{}", told(&events));
+    assert!(reasons(&events, "throttle").is_empty(), "{}", told(&events));
+}
+
+#[test]
+fn a_budget_that_cannot_be_kept_is_not_exceeded() {
+    let pair = start(&spec("10.0.13", idle()));
+    let (outcome, _) = run(&pair, |settings| settings.downtime = Duration::from_millis(1));
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.reason.unwrap().code, "over-budget");
+}
+
+#[test]
+fn published_schedules_move_a_guest() {
+    for name in ["nova", "vdsm", "kubevirt"] {
+        let pair = start(&spec("10.0.13", dirtying(CEILING / 4)));
+        let (outcome, _) = run(&pair, |settings| {
+            settings.policy = built_in(name);
+            settings.downtime = settings.policy.budget().unwrap();
+        });
+        judge_running(&pair, &outcome);
+    }
+}
+
+#[test]
+fn a_guest_that_does_not_fit_goes_on_at_the_destination() {
+    let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
+    let (outcome, events) = run(&pair, |settings| settings.policy = built_in("postcopy"));
+    assert!(outcome.ram.postcopy, "{outcome:#?}\n{}", told(&events));
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn a_stop_and_copy_is_only_as_long_as_the_policy_allows() {
+    let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
+    let (outcome, events) = run(&pair, |settings| {
+        settings.policy = policy("ram = [\"stop-and-copy\"]\nstop-and-copy = \"10s\"");
+        settings.downtime = Duration::from_millis(60);
+    });
+    judge_running(&pair, &outcome);
+    assert!(reasons(&events, "downtime-limit").iter().any(|reason| reason.contains("as the policy allows")));
+}
+
+#[test]
+fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
+    for version in ["10.0.13", "11.1"] {
+        let disk = DiskSpec { size: 512 * MIB, backing: 512 * MIB, overlay_data: 256 * MIB, ..DiskSpec::default() };
+        let workload = Workload { ram: 256 * MIB, dirty: 4 * MIB, ..idle() };
+        let pair = start(&Spec { memory: 1024, disks: vec![disk], ..spec(version, workload) });
+        let (outcome, events) = run(&pair, |settings| {
+            settings.bandwidth = None;
+            // the mirror leaves room
+            settings.disk_bandwidth = Some(Rate(80 * MIB));
+        });
+        judge_running(&pair, &outcome);
+        let at = |wanted: Phase, begins: PhaseState| {
+            events.iter().position(
+                |event| matches!(event.kind, Kind::Phase { phase, state } if phase == wanted && state == begins),
+            )
+        };
+        assert!(at(Phase::Memory, PhaseState::Begin) < at(Phase::Storage, PhaseState::End), "{}", told(&events));
+        assert!(at(Phase::Storage, PhaseState::End) < at(Phase::Switchover, PhaseState::Begin), "{}", told(&events));
+    }
+}
+
+#[test]
+fn a_ceiling_is_divided_anew_as_mirrors_get_ready() {
+    let disk = |overlay_data| DiskSpec { size: 128 * MIB, backing: 128 * MIB, overlay_data, ..DiskSpec::default() };
+    let disks = vec![disk(8 * MIB), disk(64 * MIB)];
+    let pair = start(&Spec { disks, ..spec("10.0.13", idle()) });
+    let (outcome, events) = run(&pair, |_| ());
+    judge_running(&pair, &outcome);
+    let shares = reasons(&events, "share-bandwidth");
+    assert!(shares.iter().any(|share| share.contains("disk1: 32.0 MiB/s")), "{shares:?}");
+}
+
+#[test]
+fn what_is_foretold_stands_beside_what_came() {
+    let pair = start(&Spec { link: Some(Link::gigabit()), ..spec("10.0.13", dirtying(8 * MIB)) });
+    let (outcome, _) = on_source_host(&pair, || {
+        run(&pair, |settings| {
+            settings.bandwidth = None;
+            settings.predict = true;
+        })
+    });
+    judge_running(&pair, &outcome);
+    let predicted = outcome.predicted.expect("it was asked for");
+    assert_eq!(predicted.converges, Some(true));
+    assert!(predicted.total_ms > Some(0) && predicted.blackout_ms > Some(0), "{predicted:?}");
+}
