@@ -89,7 +89,8 @@ fn golden(shape: &Shape) -> Vec<String> {
     if shape.block_job_change {
         golden.extend(each(&["source: block-job-change"]));
     }
-    golden.extend(["destination: migrate-incoming", "source: migrate"]);
+    // the downtime limit, by what is known of the run by now
+    golden.extend(["source: migrate-set-parameters", "destination: migrate-incoming", "source: migrate"]);
     golden.extend(each(&["source: block-job-cancel"]));
     if shape.disks > 0 {
         golden.push("destination: nbd-server-stop");
@@ -133,6 +134,8 @@ async fn the_blackout_holds_nothing_but_the_handover() {
             .collect();
         let mut expected = vec!["source: block-job-cancel"; disks];
         if disks > 0 {
+            // how much of RAM is left, on its way behind the mirrors' end: whether the budget will be kept
+            expected.push("source: query-migrate");
             expected.extend(["source: query-jobs", "destination: nbd-server-stop", "destination: query-block-exports"]);
         }
         expected.extend(["source: migrate-continue", "destination: cont"]);
@@ -939,7 +942,7 @@ async fn what_a_side_says_refuses_the_migration() {
         ("machine-type", |state| state.destination.machine = "pc-q35-10.0"),
         ("cpu-features", |state| state.destination.features = 0),
         ("leftover", |state| {
-            state.source.jobs.push(Job { id: "qferry-mirror-7".to_owned(), status: "ready", len: 1, error: None })
+            state.source.jobs.push(Job::new("qferry-mirror-7", "ready", 1))
         }),
         ("leftover", |state| {
             drop(state.source.bitmaps.insert("node-disk0".to_owned(), ("qferry-guard-0".to_owned(), 0)))
@@ -1054,7 +1057,7 @@ async fn a_plan_only_asks() {
 #[tokio::test(start_paused = true)]
 async fn what_is_only_worth_knowing_stops_nothing() {
     let mut model = model();
-    model.state().source.jobs.push(Job { id: "of-someone".to_owned(), status: "running", len: 1, error: None });
+    model.state().source.jobs.push(Job::new("of-someone", "running", 1));
     model.state().len = 0;
     let run = model.migrate().await;
     assert!(run.warned("job-running"), "{run:?}");

@@ -23,13 +23,15 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::{Map, Value};
-use std::time::{Duration, Instant};
-use tokio::time::{MissedTickBehavior, interval};
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// How often is looked while only disks are copied: no event tells how far they are.
 const DISKS: Duration = Duration::from_millis(250);
 /// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
 const MEMORY: Duration = Duration::from_millis(100);
+/// How often is looked with the guest stopped, where the events do not tell that the mirrors are ready.
+const STOPPED: Duration = Duration::from_millis(20);
 /// How often the guest's writes are counted again, in looks, once the mirrors are in step with them.
 const COUNTED: u32 = 10;
 /// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
@@ -132,7 +134,7 @@ impl<'a> Converge<'a> {
                 failure = mirror::failure(source, &self.plan.pairs) => return Err(failure.into()),
                 _ = tick.tick() => {}
             }
-            let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began);
+            let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began.into_std());
             if stopped && !waited {
                 // with the guest stopped nothing is asked, unless the event that is about to come stays away
                 waited = true;
@@ -157,9 +159,13 @@ impl<'a> Converge<'a> {
     /// A guest that was stopped before its mirrors were ready writes no more, so they get there; it is a matter of the budget.
     async fn wait_for_mirrors(&mut self, sides: &Sides, course: &mut Course, stopped: Moment) -> Result<(), Failure> {
         while !self.is_ready() {
-            self.look(&sides.source, course).await?;
-            let stood = stopped.local.elapsed();
-            if sides.was_running && stood > self.engine.settings.downtime && !self.is_ready() {
+            let looked = self.look(&sides.source, course).await?;
+            self.history.record(&looked.sample, &Decision { actions: Vec::new(), because: String::new() });
+            if self.is_ready() {
+                break;
+            }
+            let stood = stopped.elapsed();
+            if sides.was_running && stood > self.engine.settings.downtime {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(
@@ -168,6 +174,10 @@ impl<'a> Converge<'a> {
                     ),
                     needed: "a lower bandwidth for RAM, or a larger budget".to_owned(),
                 });
+            }
+            tokio::select! {
+                () = mirror::turned(&sides.source, &self.plan.pairs) => {}
+                () = sleep(STOPPED) => {}
             }
         }
         Ok(())
@@ -225,7 +235,7 @@ impl<'a> Converge<'a> {
     }
 
     /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did.
-    async fn apply(&self, sides: &Sides, course: &mut Course, action: &Action) {
+    async fn apply(&mut self, sides: &Sides, course: &mut Course, action: &Action) {
         let source = &sides.source;
         let done = match action {
             Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
@@ -250,6 +260,10 @@ impl<'a> Converge<'a> {
         };
         if let Err(error) = done {
             self.engine.report.warn("not-applied", format!("{action:?}: {}", describe(&error)));
+            if *action == Action::Postcopy && error.is_refusal() {
+                course.ram.postcopy = false;
+            }
+            self.history.take_back(action);
         }
     }
 

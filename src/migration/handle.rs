@@ -15,7 +15,7 @@ use crate::{
 use std::{
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     sync::{broadcast, watch},
@@ -227,7 +227,7 @@ impl Builder {
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
         let engine =
-            Engine { settings: self.settings, report: report.clone(), cancel: cancel.clone(), began: Instant::now() };
+            Engine { settings: self.settings, report: report.clone(), cancel: cancel.clone(), began: tokio::time::Instant::now() };
         let outcome = match prepare(&engine, self.source, self.destination, self.recorder.as_ref(), cancel).await {
             Ok((sides, plan)) => engine.migrate(sides, &plan).await,
             Err(failure) => untouched(&failure, &report),
