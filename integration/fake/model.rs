@@ -80,8 +80,8 @@ const ANSWERED: [&str; 39] = [
     "x-query-ramblock",
 ];
 
-/// How often RAM is looked at by QEMU itself.
-const TICK: Duration = Duration::from_millis(50);
+/// How often RAM goes on: not at the moments at which the engine looks.
+const TICK: Duration = Duration::from_millis(30);
 
 /// The path of the only CPU.
 const CPU: &str = "/machine/unattached/device[0]";
@@ -137,11 +137,34 @@ pub struct Job {
     /// It copies what the guest writes at once.
     pub write_blocking: bool,
     began: Instant,
+    /// What it had copied when it was switched, and what the guest had added by then.
+    before: (u64, u64),
 }
 
 impl Job {
     pub fn new(id: &str, status: &'static str, len: u64) -> Self {
-        Self { id: id.to_owned(), status, len, error: None, write_blocking: false, began: Instant::now() }
+        Self {
+            id: id.to_owned(),
+            status,
+            len,
+            error: None,
+            write_blocking: false,
+            began: Instant::now(),
+            before: (0, 0),
+        }
+    }
+}
+
+impl Job {
+    /// What it has copied, and what the guest has added to it.
+    fn copied(&self, takes: Duration, writes_on: f64) -> (u64, u64) {
+        let (before, added) = self.before;
+        let copied = self.len as f64 * self.began.elapsed().as_secs_f64() / takes.as_secs_f64();
+        match self.write_blocking {
+            true => (((before as f64 + copied) as u64).min(self.len + added), added),
+            false if writes_on < 1.0 => ((copied as u64).min(self.len), 0),
+            false => (copied as u64, (copied * writes_on) as u64),
+        }
     }
 }
 
@@ -627,7 +650,9 @@ impl World {
             }
             "block-job-change" => {
                 let id = text("id");
+                let (copies, writes_on) = (state.copies, state.writes_on);
                 let job = state.source.jobs.iter_mut().find(|job| job.id == id).ok_or("Job not found")?;
+                job.before = job.copied(copies, writes_on);
                 job.write_blocking = true;
                 // the writes wait from now on: it is through with the rest in as long as it takes without them
                 job.began = Instant::now();
@@ -935,10 +960,13 @@ impl State {
         now.processed += sent;
         now.remaining -= sent;
         now.dirtied = (now.dirtied + (sent as f64 * self.dirties) as u64).min(self.source.ram);
-        if now.remaining == 0 {
-            (now.remaining, now.dirtied, now.passes) = (now.dirtied, 0, now.passes + 1);
+        if now.remaining as f64 > tail {
+            return false;
         }
-        now.passes > 0 && now.remaining as f64 <= tail
+        // counted anew before it is believed
+        (now.remaining, now.dirtied, now.passes) =
+            ((now.remaining + now.dirtied).min(self.source.ram), 0, now.passes + 1);
+        now.remaining as f64 <= tail
     }
 
     fn start_mirror(&mut self, id: String, node: &str, world: World) {
@@ -1056,19 +1084,13 @@ impl State {
             }
             "query-block-jobs" => {
                 let synced = has_block_job_change(&qemu.schema);
-                let (copies, writes_on) = (self.copies.as_secs_f64(), self.writes_on);
+                let (copies, writes_on) = (self.copies, self.writes_on);
                 let list = self.qemu(side).jobs.iter().map(|job| {
                     let ready = job.status == "ready";
-                    let part = job.began.elapsed().as_secs_f64() / copies;
-                    // a mirror of nothing has nothing to copy again
-                    let copied = (job.len as f64 * if writes_on < 1.0 { part.min(1.0) } else { part }) as u64;
-                    let behind = if job.write_blocking { 0.0 } else { copied as f64 * writes_on };
-                    let (len, offset) = match ready {
-                        true => (job.len, job.len),
-                        false => (job.len + behind as u64, copied),
-                    };
+                    let (copied, added) = job.copied(copies, writes_on);
+                    let len = job.len + added;
                     let mut told = json!({"device": job.id, "status": job.status, "type": "mirror", "len": len,
-                        "offset": offset, "ready": ready});
+                        "offset": if ready { len } else { copied }, "ready": ready});
                     if synced {
                         told["actively-synced"] = json!(ready && job.write_blocking);
                     }

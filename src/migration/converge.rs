@@ -67,7 +67,8 @@ impl<'a> Converge<'a> {
                 && !policy.observe,
             throttle: course.throttling != tuning::Throttling::None,
             postcopy: wanted.postcopy,
-            overlap: settings.multifd.is_none(),
+            // nor can it be held back where nothing may be changed
+            overlap: settings.multifd.is_none() && !policy.observe,
         };
         let task = Task {
             budget: settings.downtime,
@@ -164,7 +165,7 @@ impl<'a> Converge<'a> {
             if self.is_ready() {
                 break;
             }
-            let stood = stopped.elapsed();
+            let stood = sides.stood(stopped);
             if sides.was_running && stood > self.engine.settings.downtime {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
@@ -198,7 +199,7 @@ impl<'a> Converge<'a> {
         for action in &decision.actions {
             match action {
                 Action::StartMemory => start = true,
-                Action::GiveUp { code, needed } => {
+                Action::GiveUp { code, needed } if !policy.observe || is_done_anyway(action) => {
                     let (code, because, needed) = (*code, decision.because.clone(), needed.clone());
                     return Err(Failure::GaveUp { code, because, needed });
                 }
@@ -226,7 +227,7 @@ impl<'a> Converge<'a> {
         let told =
             decision.actions.iter().rfind(|action| !matches!(action, Action::Share(_))).or(decision.actions.last());
         match told {
-            Some(action) if self.engine.settings.policy.observe && !matches!(action, Action::StartMemory) => {
+            Some(action) if self.engine.settings.policy.observe && !is_done_anyway(action) => {
                 self.engine.report.action(&format!("would-{}", name(action)), decision.because.clone());
             }
             Some(action) => self.engine.report.action(name(action), decision.because.clone()),
@@ -395,4 +396,9 @@ impl<'a> Converge<'a> {
                 .and_then(|memory| memory.time_to(memory.bandwidth * limit, memory.load()?).map(|ms| ms as u64)),
         });
     }
+}
+
+/// Whether it is done even by a policy that only observes: a migration needs it, or the user's own timeout.
+fn is_done_anyway(action: &Action) -> bool {
+    matches!(action, Action::StartMemory | Action::GiveUp { code: "timeout", .. })
 }

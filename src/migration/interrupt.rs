@@ -27,6 +27,8 @@ pub(super) async fn unless_interrupted<T>(
         waited = over(limit) => return Err(Failure::Timeout(waited)),
         done = work => match done {
             Ok(done) => return Ok(done),
+            // no command failed, and a guest that may stand still waits for its way back
+            Err(failure @ Failure::GaveUp { .. }) => return Err(failure),
             Err(failure) => failure,
         },
     };

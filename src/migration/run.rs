@@ -151,7 +151,7 @@ impl Engine {
     /// and how much of RAM is left.
     fn keep_budget(&self, sides: &Sides, stopped: Moment, rest: Migration, course: &Course) -> Result<(), Failure> {
         let Some(history) = course.history.as_ref().filter(|_| sides.was_running) else { return Ok(()) };
-        let stood = stopped.elapsed().as_secs_f64() * 1000.0;
+        let stood = sides.stood(stopped).as_secs_f64() * 1000.0;
         // with postcopy the rest follows when the guest runs again
         let remaining = rest.ram.filter(|_| !course.ram.postcopy).map_or(0, |ram| ram.remaining);
         let foreseen = may_hand_over(&self.settings.policy, history, stood, remaining);
