@@ -161,6 +161,23 @@ async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
     moved(&model, &run);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "query-migrate", move |seen| {
+        let stands = world.state().source.migration.as_deref() == Some("pre-switchover");
+        let mut steps = if stands { vec![Action::Hold("left")] } else { Vec::new() };
+        steps.extend(world.answer(Source, seen));
+        steps
+    });
+    let migration = model.builder().start();
+    model.destination.saw("nbd-server-stop").await;
+    model.source.release("left");
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+}
+
 // 2. Never a lost write.
 
 /// Three disks of which the second does not settle.
@@ -1562,11 +1579,35 @@ async fn what_qemu_refuses_the_controller_is_told_and_stops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
+async fn a_postcopy_that_is_refused_is_not_waited_for() {
     let mut model = model();
+    for qemu in [Source, Destination] {
+        let mut state = model.state();
+        model::add_capabilities(&mut state.qemu(qemu).schema, &["postcopy-ram"]);
+        state.qemu(qemu).capabilities.insert("postcopy-ram".to_owned(), false);
+        state.dirties = 1.5;
+    }
+    model.refused(Source, "migrate-start-postcopy");
+    let migration = model.builder().policy("ram = ['postcopy']".parse().unwrap()).start();
+    let run = model.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "ram-not-converging"), "{run:?}");
+    assert!(run.warned("not-applied") && !run.outcome.ram.postcopy, "{run:?}");
+    assert_eq!(run.count("source: migrate-start-postcopy"), 1, "{run:?}");
+    sound(&model, &run, "refused postcopy");
+}
+
+/// A disk whose guest writes as fast as its mirror copies.
+fn outpaced(block_job_change: bool) -> Model {
+    let model = Model::new(&Shape { block_job_change, ..Shape::default() });
     let mut state = model.state();
     (state.len, state.writes_on, state.copies) = (64 << 20, 1.0, Duration::from_secs(1));
     drop(state);
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
+    let mut model = outpaced(true);
     let run = model.migrate().await;
     moved(&model, &run);
     let change = run.log.iter().position(|(_, seen)| seen.name == "block-job-change").unwrap();
@@ -1577,10 +1618,7 @@ async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_stands_still_for_good_is_given_up() {
-    let mut model = Model::new(&Shape { block_job_change: false, ..Shape::default() });
-    let mut state = model.state();
-    (state.len, state.writes_on, state.copies) = (64 << 20, 1.0, Duration::from_secs(1));
-    drop(state);
+    let mut model = outpaced(false);
     let run = model.migrate().await;
     back(&model, &run, Ending::RolledBack, "disk-not-converging");
     assert_eq!(run.count("source: migrate"), 0, "{run:?}");
