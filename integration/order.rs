@@ -172,7 +172,8 @@ async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
         steps
     });
     let migration = model.builder().start();
-    model.destination.saw("nbd-server-stop").await;
+    let stopped = tokio::time::timeout(Duration::from_secs(60), model.destination.saw("nbd-server-stop")).await;
+    assert!(stopped.is_ok(), "{:#?}", model.log);
     model.source.release("left");
     let run = model.follow(migration).await;
     moved(&model, &run);

@@ -468,7 +468,9 @@ impl Model {
     /// Takes a started migration to its end.
     pub async fn follow(&self, mut migration: Migration) -> Run {
         let mut stream = migration.events();
-        let outcome = migration.wait().await;
+        // in virtual time: what never ends fails at once
+        let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
+        let outcome = ended.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
         let mut events = Vec::new();
         while let Some(event) = stream.next().await {
             events.push(event);
