@@ -89,7 +89,8 @@ fn golden(shape: &Shape) -> Vec<String> {
     if shape.block_job_change {
         golden.extend(each(&["source: block-job-change"]));
     }
-    golden.extend(["destination: migrate-incoming", "source: migrate"]);
+    // the downtime limit, by what is known of the run by now
+    golden.extend(["source: migrate-set-parameters", "destination: migrate-incoming", "source: migrate"]);
     golden.extend(each(&["source: block-job-cancel"]));
     if shape.disks > 0 {
         golden.push("destination: nbd-server-stop");
@@ -133,6 +134,8 @@ async fn the_blackout_holds_nothing_but_the_handover() {
             .collect();
         let mut expected = vec!["source: block-job-cancel"; disks];
         if disks > 0 {
+            // how much of RAM is left, on its way behind the mirrors' end: whether the budget will be kept
+            expected.push("source: query-migrate");
             expected.extend(["source: query-jobs", "destination: nbd-server-stop", "destination: query-block-exports"]);
         }
         expected.extend(["source: migrate-continue", "destination: cont"]);
@@ -154,6 +157,24 @@ async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
     let migration = model.builder().start();
     model.source.saw_times("block-job-cancel", 3).await;
     model.source.release("all");
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "query-migrate", move |seen| {
+        let stands = world.state().source.migration.as_deref() == Some("pre-switchover");
+        let mut steps = if stands { vec![Action::Hold("left")] } else { Vec::new() };
+        steps.extend(world.answer(Source, seen));
+        steps
+    });
+    let migration = model.builder().start();
+    let stopped = tokio::time::timeout(Duration::from_secs(60), model.destination.saw("nbd-server-stop")).await;
+    assert!(stopped.is_ok(), "{:#?}", model.log);
+    model.source.release("left");
     let run = model.follow(migration).await;
     moved(&model, &run);
 }
@@ -938,9 +959,7 @@ async fn what_a_side_says_refuses_the_migration() {
         ("ram-size", |state| state.destination.ram += 1),
         ("machine-type", |state| state.destination.machine = "pc-q35-10.0"),
         ("cpu-features", |state| state.destination.features = 0),
-        ("leftover", |state| {
-            state.source.jobs.push(Job { id: "qferry-mirror-7".to_owned(), status: "ready", len: 1, error: None })
-        }),
+        ("leftover", |state| state.source.jobs.push(Job::new("qferry-mirror-7", "ready", 1))),
         ("leftover", |state| {
             drop(state.source.bitmaps.insert("node-disk0".to_owned(), ("qferry-guard-0".to_owned(), 0)))
         }),
@@ -1054,7 +1073,7 @@ async fn a_plan_only_asks() {
 #[tokio::test(start_paused = true)]
 async fn what_is_only_worth_knowing_stops_nothing() {
     let mut model = model();
-    model.state().source.jobs.push(Job { id: "of-someone".to_owned(), status: "running", len: 1, error: None });
+    model.state().source.jobs.push(Job::new("of-someone", "running", 1));
     model.state().len = 0;
     let run = model.migrate().await;
     assert!(run.warned("job-running"), "{run:?}");
@@ -1173,7 +1192,9 @@ async fn without_an_event_the_guest_moves_all_the_same() {
     for lost in LOST {
         let mut model = Model::new(&disks(2));
         model.state().muted = without(lost);
-        let run = model.migrate().await;
+        // looking takes the place of an event that stays away, but not at once
+        let migration = model.builder().downtime(Duration::from_secs(20)).start();
+        let run = model.follow(migration).await;
         moved(&model, &run);
         // a RESUME that is found by asking makes it too long, never too short
         let known = !["STOP", "everything"].contains(&lost);
@@ -1402,4 +1423,259 @@ async fn the_timeout_rolls_back_what_does_not_converge() {
     let migration = model.builder().timeout(Duration::from_secs(600)).start();
     let run = model.follow(migration).await;
     back(&model, &run, Ending::RolledBack, "timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_event_that_costs_the_budget_costs_no_blackout_beyond_it() {
+    // what is lost after the last look back is another matter: the guest is on its way by then
+    for lost in ["JOB_STATUS_CHANGE", "pre-switchover"] {
+        let mut model = Model::new(&disks(2));
+        model.state().muted = without(lost);
+        let run = model.migrate().await;
+        back(&model, &run, Ending::RolledBack, "over-budget");
+        assert_eq!(run.count("source: migrate-continue"), 0, "{lost}: {run:?}");
+    }
+}
+
+// 10. What the controller decides is done, and nothing else.
+
+/// What the source was told to set after RAM was started, and how far the log was by then.
+fn set_while_sending(run: &Run) -> Vec<(usize, Value)> {
+    let at = |name: &str| run.log.iter().position(|(side, seen)| side == "source" && seen.name == name);
+    let (begin, end) = (at("migrate").unwrap(), at("migrate_cancel").or(at("quit")).unwrap());
+    let sets = |(at, (side, seen)): (usize, &(String, fake::Seen))| {
+        let set = side == "source" && seen.name == "migrate-set-parameters" && (begin..end).contains(&at);
+        set.then(|| (at, seen.arguments.clone()))
+    };
+    run.log.iter().enumerate().filter_map(sets).collect()
+}
+
+/// Where in the log an event was first sent.
+#[track_caller]
+fn first(run: &Run, event: &str) -> usize {
+    run.log.iter().position(|(_, seen)| seen.name == event).unwrap_or_else(|| panic!("no {event}: {run:?}"))
+}
+
+/// A disk that takes three seconds to copy, and RAM that takes half a second beside it.
+fn overlapping() -> Model {
+    let model = model();
+    let mut state = model.state();
+    (state.len, state.copies, state.sends) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
+    drop(state);
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
+    for (side, command) in [(Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
+        for (late, wanted) in [(200, Ending::Moved), (400, Ending::RolledBack)] {
+            let mut model = model();
+            let world = model.world.clone();
+            model.on(side, command, move |seen| {
+                let mut steps = vec![Action::Delay(Duration::from_millis(late))];
+                steps.extend(world.answer(side, seen));
+                steps
+            });
+            let run = model.migrate().await;
+            if wanted == Ending::Moved {
+                moved(&model, &run);
+                continue;
+            }
+            back(&model, &run, Ending::RolledBack, "over-budget");
+            assert_eq!(run.count("source: migrate-continue"), 0, "{run:?}");
+            assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
+            assert!(run.message().contains("of a budget of 300 ms"), "{run:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn much_of_ram_that_is_left_counts_against_the_budget() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "query-migrate", move |seen| {
+        let mut steps = world.answer(Source, seen);
+        if let Some(Action::Return(told)) = steps.first_mut() {
+            if told["status"] == "pre-switchover" {
+                // twice what the link carries in a second
+                told["ram"]["remaining"] = json!(800_u64 << 20);
+            }
+        }
+        steps
+    });
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "over-budget");
+    assert_eq!(run.count("source: migrate-continue"), 0, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ram_beside_the_mirrors_is_held_until_none_is_behind() {
+    let mut model = overlapping();
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let told: Vec<(usize, Value)> =
+        set_while_sending(&run).into_iter().filter(|(_, set)| set.get("max-bandwidth").is_some()).collect();
+    let rates: Vec<&Value> = told.iter().map(|(_, set)| &set["max-bandwidth"]).collect();
+    assert_eq!(rates, [&json!(4096), &json!(1_u64 << 40)], "{run:?}");
+    let in_step = run.log.iter().position(|(_, seen)| seen.name == "block-job-change").unwrap();
+    assert!(told[0].0 < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+    assert!(first(&run, "BLOCK_JOB_READY") < in_step && in_step < told[1].0, "{run:?}");
+    assert!(told[1].0 < first(&run, "STOP"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_the_budget() {
+    for lost in ["nothing", "BLOCK_JOB", "JOB_STATUS_CHANGE"] {
+        let mut model = overlapping();
+        // its RAM is through before it can be held
+        (model.state().heeds, model.state().sends) = (false, Duration::from_millis(100));
+        if lost != "nothing" {
+            model.state().muted = without(lost);
+        }
+        let migration = model.builder().downtime(Duration::from_secs(10)).start();
+        let run = model.follow(migration).await;
+        moved(&model, &run);
+        assert!(run.position("source: migrate") < run.position("source: block-job-cancel"), "{run:?}");
+        if lost == "nothing" {
+            assert!(first(&run, "STOP") < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+            let settled = run.log.iter().position(|(_, seen)| seen.name == "block-job-cancel").unwrap();
+            assert!(first(&run, "BLOCK_JOB_READY") < settled, "{run:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stops_long_before_its_mirrors_are_ready_goes_on_at_home() {
+    let mut model = overlapping();
+    (model.state().heeds, model.state().sends) = (false, Duration::from_millis(100));
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "over-budget");
+    assert!(run.message().contains("mirrors were ready"), "{run:?}");
+    // the mirror is ended with force, on the way back
+    assert_eq!((run.count("source: migrate-continue"), run.count("source: migrate_cancel")), (0, 1), "{run:?}");
+    let window = run.blackout();
+    let (stop, resume) = (window.first().unwrap().1, window.last().unwrap().1);
+    assert!(resume - stop <= Duration::from_millis(350), "{:?}", resume - stop);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_qemu_refuses_the_controller_is_told_and_stops_nothing() {
+    let mut model = model();
+    model.refused(Source, "block-job-change");
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(run.warned("not-applied"), "{run:?}");
+    assert_eq!(run.count("source: block-job-change"), 1, "{run:?}");
+
+    // the first are the setup
+    let mut model = self::model();
+    let (world, mut times) = (model.world.clone(), 0);
+    model.on(Source, "migrate-set-parameters", move |seen| {
+        times += 1;
+        if times == 2 { vec![Action::error("no")] } else { world.answer(Source, seen) }
+    });
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(run.warned("not-applied"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_postcopy_that_is_refused_is_not_waited_for() {
+    let mut model = model();
+    for qemu in [Source, Destination] {
+        let mut state = model.state();
+        model::add_capabilities(&mut state.qemu(qemu).schema, &["postcopy-ram"]);
+        state.qemu(qemu).capabilities.insert("postcopy-ram".to_owned(), false);
+        state.dirties = 1.5;
+    }
+    model.refused(Source, "migrate-start-postcopy");
+    let migration = model.builder().policy("ram = ['postcopy']".parse().unwrap()).start();
+    let run = model.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "ram-not-converging"), "{run:?}");
+    assert!(run.warned("not-applied") && !run.outcome.ram.postcopy, "{run:?}");
+    assert_eq!(run.count("source: migrate-start-postcopy"), 1, "{run:?}");
+    sound(&model, &run, "refused postcopy");
+}
+
+/// A disk whose guest writes as fast as its mirror copies.
+fn outpaced(block_job_change: bool) -> Model {
+    let model = Model::new(&Shape { block_job_change, ..Shape::default() });
+    let mut state = model.state();
+    (state.len, state.writes_on, state.copies) = (64 << 20, 1.0, Duration::from_secs(1));
+    drop(state);
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
+    let mut model = outpaced(true);
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let change = run.log.iter().position(|(_, seen)| seen.name == "block-job-change").unwrap();
+    assert!(change < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+    assert_eq!(run.count("source: block-job-change"), 1, "{run:?}");
+    assert!(run.position("source: block-job-change") < run.position("source: migrate"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_stands_still_for_good_is_given_up() {
+    let mut model = outpaced(false);
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "disk-not-converging");
+    assert_eq!(run.count("source: migrate"), 0, "{run:?}");
+    assert!(run.message().contains("a mirror of more than"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ram_that_does_not_converge_is_given_up_with_what_it_would_have_needed() {
+    let mut model = model();
+    model.state().dirties = 1.5;
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "ram-not-converging");
+    assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert!(run.message().contains("a bandwidth of") && run.message().contains("blackout budget of"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_observes_changes_nothing() {
+    let observe = || "observe = true".parse().unwrap();
+    let untouched = |run: &Run| {
+        for told in ["source: block-job-change", "source: block-job-set-speed"] {
+            assert_eq!(run.count(told), 0, "{run:?}");
+        }
+        assert_eq!(set_while_sending(run), [], "{run:?}");
+        assert!(!run.events.iter().any(|event| {
+            let unsaid = ["share-bandwidth", "downtime-limit", "throttle", "write-blocking"];
+            matches!(&event.kind, Kind::Action { action, .. } if unsaid.contains(&action.as_str()))
+        }));
+    };
+    // a ceiling that would be shared out anew once one of two mirrors is ready
+    let mut model = Model::new(&disks(2));
+    model.state().copies = Duration::from_secs(2);
+    let world = model.world.clone();
+    model.when(Source, "query-blockstats", move || world.state().job("qferry-mirror-0", "ready"));
+    let ceiling = qferry::quantity::Rate(2 << 30);
+    let migration = model.builder().bandwidth(ceiling).policy(observe()).start();
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+    assert!(run.actions("would-share-bandwidth") > 0, "{run:?}");
+    untouched(&run);
+
+    // RAM that would be given up goes on until the user's own timeout
+    let mut model = self::model();
+    model.state().dirties = 1.5;
+    let migration = model.builder().policy(observe()).timeout(Duration::from_secs(90)).start();
+    let run = model.follow(migration).await;
+    back(&model, &run, Ending::RolledBack, "timeout");
+    assert_eq!((run.actions("would-give-up"), run.actions("give-up")), (1, 1), "{run:?}");
+    untouched(&run);
+
+    // nor is RAM sent beside a mirror where it cannot be held
+    let mut model = overlapping();
+    let migration = model.builder().policy(observe()).start();
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+    let began = run.log.iter().position(|(side, seen)| side == "source" && seen.name == "migrate").unwrap();
+    assert!(first(&run, "BLOCK_JOB_READY") < began, "{run:?}");
+    untouched(&run);
 }

@@ -38,12 +38,13 @@ const NEEDED: [&str; 13] = [
     "query-named-block-nodes",
 ];
 /// Everything a fake answers; what else it is told is `CommandNotFound`.
-const ANSWERED: [&str; 37] = [
+const ANSWERED: [&str; 39] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
     "block-job-cancel",
     "block-job-change",
+    "block-job-set-speed",
     "cancel-vcpu-dirty-limit",
     "cont",
     "drive-mirror",
@@ -61,6 +62,7 @@ const ANSWERED: [&str; 37] = [
     "query-block",
     "query-block-exports",
     "query-block-jobs",
+    "query-blockstats",
     "query-cpus-fast",
     "query-jobs",
     "query-memory-size-summary",
@@ -77,6 +79,9 @@ const ANSWERED: [&str; 37] = [
     "x-debug-query-block-graph",
     "x-query-ramblock",
 ];
+
+/// How often RAM goes on: not at the moments at which the engine looks.
+const TICK: Duration = Duration::from_millis(30);
 
 /// The path of the only CPU.
 const CPU: &str = "/machine/unattached/device[0]";
@@ -129,6 +134,38 @@ pub struct Job {
     pub status: &'static str,
     pub len: u64,
     pub error: Option<String>,
+    /// It copies what the guest writes at once.
+    pub write_blocking: bool,
+    began: Instant,
+    /// What it had copied when it was switched, and what the guest had added by then.
+    before: (u64, u64),
+}
+
+impl Job {
+    pub fn new(id: &str, status: &'static str, len: u64) -> Self {
+        Self {
+            id: id.to_owned(),
+            status,
+            len,
+            error: None,
+            write_blocking: false,
+            began: Instant::now(),
+            before: (0, 0),
+        }
+    }
+}
+
+impl Job {
+    /// What it has copied, and what the guest has added to it.
+    fn copied(&self, takes: Duration, writes_on: f64) -> (u64, u64) {
+        let (before, added) = self.before;
+        let copied = self.len as f64 * self.began.elapsed().as_secs_f64() / takes.as_secs_f64();
+        match self.write_blocking {
+            true => (((before as f64 + copied) as u64).min(self.len + added), added),
+            false if writes_on < 1.0 => ((copied as u64).min(self.len), 0),
+            false => (copied as u64, (copied * writes_on) as u64),
+        }
+    }
 }
 
 /// One of the two QEMUs.
@@ -180,6 +217,16 @@ type Hook = Box<dyn FnOnce() + Send>;
 /// What the guard bitmap counts after a start: of which job, at which of its starts, with the guest stopped or not.
 type Writes = Box<dyn FnMut(&str, usize, bool) -> Option<u64> + Send>;
 
+/// How far RAM is, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    pub processed: u64,
+    pub remaining: u64,
+    /// Dirtied in this pass.
+    pub dirtied: u64,
+    pub passes: u64,
+}
+
 /// Both of them, and what is to go wrong.
 pub struct State {
     pub source: Qemu,
@@ -191,6 +238,17 @@ pub struct State {
     /// What a mirror has to copy, bytes.
     pub len: u64,
     pub then: Continue,
+    /// How long a mirror takes. By default too short for RAM to be sent beside it.
+    pub copies: Duration,
+    /// What the guest adds to what a mirror has to copy, as a part of what it copies, until its writes wait for it.
+    pub writes_on: f64,
+    /// How long RAM takes to be sent once, with nothing to hold it back.
+    pub sends: Duration,
+    /// `max-bandwidth` is heeded.
+    pub heeds: bool,
+    /// What the guest dirties of its RAM, as a part of what is sent.
+    pub dirties: f64,
+    sent: Sent,
     /// How long the last RAM takes.
     pub slow: Duration,
     /// RAM ever converges.
@@ -310,6 +368,13 @@ impl Model {
             settle: vec![Settle::Well; shape.disks],
             writes: Box::new(|_, _, _| Some(0)),
             len: 3 * MIB,
+            copies: Duration::from_millis(150),
+            writes_on: 0.0,
+            // more than one sample long
+            sends: Duration::from_millis(1300),
+            heeds: true,
+            dirties: 0.0,
+            sent: Sent::default(),
             then: Continue::Completes,
             slow: Duration::ZERO,
             converges: true,
@@ -403,7 +468,9 @@ impl Model {
     /// Takes a started migration to its end.
     pub async fn follow(&self, mut migration: Migration) -> Run {
         let mut stream = migration.events();
-        let outcome = migration.wait().await;
+        // in virtual time: what never ends fails at once
+        let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
+        let outcome = ended.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
         let mut events = Vec::new();
         while let Some(event) = stream.next().await {
             events.push(event);
@@ -548,7 +615,7 @@ impl World {
             return state.qemu(side).property(&text("path"), &text("property")).ok_or("no such property");
         }
         match seen.name.as_str() {
-            "migrate-set-capabilities" | "migrate-set-parameters" if state.qemu(side).is_migrating() => {
+            "migrate-set-capabilities" if state.qemu(side).is_migrating() => {
                 return Err("There's a migration process in progress");
             }
             "migrate-set-capabilities" => {
@@ -583,7 +650,22 @@ impl World {
                 let world = self.clone();
                 state.start_mirror(text("job-id"), &text("device"), world);
             }
-            "block-job-change" => {}
+            "block-job-change" => {
+                let id = text("id");
+                let (copies, writes_on) = (state.copies, state.writes_on);
+                let job = state.source.jobs.iter_mut().find(|job| job.id == id).ok_or("Job not found")?;
+                job.before = job.copied(copies, writes_on);
+                job.write_blocking = true;
+                // the writes wait from now on: it is through with the rest in as long as it takes without them
+                job.began = Instant::now();
+                let world = self.clone();
+                let start = state.starts[&id];
+                tokio::spawn(async move { world.copy(id, start).await });
+            }
+            "block-job-set-speed" => {
+                let id = text("device");
+                state.source.jobs.iter().find(|job| job.id == id).ok_or("Job not found")?;
+            }
             "block-job-cancel" => state.end_mirror(&text("device"), seen.arguments["force"] == true)?,
             "job-dismiss" => {
                 let id = text("id");
@@ -651,6 +733,19 @@ impl World {
         Ok(json!({}))
     }
 
+    /// Copies a disk until its mirror is ready.
+    async fn copy(&self, id: String, start: usize) {
+        let takes = self.state().copies;
+        sleep(takes).await;
+        let mut state = self.state();
+        // not the next one of this name
+        let same = state.starts[&id] == start;
+        if same && state.source.jobs.iter().any(|job| job.id == id && job.status == "running") {
+            state.job(&id, "ready");
+            state.emit(Side::Source, "BLOCK_JOB_READY", json!({"device": id}));
+        }
+    }
+
     async fn precopy(&self) {
         self.state().enter(Side::Source, "active");
         let strange = self.state().strange;
@@ -658,12 +753,21 @@ impl World {
             sleep(Duration::from_millis(600)).await;
             self.state().enter(Side::Source, strange);
         }
-        // more than one sample long
-        sleep(Duration::from_millis(1300)).await;
-        let mut state = self.state();
-        if !state.converges || !state.source.is_migrating() || !state.source.is_alive() {
-            return;
+        {
+            let mut state = self.state();
+            state.sent = Sent { remaining: state.source.ram, ..Sent::default() };
         }
+        loop {
+            sleep(TICK).await;
+            let mut state = self.state();
+            if !state.source.is_migrating() || !state.source.is_alive() {
+                return;
+            }
+            if state.send_ram() && state.converges {
+                break;
+            }
+        }
+        let mut state = self.state();
         if state.source.run == "running" {
             state.emit(Side::Source, "STOP", Value::Null);
         }
@@ -844,6 +948,29 @@ impl State {
         }
     }
 
+    /// Sends for a tick. True once what remains may be sent with the guest stopped.
+    fn send_ram(&mut self) -> bool {
+        let rate = self.source.ram as f64 / self.sends.as_secs_f64();
+        let number = |name: &str| self.source.parameters[name].as_f64().unwrap();
+        let sent = match self.heeds {
+            true => rate.min(number("max-bandwidth")) * TICK.as_secs_f64(),
+            false => rate * TICK.as_secs_f64(),
+        };
+        let tail = rate * number("downtime-limit") / 1000.0;
+        let now = &mut self.sent;
+        let sent = (sent as u64).min(now.remaining);
+        now.processed += sent;
+        now.remaining -= sent;
+        now.dirtied = (now.dirtied + (sent as f64 * self.dirties) as u64).min(self.source.ram);
+        if now.remaining as f64 > tail {
+            return false;
+        }
+        // counted anew before it is believed
+        (now.remaining, now.dirtied, now.passes) =
+            ((now.remaining + now.dirtied).min(self.source.ram), 0, now.passes + 1);
+        now.remaining as f64 <= tail
+    }
+
     fn start_mirror(&mut self, id: String, node: &str, world: World) {
         let start = self.starts.entry(id.clone()).or_default();
         *start += 1;
@@ -854,20 +981,13 @@ impl State {
             (None, _) => drop(self.source.bitmaps.remove(node)),
             (Some(_), None) => {}
         }
-        self.source.jobs.push(Job { id: id.clone(), status: "created", len: self.len, error: None });
+        self.source.jobs.push(Job::new(&id, "created", self.len));
         for status in ["created", "running"] {
             self.job(&id, status);
         }
-        tokio::spawn(async move {
-            sleep(Duration::from_millis(400)).await;
-            let mut state = world.state();
-            // not the next one of this name
-            let same = state.starts[&id] == start;
-            if same && state.source.jobs.iter().any(|job| job.id == id && job.status == "running") {
-                state.job(&id, "ready");
-                state.emit(Side::Source, "BLOCK_JOB_READY", json!({"device": id}));
-            }
-        });
+        if self.writes_on < 1.0 {
+            tokio::spawn(async move { world.copy(id, start).await });
+        }
         if self.len == 0 {
             self.job(&self.source.jobs.last().unwrap().id.clone(), "ready");
         }
@@ -922,7 +1042,10 @@ impl State {
         Some(match name {
             "query-qmp-schema" => qemu.schema.clone(),
             "query-status" => json!({"running": qemu.run == "running", "status": qemu.run, "x-new": []}),
-            "query-migrate" => qemu.query_migrate(),
+            "query-migrate" => {
+                let sent = self.sent;
+                self.qemu(side).query_migrate(sent)
+            }
             "query-migrate-capabilities" => {
                 let list = qemu.capabilities.iter().map(|(name, on)| json!({"capability": name, "state": on}));
                 list.collect()
@@ -932,6 +1055,14 @@ impl State {
                 let list = qemu.disks.iter().map(|disk| {
                     let qdev = format!("/machine/peripheral/{}/virtio-backend", disk.name);
                     json!({"device": "", "qdev": qdev, "inserted": node(disk, None), "x-new": 1})
+                });
+                list.collect()
+            }
+            "query-blockstats" => {
+                let list = qemu.disks.iter().map(|disk| {
+                    let qdev = format!("/machine/peripheral/{}/virtio-backend", disk.name);
+                    let stats = json!({"wr_bytes": 0, "wr_operations": 0, "wr_total_time_ns": 0, "x-new": 1});
+                    json!({"device": "", "qdev": qdev, "node-name": format!("node-{}", disk.name), "stats": stats})
                 });
                 list.collect()
             }
@@ -954,10 +1085,17 @@ impl State {
                 list.collect()
             }
             "query-block-jobs" => {
-                let list = qemu.jobs.iter().map(|job| {
+                let synced = has_block_job_change(&qemu.schema);
+                let (copies, writes_on) = (self.copies, self.writes_on);
+                let list = self.qemu(side).jobs.iter().map(|job| {
                     let ready = job.status == "ready";
-                    let mut told = json!({"device": job.id, "status": job.status, "type": "mirror", "len": job.len,
-                        "offset": if ready { job.len } else { job.len / 3 }, "ready": ready, "actively-synced": true});
+                    let (copied, added) = job.copied(copies, writes_on);
+                    let len = job.len + added;
+                    let mut told = json!({"device": job.id, "status": job.status, "type": "mirror", "len": len,
+                        "offset": if ready { len } else { copied }, "ready": ready});
+                    if synced {
+                        told["actively-synced"] = json!(ready && job.write_blocking);
+                    }
                     if let Some(error) = &job.error {
                         told["error"] = json!(error);
                     }
@@ -1002,13 +1140,14 @@ impl Qemu {
         })
     }
 
-    fn query_migrate(&self) -> Value {
+    fn query_migrate(&self, sent: Sent) -> Value {
         let mut told = json!({"x-new": {"a": 1}});
         if let Some(status) = &self.migration {
             told["status"] = json!(status);
             told["expected-downtime"] = json!(300);
-            told["ram"] = json!({"transferred": MIB, "remaining": 0, "total": self.ram, "mbps": 8.5,
-                "dirty-pages-rate": 3, "dirty-sync-count": 2, "page-size": 4096});
+            told["ram"] = json!({"transferred": sent.processed, "remaining": sent.remaining, "total": self.ram,
+                "normal": sent.processed / 4096, "duplicate": 0, "mbps": 8.5, "dirty-pages-rate": 3,
+                "dirty-sync-count": sent.passes + 1, "page-size": 4096});
         }
         if let Some(error) = self.error {
             told["error-desc"] = json!(error);
@@ -1070,6 +1209,10 @@ pub fn schema(block_job_change: bool, exit_on_error: bool) -> Value {
         json!({"name": name, "meta-type": "command", "arg-type": argument})
     }));
     json!(entities)
+}
+
+fn has_block_job_change(schema: &Value) -> bool {
+    schema.to_string().contains("block-job-change")
 }
 
 fn has_exit_on_error(schema: &Value) -> bool {

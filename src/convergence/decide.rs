@@ -23,11 +23,15 @@ const ROOM: f64 = 0.2;
 /// out calls [`History::record`] with both then.
 pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     let mut now = history.after(sample);
-    if now.done.gave_up || now.done.postcopy {
-        return Decision { actions: Vec::new(), because: "it is decided already".to_owned() };
+    let decided = || Decision { actions: Vec::new(), because: "it is decided already".to_owned() };
+    if now.done.postcopy || (now.done.gave_up && !policy.observe) {
+        return decided();
     }
     if let Some(timeout) = now.task.timeout.filter(|timeout| now.at >= disks::millis(*timeout)) {
         return give_up_in_time(policy, &now, timeout);
+    }
+    if now.done.gave_up {
+        return decided();
     }
     let mut steps = disks::decide(policy, &now);
     let mut waiting = None;

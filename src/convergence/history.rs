@@ -149,6 +149,17 @@ impl History {
         }
     }
 
+    /// Takes back what was decided and came to nothing, so that nothing waits for its effect: it is not asked for again.
+    pub fn take_back(&mut self, action: &Action) {
+        let can = &mut self.task.can;
+        match action {
+            Action::WriteBlocking(_) => can.write_blocking = false,
+            Action::Throttle(_) => (can.throttle, self.done.throttle) = (false, 0),
+            Action::Postcopy => (can.postcopy, self.done.postcopy) = (false, false),
+            _ => {}
+        }
+    }
+
     /// As it is with one more sample.
     pub(super) fn after(&self, sample: &Sample) -> Self {
         let mut next = self.clone();

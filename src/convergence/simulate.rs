@@ -178,7 +178,7 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
             let decision = decide(policy, &history, &sample);
             history.record(&sample, &decision);
             for action in decision.actions {
-                let ends = matches!(action, Action::GiveUp { .. });
+                let ends = matches!(action, Action::GiveUp { code, .. } if !policy.observe || code == "timeout");
                 let postcopy = action == Action::Postcopy;
                 if !policy.observe || matches!(action, Action::StartMemory) {
                     world.apply(&action);

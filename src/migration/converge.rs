@@ -21,8 +21,8 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::{Map, Value};
-use std::time::{Duration, Instant};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// How often is looked while only disks are copied: no event tells how far they are.
 const DISKS: Duration = Duration::from_millis(250);
@@ -30,6 +30,8 @@ const DISKS: Duration = Duration::from_millis(250);
 const STEP: Duration = Duration::from_millis(20);
 /// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
 const MEMORY: Duration = Duration::from_millis(100);
+/// How often is looked with the guest stopped, where the events do not tell that the mirrors are ready.
+const STOPPED: Duration = Duration::from_millis(20);
 /// How often the guest's writes are counted again, in looks, once the mirrors are in step with them.
 const COUNTED: u32 = 10;
 /// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
@@ -129,8 +131,9 @@ impl<'a> Converge<'a> {
                 () = passed(source, pass), if self.storage.is_some() => {}
                 _ = tick.tick() => {}
             }
-            pass = source.observed().pass;
-            let stopped = source.observed().stopped.is_some_and(|stopped| stopped.local >= began);
+            let seen = source.observed();
+            pass = seen.pass;
+            let stopped = seen.stopped.is_some_and(|stopped| stopped.local >= began.into_std());
             if stopped && !waited {
                 // with the guest stopped nothing is asked, unless the event that is about to come stays away
                 waited = true;
@@ -155,9 +158,13 @@ impl<'a> Converge<'a> {
     /// A guest that was stopped before its mirrors were ready writes no more, so they get there; it is a matter of the budget.
     async fn wait_for_mirrors(&mut self, sides: &Sides, course: &mut Course, stopped: Moment) -> Result<(), Failure> {
         while !self.is_ready() {
-            self.look(&sides.source, course).await?;
-            let stood = stopped.local.elapsed();
-            if sides.was_running && stood > self.engine.settings.downtime && !self.is_ready() {
+            let looked = self.look(&sides.source, course).await?;
+            self.history.record(&looked.sample, &Decision { actions: Vec::new(), because: String::new() });
+            if self.is_ready() {
+                break;
+            }
+            let stood = sides.stood(stopped);
+            if sides.was_running && stood > self.engine.settings.downtime {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(
@@ -166,6 +173,10 @@ impl<'a> Converge<'a> {
                     ),
                     needed: "a lower bandwidth for RAM, or a larger budget".to_owned(),
                 });
+            }
+            tokio::select! {
+                () = mirror::turned(&sides.source, &self.plan.pairs) => {}
+                () = sleep(STOPPED) => {}
             }
         }
         Ok(())
@@ -186,7 +197,7 @@ impl<'a> Converge<'a> {
         for action in &decision.actions {
             match action {
                 Action::StartMemory => start = true,
-                Action::GiveUp { code, needed } => {
+                Action::GiveUp { code, needed } if !policy.observe || is_done_anyway(action) => {
                     let (code, because, needed) = (*code, decision.because.clone(), needed.clone());
                     return Err(Failure::GaveUp { code, because, needed });
                 }
@@ -214,7 +225,7 @@ impl<'a> Converge<'a> {
         let told =
             decision.actions.iter().rfind(|action| !matches!(action, Action::Share(_))).or(decision.actions.last());
         match told {
-            Some(action) if self.engine.settings.policy.observe && !matches!(action, Action::StartMemory) => {
+            Some(action) if self.engine.settings.policy.observe && !is_done_anyway(action) => {
                 self.engine.report.action(&format!("would-{}", name(action)), decision.because.clone());
             }
             Some(action) => self.engine.report.action(name(action), decision.because.clone()),
@@ -254,6 +265,10 @@ impl<'a> Converge<'a> {
         };
         if let Err(error) = done {
             self.engine.report.warn("not-applied", format!("{action:?}: {}", describe(&error)));
+            if *action == Action::Postcopy && error.is_refusal() {
+                course.ram.postcopy = false;
+            }
+            self.history.take_back(action);
         }
     }
 
@@ -385,4 +400,9 @@ impl<'a> Converge<'a> {
                 .and_then(|memory| memory.time_to(memory.bandwidth * limit, memory.load()?).map(|ms| ms as u64)),
         });
     }
+}
+
+/// Whether it is done even by a policy that only observes: a migration needs it, or the user's own timeout.
+fn is_done_anyway(action: &Action) -> bool {
+    matches!(action, Action::StartMemory | Action::GiveUp { code: "timeout", .. })
 }

@@ -12,11 +12,7 @@ use crate::{
     quantity::Rate,
     storage::{identity::Proof, layout::Storage},
 };
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{broadcast, watch},
     task::JoinHandle,
@@ -226,8 +222,12 @@ impl Builder {
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
-        let engine =
-            Engine { settings: self.settings, report: report.clone(), cancel: cancel.clone(), began: Instant::now() };
+        let engine = Engine {
+            settings: self.settings,
+            report: report.clone(),
+            cancel: cancel.clone(),
+            began: tokio::time::Instant::now(),
+        };
         let outcome = match prepare(&engine, self.source, self.destination, self.recorder.as_ref(), cancel).await {
             Ok((sides, plan)) => engine.migrate(sides, &plan).await,
             Err(failure) => untouched(&failure, &report),

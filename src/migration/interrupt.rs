@@ -3,13 +3,10 @@
 //! It only drops the work and names the reason. What the work had begun is undone by the way back.
 
 use super::{Failure, rollback::Sides};
-use std::{
-    future::pending,
-    time::{Duration, Instant},
-};
+use std::{future::pending, time::Duration};
 use tokio::{
     sync::watch,
-    time::{sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// How long a death may take to be seen after the command that it made fail: its sockets close one after the other.
@@ -30,6 +27,8 @@ pub(super) async fn unless_interrupted<T>(
         waited = over(limit) => return Err(Failure::Timeout(waited)),
         done = work => match done {
             Ok(done) => return Ok(done),
+            // no command failed, and a guest that may stand still waits for its way back
+            Err(failure @ Failure::GaveUp { .. }) => return Err(failure),
             Err(failure) => failure,
         },
     };
@@ -65,7 +64,7 @@ async fn death(sides: &Sides) -> Failure {
 async fn over(limit: Option<(Duration, Instant)>) -> Duration {
     match limit {
         Some((waited, deadline)) => {
-            sleep_until(deadline.into()).await;
+            sleep_until(deadline).await;
             waited
         }
         None => pending().await,

@@ -280,8 +280,13 @@ impl Plan {
                 write_blocking: blocks,
                 throttle,
                 postcopy: policy.may_postcopy(),
-                // with more channels it could not be held back, and a paused guest's ends with its first pass
-                overlap: settings.multifd.is_none() && self.running,
+                // with more channels it could not be held back, nor where nothing may be changed, nor where QEMU cannot be
+                // told what to reckon with; and a paused guest's memory is through with its first pass
+                overlap: settings.multifd.is_none()
+                    && self.running
+                    && !policy.observe
+                    && source.avail_switchover_bandwidth,
+                switchover_bandwidth: source.avail_switchover_bandwidth,
             },
             buffered: match self.addresses {
                 Some((_, Address::Tcp { .. })) => TCP_BUFFERED,

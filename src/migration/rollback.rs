@@ -8,7 +8,7 @@ use super::Effect;
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
     memory::{apply, precopy},
-    progress::{Reporter, Side, describe},
+    progress::{Moment, Reporter, Side, describe},
     qemu::{
         Process, ProcessError,
         reply::{MigrationStatus, RunState},
@@ -98,6 +98,12 @@ impl Sides {
             // what to make of anything else is told by what comes next
             Ok(_) | Err(_) => {}
         }
+    }
+
+    /// How long the guest has stood still: since its STOP where that was seen, and else since `found`.
+    pub(super) fn stood(&self, found: Moment) -> Duration {
+        let told = self.source.observed().stands_since();
+        told.map_or(found.elapsed(), |told| told.elapsed().max(found.elapsed()))
     }
 
     /// One of the two.

@@ -24,11 +24,8 @@ use crate::{
     storage::{export, layout::Pair, mirror},
 };
 use qapi::qmp;
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
-use tokio::{sync::watch, try_join};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::{sync::watch, time::Instant, try_join};
 
 /// What allows the source to be resumed before `migrate-continue`.
 const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
@@ -154,7 +151,7 @@ impl Engine {
     /// and how much of RAM is left.
     fn keep_budget(&self, sides: &Sides, stopped: Moment, rest: Migration, course: &Course) -> Result<(), Failure> {
         let Some(history) = course.history.as_ref().filter(|_| sides.was_running) else { return Ok(()) };
-        let stood = stopped.local.elapsed().as_secs_f64() * 1000.0;
+        let stood = sides.stood(stopped).as_secs_f64() * 1000.0;
         // with postcopy the rest follows when the guest runs again
         let remaining = rest.ram.filter(|_| !course.ram.postcopy).map_or(0, |ram| ram.remaining);
         let foreseen = may_hand_over(&self.settings.policy, history, stood, remaining);

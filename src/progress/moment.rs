@@ -1,6 +1,7 @@
 //! A point in time, on every clock that saw it.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::time;
 
 /// When something happened, on every clock that saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +16,11 @@ impl Moment {
     /// Now, by the engine's clocks.
     pub fn now() -> Self {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { local: Instant::now(), wall }
+        Self { local: time::Instant::now().into_std(), wall }
+    }
+
+    /// How long ago it was, by the engine's clock.
+    pub fn elapsed(&self) -> Duration {
+        time::Instant::now().into_std().saturating_duration_since(self.local)
     }
 }

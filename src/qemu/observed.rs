@@ -94,6 +94,11 @@ impl Observed {
         self.migration.get(status).copied()
     }
 
+    /// When the guest stopped, which has not resumed since.
+    pub fn stands_since(&self) -> Option<Moment> {
+        self.stopped.filter(|_| !self.runs_again())
+    }
+
     /// Whether the guest resumed after it last stopped.
     pub fn runs_again(&self) -> bool {
         self.resumed.zip(self.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local)
