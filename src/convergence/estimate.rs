@@ -91,6 +91,9 @@ pub(super) struct MemoryTrack {
     sent: (f64, u64),
     dirty: Smooth,
     pace: Smooth,
+    /// What is smoothed is of the first pass, which says little of those after it: zero pages are passed over quickly, and
+    /// memory that is rewritten is found once however often it was.
+    provisional: bool,
     estimate: Memory,
     /// The latest estimates since something was changed, and since when each holds.
     recent: VecDeque<(f64, Memory)>,
@@ -136,6 +139,9 @@ impl MemoryTrack {
         if at <= then {
             return;
         }
+        if now.throttle_pct != last.throttle_pct {
+            self.forget_rates(at);
+        }
         let estimate = &mut self.estimate;
         if at - self.sent.0 >= WINDOW {
             self.bandwidth.add(now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0);
@@ -147,7 +153,9 @@ impl MemoryTrack {
         self.window.1 += found;
         self.window.2 += processed;
         estimate.peak = estimate.peak.max(processed / (at - then) * 1000.0);
+        let first_pass = !estimate.first_pass_over;
         estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
+        self.provisional |= first_pass;
         // the counters are not read all at once, so a little is always found
         if now.syncs == last.syncs && found < (processed * NOISE).max(1e6) {
             return;
@@ -165,6 +173,9 @@ impl MemoryTrack {
             return;
         }
         estimate.working_set = estimate.working_set.max(self.window.1);
+        if std::mem::replace(&mut self.provisional, first_pass) {
+            (self.dirty, self.pace) = (Smooth::default(), Smooth::default());
+        }
         self.dirty.add(self.window.1 / elapsed * 1000.0);
         self.pace.add(self.window.2 / elapsed * 1000.0);
         estimate.dirty_rate = self.dirty.get().unwrap_or_default();

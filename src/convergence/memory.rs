@@ -24,6 +24,10 @@ const LIGHT: f64 = 0.3;
 const MARGIN: f64 = 1.1;
 /// A limit that is raised by less would not show.
 const NOTABLE: f64 = 1.05;
+/// From this load on everything that was sent is found dirty again, and what the guest really dirties is not seen; it is
+/// taken to be at least the second.
+const SATURATED: f64 = 0.95;
+const BEYOND: f64 = 1.5;
 /// The steps of the throttle, per cent.
 const STEP: u8 = 10;
 
@@ -74,6 +78,11 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     let limit = now.done.downtime.map_or(millis(policy.first), millis);
     let rest = tail * limit / 1000.0;
     let patience = patience(policy, now);
+    let busy = millis(policy.busy).min(allowed(policy, now));
+    if policy.ram.contains(&RamRung::Downtime) && load > LIGHT && busy > limit * NOTABLE {
+        let because = format!("{}: RAM's tail may take {busy:.0} ms of a guest that is busy", told(&memory, load, limit));
+        return (Some(Action::DowntimeLimit(Duration::from_secs_f64(busy / 1000.0))), because);
+    }
     if let Some(time) = memory.time_to(rest, load).filter(|time| *time <= patience || load <= LIGHT) {
         return wait(format!("RAM is about to fit: {}, in {time:.0} ms", told(&memory, load, limit)));
     }
@@ -100,8 +109,11 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
         match rung {
             RamRung::Downtime if fits && is_worth_it(policy, now, load, needed - limit) => return raise(),
             RamRung::Throttle if now.task.can.throttle && now.done.throttle < policy.throttle_max => {
-                let percent = throttle(policy, now, &memory, rest, patience);
-                let because = format!("{numbers}: throttled by {percent} % it would fit in {:.1} s", patience / 1000.0);
+                let (percent, time) = throttle(policy, now, &memory, rest);
+                let because = match time {
+                    Some(time) => format!("{numbers}: throttled by {percent} % it would fit in {:.1} s", time / 1000.0),
+                    None => format!("{numbers}: it is throttled by {percent} %"),
+                };
                 return (Some(Action::Throttle(percent)), because);
             }
             RamRung::Postcopy if now.task.can.postcopy => {
@@ -143,23 +155,23 @@ pub(super) fn remedy(policy: &Policy, now: &History, memory: &Memory) -> String 
     )
 }
 
-/// The smallest throttle that lets RAM fit in time, or else the largest.
-fn throttle(policy: &Policy, now: &History, memory: &Memory, rest: f64, patience: f64) -> u8 {
-    // what is there already has to be sent however little is added
-    let patience = memory.time_to(rest, 0.0).map_or(patience, |time| patience.max(time / (1.0 - LIGHT)));
+/// The smallest throttle that leaves a light load, or else the largest, and the time until RAM fits then. A short throttle
+/// that does is better than several that do not: QEMU takes a second or more for each.
+fn throttle(policy: &Policy, now: &History, memory: &Memory, rest: f64) -> (u8, Option<f64>) {
     let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
-    // without any throttle; a guest that keeps up with what is sent may dirty much more than is found
-    let whole = memory.load().unwrap_or(1.0) / runs(now.done.throttle.min(99));
+    let load = memory.load().unwrap_or(1.0);
+    // a guest that keeps up with what is sent may dirty much more than is found
+    let found = if load > SATURATED { load.max(BEYOND) } else { load };
+    // without any throttle
+    let whole = found / runs(now.done.throttle.min(99));
     // where the last one did not do, what the guest still runs is halved at least
     let least = if now.done.throttle > 0 { (100 - now.done.throttle) / 2 } else { STEP };
-    let mut percent = (now.done.throttle + least).div_ceil(STEP) * STEP;
-    while percent < policy.throttle_max {
-        if memory.time_to(rest, whole * runs(percent)).is_some_and(|time| time <= patience) {
-            break;
-        }
+    let mut percent = now.done.throttle.saturating_add(least).div_ceil(STEP) * STEP;
+    while percent < policy.throttle_max && whole * runs(percent) > LIGHT {
         percent += STEP;
     }
-    percent.min(policy.throttle_max)
+    let percent = percent.min(policy.throttle_max);
+    (percent, memory.time_to(rest, whole * runs(percent)))
 }
 
 fn patience(policy: &Policy, now: &History) -> f64 {

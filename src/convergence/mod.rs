@@ -24,3 +24,6 @@ pub use history::{Can, Estimates, History, Share, Task};
 pub use policy::{DiskRung, Policy, RamRung, Schedule, Step, Then};
 pub use sample::{MirrorSample, RamSample, Sample};
 pub use written::{BUILT_IN, PolicyError};
+
+#[cfg(test)]
+mod scenarios;
