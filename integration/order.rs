@@ -795,7 +795,7 @@ fn throttling(takes_dirty_limit: bool) -> Model {
         let is_on = |name: &str| state.source.capabilities[name];
         assert_eq!((is_on("dirty-limit"), is_on("auto-converge")), (takes_dirty_limit, !takes_dirty_limit));
         let of = |name: &str| state.source.parameters[name].clone();
-        assert_eq!([of("throttle-trigger-threshold"), of("max-cpu-throttle")], [json!(100), json!(1)]);
+        assert_eq!([of("throttle-trigger-threshold"), of("max-cpu-throttle")], [json!(25), json!(1)]);
         assert_eq!(of("vcpu-dirty-limit"), if takes_dirty_limit { json!(1 << 20) } else { json!(1) });
     });
     model

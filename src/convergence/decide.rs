@@ -23,11 +23,16 @@ const ROOM: f64 = 0.2;
 /// out calls [`History::record`] with both then.
 pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     let mut now = history.after(sample);
-    if now.done.gave_up || now.done.postcopy {
-        return Decision { actions: Vec::new(), because: "it is decided already".to_owned() };
+    let decided = || Decision { actions: Vec::new(), because: "it is decided already".to_owned() };
+    if now.done.gave_up || sample.ram.is_some_and(|ram| ram.postcopy) {
+        return decided();
     }
     if let Some(timeout) = now.task.timeout.filter(|timeout| now.at >= disks::millis(*timeout)) {
         return give_up_in_time(policy, &now, timeout);
+    }
+    // it need not have come to it yet, which is why the timeout counts still
+    if now.done.postcopy {
+        return decided();
     }
     let mut steps = disks::decide(policy, &now);
     let mut waiting = None;
@@ -79,7 +84,7 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
 /// Milliseconds of blackout if the guest were stopped now; None before RAM was measured.
 pub fn predicted_blackout(policy: &Policy, history: &History) -> Option<f64> {
     let memory = history.memory.estimate()?;
-    Some(memory.fresh / memory::tail_rate(history, &memory) * 1000.0 + memory::overhead(policy, history))
+    Some(memory.fresh / memory::tail_rate(history) * 1000.0 + memory::overhead(policy, history))
 }
 
 /// Whether the guest may be handed over, once it stands still: `stood` milliseconds so far, `remaining` bytes yet to be
@@ -93,7 +98,7 @@ pub fn may_hand_over(policy: &Policy, history: &History, stood: f64, remaining: 
     let rest = history
         .memory
         .estimate()
-        .map_or(disks::millis(limit), |memory| remaining as f64 / memory::tail_rate(history, &memory) * 1000.0);
+        .map_or(disks::millis(limit), |_| remaining as f64 / memory::tail_rate(history) * 1000.0);
     let trips = history.round_trip.get().unwrap_or_default() * 2.0;
     let foreseen = stood + rest + disks::millis(policy.device_state) + trips;
     let allowed = disks::millis(history.task.budget) * (1.0 + policy.slack);

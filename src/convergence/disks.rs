@@ -4,7 +4,7 @@
 
 use super::{
     decision::Action,
-    estimate::Disk,
+    estimate::{Disk, DiskTrack},
     history::History,
     policy::{DiskRung, Policy},
 };
@@ -27,6 +27,15 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
         if !left.is_empty() {
             let because = format!("every mirror is ready: from here no write may be behind ({})", left.join(", "));
             steps.push((Action::WriteBlocking(left), because));
+        }
+        let out_of_step = |(_, track): &(&String, &DiskTrack)| {
+            track.out_of_step().is_some_and(|since| now.at - since > millis(policy.give_up))
+        };
+        if let Some((name, track)) = now.disks.iter().find(out_of_step) {
+            let left = Bytes(track.estimate().remaining as u64);
+            let told = format!("the mirror of {name} does not get in step with its guest's writes, {left} remain");
+            let needed = format!("a mirror of {name} that gets in step");
+            return vec![(Action::GiveUp { code: "disk-not-converging", needed }, told)];
         }
         return steps;
     }
@@ -70,7 +79,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
 
 /// A mirror that was looked at for long enough and gains nothing.
 fn stands_still(disk: &Disk, at: f64) -> bool {
-    !disk.ready && at - disk.best_at > STANDSTILL && disk.rate - disk.growth < disk.rate * GAIN
+    !disk.ready && at - disk.best_at > STANDSTILL && disk.rate - disk.growth <= disk.rate * GAIN
 }
 
 fn rate(bytes: f64) -> Rate {

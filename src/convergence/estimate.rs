@@ -86,7 +86,10 @@ pub(super) struct MemoryTrack {
     counted: (f64, u64),
     /// The window holds what was dirtied under other conditions: it ends with the next sync and counts for nothing.
     stale: bool,
+    /// Since it was last shared out anew.
     bandwidth: Smooth,
+    /// The most that was sent in a window of it, bytes per second; 0 before the first.
+    fastest: f64,
     /// Where the window of the bandwidth began: when, and what was transferred.
     sent: (f64, u64),
     dirty: Smooth,
@@ -106,7 +109,26 @@ impl MemoryTrack {
     }
 
     pub(super) fn estimate(&self) -> Option<Memory> {
-        self.bandwidth.get().map(|_| self.estimate)
+        (self.fastest > 0.0 || self.bandwidth.get().is_some()).then_some(self.estimate)
+    }
+
+    /// What the wire carried for RAM with its present share, once that was measured.
+    pub(super) fn carried(&self) -> Option<f64> {
+        self.bandwidth.get()
+    }
+
+    /// The most that the wire was seen to carry for RAM.
+    pub(super) fn fastest(&self) -> f64 {
+        self.fastest
+    }
+
+    /// The bandwidth is shared out anew.
+    pub(super) fn share_anew(&mut self, at: f64) {
+        self.bandwidth = Smooth::default();
+        if let Some((_, last)) = self.last {
+            self.sent = (at, last.transferred);
+        }
+        self.forget_rates(at);
     }
 
     pub(super) fn last(&self) -> Option<RamSample> {
@@ -144,7 +166,9 @@ impl MemoryTrack {
         }
         let estimate = &mut self.estimate;
         if at - self.sent.0 >= WINDOW {
-            self.bandwidth.add(now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0);
+            let rate = now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0;
+            self.bandwidth.add(rate);
+            self.fastest = self.fastest.max(rate);
             self.sent = (at, now.transferred);
             estimate.bandwidth = self.bandwidth.get().unwrap_or_default();
         }
@@ -242,8 +266,8 @@ pub(super) struct DiskTrack {
     writes: Smooth,
     before: Smooth,
     since: Smooth,
-    /// It was switched to write-blocking.
-    blocking: bool,
+    /// When it was switched to write-blocking.
+    blocking: Option<f64>,
     estimate: Disk,
 }
 
@@ -278,7 +302,7 @@ impl DiskTrack {
         let (writes, took) = (now.writes.saturating_sub(last.writes), now.write_ns.saturating_sub(last.write_ns));
         if writes > 0 {
             let mean = took as f64 / writes as f64 / 1e6;
-            match self.blocking {
+            match self.blocking.is_some() {
                 true => self.since.add(mean),
                 false => self.before.add(mean),
             }
@@ -293,9 +317,15 @@ impl DiskTrack {
         self.window = Some((at, now.clone()));
     }
 
+    /// Since when it gets no nearer to being in step with its guest's writes, though they wait for it.
+    pub(super) fn out_of_step(&self) -> Option<f64> {
+        let Disk { remaining, best_at, synced, .. } = self.estimate;
+        self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { best_at.max(since) } else { since })
+    }
+
     /// From now on in write-blocking mode.
     pub(super) fn block(&mut self, at: f64) {
-        self.blocking = true;
+        self.blocking = Some(at);
         self.start_over(at);
     }
 

@@ -44,6 +44,8 @@ pub struct Can {
     pub postcopy: bool,
     /// Send RAM while mirrors copy: it can be held back, which multifd cannot.
     pub overlap: bool,
+    /// QEMU reckons with the bandwidth that it is told for the switchover (8.2): the ceiling, if there is one.
+    pub switchover_bandwidth: bool,
 }
 
 /// What was seen and decided so far.
@@ -182,7 +184,7 @@ impl History {
                     }
                 }
                 if done.share.memory != share.memory {
-                    self.memory.forget_rates(at);
+                    self.memory.share_anew(at);
                 }
                 done.share = share.clone();
             }
@@ -200,7 +202,7 @@ impl History {
                 }
                 done.write_blocking.extend(disks.iter().cloned());
                 // what it sent beside them says little of what it sends alone
-                self.memory.forget_rates(at);
+                self.memory.share_anew(at);
             }
             Action::Postcopy => done.postcopy = true,
             Action::GiveUp { .. } => done.gave_up = true,

@@ -22,6 +22,8 @@ const UNSEEN: f64 = 10_000.0;
 const LIGHT: f64 = 0.3;
 /// By how much a limit is set above what it must let pass: two counts are never the same.
 const MARGIN: f64 = 1.1;
+/// What RAM must get of its share of a ceiling for the ceiling to be what holds it.
+const REACHED: f64 = 0.8;
 /// A limit that is raised by less would not show.
 const NOTABLE: f64 = 1.05;
 /// From this load on everything that was sent is found dirty again, and what the guest really dirties is not seen; it is
@@ -47,9 +49,23 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
 }
 
 /// Bytes per second that the rest of RAM is sent at with the guest stopped.
-pub(super) fn tail_rate(now: &History, memory: &Memory) -> f64 {
-    let given = now.task.link.or(now.task.ceiling).map(|rate| rate.0 as f64);
-    given.unwrap_or(memory.bandwidth).max(1.0)
+pub(super) fn tail_rate(now: &History) -> f64 {
+    let share = now.done.share.memory.map_or(0.0, |rate| rate.0 as f64);
+    // a ceiling that is not reached is not what the link carries
+    let is_reached = now.task.link.is_some() || now.memory.carried().is_none_or(|carried| carried > share * REACHED);
+    let measured = now.memory.carried().unwrap_or(now.memory.fastest());
+    told(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
+}
+
+/// What is given of the link, or else the ceiling.
+fn told(now: &History) -> Option<f64> {
+    now.task.link.or(now.task.ceiling).map(|rate| rate.0 as f64)
+}
+
+/// The part of a downtime limit that QEMU is to be told for what RAM's tail may take: where it was told of more bandwidth
+/// than there is, it would stop the guest for longer.
+fn part(now: &History, tail: f64) -> f64 {
+    told(now).filter(|_| now.task.can.switchover_bandwidth).map_or(1.0, |told| (tail / told.max(1.0)).min(1.0))
 }
 
 /// The most that RAM's tail may take, milliseconds, so that the whole stays within the budget.
@@ -73,28 +89,33 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     let (Some(load), true) = (memory.load(), memory.first_pass_over) else {
         return wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.task.memory)));
     };
-    let load = if stands_still(policy, now, &memory) { load.max(1.0) } else { load };
-    let tail = tail_rate(now, &memory);
-    let limit = now.done.downtime.map_or(millis(policy.first), millis);
+    let still = stands_still(policy, now, &memory);
+    let load = if still { load.max(1.0) } else { load };
+    let tail = tail_rate(now);
+    let part = part(now, tail);
+    let downtime = |millis: f64| Action::DowntimeLimit(Duration::from_secs_f64(millis * part / 1000.0));
+    // what it comes to
+    let limit = now.done.downtime.map_or(millis(policy.first), millis) / part;
     let rest = tail * limit / 1000.0;
     let patience = patience(policy, now);
     let busy = millis(policy.busy).min(allowed(policy, now));
     if policy.ram.contains(&RamRung::Downtime) && load > LIGHT && busy > limit * NOTABLE {
-        let because = format!("{}: RAM's tail may take {busy:.0} ms of a guest that is busy", told(&memory, load, limit));
-        return (Some(Action::DowntimeLimit(Duration::from_secs_f64(busy / 1000.0))), because);
+        let because =
+            format!("{}: RAM's tail may take {busy:.0} ms of a guest that is busy", numbers(&memory, load, limit));
+        return (Some(downtime(busy)), because);
     }
-    if let Some(time) = memory.time_to(rest, load).filter(|time| *time <= patience || load <= LIGHT) {
-        return wait(format!("RAM is about to fit: {}, in {time:.0} ms", told(&memory, load, limit)));
+    if let Some(time) = memory.time_to(rest, load).filter(|time| !still && (*time <= patience || load <= LIGHT)) {
+        return wait(format!("RAM is about to fit: {}, in {time:.0} ms", numbers(&memory, load, limit)));
     }
     if !has_settled(now) {
         return wait(format!("the throttle of {} % is still to show", now.done.throttle));
     }
     if !is_confirmed(policy, now, &memory, rest, patience) {
-        return wait(format!("RAM may not fit in time, which is yet to be seen: {}", told(&memory, load, limit)));
+        return wait(format!("RAM may not fit in time, which is yet to be seen: {}", numbers(&memory, load, limit)));
     }
     let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
     let needed = lowest / tail * 1000.0 * MARGIN;
-    let numbers = told(&memory, load, limit);
+    let numbers = numbers(&memory, load, limit);
     let raise = || {
         let foreseen = needed + overhead(policy, now);
         let because = format!(
@@ -102,7 +123,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
             Bytes(lowest as u64),
             now.task.budget.as_millis()
         );
-        (Some(Action::DowntimeLimit(Duration::from_secs_f64(needed / 1000.0))), because)
+        (Some(downtime(needed)), because)
     };
     let fits = needed > limit * NOTABLE && needed <= allowed(policy, now);
     for rung in &policy.ram {
@@ -123,7 +144,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
                 let foreseen = needed + overhead(policy, now);
                 if foreseen <= millis(policy.stop_and_copy) {
                     let because = format!("{numbers}: it is stopped for {foreseen:.0} ms, as the policy allows");
-                    return (Some(Action::DowntimeLimit(Duration::from_secs_f64(needed / 1000.0))), because);
+                    return (Some(downtime(needed)), because);
                 }
             }
             _ => {}
@@ -143,7 +164,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
 /// What would have let RAM converge.
 pub(super) fn remedy(policy: &Policy, now: &History, memory: &Memory) -> String {
     let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
-    let budget = lowest / tail_rate(now, memory) * 1000.0 * MARGIN + overhead(policy, now);
+    let budget = lowest / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
     // so that the rest is through within the patience, dirtying and all
     let bandwidth = memory.dirty_rate + memory.fresh / (patience(policy, now) / 1000.0);
     format!(
@@ -215,7 +236,7 @@ fn is_confirmed(policy: &Policy, now: &History, memory: &Memory, rest: f64, pati
     streak.last().is_some_and(|first| now.at - first >= CONFIRMED)
 }
 
-fn told(memory: &Memory, load: f64, limit: f64) -> String {
+fn numbers(memory: &Memory, load: f64, limit: f64) -> String {
     format!(
         "{} remain, {} are dirtied against {} sent ({:.0} %), the downtime limit is {limit:.0} ms",
         Bytes(memory.fresh as u64),

@@ -26,4 +26,6 @@ pub use sample::{MirrorSample, RamSample, Sample};
 pub use written::{BUILT_IN, PolicyError};
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod scenarios;

@@ -338,10 +338,10 @@ impl World<'_> {
             if !mirror.ready {
                 let copied = (want * part * seconds).min(mirror.len - mirror.offset);
                 mirror.offset += copied;
+                mirror.ready = mirror.len - mirror.offset < 1.0;
                 // a write to what is copied already is to be copied again
                 let again = if mirror.blocking || mirror.len == 0.0 { 0.0 } else { mirror.offset / mirror.len };
                 mirror.len += disk.write_rate * seconds * again;
-                mirror.ready = mirror.len - mirror.offset < 1.0;
             }
         }
         if self.ram.is_none() {

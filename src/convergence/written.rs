@@ -68,7 +68,8 @@ impl Policy {
     /// # Errors
     /// The first that cannot.
     pub fn check(&self) -> Result<(), PolicyError> {
-        let Self { first, busy, slack, patience, patience_share, worth, throttle_max, stop_and_copy, xbzrle, .. } = self;
+        let Self { first, busy, slack, patience, patience_share, worth, throttle_max, stop_and_copy, xbzrle, .. } =
+            self;
         require(!self.name.trim().is_empty(), "name", || "write a name, or leave the field out".to_owned())?;
         require(!first.is_zero() && *first <= DOWNTIME_MAX, "first", || {
             format!("{first:?} is no downtime limit: write one from 1ms to 2000s, such as \"20ms\"")

@@ -269,9 +269,11 @@ pub fn dirty_limit(rate: Rate) -> Map<String, Value> {
     [steps(1, 1, 1, 1), map([("vcpu-dirty-limit", json!(megabytes))])].into_iter().flatten().collect()
 }
 
-/// Armed for nothing: a capability cannot be turned on later. What QEMU may still do by itself is one per cent.
+/// Armed for nothing: a capability cannot be turned on later. What QEMU may still do by itself is one per cent. It does so
+/// early, for only from the second sync on that found this much dirtied it throttles at all: what is asked for later then
+/// comes at its next step, not seconds after.
 fn disarmed() -> Map<String, Value> {
-    steps(100, 1, 1, 1)
+    steps(25, 1, 1, 1)
 }
 
 /// Auto-converge with QEMU's defaults, whatever a former user left.
@@ -375,7 +377,7 @@ mod tests {
             let setup = wanted.setup(Side::Source, &features(capabilities, false));
             assert_eq!((&setup.one_of[..], &setup.later[..]), (one_of, later));
             let armed_for_nothing = setup.parameters.get("throttle-trigger-threshold");
-            assert_eq!(armed_for_nothing, (!one_of.is_empty()).then(|| json!(100)).as_ref());
+            assert_eq!(armed_for_nothing, (!one_of.is_empty()).then(|| json!(25)).as_ref());
             assert_eq!(wanted.setup(Side::Destination, &all()).one_of, Vec::<&str>::new());
         }
     }

@@ -66,6 +66,7 @@ impl<'a> Converge<'a> {
             throttle: course.throttling != tuning::Throttling::None,
             postcopy: wanted.postcopy,
             overlap: settings.multifd.is_none(),
+            switchover_bandwidth: sides.source.features().avail_switchover_bandwidth,
         };
         let task = Task {
             budget: settings.downtime,
