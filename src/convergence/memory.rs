@@ -249,3 +249,180 @@ fn numbers(memory: &Memory, load: f64, limit: f64) -> String {
 fn wait(because: String) -> (Option<Action>, String) {
     (None, because)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convergence::{
+        Decision, Task,
+        fixture::{Ram, Run, give_up, limit, mib, policy, task, throttle},
+        may_hand_over, predicted_blackout,
+    };
+
+    /// Looks at RAM until something is done that `wanted` is looking for; what came before must not be done.
+    fn until(run: &mut Run, ram: &mut Ram, most: u64, wanted: fn(&Decision) -> bool) -> Option<Decision> {
+        (0..most / 100).find_map(|_| {
+            let decision = run.look(100, Some(ram.after(100)), &[]);
+            if let Some(percent) = throttle(&decision) {
+                ram.throttle = u64::from(percent);
+            }
+            wanted(&decision).then_some(decision)
+        })
+    }
+
+    fn started(policy: &str, task: Task) -> Run {
+        let mut run = Run::new(&policy.parse().expect("a policy"), task, &[]);
+        let decision = run.look(0, None, &[]);
+        assert!(decision.actions.contains(&Action::StartMemory), "{decision:?}");
+        run
+    }
+
+    fn built_in(name: &str) -> &'static str {
+        Policy::built_in(name).expect(name)
+    }
+
+    #[test]
+    fn it_waits_while_it_improves() {
+        for continuous in [false, true] {
+            let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(20.0, 400.0, continuous));
+            let acted = until(&mut run, &mut ram, 6000, |decision| !decision.actions.is_empty());
+            assert_eq!(acted, None, "a light load needs nothing");
+        }
+    }
+
+    #[test]
+    fn a_busy_guest_may_take_a_little_longer_and_no_more_than_the_budget() {
+        for (budget, most) in [(300, 50), (30, 24)] {
+            let given = Task { budget: Duration::from_millis(budget), ..task() };
+            let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
+            let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some()).expect("a limit");
+            let limit = limit(&decision).expect("a limit");
+            assert!(limit <= Duration::from_millis(most) && limit >= Duration::from_millis(most - 3), "{decision:?}");
+        }
+    }
+
+    #[test]
+    fn a_throttle_is_as_strong_as_needed_and_comes_early() {
+        for continuous in [false, true] {
+            for (dirtied, least, most) in [(85.0, 30, 80), (200.0, 30, 90)] {
+                let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(dirtied, 200.0, continuous));
+                let decision = until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some());
+                let percent = decision.as_ref().and_then(throttle).expect("a throttle");
+                assert!((least..=most).contains(&percent), "{continuous}: {decision:?}");
+                // the first pass takes five seconds
+                assert!(run.at() < 14_000.0, "{continuous}: at {}", run.at());
+                assert!(decision.is_some_and(|decision| decision.because.contains("are dirtied against")));
+                // once it shows, it either does or the next one is stronger
+                let next = until(&mut run, &mut ram, 4000, |decision| throttle(decision).is_some());
+                assert!(next.as_ref().and_then(throttle).is_none_or(|next| next > percent), "{next:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_more_is_done_before_a_throttle_shows() {
+        let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(200.0, 200.0, false));
+        until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some()).expect("a throttle");
+        let at = run.at();
+        ram.throttle = 0;
+        let next = until(&mut run, &mut ram, 20_000, |decision| !decision.actions.is_empty()).expect("something");
+        assert!(run.at() - at > UNSEEN, "{next:?} after {}", run.at() - at);
+    }
+
+    #[test]
+    fn a_local_minimum_is_let_pass_within_the_budget() {
+        // 20 MiB are rewritten much faster than they can be sent: 200 ms
+        let text = "ram = ['downtime']\ngive-up = '10s'";
+        let (mut run, mut ram) = (started(text, task()), Ram::new(500.0, 20.0, false));
+        let raised = |decision: &Decision| limit(decision).is_some_and(|limit| limit > Duration::from_millis(50));
+        let decision = until(&mut run, &mut ram, 30_000, raised).expect("a limit");
+        let limit = limit(&decision).map(|limit| limit.as_secs_f64() * 1000.0).expect("a limit");
+        assert!((200.0..=240.0).contains(&limit), "{decision:?}");
+        assert!(decision.because.contains("at its lowest") && decision.because.contains("300 ms"), "{decision:?}");
+        // and not beyond it
+        let given = Task { budget: Duration::from_millis(150), ..task() };
+        let (mut run, mut ram) = (started(text, given), Ram::new(500.0, 20.0, false));
+        let decision = until(&mut run, &mut ram, 60_000, |decision| give_up(decision).is_some()).expect("an end");
+        let (code, needed) = give_up(&decision).expect("given up");
+        assert_eq!(code, "ram-not-converging");
+        // what it says is enough: 20 MiB at 100 MiB/s, with the margin and the rest of the blackout
+        let budget: f64 = needed
+            .split("budget of ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .and_then(|ms| ms.parse().ok())
+            .expect("a budget");
+        assert!((200.0..260.0).contains(&budget), "{needed}");
+        assert!(needed.contains("a bandwidth of") && needed.contains("it was 150 ms"), "{needed}");
+        let given = Task { budget: Duration::from_millis(budget as u64), ..task() };
+        let (mut run, mut ram) = (started(text, given), Ram::new(500.0, 20.0, false));
+        assert!(until(&mut run, &mut ram, 30_000, raised).is_some(), "{needed}");
+    }
+
+    #[test]
+    fn after_the_last_throttle_it_is_given_up() {
+        // it dirties as much as before, whatever QEMU says
+        let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(1e5, 400.0, false));
+        let mut percents = Vec::new();
+        let end = (0..3000).find_map(|_| {
+            let decision = run.look(100, Some(ram.after(100)), &[]);
+            percents.extend(throttle(&decision));
+            ram.throttle = percents.last().copied().unwrap_or_default().into();
+            give_up(&decision).map(|(code, needed)| (code.to_owned(), needed.to_owned()))
+        });
+        let (code, needed) = end.expect("an end");
+        assert!(code == "ram-not-converging" && needed.contains("a blackout budget of"), "{code}: {needed}");
+        assert!(percents.is_sorted() && percents.last() == Some(&99) && percents.len() < 6, "{percents:?}");
+    }
+
+    #[test]
+    fn postcopy_is_started_where_it_does_not_fit() {
+        let (mut run, mut ram) = (started(built_in("postcopy"), task()), Ram::new(200.0, 300.0, false));
+        let wanted = |decision: &Decision| decision.actions.contains(&Action::Postcopy);
+        assert!(until(&mut run, &mut ram, 20_000, wanted).is_some());
+        assert_eq!(until(&mut run, &mut ram, 5000, |decision| !decision.actions.is_empty()), None);
+    }
+
+    #[test]
+    fn a_stop_and_copy_is_as_long_as_the_policy_allows() {
+        let text = |longest: &str| format!("give-up = '5s'\nram = ['stop-and-copy']\nstop-and-copy = '{longest}'");
+        let (mut run, mut ram) = (started(&text("3s"), task()), Ram::new(500.0, 200.0, false));
+        let decision = until(&mut run, &mut ram, 30_000, |decision| limit(decision).is_some()).expect("a limit");
+        assert!(limit(&decision).is_some_and(|limit| limit > Duration::from_secs(2)), "{decision:?}");
+        assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(200).0).is_ok());
+        assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(400).0).is_err());
+        let (mut run, mut ram) = (started(&text("1s"), task()), Ram::new(500.0, 200.0, false));
+        let decision = until(&mut run, &mut ram, 30_000, |decision| !decision.actions.is_empty()).expect("an end");
+        assert!(give_up(&decision).is_some(), "{decision:?}");
+    }
+
+    #[test]
+    fn a_ceiling_that_is_not_reached_is_not_what_the_link_carries() {
+        for (ceiling, remaining, expected) in [(Some(110), 20, 200.0), (Some(1000), 20, 200.0), (None, 20, 200.0)] {
+            let given = Task { ceiling: ceiling.map(mib), ..task() };
+            let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(0.0, 1.0, false));
+            until(&mut run, &mut ram, 2000, |_| false);
+            let foreseen = may_hand_over(&run.policy, &run.history, 0.0, mib(remaining).0).expect("within 360 ms");
+            assert!((expected * 0.85..expected + 20.0).contains(&foreseen), "{ceiling:?}: {foreseen}");
+            assert!(may_hand_over(&run.policy, &run.history, 0.0, mib(60).0).is_err(), "{ceiling:?}");
+            assert!(predicted_blackout(&run.policy, &run.history).is_some());
+        }
+        // QEMU stops the guest by the bandwidth that it was told
+        let given = Task { ceiling: Some(mib(1000)), ..task() };
+        let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
+        let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some());
+        // its first limit of 10 ms is 100 ms of what there is
+        assert_eq!(decision, None);
+    }
+
+    #[test]
+    fn what_it_would_have_needed_is_said_also_without_a_throttle() {
+        let mut given = task();
+        given.can.throttle = false;
+        let mut run = Run::new(&policy("converge"), given, &[]);
+        run.look(0, None, &[]);
+        let mut ram = Ram::new(200.0, 200.0, true);
+        let decision = until(&mut run, &mut ram, 90_000, |decision| give_up(decision).is_some()).expect("an end");
+        assert!(decision.because.contains("nothing has improved for 30 s"), "{decision:?}");
+    }
+}

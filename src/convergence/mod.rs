@@ -26,6 +26,8 @@ pub use sample::{MirrorSample, RamSample, Sample};
 pub use written::{BUILT_IN, PolicyError};
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod scenarios;
