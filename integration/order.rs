@@ -816,7 +816,7 @@ fn throttling(takes_dirty_limit: bool) -> Model {
         let is_on = |name: &str| state.source.capabilities[name];
         assert_eq!((is_on("dirty-limit"), is_on("auto-converge")), (takes_dirty_limit, !takes_dirty_limit));
         let of = |name: &str| state.source.parameters[name].clone();
-        assert_eq!([of("throttle-trigger-threshold"), of("max-cpu-throttle")], [json!(100), json!(1)]);
+        assert_eq!([of("throttle-trigger-threshold"), of("max-cpu-throttle")], [json!(25), json!(1)]);
         assert_eq!(of("vcpu-dirty-limit"), if takes_dirty_limit { json!(1 << 20) } else { json!(1) });
     });
     model
@@ -1461,6 +1461,7 @@ fn overlapping() -> Model {
     let model = model();
     let mut state = model.state();
     (state.len, state.copies, state.sends) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
+    model::add_switchover_bandwidth(&mut state.source.schema);
     drop(state);
     model
 }

@@ -1180,6 +1180,15 @@ pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
     members.as_array_mut().unwrap().extend(names.iter().map(|name| json!({ "name": name, "type": "" })));
 }
 
+/// Adds the parameter that tells QEMU with what to reckon for the switchover.
+pub fn add_switchover_bandwidth(schema: &mut Value) {
+    let entities = schema.as_array_mut().unwrap();
+    let command = entities.iter_mut().find(|entity| entity["name"] == "migrate-set-parameters").unwrap();
+    command["arg-type"] = json!("6");
+    let member = json!([{"name": "avail-switchover-bandwidth", "type": "int"}]);
+    entities.push(json!({"name": "6", "meta-type": "object", "members": member}));
+}
+
 /// Just what the engine reads of a schema.
 pub fn schema(block_job_change: bool, exit_on_error: bool) -> Value {
     let mut commands: BTreeSet<&str> = NEEDED.into();

@@ -5,7 +5,7 @@
 use super::{
     decision::{Action, Decision},
     disks,
-    history::History,
+    history::{History, TIMEOUT},
     memory,
     policy::Policy,
     sample::Sample,
@@ -24,13 +24,14 @@ const ROOM: f64 = 0.2;
 pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     let mut now = history.after(sample);
     let decided = || Decision { actions: Vec::new(), because: "it is decided already".to_owned() };
-    if now.done.postcopy || (now.done.gave_up && !policy.observe) {
+    if sample.ram.is_some_and(|ram| ram.postcopy) || now.done.timed_out || (now.done.gave_up && !policy.observe) {
         return decided();
     }
     if let Some(timeout) = now.task.timeout.filter(|timeout| now.at >= disks::millis(*timeout)) {
         return give_up_in_time(policy, &now, timeout);
     }
-    if now.done.gave_up {
+    // it need not have come to it yet, which is why the timeout counts still
+    if now.done.gave_up || now.done.postcopy {
         return decided();
     }
     let mut steps = disks::decide(policy, &now);
@@ -44,15 +45,20 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
                 // beside mirrors that are not ready QEMU must not stop the guest on its own account
                 let limit = match share::is_settled(&now) {
                     true => memory::first_limit(policy, &now),
-                    false => Duration::ZERO,
+                    false => {
+                        steps.push((Action::SwitchoverBandwidth(Some(share::NOTHING)), String::new()));
+                        Duration::from_millis(1)
+                    }
                 };
                 steps.extend([(Action::DowntimeLimit(limit), because), (Action::StartMemory, String::new())]);
             }
             (false, because) => waiting = Some(because),
         }
-    } else if share::is_settled(&now) && now.done.downtime == Some(Duration::ZERO) {
+    } else if share::is_settled(&now) && now.done.held {
         let because = "every mirror is ready and in step: QEMU may stop the guest from here on".to_owned();
-        steps.push((Action::DowntimeLimit(memory::first_limit(policy, &now)), because));
+        let limit = Action::DowntimeLimit(memory::first_limit(policy, &now));
+        // the limit first: a step of a schedule it is none
+        steps.extend([(limit, because), (Action::SwitchoverBandwidth(now.task.ceiling), String::new())]);
     } else if share::is_settled(&now) {
         let (action, because) = match &policy.schedule {
             Some(schedule) => schedule::decide(policy, schedule, &now, history.at),
@@ -90,7 +96,7 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
 /// Milliseconds of blackout if the guest were stopped now; None before RAM was measured.
 pub fn predicted_blackout(policy: &Policy, history: &History) -> Option<f64> {
     let memory = history.memory.estimate()?;
-    Some(memory.fresh / memory::tail_rate(history, &memory) * 1000.0 + memory::overhead(policy, history))
+    Some(memory.fresh / memory::tail_rate(history) * 1000.0 + memory::overhead(policy, history))
 }
 
 /// Whether the guest may be handed over, once it stands still: `stood` milliseconds so far, `remaining` bytes yet to be
@@ -104,7 +110,7 @@ pub fn may_hand_over(policy: &Policy, history: &History, stood: f64, remaining: 
     let rest = history
         .memory
         .estimate()
-        .map_or(disks::millis(limit), |memory| remaining as f64 / memory::tail_rate(history, &memory) * 1000.0);
+        .map_or(disks::millis(limit), |_| remaining as f64 / memory::tail_rate(history) * 1000.0);
     let trips = history.round_trip.get().unwrap_or_default() * 2.0;
     let foreseen = stood + rest + disks::millis(policy.device_state) + trips;
     let allowed = disks::millis(history.task.budget) * (1.0 + policy.slack);
@@ -166,5 +172,110 @@ fn give_up_in_time(policy: &Policy, now: &History, timeout: Duration) -> Decisio
         }
     };
     let because = format!("it has taken {:.1} s of {:.1} s", now.at / 1000.0, timeout.as_secs_f64());
-    Decision { actions: vec![Action::GiveUp { code: "timeout", needed }], because }
+    Decision { actions: vec![Action::GiveUp { code: TIMEOUT, needed }], because }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convergence::{
+        Task,
+        fixture::{MIB, Run, give_up, mib, mirror, policy, ready, task},
+    };
+
+    /// What is decided once a mirror was seen to copy 100 MiB/s, with so much (MiB) yet to copy.
+    fn beside(policy: &Policy, task: Task, left: u64) -> Decision {
+        let mut run = Run::new(policy, task, &["a"]);
+        let all = left + 400;
+        for second in 0..4u64 {
+            run.look(1000, None, &[mirror("a", all, second * 100)]);
+        }
+        run.look(1000, None, &[mirror("a", all, 400)])
+    }
+
+    fn starts(decision: &Decision) -> bool {
+        decision.actions.contains(&Action::StartMemory)
+    }
+
+    #[test]
+    fn ram_overlaps_the_mirrors_when_it_needs_about_as_long() {
+        // 512 MiB at 100 MiB/s
+        let plain = policy("converge");
+        for (left, expected) in [(900, true), (400, true), (1500, false)] {
+            let mut early = Run::new(&plain, task(), &["a"]);
+            let all = left + 400;
+            let decisions: Vec<bool> =
+                (0..5u64).map(|second| starts(&early.look(1000, None, &[mirror("a", all, second * 100)]))).collect();
+            assert_eq!(decisions.contains(&true), expected, "{left}: {decisions:?}");
+        }
+        let far = beside(&plain, task(), 3000);
+        assert!(!starts(&far) && far.because.contains("RAM waits"), "{far:?}");
+    }
+
+    #[test]
+    fn ram_does_not_overlap_where_it_may_not_or_would_not_pay() {
+        let plain = policy("converge");
+        let one_after_the_other = Policy { overlap: false, ..plain.clone() };
+        assert!(!starts(&beside(&one_after_the_other, task(), 500)));
+        let mut held = task();
+        held.can.overlap = false;
+        assert!(!starts(&beside(&plain, held, 500)));
+        let full = Task { ceiling: Some(mib(110)), ..task() };
+        let full = beside(&plain, full, 500);
+        assert!(!starts(&full) && full.because.contains("no room"), "{full:?}");
+        let busy = Task { dirty_rate: Some(mib(150).0 as f64), ..task() };
+        let busy = beside(&plain, busy, 500);
+        assert!(!starts(&busy) && busy.because.contains("dirty it faster"), "{busy:?}");
+    }
+
+    #[test]
+    fn ram_is_started_once_with_its_first_limit() {
+        for (name, limit) in [("converge", 10), ("observe", 300), ("nova", 50), ("kubevirt", 150)] {
+            let mut run = Run::new(&policy(name), task(), &[]);
+            let decision = run.look(0, None, &[]);
+            let expected = [Action::DowntimeLimit(Duration::from_millis(limit)), Action::StartMemory];
+            assert_eq!(decision.actions, expected, "{name}");
+            assert_eq!(run.look(100, None, &[]).actions, []);
+        }
+    }
+
+    #[test]
+    fn ram_waits_until_no_write_may_be_behind() {
+        let mut run = Run::new(&policy("patient"), task(), &["a"]);
+        let decision = run.look(250, None, &[ready("a", false)]);
+        assert!(matches!(&decision.actions[..], [Action::WriteBlocking(_)]), "{decision:?}");
+        assert_eq!(run.look(250, None, &[ready("a", false)]).actions, []);
+        assert!(starts(&run.look(250, None, &[ready("a", true)])));
+    }
+
+    #[test]
+    fn the_timeout_ends_it_wherever_it_is() {
+        let given = Task { timeout: Some(Duration::from_secs(2)), ..task() };
+        let mut copying = Run::new(&policy("converge"), given.clone(), &["a"]);
+        assert_eq!(give_up(&copying.look(1999, None, &[mirror("a", 100, 50)])), None);
+        let decision = copying.look(1, None, &[mirror("a", 100, 60)]);
+        assert_eq!(give_up(&decision), Some(("timeout", "40.0 MiB of disks were still to be copied")));
+        assert!(decision.because.contains("2.0 s of 2.0 s"), "{decision:?}");
+        assert_eq!(copying.look(500, None, &[]).actions, [], "once is enough");
+        // also when postcopy was asked for and did not come
+        let mut asked = Run::new(&policy("postcopy"), given.clone(), &[]);
+        asked.look(0, None, &[]);
+        asked.history.note(&Action::Postcopy);
+        assert_eq!(asked.look(100, None, &[]).actions, []);
+        assert!(give_up(&asked.look(2000, None, &[])).is_some());
+        // but not when it runs
+        let mut runs = Run::new(&policy("postcopy"), given, &[]);
+        let ram = crate::convergence::RamSample { postcopy: true, total: 512 * MIB, ..Default::default() };
+        assert_eq!(runs.look(3000, Some(ram), &[]).actions, []);
+    }
+
+    #[test]
+    fn before_anything_is_measured_qemu_is_believed() {
+        let mut run = Run::new(&policy("converge"), task(), &[]);
+        assert_eq!(predicted_blackout(&run.policy, &run.history), None);
+        run.look(0, None, &[]);
+        let foreseen = may_hand_over(&run.policy, &run.history, 3.0, 1 << 40).expect("by its limit");
+        assert!((18.0..20.0).contains(&foreseen), "3 + 10 + 5 + two round trips: {foreseen}");
+        assert_eq!(may_hand_over(&run.policy, &run.history, 400.0, 0).map_err(|_| ()), Err(()));
+    }
 }

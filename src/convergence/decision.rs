@@ -3,6 +3,7 @@
 //! Pure.
 
 use super::Share;
+use crate::quantity::Rate;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ pub enum Action {
     StartMemory,
     /// Set QEMU's `downtime-limit`.
     DowntimeLimit(Duration),
+    /// Tell QEMU with what bandwidth to reckon when it asks itself whether to stop the guest, in place of what it measures
+    /// (`avail-switchover-bandwidth`); `None` is what it measures.
+    SwitchoverBandwidth(Option<Rate>),
     /// Share out the ceiling: RAM's `max-bandwidth`, and each mirror's speed.
     Share(Share),
     /// Give this disk's mirror more of the ceiling than the others.

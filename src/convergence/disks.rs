@@ -4,7 +4,7 @@
 
 use super::{
     decision::Action,
-    estimate::Disk,
+    estimate::{Disk, DiskTrack},
     history::History,
     policy::{DiskRung, Policy},
 };
@@ -27,6 +27,15 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
         if !left.is_empty() {
             let because = format!("every mirror is ready: from here no write may be behind ({})", left.join(", "));
             steps.push((Action::WriteBlocking(left), because));
+        }
+        let out_of_step = |(_, track): &(&String, &DiskTrack)| {
+            track.out_of_step().is_some_and(|since| now.at - since > millis(policy.give_up))
+        };
+        if let Some((name, track)) = now.disks.iter().find(out_of_step) {
+            let left = Bytes(track.estimate().remaining as u64);
+            let told = format!("the mirror of {name} does not get in step with its guest's writes, {left} remain");
+            let needed = format!("a mirror of {name} that gets in step");
+            return vec![(Action::GiveUp { code: "disk-not-converging", needed }, told)];
         }
         return steps;
     }
@@ -70,7 +79,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
 
 /// A mirror that was looked at for long enough and gains nothing.
 fn stands_still(disk: &Disk, at: f64) -> bool {
-    !disk.ready && at - disk.best_at > STANDSTILL && disk.rate - disk.growth < disk.rate * GAIN
+    !disk.ready && at - disk.best_at > STANDSTILL && disk.rate - disk.growth <= disk.rate * GAIN
 }
 
 fn rate(bytes: f64) -> Rate {
@@ -79,4 +88,93 @@ fn rate(bytes: f64) -> Rate {
 
 pub(super) fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convergence::{
+        Decision,
+        fixture::{Run, give_up, mib, mirror, policy, ready, task},
+    };
+
+    fn told(decision: &Decision) -> String {
+        decision.because.clone()
+    }
+
+    #[test]
+    fn a_mirror_that_does_not_catch_up_is_helped_step_by_step() {
+        let mut task = task();
+        task.ceiling = Some(mib(100));
+        let mut run = Run::new(&policy("converge"), task, &["fast", "slow"]);
+        let (mut favoured, mut blocking, mut ended) = (None, None, None);
+        for look in 0..400u64 {
+            // 10 MiB a look are copied, and as much is dirtied
+            let slow = mirror("slow", 1000 + look * 10, 100 + look * 10);
+            let decision = run.look(250, None, &[mirror("fast", 100_000, look * 12), slow]);
+            for action in &decision.actions {
+                match action {
+                    Action::Favour(disk) => favoured = favoured.or(Some((run.at(), disk.clone(), told(&decision)))),
+                    Action::WriteBlocking(disks) => blocking = blocking.or(Some((run.at(), disks.clone()))),
+                    Action::GiveUp { .. } => ended = ended.or(Some((run.at(), decision.clone()))),
+                    _ => {}
+                }
+            }
+        }
+        let (favoured, disk, because) = favoured.expect("more of the bandwidth");
+        assert!(disk == "slow" && (3000.0..5000.0).contains(&favoured), "{disk} at {favoured}");
+        assert!(because.contains("copies 40") && because.contains("dirties 40"), "{because}");
+        let (blocking, disks) = blocking.expect("write-blocking");
+        assert!(disks == ["slow"] && blocking >= favoured + STANDSTILL, "{disks:?} at {blocking}");
+        let (ended, decision) = ended.expect("an end");
+        assert!(ended >= blocking + 30_000.0, "at {ended}");
+        let (code, needed) = give_up(&decision).expect("given up");
+        assert_eq!(code, "disk-not-converging");
+        assert!(needed.contains("a mirror of more than 40"), "{needed}");
+    }
+
+    #[test]
+    fn a_mirror_that_copies_nothing_stands_still() {
+        let mut task = task();
+        task.can.write_blocking = false;
+        let mut run = Run::new(&policy("converge"), task, &["a"]);
+        let end = (0..200).find(|_| give_up(&run.look(250, None, &[mirror("a", 1000, 500)])).is_some());
+        assert!(end.is_some_and(|looks| (120..130).contains(&looks)), "{end:?}");
+    }
+
+    #[test]
+    fn a_mirror_that_gains_is_left_alone() {
+        let mut run = Run::new(&policy("converge"), task(), &["a"]);
+        for look in 0..200u64 {
+            let decision = run.look(250, None, &[mirror("a", 10_000 + look * 8, look * 10)]);
+            assert_eq!(decision.actions, [], "{}", decision.because);
+        }
+    }
+
+    #[test]
+    fn mirrors_that_are_ready_get_in_step_or_it_is_given_up() {
+        let mut run = Run::new(&policy("converge"), task(), &["a", "b"]);
+        let decision = run.look(250, None, &[ready("a", false), ready("b", false)]);
+        assert_eq!(decision.actions, [Action::WriteBlocking(vec!["a".to_owned(), "b".to_owned()])]);
+        let mut end = None;
+        for _ in 0..200 {
+            let decision = run.look(250, None, &[ready("a", true), ready("b", false)]);
+            if let Some((code, needed)) = give_up(&decision) {
+                end = end.or(Some((run.at(), code.to_owned(), needed.to_owned())));
+            } else {
+                assert_eq!(decision.actions, []);
+            }
+        }
+        let (at, code, needed) = end.expect("an end");
+        assert!(code == "disk-not-converging" && needed.contains("of b") && at > 30_000.0, "{code} {needed} {at}");
+    }
+
+    #[test]
+    fn without_write_blocking_ready_is_all_there_is() {
+        let mut task = task();
+        task.can.write_blocking = false;
+        let mut run = Run::new(&policy("converge"), task, &["a"]);
+        let decision = run.look(250, None, &[ready("a", false)]);
+        assert!(decision.actions.contains(&Action::StartMemory), "{decision:?}");
+    }
 }

@@ -86,11 +86,17 @@ pub(super) struct MemoryTrack {
     counted: (f64, u64),
     /// The window holds what was dirtied under other conditions: it ends with the next sync and counts for nothing.
     stale: bool,
+    /// Since it was last shared out anew.
     bandwidth: Smooth,
+    /// The most that was sent in a window of it, bytes per second; 0 before the first.
+    fastest: f64,
     /// Where the window of the bandwidth began: when, and what was transferred.
     sent: (f64, u64),
     dirty: Smooth,
     pace: Smooth,
+    /// What is smoothed is of the first pass, which says little of those after it: zero pages are passed over quickly, and
+    /// memory that is rewritten is found once however often it was.
+    provisional: bool,
     estimate: Memory,
     /// The latest estimates since something was changed, and since when each holds.
     recent: VecDeque<(f64, Memory)>,
@@ -103,7 +109,26 @@ impl MemoryTrack {
     }
 
     pub(super) fn estimate(&self) -> Option<Memory> {
-        self.bandwidth.get().map(|_| self.estimate)
+        (self.fastest > 0.0 || self.bandwidth.get().is_some()).then_some(self.estimate)
+    }
+
+    /// What the wire carried for RAM with its present share, once that was measured.
+    pub(super) fn carried(&self) -> Option<f64> {
+        self.bandwidth.get()
+    }
+
+    /// The most that the wire was seen to carry for RAM.
+    pub(super) fn fastest(&self) -> f64 {
+        self.fastest
+    }
+
+    /// The bandwidth is shared out anew.
+    pub(super) fn share_anew(&mut self, at: f64) {
+        self.bandwidth = Smooth::default();
+        if let Some((_, last)) = self.last {
+            self.sent = (at, last.transferred);
+        }
+        self.forget_rates(at);
     }
 
     pub(super) fn last(&self) -> Option<RamSample> {
@@ -136,9 +161,14 @@ impl MemoryTrack {
         if at <= then {
             return;
         }
+        if now.throttle_pct != last.throttle_pct {
+            self.forget_rates(at);
+        }
         let estimate = &mut self.estimate;
         if at - self.sent.0 >= WINDOW {
-            self.bandwidth.add(now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0);
+            let rate = now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0;
+            self.bandwidth.add(rate);
+            self.fastest = self.fastest.max(rate);
             self.sent = (at, now.transferred);
             estimate.bandwidth = self.bandwidth.get().unwrap_or_default();
         }
@@ -147,7 +177,9 @@ impl MemoryTrack {
         self.window.1 += found;
         self.window.2 += processed;
         estimate.peak = estimate.peak.max(processed / (at - then) * 1000.0);
+        let first_pass = !estimate.first_pass_over;
         estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
+        self.provisional |= first_pass;
         // the counters are not read all at once, so a little is always found
         if now.syncs == last.syncs && found < (processed * NOISE).max(1e6) {
             return;
@@ -165,6 +197,9 @@ impl MemoryTrack {
             return;
         }
         estimate.working_set = estimate.working_set.max(self.window.1);
+        if std::mem::replace(&mut self.provisional, first_pass) {
+            (self.dirty, self.pace) = (Smooth::default(), Smooth::default());
+        }
         self.dirty.add(self.window.1 / elapsed * 1000.0);
         self.pace.add(self.window.2 / elapsed * 1000.0);
         estimate.dirty_rate = self.dirty.get().unwrap_or_default();
@@ -172,6 +207,10 @@ impl MemoryTrack {
         // the counts were a while ago, and a part of what was found then has been sent since
         let (most, counts) = std::mem::take(&mut self.counted);
         estimate.fresh = most.max(self.window.1 / counts.max(1) as f64).min(now.total as f64);
+        if !first_pass {
+            // what was sent once and is to be sent again was rewritten, all of it
+            estimate.working_set = estimate.working_set.max(estimate.fresh);
+        }
         let since = self.window.0;
         self.window = (at, 0.0, 0.0);
         if estimate.fresh <= estimate.best * BETTER {
@@ -231,8 +270,8 @@ pub(super) struct DiskTrack {
     writes: Smooth,
     before: Smooth,
     since: Smooth,
-    /// It was switched to write-blocking.
-    blocking: bool,
+    /// When it was switched to write-blocking.
+    blocking: Option<f64>,
     estimate: Disk,
 }
 
@@ -267,7 +306,7 @@ impl DiskTrack {
         let (writes, took) = (now.writes.saturating_sub(last.writes), now.write_ns.saturating_sub(last.write_ns));
         if writes > 0 {
             let mean = took as f64 / writes as f64 / 1e6;
-            match self.blocking {
+            match self.blocking.is_some() {
                 true => self.since.add(mean),
                 false => self.before.add(mean),
             }
@@ -282,9 +321,15 @@ impl DiskTrack {
         self.window = Some((at, now.clone()));
     }
 
+    /// Since when it gets no nearer to being in step with its guest's writes, though they wait for it.
+    pub(super) fn out_of_step(&self) -> Option<f64> {
+        let Disk { remaining, best_at, synced, .. } = self.estimate;
+        self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { best_at.max(since) } else { since })
+    }
+
     /// From now on in write-blocking mode.
     pub(super) fn block(&mut self, at: f64) {
-        self.blocking = true;
+        self.blocking = Some(at);
         self.start_over(at);
     }
 
@@ -292,5 +337,139 @@ impl DiskTrack {
     pub(super) fn start_over(&mut self, at: f64) {
         (self.rate, self.growth) = (Smooth::default(), Smooth::default());
         (self.estimate.best, self.estimate.best_at) = (self.estimate.remaining, at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convergence::fixture::{MIB, Ram, mirror};
+
+    fn mib(bytes: f64) -> f64 {
+        bytes / MIB as f64
+    }
+
+    fn near(is: f64, should: f64, tolerance: f64) -> bool {
+        (is - should).abs() <= should * tolerance
+    }
+
+    fn watched(ram: &mut Ram, from: u64, to: u64, track: &mut MemoryTrack) -> Memory {
+        for look in from / 100..to / 100 {
+            let sample = ram.after(100);
+            if ram.count < 10.0 {
+                // QEMU would stop the guest about here
+                break;
+            }
+            track.add((look * 100 + 100) as f64, sample);
+        }
+        track.estimate().expect("an estimate")
+    }
+
+    #[test]
+    fn both_ways_of_counting_come_to_the_same() {
+        for continuous in [false, true] {
+            for (dirtied, working_set) in [(50.0, 400.0), (50.0, 128.0), (80.0, 128.0), (20.0, 300.0)] {
+                let (mut ram, mut track) = (Ram::new(dirtied, working_set, continuous), MemoryTrack::default());
+                let first = watched(&mut ram, 0, 4000, &mut track);
+                assert!(!first.first_pass_over && near(mib(first.bandwidth), 100.0, 0.02), "{first:?}");
+                let memory = watched(&mut ram, 4000, 14_000, &mut track);
+                let told = format!("{dirtied} of {working_set}, {continuous}: {memory:?}");
+                assert!(memory.first_pass_over, "{told}");
+                assert!(near(mib(memory.bandwidth), 100.0, 0.05), "{told}");
+                // with many counts a pass less is found, for what is still to be sent is not found again
+                let tolerance = if continuous { 0.3 } else { 0.2 };
+                assert!(near(mib(memory.dirty_rate), dirtied, tolerance), "{told}");
+                // it can only be seen as far as it was dirtied between two counts
+                let seen = mib(memory.working_set);
+                assert!(seen <= working_set * 1.02 && seen >= working_set.min(dirtied) * 0.6, "{told}");
+                assert!(memory.load().is_some_and(|load| near(load, dirtied / 100.0, tolerance)), "{told}");
+                assert!(memory.peak >= memory.pace && memory.best <= memory.working_set, "{told}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_dirties_more_than_is_sent_is_seen_to() {
+        for continuous in [false, true] {
+            let (mut ram, mut track) = (Ram::new(200.0, 128.0, continuous), MemoryTrack::default());
+            let memory = watched(&mut ram, 0, 14_000, &mut track);
+            // all that is sent is found dirty again: more cannot be found
+            assert!(memory.load().is_some_and(|load| load > 0.9), "{continuous}: {memory:?}");
+            assert!(memory.time_to(1e6, 1.0).is_none() && memory.worse > 2, "{continuous}: {memory:?}");
+        }
+    }
+
+    #[test]
+    fn zero_pages_of_the_first_pass_say_nothing_of_the_next() {
+        let mut track = MemoryTrack::default();
+        let sample = |processed: u64, remaining: u64, transferred: u64, syncs| RamSample {
+            processed: processed * MIB,
+            remaining: remaining * MIB,
+            transferred: transferred * MIB,
+            total: 512 * MIB,
+            syncs,
+            ..RamSample::default()
+        };
+        track.add(0.0, sample(0, 512, 0, 1));
+        track.add(1000.0, sample(512, 60, 100, 2));
+        let first = track.estimate().expect("an estimate");
+        assert!(near(mib(first.pace), 512.0, 0.01) && near(mib(first.bandwidth), 100.0, 0.01), "{first:?}");
+        track.add(1600.0, sample(572, 54, 160, 3));
+        let next = track.estimate().expect("an estimate");
+        assert!(near(mib(next.pace), 100.0, 0.01) && near(mib(next.dirty_rate), 90.0, 0.01), "{next:?}");
+    }
+
+    #[test]
+    fn what_was_dirtied_under_other_conditions_counts_for_nothing() {
+        for continuous in [false, true] {
+            for by_hand in [false, true] {
+                let (mut ram, mut track) = (Ram::new(150.0, 128.0, continuous), MemoryTrack::default());
+                let before = watched(&mut ram, 0, 7000, &mut track);
+                ram.throttle = if by_hand { 0 } else { 70 };
+                if by_hand {
+                    ram.dirtied = 45.0;
+                    track.share_anew(7000.0);
+                    assert!(track.carried().is_none() && track.estimate().is_some());
+                }
+                let after = watched(&mut ram, 7000, 12_000, &mut track);
+                assert!(mib(before.dirty_rate) > 60.0, "{before:?}");
+                assert!(near(mib(after.dirty_rate), 45.0, 0.3), "{continuous}, {by_hand}: {after:?}");
+                assert!(track.carried().is_some() && near(mib(track.fastest()), 100.0, 0.05));
+            }
+        }
+    }
+
+    #[test]
+    fn a_mirror_is_known_by_what_it_gains() {
+        let mut track = DiskTrack::default();
+        // before the bitmap is initialised nothing is known
+        track.add(0.0, &mirror("a", 0, 0));
+        for second in 1..10u64 {
+            track.add(second as f64 * 1000.0, &mirror("a", 1000 + second * 20, second * 100));
+        }
+        let disk = track.estimate();
+        assert!(near(mib(disk.rate), 100.0, 0.01) && near(mib(disk.growth), 20.0, 0.01), "{disk:?}");
+        assert_eq!(disk.remaining, (280 * MIB) as f64);
+        assert!(disk.time_to_ready().is_some_and(|time| near(time, 3500.0, 0.02)), "{disk:?}");
+        assert_eq!((disk.latency_before, disk.latency_since), (None, None));
+    }
+
+    #[test]
+    fn what_write_blocking_costs_is_measured() {
+        let mut track = DiskTrack::default();
+        let sample = |writes: u64, ms: u64| MirrorSample {
+            written: writes * MIB,
+            writes,
+            write_ns: ms * 1_000_000,
+            ..mirror("a", 100, 50)
+        };
+        track.add(0.0, &sample(0, 0));
+        track.add(1000.0, &sample(100, 200));
+        track.block(1000.0);
+        track.add(2000.0, &sample(150, 650));
+        let disk = track.estimate();
+        assert_eq!((disk.latency_before, disk.latency_since), (Some(2.0), Some(9.0)));
+        assert!(near(mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");
+        assert_eq!(track.out_of_step(), Some(1000.0));
     }
 }

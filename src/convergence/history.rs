@@ -10,6 +10,9 @@ use crate::quantity::Rate;
 use serde::Serialize;
 use std::{collections::BTreeMap, time::Duration};
 
+/// The code of a migration that took longer than the user allows.
+pub(super) const TIMEOUT: &str = "timeout";
+
 /// What a migration has to do, and within which limits.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Task {
@@ -47,6 +50,8 @@ pub struct Can {
     pub postcopy: bool,
     /// Send RAM while mirrors copy: it can be held back, which multifd cannot.
     pub overlap: bool,
+    /// QEMU reckons with the bandwidth that it is told for the switchover (8.2): the ceiling, if there is one.
+    pub switchover_bandwidth: bool,
 }
 
 /// What was seen and decided so far.
@@ -66,6 +71,8 @@ pub(super) struct Done {
     /// When RAM was started.
     pub(super) memory_since: Option<f64>,
     pub(super) downtime: Option<Duration>,
+    /// RAM must not stop the guest yet, whatever remains of it.
+    pub(super) held: bool,
     pub(super) throttle: u8,
     /// When something was last changed that must show before the next step.
     pub(super) changed: f64,
@@ -74,6 +81,8 @@ pub(super) struct Done {
     pub(super) share: Share,
     pub(super) postcopy: bool,
     pub(super) gave_up: bool,
+    /// The user's timeout is over: who only observes gives up by it, too.
+    pub(super) timed_out: bool,
     /// How many steps of a schedule were taken, when the last was, and how often QEMU had counted by then.
     pub(super) steps: usize,
     pub(super) stepped: (f64, u64),
@@ -182,9 +191,9 @@ impl History {
         match action {
             Action::StartMemory => done.memory_since = Some(at),
             Action::DowntimeLimit(limit) => {
-                let before = done.downtime.replace(*limit);
+                done.downtime = Some(*limit);
                 done.changed = at;
-                if done.memory_since.is_some() && before != Some(Duration::ZERO) {
+                if done.memory_since.is_some() && !done.held {
                     done.steps += 1;
                     done.stepped = (at, self.memory.last().map_or(0, |last| last.syncs));
                 }
@@ -196,11 +205,12 @@ impl History {
                     }
                 }
                 if done.share.memory != share.memory {
-                    self.memory.forget_rates(at);
+                    self.memory.share_anew(at);
                 }
                 done.share = share.clone();
             }
             Action::Favour(disk) => done.favoured.push(disk.clone()),
+            Action::SwitchoverBandwidth(rate) => done.held = *rate == Some(super::share::NOTHING),
             Action::Throttle(percent) => {
                 done.throttle = *percent;
                 done.changed = at;
@@ -214,10 +224,13 @@ impl History {
                 }
                 done.write_blocking.extend(disks.iter().cloned());
                 // what it sent beside them says little of what it sends alone
-                self.memory.forget_rates(at);
+                self.memory.share_anew(at);
             }
             Action::Postcopy => done.postcopy = true,
-            Action::GiveUp { .. } => done.gave_up = true,
+            Action::GiveUp { code, .. } => {
+                done.gave_up = true;
+                done.timed_out |= *code == TIMEOUT;
+            }
         }
     }
 }

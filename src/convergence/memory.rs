@@ -22,8 +22,14 @@ const UNSEEN: f64 = 10_000.0;
 const LIGHT: f64 = 0.3;
 /// By how much a limit is set above what it must let pass: two counts are never the same.
 const MARGIN: f64 = 1.1;
+/// What RAM must get of its share of a ceiling for the ceiling to be what holds it.
+const REACHED: f64 = 0.8;
 /// A limit that is raised by less would not show.
 const NOTABLE: f64 = 1.05;
+/// From this load on everything that was sent is found dirty again, and what the guest really dirties is not seen; it is
+/// taken to be at least the second.
+const SATURATED: f64 = 0.95;
+const BEYOND: f64 = 1.5;
 /// The steps of the throttle, per cent.
 const STEP: u8 = 10;
 
@@ -41,16 +47,30 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
     });
     let buffered = match now.memory.estimate() {
         // below a ceiling the link keeps up, and nothing is held back
-        Some(memory) if now.task.ceiling.is_none() => now.task.buffered as f64 / tail_rate(now, &memory) * 1000.0,
+        Some(_) if now.task.ceiling.is_none() => now.task.buffered as f64 / tail_rate(now) * 1000.0,
         _ => 0.0,
     };
     millis(policy.device_state) + round_trips + settle.fold(0.0, f64::max) + buffered
 }
 
 /// Bytes per second that the rest of RAM is sent at with the guest stopped.
-pub(super) fn tail_rate(now: &History, memory: &Memory) -> f64 {
-    let given = now.task.link.or(now.task.ceiling).map(|rate| rate.0 as f64);
-    given.unwrap_or(memory.bandwidth).max(1.0)
+pub(super) fn tail_rate(now: &History) -> f64 {
+    let share = now.done.share.memory.map_or(0.0, |rate| rate.0 as f64);
+    // a ceiling that is not reached is not what the link carries
+    let is_reached = now.task.link.is_some() || now.memory.carried().is_none_or(|carried| carried > share * REACHED);
+    let measured = now.memory.carried().unwrap_or(now.memory.fastest());
+    told(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
+}
+
+/// What is given of the link, or else the ceiling.
+fn told(now: &History) -> Option<f64> {
+    now.task.link.or(now.task.ceiling).map(|rate| rate.0 as f64)
+}
+
+/// The part of a downtime limit that QEMU is to be told for what RAM's tail may take: where it was told of more bandwidth
+/// than there is, it would stop the guest for longer.
+fn part(now: &History, tail: f64) -> f64 {
+    told(now).filter(|_| now.task.can.switchover_bandwidth).map_or(1.0, |told| (tail / told.max(1.0)).min(1.0))
 }
 
 /// The most that RAM's tail may take, milliseconds, so that the whole stays within the budget.
@@ -74,23 +94,33 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     let (Some(load), true) = (memory.load(), memory.first_pass_over) else {
         return wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.task.memory)));
     };
-    let load = if stands_still(policy, now, &memory) { load.max(1.0) } else { load };
-    let tail = tail_rate(now, &memory);
-    let limit = now.done.downtime.map_or(millis(policy.first), millis);
+    let still = stands_still(policy, now, &memory);
+    let load = if still { load.max(1.0) } else { load };
+    let tail = tail_rate(now);
+    let part = part(now, tail);
+    let downtime = |millis: f64| Action::DowntimeLimit(Duration::from_secs_f64(millis * part / 1000.0));
+    // what it comes to
+    let limit = now.done.downtime.map_or(millis(policy.first), millis) / part;
     let rest = tail * limit / 1000.0;
     let patience = patience(policy, now);
-    if let Some(time) = memory.time_to(rest, load).filter(|time| *time <= patience || load <= LIGHT) {
-        return wait(format!("RAM is about to fit: {}, in {time:.0} ms", told(&memory, load, limit)));
+    let busy = millis(policy.busy).min(allowed(policy, now));
+    if policy.ram.contains(&RamRung::Downtime) && load > LIGHT && busy > limit * NOTABLE {
+        let because =
+            format!("{}: RAM's tail may take {busy:.0} ms of a guest that is busy", numbers(&memory, load, limit));
+        return (Some(downtime(busy)), because);
+    }
+    if let Some(time) = memory.time_to(rest, load).filter(|time| !still && (*time <= patience || load <= LIGHT)) {
+        return wait(format!("RAM is about to fit: {}, in {time:.0} ms", numbers(&memory, load, limit)));
     }
     if !has_settled(now) {
         return wait(format!("the throttle of {} % is still to show", now.done.throttle));
     }
     if !is_confirmed(policy, now, &memory, rest, patience) {
-        return wait(format!("RAM may not fit in time, which is yet to be seen: {}", told(&memory, load, limit)));
+        return wait(format!("RAM may not fit in time, which is yet to be seen: {}", numbers(&memory, load, limit)));
     }
     let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
     let needed = lowest / tail * 1000.0 * MARGIN;
-    let numbers = told(&memory, load, limit);
+    let numbers = numbers(&memory, load, limit);
     let raise = || {
         let foreseen = needed + overhead(policy, now);
         let because = format!(
@@ -98,15 +128,18 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
             Bytes(lowest as u64),
             now.task.budget.as_millis()
         );
-        (Some(Action::DowntimeLimit(Duration::from_secs_f64(needed / 1000.0))), because)
+        (Some(downtime(needed)), because)
     };
     let fits = needed > limit * NOTABLE && needed <= allowed(policy, now);
     for rung in &policy.ram {
         match rung {
             RamRung::Downtime if fits && is_worth_it(policy, now, load, needed - limit) => return raise(),
             RamRung::Throttle if now.task.can.throttle && now.done.throttle < policy.throttle_max => {
-                let percent = throttle(policy, now, &memory, rest, patience);
-                let because = format!("{numbers}: throttled by {percent} % it would fit in {:.1} s", patience / 1000.0);
+                let (percent, time) = throttle(policy, now, &memory, rest);
+                let because = match time {
+                    Some(time) => format!("{numbers}: throttled by {percent} % it would fit in {:.1} s", time / 1000.0),
+                    None => format!("{numbers}: it is throttled by {percent} %"),
+                };
                 return (Some(Action::Throttle(percent)), because);
             }
             RamRung::Postcopy if now.task.can.postcopy => {
@@ -116,7 +149,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
                 let foreseen = needed + overhead(policy, now);
                 if foreseen <= millis(policy.stop_and_copy) {
                     let because = format!("{numbers}: it is stopped for {foreseen:.0} ms, as the policy allows");
-                    return (Some(Action::DowntimeLimit(Duration::from_secs_f64(needed / 1000.0))), because);
+                    return (Some(downtime(needed)), because);
                 }
             }
             _ => {}
@@ -136,7 +169,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
 /// What would have let RAM converge.
 pub(super) fn remedy(policy: &Policy, now: &History, memory: &Memory) -> String {
     let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
-    let budget = lowest / tail_rate(now, memory) * 1000.0 * MARGIN + overhead(policy, now);
+    let budget = lowest / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
     // so that the rest is through within the patience, dirtying and all
     let bandwidth = memory.dirty_rate + memory.fresh / (patience(policy, now) / 1000.0);
     format!(
@@ -148,23 +181,23 @@ pub(super) fn remedy(policy: &Policy, now: &History, memory: &Memory) -> String 
     )
 }
 
-/// The smallest throttle that lets RAM fit in time, or else the largest.
-fn throttle(policy: &Policy, now: &History, memory: &Memory, rest: f64, patience: f64) -> u8 {
-    // what is there already has to be sent however little is added
-    let patience = memory.time_to(rest, 0.0).map_or(patience, |time| patience.max(time / (1.0 - LIGHT)));
+/// The smallest throttle that leaves a light load, or else the largest, and the time until RAM fits then. A short throttle
+/// that does is better than several that do not: QEMU takes a second or more for each.
+fn throttle(policy: &Policy, now: &History, memory: &Memory, rest: f64) -> (u8, Option<f64>) {
     let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
-    // without any throttle; a guest that keeps up with what is sent may dirty much more than is found
-    let whole = memory.load().unwrap_or(1.0) / runs(now.done.throttle.min(99));
+    let load = memory.load().unwrap_or(1.0);
+    // a guest that keeps up with what is sent may dirty much more than is found
+    let found = if load > SATURATED { load.max(BEYOND) } else { load };
+    // without any throttle
+    let whole = found / runs(now.done.throttle.min(99));
     // where the last one did not do, what the guest still runs is halved at least
     let least = if now.done.throttle > 0 { (100 - now.done.throttle) / 2 } else { STEP };
-    let mut percent = (now.done.throttle + least).div_ceil(STEP) * STEP;
-    while percent < policy.throttle_max {
-        if memory.time_to(rest, whole * runs(percent)).is_some_and(|time| time <= patience) {
-            break;
-        }
+    let mut percent = now.done.throttle.saturating_add(least).div_ceil(STEP) * STEP;
+    while percent < policy.throttle_max && whole * runs(percent) > LIGHT {
         percent += STEP;
     }
-    percent.min(policy.throttle_max)
+    let percent = percent.min(policy.throttle_max);
+    (percent, memory.time_to(rest, whole * runs(percent)))
 }
 
 fn patience(policy: &Policy, now: &History) -> f64 {
@@ -208,7 +241,7 @@ fn is_confirmed(policy: &Policy, now: &History, memory: &Memory, rest: f64, pati
     streak.last().is_some_and(|first| now.at - first >= CONFIRMED)
 }
 
-fn told(memory: &Memory, load: f64, limit: f64) -> String {
+fn numbers(memory: &Memory, load: f64, limit: f64) -> String {
     format!(
         "{} remain, {} are dirtied against {} sent ({:.0} %), the downtime limit is {limit:.0} ms",
         Bytes(memory.fresh as u64),
@@ -220,4 +253,181 @@ fn told(memory: &Memory, load: f64, limit: f64) -> String {
 
 fn wait(because: String) -> (Option<Action>, String) {
     (None, because)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convergence::{
+        Decision, Task,
+        fixture::{Ram, Run, give_up, limit, mib, policy, task, throttle},
+        may_hand_over, predicted_blackout,
+    };
+
+    /// Looks at RAM until something is done that `wanted` is looking for; what came before must not be done.
+    fn until(run: &mut Run, ram: &mut Ram, most: u64, wanted: fn(&Decision) -> bool) -> Option<Decision> {
+        (0..most / 100).find_map(|_| {
+            let decision = run.look(100, Some(ram.after(100)), &[]);
+            if let Some(percent) = throttle(&decision) {
+                ram.throttle = u64::from(percent);
+            }
+            wanted(&decision).then_some(decision)
+        })
+    }
+
+    fn started(policy: &str, task: Task) -> Run {
+        let mut run = Run::new(&policy.parse().expect("a policy"), task, &[]);
+        let decision = run.look(0, None, &[]);
+        assert!(decision.actions.contains(&Action::StartMemory), "{decision:?}");
+        run
+    }
+
+    fn built_in(name: &str) -> &'static str {
+        Policy::built_in(name).expect(name)
+    }
+
+    #[test]
+    fn it_waits_while_it_improves() {
+        for continuous in [false, true] {
+            let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(20.0, 400.0, continuous));
+            let acted = until(&mut run, &mut ram, 6000, |decision| !decision.actions.is_empty());
+            assert_eq!(acted, None, "a light load needs nothing");
+        }
+    }
+
+    #[test]
+    fn a_busy_guest_may_take_a_little_longer_and_no_more_than_the_budget() {
+        for (budget, most) in [(300, 50), (30, 24)] {
+            let given = Task { budget: Duration::from_millis(budget), ..task() };
+            let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
+            let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some()).expect("a limit");
+            let limit = limit(&decision).expect("a limit");
+            assert!(limit <= Duration::from_millis(most) && limit >= Duration::from_millis(most - 3), "{decision:?}");
+        }
+    }
+
+    #[test]
+    fn a_throttle_is_as_strong_as_needed_and_comes_early() {
+        for continuous in [false, true] {
+            for (dirtied, least, most) in [(85.0, 30, 80), (200.0, 30, 90)] {
+                let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(dirtied, 200.0, continuous));
+                let decision = until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some());
+                let percent = decision.as_ref().and_then(throttle).expect("a throttle");
+                assert!((least..=most).contains(&percent), "{continuous}: {decision:?}");
+                // the first pass takes five seconds
+                assert!(run.at() < 14_000.0, "{continuous}: at {}", run.at());
+                assert!(decision.is_some_and(|decision| decision.because.contains("are dirtied against")));
+                // once it shows, it either does or the next one is stronger
+                let next = until(&mut run, &mut ram, 4000, |decision| throttle(decision).is_some());
+                assert!(next.as_ref().and_then(throttle).is_none_or(|next| next > percent), "{next:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_more_is_done_before_a_throttle_shows() {
+        let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(200.0, 200.0, false));
+        until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some()).expect("a throttle");
+        let at = run.at();
+        ram.throttle = 0;
+        let next = until(&mut run, &mut ram, 20_000, |decision| !decision.actions.is_empty()).expect("something");
+        assert!(run.at() - at > UNSEEN, "{next:?} after {}", run.at() - at);
+    }
+
+    #[test]
+    fn a_local_minimum_is_let_pass_within_the_budget() {
+        // 20 MiB are rewritten much faster than they can be sent: 200 ms
+        let text = "ram = ['downtime']\ngive-up = '10s'";
+        let (mut run, mut ram) = (started(text, task()), Ram::new(500.0, 20.0, false));
+        let raised = |decision: &Decision| limit(decision).is_some_and(|limit| limit > Duration::from_millis(50));
+        let decision = until(&mut run, &mut ram, 30_000, raised).expect("a limit");
+        let limit = limit(&decision).map(|limit| limit.as_secs_f64() * 1000.0).expect("a limit");
+        assert!((200.0..=240.0).contains(&limit), "{decision:?}");
+        assert!(decision.because.contains("at its lowest") && decision.because.contains("300 ms"), "{decision:?}");
+        // and not beyond it
+        let given = Task { budget: Duration::from_millis(150), ..task() };
+        let (mut run, mut ram) = (started(text, given), Ram::new(500.0, 20.0, false));
+        let decision = until(&mut run, &mut ram, 60_000, |decision| give_up(decision).is_some()).expect("an end");
+        let (code, needed) = give_up(&decision).expect("given up");
+        assert_eq!(code, "ram-not-converging");
+        // what it says is enough: 20 MiB at 100 MiB/s, with the margin and the rest of the blackout
+        let budget: f64 = needed
+            .split("budget of ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .and_then(|ms| ms.parse().ok())
+            .expect("a budget");
+        assert!((200.0..260.0).contains(&budget), "{needed}");
+        assert!(needed.contains("a bandwidth of") && needed.contains("it was 150 ms"), "{needed}");
+        let given = Task { budget: Duration::from_millis(budget as u64), ..task() };
+        let (mut run, mut ram) = (started(text, given), Ram::new(500.0, 20.0, false));
+        assert!(until(&mut run, &mut ram, 30_000, raised).is_some(), "{needed}");
+    }
+
+    #[test]
+    fn after_the_last_throttle_it_is_given_up() {
+        // it dirties as much as before, whatever QEMU says
+        let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(1e5, 400.0, false));
+        let mut percents = Vec::new();
+        let end = (0..3000).find_map(|_| {
+            let decision = run.look(100, Some(ram.after(100)), &[]);
+            percents.extend(throttle(&decision));
+            ram.throttle = percents.last().copied().unwrap_or_default().into();
+            give_up(&decision).map(|(code, needed)| (code.to_owned(), needed.to_owned()))
+        });
+        let (code, needed) = end.expect("an end");
+        assert!(code == "ram-not-converging" && needed.contains("a blackout budget of"), "{code}: {needed}");
+        assert!(percents.is_sorted() && percents.last() == Some(&99) && percents.len() < 6, "{percents:?}");
+    }
+
+    #[test]
+    fn postcopy_is_started_where_it_does_not_fit() {
+        let (mut run, mut ram) = (started(built_in("postcopy"), task()), Ram::new(200.0, 300.0, false));
+        let wanted = |decision: &Decision| decision.actions.contains(&Action::Postcopy);
+        assert!(until(&mut run, &mut ram, 20_000, wanted).is_some());
+        assert_eq!(until(&mut run, &mut ram, 5000, |decision| !decision.actions.is_empty()), None);
+    }
+
+    #[test]
+    fn a_stop_and_copy_is_as_long_as_the_policy_allows() {
+        let text = |longest: &str| format!("give-up = '5s'\nram = ['stop-and-copy']\nstop-and-copy = '{longest}'");
+        let (mut run, mut ram) = (started(&text("3s"), task()), Ram::new(500.0, 200.0, false));
+        let decision = until(&mut run, &mut ram, 30_000, |decision| limit(decision).is_some()).expect("a limit");
+        assert!(limit(&decision).is_some_and(|limit| limit > Duration::from_secs(2)), "{decision:?}");
+        assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(200).0).is_ok());
+        assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(400).0).is_err());
+        let (mut run, mut ram) = (started(&text("1s"), task()), Ram::new(500.0, 200.0, false));
+        let decision = until(&mut run, &mut ram, 30_000, |decision| !decision.actions.is_empty()).expect("an end");
+        assert!(give_up(&decision).is_some(), "{decision:?}");
+    }
+
+    #[test]
+    fn a_ceiling_that_is_not_reached_is_not_what_the_link_carries() {
+        for (ceiling, remaining, expected) in [(Some(110), 20, 200.0), (Some(1000), 20, 200.0), (None, 20, 200.0)] {
+            let given = Task { ceiling: ceiling.map(mib), ..task() };
+            let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(0.0, 1.0, false));
+            until(&mut run, &mut ram, 2000, |_| false);
+            let foreseen = may_hand_over(&run.policy, &run.history, 0.0, mib(remaining).0).expect("within 360 ms");
+            assert!((expected * 0.85..expected + 20.0).contains(&foreseen), "{ceiling:?}: {foreseen}");
+            assert!(may_hand_over(&run.policy, &run.history, 0.0, mib(60).0).is_err(), "{ceiling:?}");
+            assert!(predicted_blackout(&run.policy, &run.history).is_some());
+        }
+        // QEMU stops the guest by the bandwidth that it was told
+        let given = Task { ceiling: Some(mib(1000)), ..task() };
+        let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
+        let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some());
+        // its first limit of 10 ms is 100 ms of what there is
+        assert_eq!(decision, None);
+    }
+
+    #[test]
+    fn what_it_would_have_needed_is_said_also_without_a_throttle() {
+        let mut given = task();
+        given.can.throttle = false;
+        let mut run = Run::new(&policy("converge"), given, &[]);
+        run.look(0, None, &[]);
+        let mut ram = Ram::new(200.0, 200.0, true);
+        let decision = until(&mut run, &mut ram, 90_000, |decision| give_up(decision).is_some()).expect("an end");
+        assert!(decision.because.contains("nothing has improved for 30 s"), "{decision:?}");
+    }
 }

@@ -25,3 +25,10 @@ pub use history::{Can, Estimates, History, Share, Task};
 pub use policy::{DiskRung, Policy, RamRung, Schedule, Step, Then};
 pub use sample::{MirrorSample, RamSample, Sample};
 pub use written::{BUILT_IN, PolicyError};
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod scenarios;

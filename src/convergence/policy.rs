@@ -43,6 +43,9 @@ pub struct Policy {
     /// The blackout that RAM's tail is let take while it converges by itself.
     #[serde(deserialize_with = "written::duration")]
     pub first: Duration,
+    /// The same for a guest that keeps dirtying a notable part of what is sent, where the budget leaves so much.
+    #[serde(deserialize_with = "written::duration")]
+    pub busy: Duration,
     /// The share of the budget by which a blackout may be foreseen to exceed it and the guest still be handed over.
     pub slack: f64,
     /// What device state is taken to need, before it is sent: nothing measures it earlier.
@@ -176,9 +179,10 @@ impl Default for Policy {
             name: "converge".to_owned(),
             observe: false,
             first: Duration::from_millis(10),
+            busy: Duration::from_millis(50),
             slack: 0.2,
-            device_state: Duration::from_millis(8),
-            patience: Duration::from_secs(3),
+            device_state: Duration::from_millis(5),
+            patience: Duration::from_secs(2),
             patience_share: 0.25,
             worth: 40.0,
             give_up: Duration::from_secs(30),

@@ -18,7 +18,7 @@ const MIRROR_RATE: f64 = 350e6;
 /// How much less different memory in a window than its rate would make is taken for the working set's end.
 const KNEE: f64 = 0.85;
 /// Milliseconds of the blackout that no question shows: the guest's disks drained and flushed, the guest started again.
-const QUIESCE: f64 = 3.0;
+const QUIESCE: f64 = 6.0;
 /// Milliseconds from the end of RAM to the end of all: the source quits.
 const END: f64 = 60.0;
 

@@ -52,3 +52,88 @@ fn gib(schedule: &Schedule, now: &History) -> f64 {
     let counted = |bytes: u64| (bytes as f64 / GIB).max(schedule.least_gib as f64);
     counted(now.task.memory) + now.task.disks.iter().map(|disk| counted(*disk)).sum::<f64>()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::convergence::{
+        Task,
+        fixture::{MIB, Run, give_up, limit, policy, task},
+        sample::RamSample,
+    };
+    use std::time::Duration;
+
+    /// Everything that is done in so many seconds, with a pass each `pass` seconds: when, and the limit or nothing.
+    fn course(name: &str, given: Task, pass: u64, seconds: u64) -> Vec<(u64, Option<u64>)> {
+        let mut run = Run::new(&policy(name), given, &[]);
+        let mut done = Vec::new();
+        for look in 0..seconds * 10 {
+            let at = look * 100;
+            let ram = RamSample {
+                transferred: at << 10,
+                processed: at << 10,
+                remaining: 100 * MIB,
+                total: 512 * MIB,
+                syncs: 1 + at / (pass * 1000),
+                ..RamSample::default()
+            };
+            let decision = run.look(if look == 0 { 0 } else { 100 }, (look > 0).then_some(ram), &[]);
+            if let Some(limit) = limit(&decision) {
+                done.push((at / 1000, Some(limit.as_millis() as u64)));
+            }
+            if give_up(&decision).is_some() {
+                done.push((at / 1000, None));
+                break;
+            }
+        }
+        done
+    }
+
+    fn generous() -> Task {
+        Task { budget: Duration::from_secs(5), ..task() }
+    }
+
+    #[test]
+    fn nova_steps_by_time() {
+        // 512 MiB count as 2 GiB: 75 s for each
+        let steps: Vec<(u64, Option<u64>)> = (1..=10).map(|step| (step * 150, Some(50 + 45 * step))).collect();
+        let expected = [vec![(0, Some(50))], steps, vec![(1600, None)]].concat();
+        assert_eq!(course("nova", generous(), 3, 1700), expected);
+    }
+
+    #[test]
+    fn a_disk_counts_for_nova_too() {
+        let given = Task { disks: vec![10 << 30], ..generous() };
+        // 2 and 10 GiB
+        assert_eq!(course("nova", given, 3, 1000), [(0, Some(50)), (900, Some(95))]);
+    }
+
+    #[test]
+    fn vdsm_steps_by_passes_every_ten_seconds() {
+        // a pass takes 4 s, and so two or three of them each time it looks
+        let expected = [(0, 100), (10, 150), (20, 200), (30, 300), (40, 400), (50, 500)].map(|(at, ms)| (at, Some(ms)));
+        assert_eq!(course("vdsm", generous(), 4, 100), [&expected[..], &[(60, None)]].concat());
+        // without another pass nothing happens
+        let slow = course("vdsm", generous(), 25, 160);
+        assert_eq!(slow, [(0, Some(100)), (50, Some(150)), (80, Some(200)), (100, Some(300)), (130, Some(400))]);
+    }
+
+    #[test]
+    fn kubevirt_steps_after_three_passes_and_then_every_ten_seconds() {
+        let limits = [257, 364, 471, 579, 686, 793, 900];
+        let done = course("kubevirt", generous(), 2, 80);
+        assert_eq!(done[0], (0, Some(150)));
+        for (index, limit) in limits.into_iter().enumerate() {
+            // three passes of two seconds; it looks every 0.4 s
+            let at = 6 + 10 * index as u64;
+            assert!(done[index + 1].1 == Some(limit) && (at..=at + 3).contains(&done[index + 1].0), "{done:?}");
+        }
+        // half a GiB of 150 s each
+        assert_eq!(done.last(), Some(&(75, None)));
+    }
+
+    #[test]
+    fn no_step_goes_beyond_the_budget() {
+        let limits: Vec<u64> = course("kubevirt", task(), 2, 70).into_iter().filter_map(|(_, limit)| limit).collect();
+        assert_eq!(limits, [150, 257, 300, 300, 300, 300, 300, 300]);
+    }
+}

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 
 /// What RAM is held back to while a mirror is not ready yet: a page in each of QEMU's windows of 100 ms. 0 would be no limit.
 pub(super) const HELD: Rate = Rate(4096);
+/// The bandwidth with which no more than a byte would fit into a downtime limit of 1 ms: QEMU reckons in bytes a millisecond.
+/// (With a limit of 0 it would not count anew before it stops the guest, and stop it with all that was dirtied since.)
+pub(super) const NOTHING: Rate = Rate(1000);
 /// How much more a favoured mirror gets than another.
 const FAVOUR: u64 = 4;
 /// The least part of the ceiling that RAM gets however much the guest writes to its disks.
@@ -86,4 +89,127 @@ fn is_held(history: &History) -> bool {
 
 fn at_least(ceiling: Rate, rate: f64) -> Rate {
     Rate(rate.max(ceiling.0 as f64 * LEAST).max(1.0) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        convergence::{
+            Action,
+            fixture::{Run, mib, mirror, policy, ready, task},
+        },
+        quantity::Rate,
+    };
+
+    fn run(ceiling: Option<u64>, disk_ceiling: Option<u64>, disks: &[&str]) -> Run {
+        let mut task = task();
+        (task.ceiling, task.disk_ceiling) = (ceiling.map(mib), disk_ceiling.map(mib));
+        Run::new(&policy("converge"), task, disks)
+    }
+
+    fn mirrors(run: &Run) -> Vec<Option<Rate>> {
+        run.share().mirrors.values().copied().collect()
+    }
+
+    #[test]
+    fn without_a_ceiling_there_is_nothing_to_share() {
+        assert_eq!(mirrors(&run(None, None, &["a", "b"])), [None, None]);
+        assert_eq!(run(None, None, &[]).share().memory, None);
+    }
+
+    #[test]
+    fn one_ceiling_is_divided() {
+        assert_eq!(mirrors(&run(Some(90), None, &["a", "b", "c"])), [Some(mib(30)); 3]);
+        assert_eq!(mirrors(&run(Some(90), Some(60), &["a", "b"])), [Some(mib(30)); 2]);
+        assert_eq!(mirrors(&run(None, Some(60), &["a", "b"])), [Some(mib(30)); 2]);
+        assert_eq!(run(Some(90), None, &[]).share().memory, Some(mib(90)));
+    }
+
+    #[test]
+    fn no_share_is_nothing_at_all() {
+        let mut tiny = run(None, None, &["a", "b", "c"]);
+        tiny.history.task.ceiling = Some(Rate(1));
+        let share = share(&tiny.history);
+        assert!(share.mirrors.values().chain([&share.memory]).all(|rate| rate.is_some_and(|rate| rate.0 > 0)));
+    }
+
+    #[test]
+    fn a_mirror_that_is_ready_gives_its_part_away() {
+        let mut run = run(Some(90), None, &["a", "b", "c"]);
+        run.look(250, None, &[mirror("a", 100, 10), mirror("b", 100, 10), ready("c", false)]);
+        assert_eq!(mirrors(&run), [Some(mib(45)), Some(mib(45)), Some(mib(30))]);
+    }
+
+    #[test]
+    fn a_favoured_mirror_gets_more() {
+        let mut run = run(Some(100), None, &["a", "b"]);
+        run.history.note(&Action::Favour("b".to_owned()));
+        assert_eq!(share(&run.history).mirrors.into_values().collect::<Vec<_>>(), [Some(mib(20)), Some(mib(80))]);
+    }
+
+    /// RAM beside a mirror: 512 MiB of which so much remains.
+    fn ram(remaining: u64) -> crate::convergence::RamSample {
+        let total = mib(512).0;
+        let done = total - mib(remaining).0;
+        crate::convergence::RamSample {
+            transferred: done,
+            processed: done,
+            remaining: mib(remaining).0,
+            total,
+            syncs: 1,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn ram_waits_for_the_mirrors_and_is_let_go_after() {
+        for ceiling in [None, Some(200)] {
+            let mut run = run(ceiling, None, &["a"]);
+            run.history.note(&Action::StartMemory);
+            run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
+            run.look(500, Some(ram(400)), &[mirror("a", 1000, 60)]);
+            assert_ne!(run.share().memory, Some(HELD));
+            // an eighth is left
+            run.look(500, Some(ram(60)), &[mirror("a", 1000, 110)]);
+            assert_eq!(run.share().memory, Some(HELD));
+            // and it stays held, however much is found dirty
+            run.look(500, Some(ram(300)), &[mirror("a", 1000, 160)]);
+            assert_eq!(run.share().memory, Some(HELD));
+            // ready is not enough where no write may be behind
+            run.look(500, Some(ram(300)), &[ready("a", false)]);
+            assert_eq!(run.share().memory, Some(HELD));
+            run.look(500, Some(ram(300)), &[ready("a", true)]);
+            assert_eq!(run.share().memory, ceiling.map(mib));
+        }
+    }
+
+    #[test]
+    fn a_share_does_not_follow_every_sample() {
+        let mut run = run(Some(200), None, &["a"]);
+        run.history.note(&Action::StartMemory);
+        let mut offset = 0;
+        let mut changes = 0;
+        for look in 0..40u64 {
+            // 20 MiB in half a second, and a little more or less
+            offset += 20 + look % 3;
+            let decision = run.look(500, Some(ram(500)), &[mirror("a", 4000, offset)]);
+            changes += decision.actions.iter().filter(|action| matches!(action, Action::Share(_))).count();
+        }
+        assert!(changes <= 3, "{changes}");
+        let memory = run.share().memory.expect("a ceiling");
+        assert!(memory > mib(130) && memory <= mib(170), "{memory}");
+    }
+
+    #[test]
+    fn the_guests_writes_are_left_room_for() {
+        let mut run = run(Some(100), None, &["a"]);
+        for second in 0..10u64 {
+            let mut mirror = ready("a", true);
+            mirror.written = second * mib(40).0;
+            run.look(1000, Some(ram(400)), &[mirror]);
+        }
+        let memory = run.share().memory.expect("a ceiling");
+        assert!(memory >= mib(50) && memory <= mib(70), "{memory}");
+    }
 }

@@ -22,6 +22,8 @@ const PASS: f64 = 0.0005;
 const LOOK: f64 = 100.0;
 /// How often QEMU 11 counts anew.
 const CONTINUOUS: f64 = 100.0;
+/// The least time between two looks of QEMU at whether the guest is to be throttled.
+const THROTTLE_PERIOD: f64 = 1000.0;
 /// Bytes per second that zero pages are passed over with.
 const SCAN: f64 = 3e9;
 /// After this much, milliseconds, nothing is to be expected any more.
@@ -118,16 +120,57 @@ struct World<'a> {
     pending: f64,
     /// Dirtied since it was last counted.
     dirtied: f64,
-    first_pass: bool,
+    /// What was not sent even once.
+    unsent: f64,
     transferred: f64,
     processed: f64,
     syncs: u64,
     limit: f64,
-    throttle: u8,
+    /// What `cpu-throttle-*` says.
+    throttle: Throttle,
+    /// Per cent by which the guest is throttled.
     shown: u8,
+    /// When QEMU last looked whether to throttle, what it has found dirty and sent since, and how many of its last looks
+    /// found too much.
+    period: Period,
     /// What RAM was sent at in the last step.
     rate: f64,
     mirrors: Vec<Mirror>,
+}
+
+/// Auto-converge as it is set up.
+#[derive(Clone, Copy)]
+struct Throttle {
+    /// The part of what was sent above which what was found dirty is too much.
+    trigger: f64,
+    initial: u8,
+    increment: u8,
+    most: u8,
+}
+
+impl Throttle {
+    /// As `memory::tuning` sets it up, and again at each step.
+    fn to(percent: u8, trigger: f64) -> Self {
+        Self { trigger, initial: percent, increment: percent, most: percent }
+    }
+
+    fn at_first(policy: &Policy, task: &Task) -> Self {
+        match &policy.schedule {
+            Some(schedule) if schedule.auto_converge => {
+                Self { trigger: 0.5, initial: 20, increment: 10, most: policy.throttle_max }
+            }
+            None if task.can.throttle => Self::to(1, 0.25),
+            _ => Self::to(0, f64::MAX),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Period {
+    began: f64,
+    found: f64,
+    sent: f64,
+    high: u32,
 }
 
 #[derive(Clone, Default)]
@@ -152,13 +195,14 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
         told: task.link.or(task.ceiling).filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
         pending: guest.memory,
         dirtied: 0.0,
-        first_pass: true,
+        unsent: guest.memory,
         transferred: 0.0,
         processed: 0.0,
         syncs: 0,
-        limit: millis(policy.first.min(task.budget)),
-        throttle: 0,
+        limit: millis(policy.first_limit(task.budget)),
+        throttle: Throttle::at_first(policy, task),
         shown: 0,
+        period: Period::default(),
         rate: 0.0,
         mirrors: guest.disks.iter().map(|disk| Mirror { len: disk.bytes, ..Mirror::default() }).collect(),
     };
@@ -188,7 +232,7 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
                     return world.finish(course, None);
                 }
                 if postcopy {
-                    let rest = world.pending + world.dirtied;
+                    let rest = world.rest() + world.dirtied;
                     world.transferred += rest;
                     let blackout = world.overhead();
                     world.at += rest / world.wire(true).max(1.0) * 1000.0;
@@ -199,7 +243,7 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
         world.step(&history);
         if world.stopped {
             course.too_early = world.mirrors.iter().any(|mirror| !mirror.ready);
-            let rest = world.pending / world.wire(true).max(1.0) * 1000.0;
+            let rest = world.rest() / world.wire(true).max(1.0) * 1000.0;
             let blackout = rest + world.overhead();
             let verdict = may_hand_over(policy, &history, world.link.round_trip * 2.0, world.pending as u64);
             if verdict.is_err() {
@@ -207,7 +251,7 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
                 course.actions.push((world.at, action, format!("{blackout:.0} ms of blackout are foreseen")));
                 return world.finish(course, None);
             }
-            world.transferred += world.pending;
+            world.transferred += world.rest();
             return world.finish(course, Some(blackout));
         }
     }
@@ -246,7 +290,10 @@ impl World<'_> {
         match action {
             Action::StartMemory => self.ram = Some(self.at),
             Action::DowntimeLimit(limit) => self.limit = millis(*limit),
-            Action::Throttle(percent) => self.throttle = *percent,
+            Action::SwitchoverBandwidth(rate) if self.link.switchover_bandwidth => {
+                self.told = rate.map(|rate| rate.0 as f64);
+            }
+            Action::Throttle(percent) => self.throttle = Throttle::to(*percent, 0.01),
             Action::WriteBlocking(disks) => {
                 for (mirror, disk) in self.mirrors.iter_mut().zip(&self.guest.disks) {
                     mirror.blocking |= disks.contains(&disk.name);
@@ -259,6 +306,11 @@ impl World<'_> {
     /// Bytes per second that the wire carries for RAM, with the guest stopped or beside nothing else.
     fn wire(&self, stopped: bool) -> f64 {
         if stopped { self.link.bandwidth.min(self.link.memory_rate) } else { self.rate }
+    }
+
+    /// What is still to be sent over the wire: zero pages hardly count.
+    fn rest(&self) -> f64 {
+        self.pending - self.unsent * (1.0 - self.guest.used / self.guest.memory.max(1.0))
     }
 
     fn overhead(&self) -> f64 {
@@ -302,14 +354,17 @@ impl World<'_> {
         let dirties = if dirties { self.guest.dirty_rate } else { 0.0 };
         let mut left = seconds;
         while left > 0.0 && !self.stopped {
-            let filled = if self.first_pass { (self.guest.used / self.guest.memory.max(1.0)).max(1e-6) } else { 1.0 };
+            let first = self.unsent > 0.0;
+            let filled = if first { (self.guest.used / self.guest.memory.max(1.0)).max(1e-6) } else { 1.0 };
+            let here = if first { self.unsent.min(self.pending) } else { self.pending };
             let pace = (self.rate / filled).clamp(1.0, SCAN);
             // not less than QEMU needs for a sync
-            let time = (self.pending / pace).clamp(PASS, left.max(PASS));
-            let taken = (pace * time).min(self.pending);
+            let time = (here / pace).clamp(PASS, left.max(PASS));
+            let taken = (pace * time).min(here);
             let runs = 1.0 - f64::from(self.shown) / 100.0;
             self.dirtied = (self.dirtied + dirties * runs * time).min(self.guest.working_set);
             self.pending -= taken;
+            self.unsent = if first && here - taken > 1.0 { self.unsent - taken } else { 0.0 };
             self.processed += taken;
             self.transferred += taken * filled;
             left -= time;
@@ -323,19 +378,35 @@ impl World<'_> {
 
     /// Counts anew what is to be sent.
     fn count(&mut self) {
-        if self.first_pass && self.processed >= self.guest.memory - 1.0 {
-            self.first_pass = false;
-        }
         // what is still to be sent is not found again
-        let sent = match self.first_pass {
-            true => self.processed / self.guest.memory.max(1.0),
-            false => 1.0 - (self.pending / self.guest.working_set.max(1.0)).min(1.0),
-        };
-        self.pending += self.dirtied * sent;
+        let again = (self.pending - self.unsent) / self.guest.working_set.max(1.0);
+        let sent = 1.0 - self.unsent / self.guest.memory.max(1.0);
+        let found = self.dirtied * sent * (1.0 - again).clamp(0.0, 1.0);
+        self.pending += found;
         self.dirtied = 0.0;
         self.syncs += 1;
-        self.shown = self.throttle;
         self.since_count = 0.0;
+        self.period.found += found;
+        self.throttle();
+    }
+
+    /// Whether to throttle: QEMU looks at it at a sync, if a second has passed, and does something every second time that too
+    /// much was found dirty.
+    fn throttle(&mut self) {
+        let period = &mut self.period;
+        if self.at - period.began < THROTTLE_PERIOD {
+            return;
+        }
+        // nothing is looked at in the period that ends with the first sync
+        if period.began > 0.0 && period.found > (self.transferred - period.sent) * self.throttle.trigger {
+            period.high += 1;
+        }
+        if period.high >= 2 {
+            period.high = 0;
+            let Throttle { initial, increment, most, .. } = self.throttle;
+            self.shown = if self.shown == 0 { initial } else { self.shown.saturating_add(increment).min(most) };
+        }
+        *period = Period { began: self.at, sent: self.transferred, found: 0.0, high: period.high };
     }
 
     /// Whether QEMU would stop the guest now.

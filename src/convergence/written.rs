@@ -68,10 +68,14 @@ impl Policy {
     /// # Errors
     /// The first that cannot.
     pub fn check(&self) -> Result<(), PolicyError> {
-        let Self { first, slack, patience, patience_share, worth, throttle_max, stop_and_copy, xbzrle, .. } = self;
+        let Self { first, busy, slack, patience, patience_share, worth, throttle_max, stop_and_copy, xbzrle, .. } =
+            self;
         require(!self.name.trim().is_empty(), "name", || "write a name, or leave the field out".to_owned())?;
         require(!first.is_zero() && *first <= DOWNTIME_MAX, "first", || {
             format!("{first:?} is no downtime limit: write one from 1ms to 2000s, such as \"20ms\"")
+        })?;
+        require(*busy <= DOWNTIME_MAX, "busy", || {
+            format!("{busy:?} is no downtime limit: write one up to 2000s, or \"0s\" to leave it at first")
         })?;
         require((0.0..=1.0).contains(slack), "slack", || format!("{slack} is no share: write one from 0.0 to 1.0"))?;
         require(!patience.is_zero(), "patience", || {
@@ -291,6 +295,7 @@ mod tests {
             ("first = 20", &["first", "string"]),
             ("first = 'soon'", &["soon", "50ms"]),
             ("first = '0s'", &["first", "1ms to 2000s"]),
+            ("busy = '1h'", &["busy", "2000s"]),
             ("slack = 1.5", &["slack", "0.0 to 1.0"]),
             ("slack = nan", &["slack", "0.0 to 1.0"]),
             ("patience = '0s'", &["patience", "2s"]),

@@ -230,11 +230,10 @@ impl Wanted {
     }
 }
 
-/// A new `downtime-limit`, at most what QEMU takes. With 0 it stops the guest only once nothing at all is to be sent.
+/// A new `downtime-limit`, at least 1 ms and at most what QEMU takes. With 0 it would not count anew before it stops the
+/// guest.
 pub fn downtime(limit: Duration) -> Map<String, Value> {
-    // what is less than a millisecond is not meant to be nothing
-    let least = if limit.is_zero() { Duration::ZERO } else { Duration::from_millis(1) };
-    let millis = limit.clamp(least, DOWNTIME_MAX).as_millis();
+    let millis = limit.clamp(Duration::from_millis(1), DOWNTIME_MAX).as_millis();
     map([("downtime-limit", json!(u64::try_from(millis).unwrap_or(u64::MAX)))])
 }
 
@@ -247,10 +246,11 @@ pub fn bandwidth(ceiling: Option<Rate>) -> Map<String, Value> {
 
 /// With what bandwidth QEMU is to reckon when it decides to switch over, in place of what it measures: under a low ceiling
 /// it would else never do so, for once the guest is stopped the ceiling is off. Empty where the build has no such parameter.
-pub fn switchover_bandwidth(rate: Rate, features: &Features) -> Map<String, Value> {
+/// `None` has it measure again.
+pub fn switchover_bandwidth(rate: Option<Rate>, features: &Features) -> Map<String, Value> {
     match features.avail_switchover_bandwidth {
-        // 0 would have it measure again
-        true => map([("avail-switchover-bandwidth", json!(rate.0.max(1)))]),
+        // 0 has it measure
+        true => map([("avail-switchover-bandwidth", json!(rate.map_or(0, |rate| rate.0.max(1))))]),
         false => Map::new(),
     }
 }
@@ -271,9 +271,11 @@ pub fn dirty_limit(rate: Rate) -> Map<String, Value> {
     [steps(1, 1, 1, 1), map([("vcpu-dirty-limit", json!(megabytes))])].into_iter().flatten().collect()
 }
 
-/// Armed for nothing: a capability cannot be turned on later. What QEMU may still do by itself is one per cent.
+/// Armed for nothing: a capability cannot be turned on later. What QEMU may still do by itself is one per cent. It does so
+/// early, for only from the second sync on that found this much dirtied it throttles at all: what is asked for later then
+/// comes at its next step, not seconds after.
 fn disarmed() -> Map<String, Value> {
-    steps(100, 1, 1, 1)
+    steps(25, 1, 1, 1)
 }
 
 /// Auto-converge with QEMU's defaults, whatever a former user left.
@@ -377,7 +379,7 @@ mod tests {
             let setup = wanted.setup(Side::Source, &features(capabilities, false));
             assert_eq!((&setup.one_of[..], &setup.later[..]), (one_of, later));
             let armed_for_nothing = setup.parameters.get("throttle-trigger-threshold");
-            assert_eq!(armed_for_nothing, (!one_of.is_empty()).then(|| json!(100)).as_ref());
+            assert_eq!(armed_for_nothing, (!one_of.is_empty()).then(|| json!(25)).as_ref());
             assert_eq!(wanted.setup(Side::Destination, &all()).one_of, Vec::<&str>::new());
         }
     }
@@ -407,16 +409,16 @@ mod tests {
 
     #[test]
     fn changes_stay_within_what_qemu_takes() {
-        for (limit, millis) in [(0, 0), (1, 1), (300, 300), (2_000_000, 2_000_000), (2_000_001, 2_000_000)] {
+        for (limit, millis) in [(0, 1), (1, 1), (300, 300), (2_000_000, 2_000_000), (2_000_001, 2_000_000)] {
             assert_eq!(downtime(Duration::from_millis(limit))["downtime-limit"], millis);
         }
         assert_eq!(downtime(Duration::from_micros(10))["downtime-limit"], 1);
         for (ceiling, rate) in [(None, 1u64 << 40), (Some(0), 1), (Some(5), 5), (Some(u64::MAX), 1 << 40)] {
             assert_eq!(bandwidth(ceiling.map(Rate)), map([("max-bandwidth", json!(rate))]));
         }
-        assert_eq!(switchover_bandwidth(Rate(7), &all()), map([("avail-switchover-bandwidth", json!(7))]));
-        assert_eq!(switchover_bandwidth(Rate(0), &all())["avail-switchover-bandwidth"], 1);
-        assert_eq!(switchover_bandwidth(Rate(7), &features(&[], false)), Map::new());
+        assert_eq!(switchover_bandwidth(Some(Rate(7)), &all()), map([("avail-switchover-bandwidth", json!(7))]));
+        assert_eq!(switchover_bandwidth(Some(Rate(0)), &all())["avail-switchover-bandwidth"], 1);
+        assert_eq!(switchover_bandwidth(Some(Rate(7)), &features(&[], false)), Map::new());
         for (rate, megabytes) in [(0, 1), (1 << 20, 1), (100 << 20, 100), (u64::MAX, 1 << 20)] {
             assert_eq!(dirty_limit(Rate(rate))["vcpu-dirty-limit"], megabytes);
         }

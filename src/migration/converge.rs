@@ -69,7 +69,8 @@ async fn passed(source: &Process, pass: u64) {
 impl<'a> Converge<'a> {
     pub(super) fn new(engine: &'a Engine, plan: &'a Plan, sides: &Sides, course: &Course) -> Self {
         let settings = &engine.settings;
-        let throttle = course.throttling != tuning::Throttling::None;
+        // who only observes tells what would be done with it
+        let throttle = course.throttling != tuning::Throttling::None || settings.policy.observe;
         let task = plan.task(settings, sides.source.features(), throttle);
         let disks = plan.pairs.iter().map(|pair| pair.source.name().to_owned());
         let history = History::new(task, disks);
@@ -215,15 +216,15 @@ impl<'a> Converge<'a> {
         let name = |action: &Action| match action {
             Action::StartMemory => "start-memory",
             Action::DowntimeLimit(_) => "downtime-limit",
-            Action::Share(_) | Action::Favour(_) => "share-bandwidth",
+            Action::SwitchoverBandwidth(_) | Action::Share(_) | Action::Favour(_) => "share-bandwidth",
             Action::Throttle(_) => "throttle",
             Action::WriteBlocking(_) => "write-blocking",
             Action::Postcopy => "postcopy",
             Action::GiveUp { .. } => "give-up",
         };
         // the last word is what the others were done for
-        let told =
-            decision.actions.iter().rfind(|action| !matches!(action, Action::Share(_))).or(decision.actions.last());
+        let aside = |action: &&Action| !matches!(action, Action::Share(_) | Action::SwitchoverBandwidth(_));
+        let told = decision.actions.iter().rfind(aside).or(decision.actions.last());
         match told {
             Some(action) if self.engine.settings.policy.observe && !is_done_anyway(action) => {
                 self.engine.report.action(&format!("would-{}", name(action)), decision.because.clone());
@@ -238,6 +239,9 @@ impl<'a> Converge<'a> {
         let source = &sides.source;
         let done = match action {
             Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
+            Action::SwitchoverBandwidth(rate) => {
+                apply::set_parameters(source, &tuning::switchover_bandwidth(*rate, source.features())).await
+            }
             Action::Share(share) => {
                 let mut done = Ok(());
                 let before = std::mem::replace(&mut self.shared, share.clone());

@@ -38,7 +38,7 @@ impl Engine {
         }
         if let Some(ceiling) = self.settings.bandwidth {
             // what QEMU measures under a ceiling is not what the rest of RAM will have, once the mirrors are through
-            apply::set_parameters(source, &tuning::switchover_bandwidth(ceiling, source.features())).await?;
+            apply::set_parameters(source, &tuning::switchover_bandwidth(Some(ceiling), source.features())).await?;
         }
         // it waits already; this takes back an autostart, for a QEMU that was started without -S
         destination.act(&qmp::stop {}).await?;

@@ -1,0 +1,156 @@
+//! A run as the tables of this room drive it, sample by sample.
+
+#![cfg(test)] // tells clippy that this is all test, helpers too
+
+use super::{
+    decide::decide,
+    decision::{Action, Decision},
+    history::{Can, History, Share, Task},
+    policy::Policy,
+    sample::{MirrorSample, RamSample, Sample},
+};
+use crate::quantity::Rate;
+use std::time::Duration;
+
+pub(super) const MIB: u64 = 1 << 20;
+
+pub(super) fn policy(name: &str) -> Policy {
+    Policy::built_in(name).expect(name).parse().expect(name)
+}
+
+/// A budget of 300 ms, and all that QEMU can be told.
+pub(super) fn task() -> Task {
+    let can = Can { write_blocking: true, throttle: true, postcopy: true, overlap: true, switchover_bandwidth: true };
+    Task { budget: Duration::from_millis(300), memory: 512 * MIB, can, ..Task::default() }
+}
+
+pub(super) fn mirror(disk: &str, len: u64, offset: u64) -> MirrorSample {
+    MirrorSample { disk: disk.to_owned(), len: len * MIB, offset: offset * MIB, ..MirrorSample::default() }
+}
+
+pub(super) fn ready(disk: &str, synced: bool) -> MirrorSample {
+    MirrorSample { ready: true, actively_synced: Some(synced), ..mirror(disk, 100, 100) }
+}
+
+/// What is seen and decided, one after the other.
+pub(super) struct Run {
+    pub(super) policy: Policy,
+    pub(super) history: History,
+    at: f64,
+}
+
+impl Run {
+    pub(super) fn new(policy: &Policy, task: Task, disks: &[&str]) -> Self {
+        let history = History::new(task, disks.iter().map(|&disk| disk.to_owned()));
+        Self { policy: policy.clone(), history, at: 0.0 }
+    }
+
+    /// Looks `later` milliseconds after the last time.
+    pub(super) fn look(&mut self, later: u64, ram: Option<RamSample>, mirrors: &[MirrorSample]) -> Decision {
+        self.at += later as f64;
+        let sample = Sample { at_ms: self.at, round_trip_ms: 0.5, ram, mirrors: mirrors.to_vec() };
+        let decision = decide(&self.policy, &self.history, &sample);
+        self.history.record(&sample, &decision);
+        decision
+    }
+
+    pub(super) fn at(&self) -> f64 {
+        self.at
+    }
+
+    pub(super) fn share(&self) -> &Share {
+        self.history.share()
+    }
+}
+
+/// RAM of 512 MiB that is sent at 100 MiB/s, as QEMU counts it.
+pub(super) struct Ram {
+    pub(super) sent: f64,
+    pub(super) dirtied: f64,
+    pub(super) working_set: f64,
+    pub(super) continuous: bool,
+    pub(super) throttle: u64,
+    /// What there was to send when it was counted last, MiB.
+    pub(super) count: f64,
+    sample: RamSample,
+    /// What of it was never sent, and what was dirtied since it was counted, MiB.
+    unsent: f64,
+    pending: f64,
+    found: f64,
+    processed: f64,
+    counted: u64,
+}
+
+impl Ram {
+    pub(super) fn new(dirtied: f64, working_set: f64, continuous: bool) -> Self {
+        Self {
+            sent: 100.0,
+            dirtied,
+            working_set,
+            continuous,
+            throttle: 0,
+            count: 512.0,
+            sample: RamSample::default(),
+            unsent: 512.0,
+            pending: 512.0,
+            found: 0.0,
+            processed: 0.0,
+            counted: 0,
+        }
+    }
+
+    /// After `ms` more. It is never through: nobody stops the guest.
+    pub(super) fn after(&mut self, ms: u64) -> RamSample {
+        for _ in 0..ms {
+            let sent = (self.sent / 1000.0).min(self.pending);
+            self.pending -= sent;
+            self.unsent = (self.unsent - sent).max(0.0);
+            self.processed += sent;
+            let runs = 1.0 - self.throttle as f64 / 100.0;
+            self.found = (self.found + self.dirtied * runs / 1000.0).min(self.working_set);
+            self.counted += 1;
+            if self.pending <= 0.0 || (self.continuous && self.counted >= 100) {
+                let again = (self.pending - self.unsent).max(0.0) / self.working_set.max(1.0);
+                self.pending += self.found * (1.0 - self.unsent / 512.0) * (1.0 - again).max(0.0);
+                (self.found, self.counted, self.count) = (0.0, 0, self.pending);
+                self.sample.syncs += 1;
+            }
+        }
+        let bytes = |mib: f64| (mib * MIB as f64) as u64;
+        self.sample = RamSample {
+            transferred: bytes(self.processed),
+            processed: bytes(self.processed),
+            remaining: bytes(self.pending),
+            total: 512 * MIB,
+            throttle_pct: self.throttle,
+            ..self.sample
+        };
+        self.sample
+    }
+}
+
+/// The first thing to do of this kind, if it is to be done.
+pub(super) fn throttle(decision: &Decision) -> Option<u8> {
+    decision.actions.iter().find_map(|action| match action {
+        Action::Throttle(percent) => Some(*percent),
+        _ => None,
+    })
+}
+
+pub(super) fn limit(decision: &Decision) -> Option<Duration> {
+    decision.actions.iter().find_map(|action| match action {
+        Action::DowntimeLimit(limit) => Some(*limit),
+        _ => None,
+    })
+}
+
+pub(super) fn give_up(decision: &Decision) -> Option<(&str, &str)> {
+    decision.actions.iter().find_map(|action| match action {
+        Action::GiveUp { code, needed } => Some((*code, needed.as_str())),
+        _ => None,
+    })
+}
+
+pub(super) fn mib(rate: u64) -> Rate {
+    Rate(rate * MIB)
+}

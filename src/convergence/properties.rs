@@ -1,0 +1,226 @@
+//! What must hold for the decisions whatever is sampled, nonsense too.
+
+#![cfg(test)] // tells clippy that this is all test, helpers too
+
+use super::{
+    decide::{decide, may_hand_over, predicted_blackout},
+    decision::{Action, Decision},
+    disks::millis,
+    history::{Can, History, Task},
+    memory::overhead,
+    policy::Policy,
+    sample::{MirrorSample, RamSample, Sample},
+};
+use crate::quantity::Rate;
+use proptest::prelude::*;
+use std::time::Duration;
+
+/// A counter: small, as large as a guest's, or as large as can be. It may fall from one sample to the next.
+fn counter() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 0..1000u64, (0..1u64 << 34), (0..1u64 << 34), any::<u64>()]
+}
+
+fn ram() -> impl Strategy<Value = RamSample> {
+    (counter(), counter(), counter(), counter(), 0..100u64, 0..200u64).prop_map(
+        |(transferred, processed, remaining, total, throttle_pct, syncs)| RamSample {
+            transferred,
+            processed,
+            remaining,
+            total,
+            dirty_rate: transferred,
+            throttle_pct,
+            syncs,
+            postcopy: false,
+        },
+    )
+}
+
+fn mirror(disk: &'static str) -> impl Strategy<Value = MirrorSample> {
+    let state = (any::<bool>(), prop_oneof![Just(None), any::<bool>().prop_map(Some)]);
+    (counter(), counter(), counter(), counter(), counter(), state).prop_map(
+        move |(len, offset, written, writes, write_ns, (ready, actively_synced))| MirrorSample {
+            disk: disk.to_owned(),
+            len,
+            offset,
+            ready,
+            actively_synced,
+            written,
+            writes,
+            write_ns,
+        },
+    )
+}
+
+/// Samples a while apart; the clock does not always go on.
+fn samples() -> impl Strategy<Value = Vec<Sample>> {
+    let mirrors = prop_oneof![
+        Just(Vec::new()).boxed(),
+        mirror("a").prop_map(|a| vec![a]).boxed(),
+        (mirror("a"), mirror("b")).prop_map(|(a, b)| vec![a, b]).boxed(),
+    ];
+    let one = (0..900u64, 0..50u64, proptest::option::of(ram()), mirrors);
+    proptest::collection::vec(one, 1..60).prop_map(|all| {
+        let mut at = 0;
+        let sample = |(later, took, ram, mirrors)| {
+            at += later;
+            Sample { at_ms: at as f64, round_trip_ms: took as f64, ram, mirrors }
+        };
+        all.into_iter().map(sample).collect()
+    })
+}
+
+/// Samples of a run that goes on as runs do, with what the guest dirties as wild as may be.
+fn plausible() -> impl Strategy<Value = Vec<Sample>> {
+    let total = 1u64 << 29;
+    proptest::collection::vec((90..130u64, 0..3u64 << 23, 0..3u64 << 23, any::<bool>()), 30..200).prop_map(move |all| {
+        let (mut at, mut ram) = (0, RamSample { total, remaining: total, ..RamSample::default() });
+        let next = |(later, sent, dirtied, counted): (u64, u64, u64, bool)| {
+            at += later;
+            let sent = sent.min(ram.remaining);
+            ram.transferred += sent;
+            ram.processed += sent;
+            ram.remaining = (ram.remaining - sent + if counted { dirtied } else { 0 }).min(total);
+            ram.syncs += u64::from(counted);
+            Sample { at_ms: at as f64, round_trip_ms: 0.5, ram: Some(ram), mirrors: Vec::new() }
+        };
+        all.into_iter().map(next).collect()
+    })
+}
+
+fn task() -> impl Strategy<Value = Task> {
+    let rate = || proptest::option::of((1..1u64 << 40).prop_map(Rate));
+    let can = proptest::collection::vec(any::<bool>(), 5).prop_map(|can| Can {
+        write_blocking: can[0],
+        throttle: can[1],
+        postcopy: can[2],
+        overlap: can[3],
+        switchover_bandwidth: can[4],
+    });
+    (0..5000u64, rate(), rate(), proptest::option::of(0..60_000u64), counter(), can).prop_map(
+        |(budget, ceiling, disk_ceiling, timeout, memory, can)| Task {
+            budget: Duration::from_millis(budget),
+            ceiling,
+            disk_ceiling,
+            timeout: timeout.map(Duration::from_millis),
+            memory,
+            can,
+            ..Task::default()
+        },
+    )
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    let built_in = super::BUILT_IN.map(|(_, text)| text.to_owned());
+    let own = "ram = ['downtime', 'throttle', 'stop-and-copy']\nstop-and-copy = '4s'".to_owned();
+    let all: Vec<Policy> = built_in.into_iter().chain([own]).map(|text| text.parse().expect("a policy")).collect();
+    proptest::sample::select(all)
+}
+
+/// Every decision, with the history that it was made on.
+fn run(policy: &Policy, task: &Task, samples: &[Sample]) -> Vec<(History, Decision)> {
+    let disks = samples.iter().flat_map(|sample| &sample.mirrors).map(|mirror| mirror.disk.clone());
+    let mut history = History::new(task.clone(), disks);
+    let mut decisions = Vec::new();
+    for sample in samples {
+        let decision = decide(policy, &history, sample);
+        history.record(sample, &decision);
+        decisions.push((history.clone(), decision));
+    }
+    decisions
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn nothing_is_decided_over_budget(policy in policy(), task in task(), samples in prop_oneof![samples(), plausible()]) {
+        for (history, decision) in run(&policy, &task, &samples) {
+            let budget = millis(task.budget);
+            for action in &decision.actions {
+                let Action::DowntimeLimit(limit) = action else { continue };
+                if policy.schedule.is_some() || policy.observe {
+                    prop_assert!(*limit <= task.budget);
+                    continue;
+                }
+                // what stays of a budget that is gone with the overhead is a millisecond
+                let most = (budget - overhead(&policy, &history)).max(1.0).max(millis(policy.stop_and_copy));
+                prop_assert!(millis(*limit) <= most + 1e-6, "{limit:?} of {most}");
+            }
+            let allowed = (budget * (1.0 + policy.slack)).max(millis(policy.stop_and_copy));
+            for (stood, remaining) in [(0.0, 0), (5.0, 1 << 20), (250.0, 1 << 30), (1e4, 0)] {
+                match may_hand_over(&policy, &history, stood, remaining) {
+                    Ok(foreseen) => prop_assert!(policy.observe || foreseen <= allowed),
+                    Err(foreseen) => prop_assert!(foreseen > allowed && foreseen.is_finite()),
+                }
+            }
+            prop_assert!(predicted_blackout(&policy, &history).is_none_or(|ms| ms.is_finite() && ms >= 0.0));
+        }
+    }
+
+    #[test]
+    fn it_ends_within_the_timeout_whatever_is_seen(policy in policy(), task in task(), samples in samples()) {
+        let Some(timeout) = task.timeout else { return Ok(()) };
+        let over = |sample: &&Sample| sample.at_ms >= millis(timeout);
+        let decisions = run(&policy, &task, &samples);
+        let gave_up = |(_, decision): &(History, Decision)| {
+            decision.actions.iter().any(|action| matches!(action, Action::GiveUp { .. }))
+        };
+        if samples.iter().any(|sample| over(&sample)) {
+            prop_assert!(decisions.iter().any(gave_up));
+        }
+        // and it is the last that is done
+        let end = decisions.iter().position(gave_up).unwrap_or(decisions.len());
+        for (_, decision) in decisions.iter().skip(end + 1) {
+            prop_assert!(decision.actions.is_empty());
+        }
+    }
+
+    #[test]
+    fn nothing_goes_to_and_fro(policy in policy(), task in task(), samples in prop_oneof![samples(), plausible()]) {
+        let (mut limit, mut throttle, mut started) = (Duration::ZERO, 0, 0);
+        let mut blocking = Vec::new();
+        for (history, decision) in run(&policy, &task, &samples) {
+            prop_assert!(!decision.because.is_empty() || decision.actions.is_empty());
+            for action in decision.actions {
+                match action {
+                    Action::DowntimeLimit(next) => {
+                        prop_assert!(next >= limit, "{limit:?} to {next:?}");
+                        limit = next;
+                    }
+                    Action::Throttle(next) => {
+                        prop_assert!(next > throttle && next <= policy.throttle_max);
+                        prop_assert!(policy.may_throttle() || policy.observe);
+                        throttle = next;
+                    }
+                    Action::StartMemory => started += 1,
+                    Action::WriteBlocking(disks) => blocking.extend(disks),
+                    Action::Share(share) => {
+                        // 0 is no limit to QEMU
+                        let all = share.mirrors.values().chain([&share.memory]);
+                        prop_assert!(all.flatten().all(|rate| rate.0 > 0));
+                        prop_assert_eq!(&share, history.share());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        prop_assert!(started <= 1);
+        blocking.sort();
+        prop_assert!(blocking.windows(2).all(|two| two[0] != two[1]), "twice: {:?}", blocking);
+    }
+
+    #[test]
+    fn a_recorded_run_replays_to_the_same(policy in policy(), task in task(), samples in prop_oneof![samples(), plausible()]) {
+        let line = |(sample, (_, decision)): (&Sample, &(History, Decision))| {
+            serde_json::json!({ "sample": sample, "decision": decision }).to_string()
+        };
+        let lines: Vec<String> = samples.iter().zip(&run(&policy, &task, &samples)).map(line).collect();
+        let read = |line: &String| -> Sample {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            serde_json::from_value(line["sample"].clone()).expect("a sample")
+        };
+        let samples: Vec<Sample> = lines.iter().map(read).collect();
+        let again: Vec<String> = samples.iter().zip(&run(&policy, &task, &samples)).map(line).collect();
+        prop_assert_eq!(lines, again);
+    }
+}
