@@ -1183,8 +1183,7 @@ pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
 /// Adds the parameter that tells QEMU with what to reckon for the switchover.
 pub fn add_switchover_bandwidth(schema: &mut Value) {
     let entities = schema.as_array_mut().unwrap();
-    let command = entities.iter_mut().find(|entity| entity["name"] == "migrate-set-parameters").unwrap();
-    command["arg-type"] = json!("6");
+    entities.push(json!({"name": "migrate-set-parameters", "meta-type": "command", "arg-type": "6"}));
     let member = json!([{"name": "avail-switchover-bandwidth", "type": "int"}]);
     entities.push(json!({"name": "6", "meta-type": "object", "members": member}));
 }

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// By how much longer the mirrors may need than RAM for RAM to be started beside them: begun too early, it is sent twice.
 const AHEAD: f64 = 2.0;
+/// How long mirrors must have had their shares, milliseconds, before what they leave of a ceiling is taken for granted.
+const STEADY: f64 = 1000.0;
 /// The part of a ceiling that the mirrors must leave for RAM to be started beside them.
 const ROOM: f64 = 0.2;
 
@@ -141,6 +143,13 @@ fn start(policy: &Policy, now: &History) -> (bool, String) {
     let Some(longest) = longest.collect::<Option<Vec<_>>>().map(|times| times.into_iter().fold(0.0, f64::max)) else {
         return (false, format!("{waiting}: RAM waits, for one of them does not catch up"));
     };
+    let is_new = |disk: &String| {
+        let since = now.disks.get(disk).and_then(|track| track.steady_since());
+        since.is_none_or(|since| now.at - since < STEADY)
+    };
+    if now.task.ceiling.is_some() && unready.iter().any(|(name, _)| is_new(name)) {
+        return (false, format!("{waiting}: what they leave of the ceiling is yet to be seen"));
+    }
     let room = now.task.ceiling.map_or(copied, |ceiling| ceiling.0 as f64 - copied);
     if now.task.ceiling.is_some_and(|ceiling| room < ceiling.0 as f64 * ROOM) {
         return (false, format!("{waiting}: they leave no room for RAM"));

@@ -272,6 +272,8 @@ pub(super) struct DiskTrack {
     since: Smooth,
     /// When it was switched to write-blocking.
     blocking: Option<f64>,
+    /// Since when it has had its mode and its share.
+    steady: Option<f64>,
     estimate: Disk,
 }
 
@@ -285,6 +287,7 @@ impl DiskTrack {
         estimate.remaining = now.len.saturating_sub(now.offset) as f64;
         estimate.ready = now.ready;
         estimate.synced = now.actively_synced == Some(true);
+        self.steady.get_or_insert(at);
         let Some((then, last)) = &self.window else {
             (estimate.best, estimate.best_at) = (estimate.remaining, at);
             self.window = Some((at, now.clone()));
@@ -333,9 +336,14 @@ impl DiskTrack {
         self.start_over(at);
     }
 
+    /// Since when it has been seen to do what it can with its mode and its share.
+    pub(super) fn steady_since(&self) -> Option<f64> {
+        self.steady
+    }
+
     /// Another mode or another share: what it gains is to be seen anew.
     pub(super) fn start_over(&mut self, at: f64) {
-        (self.rate, self.growth) = (Smooth::default(), Smooth::default());
+        (self.rate, self.growth, self.steady) = (Smooth::default(), Smooth::default(), Some(at));
         (self.estimate.best, self.estimate.best_at) = (self.estimate.remaining, at);
     }
 }

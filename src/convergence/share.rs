@@ -42,7 +42,12 @@ pub(super) fn share(history: &History) -> Share {
         }
         (new, _, _) => new,
     };
-    let for_mirrors = [task.ceiling, task.disk_ceiling].into_iter().flatten().min();
+    // what RAM has beside them is not theirs
+    let left = match (overlapped, memory, task.ceiling) {
+        (true, Some(memory), Some(ceiling)) => Some(Rate(ceiling.0.saturating_sub(memory.0))),
+        (_, _, ceiling) => ceiling,
+    };
+    let for_mirrors = [left, task.disk_ceiling].into_iter().flatten().min();
     let weight = |disk: &str| if history.done.favoured.iter().any(|name| name == disk) { FAVOUR } else { 1 };
     // those that are ready only carry what the guest writes: once one is, the others get its part
     let takes_part = |disk: &String| !waiting || history.disks.get(disk).is_some_and(|track| !track.estimate().ready);
