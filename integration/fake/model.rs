@@ -340,6 +340,7 @@ impl Model {
                 ("max-postcopy-bandwidth".to_owned(), json!(0)),
                 ("throttle-trigger-threshold".to_owned(), json!(50)),
                 ("vcpu-dirty-limit".to_owned(), json!(1)),
+                ("avail-switchover-bandwidth".to_owned(), json!(0)),
                 ("x-new".to_owned(), json!({"a": 1})),
             ]),
             disks: (0..shape.disks)

@@ -161,7 +161,8 @@ impl MemoryTrack {
         if at <= then {
             return;
         }
-        if now.throttle_pct != last.throttle_pct {
+        // one per cent is QEMU's own, set up so that it is ready for more
+        if now.throttle_pct.abs_diff(last.throttle_pct) > 1 {
             self.forget_rates(at);
         }
         let estimate = &mut self.estimate;

@@ -179,7 +179,7 @@ impl Default for Policy {
             name: "converge".to_owned(),
             observe: false,
             first: Duration::from_millis(10),
-            busy: Duration::from_millis(50),
+            busy: Duration::from_millis(40),
             slack: 0.2,
             device_state: Duration::from_millis(5),
             patience: Duration::from_secs(2),
