@@ -13,8 +13,6 @@ use std::time::Duration;
 
 /// Milliseconds that a mirror must have gained nothing before anything is done for it.
 const STANDSTILL: f64 = 3000.0;
-/// What a mirror must gain on its guest, as a part of its rate, not to be taken for one that never gets there.
-const GAIN: f64 = 0.05;
 
 /// What is to be done, each with its reason.
 pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
@@ -49,7 +47,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
             rate(disk.rate),
             rate(disk.growth),
             Bytes(disk.remaining as u64),
-            ((now.at - disk.best_at) / 1000.0).round()
+            ((now.at - disk.gained_at) / 1000.0).round()
         );
         let next = policy.disks.iter().find_map(|rung| match rung {
             DiskRung::Bandwidth => {
@@ -67,7 +65,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
         });
         match next {
             Some(step) => steps.push(step),
-            None if now.at - disk.best_at > millis(policy.give_up) => {
+            None if now.at - disk.gained_at > millis(policy.give_up) => {
                 let needed = format!("a mirror of more than {}, or a guest that writes less", rate(disk.growth));
                 return vec![(Action::GiveUp { code: "disk-not-converging", needed }, told)];
             }
@@ -79,7 +77,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
 
 /// A mirror that was looked at for long enough and gains nothing.
 fn stands_still(disk: &Disk, at: f64) -> bool {
-    !disk.ready && at - disk.best_at > STANDSTILL && disk.rate - disk.growth <= disk.rate * GAIN
+    (!disk.ready || disk.remaining > 0.0) && at - disk.gained_at > STANDSTILL
 }
 
 fn rate(bytes: f64) -> Rate {

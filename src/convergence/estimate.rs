@@ -10,6 +10,10 @@ use std::collections::VecDeque;
 
 /// The least time that a rate is taken over, milliseconds: shorter, and QEMU's own 100 ms windows show through.
 const WINDOW: f64 = 200.0;
+/// How far apart two looks must be for a pace to be taken from them, milliseconds.
+const APART: f64 = 50.0;
+/// What a mirror must gain on its guest, as a part of its rate, not to be taken for one that never gets there.
+const GAIN: f64 = 0.05;
 /// The weight of the newest value in a smoothed one (KubeVirt's VEP 248 uses the same).
 const NEWEST: f64 = 0.4;
 /// By how much less must remain to count as better (the same source).
@@ -48,8 +52,6 @@ pub struct Memory {
     pub best_at: f64,
     /// How often it was counted since, without being better.
     pub worse: u32,
-    /// The fastest that memory was taken care of between two samples.
-    pub peak: f64,
     /// Every page was sent once.
     pub first_pass_over: bool,
 }
@@ -97,6 +99,10 @@ pub(super) struct MemoryTrack {
     /// What is smoothed is of the first pass, which says little of those after it: zero pages are passed over quickly, and
     /// memory that is rewritten is found once however often it was.
     provisional: bool,
+    /// The fastest that memory was taken care of between two looks, bytes per second.
+    peak: f64,
+    /// When something was last sent.
+    moved: f64,
     estimate: Memory,
     /// The latest estimates since something was changed, and since when each holds.
     recent: VecDeque<(f64, Memory)>,
@@ -115,6 +121,16 @@ impl MemoryTrack {
     /// What the wire carried for RAM with its present share, once that was measured.
     pub(super) fn carried(&self) -> Option<f64> {
         self.bandwidth.get()
+    }
+
+    /// The fastest that memory was taken care of, zero pages and all, bytes per second.
+    pub(super) fn peak(&self) -> f64 {
+        self.peak
+    }
+
+    /// When something was last sent.
+    pub(super) fn moved(&self) -> f64 {
+        self.moved
     }
 
     /// The most that the wire was seen to carry for RAM.
@@ -151,7 +167,7 @@ impl MemoryTrack {
 
     pub(super) fn add(&mut self, at: f64, now: RamSample) {
         let Some((then, last)) = self.last.replace((at, now)) else {
-            self.began = Some(at);
+            (self.began, self.moved) = (Some(at), at);
             self.window = (at, 0.0, 0.0);
             self.sent = (at, now.transferred);
             let all = now.remaining as f64;
@@ -177,9 +193,21 @@ impl MemoryTrack {
         let found = (now.remaining as f64 - last.remaining as f64 + processed).max(0.0);
         self.window.1 += found;
         self.window.2 += processed;
-        estimate.peak = estimate.peak.max(processed / (at - then) * 1000.0);
+        if now.transferred > last.transferred {
+            self.moved = at;
+        }
+        // a look that comes right after another says little
+        if at - then >= APART {
+            self.peak = self.peak.max(processed / (at - then) * 1000.0);
+        }
         let first_pass = !estimate.first_pass_over;
         estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
+        if let (true, true, Some(measured)) = (first_pass, estimate.first_pass_over, now.measured_dirty_rate) {
+            // one pass tells nothing of how fast memory is rewritten; this was measured meanwhile, apart from it
+            (estimate.dirty_rate, estimate.pace) = (measured as f64, estimate.bandwidth);
+            estimate.fresh = found.max(now.remaining as f64);
+            self.recent.push_back((self.began.unwrap_or(at), *estimate));
+        }
         self.provisional |= first_pass;
         // the counters are not read all at once, so a little is always found
         if now.syncs == last.syncs && found < (processed * NOISE).max(1e6) {
@@ -241,10 +269,8 @@ pub struct Disk {
     pub latency_before: Option<f64>,
     /// The same in write-blocking mode.
     pub latency_since: Option<f64>,
-    /// The least that remained, and when it was so little for the first time.
-    pub best: f64,
-    /// When.
-    pub best_at: f64,
+    /// When the mirror was last seen to gain on its guest.
+    pub gained_at: f64,
     /// It has caught up once.
     pub ready: bool,
     /// In write-blocking mode, and nothing is behind any more.
@@ -290,7 +316,7 @@ impl DiskTrack {
         estimate.synced = now.actively_synced == Some(true);
         self.steady.get_or_insert(at);
         let Some((then, last)) = &self.window else {
-            (estimate.best, estimate.best_at) = (estimate.remaining, at);
+            estimate.gained_at = at;
             self.window = Some((at, now.clone()));
             return;
         };
@@ -304,7 +330,7 @@ impl DiskTrack {
         if last.len > 0 {
             self.growth.add(rate(now.len, last.len));
         } else {
-            (estimate.best, estimate.best_at) = (estimate.remaining, at);
+            estimate.gained_at = at;
         }
         self.writes.add(rate(now.written, last.written));
         let (writes, took) = (now.writes.saturating_sub(last.writes), now.write_ns.saturating_sub(last.write_ns));
@@ -315,11 +341,13 @@ impl DiskTrack {
                 false => self.before.add(mean),
             }
         }
-        if estimate.remaining <= estimate.best * BETTER {
-            (estimate.best, estimate.best_at) = (estimate.remaining, at);
-        }
         estimate.rate = self.rate.get().unwrap_or_default();
         estimate.growth = self.growth.get().unwrap_or_default();
+        // a smoothed rate never is 0 again
+        if estimate.remaining <= 0.0 || (estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN)
+        {
+            estimate.gained_at = at;
+        }
         estimate.write_rate = self.writes.get().unwrap_or_default();
         (estimate.latency_before, estimate.latency_since) = (self.before.get(), self.since.get());
         self.window = Some((at, now.clone()));
@@ -327,8 +355,8 @@ impl DiskTrack {
 
     /// Since when it gets no nearer to being in step with its guest's writes, though they wait for it.
     pub(super) fn out_of_step(&self) -> Option<f64> {
-        let Disk { remaining, best_at, synced, .. } = self.estimate;
-        self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { best_at.max(since) } else { since })
+        let Disk { remaining, gained_at, synced, .. } = self.estimate;
+        self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
     }
 
     /// From now on in write-blocking mode.
@@ -345,7 +373,7 @@ impl DiskTrack {
     /// Another mode or another share: what it gains is to be seen anew.
     pub(super) fn start_over(&mut self, at: f64) {
         (self.rate, self.growth, self.steady) = (Smooth::default(), Smooth::default(), Some(at));
-        (self.estimate.best, self.estimate.best_at) = (self.estimate.remaining, at);
+        self.estimate.gained_at = at;
     }
 }
 
@@ -392,7 +420,7 @@ mod tests {
                 let seen = mib(memory.working_set);
                 assert!(seen <= working_set * 1.02 && seen >= working_set.min(dirtied) * 0.6, "{told}");
                 assert!(memory.load().is_some_and(|load| near(load, dirtied / 100.0, tolerance)), "{told}");
-                assert!(memory.peak >= memory.pace && memory.best <= memory.working_set, "{told}");
+                assert!(memory.best <= memory.working_set, "{told}");
             }
         }
     }

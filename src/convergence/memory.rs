@@ -8,6 +8,7 @@ use super::{
     estimate::Memory,
     history::History,
     policy::{Policy, RamRung},
+    share::HELD,
 };
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
@@ -58,7 +59,9 @@ pub(super) fn tail_rate(now: &History) -> f64 {
     let share = now.done.share.memory.map_or(0.0, |rate| rate.0 as f64);
     // a ceiling that is not reached is not what the link carries
     let is_reached = now.task.link.is_some() || now.memory.carried().is_none_or(|carried| carried > share * REACHED);
-    let measured = now.memory.carried().unwrap_or(now.memory.fastest());
+    // while it is held back, or right after, the wire carries what it is let
+    let held = now.done.held || now.done.share.memory == Some(HELD);
+    let measured = now.memory.carried().filter(|_| !held).unwrap_or(now.memory.fastest());
     told(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
 }
 
@@ -89,6 +92,12 @@ pub(super) fn first_limit(policy: &Policy, now: &History) -> Duration {
 
 /// What is to be done for RAM, and why.
 pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String) {
+    let still = now.at - now.memory.moved();
+    if now.memory.last().is_some() && still > millis(policy.give_up) {
+        let needed = "a destination that takes what it is sent, or a link that carries it".to_owned();
+        let because = format!("nothing of RAM has been sent for {:.0} s", still / 1000.0);
+        return (Some(Action::GiveUp { code: "ram-stalled", needed }), because);
+    }
     let Some(memory) = now.memory.estimate() else { return wait("RAM has just been started".to_owned()) };
     let sent = now.memory.last().map_or(0, |last| last.processed);
     let (Some(load), true) = (memory.load(), memory.first_pass_over) else {
@@ -297,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_busy_guest_may_take_a_little_longer_and_no_more_than_the_budget() {
-        for (budget, most) in [(300, 50), (30, 24)] {
+        for (budget, most) in [(300, 40), (30, 24)] {
             let given = Task { budget: Duration::from_millis(budget), ..task() };
             let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
             let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some()).expect("a limit");

@@ -24,6 +24,7 @@ pub use estimate::{Disk, Memory};
 pub use history::{Can, Estimates, History, Share, Task};
 pub use policy::{DiskRung, Policy, RamRung, Schedule, Step, Then};
 pub use sample::{MirrorSample, RamSample, Sample};
+pub use share::HELD;
 pub use written::{BUILT_IN, PolicyError};
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ fn ram() -> impl Strategy<Value = RamSample> {
             processed,
             remaining,
             total,
-            dirty_rate: transferred,
+            measured_dirty_rate: (transferred % 3 == 0).then_some(transferred),
             throttle_pct,
             syncs,
             postcopy: false,

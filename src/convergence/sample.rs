@@ -28,8 +28,8 @@ pub struct RamSample {
     pub remaining: u64,
     /// The guest's memory.
     pub total: u64,
-    /// QEMU's own figure of what the guest dirties, bytes per second.
-    pub dirty_rate: u64,
+    /// What the guest was measured to dirty beside the migration, bytes per second (`calc-dirty-rate`), once it is known.
+    pub measured_dirty_rate: Option<u64>,
     /// Per cent by which the vCPUs are throttled.
     pub throttle_pct: u64,
     /// `dirty-sync-count`. On 10.0 one a pass, on 11.1 about ten a second.

@@ -7,10 +7,12 @@ use crate::quantity::Rate;
 use std::collections::BTreeMap;
 
 /// What RAM is held back to while a mirror is not ready yet: a page in each of QEMU's windows of 100 ms. 0 would be no limit.
-pub(super) const HELD: Rate = Rate(4096);
+pub const HELD: Rate = Rate(4096);
 /// The bandwidth with which no more than a byte would fit into a downtime limit of 1 ms: QEMU reckons in bytes a millisecond.
 /// (With a limit of 0 it would not count anew before it stops the guest, and stop it with all that was dirtied since.)
 pub(super) const NOTHING: Rate = Rate(1000);
+/// The part of the budget that a mirror may be behind its guest by, where it cannot be kept in step.
+const BEHIND: f64 = 0.25;
 /// How much more a favoured mirror gets than another.
 const FAVOUR: u64 = 4;
 /// The least part of the ceiling that RAM gets however much the guest writes to its disks.
@@ -70,9 +72,15 @@ pub(super) fn share(history: &History) -> Share {
 
 /// Every mirror is ready, and none can fall behind any more where QEMU can see to that.
 pub(super) fn is_settled(history: &History) -> bool {
+    // what a mirror is behind has to be copied with the guest stopped
+    let behind = history.task.budget.as_secs_f64() * BEHIND;
     history.disks.values().all(|track| {
         let disk = track.estimate();
-        disk.ready && (disk.synced || !history.task.can.write_blocking)
+        disk.ready
+            && match history.task.can.write_blocking {
+                true => disk.synced,
+                false => disk.remaining <= disk.rate * behind,
+            }
     })
 }
 
@@ -87,7 +95,7 @@ pub(super) fn room(history: &History, ceiling: Rate) -> Rate {
 fn is_held(history: &History) -> bool {
     let held = history.done.share.memory == Some(HELD);
     held || history.memory.last().is_some_and(|now| {
-        let peak = history.memory.estimate().map_or(0.0, |memory| memory.peak);
+        let peak = history.memory.peak();
         (now.remaining as f64) < (peak * RESERVE).max(now.total as f64 / 8.0)
     })
 }

@@ -9,12 +9,15 @@ use super::{
     run::{Course, Engine, addresses},
 };
 use crate::{
-    convergence::{Action, Decision, History, MirrorSample, RamSample, Sample, Share, decide, predicted_blackout},
+    convergence::{
+        Action, Decision, HELD, History, MirrorSample, RamSample, Sample, Share, decide, predicted_blackout,
+    },
     memory::{apply, postcopy, precopy, sample, tuning},
+    preflight::measure,
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
         Process,
-        reply::{BlockJob, BlockStats, Migration},
+        reply::{BlockJob, BlockStats, DirtyRate, Migration},
     },
     quantity::Rate,
     storage::{layout::Pair, mirror},
@@ -32,8 +35,10 @@ const STEP: Duration = Duration::from_millis(20);
 const MEMORY: Duration = Duration::from_millis(100);
 /// How often is looked with the guest stopped, where the events do not tell that the mirrors are ready.
 const STOPPED: Duration = Duration::from_millis(20);
-/// How often the guest's writes are counted again, in looks, once the mirrors are in step with them.
-const COUNTED: u32 = 10;
+/// The window in which what the guest dirties is measured beside RAM's first pass, which does not tell it.
+const WINDOW: Duration = Duration::from_millis(500);
+/// How long after its window the measurement is asked for.
+const MEASURED: Duration = Duration::from_secs(3);
 /// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
 const OVERDUE: Duration = Duration::from_secs(5);
 
@@ -46,7 +51,7 @@ pub(super) struct Converge<'a> {
     shared: Share,
     /// The guest's writes as they were last counted.
     stats: Vec<BlockStats>,
-    looks: u32,
+    dirtied: Dirtied,
     storage: Option<Entered>,
     memory: Option<Entered>,
 }
@@ -66,6 +71,27 @@ async fn passed(source: &Process, pass: u64) {
     }
 }
 
+/// What the guest dirties, measured once beside RAM's first pass.
+#[derive(Default)]
+struct Dirtied {
+    /// When the measurement was begun.
+    begun: Option<Instant>,
+    /// Bytes per second.
+    rate: Option<u64>,
+}
+
+impl Dirtied {
+    fn is_due(&self) -> bool {
+        let due = |begun: Instant| (WINDOW..WINDOW + MEASURED).contains(&begun.elapsed());
+        self.rate.is_none() && self.begun.is_some_and(due)
+    }
+
+    fn take(&mut self, answer: Option<DirtyRate>) {
+        let measured = answer.filter(|answer| answer.status == "measured").and_then(|answer| answer.dirty_rate);
+        self.rate = measured.map(|rate| rate << 20);
+    }
+}
+
 impl<'a> Converge<'a> {
     pub(super) fn new(engine: &'a Engine, plan: &'a Plan, sides: &Sides, course: &Course) -> Self {
         let settings = &engine.settings;
@@ -80,7 +106,7 @@ impl<'a> Converge<'a> {
             shared: history.share().clone(),
             history,
             stats: Vec::new(),
-            looks: 0,
+            dirtied: Dirtied::default(),
             storage: None,
             memory: None,
         }
@@ -141,6 +167,7 @@ impl<'a> Converge<'a> {
                 tick.reset_after(OVERDUE);
                 continue;
             }
+            waited &= !seen.runs_again();
             let looked = tokio::select! {
                 biased;
                 arrived = &mut arrival => break arrived?,
@@ -165,7 +192,8 @@ impl<'a> Converge<'a> {
                 break;
             }
             let stood = sides.stood(stopped);
-            if sides.was_running && stood > self.engine.settings.downtime {
+            let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
+            if sides.was_running && stood > most {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(
@@ -203,7 +231,7 @@ impl<'a> Converge<'a> {
                     return Err(Failure::GaveUp { code, because, needed });
                 }
                 _ if policy.observe => {}
-                action => self.apply(sides, course, action).await,
+                action => self.apply(sides, course, action).await?,
             }
         }
         if self.is_ready() {
@@ -234,9 +262,15 @@ impl<'a> Converge<'a> {
         }
     }
 
-    /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did.
-    async fn apply(&mut self, sides: &Sides, course: &mut Course, action: &Action) {
+    /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did. But RAM that cannot
+    /// be held back beside the mirrors could stop the guest, and RAM that cannot be released would never end.
+    async fn apply(&mut self, sides: &Sides, course: &mut Course, action: &Action) -> Result<(), Failure> {
         let source = &sides.source;
+        let holds = match action {
+            Action::SwitchoverBandwidth(_) => true,
+            Action::Share(share) => [share.memory, self.shared.memory].contains(&Some(HELD)),
+            _ => false,
+        };
         let done = match action {
             Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
             Action::SwitchoverBandwidth(rate) => {
@@ -268,12 +302,16 @@ impl<'a> Converge<'a> {
             Action::StartMemory | Action::Favour(_) | Action::GiveUp { .. } => Ok(()),
         };
         if let Err(error) = done {
+            if holds {
+                return Err(error.into());
+            }
             self.engine.report.warn("not-applied", format!("{action:?}: {}", describe(&error)));
             if *action == Action::Postcopy && error.is_refusal() {
                 course.ram.postcopy = false;
             }
             self.history.take_back(action);
         }
+        Ok(())
     }
 
     fn throttle(&self, course: &Course, percent: u8) -> Map<String, Value> {
@@ -299,7 +337,9 @@ impl<'a> Converge<'a> {
             return Err(error.into());
         }
         course.effects.push(Effect::Migrate);
-        Ok(precopy::send(&sides.source, ram).await?)
+        precopy::send(&sides.source, ram).await?;
+        self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram()).await.then(Instant::now);
+        Ok(())
     }
 
     /// Looks at everything once. All questions are on their way before the first answer is awaited.
@@ -308,9 +348,8 @@ impl<'a> Converge<'a> {
         let asked = Instant::now();
         let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
         let jobs = (!self.plan.pairs.is_empty()).then(|| mirror::progress(source, &self.plan.pairs));
-        let counts = !self.plan.pairs.is_empty() && (self.storage.is_some() || self.looks % COUNTED == 0);
-        let stats = counts.then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
-        self.looks += 1;
+        let stats = (!self.plan.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
+        let dirtied = self.dirtied.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
         let mut round_trip = None;
         let mut answered = || *round_trip.get_or_insert_with(|| asked.elapsed());
         let migration = match migration {
@@ -325,8 +364,14 @@ impl<'a> Converge<'a> {
             None => Vec::new(),
         };
         let took = answered();
-        if let Some(stats) = stats {
-            self.stats = stats.await?.0;
+        if let Some(Ok(stats)) = match stats {
+            Some(stats) => Some(stats.await),
+            None => None,
+        } {
+            self.stats = stats.0;
+        }
+        if let Some(dirtied) = dirtied {
+            self.dirtied.take(dirtied.await.ok());
         }
         if let Some(migration) = &migration {
             sample::fold(&mut course.ram, migration);
@@ -353,7 +398,7 @@ impl<'a> Converge<'a> {
                 processed: ram.normal.saturating_add(ram.duplicate).saturating_mul(ram.page_size),
                 remaining: ram.remaining,
                 total: ram.total,
-                dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
+                measured_dirty_rate: self.dirtied.rate,
                 throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
                 syncs: ram.dirty_sync_count,
                 postcopy: false,
@@ -368,7 +413,7 @@ impl<'a> Converge<'a> {
     fn report(&self, look: &Look) {
         let report = &self.engine.report;
         let known = self.history.estimates();
-        for (pair, job) in self.plan.pairs.iter().zip(&look.jobs).filter(|_| self.storage.is_some()) {
+        for (pair, job) in self.plan.pairs.iter().zip(&look.jobs) {
             let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
             report.emit(Kind::Disk {
                 disk: pair.source.name().to_owned(),

@@ -260,6 +260,11 @@ impl Plan {
         self.measured = Some(measured);
     }
 
+    /// The guest's memory, bytes.
+    pub(super) fn ram(&self) -> u64 {
+        self.ram
+    }
+
     /// What the controller has to do.
     pub(super) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> Task {
         let policy = &settings.policy;

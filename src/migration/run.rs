@@ -129,6 +129,8 @@ impl Engine {
         let Sides { source, destination, .. } = sides;
         if plan.pairs.is_empty() {
             course.ledger.mark(Mark::PreSwitchover, stopped);
+            let rest = source.ask(&qmp::query_migrate {}).await?;
+            self.keep_budget(sides, stopped, rest, course)?;
             return Ok(Disengaged::prove(std::iter::empty(), &[], &[])?);
         }
         let settled = mirror::settle(source, &plan.pairs);

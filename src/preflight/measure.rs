@@ -164,18 +164,17 @@ async fn dirtied(source: &Process, here: &Facts) -> Result<Vec<(Duration, u64)>,
     Ok(found)
 }
 
+/// Begins to measure what the guest dirties in a window, for whoever asks for it after that. Whether it did: a build that
+/// knows whole seconds only, a guest of little memory, or a measurement that is under way already are no reason to fail.
+pub async fn begin(source: &Process, window: Duration, ram: u64) -> bool {
+    let Ok(pages) = measured::sample_pages(&[ram]) else { return false };
+    source.features().dirty_rate_milliseconds && source.act(&calc_dirty_rate(window, true, pages)).await.is_ok()
+}
+
 /// MiB a second. Pages are sampled, which neither slows the guest nor needs anything of the accelerator. The other modes
 /// are never used: asked for them without KVM, QEMU 7.2 crashes.
 async fn dirty_rate(source: &Process, window: Duration, milliseconds: bool, pages: u64) -> Result<u64, ProcessError> {
-    let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
-    let calc_time = if milliseconds { number(window.as_millis()) } else { number(u128::from(window.as_secs())) };
-    let command = qmp::calc_dirty_rate {
-        calc_time,
-        calc_time_unit: milliseconds.then_some(qmp::TimeUnit::millisecond),
-        mode: None,
-        sample_pages: i64::try_from(pages).ok(),
-    };
-    source.act(&command).await?;
+    source.act(&calc_dirty_rate(window, milliseconds, pages)).await?;
     let measured = async {
         sleep(window).await;
         loop {
@@ -189,6 +188,16 @@ async fn dirty_rate(source: &Process, window: Duration, milliseconds: bool, page
     let waited = window + READING;
     let late = ProcessError::Late { at: source.name().clone(), what: "dirty rate", waited };
     timeout(waited, measured).await.unwrap_or(Err(late))
+}
+
+fn calc_dirty_rate(window: Duration, milliseconds: bool, pages: u64) -> qmp::calc_dirty_rate {
+    let number = |number| i64::try_from(number).unwrap_or(i64::MAX);
+    qmp::calc_dirty_rate {
+        calc_time: if milliseconds { number(window.as_millis()) } else { number(u128::from(window.as_secs())) },
+        calc_time_unit: milliseconds.then_some(qmp::TimeUnit::millisecond),
+        mode: None,
+        sample_pages: i64::try_from(pages).ok(),
+    }
 }
 
 /// The sizes of the blocks that the guest's RAM is made of.
