@@ -264,7 +264,7 @@ fn a_stop_and_copy_is_only_as_long_as_the_policy_allows() {
 fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
     for version in ["10.0.13", "11.1"] {
         let disk = DiskSpec { size: 512 * MIB, backing: 512 * MIB, overlay_data: 256 * MIB, ..DiskSpec::default() };
-        let workload = Workload { ram: 256 * MIB, dirty: 4 * MIB, ..idle() };
+        let workload = Workload { ram: 256 * MIB, dirty: 32 * MIB, ..idle() };
         let pair = start(&Spec { memory: 1024, disks: vec![disk], ..spec(version, workload) });
         let (outcome, events) = run(&pair, |settings| {
             settings.bandwidth = None;
