@@ -142,6 +142,7 @@ fn outrun(version: &str) {
     judge_running(&pair, &outcome);
     let reasons = reasons(&events, "write-blocking");
     assert!(reasons.iter().any(|reason| reason.contains("its guest's writes wait for it")), "{}", told(&events));
+    assert!(outcome.disks[0].write_blocking_latency_us.is_some(), "what it costs the guest is told: {outcome:#?}");
     let latency = |event: &Event| match event.kind {
         Kind::Disk { write_latency_us, growth, .. } => growth > 0 && write_latency_us.is_some(),
         _ => false,

@@ -214,6 +214,12 @@ fn summary(outcome: &Outcome) -> String {
     for disk in &outcome.disks {
         let (copied, size) = (Bytes(disk.bytes_copied), Bytes(disk.virtual_size));
         add(format!("  disk     {} -> {}: {copied} copied of {size}", disk.source, disk.destination));
+        if let Some(blocking) = disk.write_blocking_latency_us {
+            let before = disk.write_latency_us.map_or_else(String::new, |before| format!(" (before: {before} us)"));
+            add(format!(
+                "           its guest's writes took {blocking} us while they waited for the destination{before}"
+            ));
+        }
     }
     if outcome.ram.bytes > 0 {
         add(format!("  ram      {} sent", Bytes(outcome.ram.bytes)));

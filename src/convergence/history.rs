@@ -22,8 +22,6 @@ pub struct Task {
     pub ceiling: Option<Rate>,
     /// A ceiling for the mirrors together.
     pub disk_ceiling: Option<Rate>,
-    /// What the link was measured to carry, where it was: the rest of RAM is sent without a ceiling.
-    pub link: Option<Rate>,
     /// How long it may take until the guest is stopped.
     pub timeout: Option<Duration>,
     /// The guest's memory, bytes.

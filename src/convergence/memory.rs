@@ -58,16 +58,16 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
 pub(super) fn tail_rate(now: &History) -> f64 {
     let share = now.done.share.memory.map_or(0.0, |rate| rate.0 as f64);
     // a ceiling that is not reached is not what the link carries
-    let is_reached = now.task.link.is_some() || now.memory.carried().is_none_or(|carried| carried > share * REACHED);
+    let is_reached = now.memory.carried().is_none_or(|carried| carried > share * REACHED);
     // while it is held back, or right after, the wire carries what it is let
     let held = now.done.held || now.done.share.memory == Some(HELD);
     let measured = now.memory.carried().filter(|_| !held).unwrap_or(now.memory.fastest());
     told(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
 }
 
-/// What is given of the link, or else the ceiling.
+/// The ceiling, which is what QEMU is told to reckon with.
 fn told(now: &History) -> Option<f64> {
-    now.task.link.or(now.task.ceiling).map(|rate| rate.0 as f64)
+    now.task.ceiling.map(|rate| rate.0 as f64)
 }
 
 /// The part of a downtime limit that QEMU is to be told for what RAM's tail may take: where it was told of more bandwidth

@@ -192,7 +192,7 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
         ram: None,
         since_count: 0.0,
         stopped: false,
-        told: task.link.or(task.ceiling).filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
+        told: task.ceiling.filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
         pending: guest.memory,
         dirtied: 0.0,
         unsent: guest.memory,

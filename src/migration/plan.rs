@@ -297,7 +297,6 @@ impl Plan {
                 Some((_, Address::Tcp { .. })) => TCP_BUFFERED,
                 _ => 0,
             },
-            ..Task::default()
         }
     }
 

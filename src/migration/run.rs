@@ -8,7 +8,7 @@ use super::{
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
 use crate::{
-    convergence::{History, may_hand_over},
+    convergence::{Disk, History, may_hand_over},
     endpoint::Address,
     handover::{
         exchange,
@@ -337,12 +337,18 @@ impl Engine {
 
     fn outcome(&self, plan: &Plan, end: End, course: &Course) -> Outcome {
         let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
+        let known = course.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
+        let latency = |pair: &Pair, of: fn(&Disk) -> Option<f64>| {
+            known.get(pair.source.name()).and_then(of).map(|ms| (ms * 1000.0).round() as u64)
+        };
         let disk = |pair: &Pair| DiskOutcome {
             source: pair.source.name().to_owned(),
             destination: pair.destination.name().to_owned(),
             bytes_copied: course.copied.get(&pair.names.job).copied().unwrap_or(0),
             virtual_size: pair.source.virtual_size,
             mode: pair.mode.as_str(),
+            write_latency_us: latency(pair, |disk| disk.latency_before),
+            write_blocking_latency_us: latency(pair, |disk| disk.latency_since),
         };
         Outcome {
             outcome: end.ending,

@@ -88,6 +88,10 @@ pub struct DiskOutcome {
     pub virtual_size: u64,
     /// How it was copied: `incremental` or `full`.
     pub mode: &'static str,
+    /// The mean time of a guest's write while the mirror copied in the background, microseconds; `None` where it wrote nothing.
+    pub write_latency_us: Option<u64>,
+    /// The same in write-blocking mode: what that cost the guest.
+    pub write_blocking_latency_us: Option<u64>,
 }
 
 /// What the RAM migration took.
