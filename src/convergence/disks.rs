@@ -7,6 +7,7 @@ use super::{
     estimate::{Disk, DiskTrack},
     history::History,
     policy::{DiskRung, Policy},
+    share,
 };
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
     }
     for (name, track) in &now.disks {
         let disk = track.estimate();
-        if !stands_still(&disk, now.at) {
+        if !stands_still(now, &disk) {
             continue;
         }
         let told = format!(
@@ -76,8 +77,9 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
 }
 
 /// A mirror that was looked at for long enough and gains nothing.
-fn stands_still(disk: &Disk, at: f64) -> bool {
-    (!disk.ready || disk.remaining > 0.0) && at - disk.gained_at > STANDSTILL
+fn stands_still(now: &History, disk: &Disk) -> bool {
+    let open = !disk.ready || (!now.task.can.write_blocking && !share::is_close(now, disk));
+    open && now.at - disk.gained_at > STANDSTILL
 }
 
 fn rate(bytes: f64) -> Rate {

@@ -269,6 +269,8 @@ pub struct Disk {
     pub latency_before: Option<f64>,
     /// The same in write-blocking mode.
     pub latency_since: Option<f64>,
+    /// The most that it copied, bytes per second: what it can do, where it has little to do.
+    pub fastest: f64,
     /// When the mirror was last seen to gain on its guest.
     pub gained_at: f64,
     /// It has caught up once.
@@ -278,6 +280,14 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Milliseconds that it would need for what it is behind by, if the guest wrote no more.
+    pub fn behind(&self) -> f64 {
+        match self.synced || self.remaining <= 0.0 {
+            true => 0.0,
+            false => self.remaining / self.fastest.max(1.0) * 1000.0,
+        }
+    }
+
     /// Milliseconds until the mirror is ready, if all goes on as it does; None if never.
     pub fn time_to_ready(&self) -> Option<f64> {
         let gain = self.rate - self.growth;
@@ -325,7 +335,9 @@ impl DiskTrack {
             return;
         }
         let rate = |now: u64, last: u64| now.saturating_sub(last) as f64 / elapsed * 1000.0;
-        self.rate.add(rate(now.offset, last.offset));
+        let copied = rate(now.offset, last.offset);
+        self.rate.add(copied);
+        estimate.fastest = estimate.fastest.max(copied);
         // the first length is known only once the bitmap is initialised
         if last.len > 0 {
             self.growth.add(rate(now.len, last.len));

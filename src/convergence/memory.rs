@@ -39,10 +39,7 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
     let round_trips = ROUND_TRIPS * now.round_trip.get().unwrap_or_default();
     let settle = now.disks.values().map(|track| {
         let disk = track.estimate();
-        let behind = match disk.ready && !disk.synced && disk.rate > 0.0 {
-            true => disk.remaining / disk.rate * 1000.0,
-            false => 0.0,
-        };
+        let behind = if disk.ready { disk.behind() } else { 0.0 };
         // the flush that ends a mirror takes about what a write takes
         behind + disk.latency_since.or(disk.latency_before).unwrap_or_default()
     });

@@ -2,7 +2,10 @@
 //!
 //! Pure.
 
-use super::history::{History, Share};
+use super::{
+    estimate::Disk,
+    history::{History, Share},
+};
 use crate::quantity::Rate;
 use std::collections::BTreeMap;
 
@@ -11,6 +14,8 @@ pub const HELD: Rate = Rate(4096);
 /// The bandwidth with which no more than a byte would fit into a downtime limit of 1 ms: QEMU reckons in bytes a millisecond.
 /// (With a limit of 0 it would not count anew before it stops the guest, and stop it with all that was dirtied since.)
 pub(super) const NOTHING: Rate = Rate(1000);
+/// What a mirror may always be behind its guest by, bytes: one that had little to do has not shown how fast it is.
+const LITTLE: f64 = 1048576.0;
 /// The part of the budget that a mirror may be behind its guest by, where it cannot be kept in step.
 const BEHIND: f64 = 0.25;
 /// How much more a favoured mirror gets than another.
@@ -72,16 +77,15 @@ pub(super) fn share(history: &History) -> Share {
 
 /// Every mirror is ready, and none can fall behind any more where QEMU can see to that.
 pub(super) fn is_settled(history: &History) -> bool {
-    // what a mirror is behind has to be copied with the guest stopped
-    let behind = history.task.budget.as_secs_f64() * BEHIND;
     history.disks.values().all(|track| {
         let disk = track.estimate();
-        disk.ready
-            && match history.task.can.write_blocking {
-                true => disk.synced,
-                false => disk.remaining <= disk.rate * behind,
-            }
+        disk.ready && if history.task.can.write_blocking { disk.synced } else { is_close(history, &disk) }
     })
+}
+
+/// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
+pub(super) fn is_close(history: &History, disk: &Disk) -> bool {
+    disk.remaining <= LITTLE || disk.behind() <= history.task.budget.as_secs_f64() * 1000.0 * BEHIND
 }
 
 /// What the mirrors leave of a ceiling.
