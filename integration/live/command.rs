@@ -72,6 +72,9 @@ fn commands_are_in_order(transcript: Transcript<impl Read>) {
     let golden = [
         "source: migrate-set-capabilities",
         "source: migrate-set-parameters",
+        // dirty-limit, which needs KVM, and then auto-converge
+        "source: migrate-set-capabilities",
+        "source: migrate-set-capabilities",
         "destination: migrate-set-capabilities",
         "destination: stop",
         "destination: nbd-server-start",
@@ -80,8 +83,11 @@ fn commands_are_in_order(transcript: Transcript<impl Read>) {
         "source: drive-mirror",
         "source: block-dirty-bitmap-remove",
         "source: block-job-change",
+        // the downtime limit
+        "source: migrate-set-parameters",
         "destination: migrate-incoming",
         "source: migrate",
+        "source: calc-dirty-rate",
         "source: block-job-cancel",
         "source: query-jobs",
         "destination: nbd-server-stop",
