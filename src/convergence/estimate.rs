@@ -206,7 +206,7 @@ impl MemoryTrack {
             // one pass tells nothing of how fast memory is rewritten; this was measured meanwhile, apart from it
             (estimate.dirty_rate, estimate.pace) = (measured as f64, estimate.bandwidth);
             estimate.fresh = found.max(now.remaining as f64);
-            self.recent.push_back((self.began.unwrap_or(at), *estimate));
+            remember(&mut self.recent, self.began.unwrap_or(at), *estimate);
         }
         self.provisional |= first_pass;
         // the counters are not read all at once, so a little is always found
@@ -247,11 +247,16 @@ impl MemoryTrack {
         } else {
             estimate.worse += 1;
         }
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back((since, *estimate));
+        remember(&mut self.recent, since, *estimate);
     }
+}
+
+/// Keeps an estimate and since when it holds, in place of the oldest where there are enough.
+fn remember(recent: &mut VecDeque<(f64, Memory)>, since: f64, estimate: Memory) {
+    if recent.len() == RECENT {
+        recent.pop_front();
+    }
+    recent.push_back((since, estimate));
 }
 
 /// One mirror as far as it is known. Bytes and bytes per second.
@@ -520,5 +525,28 @@ mod tests {
         assert_eq!((disk.latency_before, disk.latency_since), (Some(2.0), Some(9.0)));
         assert!(near(mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");
         assert_eq!(track.out_of_step(), Some(1000.0));
+    }
+
+    #[test]
+    fn no_more_estimates_are_kept_than_a_trend_needs() {
+        // a measurement beside the first pass comes when there are enough already
+        let mut track = MemoryTrack::default();
+        for look in 0..200u64 {
+            let processed = look * 4 * MIB;
+            track.add(
+                look as f64 * 250.0,
+                RamSample {
+                    transferred: processed,
+                    processed,
+                    remaining: 800 * MIB - processed.min(400 * MIB),
+                    total: 400 * MIB,
+                    measured_dirty_rate: Some(MIB),
+                    syncs: look,
+                    ..RamSample::default()
+                },
+            );
+        }
+        assert!(track.estimate().is_some_and(|memory| memory.first_pass_over));
+        assert_eq!(track.recent().count(), RECENT);
     }
 }
