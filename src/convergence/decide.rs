@@ -6,7 +6,7 @@ use super::{
     decision::{Action, Decision},
     disks,
     history::{History, TIMEOUT},
-    memory,
+    memory, millis,
     policy::Policy,
     sample::Sample,
     schedule, share,
@@ -31,7 +31,7 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     if sample.ram.is_some_and(|ram| ram.postcopy) || now.done.timed_out || (now.done.gave_up && !policy.observe) {
         return decided();
     }
-    if let Some(timeout) = now.task.timeout.filter(|timeout| now.at >= disks::millis(*timeout)) {
+    if let Some(timeout) = now.task.timeout.filter(|timeout| now.at >= millis(*timeout)) {
         return give_up_in_time(policy, &now, timeout);
     }
     // it need not have come to it yet, which is why the timeout counts still
@@ -43,6 +43,7 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     for (action, _) in &steps {
         now.note(action);
     }
+    let noted = steps.len();
     if now.done.memory_since.is_none() {
         match start(policy, &now) {
             (true, because) => {
@@ -73,12 +74,11 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
             None => waiting = Some(because),
         }
     }
-    let mut next = history.after(sample);
-    for (action, _) in &steps {
-        next.note(action);
+    for (action, _) in &steps[noted..] {
+        now.note(action);
     }
-    let share = share::share(&next);
-    if share != next.done.share {
+    let share = share::share(&now);
+    if share != now.done.share {
         let limit = |rate: Option<Rate>| rate.map_or("no limit".to_owned(), |rate| rate.to_string());
         let mirrors: Vec<String> =
             share.mirrors.iter().map(|(disk, rate)| format!("{disk}: {}", limit(*rate))).collect();
@@ -112,18 +112,12 @@ pub fn predicted_blackout(policy: &Policy, history: &History) -> Option<f64> {
 pub fn may_hand_over(policy: &Policy, history: &History, stood: f64, remaining: u64) -> Result<f64, f64> {
     // before anything was measured only QEMU knows: it reckons with its limit
     let limit = history.done.downtime.unwrap_or(history.task.budget);
-    let rest = history
-        .memory
-        .estimate()
-        .map_or(disks::millis(limit), |_| remaining as f64 / memory::tail_rate(history) * 1000.0);
+    let rest =
+        history.memory.estimate().map_or(millis(limit), |_| remaining as f64 / memory::tail_rate(history) * 1000.0);
     let trips = history.round_trip.get().unwrap_or_default() * 2.0;
-    let foreseen = stood + rest + disks::millis(policy.device_state) + trips;
-    let allowed = disks::millis(history.task.budget) * (1.0 + policy.slack);
-    if policy.observe || foreseen <= allowed.max(disks::millis(policy.stop_and_copy)) {
-        Ok(foreseen)
-    } else {
-        Err(foreseen)
-    }
+    let foreseen = stood + rest + millis(policy.device_state) + trips;
+    let allowed = millis(history.task.budget) * (1.0 + policy.slack);
+    if policy.observe || foreseen <= allowed.max(millis(policy.stop_and_copy)) { Ok(foreseen) } else { Err(foreseen) }
 }
 
 /// Whether to send RAM from now on.

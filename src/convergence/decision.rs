@@ -38,7 +38,7 @@ pub enum Action {
 }
 
 /// What is to be done after one sample.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Decision {
     /// What to do; nothing is to wait.
     pub actions: Vec<Action>,

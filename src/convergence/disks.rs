@@ -6,11 +6,11 @@ use super::{
     decision::Action,
     estimate::{Disk, DiskTrack},
     history::History,
+    millis,
     policy::{DiskRung, Policy},
     share,
 };
 use crate::quantity::{Bytes, Rate};
-use std::time::Duration;
 
 /// Milliseconds that a mirror must have gained nothing before anything is done for it.
 const STANDSTILL: f64 = 3000.0;
@@ -84,10 +84,6 @@ fn stands_still(now: &History, disk: &Disk) -> bool {
 
 fn rate(bytes: f64) -> Rate {
     Rate(bytes as u64)
-}
-
-pub(super) fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
 }
 
 #[cfg(test)]

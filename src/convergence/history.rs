@@ -97,6 +97,13 @@ pub struct Share {
     pub mirrors: BTreeMap<String, Option<Rate>>,
 }
 
+impl Share {
+    /// What a disk's mirror may copy in the background; None is no limit.
+    pub fn mirror(&self, disk: &str) -> Option<Rate> {
+        self.mirrors.get(disk).copied().flatten()
+    }
+}
+
 /// What is known after the last sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Estimates {
@@ -104,8 +111,6 @@ pub struct Estimates {
     pub memory: Option<Memory>,
     /// Every mirror, by its disk.
     pub disks: BTreeMap<String, Disk>,
-    /// Milliseconds that a question takes.
-    pub round_trip: f64,
 }
 
 impl History {
@@ -144,7 +149,6 @@ impl History {
         Estimates {
             memory: self.memory.estimate(),
             disks: self.disks.iter().map(|(disk, track)| (disk.clone(), track.estimate())).collect(),
-            round_trip: self.round_trip.get().unwrap_or_default(),
         }
     }
 

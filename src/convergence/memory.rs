@@ -4,9 +4,9 @@
 
 use super::{
     decision::Action,
-    disks::millis,
     estimate::Memory,
     history::History,
+    millis,
     policy::{Policy, RamRung},
     share::HELD,
 };

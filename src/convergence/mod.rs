@@ -4,6 +4,8 @@
 //! [`Sample`], and gives a [`Decision`] with its reason. Every file of this room is pure: it must never read a clock, ask
 //! QEMU or do anything, so that a recorded sequence of samples replays through it offline and always gives the same.
 
+use std::time::Duration;
+
 mod decide;
 mod decision;
 mod disks;
@@ -33,3 +35,8 @@ mod fixture;
 mod properties;
 #[cfg(test)]
 mod scenarios;
+
+/// The room's own unit of time.
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}

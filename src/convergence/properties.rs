@@ -5,9 +5,9 @@
 use super::{
     decide::{decide, may_hand_over, predicted_blackout},
     decision::{Action, Decision},
-    disks::millis,
     history::{Can, History, Task},
     memory::overhead,
+    millis,
     policy::Policy,
     sample::{MirrorSample, RamSample, Sample},
 };

@@ -4,9 +4,9 @@
 
 use super::{
     decision::Action,
-    disks::millis,
     history::History,
     memory::remedy,
+    millis,
     policy::{Policy, Schedule, Then},
 };
 

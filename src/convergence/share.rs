@@ -5,6 +5,7 @@
 use super::{
     estimate::Disk,
     history::{History, Share},
+    millis,
 };
 use crate::quantity::Rate;
 use std::collections::BTreeMap;
@@ -85,7 +86,7 @@ pub(super) fn is_settled(history: &History) -> bool {
 
 /// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
 pub(super) fn is_close(history: &History, disk: &Disk) -> bool {
-    disk.remaining <= LITTLE || disk.behind() <= history.task.budget.as_secs_f64() * 1000.0 * BEHIND
+    disk.remaining <= LITTLE || disk.behind() <= millis(history.task.budget) * BEHIND
 }
 
 /// What the mirrors leave of a ceiling.

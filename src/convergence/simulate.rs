@@ -7,8 +7,8 @@
 use super::{
     decide::{decide, may_hand_over},
     decision::Action,
-    disks::millis,
     history::{History, Task},
+    millis,
     policy::Policy,
     sample::{MirrorSample, RamSample, Sample},
 };
@@ -327,7 +327,7 @@ impl World<'_> {
         let copying = self.mirrors.iter().filter(|mirror| !mirror.ready).count().max(1) as f64;
         let mut wants: Vec<f64> = Vec::new();
         for (mirror, disk) in self.mirrors.iter().zip(&self.guest.disks) {
-            let limit = share.mirrors.get(&disk.name).copied().flatten().map_or(f64::MAX, |rate| rate.0 as f64);
+            let limit = share.mirror(&disk.name).map_or(f64::MAX, |rate| rate.0 as f64);
             let copies = if mirror.ready { 0.0 } else { (self.link.mirror_rate / copying).min(limit) };
             wants.push(copies + if mirror.blocking || mirror.ready { disk.write_rate } else { 0.0 });
         }

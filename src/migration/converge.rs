@@ -13,11 +13,11 @@ use crate::{
         Action, Decision, HELD, History, MirrorSample, RamSample, Sample, Share, decide, predicted_blackout,
     },
     memory::{apply, postcopy, precopy, sample, tuning},
-    preflight::measure,
+    preflight::{measure, measured},
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
         Process,
-        reply::{BlockJob, BlockStats, DirtyRate, Migration},
+        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
     },
     quantity::Rate,
     storage::{layout::Pair, mirror},
@@ -47,8 +47,6 @@ pub(super) struct Converge<'a> {
     engine: &'a Engine,
     plan: &'a Plan,
     pub(super) history: History,
-    /// How the ceiling is shared out in QEMU.
-    shared: Share,
     /// The guest's writes as they were last counted.
     stats: Vec<BlockStats>,
     dirtied: Dirtied,
@@ -61,6 +59,14 @@ struct Look {
     sample: Sample,
     jobs: Vec<BlockJob>,
     migration: Option<Migration>,
+}
+
+/// The answer to a question, where it was asked.
+async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
+    match asked {
+        Some(asked) => Some(asked.await),
+        None => None,
+    }
 }
 
 /// Waits for a bitmap sync after this one.
@@ -86,9 +92,8 @@ impl Dirtied {
         self.rate.is_none() && self.begun.is_some_and(due)
     }
 
-    fn take(&mut self, answer: Option<DirtyRate>) {
-        let measured = answer.filter(|answer| answer.status == "measured").and_then(|answer| answer.dirty_rate);
-        self.rate = measured.map(|rate| rate << 20);
+    fn take(&mut self, answer: &DirtyRate) {
+        self.rate = answer.measured().map(|rate| measured::dirtied(rate, Duration::from_secs(1)));
     }
 }
 
@@ -99,12 +104,10 @@ impl<'a> Converge<'a> {
         let throttle = course.throttling != tuning::Throttling::None || settings.policy.observe;
         let task = plan.task(settings, sides.source.features(), throttle);
         let disks = plan.pairs.iter().map(|pair| pair.source.name().to_owned());
-        let history = History::new(task, disks);
         Self {
             engine,
             plan,
-            shared: history.share().clone(),
-            history,
+            history: History::new(task, disks),
             stats: Vec::new(),
             dirtied: Dirtied::default(),
             storage: None,
@@ -114,7 +117,7 @@ impl<'a> Converge<'a> {
 
     /// What a mirror may copy to begin with, bytes per second.
     pub(super) fn speed(&self, pair: &Pair) -> Option<u64> {
-        self.history.share().mirrors.get(pair.source.name()).copied().flatten().map(|rate| rate.0)
+        self.history.share().mirror(pair.source.name()).map(|rate| rate.0)
     }
 
     /// Copies disks until RAM may be started.
@@ -187,7 +190,7 @@ impl<'a> Converge<'a> {
     async fn wait_for_mirrors(&mut self, sides: &Sides, course: &mut Course, stopped: Moment) -> Result<(), Failure> {
         while !self.is_ready() {
             let looked = self.look(&sides.source, course).await?;
-            self.history.record(&looked.sample, &Decision { actions: Vec::new(), because: String::new() });
+            self.history.record(&looked.sample, &Decision::default());
             if self.is_ready() {
                 break;
             }
@@ -219,6 +222,7 @@ impl<'a> Converge<'a> {
     async fn decide(&mut self, sides: &Sides, course: &mut Course, look: &Look) -> Result<bool, Failure> {
         let policy = &self.engine.settings.policy;
         let decision = decide(policy, &self.history, &look.sample);
+        let shared = self.history.share().clone();
         self.history.record(&look.sample, &decision);
         self.report(look);
         let mut start = false;
@@ -231,7 +235,7 @@ impl<'a> Converge<'a> {
                     return Err(Failure::GaveUp { code, because, needed });
                 }
                 _ if policy.observe => {}
-                action => self.apply(sides, course, action).await?,
+                action => self.apply(sides, course, action, &shared).await?,
             }
         }
         if self.is_ready() {
@@ -263,12 +267,19 @@ impl<'a> Converge<'a> {
     }
 
     /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did. But RAM that cannot
-    /// be held back beside the mirrors could stop the guest, and RAM that cannot be released would never end.
-    async fn apply(&mut self, sides: &Sides, course: &mut Course, action: &Action) -> Result<(), Failure> {
+    /// be held back beside the mirrors could stop the guest, and RAM that cannot be released would never end. `shared` is how
+    /// the ceiling was shared out before.
+    async fn apply(
+        &mut self,
+        sides: &Sides,
+        course: &mut Course,
+        action: &Action,
+        shared: &Share,
+    ) -> Result<(), Failure> {
         let source = &sides.source;
         let holds = match action {
             Action::SwitchoverBandwidth(_) => true,
-            Action::Share(share) => [share.memory, self.shared.memory].contains(&Some(HELD)),
+            Action::Share(share) => [share.memory, shared.memory].contains(&Some(HELD)),
             _ => false,
         };
         let done = match action {
@@ -278,14 +289,13 @@ impl<'a> Converge<'a> {
             }
             Action::Share(share) => {
                 let mut done = Ok(());
-                let before = std::mem::replace(&mut self.shared, share.clone());
                 for pair in &self.plan.pairs {
-                    let speed = |share: &Share| share.mirrors.get(pair.source.name()).copied().flatten();
-                    if speed(share) != speed(&before) {
-                        done = done.and(mirror::limit(source, pair, speed(share).map(|rate| rate.0)).await);
+                    let speed = share.mirror(pair.source.name());
+                    if speed != shared.mirror(pair.source.name()) {
+                        done = done.and(mirror::limit(source, pair, speed.map(|rate| rate.0)).await);
                     }
                 }
-                match share.memory == before.memory {
+                match share.memory == shared.memory {
                     true => done,
                     false => done.and(apply::set_parameters(source, &tuning::bandwidth(share.memory)).await),
                 }
@@ -338,7 +348,7 @@ impl<'a> Converge<'a> {
         }
         course.effects.push(Effect::Migrate);
         precopy::send(&sides.source, ram).await?;
-        self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram()).await.then(Instant::now);
+        self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram).await.then(Instant::now);
         Ok(())
     }
 
@@ -350,28 +360,15 @@ impl<'a> Converge<'a> {
         let jobs = (!self.plan.pairs.is_empty()).then(|| mirror::progress(source, &self.plan.pairs));
         let stats = (!self.plan.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
         let dirtied = self.dirtied.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
-        let mut round_trip = None;
-        let mut answered = || *round_trip.get_or_insert_with(|| asked.elapsed());
-        let migration = match migration {
-            Some(migration) => Some(migration.await?),
-            None => None,
-        };
-        if migration.is_some() {
-            answered();
-        }
-        let jobs = match jobs {
-            Some(jobs) => jobs.await?,
-            None => Vec::new(),
-        };
-        let took = answered();
-        if let Some(Ok(stats)) = match stats {
-            Some(stats) => Some(stats.await),
-            None => None,
-        } {
+        let migration = answer(migration).await.transpose()?;
+        let first = migration.as_ref().map(|_| asked.elapsed());
+        let jobs = answer(jobs).await.transpose()?.unwrap_or_default();
+        let round_trip = first.unwrap_or_else(|| asked.elapsed());
+        if let Some(Ok(stats)) = answer(stats).await {
             self.stats = stats.0;
         }
-        if let Some(dirtied) = dirtied {
-            self.dirtied.take(dirtied.await.ok());
+        if let Some(Ok(dirtied)) = answer(dirtied).await {
+            self.dirtied.take(&dirtied);
         }
         if let Some(migration) = &migration {
             sample::fold(&mut course.ram, migration);
@@ -392,7 +389,7 @@ impl<'a> Converge<'a> {
         let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
         let sample = Sample {
             at_ms: self.engine.began.elapsed().as_secs_f64() * 1000.0,
-            round_trip_ms: took.as_secs_f64() * 1000.0,
+            round_trip_ms: round_trip.as_secs_f64() * 1000.0,
             ram: ram.map(|(migration, ram)| RamSample {
                 transferred: ram.transferred,
                 processed: ram.normal.saturating_add(ram.duplicate).saturating_mul(ram.page_size),
@@ -401,7 +398,7 @@ impl<'a> Converge<'a> {
                 measured_dirty_rate: self.dirtied.rate,
                 throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
                 syncs: ram.dirty_sync_count,
-                postcopy: false,
+                postcopy: migration.status.as_ref().is_some_and(MigrationStatus::is_postcopy),
             }),
             mirrors: self.plan.pairs.iter().zip(&jobs).map(mirror).collect(),
         };
@@ -428,26 +425,19 @@ impl<'a> Converge<'a> {
                 eta_ms: disk.time_to_ready().map(|ms| ms as u64),
             });
         }
-        let Some(Kind::Memory { status, transferred, remaining, total, dirty_rate, bandwidth, throttle_pct, .. }) =
-            look.migration.as_ref().and_then(sample::event)
-        else {
-            return;
-        };
-        let memory = known.memory;
-        let limit = self.history.downtime_limit().unwrap_or(self.engine.settings.downtime).as_secs_f64();
-        report.emit(Kind::Memory {
-            status,
-            transferred,
-            remaining,
-            total,
-            dirty_rate: memory.map_or(dirty_rate, |memory| memory.dirty_rate as u64),
-            bandwidth: memory.map_or(bandwidth, |memory| memory.bandwidth as u64),
-            working_set: memory.map_or(0, |memory| memory.working_set as u64),
-            throttle_pct,
-            predicted_blackout_ms: predicted_blackout(&self.engine.settings.policy, &self.history).map(|ms| ms as u64),
-            eta_ms: memory
-                .and_then(|memory| memory.time_to(memory.bandwidth * limit, memory.load()?).map(|ms| ms as u64)),
-        });
+        let Some(mut event) = look.migration.as_ref().and_then(sample::event) else { return };
+        if let (Kind::Memory { dirty_rate, bandwidth, working_set, predicted_blackout_ms, eta_ms, .. }, Some(memory)) =
+            (&mut event, known.memory)
+        {
+            (*dirty_rate, *bandwidth) = (memory.dirty_rate as u64, memory.bandwidth as u64);
+            *working_set = memory.working_set as u64;
+            let predicted = predicted_blackout(&self.engine.settings.policy, &self.history);
+            *predicted_blackout_ms = predicted.map(|ms| ms as u64);
+            let limit = self.history.downtime_limit().unwrap_or(self.engine.settings.downtime).as_secs_f64();
+            let time = memory.load().and_then(|load| memory.time_to(memory.bandwidth * limit, load));
+            *eta_ms = time.map(|ms| ms as u64);
+        }
+        report.emit(event);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The part of a migration while the guest runs: settings, exports, the disks and the memory.
+//! What is set up before anything converges: settings, exports, and a mirror for each disk.
 
 use super::{
     Effect, Failure, Plan,

@@ -54,7 +54,7 @@ pub struct Plan {
     pub(super) wanted: Wanted,
     /// The guest's memory, bytes.
     #[serde(skip)]
-    ram: u64,
+    pub(super) ram: u64,
     /// What was measured for the estimate.
     #[serde(skip)]
     pub(super) measured: Option<Measured>,
@@ -258,11 +258,6 @@ impl Plan {
             };
         }
         self.measured = Some(measured);
-    }
-
-    /// The guest's memory, bytes.
-    pub(super) fn ram(&self) -> u64 {
-        self.ram
     }
 
     /// What the controller has to do.

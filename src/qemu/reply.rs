@@ -519,6 +519,13 @@ pub struct DirtyRate {
     pub dirty_rate: Option<u64>,
 }
 
+impl DirtyRate {
+    /// MiB a second, once it is measured.
+    pub fn measured(&self) -> Option<u64> {
+        self.dirty_rate.filter(|_| self.status == "measured")
+    }
+}
+
 /// An element of `query-block-exports`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BlockExport {
