@@ -13,7 +13,7 @@ use crate::{
         checks::{self, Finding, Severity, Subject},
         contents::Contents,
         facts::{Facts, ports::Port},
-        measured::Measured,
+        measured::{self, Measured},
         wanted::{self, Wanted},
     },
     progress::Estimate,
@@ -247,15 +247,7 @@ impl Plan {
         self.findings.sort_by_key(|finding| finding.severity);
         if let Some(seen) = self.measurements(&measured, features, before) {
             let throttle = settings.policy.may_throttle();
-            let foreseen = predict(&settings.policy, &self.task(settings, features, throttle), &seen);
-            self.estimate = Estimate {
-                total_ms: Some(foreseen.total_ms as u64),
-                blackout_ms: foreseen.blackout_ms.map(|ms| ms.round() as u64),
-                disk_bytes: Some(foreseen.disk_bytes as u64),
-                ram_bytes: Some(foreseen.ram_bytes as u64),
-                converges: Some(foreseen.blackout_ms.is_some()),
-                rung: Some(foreseen.rung),
-            };
+            self.estimate = predict(&settings.policy, &self.task(settings, features, throttle), &seen);
         }
         self.measured = Some(measured);
     }
@@ -306,10 +298,12 @@ impl Plan {
             let written = written(&disk.source).map_or(0, |rate| rate.bytes.0);
             Some((disk.source.clone(), disk.actual_size?, written))
         };
+        let (dirty_rate, working_set) = measured::work(&measured.dirtied);
         Some(Measurements {
             memory: self.ram,
             used: measured.used,
-            dirtied: measured.dirtied.clone(),
+            dirty_rate,
+            working_set,
             disks: self.disks.iter().map(disk).collect::<Option<_>>()?,
             write_latency: measured.disks.iter().filter_map(|disk| disk.latency).max(),
             link: measured.bandwidth.map(|rate| rate.0 as f64),

@@ -115,12 +115,23 @@ pub fn windows(milliseconds: bool) -> &'static [Duration] {
     if milliseconds { &WINDOWS } else { &WINDOW }
 }
 
+/// How fast a guest dirties RAM, bytes per second, by the fastest of its windows; and the bytes that it dirties again and
+/// again. None where every window has as much as its rate makes of it: then no end was seen.
+pub fn work(dirtied: &[(Duration, u64)]) -> (f64, Option<f64>) {
+    let fastest = dirtied.iter().map(rate_in).fold(0.0, f64::max);
+    let is_short = |one: &(Duration, u64)| rate_in(one) < fastest * KNEE;
+    let most = dirtied.iter().map(|(_, bytes)| *bytes as f64).fold(0.0, f64::max);
+    (fastest, dirtied.iter().any(is_short).then_some(most))
+}
+
+fn rate_in(&(window, bytes): &(Duration, u64)) -> f64 {
+    bytes as f64 / window.as_secs_f64().max(f64::MIN_POSITIVE)
+}
+
 /// Another window, where those so far leave open how much the guest dirties again and again.
 pub fn another(dirtied: &[(Duration, u64)]) -> Option<Duration> {
-    let rate = |&(window, bytes): &(Duration, u64)| bytes as f64 / window.as_secs_f64().max(f64::MIN_POSITIVE);
-    let fastest = dirtied.iter().map(rate).fold(0.0, f64::max);
     let last = dirtied.last()?;
-    (last.0 < LONG && last.1 > LITTLE && rate(last) >= fastest * KNEE).then_some(LONG)
+    (last.0 < LONG && last.1 > LITTLE && rate_in(last) >= work(dirtied).0 * KNEE).then_some(LONG)
 }
 
 /// How many pages of each GiB are sampled, so that a guest of any size costs about the same; or why there is nothing to
@@ -401,6 +412,24 @@ Rss:                 132 kB
                 Some(rate) => prop_assert!(rate.0 > 0 && rate.0 <= fastest + 1, "{rate:?} of {samples:?}"),
                 None => prop_assert!(steps.iter().map(|step| step.1).sum::<u64>() * 1000 < samples[samples.len() - 1].0.as_millis() as u64 + 1),
             }
+        }
+    }
+
+    #[test]
+    fn windows_show_how_fast_and_how_much() {
+        let window = |millis: u64, mib: u64| (Duration::from_millis(millis), mib << 20);
+        for (windows, rate, set, next) in [
+            (vec![], 0, None, false),
+            (vec![window(200, 2), window(800, 8)], 10, None, false),
+            (vec![window(200, 2), window(800, 4)], 10, Some(4), false),
+            (vec![window(200, 20), window(800, 80)], 100, None, true),
+            (vec![window(200, 20), window(800, 80), window(3000, 128)], 100, Some(128), false),
+            (vec![window(200, 200), window(800, 800)], 1000, None, true),
+        ] {
+            let (found, found_set) = work(&windows);
+            assert_eq!((found / 1048576.0).round() as u64, rate, "{windows:?}");
+            assert_eq!(found_set.map(|bytes| bytes as u64 >> 20), set, "{windows:?}");
+            assert_eq!(another(&windows).is_some(), next, "{windows:?}");
         }
     }
 }
