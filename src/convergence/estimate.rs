@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 const WINDOW: f64 = 200.0;
 /// How far apart two looks must be for a pace to be taken from them, milliseconds.
 const APART: f64 = 50.0;
+/// The same for the first rate of a mirror, which RAM may be waiting for.
+const FIRST: f64 = 50.0;
 /// What a mirror must gain on its guest, as a part of its rate, not to be taken for one that never gets there.
 const GAIN: f64 = 0.05;
 /// The weight of the newest value in a smoothed one (KubeVirt's VEP 248 uses the same).
@@ -336,7 +338,7 @@ impl DiskTrack {
             return;
         };
         let elapsed = at - then;
-        if elapsed < WINDOW {
+        if elapsed < if self.rate.get().is_some() { WINDOW } else { FIRST } {
             return;
         }
         let rate = |now: u64, last: u64| now.saturating_sub(last) as f64 / elapsed * 1000.0;

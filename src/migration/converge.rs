@@ -29,6 +29,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// How often is looked while only disks are copied: no event tells how far they are.
 const DISKS: Duration = Duration::from_millis(250);
+/// How long after they began first: RAM may be started beside them as soon as they show what they do.
+const FIRST: Duration = Duration::from_millis(60);
 /// How often is looked until mirrors that are ready are in step with their guest, which takes some milliseconds.
 const STEP: Duration = Duration::from_millis(20);
 /// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
@@ -126,17 +128,18 @@ impl<'a> Converge<'a> {
         if !self.plan.pairs.is_empty() {
             self.engine.start_mirrors(sides, self, self.plan, course).await?;
         }
-        let mut tick = interval(DISKS);
+        let mut copying = FIRST;
         loop {
             let look = self.look(&sides.source, course).await?;
             if self.decide(sides, course, &look).await? {
                 return Ok(());
             }
+            let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
-                _ = tick.tick() => {}
                 () = mirror::turned(&sides.source, &self.plan.pairs), if !self.is_ready() => {}
-                () = sleep(STEP), if self.is_ready() => {}
+                () = sleep(pause) => {}
             }
+            copying = DISKS;
         }
     }
 
