@@ -49,6 +49,8 @@ const PURE: &[&str] = &[
     "endpoint/address.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",
+    "journal/fold.rs",
+    "journal/format.rs",
     "memory/sample.rs",
     "memory/tuning.rs",
     "migration/plan.rs",

@@ -47,7 +47,8 @@
 //!  cli ──> migration ──> preflight ──> storage ──┐
 //!              │                       memory ───┼──> qemu ──> qmp, endpoint
 //!              ├─────────────────────> handover ─┘
-//!              └──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
+//!              ├──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
+//!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
 //!          nbd: the wire to exports, below storage and above as qmp is
 //!          quantity, progress: leaves that all may use
 //! ```
@@ -87,6 +88,7 @@ pub mod cli;
 pub mod convergence;
 pub mod endpoint;
 pub mod handover;
+pub mod journal;
 pub mod memory;
 pub mod migration;
 pub mod nbd;

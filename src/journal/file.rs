@@ -1,0 +1,436 @@
+//! The file of a journal: made, locked, appended to, opened again.
+//!
+//! Owns durability and the lock. An append is over when its line is on the disk; after one that failed no other is tried,
+//! for a line that was half written must not be followed by another. It must never write to a file that another process
+//! has locked, nor to one that it does not understand.
+
+use super::format::{self, Entry, FormatError, LIMIT, Parsed};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    marker::PhantomData,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+use thiserror::Error;
+
+/// Why a journal cannot be begun, written or read.
+#[derive(Debug, Error)]
+pub enum JournalError {
+    /// There is something of that name.
+    #[error(
+        "{} exists already: give the journal the name of a new file, and if that is the journal of an engine that \
+         died, run 'qferry recover' with it first",
+        path.display()
+    )]
+    Exists {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// Another process holds the lock.
+    #[error(
+        "the journal {} is locked: the engine that writes it still lives, so wait for its end, or end it",
+        path.display()
+    )]
+    Locked {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// It is no journal, or a damaged one.
+    #[error(
+        "{} cannot be read as a journal: nothing was done about it, so look at both sides with query-status yourself",
+        path.display()
+    )]
+    Content {
+        /// The journal.
+        path: PathBuf,
+        /// What does not fit.
+        #[source]
+        source: FormatError,
+    },
+    /// A record that cannot be put into JSON.
+    #[error("a record for the journal {} cannot be encoded: this is a fault of qferry, please report it", path.display())]
+    Encode {
+        /// The journal.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It would become longer than may be read back.
+    #[error("the journal {} would be longer than {LIMIT} bytes: begin a new one", path.display())]
+    Full {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// An earlier append failed.
+    #[error("the journal {} takes no more records, because one could not be written: see the first error", path.display())]
+    Broken {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// Anything else that went wrong with the file.
+    #[error(
+        "the journal {} cannot be {action}: check its path, its permissions and the room on its file system, or name \
+         another",
+        path.display()
+    )]
+    Io {
+        /// The journal.
+        path: PathBuf,
+        /// `made`, `opened`, `locked`, `read`, `mended` or `written`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A journal that this process alone may write. It is locked as long as this lives.
+#[derive(Debug)]
+pub struct Journal<R> {
+    file: File,
+    path: PathBuf,
+    /// Number of the next record.
+    next: u64,
+    /// Bytes in the file.
+    length: usize,
+    broken: bool,
+    records: PhantomData<fn(&R)>,
+}
+
+impl<R: Serialize + DeserializeOwned> Journal<R> {
+    /// Begins a journal in a new file that only its owner can read, in a folder that is made likewise where there is
+    /// none. When this returns, the file is there to stay.
+    ///
+    /// # Errors
+    /// Where anything of that name exists, or the file cannot be made, locked or written.
+    pub fn create(path: impl Into<PathBuf>) -> Result<Self, JournalError> {
+        let path = path.into();
+        let made = folder_of(&path).and_then(|folder| {
+            make_folder(folder)?;
+            let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path)?;
+            Ok((file, folder))
+        });
+        let (file, folder) = match made {
+            Ok(made) => made,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(JournalError::Exists { path }),
+            Err(source) => return Err(JournalError::Io { path, action: "made", source }),
+        };
+        let begun = Self::begin(file, &path).and_then(|journal| {
+            sync_folder(folder).map_err(|source| JournalError::Io { path: path.clone(), action: "written", source })?;
+            Ok(journal)
+        });
+        // what was not begun would only be in the way of the next try
+        begun.inspect_err(|_| drop(fs::remove_file(&path)))
+    }
+
+    /// Opens a journal whose writer has died, to read it and to go on with it. What was torn is cut off.
+    ///
+    /// # Errors
+    /// [`JournalError::Locked`] while its writer lives; [`JournalError::Content`] where it is not understood, and then it
+    /// is left as it is.
+    pub fn open(path: impl Into<PathBuf>) -> Result<(Self, Vec<Entry<R>>), JournalError> {
+        let path = path.into();
+        let file = plain(&path)
+            .and_then(|()| OpenOptions::new().read(true).append(true).open(&path))
+            .map_err(|source| JournalError::Io { path: path.clone(), action: "opened", source })?;
+        lock(&file, &path)?;
+        let (parsed, length) = parse(&file, &path)?;
+        let mended = |source| JournalError::Io { path: path.clone(), action: "mended", source };
+        if parsed.whole < length {
+            tracing::warn!(journal = %path.display(), bytes = length - parsed.whole, "a torn last record is cut off");
+            file.set_len(parsed.whole as u64).and_then(|()| file.sync_all()).map_err(mended)?;
+        }
+        let next = parsed.next();
+        let mut journal = Self { file, path, next, length: parsed.whole, broken: false, records: PhantomData };
+        if parsed.whole == 0 {
+            journal.write(&format::header())?;
+        }
+        Ok((journal, parsed.entries))
+    }
+
+    /// Records. When this returns, the record is on the disk.
+    ///
+    /// Returns its number.
+    ///
+    /// # Errors
+    /// Whatever the error, what was to be recorded must not be begun. Where the file could not be written, no later
+    /// append is tried either.
+    pub fn append(&mut self, record: &R) -> Result<u64, JournalError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let entry = Entry { n: self.next, at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), record };
+        let line = format::line(&entry);
+        let line = line.map_err(|source| JournalError::Encode { path: self.path.clone(), source })?;
+        self.write(&line)?;
+        self.next += 1;
+        Ok(entry.n)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Begins a journal in an empty file.
+    fn begin(file: File, path: &Path) -> Result<Self, JournalError> {
+        lock(&file, path)?;
+        let path = path.to_owned();
+        let mut journal = Self { file, path, next: 1, length: 0, broken: false, records: PhantomData };
+        journal.write(&format::header())?;
+        Ok(journal)
+    }
+
+    /// Writes a line, to the disk.
+    fn write(&mut self, line: &str) -> Result<(), JournalError> {
+        if self.broken {
+            return Err(JournalError::Broken { path: self.path.clone() });
+        }
+        if self.length + line.len() > LIMIT {
+            return Err(JournalError::Full { path: self.path.clone() });
+        }
+        // Until it is known to be well. A failed sync breaks it too: the kernel may have thrown the line away by then, and
+        // would call a second sync a success.
+        self.broken = true;
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        written.map_err(|source| JournalError::Io { path: self.path.clone(), action: "written", source })?;
+        self.broken = false;
+        self.length += line.len();
+        Ok(())
+    }
+}
+
+/// Reads a journal, also while it is being written, and changes nothing.
+///
+/// # Errors
+/// Where it cannot be read or is not understood.
+pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Entry<R>>, JournalError> {
+    let path = path.into();
+    let file = plain(&path)
+        .and_then(|()| File::open(&path))
+        .map_err(|source| JournalError::Io { path: path.clone(), action: "opened", source })?;
+    Ok(parse(&file, &path)?.0.entries)
+}
+
+/// Reads and parses; also returns the length of the file.
+fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(Parsed<R>, usize), JournalError> {
+    let mut bytes = Vec::new();
+    let read = file.take(LIMIT as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|source| JournalError::Io { path: path.to_owned(), action: "read", source })?;
+    let parsed = if bytes.len() > LIMIT { Err(FormatError::TooLong) } else { format::parse(&bytes) };
+    match parsed {
+        Ok(parsed) => Ok((parsed, bytes.len())),
+        Err(source) => Err(JournalError::Content { path: path.to_owned(), source }),
+    }
+}
+
+/// The kernel drops the lock with the last descriptor, so also where this process is killed.
+fn lock(file: &File, path: &Path) -> Result<(), JournalError> {
+    let locked = flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
+    locked.map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => JournalError::Locked { path: path.to_owned() },
+        _ => JournalError::Io { path: path.to_owned(), action: "locked", source },
+    })
+}
+
+/// Only a plain file can be a journal; to open a pipe would wait for its other end.
+fn plain(path: &Path) -> io::Result<()> {
+    match fs::metadata(path)?.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file")),
+    }
+}
+
+fn folder_of(path: &Path) -> io::Result<&Path> {
+    let folder = path.parent().ok_or(io::ErrorKind::IsADirectory)?;
+    Ok(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+}
+
+/// Makes a folder and those above it where they are missing, for the owner alone and there to stay.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder_of(folder)?;
+    make_folder(above)?;
+    match DirBuilder::new().mode(0o700).create(folder) {
+        // by another process, a moment ago
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(io::ErrorKind::NotADirectory.into()),
+        made => made?,
+    }
+    sync_folder(above)
+}
+
+/// Without this a file whose content is safe may still lose its name.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    type Words = Journal<String>;
+
+    fn words(entries: Vec<Entry<String>>) -> Vec<String> {
+        entries.into_iter().map(|entry| entry.record).collect()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    /// A new journal with these records, whose writer is gone.
+    fn written(path: &Path, records: &[&str]) {
+        let mut journal = Words::create(path).unwrap();
+        for (n, record) in (1..).zip(records) {
+            assert_eq!(journal.append(&(*record).to_owned()).unwrap(), n);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_gone_on_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/qferry/j");
+        written(&path, &["a", "b\n{"]);
+        assert_eq!(mode(&path), 0o600);
+        for made in ["state", "state/qferry"] {
+            assert_eq!(mode(&directory.path().join(made)), 0o700, "{made}");
+        }
+        assert_eq!(words(read(&path).unwrap()), ["a", "b\n{"]);
+
+        let (mut journal, entries) = Words::open(&path).unwrap();
+        assert_eq!(journal.path(), path);
+        assert!(entries.windows(2).all(|pair| pair[0].at <= pair[1].at) && entries[0].at > 1_700_000_000_000);
+        assert_eq!(words(entries), ["a", "b\n{"]);
+        assert_eq!(journal.append(&"c".to_owned()).unwrap(), 3);
+        assert_eq!(words(read(&path).unwrap()), ["a", "b\n{", "c"], "also while it is written");
+    }
+
+    #[test]
+    fn one_writer_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let mut first = Words::create(&path).unwrap();
+        let refused = Words::open(&path).unwrap_err();
+        assert!(matches!(refused, JournalError::Locked { .. }), "{refused:?}");
+        assert!(refused.to_string().contains("still lives"), "{refused}");
+        first.append(&"a".to_owned()).unwrap();
+        // another process, too
+        let other = |path: &Path| std::process::Command::new("flock").arg("-n").arg(path).arg("true").status().unwrap();
+        assert!(!other(&path).success());
+        drop(first);
+        assert!(other(&path).success());
+        let (second, entries) = Words::open(&path).unwrap();
+        assert_eq!(words(entries), ["a"]);
+        assert!(matches!(Words::open(&path), Err(JournalError::Locked { .. })));
+        drop(second);
+    }
+
+    #[test]
+    fn only_a_new_file_is_made_a_journal() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("old"), "precious").unwrap();
+        std::os::unix::fs::symlink(path("nothing"), path("link")).unwrap();
+        for name in ["old", "link", "."] {
+            let error = Words::create(path(name)).unwrap_err();
+            assert!(matches!(error, JournalError::Exists { .. }), "{name}: {error:?}");
+        }
+        assert_eq!(fs::read_to_string(path("old")).unwrap(), "precious");
+        assert!(!path("nothing").exists());
+        let error = Words::create(path("old/j")).unwrap_err();
+        assert!(matches!(error, JournalError::Io { action: "made", .. }), "{error:?}");
+    }
+
+    #[test]
+    fn what_is_no_journal_is_left_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let newer = "{\"qferry-journal\":2}\n{\"n\":1";
+        let bad = "{\"qferry-journal\":1}\nx\n{\"n\":1,\"at\":1,\"record\":\"a\"}\n{\"n\":";
+        for content in ["precious", newer, bad] {
+            fs::write(&path, content).unwrap();
+            for error in [Words::open(&path).map(drop).unwrap_err(), read::<String>(&path).map(drop).unwrap_err()] {
+                assert!(matches!(error, JournalError::Content { .. }), "{error:?}");
+                assert!(error.to_string().contains(path.to_str().unwrap()));
+            }
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        for path in [directory.path().to_owned(), directory.path().join("missing"), "/dev/zero".into()] {
+            assert!(matches!(Words::open(&path), Err(JournalError::Io { action: "opened", .. })));
+            assert!(matches!(read::<String>(&path), Err(JournalError::Io { action: "opened", .. })));
+        }
+    }
+
+    #[test]
+    fn an_endless_file_costs_bounded_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        written(&path, &["a"]);
+        // a terabyte of nothing
+        OpenOptions::new().append(true).open(&path).unwrap().set_len(1 << 40).unwrap();
+        let error = read::<String>(&path).unwrap_err();
+        assert!(matches!(error, JournalError::Content { source: FormatError::TooLong, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn nothing_is_written_that_could_not_be_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let mut journal = Words::create(&path).unwrap();
+        let error = journal.append(&"x".repeat(LIMIT)).unwrap_err();
+        assert!(matches!(error, JournalError::Full { .. }), "{error:?}");
+        assert_eq!(journal.append(&"a".to_owned()).unwrap(), 1, "nothing of the long one was written");
+        assert_eq!(words(read(&path).unwrap()), ["a"]);
+    }
+
+    /// A journal that has been begun and whose writes go to a device.
+    fn over(path: &str) -> Words {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        Journal { file, path: path.into(), next: 1, length: 0, broken: false, records: PhantomData }
+    }
+
+    #[test]
+    fn a_journal_that_failed_once_stays_failed() {
+        // /dev/full has no room; what /dev/null takes cannot be synced
+        for device in ["/dev/full", "/dev/null"] {
+            let mut journal = over(device);
+            let first = journal.append(&"a".to_owned()).unwrap_err();
+            assert!(matches!(first, JournalError::Io { action: "written", .. }), "{first:?}");
+            journal.file = tempfile::tempfile().unwrap();
+            let second = journal.append(&"b".to_owned()).unwrap_err();
+            assert!(matches!(second, JournalError::Broken { .. }), "{second:?}");
+            assert_eq!(journal.file.metadata().unwrap().len(), 0, "though there would be room again");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_journal_torn_at_any_byte_is_gone_on_with(
+            records in proptest::collection::vec(".{0,9}", 0..4), at in any::<prop::sample::Index>(),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("j");
+            written(&path, &records.iter().map(String::as_str).collect::<Vec<_>>());
+            let length = fs::metadata(&path).unwrap().len() as usize;
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(at.index(length + 1) as u64).unwrap();
+
+            let (mut journal, entries) = Words::open(&path).unwrap();
+            let mut kept = words(entries);
+            prop_assert_eq!(&kept[..], &records[..kept.len()]);
+            prop_assert_eq!(journal.append(&"after".to_owned()).unwrap(), kept.len() as u64 + 1);
+            kept.push("after".to_owned());
+            prop_assert_eq!(words(read(&path).unwrap()), kept);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! From records to what they came to. Pure.
+//!
+//! Owns nothing but the walk over the records. What is legal after what is the state's to say.
+
+use super::Entry;
+use std::error::Error;
+use thiserror::Error;
+
+/// A state that records are folded into. Its default is that of an empty journal.
+pub trait Fold: Default {
+    /// What is folded.
+    type Record;
+    /// Why a record cannot come where it does.
+    type Illegal: Error + 'static;
+
+    /// Takes in the next record.
+    ///
+    /// # Errors
+    /// When it cannot come after those before it.
+    fn apply(&mut self, record: &Self::Record) -> Result<(), Self::Illegal>;
+}
+
+/// Records in an order that no engine writes.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("record {n} of the journal cannot come after those before it: do not trust the journal, look at both sides")]
+pub struct FoldError<I: Error + 'static> {
+    /// The number of the first record that is illegal.
+    pub n: u64,
+    /// Why it is.
+    #[source]
+    pub illegal: I,
+}
+
+/// Folds all entries, in their order.
+///
+/// # Errors
+/// At the first record that is illegal.
+pub fn fold<F: Fold>(entries: &[Entry<F::Record>]) -> Result<F, FoldError<F::Illegal>> {
+    let mut state = F::default();
+    for Entry { n, record, .. } in entries {
+        state.apply(record).map_err(|illegal| FoldError { n: *n, illegal })?;
+    }
+    Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq)]
+    struct Door {
+        open: bool,
+    }
+
+    #[derive(Debug, Error, PartialEq, Eq)]
+    #[error("the door is so already")]
+    struct Already;
+
+    impl Fold for Door {
+        type Record = bool;
+        type Illegal = Already;
+
+        fn apply(&mut self, open: &bool) -> Result<(), Already> {
+            if self.open == *open {
+                return Err(Already);
+            }
+            self.open = *open;
+            Ok(())
+        }
+    }
+
+    fn door(records: &[bool]) -> Result<Door, FoldError<Already>> {
+        let entries: Vec<_> = (1..).zip(records).map(|(n, record)| Entry { n, at: 0, record: *record }).collect();
+        fold(&entries)
+    }
+
+    #[test]
+    fn the_first_illegal_record_is_named() {
+        assert_eq!(door(&[]), Ok(Door { open: false }));
+        assert_eq!(door(&[true, false, true]), Ok(Door { open: true }));
+        assert_eq!(door(&[true, true, true]), Err(FoldError { n: 2, illegal: Already }));
+    }
+}
