@@ -120,6 +120,21 @@ pub async fn outlived(source: &Process, patience: Duration) -> Option<Arrived> {
     source.proved_dead(patience).await.then(|| Arrived::outlived(SourceCannotRun::dead()))
 }
 
+/// The proof for two sides that both say `completed`, with the destination waiting to be started; asked for anew, so that
+/// it rests on nothing older than this.
+///
+/// # Errors
+/// A side does not answer.
+pub async fn settled(source: &Process, destination: &Process) -> Result<Option<Arrived>, ProcessError> {
+    let (gone, there, run) = tokio::try_join!(
+        source.ask(&qmp::query_migrate {}),
+        destination.ask(&qmp::query_migrate {}),
+        destination.ask(&qmp::query_status {}),
+    )?;
+    let both = SourceStands::prove(&gone, None).zip(DestinationLoaded::waits(&there, &run.status));
+    Ok(both.map(|(stands, loaded)| Arrived::settled(stands, loaded)))
+}
+
 /// Resumes the guest on the source.
 ///
 /// # Errors

@@ -74,6 +74,11 @@ impl Arrived {
         Self(())
     }
 
+    /// Both sides report `completed`: whoever let the source go on.
+    pub(super) fn settled(_: SourceStands, _: DestinationLoaded) -> Self {
+        Self(())
+    }
+
     /// The destination reported `completed` and the source's process is dead.
     pub(super) fn outlived(_: SourceCannotRun) -> Self {
         Self(())
@@ -123,6 +128,12 @@ impl DestinationLoaded {
         (*run != RunState::InMigrate).then_some(Self(()))
     }
 
+    /// Checks a destination's answers to `query-migrate` and `query-status`: it has everything, and waits.
+    pub(super) fn waits(answer: &Migration, run: &RunState) -> Option<Self> {
+        let completed = answer.status == Some(MigrationStatus::Completed);
+        (completed && *run == RunState::Paused).then_some(Self(()))
+    }
+
     /// An event or an answer told that the migration has completed.
     pub(super) fn completed() -> Self {
         Self(())
@@ -144,8 +155,12 @@ impl SourceCannotRun {
 pub enum DestinationCannotRun {
     /// `migrate-continue` was never sent: it has not the guest's last state and never will.
     NeverContinued,
-    /// Its process has ended, and it was never told to run.
+    /// Its process has ended, and it never ran the guest.
     Dead,
+    /// It never ran the guest, and accepted our `quit`, after which it runs nothing, even before it is gone.
+    Quit,
+    /// It never ran the guest, and was killed for certain: by the kernel's word, or by that of the user's command.
+    Fenced,
 }
 
 #[cfg(test)]
@@ -200,5 +215,15 @@ mod tests {
     fn a_destination_that_still_loads_does_not_run() {
         assert!(DestinationLoaded::prove(&RunState::InMigrate).is_none());
         assert!(DestinationLoaded::prove(&RunState::Paused).is_some());
+    }
+
+    #[test]
+    fn only_a_destination_that_is_paused_with_everything_waits_for_its_start() {
+        let answer = |status: &str| serde_json::from_value(json!({ "status": status })).expect("an answer");
+        let waits = |status: &str, run: &str| DestinationLoaded::waits(&answer(status), &RunState::from(run)).is_some();
+        assert!(waits("completed", "paused"));
+        assert!(!waits("completed", "running") && !waits("completed", "io-error") && !waits("active", "paused"));
+        assert!(!waits("postcopy-active", "paused") && !waits("failed", "inmigrate") && !waits("none", "paused"));
+        assert!(DestinationLoaded::waits(&Migration::default(), &RunState::Paused).is_none());
     }
 }

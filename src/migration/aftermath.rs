@@ -7,11 +7,11 @@ use crate::{
     handover::{
         exchange,
         ownership::DestinationCannotRun,
-        verdict::{self, Facts, Seen, Verdict},
+        verdict::{self, Facts, Fences, Seen, Start, Verdict},
     },
     memory::precopy,
     progress::{Reporter, describe},
-    qemu::{Observed, Process, reply::MigrationStatus},
+    qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
 };
 use qapi::qmp;
 use std::time::Duration;
@@ -23,44 +23,64 @@ const AFTERMATH: Duration = Duration::from_secs(5);
 /// destination is quit, the migration cancelled, the source resumed).
 const ROUNDS: u32 = 6;
 
+/// The end where a side answers, and yet does not do what is asked of it.
+const NO_EFFECT: &str = "what would be safe was tried and had no effect: ask both sides with query-status and query-migrate \
+     before cont is sent to one";
+
 /// Finds out who has the guest after a handover that failed, and brings about what is proved to be safe.
-pub(super) async fn judge(sides: &Sides, mut started: bool, report: &Reporter) -> Verdict {
+pub(super) async fn judge(sides: &Sides, mut start: Start, report: &Reporter) -> Verdict {
     let Sides { source, destination, was_running } = sides;
-    let mut quit = false;
+    let (mut quit, mut followed) = (false, true);
     for _ in 0..ROUNDS {
         settle_down(source, *was_running).await;
+        let (here, there) = (look(source).await, if quit { Seen::Dead } else { look(destination).await });
+        // what it does behind a monitor that is closed, no event tells
+        followed &= here != Seen::Silent || !source.is_gone();
         let facts = Facts {
-            source: look(source).await,
-            destination: if quit { Seen::Dead } else { look(destination).await },
-            started,
+            source: here,
+            destination: there,
+            start,
             was_running: *was_running,
-            source_resumed: gave_up(&source.observed()),
+            source_resumed: !followed || gave_up(&source.observed()),
+            fences: Fences::default(),
         };
         let verdict = verdict::decide(&facts);
+        start = facts.start();
         report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
         let done = match verdict {
-            Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined => return verdict,
+            Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => return verdict,
             Verdict::QuitDestination => {
                 // a QEMU that accepted `quit` runs no guest any more, even before it is gone
                 quit = destination.act(&qmp::quit {}).await.is_ok() || destination.proved_dead(QUIT).await;
                 Ok(())
             }
-            Verdict::ResumeSource => exchange::resume_source(source, DestinationCannotRun::Dead).await,
+            Verdict::ResumeSource => {
+                let why = if quit { DestinationCannotRun::Quit } else { DestinationCannotRun::Dead };
+                exchange::resume_source(source, why).await
+            }
             Verdict::CancelMigration => precopy::cancel(source).await.map(drop),
-            Verdict::StartDestination => match exchange::outlived(source, QUIT).await {
-                Some(arrived) => {
-                    let done = exchange::start_guest(destination, arrived).await.map(drop);
-                    started = done.as_ref().err().is_none_or(|error| !error.is_refusal());
-                    done
+            Verdict::StartDestination => {
+                let arrived = match facts.source {
+                    Seen::Dead => Ok(exchange::outlived(source, QUIT).await),
+                    _ => exchange::settled(source, destination).await,
+                };
+                match arrived {
+                    Ok(Some(arrived)) => {
+                        let done = exchange::start_guest(destination, arrived).await.map(drop);
+                        start = start.told(done.as_ref().is_err_and(ProcessError::is_refusal));
+                        done
+                    }
+                    other => other.map(drop),
                 }
-                None => Ok(()),
-            },
+            }
+            // nothing can be fenced yet, so none of these is asked for but the last, of a source that is never seen to hang
+            Verdict::FenceDestination | Verdict::FenceSource | Verdict::FreeSource => Ok(()),
         };
         if let Err(error) = done {
             report.warn("handover-failed", describe(&error));
         }
     }
-    Verdict::Undetermined
+    Verdict::Undetermined(NO_EFFECT)
 }
 
 /// Gives a source whose migration fails the time to say so, and to resume the guest by itself.

@@ -13,7 +13,7 @@ use crate::{
     handover::{
         exchange,
         ownership::{DestinationCannotRun, Disengaged, pages},
-        verdict::Verdict,
+        verdict::{Start, Verdict},
     },
     memory::{apply, postcopy::PostcopyError, tuning::Throttling},
     progress::{
@@ -185,10 +185,10 @@ impl Engine {
             };
             let arrival = tokio::select! {
                 biased;
-                error = without_effect => return Err(HandoverFailure::new(error, Reached::Nothing)),
+                error = without_effect => return Err(HandoverFailure::new(error, None)),
                 arrival = exchange::arrival(source, destination, handed, self.settings.downtime, sent) => arrival,
             };
-            let arrival = arrival.map_err(|error| HandoverFailure::new(error, Reached::Continued))?;
+            let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(Start::Never)))?;
             course.ledger.mark(Mark::SourceCompleted, arrival.gone);
             course.ledger.mark(Mark::DestinationCompleted, arrival.there);
             // what was asked for need not have come about: QEMU completes at once where little is left
@@ -196,8 +196,8 @@ impl Engine {
             if *was_running {
                 let started = exchange::start_guest(destination, arrival.proof).await;
                 let resumed = started.map_err(|error| {
-                    let reached = if error.is_refusal() { Reached::Continued } else { Reached::Started };
-                    HandoverFailure::new(error, reached)
+                    let start = Start::Never.told(error.is_refusal());
+                    HandoverFailure::new(error, Some(start))
                 })?;
                 course.ledger.mark(Mark::Resume, resumed);
             }
@@ -214,14 +214,14 @@ impl Engine {
         handed: Result<(), HandoverFailure>,
         course: &mut Course,
     ) -> End {
-        let Err(HandoverFailure { failure, reached }) = handed else {
+        let Err(HandoverFailure { failure, given }) = handed else {
             return self.complete(sides, plan, course).await;
         };
         self.report.warn("handover-failed", describe(&failure));
-        if reached == Reached::Nothing {
+        let Some(start) = given else {
             return self.retreat(sides, &failure, NEVER_CONTINUED, course).await;
-        }
-        match judge(sides, reached == Reached::Started, &self.report).await {
+        };
+        match judge(sides, start, &self.report).await {
             Verdict::OnDestination => {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
@@ -231,9 +231,9 @@ impl Engine {
             }
             // as it was already: nothing is left to resume
             Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
-            _ => {
+            verdict => {
                 course.ram.postcopy = is_postcopy(sides);
-                undetermined(&failure, if course.ram.postcopy { STUCK_IN_POSTCOPY } else { NOT_PROVED })
+                undetermined(&failure, if let Verdict::Undetermined(advice) = verdict { advice } else { NOT_PROVED })
             }
         }
     }
@@ -377,34 +377,20 @@ impl Engine {
 /// A failure of the handover, and what may have been done by then.
 struct HandoverFailure {
     failure: Failure,
-    reached: Reached,
-}
-
-/// How far a handover may have gone. What was sent and not refused may have been done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reached {
-    /// `migrate-continue` certainly had no effect: the way back is as before.
-    Nothing,
-    /// The source may have sent everything.
-    Continued,
-    /// The destination may run the guest.
-    Started,
+    /// Whether `migrate-continue` may have had an effect, and what is known of `cont` then. Without, the way back is as
+    /// before.
+    given: Option<Start>,
 }
 
 impl HandoverFailure {
-    fn new(failure: impl Into<Failure>, reached: Reached) -> Self {
-        Self { failure: failure.into(), reached }
+    fn new(failure: impl Into<Failure>, given: Option<Start>) -> Self {
+        Self { failure: failure.into(), given }
     }
 }
 
 /// What is to be done by hand where nothing is proved.
 const NOT_PROVED: &str =
     "neither side is proved to have the guest: ask both with query-status before you send cont to one";
-
-/// The same for a source in postcopy, which takes no `cont`.
-const STUCK_IN_POSTCOPY: &str = "the source is in postcopy, where QEMU neither cancels nor lets the guest go on: if the \
-     destination is alive and 'paused', send cont there and leave the source alone until query-migrate says 'completed' on \
-     both; if it is gone, the guest can only be started anew, from the source's disks";
 
 /// Whether the source has been in postcopy.
 fn is_postcopy(sides: &Sides) -> bool {
