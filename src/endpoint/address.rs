@@ -6,6 +6,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Longest path of a unix socket in bytes, without the final NUL the kernel wants.
 const UNIX_PATH_LIMIT: usize = 107;
 
@@ -112,6 +115,18 @@ impl FromStr for Address {
             None if text.starts_with('.') => Err(AddressError::Relative(text.into())),
             None => Err(AddressError::Unrecognised(text.into())),
         }
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -8,4 +8,4 @@ mod peer;
 
 pub use address::{Address, AddressError};
 pub use dial::{DialError, Dialed, Socket, dial};
-pub use peer::PeerPid;
+pub use peer::{Found, Identity, PeerPid};

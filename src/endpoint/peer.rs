@@ -1,16 +1,76 @@
 //! The process at the other end of a unix socket.
 //!
-//! Owns a pidfd and only watches it: this module must never signal a process, and a number alone is never trusted,
-//! since it may name another process by now.
+//! Owns a pidfd: it watches the process, and can end it where someone else has decided so. A number alone is never
+//! trusted, since it may name another process by now.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// What tells one process from every other, also for one who comes later: its number, when it began, and where that number
+/// and that time mean anything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its number.
+    pub pid: i32,
+    /// When it began, in the kernel's clock ticks since the host did.
+    pub began: u64,
+    /// The kernel's own name for this run of the host.
+    pub boot: String,
+    /// The namespace that the number belongs to.
+    pub namespace: u64,
+}
+
+/// What became of a process that was known before.
+#[derive(Debug)]
+pub enum Found {
+    /// It lives.
+    Alive(PeerPid),
+    /// It is proved to have ended.
+    Ended,
+    /// It cannot be told: this is another host or another namespace, or the host was started anew.
+    Unknown,
+}
+
+impl Identity {
+    fn of(pid: i32) -> io::Result<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // the name is in brackets and may hold anything; the time is the 20th word after it
+        let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
+        let began = began.ok_or(io::ErrorKind::InvalidData)?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Self { pid, began, boot, namespace: fs::metadata("/proc/self/ns/pid")?.ino() })
+    }
+
+    /// Looks for the process, within a tokio runtime.
+    pub fn find(&self) -> Found {
+        let Ok(here) = i32::try_from(std::process::id()).map_err(io::Error::other).and_then(Self::of) else {
+            return Found::Unknown;
+        };
+        if (&here.boot, here.namespace) != (&self.boot, self.namespace) {
+            return Found::Unknown;
+        }
+        // opened first: what is read afterwards is of this process, or of none that lives
+        match PeerPid::open(self.pid) {
+            Ok(peer) => match Self::of(self.pid) {
+                Ok(now) if now.began != self.began => Found::Ended,
+                Ok(_) if peer.has_died() => Found::Ended,
+                Ok(_) => Found::Alive(peer),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Ended,
+                Err(_) => Found::Unknown,
+            },
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Found::Ended,
+            Err(_) => Found::Unknown,
+        }
+    }
+}
 
 /// A process being watched.
 ///
@@ -53,6 +113,23 @@ impl PeerPid {
         programs.into_iter().any(|(_, name)| name.starts_with("qemu-")) && !self.has_died()
     }
 
+    /// What it can be found again by; none where `/proc` does not tell, or it has died.
+    pub fn identity(&self) -> Option<Identity> {
+        // read while it lived, so it is this process's
+        Identity::of(self.pid.as_raw_nonzero().get()).ok().filter(|_| !self.has_died())
+    }
+
+    /// Ends it at once, with SIGKILL: also one that is stopped.
+    ///
+    /// # Errors
+    /// No permission. That it has died already is none.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(&self.fd, Signal::KILL) {
+            Err(error) if error != rustix::io::Errno::SRCH => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it has died. A process counts as dead from its exit on, before its parent has collected it.
     pub fn has_died(&self) -> bool {
         let fd = self.fd.as_fd();
@@ -87,6 +164,26 @@ mod tests {
         assert!(peer.has_died());
         child.wait().await.unwrap();
         assert!(peer.has_died());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_again_until_it_has_ended() {
+        let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        let identity = peer.identity().unwrap();
+        assert!(matches!(identity.find(), Found::Alive(found) if found.pid() == peer.pid()));
+        // another process of the same number
+        assert!(matches!(Identity { began: identity.began + 1, ..identity.clone() }.find(), Found::Ended));
+        // another host, or this one after it was started anew
+        assert!(matches!(Identity { boot: "x".to_owned(), ..identity.clone() }.find(), Found::Unknown));
+        assert!(matches!(Identity { namespace: 1, ..identity.clone() }.find(), Found::Unknown));
+        peer.kill().unwrap();
+        peer.died().await;
+        assert!(matches!(identity.find(), Found::Ended), "before its parent has collected it");
+        child.wait().await.unwrap();
+        assert!(matches!(identity.find(), Found::Ended));
+        peer.kill().unwrap();
+        assert_eq!(peer.identity(), None);
     }
 
     #[tokio::test]

@@ -5,16 +5,24 @@
 
 use super::{Features, Observed, Schema, reply::Query};
 use crate::{
-    endpoint::PeerPid,
+    endpoint::{Identity, PeerPid},
     progress::Side,
     qmp::{self, Client, ConnectError, EncodeError, ExecuteError, Item, Request},
 };
-use qapi::{Command, qmp::query_qmp_schema};
+use qapi::{
+    Command,
+    qmp::{query_qmp_schema, query_yank},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     fmt,
     future::{Future, pending},
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use thiserror::Error;
@@ -30,6 +38,8 @@ const ASK: Duration = Duration::from_secs(10);
 const OVERDUE: Duration = Duration::from_secs(1);
 /// How long a command may take that makes QEMU open, connect or cancel something.
 const ACT: Duration = Duration::from_secs(30);
+/// How long a process is waited for that has not answered before: many things are asked of one on the way back.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What went wrong between the engine and one QEMU.
 #[derive(Debug, Error)]
@@ -159,6 +169,10 @@ pub struct Process {
     client: Client,
     features: Features,
     peer: Option<PeerPid>,
+    /// It was proved to have ended before anyone could connect.
+    ended: bool,
+    /// It has left the last question whose deadline has passed without an answer, and has answered none since.
+    silent: Arc<AtomicBool>,
     observed: watch::Receiver<Observed>,
 }
 
@@ -186,7 +200,17 @@ impl Process {
             Ok(answer) => Features::read(&Schema::new(&answer)),
             Err(source) => return Err(ProcessError::Execute { at: name, command: query_qmp_schema::NAME, source }),
         };
-        Ok(Self { name, client, features, peer, observed })
+        Ok(Self { name, client, features, peer, ended: false, silent: Arc::default(), observed })
+    }
+
+    /// One that cannot be spoken to: what is asked of it fails at once. `ended` says that it is proved to have ended; if it
+    /// is not, `peer` is the process that may yet run.
+    pub async fn absent(name: Name, peer: Option<PeerPid>, ended: bool) -> Self {
+        let client = Client::adopt(tokio::io::empty(), false, qmp::Options::labelled(name.side.as_str()));
+        client.closed().await;
+        let observed = fold(&client);
+        let features = Features::read(&Schema::new(&Value::Null));
+        Self { name, client, features, peer, ended, silent: Arc::default(), observed }
     }
 
     /// Which side it is, and its address.
@@ -245,9 +269,37 @@ impl Process {
         if !self.client.oob() {
             return self.act(command).await;
         }
-        let answer = self.client.execute_oob(command, ASK).await;
-        let failed = |source| ProcessError::Execute { at: self.name.clone(), command: C::NAME, source };
-        answer.map(drop).map_err(failed)
+        self.urgently(command, ASK).await.map(drop)
+    }
+
+    /// Whether it answers out of band, as it does while its main loop hangs.
+    pub async fn answers_out_of_band(&self) -> bool {
+        self.urgently(&query_yank {}, AGAIN).await.is_ok()
+    }
+
+    async fn urgently<C: Command>(&self, command: &C, deadline: Duration) -> Result<Value, ProcessError> {
+        let answer = self.client.execute_oob(command, deadline).await;
+        answer.map_err(|source| ProcessError::Execute { at: self.name.clone(), command: C::NAME, source })
+    }
+
+    /// Waits until it has left something unanswered for so long: its main loop hangs, or it was frozen.
+    pub async fn unanswered(&self, patience: Duration) {
+        self.client.unanswered(patience).await;
+    }
+
+    /// Whether nothing was answered since a deadline was missed.
+    pub fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// What its process can be found again by, where it is a QEMU on this host.
+    pub fn identity(&self) -> Option<Identity> {
+        self.peer.as_ref()?.identity()
+    }
+
+    /// Ends its process at once, where it is one on this host: also one that is frozen. `None` where it is not.
+    pub fn kill(&self) -> Option<io::Result<()>> {
+        self.peer.as_ref().map(PeerPid::kill)
     }
 
     /// Waits until its events have told what `look` looks for.
@@ -336,7 +388,7 @@ impl Process {
 
     /// Whether it is gone, without waiting.
     pub fn is_gone(&self) -> bool {
-        self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
+        self.ended || self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
     }
 
     /// Waits up to `patience` for proof that the process has ended.
@@ -344,13 +396,13 @@ impl Process {
     /// The proof needs both: a closed monitor alone can be QEMU's doing, and the process that the kernel names is the one
     /// that made the socket, which need not be QEMU where a manager passed it on.
     pub async fn proved_dead(&self, patience: Duration) -> bool {
-        let Some(peer) = &self.peer else { return false };
+        let Some(peer) = &self.peer else { return self.ended };
         let both = async { tokio::join!(peer.died(), self.client.closed()) };
         timeout(patience, both).await.is_ok()
     }
 
     async fn describe(&self) -> Gone {
-        let how = match self.peer.as_ref().is_some_and(PeerPid::has_died) {
+        let how = match self.ended || self.peer.as_ref().is_some_and(PeerPid::has_died) {
             true => "its process ended".to_owned(),
             false if !self.client.is_closed() => "its events are not followed any more".to_owned(),
             false => format!("its monitor closed: {}", self.client.closed().await),
@@ -365,13 +417,20 @@ impl Process {
         command: &'static str,
         deadline: Duration,
     ) -> impl Future<Output = Result<Value, ProcessError>> + use<> {
+        let deadline = if self.is_silent() { deadline.min(AGAIN) } else { deadline };
         let pending = request.map(|request| self.client.start(request, deadline));
-        let at = self.name.clone();
+        let (at, silent) = (self.name.clone(), self.silent.clone());
         async move {
-            match pending {
-                Ok(pending) => pending.await.map_err(|source| ProcessError::Execute { at, command, source }),
-                Err(source) => Err(ProcessError::Encode { at, command, source }),
+            let answer = match pending {
+                Ok(pending) => pending.await,
+                Err(source) => return Err(ProcessError::Encode { at, command, source }),
+            };
+            match &answer {
+                Err(ExecuteError::NoReply { .. }) => silent.store(true, Ordering::Relaxed),
+                Ok(_) | Err(ExecuteError::Refused { .. }) => silent.store(false, Ordering::Relaxed),
+                Err(_) => {}
             }
+            answer.map_err(|source| ProcessError::Execute { at, command, source })
         }
     }
 }

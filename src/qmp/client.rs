@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connection::{Closed, Connection, Ends, Job};
 use super::counters::Counters;
@@ -105,6 +105,7 @@ pub(super) struct Link {
     /// Open since before the greeting, for the first subscriber, so that it misses nothing.
     first_events: Mutex<Option<broadcast::Receiver<Arc<Event>>>>,
     counters: watch::Receiver<Counters>,
+    waiting: watch::Receiver<Option<Instant>>,
     closed: watch::Receiver<Option<Closed>>,
 }
 
@@ -244,6 +245,25 @@ impl Client {
         *self.link.counters.borrow()
     }
 
+    /// Waits until QEMU has left an in-band command unanswered for so long, whether or not its caller still waits: its main
+    /// loop hangs, or it was frozen. For ever, once the connection has ended.
+    pub async fn unanswered(&self, patience: Duration) {
+        let mut waiting = self.link.waiting.clone();
+        loop {
+            let since = *waiting.borrow_and_update();
+            let overdue = async {
+                match since.and_then(|since| since.checked_add(patience)) {
+                    Some(overdue) => sleep_until(overdue).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = overdue => return,
+                changed = waiting.changed() => if changed.is_err() { std::future::pending().await }
+            }
+        }
+    }
+
     fn queue(&self, request: Request, oob: bool, deadline: Duration) -> Pending {
         let serial = self.link.serial.fetch_add(1, Ordering::Relaxed);
         let id = id_of(request.name(), serial);
@@ -282,6 +302,7 @@ where
     let capacity = options.event_capacity.clamp(1, 1 << 20);
     let (events_end, first_events) = broadcast::channel(capacity);
     let (counters_end, counters) = watch::channel(Counters::default());
+    let (waiting_end, waiting) = watch::channel(None);
     let (closed_end, closed) = watch::channel(None);
     let link = Link {
         label: options.label.clone(),
@@ -292,8 +313,10 @@ where
         events: events_end.downgrade(),
         first_events: Mutex::new(Some(first_events)),
         counters,
+        waiting,
         closed,
     };
-    let ends = Ends { jobs: jobs_end, events: events_end, counters: counters_end, closed: closed_end };
+    let ends =
+        Ends { jobs: jobs_end, events: events_end, counters: counters_end, waiting: waiting_end, closed: closed_end };
     (link, Connection::new(stream, ends, options))
 }

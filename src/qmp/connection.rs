@@ -68,6 +68,7 @@ pub(super) struct Ends {
     pub(super) jobs: mpsc::UnboundedReceiver<Job>,
     pub(super) events: broadcast::Sender<Arc<Event>>,
     pub(super) counters: watch::Sender<Counters>,
+    pub(super) waiting: watch::Sender<Option<Instant>>,
     pub(super) closed: watch::Sender<Option<Closed>>,
 }
 
@@ -104,6 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
                 max_event: options.max_event,
                 events: ends.events,
                 counters: ends.counters,
+                waiting: ends.waiting,
                 tape: Tape { label: options.label.clone(), recorder: options.recorder.clone() },
             },
         }
@@ -241,6 +243,8 @@ struct Intake {
     max_event: usize,
     events: broadcast::Sender<Arc<Event>>,
     counters: watch::Sender<Counters>,
+    /// When the oldest in-band command was sent that is not answered.
+    waiting: watch::Sender<Option<Instant>>,
     tape: Tape,
 }
 
@@ -253,10 +257,16 @@ impl Intake {
         self.tape.line(Direction::Send, &job.message);
         let waiter = Waiter { id: job.id, command: job.command, sent_at: Instant::now(), reply: job.reply };
         let forgotten = self.waiters.insert(job.serial, !job.oob, waiter);
+        self.note_waiting();
         self.count(|counters| {
             counters.commands += 1;
             counters.forgotten += forgotten;
         });
+    }
+
+    fn note_waiting(&self) {
+        let since = self.waiters.waiting_since();
+        self.waiting.send_if_modified(|known| std::mem::replace(known, since) != since);
     }
 
     /// Takes one line. Returns a greeting; everything else is dealt with here.
@@ -265,7 +275,7 @@ impl Intake {
             Cut::Line(line) => line,
             Cut::Oversized(length) => {
                 self.tape.note(json!({"oversized": length}));
-                self.waiters.lose_oldest();
+                self.lose_oldest();
                 self.count(|counters| counters.oversized += 1);
                 tracing::debug!(label = %self.tape.label, length, "a line over the length bound was thrown away");
                 return None;
@@ -279,12 +289,17 @@ impl Intake {
             Ok(Frame::Event(event)) => self.publish(event, line.len()),
             Ok(Frame::Reply(reply)) => self.settle(reply),
             Err(error) => {
-                self.waiters.lose_oldest();
+                self.lose_oldest();
                 self.count(|counters| counters.unparsable += 1);
                 tracing::debug!(label = %self.tape.label, %error, length = line.len(), "skipped a line");
             }
         }
         None
+    }
+
+    fn lose_oldest(&mut self) {
+        self.waiters.lose_oldest();
+        self.note_waiting();
     }
 
     fn classify(&self, line: &BytesMut) -> Result<Frame, FrameError> {
@@ -312,6 +327,7 @@ impl Intake {
 
     fn settle(&mut self, reply: Reply) {
         let settled = self.waiters.settle(reply);
+        self.note_waiting();
         let label = &self.tape.label;
         match &settled {
             Settled::Delivered => {}

@@ -52,6 +52,12 @@ impl Waiters {
         self.in_band.len()
     }
 
+    /// When the oldest in-band command was sent that QEMU may still be at.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        let oldest = self.in_band.front()?;
+        self.table.get(oldest).map(|waiter| waiter.sent_at)
+    }
+
     /// Registers a command about to be written. Returns how many abandoned ones were forgotten to stay bounded.
     pub(super) fn insert(&mut self, serial: u64, in_band: bool, waiter: Waiter) -> u64 {
         self.table.insert(serial, waiter);
