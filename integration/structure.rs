@@ -57,6 +57,7 @@ const PURE: &[&str] = &[
     "migration/provision/arguments.rs",
     "migration/provision/steps.rs",
     "migration/provision/wanted.rs",
+    "migration/record.rs",
     "nbd/assembly.rs",
     "nbd/buffers.rs",
     "nbd/extents.rs",

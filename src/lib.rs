@@ -15,7 +15,6 @@
 //! | memory | `migrate` until the source stops the guest and waits in `pre-switchover`; may begin beside the mirrors, and never ends before they are ready | rolled back |
 //! | switchover | every mirror is settled and seen to conclude without an error; every export is seen gone | rolled back |
 //! | handover | `migrate-continue`, `completed` on both sides, `cont` on the destination | judged from what is proved |
-//! | postcopy | only where it was used: the guest runs on the destination, and the rest of its pages is fetched, over a new channel where one breaks | left as it is, and said |
 //! | postcopy | only where the policy came to it: the guest runs on the destination and its pages follow | waited for, over a new channel if need be |
 //! | cleanup | what was made is removed, and the source quits | reported |
 //!
@@ -34,6 +33,14 @@
 //! `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after it, a failure is judged by
 //! [`handover::verdict`], and where nothing is proved nothing is done. In postcopy neither side has the whole guest: the
 //! source may then never resume and must not end before both say `completed`, whatever is asked.
+//!
+//! # When something dies
+//!
+//! What is about to be done is in the [`journal`] before it is done ([`migration::record`]), so that after the engine itself
+//! died another one finishes, goes back, or says what a person must find out ([`migration::Recovery`]). A source whose main
+//! loop hangs is freed out of band ([`handover::watchdog`]), and the guest never stands still for longer than the switchover's
+//! time: a side that stays silent is fenced where that is safe, and where nothing is proved it is said. `docs/handover.md` has
+//! the protocol; a model of it is explored in the tests, and real faults are injected by `scripts/faults`.
 //!
 //! # The right backing file
 //!

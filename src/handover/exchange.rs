@@ -17,8 +17,6 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::{sleep, timeout};
 
-/// How long the last RAM and the device state may take beyond what was asked for, and the guest's resumption.
-const EXCHANGE: Duration = Duration::from_secs(30);
 /// Between two looks at what no event tells, with the guest stopped.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
@@ -67,9 +65,8 @@ pub struct Arrival {
     pub postcopy: bool,
 }
 
-/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `downtime` is the
-/// budget that QEMU reckoned with: it may send RAM for as long. `sent` is how many pages the source had sent when the guest
-/// was stopped, where that is known; postcopy is proved quicker with it.
+/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `sent` is how many
+/// pages the source had sent when the guest was stopped, where that is known; postcopy is proved quicker with it.
 ///
 /// # Errors
 /// Either reports a failure, goes away, or reports nothing in time.
@@ -77,11 +74,9 @@ pub async fn arrival(
     source: &Process,
     destination: &Process,
     handed: Handed,
-    downtime: Duration,
+    deadline: Duration,
     sent: Option<u64>,
 ) -> Result<Arrival, ExchangeError> {
-    // twice, for its measure of the bandwidth may have been too good
-    let deadline = EXCHANGE.saturating_add(downtime.saturating_mul(2));
     let arrived = async { tokio::try_join!(stands(source, deadline, sent), loaded(destination, deadline)) };
     match arrived.await {
         Ok(((stands, gone, here), (loaded, there, yonder))) => {
@@ -105,19 +100,25 @@ pub async fn arrival(
 /// Starts the guest on the destination; when it resumed.
 ///
 /// # Errors
-/// QEMU refuses or does not answer; only a refusal proves that the guest does not run.
-pub async fn start_guest(destination: &Process, _: Arrived) -> Result<Moment, ProcessError> {
-    destination.act(&qmp::cont {}).await?;
+/// QEMU refuses or does not answer in time; only a refusal proves that the guest does not run.
+pub async fn start_guest(destination: &Process, _: Arrived, deadline: Duration) -> Result<Moment, ProcessError> {
+    match timeout(deadline, destination.act(&qmp::cont {})).await {
+        Ok(done) => done?,
+        Err(_) => {
+            let at = destination.name().clone();
+            return Err(ProcessError::Late { at, what: "answer to cont", waited: deadline });
+        }
+    }
     let asked = || async {
         let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
         (status == RunState::Running).then(Moment::now)
     };
-    destination.until_known("RESUME", EXCHANGE, |seen| seen.resumed, asked).await
+    destination.until_known("RESUME", deadline, |seen| seen.resumed, asked).await
 }
 
-/// The proof for a destination that has all state while the source's process is seen to have ended.
-pub async fn outlived(source: &Process, patience: Duration) -> Option<Arrived> {
-    source.proved_dead(patience).await.then(|| Arrived::outlived(SourceCannotRun::dead()))
+/// The proof for a destination that has all state while the source's process is seen to have ended, or was `fenced`.
+pub async fn outlived(source: &Process, fenced: bool, patience: Duration) -> Option<Arrived> {
+    (fenced || source.proved_dead(patience).await).then(|| Arrived::outlived(SourceCannotRun::dead()))
 }
 
 /// The proof for two sides that both say `completed`, with the destination waiting to be started; asked for anew, so that

@@ -7,3 +7,4 @@
 pub mod exchange;
 pub mod ownership;
 pub mod verdict;
+pub mod watchdog;

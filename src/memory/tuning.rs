@@ -147,7 +147,7 @@ pub struct Setup {
 }
 
 /// Settings of one side as they were, so that they can be put back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
     /// Capabilities by name.
     pub capabilities: Vec<(String, bool)>,

@@ -2,85 +2,214 @@
 //!
 //! The decisions are [`verdict`]'s. It must never act on one side while the other is not proved to be out of the way.
 
-use super::rollback::{QUIT, Sides};
+use super::{
+    Plan,
+    log::Log,
+    record::Record,
+    rollback::{QUIT, Sides},
+    run::Engine,
+};
 use crate::{
     handover::{
         exchange,
         ownership::DestinationCannotRun,
         verdict::{self, Facts, Fences, Seen, Start, Verdict},
+        watchdog,
     },
     memory::precopy,
-    progress::{Reporter, describe},
-    qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
+    progress::describe,
+    qemu::{
+        Observed, Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
 };
 use qapi::qmp;
-use std::time::Duration;
-use tokio::try_join;
+use std::{process::Stdio, time::Duration};
+use tokio::{
+    process::Command,
+    time::{Instant, timeout},
+    try_join,
+};
 
 /// How long a source whose migration failed may take to say so and to resume.
-const AFTERMATH: Duration = Duration::from_secs(5);
-/// How often the verdict is looked for again: each round does one thing, and three are the most that any case needs (the
-/// destination is quit, the migration cancelled, the source resumed).
-const ROUNDS: u32 = 6;
+const AFTERMATH: Duration = Duration::from_secs(1);
+/// The least time that a judgement gets: as much as one that comes late needs to look at both sides and do one thing.
+const LEAST: Duration = Duration::from_secs(3);
+/// How often the verdict is looked for again: each round does one thing, and five are the most that any case needs (the
+/// destination is told to quit, then fenced, the source freed, its migration cancelled, its guest resumed).
+const ROUNDS: u32 = 8;
+/// What a person must find out where the time was over.
+const LATE: &str = "the time for the switchover was over before it was proved who has the guest: ask both with query-status \
+     before you send cont to one, or run qferry recover";
 
-/// The end where a side answers, and yet does not do what is asked of it.
-const NO_EFFECT: &str = "what would be safe was tried and had no effect: ask both sides with query-status and query-migrate \
-     before cont is sent to one";
+/// What a verdict is found with.
+pub(super) struct Judge<'a> {
+    engine: &'a Engine,
+    sides: &'a Sides,
+    plan: &'a Plan,
+    start: Start,
+    /// The source's events have been followed since the guest was stopped, or since it was seen not to run.
+    followed: bool,
+    /// It was told to quit and did, or was fenced: whatever is at its address runs nothing of this guest.
+    ended: Ended,
+    /// What took the destination out of the way, where it was this.
+    by: Option<DestinationCannotRun>,
+    /// What can still be fenced.
+    fences: Fences,
+}
 
-/// Finds out who has the guest after a handover that failed, and brings about what is proved to be safe.
-pub(super) async fn judge(sides: &Sides, mut start: Start, report: &Reporter) -> Verdict {
-    let Sides { source, destination, was_running } = sides;
-    let (mut quit, mut followed) = (false, true);
-    for _ in 0..ROUNDS {
+/// The sides that are proved to run nothing any more.
+#[derive(Default)]
+struct Ended {
+    source: bool,
+    destination: bool,
+}
+
+impl<'a> Judge<'a> {
+    pub(super) fn new(engine: &'a Engine, sides: &'a Sides, plan: &'a Plan, start: Start) -> Self {
+        let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
+        let fences = Fences { source: can(&sides.source), destination: can(&sides.destination) };
+        Self { engine, sides, plan, start, followed: true, ended: Ended::default(), by: None, fences }
+    }
+
+    /// For an engine that takes up what another one began: nobody has followed the events.
+    pub(super) fn unfollowed(mut self) -> Self {
+        self.followed = false;
+        self
+    }
+
+    /// The destination was proved unable to run the guest before.
+    pub(super) fn destination_ended(mut self) -> Self {
+        self.ended.destination = true;
+        self
+    }
+
+    /// Finds out who has the guest, and brings about what is proved to be safe, for as long as the switchover may take.
+    pub(super) async fn judge(mut self, log: &Log) -> Verdict {
+        let over = Instant::now() + self.engine.left(self.sides, 1.0).max(LEAST);
+        for _ in 0..ROUNDS {
+            let left = over.saturating_duration_since(Instant::now());
+            match timeout(left, self.round(log)).await {
+                Ok(verdict @ (Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_))) => {
+                    return verdict;
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        Verdict::Undetermined(LATE)
+    }
+
+    /// Looks at both sides once, and does what follows.
+    async fn round(&mut self, log: &Log) -> Verdict {
+        let Sides { source, destination, was_running } = self.sides;
+        let report = &self.engine.report;
         settle_down(source, *was_running).await;
-        let (here, there) = (look(source).await, if quit { Seen::Dead } else { look(destination).await });
+        let (here, there) = tokio::join!(look(source, self.ended.source), look(destination, self.ended.destination));
+        self.followed |= matches!(&here, Seen::Answers { run, .. } if *run != RunState::Running);
         // what it does behind a monitor that is closed, no event tells
-        followed &= here != Seen::Silent || !source.is_gone();
+        self.followed &= here != Seen::Silent || !source.is_gone();
         let facts = Facts {
             source: here,
             destination: there,
-            start,
+            start: self.start,
             was_running: *was_running,
-            source_resumed: !followed || gave_up(&source.observed()),
-            fences: Fences::default(),
+            source_resumed: !self.followed || gave_up(&source.observed()),
+            fences: self.fences,
         };
         let verdict = verdict::decide(&facts);
-        start = facts.start();
+        self.start = facts.start();
         report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
-        let done = match verdict {
-            Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => return verdict,
-            Verdict::QuitDestination => {
-                // a QEMU that accepted `quit` runs no guest any more, even before it is gone
-                quit = destination.act(&qmp::quit {}).await.is_ok() || destination.proved_dead(QUIT).await;
-                Ok(())
-            }
-            Verdict::ResumeSource => {
-                let why = if quit { DestinationCannotRun::Quit } else { DestinationCannotRun::Dead };
-                exchange::resume_source(source, why).await
-            }
-            Verdict::CancelMigration => precopy::cancel(source).await.map(drop),
-            Verdict::StartDestination => {
-                let arrived = match facts.source {
-                    Seen::Dead => Ok(exchange::outlived(source, QUIT).await),
-                    _ => exchange::settled(source, destination).await,
-                };
-                match arrived {
-                    Ok(Some(arrived)) => {
-                        let done = exchange::start_guest(destination, arrived).await.map(drop);
-                        start = start.told(done.as_ref().is_err_and(ProcessError::is_refusal));
-                        done
-                    }
-                    other => other.map(drop),
-                }
-            }
-            // nothing can be fenced yet, so none of these is asked for but the last, of a source that is never seen to hang
-            Verdict::FenceDestination | Verdict::FenceSource | Verdict::FreeSource => Ok(()),
-        };
-        if let Err(error) = done {
+        if let Err(error) = self.bring_about(verdict, &facts.source, log).await {
             report.warn("handover-failed", describe(&error));
         }
+        verdict
     }
-    Verdict::Undetermined(NO_EFFECT)
+
+    async fn bring_about(&mut self, verdict: Verdict, source_seen: &Seen, log: &Log) -> Result<(), ProcessError> {
+        let Sides { source, destination, .. } = self.sides;
+        match verdict {
+            Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => {}
+            Verdict::QuitDestination => {
+                // a QEMU that accepted `quit` runs no guest any more, even before it is gone
+                self.ended.destination =
+                    destination.act(&qmp::quit {}).await.is_ok() || destination.proved_dead(QUIT).await;
+                self.by = Some(DestinationCannotRun::Quit);
+            }
+            Verdict::ResumeSource => {
+                if let Err(error) = log.write(Record::Resuming).await {
+                    // another engine would not know of the proof; but a guest that stands still for a full disk is worse
+                    self.engine.report.warn("journal", describe(&error));
+                }
+                exchange::resume_source(source, self.by.unwrap_or(DestinationCannotRun::Dead)).await?;
+            }
+            Verdict::CancelMigration => drop(precopy::cancel(source).await?),
+            Verdict::StartDestination => {
+                let arrived = match source_seen {
+                    Seen::Dead => exchange::outlived(source, self.ended.source, AFTERMATH).await,
+                    _ => exchange::settled(source, destination).await?,
+                };
+                if let Some(arrived) = arrived {
+                    let deadline = self.engine.left(self.sides, 1.0).max(LEAST);
+                    let done = exchange::start_guest(destination, arrived, deadline).await;
+                    self.start = self.start.told(done.as_ref().is_err_and(ProcessError::is_refusal));
+                    done?;
+                }
+            }
+            Verdict::FenceDestination => {
+                self.fences.destination = false;
+                self.by = Some(DestinationCannotRun::Fenced);
+                self.ended.destination = self
+                    .fence(destination, "it does not answer, and must not run the guest that the source takes back")
+                    .await;
+            }
+            Verdict::FenceSource => {
+                self.fences.source = false;
+                self.ended.source =
+                    self.fence(source, "it does not answer, and must not run the guest that the destination has").await;
+            }
+            Verdict::FreeSource => {
+                let nodes = self.plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
+                for freed in watchdog::free(source, nodes, true).await {
+                    self.engine.report.action("yank", format!("{} hangs: its {freed} was ended", source.name()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
+    /// command elsewhere. True only where it is proved.
+    async fn fence(&self, process: &Process, why: &str) -> bool {
+        let report = &self.engine.report;
+        if let Some(killed) = process.kill() {
+            report.action("fence", format!("{}: its process is ended: {why}", process.name()));
+            return match killed {
+                Ok(()) => process.proved_dead(QUIT).await,
+                Err(error) => {
+                    report.warn("not-fenced", format!("{}: {error}", process.name()));
+                    false
+                }
+            };
+        }
+        let Some(command) = &self.engine.settings.fence_command else { return false };
+        let name = process.name();
+        report.action("fence", format!("{name}: {} is run: {why}", command.display()));
+        let mut command = Command::new(command);
+        command.arg(name.side.as_str()).arg(&name.address).arg(why).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match command.status().await {
+            Ok(status) if status.success() => true,
+            Ok(status) => {
+                report.warn("not-fenced", format!("{name}: the fence command ended with {status}"));
+                false
+            }
+            Err(error) => {
+                report.warn("not-fenced", format!("{name}: the fence command could not be run: {error}"));
+                false
+            }
+        }
+    }
 }
 
 /// Gives a source whose migration fails the time to say so, and to resume the guest by itself.
@@ -100,13 +229,17 @@ fn gave_up(seen: &Observed) -> bool {
 }
 
 /// What one side is seen to be.
-async fn look(process: &Process) -> Seen {
-    let asked = try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {}));
-    match asked {
-        Ok((status, migration)) => {
+async fn look(process: &Process, ended: bool) -> Seen {
+    if ended {
+        return Seen::Dead;
+    }
+    let asked = async { try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) };
+    match timeout(AFTERMATH, asked).await {
+        Ok(Ok((status, migration))) => {
             Seen::Answers { run: status.status, migration: migration.status.unwrap_or(MigrationStatus::None) }
         }
-        Err(_) if process.proved_dead(AFTERMATH).await => Seen::Dead,
-        Err(_) => Seen::Silent,
+        _ if process.proved_dead(AFTERMATH).await => Seen::Dead,
+        _ if process.answers_out_of_band().await => Seen::Hung,
+        _ => Seen::Silent,
     }
 }

@@ -42,7 +42,7 @@ const WINDOW: Duration = Duration::from_millis(500);
 /// How long after its window the measurement is asked for.
 const MEASURED: Duration = Duration::from_secs(3);
 /// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
-const OVERDUE: Duration = Duration::from_secs(5);
+const OVERDUE: Duration = Duration::from_secs(1);
 
 /// One run of the controller.
 pub(super) struct Converge<'a> {
@@ -340,16 +340,15 @@ impl<'a> Converge<'a> {
     /// Starts to send RAM.
     async fn start_memory(&mut self, sides: &Sides, course: &mut Course) -> Result<(), Failure> {
         let (_, ram) = addresses(self.plan)?;
-        self.engine.note_socket(ram, course);
-        course.effects.push(Effect::Incoming);
+        course.log.note(self.engine.socket(ram).into_iter().chain([Effect::Incoming])).await?;
         if let Err(error) = precopy::listen(&sides.destination, ram).await {
             if error.is_refusal() {
                 // it never listened: there is nothing to undo
-                course.effects.pop();
+                course.log.undone(&Effect::Incoming).await?;
             }
             return Err(error.into());
         }
-        course.effects.push(Effect::Migrate);
+        course.log.note([Effect::Migrate]).await?;
         precopy::send(&sides.source, ram).await?;
         self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram).await.then(Instant::now);
         Ok(())
@@ -357,7 +356,7 @@ impl<'a> Converge<'a> {
 
     /// Looks at everything once. All questions are on their way before the first answer is awaited.
     async fn look(&mut self, source: &Process, course: &mut Course) -> Result<Look, Failure> {
-        let sends = course.effects.contains(&Effect::Migrate);
+        let sends = course.log.effects().contains(&Effect::Migrate);
         let asked = Instant::now();
         let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
         let jobs = (!self.plan.pairs.is_empty()).then(|| mirror::progress(source, &self.plan.pairs));

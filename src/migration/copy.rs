@@ -30,7 +30,7 @@ impl Engine {
             let side = process.name().side;
             let setup = wanted.setup(side, process.features());
             let before = apply::read(process, &setup).await?;
-            course.effects.push(Effect::Tuned { side, before });
+            course.log.note([Effect::Tuned { side, before }]).await?;
             let throttling = apply::set_up(process, &setup).await?;
             if side == Side::Source {
                 course.throttling = throttling;
@@ -44,13 +44,14 @@ impl Engine {
         destination.act(&qmp::stop {}).await?;
 
         if !plan.pairs.is_empty() {
-            let before = course.effects.len();
-            self.note_socket(nbd, course);
-            course.effects.push(Effect::NbdServer);
+            let socket = self.socket(nbd);
+            course.log.note(socket.clone().into_iter().chain([Effect::NbdServer])).await?;
             if let Err(error) = export::start_server(destination, nbd).await {
                 if error.is_refusal() {
                     // a server that is there already is not ours, and nor is its socket
-                    course.effects.truncate(before);
+                    for effect in [Effect::NbdServer].into_iter().chain(socket) {
+                        course.log.undone(&effect).await?;
+                    }
                 }
                 return Err(error.into());
             }
@@ -70,7 +71,7 @@ impl Engine {
         course: &mut Course,
     ) -> Result<(), Failure> {
         let source = &sides.source;
-        course.effects.extend(plan.pairs.iter().map(|pair| Effect::Mirror(Box::new(pair.clone()))));
+        course.log.note(plan.pairs.iter().map(|pair| Effect::Mirror(pair.names.job.clone()))).await?;
         let (nbd, _) = addresses(plan)?;
         let mut pairs: Vec<&Pair> = plan.pairs.iter().collect();
         for attempt in 1..=guard::ATTEMPTS {
@@ -105,14 +106,14 @@ impl Engine {
         let because =
             format!("the guest wrote during each of {} starts: its mirrors start with it stopped", guard::ATTEMPTS);
         self.report.action("stop-for-mirror", because);
-        course.effects.push(Effect::Stopped);
+        course.log.note([Effect::Stopped]).await?;
         let stopped = Instant::now();
         source.act(&qmp::stop {}).await?;
         let dirty = mirror::start(source, pairs, nbd, |pair| converge.speed(pair)).await?;
         if sides.was_running {
             exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
         }
-        course.effects.retain(|effect| *effect != Effect::Stopped);
+        course.log.undone(&Effect::Stopped).await?;
         self.report
             .warn("stopped-for-mirror", format!("the guest was stopped for {} ms", stopped.elapsed().as_millis()));
         match dirty.first() {

@@ -2,9 +2,10 @@
 
 use crate::{
     handover::{exchange::ExchangeError, ownership::NotDisengaged},
+    journal::JournalError,
     memory::{postcopy::PostcopyError, precopy::PrecopyError},
     progress::{Reason, describe},
-    qemu::{Gone, ProcessError},
+    qemu::{Gone, Name, ProcessError},
     qmp::ExecuteError,
     storage::{mirror::MirrorError, partial::PartialError, populate::PopulateError, qemu_img::ImgError},
 };
@@ -31,6 +32,23 @@ pub enum Failure {
     /// The user's `--timeout` is over.
     #[error("not ready to switch over after {0:?}")]
     Timeout(Duration),
+    /// The guest stood still for so long that it had to go on where it was.
+    #[error("the guest was not passed on within {0:?} of its stop")]
+    SwitchoverTimeout(Duration),
+    /// A QEMU leaves its monitor unanswered: its main loop hangs, or it was frozen.
+    #[error("{at}: it has answered nothing for {waited:?}")]
+    Hangs {
+        /// Which side and where.
+        at: Name,
+        /// For how long.
+        waited: Duration,
+    },
+    /// The engine that began the migration died.
+    #[error("the engine that began this died")]
+    EngineDied,
+    /// The journal could not be written or read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A QEMU could not be reached, or spoken to.
     #[error("cannot reach the {side}")]
     Connect {
@@ -116,6 +134,11 @@ impl Failure {
             Self::Cancelled => "cancelled",
             Self::GaveUp { code, .. } => code,
             Self::Timeout(_) => "timeout",
+            Self::SwitchoverTimeout(_) => "switchover-timeout",
+            Self::Hangs { .. } => "monitor-blocked",
+            Self::EngineDied => "engine-died",
+            Self::Journal(JournalError::Locked { .. }) => "journal-locked",
+            Self::Journal(_) => "journal",
             Self::Connect { .. } => "unreachable",
             Self::Refused { code, .. } => code,
             Self::SourceGone(_) => "source-gone",
@@ -174,6 +197,8 @@ impl Failure {
         };
         match (self, command) {
             (Self::Timeout(_), _) => "; allow more time with --timeout, more --bandwidth or more --downtime",
+            (Self::SwitchoverTimeout(_), _) => "; allow more time with --switchover-timeout",
+            (Self::Hangs { .. }, _) => "; what it waited for, the destination's NBD server as a rule, does not answer",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
             (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
                 "; the guest stands still as soon as it needs one of them; if the source's process has ended, nothing brings \

@@ -1,9 +1,18 @@
 //! The handle to a running migration.
 
-use super::{Failure, Plan, Settings, interrupt::unless_cancelled, rollback::Sides, run::Engine, survey::Survey};
+use super::{
+    Failure, JournalPlace, Plan, Settings,
+    interrupt::unless_cancelled,
+    log::Log,
+    record::{Begun, Party, Record},
+    rollback::Sides,
+    run::Engine,
+    survey::Survey,
+};
 use crate::{
     convergence::Policy,
     endpoint::{self, Address, PeerPid, Socket},
+    journal::{Journal, JournalError},
     memory::tuning::Compression,
     preflight::checks::Severity,
     progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink, describe},
@@ -12,7 +21,11 @@ use crate::{
     quantity::Rate,
     storage::{identity::Proof, layout::Storage},
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 use tokio::{
     sync::{broadcast, watch},
     task::JoinHandle,
@@ -111,6 +124,27 @@ impl Builder {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// The longest from STOP to a guest that runs; see [`Settings::switchover_timeout`].
+    #[must_use]
+    pub fn switchover_timeout(mut self, limit: Duration) -> Self {
+        self.settings.switchover_timeout = Some(limit);
+        self
+    }
+
+    /// What makes sure that a side that does not answer cannot run the guest; see [`Settings::fence_command`].
+    #[must_use]
+    pub fn fence_command(mut self, command: impl Into<PathBuf>) -> Self {
+        self.settings.fence_command = Some(command.into());
+        self
+    }
+
+    /// Where the journal is kept; in the state directory by default.
+    #[must_use]
+    pub fn journal(mut self, place: JournalPlace) -> Self {
+        self.settings.journal = place;
         self
     }
 
@@ -229,7 +263,7 @@ impl Builder {
             began: tokio::time::Instant::now(),
         };
         let outcome = match prepare(&engine, self.source, self.destination, self.recorder.as_ref(), cancel).await {
-            Ok((sides, plan)) => engine.migrate(sides, &plan).await,
+            Ok((sides, plan, log)) => engine.migrate(sides, &plan, log).await,
             Err(failure) => untouched(&failure, &report),
         };
         report.emit(Kind::Outcome(Box::new(outcome.clone())));
@@ -242,7 +276,7 @@ impl Builder {
 /// Dropping it cancels: the way back is then gone in the background, as long as the runtime lives. Await [`Self::wait`]
 /// after [`Self::cancel`] to know how it ended.
 #[derive(Debug)]
-pub struct Migration(Task<Outcome>);
+pub struct Migration(pub(super) Task<Outcome>);
 
 impl Migration {
     /// Begins to describe the migration of a guest from one QEMU to another, which waits with `-incoming defer -S`.
@@ -412,7 +446,7 @@ async fn prepare(
     destination: Endpoint,
     recorder: Option<&Recorder>,
     cancel: watch::Receiver<bool>,
-) -> Result<(Sides, Plan), Failure> {
+) -> Result<(Sides, Plan, Log), Failure> {
     let connected = engine.report.during(Phase::Connect, connect(source, destination, recorder));
     let (source, destination) = unless_cancelled(&cancel, connected).await??;
     let (settings, report) = (&engine.settings, &engine.report);
@@ -426,7 +460,39 @@ async fn prepare(
         let (code, message) = (gravest.code, blockers.join("; "));
         return Err(Failure::Refused { code, message, on_source: plan.on_source });
     }
-    Ok((Sides { source, destination, was_running }, plan))
+    let sides = Sides { source, destination, was_running };
+    let log = begin(engine, &sides, &plan).map_err(|error| Failure::Refused {
+        code: "journal",
+        message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
+        on_source: plan.on_source,
+    })?;
+    Ok((sides, plan, log))
+}
+
+/// Begins the journal, before anything is changed.
+fn begin(engine: &Engine, sides: &Sides, plan: &Plan) -> Result<Log, JournalError> {
+    let settings = &engine.settings;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let id = format!("{}.{:09}-{}", now.as_secs(), now.subsec_nanos(), std::process::id());
+    let Some(file) = settings.journal_file(&id) else { return Ok(Log::default()) };
+    let mut journal = Journal::create(&file)?;
+    let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
+    let begun = Begun {
+        source: party(&sides.source),
+        destination: party(&sides.destination),
+        was_running: sides.was_running,
+        pairs: plan.pairs.clone(),
+        addresses: plan.addresses.clone(),
+        postcopy: settings.policy.may_postcopy(),
+        keep_source: settings.keep_source,
+        runtime_dir: settings.runtime_dir.clone(),
+        fence_command: settings.fence_command.clone(),
+        switchover_timeout: settings.switchover_limit(),
+    };
+    journal.append(&Record::Begun(Box::new(begun)))?;
+    let because = format!("what is done is noted in {0}: should this die, run qferry recover {0}", file.display());
+    engine.report.action("journal", because);
+    Ok(Log::new(Some(journal), Vec::new()))
 }
 
 async fn connect(
@@ -453,7 +519,7 @@ pub(super) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recor
 }
 
 /// The outcome of a migration that was never begun.
-fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
+pub(super) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
     tracing::debug!(error = describe(failure), "nothing was changed");
     let (ending, seen) = match failure {
         Failure::Cancelled => (Ending::Cancelled, true),

@@ -1,4 +1,4 @@
-//! What ends a migration early, up to `migrate-continue`: the user, the timeout, or a QEMU that goes away.
+//! What ends a migration early, up to `migrate-continue`: the user, a timeout, or a QEMU that goes away or hangs.
 //!
 //! It only drops the work and names the reason. What the work had begun is undone by the way back.
 
@@ -12,19 +12,31 @@ use tokio::{
 /// How long a death may take to be seen after the command that it made fail: its sockets close one after the other.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Does the work unless something ends it first. `cancel` turns true, or closes, when the user cancels; `limit` is the
-/// user's timeout and when it is over.
+/// How long the work may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bounds {
+    /// The user's timeout, and when it is over.
+    pub(super) timeout: Option<(Duration, Instant)>,
+    /// The same for the time that the guest may stand still in.
+    pub(super) switchover: Option<(Duration, Instant)>,
+    /// How long the source may leave something unanswered before its main loop is taken to hang.
+    pub(super) hang: Option<Duration>,
+}
+
+/// Does the work unless something ends it first. `cancel` turns true, or closes, when the user cancels.
 pub(super) async fn unless_interrupted<T>(
     sides: &Sides,
     cancel: &watch::Receiver<bool>,
-    limit: Option<(Duration, Instant)>,
+    bounds: Bounds,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let failure = tokio::select! {
         biased;
         () = cancelled(cancel) => return Err(Failure::Cancelled),
         death = death(sides) => return Err(death),
-        waited = over(limit) => return Err(Failure::Timeout(waited)),
+        waited = over(bounds.timeout) => return Err(Failure::Timeout(waited)),
+        waited = over(bounds.switchover) => return Err(Failure::SwitchoverTimeout(waited)),
+        waited = hang(sides, bounds.hang) => return Err(Failure::Hangs { at: sides.source.name().clone(), waited }),
         done = work => match done {
             Ok(done) => return Ok(done),
             // no command failed, and a guest that may stand still waits for its way back
@@ -58,6 +70,16 @@ async fn death(sides: &Sides) -> Failure {
         biased;
         gone = sides.source.gone() => Failure::SourceGone(gone),
         gone = sides.destination.gone() => Failure::DestinationGone(gone),
+    }
+}
+
+async fn hang(sides: &Sides, patience: Option<Duration>) -> Duration {
+    match patience {
+        Some(patience) => {
+            sides.source.unanswered(patience).await;
+            patience
+        }
+        None => pending().await,
     }
 }
 

@@ -29,7 +29,7 @@ use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
 
 /// A migration as it would be done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Plan {
     /// What the checks found, blockers first.
     pub findings: Vec<Finding>,
@@ -122,6 +122,11 @@ const UNREADABLE: [&str; 15] = [
 ];
 
 impl Plan {
+    /// What is left of a plan when it is taken up again.
+    pub(super) fn of(pairs: Vec<Pair>, addresses: Option<(Address, Address)>) -> Self {
+        Self { pairs, addresses, ..Self::default() }
+    }
+
     /// Makes the plan from what both sides said, and from what connections to the user's addresses came to. `id` names
     /// this run in the paths of its sockets.
     pub fn new(

@@ -92,7 +92,10 @@ impl Engine {
     ) -> Result<(), PostcopyError> {
         let Sides { source, destination, .. } = sides;
         postcopy::pause(source, destination).await?;
-        self.note_socket(&address, course);
+        if let Err(error) = course.log.note(self.socket(&address)).await {
+            // the guest waits for its pages, and what is left is a file
+            self.report.warn("journal", describe(&error));
+        }
         let address = match (postcopy::listen(destination, &address).await, &*listening) {
             (Ok(()), _) => listening.insert(address),
             (Err(error), Some(before)) if error.is_refusal() => before,

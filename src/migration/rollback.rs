@@ -4,7 +4,7 @@
 //! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
 //! could not undo.
 
-use super::Effect;
+use super::{Effect, log::Log};
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
     memory::{apply, precopy},
@@ -20,7 +20,10 @@ use std::{fs, io, path::Path, time::Duration};
 use tokio::{time::timeout, try_join};
 
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
-const RESUME: Duration = Duration::from_secs(5);
+const RESUME: Duration = Duration::from_secs(2);
+
+/// How often a step is tried that failed without having been refused: each is idempotent.
+const TRIES: u32 = 2;
 
 /// How long a process that was told to quit may take to be gone.
 pub(super) const QUIT: Duration = Duration::from_secs(10);
@@ -45,39 +48,39 @@ pub(super) struct Sides {
 /// be.
 pub(super) async fn roll_back(
     sides: &Sides,
-    effects: &[Effect],
+    pairs: &[Pair],
+    log: &mut Log,
     may_resume: Option<DestinationCannotRun>,
     report: &Reporter,
 ) -> RolledBack {
     let Sides { source, destination, .. } = sides;
     let mut leftovers = Vec::new();
+    let effects = log.effects().to_vec();
     for effect in effects.iter().rev() {
-        let undone = match effect {
-            Effect::Migrate => match precopy::cancel(source).await {
-                // without our `migrate-continue`: someone else passes the guest on, and may run it
-                Ok(status) if may_resume.is_some() && (status == MigrationStatus::Completed || !status.is_over()) => {
-                    report.warn("taken-over", "the guest was passed on by someone else: everything is left as it is");
-                    return RolledBack { as_before: false, leftovers: left_behind(source).await };
-                }
-                Ok(_) => resume(sides, may_resume).await,
-                Err(error) => Err(error),
-            },
-            Effect::Stopped => resume(sides, may_resume).await,
-            Effect::Mirror(pair) => remove_mirror(source, pair).await,
-            Effect::NbdServer if destination.is_gone() => Ok(()),
-            Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
-            Effect::Tuned { side: Side::Destination, .. } if destination.is_gone() => Ok(()),
-            Effect::Tuned { side, before } => apply::restore(sides.side(*side), before).await,
-            Effect::SocketFile(path) => {
-                remove_socket(path, &mut leftovers);
-                Ok(())
+        let mut undone = Undone::Done;
+        for _ in 0..TRIES {
+            undone = undo(sides, pairs, effect, may_resume, &mut leftovers).await;
+            match &undone {
+                Undone::Failed(error) if !error.is_refusal() && !sides.is_gone_for(effect) => {}
+                _ => break,
             }
-            Effect::Incoming => quit(destination).await,
-        };
-        if let Err(error) = undone {
-            let error = describe(&error);
-            leftovers.extend(unseen(sides, effect).map(|left| format!("{left} ({error})")));
-            report.warn("not-undone", error);
+        }
+        match undone {
+            Undone::Done => {
+                // the way back is gone whatever becomes of the journal: every step of it can be taken twice
+                if let Err(error) = log.undone(effect).await {
+                    report.warn("journal", describe(&error));
+                }
+            }
+            Undone::Failed(error) => {
+                let error = describe(&error);
+                leftovers.extend(unseen(sides, effect).map(|left| format!("{left} ({error})")));
+                report.warn("not-undone", error);
+            }
+            Undone::TakenOver => {
+                report.warn("taken-over", "the guest was passed on by someone else: everything is left as it is");
+                return RolledBack { as_before: false, leftovers: left_behind(source).await };
+            }
         }
     }
     leftovers.extend(under_way(source).await);
@@ -88,7 +91,64 @@ pub(super) async fn roll_back(
     RolledBack { as_before: is_as_before(sides).await, leftovers }
 }
 
+/// What became of one step of the way back.
+enum Undone {
+    Done,
+    Failed(ProcessError),
+    /// Without our `migrate-continue` the migration went on: someone else passes the guest on, and may run it.
+    TakenOver,
+}
+
+impl From<Result<(), ProcessError>> for Undone {
+    fn from(result: Result<(), ProcessError>) -> Self {
+        result.map_or_else(Self::Failed, |()| Self::Done)
+    }
+}
+
+async fn undo(
+    sides: &Sides,
+    pairs: &[Pair],
+    effect: &Effect,
+    may_resume: Option<DestinationCannotRun>,
+    leftovers: &mut Vec<String>,
+) -> Undone {
+    let Sides { source, destination, .. } = sides;
+    let result = match effect {
+        Effect::Migrate => match precopy::cancel(source).await {
+            Ok(status) if may_resume.is_some() && (status == MigrationStatus::Completed || !status.is_over()) => {
+                return Undone::TakenOver;
+            }
+            Ok(_) => resume(sides, may_resume).await,
+            Err(error) => Err(error),
+        },
+        Effect::Stopped => resume(sides, may_resume).await,
+        Effect::Mirror(job) => match pairs.iter().find(|pair| pair.names.job == *job) {
+            Some(pair) => remove_mirror(source, pair).await,
+            // what there is of it is found by its name afterwards
+            None => Ok(()),
+        },
+        Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.is_gone() => Ok(()),
+        Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
+        Effect::Tuned { side, before } => apply::restore(sides.side(*side), before).await,
+        Effect::SocketFile(path) => {
+            remove_socket(path, leftovers);
+            Ok(())
+        }
+        Effect::Incoming => quit(destination).await,
+    };
+    result.into()
+}
+
 impl Sides {
+    /// Whether the side is gone that an effect is on: then there is nothing more to be tried.
+    fn is_gone_for(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Migrate | Effect::Stopped | Effect::Mirror(_) => self.source.is_gone(),
+            Effect::Tuned { side, .. } => self.side(*side).is_gone(),
+            Effect::NbdServer | Effect::Incoming | Effect::SocketFile(_) => self.destination.is_gone(),
+        }
+    }
+
     /// Takes the guest's state for what it is to be wherever the migration ends. Only while none of our commands has
     /// stopped it.
     pub(super) async fn look_again(&mut self) {

@@ -1,10 +1,12 @@
 //! One migration, top to bottom.
 
 use super::{
-    Effect, Failure, Plan, Settings,
-    aftermath::judge,
+    Effect, Failure, JournalPlace, Plan, Settings,
+    aftermath::Judge,
     converge::Converge,
-    interrupt::unless_interrupted,
+    interrupt::{Bounds, unless_interrupted},
+    log::Log,
+    record::{Ended, Record},
     rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
 };
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
         exchange,
         ownership::{DestinationCannotRun, Disengaged, pages},
         verdict::{Start, Verdict},
+        watchdog,
     },
     memory::{apply, postcopy::PostcopyError, tuning::Throttling},
     progress::{
@@ -28,10 +31,18 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::{sync::watch, time::Instant, try_join};
 
 /// What allows the source to be resumed before `migrate-continue`.
-const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
+pub(super) const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
 
 /// How much later than the user's timeout a run is given up that could not give up by itself.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// The parts of the switchover's time that may have passed when the source is taken to hang, when the mirrors must have ended
+/// and the guest been passed on, and when it must have started on the destination. What is left after each is for the way back.
+const HANGS: f64 = 0.3;
+const SETTLED: f64 = 0.45;
+const DISENGAGED: f64 = 0.5;
+const ARRIVED: f64 = 0.6;
+const STARTED: f64 = 0.7;
 
 /// What a run works with.
 pub(super) struct Engine {
@@ -45,9 +56,11 @@ pub(super) struct Engine {
 
 /// What has come of a run so far.
 pub(super) struct Course {
-    pub(super) effects: Vec<Effect>,
+    pub(super) log: Log,
     pub(super) ledger: Ledger,
     pub(super) ram: RamOutcome,
+    /// The journal says that the guest may have been passed on.
+    pub(super) given: bool,
     pub(super) copied: BTreeMap<String, u64>,
     pub(super) downtime: Option<u64>,
     pub(super) leftovers: Vec<String>,
@@ -57,41 +70,64 @@ pub(super) struct Course {
     pub(super) throttling: Throttling,
 }
 
-/// The end of a run, without its figures.
-struct End {
-    ending: Ending,
-    runs_on: RunsOn,
-    failure: Option<Reason>,
-}
-
-impl Engine {
-    /// Moves the guest, or tells why not. Every phase in its order.
-    pub(super) async fn migrate(&self, mut sides: Sides, plan: &Plan) -> Outcome {
-        let clock = match (sides.source.peer(), sides.destination.peer()) {
-            (Some(_), Some(_)) => Clock::Qemu,
-            _ => Clock::Engine,
-        };
-        let mut course = Course {
-            effects: Vec::new(),
+impl Course {
+    pub(super) fn new(log: Log, clock: Clock) -> Self {
+        Self {
+            log,
             ledger: Ledger::new(clock),
             ram: RamOutcome::default(),
+            given: false,
             copied: BTreeMap::new(),
             downtime: None,
             leftovers: Vec::new(),
             history: None,
             throttling: Throttling::None,
+        }
+    }
+}
+
+/// The end of a run, without its figures.
+pub(super) struct End {
+    pub(super) ending: Ending,
+    pub(super) runs_on: RunsOn,
+    pub(super) failure: Option<Reason>,
+}
+
+impl Engine {
+    /// Moves the guest, or tells why not. Every phase in its order.
+    pub(super) async fn migrate(&self, mut sides: Sides, plan: &Plan, log: Log) -> Outcome {
+        let clock = match (sides.source.peer(), sides.destination.peer()) {
+            (Some(_), Some(_)) => Clock::Qemu,
+            _ => Clock::Engine,
         };
+        let mut course = Course::new(log, clock);
         let end = match self.carry_over(&mut sides, plan, &mut course).await {
             Ok(disengaged) => {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
                 self.finish(&sides, plan, handed, &mut course).await
             }
-            Err(failure) => self.retreat(&sides, &failure, NEVER_CONTINUED, &mut course).await,
+            Err(failure) => self.retreat(&sides, plan, &failure, NEVER_CONTINUED, &mut course).await,
         };
         if let Some(stopped) = sides.source.observed().stopped {
             course.ledger.mark(Mark::Stop, stopped);
         }
-        self.outcome(plan, end, &course)
+        self.conclude(plan, end, course).await
+    }
+
+    /// Notes the end, and tells it.
+    pub(super) async fn conclude(&self, plan: &Plan, end: End, course: Course) -> Outcome {
+        let outcome = self.outcome(plan, end, &course);
+        let ended = Ended {
+            outcome: outcome.outcome,
+            runs_on: outcome.runs_on,
+            reason: outcome.reason.clone(),
+            leftovers: outcome.leftovers.clone(),
+        };
+        let keep = matches!(self.settings.journal, JournalPlace::File(_)) || !ended.is_settled();
+        if let Err(failure) = course.log.end(ended, keep).await {
+            self.report.warn("journal", describe(&failure));
+        }
+        outcome
     }
 
     /// Everything up to the last point from which the way back is cheap.
@@ -99,20 +135,33 @@ impl Engine {
         // the controller gives up in time, and says what was missing; this is for a QEMU that does not answer it
         let limit = |timeout: Duration| Some((timeout, self.began.checked_add(timeout + GRACE)?));
         let timeout = self.settings.timeout.and_then(limit);
+        let bounds = Bounds { timeout, ..Bounds::default() };
         let prepared = self.report.during(Phase::Prepare, self.prepare(sides, plan, course));
-        unless_interrupted(sides, &self.cancel, timeout, prepared).await?;
+        unless_interrupted(sides, &self.cancel, bounds, prepared).await?;
         let mut converge = Converge::new(self, plan, sides, course);
-        let copied = unless_interrupted(sides, &self.cancel, timeout, converge.until_memory(sides, course)).await;
-        if !course.effects.contains(&Effect::Stopped) {
+        let copied = unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await;
+        if !course.log.effects().contains(&Effect::Stopped) {
             // disks can take hours, and its owner may have paused or resumed the guest meanwhile
             sides.look_again().await;
         }
         copied?;
         let sides = &*sides;
-        let stopped = unless_interrupted(sides, &self.cancel, timeout, converge.until_stopped(sides, course)).await?;
+        // from here on QEMU may stop the guest at any time, and hang before it can tell
+        let hang = Some(self.settings.switchover_limit().mul_f64(HANGS));
+        let bounds = Bounds { hang, ..bounds };
+        let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await?;
         course.history = Some(converge.history);
+        let left = self.left(sides, DISENGAGED);
+        let switchover = Some((left, Instant::now() + left));
+        let bounds = Bounds { timeout: None, switchover, hang };
         let switchover = self.report.during(Phase::Switchover, self.disengage(sides, plan, stopped, course));
-        unless_interrupted(sides, &self.cancel, None, switchover).await
+        unless_interrupted(sides, &self.cancel, bounds, switchover).await
+    }
+
+    /// What is left of a part of the switchover's time, counted from the guest's STOP.
+    pub(super) fn left(&self, sides: &Sides, part: f64) -> Duration {
+        let stood = sides.source.observed().stands_since().map_or(Duration::ZERO, |stopped| stopped.elapsed());
+        self.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
     }
 
     /// With the guest stopped: settles the mirrors and closes the exports.
@@ -127,13 +176,18 @@ impl Engine {
         course: &mut Course,
     ) -> Result<Disengaged, Failure> {
         let Sides { source, destination, .. } = sides;
+        // it takes the disk a while to keep it, and the mirrors a while to settle
+        course.given = true;
+        let given = tokio::spawn(course.log.write(Record::Given));
+        let given = async { given.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) };
         if plan.pairs.is_empty() {
             course.ledger.mark(Mark::PreSwitchover, stopped);
             let rest = source.ask(&qmp::query_migrate {}).await?;
             self.keep_budget(sides, stopped, rest, course)?;
+            given.await?;
             return Ok(Disengaged::prove(std::iter::empty(), &[], &[])?);
         }
-        let settled = mirror::settle(source, &plan.pairs);
+        let settled = mirror::settle(source, &plan.pairs, self.left(sides, SETTLED));
         let rest = source.ask(&qmp::query_migrate {});
         course.ledger.mark(Mark::PreSwitchover, stopped);
         course.ledger.mark(Mark::SettleSent, Moment::now());
@@ -145,6 +199,7 @@ impl Engine {
         course.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
         let mirrors = plan.pairs.iter().map(|pair| pair.names.job.as_str());
         let disengaged = Disengaged::prove(mirrors, &jobs.0, &exports)?;
+        given.await?;
         self.keep_budget(sides, stopped, rest.await?, course)?;
         Ok(disengaged)
     }
@@ -186,7 +241,7 @@ impl Engine {
             let arrival = tokio::select! {
                 biased;
                 error = without_effect => return Err(HandoverFailure::new(error, None)),
-                arrival = exchange::arrival(source, destination, handed, self.settings.downtime, sent) => arrival,
+                arrival = exchange::arrival(source, destination, handed, self.left(sides, ARRIVED), sent) => arrival,
             };
             let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(Start::Never)))?;
             course.ledger.mark(Mark::SourceCompleted, arrival.gone);
@@ -194,7 +249,7 @@ impl Engine {
             // what was asked for need not have come about: QEMU completes at once where little is left
             course.ram.postcopy = arrival.postcopy;
             if *was_running {
-                let started = exchange::start_guest(destination, arrival.proof).await;
+                let started = exchange::start_guest(destination, arrival.proof, self.left(sides, STARTED)).await;
                 let resumed = started.map_err(|error| {
                     let start = Start::Never.told(error.is_refusal());
                     HandoverFailure::new(error, Some(start))
@@ -219,9 +274,21 @@ impl Engine {
         };
         self.report.warn("handover-failed", describe(&failure));
         let Some(start) = given else {
-            return self.retreat(sides, &failure, NEVER_CONTINUED, course).await;
+            return self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await;
         };
-        match judge(sides, start, &self.report).await {
+        self.settle(sides, plan, failure, Judge::new(self, sides, plan, start), course).await
+    }
+
+    /// Has it found out who has the guest after `migrate-continue`, and does what follows.
+    pub(super) async fn settle(
+        &self,
+        sides: &Sides,
+        plan: &Plan,
+        failure: Failure,
+        judge: Judge<'_>,
+        course: &mut Course,
+    ) -> End {
+        match judge.judge(&course.log).await {
             Verdict::OnDestination => {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
@@ -230,11 +297,13 @@ impl Engine {
                 self.complete(sides, plan, course).await
             }
             // as it was already: nothing is left to resume
-            Verdict::OnSource => self.retreat(sides, &failure, None, course).await,
-            verdict => {
+            Verdict::OnSource => self.retreat(sides, plan, &failure, None, course).await,
+            Verdict::Undetermined(why) => {
                 course.ram.postcopy = is_postcopy(sides);
-                undetermined(&failure, if let Verdict::Undetermined(advice) = verdict { advice } else { NOT_PROVED })
+                undetermined(&failure, why)
             }
+            // what the judge was to act on itself
+            verdict => undetermined(&failure, &format!("{verdict:?} did not come to an end")),
         }
     }
 
@@ -277,7 +346,7 @@ impl Engine {
                 self.report.warn("source-not-gone", format!("{} was told to quit and has not", source.name()));
             }
         }
-        for effect in course.effects.iter().rev() {
+        for effect in course.log.effects().iter().rev() {
             match effect {
                 Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
                 Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
@@ -294,9 +363,10 @@ impl Engine {
     }
 
     /// Goes back to the source.
-    async fn retreat(
+    pub(super) async fn retreat(
         &self,
         sides: &Sides,
+        plan: &Plan,
         failure: &Failure,
         may_resume: Option<DestinationCannotRun>,
         course: &mut Course,
@@ -305,8 +375,21 @@ impl Engine {
         course.ram.postcopy = is_postcopy(sides);
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
-        let listened = course.effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
-        let rolled_back = roll_back(sides, &course.effects, may_resume, &self.report);
+        if course.given && may_resume.is_some() {
+            if let Err(error) = course.log.write(Record::Kept).await {
+                self.report.warn("journal", describe(&error));
+            }
+        }
+        if may_resume.is_some() && (matches!(failure, Failure::Hangs { .. }) || sides.source.is_silent()) {
+            let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
+            for freed in watchdog::free(&sides.source, nodes, true).await {
+                self.report.action("yank", format!("{} hangs: its {freed} was ended", sides.source.name()));
+            }
+        }
+        let effects = course.log.effects();
+        let listened = effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
+        let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
+        let rolled_back = roll_back(sides, &plan.pairs, &mut course.log, may_resume, &self.report);
         let RolledBack { as_before, leftovers } = self.report.during(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
         let seen = sides.source.observed();
@@ -321,7 +404,7 @@ impl Engine {
             (true, Failure::Cancelled) => Ending::Cancelled,
             (true, _) => Ending::RolledBack,
         };
-        if course.effects.iter().any(|effect| matches!(effect, Effect::Mirror(_))) && ending != Ending::Undetermined {
+        if mirrored && ending != Ending::Undetermined {
             reason
                 .message
                 .push_str("; the destination's images hold a part of the disks: make them anew before another try");
@@ -335,7 +418,7 @@ impl Engine {
         End { ending, runs_on, failure: Some(reason) }
     }
 
-    fn outcome(&self, plan: &Plan, end: End, course: &Course) -> Outcome {
+    pub(super) fn outcome(&self, plan: &Plan, end: End, course: &Course) -> Outcome {
         let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
         let known = course.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
         let latency = |pair: &Pair, of: fn(&Disk) -> Option<f64>| {
@@ -366,11 +449,9 @@ impl Engine {
         }
     }
 
-    /// Notes the file of a socket in the runtime directory. A socket elsewhere is the user's, and QEMU's to remove.
-    pub(super) fn note_socket(&self, address: &Address, course: &mut Course) {
-        if let Some(path) = self.settings.own_socket(address) {
-            course.effects.push(Effect::SocketFile(path.to_owned()));
-        }
+    /// The file of a socket in the runtime directory. A socket elsewhere is the user's, and QEMU's to remove.
+    pub(super) fn socket(&self, address: &Address) -> Option<Effect> {
+        self.settings.own_socket(address).map(|path| Effect::SocketFile(path.to_owned()))
     }
 }
 

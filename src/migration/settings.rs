@@ -16,6 +16,22 @@ use std::{
     time::Duration,
 };
 
+/// The longest from STOP to a guest that runs, where nothing else is said.
+pub const SWITCHOVER: Duration = Duration::from_secs(10);
+
+/// Where a journal is kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum JournalPlace {
+    /// In the state directory (`$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`), under a name of its own. It is
+    /// removed once the migration has ended and nothing is left to be done.
+    #[default]
+    StateDirectory,
+    /// In this file, which must not be there yet. It is left there.
+    File(PathBuf),
+    /// Nowhere: if the engine dies, only a person can tell what is to be done.
+    Nowhere,
+}
+
 /// What a user can ask of a migration. The default moves every writable disk with a downtime budget of 300 ms, as fast
 /// as the link allows.
 #[derive(Debug, Clone)]
@@ -36,6 +52,15 @@ pub struct Settings {
     pub compress: Option<Compression>,
     /// Give up and roll back when the guest has not been stopped for the switchover after this long.
     pub timeout: Option<Duration>,
+    /// The longest from the guest's STOP until it runs somewhere, or is clearly not known to; by default [`SWITCHOVER`], or
+    /// thrice the blackout budget where that is more.
+    pub switchover_timeout: Option<Duration>,
+    /// An executable that makes sure that a side that does not answer cannot run the guest, called with `source` or
+    /// `destination`, its address, and the reason; exit code 0 says that it is fenced. Processes of this host are ended
+    /// without it.
+    pub fence_command: Option<PathBuf>,
+    /// Where it is noted what is done, so that another engine can take it up after this one died.
+    pub journal: JournalPlace,
     /// Where the destination listens for RAM; with two local QEMUs a unix socket in `runtime_dir` by default.
     pub migrate_address: Option<Address>,
     /// Where the destination listens for NBD; the same default.
@@ -80,6 +105,9 @@ impl Default for Settings {
             multifd: None,
             compress: None,
             timeout: None,
+            switchover_timeout: None,
+            fence_command: None,
+            journal: JournalPlace::default(),
             migrate_address: None,
             nbd_address: None,
             source_nbd_address: None,
@@ -119,6 +147,20 @@ impl Settings {
         }
     }
 
+    /// The longest from STOP to a guest that runs, or that is clearly not known to.
+    pub fn switchover_limit(&self) -> Duration {
+        self.switchover_timeout.unwrap_or_else(|| SWITCHOVER.max(self.downtime.saturating_mul(3)))
+    }
+
+    /// The file of the journal, where there is to be one; `id` tells this run from others.
+    pub(super) fn journal_file(&self, id: &str) -> Option<PathBuf> {
+        match &self.journal {
+            JournalPlace::StateDirectory => Some(state_dir().join(format!("{id}.journal"))),
+            JournalPlace::File(path) => Some(path.clone()),
+            JournalPlace::Nowhere => None,
+        }
+    }
+
     /// The path of a socket in the runtime directory; none of one elsewhere, which is the user's.
     pub(super) fn own_socket<'a>(&self, address: &'a Address) -> Option<&'a Path> {
         match address {
@@ -137,14 +179,22 @@ impl Settings {
     }
 }
 
-/// `$XDG_RUNTIME_DIR/qferry`, else the state directory: `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`.
+/// `$XDG_RUNTIME_DIR/qferry`, else the state directory.
 fn default_runtime_dir() -> PathBuf {
-    let directory = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    directory("XDG_RUNTIME_DIR")
-        .or_else(|| directory("XDG_STATE_HOME"))
-        .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
+    variable("XDG_RUNTIME_DIR").map_or_else(state_dir, |directory| directory.join("qferry"))
+}
+
+/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`.
+fn state_dir() -> PathBuf {
+    variable("XDG_STATE_HOME")
+        .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
         .unwrap_or_else(std::env::temp_dir)
         .join("qferry")
+}
+
+/// A directory that the environment names.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
 #[cfg(test)]

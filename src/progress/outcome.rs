@@ -1,11 +1,11 @@
 //! How a migration ended: the contract's last line.
 
 use super::{Clock, Span};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ending {
     /// The guest runs on the destination (or is paused there, if it was paused before).
@@ -55,7 +55,7 @@ impl fmt::Display for Ending {
 }
 
 /// Which side has the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunsOn {
     /// The source.
@@ -67,7 +67,7 @@ pub enum RunsOn {
 }
 
 /// Why it did not end with the guest moved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// A stable word for programs.
     pub code: String,

@@ -3,7 +3,7 @@
 //! Pure. Read from `query-named-block-nodes` and the graph of nodes; QEMU's answers carry what the image headers say.
 
 use crate::qemu::reply::{BlockGraph, BlockNode};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashMap;
 
@@ -28,7 +28,7 @@ const FILTERS: [&str; 14] = [
 const JOB_FILTERS: [&str; 5] = ["copy-before-write", "backup-top", "commit_top", "mirror_top", "stream"];
 
 /// A disk from its device down.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     /// The layers, the one the guest writes to first; none where QEMU does not tell how its nodes hang together.
     pub layers: Vec<Layer>,
@@ -37,7 +37,7 @@ pub struct Chain {
 }
 
 /// A node that changes nothing of what is read through it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
     /// The node.
     pub node: String,
@@ -55,7 +55,7 @@ impl Filter {
 }
 
 /// One image of a chain. Sizes in bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
     /// The node of its format; that of its protocol where it has no format node.
     pub node: String,
@@ -90,7 +90,7 @@ pub struct Layer {
 }
 
 /// How a layer's file is reached.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Protocol {
     /// The node.
     pub node: String,
@@ -101,7 +101,7 @@ pub struct Protocol {
 }
 
 /// The layer below, as a header names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackingLink {
     /// As it is written.
     pub file: String,
@@ -112,7 +112,7 @@ pub struct BackingLink {
 }
 
 /// What only qcow2 has.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Qcow2 {
     /// The version of the format: `0.10` or `1.1`.
     pub compat: String,
@@ -129,7 +129,7 @@ pub struct Qcow2 {
 }
 
 /// A named bitmap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bitmap {
     /// Its name.
     pub name: String,

@@ -4,14 +4,14 @@
 
 use super::chain::Chain;
 use crate::qemu::reply::{BlockDevice, BlockStats, WriteStats};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// Everything the engine makes in a QEMU is named with this prefix, so that it can be told from the user's own.
 pub const PREFIX: &str = "qferry-";
 
 /// A disk of one side.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The id of its device, where the user gave one.
     pub qdev: Option<String>,
@@ -136,7 +136,7 @@ impl fmt::Display for Storage {
 }
 
 /// How one disk is copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// What its top image holds: `sync=top`.
@@ -164,7 +164,7 @@ impl Mode {
 }
 
 /// A source disk and the destination disk that receives it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
     /// The disk on the source.
     pub source: Disk,
@@ -177,7 +177,7 @@ pub struct Pair {
 }
 
 /// The names of what the engine makes for one pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Names {
     /// The mirror job on the source.
     pub job: String,

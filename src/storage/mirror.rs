@@ -26,8 +26,6 @@ use tokio::{
 
 /// How long a mirror may take to initialise its bitmap: it reads all metadata of the overlay, slowly where throttled.
 const INITIALISE: Duration = Duration::from_secs(120);
-/// How long the mirrors may take to settle with the guest stopped.
-const SETTLE: Duration = Duration::from_secs(10);
 /// How long an aborted mirror may take to conclude.
 const ABORT: Duration = Duration::from_secs(10);
 /// How often the end of the initialisation is looked for: no event tells it.
@@ -171,14 +169,15 @@ pub async fn failure(source: &Process, pairs: &[Pair]) -> MirrorError {
     }
 }
 
-/// Ends every mirror gracefully, with the guest stopped: all its writes are on the other side when it concludes. The
-/// commands are on their way when this returns.
+/// Ends every mirror gracefully, with the guest stopped: all its writes are on the other side when it concludes, which may
+/// take this long. The commands are on their way when this returns.
 ///
 /// # Errors
 /// Any mirror that was not ready, concludes with an error, or does not conclude.
 pub fn settle<'a>(
     source: &'a Process,
     pairs: &'a [Pair],
+    deadline: Duration,
 ) -> impl Future<Output = Result<Option<Moment>, MirrorError>> + use<'a> {
     let cancels: Vec<_> = pairs
         .iter()
@@ -193,7 +192,7 @@ pub fn settle<'a>(
         // how they concluded is asked afterwards in any case
         let mirrors: Vec<&str> = pairs.iter().map(|pair| pair.names.job.as_str()).collect();
         let asked = || async { has_concluded(source, &mirrors).await.then(|| Ok(Some(Moment::now()))) };
-        match source.until_known("end of the mirrors", SETTLE, told, asked).await? {
+        match source.until_known("end of the mirrors", deadline, told, asked).await? {
             Ok(last) => Ok(last),
             Err((disk, error)) => Err(MirrorError::Failed { disk, error }),
         }

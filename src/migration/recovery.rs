@@ -1,0 +1,194 @@
+//! Takes up what another engine began: after that died at whatever instant, finishes, goes back, or says what a person must
+//! find out.
+//!
+//! It decides nothing of its own: what was begun is the journal's to say, who has the guest is
+//! [`crate::handover::verdict`]'s, and the rest is the engine's own way back or forth. Every step of both can be taken twice,
+//! so a recovery that dies can be recovered from.
+
+use super::{
+    Endpoint, Failure, Migration, Plan, Settings,
+    aftermath::Judge,
+    handle::{Task, open, untouched},
+    log::Log,
+    record::{Begun, Claim, Party, Record, Status},
+    rollback::Sides,
+    run::{Course, End, Engine, NEVER_CONTINUED},
+};
+use crate::{
+    endpoint::{Address, Found, PeerPid},
+    handover::verdict::Start,
+    journal::{self, Journal},
+    progress::{Clock, Kind, Outcome, Phase, Reporter, Side, describe},
+    qemu::{Name, Process},
+    qmp::Recorder,
+};
+use std::path::PathBuf;
+use tokio::{sync::watch, time::Instant};
+
+/// What is to be taken up, and how.
+#[derive(Debug)]
+pub struct Recovery {
+    journal: PathBuf,
+    source: Option<Endpoint>,
+    destination: Option<Endpoint>,
+    fence_command: Option<PathBuf>,
+    recorder: Option<Recorder>,
+}
+
+impl Migration {
+    /// Begins to describe how a migration is taken up whose engine died: the one that wrote this journal.
+    pub fn recovery(journal: impl Into<PathBuf>) -> Recovery {
+        Recovery { journal: journal.into(), source: None, destination: None, fence_command: None, recorder: None }
+    }
+}
+
+impl Recovery {
+    /// Reaches the source here, in place of where the journal says it was.
+    #[must_use]
+    pub fn source(mut self, endpoint: impl Into<Endpoint>) -> Self {
+        self.source = Some(endpoint.into());
+        self
+    }
+
+    /// The same for the destination.
+    #[must_use]
+    pub fn destination(mut self, endpoint: impl Into<Endpoint>) -> Self {
+        self.destination = Some(endpoint.into());
+        self
+    }
+
+    /// Fences with this, in place of what the journal says.
+    #[must_use]
+    pub fn fence_command(mut self, command: impl Into<PathBuf>) -> Self {
+        self.fence_command = Some(command.into());
+        self
+    }
+
+    /// Records every line of both connections.
+    #[must_use]
+    pub fn transcript(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Starts the recovery on the current tokio runtime. It ends as a migration does; one that is refused has changed
+    /// nothing, as where the engine that writes the journal still lives.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(self) -> Migration {
+        Migration(Task::start(|report, cancel| self.run(report, cancel)))
+    }
+
+    async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
+        let outcome = match self.recover(&report, cancel).await {
+            Ok(outcome) => outcome,
+            Err(failure) => untouched(&failure, &report),
+        };
+        report.emit(Kind::Outcome(Box::new(outcome.clone())));
+        outcome
+    }
+
+    async fn recover(self, report: &Reporter, cancel: watch::Receiver<bool>) -> Result<Outcome, Failure> {
+        let (mut journal, entries) = Journal::<Record>::open(&self.journal)?;
+        let status: Status = journal::fold(&entries)
+            .map_err(|error| refused("journal", format!("{}: {}", self.journal.display(), describe(&error))))?;
+        let Some(begun) = status.begun.clone() else {
+            return Err(refused("nothing-begun", "its engine died before it had begun anything".to_owned()));
+        };
+        let settings = settings(&begun, self.fence_command);
+        let plan = Plan::of(begun.pairs.clone(), begun.addresses.clone());
+        let engine = Engine { settings, report: report.clone(), cancel, began: Instant::now() };
+        if let Some(ended) = status.ended.as_ref().filter(|ended| ended.is_settled()) {
+            let end = End { ending: ended.outcome, runs_on: ended.runs_on, failure: ended.reason.clone() };
+            let mut course = Course::new(Log::default(), Clock::Engine);
+            course.leftovers.clone_from(&ended.leftovers);
+            return Ok(engine.outcome(&plan, end, &course));
+        }
+        let recorder = self.recorder.as_ref();
+        let connected = async {
+            tokio::try_join!(
+                reach(Side::Source, &begun.source, self.source, recorder),
+                reach(Side::Destination, &begun.destination, self.destination, recorder)
+            )
+        };
+        let (source, destination) = report.during(Phase::Connect, connected).await?;
+        journal.append(&Record::Recovering)?;
+        let sides = Sides { source, destination, was_running: begun.was_running };
+        let mut course = Course::new(Log::new(Some(journal), status.effects.clone()), Clock::Engine);
+        let end = engine.take_up(&sides, &plan, &begun, status.claim, &mut course).await;
+        Ok(engine.conclude(&plan, end, course).await)
+    }
+}
+
+impl Engine {
+    /// Goes on where the journal ends.
+    async fn take_up(&self, sides: &Sides, plan: &Plan, begun: &Begun, claim: Claim, course: &mut Course) -> End {
+        course.given = claim != Claim::Source;
+        let failure = Failure::EngineDied;
+        match claim {
+            Claim::Source => self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await,
+            Claim::Given | Claim::Resuming => {
+                // in postcopy the destination is started while the source does not say `completed`
+                let start = if begun.postcopy { Start::Sent } else { Start::Unknown };
+                let judge = Judge::new(self, sides, plan, start).unfollowed();
+                let judge = if claim == Claim::Resuming { judge.destination_ended() } else { judge };
+                self.settle(sides, plan, failure, judge, course).await
+            }
+        }
+    }
+}
+
+/// What the engine that died was to do, as far as it matters from here on.
+fn settings(begun: &Begun, fence_command: Option<PathBuf>) -> Settings {
+    Settings {
+        keep_source: begun.keep_source,
+        runtime_dir: begun.runtime_dir.clone(),
+        fence_command: fence_command.or_else(|| begun.fence_command.clone()),
+        switchover_timeout: Some(begun.switchover_timeout),
+        // it is the user's to remove: its name was given
+        journal: super::JournalPlace::File(PathBuf::new()),
+        ..Settings::default()
+    }
+}
+
+/// Reaches a side; one that cannot be reached may yet be proved to have ended.
+async fn reach(
+    side: Side,
+    party: &Party,
+    endpoint: Option<Endpoint>,
+    recorder: Option<&Recorder>,
+) -> Result<Process, Failure> {
+    let name = || Name { side, address: party.address.clone() };
+    let known = match party.process.as_ref().map(crate::endpoint::Identity::find) {
+        // whatever listens there now is another
+        Some(Found::Ended) => return Ok(Process::absent(name(), None, true).await),
+        Some(Found::Alive(peer)) => Some(peer),
+        Some(Found::Unknown) | None => None,
+    };
+    let endpoint = match endpoint {
+        Some(endpoint) => endpoint,
+        None => party.address.parse::<Address>().map_err(|error| unreachable_at(side, error))?.into(),
+    };
+    match open(side, endpoint, recorder).await {
+        Ok(process) if is_another(&process, known.as_ref()) => Ok(Process::absent(name(), known, false).await),
+        Ok(process) => Ok(process),
+        Err(failure) => {
+            tracing::warn!(error = describe(&failure), "it cannot be asked");
+            Ok(Process::absent(name(), known, false).await)
+        }
+    }
+}
+
+/// Whether what listens at the address now is not the process that was there.
+fn is_another(process: &Process, known: Option<&PeerPid>) -> bool {
+    known.zip(process.peer()).is_some_and(|(known, peer)| known.pid() != peer.pid())
+}
+
+fn unreachable_at(side: Side, error: crate::endpoint::AddressError) -> Failure {
+    Failure::Connect { side, source: Box::new(error) }
+}
+
+fn refused(code: &'static str, message: String) -> Failure {
+    Failure::Refused { code, message, on_source: false }
+}
