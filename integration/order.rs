@@ -8,6 +8,8 @@
 mod fake;
 #[path = "fake/model.rs"]
 mod model;
+#[path = "order/watchdog.rs"]
+mod watchdog;
 
 use std::time::Duration;
 
@@ -260,7 +262,7 @@ async fn without_an_answer_the_exports_are_not_proved_closed() {
         });
         let run = model.migrate().await;
         assert_eq!(run.count("source: migrate-continue"), 0, "{command}: {run:?}");
-        back(&model, &run, Ending::RolledBack, "no-answer");
+        back(&model, &run, Ending::RolledBack, "switchover-timeout");
     }
 }
 

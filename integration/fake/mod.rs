@@ -295,6 +295,14 @@ impl Fake {
         self.shared.frozen.send_replace(false);
     }
 
+    /// Does the same from a handler.
+    pub fn thawer(&self) -> impl Fn() + Send + use<> {
+        let shared = self.shared.clone();
+        move || {
+            shared.frozen.send_replace(false);
+        }
+    }
+
     /// Ends [`Script::not_reading`].
     pub fn read_on(&self) {
         self.shared.reading.send_replace(true);

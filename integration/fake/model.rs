@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use qferry::migration::{Builder, Canceller, Endpoint, Migration};
+use qferry::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
 use qferry::progress::{Event, Kind, Outcome, Side};
 use qferry::storage::identity::Proof;
 use serde_json::{Map, Value, json};
@@ -300,7 +300,7 @@ pub struct Model {
     pub destination: Fake,
     pub log: Log,
     streams: Option<(DuplexStream, DuplexStream)>,
-    directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
 }
 
 /// How a migration went.
@@ -455,7 +455,8 @@ impl Model {
         let end = |name: &str, stream, pid| Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid };
         let (here, there) = (end("a", here, here_pid), end("b", there, there_pid));
         let address = |name: &str| format!("unix:{}", self.directory.path().join(name).display()).parse().unwrap();
-        let builder = Migration::builder(here, there).addresses(address("nbd"), address("ram"));
+        let builder =
+            Migration::builder(here, there).addresses(address("nbd"), address("ram")).journal(JournalPlace::Nowhere);
         // a fake exports nothing that could be read
         builder.runtime_dir(self.directory.path()).verify_backing(Proof::Off)
     }

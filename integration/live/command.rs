@@ -18,7 +18,7 @@ fn qferry(pair: &Pair, more: &[&str]) -> Command {
     command.arg("migrate").arg("--source").arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
     // sockets of the run go to XDG_RUNTIME_DIR/qferry
-    command.env("XDG_RUNTIME_DIR", pair.run_dir());
+    command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
     command
 }
 

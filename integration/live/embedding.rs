@@ -19,7 +19,11 @@ fn example() -> PathBuf {
 fn the_example_moves_a_guest() {
     let pair = start(&spec("10.0.13", busy()));
     let mut command = Command::new(example());
-    command.arg(pair.source.qmp_path()).arg(pair.destination.qmp_path()).env("XDG_RUNTIME_DIR", pair.run_dir());
+    command
+        .arg(pair.source.qmp_path())
+        .arg(pair.destination.qmp_path())
+        .env("XDG_RUNTIME_DIR", pair.run_dir())
+        .env("XDG_STATE_HOME", pair.run_dir());
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));

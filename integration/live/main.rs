@@ -17,6 +17,7 @@ mod moves;
 mod postcopy;
 mod prepare;
 mod race;
+mod recovery;
 mod storage;
 mod support;
 mod tuning;

@@ -76,7 +76,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
         command.arg("prepare").arg("--source").arg(self.path("source.qmp"));
         command.arg("--qemu-img").arg(self.build.program("qemu-img")).args(more);
-        command.env("XDG_RUNTIME_DIR", self.folder.path());
+        command.env("XDG_RUNTIME_DIR", self.folder.path()).env("XDG_STATE_HOME", self.folder.path());
         command
     }
 
@@ -308,7 +308,10 @@ fn a_killed_copy_is_begun_anew_and_two_do_not_meet() {
     second.arg("prepare").arg("--source").arg(place.path("source.watch"));
     let map = format!("{}={}", place.path("s").display(), place.path("d").display());
     second.args(["--map", &map, "--populate", "missing", "--apply", "--json", "--qemu-img"]);
-    second.arg(place.build.program("qemu-img")).env("XDG_RUNTIME_DIR", place.folder.path());
+    second
+        .arg(place.build.program("qemu-img"))
+        .env("XDG_RUNTIME_DIR", place.folder.path())
+        .env("XDG_STATE_HOME", place.folder.path());
     let refused = prepared(&ran(&mut second, 3));
     assert_eq!(refused["reason"]["code"], "in-use");
     let message = refused["reason"]["message"].as_str().unwrap();

@@ -2,11 +2,15 @@
 
 use qferry::{
     endpoint::Address,
-    migration::{Builder, Migration, Settings},
+    migration::{Builder, JournalPlace, Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
 };
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 pub(crate) const MIB: u64 = 1 << 20;
 /// How long a guest may take for something on a busy machine.
@@ -42,7 +46,10 @@ pub(crate) fn builder(pair: &Pair) -> Builder {
 
 /// What the engine has to be told of a pair: where its sockets may be, and the way over the link if there is one.
 pub(crate) fn settings(pair: &Pair) -> Settings {
-    let settings = Settings { runtime_dir: pair.run_dir(), ..Settings::default() };
+    static JOURNALS: AtomicUsize = AtomicUsize::new(0);
+    let journal = format!("journal-{}", JOURNALS.fetch_add(1, Ordering::Relaxed));
+    let journal = JournalPlace::File(pair.run_dir().with_file_name(journal));
+    let settings = Settings { runtime_dir: pair.run_dir(), journal, ..Settings::default() };
     let Some(wire) = pair.wire() else { return settings };
     let address = |address: String| Some(address.parse::<Address>().unwrap());
     Settings {

@@ -5,7 +5,7 @@ use crate::{
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
     migration::{
-        Settings,
+        JournalPlace, Settings,
         provision::{PopulateMode, ProvisionSettings},
     },
     preflight::checks::FORCIBLE,
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{os::unix::fs::PermissionsExt, path::PathBuf, str::FromStr, time::Duration};
 
 /// The blackout budget where neither the user nor the policy has one.
 const DOWNTIME: Duration = Duration::from_millis(300);
@@ -57,6 +57,7 @@ pub(super) enum Verb {
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<Options>),
     Prepare(Box<Prepare>),
+    Recover(Box<Recover>),
 }
 
 const EXAMPLES: &str = "\
@@ -75,7 +76,35 @@ Examples:
 
 Exit codes: 0 moved, 1 internal error, 2 usage, 3 refused (nothing was changed),
   4 rolled back, 5 cancelled, 6 stuck (runs on the source, leftovers are listed),
-  7 undetermined (not proved to run on one side)";
+  7 undetermined (not proved to run on one side: qferry recover JOURNAL looks again)";
+
+const RECOVER_EXAMPLES: &str = "\
+Example:
+  The engine was killed; its first lines, or ~/.local/state/qferry, say which journal is its:
+    qferry recover ~/.local/state/qferry/1790000000.000000001-4711.journal
+
+Exit codes: those of qferry migrate. 3: refused, nothing was changed (above all: the engine still lives).
+  7: undetermined; it says what to find out, and can be run again then";
+
+/// Take up a migration whose engine died: finish it, go back, or say what must be found out
+///
+/// Looks at both sides, and does what its journal and their answers prove to be safe. Running it twice is harmless; while
+/// the engine that writes the journal lives it is refused.
+#[derive(Debug, clap::Args)]
+#[command(after_help = RECOVER_EXAMPLES)]
+pub(super) struct Recover {
+    /// The journal that the engine wrote
+    pub(super) journal: PathBuf,
+    /// Fence a side that does not answer with this executable, in place of what the journal says
+    #[arg(long, value_name = "FILE", value_parser = executable)]
+    pub(super) fence_command: Option<PathBuf>,
+    /// Record every line of both connections in this file, which must not exist yet
+    #[arg(long, value_name = "FILE")]
+    pub(super) transcript: Option<PathBuf>,
+    /// One JSON object a line on stdout; text for people goes to stderr
+    #[arg(long)]
+    pub(super) json: bool,
+}
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -152,6 +181,22 @@ pub(super) struct Options {
     /// Give up and roll back when not ready to switch over after this long [default: never]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     timeout: Option<Duration>,
+    /// The longest from the guest's stop until it runs again somewhere, or is clearly not known to: a QEMU that hangs is
+    /// freed by then [default: 10s, or thrice the blackout budget]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    switchover_timeout: Option<Duration>,
+    /// An executable that makes sure that a side that does not answer cannot run the guest; it is called with source or
+    /// destination, its address and the reason, and exit code 0 says that it is fenced. A process on this host is ended
+    /// without it
+    #[arg(long, value_name = "FILE", value_parser = executable)]
+    fence_command: Option<PathBuf>,
+    /// Note what is done in this file, which must not exist yet, for qferry recover [default: a file in
+    /// $XDG_STATE_HOME/qferry that is removed at the end]
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
+    /// Note nothing: if the engine dies, only a person can find out what is to be done
+    #[arg(long, conflicts_with = "journal")]
+    no_journal: bool,
     /// Where the destination listens for RAM: unix:/path or tcp:HOST:PORT [default: a unix socket of this run, if both
     /// monitors are local unix sockets]
     #[arg(long, value_name = "ADDR")]
@@ -210,6 +255,13 @@ impl Options {
             multifd: self.multifd,
             compress: self.compress,
             timeout: self.timeout,
+            switchover_timeout: self.switchover_timeout,
+            fence_command: self.fence_command.clone(),
+            journal: match (&self.journal, self.no_journal) {
+                (Some(file), _) => JournalPlace::File(file.clone()),
+                (None, true) => JournalPlace::Nowhere,
+                (None, false) => JournalPlace::StateDirectory,
+            },
             migrate_address: self.migrate_address.clone(),
             nbd_address: self.nbd_address.clone(),
             allow_plaintext: self.allow_plaintext,
@@ -310,6 +362,16 @@ impl Prepare {
     }
 }
 
+/// A file that can be run, from the root on: it is run from elsewhere, too.
+fn executable(text: &str) -> Result<PathBuf, String> {
+    let path = std::fs::canonicalize(text).map_err(|error| error.to_string())?;
+    match std::fs::metadata(&path) {
+        Ok(facts) if facts.is_file() && facts.permissions().mode() & 0o111 != 0 => Ok(path),
+        Ok(_) => Err("it is not an executable file".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// A path from the root on: a relative one would mean different things to QEMU and to us.
 fn absolute(text: &str) -> Result<PathBuf, String> {
     match std::path::absolute(text) {
@@ -405,7 +467,7 @@ mod tests {
             "qferry migrate --source /s --destination tcp:localhost:4444".split(' ').chain(line.split_whitespace());
         Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
             Verb::Migrate(options) | Verb::Check(options) => options.settings(false),
-            Verb::Prepare(_) => unreachable!("migrate was asked for"),
+            Verb::Prepare(_) | Verb::Recover(_) => unreachable!("migrate was asked for"),
         })
     }
 
@@ -463,7 +525,7 @@ mod tests {
             let words = "qferry prepare --source /s".split(' ').chain(line.split_whitespace());
             Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
                 Verb::Prepare(options) => options.settings(),
-                Verb::Migrate(_) | Verb::Check(_) => unreachable!("prepare was asked for"),
+                _ => unreachable!("prepare was asked for"),
             })
         };
         let settings = prepare("--to /d --map /a=/b --map /c/=/d --populate missing --storage full").expect("good");

@@ -1,4 +1,4 @@
-//! `qferry migrate` and `qferry check`.
+//! `qferry migrate`, `qferry check` and `qferry recover`.
 
 use super::{args, failed, misused, render, signals::Signals};
 use crate::{
@@ -6,30 +6,55 @@ use crate::{
     progress::describe,
     qmp::Recorder,
 };
-use std::{process::ExitCode, thread};
+use std::{path::PathBuf, process::ExitCode, thread};
 
 pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
     let (plan, json) = (options.plan, options.json);
-    let work = async |builder| if plan { look(builder, json).await } else { migrate(builder, json).await };
-    recorded(&options, plan, work).await
+    let work = async |builder: Builder| match plan {
+        true => look(builder, json).await,
+        false => follow(|| builder.start(), json).await,
+    };
+    built(&options, plan, work).await
 }
 
 pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
-    recorded(&options, true, async |builder| look(builder, options.json).await).await
+    built(&options, true, async |builder| look(builder, options.json).await).await
 }
 
-/// Does it with the transcript that was asked for.
-async fn recorded(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
+pub(super) async fn recover(options: &args::Recover) -> ExitCode {
+    let mut recovery = Migration::recovery(&options.journal);
+    if let Some(command) = &options.fence_command {
+        recovery = recovery.fence_command(command);
+    }
+    recorded(options.transcript.as_ref(), async |recorder| {
+        if let Some(recorder) = recorder {
+            recovery = recovery.transcript(recorder);
+        }
+        follow(|| recovery.start(), options.json).await
+    })
+    .await
+}
+
+/// Does it with the options, and the transcript that was asked for.
+async fn built(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
     let mut builder =
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings(predict));
-    let recorder = match options.transcript.as_ref().map(Recorder::create).transpose() {
+    recorded(options.transcript.as_ref(), async |recorder| {
+        if let Some(recorder) = recorder {
+            builder = builder.transcript(recorder);
+        }
+        work(builder).await
+    })
+    .await
+}
+
+/// Does it with a transcript in this file, if there is one.
+async fn recorded(file: Option<&PathBuf>, work: impl AsyncFnOnce(Option<Recorder>) -> ExitCode) -> ExitCode {
+    let recorder = match file.map(Recorder::create).transpose() {
         Ok(recorder) => recorder,
         Err(error) => return misused(&describe(&error)),
     };
-    if let Some(recorder) = &recorder {
-        builder = builder.transcript(recorder.clone());
-    }
-    let code = work(builder).await;
+    let code = work(recorder.clone()).await;
     if let Some(Err(error)) = recorder.map(|recorder| recorder.finish()) {
         render::say(&format!("qferry: {}", describe(&error)));
     }
@@ -57,9 +82,10 @@ async fn look(builder: Builder, json: bool) -> ExitCode {
     }
 }
 
-async fn migrate(builder: Builder, json: bool) -> ExitCode {
+/// Starts it, and shows it to its end.
+async fn follow(start: impl FnOnce() -> Migration, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
-    let mut migration = builder.start();
+    let mut migration = start();
     let events = migration.events();
     // a thread of its own: a terminal or pipe that blocks must not hold the engine up
     let screen = thread::spawn(move || render::follow(events, json));

@@ -26,6 +26,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
         args::Verb::Prepare(options) => runtime.block_on(prepare::run(options)),
         args::Verb::Check(options) => runtime.block_on(migrate::check(options)),
+        args::Verb::Recover(options) => runtime.block_on(migrate::recover(&options)),
     }
 }
 

@@ -153,7 +153,7 @@ impl Demo {
         println!("    --destination {destination} {}\n", more.join(" "));
         let mut command = Command::new(Path::new(&self.qferry));
         command.args([verb, "--source", source, "--destination", destination]).args(more);
-        command.env("XDG_RUNTIME_DIR", pair.run_dir());
+        command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
         let failed = |error: io::Error| Error::new(format!("running qferry: {error}"));
         let mut child = command.spawn().map_err(failed)?;
         let mut told = false;

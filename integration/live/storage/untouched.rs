@@ -100,7 +100,7 @@ fn check(pair: &Pair, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
     command.arg("check").arg("--source").arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
-    command.env("XDG_RUNTIME_DIR", pair.run_dir()).stdin(Stdio::null());
+    command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir()).stdin(Stdio::null());
     command
 }
 

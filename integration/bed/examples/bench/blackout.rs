@@ -150,7 +150,7 @@ fn migrate(qferry: &Path, pair: &Pair, more: &[PathBuf]) -> Result<Figures> {
     command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
     // the engine's is a budget for the whole blackout; the limit that it begins with is the same as the script's
     command.arg("--downtime").arg(format!("{}ms", BUDGET.as_millis()));
-    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()))?;
+    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir()))?;
     let (outcome, used) = (ran.line("outcome")?, ran.line("used")?);
     let spans = outcome["ledger"].as_array().into_iter().flatten();
     let last_ram = spans.filter(|span| span["span"] == "ram-and-devices").filter_map(|span| span["ms"].as_f64()).sum();

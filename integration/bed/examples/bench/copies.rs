@@ -50,7 +50,7 @@ fn by_mirror(qferry: &Path, pair: &Pair) -> Result<Duration> {
     let mut command = Command::new(qferry);
     command.args(["migrate", "--json", "--keep-source", "--verify-backing", "off", "--source"]);
     command.arg(pair.source.qmp_path()).arg("--destination").arg(pair.destination.qmp_path());
-    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()))?;
+    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir()))?;
     let copied = ran.line("outcome")?["disks"][0]["bytes_copied"].as_u64();
     if copied.is_none_or(|copied| copied < DATA) {
         return Err(Error::new(format!("the mirror copied {copied:?} bytes of {DATA}")));
@@ -167,7 +167,7 @@ fn layer_by_engine(qferry: &Path, half: &Half) -> Result<[f64; 3]> {
     command.args(["prepare", "--json", "--populate", "missing", "--apply", "--source"]).arg(half.source.qmp_path());
     command.arg("--qemu-img").arg(half.build(Side::Source).program("qemu-img"));
     command.arg("--map").arg(format!("{}={}", half.source.folder().display(), half.destination_dir().display()));
-    let ran = run(command.env("XDG_RUNTIME_DIR", half.run_dir()))?;
+    let ran = run(command.env("XDG_RUNTIME_DIR", half.run_dir()).env("XDG_STATE_HOME", half.run_dir()))?;
     nothing_left(&[&half.source], &half.run_dir())?;
     let made = entries(&half.destination_dir())?;
     if made.len() != 2 {

@@ -68,7 +68,7 @@ pub(crate) fn command(qferry: &Path, pair: &Pair, options: &[String]) -> Command
     command.args(["migrate", "--json", "--source"]).arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).args(options);
     command.args(pair.wire().map(qferry_bed::Wire::options).unwrap_or_default());
-    command.env("XDG_RUNTIME_DIR", pair.run_dir()).stdin(Stdio::null());
+    command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir()).stdin(Stdio::null());
     command
 }
 

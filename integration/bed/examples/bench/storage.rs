@@ -116,7 +116,7 @@ fn check(qferry: &Path, pair: &Pair, how: &str) -> Result<Ran> {
     let mut command = Command::new(qferry);
     command.args(["check", "--verify-backing", how, "--source"]).arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path());
-    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()))?;
+    let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir()))?;
     nothing_left(&[&pair.source, &pair.destination], &pair.run_dir())?;
     Ok(ran)
 }

@@ -1,0 +1,146 @@
+//! The engine dies, and another one takes up what it began.
+
+use super::support::{MIB, WAIT, busy, judge_disks, start};
+use qferry_bed::{DiskSpec, Pair, Side, Spec, Workload};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+fn journal(pair: &Pair) -> PathBuf {
+    pair.run_dir().with_file_name("journal")
+}
+
+fn qferry(pair: &Pair) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
+    command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null());
+    command
+}
+
+fn migrate(pair: &Pair, more: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut command = qferry(pair);
+    command.args(["migrate", "--json", "--source"]).arg(pair.source.qmp_path());
+    command.arg("--destination").arg(pair.destination.qmp_path()).arg("--journal").arg(journal(pair)).args(more);
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap());
+    (child, lines)
+}
+
+/// The exit code and the outcome of `qferry recover`.
+fn recover(pair: &Pair) -> (i32, Value) {
+    let output = qferry(pair).args(["recover", "--json"]).arg(journal(pair)).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    (output.status.code().unwrap(), serde_json::from_str(text.lines().last().unwrap()).unwrap())
+}
+
+fn is_begin(line: &Value, phase: &str) -> bool {
+    line["phase"] == phase && line["state"] == "begin"
+}
+
+/// Kills the engine at the first line that fits. False if it was through before.
+fn kill_at(pair: &Pair, more: &[&str], fits: impl Fn(&Value) -> bool) -> bool {
+    let (mut child, mut lines) = migrate(pair, more);
+    let mut text = String::new();
+    while lines.read_line(&mut text).unwrap() > 0 {
+        if fits(&serde_json::from_str(&text).unwrap()) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return true;
+        }
+        text.clear();
+    }
+    child.wait().unwrap();
+    false
+}
+
+/// One runner, where it is said to be; nothing of the engine's left; and a second recovery changes nothing.
+fn judge_recovered(pair: &Pair, at: &str) -> Side {
+    let (code, outcome) = recover(pair);
+    let (side, word) = match code {
+        0 => (Side::Destination, "moved"),
+        4 => (Side::Source, "rolled-back"),
+        _ => panic!("{at}: {code} {outcome:#}"),
+    };
+    assert_eq!(
+        (outcome["outcome"].as_str(), outcome["runs_on"].as_str()),
+        (Some(word), Some(side.to_string().as_str())),
+        "{at}"
+    );
+    assert_eq!(pair.runners().unwrap(), [side], "{at}: {outcome:#}");
+    assert_eq!(pair.machine(side).leftovers().unwrap(), Vec::<String>::new(), "{at}: {outcome:#}");
+    let again = recover(pair);
+    assert_eq!((again.0, &again.1["outcome"], &again.1["runs_on"]), (code, &outcome["outcome"], &outcome["runs_on"]));
+    assert_eq!(pair.runners().unwrap(), [side], "{at}: after the second");
+    if side == Side::Source {
+        let limit =
+            pair.source.qmp("query-migrate-parameters", &serde_json::json!({})).unwrap()["downtime-limit"].clone();
+        assert_eq!(limit, 300, "{at}: settings are as they were");
+    }
+    side
+}
+
+#[test]
+fn an_engine_that_is_killed_is_taken_up_at_any_point() {
+    let disk = DiskSpec { size: 64 * MIB, overlay_data: 24 * MIB, ..DiskSpec::default() };
+    let slow: &[&str] = &["--disk-bandwidth", "16MiB/s"];
+    for (at, more, moved) in [
+        ("prepare", slow, Some(false)),
+        ("storage", slow, Some(false)),
+        ("memory", &["--bandwidth", "16MiB/s"], Some(false)),
+        // by the time it is killed the guest may be on either side
+        ("switchover", &[], None),
+        ("handover", &[], None),
+        ("cleanup", &[], None),
+    ] {
+        let pair =
+            start(&Spec { disks: vec![disk.clone()], workload: Workload { write: 20, ..busy() }, ..Spec::default() });
+        pair.wait_for_writes(Side::Source, 5, WAIT).unwrap();
+        if !kill_at(&pair, more, |line| is_begin(line, at)) {
+            assert_eq!(moved, None, "{at}: it was through");
+        }
+        let side = judge_recovered(&pair, at);
+        if let Some(moved) = moved {
+            assert_eq!(side == Side::Destination, moved, "{at}");
+        }
+        pair.wait_for_writes(side, 5, WAIT).unwrap();
+        judge_disks(&pair, side);
+    }
+}
+
+#[test]
+fn while_the_engine_lives_its_journal_is_its_own() {
+    let pair = start(&Spec { quick: true, ..Spec::default() });
+    let (mut child, mut lines) = migrate(&pair, &["--bandwidth", "1MiB/s"]);
+    let mut text = String::new();
+    while !is_begin(&serde_json::from_str(if text.is_empty() { "{}" } else { &text }).unwrap(), "storage") {
+        text.clear();
+        assert!(lines.read_line(&mut text).unwrap() > 0, "it ended too soon");
+    }
+    let (code, outcome) = recover(&pair);
+    assert_eq!((code, outcome["reason"]["code"].as_str()), (3, Some("journal-locked")), "{outcome:#}");
+    assert_eq!(pair.source.status().unwrap(), "running");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(judge_recovered(&pair, "storage"), Side::Source);
+}
+
+#[test]
+fn what_died_meanwhile_is_said() {
+    // the source dies with the engine: the guest has crashed, which no engine mends
+    let pair = start(&Spec { quick: true, ..Spec::default() });
+    assert!(kill_at(&pair, &["--bandwidth", "1MiB/s"], |line| is_begin(line, "storage")));
+    pair.source.kill().unwrap();
+    pair.source.wait_for_end(Duration::from_secs(10)).unwrap();
+    let (code, outcome) = recover(&pair);
+    assert_eq!((code, outcome["runs_on"].as_str()), (7, Some("unknown")), "{outcome:#}");
+    // the destination does: the guest runs on, and nothing is left
+    let pair = start(&Spec { quick: true, ..Spec::default() });
+    assert!(kill_at(&pair, &["--bandwidth", "1MiB/s"], |line| is_begin(line, "storage")));
+    pair.destination.kill().unwrap();
+    pair.destination.wait_for_end(Duration::from_secs(10)).unwrap();
+    assert_eq!(judge_recovered(&pair, "storage"), Side::Source);
+}

@@ -1,0 +1,145 @@
+//! A side that hangs, and an engine that notes what it does.
+
+use super::*;
+use qferry::{
+    journal,
+    migration::{
+        JournalPlace,
+        record::{Claim, Record, Status},
+    },
+};
+
+/// A source whose main loop hangs from this command on until it is yanked.
+fn hangs(command: &'static str, instances: &'static [&'static str]) -> Model {
+    let model = Model::new(&Shape::default());
+    model.when(Source, command, model.source.freezer());
+    let (thaw, world) = (model.source.thawer(), model.world.clone());
+    model.source.on("yank", move |seen| {
+        let instance = &seen.arguments["instances"][0];
+        let name = instance["node-name"].as_str().or(instance["type"].as_str()).unwrap_or_default();
+        if !instances.contains(&name) {
+            return vec![Action::error("Instance not found")];
+        }
+        drop(world.state());
+        thaw();
+        vec![Action::Return(json!({}))]
+    });
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_in_the_switchover_is_freed() {
+    for instances in [&["qferry-nbd-0"][..], &["migration"]] {
+        for command in ["block-job-cancel", "migrate"] {
+            let mut model = hangs(command, instances);
+            let run = model.migrate().await;
+            back(&model, &run, Ending::RolledBack, "monitor-blocked");
+            assert_eq!(run.actions("yank"), 1, "{command}: {run:?}");
+            let stood = run.outcome.blackout_ms.unwrap();
+            assert!(stood < 10_000.0, "{command}: {stood}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_is_ours_is_yanked() {
+    let mut model = hangs("block-job-cancel", &["another"]);
+    let run = model.migrate().await;
+    // nothing frees it: it is left, and said
+    undetermined(&run);
+    let yanked = run.log.iter().filter(|(_, seen)| seen.name == "yank");
+    for (side, seen) in yanked {
+        let instances = &seen.arguments["instances"];
+        let ours = [json!([{"type": "block-node", "node-name": "qferry-nbd-0"}]), json!([{"type": "migration"}])];
+        assert!(side == "source" && ours.contains(instances) && seen.oob, "{seen:?}");
+    }
+}
+
+/// Migrates with a journal, and reads it.
+async fn journaled(model: &mut Model) -> (Run, Vec<Record>, std::path::PathBuf) {
+    let path = model.directory.path().join("journal");
+    let builder = model.builder().journal(JournalPlace::File(path.clone()));
+    let run = model.follow(builder.start()).await;
+    let records = journal::read::<Record>(&path).unwrap().into_iter().map(|entry| entry.record).collect();
+    (run, records, path)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_journal_says_what_was_done_in_its_order() {
+    let mut model = model();
+    let (run, records, path) = journaled(&mut model).await;
+    moved(&model, &run);
+    let words: Vec<String> = records.iter().map(word).collect();
+    let expected = [
+        "begun",
+        "tuned",
+        "tuned",
+        "socket-file nbd-server",
+        "mirror",
+        "socket-file incoming",
+        "migrate",
+        "given",
+        "ended",
+    ];
+    assert_eq!(words, expected);
+    let entries = journal::read::<Record>(&path).unwrap();
+    let status: Status = journal::fold(&entries).unwrap();
+    assert_eq!(status.claim, Claim::Given);
+    assert!(status.ended.is_some_and(|ended| ended.is_settled() && ended.outcome == Ending::Moved));
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_journal_of_a_way_back_leaves_nothing_to_be_undone() {
+    let mut model = model();
+    model.refused(Source, "migrate-continue");
+    let (run, records, _) = journaled(&mut model).await;
+    back(&model, &run, Ending::RolledBack, "command-refused");
+    assert!(records.contains(&Record::Given) && records.contains(&Record::Kept), "{records:?}");
+    let mut status = Status::default();
+    for record in &records {
+        journal::Fold::apply(&mut status, record).unwrap();
+    }
+    assert_eq!((status.effects, status.claim), (Vec::new(), Claim::Source), "{records:?}");
+}
+
+/// An effect whose record cannot be written is not brought about.
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_cannot_be_begun_refuses_and_one_that_is_there_is_left() {
+    let mut model = model();
+    let path = model.directory.path().join("journal");
+    std::fs::write(&path, "of another").unwrap();
+    let builder = model.builder().journal(JournalPlace::File(path.clone()));
+    let run = model.follow(builder.start()).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "journal"), "{run:?}");
+    assert_eq!(run.told(), Vec::<String>::new());
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "of another");
+}
+
+fn word(record: &Record) -> String {
+    let value = serde_json::to_value(record).unwrap();
+    match (record, value) {
+        (Record::Effects(_), Value::Object(object)) => {
+            let effects = object["effects"].as_array().unwrap();
+            let name = |effect: &Value| match effect {
+                Value::String(name) => name.clone(),
+                other => other.as_object().unwrap().keys().next().unwrap().clone(),
+            };
+            effects.iter().map(name).collect::<Vec<_>>().join(" ")
+        }
+        (_, Value::String(name)) => name,
+        (_, other) => other.as_object().unwrap().keys().next().unwrap().clone(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_switchover_has_its_time() {
+    // the mirrors never conclude: the guest goes on well within it
+    let mut model = model();
+    model.state().settle = vec![Settle::Never];
+    let builder = model.builder().switchover_timeout(Duration::from_secs(4));
+    let run = model.follow(builder.start()).await;
+    back(&model, &run, Ending::RolledBack, "no-answer");
+    assert!(run.outcome.blackout_ms.unwrap() < 4000.0, "{run:?}");
+}
