@@ -209,9 +209,11 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
 /// Where it cannot be read or is not understood.
 pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Entry<R>>, JournalError> {
     let path = path.into();
-    let file = plain(&path)
-        .and_then(|()| File::open(&path))
-        .map_err(|source| JournalError::Io { path: path.clone(), action: "opened", source })?;
+    let file = plain(&path).and_then(|()| File::open(&path)).map_err(|source| JournalError::Io {
+        path: path.clone(),
+        action: "opened",
+        source,
+    })?;
     Ok(parse(&file, &path)?.0.entries)
 }
 

@@ -43,7 +43,9 @@ pub enum FormatError {
     #[error("its first line is not that of a qferry journal")]
     Foreign,
     /// Written by another version.
-    #[error("its format is version {found}, and this qferry reads version {VERSION} alone: use the qferry that wrote it")]
+    #[error(
+        "its format is version {found}, and this qferry reads version {VERSION} alone: use the qferry that wrote it"
+    )]
     Version {
         /// The version that it has.
         found: u64,
@@ -261,7 +263,7 @@ mod tests {
         ) {
             let mut bytes = bytes_of(&written);
             let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
             if let Ok(parsed) = parse::<Record>(&bytes) {
                 prop_assert!(parsed.entries.len() + 1 >= written.len());
                 prop_assert!(parsed.whole <= bytes.len());
