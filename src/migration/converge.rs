@@ -349,6 +349,7 @@ impl<'a> Converge<'a> {
             }
             return Err(error.into());
         }
+        self.engine.settings.keep_private(ram);
         course.effects.push(Effect::Migrate);
         precopy::send(&sides.source, ram).await?;
         self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram).await.then(Instant::now);
