@@ -670,6 +670,82 @@ proptest! {
     }
 }
 
+/// What a subscriber who never looks holds is bounded by number and size, whatever is sent and however often.
+#[tokio::test]
+async fn a_flood_of_events_costs_bounded_memory() {
+    const CAPACITY: usize = 64;
+    const LONGEST: usize = 512;
+    const SENT: u64 = 20_000;
+    let options = Options { event_capacity: CAPACITY, max_event: LONGEST, ..Options::default() };
+    let (fake, client) = connect_with(Script::new(), options).await;
+    let subscribers: Vec<Events> = (0..4).map(|_| client.subscribe()).collect();
+    for number in 0..SENT {
+        match number % 3 {
+            0 => fake.event("SMALL", json!({ "number": number })),
+            1 => fake.event("LONG", json!({ "filler": "x".repeat(LONGEST * 2) })),
+            _ => fake.event(&"NAME".repeat(LONGEST), json!({})),
+        }
+        if number % 100 == 0 {
+            // the fake's queue is not what is measured
+            client.start(status(), LONG).await.unwrap();
+        }
+    }
+    until(&client, |counters| counters.events == SENT).await;
+    assert_eq!(client.counters().stripped_events, SENT - SENT.div_ceil(3));
+    for mut events in subscribers {
+        assert!(matches!(events.next().await, Item::Lagged(lost) if lost == SENT - CAPACITY as u64));
+        for _ in 0..CAPACITY {
+            let event = event(&mut events).await;
+            assert!(event.name.len() + event.data.to_string().len() <= LONGEST, "{event:?}");
+        }
+        assert!(tokio::time::timeout(Duration::from_millis(1), events.next()).await.is_err(), "no more than that");
+    }
+}
+
+/// Whatever is repeated without end is counted, and is not kept.
+#[tokio::test]
+async fn floods_of_nonsense_are_counted_and_survived() {
+    const SENT: u64 = 2_000;
+    let deep = format!("{{\"event\": {}\n", "[".repeat(2000));
+    let floods: [(&str, &str, fn(Counters) -> u64); 7] = [
+        ("greetings", "{\"QMP\": {\"capabilities\": [\"oob\"]}}\n", |counters| counters.repeated_greetings),
+        ("ids", "{\"return\": {}, \"id\": \"query-status#9999999999999999999999\"}\n", |counters| counters.unknown_ids),
+        ("ids of the future", "{\"return\": {}, \"id\": \"query-status#4000000000\"}\n", |counters| {
+            counters.unknown_ids
+        }),
+        ("errors", "{\"error\": {\"class\": \"x\", \"desc\": \"y\"}}\n", |counters| counters.unidentified_errors),
+        ("numbers", "{\"event\": \"X\", \"data\": 1e999}\n", |counters| counters.unparsable),
+        ("depth", &deep, |counters| counters.unparsable),
+        ("length", &format!("{}\n", "x".repeat(5000)), |counters| counters.oversized),
+    ];
+    for (what, line, counted) in floods {
+        let directory = tempfile::tempdir().unwrap();
+        let recorder = Recorder::create(directory.path().join("t")).unwrap();
+        let options = Options { max_line: 4096, recorder: Some(recorder), ..Options::default() };
+        let (fake, client) = connect_with(Script::new(), options).await;
+        for _ in 0..SENT / 100 {
+            fake.raw(line.repeat(100));
+            client.start(status(), LONG).await.unwrap();
+        }
+        until(&client, |counters| counted(counters) == SENT).await;
+        client.start(status(), LONG).await.unwrap();
+        assert!(!client.is_closed(), "{what}");
+    }
+}
+
+/// One that talks without end and never greets does not keep us for longer than one that is silent.
+#[tokio::test]
+async fn a_flood_before_the_greeting_ends_at_the_deadline() {
+    for line in ["{\"event\": \"RESET\"}\n", "{}\n", "{\"return\": {}}\n", "xxxxxxxxxxxxxxxxxxxxxxxx"] {
+        let (client_end, mut server_end) = tokio::io::duplex(1024);
+        let flood = tokio::spawn(async move { while server_end.write_all(line.as_bytes()).await.is_ok() {} });
+        let options = Options { greeting_deadline: Duration::from_millis(50), max_line: 4096, ..Options::default() };
+        let error = Client::connect(client_end, options).await.unwrap_err();
+        assert!(matches!(error, ConnectError::NotQmp { .. }), "{line}: {error:?}");
+        flood.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_never_stops_talking_delays_nobody() {
     let (client_end, server_end) = tokio::io::duplex(1024);

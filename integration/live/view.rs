@@ -7,7 +7,7 @@ use super::{
 use qferry::{endpoint::Address, progress::Side, qemu::ProcessError, storage::view::View};
 use qferry_bed::Build;
 use serde_json::json;
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, path::Path};
 
 const VERSIONS: [&str; 3] = ["7.2", "10.0.13", "11.1"];
 
@@ -41,6 +41,8 @@ fn a_view_of_either_side_leaves_nothing_changed() {
                 let nodes = [("one".to_owned(), "disk0".to_owned()), ("two".to_owned(), "disk0".to_owned())];
                 let view = View::open(&process, &address, &nodes).await.unwrap();
                 assert_eq!(qemu.exports().len(), 2);
+                let mode = std::fs::metadata(folder.path().join("nbd")).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600);
                 let uri = format!("nbd+unix:///one?socket={}", folder.path().join("nbd").display());
                 let seen = build.img(["info", "--output=json", &uri]).unwrap();
                 assert!(seen.contains("67108864"), "{seen}");

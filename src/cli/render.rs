@@ -19,7 +19,12 @@ const PLAIN: Duration = Duration::from_secs(2);
 
 /// A line for people.
 pub(super) fn say(line: &str) {
-    drop(writeln!(io::stderr(), "{line}"));
+    drop(writeln!(io::stderr(), "{}", plain(line)));
+}
+
+/// What QEMU and others have named or said, fit for a terminal, where a control character can do anything.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// Shows events until the last: the outcome, or the end of what sends them.
@@ -33,7 +38,7 @@ pub(super) fn follow(mut events: Events, json: bool) {
         match &event.kind {
             Kind::Outcome(outcome) => {
                 screen.clear();
-                let text = summary(outcome);
+                let text = plain(&summary(outcome));
                 if json {
                     drop(io::stderr().write_all(text.as_bytes()));
                 } else {
@@ -73,7 +78,7 @@ pub(super) fn plan(plan: &Plan, json: bool) {
         Some(_) => "refused  nothing would be changed\n",
         None => "ready    the migration can start\n",
     });
-    drop(io::stdout().write_all(text.as_bytes()));
+    drop(io::stdout().write_all(plain(&text).as_bytes()));
 }
 
 /// Shows why there is no plan.
@@ -110,7 +115,7 @@ impl Screen {
 
     fn line(&self, text: &str) {
         match &self.bars {
-            Some(bars) => drop(bars.println(text)),
+            Some(bars) => drop(bars.println(plain(text))),
             None => say(text),
         }
     }
@@ -136,7 +141,7 @@ impl Screen {
             }
             Kind::Memory { transferred, remaining, dirty_rate, bandwidth, .. } => {
                 let note = format!("{}, dirty {}", Rate(*bandwidth), Rate(*dirty_rate));
-                self.sample("memory", *transferred, transferred + remaining, &note, event.t_ms);
+                self.sample("memory", *transferred, transferred.saturating_add(*remaining), &note, event.t_ms);
             }
             Kind::Step { step, image, state: PhaseState::Begin } => {
                 if self.bars.is_none() {
@@ -173,7 +178,7 @@ impl Screen {
             // a line that is longer than the terminal is wide would be drawn again and again: only the bar gives way
             let style = ProgressStyle::with_template("  {prefix:<12!} [{wide_bar}] {msg:<52!}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
-            bars.add(ProgressBar::new(all).with_style(style).with_prefix(what.to_owned()))
+            bars.add(ProgressBar::new(all).with_style(style).with_prefix(plain(what)))
         });
         bar.set_length(all);
         bar.set_position(done);
@@ -236,4 +241,14 @@ fn summary(outcome: &Outcome) -> String {
         }
     }
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_qemu_says_can_command_a_terminal() {
+        assert_eq!(plain("no \x1b]0;x\x07\u{9b}2J\r\n\tä└"), "no ?]0;x??2J?\n?ä└");
+    }
 }

@@ -263,7 +263,7 @@ mod tests {
         ) {
             let mut bytes = bytes_of(&written);
             let at = at.index(bytes.len());
-            bytes[at] ^= 1u8 << bit;
+            bytes[at] ^= 1_u8 << bit;
             if let Ok(parsed) = parse::<Record>(&bytes) {
                 prop_assert!(parsed.entries.len() + 1 >= written.len());
                 prop_assert!(parsed.whole <= bytes.len());

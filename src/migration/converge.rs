@@ -348,6 +348,7 @@ impl<'a> Converge<'a> {
             }
             return Err(error.into());
         }
+        self.engine.settings.keep_private(ram);
         course.log.note([Effect::Migrate]).await?;
         precopy::send(&sides.source, ram).await?;
         self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram).await.then(Instant::now);

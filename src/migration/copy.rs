@@ -55,6 +55,7 @@ impl Engine {
                 }
                 return Err(error.into());
             }
+            self.settings.keep_private(nbd);
             for pair in &plan.pairs {
                 export::add(destination, pair).await?;
             }

@@ -101,6 +101,7 @@ impl Engine {
             (Err(error), Some(before)) if error.is_refusal() => before,
             (Err(error), _) => return Err(error.into()),
         };
+        self.settings.keep_private(address);
         Ok(postcopy::resume(source, address).await?)
     }
 

@@ -3,7 +3,7 @@
 use super::Failure;
 use crate::{
     convergence::Policy,
-    endpoint::Address,
+    endpoint::{self, Address},
     memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
     storage::{identity::Proof, layout::Selection},
@@ -169,6 +169,16 @@ impl Settings {
         }
     }
 
+    /// Keeps a socket of the runtime directory, which QEMU has just made, from everyone but its owner. A directory that we
+    /// made lets nobody else in; one that was there may.
+    pub(super) fn keep_private(&self, address: &Address) {
+        if self.own_socket(address).is_some() {
+            if let Err(error) = endpoint::keep_private(address) {
+                tracing::debug!(%address, %error, "who may connect is left to the folder of the socket");
+            }
+        }
+    }
+
     /// Makes the runtime directory, only for ourselves, where one of the sockets will be in it.
     pub(super) fn make_runtime_dir<'a>(&self, sockets: impl IntoIterator<Item = &'a Address>) -> Result<(), Failure> {
         if sockets.into_iter().all(|address| self.own_socket(address).is_none()) {
@@ -184,11 +194,12 @@ fn default_runtime_dir() -> PathBuf {
     variable("XDG_RUNTIME_DIR").map_or_else(state_dir, |directory| directory.join("qferry"))
 }
 
-/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`.
+/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`. Never one below `/tmp`: who makes it first there could put files
+/// of his own in place of ours.
 fn state_dir() -> PathBuf {
     variable("XDG_STATE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
-        .unwrap_or_else(std::env::temp_dir)
+        .unwrap_or_else(|| PathBuf::from("/run"))
         .join("qferry")
 }
 

@@ -98,7 +98,7 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
-        ram: memory.base_memory + memory.plugged_memory.unwrap_or(0),
+        ram: memory.base_memory.saturating_add(memory.plugged_memory.unwrap_or(0)),
         machine,
     })
 }

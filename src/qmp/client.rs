@@ -32,7 +32,8 @@ pub struct Options {
     pub oob: bool,
     /// Longest line accepted, in bytes. A longer one is thrown away and counted.
     pub max_line: usize,
-    /// Longest event kept with its data, in bytes. A longer one is passed on without data and counted.
+    /// Longest event kept with its data, in bytes on the line. A longer one is passed on without data and counted. In
+    /// memory `0,` takes 32 bytes and more, so this times `event_capacity` is not yet what a flood can cost.
     pub max_event: usize,
     /// How many events a subscriber may lag behind before it loses some; at least 1.
     pub event_capacity: usize,
@@ -47,7 +48,7 @@ impl Default for Options {
             greeting_deadline: Duration::from_secs(5),
             oob: true,
             max_line: 16 * 1024 * 1024,
-            max_event: 16 * 1024,
+            max_event: 4 * 1024, // the longest of a migration have some 200 bytes
             event_capacity: 1024,
             recorder: None,
         }

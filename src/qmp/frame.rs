@@ -354,6 +354,45 @@ mod tests {
         assert_eq!(torn, 4);
     }
 
+    #[test]
+    fn an_endless_line_costs_no_more_than_the_limit() {
+        let (limit, chunk) = (64 * 1024, [b'x'; READ_SIZE]);
+        let mut lines = Lines::new(limit);
+        let mut most = 0;
+        let mut feed = |bytes: &[u8], lines: &mut Lines| {
+            lines.space().extend_from_slice(bytes);
+            most = most.max(lines.buffer.capacity());
+            lines.next_cut()
+        };
+        for _ in 0..4096 {
+            assert_eq!(feed(&chunk, &mut lines), None);
+        }
+        assert_eq!(feed(b"\n", &mut lines), Some(Cut::Oversized(4096 * READ_SIZE)));
+        // nor do many that are just within bounds, one after the other
+        for _ in 0..512 {
+            for _ in 0..limit / READ_SIZE {
+                assert_eq!(feed(&chunk, &mut lines), None);
+            }
+            assert!(matches!(feed(b"\n", &mut lines), Some(Cut::Line(line)) if line.len() == limit));
+        }
+        // the buffer grows by doubling
+        assert!(most <= 2 * (limit + 2 * READ_SIZE), "{most}");
+    }
+
+    #[test]
+    fn huge_numbers_are_numbers_or_errors() {
+        for number in ["18446744073709551616", "-9223372036854775809", "1e308", "1e-999999999", &"9".repeat(300)] {
+            let line = format!(
+                r#"{{"event": "X", "data": {number}, "timestamp": {{"seconds": {number}, "microseconds": {number}}}}}"#
+            );
+            let Frame::Event(event) = frame(&line) else { panic!("{number}") };
+            assert!(event.data.is_f64() && event.timestamp.is_none(), "{number}");
+        }
+        for number in ["1e309", "-1e999999999999", &"9".repeat(1 << 20)] {
+            assert!(matches!(parse(number.as_bytes()), Err(FrameError::NotJson(_))), "{}", &number[..9]);
+        }
+    }
+
     proptest! {
         #[test]
         fn lines_do_not_depend_on_chunking(

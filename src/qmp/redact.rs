@@ -4,12 +4,22 @@
 //! other people. Identifiers of secrets (`key-secret`, `password-secret`) stay readable, they are no secrets.
 
 use serde_json::{Map, Value};
+use std::cell::LazyCell;
 
 /// What stands in a secret's place.
 pub(super) const REDACTED: &str = "[redacted]";
 
-/// A copy of a line without its secrets.
-pub(super) fn redact(line: &Value) -> Value {
+/// How often JSON is followed into a text inside of JSON. QEMU does it twice; a peer that does it without end would have
+/// us recurse as often, each time as deep as JSON may be.
+const DEEPEST: usize = 4;
+
+/// A copy of a line without its secrets, as it is recorded.
+pub fn redact(line: &Value) -> Value {
+    redact_at(line, 0)
+}
+
+/// `depth` says in how many texts the line stands.
+fn redact_at(line: &Value, depth: usize) -> Value {
     let mut line = line.clone();
     // The line that sets or asks for a property names it, the reply does not, but our ids tell the command.
     let id = line.get("id").and_then(Value::as_str).unwrap_or_default();
@@ -19,7 +29,7 @@ pub(super) fn redact(line: &Value) -> Value {
             *reply = REDACTED.into();
         }
     }
-    scrub(&mut line, false);
+    scrub(&mut line, false, depth);
     line
 }
 
@@ -32,12 +42,12 @@ pub(super) fn mentions_secret(bytes: &[u8]) -> bool {
 }
 
 /// `in_secret` says that the value is part of a `secret` object, whose `data` is the secret.
-fn scrub(value: &mut Value, in_secret: bool) {
+fn scrub(value: &mut Value, in_secret: bool, depth: usize) {
     match value {
-        Value::Object(members) => scrub_object(members, in_secret),
-        Value::Array(items) => items.iter_mut().for_each(|item| scrub(item, in_secret)),
+        Value::Object(members) => scrub_object(members, in_secret, depth),
+        Value::Array(items) => items.iter_mut().for_each(|item| scrub(item, in_secret, depth)),
         Value::String(text) => {
-            if let Some(clean) = scrub_text(text) {
+            if let Some(clean) = scrub_text(text, depth) {
                 *text = clean;
             }
         }
@@ -45,7 +55,7 @@ fn scrub(value: &mut Value, in_secret: bool) {
     }
 }
 
-fn scrub_object(members: &mut Map<String, Value>, in_secret: bool) {
+fn scrub_object(members: &mut Map<String, Value>, in_secret: bool, depth: usize) {
     let text = |key: &str| members.get(key).and_then(Value::as_str).map(plain).unwrap_or_default();
     let in_secret = in_secret || ["qom-type", "qom_type"].iter().any(|key| text(key).starts_with("secret"));
     // qom-set and qom-list-get put the name of a property beside its value.
@@ -56,13 +66,13 @@ fn scrub_object(members: &mut Map<String, Value>, in_secret: bool) {
         if hidden && !matches!(value, Value::Null | Value::Bool(_)) {
             *value = REDACTED.into();
         } else {
-            scrub(value, in_secret);
+            scrub(value, in_secret, depth);
         }
     }
     // A key is peer-made text as well.
-    if members.keys().any(|key| scrub_text(key).is_some()) {
-        *members =
-            std::mem::take(members).into_iter().map(|(key, value)| (scrub_text(&key).unwrap_or(key), value)).collect();
+    if members.keys().any(|key| scrub_text(key, depth).is_some()) {
+        let clean = |(key, value): (String, Value)| (scrub_text(&key, depth).unwrap_or(key), value);
+        *members = std::mem::take(members).into_iter().map(clean).collect();
     }
 }
 
@@ -82,14 +92,16 @@ fn is_secret_key(key: &str) -> bool {
 }
 
 /// The text without its secrets, or `None` if it carries none.
-fn scrub_text(text: &str) -> Option<String> {
+fn scrub_text(text: &str, depth: usize) -> Option<String> {
     let trimmed = text.trim_start();
     let json = trimmed.strip_prefix("json:").or_else(|| trimmed.starts_with(['{', '[']).then_some(trimmed));
     if let Some(json) = json {
-        // Nested text doubles its escapes at every level, so its length bounds this recursion.
+        if depth == DEEPEST {
+            return Some(REDACTED.into());
+        }
         return match serde_json::from_str::<Value>(json) {
             Ok(value) => {
-                let clean = redact(&value);
+                let clean = redact_at(&value, depth + 1);
                 (clean != value).then(|| format!("{}{clean}", if trimmed == json { "" } else { "json:" }))
             }
             Err(_) => mentions_secret(json.as_bytes()).then(|| REDACTED.into()),
@@ -103,11 +115,13 @@ fn scrub_text(text: &str) -> Option<String> {
 
 /// Whether the text assigns a secret in option syntax (`...,password=...`) or as JSON inside other text.
 fn assigns_secret(text: &str) -> bool {
+    // once at most, or a text of nothing but data= would take time by the square of its length
+    let is_of_secret = LazyCell::new(|| plain(text).contains("secret"));
     text.match_indices(['=', ':']).any(|(at, _)| {
         let before = text[..at].trim_end().trim_end_matches(['"', '\'', '\\']);
         let word = before.rsplit(|c: char| !(c.is_alphanumeric() || "-_.".contains(c))).next();
         let word = plain(word.unwrap_or_default());
-        is_secret_key(&word) || (word == "data" && plain(text).contains("secret"))
+        is_secret_key(&word) || (word == "data" && *is_of_secret)
     })
 }
 
@@ -196,6 +210,37 @@ mod tests {
             assert!(mentions_secret(text.as_bytes()));
         }
         assert!(!mentions_secret(b"{\"event\": \"STOP\", "));
+    }
+
+    /// JSON in a text in JSON, and so on, each as deep as JSON may be.
+    fn nested(levels: usize) -> Value {
+        let mut text = "x".to_owned();
+        for _ in 0..levels {
+            text = format!("{}{}{}", "[".repeat(125), Value::from(text), "]".repeat(125));
+        }
+        Value::from(text)
+    }
+
+    #[test]
+    fn text_within_text_costs_bounded_stack() {
+        assert_eq!(redact(&nested(DEEPEST)), nested(DEEPEST));
+        let lines = [nested(DEEPEST + 1), nested(18), json!({(nested(18).as_str().unwrap()): 1})];
+        // a quarter of what a thread of tokio has
+        let small = std::thread::Builder::new().stack_size(512 << 10);
+        let clean = small.spawn(move || lines.map(|line| redact(&line).to_string())).unwrap().join().unwrap();
+        assert!(clean.iter().all(|line| line.contains(REDACTED)));
+    }
+
+    /// By the square of its length this would take far longer.
+    #[test]
+    fn a_long_text_costs_time_by_its_length() {
+        for piece in ["data=", "data:", "a://u@", "= ", "\"'\\\\=", "[", "{\"", "://", "a.", "json:["] {
+            let text = piece.repeat((256 << 10) / piece.len());
+            let began = std::time::Instant::now();
+            redact(&json!({ "x": text }));
+            let took = began.elapsed();
+            assert!(took < std::time::Duration::from_secs(5), "{piece}: {took:?}");
+        }
     }
 
     fn tree(secret: &'static str) -> impl Strategy<Value = Value> {

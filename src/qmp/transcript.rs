@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::frame::{Cut, Lines};
-use super::redact::{mentions_secret, redact};
+use super::redact::mentions_secret;
+
+pub use super::redact::redact;
 
 /// The format this version writes, and the only one it reads.
 const VERSION: u64 = 1;
@@ -217,8 +219,7 @@ fn render(started: Instant, side: &str, dir: Direction, body: Body) -> String {
     serde_json::to_string(&entry).unwrap_or_default() + "\n"
 }
 
-/// Opens a file only its owner can read, and nothing that is no plain file.
-/// Makes the file; what is there already, a link included, is left alone.
+/// Makes the file, which only its owner can read; what is there already, a link included, is left alone.
 fn open_private(path: &Path) -> Result<File, TranscriptError> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     made.map_err(|source| match source.kind() {
@@ -394,6 +395,7 @@ fn entry_of(line: &[u8]) -> Option<Entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 
     fn text_of(path: &Path) -> String {
@@ -445,6 +447,37 @@ mod tests {
         let at: Vec<u128> = transcript.by_ref().map(|entry| entry.unwrap().at.as_micros()).collect();
         assert_eq!(at, [5, 6]);
         assert_eq!(transcript.skipped(), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_fail(
+            lines in proptest::collection::vec(
+                prop_oneof![
+                    proptest::collection::vec(any::<u8>(), 0..80),
+                    "\\{\"v\":[12],\"t_us\":-?[0-9]{1,22},\"side\":\"a\",\"dir\":\"(send|x)\",\"(line|raw)\":[\\[{\"a1}\\]]{0,6}\\}?"
+                        .prop_map(String::into_bytes),
+                ],
+                0..6,
+            ),
+            length in 1_usize..50,
+        ) {
+            /// Gives a few bytes at a time.
+            struct Slowly<'a>(&'a [u8], usize);
+            impl Read for Slowly<'_> {
+                fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+                    let length = self.1.min(into.len());
+                    self.0.read(&mut into[..length])
+                }
+            }
+            let bytes = lines.join(&b'\n');
+            let mut read = Transcript::read(bytes.as_slice(), "t");
+            let whole: Vec<Entry> = read.by_ref().map(Result::unwrap).collect();
+            prop_assert!(whole.len() as u64 + read.skipped() <= bytes.split(|byte| *byte == b'\n').count() as u64);
+            let mut again = Transcript::read(Slowly(&bytes, length), "t");
+            prop_assert_eq!(again.by_ref().map(Result::unwrap).collect::<Vec<_>>(), whole);
+            prop_assert_eq!(again.skipped(), read.skipped());
+        }
     }
 
     #[test]

@@ -159,6 +159,20 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_answers_to_nothing_leaves_nothing() {
+        let mut waiters = Waiters::default();
+        let (mut receiver, _) = insert(&mut waiters, 1);
+        for n in 0..10_000_u64 {
+            let ids = [json!(format!("stop#{}", n + 2)), json!(format!("#{}", n + 2)), json!(u64::MAX - n), json!([n])];
+            for id in ids.into_iter().map(Some).chain([None]) {
+                assert_eq!(waiters.settle(reply(id)), Settled::UnknownId);
+            }
+        }
+        assert_eq!((waiters.table.len(), waiters.in_band.len()), (1, 1));
+        assert!(receiver.try_recv().is_err());
+    }
+
+    #[test]
     fn an_answer_works_off_what_was_sent_before_it() {
         let mut waiters = Waiters::default();
         let receivers: Vec<_> = (1..=7).map(|serial| insert(&mut waiters, serial)).collect();

@@ -6,7 +6,7 @@
 
 use super::{export, layout::PREFIX};
 use crate::{
-    endpoint::Address,
+    endpoint::{Address, keep_private},
     qemu::{Process, ProcessError},
     qmp::Request,
 };
@@ -47,6 +47,10 @@ impl View {
     pub async fn open(process: &Process, address: &Address, nodes: &[(String, String)]) -> Result<Self, ProcessError> {
         let before = set_of(process, false).await?;
         start_server(process, address).await?;
+        // only we read from it, so also where the user named it; before anything can be read there
+        if let Err(error) = keep_private(address) {
+            tracing::debug!(%address, %error, "who may connect is left to the folder of the socket");
+        }
         let mut view = Self { address: address.clone(), exports: Vec::new(), inactive: Vec::new(), before };
         match view.add(process, nodes).await {
             Ok(()) => Ok(view),

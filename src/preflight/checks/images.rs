@@ -229,7 +229,8 @@ fn needed(pair: &Pair, overcommit: bool) -> u64 {
         Mode::Incremental => pair.source.chain.layers.get(..1).unwrap_or_default(),
         Mode::Full => &pair.source.chain.layers[..],
     };
-    let actual = layers.iter().map(|layer| layer.actual_size.unwrap_or(layer.virtual_size)).sum::<u64>();
+    let actual = layers.iter().map(|layer| layer.actual_size.unwrap_or(layer.virtual_size));
+    let actual = actual.fold(0, u64::saturating_add);
     if overcommit { actual } else { pair.source.virtual_size.max(pair.destination.virtual_size) }
 }
 

@@ -1,0 +1,17 @@
+//! A journal that anyone wrote.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use qferry::journal::parse;
+use serde_json::Value;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(parsed) = parse::<Value>(bytes) {
+        assert!(parsed.whole <= bytes.len());
+        assert!(parsed.entries.iter().zip(1..).all(|(entry, n)| entry.n == n));
+        // what is cut off was no record, and what is left is a journal to go on with
+        let whole = parse::<Value>(&bytes[..parsed.whole]).expect("a journal");
+        assert_eq!((whole.entries, whole.whole), (parsed.entries, parsed.whole));
+    }
+});
