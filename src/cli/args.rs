@@ -50,7 +50,7 @@ pub(super) enum Verb {
     ///
     /// Takes the options of migrate and runs its preflight: every check, the disks of both sides next to each other, and
     /// the proof that the destination's backing files are the source's, for which read-only exports are opened for a
-    /// moment. Where nothing is in the way, it measures for a second and a half what the migration would meet: how fast the
+    /// moment. Where nothing is in the way, it measures for 1.5 to 5 s what the migration would meet: how fast the
     /// guest dirties RAM and writes to its disks, and, unless --bandwidth says it, how much arrives at the destination, for
     /// which zeros are sent to an export of nothing, as fast as they go. --no-measure leaves that out. Exit code 0: it could
     /// move; 3: it would be refused, and every reason is named.
@@ -183,7 +183,7 @@ pub(super) struct Options {
     timeout: Option<Duration>,
     /// The longest from the guest's stop until it runs again somewhere, or is clearly not known to: a QEMU that hangs is
     /// freed by then [default: 10s, or thrice the blackout budget]
-    #[arg(long, value_name = "DUR", value_parser = duration)]
+    #[arg(long, value_name = "DUR", value_parser = switchover)]
     switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest; it is called with source or
     /// destination, its address and the reason, and exit code 0 says that it is fenced. A process on this host is ended
@@ -236,6 +236,17 @@ pub(super) struct Options {
 }
 
 impl Options {
+    /// What does not go together.
+    pub(super) fn conflict(&self) -> Option<String> {
+        let budget = self.settings(false).downtime;
+        let limit = self.switchover_timeout.filter(|limit| *limit < budget.saturating_mul(2))?;
+        Some(format!(
+            "--switchover-timeout {} leaves a guest that may stand still for {} no time to go back: allow at least twice as much",
+            humantime::format_duration(limit),
+            humantime::format_duration(budget)
+        ))
+    }
+
     /// What is asked of the library. A look only predicts.
     pub(super) fn settings(&self, predict: bool) -> Settings {
         Settings {
@@ -449,6 +460,15 @@ fn downtime(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn switchover(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        limit if limit < Duration::from_secs(1) => {
+            Err("it must be at least 1s: what only looks like a QEMU that hangs would end the migration".to_owned())
+        }
+        limit => Ok(limit),
+    }
+}
+
 fn rate(text: &str) -> Result<Rate, String> {
     match text.parse() {
         Ok(Rate(0)) => Err("a ceiling of 0 would never end; leave the option out for no limit".to_owned()),
@@ -495,6 +515,13 @@ mod tests {
         let settings = parse("--storage full --verify-backing full --samples 9 --sample-seed 7 --clean").expect("good");
         assert_eq!((settings.selection.storage, settings.verify_backing), (Storage::Full, Proof::Full));
         assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
+        let settings = parse("--switchover-timeout 20s --fence-command /bin/true --journal /j").expect("good");
+        assert_eq!(settings.switchover_limit(), Duration::from_secs(20));
+        assert_eq!(settings.journal, JournalPlace::File("/j".into()));
+        assert!(settings.fence_command.is_some_and(|path| path.is_absolute()));
+        assert_eq!(parse("--no-journal").expect("good").journal, JournalPlace::Nowhere);
+        assert_eq!(parse("").expect("good").switchover_limit(), Duration::from_secs(10));
+        assert_eq!(parse("--downtime 5s").expect("good").switchover_limit(), Duration::from_secs(15));
         let settings = parse("--multifd 4 --compress zstd").expect("good");
         assert_eq!((settings.multifd, settings.compress), (Some(4), Some(Compression::Zstd)));
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));
@@ -559,6 +586,9 @@ mod tests {
             ("--multifd 256", "at most 255"),
             ("--multifd 2 --compress lzo", "zstd"),
             ("--compress zstd", "--multifd"),
+            ("--switchover-timeout 200ms", "at least 1s"),
+            ("--fence-command /etc/passwd", "executable"),
+            ("--journal /j --no-journal", "--no-journal"),
             ("--nbd-address ssh://host/x", "ssh"),
             ("--force nonsense", "cpu-features, cpu-model"),
             ("--force disk-size", "machine-type"),

@@ -37,6 +37,9 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
 
 /// Does it with the options, and the transcript that was asked for.
 async fn built(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
+    if let Some(conflict) = options.conflict() {
+        return misused(&conflict);
+    }
     let mut builder =
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings(predict));
     recorded(options.transcript.as_ref(), async |recorder| {

@@ -81,7 +81,7 @@ pub struct Settings {
     /// Remove first what an earlier try of ours left in the two QEMUs. No other engine may be at work on them.
     pub clean: bool,
     /// Measure, after every check has passed, what a prediction needs: how fast the guest dirties RAM and writes to its
-    /// disks, and how much arrives at the destination. It takes about a second and a half, and for a part of it there is an
+    /// disks, and how much arrives at the destination. It takes 1.5 to 5 s, and for a part of it there is an
     /// export of nothing on the destination that zeros are sent to.
     pub predict: bool,
     /// Allow a listening address that is not a loopback one, without TLS.
