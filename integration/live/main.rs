@@ -11,6 +11,7 @@ mod command;
 mod converge;
 mod embedding;
 mod failures;
+mod faults;
 mod machines;
 mod measure;
 mod moves;

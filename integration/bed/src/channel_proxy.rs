@@ -159,13 +159,16 @@ impl Shared {
                 break;
             }
         }
-        // the other direction may have something to say yet; a hole swallows the end, too
+        // a hole swallows the end, too
         let mut state = self.lock();
         while state.flow == Flow::Hole {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         drop(state);
-        drop(to.shutdown(Shutdown::Write));
+        // who dies closes both ways at once, and what was carried is there to be read all the same
+        for stream in [from, to] {
+            drop(stream.shutdown(Shutdown::Both));
+        }
     }
 }
 

@@ -151,13 +151,12 @@ fn tried(asked: &Asked) -> Result<bool> {
     for error in &retired {
         println!("at the end, read offline: {error}");
     }
-    let text = table::page(&asked.version, &points, &done);
-    println!("\n{text}");
     let wrong = done.iter().filter(|cell| !cell.wrong.is_empty()).count() + retired.len();
     println!("{} cells, {wrong} wrong, {:.0} s", done.len(), began.elapsed().as_secs_f64());
     if asked.write {
         let page = Path::new("docs/faults.md");
-        std::fs::write(page, text).map_err(|error| Error::new(format!("{}: {error}", page.display())))?;
+        std::fs::write(page, table::page(&asked.version, &points, &done))
+            .map_err(|error| Error::new(format!("{}: {error}", page.display())))?;
     }
     Ok(wrong == 0)
 }

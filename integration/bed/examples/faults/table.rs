@@ -37,7 +37,7 @@ pub(crate) fn page(version: &str, points: &[Point], cells: &[Cell]) -> String {
          the time. When the engine has ended, both QEMUs are asked, past the engine, who runs the guest; the guest checks all \
          that it was told is written and all of its memory; nothing of the engine's may be left; and then another migration \
          must succeed. A cell says how the engine ended, who runs the guest, and the longest time for which the guest stood \
-         still from the fault on (0: no longer than a busy processor makes it wait). `-` is a fault that makes no sense at \
+         still from the fault on (the guest beats every 5 ms, and on a busy machine it waits for its processor now and then). `-` is a fault that makes no sense at \
          that point.\n\n\
          The points are the begins of phases and, in the switchover, the moments in which a command has been sent and is not \
          yet delivered.\n\n## Faults\n\n",

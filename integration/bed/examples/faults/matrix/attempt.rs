@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use qferry::endpoint::Address;
 use qferry::migration::Settings;
+use qferry::storage::identity::Proof;
 use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
 
 use super::engine::{self, Ended, Reach, Told, wait_for_go};
@@ -18,11 +19,13 @@ use super::point::Point;
 use super::program::{Migrating, Program};
 
 /// How long an engine may take in all. Longer than all its own deadlines together.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(60);
 /// How long a destination is frozen that is thawed again.
 const FROZEN: Duration = Duration::from_secs(1);
 /// What a QEMU that could not act has to show what it does when it can.
 const SETTLES: Duration = Duration::from_millis(500);
+/// The blackout budget: so much that no busy machine makes an engine go back that should not.
+pub(super) const BUDGET: Duration = Duration::from_secs(3);
 /// How long a second engine may take while a command of the first is held.
 const BETWEEN: Duration = Duration::from_secs(3);
 
@@ -174,6 +177,9 @@ impl<'a> Scene<'a> {
             nbd_address: address("nbd"),
             migrate_address: address("ram"),
             source_nbd_address: address("here"),
+            downtime: BUDGET,
+            // the preflight's reading is not what is tried here, and it removes the socket it has read from
+            verify_backing: Proof::Off,
             ..Settings::default()
         }
     }

@@ -15,8 +15,6 @@ use super::stage::Stage;
 
 /// How long a guest may take for something on a busy machine.
 const WAIT: Duration = Duration::from_secs(60);
-/// A pause below this is not told from a guest that has to wait for its processor.
-const NOTICED: Duration = Duration::from_millis(30);
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -151,6 +149,5 @@ fn stood(pair: &Pair, from: Instant) -> Option<Duration> {
     beats.retain(|at| *at >= from);
     beats.sort_unstable();
     let after: Vec<Instant> = std::iter::once(from).chain(beats).collect();
-    let longest = after.windows(2).map(|pair| pair[1] - pair[0]).max()?;
-    Some(if longest < NOTICED { Duration::ZERO } else { longest })
+    after.windows(2).map(|pair| pair[1] - pair[0]).max()
 }

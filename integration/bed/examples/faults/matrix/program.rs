@@ -12,6 +12,7 @@ use qferry::progress::{Ending, Phase, RunsOn};
 use qferry_bed::{Error, Result};
 use serde_json::Value;
 
+use super::attempt::BUDGET;
 use super::engine::{Ended, Told, wait_for_go};
 
 /// Between two looks at a child.
@@ -43,7 +44,8 @@ impl Program {
         {
             command.args([option, address.as_str()]);
         }
-        command.arg("--journal").arg(&self.journal).arg("--json");
+        command.arg("--journal").arg(&self.journal).args(["--json", "--verify-backing", "off"]);
+        command.args(["--downtime", &format!("{}ms", BUDGET.as_millis())]);
         command.stdout(Stdio::piped()).stderr(self.log("migrate.err")?);
         let mut child = command.spawn().map_err(|error| Error::new(format!("starting qferry: {error}")))?;
         let (stdout, folder) = (child.stdout.take(), self.runtime_dir.clone());
