@@ -11,7 +11,11 @@ mod command;
 mod converge;
 mod embedding;
 mod failures;
+<<<<<<< HEAD
 mod listeners;
+=======
+mod faults;
+>>>>>>> faults
 mod machines;
 mod measure;
 mod moves;

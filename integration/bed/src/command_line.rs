@@ -92,7 +92,9 @@ pub(crate) fn disk_arguments(side: Side, spec: &Spec, build: &Build, files: &[Di
         let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
         match (disk.device, spec.style) {
             (Device::Virtio | Device::ReadOnly, _) => {
-                add("-device", format!("virtio-blk-pci,drive={drive},id={id},serial=disk{number}"));
+                let lesser = spec.deviates(side, &Deviation::LesserDevice { disk: number });
+                let less = if lesser { ",event_idx=off,indirect_desc=off" } else { "" };
+                add("-device", format!("virtio-blk-pci,drive={drive},id={id},serial=disk{number}{less}"));
             }
             (Device::Cdrom, _) => {
                 add("-device", format!("ide-cd,bus=ide.{cdroms},drive={drive},id={id}"));
@@ -152,6 +154,11 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
         file["auto-read-only"] = json!(true);
     }
     add("-blockdev", common(file));
+    if here(Deviation::WriteError { disk: number }) {
+        let name = format!("disk{number}-failing");
+        add("-blockdev", failing(&name, &root, "write").to_string());
+        root = name;
+    }
     if side == Side::Source && disk.throttled_reads.is_some() {
         let group = format!("reads{number}");
         add("-object", format!("throttle-group,id={group}"));
@@ -164,6 +171,7 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
         let name = format!("disk{number}-{place}");
         let node = match filter.filter(|_| side == Side::Source) {
             None => return (Vec::new(), root),
+            Some(Filter::ReadError) => failing(&name, &root, "read"),
             Some(Filter::CopyOnRead) => json!({"driver": "copy-on-read", "node-name": name, "file": root}),
             Some(Filter::Throttle) => {
                 let group = format!("{name}-limits");
@@ -188,6 +196,12 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
     all.extend(["-blockdev".to_owned(), common(node)]);
     all.extend(above);
     (all, root)
+}
+
+/// A node that fails with EIO what qcow2 does to data: `read` or `write`.
+fn failing(name: &str, below: &str, what: &str) -> Value {
+    let error = json!({"event": format!("{what}_aio"), "iotype": what, "errno": 5});
+    json!({"driver": "blkdebug", "node-name": name, "image": below, "inject-error": [error]})
 }
 
 fn detect_zeroes(disk: &DiskSpec) -> Option<&'static str> {

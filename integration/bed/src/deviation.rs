@@ -74,6 +74,16 @@ pub enum Deviation {
         /// The disk.
         disk: usize,
     },
+    /// Writing the overlay's data fails with EIO. Needs `-blockdev`.
+    WriteError {
+        /// The disk.
+        disk: usize,
+    },
+    /// The device cannot do what the guest's driver has agreed on with the source's, so that its state is refused.
+    LesserDevice {
+        /// The disk.
+        disk: usize,
+    },
     /// All overlays are on a file system of that size. Needs root.
     SmallFileSystem {
         /// Its size in bytes.
@@ -126,19 +136,18 @@ pub(crate) fn id_of(spec: &Spec, side: Side, disk: usize) -> String {
 pub(crate) fn create_destination(
     build: &Build,
     spec: &Spec,
-    root: &Path,
+    home: &Path,
     source: &[DiskFiles],
 ) -> Result<(Vec<DiskFiles>, Option<Mounted>)> {
-    let home = root.join("destination");
     let small = spec.destination.iter().find_map(|deviation| match deviation {
         Deviation::SmallFileSystem { bytes } => Some(*bytes),
         _ => None,
     });
     let mounted = small.map(|bytes| Mounted::tmpfs(home.join("small"), bytes)).transpose()?;
-    let tops = mounted.as_ref().map_or(home.as_path(), |mounted| mounted.0.as_path());
-    let mut disks = create(build, &spec.disks, Side::Destination, &home, tops)?;
+    let tops = mounted.as_ref().map_or(home, |mounted| mounted.0.as_path());
+    let mut disks = create(build, &spec.disks, Side::Destination, home, tops)?;
     for deviation in &spec.destination {
-        apply(deviation, build, spec, root, source, &mut disks).context(|| format!("{deviation:?}"))?;
+        apply(deviation, build, spec, home, source, &mut disks).context(|| format!("{deviation:?}"))?;
     }
     Ok((disks, mounted))
 }
@@ -147,7 +156,7 @@ fn apply(
     deviation: &Deviation,
     build: &Build,
     spec: &Spec,
-    root: &Path,
+    home: &Path,
     source: &[DiskFiles],
     disks: &mut [DiskFiles],
 ) -> Result<()> {
@@ -206,11 +215,17 @@ fn apply(
             Ok(())
         }
         Deviation::OtherUser => {
+            let root = home.parent().ok_or_else(|| Error::new("a folder without a parent"))?;
             // It makes its sockets in the run folder, and has to reach its images.
             open_to_all(root, 0o755)?;
             open_to_all(&root.join("run"), 0o777)
         }
-        Deviation::NoDiscard { .. } | Deviation::OtherId { .. } | Deviation::SmallFileSystem { .. } => Ok(()),
+        // seen to where the command line is made
+        Deviation::NoDiscard { .. }
+        | Deviation::OtherId { .. }
+        | Deviation::WriteError { .. }
+        | Deviation::LesserDevice { .. }
+        | Deviation::SmallFileSystem { .. } => Ok(()),
     }
 }
 

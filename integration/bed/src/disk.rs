@@ -99,13 +99,15 @@ pub enum DetectZeroes {
     Unmap,
 }
 
-/// A filter node on the source, without effect: a throttle has no limits.
+/// A filter node on the source. A throttle has no limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// `throttle`
     Throttle,
     /// `copy-on-read`: what is read from below comes into the overlay.
     CopyOnRead,
+    /// `blkdebug`: reading the overlay's own data fails with EIO. Only below, and not for a guest that reads.
+    ReadError,
 }
 
 /// The shape of one disk, the same on both sides.

@@ -35,12 +35,16 @@
 //! time. What the guest was told is thus known outside of it, and the images can be judged by it after everything has
 //! been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never a skipped test.
 //!
+//! What comes between an engine and its QEMUs is a [`MonitorProxy`]'s and a [`ChannelProxy`]'s to do, at an exact command. A
+//! pair whose guest moved can be turned round ([`Pair::turn`]), so that one guest serves many migrations.
+//!
 //! A pair with a [`Link`] in its spec is two hosts, with that link between them: see [`Wire`].
 //!
 //! Everything here is blocking and shares no code with the engine.
 
 mod bare;
 mod bitmap;
+mod channel_proxy;
 mod check;
 mod command_line;
 mod content;
@@ -52,6 +56,7 @@ mod guest;
 mod image;
 mod leftovers;
 mod machine;
+mod monitor_proxy;
 mod pair;
 mod qemu_build;
 mod qmp;
@@ -63,12 +68,14 @@ mod wire;
 
 pub use bare::Bare;
 pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
+pub use channel_proxy::ChannelProxy;
 pub use check::DiskCheck;
 pub use deviation::{Deviation, Sharing};
 pub use disk::{Below, DetectZeroes, Device, DiskFiles, DiskSpec, Filter, Format, Layer};
 pub use error::{Error, Result};
 pub use image::{ChainLink, ImageFacts, chain, guest_visible_equal, image_facts};
 pub use machine::Machine;
+pub use monitor_proxy::{Command, Deed, Held, MonitorProxy, Tape, nth};
 pub use pair::{Gap, Pair};
 pub use qemu_build::{Build, target_dir};
 pub use qferry_guest::Workload;

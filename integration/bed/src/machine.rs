@@ -151,6 +151,11 @@ impl Machine {
         self.side
     }
 
+    /// It is where the guest is from now on.
+    pub(crate) fn become_source(&mut self) {
+        self.side = Side::Source;
+    }
+
     /// The unix socket of the monitor that is the engine's alone.
     pub fn qmp_path(&self) -> PathBuf {
         self.folder.join("qmp")

@@ -59,9 +59,9 @@ impl Pair {
 
     /// Starts the destination of a source, and waits for the guest.
     pub(crate) fn join(half: Half, given: Option<Given>) -> Result<Self> {
-        let root = half.folder.path();
+        let home = half.destination_dir();
         let (destination, mounted) =
-            start_destination(&half.spec, &half.builds, root, &half.record, &half.source, given.as_ref(), None)?;
+            start_destination(&half.spec, &half.builds, &home, &half.record, &half.source, given.as_ref(), None)?;
         let boot = half.wait_for_guest()?;
         let Half { source, spec, builds, record, folder, .. } = half;
         Ok(Self { source, destination, boot, spec, builds, record, given, mounted, folder })
@@ -116,11 +116,38 @@ impl Pair {
             old = None;
             self.mounted = None;
         }
-        let (root, given) = (self.folder.path(), self.given.as_ref());
+        let (home, given) = (self.destination.folder(), self.given.as_ref());
         let (machine, mounted) =
-            start_destination(&self.spec, &self.builds, root, &self.record, &self.source, given, old)?;
+            start_destination(&self.spec, &self.builds, home, &self.record, &self.source, given, old)?;
         self.destination = machine;
         self.mounted = mounted.or(self.mounted.take());
+        Ok(())
+    }
+
+    /// After a move: the destination is the source from now on, and in the folder of the one before it a fresh destination
+    /// waits, on new images over the backing files there.
+    ///
+    /// # Errors
+    /// The source still runs a guest, the two sides are of different versions or on two hosts, or the new destination does
+    /// not start.
+    pub fn turn(&mut self) -> Result<()> {
+        only_ours(self.given.as_ref())?;
+        if self.wire().is_some() || self.builds[0].version() != self.builds[1].version() {
+            return Err(Error::new("only sides that are alike can be turned round"));
+        }
+        if self.source.alive()? && self.source.status()? == "running" {
+            return Err(Error::new("the guest is not on the destination alone"));
+        }
+        self.source.kill()?;
+        // old files are in the way of nobody: whatever has the same name is made anew
+        self.mounted = None;
+        self.record.turn();
+        let home = self.source.folder();
+        let (machine, mounted) =
+            start_destination(&self.spec, &self.builds, home, &self.record, &self.destination, None, None)?;
+        self.source = std::mem::replace(&mut self.destination, machine);
+        self.source.become_source();
+        self.mounted = mounted;
         Ok(())
     }
 

@@ -161,23 +161,22 @@ fn devices(spec: &Spec, side: Side) -> Vec<String> {
     spec.disks.iter().enumerate().map(device).collect()
 }
 
-/// Starts a destination, on files that are there (`old`) or on new ones.
+/// Starts a destination in its folder, on files that are there (`old`) or on new ones.
 pub(crate) fn start_destination(
     spec: &Spec,
     builds: &[Build; 2],
-    root: &Path,
+    home: &Path,
     record: &Arc<Record>,
     source: &Machine,
     given: Option<&Given>,
     old: Option<Vec<DiskFiles>>,
 ) -> Result<(Machine, Option<Mounted>)> {
-    let home = root.join("destination");
     let mut mounted = None;
     let disks = match (given, old) {
         (Some(given), None) => given.disks.clone(),
         (_, Some(old)) => old,
         (None, None) => {
-            let created = create_destination(&builds[1], spec, root, source.disks())?;
+            let created = create_destination(&builds[1], spec, home, source.disks())?;
             mounted = created.1;
             created.0
         }
@@ -186,16 +185,16 @@ pub(crate) fn start_destination(
         Some(Given { whole: true, arguments, .. }) => {
             let watch = home.join("watch").display().to_string();
             let has_ours = arguments.iter().any(|argument| argument.contains(&watch));
-            let ours = monitors(&home).into_iter().filter(|_| !has_ours);
+            let ours = monitors(home).into_iter().filter(|_| !has_ours);
             arguments.iter().cloned().chain(ours).collect()
         }
-        Some(given) => arguments(Side::Destination, spec, builds, &home, &disks, Some(&given.arguments))?,
-        None => arguments(Side::Destination, spec, builds, &home, &disks, None)?,
+        Some(given) => arguments(Side::Destination, spec, builds, home, &disks, Some(&given.arguments))?,
+        None => arguments(Side::Destination, spec, builds, home, &disks, None)?,
     };
     let machine = Machine::start(Launch {
         side: Side::Destination,
         build: &builds[1],
-        folder: &home,
+        folder: home,
         arguments,
         devices: devices(spec, Side::Destination),
         disks,

@@ -97,6 +97,13 @@ impl Record {
         state.logs.len() - 1
     }
 
+    /// The destination is where the guest begins from now on.
+    pub(crate) fn turn(&self) {
+        for log in &mut self.lock().logs {
+            log.side = Side::Source;
+        }
+    }
+
     /// Reads a debug port to its end.
     pub(crate) fn read_to_end(self: &Arc<Self>, mut port: UnixStream, log: usize) {
         let mut buffer = [0; 4096];
@@ -298,7 +305,7 @@ impl State {
             }
             lines.extend(log.lines.iter().map(|(at, line)| (log.side, *at, line.clone())));
             foreign.extend(log.foreign.iter().map(|text| format!("{}: {text}", log.side)));
-            if log.side == Side::Source || !matches!(log.head, Some((_, None))) {
+            if !matches!(log.head, Some((_, None))) {
                 open = &log.open; // a destination that never ran has cut no line
             }
         }
@@ -358,6 +365,21 @@ mod tests {
         // The first destination said nothing and has no open line; the second continues the source's.
         assert_eq!(record.beats().len(), 5);
         assert_eq!(record.errors(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn there_and_back_is_one_record() {
+        let record = Record::default();
+        let (first, second) = (record.begin(Side::Source), record.begin(Side::Destination));
+        said(&record, first, "b1\nb");
+        said(&record, second, "2\nb3\nb4");
+        record.turn();
+        // one that never ran, and the one that the guest goes back to
+        let third = [record.begin(Side::Destination), record.begin(Side::Destination)][1];
+        said(&record, third, "\nb5\n");
+        assert_eq!(record.errors(), Vec::<String>::new());
+        let sides: Vec<Side> = record.beats().into_iter().map(|beat| beat.side).collect();
+        assert_eq!(sides, [[Side::Source; 3].as_slice(), &[Side::Destination; 2]].concat());
     }
 
     #[test]

@@ -1,0 +1,200 @@
+//! Tries what may go wrong at every point of a migration: `faults QFERRY [OPTIONS] [FAULT [POINT]]`, with the path of the
+//! command; see `scripts/faults`.
+//!
+//! Fails if a guest runs twice, or nowhere without need, has lost something, or the engine says otherwise than it is.
+
+mod matrix;
+mod table;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use matrix::{CORE, Cell, Fault, PHASES, Point, Soak, Stage, clean, run, soak, switchover};
+use qferry_bed::{Error, Result};
+
+/// The version that all of it is tried on; the core of it elsewhere.
+const WHOLE: &str = "10.0.13";
+const MIGRATIONS: usize = 200;
+const SOAKS: Duration = Duration::from_secs(570);
+
+/// What is asked for.
+struct Asked {
+    qferry: PathBuf,
+    version: String,
+    soak: bool,
+    core: bool,
+    write: bool,
+    lanes: usize,
+    seed: u64,
+    migrations: usize,
+    fault: Option<String>,
+    point: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let right = Asked::read().and_then(|asked| if asked.soak { soaked(&asked) } else { tried(&asked) });
+    match right {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("faults: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+impl Asked {
+    fn read() -> Result<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut asked = Self {
+            qferry: PathBuf::new(),
+            version: WHOLE.to_owned(),
+            soak: false,
+            core: false,
+            write: false,
+            lanes: 2,
+            seed: now.as_secs(),
+            migrations: MIGRATIONS,
+            fault: None,
+            point: None,
+        };
+        let mut words = env::args().skip(1);
+        asked.qferry = words.next().ok_or_else(usage)?.into();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(usage);
+            let number = |text: String| text.parse().map_err(|_| usage());
+            match word.as_str() {
+                "--soak" => asked.soak = true,
+                "--core" => asked.core = true,
+                "--write" => asked.write = true,
+                "--version" => asked.version = value()?,
+                "--seed" => asked.seed = number(value()?)?,
+                "--lanes" => asked.lanes = number(value()?)?.max(1) as usize,
+                "--migrations" => asked.migrations = number(value()?)? as usize,
+                option if option.starts_with('-') => return Err(usage()),
+                _ if asked.fault.is_none() => asked.fault = Some(word),
+                _ if asked.point.is_none() => asked.point = Some(word),
+                _ => return Err(usage()),
+            }
+        }
+        asked.core |= asked.version != WHOLE;
+        Ok(asked)
+    }
+
+    /// Whether a cell is asked for, by names or parts of them.
+    fn wants(&self, fault: Fault, point: &Point) -> bool {
+        let (fault_fits, point_fits) = (&self.fault, &self.point);
+        let point = point.to_string();
+        let fits = fault_fits.as_ref().is_none_or(|name| fault.name() == name)
+            && point_fits.as_ref().is_none_or(|name| point.contains(name.as_str()));
+        fits && (!self.core || CORE.iter().any(|(core, at)| *core == fault && *at == point))
+    }
+}
+
+fn usage() -> Error {
+    let faults = Fault::ALL.map(Fault::name).join(" ");
+    Error::new(format!(
+        "usage: faults QFERRY [--version V] [--core] [--lanes N] [--write] [FAULT [POINT]]\n       \
+         faults QFERRY --soak [--seed N] [--migrations N] [--version V] [--lanes N]\nfaults: {faults}"
+    ))
+}
+
+/// The matrix, or what of it was asked for.
+fn tried(asked: &Asked) -> Result<bool> {
+    if asked.fault.as_ref().is_some_and(|name| !Fault::ALL.iter().any(|fault| fault.name() == name)) {
+        return Err(usage());
+    }
+    let began = Instant::now();
+    // the points are those of a migration that went well, so that they are never those of an engine of old
+    let mut first = Stage::new(&asked.qferry, &asked.version);
+    let seen = clean(&mut first)?;
+    let points: Vec<Point> = PHASES.map(Point::Phase).into_iter().chain(switchover(&seen)).collect();
+    let cells: Vec<(Fault, Point)> = Fault::ALL
+        .into_iter()
+        .flat_map(|fault| points.iter().map(move |point| (fault, point.clone())))
+        .filter(|(fault, point)| asked.wants(*fault, point) && fault.left_out(point).is_none())
+        .collect();
+    if cells.is_empty() {
+        let names: Vec<String> = points.iter().map(ToString::to_string).collect();
+        return Err(Error::new(format!("no such cell; the points are: {}", names.join(", "))));
+    }
+    println!("{} cells on QEMU {}, {} guests at once\n", cells.len(), asked.version, asked.lanes);
+    let (next, done, retired) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let stages = std::iter::once(first).chain((1..asked.lanes).map(|_| Stage::new(&asked.qferry, &asked.version)));
+    let lane = |mut stage: Stage| {
+        while let Some((fault, point)) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let cell = run(&mut stage, *fault, point, true);
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            table::tell(&cell);
+            done.push(cell);
+        }
+        if let Err(error) = stage.retire() {
+            retired.lock().unwrap_or_else(PoisonError::into_inner).push(error.to_string());
+        }
+    };
+    let lane = &lane;
+    thread::scope(|scope| {
+        for stage in stages {
+            scope.spawn(move || lane(stage));
+        }
+    });
+    let (done, retired): (Vec<Cell>, Vec<String>) = (
+        done.into_inner().unwrap_or_else(PoisonError::into_inner),
+        retired.into_inner().unwrap_or_else(PoisonError::into_inner),
+    );
+    for error in &retired {
+        println!("at the end, read offline: {error}");
+    }
+    let wrong = done.iter().filter(|cell| !cell.wrong.is_empty()).count() + retired.len();
+    println!("{} cells, {wrong} wrong, {:.0} s", done.len(), began.elapsed().as_secs_f64());
+    if asked.write {
+        let page = Path::new("docs/faults.md");
+        std::fs::write(page, table::page(&asked.version, &points, &done))
+            .map_err(|error| Error::new(format!("{}: {error}", page.display())))?;
+    }
+    Ok(wrong == 0)
+}
+
+/// There and back, with faults at random.
+fn soaked(asked: &Asked) -> Result<bool> {
+    println!("QEMU {}, seed {}, {} migrations", asked.version, asked.seed, asked.migrations);
+    let began = Instant::now();
+    let tally = soak(
+        &Soak {
+            qferry: &asked.qferry,
+            version: &asked.version,
+            seed: asked.seed,
+            migrations: asked.migrations,
+            limit: SOAKS,
+            lanes: asked.lanes,
+            without: &[],
+        },
+        &|number, cell| {
+            print!("{number:>4} ");
+            table::tell(cell);
+        },
+    );
+    for wrong in &tally.wrong {
+        println!("WRONG: {wrong}");
+    }
+    println!(
+        "{} migrations in {:.0} s, seed {}: {} moved, {} rolled back, {} died with their QEMU; {} faults struck; \
+         the longest that a guest stood still: {} ms; {} wrong",
+        tally.migrations,
+        began.elapsed().as_secs_f64(),
+        asked.seed,
+        tally.moved,
+        tally.back,
+        tally.nowhere,
+        tally.struck,
+        tally.stood.as_millis(),
+        tally.wrong.len()
+    );
+    Ok(tally.wrong.is_empty() && tally.migrations >= asked.migrations)
+}

@@ -1,0 +1,290 @@
+//! One migration with a fault in it, and a look at both QEMUs when the engine has ended.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use qferry::endpoint::Address;
+use qferry::migration::Settings;
+use qferry::storage::identity::Proof;
+use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
+
+use super::engine::{self, Ended, Reach, Told, wait_for_go};
+use super::fault::Fault;
+use super::look::Look;
+use super::point::Point;
+use super::program::{Migrating, Program};
+
+/// How long an engine may take in all. Longer than all its own deadlines together.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long a destination is frozen that is thawed again.
+const FROZEN: Duration = Duration::from_secs(1);
+/// What a QEMU that could not act has to show what it does when it can.
+const SETTLES: Duration = Duration::from_millis(500);
+/// The blackout budget: so much that no busy machine makes an engine go back that should not.
+pub(super) const BUDGET: Duration = Duration::from_secs(3);
+/// How long a second engine may take while a command of the first is held.
+const BETWEEN: Duration = Duration::from_secs(3);
+
+/// What came of it.
+pub(crate) struct Attempt {
+    /// How the engine ended, or that it did not as it must.
+    pub(crate) ended: std::result::Result<Ended, String>,
+    /// When the fault struck.
+    pub(crate) struck: Option<Instant>,
+    pub(crate) tape: Vec<Command>,
+    pub(crate) look: Look,
+}
+
+/// What is between the engine and the pair.
+struct Scene<'a> {
+    pair: &'a Pair,
+    folder: PathBuf,
+    tape: Tape,
+    monitors: [MonitorProxy; 2],
+    nbd: ChannelProxy,
+    ram: ChannelProxy,
+}
+
+/// The engine, wherever it runs.
+enum Engine {
+    Here(#[allow(dead_code, reason = "it is there to be dropped")] engine::Running),
+    Program(Migrating, Program),
+}
+
+/// Migrates, with the fault at the point if there is one. `clean` allows leftovers of an earlier try to be removed.
+pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>, clean: bool) -> Result<Attempt> {
+    let scene = Scene::set(pair)?;
+    let (talk, told) = channel();
+    let mut phase = None;
+    let mut moment = None;
+    match fault {
+        Some((_, Point::Phase(at))) => phase = Some(*at),
+        Some((_, Point::Moment(after))) => moment = Some(Instant::now() + *after),
+        Some((fault, point @ Point::Command { side, .. })) => {
+            let (talk, point) = (talk.clone(), point.clone());
+            let proxy = scene.monitor(*side);
+            proxy.rule(move |seen| point.is_reached(seen), move || wait_for_go(&talk), fault.deed());
+        }
+        None => {}
+    }
+    let by_program = matches!(fault, Some((Fault::EngineKilled, _)));
+    let mut engine = match by_program {
+        true => {
+            let program = scene.program(qferry)?;
+            Engine::Program(program.migrate(phase, talk)?, program)
+        }
+        false => {
+            let settings = Settings { clean, ..scene.settings("") };
+            let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
+            let settings = Settings { force: force.into_iter().collect(), ..settings };
+            // an engine that may dial anew has to be given an address
+            let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
+            Engine::Here(engine::start(scene.reach(!cut)?, settings, phase, talk))
+        }
+    };
+
+    let deadline = Instant::now() + LIMIT;
+    let (mut struck, mut thaw, mut second) = (None, None, None);
+    let ended = loop {
+        let next = [Some(deadline), thaw, moment].into_iter().flatten().min().unwrap_or(deadline);
+        match told.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            Ok(Told::Ended(ended)) => break Ok(ended),
+            Ok(Told::Broke(error)) => break Err(error),
+            Ok(Told::Reached(go)) => {
+                let Some((fault, point)) = fault else { continue };
+                struck = Some(Instant::now());
+                if let Some(ended) = scene.kill_engine(fault, &mut engine)? {
+                    break ended;
+                }
+                second = scene.strike(fault, matches!(point, Point::Command { .. }))?;
+                thaw = (fault == Fault::Thawed).then(|| Instant::now() + FROZEN);
+                drop(go);
+            }
+            Err(RecvTimeoutError::Timeout) if moment.is_some_and(|at| at <= Instant::now()) => {
+                moment = None;
+                let Some((fault, _)) = fault else { continue };
+                struck = Some(Instant::now());
+                if let Some(ended) = scene.kill_engine(fault, &mut engine)? {
+                    break ended;
+                }
+                // who has ended by himself meanwhile cannot be struck any more
+                second = scene.strike(fault, false).unwrap_or_default();
+                thaw = (fault == Fault::Thawed).then(|| Instant::now() + FROZEN);
+            }
+            Err(RecvTimeoutError::Timeout) if thaw.is_some_and(|at| at <= Instant::now()) => {
+                thaw = None;
+                scene.thaw()?;
+            }
+            Err(_) => break Err(format!("the engine has not ended after {LIMIT:?}")),
+        }
+    };
+    drop(engine);
+    if let Some(second) = second {
+        wait_for_second(&second)?;
+    }
+    scene.thaw()?;
+    if fault.is_some_and(|(fault, _)| fault.blinds() || fault == Fault::Thawed) {
+        sleep(SETTLES);
+    }
+    Ok(Attempt { ended, struck, tape: scene.tape.commands(), look: Look::at(pair)? })
+}
+
+/// Whatever it ends with: what counts is where the guest is.
+fn wait_for_second(told: &Receiver<Told>) -> Result<()> {
+    match told.recv_timeout(LIMIT) {
+        Ok(Told::Broke(error)) => Err(Error::new(format!("the second engine: {error}"))),
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::new(format!("the second engine has not ended after {LIMIT:?}"))),
+    }
+}
+
+impl<'a> Scene<'a> {
+    fn set(pair: &'a Pair) -> Result<Self> {
+        let folder = pair.run_dir().with_file_name("channels");
+        fs::create_dir_all(&folder).map_err(|error| Error::new(format!("{}: {error}", folder.display())))?;
+        let tape = Tape::default();
+        let monitor =
+            |side: Side, name: &str| MonitorProxy::start(side, folder.join(name), pair.machine(side).qmp_path(), &tape);
+        let monitors = [monitor(Side::Source, "source")?, monitor(Side::Destination, "destination")?];
+        let channel = |name: &str| ChannelProxy::start(folder.join(name), folder.join(format!("{name}-behind")));
+        let (nbd, ram) = (channel("nbd")?, channel("ram")?);
+        // both sides are told where the relays listen, so the destination has to be told otherwise
+        for (command, relay) in [("nbd-server-start", &nbd), ("migrate-incoming", &ram)] {
+            let [front, behind] = [relay.front(), relay.behind()].map(|path| path.display().to_string());
+            monitors[1].replace(command, &front, &behind);
+        }
+        Ok(Self { pair, folder, tape, monitors, nbd, ram })
+    }
+
+    fn monitor(&self, side: Side) -> &MonitorProxy {
+        let [source, destination] = &self.monitors;
+        if side == Side::Source { source } else { destination }
+    }
+
+    fn unix(&self, name: &str) -> String {
+        format!("unix:{}", self.folder.join(name).display())
+    }
+
+    /// What an engine is told; `suffix` keeps a second one's sockets apart, which go by no relay.
+    fn settings(&self, suffix: &str) -> Settings {
+        let address = |name: &str| self.unix(&format!("{name}{suffix}")).parse::<Address>().ok();
+        Settings {
+            runtime_dir: self.pair.run_dir(),
+            nbd_address: address("nbd"),
+            migrate_address: address("ram"),
+            source_nbd_address: address("here"),
+            downtime: BUDGET,
+            // the preflight's reading is not what is tried here, and it removes the socket it has read from
+            verify_backing: Proof::Off,
+            ..Settings::default()
+        }
+    }
+
+    /// Through the proxies; `named` tells the engine which processes are behind them.
+    fn reach(&self, named: bool) -> Result<[Reach; 2]> {
+        let reach = |proxy: &MonitorProxy, side: Side| match named {
+            true => Ok(Reach::Through(proxy.path().to_owned(), self.pair.machine(side).pid())),
+            false => Ok(Reach::At(address(&format!("unix:{}", proxy.path().display()))?)),
+        };
+        let [source, destination] = &self.monitors;
+        Ok([reach(source, Side::Source)?, reach(destination, Side::Destination)?])
+    }
+
+    fn program(&self, qferry: &Path) -> Result<Program> {
+        let journal = self.pair.run_dir().join("journal");
+        // of an earlier cell
+        drop(fs::remove_file(&journal));
+        Ok(Program {
+            qferry: qferry.to_owned(),
+            monitors: [&self.monitors[0], &self.monitors[1]].map(|proxy| proxy.path().to_owned()),
+            channels: ["nbd", "ram", "here"].map(|name| self.unix(name)),
+            runtime_dir: self.pair.run_dir(),
+            journal,
+        })
+    }
+
+    /// Where the engine is what is to be killed: kills it, and has it looked after. What that ended with.
+    fn kill_engine(&self, fault: Fault, engine: &mut Engine) -> Result<Option<std::result::Result<Ended, String>>> {
+        let Engine::Program(running, program) = engine else { return Ok(None) };
+        if fault != Fault::EngineKilled {
+            return Ok(None);
+        }
+        running.kill()?;
+        let recover = || program.recover(LIMIT).map_err(|error| error.to_string());
+        // a second time it finds all done, or nothing more to do
+        Ok(Some(recover().and_then(|ended| match recover() {
+            Ok(again) if (again.ending, again.runs_on) == (ended.ending, ended.runs_on) => Ok(ended),
+            other => Err(format!("at first {ended:?}, and the second time {other:?}")),
+        })))
+    }
+
+    /// Brings the fault about. `held` tells that the engine waits meanwhile.
+    fn strike(&self, fault: Fault, held: bool) -> Result<Option<Receiver<Told>>> {
+        match fault {
+            Fault::Killed(side) => self.pair.machine(side).kill()?,
+            Fault::Frozen | Fault::Thawed => self.pair.destination.stop_process()?,
+            Fault::MigrationCut => self.ram.cut(),
+            Fault::NbdCut => self.nbd.cut(),
+            Fault::NbdHole => self.nbd.black_hole(),
+            Fault::Full => fill(&self.pair.destination.folder().join("small/filler"))?,
+            Fault::Cut(side) => self.monitor(side).cut(),
+            Fault::Late(side) => self.monitor(side).late(Fault::late()),
+            Fault::SecondEngine => return self.second_engine(held).map(Some),
+            // the destination was made for it, or it is the command's deed, or it has been done
+            Fault::WriteError | Fault::ReadError | Fault::StateRefused | Fault::ReplyLost | Fault::EngineKilled => {
+                debug_assert!(fault.deviation().is_some() || fault.deed() != Deed::Pass || fault.needs_own_source());
+            }
+        }
+        Ok(None)
+    }
+
+    /// A second engine, over TCP. While the first is held it is let go as far as it comes.
+    fn second_engine(&self, held: bool) -> Result<Receiver<Told>> {
+        let reach = |side: Side| -> Result<Reach> {
+            let port = self.pair.machine(side).qmp_port()?;
+            Ok(Reach::At(address(&format!("tcp:127.0.0.1:{port}"))?))
+        };
+        let sides = [reach(Side::Source)?, reach(Side::Destination)?];
+        let (talk, told) = channel();
+        let (done, is_done) = channel();
+        let running = engine::start(sides, self.settings("-second"), None, talk);
+        std::thread::spawn(move || {
+            // kept until it has ended by itself
+            let _running = running;
+            if let Ok(ended) = told.recv() {
+                drop(done.send(ended));
+            }
+        });
+        if !held {
+            return Ok(is_done);
+        }
+        let (again, later) = channel();
+        match is_done.recv_timeout(BETWEEN) {
+            Ok(ended) => drop(again.send(ended)),
+            Err(_) => return Ok(is_done),
+        }
+        Ok(later)
+    }
+
+    fn thaw(&self) -> Result<()> {
+        match self.pair.destination.alive()? {
+            true => self.pair.destination.continue_process(),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Takes all that is left on a file system.
+fn fill(path: &Path) -> Result<()> {
+    let mut file = fs::File::create(path).map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
+    while file.write_all(&[1; 64 << 10]).is_ok() {}
+    Ok(())
+}
+
+fn address(text: &str) -> Result<Address> {
+    text.parse().map_err(|error| Error::new(format!("{text}: {error}")))
+}

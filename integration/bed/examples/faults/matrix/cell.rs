@@ -1,0 +1,153 @@
+//! One fault at one point, from the migration that meets it to the one after.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use qferry::progress::Ending;
+use qferry_bed::{Command, Error, Pair, Result, Side};
+
+use super::attempt::{Attempt, attempt};
+use super::engine::Ended;
+use super::fault::Fault;
+use super::judge::{Facts, Standing, judge};
+use super::point::Point;
+use super::stage::Stage;
+
+/// How long a guest may take for something on a busy machine.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Cell {
+    pub(crate) fault: Fault,
+    pub(crate) point: Point,
+    /// How the engine ended, as far as it did.
+    pub(crate) ended: Option<Ended>,
+    /// Where the guest is then, if it is where it may be.
+    pub(crate) standing: Option<Standing>,
+    /// Whether the fault struck.
+    pub(crate) struck: bool,
+    /// The longest the guest stood still from the fault on; none where it does not run, or does not beat.
+    pub(crate) stood: Option<Duration>,
+    /// What is wrong; nothing is good.
+    pub(crate) wrong: Vec<String>,
+    pub(crate) took: Duration,
+}
+
+/// Tries a fault at a point. With `again`, another migration afterwards must succeed.
+pub(crate) fn run(stage: &mut Stage, fault: Fault, point: &Point, again: bool) -> Cell {
+    let began = Instant::now();
+    let mut cell = Cell {
+        fault,
+        point: point.clone(),
+        ended: None,
+        standing: None,
+        struck: false,
+        stood: None,
+        wrong: Vec::new(),
+        took: Duration::ZERO,
+    };
+    if let Err(error) = fill_in(&mut cell, stage, again) {
+        cell.wrong.push(error.to_string());
+    }
+    if !cell.wrong.is_empty() {
+        stage.abandon();
+    }
+    cell.took = began.elapsed();
+    cell
+}
+
+/// A migration with no fault in it: the commands it took.
+pub(crate) fn clean(stage: &mut Stage) -> Result<Vec<Command>> {
+    let qferry = stage.qferry().to_owned();
+    let pair = stage.ready(None)?;
+    let Attempt { ended, look, tape, .. } = attempt(pair, &qferry, None, true)?;
+    let ended = ended.map_err(Error::new)?;
+    if ended.ending != Ending::Moved || !look.destination.runs() || look.source.runs() {
+        return Err(Error::new(format!("a migration with no fault in it: {ended:?}, {look:?}")));
+    }
+    is_well(pair, Side::Destination)?;
+    nothing_left(pair, &ended)?;
+    stage.turn()?;
+    Ok(tape)
+}
+
+fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
+    let qferry = stage.qferry().to_owned();
+    let pair = stage.ready(Some(cell.fault))?;
+    let tried = attempt(pair, &qferry, Some((cell.fault, &cell.point)), true)?;
+    cell.struck = tried.struck.is_some();
+    let ended = tried.ended.map_err(|error| Error::new(format!("{error}; {:?}", tried.look)))?;
+    cell.ended = Some(ended.clone());
+    if !cell.struck && !matches!(cell.point, Point::Moment(_)) {
+        return Err(Error::new(format!("the point was not reached: {ended:?}")));
+    }
+    let starts = |command: &Command| command.side == Side::Destination && command.name == "cont";
+    let started = tried.tape.iter().any(starts);
+    let standing =
+        judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended }).map_err(Error::new)?;
+    cell.standing = Some(standing);
+    match standing {
+        Standing::OnSource | Standing::OnDestination => {
+            let side = if standing == Standing::OnSource { Side::Source } else { Side::Destination };
+            is_well(pair, side)?;
+            cell.stood = tried.struck.and_then(|struck| stood(pair, struck));
+            if !matches!(ended.ending, Ending::Undetermined | Ending::Stuck) {
+                nothing_left(pair, &ended)?;
+            }
+            if side == Side::Destination {
+                stage.turn()?;
+            }
+            if cell.fault.needs_own_source() {
+                return stage.retire();
+            }
+            if again {
+                clean(stage).map_err(|error| Error::new(format!("the migration after it: {error}")))?;
+            }
+            Ok(())
+        }
+        Standing::Nowhere(_) => stage.bury(if started { Side::Destination } else { Side::Source }),
+    }
+}
+
+/// The guest runs there, and finds all it has written and all its memory.
+fn is_well(pair: &Pair, side: Side) -> Result<()> {
+    // 7.2 loses a timer now and then when it resumes under TCG, with or without an engine: its disks are read offline
+    if !pair.spec().quick && pair.spec().version != "7.2" {
+        pair.wait_for_beats(side, 10, WAIT)?;
+        pair.wait_until_verified(WAIT)?;
+    }
+    let errors = pair.errors();
+    if errors.is_empty() { Ok(()) } else { Err(Error::new(format!("the guest found: {errors:?}"))) }
+}
+
+/// Nothing of the engine's is in a QEMU that is there, nor in its folder.
+fn nothing_left(pair: &Pair, ended: &Ended) -> Result<()> {
+    let mut left = Vec::new();
+    for machine in [&pair.source, &pair.destination] {
+        let is_there = machine.alive()? && (machine.side() == Side::Destination || ended.ending != Ending::Moved);
+        // one that was told to quit may be gone at any moment
+        if let Some(found) = is_there
+            .then(|| machine.leftovers())
+            .transpose()
+            .or_else(|error| if machine.wait_for_end(Duration::from_secs(3)).is_ok() { Ok(None) } else { Err(error) })?
+        {
+            left.extend(found.into_iter().map(|what| format!("{}: {what}", machine.side())));
+        }
+    }
+    let kept = |name: &str| ["journal", "migrate.", "recover."].iter().any(|begin| name.starts_with(begin));
+    let entries = fs::read_dir(pair.run_dir()).map_err(|error| Error::new(error.to_string()))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    left.extend(names.filter(|name| !kept(name)).map(|name| format!("file {name}")));
+    if left.is_empty() { Ok(()) } else { Err(Error::new(format!("left behind: {left:?}; {ended:?}"))) }
+}
+
+/// The longest time without a beat from a moment on.
+fn stood(pair: &Pair, from: Instant) -> Option<Duration> {
+    let mut beats: Vec<Instant> =
+        [Side::Source, Side::Destination].iter().flat_map(|side| pair.beats(*side)).map(|beat| beat.at).collect();
+    beats.retain(|at| *at >= from);
+    beats.sort_unstable();
+    let after: Vec<Instant> = std::iter::once(from).chain(beats).collect();
+    after.windows(2).map(|pair| pair[1] - pair[0]).max()
+}

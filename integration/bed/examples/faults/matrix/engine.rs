@@ -1,0 +1,120 @@
+//! The engine in this process, on a thread and a runtime of its own.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use qferry::endpoint::Address;
+use qferry::migration::{Endpoint, Migration, Settings};
+use qferry::progress::{Ending, Kind, Outcome, Phase, PhaseState, RunsOn};
+use tokio::sync::oneshot;
+
+/// What whoever tries it is told.
+pub(crate) enum Told {
+    /// The point is reached, and all waits there until this is dropped.
+    Reached(#[allow(dead_code, reason = "it is there to be dropped")] Sender<()>),
+    /// The engine has ended.
+    Ended(Ended),
+    /// It has ended as it must not.
+    Broke(String),
+}
+
+/// How an engine ended, by its own account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub(crate) ending: Ending,
+    pub(crate) runs_on: RunsOn,
+    /// The reason's code, or nothing.
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) leftovers: Vec<String>,
+}
+
+impl From<Outcome> for Ended {
+    fn from(outcome: Outcome) -> Self {
+        let (code, message) = outcome.reason.map(|reason| (reason.code, reason.message)).unwrap_or_default();
+        Self { ending: outcome.outcome, runs_on: outcome.runs_on, code, message, leftovers: outcome.leftovers }
+    }
+}
+
+/// How a monitor is reached.
+#[derive(Clone, Debug)]
+pub(crate) enum Reach {
+    /// At an address. What is behind a proxy is then not known to be QEMU.
+    At(Address),
+    /// Through a proxy, with the QEMU behind it named to the engine.
+    Through(PathBuf, u32),
+}
+
+impl Reach {
+    async fn endpoint(&self) -> Result<Endpoint, String> {
+        Ok(match self {
+            Self::At(address) => Endpoint::from(address.clone()),
+            Self::Through(path, pid) => Endpoint::Stream {
+                name: path.display().to_string(),
+                stream: Box::new(tokio::net::UnixStream::connect(path).await.map_err(|error| error.to_string())?),
+                pid: i32::try_from(*pid).ok(),
+            },
+        })
+    }
+}
+
+/// A running engine. Dropping it takes its runtime away, as if it had died without a word.
+pub(crate) struct Running {
+    _stop: oneshot::Sender<()>,
+}
+
+/// Starts one. It says [`Told::Reached`] at the begin of `phase` and stands still there, and at last how it ended.
+pub(crate) fn start(sides: [Reach; 2], settings: Settings, phase: Option<Phase>, talk: Sender<Told>) -> Running {
+    let (stop, stopped) = oneshot::channel::<()>();
+    thread::spawn(move || {
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|error| error.to_string())?;
+            runtime.block_on(async {
+                tokio::select! {
+                    ended = migrate(sides, settings, phase, &talk) => ended,
+                    _ = stopped => Err("it was stopped".to_owned()),
+                }
+            })
+        }));
+        let told = match ended {
+            Ok(Ok(outcome)) => Told::Ended(Ended::from(outcome)),
+            Ok(Err(error)) => Told::Broke(error),
+            Err(_) => Told::Broke("the engine panicked".to_owned()),
+        };
+        // nobody may be waiting any more
+        drop(talk.send(told));
+    });
+    Running { _stop: stop }
+}
+
+async fn migrate(
+    sides: [Reach; 2],
+    settings: Settings,
+    phase: Option<Phase>,
+    talk: &Sender<Told>,
+) -> Result<Outcome, String> {
+    let [source, destination] = &sides;
+    let builder = Migration::builder(source.endpoint().await?, destination.endpoint().await?);
+    let mut migration = builder.settings(settings).start();
+    let mut events = migration.events();
+    while let Some(event) = events.next().await {
+        match event.kind {
+            Kind::Phase { phase: begun, state: PhaseState::Begin } if Some(begun) == phase => wait_for_go(talk),
+            Kind::Outcome(_) => break,
+            _ => {}
+        }
+    }
+    Ok(migration.wait().await)
+}
+
+/// Says that the point is reached, and waits to be let go.
+pub(crate) fn wait_for_go(talk: &Sender<Told>) {
+    let (go, wait) = channel();
+    if talk.send(Told::Reached(go)).is_ok() {
+        // the end of it is the word to go
+        while wait.recv().is_ok() {}
+    }
+}

@@ -1,0 +1,151 @@
+//! Whether what became of a guest is as it must be.
+//!
+//! Decides from what both QEMUs say, what was sent to them, and what the engine says. It looks at nothing itself.
+
+use qferry::progress::{Ending, RunsOn};
+
+use super::engine::Ended;
+use super::fault::Fault;
+use super::look::{Look, Seen};
+use qferry_bed::Side;
+
+/// Where the guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    OnSource,
+    OnDestination,
+    /// It runs nowhere, rightly: for this reason.
+    Nowhere(&'static str),
+}
+
+impl Standing {
+    /// In a few words.
+    pub(crate) fn told(self) -> &'static str {
+        match self {
+            Self::OnSource => "on the source",
+            Self::OnDestination => "on the destination",
+            Self::Nowhere(why) => why,
+        }
+    }
+}
+
+/// Everything a judgement rests on.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) fault: Fault,
+    /// `cont` was sent to the destination.
+    pub(crate) started: bool,
+    pub(crate) look: &'a Look,
+    pub(crate) ended: &'a Ended,
+}
+
+/// Where the guest is, or what is wrong.
+pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
+    let Facts { fault, look, ended, .. } = facts;
+    let said = format!("the engine said {}, on {:?} ({}: {})", ended.ending, ended.runs_on, ended.code, ended.message);
+    let claim = |side: RunsOn, endings: &[Ending]| {
+        let known = ended.runs_on == side && endings.contains(&ended.ending);
+        // an engine that is cut off may rightly say that it does not know
+        let unknown = fault.blinds() && ended.ending == Ending::Undetermined && ended.runs_on == RunsOn::Unknown;
+        known || unknown
+    };
+    match (look.source.runs(), look.destination.runs()) {
+        (true, true) => Err(format!("TWO RUNNERS; {said}")),
+        (true, false) => {
+            let endings = [Ending::RolledBack, Ending::Refused, Ending::Stuck];
+            let endings = if fault.blinds() { &endings[..] } else { &endings[..2] };
+            // a refusal that comes before any look does not say where the guest is
+            let refused = ended.ending == Ending::Refused && ended.runs_on == RunsOn::Unknown;
+            match refused || claim(RunsOn::Source, endings) {
+                true => Ok(Standing::OnSource),
+                false => Err(format!("it runs on the source; {said}; {look:?}; left: {:?}", ended.leftovers)),
+            }
+        }
+        (false, true) => match claim(RunsOn::Destination, &[Ending::Moved]) {
+            true => Ok(Standing::OnDestination),
+            false => Err(format!("it runs on the destination; {said}; {look:?}")),
+        },
+        (false, false) => {
+            let why = justify(facts).map_err(|why| format!("NO RUNNER: {why}; {said}; {look:?}"))?;
+            // it did move, and was killed there
+            let moved = ended.ending == Ending::Moved && facts.started && look.destination == Seen::Dead;
+            match moved || ended.ending == Ending::Undetermined {
+                true => Ok(Standing::Nowhere(why)),
+                false => Err(format!("it runs nowhere; {said}; {look:?}")),
+            }
+        }
+    }
+}
+
+/// Why it is right that nobody runs the guest; or why not.
+fn justify(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
+    let Facts { fault, started, look, .. } = facts;
+    let has_all = |seen: &Seen| matches!(seen, Seen::Answers { migration, .. } if migration == "completed");
+    match (&look.source, &look.destination) {
+        (Seen::Silent, _) | (_, Seen::Silent) => Err("a QEMU hangs"),
+        (_, Seen::Dead) if *started && *fault == Fault::Killed(Side::Destination) => Ok("killed where it ran"),
+        (Seen::Dead, destination) if *fault == Fault::Killed(Side::Source) => match has_all(destination) {
+            true => Err("the destination has all of it, and the source is dead"),
+            false => Ok("killed where it was"),
+        },
+        (Seen::Dead, _) => Err("the source was ended"),
+        (Seen::Answers { .. }, Seen::Dead) if *started => Ok("it may have run on the destination"),
+        _ if fault.blinds() => Ok("cut off"),
+        (Seen::Answers { .. }, Seen::Dead) => Err("the source has all of it, and the destination is dead"),
+        (Seen::Answers { .. }, Seen::Answers { .. }) => Err("both are there and answer"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(run: &str, migration: &str) -> Seen {
+        Seen::Answers { run: run.to_owned(), migration: migration.to_owned() }
+    }
+
+    fn ended(ending: Ending, runs_on: RunsOn) -> Ended {
+        Ended { ending, runs_on, code: String::new(), message: String::new(), leftovers: Vec::new() }
+    }
+
+    #[test]
+    fn what_is_right_and_what_is_wrong() {
+        let run = || answers("running", "completed");
+        let waits = || answers("postmigrate", "completed");
+        let loaded = || answers("paused", "completed");
+        let back = ended(Ending::RolledBack, RunsOn::Source);
+        let moved = ended(Ending::Moved, RunsOn::Destination);
+        let unknown = ended(Ending::Undetermined, RunsOn::Unknown);
+        let stuck = ended(Ending::Stuck, RunsOn::Source);
+        let gone = Fault::Killed(Side::Destination);
+        let dead = Fault::Killed(Side::Source);
+        let cut = Fault::Cut(Side::Source);
+        for (fault, started, source, destination, ended, right) in [
+            (gone, false, run(), Seen::Dead, &back, true),
+            (gone, false, run(), Seen::Dead, &stuck, false),
+            (gone, false, run(), Seen::Dead, &unknown, false),
+            (gone, false, run(), Seen::Dead, &moved, false),
+            (gone, false, run(), run(), &back, false),
+            (gone, false, waits(), Seen::Dead, &unknown, false),
+            (gone, true, waits(), Seen::Dead, &unknown, true),
+            (gone, true, waits(), Seen::Dead, &back, false),
+            (gone, true, Seen::Dead, Seen::Dead, &moved, true),
+            (dead, false, Seen::Dead, loaded(), &unknown, false),
+            (dead, false, Seen::Dead, run(), &moved, true),
+            (dead, false, Seen::Dead, answers("inmigrate", "active"), &unknown, true),
+            (dead, false, Seen::Dead, answers("inmigrate", "active"), &back, false),
+            (cut, false, answers("finish-migrate", "pre-switchover"), loaded(), &unknown, true),
+            (cut, true, waits(), run(), &unknown, true),
+            (cut, true, waits(), run(), &back, false),
+            (Fault::NbdHole, false, Seen::Silent, loaded(), &unknown, false),
+            (Fault::Frozen, true, waits(), Seen::Dead, &unknown, true),
+            (Fault::NbdCut, false, waits(), loaded(), &unknown, false),
+            (Fault::EngineKilled, true, waits(), run(), &moved, true),
+            (Fault::EngineKilled, true, waits(), run(), &unknown, false),
+        ] {
+            let look = Look { source, destination };
+            let found = judge(&Facts { fault, started, look: &look, ended });
+            assert_eq!(found.is_ok(), right, "{fault:?} {look:?} {ended:?}: {found:?}");
+        }
+    }
+}

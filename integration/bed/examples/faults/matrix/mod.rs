@@ -1,0 +1,40 @@
+//! Faults against points: what may go wrong, when, and the judgement of what became of the guest.
+//!
+//! Used by `scripts/faults` and by the live tests. It judges by what both QEMUs and the guest say, asked over the bed's own
+//! monitors after the engine has ended, and only then by whether the engine said the same.
+
+mod attempt;
+mod cell;
+mod engine;
+mod fault;
+mod judge;
+mod look;
+mod point;
+mod program;
+mod soak;
+mod stage;
+
+pub(crate) use cell::{Cell, clean, run};
+pub(crate) use fault::Fault;
+pub(crate) use point::{PHASES, Point, switchover};
+pub(crate) use soak::{Soak, soak};
+pub(crate) use stage::Stage;
+
+/// The cells that matter most, by name: what runs on every version, and in the tests.
+pub(crate) const CORE: [(Fault, &str); 12] = {
+    use qferry_bed::Side::{Destination, Source};
+    [
+        (Fault::Killed(Destination), "source: migrate-continue"),
+        (Fault::Killed(Destination), "destination: cont"),
+        (Fault::Killed(Source), "destination: cont"),
+        (Fault::Frozen, "destination: cont"),
+        (Fault::Thawed, "source: migrate-continue"),
+        (Fault::EngineKilled, "destination: cont"),
+        (Fault::MigrationCut, "source: migrate-continue"),
+        (Fault::NbdCut, "source: block-job-cancel"),
+        (Fault::NbdHole, "source: block-job-cancel"),
+        (Fault::StateRefused, "handover"),
+        (Fault::ReplyLost, "source: migrate-continue"),
+        (Fault::Full, "storage"),
+    ]
+};

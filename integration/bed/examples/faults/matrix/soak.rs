@@ -1,0 +1,157 @@
+//! There and back, over and over, with faults at random.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qferry_bed::Side;
+
+use super::cell::{Cell, clean, run};
+use super::fault::Fault;
+use super::judge::Standing;
+use super::point::Point;
+use super::stage::Stage;
+
+/// How much longer than a migration the moments are spread over.
+const BEYOND: f64 = 1.1;
+/// One of so many migrations has no fault in it.
+const CLEAN: u64 = 5;
+/// What may happen; a guest that dies with its QEMU takes longer to replace than a migration does, so that comes seldom.
+const FAULTS: [(Fault, u64); 9] = [
+    (Fault::Killed(Side::Destination), 6),
+    (Fault::Thawed, 3),
+    (Fault::MigrationCut, 4),
+    (Fault::NbdCut, 4),
+    (Fault::NbdHole, 1),
+    (Fault::EngineKilled, 4),
+    (Fault::Cut(Side::Source), 1),
+    (Fault::Cut(Side::Destination), 1),
+    (Fault::Killed(Side::Source), 1),
+];
+
+/// What is asked for.
+pub(crate) struct Soak<'a> {
+    pub(crate) qferry: &'a Path,
+    pub(crate) version: &'a str,
+    pub(crate) seed: u64,
+    /// How many migrations.
+    pub(crate) migrations: usize,
+    /// When no further one is begun.
+    pub(crate) limit: Duration,
+    /// How many guests at once.
+    pub(crate) lanes: usize,
+    /// What must not be met yet.
+    pub(crate) without: &'a [Fault],
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) migrations: usize,
+    pub(crate) moved: usize,
+    pub(crate) back: usize,
+    /// The guest died with its QEMU.
+    pub(crate) nowhere: usize,
+    /// Faults that struck.
+    pub(crate) struck: usize,
+    /// The longest that a guest stood still.
+    pub(crate) stood: Duration,
+    pub(crate) wrong: Vec<String>,
+}
+
+/// Migrates until it has been done as often as asked, or the time is over, or something is wrong.
+pub(crate) fn soak(asked: &Soak<'_>, tell: &(dyn Fn(usize, &Cell) + Sync)) -> Tally {
+    let (begun, tally, began) = (AtomicUsize::new(0), Mutex::new(Tally::default()), Instant::now());
+    let lane = || {
+        let mut stage = Stage::new(asked.qferry, asked.version);
+        let mut typical = Duration::from_millis(800);
+        loop {
+            let number = begun.fetch_add(1, Ordering::Relaxed);
+            if number >= asked.migrations || began.elapsed() > asked.limit {
+                break;
+            }
+            // each has a seed of its own, so that what happens in one lane does not depend on the other's
+            let mut random = Random(asked.seed.wrapping_add(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            if random.below(CLEAN) == 0 {
+                let since = Instant::now();
+                let done = clean(&mut stage);
+                typical = (typical + since.elapsed().min(typical * 2)) / 2;
+                let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                tally.migrations += 1;
+                match done {
+                    Ok(_) => tally.moved += 1,
+                    Err(error) => {
+                        tally.wrong.push(format!("migration {number}: {error}"));
+                        stage.abandon();
+                    }
+                }
+                continue;
+            }
+            let fault = random.fault(asked.without);
+            let point = Point::Moment(typical.mul_f64(random.part() * BEYOND));
+            let cell = run(&mut stage, fault, &point, false);
+            tell(number, &cell);
+            tally.lock().unwrap_or_else(PoisonError::into_inner).add(number, &cell);
+        }
+        if let Err(error) = stage.retire() {
+            tally.lock().unwrap_or_else(PoisonError::into_inner).wrong.push(format!("at the end: {error}"));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..asked.lanes {
+            scope.spawn(lane);
+        }
+    });
+    tally.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tally {
+    fn add(&mut self, number: usize, cell: &Cell) {
+        self.migrations += 1;
+        self.struck += usize::from(cell.struck);
+        match cell.standing {
+            Some(Standing::OnDestination) => self.moved += 1,
+            Some(Standing::OnSource) => self.back += 1,
+            Some(Standing::Nowhere(_)) => self.nowhere += 1,
+            None => {}
+        }
+        self.stood = self.stood.max(cell.stood.unwrap_or_default());
+        let told = |wrong: &String| format!("migration {number}: {} {}: {wrong}", cell.fault.name(), cell.point);
+        self.wrong.extend(cell.wrong.iter().map(told));
+    }
+}
+
+/// splitmix64: the same from the same seed, everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    /// From 0 to 1.
+    fn part(&mut self) -> f64 {
+        self.below(1 << 20) as f64 / f64::from(1 << 20)
+    }
+
+    fn fault(&mut self, without: &[Fault]) -> Fault {
+        let choice: Vec<(Fault, u64)> = FAULTS.into_iter().filter(|(fault, _)| !without.contains(fault)).collect();
+        let mut left = self.below(choice.iter().map(|(_, weight)| weight).sum());
+        for (fault, weight) in &choice {
+            match left.checked_sub(*weight) {
+                None => return *fault,
+                Some(rest) => left = rest,
+            }
+        }
+        Fault::Killed(Side::Destination)
+    }
+}

@@ -1,0 +1,71 @@
+//! What the matrix came to, as lines while it runs and as the page that is kept.
+
+use std::process::Command;
+
+use crate::matrix::{Cell, Fault, Point};
+
+/// One line on a cell.
+pub(crate) fn tell(cell: &Cell) {
+    let (fault, point) = (cell.fault.name(), cell.point.to_string());
+    let took = cell.took.as_secs_f64();
+    println!("{fault:<22} {point:<38} {:<30} {took:>5.1} s", outcome(cell, ", "));
+    for wrong in &cell.wrong {
+        println!("    WRONG: {wrong}");
+    }
+}
+
+/// How it ended, who runs, and how long the guest stood still.
+fn outcome(cell: &Cell, between: &str) -> String {
+    if !cell.wrong.is_empty() {
+        return "WRONG".to_owned();
+    }
+    let ending = cell.ended.as_ref().map_or("?", |ended| ended.ending.as_str());
+    let runs = cell.standing.map_or("?", |standing| standing.told());
+    let stood = cell.stood.map_or_else(String::new, |stood| format!("{between}{} ms", stood.as_millis()));
+    format!("{ending}{between}{runs}{stood}")
+}
+
+/// The whole, in Markdown.
+pub(crate) fn page(version: &str, points: &[Point], cells: &[Cell]) -> String {
+    let date = Command::new("date").arg("--utc").arg("+%Y-%m-%d").output();
+    let date = date.map(|date| String::from_utf8_lossy(&date.stdout).trim().to_owned()).unwrap_or_default();
+    let wrong = cells.iter().filter(|cell| !cell.wrong.is_empty()).count();
+    let mut text = format!(
+        "# What became of a guest when something went wrong\n\n\
+         Made by `scripts/faults --write` with QEMU {version} on {date}: {} cells, {wrong} of them wrong.\n\n\
+         In each cell one fault strikes at one point of a migration of a guest that writes to its disk and its memory all \
+         the time. When the engine has ended, both QEMUs are asked, past the engine, who runs the guest; the guest checks all \
+         that it was told is written and all of its memory; nothing of the engine's may be left; and then another migration \
+         must succeed. A cell says how the engine ended, who runs the guest, and the longest time for which the guest stood \
+         still from the fault on (the guest beats every 5 ms, and on a busy machine it waits for its processor now and then). `-` is a fault that makes no sense at \
+         that point.\n\n\
+         The points are the begins of phases and, in the switchover, the moments in which a command has been sent and is not \
+         yet delivered.\n\n## Faults\n\n",
+        cells.len()
+    );
+    for fault in Fault::ALL {
+        text += &format!("- `{}`: {}\n", fault.name(), fault.told());
+    }
+    for fault in Fault::ALL {
+        let of: Vec<&Cell> = cells.iter().filter(|cell| cell.fault == fault).collect();
+        if of.is_empty() {
+            continue;
+        }
+        text += &format!("\n## {}\n\n| when | ended | the guest | stood still |\n|---|---|---|---|\n", fault.name());
+        for point in points {
+            let row = match of.iter().find(|cell| cell.point == *point) {
+                Some(cell) if !cell.wrong.is_empty() => format!("WRONG | {} |", cell.wrong.join("; ")),
+                Some(cell) => {
+                    let told = outcome(cell, " | ");
+                    if cell.stood.is_some() { told } else { format!("{told} |") }
+                }
+                None => match fault.left_out(point) {
+                    Some(why) => format!("- | {why} |"),
+                    None => continue,
+                },
+            };
+            text += &format!("| {point} | {row} |\n");
+        }
+    }
+    text
+}

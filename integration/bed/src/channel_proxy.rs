@@ -1,0 +1,220 @@
+//! A relay in the way of a channel between two QEMUs, NBD or migration, that can be cut or black-holed.
+//!
+//! It moves bytes and does not look at them. Where QEMU listens behind it, and its peer connects to it in front, is for
+//! [`crate::MonitorProxy::replace`] to bring about: an engine tells both sides one address.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use crate::error::{Context, Result};
+
+/// Bytes read at a time: enough for the relay not to be what a migration waits for.
+const CHUNK: usize = 256 << 10;
+
+/// What becomes of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Flow {
+    /// They pass.
+    #[default]
+    Open,
+    /// They stay where they are, and nobody is told: a link that is dead without a reset.
+    Hole,
+    /// Connections are ended, new ones as well.
+    Cut,
+}
+
+/// A relay. Dropping it cuts it.
+pub struct ChannelProxy {
+    front: PathBuf,
+    behind: PathBuf,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    flow: Flow,
+    carried: u64,
+    streams: Vec<UnixStream>,
+    over: bool,
+}
+
+impl ChannelProxy {
+    /// Listens at `front` and connects whoever comes with `behind`, where somebody may listen only later.
+    ///
+    /// # Errors
+    /// It cannot listen there.
+    pub fn start(front: PathBuf, behind: PathBuf) -> Result<Self> {
+        let listener = UnixListener::bind(&front).context(|| format!("listening at {}", front.display()))?;
+        let shared = Arc::new(Shared::default());
+        let (accepting, target) = (Arc::clone(&shared), behind.clone());
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(std::io::Result::ok) {
+                let state = accepting.lock();
+                if state.over {
+                    return;
+                }
+                if state.flow == Flow::Cut {
+                    continue;
+                }
+                drop(state);
+                if let Err(error) = UnixStream::connect(&target).and_then(|there| accepting.join(&stream, &there)) {
+                    eprintln!("a relay: {}: {error}", target.display());
+                }
+            }
+        });
+        Ok(Self { front, behind, shared })
+    }
+
+    /// Where it listens.
+    pub fn front(&self) -> &Path {
+        &self.front
+    }
+
+    /// Where QEMU has to listen.
+    pub fn behind(&self) -> &Path {
+        &self.behind
+    }
+
+    /// Ends all connections, and every new one at once.
+    pub fn cut(&self) {
+        let streams = std::mem::take(&mut self.set(Flow::Cut).streams);
+        for stream in &streams {
+            // one that is closed is what is wanted
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+
+    /// Forwards nothing any more, and ends nothing.
+    pub fn black_hole(&self) {
+        drop(self.set(Flow::Hole));
+    }
+
+    /// Forwards again what it was given meanwhile. What was cut stays so.
+    pub fn resume(&self) {
+        if self.shared.lock().flow == Flow::Hole {
+            drop(self.set(Flow::Open));
+        }
+    }
+
+    /// Bytes forwarded so far, both ways together.
+    pub fn carried(&self) -> u64 {
+        self.shared.lock().carried
+    }
+
+    fn set(&self, flow: Flow) -> MutexGuard<'_, State> {
+        let mut state = self.shared.lock();
+        state.flow = flow;
+        self.shared.changed.notify_all();
+        state
+    }
+}
+
+impl Drop for ChannelProxy {
+    fn drop(&mut self) {
+        self.cut();
+        self.shared.lock().over = true;
+        // wakes the thread that accepts, which then ends
+        drop(UnixStream::connect(&self.front));
+        drop(fs::remove_file(&self.front));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries bytes between two ends, both ways, on threads of their own.
+    fn join(self: &Arc<Self>, here: &UnixStream, there: &UnixStream) -> std::io::Result<()> {
+        let ways = [(here.try_clone()?, there.try_clone()?), (there.try_clone()?, here.try_clone()?)];
+        self.lock().streams.extend([here.try_clone()?, there.try_clone()?]);
+        for (from, to) in ways {
+            let shared = Arc::clone(self);
+            thread::spawn(move || shared.carry(&from, &to));
+        }
+        Ok(())
+    }
+
+    fn carry(&self, mut from: &UnixStream, mut to: &UnixStream) {
+        let mut chunk = vec![0; CHUNK];
+        while let Ok(length @ 1..) = from.read(&mut chunk) {
+            let mut state = self.lock();
+            while state.flow == Flow::Hole {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            state.carried += length as u64;
+            drop(state);
+            if to.write_all(chunk.get(..length).unwrap_or_default()).is_err() {
+                break;
+            }
+        }
+        // a hole swallows the end, too
+        let mut state = self.lock();
+        while state.flow == Flow::Hole {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        // who dies closes both ways at once, and what was carried is there to be read all the same
+        for stream in [from, to] {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const SHORT: Duration = Duration::from_millis(100);
+
+    fn relay() -> (tempfile::TempDir, ChannelProxy, UnixStream, UnixStream) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let behind = UnixListener::bind(folder.path().join("behind")).expect("a free path");
+        let proxy =
+            ChannelProxy::start(folder.path().join("front"), folder.path().join("behind")).expect("a free path");
+        let client = UnixStream::connect(proxy.front()).expect("a relay that listens");
+        let (server, _) = behind.accept().expect("a relay that connects");
+        for stream in [&client, &server] {
+            stream.set_read_timeout(Some(SHORT)).expect("a deadline");
+        }
+        (folder, proxy, client, server)
+    }
+
+    fn heard(stream: &mut UnixStream) -> std::io::Result<usize> {
+        stream.read(&mut [0; 16])
+    }
+
+    #[test]
+    fn a_hole_keeps_what_it_was_given_and_ends_nothing() {
+        let (_folder, proxy, mut client, mut server) = relay();
+        client.write_all(b"one").expect("a connection");
+        assert_eq!(heard(&mut server).ok(), Some(3));
+        proxy.black_hole();
+        client.write_all(b"more").expect("a connection");
+        assert!(heard(&mut server).is_err(), "nothing comes, and no end either");
+        proxy.resume();
+        assert_eq!(heard(&mut server).ok(), Some(4));
+        assert_eq!(proxy.carried(), 7);
+    }
+
+    #[test]
+    fn a_cut_ends_both_sides_and_stays() {
+        let (_folder, proxy, mut client, mut server) = relay();
+        proxy.cut();
+        assert_eq!((heard(&mut client).ok(), heard(&mut server).ok()), (Some(0), Some(0)));
+        let mut late = UnixStream::connect(proxy.front()).expect("it listens");
+        assert_eq!(heard(&mut late).ok(), Some(0));
+    }
+}
