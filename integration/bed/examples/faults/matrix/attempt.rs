@@ -214,6 +214,8 @@ impl<'a> Scene<'a> {
             return Ok(None);
         }
         running.kill()?;
+        // a proxy that holds a command keeps its end open, which the kernel would have closed
+        self.monitors.iter().for_each(MonitorProxy::cut);
         let recover = || program.recover(LIMIT).map_err(|error| error.to_string());
         // a second time it finds all done, or nothing more to do
         Ok(Some(recover().and_then(|ended| match recover() {
