@@ -24,7 +24,8 @@ pub enum Seen {
     Hung,
     /// It does not answer, and may yet be alive.
     Silent,
-    /// It is proved that it runs no guest any more: its process has ended, it accepted our `quit`, or it was fenced.
+    /// It is proved that it runs no guest any more: its process has ended, it accepted our `quit`, or it was fenced; or, of the
+    /// destination, the journal says that this was so.
     Dead,
 }
 
@@ -75,8 +76,8 @@ impl Seen {
 /// What is known of `cont` to the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Start {
-    /// None was sent, by any engine: this one knows, or the journal says that the guest was to go back to the source, which
-    /// takes that very proof. Nor is one ever sent for a guest that was paused.
+    /// None was sent, by any engine: this one knows, or the journal says that the source was let go on, which is written only
+    /// once the destination is dead. Nor is one ever sent for a guest that was paused.
     Never,
     /// QEMU refused every one that was sent.
     Refused,
