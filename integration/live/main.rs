@@ -20,6 +20,7 @@ mod postcopy;
 mod prepare;
 mod race;
 mod recovery;
+mod scratch;
 mod storage;
 mod support;
 mod tuning;

@@ -36,6 +36,7 @@ async fn yank_migration(source: &Process) -> bool {
     source.act_oob(&qmp::yank { instances: vec![qmp::YankInstance::migration] }).await.is_ok()
 }
 
-async fn answers(source: &Process) -> bool {
+/// Whether it answers in band.
+pub async fn answers(source: &Process) -> bool {
     matches!(timeout(FREED, source.ask(&qmp::query_status {})).await, Ok(Ok(_)))
 }

@@ -24,9 +24,8 @@ use crate::{
     },
 };
 use qapi::qmp;
-use std::{process::Stdio, time::Duration};
+use std::time::Duration;
 use tokio::{
-    process::Command,
     time::{Instant, timeout},
     try_join,
 };
@@ -162,13 +161,16 @@ impl<'a> Judge<'a> {
                 self.fences.destination = false;
                 self.by = Some(DestinationCannotRun::Fenced);
                 self.ended.destination = self
+                    .engine
                     .fence(destination, "it does not answer, and must not run the guest that the source takes back")
                     .await;
             }
             Verdict::FenceSource => {
                 self.fences.source = false;
-                self.ended.source =
-                    self.fence(source, "it does not answer, and must not run the guest that the destination has").await;
+                self.ended.source = self
+                    .engine
+                    .fence(source, "it does not answer, and must not run the guest that the destination has")
+                    .await;
             }
             Verdict::FreeSource => {
                 self.note_resuming(log).await;
@@ -187,39 +189,6 @@ impl<'a> Judge<'a> {
         if !std::mem::replace(&mut self.resuming, true) {
             if let Err(error) = log.write(Record::Resuming).await {
                 self.engine.report.warn("journal", describe(&error));
-            }
-        }
-    }
-
-    /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
-    /// command elsewhere. True only where it is proved.
-    async fn fence(&self, process: &Process, why: &str) -> bool {
-        let report = &self.engine.report;
-        if let Some(killed) = process.kill() {
-            report.action("fence", format!("{}: its process is ended: {why}", process.name()));
-            return match killed {
-                Ok(()) => process.proved_dead(QUIT).await,
-                Err(error) => {
-                    report.warn("not-fenced", format!("{}: {error}", process.name()));
-                    false
-                }
-            };
-        }
-        let Some(command) = &self.engine.settings.fence_command else { return false };
-        let name = process.name();
-        report.action("fence", format!("{name}: {} is run: {why}", command.display()));
-        let mut command = Command::new(command);
-        command.arg(name.side.as_str()).arg(&name.address).arg(why).kill_on_drop(true);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        match command.status().await {
-            Ok(status) if status.success() => true,
-            Ok(status) => {
-                report.warn("not-fenced", format!("{name}: the fence command ended with {status}"));
-                false
-            }
-            Err(error) => {
-                report.warn("not-fenced", format!("{name}: the fence command could not be run: {error}"));
-                false
             }
         }
     }

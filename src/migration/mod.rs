@@ -9,6 +9,7 @@ mod converge;
 mod copy;
 mod effect;
 mod failure;
+mod fence;
 mod handle;
 mod interrupt;
 mod log;

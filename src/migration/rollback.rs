@@ -17,7 +17,10 @@ use crate::{
 };
 use qapi::qmp;
 use std::{fs, io, path::Path, time::Duration};
-use tokio::{time::timeout, try_join};
+use tokio::{
+    time::{sleep, timeout},
+    try_join,
+};
 
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
 const RESUME: Duration = Duration::from_secs(2);
@@ -26,7 +29,7 @@ const RESUME: Duration = Duration::from_secs(2);
 const TRIES: u32 = 2;
 
 /// How long a process that was told to quit may take to be gone.
-pub(super) const QUIT: Duration = Duration::from_secs(10);
+pub(super) const QUIT: Duration = Duration::from_secs(4);
 
 /// What the way back came to.
 #[derive(Debug, Default)]
@@ -59,7 +62,7 @@ pub(super) async fn roll_back(
     for effect in effects.iter().rev() {
         let mut undone = Undone::Done;
         for _ in 0..TRIES {
-            undone = undo(sides, pairs, effect, may_resume, &mut leftovers).await;
+            undone = undo(sides, pairs, effect, may_resume, &mut leftovers, report).await;
             match &undone {
                 Undone::Failed(error) if !error.is_refusal() && !sides.is_gone_for(effect) => {}
                 _ => break,
@@ -111,6 +114,7 @@ async fn undo(
     effect: &Effect,
     may_resume: Option<DestinationCannotRun>,
     leftovers: &mut Vec<String>,
+    report: &Reporter,
 ) -> Undone {
     let Sides { source, destination, .. } = sides;
     let result = match effect {
@@ -142,7 +146,7 @@ async fn undo(
             remove_socket(path, leftovers);
             Ok(())
         }
-        Effect::Incoming => quit(destination).await,
+        Effect::Incoming => quit(destination, report).await,
     };
     result.into()
 }
@@ -239,16 +243,31 @@ async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError
 }
 
 /// Ends a destination that was told to listen: it listens once, so it can take no other migration, and part of a guest
-/// may be in it that nobody must start.
-async fn quit(destination: &Process) -> Result<(), ProcessError> {
+/// may be in it that nobody must start. One that does not do as it is told, being frozen, is ended all the same where it is a
+/// process of this host.
+async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
     if destination.is_gone() {
         return Ok(());
     }
-    let told = destination.act(&qmp::quit {}).await;
-    match timeout(QUIT, destination.gone()).await {
-        Ok(_) => Ok(()),
-        Err(_) => told,
+    let told = destination.act(&qmp::quit {});
+    tokio::pin!(told);
+    let told = tokio::select! {
+        told = &mut told => Some(told),
+        // an end that its answer does not survive
+        _ = destination.gone() => return Ok(()),
+        () = sleep(QUIT) => None,
+    };
+    if timeout(QUIT, destination.gone()).await.is_ok() {
+        return Ok(());
     }
+    if let Some(Ok(())) = destination.kill() {
+        report.action("fence", format!("{} was told to quit and has not: its process is ended", destination.name()));
+        if destination.proved_dead(QUIT).await {
+            return Ok(());
+        }
+    }
+    let late = || ProcessError::Late { at: destination.name().clone(), what: "end after quit", waited: QUIT };
+    Err(told.and_then(Result::err).unwrap_or_else(late))
 }
 
 /// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.

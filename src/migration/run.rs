@@ -16,7 +16,6 @@ use crate::{
         exchange,
         ownership::{DestinationCannotRun, Disengaged, pages},
         verdict::{Start, Verdict},
-        watchdog,
     },
     memory::{apply, postcopy::PostcopyError, tuning::Throttling},
     progress::{
@@ -35,6 +34,9 @@ pub(super) const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(Destinatio
 
 /// How much later than the user's timeout a run is given up that could not give up by itself.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long the source may leave something unanswered while its guest is to run: it hangs as the guest's disks do then.
+const STALLS: Duration = Duration::from_secs(10);
 
 /// The parts of the switchover's time that may have passed when the source is taken to hang, when the mirrors must have ended
 /// and the guest been passed on, and when it must have started on the destination. What is left after each is for the way back.
@@ -135,7 +137,7 @@ impl Engine {
         // the controller gives up in time, and says what was missing; this is for a QEMU that does not answer it
         let limit = |timeout: Duration| Some((timeout, self.began.checked_add(timeout + GRACE)?));
         let timeout = self.settings.timeout.and_then(limit);
-        let bounds = Bounds { timeout, ..Bounds::default() };
+        let bounds = Bounds { timeout, hang: Some(STALLS), ..Bounds::default() };
         let prepared = self.report.during(Phase::Prepare, self.prepare(sides, plan, course));
         unless_interrupted(sides, &self.cancel, bounds, prepared).await?;
         let mut converge = Converge::new(self, plan, sides, course);
@@ -147,7 +149,7 @@ impl Engine {
         copied?;
         let sides = &*sides;
         // from here on QEMU may stop the guest at any time, and hang before it can tell
-        let hang = Some(self.settings.switchover_limit().mul_f64(HANGS));
+        let hang = Some(self.settings.switchover_limit().mul_f64(HANGS).min(STALLS));
         let bounds = Bounds { hang, ..bounds };
         let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await?;
         course.history = Some(converge.history);
@@ -381,10 +383,7 @@ impl Engine {
             }
         }
         if may_resume.is_some() && (matches!(failure, Failure::Hangs { .. }) || sides.source.is_silent()) {
-            let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
-            for freed in watchdog::free(&sides.source, nodes, true).await {
-                self.report.action("yank", format!("{} hangs: its {freed} was ended", sides.source.name()));
-            }
+            self.free(sides, plan).await;
         }
         let effects = course.log.effects();
         let listened = effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
