@@ -11,11 +11,8 @@ mod command;
 mod converge;
 mod embedding;
 mod failures;
-<<<<<<< HEAD
-mod listeners;
-=======
 mod faults;
->>>>>>> faults
+mod listeners;
 mod machines;
 mod measure;
 mod moves;

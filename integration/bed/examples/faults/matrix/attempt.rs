@@ -8,7 +8,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use qferry::endpoint::Address;
-use qferry::migration::Settings;
+use qferry::migration::{JournalPlace, Settings};
+use qferry::progress::Ending;
 use qferry::storage::identity::Proof;
 use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
 
@@ -31,6 +32,8 @@ const BETWEEN: Duration = Duration::from_secs(3);
 
 /// What came of it.
 pub(crate) struct Attempt {
+    /// Whether the engine ended without knowing, and what follows is what its journal was taken up to.
+    pub(crate) recovered: bool,
     /// How the engine ended, or that it did not as it must.
     pub(crate) ended: std::result::Result<Ended, String>,
     /// When the fault struck.
@@ -48,6 +51,8 @@ struct Scene<'a> {
     nbd: ChannelProxy,
     ram: ChannelProxy,
 }
+
+const SIDES: [Side; 2] = [Side::Source, Side::Destination];
 
 /// The engine, wherever it runs.
 enum Engine {
@@ -81,9 +86,7 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
             let settings = Settings { clean, ..scene.settings("") };
             let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
             let settings = Settings { force: force.into_iter().collect(), ..settings };
-            // an engine that may dial anew has to be given an address
-            let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
-            Engine::Here(engine::start(scene.reach(!cut)?, settings, phase, talk))
+            Engine::Here(engine::start(SIDES.map(|side| scene.reach(side)), settings, phase, talk))
         }
     };
 
@@ -127,10 +130,16 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
         wait_for_second(&second)?;
     }
     scene.thaw()?;
+    if let Some((Fault::Late(_), struck)) = fault.map(|(fault, _)| fault).zip(struck) {
+        sleep((struck + Fault::late()).saturating_duration_since(Instant::now()));
+    }
     if fault.is_some_and(|(fault, _)| fault.blinds() || fault == Fault::Thawed) {
         sleep(SETTLES);
     }
-    Ok(Attempt { ended, struck, tape: scene.tape.commands(), look: Look::at(pair)? })
+    // what it could not know by then may be known now
+    let recovered = !by_program && ended.as_ref().is_ok_and(|ended| ended.ending == Ending::Undetermined);
+    let ended = if recovered { scene.recover()? } else { ended };
+    Ok(Attempt { recovered, ended, struck, tape: scene.tape.commands(), look: Look::at(pair)? })
 }
 
 /// Whatever it ends with: what counts is where the guest is.
@@ -178,32 +187,32 @@ impl<'a> Scene<'a> {
             migrate_address: address("ram"),
             source_nbd_address: address("here"),
             downtime: BUDGET,
+            journal: JournalPlace::File(self.journal(suffix)),
             // the preflight's reading is not what is tried here, and it removes the socket it has read from
             verify_backing: Proof::Off,
             ..Settings::default()
         }
     }
 
-    /// Through the proxies; `named` tells the engine which processes are behind them.
-    fn reach(&self, named: bool) -> Result<[Reach; 2]> {
-        let reach = |proxy: &MonitorProxy, side: Side| match named {
-            true => Ok(Reach::Through(proxy.path().to_owned(), self.pair.machine(side).pid())),
-            false => Ok(Reach::At(address(&format!("unix:{}", proxy.path().display()))?)),
-        };
-        let [source, destination] = &self.monitors;
-        Ok([reach(source, Side::Source)?, reach(destination, Side::Destination)?])
+    /// A side through its proxy, with the process behind it named.
+    fn reach(&self, side: Side) -> Reach {
+        Reach::Through(self.monitor(side).path().to_owned(), self.pair.machine(side).pid())
+    }
+
+    /// The journal of the engine that is tried; none of an earlier one's is left there.
+    fn journal(&self, suffix: &str) -> PathBuf {
+        let journal = self.pair.run_dir().join(format!("journal{suffix}"));
+        drop(fs::remove_file(&journal));
+        journal
     }
 
     fn program(&self, qferry: &Path) -> Result<Program> {
-        let journal = self.pair.run_dir().join("journal");
-        // of an earlier cell
-        drop(fs::remove_file(&journal));
         Ok(Program {
             qferry: qferry.to_owned(),
             monitors: [&self.monitors[0], &self.monitors[1]].map(|proxy| proxy.path().to_owned()),
             channels: ["nbd", "ram", "here"].map(|name| self.unix(name)),
             runtime_dir: self.pair.run_dir(),
-            journal,
+            journal: self.journal(""),
         })
     }
 
@@ -220,6 +229,15 @@ impl<'a> Scene<'a> {
             Ok(again) if (again.ending, again.runs_on) == (ended.ending, ended.runs_on) => Ok(ended),
             other => Err(format!("at first {ended:?}, and the second time {other:?}")),
         })))
+    }
+
+    /// Takes up what the engine has left.
+    fn recover(&self) -> Result<std::result::Result<Ended, String>> {
+        let mut sides = [None, None];
+        for (side, reach) in SIDES.into_iter().zip(&mut sides) {
+            *reach = self.pair.machine(side).alive()?.then(|| self.reach(side));
+        }
+        Ok(engine::recover(&self.pair.run_dir().join("journal"), sides, LIMIT))
     }
 
     /// Brings the fault about. `held` tells that the engine waits meanwhile.

@@ -23,6 +23,8 @@ pub(crate) struct Cell {
     pub(crate) point: Point,
     /// How the engine ended, as far as it did.
     pub(crate) ended: Option<Ended>,
+    /// Whether it ended without knowing, and this is what its journal was taken up to.
+    pub(crate) recovered: bool,
     /// Where the guest is then, if it is where it may be.
     pub(crate) standing: Option<Standing>,
     /// Whether the fault struck.
@@ -41,6 +43,7 @@ pub(crate) fn run(stage: &mut Stage, fault: Fault, point: &Point, again: bool) -
         fault,
         point: point.clone(),
         ended: None,
+        recovered: false,
         standing: None,
         struck: false,
         stood: None,
@@ -76,7 +79,7 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     let qferry = stage.qferry().to_owned();
     let pair = stage.ready(Some(cell.fault))?;
     let tried = attempt(pair, &qferry, Some((cell.fault, &cell.point)), true)?;
-    cell.struck = tried.struck.is_some();
+    (cell.struck, cell.recovered) = (tried.struck.is_some(), tried.recovered);
     let ended = tried.ended.map_err(|error| Error::new(format!("{error}; {:?}", tried.look)))?;
     cell.ended = Some(ended.clone());
     if !cell.struck && !matches!(cell.point, Point::Moment(_)) {
