@@ -6,7 +6,7 @@
 
 use super::{Effect, log::Log};
 use crate::{
-    handover::{exchange, ownership::DestinationCannotRun},
+    handover::{exchange, ownership::DestinationCannotRun, watchdog},
     memory::{apply, precopy},
     progress::{Moment, Reporter, Side, describe},
     qemu::{
@@ -123,7 +123,15 @@ async fn undo(
         },
         Effect::Stopped => resume(sides, may_resume).await,
         Effect::Mirror(job) => match pairs.iter().find(|pair| pair.names.job == *job) {
-            Some(pair) => remove_mirror(source, pair).await,
+            Some(pair) => {
+                let removed = remove_mirror(source, pair).await;
+                if removed.as_ref().is_err_and(|error| !error.is_refusal()) {
+                    // its NBD server may be behind a dead link, and then nothing else ends it; the next try removes it
+                    let freed = watchdog::free(source, [pair.names.nbd.as_str()].into_iter(), false).await;
+                    tracing::info!(?freed, "the mirror did not end");
+                }
+                removed
+            }
             // what there is of it is found by its name afterwards
             None => Ok(()),
         },

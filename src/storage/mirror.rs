@@ -27,7 +27,7 @@ use tokio::{
 /// How long a mirror may take to initialise its bitmap: it reads all metadata of the overlay, slowly where throttled.
 const INITIALISE: Duration = Duration::from_secs(120);
 /// How long an aborted mirror may take to conclude.
-const ABORT: Duration = Duration::from_secs(10);
+const ABORT: Duration = Duration::from_secs(5);
 /// How often the end of the initialisation is looked for: no event tells it.
 const LOOK: Duration = Duration::from_millis(20);
 
