@@ -100,8 +100,11 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
             Ok(Told::Reached(go)) => {
                 let Some((fault, point)) = fault else { continue };
                 struck = Some(Instant::now());
-                if let Some(ended) = scene.kill_engine(fault, &mut engine)? {
-                    break ended;
+                if let Engine::Program(running, program) = &mut engine {
+                    running.kill()?;
+                    // what it had sent may yet be delivered
+                    drop(go);
+                    break program.recover_twice(LIMIT);
                 }
                 second = scene.strike(fault, matches!(point, Point::Command { .. }))?;
                 thaw = (fault == Fault::Thawed).then(|| Instant::now() + FROZEN);
@@ -111,8 +114,9 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
                 moment = None;
                 let Some((fault, _)) = fault else { continue };
                 struck = Some(Instant::now());
-                if let Some(ended) = scene.kill_engine(fault, &mut engine)? {
-                    break ended;
+                if let Engine::Program(running, program) = &mut engine {
+                    running.kill()?;
+                    break program.recover_twice(LIMIT);
                 }
                 // who has ended by himself meanwhile cannot be struck any more
                 second = scene.strike(fault, false).unwrap_or_default();
@@ -214,21 +218,6 @@ impl<'a> Scene<'a> {
             runtime_dir: self.pair.run_dir(),
             journal: self.journal(""),
         })
-    }
-
-    /// Where the engine is what is to be killed: kills it, and has it looked after. What that ended with.
-    fn kill_engine(&self, fault: Fault, engine: &mut Engine) -> Result<Option<std::result::Result<Ended, String>>> {
-        let Engine::Program(running, program) = engine else { return Ok(None) };
-        if fault != Fault::EngineKilled {
-            return Ok(None);
-        }
-        running.kill()?;
-        let recover = || program.recover(LIMIT).map_err(|error| error.to_string());
-        // a second time it finds all done, or nothing more to do
-        Ok(Some(recover().and_then(|ended| match recover() {
-            Ok(again) if (again.ending, again.runs_on) == (ended.ending, ended.runs_on) => Ok(ended),
-            other => Err(format!("at first {ended:?}, and the second time {other:?}")),
-        })))
     }
 
     /// Takes up what the engine has left.
