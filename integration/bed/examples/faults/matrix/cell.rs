@@ -13,6 +13,8 @@ use super::judge::{Facts, Standing, judge};
 use super::point::Point;
 use super::stage::Stage;
 
+/// So many of the last commands are told where something is wrong.
+const TAIL: usize = 40;
 /// How long a guest may take for something on a busy machine.
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -87,8 +89,16 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     }
     let starts = |command: &Command| command.side == Side::Destination && command.name == "cont";
     let started = tried.tape.iter().any(starts);
-    let standing =
-        judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended }).map_err(Error::new)?;
+    let judged = judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended });
+    let last_words = |wrong| {
+        let [source, destination] = [&pair.source, &pair.destination].map(|machine| machine.stderr());
+        let tail = tried.tape.iter().skip(tried.tape.len().saturating_sub(TAIL));
+        let tail: Vec<String> = tail.map(|command| format!("{}: {}", command.side, command.name)).collect();
+        Error::new(format!(
+            "{wrong}; the source's stderr: {source:?}; the destination's: {destination:?}; the last commands: {tail:?}"
+        ))
+    };
+    let standing = judged.map_err(last_words)?;
     cell.standing = Some(standing);
     match standing {
         Standing::OnSource | Standing::OnDestination => {
