@@ -20,7 +20,7 @@ use super::point::Point;
 use super::program::{Migrating, Program};
 
 /// How long an engine may take in all. Longer than all its own deadlines together.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(150);
 /// How long a destination is frozen that is thawed again.
 const FROZEN: Duration = Duration::from_secs(1);
 /// What a QEMU that could not act has to show what it does when it can.

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use qferry::progress::Ending;
 use qferry_bed::{Command, Error, Pair, Result, Side};
+use serde_json::json;
 
 use super::attempt::{Attempt, attempt};
 use super::engine::Ended;
 use super::fault::Fault;
 use super::judge::{Facts, Standing, judge};
+use super::look::Seen;
 use super::point::Point;
 use super::stage::Stage;
 
@@ -92,10 +94,17 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     let judged = judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended });
     let last_words = |wrong| {
         let [source, destination] = [&pair.source, &pair.destination].map(|machine| machine.stderr());
+        // one that hangs has been found out before this, and is not asked again
+        let jobs = match tried.look.source {
+            Seen::Answers { .. } => pair.source.qmp("query-block-jobs", &json!({})).ok(),
+            _ => None,
+        };
+        let jobs = jobs.map_or_else(String::new, |jobs| jobs.to_string());
         let tail = tried.tape.iter().skip(tried.tape.len().saturating_sub(TAIL));
         let tail: Vec<String> = tail.map(|command| format!("{}: {}", command.side, command.name)).collect();
         Error::new(format!(
-            "{wrong}; the source's stderr: {source:?}; the destination's: {destination:?}; the last commands: {tail:?}"
+            "{wrong}; the source's stderr: {source:?}; the destination's: {destination:?}; \
+             the source's jobs: {jobs}; the last commands: {tail:?}"
         ))
     };
     let standing = judged.map_err(last_words)?;
