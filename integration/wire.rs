@@ -707,7 +707,8 @@ async fn a_flood_of_events_costs_bounded_memory() {
 async fn floods_of_nonsense_are_counted_and_survived() {
     const SENT: u64 = 2_000;
     let deep = format!("{{\"event\": {}\n", "[".repeat(2000));
-    let floods: [(&str, &str, fn(Counters) -> u64); 7] = [
+    type Counted = fn(Counters) -> u64;
+    let floods: [(&str, &str, Counted); 7] = [
         ("greetings", "{\"QMP\": {\"capabilities\": [\"oob\"]}}\n", |counters| counters.repeated_greetings),
         ("ids", "{\"return\": {}, \"id\": \"query-status#9999999999999999999999\"}\n", |counters| counters.unknown_ids),
         ("ids of the future", "{\"return\": {}, \"id\": \"query-status#4000000000\"}\n", |counters| {

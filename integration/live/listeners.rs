@@ -1,6 +1,6 @@
 //! Who can connect to what QEMU listens on for a migration, and until when.
 
-use super::support::{builder, busy, judge_running, migrate_when, spec, start};
+use super::support::{block_on, builder, busy, judge_running, spec, start};
 use qferry::progress::{Kind, Phase, PhaseState};
 use qferry_bed::Pair;
 use std::{
@@ -20,26 +20,41 @@ fn sockets(pair: &Pair) -> BTreeMap<String, (u32, bool)> {
     found.collect()
 }
 
-fn begins(at: Phase) -> impl Fn(&Kind) -> bool {
-    move |kind| matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == at)
-}
-
-/// Nothing listens any more than it is needed: RAM's listener goes when the source has connected, the disks' before the
-/// guest is handed over. And as long as they are there, nobody else's user can connect.
+/// The disks' listener goes before the guest is handed over. RAM's stays until the destination has all of it, which is
+/// QEMU's doing: it turns away whoever else connects meanwhile. And as long as they are there, no other user can.
 #[test]
 fn what_listens_is_private_and_goes_when_it_has_served() {
     for version in ["7.2", "10.0.13", "11.1"] {
-        for (at, disks) in [(Phase::Switchover, true), (Phase::Handover, false)] {
-            let pair = start(&spec(version, busy()));
-            std::fs::create_dir_all(pair.run_dir()).unwrap();
-            // as one that was there before may be
-            set_permissions(pair.run_dir(), PermissionsExt::from_mode(0o755)).unwrap();
-            let mut seen = BTreeMap::new();
-            let (outcome, _) = migrate_when(builder(&pair), begins(at), |_| seen = sockets(&pair));
-            assert!(seen.values().all(|(mode, _)| *mode == 0o600), "{version}, {at:?}: {seen:?}");
-            let listens = |what: &str| seen.get(what).is_some_and(|(_, listens)| *listens);
-            assert_eq!((listens("nbd"), listens("ram")), (disks, false), "{version}, {at:?}: {seen:?}");
-            judge_running(&pair, &outcome);
+        let pair = start(&spec(version, busy()));
+        std::fs::create_dir_all(pair.run_dir()).unwrap();
+        // as one that was there before may be
+        set_permissions(pair.run_dir(), PermissionsExt::from_mode(0o755)).unwrap();
+        let (outcome, seen) = block_on(async {
+            let mut migration = builder(&pair).start();
+            let (mut events, mut seen) = (migration.events(), Vec::new());
+            while let Some(event) = events.next().await {
+                // the engine shares this thread, and does nothing meanwhile
+                match event.kind {
+                    // before the source has connected, whoever comes first is taken for it
+                    Kind::Phase { phase, state: PhaseState::Begin } if phase >= Phase::Switchover => {
+                        seen.push((phase, sockets(&pair)));
+                    }
+                    Kind::Outcome(_) => break,
+                    _ => {}
+                }
+            }
+            (migration.wait().await, seen)
+        });
+        for (at, left) in
+            [(Phase::Switchover, &["nbd", "ram"][..]), (Phase::Handover, &["ram"][..]), (Phase::Cleanup, &[][..])]
+        {
+            let (_, sockets) = seen.iter().find(|(phase, _)| *phase == at).unwrap_or_else(|| panic!("{outcome:#?}"));
+            let listening: Vec<&String> = sockets.iter().filter(|(_, (_, listens))| *listens).map(|at| at.0).collect();
+            assert_eq!(listening, left, "{version}, {at:?}: {sockets:?}");
         }
+        let modes = seen.iter().flat_map(|(_, sockets)| sockets.values()).map(|(mode, _)| *mode);
+        assert!(modes.into_iter().all(|mode| mode == 0o600), "{version}: {seen:?}");
+        // a stranger who connected has done no harm
+        judge_running(&pair, &outcome);
     }
 }

@@ -24,7 +24,8 @@ pub enum Seen {
     Hung,
     /// It does not answer, and may yet be alive.
     Silent,
-    /// It is proved that it runs no guest any more: its process has ended, it accepted our `quit`, or it was fenced.
+    /// It is proved that it runs no guest any more: its process has ended, it accepted our `quit`, or it was fenced; or, of the
+    /// destination, the journal says that this was so.
     Dead,
 }
 
@@ -75,8 +76,8 @@ impl Seen {
 /// What is known of `cont` to the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Start {
-    /// None was sent, by any engine: this one knows, or the journal says that the guest was to go back to the source, which
-    /// takes that very proof. Nor is one ever sent for a guest that was paused.
+    /// None was sent, by any engine: this one knows, or the journal says that the source was let go on, which is written only
+    /// once the destination is dead. Nor is one ever sent for a guest that was paused.
     Never,
     /// QEMU refused every one that was sent.
     Refused,
@@ -242,10 +243,9 @@ pub fn decide(facts: &Facts) -> Verdict {
         Seen::Answers { run: RunState::Running, .. } => running(source, start),
         Seen::Answers { run: RunState::Paused, migration: MigrationStatus::Completed } => arrived(facts, start),
         Seen::Answers { run: RunState::Paused | RunState::InMigrate, migration } => match start.had_no_effect() {
-            // the source still has everything
-            true if source.takes_back() => Verdict::QuitDestination,
+            // it has only a part, and a source that lives still has everything
+            true if matches!(source, Seen::Answers { .. } | Seen::Hung) => Verdict::QuitDestination,
             _ if migration.is_postcopy() => Verdict::Undetermined(POSTCOPY),
-            true if matches!(source, Seen::Answers { .. }) => Verdict::Undetermined(STRANGE),
             true => Verdict::Undetermined(DESTINATION_LACKS),
             false => Verdict::Undetermined(NOT_STARTED_BY_US),
         },
@@ -560,7 +560,7 @@ mod tests {
     fn what_nobody_knows_proves_nothing() {
         let strange = answers("finish-migrate", "of-tomorrow");
         check(&strange, &loaded(), &ALL, UNDETERMINED);
-        check(&strange, &incoming(), &ALL, UNDETERMINED);
+        check(&strange, &incoming(), &[Never, Refused, Unknown], Verdict::QuitDestination);
         check(&strange, &Seen::Silent, &ALL, UNDETERMINED);
         check(&strange, &Seen::Dead, &[Unknown, Sent], UNDETERMINED);
         check(&postmigrate(), &answers("io-error", "completed"), &ALL, UNDETERMINED);
@@ -685,7 +685,9 @@ mod tests {
                 }
                 Verdict::QuitDestination => {
                     let still = destination.is(&RunState::Paused) || destination.is(&RunState::InMigrate);
-                    prop_assert!(unheard && still && source.takes_back());
+                    let lives = matches!(source, Seen::Answers { .. } | Seen::Hung);
+                    prop_assert!(unheard && still && lives);
+                    prop_assert!(source.takes_back() || *destination != loaded());
                 }
                 Verdict::FenceDestination => {
                     prop_assert!(unheard && silent(destination) && source.takes_back() && fences.destination);

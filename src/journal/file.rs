@@ -143,8 +143,10 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         let mended = |source| JournalError::Io { path: path.clone(), action: "mended", source };
         if parsed.whole < length {
             tracing::warn!(journal = %path.display(), bytes = length - parsed.whole, "a torn last record is cut off");
-            file.set_len(parsed.whole as u64).and_then(|()| file.sync_all()).map_err(mended)?;
+            file.set_len(parsed.whole as u64).map_err(mended)?;
         }
+        // what is read here may be in memory alone, where its writer was killed before it was synced
+        file.sync_all().map_err(mended)?;
         let next = parsed.next();
         let mut journal = Self { file, path, next, length: parsed.whole, broken: false, records: PhantomData };
         if parsed.whole == 0 {

@@ -52,6 +52,8 @@ pub(super) struct Judge<'a> {
     followed: bool,
     /// It was told to quit and did, or was fenced: whatever is at its address runs nothing of this guest.
     ended: Ended,
+    /// The journal says that the source is about to go on.
+    resuming: bool,
     /// What took the destination out of the way, where it was this.
     by: Option<DestinationCannotRun>,
     /// What can still be fenced.
@@ -69,7 +71,7 @@ impl<'a> Judge<'a> {
     pub(super) fn new(engine: &'a Engine, sides: &'a Sides, plan: &'a Plan, start: Start) -> Self {
         let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
         let fences = Fences { source: can(&sides.source), destination: can(&sides.destination) };
-        Self { engine, sides, plan, start, followed: true, ended: Ended::default(), by: None, fences }
+        Self { engine, sides, plan, start, followed: true, ended: Ended::default(), resuming: false, by: None, fences }
     }
 
     /// For an engine that takes up what another one began: nobody has followed the events.
@@ -78,9 +80,9 @@ impl<'a> Judge<'a> {
         self
     }
 
-    /// The destination was proved unable to run the guest before.
+    /// The journal says that the destination was proved unable to run the guest.
     pub(super) fn destination_ended(mut self) -> Self {
-        self.ended.destination = true;
+        (self.ended.destination, self.resuming) = (true, true);
         self
     }
 
@@ -137,13 +139,13 @@ impl<'a> Judge<'a> {
                 self.by = Some(DestinationCannotRun::Quit);
             }
             Verdict::ResumeSource => {
-                if let Err(error) = log.write(Record::Resuming).await {
-                    // another engine would not know of the proof; but a guest that stands still for a full disk is worse
-                    self.engine.report.warn("journal", describe(&error));
-                }
+                self.note_resuming(log).await;
                 exchange::resume_source(source, self.by.unwrap_or(DestinationCannotRun::Dead)).await?;
             }
-            Verdict::CancelMigration => drop(precopy::cancel(source).await?),
+            Verdict::CancelMigration => {
+                self.note_resuming(log).await;
+                precopy::cancel(source).await?;
+            }
             Verdict::StartDestination => {
                 let arrived = match source_seen {
                     Seen::Dead => exchange::outlived(source, self.ended.source, AFTERMATH).await,
@@ -169,6 +171,7 @@ impl<'a> Judge<'a> {
                     self.fence(source, "it does not answer, and must not run the guest that the destination has").await;
             }
             Verdict::FreeSource => {
+                self.note_resuming(log).await;
                 let nodes = self.plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
                 for freed in watchdog::free(source, nodes, true).await {
                     self.engine.report.action("yank", format!("{} hangs: its {freed} was ended", source.name()));
@@ -176,6 +179,16 @@ impl<'a> Judge<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Notes, once, that the destination is out of the way for good and the source is about to go on. Another engine would
+    /// not know of the proof otherwise; but a guest that stands still for the sake of a full disk is worse.
+    async fn note_resuming(&mut self, log: &Log) {
+        if !std::mem::replace(&mut self.resuming, true) {
+            if let Err(error) = log.write(Record::Resuming).await {
+                self.engine.report.warn("journal", describe(&error));
+            }
+        }
     }
 
     /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's

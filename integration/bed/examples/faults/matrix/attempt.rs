@@ -102,7 +102,8 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
                 struck = Some(Instant::now());
                 if let Engine::Program(running, program) = &mut engine {
                     running.kill()?;
-                    // what it had sent may yet be delivered
+                    // a proxy that holds a command keeps its end open, which the kernel would have closed
+                    scene.monitors.iter().for_each(MonitorProxy::cut);
                     drop(go);
                     break program.recover_twice(LIMIT);
                 }
