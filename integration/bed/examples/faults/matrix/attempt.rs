@@ -57,7 +57,7 @@ const SIDES: [Side; 2] = [Side::Source, Side::Destination];
 /// The engine, wherever it runs.
 enum Engine {
     Here(#[allow(dead_code, reason = "it is there to be dropped")] engine::Running),
-    Program(Migrating, Program),
+    Program(Migrating, Box<Program>),
 }
 
 /// Migrates, with the fault at the point if there is one. `clean` allows leftovers of an earlier try to be removed.
@@ -80,7 +80,7 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
     let mut engine = match by_program {
         true => {
             let program = scene.program(qferry)?;
-            Engine::Program(program.migrate(phase, talk)?, program)
+            Engine::Program(program.migrate(phase, talk)?, Box::new(program))
         }
         false => {
             let settings = Settings { clean, ..scene.settings("") };
@@ -227,7 +227,7 @@ impl<'a> Scene<'a> {
         for (side, reach) in SIDES.into_iter().zip(&mut sides) {
             *reach = self.pair.machine(side).alive()?.then(|| self.reach(side));
         }
-        Ok(engine::recover(&self.pair.run_dir().join("journal"), sides, LIMIT))
+        Ok(engine::recover(&self.pair.run_dir().join("journal"), &sides, LIMIT))
     }
 
     /// Brings the fault about. `held` tells that the engine waits meanwhile.

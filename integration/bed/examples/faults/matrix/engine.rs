@@ -112,10 +112,10 @@ async fn migrate(
 }
 
 /// Takes up in this process what another engine has left, to the end.
-pub(crate) fn recover(journal: &Path, sides: [Option<Reach>; 2], patience: Duration) -> Result<Ended, String> {
+pub(crate) fn recover(journal: &Path, sides: &[Option<Reach>; 2], patience: Duration) -> Result<Ended, String> {
     let recover = async {
         let mut recovery = Migration::recovery(journal);
-        let [source, destination] = &sides;
+        let [source, destination] = sides;
         if let Some(source) = source {
             recovery = recovery.source(source.endpoint().await?);
         }
