@@ -77,11 +77,17 @@ pub async fn stop_server(destination: &Process) -> Result<Vec<String>, ProcessEr
     Ok(left.0.into_iter().map(|export| export.id).collect())
 }
 
+/// For how many seconds QEMU may try to open an export. Its main loop waits for that, and the guest with it, and where the
+/// server does not answer nothing but this ends the wait: a yank knows the connection only once it is there.
+const OPEN_TIMEOUT: u32 = 3;
+
 /// How the source's QEMU opens the export: a `json:` file name, so that the NBD node below gets a name too, which is the
 /// one that `yank` knows.
 pub fn target(address: &Address, pair: &Pair) -> String {
     let server = server(address);
-    let file = json!({ "driver": "nbd", "node-name": pair.names.nbd, "server": server, "export": pair.names.export });
+    let (node, export) = (&pair.names.nbd, &pair.names.export);
+    let file =
+        json!({ "driver": "nbd", "node-name": node, "server": server, "export": export, "open-timeout": OPEN_TIMEOUT });
     format!("json:{}", json!({ "driver": "raw", "file": file }))
 }
 

@@ -67,8 +67,11 @@ pub enum Deed {
     Late(Duration),
 }
 
+/// Whether the last of the commands is the one that a rule is for.
+type When = Box<dyn Fn(&[Command]) -> bool + Send>;
+
 struct Rule {
-    when: Box<dyn Fn(&[Command]) -> bool + Send>,
+    when: When,
     first: Box<dyn FnOnce() + Send>,
     deed: Deed,
 }

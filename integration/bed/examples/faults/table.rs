@@ -8,7 +8,7 @@ use crate::matrix::{Cell, Fault, Point};
 pub(crate) fn tell(cell: &Cell) {
     let (fault, point) = (cell.fault.name(), cell.point.to_string());
     let took = cell.took.as_secs_f64();
-    println!("{fault:<22} {point:<38} {:<30} {took:>5.1} s", outcome(cell, ", "));
+    println!("{fault:<22} {point:<38} {:<54} {took:>5.1} s", outcome(cell, ", "));
     for wrong in &cell.wrong {
         println!("    WRONG: {wrong}");
     }
@@ -20,6 +20,7 @@ fn outcome(cell: &Cell, between: &str) -> String {
         return "WRONG".to_owned();
     }
     let ending = cell.ended.as_ref().map_or("?", |ended| ended.ending.as_str());
+    let ending = if cell.recovered { format!("undetermined, recovered: {ending}") } else { ending.to_owned() };
     let runs = cell.standing.map_or("?", |standing| standing.told());
     let stood = cell.stood.map_or_else(String::new, |stood| format!("{between}{} ms", stood.as_millis()));
     format!("{ending}{between}{runs}{stood}")
@@ -36,7 +37,8 @@ pub(crate) fn page(version: &str, points: &[Point], cells: &[Cell]) -> String {
          In each cell one fault strikes at one point of a migration of a guest that writes to its disk and its memory all \
          the time. When the engine has ended, both QEMUs are asked, past the engine, who runs the guest; the guest checks all \
          that it was told is written and all of its memory; nothing of the engine's may be left; and then another migration \
-         must succeed. A cell says how the engine ended, who runs the guest, and the longest time for which the guest stood \
+         must succeed. An engine that ended `undetermined` is followed by a recovery from its journal once the fault is over \
+         (a frozen QEMU is thawed, a late monitor has caught up), and the two together are judged. A cell says how the engine ended, who runs the guest, and the longest time for which the guest stood \
          still from the fault on (the guest beats every 5 ms, and on a busy machine it waits for its processor now and then). `-` is a fault that makes no sense at \
          that point.\n\n\
          The points are the begins of phases and, in the switchover, the moments in which a command has been sent and is not \

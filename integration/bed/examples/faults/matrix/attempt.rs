@@ -8,7 +8,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use qferry::endpoint::Address;
-use qferry::migration::Settings;
+use qferry::migration::{JournalPlace, Settings};
+use qferry::progress::Ending;
 use qferry::storage::identity::Proof;
 use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
 
@@ -19,7 +20,7 @@ use super::point::Point;
 use super::program::{Migrating, Program};
 
 /// How long an engine may take in all. Longer than all its own deadlines together.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(150);
 /// How long a destination is frozen that is thawed again.
 const FROZEN: Duration = Duration::from_secs(1);
 /// What a QEMU that could not act has to show what it does when it can.
@@ -31,6 +32,8 @@ const BETWEEN: Duration = Duration::from_secs(3);
 
 /// What came of it.
 pub(crate) struct Attempt {
+    /// Whether the engine ended without knowing, and what follows is what its journal was taken up to.
+    pub(crate) recovered: bool,
     /// How the engine ended, or that it did not as it must.
     pub(crate) ended: std::result::Result<Ended, String>,
     /// When the fault struck.
@@ -49,10 +52,12 @@ struct Scene<'a> {
     ram: ChannelProxy,
 }
 
+const SIDES: [Side; 2] = [Side::Source, Side::Destination];
+
 /// The engine, wherever it runs.
 enum Engine {
     Here(#[allow(dead_code, reason = "it is there to be dropped")] engine::Running),
-    Program(Migrating, Program),
+    Program(Migrating, Box<Program>),
 }
 
 /// Migrates, with the fault at the point if there is one. `clean` allows leftovers of an earlier try to be removed.
@@ -75,15 +80,13 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
     let mut engine = match by_program {
         true => {
             let program = scene.program(qferry)?;
-            Engine::Program(program.migrate(phase, talk)?, program)
+            Engine::Program(program.migrate(phase, talk)?, Box::new(program))
         }
         false => {
             let settings = Settings { clean, ..scene.settings("") };
             let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
             let settings = Settings { force: force.into_iter().collect(), ..settings };
-            // an engine that may dial anew has to be given an address
-            let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
-            Engine::Here(engine::start(scene.reach(!cut)?, settings, phase, talk))
+            Engine::Here(engine::start(SIDES.map(|side| scene.reach(side)), settings, phase, talk))
         }
     };
 
@@ -97,8 +100,12 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
             Ok(Told::Reached(go)) => {
                 let Some((fault, point)) = fault else { continue };
                 struck = Some(Instant::now());
-                if let Some(ended) = scene.kill_engine(fault, &mut engine)? {
-                    break ended;
+                if let Engine::Program(running, program) = &mut engine {
+                    running.kill()?;
+                    // a proxy that holds a command keeps its end open, which the kernel would have closed
+                    scene.monitors.iter().for_each(MonitorProxy::cut);
+                    drop(go);
+                    break program.recover_twice(LIMIT);
                 }
                 second = scene.strike(fault, matches!(point, Point::Command { .. }))?;
                 thaw = (fault == Fault::Thawed).then(|| Instant::now() + FROZEN);
@@ -108,8 +115,9 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
                 moment = None;
                 let Some((fault, _)) = fault else { continue };
                 struck = Some(Instant::now());
-                if let Some(ended) = scene.kill_engine(fault, &mut engine)? {
-                    break ended;
+                if let Engine::Program(running, program) = &mut engine {
+                    running.kill()?;
+                    break program.recover_twice(LIMIT);
                 }
                 // who has ended by himself meanwhile cannot be struck any more
                 second = scene.strike(fault, false).unwrap_or_default();
@@ -127,10 +135,16 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
         wait_for_second(&second)?;
     }
     scene.thaw()?;
+    if let Some((Fault::Late(_), struck)) = fault.map(|(fault, _)| fault).zip(struck) {
+        sleep((struck + Fault::late()).saturating_duration_since(Instant::now()));
+    }
     if fault.is_some_and(|(fault, _)| fault.blinds() || fault == Fault::Thawed) {
         sleep(SETTLES);
     }
-    Ok(Attempt { ended, struck, tape: scene.tape.commands(), look: Look::at(pair)? })
+    // what it could not know by then may be known now
+    let recovered = !by_program && ended.as_ref().is_ok_and(|ended| ended.ending == Ending::Undetermined);
+    let ended = if recovered { scene.recover()? } else { ended };
+    Ok(Attempt { recovered, ended, struck, tape: scene.tape.commands(), look: Look::at(pair)? })
 }
 
 /// Whatever it ends with: what counts is where the guest is.
@@ -178,50 +192,42 @@ impl<'a> Scene<'a> {
             migrate_address: address("ram"),
             source_nbd_address: address("here"),
             downtime: BUDGET,
+            journal: JournalPlace::File(self.journal(suffix)),
             // the preflight's reading is not what is tried here, and it removes the socket it has read from
             verify_backing: Proof::Off,
             ..Settings::default()
         }
     }
 
-    /// Through the proxies; `named` tells the engine which processes are behind them.
-    fn reach(&self, named: bool) -> Result<[Reach; 2]> {
-        let reach = |proxy: &MonitorProxy, side: Side| match named {
-            true => Ok(Reach::Through(proxy.path().to_owned(), self.pair.machine(side).pid())),
-            false => Ok(Reach::At(address(&format!("unix:{}", proxy.path().display()))?)),
-        };
-        let [source, destination] = &self.monitors;
-        Ok([reach(source, Side::Source)?, reach(destination, Side::Destination)?])
+    /// A side through its proxy, with the process behind it named.
+    fn reach(&self, side: Side) -> Reach {
+        Reach::Through(self.monitor(side).path().to_owned(), self.pair.machine(side).pid())
+    }
+
+    /// The journal of the engine that is tried; none of an earlier one's is left there.
+    fn journal(&self, suffix: &str) -> PathBuf {
+        let journal = self.pair.run_dir().join(format!("journal{suffix}"));
+        drop(fs::remove_file(&journal));
+        journal
     }
 
     fn program(&self, qferry: &Path) -> Result<Program> {
-        let journal = self.pair.run_dir().join("journal");
-        // of an earlier cell
-        drop(fs::remove_file(&journal));
         Ok(Program {
             qferry: qferry.to_owned(),
             monitors: [&self.monitors[0], &self.monitors[1]].map(|proxy| proxy.path().to_owned()),
             channels: ["nbd", "ram", "here"].map(|name| self.unix(name)),
             runtime_dir: self.pair.run_dir(),
-            journal,
+            journal: self.journal(""),
         })
     }
 
-    /// Where the engine is what is to be killed: kills it, and has it looked after. What that ended with.
-    fn kill_engine(&self, fault: Fault, engine: &mut Engine) -> Result<Option<std::result::Result<Ended, String>>> {
-        let Engine::Program(running, program) = engine else { return Ok(None) };
-        if fault != Fault::EngineKilled {
-            return Ok(None);
+    /// Takes up what the engine has left.
+    fn recover(&self) -> Result<std::result::Result<Ended, String>> {
+        let mut sides = [None, None];
+        for (side, reach) in SIDES.into_iter().zip(&mut sides) {
+            *reach = self.pair.machine(side).alive()?.then(|| self.reach(side));
         }
-        running.kill()?;
-        // a proxy that holds a command keeps its end open, which the kernel would have closed
-        self.monitors.iter().for_each(MonitorProxy::cut);
-        let recover = || program.recover(LIMIT).map_err(|error| error.to_string());
-        // a second time it finds all done, or nothing more to do
-        Ok(Some(recover().and_then(|ended| match recover() {
-            Ok(again) if (again.ending, again.runs_on) == (ended.ending, ended.runs_on) => Ok(ended),
-            other => Err(format!("at first {ended:?}, and the second time {other:?}")),
-        })))
+        Ok(engine::recover(&self.pair.run_dir().join("journal"), &sides, LIMIT))
     }
 
     /// Brings the fault about. `held` tells that the engine waits meanwhile.

@@ -5,14 +5,18 @@ use std::time::{Duration, Instant};
 
 use qferry::progress::Ending;
 use qferry_bed::{Command, Error, Pair, Result, Side};
+use serde_json::json;
 
 use super::attempt::{Attempt, attempt};
 use super::engine::Ended;
 use super::fault::Fault;
 use super::judge::{Facts, Standing, judge};
+use super::look::Seen;
 use super::point::Point;
 use super::stage::Stage;
 
+/// So many of the last commands are told where something is wrong.
+const TAIL: usize = 40;
 /// How long a guest may take for something on a busy machine.
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -23,6 +27,8 @@ pub(crate) struct Cell {
     pub(crate) point: Point,
     /// How the engine ended, as far as it did.
     pub(crate) ended: Option<Ended>,
+    /// Whether it ended without knowing, and this is what its journal was taken up to.
+    pub(crate) recovered: bool,
     /// Where the guest is then, if it is where it may be.
     pub(crate) standing: Option<Standing>,
     /// Whether the fault struck.
@@ -41,6 +47,7 @@ pub(crate) fn run(stage: &mut Stage, fault: Fault, point: &Point, again: bool) -
         fault,
         point: point.clone(),
         ended: None,
+        recovered: false,
         standing: None,
         struck: false,
         stood: None,
@@ -76,7 +83,7 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     let qferry = stage.qferry().to_owned();
     let pair = stage.ready(Some(cell.fault))?;
     let tried = attempt(pair, &qferry, Some((cell.fault, &cell.point)), true)?;
-    cell.struck = tried.struck.is_some();
+    (cell.struck, cell.recovered) = (tried.struck.is_some(), tried.recovered);
     let ended = tried.ended.map_err(|error| Error::new(format!("{error}; {:?}", tried.look)))?;
     cell.ended = Some(ended.clone());
     if !cell.struck && !matches!(cell.point, Point::Moment(_)) {
@@ -84,8 +91,23 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     }
     let starts = |command: &Command| command.side == Side::Destination && command.name == "cont";
     let started = tried.tape.iter().any(starts);
-    let standing =
-        judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended }).map_err(Error::new)?;
+    let judged = judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended });
+    let last_words = |wrong| {
+        let [source, destination] = [&pair.source, &pair.destination].map(|machine| machine.stderr());
+        // one that hangs has been found out before this, and is not asked again
+        let jobs = match tried.look.source {
+            Seen::Answers { .. } => pair.source.qmp("query-block-jobs", &json!({})).ok(),
+            _ => None,
+        };
+        let jobs = jobs.map_or_else(String::new, |jobs| jobs.to_string());
+        let tail = tried.tape.iter().skip(tried.tape.len().saturating_sub(TAIL));
+        let tail: Vec<String> = tail.map(|command| format!("{}: {}", command.side, command.name)).collect();
+        Error::new(format!(
+            "{wrong}; the source's stderr: {source:?}; the destination's: {destination:?}; \
+             the source's jobs: {jobs}; the last commands: {tail:?}"
+        ))
+    };
+    let standing = judged.map_err(last_words)?;
     cell.standing = Some(standing);
     match standing {
         Standing::OnSource | Standing::OnDestination => {

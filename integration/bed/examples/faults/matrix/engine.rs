@@ -1,9 +1,10 @@
 //! The engine in this process, on a thread and a runtime of its own.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use qferry::endpoint::Address;
 use qferry::migration::{Endpoint, Migration, Settings};
@@ -108,6 +109,25 @@ async fn migrate(
         }
     }
     Ok(migration.wait().await)
+}
+
+/// Takes up in this process what another engine has left, to the end.
+pub(crate) fn recover(journal: &Path, sides: &[Option<Reach>; 2], patience: Duration) -> Result<Ended, String> {
+    let recover = async {
+        let mut recovery = Migration::recovery(journal);
+        let [source, destination] = sides;
+        if let Some(source) = source {
+            recovery = recovery.source(source.endpoint().await?);
+        }
+        if let Some(destination) = destination {
+            recovery = recovery.destination(destination.endpoint().await?);
+        }
+        Ok(Ended::from(recovery.start().wait().await))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let ended = runtime.block_on(async { tokio::time::timeout(patience, recover).await });
+    ended.unwrap_or_else(|_| Err(format!("the recovery has not ended after {patience:?}")))
 }
 
 /// Says that the point is reached, and waits to be let go.

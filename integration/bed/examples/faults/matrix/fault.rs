@@ -151,8 +151,7 @@ impl Fault {
         }
     }
 
-    /// Whether it keeps the engine from seeing or reaching a QEMU that is there: it may then be right to say that it does
-    /// not know.
+    /// Whether it keeps the engine from reaching a QEMU that is there: it may then rightly name what it left there.
     pub(crate) fn blinds(self) -> bool {
         matches!(self, Self::Frozen | Self::Cut(_) | Self::ReplyLost | Self::Late(_) | Self::SecondEngine)
     }

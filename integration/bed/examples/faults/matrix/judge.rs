@@ -45,8 +45,8 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
     let said = format!("the engine said {}, on {:?} ({}: {})", ended.ending, ended.runs_on, ended.code, ended.message);
     let claim = |side: RunsOn, endings: &[Ending]| {
         let known = ended.runs_on == side && endings.contains(&ended.ending);
-        // an engine that is cut off may rightly say that it does not know
-        let unknown = fault.blinds() && ended.ending == Ending::Undetermined && ended.runs_on == RunsOn::Unknown;
+        // what another engine did meanwhile it cannot know
+        let unknown = *fault == Fault::SecondEngine && ended.ending == Ending::Undetermined;
         known || unknown
     };
     match (look.source.runs(), look.destination.runs()) {
@@ -90,7 +90,6 @@ fn justify(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
         },
         (Seen::Dead, _) => Err("the source was ended"),
         (Seen::Answers { .. }, Seen::Dead) if *started => Ok("it may have run on the destination"),
-        _ if fault.blinds() => Ok("cut off"),
         (Seen::Answers { .. }, Seen::Dead) => Err("the source has all of it, and the destination is dead"),
         (Seen::Answers { .. }, Seen::Answers { .. }) => Err("both are there and answer"),
     }
@@ -134,8 +133,10 @@ mod tests {
             (dead, false, Seen::Dead, run(), &moved, true),
             (dead, false, Seen::Dead, answers("inmigrate", "active"), &unknown, true),
             (dead, false, Seen::Dead, answers("inmigrate", "active"), &back, false),
-            (cut, false, answers("finish-migrate", "pre-switchover"), loaded(), &unknown, true),
-            (cut, true, waits(), run(), &unknown, true),
+            (cut, false, answers("finish-migrate", "pre-switchover"), loaded(), &unknown, false),
+            (cut, true, waits(), run(), &unknown, false),
+            (cut, true, waits(), run(), &moved, true),
+            (cut, false, run(), answers("inmigrate", "none"), &stuck, true),
             (cut, true, waits(), run(), &back, false),
             (Fault::NbdHole, false, Seen::Silent, loaded(), &unknown, false),
             (Fault::Frozen, true, waits(), Seen::Dead, &unknown, true),

@@ -66,8 +66,18 @@ impl Program {
         Ok(Migrating(child))
     }
 
+    /// Runs `qferry recover`, and again: the second time it finds all done, or nothing more to do.
+    pub(crate) fn recover_twice(&self, patience: Duration) -> std::result::Result<Ended, String> {
+        let recover = || self.recover(patience).map_err(|error| error.to_string());
+        let ended = recover()?;
+        match recover() {
+            Ok(again) if (again.ending, again.runs_on) == (ended.ending, ended.runs_on) => Ok(ended),
+            other => Err(format!("at first {ended:?}, and the second time {other:?}")),
+        }
+    }
+
     /// Runs `qferry recover` to its end. What it says must be what it exits with.
-    pub(crate) fn recover(&self, patience: Duration) -> Result<Ended> {
+    fn recover(&self, patience: Duration) -> Result<Ended> {
         let mut command = self.command("recover");
         command.arg(&self.journal).arg("--json").stdout(self.log("recover.out")?).stderr(self.log("recover.err")?);
         let mut child = command.spawn().map_err(|error| Error::new(format!("starting qferry: {error}")))?;

@@ -75,9 +75,10 @@ pub(crate) fn soak(asked: &Soak<'_>, tell: &(dyn Fn(usize, &Cell) + Sync)) -> Ta
             // each has a seed of its own, so that what happens in one lane does not depend on the other's
             let mut random = Random(asked.seed.wrapping_add(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             if random.below(CLEAN) == 0 {
-                let since = Instant::now();
                 let done = clean(&mut stage);
-                typical = (typical + since.elapsed().min(typical * 2)) / 2;
+                if let Ok([first, .., last]) = done.as_deref() {
+                    typical = (typical + (last.at - first.at).min(typical * 2)) / 2;
+                }
                 let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
                 tally.migrations += 1;
                 match done {
