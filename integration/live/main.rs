@@ -20,7 +20,6 @@ mod postcopy;
 mod prepare;
 mod race;
 mod recovery;
-mod scratch;
 mod storage;
 mod support;
 mod tuning;

@@ -129,8 +129,13 @@ impl Engine {
         match claim {
             Claim::Source => self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await,
             Claim::Given | Claim::Resuming => {
-                // in postcopy the destination is started while the source does not say `completed`
-                let start = if begun.postcopy { Start::Sent } else { Start::Unknown };
+                let start = match claim {
+                    // that it was proved unable to run the guest says that it never did
+                    Claim::Resuming => Start::Never,
+                    // in postcopy the destination is started while the source does not say `completed`
+                    _ if begun.postcopy => Start::Sent,
+                    _ => Start::Unknown,
+                };
                 let judge = Judge::new(self, sides, plan, start).unfollowed();
                 let judge = if claim == Claim::Resuming { judge.destination_ended() } else { judge };
                 self.settle(sides, plan, failure, judge, course).await
