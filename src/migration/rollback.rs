@@ -220,7 +220,7 @@ async fn is_as_before(sides: &Sides) -> bool {
 }
 
 /// What an effect that could not be undone leaves, where [`left_behind`] cannot see it.
-fn unseen(sides: &Sides, effect: &Effect) -> Option<String> {
+pub(super) fn unseen(sides: &Sides, effect: &Effect) -> Option<String> {
     match effect {
         Effect::Tuned { side, .. } => {
             Some(format!("{}: migration capabilities and parameters", sides.side(*side).name()))

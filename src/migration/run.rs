@@ -7,7 +7,7 @@ use super::{
     interrupt::{Bounds, unless_interrupted},
     log::Log,
     record::{Ended, Record},
-    rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back},
+    rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back, unseen},
 };
 use crate::{
     convergence::{Disk, History, may_hand_over},
@@ -353,7 +353,10 @@ impl Engine {
                 Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
                 Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
                 Effect::Tuned { side, before } => {
-                    problems.extend(apply::restore(sides.side(*side), before).await.err())
+                    if let Err(error) = apply::restore(sides.side(*side), before).await {
+                        course.leftovers.extend(unseen(sides, effect));
+                        problems.push(error);
+                    }
                 }
                 _ => {}
             }
