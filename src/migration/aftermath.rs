@@ -176,7 +176,7 @@ impl<'a> Judge<'a> {
                 self.note_resuming(log).await;
                 let nodes = self.plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
                 for freed in watchdog::free(source, nodes, true).await {
-                    self.engine.report.action("yank", format!("{} hangs: its {freed} was ended", source.name()));
+                    self.engine.report.action("yank", format!("{}: its {freed} is ended, for it hangs", source.name()));
                 }
             }
         }

@@ -173,6 +173,11 @@ impl Failure {
         }
     }
 
+    /// Whether something was waited for that did not come.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::Hangs { .. } | Self::SwitchoverTimeout(_)) || self.code() == "no-answer"
+    }
+
     /// The reason for the outcome: the whole chain of causes, and what to do.
     pub fn reason(&self) -> Reason {
         Reason { code: self.code().to_owned(), message: format!("{}{}", describe(self), self.remedy()) }

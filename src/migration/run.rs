@@ -385,7 +385,8 @@ impl Engine {
                 self.report.warn("journal", describe(&error));
             }
         }
-        if may_resume.is_some() && (matches!(failure, Failure::Hangs { .. }) || sides.source.is_silent()) {
+        // what does not answer now would hold up the way back, too: the guest's own return waits for its disks
+        if may_resume.is_some() && (failure.is_silence() || sides.source.is_silent()) {
             self.free(sides, plan).await;
         }
         let effects = course.log.effects();
