@@ -5,6 +5,7 @@ use super::{
     interrupt::unless_cancelled,
     log::Log,
     record::{Begun, Party, Record},
+    redial::Redial,
     rollback::Sides,
     run::Engine,
     survey::Survey,
@@ -256,8 +257,18 @@ impl Builder {
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
+        let address = |endpoint: &Endpoint| match endpoint {
+            Endpoint::Address(address) => Some(address.clone()),
+            Endpoint::Stream { .. } => None,
+        };
+        let redial = Redial {
+            source: address(&self.source),
+            destination: address(&self.destination),
+            recorder: self.recorder.clone(),
+        };
         let engine = Engine {
             settings: self.settings,
+            redial,
             report: report.clone(),
             cancel: cancel.clone(),
             began: tokio::time::Instant::now(),

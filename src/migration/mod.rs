@@ -18,6 +18,7 @@ mod postcopy;
 pub mod provision;
 pub mod record;
 mod recovery;
+mod redial;
 mod rollback;
 mod run;
 mod settings;

@@ -11,6 +11,7 @@ use super::{
     handle::{Task, open, untouched},
     log::Log,
     record::{Begun, Claim, Party, Record, Status},
+    redial::Redial,
     rollback::Sides,
     run::{Course, End, Engine, NEVER_CONTINUED},
 };
@@ -98,7 +99,8 @@ impl Recovery {
         };
         let settings = settings(&begun, self.fence_command);
         let plan = Plan::of(begun.pairs.clone(), begun.addresses.clone());
-        let engine = Engine { settings, report: report.clone(), cancel, began: Instant::now() };
+        let engine =
+            Engine { settings, report: report.clone(), cancel, began: Instant::now(), redial: Redial::default() };
         if let Some(ended) = status.ended.as_ref().filter(|ended| ended.is_settled()) {
             let end = End { ending: ended.outcome, runs_on: ended.runs_on, failure: ended.reason.clone() };
             let mut course = Course::new(Log::default(), Clock::Engine);

@@ -13,7 +13,12 @@ use crate::{
         Process, ProcessError,
         reply::{MigrationStatus, RunState},
     },
-    storage::{export, layout::Pair, leftover, mirror},
+    storage::{
+        export,
+        layout::Pair,
+        leftover::{self, Leftover},
+        mirror,
+    },
 };
 use qapi::qmp;
 use std::{fs, io, path::Path, time::Duration};
@@ -24,6 +29,9 @@ use tokio::{
 
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
 const RESUME: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether a process has ended whose monitor is closed.
+const ENDED: Duration = Duration::from_millis(20);
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
@@ -88,7 +96,7 @@ pub(super) async fn roll_back(
     }
     leftovers.extend(under_way(source).await);
     leftovers.extend(left_behind(source).await);
-    if !destination.is_gone() {
+    if !destination.seems_ended() {
         leftovers.extend(left_behind(destination).await);
     }
     RolledBack { as_before: is_as_before(sides).await, leftovers }
@@ -139,7 +147,7 @@ async fn undo(
             // what there is of it is found by its name afterwards
             None => Ok(()),
         },
-        Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.is_gone() => Ok(()),
+        Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.seems_ended() => Ok(()),
         Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
         Effect::Tuned { side, before } => apply::restore(sides.side(*side), before).await,
         Effect::SocketFile(path) => {
@@ -246,7 +254,7 @@ async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError
 /// may be in it that nobody must start. One that does not do as it is told, being frozen, is ended all the same where it is a
 /// process of this host.
 async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
-    if destination.is_gone() {
+    if destination.seems_ended() {
         return Ok(());
     }
     let told = destination.act(&qmp::quit {});
@@ -254,10 +262,10 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     let told = tokio::select! {
         told = &mut told => Some(told),
         // an end that its answer does not survive
-        _ = destination.gone() => return Ok(()),
+        () = ended(destination) => return Ok(()),
         () = sleep(QUIT) => None,
     };
-    if timeout(QUIT, destination.gone()).await.is_ok() {
+    if timeout(QUIT, ended(destination)).await.is_ok() {
         return Ok(());
     }
     if let Some(Ok(())) = destination.kill() {
@@ -270,6 +278,17 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     Err(told.and_then(Result::err).unwrap_or_else(late))
 }
 
+/// Waits until a process is gone, and not only its monitor where more is known.
+pub(super) async fn ended(process: &Process) {
+    loop {
+        process.gone().await;
+        if process.seems_ended() {
+            return;
+        }
+        sleep(ENDED).await;
+    }
+}
+
 /// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.
 fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
     match result {
@@ -279,17 +298,20 @@ fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
 }
 
 /// Asks one side what of ours is there.
-async fn left_behind(process: &Process) -> Vec<String> {
-    let asked = try_join!(
+pub(super) async fn ours(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
+    let (jobs, nodes, exports) = try_join!(
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
         process.ask(&qmp::query_block_exports {}),
-    );
+    )?;
+    Ok(leftover::list(&jobs.0, &nodes.0, &exports.0))
+}
+
+/// The same in words.
+async fn left_behind(process: &Process) -> Vec<String> {
     let name = process.name();
-    match asked {
-        Ok((jobs, nodes, exports)) => {
-            leftover::list(&jobs.0, &nodes.0, &exports.0).iter().map(|left| format!("{name}: {left}")).collect()
-        }
+    match ours(process).await {
+        Ok(ours) => ours.iter().map(|left| format!("{name}: {left}")).collect(),
         Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
     }
 }

@@ -7,7 +7,8 @@ use super::{
     interrupt::{Bounds, unless_interrupted},
     log::Log,
     record::{Ended, Record},
-    rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back, unseen},
+    redial::Redial,
+    rollback::{QUIT, RolledBack, Sides, ended, remove_socket, roll_back, unseen},
 };
 use crate::{
     convergence::{Disk, History, may_hand_over},
@@ -54,6 +55,8 @@ pub(super) struct Engine {
     pub(super) cancel: watch::Receiver<bool>,
     /// When the whole began, for the timeout.
     pub(super) began: Instant,
+    /// Where a monitor that closed may be dialled again: not where the embedder made the connection.
+    pub(super) redial: Redial,
 }
 
 /// What has come of a run so far.
@@ -63,6 +66,8 @@ pub(super) struct Course {
     pub(super) ram: RamOutcome,
     /// The journal says that the guest may have been passed on.
     pub(super) given: bool,
+    /// The source's events were not followed all the time since the guest was stopped.
+    pub(super) unfollowed: bool,
     pub(super) copied: BTreeMap<String, u64>,
     pub(super) downtime: Option<u64>,
     pub(super) leftovers: Vec<String>,
@@ -79,6 +84,7 @@ impl Course {
             ledger: Ledger::new(clock),
             ram: RamOutcome::default(),
             given: false,
+            unfollowed: false,
             copied: BTreeMap::new(),
             downtime: None,
             leftovers: Vec::new(),
@@ -106,9 +112,15 @@ impl Engine {
         let end = match self.carry_over(&mut sides, plan, &mut course).await {
             Ok(disengaged) => {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
+                if handed.is_err() {
+                    course.unfollowed = self.reach_again(&mut sides).await;
+                }
                 self.finish(&sides, plan, handed, &mut course).await
             }
-            Err(failure) => self.retreat(&sides, plan, &failure, NEVER_CONTINUED, &mut course).await,
+            Err(failure) => {
+                self.reach_again(&mut sides).await;
+                self.retreat(&sides, plan, &failure, NEVER_CONTINUED, &mut course).await
+            }
         };
         if let Some(stopped) = sides.source.observed().stopped {
             course.ledger.mark(Mark::Stop, stopped);
@@ -278,7 +290,9 @@ impl Engine {
         let Some(start) = given else {
             return self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await;
         };
-        self.settle(sides, plan, failure, Judge::new(self, sides, plan, start), course).await
+        let judge = Judge::new(self, sides, plan, start);
+        let judge = if course.unfollowed { judge.unfollowed() } else { judge };
+        self.settle(sides, plan, failure, judge, course).await
     }
 
     /// Has it found out who has the guest after `migrate-continue`, and does what follows.
@@ -327,8 +341,14 @@ impl Engine {
     /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
     /// source's is the only state that is known to be there.
     async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
-        let Sides { source, destination, .. } = sides;
-        let run = match destination.ask(&qmp::query_status {}).await {
+        let source = &sides.source;
+        let mut asked = sides.destination.ask(&qmp::query_status {}).await;
+        if asked.is_err() {
+            if let Some(destination) = self.other(sides, Side::Destination).await {
+                asked = destination.ask(&qmp::query_status {}).await;
+            }
+        }
+        let run = match asked {
             Ok(answer) => answer.status,
             Err(error) => return undetermined(&error.into(), NOT_PROVED),
         };
@@ -343,8 +363,15 @@ impl Engine {
         if self.settings.keep_source {
             problems.extend(mirror::dismiss(source, &plan.pairs).await.err());
         } else {
-            problems.extend(source.act(&qmp::quit {}).await.err().filter(|_| !source.is_gone()));
-            if tokio::time::timeout(QUIT, source.gone()).await.is_err() {
+            let mut quit = source.act(&qmp::quit {}).await;
+            if quit.is_err() {
+                if let Some(source) = self.other(sides, Side::Source).await {
+                    quit = source.act(&qmp::quit {}).await;
+                }
+            }
+            problems.extend(quit.err().filter(|_| !source.seems_ended()));
+            if tokio::time::timeout(QUIT, ended(source)).await.is_err() {
+                course.leftovers.push(format!("{}: its process, with the guest as it was", source.name()));
                 self.report.warn("source-not-gone", format!("{} was told to quit and has not", source.name()));
             }
         }
@@ -353,7 +380,13 @@ impl Engine {
                 Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
                 Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
                 Effect::Tuned { side, before } => {
-                    if let Err(error) = apply::restore(sides.side(*side), before).await {
+                    let mut restored = apply::restore(sides.side(*side), before).await;
+                    if restored.is_err() {
+                        if let Some(process) = self.other(sides, *side).await {
+                            restored = apply::restore(&process, before).await;
+                        }
+                    }
+                    if let Err(error) = restored {
                         course.leftovers.extend(unseen(sides, effect));
                         problems.push(error);
                     }

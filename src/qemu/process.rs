@@ -194,7 +194,7 @@ impl Process {
             Ok(client) => client,
             Err(source) => return Err(ProcessError::Connect { at: name, source }),
         };
-        let observed = fold(&client);
+        let observed = fold(&client, Observed::default());
         let schema = query_qmp_schema {};
         let features = match client.execute(&schema, ASK).await {
             Ok(answer) => Features::read(&Schema::new(&answer)),
@@ -208,9 +208,40 @@ impl Process {
     pub async fn absent(name: Name, peer: Option<PeerPid>, ended: bool) -> Self {
         let client = Client::adopt(tokio::io::empty(), false, qmp::Options::labelled(name.side.as_str()));
         client.closed().await;
-        let observed = fold(&client);
+        let observed = fold(&client, Observed::default());
         let features = Features::read(&Schema::new(&Value::Null));
         Self { name, client, features, peer, ended, silent: Arc::default(), observed }
+    }
+
+    /// The same process over another connection, with what the events of the one before have told.
+    ///
+    /// # Errors
+    /// As [`Process::connect`], but for the schema, which is known.
+    pub async fn reconnect<S>(
+        &self,
+        stream: S,
+        peer: Option<PeerPid>,
+        options: qmp::Options,
+    ) -> Result<Self, ProcessError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let name = self.name.clone();
+        match Client::connect(stream, options).await {
+            Ok(client) => {
+                let observed = fold(&client, self.observed());
+                Ok(Self {
+                    name,
+                    client,
+                    features: self.features.clone(),
+                    peer,
+                    ended: false,
+                    silent: Arc::default(),
+                    observed,
+                })
+            }
+            Err(source) => Err(ProcessError::Connect { at: name, source }),
+        }
     }
 
     /// Which side it is, and its address.
@@ -391,6 +422,11 @@ impl Process {
         self.ended || self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
     }
 
+    /// Whether it is gone as far as can be seen: where its process is known, that has ended, and not only its monitor.
+    pub fn seems_ended(&self) -> bool {
+        self.is_gone() && self.peer.as_ref().is_none_or(PeerPid::has_died)
+    }
+
     /// Waits up to `patience` for proof that the process has ended.
     ///
     /// The proof needs both: a closed monitor alone can be QEMU's doing, and the process that the kernel names is the one
@@ -440,9 +476,9 @@ fn read<T: DeserializeOwned>(at: Name, command: &'static str, answer: Value) -> 
 }
 
 /// Starts the task that folds the client's events; it ends with the connection.
-fn fold(client: &Client) -> watch::Receiver<Observed> {
+fn fold(client: &Client, before: Observed) -> watch::Receiver<Observed> {
     let mut events = client.subscribe();
-    let (sender, receiver) = watch::channel(Observed::default());
+    let (sender, receiver) = watch::channel(before);
     tokio::spawn(async move {
         loop {
             // once nobody looks, the subscription must not keep the connection open

@@ -86,7 +86,14 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
             let settings = Settings { clean, ..scene.settings("") };
             let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
             let settings = Settings { force: force.into_iter().collect(), ..settings };
-            Engine::Here(engine::start(SIDES.map(|side| scene.reach(side)), settings, phase, talk))
+            // an engine that may dial anew has to be given addresses
+            let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
+            let reach = |side: Side| match cut {
+                true => Ok(Reach::At(address(&format!("unix:{}", scene.monitor(side).path().display()))?)),
+                false => Ok(scene.reach(side)),
+            };
+            let sides = [reach(Side::Source)?, reach(Side::Destination)?];
+            Engine::Here(engine::start(sides, settings, phase, talk))
         }
     };
 

@@ -1,0 +1,62 @@
+//! Puts a side out of the way that does not answer: the last resort, and only where someone else decided that it is safe.
+//!
+//! It must never take silence for success: a process is fenced when the kernel says that it has ended, or the user's command
+//! that it cannot run.
+
+use super::{
+    Plan,
+    rollback::{QUIT, Sides},
+    run::Engine,
+};
+use crate::{handover::watchdog, qemu::Process};
+use std::process::Stdio;
+use tokio::process::Command;
+
+impl Engine {
+    /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
+    /// command elsewhere. True only where it is proved.
+    pub(super) async fn fence(&self, process: &Process, why: &str) -> bool {
+        let report = &self.report;
+        if let Some(killed) = process.kill() {
+            report.action("fence", format!("{}: its process is ended: {why}", process.name()));
+            return match killed {
+                Ok(()) => process.proved_dead(QUIT).await,
+                Err(error) => {
+                    report.warn("not-fenced", format!("{}: {error}", process.name()));
+                    false
+                }
+            };
+        }
+        let Some(command) = &self.settings.fence_command else { return false };
+        let name = process.name();
+        report.action("fence", format!("{name}: {} is run: {why}", command.display()));
+        let mut command = Command::new(command);
+        command.arg(name.side.as_str()).arg(&name.address).arg(why).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match command.status().await {
+            Ok(status) if status.success() => true,
+            Ok(status) => {
+                report.warn("not-fenced", format!("{name}: the fence command ended with {status}"));
+                false
+            }
+            Err(error) => {
+                report.warn("not-fenced", format!("{name}: the fence command could not be run: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does
+    /// nothing, as while it connects to an NBD server, by fencing the destination that it waits for.
+    pub(super) async fn free(&self, sides: &Sides, plan: &Plan) {
+        let Sides { source, destination, .. } = sides;
+        let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
+        for freed in watchdog::free(source, nodes, true).await {
+            self.report.action("yank", format!("{}: its {freed} is ended, for nothing comes of it", source.name()));
+        }
+        let still = source.is_silent() && !source.is_gone() && !watchdog::answers(source).await;
+        if still && !destination.is_gone() && !watchdog::answers(destination).await {
+            self.fence(destination, "it does not answer, and the source hangs in what it waits for of it").await;
+        }
+    }
+}
