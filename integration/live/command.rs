@@ -155,10 +155,11 @@ fn rolls_back_on(signal: Signal) {
     let mut command = qferry(&pair, &["--json", "--bandwidth", "4MiB/s"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut outcome = None;
+    let pid = rustix::process::Pid::from_child(&child);
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        if line["type"] == "disk" && outcome.is_none() {
-            let pid = rustix::process::Pid::from_child(&child);
+        // a second one, on the way back, does not make it worse
+        if line["type"] == "disk" || line["action"] == "roll-back" {
             rustix::process::kill_process(pid, signal).unwrap();
         }
         if line["type"] == "outcome" {
@@ -171,6 +172,22 @@ fn rolls_back_on(signal: Signal) {
     assert_eq!(pair.source.status().unwrap(), "running");
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
     pair.wait_for_beats(Side::Source, 20, WAIT).unwrap();
+}
+
+#[test]
+fn from_the_handover_on_no_signal_and_no_closed_pipe_ends_it() {
+    let pair = start(&spec("10.0.13", busy()));
+    let mut child = qferry(&pair, &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("\"handover\""))).unwrap().unwrap();
+    for signal in [Signal::HUP, Signal::TERM, Signal::INT] {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+    drop((lines, child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(pair.runners().unwrap(), [Side::Destination]);
+    pair.wait_for_beats(Side::Destination, 20, WAIT).unwrap();
 }
 
 #[test]
