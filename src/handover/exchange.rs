@@ -15,7 +15,7 @@ use crate::{
 use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// Between two looks at what no event tells, with the guest stopped.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -74,7 +74,7 @@ pub async fn arrival(
     source: &Process,
     destination: &Process,
     handed: Handed,
-    deadline: Duration,
+    deadline: Instant,
     sent: Option<u64>,
 ) -> Result<Arrival, ExchangeError> {
     let arrived = async { tokio::try_join!(stands(source, deadline, sent), loaded(destination, deadline)) };
@@ -101,19 +101,20 @@ pub async fn arrival(
 ///
 /// # Errors
 /// QEMU refuses or does not answer in time; only a refusal proves that the guest does not run.
-pub async fn start_guest(destination: &Process, _: Arrived, deadline: Duration) -> Result<Moment, ProcessError> {
-    match timeout(deadline, destination.act(&qmp::cont {})).await {
+pub async fn start_guest(destination: &Process, _: Arrived, deadline: Instant) -> Result<Moment, ProcessError> {
+    let waited = left(deadline);
+    match timeout_at(deadline, destination.act(&qmp::cont {})).await {
         Ok(done) => done?,
         Err(_) => {
             let at = destination.name().clone();
-            return Err(ProcessError::Late { at, what: "answer to cont", waited: deadline });
+            return Err(ProcessError::Late { at, what: "answer to cont", waited });
         }
     }
     let asked = || async {
         let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
         (status == RunState::Running).then(Moment::now)
     };
-    destination.until_known("RESUME", deadline, |seen| seen.resumed, asked).await
+    destination.until_known("RESUME", left(deadline), |seen| seen.resumed, asked).await
 }
 
 /// The proof for a destination that has all state while the source's process is seen to have ended, or was `fenced`.
@@ -153,9 +154,10 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
 /// Waits until the source stands still for good, and tells since when, and whether in postcopy.
 async fn stands(
     source: &Process,
-    deadline: Duration,
+    deadline: Instant,
     mut sent: Option<u64>,
 ) -> Result<(SourceStands, Moment, bool), ExchangeError> {
+    let waited = left(deadline);
     let (status, moment) = landed(source, deadline).await?;
     if status == MigrationStatus::Completed {
         return Ok((SourceStands::completed(), moment, false));
@@ -173,11 +175,12 @@ async fn stands(
             sleep(LOOK_AGAIN).await;
         }
     };
-    timeout(deadline, proved).await.unwrap_or_else(|_| Err(late(source, "page sent in postcopy", deadline)))
+    timeout_at(deadline, proved).await.unwrap_or_else(|_| Err(late(source, "page sent in postcopy", waited)))
 }
 
 /// Waits until the destination has what it needs to run, and tells since when, and whether in postcopy.
-async fn loaded(destination: &Process, deadline: Duration) -> Result<(DestinationLoaded, Moment, bool), ExchangeError> {
+async fn loaded(destination: &Process, deadline: Instant) -> Result<(DestinationLoaded, Moment, bool), ExchangeError> {
+    let waited = left(deadline);
     let (status, moment) = landed(destination, deadline).await?;
     if status == MigrationStatus::Completed {
         return Ok((DestinationLoaded::completed(), moment, false));
@@ -194,11 +197,11 @@ async fn loaded(destination: &Process, deadline: Duration) -> Result<(Destinatio
             sleep(LOOK_AGAIN).await;
         }
     };
-    timeout(deadline, proved).await.unwrap_or_else(|_| Err(late(destination, "loaded device state", deadline)))
+    timeout_at(deadline, proved).await.unwrap_or_else(|_| Err(late(destination, "loaded device state", waited)))
 }
 
 /// Waits for `completed`, or for a status of postcopy.
-async fn landed(process: &Process, deadline: Duration) -> Result<(MigrationStatus, Moment), ExchangeError> {
+async fn landed(process: &Process, deadline: Instant) -> Result<(MigrationStatus, Moment), ExchangeError> {
     let is_landed =
         |status: &MigrationStatus| *status == MigrationStatus::Completed || is_bad_end(status) || status.is_postcopy();
     let told = |seen: &Observed| {
@@ -211,11 +214,16 @@ async fn landed(process: &Process, deadline: Duration) -> Result<(MigrationStatu
         let status = process.ask(&qmp::query_migrate {}).await.ok()?.status?;
         is_landed(&status).then(|| (status, Moment::now()))
     };
-    let (status, moment) = process.until_known("completed migration", deadline, told, asked).await?;
+    let (status, moment) = process.until_known("completed migration", left(deadline), told, asked).await?;
     if is_bad_end(&status) {
         return Err(ended(process, status).await);
     }
     Ok((status, moment))
+}
+
+/// What is left until then.
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
 }
 
 fn is_bad_end(status: &MigrationStatus) -> bool {

@@ -8,7 +8,7 @@ use qapi::qmp;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long a QEMU may take to answer once it was freed.
+/// How long a QEMU may take to answer: out of band at any time, in band once it was freed.
 const FREED: Duration = Duration::from_millis(500);
 
 /// Ends what a source waits for, the milder first: our own NBD connections, by their nodes, then, where that was not it and
@@ -21,9 +21,12 @@ pub async fn free<'a>(source: &Process, nodes: impl Iterator<Item = &'a str>, mi
     let mut freed = Vec::new();
     for node in nodes {
         let instance = qmp::YankInstance::block_node(qmp::YankInstanceBlockNode { node_name: node.to_owned() });
-        // one that is not there, since its mirror has ended, is refused
-        if source.act_oob(&qmp::yank { instances: vec![instance] }).await.is_ok() {
-            freed.push(format!("block node {node}"));
+        match timeout(FREED, source.act_oob(&qmp::yank { instances: vec![instance] })).await {
+            Ok(Ok(())) => freed.push(format!("block node {node}")),
+            // one that is not there, since its mirror has ended, is refused
+            Ok(Err(_)) => {}
+            // nor would it answer the next
+            Err(_) => return freed,
         }
     }
     if migration && !answers(source).await && yank_migration(source).await {
@@ -33,7 +36,8 @@ pub async fn free<'a>(source: &Process, nodes: impl Iterator<Item = &'a str>, mi
 }
 
 async fn yank_migration(source: &Process) -> bool {
-    source.act_oob(&qmp::yank { instances: vec![qmp::YankInstance::migration] }).await.is_ok()
+    let yank = qmp::yank { instances: vec![qmp::YankInstance::migration] };
+    matches!(timeout(FREED, source.act_oob(&yank)).await, Ok(Ok(())))
 }
 
 /// Whether it answers in band.

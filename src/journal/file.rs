@@ -72,6 +72,9 @@ pub enum JournalError {
         /// The journal.
         path: PathBuf,
     },
+    /// What writes it has panicked.
+    #[error("the journal is not written any more: its writer has died")]
+    Gone,
     /// Anything else that went wrong with the file.
     #[error(
         "the journal {} cannot be {action}: check its path, its permissions and the room on its file system, or name \

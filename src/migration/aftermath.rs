@@ -2,13 +2,7 @@
 //!
 //! The decisions are [`verdict`]'s. It must never act on one side while the other is not proved to be out of the way.
 
-use super::{
-    Plan,
-    log::Log,
-    record::Record,
-    rollback::{QUIT, Sides},
-    run::Engine,
-};
+use super::{Plan, log::Log, record::Record, rollback::Sides, run::Engine};
 use crate::{
     handover::{
         exchange,
@@ -24,16 +18,16 @@ use crate::{
     },
 };
 use qapi::qmp;
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 use tokio::{
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
     try_join,
 };
 
 /// How long a source whose migration failed may take to say so and to resume.
 const AFTERMATH: Duration = Duration::from_secs(1);
 /// The least time that a judgement gets: as much as one that comes late needs to look at both sides and do one thing.
-const LEAST: Duration = Duration::from_secs(3);
+const LEAST: Duration = Duration::from_secs(4);
 /// How often the verdict is looked for again: each round does one thing, and five are the most that any case needs (the
 /// destination is told to quit, then fenced, the source freed, its migration cancelled, its guest resumed).
 const ROUNDS: u32 = 8;
@@ -88,6 +82,7 @@ impl<'a> Judge<'a> {
     /// Finds out who has the guest, and brings about what is proved to be safe, for as long as the switchover may take.
     pub(super) async fn judge(mut self, log: &Log) -> Verdict {
         let over = Instant::now() + self.engine.left(self.sides, 1.0).max(LEAST);
+        settle_down(&self.sides.source, self.sides.was_running).await;
         for _ in 0..ROUNDS {
             let left = over.saturating_duration_since(Instant::now());
             match timeout(left, self.round(log)).await {
@@ -105,7 +100,6 @@ impl<'a> Judge<'a> {
     async fn round(&mut self, log: &Log) -> Verdict {
         let Sides { source, destination, was_running } = self.sides;
         let report = &self.engine.report;
-        settle_down(source, *was_running).await;
         let (here, there) = tokio::join!(look(source, self.ended.source), look(destination, self.ended.destination));
         self.followed |= matches!(&here, Seen::Answers { run, .. } if *run != RunState::Running);
         // what it does behind a monitor that is closed, no event tells
@@ -133,8 +127,9 @@ impl<'a> Judge<'a> {
             Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => {}
             Verdict::QuitDestination => {
                 // a QEMU that accepted `quit` runs no guest any more, even before it is gone
-                self.ended.destination =
-                    destination.act(&qmp::quit {}).await.is_ok() || destination.proved_dead(QUIT).await;
+                // one that freezes now is fenced in the next round
+                let told = timeout(AFTERMATH, destination.act(&qmp::quit {})).await;
+                self.ended.destination = matches!(told, Ok(Ok(()))) || destination.proved_dead(AFTERMATH).await;
                 self.by = Some(DestinationCannotRun::Quit);
             }
             Verdict::ResumeSource => {
@@ -152,7 +147,7 @@ impl<'a> Judge<'a> {
                 };
                 if let Some(arrived) = arrived {
                     let deadline = self.engine.left(self.sides, 1.0).max(LEAST);
-                    let done = exchange::start_guest(destination, arrived, deadline).await;
+                    let done = exchange::start_guest(destination, arrived, Instant::now() + deadline).await;
                     self.start = self.start.told(done.as_ref().is_err_and(ProcessError::is_refusal));
                     done?;
                 }
@@ -183,13 +178,11 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// Notes, once, that the destination is out of the way for good and the source is about to go on. Another engine would
-    /// not know of the proof otherwise; but a guest that stands still for the sake of a full disk is worse.
+    /// Notes, once, that the destination is out of the way for good and the source is about to go on: another engine would
+    /// not know of the proof otherwise.
     async fn note_resuming(&mut self, log: &Log) {
         if !std::mem::replace(&mut self.resuming, true) {
-            if let Err(error) = log.write(Record::Resuming).await {
-                self.engine.report.warn("journal", describe(&error));
-            }
+            log.tell(Record::Resuming, &self.engine.report).await;
         }
     }
 }
@@ -215,13 +208,25 @@ async fn look(process: &Process, ended: bool) -> Seen {
     if ended {
         return Seen::Dead;
     }
-    let asked = async { try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) };
-    match timeout(AFTERMATH, asked).await {
-        Ok(Ok((status, migration))) => {
+    let asked = async {
+        match try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) {
+            Ok(answers) => answers,
+            Err(_) => pending().await,
+        }
+    };
+    let died = async {
+        if !process.proved_dead(AFTERMATH).await {
+            pending().await
+        }
+    };
+    let hangs = async { tokio::join!(process.answers_out_of_band(), sleep(AFTERMATH)).0 };
+    // all at once, for a guest may stand still
+    tokio::select! {
+        biased;
+        (status, migration) = asked => {
             Seen::Answers { run: status.status, migration: migration.status.unwrap_or(MigrationStatus::None) }
         }
-        _ if process.proved_dead(AFTERMATH).await => Seen::Dead,
-        _ if process.answers_out_of_band().await => Seen::Hung,
-        _ => Seen::Silent,
+        () = died => Seen::Dead,
+        hangs = hangs => if hangs { Seen::Hung } else { Seen::Silent },
     }
 }

@@ -344,7 +344,7 @@ impl<'a> Converge<'a> {
         if let Err(error) = precopy::listen(&sides.destination, ram).await {
             if error.is_refusal() {
                 // it never listened: there is nothing to undo
-                course.log.undone(&Effect::Incoming).await?;
+                course.log.undone(&Effect::Incoming, &self.engine.report).await;
             }
             return Err(error.into());
         }

@@ -19,6 +19,7 @@ use crate::{
 };
 use qapi::qmp;
 use std::time::Instant;
+use tokio::time::timeout;
 
 impl Engine {
     pub(super) async fn prepare(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
@@ -50,7 +51,7 @@ impl Engine {
                 if error.is_refusal() {
                     // a server that is there already is not ours, and nor is its socket
                     for effect in [Effect::NbdServer].into_iter().chain(socket) {
-                        course.log.undone(&effect).await?;
+                        course.log.undone(&effect, &self.report).await;
                     }
                 }
                 return Err(error.into());
@@ -110,11 +111,13 @@ impl Engine {
         course.log.note([Effect::Stopped]).await?;
         let stopped = Instant::now();
         source.act(&qmp::stop {}).await?;
-        let dirty = mirror::start(source, pairs, nbd, |pair| converge.speed(pair)).await?;
+        let limit = self.settings.switchover_limit() / 2;
+        let started = timeout(limit, mirror::start(source, pairs, nbd, |pair| converge.speed(pair)));
+        let dirty = started.await.map_err(|_| Failure::SwitchoverTimeout(limit))??;
         if sides.was_running {
             exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
         }
-        course.log.undone(&Effect::Stopped).await?;
+        course.log.undone(&Effect::Stopped, &self.report).await;
         self.report
             .warn("stopped-for-mirror", format!("the guest was stopped for {} ms", stopped.elapsed().as_millis()));
         match dirty.first() {

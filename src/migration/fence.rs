@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{handover::watchdog, qemu::Process};
 use std::process::Stdio;
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
+
+/// The part of the switchover's time that a fence command may take.
+const FENCED: f64 = 0.3;
 
 impl Engine {
     /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
@@ -33,7 +36,14 @@ impl Engine {
         let mut command = Command::new(command);
         command.arg(name.side.as_str()).arg(&name.address).arg(why).kill_on_drop(true);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        match command.status().await {
+        // an interrupt in the terminal is for us
+        command.process_group(0);
+        let limit = self.settings.switchover_limit().mul_f64(FENCED);
+        let Ok(ended) = timeout(limit, command.status()).await else {
+            report.warn("not-fenced", format!("{name}: the fence command did not end within {limit:?}"));
+            return false;
+        };
+        match ended {
             Ok(status) if status.success() => true,
             Ok(status) => {
                 report.warn("not-fenced", format!("{name}: the fence command ended with {status}"));
@@ -54,7 +64,7 @@ impl Engine {
         for freed in watchdog::free(source, nodes, true).await {
             self.report.action("yank", format!("{}: its {freed} is ended, for nothing comes of it", source.name()));
         }
-        let still = source.is_silent() && !source.is_gone() && !watchdog::answers(source).await;
+        let still = !source.is_gone() && !watchdog::answers(source).await;
         if still && !destination.is_gone() && !watchdog::answers(destination).await {
             self.fence(destination, "it does not answer, and the source hangs in what it waits for of it").await;
         }

@@ -1,29 +1,52 @@
 //! The engine's side of the journal: what is about to be done is noted, in memory and on the disk, before it is done.
 //!
-//! The file is written by a thread of its own, so that a slow disk holds up nothing but what waits for it. It must never let
-//! an effect be brought about whose record is not known to be on the disk.
+//! The file is written by a thread of its own, in the order in which it is told, so that a slow disk holds up nothing but what
+//! waits for it. It must never let an effect be brought about whose record is not known to be on the disk.
 
 use super::{
     Effect, Failure,
     record::{Ended, Record},
 };
-use crate::journal::Journal;
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+use crate::{
+    journal::{Journal, JournalError},
+    progress::{Reporter, describe},
 };
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+use tokio::{task::spawn_blocking, time::timeout};
+
+/// How long the way back waits for the disk: it can be gone without the journal, but a guest may stand still.
+const WAY_BACK: Duration = Duration::from_millis(500);
+
+/// A record, and who waits until it is on the disk.
+type Order = (Record, mpsc::Sender<Result<(), JournalError>>);
 
 /// What has been changed so far, and the journal that says so.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     effects: Vec<Effect>,
-    journal: Option<Arc<Mutex<Journal<Record>>>>,
+    journal: Option<(mpsc::Sender<Order>, PathBuf)>,
 }
 
 impl Log {
     /// Goes on from here; without a journal only in memory.
     pub(super) fn new(journal: Option<Journal<Record>>, effects: Vec<Effect>) -> Self {
-        Self { effects, journal: journal.map(|journal| Arc::new(Mutex::new(journal))) }
+        let writer = |mut journal: Journal<Record>| {
+            let (orders, written) = mpsc::channel::<Order>();
+            let path = journal.path().to_owned();
+            thread::spawn(move || {
+                for (record, waits) in written {
+                    // nobody need wait any more
+                    drop(waits.send(journal.append(&record).map(drop)));
+                }
+            });
+            (orders, path)
+        };
+        Self { effects, journal: journal.map(writer) }
     }
 
     /// What may have been changed and is not undone, in order.
@@ -32,9 +55,8 @@ impl Log {
     }
 
     /// Where the journal is, if there is one.
-    pub(super) fn path(&self) -> Option<PathBuf> {
-        let journal = self.journal.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(journal.path().to_owned())
+    fn path(&self) -> Option<&Path> {
+        self.journal.as_ref().map(|(_, path)| path.as_path())
     }
 
     /// Notes what is about to be brought about. Known in memory at once, so that the way back has it whatever becomes of
@@ -52,48 +74,51 @@ impl Log {
     }
 
     /// Notes that something is not there, or not any more.
-    ///
-    /// # Errors
-    /// It could not be written.
-    pub(super) async fn undone(&mut self, effect: &Effect) -> Result<(), Failure> {
-        match self.effects.iter().rposition(|one| one == effect) {
-            Some(at) => {
-                let effect = self.effects.remove(at);
-                self.write(Record::Undone(effect)).await
-            }
-            None => Ok(()),
+    pub(super) async fn undone(&mut self, effect: &Effect, report: &Reporter) {
+        if let Some(at) = self.effects.iter().rposition(|one| one == effect) {
+            let effect = self.effects.remove(at);
+            self.tell(Record::Undone(effect), report).await;
+        }
+    }
+
+    /// Writes a record of the way back, which is gone whatever becomes of the journal: every step of it can be taken twice,
+    /// and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
+    pub(super) async fn tell(&self, record: Record, report: &Reporter) {
+        match timeout(WAY_BACK, self.write(record)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => report.warn("journal", describe(&failure)),
+            Err(_) => report.warn("journal", format!("the journal was not written within {WAY_BACK:?}")),
         }
     }
 
     /// Writes the end. The file is then removed, unless it is to be kept.
-    ///
-    /// # Errors
-    /// It could not be written.
-    pub(super) async fn end(self, ended: Ended, keep: bool) -> Result<(), Failure> {
-        self.write(Record::Ended(ended)).await?;
+    pub(super) async fn end(self, ended: Ended, keep: bool, report: &Reporter) {
+        self.tell(Record::Ended(ended), report).await;
         if let Some(path) = self.path().filter(|_| !keep) {
             // one that stays says that there is nothing left to be done
-            if let Err(error) = std::fs::remove_file(&path) {
+            if let Err(error) = std::fs::remove_file(path) {
                 tracing::warn!(path = %path.display(), %error, "the journal stays");
             }
         }
-        Ok(())
     }
 
-    /// Writes a record, and waits until it is on the disk.
+    /// Writes a record, which is on its way when this returns, and waits until it is on the disk.
     ///
     /// # Errors
     /// It could not be written.
     pub(super) fn write(&self, record: Record) -> impl Future<Output = Result<(), Failure>> + use<> {
-        let journal = self.journal.clone();
+        let written = self.journal.as_ref().map(|(orders, _)| {
+            let (waits, written) = mpsc::channel();
+            // a writer that is gone drops both ends
+            drop(orders.send((record, waits)));
+            written
+        });
         async move {
-            let Some(journal) = journal else { return Ok(()) };
-            let write = move || journal.lock().unwrap_or_else(PoisonError::into_inner).append(&record).map(drop);
-            match tokio::task::spawn_blocking(write).await {
-                Ok(written) => Ok(written?),
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                // the runtime is being shut down, and takes this with it
-                Err(_) => std::future::pending().await,
+            let Some(written) = written else { return Ok(()) };
+            match spawn_blocking(move || written.recv()).await {
+                Ok(Ok(written)) => Ok(written?),
+                // the writer, or the runtime
+                Ok(Err(_)) | Err(_) => Err(JournalError::Gone.into()),
             }
         }
     }

@@ -78,6 +78,11 @@ pub enum Record {
     Effects(Vec<Effect>),
     /// This is not there: it was refused, or has been undone.
     Undone(Effect),
+    /// Its owner has paused or resumed the guest meanwhile: how it is to be where the migration ends.
+    Guest {
+        /// Whether it runs.
+        runs: bool,
+    },
     /// `migrate-continue` is about to be sent, and `cont` to the destination once it has everything. From here on the source
     /// is resumed only on proof that the destination cannot run the guest.
     Given,
@@ -164,6 +169,11 @@ impl Fold for Status {
                 let at = self.effects.iter().rposition(|one| one == effect).ok_or(Illegal::Undone)?;
                 self.effects.remove(at);
             }
+            Record::Guest { runs } => {
+                if let Some(begun) = &mut self.begun {
+                    begun.was_running = *runs;
+                }
+            }
             Record::Given => {
                 if self.claim != Claim::Source || !self.effects.contains(&Effect::Migrate) {
                     return Err(Illegal::Given);
@@ -239,9 +249,12 @@ mod tests {
             (vec![Record::Given, Record::Resuming], Claim::Resuming),
             (vec![Record::Given, effects(&[socket()])], Claim::Given),
             (vec![Record::Recovering, Record::Given], Claim::Given),
+            (vec![Record::Guest { runs: false }, Record::Given], Claim::Given),
         ] {
             assert_eq!(with(&more).map(|status| status.claim), Ok(claim), "{more:?}");
         }
+        let paused = with(&[Record::Guest { runs: false }]).expect("legal");
+        assert!(paused.begun.is_some_and(|begun| !begun.was_running));
         let undone = with(&[Record::Undone(Effect::NbdServer)]).expect("legal");
         assert_eq!(undone.effects, [Effect::Incoming, Effect::Migrate]);
         let stuck = with(&[ended(Ending::Stuck), Record::Recovering]).expect("legal");

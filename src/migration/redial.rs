@@ -44,7 +44,7 @@ impl Engine {
             Side::Source => &self.redial.source,
             Side::Destination => &self.redial.destination,
         };
-        self.again(sides.side(side), address.as_ref()).await
+        timeout(REDIAL, self.again(sides.side(side), address.as_ref())).await.ok()?
     }
 
     async fn again(&self, process: &Process, address: Option<&Address>) -> Option<Process> {
@@ -59,7 +59,7 @@ impl Engine {
         let known = peer.is_some();
         let recorder = self.redial.recorder.clone();
         let options = qmp::Options { recorder, ..qmp::Options::labelled(process.name().side.as_str()) };
-        let again = timeout(REDIAL, process.reconnect(dialed.stream, peer, options)).await.ok()?.ok()?;
+        let again = process.reconnect(dialed.stream, peer, options).await.ok()?;
         if !known && !remembers(&again).await {
             return None;
         }

@@ -33,6 +33,9 @@ const RESUME: Duration = Duration::from_secs(2);
 /// How often it is looked whether a process has ended whose monitor is closed.
 const ENDED: Duration = Duration::from_millis(20);
 
+/// How long a destination may take to say whether it has the guest.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
 
@@ -77,12 +80,7 @@ pub(super) async fn roll_back(
             }
         }
         match undone {
-            Undone::Done => {
-                // the way back is gone whatever becomes of the journal: every step of it can be taken twice
-                if let Err(error) = log.undone(effect).await {
-                    report.warn("journal", describe(&error));
-                }
-            }
+            Undone::Done => log.undone(effect, report).await,
             Undone::Failed(error) => {
                 let error = describe(&error);
                 leftovers.extend(unseen(sides, effect).map(|left| format!("{left} ({error})")));
@@ -154,6 +152,7 @@ async fn undo(
             remove_socket(path, leftovers);
             Ok(())
         }
+        Effect::Incoming if has_the_guest(destination).await => return Undone::TakenOver,
         Effect::Incoming => quit(destination, report).await,
     };
     result.into()
@@ -211,7 +210,13 @@ async fn resume(sides: &Sides, may_resume: Option<DestinationCannotRun>) -> Resu
         return Ok(());
     }
     let resumed = |seen: &crate::qemu::Observed| seen.runs_again().then_some(());
-    let paused = source.ask(&qmp::query_status {}).await?.status == RunState::Paused;
+    let run = source.ask(&qmp::query_status {}).await?.status;
+    if run == RunState::InMigrate {
+        // one that waits for a guest is not the one that had it
+        let at = source.name().clone();
+        return Err(ProcessError::Late { at, what: "guest that it had", waited: Duration::ZERO });
+    }
+    let paused = run == RunState::Paused;
     if !paused && source.until("RESUME", RESUME, resumed).await.is_ok() {
         return Ok(());
     }
@@ -248,6 +253,17 @@ async fn under_way(source: &Process) -> Option<String> {
 async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
     mirror::abort(source, &pair.names.job).await?;
     allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
+}
+
+/// Whether a destination runs the guest, or has all of it: someone else passed it on, after our engine had died or past it.
+async fn has_the_guest(destination: &Process) -> bool {
+    let asked = async { try_join!(destination.ask(&qmp::query_status {}), destination.ask(&qmp::query_migrate {})) };
+    match timeout(LOOK, asked).await {
+        Ok(Ok((run, migration))) => {
+            run.status == RunState::Running || migration.status == Some(MigrationStatus::Completed)
+        }
+        _ => false,
+    }
 }
 
 /// Ends a destination that was told to listen: it listens once, so it can take no other migration, and part of a guest

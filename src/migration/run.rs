@@ -41,11 +41,11 @@ const STALLS: Duration = Duration::from_secs(10);
 
 /// The parts of the switchover's time that may have passed when the source is taken to hang, when the mirrors must have ended
 /// and the guest been passed on, and when it must have started on the destination. What is left after each is for the way back.
-const HANGS: f64 = 0.3;
-const SETTLED: f64 = 0.45;
-const DISENGAGED: f64 = 0.5;
-const ARRIVED: f64 = 0.6;
-const STARTED: f64 = 0.7;
+const HANGS: f64 = 0.25;
+const SETTLED: f64 = 0.35;
+const DISENGAGED: f64 = 0.4;
+const ARRIVED: f64 = 0.45;
+const STARTED: f64 = 0.55;
 
 /// What a run works with.
 pub(super) struct Engine {
@@ -138,9 +138,7 @@ impl Engine {
             leftovers: outcome.leftovers.clone(),
         };
         let keep = matches!(self.settings.journal, JournalPlace::File(_)) || !ended.is_settled();
-        if let Err(failure) = course.log.end(ended, keep).await {
-            self.report.warn("journal", describe(&failure));
-        }
+        course.log.end(ended, keep, &self.report).await;
         outcome
     }
 
@@ -156,7 +154,11 @@ impl Engine {
         let copied = unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await;
         if !course.log.effects().contains(&Effect::Stopped) {
             // disks can take hours, and its owner may have paused or resumed the guest meanwhile
+            let before = sides.was_running;
             sides.look_again().await;
+            if sides.was_running != before && copied.is_ok() {
+                course.log.write(Record::Guest { runs: sides.was_running }).await?;
+            }
         }
         copied?;
         let sides = &*sides;
@@ -178,6 +180,11 @@ impl Engine {
         self.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
     }
 
+    /// When that will be over.
+    fn by(&self, sides: &Sides, part: f64) -> Instant {
+        Instant::now() + self.left(sides, part)
+    }
+
     /// With the guest stopped: settles the mirrors and closes the exports.
     ///
     /// Nothing is asked first. That a mirror is ready and the destination alive would only foretell what the answers
@@ -190,10 +197,9 @@ impl Engine {
         course: &mut Course,
     ) -> Result<Disengaged, Failure> {
         let Sides { source, destination, .. } = sides;
-        // it takes the disk a while to keep it, and the mirrors a while to settle
+        // on its way from here: it takes the disk a while to keep it, and the mirrors a while to settle
         course.given = true;
-        let given = tokio::spawn(course.log.write(Record::Given));
-        let given = async { given.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) };
+        let given = course.log.write(Record::Given);
         if plan.pairs.is_empty() {
             course.ledger.mark(Mark::PreSwitchover, stopped);
             let rest = source.ask(&qmp::query_migrate {}).await?;
@@ -255,7 +261,7 @@ impl Engine {
             let arrival = tokio::select! {
                 biased;
                 error = without_effect => return Err(HandoverFailure::new(error, None)),
-                arrival = exchange::arrival(source, destination, handed, self.left(sides, ARRIVED), sent) => arrival,
+                arrival = exchange::arrival(source, destination, handed, self.by(sides, ARRIVED), sent) => arrival,
             };
             let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(Start::Never)))?;
             course.ledger.mark(Mark::SourceCompleted, arrival.gone);
@@ -263,7 +269,7 @@ impl Engine {
             // what was asked for need not have come about: QEMU completes at once where little is left
             course.ram.postcopy = arrival.postcopy;
             if *was_running {
-                let started = exchange::start_guest(destination, arrival.proof, self.left(sides, STARTED)).await;
+                let started = exchange::start_guest(destination, arrival.proof, self.by(sides, STARTED)).await;
                 let resumed = started.map_err(|error| {
                     let start = Start::Never.told(error.is_refusal());
                     HandoverFailure::new(error, Some(start))
@@ -309,7 +315,7 @@ impl Engine {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
-                course.ram.postcopy |= is_postcopy(sides);
+                course.ram.postcopy |= is_postcopy(sides) || is_in_postcopy(sides).await;
                 self.complete(sides, plan, course).await
             }
             // as it was already: nothing is left to resume
@@ -414,9 +420,7 @@ impl Engine {
         let mut reason = failure.reason();
         self.report.action("roll-back", reason.message.clone());
         if course.given && may_resume.is_some() {
-            if let Err(error) = course.log.write(Record::Kept).await {
-                self.report.warn("journal", describe(&error));
-            }
+            course.log.tell(Record::Kept, &self.report).await;
         }
         // what does not answer now would hold up the way back, too: the guest's own return waits for its disks
         if may_resume.is_some() && (failure.is_silence() || sides.source.is_silent()) {
@@ -512,6 +516,12 @@ const NOT_PROVED: &str =
 /// Whether the source has been in postcopy.
 fn is_postcopy(sides: &Sides) -> bool {
     sides.source.observed().migration.keys().any(MigrationStatus::is_postcopy)
+}
+
+/// Whether the source says so, whose events another engine may have seen.
+async fn is_in_postcopy(sides: &Sides) -> bool {
+    let status = sides.source.ask(&qmp::query_migrate {}).await.ok().and_then(|answer| answer.status);
+    status.is_some_and(|status| status.is_postcopy())
 }
 
 /// The end where nothing is proved, and nothing more is done.
