@@ -252,9 +252,9 @@ fn a_server_that_is_not_ours_is_left_alone() {
 
 #[test]
 fn a_broken_migration_channel_is_a_failed_migration() {
-    let pair = start(&Spec { memory: 256, ..slow("10.0.13") });
+    let pair = start(&spec("10.0.13", busy()));
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { transferred, .. } if *transferred > MIB);
-    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(8 * MIB)), sending, |_| {
+    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), sending, |_| {
         let yank = serde_json::json!({"instances": [{"type": "migration"}]});
         pair.destination.qmp("yank", &yank).unwrap();
     });

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// A guest that dirties more than [`postcopy`] lets through.
 fn heavy(version: &str) -> Spec {
-    let workload = Workload { ram: 96 * MIB, dirty: 60 * MIB, write: 50, ..Workload::default() };
+    let workload = Workload { ram: 48 * MIB, dirty: 60 * MIB, write: 50, read: 100, ..Workload::default() };
     spec(version, workload)
 }
 

@@ -16,14 +16,14 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// How long a guest may take for something on a busy machine.
 pub(crate) const WAIT: Duration = Duration::from_secs(120);
 
-/// A guest that does nothing but beat.
+/// A guest that does nothing but beat. It looks at all it has once a second, which is what a judgement waits for.
 pub(crate) fn idle() -> Workload {
-    Workload { dirty: 0, write: 0, read: 0, ..Workload::default() }
+    Workload { ram: 8 * MIB, dirty: 0, write: 0, read: 0, ..Workload::default() }
 }
 
-/// A guest that does a little of everything.
+/// A guest that does a little of everything. It gets round its memory in two seconds and round its slots in less.
 pub(crate) fn busy() -> Workload {
-    Workload { ram: 32 * MIB, dirty: 4 * MIB, write: 50, ..Workload::default() }
+    Workload { ram: 8 * MIB, dirty: 4 * MIB, write: 50, read: 100, ..Workload::default() }
 }
 
 pub(crate) fn spec(version: &str, workload: Workload) -> Spec {
@@ -111,15 +111,22 @@ fn image(pair: &Pair, side: Side, disk: usize) -> ImageFacts {
 
 /// Bytes in the source's overlays; call it before the migration, with the guest's first writes done.
 pub(crate) fn judge_moved(pair: &Pair, outcome: &Outcome) {
+    judge_moved_or_ended(pair, outcome);
+}
+
+/// The same; says whether the destination has ended, which one of 7.2 may.
+fn judge_moved_or_ended(pair: &Pair, outcome: &Outcome) -> bool {
     assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}\n{}", last_words(pair));
     assert_eq!(outcome.runs_on, RunsOn::Destination);
     assert_eq!(outcome.reason, None);
     assert_eq!(outcome.leftovers, Vec::<String>::new());
     assert!(pair.source.wait_for_end(WAIT).is_ok(), "the source was to quit");
-    if !has_ended_on_7_2(pair) {
+    let ended = has_ended_on_7_2(pair);
+    if !ended {
         assert_eq!(pair.destination.leftovers().unwrap(), Vec::<String>::new(), "left behind on the destination");
     }
     assert_eq!(files(pair), Vec::<String>::new(), "left behind in the runtime directory");
+    ended
 }
 
 /// On 7.2 under TCG a guest whose RAM took more than a pass panics now and then, about a second after it resumed and also
@@ -131,11 +138,11 @@ fn has_ended_on_7_2(pair: &Pair) -> bool {
 
 /// A guest that ran before: it runs on, its record is whole, and the ledger is true.
 pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
-    judge_moved(pair, outcome);
+    let ended = judge_moved_or_ended(pair, outcome);
     let blackout = outcome.blackout_ms.expect("it stopped and resumed");
     let sum: f64 = outcome.ledger.iter().map(|span| span.ms).sum();
     assert!((sum - blackout).abs() < 0.001, "{outcome:#?}");
-    if has_ended_on_7_2(pair) {
+    if ended {
         return judge_disks(pair, Side::Destination);
     }
     assert_eq!(pair.destination.status().unwrap(), "running");
@@ -154,7 +161,12 @@ pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
 /// The guest found no fault, and its images hold what it was told. Ends the QEMU of that side.
 pub(crate) fn judge_disks(pair: &Pair, side: Side) {
     pair.machine(side).finish().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(pair.errors(), Vec::<String>::new(), "the guest's own findings");
+    let mut errors = pair.errors();
+    if pair.spec().version == "7.2" && side == Side::Destination {
+        // a guest that has lost a timer or is about to panic may say a beat twice, with or without an engine
+        errors.retain(|error| !(error.starts_with("destination: beat ") && error.contains(" follows beat ")));
+    }
+    assert_eq!(errors, Vec::<String>::new(), "the guest's own findings");
     pair.check_disks(side).unwrap_or_else(|error| panic!("{error}"));
     for (number, disk) in pair.spec().disks.iter().enumerate() {
         let (here, there) = (image(pair, Side::Source, number), image(pair, side, number));

@@ -30,7 +30,7 @@ fn is_on(pair: &Pair, name: &str) -> bool {
 /// Without a ceiling: under TCG a guest of 7.2 does not outlive a slow migration that sends pages again, with or without an
 /// engine and with any capability or none.
 fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: &(&str, Value)) {
-    let pair = start(&spec(version, Workload { ram: 64 * MIB, ..busy() }));
+    let pair = start(&spec(version, busy()));
     let look = |_: &Migration| {
         assert!(is_on(&pair, on), "{version}: {on}");
         let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
@@ -81,7 +81,7 @@ fn what_a_former_user_left_on_is_off_meanwhile_and_back_afterwards() {
         assert_eq!(names.map(|name| is_on(&pair, name)), [false; 3]);
         migration.cancel();
     };
-    let (outcome, _) = migrate_when(builder(&pair).policy(policy).bandwidth(Rate(4 * MIB)), sending, cancel);
+    let (outcome, _) = migrate_when(builder(&pair).policy(policy).bandwidth(Rate(16 * MIB)), sending, cancel);
     assert_eq!(outcome.outcome, Ending::Cancelled, "{outcome:#?}");
     assert_eq!(names.map(|name| is_on(&pair, name)), [true; 3]);
     let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
@@ -118,25 +118,28 @@ fn throttle_to(pair: &Pair, percent: u8) {
     }
 }
 
-/// A guest that writes as fast as it can is slowed down to what is asked for, let go a little, and free at the end.
-fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending) {
-    let workload = Workload { ram: 64 * MIB, dirty: 4096 * MIB, ..idle() };
+/// It is slowed down to what is asked for, and let go a little.
+fn obeys(version: &str, pair: &Pair, free: u64) {
+    throttle_to(pair, 90);
+    let slow = pace(pair);
+    assert!(slow * 2 < free, "{version}: {slow} of {free} pages a second at 90 per cent");
+    throttle_to(pair, 30);
+    let looser = pace(pair);
+    assert!(looser > slow * 2, "{version}: {looser} pages a second at 30 per cent, {slow} at 90");
+}
+
+/// A guest that writes as fast as it can is slowed down, and free at the end.
+fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration, u64), ending: Ending) {
+    let workload = Workload { ram: 32 * MIB, dirty: 4096 * MIB, ..idle() };
     let pair = start(&spec(version, workload));
     let free = pace(&pair);
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
     let act = |migration: &Migration| {
         // a guest that nobody slows down yet is not
         assert!(throttled(&pair).is_none_or(|percent| percent <= 1), "{version}: {:?}", throttled(&pair));
-        throttle_to(&pair, 90);
-        let slow = pace(&pair);
-        assert!(slow * 2 < free, "{version}: {slow} of {free} pages a second at 90 per cent");
-        throttle_to(&pair, 30);
-        let looser = pace(&pair);
-        assert!(looser > slow * 2, "{version}: {looser} pages a second at 30 per cent, {slow} at 90");
-        throttle_to(&pair, 95);
-        end(&pair, migration);
+        end(&pair, migration, free);
     };
-    let slowly = builder(&pair).bandwidth(Rate(16 * MIB)).downtime(Duration::from_millis(1));
+    let slowly = builder(&pair).bandwidth(Rate(32 * MIB)).downtime(Duration::from_millis(1));
     let (outcome, _) = migrate_when(slowly, sending, act);
     // a 7.2 that is told to quit while it listens takes its time, and may crash on the way
     pair.destination.wait_for_end(WAIT).unwrap();
@@ -148,13 +151,22 @@ fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending
 #[test]
 fn a_guest_that_was_slowed_down_is_free_after_a_cancel() {
     for version in VERSIONS {
-        slows_down(version, |_, migration| migration.cancel(), Ending::Cancelled);
+        let cancel = |pair: &Pair, migration: &Migration, free| {
+            obeys(version, pair, free);
+            throttle_to(pair, 95);
+            migration.cancel();
+        };
+        slows_down(version, cancel, Ending::Cancelled);
     }
 }
 
 #[test]
 fn a_guest_that_was_slowed_down_is_free_after_a_failure() {
     for version in VERSIONS {
-        slows_down(version, |pair, _| pair.machine(Side::Destination).kill().unwrap(), Ending::RolledBack);
+        let fail = |pair: &Pair, _: &Migration, _| {
+            throttle_to(pair, 95);
+            pair.machine(Side::Destination).kill().unwrap();
+        };
+        slows_down(version, fail, Ending::RolledBack);
     }
 }

@@ -174,9 +174,11 @@ impl Engine {
         unless_interrupted(sides, &self.cancel, bounds, switchover).await
     }
 
-    /// What is left of a part of the switchover's time, counted from the guest's STOP.
+    /// What is left of a part of the switchover's time, counted from the guest's STOP. One that its owner paused has no time
+    /// that runs out, and may have stood for hours.
     pub(super) fn left(&self, sides: &Sides, part: f64) -> Duration {
-        let stood = sides.source.observed().stands_since().map_or(Duration::ZERO, |stopped| stopped.elapsed());
+        let stopped = sides.source.observed().stands_since().filter(|_| sides.was_running);
+        let stood = stopped.map_or(Duration::ZERO, |stopped| stopped.elapsed());
         self.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
     }
 

@@ -25,6 +25,9 @@ pub(crate) struct Guest {
 /// The compiler target of the init: the one every toolchain here brings along.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The folder of the states of guests that have booted, beside the initramfs.
+pub(crate) const BOOTED: &str = "booted";
+
 static READY: OnceLock<std::result::Result<Guest, String>> = OnceLock::new();
 
 impl Guest {
@@ -60,6 +63,11 @@ fn build() -> Result<Guest> {
         fs::write(&new, archive(&files)).context(|| format!("writing {}", new.display()))?;
         fs::rename(&new, &initrd).context(|| format!("replacing {}", initrd.display()))?;
         fs::write(&key_file, key).context(|| format!("writing {}", key_file.display()))?;
+        // of a guest that is no more, and a gigabyte together
+        let kept = folder.join(BOOTED);
+        if kept.exists() {
+            fs::remove_dir_all(&kept).context(|| format!("removing {}", kept.display()))?;
+        }
     }
     Ok(Guest { kernel, initrd })
 }

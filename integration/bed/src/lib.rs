@@ -44,6 +44,7 @@
 
 mod bare;
 mod bitmap;
+mod booted;
 mod channel_proxy;
 mod check;
 mod command_line;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::booted::Booted;
 use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
 use crate::leftovers::Snapshot;
@@ -89,12 +90,14 @@ pub(crate) struct Launch<'a> {
     pub(crate) wire: Option<Arc<Wire>>,
     /// What notes the guest's words, if there is a guest.
     pub(crate) record: Option<&'a Arc<Record>>,
+    /// The state it goes on from instead of booting; its arguments have `-S` then.
+    pub(crate) booted: Option<&'a Booted>,
 }
 
 impl Machine {
     /// Starts a QEMU in its folder and waits for its monitors.
     pub(crate) fn start(launch: Launch<'_>) -> Result<Self> {
-        let Launch { side, build, folder, arguments, devices, disks, apart, wire, record } = launch;
+        let Launch { side, build, folder, arguments, devices, disks, apart, wire, record, booted } = launch;
         for name in ["qmp", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
@@ -117,7 +120,7 @@ impl Machine {
             None => command.spawn(),
         };
         let mut child = child.context(|| format!("starting QEMU {}", build.version()))?;
-        let started = settle(&mut child, folder, &port, side, record);
+        let started = settle(&mut child, folder, &port, side, record, booted);
         let (qmp, reader, snapshot) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -407,6 +410,7 @@ fn settle(
     port: &UnixListener,
     side: Side,
     record: Option<&Arc<Record>>,
+    booted: Option<&Booted>,
 ) -> Result<(Qmp, Option<JoinHandle<()>>, Snapshot)> {
     let deadline = Instant::now() + STARTS;
     let path = folder.join("watch");
@@ -421,8 +425,15 @@ fn settle(
         thread::sleep(LOOK_AGAIN);
     }
     let mut qmp = Qmp::connect(&path)?;
+    if let Some(booted) = booted {
+        booted.load(&mut qmp, &folder.with_extension("booted"))?;
+    }
     let reader = record.map(|record| listen(port, side, record)).transpose()?;
     let snapshot = Snapshot::take(&mut qmp, child.id(), folder)?;
+    if booted.is_some() {
+        qmp.execute("cont", &json!({}))?;
+        qmp.events()?; // of what the bed did, and none of the test's business
+    }
     Ok((qmp, reader.flatten(), snapshot))
 }
 

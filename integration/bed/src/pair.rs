@@ -20,6 +20,9 @@ use crate::record::{Beat, Record, Side, Slot, Verified};
 use crate::spec::{Spec, Style};
 use crate::wire::Wire;
 
+/// How long after its monitor a QEMU that quits may end.
+const ENDS: Duration = Duration::from_secs(10);
+
 /// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming defer -S`.
 /// Dropping it kills both and removes their files.
 pub struct Pair {
@@ -273,8 +276,11 @@ impl Pair {
     pub fn runners(&self) -> Result<Vec<Side>> {
         let mut running = Vec::new();
         for machine in [&self.source, &self.destination] {
-            if machine.alive()? && machine.status()? == "running" {
-                running.push(machine.side());
+            match machine.status() {
+                Ok(status) if status == "running" => running.push(machine.side()),
+                // its monitor closes a while before the process has ended
+                Err(error) if machine.wait_for_end(ENDS).is_err() => return Err(error),
+                Ok(_) | Err(_) => {}
             }
         }
         Ok(running)

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::booted::Booted;
 use crate::command_line::{arguments, monitors};
 use crate::deviation::{Mounted, create_destination, id_of};
 use crate::disk::{DiskFiles, create};
@@ -72,12 +73,16 @@ impl Half {
         let home = folder.path().join("source");
         let disks = create(&builds[0], &spec.disks, Side::Source, &home, &home)?;
         let record = Arc::new(Record::default());
+        let booted = Booted::find(&spec, &builds[0])?;
+        let mut words = arguments(Side::Source, &spec, &builds, &home, &disks, None)?;
+        words.extend(booted.as_ref().map(|_| "-S".to_owned()));
         let started = Instant::now();
         let source = Machine::start(Launch {
             side: Side::Source,
             build: &builds[0],
             folder: &home,
-            arguments: arguments(Side::Source, &spec, &builds, &home, &disks, None)?,
+            arguments: words,
+            booted: booted.as_ref(),
             devices: devices(&spec, Side::Source),
             disks,
             apart: spec.apart,
@@ -201,6 +206,7 @@ pub(crate) fn start_destination(
         apart: spec.apart,
         wire: source.wire().cloned(),
         record: (!spec.quick).then_some(record),
+        booted: None,
     })?;
     Ok((machine, mounted))
 }

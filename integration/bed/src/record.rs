@@ -275,7 +275,7 @@ impl State {
                     Line::Slots { disk, total } => {
                         self.verified.slots.insert(*disk, *total);
                     }
-                    Line::Ready { .. } | Line::Announce { .. } | Line::Zero { .. } | Line::Error(_) => {}
+                    Line::Parked | Line::Ready { .. } | Line::Announce { .. } | Line::Zero { .. } | Line::Error(_) => {}
                 }
                 log.lines.push((at, line));
             }

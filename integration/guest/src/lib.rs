@@ -13,6 +13,9 @@ pub use workload::Workload;
 /// The I/O port of the debug console: the device's own default, because SeaBIOS prints on 0x402.
 pub const PORT: u16 = 0xe9;
 
+/// The word on the kernel's command line that keeps a booted guest from beginning its work.
+pub const PARK: &str = "qferry-park";
+
 /// Scatters the bits of `value` (splitmix64), so that neighbouring numbers give unlike content.
 const fn scatter(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);

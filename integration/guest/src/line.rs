@@ -2,6 +2,7 @@
 //!
 //! | line | meaning |
 //! |---|---|
+//! | `p` | booted, and parked until the command line no longer says so |
 //! | `r P D` | ready: P pages are filled and D disks are open |
 //! | `bN` | beat N, counted from 1 without a gap |
 //! | `wD S G` | disk D, slot S: generation G is about to be written |
@@ -19,6 +20,8 @@ use std::str::FromStr;
 /// One line from the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
+    /// The guest has booted and waits for another command line.
+    Parked,
     /// The workload is set up and begins.
     Ready {
         /// Pages of memory that are filled and will be verified.
@@ -69,6 +72,7 @@ pub enum Line {
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Parked => f.write_str("p"),
             Self::Ready { pages, disks } => write!(f, "r {pages:x} {disks:x}"),
             Self::Beat(number) => write!(f, "b{number:x}"),
             Self::Announce { disk, slot, generation } => write!(f, "w{disk:x} {slot:x} {generation:x}"),
@@ -109,6 +113,7 @@ fn parse(line: &str) -> Option<Line> {
     let mut words = line.get(kind.len_utf8()..)?.split_whitespace();
     let mut number = || u64::from_str_radix(words.next()?, 16).ok();
     let parsed = match kind {
+        'p' => Line::Parked,
         'r' => Line::Ready { pages: number()?, disks: number()? },
         'b' => Line::Beat(number()?),
         'w' => Line::Announce { disk: index(number()?)?, slot: u32::try_from(number()?).ok()?, generation: number()? },
@@ -132,6 +137,7 @@ mod tests {
     #[test]
     fn every_line_reads_back_as_it_was_said() {
         for line in [
+            Line::Parked,
             Line::Ready { pages: 16384, disks: 3 },
             Line::Beat(1),
             Line::Beat(u64::MAX),

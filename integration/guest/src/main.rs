@@ -4,6 +4,7 @@
 mod disk;
 mod memory;
 mod pace;
+mod parking;
 mod port;
 mod sys;
 
@@ -42,8 +43,9 @@ fn run() -> Result<(), String> {
     for (kind, at) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
         sys::mount(kind, at).map_err(|error| format!("mounting {}: {error}", at.to_string_lossy()))?;
     }
-    load_modules()?;
     let words = fs::read_to_string("/proc/cmdline").map_err(|error| format!("no command line: {error}"))?;
+    let words = parking::wait_for_another(words);
+    load_modules()?;
     let workload = Workload::from_command_line(&words)?;
 
     let memory = memory::fill(&workload)?;

@@ -28,6 +28,19 @@ pub(crate) fn write_port(port: u16, bytes: &[u8]) {
     }
 }
 
+/// What the machine this guest runs in now says of item `key` of its `fw_cfg` device: `length` bytes.
+pub(crate) fn firmware_item(key: u16, length: usize) -> Vec<u8> {
+    // SAFETY: the ports are that device's alone, and no driver for it is loaded; the instruction touches no memory.
+    unsafe { asm!("out dx, ax", in("dx") 0x510_u16, in("ax") key, options(nomem, nostack, preserves_flags)) };
+    let next = || {
+        let byte: u8;
+        // SAFETY: as above.
+        unsafe { asm!("in al, dx", in("dx") 0x511_u16, out("al") byte, options(nomem, nostack, preserves_flags)) };
+        byte
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
 /// Mounts a file system that needs no device.
 pub(crate) fn mount(kind: &CStr, at: &CStr) -> Result<()> {
     // SAFETY: all strings are terminated and outlive the call; there is no data argument.

@@ -1,0 +1,44 @@
+//! A guest whose state is kept, to go on as often as is liked, each time with other work to do.
+//!
+//! It waits before it has looked at a disk, so that it may go on with any disks that sit in the same places. What it shall
+//! do it cannot read from the kernel, which knows the command line it was booted with and no other; the machine knows its own.
+
+use std::time::Duration;
+
+use qferry_guest::PARK;
+use qferry_guest::line::Line;
+
+use crate::port::say;
+use crate::sys;
+
+/// Items of the `fw_cfg` device: the command line's length in four bytes, its end included, and the command line.
+const LENGTH: u16 = 0x14;
+const TEXT: u16 = 0x15;
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// The command line that counts: this one, unless it says to park; then the first of the machine's that does not.
+pub(crate) fn wait_for_another(booted_with: String) -> String {
+    if !parks(&booted_with) {
+        return booted_with;
+    }
+    say(&Line::Parked);
+    loop {
+        std::thread::sleep(LOOK_AGAIN);
+        let words = machines();
+        // the state may have been kept in the middle of a look, whose rest is then of another machine: not so of two
+        if !parks(&words) && machines() == words {
+            return words;
+        }
+    }
+}
+
+fn parks(words: &str) -> bool {
+    words.split_whitespace().any(|word| word == PARK)
+}
+
+fn machines() -> String {
+    let length = sys::firmware_item(LENGTH, 4).iter().rev().fold(0, |sum, byte| (sum << 8) | usize::from(*byte));
+    let text = sys::firmware_item(TEXT, length);
+    String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
+}
