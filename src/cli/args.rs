@@ -182,7 +182,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "DUR", value_parser = duration)]
     timeout: Option<Duration>,
     /// The longest from the guest's stop until it runs again somewhere, or is clearly not known to: a QEMU that hangs is
-    /// freed by then [default: 10s, or thrice the blackout budget]
+    /// freed by then [default: 10s, or four times the blackout budget]
     #[arg(long, value_name = "DUR", value_parser = switchover)]
     switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest; it is called with source or
@@ -239,9 +239,9 @@ impl Options {
     /// What does not go together.
     pub(super) fn conflict(&self) -> Option<String> {
         let budget = self.settings(false).downtime;
-        let limit = self.switchover_timeout.filter(|limit| *limit < budget.saturating_mul(2))?;
+        let limit = self.switchover_timeout.filter(|limit| *limit < budget.saturating_mul(3))?;
         Some(format!(
-            "--switchover-timeout {} leaves a guest that may stand still for {} no time to go back: allow at least twice as much",
+            "--switchover-timeout {} leaves a guest that may stand still for {} no time to go back: allow at least thrice as much",
             humantime::format_duration(limit),
             humantime::format_duration(budget)
         ))
@@ -521,7 +521,7 @@ mod tests {
         assert!(settings.fence_command.is_some_and(|path| path.is_absolute()));
         assert_eq!(parse("--no-journal").expect("good").journal, JournalPlace::Nowhere);
         assert_eq!(parse("").expect("good").switchover_limit(), Duration::from_secs(10));
-        assert_eq!(parse("--downtime 5s").expect("good").switchover_limit(), Duration::from_secs(15));
+        assert_eq!(parse("--downtime 5s").expect("good").switchover_limit(), Duration::from_secs(20));
         let settings = parse("--multifd 4 --compress zstd").expect("good");
         assert_eq!((settings.multifd, settings.compress), (Some(4), Some(Compression::Zstd)));
         assert_eq!(parse("").expect("good").downtime, Duration::from_millis(300));

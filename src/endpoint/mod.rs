@@ -1,7 +1,7 @@
 //! How to reach a QMP socket, and who is behind it.
 //!
-//! Owns addresses, connecting, who else may connect, and the watch on the peer's process. It speaks no QMP and never
-//! signals a process.
+//! Owns addresses, connecting, who else may connect, and the watch on the peer's process, which it ends only where someone
+//! else has decided so. It speaks no QMP.
 
 mod address;
 mod dial;

@@ -159,6 +159,10 @@ impl<'a> Judge<'a> {
                     .engine
                     .fence(destination, "it does not answer, and must not run the guest that the source takes back")
                     .await;
+                if self.ended.destination {
+                    // at once: should the time be over now, another engine goes on from here
+                    self.note_resuming(log).await;
+                }
             }
             Verdict::FenceSource => {
                 self.fences.source = false;

@@ -48,7 +48,8 @@ pub enum Endpoint {
         /// The connection.
         stream: Box<dyn Socket>,
         /// The QEMU process itself, if the caller knows it: its death is then taken for proof that the guest does not run
-        /// there, and the two QEMUs are taken to be on this host. Never a proxy's or a forwarder's.
+        /// there, and the two QEMUs are taken to be on this host; it is killed where it must not run the guest and does not
+        /// answer. Never a proxy's or a forwarder's.
         pid: Option<i32>,
     },
 }

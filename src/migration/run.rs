@@ -395,7 +395,7 @@ impl Engine {
                         }
                     }
                     if let Err(error) = restored {
-                        course.leftovers.extend(unseen(sides, effect));
+                        course.leftovers.extend(unseen(sides, effect).filter(|_| !sides.side(*side).seems_ended()));
                         problems.push(error);
                     }
                 }

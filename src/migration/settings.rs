@@ -53,7 +53,7 @@ pub struct Settings {
     /// Give up and roll back when the guest has not been stopped for the switchover after this long.
     pub timeout: Option<Duration>,
     /// The longest from the guest's STOP until it runs somewhere, or is clearly not known to; by default [`SWITCHOVER`], or
-    /// thrice the blackout budget where that is more.
+    /// four times the blackout budget where that is more.
     pub switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest, called with `source` or
     /// `destination`, its address, and the reason; exit code 0 says that it is fenced. Processes of this host are ended
@@ -149,7 +149,7 @@ impl Settings {
 
     /// The longest from STOP to a guest that runs, or that is clearly not known to.
     pub fn switchover_limit(&self) -> Duration {
-        self.switchover_timeout.unwrap_or_else(|| SWITCHOVER.max(self.downtime.saturating_mul(3)))
+        self.switchover_timeout.unwrap_or_else(|| SWITCHOVER.max(self.downtime.saturating_mul(4)))
     }
 
     /// The file of the journal, where there is to be one; `id` tells this run from others.
