@@ -131,8 +131,8 @@ fn bursts() {
 /// A disk that is written to faster than its mirror may copy.
 fn writer(version: &str) -> Spec {
     let disk = DiskSpec { size: 128 * MIB, backing: 128 * MIB, overlay_data: 16 * MIB, ..DiskSpec::default() };
-    // 12 MiB/s over 16 MiB
-    let workload = Workload { write: 200, block: 64 << 10, stride: 64 << 10, slots: 256, read: 0, ..idle() };
+    // 12 MiB/s over 64 MiB: over a small region what is dirty soon grows no more
+    let workload = Workload { write: 200, block: 64 << 10, stride: 64 << 10, slots: 1024, read: 0, ..idle() };
     Spec { disks: vec![disk], ..spec(version, workload) }
 }
 

@@ -130,6 +130,18 @@ mod tests {
     }
 
     #[test]
+    fn the_burst_that_a_mirror_begins_with_is_not_what_it_can_do() {
+        let mut run = Run::new(&policy("converge"), task(), &["a"]);
+        run.look(0, None, &[mirror("a", 1000, 0)]);
+        // 60 MiB in 60 ms, and then as much as is dirtied
+        let blocking = (0..200u64).find(|look| {
+            let decision = run.look(if *look == 0 { 60 } else { 250 }, None, &[mirror("a", 1000 + look, 60 + look)]);
+            decision.actions.iter().any(|action| matches!(action, Action::WriteBlocking(_)))
+        });
+        assert!(blocking.is_some_and(|look| look < 40), "{blocking:?}");
+    }
+
+    #[test]
     fn a_mirror_that_copies_nothing_stands_still() {
         let mut task = task();
         task.can.write_blocking = false;

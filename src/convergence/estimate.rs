@@ -344,7 +344,10 @@ impl DiskTrack {
         let rate = |now: u64, last: u64| now.saturating_sub(last) as f64 / elapsed * 1000.0;
         let copied = rate(now.offset, last.offset);
         self.rate.add(copied);
-        estimate.fastest = estimate.fastest.max(copied);
+        // what it begins with is a burst, which no speed limit has seen yet
+        if elapsed >= WINDOW {
+            estimate.fastest = estimate.fastest.max(copied);
+        }
         // the first length is known only once the bitmap is initialised
         if last.len > 0 {
             self.growth.add(rate(now.len, last.len));
