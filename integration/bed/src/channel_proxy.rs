@@ -138,7 +138,14 @@ impl Shared {
     /// Carries bytes between two ends, both ways, on threads of their own.
     fn join(self: &Arc<Self>, here: &UnixStream, there: &UnixStream) -> std::io::Result<()> {
         let ways = [(here.try_clone()?, there.try_clone()?), (there.try_clone()?, here.try_clone()?)];
-        self.lock().streams.extend([here.try_clone()?, there.try_clone()?]);
+        let ends = [here.try_clone()?, there.try_clone()?];
+        let mut state = self.lock();
+        // a cut that came while it was being connected counts for it, too: dropping both ends ends it
+        if state.flow == Flow::Cut {
+            return Ok(());
+        }
+        state.streams.extend(ends);
+        drop(state);
         for (from, to) in ways {
             let shared = Arc::clone(self);
             thread::spawn(move || shared.carry(&from, &to));
