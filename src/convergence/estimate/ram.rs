@@ -1,39 +1,14 @@
-//! What the samples of one run tell: bandwidth, what the guest dirties, and how fast each mirror gains on its guest.
+//! RAM.
 //!
-//! Pure. QEMU's own counters mean different things in different versions: on 10.0 `remaining` falls through a pass and
-//! jumps at the sync that ends it, on 11.1 QEMU syncs about ten times a second. So nothing is read from one sample. What was
-//! found dirty between two syncs is what `remaining` grew by plus what was sent meanwhile, on both.
+//! Pure. On 10.0 `remaining` falls through a pass and jumps at the sync that ends it, on 11.1 QEMU syncs about ten times a
+//! second. What was found dirty between two syncs is what `remaining` grew by plus what was sent meanwhile, on both.
 
-use super::sample::{MirrorSample, RamSample};
+use super::{super::sample::RamSample, BETTER, Smooth, WINDOW};
 use serde::Serialize;
 use std::collections::VecDeque;
 
-/// The least time that a rate is taken over, milliseconds: shorter, and QEMU's own 100 ms windows show through.
-const WINDOW: f64 = 200.0;
 /// How far apart two looks must be for a pace to be taken from them, milliseconds.
 const APART: f64 = 50.0;
-/// The same for the first rate of a mirror, which RAM may be waiting for.
-const FIRST: f64 = 50.0;
-/// What a mirror must gain on its guest, as a part of its rate, not to be taken for one that never gets there.
-const GAIN: f64 = 0.05;
-/// The weight of the newest value in a smoothed one (KubeVirt's VEP 248 uses the same).
-const NEWEST: f64 = 0.4;
-/// By how much less must remain to count as better (the same source).
-const BETTER: f64 = 0.96;
-
-/// A rate smoothed over its windows.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Smooth(Option<f64>);
-
-impl Smooth {
-    pub(super) fn add(&mut self, value: f64) {
-        self.0 = Some(self.0.map_or(value, |old| old + NEWEST * (value - old)));
-    }
-
-    pub(super) fn get(self) -> Option<f64> {
-        self.0
-    }
-}
 
 /// RAM as far as it is known. Bytes and bytes per second; times in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -81,7 +56,7 @@ const RECENT: usize = 32;
 
 /// How RAM's estimate is made.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct MemoryTrack {
+pub(in crate::convergence) struct MemoryTrack {
     began: Option<f64>,
     last: Option<(f64, RamSample)>,
     /// The sync where the window of the dirty rate began, and what was found dirty and processed since.
@@ -112,36 +87,36 @@ pub(super) struct MemoryTrack {
 
 impl MemoryTrack {
     /// When the first sample with RAM was taken.
-    pub(super) fn began(&self) -> Option<f64> {
+    pub(in crate::convergence) fn began(&self) -> Option<f64> {
         self.began
     }
 
-    pub(super) fn estimate(&self) -> Option<Memory> {
+    pub(in crate::convergence) fn estimate(&self) -> Option<Memory> {
         (self.fastest > 0.0 || self.bandwidth.get().is_some()).then_some(self.estimate)
     }
 
     /// What the wire carried for RAM with its present share, once that was measured.
-    pub(super) fn carried(&self) -> Option<f64> {
+    pub(in crate::convergence) fn carried(&self) -> Option<f64> {
         self.bandwidth.get()
     }
 
     /// The fastest that memory was taken care of, zero pages and all, bytes per second.
-    pub(super) fn peak(&self) -> f64 {
+    pub(in crate::convergence) fn peak(&self) -> f64 {
         self.peak
     }
 
     /// When something was last sent.
-    pub(super) fn moved(&self) -> f64 {
+    pub(in crate::convergence) fn moved(&self) -> f64 {
         self.moved
     }
 
     /// The most that the wire was seen to carry for RAM.
-    pub(super) fn fastest(&self) -> f64 {
+    pub(in crate::convergence) fn fastest(&self) -> f64 {
         self.fastest
     }
 
     /// The bandwidth is shared out anew.
-    pub(super) fn share_anew(&mut self, at: f64) {
+    pub(in crate::convergence) fn share_anew(&mut self, at: f64) {
         self.bandwidth = Smooth::default();
         if let Some((_, last)) = self.last {
             self.sent = (at, last.transferred);
@@ -149,16 +124,16 @@ impl MemoryTrack {
         self.forget_rates(at);
     }
 
-    pub(super) fn last(&self) -> Option<RamSample> {
+    pub(in crate::convergence) fn last(&self) -> Option<RamSample> {
         self.last.map(|(_, sample)| sample)
     }
 
-    pub(super) fn recent(&self) -> impl DoubleEndedIterator<Item = &(f64, Memory)> {
+    pub(in crate::convergence) fn recent(&self) -> impl DoubleEndedIterator<Item = &(f64, Memory)> {
         self.recent.iter()
     }
 
     /// What was measured before no longer holds: the guest is throttled differently now, or the bandwidth is another.
-    pub(super) fn forget_rates(&mut self, at: f64) {
+    pub(in crate::convergence) fn forget_rates(&mut self, at: f64) {
         self.dirty = Smooth::default();
         self.pace = Smooth::default();
         self.recent.clear();
@@ -167,7 +142,7 @@ impl MemoryTrack {
         self.estimate.best_at = at;
     }
 
-    pub(super) fn add(&mut self, at: f64, now: RamSample) {
+    pub(in crate::convergence) fn add(&mut self, at: f64, now: RamSample) {
         let Some((then, last)) = self.last.replace((at, now)) else {
             (self.began, self.moved) = (Some(at), at);
             self.window = (at, 0.0, 0.0);
@@ -261,148 +236,10 @@ fn remember(recent: &mut VecDeque<(f64, Memory)>, since: f64, estimate: Memory) 
     recent.push_back((since, estimate));
 }
 
-/// One mirror as far as it is known. Bytes and bytes per second.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Disk {
-    /// Copied.
-    pub rate: f64,
-    /// What the guest's writes add to what is to be copied.
-    pub growth: f64,
-    /// The guest's writes.
-    pub write_rate: f64,
-    /// To copy yet.
-    pub remaining: f64,
-    /// The mean time of a guest's write while the mirror copied in the background, milliseconds.
-    pub latency_before: Option<f64>,
-    /// The same in write-blocking mode.
-    pub latency_since: Option<f64>,
-    /// The most that it copied, bytes per second: what it can do, where it has little to do.
-    pub fastest: f64,
-    /// When the mirror was last seen to gain on its guest.
-    pub gained_at: f64,
-    /// It has caught up once.
-    pub ready: bool,
-    /// In write-blocking mode, and nothing is behind any more.
-    pub synced: bool,
-}
-
-impl Disk {
-    /// Milliseconds that it would need for what it is behind by, if the guest wrote no more.
-    pub fn behind(&self) -> f64 {
-        match self.synced || self.remaining <= 0.0 {
-            true => 0.0,
-            false => self.remaining / self.fastest.max(1.0) * 1000.0,
-        }
-    }
-
-    /// Milliseconds until the mirror is ready, if all goes on as it does; None if never.
-    pub fn time_to_ready(&self) -> Option<f64> {
-        let gain = self.rate - self.growth;
-        match self.ready || self.remaining <= 0.0 {
-            true => Some(0.0),
-            false => (gain > 0.0).then(|| self.remaining / gain * 1000.0),
-        }
-    }
-}
-
-/// How a mirror's estimate is made.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct DiskTrack {
-    window: Option<(f64, MirrorSample)>,
-    rate: Smooth,
-    growth: Smooth,
-    writes: Smooth,
-    before: Smooth,
-    since: Smooth,
-    /// When it was switched to write-blocking.
-    blocking: Option<f64>,
-    /// Since when it has had its mode and its share.
-    steady: Option<f64>,
-    estimate: Disk,
-}
-
-impl DiskTrack {
-    pub(super) fn estimate(&self) -> Disk {
-        self.estimate
-    }
-
-    pub(super) fn add(&mut self, at: f64, now: &MirrorSample) {
-        let estimate = &mut self.estimate;
-        estimate.remaining = now.len.saturating_sub(now.offset) as f64;
-        estimate.ready = now.ready;
-        estimate.synced = now.actively_synced == Some(true);
-        self.steady.get_or_insert(at);
-        let Some((then, last)) = &self.window else {
-            estimate.gained_at = at;
-            self.window = Some((at, now.clone()));
-            return;
-        };
-        let elapsed = at - then;
-        if elapsed < if self.rate.get().is_some() { WINDOW } else { FIRST } {
-            return;
-        }
-        let rate = |now: u64, last: u64| now.saturating_sub(last) as f64 / elapsed * 1000.0;
-        let copied = rate(now.offset, last.offset);
-        self.rate.add(copied);
-        // what it begins with is a burst, which no speed limit has seen yet
-        if elapsed >= WINDOW {
-            estimate.fastest = estimate.fastest.max(copied);
-        }
-        // the first length is known only once the bitmap is initialised
-        if last.len > 0 {
-            self.growth.add(rate(now.len, last.len));
-        } else {
-            estimate.gained_at = at;
-        }
-        self.writes.add(rate(now.written, last.written));
-        let (writes, took) = (now.writes.saturating_sub(last.writes), now.write_ns.saturating_sub(last.write_ns));
-        if writes > 0 {
-            let mean = took as f64 / writes as f64 / 1e6;
-            match self.blocking.is_some() {
-                true => self.since.add(mean),
-                false => self.before.add(mean),
-            }
-        }
-        estimate.rate = self.rate.get().unwrap_or_default();
-        estimate.growth = self.growth.get().unwrap_or_default();
-        // a smoothed rate never is 0 again
-        if estimate.remaining <= 0.0 || (estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN)
-        {
-            estimate.gained_at = at;
-        }
-        estimate.write_rate = self.writes.get().unwrap_or_default();
-        (estimate.latency_before, estimate.latency_since) = (self.before.get(), self.since.get());
-        self.window = Some((at, now.clone()));
-    }
-
-    /// Since when it gets no nearer to being in step with its guest's writes, though they wait for it.
-    pub(super) fn out_of_step(&self) -> Option<f64> {
-        let Disk { remaining, gained_at, synced, .. } = self.estimate;
-        self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
-    }
-
-    /// From now on in write-blocking mode.
-    pub(super) fn block(&mut self, at: f64) {
-        self.blocking = Some(at);
-        self.start_over(at);
-    }
-
-    /// Since when it has been seen to do what it can with its mode and its share.
-    pub(super) fn steady_since(&self) -> Option<f64> {
-        self.steady
-    }
-
-    /// Another mode or another share: what it gains is to be seen anew.
-    pub(super) fn start_over(&mut self, at: f64) {
-        (self.rate, self.growth, self.steady) = (Smooth::default(), Smooth::default(), Some(at));
-        self.estimate.gained_at = at;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convergence::fixture::{MIB, Ram, mirror};
+    use crate::convergence::fixture::{MIB, Ram};
 
     fn mib(bytes: f64) -> f64 {
         bytes / MIB as f64
@@ -496,40 +333,6 @@ mod tests {
                 assert!(track.carried().is_some() && near(mib(track.fastest()), 100.0, 0.05));
             }
         }
-    }
-
-    #[test]
-    fn a_mirror_is_known_by_what_it_gains() {
-        let mut track = DiskTrack::default();
-        // before the bitmap is initialised nothing is known
-        track.add(0.0, &mirror("a", 0, 0));
-        for second in 1..10u64 {
-            track.add(second as f64 * 1000.0, &mirror("a", 1000 + second * 20, second * 100));
-        }
-        let disk = track.estimate();
-        assert!(near(mib(disk.rate), 100.0, 0.01) && near(mib(disk.growth), 20.0, 0.01), "{disk:?}");
-        assert_eq!(disk.remaining, (280 * MIB) as f64);
-        assert!(disk.time_to_ready().is_some_and(|time| near(time, 3500.0, 0.02)), "{disk:?}");
-        assert_eq!((disk.latency_before, disk.latency_since), (None, None));
-    }
-
-    #[test]
-    fn what_write_blocking_costs_is_measured() {
-        let mut track = DiskTrack::default();
-        let sample = |writes: u64, ms: u64| MirrorSample {
-            written: writes * MIB,
-            writes,
-            write_ns: ms * 1_000_000,
-            ..mirror("a", 100, 50)
-        };
-        track.add(0.0, &sample(0, 0));
-        track.add(1000.0, &sample(100, 200));
-        track.block(1000.0);
-        track.add(2000.0, &sample(150, 650));
-        let disk = track.estimate();
-        assert_eq!((disk.latency_before, disk.latency_since), (Some(2.0), Some(9.0)));
-        assert!(near(mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");
-        assert_eq!(track.out_of_step(), Some(1000.0));
     }
 
     #[test]
