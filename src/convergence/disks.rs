@@ -67,7 +67,9 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
         match next {
             Some(step) => steps.push(step),
             None if now.at - disk.gained_at > millis(policy.give_up) => {
-                let needed = format!("a mirror of more than {}, or a guest that writes less", rate(disk.growth));
+                // what is dirty already is not found again, however often it is written
+                let written = disk.growth.max(disk.write_rate);
+                let needed = format!("a mirror of more than {}, or a guest that writes less", rate(written));
                 return vec![(Action::GiveUp { code: "disk-not-converging", needed }, told)];
             }
             None => {}

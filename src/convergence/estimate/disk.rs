@@ -2,13 +2,15 @@
 //!
 //! Pure.
 
-use super::{super::sample::MirrorSample, Smooth, WINDOW};
+use super::{super::sample::MirrorSample, BETTER, Smooth, WINDOW};
 use serde::Serialize;
 
 /// The same as [`WINDOW`] for the first rate of a mirror, which RAM may be waiting for.
 const FIRST: f64 = 50.0;
 /// What a mirror must gain on its guest, as a part of its rate, not to be taken for one that never gets there.
 const GAIN: f64 = 0.05;
+/// After so many laps that began with no less to copy than the best before them, a gain between two looks counts for nothing.
+const LAPS: u32 = 2;
 
 /// One mirror as far as it is known. Bytes and bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -54,10 +56,66 @@ impl Disk {
     }
 }
 
+/// All that was to be copied at one moment being copied: the pass of a mirror.
+///
+/// Over a region that is rewritten faster than it is copied, all of it is dirty whenever QEMU looks, and the mirror seems to
+/// gain until it looks again. How much there is at the begin of each lap tells it from one that gains.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Lap {
+    began: f64,
+    /// What was copied and what was to be copied in all when it began.
+    offset: u64,
+    len: u64,
+    /// The same at the look before.
+    last: (u64, u64),
+    /// The most that was to be copied in it.
+    count: u64,
+    /// The least with which any of them began; None before the second.
+    best: Option<u64>,
+    /// How many began with no less since.
+    worse: u32,
+    /// What the last one copied, and what was added meanwhile, bytes per second.
+    pace: (f64, f64),
+}
+
+impl Lap {
+    fn begin(at: f64, now: &MirrorSample) -> Self {
+        let count = now.len.saturating_sub(now.offset);
+        Self { began: at, offset: now.offset, len: now.len, last: (now.offset, now.len), count, ..Self::default() }
+    }
+
+    fn add(&mut self, at: f64, now: &MirrorSample) {
+        let (offset, len) = std::mem::replace(&mut self.last, (now.offset, now.len));
+        if now.len <= len {
+            return;
+        }
+        // QEMU has looked what is dirty, and a part of that may have been copied since: as much as between two looks
+        self.count = self.count.max(now.len.saturating_sub(offset));
+        let copied = now.offset.saturating_sub(self.offset);
+        if copied.saturating_add(now.offset.saturating_sub(offset)) < self.count || at <= self.began {
+            return;
+        }
+        let rate = |bytes: u64| bytes as f64 / (at - self.began) * 1000.0;
+        let better = self.best.is_none_or(|best| (self.count as f64) < best as f64 * BETTER);
+        *self = Self {
+            best: Some(if better { self.count } else { self.best.unwrap_or(self.count) }),
+            worse: if better { 0 } else { self.worse + 1 },
+            pace: (rate(copied), rate(now.len.saturating_sub(self.len))),
+            ..Self::begin(at, now)
+        };
+    }
+
+    fn in_vain(&self) -> bool {
+        self.worse >= LAPS
+    }
+}
+
 /// How a mirror's estimate is made.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::convergence) struct DiskTrack {
     window: Option<(f64, MirrorSample)>,
+    /// Since it has had its mode and its share; None until something is known to be copied.
+    lap: Option<Lap>,
     rate: Smooth,
     growth: Smooth,
     writes: Smooth,
@@ -81,6 +139,12 @@ impl DiskTrack {
         estimate.ready = now.ready;
         estimate.synced = now.actively_synced == Some(true);
         self.steady.get_or_insert(at);
+        match &mut self.lap {
+            Some(lap) => lap.add(at, now),
+            // the first length is known only once the bitmap is initialised
+            None if now.len > 0 => self.lap = Some(Lap::begin(at, now)),
+            None => {}
+        }
         let Some((then, last)) = &self.window else {
             estimate.gained_at = at;
             self.window = Some((at, now.clone()));
@@ -97,7 +161,6 @@ impl DiskTrack {
         if elapsed >= WINDOW {
             estimate.fastest = estimate.fastest.max(copied);
         }
-        // the first length is known only once the bitmap is initialised
         if last.len > 0 {
             self.growth.add(rate(now.len, last.len));
         } else {
@@ -114,9 +177,12 @@ impl DiskTrack {
         }
         estimate.rate = self.rate.get().unwrap_or_default();
         estimate.growth = self.growth.get().unwrap_or_default();
+        let in_vain = self.lap.as_ref().filter(|lap| lap.in_vain());
         // a smoothed rate never is 0 again
-        if estimate.remaining <= 0.0 || (estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN)
-        {
+        let gains = estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN;
+        if let Some(lap) = in_vain {
+            (estimate.rate, estimate.growth) = lap.pace;
+        } else if gains || estimate.remaining <= 0.0 {
             estimate.gained_at = at;
         }
         estimate.write_rate = self.writes.get().unwrap_or_default();
@@ -144,6 +210,7 @@ impl DiskTrack {
     /// Another mode or another share: what it gains is to be seen anew.
     pub(in crate::convergence) fn start_over(&mut self, at: f64) {
         (self.rate, self.growth, self.steady) = (Smooth::default(), Smooth::default(), Some(at));
+        self.lap = None;
         self.estimate.gained_at = at;
     }
 }
@@ -174,6 +241,53 @@ mod tests {
         assert_eq!(disk.remaining, (280 * MIB) as f64);
         assert!(disk.time_to_ready().is_some_and(|time| near(time, 3500.0, 0.02)), "{disk:?}");
         assert_eq!((disk.latency_before, disk.latency_since), (None, None));
+    }
+
+    /// A mirror that copies `pace` and looks what is dirty when nothing is left, of what a guest rewrites.
+    fn saw(pace: u64, dirty: impl Fn(u64) -> u64, looks: u64) -> Option<f64> {
+        let (mut track, mut len, mut offset) = (DiskTrack::default(), 100, 0);
+        (0..looks).map(|look| look as f64 * 250.0).find(|&at| {
+            track.add(at, &mirror("a", len, offset));
+            offset = len.min(offset + pace);
+            if offset == len {
+                len += dirty(len);
+            }
+            at - track.estimate().gained_at > 3000.0
+        })
+    }
+
+    #[test]
+    fn a_mirror_over_a_region_that_is_dirty_again_and_again_gains_nothing() {
+        // in a saw of its own, and all at once
+        for pace in [1, 3, 8, 20, 64] {
+            let seen = saw(pace, |_| 16, 1000).unwrap_or_else(|| panic!("at {pace}"));
+            let (first, lap) = (100.0 / pace as f64 * 250.0, (16.0 / pace as f64).ceil() * 250.0);
+            assert!(seen <= first + lap * 4.0 + 4000.0, "{seen} at {pace}");
+        }
+        // it varies, and is no less in the end
+        assert!(saw(4, |len| 9 + len % 7, 4000).is_some());
+    }
+
+    #[test]
+    fn a_mirror_that_finds_less_each_time_gains() {
+        for pace in [1, 3, 8] {
+            assert_eq!(saw(pace, |len| if len < 200 { (200 - len) / 2 } else { 0 }, 100 / pace * 6), None, "at {pace}");
+        }
+    }
+
+    #[test]
+    fn a_burst_of_writes_is_not_what_makes_a_mirror_vain() {
+        let mut track = DiskTrack::default();
+        let (mut len, mut offset) = (1000, 0);
+        for look in 0..400u64 {
+            track.add(look as f64 * 250.0, &mirror("a", len, offset));
+            // 5 are copied a look, of them one for what the guest writes
+            (len, offset) = (len + if look == 150 { 600 } else { 1 }, offset + 5);
+            if offset < len {
+                let at = look as f64 * 250.0;
+                assert!(at - track.estimate().gained_at < 3000.0, "{look}: {:?}", track.estimate());
+            }
+        }
     }
 
     #[test]
