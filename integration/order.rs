@@ -91,6 +91,8 @@ fn golden(shape: &Shape) -> Vec<String> {
     }
     if shape.block_job_change {
         golden.extend(each(&["source: block-job-change"]));
+        // which wakes them, to see that they are in step
+        golden.extend(each(&["source: block-job-set-speed"]));
     }
     // the downtime limit, by what is known of the run by now
     golden.extend(["source: migrate-set-parameters", "destination: migrate-incoming", "source: migrate"]);

@@ -83,6 +83,7 @@ fn commands_are_in_order(transcript: Transcript<impl Read>) {
         "source: drive-mirror",
         "source: block-dirty-bitmap-remove",
         "source: block-job-change",
+        "source: block-job-set-speed",
         // the downtime limit
         "source: migrate-set-parameters",
         "destination: migrate-incoming",

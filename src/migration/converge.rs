@@ -154,6 +154,7 @@ impl<'a> Converge<'a> {
         let mut tick = interval(MEMORY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut waited, mut pass) = (false, source.observed().pass);
+        let mut turned = false;
         let stopped = loop {
             tokio::select! {
                 // an event, so that nothing waits for a look that is under way
@@ -162,6 +163,9 @@ impl<'a> Converge<'a> {
                 failure = mirror::failure(source, &self.plan.pairs) => return Err(failure.into()),
                 // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
                 () = passed(source, pass), if self.storage.is_some() => {}
+                // RAM may be waiting for them
+                () = mirror::turned(source, &self.plan.pairs), if !turned && !self.is_ready() => turned = true,
+                () = sleep(STEP), if self.is_ready() && self.history.share().memory == Some(HELD) => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
@@ -306,7 +310,8 @@ impl<'a> Converge<'a> {
             Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(course, *percent)).await,
             Action::WriteBlocking(disks) => {
                 let named = |pair: &&Pair| disks.iter().any(|disk| disk == pair.source.name());
-                mirror::write_blocking(source, self.plan.pairs.iter().filter(named)).await
+                let pairs: Vec<_> = self.plan.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
+                mirror::write_blocking(source, &pairs).await
             }
             Action::Postcopy => {
                 course.ram.postcopy = true;

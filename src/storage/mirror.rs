@@ -136,18 +136,24 @@ pub async fn turned(source: &Process, pairs: &[Pair]) {
     }
 }
 
-/// Switches mirrors to write-blocking: from when QEMU calls them actively synced on, no write is behind.
+/// Switches mirrors, each with what it may copy, to write-blocking: from when QEMU calls them actively synced on, no write is
+/// behind.
+///
+/// A mirror that is ready sleeps for 100 ms (`BLOCK_JOB_SLICE_TIME`) before it looks whether it is in step. It is woken by
+/// another limit, if that is none or more than it was (`block_job_set_speed_locked` in `blockjob.c`).
 ///
 /// # Errors
 /// What QEMU says: above all that it cannot.
-pub async fn write_blocking(source: &Process, pairs: impl Iterator<Item = &Pair>) -> Result<(), ProcessError> {
-    all(pairs.map(|pair| {
+pub async fn write_blocking(source: &Process, pairs: &[(&Pair, Option<u64>)]) -> Result<(), ProcessError> {
+    all(pairs.iter().map(|(pair, _)| {
         source.act(&qmp::block_job_change(qmp::BlockJobChangeOptions::mirror {
             id: pair.names.job.clone(),
             mirror: qmp::BlockJobChangeOptionsMirror { copy_mode: qmp::MirrorCopyMode::write_blocking },
         }))
     }))
-    .await
+    .await?;
+    all(pairs.iter().map(|(pair, speed)| source.act(&set_speed(pair, speed.map(|speed| speed.saturating_add(1))))))
+        .await
 }
 
 /// Limits what a mirror copies in the background, bytes per second; `None` is no limit.
@@ -155,9 +161,13 @@ pub async fn write_blocking(source: &Process, pairs: impl Iterator<Item = &Pair>
 /// # Errors
 /// What QEMU says.
 pub async fn limit(source: &Process, pair: &Pair, speed: Option<u64>) -> Result<(), ProcessError> {
+    source.act(&set_speed(pair, speed)).await
+}
+
+fn set_speed(pair: &Pair, speed: Option<u64>) -> qmp::block_job_set_speed {
     // 0 is QEMU's word for no limit
     let speed = speed.map_or(0, |speed| i64::try_from(speed.max(1)).unwrap_or(i64::MAX));
-    source.act(&qmp::block_job_set_speed { device: pair.names.job.clone(), speed }).await
+    qmp::block_job_set_speed { device: pair.names.job.clone(), speed }
 }
 
 /// Waits until a mirror fails; for ever if none does.

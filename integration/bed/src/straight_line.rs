@@ -51,6 +51,18 @@ pub fn migrate(pair: &Pair) -> Result<Timings> {
 /// # Errors
 /// Any command or job failed, or a phase took two minutes.
 pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> {
+    line(pair, downtime_limit, false)
+}
+
+/// The same with RAM sent beside the mirrors, and no care for who is through first: the guest stands still until both are.
+///
+/// # Errors
+/// Any command or job failed, or a phase took two minutes.
+pub fn migrate_overlapped(pair: &Pair, downtime_limit: Duration) -> Result<Timings> {
+    line(pair, downtime_limit, true)
+}
+
+fn line(pair: &Pair, downtime_limit: Duration, overlapped: bool) -> Result<Timings> {
     let began = Instant::now();
     let mut source = Qmp::connect(&pair.source.qmp_path())?;
     let mut destination = Qmp::connect(&pair.destination.qmp_path())?;
@@ -60,7 +72,13 @@ pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> 
     source.execute("migrate-set-parameters", &parameters)?;
     let mut timings = Timings::default();
 
-    let jobs = mirror(pair, &mut source, &mut destination)?;
+    let jobs = begin_mirrors(pair, &mut source, &mut destination)?;
+    let mut unready: BTreeSet<&str> = jobs.iter().map(String::as_str).collect();
+    if !overlapped {
+        for_each_job(&mut source, &jobs, "BLOCK_JOB_READY")?;
+        block_writes(&mut source, &jobs)?;
+        unready.clear();
+    }
     timings.storage = began.elapsed();
 
     let begin_memory = Instant::now();
@@ -70,19 +88,22 @@ pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> 
     };
     listen(&mut destination, &uri)?;
     source.execute("migrate", &json!({"uri": uri}))?;
-    let mut stop = None;
-    let paused = source.wait("pre-switchover", PATIENCE, |event| {
-        if event.name == "STOP" {
-            stop = Some(event.time);
+    let (mut stop, mut paused) = (None, None);
+    let last = source.wait("pre-switchover and every mirror", PATIENCE, |event| {
+        match event.name.as_str() {
+            "STOP" => stop = Some(event.time),
+            "BLOCK_JOB_READY" => drop(unready.remove(event.data["device"].as_str().unwrap_or_default())),
+            _ if status_is(event, &["pre-switchover"]) => paused = Some(event.time),
+            _ => {}
         }
-        status_is(event, &["pre-switchover", "failed", "completed"])
+        (paused.is_some() && unready.is_empty()) || is_failure(event) || status_is(event, &["failed", "completed"])
     })?;
-    let Some(stop) = stop.filter(|_| status_is(&paused, &["pre-switchover"])) else {
-        return Err(Error::new(format!("the memory did not reach pre-switchover: {}", paused.data)));
+    let (Some(stop), Some(paused), true) = (stop, paused, unready.is_empty()) else {
+        return Err(Error::new(format!("it did not get to where both are through: {}", last.data)));
     };
     timings.memory = begin_memory.elapsed();
     let mut ledger =
-        Ledger { spans: vec![("stop to pre-switchover", paused.time.saturating_sub(stop))], last: Instant::now() };
+        Ledger { spans: vec![("stop to pre-switchover", paused.saturating_sub(stop))], last: Instant::now() };
 
     settle(&mut source, &jobs)?;
     ledger.mark("mirrors ended");
@@ -130,8 +151,8 @@ fn capabilities(qmp: &mut Qmp, names: &[&str]) -> Result<()> {
     qmp.execute("migrate-set-capabilities", &json!({"capabilities": all})).map(drop)
 }
 
-/// Mirrors every disk at once and waits until all are in step.
-fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<String>> {
+/// Mirrors every disk at once.
+fn begin_mirrors(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<String>> {
     let written = |disk: &usize| pair.spec().disks.get(*disk).is_some_and(DiskSpec::is_written);
     let disks: Vec<usize> = (0..pair.spec().disks.len()).filter(written).collect();
     if disks.is_empty() {
@@ -154,8 +175,12 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
         )?;
         jobs.push(job);
     }
-    for_each_job(source, &jobs, "BLOCK_JOB_READY")?;
-    for job in &jobs {
+    Ok(jobs)
+}
+
+/// From here on no write of the guest's is behind, where QEMU can see to that.
+fn block_writes(source: &mut Qmp, jobs: &[String]) -> Result<()> {
+    for job in jobs {
         let change = json!({"type": "mirror", "id": job, "copy-mode": "write-blocking"});
         match source.ask("block-job-change", &change)? {
             Ok(_) => in_step(source, job)?,
@@ -163,7 +188,7 @@ fn mirror(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result<Vec<St
             Err(refusal) => return Err(Error::new(format!("block-job-change: {refusal}"))),
         }
     }
-    Ok(jobs)
+    Ok(())
 }
 
 /// Where the destination listens for NBD.
@@ -227,16 +252,18 @@ fn for_each_job(source: &mut Qmp, jobs: &[String], name: &str) -> Result<()> {
     if left.is_empty() {
         return Ok(());
     }
-    let bad = |event: &Event| {
-        event.name == "BLOCK_JOB_ERROR" || (event.name.starts_with("BLOCK_JOB_") && event.data.get("error").is_some())
-    };
     let last = source.wait(name, PATIENCE, |event| {
         if event.name == name {
             left.remove(event.data["device"].as_str().unwrap_or_default());
         }
-        left.is_empty() || bad(event)
+        left.is_empty() || is_failure(event)
     })?;
-    if bad(&last) { Err(Error::new(format!("a mirror failed: {}", last.data))) } else { Ok(()) }
+    if is_failure(&last) { Err(Error::new(format!("a mirror failed: {}", last.data))) } else { Ok(()) }
+}
+
+/// Of a job.
+fn is_failure(event: &Event) -> bool {
+    event.name == "BLOCK_JOB_ERROR" || (event.name.starts_with("BLOCK_JOB_") && event.data.get("error").is_some())
 }
 
 fn completed(side: &str, qmp: &mut Qmp) -> Result<()> {
