@@ -9,6 +9,7 @@ use super::{
     rollback::Sides,
     run::Engine,
     survey::Survey,
+    task::{Canceller, Events, Task},
 };
 use crate::{
     convergence::Policy,
@@ -16,7 +17,7 @@ use crate::{
     journal::{Journal, JournalError},
     memory::tuning::Compression,
     preflight::checks::Severity,
-    progress::{Ending, Event, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, Sink, describe},
+    progress::{Ending, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, describe},
     qemu::{Name, Process},
     qmp::{self, Recorder},
     quantity::Rate,
@@ -24,18 +25,12 @@ use crate::{
 };
 use std::{
     path::PathBuf,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{
-    sync::{broadcast, watch},
-    task::JoinHandle,
-};
+use tokio::sync::watch;
 
 /// How long a connection may take.
 const DIAL: Duration = Duration::from_secs(10);
-/// Events kept for a reader that is slow; a migration makes a few each second.
-const EVENTS: usize = 1024;
 
 /// One of the two QEMUs: where its QMP monitor is, or a connection to it.
 pub enum Endpoint {
@@ -349,105 +344,6 @@ impl Check {
     /// If the engine itself panicked, or its runtime was shut down.
     pub async fn wait(self) -> Result<Plan, Failure> {
         self.0.wait().await
-    }
-}
-
-/// Something that runs, reports events, and can be cancelled.
-#[derive(Debug)]
-pub(super) struct Task<T> {
-    running: JoinHandle<T>,
-    pub(super) cancel: Canceller,
-    events: Option<Events>,
-}
-
-impl<T: Send + 'static> Task<T> {
-    pub(super) fn start<F: Future<Output = T> + Send + 'static>(
-        work: impl FnOnce(Reporter, watch::Receiver<bool>) -> F,
-    ) -> Self {
-        let (sender, receiver) = broadcast::channel(EVENTS);
-        let (cancel, cancelled) = watch::channel(false);
-        let running = tokio::spawn(work(Reporter::new(Arc::new(Broadcast(sender))), cancelled));
-        Self { running, cancel: Canceller(cancel), events: Some(Events(receiver)) }
-    }
-
-    pub(super) async fn wait(mut self) -> T {
-        match (&mut self.running).await {
-            Ok(ended) => ended,
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(error) => panic!("the runtime was shut down under it: {error}"),
-        }
-    }
-}
-
-impl<T> Task<T> {
-    pub(super) fn events(&mut self) -> Events {
-        match self.events.take() {
-            Some(events) => {
-                // the place of the next reader
-                self.events = Some(Events(events.0.resubscribe()));
-                events
-            }
-            None => Events(broadcast::channel(1).1),
-        }
-    }
-}
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-    }
-}
-
-/// Cancels a migration, a look at both sides, or a preparation.
-#[derive(Debug, Clone)]
-pub struct Canceller(watch::Sender<bool>);
-
-impl Canceller {
-    /// As [`Migration::cancel`]; harmless when said twice, or after the end.
-    pub fn cancel(&self) {
-        self.0.send_replace(true);
-    }
-}
-
-/// A migration's events.
-#[derive(Debug)]
-pub struct Events(broadcast::Receiver<Event>);
-
-impl Events {
-    /// The next event; `None` after the last, which is the outcome. A reader that falls far behind misses the oldest.
-    pub async fn next(&mut self) -> Option<Event> {
-        loop {
-            match self.0.recv().await {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "events were not read in time")
-                }
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    }
-
-    /// The same for a thread of its own, outside of the runtime.
-    pub fn blocking_next(&mut self) -> Option<Event> {
-        loop {
-            match self.0.blocking_recv() {
-                Ok(event) => return Some(event),
-                Err(broadcast::error::RecvError::Lagged(missed)) => {
-                    tracing::warn!(missed, "events were not read in time")
-                }
-                Err(broadcast::error::RecvError::Closed) => return None,
-            }
-        }
-    }
-}
-
-/// Hands events to whoever listens; a slow listener never holds the engine up.
-struct Broadcast(broadcast::Sender<Event>);
-
-impl Sink for Broadcast {
-    fn emit(&self, event: &Event) {
-        // nobody may be listening
-        drop(self.0.send(event.clone()));
     }
 }
 

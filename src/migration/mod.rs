@@ -23,10 +23,12 @@ mod rollback;
 mod run;
 mod settings;
 mod survey;
+mod task;
 
 pub use effect::Effect;
 pub use failure::Failure;
-pub use handle::{Builder, Canceller, Check, Endpoint, Events, Migration};
+pub use handle::{Builder, Check, Endpoint, Migration};
 pub use plan::{Chains, Plan, PlannedDisk};
 pub use recovery::Recovery;
 pub use settings::{JournalPlace, SWITCHOVER, Settings};
+pub use task::{Canceller, Events};

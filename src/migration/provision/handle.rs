@@ -10,10 +10,7 @@ use super::{
 };
 use crate::{
     endpoint::Address,
-    migration::{
-        Canceller, Endpoint, Events, Failure,
-        handle::{Task, open},
-    },
+    migration::{Canceller, Endpoint, Events, Failure, handle::open, task::Task},
     preflight::{
         checks::{self, Finding, Severity, finding},
         facts,
