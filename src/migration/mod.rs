@@ -8,6 +8,7 @@ mod aftermath;
 mod converge;
 mod copy;
 mod effect;
+mod end;
 mod failure;
 mod fence;
 mod handle;

@@ -8,12 +8,13 @@
 use super::{
     Endpoint, Failure, Migration, Plan, Settings,
     aftermath::Judge,
+    end::End,
     handle::{open, untouched},
     log::Log,
     record::{Begun, Claim, Party, Record, Status},
     redial::Redial,
     rollback::Sides,
-    run::{Course, End, Engine, NEVER_CONTINUED},
+    run::{Course, Engine, NEVER_CONTINUED},
     task::Task,
 };
 use crate::{

@@ -1,30 +1,28 @@
 //! One migration, top to bottom.
 
 use super::{
-    Effect, Failure, JournalPlace, Plan, Settings,
+    Effect, Failure, Plan, Settings,
     aftermath::Judge,
     converge::Converge,
+    end::{End, is_postcopy, undetermined},
     interrupt::{Bounds, unless_interrupted},
     log::Log,
-    record::{Ended, Record},
+    record::Record,
     redial::Redial,
-    rollback::{QUIT, RolledBack, Sides, ended, remove_socket, roll_back, unseen},
+    rollback::Sides,
 };
 use crate::{
-    convergence::{Disk, History, may_hand_over},
+    convergence::{History, may_hand_over},
     endpoint::Address,
     handover::{
         exchange,
         ownership::{DestinationCannotRun, Disengaged, pages},
         verdict::{Start, Verdict},
     },
-    memory::{apply, postcopy::PostcopyError, tuning::Throttling},
-    progress::{
-        Clock, DiskOutcome, Ending, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reason, Reporter, RunsOn, Side,
-        describe,
-    },
-    qemu::reply::{Migration, MigrationStatus, RunState},
-    storage::{export, layout::Pair, mirror},
+    memory::tuning::Throttling,
+    progress::{Clock, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
+    qemu::reply::Migration,
+    storage::{export, mirror},
 };
 use qapi::qmp;
 use std::{collections::BTreeMap, time::Duration};
@@ -94,13 +92,6 @@ impl Course {
     }
 }
 
-/// The end of a run, without its figures.
-pub(super) struct End {
-    pub(super) ending: Ending,
-    pub(super) runs_on: RunsOn,
-    pub(super) failure: Option<Reason>,
-}
-
 impl Engine {
     /// Moves the guest, or tells why not. Every phase in its order.
     pub(super) async fn migrate(&self, mut sides: Sides, plan: &Plan, log: Log) -> Outcome {
@@ -126,20 +117,6 @@ impl Engine {
             course.ledger.mark(Mark::Stop, stopped);
         }
         self.conclude(plan, end, course).await
-    }
-
-    /// Notes the end, and tells it.
-    pub(super) async fn conclude(&self, plan: &Plan, end: End, course: Course) -> Outcome {
-        let outcome = self.outcome(plan, end, &course);
-        let ended = Ended {
-            outcome: outcome.outcome,
-            runs_on: outcome.runs_on,
-            reason: outcome.reason.clone(),
-            leftovers: outcome.leftovers.clone(),
-        };
-        let keep = matches!(self.settings.journal, JournalPlace::File(_)) || !ended.is_settled();
-        course.log.end(ended, keep, &self.report).await;
-        outcome
     }
 
     /// Everything up to the last point from which the way back is cheap.
@@ -331,166 +308,6 @@ impl Engine {
         }
     }
 
-    /// The guest is on the destination: waits for what postcopy has to fetch yet, then cleans up.
-    async fn complete(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
-        if course.ram.postcopy {
-            let fetched = self.report.during(Phase::Postcopy, self.fetch(sides, plan, course)).await;
-            if let Err(failure) = fetched {
-                let runs_on = match failure {
-                    Failure::Postcopy(PostcopyError::DestinationGone(_)) => RunsOn::Unknown,
-                    _ => RunsOn::Destination,
-                };
-                return End { ending: Ending::Undetermined, runs_on, failure: Some(failure.reason()) };
-            }
-        }
-        self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await
-    }
-
-    /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
-    /// source's is the only state that is known to be there.
-    async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
-        let source = &sides.source;
-        let mut asked = sides.destination.ask(&qmp::query_status {}).await;
-        if asked.is_err() {
-            if let Some(destination) = self.other(sides, Side::Destination).await {
-                asked = destination.ask(&qmp::query_status {}).await;
-            }
-        }
-        let run = match asked {
-            Ok(answer) => answer.status,
-            Err(error) => return undetermined(&error.into(), NOT_PROVED),
-        };
-        if sides.was_running && run != RunState::Running {
-            self.report.warn("guest-state", format!("the guest moved and is now {run}"));
-        }
-        if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
-            course.downtime = migration.downtime;
-            crate::memory::sample::fold(&mut course.ram, &migration);
-        }
-        let mut problems = Vec::new();
-        if self.settings.keep_source {
-            problems.extend(mirror::dismiss(source, &plan.pairs).await.err());
-        } else {
-            let mut quit = source.act(&qmp::quit {}).await;
-            if quit.is_err() {
-                if let Some(source) = self.other(sides, Side::Source).await {
-                    quit = source.act(&qmp::quit {}).await;
-                }
-            }
-            problems.extend(quit.err().filter(|_| !source.seems_ended()));
-            if tokio::time::timeout(QUIT, ended(source)).await.is_err() {
-                course.leftovers.push(format!("{}: its process, with the guest as it was", source.name()));
-                self.report.warn("source-not-gone", format!("{} was told to quit and has not", source.name()));
-            }
-        }
-        for effect in course.log.effects().iter().rev() {
-            match effect {
-                Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
-                Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
-                Effect::Tuned { side, before } => {
-                    let mut restored = apply::restore(sides.side(*side), before).await;
-                    if restored.is_err() {
-                        if let Some(process) = self.other(sides, *side).await {
-                            restored = apply::restore(&process, before).await;
-                        }
-                    }
-                    if let Err(error) = restored {
-                        course.leftovers.extend(unseen(sides, effect).filter(|_| !sides.side(*side).seems_ended()));
-                        problems.push(error);
-                    }
-                }
-                _ => {}
-            }
-        }
-        for problem in problems {
-            self.report.warn("cleanup", describe(&problem));
-        }
-        End { ending: Ending::Moved, runs_on: RunsOn::Destination, failure: None }
-    }
-
-    /// Goes back to the source.
-    pub(super) async fn retreat(
-        &self,
-        sides: &Sides,
-        plan: &Plan,
-        failure: &Failure,
-        may_resume: Option<DestinationCannotRun>,
-        course: &mut Course,
-    ) -> End {
-        // what was asked for has not come about
-        course.ram.postcopy = is_postcopy(sides);
-        let mut reason = failure.reason();
-        self.report.action("roll-back", reason.message.clone());
-        if course.given && may_resume.is_some() {
-            course.log.tell(Record::Kept, &self.report).await;
-        }
-        // what does not answer now would hold up the way back, too: the guest's own return waits for its disks
-        if may_resume.is_some() && (failure.is_silence() || sides.source.is_silent()) {
-            self.free(sides, plan).await;
-        }
-        let effects = course.log.effects();
-        let listened = effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
-        let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
-        let rolled_back = roll_back(sides, &plan.pairs, &mut course.log, may_resume, &self.report);
-        let RolledBack { as_before, leftovers } = self.report.during(Phase::Cleanup, rolled_back).await;
-        course.leftovers.extend(leftovers);
-        let seen = sides.source.observed();
-        if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
-            // it stood still, if only to go on where it was
-            course.ledger.mark(Mark::Resume, resumed);
-        }
-        let ending = match (as_before, failure) {
-            (true, Failure::RuntimeDir { .. }) => Ending::Refused,
-            (false, _) => Ending::Undetermined,
-            (true, _) if !course.leftovers.is_empty() => Ending::Stuck,
-            (true, Failure::Cancelled) => Ending::Cancelled,
-            (true, _) => Ending::RolledBack,
-        };
-        if mirrored && ending != Ending::Undetermined {
-            reason
-                .message
-                .push_str("; the destination's images hold a part of the disks: make them anew before another try");
-        }
-        if listened && sides.destination.is_gone() {
-            reason
-                .message
-                .push_str("; a QEMU takes one incoming migration, so the destination has been ended: start it anew");
-        }
-        let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
-        End { ending, runs_on, failure: Some(reason) }
-    }
-
-    pub(super) fn outcome(&self, plan: &Plan, end: End, course: &Course) -> Outcome {
-        let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
-        let known = course.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
-        let latency = |pair: &Pair, of: fn(&Disk) -> Option<f64>| {
-            known.get(pair.source.name()).and_then(of).map(|ms| (ms * 1000.0).round() as u64)
-        };
-        let disk = |pair: &Pair| DiskOutcome {
-            source: pair.source.name().to_owned(),
-            destination: pair.destination.name().to_owned(),
-            bytes_copied: course.copied.get(&pair.names.job).copied().unwrap_or(0),
-            virtual_size: pair.source.virtual_size,
-            mode: pair.mode.as_str(),
-            write_latency_us: latency(pair, |disk| disk.latency_before),
-            write_blocking_latency_us: latency(pair, |disk| disk.latency_since),
-        };
-        Outcome {
-            outcome: end.ending,
-            runs_on: end.runs_on,
-            reason: end.failure,
-            total_ms: self.report.elapsed_ms(),
-            ledger_clock: blackout_ms.map(|_| course.ledger.clock()),
-            blackout_ms,
-            qemu_downtime_ms: course.downtime,
-            ledger,
-            disks: plan.pairs.iter().map(disk).collect(),
-            ram: course.ram.clone(),
-            predicted: plan.measured().map(|_| plan.estimate.clone()),
-            leftovers: course.leftovers.clone(),
-        }
-    }
-
     /// The file of a socket in the runtime directory. A socket elsewhere is the user's, and QEMU's to remove.
     pub(super) fn socket(&self, address: &Address) -> Option<Effect> {
         self.settings.own_socket(address).map(|path| Effect::SocketFile(path.to_owned()))
@@ -511,26 +328,10 @@ impl HandoverFailure {
     }
 }
 
-/// What is to be done by hand where nothing is proved.
-const NOT_PROVED: &str =
-    "neither side is proved to have the guest: ask both with query-status before you send cont to one";
-
-/// Whether the source has been in postcopy.
-fn is_postcopy(sides: &Sides) -> bool {
-    sides.source.observed().migration.keys().any(MigrationStatus::is_postcopy)
-}
-
 /// Whether the source says so, whose events another engine may have seen.
 async fn is_in_postcopy(sides: &Sides) -> bool {
     let status = sides.source.ask(&qmp::query_migrate {}).await.ok().and_then(|answer| answer.status);
     status.is_some_and(|status| status.is_postcopy())
-}
-
-/// The end where nothing is proved, and nothing more is done.
-fn undetermined(failure: &Failure, advice: &str) -> End {
-    let mut reason = failure.reason();
-    reason.message = format!("{}; {advice}", reason.message);
-    End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }
 }
 
 pub(super) fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
