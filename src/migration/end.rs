@@ -1,7 +1,7 @@
 //! How a run ends: cleans up after a guest that moved, goes back to the source, or says what is not known.
 
 use super::{
-    Effect, Failure, JournalPlace, Plan,
+    Effect, Failure, Plan,
     record::{Ended, Record},
     rollback::{QUIT, RolledBack, Sides, ended, remove_socket, roll_back, unseen},
     run::{Course, Engine},
@@ -33,8 +33,7 @@ impl Engine {
             reason: outcome.reason.clone(),
             leftovers: outcome.leftovers.clone(),
         };
-        let keep = matches!(self.settings.journal, JournalPlace::File(_)) || !ended.is_settled();
-        course.log.end(ended, keep, &self.report).await;
+        course.log.end(ended, &self.report).await;
         outcome
     }
 

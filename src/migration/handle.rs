@@ -4,7 +4,6 @@ use super::{
     Failure, JournalPlace, Plan, Settings,
     interrupt::unless_cancelled,
     log::Log,
-    record::{Begun, Party, Record},
     redial::Redial,
     rollback::Sides,
     run::Engine,
@@ -14,7 +13,6 @@ use super::{
 use crate::{
     convergence::Policy,
     endpoint::{self, Address, PeerPid, Socket},
-    journal::{Journal, JournalError},
     memory::tuning::Compression,
     preflight::checks::Severity,
     progress::{Ending, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, describe},
@@ -23,10 +21,7 @@ use crate::{
     quantity::Rate,
     storage::{identity::Proof, layout::Storage},
 };
-use std::{
-    path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, time::Duration};
 use tokio::sync::watch;
 
 /// How long a connection may take.
@@ -369,38 +364,12 @@ async fn prepare(
         return Err(Failure::Refused { code, message, on_source: plan.on_source });
     }
     let sides = Sides { source, destination, was_running };
-    let log = begin(engine, &sides, &plan).map_err(|error| Failure::Refused {
+    let log = Log::begin(settings, &sides, &plan, report).map_err(|error| Failure::Refused {
         code: "journal",
         message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
         on_source: plan.on_source,
     })?;
     Ok((sides, plan, log))
-}
-
-/// Begins the journal, before anything is changed.
-fn begin(engine: &Engine, sides: &Sides, plan: &Plan) -> Result<Log, JournalError> {
-    let settings = &engine.settings;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let id = format!("{}.{:09}-{}", now.as_secs(), now.subsec_nanos(), std::process::id());
-    let Some(file) = settings.journal_file(&id) else { return Ok(Log::default()) };
-    let mut journal = Journal::create(&file)?;
-    let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
-    let begun = Begun {
-        source: party(&sides.source),
-        destination: party(&sides.destination),
-        was_running: sides.was_running,
-        pairs: plan.pairs.clone(),
-        addresses: plan.addresses.clone(),
-        postcopy: settings.policy.may_postcopy(),
-        keep_source: settings.keep_source,
-        runtime_dir: settings.runtime_dir.clone(),
-        fence_command: settings.fence_command.clone(),
-        switchover_timeout: settings.switchover_limit(),
-    };
-    journal.append(&Record::Begun(Box::new(begun)))?;
-    let because = format!("what is done is noted in {0}: should this die, run qferry recover {0}", file.display());
-    engine.report.action("journal", because);
-    Ok(Log::new(Some(journal), Vec::new()))
 }
 
 async fn connect(

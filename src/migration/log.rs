@@ -4,18 +4,20 @@
 //! waits for it. It must never let an effect be brought about whose record is not known to be on the disk.
 
 use super::{
-    Effect, Failure,
-    record::{Ended, Record},
+    Effect, Failure, JournalPlace, Plan, Settings,
+    record::{Begun, Ended, Party, Record},
+    rollback::Sides,
 };
 use crate::{
     journal::{Journal, JournalError},
     progress::{Reporter, describe},
+    qemu::Process,
 };
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{task::spawn_blocking, time::timeout};
 
@@ -25,38 +27,52 @@ const WAY_BACK: Duration = Duration::from_millis(500);
 /// A record, and who waits until it is on the disk.
 type Order = (Record, mpsc::Sender<Result<(), JournalError>>);
 
-/// What has been changed so far, and the journal that says so.
+/// What has been changed so far, and the journal that says so; the default keeps it in memory alone.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     effects: Vec<Effect>,
-    journal: Option<(mpsc::Sender<Order>, PathBuf)>,
+    journal: Option<File>,
+}
+
+/// The journal as it is written.
+#[derive(Debug)]
+struct File {
+    orders: mpsc::Sender<Order>,
+    path: PathBuf,
+    /// It is left there whatever becomes of the migration: the user named it.
+    keep: bool,
 }
 
 impl Log {
-    /// Goes on from here; without a journal only in memory.
-    pub(super) fn new(journal: Option<Journal<Record>>, effects: Vec<Effect>) -> Self {
-        let writer = |mut journal: Journal<Record>| {
-            let (orders, written) = mpsc::channel::<Order>();
-            let path = journal.path().to_owned();
-            thread::spawn(move || {
-                for (record, waits) in written {
-                    // nobody need wait any more
-                    drop(waits.send(journal.append(&record).map(drop)));
-                }
-            });
-            (orders, path)
-        };
-        Self { effects, journal: journal.map(writer) }
+    /// Begins a journal where one is to be kept, before anything is changed, and tells where.
+    ///
+    /// # Errors
+    /// It could not be made or written.
+    pub(super) fn begin(
+        settings: &Settings,
+        sides: &Sides,
+        plan: &Plan,
+        report: &Reporter,
+    ) -> Result<Self, JournalError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let id = format!("{}.{:09}-{}", now.as_secs(), now.subsec_nanos(), std::process::id());
+        let Some(path) = settings.journal_file(&id) else { return Ok(Self::default()) };
+        let mut journal = Journal::create(&path)?;
+        journal.append(&Record::Begun(Box::new(begun(settings, sides, plan))))?;
+        let because = format!("what is done is noted in {0}: should this die, run qferry recover {0}", path.display());
+        report.action("journal", because);
+        let keep = matches!(settings.journal, JournalPlace::File(_));
+        Ok(Self { effects: Vec::new(), journal: Some(File::start(journal, keep)) })
+    }
+
+    /// Goes on where another engine died, with what it had changed.
+    pub(super) fn take_up(journal: Journal<Record>, effects: Vec<Effect>) -> Self {
+        Self { effects, journal: Some(File::start(journal, true)) }
     }
 
     /// What may have been changed and is not undone, in order.
     pub(super) fn effects(&self) -> &[Effect] {
         &self.effects
-    }
-
-    /// Where the journal is, if there is one.
-    fn path(&self) -> Option<&Path> {
-        self.journal.as_ref().map(|(_, path)| path.as_path())
     }
 
     /// Notes what is about to be brought about. Known in memory at once, so that the way back has it whatever becomes of
@@ -91,12 +107,13 @@ impl Log {
         }
     }
 
-    /// Writes the end. The file is then removed, unless it is to be kept.
-    pub(super) async fn end(self, ended: Ended, keep: bool, report: &Reporter) {
+    /// Writes the end. The file is then removed, unless it is the user's or something is left to be done.
+    pub(super) async fn end(self, ended: Ended, report: &Reporter) {
+        let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;
-        if let Some(path) = self.path().filter(|_| !keep) {
+        if let Some(File { path, .. }) = self.journal.filter(|file| settled && !file.keep) {
             // one that stays says that there is nothing left to be done
-            if let Err(error) = std::fs::remove_file(path) {
+            if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "the journal stays");
             }
         }
@@ -107,10 +124,10 @@ impl Log {
     /// # Errors
     /// It could not be written.
     pub(super) fn write(&self, record: Record) -> impl Future<Output = Result<(), Failure>> + use<> {
-        let written = self.journal.as_ref().map(|(orders, _)| {
+        let written = self.journal.as_ref().map(|file| {
             let (waits, written) = mpsc::channel();
             // a writer that is gone drops both ends
-            drop(orders.send((record, waits)));
+            drop(file.orders.send((record, waits)));
             written
         });
         async move {
@@ -121,5 +138,37 @@ impl Log {
                 Ok(Err(_)) | Err(_) => Err(JournalError::Gone.into()),
             }
         }
+    }
+}
+
+impl File {
+    /// Starts the thread that writes it, which ends with the last order.
+    fn start(mut journal: Journal<Record>, keep: bool) -> Self {
+        let (orders, written) = mpsc::channel::<Order>();
+        let path = journal.path().to_owned();
+        thread::spawn(move || {
+            for (record, waits) in written {
+                // nobody need wait any more
+                drop(waits.send(journal.append(&record).map(drop)));
+            }
+        });
+        Self { orders, path, keep }
+    }
+}
+
+/// What a recovery has to know.
+fn begun(settings: &Settings, sides: &Sides, plan: &Plan) -> Begun {
+    let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
+    Begun {
+        source: party(&sides.source),
+        destination: party(&sides.destination),
+        was_running: sides.was_running,
+        pairs: plan.pairs.clone(),
+        addresses: plan.addresses.clone(),
+        postcopy: settings.policy.may_postcopy(),
+        keep_source: settings.keep_source,
+        runtime_dir: settings.runtime_dir.clone(),
+        fence_command: settings.fence_command.clone(),
+        switchover_timeout: settings.switchover_limit(),
     }
 }

@@ -119,7 +119,7 @@ impl Recovery {
         let (source, destination) = report.during(Phase::Connect, connected).await?;
         journal.append(&Record::Recovering)?;
         let sides = Sides { source, destination, was_running: begun.was_running };
-        let mut course = Course::new(Log::new(Some(journal), status.effects.clone()), Clock::Engine);
+        let mut course = Course::new(Log::take_up(journal, status.effects.clone()), Clock::Engine);
         let end = engine.take_up(&sides, &plan, &begun, status.claim, &mut course).await;
         Ok(engine.conclude(&plan, end, course).await)
     }
@@ -155,8 +155,6 @@ fn settings(begun: &Begun, fence_command: Option<PathBuf>) -> Settings {
         runtime_dir: begun.runtime_dir.clone(),
         fence_command: fence_command.or_else(|| begun.fence_command.clone()),
         switchover_timeout: Some(begun.switchover_timeout),
-        // it is the user's to remove: its name was given
-        journal: super::JournalPlace::File(PathBuf::new()),
         ..Settings::default()
     }
 }
