@@ -194,13 +194,12 @@ impl Process {
             Ok(client) => client,
             Err(source) => return Err(ProcessError::Connect { at: name, source }),
         };
-        let observed = fold(&client, Observed::default());
-        let schema = query_qmp_schema {};
-        let features = match client.execute(&schema, ASK).await {
-            Ok(answer) => Features::read(&Schema::new(&answer)),
-            Err(source) => return Err(ProcessError::Execute { at: name, command: query_qmp_schema::NAME, source }),
-        };
-        Ok(Self { name, client, features, peer, ended: false, silent: Arc::default(), observed })
+        let unread = Features::read(&Schema::new(&Value::Null));
+        let process = Self::over(client, name, peer, unread, Observed::default());
+        match process.client.execute(&query_qmp_schema {}, ASK).await {
+            Ok(answer) => Ok(Self { features: Features::read(&Schema::new(&answer)), ..process }),
+            Err(source) => Err(ProcessError::Execute { at: process.name, command: query_qmp_schema::NAME, source }),
+        }
     }
 
     /// One that cannot be spoken to: what is asked of it fails at once. `ended` says that it is proved to have ended; if it
@@ -208,9 +207,8 @@ impl Process {
     pub async fn absent(name: Name, peer: Option<PeerPid>, ended: bool) -> Self {
         let client = Client::adopt(tokio::io::empty(), false, qmp::Options::labelled(name.side.as_str()));
         client.closed().await;
-        let observed = fold(&client, Observed::default());
         let features = Features::read(&Schema::new(&Value::Null));
-        Self { name, client, features, peer, ended, silent: Arc::default(), observed }
+        Self { ended, ..Self::over(client, name, peer, features, Observed::default()) }
     }
 
     /// The same process over another connection, with what the events of the one before have told.
@@ -228,20 +226,15 @@ impl Process {
     {
         let name = self.name.clone();
         match Client::connect(stream, options).await {
-            Ok(client) => {
-                let observed = fold(&client, self.observed());
-                Ok(Self {
-                    name,
-                    client,
-                    features: self.features.clone(),
-                    peer,
-                    ended: false,
-                    silent: Arc::default(),
-                    observed,
-                })
-            }
+            Ok(client) => Ok(Self::over(client, name, peer, self.features.clone(), self.observed())),
             Err(source) => Err(ProcessError::Connect { at: name, source }),
         }
+    }
+
+    /// A process as it is reached over a connection, whose events are folded onto what was seen before.
+    fn over(client: Client, name: Name, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
+        let observed = fold(&client, seen);
+        Self { name, client, features, peer, ended: false, silent: Arc::default(), observed }
     }
 
     /// Which side it is, and its address.
