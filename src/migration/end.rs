@@ -11,10 +11,17 @@ use crate::{
     handover::ownership::DestinationCannotRun,
     memory::{apply, postcopy::PostcopyError},
     progress::{DiskOutcome, Ending, Mark, Outcome, Phase, Reason, RunsOn, Side, describe},
-    qemu::reply::{MigrationStatus, RunState},
+    qemu::{
+        Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
     storage::{layout::Pair, mirror},
 };
 use qapi::qmp;
+use std::pin::Pin;
+
+/// What a side says, in time.
+type Answer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>> + Send + 'p>>;
 
 /// The end of a run, without its figures.
 pub(super) struct End {
@@ -56,12 +63,7 @@ impl Engine {
     /// source's is the only state that is known to be there.
     async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
         let source = &sides.source;
-        let mut asked = sides.destination.ask(&qmp::query_status {}).await;
-        if asked.is_err() {
-            if let Some(destination) = self.other(sides, Side::Destination).await {
-                asked = destination.ask(&qmp::query_status {}).await;
-            }
-        }
+        let asked = self.insist(sides, Side::Destination, |side| Box::pin(side.ask(&qmp::query_status {}))).await;
         let run = match asked {
             Ok(answer) => answer.status,
             Err(error) => return undetermined(&error.into(), NOT_PROVED),
@@ -77,12 +79,7 @@ impl Engine {
         if self.settings.keep_source {
             problems.extend(mirror::dismiss(source, &plan.pairs).await.err());
         } else {
-            let mut quit = source.act(&qmp::quit {}).await;
-            if quit.is_err() {
-                if let Some(source) = self.other(sides, Side::Source).await {
-                    quit = source.act(&qmp::quit {}).await;
-                }
-            }
+            let quit = self.insist(sides, Side::Source, |source| Box::pin(source.act(&qmp::quit {}))).await;
             problems.extend(quit.err().filter(|_| !source.seems_ended()));
             if tokio::time::timeout(QUIT, ended(source)).await.is_err() {
                 course.leftovers.push(format!("{}: its process, with the guest as it was", source.name()));
@@ -94,13 +91,11 @@ impl Engine {
                 Effect::SocketFile(path) => remove_socket(path, &mut course.leftovers),
                 Effect::Tuned { side: Side::Source, .. } if !self.settings.keep_source => {}
                 Effect::Tuned { side, before } => {
-                    let mut restored = apply::restore(sides.side(*side), before).await;
-                    if restored.is_err() {
-                        if let Some(process) = self.other(sides, *side).await {
-                            restored = apply::restore(&process, before).await;
-                        }
-                    }
-                    if let Err(error) = restored {
+                    let restored = self.insist(sides, *side, |process| {
+                        let before = before.clone();
+                        Box::pin(async move { apply::restore(process, &before).await })
+                    });
+                    if let Err(error) = restored.await {
                         course.leftovers.extend(unseen(sides, effect).filter(|_| !sides.side(*side).seems_ended()));
                         problems.push(error);
                     }
@@ -112,6 +107,22 @@ impl Engine {
             self.report.warn("cleanup", describe(&problem));
         }
         End { ending: Ending::Moved, runs_on: RunsOn::Destination, failure: None }
+    }
+
+    /// Has something asked of a side, and once more over another connection where the first did not bring an answer.
+    async fn insist<T>(
+        &self,
+        sides: &Sides,
+        side: Side,
+        ask: impl for<'p> Fn(&'p Process) -> Answer<'p, T>,
+    ) -> Result<T, ProcessError> {
+        match ask(sides.side(side)).await {
+            Err(error) => match self.other(sides, side).await {
+                Some(process) => ask(&process).await,
+                None => Err(error),
+            },
+            answer => answer,
+        }
     }
 
     /// Goes back to the source.
