@@ -8,7 +8,6 @@ use crate::{
         exchange,
         ownership::DestinationCannotRun,
         verdict::{self, Facts, Fences, Seen, Start, Verdict},
-        watchdog,
     },
     memory::precopy,
     progress::describe,
@@ -126,11 +125,12 @@ impl<'a> Judge<'a> {
         match verdict {
             Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => {}
             Verdict::QuitDestination => {
-                // a QEMU that accepted `quit` runs no guest any more, even before it is gone
                 // one that freezes now is fenced in the next round
-                let told = timeout(AFTERMATH, destination.act(&qmp::quit {})).await;
-                self.ended.destination = matches!(told, Ok(Ok(()))) || destination.proved_dead(AFTERMATH).await;
-                self.by = Some(DestinationCannotRun::Quit);
+                match timeout(AFTERMATH, destination.act(&qmp::quit {})).await {
+                    // it runs no guest any more, even before it is gone
+                    Ok(Ok(())) => (self.ended.destination, self.by) = (true, Some(DestinationCannotRun::Quit)),
+                    _ => self.ended.destination = destination.proved_dead(AFTERMATH).await,
+                }
             }
             Verdict::ResumeSource => {
                 self.note_resuming(log).await;
@@ -173,10 +173,7 @@ impl<'a> Judge<'a> {
             }
             Verdict::FreeSource => {
                 self.note_resuming(log).await;
-                let nodes = self.plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
-                for freed in watchdog::free(source, nodes, true).await {
-                    self.engine.report.action("yank", format!("{}: its {freed} is ended, for it hangs", source.name()));
-                }
+                self.engine.yank(source, self.plan).await;
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use super::{
     rollback::{QUIT, Sides},
     run::Engine,
 };
-use crate::{handover::watchdog, qemu::Process};
+use crate::{handover::watchdog, progress::Reporter, qemu::Process};
 use std::process::Stdio;
 use tokio::{process::Command, time::timeout};
 
@@ -20,15 +20,8 @@ impl Engine {
     /// command elsewhere. True only where it is proved.
     pub(super) async fn fence(&self, process: &Process, why: &str) -> bool {
         let report = &self.report;
-        if let Some(killed) = process.kill() {
-            report.action("fence", format!("{}: its process is ended: {why}", process.name()));
-            return match killed {
-                Ok(()) => process.proved_dead(QUIT).await,
-                Err(error) => {
-                    report.warn("not-fenced", format!("{}: {error}", process.name()));
-                    false
-                }
-            };
+        if let Some(dead) = kill(process, why, report).await {
+            return dead;
         }
         let Some(command) = &self.settings.fence_command else { return false };
         let name = process.name();
@@ -60,13 +53,31 @@ impl Engine {
     /// nothing, as while it connects to an NBD server, by fencing the destination that it waits for.
     pub(super) async fn free(&self, sides: &Sides, plan: &Plan) {
         let Sides { source, destination, .. } = sides;
-        let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
-        for freed in watchdog::free(source, nodes, true).await {
-            self.report.action("yank", format!("{}: its {freed} is ended, for nothing comes of it", source.name()));
-        }
+        self.yank(source, plan).await;
         let still = !source.is_gone() && !watchdog::answers(source).await;
         if still && !destination.is_gone() && !watchdog::answers(destination).await {
             self.fence(destination, "it does not answer, and the source hangs in what it waits for of it").await;
         }
     }
+
+    /// Ends what the source has open for this run, out of band.
+    pub(super) async fn yank(&self, source: &Process, plan: &Plan) {
+        let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
+        for freed in watchdog::free(source, nodes, true).await {
+            self.report.action("yank", format!("{}: its {freed} is ended, for nothing comes of it", source.name()));
+        }
+    }
+}
+
+/// Ends a process of this host, and says whether it is proved to have ended; none where it is not known to be one.
+pub(super) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<bool> {
+    let killed = process.kill()?;
+    report.action("fence", format!("{}: its process is ended: {why}", process.name()));
+    Some(match killed {
+        Ok(()) => process.proved_dead(QUIT).await,
+        Err(error) => {
+            report.warn("not-fenced", format!("{}: {error}", process.name()));
+            false
+        }
+    })
 }

@@ -4,7 +4,7 @@
 //! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
 //! could not undo.
 
-use super::{Effect, log::Log};
+use super::{Effect, fence::kill, log::Log};
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun, watchdog},
     memory::{apply, precopy},
@@ -284,11 +284,8 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     if timeout(QUIT, ended(destination)).await.is_ok() {
         return Ok(());
     }
-    if let Some(Ok(())) = destination.kill() {
-        report.action("fence", format!("{} was told to quit and has not: its process is ended", destination.name()));
-        if destination.proved_dead(QUIT).await {
-            return Ok(());
-        }
+    if kill(destination, "it was told to quit and has not", report).await == Some(true) {
+        return Ok(());
     }
     let late = || ProcessError::Late { at: destination.name().clone(), what: "end after quit", waited: QUIT };
     Err(told.and_then(Result::err).unwrap_or_else(late))
