@@ -615,15 +615,19 @@ fn in_postcopy(pages: u64) -> Value {
     json!({"status": "postcopy-active", "ram": ram})
 }
 
+fn begin_postcopy(state: &mut State) {
+    state.enter(Source, "postcopy-active");
+    state.destination.run = "paused".to_owned();
+    state.enter(Destination, "postcopy-active");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
     let mut model = model();
     let world = model.world.clone();
     model.on(Source, "migrate-continue", move |_| {
         let mut state = world.state();
-        state.enter(Source, "postcopy-active");
-        state.destination.run = "paused".to_owned();
-        state.enter(Destination, "postcopy-active");
+        begin_postcopy(&mut state);
         let world = world.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -653,9 +657,7 @@ async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
     let world = model.world.clone();
     model.on(Source, "migrate-continue", move |_| {
         let mut state = world.state();
-        state.enter(Source, "postcopy-active");
-        state.destination.run = "paused".to_owned();
-        state.enter(Destination, "postcopy-active");
+        begin_postcopy(&mut state);
         vec![Action::Return(json!({}))]
     });
     let ran = std::sync::Arc::new(std::sync::OnceLock::new());
@@ -687,9 +689,7 @@ async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
     let world = model.world.clone();
     model.on(Source, "migrate-continue", move |_| {
         let mut state = world.state();
-        state.enter(Source, "postcopy-active");
-        state.destination.run = "paused".to_owned();
-        state.enter(Destination, "postcopy-active");
+        begin_postcopy(&mut state);
         state.enter(Source, "postcopy-paused");
         vec![Action::Return(json!({}))]
     });

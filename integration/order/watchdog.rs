@@ -13,14 +13,13 @@ use qferry::{
 fn hangs(command: &'static str, instances: &'static [&'static str]) -> Model {
     let model = Model::new(&Shape::default());
     model.when(Source, command, model.source.freezer());
-    let (thaw, world) = (model.source.thawer(), model.world.clone());
+    let thaw = model.source.thawer();
     model.source.on("yank", move |seen| {
         let instance = &seen.arguments["instances"][0];
         let name = instance["node-name"].as_str().or(instance["type"].as_str()).unwrap_or_default();
         if !instances.contains(&name) {
             return vec![Action::error("Instance not found")];
         }
-        drop(world.state());
         thaw();
         vec![Action::Return(json!({}))]
     });

@@ -238,13 +238,18 @@ pub(super) struct Options {
 impl Options {
     /// What does not go together.
     pub(super) fn conflict(&self) -> Option<String> {
-        let budget = self.settings(false).downtime;
+        let budget = self.budget();
         let limit = self.switchover_timeout.filter(|limit| *limit < budget.saturating_mul(3))?;
         Some(format!(
             "--switchover-timeout {} leaves a guest that may stand still for {} no time to go back: allow at least thrice as much",
             humantime::format_duration(limit),
             humantime::format_duration(budget)
         ))
+    }
+
+    /// The longest that the guest may stand still.
+    fn budget(&self) -> Duration {
+        self.downtime.or_else(|| self.policy.budget()).unwrap_or(DOWNTIME)
     }
 
     /// What is asked of the library. A look only predicts.
@@ -259,7 +264,7 @@ impl Options {
             overcommit: self.overcommit,
             clean: self.clean,
             source_nbd_address: self.source_nbd_address.clone(),
-            downtime: self.downtime.or_else(|| self.policy.budget()).unwrap_or(DOWNTIME),
+            downtime: self.budget(),
             policy: self.policy.clone(),
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,
