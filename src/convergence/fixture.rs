@@ -14,6 +14,15 @@ use std::time::Duration;
 
 pub(super) const MIB: u64 = 1 << 20;
 
+pub(super) fn in_mib(bytes: f64) -> f64 {
+    bytes / MIB as f64
+}
+
+/// Off by no more than this part of what it should be.
+pub(super) fn near(is: f64, should: f64, tolerance: f64) -> bool {
+    (is - should).abs() <= should * tolerance
+}
+
 pub(super) fn policy(name: &str) -> Policy {
     Policy::built_in(name).expect(name).parse().expect(name)
 }

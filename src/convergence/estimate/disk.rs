@@ -218,15 +218,7 @@ impl DiskTrack {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convergence::fixture::{MIB, mirror};
-
-    fn mib(bytes: f64) -> f64 {
-        bytes / MIB as f64
-    }
-
-    fn near(is: f64, should: f64, tolerance: f64) -> bool {
-        (is - should).abs() <= should * tolerance
-    }
+    use crate::convergence::fixture::{MIB, in_mib, mirror, near};
 
     #[test]
     fn a_mirror_is_known_by_what_it_gains() {
@@ -237,7 +229,7 @@ mod tests {
             track.add(second as f64 * 1000.0, &mirror("a", 1000 + second * 20, second * 100));
         }
         let disk = track.estimate();
-        assert!(near(mib(disk.rate), 100.0, 0.01) && near(mib(disk.growth), 20.0, 0.01), "{disk:?}");
+        assert!(near(in_mib(disk.rate), 100.0, 0.01) && near(in_mib(disk.growth), 20.0, 0.01), "{disk:?}");
         assert_eq!(disk.remaining, (280 * MIB) as f64);
         assert!(disk.time_to_ready().is_some_and(|time| near(time, 3500.0, 0.02)), "{disk:?}");
         assert_eq!((disk.latency_before, disk.latency_since), (None, None));
@@ -305,7 +297,7 @@ mod tests {
         track.add(2000.0, &sample(150, 650));
         let disk = track.estimate();
         assert_eq!((disk.latency_before, disk.latency_since), (Some(2.0), Some(9.0)));
-        assert!(near(mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");
+        assert!(near(in_mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");
         assert_eq!(track.out_of_step(), Some(1000.0));
     }
 }

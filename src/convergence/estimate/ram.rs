@@ -239,15 +239,7 @@ fn remember(recent: &mut VecDeque<(f64, Memory)>, since: f64, estimate: Memory) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convergence::fixture::{MIB, Ram};
-
-    fn mib(bytes: f64) -> f64 {
-        bytes / MIB as f64
-    }
-
-    fn near(is: f64, should: f64, tolerance: f64) -> bool {
-        (is - should).abs() <= should * tolerance
-    }
+    use crate::convergence::fixture::{MIB, Ram, in_mib, near};
 
     fn watched(ram: &mut Ram, from: u64, to: u64, track: &mut MemoryTrack) -> Memory {
         for look in from / 100..to / 100 {
@@ -267,16 +259,16 @@ mod tests {
             for (dirtied, working_set) in [(50.0, 400.0), (50.0, 128.0), (80.0, 128.0), (20.0, 300.0)] {
                 let (mut ram, mut track) = (Ram::new(dirtied, working_set, continuous), MemoryTrack::default());
                 let first = watched(&mut ram, 0, 4000, &mut track);
-                assert!(!first.first_pass_over && near(mib(first.bandwidth), 100.0, 0.02), "{first:?}");
+                assert!(!first.first_pass_over && near(in_mib(first.bandwidth), 100.0, 0.02), "{first:?}");
                 let memory = watched(&mut ram, 4000, 14_000, &mut track);
                 let told = format!("{dirtied} of {working_set}, {continuous}: {memory:?}");
                 assert!(memory.first_pass_over, "{told}");
-                assert!(near(mib(memory.bandwidth), 100.0, 0.05), "{told}");
+                assert!(near(in_mib(memory.bandwidth), 100.0, 0.05), "{told}");
                 // with many counts a pass less is found, for what is still to be sent is not found again
                 let tolerance = if continuous { 0.3 } else { 0.2 };
-                assert!(near(mib(memory.dirty_rate), dirtied, tolerance), "{told}");
+                assert!(near(in_mib(memory.dirty_rate), dirtied, tolerance), "{told}");
                 // it can only be seen as far as it was dirtied between two counts
-                let seen = mib(memory.working_set);
+                let seen = in_mib(memory.working_set);
                 assert!(seen <= working_set * 1.02 && seen >= working_set.min(dirtied) * 0.6, "{told}");
                 assert!(memory.load().is_some_and(|load| near(load, dirtied / 100.0, tolerance)), "{told}");
                 assert!(memory.best <= memory.working_set, "{told}");
@@ -309,10 +301,10 @@ mod tests {
         track.add(0.0, sample(0, 512, 0, 1));
         track.add(1000.0, sample(512, 60, 100, 2));
         let first = track.estimate().expect("an estimate");
-        assert!(near(mib(first.pace), 512.0, 0.01) && near(mib(first.bandwidth), 100.0, 0.01), "{first:?}");
+        assert!(near(in_mib(first.pace), 512.0, 0.01) && near(in_mib(first.bandwidth), 100.0, 0.01), "{first:?}");
         track.add(1600.0, sample(572, 54, 160, 3));
         let next = track.estimate().expect("an estimate");
-        assert!(near(mib(next.pace), 100.0, 0.01) && near(mib(next.dirty_rate), 90.0, 0.01), "{next:?}");
+        assert!(near(in_mib(next.pace), 100.0, 0.01) && near(in_mib(next.dirty_rate), 90.0, 0.01), "{next:?}");
     }
 
     #[test]
@@ -328,9 +320,9 @@ mod tests {
                     assert!(track.carried().is_none() && track.estimate().is_some());
                 }
                 let after = watched(&mut ram, 7000, 12_000, &mut track);
-                assert!(mib(before.dirty_rate) > 60.0, "{before:?}");
-                assert!(near(mib(after.dirty_rate), 45.0, 0.3), "{continuous}, {by_hand}: {after:?}");
-                assert!(track.carried().is_some() && near(mib(track.fastest()), 100.0, 0.05));
+                assert!(in_mib(before.dirty_rate) > 60.0, "{before:?}");
+                assert!(near(in_mib(after.dirty_rate), 45.0, 0.3), "{continuous}, {by_hand}: {after:?}");
+                assert!(track.carried().is_some() && near(in_mib(track.fastest()), 100.0, 0.05));
             }
         }
     }
