@@ -1640,6 +1640,38 @@ async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
     assert!(run.position("source: block-job-change") < run.position("source: migrate"), "{run:?}");
 }
 
+/// What wakes them is a limit that is more than theirs, or none where they have none.
+#[tokio::test(start_paused = true)]
+async fn mirrors_that_are_ready_are_woken_to_notice_that_they_are_in_step() {
+    for ceiling in [None, Some(qferry::quantity::Rate(1 << 30))] {
+        let mut model = model();
+        let builder = model.builder();
+        let builder = match ceiling {
+            Some(ceiling) => builder.bandwidth(ceiling),
+            None => builder,
+        };
+        let run = model.follow(builder.start()).await;
+        moved(&model, &run);
+        let limits: Vec<u64> = run
+            .log
+            .iter()
+            .filter_map(|(_, seen)| match seen.name.as_str() {
+                "drive-mirror" => Some(seen.arguments["speed"].as_u64().unwrap_or(0)),
+                "block-job-set-speed" => seen.arguments["speed"].as_u64(),
+                _ => None,
+            })
+            .collect();
+        let [.., before, last] = limits[..] else { panic!("{run:?}") };
+        assert_eq!(last, if ceiling.is_some() { before + 1 } else { 0 }, "{limits:?}");
+    }
+    // they notice a little later by themselves
+    let mut model = model();
+    model.refused(Source, "block-job-set-speed");
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(!run.warned("not-applied"), "{run:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_stands_still_for_good_is_given_up() {
     let mut model = outpaced(false);
@@ -1682,6 +1714,19 @@ async fn who_only_observes_changes_nothing() {
     let run = model.follow(migration).await;
     moved(&model, &run);
     assert!(run.actions("would-share-bandwidth") > 0, "{run:?}");
+    untouched(&run);
+
+    // a mirror that would be given up is waited for
+    let mut model = outpaced(true);
+    let world = model.world.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        world.state().job("qferry-mirror-0", "ready");
+    });
+    let migration = model.builder().policy(observe()).start();
+    let run = tokio::time::timeout(Duration::from_secs(300), model.follow(migration)).await.unwrap();
+    moved(&model, &run);
+    assert!(run.actions("would-give-up") > 0, "{run:?}");
     untouched(&run);
 
     // RAM that would be given up goes on until the user's own timeout

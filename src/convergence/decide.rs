@@ -34,6 +34,11 @@ pub fn decide(policy: &Policy, history: &History, sample: &Sample) -> Decision {
     if let Some(timeout) = now.task.timeout.filter(|timeout| now.at >= millis(*timeout)) {
         return give_up_in_time(policy, &now, timeout);
     }
+    if now.done.gave_up && now.done.memory_since.is_none() {
+        // who only observes waits for the mirrors all the same
+        let (starts, because) = start(policy, &now);
+        return Decision { actions: if starts { vec![Action::StartMemory] } else { Vec::new() }, because };
+    }
     // it need not have come to it yet, which is why the timeout counts still
     if now.done.gave_up || now.done.postcopy {
         return decided();

@@ -92,7 +92,7 @@ fn rate(bytes: f64) -> Rate {
 mod tests {
     use super::*;
     use crate::convergence::{
-        Decision,
+        Decision, MirrorSample,
         fixture::{Run, give_up, mib, mirror, policy, ready, task},
     };
 
@@ -150,6 +150,21 @@ mod tests {
         let mut run = Run::new(&policy("converge"), task, &["a"]);
         let end = (0..200).find(|_| give_up(&run.look(250, None, &[mirror("a", 1000, 500)])).is_some());
         assert!(end.is_some_and(|looks| (120..130).contains(&looks)), "{end:?}");
+    }
+
+    #[test]
+    fn a_mirror_that_is_ready_is_given_time_for_what_its_guest_writes_at_once() {
+        let mut task = task();
+        task.can.write_blocking = false;
+        let mut run = Run::new(&policy("converge"), task, &["a"]);
+        // as much as is written between two looks is copied, but for the last of it
+        for look in 0..400u64 {
+            run.look(250, None, &[MirrorSample { ready: true, ..mirror("a", 101 + look * 5, 100 + look * 5) }]);
+        }
+        let behind = |left: u64| MirrorSample { ready: true, ..mirror("a", 3000, 3000 - left) };
+        assert!((0..80).all(|look| give_up(&run.look(250, None, &[behind(500 - look)])).is_none()));
+        // but not for ever
+        assert!((0..200).any(|_| give_up(&run.look(250, None, &[behind(420)])).is_some()));
     }
 
     #[test]

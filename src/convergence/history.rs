@@ -5,6 +5,7 @@
 use super::{
     Action, Decision, Sample,
     estimate::{Disk, DiskTrack, Memory, MemoryTrack, Smooth},
+    share,
 };
 use crate::quantity::Rate;
 use serde::Serialize;
@@ -125,7 +126,7 @@ impl History {
             done: Done::default(),
         };
         new.disks = disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect();
-        new.done.share = super::share::share(&new);
+        new.done.share = share::share(&new);
         new
     }
 
@@ -184,6 +185,10 @@ impl History {
         for mirror in &sample.mirrors {
             next.disks.entry(mirror.disk.clone()).or_default().add(next.at, mirror);
         }
+        let keeps_up = |track: &DiskTrack| track.estimate().ready && share::is_close(self, &track.estimate());
+        for track in next.disks.values_mut().filter(|track| keeps_up(track)) {
+            track.keeps_up(next.at);
+        }
         next
     }
 
@@ -203,7 +208,7 @@ impl History {
             Action::Share(share) => {
                 for (disk, track) in &mut self.disks {
                     if done.share.mirrors.get(disk) != share.mirrors.get(disk) {
-                        track.start_over(at);
+                        track.share_anew(at);
                     }
                 }
                 if done.share.memory != share.memory {
@@ -211,8 +216,13 @@ impl History {
                 }
                 done.share = share.clone();
             }
-            Action::Favour(disk) => done.favoured.push(disk.clone()),
-            Action::SwitchoverBandwidth(rate) => done.held = *rate == Some(super::share::NOTHING),
+            Action::Favour(disk) => {
+                done.favoured.push(disk.clone());
+                if let Some(track) = self.disks.get_mut(disk) {
+                    track.start_over(at);
+                }
+            }
+            Action::SwitchoverBandwidth(rate) => done.held = *rate == Some(share::NOTHING),
             Action::Throttle(percent) => {
                 done.throttle = *percent;
                 done.changed = at;

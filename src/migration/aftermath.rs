@@ -154,12 +154,12 @@ impl<'a> Judge<'a> {
             }
             Verdict::FenceDestination => {
                 self.fences.destination = false;
-                self.by = Some(DestinationCannotRun::Fenced);
                 self.ended.destination = self
                     .engine
                     .fence(destination, "it does not answer, and must not run the guest that the source takes back")
                     .await;
                 if self.ended.destination {
+                    self.by = Some(DestinationCannotRun::Fenced);
                     // at once: should the time be over now, another engine goes on from here
                     self.note_resuming(log).await;
                 }

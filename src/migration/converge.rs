@@ -164,8 +164,8 @@ impl<'a> Converge<'a> {
                 // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for them
-                () = mirror::turned(source, &self.plan.pairs), if !turned && !self.is_ready() => turned = true,
-                () = sleep(STEP), if self.is_ready() && self.history.share().memory == Some(HELD) => {}
+                () = mirror::turned(source, &self.plan.pairs), if !waited && !turned && !self.is_ready() => turned = true,
+                () = sleep(STEP), if !waited && self.awaits_step() => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
@@ -219,6 +219,11 @@ impl<'a> Converge<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether RAM waits for nothing but that mirrors get in step.
+    fn awaits_step(&self) -> bool {
+        self.is_ready() && self.history.share().memory == Some(HELD) && self.history.task().can.write_blocking
     }
 
     fn is_ready(&self) -> bool {

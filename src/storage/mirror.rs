@@ -152,8 +152,12 @@ pub async fn write_blocking(source: &Process, pairs: &[(&Pair, Option<u64>)]) ->
         }))
     }))
     .await?;
-    all(pairs.iter().map(|(pair, speed)| source.act(&set_speed(pair, speed.map(|speed| speed.saturating_add(1))))))
-        .await
+    let more = |speed: Option<u64>| speed.map(|speed| speed.saturating_add(1));
+    if let Err(error) = all(pairs.iter().map(|(pair, speed)| source.act(&set_speed(pair, more(*speed))))).await {
+        // they notice by themselves a little later
+        tracing::debug!(%error, "the mirrors were not woken");
+    }
+    Ok(())
 }
 
 /// Limits what a mirror copies in the background, bytes per second; `None` is no limit.

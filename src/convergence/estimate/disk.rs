@@ -11,6 +11,9 @@ const FIRST: f64 = 50.0;
 const GAIN: f64 = 0.05;
 /// After so many laps that began with no less to copy than the best before them, a gain between two looks counts for nothing.
 const LAPS: u32 = 2;
+/// A lap that takes longer, milliseconds, meets all of a region that is rewritten: where the next one begins with less, that
+/// is a gain, and after a burst of writes there are several before the best one is beaten.
+const LONG: f64 = 3000.0;
 
 /// One mirror as far as it is known. Bytes and bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -74,6 +77,8 @@ struct Lap {
     best: Option<u64>,
     /// How many began with no less since.
     worse: u32,
+    /// What the last one, if it was long, began with.
+    before: Option<u64>,
     /// What the last one copied, and what was added meanwhile, bytes per second.
     pace: (f64, f64),
 }
@@ -96,18 +101,24 @@ impl Lap {
             return;
         }
         let rate = |bytes: u64| bytes as f64 / (at - self.began) * 1000.0;
-        let better = self.best.is_none_or(|best| (self.count as f64) < best as f64 * BETTER);
+        let better = self.best.is_none_or(|best| is_less(self.count, best));
         *self = Self {
             best: Some(if better { self.count } else { self.best.unwrap_or(self.count) }),
             worse: if better { 0 } else { self.worse + 1 },
+            before: (at - self.began >= LONG).then_some(self.count),
             pace: (rate(copied), rate(now.len.saturating_sub(self.len))),
+            count: now.len.saturating_sub(offset),
             ..Self::begin(at, now)
         };
     }
 
     fn in_vain(&self) -> bool {
-        self.worse >= LAPS
+        self.worse >= LAPS && !self.before.is_some_and(|before| is_less(self.count, before))
     }
+}
+
+fn is_less(count: u64, than: u64) -> bool {
+    (count as f64) < than as f64 * BETTER
 }
 
 /// How a mirror's estimate is made.
@@ -140,10 +151,11 @@ impl DiskTrack {
         estimate.synced = now.actively_synced == Some(true);
         self.steady.get_or_insert(at);
         match &mut self.lap {
+            // it follows its guest's writes, which come as they come
+            lap if now.ready => *lap = None,
             Some(lap) => lap.add(at, now),
             // the first length is known only once the bitmap is initialised
-            None if now.len > 0 => self.lap = Some(Lap::begin(at, now)),
-            None => {}
+            lap => *lap = (now.len > 0).then(|| Lap::begin(at, now)),
         }
         let Some((then, last)) = &self.window else {
             estimate.gained_at = at;
@@ -196,6 +208,11 @@ impl DiskTrack {
         self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
     }
 
+    /// It is so little behind its guest that nothing is to be wished for.
+    pub(in crate::convergence) fn keeps_up(&mut self, at: f64) {
+        self.estimate.gained_at = at;
+    }
+
     /// From now on in write-blocking mode.
     pub(in crate::convergence) fn block(&mut self, at: f64) {
         self.blocking = Some(at);
@@ -207,11 +224,18 @@ impl DiskTrack {
         self.steady
     }
 
-    /// Another mode or another share: what it gains is to be seen anew.
-    pub(in crate::convergence) fn start_over(&mut self, at: f64) {
+    /// Another share: its rates are to be seen anew. How much each lap begins with does not hang on it.
+    pub(in crate::convergence) fn share_anew(&mut self, at: f64) {
         (self.rate, self.growth, self.steady) = (Smooth::default(), Smooth::default(), Some(at));
+        if !self.lap.as_ref().is_some_and(Lap::in_vain) {
+            self.estimate.gained_at = at;
+        }
+    }
+
+    /// Another mode, or a share that is to help it: what it gains is to be seen anew.
+    pub(in crate::convergence) fn start_over(&mut self, at: f64) {
         self.lap = None;
-        self.estimate.gained_at = at;
+        self.share_anew(at);
     }
 }
 
@@ -267,19 +291,48 @@ mod tests {
         }
     }
 
+    /// The longest that a mirror, which copies 5 a look, was not seen to gain before it caught up with a guest that writes so
+    /// much a look.
+    fn longest_in_vain(mut writes: impl FnMut(u64) -> u64) -> f64 {
+        let mut track = DiskTrack::default();
+        let (mut len, mut offset, mut longest) = (1000, 0, 0.0_f64);
+        for look in 0.. {
+            let at = look as f64 * 250.0;
+            track.add(at, &mirror("a", len, offset));
+            longest = longest.max(at - track.estimate().gained_at);
+            offset = len.min(offset + 5);
+            if offset == len {
+                break;
+            }
+            len += writes(look);
+        }
+        longest
+    }
+
     #[test]
     fn a_burst_of_writes_is_not_what_makes_a_mirror_vain() {
-        let mut track = DiskTrack::default();
-        let (mut len, mut offset) = (1000, 0);
-        for look in 0..400u64 {
-            track.add(look as f64 * 250.0, &mirror("a", len, offset));
-            // 5 are copied a look, of them one for what the guest writes
-            (len, offset) = (len + if look == 150 { 600 } else { 1 }, offset + 5);
-            if offset < len {
-                let at = look as f64 * 250.0;
-                assert!(at - track.estimate().gained_at < 3000.0, "{look}: {:?}", track.estimate());
-            }
+        // half of what it copies is dirtied again: the laps begin with 1000, 500, 250, then with 1900, 950, 475
+        let halved = |look: u64| if look == 360 { 1800 } else { 2 + look % 2 };
+        // four fifths
+        let slow = |look: u64| if look == 500 { 600 } else { 4 };
+        for writes in [&halved as &dyn Fn(u64) -> u64, &slow] {
+            let longest = longest_in_vain(writes);
+            assert!(longest < 5000.0, "{longest}");
         }
+    }
+
+    #[test]
+    fn another_share_does_not_make_a_vain_mirror_gain() {
+        let (mut track, mut len, mut offset) = (DiskTrack::default(), 16, 0);
+        let vain = (0..400u64).map(|look| look as f64 * 250.0).find(|&at| {
+            track.add(at, &mirror("a", len, offset));
+            track.share_anew(at);
+            (len, offset) = (if offset + 4 >= len { len + 16 } else { len }, offset + 4);
+            at - track.estimate().gained_at > 3000.0
+        });
+        let vain = vain.expect("it is recognised");
+        track.start_over(vain);
+        assert_eq!(track.estimate().gained_at, vain);
     }
 
     #[test]
