@@ -12,6 +12,7 @@ mod converge;
 mod embedding;
 mod failures;
 mod faults;
+mod fence;
 mod listeners;
 mod machines;
 mod measure;
