@@ -8,6 +8,8 @@
 mod fake;
 #[path = "fake/model.rs"]
 mod model;
+#[path = "order/recovery.rs"]
+mod recovery;
 #[path = "order/watchdog.rs"]
 mod watchdog;
 

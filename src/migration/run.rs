@@ -294,7 +294,7 @@ impl Engine {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
-                course.ram.postcopy |= is_postcopy(sides) || is_in_postcopy(sides).await;
+                course.ram.postcopy |= is_postcopy(sides) || may_lack_pages(sides).await;
                 self.complete(sides, plan, course).await
             }
             // as it was already: nothing is left to resume
@@ -328,10 +328,16 @@ impl HandoverFailure {
     }
 }
 
-/// Whether the source says so, whose events another engine may have seen.
-async fn is_in_postcopy(sides: &Sides) -> bool {
-    let status = sides.source.ask(&qmp::query_migrate {}).await.ok().and_then(|answer| answer.status);
-    status.is_some_and(|status| status.is_postcopy())
+/// Whether the destination may lack pages yet, whose events another engine may have seen. A source that says nothing may
+/// still have them, or have taken them with it: then the destination alone can say that it has all.
+async fn may_lack_pages(sides: &Sides) -> bool {
+    for side in [&sides.source, &sides.destination] {
+        let answer = side.ask(&qmp::query_migrate {}).await;
+        if let Some(status) = answer.ok().and_then(|answer| answer.status) {
+            return status.is_postcopy();
+        }
+    }
+    true
 }
 
 pub(super) fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {

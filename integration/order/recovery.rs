@@ -1,0 +1,111 @@
+//! A recovery of what came to postcopy, where one side cannot be asked.
+
+use super::fake::{Action, Fake, Script};
+use qferry::{
+    endpoint::{Address, Identity},
+    journal::Journal,
+    migration::{
+        Endpoint, Migration,
+        record::{Begun, Party, Record},
+    },
+    progress::{Ending, Outcome, RunsOn},
+};
+use serde_json::json;
+use std::{path::Path, time::Duration};
+use tokio::io::DuplexStream;
+
+/// The journal of an engine that died in postcopy. Of the source no more is known than this.
+fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
+    let path = folder.join("journal");
+    let party = |name: &str, process| Party { address: folder.join(name).display().to_string(), process };
+    let address = |name: &str| Address::unix(folder.join(name)).unwrap();
+    let begun = Begun {
+        source: party("source", source),
+        destination: party("destination", None),
+        was_running: true,
+        pairs: Vec::new(),
+        addresses: Some((address("nbd"), address("ram"))),
+        postcopy: true,
+        keep_source: false,
+        runtime_dir: folder.to_owned(),
+        fence_command: None,
+        switchover_timeout: Duration::from_secs(10),
+    };
+    let mut journal = Journal::create(&path).unwrap();
+    journal.append(&Record::Begun(Box::new(begun))).unwrap();
+    journal.append(&Record::Effects(vec![qferry::migration::Effect::Migrate])).unwrap();
+    journal.append(&Record::Given).unwrap();
+    path
+}
+
+/// A destination that runs the guest, and says this of its pages.
+fn destination(status: &str) -> (Fake, DuplexStream) {
+    Script::new().answer("query-qmp-schema", json!([])).answer("query-migrate", json!({ "status": status })).duplex()
+}
+
+fn stream(name: &str, stream: DuplexStream) -> Endpoint {
+    Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid: None }
+}
+
+async fn recover(journal: &Path, source: Option<DuplexStream>, destination: DuplexStream) -> Outcome {
+    let recovery = Migration::recovery(journal).destination(stream("destination", destination));
+    match source {
+        Some(source) => recovery.source(stream("source", source)),
+        None => recovery,
+    }
+    .start()
+    .wait()
+    .await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_is_not_told_to_quit_while_the_destination_lacks_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, reached) = Script::new().duplex();
+    let freeze = source.freezer();
+    source.on("query-qmp-schema", move |_| {
+        freeze();
+        vec![Action::Return(json!([]))]
+    });
+    let (_destination, there) = destination("postcopy-active");
+    let outcome = recover(&journal(folder.path(), None), Some(reached), there).await;
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
+    let told: Vec<String> = source.seen().into_iter().map(|seen| seen.name).collect();
+    assert!(!told.contains(&"quit".to_owned()), "it does so when it goes on: {told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ended = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = i32::try_from(ended.id()).unwrap();
+    let identity = qferry::endpoint::PeerPid::open(pid).unwrap().identity().unwrap();
+    ended.kill().unwrap();
+    ended.wait().unwrap();
+    let path = journal(folder.path(), Some(identity));
+    for _ in 0..2 {
+        let (_destination, there) = destination("postcopy-paused");
+        let outcome = recover(&path, None, there).await;
+        assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
+        let reason = outcome.reason.unwrap();
+        assert_eq!(reason.code, "source-gone");
+        assert!(reason.message.contains("start it anew"), "{}", reason.message);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_is_waited_for_where_only_the_destination_can_be_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = journal(folder.path(), None);
+    let (fake, there) = destination("postcopy-active");
+    let mut asked = 0;
+    fake.on("query-migrate", move |_| {
+        asked += 1;
+        vec![Action::Return(json!({"status": if asked < 20 { "postcopy-active" } else { "completed" }}))]
+    });
+    let outcome = recover(&path, None, there).await;
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::Destination), "{outcome:#?}");
+    assert!(outcome.ram.postcopy, "{outcome:#?}");
+    let asked = fake.seen().into_iter().filter(|seen| seen.name == "query-migrate").count();
+    assert_eq!(asked, 20, "until it had all, and no longer");
+}
