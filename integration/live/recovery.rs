@@ -1,10 +1,10 @@
 //! The engine dies, and another one takes up what it began.
 
-use super::support::{MIB, WAIT, busy, judge_disks, start};
+use super::support::{MIB, WAIT, busy, judge_disks, spec, start};
 use qferry_bed::{DiskSpec, Pair, Side, Spec, Workload};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
@@ -143,4 +143,97 @@ fn what_died_meanwhile_is_said() {
     pair.destination.kill().unwrap();
     pair.destination.wait_for_end(Duration::from_secs(10)).unwrap();
     assert_eq!(judge_recovered(&pair, "storage"), Side::Source);
+}
+
+/// A guest that runs on the destination with pages still at the source, and whose engine has been killed. From then on what
+/// the guest does not ask for comes slowly.
+fn left_in_postcopy() -> Pair {
+    let workload = Workload { ram: 48 * MIB, dirty: 60 * MIB, write: 0, read: 0, ..Workload::default() };
+    let pair = start(&spec("10.0.13", workload));
+    let policy = pair.run_dir().with_file_name("at-once.toml");
+    let at_once = "name = \"at-once\"\nram = []\n[schedule]\npoll = \"100ms\"\ndowntime = \"300ms\"\nsteps = [{ then = \"postcopy\" }]";
+    std::fs::write(&policy, at_once).unwrap();
+    let more = ["--bandwidth", "24MiB/s", "--policy", policy.to_str().unwrap()];
+    assert!(kill_at(&pair, &more, |line| is_begin(line, "postcopy")), "it was through before");
+    pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": MIB})).unwrap();
+    assert!(has_pages_at_the_source(&pair));
+    pair
+}
+
+/// Lets the rest come as fast as it can.
+fn hurry(pair: &Pair) {
+    pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": 0})).unwrap();
+}
+
+/// Whether the destination lacks pages, as the source tells it.
+fn has_pages_at_the_source(pair: &Pair) -> bool {
+    let migration = pair.source.qmp("query-migrate", &json!({})).unwrap();
+    migration["status"].as_str().unwrap().starts_with("postcopy-") && migration["ram"]["remaining"] != 0
+}
+
+/// Starts `qferry recover`, and reads what it says up to the line that fits.
+fn recover_until(pair: &Pair, fits: impl Fn(&Value) -> bool) -> (Child, BufReader<ChildStdout>) {
+    let mut child = qferry(pair).args(["recover", "--json"]).arg(journal(pair)).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    while !fits(&serde_json::from_str(if text.is_empty() { "{}" } else { &text }).unwrap()) {
+        text.clear();
+        assert!(lines.read_line(&mut text).unwrap() > 0, "it ended too soon");
+    }
+    (child, lines)
+}
+
+/// The guest is on the destination with all of its memory, which was there before the source quit.
+fn judge_fetched(pair: &Pair, at: &str) {
+    assert_eq!(judge_recovered(pair, at), Side::Destination);
+    pair.source.wait_for_end(WAIT).unwrap();
+    let last = pair.source.events().unwrap().into_iter().rfind(|event| event.name == "MIGRATION").unwrap();
+    assert_eq!(last.data["status"], "completed", "{at}: the source was given up before");
+    pair.wait_for_beats(Side::Destination, 20, WAIT).unwrap();
+    pair.wait_until_verified(WAIT).unwrap();
+    judge_disks(pair, Side::Destination);
+}
+
+#[test]
+fn pages_that_are_at_the_source_are_waited_for() {
+    let pair = left_in_postcopy();
+    // a recovery that dies while it waits has harmed nothing
+    let (mut child, _) = recover_until(&pair, |line| line["type"] == "memory");
+    assert!(has_pages_at_the_source(&pair));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (mut child, mut lines) = recover_until(&pair, |line| line["type"] == "memory");
+    assert!(has_pages_at_the_source(&pair));
+    hurry(&pair);
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{rest}");
+    judge_fetched(&pair, "waits");
+}
+
+#[test]
+fn pages_are_left_where_they_are_when_a_side_cannot_be_asked() {
+    // nothing comes through, so the destination's main loop may hang on a page that it lacks
+    let pair = left_in_postcopy();
+    pair.source.qmp("yank", &json!({"instances": [{"type": "migration"}]})).unwrap();
+    pair.source.wait_for_event(WAIT, |event| event.data["status"] == "postcopy-paused").unwrap();
+    match recover(&pair) {
+        (7, outcome) => {
+            let message = outcome["reason"]["message"].as_str().unwrap();
+            assert!(message.contains("leave the source alone"), "{message}");
+            assert!(has_pages_at_the_source(&pair), "{outcome:#}");
+        }
+        // it did not hang: the channel was made anew
+        _ => judge_fetched(&pair, "cut"),
+    }
+    drop(pair);
+    // a source that died has taken the pages with it
+    let pair = left_in_postcopy();
+    pair.source.kill().unwrap();
+    for _ in 0..2 {
+        let (code, outcome) = recover(&pair);
+        assert_eq!((code, outcome["outcome"].as_str()), (7, Some("undetermined")), "{outcome:#}");
+        assert!(!outcome["reason"]["message"].as_str().unwrap().is_empty());
+    }
+    assert!(pair.destination.alive().unwrap(), "what is left of the guest is its owner's to end");
 }
