@@ -109,3 +109,12 @@ async fn the_rest_is_waited_for_where_only_the_destination_can_be_asked() {
     let asked = fake.seen().into_iter().filter(|seen| seen.name == "query-migrate").count();
     assert_eq!(asked, 20, "until it had all, and no longer");
 }
+
+#[tokio::test(start_paused = true)]
+async fn pages_that_nobody_can_be_asked_about_are_not_waited_for_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_destination, there) = destination("postcopy-active");
+    let path = journal(folder.path(), None);
+    let outcome = tokio::time::timeout(Duration::from_secs(300), recover(&path, None, there)).await.unwrap();
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
+}

@@ -17,12 +17,9 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::{Map, json};
-use std::{
-    future::pending,
-    time::{Duration, Instant},
-};
+use std::{future::pending, time::Duration};
 use thiserror::Error;
-use tokio::time::{interval, sleep};
+use tokio::time::{Instant, interval, sleep};
 
 /// The migration capability that both sides need, set before `migrate`.
 pub const CAPABILITY: &str = "postcopy-ram";
@@ -36,6 +33,8 @@ const SAMPLE: Duration = Duration::from_millis(500);
 const STALL: Duration = Duration::from_secs(10);
 /// How long a source may not answer: it may yet send, so this is the longer one.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long pages are waited for whose source cannot be asked: the destination does not tell whether any come.
+const UNSEEN: Duration = Duration::from_secs(60);
 /// How long the source may take to be `postcopy-paused` once its channel is shut down.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -163,8 +162,8 @@ async fn told(process: &Process) {
 /// Whether the destination gets to `completed`. It does not where its channel broke, nor where it says nothing: its main
 /// loop hangs on a page that does not come.
 async fn completed(destination: &Process) -> bool {
-    let mut silent = Instant::now();
-    while silent.elapsed() < STALL && !destination.is_gone() {
+    let (began, mut silent) = (Instant::now(), Instant::now());
+    while silent.elapsed() < STALL && began.elapsed() < UNSEEN && !destination.is_gone() {
         let status = match destination.ask(&qmp::query_migrate {}).await {
             Ok(answer) => {
                 silent = Instant::now();
