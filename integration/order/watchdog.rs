@@ -59,6 +59,8 @@ async fn journaled(model: &mut Model) -> (Run, Vec<Record>, std::path::PathBuf) 
     let path = model.directory.path().join("journal");
     let builder = model.builder().journal(JournalPlace::File(path.clone()));
     let run = model.follow(builder.start()).await;
+    // whoever takes it up next need not wait
+    drop(journal::Journal::<Record>::open(&path).unwrap());
     let records = journal::read::<Record>(&path).unwrap().into_iter().map(|entry| entry.record).collect();
     (run, records, path)
 }

@@ -22,12 +22,15 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start: {error}")),
     };
-    match arguments.verb {
+    let code = match arguments.verb {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
         args::Verb::Prepare(options) => runtime.block_on(prepare::run(options)),
         args::Verb::Check(options) => runtime.block_on(migrate::check(options)),
         args::Verb::Recover(options) => runtime.block_on(migrate::recover(&options)),
-    }
+    };
+    // a journal whose disk hangs is waited for no longer than it was
+    runtime.shutdown_background();
+    code
 }
 
 /// Reports wrong use: exit code 2.

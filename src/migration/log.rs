@@ -24,8 +24,12 @@ use tokio::{task::spawn_blocking, time::timeout};
 /// How long the way back waits for the disk: it can be gone without the journal, but a guest may stand still.
 const WAY_BACK: Duration = Duration::from_millis(500);
 
-/// A record, and who waits until it is on the disk.
-type Order = (Record, mpsc::Sender<Result<(), JournalError>>);
+/// What the thread that writes the journal is told, and who waits for it.
+enum Order {
+    Append(Record, mpsc::Sender<Result<(), JournalError>>),
+    /// The last: the journal is unlocked by it.
+    Close(mpsc::Sender<()>),
+}
 
 /// What has been changed so far, and the journal that says so; the default keeps it in memory alone.
 #[derive(Debug, Default)]
@@ -107,15 +111,22 @@ impl Log {
         }
     }
 
-    /// Writes the end. The file is then removed, unless it is the user's or something is left to be done.
+    /// Writes the end. The file is then removed, unless it is the user's or something is left to be done, and unlocked: it may
+    /// be taken up at once.
     pub(super) async fn end(self, ended: Ended, report: &Reporter) {
         let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;
-        if let Some(File { path, .. }) = self.journal.filter(|file| settled && !file.keep) {
+        let Some(File { orders, path, keep }) = self.journal else { return };
+        if settled && !keep {
             // one that stays says that there is nothing left to be done
             if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "the journal stays");
             }
+        }
+        let (close, closed) = mpsc::channel();
+        drop(orders.send(Order::Close(close)));
+        if timeout(WAY_BACK, spawn_blocking(move || closed.recv())).await.is_err() {
+            tracing::warn!(path = %path.display(), "the journal is locked yet: its disk does not answer");
         }
     }
 
@@ -127,7 +138,7 @@ impl Log {
         let written = self.journal.as_ref().map(|file| {
             let (waits, written) = mpsc::channel();
             // a writer that is gone drops both ends
-            drop(file.orders.send((record, waits)));
+            drop(file.orders.send(Order::Append(record, waits)));
             written
         });
         async move {
@@ -147,9 +158,15 @@ impl File {
         let (orders, written) = mpsc::channel::<Order>();
         let path = journal.path().to_owned();
         thread::spawn(move || {
-            for (record, waits) in written {
-                // nobody need wait any more
-                drop(waits.send(journal.append(&record).map(drop)));
+            for order in written {
+                match order {
+                    // nobody need wait any more
+                    Order::Append(record, waits) => drop(waits.send(journal.append(&record).map(drop))),
+                    Order::Close(waits) => {
+                        drop(journal);
+                        return drop(waits);
+                    }
+                }
             }
         });
         Self { orders, path, keep }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use qferry::endpoint::Address;
 use qferry::migration::{Endpoint, Migration, Settings};
 use qferry::progress::{Ending, Kind, Outcome, Phase, PhaseState, RunsOn};
+use qferry_bed::Side;
 use tokio::sync::oneshot;
 
 /// What whoever tries it is told.
@@ -30,6 +31,13 @@ pub(crate) struct Ended {
     pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) leftovers: Vec<String>,
+}
+
+impl Ended {
+    /// Whether it says that this is left on a side.
+    pub(crate) fn says_left(&self, side: Side, what: &str) -> bool {
+        self.leftovers.iter().any(|left| left.starts_with(&side.to_string()) && left.contains(what))
+    }
 }
 
 impl From<Outcome> for Ended {
