@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
 use crate::error::{Context, Result};
@@ -45,7 +45,9 @@ struct Shared {
 struct State {
     flow: Flow,
     carried: u64,
-    streams: Vec<UnixStream>,
+    /// Both ends of every connection. Only what carries holds them: what a dead QEMU has left unread must go with it, or the
+    /// other one, which waits to write more, never hears of its end.
+    connections: Vec<Weak<[UnixStream; 2]>>,
     over: bool,
 }
 
@@ -68,7 +70,7 @@ impl ChannelProxy {
                     continue;
                 }
                 drop(state);
-                if let Err(error) = UnixStream::connect(&target).and_then(|there| accepting.join(&stream, &there)) {
+                if let Err(error) = UnixStream::connect(&target).map(|there| accepting.join([stream, there])) {
                     eprintln!("a relay: {}: {error}", target.display());
                 }
             }
@@ -88,10 +90,9 @@ impl ChannelProxy {
 
     /// Ends all connections, and every new one at once.
     pub fn cut(&self) {
-        let streams = std::mem::take(&mut self.set(Flow::Cut).streams);
-        for stream in &streams {
-            // one that is closed is what is wanted
-            drop(stream.shutdown(Shutdown::Both));
+        let connections = std::mem::take(&mut self.set(Flow::Cut).connections);
+        for ends in connections.iter().filter_map(Weak::upgrade) {
+            end(&ends);
         }
     }
 
@@ -136,53 +137,59 @@ impl Shared {
     }
 
     /// Carries bytes between two ends, both ways, on threads of their own.
-    fn join(self: &Arc<Self>, here: &UnixStream, there: &UnixStream) -> std::io::Result<()> {
-        let ways = [(here.try_clone()?, there.try_clone()?), (there.try_clone()?, here.try_clone()?)];
-        let ends = [here.try_clone()?, there.try_clone()?];
+    fn join(self: &Arc<Self>, ends: [UnixStream; 2]) {
+        let ends = Arc::new(ends);
         let mut state = self.lock();
         // a cut that came while it was being connected counts for it, too: dropping both ends ends it
         if state.flow == Flow::Cut {
-            return Ok(());
+            return;
         }
-        state.streams.extend(ends);
+        state.connections.push(Arc::downgrade(&ends));
         drop(state);
-        for (from, to) in ways {
-            let shared = Arc::clone(self);
-            thread::spawn(move || shared.carry(&from, &to));
+        for way in [[0, 1], [1, 0]] {
+            let (shared, ends) = (Arc::clone(self), Arc::clone(&ends));
+            thread::spawn(move || {
+                let [from, to] = way.map(|end| &ends[end]);
+                shared.carry(from, to);
+                // who dies closes both ways at once, and what was carried is there to be read all the same
+                end(&ends);
+            });
         }
-        Ok(())
     }
 
     fn carry(&self, mut from: &UnixStream, mut to: &UnixStream) {
         let mut chunk = vec![0; CHUNK];
         while let Ok(length @ 1..) = from.read(&mut chunk) {
-            let mut state = self.lock();
-            while state.flow == Flow::Hole {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            state.carried += length as u64;
-            drop(state);
+            self.pass().carried += length as u64;
             if to.write_all(chunk.get(..length).unwrap_or_default()).is_err() {
                 break;
             }
         }
         // a hole swallows the end, too
+        drop(self.pass());
+    }
+
+    /// Waits until what is there may pass.
+    fn pass(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         while state.flow == Flow::Hole {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        drop(state);
-        // who dies closes both ways at once, and what was carried is there to be read all the same
-        for stream in [from, to] {
-            drop(stream.shutdown(Shutdown::Both));
-        }
+        state
+    }
+}
+
+fn end(ends: &[UnixStream; 2]) {
+    for stream in ends {
+        // one that is closed is what is wanted
+        drop(stream.shutdown(Shutdown::Both));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     const SHORT: Duration = Duration::from_millis(100);
 
@@ -214,6 +221,29 @@ mod tests {
         proxy.resume();
         assert_eq!(heard(&mut server).ok(), Some(4));
         assert_eq!(proxy.carried(), 7);
+    }
+
+    #[test]
+    fn what_a_dead_peer_has_not_read_goes_with_it() {
+        let (_folder, proxy, mut client, server) = relay();
+        client.set_nonblocking(true).expect("a connection");
+        // more than all on the way can hold
+        let mut full = 0;
+        while full < 50 {
+            match client.write(&[0; CHUNK]) {
+                Ok(_) => full = 0,
+                Err(_) => full += 1,
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(proxy.carried() > 0);
+        drop(server);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // the kernel says so once where the other end was closed with something in it, and not where it was shut down
+        while heard(&mut client).map_err(|error| error.kind()) != Err(std::io::ErrorKind::ConnectionReset) {
+            assert!(Instant::now() < deadline, "it is kept");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]
