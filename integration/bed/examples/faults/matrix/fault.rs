@@ -131,6 +131,9 @@ impl Fault {
             }
             Self::ReplyLost if !matches!(point, Point::Command { .. }) => Some("it is a command's reply"),
             Self::NbdCut | Self::NbdHole | Self::Full if past >= Past::Exports => Some("the disks are through by then"),
+            Self::SecondEngine if past == Past::Started && point.names("migrate-set-capabilities") => {
+                Some("the source has been told to quit")
+            }
             Self::MigrationCut if past >= Past::Given => Some("RAM is through by then"),
             _ => None,
         }

@@ -51,6 +51,11 @@ impl Point {
         }
     }
 
+    /// Whether it is one of these commands.
+    pub(crate) fn names(&self, command: &str) -> bool {
+        matches!(self, Self::Command { name, .. } if name == command)
+    }
+
     /// Whether the last of these commands is the one.
     pub(crate) fn is_reached(&self, seen: &[Command]) -> bool {
         let Self::Command { side, name, nth, .. } = self else { return false };
