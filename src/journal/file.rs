@@ -234,6 +234,15 @@ fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(Parsed<R>, us
     }
 }
 
+impl<R> Drop for Journal<R> {
+    fn drop(&mut self) {
+        // closing it is not enough while a child that another thread has just forked holds the descriptor, too
+        if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::debug!(path = %self.path.display(), %error, "the journal is unlocked when it is closed");
+        }
+    }
+}
+
 /// The kernel drops the lock with the last descriptor, so also where this process is killed.
 fn lock(file: &File, path: &Path) -> Result<(), JournalError> {
     let locked = flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
@@ -338,6 +347,17 @@ mod tests {
         assert_eq!(words(entries), ["a"]);
         assert!(matches!(Words::open(&path), Err(JournalError::Locked { .. })));
         drop(second);
+    }
+
+    #[test]
+    fn what_a_child_still_holds_does_not_keep_it_locked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let journal = Words::create(&path).unwrap();
+        let held = journal.file.try_clone().unwrap();
+        drop(journal);
+        assert!(Words::open(&path).is_ok());
+        drop(held);
     }
 
     #[test]
