@@ -159,7 +159,8 @@ impl MemoryTrack {
             self.forget_rates(at);
         }
         let estimate = &mut self.estimate;
-        if at - self.sent.0 >= WINDOW {
+        // where nothing was sent, nothing is known of what can be: a compressor fills its first packets for as long
+        if at - self.sent.0 >= WINDOW && now.transferred > self.sent.1 {
             let rate = now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0;
             self.bandwidth.add(rate);
             self.fastest = self.fastest.max(rate);
@@ -305,6 +306,18 @@ mod tests {
         track.add(1600.0, sample(572, 54, 160, 3));
         let next = track.estimate().expect("an estimate");
         assert!(near(in_mib(next.pace), 100.0, 0.01) && near(in_mib(next.dirty_rate), 90.0, 0.01), "{next:?}");
+    }
+
+    #[test]
+    fn what_sends_nothing_yet_says_nothing_of_the_bandwidth() {
+        let mut track = MemoryTrack::default();
+        let sample = |transferred: u64| RamSample { transferred, remaining: MIB, total: MIB, ..RamSample::default() };
+        for look in 0..10 {
+            track.add(look as f64 * 100.0, sample(0));
+            assert_eq!((track.carried(), track.estimate()), (None, None));
+        }
+        track.add(1000.0, sample(MIB));
+        assert!(track.carried().is_some_and(|carried| near(in_mib(carried), 1.0, 0.01)), "{track:?}");
     }
 
     #[test]
