@@ -69,7 +69,10 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
             let why = justify(facts).map_err(|why| format!("NO RUNNER: {why}; {said}; {look:?}"))?;
             // it did move, and was killed there
             let moved = ended.ending == Ending::Moved && facts.started && look.destination == Seen::Dead;
-            match moved || ended.ending == Ending::Undetermined {
+            // it was refused before anything was looked at, because its source was gone
+            let refused = ended.ending == Ending::Refused && ended.runs_on == RunsOn::Unknown;
+            let refused = refused && !facts.started && *fault == Fault::Killed(Side::Source);
+            match moved || refused || ended.ending == Ending::Undetermined {
                 true => Ok(Standing::Nowhere(why)),
                 false => Err(format!("it runs nowhere; {said}; {look:?}")),
             }
