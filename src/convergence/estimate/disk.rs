@@ -101,10 +101,10 @@ impl Lap {
             return;
         }
         let rate = |bytes: u64| bytes as f64 / (at - self.began) * 1000.0;
-        let better = self.best.is_none_or(|best| is_less(self.count, best));
+        let unbeaten = self.best.filter(|&best| !is_less(self.count, best));
         *self = Self {
-            best: Some(if better { self.count } else { self.best.unwrap_or(self.count) }),
-            worse: if better { 0 } else { self.worse + 1 },
+            best: Some(unbeaten.unwrap_or(self.count)),
+            worse: unbeaten.map_or(0, |_| self.worse + 1),
             before: (at - self.began >= LONG).then_some(self.count),
             pace: (rate(copied), rate(now.len.saturating_sub(self.len))),
             count: now.len.saturating_sub(offset),
@@ -125,7 +125,7 @@ fn is_less(count: u64, than: u64) -> bool {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::convergence) struct DiskTrack {
     window: Option<(f64, MirrorSample)>,
-    /// Since it has had its mode and its share; None until something is known to be copied.
+    /// Since it has had its mode, or was favoured; None until something is known to be copied, and once it is ready.
     lap: Option<Lap>,
     rate: Smooth,
     growth: Smooth,
