@@ -49,14 +49,14 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
         let unknown = *fault == Fault::SecondEngine && ended.ending == Ending::Undetermined;
         known || unknown
     };
+    // a refusal that comes before any look does not say where the guest is
+    let unlooked = ended.ending == Ending::Refused && ended.runs_on == RunsOn::Unknown;
     match (look.source.runs(), look.destination.runs()) {
         (true, true) => Err(format!("TWO RUNNERS; {said}")),
         (true, false) => {
             let endings = [Ending::RolledBack, Ending::Refused, Ending::Stuck];
             let endings = if fault.blinds() { &endings[..] } else { &endings[..2] };
-            // a refusal that comes before any look does not say where the guest is
-            let refused = ended.ending == Ending::Refused && ended.runs_on == RunsOn::Unknown;
-            match refused || claim(RunsOn::Source, endings) {
+            match unlooked || claim(RunsOn::Source, endings) {
                 true => Ok(Standing::OnSource),
                 false => Err(format!("it runs on the source; {said}; {look:?}; left: {:?}", ended.leftovers)),
             }
@@ -69,9 +69,8 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
             let why = justify(facts).map_err(|why| format!("NO RUNNER: {why}; {said}; {look:?}"))?;
             // it did move, and was killed there
             let moved = ended.ending == Ending::Moved && facts.started && look.destination == Seen::Dead;
-            // it was refused before anything was looked at, because its source was gone
-            let refused = ended.ending == Ending::Refused && ended.runs_on == RunsOn::Unknown;
-            let refused = refused && !facts.started && *fault == Fault::Killed(Side::Source);
+            // because its source was gone
+            let refused = unlooked && !facts.started && *fault == Fault::Killed(Side::Source);
             match moved || refused || ended.ending == Ending::Undetermined {
                 true => Ok(Standing::Nowhere(why)),
                 false => Err(format!("it runs nowhere; {said}; {look:?}")),
