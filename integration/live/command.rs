@@ -1,6 +1,6 @@
 //! The command, as its user meets it.
 
-use super::support::{MIB, WAIT, busy, idle, spec, start};
+use super::support::{self, MIB, WAIT, busy, idle, spec, start};
 use qferry::{
     preflight::checks::FORCIBLE,
     qmp::transcript::{Body, Direction, Transcript},
@@ -14,11 +14,9 @@ use std::{
 };
 
 fn qferry(pair: &Pair, more: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
-    command.arg("migrate").arg("--source").arg(pair.source.qmp_path());
+    let mut command = support::qferry(pair, "migrate");
+    command.arg("--source").arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
-    // sockets of the run go to XDG_RUNTIME_DIR/qferry
-    command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
     command
 }
 

@@ -1,15 +1,10 @@
 //! A destination that the engine knows only as a monitor: whether it can run the guest, the user's fence command alone can say.
 
-use super::support::{WAIT, busy, judge_disks, spec, start};
+use super::support::{WAIT, busy, judge_disks, qferry, spec, start};
 use qferry_bed::{Deed, MonitorProxy, Pair, Side, Tape, nth};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 /// What becomes of the destination as the source is told to pass the guest on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,21 +53,14 @@ impl Scene {
         MonitorProxy::start(Side::Destination, self.destination.clone(), qemu, &self.tape).unwrap()
     }
 
-    fn qferry(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
-        command.args([verb, "--json"]).env("XDG_RUNTIME_DIR", self.pair.run_dir()).stdin(Stdio::null());
-        command.env("XDG_STATE_HOME", self.pair.run_dir());
-        command
-    }
-
     /// Migrates with a fence command that does this after it has noted what it was told.
     fn migrate(&self, fence: &str) -> (i32, Vec<Value>) {
         let script = self.folder.join("command");
         let calls = self.calls_file().display().to_string();
         fs::write(&script, format!("#!/bin/sh\nprintf '%s\\n' \"$#\" \"$@\" >>'{calls}'\n{fence}\n")).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
-        let mut command = self.qferry("migrate");
-        command.arg("--source").arg(self.source.path()).arg("--destination").arg(&self.destination);
+        let mut command = qferry(&self.pair, "migrate");
+        command.arg("--json").arg("--source").arg(self.source.path()).arg("--destination").arg(&self.destination);
         command.arg("--journal").arg(self.journal()).arg("--fence-command").arg(script);
         // what cannot be known to be of this host has its channels named
         for channel in ["nbd", "migrate", "source-nbd"] {
@@ -168,7 +156,7 @@ fn a_fence_command_that_fails_resumes_nobody() {
         assert_eq!([Side::Source, Side::Destination].map(|side| has_resumed(pair, side)), [false; 2], "{lost:?}");
         // now it can be known, and the guest was never lost
         let again = (lost == Lost::CutOff).then(|| scene.reach_destination());
-        let (code, lines) = run(scene.qferry("recover").arg(scene.journal()));
+        let (code, lines) = run(qferry(pair, "recover").arg("--json").arg(scene.journal()));
         drop(again);
         assert_eq!((code, lines.last().unwrap()["runs_on"].as_str()), (0, Some("destination")), "{lost:?}: {lines:#?}");
         scene.judge_call();

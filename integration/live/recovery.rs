@@ -1,12 +1,12 @@
 //! The engine dies, and another one takes up what it began.
 
-use super::support::{MIB, WAIT, busy, judge_disks, spec, start};
+use super::support::{MIB, WAIT, busy, judge_disks, qferry, spec, start};
 use qferry_bed::{DiskSpec, Pair, Side, Spec, Workload};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Stdio},
     time::Duration,
 };
 
@@ -14,16 +14,9 @@ fn journal(pair: &Pair) -> PathBuf {
     pair.run_dir().with_file_name("journal")
 }
 
-fn qferry(pair: &Pair) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
-    command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null());
-    command
-}
-
 fn migrate(pair: &Pair, more: &[&str]) -> (Child, BufReader<ChildStdout>) {
-    let mut command = qferry(pair);
-    command.args(["migrate", "--json", "--source"]).arg(pair.source.qmp_path());
+    let mut command = qferry(pair, "migrate");
+    command.stdout(Stdio::piped()).stderr(Stdio::null()).args(["--json", "--source"]).arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).arg("--journal").arg(journal(pair)).args(more);
     let mut child = command.spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap());
@@ -32,7 +25,7 @@ fn migrate(pair: &Pair, more: &[&str]) -> (Child, BufReader<ChildStdout>) {
 
 /// The exit code and the outcome of `qferry recover`.
 fn recover(pair: &Pair) -> (i32, Value) {
-    let output = qferry(pair).args(["recover", "--json"]).arg(journal(pair)).output().unwrap();
+    let output = qferry(pair, "recover").arg("--json").arg(journal(pair)).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     (output.status.code().unwrap(), serde_json::from_str(text.lines().last().unwrap()).unwrap())
 }
@@ -173,7 +166,13 @@ fn has_pages_at_the_source(pair: &Pair) -> bool {
 
 /// Starts `qferry recover`, and reads what it says up to the line that fits.
 fn recover_until(pair: &Pair, fits: impl Fn(&Value) -> bool) -> (Child, BufReader<ChildStdout>) {
-    let mut child = qferry(pair).args(["recover", "--json"]).arg(journal(pair)).spawn().unwrap();
+    let mut child = qferry(pair, "recover")
+        .arg("--json")
+        .arg(journal(pair))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut text = String::new();
     while !fits(&serde_json::from_str(if text.is_empty() { "{}" } else { &text }).unwrap()) {

@@ -8,6 +8,7 @@ use qferry::{
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
 use std::{
     future::Future,
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -15,6 +16,14 @@ use std::{
 pub(crate) const MIB: u64 = 1 << 20;
 /// How long a guest may take for something on a busy machine.
 pub(crate) const WAIT: Duration = Duration::from_secs(120);
+
+/// The command. Sockets of the run go to XDG_RUNTIME_DIR/qferry, its journal to XDG_STATE_HOME.
+pub(crate) fn qferry(pair: &Pair, verb: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.arg(verb).env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
+    command.stdin(Stdio::null());
+    command
+}
 
 /// A guest that does nothing but beat. It looks at all it has once a second, which is what a judgement waits for.
 pub(crate) fn idle() -> Workload {
