@@ -3,7 +3,7 @@
 use super::{
     Effect, Failure, Plan,
     record::{Ended, Record},
-    rollback::{QUIT, RolledBack, Sides, ended, remove_socket, roll_back, unseen},
+    rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back, unseen},
     run::{Course, Engine},
 };
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
 };
 use qapi::qmp;
 use std::pin::Pin;
+use tokio::time::timeout;
 
 /// What a side says, in time.
 type Answer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>> + Send + 'p>>;
@@ -80,8 +81,8 @@ impl Engine {
             problems.extend(mirror::dismiss(source, &plan.pairs).await.err());
         } else {
             let quit = self.insist(sides, Side::Source, |source| Box::pin(source.act(&qmp::quit {}))).await;
-            problems.extend(quit.err().filter(|_| !source.seems_ended()));
-            if tokio::time::timeout(QUIT, ended(source)).await.is_err() {
+            if timeout(QUIT, source.ended()).await.is_err() {
+                problems.extend(quit.err());
                 course.leftovers.push(format!("{}: its process, with the guest as it was", source.name()));
                 self.report.warn("source-not-gone", format!("{} was told to quit and has not", source.name()));
             }
@@ -96,7 +97,9 @@ impl Engine {
                         Box::pin(async move { apply::restore(process, &before).await })
                     });
                     if let Err(error) = restored.await {
-                        course.leftovers.extend(unseen(sides, effect).filter(|_| !sides.side(*side).seems_ended()));
+                        if !sides.side(*side).has_ended().await {
+                            course.leftovers.extend(unseen(sides, effect, &error));
+                        }
                         problems.push(error);
                     }
                 }

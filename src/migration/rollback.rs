@@ -30,9 +30,6 @@ use tokio::{
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
 const RESUME: Duration = Duration::from_secs(2);
 
-/// How often it is looked whether a process has ended whose monitor is closed.
-const ENDED: Duration = Duration::from_millis(20);
-
 /// How long a destination may take to say whether it has the guest.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -82,9 +79,8 @@ pub(super) async fn roll_back(
         match undone {
             Undone::Done => log.undone(effect, report).await,
             Undone::Failed(error) => {
-                let error = describe(&error);
-                leftovers.extend(unseen(sides, effect).map(|left| format!("{left} ({error})")));
-                report.warn("not-undone", error);
+                leftovers.extend(unseen(sides, effect, &error));
+                report.warn("not-undone", describe(&error));
             }
             Undone::TakenOver => {
                 report.warn("taken-over", "the guest was passed on by someone else: everything is left as it is");
@@ -94,7 +90,7 @@ pub(super) async fn roll_back(
     }
     leftovers.extend(under_way(source).await);
     leftovers.extend(left_behind(source).await);
-    if !destination.seems_ended() {
+    if !destination.has_ended().await {
         leftovers.extend(left_behind(destination).await);
     }
     RolledBack { as_before: is_as_before(sides).await, leftovers }
@@ -145,7 +141,7 @@ async fn undo(
             // what there is of it is found by its name afterwards
             None => Ok(()),
         },
-        Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.seems_ended() => Ok(()),
+        Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => Ok(()),
         Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
         Effect::Tuned { side, before } => apply::restore(sides.side(*side), before).await,
         Effect::SocketFile(path) => {
@@ -232,15 +228,14 @@ async fn is_as_before(sides: &Sides) -> bool {
     }
 }
 
-/// What an effect that could not be undone leaves, where [`left_behind`] cannot see it.
-pub(super) fn unseen(sides: &Sides, effect: &Effect) -> Option<String> {
-    match effect {
-        Effect::Tuned { side, .. } => {
-            Some(format!("{}: migration capabilities and parameters", sides.side(*side).name()))
-        }
-        Effect::Incoming => Some(format!("{}: an incoming migration", sides.destination.name())),
-        _ => None,
-    }
+/// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.
+pub(super) fn unseen(sides: &Sides, effect: &Effect, why: &ProcessError) -> Option<String> {
+    let (side, what) = match effect {
+        Effect::Tuned { side, .. } => (*side, "migration capabilities and parameters"),
+        Effect::Incoming => (Side::Destination, "an incoming migration"),
+        _ => return None,
+    };
+    Some(format!("{}: {what} ({})", sides.side(side).name(), describe(why)))
 }
 
 /// A migration that could not be cancelled: it would stop the guest yet.
@@ -270,7 +265,7 @@ async fn has_the_guest(destination: &Process) -> bool {
 /// may be in it that nobody must start. One that does not do as it is told, being frozen, is ended all the same where it is a
 /// process of this host.
 async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
-    if destination.seems_ended() {
+    if destination.has_ended().await {
         return Ok(());
     }
     let told = destination.act(&qmp::quit {});
@@ -278,10 +273,10 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     let told = tokio::select! {
         told = &mut told => Some(told),
         // an end that its answer does not survive
-        () = ended(destination) => return Ok(()),
+        () = destination.ended() => return Ok(()),
         () = sleep(QUIT) => None,
     };
-    if timeout(QUIT, ended(destination)).await.is_ok() {
+    if timeout(QUIT, destination.ended()).await.is_ok() {
         return Ok(());
     }
     if kill(destination, "it was told to quit and has not", report).await == Some(true) {
@@ -289,17 +284,6 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     }
     let late = || ProcessError::Late { at: destination.name().clone(), what: "end after quit", waited: QUIT };
     Err(told.and_then(Result::err).unwrap_or_else(late))
-}
-
-/// Waits until a process is gone, and not only its monitor where more is known.
-pub(super) async fn ended(process: &Process) {
-    loop {
-        process.gone().await;
-        if process.seems_ended() {
-            return;
-        }
-        sleep(ENDED).await;
-    }
 }
 
 /// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.

@@ -5,12 +5,14 @@
 
 pub mod reply;
 
+mod error;
 mod features;
 mod observed;
 mod process;
 mod schema;
 
+pub use error::{Gone, Name, ProcessError};
 pub use features::Features;
 pub use observed::{JobSeen, Observed};
-pub use process::{Gone, Name, Process, ProcessError};
+pub use process::Process;
 pub use schema::Schema;

@@ -3,11 +3,10 @@
 //! Owns the connection and the task that folds its events. It must never retry, and never take silence for an answer:
 //! a missed deadline is an error of its own.
 
-use super::{Features, Observed, Schema, reply::Query};
+use super::{Features, Gone, Name, Observed, ProcessError, Schema, reply::Query};
 use crate::{
     endpoint::{Identity, PeerPid},
-    progress::Side,
-    qmp::{self, Client, ConnectError, EncodeError, ExecuteError, Item, Request},
+    qmp::{self, Client, EncodeError, ExecuteError, Item, Request},
 };
 use qapi::{
     Command,
@@ -16,7 +15,6 @@ use qapi::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
-    fmt,
     future::{Future, pending},
     io,
     sync::{
@@ -25,7 +23,6 @@ use std::{
     },
     time::Duration,
 };
-use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::watch,
@@ -40,127 +37,8 @@ const OVERDUE: Duration = Duration::from_secs(1);
 const ACT: Duration = Duration::from_secs(30);
 /// How long a process is waited for that has not answered before: many things are asked of one on the way back.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// What went wrong between the engine and one QEMU.
-#[derive(Debug, Error)]
-pub enum ProcessError {
-    /// The connection could not be set up.
-    #[error("{at}: cannot speak QMP")]
-    Connect {
-        /// Which side and where.
-        at: Name,
-        /// What happened.
-        #[source]
-        source: ConnectError,
-    },
-    /// A command was refused or got no answer.
-    #[error("{at}")]
-    Execute {
-        /// Which side and where.
-        at: Name,
-        /// The command.
-        command: &'static str,
-        /// What happened.
-        #[source]
-        source: ExecuteError,
-    },
-    /// An answer has not the shape that every supported version gives.
-    #[error("{at}: cannot read the answer to {command}")]
-    Answer {
-        /// Which side and where.
-        at: Name,
-        /// The command.
-        command: &'static str,
-        /// What does not fit.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// A command could not be put into JSON.
-    #[error("{at}: cannot encode {command}")]
-    Encode {
-        /// Which side and where.
-        at: Name,
-        /// The command.
-        command: &'static str,
-        /// Why.
-        #[source]
-        source: EncodeError,
-    },
-    /// Something that was waited for did not come.
-    #[error("{at}: no {what} within {waited:?}")]
-    Late {
-        /// Which side and where.
-        at: Name,
-        /// What was waited for.
-        what: &'static str,
-        /// For how long.
-        waited: Duration,
-    },
-    /// What a command wanted is in use by someone else: it was refused.
-    #[error("{at}: {what}")]
-    InUse {
-        /// Which side and where.
-        at: Name,
-        /// What is in use, and what to do.
-        what: String,
-    },
-    /// The process or its monitor is gone.
-    #[error(transparent)]
-    Gone(#[from] Gone),
-}
-
-impl ProcessError {
-    /// Whether QEMU itself said no: the command certainly had no effect.
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Execute { source: ExecuteError::Refused { .. }, .. } | Self::InUse { .. })
-    }
-
-    /// QEMU's words, where it said no.
-    pub fn refusal(&self) -> Option<&str> {
-        match self {
-            Self::Execute { source: ExecuteError::Refused { desc, .. }, .. } => Some(desc),
-            _ => None,
-        }
-    }
-
-    /// Whether the command certainly had no effect: it was refused, or never left this process.
-    pub fn is_without_effect(&self) -> bool {
-        let unsent = matches!(
-            self,
-            Self::Encode { .. }
-                | Self::Execute {
-                    source: ExecuteError::NoReply { sent: false, .. } | ExecuteError::Closed { sent: false, .. },
-                    ..
-                }
-        );
-        unsent || self.is_refusal()
-    }
-}
-
-/// A QEMU that went away.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{at}: gone ({how})")]
-pub struct Gone {
-    /// Which side and where.
-    pub at: Name,
-    /// What was seen: the process ended, or only its monitor closed.
-    pub how: String,
-}
-
-/// Which side, and by which address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
-    /// Source or destination.
-    pub side: Side,
-    /// The address as the user gave it.
-    pub address: String,
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.side, self.address)
-    }
-}
+/// How long the process of a monitor that has closed may take to be seen to have ended.
+const DYING: Duration = Duration::from_secs(1);
 
 /// One QEMU process.
 #[derive(Debug)]
@@ -415,9 +293,18 @@ impl Process {
         self.ended || self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
     }
 
-    /// Whether it is gone as far as can be seen: where its process is known, that has ended, and not only its monitor.
-    pub fn seems_ended(&self) -> bool {
-        self.is_gone() && self.peer.as_ref().is_none_or(PeerPid::has_died)
+    /// Waits until it has ended as far as can be seen: its process where that is known, and else its monitor.
+    pub async fn ended(&self) {
+        match &self.peer {
+            Some(peer) => peer.died().await,
+            None => drop(self.client.closed().await),
+        }
+    }
+
+    /// Whether it has ended as far as can be seen. A process that dies closes its monitor a moment before it has ended, so one
+    /// whose monitor has closed is given that moment.
+    pub async fn has_ended(&self) -> bool {
+        self.is_gone() && timeout(DYING, self.ended()).await.is_ok()
     }
 
     /// Waits up to `patience` for proof that the process has ended.
@@ -491,4 +378,25 @@ fn fold(client: &Client, before: Observed) -> watch::Receiver<Observed> {
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Side;
+
+    #[tokio::test]
+    async fn a_process_that_has_closed_its_monitor_is_given_a_moment_to_die() {
+        let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        let name = Name { side: Side::Destination, address: "unix:/x".to_owned() };
+        let process = Process::absent(name, Some(peer), false).await;
+        assert!(process.is_gone());
+        assert!(!process.has_ended().await, "it lives");
+        let dies = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            child.kill().await.unwrap();
+        };
+        assert!(tokio::join!(process.has_ended(), dies).0);
+    }
 }
