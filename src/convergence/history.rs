@@ -135,9 +135,9 @@ impl History {
         &self.done.share
     }
 
-    /// What it is about.
-    pub fn task(&self) -> &Task {
-        &self.task
+    /// Whether the next look should come sooner than usual.
+    pub fn is_pressing(&self) -> bool {
+        share::is_pressing(self)
     }
 
     /// The downtime limit as it was last decided; None while QEMU has what it was set up with.

@@ -6,6 +6,7 @@ use super::{
     estimate::Disk,
     history::{History, Share},
     millis,
+    sample::RamSample,
 };
 use crate::quantity::Rate;
 use std::collections::BTreeMap;
@@ -25,8 +26,14 @@ const FAVOUR: u64 = 4;
 const LEAST: f64 = 0.25;
 /// By which part of the ceiling a share must be off before it is changed: a share that follows every sample settles nowhere.
 const HYSTERESIS: f64 = 0.125;
-/// For how much of its fastest pace RAM is held back before its end, seconds: a look at it must come in between.
-const RESERVE: f64 = 0.3;
+/// For how much of its fastest pace RAM is held back before its end, seconds: several looks at it must come in between.
+const RESERVE: f64 = 0.05;
+/// The least that it is held back for: a part of the guest's memory, and bytes. Its fastest pace may be yet to come, for zero
+/// pages are passed over by the GiB in a second.
+const LAST: f64 = 1.0 / 16.0;
+const LAST_BYTES: f64 = 536_870_912.0;
+/// For how much of its fastest pace before that it is looked at more often, seconds: else there are ten looks a second.
+const NEAR: f64 = 0.15;
 
 /// How the ceiling is shared out, as far as things stand.
 pub(super) fn share(history: &History) -> Share {
@@ -99,10 +106,25 @@ pub(super) fn room(history: &History, ceiling: Rate) -> Rate {
 /// and then the guest would stand still for as long as they need.
 fn is_held(history: &History) -> bool {
     let held = history.done.share.memory == Some(HELD);
-    held || history.memory.last().is_some_and(|now| {
-        let peak = history.memory.peak();
-        (now.remaining as f64) < (peak * RESERVE).max(now.total as f64 / 8.0)
-    })
+    held || history.memory.last().is_some_and(|now| (now.remaining as f64) < reserve(history, now.total))
+}
+
+/// What of RAM is held back beside mirrors that are not ready, bytes.
+fn reserve(history: &History, total: u64) -> f64 {
+    (history.memory.peak() * RESERVE).max((total as f64 * LAST).min(LAST_BYTES))
+}
+
+/// Whether a look is worth more than the usual ten a second: RAM is about to be held back for the mirrors, which must not come
+/// too late, or waits for nothing but that they get in step with their guest.
+pub(super) fn is_pressing(history: &History) -> bool {
+    if history.done.memory_since.is_none() || is_settled(history) {
+        return false;
+    }
+    if history.done.share.memory == Some(HELD) {
+        return history.task.can.write_blocking && history.disks.values().all(|track| track.estimate().ready);
+    }
+    let near = |now: RamSample| reserve(history, now.total) + history.memory.peak() * NEAR;
+    history.memory.last().is_some_and(|now| (now.remaining as f64) < near(now))
 }
 
 fn at_least(ceiling: Rate, rate: f64) -> Rate {
@@ -167,10 +189,10 @@ mod tests {
     }
 
     /// RAM beside a mirror: 512 MiB of which so much remains.
-    fn ram(remaining: u64) -> crate::convergence::RamSample {
+    fn ram(remaining: u64) -> RamSample {
         let total = mib(512).0;
         let done = total - mib(remaining).0;
-        crate::convergence::RamSample {
+        RamSample {
             transferred: done,
             processed: done,
             remaining: mib(remaining).0,
@@ -188,8 +210,8 @@ mod tests {
             run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
             run.look(500, Some(ram(400)), &[mirror("a", 1000, 60)]);
             assert_ne!(run.share().memory, Some(HELD));
-            // an eighth is left
-            run.look(500, Some(ram(60)), &[mirror("a", 1000, 110)]);
+            // a sixteenth is left
+            run.look(500, Some(ram(30)), &[mirror("a", 1000, 110)]);
             assert_eq!(run.share().memory, Some(HELD));
             // and it stays held, however much is found dirty
             run.look(500, Some(ram(300)), &[mirror("a", 1000, 160)]);
@@ -200,6 +222,23 @@ mod tests {
             run.look(500, Some(ram(300)), &[ready("a", true)]);
             assert_eq!(run.share().memory, ceiling.map(mib));
         }
+    }
+
+    #[test]
+    fn a_look_presses_before_ram_is_held_and_when_it_may_be_let_go() {
+        let mut run = run(None, None, &["a"]);
+        run.history.note(&Action::StartMemory);
+        run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
+        run.look(500, Some(ram(400)), &[mirror("a", 1000, 20)]);
+        assert!(!run.history.is_pressing(), "there is time for two looks and more at 224 MiB/s");
+        run.look(1000, Some(ram(60)), &[mirror("a", 1000, 30)]);
+        assert!(run.history.is_pressing() && run.share().memory.is_none(), "it is not held yet");
+        run.look(20, Some(ram(20)), &[mirror("a", 1000, 31)]);
+        assert!(!run.history.is_pressing() && run.share().memory == Some(HELD));
+        run.look(20, Some(ram(20)), &[ready("a", false)]);
+        assert!(run.history.is_pressing(), "the mirror gets in step in some milliseconds");
+        run.look(20, Some(ram(20)), &[ready("a", true)]);
+        assert!(!run.history.is_pressing());
     }
 
     #[test]

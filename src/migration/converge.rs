@@ -31,7 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 const DISKS: Duration = Duration::from_millis(250);
 /// How long after they began first: RAM may be started beside them as soon as they show what they do.
 const FIRST: Duration = Duration::from_millis(60);
-/// How often is looked until mirrors that are ready are in step with their guest, which takes some milliseconds.
+/// How often is looked where it presses: until mirrors that are ready are in step with their guest takes some milliseconds.
 const STEP: Duration = Duration::from_millis(20);
 /// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
 const MEMORY: Duration = Duration::from_millis(100);
@@ -165,7 +165,7 @@ impl<'a> Converge<'a> {
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for them
                 () = mirror::turned(source, &self.plan.pairs), if !waited && !turned && !self.is_ready() => turned = true,
-                () = sleep(STEP), if !waited && self.awaits_step() => {}
+                () = sleep(STEP), if !waited && self.history.is_pressing() => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
@@ -219,11 +219,6 @@ impl<'a> Converge<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Whether RAM waits for nothing but that mirrors get in step.
-    fn awaits_step(&self) -> bool {
-        self.is_ready() && self.history.share().memory == Some(HELD) && self.history.task().can.write_blocking
     }
 
     fn is_ready(&self) -> bool {

@@ -128,6 +128,9 @@ fn drive_option(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: 
     if let Some(value) = detect_zeroes(disk) {
         option += &format!(",detect-zeroes={value}");
     }
+    if disk.direct {
+        option += ",cache.direct=on";
+    }
     option
 }
 
@@ -152,6 +155,9 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
     if here(Deviation::OtherUser) {
         // Opened for reading until somebody writes, as libvirt does it.
         file["auto-read-only"] = json!(true);
+    }
+    if disk.direct {
+        file["cache"] = json!({"direct": true});
     }
     add("-blockdev", common(file));
     if here(Deviation::WriteError { disk: number }) {

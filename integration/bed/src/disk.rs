@@ -135,6 +135,8 @@ pub struct DiskSpec {
     pub discard: bool,
     /// What becomes of zeroes that are written.
     pub detect_zeroes: DetectZeroes,
+    /// Whether the overlay is read and written past the page cache.
+    pub direct: bool,
     /// A filter on the source between device and overlay. Needs `-blockdev`.
     pub filter_above: Option<Filter>,
     /// A filter on the source between overlay and its file. Needs `-blockdev`.
@@ -157,6 +159,7 @@ impl Default for DiskSpec {
             device: Device::Virtio,
             discard: false,
             detect_zeroes: DetectZeroes::Off,
+            direct: false,
             filter_above: None,
             filter_below: None,
             bitmaps: Vec::new(),

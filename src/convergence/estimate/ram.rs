@@ -76,8 +76,9 @@ pub(in crate::convergence) struct MemoryTrack {
     /// What is smoothed is of the first pass, which says little of those after it: zero pages are passed over quickly, and
     /// memory that is rewritten is found once however often it was.
     provisional: bool,
-    /// The fastest that memory was taken care of between two looks, bytes per second.
+    /// The fastest that memory was taken care of, bytes per second, and since when and which count the next pace is measured.
     peak: f64,
+    paced: (f64, u64),
     /// When something was last sent.
     moved: f64,
     estimate: Memory,
@@ -147,6 +148,7 @@ impl MemoryTrack {
             (self.began, self.moved) = (Some(at), at);
             self.window = (at, 0.0, 0.0);
             self.sent = (at, now.transferred);
+            self.paced = (at, now.processed);
             let all = now.remaining as f64;
             self.estimate = Memory { fresh: all, best: all, best_at: at, ..Memory::default() };
             return;
@@ -175,8 +177,10 @@ impl MemoryTrack {
             self.moved = at;
         }
         // a look that comes right after another says little
-        if at - then >= APART {
-            self.peak = self.peak.max(processed / (at - then) * 1000.0);
+        if at - self.paced.0 >= APART {
+            let taken = now.processed.saturating_sub(self.paced.1) as f64;
+            self.peak = self.peak.max(taken / (at - self.paced.0) * 1000.0);
+            self.paced = (at, now.processed);
         }
         let first_pass = !estimate.first_pass_over;
         estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
