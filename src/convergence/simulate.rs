@@ -20,6 +20,8 @@ const TICK: f64 = 10.0;
 const PASS: f64 = 0.0005;
 /// How often it is looked at and decided.
 const LOOK: f64 = 100.0;
+/// The same where it presses.
+const PRESSING: f64 = 20.0;
 /// How often QEMU 11 counts anew.
 const CONTINUOUS: f64 = 100.0;
 /// The least time between two looks of QEMU at whether the guest is to be throttled.
@@ -216,7 +218,7 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
     };
     let mut looked = -LOOK;
     while world.at < END {
-        if world.at - looked >= LOOK {
+        if world.at - looked >= if history.is_pressing() { PRESSING } else { LOOK } {
             looked = world.at;
             let sample = world.sample();
             let decision = decide(policy, &history, &sample);
