@@ -265,9 +265,11 @@ pub fn throttle(percent: u8) -> Map<String, Value> {
     steps(1, percent, percent, percent)
 }
 
-/// Lets each vCPU dirty no more than this, with [`Throttling::DirtyLimit`]. QEMU counts in MB (2^20 bytes).
-pub fn dirty_limit(rate: Rate) -> Map<String, Value> {
-    let megabytes = (rate.0 >> 20).clamp(1, NO_DIRTY_LIMIT);
+/// Lets a guest of so many CPUs dirty no more than this, with [`Throttling::DirtyLimit`]. QEMU counts in MB (2^20 bytes), and
+/// for each vCPU alone: each gets its part.
+pub fn dirty_limit(rate: Rate, cpus: usize) -> Map<String, Value> {
+    let part = rate.0 / u64::try_from(cpus).unwrap_or(u64::MAX).max(1);
+    let megabytes = (part >> 20).clamp(1, NO_DIRTY_LIMIT);
     [steps(1, 1, 1, 1), map([("vcpu-dirty-limit", json!(megabytes))])].into_iter().flatten().collect()
 }
 
@@ -419,15 +421,22 @@ mod tests {
         assert_eq!(switchover_bandwidth(Some(Rate(7)), &all()), map([("avail-switchover-bandwidth", json!(7))]));
         assert_eq!(switchover_bandwidth(Some(Rate(0)), &all())["avail-switchover-bandwidth"], 1);
         assert_eq!(switchover_bandwidth(Some(Rate(7)), &features(&[], false)), Map::new());
-        for (rate, megabytes) in [(0, 1), (1 << 20, 1), (100 << 20, 100), (u64::MAX, 1 << 20)] {
-            assert_eq!(dirty_limit(Rate(rate))["vcpu-dirty-limit"], megabytes);
+        for (rate, cpus, megabytes) in [
+            (0, 1, 1),
+            (1 << 20, 1, 1),
+            (100 << 20, 1, 100),
+            (100 << 20, 4, 25),
+            (7 << 20, 0, 7),
+            (u64::MAX, 1, 1 << 20),
+        ] {
+            assert_eq!(dirty_limit(Rate(rate), cpus)["vcpu-dirty-limit"], megabytes);
         }
     }
 
     proptest! {
         #[test]
         fn the_steps_of_a_throttle_are_always_taken(percent: u8, most: u8) {
-            for parameters in [throttle(percent), own_steps(most), disarmed(), dirty_limit(Rate(1 << 30))] {
+            for parameters in [throttle(percent), own_steps(most), disarmed(), dirty_limit(Rate(1 << 30), 1)] {
                 let of = |name: &str| parameters[name].as_u64().expect("a number");
                 let (initial, increment) = (of("cpu-throttle-initial"), of("cpu-throttle-increment"));
                 prop_assert!((1..=99).contains(&initial) && (1..=99).contains(&increment));

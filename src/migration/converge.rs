@@ -336,7 +336,7 @@ impl<'a> Converge<'a> {
         match course.throttling {
             tuning::Throttling::DirtyLimit => {
                 let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
-                tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64))
+                tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.plan.cpus)
             }
             _ => tuning::throttle(percent),
         }

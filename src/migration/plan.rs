@@ -55,6 +55,9 @@ pub struct Plan {
     /// The guest's memory, bytes.
     #[serde(skip)]
     pub(super) ram: u64,
+    /// How many CPUs it has.
+    #[serde(skip)]
+    pub(super) cpus: usize,
     /// What was measured for the estimate.
     #[serde(skip)]
     pub(super) measured: Option<Measured>,
@@ -206,6 +209,7 @@ impl Plan {
             pairs,
             wanted,
             ram: source.ram,
+            cpus: source.machine.cpus,
             running: source.run == RunState::Running,
             measured: None,
             bitmaps: bitmaps.moved,
