@@ -400,7 +400,7 @@ impl<'a> Converge<'a> {
             round_trip_ms: round_trip.as_secs_f64() * 1000.0,
             ram: ram.map(|(migration, ram)| RamSample {
                 transferred: ram.transferred,
-                processed: ram.normal.saturating_add(ram.duplicate).saturating_mul(ram.page_size),
+                processed: migration.processed(),
                 remaining: ram.remaining,
                 total: ram.total,
                 measured_dirty_rate: self.dirtied.rate,

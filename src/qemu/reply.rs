@@ -234,6 +234,9 @@ pub struct Migration {
     pub downtime: Option<u64>,
     /// Milliseconds QEMU expects the guest to be stopped for, if it switched now.
     pub expected_downtime: Option<u64>,
+    /// The pages that were sent as their differences, with `xbzrle`.
+    #[serde(default)]
+    pub xbzrle_cache: XbzrleCache,
     /// Per cent by which the vCPUs are throttled.
     pub cpu_throttle_percentage: Option<u64>,
     /// Why it failed.
@@ -241,6 +244,22 @@ pub struct Migration {
     /// Why the guest cannot be migrated at all.
     #[serde(default)]
     pub blocked_reasons: Vec<String>,
+}
+
+impl Migration {
+    /// Bytes of memory that were taken care of so far, however they were sent; a page that was sent twice counts twice.
+    pub fn processed(&self) -> u64 {
+        let pages = |ram: &Ram| ram.normal.saturating_add(ram.duplicate).saturating_add(self.xbzrle_cache.pages);
+        self.ram.as_ref().map_or(0, |ram| pages(ram).saturating_mul(ram.page_size))
+    }
+}
+
+/// The part of `query-migrate` on pages that were sent as their differences.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub struct XbzrleCache {
+    /// How many so far; none of them counts as normal.
+    #[serde(default)]
+    pub pages: u64,
 }
 
 /// The RAM part of `query-migrate`. Sizes in bytes.
@@ -542,6 +561,16 @@ mod tests {
         let migration: Migration = serde_json::from_str(r#"{"status":"of-tomorrow","new":{"a":1}}"#).expect("decodes");
         assert_eq!(migration.status, Some(MigrationStatus::Other("of-tomorrow".to_owned())));
         assert!(!migration.status.is_some_and(|s| s.is_over()));
+    }
+
+    #[test]
+    fn what_was_taken_care_of_is_counted_however_it_was_sent() {
+        let plain = r#"{"ram":{"transferred":9,"remaining":0,"total":0,"normal":3,"duplicate":4,"page-size":4096}"#;
+        for (more, pages) in [("}", 7), (r#","xbzrle-cache":{"pages":5,"bytes":1}}"#, 12)] {
+            let migration: Migration = serde_json::from_str(&format!("{plain}{more}")).expect("decodes");
+            assert_eq!(migration.processed(), pages * 4096);
+        }
+        assert_eq!(serde_json::from_str::<Migration>("{}").expect("decodes").processed(), 0);
     }
 
     #[test]
