@@ -6,11 +6,11 @@ use super::support::{
 };
 use qferry::{
     endpoint::{Address, Dialed, dial},
-    migration::{Endpoint, Migration, Settings},
-    progress::{Ending, Kind, Phase},
+    migration::{Builder, Endpoint, Migration, Settings},
+    progress::{Ending, Kind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
-use qferry_bed::{DiskSpec, Guest, Link, Side, Spec, Style, Workload, free_port};
+use qferry_bed::{DiskSpec, Guest, Link, Pair, Side, Spec, Style, Workload, free_port};
 use std::time::Duration;
 
 fn moves(spec: &Spec) {
@@ -123,6 +123,35 @@ fn a_guest_that_its_owner_pauses_while_disks_are_copied_stays_paused() {
     assert_eq!(outcome.blackout_ms, None);
     assert_eq!(pair.destination.status().unwrap(), "paused");
     judge_disks(&pair, Side::Destination);
+}
+
+/// Pauses the guest as its owner would, once RAM is sent.
+fn pause_while_ram_is_sent(pair: &Pair, builder: Builder) -> Outcome {
+    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let stop = |_: &Migration| drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap());
+    migrate_when(builder, sending, stop).0
+}
+
+#[test]
+fn a_guest_that_its_owner_pauses_while_ram_is_sent_stays_paused() {
+    for version in ["10.0.13", "11.1"] {
+        let pair = start(&spec(version, busy()));
+        let outcome = pause_while_ram_is_sent(&pair, builder(&pair).bandwidth(Rate(8 * MIB)));
+        judge_moved(&pair, &outcome);
+        assert_eq!(outcome.blackout_ms, None);
+        assert_eq!(pair.destination.status().unwrap(), "paused");
+        judge_disks(&pair, Side::Destination);
+    }
+}
+
+#[test]
+fn a_guest_that_its_owner_pauses_while_ram_is_sent_is_not_resumed_by_the_way_back() {
+    let pair = start(&Spec { disks: vec![DiskSpec::small()], ..spec("10.0.13", idle()) });
+    let builder = builder(&pair).bandwidth(Rate(4 * MIB)).timeout(Duration::from_secs(8));
+    let outcome = pause_while_ram_is_sent(&pair, builder);
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::RolledBack, RunsOn::Source), "{outcome:#?}");
+    assert_eq!(pair.source.status().unwrap(), "paused");
+    assert_eq!(outcome.leftovers, Vec::<String>::new());
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::{
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
         Process,
-        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
+        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus, RunState},
     },
     quantity::Rate,
     storage::{layout::Pair, mirror},
@@ -186,6 +186,8 @@ impl<'a> Converge<'a> {
             if let Some(arrived) = looked.migration.as_ref().map(precopy::arrived).transpose()?.flatten() {
                 break arrived;
             }
+            // it stands still, and not because QEMU is about to pass it on
+            course.paused = waited && source.ask(&qmp::query_status {}).await?.status == RunState::Paused;
             self.decide(sides, course, &looked).await?;
         };
         self.wait_for_mirrors(sides, course, stopped).await?;
@@ -203,7 +205,7 @@ impl<'a> Converge<'a> {
             }
             let stood = sides.stood(stopped);
             let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
-            if sides.was_running && stood > most {
+            if sides.was_running && !course.paused && stood > most {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(

@@ -64,6 +64,8 @@ pub(super) struct Course {
     pub(super) ram: RamOutcome,
     /// The journal says that the guest may have been passed on.
     pub(super) given: bool,
+    /// Its owner has paused the guest while RAM was sent.
+    pub(super) paused: bool,
     /// The source's events were not followed all the time since the guest was stopped.
     pub(super) unfollowed: bool,
     pub(super) copied: BTreeMap<String, u64>,
@@ -82,6 +84,7 @@ impl Course {
             ledger: Ledger::new(clock),
             ram: RamOutcome::default(),
             given: false,
+            paused: false,
             unfollowed: false,
             copied: BTreeMap::new(),
             downtime: None,
@@ -138,11 +141,17 @@ impl Engine {
             }
         }
         copied?;
-        let sides = &*sides;
         // from here on QEMU may stop the guest at any time, and hang before it can tell
         let hang = Some(self.settings.switchover_limit().mul_f64(HANGS).min(STALLS));
         let bounds = Bounds { hang, ..bounds };
-        let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await?;
+        let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await;
+        if course.paused {
+            sides.was_running = false;
+            if stopped.is_ok() {
+                course.log.write(Record::Guest { runs: false }).await?;
+            }
+        }
+        let (stopped, sides) = (stopped?, &*sides);
         course.history = Some(converge.history);
         let left = self.left(sides, DISENGAGED);
         let switchover = Some((left, Instant::now() + left));
