@@ -136,7 +136,7 @@ fn pause_while_ram_is_sent(pair: &Pair, builder: Builder) -> Outcome {
 fn a_guest_that_its_owner_pauses_while_ram_is_sent_stays_paused() {
     for version in ["10.0.13", "11.1"] {
         let pair = start(&spec(version, busy()));
-        let outcome = pause_while_ram_is_sent(&pair, builder(&pair).bandwidth(Rate(8 * MIB)));
+        let outcome = pause_while_ram_is_sent(&pair, builder(&pair).bandwidth(Rate(16 * MIB)));
         judge_moved(&pair, &outcome);
         assert_eq!(outcome.blackout_ms, None);
         assert_eq!(pair.destination.status().unwrap(), "paused");

@@ -148,12 +148,13 @@ impl<'a> Converge<'a> {
         let source = &sides.source;
         self.memory = Some(self.engine.report.enter(Phase::Memory));
         self.start_memory(sides, course).await?;
-        let began = Instant::now();
         let arrival = precopy::until_pre_switchover(source);
         tokio::pin!(arrival);
         let mut tick = interval(MEMORY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut waited, mut pass) = (false, source.observed().pass);
+        // the stop that is taken for QEMU's own, which its event follows
+        let mut awaited = None;
+        let mut pass = source.observed().pass;
         let mut turned = false;
         let stopped = loop {
             tokio::select! {
@@ -164,20 +165,33 @@ impl<'a> Converge<'a> {
                 // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for them
-                () = mirror::turned(source, &self.plan.pairs), if !waited && !turned && !self.is_ready() => turned = true,
-                () = sleep(STEP), if !waited && self.history.is_pressing() => {}
+                () = mirror::turned(source, &self.plan.pairs), if awaited.is_none() && !turned && !self.is_ready() => {
+                    turned = true;
+                }
+                () = sleep(STEP), if awaited.is_none() && self.history.is_pressing() => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
             pass = seen.pass;
-            let stopped = seen.stopped.is_some_and(|stopped| stopped.local >= began.into_std());
-            if stopped && !waited {
-                // with the guest stopped nothing is asked, unless the event that is about to come stays away
-                waited = true;
-                tick.reset_after(OVERDUE);
-                continue;
+            let stands = seen.stands_since().filter(|_| sides.was_running);
+            if course.paused != stands {
+                course.note_pause(None).await?;
             }
-            waited &= !seen.runs_again();
+            awaited = awaited.filter(|_| awaited == stands);
+            if stands.is_some() && ![course.paused, awaited].contains(&stands) {
+                let asked = tokio::select! {
+                    biased;
+                    arrived = &mut arrival => break arrived?,
+                    asked = source.ask(&qmp::query_status {}) => asked?,
+                };
+                if asked.status != RunState::Paused {
+                    // with the guest stopped nothing more is asked, unless the event that is about to come stays away
+                    awaited = stands;
+                    tick.reset_after(OVERDUE);
+                    continue;
+                }
+                course.note_pause(stands).await?;
+            }
             let looked = tokio::select! {
                 biased;
                 arrived = &mut arrival => break arrived?,
@@ -186,8 +200,6 @@ impl<'a> Converge<'a> {
             if let Some(arrived) = looked.migration.as_ref().map(precopy::arrived).transpose()?.flatten() {
                 break arrived;
             }
-            // it stands still, and not because QEMU is about to pass it on
-            course.paused = waited && source.ask(&qmp::query_status {}).await?.status == RunState::Paused;
             self.decide(sides, course, &looked).await?;
         };
         self.wait_for_mirrors(sides, course, stopped).await?;
@@ -205,7 +217,7 @@ impl<'a> Converge<'a> {
             }
             let stood = sides.stood(stopped);
             let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
-            if sides.was_running && !course.paused && stood > most {
+            if sides.was_running && !course.is_paused(&sides.source) && stood > most {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(

@@ -21,12 +21,16 @@ use crate::{
     },
     memory::tuning::Throttling,
     progress::{Clock, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
-    qemu::reply::Migration,
+    qemu::{Process, reply::Migration},
     storage::{export, mirror},
 };
 use qapi::qmp;
 use std::{collections::BTreeMap, time::Duration};
-use tokio::{sync::watch, time::Instant, try_join};
+use tokio::{
+    sync::watch,
+    time::{self, Instant},
+    try_join,
+};
 
 /// What allows the source to be resumed before `migrate-continue`.
 pub(super) const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
@@ -36,6 +40,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long the source may leave something unanswered while its guest is to run: it hangs as the guest's disks do then.
 const STALLS: Duration = Duration::from_secs(10);
+
+/// How long it may take to look, right before the way back, whether the guest's owner has paused it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The parts of the switchover's time that may have passed when the source is taken to hang, when the mirrors must have ended
 /// and the guest been passed on, and when it must have started on the destination. What is left after each is for the way back.
@@ -64,8 +71,8 @@ pub(super) struct Course {
     pub(super) ram: RamOutcome,
     /// The journal says that the guest may have been passed on.
     pub(super) given: bool,
-    /// Its owner has paused the guest while RAM was sent.
-    pub(super) paused: bool,
+    /// The stop by which its owner has paused the guest while RAM was sent.
+    pub(super) paused: Option<Moment>,
     /// The source's events were not followed all the time since the guest was stopped.
     pub(super) unfollowed: bool,
     pub(super) copied: BTreeMap<String, u64>,
@@ -84,7 +91,7 @@ impl Course {
             ledger: Ledger::new(clock),
             ram: RamOutcome::default(),
             given: false,
-            paused: false,
+            paused: None,
             unfollowed: false,
             copied: BTreeMap::new(),
             downtime: None,
@@ -92,6 +99,20 @@ impl Course {
             history: None,
             throttling: Throttling::None,
         }
+    }
+
+    /// Notes by which stop its owner has paused the guest, or that he has resumed it.
+    pub(super) async fn note_pause(&mut self, paused: Option<Moment>) -> Result<(), Failure> {
+        if paused.is_some() != self.paused.is_some() {
+            self.log.write(Record::Guest { runs: paused.is_none() }).await?;
+        }
+        self.paused = paused;
+        Ok(())
+    }
+
+    /// Whether the guest stands still because its owner has paused it, and not by a later stop of QEMU's.
+    pub(super) fn is_paused(&self, source: &Process) -> bool {
+        self.paused.is_some() && self.paused == source.observed().stands_since()
     }
 }
 
@@ -145,10 +166,18 @@ impl Engine {
         let hang = Some(self.settings.switchover_limit().mul_f64(HANGS).min(STALLS));
         let bounds = Bounds { hang, ..bounds };
         let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await;
-        if course.paused {
+        if course.is_paused(&sides.source) {
             sides.was_running = false;
-            if stopped.is_ok() {
-                course.log.write(Record::Guest { runs: false }).await?;
+        } else if stopped.is_ok() {
+            // its owner has resumed it right before QEMU stopped it
+            course.note_pause(None).await?;
+        }
+        if stopped.as_ref().is_err_and(|failure| !failure.is_silence()) && !sides.source.is_silent() {
+            // what its owner has paused since the last look must not be resumed by the way back
+            let before = sides.was_running;
+            drop(time::timeout(LOOK, sides.look_again()).await);
+            if sides.was_running != before {
+                course.log.tell(Record::Guest { runs: sides.was_running }, &self.report).await;
             }
         }
         let (stopped, sides) = (stopped?, &*sides);

@@ -249,7 +249,8 @@ pub struct Migration {
 impl Migration {
     /// Bytes of memory that were taken care of so far, however they were sent; a page that was sent twice counts twice.
     pub fn processed(&self) -> u64 {
-        let pages = |ram: &Ram| ram.normal.saturating_add(ram.duplicate).saturating_add(self.xbzrle_cache.pages);
+        let differences = self.xbzrle_cache.pages.saturating_sub(self.xbzrle_cache.overflow);
+        let pages = |ram: &Ram| ram.normal.saturating_add(ram.duplicate).saturating_add(differences);
         self.ram.as_ref().map_or(0, |ram| pages(ram).saturating_mul(ram.page_size))
     }
 }
@@ -257,9 +258,12 @@ impl Migration {
 /// The part of `query-migrate` on pages that were sent as their differences.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 pub struct XbzrleCache {
-    /// How many so far; none of them counts as normal.
+    /// How many were tried so far.
     #[serde(default)]
     pub pages: u64,
+    /// How many of them differed too much, and were sent whole: these are counted among the normal ones, too.
+    #[serde(default)]
+    pub overflow: u64,
 }
 
 /// The RAM part of `query-migrate`. Sizes in bytes.
@@ -566,7 +570,7 @@ mod tests {
     #[test]
     fn what_was_taken_care_of_is_counted_however_it_was_sent() {
         let plain = r#"{"ram":{"transferred":9,"remaining":0,"total":0,"normal":3,"duplicate":4,"page-size":4096}"#;
-        for (more, pages) in [("}", 7), (r#","xbzrle-cache":{"pages":5,"bytes":1}}"#, 12)] {
+        for (more, pages) in [("}", 7), (r#","xbzrle-cache":{"pages":5,"overflow":2}}"#, 10)] {
             let migration: Migration = serde_json::from_str(&format!("{plain}{more}")).expect("decodes");
             assert_eq!(migration.processed(), pages * 4096);
         }
