@@ -38,8 +38,8 @@ const NEAR: f64 = 0.15;
 /// How the ceiling is shared out, as far as things stand.
 pub(super) fn share(history: &History) -> Share {
     let task = &history.task;
-    let waiting = history.disks.values().any(|disk| !disk.estimate().ready);
-    let overlapped = history.done.memory_since.is_some() && !is_settled(history);
+    let waiting = !is_ready(history);
+    let overlapped = is_overlapped(history);
     let memory = match (overlapped, task.ceiling) {
         (true, _) if is_held(history) => Some(HELD),
         (_, None) => None,
@@ -83,6 +83,16 @@ pub(super) fn share(history: &History) -> Share {
     Share { memory, mirrors }
 }
 
+/// Every mirror has caught up once.
+fn is_ready(history: &History) -> bool {
+    history.disks.values().all(|track| track.estimate().ready)
+}
+
+/// RAM is sent beside mirrors that it has to wait for.
+fn is_overlapped(history: &History) -> bool {
+    history.done.memory_since.is_some() && !is_settled(history)
+}
+
 /// Every mirror is ready, and none can fall behind any more where QEMU can see to that.
 pub(super) fn is_settled(history: &History) -> bool {
     history.disks.values().all(|track| {
@@ -117,11 +127,11 @@ fn reserve(history: &History, total: u64) -> f64 {
 /// Whether a look is worth more than the usual ten a second: RAM is about to be held back for the mirrors, which must not come
 /// too late, or waits for nothing but that they get in step with their guest.
 pub(super) fn is_pressing(history: &History) -> bool {
-    if history.done.memory_since.is_none() || is_settled(history) {
+    if !is_overlapped(history) {
         return false;
     }
     if history.done.share.memory == Some(HELD) {
-        return history.task.can.write_blocking && history.disks.values().all(|track| track.estimate().ready);
+        return history.task.can.write_blocking && is_ready(history);
     }
     let near = |now: RamSample| reserve(history, now.total) + history.memory.peak() * NEAR;
     history.memory.last().is_some_and(|now| (now.remaining as f64) < near(now))
