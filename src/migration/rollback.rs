@@ -30,8 +30,8 @@ use tokio::{
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
 const RESUME: Duration = Duration::from_secs(2);
 
-/// How long a destination may take to say whether it has the guest.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long a side may take to say, for the way back, how its guest stands.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
@@ -164,15 +164,17 @@ impl Sides {
         }
     }
 
-    /// Takes the guest's state for what it is to be wherever the migration ends. Only while none of our commands has
-    /// stopped it.
-    pub(super) async fn look_again(&mut self) {
+    /// Takes the guest's state for what it is to be wherever the migration ends, and says whether that is something else than
+    /// before. Only while none of our commands has stopped it.
+    pub(super) async fn look_again(&mut self) -> bool {
+        let before = self.was_running;
         match self.source.ask(&qmp::query_status {}).await.map(|status| status.status) {
             Ok(RunState::Running) => self.was_running = true,
             Ok(RunState::Paused) => self.was_running = false,
             // what to make of anything else is told by what comes next
             Ok(_) | Err(_) => {}
         }
+        self.was_running != before
     }
 
     /// How long the guest has stood still: since its STOP where that was seen, and else since `found`.

@@ -9,7 +9,7 @@ use super::{
     log::Log,
     record::Record,
     redial::Redial,
-    rollback::Sides,
+    rollback::{LOOK, Sides},
 };
 use crate::{
     convergence::{History, may_hand_over},
@@ -40,9 +40,6 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long the source may leave something unanswered while its guest is to run: it hangs as the guest's disks do then.
 const STALLS: Duration = Duration::from_secs(10);
-
-/// How long it may take to look, right before the way back, whether the guest's owner has paused it.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The parts of the switchover's time that may have passed when the source is taken to hang, when the mirrors must have ended
 /// and the guest been passed on, and when it must have started on the destination. What is left after each is for the way back.
@@ -155,9 +152,7 @@ impl Engine {
         let copied = unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await;
         if !course.log.effects().contains(&Effect::Stopped) {
             // disks can take hours, and its owner may have paused or resumed the guest meanwhile
-            let before = sides.was_running;
-            sides.look_again().await;
-            if sides.was_running != before && copied.is_ok() {
+            if sides.look_again().await && copied.is_ok() {
                 course.log.write(Record::Guest { runs: sides.was_running }).await?;
             }
         }
@@ -174,9 +169,7 @@ impl Engine {
         }
         if stopped.as_ref().is_err_and(|failure| !failure.is_silence()) && !sides.source.is_silent() {
             // what its owner has paused since the last look must not be resumed by the way back
-            let before = sides.was_running;
-            drop(time::timeout(LOOK, sides.look_again()).await);
-            if sides.was_running != before {
+            if time::timeout(LOOK, sides.look_again()).await.unwrap_or(false) {
                 course.log.tell(Record::Guest { runs: sides.was_running }, &self.report).await;
             }
         }
