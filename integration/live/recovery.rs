@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
-    process::{Child, ChildStdout, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
 };
 
@@ -14,13 +14,18 @@ fn journal(pair: &Pair) -> PathBuf {
     pair.run_dir().with_file_name("journal")
 }
 
-fn migrate(pair: &Pair, more: &[&str]) -> (Child, BufReader<ChildStdout>) {
-    let mut command = qferry(pair, "migrate");
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).args(["--json", "--source"]).arg(pair.source.qmp_path());
-    command.arg("--destination").arg(pair.destination.qmp_path()).arg("--journal").arg(journal(pair)).args(more);
-    let mut child = command.spawn().unwrap();
+/// Starts the command, to be read line by line.
+fn spawn(command: &mut Command) -> (Child, BufReader<ChildStdout>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap());
     (child, lines)
+}
+
+fn migrate(pair: &Pair, more: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut command = qferry(pair, "migrate");
+    command.args(["--json", "--source"]).arg(pair.source.qmp_path());
+    command.arg("--destination").arg(pair.destination.qmp_path()).arg("--journal").arg(journal(pair)).args(more);
+    spawn(&mut command)
 }
 
 /// The exit code and the outcome of `qferry recover`.
@@ -166,14 +171,7 @@ fn has_pages_at_the_source(pair: &Pair) -> bool {
 
 /// Starts `qferry recover`, and reads what it says up to the line that fits.
 fn recover_until(pair: &Pair, fits: impl Fn(&Value) -> bool) -> (Child, BufReader<ChildStdout>) {
-    let mut child = qferry(pair, "recover")
-        .arg("--json")
-        .arg(journal(pair))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let (child, mut lines) = spawn(qferry(pair, "recover").arg("--json").arg(journal(pair)));
     let mut text = String::new();
     while !fits(&serde_json::from_str(if text.is_empty() { "{}" } else { &text }).unwrap()) {
         text.clear();
