@@ -27,8 +27,7 @@ fn is_on(pair: &Pair, name: &str) -> bool {
 
 /// Moves a guest, and looks at what is set once both sides are prepared.
 ///
-/// Without a ceiling: under TCG a guest of 7.2 does not outlive a slow migration that sends pages again, with or without an
-/// engine and with any capability or none.
+/// Without a ceiling: a guest of 7.2 seldom outlives a slow migration that sends pages again (see [`Pair::errors`]).
 fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: &(&str, Value)) {
     let pair = start(&spec(version, busy()));
     let look = |_: &Migration| {

@@ -82,7 +82,7 @@ pub use qemu_build::{Build, target_dir};
 pub use qferry_guest::Workload;
 pub use qmp::{Answer, Event, Qmp, Refusal};
 pub use quick::{Given, Half};
-pub use record::{Beat, Side, Slot, Verified};
+pub use record::{Beat, Done, Side, Slot, Verified};
 pub use spec::{Guest, Spec, Style};
 pub use wire::{Link, Speed, Wire};
 

@@ -324,9 +324,9 @@ impl Machine {
     /// It does not end.
     pub fn finish(&self) -> Result<()> {
         if self.alive()? {
-            self.qmp("stop", &json!({}))?;
-            self.qmp("quit", &json!({}))?;
-            self.wait_for_end(ENDS)?;
+            let told = self.qmp("stop", &json!({})).and_then(|_| self.qmp("quit", &json!({})));
+            // one that ends by itself meanwhile does not answer
+            self.wait_for_end(ENDS).map_err(|late| told.err().unwrap_or(late))?;
         }
         self.hear_out();
         Ok(())

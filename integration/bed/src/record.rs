@@ -62,6 +62,16 @@ pub struct Verified {
     pub slots: BTreeMap<usize, u64>,
 }
 
+/// How much the guest did in some time, all disks together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Writes that were acknowledged.
+    pub writes: u64,
+    /// Pages of memory that were verified, and rewritten where the workload says so. They are told in steps of a
+    /// sixteenth of its memory.
+    pub pages: u64,
+}
+
 /// All that the guest of one pair has said.
 #[derive(Default)]
 pub(crate) struct Record {
@@ -173,6 +183,22 @@ impl Record {
 
     pub(crate) fn lines(&self) -> Vec<(Side, Instant, Line)> {
         self.lock().joined().0
+    }
+
+    pub(crate) fn done(&self, from: Instant, until: Instant) -> Done {
+        let (mut done, mut pages) = (Done::default(), None);
+        for (_, at, line) in self.lines() {
+            let counts = from <= at && at < until;
+            match line {
+                Line::Acknowledge { .. } if counts => done.writes += 1,
+                Line::Pages(total) => {
+                    let before = pages.replace(total).unwrap_or_default();
+                    done.pages += if counts { total.saturating_sub(before) } else { 0 };
+                }
+                _ => {}
+            }
+        }
+        done
     }
 
     pub(crate) fn beats(&self) -> Vec<Beat> {

@@ -108,7 +108,7 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
         ))
     };
     let standing = judged.map_err(last_words)?;
-    // on 7.2 a guest panics now and then after it has moved, with or without an engine: each serves once
+    // a guest that came from a 7.2 may panic (see `Pair::errors`): each serves once
     let serves_once = cell.fault.needs_own_source() || pair.spec().version == "7.2";
     cell.standing = Some(standing);
     match standing {
@@ -136,7 +136,7 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
 
 /// The guest runs there, and finds all it has written and all its memory.
 fn is_well(pair: &Pair, side: Side) -> Result<()> {
-    // 7.2 loses a timer now and then when it resumes under TCG, with or without an engine: its disks are read offline
+    // one that came from a 7.2 may have lost a timer: its disks are read offline
     if !pair.spec().quick && pair.spec().version != "7.2" {
         pair.wait_for_beats(side, 10, WAIT)?;
         pair.wait_until_verified(WAIT)?;
