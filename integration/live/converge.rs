@@ -17,6 +17,9 @@ use std::{cell::Cell, time::Duration};
 /// What RAM may have in most of these.
 const CEILING: u64 = 32 * MIB;
 
+/// What decides, with the ceiling, how much may be left when the guest stops.
+const BUDGET: Duration = Duration::from_millis(300);
+
 /// A guest that is never idle and rewrites 48 MiB at this rate.
 fn dirtying(rate: u64) -> Workload {
     Workload { ram: 48 * MIB, dirty: rate, verify: 24 * MIB, compute: rate > 0, ..idle() }
@@ -31,7 +34,7 @@ fn built_in(name: &str) -> Policy {
 }
 
 fn run(pair: &Pair, change: impl FnOnce(&mut Settings)) -> (Outcome, Vec<Event>) {
-    let mut settings = Settings { bandwidth: Some(Rate(CEILING)), ..settings(pair) };
+    let mut settings = Settings { bandwidth: Some(Rate(CEILING)), downtime: BUDGET, ..settings(pair) };
     change(&mut settings);
     migrate_and(builder(pair).settings(settings), Phase::Connect, |_| ())
 }
@@ -224,6 +227,7 @@ fn a_policy_that_observes_changes_nothing() {
     let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
     let settings = Settings {
         bandwidth: Some(Rate(CEILING)),
+        downtime: BUDGET,
         policy: built_in("observe"),
         timeout: Some(WAIT),
         ..settings(&pair)

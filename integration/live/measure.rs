@@ -1,6 +1,6 @@
 //! What is measured before a migration, against what the guest was told to do; and that nothing of it stays.
 
-use super::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, spec, start};
+use super::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, settings, spec, start};
 use qferry::{
     endpoint::Address,
     migration::{Builder, Failure, Plan, Settings},
@@ -18,7 +18,7 @@ fn known() -> Workload {
 }
 
 fn predicting(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
-    let mut settings = Settings { runtime_dir: pair.run_dir(), predict: true, ..Settings::default() };
+    let mut settings = Settings { predict: true, ..settings(pair) };
     change(&mut settings);
     builder(pair).settings(settings)
 }

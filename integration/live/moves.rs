@@ -6,7 +6,7 @@ use super::support::{
 };
 use qferry::{
     endpoint::{Address, Dialed, dial},
-    migration::{Builder, Endpoint, Migration, Settings},
+    migration::{Builder, Endpoint, Migration},
     progress::{Ending, Kind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
@@ -237,13 +237,7 @@ fn the_source_can_be_kept() {
 fn ceilings_are_kept_and_progress_is_told() {
     let disk = DiskSpec { overlay_data: 32 * MIB, ..DiskSpec::default() };
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", idle()) });
-    let settings = Settings {
-        bandwidth: Some(Rate(16 * MIB)),
-        downtime: Duration::from_millis(100),
-        runtime_dir: pair.run_dir(),
-        ..Settings::default()
-    };
-    let (outcome, events) = migrate_and(builder(&pair).settings(settings), Phase::Storage, |_| ());
+    let (outcome, events) = migrate_and(builder(&pair).bandwidth(Rate(16 * MIB)), Phase::Storage, |_| ());
     let samples: Vec<(u64, u64)> = events
         .iter()
         .filter_map(|event| match event.kind {

@@ -2,7 +2,8 @@
 //! with a side that dies.
 
 use super::support::{
-    MIB, WAIT, builder, judge_back, judge_disks, judge_running, migrate, migrate_and, migrate_when, spec, start,
+    MIB, WAIT, builder, judge_back, judge_disks, judge_running, migrate, migrate_and, migrate_when, settings, spec,
+    start,
 };
 use qferry::{
     convergence::Policy,
@@ -23,12 +24,7 @@ fn heavy(version: &str) -> Spec {
 fn postcopy(pair: &Pair) -> Builder {
     let at_once = "name = \"at-once\"\nram = []\n[schedule]\npoll = \"100ms\"\ndowntime = \"1ms\"\nsteps = [{ then = \"postcopy\" }]";
     let policy: Policy = at_once.parse().unwrap();
-    builder(pair).settings(Settings {
-        policy,
-        bandwidth: Some(Rate(24 * MIB)),
-        runtime_dir: pair.run_dir(),
-        ..Settings::default()
-    })
+    builder(pair).settings(Settings { policy, bandwidth: Some(Rate(24 * MIB)), ..settings(pair) })
 }
 
 fn cut(pair: &Pair) {

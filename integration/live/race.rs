@@ -1,6 +1,6 @@
 //! The start-write race, on a build that has it.
 
-use super::support::{MIB, builder, judge_running, migrate_and, spec, start};
+use super::support::{MIB, builder, judge_running, migrate_and, settings, spec, start};
 use qferry::{
     migration::Settings,
     progress::{Kind, Phase},
@@ -26,7 +26,7 @@ fn no_write_is_lost_while_a_mirror_starts() {
     let limits = json!({"path": "/objects/reads0", "property": "limits", "value": {"iops-read": 30, "iops-write": 30}});
     pair.source.qmp("qom-set", &limits).unwrap();
     // 32 GiB that will never be filled
-    let settings = Settings { overcommit: true, runtime_dir: pair.run_dir(), ..Settings::default() };
+    let settings = Settings { overcommit: true, ..settings(&pair) };
     let (outcome, events) = migrate_and(builder(&pair).settings(settings), Phase::Connect, |_| ());
     let restarted = |kind: &Kind| matches!(kind, Kind::Action { action, .. } if action == "restart-mirror");
     assert!(events.iter().any(|event| restarted(&event.kind)), "the first start was not free of a write: {events:#?}");

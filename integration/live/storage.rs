@@ -16,7 +16,7 @@ mod shapes;
 mod shared;
 mod untouched;
 
-use super::support::{block_on, builder, judge_moved, migrate};
+use super::support::{block_on, builder, judge_moved, migrate, settings};
 use qferry::{
     migration::{Builder, Plan, Settings},
     preflight::checks::{Finding, Severity},
@@ -40,7 +40,7 @@ fn quick(disks: impl Into<Vec<DiskSpec>>) -> Spec {
 
 /// The engine on a pair, with settings of its own.
 fn engine(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
-    let mut settings = Settings { runtime_dir: pair.run_dir(), ..Settings::default() };
+    let mut settings = settings(pair);
     change(&mut settings);
     builder(pair).settings(settings)
 }

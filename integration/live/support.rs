@@ -17,11 +17,21 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// How long a guest may take for something on a busy machine.
 pub(crate) const WAIT: Duration = Duration::from_secs(120);
 
+/// The blackout budget where it is not what is tested: so much that no busy machine makes an engine go back that should not.
+/// A single flush of a disk has taken half a second in CI.
+const BUDGET: Duration = Duration::from_secs(3);
+/// How long a switchover may take then.
+const SWITCHOVER: Duration = Duration::from_secs(40);
+
 /// The command. Sockets of the run go to XDG_RUNTIME_DIR/qferry, its journal to XDG_STATE_HOME.
 pub(crate) fn qferry(pair: &Pair, verb: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
     command.arg(verb).env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
     command.stdin(Stdio::null());
+    if verb == "migrate" {
+        let seconds = |time: Duration| format!("{}s", time.as_secs());
+        command.args(["--downtime", &seconds(BUDGET), "--switchover-timeout", &seconds(SWITCHOVER)]);
+    }
     command
 }
 
@@ -58,7 +68,13 @@ pub(crate) fn settings(pair: &Pair) -> Settings {
     static JOURNALS: AtomicUsize = AtomicUsize::new(0);
     let journal = format!("journal-{}", JOURNALS.fetch_add(1, Ordering::Relaxed));
     let journal = JournalPlace::File(pair.run_dir().with_file_name(journal));
-    let settings = Settings { runtime_dir: pair.run_dir(), journal, ..Settings::default() };
+    let settings = Settings {
+        downtime: BUDGET,
+        switchover_timeout: Some(SWITCHOVER),
+        runtime_dir: pair.run_dir(),
+        journal,
+        ..Settings::default()
+    };
     let Some(wire) = pair.wire() else { return settings };
     let address = |address: String| Some(address.parse::<Address>().unwrap());
     Settings {

@@ -1,7 +1,9 @@
 //! Destinations that fail while disks are copied: the guest is unharmed, the reason is named, nothing is left.
 
 use super::{
-    super::support::{MIB, WAIT, busy, judge_back, judge_disks, judge_running, migrate, migrate_and, spec, start},
+    super::support::{
+        MIB, WAIT, busy, judge_back, judge_disks, judge_running, migrate, migrate_and, settings, spec, start,
+    },
     engine, moves, quick,
 };
 use qferry::{
@@ -70,9 +72,8 @@ fn a_destination_that_may_not_write_says_so_itself() {
                 nbd_address: free(),
                 migrate_address: free(),
                 source_nbd_address: free(),
-                runtime_dir: pair.run_dir(),
                 verify_backing: proof,
-                ..Settings::default()
+                ..settings(&pair)
             };
             let outcome = migrate(Migration::builder(source.clone(), destination.clone()).settings(settings));
             let message = &outcome.reason.as_ref().unwrap().message;

@@ -1,7 +1,7 @@
 //! Files that both sides have open.
 
 use super::{
-    super::support::{judge_moved, migrate, start},
+    super::support::{judge_moved, migrate, settings, start},
     State, anew, blocker, engine, found, img, look, note, overlay, quick, warning,
 };
 use qferry::{
@@ -183,13 +183,8 @@ fn storage_that_is_said_to_be_shared_and_is_not_there() {
 fn afar(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
     let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
     let free = || Some(tcp(free_port().unwrap()));
-    let mut settings = Settings {
-        nbd_address: free(),
-        migrate_address: free(),
-        source_nbd_address: free(),
-        runtime_dir: pair.run_dir(),
-        ..Settings::default()
-    };
+    let mut settings =
+        Settings { nbd_address: free(), migrate_address: free(), source_nbd_address: free(), ..settings(pair) };
     change(&mut settings);
     let monitors = [&pair.source, &pair.destination].map(|machine| tcp(machine.qmp_port().unwrap()));
     let [source, destination] = monitors;
