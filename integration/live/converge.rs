@@ -10,13 +10,19 @@ use qferry::{
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState},
     quantity::Rate,
 };
-use qferry_bed::{DiskSpec, Link, Pair, Spec, Workload};
+use qferry_bed::{DiskSpec, Done, Link, Pair, Spec, Workload};
 use serde_json::json;
-use std::{cell::Cell, time::Duration};
+use std::{
+    cell::Cell,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 /// What RAM may have in most of these.
 const CEILING: u64 = 32 * MIB;
 
+/// How often a guest may be moved until no busy host came between.
+const TRIES: usize = 5;
 /// What decides, with the ceiling, how much may be left when the guest stops.
 const BUDGET: Duration = Duration::from_millis(300);
 
@@ -39,6 +45,44 @@ fn run(pair: &Pair, change: impl FnOnce(&mut Settings)) -> (Outcome, Vec<Event>)
     migrate_and(builder(pair).settings(settings), Phase::Connect, |_| ())
 }
 
+/// How long the guest stood still on the source, by QEMU's own time.
+fn stood(pair: &Pair) -> Duration {
+    let events = pair.source.events().unwrap();
+    let last = |name: &str| events.iter().rfind(|event| event.name == name).map(|event| event.time);
+    last("RESUME").zip(last("STOP")).map_or(Duration::ZERO, |(resume, stop)| resume.saturating_sub(stop))
+}
+
+/// Moves a guest that runs on. A host that is so busy that a flush takes half a second has the guest back where it was, which
+/// is right: where it truly stood still for long, when a switchover takes some 40 ms, it is tried again with another pair.
+fn moved(spec: &Spec, change: impl Fn(&Pair, &mut Settings)) -> (Outcome, Vec<Event>) {
+    for _ in 0..TRIES {
+        let pair = start(spec);
+        let (outcome, events) = run(&pair, |settings| change(&pair, settings));
+        let is_over_budget = outcome.reason.as_ref().is_some_and(|reason| reason.code == "over-budget");
+        if !is_over_budget || stood(&pair) < BUDGET / 2 {
+            assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}\n{}", told(&events));
+            judge_running(&pair, &outcome);
+            return (outcome, events);
+        }
+        eprintln!("the guest stood still for {:?}: {outcome:#?}\n{}", stood(&pair), told(&events));
+    }
+    panic!("no switchover was undisturbed in {TRIES} tries");
+}
+
+/// What the guest does just now: a busy host holds it back.
+fn now(pair: &Pair) -> (Done, f64) {
+    let from = Instant::now();
+    sleep(Duration::from_secs(2));
+    let until = Instant::now();
+    (pair.done(from, until), (until - from).as_secs_f64())
+}
+
+/// A ceiling of which the guest dirties so many per cent.
+fn ceiling(pair: &Pair, per_cent: u64) -> Option<Rate> {
+    let (done, seconds) = now(pair);
+    Some(Rate((done.pages as f64 * 4096.0 / seconds * 100.0 / per_cent as f64) as u64))
+}
+
 /// The reasons that were given for an action.
 fn reasons<'a>(events: &'a [Event], wanted: &str) -> Vec<&'a str> {
     let reason = |event: &'a Event| match &event.kind {
@@ -55,11 +99,9 @@ fn told(events: &[Event]) -> String {
 
 /// Moves a guest that dirties this much, in per cent of the ceiling.
 fn moves(version: &str, per_cent: u64) -> (Outcome, Vec<Event>) {
-    let pair = start(&spec(version, dirtying(CEILING * per_cent / 100)));
-    let (outcome, events) = run(&pair, |_| ());
-    assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}\n{}", told(&events));
-    judge_running(&pair, &outcome);
-    (outcome, events)
+    moved(&spec(version, dirtying(CEILING * per_cent / 100)), |pair, settings| {
+        settings.bandwidth = ceiling(pair, per_cent);
+    })
 }
 
 fn an_idle_guest_does_not_pay(version: &str) {
@@ -68,8 +110,11 @@ fn an_idle_guest_does_not_pay(version: &str) {
     judge_running(&pair, &outcome);
     assert_eq!(outcome.ram.throttle_max_pct, 0);
     // with QEMU's limit at the budget, all of its memory would have been sent while it stood still
-    let whole = outcome.ram.bytes as f64 / CEILING as f64 * 1000.0;
-    assert!(outcome.blackout_ms.unwrap() < whole / 4.0, "{outcome:#?}\n{}", told(&events));
+    let left = events.iter().rev().find_map(|event| match event.kind {
+        Kind::Memory { remaining, .. } => Some(remaining),
+        _ => None,
+    });
+    assert!(left.unwrap() < outcome.ram.bytes / 4, "{outcome:#?}\n{}", told(&events));
 }
 
 #[test]
@@ -125,23 +170,25 @@ fn bursts() {
     for version in ["10.0.13", "11.1"] {
         let workload =
             Workload { burst: Duration::from_millis(1500), calm: Duration::from_millis(1500), ..dirtying(CEILING * 2) };
-        let pair = start(&spec(version, workload));
-        let (outcome, _) = run(&pair, |_| ());
-        judge_running(&pair, &outcome);
+        moved(&spec(version, workload), |_, _| ());
     }
 }
 
-/// A disk that is written to faster than its mirror may copy: 12 MiB/s over so many blocks of 64 KiB.
+/// A disk that is written to at 12 MiB/s, over so many blocks of 64 KiB.
 fn writer(version: &str, slots: u32) -> Spec {
     let disk = DiskSpec { size: 128 * MIB, backing: 128 * MIB, overlay_data: 16 * MIB, ..DiskSpec::default() };
     let workload = Workload { write: 200, block: 64 << 10, stride: 64 << 10, slots, read: 0, ..idle() };
     Spec { disks: vec![disk], ..spec(version, workload) }
 }
 
+/// A third of what such a guest writes.
+fn too_little(pair: &Pair) -> Option<Rate> {
+    let (done, seconds) = now(pair);
+    Some(Rate(((done.writes * pair.spec().workload.block) as f64 / seconds / 3.0) as u64))
+}
+
 fn outrun(version: &str, slots: u32) {
-    let pair = start(&writer(version, slots));
-    let (outcome, events) = run(&pair, |settings| settings.disk_bandwidth = Some(Rate(4 * MIB)));
-    judge_running(&pair, &outcome);
+    let (outcome, events) = moved(&writer(version, slots), |pair, settings| settings.disk_bandwidth = too_little(pair));
     let reasons = reasons(&events, "write-blocking");
     assert!(reasons.iter().any(|reason| reason.contains("its guest's writes wait for it")), "{}", told(&events));
     assert!(outcome.disks[0].write_blocking_latency_us.is_some(), "what it costs the guest is told: {outcome:#?}");
@@ -178,7 +225,7 @@ fn a_mirror_that_nothing_helps_is_given_up() {
     // 7.2 has no write-blocking to switch to
     let pair = start(&writer("7.2", 256));
     let (outcome, events) = run(&pair, |settings| {
-        settings.disk_bandwidth = Some(Rate(4 * MIB));
+        settings.disk_bandwidth = too_little(&pair);
         settings.policy = policy("give-up = \"6s\"");
     });
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
@@ -192,6 +239,7 @@ fn given_up(version: &str, text: &str, code: &str) -> (Outcome, Vec<Event>) {
     // passes are short, so that QEMU acts within the time that is given
     let pair = start(&spec(version, Workload { ram: 24 * MIB, ..dirtying(CEILING * 3) }));
     let (outcome, events) = run(&pair, |settings| {
+        settings.bandwidth = ceiling(&pair, 300);
         settings.policy = policy(text);
         settings.downtime = Duration::from_millis(60);
     });
@@ -226,7 +274,7 @@ fn giving_up_leaves_the_guest_unthrottled() {
 fn a_policy_that_observes_changes_nothing() {
     let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
     let settings = Settings {
-        bandwidth: Some(Rate(CEILING)),
+        bandwidth: ceiling(&pair, 300),
         downtime: BUDGET,
         policy: built_in("observe"),
         timeout: Some(WAIT),
@@ -260,31 +308,29 @@ fn a_budget_that_cannot_be_kept_is_not_exceeded() {
 #[test]
 fn published_schedules_move_a_guest() {
     for name in ["nova", "vdsm", "kubevirt"] {
-        let pair = start(&spec("10.0.13", Workload { ram: 16 * MIB, ..dirtying(CEILING / 4) }));
-        let (outcome, _) = run(&pair, |settings| {
+        moved(&spec("10.0.13", Workload { ram: 16 * MIB, ..dirtying(CEILING / 4) }), |_, settings| {
             settings.policy = built_in(name);
             settings.downtime = settings.policy.budget().unwrap();
         });
-        judge_running(&pair, &outcome);
     }
 }
 
 #[test]
 fn a_guest_that_does_not_fit_goes_on_at_the_destination() {
-    let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
-    let (outcome, events) = run(&pair, |settings| settings.policy = built_in("postcopy"));
+    let (outcome, events) = moved(&spec("10.0.13", dirtying(CEILING * 3)), |pair, settings| {
+        settings.bandwidth = ceiling(pair, 300);
+        settings.policy = built_in("postcopy");
+    });
     assert!(outcome.ram.postcopy, "{outcome:#?}\n{}", told(&events));
-    judge_running(&pair, &outcome);
 }
 
 #[test]
 fn a_stop_and_copy_is_only_as_long_as_the_policy_allows() {
-    let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
-    let (outcome, events) = run(&pair, |settings| {
+    let (_, events) = moved(&spec("10.0.13", dirtying(CEILING * 3)), |pair, settings| {
+        settings.bandwidth = ceiling(pair, 300);
         settings.policy = policy("ram = [\"stop-and-copy\"]\nstop-and-copy = \"10s\"");
         settings.downtime = Duration::from_millis(60);
     });
-    judge_running(&pair, &outcome);
     assert!(reasons(&events, "downtime-limit").iter().any(|reason| reason.contains("as the policy allows")));
 }
 
@@ -293,13 +339,12 @@ fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
     for version in ["10.0.13", "11.1"] {
         let disk = DiskSpec { size: 512 * MIB, backing: 512 * MIB, overlay_data: 256 * MIB, ..DiskSpec::default() };
         let workload = Workload { ram: 256 * MIB, dirty: 32 * MIB, ..idle() };
-        let pair = start(&Spec { memory: 1024, disks: vec![disk], ..spec(version, workload) });
-        let (outcome, events) = run(&pair, |settings| {
+        let guest = Spec { memory: 1024, disks: vec![disk], ..spec(version, workload) };
+        let (_, events) = moved(&guest, |_, settings| {
             settings.bandwidth = None;
             // the mirror leaves room
             settings.disk_bandwidth = Some(Rate(80 * MIB));
         });
-        judge_running(&pair, &outcome);
         let at = |wanted: Phase, begins: PhaseState| {
             events.iter().position(
                 |event| matches!(event.kind, Kind::Phase { phase, state } if phase == wanted && state == begins),
@@ -314,9 +359,7 @@ fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
 fn a_ceiling_is_divided_anew_as_mirrors_get_ready() {
     let disk = |overlay_data| DiskSpec { size: 128 * MIB, backing: 128 * MIB, overlay_data, ..DiskSpec::default() };
     let disks = vec![disk(8 * MIB), disk(64 * MIB)];
-    let pair = start(&Spec { disks, ..spec("10.0.13", idle()) });
-    let (outcome, events) = run(&pair, |_| ());
-    judge_running(&pair, &outcome);
+    let (_, events) = moved(&Spec { disks, ..spec("10.0.13", idle()) }, |_, _| ());
     let shares = reasons(&events, "share-bandwidth");
     assert!(shares.iter().any(|share| share.contains("disk1: 32.0 MiB/s")), "{shares:?}");
 }
