@@ -114,6 +114,17 @@ fn a_paused_guest_stays_paused() {
 }
 
 #[test]
+fn a_paused_guest_that_its_owner_resumes_while_ram_is_sent_runs_on() {
+    for version in ["10.0.13", "11.1"] {
+        let pair = start(&Spec { guest: Guest::Paused, ..spec(version, busy()) });
+        let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+        let resume = |_: &Migration| drop(pair.source.qmp("cont", &serde_json::json!({})).unwrap());
+        let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), sending, resume);
+        judge_running(&pair, &outcome);
+    }
+}
+
+#[test]
 fn a_guest_that_its_owner_pauses_while_disks_are_copied_stays_paused() {
     let pair = start(&spec("10.0.13", busy()));
     let copying = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > 0);

@@ -173,7 +173,10 @@ impl<'a> Converge<'a> {
             }
             let seen = source.observed();
             pass = seen.pass;
-            let stands = seen.stands_since().filter(|_| sides.was_running);
+            if course.has_resumed(sides) {
+                course.note_resume().await?;
+            }
+            let stands = seen.stands_since().filter(|_| sides.was_running || course.resumed);
             if course.paused != stands {
                 course.note_pause(None).await?;
             }
@@ -217,7 +220,7 @@ impl<'a> Converge<'a> {
             }
             let stood = sides.stood(stopped);
             let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
-            if sides.was_running && !course.is_paused(&sides.source) && stood > most {
+            if (sides.was_running || course.resumed) && !course.is_paused(&sides.source) && stood > most {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(

@@ -70,6 +70,10 @@ pub(super) struct Course {
     pub(super) given: bool,
     /// The stop by which its owner has paused the guest while RAM was sent.
     pub(super) paused: Option<Moment>,
+    /// The guest's last RESUME before it was asked, for the last time before RAM was sent, whether it runs.
+    pub(super) resumed_before: Option<Moment>,
+    /// Whether it stood still then, and its owner is known to have resumed it since.
+    pub(super) resumed: bool,
     /// The source's events were not followed all the time since the guest was stopped.
     pub(super) unfollowed: bool,
     pub(super) copied: BTreeMap<String, u64>,
@@ -89,6 +93,8 @@ impl Course {
             ram: RamOutcome::default(),
             given: false,
             paused: None,
+            resumed_before: None,
+            resumed: false,
             unfollowed: false,
             copied: BTreeMap::new(),
             downtime: None,
@@ -104,6 +110,20 @@ impl Course {
             self.log.write(Record::Guest { runs: paused.is_none() }).await?;
         }
         self.paused = paused;
+        Ok(())
+    }
+
+    /// Whether its owner has resumed a guest that stood still before RAM was sent. QEMU itself resumes none of those.
+    pub(super) fn has_resumed(&self, sides: &Sides) -> bool {
+        !sides.was_running && sides.source.observed().resumed != self.resumed_before
+    }
+
+    /// Notes that he has.
+    pub(super) async fn note_resume(&mut self) -> Result<(), Failure> {
+        if !self.resumed {
+            self.log.write(Record::Guest { runs: true }).await?;
+        }
+        self.resumed = true;
         Ok(())
     }
 
@@ -150,10 +170,15 @@ impl Engine {
         unless_interrupted(sides, &self.cancel, bounds, prepared).await?;
         let mut converge = Converge::new(self, plan, sides, course);
         let copied = unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await;
+        course.resumed_before = sides.source.observed().resumed;
         if !course.log.effects().contains(&Effect::Stopped) {
             // disks can take hours, and its owner may have paused or resumed the guest meanwhile
-            if sides.look_again().await && copied.is_ok() {
-                course.log.write(Record::Guest { runs: sides.was_running }).await?;
+            if sides.look_again().await {
+                let guest = Record::Guest { runs: sides.was_running };
+                match copied {
+                    Ok(()) => course.log.write(guest).await?,
+                    Err(_) => course.log.tell(guest, &self.report).await,
+                }
             }
         }
         copied?;
@@ -161,6 +186,12 @@ impl Engine {
         let hang = Some(self.settings.switchover_limit().mul_f64(HANGS).min(STALLS));
         let bounds = Bounds { hang, ..bounds };
         let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await;
+        if course.has_resumed(sides) {
+            if stopped.is_ok() {
+                course.note_resume().await?;
+            }
+            sides.was_running = true;
+        }
         if course.is_paused(&sides.source) {
             sides.was_running = false;
         } else if stopped.is_ok() {
