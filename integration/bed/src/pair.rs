@@ -274,6 +274,16 @@ impl Pair {
         self.record.slots()
     }
 
+    /// How many slots of a disk the guest had given back when it last wrote to them. A slow disk changes their share.
+    ///
+    /// # Errors
+    /// An acknowledgement without a write.
+    pub fn zeroed(&self, disk: usize) -> Result<u32> {
+        let is_zeroed = |slot: &&Slot| slot.zeroed.contains(&slot.acknowledged);
+        let zeroed = self.slots()?.get(&disk).map_or(0, |slots| slots.values().filter(is_zeroed).count());
+        Ok(u32::try_from(zeroed).unwrap_or(u32::MAX))
+    }
+
     /// The sides whose QEMU is up and says that its guest runs. Two are one too many.
     ///
     /// # Errors
