@@ -31,7 +31,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn json_lines_and_text_are_kept_apart() {
-    let pair = start(&spec("10.0.13", busy()));
+    // nothing is written, so no start of a mirror is made again, and little is to be copied, so RAM is sent afterwards
+    let disk = DiskSpec { overlay_data: 64 << 10, ..DiskSpec::small() };
+    let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", idle()) });
     let plan = qferry(&pair, &["--plan", "--json"]).output().unwrap();
     assert_eq!(plan.status.code(), Some(0), "{}", text(&plan.stderr));
     let planned = &lines(&plan)[0];
@@ -50,11 +52,14 @@ fn json_lines_and_text_are_kept_apart() {
         lines.iter().filter(|line| line["state"] == "begin").filter_map(|line| line["phase"].as_str()).collect();
     assert_eq!(phases, ["connect", "preflight", "prepare", "storage", "memory", "switchover", "handover", "cleanup"]);
     assert!(text(&output.stderr).contains("moved: the guest is on the destination"));
-    commands_are_in_order(Transcript::open(&transcript).unwrap());
+    // what is done about RAM on a host that is slow to send it
+    let is_step = |line: &&Value| ["downtime-limit", "throttle"].iter().any(|action| line["action"] == *action);
+    commands_are_in_order(Transcript::open(&transcript).unwrap(), lines.iter().filter(is_step).count());
 }
 
-/// The golden order: what is sent to which side, samples and looks left out.
-fn commands_are_in_order(transcript: Transcript<impl Read>) {
+/// The golden order: what is sent to which side, samples and looks left out. `steps` are those that the engine told of while
+/// RAM was sent.
+fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
     let mut sent = Vec::new();
     for entry in transcript {
         let entry = entry.unwrap();
@@ -66,8 +71,13 @@ fn commands_are_in_order(transcript: Transcript<impl Read>) {
             }
         }
     }
+    // how often the jobs are looked at is the host's affair; after the mirrors' end they are
+    let last = |line| sent.iter().rposition(|sent| sent == line).unwrap();
+    let looked = last("source: query-jobs");
+    assert!(last("source: block-job-cancel") < looked && looked < last("source: migrate-continue"), "{sent:#?}");
+    sent.retain(|line| line != "source: query-jobs");
     let begin = sent.iter().position(|line| line == "source: migrate-set-capabilities").unwrap();
-    let golden = [
+    let mut golden = vec![
         "source: migrate-set-capabilities",
         "source: migrate-set-parameters",
         // dirty-limit, which needs KVM, and then auto-converge
@@ -88,7 +98,6 @@ fn commands_are_in_order(transcript: Transcript<impl Read>) {
         "source: migrate",
         "source: calc-dirty-rate",
         "source: block-job-cancel",
-        "source: query-jobs",
         "destination: nbd-server-stop",
         "destination: query-block-exports",
         "source: migrate-continue",
@@ -96,15 +105,9 @@ fn commands_are_in_order(transcript: Transcript<impl Read>) {
         "source: quit",
         "destination: migrate-set-capabilities",
     ];
-    // a start into which the guest wrote is made again
-    let restart = ["source: block-job-cancel", "source: job-dismiss", "source: block-dirty-bitmap-remove"];
-    let mut rest = sent[begin..].to_vec();
-    let cancel = |rest: &[String]| rest.iter().position(|line| line == restart[0]).unwrap();
-    while cancel(&rest) < rest.iter().position(|line| line == "source: migrate").unwrap() {
-        let at = cancel(&rest) - 1; // query-jobs
-        rest.drain(at..at + 6);
-    }
-    assert_eq!(rest, golden);
+    let switchover = golden.iter().position(|line| *line == "source: block-job-cancel").unwrap();
+    golden.splice(switchover..switchover, vec!["source: migrate-set-parameters"; steps]);
+    assert_eq!(sent[begin..], golden);
 }
 
 #[test]
