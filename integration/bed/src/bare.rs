@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::PATIENCE;
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 use crate::qmp::Qmp;
 
-/// How long it may take to open its monitor.
-const STARTS: Duration = Duration::from_secs(20);
 /// Between two looks for it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -42,7 +41,7 @@ impl Bare {
             .spawn()
             .context(|| format!("starting QEMU {version}"))?;
         let mut bare = Self { child, folder };
-        let deadline = Instant::now() + STARTS;
+        let deadline = Instant::now() + PATIENCE;
         while let Err(error) = Qmp::connect(&bare.qmp_path()) {
             let ended = bare.child.try_wait().context(|| "looking after QEMU")?;
             if ended.is_some() || Instant::now() > deadline {

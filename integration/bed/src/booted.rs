@@ -21,6 +21,7 @@ use qferry_guest::{PARK, PORT};
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
+use crate::PATIENCE;
 use crate::command_line::KERNEL_WORDS;
 use crate::disk::Device;
 use crate::error::{Context, Error, Result};
@@ -29,10 +30,6 @@ use crate::qemu_build::{Build, target_dir};
 use crate::qmp::Qmp;
 use crate::spec::Spec;
 
-/// How long a guest may take to boot on a busy machine.
-const BOOTS: Duration = Duration::from_secs(90);
-/// How long its state may take to be written or read.
-const MOVES: Duration = Duration::from_secs(30);
 /// Between two looks at what has no wake-up of its own.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// What the image's node, the snapshot in it and the jobs are named.
@@ -126,7 +123,7 @@ fn keep(build: &Build, arguments: &[String], home: &Path, image: &Path) -> Resul
     command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket("qmp")));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let mut machine = Ended(command.spawn().context(|| format!("starting QEMU {}", build.version()))?);
-    let deadline = Instant::now() + BOOTS;
+    let deadline = Instant::now() + PATIENCE;
     let mut qmp = loop {
         match Qmp::connect(&home.join("qmp")) {
             Ok(qmp) => break qmp,
@@ -138,7 +135,7 @@ fn keep(build: &Build, arguments: &[String], home: &Path, image: &Path) -> Resul
         }
     };
     let (mut said, _) = port.accept().context(|| "accepting the debug port")?;
-    said.set_read_timeout(Some(BOOTS)).context(|| "listening to the debug port")?;
+    said.set_read_timeout(Some(PATIENCE)).context(|| "listening to the debug port")?;
     let mut line = [0; 2];
     said.read_exact(&mut line).context(|| "waiting for a guest to boot")?;
     if line != *b"p\n" {
@@ -154,14 +151,14 @@ fn snapshot(qmp: &mut Qmp, image: &Path, job: &str) -> Result<()> {
     let file = json!({"driver": "file", "filename": image.display().to_string(), "cache": cache});
     qmp.execute("blockdev-add", &json!({"driver": "qcow2", "node-name": NAME, "file": file, "cache": cache}))?;
     qmp.execute(job, &json!({"job-id": NAME, "tag": NAME, "vmstate": NAME, "devices": [NAME]}))?;
-    let deadline = Instant::now() + MOVES;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let jobs = qmp.execute("query-jobs", &json!({}))?;
         let ended = jobs.as_array().into_iter().flatten().find(|job| job["id"] == NAME && job["status"] == "concluded");
         match ended.map(|job| job["error"].as_str()) {
             Some(None) => break,
             Some(Some(error)) => return Err(Error::new(format!("{job}: {error}"))),
-            None if Instant::now() > deadline => return Err(Error::new(format!("{job} took more than {MOVES:?}"))),
+            None if Instant::now() > deadline => return Err(Error::new(format!("{job} took more than {PATIENCE:?}"))),
             None => thread::sleep(LOOK_AGAIN),
         }
     }

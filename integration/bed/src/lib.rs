@@ -86,7 +86,13 @@ pub use record::{Beat, Done, Side, Slot, Verified};
 pub use spec::{Guest, Spec, Style};
 pub use wire::{Link, Speed, Wire};
 
+use std::time::Duration;
+
 use error::Context;
+
+/// How long something may take that comes by itself or never. It costs nothing where all is well, so it is enough for the
+/// busiest machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A TCP port on 127.0.0.1 that was free a moment ago.
 ///

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::PATIENCE;
 use crate::booted::Booted;
 use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
@@ -22,10 +23,6 @@ use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
 use crate::wire::Wire;
 
-/// How long a QEMU may take to open its monitors.
-const STARTS: Duration = Duration::from_secs(20);
-/// How long it may take to end after `quit`.
-const ENDS: Duration = Duration::from_secs(20);
 /// Between two looks at what has no wake-up of its own.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Between two times that waiting events are taken from the monitor.
@@ -326,7 +323,7 @@ impl Machine {
         if self.alive()? {
             let told = self.qmp("stop", &json!({})).and_then(|_| self.qmp("quit", &json!({})));
             // one that ends by itself meanwhile does not answer
-            self.wait_for_end(ENDS).map_err(|late| told.err().unwrap_or(late))?;
+            self.wait_for_end(PATIENCE).map_err(|late| told.err().unwrap_or(late))?;
         }
         self.hear_out();
         Ok(())
@@ -412,7 +409,7 @@ fn settle(
     record: Option<&Arc<Record>>,
     booted: Option<&Booted>,
 ) -> Result<(Qmp, Option<JoinHandle<()>>, Snapshot)> {
-    let deadline = Instant::now() + STARTS;
+    let deadline = Instant::now() + PATIENCE;
     let path = folder.join("watch");
     // QEMU opens its character devices in the order of its command line; the watch monitor is the last of them.
     while std::os::unix::net::UnixStream::connect(&path).is_err() {
@@ -420,7 +417,7 @@ fn settle(
             return Err(Error::new(format!("it ended: {status}")));
         }
         if Instant::now() > deadline {
-            return Err(Error::new(format!("no monitor in {STARTS:?}")));
+            return Err(Error::new(format!("no monitor in {PATIENCE:?}")));
         }
         thread::sleep(LOOK_AGAIN);
     }

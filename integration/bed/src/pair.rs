@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use qferry_guest::Workload;
 use tempfile::TempDir;
 
+use crate::PATIENCE;
 use crate::check::{DiskCheck, check};
 use crate::deviation::{Deviation, Mounted};
 use crate::disk::{Device, DiskFiles, check_disk_specs};
@@ -19,9 +20,6 @@ use crate::quick::{Given, Half, only_ours, start_destination, throttle_reads};
 use crate::record::{Beat, Done, Record, Side, Slot, Verified};
 use crate::spec::{Spec, Style};
 use crate::wire::Wire;
-
-/// How long after its monitor a QEMU that quits may end.
-const ENDS: Duration = Duration::from_secs(10);
 
 /// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming defer -S`.
 /// Dropping it kills both and removes their files.
@@ -294,7 +292,7 @@ impl Pair {
             match machine.status() {
                 Ok(status) if status == "running" => running.push(machine.side()),
                 // its monitor closes a while before the process has ended
-                Err(error) if machine.wait_for_end(ENDS).is_err() => return Err(error),
+                Err(error) if machine.wait_for_end(PATIENCE).is_err() => return Err(error),
                 Ok(_) | Err(_) => {}
             }
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::PATIENCE;
 use crate::booted::Booted;
 use crate::command_line::{arguments, monitors};
 use crate::deviation::{Mounted, create_destination, id_of};
@@ -20,8 +21,6 @@ use crate::record::{Record, Side};
 use crate::spec::{Guest, Spec};
 use crate::wire::Wire;
 
-/// How long a guest may take to boot on a busy machine.
-const BOOTS: Duration = Duration::from_secs(90);
 /// Beats that show a guest to be up.
 const UP: u64 = 3;
 
@@ -97,10 +96,10 @@ impl Half {
         let (spec, record) = (&self.spec, &self.record);
         let mut boot = Duration::ZERO;
         if !spec.quick {
-            record.wait_for_beats(Side::Source, UP, BOOTS).context(|| format!("after {}", self.source.stderr()))?;
+            record.wait_for_beats(Side::Source, UP, PATIENCE).context(|| format!("after {}", self.source.stderr()))?;
             boot = record.beats().get(UP as usize - 1).map_or(boot, |beat| beat.at - self.started);
             if spec.workload.write > 0 && spec.workload.disks > 0 {
-                record.wait_for_writes(Side::Source, 1, BOOTS)?;
+                record.wait_for_writes(Side::Source, 1, PATIENCE)?;
             }
         }
         for (number, disk) in spec.disks.iter().enumerate() {

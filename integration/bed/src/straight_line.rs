@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::PATIENCE;
 use crate::disk::DiskSpec;
 use crate::error::{Error, Result};
 use crate::pair::Pair;
@@ -14,8 +15,6 @@ use crate::qmp::{Event, Qmp};
 use crate::record::Side;
 use crate::wire::Wire;
 
-/// How long any one phase may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// As good as unlimited, and accepted by every version.
 const UNLIMITED: u64 = 1 << 40;
 

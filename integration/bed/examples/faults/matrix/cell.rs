@@ -11,14 +11,12 @@ use super::attempt::{Attempt, attempt};
 use super::engine::Ended;
 use super::fault::Fault;
 use super::judge::{Facts, Standing, judge};
-use super::look::Seen;
+use super::look::{Seen, WAIT};
 use super::point::Point;
 use super::stage::Stage;
 
 /// So many of the last commands are told where something is wrong.
 const TAIL: usize = 40;
-/// How long a guest may take for something on a busy machine.
-const WAIT: Duration = Duration::from_secs(60);
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -154,7 +152,7 @@ fn nothing_left(pair: &Pair, ended: &Ended) -> Result<()> {
         if let Some(found) = is_there
             .then(|| machine.leftovers())
             .transpose()
-            .or_else(|error| if machine.wait_for_end(Duration::from_secs(3)).is_ok() { Ok(None) } else { Err(error) })?
+            .or_else(|error| if machine.wait_for_end(WAIT).is_ok() { Ok(None) } else { Err(error) })?
         {
             // a QEMU that is frozen until the engine has ended may or may not do yet what it was told
             let is_told = |what: &String| {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use qferry_bed::{Machine, Pair, Result};
 use serde_json::json;
 
-/// How long one that is about to end may take.
-const ENDS: Duration = Duration::from_secs(3);
+/// How long a QEMU or a guest may take for something on a busy machine.
+pub(super) const WAIT: Duration = Duration::from_secs(120);
 
 /// One side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Seen {
             Ok((run, migration)) => {
                 Ok(Self::Answers { run, migration: migration.as_str().unwrap_or("none").to_owned() })
             }
-            Err(_) if machine.wait_for_end(ENDS).is_ok() => Ok(Self::Dead),
+            Err(_) if machine.wait_for_end(WAIT).is_ok() => Ok(Self::Dead),
             Err(_) => Ok(Self::Silent),
         }
     }
