@@ -191,6 +191,9 @@ mod tests {
     use super::*;
     use std::time::{Duration, Instant};
 
+    /// For what must come.
+    const WAIT: Duration = Duration::from_secs(30);
+    /// For what must not.
     const SHORT: Duration = Duration::from_millis(100);
 
     fn relay() -> (tempfile::TempDir, ChannelProxy, UnixStream, UnixStream) {
@@ -201,7 +204,7 @@ mod tests {
         let client = UnixStream::connect(proxy.front()).expect("a relay that listens");
         let (server, _) = behind.accept().expect("a relay that connects");
         for stream in [&client, &server] {
-            stream.set_read_timeout(Some(SHORT)).expect("a deadline");
+            stream.set_read_timeout(Some(WAIT)).expect("a deadline");
         }
         (folder, proxy, client, server)
     }
@@ -217,7 +220,9 @@ mod tests {
         assert_eq!(heard(&mut server).ok(), Some(3));
         proxy.black_hole();
         client.write_all(b"more").expect("a connection");
+        server.set_read_timeout(Some(SHORT)).expect("a deadline");
         assert!(heard(&mut server).is_err(), "nothing comes, and no end either");
+        server.set_read_timeout(Some(WAIT)).expect("a deadline");
         proxy.resume();
         assert_eq!(heard(&mut server).ok(), Some(4));
         assert_eq!(proxy.carried(), 7);
@@ -227,18 +232,18 @@ mod tests {
     fn what_a_dead_peer_has_not_read_goes_with_it() {
         let (_folder, proxy, mut client, server) = relay();
         client.set_nonblocking(true).expect("a connection");
+        let deadline = Instant::now() + WAIT;
         // more than all on the way can hold
         let mut full = 0;
-        while full < 50 {
+        while full < 50 || proxy.carried() == 0 {
+            assert!(Instant::now() < deadline, "{full} refusals, {} bytes carried", proxy.carried());
             match client.write(&[0; CHUNK]) {
                 Ok(_) => full = 0,
                 Err(_) => full += 1,
             }
             thread::sleep(Duration::from_millis(1));
         }
-        assert!(proxy.carried() > 0);
         drop(server);
-        let deadline = Instant::now() + Duration::from_secs(10);
         // the kernel says so once where the other end was closed with something in it, and not where it was shut down
         while heard(&mut client).map_err(|error| error.kind()) != Err(std::io::ErrorKind::ConnectionReset) {
             assert!(Instant::now() < deadline, "it is kept");
@@ -252,6 +257,7 @@ mod tests {
         proxy.cut();
         assert_eq!((heard(&mut client).ok(), heard(&mut server).ok()), (Some(0), Some(0)));
         let mut late = UnixStream::connect(proxy.front()).expect("it listens");
+        late.set_read_timeout(Some(WAIT)).expect("a deadline");
         assert_eq!(heard(&mut late).ok(), Some(0));
     }
 }

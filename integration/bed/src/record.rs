@@ -114,9 +114,9 @@ impl Record {
         }
     }
 
-    /// Reads a debug port to its end.
+    /// Reads a debug port to its end, each time all there is: a guest says less than a tenth of this in a second.
     pub(crate) fn read_to_end(self: &Arc<Self>, mut port: UnixStream, log: usize) {
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; 64 << 10];
         while let Ok(length) = port.read(&mut buffer) {
             let at = Instant::now();
             match buffer.get(..length) {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use qferry_bed::{DiskSpec, Guest, Link, Pair, Result, Side, Spec, Style, Wire, Workload, image_facts, straight_line};
 use qferry_guest::block;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 const WAIT: Duration = Duration::from_secs(90);
@@ -31,13 +31,13 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     let gap = pair.longest_gap(since).expect("more than one beat");
     println!("{timings:?}, longest gap {:?}", gap.length);
 
-    assert!(pair.beats(Side::Source).len() > 3);
-    // A beat may be read a little late, when the machine is busy.
-    assert!(
-        gap.length + Duration::from_millis(20) >= timings.blackout,
-        "{gap:?} is shorter than {:?}",
-        timings.blackout
-    );
+    // The last beat may be read late on a busy machine, but it came after the read before it had begun, and this after the
+    // one before had ended: the port is emptied each time.
+    let (mut here, there) = (pair.beats(Side::Source), pair.beats(Side::Destination)[0]);
+    here.dedup_by_key(|beat| beat.at);
+    let [.., early, _, last] = here.as_slice() else { panic!("few beats: {here:?}") };
+    assert!(there.at - early.at >= timings.blackout, "{early:?} to {there:?} is shorter than {:?}", timings.blackout);
+    assert!(gap.length >= there.at - last.at, "{gap:?} is shorter than from {last:?} to {there:?}");
     assert_eq!(pair.blackout()?, timings.blackout);
     assert_eq!(pair.runners()?, [Side::Destination]);
     assert!(!pair.source.alive()?, "the source was to quit");
@@ -226,14 +226,51 @@ fn the_same_without_the_bug_loses_nothing() -> Result<()> {
     move_with_a_slow_mirror_start("10.0.13")?
 }
 
+/// What a link had carried at some moment between two.
+struct Carried {
+    bytes: u64,
+    between: [Instant; 2],
+}
+
+impl Carried {
+    fn now(wire: &Wire) -> Result<Self> {
+        let (before, bytes) = (Instant::now(), wire.sent(Side::Source)?);
+        Ok(Self { bytes, between: [before, Instant::now()] })
+    }
+
+    /// The bytes between two of them, and at most how many seconds they took.
+    fn until(&self, later: &Self) -> (f64, f64) {
+        ((later.bytes - self.bytes) as f64, (later.between[1] - self.between[0]).as_secs_f64())
+    }
+}
+
 #[test]
 fn a_link_has_the_rate_asked_for() -> Result<()> {
+    // what the shaper lets through at once after a pause, and a packet that it let through before and was counted late
+    let (rate, burst) = (50e6, 524_288.0 + 65_536.0);
     let wire = Wire::start(Link { bits_per_second: 400_000_000 })?;
-    let speed = wire.copy(48 * MIB)?;
-    println!("{speed:?}");
+    let (speed, seen) = std::thread::scope(|scope| {
+        let copy = scope.spawn(|| wire.copy(48 * MIB));
+        let mut seen = vec![Carried::now(&wire)?];
+        while !copy.is_finished() {
+            std::thread::sleep(Duration::from_millis(5));
+            seen.push(Carried::now(&wire)?);
+        }
+        copy.join().expect("no panic").map(|speed| (speed, seen))
+    })?;
     assert!(speed.payload < speed.device, "{speed:?}");
-    // what the shaper lets through at once comes on top; a busy machine takes away
-    assert!((35e6..52e6).contains(&speed.device), "{speed:?}");
+    // the shaper never lets more through, and a busy machine takes away: what it can is seen where the machine does not
+    let mut best: f64 = 0.0;
+    for (number, from) in seen.iter().enumerate() {
+        for (bytes, seconds) in seen[number..].iter().map(|to| from.until(to)) {
+            assert!(bytes <= rate * seconds + burst, "{bytes} bytes in {seconds} s");
+            if seconds > 0.2 {
+                best = best.max(bytes / seconds);
+            }
+        }
+    }
+    println!("{speed:?}, at best {best}");
+    assert!(best >= rate * 0.9, "{speed:?}, at best {best}");
     let (here, there) = (wire.sent(Side::Source)?, wire.sent(Side::Destination)?);
     assert!(here > 48 * MIB && there < here / 10, "{here} {there}");
     Ok(())
@@ -263,31 +300,56 @@ fn memory_is_rewritten_in_bursts() -> Result<()> {
     let (burst, calm) = (Duration::from_millis(500), Duration::from_millis(500));
     let workload = Workload { ram: 8 * MIB, dirty: 32 * MIB, burst, calm, write: 0, read: 0, ..Workload::default() };
     let pair = Pair::start(&Spec { workload, ..Spec::default() })?;
+    let began = Instant::now();
     let share = rate(&pair) / (32 * MIB) as f64;
-    assert!((0.25..0.65).contains(&share), "{share} of the rate with half of the time");
+    assert!(share < 0.65, "{share} of the rate with half of the time");
+    // in a burst it is more than that; a busy host takes away from most of them, and hardly from all
+    let window = Duration::from_millis(250);
+    let share = |from| pair.done(from, from + window).pages as f64 * 4096.0 / window.as_secs_f64() / (32 * MIB) as f64;
+    let mut from = began;
+    while share(from) < 0.7 {
+        assert!(began.elapsed() < WAIT, "no burst at the rate");
+        from += Duration::from_millis(10);
+        std::thread::sleep((from + window).saturating_duration_since(Instant::now()));
+    }
     no_errors(&pair);
     Ok(())
+}
+
+/// Waits until a migration to nowhere shows this much of something.
+fn wait_for_migration(pair: &Pair, what: &str, least: u64) -> Result<()> {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        let migration = pair.source.qmp("query-migrate", &json!({}))?;
+        if migration.pointer(what).and_then(Value::as_u64).is_some_and(|found| found >= least) {
+            return Ok(());
+        }
+        assert!(Instant::now() < deadline, "{what} is not {least}: {migration}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
 fn a_guest_that_computes_slows_down_with_its_processor() -> Result<()> {
     let asked = 64 * MIB;
-    let workload = Workload { ram: 16 * MIB, dirty: asked, compute: true, write: 0, read: 0, ..Workload::default() };
+    let workload = Workload { ram: 4 * MIB, dirty: asked, compute: true, write: 0, read: 0, ..Workload::default() };
     let pair = Pair::start(&Spec { workload, ..Spec::default() })?;
     let source = &pair.source;
+    let set = |parameters| source.qmp("migrate-set-parameters", &parameters);
     // a migration to nowhere, because QEMU throttles for the sake of one only
     source
         .qmp("migrate-set-capabilities", &json!({"capabilities": [{"capability": "auto-converge", "state": true}]}))?;
-    let parameters = json!({"cpu-throttle-initial": 90, "max-bandwidth": 20 * MIB, "downtime-limit": 1});
-    source.qmp("migrate-set-parameters", &parameters)?;
+    set(json!({"cpu-throttle-initial": 90, "max-bandwidth": 20 * MIB, "downtime-limit": 1}))?;
     source.qmp("migrate", &json!({"uri": "exec:cat >/dev/null"}))?;
-    let deadline = Instant::now() + WAIT;
-    while source.qmp("query-migrate", &json!({}))?["cpu-throttle-percentage"].as_u64().unwrap_or_default() < 90 {
-        assert!(Instant::now() < deadline, "not throttled: {}", source.qmp("query-migrate", &json!({}))?);
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    // It must not end, which it does once all has been sent between two moments in which the throttled guest runs. So it
+    // is slow after the first pass, and stands still once the guest is throttled.
+    wait_for_migration(&pair, "/ram/dirty-sync-count", 2)?;
+    set(json!({"max-bandwidth": 2 * MIB}))?;
+    wait_for_migration(&pair, "/cpu-throttle-percentage", 90)?;
+    set(json!({"max-bandwidth": 4096}))?;
     let share = rate(&pair) / asked as f64;
-    assert!(share < 0.3, "{share} of the rate with a tenth of the processor");
+    assert_eq!(source.qmp("query-migrate", &json!({}))?["status"], "active");
+    assert!(share > 0.0 && share < 0.3, "{share} of the rate with a tenth of the processor");
     source.qmp("migrate_cancel", &json!({}))?;
     no_errors(&pair);
     Ok(())
