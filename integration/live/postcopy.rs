@@ -1,30 +1,58 @@
 //! Guests that dirty more than the link carries, moved by postcopy: over a channel that holds, over one that is cut, and
 //! with a side that dies.
 
-use super::support::{
-    MIB, WAIT, builder, judge_back, judge_disks, judge_running, migrate, migrate_and, migrate_when, settings, spec,
-    start,
-};
+use super::support::{MIB, WAIT, builder, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start};
 use qferry::{
-    convergence::Policy,
+    endpoint::Address,
     migration::{Builder, Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
     quantity::Rate,
 };
-use qferry_bed::{Event as BedEvent, Guest, Pair, Side, Spec, Workload};
+use qferry_bed::{Deed, Event as BedEvent, Guest, MonitorProxy, Pair, Side, Spec, Tape, Workload, nth};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use std::time::Duration;
+use std::cell::Cell;
 
-/// A guest that dirties more than [`postcopy`] lets through.
+/// A guest that dirties more than is let through.
 fn heavy(version: &str) -> Spec {
     let workload = Workload { ram: 48 * MIB, dirty: 60 * MIB, write: 50, read: 100, ..Workload::default() };
     spec(version, workload)
 }
 
+fn at_once(pair: &Pair) -> Settings {
+    let policy = "name = \"at-once\"\nram = []\n[schedule]\npoll = \"100ms\"\ndowntime = \"1ms\"\nsteps = [{ then = \"postcopy\" }]";
+    Settings { policy: policy.parse().unwrap(), ..settings(pair) }
+}
+
+/// Without a ceiling of the engine's, which would put its own in place of the bed's (see [`slowly`]).
 fn postcopy(pair: &Pair) -> Builder {
-    let at_once = "name = \"at-once\"\nram = []\n[schedule]\npoll = \"100ms\"\ndowntime = \"1ms\"\nsteps = [{ then = \"postcopy\" }]";
-    let policy: Policy = at_once.parse().unwrap();
-    builder(pair).settings(Settings { policy, bandwidth: Some(Rate(24 * MIB)), ..settings(pair) })
+    builder(pair).settings(at_once(pair))
+}
+
+fn begins(kind: &Kind, wanted: Phase) -> bool {
+    matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == wanted)
+}
+
+/// What fits, in a migration that sends next to nothing but what the guest asks for, until [`hurry`]: however late a busy host
+/// lets this process act, most of the pages are still at the source. The engine has set its own parameters by then.
+fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
+    move |kind| {
+        if begins(kind, Phase::Memory) {
+            let slow = json!({"max-bandwidth": MIB, "max-postcopy-bandwidth": MIB});
+            pair.source.qmp("migrate-set-parameters", &slow).unwrap();
+        }
+        fits(kind)
+    }
+}
+
+/// Lets the rest come as fast as it can.
+fn hurry(pair: &Pair) {
+    pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": 0})).unwrap();
+}
+
+/// Migrates so, and does something at the begin of a phase.
+fn migrate_slowly(pair: &Pair, builder: Builder, at: Phase, act: impl FnOnce(&Migration)) -> (Outcome, Vec<Event>) {
+    migrate_when(builder, slowly(pair, |kind| begins(kind, at)), act)
 }
 
 fn cut(pair: &Pair) {
@@ -39,6 +67,20 @@ fn warned(events: &[Event], wanted: &str) -> bool {
     events.iter().any(|event| matches!(&event.kind, Kind::Warning { code, .. } if *code == wanted))
 }
 
+/// So many channels were made anew, as the source tells it, by as many tries: the destination may refuse one at once, above all
+/// as long as it does not know that the channel is broken.
+fn judge_channels(pair: &Pair, events: &[Event], wanted: usize) {
+    let told = pair.source.events().unwrap();
+    let statuses: Vec<_> =
+        told.iter().filter(|event| event.name == "MIGRATION").map(|event| &event.data["status"]).collect();
+    let made = statuses.windows(2).filter(|two| *two == ["postcopy-recover", "postcopy-active"]).count();
+    assert_eq!(made, wanted, "{statuses:?}");
+    let is_refused =
+        |kind: &Kind| matches!(kind, Kind::Warning { message, .. } if message.contains("refused migrate-recover"));
+    let refused = events.iter().filter(|event| is_refused(&event.kind)).count();
+    assert_eq!(actions(events, "recover-postcopy") - refused, wanted, "{events:#?}");
+}
+
 fn judge(pair: &Pair, outcome: &Outcome) {
     assert!(outcome.ram.postcopy, "{outcome:#?}");
     judge_running(pair, outcome);
@@ -46,11 +88,26 @@ fn judge(pair: &Pair, outcome: &Outcome) {
 
 fn moves(version: &str) {
     let pair = start(&heavy(version));
-    let outcome = migrate(postcopy(&pair));
+    let ceiling = Rate(24 * MIB);
+    let limited = builder(&pair).settings(Settings { bandwidth: Some(ceiling), ..at_once(&pair) });
+    let sampled = |kind: &Kind| match kind {
+        Kind::Memory { status, .. } => ["postcopy-active", "completed"].contains(&status.as_str()),
+        _ => false,
+    };
+    let (outcome, events) = migrate_when(limited, slowly(&pair, sampled), |_| {
+        let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
+        assert_eq!(parameters["max-postcopy-bandwidth"], ceiling.0);
+    });
     judge(&pair, &outcome);
-    // what remained went over after the guest had resumed, within the ceiling
-    let blackout = outcome.blackout_ms.unwrap();
-    assert!(outcome.total_ms as f64 > blackout * 3.0, "{outcome:#?}");
+    // what the guest keeps in use went over after it was handed over
+    let before = events.iter().take_while(|event| !begins(&event.kind, Phase::Handover));
+    let sent = |event: &Event| match event.kind {
+        Kind::Memory { transferred, .. } => Some(transferred),
+        _ => None,
+    };
+    let before = before.filter_map(sent).last().unwrap_or_default();
+    let ram = pair.spec().workload.ram;
+    assert!(outcome.ram.bytes - before >= ram, "{before} bytes before: {outcome:#?}");
 }
 
 #[test]
@@ -71,7 +128,7 @@ fn a_guest_moves_by_postcopy_on_7_2() {
 #[test]
 fn a_paused_guest_moves_by_postcopy_and_stays_paused() {
     let pair = start(&Spec { guest: Guest::Paused, ..heavy("10.0.13") });
-    let outcome = migrate(postcopy(&pair));
+    let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |_| hurry(&pair));
     super::support::judge_moved(&pair, &outcome);
     assert_eq!(pair.destination.status().unwrap(), "paused");
     judge_disks(&pair, Side::Destination);
@@ -80,10 +137,13 @@ fn a_paused_guest_moves_by_postcopy_and_stays_paused() {
 /// Cuts the channel as soon as pages are fetched.
 fn is_cut_and_recovers(version: &str) {
     let pair = start(&heavy(version));
-    let (outcome, events) = migrate_and(postcopy(&pair), Phase::Postcopy, |_| cut(&pair));
+    let (outcome, events) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |_| {
+        cut(&pair);
+        hurry(&pair);
+    });
     judge(&pair, &outcome);
-    assert_eq!(actions(&events, "recover-postcopy"), 1, "{events:#?}");
     assert!(warned(&events, "postcopy-paused"), "{events:#?}");
+    judge_channels(&pair, &events, 1);
 }
 
 #[test]
@@ -105,9 +165,12 @@ fn a_channel_that_is_cut_is_made_anew_on_7_2() {
 fn a_port_is_used_again_for_the_new_channel() {
     let pair = start(&heavy("10.0.13"));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let nbd = qferry::endpoint::Address::unix(pair.run_dir().join("nbd")).unwrap();
+    let nbd = Address::unix(pair.run_dir().join("nbd")).unwrap();
     let ram = format!("tcp:127.0.0.1:{port}").parse().unwrap();
-    let (outcome, events) = migrate_and(postcopy(&pair).addresses(nbd, ram), Phase::Postcopy, |_| cut(&pair));
+    let (outcome, events) = migrate_slowly(&pair, postcopy(&pair).addresses(nbd, ram), Phase::Postcopy, |_| {
+        cut(&pair);
+        hurry(&pair);
+    });
     judge(&pair, &outcome);
     assert!(actions(&events, "recover-postcopy") >= 1, "{events:#?}");
 }
@@ -115,7 +178,10 @@ fn a_port_is_used_again_for_the_new_channel() {
 #[test]
 fn a_cancel_in_postcopy_is_too_late() {
     let pair = start(&heavy("10.0.13"));
-    let (outcome, events) = migrate_and(postcopy(&pair), Phase::Postcopy, Migration::cancel);
+    let (outcome, events) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |migration| {
+        migration.cancel();
+        hurry(&pair);
+    });
     judge(&pair, &outcome);
     assert!(warned(&events, "too-late-to-cancel"), "{events:#?}");
 }
@@ -123,7 +189,7 @@ fn a_cancel_in_postcopy_is_too_late() {
 #[test]
 fn a_cancel_before_postcopy_rolls_back() {
     let pair = start(&heavy("10.0.13"));
-    let (outcome, _) = migrate_and(postcopy(&pair), Phase::Switchover, Migration::cancel);
+    let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Switchover, Migration::cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     assert!(!outcome.ram.postcopy, "{outcome:#?}");
     judge_disks(&pair, Side::Source);
@@ -132,7 +198,7 @@ fn a_cancel_before_postcopy_rolls_back() {
 #[test]
 fn the_source_dies_with_pages_that_the_guest_lacks() {
     let pair = start(&heavy("10.0.13"));
-    let (outcome, _) = migrate_and(postcopy(&pair), Phase::Postcopy, |_| pair.source.kill().unwrap());
+    let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |_| pair.source.kill().unwrap());
     assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
     assert_eq!(outcome.runs_on, RunsOn::Destination);
     let reason = outcome.reason.unwrap();
@@ -144,26 +210,41 @@ fn the_source_dies_with_pages_that_the_guest_lacks() {
 #[test]
 fn the_destination_dies_with_the_guest_in_postcopy() {
     let pair = start(&heavy("10.0.13"));
-    let (outcome, _) = migrate_and(postcopy(&pair), Phase::Postcopy, |_| pair.destination.kill().unwrap());
+    let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |_| pair.destination.kill().unwrap());
     assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
     assert_eq!(outcome.runs_on, RunsOn::Unknown);
     assert_eq!(outcome.reason.unwrap().code, "destination-gone");
     assert_ne!(pair.source.status().unwrap(), "running", "its disks are old");
 }
 
-/// Kills the destination once the source has sent it the devices, before it could load them.
+/// Kills the destination once the source has sent it the devices, before it could load them: it is stopped before the source
+/// is told to go on, by a proxy through which the command has to come.
 fn destination_dies_in_the_handover(version: &str, sent: &'static str) -> (Pair, Outcome) {
     let pair = start(&heavy(version));
+    let folder = pair.run_dir().with_file_name("proxied");
+    std::fs::create_dir(&folder).unwrap();
+    let proxy =
+        MonitorProxy::start(Side::Source, folder.join("qmp"), pair.source.qmp_path(), &Tape::default()).unwrap();
+    let destination = Pid::from_raw(pair.destination.pid().cast_signed()).unwrap();
+    let stop = move || kill_process(destination, Signal::STOP).unwrap();
+    proxy.rule(nth(Side::Source, "migrate-continue", 1), stop, Deed::Pass);
+    let address = |path| Address::unix(path).unwrap();
+    // what cannot be known to be of this host has its channels named
+    let channel = |name| Some(address(folder.join(name)));
+    let settings = Settings {
+        nbd_address: channel("nbd"),
+        migrate_address: channel("ram"),
+        source_nbd_address: channel("source-nbd"),
+        ..at_once(&pair)
+    };
+    let sides = Migration::builder(address(proxy.path().to_owned()), address(pair.destination.qmp_path()));
     let outcome = std::thread::scope(|scope| {
-        let (outcome, _) = migrate_and(postcopy(&pair), Phase::Handover, |_| {
-            pair.destination.stop_process().unwrap();
-            scope.spawn(|| {
-                let is_sent = |event: &BedEvent| event.name == "MIGRATION" && event.data["status"] == sent;
-                pair.source.wait_for_event(WAIT, is_sent).unwrap();
-                pair.destination.kill().unwrap();
-            });
+        scope.spawn(|| {
+            let is_sent = |event: &BedEvent| event.name == "MIGRATION" && event.data["status"] == sent;
+            pair.source.wait_for_event(WAIT, is_sent).unwrap();
+            pair.destination.kill().unwrap();
         });
-        outcome
+        migrate_slowly(&pair, sides.settings(settings), Phase::Handover, |_| ()).0
     });
     (pair, outcome)
 }
@@ -193,7 +274,8 @@ fn the_destination_dies_before_it_runs_on_11_1() {
 fn a_destination_that_refuses_the_state_leaves_the_guest_on_11_1() {
     let pair = start(&heavy("11.1"));
     pair.source.qmp("device_add", &json!({"driver": "virtio-rng-pci", "id": "only-here"})).unwrap();
-    let outcome = migrate(postcopy(&pair).force("device-missing"));
+    let forced = postcopy(&pair).force("device-missing");
+    let (outcome, _) = migrate_slowly(&pair, forced, Phase::Handover, |_| ());
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     judge_disks(&pair, Side::Source);
 }
@@ -201,33 +283,37 @@ fn a_destination_that_refuses_the_state_leaves_the_guest_on_11_1() {
 #[test]
 fn a_channel_that_is_cut_twice_is_made_anew_twice() {
     let pair = start(&heavy("10.0.13"));
-    let recovering = std::cell::Cell::new(false);
+    let recovering = Cell::new(false);
     let holds_again = |kind: &Kind| {
         match kind {
-            Kind::Phase { phase: Phase::Postcopy, state: PhaseState::Begin } => cut(&pair),
+            kind if begins(kind, Phase::Postcopy) => cut(&pair),
             Kind::Action { action, .. } if action == "recover-postcopy" => recovering.set(true),
             Kind::Memory { status, .. } => return recovering.get() && status == "postcopy-active",
             _ => {}
         }
         false
     };
-    let (outcome, events) = migrate_when(postcopy(&pair), holds_again, |_| cut(&pair));
+    let (outcome, events) = migrate_when(postcopy(&pair), slowly(&pair, holds_again), |_| {
+        cut(&pair);
+        hurry(&pair);
+    });
     judge(&pair, &outcome);
-    assert!(actions(&events, "recover-postcopy") >= 2, "{events:#?}");
+    judge_channels(&pair, &events, 2);
 }
 
 #[test]
 fn a_channel_that_carries_nothing_is_made_anew() {
     let pair = start(&heavy("10.0.13"));
-    let (outcome, events) = std::thread::scope(|scope| {
-        migrate_and(postcopy(&pair), Phase::Postcopy, |_| {
+    let is_given_up = |kind: &Kind| {
+        if begins(kind, Phase::Postcopy) {
             // nothing is closed, and nobody reads
             pair.destination.stop_process().unwrap();
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_secs(15));
-                pair.destination.continue_process().unwrap();
-            });
-        })
+        }
+        matches!(kind, Kind::Warning { code, .. } if code == "postcopy-paused")
+    };
+    let (outcome, events) = migrate_when(postcopy(&pair), slowly(&pair, is_given_up), |_| {
+        pair.destination.continue_process().unwrap();
+        hurry(&pair);
     });
     judge(&pair, &outcome);
     assert!(actions(&events, "recover-postcopy") >= 1, "{events:#?}");
@@ -237,17 +323,24 @@ fn a_channel_that_carries_nothing_is_made_anew() {
 fn a_new_channel_is_tried_until_there_is_one() {
     let pair = start(&heavy("10.0.13"));
     let away = pair.run_dir().with_extension("away");
-    let (outcome, events) = std::thread::scope(|scope| {
-        migrate_and(postcopy(&pair), Phase::Postcopy, |_| {
-            // no socket can be made there for a while
-            std::fs::rename(pair.run_dir(), &away).unwrap();
-            cut(&pair);
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_secs(6));
-                std::fs::rename(&away, pair.run_dir()).unwrap();
-            });
-        })
+    let tries = Cell::new(0);
+    let third_try = |kind: &Kind| {
+        match kind {
+            kind if begins(kind, Phase::Postcopy) => {
+                // no socket can be made there for a while
+                std::fs::rename(pair.run_dir(), &away).unwrap();
+                cut(&pair);
+            }
+            Kind::Action { action, .. } if action == "recover-postcopy" => tries.set(tries.get() + 1),
+            _ => {}
+        }
+        tries.get() == 3
+    };
+    let (outcome, events) = migrate_when(postcopy(&pair), slowly(&pair, third_try), |_| {
+        std::fs::rename(&away, pair.run_dir()).unwrap();
+        hurry(&pair);
     });
     judge(&pair, &outcome);
     assert!(actions(&events, "recover-postcopy") >= 3, "{events:#?}");
+    judge_channels(&pair, &events, 1);
 }
