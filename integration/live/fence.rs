@@ -1,10 +1,13 @@
 //! A destination that the engine knows only as a monitor: whether it can run the guest, the user's fence command alone can say.
 
-use super::support::{WAIT, busy, judge_disks, qferry, spec, start};
+use super::support::{WAIT, busy, judge_disks, qferry, qferry_within, spec, start};
 use qferry_bed::{Deed, MonitorProxy, Pair, Side, Tape, nth};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, time::Duration};
+
+/// How long a switchover may take. Nearly half of it is waited for each guest that does not arrive.
+const SWITCHOVER: Duration = Duration::from_secs(30);
 
 /// What becomes of the destination as the source is told to pass the guest on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +62,7 @@ impl Scene {
         let calls = self.calls_file().display().to_string();
         fs::write(&script, format!("#!/bin/sh\nprintf '%s\\n' \"$#\" \"$@\" >>'{calls}'\n{fence}\n")).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
-        let mut command = qferry(&self.pair, "migrate");
+        let mut command = qferry_within(&self.pair, "migrate", SWITCHOVER);
         command.arg("--json").arg("--source").arg(self.source.path()).arg("--destination").arg(&self.destination);
         command.arg("--journal").arg(self.journal()).arg("--fence-command").arg(script);
         // what cannot be known to be of this host has its channels named
@@ -98,7 +101,9 @@ fn run(command: &mut Command) -> (i32, Vec<Value>) {
 
 /// Kills a process, and ends when that runs nothing any more: it is the bed's to collect.
 fn kills(pid: u32) -> String {
-    format!("kill -KILL {pid}\nwhile grep -qs '^State:[[:space:]]*[^ZX[:space:]]' /proc/{pid}/status; do :; done")
+    format!(
+        "kill -KILL {pid}\nwhile grep -qs '^State:[[:space:]]*[^ZX[:space:]]' /proc/{pid}/status; do sleep 0.02; done"
+    )
 }
 
 /// Whether the guest was resumed on a side after it was last stopped there.

@@ -25,12 +25,17 @@ const SWITCHOVER: Duration = Duration::from_secs(40);
 
 /// The command. Sockets of the run go to XDG_RUNTIME_DIR/qferry, its journal to XDG_STATE_HOME.
 pub(crate) fn qferry(pair: &Pair, verb: &str) -> Command {
+    qferry_within(pair, verb, SWITCHOVER)
+}
+
+/// The same, where a switchover may take so long.
+pub(crate) fn qferry_within(pair: &Pair, verb: &str, switchover: Duration) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
     command.arg(verb).env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
     command.stdin(Stdio::null());
     if verb == "migrate" {
         let seconds = |time: Duration| format!("{}s", time.as_secs());
-        command.args(["--downtime", &seconds(BUDGET), "--switchover-timeout", &seconds(SWITCHOVER)]);
+        command.args(["--downtime", &seconds(BUDGET), "--switchover-timeout", &seconds(switchover)]);
     }
     command
 }
