@@ -271,10 +271,10 @@ fn another_place_is_written_into_the_header_and_full_stands_alone() {
     assert!(info["backing-filename"].is_null(), "{info:#}");
 }
 
-/// Starts a copy of 24 MiB that takes its time, and waits until it is under way.
-fn slow_copy(place: &Place) -> std::process::Child {
+/// Starts a copy of 24 MiB at this rate, and waits until it is under way.
+fn slow_copy(place: &Place, rate: &str) -> std::process::Child {
     let mut child = place
-        .moved(&["--populate", "missing", "--apply", "--json", "--bandwidth", "4MiB/s"])
+        .moved(&["--populate", "missing", "--apply", "--json", "--bandwidth", rate])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -282,7 +282,7 @@ fn slow_copy(place: &Place) -> std::process::Child {
     let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
     let under_way = lines.any(|line| {
         let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        line["type"] == "image" && line["done"].as_u64() >= Some(2 * MIB)
+        line["type"] == "image" && line["done"].as_u64() >= Some(MIB)
     });
     assert!(under_way);
     drop(lines);
@@ -300,7 +300,7 @@ fn a_killed_copy_is_begun_anew_and_two_do_not_meet() {
     let place = Place::new("10.0.13");
     let top = large_base(&place);
     let source = place.source(&[("disk0", "qcow2", &top)]);
-    let mut first = slow_copy(&place);
+    let mut first = slow_copy(&place, "1MiB/s");
     assert_eq!(place.made(), [".base.raw.qferry-partial", ".top.qcow2.qferry-partial"]);
 
     // the monitor serves one at a time: the second comes by another one
@@ -334,7 +334,7 @@ fn an_interrupted_copy_leaves_nothing() {
     let place = Place::new("10.0.13");
     let top = large_base(&place);
     let source = place.source(&[("disk0", "qcow2", &top)]);
-    let child = slow_copy(&place);
+    let child = slow_copy(&place, "1MiB/s");
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(5));
     assert_eq!(place.made(), Vec::<String>::new());
@@ -373,7 +373,7 @@ fn a_file_system_that_is_full_is_named() {
 
     // and when somebody else fills it on the way
     let _small = Small::mount(place.path("d"), "28M");
-    let child = slow_copy(&place);
+    let child = slow_copy(&place, "2MiB/s");
     let hog = place.path("d").join("hog");
     drop(fs::write(&hog, vec![1; 26 << 20]));
     let output = child.wait_with_output().unwrap();
