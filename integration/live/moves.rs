@@ -6,7 +6,7 @@ use super::support::{
 };
 use qferry::{
     endpoint::{Address, Dialed, dial},
-    migration::{Builder, Endpoint, Migration},
+    migration::{Endpoint, Migration},
     progress::{Ending, Kind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
@@ -112,14 +112,18 @@ fn a_paused_guest_stays_paused() {
     judge_disks(&pair, Side::Destination);
 }
 
+/// Migrates, and does what the guest's owner would once RAM is sent.
+fn once_ram_is_sent(pair: &Pair, command: &str) -> Outcome {
+    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let act = |_: &Migration| drop(pair.source.qmp(command, &serde_json::json!({})).unwrap());
+    migrate_when(builder(pair).bandwidth(Rate(16 * MIB)), sending, act).0
+}
+
 #[test]
 fn a_paused_guest_that_its_owner_resumes_while_ram_is_sent_runs_on() {
     for version in ["10.0.13", "11.1"] {
         let pair = start(&Spec { guest: Guest::Paused, ..spec(version, busy()) });
-        let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
-        let resume = |_: &Migration| drop(pair.source.qmp("cont", &serde_json::json!({})).unwrap());
-        let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), sending, resume);
-        judge_running(&pair, &outcome);
+        judge_running(&pair, &once_ram_is_sent(&pair, "cont"));
     }
 }
 
@@ -135,18 +139,11 @@ fn a_guest_that_its_owner_pauses_while_disks_are_copied_stays_paused() {
     judge_disks(&pair, Side::Destination);
 }
 
-/// Pauses the guest as its owner would, once RAM is sent.
-fn pause_while_ram_is_sent(pair: &Pair, builder: Builder) -> Outcome {
-    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
-    let stop = |_: &Migration| drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap());
-    migrate_when(builder, sending, stop).0
-}
-
 #[test]
 fn a_guest_that_its_owner_pauses_while_ram_is_sent_stays_paused() {
     for version in ["10.0.13", "11.1"] {
         let pair = start(&spec(version, busy()));
-        let outcome = pause_while_ram_is_sent(&pair, builder(&pair).bandwidth(Rate(16 * MIB)));
+        let outcome = once_ram_is_sent(&pair, "stop");
         judge_moved(&pair, &outcome);
         assert_eq!(outcome.blackout_ms, None);
         assert_eq!(pair.destination.status().unwrap(), "paused");
