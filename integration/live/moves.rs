@@ -2,11 +2,11 @@
 
 use super::support::{
     MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
-    migrate_when, on_source_host, spec, start,
+    migrate_when, on_source_host, settings, spec, start,
 };
 use qferry::{
     endpoint::{Address, Dialed, dial},
-    migration::{Endpoint, Migration},
+    migration::{Endpoint, JournalPlace, Migration},
     progress::{Ending, Kind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
@@ -151,11 +151,13 @@ fn a_guest_that_its_owner_pauses_while_ram_is_sent_stays_paused() {
     }
 }
 
-#[test]
-fn a_guest_that_its_owner_pauses_while_ram_is_sent_is_not_resumed_by_the_way_back() {
-    let pair = start(&Spec { disks: vec![DiskSpec::small()], ..spec("10.0.13", idle()) });
+/// Cancels once the guest's owner has done something while RAM is sent: it is as he wants it, and the journal says so.
+fn goes_back(guest: Guest, command: &str, status: &str) {
+    let pair = start(&Spec { guest, disks: vec![DiskSpec::small()], ..spec("10.0.13", idle()) });
+    let settings = settings(&pair);
+    let JournalPlace::File(journal) = settings.journal.clone() else { panic!("{settings:?}") };
     let outcome = block_on(async {
-        let mut migration = builder(&pair).bandwidth(Rate(4 * MIB)).start();
+        let mut migration = builder(&pair).settings(settings).bandwidth(Rate(4 * MIB)).start();
         let (mut events, mut looks) = (migration.events(), 0);
         while let Some(event) = events.next().await {
             match event.kind {
@@ -164,7 +166,7 @@ fn a_guest_that_its_owner_pauses_while_ram_is_sent_is_not_resumed_by_the_way_bac
                 _ => continue,
             }
             match looks {
-                1 => drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap()),
+                1 => drop(pair.source.qmp(command, &serde_json::json!({})).unwrap()),
                 // QEMU told of it before it answered to the look before
                 3 => migration.cancel(),
                 _ => {}
@@ -173,8 +175,21 @@ fn a_guest_that_its_owner_pauses_while_ram_is_sent_is_not_resumed_by_the_way_bac
         migration.wait().await
     });
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Cancelled, RunsOn::Source), "{outcome:#?}");
-    assert_eq!(pair.source.status().unwrap(), "paused");
+    assert_eq!(pair.source.status().unwrap(), status);
     assert_eq!(outcome.leftovers, Vec::<String>::new());
+    let journal = std::fs::read_to_string(journal).unwrap();
+    let said: Vec<&str> = journal.lines().filter(|line| line.contains("\"runs\"")).collect();
+    assert!(said.len() == 1 && said[0].contains(&format!("\"runs\":{}", status == "running")), "{journal}");
+}
+
+#[test]
+fn a_guest_that_its_owner_pauses_while_ram_is_sent_is_not_resumed_by_the_way_back() {
+    goes_back(Guest::Running, "stop", "paused");
+}
+
+#[test]
+fn a_paused_guest_that_its_owner_resumes_while_ram_is_sent_runs_after_the_way_back() {
+    goes_back(Guest::Paused, "cont", "running");
 }
 
 #[test]

@@ -176,24 +176,30 @@ impl<'a> Converge<'a> {
             if course.has_resumed(sides) {
                 course.note_resume().await?;
             }
-            let stands = seen.stands_since().filter(|_| sides.was_running || course.resumed);
+            let runs = sides.was_running || course.resumed;
+            let stands = seen.stands_since().filter(|_| runs);
             if course.paused != stands {
                 course.note_pause(None).await?;
             }
             awaited = awaited.filter(|_| awaited == stands);
-            if stands.is_some() && ![course.paused, awaited].contains(&stands) {
+            // events are hints: one that stands still is asked each time
+            if !runs || (stands.is_some() && ![course.paused, awaited].contains(&stands)) {
                 let asked = tokio::select! {
                     biased;
                     arrived = &mut arrival => break arrived?,
                     asked = source.ask(&qmp::query_status {}) => asked?,
                 };
-                if asked.status != RunState::Paused {
-                    // with the guest stopped nothing more is asked, unless the event that is about to come stays away
-                    awaited = stands;
-                    tick.reset_after(OVERDUE);
-                    continue;
+                match asked.status {
+                    RunState::Running if !runs => course.note_resume().await?,
+                    RunState::Paused if runs => course.note_pause(stands).await?,
+                    _ if runs => {
+                        // with the guest stopped nothing more is asked, unless the event that is about to come stays away
+                        awaited = stands;
+                        tick.reset_after(OVERDUE);
+                        continue;
+                    }
+                    _ => {}
                 }
-                course.note_pause(stands).await?;
             }
             let looked = tokio::select! {
                 biased;
@@ -220,7 +226,7 @@ impl<'a> Converge<'a> {
             }
             let stood = sides.stood(stopped);
             let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
-            if (sides.was_running || course.resumed) && !course.is_paused(&sides.source) && stood > most {
+            if (sides.was_running || course.has_resumed(sides)) && !course.is_paused(&sides.source) && stood > most {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(

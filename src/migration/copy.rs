@@ -11,6 +11,7 @@ use crate::{
     handover::{exchange, ownership::DestinationCannotRun},
     memory::{apply, tuning},
     progress::Side,
+    qemu::reply::RunState,
     storage::{
         export, guard,
         layout::Pair,
@@ -108,13 +109,18 @@ impl Engine {
         let because =
             format!("the guest wrote during each of {} starts: its mirrors start with it stopped", guard::ATTEMPTS);
         self.report.action("stop-for-mirror", because);
+        // its owner may have resumed it since it was looked at: it writes
+        let runs = source.ask(&qmp::query_status {}).await?.status == RunState::Running;
+        if runs && !sides.was_running {
+            course.note_resume().await?;
+        }
         course.log.note([Effect::Stopped]).await?;
         let stopped = Instant::now();
         source.act(&qmp::stop {}).await?;
         let limit = self.settings.switchover_limit() / 2;
         let started = timeout(limit, mirror::start(source, pairs, nbd, |pair| converge.speed(pair)));
         let dirty = started.await.map_err(|_| Failure::SwitchoverTimeout(limit))??;
-        if sides.was_running {
+        if runs {
             exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
         }
         course.log.undone(&Effect::Stopped, &self.report).await;

@@ -35,6 +35,8 @@ enum Order {
 #[derive(Debug, Default)]
 pub(super) struct Log {
     effects: Vec<Effect>,
+    /// Whether the guest is to run wherever the migration ends, as it was noted last.
+    runs: bool,
     journal: Option<File>,
 }
 
@@ -66,12 +68,12 @@ impl Log {
         let because = format!("what is done is noted in {0}: should this die, run qferry recover {0}", path.display());
         report.action("journal", because);
         let keep = matches!(settings.journal, JournalPlace::File(_));
-        Ok(Self { effects: Vec::new(), journal: Some(File::start(journal, keep)) })
+        Ok(Self { effects: Vec::new(), runs: sides.was_running, journal: Some(File::start(journal, keep)) })
     }
 
-    /// Goes on where another engine died, with what it had changed.
-    pub(super) fn take_up(journal: Journal<Record>, effects: Vec<Effect>) -> Self {
-        Self { effects, journal: Some(File::start(journal, true)) }
+    /// Goes on where another engine died, with what it had changed, and whether the guest is to run.
+    pub(super) fn take_up(journal: Journal<Record>, effects: Vec<Effect>, runs: bool) -> Self {
+        Self { effects, runs, journal: Some(File::start(journal, true)) }
     }
 
     /// What may have been changed and is not undone, in order.
@@ -91,6 +93,23 @@ impl Log {
         }
         self.effects.extend(effects.iter().cloned());
         self.write(Record::Effects(effects)).await
+    }
+
+    /// Notes whether the guest is to run, where its owner has changed that; on its way when this returns.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(super) fn guest(&mut self, runs: bool) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let changed = std::mem::replace(&mut self.runs, runs) != runs;
+        let written = changed.then(|| self.write(Record::Guest { runs }));
+        async { if let Some(written) = written { written.await } else { Ok(()) } }
+    }
+
+    /// The same on the way back.
+    pub(super) async fn tell_guest(&mut self, runs: bool, report: &Reporter) {
+        if std::mem::replace(&mut self.runs, runs) != runs {
+            self.tell(Record::Guest { runs }, report).await;
+        }
     }
 
     /// Notes that something is not there, or not any more.

@@ -118,20 +118,23 @@ impl Recovery {
         };
         let (source, destination) = report.during(Phase::Connect, connected).await?;
         journal.append(&Record::Recovering)?;
-        let sides = Sides { source, destination, was_running: begun.was_running };
-        let mut course = Course::new(Log::take_up(journal, status.effects.clone()), Clock::Engine);
-        let end = engine.take_up(&sides, &plan, &begun, status.claim, &mut course).await;
+        let mut sides = Sides { source, destination, was_running: begun.was_running };
+        let mut course = Course::new(Log::take_up(journal, status.effects.clone(), begun.was_running), Clock::Engine);
+        let end = engine.take_up(&mut sides, &plan, &begun, status.claim, &mut course).await;
         Ok(engine.conclude(&plan, end, course).await)
     }
 }
 
 impl Engine {
     /// Goes on where the journal ends.
-    async fn take_up(&self, sides: &Sides, plan: &Plan, begun: &Begun, claim: Claim, course: &mut Course) -> End {
+    async fn take_up(&self, sides: &mut Sides, plan: &Plan, begun: &Begun, claim: Claim, course: &mut Course) -> End {
         course.given = claim != Claim::Source;
         let failure = Failure::EngineDied;
         match claim {
-            Claim::Source => self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await,
+            Claim::Source => {
+                self.look_back(sides, &failure, course).await;
+                self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await
+            }
             Claim::Given | Claim::Resuming => {
                 let start = match claim {
                     // that it was proved unable to run the guest says that it never did

@@ -164,17 +164,15 @@ impl Sides {
         }
     }
 
-    /// Takes the guest's state for what it is to be wherever the migration ends, and says whether that is something else than
-    /// before. Only while none of our commands has stopped it.
-    pub(super) async fn look_again(&mut self) -> bool {
-        let before = self.was_running;
+    /// Takes the guest's state for what it is to be wherever the migration ends. Only while none of our commands has stopped
+    /// it.
+    pub(super) async fn look_again(&mut self) {
         match self.source.ask(&qmp::query_status {}).await.map(|status| status.status) {
             Ok(RunState::Running) => self.was_running = true,
             Ok(RunState::Paused) => self.was_running = false,
             // what to make of anything else is told by what comes next
             Ok(_) | Err(_) => {}
         }
-        self.was_running != before
     }
 
     /// How long the guest has stood still: since its STOP where that was seen, and else since `found`.

@@ -72,7 +72,7 @@ pub(super) struct Course {
     pub(super) paused: Option<Moment>,
     /// The guest's last RESUME before it was asked, for the last time before RAM was sent, whether it runs.
     pub(super) resumed_before: Option<Moment>,
-    /// Whether it stood still then, and its owner is known to have resumed it since.
+    /// Whether it stood still when it was asked, and its owner is known to have resumed it since.
     pub(super) resumed: bool,
     /// The source's events were not followed all the time since the guest was stopped.
     pub(super) unfollowed: bool,
@@ -106,25 +106,18 @@ impl Course {
 
     /// Notes by which stop its owner has paused the guest, or that he has resumed it.
     pub(super) async fn note_pause(&mut self, paused: Option<Moment>) -> Result<(), Failure> {
-        if paused.is_some() != self.paused.is_some() {
-            self.log.write(Record::Guest { runs: paused.is_none() }).await?;
-        }
         self.paused = paused;
-        Ok(())
+        self.log.guest(paused.is_none()).await
     }
 
     /// Whether its owner has resumed a guest that stood still before RAM was sent. QEMU itself resumes none of those.
     pub(super) fn has_resumed(&self, sides: &Sides) -> bool {
-        !sides.was_running && sides.source.observed().resumed != self.resumed_before
+        !sides.was_running && (self.resumed || sides.source.observed().resumed != self.resumed_before)
     }
 
-    /// Notes that he has.
+    /// Notes that he has, the first time that it is seen.
     pub(super) async fn note_resume(&mut self) -> Result<(), Failure> {
-        if !self.resumed {
-            self.log.write(Record::Guest { runs: true }).await?;
-        }
-        self.resumed = true;
-        Ok(())
+        if std::mem::replace(&mut self.resumed, true) { Ok(()) } else { self.log.guest(true).await }
     }
 
     /// Whether the guest stands still because its owner has paused it, and not by a later stop of QEMU's.
@@ -151,6 +144,9 @@ impl Engine {
             }
             Err(failure) => {
                 self.reach_again(&mut sides).await;
+                if !course.given {
+                    self.look_back(&mut sides, &failure, &mut course).await;
+                }
                 self.retreat(&sides, plan, &failure, NEVER_CONTINUED, &mut course).await
             }
         };
@@ -169,41 +165,17 @@ impl Engine {
         let prepared = self.report.during(Phase::Prepare, self.prepare(sides, plan, course));
         unless_interrupted(sides, &self.cancel, bounds, prepared).await?;
         let mut converge = Converge::new(self, plan, sides, course);
-        let copied = unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await;
-        course.resumed_before = sides.source.observed().resumed;
-        if !course.log.effects().contains(&Effect::Stopped) {
-            // disks can take hours, and its owner may have paused or resumed the guest meanwhile
-            if sides.look_again().await {
-                let guest = Record::Guest { runs: sides.was_running };
-                match copied {
-                    Ok(()) => course.log.write(guest).await?,
-                    Err(_) => course.log.tell(guest, &self.report).await,
-                }
-            }
-        }
-        copied?;
+        unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await?;
+        // disks can take hours, and its owner may have paused or resumed the guest meanwhile
+        (course.resumed_before, course.resumed) = (sides.source.observed().resumed, false);
+        sides.look_again().await;
+        course.log.guest(sides.was_running).await?;
         // from here on QEMU may stop the guest at any time, and hang before it can tell
         let hang = Some(self.settings.switchover_limit().mul_f64(HANGS).min(STALLS));
         let bounds = Bounds { hang, ..bounds };
         let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await;
-        if course.has_resumed(sides) {
-            if stopped.is_ok() {
-                course.note_resume().await?;
-            }
-            sides.was_running = true;
-        }
-        if course.is_paused(&sides.source) {
-            sides.was_running = false;
-        } else if stopped.is_ok() {
-            // its owner has resumed it right before QEMU stopped it
-            course.note_pause(None).await?;
-        }
-        if stopped.as_ref().is_err_and(|failure| !failure.is_silence()) && !sides.source.is_silent() {
-            // what its owner has paused since the last look must not be resumed by the way back
-            if time::timeout(LOOK, sides.look_again()).await.unwrap_or(false) {
-                course.log.tell(Record::Guest { runs: sides.was_running }, &self.report).await;
-            }
-        }
+        // his last word, before anything is waited for; it is noted with the guest's being given
+        sides.was_running = (sides.was_running || course.has_resumed(sides)) && !course.is_paused(&sides.source);
         let (stopped, sides) = (stopped?, &*sides);
         course.history = Some(converge.history);
         let left = self.left(sides, DISENGAGED);
@@ -211,6 +183,18 @@ impl Engine {
         let bounds = Bounds { timeout: None, switchover, hang };
         let switchover = self.report.during(Phase::Switchover, self.disengage(sides, plan, stopped, course));
         unless_interrupted(sides, &self.cancel, bounds, switchover).await
+    }
+
+    /// Asks once more before the way back: what its owner has done with the guest since must not be undone by it.
+    pub(super) async fn look_back(&self, sides: &mut Sides, failure: &Failure, course: &mut Course) {
+        if course.log.effects().contains(&Effect::Stopped) {
+            // it stands still by our command
+            sides.was_running |= course.resumed;
+        } else if !failure.is_silence() && !sides.source.is_silent() {
+            // whether it answers is for the way back to find
+            drop(time::timeout(LOOK, sides.look_again()).await);
+        }
+        course.log.tell_guest(sides.was_running, &self.report).await;
     }
 
     /// What is left of a part of the switchover's time, counted from the guest's STOP. One that its owner paused has no time
@@ -240,7 +224,9 @@ impl Engine {
         let Sides { source, destination, .. } = sides;
         // on its way from here: it takes the disk a while to keep it, and the mirrors a while to settle
         course.given = true;
+        let guest = course.log.guest(sides.was_running);
         let given = course.log.write(Record::Given);
+        let given = async { tokio::try_join!(guest, given) };
         if plan.pairs.is_empty() {
             course.ledger.mark(Mark::PreSwitchover, stopped);
             let rest = source.ask(&qmp::query_migrate {}).await?;
