@@ -22,7 +22,7 @@ use std::{
 const CEILING: u64 = 32 * MIB;
 
 /// How often a guest may be moved until no busy host came between.
-const TRIES: usize = 5;
+const TRIES: usize = 3;
 /// What decides, with the ceiling, how much may be left when the guest stops.
 const BUDGET: Duration = Duration::from_millis(300);
 

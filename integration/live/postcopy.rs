@@ -1,7 +1,9 @@
 //! Guests that dirty more than the link carries, moved by postcopy: over a channel that holds, over one that is cut, and
 //! with a side that dies.
 
-use super::support::{MIB, WAIT, builder, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start};
+use super::support::{
+    MIB, WAIT, builder, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
+};
 use qferry::{
     endpoint::Address,
     migration::{Builder, Migration, Settings},
@@ -43,11 +45,6 @@ fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
         }
         fits(kind)
     }
-}
-
-/// Lets the rest come as fast as it can.
-fn hurry(pair: &Pair) {
-    pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": 0})).unwrap();
 }
 
 /// Migrates so, and does something at the begin of a phase.

@@ -1,6 +1,6 @@
 //! The engine dies, and another one takes up what it began.
 
-use super::support::{MIB, WAIT, busy, judge_disks, qferry, spec, start};
+use super::support::{MIB, WAIT, busy, hurry, judge_disks, qferry, spec, start};
 use qferry_bed::{DiskSpec, Pair, Side, Spec, Workload};
 use serde_json::{Value, json};
 use std::{
@@ -157,23 +157,13 @@ fn left_in_postcopy() -> Pair {
     let in_postcopy = |line: &Value| {
         if is_begin(line, "storage") {
             // in time for the guest's first moments there, for which the engine sets no limit
-            limit(&pair, MIB);
+            pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": MIB})).unwrap();
         }
         is_begin(line, "postcopy")
     };
     assert!(kill_at(&pair, &more, in_postcopy), "it was through before");
     assert!(has_pages_at_the_source(&pair));
     pair
-}
-
-/// Limits what the source sends in postcopy.
-fn limit(pair: &Pair, rate: u64) {
-    pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": rate})).unwrap();
-}
-
-/// Lets the rest come as fast as it can.
-fn hurry(pair: &Pair) {
-    limit(pair, 0);
 }
 
 /// Whether the destination lacks pages, as the source tells it.

@@ -6,6 +6,7 @@ use qferry::{
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
 };
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
+use serde_json::json;
 use std::{
     future::Future,
     process::{Command, Stdio},
@@ -95,6 +96,11 @@ pub(crate) fn settings(pair: &Pair) -> Settings {
 pub(crate) fn on_source_host<T: Send>(pair: &Pair, act: impl FnOnce() -> T + Send) -> T {
     let wire = pair.wire().expect("a spec with a link");
     wire.on(Side::Source, act).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Lets the pages that a guest in postcopy lacks come as fast as they can.
+pub(crate) fn hurry(pair: &Pair) {
+    pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": 0})).unwrap();
 }
 
 /// Migrates, and does something at the begin of a phase.
