@@ -226,7 +226,7 @@ impl<'a> Converge<'a> {
             }
             let stood = sides.stood(stopped);
             let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
-            if (sides.was_running || course.has_resumed(sides)) && !course.is_paused(&sides.source) && stood > most {
+            if course.is_to_run(sides) && stood > most {
                 return Err(Failure::GaveUp {
                     code: "over-budget",
                     because: format!(

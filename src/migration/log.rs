@@ -102,14 +102,17 @@ impl Log {
     pub(super) fn guest(&mut self, runs: bool) -> impl Future<Output = Result<(), Failure>> + use<> {
         let changed = std::mem::replace(&mut self.runs, runs) != runs;
         let written = changed.then(|| self.write(Record::Guest { runs }));
-        async { if let Some(written) = written { written.await } else { Ok(()) } }
+        async {
+            match written {
+                Some(written) => written.await,
+                None => Ok(()),
+            }
+        }
     }
 
-    /// The same on the way back.
+    /// The same on the way back, as [`Self::tell`] does it.
     pub(super) async fn tell_guest(&mut self, runs: bool, report: &Reporter) {
-        if std::mem::replace(&mut self.runs, runs) != runs {
-            self.tell(Record::Guest { runs }, report).await;
-        }
+        on_the_way_back(self.guest(runs), report).await;
     }
 
     /// Notes that something is not there, or not any more.
@@ -123,11 +126,7 @@ impl Log {
     /// Writes a record of the way back, which is gone whatever becomes of the journal: every step of it can be taken twice,
     /// and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
     pub(super) async fn tell(&self, record: Record, report: &Reporter) {
-        match timeout(WAY_BACK, self.write(record)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => report.warn("journal", describe(&failure)),
-            Err(_) => report.warn("journal", format!("the journal was not written within {WAY_BACK:?}")),
-        }
+        on_the_way_back(self.write(record), report).await;
     }
 
     /// Writes the end. The file is then removed, unless it is the user's or something is left to be done, and unlocked: it may
@@ -168,6 +167,14 @@ impl Log {
                 Ok(Err(_)) | Err(_) => Err(JournalError::Gone.into()),
             }
         }
+    }
+}
+
+async fn on_the_way_back(written: impl Future<Output = Result<(), Failure>>, report: &Reporter) {
+    match timeout(WAY_BACK, written).await {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => report.warn("journal", describe(&failure)),
+        Err(_) => report.warn("journal", format!("the journal was not written within {WAY_BACK:?}")),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     },
     memory::tuning::Throttling,
     progress::{Clock, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
-    qemu::{Process, reply::Migration},
+    qemu::reply::Migration,
     storage::{export, mirror},
 };
 use qapi::qmp;
@@ -120,9 +120,11 @@ impl Course {
         if std::mem::replace(&mut self.resumed, true) { Ok(()) } else { self.log.guest(true).await }
     }
 
-    /// Whether the guest stands still because its owner has paused it, and not by a later stop of QEMU's.
-    pub(super) fn is_paused(&self, source: &Process) -> bool {
-        self.paused.is_some() && self.paused == source.observed().stands_since()
+    /// Whether the guest is to run, by its owner's last word. It is not where it stands still by his pause, and not by a later
+    /// stop of QEMU's.
+    pub(super) fn is_to_run(&self, sides: &Sides) -> bool {
+        let is_paused = self.paused.is_some() && self.paused == sides.source.observed().stands_since();
+        (sides.was_running || self.has_resumed(sides)) && !is_paused
     }
 }
 
@@ -175,7 +177,7 @@ impl Engine {
         let bounds = Bounds { hang, ..bounds };
         let stopped = unless_interrupted(sides, &self.cancel, bounds, converge.until_stopped(sides, course)).await;
         // his last word, before anything is waited for; it is noted with the guest's being given
-        sides.was_running = (sides.was_running || course.has_resumed(sides)) && !course.is_paused(&sides.source);
+        sides.was_running = course.is_to_run(sides);
         let (stopped, sides) = (stopped?, &*sides);
         course.history = Some(converge.history);
         let left = self.left(sides, DISENGAGED);
@@ -226,7 +228,7 @@ impl Engine {
         course.given = true;
         let guest = course.log.guest(sides.was_running);
         let given = course.log.write(Record::Given);
-        let given = async { tokio::try_join!(guest, given) };
+        let given = async { try_join!(guest, given) };
         if plan.pairs.is_empty() {
             course.ledger.mark(Mark::PreSwitchover, stopped);
             let rest = source.ask(&qmp::query_migrate {}).await?;
