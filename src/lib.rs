@@ -4,7 +4,7 @@
 //! # The life of one migration
 //!
 //! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file;
-//! [`migration::provision`] makes what it needs. Then [`migration::Migration`] goes through these phases, in this order, in
+//! [`prepare`] makes what it needs. Then [`migration::Migration`] goes through these phases, in this order, in
 //! one function:
 //!
 //! | phase | what happens | if it fails |
@@ -100,6 +100,7 @@ pub mod memory;
 pub mod migration;
 pub mod nbd;
 pub mod preflight;
+pub mod prepare;
 pub mod progress;
 pub mod qemu;
 pub mod qmp;

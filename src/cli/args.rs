@@ -4,11 +4,9 @@ use crate::{
     convergence::{BUILT_IN, Policy},
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
-    migration::{
-        JournalPlace, Settings,
-        provision::{PopulateMode, ProvisionSettings},
-    },
+    migration::{JournalPlace, Settings},
     preflight::checks::FORCIBLE,
+    prepare::{PopulateMode, ProvisionSettings},
     quantity::Rate,
     storage::{
         identity::Proof,

@@ -2,7 +2,7 @@
 
 use super::{args, failed, render, signals::Signals};
 use crate::{
-    migration::provision::{Action, Builder, Prepared, Preparedness, Provision, Step, StepState},
+    prepare::{Action, Builder, Prepared, Preparedness, Provision, Step, StepState},
     quantity::Bytes,
     storage::shell,
 };

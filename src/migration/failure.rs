@@ -174,7 +174,7 @@ impl Failure {
     }
 
     /// Whether something was waited for that did not come.
-    pub(super) fn is_silence(&self) -> bool {
+    pub(crate) fn is_silence(&self) -> bool {
         matches!(self, Self::Hangs { .. } | Self::SwitchoverTimeout(_)) || self.code() == "no-answer"
     }
 

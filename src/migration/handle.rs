@@ -2,13 +2,13 @@
 
 use super::{
     Failure, JournalPlace, Plan, Settings,
+    background_task::{BackgroundTask, Canceller, Events},
+    check::Survey,
+    engine::Context,
+    intents::IntentLog,
     interrupt::unless_cancelled,
-    log::Log,
-    redial::Redial,
-    rollback::Sides,
-    run::Engine,
-    survey::Survey,
-    task::{Canceller, Events, Task},
+    way_back::reconnect::Redial,
+    way_back::rollback::QemuPair,
 };
 use crate::{
     convergence::Policy,
@@ -219,7 +219,7 @@ impl Builder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn check(self) -> Check {
-        Check(Task::start(|report, cancel| self.survey(report, cancel)))
+        Check(BackgroundTask::start(|report, cancel| self.survey(report, cancel)))
     }
 
     /// The same, waited for.
@@ -235,7 +235,7 @@ impl Builder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(self) -> Migration {
-        Migration(Task::start(|report, cancel| self.run(report, cancel)))
+        Migration(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
     }
 
     async fn survey(self, report: Reporter, cancel: watch::Receiver<bool>) -> Result<Plan, Failure> {
@@ -257,7 +257,7 @@ impl Builder {
             destination: address(&self.destination),
             recorder: self.recorder.clone(),
         };
-        let engine = Engine {
+        let engine = Context {
             settings: self.settings,
             redial,
             report: report.clone(),
@@ -278,7 +278,7 @@ impl Builder {
 /// Dropping it cancels: the way back is then gone in the background, as long as the runtime lives. Await [`Self::wait`]
 /// after [`Self::cancel`] to know how it ended.
 #[derive(Debug)]
-pub struct Migration(pub(super) Task<Outcome>);
+pub struct Migration(pub(crate) BackgroundTask<Outcome>);
 
 impl Migration {
     /// Begins to describe the migration of a guest from one QEMU to another, which waits with `-incoming defer -S`.
@@ -317,7 +317,7 @@ impl Migration {
 
 /// A running look at both sides. Dropping it cancels; what it has open is closed in the background.
 #[derive(Debug)]
-pub struct Check(Task<Result<Plan, Failure>>);
+pub struct Check(BackgroundTask<Result<Plan, Failure>>);
 
 impl Check {
     /// The events, as [`Migration::events`]; there is no outcome among them.
@@ -344,12 +344,12 @@ impl Check {
 
 /// Connects, looks and plans: everything before the first change.
 async fn prepare(
-    engine: &Engine,
+    engine: &Context,
     source: Endpoint,
     destination: Endpoint,
     recorder: Option<&Recorder>,
     cancel: watch::Receiver<bool>,
-) -> Result<(Sides, Plan, Log), Failure> {
+) -> Result<(QemuPair, Plan, IntentLog), Failure> {
     let connected = engine.report.during(Phase::Connect, connect(source, destination, recorder));
     let (source, destination) = unless_cancelled(&cancel, connected).await??;
     let (settings, report) = (&engine.settings, &engine.report);
@@ -363,8 +363,8 @@ async fn prepare(
         let (code, message) = (gravest.code, blockers.join("; "));
         return Err(Failure::Refused { code, message, on_source: plan.on_source });
     }
-    let sides = Sides { source, destination, was_running };
-    let log = Log::begin(settings, &sides, &plan, report).map_err(|error| Failure::Refused {
+    let sides = QemuPair { source, destination, was_running };
+    let log = IntentLog::begin(settings, &sides, &plan, report).map_err(|error| Failure::Refused {
         code: "journal",
         message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
         on_source: plan.on_source,
@@ -381,7 +381,7 @@ async fn connect(
 }
 
 /// Reaches one side.
-pub(super) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
+pub(crate) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
     let (address, stream, peer) = match endpoint {
         Endpoint::Address(address) => match endpoint::dial(&address, DIAL).await {
             // a forwarder's death would prove nothing
@@ -396,7 +396,7 @@ pub(super) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recor
 }
 
 /// The outcome of a migration that was never begun.
-pub(super) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
+pub(crate) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
     tracing::debug!(error = describe(failure), "nothing was changed");
     let (ending, seen) = match failure {
         Failure::Cancelled => (Ending::Cancelled, true),

@@ -2,7 +2,7 @@
 //!
 //! It only drops the work and names the reason. What the work had begun is undone by the way back.
 
-use super::{Failure, rollback::Sides};
+use super::{Failure, way_back::rollback::QemuPair};
 use std::{future::pending, time::Duration};
 use tokio::{
     sync::watch,
@@ -14,18 +14,18 @@ const GRACE: Duration = Duration::from_millis(100);
 
 /// How long the work may take.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// The user's timeout, and when it is over.
-    pub(super) timeout: Option<(Duration, Instant)>,
+    pub(crate) timeout: Option<(Duration, Instant)>,
     /// The same for the time that the guest may stand still in.
-    pub(super) switchover: Option<(Duration, Instant)>,
+    pub(crate) switchover: Option<(Duration, Instant)>,
     /// How long the source may leave something unanswered before its main loop is taken to hang.
-    pub(super) hang: Option<Duration>,
+    pub(crate) hang: Option<Duration>,
 }
 
 /// Does the work unless something ends it first. `cancel` turns true, or closes, when the user cancels.
-pub(super) async fn unless_interrupted<T>(
-    sides: &Sides,
+pub(crate) async fn unless_interrupted<T>(
+    sides: &QemuPair,
     cancel: &watch::Receiver<bool>,
     bounds: Bounds,
     work: impl Future<Output = Result<T, Failure>>,
@@ -49,7 +49,7 @@ pub(super) async fn unless_interrupted<T>(
 }
 
 /// Does the work unless the user cancels first. A canceller that is gone cancels, too.
-pub(super) async fn unless_cancelled<T>(
+pub(crate) async fn unless_cancelled<T>(
     cancel: &watch::Receiver<bool>,
     work: impl Future<Output = T>,
 ) -> Result<T, Failure> {
@@ -61,11 +61,11 @@ pub(super) async fn unless_cancelled<T>(
 }
 
 /// Waits until the user cancels.
-pub(super) async fn cancelled(cancel: &watch::Receiver<bool>) {
+pub(crate) async fn cancelled(cancel: &watch::Receiver<bool>) {
     drop(cancel.clone().wait_for(|cancelled| *cancelled).await);
 }
 
-async fn death(sides: &Sides) -> Failure {
+async fn death(sides: &QemuPair) -> Failure {
     tokio::select! {
         biased;
         gone = sides.source.gone() => Failure::SourceGone(gone),
@@ -73,7 +73,7 @@ async fn death(sides: &Sides) -> Failure {
     }
 }
 
-async fn hang(sides: &Sides, patience: Option<Duration>) -> Duration {
+async fn hang(sides: &QemuPair, patience: Option<Duration>) -> Duration {
     match patience {
         Some(patience) => {
             sides.source.unanswered(patience).await;

@@ -4,32 +4,25 @@
 //! It composes storage, memory and handover, none of which knows the others, and it must never let one of them run
 //! without an effect being noted first: what is not noted cannot be undone.
 
-mod aftermath;
-mod converge;
-mod copy;
+pub(crate) mod background_task;
+mod check;
 mod effect;
-mod end;
+mod engine;
 mod failure;
-mod fence;
-mod handle;
-mod interrupt;
-mod log;
+pub(crate) mod handle;
+mod intents;
+pub(crate) mod interrupt;
+mod phases;
 mod plan;
-mod postcopy;
-pub mod provision;
 pub mod record;
 mod recovery;
-mod redial;
-mod rollback;
-mod run;
 mod settings;
-mod survey;
-mod task;
+mod way_back;
 
+pub use background_task::{Canceller, Events};
 pub use effect::Effect;
 pub use failure::Failure;
 pub use handle::{Builder, Check, Endpoint, Migration};
 pub use plan::{Chains, Plan, PlannedDisk};
 pub use recovery::Recovery;
 pub use settings::{JournalPlace, SWITCHOVER, Settings};
-pub use task::{Canceller, Events};

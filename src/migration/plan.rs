@@ -43,33 +43,33 @@ pub struct Plan {
     pub estimate: Estimate,
     /// Where the destination would listen for NBD and for RAM.
     #[serde(skip)]
-    pub(super) addresses: Option<(Address, Address)>,
+    pub(crate) addresses: Option<(Address, Address)>,
     /// Where the source and the destination would listen while images are compared.
     #[serde(skip)]
-    pub(super) reading: (Option<Address>, Option<Address>),
+    pub(crate) reading: (Option<Address>, Option<Address>),
     #[serde(skip)]
-    pub(super) pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<Pair>,
     /// The images that are to be the same or empty.
     #[serde(skip)]
-    pub(super) wanted: Wanted,
+    pub(crate) wanted: Wanted,
     /// The guest's memory, bytes.
     #[serde(skip)]
-    pub(super) ram: u64,
+    pub(crate) ram: u64,
     /// How many CPUs it has.
     #[serde(skip)]
-    pub(super) cpus: usize,
+    pub(crate) cpus: usize,
     /// What was measured for the estimate.
     #[serde(skip)]
-    pub(super) measured: Option<Measured>,
+    pub(crate) measured: Option<Measured>,
     /// The named bitmaps move with the guest.
     #[serde(skip)]
-    pub(super) bitmaps: bool,
+    pub(crate) bitmaps: bool,
     /// The guest was seen to run.
     #[serde(skip)]
     running: bool,
     /// The guest was seen on the source, running or paused.
     #[serde(skip)]
-    pub(super) on_source: bool,
+    pub(crate) on_source: bool,
 }
 
 /// A disk of the source and what the destination has in its place.
@@ -126,7 +126,7 @@ const UNREADABLE: [&str; 15] = [
 
 impl Plan {
     /// What is left of a plan when it is taken up again.
-    pub(super) fn of(pairs: Vec<Pair>, addresses: Option<(Address, Address)>) -> Self {
+    pub(crate) fn of(pairs: Vec<Pair>, addresses: Option<(Address, Address)>) -> Self {
         Self { pairs, addresses, ..Self::default() }
     }
 
@@ -218,19 +218,19 @@ impl Plan {
     }
 
     /// Whether anything may be opened for reading in the two QEMUs.
-    pub(super) fn is_readable(&self) -> bool {
+    pub(crate) fn is_readable(&self) -> bool {
         !self.findings.iter().any(|finding| UNREADABLE.contains(&finding.code))
     }
 
     /// Adds what was read of both sides.
-    pub(super) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
+    pub(crate) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
         self.findings.extend(checks::weigh(checks::contents::read(&contents), force));
         self.findings.sort_by_key(|finding| finding.severity);
         self.verified = contents.comparisons;
     }
 
     /// Notes that nothing was read. Where a blocker says why, that is enough; a leftover that is going to be removed is none.
-    pub(super) fn left_unread(&mut self) {
+    pub(crate) fn left_unread(&mut self) {
         if self.blockers().next().is_none() {
             self.findings.extend(checks::contents::unread(&self.wanted));
             self.findings.sort_by_key(|finding| finding.severity);
@@ -238,14 +238,14 @@ impl Plan {
     }
 
     /// Adds the disks of a side that were not left alone meanwhile.
-    pub(super) fn add_changed(&mut self, side: &str, disks: &[String]) {
+    pub(crate) fn add_changed(&mut self, side: &str, disks: &[String]) {
         self.findings.extend(checks::contents::changed(side, disks));
         self.findings.sort_by_key(|finding| finding.severity);
     }
 
     /// Adds what was measured, and what follows from it for this migration; notes what could not be. `before` is how long
     /// it took until it was measured.
-    pub(super) fn add_measured(
+    pub(crate) fn add_measured(
         &mut self,
         measured: Measured,
         settings: &Settings,
@@ -262,7 +262,7 @@ impl Plan {
     }
 
     /// What the controller has to do.
-    pub(super) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> Task {
+    pub(crate) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> Task {
         let policy = &settings.policy;
         let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
         Task {

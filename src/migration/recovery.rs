@@ -7,15 +7,15 @@
 
 use super::{
     Endpoint, Failure, Migration, Plan, Settings,
-    aftermath::Judge,
-    end::End,
+    background_task::BackgroundTask,
+    engine::{Attempt, Context, NEVER_CONTINUED},
     handle::{open, untouched},
-    log::Log,
+    intents::IntentLog,
+    phases::cleanup::End,
     record::{Begun, Claim, Party, Record, Status},
-    redial::Redial,
-    rollback::Sides,
-    run::{Course, Engine, NEVER_CONTINUED},
-    task::Task,
+    way_back::judge::Judge,
+    way_back::reconnect::Redial,
+    way_back::rollback::QemuPair,
 };
 use crate::{
     endpoint::{Address, Found, PeerPid},
@@ -80,7 +80,7 @@ impl Recovery {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(self) -> Migration {
-        Migration(Task::start(|report, cancel| self.run(report, cancel)))
+        Migration(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
@@ -102,10 +102,10 @@ impl Recovery {
         let settings = settings(&begun, self.fence_command);
         let plan = Plan::of(begun.pairs.clone(), begun.addresses.clone());
         let engine =
-            Engine { settings, report: report.clone(), cancel, began: Instant::now(), redial: Redial::default() };
+            Context { settings, report: report.clone(), cancel, began: Instant::now(), redial: Redial::default() };
         if let Some(ended) = status.ended.as_ref().filter(|ended| ended.is_settled()) {
             let end = End { ending: ended.outcome, runs_on: ended.runs_on, failure: ended.reason.clone() };
-            let mut course = Course::new(Log::default(), Clock::Engine);
+            let mut course = Attempt::new(IntentLog::default(), Clock::Engine);
             course.leftovers.clone_from(&ended.leftovers);
             return Ok(engine.outcome(&plan, end, &course));
         }
@@ -118,16 +118,24 @@ impl Recovery {
         };
         let (source, destination) = report.during(Phase::Connect, connected).await?;
         journal.append(&Record::Recovering)?;
-        let mut sides = Sides { source, destination, was_running: begun.was_running };
-        let mut course = Course::new(Log::take_up(journal, status.effects.clone(), begun.was_running), Clock::Engine);
+        let mut sides = QemuPair { source, destination, was_running: begun.was_running };
+        let mut course =
+            Attempt::new(IntentLog::take_up(journal, status.effects.clone(), begun.was_running), Clock::Engine);
         let end = engine.take_up(&mut sides, &plan, &begun, status.claim, &mut course).await;
         Ok(engine.conclude(&plan, end, course).await)
     }
 }
 
-impl Engine {
+impl Context {
     /// Goes on where the journal ends.
-    async fn take_up(&self, sides: &mut Sides, plan: &Plan, begun: &Begun, claim: Claim, course: &mut Course) -> End {
+    async fn take_up(
+        &self,
+        sides: &mut QemuPair,
+        plan: &Plan,
+        begun: &Begun,
+        claim: Claim,
+        course: &mut Attempt,
+    ) -> End {
         course.given = claim != Claim::Source;
         let failure = Failure::EngineDied;
         match claim {

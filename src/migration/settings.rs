@@ -128,7 +128,7 @@ impl Default for Settings {
 
 impl Settings {
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
-    pub(super) fn tuning(&self, bitmaps: bool) -> Wanted {
+    pub(crate) fn tuning(&self, bitmaps: bool) -> Wanted {
         let policy = &self.policy;
         let throttle = match &policy.schedule {
             Some(schedule) if schedule.auto_converge && !policy.observe => Throttle::OwnSteps(policy.throttle_max),
@@ -153,7 +153,7 @@ impl Settings {
     }
 
     /// The file of the journal, where there is to be one; `id` tells this run from others.
-    pub(super) fn journal_file(&self, id: &str) -> Option<PathBuf> {
+    pub(crate) fn journal_file(&self, id: &str) -> Option<PathBuf> {
         match &self.journal {
             JournalPlace::StateDirectory => Some(state_dir().join(format!("{id}.journal"))),
             JournalPlace::File(path) => Some(path.clone()),
@@ -162,7 +162,7 @@ impl Settings {
     }
 
     /// The path of a socket in the runtime directory; none of one elsewhere, which is the user's.
-    pub(super) fn own_socket<'a>(&self, address: &'a Address) -> Option<&'a Path> {
+    pub(crate) fn own_socket<'a>(&self, address: &'a Address) -> Option<&'a Path> {
         match address {
             Address::Unix(path) => Some(path.as_path()).filter(|path| path.parent() == Some(&self.runtime_dir)),
             _ => None,
@@ -171,7 +171,7 @@ impl Settings {
 
     /// Keeps a socket of the runtime directory, which QEMU has just made, from everyone but its owner. A directory that we
     /// made lets nobody else in; one that was there may.
-    pub(super) fn keep_private(&self, address: &Address) {
+    pub(crate) fn keep_private(&self, address: &Address) {
         if self.own_socket(address).is_some() {
             if let Err(error) = endpoint::keep_private(address) {
                 tracing::debug!(%address, %error, "who may connect is left to the folder of the socket");
@@ -180,7 +180,7 @@ impl Settings {
     }
 
     /// Makes the runtime directory, only for ourselves, where one of the sockets will be in it.
-    pub(super) fn make_runtime_dir<'a>(&self, sockets: impl IntoIterator<Item = &'a Address>) -> Result<(), Failure> {
+    pub(crate) fn make_runtime_dir<'a>(&self, sockets: impl IntoIterator<Item = &'a Address>) -> Result<(), Failure> {
         if sockets.into_iter().all(|address| self.own_socket(address).is_none()) {
             return Ok(());
         }

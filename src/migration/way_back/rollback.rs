@@ -4,7 +4,7 @@
 //! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
 //! could not undo.
 
-use super::{Effect, fence::kill, log::Log};
+use crate::migration::{Effect, intents::IntentLog, way_back::fence::kill};
 use crate::{
     handover::{exchange, ownership::DestinationCannotRun, watchdog},
     memory::{apply, precopy},
@@ -31,40 +31,40 @@ use tokio::{
 const RESUME: Duration = Duration::from_secs(2);
 
 /// How long a side may take to say, for the way back, how its guest stands.
-pub(super) const LOOK: Duration = Duration::from_secs(1);
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
 
 /// How long a process that was told to quit may take to be gone.
-pub(super) const QUIT: Duration = Duration::from_secs(4);
+pub(crate) const QUIT: Duration = Duration::from_secs(4);
 
 /// What the way back came to.
 #[derive(Debug, Default)]
-pub(super) struct RolledBack {
+pub(crate) struct RolledBack {
     /// Whether the source was seen in the run state it had before.
-    pub(super) as_before: bool,
+    pub(crate) as_before: bool,
     /// What of ours is still there, and why.
-    pub(super) leftovers: Vec<String>,
+    pub(crate) leftovers: Vec<String>,
 }
 
 /// Both QEMUs, and whether the guest is to run.
-pub(super) struct Sides {
-    pub(super) source: Process,
-    pub(super) destination: Process,
-    pub(super) was_running: bool,
+pub(crate) struct QemuPair {
+    pub(crate) source: Process,
+    pub(crate) destination: Process,
+    pub(crate) was_running: bool,
 }
 
 /// Goes back. `may_resume` is the proof that allows a `cont` on the source; without one, the guest is already as it is to
 /// be.
-pub(super) async fn roll_back(
-    sides: &Sides,
+pub(crate) async fn roll_back(
+    sides: &QemuPair,
     pairs: &[Pair],
-    log: &mut Log,
+    log: &mut IntentLog,
     may_resume: Option<DestinationCannotRun>,
     report: &Reporter,
 ) -> RolledBack {
-    let Sides { source, destination, .. } = sides;
+    let QemuPair { source, destination, .. } = sides;
     let mut leftovers = Vec::new();
     let effects = log.effects().to_vec();
     for effect in effects.iter().rev() {
@@ -111,14 +111,14 @@ impl From<Result<(), ProcessError>> for Undone {
 }
 
 async fn undo(
-    sides: &Sides,
+    sides: &QemuPair,
     pairs: &[Pair],
     effect: &Effect,
     may_resume: Option<DestinationCannotRun>,
     leftovers: &mut Vec<String>,
     report: &Reporter,
 ) -> Undone {
-    let Sides { source, destination, .. } = sides;
+    let QemuPair { source, destination, .. } = sides;
     let result = match effect {
         Effect::Migrate => match precopy::cancel(source).await {
             Ok(status) if may_resume.is_some() && (status == MigrationStatus::Completed || !status.is_over()) => {
@@ -154,7 +154,7 @@ async fn undo(
     result.into()
 }
 
-impl Sides {
+impl QemuPair {
     /// Whether the side is gone that an effect is on: then there is nothing more to be tried.
     fn is_gone_for(&self, effect: &Effect) -> bool {
         match effect {
@@ -166,7 +166,7 @@ impl Sides {
 
     /// Takes the guest's state for what it is to be wherever the migration ends. Only while none of our commands has stopped
     /// it.
-    pub(super) async fn look_again(&mut self) {
+    pub(crate) async fn look_again(&mut self) {
         match self.source.ask(&qmp::query_status {}).await.map(|status| status.status) {
             Ok(RunState::Running) => self.was_running = true,
             Ok(RunState::Paused) => self.was_running = false,
@@ -176,13 +176,13 @@ impl Sides {
     }
 
     /// How long the guest has stood still: since its STOP where that was seen, and else since `found`.
-    pub(super) fn stood(&self, found: Moment) -> Duration {
+    pub(crate) fn stood(&self, found: Moment) -> Duration {
         let told = self.source.observed().stands_since();
         told.map_or(found.elapsed(), |told| told.elapsed().max(found.elapsed()))
     }
 
     /// One of the two.
-    pub(super) fn side(&self, side: Side) -> &Process {
+    pub(crate) fn side(&self, side: Side) -> &Process {
         match side {
             Side::Source => &self.source,
             Side::Destination => &self.destination,
@@ -191,7 +191,7 @@ impl Sides {
 }
 
 /// Removes a socket's file; that there is none is fine.
-pub(super) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
+pub(crate) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => leftovers.push(format!("{}: {error}", path.display())),
         _ => {}
@@ -199,7 +199,7 @@ pub(super) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
 }
 
 /// Sees to it that a guest that ran runs again: QEMU resumes it by itself after a cancelled migration, as a rule.
-async fn resume(sides: &Sides, may_resume: Option<DestinationCannotRun>) -> Result<(), ProcessError> {
+async fn resume(sides: &QemuPair, may_resume: Option<DestinationCannotRun>) -> Result<(), ProcessError> {
     let source = &sides.source;
     let Some(proof) = may_resume.filter(|_| sides.was_running) else { return Ok(()) };
     if is_as_before(sides).await {
@@ -219,7 +219,7 @@ async fn resume(sides: &Sides, may_resume: Option<DestinationCannotRun>) -> Resu
     exchange::resume_source(source, proof).await
 }
 
-async fn is_as_before(sides: &Sides) -> bool {
+async fn is_as_before(sides: &QemuPair) -> bool {
     match sides.source.ask(&qmp::query_status {}).await.map(|answer| answer.status) {
         Ok(RunState::Running) => sides.was_running,
         // a paused guest whose migration completed, to a destination that is dead now
@@ -229,7 +229,7 @@ async fn is_as_before(sides: &Sides) -> bool {
 }
 
 /// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.
-pub(super) fn unseen(sides: &Sides, effect: &Effect, why: &ProcessError) -> Option<String> {
+pub(crate) fn unseen(sides: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
     let (side, what) = match effect {
         Effect::Tuned { side, .. } => (*side, "migration capabilities and parameters"),
         Effect::Incoming => (Side::Destination, "an incoming migration"),
@@ -295,7 +295,7 @@ fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
 }
 
 /// Asks one side what of ours is there.
-pub(super) async fn ours(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
+pub(crate) async fn ours(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
     let (jobs, nodes, exports) = try_join!(
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),

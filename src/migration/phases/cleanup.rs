@@ -1,10 +1,10 @@
 //! How a run ends: cleans up after a guest that moved, goes back to the source, or says what is not known.
 
-use super::{
+use crate::migration::{
     Effect, Failure, Plan,
+    engine::{Attempt, Context},
     record::{Ended, Record},
-    rollback::{QUIT, RolledBack, Sides, remove_socket, roll_back, unseen},
-    run::{Course, Engine},
+    way_back::rollback::{QUIT, QemuPair, RolledBack, remove_socket, roll_back, unseen},
 };
 use crate::{
     convergence::Disk,
@@ -25,15 +25,15 @@ use tokio::time::timeout;
 type Answer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>> + Send + 'p>>;
 
 /// The end of a run, without its figures.
-pub(super) struct End {
-    pub(super) ending: Ending,
-    pub(super) runs_on: RunsOn,
-    pub(super) failure: Option<Reason>,
+pub(crate) struct End {
+    pub(crate) ending: Ending,
+    pub(crate) runs_on: RunsOn,
+    pub(crate) failure: Option<Reason>,
 }
 
-impl Engine {
+impl Context {
     /// Notes the end, and tells it.
-    pub(super) async fn conclude(&self, plan: &Plan, end: End, course: Course) -> Outcome {
+    pub(crate) async fn conclude(&self, plan: &Plan, end: End, course: Attempt) -> Outcome {
         let outcome = self.outcome(plan, end, &course);
         let ended = Ended {
             outcome: outcome.outcome,
@@ -46,7 +46,7 @@ impl Engine {
     }
 
     /// The guest is on the destination: waits for what postcopy has to fetch yet, then cleans up.
-    pub(super) async fn complete(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
+    pub(crate) async fn complete(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> End {
         if course.ram.postcopy {
             let fetched = self.report.during(Phase::Postcopy, self.fetch(sides, plan, course)).await;
             if let Err(failure) = fetched {
@@ -62,7 +62,7 @@ impl Engine {
 
     /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
     /// source's is the only state that is known to be there.
-    async fn tidy(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> End {
+    async fn tidy(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> End {
         let source = &sides.source;
         let asked = self.insist(sides, Side::Destination, |side| Box::pin(side.ask(&qmp::query_status {}))).await;
         let run = match asked {
@@ -115,7 +115,7 @@ impl Engine {
     /// Has something asked of a side, and once more over another connection where the first did not bring an answer.
     async fn insist<T>(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         side: Side,
         ask: impl for<'p> Fn(&'p Process) -> Answer<'p, T>,
     ) -> Result<T, ProcessError> {
@@ -129,13 +129,13 @@ impl Engine {
     }
 
     /// Goes back to the source.
-    pub(super) async fn retreat(
+    pub(crate) async fn retreat(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         plan: &Plan,
         failure: &Failure,
         may_resume: Option<DestinationCannotRun>,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> End {
         // what was asked for has not come about
         course.ram.postcopy = is_postcopy(sides);
@@ -180,7 +180,7 @@ impl Engine {
         End { ending, runs_on, failure: Some(reason) }
     }
 
-    pub(super) fn outcome(&self, plan: &Plan, end: End, course: &Course) -> Outcome {
+    pub(crate) fn outcome(&self, plan: &Plan, end: End, course: &Attempt) -> Outcome {
         let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
         let known = course.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
         let latency = |pair: &Pair, of: fn(&Disk) -> Option<f64>| {
@@ -217,12 +217,12 @@ const NOT_PROVED: &str =
     "neither side is proved to have the guest: ask both with query-status before you send cont to one";
 
 /// Whether the source has been in postcopy.
-pub(super) fn is_postcopy(sides: &Sides) -> bool {
+pub(crate) fn is_postcopy(sides: &QemuPair) -> bool {
     sides.source.observed().migration.keys().any(MigrationStatus::is_postcopy)
 }
 
 /// The end where nothing is proved, and nothing more is done.
-pub(super) fn undetermined(failure: &Failure, advice: &str) -> End {
+pub(crate) fn undetermined(failure: &Failure, advice: &str) -> End {
     let mut reason = failure.reason();
     reason.message = format!("{}; {advice}", reason.message);
     End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, failure: Some(reason) }

@@ -6,7 +6,7 @@
 use super::{
     Effect, Failure, JournalPlace, Plan, Settings,
     record::{Begun, Ended, Party, Record},
-    rollback::Sides,
+    way_back::rollback::QemuPair,
 };
 use crate::{
     journal::{Journal, JournalError},
@@ -33,7 +33,7 @@ enum Order {
 
 /// What has been changed so far, and the journal that says so; the default keeps it in memory alone.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(crate) struct IntentLog {
     effects: Vec<Effect>,
     /// Whether the guest is to run wherever the migration ends, as it was noted last.
     runs: bool,
@@ -49,14 +49,14 @@ struct File {
     keep: bool,
 }
 
-impl Log {
+impl IntentLog {
     /// Begins a journal where one is to be kept, before anything is changed, and tells where.
     ///
     /// # Errors
     /// It could not be made or written.
-    pub(super) fn begin(
+    pub(crate) fn begin(
         settings: &Settings,
-        sides: &Sides,
+        sides: &QemuPair,
         plan: &Plan,
         report: &Reporter,
     ) -> Result<Self, JournalError> {
@@ -72,12 +72,12 @@ impl Log {
     }
 
     /// Goes on where another engine died, with what it had changed, and whether the guest is to run.
-    pub(super) fn take_up(journal: Journal<Record>, effects: Vec<Effect>, runs: bool) -> Self {
+    pub(crate) fn take_up(journal: Journal<Record>, effects: Vec<Effect>, runs: bool) -> Self {
         Self { effects, runs, journal: Some(File::start(journal, true)) }
     }
 
     /// What may have been changed and is not undone, in order.
-    pub(super) fn effects(&self) -> &[Effect] {
+    pub(crate) fn effects(&self) -> &[Effect] {
         &self.effects
     }
 
@@ -86,7 +86,7 @@ impl Log {
     ///
     /// # Errors
     /// It could not be written: it must not be brought about.
-    pub(super) async fn note(&mut self, effects: impl IntoIterator<Item = Effect>) -> Result<(), Failure> {
+    pub(crate) async fn note(&mut self, effects: impl IntoIterator<Item = Effect>) -> Result<(), Failure> {
         let effects: Vec<Effect> = effects.into_iter().collect();
         if effects.is_empty() {
             return Ok(());
@@ -99,7 +99,7 @@ impl Log {
     ///
     /// # Errors
     /// It could not be written.
-    pub(super) fn guest(&mut self, runs: bool) -> impl Future<Output = Result<(), Failure>> + use<> {
+    pub(crate) fn guest(&mut self, runs: bool) -> impl Future<Output = Result<(), Failure>> + use<> {
         let changed = std::mem::replace(&mut self.runs, runs) != runs;
         let written = changed.then(|| self.write(Record::Guest { runs }));
         async {
@@ -111,12 +111,12 @@ impl Log {
     }
 
     /// The same on the way back, as [`Self::tell`] does it.
-    pub(super) async fn tell_guest(&mut self, runs: bool, report: &Reporter) {
+    pub(crate) async fn tell_guest(&mut self, runs: bool, report: &Reporter) {
         on_the_way_back(self.guest(runs), report).await;
     }
 
     /// Notes that something is not there, or not any more.
-    pub(super) async fn undone(&mut self, effect: &Effect, report: &Reporter) {
+    pub(crate) async fn undone(&mut self, effect: &Effect, report: &Reporter) {
         if let Some(at) = self.effects.iter().rposition(|one| one == effect) {
             let effect = self.effects.remove(at);
             self.tell(Record::Undone(effect), report).await;
@@ -125,13 +125,13 @@ impl Log {
 
     /// Writes a record of the way back, which is gone whatever becomes of the journal: every step of it can be taken twice,
     /// and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
-    pub(super) async fn tell(&self, record: Record, report: &Reporter) {
+    pub(crate) async fn tell(&self, record: Record, report: &Reporter) {
         on_the_way_back(self.write(record), report).await;
     }
 
     /// Writes the end. The file is then removed, unless it is the user's or something is left to be done, and unlocked: it may
     /// be taken up at once.
-    pub(super) async fn end(self, ended: Ended, report: &Reporter) {
+    pub(crate) async fn end(self, ended: Ended, report: &Reporter) {
         let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;
         let Some(File { orders, path, keep }) = self.journal else { return };
@@ -152,7 +152,7 @@ impl Log {
     ///
     /// # Errors
     /// It could not be written.
-    pub(super) fn write(&self, record: Record) -> impl Future<Output = Result<(), Failure>> + use<> {
+    pub(crate) fn write(&self, record: Record) -> impl Future<Output = Result<(), Failure>> + use<> {
         let written = self.journal.as_ref().map(|file| {
             let (waits, written) = mpsc::channel();
             // a writer that is gone drops both ends
@@ -200,7 +200,7 @@ impl File {
 }
 
 /// What a recovery has to know.
-fn begun(settings: &Settings, sides: &Sides, plan: &Plan) -> Begun {
+fn begun(settings: &Settings, sides: &QemuPair, plan: &Plan) -> Begun {
     let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
     Begun {
         source: party(&sides.source),

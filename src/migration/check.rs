@@ -32,19 +32,19 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, try_join};
 
 /// One look at both sides.
-pub(super) struct Survey<'a> {
-    pub(super) source: &'a Process,
-    pub(super) destination: &'a Process,
-    pub(super) settings: &'a Settings,
-    pub(super) report: &'a Reporter,
+pub(crate) struct Survey<'a> {
+    pub(crate) source: &'a Process,
+    pub(crate) destination: &'a Process,
+    pub(crate) settings: &'a Settings,
+    pub(crate) report: &'a Reporter,
     /// Turns true, or closes, when the user cancels.
-    pub(super) cancel: watch::Receiver<bool>,
+    pub(crate) cancel: watch::Receiver<bool>,
 }
 
 impl Survey<'_> {
     /// Gathers facts from both sides, plans, and reads what must be proved. Gives the plan, and whether the guest runs.
     /// `clean` allows leftovers to be removed.
-    pub(super) async fn plan(&self, clean: bool) -> Result<(Plan, bool), Failure> {
+    pub(crate) async fn plan(&self, clean: bool) -> Result<(Plan, bool), Failure> {
         let (mut here, mut there) = unless_cancelled(&self.cancel, self.gather()).await??;
         let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
         let mut settings = self.settings.clone();

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     endpoint::Address,
-    migration::{Canceller, Endpoint, Events, Failure, handle::open, task::Task},
+    migration::{Canceller, Endpoint, Events, Failure, background_task::BackgroundTask, handle::open},
     preflight::{
         checks::{self, Finding, Severity, finding},
         facts,
@@ -32,7 +32,7 @@ use tokio::sync::watch;
 ///
 /// Dropping it cancels, as [`crate::migration::Migration`] does.
 #[derive(Debug)]
-pub struct Provision(Task<Prepared>);
+pub struct Provision(BackgroundTask<Prepared>);
 
 /// What a preparation is to do.
 #[derive(Debug)]
@@ -163,7 +163,7 @@ impl Builder {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(self) -> Provision {
-        Provision(Task::start(|report, cancel| self.run(report, cancel)))
+        Provision(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Prepared {

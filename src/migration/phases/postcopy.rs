@@ -3,11 +3,11 @@
 //!
 //! Nothing interrupts it: each side has a part of the guest. It must never end one of them, and never resume the source.
 
-use super::{
+use crate::migration::{
     Failure, Plan,
+    engine::{Attempt, Context, addresses},
     interrupt::cancelled,
-    rollback::Sides,
-    run::{Course, Engine, addresses},
+    way_back::rollback::QemuPair,
 };
 use crate::{
     endpoint::Address,
@@ -26,9 +26,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The longest wait between two of them.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-impl Engine {
+impl Context {
     /// Waits until all of the guest's pages are on the destination.
-    pub(super) async fn fetch(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
+    pub(crate) async fn fetch(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> Result<(), Failure> {
         let asked = async {
             cancelled(&self.cancel).await;
             let message = "the guest runs on the destination and part of its memory is still on the source: \
@@ -43,8 +43,8 @@ impl Engine {
         }
     }
 
-    async fn fetch_all(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
-        let Sides { source, destination, .. } = sides;
+    async fn fetch_all(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> Result<(), Failure> {
+        let QemuPair { source, destination, .. } = sides;
         let (_, first) = addresses(plan)?;
         if let Some(ceiling) = self.settings.bandwidth {
             if let Err(error) = postcopy::limit(source, ceiling).await {
@@ -85,12 +85,12 @@ impl Engine {
     /// Makes the channel anew. A destination that still listens since the last try refuses to do so a second time.
     async fn recover(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         address: Address,
         listening: &mut Option<Address>,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> Result<(), PostcopyError> {
-        let Sides { source, destination, .. } = sides;
+        let QemuPair { source, destination, .. } = sides;
         postcopy::pause(source, destination).await?;
         if let Err(error) = course.log.note(self.socket(&address)).await {
             // the guest waits for its pages, and what is left is a file

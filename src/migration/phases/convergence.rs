@@ -3,10 +3,10 @@
 //! It must never decide anything itself: what is done here follows from [`crate::convergence::decide`], and is reported
 //! with its reason.
 
-use super::{
+use crate::migration::{
     Effect, Failure, Plan,
-    rollback::Sides,
-    run::{Course, Engine, addresses},
+    engine::{Attempt, Context, addresses},
+    way_back::rollback::QemuPair,
 };
 use crate::{
     convergence::{
@@ -45,10 +45,10 @@ const MEASURED: Duration = Duration::from_secs(3);
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// One run of the controller.
-pub(super) struct Converge<'a> {
-    engine: &'a Engine,
+pub(crate) struct Converge<'a> {
+    engine: &'a Context,
     plan: &'a Plan,
-    pub(super) history: History,
+    pub(crate) history: History,
     /// The guest's writes as they were last counted.
     stats: Vec<BlockStats>,
     dirtied: Dirtied,
@@ -100,7 +100,7 @@ impl Dirtied {
 }
 
 impl<'a> Converge<'a> {
-    pub(super) fn new(engine: &'a Engine, plan: &'a Plan, sides: &Sides, course: &Course) -> Self {
+    pub(crate) fn new(engine: &'a Context, plan: &'a Plan, sides: &QemuPair, course: &Attempt) -> Self {
         let settings = &engine.settings;
         // who only observes tells what would be done with it
         let throttle = course.throttling != tuning::Throttling::None || settings.policy.observe;
@@ -118,12 +118,12 @@ impl<'a> Converge<'a> {
     }
 
     /// What a mirror may copy to begin with, bytes per second.
-    pub(super) fn speed(&self, pair: &Pair) -> Option<u64> {
+    pub(crate) fn speed(&self, pair: &Pair) -> Option<u64> {
         self.history.share().mirror(pair.source.name()).map(|rate| rate.0)
     }
 
     /// Copies disks until RAM may be started.
-    pub(super) async fn until_memory(&mut self, sides: &Sides, course: &mut Course) -> Result<(), Failure> {
+    pub(crate) async fn until_memory(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<(), Failure> {
         self.storage = (!self.plan.pairs.is_empty()).then(|| self.engine.report.enter(Phase::Storage));
         if !self.plan.pairs.is_empty() {
             self.engine.start_mirrors(sides, self, self.plan, course).await?;
@@ -144,7 +144,7 @@ impl<'a> Converge<'a> {
     }
 
     /// Sends RAM until the guest stands still and every mirror is ready.
-    pub(super) async fn until_stopped(&mut self, sides: &Sides, course: &mut Course) -> Result<Moment, Failure> {
+    pub(crate) async fn until_stopped(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<Moment, Failure> {
         let source = &sides.source;
         self.memory = Some(self.engine.report.enter(Phase::Memory));
         self.start_memory(sides, course).await?;
@@ -217,7 +217,12 @@ impl<'a> Converge<'a> {
     }
 
     /// A guest that was stopped before its mirrors were ready writes no more, so they get there; it is a matter of the budget.
-    async fn wait_for_mirrors(&mut self, sides: &Sides, course: &mut Course, stopped: Moment) -> Result<(), Failure> {
+    async fn wait_for_mirrors(
+        &mut self,
+        sides: &QemuPair,
+        course: &mut Attempt,
+        stopped: Moment,
+    ) -> Result<(), Failure> {
         while !self.is_ready() {
             let looked = self.look(&sides.source, course).await?;
             self.history.record(&looked.sample, &Decision::default());
@@ -249,7 +254,7 @@ impl<'a> Converge<'a> {
     }
 
     /// Has the controller decide, and does it. True once RAM is to be started.
-    async fn decide(&mut self, sides: &Sides, course: &mut Course, look: &Look) -> Result<bool, Failure> {
+    async fn decide(&mut self, sides: &QemuPair, course: &mut Attempt, look: &Look) -> Result<bool, Failure> {
         let policy = &self.engine.settings.policy;
         let decision = decide(policy, &self.history, &look.sample);
         let shared = self.history.share().clone();
@@ -301,8 +306,8 @@ impl<'a> Converge<'a> {
     /// the ceiling was shared out before.
     async fn apply(
         &mut self,
-        sides: &Sides,
-        course: &mut Course,
+        sides: &QemuPair,
+        course: &mut Attempt,
         action: &Action,
         shared: &Share,
     ) -> Result<(), Failure> {
@@ -355,7 +360,7 @@ impl<'a> Converge<'a> {
         Ok(())
     }
 
-    fn throttle(&self, course: &Course, percent: u8) -> Map<String, Value> {
+    fn throttle(&self, course: &Attempt, percent: u8) -> Map<String, Value> {
         match course.throttling {
             tuning::Throttling::DirtyLimit => {
                 let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
@@ -366,7 +371,7 @@ impl<'a> Converge<'a> {
     }
 
     /// Starts to send RAM.
-    async fn start_memory(&mut self, sides: &Sides, course: &mut Course) -> Result<(), Failure> {
+    async fn start_memory(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<(), Failure> {
         let (_, ram) = addresses(self.plan)?;
         course.log.note(self.engine.socket(ram).into_iter().chain([Effect::Incoming])).await?;
         if let Err(error) = precopy::listen(&sides.destination, ram).await {
@@ -384,7 +389,7 @@ impl<'a> Converge<'a> {
     }
 
     /// Looks at everything once. All questions are on their way before the first answer is awaited.
-    async fn look(&mut self, source: &Process, course: &mut Course) -> Result<Look, Failure> {
+    async fn look(&mut self, source: &Process, course: &mut Attempt) -> Result<Look, Failure> {
         let sends = course.log.effects().contains(&Effect::Migrate);
         let asked = Instant::now();
         let migration = sends.then(|| source.ask(&qmp::query_migrate {}));

@@ -3,10 +3,10 @@
 //! It must never take silence for success: a process is fenced when the kernel says that it has ended, or the user's command
 //! that it cannot run.
 
-use super::{
+use crate::migration::{
     Plan,
-    rollback::{QUIT, Sides},
-    run::Engine,
+    engine::Context,
+    way_back::rollback::{QUIT, QemuPair},
 };
 use crate::{handover::watchdog, progress::Reporter, qemu::Process};
 use std::process::Stdio;
@@ -15,10 +15,10 @@ use tokio::{process::Command, time::timeout};
 /// The part of the switchover's time that a fence command may take.
 const FENCED: f64 = 0.3;
 
-impl Engine {
+impl Context {
     /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
     /// command elsewhere. True only where it is proved.
-    pub(super) async fn fence(&self, process: &Process, why: &str) -> bool {
+    pub(crate) async fn fence(&self, process: &Process, why: &str) -> bool {
         let report = &self.report;
         if let Some(dead) = kill(process, why, report).await {
             return dead;
@@ -51,8 +51,8 @@ impl Engine {
 
     /// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does
     /// nothing, as while it connects to an NBD server, by fencing the destination that it waits for.
-    pub(super) async fn free(&self, sides: &Sides, plan: &Plan) {
-        let Sides { source, destination, .. } = sides;
+    pub(crate) async fn free(&self, sides: &QemuPair, plan: &Plan) {
+        let QemuPair { source, destination, .. } = sides;
         self.yank(source, plan).await;
         let still = !source.is_gone() && !watchdog::answers(source).await;
         if still && !destination.is_gone() && !watchdog::answers(destination).await {
@@ -61,7 +61,7 @@ impl Engine {
     }
 
     /// Ends what the source has open for this run, out of band.
-    pub(super) async fn yank(&self, source: &Process, plan: &Plan) {
+    pub(crate) async fn yank(&self, source: &Process, plan: &Plan) {
         let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
         for freed in watchdog::free(source, nodes, true).await {
             self.report.action("yank", format!("{}: its {freed} is ended, for nothing comes of it", source.name()));
@@ -70,7 +70,7 @@ impl Engine {
 }
 
 /// Ends a process of this host, and says whether it is proved to have ended; none where it is not known to be one.
-pub(super) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<bool> {
+pub(crate) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<bool> {
     let killed = process.kill()?;
     report.action("fence", format!("{}: its process is ended: {why}", process.name()));
     Some(match killed {

@@ -2,14 +2,14 @@
 
 use super::{
     Effect, Failure, Plan, Settings,
-    aftermath::Judge,
-    converge::Converge,
-    end::{End, is_postcopy, undetermined},
+    intents::IntentLog,
     interrupt::{Bounds, unless_interrupted},
-    log::Log,
+    phases::cleanup::{End, is_postcopy, undetermined},
+    phases::convergence::Converge,
     record::Record,
-    redial::Redial,
-    rollback::{LOOK, Sides},
+    way_back::judge::Judge,
+    way_back::reconnect::Redial,
+    way_back::rollback::{LOOK, QemuPair},
 };
 use crate::{
     convergence::{History, may_hand_over},
@@ -33,7 +33,7 @@ use tokio::{
 };
 
 /// What allows the source to be resumed before `migrate-continue`.
-pub(super) const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
+pub(crate) const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
 
 /// How much later than the user's timeout a run is given up that could not give up by itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -50,43 +50,43 @@ const ARRIVED: f64 = 0.45;
 const STARTED: f64 = 0.55;
 
 /// What a run works with.
-pub(super) struct Engine {
-    pub(super) settings: Settings,
-    pub(super) report: Reporter,
+pub(crate) struct Context {
+    pub(crate) settings: Settings,
+    pub(crate) report: Reporter,
     /// Turns true, or closes, when the user cancels.
-    pub(super) cancel: watch::Receiver<bool>,
+    pub(crate) cancel: watch::Receiver<bool>,
     /// When the whole began, for the timeout.
-    pub(super) began: Instant,
+    pub(crate) began: Instant,
     /// Where a monitor that closed may be dialled again: not where the embedder made the connection.
-    pub(super) redial: Redial,
+    pub(crate) redial: Redial,
 }
 
 /// What has come of a run so far.
-pub(super) struct Course {
-    pub(super) log: Log,
-    pub(super) ledger: Ledger,
-    pub(super) ram: RamOutcome,
+pub(crate) struct Attempt {
+    pub(crate) log: IntentLog,
+    pub(crate) ledger: Ledger,
+    pub(crate) ram: RamOutcome,
     /// The journal says that the guest may have been passed on.
-    pub(super) given: bool,
+    pub(crate) given: bool,
     /// The stop by which its owner has paused the guest while RAM was sent.
-    pub(super) paused: Option<Moment>,
+    pub(crate) paused: Option<Moment>,
     /// The guest's last RESUME before it was asked, for the last time before RAM was sent, whether it runs.
-    pub(super) resumed_before: Option<Moment>,
+    pub(crate) resumed_before: Option<Moment>,
     /// Whether it stood still when it was asked, and its owner is known to have resumed it since.
-    pub(super) resumed: bool,
+    pub(crate) resumed: bool,
     /// The source's events were not followed all the time since the guest was stopped.
-    pub(super) unfollowed: bool,
-    pub(super) copied: BTreeMap<String, u64>,
-    pub(super) downtime: Option<u64>,
-    pub(super) leftovers: Vec<String>,
+    pub(crate) unfollowed: bool,
+    pub(crate) copied: BTreeMap<String, u64>,
+    pub(crate) downtime: Option<u64>,
+    pub(crate) leftovers: Vec<String>,
     /// What the controller knew when the guest was stopped.
-    pub(super) history: Option<History>,
+    pub(crate) history: Option<History>,
     /// With what the guest can be slowed down.
-    pub(super) throttling: Throttling,
+    pub(crate) throttling: Throttling,
 }
 
-impl Course {
-    pub(super) fn new(log: Log, clock: Clock) -> Self {
+impl Attempt {
+    pub(crate) fn new(log: IntentLog, clock: Clock) -> Self {
         Self {
             log,
             ledger: Ledger::new(clock),
@@ -105,37 +105,37 @@ impl Course {
     }
 
     /// Notes by which stop its owner has paused the guest, or that he has resumed it.
-    pub(super) async fn note_pause(&mut self, paused: Option<Moment>) -> Result<(), Failure> {
+    pub(crate) async fn note_pause(&mut self, paused: Option<Moment>) -> Result<(), Failure> {
         self.paused = paused;
         self.log.guest(paused.is_none()).await
     }
 
     /// Whether its owner has resumed a guest that stood still before RAM was sent. QEMU itself resumes none of those.
-    pub(super) fn has_resumed(&self, sides: &Sides) -> bool {
+    pub(crate) fn has_resumed(&self, sides: &QemuPair) -> bool {
         !sides.was_running && (self.resumed || sides.source.observed().resumed != self.resumed_before)
     }
 
     /// Notes that he has, the first time that it is seen.
-    pub(super) async fn note_resume(&mut self) -> Result<(), Failure> {
+    pub(crate) async fn note_resume(&mut self) -> Result<(), Failure> {
         if std::mem::replace(&mut self.resumed, true) { Ok(()) } else { self.log.guest(true).await }
     }
 
     /// Whether the guest is to run, by its owner's last word. It is not where it stands still by his pause, and not by a later
     /// stop of QEMU's.
-    pub(super) fn is_to_run(&self, sides: &Sides) -> bool {
+    pub(crate) fn is_to_run(&self, sides: &QemuPair) -> bool {
         let is_paused = self.paused.is_some() && self.paused == sides.source.observed().stands_since();
         (sides.was_running || self.has_resumed(sides)) && !is_paused
     }
 }
 
-impl Engine {
+impl Context {
     /// Moves the guest, or tells why not. Every phase in its order.
-    pub(super) async fn migrate(&self, mut sides: Sides, plan: &Plan, log: Log) -> Outcome {
+    pub(crate) async fn migrate(&self, mut sides: QemuPair, plan: &Plan, log: IntentLog) -> Outcome {
         let clock = match (sides.source.peer(), sides.destination.peer()) {
             (Some(_), Some(_)) => Clock::Qemu,
             _ => Clock::Engine,
         };
-        let mut course = Course::new(log, clock);
+        let mut course = Attempt::new(log, clock);
         let end = match self.carry_over(&mut sides, plan, &mut course).await {
             Ok(disengaged) => {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
@@ -159,7 +159,7 @@ impl Engine {
     }
 
     /// Everything up to the last point from which the way back is cheap.
-    async fn carry_over(&self, sides: &mut Sides, plan: &Plan, course: &mut Course) -> Result<Disengaged, Failure> {
+    async fn carry_over(&self, sides: &mut QemuPair, plan: &Plan, course: &mut Attempt) -> Result<Disengaged, Failure> {
         // the controller gives up in time, and says what was missing; this is for a QEMU that does not answer it
         let limit = |timeout: Duration| Some((timeout, self.began.checked_add(timeout + GRACE)?));
         let timeout = self.settings.timeout.and_then(limit);
@@ -188,7 +188,7 @@ impl Engine {
     }
 
     /// Asks once more before the way back: what its owner has done with the guest since must not be undone by it.
-    pub(super) async fn look_back(&self, sides: &mut Sides, failure: &Failure, course: &mut Course) {
+    pub(crate) async fn look_back(&self, sides: &mut QemuPair, failure: &Failure, course: &mut Attempt) {
         if course.log.effects().contains(&Effect::Stopped) {
             // it stands still by our command
             sides.was_running |= course.resumed;
@@ -201,14 +201,14 @@ impl Engine {
 
     /// What is left of a part of the switchover's time, counted from the guest's STOP. One that its owner paused has no time
     /// that runs out, and may have stood for hours.
-    pub(super) fn left(&self, sides: &Sides, part: f64) -> Duration {
+    pub(crate) fn left(&self, sides: &QemuPair, part: f64) -> Duration {
         let stopped = sides.source.observed().stands_since().filter(|_| sides.was_running);
         let stood = stopped.map_or(Duration::ZERO, |stopped| stopped.elapsed());
         self.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
     }
 
     /// When that will be over.
-    fn by(&self, sides: &Sides, part: f64) -> Instant {
+    fn by(&self, sides: &QemuPair, part: f64) -> Instant {
         Instant::now() + self.left(sides, part)
     }
 
@@ -218,12 +218,12 @@ impl Engine {
     /// here prove: a mirror that was not ready does not conclude well, and a dead destination closes no export.
     async fn disengage(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         plan: &Plan,
         stopped: Moment,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> Result<Disengaged, Failure> {
-        let Sides { source, destination, .. } = sides;
+        let QemuPair { source, destination, .. } = sides;
         // on its way from here: it takes the disk a while to keep it, and the mirrors a while to settle
         course.given = true;
         let guest = course.log.guest(sides.was_running);
@@ -255,7 +255,7 @@ impl Engine {
 
     /// Whether the blackout will stay within the budget. The last chance to ask: what is measured by now is the mirrors' end
     /// and how much of RAM is left.
-    fn keep_budget(&self, sides: &Sides, stopped: Moment, rest: Migration, course: &Course) -> Result<(), Failure> {
+    fn keep_budget(&self, sides: &QemuPair, stopped: Moment, rest: Migration, course: &Attempt) -> Result<(), Failure> {
         let Some(history) = course.history.as_ref().filter(|_| sides.was_running) else { return Ok(()) };
         let stood = sides.stood(stopped).as_secs_f64() * 1000.0;
         // with postcopy the rest follows when the guest runs again
@@ -274,11 +274,11 @@ impl Engine {
     /// Passes the guest on. From here nothing interrupts but a failure, which [`Self::finish`] judges.
     async fn hand_over(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         disengaged: Disengaged,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> Result<(), HandoverFailure> {
-        let Sides { source, destination, was_running } = sides;
+        let QemuPair { source, destination, was_running } = sides;
         let handover = async {
             // it is on its way before `migrate-continue`, which does not wait for its answer
             let before = course.ram.postcopy.then(|| source.ask(&qmp::query_migrate {}));
@@ -313,10 +313,10 @@ impl Engine {
     /// Cleans up after a guest that moved; or finds out who has it, where the handover failed.
     async fn finish(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         plan: &Plan,
         handed: Result<(), HandoverFailure>,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> End {
         let Err(HandoverFailure { failure, given }) = handed else {
             return self.complete(sides, plan, course).await;
@@ -331,13 +331,13 @@ impl Engine {
     }
 
     /// Has it found out who has the guest after `migrate-continue`, and does what follows.
-    pub(super) async fn settle(
+    pub(crate) async fn settle(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         plan: &Plan,
         failure: Failure,
         judge: Judge<'_>,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> End {
         match judge.judge(&course.log).await {
             Verdict::OnDestination => {
@@ -359,7 +359,7 @@ impl Engine {
     }
 
     /// The file of a socket in the runtime directory. A socket elsewhere is the user's, and QEMU's to remove.
-    pub(super) fn socket(&self, address: &Address) -> Option<Effect> {
+    pub(crate) fn socket(&self, address: &Address) -> Option<Effect> {
         self.settings.own_socket(address).map(|path| Effect::SocketFile(path.to_owned()))
     }
 }
@@ -380,7 +380,7 @@ impl HandoverFailure {
 
 /// Whether the destination may lack pages yet, whose events another engine may have seen. A source that says nothing may
 /// still have them, or have taken them with it: then the destination alone can say that it has all.
-async fn may_lack_pages(sides: &Sides) -> bool {
+async fn may_lack_pages(sides: &QemuPair) -> bool {
     for side in [&sides.source, &sides.destination] {
         let answer = side.ask(&qmp::query_migrate {}).await;
         if let Some(status) = answer.ok().and_then(|answer| answer.status) {
@@ -390,7 +390,7 @@ async fn may_lack_pages(sides: &Sides) -> bool {
     true
 }
 
-pub(super) fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
+pub(crate) fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
     let found = plan.addresses.as_ref().map(|(nbd, ram)| (nbd, ram));
     found.ok_or_else(|| Failure::Refused {
         code: "address-missing",

@@ -12,14 +12,14 @@ const EVENTS: usize = 1024;
 
 /// Something that runs, reports events, and can be cancelled.
 #[derive(Debug)]
-pub(super) struct Task<T> {
+pub(crate) struct BackgroundTask<T> {
     running: JoinHandle<T>,
-    pub(super) cancel: Canceller,
+    pub(crate) cancel: Canceller,
     events: Option<Events>,
 }
 
-impl<T: Send + 'static> Task<T> {
-    pub(super) fn start<F: Future<Output = T> + Send + 'static>(
+impl<T: Send + 'static> BackgroundTask<T> {
+    pub(crate) fn start<F: Future<Output = T> + Send + 'static>(
         work: impl FnOnce(Reporter, watch::Receiver<bool>) -> F,
     ) -> Self {
         let (sender, receiver) = broadcast::channel(EVENTS);
@@ -28,7 +28,7 @@ impl<T: Send + 'static> Task<T> {
         Self { running, cancel: Canceller(cancel), events: Some(Events(receiver)) }
     }
 
-    pub(super) async fn wait(mut self) -> T {
+    pub(crate) async fn wait(mut self) -> T {
         match (&mut self.running).await {
             Ok(ended) => ended,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -37,8 +37,8 @@ impl<T: Send + 'static> Task<T> {
     }
 }
 
-impl<T> Task<T> {
-    pub(super) fn events(&mut self) -> Events {
+impl<T> BackgroundTask<T> {
+    pub(crate) fn events(&mut self) -> Events {
         match self.events.take() {
             Some(events) => {
                 // the place of the next reader
@@ -50,7 +50,7 @@ impl<T> Task<T> {
     }
 }
 
-impl<T> Drop for Task<T> {
+impl<T> Drop for BackgroundTask<T> {
     fn drop(&mut self) {
         self.cancel.cancel();
     }

@@ -2,7 +2,7 @@
 //!
 //! The decisions are [`verdict`]'s. It must never act on one side while the other is not proved to be out of the way.
 
-use super::{Plan, log::Log, record::Record, rollback::Sides, run::Engine};
+use crate::migration::{Plan, engine::Context, intents::IntentLog, record::Record, way_back::rollback::QemuPair};
 use crate::{
     handover::{
         exchange,
@@ -35,9 +35,9 @@ const LATE: &str = "the time for the switchover was over before it was proved wh
      before you send cont to one, or run qferry recover";
 
 /// What a verdict is found with.
-pub(super) struct Judge<'a> {
-    engine: &'a Engine,
-    sides: &'a Sides,
+pub(crate) struct Judge<'a> {
+    engine: &'a Context,
+    sides: &'a QemuPair,
     plan: &'a Plan,
     start: Start,
     /// The source's events have been followed since the guest was stopped, or since it was seen not to run.
@@ -60,26 +60,26 @@ struct Ended {
 }
 
 impl<'a> Judge<'a> {
-    pub(super) fn new(engine: &'a Engine, sides: &'a Sides, plan: &'a Plan, start: Start) -> Self {
+    pub(crate) fn new(engine: &'a Context, sides: &'a QemuPair, plan: &'a Plan, start: Start) -> Self {
         let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
         let fences = Fences { source: can(&sides.source), destination: can(&sides.destination) };
         Self { engine, sides, plan, start, followed: true, ended: Ended::default(), resuming: false, by: None, fences }
     }
 
     /// For an engine that takes up what another one began: nobody has followed the events.
-    pub(super) fn unfollowed(mut self) -> Self {
+    pub(crate) fn unfollowed(mut self) -> Self {
         self.followed = false;
         self
     }
 
     /// The journal says that the destination was proved unable to run the guest.
-    pub(super) fn destination_ended(mut self) -> Self {
+    pub(crate) fn destination_ended(mut self) -> Self {
         (self.ended.destination, self.resuming) = (true, true);
         self
     }
 
     /// Finds out who has the guest, and brings about what is proved to be safe, for as long as the switchover may take.
-    pub(super) async fn judge(mut self, log: &Log) -> Verdict {
+    pub(crate) async fn judge(mut self, log: &IntentLog) -> Verdict {
         let over = Instant::now() + self.engine.left(self.sides, 1.0).max(LEAST);
         settle_down(&self.sides.source, self.sides.was_running).await;
         for _ in 0..ROUNDS {
@@ -96,8 +96,8 @@ impl<'a> Judge<'a> {
     }
 
     /// Looks at both sides once, and does what follows.
-    async fn round(&mut self, log: &Log) -> Verdict {
-        let Sides { source, destination, was_running } = self.sides;
+    async fn round(&mut self, log: &IntentLog) -> Verdict {
+        let QemuPair { source, destination, was_running } = self.sides;
         let report = &self.engine.report;
         let (here, there) = tokio::join!(look(source, self.ended.source), look(destination, self.ended.destination));
         self.followed |= matches!(&here, Seen::Answers { run, .. } if *run != RunState::Running);
@@ -120,8 +120,8 @@ impl<'a> Judge<'a> {
         verdict
     }
 
-    async fn bring_about(&mut self, verdict: Verdict, source_seen: &Seen, log: &Log) -> Result<(), ProcessError> {
-        let Sides { source, destination, .. } = self.sides;
+    async fn bring_about(&mut self, verdict: Verdict, source_seen: &Seen, log: &IntentLog) -> Result<(), ProcessError> {
+        let QemuPair { source, destination, .. } = self.sides;
         match verdict {
             Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => {}
             Verdict::QuitDestination => {
@@ -181,7 +181,7 @@ impl<'a> Judge<'a> {
 
     /// Notes, once, that the destination is out of the way for good and the source is about to go on: another engine would
     /// not know of the proof otherwise.
-    async fn note_resuming(&mut self, log: &Log) {
+    async fn note_resuming(&mut self, log: &IntentLog) {
         if !std::mem::replace(&mut self.resuming, true) {
             log.tell(Record::Resuming, &self.engine.report).await;
         }

@@ -1,10 +1,10 @@
 //! What is set up before anything converges: settings, exports, and a mirror for each disk.
 
-use super::{
+use crate::migration::{
     Effect, Failure, Plan,
-    converge::Converge,
-    rollback::Sides,
-    run::{Course, Engine, addresses},
+    engine::{Attempt, Context, addresses},
+    phases::convergence::Converge,
+    way_back::rollback::QemuPair,
 };
 use crate::{
     endpoint::Address,
@@ -22,9 +22,9 @@ use qapi::qmp;
 use std::time::Instant;
 use tokio::time::timeout;
 
-impl Engine {
-    pub(super) async fn prepare(&self, sides: &Sides, plan: &Plan, course: &mut Course) -> Result<(), Failure> {
-        let Sides { source, destination, .. } = sides;
+impl Context {
+    pub(crate) async fn prepare(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> Result<(), Failure> {
+        let QemuPair { source, destination, .. } = sides;
         let (nbd, ram) = addresses(plan)?;
         self.settings.make_runtime_dir([nbd, ram])?;
         let wanted = self.settings.tuning(plan.bitmaps);
@@ -66,12 +66,12 @@ impl Engine {
     }
 
     /// Starts a mirror for each disk, its start proved free of lost writes.
-    pub(super) async fn start_mirrors(
+    pub(crate) async fn start_mirrors(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         converge: &Converge<'_>,
         plan: &Plan,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> Result<(), Failure> {
         let source = &sides.source;
         course.log.note(plan.pairs.iter().map(|pair| Effect::Mirror(pair.names.job.clone()))).await?;
@@ -99,11 +99,11 @@ impl Engine {
     /// Starts mirrors with the guest stopped, for one that writes so often that no start is free of a write.
     async fn start_stopped(
         &self,
-        sides: &Sides,
+        sides: &QemuPair,
         pairs: &[&Pair],
         nbd: &Address,
         converge: &Converge<'_>,
-        course: &mut Course,
+        course: &mut Attempt,
     ) -> Result<(), Failure> {
         let source = &sides.source;
         let because =

@@ -3,9 +3,9 @@
 //!
 //! It must never take another process for the one that was there.
 
-use super::{
-    rollback::{Sides, ours},
-    run::Engine,
+use crate::migration::{
+    engine::Context,
+    way_back::rollback::{QemuPair, ours},
 };
 use crate::{
     endpoint::{self, Address, PeerPid},
@@ -22,15 +22,15 @@ const REDIAL: Duration = Duration::from_secs(2);
 
 /// Where the monitors are; none where the embedder made the connection.
 #[derive(Debug, Default)]
-pub(super) struct Redial {
-    pub(super) source: Option<Address>,
-    pub(super) destination: Option<Address>,
-    pub(super) recorder: Option<Recorder>,
+pub(crate) struct Redial {
+    pub(crate) source: Option<Address>,
+    pub(crate) destination: Option<Address>,
+    pub(crate) recorder: Option<Recorder>,
 }
 
-impl Engine {
+impl Context {
     /// Reaches the sides again that can be. True if the source was: what it did meanwhile, no event has told.
-    pub(super) async fn reach_again(&self, sides: &mut Sides) -> bool {
+    pub(crate) async fn reach_again(&self, sides: &mut QemuPair) -> bool {
         let (source, destination) = tokio::join!(self.other(sides, Side::Source), self.other(sides, Side::Destination));
         if let Some(process) = destination {
             sides.destination = process;
@@ -39,7 +39,7 @@ impl Engine {
     }
 
     /// A side over another connection, where the one there was has closed.
-    pub(super) async fn other(&self, sides: &Sides, side: Side) -> Option<Process> {
+    pub(crate) async fn other(&self, sides: &QemuPair, side: Side) -> Option<Process> {
         let address = match side {
             Side::Source => &self.redial.source,
             Side::Destination => &self.redial.destination,

@@ -1,0 +1,6 @@
+//! The way back to the source, and what it needs to know first: who has the guest, and whether a side can run it.
+
+pub(super) mod fence;
+pub(super) mod judge;
+pub(super) mod reconnect;
+pub(super) mod rollback;
