@@ -1,0 +1,295 @@
+//! What happens to the two by itself: RAM is sent, mirrors copy and end, the guest stops and goes on.
+
+use std::time::Duration;
+
+use qferry::progress::Side;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::schema::has_exit_on_error;
+use super::{Continue, Fault, Job, Qemu, Sent, Settle, State, World};
+use crate::fake::Seen;
+
+/// How often RAM goes on: not at the moments at which the engine looks.
+const TICK: Duration = Duration::from_millis(30);
+
+impl World {
+    /// Copies a disk until its mirror is ready.
+    pub(super) async fn copy(&self, id: String, start: usize) {
+        let takes = self.state().copies;
+        sleep(takes).await;
+        let mut state = self.state();
+        // not the next one of this name
+        let same = state.starts[&id] == start;
+        if same && state.source.jobs.iter().any(|job| job.id == id && job.status == "running") {
+            state.job(&id, "ready");
+            state.emit(Side::Source, "BLOCK_JOB_READY", json!({"device": id}));
+        }
+    }
+
+    pub(super) async fn precopy(&self) {
+        self.state().enter(Side::Source, "active");
+        let strange = self.state().strange;
+        if let Some(strange) = strange {
+            sleep(Duration::from_millis(600)).await;
+            self.state().enter(Side::Source, strange);
+        }
+        {
+            let mut state = self.state();
+            state.sent = Sent { remaining: state.source.ram, ..Sent::default() };
+        }
+        loop {
+            sleep(TICK).await;
+            let mut state = self.state();
+            if !state.source.is_migrating() || !state.source.is_alive() {
+                return;
+            }
+            if state.send_ram() && state.converges {
+                break;
+            }
+        }
+        let mut state = self.state();
+        if state.source.run == "running" {
+            state.emit(Side::Source, "STOP", Value::Null);
+        }
+        state.source.run = "finish-migrate".to_owned();
+        state.enter(Side::Source, "pre-switchover");
+    }
+}
+
+impl State {
+    pub fn qemu(&mut self, side: Side) -> &mut Qemu {
+        match side {
+            Side::Source => &mut self.source,
+            Side::Destination => &mut self.destination,
+        }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "a caller writes the data on the spot")]
+    pub fn emit(&mut self, side: Side, name: &str, data: Value) {
+        if self.deaf.contains(&side) || (self.muted)(side, name, &data) {
+            return;
+        }
+        let seen = Seen { name: name.to_owned(), arguments: data.clone(), id: None, oob: false, at: Instant::now() };
+        self.log.lock().unwrap().push((side.as_str().to_owned(), seen));
+        self.qemu(side).emit.as_ref().unwrap().event(name, &data);
+    }
+
+    pub(super) fn fault(&mut self, side: Side) -> Option<Fault> {
+        let count = self.counts.entry(side).or_default();
+        let number = *count;
+        *count += 1;
+        self.faults.iter().find(|(at, n, _)| *at == side && *n == number).map(|(_, _, fault)| *fault)
+    }
+
+    /// Ends a process and its monitor.
+    pub fn die(&mut self, side: Side) {
+        self.qemu(side).end();
+        self.close(side);
+        if side == Side::Destination {
+            self.lose_destination();
+        }
+    }
+
+    pub fn close(&mut self, side: Side) {
+        self.qemu(side).emit.as_ref().unwrap().close();
+    }
+
+    /// The migration of one side enters a status.
+    pub fn enter(&mut self, side: Side, status: &str) {
+        self.qemu(side).migration = Some(status.to_owned());
+        self.emit(side, "MIGRATION", json!({ "status": status, "x-new": 1 }));
+    }
+
+    pub(super) fn stop(&mut self, side: Side) {
+        if self.qemu(side).run == "running" {
+            self.qemu(side).run = "paused".to_owned();
+            self.emit(side, "STOP", Value::Null);
+        }
+    }
+
+    pub(super) fn resume(&mut self, side: Side) {
+        let other = if side == Side::Source { Side::Destination } else { Side::Source };
+        if self.qemu(other).run == "running" {
+            self.wrongs.push("two runners");
+        }
+        if !self.ran {
+            self.wrongs.push("a paused guest was resumed");
+        }
+        if self.qemu(side).run != "running" {
+            self.qemu(side).run = "running".to_owned();
+            self.emit(side, "RESUME", Value::Null);
+        }
+    }
+
+    pub(super) fn leave_finish_migrate(&mut self) {
+        if self.source.run == "finish-migrate" {
+            self.source.run = "paused".to_owned();
+            if self.ran && self.resumes {
+                self.resume(Side::Source);
+            }
+        }
+    }
+
+    /// The source's migration fails; it resumes.
+    pub fn fail_source(&mut self) {
+        if !self.source.is_alive() {
+            return;
+        }
+        self.source.error = Some("Sibling indicated error 1");
+        self.enter(Side::Source, "failed");
+        self.leave_finish_migrate();
+    }
+
+    pub(super) fn fail_destination(&mut self) {
+        if self.destination.is_migrating() && self.destination.is_alive() {
+            self.destination.error = Some("load of migration failed");
+            self.enter(Side::Destination, "failed");
+            if !has_exit_on_error(&self.destination.schema) {
+                self.die(Side::Destination);
+            }
+        }
+    }
+
+    /// A source that still needs its destination notices the loss, but not while it waits to be continued.
+    pub(super) fn lose_destination(&mut self) {
+        if matches!(self.source.migration.as_deref(), Some("setup" | "active" | "device")) {
+            self.fail_source();
+        }
+    }
+
+    pub(super) fn arrive(&mut self) {
+        self.destination.run = "paused".to_owned();
+        self.enter(Side::Destination, "completed");
+    }
+
+    /// The end of the migration, whoever asked for it.
+    pub fn hand_over(&mut self) {
+        if !self.source.is_migrating() {
+            return;
+        }
+        match (self.source.is_alive(), self.destination.is_alive()) {
+            (true, true) => {}
+            (true, false) => return self.fail_source(),
+            (false, _) => return self.fail_destination(),
+        }
+        let complete_source = |state: &mut Self| {
+            state.source.run = "postmigrate".to_owned();
+            state.enter(Side::Source, "completed");
+        };
+        match self.then {
+            Continue::Completes => {
+                self.arrive();
+                complete_source(self);
+            }
+            Continue::DestinationFails => {
+                self.fail_destination();
+                self.fail_source();
+            }
+            Continue::DestinationCloses => self.die(Side::Destination),
+            Continue::DestinationClosesLate => {
+                complete_source(self);
+                self.die(Side::Destination);
+            }
+            Continue::DestinationFreezes => complete_source(self),
+            Continue::SourceDies => {
+                self.arrive();
+                self.die(Side::Source);
+            }
+            Continue::SourceResumesAndDies => {
+                self.arrive();
+                self.fail_source();
+                self.die(Side::Source);
+            }
+        }
+    }
+
+    /// Sends for a tick. True once what remains may be sent with the guest stopped.
+    pub(super) fn send_ram(&mut self) -> bool {
+        let rate = self.source.ram as f64 / self.sends.as_secs_f64();
+        let number = |name: &str| self.source.parameters[name].as_f64().unwrap();
+        let sent = match self.heeds {
+            true => rate.min(number("max-bandwidth")) * TICK.as_secs_f64(),
+            false => rate * TICK.as_secs_f64(),
+        };
+        let tail = rate * number("downtime-limit") / 1000.0;
+        let now = &mut self.sent;
+        let sent = (sent as u64).min(now.remaining);
+        now.processed += sent;
+        now.remaining -= sent;
+        now.dirtied = (now.dirtied + (sent as f64 * self.dirties) as u64).min(self.source.ram);
+        if now.remaining as f64 > tail {
+            return false;
+        }
+        // counted anew before it is believed
+        (now.remaining, now.dirtied, now.passes) =
+            ((now.remaining + now.dirtied).min(self.source.ram), 0, now.passes + 1);
+        now.remaining as f64 <= tail
+    }
+
+    pub(super) fn start_mirror(&mut self, id: String, node: &str, world: World) {
+        let start = self.starts.entry(id.clone()).or_default();
+        *start += 1;
+        let (start, stopped) = (*start, self.source.run != "running");
+        let count = (self.writes)(&id, start, stopped);
+        match (count, self.source.bitmaps.get_mut(node)) {
+            (Some(count), Some(bitmap)) => bitmap.1 = count,
+            (None, _) => drop(self.source.bitmaps.remove(node)),
+            (Some(_), None) => {}
+        }
+        self.source.jobs.push(Job::new(&id, "created", self.len));
+        for status in ["created", "running"] {
+            self.job(&id, status);
+        }
+        if self.writes_on < 1.0 {
+            tokio::spawn(async move { world.copy(id, start).await });
+        }
+        if self.len == 0 {
+            self.job(&self.source.jobs.last().unwrap().id.clone(), "ready");
+        }
+    }
+
+    /// A job enters a status.
+    pub fn job(&mut self, id: &str, status: &'static str) {
+        if let Some(job) = self.source.jobs.iter_mut().find(|job| job.id == id) {
+            job.status = status;
+        }
+        self.emit(Side::Source, "JOB_STATUS_CHANGE", json!({"id": id, "status": status}));
+    }
+
+    pub(super) fn end_mirror(&mut self, id: &str, force: bool) -> Result<(), &'static str> {
+        let job = self.source.jobs.iter().find(|job| job.id == id).ok_or("Job not found")?;
+        if job.status == "concluded" {
+            return Err("Job in state 'concluded' cannot accept command verb 'cancel'");
+        }
+        let number: usize = id.rsplit('-').next().unwrap().parse().unwrap();
+        let ready = job.status == "ready";
+        let how = if force || !ready { Settle::NotReady } else { self.settle[number] };
+        self.conclude(id, how);
+        Ok(())
+    }
+
+    /// A job ends.
+    pub fn conclude(&mut self, id: &str, how: Settle) {
+        if how == Settle::Never {
+            return;
+        }
+        let (event, error) = match how {
+            Settle::NotReady => ("BLOCK_JOB_CANCELLED", Some("Operation canceled")),
+            Settle::Error | Settle::ErrorInQueryOnly => ("BLOCK_JOB_COMPLETED", Some("Input/output error")),
+            _ => ("BLOCK_JOB_COMPLETED", None),
+        };
+        if let Some(job) = self.source.jobs.iter_mut().find(|job| job.id == id) {
+            job.error = error.map(str::to_owned);
+        }
+        let mut data = json!({"device": id, "len": 1, "offset": 1, "speed": 0, "type": "mirror"});
+        if how == Settle::Error {
+            data["error"] = json!(error);
+        }
+        self.emit(Side::Source, event, data);
+        self.job(id, "concluded");
+        if how == Settle::Vanished {
+            self.source.jobs.retain(|job| job.id != id);
+        }
+    }
+}

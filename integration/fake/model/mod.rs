@@ -1,0 +1,416 @@
+//! Two scripted QEMUs that go through a migration together, as recorded from 10.0.13.
+//!
+//! They share a [`World`]: what the one is told shows in what the other says. Everything happens in virtual time, and
+//! none of it passes between STOP and RESUME unless a test makes a fake wait. What a real QEMU cannot be made to do at
+//! will is a field of [`State`]; anything else is an override of one answer, by [`Model::on`].
+
+#![allow(unreachable_pub, reason = "a module of a test program")]
+
+mod answers;
+mod course;
+mod qemu;
+mod run;
+mod schema;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use qferry::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
+use qferry::progress::{Event, Outcome, Side};
+use qferry::storage::identity::Proof;
+use serde_json::{Map, Value, json};
+use tokio::io::DuplexStream;
+
+use crate::fake::{Action, Fake, Log, Script, Seen};
+
+pub use qemu::{Disk, Job, Qemu};
+pub use run::{Run, asks};
+pub use schema::{add_capabilities, add_switchover_bandwidth, schema};
+
+pub const MIB: u64 = 1 << 20;
+/// Everything a fake answers; what else it is told is `CommandNotFound`.
+const ANSWERED: [&str; 39] = [
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-remove",
+    "block-export-add",
+    "block-job-cancel",
+    "block-job-change",
+    "block-job-set-speed",
+    "cancel-vcpu-dirty-limit",
+    "cont",
+    "drive-mirror",
+    "job-dismiss",
+    "migrate",
+    "migrate-continue",
+    "migrate-incoming",
+    "migrate-set-capabilities",
+    "migrate-set-parameters",
+    "migrate_cancel",
+    "nbd-server-start",
+    "nbd-server-stop",
+    "qom-get",
+    "qom-list",
+    "query-block",
+    "query-block-exports",
+    "query-block-jobs",
+    "query-blockstats",
+    "query-cpus-fast",
+    "query-jobs",
+    "query-memory-size-summary",
+    "query-migrate",
+    "query-migrate-capabilities",
+    "query-migrate-parameters",
+    "query-named-block-nodes",
+    "query-pci",
+    "query-qmp-schema",
+    "query-status",
+    "query-version",
+    "quit",
+    "stop",
+    "x-debug-query-block-graph",
+    "x-query-ramblock",
+];
+
+/// How a mirror ends when it is told to settle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Settle {
+    /// Everything is on the other side.
+    Well,
+    /// `BLOCK_JOB_COMPLETED` with an error.
+    Error,
+    /// It was not ready: `BLOCK_JOB_CANCELLED`.
+    NotReady,
+    /// The events tell nothing of the error that `query-jobs` has.
+    ErrorInQueryOnly,
+    /// It is no longer there once the events are out.
+    Vanished,
+    /// It never concludes.
+    Never,
+}
+
+/// What follows `migrate-continue`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Continue {
+    /// Both sides complete.
+    Completes,
+    /// The destination cannot load the state; the source resumes by itself.
+    DestinationFails,
+    /// The destination's monitor closes; the source fails and resumes by itself.
+    DestinationCloses,
+    /// The destination's monitor closes, and the source has completed all the same.
+    DestinationClosesLate,
+    /// The source completes, the destination says nothing any more.
+    DestinationFreezes,
+    /// The source's process ends, the destination has everything.
+    SourceDies,
+    /// The source fails and resumes, and then its process ends; the destination has everything.
+    SourceResumesAndDies,
+}
+
+/// What happens to one command.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    Refused,
+    /// Neither carried out nor answered.
+    Lost,
+    /// Carried out and not answered.
+    Unanswered,
+    /// Carried out, and then the process ends.
+    Dies,
+    /// Its process ends first.
+    DiesBefore,
+    /// The monitor closes, and QEMU lives on.
+    Closes,
+    /// It and every later one is carried out, but no answer and no event comes any more.
+    Mute,
+    /// The user cancels.
+    Cancel,
+}
+
+/// What a hook does once a command has arrived.
+type Hook = Box<dyn FnOnce() + Send>;
+/// What the guard bitmap counts after a start: of which job, at which of its starts, with the guest stopped or not.
+type Writes = Box<dyn FnMut(&str, usize, bool) -> Option<u64> + Send>;
+
+/// How far RAM is, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    pub processed: u64,
+    pub remaining: u64,
+    /// Dirtied in this pass.
+    pub dirtied: u64,
+    pub passes: u64,
+}
+
+/// Both of them, and what is to go wrong.
+pub struct State {
+    pub source: Qemu,
+    pub destination: Qemu,
+    /// The guest runs before the migration.
+    pub ran: bool,
+    pub settle: Vec<Settle>,
+    pub writes: Writes,
+    /// What a mirror has to copy, bytes.
+    pub len: u64,
+    pub then: Continue,
+    /// How long a mirror takes. By default too short for RAM to be sent beside it.
+    pub copies: Duration,
+    /// What the guest adds to what a mirror has to copy, as a part of what it copies, until its writes wait for it.
+    pub writes_on: f64,
+    /// How long RAM takes to be sent once, with nothing to hold it back.
+    pub sends: Duration,
+    /// `max-bandwidth` is heeded.
+    pub heeds: bool,
+    /// What the guest dirties of its RAM, as a part of what is sent.
+    pub dirties: f64,
+    pub(super) sent: Sent,
+    /// How long the last RAM takes.
+    pub slow: Duration,
+    /// RAM ever converges.
+    pub converges: bool,
+    /// A status that RAM passes through on its way.
+    pub strange: Option<&'static str>,
+    /// The source resumes by itself when its migration fails or is cancelled.
+    pub resumes: bool,
+    /// Exports stay when the NBD server stops.
+    pub exports_linger: bool,
+    /// Events that are never sent.
+    pub muted: fn(Side, &str, &Value) -> bool,
+    /// What happens to the commands of these numbers, which count from 0 on each side.
+    pub faults: Vec<(Side, usize, Fault)>,
+    pub canceller: Option<Canceller>,
+    /// What should never have been done.
+    pub wrongs: Vec<&'static str>,
+    pub(super) counts: BTreeMap<Side, usize>,
+    pub(super) deaf: BTreeSet<Side>,
+    pub(super) hooks: Vec<(Side, &'static str, Hook)>,
+    pub(super) starts: BTreeMap<String, usize>,
+    pub(super) log: Log,
+}
+
+/// The two, shared by their fakes and the test.
+#[derive(Clone)]
+pub struct World(Arc<Mutex<State>>);
+
+/// What is there before anything goes wrong.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub disks: usize,
+    pub block_job_change: bool,
+    pub exit_on_error: bool,
+    pub guest: &'static str,
+    /// Each is a process of this host, whose death can be proved.
+    pub processes: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { disks: 1, block_job_change: true, exit_on_error: true, guest: "running", processes: false }
+    }
+}
+
+pub struct Model {
+    pub world: World,
+    pub source: Fake,
+    pub destination: Fake,
+    pub log: Log,
+    streams: Option<(DuplexStream, DuplexStream)>,
+    pub directory: tempfile::TempDir,
+}
+
+impl Model {
+    pub fn new(shape: &Shape) -> Self {
+        let log = Log::default();
+        let qemu = |side: Side| Qemu {
+            run: if side == Side::Source { shape.guest } else { "inmigrate" }.to_owned(),
+            migration: None,
+            error: None,
+            blocked: Vec::new(),
+            capabilities: [
+                "auto-converge",
+                "dirty-limit",
+                "events",
+                "late-block-activate",
+                "pause-before-switchover",
+                "return-path",
+                "xbzrle",
+            ]
+            .map(|name| (name.to_owned(), name == "late-block-activate" && side == Side::Destination))
+            .into(),
+            parameters: Map::from_iter([
+                ("cpu-throttle-increment".to_owned(), json!(10)),
+                ("cpu-throttle-initial".to_owned(), json!(20)),
+                ("cpu-throttle-tailslow".to_owned(), json!(true)),
+                ("downtime-limit".to_owned(), json!(777)),
+                ("max-bandwidth".to_owned(), json!(12345)),
+                ("max-cpu-throttle".to_owned(), json!(99)),
+                ("max-postcopy-bandwidth".to_owned(), json!(0)),
+                ("throttle-trigger-threshold".to_owned(), json!(50)),
+                ("vcpu-dirty-limit".to_owned(), json!(1)),
+                ("avail-switchover-bandwidth".to_owned(), json!(0)),
+                ("x-new".to_owned(), json!({"a": 1})),
+            ]),
+            disks: (0..shape.disks)
+                .map(|n| Disk {
+                    name: format!("disk{n}"),
+                    file: format!("/nowhere/{n}"),
+                    size: 64 * MIB,
+                    read_only: false,
+                })
+                .collect(),
+            jobs: Vec::new(),
+            bitmaps: BTreeMap::new(),
+            server: false,
+            exports: Vec::new(),
+            ram: 512 * MIB,
+            machine: "pc-i440fx-10.0",
+            features: 0x20,
+            schema: schema(shape.block_job_change, shape.exit_on_error),
+            emit: None,
+            process: shape.processes.then(process),
+        };
+        let world = World(Arc::new(Mutex::new(State {
+            source: qemu(Side::Source),
+            destination: qemu(Side::Destination),
+            ran: shape.guest == "running",
+            settle: vec![Settle::Well; shape.disks],
+            writes: Box::new(|_, _, _| Some(0)),
+            len: 3 * MIB,
+            copies: Duration::from_millis(150),
+            writes_on: 0.0,
+            // more than one sample long
+            sends: Duration::from_millis(1300),
+            heeds: true,
+            dirties: 0.0,
+            sent: Sent::default(),
+            then: Continue::Completes,
+            slow: Duration::ZERO,
+            converges: true,
+            strange: None,
+            resumes: true,
+            exports_linger: false,
+            muted: |_, _, _| false,
+            faults: Vec::new(),
+            canceller: None,
+            wrongs: Vec::new(),
+            counts: BTreeMap::new(),
+            deaf: BTreeSet::new(),
+            hooks: Vec::new(),
+            starts: BTreeMap::new(),
+            log: log.clone(),
+        })));
+        let ((source, here), (destination, there)) = (serve(&world, Side::Source), serve(&world, Side::Destination));
+        world.state().source.emit = Some(source.emitter());
+        world.state().destination.emit = Some(destination.emitter());
+        let directory = tempfile::tempdir().unwrap();
+        Self { world, source, destination, log, streams: Some((here, there)), directory }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.world.state()
+    }
+
+    pub fn fake(&self, side: Side) -> &Fake {
+        match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        }
+    }
+
+    /// Another answer to a command.
+    pub fn on(&self, side: Side, command: &str, answer: impl FnMut(&Seen) -> Vec<Action> + Send + 'static) {
+        self.fake(side).on(command, answer);
+    }
+
+    /// No answer to a command, which is not carried out either.
+    pub fn silent(&self, side: Side, command: &str) {
+        self.on(side, command, |_| Vec::new());
+    }
+
+    pub fn refused(&self, side: Side, command: &str) {
+        self.on(side, command, |_| vec![Action::error("no")]);
+    }
+
+    /// Gives a side a process that has a file open.
+    pub fn open(&self, side: Side, file: File) {
+        let mut state = self.state();
+        let process = &mut state.qemu(side).process;
+        let opened = Command::new("sleep").arg("3600").stdin(file).spawn().unwrap();
+        if let Some(mut before) = process.replace(opened) {
+            before.kill().unwrap();
+            before.wait().unwrap();
+        }
+    }
+
+    /// Does something once, when a command has arrived and before it is answered.
+    pub fn when(&self, side: Side, command: &'static str, hook: impl FnOnce() + Send + 'static) {
+        self.state().hooks.push((side, command, Box::new(hook)));
+    }
+
+    /// A migration of these two; once only.
+    pub fn builder(&mut self) -> Builder {
+        let pid = |qemu: &Qemu| qemu.process.as_ref().map(|child| i32::try_from(child.id()).unwrap());
+        let state = self.state();
+        let pids = [pid(&state.source), pid(&state.destination)];
+        drop(state);
+        self.builder_with(pids)
+    }
+
+    /// The same, with these processes behind them.
+    pub fn builder_with(&mut self, [here_pid, there_pid]: [Option<i32>; 2]) -> Builder {
+        let (here, there) = self.streams.take().unwrap();
+        let end = |name: &str, stream, pid| Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid };
+        let (here, there) = (end("a", here, here_pid), end("b", there, there_pid));
+        let address = |name: &str| format!("unix:{}", self.directory.path().join(name).display()).parse().unwrap();
+        let builder =
+            Migration::builder(here, there).addresses(address("nbd"), address("ram")).journal(JournalPlace::Nowhere);
+        // a fake exports nothing that could be read
+        builder.runtime_dir(self.directory.path()).verify_backing(Proof::Off)
+    }
+
+    pub async fn migrate(&mut self) -> Run {
+        let migration = self.builder().start();
+        self.state().canceller = Some(migration.canceller());
+        self.follow(migration).await
+    }
+
+    /// Takes a started migration to its end.
+    pub async fn follow(&self, mut migration: Migration) -> Run {
+        let mut stream = migration.events();
+        // in virtual time: what never ends fails at once
+        let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
+        let outcome = ended.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
+        let mut events = Vec::new();
+        while let Some(event) = stream.next().await {
+            events.push(event);
+        }
+        self.told(outcome, events)
+    }
+
+    pub fn told(&self, outcome: Outcome, events: Vec<Event>) -> Run {
+        Run { outcome, events, log: self.log.lock().unwrap().clone() }
+    }
+}
+
+impl World {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn process() -> Child {
+    Command::new("sleep").arg("3600").stdin(Stdio::null()).spawn().unwrap()
+}
+
+fn serve(world: &World, side: Side) -> (Fake, DuplexStream) {
+    let log = world.state().log.clone();
+    let mut script = Script::new().log(side.as_str(), &log);
+    for command in ANSWERED {
+        let world = world.clone();
+        script = script.on(command, move |seen| world.answer(side, seen));
+    }
+    script.duplex()
+}

@@ -1,0 +1,157 @@
+//! One of the two QEMUs: its disks, its jobs, and what it says of itself.
+
+use std::collections::BTreeMap;
+use std::process::Child;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::Sent;
+use crate::fake::Emitter;
+
+/// The path of the only CPU.
+pub(super) const CPU: &str = "/machine/unattached/device[0]";
+
+pub struct Disk {
+    pub name: String,
+    pub file: String,
+    pub size: u64,
+    pub read_only: bool,
+}
+
+pub struct Job {
+    pub id: String,
+    pub status: &'static str,
+    pub len: u64,
+    pub error: Option<String>,
+    /// It copies what the guest writes at once.
+    pub write_blocking: bool,
+    pub(super) began: Instant,
+    /// What it had copied when it was switched, and what the guest had added by then.
+    pub(super) before: (u64, u64),
+}
+
+impl Job {
+    pub fn new(id: &str, status: &'static str, len: u64) -> Self {
+        Self {
+            id: id.to_owned(),
+            status,
+            len,
+            error: None,
+            write_blocking: false,
+            began: Instant::now(),
+            before: (0, 0),
+        }
+    }
+}
+
+impl Job {
+    /// What it has copied, and what the guest has added to it.
+    pub(super) fn copied(&self, takes: Duration, writes_on: f64) -> (u64, u64) {
+        let (before, added) = self.before;
+        let copied = self.len as f64 * self.began.elapsed().as_secs_f64() / takes.as_secs_f64();
+        match self.write_blocking {
+            true => (((before as f64 + copied) as u64).min(self.len + added), added),
+            false if writes_on < 1.0 => ((copied as u64).min(self.len), 0),
+            false => (copied as u64, (copied * writes_on) as u64),
+        }
+    }
+}
+
+/// One of the two QEMUs.
+pub struct Qemu {
+    pub run: String,
+    pub migration: Option<String>,
+    pub error: Option<&'static str>,
+    pub blocked: Vec<&'static str>,
+    pub capabilities: BTreeMap<String, bool>,
+    pub parameters: Map<String, Value>,
+    pub disks: Vec<Disk>,
+    pub jobs: Vec<Job>,
+    /// By node.
+    pub bitmaps: BTreeMap<String, (String, u64)>,
+    pub server: bool,
+    pub exports: Vec<String>,
+    pub ram: u64,
+    /// Its `-machine`.
+    pub machine: &'static str,
+    /// The bits that its CPU tells in EBX of leaf 7.
+    pub features: u64,
+    pub schema: Value,
+    pub(super) emit: Option<Emitter>,
+    pub(super) process: Option<Child>,
+}
+
+impl Qemu {
+    pub(super) fn is_migrating(&self) -> bool {
+        self.migration.as_deref().is_some_and(|status| !["none", "completed", "failed", "cancelled"].contains(&status))
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.run != "gone"
+    }
+
+    /// The process is gone, where there is one.
+    pub(super) fn end(&mut self) {
+        self.run = "gone".to_owned();
+        if let Some(child) = &mut self.process {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Qemu {
+    pub(super) fn property(&self, path: &str, name: &str) -> Option<Value> {
+        Some(match (path, name) {
+            ("/machine", "type") => json!(format!("{}-machine", self.machine)),
+            (CPU, "type") => json!("max-x86_64-cpu"),
+            (CPU, "vendor") => json!("AuthenticAMD"),
+            (CPU, "family" | "model" | "stepping") => json!(6),
+            (CPU, "avx2") => json!(self.features & 0x20 != 0),
+            (CPU, "feature-words") => json!([{"cpuid-input-eax": 7, "cpuid-input-ecx": 0, "cpuid-register": "EBX",
+                "features": self.features, "x-new": 1}]),
+            (_, "parent_bus") => json!("/machine/unattached/device[2]/isa.0"),
+            _ => return None,
+        })
+    }
+
+    pub(super) fn query_migrate(&self, sent: Sent) -> Value {
+        let mut told = json!({"x-new": {"a": 1}});
+        if let Some(status) = &self.migration {
+            told["status"] = json!(status);
+            told["expected-downtime"] = json!(300);
+            told["ram"] = json!({"transferred": sent.processed, "remaining": sent.remaining, "total": self.ram,
+                "normal": sent.processed / 4096, "duplicate": 0, "mbps": 8.5, "dirty-pages-rate": 3,
+                "dirty-sync-count": sent.passes + 1, "page-size": 4096});
+        }
+        if let Some(error) = self.error {
+            told["error-desc"] = json!(error);
+        }
+        if !self.blocked.is_empty() {
+            told["blocked-reasons"] = json!(self.blocked);
+        }
+        told
+    }
+}
+
+pub(super) fn node(disk: &Disk, bitmap: Option<&(String, u64)>) -> Value {
+    let bitmaps: Vec<Value> = bitmap.iter().map(|(name, count)| json!({"name": name, "count": count})).collect();
+    json!({"node-name": format!("node-{}", disk.name), "drv": "qcow2", "file": disk.file,
+        "ro": disk.read_only, "image": {"virtual-size": disk.size}, "dirty-bitmaps": bitmaps, "x-new": null,
+        "children": [{"child": "backing", "node-name": format!("base-{}", disk.name)},
+            {"child": "file", "node-name": format!("file-{}", disk.name)}]})
+}
+
+/// What a disk is over.
+pub(super) fn base(disk: &Disk) -> Value {
+    json!({"node-name": format!("base-{}", disk.name), "drv": "file", "file": format!("{}.base", disk.file), "ro": true,
+        "image": {"virtual-size": disk.size}})
+}

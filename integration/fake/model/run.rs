@@ -1,0 +1,78 @@
+//! How a migration went.
+
+use qferry::progress::{Event, Kind, Outcome};
+use tokio::time::Instant;
+
+use crate::fake::Seen;
+
+/// How a migration went.
+pub struct Run {
+    pub outcome: Outcome,
+    pub events: Vec<Event>,
+    /// Commands as they arrived, and events (in capitals) as they were sent.
+    pub log: Vec<(String, Seen)>,
+}
+
+impl Run {
+    /// What was told to both sides, without questions: `source: stop`.
+    pub fn told(&self) -> Vec<String> {
+        let told = self.log.iter().filter(|(_, seen)| !asks(seen) && is_command(seen));
+        told.map(|(side, seen)| format!("{side}: {}", seen.name)).collect()
+    }
+
+    pub fn count(&self, told: &str) -> usize {
+        self.told().iter().filter(|line| *line == told).count()
+    }
+
+    pub fn position(&self, told: &str) -> usize {
+        let position = self.told().iter().position(|line| line == told);
+        position.unwrap_or_else(|| panic!("{told} was not sent: {:#?}", self.told()))
+    }
+
+    /// Everything, questions and events too, from the last STOP to the last RESUME.
+    pub fn blackout(&self) -> Vec<(String, Instant)> {
+        let at = |event: &str| self.log.iter().rposition(|(_, seen)| seen.name == event).unwrap();
+        let window = &self.log[at("STOP")..=at("RESUME")];
+        window.iter().map(|(side, seen)| (format!("{side}: {}", seen.name), seen.at)).collect()
+    }
+
+    pub fn code(&self) -> &str {
+        self.outcome.reason.as_ref().map_or("", |reason| &reason.code)
+    }
+
+    pub fn message(&self) -> &str {
+        self.outcome.reason.as_ref().map_or("", |reason| &reason.message)
+    }
+
+    pub fn warned(&self, wanted: &str) -> bool {
+        self.events.iter().any(|event| matches!(&event.kind, Kind::Warning { code, .. } if code == wanted))
+    }
+
+    pub fn actions(&self, wanted: &str) -> usize {
+        let acted = |event: &&Event| matches!(&event.kind, Kind::Action { action, .. } if action == wanted);
+        self.events.iter().filter(acted).count()
+    }
+}
+
+impl std::fmt::Debug for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lines: Vec<String> = self.log.iter().map(|(side, seen)| format!("{side}: {}", seen.name)).collect();
+        write!(f, "{:#?}\n{lines:#?}", self.outcome)?;
+        self.events.iter().try_for_each(|event| match &event.kind {
+            Kind::Warning { .. } | Kind::Action { .. } => write!(f, "\n{:?}", event.kind),
+            _ => Ok(()),
+        })
+    }
+}
+
+/// Whether it changes nothing.
+pub fn asks(seen: &Seen) -> bool {
+    let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get"]
+        .iter()
+        .any(|begin| seen.name.starts_with(begin));
+    asks || seen.name == "qmp_capabilities"
+}
+
+fn is_command(seen: &Seen) -> bool {
+    seen.name.chars().any(|c| c.is_ascii_lowercase())
+}

@@ -1,0 +1,75 @@
+//! Just what the engine reads of a schema.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+const NEEDED: [&str; 13] = [
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-remove",
+    "block-export-add",
+    "block-export-del",
+    "block-job-cancel",
+    "drive-mirror",
+    "job-dismiss",
+    "migrate-continue",
+    "migrate-incoming",
+    "nbd-server-start",
+    "nbd-server-stop",
+    "query-block-exports",
+    "query-named-block-nodes",
+];
+
+/// Just what the engine reads of a schema.
+pub fn schema(block_job_change: bool, exit_on_error: bool) -> Value {
+    let mut commands: BTreeSet<&str> = NEEDED.into();
+    if block_job_change {
+        commands.insert("block-job-change");
+    }
+    let list = |names: &[&str], kind: &str| -> Value {
+        names.iter().map(|name| json!({"name": name, "type": kind})).collect()
+    };
+    let capabilities = ["events", "late-block-activate", "pause-before-switchover", "return-path"];
+    let incoming: &[&str] = if exit_on_error { &["uri", "exit-on-error"] } else { &["uri"] };
+    let mut entities = vec![
+        json!({"name": "migrate-set-capabilities", "meta-type": "command", "arg-type": "1"}),
+        json!({"name": "1", "meta-type": "object", "members": [{"name": "capabilities", "type": "[2]"}]}),
+        json!({"name": "[2]", "meta-type": "array", "element-type": "2"}),
+        json!({"name": "2", "meta-type": "object", "members": [{"name": "capability", "type": "3"}]}),
+        json!({"name": "3", "meta-type": "enum", "members": list(&capabilities, "")}),
+        json!({"name": "4", "meta-type": "object", "members": list(&["auto-dismiss"], "bool")}),
+        json!({"name": "5", "meta-type": "object", "members": list(incoming, "str")}),
+    ];
+    entities.extend(commands.iter().map(|name| {
+        let argument = match *name {
+            "drive-mirror" => "4",
+            "migrate-incoming" => "5",
+            _ => "0",
+        };
+        json!({"name": name, "meta-type": "command", "arg-type": argument})
+    }));
+    json!(entities)
+}
+
+/// Adds migration capabilities to what a schema has.
+pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
+    let entities = schema.as_array_mut().unwrap();
+    let members = &mut entities.iter_mut().find(|entity| entity["name"] == "3").unwrap()["members"];
+    members.as_array_mut().unwrap().extend(names.iter().map(|name| json!({ "name": name, "type": "" })));
+}
+
+/// Adds the parameter that tells QEMU with what to reckon for the switchover.
+pub fn add_switchover_bandwidth(schema: &mut Value) {
+    let entities = schema.as_array_mut().unwrap();
+    entities.push(json!({"name": "migrate-set-parameters", "meta-type": "command", "arg-type": "6"}));
+    let member = json!([{"name": "avail-switchover-bandwidth", "type": "int"}]);
+    entities.push(json!({"name": "6", "meta-type": "object", "members": member}));
+}
+
+pub(super) fn has_block_job_change(schema: &Value) -> bool {
+    schema.to_string().contains("block-job-change")
+}
+
+pub(super) fn has_exit_on_error(schema: &Value) -> bool {
+    schema.to_string().contains("exit-on-error")
+}

@@ -1,0 +1,293 @@
+//! What the controller decides is done, and nothing else.
+
+use super::*;
+use crate::lost_events::without;
+
+/// What the source was told to set after RAM was started, and how far the log was by then.
+fn set_while_sending(run: &Run) -> Vec<(usize, Value)> {
+    let at = |name: &str| run.log.iter().position(|(side, seen)| side == "source" && seen.name == name);
+    let (begin, end) = (at("migrate").unwrap(), at("migrate_cancel").or(at("quit")).unwrap());
+    let sets = |(at, (side, seen)): (usize, &(String, fake::Seen))| {
+        let set = side == "source" && seen.name == "migrate-set-parameters" && (begin..end).contains(&at);
+        set.then(|| (at, seen.arguments.clone()))
+    };
+    run.log.iter().enumerate().filter_map(sets).collect()
+}
+
+/// Where in the log an event was first sent.
+#[track_caller]
+fn first(run: &Run, event: &str) -> usize {
+    run.log.iter().position(|(_, seen)| seen.name == event).unwrap_or_else(|| panic!("no {event}: {run:?}"))
+}
+
+/// A disk that takes three seconds to copy, and RAM that takes half a second beside it.
+fn overlapping() -> Model {
+    let model = model();
+    let mut state = model.state();
+    (state.len, state.copies, state.sends) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
+    model::add_switchover_bandwidth(&mut state.source.schema);
+    // less would be through before it could be held back
+    (state.source.ram, state.destination.ram) = (1 << 30, 1 << 30);
+    drop(state);
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
+    for (side, command) in [(Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
+        for (late, wanted) in [(200, Ending::Moved), (400, Ending::RolledBack)] {
+            let mut model = model();
+            let world = model.world.clone();
+            model.on(side, command, move |seen| {
+                let mut steps = vec![Action::Delay(Duration::from_millis(late))];
+                steps.extend(world.answer(side, seen));
+                steps
+            });
+            let run = model.migrate().await;
+            if wanted == Ending::Moved {
+                moved(&model, &run);
+                continue;
+            }
+            back(&model, &run, Ending::RolledBack, "over-budget");
+            assert_eq!(run.count("source: migrate-continue"), 0, "{run:?}");
+            assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
+            assert!(run.message().contains("of a budget of 300 ms"), "{run:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn much_of_ram_that_is_left_counts_against_the_budget() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "query-migrate", move |seen| {
+        let mut steps = world.answer(Source, seen);
+        if let Some(Action::Return(told)) = steps.first_mut() {
+            if told["status"] == "pre-switchover" {
+                // twice what the link carries in a second
+                told["ram"]["remaining"] = json!(800_u64 << 20);
+            }
+        }
+        steps
+    });
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "over-budget");
+    assert_eq!(run.count("source: migrate-continue"), 0, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ram_beside_the_mirrors_is_held_until_none_is_behind() {
+    let mut model = overlapping();
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let told: Vec<(usize, Value)> =
+        set_while_sending(&run).into_iter().filter(|(_, set)| set.get("max-bandwidth").is_some()).collect();
+    let rates: Vec<&Value> = told.iter().map(|(_, set)| &set["max-bandwidth"]).collect();
+    assert_eq!(rates, [&json!(4096), &json!(1_u64 << 40)], "{run:?}");
+    let in_step = run.log.iter().position(|(_, seen)| seen.name == "block-job-change").unwrap();
+    assert!(told[0].0 < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+    assert!(first(&run, "BLOCK_JOB_READY") < in_step && in_step < told[1].0, "{run:?}");
+    assert!(told[1].0 < first(&run, "STOP"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_the_budget() {
+    for lost in ["nothing", "BLOCK_JOB", "JOB_STATUS_CHANGE"] {
+        let mut model = overlapping();
+        // its RAM is through before it can be held
+        (model.state().heeds, model.state().sends) = (false, Duration::from_millis(100));
+        if lost != "nothing" {
+            model.state().muted = without(lost);
+        }
+        let migration = model.builder().downtime(Duration::from_secs(10)).start();
+        let run = model.follow(migration).await;
+        moved(&model, &run);
+        assert!(run.position("source: migrate") < run.position("source: block-job-cancel"), "{run:?}");
+        if lost == "nothing" {
+            assert!(first(&run, "STOP") < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+            let settled = run.log.iter().position(|(_, seen)| seen.name == "block-job-cancel").unwrap();
+            assert!(first(&run, "BLOCK_JOB_READY") < settled, "{run:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stops_long_before_its_mirrors_are_ready_goes_on_at_home() {
+    let mut model = overlapping();
+    (model.state().heeds, model.state().sends) = (false, Duration::from_millis(100));
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "over-budget");
+    assert!(run.message().contains("mirrors were ready"), "{run:?}");
+    // the mirror is ended with force, on the way back
+    assert_eq!((run.count("source: migrate-continue"), run.count("source: migrate_cancel")), (0, 1), "{run:?}");
+    let window = run.blackout();
+    let (stop, resume) = (window.first().unwrap().1, window.last().unwrap().1);
+    assert!(resume - stop <= Duration::from_millis(400), "{:?}", resume - stop);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_qemu_refuses_the_controller_is_told_and_stops_nothing() {
+    let mut model = model();
+    model.refused(Source, "block-job-change");
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(run.warned("not-applied"), "{run:?}");
+    assert_eq!(run.count("source: block-job-change"), 1, "{run:?}");
+
+    // the first are the setup
+    let mut model = self::model();
+    let (world, mut times) = (model.world.clone(), 0);
+    model.on(Source, "migrate-set-parameters", move |seen| {
+        times += 1;
+        if times == 2 { vec![Action::error("no")] } else { world.answer(Source, seen) }
+    });
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(run.warned("not-applied"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_postcopy_that_is_refused_is_not_waited_for() {
+    let mut model = model();
+    for qemu in [Source, Destination] {
+        let mut state = model.state();
+        model::add_capabilities(&mut state.qemu(qemu).schema, &["postcopy-ram"]);
+        state.qemu(qemu).capabilities.insert("postcopy-ram".to_owned(), false);
+        state.dirties = 1.5;
+    }
+    model.refused(Source, "migrate-start-postcopy");
+    let migration = model.builder().policy("ram = ['postcopy']".parse().unwrap()).start();
+    let run = model.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "ram-not-converging"), "{run:?}");
+    assert!(run.warned("not-applied") && !run.outcome.ram.postcopy, "{run:?}");
+    assert_eq!(run.count("source: migrate-start-postcopy"), 1, "{run:?}");
+    sound(&model, &run, "refused postcopy");
+}
+
+/// A disk whose guest writes as fast as its mirror copies.
+fn outpaced(block_job_change: bool) -> Model {
+    let model = Model::new(&Shape { block_job_change, ..Shape::default() });
+    let mut state = model.state();
+    (state.len, state.writes_on, state.copies) = (64 << 20, 1.0, Duration::from_secs(1));
+    drop(state);
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
+    let mut model = outpaced(true);
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let change = run.log.iter().position(|(_, seen)| seen.name == "block-job-change").unwrap();
+    assert!(change < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+    assert_eq!(run.count("source: block-job-change"), 1, "{run:?}");
+    assert!(run.position("source: block-job-change") < run.position("source: migrate"), "{run:?}");
+}
+
+/// What wakes them is a limit that is more than theirs, or none where they have none.
+#[tokio::test(start_paused = true)]
+async fn mirrors_that_are_ready_are_woken_to_notice_that_they_are_in_step() {
+    for ceiling in [None, Some(qferry::quantity::Rate(1 << 30))] {
+        let mut model = model();
+        let builder = model.builder();
+        let builder = match ceiling {
+            Some(ceiling) => builder.bandwidth(ceiling),
+            None => builder,
+        };
+        let run = model.follow(builder.start()).await;
+        moved(&model, &run);
+        let limits: Vec<u64> = run
+            .log
+            .iter()
+            .filter_map(|(_, seen)| match seen.name.as_str() {
+                "drive-mirror" => Some(seen.arguments["speed"].as_u64().unwrap_or(0)),
+                "block-job-set-speed" => seen.arguments["speed"].as_u64(),
+                _ => None,
+            })
+            .collect();
+        let [.., before, last] = limits[..] else { panic!("{run:?}") };
+        assert_eq!(last, if ceiling.is_some() { before + 1 } else { 0 }, "{limits:?}");
+    }
+    // they notice a little later by themselves
+    let mut model = model();
+    model.refused(Source, "block-job-set-speed");
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(!run.warned("not-applied"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_stands_still_for_good_is_given_up() {
+    let mut model = outpaced(false);
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "disk-not-converging");
+    assert_eq!(run.count("source: migrate"), 0, "{run:?}");
+    assert!(run.message().contains("a mirror of more than"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ram_that_does_not_converge_is_given_up_with_what_it_would_have_needed() {
+    let mut model = model();
+    model.state().dirties = 1.5;
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "ram-not-converging");
+    assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert!(run.message().contains("a bandwidth of") && run.message().contains("blackout budget of"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_only_observes_changes_nothing() {
+    let observe = || "observe = true".parse().unwrap();
+    let untouched = |run: &Run| {
+        for told in ["source: block-job-change", "source: block-job-set-speed"] {
+            assert_eq!(run.count(told), 0, "{run:?}");
+        }
+        assert_eq!(set_while_sending(run), [], "{run:?}");
+        assert!(!run.events.iter().any(|event| {
+            let unsaid = ["share-bandwidth", "downtime-limit", "throttle", "write-blocking"];
+            matches!(&event.kind, Kind::Action { action, .. } if unsaid.contains(&action.as_str()))
+        }));
+    };
+    // a ceiling that would be shared out anew once one of two mirrors is ready
+    let mut model = Model::new(&disks(2));
+    model.state().copies = Duration::from_secs(2);
+    let world = model.world.clone();
+    model.when(Source, "query-blockstats", move || world.state().job("qferry-mirror-0", "ready"));
+    let ceiling = qferry::quantity::Rate(2 << 30);
+    let migration = model.builder().bandwidth(ceiling).policy(observe()).start();
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+    assert!(run.actions("would-share-bandwidth") > 0, "{run:?}");
+    untouched(&run);
+
+    // a mirror that would be given up is waited for
+    let mut model = outpaced(true);
+    let world = model.world.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        world.state().job("qferry-mirror-0", "ready");
+    });
+    let migration = model.builder().policy(observe()).start();
+    let run = tokio::time::timeout(Duration::from_secs(300), model.follow(migration)).await.unwrap();
+    moved(&model, &run);
+    assert!(run.actions("would-give-up") > 0, "{run:?}");
+    untouched(&run);
+
+    // RAM that would be given up goes on until the user's own timeout
+    let mut model = self::model();
+    model.state().dirties = 1.5;
+    let migration = model.builder().policy(observe()).timeout(Duration::from_secs(90)).start();
+    let run = model.follow(migration).await;
+    back(&model, &run, Ending::RolledBack, "timeout");
+    assert_eq!((run.actions("would-give-up"), run.actions("give-up")), (1, 1), "{run:?}");
+    untouched(&run);
+
+    // nor is RAM sent beside a mirror where it cannot be held
+    let mut model = overlapping();
+    let migration = model.builder().policy(observe()).start();
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+    let began = run.log.iter().position(|(side, seen)| side == "source" && seen.name == "migrate").unwrap();
+    assert!(first(&run, "BLOCK_JOB_READY") < began, "{run:?}");
+    untouched(&run);
+}

@@ -1,0 +1,157 @@
+//! Cancel, and any one thing that goes wrong anywhere.
+
+use super::*;
+use crate::golden::golden;
+
+async fn with_faults(shape: &Shape, faults: &[(Side, usize, Fault)]) -> (Model, Run) {
+    let mut model = Model::new(shape);
+    model.state().faults = faults.to_vec();
+    let run = tokio::time::timeout(Duration::from_secs(3600), model.migrate()).await;
+    let run = run.unwrap_or_else(|_| panic!("it never ends: {faults:?} {:#?}", model.log));
+    (model, run)
+}
+
+const FAULTS: [Fault; 8] = [
+    Fault::Refused,
+    Fault::Lost,
+    Fault::Unanswered,
+    Fault::Dies,
+    Fault::DiesBefore,
+    Fault::Closes,
+    Fault::Mute,
+    Fault::Cancel,
+];
+
+/// How many commands each side is told in an undisturbed migration.
+async fn commands(shape: &Shape) -> [(Side, usize); 2] {
+    let (_, run) = with_faults(shape, &[]).await;
+    [Source, Destination].map(|side| {
+        let of_side = |(at, seen): &&(String, fake::Seen)| at == side.as_str() && seen.id.is_some();
+        (side, run.log.iter().filter(of_side).count() - 1)
+    })
+}
+
+async fn any_one_fault_ends_soundly(shape: Shape) {
+    for (side, count) in commands(&shape).await {
+        for (number, fault) in (0..count).flat_map(|number| FAULTS.map(|fault| (number, fault))) {
+            let (model, run) = with_faults(&shape, &[(side, number, fault)]).await;
+            let name = nth(&run, side, number);
+            sound(&model, &run, &format!("{side} {name} {fault:?} {shape:?}"));
+        }
+    }
+}
+
+// by far the longest here: each is a test of its own, and they run at once
+#[tokio::test(start_paused = true)]
+async fn any_one_fault_ends_soundly_with_one_disk() {
+    any_one_fault_ends_soundly(Shape::default()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_one_fault_ends_soundly_with_two_disks_and_processes() {
+    any_one_fault_ends_soundly(Shape { processes: true, ..disks(2) }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_one_fault_ends_soundly_with_a_paused_guest() {
+    let shape = Shape { guest: "paused", processes: true, exit_on_error: false, ..Shape::default() };
+    any_one_fault_ends_soundly(shape).await;
+}
+
+fn nth(run: &Run, side: Side, number: usize) -> String {
+    let mut of_side = run.log.iter().filter(|(at, seen)| at == side.as_str() && seen.id.is_some());
+    of_side.nth(number + 1).map_or_else(String::new, |(_, seen)| seen.name.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_two_faults_end_soundly() {
+    let shape = Shape { processes: true, ..Shape::default() };
+    let [(_, here), (_, there)] = commands(&shape).await;
+    // the same every time, and all over the place
+    let mut seed: usize = 12345;
+    let mut next = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    for _ in 0..300 {
+        let faults: Vec<_> = (0..2)
+            .map(|_| {
+                let (side, count) = if next(2) == 0 { (Source, here) } else { (Destination, there) };
+                // a way back is longer than the way
+                (side, next(count + 10), FAULTS[next(FAULTS.len())])
+            })
+            .collect();
+        let (model, run) = with_faults(&shape, &faults).await;
+        sound(&model, &run, &format!("{faults:?}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_comes_in_time_until_the_handover() {
+    let shape = disks(2);
+    let golden = golden(&shape);
+    let handover = golden.iter().position(|line| line == "source: migrate-continue").unwrap();
+    for (number, line) in golden.iter().enumerate() {
+        let (side, command) = line.split_once(": ").unwrap();
+        let side = if side == "source" { Source } else { Destination };
+        let mut model = Model::new(&shape);
+        let migration = model.builder().start();
+        let canceller = migration.canceller();
+        let command: &'static str = command.to_owned().leak();
+        model.when(side, command, move || {
+            canceller.cancel();
+            canceller.cancel();
+        });
+        let run = model.follow(migration).await;
+        // at its first occurrence
+        let first = golden.iter().position(|other| other == line).unwrap();
+        if first < handover {
+            back(&model, &run, Ending::Cancelled, "cancelled");
+        } else {
+            moved(&model, &run);
+        }
+        sound(&model, &run, &format!("{number} {line}"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_before_anything_is_changed_changes_nothing() {
+    for command in ["query-qmp-schema", "query-status", "query-block-exports"] {
+        let mut model = model();
+        let migration = cancel_at(&mut model, Destination, command);
+        let run = model.follow(migration).await;
+        assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Cancelled, RunsOn::Source), "{run:?}");
+        assert!(asks_only(&run.log), "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_is_dropped_cancels() {
+    for (side, command) in [(Source, "drive-mirror"), (Source, "migrate"), (Source, "block-job-cancel")] {
+        let mut model = model();
+        let mut migration = model.builder().start();
+        let mut stream = migration.events();
+        model.when(side, command, move || drop(migration));
+        let mut events = Vec::new();
+        while let Some(event) = stream.next().await {
+            events.push(event);
+        }
+        let Some(Kind::Outcome(outcome)) = events.last().map(|event| event.kind.clone()) else {
+            panic!("{events:#?}");
+        };
+        let run = model.told(*outcome, events);
+        back(&model, &run, Ending::Cancelled, "cancelled");
+        sound(&model, &run, command);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_timeout_rolls_back_what_does_not_converge() {
+    let mut model = model();
+    model.state().converges = false;
+    // nor is it given up before
+    let patient = Policy { give_up: Duration::from_secs(3600), ..Policy::default() };
+    let migration = model.builder().policy(patient).timeout(Duration::from_secs(60)).start();
+    let run = model.follow(migration).await;
+    back(&model, &run, Ending::RolledBack, "timeout");
+}

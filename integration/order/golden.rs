@@ -1,0 +1,113 @@
+//! The golden order: what each side is told, and what lies within the blackout.
+
+use super::*;
+
+pub(crate) fn golden(shape: &Shape) -> Vec<String> {
+    let each =
+        |lines: &[&'static str]| -> Vec<&'static str> { (0..shape.disks).flat_map(|_| lines.to_vec()).collect() };
+    let mut golden = vec![
+        "source: migrate-set-capabilities",
+        "source: migrate-set-parameters",
+        "destination: migrate-set-capabilities",
+        "destination: stop",
+    ];
+    if shape.disks > 0 {
+        golden.push("destination: nbd-server-start");
+        golden.extend(each(&["destination: block-export-add"]));
+        golden.extend(each(&["source: block-dirty-bitmap-add", "source: drive-mirror"]));
+        golden.extend(each(&["source: block-dirty-bitmap-remove"]));
+    }
+    if shape.block_job_change {
+        golden.extend(each(&["source: block-job-change"]));
+        // which wakes them, to see that they are in step
+        golden.extend(each(&["source: block-job-set-speed"]));
+    }
+    // the downtime limit, by what is known of the run by now
+    golden.extend(["source: migrate-set-parameters", "destination: migrate-incoming", "source: migrate"]);
+    golden.extend(each(&["source: block-job-cancel"]));
+    if shape.disks > 0 {
+        golden.push("destination: nbd-server-stop");
+    }
+    golden.push("source: migrate-continue");
+    if shape.guest == "running" {
+        golden.push("destination: cont");
+    }
+    golden.extend(["source: quit", "destination: migrate-set-capabilities"]);
+    golden.into_iter().map(str::to_owned).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn golden_order() {
+    for disks in [0, 1, 3] {
+        for (block_job_change, exit_on_error) in [(true, true), (true, false), (false, true), (false, false)] {
+            for guest in ["running", "paused"] {
+                let shape = Shape { disks, block_job_change, exit_on_error, guest, processes: false };
+                let mut model = Model::new(&shape);
+                let run = model.migrate().await;
+                moved(&model, &run);
+                assert_eq!(run.told(), golden(&shape), "{shape:?}");
+                let incoming = &model.destination.saw("migrate-incoming").await.arguments["exit-on-error"];
+                assert_eq!(*incoming, if exit_on_error { json!(false) } else { Value::Null });
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_blackout_holds_nothing_but_the_handover() {
+    for disks in [0, 1, 3] {
+        let mut model = Model::new(&Shape { disks, ..Shape::default() });
+        let run = model.migrate().await;
+        moved(&model, &run);
+        let window = run.blackout();
+        let commands: Vec<&str> = window
+            .iter()
+            .map(|(line, _)| line.as_str())
+            .filter(|line| line.chars().skip_while(|c| *c != ' ').any(|c| c.is_ascii_lowercase()))
+            .collect();
+        let mut expected = vec!["source: block-job-cancel"; disks];
+        // how much of RAM is left, on its way behind the mirrors' end: whether the budget will be kept
+        expected.push("source: query-migrate");
+        if disks > 0 {
+            expected.extend(["source: query-jobs", "destination: nbd-server-stop", "destination: query-block-exports"]);
+        }
+        expected.extend(["source: migrate-continue", "destination: cont"]);
+        assert_eq!(commands, expected);
+        let begin = window[0].1;
+        assert!(window.iter().all(|(_, at)| *at == begin), "time passed: {window:#?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
+    let mut model = Model::new(&disks(3));
+    let world = model.world.clone();
+    model.on(Source, "block-job-cancel", move |seen| {
+        let mut steps = vec![Action::Hold("all")];
+        steps.extend(world.answer(Source, seen));
+        steps
+    });
+    let migration = model.builder().start();
+    model.source.saw_times("block-job-cancel", 3).await;
+    model.source.release("all");
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "query-migrate", move |seen| {
+        let stands = world.state().source.migration.as_deref() == Some("pre-switchover");
+        let mut steps = if stands { vec![Action::Hold("left")] } else { Vec::new() };
+        steps.extend(world.answer(Source, seen));
+        steps
+    });
+    let migration = model.builder().start();
+    let stopped = tokio::time::timeout(Duration::from_secs(60), model.destination.saw("nbd-server-stop")).await;
+    assert!(stopped.is_ok(), "{:#?}", model.log);
+    model.source.release("left");
+    let run = model.follow(migration).await;
+    moved(&model, &run);
+}

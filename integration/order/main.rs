@@ -1,0 +1,131 @@
+//! The engine against two scripted QEMUs: what it sends to which side in which order, and where it ends when something
+//! goes wrong that no real QEMU can be made to do at will.
+//!
+//! Time is paused, so that missed deadlines cost nothing and nothing depends on how fast the machine is.
+
+#![allow(clippy::unwrap_used, reason = "a test says all it has to say by panicking")]
+
+#[path = "../fake/mod.rs"]
+mod fake;
+#[path = "../fake/model/mod.rs"]
+mod model;
+
+mod controller;
+mod faults;
+mod golden;
+mod lost_events;
+mod lost_writes;
+mod open_world;
+mod postcopy;
+mod recovery;
+mod refusals;
+mod start_guard;
+mod two_runners;
+mod watchdog;
+mod way_back;
+
+use std::time::Duration;
+
+use fake::Action;
+use model::{Continue, Disk, Fault, Job, Model, Run, Settle, Shape, State};
+use qferry::convergence::Policy;
+use qferry::migration::{Builder, Migration, Settings};
+use qferry::progress::{Ending, Kind, RunsOn, Side};
+use serde_json::{Value, json};
+
+use Side::{Destination, Source};
+
+fn model() -> Model {
+    Model::new(&Shape::default())
+}
+
+fn disks(disks: usize) -> Shape {
+    Shape { disks, ..Shape::default() }
+}
+
+/// Processes of this host, whose deaths are proofs.
+fn processes() -> Model {
+    Model::new(&Shape { processes: true, ..Shape::default() })
+}
+
+#[track_caller]
+fn moved(model: &Model, run: &Run) {
+    assert_eq!(run.outcome.outcome, Ending::Moved, "{run:?}");
+    assert_eq!((run.outcome.runs_on, &run.outcome.reason), (RunsOn::Destination, &None), "{run:?}");
+    assert_eq!(run.count("source: cont"), 0, "{run:?}");
+    let state = model.state();
+    assert_eq!(state.destination.run, if state.ran { "running" } else { "paused" }, "{run:?}");
+    assert_ne!(state.source.run, "running", "{run:?}");
+    assert!(state.destination.exports.is_empty(), "{run:?}");
+}
+
+/// The guest is on the source as it was, nothing of ours is left, and settings are what they were.
+#[track_caller]
+fn back(model: &Model, run: &Run, ending: Ending, code: &str) {
+    assert_eq!((run.outcome.outcome, run.code()), (ending, code), "{run:?}");
+    assert_eq!(run.outcome.runs_on, RunsOn::Source, "{run:?}");
+    assert_eq!(run.outcome.leftovers, Vec::<String>::new(), "{run:?}");
+    assert_eq!(run.count("destination: cont"), 0, "{run:?}");
+    let fresh = Model::new(&Shape { disks: 0, ..Shape::default() });
+    let (fresh, state) = (fresh.state(), model.state());
+    assert_eq!(state.source.run, if state.ran { "running" } else { "paused" }, "{run:?}");
+    assert_ne!(state.destination.run, "running", "{run:?}");
+    assert!(state.source.jobs.is_empty() && state.source.bitmaps.is_empty(), "{run:?}");
+    assert_eq!(state.source.capabilities, fresh.source.capabilities, "{run:?}");
+    assert_eq!(state.source.parameters, fresh.source.parameters, "{run:?}");
+    if state.destination.run != "gone" {
+        assert!(state.destination.exports.is_empty() && !state.destination.server, "{run:?}");
+        assert_eq!(state.destination.capabilities, fresh.destination.capabilities, "{run:?}");
+    }
+}
+
+#[track_caller]
+fn undetermined(run: &Run) {
+    assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Undetermined, RunsOn::Unknown), "{run:?}");
+    assert!(!run.message().is_empty(), "{run:?}");
+}
+
+/// What holds however a migration went.
+#[track_caller]
+fn sound(model: &Model, run: &Run, what: &str) {
+    let state = model.state();
+    assert_eq!(state.wrongs, Vec::<&str>::new(), "{what}: {run:?}");
+    let (here, there) = (state.source.run == "running", state.destination.run == "running");
+    assert!(!(here && there), "{what}: {run:?}");
+    let ending = run.outcome.outcome;
+    match ending {
+        Ending::Moved => assert_eq!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
+        Ending::Undetermined => assert_eq!(run.outcome.runs_on, RunsOn::Unknown, "{what}: {run:?}"),
+        // refused before the guest was seen anywhere
+        Ending::Refused => assert_ne!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
+        _ => assert_eq!(run.outcome.runs_on, RunsOn::Source, "{what}: {run:?}"),
+    }
+    assert_eq!(run.outcome.reason.is_none(), ending == Ending::Moved, "{what}: {run:?}");
+    if ending == Ending::Refused {
+        assert!(asks_only(&run.log), "{what}: {run:?}");
+    }
+    if matches!(ending, Ending::RolledBack | Ending::Cancelled) {
+        assert!(state.source.jobs.is_empty() && state.source.bitmaps.is_empty(), "{what}: {run:?}");
+        assert_eq!(run.outcome.leftovers, Vec::<String>::new(), "{what}: {run:?}");
+    }
+    // a QEMU that dies after its last answer is beyond anyone's knowledge
+    let died = state.faults.iter().any(|(_, _, fault)| matches!(fault, Fault::Dies | Fault::DiesBefore));
+    if state.ran && !died {
+        match run.outcome.runs_on {
+            RunsOn::Source => assert!(here, "{what}: {run:?}"),
+            RunsOn::Destination => assert!(there, "{what}: {run:?}"),
+            RunsOn::Unknown => {}
+        }
+    }
+}
+
+fn cancel_at(model: &mut Model, side: Side, command: &'static str) -> Migration {
+    let migration = model.builder().start();
+    let canceller = migration.canceller();
+    model.when(side, command, move || canceller.cancel());
+    migration
+}
+
+fn asks_only(run: &[(String, fake::Seen)]) -> bool {
+    run.iter().all(|(_, seen)| model::asks(seen))
+}

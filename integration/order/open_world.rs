@@ -1,0 +1,61 @@
+//! Open world: statuses and events that nobody knows. (The model adds fields that nobody knows to every answer.)
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_status_nobody_knows_means_keep_waiting() {
+    for strange in ["wait-unplug", "colo", "a-status-of-tomorrow"] {
+        let mut model = model();
+        model.state().strange = Some(strange);
+        let run = model.migrate().await;
+        moved(&model, &run);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_nobody_knows_are_passed_over() {
+    let mut model = model();
+    for (side, command) in [
+        (Source, "drive-mirror"),
+        (Source, "migrate"),
+        (Source, "block-job-cancel"),
+        (Source, "migrate-continue"),
+        (Destination, "cont"),
+    ] {
+        let world = model.world.clone();
+        model.when(side, command, move || {
+            let mut state = world.state();
+            for data in [json!({"status": {"deep": []}}), json!([1]), json!({"id": "x", "status": 7}), Value::Null] {
+                for name in ["EVENT_OF_TOMORROW", "MIGRATION", "JOB_STATUS_CHANGE", "BLOCK_JOB_COMPLETED"] {
+                    state.emit(side, name, data.clone());
+                }
+            }
+        });
+    }
+    let run = model.migrate().await;
+    moved(&model, &run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_nobody_knows_proves_nothing_to_the_verdict() {
+    for silent in [true, false] {
+        let mut model = model();
+        let (world, freeze) = (model.world.clone(), model.destination.freezer());
+        model.on(Source, "migrate-continue", move |_| {
+            world.state().enter(Source, "a-status-of-tomorrow");
+            if silent {
+                freeze();
+            }
+            vec![Action::Return(json!({}))]
+        });
+        let run = model.migrate().await;
+        if silent {
+            undetermined(&run);
+            assert_eq!(run.count("source: migrate_cancel"), 0, "{run:?}");
+        } else {
+            back(&model, &run, Ending::RolledBack, "no-answer");
+            assert!(run.position("destination: quit") < run.position("source: migrate_cancel"), "{run:?}");
+        }
+        assert_eq!(run.count("source: cont") + run.count("destination: cont"), 0, "{run:?}");
+    }
+}

@@ -1,0 +1,120 @@
+//! Postcopy, where QEMU up to 10 could take it back: it says `postcopy-active` before all device state is out.
+
+use super::*;
+
+/// What `query-migrate` says of a source in postcopy.
+fn in_postcopy(pages: u64) -> Value {
+    let ram = json!({"transferred": pages, "remaining": 9, "total": 99, "normal": pages, "duplicate": 0});
+    json!({"status": "postcopy-active", "ram": ram})
+}
+
+fn begin_postcopy(state: &mut State) {
+    state.enter(Source, "postcopy-active");
+    state.destination.run = "paused".to_owned();
+    state.enter(Destination, "postcopy-active");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        let mut state = world.state();
+        begin_postcopy(&mut state);
+        let world = world.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            world.state().fail_source();
+        });
+        vec![Action::Return(json!({}))]
+    });
+    let world = model.world.clone();
+    // no page is sent
+    model.on(Source, "query-migrate", move |_| {
+        let status = world.state().source.migration.clone();
+        let answer = match status.as_deref() {
+            Some("postcopy-active") => in_postcopy(7),
+            Some(status) => json!({ "status": status }),
+            None => json!({}),
+        };
+        vec![Action::Return(answer)]
+    });
+    let run = model.migrate().await;
+    assert_eq!(run.count("destination: cont"), 0, "its source resumed: {run:?}");
+    back(&model, &run, Ending::RolledBack, "handover-failed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        let mut state = world.state();
+        begin_postcopy(&mut state);
+        vec![Action::Return(json!({}))]
+    });
+    let ran = std::sync::Arc::new(std::sync::OnceLock::new());
+    let (world, mut sent, seen) = (model.world.clone(), 0, ran.clone());
+    model.on(Source, "query-migrate", move |_| {
+        let mut state = world.state();
+        let status = state.source.migration.clone();
+        if status.as_deref() != Some("postcopy-active") {
+            return vec![Action::Return(json!({ "status": status }))];
+        }
+        sent += 1;
+        if sent == 20 {
+            seen.get_or_init(|| state.destination.run.clone());
+            state.enter(Source, "completed");
+            state.enter(Destination, "completed");
+        }
+        vec![Action::Return(in_postcopy(sent))]
+    });
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(run.outcome.ram.postcopy, "{run:?}");
+    assert_eq!(ran.get().map(String::as_str), Some("running"), "it runs while its pages come: {run:?}");
+    assert!(run.actions("judge-handover") == 0 && run.count("source: quit") == 1, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        let mut state = world.state();
+        begin_postcopy(&mut state);
+        state.enter(Source, "postcopy-paused");
+        vec![Action::Return(json!({}))]
+    });
+    let run = model.migrate().await;
+    assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{run:?}");
+    assert_eq!(run.code(), "postcopy-paused", "{run:?}");
+    assert!(run.message().contains("migrate-recover") && run.message().contains("exec-oob"), "{run:?}");
+    assert_eq!((run.count("destination: cont"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert_eq!(run.count("source: quit") + run.count("destination: quit"), 0, "{run:?}");
+    assert_eq!(run.count("source: migrate_cancel"), 0, "{run:?}");
+    assert_eq!(run.actions("recover-postcopy"), 30, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_migration_that_someone_else_took_into_postcopy_is_not_cancelled() {
+    // 7.2 lets itself be told, and the guest's pages are lost
+    for guest in ["running", "paused"] {
+        let mut model = Model::new(&Shape { guest, ..Shape::default() });
+        let world = model.world.clone();
+        let migration = model.builder().start();
+        let canceller = migration.canceller();
+        model.when(Source, "migrate", move || {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let mut state = world.state();
+                state.source.run = "finish-migrate".to_owned();
+                state.enter(Source, "postcopy-active");
+                canceller.cancel();
+            });
+        });
+        let run = model.follow(migration).await;
+        undetermined(&run);
+        assert_eq!(run.count("source: migrate_cancel") + run.count("destination: quit"), 0, "{run:?}");
+    }
+}

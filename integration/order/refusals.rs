@@ -1,0 +1,190 @@
+//! Refusals change nothing.
+
+use super::*;
+
+/// Both are made as told, then asked for: first only planned, then to be carried out.
+async fn refused(code: &str, shape: &Shape, spoil: impl Fn(&mut State), ask: impl Fn(Builder) -> Builder) {
+    let spoiled = || {
+        let model = Model::new(shape);
+        spoil(&mut model.state());
+        model
+    };
+    let mut model = spoiled();
+    let plan = ask(model.builder()).plan().await.unwrap();
+    assert!(plan.blockers().any(|finding| finding.code == code), "{code}: {:?}", plan.findings);
+    assert!(asks_only(&model.log.lock().unwrap()), "{code}");
+
+    let mut model = spoiled();
+    let migration = ask(model.builder()).start();
+    let run = model.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, code), "{code}: {run:?}");
+    assert!(asks_only(&run.log), "{code}: {run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_side_says_refuses_the_migration() {
+    type Spoil = fn(&mut State);
+    let findings: [(&str, Spoil); 26] = [
+        ("qemu-lacks", |state| state.source.schema = json!([])),
+        ("qemu-lacks", |state| state.destination.schema = json!([{"name": "cont", "meta-type": "command"}])),
+        ("source-state", |state| state.source.run = "postmigrate".to_owned()),
+        ("source-state", |state| state.source.run = "inmigrate".to_owned()),
+        ("source-state", |state| state.source.run = "finish-migrate".to_owned()),
+        ("source-state", |state| state.source.run = "a-state-of-tomorrow".to_owned()),
+        ("migration-blocked", |state| state.source.blocked = vec!["a device"]),
+        ("migration-under-way", |state| state.source.migration = Some("active".to_owned())),
+        ("migration-under-way", |state| state.source.migration = Some("a-status-of-tomorrow".to_owned())),
+        ("destination-state", |state| state.destination.run = "running".to_owned()),
+        ("destination-state", |state| state.destination.run = "a-state-of-tomorrow".to_owned()),
+        ("destination-used", |state| state.destination.migration = Some("setup".to_owned())),
+        ("destination-used", |state| state.destination.migration = Some("failed".to_owned())),
+        ("ram-size", |state| state.destination.ram += 1),
+        ("machine-type", |state| state.destination.machine = "pc-q35-10.0"),
+        ("cpu-features", |state| state.destination.features = 0),
+        ("leftover", |state| state.source.jobs.push(Job::new("qferry-mirror-7", "ready", 1))),
+        ("leftover", |state| {
+            drop(state.source.bitmaps.insert("node-disk0".to_owned(), ("qferry-guard-0".to_owned(), 0)))
+        }),
+        ("leftover", |state| state.destination.exports.push("qferry-export-0".to_owned())),
+        ("export-open", |state| state.destination.exports.push("of-someone".to_owned())),
+        ("disk-missing", |state| drop(state.destination.disks.pop())),
+        ("disk-missing", |state| state.destination.disks[0].name = "another".to_owned()),
+        ("disk-ambiguous", |state| {
+            let disk =
+                |file: &str| Disk { name: "disk0".to_owned(), file: file.to_owned(), size: 64 << 20, read_only: false };
+            state.destination.disks = vec![disk("a"), disk("b")];
+        }),
+        ("disk-read-only", |state| state.destination.disks[0].read_only = true),
+        ("disk-size", |state| state.destination.disks[0].size -= 512),
+        ("disk-size", |state| state.destination.disks[0].size += 512),
+    ];
+    for (code, spoil) in findings {
+        refused(code, &Shape::default(), spoil, |builder| builder).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_be_forced_is_forced_by_its_own_code() {
+    let spoiled = || {
+        let model = model();
+        model.state().destination.machine = "pc-q35-10.0";
+        model.state().destination.features = 0;
+        model
+    };
+    let mut half = spoiled();
+    let migration = half.builder().force("machine-type").start();
+    let run = half.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "cpu-features"), "{run:?}");
+    assert!(run.message().contains("avx2") && run.message().contains("--force cpu-features"), "{run:?}");
+    assert!(run.warned("machine-type") && asks_only(&run.log), "{run:?}");
+
+    let mut whole = spoiled();
+    let migration = whole.builder().force("machine-type").force("cpu-features").force("ram-size").start();
+    let run = whole.follow(migration).await;
+    moved(&whole, &run);
+    assert!(run.warned("machine-type") && run.warned("cpu-features"), "{run:?}");
+
+    let mut never = spoiled();
+    never.state().destination.ram += 1;
+    let builder = never.builder().force("machine-type").force("cpu-features").force("ram-blocks").force("ram-size");
+    let run = never.follow(builder.start()).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "ram-size"), "{run:?}");
+}
+
+/// A build that cannot tell is not a machine that differs.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_compared_is_only_told() {
+    let mut model = model();
+    for command in ["qom-get", "qom-list", "x-query-ramblock", "query-pci"] {
+        model.refused(Destination, command);
+        model.refused(Source, command);
+    }
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let told =
+        run.events.iter().filter(|event| matches!(&event.kind, Kind::Warning { code, .. } if code == "not-compared"));
+    assert_eq!(told.count(), 3, "machine type, RAM blocks, CPU: {run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_for_refuses_the_migration() {
+    let none = |_: &mut State| ();
+    let tcp = |address: &str| -> qferry::endpoint::Address { address.parse().unwrap() };
+    let shape = disks(2);
+    refused("disk-unknown", &shape, none, |builder| builder.disk("nothing", None)).await;
+    refused("disk-unknown", &shape, none, |builder| builder.disk("disk0", Some("nothing".to_owned()))).await;
+    let twice = |builder: Builder| builder.disk("disk0", None).disk("disk1", Some("disk0".to_owned()));
+    refused("disk-ambiguous", &shape, none, twice).await;
+    refused("address-missing", &shape, none, |builder| builder.settings(Settings::default())).await;
+    let plain = |builder: Builder| builder.addresses(tcp("tcp:127.0.0.1:1"), tcp("tcp:192.0.2.1:2"));
+    refused("plaintext", &shape, none, plain).await;
+    refused("capability-missing", &shape, none, |builder| builder.multifd(2)).await;
+    // the source's build alone would do
+    let source = |state: &mut State| model::add_capabilities(&mut state.source.schema, &["multifd"]);
+    refused("capability-missing", &shape, source, |builder| builder.multifd(2)).await;
+    refused("capability-missing", &shape, none, |builder| builder.policy("ram = ['postcopy']".parse().unwrap())).await;
+    let both = |state: &mut State| {
+        for qemu in [&mut state.source, &mut state.destination] {
+            model::add_capabilities(&mut qemu.schema, &["multifd", "postcopy-ram"]);
+        }
+    };
+    let conflicting = |builder: Builder| builder.multifd(2).policy("ram = ['postcopy']".parse().unwrap());
+    refused("capability-conflict", &shape, both, conflicting).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_is_not_moved_onto_itself() {
+    let mut model = model();
+    let pid = i32::try_from(std::process::id()).ok();
+    let migration = model.builder_with([pid, pid]).start();
+    let run = model.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "same-process"), "{run:?}");
+    assert!(asks_only(&run.log), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_only_asks() {
+    let mut model = Model::new(&disks(3));
+    let plan = model.builder().plan().await.unwrap();
+    // a fake's images cannot be read, so nothing is proved of them
+    let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code).collect();
+    assert_eq!((codes, plan.disks.len()), (vec!["backing-unverified"], 3), "{plan:?}");
+    assert!(asks_only(&model.log.lock().unwrap()), "{:?}", model.log);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_only_worth_knowing_stops_nothing() {
+    let mut model = model();
+    model.state().source.jobs.push(Job::new("of-someone", "running", 1));
+    model.state().len = 0;
+    let run = model.migrate().await;
+    assert!(run.warned("job-running"), "{run:?}");
+    // it is not ours to judge, and not ours to end
+    assert_eq!(run.outcome.outcome, Ending::Moved, "{run:?}");
+    assert!(model.state().source.jobs.iter().any(|job| job.id == "of-someone"));
+
+    // a file of this host that both have open is not copied
+    let mut model = processes();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for side in [Source, Destination] {
+        model.state().qemu(side).disks[0].file = file.path().display().to_string();
+        model.open(side, file.reopen().unwrap());
+    }
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert!(run.warned("disk-shared") && run.count("source: drive-mirror") == 0, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_answer_and_no_monitor_are_refusals_too() {
+    let mut model = model();
+    model.silent(Destination, "query-block");
+    let run = model.migrate().await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "no-answer"), "{run:?}");
+    assert!(asks_only(&run.log), "{run:?}");
+    let mut model = self::model();
+    model.destination.close();
+    let run = model.migrate().await;
+    assert_eq!(run.outcome.outcome, Ending::Refused, "{run:?}");
+    assert!(asks_only(&run.log), "{run:?}");
+}

@@ -1,0 +1,246 @@
+//! Never two runners: who has the guest, whatever becomes of either side at the handover.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_resumed_by_itself_has_the_guest() {
+    for then in [Continue::DestinationFails, Continue::DestinationCloses] {
+        for exit_on_error in [true, false] {
+            let mut model = Model::new(&Shape { exit_on_error, ..Shape::default() });
+            model.state().then = then;
+            let run = model.migrate().await;
+            back(&model, &run, Ending::RolledBack, if run.code() == "gone" { "gone" } else { "handover-failed" });
+            assert_eq!(run.count("source: cont"), 0, "{run:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_whose_monitor_closed_may_yet_run() {
+    let mut model = model();
+    model.state().then = Continue::DestinationClosesLate;
+    let run = model.migrate().await;
+    undetermined(&run);
+    assert_eq!(run.count("source: cont") + run.count("destination: cont"), 0, "{run:?}");
+    assert!(run.message().contains("make sure that its process is gone"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_is_proved_dead_gives_the_guest_back() {
+    let mut model = processes();
+    model.state().then = Continue::DestinationClosesLate;
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "gone");
+    assert_eq!((run.count("source: cont"), run.count("source: quit")), (1, 0), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_destination_may_yet_run() {
+    for processes in [true, false] {
+        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        model.state().then = Continue::DestinationFreezes;
+        let freeze = model.destination.freezer();
+        model.when(Source, "migrate-continue", freeze);
+        let run = model.migrate().await;
+        undetermined(&run);
+        assert_eq!(run.count("source: cont") + run.count("destination: cont"), 0, "{run:?}");
+        assert_eq!(run.count("source: quit"), 0, "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_cont_quits_the_destination_before_the_source_is_resumed() {
+    for processes in [true, false] {
+        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        model.refused(Destination, "cont");
+        let run = model.migrate().await;
+        assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "command-refused"), "{run:?}");
+        assert_eq!(model.state().source.run, "running", "{run:?}");
+        let (cont, quit) = (run.position("destination: cont"), run.position("destination: quit"));
+        assert!(cont < quit && quit < run.position("source: cont"), "{run:?}");
+        assert_eq!(run.count("destination: cont"), 1, "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_refuses_cont_and_quit_blocks_the_source() {
+    let mut model = model();
+    model.refused(Destination, "cont");
+    model.refused(Destination, "quit");
+    let run = model.migrate().await;
+    undetermined(&run);
+    assert_eq!(run.count("source: cont"), 0, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unanswered_cont_is_judged_by_what_the_destination_says() {
+    for (swallowed, carried_out) in [(1, true), (1, false), (usize::MAX, false)] {
+        let mut model = model();
+        let (world, mut times) = (model.world.clone(), 0);
+        model.on(Destination, "cont", move |seen| {
+            times += 1;
+            let answer = if carried_out || times > swallowed { world.answer(Destination, seen) } else { Vec::new() };
+            if times > swallowed { answer } else { Vec::new() }
+        });
+        let run = model.migrate().await;
+        // one that waits with everything, beside a source that stands for good, is started again
+        let conts = if carried_out { 1 } else { 2 };
+        if swallowed == 1 {
+            moved(&model, &run);
+            assert_eq!(run.count("destination: cont"), conts, "{run:?}");
+        } else {
+            undetermined(&run);
+            assert_eq!(run.count("source: quit") + run.count("destination: quit"), 0, "{run:?}");
+        }
+        assert_eq!(run.count("source: cont"), 0, "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_lost_after_cont_is_not_proved_to_run_or_not() {
+    for processes in [true, false] {
+        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        let world = model.world.clone();
+        model.on(Destination, "cont", move |seen| {
+            world.answer(Destination, seen);
+            world.state().die(Destination);
+            Vec::new()
+        });
+        let run = model.migrate().await;
+        undetermined(&run);
+        assert_eq!((run.count("source: cont"), run.count("source: quit")), (0, 0), "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_lost_after_it_ran_keeps_the_source() {
+    for processes in [true, false] {
+        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        let world = model.world.clone();
+        model.on(Destination, "cont", move |seen| {
+            let mut steps = world.answer(Destination, seen);
+            world.state().destination.run = "gone".to_owned();
+            steps.push(Action::Close);
+            steps
+        });
+        let run = model.migrate().await;
+        undetermined(&run);
+        assert_eq!((run.count("source: cont"), run.count("source: quit")), (0, 0), "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_migrate_continue_hands_nothing_over() {
+    let mut model = model();
+    model.refused(Source, "migrate-continue");
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "command-refused");
+    assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert!(run.position("source: migrate-continue") < run.position("source: migrate_cancel"), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unanswered_migrate_continue_that_was_carried_out_is_a_handover() {
+    let mut model = model();
+    let world = model.world.clone();
+    model.on(Source, "migrate-continue", move |seen| {
+        world.answer(Source, seen);
+        Vec::new()
+    });
+    let run = model.migrate().await;
+    assert_eq!(run.count("source: migrate-continue"), 1, "{run:?}");
+    moved(&model, &run);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unanswered_migrate_continue_that_was_not_carried_out_is_taken_back() {
+    for processes in [true, false] {
+        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        model.silent(Source, "migrate-continue");
+        let run = model.migrate().await;
+        // the destination is ended first, for migrate-continue could still be carried out
+        back(&model, &run, Ending::RolledBack, "no-answer");
+        assert!(run.position("destination: quit") < run.position("source: migrate_cancel"), "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_ram_may_take_as_long_as_was_asked_for() {
+    for (downtime, slow, wanted) in [(60, 90, Ending::Moved), (1, 90, Ending::RolledBack)] {
+        let mut model = model();
+        model.state().slow = Duration::from_secs(slow);
+        let migration = model.builder().downtime(Duration::from_secs(downtime)).start();
+        let run = model.follow(migration).await;
+        assert_eq!(run.outcome.outcome, wanted, "{run:?}");
+        sound(&model, &run, "slow");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_died_is_outlived_by_a_destination_that_has_everything() {
+    let mut model = processes();
+    model.state().then = Continue::SourceDies;
+    let run = model.migrate().await;
+    moved(&model, &run);
+    // without the proof of its death nothing is started
+    let mut model = self::model();
+    model.state().then = Continue::SourceDies;
+    let run = model.migrate().await;
+    undetermined(&run);
+    assert_eq!(run.count("destination: cont"), 0, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_resumed_and_died_has_taken_its_writes_with_it() {
+    let mut model = processes();
+    model.state().then = Continue::SourceResumesAndDies;
+    let run = model.migrate().await;
+    undetermined(&run);
+    assert_eq!(run.count("destination: cont"), 0, "its disks are older than what the guest did: {run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn someone_else_who_starts_the_destination_does_not_make_it_ours() {
+    // the source has not completed: it could still resume by itself
+    let mut model = model();
+    model.state().then = Continue::DestinationFreezes;
+    let world = model.world.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        let mut state = world.state();
+        state.enter(Source, "device");
+        state.destination.run = "running".to_owned();
+        state.enter(Destination, "completed");
+        vec![Action::Return(json!({}))]
+    });
+    let run = model.migrate().await;
+    undetermined(&run);
+    assert_eq!(run.count("source: quit") + run.count("destination: quit"), 0, "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn someone_else_who_continues_the_migration_has_taken_it_over() {
+    // while RAM is copied: the disks are not whole; later they may be, and then it is as if we had asked
+    for (side, command) in [(Source, "migrate"), (Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
+        for guest in ["running", "paused"] {
+            for processes in [true, false] {
+                let mut model = Model::new(&Shape { guest, processes, ..Shape::default() });
+                let world = model.world.clone();
+                model.when(side, command, move || {
+                    tokio::spawn(async move { world.state().hand_over() });
+                });
+                let run = model.migrate().await;
+                sound(&model, &run, command);
+                assert_eq!(run.count("source: cont"), 0, "{run:?}");
+                if run.outcome.outcome != Ending::Moved {
+                    undetermined(&run);
+                    assert!(run.warned("taken-over"), "{run:?}");
+                    assert_eq!(run.count("source: quit") + run.count("destination: quit"), 0, "{run:?}");
+                }
+                if command == "migrate" {
+                    undetermined(&run);
+                    assert_eq!(run.count("destination: cont"), 0, "{run:?}");
+                }
+            }
+        }
+    }
+}
