@@ -9,8 +9,8 @@ use qferry::{
     migration::Migration,
     progress::{Ending, Kind, Outcome, Phase, PhaseState},
     qmp::{
-        frame::{self, Frame},
-        transcript::{Body, Direction, Entry, Recorder, Transcript},
+        frame::{self, QmpFrame},
+        transcript::{EntryBody, LineDirection, Recorder, Transcript, TranscriptEntry},
     },
     quantity::Rate,
 };
@@ -89,7 +89,7 @@ fn main() -> Result<()> {
             if outcome.outcome != course.ending() {
                 return Err(format!("{version}, {}: {outcome:#?}", course.name()).into());
             }
-            let entries: Vec<Entry> = Transcript::open(&path)?.collect::<std::result::Result<_, _>>()?;
+            let entries: Vec<TranscriptEntry> = Transcript::open(&path)?.collect::<std::result::Result<_, _>>()?;
             let folder = pair.run_dir().parent().map(|folder| folder.display().to_string()).unwrap_or_default();
             let name = match course {
                 Course::Succeeds => "succeeds.jsonl",
@@ -135,8 +135,8 @@ fn greeting(monitor: &Path) -> Result<Value> {
 }
 
 fn version_of(greeting: &Value) -> Result<String> {
-    match Frame::classify(greeting.clone())? {
-        Frame::Greeting(greeting) => {
+    match QmpFrame::classify(greeting.clone())? {
+        QmpFrame::Greeting(greeting) => {
             greeting.version.map(|version| version.to_string()).ok_or_else(|| "the greeting has no version".into())
         }
         _ => Err("the first line is no greeting".into()),
@@ -183,7 +183,7 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
 }
 
 /// Takes out the schema, which has its own file, and what was only asked again.
-fn thin(entries: Vec<Entry>) -> Vec<Entry> {
+fn thin(entries: Vec<TranscriptEntry>) -> Vec<TranscriptEntry> {
     let mut dropped: BTreeSet<String> = BTreeSet::new();
     // what follows the entry with this index, in its side's name
     let mut notes: BTreeMap<usize, Value> = BTreeMap::new();
@@ -191,7 +191,7 @@ fn thin(entries: Vec<Entry>) -> Vec<Entry> {
         let mut run: Vec<(usize, String)> = Vec::new();
         let of_side = entries.iter().enumerate().filter(|(_, entry)| entry.side == side);
         for (index, entry) in of_side {
-            let (Direction::Send, Body::Line(line)) = (entry.direction, &entry.body) else { continue };
+            let (LineDirection::Send, EntryBody::Line(line)) = (entry.direction, &entry.body) else { continue };
             let Some(id) = line["id"].as_str() else { continue };
             if SAMPLES.contains(&command_of(id)) {
                 run.push((index, id.to_owned()));
@@ -204,19 +204,24 @@ fn thin(entries: Vec<Entry>) -> Vec<Entry> {
     let mut kept = Vec::new();
     for (index, mut entry) in entries.into_iter().enumerate() {
         let id = match &entry.body {
-            Body::Line(line) => line["id"].as_str().unwrap_or_default().to_owned(),
-            Body::Raw(_) => String::new(),
+            EntryBody::Line(line) => line["id"].as_str().unwrap_or_default().to_owned(),
+            EntryBody::Raw(_) => String::new(),
         };
         let (at, side) = (entry.at, entry.side.clone());
-        if command_of(&id) == SCHEMA && entry.direction == Direction::Receive {
-            entry.direction = Direction::Note;
-            entry.body = Body::Line(json!({"left-out": format!("the reply to {id}: it is in schema.json")}));
+        if command_of(&id) == SCHEMA && entry.direction == LineDirection::Receive {
+            entry.direction = LineDirection::Note;
+            entry.body = EntryBody::Line(json!({"left-out": format!("the reply to {id}: it is in schema.json")}));
         }
         if !dropped.contains(&format!("{side} {id}")) {
             kept.push(entry);
         }
         if let Some(note) = notes.remove(&index) {
-            kept.push(Entry { at, side, direction: Direction::Note, body: Body::Line(json!({"left-out": note})) });
+            kept.push(TranscriptEntry {
+                at,
+                side,
+                direction: LineDirection::Note,
+                body: EntryBody::Line(json!({"left-out": note})),
+            });
         }
     }
     kept
@@ -244,12 +249,12 @@ fn command_of(id: &str) -> &str {
     id.split('#').next().unwrap_or_default()
 }
 
-fn render(entries: Vec<Entry>, folder: &str) -> Result<String> {
+fn render(entries: Vec<TranscriptEntry>, folder: &str) -> Result<String> {
     let mut text = String::new();
-    for Entry { at, side, direction, body } in entries {
+    for TranscriptEntry { at, side, direction, body } in entries {
         let (key, value) = match &body {
-            Body::Line(line) => ("line", line.to_string()),
-            Body::Raw(raw) => ("raw", json!(raw).to_string()),
+            EntryBody::Line(line) => ("line", line.to_string()),
+            EntryBody::Raw(raw) => ("raw", json!(raw).to_string()),
         };
         let (at, direction) = (at.as_micros(), serde_json::to_string(&direction)?);
         let value = value.replace(folder, STABLE_FOLDER);

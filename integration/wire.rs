@@ -11,9 +11,10 @@ use std::time::Duration;
 use fake::{Action, Fake, Script, greeting};
 use proptest::prelude::*;
 use qapi::qmp;
-use qferry::qmp::transcript::{Body, Direction, Recorder, Transcript};
+use qferry::qmp::transcript::{EntryBody, LineDirection, Recorder, Transcript};
 use qferry::qmp::{
-    Client, Closed, ConnectError, Counters, ErrorClass, Event, Events, ExecuteError, Item, Options, Request,
+    CloseCause, ConnectError, ConnectionCounters, ErrorClass, EventStream, ExecuteError, QmpClient, QmpEvent,
+    QmpOptions, QmpRequest, StreamItem,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,32 +24,32 @@ const LONG: Duration = Duration::from_secs(3600);
 /// A deadline that is missed on purpose, in paused time.
 const SHORT: Duration = Duration::from_secs(1);
 
-async fn connect(script: Script) -> (Fake, Client) {
-    connect_with(script, Options::default()).await
+async fn connect(script: Script) -> (Fake, QmpClient) {
+    connect_with(script, QmpOptions::default()).await
 }
 
-async fn connect_with(script: Script, options: Options) -> (Fake, Client) {
+async fn connect_with(script: Script, options: QmpOptions) -> (Fake, QmpClient) {
     let (fake, stream) = script.duplex();
-    (fake, Client::connect(stream, options).await.unwrap())
+    (fake, QmpClient::connect(stream, options).await.unwrap())
 }
 
-fn status() -> Request {
-    Request::new(&qmp::query_status {}).unwrap()
+fn status() -> QmpRequest {
+    QmpRequest::new(&qmp::query_status {}).unwrap()
 }
 
 fn held() -> Script {
     Script::new().on("stop", |_| vec![Action::Hold("stop"), Action::Return(json!({}))])
 }
 
-async fn event(events: &mut Events) -> Event {
+async fn event(events: &mut EventStream) -> QmpEvent {
     match events.next().await {
-        Item::Event(event) => (*event).clone(),
+        StreamItem::Event(event) => (*event).clone(),
         other => panic!("expected an event, got {other:?}"),
     }
 }
 
 /// Waits until the counters are as wanted. A hang here is the failure.
-async fn until(client: &Client, wanted: impl Fn(Counters) -> bool) {
+async fn until(client: &QmpClient, wanted: impl Fn(ConnectionCounters) -> bool) {
     while !wanted(client.counters()) {
         tokio::task::yield_now().await;
     }
@@ -76,7 +77,7 @@ async fn h1_oob_is_detected_and_enabled() {
     assert!(!client.oob());
     assert_eq!(fake.seen()[0].arguments, Value::Null);
 
-    let (fake, client) = connect_with(Script::new(), Options { oob: false, ..Options::default() }).await;
+    let (fake, client) = connect_with(Script::new(), QmpOptions { oob: false, ..QmpOptions::default() }).await;
     assert!(!client.oob());
     assert_eq!(fake.seen()[0].arguments, Value::Null);
 }
@@ -209,37 +210,37 @@ async fn h9_the_end_of_the_stream_fails_every_waiter_at_once() {
     let mut sent_ones = 0;
     for pending in waiting {
         match pending.await.unwrap_err() {
-            ExecuteError::Closed { sent, cause: Closed::EndOfStream, .. } => sent_ones += usize::from(sent),
+            ExecuteError::Closed { sent, cause: CloseCause::EndOfStream, .. } => sent_ones += usize::from(sent),
             other => panic!("{other:?}"),
         }
     }
     assert_eq!(sent_ones, 7);
     assert!(client.is_closed());
-    assert!(matches!(client.closed().await, Closed::EndOfStream));
+    assert!(matches!(client.closed().await, CloseCause::EndOfStream));
     let later = client.start(status(), LONG).await.unwrap_err();
     assert!(matches!(later, ExecuteError::Closed { sent: false, .. }), "{later:?}");
     for mut events in [events, client.subscribe()] {
         for _ in 0..3 {
-            assert!(matches!(events.next().await, Item::Closed(Closed::EndOfStream)));
+            assert!(matches!(events.next().await, StreamItem::Closed(CloseCause::EndOfStream)));
         }
     }
 }
 
 #[tokio::test]
 async fn h10_replies_need_nobody_to_consume_events() {
-    let options = Options { event_capacity: 16, ..Options::default() };
+    let options = QmpOptions { event_capacity: 16, ..QmpOptions::default() };
     let (fake, client) = connect_with(Script::new(), options).await;
     let (mut slow, mut other) = (client.subscribe(), client.subscribe());
     for number in 0..100 {
         fake.event("RESET", json!({ "number": number }));
     }
     client.start(status(), LONG).await.unwrap();
-    assert!(matches!(slow.next().await, Item::Lagged(84)));
+    assert!(matches!(slow.next().await, StreamItem::Lagged(84)));
     for events in [&mut slow, &mut other] {
         let first = match events.next().await {
-            Item::Lagged(_) => event(events).await,
-            Item::Event(event) => (*event).clone(),
-            Item::Closed(_) => panic!("closed"),
+            StreamItem::Lagged(_) => event(events).await,
+            StreamItem::Event(event) => (*event).clone(),
+            StreamItem::Closed(_) => panic!("closed"),
         };
         assert_eq!((first.sequence, &first.data["number"]), (84, &json!(84)));
         for number in 85..100 {
@@ -303,7 +304,7 @@ async fn h15_arguments_and_commands_newer_than_the_crate_can_be_sent() {
     let (fake, client) = connect(Script::new().answer("blockdev-set-active", json!({}))).await;
     client.start(status().with("target-is-zero", true), LONG).await.unwrap();
     assert_eq!(fake.saw("query-status").await.arguments, json!({"target-is-zero": true}));
-    client.start(Request::named("blockdev-set-active").with("active", false), LONG).await.unwrap();
+    client.start(QmpRequest::named("blockdev-set-active").with("active", false), LONG).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -326,7 +327,7 @@ async fn h16_what_was_withdrawn_is_never_sent() {
 async fn h17_lines_are_bounded_and_junk_is_survived() {
     let mut opening = b"\r\n(qemu) \xff\r\n[1]\r\n{\"return\": {}, \"id\": \"old\"}\r\n".to_vec();
     opening.extend(format!("{}\n", greeting(&["oob"])).into_bytes());
-    let options = Options { max_line: 4096, max_event: 1024, ..Options::default() };
+    let options = QmpOptions { max_line: 4096, max_event: 1024, ..QmpOptions::default() };
     let (fake, client) = connect_with(Script::new().opening(opening), options).await;
     assert_eq!((client.counters().unparsable, client.counters().unknown_ids), (2, 1));
     let mut events = client.subscribe();
@@ -344,7 +345,7 @@ async fn h17_lines_are_bounded_and_junk_is_survived() {
 
     fake.raw("{\"event\": \"TORN");
     fake.close();
-    assert!(matches!(client.closed().await, Closed::EndOfStream));
+    assert!(matches!(client.closed().await, CloseCause::EndOfStream));
     assert_eq!(client.counters().torn_bytes, 15);
 }
 
@@ -369,7 +370,7 @@ async fn h16_a_command_past_its_deadline_is_not_sent_though_nobody_looked() {
 #[tokio::test(start_paused = true)]
 async fn silence_tells_that_the_monitor_is_probably_taken() {
     let (_fake, stream) = Script::new().opening("\r\n").duplex();
-    let error = Client::connect(stream, Options::default()).await.unwrap_err();
+    let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Silent { .. }), "{error:?}");
     assert!(error.to_string().contains("another client probably holds this monitor"));
     assert!(error.to_string().contains("-qmp"));
@@ -378,7 +379,7 @@ async fn silence_tells_that_the_monitor_is_probably_taken() {
 #[tokio::test(start_paused = true)]
 async fn a_human_monitor_is_told_apart_from_a_taken_one() {
     let (_fake, stream) = Script::new().opening("QEMU 10.0.13 monitor - type 'help'\r\n(qemu) ").duplex();
-    let error = Client::connect(stream, Options::default()).await.unwrap_err();
+    let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotQmp { .. }), "{error:?}");
 }
 
@@ -386,21 +387,21 @@ async fn a_human_monitor_is_told_apart_from_a_taken_one() {
 async fn an_end_before_the_greeting_is_an_error() {
     let (fake, stream) = Script::new().opening("{\"QMP\":").duplex();
     fake.close();
-    let error = Client::connect(stream, Options::default()).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Ended(Closed::EndOfStream)), "{error:?}");
+    let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Ended(CloseCause::EndOfStream)), "{error:?}");
 }
 
 #[tokio::test]
 async fn a_refused_negotiation_is_an_error() {
     let (_fake, stream) = Script::new().on("qmp_capabilities", |_| vec![Action::error("no")]).duplex();
-    let error = Client::connect(stream, Options::default()).await.unwrap_err();
+    let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Negotiation(ExecuteError::Refused { .. })), "{error:?}");
 }
 
 #[tokio::test]
 async fn an_embedders_connection_is_adopted() {
     let (fake, stream) = Script::new().opening("{\"return\": {}, \"id\": \"theirs\"}\n").duplex();
-    let client = Client::adopt(stream, true, Options::labelled("theirs"));
+    let client = QmpClient::adopt(stream, true, QmpOptions::labelled("theirs"));
     client.start(status(), LONG).await.unwrap();
     client.execute_oob(&qmp::query_yank {}, LONG).await.unwrap();
     assert_eq!(fake.names(), ["query-status", "query-yank"]);
@@ -419,9 +420,9 @@ async fn unix_and_tcp_monitors_are_reached_by_address() {
     for (address, mut fake) in addresses.into_iter().zip([unix, tcp]) {
         let dialed = dial(&address, LONG).await.unwrap();
         assert_eq!(dialed.peer.is_some(), matches!(address, Address::Unix(_)));
-        let client = Client::connect(dialed.stream, Options::default()).await.unwrap();
+        let client = QmpClient::connect(dialed.stream, QmpOptions::default()).await.unwrap();
         client.execute(&qmp::quit {}, LONG).await.unwrap();
-        assert!(matches!(client.closed().await, Closed::EndOfStream));
+        assert!(matches!(client.closed().await, CloseCause::EndOfStream));
         fake.ended().await;
     }
 }
@@ -432,7 +433,7 @@ async fn unix_and_tcp_monitors_are_reached_by_address() {
 async fn commands_arrive_in_the_order_of_their_start() {
     let (fake, client) = connect(Script::new()).await;
     let commands: Vec<String> = (0..50).map(|number| format!("command-{number}")).collect();
-    let pending: Vec<_> = commands.iter().map(|name| client.start(Request::named(name.clone()), LONG)).collect();
+    let pending: Vec<_> = commands.iter().map(|name| client.start(QmpRequest::named(name.clone()), LONG)).collect();
     for pending in pending {
         let error = pending.await.unwrap_err();
         assert!(matches!(error, ExecuteError::Refused { class: ErrorClass::CommandNotFound, .. }), "{error:?}");
@@ -460,21 +461,21 @@ async fn at_most_seven_in_band_commands_are_unanswered() {
 
 #[tokio::test(start_paused = true)]
 async fn lost_replies_do_not_stop_later_commands() {
-    let options = Options { max_line: 4096, ..Options::default() };
+    let options = QmpOptions { max_line: 4096, ..QmpOptions::default() };
     let junk = |_: &fake::Seen| vec![Action::Raw(b"{\"return\": garbled\n".to_vec())];
     let huge = |_: &fake::Seen| vec![Action::Raw([b"x".repeat(5000), b"\n".to_vec()].concat())];
     let silent = |_: &fake::Seen| Vec::new();
     let script = Script::new().on("junk", junk).on("huge", huge).on("silent", silent);
     let (fake, client) = connect_with(script, options).await;
     for name in ["junk", "huge"] {
-        let pending: Vec<_> = (0..10).map(|_| client.start(Request::named(name), SHORT)).collect();
+        let pending: Vec<_> = (0..10).map(|_| client.start(QmpRequest::named(name), SHORT)).collect();
         for pending in pending {
             assert!(no_reply(pending.await));
         }
     }
     // An answered command shows that everything before it is off QEMU's hands.
     for _ in 0..5 {
-        let pending: Vec<_> = (0..6).map(|_| client.start(Request::named("silent"), SHORT)).collect();
+        let pending: Vec<_> = (0..6).map(|_| client.start(QmpRequest::named("silent"), SHORT)).collect();
         client.start(status(), LONG).await.unwrap();
         drop(pending);
     }
@@ -485,9 +486,9 @@ async fn lost_replies_do_not_stop_later_commands() {
 async fn a_blocked_write_stops_neither_reading_nor_deadlines() {
     let (ours, theirs) = tokio::io::duplex(256);
     let fake = Script::new().opening("").not_reading().serve(ours);
-    let client = Client::adopt(theirs, true, Options::default());
+    let client = QmpClient::adopt(theirs, true, QmpOptions::default());
     let mut events = client.subscribe();
-    let first = client.start(Request::named("big").with("filler", "x".repeat(64 * 1024)), SHORT);
+    let first = client.start(QmpRequest::named("big").with("filler", "x".repeat(64 * 1024)), SHORT);
     // Once an event has come back, the task has begun to write and is blocked in it.
     fake.event("STOP", json!({}));
     assert_eq!(event(&mut events).await.name, "STOP");
@@ -516,7 +517,7 @@ async fn unsent_is_exact_however_callers_give_up() {
             for number in 0..100_u64 {
                 let name = format!("c{caller}-{number}");
                 let deadline = Duration::from_micros((number * 7919) % 400);
-                match client.start(Request::named(name.clone()), deadline).await {
+                match client.start(QmpRequest::named(name.clone()), deadline).await {
                     Err(ExecuteError::NoReply { sent: false, .. }) => unsent.push(name),
                     Err(ExecuteError::NoReply { sent: true, .. } | ExecuteError::Refused { .. }) => {}
                     other => panic!("{other:?}"),
@@ -540,11 +541,11 @@ async fn the_last_words_of_a_dying_qemu_are_heard() {
     let (ours, mut theirs) = tokio::io::duplex(4096);
     theirs.write_all(b"{\"event\": \"SHUTDOWN\"}\n").await.unwrap();
     drop(theirs);
-    let client = Client::adopt(ours, false, Options::default());
+    let client = QmpClient::adopt(ours, false, QmpOptions::default());
     let mut events = client.subscribe();
     let pending = client.start(status(), LONG);
     assert_eq!(event(&mut events).await.name, "SHUTDOWN");
-    assert!(matches!(events.next().await, Item::Closed(_)));
+    assert!(matches!(events.next().await, StreamItem::Closed(_)));
     assert!(matches!(pending.await, Err(ExecuteError::Closed { .. })));
 }
 
@@ -566,15 +567,15 @@ fn a_runtime_that_shuts_down_ends_everything() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (ours, _theirs) = tokio::io::duplex(64);
     let first = runtime();
-    let client = first.block_on(async { Client::adopt(ours, false, Options::default()) });
+    let client = first.block_on(async { QmpClient::adopt(ours, false, QmpOptions::default()) });
     let mut events = client.subscribe();
     drop(first);
     runtime().block_on(async {
         assert!(client.is_closed());
-        assert!(matches!(client.closed().await, Closed::Runtime));
-        assert!(matches!(events.next().await, Item::Closed(Closed::Runtime)));
+        assert!(matches!(client.closed().await, CloseCause::Runtime));
+        assert!(matches!(events.next().await, StreamItem::Closed(CloseCause::Runtime)));
         let error = client.start(status(), LONG).await.unwrap_err();
-        assert!(matches!(error, ExecuteError::Closed { sent: false, cause: Closed::Runtime, .. }), "{error:?}");
+        assert!(matches!(error, ExecuteError::Closed { sent: false, cause: CloseCause::Runtime, .. }), "{error:?}");
     });
 }
 
@@ -589,7 +590,7 @@ async fn next_can_be_cancelled_without_loss() {
     while expected < 50 {
         tokio::select! {
             item = events.next() => match item {
-                Item::Event(event) => {
+                StreamItem::Event(event) => {
                     assert_eq!(event.sequence, expected);
                     expected += 1;
                 }
@@ -607,11 +608,11 @@ async fn a_transcript_has_both_sides_and_no_secret() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("transcript.jsonl");
     let recorder = Recorder::create(&path).unwrap();
-    let options = |label: &str| Options { recorder: Some(recorder.clone()), ..Options::labelled(label) };
+    let options = |label: &str| QmpOptions { recorder: Some(recorder.clone()), ..QmpOptions::labelled(label) };
     let (source, source_client) = connect_with(Script::new(), options("source")).await;
     let (_destination, destination_client) = connect_with(Script::new(), options("destination")).await;
 
-    let secret = Request::named("object-add").with("qom-type", "secret").with("data", "hunter2");
+    let secret = QmpRequest::named("object-add").with("qom-type", "secret").with("data", "hunter2");
     source_client.start(secret, LONG).await.unwrap_err();
     source.raw("{\"password\": hunter2\n(qemu)\n");
     destination_client.start(status(), LONG).await.unwrap();
@@ -626,20 +627,20 @@ async fn a_transcript_has_both_sides_and_no_secret() {
     let mut transcript = Transcript::open(&path).unwrap();
     let entries: Vec<_> = transcript.by_ref().map(Result::unwrap).collect();
     assert_eq!((transcript.skipped(), entries.len() as u64), (0, totals.written));
-    let of = |side: &str, direction: Direction| -> Vec<Body> {
+    let of = |side: &str, direction: LineDirection| -> Vec<EntryBody> {
         let entries = entries.iter().filter(|entry| entry.side == side && entry.direction == direction);
         entries.map(|entry| entry.body.clone()).collect()
     };
     let enable = json!({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": "qmp_capabilities#1"});
     let query = json!({"execute": "query-status", "id": "query-status#2"});
-    assert_eq!(of("destination", Direction::Send), [Body::Line(enable), Body::Line(query)]);
-    assert_eq!(of("source", Direction::Send).len(), 3);
-    let received = of("source", Direction::Receive);
-    assert_eq!(received[0], Body::Line(greeting(&["oob"])));
-    assert!(received.contains(&Body::Raw("[withheld: 20 bytes]".into())), "{received:?}");
-    assert!(received.contains(&Body::Raw("(qemu)".into())), "{received:?}");
+    assert_eq!(of("destination", LineDirection::Send), [EntryBody::Line(enable), EntryBody::Line(query)]);
+    assert_eq!(of("source", LineDirection::Send).len(), 3);
+    let received = of("source", LineDirection::Receive);
+    assert_eq!(received[0], EntryBody::Line(greeting(&["oob"])));
+    assert!(received.contains(&EntryBody::Raw("[withheld: 20 bytes]".into())), "{received:?}");
+    assert!(received.contains(&EntryBody::Raw("(qemu)".into())), "{received:?}");
     let closed = json!({"closed": "QEMU closed the connection", "torn_bytes": 0});
-    assert_eq!(of("source", Direction::Note), [Body::Line(closed)]);
+    assert_eq!(of("source", LineDirection::Note), [EntryBody::Line(closed)]);
 }
 
 // Whatever a peer sends.
@@ -676,9 +677,9 @@ async fn a_flood_of_events_costs_bounded_memory() {
     const CAPACITY: usize = 64;
     const LONGEST: usize = 512;
     const SENT: u64 = 20_000;
-    let options = Options { event_capacity: CAPACITY, max_event: LONGEST, ..Options::default() };
+    let options = QmpOptions { event_capacity: CAPACITY, max_event: LONGEST, ..QmpOptions::default() };
     let (fake, client) = connect_with(Script::new(), options).await;
-    let subscribers: Vec<Events> = (0..4).map(|_| client.subscribe()).collect();
+    let subscribers: Vec<EventStream> = (0..4).map(|_| client.subscribe()).collect();
     for number in 0..SENT {
         match number % 3 {
             0 => fake.event("SMALL", json!({ "number": number })),
@@ -693,7 +694,7 @@ async fn a_flood_of_events_costs_bounded_memory() {
     until(&client, |counters| counters.events == SENT).await;
     assert_eq!(client.counters().stripped_events, SENT - SENT.div_ceil(3));
     for mut events in subscribers {
-        assert!(matches!(events.next().await, Item::Lagged(lost) if lost == SENT - CAPACITY as u64));
+        assert!(matches!(events.next().await, StreamItem::Lagged(lost) if lost == SENT - CAPACITY as u64));
         for _ in 0..CAPACITY {
             let event = event(&mut events).await;
             assert!(event.name.len() + event.data.to_string().len() <= LONGEST, "{event:?}");
@@ -707,7 +708,7 @@ async fn a_flood_of_events_costs_bounded_memory() {
 async fn floods_of_nonsense_are_counted_and_survived() {
     const SENT: u64 = 2_000;
     let deep = format!("{{\"event\": {}\n", "[".repeat(2000));
-    type Counted = fn(Counters) -> u64;
+    type Counted = fn(ConnectionCounters) -> u64;
     let floods: [(&str, &str, Counted); 7] = [
         ("greetings", "{\"QMP\": {\"capabilities\": [\"oob\"]}}\n", |counters| counters.repeated_greetings),
         ("ids", "{\"return\": {}, \"id\": \"query-status#9999999999999999999999\"}\n", |counters| counters.unknown_ids),
@@ -722,7 +723,7 @@ async fn floods_of_nonsense_are_counted_and_survived() {
     for (what, line, counted) in floods {
         let directory = tempfile::tempdir().unwrap();
         let recorder = Recorder::create(directory.path().join("t")).unwrap();
-        let options = Options { max_line: 4096, recorder: Some(recorder), ..Options::default() };
+        let options = QmpOptions { max_line: 4096, recorder: Some(recorder), ..QmpOptions::default() };
         let (fake, client) = connect_with(Script::new(), options).await;
         for _ in 0..SENT / 100 {
             fake.raw(line.repeat(100));
@@ -740,8 +741,9 @@ async fn a_flood_before_the_greeting_ends_at_the_deadline() {
     for line in ["{\"event\": \"RESET\"}\n", "{}\n", "{\"return\": {}}\n", "xxxxxxxxxxxxxxxxxxxxxxxx"] {
         let (client_end, mut server_end) = tokio::io::duplex(1024);
         let flood = tokio::spawn(async move { while server_end.write_all(line.as_bytes()).await.is_ok() {} });
-        let options = Options { greeting_deadline: Duration::from_millis(50), max_line: 4096, ..Options::default() };
-        let error = Client::connect(client_end, options).await.unwrap_err();
+        let options =
+            QmpOptions { greeting_deadline: Duration::from_millis(50), max_line: 4096, ..QmpOptions::default() };
+        let error = QmpClient::connect(client_end, options).await.unwrap_err();
         assert!(matches!(error, ConnectError::NotQmp { .. }), "{line}: {error:?}");
         flood.await.unwrap();
     }
@@ -752,7 +754,7 @@ async fn a_peer_that_never_stops_talking_delays_nobody() {
     let (client_end, server_end) = tokio::io::duplex(1024);
     let (mut reader, mut writer) = tokio::io::split(server_end);
     let flood = tokio::spawn(async move { while writer.write_all(b"{\"event\": \"RESET\"}\n").await.is_ok() {} });
-    let client = Client::adopt(client_end, false, Options { event_capacity: 4, ..Options::default() });
+    let client = QmpClient::adopt(client_end, false, QmpOptions { event_capacity: 4, ..QmpOptions::default() });
     let pending = client.start(status(), LONG);
     let mut sent = vec![0; 10];
     reader.read_exact(&mut sent).await.unwrap();

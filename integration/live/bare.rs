@@ -94,7 +94,7 @@ impl Bare {
         let address = Address::unix(&self.qmp).unwrap();
         let dialed = endpoint::dial(&address, UP).await.unwrap();
         let name = Name { side, address: address.to_string() };
-        Process::connect(name, dialed.stream, dialed.peer, qmp::Options::labelled("test")).await.unwrap()
+        Process::connect(name, dialed.stream, dialed.peer, qmp::QmpOptions::labelled("test")).await.unwrap()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::support::{self, MIB, WAIT, busy, idle, spec, start};
 use qferry::{
     preflight::checks::FORCIBLE,
-    qmp::transcript::{Body, Direction, Transcript},
+    qmp::transcript::{EntryBody, LineDirection, Transcript},
 };
 use qferry_bed::{DiskSpec, Pair, Side, Spec};
 use rustix::process::Signal;
@@ -63,7 +63,7 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
     let mut sent = Vec::new();
     for entry in transcript {
         let entry = entry.unwrap();
-        if let (Direction::Send, Body::Line(line)) = (entry.direction, &entry.body) {
+        if let (LineDirection::Send, EntryBody::Line(line)) = (entry.direction, &entry.body) {
             let command = line["execute"].as_str().or_else(|| line["exec-oob"].as_str()).unwrap();
             let seldom = ["query-jobs", "query-block-exports"].contains(&command);
             if seldom || !command.starts_with("query-") {

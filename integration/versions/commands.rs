@@ -3,7 +3,7 @@
 use super::recording::{golden, versions};
 use qferry::{
     qemu::reply::MigrationStatus,
-    qmp::{ErrorClass, frame::Frame, transcript::Direction},
+    qmp::{ErrorClass, frame::QmpFrame, transcript::LineDirection},
 };
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 fn every_command_is_in_the_schema_with_all_its_arguments() {
     for version in versions() {
         let schema = version.schema();
-        for (course, side, line) in version.lines(Direction::Send) {
+        for (course, side, line) in version.lines(LineDirection::Send) {
             let command = line["execute"].as_str().or_else(|| line["exec-oob"].as_str()).unwrap();
             let misfits = schema.misfits(command, &line["arguments"]);
             assert!(misfits.is_empty(), "{} {course} {side}: {misfits:?} in {line}", version.name);
@@ -24,8 +24,8 @@ fn every_command_is_in_the_schema_with_all_its_arguments() {
 #[test]
 fn only_the_expected_is_refused() {
     for version in versions() {
-        for (course, side, line) in version.lines(Direction::Receive) {
-            let Frame::Reply(reply) = Frame::classify(line.clone()).unwrap() else { continue };
+        for (course, side, line) in version.lines(LineDirection::Receive) {
+            let QmpFrame::Reply(reply) = QmpFrame::classify(line.clone()).unwrap() else { continue };
             if let Err(refusal) = reply.result {
                 let id = line["id"].as_str().unwrap();
                 assert_eq!(refusal.class, ErrorClass::GenericError, "{} {course} {side}: {line}", version.name);

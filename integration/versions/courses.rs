@@ -7,9 +7,9 @@ use qferry::{
         reply::{JobStatus, MigrationStatus},
     },
     qmp::{
-        Event,
-        frame::Frame,
-        transcript::{Body, Direction},
+        QmpEvent,
+        frame::QmpFrame,
+        transcript::{EntryBody, LineDirection},
     },
 };
 use std::{
@@ -34,8 +34,8 @@ pub(crate) fn told(version: &Version, course: &str) -> Told {
     let mut sides: BTreeMap<String, Observed> = BTreeMap::new();
     let mut statuses: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (entry, sequence) in version.transcript(course).into_iter().zip(0..) {
-        let (Direction::Receive, Body::Line(line)) = (entry.direction, entry.body) else { continue };
-        let Frame::Event(frame) = Frame::classify(line).unwrap() else { continue };
+        let (LineDirection::Receive, EntryBody::Line(line)) = (entry.direction, entry.body) else { continue };
+        let QmpFrame::Event(frame) = QmpFrame::classify(line).unwrap() else { continue };
         let status = frame.data["status"].as_str().unwrap_or_default().to_owned();
         match frame.name.as_str() {
             "MIGRATION" => statuses.entry(entry.side.clone()).or_default().push(status),
@@ -45,7 +45,7 @@ pub(crate) fn told(version: &Version, course: &str) -> Told {
             }
             _ => {}
         }
-        sides.entry(entry.side).or_default().apply(&Event {
+        sides.entry(entry.side).or_default().apply(&QmpEvent {
             sequence,
             received: base + entry.at,
             received_wall: SystemTime::now(),

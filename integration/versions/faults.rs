@@ -12,8 +12,8 @@ use qferry::{
         reply::{BlockExport, BlockNode, Job, JobStatus, List, Migration, MigrationStatus, RunState, Status},
     },
     qmp::{
-        Client, Closed, ErrorClass, Event, Item, Options,
-        frame::{self, Frame},
+        CloseCause, ErrorClass, QmpClient, QmpEvent, QmpOptions, StreamItem,
+        frame::{self, QmpFrame},
     },
 };
 use serde::de::DeserializeOwned;
@@ -32,21 +32,21 @@ fn bytes(file: &str) -> Vec<u8> {
 }
 
 /// The frames of a file of lines that are all JSON, with the lines themselves.
-fn frames(file: &str) -> Vec<(Value, Frame)> {
+fn frames(file: &str) -> Vec<(Value, QmpFrame)> {
     let lines: Vec<Value> = bytes(file)
         .split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .map(|line| frame::parse(line).unwrap())
         .collect();
-    lines.into_iter().map(|line| (line.clone(), Frame::classify(line).unwrap())).collect()
+    lines.into_iter().map(|line| (line.clone(), QmpFrame::classify(line).unwrap())).collect()
 }
 
 /// The events of a file, folded.
 fn folded(file: &str) -> Observed {
     let mut observed = Observed::default();
     for (sequence, (_, frame)) in (0..).zip(frames(file)) {
-        if let Frame::Event(frame) = frame {
-            observed.apply(&Event {
+        if let QmpFrame::Event(frame) = frame {
+            observed.apply(&QmpEvent {
                 sequence,
                 received: Instant::now(),
                 received_wall: SystemTime::now(),
@@ -92,7 +92,7 @@ fn members_that_may_be_missing_may_be_missing() {
     assert_eq!(folded(file), Observed::default());
     let readers = readers();
     for (line, frame) in frames(file) {
-        if let Frame::Reply(reply) = frame {
+        if let QmpFrame::Reply(reply) = frame {
             readers[command_of(&line)](&reply.result.unwrap()).unwrap_or_else(|error| panic!("{error}: {line}"));
         }
     }
@@ -136,7 +136,7 @@ fn an_error_is_an_error_whatever_its_class() {
     let refusals: Vec<_> = frames("unknown-error-class.jsonl")
         .into_iter()
         .map(|(_, frame)| match frame {
-            Frame::Reply(reply) => reply.result.unwrap_err(),
+            QmpFrame::Reply(reply) => reply.result.unwrap_err(),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -161,7 +161,7 @@ async fn the_connection_survives_all_of_it() {
     let folder = fs::read_dir(root().join("qmp-fixtures/faults")).unwrap();
     let files: BTreeSet<String> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     let (fake, stream) = Script::new().duplex();
-    let client = Client::connect(stream, Options::default()).await.unwrap();
+    let client = QmpClient::connect(stream, QmpOptions::default()).await.unwrap();
     let mut events = client.subscribe();
     let (mut expected, mut replies, mut garbage) = (Vec::new(), 0, 0);
     for file in files.iter().filter(|file| *file != "torn-line.txt") {
@@ -172,7 +172,7 @@ async fn the_connection_survives_all_of_it() {
         }
         for (_, frame) in frames(file) {
             match frame {
-                Frame::Event(event) => expected.push(event.name),
+                QmpFrame::Event(event) => expected.push(event.name),
                 _ => replies += 1,
             }
         }
@@ -180,7 +180,7 @@ async fn the_connection_survives_all_of_it() {
     client.execute(&qmp::query_status {}, LONG).await.unwrap();
     for name in expected {
         match events.next().await {
-            Item::Event(event) => assert_eq!(event.name, name),
+            StreamItem::Event(event) => assert_eq!(event.name, name),
             other => panic!("{other:?} in place of {name}"),
         }
     }
@@ -190,7 +190,7 @@ async fn the_connection_survives_all_of_it() {
     let torn = bytes("torn-line.txt");
     fake.raw(torn.clone());
     fake.close();
-    assert!(matches!(client.closed().await, Closed::EndOfStream));
+    assert!(matches!(client.closed().await, CloseCause::EndOfStream));
     assert_eq!(client.counters().torn_bytes, torn.len() as u64);
 }
 

@@ -3,8 +3,8 @@
 use qferry::{
     qemu::{Features, Schema},
     qmp::{
-        frame::{self, Frame},
-        transcript::{Body, Direction, Entry, Transcript},
+        frame::{self, QmpFrame},
+        transcript::{EntryBody, LineDirection, Transcript, TranscriptEntry},
     },
 };
 use serde_json::Value;
@@ -62,7 +62,7 @@ impl Version {
         Features::read(&self.schema())
     }
 
-    pub(crate) fn transcript(&self, course: &str) -> Vec<Entry> {
+    pub(crate) fn transcript(&self, course: &str) -> Vec<TranscriptEntry> {
         let mut transcript = Transcript::open(self.folder.join(format!("{course}.jsonl"))).unwrap();
         let entries = transcript.by_ref().map(Result::unwrap).collect();
         assert_eq!(transcript.skipped(), 0, "{} {course}", self.name);
@@ -70,13 +70,13 @@ impl Version {
     }
 
     /// The JSON lines of all transcripts that went one way: course, side and line.
-    pub(crate) fn lines(&self, wanted: Direction) -> Vec<(&'static str, String, Value)> {
+    pub(crate) fn lines(&self, wanted: LineDirection) -> Vec<(&'static str, String, Value)> {
         let entries = COURSES.iter().flat_map(|course| self.transcript(course).into_iter().map(move |e| (*course, e)));
         entries
             .filter(|(_, entry)| entry.direction == wanted)
             .map(|(course, entry)| match entry.body {
-                Body::Line(line) => (course, entry.side, line),
-                Body::Raw(raw) => panic!("{} {course}: not JSON: {raw}", self.name),
+                EntryBody::Line(line) => (course, entry.side, line),
+                EntryBody::Raw(raw) => panic!("{} {course}: not JSON: {raw}", self.name),
             })
             .collect()
     }
@@ -103,13 +103,13 @@ pub(crate) fn golden(path: &Path, text: &str) {
 #[test]
 fn folders_are_named_as_their_qemu_greets() {
     for version in versions() {
-        let Frame::Greeting(greeting) = Frame::classify(version.greeting.clone()).unwrap() else {
+        let QmpFrame::Greeting(greeting) = QmpFrame::classify(version.greeting.clone()).unwrap() else {
             panic!("{}: no greeting", version.name);
         };
         assert_eq!(greeting.version.unwrap().to_string(), version.name);
         assert!(greeting.offers_oob(), "{}", version.name);
         // both sides of every recording are of this version
-        let received = version.lines(Direction::Receive);
+        let received = version.lines(LineDirection::Receive);
         let greetings: Vec<&Value> =
             received.iter().map(|(_, _, line)| line).filter(|line| line.get("QMP").is_some()).collect();
         assert_eq!(greetings.len(), COURSES.len() * 2, "{}", version.name);
@@ -126,17 +126,17 @@ fn every_line_is_a_frame_and_every_command_has_its_answer() {
             let mut failed = BTreeSet::new();
             for entry in version.transcript(course) {
                 let at = format!("{} {course} {:?}", version.name, entry.at);
-                let Body::Line(line) = entry.body else { panic!("{at}: not JSON") };
+                let EntryBody::Line(line) = entry.body else { panic!("{at}: not JSON") };
                 let waiting = waiting.entry(entry.side.clone()).or_default();
                 let id = line["id"].as_str().unwrap_or_default();
                 match entry.direction {
-                    Direction::Send => assert!(waiting.insert(id.to_owned()), "{at}: {id} again"),
-                    Direction::Receive => match Frame::classify(line.clone()).unwrap() {
-                        Frame::Reply(_) => assert!(waiting.remove(id), "{at}: nobody asked for {id}"),
-                        Frame::Event(event) => assert!(event.timestamp.is_some(), "{at}: {}", event.name),
-                        Frame::Greeting(_) => {}
+                    LineDirection::Send => assert!(waiting.insert(id.to_owned()), "{at}: {id} again"),
+                    LineDirection::Receive => match QmpFrame::classify(line.clone()).unwrap() {
+                        QmpFrame::Reply(_) => assert!(waiting.remove(id), "{at}: nobody asked for {id}"),
+                        QmpFrame::Event(event) => assert!(event.timestamp.is_some(), "{at}: {}", event.name),
+                        QmpFrame::Greeting(_) => {}
                     },
-                    Direction::Note => {
+                    LineDirection::Note => {
                         if let Some(note) = line["left-out"].as_str() {
                             waiting.retain(|id| !note.contains(id.as_str()));
                         }
@@ -168,8 +168,9 @@ fn nothing_tells_of_the_machine_it_was_recorded_on() {
         }
     }
     for version in versions() {
-        let lines =
-            [Direction::Send, Direction::Receive, Direction::Note].into_iter().flat_map(|way| version.lines(way));
+        let lines = [LineDirection::Send, LineDirection::Receive, LineDirection::Note]
+            .into_iter()
+            .flat_map(|way| version.lines(way));
         for (course, _, line) in lines {
             let mut found = Vec::new();
             strings(&line, &mut found);

@@ -12,7 +12,7 @@ use qferry::{
         FeatureWord, GraphEdge, HumanReadable, Job, JobStatus, List, MemorySize, Migration, MigrationStatus, PciBus,
         QUERIES, QomProperty, Query, RunState, Status, VersionInfo,
     },
-    qmp::transcript::Direction,
+    qmp::transcript::LineDirection,
 };
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -333,7 +333,7 @@ fn every_reply_is_read_whole() {
     let readers = readers();
     for version in versions() {
         let (mut met, mut present, mut strange) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for (course, side, line) in version.lines(Direction::Receive) {
+        for (course, side, line) in version.lines(LineDirection::Receive) {
             let Some(reply) = line.get("return") else { continue };
             let Some((command, read)) = readers.get_key_value(command_of(&line)) else { continue };
             let (fields, values) =
@@ -355,7 +355,7 @@ fn every_reply_is_read_whole() {
 fn feature_words_are_read_whole() {
     for version in versions() {
         let mut read = 0;
-        for (course, side, line) in version.lines(Direction::Receive) {
+        for (course, side, line) in version.lines(LineDirection::Receive) {
             let Some(list) = line["return"].as_array().filter(|_| command_of(&line) == "qom-get") else { continue };
             let words = serde_json::from_value::<Vec<FeatureWord>>(line["return"].clone());
             let words = words.unwrap_or_else(|error| panic!("{} {course} {side}: {error}: {line}", version.name));

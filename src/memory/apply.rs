@@ -3,7 +3,7 @@
 use super::tuning::{self, Before, Setup, Throttling};
 use crate::{
     qemu::{Process, ProcessError},
-    qmp::Request,
+    qmp::QmpRequest,
 };
 use qapi::{Command, qmp};
 use serde_json::{Map, Value, json};
@@ -59,7 +59,7 @@ pub async fn set_capabilities(
     let list: Vec<Value> = wanted.map(|(name, state)| json!({ "capability": name, "state": state })).collect();
     // by name, so that what was read can be put back whatever the build calls it
     let name = qmp::migrate_set_capabilities::NAME;
-    process.act_with(name, Request::named(name).with("capabilities", list)).await
+    process.act_with(name, QmpRequest::named(name).with("capabilities", list)).await
 }
 
 /// Sets parameters; also while the migration is under way.
@@ -72,7 +72,7 @@ pub async fn set_parameters(process: &Process, parameters: &Map<String, Value>) 
     }
     let name = qmp::migrate_set_parameters::NAME;
     let request =
-        parameters.iter().fold(Request::named(name), |request, (key, value)| request.with(key, value.clone()));
+        parameters.iter().fold(QmpRequest::named(name), |request, (key, value)| request.with(key, value.clone()));
     process.act_with(name, request).await
 }
 
@@ -82,7 +82,7 @@ pub async fn set_parameters(process: &Process, parameters: &Map<String, Value>) 
 /// What QEMU says.
 pub async fn restore(process: &Process, before: &Before) -> Result<(), ProcessError> {
     if before.parameters.contains_key("vcpu-dirty-limit") {
-        match process.act_with(CANCEL_DIRTY_LIMIT, Request::named(CANCEL_DIRTY_LIMIT)).await {
+        match process.act_with(CANCEL_DIRTY_LIMIT, QmpRequest::named(CANCEL_DIRTY_LIMIT)).await {
             // the rest must not wait for a limit that cannot be there
             Err(error) if !error.is_refusal() => return Err(error),
             _ => {}

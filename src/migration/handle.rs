@@ -390,7 +390,7 @@ pub(crate) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recor
         },
         Endpoint::Stream { name, stream, pid } => (name, stream, pid.and_then(|pid| PeerPid::open(pid).ok())),
     };
-    let options = qmp::Options { recorder: recorder.cloned(), ..qmp::Options::labelled(side.as_str()) };
+    let options = qmp::QmpOptions { recorder: recorder.cloned(), ..qmp::QmpOptions::labelled(side.as_str()) };
     let opened = Process::connect(Name { side, address }, stream, peer, options).await;
     opened.map_err(|error| Failure::Connect { side, source: Box::new(error) })
 }

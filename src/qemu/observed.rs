@@ -5,7 +5,7 @@
 //! taken for the truth where a query can be had: events are hints.
 
 use super::reply::{JobStatus, MigrationStatus};
-use crate::{progress::Moment, qmp::Event};
+use crate::{progress::Moment, qmp::QmpEvent};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,7 @@ pub struct Observed {
 
 impl Observed {
     /// Takes in one event.
-    pub fn apply(&mut self, event: &Event) {
+    pub fn apply(&mut self, event: &QmpEvent) {
         let moment =
             Moment { local: event.received, wall: event.emitted.unwrap_or_else(|| since_epoch(event.received_wall)) };
         let text = |key: &str| event.data.get(key).and_then(Value::as_str);
@@ -125,7 +125,7 @@ mod tests {
     fn fold(events: &[(&str, Value)]) -> Observed {
         let mut observed = Observed::default();
         for (sequence, (name, data)) in (1u64..).zip(events) {
-            observed.apply(&Event {
+            observed.apply(&QmpEvent {
                 sequence,
                 received: Instant::now(),
                 received_wall: SystemTime::now(),

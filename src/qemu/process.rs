@@ -6,7 +6,7 @@
 use super::{Features, Gone, Name, Observed, ProcessError, Schema, reply::Query};
 use crate::{
     endpoint::{Identity, PeerPid},
-    qmp::{self, Client, EncodeError, ExecuteError, Item, Request},
+    qmp::{self, EncodeError, ExecuteError, QmpClient, QmpRequest, StreamItem},
 };
 use qapi::{
     Command,
@@ -44,7 +44,7 @@ const DYING: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Process {
     name: Name,
-    client: Client,
+    client: QmpClient,
     features: Features,
     peer: Option<PeerPid>,
     /// It was proved to have ended before anyone could connect.
@@ -63,12 +63,12 @@ impl Process {
         name: Name,
         stream: S,
         peer: Option<PeerPid>,
-        options: qmp::Options,
+        options: qmp::QmpOptions,
     ) -> Result<Self, ProcessError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let client = match Client::connect(stream, options).await {
+        let client = match QmpClient::connect(stream, options).await {
             Ok(client) => client,
             Err(source) => return Err(ProcessError::Connect { at: name, source }),
         };
@@ -83,7 +83,7 @@ impl Process {
     /// One that cannot be spoken to: what is asked of it fails at once. `ended` says that it is proved to have ended; if it
     /// is not, `peer` is the process that may yet run.
     pub async fn absent(name: Name, peer: Option<PeerPid>, ended: bool) -> Self {
-        let client = Client::adopt(tokio::io::empty(), false, qmp::Options::labelled(name.side.as_str()));
+        let client = QmpClient::adopt(tokio::io::empty(), false, qmp::QmpOptions::labelled(name.side.as_str()));
         client.closed().await;
         let features = Features::read(&Schema::new(&Value::Null));
         Self { ended, ..Self::over(client, name, peer, features, Observed::default()) }
@@ -97,20 +97,20 @@ impl Process {
         &self,
         stream: S,
         peer: Option<PeerPid>,
-        options: qmp::Options,
+        options: qmp::QmpOptions,
     ) -> Result<Self, ProcessError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let name = self.name.clone();
-        match Client::connect(stream, options).await {
+        match QmpClient::connect(stream, options).await {
             Ok(client) => Ok(Self::over(client, name, peer, self.features.clone(), self.observed())),
             Err(source) => Err(ProcessError::Connect { at: name, source }),
         }
     }
 
     /// A process as it is reached over a connection, whose events are folded onto what was seen before.
-    fn over(client: Client, name: Name, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
+    fn over(client: QmpClient, name: Name, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
         let observed = fold(&client, seen);
         Self { name, client, features, peer, ended: false, silent: Arc::default(), observed }
     }
@@ -135,7 +135,7 @@ impl Process {
     /// # Errors
     /// Refused, no answer in time, gone, or an answer of the wrong shape.
     pub fn ask<Q: Query>(&self, question: &Q) -> impl Future<Output = Result<Q::Answer, ProcessError>> + use<Q> {
-        let answer = self.start(Request::new(question), Q::NAME, ASK);
+        let answer = self.start(QmpRequest::new(question), Q::NAME, ASK);
         let at = self.name.clone();
         async move { read(at, Q::NAME, answer.await?) }
     }
@@ -145,7 +145,7 @@ impl Process {
     /// # Errors
     /// Refused, no answer in time (it may still have been done), or gone.
     pub fn act<C: Command>(&self, command: &C) -> impl Future<Output = Result<(), ProcessError>> + use<C> {
-        let answer = self.start(Request::new(command), C::NAME, ACT);
+        let answer = self.start(QmpRequest::new(command), C::NAME, ACT);
         async move { answer.await.map(drop) }
     }
 
@@ -156,7 +156,7 @@ impl Process {
     pub fn act_with(
         &self,
         name: &'static str,
-        request: Request,
+        request: QmpRequest,
     ) -> impl Future<Output = Result<(), ProcessError>> + use<> {
         let answer = self.start(Ok(request), name, ACT);
         async move { answer.await.map(drop) }
@@ -329,7 +329,7 @@ impl Process {
     /// Enqueues at once, so that the order of calls is the order on the wire.
     fn start(
         &self,
-        request: Result<Request, EncodeError>,
+        request: Result<QmpRequest, EncodeError>,
         command: &'static str,
         deadline: Duration,
     ) -> impl Future<Output = Result<Value, ProcessError>> + use<> {
@@ -356,7 +356,7 @@ fn read<T: DeserializeOwned>(at: Name, command: &'static str, answer: Value) -> 
 }
 
 /// Starts the task that folds the client's events; it ends with the connection.
-fn fold(client: &Client, before: Observed) -> watch::Receiver<Observed> {
+fn fold(client: &QmpClient, before: Observed) -> watch::Receiver<Observed> {
     let mut events = client.subscribe();
     let (sender, receiver) = watch::channel(before);
     tokio::spawn(async move {
@@ -367,13 +367,13 @@ fn fold(client: &Client, before: Observed) -> watch::Receiver<Observed> {
                 item = events.next() => item,
             };
             match item {
-                Item::Event(event) => {
+                StreamItem::Event(event) => {
                     tracing::trace!(name = %event.name, data = %event.data, "event");
                     sender.send_modify(|observed| observed.apply(&event));
                 }
                 // whoever waits for one of them asks when it is overdue
-                Item::Lagged(lost) => tracing::warn!(lost, "events were lost"),
-                Item::Closed(_) => return,
+                StreamItem::Lagged(lost) => tracing::warn!(lost, "events were lost"),
+                StreamItem::Closed(_) => return,
             }
         }
     });

@@ -12,18 +12,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::connection::{Closed, Connection, Ends, Job};
-use super::counters::Counters;
-use super::events::{Event, Events};
+use super::connection::{CloseCause, QmpConnection, QueuedCommand, TaskEnds};
+use super::counters::ConnectionCounters;
+use super::events::{EventStream, QmpEvent};
 use super::frame::Greeting;
-use super::pending::{Claim, ExecuteError, Pending};
-use super::request::{EncodeError, Request};
+use super::pending::{ExecuteError, PendingReply, SendClaim};
+use super::request::{EncodeError, QmpRequest};
 use super::transcript::Recorder;
 use super::waiters::id_of;
 
 /// How a connection behaves.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct QmpOptions {
     /// What the transcript and the log call this connection, such as `source`.
     pub label: Arc<str>,
     /// How long to wait for the greeting, and again for the answer to the negotiation.
@@ -41,7 +41,7 @@ pub struct Options {
     pub recorder: Option<Recorder>,
 }
 
-impl Default for Options {
+impl Default for QmpOptions {
     fn default() -> Self {
         Self {
             label: "qemu".into(),
@@ -55,7 +55,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl QmpOptions {
     /// The defaults, under this label.
     pub fn labelled(label: impl Into<Arc<str>>) -> Self {
         Self { label: label.into(), ..Self::default() }
@@ -82,49 +82,49 @@ pub enum ConnectError {
     },
     /// The connection ended before the greeting.
     #[error("the connection ended before QEMU sent a greeting")]
-    Ended(#[source] Closed),
+    Ended(#[source] CloseCause),
     /// QEMU greeted, but the negotiation did not succeed.
     #[error("QEMU sent its greeting, but the negotiation of capabilities did not succeed")]
     Negotiation(#[source] ExecuteError),
 }
 
-/// A handle to one QMP connection. Clones share it; it closes when every clone, [`Pending`] and [`Events`] is gone.
+/// A handle to one QMP connection. Clones share it; it closes when every clone, [`PendingReply`] and [`EventStream`] is gone.
 #[derive(Clone)]
-pub struct Client {
-    link: Arc<Link>,
+pub struct QmpClient {
+    link: Arc<QmpLink>,
 }
 
 /// What every handle shares. It ends the connection task by being dropped.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct QmpLink {
     label: Arc<str>,
     greeting: Option<Greeting>,
     oob: bool,
     serial: AtomicU64,
-    jobs: mpsc::UnboundedSender<Job>,
-    events: broadcast::WeakSender<Arc<Event>>,
+    jobs: mpsc::UnboundedSender<QueuedCommand>,
+    events: broadcast::WeakSender<Arc<QmpEvent>>,
     /// Open since before the greeting, for the first subscriber, so that it misses nothing.
-    first_events: Mutex<Option<broadcast::Receiver<Arc<Event>>>>,
-    counters: watch::Receiver<Counters>,
+    first_events: Mutex<Option<broadcast::Receiver<Arc<QmpEvent>>>>,
+    counters: watch::Receiver<ConnectionCounters>,
     waiting: watch::Receiver<Option<Instant>>,
-    closed: watch::Receiver<Option<Closed>>,
+    closed: watch::Receiver<Option<CloseCause>>,
 }
 
-impl Link {
+impl QmpLink {
     /// What ended the connection; to be asked only when it has ended.
-    pub(super) fn cause(&self) -> Closed {
-        self.closed.borrow().clone().unwrap_or(Closed::Runtime)
+    pub(super) fn cause(&self) -> CloseCause {
+        self.closed.borrow().clone().unwrap_or(CloseCause::Runtime)
     }
 }
 
-impl Client {
+impl QmpClient {
     /// Makes a client of a stream just connected to a QMP monitor: waits for the greeting and negotiates.
     ///
     /// Events that arrive meanwhile are kept for the first subscriber.
     ///
     /// # Errors
     /// See [`ConnectError`]. Whatever the error, the stream is closed.
-    pub async fn connect<S>(stream: S, options: Options) -> Result<Self, ConnectError>
+    pub async fn connect<S>(stream: S, options: QmpOptions) -> Result<Self, ConnectError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -150,7 +150,7 @@ impl Client {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn adopt<S>(stream: S, oob: bool, options: Options) -> Self
+    pub fn adopt<S>(stream: S, oob: bool, options: QmpOptions) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -165,14 +165,14 @@ impl Client {
     ///
     /// `deadline` counts from now, whether or not the future is polled: a command whose deadline has passed is not
     /// sent any more. A missed one is [`ExecuteError::NoReply`]. Several commands can be under way at the same time.
-    pub fn start(&self, request: Request, deadline: Duration) -> Pending {
+    pub fn start(&self, request: QmpRequest, deadline: Duration) -> PendingReply {
         self.queue(request, false, deadline)
     }
 
-    /// [`Client::start`] for a command of the `qapi` crate. Its typed reply is not offered, being too strict
+    /// [`QmpClient::start`] for a command of the `qapi` crate. Its typed reply is not offered, being too strict
     /// for the range of QEMU versions: read the members you need from the JSON.
-    pub fn execute<C: qapi::Command>(&self, command: &C, deadline: Duration) -> Pending {
-        match Request::new(command) {
+    pub fn execute<C: qapi::Command>(&self, command: &C, deadline: Duration) -> PendingReply {
+        match QmpRequest::new(command) {
             Ok(request) => self.start(request, deadline),
             Err(error) => self.refuse::<C>(error),
         }
@@ -184,45 +184,45 @@ impl Client {
     /// that QEMU does not run out of band is rejected by the compiler:
     ///
     /// ```compile_fail,E0080
-    /// # use {qferry::qmp::Client, std::time::Duration};
-    /// # fn example(client: &Client) {
+    /// # use {qferry::qmp::QmpClient, std::time::Duration};
+    /// # fn example(client: &QmpClient) {
     /// drop(client.execute_oob(&qapi::qmp::query_status {}, Duration::from_secs(1)));
     /// # }
-    /// # std::hint::black_box(example as fn(&Client)); // the assertion is checked where code is made
+    /// # std::hint::black_box(example as fn(&QmpClient)); // the assertion is checked where code is made
     /// ```
     ///
     /// ```
-    /// # use {qferry::qmp::Client, std::time::Duration};
-    /// # fn example(client: &Client) {
+    /// # use {qferry::qmp::QmpClient, std::time::Duration};
+    /// # fn example(client: &QmpClient) {
     /// drop(client.execute_oob(&qapi::qmp::query_yank {}, Duration::from_secs(1)));
     /// # }
-    /// # std::hint::black_box(example as fn(&Client)); // the assertion is checked where code is made
+    /// # std::hint::black_box(example as fn(&QmpClient)); // the assertion is checked where code is made
     /// ```
-    pub fn execute_oob<C: qapi::Command>(&self, command: &C, deadline: Duration) -> Pending {
+    pub fn execute_oob<C: qapi::Command>(&self, command: &C, deadline: Duration) -> PendingReply {
         const { assert!(C::ALLOW_OOB, "QEMU does not run this command out of band") };
-        match Request::new(command) {
+        match QmpRequest::new(command) {
             Ok(request) if self.link.oob => self.queue(request, true, deadline),
             Ok(_) => {
                 let error = ExecuteError::OobNotNegotiated { command: C::NAME.into() };
-                Pending::failed(self.link.clone(), C::NAME.into(), error)
+                PendingReply::failed(self.link.clone(), C::NAME.into(), error)
             }
             Err(error) => self.refuse::<C>(error),
         }
     }
 
     /// Subscribes to events from now on. The first subscription also has those since the connection was made.
-    pub fn subscribe(&self) -> Events {
+    pub fn subscribe(&self) -> EventStream {
         let first = self.link.first_events.lock().unwrap_or_else(PoisonError::into_inner).take();
         let receiver = first.or_else(|| Some(self.link.events.upgrade()?.subscribe()));
-        Events::new(self.link.clone(), receiver)
+        EventStream::new(self.link.clone(), receiver)
     }
 
     /// Waits for the end of the connection and returns its cause.
-    pub async fn closed(&self) -> Closed {
+    pub async fn closed(&self) -> CloseCause {
         let mut closed = self.link.closed.clone();
         match closed.wait_for(Option::is_some).await {
-            Ok(cause) => cause.clone().unwrap_or(Closed::Runtime),
-            Err(_) => Closed::Runtime,
+            Ok(cause) => cause.clone().unwrap_or(CloseCause::Runtime),
+            Err(_) => CloseCause::Runtime,
         }
     }
 
@@ -242,7 +242,7 @@ impl Client {
     }
 
     /// What the connection has met so far.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> ConnectionCounters {
         *self.link.counters.borrow()
     }
 
@@ -265,26 +265,27 @@ impl Client {
         }
     }
 
-    fn queue(&self, request: Request, oob: bool, deadline: Duration) -> Pending {
+    fn queue(&self, request: QmpRequest, oob: bool, deadline: Duration) -> PendingReply {
         let serial = self.link.serial.fetch_add(1, Ordering::Relaxed);
         let id = id_of(request.name(), serial);
         let (command, message) = request.into_message(&id, oob);
         let started = Instant::now();
         let deadline = started.checked_add(deadline);
-        let claim = Arc::new(Claim::default());
+        let claim = Arc::new(SendClaim::default());
         let (reply, receiver) = oneshot::channel();
-        let job = Job { serial, id, command: command.clone(), oob, deadline, message, claim: claim.clone(), reply };
+        let job =
+            QueuedCommand { serial, id, command: command.clone(), oob, deadline, message, claim: claim.clone(), reply };
         // After the end of the connection the job comes straight back, and dropping it is what fails the caller.
         drop(self.link.jobs.send(job));
-        Pending::waiting(self.link.clone(), command, (started, deadline), claim, receiver)
+        PendingReply::waiting(self.link.clone(), command, (started, deadline), claim, receiver)
     }
 
-    fn refuse<C: qapi::Command>(&self, error: EncodeError) -> Pending {
-        Pending::failed(self.link.clone(), C::NAME.into(), ExecuteError::Encode(error))
+    fn refuse<C: qapi::Command>(&self, error: EncodeError) -> PendingReply {
+        PendingReply::failed(self.link.clone(), C::NAME.into(), ExecuteError::Encode(error))
     }
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for QmpClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
             .field("label", &self.link.label)
@@ -295,17 +296,17 @@ impl fmt::Debug for Client {
 }
 
 /// Joins the shared half and the task's half of a new connection.
-fn wire<S>(stream: S, options: &Options) -> (Link, Connection<S>)
+fn wire<S>(stream: S, options: &QmpOptions) -> (QmpLink, QmpConnection<S>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (jobs, jobs_end) = mpsc::unbounded_channel();
     let capacity = options.event_capacity.clamp(1, 1 << 20);
     let (events_end, first_events) = broadcast::channel(capacity);
-    let (counters_end, counters) = watch::channel(Counters::default());
+    let (counters_end, counters) = watch::channel(ConnectionCounters::default());
     let (waiting_end, waiting) = watch::channel(None);
     let (closed_end, closed) = watch::channel(None);
-    let link = Link {
+    let link = QmpLink {
         label: options.label.clone(),
         greeting: None,
         oob: false,
@@ -317,7 +318,12 @@ where
         waiting,
         closed,
     };
-    let ends =
-        Ends { jobs: jobs_end, events: events_end, counters: counters_end, waiting: waiting_end, closed: closed_end };
-    (link, Connection::new(stream, ends, options))
+    let ends = TaskEnds {
+        jobs: jobs_end,
+        events: events_end,
+        counters: counters_end,
+        waiting: waiting_end,
+        closed: closed_end,
+    };
+    (link, QmpConnection::new(stream, ends, options))
 }

@@ -16,13 +16,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::client::Options;
-use super::counters::Counters;
-use super::events::Event;
-use super::frame::{self, Cut, EventFrame, Frame, FrameError, Greeting, Lines, Refusal, Reply};
-use super::pending::Claim;
-use super::transcript::{Direction, Recorder};
-use super::waiters::{Settled, Waiter, Waiters};
+use super::client::QmpOptions;
+use super::counters::ConnectionCounters;
+use super::events::QmpEvent;
+use super::frame::{self, ErrorReply, EventFrame, FrameError, Greeting, LineCut, LineCutter, QmpFrame, ReplyFrame};
+use super::pending::SendClaim;
+use super::transcript::{LineDirection, Recorder};
+use super::waiters::{ReplyMatch, ReplyWaiter, ReplyWaiters};
 
 /// Most in-band commands QEMU is given before it has answered. At 8 it stops reading its monitor, and then an
 /// out-of-band command could not get in either.
@@ -36,7 +36,7 @@ const NAME_LIMIT: usize = 256;
 
 /// What ended a connection.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Closed {
+pub enum CloseCause {
     /// The peer closed it: QEMU has exited, or dropped the monitor.
     #[error("QEMU closed the connection")]
     EndOfStream,
@@ -50,7 +50,7 @@ pub enum Closed {
 
 /// A command on its way to the task.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct QueuedCommand {
     pub(super) serial: u64,
     pub(super) id: String,
     pub(super) command: Cow<'static, str>,
@@ -58,61 +58,61 @@ pub(super) struct Job {
     /// After this it must not be sent any more, even if its caller has not looked yet.
     pub(super) deadline: Option<Instant>,
     pub(super) message: Value,
-    pub(super) claim: Arc<Claim>,
-    pub(super) reply: oneshot::Sender<Result<Value, Refusal>>,
+    pub(super) claim: Arc<SendClaim>,
+    pub(super) reply: oneshot::Sender<Result<Value, ErrorReply>>,
 }
 
-/// The ends of the channels that the task keeps; [`super::client::Link`] has the others.
+/// The ends of the channels that the task keeps; [`super::client::QmpLink`] has the others.
 #[derive(Debug)]
-pub(super) struct Ends {
-    pub(super) jobs: mpsc::UnboundedReceiver<Job>,
-    pub(super) events: broadcast::Sender<Arc<Event>>,
-    pub(super) counters: watch::Sender<Counters>,
+pub(super) struct TaskEnds {
+    pub(super) jobs: mpsc::UnboundedReceiver<QueuedCommand>,
+    pub(super) events: broadcast::Sender<Arc<QmpEvent>>,
+    pub(super) counters: watch::Sender<ConnectionCounters>,
     pub(super) waiting: watch::Sender<Option<Instant>>,
-    pub(super) closed: watch::Sender<Option<Closed>>,
+    pub(super) closed: watch::Sender<Option<CloseCause>>,
 }
 
-pub(super) struct Connection<S> {
+pub(super) struct QmpConnection<S> {
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
-    lines: Lines,
+    lines: LineCutter,
     /// The unwritten rest of the one line being written.
     outgoing: Bytes,
     unflushed: bool,
-    jobs: mpsc::UnboundedReceiver<Job>,
-    in_band: VecDeque<Job>,
-    out_of_band: VecDeque<Job>,
-    closed: watch::Sender<Option<Closed>>,
-    intake: Intake,
+    jobs: mpsc::UnboundedReceiver<QueuedCommand>,
+    in_band: VecDeque<QueuedCommand>,
+    out_of_band: VecDeque<QueuedCommand>,
+    closed: watch::Sender<Option<CloseCause>>,
+    intake: LineIntake,
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
-    pub(super) fn new(stream: S, ends: Ends, options: &Options) -> Self {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
+    pub(super) fn new(stream: S, ends: TaskEnds, options: &QmpOptions) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
             reader,
             writer,
-            lines: Lines::new(options.max_line),
+            lines: LineCutter::new(options.max_line),
             outgoing: Bytes::new(),
             unflushed: false,
             jobs: ends.jobs,
             in_band: VecDeque::new(),
             out_of_band: VecDeque::new(),
             closed: ends.closed,
-            intake: Intake {
-                waiters: Waiters::default(),
+            intake: LineIntake {
+                waiters: ReplyWaiters::default(),
                 sequence: 0,
                 max_event: options.max_event,
                 events: ends.events,
                 counters: ends.counters,
                 waiting: ends.waiting,
-                tape: Tape { label: options.label.clone(), recorder: options.recorder.clone() },
+                tape: LabelledRecorder { label: options.label.clone(), recorder: options.recorder.clone() },
             },
         }
     }
 
     /// Reads up to the greeting. Events before it are passed on, anything else is counted and skipped.
-    pub(super) async fn greeting(&mut self) -> Result<Greeting, Closed> {
+    pub(super) async fn greeting(&mut self) -> Result<Greeting, CloseCause> {
         loop {
             while let Some(cut) = self.lines.next_cut() {
                 if let Some(greeting) = self.intake.take(cut) {
@@ -120,16 +120,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
                 }
             }
             match self.reader.read_buf(self.lines.space()).await {
-                Ok(0) => return Err(Closed::EndOfStream),
+                Ok(0) => return Err(CloseCause::EndOfStream),
                 Ok(_) => {}
-                Err(error) => return Err(Closed::Io(Arc::new(error))),
+                Err(error) => return Err(CloseCause::Io(Arc::new(error))),
             }
         }
     }
 
     /// Whether nothing at all has come.
     pub(super) fn is_silent(&self) -> bool {
-        *self.intake.counters.borrow() == Counters::default() && self.lines.torn() == 0
+        *self.intake.counters.borrow() == ConnectionCounters::default() && self.lines.torn() == 0
     }
 
     /// Serves until the stream ends or nobody holds the client any more.
@@ -148,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
     }
 
     /// Returns what ended the stream, or `None` when every handle is gone.
-    async fn serve(&mut self) -> Option<Closed> {
+    async fn serve(&mut self) -> Option<CloseCause> {
         loop {
             // All of them, so that no in-band command is picked while an out-of-band one waits behind it.
             while let Ok(job) = self.jobs.try_recv() {
@@ -159,15 +159,15 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
             let writing = !flushing || self.unflushed;
             tokio::select! {
                 read = self.reader.read_buf(self.lines.space()) => match read {
-                    Ok(0) => return Some(Closed::EndOfStream),
+                    Ok(0) => return Some(CloseCause::EndOfStream),
                     Ok(_) => self.take_lines(),
-                    Err(error) => return Some(Closed::Io(Arc::new(error))),
+                    Err(error) => return Some(CloseCause::Io(Arc::new(error))),
                 },
                 wrote = write_some(&mut self.writer, &mut self.outgoing), if writing => match wrote {
                     Ok(()) => self.unflushed = !flushing,
                     Err(error) => {
                         self.hear_last_words().await;
-                        return Some(Closed::Io(Arc::new(error)));
+                        return Some(CloseCause::Io(Arc::new(error)));
                     }
                 },
                 job = self.jobs.recv() => self.enqueue(job?),
@@ -194,7 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
         }
     }
 
-    fn enqueue(&mut self, job: Job) {
+    fn enqueue(&mut self, job: QueuedCommand) {
         let queue = if job.oob { &mut self.out_of_band } else { &mut self.in_band };
         queue.push_back(job);
         // Withdrawn commands fall out here as well, else a peer that never reads would let them pile up.
@@ -237,25 +237,25 @@ async fn write_some<W: AsyncWrite + Unpin>(writer: &mut W, outgoing: &mut Bytes)
 }
 
 /// What becomes of the lines that come in.
-struct Intake {
-    waiters: Waiters,
+struct LineIntake {
+    waiters: ReplyWaiters,
     sequence: u64,
     max_event: usize,
-    events: broadcast::Sender<Arc<Event>>,
-    counters: watch::Sender<Counters>,
+    events: broadcast::Sender<Arc<QmpEvent>>,
+    counters: watch::Sender<ConnectionCounters>,
     /// When the oldest in-band command was sent that is not answered.
     waiting: watch::Sender<Option<Instant>>,
-    tape: Tape,
+    tape: LabelledRecorder,
 }
 
-impl Intake {
-    fn count(&self, change: impl FnOnce(&mut Counters)) {
+impl LineIntake {
+    fn count(&self, change: impl FnOnce(&mut ConnectionCounters)) {
         self.counters.send_modify(change);
     }
 
-    fn sent(&mut self, job: Job) {
-        self.tape.line(Direction::Send, &job.message);
-        let waiter = Waiter { id: job.id, command: job.command, sent_at: Instant::now(), reply: job.reply };
+    fn sent(&mut self, job: QueuedCommand) {
+        self.tape.line(LineDirection::Send, &job.message);
+        let waiter = ReplyWaiter { id: job.id, command: job.command, sent_at: Instant::now(), reply: job.reply };
         let forgotten = self.waiters.insert(job.serial, !job.oob, waiter);
         self.note_waiting();
         self.count(|counters| {
@@ -270,10 +270,10 @@ impl Intake {
     }
 
     /// Takes one line. Returns a greeting; everything else is dealt with here.
-    fn take(&mut self, cut: Cut) -> Option<Greeting> {
+    fn take(&mut self, cut: LineCut) -> Option<Greeting> {
         let line = match cut {
-            Cut::Line(line) => line,
-            Cut::Oversized(length) => {
+            LineCut::Line(line) => line,
+            LineCut::Oversized(length) => {
                 self.tape.note(json!({"oversized": length}));
                 self.lose_oldest();
                 self.count(|counters| counters.oversized += 1);
@@ -285,9 +285,9 @@ impl Intake {
             return None;
         }
         match self.classify(&line) {
-            Ok(Frame::Greeting(greeting)) => return Some(greeting),
-            Ok(Frame::Event(event)) => self.publish(event, line.len()),
-            Ok(Frame::Reply(reply)) => self.settle(reply),
+            Ok(QmpFrame::Greeting(greeting)) => return Some(greeting),
+            Ok(QmpFrame::Event(event)) => self.publish(event, line.len()),
+            Ok(QmpFrame::Reply(reply)) => self.settle(reply),
             Err(error) => {
                 self.lose_oldest();
                 self.count(|counters| counters.unparsable += 1);
@@ -302,10 +302,10 @@ impl Intake {
         self.note_waiting();
     }
 
-    fn classify(&self, line: &BytesMut) -> Result<Frame, FrameError> {
+    fn classify(&self, line: &BytesMut) -> Result<QmpFrame, FrameError> {
         let value = frame::parse(line).inspect_err(|_| self.tape.raw(line))?;
-        self.tape.line(Direction::Receive, &value);
-        Frame::classify(value)
+        self.tape.line(LineDirection::Receive, &value);
+        QmpFrame::classify(value)
     }
 
     fn publish(&mut self, mut event: EventFrame, length: usize) {
@@ -315,7 +315,7 @@ impl Intake {
             event.data = Value::Null;
             event.name = event.name.chars().take(NAME_LIMIT).collect();
         }
-        let event = Event::stamp(self.sequence, event);
+        let event = QmpEvent::stamp(self.sequence, event);
         self.sequence += 1;
         self.count(|counters| {
             counters.events += 1;
@@ -325,35 +325,35 @@ impl Intake {
         drop(self.events.send(Arc::new(event)));
     }
 
-    fn settle(&mut self, reply: Reply) {
+    fn settle(&mut self, reply: ReplyFrame) {
         let settled = self.waiters.settle(reply);
         self.note_waiting();
         let label = &self.tape.label;
         match &settled {
-            Settled::Delivered => {}
-            Settled::Late { command, age } => {
+            ReplyMatch::Delivered => {}
+            ReplyMatch::Late { command, age } => {
                 tracing::info!(%label, %command, ?age, "a reply came late")
             }
-            Settled::UnknownId => tracing::debug!(%label, "a reply to a command that is not ours"),
-            Settled::Unidentified => tracing::debug!(%label, "an error reply without an id"),
+            ReplyMatch::UnknownId => tracing::debug!(%label, "a reply to a command that is not ours"),
+            ReplyMatch::Unidentified => tracing::debug!(%label, "an error reply without an id"),
         }
         self.count(|counters| match settled {
-            Settled::Delivered => counters.replies += 1,
-            Settled::Late { .. } => counters.late_replies += 1,
-            Settled::UnknownId => counters.unknown_ids += 1,
-            Settled::Unidentified => counters.unidentified_errors += 1,
+            ReplyMatch::Delivered => counters.replies += 1,
+            ReplyMatch::Late { .. } => counters.late_replies += 1,
+            ReplyMatch::UnknownId => counters.unknown_ids += 1,
+            ReplyMatch::Unidentified => counters.unidentified_errors += 1,
         });
     }
 }
 
 /// The transcript of this connection, if there is one.
-struct Tape {
+struct LabelledRecorder {
     label: Arc<str>,
     recorder: Option<Recorder>,
 }
 
-impl Tape {
-    fn line(&self, direction: Direction, line: &Value) {
+impl LabelledRecorder {
+    fn line(&self, direction: LineDirection, line: &Value) {
         if let Some(recorder) = &self.recorder {
             recorder.line(&self.label, direction, line);
         }
@@ -361,12 +361,12 @@ impl Tape {
 
     fn raw(&self, line: &[u8]) {
         if let Some(recorder) = &self.recorder {
-            recorder.raw(&self.label, Direction::Receive, line);
+            recorder.raw(&self.label, LineDirection::Receive, line);
         }
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "every caller makes the note on the spot")]
     fn note(&self, note: Value) {
-        self.line(Direction::Note, &note);
+        self.line(LineDirection::Note, &note);
     }
 }

@@ -2,7 +2,7 @@
 
 /// Totals of one connection since it was made. Nothing here ends a connection; each number says what was survived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct ConnectionCounters {
     /// Events received, whether or not anyone subscribed.
     pub events: u64,
     /// Replies handed to whoever waited for them.

@@ -11,13 +11,13 @@ use serde_json::Value;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::client::Link;
-use super::connection::Closed;
+use super::client::QmpLink;
+use super::connection::CloseCause;
 use super::frame::EventFrame;
 
 /// An event with the stamps of its receipt.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
+pub struct QmpEvent {
     /// Its number on this connection, from 0, without gaps.
     pub sequence: u64,
     /// When this process read it; for measuring spans.
@@ -33,7 +33,7 @@ pub struct Event {
     pub data: Value,
 }
 
-impl Event {
+impl QmpEvent {
     pub(super) fn stamp(sequence: u64, frame: EventFrame) -> Self {
         Self {
             sequence,
@@ -48,42 +48,42 @@ impl Event {
 
 /// What a subscription yields.
 #[derive(Clone, Debug)]
-pub enum Item {
+pub enum StreamItem {
     /// An event.
-    Event(Arc<Event>),
+    Event(Arc<QmpEvent>),
     /// This many events were lost because the subscriber was slow. Query again: events are only hints.
     Lagged(u64),
     /// The connection has ended; every further item says the same.
-    Closed(Closed),
+    Closed(CloseCause),
 }
 
 /// A subscription. It keeps the connection open.
-pub struct Events {
-    receiver: Option<broadcast::Receiver<Arc<Event>>>,
-    link: Arc<Link>,
+pub struct EventStream {
+    receiver: Option<broadcast::Receiver<Arc<QmpEvent>>>,
+    link: Arc<QmpLink>,
 }
 
-impl Events {
-    pub(super) fn new(link: Arc<Link>, receiver: Option<broadcast::Receiver<Arc<Event>>>) -> Self {
+impl EventStream {
+    pub(super) fn new(link: Arc<QmpLink>, receiver: Option<broadcast::Receiver<Arc<QmpEvent>>>) -> Self {
         Self { receiver, link }
     }
 
-    /// The next item. Events that arrived before the end of the connection come before [`Item::Closed`].
+    /// The next item. Events that arrived before the end of the connection come before [`StreamItem::Closed`].
     ///
     /// Cancel-safe: dropping the future loses nothing.
-    pub async fn next(&mut self) -> Item {
+    pub async fn next(&mut self) -> StreamItem {
         if let Some(receiver) = &mut self.receiver {
             match receiver.recv().await {
-                Ok(event) => return Item::Event(event),
-                Err(RecvError::Lagged(missed)) => return Item::Lagged(missed),
+                Ok(event) => return StreamItem::Event(event),
+                Err(RecvError::Lagged(missed)) => return StreamItem::Lagged(missed),
                 Err(RecvError::Closed) => self.receiver = None,
             }
         }
-        Item::Closed(self.link.cause())
+        StreamItem::Closed(self.link.cause())
     }
 }
 
-impl fmt::Debug for Events {
+impl fmt::Debug for EventStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Events").field("ended", &self.receiver.is_none()).finish_non_exhaustive()
     }

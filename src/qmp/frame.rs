@@ -11,13 +11,13 @@ use serde_json::{Map, Value};
 
 /// What one line from QEMU is.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Frame {
+pub enum QmpFrame {
     /// The first thing QEMU says.
     Greeting(Greeting),
     /// An event.
     Event(EventFrame),
     /// The answer to a command.
-    Reply(Reply),
+    Reply(ReplyFrame),
 }
 
 /// Why a line is not a frame.
@@ -35,7 +35,7 @@ pub enum FrameError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Greeting {
     /// QEMU's version, if the greeting carried one. For people and logs: features are read from the schema.
-    pub version: Option<Version>,
+    pub version: Option<QemuVersion>,
     /// The distribution's package string, such as `Debian 1:10.0.13+ds-0+deb13u1`. May be empty.
     pub package: String,
     /// Offered capabilities, such as `oob`.
@@ -51,7 +51,7 @@ impl Greeting {
 
 /// A QEMU version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
-pub struct Version {
+pub struct QemuVersion {
     /// The `10` of 10.0.13.
     pub major: u64,
     /// The `0` of 10.0.13.
@@ -60,7 +60,7 @@ pub struct Version {
     pub micro: u64,
 }
 
-impl std::fmt::Display for Version {
+impl std::fmt::Display for QemuVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
     }
@@ -80,16 +80,16 @@ pub struct EventFrame {
 
 /// A reply as it stands on the line.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Reply {
+pub struct ReplyFrame {
     /// The id of the command, if QEMU knew it. It does not when it could not parse what it was sent.
     pub id: Option<Value>,
     /// What the command returned, or why it was refused.
-    pub result: Result<Value, Refusal>,
+    pub result: Result<Value, ErrorReply>,
 }
 
 /// QEMU's own error answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct ErrorReply {
     /// Its class.
     pub class: ErrorClass,
     /// Its text for people.
@@ -134,7 +134,7 @@ pub fn parse(line: &[u8]) -> Result<Value, FrameError> {
     serde_json::from_slice(line).map_err(FrameError::NotJson)
 }
 
-impl Frame {
+impl QmpFrame {
     /// Sorts a JSON value into one of the three kinds.
     ///
     /// # Errors
@@ -160,7 +160,7 @@ impl Frame {
             (None, None) => return Err(FrameError::Unrecognised),
         };
         let id = members.remove("id");
-        Ok(Self::Reply(Reply { id, result }))
+        Ok(Self::Reply(ReplyFrame { id, result }))
     }
 }
 
@@ -170,7 +170,7 @@ fn greeting_of(greeting: &Map<String, Value>) -> Greeting {
     let package = version.and_then(|version| version.get("package")).and_then(Value::as_str);
     let capabilities = greeting.get("capabilities").and_then(Value::as_array);
     Greeting {
-        version: (|| Some(Version { major: number("major")?, minor: number("minor")?, micro: number("micro")? }))(),
+        version: (|| Some(QemuVersion { major: number("major")?, minor: number("minor")?, micro: number("micro")? }))(),
         package: package.unwrap_or_default().trim().to_owned(),
         capabilities: capabilities.into_iter().flatten().filter_map(|name| Some(name.as_str()?.to_owned())).collect(),
     }
@@ -182,17 +182,17 @@ fn timestamp_of(timestamp: &Value) -> Option<Duration> {
     (micros < 1_000_000).then(|| Duration::new(seconds, micros * 1000))
 }
 
-fn refusal_of(error: &Value) -> Refusal {
+fn refusal_of(error: &Value) -> ErrorReply {
     let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
-    Refusal { class: ErrorClass::from(text("class")), desc: text("desc").to_owned() }
+    ErrorReply { class: ErrorClass::from(text("class")), desc: text("desc").to_owned() }
 }
 
 /// Cuts a byte stream into lines of bounded length.
 ///
-/// The caller reads into [`Lines::space`] and then takes lines until there are no more. A line over the limit is
+/// The caller reads into [`LineCutter::space`] and then takes lines until there are no more. A line over the limit is
 /// thrown away up to its newline and the stream goes on, so memory stays bounded whatever the peer sends.
 #[derive(Debug)]
-pub struct Lines {
+pub struct LineCutter {
     buffer: BytesMut,
     /// Bytes of `buffer` already known to hold no newline.
     scanned: usize,
@@ -201,16 +201,16 @@ pub struct Lines {
     limit: usize,
 }
 
-/// What [`Lines`] cut off the stream.
+/// What [`LineCutter`] cut off the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum LineCut {
     /// A line without its line end.
     Line(BytesMut),
     /// A line over the limit, thrown away; its length in bytes.
     Oversized(usize),
 }
 
-impl Lines {
+impl LineCutter {
     /// Lines of at most `limit` bytes, the line end not counted.
     pub fn new(limit: usize) -> Self {
         Self { buffer: BytesMut::new(), scanned: 0, discarded: 0, limit }
@@ -223,7 +223,7 @@ impl Lines {
     }
 
     /// The next cut, or `None` until more bytes arrive.
-    pub fn next_cut(&mut self) -> Option<Cut> {
+    pub fn next_cut(&mut self) -> Option<LineCut> {
         let newline = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
         let Some(newline) = newline.map(|at| at + self.scanned) else {
             self.scanned = self.buffer.len();
@@ -242,7 +242,7 @@ impl Lines {
             line.truncate(newline - 1);
         }
         let length = discarded + line.len();
-        Some(if discarded > 0 || length > self.limit { Cut::Oversized(length) } else { Cut::Line(line) })
+        Some(if discarded > 0 || length > self.limit { LineCut::Oversized(length) } else { LineCut::Line(line) })
     }
 
     /// Tells how many bytes of an unfinished line are left at the end of the stream.
@@ -259,15 +259,15 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn frame(line: &str) -> Frame {
-        Frame::classify(parse(line.as_bytes()).unwrap()).unwrap()
+    fn frame(line: &str) -> QmpFrame {
+        QmpFrame::classify(parse(line.as_bytes()).unwrap()).unwrap()
     }
 
     #[test]
     fn greeting_of_a_distribution_build() {
         let line = r#"{"QMP": {"version": {"qemu": {"micro": 13, "minor": 0, "major": 10},
             "package": "Debian 1:10.0.13"}, "capabilities": ["oob", 7]}}"#;
-        let Frame::Greeting(greeting) = frame(line) else { panic!("not a greeting") };
+        let QmpFrame::Greeting(greeting) = frame(line) else { panic!("not a greeting") };
         assert_eq!(greeting.version.unwrap().to_string(), "10.0.13");
         assert_eq!(greeting.package, "Debian 1:10.0.13");
         assert_eq!(greeting.capabilities, ["oob"]);
@@ -276,14 +276,14 @@ mod tests {
 
     #[test]
     fn a_bare_greeting_is_still_one() {
-        assert_eq!(frame(r#"{"QMP": {}}"#), Frame::Greeting(Greeting::default()));
+        assert_eq!(frame(r#"{"QMP": {}}"#), QmpFrame::Greeting(Greeting::default()));
     }
 
     #[test]
     fn unknown_event_with_a_failed_clock() {
         let line = r#"{"event": "NEW", "timestamp": {"seconds": -1, "microseconds": -1}}"#;
         let expected = EventFrame { name: "NEW".into(), timestamp: None, data: Value::Null };
-        assert_eq!(frame(line), Frame::Event(expected));
+        assert_eq!(frame(line), QmpFrame::Event(expected));
     }
 
     #[test]
@@ -304,22 +304,22 @@ mod tests {
     fn replies() {
         assert_eq!(
             frame(r#"{"return": {}, "id": "a#1"}"#),
-            Frame::Reply(Reply { id: Some(json!("a#1")), result: Ok(json!({})) })
+            QmpFrame::Reply(ReplyFrame { id: Some(json!("a#1")), result: Ok(json!({})) })
         );
-        let refusal = Refusal { class: ErrorClass::Other("Newer".into()), desc: "no".into() };
+        let refusal = ErrorReply { class: ErrorClass::Other("Newer".into()), desc: "no".into() };
         assert_eq!(
             frame(r#"{"return": {}, "error": {"class": "Newer", "desc": "no"}}"#),
-            Frame::Reply(Reply { id: None, result: Err(refusal) })
+            QmpFrame::Reply(ReplyFrame { id: None, result: Err(refusal) })
         );
-        let bare = Refusal { class: ErrorClass::Other(String::new()), desc: String::new() };
-        assert_eq!(frame(r#"{"error": 1}"#), Frame::Reply(Reply { id: None, result: Err(bare) }));
+        let bare = ErrorReply { class: ErrorClass::Other(String::new()), desc: String::new() };
+        assert_eq!(frame(r#"{"error": 1}"#), QmpFrame::Reply(ReplyFrame { id: None, result: Err(bare) }));
     }
 
     #[test]
     fn what_is_nothing_is_an_error() {
         for line in ["{}", "[]", "1", r#"{"event": 1}"#, r#"{"QMP": 1}"#, r#"{"id": "x"}"#] {
             let value = parse(line.as_bytes()).unwrap();
-            assert!(matches!(Frame::classify(value), Err(FrameError::Unrecognised)), "{line}");
+            assert!(matches!(QmpFrame::classify(value), Err(FrameError::Unrecognised)), "{line}");
         }
         let deep = "[".repeat(100_000);
         for line in ["", "{", "\u{0}", &deep] {
@@ -334,8 +334,8 @@ mod tests {
         }
     }
 
-    fn cut(limit: usize, chunks: &[&[u8]]) -> (Vec<Cut>, usize) {
-        let mut lines = Lines::new(limit);
+    fn cut(limit: usize, chunks: &[&[u8]]) -> (Vec<LineCut>, usize) {
+        let mut lines = LineCutter::new(limit);
         let mut cuts = Vec::new();
         for chunk in chunks {
             lines.space().extend_from_slice(chunk);
@@ -349,17 +349,17 @@ mod tests {
     #[test]
     fn an_overlong_line_is_discarded_and_the_stream_goes_on() {
         let (cuts, torn) = cut(4, &[b"1234\r\n12345\nab", b"cdefgh", b"ijk\nok\nrest"]);
-        let line = |text: &str| Cut::Line(text.as_bytes().into());
-        assert_eq!(cuts, [line("1234"), Cut::Oversized(5), Cut::Oversized(11), line("ok")]);
+        let line = |text: &str| LineCut::Line(text.as_bytes().into());
+        assert_eq!(cuts, [line("1234"), LineCut::Oversized(5), LineCut::Oversized(11), line("ok")]);
         assert_eq!(torn, 4);
     }
 
     #[test]
     fn an_endless_line_costs_no_more_than_the_limit() {
         let (limit, chunk) = (64 * 1024, [b'x'; READ_SIZE]);
-        let mut lines = Lines::new(limit);
+        let mut lines = LineCutter::new(limit);
         let mut most = 0;
-        let mut feed = |bytes: &[u8], lines: &mut Lines| {
+        let mut feed = |bytes: &[u8], lines: &mut LineCutter| {
             lines.space().extend_from_slice(bytes);
             most = most.max(lines.buffer.capacity());
             lines.next_cut()
@@ -367,13 +367,13 @@ mod tests {
         for _ in 0..4096 {
             assert_eq!(feed(&chunk, &mut lines), None);
         }
-        assert_eq!(feed(b"\n", &mut lines), Some(Cut::Oversized(4096 * READ_SIZE)));
+        assert_eq!(feed(b"\n", &mut lines), Some(LineCut::Oversized(4096 * READ_SIZE)));
         // nor do many that are just within bounds, one after the other
         for _ in 0..512 {
             for _ in 0..limit / READ_SIZE {
                 assert_eq!(feed(&chunk, &mut lines), None);
             }
-            assert!(matches!(feed(b"\n", &mut lines), Some(Cut::Line(line)) if line.len() == limit));
+            assert!(matches!(feed(b"\n", &mut lines), Some(LineCut::Line(line)) if line.len() == limit));
         }
         // the buffer grows by doubling
         assert!(most <= 2 * (limit + 2 * READ_SIZE), "{most}");
@@ -385,7 +385,7 @@ mod tests {
             let line = format!(
                 r#"{{"event": "X", "data": {number}, "timestamp": {{"seconds": {number}, "microseconds": {number}}}}}"#
             );
-            let Frame::Event(event) = frame(&line) else { panic!("{number}") };
+            let QmpFrame::Event(event) = frame(&line) else { panic!("{number}") };
             assert!(event.data.is_f64() && event.timestamp.is_none(), "{number}");
         }
         for number in ["1e309", "-1e999999999999", &"9".repeat(1 << 20)] {
@@ -409,9 +409,9 @@ mod tests {
             let (whole, torn) = cut(limit, &[&bytes]);
             let (pieces, torn_pieces) = cut(limit, &chunks);
             // The length reported for an overlong line may count its carriage return, whichever way it was cut.
-            let kinds = |cuts: &[Cut]| cuts.iter().map(|cut| match cut {
-                Cut::Line(line) => Some(line.clone()),
-                Cut::Oversized(_) => None,
+            let kinds = |cuts: &[LineCut]| cuts.iter().map(|cut| match cut {
+                LineCut::Line(line) => Some(line.clone()),
+                LineCut::Oversized(_) => None,
             }).collect::<Vec<_>>();
             prop_assert_eq!(kinds(&whole), kinds(&pieces));
             prop_assert_eq!(torn, torn_pieces);
@@ -420,7 +420,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             if let Ok(value) = parse(&bytes) {
-                drop(Frame::classify(value));
+                drop(QmpFrame::classify(value));
             }
         }
 
@@ -434,7 +434,7 @@ mod tests {
             for value in [json!(number), json!(text), json!([number]), json!(null), json!({(&inner): number})] {
                 let values = [json!({(&key): value}), json!({"event": "x", (&key): {(&inner): value}})];
                 for value in values {
-                    drop(Frame::classify(value));
+                    drop(QmpFrame::classify(value));
                 }
             }
         }

@@ -6,9 +6,9 @@
 //! the caller waited.
 //!
 //! ```text
-//!   Client --Job--> connection task --bytes--> QEMU
-//!      Pending <--reply--   |   <--lines--
-//!      Events  <--Event-----+----> Recorder
+//!   QmpClient --QueuedCommand--> connection task --bytes--> QEMU
+//!      PendingReply <--reply--   |   <--lines--
+//!      EventStream  <--QmpEvent-----+----> Recorder
 //! ```
 //!
 //! One task owns the socket. Replies are matched by id and never wait for whoever consumes events. A command is
@@ -25,11 +25,11 @@ mod request;
 pub mod transcript;
 mod waiters;
 
-pub use client::{Client, ConnectError, Options};
-pub use connection::Closed;
-pub use counters::Counters;
-pub use events::{Event, Events, Item};
-pub use frame::{ErrorClass, Greeting, Version};
-pub use pending::{ExecuteError, Pending};
-pub use request::{EncodeError, Request};
+pub use client::{ConnectError, QmpClient, QmpOptions};
+pub use connection::CloseCause;
+pub use counters::ConnectionCounters;
+pub use events::{EventStream, QmpEvent, StreamItem};
+pub use frame::{ErrorClass, Greeting, QemuVersion};
+pub use pending::{ExecuteError, PendingReply};
+pub use request::{EncodeError, QmpRequest};
 pub use transcript::Recorder;

@@ -16,9 +16,9 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::client::Link;
-use super::connection::Closed;
-use super::frame::{ErrorClass, Refusal};
+use super::client::QmpLink;
+use super::connection::CloseCause;
+use super::frame::{ErrorClass, ErrorReply};
 use super::request::EncodeError;
 
 /// Why a command brought no result.
@@ -54,7 +54,7 @@ pub enum ExecuteError {
         sent: bool,
         /// What ended the connection.
         #[source]
-        cause: Closed,
+        cause: CloseCause,
     },
     /// An out-of-band command on a connection without out-of-band execution. It was not sent.
     #[error("{command} was not sent because this monitor has no out-of-band execution")]
@@ -83,7 +83,7 @@ fn closed(command: &str, sent: bool) -> String {
     }
 }
 
-fn refused(command: Cow<'static, str>, Refusal { class, desc }: Refusal) -> ExecuteError {
+fn refused(command: Cow<'static, str>, ErrorReply { class, desc }: ErrorReply) -> ExecuteError {
     ExecuteError::Refused { command, class, desc }
 }
 
@@ -91,13 +91,13 @@ fn refused(command: Cow<'static, str>, Refusal { class, desc }: Refusal) -> Exec
 ///
 /// One compare-exchange decides between the caller that withdraws and the task that writes; both can never win.
 #[derive(Debug, Default)]
-pub(super) struct Claim(AtomicU8);
+pub(super) struct SendClaim(AtomicU8);
 
 const QUEUED: u8 = 0;
 const SENT: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
-impl Claim {
+impl SendClaim {
     /// The task takes the command to write it. `false` if it was withdrawn.
     pub(super) fn send(&self) -> bool {
         self.leave_queue(SENT)
@@ -123,37 +123,37 @@ impl Claim {
 /// It was queued when this was made, in call order. Dropping it withdraws the command if it is not yet on the wire;
 /// otherwise QEMU's reply will be counted as late. It keeps the connection open.
 #[must_use = "dropping it withdraws the command"]
-pub struct Pending {
+pub struct PendingReply {
     command: Cow<'static, str>,
     started: Instant,
     /// `None` when so far away that no clock reaches it.
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
-    state: State,
-    link: Arc<Link>,
+    state: PendingState,
+    link: Arc<QmpLink>,
 }
 
-enum State {
-    Waiting { claim: Arc<Claim>, reply: oneshot::Receiver<Result<Value, Refusal>> },
+enum PendingState {
+    Waiting { claim: Arc<SendClaim>, reply: oneshot::Receiver<Result<Value, ErrorReply>> },
     Failed(ExecuteError),
     Done,
 }
 
-impl Pending {
+impl PendingReply {
     pub(super) fn waiting(
-        link: Arc<Link>,
+        link: Arc<QmpLink>,
         command: Cow<'static, str>,
         (started, deadline): (Instant, Option<Instant>),
-        claim: Arc<Claim>,
-        reply: oneshot::Receiver<Result<Value, Refusal>>,
+        claim: Arc<SendClaim>,
+        reply: oneshot::Receiver<Result<Value, ErrorReply>>,
     ) -> Self {
-        Self { command, started, deadline, sleep: None, state: State::Waiting { claim, reply }, link }
+        Self { command, started, deadline, sleep: None, state: PendingState::Waiting { claim, reply }, link }
     }
 
     /// One that resolves at once, to `error`.
-    pub(super) fn failed(link: Arc<Link>, command: Cow<'static, str>, error: ExecuteError) -> Self {
+    pub(super) fn failed(link: Arc<QmpLink>, command: Cow<'static, str>, error: ExecuteError) -> Self {
         let started = Instant::now();
-        Self { command, started, deadline: None, sleep: None, state: State::Failed(error), link }
+        Self { command, started, deadline: None, sleep: None, state: PendingState::Failed(error), link }
     }
 
     /// The command's name.
@@ -162,10 +162,10 @@ impl Pending {
     }
 
     fn poll_reply(&mut self, context: &mut Context<'_>) -> Poll<Result<Value, ExecuteError>> {
-        let State::Waiting { claim, reply } = &mut self.state else {
-            return match std::mem::replace(&mut self.state, State::Done) {
-                State::Failed(error) => Poll::Ready(Err(error)),
-                _ => panic!("`Pending` polled after it was ready"),
+        let PendingState::Waiting { claim, reply } = &mut self.state else {
+            return match std::mem::replace(&mut self.state, PendingState::Done) {
+                PendingState::Failed(error) => Poll::Ready(Err(error)),
+                _ => panic!("`PendingReply` polled after it was ready"),
             };
         };
         let command = self.command.clone();
@@ -201,25 +201,25 @@ impl Pending {
     }
 }
 
-impl Future for Pending {
+impl Future for PendingReply {
     type Output = Result<Value, ExecuteError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let result = ready!(self.poll_reply(context));
-        self.state = State::Done;
+        self.state = PendingState::Done;
         Poll::Ready(result)
     }
 }
 
-impl Drop for Pending {
+impl Drop for PendingReply {
     fn drop(&mut self) {
-        if let State::Waiting { claim, .. } = &self.state {
+        if let PendingState::Waiting { claim, .. } = &self.state {
             claim.withdraw();
         }
     }
 }
 
-impl fmt::Debug for Pending {
+impl fmt::Debug for PendingReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending").field("command", &self.command).finish_non_exhaustive()
     }
@@ -231,11 +231,11 @@ mod tests {
 
     #[test]
     fn a_claim_is_won_once() {
-        let claim = Claim::default();
+        let claim = SendClaim::default();
         assert!(claim.send());
         assert!(!claim.withdraw());
         assert!(!claim.is_withdrawn());
-        let claim = Claim::default();
+        let claim = SendClaim::default();
         assert!(claim.withdraw());
         assert!(claim.withdraw(), "it stays withdrawn, whoever asks");
         assert!(!claim.send());
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn a_contested_claim_has_one_winner() {
         for _ in 0..200 {
-            let claim = Claim::default();
+            let claim = SendClaim::default();
             let (sent, withdrawn) = std::thread::scope(|scope| {
                 let writer = scope.spawn(|| claim.send());
                 (claim.withdraw(), writer.join().unwrap())

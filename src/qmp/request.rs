@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 /// A command and its arguments.
 #[derive(Clone, PartialEq)]
-pub struct Request {
+pub struct QmpRequest {
     name: Cow<'static, str>,
     arguments: Map<String, Value>,
 }
@@ -35,7 +35,7 @@ pub enum EncodeError {
     },
 }
 
-impl Request {
+impl QmpRequest {
     /// A command of the `qapi` crate. Options that are `None` are left out.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Request {
     }
 }
 
-impl fmt::Debug for Request {
+impl fmt::Debug for QmpRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys: Vec<&String> = self.arguments.keys().collect();
         f.debug_struct("Request").field("name", &self.name).field("arguments", &keys).finish()
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn arguments_newer_than_the_crate_are_added() {
-        let request = Request::new(&qmp::query_status {}).unwrap().with("new-one", 3);
+        let request = QmpRequest::new(&qmp::query_status {}).unwrap().with("new-one", 3);
         let (name, message) = request.into_message("query-status#1", false);
         assert_eq!(name, "query-status");
         let expected = json!({"execute": "query-status", "arguments": {"new-one": 3}, "id": "query-status#1"});
@@ -105,14 +105,14 @@ mod tests {
 
     #[test]
     fn commands_newer_than_the_crate_can_be_named() {
-        let (_, message) = Request::named("blockdev-set-active").with("active", true).into_message("x#1", true);
+        let (_, message) = QmpRequest::named("blockdev-set-active").with("active", true).into_message("x#1", true);
         let expected = json!({"exec-oob": "blockdev-set-active", "arguments": {"active": true}, "id": "x#1"});
         assert_eq!(message, expected);
     }
 
     #[test]
     fn debug_shows_no_value() {
-        let request = Request::named("set_password").with("password", "hunter2");
+        let request = QmpRequest::named("set_password").with("password", "hunter2");
         let text = format!("{request:?}");
         assert!(text.contains("set_password") && !text.contains("hunter2"), "{text}");
     }

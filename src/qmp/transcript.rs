@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::frame::{Cut, Lines};
+use super::frame::{LineCut, LineCutter};
 use super::redact::mentions_secret;
 
 pub use super::redact::redact;
@@ -65,7 +65,7 @@ pub enum TranscriptError {
 /// Which way a line went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Direction {
+pub enum LineDirection {
     /// To QEMU.
     Send,
     /// From QEMU.
@@ -77,38 +77,38 @@ pub enum Direction {
 /// Writes a transcript. Clones write to the same file; when the last is gone, the file is complete.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    shared: Arc<Shared>,
+    shared: Arc<RecorderCore>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct RecorderCore {
     started: Instant,
     path: PathBuf,
-    queue: SyncSender<Message>,
-    backlog: Arc<Backlog>,
-    writer: Mutex<Option<JoinHandle<Outcome>>>,
+    queue: SyncSender<WriterMessage>,
+    backlog: Arc<WriteBacklog>,
+    writer: Mutex<Option<JoinHandle<WriterOutcome>>>,
 }
 
 /// What the connections and the writer both count.
 #[derive(Debug, Default)]
-struct Backlog {
+struct WriteBacklog {
     bytes: AtomicUsize,
     dropped: AtomicU64,
 }
 
-enum Message {
+enum WriterMessage {
     Entry(String),
     Finish,
 }
 
-struct Outcome {
+struct WriterOutcome {
     written: u64,
     error: Option<io::Error>,
 }
 
 /// What a finished transcript holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Totals {
+pub struct TranscriptTotals {
     /// Entries in the file.
     pub written: u64,
     /// Entries that are not, because the disk was too slow or failed.
@@ -117,19 +117,19 @@ pub struct Totals {
 
 /// An entry as it stands in the file.
 #[derive(Serialize, Deserialize)]
-struct OnDisk<S> {
+struct StoredEntry<S> {
     v: u64,
     t_us: u64,
     side: S,
-    dir: Direction,
+    dir: LineDirection,
     #[serde(flatten)]
-    body: Body,
+    body: EntryBody,
 }
 
 /// What an entry holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Body {
+pub enum EntryBody {
     /// The JSON on the line, without its secrets.
     Line(Value),
     /// The beginning of a line that was not JSON, escaped.
@@ -154,27 +154,27 @@ impl Recorder {
     fn writing_to(path: PathBuf, file: impl Write + Send + 'static) -> io::Result<Self> {
         let started = Instant::now();
         let (queue, entries) = sync_channel(QUEUE_ENTRIES);
-        let backlog = Arc::new(Backlog::default());
+        let backlog = Arc::new(WriteBacklog::default());
         let seen = backlog.clone();
-        let writer = thread::Builder::new()
-            .name("transcript".into())
-            .spawn(move || Writer { file, started, backlog: seen, noted: 0, written: 0, error: None }.run(&entries))?;
-        let shared = Shared { started, path, queue, backlog, writer: Mutex::new(Some(writer)) };
+        let writer = thread::Builder::new().name("transcript".into()).spawn(move || {
+            TranscriptWriter { file, started, backlog: seen, noted: 0, written: 0, error: None }.run(&entries)
+        })?;
+        let shared = RecorderCore { started, path, queue, backlog, writer: Mutex::new(Some(writer)) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Records a JSON line, without its secrets. Never blocks.
-    pub fn line(&self, side: &str, dir: Direction, line: &Value) {
-        self.entry(side, dir, Body::Line(redact(line)));
+    pub fn line(&self, side: &str, dir: LineDirection, line: &Value) {
+        self.entry(side, dir, EntryBody::Line(redact(line)));
     }
 
     /// Records the beginning of a line that is not JSON; nothing of it if it could hold a secret. Never blocks.
-    pub fn raw(&self, side: &str, dir: Direction, line: &[u8]) {
+    pub fn raw(&self, side: &str, dir: LineDirection, line: &[u8]) {
         let text = match mentions_secret(line) {
             true => format!("[withheld: {} bytes]", line.len()),
             false => line[..line.len().min(RAW_LIMIT)].escape_ascii().to_string(),
         };
-        self.entry(side, dir, Body::Raw(text));
+        self.entry(side, dir, EntryBody::Raw(text));
     }
 
     /// Waits until everything is in the file, and closes it; what is recorded later is dropped. Blocks on the disk, so
@@ -182,13 +182,13 @@ impl Recorder {
     ///
     /// # Errors
     /// The first error of writing, if there was one. Entries after it were dropped.
-    pub fn finish(&self) -> Result<Totals, TranscriptError> {
+    pub fn finish(&self) -> Result<TranscriptTotals, TranscriptError> {
         let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut written = 0;
         let mut error = None;
         if let Some(writer) = writer {
             // It fails only if the writer is gone already, and then there is nothing to ask of it.
-            drop(self.shared.queue.send(Message::Finish));
+            drop(self.shared.queue.send(WriterMessage::Finish));
             match writer.join() {
                 Ok(outcome) => (written, error) = (outcome.written, outcome.error),
                 Err(_) => error = Some(io::Error::other("the writer thread panicked")),
@@ -196,25 +196,25 @@ impl Recorder {
         }
         match error {
             Some(source) => Err(TranscriptError::Io { path: self.shared.path.clone(), action: "written", source }),
-            None => Ok(Totals { written, dropped: self.shared.backlog.dropped.load(Ordering::Acquire) }),
+            None => Ok(TranscriptTotals { written, dropped: self.shared.backlog.dropped.load(Ordering::Acquire) }),
         }
     }
 
-    fn entry(&self, side: &str, dir: Direction, body: Body) {
+    fn entry(&self, side: &str, dir: LineDirection, body: EntryBody) {
         let text = render(self.shared.started, side, dir, body);
         let backlog = &self.shared.backlog;
         let length = text.len();
         let waiting = backlog.bytes.fetch_add(length, Ordering::AcqRel);
-        if waiting + length > QUEUE_BYTES || self.shared.queue.try_send(Message::Entry(text)).is_err() {
+        if waiting + length > QUEUE_BYTES || self.shared.queue.try_send(WriterMessage::Entry(text)).is_err() {
             backlog.bytes.fetch_sub(length, Ordering::AcqRel);
             backlog.dropped.fetch_add(1, Ordering::AcqRel);
         }
     }
 }
 
-fn render(started: Instant, side: &str, dir: Direction, body: Body) -> String {
+fn render(started: Instant, side: &str, dir: LineDirection, body: EntryBody) -> String {
     let t_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let entry = OnDisk { v: VERSION, t_us, side, dir, body };
+    let entry = StoredEntry { v: VERSION, t_us, side, dir, body };
     // Strings, numbers and JSON values always serialise; an empty line would be skipped by the reader.
     serde_json::to_string(&entry).unwrap_or_default() + "\n"
 }
@@ -230,32 +230,32 @@ fn open_private(path: &Path) -> Result<File, TranscriptError> {
 }
 
 /// The thread that owns the file.
-struct Writer<W> {
+struct TranscriptWriter<W> {
     file: W,
     started: Instant,
-    backlog: Arc<Backlog>,
+    backlog: Arc<WriteBacklog>,
     /// Drops already noted in the file.
     noted: u64,
     written: u64,
     error: Option<io::Error>,
 }
 
-impl<W: Write> Writer<W> {
-    fn run(mut self, entries: &Receiver<Message>) -> Outcome {
+impl<W: Write> TranscriptWriter<W> {
+    fn run(mut self, entries: &Receiver<WriterMessage>) -> WriterOutcome {
         loop {
             let message = match entries.try_recv() {
                 Ok(message) => message,
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {
                     // Nothing to do: the moment to make the file complete, in case this program is killed.
-                    self.attempt(Writer::flush);
+                    self.attempt(Self::flush);
                     match entries.recv() {
                         Ok(message) => message,
                         Err(_) => break,
                     }
                 }
             };
-            let Message::Entry(entry) = message else {
+            let WriterMessage::Entry(entry) = message else {
                 break;
             };
             self.note_drops();
@@ -263,8 +263,8 @@ impl<W: Write> Writer<W> {
             self.backlog.bytes.fetch_sub(entry.len(), Ordering::AcqRel);
         }
         self.note_drops();
-        self.attempt(Writer::flush);
-        Outcome { written: self.written, error: self.error }
+        self.attempt(Self::flush);
+        WriterOutcome { written: self.written, error: self.error }
     }
 
     fn note_drops(&mut self) {
@@ -272,7 +272,7 @@ impl<W: Write> Writer<W> {
         if dropped > self.noted && self.error.is_none() {
             let note = json!({"dropped": dropped - self.noted});
             self.noted = dropped;
-            let entry = render(self.started, "recorder", Direction::Note, Body::Line(note));
+            let entry = render(self.started, "recorder", LineDirection::Note, EntryBody::Line(note));
             self.write(&entry);
         }
     }
@@ -300,15 +300,15 @@ impl<W: Write> Writer<W> {
 
 /// One entry of a transcript.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct TranscriptEntry {
     /// Since the recorder was made.
     pub at: Duration,
     /// Which connection, such as `source`.
     pub side: String,
     /// Which way.
-    pub direction: Direction,
+    pub direction: LineDirection,
     /// What was said.
-    pub body: Body,
+    pub body: EntryBody,
 }
 
 /// Reads a transcript: an iterator of its entries. Lines that are torn, foreign or newer are skipped and counted.
@@ -316,7 +316,7 @@ pub struct Entry {
 pub struct Transcript<R> {
     source: R,
     path: PathBuf,
-    lines: Lines,
+    lines: LineCutter,
     ended: bool,
     skipped: u64,
 }
@@ -338,7 +338,7 @@ impl Transcript<File> {
 impl<R: Read> Transcript<R> {
     /// Reads from anything; `path` is what errors call it.
     pub fn read(source: R, path: impl Into<PathBuf>) -> Self {
-        Self { source, path: path.into(), lines: Lines::new(ENTRY_LIMIT), ended: false, skipped: 0 }
+        Self { source, path: path.into(), lines: LineCutter::new(ENTRY_LIMIT), ended: false, skipped: 0 }
     }
 
     /// How many lines were no entries so far.
@@ -361,18 +361,18 @@ impl<R: Read> Transcript<R> {
 }
 
 impl<R: Read> Iterator for Transcript<R> {
-    type Item = Result<Entry, TranscriptError>;
+    type Item = Result<TranscriptEntry, TranscriptError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             while let Some(cut) = self.lines.next_cut() {
                 match cut {
-                    Cut::Line(line) if line.trim_ascii().is_empty() => {}
-                    Cut::Line(line) => match entry_of(&line) {
+                    LineCut::Line(line) if line.trim_ascii().is_empty() => {}
+                    LineCut::Line(line) => match entry_of(&line) {
                         Some(entry) => return Some(Ok(entry)),
                         None => self.skipped += 1,
                     },
-                    Cut::Oversized(_) => self.skipped += 1,
+                    LineCut::Oversized(_) => self.skipped += 1,
                 }
             }
             if self.ended {
@@ -386,10 +386,10 @@ impl<R: Read> Iterator for Transcript<R> {
     }
 }
 
-fn entry_of(line: &[u8]) -> Option<Entry> {
-    let read: OnDisk<String> = serde_json::from_slice(line).ok()?;
+fn entry_of(line: &[u8]) -> Option<TranscriptEntry> {
+    let read: StoredEntry<String> = serde_json::from_slice(line).ok()?;
     let at = Duration::from_micros(read.t_us);
-    (read.v == VERSION).then_some(Entry { at, side: read.side, direction: read.dir, body: read.body })
+    (read.v == VERSION).then_some(TranscriptEntry { at, side: read.side, direction: read.dir, body: read.body })
 }
 
 #[cfg(test)]
@@ -407,12 +407,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("t.jsonl");
         let recorder = Recorder::create(&path).unwrap();
-        recorder.line("source", Direction::Send, &json!({"execute": "stop", "id": "stop#1"}));
-        recorder.line("destination", Direction::Receive, &json!({"arguments": {"password": "hunter2"}}));
-        recorder.raw("source", Direction::Receive, b"{\"event\": \xff\n");
-        recorder.raw("source", Direction::Receive, b"{\"password\": hunter2");
-        recorder.raw("source", Direction::Receive, &[0; 1000]);
-        assert_eq!(recorder.finish().unwrap(), Totals { written: 5, dropped: 0 });
+        recorder.line("source", LineDirection::Send, &json!({"execute": "stop", "id": "stop#1"}));
+        recorder.line("destination", LineDirection::Receive, &json!({"arguments": {"password": "hunter2"}}));
+        recorder.raw("source", LineDirection::Receive, b"{\"event\": \xff\n");
+        recorder.raw("source", LineDirection::Receive, b"{\"password\": hunter2");
+        recorder.raw("source", LineDirection::Receive, &[0; 1000]);
+        assert_eq!(recorder.finish().unwrap(), TranscriptTotals { written: 5, dropped: 0 });
 
         let text = text_of(&path);
         assert!(!text.contains("hunter2"), "{text}");
@@ -420,14 +420,14 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         let mut transcript = Transcript::open(&path).unwrap();
-        let entries: Vec<Entry> = transcript.by_ref().map(Result::unwrap).collect();
+        let entries: Vec<TranscriptEntry> = transcript.by_ref().map(Result::unwrap).collect();
         assert_eq!(transcript.skipped(), 0);
         assert_eq!(entries[0].side, "source");
-        assert_eq!(entries[0].direction, Direction::Send);
-        assert_eq!(entries[0].body, Body::Line(json!({"execute": "stop", "id": "stop#1"})));
-        assert_eq!(entries[2].body, Body::Raw(r#"{\"event\": \xff\n"#.into()));
-        assert_eq!(entries[3].body, Body::Raw("[withheld: 20 bytes]".into()));
-        assert_eq!(entries[4].body, Body::Raw(r"\x00".repeat(RAW_LIMIT)));
+        assert_eq!(entries[0].direction, LineDirection::Send);
+        assert_eq!(entries[0].body, EntryBody::Line(json!({"execute": "stop", "id": "stop#1"})));
+        assert_eq!(entries[2].body, EntryBody::Raw(r#"{\"event\": \xff\n"#.into()));
+        assert_eq!(entries[3].body, EntryBody::Raw("[withheld: 20 bytes]".into()));
+        assert_eq!(entries[4].body, EntryBody::Raw(r"\x00".repeat(RAW_LIMIT)));
         assert!(entries.windows(2).all(|pair| pair[0].at <= pair[1].at));
     }
 
@@ -463,8 +463,8 @@ mod tests {
             length in 1_usize..50,
         ) {
             /// Gives a few bytes at a time.
-            struct Slowly<'a>(&'a [u8], usize);
-            impl Read for Slowly<'_> {
+            struct SlowReader<'a>(&'a [u8], usize);
+            impl Read for SlowReader<'_> {
                 fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
                     let length = self.1.min(into.len());
                     self.0.read(&mut into[..length])
@@ -472,9 +472,9 @@ mod tests {
             }
             let bytes = lines.join(&b'\n');
             let mut read = Transcript::read(bytes.as_slice(), "t");
-            let whole: Vec<Entry> = read.by_ref().map(Result::unwrap).collect();
+            let whole: Vec<TranscriptEntry> = read.by_ref().map(Result::unwrap).collect();
             prop_assert!(whole.len() as u64 + read.skipped() <= bytes.split(|byte| *byte == b'\n').count() as u64);
-            let mut again = Transcript::read(Slowly(&bytes, length), "t");
+            let mut again = Transcript::read(SlowReader(&bytes, length), "t");
             prop_assert_eq!(again.by_ref().map(Result::unwrap).collect::<Vec<_>>(), whole);
             prop_assert_eq!(again.skipped(), read.skipped());
         }
@@ -501,8 +501,8 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_reported_at_the_end() {
-        struct Full;
-        impl Write for Full {
+        struct FullDisk;
+        impl Write for FullDisk {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
                 Err(io::ErrorKind::StorageFull.into())
             }
@@ -510,21 +510,21 @@ mod tests {
                 Ok(())
             }
         }
-        let recorder = Recorder::writing_to("t".into(), Full).unwrap();
-        recorder.line("a", Direction::Send, &json!(1));
-        recorder.line("a", Direction::Send, &json!(2));
+        let recorder = Recorder::writing_to("t".into(), FullDisk).unwrap();
+        recorder.line("a", LineDirection::Send, &json!(1));
+        recorder.line("a", LineDirection::Send, &json!(2));
         let error = recorder.finish().unwrap_err();
         assert!(matches!(error, TranscriptError::Io { action: "written", .. }), "{error:?}");
         assert!(recorder.finish().is_ok());
     }
 
     /// A disk that takes nothing until it is released, and then keeps what it gets.
-    struct Slow {
+    struct SlowDisk {
         released: Receiver<()>,
         kept: Arc<Mutex<Vec<u8>>>,
     }
 
-    impl Write for Slow {
+    impl Write for SlowDisk {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.released.recv().unwrap_or(());
             self.kept.lock().unwrap().extend_from_slice(bytes);
@@ -539,10 +539,10 @@ mod tests {
     fn a_slow_disk_loses_entries_and_says_so() {
         let (release, released) = sync_channel::<()>(0);
         let kept = Arc::new(Mutex::new(Vec::new()));
-        let recorder = Recorder::writing_to("t".into(), Slow { released, kept: kept.clone() }).unwrap();
+        let recorder = Recorder::writing_to("t".into(), SlowDisk { released, kept: kept.clone() }).unwrap();
         let sent = QUEUE_ENTRIES as u64 + 100;
         for number in 0..sent {
-            recorder.line("a", Direction::Send, &json!(number));
+            recorder.line("a", LineDirection::Send, &json!(number));
         }
         drop(release);
         let totals = recorder.finish().unwrap();
@@ -550,7 +550,9 @@ mod tests {
         let kept = kept.lock().unwrap();
         let notes: u64 = Transcript::read(kept.as_slice(), "t")
             .filter_map(|entry| match entry.unwrap() {
-                Entry { direction: Direction::Note, body: Body::Line(note), .. } => note["dropped"].as_u64(),
+                TranscriptEntry { direction: LineDirection::Note, body: EntryBody::Line(note), .. } => {
+                    note["dropped"].as_u64()
+                }
                 _ => None,
             })
             .sum();

@@ -11,23 +11,23 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::frame::{Refusal, Reply};
+use super::frame::{ErrorReply, ReplyFrame};
 
 /// At most this many commands are remembered after their callers gave up.
 const ABANDONED_LIMIT: usize = 1024;
 
 /// A command on the wire.
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct ReplyWaiter {
     pub(super) id: String,
     pub(super) command: Cow<'static, str>,
     pub(super) sent_at: Instant,
-    pub(super) reply: oneshot::Sender<Result<Value, Refusal>>,
+    pub(super) reply: oneshot::Sender<Result<Value, ErrorReply>>,
 }
 
 /// What became of a reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Settled {
+pub(super) enum ReplyMatch {
     /// Handed to its caller.
     Delivered,
     /// Its caller had given up.
@@ -39,14 +39,14 @@ pub(super) enum Settled {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Waiters {
+pub(super) struct ReplyWaiters {
     /// By serial number, hence by age.
-    table: BTreeMap<u64, Waiter>,
+    table: BTreeMap<u64, ReplyWaiter>,
     /// In-band commands QEMU may still have queued, in wire order.
     in_band: VecDeque<u64>,
 }
 
-impl Waiters {
+impl ReplyWaiters {
     /// How many in-band commands QEMU may still have queued.
     pub(super) fn in_band(&self) -> usize {
         self.in_band.len()
@@ -59,7 +59,7 @@ impl Waiters {
     }
 
     /// Registers a command about to be written. Returns how many abandoned ones were forgotten to stay bounded.
-    pub(super) fn insert(&mut self, serial: u64, in_band: bool, waiter: Waiter) -> u64 {
+    pub(super) fn insert(&mut self, serial: u64, in_band: bool, waiter: ReplyWaiter) -> u64 {
         self.table.insert(serial, waiter);
         if in_band {
             self.in_band.push_back(serial);
@@ -77,27 +77,27 @@ impl Waiters {
     }
 
     /// Finds the caller of a reply.
-    pub(super) fn settle(&mut self, reply: Reply) -> Settled {
+    pub(super) fn settle(&mut self, reply: ReplyFrame) -> ReplyMatch {
         let Some(id) = reply.id else {
             if reply.result.is_ok() {
-                return Settled::UnknownId;
+                return ReplyMatch::UnknownId;
             }
             self.lose_oldest();
-            return Settled::Unidentified;
+            return ReplyMatch::Unidentified;
         };
         let Some(serial) = id.as_str().and_then(serial_of) else {
-            return Settled::UnknownId;
+            return ReplyMatch::UnknownId;
         };
         // Also when it was forgotten: it is worked off all the same.
         self.work_off(serial);
         let known = self.table.get(&serial).is_some_and(|waiter| id == waiter.id.as_str());
         let Some(waiter) = known.then(|| self.table.remove(&serial)).flatten() else {
-            return Settled::UnknownId;
+            return ReplyMatch::UnknownId;
         };
         let age = waiter.sent_at.elapsed();
         match waiter.reply.send(reply.result) {
-            Ok(()) => Settled::Delivered,
-            Err(_) => Settled::Late { command: waiter.command, age },
+            Ok(()) => ReplyMatch::Delivered,
+            Err(_) => ReplyMatch::Late { command: waiter.command, age },
         }
     }
 
@@ -131,41 +131,41 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    type Receiver = oneshot::Receiver<Result<Value, Refusal>>;
+    type ReplyReceiver = oneshot::Receiver<Result<Value, ErrorReply>>;
 
-    fn insert(waiters: &mut Waiters, serial: u64) -> (Receiver, u64) {
+    fn insert(waiters: &mut ReplyWaiters, serial: u64) -> (ReplyReceiver, u64) {
         let (reply, receiver) = oneshot::channel();
-        let waiter = Waiter { id: id_of("stop", serial), command: "stop".into(), sent_at: Instant::now(), reply };
+        let waiter = ReplyWaiter { id: id_of("stop", serial), command: "stop".into(), sent_at: Instant::now(), reply };
         (receiver, waiters.insert(serial, true, waiter))
     }
 
-    fn reply(id: Option<Value>) -> Reply {
-        Reply { id, result: Ok(json!({})) }
+    fn reply(id: Option<Value>) -> ReplyFrame {
+        ReplyFrame { id, result: Ok(json!({})) }
     }
 
     #[test]
     fn only_our_own_ids_settle() {
-        let mut waiters = Waiters::default();
+        let mut waiters = ReplyWaiters::default();
         let (mut receiver, _) = insert(&mut waiters, 1);
         for id in
             [json!("cont#1"), json!("stop#01"), json!("stop#+1"), json!("stop#2"), json!("x"), json!(1), json!([])]
         {
-            assert_eq!(waiters.settle(reply(Some(id))), Settled::UnknownId);
+            assert_eq!(waiters.settle(reply(Some(id))), ReplyMatch::UnknownId);
         }
-        assert_eq!(waiters.settle(reply(None)), Settled::UnknownId);
+        assert_eq!(waiters.settle(reply(None)), ReplyMatch::UnknownId);
         assert!(receiver.try_recv().is_err());
-        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), Settled::Delivered);
-        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), Settled::UnknownId);
+        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), ReplyMatch::Delivered);
+        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), ReplyMatch::UnknownId);
     }
 
     #[test]
     fn a_flood_of_answers_to_nothing_leaves_nothing() {
-        let mut waiters = Waiters::default();
+        let mut waiters = ReplyWaiters::default();
         let (mut receiver, _) = insert(&mut waiters, 1);
         for n in 0..10_000_u64 {
             let ids = [json!(format!("stop#{}", n + 2)), json!(format!("#{}", n + 2)), json!(u64::MAX - n), json!([n])];
             for id in ids.into_iter().map(Some).chain([None]) {
-                assert_eq!(waiters.settle(reply(id)), Settled::UnknownId);
+                assert_eq!(waiters.settle(reply(id)), ReplyMatch::UnknownId);
             }
         }
         assert_eq!((waiters.table.len(), waiters.in_band.len()), (1, 1));
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn an_answer_works_off_what_was_sent_before_it() {
-        let mut waiters = Waiters::default();
+        let mut waiters = ReplyWaiters::default();
         let receivers: Vec<_> = (1..=7).map(|serial| insert(&mut waiters, serial)).collect();
         assert_eq!(waiters.in_band(), 7);
         waiters.settle(reply(Some(json!("stop#5"))));
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_abandoned_are_bounded_and_the_waiting_are_kept() {
-        let mut waiters = Waiters::default();
+        let mut waiters = ReplyWaiters::default();
         let (mut waiting, _) = insert(&mut waiters, 0);
         let mut forgotten = 0;
         for serial in 1..2000 {
@@ -194,7 +194,7 @@ mod tests {
         }
         assert_eq!(waiters.table.len(), ABANDONED_LIMIT);
         assert_eq!(forgotten, 2000 - ABANDONED_LIMIT as u64);
-        assert_eq!(waiters.settle(reply(Some(json!("stop#0")))), Settled::Delivered);
+        assert_eq!(waiters.settle(reply(Some(json!("stop#0")))), ReplyMatch::Delivered);
         assert!(waiting.try_recv().unwrap().is_ok());
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     endpoint::{Address, dial},
     progress::describe,
     qemu::{Process, ProcessError, reply::JobStatus},
-    qmp::Request,
+    qmp::QmpRequest,
 };
 use qapi::qmp;
 use serde_json::{Value, json};
@@ -175,7 +175,7 @@ fn name(what: &str) -> String {
 fn add(process: &Process, options: &Value) -> impl Future<Output = Result<(), ProcessError>> + use<> {
     let options = options.as_object().into_iter().flatten();
     let request =
-        options.fold(Request::named("blockdev-add"), |request, (key, value)| request.with(key, value.clone()));
+        options.fold(QmpRequest::named("blockdev-add"), |request, (key, value)| request.with(key, value.clone()));
     process.act_with("blockdev-add", request)
 }
 

@@ -8,7 +8,7 @@ use super::{export, layout::PREFIX};
 use crate::{
     endpoint::{Address, keep_private},
     qemu::{Process, ProcessError},
-    qmp::Request,
+    qmp::QmpRequest,
 };
 use qapi::qmp;
 use std::collections::BTreeSet;
@@ -150,7 +150,7 @@ async fn set_of(process: &Process, active: bool) -> Result<BTreeSet<String>, Pro
 }
 
 fn inactivate(process: &Process, node: &str) -> impl Future<Output = Result<(), ProcessError>> {
-    let request = Request::named("blockdev-set-active").with("node-name", node).with("active", false);
+    let request = QmpRequest::named("blockdev-set-active").with("node-name", node).with("active", false);
     process.act_with("blockdev-set-active", request)
 }
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qferry::qmp::transcript::{Body, Transcript, redact};
+use qferry::qmp::transcript::{EntryBody, Transcript, redact};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut transcript = Transcript::read(bytes, "fuzz");
@@ -11,7 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     for entry in transcript.by_ref() {
         read += 1;
         // reading from memory cannot fail, and what is no entry is skipped
-        if let Body::Line(line) = entry.expect("an entry").body {
+        if let EntryBody::Line(line) = entry.expect("an entry").body {
             let clean = redact(&line);
             assert_eq!(redact(&clean), clean, "what was clean is left alone");
         }

@@ -58,7 +58,7 @@ impl Context {
         }
         let known = peer.is_some();
         let recorder = self.redial.recorder.clone();
-        let options = qmp::Options { recorder, ..qmp::Options::labelled(process.name().side.as_str()) };
+        let options = qmp::QmpOptions { recorder, ..qmp::QmpOptions::labelled(process.name().side.as_str()) };
         let again = process.reconnect(dialed.stream, peer, options).await.ok()?;
         if !known && !remembers(&again).await {
             return None;

@@ -265,7 +265,7 @@ mod tests {
             Features, Schema,
             reply::{Migration, RunState},
         },
-        qmp::Version,
+        qmp::QemuVersion,
         storage::{
             bitmaps::Bitmaps,
             chain::{BackingLink, Chain, Filter, Graph, Protocol, Qcow2},
@@ -303,7 +303,7 @@ mod tests {
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
             machine: Machine {
-                version: Version { major: 10, minor: 0, micro: 0 },
+                version: QemuVersion { major: 10, minor: 0, micro: 0 },
                 kind: None,
                 cpus: 1,
                 cpu: None,

@@ -5,7 +5,7 @@
 use super::{Finding, blocker, note};
 use crate::{
     preflight::facts::{Facts, machine::Machine, ram_blocks::RamBlock},
-    qmp::Version,
+    qmp::QemuVersion,
 };
 
 pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
@@ -15,7 +15,7 @@ pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
 }
 
 /// From micro 50 on it is a development version, which counts to the release that it becomes.
-fn release(version: Version) -> (u64, u64, bool) {
+fn release(version: QemuVersion) -> (u64, u64, bool) {
     (version.major, version.minor, version.micro >= 50)
 }
 
@@ -86,7 +86,7 @@ mod tests {
         let block = |used, total| RamBlock { used, total };
         let blocks = [("pc.ram", block(512, 512)), ("/rom@etc/acpi/tables", block(20, 200))];
         Machine {
-            version: Version { major: 10, minor: 0, micro: 13 },
+            version: QemuVersion { major: 10, minor: 0, micro: 13 },
             kind: Some("pc-i440fx-10.0-machine".to_owned()),
             cpus: 2,
             cpu: None,
@@ -116,14 +116,14 @@ mod tests {
             (10, 0, 90, None),
             (11, 1, 3, None),
         ] {
-            let version_of = Version { major, minor, micro };
+            let version_of = QemuVersion { major, minor, micro };
             let found = found(version, |there| there.version = version_of);
             assert_eq!(found.as_ref().map(|(code, severity, _)| (*code, *severity)), wanted, "{version_of}");
             if let Some((.., text)) = found {
                 assert!(text.contains("10.0.13") && text.contains(&version_of.to_string()), "{text}");
             }
         }
-        let development = Machine { version: Version { major: 10, minor: 0, micro: 91 }, ..sample() };
+        let development = Machine { version: QemuVersion { major: 10, minor: 0, micro: 91 }, ..sample() };
         assert_eq!(version(&development, &sample(), "b").map(|finding| finding.code), Some("qemu-older"));
     }
 

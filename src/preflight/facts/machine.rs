@@ -13,7 +13,7 @@ use crate::{
         Process, ProcessError,
         reply::{FeatureWord, List},
     },
-    qmp::Version,
+    qmp::QemuVersion,
 };
 use qapi::qmp;
 use serde_json::Value;
@@ -24,7 +24,7 @@ use tokio::try_join;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// QEMU's version.
-    pub version: Version,
+    pub version: QemuVersion,
     /// Its type, such as `pc-i440fx-10.0-machine`.
     pub kind: Option<String>,
     /// How many virtual CPUs it has.

@@ -1,14 +1,14 @@
 //! What QEMU answers about the machine it emulates.
 
 use super::List;
-use crate::qmp::Version;
+use crate::qmp::QemuVersion;
 use serde::Deserialize;
 
 /// `query-version`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VersionInfo {
     /// The version that QEMU itself claims; what a distribution patched does not show.
-    pub qemu: Version,
+    pub qemu: QemuVersion,
 }
 
 /// An element of `query-cpus-fast`: a virtual CPU.
