@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qferry::nbd::{Client, Contexts, Depth, Extent, NbdError, Options};
+use qferry::nbd::{AllocationExtent, DepthExtent, MetaContexts, NbdClient, NbdError, NbdOptions};
 use tokio::task::JoinSet;
 
 use crate::server::{
@@ -11,13 +11,13 @@ use crate::server::{
 };
 
 /// A client, and the server after the handshake.
-async fn connected(shape: Shape) -> (Client, Server) {
+async fn connected(shape: Shape) -> (NbdClient, Server) {
     let (mut server, stream) = Server::new();
     let serving = async {
         server.handshake(&shape).await;
         server
     };
-    let (client, server) = tokio::join!(Client::connect(stream, "disk", Options::default()), serving);
+    let (client, server) = tokio::join!(NbdClient::connect(stream, "disk", NbdOptions::default()), serving);
     (client.unwrap(), server)
 }
 
@@ -35,7 +35,7 @@ async fn read_answered(shape: Shape, answer: impl FnOnce(u64) -> Vec<u8>) -> Res
 }
 
 /// How extents of 100 bytes at 0 end when the one request is answered with these payloads of block status chunks.
-async fn status_answered(payloads: &[Vec<u8>]) -> Result<Vec<Extent>, NbdError> {
+async fn status_answered(payloads: &[Vec<u8>]) -> Result<Vec<AllocationExtent>, NbdError> {
     let (client, mut server) = connected(Shape::default()).await;
     let serving = async {
         let request = server.request().await.unwrap();
@@ -159,7 +159,7 @@ async fn replies_that_cannot_be_right_are_refused() {
 #[tokio::test]
 async fn block_status_that_cannot_be_right_is_refused() {
     let payloads = [status(8, &[(100, 5)]), status(7, &[(40, 0), (20, 3), (7, 3), (500, 2)])];
-    let extent = |start, length, zero, hole| Extent { start, length, zero, hole };
+    let extent = |start, length, zero, hole| AllocationExtent { start, length, zero, hole };
     assert_eq!(
         status_answered(&payloads).await.unwrap(),
         [extent(0, 40, false, false), extent(40, 27, true, true), extent(67, 33, true, false)]
@@ -208,9 +208,9 @@ async fn short_answers_and_long_ranges_take_several_requests() {
         }
         panic!("no goodbye");
     });
-    let extent = |start, length, hole| Extent { start, length, zero: false, hole };
+    let extent = |start, length, hole| AllocationExtent { start, length, zero: false, hole };
     assert_eq!(client.extents(0, size).await.unwrap(), [extent(0, 3 << 30, false), extent(3 << 30, 7 << 30, true)]);
-    assert_eq!(client.depths(5, size - 5).await.unwrap(), [Depth { start: 5, length: size - 5, depth: 1 }]);
+    assert_eq!(client.depths(5, size - 5).await.unwrap(), [DepthExtent { start: 5, length: size - 5, depth: 1 }]);
     assert_eq!(client.extents(size, 0).await.unwrap(), []);
     drop(client);
     assert_eq!(serving.await.unwrap(), 7 + 7);
@@ -254,21 +254,22 @@ async fn what_needs_no_server_is_refused_without_it() {
     assert!(matches!(client.extents(0, 1).await, Err(NbdError::NotOffered { context: "base:allocation" })));
     assert!(matches!(client.depths(0, 1).await, Err(NbdError::NotOffered { context: "qemu:allocation-depth" })));
     let (_server, stream) = Server::new();
-    let error = Client::connect(stream, &"x".repeat(4097), Options::default()).await.unwrap_err();
+    let error = NbdClient::connect(stream, &"x".repeat(4097), NbdOptions::default()).await.unwrap_err();
     assert!(matches!(error, NbdError::NameTooLong { length: 4097 }), "{error:?}");
 }
 
 #[tokio::test]
 async fn contexts_are_asked_for_as_wanted() {
-    for contexts in [Contexts { allocation: true, depth: false }, Contexts { allocation: false, depth: false }] {
+    for contexts in [MetaContexts { allocation: true, depth: false }, MetaContexts { allocation: false, depth: false }]
+    {
         let (mut server, stream) = Server::new();
-        let options = Options { contexts, ..Options::default() };
+        let options = NbdOptions { contexts, ..NbdOptions::default() };
         let serving = async {
             let shape = Shape { contexts: vec![(7, "base:allocation")], ..Shape::default() };
             let queries = server.handshake(&shape).await;
             (queries, server)
         };
-        let (client, (queries, _server)) = tokio::join!(Client::connect(stream, "disk", options), serving);
+        let (client, (queries, _server)) = tokio::join!(NbdClient::connect(stream, "disk", options), serving);
         assert!(client.is_ok(), "{client:?}");
         assert_eq!(queries, contexts.allocation.then(|| context("disk", &["base:allocation"])));
     }
@@ -288,7 +289,7 @@ async fn greetings_that_are_none_are_refused() {
         let (mut server, stream) = Server::new();
         server.send(&greeting).await;
         drop(server);
-        let error = Client::connect(stream, "disk", Options::default()).await.unwrap_err();
+        let error = NbdClient::connect(stream, "disk", NbdOptions::default()).await.unwrap_err();
         assert!(expected(&error), "{greeting:?}: {error:?}");
     }
 }
@@ -349,7 +350,7 @@ async fn handshakes_that_make_no_sense_are_refused() {
                 server.answer(&shape, option, &payload).await;
             }
         };
-        let (client, _server) = tokio::join!(Client::connect(stream, "disk", Options::default()), serving);
+        let (client, _server) = tokio::join!(NbdClient::connect(stream, "disk", NbdOptions::default()), serving);
         let error = client.expect_err(name);
         assert!(expected(&error), "{name}: {error:?}");
     }
@@ -370,7 +371,7 @@ async fn every_wait_has_a_deadline() {
             }
             server
         };
-        let (client, _server) = tokio::join!(Client::connect(stream, "disk", Options::default()), serving);
+        let (client, _server) = tokio::join!(NbdClient::connect(stream, "disk", NbdOptions::default()), serving);
         let error = client.unwrap_err();
         assert!(matches!(error, NbdError::TimedOut { .. }), "{steps}: {error:?}");
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use qferry::nbd::{Client, Contexts, Depth, Extent, NbdError, Options};
+use qferry::nbd::{AllocationExtent, DepthExtent, MetaContexts, NbdClient, NbdError, NbdOptions};
 use qferry_bed::Build;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -43,8 +43,8 @@ impl QemuNbd {
         }
     }
 
-    async fn connect(&mut self) -> Client {
-        Client::connect(self.dial().await, "disk", Options::default()).await.unwrap()
+    async fn connect(&mut self) -> NbdClient {
+        NbdClient::connect(self.dial().await, "disk", NbdOptions::default()).await.unwrap()
     }
 }
 
@@ -146,7 +146,8 @@ async fn qemu_tells_extents_and_depths() {
         (kib(6144 + 128), 3),
         (kib(8192), 0),
     ]);
-    let flat = |extent: &Extent| (extent.start, extent.length, u32::from(extent.hole) | u32::from(extent.zero) << 1);
+    let flat =
+        |extent: &AllocationExtent| (extent.start, extent.length, u32::from(extent.hole) | u32::from(extent.zero) << 1);
     assert_eq!(extents.iter().map(flat).collect::<Vec<_>>(), wanted);
     let depths = client.depths(0, end).await.unwrap();
     let wanted = cut(&[
@@ -166,7 +167,7 @@ async fn qemu_tells_extents_and_depths() {
     assert_eq!(depths.iter().map(|depth| (depth.start, depth.length, depth.depth)).collect::<Vec<_>>(), wanted);
     // A range within covers exactly itself.
     let within = client.depths(kib(500), kib(20)).await.unwrap();
-    let depth = |start, length, depth| Depth { start, length, depth };
+    let depth = |start, length, depth| DepthExtent { start, length, depth };
     assert_eq!(within, [depth(kib(500), kib(12), 2), depth(kib(512), kib(8), 1)]);
 }
 
@@ -176,10 +177,10 @@ async fn qemu_has_no_export_of_that_name() {
     let image = directory.path().join("disk.qcow2");
     create(&build, &image, &[], MIB);
     let mut server = QemuNbd::serve(&build, &image, directory);
-    let without = Contexts { allocation: false, depth: false };
-    for contexts in [Contexts::default(), without] {
-        let options = Options { contexts, ..Options::default() };
-        let error = Client::connect(server.dial().await, "disc", options).await.unwrap_err();
+    let without = MetaContexts { allocation: false, depth: false };
+    for contexts in [MetaContexts::default(), without] {
+        let options = NbdOptions { contexts, ..NbdOptions::default() };
+        let error = NbdClient::connect(server.dial().await, "disc", options).await.unwrap_err();
         assert!(matches!(&error, NbdError::NoSuchExport { name, .. } if name == "disc"), "{error:?}");
         assert!(error.to_string().starts_with("the server has no export named \"disc\""), "{error}");
     }
@@ -221,9 +222,12 @@ async fn a_large_sparse_image_is_told_at_once() {
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let mut stream = server.dial().await;
     let relay = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await.unwrap() });
-    let client = Client::connect(near, "disk", Options::default()).await.unwrap();
-    assert_eq!(client.extents(0, size).await.unwrap(), [Extent { start: 0, length: size, zero: true, hole: true }]);
-    assert_eq!(client.depths(0, size).await.unwrap(), [Depth { start: 0, length: size, depth: 0 }]);
+    let client = NbdClient::connect(near, "disk", NbdOptions::default()).await.unwrap();
+    assert_eq!(
+        client.extents(0, size).await.unwrap(),
+        [AllocationExtent { start: 0, length: size, zero: true, hole: true }]
+    );
+    assert_eq!(client.depths(0, size).await.unwrap(), [DepthExtent { start: 0, length: size, depth: 0 }]);
     drop(client);
     // a handshake and a few requests of 28 bytes: not one for each 32 MiB
     let (asked, answered) = relay.await.unwrap();

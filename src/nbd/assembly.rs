@@ -6,7 +6,7 @@
 use bytes::buf::Limit;
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::buffers::Buffers;
+use super::buffers::ReadBuffers;
 use super::error::NbdError;
 
 /// Separate pieces at once, at most: a server that sends in order has one.
@@ -14,7 +14,7 @@ const MAX_PIECES: usize = 1024;
 
 /// A read under way.
 #[derive(Debug)]
-pub(super) struct Assembly {
+pub(super) struct ReadAssembly {
     offset: u64,
     length: u32,
     /// Up to the end of the last piece; gaps are zero.
@@ -25,14 +25,14 @@ pub(super) struct Assembly {
 
 /// Where the bytes of a chunk go.
 #[derive(Debug)]
-pub(super) enum Room<'a> {
+pub(super) enum ChunkRoom<'a> {
     /// Behind all others, which is how servers send: memory that nobody has had to clear.
     Append(Limit<&'a mut BytesMut>),
     /// Before some that have come.
     Fill(&'a mut [u8]),
 }
 
-impl Assembly {
+impl ReadAssembly {
     pub(super) fn new(offset: u64, length: u32) -> Self {
         Self { offset, length, buffer: BytesMut::new(), pieces: Vec::new() }
     }
@@ -43,17 +43,22 @@ impl Assembly {
     }
 
     /// The room for a chunk of data, all of which must then be filled.
-    pub(super) fn data(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<Room<'_>, NbdError> {
+    pub(super) fn data(
+        &mut self,
+        offset: u64,
+        length: u32,
+        buffers: &mut ReadBuffers,
+    ) -> Result<ChunkRoom<'_>, NbdError> {
         let start = self.cover(offset, length, buffers)? as usize;
         if start < self.buffer.len() {
-            return Ok(Room::Fill(&mut self.buffer[start..start + length as usize]));
+            return Ok(ChunkRoom::Fill(&mut self.buffer[start..start + length as usize]));
         }
         self.buffer.resize(start, 0);
-        Ok(Room::Append((&mut self.buffer).limit(length as usize)))
+        Ok(ChunkRoom::Append((&mut self.buffer).limit(length as usize)))
     }
 
     /// A hole, which reads as zeros.
-    pub(super) fn hole(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<(), NbdError> {
+    pub(super) fn hole(&mut self, offset: u64, length: u32, buffers: &mut ReadBuffers) -> Result<(), NbdError> {
         let end = self.cover(offset, length, buffers)? as usize + length as usize;
         if end > self.buffer.len() {
             self.buffer.resize(end, 0);
@@ -62,7 +67,7 @@ impl Assembly {
     }
 
     /// The whole read.
-    pub(super) fn finish(mut self, buffers: &mut Buffers) -> Result<Bytes, NbdError> {
+    pub(super) fn finish(mut self, buffers: &mut ReadBuffers) -> Result<Bytes, NbdError> {
         match self.pieces[..] {
             [(0, end)] if end == self.length => {
                 let whole = self.buffer.split().freeze();
@@ -74,7 +79,7 @@ impl Assembly {
     }
 
     /// Notes a chunk as come and returns where it starts in the read.
-    fn cover(&mut self, offset: u64, length: u32, buffers: &mut Buffers) -> Result<u32, NbdError> {
+    fn cover(&mut self, offset: u64, length: u32, buffers: &mut ReadBuffers) -> Result<u32, NbdError> {
         let outside = NbdError::Outside { offset, length: length.into() };
         let start = offset.checked_sub(self.offset).and_then(|start| u32::try_from(start).ok());
         let Some(start) = start.filter(|start| start.checked_add(length).is_some_and(|end| end <= self.length)) else {
@@ -110,51 +115,54 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn put(assembly: &mut Assembly, offset: u64, bytes: &[u8]) -> Result<(), NbdError> {
-        match assembly.data(offset, bytes.len() as u32, &mut Buffers::default())? {
-            Room::Append(mut room) => room.put_slice(bytes),
-            Room::Fill(room) => room.copy_from_slice(bytes),
+    fn put(assembly: &mut ReadAssembly, offset: u64, bytes: &[u8]) -> Result<(), NbdError> {
+        match assembly.data(offset, bytes.len() as u32, &mut ReadBuffers::default())? {
+            ChunkRoom::Append(mut room) => room.put_slice(bytes),
+            ChunkRoom::Fill(room) => room.copy_from_slice(bytes),
         }
         Ok(())
     }
 
     #[test]
     fn chunks_in_any_order_make_the_read() {
-        let mut assembly = Assembly::new(100, 10);
+        let mut assembly = ReadAssembly::new(100, 10);
         put(&mut assembly, 106, b"gh").unwrap();
-        assembly.hole(102, 2, &mut Buffers::default()).unwrap();
+        assembly.hole(102, 2, &mut ReadBuffers::default()).unwrap();
         put(&mut assembly, 100, b"ab").unwrap();
-        assembly.hole(108, 2, &mut Buffers::default()).unwrap();
+        assembly.hole(108, 2, &mut ReadBuffers::default()).unwrap();
         put(&mut assembly, 104, b"ef").unwrap();
-        assert_eq!(assembly.finish(&mut Buffers::default()).unwrap(), &b"ab\0\0efgh\0\0"[..]);
+        assert_eq!(assembly.finish(&mut ReadBuffers::default()).unwrap(), &b"ab\0\0efgh\0\0"[..]);
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let mut assembly = Assembly::new(100, 10);
+        let mut assembly = ReadAssembly::new(100, 10);
         for (offset, length) in [(99, 1), (0, 10), (100, 11), (109, 2), (110, 1), (u64::MAX, 1), (101, u32::MAX)] {
             assert!(
-                matches!(assembly.hole(offset, length, &mut Buffers::default()), Err(NbdError::Outside { .. })),
+                matches!(assembly.hole(offset, length, &mut ReadBuffers::default()), Err(NbdError::Outside { .. })),
                 "{offset} {length}"
             );
         }
         put(&mut assembly, 103, b"def").unwrap();
         for (offset, length) in [(103, 3), (100, 4), (105, 1), (104, 1), (100, 10)] {
             assert!(
-                matches!(assembly.hole(offset, length, &mut Buffers::default()), Err(NbdError::Overlap { .. })),
+                matches!(assembly.hole(offset, length, &mut ReadBuffers::default()), Err(NbdError::Overlap { .. })),
                 "{offset} {length}"
             );
         }
-        assert!(matches!(assembly.finish(&mut Buffers::default()), Err(NbdError::Missing { offset: 100, length: 10 })));
-        assert!(matches!(Assembly::new(0, 1).finish(&mut Buffers::default()), Err(NbdError::Missing { .. })));
+        assert!(matches!(
+            assembly.finish(&mut ReadBuffers::default()),
+            Err(NbdError::Missing { offset: 100, length: 10 })
+        ));
+        assert!(matches!(ReadAssembly::new(0, 1).finish(&mut ReadBuffers::default()), Err(NbdError::Missing { .. })));
     }
 
     #[test]
     fn nothing_is_taken_before_the_first_chunk_and_pieces_are_bounded() {
-        let mut assembly = Assembly::new(0, 1 << 20);
+        let mut assembly = ReadAssembly::new(0, 1 << 20);
         assert_eq!(assembly.buffer.capacity(), 0);
         let refused =
-            (0..1 << 19).map(|at| assembly.hole(at * 2, 1, &mut Buffers::default())).find_map(Result::err).unwrap();
+            (0..1 << 19).map(|at| assembly.hole(at * 2, 1, &mut ReadBuffers::default())).find_map(Result::err).unwrap();
         assert!(matches!(refused, NbdError::Scattered { .. }), "{refused}");
         assert_eq!(assembly.pieces.len(), MAX_PIECES);
     }
@@ -175,11 +183,11 @@ mod tests {
                 start = end;
             }
             chunks.sort_by_key(|chunk| (chunk.0 as u64 + 1).wrapping_mul(seed | 1));
-            let mut assembly = Assembly::new(7, bytes.len() as u32);
+            let mut assembly = ReadAssembly::new(7, bytes.len() as u32);
             for (start, end) in chunks {
                 put(&mut assembly, 7 + start as u64, &bytes[start..end]).unwrap();
             }
-            prop_assert_eq!(assembly.finish(&mut Buffers::default()).unwrap(), bytes);
+            prop_assert_eq!(assembly.finish(&mut ReadBuffers::default()).unwrap(), bytes);
         }
     }
 }

@@ -15,11 +15,11 @@ const WORTH: std::ops::RangeInclusive<u32> = (64 << 10)..=(2 << 20);
 
 /// The buffers, by their length, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
+pub(super) struct ReadBuffers {
     kept: VecDeque<(u32, BytesMut)>,
 }
 
-impl Buffers {
+impl ReadBuffers {
     /// An empty buffer of exactly this capacity, so that no small read holds on to much.
     pub(super) fn take(&mut self, length: u32) -> BytesMut {
         let fits = |(of, buffer): &mut (u32, BytesMut)| *of == length && buffer.try_reclaim(length as usize);
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
 
-    fn read(buffers: &mut Buffers, length: u32, byte: u8) -> Bytes {
+    fn read(buffers: &mut ReadBuffers, length: u32, byte: u8) -> Bytes {
         let mut buffer = buffers.take(length);
         assert!(buffer.is_empty() && buffer.capacity() == length as usize);
         buffer.resize(length as usize, byte);
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_only_when_nobody_holds_it() {
-        let mut buffers = Buffers::default();
+        let mut buffers = ReadBuffers::default();
         let first = read(&mut buffers, 1 << 20, 1);
         let slice = first.slice(5..6);
         let place = first.as_ptr();
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn few_are_kept_and_none_that_is_small_or_huge() {
-        let mut buffers = Buffers::default();
+        let mut buffers = ReadBuffers::default();
         for length in [1, 4096, (2 << 20) + 1] {
             drop(read(&mut buffers, length, 0));
         }

@@ -11,12 +11,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::assembly::Assembly;
-use super::connection::{Connection, Job, halves, late};
+use super::assembly::ReadAssembly;
+use super::connection::{NbdConnection, TaskMessage, halves, late};
 use super::error::NbdError;
-use super::extents::{self, Depth, Extent, Runs};
-use super::handshake::{ALLOCATION, DEPTH, Export, Handshake};
-use super::waiters::{Descriptors, Waiter, Wanted};
+use super::extents::{self, AllocationExtent, DepthExtent, StatusRuns};
+use super::handshake::{ALLOCATION, DEPTH, ExportHandshake, NegotiatedExport};
+use super::waiters::{ExpectedReply, RequestWaiter, StatusDescriptors};
 
 /// Longest read of one request, in bytes: what every server has to take.
 pub const MAX_READ: u32 = 32 << 20;
@@ -29,30 +29,30 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How a connection behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct NbdOptions {
     /// How long each step of the handshake may take, and each request from the call to its last byte. A request that
     /// misses it ends the connection: a server that answers late cannot be told from one that never will.
     pub deadline: Duration,
     /// What block status is to be had. A server computes all of it for each request, whichever is used.
-    pub contexts: Contexts,
+    pub contexts: MetaContexts,
 }
 
-impl Default for Options {
+impl Default for NbdOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(30), contexts: Contexts::default() }
+        Self { deadline: Duration::from_secs(30), contexts: MetaContexts::default() }
     }
 }
 
 /// Metadata contexts to ask the server for. One that it does not have is no error before it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Contexts {
-    /// `base:allocation`, for [`Client::extents`].
+pub struct MetaContexts {
+    /// `base:allocation`, for [`NbdClient::extents`].
     pub allocation: bool,
-    /// `qemu:allocation-depth`, for [`Client::depths`].
+    /// `qemu:allocation-depth`, for [`NbdClient::depths`].
     pub depth: bool,
 }
 
-impl Default for Contexts {
+impl Default for MetaContexts {
     fn default() -> Self {
         Self { allocation: true, depth: true }
     }
@@ -60,37 +60,37 @@ impl Default for Contexts {
 
 /// A handle to one export. Clones share one connection, which is closed when the last of them is dropped.
 #[derive(Clone, Debug)]
-pub struct Client {
-    link: Arc<Link>,
+pub struct NbdClient {
+    link: Arc<NbdLink>,
 }
 
 /// What every handle shares. It ends the connection task by being dropped.
 #[derive(Debug)]
-struct Link {
-    export: Export,
+struct NbdLink {
+    export: NegotiatedExport,
     deadline: Duration,
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::UnboundedSender<TaskMessage>,
     closed: watch::Receiver<Option<NbdError>>,
 }
 
-impl Client {
+impl NbdClient {
     /// Makes a client of a stream just connected to an NBD server, for the export of this name.
     ///
     /// # Errors
     /// See [`NbdError`]. Whatever the error, the stream is closed.
-    pub async fn connect<S>(stream: S, export: &str, options: Options) -> Result<Self, NbdError>
+    pub async fn connect<S>(stream: S, export: &str, options: NbdOptions) -> Result<Self, NbdError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let deadline = options.deadline.min(FOREVER);
         let (mut reader, mut writer) = halves(stream);
-        let handshake = Handshake { reader: &mut reader, writer: &mut writer, name: export, deadline };
+        let handshake = ExportHandshake { reader: &mut reader, writer: &mut writer, name: export, deadline };
         let export = handshake.run(options.contexts).await?;
         let (jobs, jobs_end) = mpsc::unbounded_channel();
         let (closed_end, closed) = watch::channel(None);
         let structured = export.structured;
-        tokio::spawn(Connection { reader, writer, structured, deadline, jobs: jobs_end, closed: closed_end }.run());
-        Ok(Self { link: Arc::new(Link { export, deadline, jobs, closed }) })
+        tokio::spawn(NbdConnection { reader, writer, structured, deadline, jobs: jobs_end, closed: closed_end }.run());
+        Ok(Self { link: Arc::new(NbdLink { export, deadline, jobs, closed }) })
     }
 
     /// The size of the export in bytes.
@@ -117,8 +117,8 @@ impl Client {
         if length == 0 {
             return Ok(Bytes::new());
         }
-        let assembly = Assembly::new(offset, length);
-        self.request(|reply| Wanted::Data { assembly, reply }).await
+        let assembly = ReadAssembly::new(offset, length);
+        self.request(|reply| ExpectedReply::Data { assembly, reply }).await
     }
 
     /// How a range is stored: extents in order, without gaps, neighbours different, covering exactly the range.
@@ -126,17 +126,17 @@ impl Client {
     /// # Errors
     /// [`NbdError::NotOffered`] if the server has no `base:allocation`; [`NbdError::TooManyExtents`] if a smaller range
     /// must be asked for; else see [`NbdError`].
-    pub async fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, NbdError> {
+    pub async fn extents(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, NbdError> {
         let context = self.link.export.allocation.ok_or(NbdError::NotOffered { context: ALLOCATION })?;
         let known = 3;
         Ok(extents::extents(offset, &self.status(context, known, offset, length).await?))
     }
 
-    /// Which layer of the chain a range comes from, shaped as [`Client::extents`].
+    /// Which layer of the chain a range comes from, shaped as [`NbdClient::extents`].
     ///
     /// # Errors
-    /// [`NbdError::NotOffered`] if the server has no `qemu:allocation-depth`, else as [`Client::extents`].
-    pub async fn depths(&self, offset: u64, length: u64) -> Result<Vec<Depth>, NbdError> {
+    /// [`NbdError::NotOffered`] if the server has no `qemu:allocation-depth`, else as [`NbdClient::extents`].
+    pub async fn depths(&self, offset: u64, length: u64) -> Result<Vec<DepthExtent>, NbdError> {
         let context = self.link.export.depth.ok_or(NbdError::NotOffered { context: DEPTH })?;
         Ok(extents::depths(offset, &self.status(context, u32::MAX, offset, length).await?))
     }
@@ -145,19 +145,20 @@ impl Client {
     /// [`NbdError::Closed`].
     pub async fn close(self) {
         // If the task has ended already, so has the connection.
-        drop(self.link.jobs.send(Job::Close));
+        drop(self.link.jobs.send(TaskMessage::Close));
         drop(timeout(self.link.deadline, self.cause()).await);
     }
 
     /// All of a range, in as many requests as the server's answers make necessary.
-    async fn status(&self, context: u32, mask: u32, offset: u64, length: u64) -> Result<Runs, NbdError> {
+    async fn status(&self, context: u32, mask: u32, offset: u64, length: u64) -> Result<StatusRuns, NbdError> {
         self.check(offset, length)?;
-        let mut runs = Runs::default();
+        let mut runs = StatusRuns::default();
         while runs.covered() < length {
             let at = offset + runs.covered();
             let length = (length - runs.covered()).min(MAX_STATUS) as u32;
-            let descriptors: Descriptors =
-                self.request(|reply| Wanted::Status { offset: at, length, context, descriptors: None, reply }).await?;
+            let descriptors: StatusDescriptors = self
+                .request(|reply| ExpectedReply::Status { offset: at, length, context, descriptors: None, reply })
+                .await?;
             runs.extend(&descriptors, mask)?;
         }
         Ok(runs)
@@ -165,12 +166,12 @@ impl Client {
 
     async fn request<T>(
         &self,
-        wanted: impl FnOnce(oneshot::Sender<Result<T, NbdError>>) -> Wanted,
+        wanted: impl FnOnce(oneshot::Sender<Result<T, NbdError>>) -> ExpectedReply,
     ) -> Result<T, NbdError> {
         let deadline = Instant::now() + self.link.deadline;
         let (reply, receiver) = oneshot::channel();
         // After the end of the connection the job comes straight back, and dropping it is what fails the receiver.
-        drop(self.link.jobs.send(Job::Request(Waiter::new(wanted(reply), deadline))));
+        drop(self.link.jobs.send(TaskMessage::Request(RequestWaiter::new(wanted(reply), deadline))));
         let answer = async {
             match receiver.await {
                 Ok(answer) => answer,

@@ -11,11 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, R
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::assembly::Room;
-use super::buffers::Buffers;
+use super::assembly::ChunkRoom;
+use super::buffers::ReadBuffers;
 use super::error::NbdError;
-use super::waiters::{Waiter, Waiters};
-use super::wire::{self, Chunk, Command, Content, Form};
+use super::waiters::{RequestWaiter, RequestWaiters};
+use super::wire::{self, ChunkContent, NbdCommand, ReplyChunk, ReplyForm};
 
 /// Room for headers and small payloads. Larger payloads do not go through it but for what is read ahead.
 const READ_AHEAD: usize = 4096;
@@ -28,38 +28,38 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// What the handles send to the task.
 #[derive(Debug)]
-pub(super) enum Job {
-    Request(Waiter),
+pub(super) enum TaskMessage {
+    Request(RequestWaiter),
     Close,
 }
 
-pub(super) type Reader<S> = BufReader<ReadHalf<S>>;
+pub(super) type StreamReader<S> = BufReader<ReadHalf<S>>;
 
 /// The two directions of a stream.
-pub(super) fn halves<S: AsyncRead + AsyncWrite>(stream: S) -> (Reader<S>, WriteHalf<S>) {
+pub(super) fn halves<S: AsyncRead + AsyncWrite>(stream: S) -> (StreamReader<S>, WriteHalf<S>) {
     let (reader, writer) = tokio::io::split(stream);
     (BufReader::with_capacity(READ_AHEAD, reader), writer)
 }
 
-pub(super) struct Connection<S> {
-    pub(super) reader: Reader<S>,
+pub(super) struct NbdConnection<S> {
+    pub(super) reader: StreamReader<S>,
     pub(super) writer: WriteHalf<S>,
     /// Whether structured replies were negotiated.
     pub(super) structured: bool,
     pub(super) deadline: Duration,
-    pub(super) jobs: mpsc::UnboundedReceiver<Job>,
+    pub(super) jobs: mpsc::UnboundedReceiver<TaskMessage>,
     pub(super) closed: watch::Sender<Option<NbdError>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> NbdConnection<S> {
     /// Serves until the connection ends, by whichever side.
     pub(super) async fn run(mut self) {
-        let waiters = Waiters::default();
-        let mut incoming = Incoming {
+        let waiters = RequestWaiters::default();
+        let mut incoming = ReplyReader {
             structured: self.structured,
             deadline: self.deadline,
             waiters: &waiters,
-            buffers: Buffers::default(),
+            buffers: ReadBuffers::default(),
         };
         let cause = tokio::select! {
             cause = incoming.run(&mut self.reader) => cause,
@@ -73,14 +73,14 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Connection<S> {
 }
 
 /// Takes replies off the socket.
-struct Incoming<'a> {
+struct ReplyReader<'a> {
     structured: bool,
     deadline: Duration,
-    waiters: &'a Waiters,
-    buffers: Buffers,
+    waiters: &'a RequestWaiters,
+    buffers: ReadBuffers,
 }
 
-impl Incoming<'_> {
+impl ReplyReader<'_> {
     async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> NbdError {
         loop {
             if let Err(cause) = self.reply(reader).await {
@@ -90,15 +90,15 @@ impl Incoming<'_> {
     }
 
     async fn reply<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
-        match Form::decode(reader.read_u32().await?)? {
-            Form::Simple => self.simple(reader).await,
-            Form::Structured if self.structured => self.chunk(reader).await,
-            Form::Structured => Err(NbdError::Unexpected { what: "a structured reply that was not negotiated" }),
+        match ReplyForm::decode(reader.read_u32().await?)? {
+            ReplyForm::Simple => self.simple(reader).await,
+            ReplyForm::Structured if self.structured => self.chunk(reader).await,
+            ReplyForm::Structured => Err(NbdError::Unexpected { what: "a structured reply that was not negotiated" }),
         }
     }
 
     async fn chunk<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
-        let chunk = Chunk::decode(&array(reader).await?)?;
+        let chunk = ReplyChunk::decode(&array(reader).await?)?;
         let mut waiter = self.waiters.take(chunk.cookie)?;
         let at = waiter.deadline;
         within(self.deadline, at, take(reader, &mut waiter, chunk, &mut self.buffers)).await?;
@@ -142,22 +142,22 @@ async fn within<T>(
 /// Takes the payload of a chunk.
 async fn take<R: AsyncRead + Unpin>(
     reader: &mut R,
-    waiter: &mut Waiter,
-    chunk: Chunk,
-    buffers: &mut Buffers,
+    waiter: &mut RequestWaiter,
+    chunk: ReplyChunk,
+    buffers: &mut ReadBuffers,
 ) -> Result<(), NbdError> {
     match chunk.content {
-        Content::Nothing => Ok(()),
-        Content::Data(length) => {
+        ChunkContent::Nothing => Ok(()),
+        ChunkContent::Data(length) => {
             let offset = reader.read_u64().await?;
             fill(reader, waiter.assembly()?.data(offset, length, buffers)?).await
         }
-        Content::Hole => {
+        ChunkContent::Hole => {
             let (offset, length) = wire::hole(&array(reader).await?)?;
             waiter.assembly()?.hole(offset, length, buffers)
         }
-        Content::Status => waiter.status(&payload(reader, chunk.length).await?),
-        Content::Error => {
+        ChunkContent::Status => waiter.status(&payload(reader, chunk.length).await?),
+        ChunkContent::Error => {
             waiter.fail(wire::error(&payload(reader, chunk.length).await?)?);
             Ok(())
         }
@@ -165,12 +165,12 @@ async fn take<R: AsyncRead + Unpin>(
 }
 
 /// Reads what a chunk of data holds to where it belongs.
-async fn fill<R: AsyncRead + Unpin>(reader: &mut R, room: Room<'_>) -> Result<(), NbdError> {
+async fn fill<R: AsyncRead + Unpin>(reader: &mut R, room: ChunkRoom<'_>) -> Result<(), NbdError> {
     match room {
-        Room::Fill(slice) => {
+        ChunkRoom::Fill(slice) => {
             reader.read_exact(slice).await?;
         }
-        Room::Append(mut room) => {
+        ChunkRoom::Append(mut room) => {
             while room.has_remaining_mut() {
                 if reader.read_buf(&mut room).await? == 0 {
                     return Err(NbdError::Ended);
@@ -195,7 +195,7 @@ pub(super) async fn payload<R: AsyncRead + Unpin>(reader: &mut R, length: u32) -
 }
 
 /// Sends requests until no handle is left or one says to close, and then says goodbye.
-async fn write<W>(writer: &mut W, jobs: &mut mpsc::UnboundedReceiver<Job>, waiters: &Waiters) -> NbdError
+async fn write<W>(writer: &mut W, jobs: &mut mpsc::UnboundedReceiver<TaskMessage>, waiters: &RequestWaiters) -> NbdError
 where
     W: AsyncWrite + Unpin,
 {
@@ -205,13 +205,13 @@ where
         batch.clear();
         for job in taken.drain(..) {
             match job {
-                Job::Request(waiter) if waiter.is_abandoned() => {}
-                Job::Request(waiter) => {
+                TaskMessage::Request(waiter) if waiter.is_abandoned() => {}
+                TaskMessage::Request(waiter) => {
                     cookie += 1;
                     batch.extend(waiter.request(cookie));
                     waiters.insert(cookie, waiter);
                 }
-                Job::Close => closing = true,
+                TaskMessage::Close => closing = true,
             }
         }
         if let Err(cause) = flush(writer, &batch).await {
@@ -219,7 +219,7 @@ where
         }
         if closing {
             let goodbye = async {
-                flush(writer, &wire::request(Command::Disconnect, cookie + 1, 0, 0)).await?;
+                flush(writer, &wire::request(NbdCommand::Disconnect, cookie + 1, 0, 0)).await?;
                 Ok::<_, NbdError>(writer.shutdown().await?)
             };
             // It is a courtesy: the server sees the end of the stream in any case.
@@ -235,7 +235,7 @@ pub(super) async fn flush<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -
 }
 
 /// Returns when the oldest request in flight has waited too long.
-async fn expire(waiters: &Waiters, deadline: Duration) -> NbdError {
+async fn expire(waiters: &RequestWaiters, deadline: Duration) -> NbdError {
     loop {
         // One sent meanwhile has at least that much time.
         sleep_until(waiters.deadline().unwrap_or_else(|| Instant::now() + deadline)).await;

@@ -161,7 +161,7 @@ pub enum NbdError {
     /// Reading or writing failed.
     #[error("the connection to the NBD server failed")]
     Io(#[source] Arc<io::Error>),
-    /// This side closed the connection, see [`Client::close`](super::Client::close).
+    /// This side closed the connection, see [`NbdClient::close`](super::NbdClient::close).
     #[error("the NBD connection was closed by this side")]
     Closed,
     /// The task that served the connection is gone, because its runtime shut down.

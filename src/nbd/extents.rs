@@ -11,7 +11,7 @@ pub const MAX_DESCRIPTORS: usize = 1 << 20;
 
 /// A piece of the export, by how it is stored (`base:allocation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct AllocationExtent {
     /// First byte.
     pub start: u64,
     /// Bytes, at least 1.
@@ -24,7 +24,7 @@ pub struct Extent {
 
 /// A piece of the export, by which layer of the chain it comes from (`qemu:allocation-depth`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Depth {
+pub struct DepthExtent {
     /// First byte.
     pub start: u64,
     /// Bytes, at least 1.
@@ -35,26 +35,28 @@ pub struct Depth {
 }
 
 /// The extents of a range that begins at `start`.
-pub(super) fn extents(start: u64, runs: &Runs) -> Vec<Extent> {
+pub(super) fn extents(start: u64, runs: &StatusRuns) -> Vec<AllocationExtent> {
     let pieces = runs.pieces(start);
-    pieces.map(|(start, length, flags)| Extent { start, length, zero: flags & 2 != 0, hole: flags & 1 != 0 }).collect()
+    pieces
+        .map(|(start, length, flags)| AllocationExtent { start, length, zero: flags & 2 != 0, hole: flags & 1 != 0 })
+        .collect()
 }
 
 /// The depths of a range that begins at `start`.
-pub(super) fn depths(start: u64, runs: &Runs) -> Vec<Depth> {
-    runs.pieces(start).map(|(start, length, depth)| Depth { start, length, depth }).collect()
+pub(super) fn depths(start: u64, runs: &StatusRuns) -> Vec<DepthExtent> {
+    runs.pieces(start).map(|(start, length, depth)| DepthExtent { start, length, depth }).collect()
 }
 
 /// Neighbours with the same value are one; nothing is left out between them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Runs {
+pub(super) struct StatusRuns {
     runs: Vec<(u64, u32)>,
     /// How many were pushed, merged or not.
     pushed: usize,
     covered: u64,
 }
 
-impl Runs {
+impl StatusRuns {
     /// Bytes described so far.
     pub(super) fn covered(&self) -> u64 {
         self.covered
@@ -110,15 +112,15 @@ mod tests {
 
     #[test]
     fn neighbours_of_a_kind_are_one() {
-        let mut runs = Runs::default();
+        let mut runs = StatusRuns::default();
         runs.extend(&[(10, 3), (5, 3 | 4)], 3).unwrap();
         runs.extend(&[(1, 3), (4, 0), (2, 2)], 3).unwrap();
-        let piece = |start, length, zero, hole| Extent { start, length, zero, hole };
+        let piece = |start, length, zero, hole| AllocationExtent { start, length, zero, hole };
         let wanted = [piece(100, 16, true, true), piece(116, 4, false, false), piece(120, 2, true, false)];
         assert_eq!(extents(100, &runs), wanted);
         assert_eq!(runs.covered(), 22);
-        assert_eq!(depths(0, &runs)[1], Depth { start: 16, length: 4, depth: 0 });
-        assert_eq!(extents(7, &Runs::default()), []);
+        assert_eq!(depths(0, &runs)[1], DepthExtent { start: 16, length: 4, depth: 0 });
+        assert_eq!(extents(7, &StatusRuns::default()), []);
     }
 
     #[test]
@@ -131,7 +133,7 @@ mod tests {
 
     #[test]
     fn descriptors_are_bounded_even_where_they_merge() {
-        let mut runs = Runs::default();
+        let mut runs = StatusRuns::default();
         let many = vec![(1, 0); MAX_DESCRIPTORS];
         runs.extend(&many, 3).unwrap();
         assert!(matches!(runs.extend(&[(1, 0)], 3), Err(NbdError::TooManyExtents { .. })));
@@ -140,7 +142,7 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_cover_what_was_described(descriptors in prop::collection::vec((1_u32..9, 0_u32..4), 1..50)) {
-            let mut runs = Runs::default();
+            let mut runs = StatusRuns::default();
             runs.extend(&descriptors, 3).unwrap();
             let pieces = depths(5, &runs);
             let mut at = 5;

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout;
 
-use super::client::Contexts;
+use super::client::MetaContexts;
 use super::connection::{flush, payload};
 use super::error::NbdError;
-use super::wire::{self, Opt, OptionReply, Verdict};
+use super::wire::{self, HandshakeOption, OptionReply, OptionReplyKind};
 
 pub(super) const ALLOCATION: &str = "base:allocation";
 pub(super) const DEPTH: &str = "qemu:allocation-depth";
@@ -22,7 +22,7 @@ const MAX_REPLIES: usize = 32;
 
 /// What was agreed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Export {
+pub(super) struct NegotiatedExport {
     pub(super) size: u64,
     pub(super) read_only: bool,
     pub(super) structured: bool,
@@ -32,27 +32,27 @@ pub(super) struct Export {
     pub(super) depth: Option<u32>,
 }
 
-pub(super) struct Handshake<'a, R, W> {
+pub(super) struct ExportHandshake<'a, R, W> {
     pub(super) reader: &'a mut R,
     pub(super) writer: &'a mut W,
     pub(super) name: &'a str,
     pub(super) deadline: Duration,
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Handshake<'_, R, W> {
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> ExportHandshake<'_, R, W> {
     /// All of it.
-    pub(super) async fn run(mut self, contexts: Contexts) -> Result<Export, NbdError> {
+    pub(super) async fn run(mut self, contexts: MetaContexts) -> Result<NegotiatedExport, NbdError> {
         if self.name.len() > wire::MAX_STRING {
             return Err(NbdError::NameTooLong { length: self.name.len() });
         }
         let deadline = self.deadline;
         within(deadline, "with its greeting", self.greeting()).await?;
-        let structured = within(deadline, Opt::StructuredReply.name(), self.structured()).await?;
-        let mut export = Export { structured, ..Export::default() };
+        let structured = within(deadline, HandshakeOption::StructuredReply.name(), self.structured()).await?;
+        let mut export = NegotiatedExport { structured, ..NegotiatedExport::default() };
         if structured && (contexts.allocation || contexts.depth) {
-            within(deadline, Opt::SetMetaContext.name(), self.contexts(contexts, &mut export)).await?;
+            within(deadline, HandshakeOption::SetMetaContext.name(), self.contexts(contexts, &mut export)).await?;
         }
-        within(deadline, Opt::Go.name(), self.go(&mut export)).await?;
+        within(deadline, HandshakeOption::Go.name(), self.go(&mut export)).await?;
         Ok(export)
     }
 
@@ -76,30 +76,30 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Handshake<'_, R, W> {
 
     /// Whether structured replies are on from here.
     async fn structured(&mut self) -> Result<bool, NbdError> {
-        flush(self.writer, &Opt::StructuredReply.encode(&[])).await?;
-        match self.answer(Opt::StructuredReply).await? {
-            (Verdict::Ack, _) => Ok(true),
-            (Verdict::Refused(_), _) => Ok(false),
+        flush(self.writer, &HandshakeOption::StructuredReply.encode(&[])).await?;
+        match self.answer(HandshakeOption::StructuredReply).await? {
+            (OptionReplyKind::Ack, _) => Ok(true),
+            (OptionReplyKind::Refused(_), _) => Ok(false),
             _ => Err(NbdError::Handshake { what: "structured replies were answered with something else" }),
         }
     }
 
-    async fn contexts(&mut self, wanted: Contexts, export: &mut Export) -> Result<(), NbdError> {
+    async fn contexts(&mut self, wanted: MetaContexts, export: &mut NegotiatedExport) -> Result<(), NbdError> {
         let names = [wanted.allocation.then_some(ALLOCATION), wanted.depth.then_some(DEPTH)];
         let names: Vec<&str> = names.into_iter().flatten().collect();
-        flush(self.writer, &Opt::SetMetaContext.encode(&wire::meta_contexts(self.name, &names))).await?;
+        flush(self.writer, &HandshakeOption::SetMetaContext.encode(&wire::meta_contexts(self.name, &names))).await?;
         for _ in 0..MAX_REPLIES {
-            match self.answer(Opt::SetMetaContext).await? {
-                (Verdict::Ack, _) if export.allocation.is_some() && export.allocation == export.depth => {
+            match self.answer(HandshakeOption::SetMetaContext).await? {
+                (OptionReplyKind::Ack, _) if export.allocation.is_some() && export.allocation == export.depth => {
                     return Err(NbdError::Handshake { what: "two metadata contexts have the same id" });
                 }
-                (Verdict::Ack, _) => return Ok(()),
-                (Verdict::Refused(OptionReply::UNKNOWN_EXPORT), message) => return Err(self.unknown(&message)),
-                (Verdict::Refused(_), _) => {
+                (OptionReplyKind::Ack, _) => return Ok(()),
+                (OptionReplyKind::Refused(OptionReply::UNKNOWN_EXPORT), message) => return Err(self.unknown(&message)),
+                (OptionReplyKind::Refused(_), _) => {
                     (export.allocation, export.depth) = (None, None);
                     return Ok(());
                 }
-                (Verdict::MetaContext, payload) => {
+                (OptionReplyKind::MetaContext, payload) => {
                     let (id, name) = wire::meta_context(&payload)?;
                     let slot = match name {
                         name if name == ALLOCATION.as_bytes() && wanted.allocation => &mut export.allocation,
@@ -110,7 +110,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Handshake<'_, R, W> {
                         return Err(NbdError::Handshake { what: "a metadata context was offered twice" });
                     }
                 }
-                (Verdict::Info, _) => {
+                (OptionReplyKind::Info, _) => {
                     return Err(NbdError::Handshake { what: "metadata contexts were answered with something else" });
                 }
             }
@@ -118,12 +118,12 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Handshake<'_, R, W> {
         Err(NbdError::Handshake { what: "an option was answered without end" })
     }
 
-    async fn go(&mut self, export: &mut Export) -> Result<(), NbdError> {
-        flush(self.writer, &Opt::Go.encode(&wire::go(self.name))).await?;
+    async fn go(&mut self, export: &mut NegotiatedExport) -> Result<(), NbdError> {
+        flush(self.writer, &HandshakeOption::Go.encode(&wire::go(self.name))).await?;
         let mut told = false;
         for _ in 0..MAX_REPLIES {
-            match self.answer(Opt::Go).await? {
-                (Verdict::Info, payload) => {
+            match self.answer(HandshakeOption::Go).await? {
+                (OptionReplyKind::Info, payload) => {
                     let Some((size, flags)) = wire::export_info(&payload)? else { continue };
                     if flags & wire::HAS_FLAGS == 0 {
                         return Err(NbdError::Handshake { what: "the export's flags say that there are none" });
@@ -131,16 +131,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Handshake<'_, R, W> {
                     told = true;
                     (export.size, export.read_only) = (size, flags & wire::READ_ONLY != 0);
                 }
-                (Verdict::Ack, _) if told => return Ok(()),
-                (Verdict::Ack, _) => {
+                (OptionReplyKind::Ack, _) if told => return Ok(()),
+                (OptionReplyKind::Ack, _) => {
                     return Err(NbdError::Handshake { what: "the export was entered without its size" });
                 }
-                (Verdict::Refused(OptionReply::UNKNOWN_EXPORT), message) => return Err(self.unknown(&message)),
-                (Verdict::Refused(reason), message) => {
+                (OptionReplyKind::Refused(OptionReply::UNKNOWN_EXPORT), message) => return Err(self.unknown(&message)),
+                (OptionReplyKind::Refused(reason), message) => {
                     let (reason, message) = (wire::refusal(reason), wire::text(&message));
-                    return Err(NbdError::Declined { option: Opt::Go.name(), reason, message });
+                    return Err(NbdError::Declined { option: HandshakeOption::Go.name(), reason, message });
                 }
-                (Verdict::MetaContext, _) => {
+                (OptionReplyKind::MetaContext, _) => {
                     return Err(NbdError::Handshake { what: "the export was answered with something else" });
                 }
             }
@@ -149,7 +149,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Handshake<'_, R, W> {
     }
 
     /// The next reply to an option, with its payload.
-    async fn answer(&mut self, option: Opt) -> Result<(Verdict, Vec<u8>), NbdError> {
+    async fn answer(&mut self, option: HandshakeOption) -> Result<(OptionReplyKind, Vec<u8>), NbdError> {
         let mut header = [0; OptionReply::LENGTH];
         self.reader.read_exact(&mut header).await?;
         let reply = OptionReply::decode(&header, option)?;

@@ -6,7 +6,7 @@
 //! request before it takes memory or reaches a caller.
 //!
 //! ```text
-//!   Client --Job--> connection task --requests--> server
+//!   NbdClient --TaskMessage--> connection task --requests--> server
 //!      read, extents, depths <--one buffer per request--
 //! ```
 //!
@@ -24,6 +24,6 @@ mod handshake;
 mod waiters;
 mod wire;
 
-pub use client::{Client, Contexts, MAX_READ, Options};
+pub use client::{MAX_READ, MetaContexts, NbdClient, NbdOptions};
 pub use error::NbdError;
-pub use extents::{Depth, Extent, MAX_DESCRIPTORS};
+pub use extents::{AllocationExtent, DepthExtent, MAX_DESCRIPTORS};

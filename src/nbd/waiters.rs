@@ -9,19 +9,19 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::assembly::Assembly;
-use super::buffers::Buffers;
+use super::assembly::ReadAssembly;
+use super::buffers::ReadBuffers;
 use super::error::NbdError;
 use super::extents::fit;
-use super::wire::{self, Command, REQUEST_LENGTH};
+use super::wire::{self, NbdCommand, REQUEST_LENGTH};
 
 /// Descriptors as they came, each a length and flags.
-pub(super) type Descriptors = Vec<(u32, u32)>;
+pub(super) type StatusDescriptors = Vec<(u32, u32)>;
 
 /// One request and what has come of its reply.
 #[derive(Debug)]
-pub(super) struct Waiter {
-    pub(super) wanted: Wanted,
+pub(super) struct RequestWaiter {
+    pub(super) wanted: ExpectedReply,
     /// After this the connection is given up.
     pub(super) deadline: Instant,
     /// The first error that the server sent.
@@ -30,9 +30,9 @@ pub(super) struct Waiter {
 
 /// What a request asks for, and who.
 #[derive(Debug)]
-pub(super) enum Wanted {
+pub(super) enum ExpectedReply {
     Data {
-        assembly: Assembly,
+        assembly: ReadAssembly,
         reply: oneshot::Sender<Result<Bytes, NbdError>>,
     },
     Status {
@@ -40,44 +40,46 @@ pub(super) enum Wanted {
         length: u32,
         /// The one context that is kept; servers send all that were negotiated.
         context: u32,
-        descriptors: Option<Descriptors>,
-        reply: oneshot::Sender<Result<Descriptors, NbdError>>,
+        descriptors: Option<StatusDescriptors>,
+        reply: oneshot::Sender<Result<StatusDescriptors, NbdError>>,
     },
 }
 
-impl Waiter {
-    pub(super) fn new(wanted: Wanted, deadline: Instant) -> Self {
+impl RequestWaiter {
+    pub(super) fn new(wanted: ExpectedReply, deadline: Instant) -> Self {
         Self { wanted, deadline, failure: None }
     }
 
     /// Whether nobody waits any more.
     pub(super) fn is_abandoned(&self) -> bool {
         match &self.wanted {
-            Wanted::Data { reply, .. } => reply.is_closed(),
-            Wanted::Status { reply, .. } => reply.is_closed(),
+            ExpectedReply::Data { reply, .. } => reply.is_closed(),
+            ExpectedReply::Status { reply, .. } => reply.is_closed(),
         }
     }
 
     pub(super) fn request(&self, cookie: u64) -> [u8; REQUEST_LENGTH] {
         match &self.wanted {
-            Wanted::Data { assembly, .. } => {
+            ExpectedReply::Data { assembly, .. } => {
                 let (offset, length) = assembly.range();
-                wire::request(Command::Read, cookie, offset, length)
+                wire::request(NbdCommand::Read, cookie, offset, length)
             }
-            Wanted::Status { offset, length, .. } => wire::request(Command::BlockStatus, cookie, *offset, *length),
+            ExpectedReply::Status { offset, length, .. } => {
+                wire::request(NbdCommand::BlockStatus, cookie, *offset, *length)
+            }
         }
     }
 
-    pub(super) fn assembly(&mut self) -> Result<&mut Assembly, NbdError> {
+    pub(super) fn assembly(&mut self) -> Result<&mut ReadAssembly, NbdError> {
         match &mut self.wanted {
-            Wanted::Data { assembly, .. } => Ok(assembly),
-            Wanted::Status { .. } => Err(NbdError::Unexpected { what: "data to a request for block status" }),
+            ExpectedReply::Data { assembly, .. } => Ok(assembly),
+            ExpectedReply::Status { .. } => Err(NbdError::Unexpected { what: "data to a request for block status" }),
         }
     }
 
     /// Takes a block status chunk.
     pub(super) fn status(&mut self, payload: &[u8]) -> Result<(), NbdError> {
-        let Wanted::Status { length, context, descriptors, .. } = &mut self.wanted else {
+        let ExpectedReply::Status { length, context, descriptors, .. } = &mut self.wanted else {
             return Err(NbdError::Unexpected { what: "block status to a read" });
         };
         let (of, described) = wire::status(payload)?;
@@ -97,13 +99,13 @@ impl Waiter {
     }
 
     /// Answers the caller. An error is one that ends the connection.
-    pub(super) fn finish(self, buffers: &mut Buffers) -> Result<(), NbdError> {
+    pub(super) fn finish(self, buffers: &mut ReadBuffers) -> Result<(), NbdError> {
         // A caller that has gone away misses nothing.
         match (self.wanted, self.failure) {
-            (Wanted::Data { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
-            (Wanted::Status { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
-            (Wanted::Data { assembly, reply }, None) => drop(reply.send(Ok(assembly.finish(buffers)?))),
-            (Wanted::Status { descriptors, reply, .. }, None) => {
+            (ExpectedReply::Data { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
+            (ExpectedReply::Status { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
+            (ExpectedReply::Data { assembly, reply }, None) => drop(reply.send(Ok(assembly.finish(buffers)?))),
+            (ExpectedReply::Status { descriptors, reply, .. }, None) => {
                 let missing = NbdError::Unexpected { what: "block status without the context that was asked for" };
                 drop(reply.send(Ok(descriptors.ok_or(missing)?)));
             }
@@ -114,16 +116,16 @@ impl Waiter {
 
 /// All that are in flight. The two halves of the connection task share it.
 #[derive(Debug, Default)]
-pub(super) struct Waiters {
-    by_cookie: Mutex<BTreeMap<u64, Waiter>>,
+pub(super) struct RequestWaiters {
+    by_cookie: Mutex<BTreeMap<u64, RequestWaiter>>,
 }
 
-impl Waiters {
-    pub(super) fn insert(&self, cookie: u64, waiter: Waiter) {
+impl RequestWaiters {
+    pub(super) fn insert(&self, cookie: u64, waiter: RequestWaiter) {
         self.lock().insert(cookie, waiter);
     }
 
-    pub(super) fn take(&self, cookie: u64) -> Result<Waiter, NbdError> {
+    pub(super) fn take(&self, cookie: u64) -> Result<RequestWaiter, NbdError> {
         self.lock().remove(&cookie).ok_or(NbdError::UnknownCookie { cookie })
     }
 
@@ -132,7 +134,7 @@ impl Waiters {
         self.lock().first_key_value().map(|(_, waiter)| waiter.deadline)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Waiter>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, RequestWaiter>> {
         self.by_cookie.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

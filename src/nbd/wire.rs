@@ -31,13 +31,13 @@ const MAX_OPTION_REPLY: u32 = MAX_STRING as u32 + 64;
 
 /// The options this client uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opt {
+pub(super) enum HandshakeOption {
     Go,
     StructuredReply,
     SetMetaContext,
 }
 
-impl Opt {
+impl HandshakeOption {
     fn number(self) -> u32 {
         match self {
             Self::Go => 7,
@@ -89,7 +89,7 @@ fn put_string(message: &mut Vec<u8>, bytes: &[u8]) {
 
 /// What the server answers to an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum OptionReplyKind {
     Ack,
     Info,
     MetaContext,
@@ -100,7 +100,7 @@ pub(super) enum Verdict {
 /// The header of an option reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OptionReply {
-    pub(super) verdict: Verdict,
+    pub(super) verdict: OptionReplyKind,
     /// Bytes of payload that follow.
     pub(super) length: u32,
 }
@@ -111,8 +111,8 @@ impl OptionReply {
     pub(super) const UNKNOWN_EXPORT: u32 = 6;
     const ERROR_BIT: u32 = 1 << 31;
 
-    pub(super) fn decode(header: &[u8; Self::LENGTH], option: Opt) -> Result<Self, NbdError> {
-        let mut fields = Fields(header);
+    pub(super) fn decode(header: &[u8; Self::LENGTH], option: HandshakeOption) -> Result<Self, NbdError> {
+        let mut fields = MessageFields(header);
         if fields.u64()? != OPTION_REPLY {
             return Err(NbdError::Handshake { what: "an option was answered with the wrong magic" });
         }
@@ -120,10 +120,10 @@ impl OptionReply {
             return Err(NbdError::Handshake { what: "another option was answered than the one sent" });
         }
         let verdict = match fields.u32()? {
-            1 => Verdict::Ack,
-            3 => Verdict::Info,
-            4 => Verdict::MetaContext,
-            error if error & Self::ERROR_BIT != 0 => Verdict::Refused(error & !Self::ERROR_BIT),
+            1 => OptionReplyKind::Ack,
+            3 => OptionReplyKind::Info,
+            4 => OptionReplyKind::MetaContext,
+            error if error & Self::ERROR_BIT != 0 => OptionReplyKind::Refused(error & !Self::ERROR_BIT),
             _ => return Err(NbdError::Handshake { what: "an option was answered with an unknown kind of reply" }),
         };
         let length = fields.u32()?;
@@ -153,7 +153,7 @@ pub(super) fn refusal(number: u32) -> String {
 
 /// The export's size and transmission flags, if the `NBD_REP_INFO` is about them.
 pub(super) fn export_info(payload: &[u8]) -> Result<Option<(u64, u16)>, NbdError> {
-    let mut fields = Fields(payload);
+    let mut fields = MessageFields(payload);
     if fields.u16()? != 0 {
         return Ok(None);
     }
@@ -166,14 +166,14 @@ pub(super) fn export_info(payload: &[u8]) -> Result<Option<(u64, u16)>, NbdError
 
 /// The id and the name of an `NBD_REP_META_CONTEXT`.
 pub(super) fn meta_context(payload: &[u8]) -> Result<(u32, &[u8]), NbdError> {
-    let mut fields = Fields(payload);
+    let mut fields = MessageFields(payload);
     Ok((fields.u32()?, fields.0))
 }
 
 /// A request of the transmission phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-pub(super) enum Command {
+pub(super) enum NbdCommand {
     Read = 0,
     Disconnect = 2,
     BlockStatus = 7,
@@ -181,7 +181,7 @@ pub(super) enum Command {
 
 pub(super) const REQUEST_LENGTH: usize = 28;
 
-pub(super) fn request(command: Command, cookie: u64, offset: u64, length: u32) -> [u8; REQUEST_LENGTH] {
+pub(super) fn request(command: NbdCommand, cookie: u64, offset: u64, length: u32) -> [u8; REQUEST_LENGTH] {
     let mut message = [0; REQUEST_LENGTH];
     message[0..4].copy_from_slice(&REQUEST.to_be_bytes());
     message[6..8].copy_from_slice(&(command as u16).to_be_bytes());
@@ -193,12 +193,12 @@ pub(super) fn request(command: Command, cookie: u64, offset: u64, length: u32) -
 
 /// The two forms of a reply, told apart by their magic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum ReplyForm {
     Simple,
     Structured,
 }
 
-impl Form {
+impl ReplyForm {
     pub(super) fn decode(magic: u32) -> Result<Self, NbdError> {
         match magic {
             SIMPLE_REPLY => Ok(Self::Simple),
@@ -210,13 +210,13 @@ impl Form {
 
 /// The rest of a simple reply's header, after its magic.
 pub(super) fn simple(rest: &[u8; 12]) -> Result<(u32, u64), NbdError> {
-    let mut fields = Fields(rest);
+    let mut fields = MessageFields(rest);
     Ok((fields.u32()?, fields.u64()?))
 }
 
 /// What a chunk of a structured reply holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum ChunkContent {
     Nothing,
     /// This many bytes, after their offset.
     Data(u32),
@@ -228,18 +228,18 @@ pub(super) enum Content {
 
 /// The header of a chunk of a structured reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chunk {
+pub(super) struct ReplyChunk {
     pub(super) done: bool,
-    pub(super) content: Content,
+    pub(super) content: ChunkContent,
     pub(super) cookie: u64,
     /// Bytes of payload that follow, offset and all.
     pub(super) length: u32,
 }
 
-impl Chunk {
+impl ReplyChunk {
     /// The rest of the header, after its magic. The length is one that such a chunk may have.
     pub(super) fn decode(rest: &[u8; 16]) -> Result<Self, NbdError> {
-        let mut fields = Fields(rest);
+        let mut fields = MessageFields(rest);
         let (flags, kind, cookie, length) = (fields.u16()?, fields.u16()?, fields.u64()?, fields.u32()?);
         let too_long = |what| Err(NbdError::TooLong { what, length: length.into() });
         let unexpected = |what| Err(NbdError::Unexpected { what });
@@ -247,18 +247,18 @@ impl Chunk {
         let content = match kind {
             0 if length > 0 => return too_long("payload to a chunk that holds nothing"),
             0 if !done => return unexpected("an empty chunk that is not the last"),
-            0 => Content::Nothing,
+            0 => ChunkContent::Nothing,
             1 => match length.checked_sub(8) {
                 None | Some(0) => return unexpected("a chunk of data without data"),
-                Some(data) => Content::Data(data),
+                Some(data) => ChunkContent::Data(data),
             },
-            2 if length == 12 => Content::Hole,
+            2 if length == 12 => ChunkContent::Hole,
             2 => return unexpected("a hole whose description has a wrong length"),
             5 if length as usize > 4 + 8 * MAX_STATUS => return too_long("block status"),
-            5 => Content::Status,
+            5 => ChunkContent::Status,
             error if error & (1 << 15) != 0 => match length as usize {
                 0..6 => return unexpected("an error without its number"),
-                6..=8192 => Content::Error,
+                6..=8192 => ChunkContent::Error,
                 _ => return too_long("error message"),
             },
             _ => return unexpected("a chunk of an unknown kind"),
@@ -269,7 +269,7 @@ impl Chunk {
 
 /// The offset and length of a hole.
 pub(super) fn hole(payload: &[u8; 12]) -> Result<(u64, u32), NbdError> {
-    let mut fields = Fields(payload);
+    let mut fields = MessageFields(payload);
     match (fields.u64()?, fields.u32()?) {
         (_, 0) => Err(NbdError::Unexpected { what: "a hole of length 0" }),
         hole => Ok(hole),
@@ -278,7 +278,7 @@ pub(super) fn hole(payload: &[u8; 12]) -> Result<(u64, u32), NbdError> {
 
 /// The number and message of an error chunk.
 pub(super) fn error(payload: &[u8]) -> Result<NbdError, NbdError> {
-    let mut fields = Fields(payload);
+    let mut fields = MessageFields(payload);
     let (code, length) = (fields.u32()?, fields.u16()?);
     let message = fields.take(length.into())?;
     match code {
@@ -289,7 +289,7 @@ pub(super) fn error(payload: &[u8]) -> Result<NbdError, NbdError> {
 
 /// The context's id and its descriptors, each a length and flags.
 pub(super) fn status(payload: &[u8]) -> Result<(u32, Vec<(u32, u32)>), NbdError> {
-    let mut fields = Fields(payload);
+    let mut fields = MessageFields(payload);
     let context = fields.u32()?;
     let mut descriptors = Vec::with_capacity(fields.0.len() / 8);
     while !fields.0.is_empty() {
@@ -307,9 +307,9 @@ pub(super) fn text(bytes: &[u8]) -> String {
 }
 
 /// What is left of a message.
-struct Fields<'a>(&'a [u8]);
+struct MessageFields<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> MessageFields<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], NbdError> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(NbdError::Unexpected { what: "it is cut short" })?;
         self.0 = rest;
@@ -342,8 +342,8 @@ mod tests {
 
     #[test]
     fn options_are_as_the_protocol_has_them() {
-        assert_eq!(Opt::StructuredReply.encode(&[]), b"IHAVEOPT\0\0\0\x08\0\0\0\0");
-        assert_eq!(Opt::Go.encode(&go("ab")), b"IHAVEOPT\0\0\0\x07\0\0\0\x08\0\0\0\x02ab\0\0");
+        assert_eq!(HandshakeOption::StructuredReply.encode(&[]), b"IHAVEOPT\0\0\0\x08\0\0\0\0");
+        assert_eq!(HandshakeOption::Go.encode(&go("ab")), b"IHAVEOPT\0\0\0\x07\0\0\0\x08\0\0\0\x02ab\0\0");
         let data = meta_contexts("e", &["base:allocation"]);
         assert_eq!(data, b"\0\0\0\x01e\0\0\0\x01\0\0\0\x0fbase:allocation");
     }
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_request_is_as_the_protocol_has_it() {
         let wanted = b"\x25\x60\x95\x13\0\0\0\x07\0\0\0\0\0\0\0\x05\0\0\0\0\0\x01\0\0\0\0\x02\0";
-        assert_eq!(&request(Command::BlockStatus, 5, 65536, 512), wanted);
+        assert_eq!(&request(NbdCommand::BlockStatus, 5, 65536, 512), wanted);
     }
 
     #[test]
@@ -361,12 +361,12 @@ mod tests {
             rest[0..2].copy_from_slice(&flags.to_be_bytes());
             rest[2..4].copy_from_slice(&kind.to_be_bytes());
             rest[12..16].copy_from_slice(&length.to_be_bytes());
-            Chunk::decode(&rest)
+            ReplyChunk::decode(&rest)
         };
-        assert_eq!(chunk(1, 1, 9).unwrap().content, Content::Data(1));
-        assert_eq!(chunk(0, 2, 12).unwrap().content, Content::Hole);
+        assert_eq!(chunk(1, 1, 9).unwrap().content, ChunkContent::Data(1));
+        assert_eq!(chunk(0, 2, 12).unwrap().content, ChunkContent::Hole);
         assert!(!chunk(0, 2, 12).unwrap().done);
-        assert_eq!(chunk(1, (1 << 15) + 77, 6).unwrap().content, Content::Error);
+        assert_eq!(chunk(1, (1 << 15) + 77, 6).unwrap().content, ChunkContent::Error);
         for (flags, kind, length) in [
             (1, 0, 1),
             (0, 0, 0),
@@ -397,10 +397,10 @@ mod tests {
             drop((export_info(&payload), status(&payload), error(&payload), text(&payload)));
             drop(meta_context(&payload).map(|_| ()));
             if let Some(header) = payload.first_chunk() {
-                drop(OptionReply::decode(header, Opt::Go));
+                drop(OptionReply::decode(header, HandshakeOption::Go));
             }
             if let Some(rest) = payload.first_chunk() {
-                drop(Chunk::decode(rest));
+                drop(ReplyChunk::decode(rest));
             }
         }
     }

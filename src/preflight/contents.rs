@@ -281,9 +281,9 @@ fn unproved(twin: &Twin, why: String) -> Comparison {
 }
 
 /// Reaches an export of an image of this size: one of another size is not it, or would be read in part.
-async fn connect(address: &Address, export: &str, size: u64) -> Result<nbd::Client, String> {
+async fn connect(address: &Address, export: &str, size: u64) -> Result<nbd::NbdClient, String> {
     let dialed = dial(address, DIAL).await.map_err(|error| describe(&error))?;
-    let client = nbd::Client::connect(dialed.stream, export, nbd::Options::default()).await;
+    let client = nbd::NbdClient::connect(dialed.stream, export, nbd::NbdOptions::default()).await;
     let client = client.map_err(|error| format!("{address}: {}", describe(&error)))?;
     match client.size() {
         exported if exported == size => Ok(client),

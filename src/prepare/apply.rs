@@ -115,9 +115,9 @@ impl Apply<'_> {
     ) -> Result<(), Failure> {
         let unreachable = |source| Failure::Export { address: address.to_string(), source };
         let dialed = endpoint::dial(address, DIAL).await.map_err(|error| unreachable(Box::new(error)))?;
-        let contexts = nbd::Contexts { allocation: true, depth: false };
-        let options = nbd::Options { deadline: READ, contexts };
-        let client = nbd::Client::connect(dialed.stream, export, options).await;
+        let contexts = nbd::MetaContexts { allocation: true, depth: false };
+        let options = nbd::NbdOptions { deadline: READ, contexts };
+        let client = nbd::NbdClient::connect(dialed.stream, export, options).await;
         let client = client.map_err(|error| unreachable(Box::new(error)))?;
         let expected = below.actual_size.unwrap_or(0);
         let populate = Populate { client: &client, partial, layer: &step.path, expected, report: self.report };

@@ -9,7 +9,7 @@ use super::{
     kept::{self, Place, Stamp},
 };
 use crate::{
-    nbd::{Client, NbdError},
+    nbd::{NbdClient, NbdError},
     progress::{Kind, Reporter},
 };
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
@@ -41,7 +41,7 @@ pub struct Open<'a> {
     /// What it is.
     pub image: &'a Image,
     /// Its export.
-    pub client: &'a Client,
+    pub client: &'a NbdClient,
     /// Where its digest is kept, if its files are of this host.
     pub place: Option<Place>,
 }

@@ -5,7 +5,7 @@
 
 use super::{ceiling::Ceiling, filesystem, partial::Partial};
 use crate::{
-    nbd::{Client, Extent, NbdError},
+    nbd::{AllocationExtent, NbdClient, NbdError},
     progress::{Kind, Reporter},
 };
 use rustix::io::Errno;
@@ -99,7 +99,7 @@ struct Piece {
 #[derive(Debug)]
 pub struct Populate<'a> {
     /// What is read.
-    pub client: &'a Client,
+    pub client: &'a NbdClient,
     /// What is written.
     pub partial: &'a Partial,
     /// Its name for people.
@@ -169,11 +169,13 @@ impl Populate<'_> {
         Ok((sample.done, pieces))
     }
 
-    async fn extents(&self, offset: u64, length: u64) -> Result<Vec<Extent>, PopulateError> {
+    async fn extents(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, PopulateError> {
         match self.client.extents(offset, length).await {
             Ok(extents) => Ok(extents),
             // a server that does not tell what are holes has it all copied
-            Err(NbdError::NotOffered { .. }) => Ok(vec![Extent { start: offset, length, zero: false, hole: false }]),
+            Err(NbdError::NotOffered { .. }) => {
+                Ok(vec![AllocationExtent { start: offset, length, zero: false, hole: false }])
+            }
             Err(source) => Err(self.read_failed(source)),
         }
     }
@@ -247,7 +249,7 @@ enum Broken {
     Thread(JoinError),
 }
 
-async fn piece(client: Client, file: Arc<File>, offset: u64, length: u64) -> Result<Piece, Broken> {
+async fn piece(client: NbdClient, file: Arc<File>, offset: u64, length: u64) -> Result<Piece, Broken> {
     let short = u32::try_from(length).unwrap_or(u32::MAX);
     let data = client.read(offset, short).await.map_err(Broken::Read)?;
     let write = spawn_blocking(move || {
@@ -280,7 +282,7 @@ fn differing(file: &File, pieces: &[Piece]) -> io::Result<Read> {
 }
 
 /// What is to be read: everything that is not zeros, in requests of one chunk at most.
-fn chunks(extents: &[Extent]) -> impl Iterator<Item = (u64, u64)> + use<'_> {
+fn chunks(extents: &[AllocationExtent]) -> impl Iterator<Item = (u64, u64)> + use<'_> {
     extents.iter().filter(|extent| !extent.zero).flat_map(|extent| {
         let (start, end) = (extent.start, extent.start + extent.length);
         let count = extent.length.div_ceil(CHUNK);
@@ -328,7 +330,7 @@ mod tests {
 
     #[test]
     fn zeros_are_left_out_and_the_rest_is_cut() {
-        let extent = |start, length, zero| Extent { start, length, zero, hole: zero };
+        let extent = |start, length, zero| AllocationExtent { start, length, zero, hole: zero };
         let extents = [extent(0, 512, false), extent(512, 512, true), extent(1024, 2 * CHUNK + 1, false)];
         let expected = [(0, 512), (1024, CHUNK), (1024 + CHUNK, CHUNK), (1024 + 2 * CHUNK, 1)];
         assert_eq!(chunks(&extents).collect::<Vec<_>>(), expected);
