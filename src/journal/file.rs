@@ -4,7 +4,7 @@
 //! for a line that was half written must not be followed by another. It must never write to a file that another process
 //! has locked, nor to one that it does not understand.
 
-use super::format::{self, Entry, FormatError, LIMIT, Parsed};
+use super::format::{self, FormatError, JournalEntry, LIMIT, ParsedJournal};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -74,7 +74,7 @@ pub enum JournalError {
     },
     /// What writes it has panicked.
     #[error("the journal is not written any more: its writer has died")]
-    Gone,
+    WriterDied,
     /// Anything else that went wrong with the file.
     #[error(
         "the journal {} cannot be {action}: check its path, its permissions and the room on its file system, or name \
@@ -136,7 +136,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     /// # Errors
     /// [`JournalError::Locked`] while its writer lives; [`JournalError::Content`] where it is not understood, and then it
     /// is left as it is.
-    pub fn open(path: impl Into<PathBuf>) -> Result<(Self, Vec<Entry<R>>), JournalError> {
+    pub fn open(path: impl Into<PathBuf>) -> Result<(Self, Vec<JournalEntry<R>>), JournalError> {
         let path = path.into();
         let file = plain(&path)
             .and_then(|()| OpenOptions::new().read(true).append(true).open(&path))
@@ -167,7 +167,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     /// append is tried either.
     pub fn append(&mut self, record: &R) -> Result<u64, JournalError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let entry = Entry { n: self.next, at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), record };
+        let entry = JournalEntry { n: self.next, at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), record };
         let line = format::line(&entry);
         let line = line.map_err(|source| JournalError::Encode { path: self.path.clone(), source })?;
         self.write(&line)?;
@@ -212,7 +212,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
 ///
 /// # Errors
 /// Where it cannot be read or is not understood.
-pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Entry<R>>, JournalError> {
+pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<JournalEntry<R>>, JournalError> {
     let path = path.into();
     let file = plain(&path).and_then(|()| File::open(&path)).map_err(|source| JournalError::Io {
         path: path.clone(),
@@ -223,7 +223,7 @@ pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Entry<R
 }
 
 /// Reads and parses; also returns the length of the file.
-fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(Parsed<R>, usize), JournalError> {
+fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(ParsedJournal<R>, usize), JournalError> {
     let mut bytes = Vec::new();
     let read = file.take(LIMIT as u64 + 1).read_to_end(&mut bytes);
     read.map_err(|source| JournalError::Io { path: path.to_owned(), action: "read", source })?;
@@ -292,9 +292,9 @@ mod tests {
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 
-    type Words = Journal<String>;
+    type WordJournal = Journal<String>;
 
-    fn words(entries: Vec<Entry<String>>) -> Vec<String> {
+    fn words(entries: Vec<JournalEntry<String>>) -> Vec<String> {
         entries.into_iter().map(|entry| entry.record).collect()
     }
 
@@ -304,7 +304,7 @@ mod tests {
 
     /// A new journal with these records, whose writer is gone.
     fn written(path: &Path, records: &[&str]) {
-        let mut journal = Words::create(path).unwrap();
+        let mut journal = WordJournal::create(path).unwrap();
         for (n, record) in (1..).zip(records) {
             assert_eq!(journal.append(&(*record).to_owned()).unwrap(), n);
         }
@@ -321,7 +321,7 @@ mod tests {
         }
         assert_eq!(words(read(&path).unwrap()), ["a", "b\n{"]);
 
-        let (mut journal, entries) = Words::open(&path).unwrap();
+        let (mut journal, entries) = WordJournal::open(&path).unwrap();
         assert_eq!(journal.path(), path);
         assert!(entries.windows(2).all(|pair| pair[0].at <= pair[1].at) && entries[0].at > 1_700_000_000_000);
         assert_eq!(words(entries), ["a", "b\n{"]);
@@ -333,8 +333,8 @@ mod tests {
     fn one_writer_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        let mut first = Words::create(&path).unwrap();
-        let refused = Words::open(&path).unwrap_err();
+        let mut first = WordJournal::create(&path).unwrap();
+        let refused = WordJournal::open(&path).unwrap_err();
         assert!(matches!(refused, JournalError::Locked { .. }), "{refused:?}");
         assert!(refused.to_string().contains("still lives"), "{refused}");
         first.append(&"a".to_owned()).unwrap();
@@ -343,9 +343,9 @@ mod tests {
         assert!(!other(&path).success());
         drop(first);
         assert!(other(&path).success());
-        let (second, entries) = Words::open(&path).unwrap();
+        let (second, entries) = WordJournal::open(&path).unwrap();
         assert_eq!(words(entries), ["a"]);
-        assert!(matches!(Words::open(&path), Err(JournalError::Locked { .. })));
+        assert!(matches!(WordJournal::open(&path), Err(JournalError::Locked { .. })));
         drop(second);
     }
 
@@ -353,10 +353,10 @@ mod tests {
     fn what_a_child_still_holds_does_not_keep_it_locked() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        let journal = Words::create(&path).unwrap();
+        let journal = WordJournal::create(&path).unwrap();
         let held = journal.file.try_clone().unwrap();
         drop(journal);
-        assert!(Words::open(&path).is_ok());
+        assert!(WordJournal::open(&path).is_ok());
         drop(held);
     }
 
@@ -367,12 +367,12 @@ mod tests {
         fs::write(path("old"), "precious").unwrap();
         std::os::unix::fs::symlink(path("nothing"), path("link")).unwrap();
         for name in ["old", "link", "."] {
-            let error = Words::create(path(name)).unwrap_err();
+            let error = WordJournal::create(path(name)).unwrap_err();
             assert!(matches!(error, JournalError::Exists { .. }), "{name}: {error:?}");
         }
         assert_eq!(fs::read_to_string(path("old")).unwrap(), "precious");
         assert!(!path("nothing").exists());
-        let error = Words::create(path("old/j")).unwrap_err();
+        let error = WordJournal::create(path("old/j")).unwrap_err();
         assert!(matches!(error, JournalError::Io { action: "made", .. }), "{error:?}");
     }
 
@@ -384,14 +384,15 @@ mod tests {
         let bad = "{\"qferry-journal\":1}\nx\n{\"n\":1,\"at\":1,\"record\":\"a\"}\n{\"n\":";
         for content in ["precious", newer, bad] {
             fs::write(&path, content).unwrap();
-            for error in [Words::open(&path).map(drop).unwrap_err(), read::<String>(&path).map(drop).unwrap_err()] {
+            for error in [WordJournal::open(&path).map(drop).unwrap_err(), read::<String>(&path).map(drop).unwrap_err()]
+            {
                 assert!(matches!(error, JournalError::Content { .. }), "{error:?}");
                 assert!(error.to_string().contains(path.to_str().unwrap()));
             }
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
         }
         for path in [directory.path().to_owned(), directory.path().join("missing"), "/dev/zero".into()] {
-            assert!(matches!(Words::open(&path), Err(JournalError::Io { action: "opened", .. })));
+            assert!(matches!(WordJournal::open(&path), Err(JournalError::Io { action: "opened", .. })));
             assert!(matches!(read::<String>(&path), Err(JournalError::Io { action: "opened", .. })));
         }
     }
@@ -411,7 +412,7 @@ mod tests {
     fn nothing_is_written_that_could_not_be_read_back() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        let mut journal = Words::create(&path).unwrap();
+        let mut journal = WordJournal::create(&path).unwrap();
         let error = journal.append(&"x".repeat(LIMIT)).unwrap_err();
         assert!(matches!(error, JournalError::Full { .. }), "{error:?}");
         assert_eq!(journal.append(&"a".to_owned()).unwrap(), 1, "nothing of the long one was written");
@@ -419,7 +420,7 @@ mod tests {
     }
 
     /// A journal that has been begun and whose writes go to a device.
-    fn over(path: &str) -> Words {
+    fn over(path: &str) -> WordJournal {
         let file = OpenOptions::new().write(true).open(path).unwrap();
         Journal { file, path: path.into(), next: 1, length: 0, broken: false, records: PhantomData }
     }
@@ -452,7 +453,7 @@ mod tests {
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.set_len(at.index(length + 1) as u64).unwrap();
 
-            let (mut journal, entries) = Words::open(&path).unwrap();
+            let (mut journal, entries) = WordJournal::open(&path).unwrap();
             let mut kept = words(entries);
             prop_assert_eq!(&kept[..], &records[..kept.len()]);
             prop_assert_eq!(journal.append(&"after".to_owned()).unwrap(), kept.len() as u64 + 1);

@@ -2,7 +2,7 @@
 //!
 //! Owns nothing but the walk over the records. What is legal after what is the state's to say.
 
-use super::Entry;
+use super::format::JournalEntry;
 use std::error::Error;
 use thiserror::Error;
 
@@ -35,9 +35,9 @@ pub struct FoldError<I: Error + 'static> {
 ///
 /// # Errors
 /// At the first record that is illegal.
-pub fn fold<F: Fold>(entries: &[Entry<F::Record>]) -> Result<F, FoldError<F::Illegal>> {
+pub fn fold<F: Fold>(entries: &[JournalEntry<F::Record>]) -> Result<F, FoldError<F::Illegal>> {
     let mut state = F::default();
-    for Entry { n, record, .. } in entries {
+    for JournalEntry { n, record, .. } in entries {
         state.apply(record).map_err(|illegal| FoldError { n: *n, illegal })?;
     }
     Ok(state)
@@ -54,23 +54,24 @@ mod tests {
 
     #[derive(Debug, Error, PartialEq, Eq)]
     #[error("the door is so already")]
-    struct Already;
+    struct SameState;
 
     impl Fold for Door {
         type Record = bool;
-        type Illegal = Already;
+        type Illegal = SameState;
 
-        fn apply(&mut self, open: &bool) -> Result<(), Already> {
+        fn apply(&mut self, open: &bool) -> Result<(), SameState> {
             if self.open == *open {
-                return Err(Already);
+                return Err(SameState);
             }
             self.open = *open;
             Ok(())
         }
     }
 
-    fn door(records: &[bool]) -> Result<Door, FoldError<Already>> {
-        let entries: Vec<_> = (1..).zip(records).map(|(n, record)| Entry { n, at: 0, record: *record }).collect();
+    fn door(records: &[bool]) -> Result<Door, FoldError<SameState>> {
+        let entries: Vec<_> =
+            (1..).zip(records).map(|(n, record)| JournalEntry { n, at: 0, record: *record }).collect();
         fold(&entries)
     }
 
@@ -78,6 +79,6 @@ mod tests {
     fn the_first_illegal_record_is_named() {
         assert_eq!(door(&[]), Ok(Door { open: false }));
         assert_eq!(door(&[true, false, true]), Ok(Door { open: true }));
-        assert_eq!(door(&[true, true, true]), Err(FoldError { n: 2, illegal: Already }));
+        assert_eq!(door(&[true, true, true]), Err(FoldError { n: 2, illegal: SameState }));
     }
 }

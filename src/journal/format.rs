@@ -16,7 +16,7 @@ pub const LIMIT: usize = 16 << 20;
 
 /// A record with its number and its time: one line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry<R> {
+pub struct JournalEntry<R> {
     /// Its number, from 1, without gaps.
     pub n: u64,
     /// When it was written, in milliseconds since the Unix epoch, by the writer's wall clock. For people: nothing may be
@@ -28,9 +28,9 @@ pub struct Entry<R> {
 
 /// What the bytes of a journal hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parsed<R> {
+pub struct ParsedJournal<R> {
     /// Every whole entry, in order.
-    pub entries: Vec<Entry<R>>,
+    pub entries: Vec<JournalEntry<R>>,
     /// Where the last whole line ends. What follows was torn while it was written, and is to be cut off before anything
     /// is appended. 0 where even the first line is torn.
     pub whole: usize,
@@ -76,7 +76,7 @@ pub enum FormatError {
 
 /// The first line.
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct HeaderLine {
     #[serde(rename = "qferry-journal")]
     version: u64,
 }
@@ -84,11 +84,11 @@ struct Header {
 /// The first line of what is written.
 pub(super) fn header() -> String {
     // a number always serialises
-    serde_json::to_string(&Header { version: VERSION }).unwrap_or_default() + "\n"
+    serde_json::to_string(&HeaderLine { version: VERSION }).unwrap_or_default() + "\n"
 }
 
 /// The line of an entry.
-pub(super) fn line<R: Serialize>(entry: &Entry<R>) -> Result<String, serde_json::Error> {
+pub(super) fn line<R: Serialize>(entry: &JournalEntry<R>) -> Result<String, serde_json::Error> {
     // JSON escapes line ends inside of texts, so this is one line
     Ok(serde_json::to_string(entry)? + "\n")
 }
@@ -96,10 +96,10 @@ pub(super) fn line<R: Serialize>(entry: &Entry<R>) -> Result<String, serde_json:
 /// Reads the bytes of a journal. Takes memory in proportion to them, so the caller bounds them, by [`LIMIT`].
 ///
 /// # Errors
-/// See [`FormatError`]. A last line that was torn is none: [`Parsed::whole`] tells.
-pub fn parse<R: DeserializeOwned>(bytes: &[u8]) -> Result<Parsed<R>, FormatError> {
+/// See [`FormatError`]. A last line that was torn is none: [`ParsedJournal::whole`] tells.
+pub fn parse<R: DeserializeOwned>(bytes: &[u8]) -> Result<ParsedJournal<R>, FormatError> {
     let header = header();
-    let mut parsed = Parsed { entries: Vec::new(), whole: 0 };
+    let mut parsed = ParsedJournal { entries: Vec::new(), whole: 0 };
     if header.len() > bytes.len() && header.as_bytes().starts_with(bytes) {
         return Ok(parsed);
     }
@@ -121,8 +121,8 @@ pub fn parse<R: DeserializeOwned>(bytes: &[u8]) -> Result<Parsed<R>, FormatError
     Ok(parsed)
 }
 
-impl<R> Parsed<R> {
-    fn push(&mut self, line: u64, entry: Entry<R>) -> Result<(), FormatError> {
+impl<R> ParsedJournal<R> {
+    fn push(&mut self, line: u64, entry: JournalEntry<R>) -> Result<(), FormatError> {
         let (expected, found) = (self.next(), entry.n);
         if found != expected {
             return Err(FormatError::Gap { line, expected, found });
@@ -141,8 +141,8 @@ impl<R> Parsed<R> {
 fn check_header(line: &[u8]) -> Result<usize, FormatError> {
     let text = line.strip_suffix(b"\n").ok_or(FormatError::Foreign)?;
     match serde_json::from_slice(text) {
-        Ok(Header { version: VERSION }) => Ok(line.len()),
-        Ok(Header { version: found }) => Err(FormatError::Version { found }),
+        Ok(HeaderLine { version: VERSION }) => Ok(line.len()),
+        Ok(HeaderLine { version: found }) => Err(FormatError::Version { found }),
         Err(_) => Err(FormatError::Foreign),
     }
 }
@@ -155,26 +155,27 @@ mod tests {
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
-    enum Record {
+    enum TestRecord {
         Begun { source: String },
         Given,
     }
 
-    fn bytes_of(records: &[Record]) -> Vec<u8> {
+    fn bytes_of(records: &[TestRecord]) -> Vec<u8> {
         let mut bytes = header().into_bytes();
         for (n, record) in (1..).zip(records) {
-            bytes.extend(line(&Entry { n, at: 1000 + n, record }).unwrap().into_bytes());
+            bytes.extend(line(&JournalEntry { n, at: 1000 + n, record }).unwrap().into_bytes());
         }
         bytes
     }
 
-    fn records(bytes: &[u8]) -> Result<Vec<Record>, FormatError> {
+    fn records(bytes: &[u8]) -> Result<Vec<TestRecord>, FormatError> {
         Ok(parse(bytes)?.entries.into_iter().map(|entry| entry.record).collect())
     }
 
     #[test]
     fn a_journal_can_be_read_by_people() {
-        let text = String::from_utf8(bytes_of(&[Record::Begun { source: "a\nb".into() }, Record::Given])).unwrap();
+        let text =
+            String::from_utf8(bytes_of(&[TestRecord::Begun { source: "a\nb".into() }, TestRecord::Given])).unwrap();
         let expected = concat!(
             "{\"qferry-journal\":1}\n",
             "{\"n\":1,\"at\":1001,\"record\":{\"begun\":{\"source\":\"a\\nb\"}}}\n",
@@ -187,8 +188,8 @@ mod tests {
     fn what_is_wrong_with_a_file_is_told() {
         const FIRST: &str = "{\"qferry-journal\":1}\n";
         const GIVEN: &str = "{\"n\":1,\"at\":5,\"record\":\"given\"}\n";
-        type Judge = fn(&FormatError) -> bool;
-        let cases: &[(&[&str], Judge)] = &[
+        type ErrorCheck = fn(&FormatError) -> bool;
+        let cases: &[(&[&str], ErrorCheck)] = &[
             (&["\n"], |e| matches!(e, FormatError::Foreign)),
             (&["#!/bin/sh\n"], |e| matches!(e, FormatError::Foreign)),
             (&["#!/bin/sh"], |e| matches!(e, FormatError::Foreign)),
@@ -219,9 +220,9 @@ mod tests {
 
     #[test]
     fn a_torn_end_is_dropped() {
-        let whole = bytes_of(&[Record::Given]);
+        let whole = bytes_of(&[TestRecord::Given]);
         for torn in ["{\"n\":2", "\0\0\0", "\0\0\0\n", "{\"n\":2,\"at\":5,\"record\":\"given\"}", "{\"n\":2\0\0}\n"] {
-            let parsed = parse::<Record>(&[&whole, torn.as_bytes()].concat()).unwrap();
+            let parsed = parse::<TestRecord>(&[&whole, torn.as_bytes()].concat()).unwrap();
             assert_eq!((parsed.entries.len(), parsed.whole), (1, whole.len()), "{torn:?}");
         }
     }
@@ -237,8 +238,8 @@ mod tests {
         }
     }
 
-    fn any_records() -> impl Strategy<Value = Vec<Record>> {
-        let record = prop_oneof![Just(Record::Given), ".{0,12}".prop_map(|source| Record::Begun { source })];
+    fn any_records() -> impl Strategy<Value = Vec<TestRecord>> {
+        let record = prop_oneof![Just(TestRecord::Given), ".{0,12}".prop_map(|source| TestRecord::Begun { source })];
         proptest::collection::vec(record, 0..6)
     }
 
@@ -247,9 +248,9 @@ mod tests {
         fn every_prefix_is_a_prefix_of_the_records(written in any_records()) {
             let bytes = bytes_of(&written);
             for end in 0..=bytes.len() {
-                let parsed = parse::<Record>(&bytes[..end]).unwrap();
+                let parsed = parse::<TestRecord>(&bytes[..end]).unwrap();
                 prop_assert!(parsed.whole <= end);
-                let read: Vec<Record> = parsed.entries.into_iter().map(|entry| entry.record).collect();
+                let read: Vec<TestRecord> = parsed.entries.into_iter().map(|entry| entry.record).collect();
                 prop_assert_eq!(&read[..], &written[..read.len()]);
                 let lines = bytes[..end].iter().filter(|byte| **byte == b'\n').count();
                 prop_assert_eq!(read.len(), lines.saturating_sub(1), "no whole record is lost");
@@ -264,7 +265,7 @@ mod tests {
             let mut bytes = bytes_of(&written);
             let at = at.index(bytes.len());
             bytes[at] ^= 1_u8 << bit;
-            if let Ok(parsed) = parse::<Record>(&bytes) {
+            if let Ok(parsed) = parse::<TestRecord>(&bytes) {
                 prop_assert!(parsed.entries.len() + 1 >= written.len());
                 prop_assert!(parsed.whole <= bytes.len());
             }

@@ -12,4 +12,4 @@ mod format;
 
 pub use file::{Journal, JournalError, read};
 pub use fold::{Fold, FoldError, fold};
-pub use format::{Entry, FormatError, LIMIT, Parsed, VERSION, parse};
+pub use format::{FormatError, JournalEntry, LIMIT, ParsedJournal, VERSION, parse};

@@ -164,7 +164,7 @@ impl IntentLog {
             match spawn_blocking(move || written.recv()).await {
                 Ok(Ok(written)) => Ok(written?),
                 // the writer, or the runtime
-                Ok(Err(_)) | Err(_) => Err(JournalError::Gone.into()),
+                Ok(Err(_)) | Err(_) => Err(JournalError::WriterDied.into()),
             }
         }
     }

@@ -194,7 +194,7 @@ impl Fold for Status {
 mod tests {
     use super::*;
     use crate::{
-        journal::{Entry, fold},
+        journal::{JournalEntry, fold},
         memory::tuning::Before,
         progress::Side,
     };
@@ -231,7 +231,7 @@ mod tests {
 
     fn status(records: &[Record]) -> Result<Status, Illegal> {
         let entries: Vec<_> =
-            (1..).zip(records).map(|(n, record)| Entry { n, at: 0, record: record.clone() }).collect();
+            (1..).zip(records).map(|(n, record)| JournalEntry { n, at: 0, record: record.clone() }).collect();
         fold(&entries).map_err(|error| error.illegal)
     }
 
