@@ -56,6 +56,7 @@ const PURE: &[&str] = &[
     "memory/sample.rs",
     "memory/tuning.rs",
     "migration/plan.rs",
+    "migration/work_order.rs",
     "migration/record.rs",
     "nbd/assembly.rs",
     "nbd/buffers.rs",

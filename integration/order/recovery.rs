@@ -24,7 +24,7 @@ fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
         destination: party("destination", None),
         was_running: true,
         pairs: Vec::new(),
-        addresses: Some((address("nbd"), address("ram"))),
+        addresses: (address("nbd"), address("ram")),
         postcopy: true,
         keep_source: false,
         runtime_dir: folder.to_owned(),

@@ -3,8 +3,10 @@
 //! What it opens for reading it closes again; what it is told to clean it removes. It must change nothing else.
 
 use super::{
-    Failure, Plan, Settings,
+    Failure, Settings,
     interrupt::{cancelled, unless_cancelled},
+    plan::Draft,
+    work_order::Route,
 };
 use crate::{
     endpoint::Address,
@@ -19,7 +21,7 @@ use crate::{
         wanted,
     },
     progress::{Moment, Reporter},
-    qemu::{Process, reply::RunState},
+    qemu::Process,
     storage::{
         ceiling::Ceiling,
         clean,
@@ -42,9 +44,9 @@ pub(crate) struct Survey<'a> {
 }
 
 impl Survey<'_> {
-    /// Gathers facts from both sides, plans, and reads what must be proved. Gives the plan, and whether the guest runs.
+    /// Gathers facts from both sides, plans, and reads what must be proved.
     /// `clean` allows leftovers to be removed.
-    pub(crate) async fn plan(&self, clean: bool) -> Result<(Plan, bool), Failure> {
+    pub(crate) async fn plan(&self, clean: bool) -> Result<Draft, Failure> {
         let (mut here, mut there) = unless_cancelled(&self.cancel, self.gather()).await??;
         let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
         let mut settings = self.settings.clone();
@@ -54,36 +56,36 @@ impl Survey<'_> {
         // what is there after it was removed is in the way
         settings.clean &= !clean;
         let ports = unless_cancelled(&self.cancel, self.ports()).await?;
-        let mut plan = Plan::new(&here, &there, &ports, &settings, &id);
-        if let Some(contents) = self.read(&plan, &here, &there).await? {
+        let mut draft = Draft::new(&here, &there, &ports, &settings, &id);
+        if let Some(contents) = self.read(&draft, &here, &there).await? {
             for comparison in &contents.comparisons {
                 if comparison.verdict == Verdict::Same {
                     self.report.action("verified", told(comparison));
                 }
             }
-            plan.add(contents, &settings.force);
+            draft.add(contents, &settings.force);
             let again = async {
                 try_join!(facts::with_disks_now(self.source, &here), facts::with_disks_now(self.destination, &there))
             };
             match unless_cancelled(&self.cancel, again).await? {
                 Ok((now_here, now_there)) => {
-                    plan.add_changed("source", &wanted::changed(&here, &now_here));
-                    plan.add_changed("destination", &wanted::changed(&there, &now_there));
+                    draft.add_changed("source", &wanted::changed(&here, &now_here));
+                    draft.add_changed("destination", &wanted::changed(&there, &now_there));
                 }
                 // a side that is gone by now could not be read either, which is told already
-                Err(error) if plan.blockers().next().is_none() => return Err(error.into()),
+                Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
                 Err(_) => {}
             }
         } else if settings.verify_backing != Proof::Off {
-            plan.left_unread();
+            draft.left_unread();
         }
-        if settings.predict && plan.blockers().next().is_none() {
+        if let Some(order) = draft.unblocked().filter(|_| settings.predict) {
             let before = Duration::from_millis(self.report.elapsed_ms());
-            let measured = self.measure(&plan, &here).await?;
+            let measured = self.measure(&order.route, &here).await?;
             self.report.action("measured", measured.told());
-            plan.add_measured(measured, &settings, self.source.features(), before);
+            draft.add_measured(measured, &settings, self.source.features(), before);
         }
-        Ok((plan, here.run == RunState::Running))
+        Ok(draft)
     }
 
     async fn gather(&self) -> Result<(Facts, Facts), Failure> {
@@ -122,12 +124,12 @@ impl Survey<'_> {
     }
 
     /// Reads what must be the same, and what must be empty; unless that is not wanted, or the sides are not fit for it.
-    async fn read(&self, plan: &Plan, here: &Facts, there: &Facts) -> Result<Option<Contents>, Failure> {
+    async fn read(&self, draft: &Draft, here: &Facts, there: &Facts) -> Result<Option<Contents>, Failure> {
         let settings = self.settings;
-        if settings.verify_backing == Proof::Off || !plan.is_readable() {
+        if settings.verify_backing == Proof::Off || !draft.is_readable() {
             return Ok(None);
         }
-        let (source, destination) = (plan.reading.0.as_ref(), plan.reading.1.as_ref());
+        let (source, destination) = (draft.reading.0.as_ref(), draft.reading.1.as_ref());
         settings.make_runtime_dir([source, destination].into_iter().flatten())?;
         let ceiling = [settings.bandwidth, settings.disk_bandwidth].into_iter().flatten().min();
         let seed = settings.sample_seed.unwrap_or_else(|| {
@@ -139,23 +141,22 @@ impl Survey<'_> {
         let destination = Reachable { process: self.destination, facts: there, address: destination };
         let ceiling = Arc::new(Ceiling::new(ceiling));
         let cancelled = cancelled(&self.cancel);
-        let read = contents::read(source, destination, &plan.wanted, &how, &ceiling, self.report, cancelled);
+        let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, self.report, cancelled);
         // a future this large is kept off the stack of whoever waits for it
         Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
     }
 
     /// Measures what a prediction needs.
-    async fn measure(&self, plan: &Plan, here: &Facts) -> Result<Measured, Failure> {
-        let nbd = plan.addresses.as_ref().map(|(nbd, _)| nbd);
-        self.settings.make_runtime_dir(nbd)?;
-        let bandwidth = match (self.settings.bandwidth, nbd) {
-            (Some(_), _) => Way::Ceiling,
-            (None, Some(address)) => Way::Probe(address),
-            (None, None) => Way::NoAddress,
+    async fn measure(&self, route: &Route, here: &Facts) -> Result<Measured, Failure> {
+        let nbd = route.nbd();
+        self.settings.make_runtime_dir([nbd])?;
+        let bandwidth = match self.settings.bandwidth {
+            Some(_) => Way::Ceiling,
+            None => Way::Probe(nbd),
         };
         let cancelled = cancelled(&self.cancel);
         let (source, destination) = (self.source, self.destination);
-        let disks: Vec<&Disk> = plan.pairs.iter().map(|pair| &pair.source).collect();
+        let disks: Vec<&Disk> = route.pairs.iter().map(|pair| &pair.source).collect();
         let work = measure::measure(source, destination, here, &disks, bandwidth, self.report, cancelled);
         Box::pin(work).await.ok_or(Failure::Cancelled)
     }

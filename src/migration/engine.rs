@@ -1,7 +1,7 @@
 //! One migration, top to bottom.
 
 use super::{
-    Effect, Failure, Plan, Settings,
+    Effect, Failure, Settings,
     intents::IntentLog,
     interrupt::{Bounds, unless_interrupted},
     phases::cleanup::{End, is_postcopy, undetermined},
@@ -10,6 +10,7 @@ use super::{
     way_back::judge::Judge,
     way_back::reconnect::Redial,
     way_back::rollback::{LOOK, QemuPair},
+    work_order::{Route, WorkOrder},
 };
 use crate::{
     convergence::{History, may_hand_over},
@@ -20,7 +21,7 @@ use crate::{
         verdict::{Start, Verdict},
     },
     memory::tuning::Throttling,
-    progress::{Clock, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
+    progress::{Clock, Estimate, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
     qemu::reply::Migration,
     storage::{export, mirror},
 };
@@ -81,6 +82,8 @@ pub(crate) struct Attempt {
     pub(crate) leftovers: Vec<String>,
     /// What the controller knew when the guest was stopped.
     pub(crate) history: Option<History>,
+    /// What was foretold before it began, where that was asked for.
+    pub(crate) predicted: Option<Estimate>,
     /// With what the guest can be slowed down.
     pub(crate) throttling: Throttling,
 }
@@ -100,6 +103,7 @@ impl Attempt {
             downtime: None,
             leftovers: Vec::new(),
             history: None,
+            predicted: None,
             throttling: Throttling::None,
         }
     }
@@ -130,43 +134,50 @@ impl Attempt {
 
 impl Context {
     /// Moves the guest, or tells why not. Every phase in its order.
-    pub(crate) async fn migrate(&self, mut sides: QemuPair, plan: &Plan, log: IntentLog) -> Outcome {
+    pub(crate) async fn migrate(&self, mut sides: QemuPair, order: &WorkOrder, log: IntentLog) -> Outcome {
+        let route = &order.route;
         let clock = match (sides.source.peer(), sides.destination.peer()) {
             (Some(_), Some(_)) => Clock::Qemu,
             _ => Clock::Engine,
         };
         let mut course = Attempt::new(log, clock);
-        let end = match self.carry_over(&mut sides, plan, &mut course).await {
+        course.predicted.clone_from(&order.predicted);
+        let end = match self.carry_over(&mut sides, order, &mut course).await {
             Ok(disengaged) => {
                 let handed = self.hand_over(&sides, disengaged, &mut course).await;
                 if handed.is_err() {
                     course.unfollowed = self.reach_again(&mut sides).await;
                 }
-                self.finish(&sides, plan, handed, &mut course).await
+                self.finish(&sides, route, handed, &mut course).await
             }
             Err(failure) => {
                 self.reach_again(&mut sides).await;
                 if !course.given {
                     self.look_back(&mut sides, &failure, &mut course).await;
                 }
-                self.retreat(&sides, plan, &failure, NEVER_CONTINUED, &mut course).await
+                self.retreat(&sides, route, &failure, NEVER_CONTINUED, &mut course).await
             }
         };
         if let Some(stopped) = sides.source.observed().stopped {
             course.ledger.mark(Mark::Stop, stopped);
         }
-        self.conclude(plan, end, course).await
+        self.conclude(route, end, course).await
     }
 
     /// Everything up to the last point from which the way back is cheap.
-    async fn carry_over(&self, sides: &mut QemuPair, plan: &Plan, course: &mut Attempt) -> Result<Disengaged, Failure> {
+    async fn carry_over(
+        &self,
+        sides: &mut QemuPair,
+        order: &WorkOrder,
+        course: &mut Attempt,
+    ) -> Result<Disengaged, Failure> {
         // the controller gives up in time, and says what was missing; this is for a QEMU that does not answer it
         let limit = |timeout: Duration| Some((timeout, self.began.checked_add(timeout + GRACE)?));
         let timeout = self.settings.timeout.and_then(limit);
         let bounds = Bounds { timeout, hang: Some(STALLS), ..Bounds::default() };
-        let prepared = self.report.during(Phase::Prepare, self.prepare(sides, plan, course));
+        let prepared = self.report.during(Phase::Prepare, self.prepare(sides, order, course));
         unless_interrupted(sides, &self.cancel, bounds, prepared).await?;
-        let mut converge = Converge::new(self, plan, sides, course);
+        let mut converge = Converge::new(self, order, sides, course);
         unless_interrupted(sides, &self.cancel, bounds, converge.until_memory(sides, course)).await?;
         // disks can take hours, and its owner may have paused or resumed the guest meanwhile
         (course.resumed_before, course.resumed) = (sides.source.observed().resumed, false);
@@ -183,7 +194,7 @@ impl Context {
         let left = self.left(sides, DISENGAGED);
         let switchover = Some((left, Instant::now() + left));
         let bounds = Bounds { timeout: None, switchover, hang };
-        let switchover = self.report.during(Phase::Switchover, self.disengage(sides, plan, stopped, course));
+        let switchover = self.report.during(Phase::Switchover, self.disengage(sides, &order.route, stopped, course));
         unless_interrupted(sides, &self.cancel, bounds, switchover).await
     }
 
@@ -219,7 +230,7 @@ impl Context {
     async fn disengage(
         &self,
         sides: &QemuPair,
-        plan: &Plan,
+        route: &Route,
         stopped: Moment,
         course: &mut Attempt,
     ) -> Result<Disengaged, Failure> {
@@ -229,14 +240,14 @@ impl Context {
         let guest = course.log.guest(sides.was_running);
         let given = course.log.write(Record::Given);
         let given = async { try_join!(guest, given) };
-        if plan.pairs.is_empty() {
+        if route.pairs.is_empty() {
             course.ledger.mark(Mark::PreSwitchover, stopped);
             let rest = source.ask(&qmp::query_migrate {}).await?;
             self.keep_budget(sides, stopped, rest, course)?;
             given.await?;
             return Ok(Disengaged::prove(std::iter::empty(), &[], &[])?);
         }
-        let settled = mirror::settle(source, &plan.pairs, self.left(sides, SETTLED));
+        let settled = mirror::settle(source, &route.pairs, self.left(sides, SETTLED));
         let rest = source.ask(&qmp::query_migrate {});
         course.ledger.mark(Mark::PreSwitchover, stopped);
         course.ledger.mark(Mark::SettleSent, Moment::now());
@@ -246,7 +257,7 @@ impl Context {
         let (jobs, exports) = try_join!(source.ask(&qmp::query_jobs {}), export::stop_server(destination))?;
         course.ledger.mark(Mark::ExportsGone, Moment::now());
         course.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
-        let mirrors = plan.pairs.iter().map(|pair| pair.names.job.as_str());
+        let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
         let disengaged = Disengaged::prove(mirrors, &jobs.0, &exports)?;
         given.await?;
         self.keep_budget(sides, stopped, rest.await?, course)?;
@@ -314,27 +325,27 @@ impl Context {
     async fn finish(
         &self,
         sides: &QemuPair,
-        plan: &Plan,
+        route: &Route,
         handed: Result<(), HandoverFailure>,
         course: &mut Attempt,
     ) -> End {
         let Err(HandoverFailure { failure, given }) = handed else {
-            return self.complete(sides, plan, course).await;
+            return self.complete(sides, route, course).await;
         };
         self.report.warn("handover-failed", describe(&failure));
         let Some(start) = given else {
-            return self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await;
+            return self.retreat(sides, route, &failure, NEVER_CONTINUED, course).await;
         };
-        let judge = Judge::new(self, sides, plan, start);
+        let judge = Judge::new(self, sides, route, start);
         let judge = if course.unfollowed { judge.unfollowed() } else { judge };
-        self.settle(sides, plan, failure, judge, course).await
+        self.settle(sides, route, failure, judge, course).await
     }
 
     /// Has it found out who has the guest after `migrate-continue`, and does what follows.
     pub(crate) async fn settle(
         &self,
         sides: &QemuPair,
-        plan: &Plan,
+        route: &Route,
         failure: Failure,
         judge: Judge<'_>,
         course: &mut Attempt,
@@ -345,10 +356,10 @@ impl Context {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
                 course.ram.postcopy |= is_postcopy(sides) || may_lack_pages(sides).await;
-                self.complete(sides, plan, course).await
+                self.complete(sides, route, course).await
             }
             // as it was already: nothing is left to resume
-            Verdict::OnSource => self.retreat(sides, plan, &failure, None, course).await,
+            Verdict::OnSource => self.retreat(sides, route, &failure, None, course).await,
             Verdict::Undetermined(why) => {
                 course.ram.postcopy = is_postcopy(sides);
                 undetermined(&failure, why)
@@ -388,13 +399,4 @@ async fn may_lack_pages(sides: &QemuPair) -> bool {
         }
     }
     true
-}
-
-pub(crate) fn addresses(plan: &Plan) -> Result<(&Address, &Address), Failure> {
-    let found = plan.addresses.as_ref().map(|(nbd, ram)| (nbd, ram));
-    found.ok_or_else(|| Failure::Refused {
-        code: "address-missing",
-        message: "the plan has no addresses".to_owned(),
-        on_source: true,
-    })
 }

@@ -9,6 +9,7 @@ use super::{
     interrupt::unless_cancelled,
     way_back::reconnect::Redial,
     way_back::rollback::QemuPair,
+    work_order::WorkOrder,
 };
 use crate::{
     convergence::Policy,
@@ -244,7 +245,7 @@ impl Builder {
         let (source, destination) = unless_cancelled(&cancel, connected).await??;
         let (source, destination, settings) = (&source, &destination, &settings);
         let survey = Survey { source, destination, settings, report: &report, cancel };
-        Ok(report.during(Phase::Preflight, Box::pin(survey.plan(false))).await?.0)
+        Ok(report.during(Phase::Preflight, Box::pin(survey.plan(false))).await?.plan)
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
@@ -349,27 +350,23 @@ async fn prepare(
     destination: Endpoint,
     recorder: Option<&Recorder>,
     cancel: watch::Receiver<bool>,
-) -> Result<(QemuPair, Plan, IntentLog), Failure> {
+) -> Result<(QemuPair, WorkOrder, IntentLog), Failure> {
     let connected = engine.report.during(Phase::Connect, connect(source, destination, recorder));
     let (source, destination) = unless_cancelled(&cancel, connected).await??;
     let (settings, report) = (&engine.settings, &engine.report);
     let survey = Survey { source: &source, destination: &destination, settings, report, cancel };
-    let (plan, was_running) = engine.report.during(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
-    for finding in plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
+    let draft = engine.report.during(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
+    for finding in draft.plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
         engine.report.warn(finding.code, finding.to_string());
     }
-    if let Some(gravest) = plan.blockers().next() {
-        let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
-        let (code, message) = (gravest.code, blockers.join("; "));
-        return Err(Failure::Refused { code, message, on_source: plan.on_source });
-    }
-    let sides = QemuPair { source, destination, was_running };
-    let log = IntentLog::begin(settings, &sides, &plan, report).map_err(|error| Failure::Refused {
+    let order = draft.order()?;
+    let sides = QemuPair { source, destination, was_running: order.is_running };
+    let log = IntentLog::begin(settings, &sides, &order.route, report).map_err(|error| Failure::Refused {
         code: "journal",
         message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
-        on_source: plan.on_source,
+        on_source: true,
     })?;
-    Ok((sides, plan, log))
+    Ok((sides, order, log))
 }
 
 async fn connect(

@@ -4,9 +4,10 @@
 //! waits for it. It must never let an effect be brought about whose record is not known to be on the disk.
 
 use super::{
-    Effect, Failure, JournalPlace, Plan, Settings,
+    Effect, Failure, JournalPlace, Settings,
     record::{Begun, Ended, Party, Record},
     way_back::rollback::QemuPair,
+    work_order::Route,
 };
 use crate::{
     journal::{Journal, JournalError},
@@ -57,14 +58,14 @@ impl IntentLog {
     pub(crate) fn begin(
         settings: &Settings,
         sides: &QemuPair,
-        plan: &Plan,
+        route: &Route,
         report: &Reporter,
     ) -> Result<Self, JournalError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let id = format!("{}.{:09}-{}", now.as_secs(), now.subsec_nanos(), std::process::id());
         let Some(path) = settings.journal_file(&id) else { return Ok(Self::default()) };
         let mut journal = Journal::create(&path)?;
-        journal.append(&Record::Begun(Box::new(begun(settings, sides, plan))))?;
+        journal.append(&Record::Begun(Box::new(begun(settings, sides, route))))?;
         let because = format!("what is done is noted in {0}: should this die, run qferry recover {0}", path.display());
         report.action("journal", because);
         let keep = matches!(settings.journal, JournalPlace::File(_));
@@ -200,14 +201,14 @@ impl File {
 }
 
 /// What a recovery has to know.
-fn begun(settings: &Settings, sides: &QemuPair, plan: &Plan) -> Begun {
+fn begun(settings: &Settings, sides: &QemuPair, route: &Route) -> Begun {
     let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
     Begun {
         source: party(&sides.source),
         destination: party(&sides.destination),
         was_running: sides.was_running,
-        pairs: plan.pairs.clone(),
-        addresses: plan.addresses.clone(),
+        pairs: route.pairs.clone(),
+        addresses: route.addresses.clone(),
         postcopy: settings.policy.may_postcopy(),
         keep_source: settings.keep_source,
         runtime_dir: settings.runtime_dir.clone(),

@@ -18,6 +18,7 @@ pub mod record;
 mod recovery;
 mod settings;
 mod way_back;
+mod work_order;
 
 pub use background_task::{Canceller, Events};
 pub use effect::Effect;

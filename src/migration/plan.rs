@@ -2,12 +2,12 @@
 //!
 //! Pure. `--plan` prints exactly what a run would start with.
 
-use super::Settings;
+use super::{
+    Failure, Settings,
+    work_order::{Route, WorkOrder},
+};
 use crate::{
-    convergence::{
-        Can, DiskRung, Task,
-        predict::{Measurements, predict},
-    },
+    convergence::predict::{Measurements, predict},
     endpoint::Address,
     preflight::{
         checks::{self, Finding, Severity, Subject},
@@ -28,7 +28,7 @@ use crate::{
 use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
 
-/// A migration as it would be done.
+/// A migration as it would be done, for people and programs.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Plan {
     /// What the checks found, blockers first.
@@ -39,37 +39,25 @@ pub struct Plan {
     pub chains: Vec<Chains>,
     /// What was proved of images that must be the same.
     pub verified: Vec<Comparison>,
-    /// What it would cost, as far as it is known.
+    /// What the migration would cost, as far as it is known.
     pub estimate: Estimate,
-    /// Where the destination would listen for NBD and for RAM.
-    #[serde(skip)]
-    pub(crate) addresses: Option<(Address, Address)>,
-    /// Where the source and the destination would listen while images are compared.
-    #[serde(skip)]
-    pub(crate) reading: (Option<Address>, Option<Address>),
-    #[serde(skip)]
-    pub(crate) pairs: Vec<Pair>,
-    /// The images that are to be the same or empty.
-    #[serde(skip)]
-    pub(crate) wanted: Wanted,
-    /// The guest's memory, bytes.
-    #[serde(skip)]
-    pub(crate) ram: u64,
-    /// How many CPUs it has.
-    #[serde(skip)]
-    pub(crate) cpus: usize,
     /// What was measured for the estimate.
     #[serde(skip)]
-    pub(crate) measured: Option<Measured>,
-    /// The named bitmaps move with the guest.
-    #[serde(skip)]
-    pub(crate) bitmaps: bool,
-    /// The guest was seen to run.
-    #[serde(skip)]
-    running: bool,
+    measured: Option<Measured>,
+}
+
+/// A plan while it is made: what is to be told of it, what is to be read for it, and what a run would need.
+pub(crate) struct Draft {
+    /// What is to be told.
+    pub(crate) plan: Plan,
+    /// The images that are to be compared or to be empty.
+    pub(crate) comparison: Wanted,
+    /// Where the source and the destination would listen while images are compared.
+    pub(crate) reading: (Option<Address>, Option<Address>),
+    /// What a run would need; `None` where no address could be chosen, which is a blocker.
+    order: Option<WorkOrder>,
     /// The guest was seen on the source, running or paused.
-    #[serde(skip)]
-    pub(crate) on_source: bool,
+    on_source: bool,
 }
 
 /// A disk of the source and what the destination has in its place.
@@ -100,10 +88,6 @@ pub struct PlannedDisk {
     pub mode: &'static str,
 }
 
-/// Bytes that a sender's kernel takes of a stream that is faster than the link, by Linux's default of `tcp_wmem`: 20 ms at
-/// 1 Gbit/s and 55 ms at 400 Mbit/s were seen.
-const TCP_BUFFERED: u64 = 2_500_000;
-
 /// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
 /// to be read is being written to.
 const UNREADABLE: [&str; 15] = [
@@ -125,14 +109,27 @@ const UNREADABLE: [&str; 15] = [
 ];
 
 impl Plan {
-    /// What is left of a plan when it is taken up again.
-    pub(crate) fn of(pairs: Vec<Pair>, addresses: Option<(Address, Address)>) -> Self {
-        Self { pairs, addresses, ..Self::default() }
+    /// What was measured, where that was asked for and nothing forbids the migration.
+    pub fn measured(&self) -> Option<&Measured> {
+        self.measured.as_ref()
     }
 
-    /// Makes the plan from what both sides said, and from what connections to the user's addresses came to. `id` names
-    /// this run in the paths of its sockets.
-    pub fn new(
+    /// The findings that forbid the migration.
+    pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Blocker)
+    }
+
+    /// Adds findings, blockers first.
+    fn find(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        self.findings.extend(findings);
+        self.findings.sort_by_key(|finding| finding.severity);
+    }
+}
+
+impl Draft {
+    /// Makes a plan of what both sides said, and of what connections to the user's addresses came to. `id` names this run
+    /// in the paths of its sockets.
+    pub(crate) fn new(
         source: &Facts,
         destination: &Facts,
         ports: &[(&'static str, Address, Port)],
@@ -198,49 +195,63 @@ impl Plan {
         let on_source = matches!(source.run, RunState::Running | RunState::Paused);
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
-        Self {
-            findings,
-            disks,
-            chains: chains(&all, &theirs, &pairs, source, destination),
-            verified: Vec::new(),
-            estimate,
-            addresses: nbd.zip(ram),
-            reading: (here, there),
-            pairs,
-            wanted,
-            ram: source.ram,
+        let chains = chains(&all, &theirs, &pairs, source, destination);
+        let order = nbd.zip(ram).map(|addresses| WorkOrder {
+            route: Route { pairs, addresses },
+            memory: source.ram,
             cpus: source.machine.cpus,
-            running: source.run == RunState::Running,
-            measured: None,
+            is_running: source.run == RunState::Running,
+            dirty_rate: None,
             bitmaps: bitmaps.moved,
-            on_source,
+            predicted: None,
+        });
+        let plan = Plan { findings, disks, chains, estimate, ..Plan::default() };
+        Self { plan, comparison: wanted, reading: (here, there), order, on_source }
+    }
+
+    /// What a run needs, of a plan without blockers.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] with all blockers in its message, by the code of the gravest.
+    pub(crate) fn order(self) -> Result<WorkOrder, Failure> {
+        let Self { plan, order, on_source, .. } = self;
+        let refused = |code, message| Failure::Refused { code, message, on_source };
+        match (plan.blockers().next(), order) {
+            (None, Some(order)) => Ok(order),
+            (None, None) => Err(refused("address-missing", "no address could be chosen".to_owned())),
+            (Some(gravest), _) => {
+                let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
+                Err(refused(gravest.code, blockers.join("; ")))
+            }
         }
+    }
+
+    /// What a run would need, unless a blocker forbids it.
+    pub(crate) fn unblocked(&self) -> Option<&WorkOrder> {
+        self.order.as_ref().filter(|_| self.plan.blockers().next().is_none())
     }
 
     /// Whether anything may be opened for reading in the two QEMUs.
     pub(crate) fn is_readable(&self) -> bool {
-        !self.findings.iter().any(|finding| UNREADABLE.contains(&finding.code))
+        !self.plan.findings.iter().any(|finding| UNREADABLE.contains(&finding.code))
     }
 
     /// Adds what was read of both sides.
     pub(crate) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
-        self.findings.extend(checks::weigh(checks::contents::read(&contents), force));
-        self.findings.sort_by_key(|finding| finding.severity);
-        self.verified = contents.comparisons;
+        self.plan.find(checks::weigh(checks::contents::read(&contents), force));
+        self.plan.verified = contents.comparisons;
     }
 
     /// Notes that nothing was read. Where a blocker says why, that is enough; a leftover that is going to be removed is none.
     pub(crate) fn left_unread(&mut self) {
-        if self.blockers().next().is_none() {
-            self.findings.extend(checks::contents::unread(&self.wanted));
-            self.findings.sort_by_key(|finding| finding.severity);
+        if self.plan.blockers().next().is_none() {
+            self.plan.find(checks::contents::unread(&self.comparison));
         }
     }
 
     /// Adds the disks of a side that were not left alone meanwhile.
     pub(crate) fn add_changed(&mut self, side: &str, disks: &[String]) {
-        self.findings.extend(checks::contents::changed(side, disks));
-        self.findings.sort_by_key(|finding| finding.severity);
+        self.plan.find(checks::contents::changed(side, disks));
     }
 
     /// Adds what was measured, and what follows from it for this migration; notes what could not be. `before` is how long
@@ -252,86 +263,51 @@ impl Plan {
         features: &Features,
         before: Duration,
     ) {
-        self.findings.extend(measured.findings());
-        self.findings.sort_by_key(|finding| finding.severity);
-        if let Some(seen) = self.measurements(&measured, features, before) {
-            let throttle = settings.policy.may_throttle();
-            self.estimate = predict(&settings.policy, &self.task(settings, features, throttle), &seen);
+        self.plan.find(measured.findings());
+        if let Some(order) = &mut self.order {
+            if let Some(seen) = measurements(&self.plan.disks, order.memory, &measured, features, before) {
+                let throttle = settings.policy.may_throttle();
+                self.plan.estimate = predict(&settings.policy, &order.task(settings, features, throttle), &seen);
+            }
+            let first = measured.dirtied.first();
+            order.dirty_rate = first.map(|(window, bytes)| *bytes as f64 / window.as_secs_f64());
+            order.predicted = Some(self.plan.estimate.clone());
         }
-        self.measured = Some(measured);
+        self.plan.measured = Some(measured);
     }
+}
 
-    /// What the controller has to do.
-    pub(crate) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> Task {
-        let policy = &settings.policy;
-        let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
-        Task {
-            budget: settings.downtime,
-            ceiling: settings.bandwidth,
-            disk_ceiling: settings.disk_bandwidth,
-            timeout: settings.timeout,
-            memory: self.ram,
-            disks: self.pairs.iter().map(|pair| pair.source.virtual_size).collect(),
-            dirty_rate: self
-                .measured
-                .as_ref()
-                .and_then(|measured| measured.dirtied.first())
-                .map(|(window, bytes)| *bytes as f64 / window.as_secs_f64()),
-            can: Can {
-                write_blocking: blocks,
-                throttle,
-                postcopy: policy.may_postcopy(),
-                // with more channels it could not be held back, nor where nothing may be changed, nor where QEMU cannot be
-                // told what to reckon with; and a paused guest's memory is through with its first pass
-                overlap: settings.multifd.is_none()
-                    && self.running
-                    && !policy.observe
-                    && source.avail_switchover_bandwidth,
-                switchover_bandwidth: source.avail_switchover_bandwidth,
-            },
-            buffered: match self.addresses {
-                Some((_, Address::Tcp { .. })) => TCP_BUFFERED,
-                _ => 0,
-            },
-        }
+/// What is known beforehand; None where too little is.
+fn measurements(
+    disks: &[PlannedDisk],
+    memory: u64,
+    measured: &Measured,
+    features: &Features,
+    before: Duration,
+) -> Option<Measurements> {
+    let is_missing = |what: &str| measured.missing.iter().any(|missing| missing.what == what);
+    if is_missing("dirty-rate") || is_missing("bandwidth") {
+        return None;
     }
-
-    /// What is known beforehand; None where too little is.
-    fn measurements(&self, measured: &Measured, features: &Features, before: Duration) -> Option<Measurements> {
-        let is_missing = |what: &str| measured.missing.iter().any(|missing| missing.what == what);
-        if is_missing("dirty-rate") || is_missing("bandwidth") {
-            return None;
-        }
-        let written = |disk: &str| measured.disks.iter().find(|rate| rate.disk == disk);
-        let disk = |disk: &PlannedDisk| {
-            let written = written(&disk.source).map_or(0, |rate| rate.bytes.0);
-            Some((disk.source.clone(), disk.actual_size?, written))
-        };
-        let (dirty_rate, working_set) = measured::work(&measured.dirtied);
-        Some(Measurements {
-            memory: self.ram,
-            used: measured.used,
-            dirty_rate,
-            working_set,
-            disks: self.disks.iter().map(disk).collect::<Option<_>>()?,
-            write_latency: measured.disks.iter().filter_map(|disk| disk.latency).max(),
-            link: measured.bandwidth.map(|rate| rate.0 as f64),
-            round_trip: measured.source_round_trip.max(measured.destination_round_trip),
-            before,
-            continuous: features.failing_status,
-            switchover_bandwidth: features.avail_switchover_bandwidth,
-        })
-    }
-
-    /// What was measured, where that was asked for and nothing forbids the migration.
-    pub fn measured(&self) -> Option<&Measured> {
-        self.measured.as_ref()
-    }
-
-    /// The findings that forbid the migration.
-    pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| finding.severity == Severity::Blocker)
-    }
+    let written = |disk: &str| measured.disks.iter().find(|rate| rate.disk == disk);
+    let disk = |disk: &PlannedDisk| {
+        let written = written(&disk.source).map_or(0, |rate| rate.bytes.0);
+        Some((disk.source.clone(), disk.actual_size?, written))
+    };
+    let (dirty_rate, working_set) = measured::work(&measured.dirtied);
+    Some(Measurements {
+        memory,
+        used: measured.used,
+        dirty_rate,
+        working_set,
+        disks: disks.iter().map(disk).collect::<Option<_>>()?,
+        write_latency: measured.disks.iter().filter_map(|disk| disk.latency).max(),
+        link: measured.bandwidth.map(|rate| rate.0 as f64),
+        round_trip: measured.source_round_trip.max(measured.destination_round_trip),
+        before,
+        continuous: features.failing_status,
+        switchover_bandwidth: features.avail_switchover_bandwidth,
+    })
 }
 
 /// Whether the destination has the same file open in its place: it would be mirrored onto itself. In another's place it

@@ -35,7 +35,7 @@ pub struct Begun {
     /// The disks that move.
     pub pairs: Vec<Pair>,
     /// Where the destination listens, for NBD and for RAM.
-    pub addresses: Option<(Address, Address)>,
+    pub addresses: (Address, Address),
     /// Whether it may come to postcopy.
     pub postcopy: bool,
     /// Whether the source is left there, stopped.
@@ -208,7 +208,7 @@ mod tests {
             destination: party("tcp:[::1]:2"),
             was_running: true,
             pairs: Vec::new(),
-            addresses: Some(("unix:/n".parse().expect("one"), "tcp:h:1".parse().expect("one"))),
+            addresses: ("unix:/n".parse().expect("one"), "tcp:h:1".parse().expect("one")),
             postcopy: false,
             keep_source: false,
             runtime_dir: PathBuf::from("/r"),

@@ -6,7 +6,7 @@
 //! so a recovery that dies can be recovered from.
 
 use super::{
-    Endpoint, Failure, Migration, Plan, Settings,
+    Endpoint, Failure, Migration, Settings,
     background_task::BackgroundTask,
     engine::{Attempt, Context, NEVER_CONTINUED},
     handle::{open, untouched},
@@ -16,6 +16,7 @@ use super::{
     way_back::judge::Judge,
     way_back::reconnect::Redial,
     way_back::rollback::QemuPair,
+    work_order::Route,
 };
 use crate::{
     endpoint::{Address, Found, PeerPid},
@@ -100,14 +101,14 @@ impl Recovery {
             return Err(refused("nothing-begun", "its engine died before it had begun anything".to_owned()));
         };
         let settings = settings(&begun, self.fence_command);
-        let plan = Plan::of(begun.pairs.clone(), begun.addresses.clone());
+        let route = Route { pairs: begun.pairs.clone(), addresses: begun.addresses.clone() };
         let engine =
             Context { settings, report: report.clone(), cancel, began: Instant::now(), redial: Redial::default() };
         if let Some(ended) = status.ended.as_ref().filter(|ended| ended.is_settled()) {
             let end = End { ending: ended.outcome, runs_on: ended.runs_on, failure: ended.reason.clone() };
             let mut course = Attempt::new(IntentLog::default(), Clock::Engine);
             course.leftovers.clone_from(&ended.leftovers);
-            return Ok(engine.outcome(&plan, end, &course));
+            return Ok(engine.outcome(&route, end, &course));
         }
         let recorder = self.recorder.as_ref();
         let connected = async {
@@ -121,8 +122,8 @@ impl Recovery {
         let mut sides = QemuPair { source, destination, was_running: begun.was_running };
         let mut course =
             Attempt::new(IntentLog::take_up(journal, status.effects.clone(), begun.was_running), Clock::Engine);
-        let end = engine.take_up(&mut sides, &plan, &begun, status.claim, &mut course).await;
-        Ok(engine.conclude(&plan, end, course).await)
+        let end = engine.take_up(&mut sides, &route, &begun, status.claim, &mut course).await;
+        Ok(engine.conclude(&route, end, course).await)
     }
 }
 
@@ -131,7 +132,7 @@ impl Context {
     async fn take_up(
         &self,
         sides: &mut QemuPair,
-        plan: &Plan,
+        route: &Route,
         begun: &Begun,
         claim: Claim,
         course: &mut Attempt,
@@ -141,7 +142,7 @@ impl Context {
         match claim {
             Claim::Source => {
                 self.look_back(sides, &failure, course).await;
-                self.retreat(sides, plan, &failure, NEVER_CONTINUED, course).await
+                self.retreat(sides, route, &failure, NEVER_CONTINUED, course).await
             }
             Claim::Given | Claim::Resuming => {
                 let start = match claim {
@@ -151,9 +152,9 @@ impl Context {
                     _ if begun.postcopy => Start::Sent,
                     _ => Start::Unknown,
                 };
-                let judge = Judge::new(self, sides, plan, start).unfollowed();
+                let judge = Judge::new(self, sides, route, start).unfollowed();
                 let judge = if claim == Claim::Resuming { judge.destination_ended() } else { judge };
-                self.settle(sides, plan, failure, judge, course).await
+                self.settle(sides, route, failure, judge, course).await
             }
         }
     }

@@ -43,8 +43,6 @@ pub enum Way<'a> {
     Ceiling,
     /// By sending something to an NBD server here.
     Probe(&'a Address),
-    /// Not at all: there is no address.
-    NoAddress,
 }
 
 /// Measures. `here` is what the source said, and `disks` are those of its disks that would move. Gives `None` when it was
@@ -77,7 +75,6 @@ pub async fn measure(
     // after the guest was looked at: it would be slowed down
     let (bandwidth, is_cancelled) = match way {
         Way::Ceiling => (Ok(None), false),
-        Way::NoAddress => (Err("there is no NBD address".to_owned()), false),
         Way::Probe(address) => {
             let mut is_cancelled = false;
             let cancelled = async {

@@ -1,10 +1,11 @@
 //! How a run ends: cleans up after a guest that moved, goes back to the source, or says what is not known.
 
 use crate::migration::{
-    Effect, Failure, Plan,
+    Effect, Failure,
     engine::{Attempt, Context},
     record::{Ended, Record},
     way_back::rollback::{QUIT, QemuPair, RolledBack, remove_socket, roll_back, unseen},
+    work_order::Route,
 };
 use crate::{
     convergence::Disk,
@@ -33,8 +34,8 @@ pub(crate) struct End {
 
 impl Context {
     /// Notes the end, and tells it.
-    pub(crate) async fn conclude(&self, plan: &Plan, end: End, course: Attempt) -> Outcome {
-        let outcome = self.outcome(plan, end, &course);
+    pub(crate) async fn conclude(&self, route: &Route, end: End, course: Attempt) -> Outcome {
+        let outcome = self.outcome(route, end, &course);
         let ended = Ended {
             outcome: outcome.outcome,
             runs_on: outcome.runs_on,
@@ -46,9 +47,9 @@ impl Context {
     }
 
     /// The guest is on the destination: waits for what postcopy has to fetch yet, then cleans up.
-    pub(crate) async fn complete(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> End {
+    pub(crate) async fn complete(&self, sides: &QemuPair, route: &Route, course: &mut Attempt) -> End {
         if course.ram.postcopy {
-            let fetched = self.report.during(Phase::Postcopy, self.fetch(sides, plan, course)).await;
+            let fetched = self.report.during(Phase::Postcopy, self.fetch(sides, route, course)).await;
             if let Err(failure) = fetched {
                 let runs_on = match failure {
                     Failure::Postcopy(PostcopyError::DestinationGone(_)) => RunsOn::Unknown,
@@ -57,12 +58,12 @@ impl Context {
                 return End { ending: Ending::Undetermined, runs_on, failure: Some(failure.reason()) };
             }
         }
-        self.report.during(Phase::Cleanup, self.tidy(sides, plan, course)).await
+        self.report.during(Phase::Cleanup, self.tidy(sides, route, course)).await
     }
 
     /// Removes what was made, from both sides, and quits the source: unless the destination is lost by now, when the
     /// source's is the only state that is known to be there.
-    async fn tidy(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> End {
+    async fn tidy(&self, sides: &QemuPair, route: &Route, course: &mut Attempt) -> End {
         let source = &sides.source;
         let asked = self.insist(sides, Side::Destination, |side| Box::pin(side.ask(&qmp::query_status {}))).await;
         let run = match asked {
@@ -78,7 +79,7 @@ impl Context {
         }
         let mut problems = Vec::new();
         if self.settings.keep_source {
-            problems.extend(mirror::dismiss(source, &plan.pairs).await.err());
+            problems.extend(mirror::dismiss(source, &route.pairs).await.err());
         } else {
             let quit = self.insist(sides, Side::Source, |source| Box::pin(source.act(&qmp::quit {}))).await;
             if timeout(QUIT, source.ended()).await.is_err() {
@@ -132,7 +133,7 @@ impl Context {
     pub(crate) async fn retreat(
         &self,
         sides: &QemuPair,
-        plan: &Plan,
+        route: &Route,
         failure: &Failure,
         may_resume: Option<DestinationCannotRun>,
         course: &mut Attempt,
@@ -146,12 +147,12 @@ impl Context {
         }
         // what does not answer now would hold up the way back, too: the guest's own return waits for its disks
         if may_resume.is_some() && (failure.is_silence() || sides.source.is_silent()) {
-            self.free(sides, plan).await;
+            self.free(sides, route).await;
         }
         let effects = course.log.effects();
         let listened = effects.contains(&Effect::Incoming) && !sides.destination.is_gone();
         let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
-        let rolled_back = roll_back(sides, &plan.pairs, &mut course.log, may_resume, &self.report);
+        let rolled_back = roll_back(sides, &route.pairs, &mut course.log, may_resume, &self.report);
         let RolledBack { as_before, leftovers } = self.report.during(Phase::Cleanup, rolled_back).await;
         course.leftovers.extend(leftovers);
         let seen = sides.source.observed();
@@ -180,7 +181,7 @@ impl Context {
         End { ending, runs_on, failure: Some(reason) }
     }
 
-    pub(crate) fn outcome(&self, plan: &Plan, end: End, course: &Attempt) -> Outcome {
+    pub(crate) fn outcome(&self, route: &Route, end: End, course: &Attempt) -> Outcome {
         let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
         let known = course.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
         let latency = |pair: &Pair, of: fn(&Disk) -> Option<f64>| {
@@ -204,9 +205,9 @@ impl Context {
             blackout_ms,
             qemu_downtime_ms: course.downtime,
             ledger,
-            disks: plan.pairs.iter().map(disk).collect(),
+            disks: route.pairs.iter().map(disk).collect(),
             ram: course.ram.clone(),
-            predicted: plan.measured().map(|_| plan.estimate.clone()),
+            predicted: course.predicted.clone(),
             leftovers: course.leftovers.clone(),
         }
     }

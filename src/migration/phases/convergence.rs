@@ -4,9 +4,10 @@
 //! with its reason.
 
 use crate::migration::{
-    Effect, Failure, Plan,
-    engine::{Attempt, Context, addresses},
+    Effect, Failure,
+    engine::{Attempt, Context},
     way_back::rollback::QemuPair,
+    work_order::WorkOrder,
 };
 use crate::{
     convergence::{
@@ -47,7 +48,7 @@ const OVERDUE: Duration = Duration::from_secs(1);
 /// One run of the controller.
 pub(crate) struct Converge<'a> {
     engine: &'a Context,
-    plan: &'a Plan,
+    order: &'a WorkOrder,
     pub(crate) history: History,
     /// The guest's writes as they were last counted.
     stats: Vec<BlockStats>,
@@ -100,15 +101,15 @@ impl Dirtied {
 }
 
 impl<'a> Converge<'a> {
-    pub(crate) fn new(engine: &'a Context, plan: &'a Plan, sides: &QemuPair, course: &Attempt) -> Self {
+    pub(crate) fn new(engine: &'a Context, order: &'a WorkOrder, sides: &QemuPair, course: &Attempt) -> Self {
         let settings = &engine.settings;
         // who only observes tells what would be done with it
         let throttle = course.throttling != tuning::Throttling::None || settings.policy.observe;
-        let task = plan.task(settings, sides.source.features(), throttle);
-        let disks = plan.pairs.iter().map(|pair| pair.source.name().to_owned());
+        let task = order.task(settings, sides.source.features(), throttle);
+        let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());
         Self {
             engine,
-            plan,
+            order,
             history: History::new(task, disks),
             stats: Vec::new(),
             dirtied: Dirtied::default(),
@@ -124,9 +125,9 @@ impl<'a> Converge<'a> {
 
     /// Copies disks until RAM may be started.
     pub(crate) async fn until_memory(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<(), Failure> {
-        self.storage = (!self.plan.pairs.is_empty()).then(|| self.engine.report.enter(Phase::Storage));
-        if !self.plan.pairs.is_empty() {
-            self.engine.start_mirrors(sides, self, self.plan, course).await?;
+        self.storage = (!self.order.route.pairs.is_empty()).then(|| self.engine.report.enter(Phase::Storage));
+        if !self.order.route.pairs.is_empty() {
+            self.engine.start_mirrors(sides, self, &self.order.route, course).await?;
         }
         let mut copying = FIRST;
         loop {
@@ -136,7 +137,7 @@ impl<'a> Converge<'a> {
             }
             let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
-                () = mirror::turned(&sides.source, &self.plan.pairs), if !self.is_ready() => {}
+                () = mirror::turned(&sides.source, &self.order.route.pairs), if !self.is_ready() => {}
                 () = sleep(pause) => {}
             }
             copying = DISKS;
@@ -161,11 +162,11 @@ impl<'a> Converge<'a> {
                 // an event, so that nothing waits for a look that is under way
                 biased;
                 arrived = &mut arrival => break arrived?,
-                failure = mirror::failure(source, &self.plan.pairs) => return Err(failure.into()),
+                failure = mirror::failure(source, &self.order.route.pairs) => return Err(failure.into()),
                 // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for them
-                () = mirror::turned(source, &self.plan.pairs), if awaited.is_none() && !turned && !self.is_ready() => {
+                () = mirror::turned(source, &self.order.route.pairs), if awaited.is_none() && !turned && !self.is_ready() => {
                     turned = true;
                 }
                 () = sleep(STEP), if awaited.is_none() && self.history.is_pressing() => {}
@@ -242,7 +243,7 @@ impl<'a> Converge<'a> {
                 });
             }
             tokio::select! {
-                () = mirror::turned(&sides.source, &self.plan.pairs) => {}
+                () = mirror::turned(&sides.source, &self.order.route.pairs) => {}
                 () = sleep(STOPPED) => {}
             }
         }
@@ -324,7 +325,7 @@ impl<'a> Converge<'a> {
             }
             Action::Share(share) => {
                 let mut done = Ok(());
-                for pair in &self.plan.pairs {
+                for pair in &self.order.route.pairs {
                     let speed = share.mirror(pair.source.name());
                     if speed != shared.mirror(pair.source.name()) {
                         done = done.and(mirror::limit(source, pair, speed.map(|rate| rate.0)).await);
@@ -338,7 +339,8 @@ impl<'a> Converge<'a> {
             Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(course, *percent)).await,
             Action::WriteBlocking(disks) => {
                 let named = |pair: &&Pair| disks.iter().any(|disk| disk == pair.source.name());
-                let pairs: Vec<_> = self.plan.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
+                let pairs: Vec<_> =
+                    self.order.route.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
                 mirror::write_blocking(source, &pairs).await
             }
             Action::Postcopy => {
@@ -364,7 +366,7 @@ impl<'a> Converge<'a> {
         match course.throttling {
             tuning::Throttling::DirtyLimit => {
                 let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
-                tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.plan.cpus)
+                tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.order.cpus)
             }
             _ => tuning::throttle(percent),
         }
@@ -372,7 +374,7 @@ impl<'a> Converge<'a> {
 
     /// Starts to send RAM.
     async fn start_memory(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<(), Failure> {
-        let (_, ram) = addresses(self.plan)?;
+        let ram = self.order.route.ram();
         course.log.note(self.engine.socket(ram).into_iter().chain([Effect::Incoming])).await?;
         if let Err(error) = precopy::listen(&sides.destination, ram).await {
             if error.is_refusal() {
@@ -384,7 +386,7 @@ impl<'a> Converge<'a> {
         self.engine.settings.keep_private(ram);
         course.log.note([Effect::Migrate]).await?;
         precopy::send(&sides.source, ram).await?;
-        self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.plan.ram).await.then(Instant::now);
+        self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.order.memory).await.then(Instant::now);
         Ok(())
     }
 
@@ -393,8 +395,9 @@ impl<'a> Converge<'a> {
         let sends = course.log.effects().contains(&Effect::Migrate);
         let asked = Instant::now();
         let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
-        let jobs = (!self.plan.pairs.is_empty()).then(|| mirror::progress(source, &self.plan.pairs));
-        let stats = (!self.plan.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
+        let jobs = (!self.order.route.pairs.is_empty()).then(|| mirror::progress(source, &self.order.route.pairs));
+        let stats =
+            (!self.order.route.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
         let dirtied = self.dirtied.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
         let migration = answer(migration).await.transpose()?;
         let first = migration.as_ref().map(|_| asked.elapsed());
@@ -436,7 +439,7 @@ impl<'a> Converge<'a> {
                 syncs: ram.dirty_sync_count,
                 postcopy: migration.status.as_ref().is_some_and(MigrationStatus::is_postcopy),
             }),
-            mirrors: self.plan.pairs.iter().zip(&jobs).map(mirror).collect(),
+            mirrors: self.order.route.pairs.iter().zip(&jobs).map(mirror).collect(),
         };
         tracing::trace!(sample = %serde_json::json!(sample), "sample");
         Ok(Look { sample, jobs, migration })
@@ -446,7 +449,7 @@ impl<'a> Converge<'a> {
     fn report(&self, look: &Look) {
         let report = &self.engine.report;
         let known = self.history.estimates();
-        for (pair, job) in self.plan.pairs.iter().zip(&look.jobs) {
+        for (pair, job) in self.order.route.pairs.iter().zip(&look.jobs) {
             let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
             report.emit(Kind::Disk {
                 disk: pair.source.name().to_owned(),

@@ -4,10 +4,11 @@
 //! Nothing interrupts it: each side has a part of the guest. It must never end one of them, and never resume the source.
 
 use crate::migration::{
-    Failure, Plan,
-    engine::{Attempt, Context, addresses},
+    Failure,
+    engine::{Attempt, Context},
     interrupt::cancelled,
     way_back::rollback::QemuPair,
+    work_order::Route,
 };
 use crate::{
     endpoint::Address,
@@ -28,7 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 impl Context {
     /// Waits until all of the guest's pages are on the destination.
-    pub(crate) async fn fetch(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> Result<(), Failure> {
+    pub(crate) async fn fetch(&self, sides: &QemuPair, route: &Route, course: &mut Attempt) -> Result<(), Failure> {
         let asked = async {
             cancelled(&self.cancel).await;
             let message = "the guest runs on the destination and part of its memory is still on the source: \
@@ -38,14 +39,14 @@ impl Context {
         };
         tokio::select! {
             biased;
-            fetched = self.fetch_all(sides, plan, course) => fetched,
+            fetched = self.fetch_all(sides, route, course) => fetched,
             never = asked => never,
         }
     }
 
-    async fn fetch_all(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> Result<(), Failure> {
+    async fn fetch_all(&self, sides: &QemuPair, route: &Route, course: &mut Attempt) -> Result<(), Failure> {
         let QemuPair { source, destination, .. } = sides;
-        let (_, first) = addresses(plan)?;
+        let first = route.ram();
         if let Some(ceiling) = self.settings.bandwidth {
             if let Err(error) = postcopy::limit(source, ceiling).await {
                 self.report.warn("postcopy-unlimited", describe(&error));

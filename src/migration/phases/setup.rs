@@ -1,10 +1,11 @@
 //! What is set up before anything converges: settings, exports, and a mirror for each disk.
 
 use crate::migration::{
-    Effect, Failure, Plan,
-    engine::{Attempt, Context, addresses},
+    Effect, Failure,
+    engine::{Attempt, Context},
     phases::convergence::Converge,
     way_back::rollback::QemuPair,
+    work_order::{Route, WorkOrder},
 };
 use crate::{
     endpoint::Address,
@@ -23,11 +24,17 @@ use std::time::Instant;
 use tokio::time::timeout;
 
 impl Context {
-    pub(crate) async fn prepare(&self, sides: &QemuPair, plan: &Plan, course: &mut Attempt) -> Result<(), Failure> {
+    pub(crate) async fn prepare(
+        &self,
+        sides: &QemuPair,
+        order: &WorkOrder,
+        course: &mut Attempt,
+    ) -> Result<(), Failure> {
+        let route = &order.route;
         let QemuPair { source, destination, .. } = sides;
-        let (nbd, ram) = addresses(plan)?;
+        let (nbd, ram) = (route.nbd(), route.ram());
         self.settings.make_runtime_dir([nbd, ram])?;
-        let wanted = self.settings.tuning(plan.bitmaps);
+        let wanted = self.settings.tuning(order.bitmaps);
         for process in [source, destination] {
             let side = process.name().side;
             let setup = wanted.setup(side, process.features());
@@ -45,7 +52,7 @@ impl Context {
         // it waits already; this takes back an autostart, for a QEMU that was started without -S
         destination.act(&qmp::stop {}).await?;
 
-        if !plan.pairs.is_empty() {
+        if !route.pairs.is_empty() {
             let socket = self.socket(nbd);
             course.log.note(socket.clone().into_iter().chain([Effect::NbdServer])).await?;
             if let Err(error) = export::start_server(destination, nbd).await {
@@ -58,7 +65,7 @@ impl Context {
                 return Err(error.into());
             }
             self.settings.keep_private(nbd);
-            for pair in &plan.pairs {
+            for pair in &route.pairs {
                 export::add(destination, pair).await?;
             }
         }
@@ -70,13 +77,13 @@ impl Context {
         &self,
         sides: &QemuPair,
         converge: &Converge<'_>,
-        plan: &Plan,
+        route: &Route,
         course: &mut Attempt,
     ) -> Result<(), Failure> {
         let source = &sides.source;
-        course.log.note(plan.pairs.iter().map(|pair| Effect::Mirror(pair.names.job.clone()))).await?;
-        let (nbd, _) = addresses(plan)?;
-        let mut pairs: Vec<&Pair> = plan.pairs.iter().collect();
+        course.log.note(route.pairs.iter().map(|pair| Effect::Mirror(pair.names.job.clone()))).await?;
+        let nbd = route.nbd();
+        let mut pairs: Vec<&Pair> = route.pairs.iter().collect();
         for attempt in 1..=guard::ATTEMPTS {
             let dirty = mirror::start(source, &pairs, nbd, |pair| converge.speed(pair)).await?;
             for (pair, bytes) in &dirty {

@@ -4,9 +4,9 @@
 //! that it cannot run.
 
 use crate::migration::{
-    Plan,
     engine::Context,
     way_back::rollback::{QUIT, QemuPair},
+    work_order::Route,
 };
 use crate::{handover::watchdog, progress::Reporter, qemu::Process};
 use std::process::Stdio;
@@ -51,9 +51,9 @@ impl Context {
 
     /// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does
     /// nothing, as while it connects to an NBD server, by fencing the destination that it waits for.
-    pub(crate) async fn free(&self, sides: &QemuPair, plan: &Plan) {
+    pub(crate) async fn free(&self, sides: &QemuPair, route: &Route) {
         let QemuPair { source, destination, .. } = sides;
-        self.yank(source, plan).await;
+        self.yank(source, route).await;
         let still = !source.is_gone() && !watchdog::answers(source).await;
         if still && !destination.is_gone() && !watchdog::answers(destination).await {
             self.fence(destination, "it does not answer, and the source hangs in what it waits for of it").await;
@@ -61,8 +61,8 @@ impl Context {
     }
 
     /// Ends what the source has open for this run, out of band.
-    pub(crate) async fn yank(&self, source: &Process, plan: &Plan) {
-        let nodes = plan.pairs.iter().map(|pair| pair.names.nbd.as_str());
+    pub(crate) async fn yank(&self, source: &Process, route: &Route) {
+        let nodes = route.pairs.iter().map(|pair| pair.names.nbd.as_str());
         for freed in watchdog::free(source, nodes, true).await {
             self.report.action("yank", format!("{}: its {freed} is ended, for nothing comes of it", source.name()));
         }

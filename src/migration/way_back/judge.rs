@@ -2,7 +2,9 @@
 //!
 //! The decisions are [`verdict`]'s. It must never act on one side while the other is not proved to be out of the way.
 
-use crate::migration::{Plan, engine::Context, intents::IntentLog, record::Record, way_back::rollback::QemuPair};
+use crate::migration::{
+    engine::Context, intents::IntentLog, record::Record, way_back::rollback::QemuPair, work_order::Route,
+};
 use crate::{
     handover::{
         exchange,
@@ -38,7 +40,7 @@ const LATE: &str = "the time for the switchover was over before it was proved wh
 pub(crate) struct Judge<'a> {
     engine: &'a Context,
     sides: &'a QemuPair,
-    plan: &'a Plan,
+    route: &'a Route,
     start: Start,
     /// The source's events have been followed since the guest was stopped, or since it was seen not to run.
     followed: bool,
@@ -60,10 +62,10 @@ struct Ended {
 }
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(engine: &'a Context, sides: &'a QemuPair, plan: &'a Plan, start: Start) -> Self {
+    pub(crate) fn new(engine: &'a Context, sides: &'a QemuPair, route: &'a Route, start: Start) -> Self {
         let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
         let fences = Fences { source: can(&sides.source), destination: can(&sides.destination) };
-        Self { engine, sides, plan, start, followed: true, ended: Ended::default(), resuming: false, by: None, fences }
+        Self { engine, sides, route, start, followed: true, ended: Ended::default(), resuming: false, by: None, fences }
     }
 
     /// For an engine that takes up what another one began: nobody has followed the events.
@@ -173,7 +175,7 @@ impl<'a> Judge<'a> {
             }
             Verdict::FreeSource => {
                 self.note_resuming(log).await;
-                self.engine.yank(source, self.plan).await;
+                self.engine.yank(source, self.route).await;
             }
         }
         Ok(())
