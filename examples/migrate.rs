@@ -7,12 +7,7 @@
 //! The addresses are those of the two QMP monitors. The destination must wait with `-incoming defer -S`, on an overlay
 //! of the same size as the source's. Exit code 0: the guest runs on the destination.
 
-use qferry::{
-    endpoint::Address,
-    migration::Migration,
-    progress::{Ending, Kind},
-    quantity::Bytes,
-};
+use qferry::{Address, Bytes, Ending, Kind, Migration};
 use std::{error::Error, process::ExitCode, time::Duration};
 
 #[tokio::main(flavor = "current_thread")]

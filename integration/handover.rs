@@ -9,8 +9,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says all it has to say by panicking")]
 
-use qferry::handover::verdict::{self, Facts, Fences, Seen, Start, Verdict};
-use qferry::qemu::reply::{MigrationStatus, RunState};
+use qferry::internals::handover::verdict::{self, Facts, Fences, Seen, Start, Verdict};
+use qferry::internals::qemu::reply::{MigrationStatus, RunState};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::{mem::discriminant, time::Instant};
 

@@ -4,7 +4,7 @@
 //! destination that cannot load the state. What stands in the files is what was on the wire, less what `qmp-fixtures/
 //! README.md` says is taken out. It must never write a recording whose migration did not end as its name says.
 
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::Migration,
     progress::{Ending, Kind, Outcome, Phase, PhaseState},

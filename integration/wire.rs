@@ -11,8 +11,8 @@ use std::time::Duration;
 use fake::{Action, Fake, Script, greeting};
 use proptest::prelude::*;
 use qapi::qmp;
-use qferry::qmp::transcript::{EntryBody, LineDirection, Recorder, Transcript};
-use qferry::qmp::{
+use qferry::internals::qmp::transcript::{EntryBody, LineDirection, Recorder, Transcript};
+use qferry::internals::qmp::{
     CloseCause, ConnectError, ConnectionCounters, ErrorClass, EventStream, ExecuteError, QmpClient, QmpEvent,
     QmpOptions, QmpRequest, StreamItem,
 };
@@ -411,7 +411,7 @@ async fn an_embedders_connection_is_adopted() {
 
 #[tokio::test]
 async fn unix_and_tcp_monitors_are_reached_by_address() {
-    use qferry::endpoint::{Address, dial};
+    use qferry::internals::endpoint::{Address, dial};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("qmp.sock");
     let unix = Script::new().listen_unix(&path);

@@ -4,7 +4,7 @@
 //! # The life of one migration
 //!
 //! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file;
-//! [`prepare`] makes what it needs. Then [`migration::Migration`] goes through these phases, in this order, in
+//! `prepare` makes what it needs. Then [`Migration`] goes through these phases, in this order, in
 //! one function:
 //!
 //! | phase | what happens | if it fails |
@@ -21,32 +21,32 @@
 //! # Convergence
 //!
 //! From the first mirror to STOP one loop samples disks and RAM and asks one pure function what to do:
-//! [`convergence::decide`]. It shares one ceiling out between mirrors and RAM, raises the downtime limit only as far as it
+//! `convergence::decide`. It shares one ceiling out between mirrors and RAM, raises the downtime limit only as far as it
 //! must and the budget allows, throttles by need, and gives up with what would have been needed. The same function, driven by a
-//! model of guest and link ([`convergence::simulate`]), foretells a migration. The budget is a promise: a handover that is
+//! model of guest and link (`convergence::simulate`), foretells a migration. The budget is a promise: a handover that is
 //! foreseen to exceed it by more than the policy's slack is not begun.
 //!
 //! # Never two runners, never a lost write
 //!
 //! A guest may be started on one side only with a proof that the other cannot run it. The proofs are types of
-//! [`handover::ownership`], made only from QEMU's answers, and [`handover::exchange`] is the only place that sends
+//! `handover::ownership`, made only from QEMU's answers, and `handover::exchange` is the only place that sends
 //! `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after it, a failure is judged by
-//! [`handover::verdict`], and where nothing is proved nothing is done. In postcopy neither side has the whole guest: the
+//! `handover::verdict`, and where nothing is proved nothing is done. In postcopy neither side has the whole guest: the
 //! source may then never resume and must not end before both say `completed`, whatever is asked.
 //!
 //! # When something dies
 //!
-//! What is about to be done is in the [`journal`] before it is done ([`migration::record`]), so that after the engine itself
-//! died another one finishes, goes back, or says what a person must find out ([`migration::Recovery`]). A source whose main
-//! loop hangs is freed out of band ([`handover::watchdog`]), and the guest never stands still for longer than the switchover's
+//! What is about to be done is in the `journal` before it is done (`migration::record`), so that after the engine itself
+//! died another one finishes, goes back, or says what a person must find out ([`Recovery`]). A source whose main
+//! loop hangs is freed out of band (`handover::watchdog`), and the guest never stands still for longer than the switchover's
 //! time: a side that stays silent is fenced where that is safe, and where nothing is proved it is said. `docs/handover.md` has
 //! the protocol; a model of it is explored in the tests, and real faults are injected by `scripts/faults`.
 //!
 //! # The right backing file
 //!
 //! `sync=top` sends what the overlay holds; all else the guest reads from the destination's own backing file. So that one is
-//! proved to be the source's ([`storage::identity`]), read on both sides through exports that are closed again
-//! ([`preflight::contents`]), and the image that is written to is proved to be empty.
+//! proved to be the source's (`storage::identity`), read on both sides through exports that are closed again
+//! (`preflight::contents`), and the image that is written to is proved to be empty.
 //!
 //! # Layers
 //!
@@ -66,7 +66,7 @@
 //! # Embedding
 //!
 //! ```no_run
-//! use qferry::{endpoint::Address, migration::Migration, progress::Ending};
+//! use qferry::{Address, Ending, Migration};
 //! use std::time::Duration;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -89,20 +89,58 @@
 //! ```
 //!
 //! One engine per guest: nothing in QEMU keeps a second one from doing the same. An embedder that holds its own
-//! connection to QEMU hands it over as [`migration::Endpoint::Stream`].
+//! connection to QEMU hands it over as [`Endpoint::Stream`].
 
+#[doc(hidden)]
 pub mod cli;
-pub mod convergence;
-pub mod endpoint;
-pub mod handover;
-pub mod journal;
-pub mod memory;
-pub mod migration;
-pub mod nbd;
-pub mod preflight;
-pub mod prepare;
-pub mod progress;
-pub mod qemu;
-pub mod qmp;
-pub mod quantity;
-pub mod storage;
+
+mod convergence;
+mod endpoint;
+mod handover;
+mod journal;
+mod memory;
+mod migration;
+mod nbd;
+mod preflight;
+mod prepare;
+mod progress;
+mod qemu;
+mod qmp;
+mod quantity;
+mod storage;
+
+pub use convergence::{DiskRung, Policy, PolicyError, RamRung, Schedule, Step, Then};
+pub use endpoint::{Address, AddressError};
+pub use memory::tuning::Compression;
+pub use migration::{
+    Builder, Canceller, Check, Endpoint, Events, Failure, JournalPlace, Migration, Plan, PlannedDisk, Recovery,
+    Settings,
+};
+pub use prepare::{Action, PopulateMode, Prepared, Preparedness, Provision, ProvisionSettings, StepState};
+pub use progress::{
+    Clock, DiskOutcome, Ending, Estimate, Event, Kind, Outcome, Phase, PhaseState, RamOutcome, Reason, RunsOn, Span,
+};
+pub use qmp::Recorder;
+pub use quantity::{Bytes, QuantityError, Rate};
+pub use storage::{
+    identity::Proof,
+    layout::{Selection, Storage},
+};
+
+/// The rooms behind the public face, for the tests, fuzz targets and tools of this repository alone. Anything in here
+/// may change or go in any version.
+#[doc(hidden)]
+pub mod internals {
+    /// A room under its own name: all that is `pub` in the private module.
+    macro_rules! rooms {
+        ($($room:ident)*) => {
+            $(
+                #[allow(missing_docs, reason = "the room documents itself")]
+                pub mod $room {
+                    pub use super::super::$room::*;
+                }
+            )*
+        };
+    }
+    rooms! { convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity storage }
+}

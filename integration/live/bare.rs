@@ -1,6 +1,6 @@
 //! A QEMU without a guest system, for what needs only its monitor and its disks: up in a tenth of a second.
 
-use qferry::{
+use qferry::internals::{
     endpoint::{self, Address},
     progress::Side,
     qemu::{Name, Process},

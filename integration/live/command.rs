@@ -1,7 +1,7 @@
 //! The command, as its user meets it.
 
 use super::support::{self, MIB, WAIT, busy, idle, spec, start};
-use qferry::{
+use qferry::internals::{
     preflight::checks::FORCIBLE,
     qmp::transcript::{EntryBody, LineDirection, Transcript},
 };

@@ -4,7 +4,7 @@ use super::support::{
     MIB, WAIT, builder, idle, judge_back, judge_running, migrate_and, migrate_when, on_source_host, settings, spec,
     start,
 };
-use qferry::{
+use qferry::internals::{
     convergence::Policy,
     migration::{Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState},

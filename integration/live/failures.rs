@@ -4,7 +4,7 @@ use super::support::{
     MIB, WAIT, block_on, builder, busy, idle, judge_back, judge_disks, judge_running, migrate, migrate_and,
     migrate_when, spec, start,
 };
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::Migration,
     progress::{Ending, Kind, Phase},

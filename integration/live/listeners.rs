@@ -1,7 +1,7 @@
 //! Who can connect to what QEMU listens on for a migration, and until when.
 
 use super::support::{block_on, builder, busy, judge_running, spec, start};
-use qferry::progress::{Kind, Phase, PhaseState};
+use qferry::internals::progress::{Kind, Phase, PhaseState};
 use qferry_bed::Pair;
 use std::{
     collections::BTreeMap,

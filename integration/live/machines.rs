@@ -1,7 +1,7 @@
 //! The preflight's comparison of two real machines, which have no guest: nothing but what QEMU tells of itself.
 
 use super::support::block_on;
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::Migration,
     preflight::checks::{Finding, Severity},

@@ -1,7 +1,7 @@
 //! What is measured before a migration, against what the guest was told to do; and that nothing of it stays.
 
 use super::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, settings, spec, start};
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Failure, Plan, Settings},
     preflight::{checks::Severity, measured::Measured},
@@ -243,7 +243,7 @@ fn what_a_killed_probe_leaves_is_cleaned_on_the_users_word() {
         assert!(refused.blockers().all(|finding| finding.code == "leftover"), "{:#?}", refused.findings);
         assert!(refused.blockers().count() >= 5 && refused.measured().is_none(), "{:#?}", refused.findings);
         let outcome = migrate(predicting(&pair, |settings| settings.clean = true));
-        assert_eq!(outcome.outcome, qferry::progress::Ending::Moved, "{version}: {outcome:#?}");
+        assert_eq!(outcome.outcome, qferry::internals::progress::Ending::Moved, "{version}: {outcome:#?}");
         let nodes = there.qmp("query-named-block-nodes", &json!({"flat": true})).unwrap();
         let ours = |node: &Value| node["node-name"].as_str().is_some_and(|name| name.starts_with("qferry-"));
         assert!(!nodes.as_array().unwrap().iter().any(ours), "{nodes}");

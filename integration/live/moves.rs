@@ -4,7 +4,7 @@ use super::support::{
     MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
     migrate_when, on_source_host, settings, spec, start,
 };
-use qferry::{
+use qferry::internals::{
     endpoint::{Address, Dialed, dial},
     migration::{Endpoint, JournalPlace, Migration},
     progress::{Ending, Kind, Outcome, Phase, RunsOn},
@@ -202,7 +202,7 @@ fn monitors_nbd_and_ram_over_tcp() {
         Migration::builder(tcp(source), tcp(destination)).addresses(tcp(nbd), tcp(ram)).source_nbd_address(tcp(here));
     let outcome = migrate(migration.runtime_dir(pair.run_dir()));
     judge_running(&pair, &outcome);
-    assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
+    assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
 }
 
 /// Stands between a monitor and whoever speaks to it, as `ssh -L` does.
@@ -240,7 +240,7 @@ fn a_forwarder_is_not_taken_for_qemu() {
     let run = |name| Address::unix(pair.run_dir().join(name)).unwrap();
     let outcome = migrate(moving().addresses(run("nbd"), run("ram")).source_nbd_address(run("here")));
     judge_running(&pair, &outcome);
-    assert_eq!(outcome.ledger_clock, Some(qferry::progress::Clock::Engine));
+    assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::support::{
     MIB, WAIT, builder, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
 };
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},

@@ -1,7 +1,7 @@
 //! The start-write race, on a build that has it.
 
 use super::support::{MIB, builder, judge_running, migrate_and, settings, spec, start};
-use qferry::{
+use qferry::internals::{
     migration::Settings,
     progress::{Kind, Phase},
 };

@@ -17,7 +17,7 @@ mod shared;
 mod untouched;
 
 use super::support::{block_on, builder, judge_moved, migrate, settings};
-use qferry::{
+use qferry::internals::{
     migration::{Builder, Plan, Settings},
     preflight::checks::{Finding, Severity},
     progress::Outcome,

@@ -1,6 +1,6 @@
 //! Migrating a pair, and the judgement of what became of it.
 
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::{Builder, JournalPlace, Migration, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
@@ -178,7 +178,7 @@ pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
     if let Some((status, seen)) = answer(pair, asked) {
         assert_eq!(status, "running");
         let seen = seen.as_secs_f64() * 1000.0;
-        if outcome.ledger_clock == Some(qferry::progress::Clock::Qemu) {
+        if outcome.ledger_clock == Some(qferry::internals::progress::Clock::Qemu) {
             assert!((seen - blackout).abs() < 0.01, "the bed saw {seen} ms: {outcome:#?}");
         }
     }

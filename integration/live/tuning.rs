@@ -3,7 +3,7 @@
 use super::support::{
     MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_and, migrate_when, spec, start,
 };
-use qferry::{
+use qferry::internals::{
     convergence::Policy,
     memory::tuning::{Compression, throttle},
     migration::{Builder, Migration},

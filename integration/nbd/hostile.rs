@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qferry::nbd::{AllocationExtent, DepthExtent, MetaContexts, NbdClient, NbdError, NbdOptions};
+use qferry::internals::nbd::{AllocationExtent, DepthExtent, MetaContexts, NbdClient, NbdError, NbdOptions};
 use tokio::task::JoinSet;
 
 use crate::server::{

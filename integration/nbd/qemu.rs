@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use qferry::nbd::{AllocationExtent, DepthExtent, MetaContexts, NbdClient, NbdError, NbdOptions};
+use qferry::internals::nbd::{AllocationExtent, DepthExtent, MetaContexts, NbdClient, NbdError, NbdOptions};
 use qferry_bed::Build;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;

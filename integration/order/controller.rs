@@ -187,7 +187,7 @@ async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
 /// What wakes them is a limit that is more than theirs, or none where they have none.
 #[tokio::test(start_paused = true)]
 async fn mirrors_that_are_ready_are_woken_to_notice_that_they_are_in_step() {
-    for ceiling in [None, Some(qferry::quantity::Rate(1 << 30))] {
+    for ceiling in [None, Some(qferry::internals::quantity::Rate(1 << 30))] {
         let mut model = model();
         let builder = model.builder();
         let builder = match ceiling {
@@ -253,7 +253,7 @@ async fn who_only_observes_changes_nothing() {
     model.state().copies = Duration::from_secs(2);
     let world = model.world.clone();
     model.when(Source, "query-blockstats", move || world.state().job("qferry-mirror-0", "ready"));
-    let ceiling = qferry::quantity::Rate(2 << 30);
+    let ceiling = qferry::internals::quantity::Rate(2 << 30);
     let migration = model.builder().bandwidth(ceiling).policy(observe()).start();
     let run = model.follow(migration).await;
     moved(&model, &run);

@@ -28,9 +28,9 @@ use std::time::Duration;
 
 use fake::Action;
 use model::{Continue, Disk, Fault, Job, Model, Run, Settle, Shape, State};
-use qferry::convergence::Policy;
-use qferry::migration::{Builder, Migration, Settings};
-use qferry::progress::{Ending, Kind, RunsOn, Side};
+use qferry::internals::convergence::Policy;
+use qferry::internals::migration::{Builder, Migration, Settings};
+use qferry::internals::progress::{Ending, Kind, RunsOn, Side};
 use serde_json::{Value, json};
 
 use Side::{Destination, Source};

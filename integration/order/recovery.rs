@@ -1,7 +1,7 @@
 //! A recovery of what came to postcopy, where one side cannot be asked.
 
 use super::fake::{Action, Fake, Script};
-use qferry::{
+use qferry::internals::{
     endpoint::{Address, Identity},
     journal::Journal,
     migration::{
@@ -33,7 +33,7 @@ fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
     };
     let mut journal = Journal::create(&path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();
-    journal.append(&Record::Effects(vec![qferry::migration::Effect::Migrate])).unwrap();
+    journal.append(&Record::Effects(vec![qferry::internals::migration::Effect::Migrate])).unwrap();
     journal.append(&Record::Given).unwrap();
     path
 }
@@ -79,7 +79,7 @@ async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
     let folder = tempfile::tempdir().unwrap();
     let mut ended = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = i32::try_from(ended.id()).unwrap();
-    let identity = qferry::endpoint::PeerPid::open(pid).unwrap().identity().unwrap();
+    let identity = qferry::internals::endpoint::PeerPid::open(pid).unwrap().identity().unwrap();
     ended.kill().unwrap();
     ended.wait().unwrap();
     let path = journal(folder.path(), Some(identity));

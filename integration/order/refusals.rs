@@ -109,7 +109,7 @@ async fn what_cannot_be_compared_is_only_told() {
 #[tokio::test(start_paused = true)]
 async fn what_is_asked_for_refuses_the_migration() {
     let none = |_: &mut State| ();
-    let tcp = |address: &str| -> qferry::endpoint::Address { address.parse().unwrap() };
+    let tcp = |address: &str| -> qferry::internals::endpoint::Address { address.parse().unwrap() };
     let shape = disks(2);
     refused("disk-unknown", &shape, none, |builder| builder.disk("nothing", None)).await;
     refused("disk-unknown", &shape, none, |builder| builder.disk("disk0", Some("nothing".to_owned()))).await;

@@ -1,7 +1,7 @@
 //! A side that hangs, and an engine that notes what it does.
 
 use super::*;
-use qferry::{
+use qferry::internals::{
     journal,
     migration::{
         JournalPlace,

@@ -1,7 +1,7 @@
 //! Every command that was sent, held against the schema of the build it was sent to.
 
 use super::recording::{golden, versions};
-use qferry::{
+use qferry::internals::{
     qemu::reply::MigrationStatus,
     qmp::{ErrorClass, frame::QmpFrame, transcript::LineDirection},
 };

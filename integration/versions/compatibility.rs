@@ -4,7 +4,7 @@ use super::{
     courses::told,
     recording::{COURSES, Version, golden, root, versions},
 };
-use qferry::qemu::Features;
+use qferry::internals::qemu::Features;
 use std::collections::BTreeSet;
 
 const HEAD: &str = "\

@@ -1,7 +1,7 @@
 //! The events of the three migrations, folded as the engine folds them.
 
 use super::recording::{Version, versions};
-use qferry::{
+use qferry::internals::{
     qemu::{
         Observed,
         reply::{JobStatus, MigrationStatus},

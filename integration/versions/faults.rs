@@ -6,7 +6,7 @@ use super::{
 };
 use crate::fake::Script;
 use qapi::qmp;
-use qferry::{
+use qferry::internals::{
     qemu::{
         Observed,
         reply::{BlockExport, BlockNode, Job, JobStatus, List, Migration, MigrationStatus, RunState, Status},
@@ -123,11 +123,11 @@ fn huge_numbers_are_read_or_refused_but_never_wrapped() {
     let ram = answer::<Migration>(file, 901).unwrap().ram.unwrap();
     assert_eq!((ram.remaining, ram.dirty_pages_rate), (u64::MAX, u64::MAX));
     assert!(
-        qferry::memory::sample::event(&answer(file, 901).unwrap()).is_some(),
+        qferry::internals::memory::sample::event(&answer(file, 901).unwrap()).is_some(),
         "what is made of it does not overflow"
     );
     assert!(answer::<Migration>(file, 902).is_err(), "larger than anything QEMU can mean");
-    let jobs = answer::<List<qferry::qemu::reply::BlockJob>>(file, 903).unwrap().0;
+    let jobs = answer::<List<qferry::internals::qemu::reply::BlockJob>>(file, 903).unwrap().0;
     assert_eq!(jobs.iter().map(|job| job.device.as_str()).collect::<Vec<_>>(), ["k"]);
 }
 

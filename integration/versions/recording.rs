@@ -1,6 +1,6 @@
 //! The recordings, and whether they are fit to be used.
 
-use qferry::{
+use qferry::internals::{
     qemu::{Features, Schema},
     qmp::{
         frame::{self, QmpFrame},

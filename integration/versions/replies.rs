@@ -2,7 +2,7 @@
 
 use super::recording::{COURSES, Version, command_of, versions};
 use qapi::qmp;
-use qferry::{
+use qferry::internals::{
     preflight::facts::{
         cpu::{self, Word},
         ram_blocks,
@@ -63,7 +63,7 @@ impl Answer for Status {
 
 impl Answer for Migration {
     fn present(&self) -> Vec<&'static str> {
-        let ram = |what: fn(&qferry::qemu::reply::Ram) -> bool| self.ram.as_ref().is_some_and(what);
+        let ram = |what: fn(&qferry::internals::qemu::reply::Ram) -> bool| self.ram.as_ref().is_some_and(what);
         those([
             ("status", self.status.is_some()),
             ("ram.mbps", ram(|ram| ram.mbps > 0.0)),

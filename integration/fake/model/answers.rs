@@ -1,6 +1,6 @@
 //! What the two answer to a command, and what it does to them.
 
-use qferry::progress::Side;
+use qferry::internals::progress::Side;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 

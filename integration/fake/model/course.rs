@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qferry::progress::Side;
+use qferry::internals::progress::Side;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 

@@ -18,9 +18,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use qferry::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
-use qferry::progress::{Event, Outcome, Side};
-use qferry::storage::identity::Proof;
+use qferry::internals::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
+use qferry::internals::progress::{Event, Outcome, Side};
+use qferry::internals::storage::identity::Proof;
 use serde_json::{Map, Value, json};
 use tokio::io::DuplexStream;
 

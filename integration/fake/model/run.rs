@@ -1,6 +1,6 @@
 //! How a migration went.
 
-use qferry::progress::{Event, Kind, Outcome};
+use qferry::internals::progress::{Event, Kind, Outcome};
 use tokio::time::Instant;
 
 use crate::fake::Seen;

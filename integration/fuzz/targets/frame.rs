@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qferry::qmp::frame::{LineCut, QmpFrame, LineCutter, parse};
+use qferry::internals::qmp::frame::{LineCut, QmpFrame, LineCutter, parse};
 
 const LIMIT: usize = 4096;
 

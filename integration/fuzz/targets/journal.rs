@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qferry::{
+use qferry::internals::{
     journal::{fold, parse},
     migration::record::{Record, Status},
 };

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qferry::qmp::transcript::{EntryBody, Transcript, redact};
+use qferry::internals::qmp::transcript::{EntryBody, Transcript, redact};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut transcript = Transcript::read(bytes, "fuzz");

@@ -30,7 +30,7 @@ fn they_arrive_with_what_is_dirty_in_them() {
         assert_eq!(before.iter().map(|bitmap| bitmap.dirty).collect::<Vec<_>>(), [MIB, MIB]);
         found(&look(&pair, |_| ()), []);
         let outcome = migrate(engine(&pair, |_| ()));
-        assert_eq!(outcome.outcome, qferry::progress::Ending::Moved, "{outcome:#?}");
+        assert_eq!(outcome.outcome, qferry::internals::progress::Ending::Moved, "{outcome:#?}");
         // recording, persistent, with the same bits
         let after = sorted(&pair.destination);
         assert_eq!(after, before, "{version} {style:?}");

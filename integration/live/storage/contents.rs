@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, start},
     KIB, anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
 };
-use qferry::{
+use qferry::internals::{
     migration::{Plan, Settings},
     storage::identity::{self, By, Proof, Range, SAMPLE, Verdict},
 };

@@ -6,7 +6,7 @@ use super::{
     },
     engine, moves, quick,
 };
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::{Migration, Settings},
     progress::{Ending, Phase},
@@ -45,7 +45,7 @@ fn a_guest_that_outgrows_the_room_it_was_given() {
     let mut pair = start(&Spec { disks: vec![disk], destination, ..spec("10.0.13", workload) });
     // so slow that the mirror cannot catch up with the guest, however busy this machine is
     let overcommit = |settings: &mut Settings| {
-        (settings.overcommit, settings.disk_bandwidth) = (true, Some(qferry::quantity::Rate(MIB)));
+        (settings.overcommit, settings.disk_bandwidth) = (true, Some(qferry::internals::quantity::Rate(MIB)));
     };
     let outcome = migrate(engine(&pair, overcommit));
     judge_back(&pair, &outcome, Ending::RolledBack, "running");

@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, start},
     anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
 };
-use qferry::storage::layout::Storage;
+use qferry::internals::storage::layout::Storage;
 use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Side};
 use serde_json::json;
 use std::fs;
@@ -33,7 +33,7 @@ fn a_backing_file_that_will_not_be_needed() {
     assert_eq!(outcome.disks[0].mode, "full");
 }
 
-fn moves_whole(pair: &Pair) -> qferry::progress::Outcome {
+fn moves_whole(pair: &Pair) -> qferry::internals::progress::Outcome {
     use super::{
         super::support::{judge_moved, migrate},
         engine,

@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, block_on, start},
     State, anew, blocker, engine, found, img, layer, look, note, overlay, quick,
 };
-use qferry::{
+use qferry::internals::{
     migration::{Plan, Settings},
     storage::identity::{By, Proof, kept_path},
 };

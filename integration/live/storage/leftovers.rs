@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, WAIT, migrate, start},
     Expected, State, blocker, engine, expected, found, look, moves, quick, serve, warning,
 };
-use qferry::{preflight::checks::Severity, progress::Ending};
+use qferry::internals::{preflight::checks::Severity, progress::Ending};
 use qferry_bed::{DiskSpec, Event, Machine, Pair};
 use serde_json::json;
 

@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, WAIT, builder, judge_back, judge_moved, judge_running, migrate, spec, start},
     KIB, anew, engine, found, img, look, moves, note, overlay, quick,
 };
-use qferry::storage::layout::Storage;
+use qferry::internals::storage::layout::Storage;
 use qferry_bed::{Below, DetectZeroes, Device, DiskSpec, Filter, Format, Guest, Layer, Side, Spec, Style, Workload};
 
 /// Four images below the overlay, of different sizes and cluster sizes, in parts over one another.
@@ -113,7 +113,7 @@ fn all_of_it_onto_images_without_backing() {
             img(pair, &[&"create", &"-q", &"-f", &"qcow2", &top, &(16 * MIB)]);
         }
     });
-    let storage = |settings: &mut qferry::migration::Settings| settings.selection.storage = Storage::Full;
+    let storage = |settings: &mut qferry::internals::migration::Settings| settings.selection.storage = Storage::Full;
     let plan = look(&pair, storage);
     found(&plan, []);
     assert!(plan.verified.is_empty() && plan.disks.iter().all(|disk| disk.mode == "full"), "{plan:#?}");
@@ -148,10 +148,10 @@ fn the_disks_of_a_paused_guest_arrive_whole() {
 #[test]
 fn a_paused_guest_stays_where_it_was_if_refused_late() {
     let pair = start(&Spec { guest: Guest::Paused, ..quick([DiskSpec::small()]) });
-    let nowhere: qferry::endpoint::Address =
+    let nowhere: qferry::internals::endpoint::Address =
         format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
     let outcome = migrate(engine(&pair, |settings| settings.migrate_address = Some(nowhere)));
-    judge_back(&pair, &outcome, qferry::progress::Ending::RolledBack, "paused");
+    judge_back(&pair, &outcome, qferry::internals::progress::Ending::RolledBack, "paused");
     pair.check_disks(Side::Source).unwrap();
 }
 

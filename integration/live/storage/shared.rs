@@ -4,7 +4,7 @@ use super::{
     super::support::{judge_moved, migrate, settings, start},
     State, anew, blocker, engine, found, img, look, note, overlay, quick, warning,
 };
-use qferry::{
+use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration, Settings},
     storage::layout::Storage,

@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, WAIT, block_on, start},
     State, blocker, engine, found, look, moves, quick, side,
 };
-use qferry::{
+use qferry::internals::{
     migration::{Failure, Plan, Settings},
     progress::Kind,
     quantity::Rate,
@@ -32,7 +32,7 @@ fn slowly(settings: &mut Settings) {
 fn disturbed(
     pair: &Pair,
     how: fn(&mut Settings),
-    act: impl FnOnce(&qferry::migration::Canceller),
+    act: impl FnOnce(&qferry::internals::migration::Canceller),
 ) -> Result<Plan, Box<Failure>> {
     block_on(async {
         let mut check = engine(pair, how).check();
@@ -184,7 +184,7 @@ fn a_command_that_is_interrupted_leaves_nothing_and_one_that_is_killed_is_cleane
     child.kill().unwrap();
     child.wait().unwrap();
     let outcome = super::migrate(engine(&pair, |settings| settings.clean = true));
-    assert_eq!(outcome.outcome, qferry::progress::Ending::Moved, "{outcome:#?}");
+    assert_eq!(outcome.outcome, qferry::internals::progress::Ending::Moved, "{outcome:#?}");
     assert_eq!(pair.destination.leftovers().unwrap(), Vec::<String>::new());
     pair.destination.finish().unwrap();
     pair.guest_visible_equal(0).unwrap();

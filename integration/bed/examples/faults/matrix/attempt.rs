@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use qferry::endpoint::Address;
-use qferry::migration::{JournalPlace, Settings};
-use qferry::progress::Ending;
-use qferry::storage::identity::Proof;
+use qferry::internals::endpoint::Address;
+use qferry::internals::migration::{JournalPlace, Settings};
+use qferry::internals::progress::Ending;
+use qferry::internals::storage::identity::Proof;
 use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
 
 use super::engine::{self, Ended, Reach, Told, wait_for_go};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use qferry::progress::Ending;
+use qferry::internals::progress::Ending;
 use qferry_bed::{Command, Error, Pair, Result, Side};
 use serde_json::json;
 

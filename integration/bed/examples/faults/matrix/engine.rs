@@ -6,9 +6,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use qferry::endpoint::Address;
-use qferry::migration::{Endpoint, Migration, Settings};
-use qferry::progress::{Ending, Kind, Outcome, Phase, PhaseState, RunsOn};
+use qferry::internals::endpoint::Address;
+use qferry::internals::migration::{Endpoint, Migration, Settings};
+use qferry::internals::progress::{Ending, Kind, Outcome, Phase, PhaseState, RunsOn};
 use qferry_bed::Side;
 use tokio::sync::oneshot;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qferry::progress::Phase;
+use qferry::internals::progress::Phase;
 use qferry_bed::{Deed, Deviation, DiskSpec, Filter, Side, Spec, Workload};
 
 use super::point::{Past, Point};

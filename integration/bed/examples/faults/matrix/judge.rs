@@ -2,7 +2,7 @@
 //!
 //! Decides from what both QEMUs say, what was sent to them, and what the engine says. It looks at nothing itself.
 
-use qferry::progress::{Ending, RunsOn};
+use qferry::internals::progress::{Ending, RunsOn};
 
 use super::engine::Ended;
 use super::fault::Fault;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use qferry::progress::Phase;
+use qferry::internals::progress::Phase;
 use qferry_bed::{Command, Side};
 use serde_json::Value;
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use qferry::progress::{Ending, Phase, RunsOn};
+use qferry::internals::progress::{Ending, Phase, RunsOn};
 use qferry_bed::{Error, Result};
 use serde_json::Value;
 
