@@ -216,7 +216,7 @@ async fn h9_the_end_of_the_stream_fails_every_waiter_at_once() {
     }
     assert_eq!(sent_ones, 7);
     assert!(client.is_closed());
-    assert!(matches!(client.closed().await, CloseCause::EndOfStream));
+    assert!(matches!(client.wait_closed().await, CloseCause::EndOfStream));
     let later = client.start(status(), LONG).await.unwrap_err();
     assert!(matches!(later, ExecuteError::Closed { sent: false, .. }), "{later:?}");
     for mut events in [events, client.subscribe()] {
@@ -345,7 +345,7 @@ async fn h17_lines_are_bounded_and_junk_is_survived() {
 
     fake.raw("{\"event\": \"TORN");
     fake.close();
-    assert!(matches!(client.closed().await, CloseCause::EndOfStream));
+    assert!(matches!(client.wait_closed().await, CloseCause::EndOfStream));
     assert_eq!(client.counters().torn_bytes, 15);
 }
 
@@ -422,7 +422,7 @@ async fn unix_and_tcp_monitors_are_reached_by_address() {
         assert_eq!(dialed.peer.is_some(), matches!(address, Address::Unix(_)));
         let client = QmpClient::connect(dialed.stream, QmpOptions::default()).await.unwrap();
         client.execute(&qmp::quit {}, LONG).await.unwrap();
-        assert!(matches!(client.closed().await, CloseCause::EndOfStream));
+        assert!(matches!(client.wait_closed().await, CloseCause::EndOfStream));
         fake.ended().await;
     }
 }
@@ -572,7 +572,7 @@ fn a_runtime_that_shuts_down_ends_everything() {
     drop(first);
     runtime().block_on(async {
         assert!(client.is_closed());
-        assert!(matches!(client.closed().await, CloseCause::Runtime));
+        assert!(matches!(client.wait_closed().await, CloseCause::Runtime));
         assert!(matches!(events.next().await, StreamItem::Closed(CloseCause::Runtime)));
         let error = client.start(status(), LONG).await.unwrap_err();
         assert!(matches!(error, ExecuteError::Closed { sent: false, cause: CloseCause::Runtime, .. }), "{error:?}");
@@ -618,7 +618,7 @@ async fn a_transcript_has_both_sides_and_no_secret() {
     destination_client.start(status(), LONG).await.unwrap();
     source_client.start(status(), LONG).await.unwrap();
     source.close();
-    source_client.closed().await;
+    source_client.wait_closed().await;
     let totals = tokio::task::spawn_blocking(move || recorder.finish()).await.unwrap().unwrap();
     assert_eq!(totals.dropped, 0);
 

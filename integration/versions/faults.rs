@@ -190,7 +190,7 @@ async fn the_connection_survives_all_of_it() {
     let torn = bytes("torn-line.txt");
     fake.raw(torn.clone());
     fake.close();
-    assert!(matches!(client.closed().await, CloseCause::EndOfStream));
+    assert!(matches!(client.wait_closed().await, CloseCause::EndOfStream));
     assert_eq!(client.counters().torn_bytes, torn.len() as u64);
 }
 

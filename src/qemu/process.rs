@@ -84,7 +84,7 @@ impl Process {
     /// is not, `peer` is the process that may yet run.
     pub async fn absent(name: Name, peer: Option<PeerPid>, ended: bool) -> Self {
         let client = QmpClient::adopt(tokio::io::empty(), false, qmp::QmpOptions::labelled(name.side.as_str()));
-        client.closed().await;
+        client.wait_closed().await;
         let features = Features::read(&Schema::new(&Value::Null));
         Self { ended, ..Self::over(client, name, peer, features, Observed::default()) }
     }
@@ -186,7 +186,7 @@ impl Process {
 
     /// Waits until it has left something unanswered for so long: its main loop hangs, or it was frozen.
     pub async fn unanswered(&self, patience: Duration) {
-        self.client.unanswered(patience).await;
+        self.client.wait_unanswered(patience).await;
     }
 
     /// Whether nothing was answered since a deadline was missed.
@@ -282,7 +282,7 @@ impl Process {
         let unfollowed = async { while observed.changed().await.is_ok() {} };
         tokio::select! {
             () = died => {}
-            _ = self.client.closed() => {}
+            _ = self.client.wait_closed() => {}
             () = unfollowed => {}
         }
         self.describe().await
@@ -297,7 +297,7 @@ impl Process {
     pub async fn ended(&self) {
         match &self.peer {
             Some(peer) => peer.died().await,
-            None => drop(self.client.closed().await),
+            None => drop(self.client.wait_closed().await),
         }
     }
 
@@ -313,7 +313,7 @@ impl Process {
     /// that made the socket, which need not be QEMU where a manager passed it on.
     pub async fn proved_dead(&self, patience: Duration) -> bool {
         let Some(peer) = &self.peer else { return self.ended };
-        let both = async { tokio::join!(peer.died(), self.client.closed()) };
+        let both = async { tokio::join!(peer.died(), self.client.wait_closed()) };
         timeout(patience, both).await.is_ok()
     }
 
@@ -321,7 +321,7 @@ impl Process {
         let how = match self.ended || self.peer.as_ref().is_some_and(PeerPid::has_died) {
             true => "its process ended".to_owned(),
             false if !self.client.is_closed() => "its events are not followed any more".to_owned(),
-            false => format!("its monitor closed: {}", self.client.closed().await),
+            false => format!("its monitor closed: {}", self.client.wait_closed().await),
         };
         Gone { at: self.name.clone(), how }
     }

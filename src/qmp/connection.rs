@@ -1,10 +1,9 @@
 //! The one task that owns a QMP socket.
 //!
-//! Reads, writes and takes commands at the same time: a write that blocks never stops reading, and nothing a peer
-//! sends ends the connection but its end of stream or an I/O error. It must never wait for a subscriber, a caller or
-//! the disk, and everything it keeps for the peer is bounded.
+//! The task reads, writes and takes commands at the same time: a write that blocks never stops reading, and nothing a
+//! peer sends ends the connection but its end of stream or an I/O error. The task must never wait for a subscriber, a
+//! caller or the disk, and everything it keeps on behalf of the peer is bounded.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -13,65 +12,28 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use super::client::QmpOptions;
 use super::counters::ConnectionCounters;
-use super::events::QmpEvent;
-use super::frame::{self, ErrorReply, EventFrame, FrameError, Greeting, LineCut, LineCutter, QmpFrame, ReplyFrame};
-use super::pending::SendClaim;
+use super::event::QmpEvent;
+use super::frame::{self, EventFrame, FrameError, Greeting, LineCut, LineCutter, QmpFrame, ReplyFrame};
+use super::link::{CloseCause, QueuedCommand, TaskEnds};
+use super::options::QmpOptions;
 use super::transcript::{LineDirection, Recorder};
 use super::waiters::{ReplyMatch, ReplyWaiter, ReplyWaiters};
 
-/// Most in-band commands QEMU is given before it has answered. At 8 it stops reading its monitor, and then an
-/// out-of-band command could not get in either.
+/// Most in-band commands that QEMU may have unanswered. With 8 in its queue (`QMP_REQ_QUEUE_LEN_MAX`) QEMU stops
+/// reading its monitor, and then an out-of-band command could not get in either.
 const IN_BAND_LIMIT: usize = 7;
 
-/// How long to read on after a failed write, for the last words of a QEMU that just quit.
-const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Time to read on after a failed write, for the last events of a QEMU that just quit.
+const LAST_EVENTS: Duration = Duration::from_millis(100);
 
-/// How many characters of its name an event over the length bound keeps.
+/// Number of characters of its name that an event over the length bound keeps.
 const NAME_LIMIT: usize = 256;
 
-/// What ended a connection.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum CloseCause {
-    /// The peer closed it: QEMU has exited, or dropped the monitor.
-    #[error("QEMU closed the connection")]
-    EndOfStream,
-    /// Reading or writing failed.
-    #[error("the connection to QEMU failed")]
-    Io(#[source] Arc<io::Error>),
-    /// The task that served it is gone, because its runtime shut down.
-    #[error("the runtime that served the connection has shut down")]
-    Runtime,
-}
-
-/// A command on its way to the task.
-#[derive(Debug)]
-pub(super) struct QueuedCommand {
-    pub(super) serial: u64,
-    pub(super) id: String,
-    pub(super) command: Cow<'static, str>,
-    pub(super) oob: bool,
-    /// After this it must not be sent any more, even if its caller has not looked yet.
-    pub(super) deadline: Option<Instant>,
-    pub(super) message: Value,
-    pub(super) claim: Arc<SendClaim>,
-    pub(super) reply: oneshot::Sender<Result<Value, ErrorReply>>,
-}
-
-/// The ends of the channels that the task keeps; [`super::client::QmpLink`] has the others.
-#[derive(Debug)]
-pub(super) struct TaskEnds {
-    pub(super) jobs: mpsc::UnboundedReceiver<QueuedCommand>,
-    pub(super) events: broadcast::Sender<Arc<QmpEvent>>,
-    pub(super) counters: watch::Sender<ConnectionCounters>,
-    pub(super) waiting: watch::Sender<Option<Instant>>,
-    pub(super) closed: watch::Sender<Option<CloseCause>>,
-}
-
+/// State of the task: the socket, the commands that wait to be written, and the handling of incoming lines.
 pub(super) struct QmpConnection<S> {
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
@@ -79,7 +41,7 @@ pub(super) struct QmpConnection<S> {
     /// The unwritten rest of the one line being written.
     outgoing: Bytes,
     unflushed: bool,
-    jobs: mpsc::UnboundedReceiver<QueuedCommand>,
+    commands: mpsc::UnboundedReceiver<QueuedCommand>,
     in_band: VecDeque<QueuedCommand>,
     out_of_band: VecDeque<QueuedCommand>,
     closed: watch::Sender<Option<CloseCause>>,
@@ -95,7 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
             lines: LineCutter::new(options.max_line),
             outgoing: Bytes::new(),
             unflushed: false,
-            jobs: ends.jobs,
+            commands: ends.commands,
             in_band: VecDeque::new(),
             out_of_band: VecDeque::new(),
             closed: ends.closed,
@@ -106,20 +68,20 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
                 events: ends.events,
                 counters: ends.counters,
                 waiting: ends.waiting,
-                tape: LabelledRecorder { label: options.label.clone(), recorder: options.recorder.clone() },
+                recorder: LabelledRecorder { label: options.label.clone(), recorder: options.recorder.clone() },
             },
         }
     }
 
-    /// Reads up to the greeting. Events before it are passed on, anything else is counted and skipped.
-    pub(super) async fn greeting(&mut self) -> Result<Greeting, CloseCause> {
+    /// Reads up to the greeting. Events before the greeting are passed on, anything else is counted and skipped.
+    pub(super) async fn read_greeting(&mut self) -> Result<Greeting, CloseCause> {
         loop {
             while let Some(cut) = self.lines.next_cut() {
                 if let Some(greeting) = self.intake.take(cut) {
                     return Ok(greeting);
                 }
             }
-            match self.reader.read_buf(self.lines.space()).await {
+            match self.reader.read_buf(self.lines.reserve_space()).await {
                 Ok(0) => return Err(CloseCause::EndOfStream),
                 Ok(_) => {}
                 Err(error) => return Err(CloseCause::Io(Arc::new(error))),
@@ -127,38 +89,38 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
         }
     }
 
-    /// Whether nothing at all has come.
+    /// Whether not a single byte has come.
     pub(super) fn is_silent(&self) -> bool {
         *self.intake.counters.borrow() == ConnectionCounters::default() && self.lines.torn() == 0
     }
 
-    /// Serves until the stream ends or nobody holds the client any more.
+    /// Serves until the stream ends or the last handle is dropped.
     pub(super) async fn run(mut self) {
         self.take_lines();
         let Some(cause) = self.serve().await else {
-            self.intake.tape.note(json!({"closed": "no longer needed"}));
+            self.intake.recorder.record_note(json!({"closed": "no longer needed"}));
             return;
         };
         let torn = self.lines.torn() as u64;
         self.intake.count(|counters| counters.torn_bytes += torn);
-        self.intake.tape.note(json!({"closed": cause.to_string(), "torn_bytes": torn}));
-        tracing::debug!(label = %self.intake.tape.label, %cause, torn, "QMP connection closed");
-        // The cause first: whoever is woken by the drops below asks for it.
+        self.intake.recorder.record_note(json!({"closed": cause.to_string(), "torn_bytes": torn}));
+        tracing::debug!(label = %self.intake.recorder.label, %cause, torn, "QMP connection closed");
+        // The cause must be set before the channels are dropped: the drops wake waiters, who then ask for the cause.
         self.closed.send_replace(Some(cause));
     }
 
-    /// Returns what ended the stream, or `None` when every handle is gone.
+    /// Returns the cause of the end, or `None` when the last handle was dropped.
     async fn serve(&mut self) -> Option<CloseCause> {
         loop {
-            // All of them, so that no in-band command is picked while an out-of-band one waits behind it.
-            while let Ok(job) = self.jobs.try_recv() {
-                self.enqueue(job);
+            // Drain the whole channel: an out-of-band command may wait behind in-band ones and must be loaded first.
+            while let Ok(queued) = self.commands.try_recv() {
+                self.enqueue(queued);
             }
-            self.load();
+            self.load_next();
             let flushing = self.outgoing.is_empty();
             let writing = !flushing || self.unflushed;
             tokio::select! {
-                read = self.reader.read_buf(self.lines.space()) => match read {
+                read = self.reader.read_buf(self.lines.reserve_space()) => match read {
                     Ok(0) => return Some(CloseCause::EndOfStream),
                     Ok(_) => self.take_lines(),
                     Err(error) => return Some(CloseCause::Io(Arc::new(error))),
@@ -166,11 +128,11 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
                 wrote = write_some(&mut self.writer, &mut self.outgoing), if writing => match wrote {
                     Ok(()) => self.unflushed = !flushing,
                     Err(error) => {
-                        self.hear_last_words().await;
+                        self.read_last_events().await;
                         return Some(CloseCause::Io(Arc::new(error)));
                     }
                 },
-                job = self.jobs.recv() => self.enqueue(job?),
+                queued = self.commands.recv() => self.enqueue(queued?),
             }
         }
     }
@@ -183,49 +145,50 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
         }
     }
 
-    async fn hear_last_words(&mut self) {
+    async fn read_last_events(&mut self) {
         let reading = async {
-            while matches!(self.reader.read_buf(self.lines.space()).await, Ok(1..)) {
+            while matches!(self.reader.read_buf(self.lines.reserve_space()).await, Ok(1..)) {
                 self.take_lines();
             }
         };
-        if timeout(LAST_WORDS, reading).await.is_err() {
-            tracing::debug!(label = %self.intake.tape.label, "the peer refuses writes but has not closed");
+        if timeout(LAST_EVENTS, reading).await.is_err() {
+            let label = &self.intake.recorder.label;
+            tracing::debug!(%label, "the peer refuses writes but has not closed the connection");
         }
     }
 
-    fn enqueue(&mut self, job: QueuedCommand) {
-        let queue = if job.oob { &mut self.out_of_band } else { &mut self.in_band };
-        queue.push_back(job);
-        // Withdrawn commands fall out here as well, else a peer that never reads would let them pile up.
+    fn enqueue(&mut self, queued: QueuedCommand) {
+        let queue = if queued.oob { &mut self.out_of_band } else { &mut self.in_band };
+        queue.push_back(queued);
+        // Withdrawn commands are removed here too, because a peer that never reads would let them pile up.
         if queue.len() >= 64 && queue.len().is_power_of_two() {
             let before = queue.len();
-            queue.retain(|job| !job.claim.is_withdrawn());
+            queue.retain(|waiting| !waiting.claim.is_withdrawn());
             let withdrawn = (before - queue.len()) as u64;
             self.intake.count(|counters| counters.withdrawn += withdrawn);
         }
     }
 
-    /// Puts the next command on the wire, if the last one is written and QEMU has room for it.
-    fn load(&mut self) {
+    /// Makes the next command the outgoing line, if the last line is written and QEMU has room for a command.
+    fn load_next(&mut self) {
         while self.outgoing.is_empty() {
             let room = self.intake.waiters.in_band() < IN_BAND_LIMIT;
             let in_band = || if room { self.in_band.pop_front() } else { None };
-            let Some(job) = self.out_of_band.pop_front().or_else(in_band) else {
+            let Some(queued) = self.out_of_band.pop_front().or_else(in_band) else {
                 return;
             };
-            let expired = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if (expired && job.claim.withdraw()) || !job.claim.send() {
+            let expired = queued.deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if (expired && queued.claim.withdraw()) || !queued.claim.send() {
                 self.intake.count(|counters| counters.withdrawn += 1);
                 continue;
             }
-            self.outgoing = Bytes::from(format!("{}\n", job.message));
-            self.intake.sent(job);
+            self.outgoing = Bytes::from(format!("{}\n", queued.message));
+            self.intake.note_sent(queued);
         }
     }
 }
 
-/// Writes what the socket takes; flushes when all is written. Cancel-safe: `outgoing` always says what is left.
+/// Writes as much as the socket takes, and flushes when all is written. Cancel-safe: `outgoing` is always the rest.
 async fn write_some<W: AsyncWrite + Unpin>(writer: &mut W, outgoing: &mut Bytes) -> io::Result<()> {
     if outgoing.is_empty() {
         return writer.flush().await;
@@ -236,16 +199,16 @@ async fn write_some<W: AsyncWrite + Unpin>(writer: &mut W, outgoing: &mut Bytes)
     }
 }
 
-/// What becomes of the lines that come in.
+/// Handling of incoming lines: replies go to their callers, events to subscribers, every line to the transcript.
 struct LineIntake {
     waiters: ReplyWaiters,
     sequence: u64,
     max_event: usize,
     events: broadcast::Sender<Arc<QmpEvent>>,
     counters: watch::Sender<ConnectionCounters>,
-    /// When the oldest in-band command was sent that is not answered.
+    /// Time at which the oldest in-band command without an answer was sent.
     waiting: watch::Sender<Option<Instant>>,
-    tape: LabelledRecorder,
+    recorder: LabelledRecorder,
 }
 
 impl LineIntake {
@@ -253,10 +216,10 @@ impl LineIntake {
         self.counters.send_modify(change);
     }
 
-    fn sent(&mut self, job: QueuedCommand) {
-        self.tape.line(LineDirection::Send, &job.message);
-        let waiter = ReplyWaiter { id: job.id, command: job.command, sent_at: Instant::now(), reply: job.reply };
-        let forgotten = self.waiters.insert(job.serial, !job.oob, waiter);
+    fn note_sent(&mut self, sent: QueuedCommand) {
+        self.recorder.record_line(LineDirection::Send, &sent.message);
+        let waiter = ReplyWaiter { id: sent.id, command: sent.command, sent_at: Instant::now(), reply: sent.reply };
+        let forgotten = self.waiters.insert(sent.serial, !sent.oob, waiter);
         self.note_waiting();
         self.count(|counters| {
             counters.commands += 1;
@@ -269,15 +232,15 @@ impl LineIntake {
         self.waiting.send_if_modified(|known| std::mem::replace(known, since) != since);
     }
 
-    /// Takes one line. Returns a greeting; everything else is dealt with here.
+    /// Takes one line. A greeting is returned; every other line is handled to its end.
     fn take(&mut self, cut: LineCut) -> Option<Greeting> {
         let line = match cut {
             LineCut::Line(line) => line,
             LineCut::Oversized(length) => {
-                self.tape.note(json!({"oversized": length}));
+                self.recorder.record_note(json!({"oversized": length}));
                 self.lose_oldest();
                 self.count(|counters| counters.oversized += 1);
-                tracing::debug!(label = %self.tape.label, length, "a line over the length bound was thrown away");
+                tracing::debug!(label = %self.recorder.label, length, "a line over the length bound was thrown away");
                 return None;
             }
         };
@@ -287,11 +250,11 @@ impl LineIntake {
         match self.classify(&line) {
             Ok(QmpFrame::Greeting(greeting)) => return Some(greeting),
             Ok(QmpFrame::Event(event)) => self.publish(event, line.len()),
-            Ok(QmpFrame::Reply(reply)) => self.settle(reply),
+            Ok(QmpFrame::Reply(reply)) => self.deliver(reply),
             Err(error) => {
                 self.lose_oldest();
                 self.count(|counters| counters.unparsable += 1);
-                tracing::debug!(label = %self.tape.label, %error, length = line.len(), "skipped a line");
+                tracing::debug!(label = %self.recorder.label, %error, length = line.len(), "skipped a line");
             }
         }
         None
@@ -303,13 +266,13 @@ impl LineIntake {
     }
 
     fn classify(&self, line: &BytesMut) -> Result<QmpFrame, FrameError> {
-        let value = frame::parse(line).inspect_err(|_| self.tape.raw(line))?;
-        self.tape.line(LineDirection::Receive, &value);
+        let value = frame::parse(line).inspect_err(|_| self.recorder.record_raw(line))?;
+        self.recorder.record_line(LineDirection::Receive, &value);
         QmpFrame::classify(value)
     }
 
     fn publish(&mut self, mut event: EventFrame, length: usize) {
-        // Subscribers may hold as many events as the channel has room for; the bound on one bounds them all.
+        // Subscribers can hold as many events as the channel has room for, so the bound on one event bounds them all.
         let stripped = length > self.max_event;
         if stripped {
             event.data = Value::Null;
@@ -321,23 +284,23 @@ impl LineIntake {
             counters.events += 1;
             counters.stripped_events += u64::from(stripped);
         });
-        // An error only says that nobody is subscribed.
+        // `send` fails only where nobody is subscribed.
         drop(self.events.send(Arc::new(event)));
     }
 
-    fn settle(&mut self, reply: ReplyFrame) {
-        let settled = self.waiters.settle(reply);
+    fn deliver(&mut self, reply: ReplyFrame) {
+        let matched = self.waiters.deliver(reply);
         self.note_waiting();
-        let label = &self.tape.label;
-        match &settled {
+        let label = &self.recorder.label;
+        match &matched {
             ReplyMatch::Delivered => {}
             ReplyMatch::Late { command, age } => {
                 tracing::info!(%label, %command, ?age, "a reply came late")
             }
-            ReplyMatch::UnknownId => tracing::debug!(%label, "a reply to a command that is not ours"),
+            ReplyMatch::UnknownId => tracing::debug!(%label, "a reply to a command that this client did not send"),
             ReplyMatch::Unidentified => tracing::debug!(%label, "an error reply without an id"),
         }
-        self.count(|counters| match settled {
+        self.count(|counters| match matched {
             ReplyMatch::Delivered => counters.replies += 1,
             ReplyMatch::Late { .. } => counters.late_replies += 1,
             ReplyMatch::UnknownId => counters.unknown_ids += 1,
@@ -346,27 +309,27 @@ impl LineIntake {
     }
 }
 
-/// The transcript of this connection, if there is one.
+/// The transcript of this connection, if one is recorded, and the label of the connection.
 struct LabelledRecorder {
     label: Arc<str>,
     recorder: Option<Recorder>,
 }
 
 impl LabelledRecorder {
-    fn line(&self, direction: LineDirection, line: &Value) {
+    fn record_line(&self, direction: LineDirection, line: &Value) {
         if let Some(recorder) = &self.recorder {
-            recorder.line(&self.label, direction, line);
+            recorder.record_line(&self.label, direction, line);
         }
     }
 
-    fn raw(&self, line: &[u8]) {
+    fn record_raw(&self, line: &[u8]) {
         if let Some(recorder) = &self.recorder {
-            recorder.raw(&self.label, LineDirection::Receive, line);
+            recorder.record_raw(&self.label, LineDirection::Receive, line);
         }
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "every caller makes the note on the spot")]
-    fn note(&self, note: Value) {
-        self.line(LineDirection::Note, &note);
+    #[expect(clippy::needless_pass_by_value, reason = "every caller makes the note as a temporary")]
+    fn record_note(&self, note: Value) {
+        self.record_line(LineDirection::Note, &note);
     }
 }

@@ -1,15 +1,15 @@
-//! What a connection has met so far. Plain numbers: it judges nothing.
+//! The totals of one connection. Plain numbers: the module judges nothing.
 
-/// Totals of one connection since it was made. Nothing here ends a connection; each number says what was survived.
+/// Totals of one connection since it was made. No number here ends a connection; each tells what was survived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionCounters {
     /// Events received, whether or not anyone subscribed.
     pub events: u64,
-    /// Replies handed to whoever waited for them.
+    /// Replies handed to a waiting caller.
     pub replies: u64,
     /// Replies whose caller had already given up.
     pub late_replies: u64,
-    /// Replies carrying an id that is not ours, or no longer known.
+    /// Replies whose id belongs to no command of this client, or to a forgotten one.
     pub unknown_ids: u64,
     /// Error replies without an id: QEMU could not parse something it was sent.
     pub unidentified_errors: u64,
@@ -17,7 +17,7 @@ pub struct ConnectionCounters {
     pub unparsable: u64,
     /// Lines over the length bound, thrown away.
     pub oversized: u64,
-    /// Events too long to be kept for subscribers; they were passed on without their data.
+    /// Events too long to be kept for subscribers, passed on without their data.
     pub stripped_events: u64,
     /// Greetings after the first.
     pub repeated_greetings: u64,

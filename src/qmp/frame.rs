@@ -1,18 +1,18 @@
 //! One line of QMP, and how bytes become lines. Pure.
 //!
-//! Owns the split into lines and the sorting of a line into greeting, event or reply. It looks at raw JSON only: an
-//! event, an enum value or an error class this crate has never heard of must pass through, so nothing here may decode
-//! into a closed type, and no input may panic.
+//! The module owns the split into lines and the sorting of a line into greeting, event or reply. It works on raw JSON
+//! only: an event, an enum value or an error class that this crate does not know must pass through, so no function may
+//! decode into a closed type, and no input may panic.
 
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use serde_json::{Map, Value};
 
-/// What one line from QEMU is.
+/// One line from QEMU, by kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QmpFrame {
-    /// The first thing QEMU says.
+    /// The first line that QEMU sends.
     Greeting(Greeting),
     /// An event.
     Event(EventFrame),
@@ -20,7 +20,7 @@ pub enum QmpFrame {
     Reply(ReplyFrame),
 }
 
-/// Why a line is not a frame.
+/// Reason why a line is not a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// Not JSON, or nested too deeply to be read safely.
@@ -36,9 +36,9 @@ pub enum FrameError {
 pub struct Greeting {
     /// QEMU's version, if the greeting carried one. For people and logs: features are read from the schema.
     pub version: Option<QemuVersion>,
-    /// The distribution's package string, such as `Debian 1:10.0.13+ds-0+deb13u1`. May be empty.
+    /// The distribution's package string, such as `Debian 1:10.0.13+ds-0+deb13u1`; may be empty.
     pub package: String,
-    /// Offered capabilities, such as `oob`.
+    /// Capabilities that QEMU offers, such as `oob`.
     pub capabilities: Vec<String>,
 }
 
@@ -66,40 +66,40 @@ impl std::fmt::Display for QemuVersion {
     }
 }
 
-/// An event as it stands on the line.
+/// An event as QEMU sent it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventFrame {
-    /// QEMU's name for it, such as `STOP`.
+    /// QEMU's name of the event, such as `STOP`.
     pub name: String,
-    /// QEMU's clock when it was emitted, since the Unix epoch. `None` when QEMU could not read its clock (it then says
-    /// -1) or said something impossible.
+    /// QEMU's clock when the event was emitted, since the Unix epoch. `None` when QEMU could not read its clock (QEMU
+    /// then sends -1) or sent something impossible.
     pub timestamp: Option<Duration>,
-    /// Its data, `Null` when it has none.
+    /// Data of the event; `Null` where QEMU sent none.
     pub data: Value,
 }
 
-/// A reply as it stands on the line.
+/// A reply as QEMU sent it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplyFrame {
-    /// The id of the command, if QEMU knew it. It does not when it could not parse what it was sent.
+    /// Id of the command; `None` where QEMU could not parse the line it was sent.
     pub id: Option<Value>,
-    /// What the command returned, or why it was refused.
+    /// Return value of the command, or QEMU's refusal.
     pub result: Result<Value, ErrorReply>,
 }
 
-/// QEMU's own error answer.
+/// An error reply of QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorReply {
-    /// Its class.
+    /// Class of the error.
     pub class: ErrorClass,
-    /// Its text for people.
+    /// QEMU's text for people.
     pub desc: String,
 }
 
 /// The class of a QEMU error.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// Most errors.
+    /// Any error that QEMU gives no class of its own; most errors.
     GenericError,
     /// No such command, or not allowed in this state of the monitor.
     CommandNotFound,
@@ -107,9 +107,9 @@ pub enum ErrorClass {
     DeviceNotActive,
     /// No such device.
     DeviceNotFound,
-    /// The host's KVM cannot do it.
+    /// The host's KVM lacks a capability.
     KvmMissingCap,
-    /// A class this crate does not know. Empty when QEMU gave none.
+    /// A class that this crate does not know; empty when QEMU gave none.
     Other(String),
 }
 
@@ -129,7 +129,7 @@ impl From<&str> for ErrorClass {
 /// Parses a line as JSON.
 ///
 /// # Errors
-/// Anything that is not one JSON value, including values nested deeper than 127 levels.
+/// [`FrameError::NotJson`] for bytes that are not one JSON value, and for values nested deeper than 127 levels.
 pub fn parse(line: &[u8]) -> Result<Value, FrameError> {
     serde_json::from_slice(line).map_err(FrameError::NotJson)
 }
@@ -138,7 +138,7 @@ impl QmpFrame {
     /// Sorts a JSON value into one of the three kinds.
     ///
     /// # Errors
-    /// [`FrameError::Unrecognised`] when it is none of them.
+    /// [`FrameError::Unrecognised`] when the value is of no kind.
     pub fn classify(value: Value) -> Result<Self, FrameError> {
         let Value::Object(mut members) = value else {
             return Err(FrameError::Unrecognised);
@@ -153,9 +153,9 @@ impl QmpFrame {
                 data: members.remove("data").unwrap_or_default(),
             }));
         }
-        // An error wins over a result: taking a refusal for a success is the worse mistake.
+        // An error wins over a result, because taking a refusal for a success is the worse mistake.
         let result = match (members.remove("error"), members.remove("return")) {
-            (Some(error), _) => Err(refusal_of(&error)),
+            (Some(error), _) => Err(error_reply_of(&error)),
             (None, Some(value)) => Ok(value),
             (None, None) => return Err(FrameError::Unrecognised),
         };
@@ -182,42 +182,42 @@ fn timestamp_of(timestamp: &Value) -> Option<Duration> {
     (micros < 1_000_000).then(|| Duration::new(seconds, micros * 1000))
 }
 
-fn refusal_of(error: &Value) -> ErrorReply {
+fn error_reply_of(error: &Value) -> ErrorReply {
     let text = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
     ErrorReply { class: ErrorClass::from(text("class")), desc: text("desc").to_owned() }
 }
 
 /// Cuts a byte stream into lines of bounded length.
 ///
-/// The caller reads into [`LineCutter::space`] and then takes lines until there are no more. A line over the limit is
-/// thrown away up to its newline and the stream goes on, so memory stays bounded whatever the peer sends.
+/// The caller reads into [`LineCutter::reserve_space`] and then takes lines until there are no more. A line over the
+/// limit is thrown away up to its newline and the stream goes on, so memory stays bounded whatever the peer sends.
 #[derive(Debug)]
 pub struct LineCutter {
     buffer: BytesMut,
-    /// Bytes of `buffer` already known to hold no newline.
+    /// Number of leading bytes of `buffer` that are known to hold no newline.
     scanned: usize,
-    /// Bytes of the current overlong line thrown away so far; 0 when the line is within bounds.
+    /// Number of bytes of the current overlong line thrown away so far; 0 when the line is within bounds.
     discarded: usize,
     limit: usize,
 }
 
-/// What [`LineCutter`] cut off the stream.
+/// A piece that [`LineCutter`] cut off the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LineCut {
-    /// A line without its line end.
+    /// Content of a line, without its line end.
     Line(BytesMut),
-    /// A line over the limit, thrown away; its length in bytes.
+    /// Length in bytes of a line over the limit, which was thrown away.
     Oversized(usize),
 }
 
 impl LineCutter {
-    /// Lines of at most `limit` bytes, the line end not counted.
+    /// A cutter for lines of at most `limit` bytes, the line end not counted.
     pub fn new(limit: usize) -> Self {
         Self { buffer: BytesMut::new(), scanned: 0, discarded: 0, limit }
     }
 
-    /// Where to read more bytes into. Only append to it.
-    pub fn space(&mut self) -> &mut BytesMut {
+    /// Reserves room in the buffer and returns the buffer, to read more bytes into. The caller must only append.
+    pub fn reserve_space(&mut self) -> &mut BytesMut {
         self.buffer.reserve(READ_SIZE);
         &mut self.buffer
     }
@@ -245,7 +245,7 @@ impl LineCutter {
         Some(if discarded > 0 || length > self.limit { LineCut::Oversized(length) } else { LineCut::Line(line) })
     }
 
-    /// Tells how many bytes of an unfinished line are left at the end of the stream.
+    /// Number of bytes of an unfinished line, which are left over at the end of the stream.
     pub fn torn(&self) -> usize {
         self.discarded + self.buffer.len()
     }
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_greeting_is_still_one() {
+    fn a_greeting_without_members_is_recognised() {
         assert_eq!(frame(r#"{"QMP": {}}"#), QmpFrame::Greeting(Greeting::default()));
     }
 
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn replies() {
+    fn replies_carry_a_result_or_an_error() {
         assert_eq!(
             frame(r#"{"return": {}, "id": "a#1"}"#),
             QmpFrame::Reply(ReplyFrame { id: Some(json!("a#1")), result: Ok(json!({})) })
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_nothing_is_an_error() {
+    fn lines_of_no_kind_are_errors() {
         for line in ["{}", "[]", "1", r#"{"event": 1}"#, r#"{"QMP": 1}"#, r#"{"id": "x"}"#] {
             let value = parse(line.as_bytes()).unwrap();
             assert!(matches!(QmpFrame::classify(value), Err(FrameError::Unrecognised)), "{line}");
@@ -338,7 +338,7 @@ mod tests {
         let mut lines = LineCutter::new(limit);
         let mut cuts = Vec::new();
         for chunk in chunks {
-            lines.space().extend_from_slice(chunk);
+            lines.reserve_space().extend_from_slice(chunk);
             while let Some(cut) = lines.next_cut() {
                 cuts.push(cut);
             }
@@ -360,7 +360,7 @@ mod tests {
         let mut lines = LineCutter::new(limit);
         let mut most = 0;
         let mut feed = |bytes: &[u8], lines: &mut LineCutter| {
-            lines.space().extend_from_slice(bytes);
+            lines.reserve_space().extend_from_slice(bytes);
             most = most.max(lines.buffer.capacity());
             lines.next_cut()
         };
@@ -368,14 +368,14 @@ mod tests {
             assert_eq!(feed(&chunk, &mut lines), None);
         }
         assert_eq!(feed(b"\n", &mut lines), Some(LineCut::Oversized(4096 * READ_SIZE)));
-        // nor do many that are just within bounds, one after the other
+        // Many lines that are just within bounds, one after the other, must not cost more either.
         for _ in 0..512 {
             for _ in 0..limit / READ_SIZE {
                 assert_eq!(feed(&chunk, &mut lines), None);
             }
             assert!(matches!(feed(b"\n", &mut lines), Some(LineCut::Line(line)) if line.len() == limit));
         }
-        // the buffer grows by doubling
+        // The buffer grows by doubling.
         assert!(most <= 2 * (limit + 2 * READ_SIZE), "{most}");
     }
 

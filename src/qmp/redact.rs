@@ -1,30 +1,32 @@
-//! What must not reach a transcript. Pure.
+//! Removal of secrets from the lines of a transcript. Pure.
 //!
-//! Owns the knowledge of where QMP carries secrets. When in doubt it withholds: a transcript is made to be sent to
-//! other people. Identifiers of secrets (`key-secret`, `password-secret`) stay readable, they are no secrets.
+//! The module owns the knowledge of where QMP carries secrets. In doubt a value is withheld, because a transcript is
+//! made to be sent to other people. Identifiers of secrets (`key-secret`, `password-secret`) stay readable: they are no
+//! secrets.
 
 use serde_json::{Map, Value};
 use std::cell::LazyCell;
 
-/// What stands in a secret's place.
+/// Text that replaces a secret.
 pub(super) const REDACTED: &str = "[redacted]";
 
-/// How often JSON is followed into a text inside of JSON. QEMU does it twice; a peer that does it without end would have
-/// us recurse as often, each time as deep as JSON may be.
+/// Most levels of JSON text inside JSON text that are parsed. QEMU nests JSON text twice. Without a bound, a peer that
+/// nests without end would cause a recursion as deep, and each level may itself nest as deep as JSON allows.
 const DEEPEST: usize = 4;
 
-/// A copy of a line without its secrets, as it is recorded.
+/// Copies a line without its secrets, for the transcript.
 pub fn redact(line: &Value) -> Value {
     redact_at(line, 0)
 }
 
-/// `depth` says in how many texts the line stands.
+/// `depth` is the number of JSON texts around the line.
 fn redact_at(line: &Value, depth: usize) -> Value {
     let mut line = line.clone();
-    // The line that sets or asks for a property names it, the reply does not, but our ids tell the command.
+    // A command names the property that it sets or asks for. Its reply does not, but the id of the reply, which this
+    // client made, starts with the name of the command.
     let id = line.get("id").and_then(Value::as_str).unwrap_or_default();
-    let blind = ["qom-get#", "qom-list-get#"].iter().any(|command| id.starts_with(command));
-    if blind {
+    let answers_property = ["qom-get#", "qom-list-get#"].iter().any(|command| id.starts_with(command));
+    if answers_property {
         if let Some(reply @ Value::String(_)) = line.get_mut("return") {
             *reply = REDACTED.into();
         }
@@ -36,12 +38,13 @@ fn redact_at(line: &Value, depth: usize) -> Value {
 /// Whether bytes that are not JSON could carry a secret.
 pub(super) fn mentions_secret(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes).to_ascii_lowercase();
-    // A \u escape can spell any of the words.
+    // A \u escape can spell any of the words, so its presence alone counts.
     let words = ["pass", "secret", "token", "key", "credential", "cookie", "object-add", "object_add", "\\u"];
     words.iter().any(|word| text.contains(word))
 }
 
-/// `in_secret` says that the value is part of a `secret` object, whose `data` is the secret.
+/// Replaces the secrets in a value. `in_secret` says that the value is part of a `secret` object, whose `data` is the
+/// secret.
 fn scrub(value: &mut Value, in_secret: bool, depth: usize) {
     match value {
         Value::Object(members) => scrub_object(members, in_secret, depth),
@@ -56,12 +59,12 @@ fn scrub(value: &mut Value, in_secret: bool, depth: usize) {
 }
 
 fn scrub_object(members: &mut Map<String, Value>, in_secret: bool, depth: usize) {
-    let text = |key: &str| members.get(key).and_then(Value::as_str).map(plain).unwrap_or_default();
+    let text = |key: &str| members.get(key).and_then(Value::as_str).map(normalise_key).unwrap_or_default();
     let in_secret = in_secret || ["qom-type", "qom_type"].iter().any(|key| text(key).starts_with("secret"));
     // qom-set and qom-list-get put the name of a property beside its value.
     let names_secret = ["property", "name"].iter().any(|key| is_secret_key(&text(key)) || text(key) == "data");
     for (key, value) in members.iter_mut() {
-        let key = plain(key);
+        let key = normalise_key(key);
         let hidden = is_secret_key(&key) || (in_secret && key == "data") || (names_secret && key == "value");
         if hidden && !matches!(value, Value::Null | Value::Bool(_)) {
             *value = REDACTED.into();
@@ -69,20 +72,21 @@ fn scrub_object(members: &mut Map<String, Value>, in_secret: bool, depth: usize)
             scrub(value, in_secret, depth);
         }
     }
-    // A key is peer-made text as well.
+    // A key can hold a secret as well, because the peer chooses it.
     if members.keys().any(|key| scrub_text(key, depth).is_some()) {
         let clean = |(key, value): (String, Value)| (scrub_text(&key, depth).unwrap_or(key), value);
         *members = std::mem::take(members).into_iter().map(clean).collect();
     }
 }
 
-fn plain(key: &str) -> String {
+/// Spells a key in lower case and with hyphens, as most QMP keys are.
+fn normalise_key(key: &str) -> String {
     key.to_ascii_lowercase().replace('_', "-")
 }
 
-/// Takes the key as [`plain`] makes it.
+/// Whether the value of a key is a secret. The key must come from [`normalise_key`].
 fn is_secret_key(key: &str) -> bool {
-    // Options are spelt with their path in flat form: file.password
+    // QEMU's flat option syntax puts the path in front of the key: `file.password`.
     let key = key.rsplit('.').next().unwrap_or(key);
     let named = ["key", "keys", "secret", "token", "tokens", "cookie", "cookies", "credential", "credentials"];
     let ended = ["-key", "-token", "-cookie", "-credentials"];
@@ -110,29 +114,29 @@ fn scrub_text(text: &str, depth: usize) -> Option<String> {
     if assigns_secret(text) || is_monitor_command(text) {
         return Some(REDACTED.into());
     }
-    without_userinfo(text)
+    hide_userinfo(text)
 }
 
 /// Whether the text assigns a secret in option syntax (`...,password=...`) or as JSON inside other text.
 fn assigns_secret(text: &str) -> bool {
-    // once at most, or a text of nothing but data= would take time by the square of its length
-    let is_of_secret = LazyCell::new(|| plain(text).contains("secret"));
+    // The search runs once at most: a text made of `data=` alone would otherwise take time by the square of its length.
+    let is_of_secret = LazyCell::new(|| normalise_key(text).contains("secret"));
     text.match_indices(['=', ':']).any(|(at, _)| {
         let before = text[..at].trim_end().trim_end_matches(['"', '\'', '\\']);
         let word = before.rsplit(|c: char| !(c.is_alphanumeric() || "-_.".contains(c))).next();
-        let word = plain(word.unwrap_or_default());
+        let word = normalise_key(word.unwrap_or_default());
         is_secret_key(&word) || (word == "data" && *is_of_secret)
     })
 }
 
 /// Whether the text is a command of the human monitor that takes a secret.
 fn is_monitor_command(text: &str) -> bool {
-    let text = plain(text.trim_start());
+    let text = normalise_key(text.trim_start());
     ["set-password ", "change ", "sendkey ", "object-add secret"].iter().any(|command| text.starts_with(command))
 }
 
 /// Hides the password of `scheme://user:password@host`.
-fn without_userinfo(text: &str) -> Option<String> {
+fn hide_userinfo(text: &str) -> Option<String> {
     let mut clean = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("://") {
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_stays() {
+    fn values_that_are_no_secrets_stay() {
         let lines = [
             json!({"execute": "blockdev-add", "arguments": {"key-secret": "sec0", "password-secret": "sec1"}}),
             json!({"return": {"filename": "nbd://host:10809/export", "password": true}}),
@@ -212,7 +216,7 @@ mod tests {
         assert!(!mentions_secret(b"{\"event\": \"STOP\", "));
     }
 
-    /// JSON in a text in JSON, and so on, each as deep as JSON may be.
+    /// JSON inside a text inside JSON, `levels` times, each as deep as serde_json allows.
     fn nested(levels: usize) -> Value {
         let mut text = "x".to_owned();
         for _ in 0..levels {
@@ -225,13 +229,13 @@ mod tests {
     fn text_within_text_costs_bounded_stack() {
         assert_eq!(redact(&nested(DEEPEST)), nested(DEEPEST));
         let lines = [nested(DEEPEST + 1), nested(18), json!({(nested(18).as_str().unwrap()): 1})];
-        // a quarter of what a thread of tokio has
+        // The stack is a quarter of that of a tokio worker thread.
         let small = std::thread::Builder::new().stack_size(512 << 10);
         let clean = small.spawn(move || lines.map(|line| redact(&line).to_string())).unwrap().join().unwrap();
         assert!(clean.iter().all(|line| line.contains(REDACTED)));
     }
 
-    /// By the square of its length this would take far longer.
+    /// A run time by the square of the length would exceed the limit by far.
     #[test]
     fn a_long_text_costs_time_by_its_length() {
         for piece in ["data=", "data:", "a://u@", "= ", "\"'\\\\=", "[", "{\"", "://", "a.", "json:["] {

@@ -1,7 +1,7 @@
 //! A command ready to be sent.
 //!
-//! Owns the name and the argument bag. It knows no command, and its `Debug` must never show an argument's value, since
-//! arguments can be secrets.
+//! The module owns the name and the arguments. It knows no command, and `Debug` must never show the value of an
+//! argument, since arguments can be secrets.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,19 +15,19 @@ pub struct QmpRequest {
     arguments: Map<String, Value>,
 }
 
-/// A command whose arguments are not a JSON object.
+/// Reason why a command cannot be written as a QMP request.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
-    /// Its serialisation failed.
+    /// The serialisation of the arguments failed.
     #[error("the arguments of {command} cannot be written as JSON")]
     Json {
         /// The command.
         command: Cow<'static, str>,
-        /// Why.
+        /// Error of the serialisation.
         #[source]
         source: serde_json::Error,
     },
-    /// It serialises, but to something else than an object.
+    /// The arguments serialise, but not to a JSON object.
     #[error("the arguments of {command} are not a JSON object")]
     NotAnObject {
         /// The command.
@@ -50,13 +50,13 @@ impl QmpRequest {
         }
     }
 
-    /// A command newer than the `qapi` crate, without arguments. Use it behind a feature found in QEMU's schema.
+    /// A command newer than the `qapi` crate, without arguments. Only send such a command where QEMU's schema has it.
     pub fn named(name: impl Into<Cow<'static, str>>) -> Self {
         Self { name: name.into(), arguments: Map::new() }
     }
 
-    /// Adds or replaces one argument; for arguments newer than the `qapi` crate. Use it behind a feature found in
-    /// QEMU's schema.
+    /// Adds or replaces one argument; for arguments newer than the `qapi` crate. Only add such an argument where QEMU's
+    /// schema has it.
     #[must_use]
     pub fn with(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.arguments.insert(key.into(), value.into());
@@ -68,7 +68,7 @@ impl QmpRequest {
         &self.name
     }
 
-    /// The name, and the message that goes over the wire.
+    /// The command's name, and the message that goes over the wire.
     pub(super) fn into_message(self, id: &str, oob: bool) -> (Cow<'static, str>, Value) {
         let verb = if oob { "exec-oob" } else { "execute" };
         let mut message = Map::new();

@@ -1,10 +1,10 @@
-//! A file of everything said on one or more connections, for people and for offline diagnosis.
+//! A file of every line sent and received on one or more connections, for people and for offline diagnosis.
 //!
-//! Owns the file and its format: one JSON object a line,
+//! The module owns the file and its format: one JSON object a line,
 //! `{"v":1,"t_us":1234,"side":"source","dir":"send","line":{...}}`, with `t_us` in microseconds since the recorder was
-//! made and `dir` one of `send`, `receive`, `note`. A line that was not JSON has `raw`, its first bytes escaped, in
-//! place of `line`. Secrets are taken out before anything leaves the caller's thread. Recording must never delay the
-//! wire: what the disk cannot take is dropped, counted and noted in the file.
+//! made and `dir` one of `send`, `receive`, `note`. An entry for a line that was not JSON has `raw`, the escaped first
+//! bytes of the line, in place of `line`. Secrets are removed before an entry leaves the caller's thread. Recording
+//! must never delay the wire: entries that the disk cannot take in time are dropped, counted and noted in the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -24,57 +24,57 @@ use super::redact::mentions_secret;
 
 pub use super::redact::redact;
 
-/// The format this version writes, and the only one it reads.
+/// Version of the format that this crate writes, and the only one it reads.
 const VERSION: u64 = 1;
 /// Most entries, and most bytes, waiting for the disk.
 const QUEUE_ENTRIES: usize = 4096;
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Most bytes kept of a line that is not JSON.
 const RAW_LIMIT: usize = 256;
-/// Longest entry read back. A written one is a line, whose length is bounded, and a little more.
+/// Longest entry read back, in bytes. A written entry is a QMP line, whose length is bounded, and a little more.
 const ENTRY_LIMIT: usize = 64 * 1024 * 1024;
 
-/// Why a transcript cannot be written or read.
+/// Reason why a transcript cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum TranscriptError {
-    /// The directory for it does not exist.
+    /// The directory of the transcript does not exist.
     #[error("the transcript {} cannot be made because its directory does not exist", path.display())]
     NoDirectory {
         /// The transcript.
         path: PathBuf,
     },
-    /// There is something of that name.
-    #[error("{} exists already, so it is not made the transcript: give the name of a new file", path.display())]
+    /// A file of that name exists.
+    #[error("{} exists already and is not overwritten: give the transcript the name of a new file", path.display())]
     Exists {
         /// The transcript.
         path: PathBuf,
     },
-    /// Anything else that went wrong with the file.
+    /// Another operation on the file failed.
     #[error("the transcript {} cannot be {action}", path.display())]
     Io {
         /// The transcript.
         path: PathBuf,
-        /// `opened`, `written` or `read`.
+        /// Operation that failed, as a participle: `made`, `opened`, `written` or `read`.
         action: &'static str,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
 }
 
-/// Which way a line went.
+/// Direction of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LineDirection {
-    /// To QEMU.
+    /// Sent to QEMU.
     Send,
-    /// From QEMU.
+    /// Received from QEMU.
     Receive,
-    /// Neither: a remark of this program.
+    /// Not on the wire: a remark of this program.
     Note,
 }
 
-/// Writes a transcript. Clones write to the same file; when the last is gone, the file is complete.
+/// Writer of a transcript. Clones write to the same file; the file is complete once the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     shared: Arc<RecorderCore>,
@@ -89,7 +89,7 @@ struct RecorderCore {
     writer: Mutex<Option<JoinHandle<WriterOutcome>>>,
 }
 
-/// What the connections and the writer both count.
+/// Counts that the connections and the writer thread share.
 #[derive(Debug, Default)]
 struct WriteBacklog {
     bytes: AtomicUsize,
@@ -106,16 +106,16 @@ struct WriterOutcome {
     error: Option<io::Error>,
 }
 
-/// What a finished transcript holds.
+/// Totals of a finished transcript.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TranscriptTotals {
-    /// Entries in the file.
+    /// Number of entries in the file.
     pub written: u64,
-    /// Entries that are not, because the disk was too slow or failed.
+    /// Number of entries that were dropped because the disk was too slow or failed.
     pub dropped: u64,
 }
 
-/// An entry as it stands in the file.
+/// Form of an entry in the file.
 #[derive(Serialize, Deserialize)]
 struct StoredEntry<S> {
     v: u64,
@@ -126,13 +126,13 @@ struct StoredEntry<S> {
     body: EntryBody,
 }
 
-/// What an entry holds.
+/// Content of an entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EntryBody {
-    /// The JSON on the line, without its secrets.
+    /// JSON of the line, without its secrets.
     Line(Value),
-    /// The beginning of a line that was not JSON, escaped.
+    /// Beginning of a line that was not JSON, escaped.
     Raw(String),
 }
 
@@ -140,54 +140,57 @@ impl Recorder {
     /// Makes the file, readable by its owner alone.
     ///
     /// # Errors
-    /// When the directory is missing, or anything of that name exists, or the file cannot be made.
+    /// [`TranscriptError::NoDirectory`], [`TranscriptError::Exists`], or [`TranscriptError::Io`] where the file cannot
+    /// be made for another reason.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, TranscriptError> {
         let path = path.into();
         let file = open_private(&path)?;
-        Self::writing_to(path.clone(), BufWriter::new(file)).map_err(|source| TranscriptError::Io {
+        Self::write_to(path.clone(), BufWriter::new(file)).map_err(|source| TranscriptError::Io {
             path,
             action: "opened",
             source,
         })
     }
 
-    fn writing_to(path: PathBuf, file: impl Write + Send + 'static) -> io::Result<Self> {
+    fn write_to(path: PathBuf, file: impl Write + Send + 'static) -> io::Result<Self> {
         let started = Instant::now();
         let (queue, entries) = sync_channel(QUEUE_ENTRIES);
         let backlog = Arc::new(WriteBacklog::default());
-        let seen = backlog.clone();
+        let shared_backlog = backlog.clone();
         let writer = thread::Builder::new().name("transcript".into()).spawn(move || {
-            TranscriptWriter { file, started, backlog: seen, noted: 0, written: 0, error: None }.run(&entries)
+            TranscriptWriter { file, started, backlog: shared_backlog, noted: 0, written: 0, error: None }.run(&entries)
         })?;
         let shared = RecorderCore { started, path, queue, backlog, writer: Mutex::new(Some(writer)) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Records a JSON line, without its secrets. Never blocks.
-    pub fn line(&self, side: &str, dir: LineDirection, line: &Value) {
-        self.entry(side, dir, EntryBody::Line(redact(line)));
+    pub fn record_line(&self, side: &str, dir: LineDirection, line: &Value) {
+        self.queue_entry(side, dir, EntryBody::Line(redact(line)));
     }
 
-    /// Records the beginning of a line that is not JSON; nothing of it if it could hold a secret. Never blocks.
-    pub fn raw(&self, side: &str, dir: LineDirection, line: &[u8]) {
+    /// Records the beginning of a line that is not JSON, or only its length if the line could hold a secret. Never
+    /// blocks.
+    pub fn record_raw(&self, side: &str, dir: LineDirection, line: &[u8]) {
         let text = match mentions_secret(line) {
             true => format!("[withheld: {} bytes]", line.len()),
             false => line[..line.len().min(RAW_LIMIT)].escape_ascii().to_string(),
         };
-        self.entry(side, dir, EntryBody::Raw(text));
+        self.queue_entry(side, dir, EntryBody::Raw(text));
     }
 
-    /// Waits until everything is in the file, and closes it; what is recorded later is dropped. Blocks on the disk, so
-    /// an async caller uses `spawn_blocking`. A second call has nothing to wait for and tells only what was dropped.
+    /// Waits until every entry is in the file, and closes the file; later entries are dropped. The call blocks on the
+    /// disk, so an async caller uses `spawn_blocking`. A second call returns at once, with the number of dropped
+    /// entries alone.
     ///
     /// # Errors
-    /// The first error of writing, if there was one. Entries after it were dropped.
+    /// The first error of writing, if there was one. Entries after that error were dropped.
     pub fn finish(&self) -> Result<TranscriptTotals, TranscriptError> {
         let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut written = 0;
         let mut error = None;
         if let Some(writer) = writer {
-            // It fails only if the writer is gone already, and then there is nothing to ask of it.
+            // `send` fails only if the writer thread has ended already, and then no request to finish is needed.
             drop(self.shared.queue.send(WriterMessage::Finish));
             match writer.join() {
                 Ok(outcome) => (written, error) = (outcome.written, outcome.error),
@@ -200,7 +203,7 @@ impl Recorder {
         }
     }
 
-    fn entry(&self, side: &str, dir: LineDirection, body: EntryBody) {
+    fn queue_entry(&self, side: &str, dir: LineDirection, body: EntryBody) {
         let text = render(self.shared.started, side, dir, body);
         let backlog = &self.shared.backlog;
         let length = text.len();
@@ -215,11 +218,11 @@ impl Recorder {
 fn render(started: Instant, side: &str, dir: LineDirection, body: EntryBody) -> String {
     let t_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
     let entry = StoredEntry { v: VERSION, t_us, side, dir, body };
-    // Strings, numbers and JSON values always serialise; an empty line would be skipped by the reader.
+    // Strings, numbers and JSON values always serialise. The reader would skip the empty line of the default.
     serde_json::to_string(&entry).unwrap_or_default() + "\n"
 }
 
-/// Makes the file, which only its owner can read; what is there already, a link included, is left alone.
+/// Makes the file, readable by its owner alone. An existing file or link of that name is left alone.
 fn open_private(path: &Path) -> Result<File, TranscriptError> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     made.map_err(|source| match source.kind() {
@@ -234,7 +237,7 @@ struct TranscriptWriter<W> {
     file: W,
     started: Instant,
     backlog: Arc<WriteBacklog>,
-    /// Drops already noted in the file.
+    /// Number of dropped entries already noted in the file.
     noted: u64,
     written: u64,
     error: Option<io::Error>,
@@ -247,7 +250,7 @@ impl<W: Write> TranscriptWriter<W> {
                 Ok(message) => message,
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {
-                    // Nothing to do: the moment to make the file complete, in case this program is killed.
+                    // The queue is empty: flush, so that the file is complete if this program is killed.
                     self.attempt(Self::flush);
                     match entries.recv() {
                         Ok(message) => message,
@@ -290,7 +293,7 @@ impl<W: Write> TranscriptWriter<W> {
         self.file.flush()
     }
 
-    /// After an error the file is left alone: its end is torn already.
+    /// Runs an action on the file, unless an earlier one failed: the end of the file is torn then.
     fn attempt(&mut self, action: impl FnOnce(&mut Self) -> io::Result<()>) {
         if self.error.is_none() {
             self.error = action(self).err();
@@ -301,17 +304,17 @@ impl<W: Write> TranscriptWriter<W> {
 /// One entry of a transcript.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TranscriptEntry {
-    /// Since the recorder was made.
+    /// Time since the recorder was made.
     pub at: Duration,
-    /// Which connection, such as `source`.
+    /// Label of the connection, such as `source`.
     pub side: String,
-    /// Which way.
+    /// Direction of the line.
     pub direction: LineDirection,
-    /// What was said.
+    /// Content of the line.
     pub body: EntryBody,
 }
 
-/// Reads a transcript: an iterator of its entries. Lines that are torn, foreign or newer are skipped and counted.
+/// Reader of a transcript: an iterator over its entries. Lines that are torn, foreign or newer are skipped and counted.
 #[derive(Debug)]
 pub struct Transcript<R> {
     source: R,
@@ -336,12 +339,12 @@ impl Transcript<File> {
 }
 
 impl<R: Read> Transcript<R> {
-    /// Reads from anything; `path` is what errors call it.
+    /// Reads a transcript from any reader; errors name `path`.
     pub fn read(source: R, path: impl Into<PathBuf>) -> Self {
         Self { source, path: path.into(), lines: LineCutter::new(ENTRY_LIMIT), ended: false, skipped: 0 }
     }
 
-    /// How many lines were no entries so far.
+    /// Number of lines so far that were no entries.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
@@ -352,10 +355,10 @@ impl<R: Read> Transcript<R> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             length => length?,
         };
-        // A last line without its newline is read like any other; if it is torn, it is no entry.
+        // A last line without its newline is parsed like any other; a torn one is no entry.
         self.ended = length == 0;
         let last: &[u8] = if self.ended && self.lines.torn() > 0 { b"\n" } else { &chunk[..length] };
-        self.lines.space().extend_from_slice(last);
+        self.lines.reserve_space().extend_from_slice(last);
         Ok(())
     }
 }
@@ -403,15 +406,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_is_read_back_without_its_secrets() {
+    fn recorded_lines_are_read_back_without_their_secrets() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("t.jsonl");
         let recorder = Recorder::create(&path).unwrap();
-        recorder.line("source", LineDirection::Send, &json!({"execute": "stop", "id": "stop#1"}));
-        recorder.line("destination", LineDirection::Receive, &json!({"arguments": {"password": "hunter2"}}));
-        recorder.raw("source", LineDirection::Receive, b"{\"event\": \xff\n");
-        recorder.raw("source", LineDirection::Receive, b"{\"password\": hunter2");
-        recorder.raw("source", LineDirection::Receive, &[0; 1000]);
+        recorder.record_line("source", LineDirection::Send, &json!({"execute": "stop", "id": "stop#1"}));
+        recorder.record_line("destination", LineDirection::Receive, &json!({"arguments": {"password": "hunter2"}}));
+        recorder.record_raw("source", LineDirection::Receive, b"{\"event\": \xff\n");
+        recorder.record_raw("source", LineDirection::Receive, b"{\"password\": hunter2");
+        recorder.record_raw("source", LineDirection::Receive, &[0; 1000]);
         assert_eq!(recorder.finish().unwrap(), TranscriptTotals { written: 5, dropped: 0 });
 
         let text = text_of(&path);
@@ -462,7 +465,7 @@ mod tests {
             ),
             length in 1_usize..50,
         ) {
-            /// Gives a few bytes at a time.
+            /// A reader that gives a few bytes at a time.
             struct SlowReader<'a>(&'a [u8], usize);
             impl Read for SlowReader<'_> {
                 fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
@@ -510,15 +513,15 @@ mod tests {
                 Ok(())
             }
         }
-        let recorder = Recorder::writing_to("t".into(), FullDisk).unwrap();
-        recorder.line("a", LineDirection::Send, &json!(1));
-        recorder.line("a", LineDirection::Send, &json!(2));
+        let recorder = Recorder::write_to("t".into(), FullDisk).unwrap();
+        recorder.record_line("a", LineDirection::Send, &json!(1));
+        recorder.record_line("a", LineDirection::Send, &json!(2));
         let error = recorder.finish().unwrap_err();
         assert!(matches!(error, TranscriptError::Io { action: "written", .. }), "{error:?}");
         assert!(recorder.finish().is_ok());
     }
 
-    /// A disk that takes nothing until it is released, and then keeps what it gets.
+    /// A disk that takes nothing until it is released, and then keeps every byte.
     struct SlowDisk {
         released: Receiver<()>,
         kept: Arc<Mutex<Vec<u8>>>,
@@ -539,10 +542,10 @@ mod tests {
     fn a_slow_disk_loses_entries_and_says_so() {
         let (release, released) = sync_channel::<()>(0);
         let kept = Arc::new(Mutex::new(Vec::new()));
-        let recorder = Recorder::writing_to("t".into(), SlowDisk { released, kept: kept.clone() }).unwrap();
+        let recorder = Recorder::write_to("t".into(), SlowDisk { released, kept: kept.clone() }).unwrap();
         let sent = QUEUE_ENTRIES as u64 + 100;
         for number in 0..sent {
-            recorder.line("a", LineDirection::Send, &json!(number));
+            recorder.record_line("a", LineDirection::Send, &json!(number));
         }
         drop(release);
         let totals = recorder.finish().unwrap();

@@ -1,7 +1,8 @@
 //! The table of commands on the wire.
 //!
-//! Owns the matching of replies to callers and the count of in-band commands QEMU has not worked off. A caller that
-//! gave up stays in the table, so that its late reply is recognised; a reply must never be an error of the connection.
+//! The module owns the matching of replies to callers, and the count of in-band commands that QEMU has not finished. A
+//! command whose caller gave up stays in the table, so that its late reply is recognised. A reply must never be an
+//! error of the connection.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::frame::{ErrorReply, ReplyFrame};
 
-/// At most this many commands are remembered after their callers gave up.
+/// Size of the table beyond which commands whose callers gave up are forgotten.
 const ABANDONED_LIMIT: usize = 1024;
 
 /// A command on the wire.
@@ -25,40 +26,41 @@ pub(super) struct ReplyWaiter {
     pub(super) reply: oneshot::Sender<Result<Value, ErrorReply>>,
 }
 
-/// What became of a reply.
+/// Result of matching a reply with the commands on the wire.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ReplyMatch {
-    /// Handed to its caller.
+    /// The caller has the reply.
     Delivered,
-    /// Its caller had given up.
+    /// The caller had given up.
     Late { command: Cow<'static, str>, age: Duration },
-    /// Its id is not ours, or was forgotten.
+    /// The id belongs to no command of this client, or to a forgotten one.
     UnknownId,
-    /// An error without an id.
+    /// The reply is an error without an id.
     Unidentified,
 }
 
+/// The commands on the wire.
 #[derive(Debug, Default)]
 pub(super) struct ReplyWaiters {
-    /// By serial number, hence by age.
+    /// Commands by serial number, hence by age.
     table: BTreeMap<u64, ReplyWaiter>,
-    /// In-band commands QEMU may still have queued, in wire order.
+    /// Serial numbers of the in-band commands that QEMU may still have queued, in wire order.
     in_band: VecDeque<u64>,
 }
 
 impl ReplyWaiters {
-    /// How many in-band commands QEMU may still have queued.
+    /// Number of in-band commands that QEMU may still have queued.
     pub(super) fn in_band(&self) -> usize {
         self.in_band.len()
     }
 
-    /// When the oldest in-band command was sent that QEMU may still be at.
+    /// Time at which the oldest in-band command that QEMU may still be working on was sent.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
         let oldest = self.in_band.front()?;
         self.table.get(oldest).map(|waiter| waiter.sent_at)
     }
 
-    /// Registers a command about to be written. Returns how many abandoned ones were forgotten to stay bounded.
+    /// Registers a command about to be written. Returns the number of abandoned commands forgotten to stay bounded.
     pub(super) fn insert(&mut self, serial: u64, in_band: bool, waiter: ReplyWaiter) -> u64 {
         self.table.insert(serial, waiter);
         if in_band {
@@ -76,8 +78,8 @@ impl ReplyWaiters {
         forgotten
     }
 
-    /// Finds the caller of a reply.
-    pub(super) fn settle(&mut self, reply: ReplyFrame) -> ReplyMatch {
+    /// Hands a reply to the caller of its command.
+    pub(super) fn deliver(&mut self, reply: ReplyFrame) -> ReplyMatch {
         let Some(id) = reply.id else {
             if reply.result.is_ok() {
                 return ReplyMatch::UnknownId;
@@ -88,8 +90,8 @@ impl ReplyWaiters {
         let Some(serial) = id.as_str().and_then(serial_of) else {
             return ReplyMatch::UnknownId;
         };
-        // Also when it was forgotten: it is worked off all the same.
-        self.work_off(serial);
+        // QEMU has finished the command even where the table has forgotten it.
+        self.finish_up_to(serial);
         let known = self.table.get(&serial).is_some_and(|waiter| id == waiter.id.as_str());
         let Some(waiter) = known.then(|| self.table.remove(&serial)).flatten() else {
             return ReplyMatch::UnknownId;
@@ -101,16 +103,16 @@ impl ReplyWaiters {
         }
     }
 
-    /// A line that may have been a reply was lost: the oldest in-band command may have been worked off.
+    /// Counts the oldest in-band command as finished, after a lost line that may have been its reply.
     ///
-    /// Without this, seven lost replies would stop in-band commands for ever. Guessing wrong costs little: QEMU then
-    /// stops reading for a moment.
+    /// Otherwise seven lost replies would stop in-band commands for ever. A wrong guess costs little: QEMU then stops
+    /// reading for a moment.
     pub(super) fn lose_oldest(&mut self) {
         self.in_band.pop_front();
     }
 
-    /// QEMU answers in-band commands in order, so those sent before an answered one are worked off too.
-    fn work_off(&mut self, serial: u64) {
+    /// Counts a command as finished. QEMU answers in-band commands in order, so earlier ones are finished too.
+    fn finish_up_to(&mut self, serial: u64) {
         if let Some(at) = self.in_band.iter().position(|known| *known == serial) {
             self.in_band.drain(..=at);
         }
@@ -144,18 +146,18 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_ids_settle() {
+    fn only_ids_of_this_client_are_delivered() {
         let mut waiters = ReplyWaiters::default();
         let (mut receiver, _) = insert(&mut waiters, 1);
         for id in
             [json!("cont#1"), json!("stop#01"), json!("stop#+1"), json!("stop#2"), json!("x"), json!(1), json!([])]
         {
-            assert_eq!(waiters.settle(reply(Some(id))), ReplyMatch::UnknownId);
+            assert_eq!(waiters.deliver(reply(Some(id))), ReplyMatch::UnknownId);
         }
-        assert_eq!(waiters.settle(reply(None)), ReplyMatch::UnknownId);
+        assert_eq!(waiters.deliver(reply(None)), ReplyMatch::UnknownId);
         assert!(receiver.try_recv().is_err());
-        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), ReplyMatch::Delivered);
-        assert_eq!(waiters.settle(reply(Some(json!("stop#1")))), ReplyMatch::UnknownId);
+        assert_eq!(waiters.deliver(reply(Some(json!("stop#1")))), ReplyMatch::Delivered);
+        assert_eq!(waiters.deliver(reply(Some(json!("stop#1")))), ReplyMatch::UnknownId);
     }
 
     #[test]
@@ -165,7 +167,7 @@ mod tests {
         for n in 0..10_000_u64 {
             let ids = [json!(format!("stop#{}", n + 2)), json!(format!("#{}", n + 2)), json!(u64::MAX - n), json!([n])];
             for id in ids.into_iter().map(Some).chain([None]) {
-                assert_eq!(waiters.settle(reply(id)), ReplyMatch::UnknownId);
+                assert_eq!(waiters.deliver(reply(id)), ReplyMatch::UnknownId);
             }
         }
         assert_eq!((waiters.table.len(), waiters.in_band.len()), (1, 1));
@@ -173,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_works_off_what_was_sent_before_it() {
+    fn an_answer_finishes_the_commands_sent_before_it() {
         let mut waiters = ReplyWaiters::default();
         let receivers: Vec<_> = (1..=7).map(|serial| insert(&mut waiters, serial)).collect();
         assert_eq!(waiters.in_band(), 7);
-        waiters.settle(reply(Some(json!("stop#5"))));
+        waiters.deliver(reply(Some(json!("stop#5"))));
         assert_eq!(waiters.in_band(), 2);
         waiters.lose_oldest();
         assert_eq!(waiters.in_band(), 1);
@@ -194,7 +196,7 @@ mod tests {
         }
         assert_eq!(waiters.table.len(), ABANDONED_LIMIT);
         assert_eq!(forgotten, 2000 - ABANDONED_LIMIT as u64);
-        assert_eq!(waiters.settle(reply(Some(json!("stop#0")))), ReplyMatch::Delivered);
+        assert_eq!(waiters.deliver(reply(Some(json!("stop#0")))), ReplyMatch::Delivered);
         assert!(waiting.try_recv().unwrap().is_ok());
     }
 }

@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut lines = LineCutter::new(LIMIT);
     let mut cut = 0;
     for piece in bytes.chunks(piece) {
-        lines.space().extend_from_slice(piece);
+        lines.reserve_space().extend_from_slice(piece);
         while let Some(line) = lines.next_cut() {
             match line {
                 LineCut::Line(line) => {

@@ -1,0 +1,40 @@
+//! An event with the stamps of its receipt.
+//!
+//! The module owns the stamps. An event is never decoded: name and data stay as QEMU sent them.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use serde_json::Value;
+
+use super::frame::EventFrame;
+
+/// An event with the stamps of its receipt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QmpEvent {
+    /// Number of the event on this connection, from 0, without gaps.
+    pub sequence: u64,
+    /// Time at which this process read the event; for measuring spans.
+    pub received: Instant,
+    /// The same moment on the wall clock; for comparing with logs.
+    pub received_wall: SystemTime,
+    /// QEMU's own clock when it emitted the event, since the Unix epoch; `None` if QEMU could not read its clock. The
+    /// clock of QEMU's host may differ from that of this host.
+    pub emitted: Option<Duration>,
+    /// QEMU's name of the event, such as `BLOCK_JOB_READY`. Any name can occur.
+    pub name: String,
+    /// Data of the event; `Null` where QEMU sent none. Any member can be missing, any enum value unknown.
+    pub data: Value,
+}
+
+impl QmpEvent {
+    pub(super) fn stamp(sequence: u64, frame: EventFrame) -> Self {
+        Self {
+            sequence,
+            received: tokio::time::Instant::now().into_std(),
+            received_wall: SystemTime::now(),
+            emitted: frame.timestamp,
+            name: frame.name,
+            data: frame.data,
+        }
+    }
+}
