@@ -1,8 +1,8 @@
 //! The file of a journal: made, locked, appended to, opened again.
 //!
-//! Owns durability and the lock. An append is over when its line is on the disk; after one that failed no other is tried,
-//! for a line that was half written must not be followed by another. It must never write to a file that another process
-//! has locked, nor to one that it does not understand.
+//! The module owns durability and the lock. An append returns once its line is on the disk. After a failed append no
+//! other is tried, because a line must not follow a half-written one. The module must never write to a file that
+//! another process has locked, nor to a file that is not a valid journal.
 
 use super::format::{self, FormatError, JournalEntry, LIMIT, ParsedJournal};
 use rustix::fs::{FlockOperation, flock};
@@ -17,13 +17,13 @@ use std::{
 };
 use thiserror::Error;
 
-/// Why a journal cannot be begun, written or read.
+/// Reason why a journal cannot be begun, written or read.
 #[derive(Debug, Error)]
 pub enum JournalError {
-    /// There is something of that name.
+    /// A file of that name exists.
     #[error(
-        "{} exists already: give the journal the name of a new file, and if that is the journal of an engine that \
-         died, run 'qferry recover' with it first",
+        "{} exists already: give the journal the name of a new file; if the existing file is the journal of an engine \
+         that died, run 'qferry recover' with it first",
         path.display()
     )]
     Exists {
@@ -32,85 +32,92 @@ pub enum JournalError {
     },
     /// Another process holds the lock.
     #[error(
-        "the journal {} is locked: the engine that writes it still lives, so wait for its end, or end it",
+        "the journal {} is locked: the engine that writes it still lives, so wait until that engine ends, or end it",
         path.display()
     )]
     Locked {
         /// The journal.
         path: PathBuf,
     },
-    /// It is no journal, or a damaged one.
+    /// The file is not a journal, or a damaged one.
     #[error(
-        "{} cannot be read as a journal: nothing was done about it, so look at both sides with query-status yourself",
+        "{} cannot be read as a journal, so nothing was done: look at both sides with query-status yourself",
         path.display()
     )]
     Content {
         /// The journal.
         path: PathBuf,
-        /// What does not fit.
+        /// Reason of the parser.
         #[source]
         source: FormatError,
     },
-    /// A record that cannot be put into JSON.
-    #[error("a record for the journal {} cannot be encoded: this is a fault of qferry, please report it", path.display())]
+    /// A record does not serialise to JSON.
+    #[error(
+        "a record for the journal {} cannot be encoded: this is a fault of qferry, please report it",
+        path.display()
+    )]
     Encode {
         /// The journal.
         path: PathBuf,
-        /// Why.
+        /// Error of the serialisation.
         #[source]
         source: serde_json::Error,
     },
-    /// It would become longer than may be read back.
-    #[error("the journal {} would be longer than {LIMIT} bytes: begin a new one", path.display())]
+    /// The journal would become longer than the limit for reading.
+    #[error("the journal {} would become longer than {LIMIT} bytes: begin a new journal", path.display())]
     Full {
         /// The journal.
         path: PathBuf,
     },
     /// An earlier append failed.
-    #[error("the journal {} takes no more records, because one could not be written: see the first error", path.display())]
+    #[error(
+        "the journal {} takes no more records, because an earlier record could not be written: see the first error",
+        path.display()
+    )]
     Broken {
         /// The journal.
         path: PathBuf,
     },
-    /// What writes it has panicked.
-    #[error("the journal is not written any more: its writer has died")]
+    /// The thread that writes the journal has panicked.
+    #[error("the journal is not written any more: the thread that writes it has died")]
     WriterDied,
-    /// Anything else that went wrong with the file.
+    /// Another operation on the file failed.
     #[error(
-        "the journal {} cannot be {action}: check its path, its permissions and the room on its file system, or name \
-         another",
+        "the journal {} cannot be {action}: check its path, its permissions and the free space of its file system, or \
+         name another file",
         path.display()
     )]
     Io {
         /// The journal.
         path: PathBuf,
-        /// `made`, `opened`, `locked`, `read`, `mended` or `written`.
+        /// Operation that failed, as a participle: `made`, `opened`, `locked`, `read`, `mended` or `written`.
         action: &'static str,
-        /// Why.
+        /// Error of the operating system.
         #[source]
         source: io::Error,
     },
 }
 
-/// A journal that this process alone may write. It is locked as long as this lives.
+/// A journal that this process alone may write. The file is locked as long as the value lives.
 #[derive(Debug)]
 pub struct Journal<R> {
     file: File,
     path: PathBuf,
     /// Number of the next record.
     next: u64,
-    /// Bytes in the file.
+    /// Length of the file in bytes.
     length: usize,
     broken: bool,
     records: PhantomData<fn(&R)>,
 }
 
 impl<R: Serialize + DeserializeOwned> Journal<R> {
-    /// Begins a journal in a new file that only its owner can read, in a folder that is made likewise where there is
-    /// none. When this returns, the file is there to stay.
+    /// Begins a journal in a new file that only its owner can read. Missing folders of the path are made, with the same
+    /// permissions. After the return, the file survives a power cut.
     ///
     /// # Errors
-    /// Where anything of that name exists, or the file cannot be made, locked or written.
+    /// [`JournalError::Exists`] where a file of that name exists; [`JournalError::Locked`] or [`JournalError::Io`]
+    /// where the file cannot be made, locked or written.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, JournalError> {
         let path = path.into();
         let made = folder_of(&path).and_then(|folder| {
@@ -127,18 +134,18 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
             sync_folder(folder).map_err(|source| JournalError::Io { path: path.clone(), action: "written", source })?;
             Ok(journal)
         });
-        // what was not begun would only be in the way of the next try
+        // A journal that was not begun is removed, because the next attempt would find the file in its way.
         begun.inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
-    /// Opens a journal whose writer has died, to read it and to go on with it. What was torn is cut off.
+    /// Opens a journal whose writer has died, to read it and to append to it. A torn last line is cut off.
     ///
     /// # Errors
-    /// [`JournalError::Locked`] while its writer lives; [`JournalError::Content`] where it is not understood, and then it
-    /// is left as it is.
+    /// [`JournalError::Locked`] while the writer lives; [`JournalError::Content`] where the file is not a valid
+    /// journal. The file then stays as it is.
     pub fn open(path: impl Into<PathBuf>) -> Result<(Self, Vec<JournalEntry<R>>), JournalError> {
         let path = path.into();
-        let file = plain(&path)
+        let file = require_plain_file(&path)
             .and_then(|()| OpenOptions::new().read(true).append(true).open(&path))
             .map_err(|source| JournalError::Io { path: path.clone(), action: "opened", source })?;
         lock(&file, &path)?;
@@ -148,34 +155,32 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
             tracing::warn!(journal = %path.display(), bytes = length - parsed.whole, "a torn last record is cut off");
             file.set_len(parsed.whole as u64).map_err(mended)?;
         }
-        // what is read here may be in memory alone, where its writer was killed before it was synced
+        // A writer that was killed before its sync leaves records that may be in the page cache alone.
         file.sync_all().map_err(mended)?;
-        let next = parsed.next();
+        let next = parsed.next_number();
         let mut journal = Self { file, path, next, length: parsed.whole, broken: false, records: PhantomData };
         if parsed.whole == 0 {
-            journal.write(&format::header())?;
+            journal.write(&format::encode_header())?;
         }
         Ok((journal, parsed.entries))
     }
 
-    /// Records. When this returns, the record is on the disk.
-    ///
-    /// Returns its number.
+    /// Appends a record and returns its number. After the return, the record is on the disk.
     ///
     /// # Errors
-    /// Whatever the error, what was to be recorded must not be begun. Where the file could not be written, no later
-    /// append is tried either.
+    /// After any error, the recorded intent must not be begun. Where the file could not be written, every later append
+    /// fails too.
     pub fn append(&mut self, record: &R) -> Result<u64, JournalError> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let entry = JournalEntry { n: self.next, at: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), record };
-        let line = format::line(&entry);
+        let line = format::encode_entry(&entry);
         let line = line.map_err(|source| JournalError::Encode { path: self.path.clone(), source })?;
         self.write(&line)?;
         self.next += 1;
         Ok(entry.n)
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -185,11 +190,11 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         lock(&file, path)?;
         let path = path.to_owned();
         let mut journal = Self { file, path, next: 1, length: 0, broken: false, records: PhantomData };
-        journal.write(&format::header())?;
+        journal.write(&format::encode_header())?;
         Ok(journal)
     }
 
-    /// Writes a line, to the disk.
+    /// Writes a line and waits until the line is on the disk.
     fn write(&mut self, line: &str) -> Result<(), JournalError> {
         if self.broken {
             return Err(JournalError::Broken { path: self.path.clone() });
@@ -197,8 +202,8 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         if self.length + line.len() > LIMIT {
             return Err(JournalError::Full { path: self.path.clone() });
         }
-        // Until it is known to be well. A failed sync breaks it too: the kernel may have thrown the line away by then, and
-        // would call a second sync a success.
+        // The journal counts as broken until the sync has succeeded. A failed sync breaks it for good: the kernel may
+        // have dropped the line from its cache, and would then report success to a second sync.
         self.broken = true;
         let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
         written.map_err(|source| JournalError::Io { path: self.path.clone(), action: "written", source })?;
@@ -208,13 +213,13 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     }
 }
 
-/// Reads a journal, also while it is being written, and changes nothing.
+/// Reads a journal, also while another process writes it, and changes nothing.
 ///
 /// # Errors
-/// Where it cannot be read or is not understood.
+/// [`JournalError::Io`] where the file cannot be read; [`JournalError::Content`] where it is not a valid journal.
 pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<JournalEntry<R>>, JournalError> {
     let path = path.into();
-    let file = plain(&path).and_then(|()| File::open(&path)).map_err(|source| JournalError::Io {
+    let file = require_plain_file(&path).and_then(|()| File::open(&path)).map_err(|source| JournalError::Io {
         path: path.clone(),
         action: "opened",
         source,
@@ -222,7 +227,7 @@ pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Journal
     Ok(parse(&file, &path)?.0.entries)
 }
 
-/// Reads and parses; also returns the length of the file.
+/// Reads and parses a file; also returns its length.
 fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(ParsedJournal<R>, usize), JournalError> {
     let mut bytes = Vec::new();
     let read = file.take(LIMIT as u64 + 1).read_to_end(&mut bytes);
@@ -236,14 +241,14 @@ fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(ParsedJournal
 
 impl<R> Drop for Journal<R> {
     fn drop(&mut self) {
-        // closing it is not enough while a child that another thread has just forked holds the descriptor, too
+        // Closing the file is not enough while a child that another thread has just forked holds the descriptor, too.
         if let Err(error) = flock(&self.file, FlockOperation::Unlock) {
-            tracing::debug!(path = %self.path.display(), %error, "the journal is unlocked when it is closed");
+            tracing::debug!(path = %self.path.display(), %error, "unlocking failed; closing the file unlocks it");
         }
     }
 }
 
-/// The kernel drops the lock with the last descriptor, so also where this process is killed.
+/// Locks the file. The kernel drops the lock with the last descriptor, so also where this process is killed.
 fn lock(file: &File, path: &Path) -> Result<(), JournalError> {
     let locked = flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
     locked.map_err(|source| match source.kind() {
@@ -252,11 +257,11 @@ fn lock(file: &File, path: &Path) -> Result<(), JournalError> {
     })
 }
 
-/// Only a plain file can be a journal; to open a pipe would wait for its other end.
-fn plain(path: &Path) -> io::Result<()> {
+/// Fails unless the path leads to a plain file. Opening a pipe would wait for its other end.
+fn require_plain_file(path: &Path) -> io::Result<()> {
     match fs::metadata(path)?.is_file() {
         true => Ok(()),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file")),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "the path does not lead to a plain file")),
     }
 }
 
@@ -265,7 +270,7 @@ fn folder_of(path: &Path) -> io::Result<&Path> {
     Ok(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
 }
 
-/// Makes a folder and those above it where they are missing, for the owner alone and there to stay.
+/// Makes a folder and its missing parents, readable by their owner alone, so that they survive a power cut.
 fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
@@ -273,7 +278,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     let above = folder_of(folder)?;
     make_folder(above)?;
     match DirBuilder::new().mode(0o700).create(folder) {
-        // by another process, a moment ago
+        // Another process made the folder a moment ago.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(io::ErrorKind::NotADirectory.into()),
         made => made?,
@@ -281,7 +286,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     sync_folder(above)
 }
 
-/// Without this a file whose content is safe may still lose its name.
+/// Writes a folder to the disk. Without that, a power cut can remove the name of a file whose content is safe.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -302,8 +307,8 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
-    /// A new journal with these records, whose writer is gone.
-    fn written(path: &Path, records: &[&str]) {
+    /// Writes a new journal with these records and closes it.
+    fn write_journal(path: &Path, records: &[&str]) {
         let mut journal = WordJournal::create(path).unwrap();
         for (n, record) in (1..).zip(records) {
             assert_eq!(journal.append(&(*record).to_owned()).unwrap(), n);
@@ -311,10 +316,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_gone_on_with() {
+    fn a_written_journal_is_read_and_continued() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state/qferry/j");
-        written(&path, &["a", "b\n{"]);
+        write_journal(&path, &["a", "b\n{"]);
         assert_eq!(mode(&path), 0o600);
         for made in ["state", "state/qferry"] {
             assert_eq!(mode(&directory.path().join(made)), 0o700, "{made}");
@@ -326,7 +331,7 @@ mod tests {
         assert!(entries.windows(2).all(|pair| pair[0].at <= pair[1].at) && entries[0].at > 1_700_000_000_000);
         assert_eq!(words(entries), ["a", "b\n{"]);
         assert_eq!(journal.append(&"c".to_owned()).unwrap(), 3);
-        assert_eq!(words(read(&path).unwrap()), ["a", "b\n{", "c"], "also while it is written");
+        assert_eq!(words(read(&path).unwrap()), ["a", "b\n{", "c"], "a journal can be read while it is written");
     }
 
     #[test]
@@ -338,11 +343,12 @@ mod tests {
         assert!(matches!(refused, JournalError::Locked { .. }), "{refused:?}");
         assert!(refused.to_string().contains("still lives"), "{refused}");
         first.append(&"a".to_owned()).unwrap();
-        // another process, too
-        let other = |path: &Path| std::process::Command::new("flock").arg("-n").arg(path).arg("true").status().unwrap();
-        assert!(!other(&path).success());
+        // The lock holds against another process, too.
+        let lock_elsewhere =
+            |path: &Path| std::process::Command::new("flock").arg("-n").arg(path).arg("true").status().unwrap();
+        assert!(!lock_elsewhere(&path).success());
         drop(first);
-        assert!(other(&path).success());
+        assert!(lock_elsewhere(&path).success());
         let (second, entries) = WordJournal::open(&path).unwrap();
         assert_eq!(words(entries), ["a"]);
         assert!(matches!(WordJournal::open(&path), Err(JournalError::Locked { .. })));
@@ -350,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_child_still_holds_does_not_keep_it_locked() {
+    fn a_descriptor_in_a_child_does_not_keep_the_lock() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
         let journal = WordJournal::create(&path).unwrap();
@@ -377,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_journal_is_left_as_it_is() {
+    fn a_file_that_is_no_journal_stays_as_it_is() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
         let newer = "{\"qferry-journal\":2}\n{\"n\":1";
@@ -401,41 +407,45 @@ mod tests {
     fn an_endless_file_costs_bounded_memory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
-        written(&path, &["a"]);
-        // a terabyte of nothing
+        write_journal(&path, &["a"]);
+        // The file is extended by a terabyte of zeros.
         OpenOptions::new().append(true).open(&path).unwrap().set_len(1 << 40).unwrap();
         let error = read::<String>(&path).unwrap_err();
         assert!(matches!(error, JournalError::Content { source: FormatError::TooLong, .. }), "{error:?}");
     }
 
     #[test]
-    fn nothing_is_written_that_could_not_be_read_back() {
+    fn a_record_too_long_to_be_read_back_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("j");
         let mut journal = WordJournal::create(&path).unwrap();
         let error = journal.append(&"x".repeat(LIMIT)).unwrap_err();
         assert!(matches!(error, JournalError::Full { .. }), "{error:?}");
-        assert_eq!(journal.append(&"a".to_owned()).unwrap(), 1, "nothing of the long one was written");
+        assert_eq!(journal.append(&"a".to_owned()).unwrap(), 1, "nothing of the long record was written");
         assert_eq!(words(read(&path).unwrap()), ["a"]);
     }
 
-    /// A journal that has been begun and whose writes go to a device.
-    fn over(path: &str) -> WordJournal {
+    /// A journal that is begun already and whose writes go to a device.
+    fn open_device(path: &str) -> WordJournal {
         let file = OpenOptions::new().write(true).open(path).unwrap();
         Journal { file, path: path.into(), next: 1, length: 0, broken: false, records: PhantomData }
     }
 
     #[test]
     fn a_journal_that_failed_once_stays_failed() {
-        // /dev/full has no room; what /dev/null takes cannot be synced
+        // A write to /dev/full fails for lack of space. A write to /dev/null succeeds, but its sync fails.
         for device in ["/dev/full", "/dev/null"] {
-            let mut journal = over(device);
+            let mut journal = open_device(device);
             let first = journal.append(&"a".to_owned()).unwrap_err();
             assert!(matches!(first, JournalError::Io { action: "written", .. }), "{first:?}");
             journal.file = tempfile::tempfile().unwrap();
             let second = journal.append(&"b".to_owned()).unwrap_err();
             assert!(matches!(second, JournalError::Broken { .. }), "{second:?}");
-            assert_eq!(journal.file.metadata().unwrap().len(), 0, "though there would be room again");
+            assert_eq!(
+                journal.file.metadata().unwrap().len(),
+                0,
+                "the second append wrote nothing, though the new file has room"
+            );
         }
     }
 
@@ -443,12 +453,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn a_journal_torn_at_any_byte_is_gone_on_with(
+        fn a_journal_torn_at_any_byte_is_continued(
             records in proptest::collection::vec(".{0,9}", 0..4), at in any::<prop::sample::Index>(),
         ) {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("j");
-            written(&path, &records.iter().map(String::as_str).collect::<Vec<_>>());
+            write_journal(&path, &records.iter().map(String::as_str).collect::<Vec<_>>());
             let length = fs::metadata(&path).unwrap().len() as usize;
             let file = OpenOptions::new().write(true).open(&path).unwrap();
             file.set_len(at.index(length + 1) as u64).unwrap();

@@ -1,37 +1,40 @@
-//! From records to what they came to. Pure.
+//! The fold of a journal's records to a state. Pure.
 //!
-//! Owns nothing but the walk over the records. What is legal after what is the state's to say.
+//! The module owns the walk over the records. Which record may follow which is decided by the state.
 
 use super::format::JournalEntry;
 use std::error::Error;
 use thiserror::Error;
 
-/// A state that records are folded into. Its default is that of an empty journal.
+/// A state that records are folded into. The default is the state of an empty journal.
 pub trait Fold: Default {
-    /// What is folded.
+    /// Type of the records.
     type Record;
-    /// Why a record cannot come where it does.
+    /// Reason why a record cannot follow the records before it.
     type Illegal: Error + 'static;
 
-    /// Takes in the next record.
+    /// Applies the next record to the state.
     ///
     /// # Errors
-    /// When it cannot come after those before it.
+    /// When the record cannot follow the records before it.
     fn apply(&mut self, record: &Self::Record) -> Result<(), Self::Illegal>;
 }
 
 /// Records in an order that no engine writes.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("record {n} of the journal cannot come after those before it: do not trust the journal, look at both sides")]
+#[error(
+    "record {n} of the journal cannot follow the records before it: do not trust the journal, and look at both sides \
+     with query-status"
+)]
 pub struct FoldError<I: Error + 'static> {
     /// The number of the first record that is illegal.
     pub n: u64,
-    /// Why it is.
+    /// Reason of the state.
     #[source]
     pub illegal: I,
 }
 
-/// Folds all entries, in their order.
+/// Folds all entries, in order.
 ///
 /// # Errors
 /// At the first record that is illegal.

@@ -1,104 +1,106 @@
-//! What stands in a journal's file. Pure.
+//! The format of a journal's file. Pure.
 //!
-//! Owns the format: a first line `{"qferry-journal":1}`, then a line of JSON for each record,
+//! The module owns the format: a first line `{"qferry-journal":1}`, then a line of JSON for each record,
 //! `{"n":1,"at":1764000000000,"record":...}`, with `n` counting from 1 and `at` in milliseconds since the Unix epoch.
-//! It tells a line that was torn while it was written, which can only be the last, from damage. It must never take
-//! damage for a torn line: what is taken for torn is taken for never having been recorded.
+//! The parser distinguishes a line that was torn while it was written, which can only be the last, from damage. Damage
+//! must never be taken for a torn line, because a torn line counts as never recorded.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
-/// The version of the format that is written, and the only one that is read.
+/// Version of the format that this crate writes, and the only one it reads.
 pub const VERSION: u64 = 1;
 
-/// Longest journal, in bytes. That of a migration has some dozens of lines; what is longer is not read into memory.
+/// Longest journal, in bytes. The journal of a migration has some dozens of lines; a longer file is not read.
 pub const LIMIT: usize = 16 << 20;
 
 /// A record with its number and its time: one line of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JournalEntry<R> {
-    /// Its number, from 1, without gaps.
+    /// Number of the record, from 1, without gaps.
     pub n: u64,
-    /// When it was written, in milliseconds since the Unix epoch, by the writer's wall clock. For people: nothing may be
-    /// decided by it.
+    /// Time of writing, in milliseconds since the Unix epoch, by the writer's wall clock. For people: no decision may
+    /// depend on the time.
     pub at: u64,
-    /// What was recorded.
+    /// The record.
     pub record: R,
 }
 
-/// What the bytes of a journal hold.
+/// Entries of a journal, and the length of its undamaged part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParsedJournal<R> {
     /// Every whole entry, in order.
     pub entries: Vec<JournalEntry<R>>,
-    /// Where the last whole line ends. What follows was torn while it was written, and is to be cut off before anything
-    /// is appended. 0 where even the first line is torn.
+    /// End of the last whole line, in bytes. Later bytes were torn while they were written, and must be cut off before
+    /// the next append. 0 where even the first line is torn.
     pub whole: usize,
 }
 
-/// Why bytes are no journal.
+/// Reason why a file is not a journal.
 #[derive(Debug, Error)]
 pub enum FormatError {
-    /// The first line is not a journal's.
-    #[error("its first line is not that of a qferry journal")]
+    /// The first line is not that of a journal.
+    #[error("the first line is not that of a qferry journal")]
     Foreign,
-    /// Written by another version.
+    /// The file has another version of the format.
     #[error(
-        "its format is version {found}, and this qferry reads version {VERSION} alone: use the qferry that wrote it"
+        "the format has version {found}, and this qferry reads version {VERSION} alone: use the qferry that wrote the \
+         file"
     )]
     Version {
-        /// The version that it has.
+        /// Version of the file.
         found: u64,
     },
-    /// A line that is whole cannot be understood.
+    /// A whole line is not a record.
     #[error("line {line} is no record that this qferry knows: the file is damaged, or another version wrote it")]
     Line {
-        /// Its number in the file, from 1.
+        /// Number of the line in the file, from 1.
         line: u64,
-        /// What does not fit.
+        /// Error of the JSON parser.
         #[source]
         source: serde_json::Error,
     },
-    /// The numbers do not follow each other.
+    /// The record numbers are not consecutive.
     #[error("line {line} has the record number {found} where {expected} must be: records are missing or were added")]
     Gap {
-        /// Its number in the file, from 1.
+        /// Number of the line in the file, from 1.
         line: u64,
-        /// The number that follows the one before.
+        /// Number that must follow.
         expected: u64,
-        /// The number that stands there.
+        /// Number in the line.
         found: u64,
     },
-    /// Longer than any journal.
-    #[error("it is longer than {LIMIT} bytes, and no journal is")]
+    /// The file is longer than any journal.
+    #[error("the file is longer than {LIMIT} bytes, and no journal is")]
     TooLong,
 }
 
-/// The first line.
+/// The first line of a journal.
 #[derive(Serialize, Deserialize)]
 struct HeaderLine {
     #[serde(rename = "qferry-journal")]
     version: u64,
 }
 
-/// The first line of what is written.
-pub(super) fn header() -> String {
-    // a number always serialises
+/// Encodes the first line.
+pub(super) fn encode_header() -> String {
+    // A number always serialises.
     serde_json::to_string(&HeaderLine { version: VERSION }).unwrap_or_default() + "\n"
 }
 
-/// The line of an entry.
-pub(super) fn line<R: Serialize>(entry: &JournalEntry<R>) -> Result<String, serde_json::Error> {
-    // JSON escapes line ends inside of texts, so this is one line
+/// Encodes an entry as a line.
+pub(super) fn encode_entry<R: Serialize>(entry: &JournalEntry<R>) -> Result<String, serde_json::Error> {
+    // JSON escapes line ends inside of texts, so the entry is one line.
     Ok(serde_json::to_string(entry)? + "\n")
 }
 
-/// Reads the bytes of a journal. Takes memory in proportion to them, so the caller bounds them, by [`LIMIT`].
+/// Parses the bytes of a journal. The entries take memory in proportion to the bytes, so the caller must bound the
+/// bytes by [`LIMIT`].
 ///
 /// # Errors
-/// See [`FormatError`]. A last line that was torn is none: [`ParsedJournal::whole`] tells.
+/// See [`FormatError`]. A torn last line is no error: [`ParsedJournal::whole`] is less than the length then.
 pub fn parse<R: DeserializeOwned>(bytes: &[u8]) -> Result<ParsedJournal<R>, FormatError> {
-    let header = header();
+    let header = encode_header();
     let mut parsed = ParsedJournal { entries: Vec::new(), whole: 0 };
     if header.len() > bytes.len() && header.as_bytes().starts_with(bytes) {
         return Ok(parsed);
@@ -106,13 +108,13 @@ pub fn parse<R: DeserializeOwned>(bytes: &[u8]) -> Result<ParsedJournal<R>, Form
     let mut lines = (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n'));
     parsed.whole = check_header(lines.next().map(|(_, text)| text).unwrap_or_default())?;
     for (line, text) in lines {
-        // An append ends with the line end, and before it has ended nothing was done about the record.
+        // The line end is the last byte of an append. A record without it was never acted upon.
         let Some(text) = text.strip_suffix(b"\n") else { break };
         let end = parsed.whole + text.len() + 1;
         match serde_json::from_slice(text) {
             Ok(entry) => parsed.push(line, entry)?,
             // After a power cut a file may have its new length without all of its new bytes, which then read as zeros.
-            // None is ever written, so a line without one is not torn: it was recorded, and has been damaged since.
+            // A zero byte is never written, so a line without one was recorded whole, and has been damaged since.
             Err(_) if end == bytes.len() && text.contains(&0) => break,
             Err(source) => return Err(FormatError::Line { line, source }),
         }
@@ -123,7 +125,7 @@ pub fn parse<R: DeserializeOwned>(bytes: &[u8]) -> Result<ParsedJournal<R>, Form
 
 impl<R> ParsedJournal<R> {
     fn push(&mut self, line: u64, entry: JournalEntry<R>) -> Result<(), FormatError> {
-        let (expected, found) = (self.next(), entry.n);
+        let (expected, found) = (self.next_number(), entry.n);
         if found != expected {
             return Err(FormatError::Gap { line, expected, found });
         }
@@ -131,8 +133,8 @@ impl<R> ParsedJournal<R> {
         Ok(())
     }
 
-    /// The number of the entry after the last.
-    pub(super) fn next(&self) -> u64 {
+    /// Number of the entry after the last.
+    pub(super) fn next_number(&self) -> u64 {
         self.entries.len() as u64 + 1
     }
 }
@@ -161,9 +163,9 @@ mod tests {
     }
 
     fn bytes_of(records: &[TestRecord]) -> Vec<u8> {
-        let mut bytes = header().into_bytes();
+        let mut bytes = encode_header().into_bytes();
         for (n, record) in (1..).zip(records) {
-            bytes.extend(line(&JournalEntry { n, at: 1000 + n, record }).unwrap().into_bytes());
+            bytes.extend(encode_entry(&JournalEntry { n, at: 1000 + n, record }).unwrap().into_bytes());
         }
         bytes
     }
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_file_is_told() {
+    fn the_error_tells_why_a_file_is_no_journal() {
         const FIRST: &str = "{\"qferry-journal\":1}\n";
         const GIVEN: &str = "{\"n\":1,\"at\":5,\"record\":\"given\"}\n";
         type ErrorCheck = fn(&FormatError) -> bool;
@@ -196,7 +198,7 @@ mod tests {
             (&["{\"qferry-journal\":\"1\"}\n"], |e| matches!(e, FormatError::Foreign)),
             (&["{\"qferry-journal\":2}\n", GIVEN], |e| matches!(e, FormatError::Version { found: 2 })),
             (&["{\"qferry-journal\":2,\"since\":3}\n"], |e| matches!(e, FormatError::Version { found: 2 })),
-            // damage in the middle, at the end of a whole line, and a record of a later qferry
+            // Damage in the middle, damage at the end of a whole line, and a record of a later qferry.
             (&[FIRST, "{\"n\":1,\n", GIVEN], |e| matches!(e, FormatError::Line { line: 2, .. })),
             (&[FIRST, "{\"n\":1,\0\n", GIVEN], |e| matches!(e, FormatError::Line { line: 2, .. })),
             (&[FIRST, GIVEN, "\n"], |e| matches!(e, FormatError::Line { line: 3, .. })),
@@ -232,7 +234,7 @@ mod tests {
         let deep = "[".repeat(1 << 20) + &"]".repeat(1 << 20);
         let entries = ["1e999", "-1", "18446744073709551616"].map(|n| format!("{{\"n\":{n},\"at\":5,\"record\":1}}"));
         for entry in [format!("{{\"n\":1,\"at\":5,\"record\":{deep}}}"), deep].iter().chain(&entries) {
-            let text = format!("{}{entry}\n", header());
+            let text = format!("{}{entry}\n", encode_header());
             let error = parse::<Value>(text.as_bytes()).unwrap_err();
             assert!(matches!(error, FormatError::Line { line: 2, .. }), "{error:?}");
         }
@@ -257,7 +259,8 @@ mod tests {
             }
         }
 
-        /// Damage is told from a torn end, but for the last record's own line end (or its only space, made a zero).
+        /// Damage is distinguished from a torn end, except where the flipped bit makes the last record's line end
+        /// something else, or its only space a zero.
         #[test]
         fn a_flipped_bit_loses_the_last_record_at_most(
             written in any_records(), at in any::<prop::sample::Index>(), bit in 0..8,
@@ -278,10 +281,10 @@ mod tests {
                 "\\{\"n\":[0-9]{1,3},\"at\":-?[0-9]{0,20},\"record\":[\"\\[{}a-z\\]]{0,9}\\}?|.{0,20}", 0..5),
         ) {
             let text = lines.join("\n").into_bytes();
-            for bytes in [bytes.clone(), text.clone(), [header().into_bytes(), text, bytes].concat()] {
+            for bytes in [bytes.clone(), text.clone(), [encode_header().into_bytes(), text, bytes].concat()] {
                 if let Ok(parsed) = parse::<Value>(&bytes) {
                     let whole = parse::<Value>(&bytes[..parsed.whole]).unwrap();
-                    prop_assert_eq!(whole.entries, parsed.entries, "what is cut off is not missed");
+                    prop_assert_eq!(whole.entries, parsed.entries, "the torn part holds no entry");
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! A log of intents that outlives the process that writes it.
 //!
-//! Owns a file of records of which each is on the disk before [`Journal::append`] returns, its format, and its fold to a
-//! state. What a record means is its user's: the room is generic over it, and does nothing about what it reads. It must
-//! never say that a record is kept which a power cut could take, and never let two processes write one file.
+//! The room owns a file of records, its format, and the fold of the records to a state. Each record is on the disk
+//! before [`Journal::append`] returns. The room is generic over the record: the meaning of a record belongs to the user
+//! of the room, and no record is acted upon here. The room must never report a record as kept that a power cut could
+//! take, and never let two processes write one file.
 //!
-//! Everything here blocks on the disk: an async caller uses `spawn_blocking`.
+//! Every operation on a file blocks on the disk: an async caller uses `spawn_blocking`.
 
 mod file;
 mod fold;
