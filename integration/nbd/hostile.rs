@@ -46,7 +46,7 @@ async fn status_answered(payloads: &[Vec<u8>]) -> Result<Vec<AllocationExtent>, 
         server.chunk(DONE, NONE, request.cookie, &[]).await;
         server
     };
-    tokio::join!(client.extents(0, 100), serving).0
+    tokio::join!(client.query_extents(0, 100), serving).0
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn block_status_that_cannot_be_right_is_refused() {
         let request = server.request().await.unwrap();
         server.chunk(DONE, HOLE, request.cookie, &hole(0, 100)).await;
     };
-    let (error, ()) = tokio::join!(client.extents(0, 100), serving);
+    let (error, ()) = tokio::join!(client.query_extents(0, 100), serving);
     assert!(matches!(error, Err(NbdError::Unexpected { .. })), "{error:?}");
 }
 
@@ -209,9 +209,12 @@ async fn short_answers_and_long_ranges_take_several_requests() {
         panic!("no goodbye");
     });
     let extent = |start, length, hole| AllocationExtent { start, length, zero: false, hole };
-    assert_eq!(client.extents(0, size).await.unwrap(), [extent(0, 3 << 30, false), extent(3 << 30, 7 << 30, true)]);
-    assert_eq!(client.depths(5, size - 5).await.unwrap(), [DepthExtent { start: 5, length: size - 5, depth: 1 }]);
-    assert_eq!(client.extents(size, 0).await.unwrap(), []);
+    assert_eq!(
+        client.query_extents(0, size).await.unwrap(),
+        [extent(0, 3 << 30, false), extent(3 << 30, 7 << 30, true)]
+    );
+    assert_eq!(client.query_depths(5, size - 5).await.unwrap(), [DepthExtent { start: 5, length: size - 5, depth: 1 }]);
+    assert_eq!(client.query_extents(size, 0).await.unwrap(), []);
     drop(client);
     assert_eq!(serving.await.unwrap(), 7 + 7);
 }
@@ -251,8 +254,8 @@ async fn what_needs_no_server_is_refused_without_it() {
     }
     assert!(matches!(client.read(0, (32 << 20) + 1).await, Err(NbdError::ReadTooLong { .. })));
     assert!(client.read(1 << 40, 0).await.unwrap().is_empty());
-    assert!(matches!(client.extents(0, 1).await, Err(NbdError::NotOffered { context: "base:allocation" })));
-    assert!(matches!(client.depths(0, 1).await, Err(NbdError::NotOffered { context: "qemu:allocation-depth" })));
+    assert!(matches!(client.query_extents(0, 1).await, Err(NbdError::NotOffered { context: "base:allocation" })));
+    assert!(matches!(client.query_depths(0, 1).await, Err(NbdError::NotOffered { context: "qemu:allocation-depth" })));
     let (_server, stream) = Server::new();
     let error = NbdClient::connect(stream, &"x".repeat(4097), NbdOptions::default()).await.unwrap_err();
     assert!(matches!(error, NbdError::NameTooLong { length: 4097 }), "{error:?}");

@@ -136,7 +136,7 @@ async fn qemu_tells_extents_and_depths() {
         let ends = bounds.iter().skip(1).map(|bound| bound.0).chain([end]);
         bounds.iter().zip(ends).map(|((start, value), end)| (*start, end - start, *value)).collect::<Vec<_>>()
     };
-    let extents = client.extents(0, end).await.unwrap();
+    let extents = client.query_extents(0, end).await.unwrap();
     let wanted = cut(&[
         (0, 0),
         (kib(1024), 3),
@@ -149,7 +149,7 @@ async fn qemu_tells_extents_and_depths() {
     let flat =
         |extent: &AllocationExtent| (extent.start, extent.length, u32::from(extent.hole) | u32::from(extent.zero) << 1);
     assert_eq!(extents.iter().map(flat).collect::<Vec<_>>(), wanted);
-    let depths = client.depths(0, end).await.unwrap();
+    let depths = client.query_depths(0, end).await.unwrap();
     let wanted = cut(&[
         (0, 2),
         (kib(512), 1),
@@ -166,7 +166,7 @@ async fn qemu_tells_extents_and_depths() {
     ]);
     assert_eq!(depths.iter().map(|depth| (depth.start, depth.length, depth.depth)).collect::<Vec<_>>(), wanted);
     // A range within covers exactly itself.
-    let within = client.depths(kib(500), kib(20)).await.unwrap();
+    let within = client.query_depths(kib(500), kib(20)).await.unwrap();
     let depth = |start, length, depth| DepthExtent { start, length, depth };
     assert_eq!(within, [depth(kib(500), kib(12), 2), depth(kib(512), kib(8), 1)]);
 }
@@ -200,7 +200,7 @@ async fn a_killed_qemu_fails_all_that_wait() {
     for _ in 0..8 {
         let (reader, asker) = (client.clone(), client.clone());
         waiting.spawn(async move { reader.read(0, 8 << 20).await.unwrap_err() });
-        waiting.spawn(async move { asker.extents(0, 8 << 20).await.unwrap_err() });
+        waiting.spawn(async move { asker.query_extents(0, 8 << 20).await.unwrap_err() });
     }
     // Long enough for all to be sent; if some are not, the test still holds.
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -209,7 +209,7 @@ async fn a_killed_qemu_fails_all_that_wait() {
     for error in waiting.join_all().await {
         assert!(matches!(error, NbdError::Ended), "{error:?}");
     }
-    assert!(matches!(client.depths(0, 1).await, Err(NbdError::Ended)));
+    assert!(matches!(client.query_depths(0, 1).await, Err(NbdError::Ended)));
 }
 
 #[tokio::test]
@@ -224,10 +224,10 @@ async fn a_large_sparse_image_is_told_at_once() {
     let relay = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await.unwrap() });
     let client = NbdClient::connect(near, "disk", NbdOptions::default()).await.unwrap();
     assert_eq!(
-        client.extents(0, size).await.unwrap(),
+        client.query_extents(0, size).await.unwrap(),
         [AllocationExtent { start: 0, length: size, zero: true, hole: true }]
     );
-    assert_eq!(client.depths(0, size).await.unwrap(), [DepthExtent { start: 0, length: size, depth: 0 }]);
+    assert_eq!(client.query_depths(0, size).await.unwrap(), [DepthExtent { start: 0, length: size, depth: 0 }]);
     drop(client);
     // a handshake and a few requests of 28 bytes: not one for each 32 MiB
     let (asked, answered) = relay.await.unwrap();

@@ -1,7 +1,8 @@
 //! One read, put together from the chunks of its reply. Pure.
 //!
-//! Owns the read's one buffer and the knowledge of what has come: every byte must come exactly once and none that was
-//! not asked for. It takes memory only when the first chunk has come, and never more than the read's length.
+//! The module owns the buffer of a read and the list of the pieces that have come. Every byte of the read must come
+//! exactly once, and no other byte may come. Memory is taken when the first chunk comes, and never more than the length
+//! of the read.
 
 use bytes::buf::Limit;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::buffers::ReadBuffers;
 use super::error::NbdError;
 
-/// Separate pieces at once, at most: a server that sends in order has one.
+/// Most separate pieces of a read. A server that sends in order has one piece.
 const MAX_PIECES: usize = 1024;
 
 /// A read under way.
@@ -17,18 +18,18 @@ const MAX_PIECES: usize = 1024;
 pub(super) struct ReadAssembly {
     offset: u64,
     length: u32,
-    /// Up to the end of the last piece; gaps are zero.
+    /// Content up to the end of the last piece; gaps are zero.
     buffer: BytesMut,
-    /// What has come, from the start of the read; in order, apart from each other.
+    /// Start and end of each piece that has come, counted from the start of the read; in order, and not adjacent.
     pieces: Vec<(u32, u32)>,
 }
 
-/// Where the bytes of a chunk go.
+/// Memory for the bytes of a chunk.
 #[derive(Debug)]
 pub(super) enum ChunkRoom<'a> {
-    /// Behind all others, which is how servers send: memory that nobody has had to clear.
+    /// Uninitialised memory behind all pieces, which costs no clearing. Servers usually send in order.
     Append(Limit<&'a mut BytesMut>),
-    /// Before some that have come.
+    /// Zeroed memory before a piece that has come.
     Fill(&'a mut [u8]),
 }
 
@@ -42,8 +43,8 @@ impl ReadAssembly {
         (self.offset, self.length)
     }
 
-    /// The room for a chunk of data, all of which must then be filled.
-    pub(super) fn data(
+    /// Makes room for a chunk of data. The caller must fill all of it.
+    pub(super) fn make_room(
         &mut self,
         offset: u64,
         length: u32,
@@ -57,8 +58,8 @@ impl ReadAssembly {
         Ok(ChunkRoom::Append((&mut self.buffer).limit(length as usize)))
     }
 
-    /// A hole, which reads as zeros.
-    pub(super) fn hole(&mut self, offset: u64, length: u32, buffers: &mut ReadBuffers) -> Result<(), NbdError> {
+    /// Adds a hole, which reads as zeros.
+    pub(super) fn add_hole(&mut self, offset: u64, length: u32, buffers: &mut ReadBuffers) -> Result<(), NbdError> {
         let end = self.cover(offset, length, buffers)? as usize + length as usize;
         if end > self.buffer.len() {
             self.buffer.resize(end, 0);
@@ -66,7 +67,7 @@ impl ReadAssembly {
         Ok(())
     }
 
-    /// The whole read.
+    /// Returns the bytes of the whole read.
     pub(super) fn finish(mut self, buffers: &mut ReadBuffers) -> Result<Bytes, NbdError> {
         match self.pieces[..] {
             [(0, end)] if end == self.length => {
@@ -78,7 +79,7 @@ impl ReadAssembly {
         }
     }
 
-    /// Notes a chunk as come and returns where it starts in the read.
+    /// Notes that a chunk has come and returns its start in the read.
     fn cover(&mut self, offset: u64, length: u32, buffers: &mut ReadBuffers) -> Result<u32, NbdError> {
         let outside = NbdError::Outside { offset, length: length.into() };
         let start = offset.checked_sub(self.offset).and_then(|start| u32::try_from(start).ok());
@@ -116,7 +117,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn put(assembly: &mut ReadAssembly, offset: u64, bytes: &[u8]) -> Result<(), NbdError> {
-        match assembly.data(offset, bytes.len() as u32, &mut ReadBuffers::default())? {
+        match assembly.make_room(offset, bytes.len() as u32, &mut ReadBuffers::default())? {
             ChunkRoom::Append(mut room) => room.put_slice(bytes),
             ChunkRoom::Fill(room) => room.copy_from_slice(bytes),
         }
@@ -127,26 +128,26 @@ mod tests {
     fn chunks_in_any_order_make_the_read() {
         let mut assembly = ReadAssembly::new(100, 10);
         put(&mut assembly, 106, b"gh").unwrap();
-        assembly.hole(102, 2, &mut ReadBuffers::default()).unwrap();
+        assembly.add_hole(102, 2, &mut ReadBuffers::default()).unwrap();
         put(&mut assembly, 100, b"ab").unwrap();
-        assembly.hole(108, 2, &mut ReadBuffers::default()).unwrap();
+        assembly.add_hole(108, 2, &mut ReadBuffers::default()).unwrap();
         put(&mut assembly, 104, b"ef").unwrap();
         assert_eq!(assembly.finish(&mut ReadBuffers::default()).unwrap(), &b"ab\0\0efgh\0\0"[..]);
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn chunks_that_do_not_fit_are_refused() {
         let mut assembly = ReadAssembly::new(100, 10);
         for (offset, length) in [(99, 1), (0, 10), (100, 11), (109, 2), (110, 1), (u64::MAX, 1), (101, u32::MAX)] {
             assert!(
-                matches!(assembly.hole(offset, length, &mut ReadBuffers::default()), Err(NbdError::Outside { .. })),
+                matches!(assembly.add_hole(offset, length, &mut ReadBuffers::default()), Err(NbdError::Outside { .. })),
                 "{offset} {length}"
             );
         }
         put(&mut assembly, 103, b"def").unwrap();
         for (offset, length) in [(103, 3), (100, 4), (105, 1), (104, 1), (100, 10)] {
             assert!(
-                matches!(assembly.hole(offset, length, &mut ReadBuffers::default()), Err(NbdError::Overlap { .. })),
+                matches!(assembly.add_hole(offset, length, &mut ReadBuffers::default()), Err(NbdError::Overlap { .. })),
                 "{offset} {length}"
             );
         }
@@ -161,8 +162,10 @@ mod tests {
     fn nothing_is_taken_before_the_first_chunk_and_pieces_are_bounded() {
         let mut assembly = ReadAssembly::new(0, 1 << 20);
         assert_eq!(assembly.buffer.capacity(), 0);
-        let refused =
-            (0..1 << 19).map(|at| assembly.hole(at * 2, 1, &mut ReadBuffers::default())).find_map(Result::err).unwrap();
+        let refused = (0..1 << 19)
+            .map(|at| assembly.add_hole(at * 2, 1, &mut ReadBuffers::default()))
+            .find_map(Result::err)
+            .unwrap();
         assert!(matches!(refused, NbdError::Scattered { .. }), "{refused}");
         assert_eq!(assembly.pieces.len(), MAX_PIECES);
     }

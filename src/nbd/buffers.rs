@@ -1,26 +1,27 @@
-//! Buffers of reads that are over, for those to come. Pure.
+//! Buffers of finished reads, kept for later reads. Pure.
 //!
-//! Owns a few allocations that callers may still hold, and gives one out again only when they do not. Without it every
-//! large read has its memory from the kernel, page by page, which takes as much time as the reading itself.
+//! The module owns a few allocations that callers may still hold, and gives out an allocation again only when no caller
+//! holds it. Without these buffers every large read would get its memory from the kernel, page by page, which takes as
+//! much time as the reading itself.
 
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
 
-/// Kept at once, at most: as many as a server works on.
+/// Most buffers kept: as many as the requests that a server works on at the same time.
 const MAX_KEPT: usize = 16;
 
-/// Lengths that are worth it. With [`MAX_KEPT`] this bounds what an idle connection holds to 32 MiB.
-const WORTH: std::ops::RangeInclusive<u32> = (64 << 10)..=(2 << 20);
+/// Lengths of buffers worth keeping. With [`MAX_KEPT`] the range bounds the memory of an idle connection to 32 MiB.
+const KEPT_LENGTHS: std::ops::RangeInclusive<u32> = (64 << 10)..=(2 << 20);
 
-/// The buffers, by their length, oldest first.
+/// The kept buffers with their lengths, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct ReadBuffers {
     kept: VecDeque<(u32, BytesMut)>,
 }
 
 impl ReadBuffers {
-    /// An empty buffer of exactly this capacity, so that no small read holds on to much.
+    /// Takes an empty buffer of exactly this capacity, so that a small read does not hold much memory.
     pub(super) fn take(&mut self, length: u32) -> BytesMut {
         let fits = |(of, buffer): &mut (u32, BytesMut)| *of == length && buffer.try_reclaim(length as usize);
         let found = self.kept.iter_mut().position(fits).and_then(|at| self.kept.remove(at));
@@ -29,7 +30,7 @@ impl ReadBuffers {
 
     /// Keeps the empty rest of a buffer whose content was split off.
     pub(super) fn keep(&mut self, length: u32, rest: BytesMut) {
-        if WORTH.contains(&length) {
+        if KEPT_LENGTHS.contains(&length) {
             self.kept.push_back((length, rest));
         }
         if self.kept.len() > MAX_KEPT {
@@ -57,14 +58,14 @@ mod tests {
         let mut buffers = ReadBuffers::default();
         let first = read(&mut buffers, 1 << 20, 1);
         let slice = first.slice(5..6);
-        let place = first.as_ptr();
+        let address = first.as_ptr();
         drop(first);
         let second = read(&mut buffers, 1 << 20, 2);
-        assert_ne!(second.as_ptr(), place);
+        assert_ne!(second.as_ptr(), address);
         assert_eq!(slice[0], 1);
         drop(slice);
-        assert_eq!(read(&mut buffers, 1 << 20, 3).as_ptr(), place);
-        assert_ne!(read(&mut buffers, 1 << 19, 4).as_ptr(), place);
+        assert_eq!(read(&mut buffers, 1 << 20, 3).as_ptr(), address);
+        assert_ne!(read(&mut buffers, 1 << 19, 4).as_ptr(), address);
         assert!(second.iter().all(|byte| *byte == 2));
     }
 

@@ -1,8 +1,8 @@
 //! The one task that owns an NBD socket.
 //!
-//! Reads, writes and watches the deadline at the same time. Payload goes from the socket into its request's own buffer.
-//! It never waits for a caller, and ends the connection at the first reply that cannot be right: after one, no byte of
-//! the stream can be trusted to be what it seems.
+//! The task reads, writes and watches the deadlines at the same time. Payload goes from the socket into the buffer of
+//! its own request. The task never waits for a caller, and ends the connection at the first reply that breaks the
+//! protocol, because the meaning of every later byte is uncertain then.
 
 use std::time::Duration;
 
@@ -17,42 +17,45 @@ use super::error::NbdError;
 use super::waiters::{RequestWaiter, RequestWaiters};
 use super::wire::{self, ChunkContent, NbdCommand, ReplyChunk, ReplyForm};
 
-/// Room for headers and small payloads. Larger payloads do not go through it but for what is read ahead.
+/// Size of the read buffer, in bytes, for headers and small payloads. Larger payloads bypass the buffer, except for
+/// their first bytes that were read with a header.
 const READ_AHEAD: usize = 4096;
 
-/// Requests written at once, at most.
+/// Most requests written at once.
 const BATCH: usize = 64;
 
-/// How long a server that does not read may hold up the end.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// Time that a server which does not read may delay the end of the connection.
+const DISCONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What the handles send to the task.
+/// A message from a handle to the task.
 #[derive(Debug)]
 pub(super) enum TaskMessage {
     Request(RequestWaiter),
     Close,
 }
 
+/// The buffered reading direction of a stream.
 pub(super) type StreamReader<S> = BufReader<ReadHalf<S>>;
 
-/// The two directions of a stream.
-pub(super) fn halves<S: AsyncRead + AsyncWrite>(stream: S) -> (StreamReader<S>, WriteHalf<S>) {
+/// Splits a stream into its two directions.
+pub(super) fn split_stream<S: AsyncRead + AsyncWrite>(stream: S) -> (StreamReader<S>, WriteHalf<S>) {
     let (reader, writer) = tokio::io::split(stream);
     (BufReader::with_capacity(READ_AHEAD, reader), writer)
 }
 
+/// The state of the task.
 pub(super) struct NbdConnection<S> {
     pub(super) reader: StreamReader<S>,
     pub(super) writer: WriteHalf<S>,
     /// Whether structured replies were negotiated.
     pub(super) structured: bool,
     pub(super) deadline: Duration,
-    pub(super) jobs: mpsc::UnboundedReceiver<TaskMessage>,
+    pub(super) messages: mpsc::UnboundedReceiver<TaskMessage>,
     pub(super) closed: watch::Sender<Option<NbdError>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> NbdConnection<S> {
-    /// Serves until the connection ends, by whichever side.
+    /// Serves until either side ends the connection.
     pub(super) async fn run(mut self) {
         let waiters = RequestWaiters::default();
         let mut incoming = ReplyReader {
@@ -63,16 +66,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> NbdConnection<S> {
         };
         let cause = tokio::select! {
             cause = incoming.run(&mut self.reader) => cause,
-            cause = write(&mut self.writer, &mut self.jobs, &waiters) => cause,
-            cause = expire(&waiters, self.deadline) => cause,
+            cause = write_requests(&mut self.writer, &mut self.messages, &waiters) => cause,
+            cause = wait_overdue(&waiters, self.deadline) => cause,
         };
         tracing::debug!(%cause, "NBD connection closed");
-        // The cause first: whoever is woken by the drops asks for it.
+        // The cause must be set before the channels are dropped: the drops wake waiters, who then ask for the cause.
         self.closed.send_replace(Some(cause));
     }
 }
 
-/// Takes replies off the socket.
+/// Reader of the replies on the socket.
 struct ReplyReader<'a> {
     structured: bool,
     deadline: Duration,
@@ -83,25 +86,25 @@ struct ReplyReader<'a> {
 impl ReplyReader<'_> {
     async fn run<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> NbdError {
         loop {
-            if let Err(cause) = self.reply(reader).await {
+            if let Err(cause) = self.read_reply(reader).await {
                 return cause;
             }
         }
     }
 
-    async fn reply<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
+    async fn read_reply<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
         match ReplyForm::decode(reader.read_u32().await?)? {
-            ReplyForm::Simple => self.simple(reader).await,
-            ReplyForm::Structured if self.structured => self.chunk(reader).await,
+            ReplyForm::Simple => self.read_simple(reader).await,
+            ReplyForm::Structured if self.structured => self.read_chunk(reader).await,
             ReplyForm::Structured => Err(NbdError::Unexpected { what: "a structured reply that was not negotiated" }),
         }
     }
 
-    async fn chunk<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
-        let chunk = ReplyChunk::decode(&array(reader).await?)?;
+    async fn read_chunk<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
+        let chunk = ReplyChunk::decode(&read_array(reader).await?)?;
         let mut waiter = self.waiters.take(chunk.cookie)?;
         let at = waiter.deadline;
-        within(self.deadline, at, take(reader, &mut waiter, chunk, &mut self.buffers)).await?;
+        read_before(self.deadline, at, take_payload(reader, &mut waiter, chunk, &mut self.buffers)).await?;
         if chunk.done {
             return waiter.finish(&mut self.buffers);
         }
@@ -109,8 +112,8 @@ impl ReplyReader<'_> {
         Ok(())
     }
 
-    async fn simple<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
-        let (code, cookie) = wire::simple(&array(reader).await?)?;
+    async fn read_simple<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> Result<(), NbdError> {
+        let (code, cookie) = wire::decode_simple_reply(&read_array(reader).await?)?;
         let mut waiter = self.waiters.take(cookie)?;
         match code {
             0 if self.structured => {
@@ -120,27 +123,27 @@ impl ReplyReader<'_> {
                 let at = waiter.deadline;
                 let assembly = waiter.assembly()?;
                 let (offset, length) = assembly.range();
-                let room = assembly.data(offset, length, &mut self.buffers)?;
-                within(self.deadline, at, fill(reader, room)).await?;
+                let room = assembly.make_room(offset, length, &mut self.buffers)?;
+                read_before(self.deadline, at, fill_room(reader, room)).await?;
             }
-            // Without a payload it cannot be mistaken, so servers may send it even beside structured ones.
+            // An error reply is simple in any mode: without a payload it cannot be misread, so the protocol allows it.
             code => waiter.fail(NbdError::Server { code, message: String::new() }),
         }
         waiter.finish(&mut self.buffers)
     }
 }
 
-/// While a payload is being read its request is not among the waiters, whose deadline is watched.
-async fn within<T>(
+/// Reads a payload under the deadline of its request, which is not among the watched waiters meanwhile.
+async fn read_before<T>(
     waited: Duration,
     at: Instant,
     reading: impl Future<Output = Result<T, NbdError>>,
 ) -> Result<T, NbdError> {
-    timeout_at(at, reading).await.unwrap_or_else(|_| Err(late(waited)))
+    timeout_at(at, reading).await.unwrap_or_else(|_| Err(late_error(waited)))
 }
 
 /// Takes the payload of a chunk.
-async fn take<R: AsyncRead + Unpin>(
+async fn take_payload<R: AsyncRead + Unpin>(
     reader: &mut R,
     waiter: &mut RequestWaiter,
     chunk: ReplyChunk,
@@ -150,22 +153,22 @@ async fn take<R: AsyncRead + Unpin>(
         ChunkContent::Nothing => Ok(()),
         ChunkContent::Data(length) => {
             let offset = reader.read_u64().await?;
-            fill(reader, waiter.assembly()?.data(offset, length, buffers)?).await
+            fill_room(reader, waiter.assembly()?.make_room(offset, length, buffers)?).await
         }
         ChunkContent::Hole => {
-            let (offset, length) = wire::hole(&array(reader).await?)?;
-            waiter.assembly()?.hole(offset, length, buffers)
+            let (offset, length) = wire::decode_hole(&read_array(reader).await?)?;
+            waiter.assembly()?.add_hole(offset, length, buffers)
         }
-        ChunkContent::Status => waiter.status(&payload(reader, chunk.length).await?),
+        ChunkContent::Status => waiter.take_status(&read_payload(reader, chunk.length).await?),
         ChunkContent::Error => {
-            waiter.fail(wire::error(&payload(reader, chunk.length).await?)?);
+            waiter.fail(wire::decode_error(&read_payload(reader, chunk.length).await?)?);
             Ok(())
         }
     }
 }
 
-/// Reads what a chunk of data holds to where it belongs.
-async fn fill<R: AsyncRead + Unpin>(reader: &mut R, room: ChunkRoom<'_>) -> Result<(), NbdError> {
+/// Reads the data of a chunk into its place in the read.
+async fn fill_room<R: AsyncRead + Unpin>(reader: &mut R, room: ChunkRoom<'_>) -> Result<(), NbdError> {
     match room {
         ChunkRoom::Fill(slice) => {
             reader.read_exact(slice).await?;
@@ -181,34 +184,38 @@ async fn fill<R: AsyncRead + Unpin>(reader: &mut R, room: ChunkRoom<'_>) -> Resu
     Ok(())
 }
 
-async fn array<const N: usize, R: AsyncRead + Unpin>(reader: &mut R) -> Result<[u8; N], NbdError> {
+async fn read_array<const N: usize, R: AsyncRead + Unpin>(reader: &mut R) -> Result<[u8; N], NbdError> {
     let mut array = [0; N];
     reader.read_exact(&mut array).await?;
     Ok(array)
 }
 
-/// A small payload, whose length has been found to be one.
-pub(super) async fn payload<R: AsyncRead + Unpin>(reader: &mut R, length: u32) -> Result<Vec<u8>, NbdError> {
+/// Reads a small payload. The caller must have checked the length.
+pub(super) async fn read_payload<R: AsyncRead + Unpin>(reader: &mut R, length: u32) -> Result<Vec<u8>, NbdError> {
     let mut payload = vec![0; length as usize];
     reader.read_exact(&mut payload).await?;
     Ok(payload)
 }
 
-/// Sends requests until no handle is left or one says to close, and then says goodbye.
-async fn write<W>(writer: &mut W, jobs: &mut mpsc::UnboundedReceiver<TaskMessage>, waiters: &RequestWaiters) -> NbdError
+/// Sends requests until the last handle is dropped or asks to close, and then sends `NBD_CMD_DISC`.
+async fn write_requests<W>(
+    writer: &mut W,
+    messages: &mut mpsc::UnboundedReceiver<TaskMessage>,
+    waiters: &RequestWaiters,
+) -> NbdError
 where
     W: AsyncWrite + Unpin,
 {
     let (mut taken, mut batch, mut cookie) = (Vec::with_capacity(BATCH), Vec::new(), 0);
     loop {
-        let mut closing = jobs.recv_many(&mut taken, BATCH).await == 0;
+        let mut closing = messages.recv_many(&mut taken, BATCH).await == 0;
         batch.clear();
-        for job in taken.drain(..) {
-            match job {
+        for message in taken.drain(..) {
+            match message {
                 TaskMessage::Request(waiter) if waiter.is_abandoned() => {}
                 TaskMessage::Request(waiter) => {
                     cookie += 1;
-                    batch.extend(waiter.request(cookie));
+                    batch.extend(waiter.encode_request(cookie));
                     waiters.insert(cookie, waiter);
                 }
                 TaskMessage::Close => closing = true,
@@ -218,12 +225,12 @@ where
             return cause;
         }
         if closing {
-            let goodbye = async {
-                flush(writer, &wire::request(NbdCommand::Disconnect, cookie + 1, 0, 0)).await?;
+            let disconnect = async {
+                flush(writer, &wire::encode_request(NbdCommand::Disconnect, cookie + 1, 0, 0)).await?;
                 Ok::<_, NbdError>(writer.shutdown().await?)
             };
-            // It is a courtesy: the server sees the end of the stream in any case.
-            drop(timeout(GOODBYE, goodbye).await);
+            // A failure to disconnect does not matter: the server sees the end of the stream in any case.
+            drop(timeout(DISCONNECT_DEADLINE, disconnect).await);
             return NbdError::Closed;
         }
     }
@@ -234,17 +241,17 @@ pub(super) async fn flush<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -
     Ok(writer.flush().await?)
 }
 
-/// Returns when the oldest request in flight has waited too long.
-async fn expire(waiters: &RequestWaiters, deadline: Duration) -> NbdError {
+/// Waits until the oldest request in flight has missed its deadline.
+async fn wait_overdue(waiters: &RequestWaiters, deadline: Duration) -> NbdError {
     loop {
-        // One sent meanwhile has at least that much time.
+        // A request sent meanwhile has at least `deadline` left.
         sleep_until(waiters.deadline().unwrap_or_else(|| Instant::now() + deadline)).await;
         if waiters.deadline().is_some_and(|oldest| oldest <= Instant::now()) {
-            return late(deadline);
+            return late_error(deadline);
         }
     }
 }
 
-pub(super) fn late(waited: Duration) -> NbdError {
+pub(super) fn late_error(waited: Duration) -> NbdError {
     NbdError::TimedOut { what: "a request", waited }
 }

@@ -1,6 +1,7 @@
 //! The requests in flight, by cookie.
 //!
-//! Owns what each of them still waits for. It never touches the socket, and its lock is never held across an await.
+//! The module owns the expected reply of each request. It never touches the socket, and the lock is never held across
+//! an await.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,23 +13,23 @@ use tokio::time::Instant;
 use super::assembly::ReadAssembly;
 use super::buffers::ReadBuffers;
 use super::error::NbdError;
-use super::extents::fit;
+use super::extents::fit_to_request;
 use super::wire::{self, NbdCommand, REQUEST_LENGTH};
 
-/// Descriptors as they came, each a length and flags.
+/// Descriptors in the order of the reply, each a length and flags.
 pub(super) type StatusDescriptors = Vec<(u32, u32)>;
 
-/// One request and what has come of its reply.
+/// One request and the part of its reply that has come.
 #[derive(Debug)]
 pub(super) struct RequestWaiter {
-    pub(super) wanted: ExpectedReply,
-    /// After this the connection is given up.
+    pub(super) expected: ExpectedReply,
+    /// Time after which the connection is given up.
     pub(super) deadline: Instant,
     /// The first error that the server sent.
     failure: Option<NbdError>,
 }
 
-/// What a request asks for, and who.
+/// The reply that a request expects, and the channel to its caller.
 #[derive(Debug)]
 pub(super) enum ExpectedReply {
     Data {
@@ -38,7 +39,7 @@ pub(super) enum ExpectedReply {
     Status {
         offset: u64,
         length: u32,
-        /// The one context that is kept; servers send all that were negotiated.
+        /// Id of the context to keep. Servers send the status of every negotiated context.
         context: u32,
         descriptors: Option<StatusDescriptors>,
         reply: oneshot::Sender<Result<StatusDescriptors, NbdError>>,
@@ -46,44 +47,44 @@ pub(super) enum ExpectedReply {
 }
 
 impl RequestWaiter {
-    pub(super) fn new(wanted: ExpectedReply, deadline: Instant) -> Self {
-        Self { wanted, deadline, failure: None }
+    pub(super) fn new(expected: ExpectedReply, deadline: Instant) -> Self {
+        Self { expected, deadline, failure: None }
     }
 
-    /// Whether nobody waits any more.
+    /// Whether the caller has given up.
     pub(super) fn is_abandoned(&self) -> bool {
-        match &self.wanted {
+        match &self.expected {
             ExpectedReply::Data { reply, .. } => reply.is_closed(),
             ExpectedReply::Status { reply, .. } => reply.is_closed(),
         }
     }
 
-    pub(super) fn request(&self, cookie: u64) -> [u8; REQUEST_LENGTH] {
-        match &self.wanted {
+    pub(super) fn encode_request(&self, cookie: u64) -> [u8; REQUEST_LENGTH] {
+        match &self.expected {
             ExpectedReply::Data { assembly, .. } => {
                 let (offset, length) = assembly.range();
-                wire::request(NbdCommand::Read, cookie, offset, length)
+                wire::encode_request(NbdCommand::Read, cookie, offset, length)
             }
             ExpectedReply::Status { offset, length, .. } => {
-                wire::request(NbdCommand::BlockStatus, cookie, *offset, *length)
+                wire::encode_request(NbdCommand::BlockStatus, cookie, *offset, *length)
             }
         }
     }
 
     pub(super) fn assembly(&mut self) -> Result<&mut ReadAssembly, NbdError> {
-        match &mut self.wanted {
+        match &mut self.expected {
             ExpectedReply::Data { assembly, .. } => Ok(assembly),
             ExpectedReply::Status { .. } => Err(NbdError::Unexpected { what: "data to a request for block status" }),
         }
     }
 
     /// Takes a block status chunk.
-    pub(super) fn status(&mut self, payload: &[u8]) -> Result<(), NbdError> {
-        let ExpectedReply::Status { length, context, descriptors, .. } = &mut self.wanted else {
+    pub(super) fn take_status(&mut self, payload: &[u8]) -> Result<(), NbdError> {
+        let ExpectedReply::Status { length, context, descriptors, .. } = &mut self.expected else {
             return Err(NbdError::Unexpected { what: "block status to a read" });
         };
-        let (of, described) = wire::status(payload)?;
-        let described = fit(described, *length)?;
+        let (of, described) = wire::decode_status(payload)?;
+        let described = fit_to_request(described, *length)?;
         if of != *context {
             return Ok(());
         }
@@ -93,15 +94,18 @@ impl RequestWaiter {
         }
     }
 
-    /// Notes an error that the server sent; what comes after it changes nothing.
+    /// Notes an error that the server sent. Later errors of the same request are ignored.
     pub(super) fn fail(&mut self, error: NbdError) {
         self.failure.get_or_insert(error);
     }
 
-    /// Answers the caller. An error is one that ends the connection.
+    /// Answers the caller.
+    ///
+    /// # Errors
+    /// An incomplete reply, which ends the connection.
     pub(super) fn finish(self, buffers: &mut ReadBuffers) -> Result<(), NbdError> {
-        // A caller that has gone away misses nothing.
-        match (self.wanted, self.failure) {
+        // `send` fails only where the caller has given up.
+        match (self.expected, self.failure) {
             (ExpectedReply::Data { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
             (ExpectedReply::Status { reply, .. }, Some(failure)) => drop(reply.send(Err(failure))),
             (ExpectedReply::Data { assembly, reply }, None) => drop(reply.send(Ok(assembly.finish(buffers)?))),
@@ -114,7 +118,7 @@ impl RequestWaiter {
     }
 }
 
-/// All that are in flight. The two halves of the connection task share it.
+/// All requests in flight, shared by the reading and the writing half of the connection task.
 #[derive(Debug, Default)]
 pub(super) struct RequestWaiters {
     by_cookie: Mutex<BTreeMap<u64, RequestWaiter>>,
@@ -129,7 +133,7 @@ impl RequestWaiters {
         self.lock().remove(&cookie).ok_or(NbdError::UnknownCookie { cookie })
     }
 
-    /// When the oldest must have been answered. Cookies grow, so it is the first.
+    /// Deadline of the oldest request. Cookies grow, so the oldest request is the first.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.lock().first_key_value().map(|(_, waiter)| waiter.deadline)
     }

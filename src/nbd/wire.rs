@@ -1,20 +1,21 @@
 //! The bytes of NBD: options and requests out, headers and small payloads in. Pure.
 //!
-//! Owns the numbers of the protocol and their layout, all big-endian. It sees one message at a time and remembers
-//! nothing: whether a reply fits its request is judged elsewhere.
+//! The module owns the numbers of the protocol and their layout, all big-endian. Each function sees one message and
+//! keeps no state, so no function can judge whether a reply fits its request. The numbers are those of `doc/proto.md`
+//! of the NBD project.
 
 use super::error::NbdError;
 
 pub(super) const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 pub(super) const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
-/// What follows `NBDMAGIC` where there are no options.
+/// Second magic of a server from before 2011, which has no options.
 pub(super) const OLDSTYLE: u64 = 0x0000_4202_8186_1253;
 const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
 const REQUEST: u32 = 0x2560_9513;
 const SIMPLE_REPLY: u32 = 0x6744_6698;
 const STRUCTURED_REPLY: u32 = 0x668e_33ef;
 
-/// Handshake flags; the client's have the same bits.
+/// Handshake flags. The flags of the client have the same bits.
 pub(super) const FIXED_NEWSTYLE: u16 = 1;
 pub(super) const NO_ZEROES: u16 = 1 << 1;
 
@@ -22,11 +23,11 @@ pub(super) const NO_ZEROES: u16 = 1 << 1;
 pub(super) const HAS_FLAGS: u16 = 1;
 pub(super) const READ_ONLY: u16 = 1 << 1;
 
-/// Bytes of a name or a message, at most.
+/// Longest name or message, in bytes.
 pub(super) const MAX_STRING: usize = 4096;
-/// Descriptors in one block status reply, at most: as many as QEMU sends.
+/// Most descriptors in one block status reply: as many as QEMU sends.
 const MAX_STATUS: usize = (1 << 20) / 8;
-/// Payload of an option reply that is worth reading: a name and a few numbers.
+/// Longest payload of an option reply, in bytes: a name and a few numbers.
 const MAX_OPTION_REPLY: u32 = MAX_STRING as u32 + 64;
 
 /// The options this client uses.
@@ -62,16 +63,16 @@ impl HandshakeOption {
     }
 }
 
-/// The data of `NBD_OPT_GO`: an export, and no wish to be told more than must be.
-pub(super) fn go(export: &str) -> Vec<u8> {
+/// Encodes the data of `NBD_OPT_GO`: the name of the export, and no request for further information.
+pub(super) fn encode_go(export: &str) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, export.as_bytes());
     data.extend(0_u16.to_be_bytes());
     data
 }
 
-/// The data of `NBD_OPT_SET_META_CONTEXT`.
-pub(super) fn meta_contexts(export: &str, names: &[&str]) -> Vec<u8> {
+/// Encodes the data of `NBD_OPT_SET_META_CONTEXT`.
+pub(super) fn encode_meta_contexts(export: &str, names: &[&str]) -> Vec<u8> {
     let mut data = Vec::new();
     put_string(&mut data, export.as_bytes());
     data.extend((names.len() as u32).to_be_bytes());
@@ -81,27 +82,28 @@ pub(super) fn meta_contexts(export: &str, names: &[&str]) -> Vec<u8> {
     data
 }
 
-/// A length of 32 bits, and the bytes. All that is ever put is bounded by [`MAX_STRING`] and a few names.
+/// Appends a length of 32 bits, and the bytes. Callers only pass strings of at most [`MAX_STRING`] bytes, or a few of
+/// them, so the length fits.
 fn put_string(message: &mut Vec<u8>, bytes: &[u8]) {
     message.extend((bytes.len() as u32).to_be_bytes());
     message.extend(bytes);
 }
 
-/// What the server answers to an option.
+/// Kind of a reply to an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OptionReplyKind {
     Ack,
     Info,
     MetaContext,
-    /// An `NBD_REP_ERR`, by its number without the error bit.
+    /// Number of an `NBD_REP_ERR` reply, without the error bit.
     Refused(u32),
 }
 
 /// The header of an option reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OptionReply {
-    pub(super) verdict: OptionReplyKind,
-    /// Bytes of payload that follow.
+    pub(super) kind: OptionReplyKind,
+    /// Length of the payload that follows, in bytes.
     pub(super) length: u32,
 }
 
@@ -114,28 +116,28 @@ impl OptionReply {
     pub(super) fn decode(header: &[u8; Self::LENGTH], option: HandshakeOption) -> Result<Self, NbdError> {
         let mut fields = MessageFields(header);
         if fields.u64()? != OPTION_REPLY {
-            return Err(NbdError::Handshake { what: "an option was answered with the wrong magic" });
+            return Err(NbdError::Handshake { what: "the reply to an option has a wrong magic" });
         }
         if fields.u32()? != option.number() {
-            return Err(NbdError::Handshake { what: "another option was answered than the one sent" });
+            return Err(NbdError::Handshake { what: "the server answered another option than the one sent" });
         }
-        let verdict = match fields.u32()? {
+        let kind = match fields.u32()? {
             1 => OptionReplyKind::Ack,
             3 => OptionReplyKind::Info,
             4 => OptionReplyKind::MetaContext,
             error if error & Self::ERROR_BIT != 0 => OptionReplyKind::Refused(error & !Self::ERROR_BIT),
-            _ => return Err(NbdError::Handshake { what: "an option was answered with an unknown kind of reply" }),
+            _ => return Err(NbdError::Handshake { what: "the reply to an option is of an unknown kind" }),
         };
         let length = fields.u32()?;
         if length > MAX_OPTION_REPLY {
             return Err(NbdError::TooLong { what: "payload to an option", length: length.into() });
         }
-        Ok(Self { verdict, length })
+        Ok(Self { kind, length })
     }
 }
 
-/// The protocol's name of an option's refusal.
-pub(super) fn refusal(number: u32) -> String {
+/// The protocol's name for the refusal of an option.
+pub(super) fn refusal_name(number: u32) -> String {
     let name = match number {
         OptionReply::UNSUPPORTED => "NBD_REP_ERR_UNSUP",
         2 => "NBD_REP_ERR_POLICY",
@@ -151,8 +153,9 @@ pub(super) fn refusal(number: u32) -> String {
     name.to_owned()
 }
 
-/// The export's size and transmission flags, if the `NBD_REP_INFO` is about them.
-pub(super) fn export_info(payload: &[u8]) -> Result<Option<(u64, u16)>, NbdError> {
+/// Decodes an `NBD_REP_INFO`: the size of the export in bytes and its transmission flags. `None` where the reply is
+/// about something else.
+pub(super) fn decode_export_info(payload: &[u8]) -> Result<Option<(u64, u16)>, NbdError> {
     let mut fields = MessageFields(payload);
     if fields.u16()? != 0 {
         return Ok(None);
@@ -160,12 +163,12 @@ pub(super) fn export_info(payload: &[u8]) -> Result<Option<(u64, u16)>, NbdError
     let info = (fields.u64()?, fields.u16()?);
     match fields.0 {
         [] => Ok(Some(info)),
-        _ => Err(NbdError::Handshake { what: "the export's size came with more than there should be" }),
+        _ => Err(NbdError::Handshake { what: "the information about the export has extra bytes" }),
     }
 }
 
-/// The id and the name of an `NBD_REP_META_CONTEXT`.
-pub(super) fn meta_context(payload: &[u8]) -> Result<(u32, &[u8]), NbdError> {
+/// Decodes an `NBD_REP_META_CONTEXT`: the id and the name of the context.
+pub(super) fn decode_meta_context(payload: &[u8]) -> Result<(u32, &[u8]), NbdError> {
     let mut fields = MessageFields(payload);
     Ok((fields.u32()?, fields.0))
 }
@@ -181,7 +184,7 @@ pub(super) enum NbdCommand {
 
 pub(super) const REQUEST_LENGTH: usize = 28;
 
-pub(super) fn request(command: NbdCommand, cookie: u64, offset: u64, length: u32) -> [u8; REQUEST_LENGTH] {
+pub(super) fn encode_request(command: NbdCommand, cookie: u64, offset: u64, length: u32) -> [u8; REQUEST_LENGTH] {
     let mut message = [0; REQUEST_LENGTH];
     message[0..4].copy_from_slice(&REQUEST.to_be_bytes());
     message[6..8].copy_from_slice(&(command as u16).to_be_bytes());
@@ -191,7 +194,7 @@ pub(super) fn request(command: NbdCommand, cookie: u64, offset: u64, length: u32
     message
 }
 
-/// The two forms of a reply, told apart by their magic.
+/// The two forms of a reply, distinguished by their magic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReplyForm {
     Simple,
@@ -208,21 +211,21 @@ impl ReplyForm {
     }
 }
 
-/// The rest of a simple reply's header, after its magic.
-pub(super) fn simple(rest: &[u8; 12]) -> Result<(u32, u64), NbdError> {
+/// Decodes the rest of the header of a simple reply, after its magic: the error number and the cookie.
+pub(super) fn decode_simple_reply(rest: &[u8; 12]) -> Result<(u32, u64), NbdError> {
     let mut fields = MessageFields(rest);
     Ok((fields.u32()?, fields.u64()?))
 }
 
-/// What a chunk of a structured reply holds.
+/// Content of a chunk of a structured reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ChunkContent {
     Nothing,
-    /// This many bytes, after their offset.
+    /// Number of data bytes, which follow their offset.
     Data(u32),
     Hole,
     Status,
-    /// With or without the offset at which the error was met, or of an unknown kind.
+    /// Error of any kind, with or without the offset at which the server met it.
     Error,
 }
 
@@ -232,12 +235,12 @@ pub(super) struct ReplyChunk {
     pub(super) done: bool,
     pub(super) content: ChunkContent,
     pub(super) cookie: u64,
-    /// Bytes of payload that follow, offset and all.
+    /// Length of the payload that follows, in bytes, including an offset.
     pub(super) length: u32,
 }
 
 impl ReplyChunk {
-    /// The rest of the header, after its magic. The length is one that such a chunk may have.
+    /// Decodes the rest of the header, after its magic, and checks that the length is valid for the kind of chunk.
     pub(super) fn decode(rest: &[u8; 16]) -> Result<Self, NbdError> {
         let mut fields = MessageFields(rest);
         let (flags, kind, cookie, length) = (fields.u16()?, fields.u16()?, fields.u64()?, fields.u32()?);
@@ -267,8 +270,8 @@ impl ReplyChunk {
     }
 }
 
-/// The offset and length of a hole.
-pub(super) fn hole(payload: &[u8; 12]) -> Result<(u64, u32), NbdError> {
+/// Decodes a hole: its offset and length in bytes.
+pub(super) fn decode_hole(payload: &[u8; 12]) -> Result<(u64, u32), NbdError> {
     let mut fields = MessageFields(payload);
     match (fields.u64()?, fields.u32()?) {
         (_, 0) => Err(NbdError::Unexpected { what: "a hole of length 0" }),
@@ -276,19 +279,19 @@ pub(super) fn hole(payload: &[u8; 12]) -> Result<(u64, u32), NbdError> {
     }
 }
 
-/// The number and message of an error chunk.
-pub(super) fn error(payload: &[u8]) -> Result<NbdError, NbdError> {
+/// Decodes an error chunk.
+pub(super) fn decode_error(payload: &[u8]) -> Result<NbdError, NbdError> {
     let mut fields = MessageFields(payload);
     let (code, length) = (fields.u32()?, fields.u16()?);
     let message = fields.take(length.into())?;
     match code {
         0 => Err(NbdError::Unexpected { what: "an error whose number says success" }),
-        code => Ok(NbdError::Server { code, message: text(message) }),
+        code => Ok(NbdError::Server { code, message: printable_text(message) }),
     }
 }
 
-/// The context's id and its descriptors, each a length and flags.
-pub(super) fn status(payload: &[u8]) -> Result<(u32, Vec<(u32, u32)>), NbdError> {
+/// Decodes block status: the id of the context and its descriptors, each a length and flags.
+pub(super) fn decode_status(payload: &[u8]) -> Result<(u32, Vec<(u32, u32)>), NbdError> {
     let mut fields = MessageFields(payload);
     let context = fields.u32()?;
     let mut descriptors = Vec::with_capacity(fields.0.len() / 8);
@@ -301,23 +304,25 @@ pub(super) fn status(payload: &[u8]) -> Result<(u32, Vec<(u32, u32)>), NbdError>
     Ok((context, descriptors))
 }
 
-/// What a server says, fit for a person's terminal.
-pub(super) fn text(bytes: &[u8]) -> String {
+/// Makes the text of a server safe for a terminal.
+pub(super) fn printable_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().filter(|c| !c.is_control()).take(MAX_STRING).collect()
 }
 
-/// What is left of a message.
+/// The unread rest of a message.
 struct MessageFields<'a>(&'a [u8]);
 
 impl<'a> MessageFields<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], NbdError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(NbdError::Unexpected { what: "it is cut short" })?;
+        let (taken, rest) =
+            self.0.split_at_checked(length).ok_or(NbdError::Unexpected { what: "the message is cut short" })?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], NbdError> {
-        let (taken, rest) = self.0.split_first_chunk().ok_or(NbdError::Unexpected { what: "it is cut short" })?;
+        let (taken, rest) =
+            self.0.split_first_chunk().ok_or(NbdError::Unexpected { what: "the message is cut short" })?;
         self.0 = rest;
         Ok(*taken)
     }
@@ -343,15 +348,15 @@ mod tests {
     #[test]
     fn options_are_as_the_protocol_has_them() {
         assert_eq!(HandshakeOption::StructuredReply.encode(&[]), b"IHAVEOPT\0\0\0\x08\0\0\0\0");
-        assert_eq!(HandshakeOption::Go.encode(&go("ab")), b"IHAVEOPT\0\0\0\x07\0\0\0\x08\0\0\0\x02ab\0\0");
-        let data = meta_contexts("e", &["base:allocation"]);
+        assert_eq!(HandshakeOption::Go.encode(&encode_go("ab")), b"IHAVEOPT\0\0\0\x07\0\0\0\x08\0\0\0\x02ab\0\0");
+        let data = encode_meta_contexts("e", &["base:allocation"]);
         assert_eq!(data, b"\0\0\0\x01e\0\0\0\x01\0\0\0\x0fbase:allocation");
     }
 
     #[test]
     fn a_request_is_as_the_protocol_has_it() {
         let wanted = b"\x25\x60\x95\x13\0\0\0\x07\0\0\0\0\0\0\0\x05\0\0\0\0\0\x01\0\0\0\0\x02\0";
-        assert_eq!(&request(NbdCommand::BlockStatus, 5, 65536, 512), wanted);
+        assert_eq!(&encode_request(NbdCommand::BlockStatus, 5, 65536, 512), wanted);
     }
 
     #[test]
@@ -384,18 +389,23 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_kept_from_the_terminal() {
-        let said = error(b"\0\0\0\x05\0\x09no\x1b[31mway").unwrap();
+    fn control_characters_of_a_message_are_removed() {
+        let said = decode_error(b"\0\0\0\x05\0\x09no\x1b[31mway").unwrap();
         assert!(said.to_string().ends_with("EIO: no[31mwa"), "{said}");
-        assert!(error(b"\0\0\0\x05\0\x09no").is_err());
-        assert!(error(b"\0\0\0\0\0\0").is_err());
+        assert!(decode_error(b"\0\0\0\x05\0\x09no").is_err());
+        assert!(decode_error(b"\0\0\0\0\0\0").is_err());
     }
 
     proptest! {
         #[test]
         fn no_payload_makes_it_panic(payload in prop::collection::vec(any::<u8>(), 0..64)) {
-            drop((export_info(&payload), status(&payload), error(&payload), text(&payload)));
-            drop(meta_context(&payload).map(|_| ()));
+            drop((
+                decode_export_info(&payload),
+                decode_status(&payload),
+                decode_error(&payload),
+                printable_text(&payload),
+            ));
+            drop(decode_meta_context(&payload).map(|_| ()));
             if let Some(header) = payload.first_chunk() {
                 drop(OptionReply::decode(header, HandshakeOption::Go));
             }

@@ -301,8 +301,8 @@ async fn holds(address: &Address, export: &str, blank: &Blank) -> Holds {
         let length = WINDOW.min(blank.size - at);
         let first = match blank.overlay {
             // a zero that is written hides what the backing file has there
-            true => client.depths(at, length).await.map(|all| all.iter().find(|d| d.depth == 1).map(|d| d.start)),
-            false => client.extents(at, length).await.map(|all| all.iter().find(|e| !e.zero).map(|e| e.start)),
+            true => client.query_depths(at, length).await.map(|all| all.iter().find(|d| d.depth == 1).map(|d| d.start)),
+            false => client.query_extents(at, length).await.map(|all| all.iter().find(|e| !e.zero).map(|e| e.start)),
         };
         match first {
             Ok(Some(start)) => return Holds::Data(start),

@@ -75,7 +75,7 @@ pub async fn compare(
         Some(Stop::Unread(side, error)) => Verdict::Unproved { why: format!("the {side}'s cannot be read: {error}") },
         Some(Stop::Differ(offset, what)) => {
             let layer = async |open: &Open<'_>| {
-                let depth = open.client.depths(offset, 1).await.ok().and_then(|found| Some(found.first()?.depth));
+                let depth = open.client.query_depths(offset, 1).await.ok().and_then(|found| Some(found.first()?.depth));
                 identity::layer(open.image, depth.unwrap_or(1)).to_owned()
             };
             let (source_layer, destination_layer) = (layer(&source).await, layer(&destination).await);
@@ -274,7 +274,7 @@ async fn map(open: &Open<'_>, unit: u64) -> Result<Vec<Range>, NbdError> {
     let mut at = 0;
     while at < size {
         let length = WINDOW.min(size - at);
-        let extents = open.client.extents(at, length).await?;
+        let extents = open.client.query_extents(at, length).await?;
         found.extend(extents.into_iter().filter(|e| !e.zero).map(|e| Range { start: e.start, length: e.length }));
         at += length;
     }

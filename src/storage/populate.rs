@@ -170,7 +170,7 @@ impl Populate<'_> {
     }
 
     async fn extents(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, PopulateError> {
-        match self.client.extents(offset, length).await {
+        match self.client.query_extents(offset, length).await {
             Ok(extents) => Ok(extents),
             // a server that does not tell what are holes has it all copied
             Err(NbdError::NotOffered { .. }) => {
