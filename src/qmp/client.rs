@@ -128,7 +128,7 @@ impl QmpClient {
     /// rejects a command that QEMU does not run out of band:
     ///
     /// ```compile_fail,E0080
-    /// # use {qferry::qmp::QmpClient, std::time::Duration};
+    /// # use {qferry::internals::qmp::QmpClient, std::time::Duration};
     /// # fn example(client: &QmpClient) {
     /// drop(client.execute_oob(&qapi::qmp::query_status {}, Duration::from_secs(1)));
     /// # }
@@ -136,7 +136,7 @@ impl QmpClient {
     /// ```
     ///
     /// ```
-    /// # use {qferry::qmp::QmpClient, std::time::Duration};
+    /// # use {qferry::internals::qmp::QmpClient, std::time::Duration};
     /// # fn example(client: &QmpClient) {
     /// drop(client.execute_oob(&qapi::qmp::query_yank {}, Duration::from_secs(1)));
     /// # }

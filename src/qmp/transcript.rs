@@ -165,13 +165,13 @@ impl Recorder {
     }
 
     /// Records a JSON line, without its secrets. Never blocks.
-    pub fn record_line(&self, side: &str, dir: LineDirection, line: &Value) {
+    pub(super) fn record_line(&self, side: &str, dir: LineDirection, line: &Value) {
         self.queue_entry(side, dir, EntryBody::Line(redact(line)));
     }
 
     /// Records the beginning of a line that is not JSON, or only its length if the line could hold a secret. Never
     /// blocks.
-    pub fn record_raw(&self, side: &str, dir: LineDirection, line: &[u8]) {
+    pub(super) fn record_raw(&self, side: &str, dir: LineDirection, line: &[u8]) {
         let text = match mentions_secret(line) {
             true => format!("[withheld: {} bytes]", line.len()),
             false => line[..line.len().min(RAW_LIMIT)].escape_ascii().to_string(),
