@@ -1,4 +1,4 @@
-//! Servers that lie in every way they can, stop, or die. Time is paused wherever a deadline is involved.
+//! Servers that break the protocol in every possible way, stop, or die. Time is paused wherever a deadline is involved.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use crate::server::{
     status,
 };
 
-/// A client, and the server after the handshake.
-async fn connected(shape: Shape) -> (NbdClient, Server) {
+/// Connects a client with a server and runs the handshake.
+async fn connect(shape: Shape) -> (NbdClient, Server) {
     let (mut server, stream) = Server::new();
     let serving = async {
-        server.handshake(&shape).await;
+        server.run_handshake(&shape).await;
         server
     };
     let (client, server) = tokio::join!(NbdClient::connect(stream, "disk", NbdOptions::default()), serving);
     (client.unwrap(), server)
 }
 
-/// How a read of 10 bytes at 100 ends when it is answered with this.
-async fn read_answered(shape: Shape, answer: impl FnOnce(u64) -> Vec<u8>) -> Result<Vec<u8>, NbdError> {
-    let (client, mut server) = connected(shape).await;
+/// Reads 10 bytes at 100 from a server that sends `answer`.
+async fn read_from(shape: Shape, answer: impl FnOnce(u64) -> Vec<u8>) -> Result<Vec<u8>, NbdError> {
+    let (client, mut server) = connect(shape).await;
     let serving = async {
-        let request = server.request().await.unwrap();
+        let request = server.read_request().await.unwrap();
         assert_eq!((request.command, request.offset, request.length), (0, 100, 10));
         server.send(&answer(request.cookie)).await;
         server
@@ -34,16 +34,16 @@ async fn read_answered(shape: Shape, answer: impl FnOnce(u64) -> Vec<u8>) -> Res
     read.map(|bytes| bytes.to_vec())
 }
 
-/// How extents of 100 bytes at 0 end when the one request is answered with these payloads of block status chunks.
-async fn status_answered(payloads: &[Vec<u8>]) -> Result<Vec<AllocationExtent>, NbdError> {
-    let (client, mut server) = connected(Shape::default()).await;
+/// Queries the extents of 100 bytes at 0 from a server that answers with block status chunks of these payloads.
+async fn query_from(payloads: &[Vec<u8>]) -> Result<Vec<AllocationExtent>, NbdError> {
+    let (client, mut server) = connect(Shape::default()).await;
     let serving = async {
-        let request = server.request().await.unwrap();
+        let request = server.read_request().await.unwrap();
         assert_eq!((request.command, request.offset, request.length), (7, 0, 100));
         for payload in payloads {
-            server.chunk(0, STATUS, request.cookie, payload).await;
+            server.send_chunk(0, STATUS, request.cookie, payload).await;
         }
-        server.chunk(DONE, NONE, request.cookie, &[]).await;
+        server.send_chunk(DONE, NONE, request.cookie, &[]).await;
         server
     };
     tokio::join!(client.query_extents(0, 100), serving).0
@@ -51,7 +51,7 @@ async fn status_answered(payloads: &[Vec<u8>]) -> Result<Vec<AllocationExtent>, 
 
 #[tokio::test]
 async fn a_read_comes_in_chunks_of_any_order() {
-    let read = read_answered(Shape::default(), |cookie| {
+    let read = read_from(Shape::default(), |cookie| {
         let chunks = [
             chunk(0, DATA, cookie, &data(107, b"hij")),
             chunk(0, HOLE, cookie, &hole(102, 5)),
@@ -60,8 +60,7 @@ async fn a_read_comes_in_chunks_of_any_order() {
         chunks.concat()
     });
     assert_eq!(read.await.unwrap(), b"ab\0\0\0\0\0hij");
-    let read =
-        read_answered(Shape { structured: false, ..Shape::default() }, |cookie| simple(0, cookie, b"abcdefghij"));
+    let read = read_from(Shape { structured: false, ..Shape::default() }, |cookie| simple(0, cookie, b"abcdefghij"));
     assert_eq!(read.await.unwrap(), b"abcdefghij");
 }
 
@@ -149,7 +148,7 @@ async fn replies_that_cannot_be_right_are_refused() {
         ("simple, unknown cookie", false, |c| simple(5, c + 1, &[]), |e| matches!(e, NbdError::UnknownCookie { .. })),
     ];
     for (name, structured, answer, expected) in cases {
-        let result = read_answered(Shape { structured, ..Shape::default() }, answer).await;
+        let result = read_from(Shape { structured, ..Shape::default() }, answer).await;
         let error = result.expect_err(name);
         assert!(expected(&error), "{name}: {error:?}");
         assert!(!error.to_string().contains('\n'), "{name}: {error}");
@@ -161,12 +160,12 @@ async fn block_status_that_cannot_be_right_is_refused() {
     let payloads = [status(8, &[(100, 5)]), status(7, &[(40, 0), (20, 3), (7, 3), (500, 2)])];
     let extent = |start, length, zero, hole| AllocationExtent { start, length, zero, hole };
     assert_eq!(
-        status_answered(&payloads).await.unwrap(),
+        query_from(&payloads).await.unwrap(),
         [extent(0, 40, false, false), extent(40, 27, true, true), extent(67, 33, true, false)]
     );
-    let empty = status_answered(&[status(7, &[(40, 0), (0, 3)])]).await.unwrap_err();
+    let empty = query_from(&[status(7, &[(40, 0), (0, 3)])]).await.unwrap_err();
     assert!(matches!(empty, NbdError::EmptyExtent), "{empty:?}");
-    let long = status_answered(&[status(7, &[(100, 0), (1, 3)])]).await.unwrap_err();
+    let long = query_from(&[status(7, &[(100, 0), (1, 3)])]).await.unwrap_err();
     assert!(matches!(long, NbdError::TooLong { .. }), "{long:?}");
     for wrong in [
         vec![],
@@ -176,13 +175,13 @@ async fn block_status_that_cannot_be_right_is_refused() {
         vec![be(&[(7, 4), (100, 4)])],
         vec![vec![]],
     ] {
-        let error = status_answered(&wrong).await.unwrap_err();
+        let error = query_from(&wrong).await.unwrap_err();
         assert!(matches!(error, NbdError::Unexpected { .. }), "{wrong:?}: {error:?}");
     }
-    let (client, mut server) = connected(Shape::default()).await;
+    let (client, mut server) = connect(Shape::default()).await;
     let serving = async {
-        let request = server.request().await.unwrap();
-        server.chunk(DONE, HOLE, request.cookie, &hole(0, 100)).await;
+        let request = server.read_request().await.unwrap();
+        server.send_chunk(DONE, HOLE, request.cookie, &hole(0, 100)).await;
     };
     let (error, ()) = tokio::join!(client.query_extents(0, 100), serving);
     assert!(matches!(error, Err(NbdError::Unexpected { .. })), "{error:?}");
@@ -191,10 +190,10 @@ async fn block_status_that_cannot_be_right_is_refused() {
 #[tokio::test]
 async fn short_answers_and_long_ranges_take_several_requests() {
     let size = 10 << 30;
-    let (client, mut server) = connected(Shape { size, ..Shape::default() }).await;
+    let (client, mut server) = connect(Shape { size, ..Shape::default() }).await;
     let serving = tokio::spawn(async move {
         let mut asked = 0;
-        while let Some(request) = server.request().await {
+        while let Some(request) = server.read_request().await {
             if request.command == 2 {
                 return asked;
             }
@@ -203,10 +202,10 @@ async fn short_answers_and_long_ranges_take_several_requests() {
             let (start, end) = (request.offset, request.offset + u64::from(length));
             let flags = u32::from(start >= 3 << 30);
             assert!(end <= size);
-            server.chunk(0, STATUS, request.cookie, &status(8, &[(length, 1)])).await;
-            server.chunk(DONE, STATUS, request.cookie, &status(7, &[(length, flags)])).await;
+            server.send_chunk(0, STATUS, request.cookie, &status(8, &[(length, 1)])).await;
+            server.send_chunk(DONE, STATUS, request.cookie, &status(7, &[(length, flags)])).await;
         }
-        panic!("no goodbye");
+        panic!("the client sent no disconnect");
     });
     let extent = |start, length, hole| AllocationExtent { start, length, zero: false, hole };
     assert_eq!(
@@ -222,19 +221,19 @@ async fn short_answers_and_long_ranges_take_several_requests() {
 #[tokio::test]
 async fn an_error_fails_its_request_alone() {
     for structured in [true, false] {
-        let (client, mut server) = connected(Shape { structured, ..Shape::default() }).await;
+        let (client, mut server) = connect(Shape { structured, ..Shape::default() }).await;
         let serving = async {
-            let first = server.request().await.unwrap();
-            let second = server.request().await.unwrap();
+            let first = server.read_request().await.unwrap();
+            let second = server.read_request().await.unwrap();
             if structured {
-                server.chunk(0, DATA, first.cookie, &data(0, b"ab")).await;
-                server.chunk(DONE, DATA, second.cookie, &data(8, b"wxyz")).await;
-                server.chunk(0, ERROR, first.cookie, &error(5, "bad\x1b sector")).await;
-                server.chunk(0, ERROR + 1, first.cookie, &[error(12, ""), be(&[(2, 8)])].concat()).await;
-                server.chunk(DONE, NONE, first.cookie, &[]).await;
+                server.send_chunk(0, DATA, first.cookie, &data(0, b"ab")).await;
+                server.send_chunk(DONE, DATA, second.cookie, &data(8, b"wxyz")).await;
+                server.send_chunk(0, ERROR, first.cookie, &error(5, "bad\x1b sector")).await;
+                server.send_chunk(0, ERROR + 1, first.cookie, &[error(12, ""), be(&[(2, 8)])].concat()).await;
+                server.send_chunk(DONE, NONE, first.cookie, &[]).await;
             } else {
-                server.simple(0, second.cookie, b"wxyz").await;
-                server.simple(5, first.cookie, &[]).await;
+                server.send_simple(0, second.cookie, b"wxyz").await;
+                server.send_simple(5, first.cookie, &[]).await;
             }
         };
         let (first, second, ()) = tokio::join!(client.read(0, 4), client.read(8, 4), serving);
@@ -246,8 +245,8 @@ async fn an_error_fails_its_request_alone() {
 }
 
 #[tokio::test]
-async fn what_needs_no_server_is_refused_without_it() {
-    let (client, _server) = connected(Shape { size: 1 << 40, contexts: vec![], ..Shape::default() }).await;
+async fn impossible_requests_are_refused_without_asking_the_server() {
+    let (client, _server) = connect(Shape { size: 1 << 40, contexts: vec![], ..Shape::default() }).await;
     assert!(client.is_read_only());
     for (offset, length) in [(1 << 40, 1), ((1 << 40) - 1, 2), (u64::MAX, 2)] {
         assert!(matches!(client.read(offset, length).await, Err(NbdError::OutOfRange { .. })));
@@ -269,7 +268,7 @@ async fn contexts_are_asked_for_as_wanted() {
         let options = NbdOptions { contexts, ..NbdOptions::default() };
         let serving = async {
             let shape = Shape { contexts: vec![(7, "base:allocation")], ..Shape::default() };
-            let queries = server.handshake(&shape).await;
+            let queries = server.run_handshake(&shape).await;
             (queries, server)
         };
         let (client, (queries, _server)) = tokio::join!(NbdClient::connect(stream, "disk", options), serving);
@@ -279,7 +278,7 @@ async fn contexts_are_asked_for_as_wanted() {
 }
 
 #[tokio::test]
-async fn greetings_that_are_none_are_refused() {
+async fn peers_that_do_not_greet_as_nbd_servers_are_refused() {
     type Case = (Vec<u8>, fn(&NbdError) -> bool);
     let cases: [Case; 5] = [
         (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), |e| matches!(e, NbdError::NotNbd { .. })),
@@ -298,7 +297,7 @@ async fn greetings_that_are_none_are_refused() {
 }
 
 #[tokio::test]
-async fn handshakes_that_make_no_sense_are_refused() {
+async fn handshakes_that_break_the_protocol_are_refused() {
     type Case = (&'static str, u32, Vec<u8>, fn(&NbdError) -> bool);
     let reply = option_reply;
     let unknown = |e: &NbdError| matches!(e, NbdError::NoSuchExport { .. });
@@ -342,10 +341,10 @@ async fn handshakes_that_make_no_sense_are_refused() {
     for (name, at, answer, expected) in cases {
         let (mut server, stream) = Server::new();
         let serving = async {
-            server.greeting(3).await;
+            server.send_greeting(3).await;
             let shape = Shape::default();
             loop {
-                let (option, payload) = server.option().await;
+                let (option, payload) = server.read_option().await;
                 if option == at {
                     server.send(&answer).await;
                     return server;
@@ -361,15 +360,15 @@ async fn handshakes_that_make_no_sense_are_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn every_wait_has_a_deadline() {
-    // In the handshake: silent from each step on.
+    // The server falls silent before one step of the handshake.
     for steps in 0..4 {
         let (mut server, stream) = Server::new();
         let serving = async {
             if steps > 0 {
-                server.greeting(3).await;
+                server.send_greeting(3).await;
             }
             for _ in 1..steps {
-                let (option, payload) = server.option().await;
+                let (option, payload) = server.read_option().await;
                 server.answer(&Shape::default(), option, &payload).await;
             }
             server
@@ -378,11 +377,11 @@ async fn every_wait_has_a_deadline() {
         let error = client.unwrap_err();
         assert!(matches!(error, NbdError::TimedOut { .. }), "{steps}: {error:?}");
     }
-    // A request: never answered, or answered by a trickle.
+    // The server never answers a request, or answers with a byte a second.
     for trickle in [false, true] {
-        let (client, mut server) = connected(Shape::default()).await;
+        let (client, mut server) = connect(Shape::default()).await;
         let serving = tokio::spawn(async move {
-            let request = server.request().await.unwrap();
+            let request = server.read_request().await.unwrap();
             let answer = chunk(DONE, DATA, request.cookie, &data(0, &[1; 100]));
             for byte in answer.into_iter().take(if trickle { usize::MAX } else { 0 }) {
                 if !server.try_send(&[byte]).await {
@@ -390,7 +389,7 @@ async fn every_wait_has_a_deadline() {
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-            while server.request().await.is_some() {}
+            while server.read_request().await.is_some() {}
         });
         let before = tokio::time::Instant::now();
         let error = client.read(0, 100).await.unwrap_err();
@@ -398,7 +397,7 @@ async fn every_wait_has_a_deadline() {
         assert_eq!(before.elapsed().as_secs(), 30);
         let after = client.read(0, 100).await.unwrap_err();
         assert!(matches!(after, NbdError::TimedOut { .. }), "{after:?}");
-        // The task is gone too, though the handle is not: the server sees the end.
+        // The task has ended, although the handle still lives: the server sees the end of the stream.
         serving.await.unwrap();
         drop(client);
     }
@@ -406,23 +405,23 @@ async fn every_wait_has_a_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_caller_left_is_given_up_too() {
-    let (client, mut server) = connected(Shape::default()).await;
+    let (client, mut server) = connect(Shape::default()).await;
     assert!(tokio::time::timeout(Duration::from_secs(1), client.read(0, 100)).await.is_err());
-    assert!(server.request().await.is_some());
-    assert!(server.request().await.is_none(), "the connection was to be given up");
+    assert!(server.read_request().await.is_some());
+    assert!(server.read_request().await.is_none(), "the connection was to be given up");
     assert!(matches!(client.read(0, 1).await, Err(NbdError::TimedOut { .. })));
 }
 
 #[tokio::test]
-async fn all_waiters_fail_with_the_error_that_ended_it() {
-    let (client, mut server) = connected(Shape::default()).await;
+async fn all_waiters_fail_with_the_error_that_ended_the_connection() {
+    let (client, mut server) = connect(Shape::default()).await;
     let mut reads = JoinSet::new();
     for at in 0..20 {
         let client = client.clone();
         reads.spawn(async move { client.read(at, 10).await.unwrap_err() });
     }
     for _ in 0..20 {
-        server.request().await.unwrap();
+        server.read_request().await.unwrap();
     }
     server.send(&be(&[(0xdead_beef, 4)])).await;
     for error in reads.join_all().await {
@@ -432,14 +431,14 @@ async fn all_waiters_fail_with_the_error_that_ended_it() {
 }
 
 #[tokio::test]
-async fn closing_says_goodbye() {
-    let (client, mut server) = connected(Shape::default()).await;
+async fn closing_sends_a_disconnect() {
+    let (client, mut server) = connect(Shape::default()).await;
     let other = client.clone();
     let reading = tokio::spawn(async move { (other.read(0, 10).await.unwrap_err(), other) });
-    assert_eq!(server.request().await.unwrap().command, 0);
+    assert_eq!(server.read_request().await.unwrap().command, 0);
     client.close().await;
-    assert_eq!(server.request().await.unwrap().command, 2);
-    assert!(server.request().await.is_none());
+    assert_eq!(server.read_request().await.unwrap().command, 2);
+    assert!(server.read_request().await.is_none());
     let (error, other) = reading.await.unwrap();
     assert!(matches!(error, NbdError::Closed), "{error:?}");
     assert!(matches!(other.read(0, 1).await, Err(NbdError::Closed)));

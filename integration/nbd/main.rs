@@ -1,6 +1,6 @@
-//! The NBD client: against a scripted server that lies, and against the real one of QEMU.
+//! The NBD client against a scripted server that breaks the protocol, and against the real server of QEMU.
 
-#![cfg(test)] // tells clippy that this is all test, helpers too
+#![cfg(test)] // clippy then counts helper functions as tests, too
 #![allow(clippy::unwrap_used, reason = "a test says all it has to say by panicking")]
 
 mod hostile;

@@ -1,4 +1,4 @@
-//! The `qemu-nbd` program of a real QEMU, with images made by its `qemu-img` and `qemu-io`.
+//! The client against the `qemu-nbd` of a real QEMU, with images made by `qemu-img` and `qemu-io` of the same build.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 const MIB: u64 = 1 << 20;
 
-/// A `qemu-nbd` that is killed with the handle.
+/// A `qemu-nbd` process, killed when the value is dropped.
 struct QemuNbd {
     child: Child,
     socket: PathBuf,
@@ -50,26 +50,26 @@ impl QemuNbd {
 
 impl Drop for QemuNbd {
     fn drop(&mut self) {
-        // It may have been killed by the test.
+        // The test may have killed the process already.
         drop(self.child.kill());
         self.child.wait().unwrap();
     }
 }
 
-fn build() -> Build {
+fn locate_build() -> Build {
     Build::locate("10.0.13").unwrap()
 }
 
-fn scratch() -> TempDir {
+fn make_scratch() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
-fn create(build: &Build, image: &Path, options: &[&str], size: u64) {
+fn create_image(build: &Build, image: &Path, options: &[&str], size: u64) {
     let (image, size) = (image.to_str().unwrap(), size.to_string());
     build.img([&["create", "-q", "-f", "qcow2"], options, &[image, &size]].concat()).unwrap();
 }
 
-/// A qcow2 over a smaller qcow2: what it reads as is `content`.
+/// A qcow2 image over a smaller qcow2 image; `content` is the content that a guest sees.
 struct Disk {
     image: PathBuf,
     size: u64,
@@ -80,9 +80,9 @@ impl Disk {
     fn make(build: &Build, directory: &Path) -> Self {
         let size = 8 * MIB + 5 * 512;
         let (base, image) = (directory.join("base.qcow2"), directory.join("top.qcow2"));
-        create(build, &base, &[], 4 * MIB);
+        create_image(build, &base, &[], 4 * MIB);
         build.io(&base, ["write -P 0x11 0 1M", "write -P 0x22 2M 1M"]).unwrap();
-        create(build, &image, &["-b", base.to_str().unwrap(), "-F", "qcow2"], size);
+        create_image(build, &image, &["-b", base.to_str().unwrap(), "-F", "qcow2"], size);
         let writes = ["write -P 0x33 512k 64k", "write -z 2M 64k", "write -P 0x44 6M 128k", "write -P 0x55 8M 2560"];
         build.io(&image, writes).unwrap();
         let mut content = vec![0; size as usize];
@@ -99,13 +99,13 @@ impl Disk {
 
 #[tokio::test]
 async fn qemu_is_read_with_eight_in_flight() {
-    let (build, directory) = (build(), scratch());
+    let (build, directory) = (locate_build(), make_scratch());
     let disk = Disk::make(&build, directory.path());
     let mut server = QemuNbd::serve(&build, &disk.image, directory);
     let client = server.connect().await;
     assert_eq!(client.size(), disk.size);
     assert!(client.is_read_only());
-    // A piece that is aligned to nothing, and the whole at once.
+    // The steps are a length without any alignment, and the whole image at once.
     for step in [77_777, 32 << 20] {
         let mut content = vec![0xff; disk.size as usize];
         let (mut at, mut reads) = (0, JoinSet::new());
@@ -125,8 +125,8 @@ async fn qemu_is_read_with_eight_in_flight() {
 }
 
 #[tokio::test]
-async fn qemu_tells_extents_and_depths() {
-    let (build, directory) = (build(), scratch());
+async fn qemu_reports_extents_and_depths() {
+    let (build, directory) = (locate_build(), make_scratch());
     let disk = Disk::make(&build, directory.path());
     let mut server = QemuNbd::serve(&build, &disk.image, directory);
     let client = server.connect().await;
@@ -158,14 +158,14 @@ async fn qemu_tells_extents_and_depths() {
         (kib(2048), 1),
         (kib(2048 + 64), 2),
         (kib(3072), 0),
-        // Behind the end of a shorter backing file, the zeros count as its own.
+        // Zeros behind the end of a shorter backing file count as allocated in that file.
         (kib(4096), 2),
         (kib(6144), 1),
         (kib(6144 + 128), 2),
         (kib(8192), 1),
     ]);
     assert_eq!(depths.iter().map(|depth| (depth.start, depth.length, depth.depth)).collect::<Vec<_>>(), wanted);
-    // A range within covers exactly itself.
+    // The result for a part of the image covers exactly that part.
     let within = client.query_depths(kib(500), kib(20)).await.unwrap();
     let depth = |start, length, depth| DepthExtent { start, length, depth };
     assert_eq!(within, [depth(kib(500), kib(12), 2), depth(kib(512), kib(8), 1)]);
@@ -173,9 +173,9 @@ async fn qemu_tells_extents_and_depths() {
 
 #[tokio::test]
 async fn qemu_has_no_export_of_that_name() {
-    let (build, directory) = (build(), scratch());
+    let (build, directory) = (locate_build(), make_scratch());
     let image = directory.path().join("disk.qcow2");
-    create(&build, &image, &[], MIB);
+    create_image(&build, &image, &[], MIB);
     let mut server = QemuNbd::serve(&build, &image, directory);
     let without = MetaContexts { allocation: false, depth: false };
     for contexts in [MetaContexts::default(), without] {
@@ -184,13 +184,13 @@ async fn qemu_has_no_export_of_that_name() {
         assert!(matches!(&error, NbdError::NoSuchExport { name, .. } if name == "disc"), "{error:?}");
         assert!(error.to_string().starts_with("the server has no export named \"disc\""), "{error}");
     }
-    // It goes on serving.
+    // The server still serves other clients.
     assert_eq!(server.connect().await.size(), MIB);
 }
 
 #[tokio::test]
 async fn a_killed_qemu_fails_all_that_wait() {
-    let (build, directory) = (build(), scratch());
+    let (build, directory) = (locate_build(), make_scratch());
     let disk = Disk::make(&build, directory.path());
     let mut server = QemuNbd::serve(&build, &disk.image, directory);
     let client = server.connect().await;
@@ -202,7 +202,7 @@ async fn a_killed_qemu_fails_all_that_wait() {
         waiting.spawn(async move { reader.read(0, 8 << 20).await.unwrap_err() });
         waiting.spawn(async move { asker.query_extents(0, 8 << 20).await.unwrap_err() });
     }
-    // Long enough for all to be sent; if some are not, the test still holds.
+    // The pause lets the requests be sent. A request that is not sent in time does not weaken the test.
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(waiting.try_join_next().is_none());
     server.child.kill().unwrap();
@@ -213,23 +213,23 @@ async fn a_killed_qemu_fails_all_that_wait() {
 }
 
 #[tokio::test]
-async fn a_large_sparse_image_is_told_at_once() {
-    let (build, directory) = (build(), scratch());
+async fn a_large_sparse_image_takes_few_requests() {
+    let (build, directory) = (locate_build(), make_scratch());
     let image = directory.path().join("sparse.qcow2");
     let size = 10 << 30;
-    create(&build, &image, &[], size);
+    create_image(&build, &image, &[], size);
     let mut server = QemuNbd::serve(&build, &image, directory);
-    let (near, mut far) = tokio::io::duplex(1 << 16);
+    let (client_end, mut relay_end) = tokio::io::duplex(1 << 16);
     let mut stream = server.dial().await;
-    let relay = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await.unwrap() });
-    let client = NbdClient::connect(near, "disk", NbdOptions::default()).await.unwrap();
+    let relay = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut relay_end, &mut stream).await.unwrap() });
+    let client = NbdClient::connect(client_end, "disk", NbdOptions::default()).await.unwrap();
     assert_eq!(
         client.query_extents(0, size).await.unwrap(),
         [AllocationExtent { start: 0, length: size, zero: true, hole: true }]
     );
     assert_eq!(client.query_depths(0, size).await.unwrap(), [DepthExtent { start: 0, length: size, depth: 0 }]);
     drop(client);
-    // a handshake and a few requests of 28 bytes: not one for each 32 MiB
+    // The client sends a handshake and a few requests of 28 bytes, not a request for every 32 MiB.
     let (asked, answered) = relay.await.unwrap();
-    assert!(asked < 1024 && answered < 1024, "{asked} bytes asked, {answered} answered");
+    assert!(asked < 1024 && answered < 1024, "{asked} bytes sent, {answered} bytes received");
 }

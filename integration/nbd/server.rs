@@ -1,4 +1,4 @@
-//! A scripted NBD server. It shares no code with the client, and sends whatever it is told to.
+//! A scripted NBD server, which shares no code with the client and sends any bytes that a test asks for.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
@@ -12,7 +12,7 @@ pub(crate) const ERROR: u16 = (1 << 15) + 1;
 const ACK: u32 = 1;
 const UNSUPPORTED: u32 = (1 << 31) + 1;
 
-/// What an honest handshake comes to.
+/// Results of a correct handshake.
 pub(crate) struct Shape {
     pub(crate) size: u64,
     pub(crate) structured: bool,
@@ -48,18 +48,18 @@ impl Server {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    /// Whether the client is still there.
+    /// Sends bytes. `false` if the client has closed the connection.
     pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok()
     }
 
-    pub(crate) async fn greeting(&mut self, flags: u64) {
+    pub(crate) async fn send_greeting(&mut self, flags: u64) {
         self.send(&[b"NBDMAGICIHAVEOPT".to_vec(), be(&[(flags, 2)])].concat()).await;
         assert_eq!(u64::from(self.stream.read_u32().await.unwrap()), flags & 3);
     }
 
-    /// The next option and its data.
-    pub(crate) async fn option(&mut self) -> (u32, Vec<u8>) {
+    /// Reads the next option and its data.
+    pub(crate) async fn read_option(&mut self) -> (u32, Vec<u8>) {
         let mut magic = [0; 8];
         self.stream.read_exact(&mut magic).await.unwrap();
         assert_eq!(&magic, b"IHAVEOPT");
@@ -69,7 +69,7 @@ impl Server {
         (option, payload)
     }
 
-    /// Answers one option honestly; returns whether it was the last.
+    /// Answers one option as a correct server does; returns whether the option was the last.
     pub(crate) async fn answer(&mut self, shape: &Shape, option: u32, payload: &[u8]) -> bool {
         let mut answer = Vec::new();
         match option {
@@ -93,12 +93,12 @@ impl Server {
         option == 7
     }
 
-    /// All of an honest handshake; returns what was asked of metadata contexts.
-    pub(crate) async fn handshake(&mut self, shape: &Shape) -> Option<Vec<u8>> {
-        self.greeting(3).await;
+    /// Runs a correct handshake; returns the data of `NBD_OPT_SET_META_CONTEXT`, if the client sent that option.
+    pub(crate) async fn run_handshake(&mut self, shape: &Shape) -> Option<Vec<u8>> {
+        self.send_greeting(3).await;
         let mut queries = None;
         loop {
-            let (option, payload) = self.option().await;
+            let (option, payload) = self.read_option().await;
             if option == 10 {
                 queries = Some(payload.clone());
             }
@@ -108,8 +108,8 @@ impl Server {
         }
     }
 
-    /// The next request, or the end.
-    pub(crate) async fn request(&mut self) -> Option<Request> {
+    /// Reads the next request; `None` at the end of the stream.
+    pub(crate) async fn read_request(&mut self) -> Option<Request> {
         let magic = self.stream.read_u32().await.ok()?;
         assert_eq!(magic, 0x2560_9513);
         assert_eq!(self.stream.read_u16().await.unwrap(), 0);
@@ -121,16 +121,16 @@ impl Server {
         })
     }
 
-    pub(crate) async fn chunk(&mut self, flags: u16, kind: u16, cookie: u64, payload: &[u8]) {
+    pub(crate) async fn send_chunk(&mut self, flags: u16, kind: u16, cookie: u64, payload: &[u8]) {
         self.send(&chunk(flags, kind, cookie, payload)).await;
     }
 
-    pub(crate) async fn simple(&mut self, code: u32, cookie: u64, payload: &[u8]) {
+    pub(crate) async fn send_simple(&mut self, code: u32, cookie: u64, payload: &[u8]) {
         self.send(&simple(code, cookie, payload)).await;
     }
 }
 
-/// Numbers, each in so many bytes.
+/// Numbers as big-endian bytes, each with its length in bytes.
 pub(crate) fn be(numbers: &[(u64, usize)]) -> Vec<u8> {
     numbers.iter().flat_map(|(number, bytes)| number.to_be_bytes()[8 - bytes..].to_vec()).collect()
 }
@@ -170,7 +170,7 @@ pub(crate) fn error(code: u32, message: &str) -> Vec<u8> {
     [&be(&[(code.into(), 4), (message.len() as u64, 2)]), message.as_bytes()].concat()
 }
 
-/// What a client asks that wants these contexts.
+/// Data of `NBD_OPT_SET_META_CONTEXT` for these contexts.
 pub(crate) fn context(export: &str, names: &[&str]) -> Vec<u8> {
     let string = |text: &str| [&be(&[(text.len() as u64, 4)]), text.as_bytes()].concat();
     let names_bytes: Vec<u8> = names.iter().flat_map(|name| string(name)).collect();

@@ -8,7 +8,7 @@ use qferry::internals::qmp::frame::{LineCut, QmpFrame, LineCutter, parse};
 const LIMIT: usize = 4096;
 
 fuzz_target!(|bytes: &[u8]| {
-    // the last byte says how large the pieces are, so that a line of QEMU's is an input as it stands
+    // The last byte sets the size of the pieces, so that a recorded line of QEMU is a valid input without changes.
     let piece = usize::from(bytes.last().copied().unwrap_or_default()) + 1;
     let mut lines = LineCutter::new(LIMIT);
     let mut cut = 0;
@@ -30,6 +30,6 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-    // a carriage return before a line's end is not counted
+    // A carriage return at the end of a line is not counted, so the sum may be smaller than the input.
     assert!(cut + lines.torn() <= bytes.len());
 });

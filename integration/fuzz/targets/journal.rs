@@ -1,4 +1,4 @@
-//! A journal that anyone wrote.
+//! The parser of journals, with arbitrary bytes.
 
 #![no_main]
 
@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(parsed) = parse::<Record>(bytes) {
         assert!(parsed.whole <= bytes.len());
         assert!(parsed.entries.iter().zip(1..).all(|(entry, n)| entry.n == n));
-        // what is cut off was no record, and what is left is a journal to go on with
+        // The torn part that is cut off holds no record, and the rest is a journal that can be continued.
         let whole = parse::<Record>(&bytes[..parsed.whole]).expect("a journal");
         drop(fold::<Status>(&whole.entries));
         assert_eq!((whole.entries, whole.whole), (parsed.entries, parsed.whole));

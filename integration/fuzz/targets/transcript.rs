@@ -1,4 +1,4 @@
-//! A transcript that anyone wrote, and lines that anyone sent and that are recorded.
+//! The reader of transcripts and the removal of secrets, with arbitrary bytes.
 
 #![no_main]
 
@@ -10,10 +10,10 @@ fuzz_target!(|bytes: &[u8]| {
     let mut read = 0;
     for entry in transcript.by_ref() {
         read += 1;
-        // reading from memory cannot fail, and what is no entry is skipped
+        // Reading from memory cannot fail, and lines that are no entries are skipped.
         if let EntryBody::Line(line) = entry.expect("an entry").body {
             let clean = redact(&line);
-            assert_eq!(redact(&clean), clean, "what was clean is left alone");
+            assert_eq!(redact(&clean), clean, "a clean line must not change");
         }
     }
     let lines = bytes.split(|byte| *byte == b'\n').count() as u64;
