@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::Share;
+use super::BandwidthShares;
 use crate::quantity::Rate;
 use serde::Serialize;
 use std::time::Duration;
@@ -18,8 +18,8 @@ pub enum Action {
     /// Tell QEMU with what bandwidth to reckon when it asks itself whether to stop the guest, in place of what it measures
     /// (`avail-switchover-bandwidth`); `None` is what it measures.
     SwitchoverBandwidth(Option<Rate>),
-    /// Share out the ceiling: RAM's `max-bandwidth`, and each mirror's speed.
-    Share(Share),
+    /// BandwidthShares out the ceiling: RAM's `max-bandwidth`, and each mirror's speed.
+    ShareBandwidth(BandwidthShares),
     /// Give this disk's mirror more of the ceiling than the others.
     Favour(String),
     /// Throttle the guest's vCPUs by this many per cent.

@@ -3,12 +3,12 @@
 //! Pure.
 
 use super::{
+    bandwidth,
     decision::Action,
-    estimate::{Disk, DiskTrack},
+    estimate::{DiskEstimate, DiskTrack},
     history::History,
     millis,
     policy::{DiskRung, Policy},
-    share,
 };
 use crate::quantity::{Bytes, Rate};
 
@@ -19,9 +19,9 @@ const STANDSTILL: f64 = 3000.0;
 pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
     let mut steps = Vec::new();
     let all_ready = now.disks.values().all(|track| track.estimate().ready);
-    let able = now.task.can.write_blocking;
+    let able = now.job.abilities.write_blocking;
     if all_ready && able {
-        let late = |name: &&String| !now.done.write_blocking.contains(name);
+        let late = |name: &&String| !now.applied.write_blocking.contains(name);
         let left: Vec<String> = now.disks.keys().filter(late).cloned().collect();
         if !left.is_empty() {
             let because = format!("every mirror is ready: from here no write may be behind ({})", left.join(", "));
@@ -52,13 +52,13 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
         );
         let next = policy.disks.iter().find_map(|rung| match rung {
             DiskRung::Bandwidth => {
-                let limited = now.done.share.mirrors.values().any(Option::is_some) && now.disks.len() > 1;
-                let first = !now.done.favoured.contains(name);
+                let limited = now.applied.share.mirrors.values().any(Option::is_some) && now.disks.len() > 1;
+                let first = !now.applied.favoured.contains(name);
                 (limited && first)
                     .then(|| (Action::Favour(name.clone()), format!("{told}: it gets more of the bandwidth")))
             }
             DiskRung::WriteBlocking => {
-                let first = !now.done.write_blocking.contains(name);
+                let first = !now.applied.write_blocking.contains(name);
                 let step =
                     || (Action::WriteBlocking(vec![name.clone()]), format!("{told}: its guest's writes wait for it"));
                 (able && first).then(step)
@@ -79,8 +79,8 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
 }
 
 /// A mirror that was looked at for long enough and gains nothing.
-fn stands_still(now: &History, disk: &Disk) -> bool {
-    let open = !disk.ready || (!now.task.can.write_blocking && !share::is_close(now, disk));
+fn stands_still(now: &History, disk: &DiskEstimate) -> bool {
+    let open = !disk.ready || (!now.job.abilities.write_blocking && !bandwidth::is_close(now, disk));
     open && now.at - disk.gained_at > STANDSTILL
 }
 
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::convergence::{
         Decision, MirrorSample,
-        fixture::{Run, give_up, mib, mirror, policy, ready, task},
+        fixture::{ControllerRun, give_up, job, mib, mirror, policy, ready},
     };
 
     fn told(decision: &Decision) -> String {
@@ -102,9 +102,9 @@ mod tests {
 
     #[test]
     fn a_mirror_that_does_not_catch_up_is_helped_step_by_step() {
-        let mut task = task();
-        task.ceiling = Some(mib(100));
-        let mut run = Run::new(&policy("converge"), task, &["fast", "slow"]);
+        let mut job = job();
+        job.ceiling = Some(mib(100));
+        let mut run = ControllerRun::new(&policy("converge"), job, &["fast", "slow"]);
         let (mut favoured, mut blocking, mut ended) = (None, None, None);
         for look in 0..400u64 {
             // 10 MiB a look are copied, and as much is dirtied
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn the_burst_that_a_mirror_begins_with_is_not_what_it_can_do() {
-        let mut run = Run::new(&policy("converge"), task(), &["a"]);
+        let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
         run.look(0, None, &[mirror("a", 1000, 0)]);
         // 60 MiB in 60 ms, and then as much as is dirtied
         let blocking = (0..200u64).find(|look| {
@@ -145,18 +145,18 @@ mod tests {
 
     #[test]
     fn a_mirror_that_copies_nothing_stands_still() {
-        let mut task = task();
-        task.can.write_blocking = false;
-        let mut run = Run::new(&policy("converge"), task, &["a"]);
+        let mut job = job();
+        job.abilities.write_blocking = false;
+        let mut run = ControllerRun::new(&policy("converge"), job, &["a"]);
         let end = (0..200).find(|_| give_up(&run.look(250, None, &[mirror("a", 1000, 500)])).is_some());
         assert!(end.is_some_and(|looks| (120..130).contains(&looks)), "{end:?}");
     }
 
     #[test]
     fn a_mirror_that_is_ready_is_given_time_for_what_its_guest_writes_at_once() {
-        let mut task = task();
-        task.can.write_blocking = false;
-        let mut run = Run::new(&policy("converge"), task, &["a"]);
+        let mut job = job();
+        job.abilities.write_blocking = false;
+        let mut run = ControllerRun::new(&policy("converge"), job, &["a"]);
         // as much as is written between two looks is copied, but for the last of it
         for look in 0..400u64 {
             run.look(250, None, &[MirrorSample { ready: true, ..mirror("a", 101 + look * 5, 100 + look * 5) }]);
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_mirror_that_gains_is_left_alone() {
-        let mut run = Run::new(&policy("converge"), task(), &["a"]);
+        let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
         for look in 0..200u64 {
             let decision = run.look(250, None, &[mirror("a", 10_000 + look * 8, look * 10)]);
             assert_eq!(decision.actions, [], "{}", decision.because);
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn mirrors_that_are_ready_get_in_step_or_it_is_given_up() {
-        let mut run = Run::new(&policy("converge"), task(), &["a", "b"]);
+        let mut run = ControllerRun::new(&policy("converge"), job(), &["a", "b"]);
         let decision = run.look(250, None, &[ready("a", false), ready("b", false)]);
         assert_eq!(decision.actions, [Action::WriteBlocking(vec!["a".to_owned(), "b".to_owned()])]);
         let mut end = None;
@@ -196,9 +196,9 @@ mod tests {
 
     #[test]
     fn without_write_blocking_ready_is_all_there_is() {
-        let mut task = task();
-        task.can.write_blocking = false;
-        let mut run = Run::new(&policy("converge"), task, &["a"]);
+        let mut job = job();
+        job.abilities.write_blocking = false;
+        let mut run = ControllerRun::new(&policy("converge"), job, &["a"]);
         let decision = run.look(250, None, &[ready("a", false)]);
         assert!(decision.actions.contains(&Action::StartMemory), "{decision:?}");
     }

@@ -5,9 +5,9 @@
 use super::{
     decide::decide,
     decision::{Action, Decision},
-    history::{Can, History, Share, Task},
+    history::{Abilities, BandwidthShares, ConvergenceJob, History},
     policy::Policy,
-    sample::{MirrorSample, RamSample, Sample},
+    sample::{MigrationSample, MirrorSample, RamSample},
 };
 use crate::quantity::Rate;
 use std::time::Duration;
@@ -28,9 +28,10 @@ pub(super) fn policy(name: &str) -> Policy {
 }
 
 /// A budget of 300 ms, and all that QEMU can be told.
-pub(super) fn task() -> Task {
-    let can = Can { write_blocking: true, throttle: true, postcopy: true, overlap: true, switchover_bandwidth: true };
-    Task { budget: Duration::from_millis(300), memory: 512 * MIB, can, ..Task::default() }
+pub(super) fn job() -> ConvergenceJob {
+    let abilities =
+        Abilities { write_blocking: true, throttle: true, postcopy: true, overlap: true, switchover_bandwidth: true };
+    ConvergenceJob { budget: Duration::from_millis(300), memory: 512 * MIB, abilities, ..ConvergenceJob::default() }
 }
 
 pub(super) fn mirror(disk: &str, len: u64, offset: u64) -> MirrorSample {
@@ -42,22 +43,22 @@ pub(super) fn ready(disk: &str, synced: bool) -> MirrorSample {
 }
 
 /// What is seen and decided, one after the other.
-pub(super) struct Run {
+pub(super) struct ControllerRun {
     pub(super) policy: Policy,
     pub(super) history: History,
     at: f64,
 }
 
-impl Run {
-    pub(super) fn new(policy: &Policy, task: Task, disks: &[&str]) -> Self {
-        let history = History::new(task, disks.iter().map(|&disk| disk.to_owned()));
+impl ControllerRun {
+    pub(super) fn new(policy: &Policy, job: ConvergenceJob, disks: &[&str]) -> Self {
+        let history = History::new(job, disks.iter().map(|&disk| disk.to_owned()));
         Self { policy: policy.clone(), history, at: 0.0 }
     }
 
     /// Looks `later` milliseconds after the last time.
     pub(super) fn look(&mut self, later: u64, ram: Option<RamSample>, mirrors: &[MirrorSample]) -> Decision {
         self.at += later as f64;
-        let sample = Sample { at_ms: self.at, round_trip_ms: 0.5, ram, mirrors: mirrors.to_vec() };
+        let sample = MigrationSample { at_ms: self.at, round_trip_ms: 0.5, ram, mirrors: mirrors.to_vec() };
         let decision = decide(&self.policy, &self.history, &sample);
         self.history.record(&sample, &decision);
         decision
@@ -67,13 +68,13 @@ impl Run {
         self.at
     }
 
-    pub(super) fn share(&self) -> &Share {
+    pub(super) fn share(&self) -> &BandwidthShares {
         self.history.share()
     }
 }
 
 /// RAM of 512 MiB that is sent at 100 MiB/s, as QEMU counts it.
-pub(super) struct Ram {
+pub(super) struct GuestRam {
     pub(super) sent: f64,
     pub(super) dirtied: f64,
     pub(super) working_set: f64,
@@ -90,7 +91,7 @@ pub(super) struct Ram {
     counted: u64,
 }
 
-impl Ram {
+impl GuestRam {
     pub(super) fn new(dirtied: f64, working_set: f64, continuous: bool) -> Self {
         Self {
             sent: 100.0,

@@ -3,9 +3,8 @@
 //! Pure.
 
 use super::{
-    Action, Decision, Sample,
-    estimate::{Disk, DiskTrack, Memory, MemoryTrack, Smooth},
-    share,
+    Action, Decision, MigrationSample, bandwidth,
+    estimate::{DiskEstimate, DiskTrack, MemoryEstimate, MemoryTrack, SmoothedValue},
 };
 use crate::quantity::Rate;
 use serde::Serialize;
@@ -16,7 +15,7 @@ pub(super) const TIMEOUT: &str = "timeout";
 
 /// What a migration has to do, and within which limits.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Task {
+pub struct ConvergenceJob {
     /// The blackout budget.
     pub budget: Duration,
     /// The whole job's ceiling on the wire.
@@ -35,12 +34,12 @@ pub struct Task {
     /// What the guest was seen to dirty before, bytes per second, where that was measured.
     pub dirty_rate: Option<f64>,
     /// What QEMU can be told in this run.
-    pub can: Can,
+    pub abilities: Abilities,
 }
 
 /// What QEMU can be told in this run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Can {
+pub struct Abilities {
     /// Switch a mirror to write-blocking (8.2), which the policy allows.
     pub write_blocking: bool,
     /// Throttle the guest: the capability is on.
@@ -56,17 +55,17 @@ pub struct Can {
 /// What was seen and decided so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
-    pub(super) task: Task,
+    pub(super) job: ConvergenceJob,
     pub(super) at: f64,
     pub(super) memory: MemoryTrack,
     pub(super) disks: BTreeMap<String, DiskTrack>,
-    pub(super) round_trip: Smooth,
-    pub(super) done: Done,
+    pub(super) round_trip: SmoothedValue,
+    pub(super) applied: Applied,
 }
 
 /// What was decided so far, as it stands.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Done {
+pub(super) struct Applied {
     /// When RAM was started.
     pub(super) memory_since: Option<f64>,
     pub(super) downtime: Option<Duration>,
@@ -77,7 +76,7 @@ pub(super) struct Done {
     pub(super) changed: f64,
     /// The disks in write-blocking mode.
     pub(super) write_blocking: Vec<String>,
-    pub(super) share: Share,
+    pub(super) share: BandwidthShares,
     pub(super) postcopy: bool,
     pub(super) gave_up: bool,
     /// The user's timeout is over: who only observes gives up by it, too.
@@ -91,14 +90,14 @@ pub(super) struct Done {
 
 /// How the ceiling is shared out; `None` is no limit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Share {
+pub struct BandwidthShares {
     /// For RAM.
     pub memory: Option<Rate>,
     /// For each mirror, by its disk.
     pub mirrors: BTreeMap<String, Option<Rate>>,
 }
 
-impl Share {
+impl BandwidthShares {
     /// What a disk's mirror may copy in the background; None is no limit.
     pub fn mirror(&self, disk: &str) -> Option<Rate> {
         self.mirrors.get(disk).copied().flatten()
@@ -107,54 +106,54 @@ impl Share {
 
 /// What is known after the last sample.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Estimates {
+pub struct RunEstimates {
     /// RAM, once it is being sent.
-    pub memory: Option<Memory>,
+    pub memory: Option<MemoryEstimate>,
     /// Every mirror, by its disk.
-    pub disks: BTreeMap<String, Disk>,
+    pub disks: BTreeMap<String, DiskEstimate>,
 }
 
 impl History {
     /// Nothing seen yet. `disks` are the names of those that are going to be mirrored.
-    pub fn new(task: Task, disks: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(job: ConvergenceJob, disks: impl IntoIterator<Item = String>) -> Self {
         let mut new = Self {
-            task,
+            job,
             at: 0.0,
             memory: MemoryTrack::default(),
             disks: BTreeMap::new(),
-            round_trip: Smooth::default(),
-            done: Done::default(),
+            round_trip: SmoothedValue::default(),
+            applied: Applied::default(),
         };
         new.disks = disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect();
-        new.done.share = share::share(&new);
+        new.applied.share = bandwidth::share(&new);
         new
     }
 
     /// How the ceiling is shared out as things stand: RAM's part, and each mirror's.
-    pub fn share(&self) -> &Share {
-        &self.done.share
+    pub fn share(&self) -> &BandwidthShares {
+        &self.applied.share
     }
 
     /// Whether the next look should come sooner than usual.
     pub fn is_pressing(&self) -> bool {
-        share::is_pressing(self)
+        bandwidth::is_pressing(self)
     }
 
     /// The downtime limit as it was last decided; None while QEMU has what it was set up with.
     pub fn downtime_limit(&self) -> Option<Duration> {
-        self.done.downtime
+        self.applied.downtime
     }
 
     /// What is known.
-    pub fn estimates(&self) -> Estimates {
-        Estimates {
+    pub fn estimates(&self) -> RunEstimates {
+        RunEstimates {
             memory: self.memory.estimate(),
             disks: self.disks.iter().map(|(disk, track)| (disk.clone(), track.estimate())).collect(),
         }
     }
 
     /// Takes in a sample, and what was decided on it.
-    pub fn record(&mut self, sample: &Sample, decision: &Decision) {
+    pub fn record(&mut self, sample: &MigrationSample, decision: &Decision) {
         *self = self.after(sample);
         for action in &decision.actions {
             self.note(action);
@@ -163,17 +162,17 @@ impl History {
 
     /// Takes back what was decided and came to nothing, so that nothing waits for its effect: it is not asked for again.
     pub fn take_back(&mut self, action: &Action) {
-        let can = &mut self.task.can;
+        let abilities = &mut self.job.abilities;
         match action {
-            Action::WriteBlocking(_) => can.write_blocking = false,
-            Action::Throttle(_) => (can.throttle, self.done.throttle) = (false, 0),
-            Action::Postcopy => (can.postcopy, self.done.postcopy) = (false, false),
+            Action::WriteBlocking(_) => abilities.write_blocking = false,
+            Action::Throttle(_) => (abilities.throttle, self.applied.throttle) = (false, 0),
+            Action::Postcopy => (abilities.postcopy, self.applied.postcopy) = (false, false),
             _ => {}
         }
     }
 
     /// As it is with one more sample.
-    pub(super) fn after(&self, sample: &Sample) -> Self {
+    pub(super) fn after(&self, sample: &MigrationSample) -> Self {
         let mut next = self.clone();
         next.at = sample.at_ms.max(self.at);
         if sample.round_trip_ms > 0.0 {
@@ -185,7 +184,7 @@ impl History {
         for mirror in &sample.mirrors {
             next.disks.entry(mirror.disk.clone()).or_default().add(next.at, mirror);
         }
-        let keeps_up = |track: &DiskTrack| track.estimate().ready && share::is_close(self, &track.estimate());
+        let keeps_up = |track: &DiskTrack| track.estimate().ready && bandwidth::is_close(self, &track.estimate());
         for track in next.disks.values_mut().filter(|track| keeps_up(track)) {
             track.keeps_up(next.at);
         }
@@ -194,7 +193,7 @@ impl History {
 
     pub(super) fn note(&mut self, action: &Action) {
         let at = self.at;
-        let done = &mut self.done;
+        let done = &mut self.applied;
         match action {
             Action::StartMemory => done.memory_since = Some(at),
             Action::DowntimeLimit(limit) => {
@@ -205,7 +204,7 @@ impl History {
                     done.stepped = (at, self.memory.last().map_or(0, |last| last.syncs));
                 }
             }
-            Action::Share(share) => {
+            Action::ShareBandwidth(share) => {
                 for (disk, track) in &mut self.disks {
                     if done.share.mirrors.get(disk) != share.mirrors.get(disk) {
                         track.share_anew(at);
@@ -222,7 +221,7 @@ impl History {
                     track.start_over(at);
                 }
             }
-            Action::SwitchoverBandwidth(rate) => done.held = *rate == Some(share::NOTHING),
+            Action::SwitchoverBandwidth(rate) => done.held = *rate == Some(bandwidth::NOTHING),
             Action::Throttle(percent) => {
                 done.throttle = *percent;
                 done.changed = at;

@@ -3,12 +3,12 @@
 //! Pure.
 
 use super::{
+    bandwidth::HELD,
     decision::Action,
-    estimate::Memory,
+    estimate::MemoryEstimate,
     history::History,
     millis,
     policy::{Policy, RamRung},
-    share::HELD,
 };
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
@@ -45,7 +45,7 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
     });
     let buffered = match now.memory.estimate() {
         // below a ceiling the link keeps up, and nothing is held back
-        Some(_) if now.task.ceiling.is_none() => now.task.buffered as f64 / tail_rate(now) * 1000.0,
+        Some(_) if now.job.ceiling.is_none() => now.job.buffered as f64 / tail_rate(now) * 1000.0,
         _ => 0.0,
     };
     millis(policy.device_state) + round_trips + settle.fold(0.0, f64::max) + buffered
@@ -53,34 +53,34 @@ pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
 
 /// Bytes per second that the rest of RAM is sent at with the guest stopped.
 pub(super) fn tail_rate(now: &History) -> f64 {
-    let share = now.done.share.memory.map_or(0.0, |rate| rate.0 as f64);
+    let share = now.applied.share.memory.map_or(0.0, |rate| rate.0 as f64);
     // a ceiling that is not reached is not what the link carries
     let is_reached = now.memory.carried().is_none_or(|carried| carried > share * REACHED);
     // while it is held back, or right after, the wire carries what it is let
-    let held = now.done.held || now.done.share.memory == Some(HELD);
+    let held = now.applied.held || now.applied.share.memory == Some(HELD);
     let measured = now.memory.carried().filter(|_| !held).unwrap_or(now.memory.fastest());
     told(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
 }
 
 /// The ceiling, which is what QEMU is told to reckon with.
 fn told(now: &History) -> Option<f64> {
-    now.task.ceiling.map(|rate| rate.0 as f64)
+    now.job.ceiling.map(|rate| rate.0 as f64)
 }
 
 /// The part of a downtime limit that QEMU is to be told for what RAM's tail may take: where it was told of more bandwidth
 /// than there is, it would stop the guest for longer.
 fn part(now: &History, tail: f64) -> f64 {
-    told(now).filter(|_| now.task.can.switchover_bandwidth).map_or(1.0, |told| (tail / told.max(1.0)).min(1.0))
+    told(now).filter(|_| now.job.abilities.switchover_bandwidth).map_or(1.0, |told| (tail / told.max(1.0)).min(1.0))
 }
 
 /// The most that RAM's tail may take, milliseconds, so that the whole stays within the budget.
 fn allowed(policy: &Policy, now: &History) -> f64 {
-    (millis(now.task.budget) - overhead(policy, now)).max(1.0)
+    (millis(now.job.budget) - overhead(policy, now)).max(1.0)
 }
 
 /// The downtime limit to begin with: an idle guest must not pay for a generous budget.
 pub(super) fn first_limit(policy: &Policy, now: &History) -> Duration {
-    let first = policy.first_limit(now.task.budget);
+    let first = policy.first_limit(now.job.budget);
     match policy.observe || policy.schedule.is_some() {
         true => first,
         false => first.min(Duration::from_secs_f64(allowed(policy, now) / 1000.0)),
@@ -98,7 +98,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     let Some(memory) = now.memory.estimate() else { return wait("RAM has just been started".to_owned()) };
     let sent = now.memory.last().map_or(0, |last| last.processed);
     let (Some(load), true) = (memory.load(), memory.first_pass_over) else {
-        return wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.task.memory)));
+        return wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.job.memory)));
     };
     let still = stands_still(policy, now, &memory);
     let load = if still { load.max(1.0) } else { load };
@@ -106,7 +106,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     let part = part(now, tail);
     let downtime = |millis: f64| Action::DowntimeLimit(Duration::from_secs_f64(millis * part / 1000.0));
     // what it comes to
-    let limit = now.done.downtime.map_or(millis(policy.first), millis) / part;
+    let limit = now.applied.downtime.map_or(millis(policy.first), millis) / part;
     let rest = tail * limit / 1000.0;
     let patience = patience(policy, now);
     let busy = millis(policy.busy).min(allowed(policy, now));
@@ -119,7 +119,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
         return wait(format!("RAM is about to fit: {}, in {time:.0} ms", numbers(&memory, load, limit)));
     }
     if !has_settled(now) {
-        return wait(format!("the throttle of {} % is still to show", now.done.throttle));
+        return wait(format!("the throttle of {} % is still to show", now.applied.throttle));
     }
     if !is_confirmed(policy, now, &memory, rest, patience) {
         return wait(format!("RAM may not fit in time, which is yet to be seen: {}", numbers(&memory, load, limit)));
@@ -132,7 +132,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
         let because = format!(
             "{numbers}: it would take {needed:.0} ms at its lowest ({}), {foreseen:.0} ms of blackout in all of a budget of {} ms",
             Bytes(lowest as u64),
-            now.task.budget.as_millis()
+            now.job.budget.as_millis()
         );
         (Some(downtime(needed)), because)
     };
@@ -140,7 +140,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     for rung in &policy.ram {
         match rung {
             RamRung::Downtime if fits && is_worth_it(policy, now, load, needed - limit) => return raise(),
-            RamRung::Throttle if now.task.can.throttle && now.done.throttle < policy.throttle_max => {
+            RamRung::Throttle if now.job.abilities.throttle && now.applied.throttle < policy.throttle_max => {
                 let (percent, time) = throttle(policy, now, &memory, rest);
                 let because = match time {
                     Some(time) => format!("{numbers}: throttled by {percent} % it would fit in {:.1} s", time / 1000.0),
@@ -148,7 +148,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
                 };
                 return (Some(Action::Throttle(percent)), because);
             }
-            RamRung::Postcopy if now.task.can.postcopy => {
+            RamRung::Postcopy if now.job.abilities.postcopy => {
                 return (Some(Action::Postcopy), format!("{numbers}: the guest goes on at the destination"));
             }
             RamRung::StopAndCopy if needed > limit * NOTABLE => {
@@ -164,7 +164,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
     if policy.ram.contains(&RamRung::Downtime) && fits && load >= 1.0 {
         return raise();
     }
-    let since = now.at - memory.best_at.max(now.done.changed);
+    let since = now.at - memory.best_at.max(now.applied.changed);
     if since > millis(policy.give_up) && memory.worse > 0 {
         let because = format!("{numbers}, and nothing has improved for {:.0} s", since / 1000.0);
         return (Some(Action::GiveUp { code: "ram-not-converging", needed: remedy(policy, now, &memory) }), because);
@@ -173,7 +173,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String)
 }
 
 /// What would have let RAM converge.
-pub(super) fn remedy(policy: &Policy, now: &History, memory: &Memory) -> String {
+pub(super) fn remedy(policy: &Policy, now: &History, memory: &MemoryEstimate) -> String {
     let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
     let budget = lowest / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
     // so that the rest is through within the patience, dirtying and all
@@ -183,22 +183,22 @@ pub(super) fn remedy(policy: &Policy, now: &History, memory: &Memory) -> String 
         Rate(bandwidth as u64),
         Rate(memory.bandwidth as u64),
         budget.ceil(),
-        now.task.budget.as_millis()
+        now.job.budget.as_millis()
     )
 }
 
 /// The smallest throttle that leaves a light load, or else the largest, and the time until RAM fits then. A short throttle
 /// that does is better than several that do not: QEMU takes a second or more for each.
-fn throttle(policy: &Policy, now: &History, memory: &Memory, rest: f64) -> (u8, Option<f64>) {
+fn throttle(policy: &Policy, now: &History, memory: &MemoryEstimate, rest: f64) -> (u8, Option<f64>) {
     let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
     let load = memory.load().unwrap_or(1.0);
     // a guest that keeps up with what is sent may dirty much more than is found
     let found = if load > SATURATED { load.max(BEYOND) } else { load };
     // without any throttle
-    let whole = found / runs(now.done.throttle.min(99));
+    let whole = found / runs(now.applied.throttle.min(99));
     // where the last one did not do, what the guest still runs is halved at least
-    let least = if now.done.throttle > 0 { (100 - now.done.throttle) / 2 } else { STEP };
-    let mut percent = now.done.throttle.saturating_add(least).div_ceil(STEP) * STEP;
+    let least = if now.applied.throttle > 0 { (100 - now.applied.throttle) / 2 } else { STEP };
+    let mut percent = now.applied.throttle.saturating_add(least).div_ceil(STEP) * STEP;
     while percent < policy.throttle_max && whole * runs(percent) > LIGHT {
         percent += STEP;
     }
@@ -213,19 +213,19 @@ fn patience(policy: &Policy, now: &History) -> f64 {
 
 /// Whether the last throttle shows, or has had its time to.
 fn has_settled(now: &History) -> bool {
-    let shown = now.memory.last().is_some_and(|last| last.throttle_pct >= u64::from(now.done.throttle));
-    shown || now.at - now.done.changed > UNSEEN
+    let shown = now.memory.last().is_some_and(|last| last.throttle_pct >= u64::from(now.applied.throttle));
+    shown || now.at - now.applied.changed > UNSEEN
 }
 
 /// Whether what remains has been no less for a while, whatever the rates say.
-fn stands_still(policy: &Policy, now: &History, memory: &Memory) -> bool {
-    memory.worse >= 2 && now.at - memory.best_at.max(now.done.changed) > patience(policy, now)
+fn stands_still(policy: &Policy, now: &History, memory: &MemoryEstimate) -> bool {
+    memory.worse >= 2 && now.at - memory.best_at.max(now.applied.changed) > patience(policy, now)
 }
 
 /// Whether a blackout that is longer by so many milliseconds is worth what it saves: where RAM converges slowly, the time
 /// to do so; where it can be throttled, the time that takes.
 fn is_worth_it(policy: &Policy, now: &History, load: f64, longer: f64) -> bool {
-    let otherwise = match policy.ram.contains(&RamRung::Throttle) && now.task.can.throttle {
+    let otherwise = match policy.ram.contains(&RamRung::Throttle) && now.job.abilities.throttle {
         true => millis(policy.patience),
         false => f64::MAX,
     };
@@ -234,8 +234,8 @@ fn is_worth_it(policy: &Policy, now: &History, load: f64, longer: f64) -> bool {
 }
 
 /// Whether RAM has been foreseen not to fit in time again and again, for long enough.
-fn is_confirmed(policy: &Policy, now: &History, memory: &Memory, rest: f64, patience: f64) -> bool {
-    let doubtful = |memory: &Memory| {
+fn is_confirmed(policy: &Policy, now: &History, memory: &MemoryEstimate, rest: f64, patience: f64) -> bool {
+    let doubtful = |memory: &MemoryEstimate| {
         let time = memory.load().and_then(|load| memory.time_to(rest, load));
         memory.first_pass_over && time.is_none_or(|time| time > patience) && memory.load() > Some(LIGHT)
     };
@@ -247,7 +247,7 @@ fn is_confirmed(policy: &Policy, now: &History, memory: &Memory, rest: f64, pati
     streak.last().is_some_and(|first| now.at - first >= CONFIRMED)
 }
 
-fn numbers(memory: &Memory, load: f64, limit: f64) -> String {
+fn numbers(memory: &MemoryEstimate, load: f64, limit: f64) -> String {
     format!(
         "{} remain, {} are dirtied against {} sent ({:.0} %), the downtime limit is {limit:.0} ms",
         Bytes(memory.fresh as u64),
@@ -265,13 +265,18 @@ fn wait(because: String) -> (Option<Action>, String) {
 mod tests {
     use super::*;
     use crate::convergence::{
-        Decision, Task,
-        fixture::{Ram, Run, give_up, limit, mib, policy, task, throttle},
+        ConvergenceJob, Decision,
+        fixture::{ControllerRun, GuestRam, give_up, job, limit, mib, policy, throttle},
         may_hand_over, predicted_blackout,
     };
 
     /// Looks at RAM until something is done that `wanted` is looking for; what came before must not be done.
-    fn until(run: &mut Run, ram: &mut Ram, most: u64, wanted: fn(&Decision) -> bool) -> Option<Decision> {
+    fn until(
+        run: &mut ControllerRun,
+        ram: &mut GuestRam,
+        most: u64,
+        wanted: fn(&Decision) -> bool,
+    ) -> Option<Decision> {
         (0..most / 100).find_map(|_| {
             let decision = run.look(100, Some(ram.after(100)), &[]);
             if let Some(percent) = throttle(&decision) {
@@ -281,8 +286,8 @@ mod tests {
         })
     }
 
-    fn started(policy: &str, task: Task) -> Run {
-        let mut run = Run::new(&policy.parse().expect("a policy"), task, &[]);
+    fn started(policy: &str, job: ConvergenceJob) -> ControllerRun {
+        let mut run = ControllerRun::new(&policy.parse().expect("a policy"), job, &[]);
         let decision = run.look(0, None, &[]);
         assert!(decision.actions.contains(&Action::StartMemory), "{decision:?}");
         run
@@ -295,7 +300,7 @@ mod tests {
     #[test]
     fn it_waits_while_it_improves() {
         for continuous in [false, true] {
-            let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(20.0, 400.0, continuous));
+            let (mut run, mut ram) = (started(built_in("converge"), job()), GuestRam::new(20.0, 400.0, continuous));
             let acted = until(&mut run, &mut ram, 6000, |decision| !decision.actions.is_empty());
             assert_eq!(acted, None, "a light load needs nothing");
         }
@@ -304,8 +309,8 @@ mod tests {
     #[test]
     fn a_busy_guest_may_take_a_little_longer_and_no_more_than_the_budget() {
         for (budget, most) in [(300, 40), (30, 24)] {
-            let given = Task { budget: Duration::from_millis(budget), ..task() };
-            let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
+            let given = ConvergenceJob { budget: Duration::from_millis(budget), ..job() };
+            let (mut run, mut ram) = (started(built_in("converge"), given), GuestRam::new(60.0, 300.0, false));
             let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some()).expect("a limit");
             let limit = limit(&decision).expect("a limit");
             assert!(limit <= Duration::from_millis(most) && limit >= Duration::from_millis(most - 3), "{decision:?}");
@@ -316,7 +321,8 @@ mod tests {
     fn a_throttle_is_as_strong_as_needed_and_comes_early() {
         for continuous in [false, true] {
             for (dirtied, least, most) in [(85.0, 30, 80), (200.0, 30, 90)] {
-                let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(dirtied, 200.0, continuous));
+                let (mut run, mut ram) =
+                    (started(built_in("converge"), job()), GuestRam::new(dirtied, 200.0, continuous));
                 let decision = until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some());
                 let percent = decision.as_ref().and_then(throttle).expect("a throttle");
                 assert!((least..=most).contains(&percent), "{continuous}: {decision:?}");
@@ -332,7 +338,7 @@ mod tests {
 
     #[test]
     fn nothing_more_is_done_before_a_throttle_shows() {
-        let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(200.0, 200.0, false));
+        let (mut run, mut ram) = (started(built_in("converge"), job()), GuestRam::new(200.0, 200.0, false));
         until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some()).expect("a throttle");
         let at = run.at();
         ram.throttle = 0;
@@ -344,15 +350,15 @@ mod tests {
     fn a_local_minimum_is_let_pass_within_the_budget() {
         // 20 MiB are rewritten much faster than they can be sent: 200 ms
         let text = "ram = ['downtime']\ngive-up = '10s'";
-        let (mut run, mut ram) = (started(text, task()), Ram::new(500.0, 20.0, false));
+        let (mut run, mut ram) = (started(text, job()), GuestRam::new(500.0, 20.0, false));
         let raised = |decision: &Decision| limit(decision).is_some_and(|limit| limit > Duration::from_millis(50));
         let decision = until(&mut run, &mut ram, 30_000, raised).expect("a limit");
         let limit = limit(&decision).map(|limit| limit.as_secs_f64() * 1000.0).expect("a limit");
         assert!((200.0..=240.0).contains(&limit), "{decision:?}");
         assert!(decision.because.contains("at its lowest") && decision.because.contains("300 ms"), "{decision:?}");
         // and not beyond it
-        let given = Task { budget: Duration::from_millis(150), ..task() };
-        let (mut run, mut ram) = (started(text, given), Ram::new(500.0, 20.0, false));
+        let given = ConvergenceJob { budget: Duration::from_millis(150), ..job() };
+        let (mut run, mut ram) = (started(text, given), GuestRam::new(500.0, 20.0, false));
         let decision = until(&mut run, &mut ram, 60_000, |decision| give_up(decision).is_some()).expect("an end");
         let (code, needed) = give_up(&decision).expect("given up");
         assert_eq!(code, "ram-not-converging");
@@ -365,15 +371,15 @@ mod tests {
             .expect("a budget");
         assert!((200.0..260.0).contains(&budget), "{needed}");
         assert!(needed.contains("a bandwidth of") && needed.contains("it was 150 ms"), "{needed}");
-        let given = Task { budget: Duration::from_millis(budget as u64), ..task() };
-        let (mut run, mut ram) = (started(text, given), Ram::new(500.0, 20.0, false));
+        let given = ConvergenceJob { budget: Duration::from_millis(budget as u64), ..job() };
+        let (mut run, mut ram) = (started(text, given), GuestRam::new(500.0, 20.0, false));
         assert!(until(&mut run, &mut ram, 30_000, raised).is_some(), "{needed}");
     }
 
     #[test]
     fn after_the_last_throttle_it_is_given_up() {
         // it dirties as much as before, whatever QEMU says
-        let (mut run, mut ram) = (started(built_in("converge"), task()), Ram::new(1e5, 400.0, false));
+        let (mut run, mut ram) = (started(built_in("converge"), job()), GuestRam::new(1e5, 400.0, false));
         let mut percents = Vec::new();
         let end = (0..3000).find_map(|_| {
             let decision = run.look(100, Some(ram.after(100)), &[]);
@@ -388,7 +394,7 @@ mod tests {
 
     #[test]
     fn postcopy_is_started_where_it_does_not_fit() {
-        let (mut run, mut ram) = (started(built_in("postcopy"), task()), Ram::new(200.0, 300.0, false));
+        let (mut run, mut ram) = (started(built_in("postcopy"), job()), GuestRam::new(200.0, 300.0, false));
         let wanted = |decision: &Decision| decision.actions.contains(&Action::Postcopy);
         assert!(until(&mut run, &mut ram, 20_000, wanted).is_some());
         assert_eq!(until(&mut run, &mut ram, 5000, |decision| !decision.actions.is_empty()), None);
@@ -397,12 +403,12 @@ mod tests {
     #[test]
     fn a_stop_and_copy_is_as_long_as_the_policy_allows() {
         let text = |longest: &str| format!("give-up = '5s'\nram = ['stop-and-copy']\nstop-and-copy = '{longest}'");
-        let (mut run, mut ram) = (started(&text("3s"), task()), Ram::new(500.0, 200.0, false));
+        let (mut run, mut ram) = (started(&text("3s"), job()), GuestRam::new(500.0, 200.0, false));
         let decision = until(&mut run, &mut ram, 30_000, |decision| limit(decision).is_some()).expect("a limit");
         assert!(limit(&decision).is_some_and(|limit| limit > Duration::from_secs(2)), "{decision:?}");
         assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(200).0).is_ok());
         assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(400).0).is_err());
-        let (mut run, mut ram) = (started(&text("1s"), task()), Ram::new(500.0, 200.0, false));
+        let (mut run, mut ram) = (started(&text("1s"), job()), GuestRam::new(500.0, 200.0, false));
         let decision = until(&mut run, &mut ram, 30_000, |decision| !decision.actions.is_empty()).expect("an end");
         assert!(give_up(&decision).is_some(), "{decision:?}");
     }
@@ -410,8 +416,8 @@ mod tests {
     #[test]
     fn a_ceiling_that_is_not_reached_is_not_what_the_link_carries() {
         for (ceiling, remaining, expected) in [(Some(110), 20, 200.0), (Some(1000), 20, 200.0), (None, 20, 200.0)] {
-            let given = Task { ceiling: ceiling.map(mib), ..task() };
-            let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(0.0, 1.0, false));
+            let given = ConvergenceJob { ceiling: ceiling.map(mib), ..job() };
+            let (mut run, mut ram) = (started(built_in("converge"), given), GuestRam::new(0.0, 1.0, false));
             until(&mut run, &mut ram, 2000, |_| false);
             let foreseen = may_hand_over(&run.policy, &run.history, 0.0, mib(remaining).0).expect("within 360 ms");
             assert!((expected * 0.85..expected + 20.0).contains(&foreseen), "{ceiling:?}: {foreseen}");
@@ -419,8 +425,8 @@ mod tests {
             assert!(predicted_blackout(&run.policy, &run.history).is_some());
         }
         // QEMU stops the guest by the bandwidth that it was told
-        let given = Task { ceiling: Some(mib(1000)), ..task() };
-        let (mut run, mut ram) = (started(built_in("converge"), given), Ram::new(60.0, 300.0, false));
+        let given = ConvergenceJob { ceiling: Some(mib(1000)), ..job() };
+        let (mut run, mut ram) = (started(built_in("converge"), given), GuestRam::new(60.0, 300.0, false));
         let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some());
         // its first limit of 10 ms is 100 ms of what there is
         assert_eq!(decision, None);
@@ -428,11 +434,11 @@ mod tests {
 
     #[test]
     fn what_it_would_have_needed_is_said_also_without_a_throttle() {
-        let mut given = task();
-        given.can.throttle = false;
-        let mut run = Run::new(&policy("converge"), given, &[]);
+        let mut given = job();
+        given.abilities.throttle = false;
+        let mut run = ControllerRun::new(&policy("converge"), given, &[]);
         run.look(0, None, &[]);
-        let mut ram = Ram::new(200.0, 200.0, true);
+        let mut ram = GuestRam::new(200.0, 200.0, true);
         let decision = until(&mut run, &mut ram, 90_000, |decision| give_up(decision).is_some()).expect("an end");
         assert!(decision.because.contains("nothing has improved for 30 s"), "{decision:?}");
     }

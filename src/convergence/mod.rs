@@ -1,11 +1,12 @@
 //! Convergence: one controller over disks and RAM that knows when to switch, when to push, and when to give up.
 //!
 //! Plain data in, plain data out: [`decide`] takes a [`Policy`], what was sampled so far ([`History`]) and the newest
-//! [`Sample`], and gives a [`Decision`] with its reason. Every file of this room is pure: it must never read a clock, ask
+//! [`MigrationSample`], and gives a [`Decision`] with its reason. Every file of this room is pure: it must never read a clock, ask
 //! QEMU or do anything, so that a recorded sequence of samples replays through it offline and always gives the same.
 
 use std::time::Duration;
 
+mod bandwidth;
 mod decide;
 mod decision;
 mod disks;
@@ -13,21 +14,20 @@ mod estimate;
 mod history;
 mod memory;
 mod policy;
+mod policy_file;
 pub mod predict;
 mod sample;
 mod schedule;
-mod share;
 pub mod simulate;
-mod written;
 
+pub use bandwidth::HELD;
 pub use decide::{decide, may_hand_over, predicted_blackout};
 pub use decision::{Action, Decision};
-pub use estimate::{Disk, Memory};
-pub use history::{Can, Estimates, History, Share, Task};
-pub use policy::{DiskRung, Policy, RamRung, Schedule, Step, Then};
-pub use sample::{MirrorSample, RamSample, Sample};
-pub use share::HELD;
-pub use written::{BUILT_IN, PolicyError};
+pub use estimate::{DiskEstimate, MemoryEstimate};
+pub use history::{Abilities, BandwidthShares, ConvergenceJob, History, RunEstimates};
+pub use policy::{DiskRung, Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
+pub use policy_file::{BUILT_IN, PolicyError};
+pub use sample::{MigrationSample, MirrorSample, RamSample};
 
 #[cfg(test)]
 mod fixture;

@@ -4,10 +4,10 @@
 
 use super::{
     Action, RamRung,
-    history::Task,
+    history::ConvergenceJob,
     millis,
     policy::Policy,
-    simulate::{Course, Guest, GuestDisk, Link, simulate},
+    simulate::{DiskModel, GuestModel, LinkModel, SimulatedRun, simulate},
 };
 use crate::progress::Estimate;
 use std::time::Duration;
@@ -23,7 +23,7 @@ const END: f64 = 60.0;
 
 /// What was measured.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Measurements {
+pub struct PredictionInput {
     /// The guest's memory, bytes, and what of it is in use.
     pub memory: u64,
     /// What of it is in use, where that is known.
@@ -49,16 +49,16 @@ pub struct Measurements {
 }
 
 /// Foretells a migration.
-pub fn predict(policy: &Policy, task: &Task, seen: &Measurements) -> Estimate {
+pub fn predict(policy: &Policy, job: &ConvergenceJob, seen: &PredictionInput) -> Estimate {
     let memory = seen.memory as f64;
     let used = seen.used.map_or(memory, |used| (used as f64).min(memory));
     let working_set = seen.working_set.map_or(used, |set| set.min(used));
-    let disk = |(name, bytes, written): &(String, u64, u64)| GuestDisk {
+    let disk = |(name, bytes, written): &(String, u64, u64)| DiskModel {
         name: name.clone(),
         bytes: *bytes as f64,
         write_rate: *written as f64,
     };
-    let guest = Guest {
+    let guest = GuestModel {
         memory,
         used,
         working_set,
@@ -68,8 +68,8 @@ pub fn predict(policy: &Policy, task: &Task, seen: &Measurements) -> Estimate {
     };
     let settle = if guest.disks.is_empty() { 0.0 } else { seen.write_latency.map_or(1.0, millis) };
     let bandwidth = seen.link.unwrap_or(f64::MAX);
-    let buffered = if task.ceiling.is_some() { 0.0 } else { task.buffered as f64 / bandwidth * 1000.0 };
-    let link = Link {
+    let buffered = if job.ceiling.is_some() { 0.0 } else { job.buffered as f64 / bandwidth * 1000.0 };
+    let link = LinkModel {
         bandwidth,
         memory_rate: MEMORY_RATE,
         mirror_rate: MIRROR_RATE,
@@ -78,26 +78,26 @@ pub fn predict(policy: &Policy, task: &Task, seen: &Measurements) -> Estimate {
         continuous: seen.continuous,
         switchover_bandwidth: seen.switchover_bandwidth,
     };
-    let course = simulate(policy, task, &guest, &link);
+    let course = simulate(policy, job, &guest, &link);
     Estimate {
         total_ms: Some((millis(seen.before) + course.total_ms + END) as u64),
         blackout_ms: course.blackout_ms.map(|ms| ms.round() as u64),
         disk_bytes: Some(course.disk_bytes as u64),
         ram_bytes: Some(course.ram_bytes as u64),
         converges: Some(course.moved()),
-        rung: Some(rung(policy, task, &course)),
+        rung: Some(rung(policy, job, &course)),
     }
 }
 
-fn rung(policy: &Policy, task: &Task, course: &Course) -> &'static str {
+fn rung(policy: &Policy, job: &ConvergenceJob, course: &SimulatedRun) -> &'static str {
     let mut rung = "none";
-    let first = policy.first_limit(task.budget);
+    let first = policy.first_limit(job.budget);
     for (_, action, _) in &course.actions {
         rung = match action {
             Action::GiveUp { .. } => return "give-up",
             Action::Postcopy => return "postcopy",
             Action::Throttle(_) => "throttle",
-            Action::DowntimeLimit(limit) if *limit > task.budget && policy.ram.contains(&RamRung::StopAndCopy) => {
+            Action::DowntimeLimit(limit) if *limit > job.budget && policy.ram.contains(&RamRung::StopAndCopy) => {
                 "stop-and-copy"
             }
             Action::DowntimeLimit(limit) if *limit > first && rung == "none" => "downtime",
@@ -115,21 +115,21 @@ mod tests {
 
     #[test]
     fn what_is_foretold_follows_from_what_was_measured() {
-        let task = Task { budget: Duration::from_millis(300), memory: 512 * MIB, ..Task::default() };
-        let seen = Measurements {
+        let job = ConvergenceJob { budget: Duration::from_millis(300), memory: 512 * MIB, ..ConvergenceJob::default() };
+        let seen = PredictionInput {
             memory: 512 * MIB,
             used: Some(200 * MIB),
             link: Some(100e6),
             round_trip: Duration::from_micros(500),
             before: Duration::from_millis(100),
-            ..Measurements::default()
+            ..PredictionInput::default()
         };
-        let idle = predict(&Policy::default(), &task, &seen);
+        let idle = predict(&Policy::default(), &job, &seen);
         assert_eq!(idle.rung, Some("none"));
         assert!(idle.total_ms.is_some_and(|ms| (2000..2700).contains(&ms)), "{idle:?}");
         assert!(idle.blackout_ms.is_some_and(|ms| ms < 20), "{idle:?}");
         let (dirty_rate, working_set) = ((200 * MIB) as f64, Some((100 * MIB) as f64));
-        let busy = predict(&Policy::default(), &task, &Measurements { dirty_rate, working_set, ..seen.clone() });
+        let busy = predict(&Policy::default(), &job, &PredictionInput { dirty_rate, working_set, ..seen.clone() });
         assert!(busy.blackout_ms.is_none() && busy.rung == Some("give-up"), "it may not be throttled here: {busy:?}");
         assert_eq!((idle.converges, busy.converges), (Some(true), Some(false)));
     }

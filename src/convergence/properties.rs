@@ -5,11 +5,11 @@
 use super::{
     decide::{decide, may_hand_over, predicted_blackout},
     decision::{Action, Decision},
-    history::{Can, History, Task},
+    history::{Abilities, ConvergenceJob, History},
     memory::overhead,
     millis,
     policy::Policy,
-    sample::{MirrorSample, RamSample, Sample},
+    sample::{MigrationSample, MirrorSample, RamSample},
 };
 use crate::quantity::Rate;
 use proptest::prelude::*;
@@ -52,7 +52,7 @@ fn mirror(disk: &'static str) -> impl Strategy<Value = MirrorSample> {
 }
 
 /// Samples a while apart; the clock does not always go on.
-fn samples() -> impl Strategy<Value = Vec<Sample>> {
+fn samples() -> impl Strategy<Value = Vec<MigrationSample>> {
     let mirrors = prop_oneof![
         Just(Vec::new()).boxed(),
         mirror("a").prop_map(|a| vec![a]).boxed(),
@@ -63,14 +63,14 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
         let mut at = 0;
         let sample = |(later, took, ram, mirrors)| {
             at += later;
-            Sample { at_ms: at as f64, round_trip_ms: took as f64, ram, mirrors }
+            MigrationSample { at_ms: at as f64, round_trip_ms: took as f64, ram, mirrors }
         };
         all.into_iter().map(sample).collect()
     })
 }
 
 /// Samples of a run that goes on as runs do, with what the guest dirties as wild as may be.
-fn plausible() -> impl Strategy<Value = Vec<Sample>> {
+fn plausible() -> impl Strategy<Value = Vec<MigrationSample>> {
     let total = 1u64 << 29;
     proptest::collection::vec((90..130u64, 0..3u64 << 23, 0..3u64 << 23, any::<bool>()), 30..200).prop_map(move |all| {
         let (mut at, mut ram) = (0, RamSample { total, remaining: total, ..RamSample::default() });
@@ -81,30 +81,30 @@ fn plausible() -> impl Strategy<Value = Vec<Sample>> {
             ram.processed += sent;
             ram.remaining = (ram.remaining - sent + if counted { dirtied } else { 0 }).min(total);
             ram.syncs += u64::from(counted);
-            Sample { at_ms: at as f64, round_trip_ms: 0.5, ram: Some(ram), mirrors: Vec::new() }
+            MigrationSample { at_ms: at as f64, round_trip_ms: 0.5, ram: Some(ram), mirrors: Vec::new() }
         };
         all.into_iter().map(next).collect()
     })
 }
 
-fn task() -> impl Strategy<Value = Task> {
+fn job() -> impl Strategy<Value = ConvergenceJob> {
     let rate = || proptest::option::of((1..1u64 << 40).prop_map(Rate));
-    let can = proptest::collection::vec(any::<bool>(), 5).prop_map(|can| Can {
-        write_blocking: can[0],
-        throttle: can[1],
-        postcopy: can[2],
-        overlap: can[3],
-        switchover_bandwidth: can[4],
+    let abilities = proptest::collection::vec(any::<bool>(), 5).prop_map(|abilities| Abilities {
+        write_blocking: abilities[0],
+        throttle: abilities[1],
+        postcopy: abilities[2],
+        overlap: abilities[3],
+        switchover_bandwidth: abilities[4],
     });
-    (0..5000u64, rate(), rate(), proptest::option::of(0..60_000u64), counter(), can).prop_map(
-        |(budget, ceiling, disk_ceiling, timeout, memory, can)| Task {
+    (0..5000u64, rate(), rate(), proptest::option::of(0..60_000u64), counter(), abilities).prop_map(
+        |(budget, ceiling, disk_ceiling, timeout, memory, abilities)| ConvergenceJob {
             budget: Duration::from_millis(budget),
             ceiling,
             disk_ceiling,
             timeout: timeout.map(Duration::from_millis),
             memory,
-            can,
-            ..Task::default()
+            abilities,
+            ..ConvergenceJob::default()
         },
     )
 }
@@ -117,9 +117,9 @@ fn policy() -> impl Strategy<Value = Policy> {
 }
 
 /// Every decision, with the history that it was made on.
-fn run(policy: &Policy, task: &Task, samples: &[Sample]) -> Vec<(History, Decision)> {
+fn run(policy: &Policy, job: &ConvergenceJob, samples: &[MigrationSample]) -> Vec<(History, Decision)> {
     let disks = samples.iter().flat_map(|sample| &sample.mirrors).map(|mirror| mirror.disk.clone());
-    let mut history = History::new(task.clone(), disks);
+    let mut history = History::new(job.clone(), disks);
     let mut decisions = Vec::new();
     for sample in samples {
         let decision = decide(policy, &history, sample);
@@ -133,13 +133,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
     #[test]
-    fn nothing_is_decided_over_budget(policy in policy(), task in task(), samples in prop_oneof![samples(), plausible()]) {
-        for (history, decision) in run(&policy, &task, &samples) {
-            let budget = millis(task.budget);
+    fn nothing_is_decided_over_budget(policy in policy(), job in job(), samples in prop_oneof![samples(), plausible()]) {
+        for (history, decision) in run(&policy, &job, &samples) {
+            let budget = millis(job.budget);
             for action in &decision.actions {
                 let Action::DowntimeLimit(limit) = action else { continue };
                 if policy.schedule.is_some() || policy.observe {
-                    prop_assert!(*limit <= task.budget);
+                    prop_assert!(*limit <= job.budget);
                     continue;
                 }
                 // what stays of a budget that is gone with the overhead is a millisecond
@@ -158,10 +158,10 @@ proptest! {
     }
 
     #[test]
-    fn it_ends_within_the_timeout_whatever_is_seen(policy in policy(), task in task(), samples in samples()) {
-        let Some(timeout) = task.timeout else { return Ok(()) };
-        let over = |sample: &&Sample| sample.at_ms >= millis(timeout);
-        let decisions = run(&policy, &task, &samples);
+    fn it_ends_within_the_timeout_whatever_is_seen(policy in policy(), job in job(), samples in samples()) {
+        let Some(timeout) = job.timeout else { return Ok(()) };
+        let over = |sample: &&MigrationSample| sample.at_ms >= millis(timeout);
+        let decisions = run(&policy, &job, &samples);
         let gave_up = |(_, decision): &(History, Decision)| {
             decision.actions.iter().any(|action| matches!(action, Action::GiveUp { .. }))
         };
@@ -178,10 +178,10 @@ proptest! {
     }
 
     #[test]
-    fn nothing_goes_to_and_fro(policy in policy(), task in task(), samples in prop_oneof![samples(), plausible()]) {
+    fn nothing_goes_to_and_fro(policy in policy(), job in job(), samples in prop_oneof![samples(), plausible()]) {
         let (mut limit, mut throttle, mut started) = (Duration::ZERO, 0, 0);
         let mut blocking = Vec::new();
-        for (history, decision) in run(&policy, &task, &samples) {
+        for (history, decision) in run(&policy, &job, &samples) {
             prop_assert!(!decision.because.is_empty() || decision.actions.is_empty());
             for action in decision.actions {
                 match action {
@@ -196,7 +196,7 @@ proptest! {
                     }
                     Action::StartMemory => started += 1,
                     Action::WriteBlocking(disks) => blocking.extend(disks),
-                    Action::Share(share) => {
+                    Action::ShareBandwidth(share) => {
                         // 0 is no limit to QEMU
                         let all = share.mirrors.values().chain([&share.memory]);
                         prop_assert!(all.flatten().all(|rate| rate.0 > 0));
@@ -212,17 +212,17 @@ proptest! {
     }
 
     #[test]
-    fn a_recorded_run_replays_to_the_same(policy in policy(), task in task(), samples in prop_oneof![samples(), plausible()]) {
-        let line = |(sample, (_, decision)): (&Sample, &(History, Decision))| {
+    fn a_recorded_run_replays_to_the_same(policy in policy(), job in job(), samples in prop_oneof![samples(), plausible()]) {
+        let line = |(sample, (_, decision)): (&MigrationSample, &(History, Decision))| {
             serde_json::json!({ "sample": sample, "decision": decision }).to_string()
         };
-        let lines: Vec<String> = samples.iter().zip(&run(&policy, &task, &samples)).map(line).collect();
-        let read = |line: &String| -> Sample {
+        let lines: Vec<String> = samples.iter().zip(&run(&policy, &job, &samples)).map(line).collect();
+        let read = |line: &String| -> MigrationSample {
             let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
             serde_json::from_value(line["sample"].clone()).expect("a sample")
         };
-        let samples: Vec<Sample> = lines.iter().map(read).collect();
-        let again: Vec<String> = samples.iter().zip(&run(&policy, &task, &samples)).map(line).collect();
+        let samples: Vec<MigrationSample> = lines.iter().map(read).collect();
+        let again: Vec<String> = samples.iter().zip(&run(&policy, &job, &samples)).map(line).collect();
         prop_assert_eq!(lines, again);
     }
 }

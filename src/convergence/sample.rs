@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What was seen at one moment. Sizes are bytes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
+pub struct MigrationSample {
     /// Milliseconds since the migration began, when the answers were there.
     pub at_ms: f64,
     /// Milliseconds that the question for RAM, or else the one for the jobs, took to be answered.

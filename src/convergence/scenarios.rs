@@ -4,9 +4,9 @@
 
 use super::{
     decision::Action,
-    history::{Can, Task},
+    history::{Abilities, ConvergenceJob},
     policy::Policy,
-    simulate::{Course, Guest, GuestDisk, Link, simulate},
+    simulate::{DiskModel, GuestModel, LinkModel, SimulatedRun, simulate},
 };
 use crate::quantity::Rate;
 use std::time::Duration;
@@ -19,8 +19,8 @@ fn policy(name: &str) -> Policy {
     Policy::built_in(name).expect(name).parse().expect(name)
 }
 
-fn link(bandwidth: f64, continuous: bool) -> Link {
-    Link {
+fn link(bandwidth: f64, continuous: bool) -> LinkModel {
+    LinkModel {
         bandwidth,
         memory_rate: 1e9,
         mirror_rate: 350.0 * MIB,
@@ -31,28 +31,28 @@ fn link(bandwidth: f64, continuous: bool) -> Link {
     }
 }
 
-fn guest(memory: f64, working_set: f64, dirty_rate: f64) -> Guest {
-    Guest { memory, used: memory * 0.6, working_set, dirty_rate, ..Guest::default() }
+fn guest(memory: f64, working_set: f64, dirty_rate: f64) -> GuestModel {
+    GuestModel { memory, used: memory * 0.6, working_set, dirty_rate, ..GuestModel::default() }
 }
 
-fn can() -> Can {
-    Can { write_blocking: true, throttle: true, postcopy: false, overlap: true, switchover_bandwidth: true }
+fn abilities() -> Abilities {
+    Abilities { write_blocking: true, throttle: true, postcopy: false, overlap: true, switchover_bandwidth: true }
 }
 
-fn task(guest: &Guest, budget: u64) -> Task {
-    Task {
+fn job(guest: &GuestModel, budget: u64) -> ConvergenceJob {
+    ConvergenceJob {
         budget: Duration::from_millis(budget),
         memory: guest.memory as u64,
         disks: guest.disks.iter().map(|disk| disk.bytes as u64).collect(),
-        can: can(),
-        ..Task::default()
+        abilities: abilities(),
+        ..ConvergenceJob::default()
     }
 }
 
 /// As the bench runs it.
-fn run(name: &str, guest: &Guest, link: &Link) -> Course {
-    let task = Task { timeout: Some(Duration::from_secs(60)), ..task(guest, 300) };
-    simulate(&policy(name), &task, guest, link)
+fn run(name: &str, guest: &GuestModel, link: &LinkModel) -> SimulatedRun {
+    let job = ConvergenceJob { timeout: Some(Duration::from_secs(60)), ..job(guest, 300) };
+    simulate(&policy(name), &job, guest, link)
 }
 
 /// Numbers that look like chance and are always the same.
@@ -66,11 +66,11 @@ impl Dice {
 }
 
 /// What holds for every course, whatever the policy. `told` is the scenario.
-fn check(policy: &Policy, task: &Task, course: &Course, told: &str) {
+fn check(policy: &Policy, job: &ConvergenceJob, course: &SimulatedRun, told: &str) {
     assert!(!course.too_early, "stopped before its mirrors were ready: {told}");
     match (course.blackout_ms, course.given_up()) {
         (Some(blackout), None) => {
-            let most = task.budget.as_secs_f64() * 1000.0 * (1.0 + policy.slack);
+            let most = job.budget.as_secs_f64() * 1000.0 * (1.0 + policy.slack);
             assert!(blackout <= most, "{blackout} ms of {most}: {told}");
         }
         (None, Some(Action::GiveUp { needed, .. })) => assert!(!needed.is_empty(), "without a remedy: {told}"),
@@ -114,11 +114,11 @@ fn every_scenario_ends_and_keeps_its_promises() {
         guest.bursts = dice.one_of(&[None, None, Some((700.0, 1300.0)), Some((4000.0, 4000.0))]);
         let mut link = link(bandwidth, dice.one_of(&[false, true]));
         link.switchover_bandwidth = dice.one_of(&[true, true, false]);
-        let mut given = task(&guest, dice.one_of(&[100, 300, 2000]));
-        given.can.write_blocking = dice.one_of(&[true, true, false]);
-        given.can.switchover_bandwidth = link.switchover_bandwidth;
-        given.can.overlap = link.switchover_bandwidth;
-        given.can.throttle = dice.one_of(&[true, true, false]);
+        let mut given = job(&guest, dice.one_of(&[100, 300, 2000]));
+        given.abilities.write_blocking = dice.one_of(&[true, true, false]);
+        given.abilities.switchover_bandwidth = link.switchover_bandwidth;
+        given.abilities.overlap = link.switchover_bandwidth;
+        given.abilities.throttle = dice.one_of(&[true, true, false]);
         given.ceiling = dice.one_of(&[None, None, Some(0.3), Some(0.8), Some(1.0), Some(10.0)]).map(|part| {
             // a ceiling of the wire that is far from what it carries is a user's guess
             Rate((bandwidth * part) as u64)
@@ -127,7 +127,7 @@ fn every_scenario_ends_and_keeps_its_promises() {
         for disk in 0..dice.one_of(&[0, 0, 1, 3]) {
             let bytes = memory * dice.one_of(&[0.0, 0.25, 1.0]);
             let write_rate = carried.min(link.mirror_rate) * dice.one_of(&[0.0, 0.0, 0.1, 0.3, 1.5]) / 3.0;
-            guest.disks.push(GuestDisk { name: format!("disk{disk}"), bytes, write_rate });
+            guest.disks.push(DiskModel { name: format!("disk{disk}"), bytes, write_rate });
         }
         let all: f64 = memory + guest.disks.iter().map(|disk| disk.bytes).sum::<f64>();
         if all / carried > 150.0 {
@@ -163,7 +163,7 @@ fn an_idle_guest_does_not_pay_for_a_generous_budget() {
     for continuous in [false, true] {
         for bandwidth in [GBIT / 10.0, GBIT, 1.2e9] {
             let (guest, link) = (guest(1024.0 * MIB, 0.0, 0.0), link(bandwidth, continuous));
-            let blackout = |budget| simulate(&policy("converge"), &task(&guest, budget), &guest, &link).blackout_ms;
+            let blackout = |budget| simulate(&policy("converge"), &job(&guest, budget), &guest, &link).blackout_ms;
             let least = blackout(300);
             assert!(least.is_some_and(|least| least < 25.0), "{least:?}");
             assert_eq!(least, blackout(5000));
@@ -172,7 +172,7 @@ fn an_idle_guest_does_not_pay_for_a_generous_budget() {
 }
 
 /// The guests of the bench, and some smaller and larger.
-fn compared() -> impl Iterator<Item = (Guest, Link, f64)> {
+fn compared() -> impl Iterator<Item = (GuestModel, LinkModel, f64)> {
     let sizes = [(256.0, 64.0), (256.0, 128.0), (320.0, 128.0), (384.0, 96.0), (512.0, 64.0), (512.0, 128.0)];
     let loads = [0.0, 0.5, 0.9, 1.5];
     let each = move |continuous| {
@@ -216,10 +216,10 @@ fn more_bandwidth_is_never_worse() {
     for continuous in [false, true] {
         for (set, rate) in [(64.0, 0.0), (64.0, 40.0), (256.0, 40.0), (128.0, 90.0)] {
             let guest = guest(1024.0 * MIB, set * MIB, rate * MIB);
-            let mut before: Option<Course> = None;
+            let mut before: Option<SimulatedRun> = None;
             for bandwidth in [40.0, 60.0, 90.0, 120.0, 200.0, 400.0, 900.0] {
                 let course =
-                    simulate(&policy("converge"), &task(&guest, 300), &guest, &link(bandwidth * MIB, continuous));
+                    simulate(&policy("converge"), &job(&guest, 300), &guest, &link(bandwidth * MIB, continuous));
                 let told = format!("{rate} of {set} at {bandwidth}, {continuous}: {course:#?} after {before:#?}");
                 let blackout = course.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
                 if let Some(before) = before {
@@ -239,8 +239,8 @@ fn more_bandwidth_is_never_worse() {
 #[test]
 fn each_policy_does_what_its_name_says() {
     let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT, false));
-    let mut given = task(&guest, 300);
-    given.can.postcopy = true;
+    let mut given = job(&guest, 300);
+    given.abilities.postcopy = true;
     let course = |name| simulate(&policy(name), &given, &guest, &link);
     let actions = |name| -> Vec<Action> { course(name).actions.into_iter().map(|(_, action, _)| action).collect() };
     let throttles = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Throttle(_)));
@@ -264,7 +264,7 @@ fn a_stop_and_copy_is_only_as_long_as_the_policy_allows() {
     let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT, false));
     let with = |longest: &str| {
         let text = format!("ram = ['downtime', 'stop-and-copy']\nstop-and-copy = '{longest}'");
-        simulate(&text.parse().expect("a policy"), &task(&guest, 300), &guest, &link)
+        simulate(&text.parse().expect("a policy"), &job(&guest, 300), &guest, &link)
     };
     let stopped = with("5s");
     assert!(stopped.blackout_ms.is_some_and(|blackout| (1000.0..5000.0).contains(&blackout)), "{stopped:#?}");

@@ -7,13 +7,18 @@ use super::{
     history::History,
     memory::remedy,
     millis,
-    policy::{Policy, Schedule, Then},
+    policy::{Policy, PublishedSchedule, StepAction},
 };
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// What the schedule has next, and why. `before` is when it was looked at last.
-pub(super) fn decide(policy: &Policy, schedule: &Schedule, now: &History, before: f64) -> (Option<Action>, String) {
+pub(super) fn decide(
+    policy: &Policy,
+    schedule: &PublishedSchedule,
+    now: &History,
+    before: f64,
+) -> (Option<Action>, String) {
     let told = |text: &str| format!("{}: {text}", policy.name);
     let give_up = |because: String| {
         let needed = now.memory.estimate().map_or_else(String::new, |memory| remedy(policy, now, &memory));
@@ -28,43 +33,43 @@ pub(super) fn decide(policy: &Policy, schedule: &Schedule, now: &History, before
     if (now.at / poll).floor() <= (before / poll).floor() {
         return (None, told("it is not yet to be looked at"));
     }
-    let Some(step) = schedule.steps.get(now.done.steps) else { return (None, told("its steps are all taken")) };
+    let Some(step) = schedule.steps.get(now.applied.steps) else { return (None, told("its steps are all taken")) };
     let syncs = now.memory.last().map_or(0, |last| last.syncs);
     // the first count begins the first pass
     let passes = syncs.saturating_sub(1);
     let due = passes >= step.passes
         && now.at >= millis(step.after).max(millis(step.after_per_gib) * gib)
-        && (now.done.steps == 0 || now.at >= now.done.stepped.0 + millis(schedule.cooldown))
-        && (!schedule.at_new_pass || syncs > now.done.stepped.1);
+        && (now.applied.steps == 0 || now.at >= now.applied.stepped.0 + millis(schedule.cooldown))
+        && (!schedule.at_new_pass || syncs > now.applied.stepped.1);
     if !due {
-        return (None, told(&format!("step {} is not due after {passes} passes", now.done.steps + 1)));
+        return (None, told(&format!("step {} is not due after {passes} passes", now.applied.steps + 1)));
     }
-    let because = told(&format!("step {} is due, after {passes} passes", now.done.steps + 1));
+    let because = told(&format!("step {} is due, after {passes} passes", now.applied.steps + 1));
     match step.then {
-        Then::Downtime(limit) => (Some(Action::DowntimeLimit(limit.min(now.task.budget))), because),
-        Then::Postcopy => (Some(Action::Postcopy), because),
-        Then::GiveUp => give_up(because),
+        StepAction::Downtime(limit) => (Some(Action::DowntimeLimit(limit.min(now.job.budget))), because),
+        StepAction::Postcopy => (Some(Action::Postcopy), because),
+        StepAction::GiveUp => give_up(because),
     }
 }
 
 /// GiB of RAM and disks, each of them at least what the schedule reckons with.
-fn gib(schedule: &Schedule, now: &History) -> f64 {
+fn gib(schedule: &PublishedSchedule, now: &History) -> f64 {
     let counted = |bytes: u64| (bytes as f64 / GIB).max(schedule.least_gib as f64);
-    counted(now.task.memory) + now.task.disks.iter().map(|disk| counted(*disk)).sum::<f64>()
+    counted(now.job.memory) + now.job.disks.iter().map(|disk| counted(*disk)).sum::<f64>()
 }
 
 #[cfg(test)]
 mod tests {
     use crate::convergence::{
-        Task,
-        fixture::{MIB, Run, give_up, limit, policy, task},
+        ConvergenceJob,
+        fixture::{ControllerRun, MIB, give_up, job, limit, policy},
         sample::RamSample,
     };
     use std::time::Duration;
 
     /// Everything that is done in so many seconds, with a pass each `pass` seconds: when, and the limit or nothing.
-    fn course(name: &str, given: Task, pass: u64, seconds: u64) -> Vec<(u64, Option<u64>)> {
-        let mut run = Run::new(&policy(name), given, &[]);
+    fn course(name: &str, given: ConvergenceJob, pass: u64, seconds: u64) -> Vec<(u64, Option<u64>)> {
+        let mut run = ControllerRun::new(&policy(name), given, &[]);
         let mut done = Vec::new();
         for look in 0..seconds * 10 {
             let at = look * 100;
@@ -88,8 +93,8 @@ mod tests {
         done
     }
 
-    fn generous() -> Task {
-        Task { budget: Duration::from_secs(5), ..task() }
+    fn generous() -> ConvergenceJob {
+        ConvergenceJob { budget: Duration::from_secs(5), ..job() }
     }
 
     #[test]
@@ -102,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_disk_counts_for_nova_too() {
-        let given = Task { disks: vec![10 << 30], ..generous() };
+        let given = ConvergenceJob { disks: vec![10 << 30], ..generous() };
         // 2 and 10 GiB
         assert_eq!(course("nova", given, 3, 1000), [(0, Some(50)), (900, Some(95))]);
     }
@@ -133,7 +138,7 @@ mod tests {
 
     #[test]
     fn no_step_goes_beyond_the_budget() {
-        let limits: Vec<u64> = course("kubevirt", task(), 2, 70).into_iter().filter_map(|(_, limit)| limit).collect();
+        let limits: Vec<u64> = course("kubevirt", job(), 2, 70).into_iter().filter_map(|(_, limit)| limit).collect();
         assert_eq!(limits, [150, 257, 300, 300, 300, 300, 300, 300]);
     }
 }

@@ -7,10 +7,10 @@
 use super::{
     decide::{decide, may_hand_over},
     decision::Action,
-    history::{History, Task},
+    history::{ConvergenceJob, History},
     millis,
     policy::Policy,
-    sample::{MirrorSample, RamSample, Sample},
+    sample::{MigrationSample, MirrorSample, RamSample},
 };
 use serde::Serialize;
 
@@ -33,7 +33,7 @@ const END: f64 = 24.0 * 3600.0 * 1000.0;
 
 /// A guest as far as its migration is concerned. Bytes and bytes per second.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Guest {
+pub struct GuestModel {
     /// Its memory.
     pub memory: f64,
     /// What of it is not zero.
@@ -45,12 +45,12 @@ pub struct Guest {
     /// Milliseconds of dirtying, and of a pause after it, where it does not always dirty.
     pub bursts: Option<(f64, f64)>,
     /// Its disks.
-    pub disks: Vec<GuestDisk>,
+    pub disks: Vec<DiskModel>,
 }
 
 /// A disk of a guest.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct GuestDisk {
+pub struct DiskModel {
     /// Its name.
     pub name: String,
     /// To copy.
@@ -61,7 +61,7 @@ pub struct GuestDisk {
 
 /// What lies between the two QEMUs, and what they take for themselves.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Link {
+pub struct LinkModel {
     /// Bytes per second.
     pub bandwidth: f64,
     /// Bytes per second that RAM can be sent at whatever the link carries.
@@ -80,7 +80,7 @@ pub struct Link {
 
 /// What it came to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Course {
+pub struct SimulatedRun {
     /// Milliseconds until the guest ran at the destination with all its memory, or until it was given up.
     pub total_ms: f64,
     /// Milliseconds it stood still; None where it was given up before.
@@ -95,7 +95,7 @@ pub struct Course {
     pub too_early: bool,
 }
 
-impl Course {
+impl SimulatedRun {
     /// Whether the guest moved.
     pub fn moved(&self) -> bool {
         self.blackout_ms.is_some()
@@ -107,9 +107,9 @@ impl Course {
     }
 }
 
-struct World<'a> {
-    guest: &'a Guest,
-    link: &'a Link,
+struct Simulation<'a> {
+    guest: &'a GuestModel,
+    link: &'a LinkModel,
     at: f64,
     /// RAM was started, and when.
     ram: Option<f64>,
@@ -129,20 +129,20 @@ struct World<'a> {
     syncs: u64,
     limit: f64,
     /// What `cpu-throttle-*` says.
-    throttle: Throttle,
+    throttle: AutoConvergeModel,
     /// Per cent by which the guest is throttled.
     shown: u8,
     /// When QEMU last looked whether to throttle, what it has found dirty and sent since, and how many of its last looks
     /// found too much.
-    period: Period,
+    period: ThrottlePeriod,
     /// What RAM was sent at in the last step.
     rate: f64,
-    mirrors: Vec<Mirror>,
+    mirrors: Vec<MirrorModel>,
 }
 
 /// Auto-converge as it is set up.
 #[derive(Clone, Copy)]
-struct Throttle {
+struct AutoConvergeModel {
     /// The part of what was sent above which what was found dirty is too much.
     trigger: f64,
     initial: u8,
@@ -150,25 +150,25 @@ struct Throttle {
     most: u8,
 }
 
-impl Throttle {
+impl AutoConvergeModel {
     /// As `memory::tuning` sets it up, and again at each step.
     fn to(percent: u8, trigger: f64) -> Self {
         Self { trigger, initial: percent, increment: percent, most: percent }
     }
 
-    fn at_first(policy: &Policy, task: &Task) -> Self {
+    fn at_first(policy: &Policy, job: &ConvergenceJob) -> Self {
         match &policy.schedule {
             Some(schedule) if schedule.auto_converge => {
                 Self { trigger: 0.5, initial: 20, increment: 10, most: policy.throttle_max }
             }
-            None if task.can.throttle => Self::to(1, 0.25),
+            None if job.abilities.throttle => Self::to(1, 0.25),
             _ => Self::to(0, f64::MAX),
         }
     }
 }
 
 #[derive(Clone, Copy, Default)]
-struct Period {
+struct ThrottlePeriod {
     began: f64,
     found: f64,
     sent: f64,
@@ -176,7 +176,7 @@ struct Period {
 }
 
 #[derive(Clone, Default)]
-struct Mirror {
+struct MirrorModel {
     len: f64,
     offset: f64,
     ready: bool,
@@ -185,30 +185,30 @@ struct Mirror {
 }
 
 /// Lets a migration run in the model.
-pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Course {
-    let mut history = History::new(task.clone(), guest.disks.iter().map(|disk| disk.name.clone()));
-    let mut world = World {
+pub fn simulate(policy: &Policy, job: &ConvergenceJob, guest: &GuestModel, link: &LinkModel) -> SimulatedRun {
+    let mut history = History::new(job.clone(), guest.disks.iter().map(|disk| disk.name.clone()));
+    let mut simulation = Simulation {
         guest,
         link,
         at: 0.0,
         ram: None,
         since_count: 0.0,
         stopped: false,
-        told: task.ceiling.filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
+        told: job.ceiling.filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
         pending: guest.memory,
         dirtied: 0.0,
         unsent: guest.memory,
         transferred: 0.0,
         processed: 0.0,
         syncs: 0,
-        limit: millis(policy.first_limit(task.budget)),
-        throttle: Throttle::at_first(policy, task),
+        limit: millis(policy.first_limit(job.budget)),
+        throttle: AutoConvergeModel::at_first(policy, job),
         shown: 0,
-        period: Period::default(),
+        period: ThrottlePeriod::default(),
         rate: 0.0,
-        mirrors: guest.disks.iter().map(|disk| Mirror { len: disk.bytes, ..Mirror::default() }).collect(),
+        mirrors: guest.disks.iter().map(|disk| MirrorModel { len: disk.bytes, ..MirrorModel::default() }).collect(),
     };
-    let mut course = Course {
+    let mut course = SimulatedRun {
         total_ms: 0.0,
         blackout_ms: None,
         ram_bytes: 0.0,
@@ -217,52 +217,52 @@ pub fn simulate(policy: &Policy, task: &Task, guest: &Guest, link: &Link) -> Cou
         too_early: false,
     };
     let mut looked = -LOOK;
-    while world.at < END {
-        if world.at - looked >= if history.is_pressing() { PRESSING } else { LOOK } {
-            looked = world.at;
-            let sample = world.sample();
+    while simulation.at < END {
+        if simulation.at - looked >= if history.is_pressing() { PRESSING } else { LOOK } {
+            looked = simulation.at;
+            let sample = simulation.sample();
             let decision = decide(policy, &history, &sample);
             history.record(&sample, &decision);
             for action in decision.actions {
                 let ends = matches!(action, Action::GiveUp { code, .. } if !policy.observe || code == "timeout");
                 let postcopy = action == Action::Postcopy;
                 if !policy.observe || matches!(action, Action::StartMemory) {
-                    world.apply(&action);
+                    simulation.apply(&action);
                 }
-                course.actions.push((world.at, action, decision.because.clone()));
+                course.actions.push((simulation.at, action, decision.because.clone()));
                 if ends {
-                    return world.finish(course, None);
+                    return simulation.finish(course, None);
                 }
                 if postcopy {
-                    let rest = world.rest() + world.dirtied;
-                    world.transferred += rest;
-                    let blackout = world.overhead();
-                    world.at += rest / world.wire(true).max(1.0) * 1000.0;
-                    return world.finish(course, Some(blackout));
+                    let rest = simulation.rest() + simulation.dirtied;
+                    simulation.transferred += rest;
+                    let blackout = simulation.overhead();
+                    simulation.at += rest / simulation.wire(true).max(1.0) * 1000.0;
+                    return simulation.finish(course, Some(blackout));
                 }
             }
         }
-        world.step(&history);
-        if world.stopped {
-            course.too_early = world.mirrors.iter().any(|mirror| !mirror.ready);
-            let rest = world.rest() / world.wire(true).max(1.0) * 1000.0;
-            let blackout = rest + world.overhead();
-            let verdict = may_hand_over(policy, &history, world.link.round_trip * 2.0, world.pending as u64);
+        simulation.step(&history);
+        if simulation.stopped {
+            course.too_early = simulation.mirrors.iter().any(|mirror| !mirror.ready);
+            let rest = simulation.rest() / simulation.wire(true).max(1.0) * 1000.0;
+            let blackout = rest + simulation.overhead();
+            let verdict = may_hand_over(policy, &history, simulation.link.round_trip * 2.0, simulation.pending as u64);
             if verdict.is_err() {
                 let action = Action::GiveUp { code: "over-budget", needed: format!("{blackout:.0} ms") };
-                course.actions.push((world.at, action, format!("{blackout:.0} ms of blackout are foreseen")));
-                return world.finish(course, None);
+                course.actions.push((simulation.at, action, format!("{blackout:.0} ms of blackout are foreseen")));
+                return simulation.finish(course, None);
             }
-            world.transferred += world.rest();
-            return world.finish(course, Some(blackout));
+            simulation.transferred += simulation.rest();
+            return simulation.finish(course, Some(blackout));
         }
     }
-    world.finish(course, None)
+    simulation.finish(course, None)
 }
 
-impl World<'_> {
-    fn sample(&self) -> Sample {
-        let mirror = |(mirror, disk): (&Mirror, &GuestDisk)| MirrorSample {
+impl Simulation<'_> {
+    fn sample(&self) -> MigrationSample {
+        let mirror = |(mirror, disk): (&MirrorModel, &DiskModel)| MirrorSample {
             disk: disk.name.clone(),
             len: mirror.len as u64,
             offset: mirror.offset as u64,
@@ -280,7 +280,7 @@ impl World<'_> {
             syncs: self.syncs,
             ..RamSample::default()
         };
-        Sample {
+        MigrationSample {
             at_ms: self.at,
             round_trip_ms: self.link.round_trip,
             ram: self.ram.map(|_| ram),
@@ -295,7 +295,7 @@ impl World<'_> {
             Action::SwitchoverBandwidth(rate) if self.link.switchover_bandwidth => {
                 self.told = rate.map(|rate| rate.0 as f64);
             }
-            Action::Throttle(percent) => self.throttle = Throttle::to(*percent, 0.01),
+            Action::Throttle(percent) => self.throttle = AutoConvergeModel::to(*percent, 0.01),
             Action::WriteBlocking(disks) => {
                 for (mirror, disk) in self.mirrors.iter_mut().zip(&self.guest.disks) {
                     mirror.blocking |= disks.contains(&disk.name);
@@ -405,10 +405,10 @@ impl World<'_> {
         }
         if period.high >= 2 {
             period.high = 0;
-            let Throttle { initial, increment, most, .. } = self.throttle;
+            let AutoConvergeModel { initial, increment, most, .. } = self.throttle;
             self.shown = if self.shown == 0 { initial } else { self.shown.saturating_add(increment).min(most) };
         }
-        *period = Period { began: self.at, sent: self.transferred, found: 0.0, high: period.high };
+        *period = ThrottlePeriod { began: self.at, sent: self.transferred, found: 0.0, high: period.high };
     }
 
     /// Whether QEMU would stop the guest now.
@@ -421,8 +421,8 @@ impl World<'_> {
         self.pending < threshold
     }
 
-    fn finish(&self, course: Course, blackout: Option<f64>) -> Course {
-        Course {
+    fn finish(&self, course: SimulatedRun, blackout: Option<f64>) -> SimulatedRun {
+        SimulatedRun {
             total_ms: self.at + blackout.unwrap_or_default(),
             blackout_ms: blackout,
             ram_bytes: self.transferred,

@@ -7,7 +7,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
-    convergence::predict::{Measurements, predict},
+    convergence::predict::{PredictionInput, predict},
     endpoint::Address,
     preflight::{
         checks::{self, Finding, Severity, Subject},
@@ -284,7 +284,7 @@ fn measurements(
     measured: &Measured,
     features: &Features,
     before: Duration,
-) -> Option<Measurements> {
+) -> Option<PredictionInput> {
     let is_missing = |what: &str| measured.missing.iter().any(|missing| missing.what == what);
     if is_missing("dirty-rate") || is_missing("bandwidth") {
         return None;
@@ -295,7 +295,7 @@ fn measurements(
         Some((disk.source.clone(), disk.actual_size?, written))
     };
     let (dirty_rate, working_set) = measured::work(&measured.dirtied);
-    Some(Measurements {
+    Some(PredictionInput {
         memory,
         used: measured.used,
         dirty_rate,

@@ -4,7 +4,7 @@
 
 use super::Settings;
 use crate::{
-    convergence::{Can, DiskRung, Task},
+    convergence::{Abilities, DiskRung, ConvergenceJob},
     endpoint::Address,
     progress::Estimate,
     qemu::Features,
@@ -57,10 +57,10 @@ pub(crate) struct WorkOrder {
 
 impl WorkOrder {
     /// What the controller has to do.
-    pub(crate) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> Task {
+    pub(crate) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> ConvergenceJob {
         let policy = &settings.policy;
         let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
-        Task {
+        ConvergenceJob {
             budget: settings.downtime,
             ceiling: settings.bandwidth,
             disk_ceiling: settings.disk_bandwidth,
@@ -68,7 +68,7 @@ impl WorkOrder {
             memory: self.memory,
             disks: self.route.pairs.iter().map(|pair| pair.source.virtual_size).collect(),
             dirty_rate: self.dirty_rate,
-            can: Can {
+            abilities: Abilities {
                 write_blocking: blocks,
                 throttle,
                 postcopy: policy.may_postcopy(),

@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::{super::sample::MirrorSample, BETTER, Smooth, WINDOW};
+use super::{super::sample::MirrorSample, BETTER, SmoothedValue, WINDOW};
 use serde::Serialize;
 
 /// The same as [`WINDOW`] for the first rate of a mirror, which RAM may be waiting for.
@@ -17,7 +17,7 @@ const LONG: f64 = 3000.0;
 
 /// One mirror as far as it is known. Bytes and bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Disk {
+pub struct DiskEstimate {
     /// Copied.
     pub rate: f64,
     /// What the guest's writes add to what is to be copied.
@@ -40,7 +40,7 @@ pub struct Disk {
     pub synced: bool,
 }
 
-impl Disk {
+impl DiskEstimate {
     /// Milliseconds that it would need for what it is behind by, if the guest wrote no more.
     pub fn behind(&self) -> f64 {
         match self.synced || self.remaining <= 0.0 {
@@ -64,7 +64,7 @@ impl Disk {
 /// Over a region that is rewritten faster than it is copied, all of it is dirty whenever QEMU looks, and the mirror seems to
 /// gain until it looks again. How much there is at the begin of each lap tells it from one that gains.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Lap {
+struct MirrorLap {
     began: f64,
     /// What was copied and what was to be copied in all when it began.
     offset: u64,
@@ -83,7 +83,7 @@ struct Lap {
     pace: (f64, f64),
 }
 
-impl Lap {
+impl MirrorLap {
     fn begin(at: f64, now: &MirrorSample) -> Self {
         let count = now.len.saturating_sub(now.offset);
         Self { began: at, offset: now.offset, len: now.len, last: (now.offset, now.len), count, ..Self::default() }
@@ -126,21 +126,21 @@ fn is_less(count: u64, than: u64) -> bool {
 pub(in crate::convergence) struct DiskTrack {
     window: Option<(f64, MirrorSample)>,
     /// Since it has had its mode, or was favoured; None until something is known to be copied, and once it is ready.
-    lap: Option<Lap>,
-    rate: Smooth,
-    growth: Smooth,
-    writes: Smooth,
-    before: Smooth,
-    since: Smooth,
+    lap: Option<MirrorLap>,
+    rate: SmoothedValue,
+    growth: SmoothedValue,
+    writes: SmoothedValue,
+    before: SmoothedValue,
+    since: SmoothedValue,
     /// When it was switched to write-blocking.
     blocking: Option<f64>,
     /// Since when it has had its mode and its share.
     steady: Option<f64>,
-    estimate: Disk,
+    estimate: DiskEstimate,
 }
 
 impl DiskTrack {
-    pub(in crate::convergence) fn estimate(&self) -> Disk {
+    pub(in crate::convergence) fn estimate(&self) -> DiskEstimate {
         self.estimate
     }
 
@@ -155,7 +155,7 @@ impl DiskTrack {
             lap if now.ready => *lap = None,
             Some(lap) => lap.add(at, now),
             // the first length is known only once the bitmap is initialised
-            lap => *lap = (now.len > 0).then(|| Lap::begin(at, now)),
+            lap => *lap = (now.len > 0).then(|| MirrorLap::begin(at, now)),
         }
         let Some((then, last)) = &self.window else {
             estimate.gained_at = at;
@@ -204,7 +204,7 @@ impl DiskTrack {
 
     /// Since when it gets no nearer to being in step with its guest's writes, though they wait for it.
     pub(in crate::convergence) fn out_of_step(&self) -> Option<f64> {
-        let Disk { remaining, gained_at, synced, .. } = self.estimate;
+        let DiskEstimate { remaining, gained_at, synced, .. } = self.estimate;
         self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
     }
 
@@ -226,8 +226,8 @@ impl DiskTrack {
 
     /// Another share: its rates are to be seen anew. How much each lap begins with does not hang on it.
     pub(in crate::convergence) fn share_anew(&mut self, at: f64) {
-        (self.rate, self.growth, self.steady) = (Smooth::default(), Smooth::default(), Some(at));
-        if !self.lap.as_ref().is_some_and(Lap::in_vain) {
+        (self.rate, self.growth, self.steady) = (SmoothedValue::default(), SmoothedValue::default(), Some(at));
+        if !self.lap.as_ref().is_some_and(MirrorLap::in_vain) {
             self.estimate.gained_at = at;
         }
     }

@@ -6,8 +6,8 @@
 mod disk;
 mod ram;
 
-pub use disk::Disk;
-pub use ram::Memory;
+pub use disk::DiskEstimate;
+pub use ram::MemoryEstimate;
 pub(super) use {disk::DiskTrack, ram::MemoryTrack};
 
 /// The least time that a rate is taken over, milliseconds: shorter, and QEMU's own 100 ms windows show through.
@@ -19,9 +19,9 @@ const BETTER: f64 = 0.96;
 
 /// A rate smoothed over its windows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Smooth(Option<f64>);
+pub(super) struct SmoothedValue(Option<f64>);
 
-impl Smooth {
+impl SmoothedValue {
     pub(super) fn add(&mut self, value: f64) {
         self.0 = Some(self.0.map_or(value, |old| old + NEWEST * (value - old)));
     }

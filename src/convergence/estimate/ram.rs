@@ -3,7 +3,7 @@
 //! Pure. On 10.0 `remaining` falls through a pass and jumps at the sync that ends it, on 11.1 QEMU syncs about ten times a
 //! second. What was found dirty between two syncs is what `remaining` grew by plus what was sent meanwhile, on both.
 
-use super::{super::sample::RamSample, BETTER, Smooth, WINDOW};
+use super::{super::sample::RamSample, BETTER, SmoothedValue, WINDOW};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -12,10 +12,10 @@ const APART: f64 = 50.0;
 
 /// RAM as far as it is known. Bytes and bytes per second; times in milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-pub struct Memory {
+pub struct MemoryEstimate {
     /// Sent over the wire.
     pub bandwidth: f64,
-    /// Memory taken care of, zero pages and all.
+    /// MemoryEstimate taken care of, zero pages and all.
     pub pace: f64,
     /// What the guest dirties, as far as it is found: pages that are still to be sent are not found again.
     pub dirty_rate: f64,
@@ -33,7 +33,7 @@ pub struct Memory {
     pub first_pass_over: bool,
 }
 
-impl Memory {
+impl MemoryEstimate {
     /// How the guest's dirtying compares with what is sent: from 1 on it does not converge. None while nothing is known.
     pub fn load(&self) -> Option<f64> {
         (self.pace > 0.0).then(|| self.dirty_rate / self.pace)
@@ -66,13 +66,13 @@ pub(in crate::convergence) struct MemoryTrack {
     /// The window holds what was dirtied under other conditions: it ends with the next sync and counts for nothing.
     stale: bool,
     /// Since it was last shared out anew.
-    bandwidth: Smooth,
+    bandwidth: SmoothedValue,
     /// The most that was sent in a window of it, bytes per second; 0 before the first.
     fastest: f64,
     /// Where the window of the bandwidth began: when, and what was transferred.
     sent: (f64, u64),
-    dirty: Smooth,
-    pace: Smooth,
+    dirty: SmoothedValue,
+    pace: SmoothedValue,
     /// What is smoothed is of the first pass, which says little of those after it: zero pages are passed over quickly, and
     /// memory that is rewritten is found once however often it was.
     provisional: bool,
@@ -81,9 +81,9 @@ pub(in crate::convergence) struct MemoryTrack {
     paced: (f64, u64),
     /// When something was last sent.
     moved: f64,
-    estimate: Memory,
+    estimate: MemoryEstimate,
     /// The latest estimates since something was changed, and since when each holds.
-    recent: VecDeque<(f64, Memory)>,
+    recent: VecDeque<(f64, MemoryEstimate)>,
 }
 
 impl MemoryTrack {
@@ -92,7 +92,7 @@ impl MemoryTrack {
         self.began
     }
 
-    pub(in crate::convergence) fn estimate(&self) -> Option<Memory> {
+    pub(in crate::convergence) fn estimate(&self) -> Option<MemoryEstimate> {
         (self.fastest > 0.0 || self.bandwidth.get().is_some()).then_some(self.estimate)
     }
 
@@ -118,7 +118,7 @@ impl MemoryTrack {
 
     /// The bandwidth is shared out anew.
     pub(in crate::convergence) fn share_anew(&mut self, at: f64) {
-        self.bandwidth = Smooth::default();
+        self.bandwidth = SmoothedValue::default();
         if let Some((_, last)) = self.last {
             self.sent = (at, last.transferred);
         }
@@ -129,14 +129,14 @@ impl MemoryTrack {
         self.last.map(|(_, sample)| sample)
     }
 
-    pub(in crate::convergence) fn recent(&self) -> impl DoubleEndedIterator<Item = &(f64, Memory)> {
+    pub(in crate::convergence) fn recent(&self) -> impl DoubleEndedIterator<Item = &(f64, MemoryEstimate)> {
         self.recent.iter()
     }
 
     /// What was measured before no longer holds: the guest is throttled differently now, or the bandwidth is another.
     pub(in crate::convergence) fn forget_rates(&mut self, at: f64) {
-        self.dirty = Smooth::default();
-        self.pace = Smooth::default();
+        self.dirty = SmoothedValue::default();
+        self.pace = SmoothedValue::default();
         self.recent.clear();
         self.stale = true;
         self.estimate.worse = 0;
@@ -150,7 +150,7 @@ impl MemoryTrack {
             self.sent = (at, now.transferred);
             self.paced = (at, now.processed);
             let all = now.remaining as f64;
-            self.estimate = Memory { fresh: all, best: all, best_at: at, ..Memory::default() };
+            self.estimate = MemoryEstimate { fresh: all, best: all, best_at: at, ..MemoryEstimate::default() };
             return;
         };
         if at <= then {
@@ -209,7 +209,7 @@ impl MemoryTrack {
         }
         estimate.working_set = estimate.working_set.max(self.window.1);
         if std::mem::replace(&mut self.provisional, first_pass) {
-            (self.dirty, self.pace) = (Smooth::default(), Smooth::default());
+            (self.dirty, self.pace) = (SmoothedValue::default(), SmoothedValue::default());
         }
         self.dirty.add(self.window.1 / elapsed * 1000.0);
         self.pace.add(self.window.2 / elapsed * 1000.0);
@@ -234,7 +234,7 @@ impl MemoryTrack {
 }
 
 /// Keeps an estimate and since when it holds, in place of the oldest where there are enough.
-fn remember(recent: &mut VecDeque<(f64, Memory)>, since: f64, estimate: Memory) {
+fn remember(recent: &mut VecDeque<(f64, MemoryEstimate)>, since: f64, estimate: MemoryEstimate) {
     if recent.len() == RECENT {
         recent.pop_front();
     }
@@ -244,9 +244,9 @@ fn remember(recent: &mut VecDeque<(f64, Memory)>, since: f64, estimate: Memory) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convergence::fixture::{MIB, Ram, in_mib, near};
+    use crate::convergence::fixture::{GuestRam, MIB, in_mib, near};
 
-    fn watched(ram: &mut Ram, from: u64, to: u64, track: &mut MemoryTrack) -> Memory {
+    fn watched(ram: &mut GuestRam, from: u64, to: u64, track: &mut MemoryTrack) -> MemoryEstimate {
         for look in from / 100..to / 100 {
             let sample = ram.after(100);
             if ram.count < 10.0 {
@@ -262,7 +262,7 @@ mod tests {
     fn both_ways_of_counting_come_to_the_same() {
         for continuous in [false, true] {
             for (dirtied, working_set) in [(50.0, 400.0), (50.0, 128.0), (80.0, 128.0), (20.0, 300.0)] {
-                let (mut ram, mut track) = (Ram::new(dirtied, working_set, continuous), MemoryTrack::default());
+                let (mut ram, mut track) = (GuestRam::new(dirtied, working_set, continuous), MemoryTrack::default());
                 let first = watched(&mut ram, 0, 4000, &mut track);
                 assert!(!first.first_pass_over && near(in_mib(first.bandwidth), 100.0, 0.02), "{first:?}");
                 let memory = watched(&mut ram, 4000, 14_000, &mut track);
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn a_guest_that_dirties_more_than_is_sent_is_seen_to() {
         for continuous in [false, true] {
-            let (mut ram, mut track) = (Ram::new(200.0, 128.0, continuous), MemoryTrack::default());
+            let (mut ram, mut track) = (GuestRam::new(200.0, 128.0, continuous), MemoryTrack::default());
             let memory = watched(&mut ram, 0, 14_000, &mut track);
             // all that is sent is found dirty again: more cannot be found
             assert!(memory.load().is_some_and(|load| load > 0.9), "{continuous}: {memory:?}");
@@ -328,7 +328,7 @@ mod tests {
     fn what_was_dirtied_under_other_conditions_counts_for_nothing() {
         for continuous in [false, true] {
             for by_hand in [false, true] {
-                let (mut ram, mut track) = (Ram::new(150.0, 128.0, continuous), MemoryTrack::default());
+                let (mut ram, mut track) = (GuestRam::new(150.0, 128.0, continuous), MemoryTrack::default());
                 let before = watched(&mut ram, 0, 7000, &mut track);
                 ram.throttle = if by_hand { 0 } else { 70 };
                 if by_hand {

@@ -8,7 +8,7 @@ use crate::migration::{
     work_order::Route,
 };
 use crate::{
-    convergence::Disk,
+    convergence::DiskEstimate,
     handover::ownership::DestinationCannotRun,
     memory::{apply, postcopy::PostcopyError},
     progress::{DiskOutcome, Ending, Mark, Outcome, Phase, Reason, RunsOn, Side, describe},
@@ -184,7 +184,7 @@ impl Context {
     pub(crate) fn outcome(&self, route: &Route, end: End, course: &Attempt) -> Outcome {
         let (ledger, blackout_ms) = course.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
         let known = course.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
-        let latency = |pair: &Pair, of: fn(&Disk) -> Option<f64>| {
+        let latency = |pair: &Pair, of: fn(&DiskEstimate) -> Option<f64>| {
             known.get(pair.source.name()).and_then(of).map(|ms| (ms * 1000.0).round() as u64)
         };
         let disk = |pair: &Pair| DiskOutcome {

@@ -11,7 +11,8 @@ use crate::migration::{
 };
 use crate::{
     convergence::{
-        Action, Decision, HELD, History, MirrorSample, RamSample, Sample, Share, decide, predicted_blackout,
+        Action, BandwidthShares, Decision, HELD, History, MigrationSample, MirrorSample, RamSample, decide,
+        predicted_blackout,
     },
     memory::{apply, postcopy, precopy, sample, tuning},
     preflight::{measure, measured},
@@ -59,7 +60,7 @@ pub(crate) struct Converge<'a> {
 
 /// What a look showed, besides the sample for the controller.
 struct Look {
-    sample: Sample,
+    sample: MigrationSample,
     jobs: Vec<BlockJob>,
     migration: Option<Migration>,
 }
@@ -284,14 +285,14 @@ impl<'a> Converge<'a> {
         let name = |action: &Action| match action {
             Action::StartMemory => "start-memory",
             Action::DowntimeLimit(_) => "downtime-limit",
-            Action::SwitchoverBandwidth(_) | Action::Share(_) | Action::Favour(_) => "share-bandwidth",
+            Action::SwitchoverBandwidth(_) | Action::ShareBandwidth(_) | Action::Favour(_) => "share-bandwidth",
             Action::Throttle(_) => "throttle",
             Action::WriteBlocking(_) => "write-blocking",
             Action::Postcopy => "postcopy",
             Action::GiveUp { .. } => "give-up",
         };
         // the last word is what the others were done for
-        let aside = |action: &&Action| !matches!(action, Action::Share(_) | Action::SwitchoverBandwidth(_));
+        let aside = |action: &&Action| !matches!(action, Action::ShareBandwidth(_) | Action::SwitchoverBandwidth(_));
         let told = decision.actions.iter().rfind(aside).or(decision.actions.last());
         match told {
             Some(action) if self.engine.settings.policy.observe && !is_done_anyway(action) => {
@@ -310,12 +311,12 @@ impl<'a> Converge<'a> {
         sides: &QemuPair,
         course: &mut Attempt,
         action: &Action,
-        shared: &Share,
+        shared: &BandwidthShares,
     ) -> Result<(), Failure> {
         let source = &sides.source;
         let holds = match action {
             Action::SwitchoverBandwidth(_) => true,
-            Action::Share(share) => [share.memory, shared.memory].contains(&Some(HELD)),
+            Action::ShareBandwidth(share) => [share.memory, shared.memory].contains(&Some(HELD)),
             _ => false,
         };
         let done = match action {
@@ -323,7 +324,7 @@ impl<'a> Converge<'a> {
             Action::SwitchoverBandwidth(rate) => {
                 apply::set_parameters(source, &tuning::switchover_bandwidth(*rate, source.features())).await
             }
-            Action::Share(share) => {
+            Action::ShareBandwidth(share) => {
                 let mut done = Ok(());
                 for pair in &self.order.route.pairs {
                     let speed = share.mirror(pair.source.name());
@@ -426,7 +427,7 @@ impl<'a> Converge<'a> {
             }
         };
         let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
-        let sample = Sample {
+        let sample = MigrationSample {
             at_ms: self.engine.began.elapsed().as_secs_f64() * 1000.0,
             round_trip_ms: round_trip.as_secs_f64() * 1000.0,
             ram: ram.map(|(migration, ram)| RamSample {

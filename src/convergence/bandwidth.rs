@@ -3,8 +3,8 @@
 //! Pure.
 
 use super::{
-    estimate::Disk,
-    history::{History, Share},
+    estimate::DiskEstimate,
+    history::{BandwidthShares, History},
     millis,
     sample::RamSample,
 };
@@ -36,11 +36,11 @@ const LAST_BYTES: f64 = 536_870_912.0;
 const NEAR: f64 = 0.15;
 
 /// How the ceiling is shared out, as far as things stand.
-pub(super) fn share(history: &History) -> Share {
-    let task = &history.task;
+pub(super) fn share(history: &History) -> BandwidthShares {
+    let job = &history.job;
     let waiting = !is_ready(history);
     let overlapped = is_overlapped(history);
-    let memory = match (overlapped, task.ceiling) {
+    let memory = match (overlapped, job.ceiling) {
         (true, _) if is_held(history) => Some(HELD),
         (_, None) => None,
         (true, Some(ceiling)) => Some(room(history, ceiling)),
@@ -49,7 +49,7 @@ pub(super) fn share(history: &History) -> Share {
             Some(at_least(ceiling, ceiling.0 as f64 - written))
         }
     };
-    let memory = match (memory, history.done.share.memory, task.ceiling) {
+    let memory = match (memory, history.applied.share.memory, job.ceiling) {
         // near enough to what it is
         (Some(new), Some(old), Some(ceiling)) if new != HELD && old != HELD => {
             let off = (new.0 as f64 - old.0 as f64).abs();
@@ -58,12 +58,12 @@ pub(super) fn share(history: &History) -> Share {
         (new, _, _) => new,
     };
     // what RAM has beside them is not theirs
-    let left = match (overlapped, memory, task.ceiling) {
+    let left = match (overlapped, memory, job.ceiling) {
         (true, Some(memory), Some(ceiling)) => Some(Rate(ceiling.0.saturating_sub(memory.0))),
         (_, _, ceiling) => ceiling,
     };
-    let for_mirrors = [left, task.disk_ceiling].into_iter().flatten().min();
-    let weight = |disk: &str| if history.done.favoured.iter().any(|name| name == disk) { FAVOUR } else { 1 };
+    let for_mirrors = [left, job.disk_ceiling].into_iter().flatten().min();
+    let weight = |disk: &str| if history.applied.favoured.iter().any(|name| name == disk) { FAVOUR } else { 1 };
     // those that are ready only carry what the guest writes: once one is, the others get its part
     let takes_part = |disk: &String| !waiting || history.disks.get(disk).is_some_and(|track| !track.estimate().ready);
     let all: u64 = history.disks.keys().filter(|&disk| takes_part(disk)).map(|disk| weight(disk)).sum();
@@ -80,7 +80,7 @@ pub(super) fn share(history: &History) -> Share {
             (disk.clone(), for_mirrors.map(|total| Rate(part(total).max(1))))
         })
         .collect();
-    Share { memory, mirrors }
+    BandwidthShares { memory, mirrors }
 }
 
 /// Every mirror has caught up once.
@@ -90,20 +90,20 @@ fn is_ready(history: &History) -> bool {
 
 /// RAM is sent beside mirrors that it has to wait for.
 fn is_overlapped(history: &History) -> bool {
-    history.done.memory_since.is_some() && !is_settled(history)
+    history.applied.memory_since.is_some() && !is_settled(history)
 }
 
 /// Every mirror is ready, and none can fall behind any more where QEMU can see to that.
 pub(super) fn is_settled(history: &History) -> bool {
     history.disks.values().all(|track| {
         let disk = track.estimate();
-        disk.ready && if history.task.can.write_blocking { disk.synced } else { is_close(history, &disk) }
+        disk.ready && if history.job.abilities.write_blocking { disk.synced } else { is_close(history, &disk) }
     })
 }
 
 /// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
-pub(super) fn is_close(history: &History, disk: &Disk) -> bool {
-    disk.remaining <= LITTLE || disk.behind() <= millis(history.task.budget) * BEHIND
+pub(super) fn is_close(history: &History, disk: &DiskEstimate) -> bool {
+    disk.remaining <= LITTLE || disk.behind() <= millis(history.job.budget) * BEHIND
 }
 
 /// What the mirrors leave of a ceiling.
@@ -115,7 +115,7 @@ pub(super) fn room(history: &History, ceiling: Rate) -> Rate {
 /// Whether RAM is so far that it must wait for the mirrors: with the rest it could be through before it is looked at again,
 /// and then the guest would stand still for as long as they need.
 fn is_held(history: &History) -> bool {
-    let held = history.done.share.memory == Some(HELD);
+    let held = history.applied.share.memory == Some(HELD);
     held || history.memory.last().is_some_and(|now| (now.remaining as f64) < reserve(history, now.total))
 }
 
@@ -130,8 +130,8 @@ pub(super) fn is_pressing(history: &History) -> bool {
     if !is_overlapped(history) {
         return false;
     }
-    if history.done.share.memory == Some(HELD) {
-        return history.task.can.write_blocking && is_ready(history);
+    if history.applied.share.memory == Some(HELD) {
+        return history.job.abilities.write_blocking && is_ready(history);
     }
     let near = |now: RamSample| reserve(history, now.total) + history.memory.peak() * NEAR;
     history.memory.last().is_some_and(|now| (now.remaining as f64) < near(now))
@@ -147,18 +147,18 @@ mod tests {
     use crate::{
         convergence::{
             Action,
-            fixture::{Run, mib, mirror, policy, ready, task},
+            fixture::{ControllerRun, job, mib, mirror, policy, ready},
         },
         quantity::Rate,
     };
 
-    fn run(ceiling: Option<u64>, disk_ceiling: Option<u64>, disks: &[&str]) -> Run {
-        let mut task = task();
-        (task.ceiling, task.disk_ceiling) = (ceiling.map(mib), disk_ceiling.map(mib));
-        Run::new(&policy("converge"), task, disks)
+    fn run(ceiling: Option<u64>, disk_ceiling: Option<u64>, disks: &[&str]) -> ControllerRun {
+        let mut job = job();
+        (job.ceiling, job.disk_ceiling) = (ceiling.map(mib), disk_ceiling.map(mib));
+        ControllerRun::new(&policy("converge"), job, disks)
     }
 
-    fn mirrors(run: &Run) -> Vec<Option<Rate>> {
+    fn mirrors(run: &ControllerRun) -> Vec<Option<Rate>> {
         run.share().mirrors.values().copied().collect()
     }
 
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn no_share_is_nothing_at_all() {
         let mut tiny = run(None, None, &["a", "b", "c"]);
-        tiny.history.task.ceiling = Some(Rate(1));
+        tiny.history.job.ceiling = Some(Rate(1));
         let share = share(&tiny.history);
         assert!(share.mirrors.values().chain([&share.memory]).all(|rate| rate.is_some_and(|rate| rate.0 > 0)));
     }
@@ -261,7 +261,7 @@ mod tests {
             // 20 MiB in half a second, and a little more or less
             offset += 20 + look % 3;
             let decision = run.look(500, Some(ram(500)), &[mirror("a", 4000, offset)]);
-            changes += decision.actions.iter().filter(|action| matches!(action, Action::Share(_))).count();
+            changes += decision.actions.iter().filter(|action| matches!(action, Action::ShareBandwidth(_))).count();
         }
         assert!(changes <= 3, "{changes}");
         let memory = run.share().memory.expect("a ceiling");

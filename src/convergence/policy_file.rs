@@ -2,7 +2,7 @@
 //!
 //! Pure. A file is read by whoever has its path; here is only its text.
 
-use super::policy::{DiskRung, Policy, RamRung, Schedule, Then};
+use super::policy::{DiskRung, Policy, PublishedSchedule, RamRung, StepAction};
 use crate::quantity::Bytes;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{str::FromStr, time::Duration};
@@ -110,7 +110,7 @@ impl Policy {
     }
 }
 
-fn check_schedule(schedule: &Schedule) -> Result<(), PolicyError> {
+fn check_schedule(schedule: &PublishedSchedule) -> Result<(), PolicyError> {
     let is_limit = |limit: &Duration| (Duration::from_millis(1)..=DOWNTIME_MAX).contains(limit);
     require(!schedule.poll.is_zero(), "schedule.poll", || "write how often to look, such as \"500ms\"".to_owned())?;
     require(is_limit(&schedule.downtime), "schedule.downtime", || "write 1ms to 2000s".to_owned())?;
@@ -119,7 +119,7 @@ fn check_schedule(schedule: &Schedule) -> Result<(), PolicyError> {
         let number = at + 1;
         let last = number == schedule.steps.len();
         match step.then {
-            Then::Downtime(next) => {
+            StepAction::Downtime(next) => {
                 require(is_limit(&next), "schedule.steps", || {
                     format!("step {number}: write a downtime of 1ms to 2000s")
                 })?;
@@ -128,7 +128,7 @@ fn check_schedule(schedule: &Schedule) -> Result<(), PolicyError> {
                 })?;
                 limit = next;
             }
-            Then::Postcopy | Then::GiveUp => require(last, "schedule.steps", || {
+            StepAction::Postcopy | StepAction::GiveUp => require(last, "schedule.steps", || {
                 format!("step {number}: nothing can come after postcopy or give-up")
             })?,
         }
@@ -170,7 +170,7 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 /// A step as it is written: with a downtime, or with a word for something else.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct Step {
+pub(super) struct WrittenStep {
     #[serde(default)]
     passes: u64,
     #[serde(default, deserialize_with = "duration")]
@@ -179,12 +179,12 @@ pub(super) struct Step {
     after_per_gib: Duration,
     #[serde(default, deserialize_with = "some_duration")]
     downtime: Option<Duration>,
-    then: Option<Word>,
+    then: Option<WrittenEnd>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Word {
+enum WrittenEnd {
     Postcopy,
     GiveUp,
 }
@@ -193,15 +193,15 @@ fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Du
     duration(deserializer).map(Some)
 }
 
-impl TryFrom<Step> for super::policy::Step {
+impl TryFrom<WrittenStep> for super::policy::ScheduleStep {
     type Error = &'static str;
 
-    fn try_from(step: Step) -> Result<Self, Self::Error> {
-        let Step { passes, after, after_per_gib, downtime, then } = step;
+    fn try_from(step: WrittenStep) -> Result<Self, Self::Error> {
+        let WrittenStep { passes, after, after_per_gib, downtime, then } = step;
         let then = match (downtime, then) {
-            (Some(limit), None) => Then::Downtime(limit),
-            (None, Some(Word::Postcopy)) => Then::Postcopy,
-            (None, Some(Word::GiveUp)) => Then::GiveUp,
+            (Some(limit), None) => StepAction::Downtime(limit),
+            (None, Some(WrittenEnd::Postcopy)) => StepAction::Postcopy,
+            (None, Some(WrittenEnd::GiveUp)) => StepAction::GiveUp,
             _ => return Err("a step has either a downtime, or then = \"postcopy\" or \"give-up\""),
         };
         Ok(Self { passes, after, after_per_gib, then })
@@ -211,7 +211,7 @@ impl TryFrom<Step> for super::policy::Step {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convergence::Step;
+    use crate::convergence::ScheduleStep;
 
     const REFERENCE: &str = include_str!("../../docs/policies.md");
 
@@ -259,9 +259,9 @@ mod tests {
     fn the_published_schedules_are_as_published() {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let schedule = |name: &str| named(name).schedule.expect(name);
-        let limits = |schedule: &Schedule| -> Vec<u64> {
-            let of = |step: &Step| match step.then {
-                Then::Downtime(limit) => u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        let limits = |schedule: &PublishedSchedule| -> Vec<u64> {
+            let of = |step: &ScheduleStep| match step.then {
+                StepAction::Downtime(limit) => u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
                 _ => 0,
             };
             schedule.steps.iter().map(of).collect()
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(nova.downtime, ms(50));
         // downtime_steps: base + offset * i at delay * i
         for (step, i) in nova.steps.iter().zip(1u32..) {
-            assert_eq!((step.then, step.after_per_gib), (Then::Downtime(ms(50) + ms(45) * i), s(75) * i));
+            assert_eq!((step.then, step.after_per_gib), (StepAction::Downtime(ms(50) + ms(45) * i), s(75) * i));
         }
         assert_eq!((nova.steps.len(), nova.longest(), nova.give_up_per_gib), (10, ms(500), s(800)));
 
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(limits(&vdsm), [150, 200, 300, 400, 500, 0]);
         assert_eq!(vdsm.steps.iter().map(|step| step.passes).collect::<Vec<_>>(), [2, 3, 4, 5, 7, 0]);
         assert!(vdsm.auto_converge && vdsm.at_new_pass && vdsm.poll == s(10) && vdsm.downtime == ms(100));
-        assert_eq!(vdsm.steps.last().map(|step| step.then), Some(Then::GiveUp));
+        assert_eq!(vdsm.steps.last().map(|step| step.then), Some(StepAction::GiveUp));
 
         let kubevirt = schedule("kubevirt");
         assert_eq!(limits(&kubevirt), [257, 364, 471, 579, 686, 793, 900]);
