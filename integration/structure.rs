@@ -33,6 +33,8 @@ fn allowed(room: &str) -> Vec<&'static str> {
 
 /// Files that must be pure, and say so.
 const PURE: &[&str] = &[
+    "convergence/bandwidth.rs",
+    "convergence/budget.rs",
     "convergence/decide.rs",
     "convergence/decision.rs",
     "convergence/disks.rs",
@@ -40,14 +42,15 @@ const PURE: &[&str] = &[
     "convergence/estimate/mod.rs",
     "convergence/estimate/ram.rs",
     "convergence/history.rs",
+    "convergence/job.rs",
     "convergence/memory.rs",
     "convergence/policy.rs",
+    "convergence/policy_file.rs",
     "convergence/predict.rs",
     "convergence/sample.rs",
     "convergence/schedule.rs",
-    "convergence/bandwidth.rs",
     "convergence/simulate.rs",
-    "convergence/policy_file.rs",
+    "convergence/stage.rs",
     "endpoint/address.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",

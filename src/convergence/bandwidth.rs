@@ -1,140 +1,173 @@
-//! How one ceiling is divided between the mirrors and RAM.
+//! The ceiling on the wire, and how it is divided between RAM and the mirrors.
 //!
 //! Pure.
 
 use super::{
-    estimate::DiskEstimate,
-    history::{BandwidthShares, History},
-    millis,
+    history::History,
     sample::RamSample,
+    stage::{ConvergenceStage, MirrorProgress},
 };
 use crate::quantity::Rate;
+use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What RAM is held back to while a mirror is not ready yet: a page in each of QEMU's windows of 100 ms. 0 would be no limit.
-pub const HELD: Rate = Rate(4096);
-/// The bandwidth with which no more than a byte would fit into a downtime limit of 1 ms: QEMU reckons in bytes a millisecond.
-/// (With a limit of 0 it would not count anew before it stops the guest, and stop it with all that was dirtied since.)
-pub(super) const NOTHING: Rate = Rate(1000);
-/// What a mirror may always be behind its guest by, bytes: one that had little to do has not shown how fast it is.
-const LITTLE: f64 = 1048576.0;
-/// The part of the budget that a mirror may be behind its guest by, where it cannot be kept in step.
-const BEHIND: f64 = 0.25;
 /// How much more a favoured mirror gets than another.
 const FAVOUR: u64 = 4;
-/// The least part of the ceiling that RAM gets however much the guest writes to its disks.
+/// The least part of the ceiling that RAM gets, however much the guest writes to its disks.
 const LEAST: f64 = 0.25;
-/// By which part of the ceiling a share must be off before it is changed: a share that follows every sample settles nowhere.
+/// The part of the ceiling by which RAM's share must be off before it is changed. A share that follows every sample would
+/// never let the rates that depend on it settle.
 const HYSTERESIS: f64 = 0.125;
-/// For how much of its fastest pace RAM is held back before its end, seconds: several looks at it must come in between.
+/// RAM gets a trickle only once less remains than is sent in this time at RAM's fastest pace, seconds: several looks must fit
+/// in between.
 const RESERVE: f64 = 0.05;
-/// The least that it is held back for: a part of the guest's memory, and bytes. Its fastest pace may be yet to come, for zero
-/// pages are passed over by the GiB in a second.
+/// The least that is kept back for the trickle: a part of the guest's memory, up to so many bytes. The fastest pace may be
+/// yet to come, for QEMU passes over a GiB of zero pages in less than a second.
 const LAST: f64 = 1.0 / 16.0;
 const LAST_BYTES: f64 = 536_870_912.0;
-/// For how much of its fastest pace before that it is looked at more often, seconds: else there are ten looks a second.
+/// How long before that RAM is looked at more often than ten times a second, seconds at its fastest pace.
 const NEAR: f64 = 0.15;
 
-/// How the ceiling is shared out, as far as things stand.
-pub(super) fn share(history: &History) -> BandwidthShares {
+/// The parts of the ceiling.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct BandwidthShares {
+    /// RAM's part.
+    pub memory: MemoryShare,
+    /// Each mirror's part, by its disk; `None` is no limit.
+    pub mirrors: BTreeMap<String, Option<Rate>>,
+}
+
+/// RAM's part of the ceiling.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryShare {
+    /// No limit.
+    #[default]
+    Unlimited,
+    /// Up to this rate.
+    Limited(Rate),
+    /// As little as QEMU can be told: RAM must not end before the mirrors are in step.
+    Trickle,
+}
+
+impl MemoryShare {
+    /// The limit that comes from the ceiling, if there is one.
+    pub(super) fn rate(self) -> Option<Rate> {
+        match self {
+            Self::Limited(rate) => Some(rate),
+            Self::Unlimited | Self::Trickle => None,
+        }
+    }
+}
+
+impl BandwidthShares {
+    /// The rate up to which a disk's mirror may copy in the background; `None` is no limit.
+    pub fn mirror(&self, disk: &str) -> Option<Rate> {
+        self.mirrors.get(disk).copied().flatten()
+    }
+
+    /// Whether RAM gets a trickle only.
+    pub fn trickles(&self) -> bool {
+        self.memory == MemoryShare::Trickle
+    }
+
+    /// The shares in words.
+    pub(super) fn describe(&self) -> String {
+        let limit = |rate: Option<Rate>| rate.map_or("no limit".to_owned(), |rate| rate.to_string());
+        let memory = match self.memory {
+            MemoryShare::Unlimited => "has no limit".to_owned(),
+            MemoryShare::Limited(rate) => format!("gets {rate}"),
+            MemoryShare::Trickle => "is held back until the mirrors are in step".to_owned(),
+        };
+        let mirrors: Vec<String> =
+            self.mirrors.iter().map(|(disk, rate)| format!("{disk}: {}", limit(*rate))).collect();
+        match mirrors.is_empty() {
+            true => format!("RAM {memory}"),
+            false => format!("RAM {memory}, mirrors get {}", mirrors.join(", ")),
+        }
+    }
+}
+
+/// The shares that fit the present stage.
+pub(super) fn shares(history: &History) -> BandwidthShares {
     let job = &history.job;
-    let waiting = !is_ready(history);
-    let overlapped = is_overlapped(history);
-    let memory = match (overlapped, job.ceiling) {
-        (true, _) if is_held(history) => Some(HELD),
-        (_, None) => None,
-        (true, Some(ceiling)) => Some(room(history, ceiling)),
-        (false, Some(ceiling)) => {
-            let written: f64 = history.disks.values().map(|disk| disk.estimate().write_rate).sum();
-            Some(at_least(ceiling, ceiling.0 as f64 - written))
+    let stage = ConvergenceStage::of(history);
+    let memory = memory_share(history, stage);
+    let left = match (stage, memory, job.ceiling) {
+        (ConvergenceStage::Overlap { .. }, MemoryShare::Limited(memory), Some(ceiling)) => {
+            Some(Rate(ceiling.0.saturating_sub(memory.0)))
         }
-    };
-    let memory = match (memory, history.applied.share.memory, job.ceiling) {
-        // near enough to what it is
-        (Some(new), Some(old), Some(ceiling)) if new != HELD && old != HELD => {
-            let off = (new.0 as f64 - old.0 as f64).abs();
-            Some(if off < ceiling.0 as f64 * HYSTERESIS { old } else { new })
-        }
-        (new, _, _) => new,
-    };
-    // what RAM has beside them is not theirs
-    let left = match (overlapped, memory, job.ceiling) {
-        (true, Some(memory), Some(ceiling)) => Some(Rate(ceiling.0.saturating_sub(memory.0))),
         (_, _, ceiling) => ceiling,
     };
     let for_mirrors = [left, job.disk_ceiling].into_iter().flatten().min();
-    let weight = |disk: &str| if history.applied.favoured.iter().any(|name| name == disk) { FAVOUR } else { 1 };
-    // those that are ready only carry what the guest writes: once one is, the others get its part
-    let takes_part = |disk: &String| !waiting || history.disks.get(disk).is_some_and(|track| !track.estimate().ready);
-    let all: u64 = history.disks.keys().filter(|&disk| takes_part(disk)).map(|disk| weight(disk)).sum();
-    let mirrors: BTreeMap<String, Option<Rate>> = history
-        .disks
-        .keys()
-        .map(|disk| {
-            let equal = u64::try_from(history.disks.len()).unwrap_or(u64::MAX);
-            let part = |total: Rate| match takes_part(disk) {
-                true => total.0 / all.max(1) * weight(disk),
-                false => total.0 / equal.max(1),
-            };
-            // 0 would mean no limit
-            (disk.clone(), for_mirrors.map(|total| Rate(part(total).max(1))))
-        })
-        .collect();
-    BandwidthShares { memory, mirrors }
+    BandwidthShares { memory, mirrors: mirror_shares(history, for_mirrors) }
 }
 
-/// Every mirror has caught up once.
-fn is_ready(history: &History) -> bool {
-    history.disks.values().all(|track| track.estimate().ready)
+fn memory_share(history: &History, stage: ConvergenceStage) -> MemoryShare {
+    let ceiling = history.job.ceiling;
+    let share = match (stage, ceiling) {
+        (ConvergenceStage::Overlap { trickles, .. }, _) if trickles || remains_less_than(history, 0.0) => {
+            return MemoryShare::Trickle;
+        }
+        (_, None) => return MemoryShare::Unlimited,
+        (ConvergenceStage::Overlap { .. }, Some(ceiling)) => beside_mirrors(history, ceiling),
+        (_, Some(ceiling)) => {
+            // the guest's writes go over the same wire, through mirrors that are ready
+            let written: f64 = history.disks.values().map(|disk| disk.estimate().write_rate).sum();
+            at_least(ceiling, ceiling.0 as f64 - written)
+        }
+    };
+    match (history.applied.shares.memory, ceiling) {
+        (MemoryShare::Limited(old), Some(ceiling))
+            if (share.0 as f64 - old.0 as f64).abs() < ceiling.0 as f64 * HYSTERESIS =>
+        {
+            MemoryShare::Limited(old)
+        }
+        _ => MemoryShare::Limited(share),
+    }
 }
 
-/// RAM is sent beside mirrors that it has to wait for.
-fn is_overlapped(history: &History) -> bool {
-    history.applied.memory_since.is_some() && !is_settled(history)
+/// The share of each mirror in the rate that all of them may have.
+fn mirror_shares(history: &History, all: Option<Rate>) -> BTreeMap<String, Option<Rate>> {
+    // a mirror that is ready carries only the guest's writes: the mirrors that still copy get its part
+    let is_any_copying = history.disks.values().any(|track| !track.estimate().ready);
+    let weight = |disk: &String| if history.applied.favoured.contains(disk) { FAVOUR } else { 1 };
+    let takes_part =
+        |disk: &String| !is_any_copying || history.disks.get(disk).is_some_and(|track| !track.estimate().ready);
+    let weights: u64 = history.disks.keys().filter(|&disk| takes_part(disk)).map(weight).sum();
+    let count = u64::try_from(history.disks.len()).unwrap_or(u64::MAX);
+    let part = |disk: &String, all: Rate| match takes_part(disk) {
+        true => all.0 / weights.max(1) * weight(disk),
+        false => all.0 / count.max(1),
+    };
+    // a speed of 0 would mean no limit
+    history.disks.keys().map(|disk| (disk.clone(), all.map(|all| Rate(part(disk, all).max(1))))).collect()
 }
 
-/// Every mirror is ready, and none can fall behind any more where QEMU can see to that.
-pub(super) fn is_settled(history: &History) -> bool {
-    history.disks.values().all(|track| {
-        let disk = track.estimate();
-        disk.ready && if history.job.abilities.write_blocking { disk.synced } else { is_close(history, &disk) }
-    })
-}
-
-/// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
-pub(super) fn is_close(history: &History, disk: &DiskEstimate) -> bool {
-    disk.remaining <= LITTLE || disk.behind() <= millis(history.job.budget) * BEHIND
-}
-
-/// What the mirrors leave of a ceiling.
-pub(super) fn room(history: &History, ceiling: Rate) -> Rate {
+/// The part of the ceiling that the mirrors leave for RAM.
+fn beside_mirrors(history: &History, ceiling: Rate) -> Rate {
     let copied: f64 = history.disks.values().map(|disk| disk.estimate().rate).sum();
     at_least(ceiling, ceiling.0 as f64 - copied)
 }
 
-/// Whether RAM is so far that it must wait for the mirrors: with the rest it could be through before it is looked at again,
-/// and then the guest would stand still for as long as they need.
-fn is_held(history: &History) -> bool {
-    let held = history.applied.share.memory == Some(HELD);
-    held || history.memory.last().is_some_and(|now| (now.remaining as f64) < reserve(history, now.total))
+/// Whether RAM could end before the second look from now on, plus so many seconds at its fastest pace. The guest would then
+/// stand still for as long as the mirrors still need.
+fn remains_less_than(history: &History, seconds: f64) -> bool {
+    let peak = history.memory.peak();
+    let reserve = |ram: RamSample| (peak * RESERVE).max((ram.total as f64 * LAST).min(LAST_BYTES));
+    history.memory.last().is_some_and(|ram| (ram.remaining as f64) < reserve(ram) + peak * seconds)
 }
 
-/// What of RAM is held back beside mirrors that are not ready, bytes.
-fn reserve(history: &History, total: u64) -> f64 {
-    (history.memory.peak() * RESERVE).max((total as f64 * LAST).min(LAST_BYTES))
-}
-
-/// Whether a look is worth more than the usual ten a second: RAM is about to be held back for the mirrors, which must not come
-/// too late, or waits for nothing but that they get in step with their guest.
+/// Whether a look is worth more than the usual ten a second: RAM is about to be held back, for which a look must not come too
+/// late, or RAM trickles and waits only for mirrors that are ready to get in step with their guest.
 pub(super) fn is_pressing(history: &History) -> bool {
-    if !is_overlapped(history) {
-        return false;
+    match ConvergenceStage::of(history) {
+        ConvergenceStage::Overlap { mirrors, trickles: true } => {
+            history.job.abilities.write_blocking && mirrors == MirrorProgress::Ready
+        }
+        ConvergenceStage::Overlap { trickles: false, .. } => remains_less_than(history, NEAR),
+        _ => false,
     }
-    if history.applied.share.memory == Some(HELD) {
-        return history.job.abilities.write_blocking && is_ready(history);
-    }
-    let near = |now: RamSample| reserve(history, now.total) + history.memory.peak() * NEAR;
-    history.memory.last().is_some_and(|now| (now.remaining as f64) < near(now))
 }
 
 fn at_least(ceiling: Rate, rate: f64) -> Rate {
@@ -159,13 +192,13 @@ mod tests {
     }
 
     fn mirrors(run: &ControllerRun) -> Vec<Option<Rate>> {
-        run.share().mirrors.values().copied().collect()
+        run.shares().mirrors.values().copied().collect()
     }
 
     #[test]
     fn without_a_ceiling_there_is_nothing_to_share() {
         assert_eq!(mirrors(&run(None, None, &["a", "b"])), [None, None]);
-        assert_eq!(run(None, None, &[]).share().memory, None);
+        assert_eq!(run(None, None, &[]).shares().memory, MemoryShare::Unlimited);
     }
 
     #[test]
@@ -173,15 +206,16 @@ mod tests {
         assert_eq!(mirrors(&run(Some(90), None, &["a", "b", "c"])), [Some(mib(30)); 3]);
         assert_eq!(mirrors(&run(Some(90), Some(60), &["a", "b"])), [Some(mib(30)); 2]);
         assert_eq!(mirrors(&run(None, Some(60), &["a", "b"])), [Some(mib(30)); 2]);
-        assert_eq!(run(Some(90), None, &[]).share().memory, Some(mib(90)));
+        assert_eq!(run(Some(90), None, &[]).shares().memory, MemoryShare::Limited(mib(90)));
     }
 
     #[test]
     fn no_share_is_nothing_at_all() {
         let mut tiny = run(None, None, &["a", "b", "c"]);
         tiny.history.job.ceiling = Some(Rate(1));
-        let share = share(&tiny.history);
-        assert!(share.mirrors.values().chain([&share.memory]).all(|rate| rate.is_some_and(|rate| rate.0 > 0)));
+        let shares = shares(&tiny.history);
+        let all = shares.mirrors.into_values().chain([shares.memory.rate()]);
+        assert!(all.into_iter().all(|rate| rate.is_some_and(|rate| rate.0 > 0)));
     }
 
     #[test]
@@ -195,7 +229,7 @@ mod tests {
     fn a_favoured_mirror_gets_more() {
         let mut run = run(Some(100), None, &["a", "b"]);
         run.history.note(&Action::Favour("b".to_owned()));
-        assert_eq!(share(&run.history).mirrors.into_values().collect::<Vec<_>>(), [Some(mib(20)), Some(mib(80))]);
+        assert_eq!(shares(&run.history).mirrors.into_values().collect::<Vec<_>>(), [Some(mib(20)), Some(mib(80))]);
     }
 
     /// RAM beside a mirror: 512 MiB of which so much remains.
@@ -219,18 +253,19 @@ mod tests {
             run.history.note(&Action::StartMemory);
             run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
             run.look(500, Some(ram(400)), &[mirror("a", 1000, 60)]);
-            assert_ne!(run.share().memory, Some(HELD));
+            assert!(!run.shares().trickles());
             // a sixteenth is left
             run.look(500, Some(ram(30)), &[mirror("a", 1000, 110)]);
-            assert_eq!(run.share().memory, Some(HELD));
+            assert!(run.shares().trickles());
             // and it stays held, however much is found dirty
             run.look(500, Some(ram(300)), &[mirror("a", 1000, 160)]);
-            assert_eq!(run.share().memory, Some(HELD));
+            assert!(run.shares().trickles());
             // ready is not enough where no write may be behind
             run.look(500, Some(ram(300)), &[ready("a", false)]);
-            assert_eq!(run.share().memory, Some(HELD));
+            assert!(run.shares().trickles());
             run.look(500, Some(ram(300)), &[ready("a", true)]);
-            assert_eq!(run.share().memory, ceiling.map(mib));
+            assert_eq!(run.shares().memory.rate(), ceiling.map(mib));
+            assert!(!run.shares().trickles());
         }
     }
 
@@ -242,9 +277,9 @@ mod tests {
         run.look(500, Some(ram(400)), &[mirror("a", 1000, 20)]);
         assert!(!run.history.is_pressing(), "there is time for two looks and more at 224 MiB/s");
         run.look(1000, Some(ram(60)), &[mirror("a", 1000, 30)]);
-        assert!(run.history.is_pressing() && run.share().memory.is_none(), "it is not held yet");
+        assert!(run.history.is_pressing() && !run.shares().trickles(), "RAM is not held back yet");
         run.look(20, Some(ram(20)), &[mirror("a", 1000, 31)]);
-        assert!(!run.history.is_pressing() && run.share().memory == Some(HELD));
+        assert!(!run.history.is_pressing() && run.shares().trickles());
         run.look(20, Some(ram(20)), &[ready("a", false)]);
         assert!(run.history.is_pressing(), "the mirror gets in step in some milliseconds");
         run.look(20, Some(ram(20)), &[ready("a", true)]);
@@ -264,7 +299,7 @@ mod tests {
             changes += decision.actions.iter().filter(|action| matches!(action, Action::ShareBandwidth(_))).count();
         }
         assert!(changes <= 3, "{changes}");
-        let memory = run.share().memory.expect("a ceiling");
+        let memory = run.shares().memory.rate().expect("a ceiling");
         assert!(memory > mib(130) && memory <= mib(170), "{memory}");
     }
 
@@ -276,7 +311,7 @@ mod tests {
             mirror.written = second * mib(40).0;
             run.look(1000, Some(ram(400)), &[mirror]);
         }
-        let memory = run.share().memory.expect("a ceiling");
+        let memory = run.shares().memory.rate().expect("a ceiling");
         assert!(memory >= mib(50) && memory <= mib(70), "{memory}");
     }
 }

@@ -1,24 +1,24 @@
-//! What the controller wants done, and why.
+//! The decision of the controller: actions, and the reason for them.
 //!
 //! Pure.
 
 use super::BandwidthShares;
-use crate::quantity::Rate;
 use serde::Serialize;
 use std::time::Duration;
 
-/// One thing to do.
+/// One action that the controller asks for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// Start to send RAM, while the mirrors still copy or after.
+    /// Start to send RAM, beside mirrors that still copy or after them.
     StartMemory,
+    /// Keep QEMU from stopping the guest, however little of RAM remains: mirrors are not in step with the guest yet.
+    HoldMemory,
+    /// Let QEMU stop the guest again once the rest of RAM fits into the downtime limit.
+    ReleaseMemory,
     /// Set QEMU's `downtime-limit`.
     DowntimeLimit(Duration),
-    /// Tell QEMU with what bandwidth to reckon when it asks itself whether to stop the guest, in place of what it measures
-    /// (`avail-switchover-bandwidth`); `None` is what it measures.
-    SwitchoverBandwidth(Option<Rate>),
-    /// BandwidthShares out the ceiling: RAM's `max-bandwidth`, and each mirror's speed.
+    /// Divide the ceiling: RAM's `max-bandwidth`, and each mirror's speed.
     ShareBandwidth(BandwidthShares),
     /// Give this disk's mirror more of the ceiling than the others.
     Favour(String),
@@ -26,22 +26,53 @@ pub enum Action {
     Throttle(u8),
     /// Switch these disks' mirrors to write-blocking.
     WriteBlocking(Vec<String>),
-    /// Let the guest go on at the destination and fetch its pages from there.
+    /// Let the guest resume on the destination and fetch its pages from the source.
     Postcopy,
     /// Give up and roll back.
     GiveUp {
-        /// A stable word: `ram-not-converging`, `disk-not-converging`, `over-budget`, `timeout`.
+        /// A stable word: `ram-stalled`, `ram-not-converging`, `disk-not-converging`, `over-budget`, `timeout`.
         code: &'static str,
-        /// What would have been needed.
+        /// The change that would have let the migration converge.
         needed: String,
     },
 }
 
-/// What is to be done after one sample.
+/// The actions that follow from one sample.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Decision {
-    /// What to do; nothing is to wait.
+    /// The actions, in the order in which they are to be applied; none means to wait.
     pub actions: Vec<Action>,
-    /// One sentence with the numbers it rests on.
+    /// The reason, with the numbers that it rests on.
     pub because: String,
+}
+
+impl Decision {
+    pub(super) fn wait(because: impl Into<String>) -> Self {
+        Self { actions: Vec::new(), because: because.into() }
+    }
+
+    pub(super) fn act(action: Action, because: impl Into<String>) -> Self {
+        Self { actions: vec![action], because: because.into() }
+    }
+
+    pub(super) fn give_up(code: &'static str, needed: String, because: impl Into<String>) -> Self {
+        Self::act(Action::GiveUp { code, needed }, because)
+    }
+
+    pub(super) fn gives_up(&self) -> bool {
+        self.actions.iter().any(|action| matches!(action, Action::GiveUp { .. }))
+    }
+
+    /// The decisions over shares, disks and RAM as one. The reasons to wait are told only where nothing is to be done.
+    pub(super) fn merge(parts: Vec<Self>) -> Self {
+        let waits = parts.iter().all(|part| part.actions.is_empty());
+        let told: Vec<&str> = parts
+            .iter()
+            .filter(|part| waits || !part.actions.is_empty())
+            .map(|part| part.because.as_str())
+            .filter(|because| !because.is_empty())
+            .collect();
+        let because = told.join("; ");
+        Self { actions: parts.into_iter().flat_map(|part| part.actions).collect(), because }
+    }
 }

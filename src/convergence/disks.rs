@@ -1,76 +1,73 @@
-//! What is done for a mirror that does not catch up with its guest.
+//! The ladder for disks: the actions for a mirror that does not catch up with its guest.
 //!
 //! Pure.
 
 use super::{
-    bandwidth,
-    decision::Action,
+    decision::{Action, Decision},
     estimate::{DiskEstimate, DiskTrack},
     history::History,
     millis,
     policy::{DiskRung, Policy},
+    stage,
 };
 use crate::quantity::{Bytes, Rate};
 
 /// Milliseconds that a mirror must have gained nothing before anything is done for it.
 const STANDSTILL: f64 = 3000.0;
+/// The code of a mirror that does not catch up.
+const NOT_CONVERGING: &str = "disk-not-converging";
 
-/// What is to be done, each with its reason.
-pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
-    let mut steps = Vec::new();
+/// The actions for the mirrors, each with its reason; a decision to give up stands alone.
+pub(super) fn decide(policy: &Policy, now: &History) -> Vec<Decision> {
     let all_ready = now.disks.values().all(|track| track.estimate().ready);
-    let able = now.job.abilities.write_blocking;
-    if all_ready && able {
-        let late = |name: &&String| !now.applied.write_blocking.contains(name);
-        let left: Vec<String> = now.disks.keys().filter(late).cloned().collect();
-        if !left.is_empty() {
-            let because = format!("every mirror is ready: from here no write may be behind ({})", left.join(", "));
-            steps.push((Action::WriteBlocking(left), because));
-        }
-        let out_of_step = |(_, track): &(&String, &DiskTrack)| {
-            track.out_of_step().is_some_and(|since| now.at - since > millis(policy.give_up))
-        };
-        if let Some((name, track)) = now.disks.iter().find(out_of_step) {
-            let left = Bytes(track.estimate().remaining as u64);
-            let told = format!("the mirror of {name} does not get in step with its guest's writes, {left} remain");
-            let needed = format!("a mirror of {name} that gets in step");
-            return vec![(Action::GiveUp { code: "disk-not-converging", needed }, told)];
-        }
-        return steps;
+    match all_ready && now.job.abilities.write_blocking {
+        true => block_writes(policy, now),
+        false => help(policy, now),
     }
+}
+
+/// For mirrors that are all ready, where QEMU can block writes.
+fn block_writes(policy: &Policy, now: &History) -> Vec<Decision> {
+    let out_of_step = |(_, track): &(&String, &DiskTrack)| {
+        track.out_of_step().is_some_and(|since| now.at - since > millis(policy.give_up))
+    };
+    if let Some((name, track)) = now.disks.iter().find(out_of_step) {
+        let left = Bytes(track.estimate().remaining as u64);
+        let because = format!("the mirror of {name} does not get in step with its guest's writes, {left} remain");
+        return vec![Decision::give_up(NOT_CONVERGING, format!("a mirror of {name} that gets in step"), because)];
+    }
+    let background = |name: &&String| !now.applied.write_blocking.contains(name);
+    let left: Vec<String> = now.disks.keys().filter(background).cloned().collect();
+    if left.is_empty() {
+        return Vec::new();
+    }
+    let because =
+        format!("every mirror is ready: from now on the guest's writes wait for the mirror ({})", left.join(", "));
+    vec![Decision::act(Action::WriteBlocking(left), because)]
+}
+
+/// For mirrors that fall behind: the next rung of the ladder for each of them.
+fn help(policy: &Policy, now: &History) -> Vec<Decision> {
+    let mut steps = Vec::new();
     for (name, track) in &now.disks {
         let disk = track.estimate();
         if !stands_still(now, &disk) {
             continue;
         }
         let told = format!(
-            "the mirror of {name} copies {} while its guest dirties {}, and {} remain for {} s",
+            "the mirror of {name} copies {} while its guest dirties {}, and {} have remained for {} s",
             rate(disk.rate),
             rate(disk.growth),
             Bytes(disk.remaining as u64),
             ((now.at - disk.gained_at) / 1000.0).round()
         );
-        let next = policy.disks.iter().find_map(|rung| match rung {
-            DiskRung::Bandwidth => {
-                let limited = now.applied.share.mirrors.values().any(Option::is_some) && now.disks.len() > 1;
-                let first = !now.applied.favoured.contains(name);
-                (limited && first)
-                    .then(|| (Action::Favour(name.clone()), format!("{told}: it gets more of the bandwidth")))
-            }
-            DiskRung::WriteBlocking => {
-                let first = !now.applied.write_blocking.contains(name);
-                let step =
-                    || (Action::WriteBlocking(vec![name.clone()]), format!("{told}: its guest's writes wait for it"));
-                (able && first).then(step)
-            }
-        });
-        match next {
+        match policy.disks.iter().find_map(|rung| climb(*rung, now, name, &told)) {
             Some(step) => steps.push(step),
             None if now.at - disk.gained_at > millis(policy.give_up) => {
-                // what is dirty already is not found again, however often it is written
+                // growth misses writes to what is dirty already, however often it is written
                 let written = disk.growth.max(disk.write_rate);
                 let needed = format!("a mirror of more than {}, or a guest that writes less", rate(written));
-                return vec![(Action::GiveUp { code: "disk-not-converging", needed }, told)];
+                return vec![Decision::give_up(NOT_CONVERGING, needed, told)];
             }
             None => {}
         }
@@ -78,10 +75,29 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<(Action, String)> {
     steps
 }
 
-/// A mirror that was looked at for long enough and gains nothing.
+/// One rung for a mirror; `None` where it was climbed already, or cannot be.
+fn climb(rung: DiskRung, now: &History, name: &String, told: &str) -> Option<Decision> {
+    match rung {
+        DiskRung::Bandwidth => {
+            let is_limited = now.applied.shares.mirrors.values().any(Option::is_some) && now.disks.len() > 1;
+            (is_limited && !now.applied.favoured.contains(name)).then(|| {
+                Decision::act(Action::Favour(name.clone()), format!("{told}: the mirror gets more of the bandwidth"))
+            })
+        }
+        DiskRung::WriteBlocking => {
+            let is_able = now.job.abilities.write_blocking;
+            (is_able && !now.applied.write_blocking.contains(name)).then(|| {
+                let action = Action::WriteBlocking(vec![name.clone()]);
+                Decision::act(action, format!("{told}: from now on its guest's writes wait for it"))
+            })
+        }
+    }
+}
+
+/// Whether a mirror was looked at for long enough and gains nothing on its guest.
 fn stands_still(now: &History, disk: &DiskEstimate) -> bool {
-    let open = !disk.ready || (!now.job.abilities.write_blocking && !bandwidth::is_close(now, disk));
-    open && now.at - disk.gained_at > STANDSTILL
+    let is_open = !disk.ready || (!now.job.abilities.write_blocking && !stage::is_close(now, disk));
+    is_open && now.at - disk.gained_at > STANDSTILL
 }
 
 fn rate(bytes: f64) -> Rate {

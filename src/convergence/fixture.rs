@@ -1,15 +1,18 @@
-//! A run as the tables of this room drive it, sample by sample.
+//! A run of the controller, driven sample by sample, for the tests of this room.
 
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 use super::{
+    bandwidth::BandwidthShares,
+    budget::{AwaitedRest, OverBudget, keep_budget},
     decide::decide,
     decision::{Action, Decision},
-    history::{Abilities, BandwidthShares, ConvergenceJob, History},
+    history::History,
+    job::{Abilities, ConvergenceJob},
     policy::Policy,
     sample::{MigrationSample, MirrorSample, RamSample},
 };
-use crate::quantity::Rate;
+use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -18,7 +21,7 @@ pub(super) fn in_mib(bytes: f64) -> f64 {
     bytes / MIB as f64
 }
 
-/// Off by no more than this part of what it should be.
+/// Whether a value is off by no more than this part of the expected one.
 pub(super) fn near(is: f64, should: f64, tolerance: f64) -> bool {
     (is - should).abs() <= should * tolerance
 }
@@ -27,7 +30,7 @@ pub(super) fn policy(name: &str) -> Policy {
     Policy::built_in(name).expect(name).parse().expect(name)
 }
 
-/// A budget of 300 ms, and all that QEMU can be told.
+/// A budget of 300 ms, and every ability of QEMU.
 pub(super) fn job() -> ConvergenceJob {
     let abilities =
         Abilities { write_blocking: true, throttle: true, postcopy: true, overlap: true, switchover_bandwidth: true };
@@ -42,7 +45,7 @@ pub(super) fn ready(disk: &str, synced: bool) -> MirrorSample {
     MirrorSample { ready: true, actively_synced: Some(synced), ..mirror(disk, 100, 100) }
 }
 
-/// What is seen and decided, one after the other.
+/// Samples and decisions, one after the other.
 pub(super) struct ControllerRun {
     pub(super) policy: Policy,
     pub(super) history: History,
@@ -55,7 +58,7 @@ impl ControllerRun {
         Self { policy: policy.clone(), history, at: 0.0 }
     }
 
-    /// Looks `later` milliseconds after the last time.
+    /// A look `later` milliseconds after the last one.
     pub(super) fn look(&mut self, later: u64, ram: Option<RamSample>, mirrors: &[MirrorSample]) -> Decision {
         self.at += later as f64;
         let sample = MigrationSample { at_ms: self.at, round_trip_ms: 0.5, ram, mirrors: mirrors.to_vec() };
@@ -64,12 +67,18 @@ impl ControllerRun {
         decision
     }
 
+    /// Whether a guest that has stood still for `stood` milliseconds may be handed over.
+    pub(super) fn keep_budget(&self, stood: f64, remaining: u64) -> Result<f64, OverBudget> {
+        let stood = Duration::from_secs_f64(stood / 1000.0);
+        keep_budget(&self.policy, &self.history, stood, AwaitedRest::Memory(Bytes(remaining)))
+    }
+
     pub(super) fn at(&self) -> f64 {
         self.at
     }
 
-    pub(super) fn share(&self) -> &BandwidthShares {
-        self.history.share()
+    pub(super) fn shares(&self) -> &BandwidthShares {
+        self.history.shares()
     }
 }
 
@@ -80,12 +89,13 @@ pub(super) struct GuestRam {
     pub(super) working_set: f64,
     pub(super) continuous: bool,
     pub(super) throttle: u64,
-    /// What there was to send when it was counted last, MiB.
+    /// The memory to send at the last sync, MiB.
     pub(super) count: f64,
     sample: RamSample,
-    /// What of it was never sent, and what was dirtied since it was counted, MiB.
+    /// The part that was never sent, MiB.
     unsent: f64,
     pending: f64,
+    /// The memory dirtied since the last sync, MiB.
     found: f64,
     processed: f64,
     counted: u64,
@@ -109,7 +119,7 @@ impl GuestRam {
         }
     }
 
-    /// After `ms` more. It is never through: nobody stops the guest.
+    /// The sample after `ms` more. RAM never completes, since nothing stops the guest.
     pub(super) fn after(&mut self, ms: u64) -> RamSample {
         for _ in 0..ms {
             let sent = (self.sent / 1000.0).min(self.pending);
@@ -139,7 +149,7 @@ impl GuestRam {
     }
 }
 
-/// The first thing to do of this kind, if it is to be done.
+/// The first throttle of a decision, if there is one.
 pub(super) fn throttle(decision: &Decision) -> Option<u8> {
     decision.actions.iter().find_map(|action| match action {
         Action::Throttle(percent) => Some(*percent),

@@ -1,58 +1,18 @@
-//! What a run has to do, what was seen of it so far, and what was decided.
+//! The memory of the controller: everything that was sampled and decided so far.
 //!
 //! Pure.
 
 use super::{
-    Action, Decision, MigrationSample, bandwidth,
+    Action, BandwidthShares, ConvergenceJob, Decision, MigrationSample, bandwidth,
     estimate::{DiskEstimate, DiskTrack, MemoryEstimate, MemoryTrack, SmoothedValue},
+    stage,
 };
-use crate::quantity::Rate;
-use serde::Serialize;
 use std::{collections::BTreeMap, time::Duration};
 
 /// The code of a migration that took longer than the user allows.
 pub(super) const TIMEOUT: &str = "timeout";
 
-/// What a migration has to do, and within which limits.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct ConvergenceJob {
-    /// The blackout budget.
-    pub budget: Duration,
-    /// The whole job's ceiling on the wire.
-    pub ceiling: Option<Rate>,
-    /// A ceiling for the mirrors together.
-    pub disk_ceiling: Option<Rate>,
-    /// How long it may take until the guest is stopped.
-    pub timeout: Option<Duration>,
-    /// The guest's memory, bytes.
-    pub memory: u64,
-    /// The guest's disks, bytes of virtual size each: only published schedules reckon with them.
-    pub disks: Vec<u64>,
-    /// What the sender's buffers hold, bytes, as long as RAM is sent as fast as the link carries it: the last of RAM comes
-    /// after it.
-    pub buffered: u64,
-    /// What the guest was seen to dirty before, bytes per second, where that was measured.
-    pub dirty_rate: Option<f64>,
-    /// What QEMU can be told in this run.
-    pub abilities: Abilities,
-}
-
-/// What QEMU can be told in this run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Abilities {
-    /// Switch a mirror to write-blocking (8.2), which the policy allows.
-    pub write_blocking: bool,
-    /// Throttle the guest: the capability is on.
-    pub throttle: bool,
-    /// Start postcopy: the capability is on.
-    pub postcopy: bool,
-    /// Send RAM while mirrors copy: it can be held back, which multifd cannot.
-    pub overlap: bool,
-    /// QEMU reckons with the bandwidth that it is told for the switchover (8.2): the ceiling, if there is one.
-    pub switchover_bandwidth: bool,
-}
-
-/// What was seen and decided so far.
+/// Everything that was sampled and decided so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     pub(super) job: ConvergenceJob,
@@ -63,75 +23,82 @@ pub struct History {
     pub(super) applied: Applied,
 }
 
-/// What was decided so far, as it stands.
+/// The settings and commands that were decided so far, as they stand.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Applied {
-    /// When RAM was started.
-    pub(super) memory_since: Option<f64>,
+    pub(super) memory: MemoryState,
     pub(super) downtime: Option<Duration>,
-    /// RAM must not stop the guest yet, whatever remains of it.
-    pub(super) held: bool,
+    /// Per cent by which the guest is to be throttled.
     pub(super) throttle: u8,
-    /// When something was last changed that must show before the next step.
+    /// The moment of the last change that must show before the next rung is climbed.
     pub(super) changed: f64,
-    /// The disks in write-blocking mode.
+    /// The disks whose mirrors are in write-blocking mode.
     pub(super) write_blocking: Vec<String>,
-    pub(super) share: BandwidthShares,
-    pub(super) postcopy: bool,
-    pub(super) gave_up: bool,
-    /// The user's timeout is over: who only observes gives up by it, too.
-    pub(super) timed_out: bool,
-    /// How many steps of a schedule were taken, when the last was, and how often QEMU had counted by then.
-    pub(super) steps: usize,
-    pub(super) stepped: (f64, u64),
-    /// The disks that get more of the bandwidth than the others.
+    /// The disks whose mirrors get more of the ceiling than the others.
     pub(super) favoured: Vec<String>,
+    pub(super) shares: BandwidthShares,
+    pub(super) schedule: ScheduleState,
+    pub(super) end: Option<ControllerEnd>,
 }
 
-/// How the ceiling is shared out; `None` is no limit.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct BandwidthShares {
-    /// For RAM.
-    pub memory: Option<Rate>,
-    /// For each mirror, by its disk.
-    pub mirrors: BTreeMap<String, Option<Rate>>,
+/// Whether RAM was started, and whether QEMU may stop the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum MemoryState {
+    #[default]
+    NotStarted,
+    /// RAM was started, and QEMU is kept from stopping the guest.
+    Held,
+    /// RAM was started, and QEMU may stop the guest.
+    Released,
 }
 
-impl BandwidthShares {
-    /// What a disk's mirror may copy in the background; None is no limit.
-    pub fn mirror(&self, disk: &str) -> Option<Rate> {
-        self.mirrors.get(disk).copied().flatten()
-    }
+/// The decision after which the controller changes nothing any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ControllerEnd {
+    Postcopy,
+    GaveUp,
+    /// The user's timeout is over. A policy that only observes gives up by it, too.
+    TimedOut,
 }
 
-/// What is known after the last sample.
+/// How far a published schedule is.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct ScheduleState {
+    /// The number of steps taken.
+    pub(super) steps: usize,
+    /// The moment of the last step.
+    pub(super) stepped_at: f64,
+    /// QEMU's `dirty-sync-count` at the last step.
+    pub(super) syncs: u64,
+}
+
+/// The estimates after the last sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunEstimates {
-    /// RAM, once it is being sent.
+    /// RAM, once something of it was measured.
     pub memory: Option<MemoryEstimate>,
     /// Every mirror, by its disk.
     pub disks: BTreeMap<String, DiskEstimate>,
 }
 
 impl History {
-    /// Nothing seen yet. `disks` are the names of those that are going to be mirrored.
+    /// The history of a migration that has not begun. `disks` are the names of the disks that will be mirrored.
     pub fn new(job: ConvergenceJob, disks: impl IntoIterator<Item = String>) -> Self {
         let mut new = Self {
             job,
             at: 0.0,
             memory: MemoryTrack::default(),
-            disks: BTreeMap::new(),
+            disks: disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect(),
             round_trip: SmoothedValue::default(),
             applied: Applied::default(),
         };
-        new.disks = disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect();
-        new.applied.share = bandwidth::share(&new);
+        new.applied.shares = bandwidth::shares(&new);
         new
     }
 
-    /// How the ceiling is shared out as things stand: RAM's part, and each mirror's.
-    pub fn share(&self) -> &BandwidthShares {
-        &self.applied.share
+    /// How the ceiling is divided at present.
+    pub fn shares(&self) -> &BandwidthShares {
+        &self.applied.shares
     }
 
     /// Whether the next look should come sooner than usual.
@@ -139,12 +106,12 @@ impl History {
         bandwidth::is_pressing(self)
     }
 
-    /// The downtime limit as it was last decided; None while QEMU has what it was set up with.
+    /// The downtime limit that was decided last; `None` while QEMU has the one that it was set up with.
     pub fn downtime_limit(&self) -> Option<Duration> {
         self.applied.downtime
     }
 
-    /// What is known.
+    /// The estimates after the last sample.
     pub fn estimates(&self) -> RunEstimates {
         RunEstimates {
             memory: self.memory.estimate(),
@@ -152,7 +119,7 @@ impl History {
         }
     }
 
-    /// Takes in a sample, and what was decided on it.
+    /// Adds a sample and the decision that was made on it.
     pub fn record(&mut self, sample: &MigrationSample, decision: &Decision) {
         *self = self.after(sample);
         for action in &decision.actions {
@@ -160,18 +127,21 @@ impl History {
         }
     }
 
-    /// Takes back what was decided and came to nothing, so that nothing waits for its effect: it is not asked for again.
+    /// Takes back an action that QEMU refused, so that nothing waits for its effect. The controller does not ask for it again.
     pub fn take_back(&mut self, action: &Action) {
-        let abilities = &mut self.job.abilities;
+        let (abilities, applied) = (&mut self.job.abilities, &mut self.applied);
         match action {
             Action::WriteBlocking(_) => abilities.write_blocking = false,
-            Action::Throttle(_) => (abilities.throttle, self.applied.throttle) = (false, 0),
-            Action::Postcopy => (abilities.postcopy, self.applied.postcopy) = (false, false),
+            Action::Throttle(_) => (abilities.throttle, applied.throttle) = (false, 0),
+            Action::Postcopy => {
+                abilities.postcopy = false;
+                applied.end = applied.end.filter(|end| *end != ControllerEnd::Postcopy);
+            }
             _ => {}
         }
     }
 
-    /// As it is with one more sample.
+    /// The history with one more sample.
     pub(super) fn after(&self, sample: &MigrationSample) -> Self {
         let mut next = self.clone();
         next.at = sample.at_ms.max(self.at);
@@ -184,47 +154,51 @@ impl History {
         for mirror in &sample.mirrors {
             next.disks.entry(mirror.disk.clone()).or_default().add(next.at, mirror);
         }
-        let keeps_up = |track: &DiskTrack| track.estimate().ready && bandwidth::is_close(self, &track.estimate());
-        for track in next.disks.values_mut().filter(|track| keeps_up(track)) {
-            track.keeps_up(next.at);
+        for track in next.disks.values_mut() {
+            let disk = track.estimate();
+            if disk.ready && stage::is_close(self, &disk) {
+                track.keeps_up(next.at);
+            }
         }
         next
     }
 
     pub(super) fn note(&mut self, action: &Action) {
         let at = self.at;
-        let done = &mut self.applied;
+        let applied = &mut self.applied;
         match action {
-            Action::StartMemory => done.memory_since = Some(at),
+            Action::StartMemory if applied.memory == MemoryState::Held => {}
+            Action::StartMemory | Action::ReleaseMemory => applied.memory = MemoryState::Released,
+            Action::HoldMemory => applied.memory = MemoryState::Held,
             Action::DowntimeLimit(limit) => {
-                done.downtime = Some(*limit);
-                done.changed = at;
-                if done.memory_since.is_some() && !done.held {
-                    done.steps += 1;
-                    done.stepped = (at, self.memory.last().map_or(0, |last| last.syncs));
+                applied.downtime = Some(*limit);
+                applied.changed = at;
+                // a limit that is set while RAM is held is not a step of a schedule
+                if applied.memory == MemoryState::Released {
+                    let syncs = self.memory.last().map_or(0, |last| last.syncs);
+                    applied.schedule = ScheduleState { steps: applied.schedule.steps + 1, stepped_at: at, syncs };
                 }
             }
-            Action::ShareBandwidth(share) => {
+            Action::ShareBandwidth(shares) => {
                 for (disk, track) in &mut self.disks {
-                    if done.share.mirrors.get(disk) != share.mirrors.get(disk) {
+                    if applied.shares.mirrors.get(disk) != shares.mirrors.get(disk) {
                         track.share_anew(at);
                     }
                 }
-                if done.share.memory != share.memory {
+                if applied.shares.memory != shares.memory {
                     self.memory.share_anew(at);
                 }
-                done.share = share.clone();
+                applied.shares = shares.clone();
             }
             Action::Favour(disk) => {
-                done.favoured.push(disk.clone());
+                applied.favoured.push(disk.clone());
                 if let Some(track) = self.disks.get_mut(disk) {
                     track.start_over(at);
                 }
             }
-            Action::SwitchoverBandwidth(rate) => done.held = *rate == Some(bandwidth::NOTHING),
             Action::Throttle(percent) => {
-                done.throttle = *percent;
-                done.changed = at;
+                applied.throttle = *percent;
+                applied.changed = at;
                 self.memory.forget_rates(at);
             }
             Action::WriteBlocking(disks) => {
@@ -233,15 +207,13 @@ impl History {
                         track.block(at);
                     }
                 }
-                done.write_blocking.extend(disks.iter().cloned());
-                // what it sent beside them says little of what it sends alone
+                applied.write_blocking.extend(disks.iter().cloned());
+                // RAM's rates beside mirrors that copy say little of its rates beside mirrors that only follow the guest
                 self.memory.share_anew(at);
             }
-            Action::Postcopy => done.postcopy = true,
-            Action::GiveUp { code, .. } => {
-                done.gave_up = true;
-                done.timed_out |= *code == TIMEOUT;
-            }
+            Action::Postcopy => applied.end = Some(ControllerEnd::Postcopy),
+            Action::GiveUp { code: TIMEOUT, .. } => applied.end = Some(ControllerEnd::TimedOut),
+            Action::GiveUp { .. } => applied.end = Some(ControllerEnd::GaveUp),
         }
     }
 }

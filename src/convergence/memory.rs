@@ -1,35 +1,34 @@
-//! The ladder for RAM: what is done when it does not converge, the mildest first.
+//! The ladder for RAM: the actions for RAM that does not converge, the mildest first.
 //!
 //! Pure.
 
 use super::{
-    bandwidth::HELD,
-    decision::Action,
+    decision::{Action, Decision},
     estimate::MemoryEstimate,
-    history::History,
+    history::{History, MemoryState},
     millis,
     policy::{Policy, RamRung},
 };
 use crate::quantity::{Bytes, Rate};
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// Round trips of the engine while the guest stands still: the mirrors' end, the exports' end, `migrate-continue`, `cont`.
 const ROUND_TRIPS: f64 = 4.0;
-/// How long RAM must have been foreseen not to converge in time, milliseconds: less may be a burst.
+/// How long RAM must have seemed not to converge in time, milliseconds: less may be a burst.
 const CONFIRMED: f64 = 1000.0;
 /// Milliseconds after which a throttle that QEMU does not show has come to nothing.
 const UNSEEN: f64 = 10_000.0;
-/// A guest that dirties less than this, as a part of what is sent, is not what RAM has to wait for.
+/// Up to this load RAM converges within a pass or two, so the guest's dirtying is no reason to act.
 const LIGHT: f64 = 0.3;
-/// By how much a limit is set above what it must let pass: two counts are never the same.
+/// The factor by which a limit is set above the count that it must let pass: two counts are never the same.
 const MARGIN: f64 = 1.1;
-/// What RAM must get of its share of a ceiling for the ceiling to be what holds it.
+/// The part of its share that RAM must get for the ceiling to be what slows it down.
 const REACHED: f64 = 0.8;
-/// A limit that is raised by less would not show.
+/// A raise of the limit by a smaller factor would not show.
 const NOTABLE: f64 = 1.05;
-/// From this load on everything that was sent is found dirty again, and what the guest really dirties is not seen; it is
-/// taken to be at least the second.
+/// From this load on everything that was sent is found dirty again, which hides how much more the guest dirties.
 const SATURATED: f64 = 0.95;
+/// The least load that such a guest is taken to have.
 const BEYOND: f64 = 1.5;
 /// The steps of the throttle, per cent.
 const STEP: u8 = 10;
@@ -37,43 +36,44 @@ const STEP: u8 = 10;
 /// Milliseconds of the blackout that are not RAM.
 pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
     let round_trips = ROUND_TRIPS * now.round_trip.get().unwrap_or_default();
-    let settle = now.disks.values().map(|track| {
+    let mirrors = now.disks.values().map(|track| {
         let disk = track.estimate();
         let behind = if disk.ready { disk.behind() } else { 0.0 };
-        // the flush that ends a mirror takes about what a write takes
+        // the flush that ends a mirror takes about as long as a write
         behind + disk.latency_since.or(disk.latency_before).unwrap_or_default()
     });
     let buffered = match now.memory.estimate() {
-        // below a ceiling the link keeps up, and nothing is held back
+        // below a ceiling the link keeps up, and nothing waits in the sender's buffers
         Some(_) if now.job.ceiling.is_none() => now.job.buffered as f64 / tail_rate(now) * 1000.0,
         _ => 0.0,
     };
-    millis(policy.device_state) + round_trips + settle.fold(0.0, f64::max) + buffered
+    millis(policy.device_state) + round_trips + mirrors.fold(0.0, f64::max) + buffered
 }
 
 /// Bytes per second that the rest of RAM is sent at with the guest stopped.
 pub(super) fn tail_rate(now: &History) -> f64 {
-    let share = now.applied.share.memory.map_or(0.0, |rate| rate.0 as f64);
-    // a ceiling that is not reached is not what the link carries
+    let share = now.applied.shares.memory.rate().map_or(0.0, |rate| rate.0 as f64);
+    // a ceiling that RAM does not reach is not the bandwidth of the link
     let is_reached = now.memory.carried().is_none_or(|carried| carried > share * REACHED);
-    // while it is held back, or right after, the wire carries what it is let
-    let held = now.applied.held || now.applied.share.memory == Some(HELD);
-    let measured = now.memory.carried().filter(|_| !held).unwrap_or(now.memory.fastest());
-    told(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
+    // a trickle is no measure of the link, and beside mirrors RAM does not have the wire to itself
+    let is_held = now.applied.memory == MemoryState::Held || now.applied.shares.trickles();
+    let measured = now.memory.carried().filter(|_| !is_held).unwrap_or(now.memory.fastest());
+    ceiling(now).filter(|_| is_reached).unwrap_or(measured).max(1.0)
 }
 
-/// The ceiling, which is what QEMU is told to reckon with.
-fn told(now: &History) -> Option<f64> {
+/// The ceiling, which QEMU is told as the bandwidth of the switchover.
+fn ceiling(now: &History) -> Option<f64> {
     now.job.ceiling.map(|rate| rate.0 as f64)
 }
 
-/// The part of a downtime limit that QEMU is to be told for what RAM's tail may take: where it was told of more bandwidth
-/// than there is, it would stop the guest for longer.
-fn part(now: &History, tail: f64) -> f64 {
-    told(now).filter(|_| now.job.abilities.switchover_bandwidth).map_or(1.0, |told| (tail / told.max(1.0)).min(1.0))
+/// The factor from the time that RAM's tail may take to the downtime limit that QEMU is told. QEMU that was told more
+/// bandwidth than there is would otherwise stop the guest for longer.
+fn limit_factor(now: &History, tail: f64) -> f64 {
+    let told = ceiling(now).filter(|_| now.job.abilities.switchover_bandwidth);
+    told.map_or(1.0, |told| (tail / told.max(1.0)).min(1.0))
 }
 
-/// The most that RAM's tail may take, milliseconds, so that the whole stays within the budget.
+/// The longest time that RAM's tail may take, milliseconds, so that the whole blackout stays within the budget.
 fn allowed(policy: &Policy, now: &History) -> f64 {
     (millis(now.job.budget) - overhead(policy, now)).max(1.0)
 }
@@ -87,99 +87,210 @@ pub(super) fn first_limit(policy: &Policy, now: &History) -> Duration {
     }
 }
 
-/// What is to be done for RAM, and why.
-pub(super) fn decide(policy: &Policy, now: &History) -> (Option<Action>, String) {
-    let still = now.at - now.memory.moved();
-    if now.memory.last().is_some() && still > millis(policy.give_up) {
-        let needed = "a destination that takes what it is sent, or a link that carries it".to_owned();
-        let because = format!("nothing of RAM has been sent for {:.0} s", still / 1000.0);
-        return (Some(Action::GiveUp { code: "ram-stalled", needed }), because);
+/// Decides for RAM, once the guest's stop depends on RAM alone.
+pub(super) fn decide(policy: &Policy, now: &History) -> Decision {
+    let silent = now.at - now.memory.moved();
+    if now.memory.last().is_some() && silent > millis(policy.give_up) {
+        let needed = "a destination that reads from the link, or a link that carries more".to_owned();
+        let because = format!("nothing of RAM has been sent for {:.0} s", silent / 1000.0);
+        return Decision::give_up("ram-stalled", needed, because);
     }
-    let Some(memory) = now.memory.estimate() else { return wait("RAM has just been started".to_owned()) };
+    let Some(memory) = now.memory.estimate() else { return Decision::wait("RAM has just been started") };
     let sent = now.memory.last().map_or(0, |last| last.processed);
     let (Some(load), true) = (memory.load(), memory.first_pass_over) else {
-        return wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.job.memory)));
+        return Decision::wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.job.memory)));
     };
-    let still = stands_still(policy, now, &memory);
-    let load = if still { load.max(1.0) } else { load };
-    let tail = tail_rate(now);
-    let part = part(now, tail);
-    let downtime = |millis: f64| Action::DowntimeLimit(Duration::from_secs_f64(millis * part / 1000.0));
-    // what it comes to
-    let limit = now.applied.downtime.map_or(millis(policy.first), millis) / part;
-    let rest = tail * limit / 1000.0;
-    let patience = patience(policy, now);
-    let busy = millis(policy.busy).min(allowed(policy, now));
-    if policy.ram.contains(&RamRung::Downtime) && load > LIGHT && busy > limit * NOTABLE {
-        let because =
-            format!("{}: RAM's tail may take {busy:.0} ms of a guest that is busy", numbers(&memory, load, limit));
-        return (Some(downtime(busy)), because);
-    }
-    if let Some(time) = memory.time_to(rest, load).filter(|time| !still && (*time <= patience || load <= LIGHT)) {
-        return wait(format!("RAM is about to fit: {}, in {time:.0} ms", numbers(&memory, load, limit)));
-    }
-    if !has_settled(now) {
-        return wait(format!("the throttle of {} % is still to show", now.applied.throttle));
-    }
-    if !is_confirmed(policy, now, &memory, rest, patience) {
-        return wait(format!("RAM may not fit in time, which is yet to be seen: {}", numbers(&memory, load, limit)));
-    }
-    let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
-    let needed = lowest / tail * 1000.0 * MARGIN;
-    let numbers = numbers(&memory, load, limit);
-    let raise = || {
-        let foreseen = needed + overhead(policy, now);
-        let because = format!(
-            "{numbers}: it would take {needed:.0} ms at its lowest ({}), {foreseen:.0} ms of blackout in all of a budget of {} ms",
-            Bytes(lowest as u64),
-            now.job.budget.as_millis()
-        );
-        (Some(downtime(needed)), because)
-    };
-    let fits = needed > limit * NOTABLE && needed <= allowed(policy, now);
-    for rung in &policy.ram {
-        match rung {
-            RamRung::Downtime if fits && is_worth_it(policy, now, load, needed - limit) => return raise(),
-            RamRung::Throttle if now.job.abilities.throttle && now.applied.throttle < policy.throttle_max => {
-                let (percent, time) = throttle(policy, now, &memory, rest);
-                let because = match time {
-                    Some(time) => format!("{numbers}: throttled by {percent} % it would fit in {:.1} s", time / 1000.0),
-                    None => format!("{numbers}: it is throttled by {percent} %"),
-                };
-                return (Some(Action::Throttle(percent)), because);
-            }
-            RamRung::Postcopy if now.job.abilities.postcopy => {
-                return (Some(Action::Postcopy), format!("{numbers}: the guest goes on at the destination"));
-            }
-            RamRung::StopAndCopy if needed > limit * NOTABLE => {
-                let foreseen = needed + overhead(policy, now);
-                if foreseen <= millis(policy.stop_and_copy) {
-                    let because = format!("{numbers}: it is stopped for {foreseen:.0} ms, as the policy allows");
-                    return (Some(downtime(needed)), because);
-                }
-            }
-            _ => {}
-        }
-    }
-    if policy.ram.contains(&RamRung::Downtime) && fits && load >= 1.0 {
-        return raise();
-    }
-    let since = now.at - memory.best_at.max(now.applied.changed);
-    if since > millis(policy.give_up) && memory.worse > 0 {
-        let because = format!("{numbers}, and nothing has improved for {:.0} s", since / 1000.0);
-        return (Some(Action::GiveUp { code: "ram-not-converging", needed: remedy(policy, now, &memory) }), because);
-    }
-    wait(format!("{numbers}: nothing more is to be done but to wait"))
+    MemoryOutlook::new(policy, now, memory, load).decide()
 }
 
-/// What would have let RAM converge.
+/// The estimate of RAM, held against the downtime limit and the policy.
+struct MemoryOutlook<'a> {
+    policy: &'a Policy,
+    now: &'a History,
+    memory: MemoryEstimate,
+    /// The rest has not shrunk for longer than the patience, whatever the rates say.
+    stands_still: bool,
+    /// [`MemoryEstimate::load`]; at least 1 where the rest stands still.
+    load: f64,
+    /// See [`tail_rate`].
+    tail: f64,
+    /// See [`limit_factor`].
+    factor: f64,
+    /// The time that RAM's tail takes by the present downtime limit, milliseconds.
+    limit: f64,
+    /// The bytes that are sent in that time.
+    rest: f64,
+    /// The time that RAM may need yet before more is done than to wait, milliseconds.
+    patience: f64,
+}
+
+impl<'a> MemoryOutlook<'a> {
+    fn new(policy: &'a Policy, now: &'a History, memory: MemoryEstimate, load: f64) -> Self {
+        let patience = patience(policy, now);
+        let stands_still = memory.worse >= 2 && now.at - memory.best_at.max(now.applied.changed) > patience;
+        let tail = tail_rate(now);
+        let factor = limit_factor(now, tail);
+        let limit = now.applied.downtime.map_or(millis(policy.first), millis) / factor;
+        Self {
+            policy,
+            now,
+            memory,
+            stands_still,
+            load: if stands_still { load.max(1.0) } else { load },
+            tail,
+            factor,
+            limit,
+            rest: tail * limit / 1000.0,
+            patience,
+        }
+    }
+
+    fn decide(&self) -> Decision {
+        let Self { policy, now, load, limit, .. } = *self;
+        let busy = millis(policy.busy).min(allowed(policy, now));
+        if policy.ram.contains(&RamRung::Downtime) && load > LIGHT && busy > limit * NOTABLE {
+            let because = format!("{self}: the guest is busy, so RAM's tail may take {busy:.0} ms");
+            return self.limit_to(busy, because);
+        }
+        let time = self.memory.time_to(self.rest, load);
+        if let Some(time) = time.filter(|time| !self.stands_still && (*time <= self.patience || load <= LIGHT)) {
+            return Decision::wait(format!("RAM will fit: {self}, in {time:.0} ms"));
+        }
+        if !has_throttle_shown(now) {
+            return Decision::wait(format!("the throttle of {} % does not show yet", now.applied.throttle));
+        }
+        if !self.is_confirmed() {
+            return Decision::wait(format!("RAM may not fit in time, which is not certain yet: {self}"));
+        }
+        let needed = lowest(now, &self.memory) / self.tail * 1000.0 * MARGIN;
+        if let Some(step) = policy.ram.iter().find_map(|rung| self.climb(*rung, needed)) {
+            return step;
+        }
+        if policy.ram.contains(&RamRung::Downtime) && self.fits_budget(needed) && load >= 1.0 {
+            return self.raise(needed);
+        }
+        let since = now.at - self.memory.best_at.max(now.applied.changed);
+        if since > millis(policy.give_up) && self.memory.worse > 0 {
+            let because = format!("{self}, and nothing has improved for {:.0} s", since / 1000.0);
+            return Decision::give_up("ram-not-converging", remedy(policy, now, &self.memory), because);
+        }
+        Decision::wait(format!("{self}: every rung is climbed, and RAM may still converge"))
+    }
+
+    /// One rung; `None` where it was climbed already, or does not help. `needed` is the time that RAM's tail takes where least
+    /// of RAM remains, milliseconds.
+    fn climb(&self, rung: RamRung, needed: f64) -> Option<Decision> {
+        let Self { policy, now, limit, .. } = *self;
+        let abilities = now.job.abilities;
+        match rung {
+            RamRung::Downtime => {
+                (self.fits_budget(needed) && self.is_worth_it(needed - limit)).then(|| self.raise(needed))
+            }
+            RamRung::Throttle => (abilities.throttle && now.applied.throttle < policy.throttle_max).then(|| {
+                let (percent, time) = self.throttle();
+                let because = match time {
+                    Some(time) => format!("{self}: throttled by {percent} % RAM would fit in {:.1} s", time / 1000.0),
+                    None => format!("{self}: the guest is throttled by {percent} %"),
+                };
+                Decision::act(Action::Throttle(percent), because)
+            }),
+            RamRung::Postcopy => abilities
+                .postcopy
+                .then(|| Decision::act(Action::Postcopy, format!("{self}: the guest resumes on the destination"))),
+            RamRung::StopAndCopy => {
+                let blackout = needed + overhead(policy, now);
+                (needed > limit * NOTABLE && blackout <= millis(policy.stop_and_copy)).then(|| {
+                    let because = format!("{self}: the guest is stopped for {blackout:.0} ms, as the policy allows");
+                    self.limit_to(needed, because)
+                })
+            }
+        }
+    }
+
+    /// Sets the downtime limit so that RAM's tail may take so many milliseconds.
+    fn limit_to(&self, tail: f64, because: String) -> Decision {
+        Decision::act(Action::DowntimeLimit(Duration::from_secs_f64(tail * self.factor / 1000.0)), because)
+    }
+
+    fn raise(&self, needed: f64) -> Decision {
+        let because = format!(
+            "{self}: RAM's tail would take {needed:.0} ms at its lowest ({}), and the whole blackout {:.0} ms of a budget of {} ms",
+            Bytes(lowest(self.now, &self.memory) as u64),
+            needed + overhead(self.policy, self.now),
+            self.now.job.budget.as_millis()
+        );
+        self.limit_to(needed, because)
+    }
+
+    fn fits_budget(&self, needed: f64) -> bool {
+        needed > self.limit * NOTABLE && needed <= allowed(self.policy, self.now)
+    }
+
+    /// Whether a blackout that is longer by so many milliseconds is worth the time that it saves: the time to converge where
+    /// RAM does so slowly, the time that throttling takes where the guest can be throttled.
+    fn is_worth_it(&self, longer: f64) -> bool {
+        let policy = self.policy;
+        let by_throttle = match policy.ram.contains(&RamRung::Throttle) && self.now.job.abilities.throttle {
+            true => millis(policy.patience),
+            false => f64::MAX,
+        };
+        let by_itself = if self.load < 1.0 { longer / (1.0 - self.load) } else { f64::MAX };
+        by_itself.min(by_throttle) >= longer * policy.worth
+    }
+
+    /// Whether estimate after estimate has said for long enough that RAM does not fit in time.
+    fn is_confirmed(&self) -> bool {
+        let is_doubtful = |memory: &MemoryEstimate| {
+            let time = memory.load().and_then(|load| memory.time_to(self.rest, load));
+            memory.first_pass_over
+                && time.is_none_or(|time| time > self.patience)
+                && memory.load().is_some_and(|load| load > LIGHT)
+        };
+        let doubted = self.now.memory.recent().rev().take_while(|(_, memory)| is_doubtful(memory)).last();
+        self.stands_still || doubted.is_some_and(|(since, _)| self.now.at - since >= CONFIRMED)
+    }
+
+    /// The smallest throttle that leaves a light load, or else the largest, and the milliseconds until RAM fits then. One strong
+    /// throttle that does is better than several weak ones that do not: QEMU takes a second or more for each.
+    fn throttle(&self) -> (u8, Option<f64>) {
+        let Self { policy, now, memory, .. } = self;
+        let present = now.applied.throttle;
+        let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
+        let load = memory.load().unwrap_or(1.0);
+        let load = if load > SATURATED { load.max(BEYOND) } else { load };
+        let unthrottled = load / runs(present.min(99));
+        // where the last throttle was not enough, the time that the guest still runs is at least halved
+        let least = if present > 0 { (100 - present) / 2 } else { STEP };
+        let mut percent = present.saturating_add(least).div_ceil(STEP) * STEP;
+        while percent < policy.throttle_max && unthrottled * runs(percent) > LIGHT {
+            percent += STEP;
+        }
+        let percent = percent.min(policy.throttle_max);
+        (percent, memory.time_to(self.rest, unthrottled * runs(percent)))
+    }
+}
+
+impl fmt::Display for MemoryOutlook<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} remain, {} are dirtied against {} sent ({:.0} %), the downtime limit is {:.0} ms",
+            Bytes(self.memory.fresh as u64),
+            Rate(self.memory.dirty_rate as u64),
+            Rate(self.memory.bandwidth as u64),
+            self.load * 100.0,
+            self.limit
+        )
+    }
+}
+
+/// The bandwidth or the budget with which RAM would have converged, in words.
 pub(super) fn remedy(policy: &Policy, now: &History, memory: &MemoryEstimate) -> String {
-    let lowest = now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min);
-    let budget = lowest / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
-    // so that the rest is through within the patience, dirtying and all
+    let budget = lowest(now, memory) / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
+    // so that the rest is sent within the patience, while the guest dirties on
     let bandwidth = memory.dirty_rate + memory.fresh / (patience(policy, now) / 1000.0);
     format!(
-        "a bandwidth of {} (it was {}) or a blackout budget of {:.0} ms (it was {} ms) would have done",
+        "a bandwidth of {} (it was {}) or a blackout budget of {:.0} ms (it was {} ms) would have sufficed",
         Rate(bandwidth as u64),
         Rate(memory.bandwidth as u64),
         budget.ceil(),
@@ -187,23 +298,9 @@ pub(super) fn remedy(policy: &Policy, now: &History, memory: &MemoryEstimate) ->
     )
 }
 
-/// The smallest throttle that leaves a light load, or else the largest, and the time until RAM fits then. A short throttle
-/// that does is better than several that do not: QEMU takes a second or more for each.
-fn throttle(policy: &Policy, now: &History, memory: &MemoryEstimate, rest: f64) -> (u8, Option<f64>) {
-    let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
-    let load = memory.load().unwrap_or(1.0);
-    // a guest that keeps up with what is sent may dirty much more than is found
-    let found = if load > SATURATED { load.max(BEYOND) } else { load };
-    // without any throttle
-    let whole = found / runs(now.applied.throttle.min(99));
-    // where the last one did not do, what the guest still runs is halved at least
-    let least = if now.applied.throttle > 0 { (100 - now.applied.throttle) / 2 } else { STEP };
-    let mut percent = now.applied.throttle.saturating_add(least).div_ceil(STEP) * STEP;
-    while percent < policy.throttle_max && whole * runs(percent) > LIGHT {
-        percent += STEP;
-    }
-    let percent = percent.min(policy.throttle_max);
-    (percent, memory.time_to(rest, whole * runs(percent)))
+/// The least that remained of late, bytes.
+fn lowest(now: &History, memory: &MemoryEstimate) -> f64 {
+    now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min)
 }
 
 fn patience(policy: &Policy, now: &History) -> f64 {
@@ -211,54 +308,10 @@ fn patience(policy: &Policy, now: &History) -> f64 {
     millis(policy.patience).max(so_far * policy.patience_share)
 }
 
-/// Whether the last throttle shows, or has had its time to.
-fn has_settled(now: &History) -> bool {
-    let shown = now.memory.last().is_some_and(|last| last.throttle_pct >= u64::from(now.applied.throttle));
-    shown || now.at - now.applied.changed > UNSEEN
-}
-
-/// Whether what remains has been no less for a while, whatever the rates say.
-fn stands_still(policy: &Policy, now: &History, memory: &MemoryEstimate) -> bool {
-    memory.worse >= 2 && now.at - memory.best_at.max(now.applied.changed) > patience(policy, now)
-}
-
-/// Whether a blackout that is longer by so many milliseconds is worth what it saves: where RAM converges slowly, the time
-/// to do so; where it can be throttled, the time that takes.
-fn is_worth_it(policy: &Policy, now: &History, load: f64, longer: f64) -> bool {
-    let otherwise = match policy.ram.contains(&RamRung::Throttle) && now.job.abilities.throttle {
-        true => millis(policy.patience),
-        false => f64::MAX,
-    };
-    let waited = if load < 1.0 { longer / (1.0 - load) } else { f64::MAX };
-    waited.min(otherwise) >= longer * policy.worth
-}
-
-/// Whether RAM has been foreseen not to fit in time again and again, for long enough.
-fn is_confirmed(policy: &Policy, now: &History, memory: &MemoryEstimate, rest: f64, patience: f64) -> bool {
-    let doubtful = |memory: &MemoryEstimate| {
-        let time = memory.load().and_then(|load| memory.time_to(rest, load));
-        memory.first_pass_over && time.is_none_or(|time| time > patience) && memory.load() > Some(LIGHT)
-    };
-    if stands_still(policy, now, memory) {
-        return true;
-    }
-    let streak: Vec<f64> =
-        now.memory.recent().rev().take_while(|(_, memory)| doubtful(memory)).map(|(since, _)| *since).collect();
-    streak.last().is_some_and(|first| now.at - first >= CONFIRMED)
-}
-
-fn numbers(memory: &MemoryEstimate, load: f64, limit: f64) -> String {
-    format!(
-        "{} remain, {} are dirtied against {} sent ({:.0} %), the downtime limit is {limit:.0} ms",
-        Bytes(memory.fresh as u64),
-        Rate(memory.dirty_rate as u64),
-        Rate(memory.bandwidth as u64),
-        load * 100.0
-    )
-}
-
-fn wait(because: String) -> (Option<Action>, String) {
-    (None, because)
+/// Whether QEMU shows the last throttle, or has had its time to.
+fn has_throttle_shown(now: &History) -> bool {
+    let shows = now.memory.last().is_some_and(|last| last.throttle_pct >= u64::from(now.applied.throttle));
+    shows || now.at - now.applied.changed > UNSEEN
 }
 
 #[cfg(test)]
@@ -267,7 +320,7 @@ mod tests {
     use crate::convergence::{
         ConvergenceJob, Decision,
         fixture::{ControllerRun, GuestRam, give_up, job, limit, mib, policy, throttle},
-        may_hand_over, predicted_blackout,
+        predicted_blackout,
     };
 
     /// Looks at RAM until something is done that `wanted` is looking for; what came before must not be done.
@@ -406,8 +459,8 @@ mod tests {
         let (mut run, mut ram) = (started(&text("3s"), job()), GuestRam::new(500.0, 200.0, false));
         let decision = until(&mut run, &mut ram, 30_000, |decision| limit(decision).is_some()).expect("a limit");
         assert!(limit(&decision).is_some_and(|limit| limit > Duration::from_secs(2)), "{decision:?}");
-        assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(200).0).is_ok());
-        assert!(may_hand_over(&run.policy, &run.history, 100.0, mib(400).0).is_err());
+        assert!(run.keep_budget(100.0, mib(200).0).is_ok());
+        assert!(run.keep_budget(100.0, mib(400).0).is_err());
         let (mut run, mut ram) = (started(&text("1s"), job()), GuestRam::new(500.0, 200.0, false));
         let decision = until(&mut run, &mut ram, 30_000, |decision| !decision.actions.is_empty()).expect("an end");
         assert!(give_up(&decision).is_some(), "{decision:?}");
@@ -419,9 +472,9 @@ mod tests {
             let given = ConvergenceJob { ceiling: ceiling.map(mib), ..job() };
             let (mut run, mut ram) = (started(built_in("converge"), given), GuestRam::new(0.0, 1.0, false));
             until(&mut run, &mut ram, 2000, |_| false);
-            let foreseen = may_hand_over(&run.policy, &run.history, 0.0, mib(remaining).0).expect("within 360 ms");
-            assert!((expected * 0.85..expected + 20.0).contains(&foreseen), "{ceiling:?}: {foreseen}");
-            assert!(may_hand_over(&run.policy, &run.history, 0.0, mib(60).0).is_err(), "{ceiling:?}");
+            let blackout = run.keep_budget(0.0, mib(remaining).0).expect("within 360 ms");
+            assert!((expected * 0.85..expected + 20.0).contains(&blackout), "{ceiling:?}: {blackout}");
+            assert!(run.keep_budget(0.0, mib(60).0).is_err(), "{ceiling:?}");
             assert!(predicted_blackout(&run.policy, &run.history).is_some());
         }
         // QEMU stops the guest by the bandwidth that it was told

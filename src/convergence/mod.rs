@@ -1,17 +1,19 @@
-//! Convergence: one controller over disks and RAM that knows when to switch, when to push, and when to give up.
+//! Convergence: one controller over disks and RAM that decides when QEMU may stop the guest, when to push, and when to give up.
 //!
-//! Plain data in, plain data out: [`decide`] takes a [`Policy`], what was sampled so far ([`History`]) and the newest
-//! [`MigrationSample`], and gives a [`Decision`] with its reason. Every file of this room is pure: it must never read a clock, ask
-//! QEMU or do anything, so that a recorded sequence of samples replays through it offline and always gives the same.
+//! Plain data in, plain data out: [`decide`] takes a [`Policy`], everything that was sampled so far ([`History`]) and the
+//! newest [`MigrationSample`], and returns a [`Decision`] with its reason. Every file of this room is pure: none may read a
+//! clock, ask QEMU or do anything, so that recorded samples replay offline and always lead to the same decisions.
 
 use std::time::Duration;
 
 mod bandwidth;
+mod budget;
 mod decide;
 mod decision;
 mod disks;
 mod estimate;
 mod history;
+mod job;
 mod memory;
 mod policy;
 mod policy_file;
@@ -19,12 +21,15 @@ pub mod predict;
 mod sample;
 mod schedule;
 pub mod simulate;
+mod stage;
 
-pub use bandwidth::HELD;
-pub use decide::{decide, may_hand_over, predicted_blackout};
+pub use bandwidth::{BandwidthShares, MemoryShare};
+pub use budget::{AwaitedRest, OverBudget, keep_budget, predicted_blackout};
+pub use decide::decide;
 pub use decision::{Action, Decision};
 pub use estimate::{DiskEstimate, MemoryEstimate};
-pub use history::{Abilities, BandwidthShares, ConvergenceJob, History, RunEstimates};
+pub use history::{History, RunEstimates};
+pub use job::{Abilities, ConvergenceJob};
 pub use policy::{DiskRung, Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 pub use policy_file::{BUILT_IN, PolicyError};
 pub use sample::{MigrationSample, MirrorSample, RamSample};
@@ -36,7 +41,7 @@ mod properties;
 #[cfg(test)]
 mod scenarios;
 
-/// The room's own unit of time.
+/// Milliseconds, the unit of time of the room's formulas.
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }

@@ -1,21 +1,23 @@
-//! What must hold for the decisions whatever is sampled, nonsense too.
+//! Properties of the decisions that hold whatever is sampled, nonsense too.
 
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 use super::{
-    decide::{decide, may_hand_over, predicted_blackout},
+    budget::{AwaitedRest, keep_budget, predicted_blackout},
+    decide::decide,
     decision::{Action, Decision},
-    history::{Abilities, ConvergenceJob, History},
+    history::History,
+    job::{Abilities, ConvergenceJob},
     memory::overhead,
     millis,
     policy::Policy,
     sample::{MigrationSample, MirrorSample, RamSample},
 };
-use crate::quantity::Rate;
+use crate::quantity::{Bytes, Rate};
 use proptest::prelude::*;
 use std::time::Duration;
 
-/// A counter: small, as large as a guest's, or as large as can be. It may fall from one sample to the next.
+/// A counter: small, as large as a guest's, or as large as can be. A counter may fall from one sample to the next.
 fn counter() -> impl Strategy<Value = u64> {
     prop_oneof![Just(0), 0..1000u64, (0..1u64 << 34), (0..1u64 << 34), any::<u64>()]
 }
@@ -69,7 +71,7 @@ fn samples() -> impl Strategy<Value = Vec<MigrationSample>> {
     })
 }
 
-/// Samples of a run that goes on as runs do, with what the guest dirties as wild as may be.
+/// Samples of a plausible run whose guest dirties memory at wild rates.
 fn plausible() -> impl Strategy<Value = Vec<MigrationSample>> {
     let total = 1u64 << 29;
     proptest::collection::vec((90..130u64, 0..3u64 << 23, 0..3u64 << 23, any::<bool>()), 30..200).prop_map(move |all| {
@@ -142,15 +144,16 @@ proptest! {
                     prop_assert!(*limit <= job.budget);
                     continue;
                 }
-                // what stays of a budget that is gone with the overhead is a millisecond
+                // where the overhead takes the whole budget, a millisecond is left
                 let most = (budget - overhead(&policy, &history)).max(1.0).max(millis(policy.stop_and_copy));
                 prop_assert!(millis(*limit) <= most + 1e-6, "{limit:?} of {most}");
             }
             let allowed = (budget * (1.0 + policy.slack)).max(millis(policy.stop_and_copy));
-            for (stood, remaining) in [(0.0, 0), (5.0, 1 << 20), (250.0, 1 << 30), (1e4, 0)] {
-                match may_hand_over(&policy, &history, stood, remaining) {
-                    Ok(foreseen) => prop_assert!(policy.observe || foreseen <= allowed),
-                    Err(foreseen) => prop_assert!(foreseen > allowed && foreseen.is_finite()),
+            for (stood, remaining) in [(0, 0), (5, 1 << 20), (250, 1 << 30), (10_000, 0)] {
+                let stood = Duration::from_millis(stood);
+                match keep_budget(&policy, &history, stood, AwaitedRest::Memory(Bytes(remaining))) {
+                    Ok(blackout) => prop_assert!(policy.observe || blackout <= allowed),
+                    Err(over) => prop_assert!(over.estimate_ms > allowed && over.estimate_ms.is_finite()),
                 }
             }
             prop_assert!(predicted_blackout(&policy, &history).is_none_or(|ms| ms.is_finite() && ms >= 0.0));
@@ -168,10 +171,10 @@ proptest! {
         if samples.iter().any(|sample| over(&sample)) {
             prop_assert!(decisions.iter().any(gave_up));
         }
-        // and it is the last that is done
+        // nothing is done after that
         let end = decisions.iter().position(gave_up).unwrap_or(decisions.len());
         for (_, decision) in decisions.iter().skip(end + 1) {
-            // but for RAM, where it is only observed and the mirrors get there after all
+            // RAM excepted, under a policy that only observes, once the mirrors are ready after all
             let goes_on = policy.observe && decision.actions == [Action::StartMemory];
             prop_assert!(decision.actions.is_empty() || goes_on);
         }
@@ -196,11 +199,11 @@ proptest! {
                     }
                     Action::StartMemory => started += 1,
                     Action::WriteBlocking(disks) => blocking.extend(disks),
-                    Action::ShareBandwidth(share) => {
+                    Action::ShareBandwidth(shares) => {
                         // 0 is no limit to QEMU
-                        let all = share.mirrors.values().chain([&share.memory]);
+                        let all = shares.mirrors.values().copied().chain([shares.memory.rate()]);
                         prop_assert!(all.flatten().all(|rate| rate.0 > 0));
-                        prop_assert_eq!(&share, history.share());
+                        prop_assert_eq!(&shares, history.shares());
                     }
                     _ => {}
                 }

@@ -1,18 +1,18 @@
-//! Hundreds of migrations in the model, and what must hold for every one of them.
+//! Hundreds of migrations in the model, and the promises that each of them must keep.
 
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 use super::{
     decision::Action,
-    history::{Abilities, ConvergenceJob},
+    job::{Abilities, ConvergenceJob},
     policy::Policy,
-    simulate::{DiskModel, GuestModel, LinkModel, SimulatedRun, simulate},
+    simulate::{DirtyBursts, DiskModel, GuestModel, LinkModel, SimulatedAction, SimulatedRun, simulate},
 };
 use crate::quantity::Rate;
 use std::time::Duration;
 
 const MIB: f64 = (1 << 20) as f64;
-/// What a link of 1 Gbit/s carries of payload.
+/// The payload of a link of 1 Gbit/s.
 const GBIT: f64 = 125e6 * 0.95;
 
 fn policy(name: &str) -> Policy {
@@ -49,13 +49,17 @@ fn job(guest: &GuestModel, budget: u64) -> ConvergenceJob {
     }
 }
 
-/// As the bench runs it.
-fn run(name: &str, guest: &GuestModel, link: &LinkModel) -> SimulatedRun {
+fn bursts(busy: f64, idle: f64) -> Option<DirtyBursts> {
+    Some(DirtyBursts { busy, idle })
+}
+
+/// A run as in `scripts/bench converge`.
+fn run_like_bench(name: &str, guest: &GuestModel, link: &LinkModel) -> SimulatedRun {
     let job = ConvergenceJob { timeout: Some(Duration::from_secs(60)), ..job(guest, 300) };
     simulate(&policy(name), &job, guest, link)
 }
 
-/// Numbers that look like chance and are always the same.
+/// Random choices that are the same in each run of the tests.
 struct Dice(u64);
 
 impl Dice {
@@ -65,10 +69,10 @@ impl Dice {
     }
 }
 
-/// What holds for every course, whatever the policy. `told` is the scenario.
-fn check(policy: &Policy, job: &ConvergenceJob, course: &SimulatedRun, told: &str) {
-    assert!(!course.too_early, "stopped before its mirrors were ready: {told}");
-    match (course.blackout_ms, course.given_up()) {
+/// Checks the promises of every run, whatever the policy. `told` is the scenario.
+fn check(policy: &Policy, job: &ConvergenceJob, run: &SimulatedRun, told: &str) {
+    assert!(!run.too_early, "stopped before its mirrors were ready: {told}");
+    match (run.blackout_ms, run.given_up()) {
         (Some(blackout), None) => {
             let most = job.budget.as_secs_f64() * 1000.0 * (1.0 + policy.slack);
             assert!(blackout <= most, "{blackout} ms of {most}: {told}");
@@ -78,11 +82,11 @@ fn check(policy: &Policy, job: &ConvergenceJob, course: &SimulatedRun, told: &st
     }
     let mut limit = Duration::ZERO;
     let mut throttle = 0;
-    for (at, action, because) in &course.actions {
+    for SimulatedAction { at_ms: at, action, because } in &run.actions {
         assert!(!because.is_empty(), "{action:?} without a reason: {told}");
         match action {
             Action::DowntimeLimit(next) => {
-                // beside the mirrors it is 1 ms, and may stay so under a budget that leaves no more
+                // the limit beside the mirrors is 1 ms, and stays so under a budget that leaves no more
                 assert!(
                     *next > limit || *next == Duration::from_millis(1),
                     "from {limit:?} to {next:?} at {at}: {told}"
@@ -111,7 +115,7 @@ fn every_scenario_ends_and_keeps_its_promises() {
         let sent = bandwidth.min(1e9);
         let mut guest = guest(memory, set, load * sent);
         guest.used = memory * dice.one_of(&[0.5, 0.8, 1.0]);
-        guest.bursts = dice.one_of(&[None, None, Some((700.0, 1300.0)), Some((4000.0, 4000.0))]);
+        guest.bursts = dice.one_of(&[None, None, bursts(700.0, 1300.0), bursts(4000.0, 4000.0)]);
         let mut link = link(bandwidth, dice.one_of(&[false, true]));
         link.switchover_bandwidth = dice.one_of(&[true, true, false]);
         let mut given = job(&guest, dice.one_of(&[100, 300, 2000]));
@@ -120,7 +124,7 @@ fn every_scenario_ends_and_keeps_its_promises() {
         given.abilities.overlap = link.switchover_bandwidth;
         given.abilities.throttle = dice.one_of(&[true, true, false]);
         given.ceiling = dice.one_of(&[None, None, Some(0.3), Some(0.8), Some(1.0), Some(10.0)]).map(|part| {
-            // a ceiling of the wire that is far from what it carries is a user's guess
+            // a ceiling far from the link's bandwidth is a user's guess
             Rate((bandwidth * part) as u64)
         });
         let carried = given.ceiling.map_or(sent, |ceiling| sent.min(ceiling.0 as f64));
@@ -136,24 +140,21 @@ fn every_scenario_ends_and_keeps_its_promises() {
         seen += 1;
         given.disks = guest.disks.iter().map(|disk| disk.bytes as u64).collect();
         let (policy, told) = (policy("converge"), format!("{guest:?} {link:?} {given:?}"));
-        let course = simulate(&policy, &given, &guest, &link);
-        check(&policy, &given, &course, &told);
-        // what does not need it is never given up
+        let run = simulate(&policy, &given, &guest, &link);
+        check(&policy, &given, &run, &told);
+        // an easy guest is never given up
         let easy = load <= 0.5 && guest.disks.iter().all(|disk| disk.write_rate == 0.0);
-        assert!(course.moved() || !easy, "{:?}: {told}", course.given_up());
-        let did = |what: fn(&Action) -> bool| usize::from(course.actions.iter().any(|(_, action, _)| what(action)));
-        moved += usize::from(course.moved());
+        assert!(run.moved() || !easy, "{:?}: {told}", run.given_up());
+        let did = |what: fn(&Action) -> bool| usize::from(run.actions.iter().any(|step| what(&step.action)));
+        moved += usize::from(run.moved());
         given_up += did(|action| matches!(action, Action::GiveUp { .. }));
         throttled += did(|action| matches!(action, Action::Throttle(_)));
         blocked += did(|action| matches!(action, Action::WriteBlocking(_)));
         overlapped += usize::from(
-            course
-                .actions
-                .iter()
-                .any(|(_, action, because)| *action == Action::StartMemory && because.contains("beside them")),
+            run.actions.iter().any(|step| step.action == Action::StartMemory && step.because.contains("beside them")),
         );
     }
-    // each of the ways was gone
+    // every kind of run occurred
     let ways = [moved, given_up, throttled, overlapped, blocked];
     assert!(moved > seen * 3 / 4 && ways.iter().all(|way| *way > 4), "{ways:?}");
 }
@@ -183,26 +184,26 @@ fn compared() -> impl Iterator<Item = (GuestModel, LinkModel, f64)> {
     [false, true].into_iter().flat_map(each)
 }
 
-/// Equal is up to this much more, as in the bench.
-fn is_worse(ours: f64, theirs: f64, grain: f64) -> bool {
-    ours > theirs * 1.05 + grain
+/// Whether one figure is worse than another by more than the bench's tolerance.
+fn is_worse(one: f64, other: f64, grain: f64) -> bool {
+    one > other * 1.05 + grain
 }
 
 #[test]
 fn converge_is_no_worse_than_the_published_schedules() {
     for (guest, link, load) in compared() {
-        let ours = run("converge", &guest, &link);
+        let ours = run_like_bench("converge", &guest, &link);
         let (size, set) = (guest.memory / MIB, guest.working_set / MIB);
         let told = format!("{size} MiB, {set} MiB at {load}, continuous: {}: {ours:#?}", link.continuous);
         let blackout = ours.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
         for name in ["nova", "vdsm", "kubevirt"] {
-            let other = run(name, &guest, &link);
+            let other = run_like_bench(name, &guest, &link);
             let Some(theirs) = other.blackout_ms else { continue };
             let told = format!("{name}: {:.0} ms, {theirs:.0} ms; {told}", other.total_ms);
             assert!(!is_worse(blackout, theirs, 5.0), "blackout {told}");
             if is_worse(ours.total_ms, other.total_ms, 100.0) {
-                // Who takes two or more times the blackout is through earlier, and nobody can be better than it in time
-                // and than nova in blackout at once. It is bounded by what it takes QEMU to throttle.
+                // A policy that takes about twice the blackout ends earlier, and no policy can beat it in time and nova in
+                // blackout at once. The difference is bounded by the time that QEMU takes to throttle.
                 assert!(name != "nova" && load > 0.0, "total {told}");
                 assert!(theirs > blackout * 1.8, "total {told}");
                 assert!(ours.total_ms < other.total_ms + 3000.0, "total {told}");
@@ -218,19 +219,18 @@ fn more_bandwidth_is_never_worse() {
             let guest = guest(1024.0 * MIB, set * MIB, rate * MIB);
             let mut before: Option<SimulatedRun> = None;
             for bandwidth in [40.0, 60.0, 90.0, 120.0, 200.0, 400.0, 900.0] {
-                let course =
-                    simulate(&policy("converge"), &job(&guest, 300), &guest, &link(bandwidth * MIB, continuous));
-                let told = format!("{rate} of {set} at {bandwidth}, {continuous}: {course:#?} after {before:#?}");
-                let blackout = course.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
+                let run = simulate(&policy("converge"), &job(&guest, 300), &guest, &link(bandwidth * MIB, continuous));
+                let told = format!("{rate} of {set} at {bandwidth}, {continuous}: {run:#?} after {before:#?}");
+                let blackout = run.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
                 if let Some(before) = before {
-                    // QEMU looks every so often, and a throttle takes effect at a sync
-                    assert!(course.total_ms <= before.total_ms * 1.05 + 300.0, "total {told}");
+                    // QEMU decides every 100 ms, and a throttle takes effect at a sync
+                    assert!(run.total_ms <= before.total_ms * 1.05 + 300.0, "total {told}");
                     assert!(
                         before.blackout_ms.is_some_and(|before| blackout <= before.max(60.0) * 1.05),
                         "blackout {told}"
                     );
                 }
-                before = Some(course);
+                before = Some(run);
             }
         }
     }
@@ -241,19 +241,19 @@ fn each_policy_does_what_its_name_says() {
     let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT, false));
     let mut given = job(&guest, 300);
     given.abilities.postcopy = true;
-    let course = |name| simulate(&policy(name), &given, &guest, &link);
-    let actions = |name| -> Vec<Action> { course(name).actions.into_iter().map(|(_, action, _)| action).collect() };
+    let simulated = |name| simulate(&policy(name), &given, &guest, &link);
+    let actions = |name| -> Vec<Action> { simulated(name).actions.into_iter().map(|step| step.action).collect() };
     let throttles = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Throttle(_)));
-    assert!(course("converge").moved() && throttles(&actions("converge")));
-    let patient = course("patient");
+    assert!(simulated("converge").moved() && throttles(&actions("converge")));
+    let patient = simulated("patient");
     assert!(!patient.moved() && !throttles(&actions("patient")), "{patient:#?}");
     let needed = match patient.given_up() {
         Some(Action::GiveUp { code: "ram-not-converging", needed }) => needed.clone(),
         other => panic!("{other:?}"),
     };
     assert!(needed.contains("a bandwidth of") && needed.contains("a blackout budget of"), "{needed}");
-    assert!(actions("postcopy").contains(&Action::Postcopy) && course("postcopy").moved());
-    // nothing but to decide
+    assert!(actions("postcopy").contains(&Action::Postcopy) && simulated("postcopy").moved());
+    // a policy that only observes changes nothing, and ends by the timeout
     given.timeout = Some(Duration::from_secs(30));
     let observed = simulate(&policy("observe"), &given, &guest, &link);
     assert!(!observed.moved() && observed.total_ms >= 30e3, "{observed:#?}");

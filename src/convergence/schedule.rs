@@ -1,9 +1,9 @@
 //! A published schedule: steps by time and passes, whatever RAM does.
 //!
-//! Pure. It is there to compare with.
+//! Pure. Schedules are built in for comparison with the controller's own ladder.
 
 use super::{
-    decision::Action,
+    decision::{Action, Decision},
     history::History,
     memory::remedy,
     millis,
@@ -12,17 +12,12 @@ use super::{
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// What the schedule has next, and why. `before` is when it was looked at last.
-pub(super) fn decide(
-    policy: &Policy,
-    schedule: &PublishedSchedule,
-    now: &History,
-    before: f64,
-) -> (Option<Action>, String) {
+/// The next step of the schedule, if it is due. `before` is the time of the look before this one.
+pub(super) fn decide(policy: &Policy, schedule: &PublishedSchedule, now: &History, before: f64) -> Decision {
     let told = |text: &str| format!("{}: {text}", policy.name);
     let give_up = |because: String| {
         let needed = now.memory.estimate().map_or_else(String::new, |memory| remedy(policy, now, &memory));
-        (Some(Action::GiveUp { code: "ram-not-converging", needed }), because)
+        Decision::give_up("ram-not-converging", needed, because)
     };
     let gib = gib(schedule, now);
     let end = millis(schedule.give_up_per_gib) * gib;
@@ -31,28 +26,32 @@ pub(super) fn decide(
     }
     let poll = millis(schedule.poll);
     if (now.at / poll).floor() <= (before / poll).floor() {
-        return (None, told("it is not yet to be looked at"));
+        return Decision::wait(told("the next look of the schedule is not due yet"));
     }
-    let Some(step) = schedule.steps.get(now.applied.steps) else { return (None, told("its steps are all taken")) };
+    let state = &now.applied.schedule;
+    let Some(step) = schedule.steps.get(state.steps) else {
+        return Decision::wait(told("all steps of the schedule are taken"));
+    };
     let syncs = now.memory.last().map_or(0, |last| last.syncs);
-    // the first count begins the first pass
+    // the first sync begins the first pass
     let passes = syncs.saturating_sub(1);
     let due = passes >= step.passes
         && now.at >= millis(step.after).max(millis(step.after_per_gib) * gib)
-        && (now.applied.steps == 0 || now.at >= now.applied.stepped.0 + millis(schedule.cooldown))
-        && (!schedule.at_new_pass || syncs > now.applied.stepped.1);
+        && (state.steps == 0 || now.at >= state.stepped_at + millis(schedule.cooldown))
+        && (!schedule.at_new_pass || syncs > state.syncs);
+    let number = state.steps + 1;
     if !due {
-        return (None, told(&format!("step {} is not due after {passes} passes", now.applied.steps + 1)));
+        return Decision::wait(told(&format!("step {number} is not due after {passes} passes")));
     }
-    let because = told(&format!("step {} is due, after {passes} passes", now.applied.steps + 1));
+    let because = told(&format!("step {number} is due after {passes} passes"));
     match step.then {
-        StepAction::Downtime(limit) => (Some(Action::DowntimeLimit(limit.min(now.job.budget))), because),
-        StepAction::Postcopy => (Some(Action::Postcopy), because),
+        StepAction::Downtime(limit) => Decision::act(Action::DowntimeLimit(limit.min(now.job.budget)), because),
+        StepAction::Postcopy => Decision::act(Action::Postcopy, because),
         StepAction::GiveUp => give_up(because),
     }
 }
 
-/// GiB of RAM and disks, each of them at least what the schedule reckons with.
+/// GiB of RAM and disks, each of them at least as large as the schedule counts it.
 fn gib(schedule: &PublishedSchedule, now: &History) -> f64 {
     let counted = |bytes: u64| (bytes as f64 / GIB).max(schedule.least_gib as f64);
     counted(now.job.memory) + now.job.disks.iter().map(|disk| counted(*disk)).sum::<f64>()

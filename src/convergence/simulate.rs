@@ -1,98 +1,127 @@
-//! A model of a guest, its QEMU and a link, driven by the very decisions of a run: what a migration would come to.
+//! A model of a guest, its QEMU and a link, driven by the controller itself: the course that a migration would take.
 //!
-//! Pure. A guest rewrites a working set round and round; QEMU sends page after page and counts anew what was dirtied, at the
-//! end of a pass or ten times a second; it stops the guest where what remains would fit into the downtime limit. The model
-//! is the one of 4.1 in QEMU's `migration_iteration_run`: `pending < bandwidth x downtime-limit`, asked exactly before.
+//! Pure. The guest rewrites a working set round and round. QEMU sends page after page and counts anew which pages were
+//! dirtied, at the end of a pass or ten times a second, and stops the guest where the rest would fit into the downtime limit:
+//! `pending < bandwidth x downtime-limit` in QEMU's `migration_iteration_run`, asked with an exact count.
 
 use super::{
-    decide::{decide, may_hand_over},
+    bandwidth::MemoryShare,
+    budget::{AwaitedRest, OverBudget, keep_budget},
+    decide::decide,
     decision::Action,
-    history::{ConvergenceJob, History},
+    history::{History, TIMEOUT},
+    job::ConvergenceJob,
     millis,
     policy::Policy,
     sample::{MigrationSample, MirrorSample, RamSample},
 };
+use crate::quantity::Bytes;
 use serde::Serialize;
+use std::time::Duration;
 
 /// The length of a step of the model, milliseconds.
 const TICK: f64 = 10.0;
 /// The least that a pass takes, seconds: QEMU has to count.
 const PASS: f64 = 0.0005;
-/// How often it is looked at and decided.
+/// The time between two looks of the controller, milliseconds.
 const LOOK: f64 = 100.0;
-/// The same where it presses.
+/// The same where a look is pressing.
 const PRESSING: f64 = 20.0;
-/// How often QEMU 11 counts anew.
+/// The time between two counts of QEMU 11, milliseconds.
 const CONTINUOUS: f64 = 100.0;
-/// The least time between two looks of QEMU at whether the guest is to be throttled.
+/// The least time between two decisions of QEMU whether to throttle the guest, milliseconds.
 const THROTTLE_PERIOD: f64 = 1000.0;
-/// Bytes per second that zero pages are passed over with.
+/// Bytes per second at which QEMU passes over zero pages.
 const SCAN: f64 = 3e9;
-/// After this much, milliseconds, nothing is to be expected any more.
+/// The bandwidth of the switchover that a held QEMU is told, and the rate of a trickle, bytes per second: as
+/// `memory::tuning` sets them.
+const HELD: f64 = 1000.0;
+const TRICKLE: f64 = 4096.0;
+/// The longest migration of the model, milliseconds.
 const END: f64 = 24.0 * 3600.0 * 1000.0;
 
-/// A guest as far as its migration is concerned. Bytes and bytes per second.
+/// The part of a guest that its migration depends on. Sizes are bytes, rates bytes per second.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GuestModel {
-    /// Its memory.
+    /// The guest's memory.
     pub memory: f64,
-    /// What of it is not zero.
+    /// The part of the memory that is not zero.
     pub used: f64,
-    /// What it rewrites again and again.
+    /// The memory that the guest rewrites again and again.
     pub working_set: f64,
-    /// How fast.
+    /// The rate at which the guest rewrites its working set.
     pub dirty_rate: f64,
-    /// Milliseconds of dirtying, and of a pause after it, where it does not always dirty.
-    pub bursts: Option<(f64, f64)>,
-    /// Its disks.
+    /// The pauses of a guest that does not always dirty memory.
+    pub bursts: Option<DirtyBursts>,
+    /// The guest's disks.
     pub disks: Vec<DiskModel>,
 }
 
-/// A disk of a guest.
+/// Dirtying in turns with pauses, milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DirtyBursts {
+    /// The time in which the guest dirties memory.
+    pub busy: f64,
+    /// The pause that follows.
+    pub idle: f64,
+}
+
+/// A disk of a guest. Sizes are bytes, rates bytes per second.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct DiskModel {
-    /// Its name.
+    /// The disk's name.
     pub name: String,
-    /// To copy.
+    /// The bytes to copy.
     pub bytes: f64,
-    /// What the guest writes.
+    /// The rate of the guest's writes.
     pub write_rate: f64,
 }
 
-/// What lies between the two QEMUs, and what they take for themselves.
+/// The link between the two QEMUs, and the limits of the QEMUs themselves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinkModel {
-    /// Bytes per second.
+    /// Bytes per second that the link carries.
     pub bandwidth: f64,
-    /// Bytes per second that RAM can be sent at whatever the link carries.
+    /// Bytes per second that RAM can be sent at, whatever the link carries.
     pub memory_rate: f64,
     /// Bytes per second that the mirrors together can copy at.
     pub mirror_rate: f64,
-    /// Milliseconds of a question.
+    /// Milliseconds of a QMP command.
     pub round_trip: f64,
     /// Milliseconds that device state, its loading and the mirrors' end take.
     pub device_state: f64,
-    /// QEMU counts what is dirty ten times a second (11.1), not at the end of a pass (10.0).
+    /// QEMU counts dirty pages ten times a second (11.1), not at the end of a pass (10.0).
     pub continuous: bool,
-    /// QEMU can be told with which bandwidth to reckon for the switchover (8.2).
+    /// QEMU can be told the bandwidth of the switchover (8.2).
     pub switchover_bandwidth: bool,
 }
 
-/// What it came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// The course that a migration took in the model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct SimulatedRun {
-    /// Milliseconds until the guest ran at the destination with all its memory, or until it was given up.
+    /// Milliseconds until the guest ran on the destination with all its memory, or until the controller gave up.
     pub total_ms: f64,
-    /// Milliseconds it stood still; None where it was given up before.
+    /// Milliseconds that the guest stood still; `None` where it did not move.
     pub blackout_ms: Option<f64>,
     /// Bytes of RAM over the wire.
     pub ram_bytes: f64,
-    /// Bytes of disks.
+    /// Bytes of disks over the wire.
     pub disk_bytes: f64,
-    /// Everything that was decided, when and why.
-    pub actions: Vec<(f64, Action, String)>,
+    /// Every action of the controller.
+    pub actions: Vec<SimulatedAction>,
     /// The guest was stopped before every mirror was ready.
     pub too_early: bool,
+}
+
+/// An action of the controller in the model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SimulatedAction {
+    /// Milliseconds since the migration began.
+    pub at_ms: f64,
+    /// The action.
+    pub action: Action,
+    /// The reason.
+    pub because: String,
 }
 
 impl SimulatedRun {
@@ -101,49 +130,59 @@ impl SimulatedRun {
         self.blackout_ms.is_some()
     }
 
-    /// Why it was given up.
+    /// The action by which the controller gave up, if it did.
     pub fn given_up(&self) -> Option<&Action> {
-        self.actions.iter().map(|(_, action, _)| action).find(|action| matches!(action, Action::GiveUp { .. }))
+        self.actions.iter().map(|step| &step.action).find(|action| matches!(action, Action::GiveUp { .. }))
     }
+}
+
+/// The end of a migration in the model.
+enum SimulatedEnd {
+    /// The guest moved, and stood still for so many milliseconds.
+    Moved {
+        blackout: f64,
+    },
+    GaveUp,
 }
 
 struct Simulation<'a> {
     guest: &'a GuestModel,
     link: &'a LinkModel,
+    run: SimulatedRun,
     at: f64,
-    /// RAM was started, and when.
-    ram: Option<f64>,
-    /// Milliseconds since it was last counted anew.
-    since_count: f64,
+    memory_started: bool,
+    /// QEMU is kept from stopping the guest.
+    held: bool,
+    /// The bandwidth that QEMU counts on for the switchover, if it was told one.
+    told: Option<f64>,
     /// QEMU stopped the guest.
     stopped: bool,
-    /// The bandwidth that QEMU was told to reckon with.
-    told: Option<f64>,
+    /// Milliseconds since QEMU counted dirty pages.
+    since_count: f64,
+    /// The bytes to send by the last count.
     pending: f64,
-    /// Dirtied since it was last counted.
+    /// The bytes dirtied since.
     dirtied: f64,
-    /// What was not sent even once.
+    /// The bytes that were not sent even once.
     unsent: f64,
     transferred: f64,
     processed: f64,
     syncs: u64,
+    /// The downtime limit, milliseconds.
     limit: f64,
-    /// What `cpu-throttle-*` says.
-    throttle: AutoConvergeModel,
+    auto_converge: AutoConvergeModel,
     /// Per cent by which the guest is throttled.
-    shown: u8,
-    /// When QEMU last looked whether to throttle, what it has found dirty and sent since, and how many of its last looks
-    /// found too much.
+    throttled: u8,
     period: ThrottlePeriod,
-    /// What RAM was sent at in the last step.
+    /// The rate of RAM in the last step.
     rate: f64,
     mirrors: Vec<MirrorModel>,
 }
 
-/// Auto-converge as it is set up.
+/// The parameters of auto-converge.
 #[derive(Clone, Copy)]
 struct AutoConvergeModel {
-    /// The part of what was sent above which what was found dirty is too much.
+    /// The part of the bytes sent above which the bytes found dirty are too many.
     trigger: f64,
     initial: u8,
     increment: u8,
@@ -151,8 +190,8 @@ struct AutoConvergeModel {
 }
 
 impl AutoConvergeModel {
-    /// As `memory::tuning` sets it up, and again at each step.
-    fn to(percent: u8, trigger: f64) -> Self {
+    /// A throttle of exactly so many per cent, as `memory::tuning` sets it up.
+    fn exactly(percent: u8, trigger: f64) -> Self {
         Self { trigger, initial: percent, increment: percent, most: percent }
     }
 
@@ -161,17 +200,21 @@ impl AutoConvergeModel {
             Some(schedule) if schedule.auto_converge => {
                 Self { trigger: 0.5, initial: 20, increment: 10, most: policy.throttle_max }
             }
-            None if job.abilities.throttle => Self::to(1, 0.25),
-            _ => Self::to(0, f64::MAX),
+            None if job.abilities.throttle => Self::exactly(1, 0.25),
+            _ => Self::exactly(0, f64::MAX),
         }
     }
 }
 
+/// The time since QEMU last decided whether to throttle.
 #[derive(Clone, Copy, Default)]
 struct ThrottlePeriod {
     began: f64,
+    /// The bytes found dirty in it.
     found: f64,
+    /// The bytes sent before it.
     sent: f64,
+    /// The number of periods with too many dirty bytes since QEMU last throttled.
     high: u32,
 }
 
@@ -184,83 +227,101 @@ struct MirrorModel {
     written: f64,
 }
 
-/// Lets a migration run in the model.
+/// Runs a migration in the model.
 pub fn simulate(policy: &Policy, job: &ConvergenceJob, guest: &GuestModel, link: &LinkModel) -> SimulatedRun {
     let mut history = History::new(job.clone(), guest.disks.iter().map(|disk| disk.name.clone()));
-    let mut simulation = Simulation {
-        guest,
-        link,
-        at: 0.0,
-        ram: None,
-        since_count: 0.0,
-        stopped: false,
-        told: job.ceiling.filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
-        pending: guest.memory,
-        dirtied: 0.0,
-        unsent: guest.memory,
-        transferred: 0.0,
-        processed: 0.0,
-        syncs: 0,
-        limit: millis(policy.first_limit(job.budget)),
-        throttle: AutoConvergeModel::at_first(policy, job),
-        shown: 0,
-        period: ThrottlePeriod::default(),
-        rate: 0.0,
-        mirrors: guest.disks.iter().map(|disk| MirrorModel { len: disk.bytes, ..MirrorModel::default() }).collect(),
-    };
-    let mut course = SimulatedRun {
-        total_ms: 0.0,
-        blackout_ms: None,
-        ram_bytes: 0.0,
-        disk_bytes: 0.0,
-        actions: Vec::new(),
-        too_early: false,
-    };
+    let mut model = Simulation::new(policy, job, guest, link);
     let mut looked = -LOOK;
-    while simulation.at < END {
-        if simulation.at - looked >= if history.is_pressing() { PRESSING } else { LOOK } {
-            looked = simulation.at;
-            let sample = simulation.sample();
-            let decision = decide(policy, &history, &sample);
-            history.record(&sample, &decision);
-            for action in decision.actions {
-                let ends = matches!(action, Action::GiveUp { code, .. } if !policy.observe || code == "timeout");
-                let postcopy = action == Action::Postcopy;
-                if !policy.observe || matches!(action, Action::StartMemory) {
-                    simulation.apply(&action);
-                }
-                course.actions.push((simulation.at, action, decision.because.clone()));
-                if ends {
-                    return simulation.finish(course, None);
-                }
-                if postcopy {
-                    let rest = simulation.rest() + simulation.dirtied;
-                    simulation.transferred += rest;
-                    let blackout = simulation.overhead();
-                    simulation.at += rest / simulation.wire(true).max(1.0) * 1000.0;
-                    return simulation.finish(course, Some(blackout));
-                }
+    while model.at < END {
+        if model.at - looked >= if history.is_pressing() { PRESSING } else { LOOK } {
+            looked = model.at;
+            if let Some(end) = model.look(policy, &mut history) {
+                return model.finish(end);
             }
         }
-        simulation.step(&history);
-        if simulation.stopped {
-            course.too_early = simulation.mirrors.iter().any(|mirror| !mirror.ready);
-            let rest = simulation.rest() / simulation.wire(true).max(1.0) * 1000.0;
-            let blackout = rest + simulation.overhead();
-            let verdict = may_hand_over(policy, &history, simulation.link.round_trip * 2.0, simulation.pending as u64);
-            if verdict.is_err() {
-                let action = Action::GiveUp { code: "over-budget", needed: format!("{blackout:.0} ms") };
-                course.actions.push((simulation.at, action, format!("{blackout:.0} ms of blackout are foreseen")));
-                return simulation.finish(course, None);
-            }
-            simulation.transferred += simulation.rest();
-            return simulation.finish(course, Some(blackout));
+        model.step(&history);
+        if model.stopped {
+            let end = model.switch_over(policy, &history);
+            return model.finish(end);
         }
     }
-    simulation.finish(course, None)
+    model.finish(SimulatedEnd::GaveUp)
 }
 
-impl Simulation<'_> {
+impl<'a> Simulation<'a> {
+    fn new(policy: &Policy, job: &ConvergenceJob, guest: &'a GuestModel, link: &'a LinkModel) -> Self {
+        Self {
+            guest,
+            link,
+            run: SimulatedRun::default(),
+            at: 0.0,
+            memory_started: false,
+            held: false,
+            told: job.ceiling.filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
+            stopped: false,
+            since_count: 0.0,
+            pending: guest.memory,
+            dirtied: 0.0,
+            unsent: guest.memory,
+            transferred: 0.0,
+            processed: 0.0,
+            syncs: 0,
+            limit: millis(policy.first_limit(job.budget)),
+            auto_converge: AutoConvergeModel::at_first(policy, job),
+            throttled: 0,
+            period: ThrottlePeriod::default(),
+            rate: 0.0,
+            mirrors: guest.disks.iter().map(|disk| MirrorModel { len: disk.bytes, ..MirrorModel::default() }).collect(),
+        }
+    }
+
+    /// A look of the controller; its end, where that ends the migration.
+    fn look(&mut self, policy: &Policy, history: &mut History) -> Option<SimulatedEnd> {
+        let sample = self.sample();
+        let decision = decide(policy, history, &sample);
+        history.record(&sample, &decision);
+        for action in decision.actions {
+            if !policy.observe || matches!(action, Action::StartMemory) {
+                self.apply(&action);
+            }
+            let end = match action {
+                Action::GiveUp { code, .. } if !policy.observe || code == TIMEOUT => Some(SimulatedEnd::GaveUp),
+                Action::Postcopy => Some(SimulatedEnd::Moved { blackout: self.overhead() }),
+                _ => None,
+            };
+            let is_postcopy = action == Action::Postcopy;
+            self.note(action, decision.because.clone());
+            if is_postcopy {
+                let rest = self.rest() + self.dirtied;
+                self.transferred += rest;
+                self.at += rest / self.tail_rate() * 1000.0;
+            }
+            if end.is_some() {
+                return end;
+            }
+        }
+        None
+    }
+
+    /// With the guest stopped: the controller has the last word.
+    fn switch_over(&mut self, policy: &Policy, history: &History) -> SimulatedEnd {
+        self.run.too_early = self.mirrors.iter().any(|mirror| !mirror.ready);
+        let rest = self.rest();
+        let blackout = rest / self.tail_rate() * 1000.0 + self.overhead();
+        let stood = Duration::from_secs_f64(self.link.round_trip * 2.0 / 1000.0);
+        let awaited = AwaitedRest::Memory(Bytes(self.pending as u64));
+        if let Err(over) = keep_budget(policy, history, stood, awaited) {
+            self.note(Action::GiveUp { code: OverBudget::CODE, needed: over.needed }, over.because);
+            return SimulatedEnd::GaveUp;
+        }
+        self.transferred += rest;
+        SimulatedEnd::Moved { blackout }
+    }
+
+    fn note(&mut self, action: Action, because: String) {
+        self.run.actions.push(SimulatedAction { at_ms: self.at, action, because });
+    }
+
     fn sample(&self) -> MigrationSample {
         let mirror = |(mirror, disk): (&MirrorModel, &DiskModel)| MirrorSample {
             disk: disk.name.clone(),
@@ -276,26 +337,25 @@ impl Simulation<'_> {
             processed: self.processed as u64,
             remaining: self.pending as u64,
             total: self.guest.memory as u64,
-            throttle_pct: u64::from(self.shown),
+            throttle_pct: u64::from(self.throttled),
             syncs: self.syncs,
             ..RamSample::default()
         };
         MigrationSample {
             at_ms: self.at,
             round_trip_ms: self.link.round_trip,
-            ram: self.ram.map(|_| ram),
+            ram: self.memory_started.then_some(ram),
             mirrors: self.mirrors.iter().zip(&self.guest.disks).map(mirror).collect(),
         }
     }
 
     fn apply(&mut self, action: &Action) {
         match action {
-            Action::StartMemory => self.ram = Some(self.at),
+            Action::StartMemory => self.memory_started = true,
+            Action::HoldMemory => self.held = self.link.switchover_bandwidth,
+            Action::ReleaseMemory => self.held = false,
             Action::DowntimeLimit(limit) => self.limit = millis(*limit),
-            Action::SwitchoverBandwidth(rate) if self.link.switchover_bandwidth => {
-                self.told = rate.map(|rate| rate.0 as f64);
-            }
-            Action::Throttle(percent) => self.throttle = AutoConvergeModel::to(*percent, 0.01),
+            Action::Throttle(percent) => self.auto_converge = AutoConvergeModel::exactly(*percent, 0.01),
             Action::WriteBlocking(disks) => {
                 for (mirror, disk) in self.mirrors.iter_mut().zip(&self.guest.disks) {
                     mirror.blocking |= disks.contains(&disk.name);
@@ -305,36 +365,41 @@ impl Simulation<'_> {
         }
     }
 
-    /// Bytes per second that the wire carries for RAM, with the guest stopped or beside nothing else.
-    fn wire(&self, stopped: bool) -> f64 {
-        if stopped { self.link.bandwidth.min(self.link.memory_rate) } else { self.rate }
+    /// Bytes per second that the link carries for RAM with the guest stopped.
+    fn tail_rate(&self) -> f64 {
+        self.link.bandwidth.min(self.link.memory_rate).max(1.0)
     }
 
-    /// What is still to be sent over the wire: zero pages hardly count.
+    /// Bytes that are still to be sent over the wire: zero pages hardly count.
     fn rest(&self) -> f64 {
         self.pending - self.unsent * (1.0 - self.guest.used / self.guest.memory.max(1.0))
     }
 
+    /// Milliseconds of the blackout that are not RAM.
     fn overhead(&self) -> f64 {
         self.link.device_state + self.link.round_trip * 4.0
     }
 
     fn step(&mut self, history: &History) {
-        let share = history.share();
+        let shares = history.shares();
         let seconds = TICK / 1000.0;
-        let dirties = self.guest.bursts.is_none_or(|(on, off)| self.at % (on + off) < on);
+        let dirties = self.guest.bursts.is_none_or(|bursts| self.at % (bursts.busy + bursts.idle) < bursts.busy);
         self.at += TICK;
 
-        // what each would take, and what the link leaves of it
+        // the rates that mirrors and RAM would take, and the part of them that the link carries
         let copying = self.mirrors.iter().filter(|mirror| !mirror.ready).count().max(1) as f64;
         let mut wants: Vec<f64> = Vec::new();
         for (mirror, disk) in self.mirrors.iter().zip(&self.guest.disks) {
-            let limit = share.mirror(&disk.name).map_or(f64::MAX, |rate| rate.0 as f64);
+            let limit = shares.mirror(&disk.name).map_or(f64::MAX, |rate| rate.0 as f64);
             let copies = if mirror.ready { 0.0 } else { (self.link.mirror_rate / copying).min(limit) };
             wants.push(copies + if mirror.blocking || mirror.ready { disk.write_rate } else { 0.0 });
         }
-        let ceiling = share.memory.map_or(f64::MAX, |rate| rate.0 as f64);
-        let for_memory = if self.ram.is_some() { self.link.memory_rate.min(ceiling) } else { 0.0 };
+        let ceiling = match shares.memory {
+            MemoryShare::Unlimited => f64::MAX,
+            MemoryShare::Limited(rate) => rate.0 as f64,
+            MemoryShare::Trickle => TRICKLE,
+        };
+        let for_memory = if self.memory_started { self.link.memory_rate.min(ceiling) } else { 0.0 };
         let asked: f64 = wants.iter().sum::<f64>() + for_memory;
         let part = if asked > self.link.bandwidth { self.link.bandwidth / asked } else { 1.0 };
 
@@ -344,12 +409,12 @@ impl Simulation<'_> {
                 let copied = (want * part * seconds).min(mirror.len - mirror.offset);
                 mirror.offset += copied;
                 mirror.ready = mirror.len - mirror.offset < 1.0;
-                // a write to what is copied already is to be copied again
+                // a write to a block that is copied already has to be copied again
                 let again = if mirror.blocking || mirror.len == 0.0 { 0.0 } else { mirror.offset / mirror.len };
                 mirror.len += disk.write_rate * seconds * again;
             }
         }
-        if self.ram.is_none() {
+        if !self.memory_started {
             return;
         }
         self.rate = for_memory * part;
@@ -358,15 +423,14 @@ impl Simulation<'_> {
         while left > 0.0 && !self.stopped {
             let first = self.unsent > 0.0;
             let filled = if first { (self.guest.used / self.guest.memory.max(1.0)).max(1e-6) } else { 1.0 };
-            let here = if first { self.unsent.min(self.pending) } else { self.pending };
+            let at_hand = if first { self.unsent.min(self.pending) } else { self.pending };
             let pace = (self.rate / filled).clamp(1.0, SCAN);
-            // not less than QEMU needs for a sync
-            let time = (here / pace).clamp(PASS, left.max(PASS));
-            let taken = (pace * time).min(here);
-            let runs = 1.0 - f64::from(self.shown) / 100.0;
+            let time = (at_hand / pace).clamp(PASS, left.max(PASS));
+            let taken = (pace * time).min(at_hand);
+            let runs = 1.0 - f64::from(self.throttled) / 100.0;
             self.dirtied = (self.dirtied + dirties * runs * time).min(self.guest.working_set);
             self.pending -= taken;
-            self.unsent = if first && here - taken > 1.0 { self.unsent - taken } else { 0.0 };
+            self.unsent = if first && at_hand - taken > 1.0 { self.unsent - taken } else { 0.0 };
             self.processed += taken;
             self.transferred += taken * filled;
             left -= time;
@@ -378,9 +442,9 @@ impl Simulation<'_> {
         }
     }
 
-    /// Counts anew what is to be sent.
+    /// QEMU counts anew which pages are to be sent.
     fn count(&mut self) {
-        // what is still to be sent is not found again
+        // pages that are still to be sent are not found again
         let again = (self.pending - self.unsent) / self.guest.working_set.max(1.0);
         let sent = 1.0 - self.unsent / self.guest.memory.max(1.0);
         let found = self.dirtied * sent * (1.0 - again).clamp(0.0, 1.0);
@@ -392,28 +456,30 @@ impl Simulation<'_> {
         self.throttle();
     }
 
-    /// Whether to throttle: QEMU looks at it at a sync, if a second has passed, and does something every second time that too
-    /// much was found dirty.
+    /// QEMU decides at a count whether to throttle, if a second has passed, and acts on every second period that had too many
+    /// dirty bytes.
     fn throttle(&mut self) {
         let period = &mut self.period;
         if self.at - period.began < THROTTLE_PERIOD {
             return;
         }
-        // nothing is looked at in the period that ends with the first sync
-        if period.began > 0.0 && period.found > (self.transferred - period.sent) * self.throttle.trigger {
+        // the period that ends with the first count is not judged
+        if period.began > 0.0 && period.found > (self.transferred - period.sent) * self.auto_converge.trigger {
             period.high += 1;
         }
         if period.high >= 2 {
             period.high = 0;
-            let AutoConvergeModel { initial, increment, most, .. } = self.throttle;
-            self.shown = if self.shown == 0 { initial } else { self.shown.saturating_add(increment).min(most) };
+            let AutoConvergeModel { initial, increment, most, .. } = self.auto_converge;
+            self.throttled =
+                if self.throttled == 0 { initial } else { self.throttled.saturating_add(increment).min(most) };
         }
         *period = ThrottlePeriod { began: self.at, sent: self.transferred, found: 0.0, high: period.high };
     }
 
     /// Whether QEMU would stop the guest now.
     fn fits(&mut self) -> bool {
-        let threshold = (self.told.unwrap_or(self.rate) * self.limit / 1000.0).max(1.0);
+        let bandwidth = if self.held { HELD } else { self.told.unwrap_or(self.rate) };
+        let threshold = (bandwidth * self.limit / 1000.0).max(1.0);
         if self.pending >= threshold {
             return false;
         }
@@ -421,13 +487,17 @@ impl Simulation<'_> {
         self.pending < threshold
     }
 
-    fn finish(&self, course: SimulatedRun, blackout: Option<f64>) -> SimulatedRun {
+    fn finish(self, end: SimulatedEnd) -> SimulatedRun {
+        let blackout_ms = match end {
+            SimulatedEnd::Moved { blackout } => Some(blackout),
+            SimulatedEnd::GaveUp => None,
+        };
         SimulatedRun {
-            total_ms: self.at + blackout.unwrap_or_default(),
-            blackout_ms: blackout,
+            total_ms: self.at + blackout_ms.unwrap_or_default(),
+            blackout_ms,
             ram_bytes: self.transferred,
             disk_bytes: self.mirrors.iter().map(|mirror| mirror.offset).sum(),
-            ..course
+            ..self.run
         }
     }
 }

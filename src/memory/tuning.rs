@@ -15,6 +15,11 @@ use std::{fmt, str::FromStr, time::Duration};
 
 /// QEMU has no word for "no limit" that all versions know, and defaults to 128 MiB/s: this is far above any link.
 const UNLIMITED: Rate = Rate(1 << 40);
+/// The rate of RAM that must not end yet: a page in each of QEMU's windows of 100 ms. 0 would mean no limit.
+const TRICKLE: Rate = Rate(4096);
+/// The bandwidth with which no more than a byte fits into a downtime limit of 1 ms, since QEMU multiplies bytes per
+/// millisecond: QEMU that is told this one does not stop the guest.
+const NO_SWITCHOVER: Rate = Rate(1000);
 /// QEMU's own limit of `downtime-limit`.
 pub const DOWNTIME_MAX: Duration = Duration::from_secs(2000);
 /// The most that QEMU throttles vCPUs by, per cent.
@@ -242,6 +247,16 @@ pub fn bandwidth(ceiling: Option<Rate>) -> Map<String, Value> {
     // 0 would mean no limit, and nothing could be sent below a byte a second anyway
     let rate = ceiling.unwrap_or(UNLIMITED).0.clamp(1, UNLIMITED.0);
     map([("max-bandwidth", json!(rate))])
+}
+
+/// A ceiling of RAM at which hardly anything is sent.
+pub fn trickle() -> Map<String, Value> {
+    bandwidth(Some(TRICKLE))
+}
+
+/// Keeps QEMU from stopping the guest, together with a downtime limit of 1 ms.
+pub fn no_switchover(features: &Features) -> Map<String, Value> {
+    switchover_bandwidth(Some(NO_SWITCHOVER), features)
 }
 
 /// With what bandwidth QEMU is to reckon when it decides to switch over, in place of what it measures: under a low ceiling

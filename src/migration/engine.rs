@@ -13,7 +13,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
-    convergence::{History, may_hand_over},
+    convergence::{AwaitedRest, History, keep_budget},
     endpoint::Address,
     handover::{
         exchange,
@@ -23,6 +23,7 @@ use crate::{
     memory::tuning::Throttling,
     progress::{Clock, Estimate, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
     qemu::reply::Migration,
+    quantity::Bytes,
     storage::{export, mirror},
 };
 use qapi::qmp;
@@ -268,18 +269,11 @@ impl Context {
     /// and how much of RAM is left.
     fn keep_budget(&self, sides: &QemuPair, stopped: Moment, rest: Migration, course: &Attempt) -> Result<(), Failure> {
         let Some(history) = course.history.as_ref().filter(|_| sides.was_running) else { return Ok(()) };
-        let stood = sides.stood(stopped).as_secs_f64() * 1000.0;
+        let stood = sides.stood(stopped);
         // with postcopy the rest follows when the guest runs again
         let remaining = rest.ram.filter(|_| !course.ram.postcopy).map_or(0, |ram| ram.remaining);
-        let foreseen = may_hand_over(&self.settings.policy, history, stood, remaining);
-        foreseen.map(drop).map_err(|foreseen| Failure::GaveUp {
-            code: "over-budget",
-            because: format!(
-                "the guest has stood still for {stood:.0} ms, and {foreseen:.0} ms of blackout are foreseen of a budget of {} ms",
-                self.settings.downtime.as_millis()
-            ),
-            needed: format!("a budget of {:.0} ms", foreseen.ceil()),
-        })
+        let awaited = AwaitedRest::Memory(Bytes(remaining));
+        Ok(keep_budget(&self.settings.policy, history, stood, awaited).map(drop)?)
     }
 
     /// Passes the guest on. From here nothing interrupts but a failure, which [`Self::finish`] judges.

@@ -7,7 +7,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
-    convergence::predict::{PredictionInput, predict},
+    convergence::predict::{DiskInput, PredictionInput, predict},
     endpoint::Address,
     preflight::{
         checks::{self, Finding, Severity, Subject},
@@ -292,7 +292,7 @@ fn measurements(
     let written = |disk: &str| measured.disks.iter().find(|rate| rate.disk == disk);
     let disk = |disk: &PlannedDisk| {
         let written = written(&disk.source).map_or(0, |rate| rate.bytes.0);
-        Some((disk.source.clone(), disk.actual_size?, written))
+        Some(DiskInput { name: disk.source.clone(), bytes: disk.actual_size?, write_rate: written })
     };
     let (dirty_rate, working_set) = measured::work(&measured.dirtied);
     Some(PredictionInput {

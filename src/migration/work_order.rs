@@ -4,7 +4,7 @@
 
 use super::Settings;
 use crate::{
-    convergence::{Abilities, DiskRung, ConvergenceJob},
+    convergence::{Abilities, ConvergenceJob, DiskRung},
     endpoint::Address,
     progress::Estimate,
     qemu::Features,

@@ -11,8 +11,8 @@ use crate::migration::{
 };
 use crate::{
     convergence::{
-        Action, BandwidthShares, Decision, HELD, History, MigrationSample, MirrorSample, RamSample, decide,
-        predicted_blackout,
+        Action, AwaitedRest, BandwidthShares, Decision, History, MemoryShare, MigrationSample, MirrorSample,
+        OverBudget, RamSample, decide, keep_budget, predicted_blackout,
     },
     memory::{apply, postcopy, precopy, sample, tuning},
     preflight::{measure, measured},
@@ -121,7 +121,7 @@ impl<'a> Converge<'a> {
 
     /// What a mirror may copy to begin with, bytes per second.
     pub(crate) fn speed(&self, pair: &Pair) -> Option<u64> {
-        self.history.share().mirror(pair.source.name()).map(|rate| rate.0)
+        self.history.shares().mirror(pair.source.name()).map(|rate| rate.0)
     }
 
     /// Copies disks until RAM may be started.
@@ -232,16 +232,8 @@ impl<'a> Converge<'a> {
                 break;
             }
             let stood = sides.stood(stopped);
-            let most = self.engine.settings.downtime.mul_f64(1.0 + self.engine.settings.policy.slack);
-            if course.is_to_run(sides) && stood > most {
-                return Err(Failure::GaveUp {
-                    code: "over-budget",
-                    because: format!(
-                        "the guest was stopped before its mirrors were ready, {} ms ago",
-                        stood.as_millis()
-                    ),
-                    needed: "a lower bandwidth for RAM, or a larger budget".to_owned(),
-                });
+            if course.is_to_run(sides) {
+                keep_budget(&self.engine.settings.policy, &self.history, stood, AwaitedRest::Mirrors)?;
             }
             tokio::select! {
                 () = mirror::turned(&sides.source, &self.order.route.pairs) => {}
@@ -259,7 +251,7 @@ impl<'a> Converge<'a> {
     async fn decide(&mut self, sides: &QemuPair, course: &mut Attempt, look: &Look) -> Result<bool, Failure> {
         let policy = &self.engine.settings.policy;
         let decision = decide(policy, &self.history, &look.sample);
-        let shared = self.history.share().clone();
+        let shared = self.history.shares().clone();
         self.history.record(&look.sample, &decision);
         self.report(look);
         let mut start = false;
@@ -285,15 +277,19 @@ impl<'a> Converge<'a> {
         let name = |action: &Action| match action {
             Action::StartMemory => "start-memory",
             Action::DowntimeLimit(_) => "downtime-limit",
-            Action::SwitchoverBandwidth(_) | Action::ShareBandwidth(_) | Action::Favour(_) => "share-bandwidth",
+            Action::HoldMemory | Action::ReleaseMemory | Action::ShareBandwidth(_) | Action::Favour(_) => {
+                "share-bandwidth"
+            }
             Action::Throttle(_) => "throttle",
             Action::WriteBlocking(_) => "write-blocking",
             Action::Postcopy => "postcopy",
             Action::GiveUp { .. } => "give-up",
         };
-        // the last word is what the others were done for
-        let aside = |action: &&Action| !matches!(action, Action::ShareBandwidth(_) | Action::SwitchoverBandwidth(_));
-        let told = decision.actions.iter().rfind(aside).or(decision.actions.last());
+        // the last action is the purpose of the others, but for actions that only divide the bandwidth
+        let is_purpose = |action: &&Action| {
+            !matches!(action, Action::ShareBandwidth(_) | Action::HoldMemory | Action::ReleaseMemory)
+        };
+        let told = decision.actions.iter().rfind(is_purpose).or(decision.actions.last());
         match told {
             Some(action) if self.engine.settings.policy.observe && !is_done_anyway(action) => {
                 self.engine.report.action(&format!("would-{}", name(action)), decision.because.clone());
@@ -303,9 +299,9 @@ impl<'a> Converge<'a> {
         }
     }
 
-    /// Does one thing. What QEMU refuses is told and no reason to fail: the migration goes on as it did. But RAM that cannot
-    /// be held back beside the mirrors could stop the guest, and RAM that cannot be released would never end. `shared` is how
-    /// the ceiling was shared out before.
+    /// Applies one action. A command that QEMU refuses is reported, and the migration goes on as before. But RAM that cannot be
+    /// held back beside the mirrors could stop the guest, and RAM that cannot be released would never end: these fail the
+    /// migration. `shared` are the shares until now.
     async fn apply(
         &mut self,
         sides: &QemuPair,
@@ -315,26 +311,34 @@ impl<'a> Converge<'a> {
     ) -> Result<(), Failure> {
         let source = &sides.source;
         let holds = match action {
-            Action::SwitchoverBandwidth(_) => true,
-            Action::ShareBandwidth(share) => [share.memory, shared.memory].contains(&Some(HELD)),
+            Action::HoldMemory | Action::ReleaseMemory => true,
+            Action::ShareBandwidth(shares) => shares.trickles() || shared.trickles(),
             _ => false,
         };
         let done = match action {
             Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
-            Action::SwitchoverBandwidth(rate) => {
-                apply::set_parameters(source, &tuning::switchover_bandwidth(*rate, source.features())).await
+            Action::HoldMemory => apply::set_parameters(source, &tuning::no_switchover(source.features())).await,
+            Action::ReleaseMemory => {
+                let ceiling = self.engine.settings.bandwidth;
+                apply::set_parameters(source, &tuning::switchover_bandwidth(ceiling, source.features())).await
             }
-            Action::ShareBandwidth(share) => {
+            Action::ShareBandwidth(shares) => {
                 let mut done = Ok(());
                 for pair in &self.order.route.pairs {
-                    let speed = share.mirror(pair.source.name());
+                    let speed = shares.mirror(pair.source.name());
                     if speed != shared.mirror(pair.source.name()) {
                         done = done.and(mirror::limit(source, pair, speed.map(|rate| rate.0)).await);
                     }
                 }
-                match share.memory == shared.memory {
-                    true => done,
-                    false => done.and(apply::set_parameters(source, &tuning::bandwidth(share.memory)).await),
+                let parameters = match shares.memory {
+                    unchanged if unchanged == shared.memory => None,
+                    MemoryShare::Unlimited => Some(tuning::bandwidth(None)),
+                    MemoryShare::Limited(rate) => Some(tuning::bandwidth(Some(rate))),
+                    MemoryShare::Trickle => Some(tuning::trickle()),
+                };
+                match parameters {
+                    Some(parameters) => done.and(apply::set_parameters(source, &parameters).await),
+                    None => done,
                 }
             }
             Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(course, *percent)).await,
@@ -481,7 +485,13 @@ impl<'a> Converge<'a> {
     }
 }
 
-/// Whether it is done even by a policy that only observes: a migration needs it, or the user's own timeout.
+impl From<OverBudget> for Failure {
+    fn from(over: OverBudget) -> Self {
+        Self::GaveUp { code: OverBudget::CODE, because: over.because, needed: over.needed }
+    }
+}
+
+/// Whether even a policy that only observes takes this action: the migration needs it, or the user's own timeout asks for it.
 fn is_done_anyway(action: &Action) -> bool {
     matches!(action, Action::StartMemory | Action::GiveUp { code: "timeout", .. })
 }
