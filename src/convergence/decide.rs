@@ -7,7 +7,7 @@ use super::{
     decision::{Action, Decision},
     disks,
     history::{History, TIMEOUT},
-    memory, millis,
+    memory,
     policy::Policy,
     sample::MigrationSample,
     schedule,
@@ -19,8 +19,8 @@ use std::time::Duration;
 /// How many times longer than RAM the mirrors may need for RAM to be started beside them: started too early, it is sent
 /// twice.
 const AHEAD: f64 = 2.0;
-/// How long mirrors must have had their shares, milliseconds, before the rest of a ceiling is taken for granted.
-const STEADY: f64 = 1000.0;
+/// How long mirrors must have had their shares before the rest of a ceiling is taken for granted.
+const STEADY: Duration = Duration::from_secs(1);
 /// The least memory that is worth sending beside mirrors, 768 MiB. QEMU passes over a GiB of zero pages within a few looks, so
 /// less could end before it is held back.
 const SMALL: u64 = 3 << 28;
@@ -44,7 +44,7 @@ pub fn decide(policy: &Policy, history: &History, sample: &MigrationSample) -> D
         return Decision::wait("nothing is left to decide");
     }
     // postcopy that was asked for need not have begun, so the timeout counts on
-    if let Some(timeout) = now.job.timeout.filter(|timeout| now.at >= millis(*timeout)) {
+    if let Some(timeout) = now.job.timeout.filter(|timeout| now.at >= *timeout) {
         return give_up_in_time(policy, &now, timeout);
     }
     match stage {
@@ -63,7 +63,7 @@ pub fn decide(policy: &Policy, history: &History, sample: &MigrationSample) -> D
 }
 
 /// The decision of a migration that is under way. `before` is the time of the look before this one.
-fn converge(policy: &Policy, before: f64, mut now: History, stage: ConvergenceStage) -> Decision {
+fn converge(policy: &Policy, before: Duration, mut now: History, stage: ConvergenceStage) -> Decision {
     let mut parts = disks::decide(policy, &now);
     if let Some(end) = parts.iter().position(Decision::gives_up) {
         return parts.swap_remove(end);
@@ -140,7 +140,7 @@ fn overlap(policy: &Policy, now: &History) -> Result<String, String> {
         return Err(format!("{waiting}: RAM waits, since one of the mirrors does not catch up"));
     };
     if let Some(ceiling) = now.job.ceiling {
-        let is_steady = |since: f64| now.at - since >= STEADY;
+        let is_steady = |since: Duration| now.since(since) >= STEADY;
         if !copying.iter().all(|(track, _)| track.steady_since().is_some_and(is_steady)) {
             return Err(format!("{waiting}: the rest of the ceiling is not known yet"));
         }
@@ -173,7 +173,7 @@ fn give_up_in_time(policy: &Policy, now: &History, timeout: Duration) -> Decisio
             format!("{} of disks were still to be copied", Bytes(left as u64))
         }
     };
-    let because = format!("the migration has taken {:.1} s of {:.1} s", now.at / 1000.0, timeout.as_secs_f64());
+    let because = format!("the migration has taken {:.1} s of {:.1} s", now.at.as_secs_f64(), timeout.as_secs_f64());
     Decision::give_up(TIMEOUT, needed, because)
 }
 

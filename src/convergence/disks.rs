@@ -6,14 +6,14 @@ use super::{
     decision::{Action, Decision},
     estimate::{DiskEstimate, DiskTrack},
     history::History,
-    millis,
     policy::{DiskRung, Policy},
     stage,
 };
 use crate::quantity::{Bytes, Rate};
+use std::time::Duration;
 
-/// Milliseconds that a mirror must have gained nothing before anything is done for it.
-const STANDSTILL: f64 = 3000.0;
+/// How long a mirror must have gained nothing before anything is done for it.
+const STANDSTILL: Duration = Duration::from_secs(3);
 /// The code of a mirror that does not catch up.
 const NOT_CONVERGING: &str = "disk-not-converging";
 
@@ -28,9 +28,8 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<Decision> {
 
 /// For mirrors that are all ready, where QEMU can block writes.
 fn block_writes(policy: &Policy, now: &History) -> Vec<Decision> {
-    let out_of_step = |(_, track): &(&String, &DiskTrack)| {
-        track.out_of_step().is_some_and(|since| now.at - since > millis(policy.give_up))
-    };
+    let out_of_step =
+        |(_, track): &(&String, &DiskTrack)| track.out_of_step().is_some_and(|since| now.since(since) > policy.give_up);
     if let Some((name, track)) = now.disks.iter().find(out_of_step) {
         let left = Bytes(track.estimate().remaining as u64);
         let because = format!("the mirror of {name} does not get in step with its guest's writes, {left} remain");
@@ -59,11 +58,11 @@ fn help(policy: &Policy, now: &History) -> Vec<Decision> {
             rate(disk.rate),
             rate(disk.growth),
             Bytes(disk.remaining as u64),
-            ((now.at - disk.gained_at) / 1000.0).round()
+            now.since(disk.gained_at).as_secs_f64().round()
         );
         match policy.disks.iter().find_map(|rung| climb(*rung, now, name, &told)) {
             Some(step) => steps.push(step),
-            None if now.at - disk.gained_at > millis(policy.give_up) => {
+            None if now.since(disk.gained_at) > policy.give_up => {
                 // growth misses writes to what is dirty already, however often it is written
                 let written = disk.growth.max(disk.write_rate);
                 let needed = format!("a mirror of more than {}, or a guest that writes less", rate(written));
@@ -97,7 +96,7 @@ fn climb(rung: DiskRung, now: &History, name: &String, told: &str) -> Option<Dec
 /// Whether a mirror was looked at for long enough and gains nothing on its guest.
 fn stands_still(now: &History, disk: &DiskEstimate) -> bool {
     let is_open = !disk.ready || (!now.job.abilities.write_blocking && !stage::is_close(now, disk));
-    is_open && now.at - disk.gained_at > STANDSTILL
+    is_open && now.since(disk.gained_at) > STANDSTILL
 }
 
 fn rate(bytes: f64) -> Rate {
@@ -110,6 +109,7 @@ mod tests {
     use crate::convergence::{
         Decision, MirrorSample,
         fixture::{ControllerRun, give_up, job, mib, mirror, policy, ready},
+        millis,
     };
 
     fn told(decision: &Decision) -> String {
@@ -139,7 +139,7 @@ mod tests {
         assert!(disk == "slow" && (3000.0..5000.0).contains(&favoured), "{disk} at {favoured}");
         assert!(because.contains("copies 40") && because.contains("dirties 40"), "{because}");
         let (blocking, disks) = blocking.expect("write-blocking");
-        assert!(disks == ["slow"] && blocking >= favoured + STANDSTILL, "{disks:?} at {blocking}");
+        assert!(disks == ["slow"] && blocking >= favoured + millis(STANDSTILL), "{disks:?} at {blocking}");
         let (ended, decision) = ended.expect("an end");
         assert!(ended >= blocking + 30_000.0, "at {ended}");
         let (code, needed) = give_up(&decision).expect("given up");

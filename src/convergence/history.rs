@@ -16,7 +16,8 @@ pub(super) const TIMEOUT: &str = "timeout";
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     pub(super) job: ConvergenceJob,
-    pub(super) at: f64,
+    /// The moment of the last sample, since the migration began.
+    pub(super) at: Duration,
     pub(super) memory: MemoryTrack,
     pub(super) disks: BTreeMap<String, DiskTrack>,
     pub(super) round_trip: SmoothedValue,
@@ -31,7 +32,7 @@ pub(super) struct Applied {
     /// Per cent by which the guest is to be throttled.
     pub(super) throttle: u8,
     /// The moment of the last change that must show before the next rung is climbed.
-    pub(super) changed: f64,
+    pub(super) changed: Duration,
     /// The disks whose mirrors are in write-blocking mode.
     pub(super) write_blocking: Vec<String>,
     /// The disks whose mirrors get more of the ceiling than the others.
@@ -67,7 +68,7 @@ pub(super) struct ScheduleState {
     /// The number of steps taken.
     pub(super) steps: usize,
     /// The moment of the last step.
-    pub(super) stepped_at: f64,
+    pub(super) stepped_at: Duration,
     /// QEMU's `dirty-sync-count` at the last step.
     pub(super) syncs: u64,
 }
@@ -86,7 +87,7 @@ impl History {
     pub fn new(job: ConvergenceJob, disks: impl IntoIterator<Item = String>) -> Self {
         let mut new = Self {
             job,
-            at: 0.0,
+            at: Duration::ZERO,
             memory: MemoryTrack::default(),
             disks: disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect(),
             round_trip: SmoothedValue::default(),
@@ -141,10 +142,15 @@ impl History {
         }
     }
 
+    /// The time since a moment.
+    pub(super) fn since(&self, moment: Duration) -> Duration {
+        self.at.saturating_sub(moment)
+    }
+
     /// The history with one more sample.
     pub(super) fn after(&self, sample: &MigrationSample) -> Self {
         let mut next = self.clone();
-        next.at = sample.at_ms.max(self.at);
+        next.at = self.at.max(Duration::try_from_secs_f64(sample.at_ms / 1000.0).unwrap_or(self.at));
         if sample.round_trip_ms > 0.0 {
             next.round_trip.add(sample.round_trip_ms);
         }

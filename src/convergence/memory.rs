@@ -8,16 +8,17 @@ use super::{
     history::{History, MemoryState},
     millis,
     policy::{Policy, RamRung},
+    times,
 };
 use crate::quantity::{Bytes, Rate};
 use std::{fmt, time::Duration};
 
 /// Round trips of the engine while the guest stands still: the mirrors' end, the exports' end, `migrate-continue`, `cont`.
 const ROUND_TRIPS: f64 = 4.0;
-/// How long RAM must have seemed not to converge in time, milliseconds: less may be a burst.
-const CONFIRMED: f64 = 1000.0;
-/// Milliseconds after which a throttle that QEMU does not show has come to nothing.
-const UNSEEN: f64 = 10_000.0;
+/// How long RAM must have seemed not to converge in time: less may be a burst.
+const CONFIRMED: Duration = Duration::from_secs(1);
+/// The time after which a throttle that QEMU does not show has come to nothing.
+const UNSEEN: Duration = Duration::from_secs(10);
 /// Up to this load RAM converges within a pass or two, so the guest's dirtying is no reason to act.
 const LIGHT: f64 = 0.3;
 /// The factor by which a limit is set above the count that it must let pass: two counts are never the same.
@@ -89,10 +90,10 @@ pub(super) fn first_limit(policy: &Policy, now: &History) -> Duration {
 
 /// Decides for RAM, once the guest's stop depends on RAM alone.
 pub(super) fn decide(policy: &Policy, now: &History) -> Decision {
-    let silent = now.at - now.memory.moved();
-    if now.memory.last().is_some() && silent > millis(policy.give_up) {
+    let silent = now.since(now.memory.moved());
+    if now.memory.last().is_some() && silent > policy.give_up {
         let needed = "a destination that reads from the link, or a link that carries more".to_owned();
-        let because = format!("nothing of RAM has been sent for {:.0} s", silent / 1000.0);
+        let because = format!("nothing of RAM has been sent for {:.0} s", silent.as_secs_f64());
         return Decision::give_up("ram-stalled", needed, because);
     }
     let Some(memory) = now.memory.estimate() else { return Decision::wait("RAM has just been started") };
@@ -120,14 +121,14 @@ struct MemoryOutlook<'a> {
     limit: f64,
     /// The bytes that are sent in that time.
     rest: f64,
-    /// The time that RAM may need yet before more is done than to wait, milliseconds.
-    patience: f64,
+    /// The time that RAM may need yet before more is done than to wait.
+    patience: Duration,
 }
 
 impl<'a> MemoryOutlook<'a> {
     fn new(policy: &'a Policy, now: &'a History, memory: MemoryEstimate, load: f64) -> Self {
         let patience = patience(policy, now);
-        let stands_still = memory.worse >= 2 && now.at - memory.best_at.max(now.applied.changed) > patience;
+        let stands_still = memory.worse >= 2 && now.since(memory.best_at.max(now.applied.changed)) > patience;
         let tail = tail_rate(now);
         let factor = limit_factor(now, tail);
         let limit = now.applied.downtime.map_or(millis(policy.first), millis) / factor;
@@ -153,7 +154,8 @@ impl<'a> MemoryOutlook<'a> {
             return self.limit_to(busy, because);
         }
         let time = self.memory.time_to(self.rest, load);
-        if let Some(time) = time.filter(|time| !self.stands_still && (*time <= self.patience || load <= LIGHT)) {
+        if let Some(time) = time.filter(|time| !self.stands_still && (*time <= millis(self.patience) || load <= LIGHT))
+        {
             return Decision::wait(format!("RAM will fit: {self}, in {time:.0} ms"));
         }
         if !has_throttle_shown(now) {
@@ -169,9 +171,9 @@ impl<'a> MemoryOutlook<'a> {
         if policy.ram.contains(&RamRung::Downtime) && self.fits_budget(needed) && load >= 1.0 {
             return self.raise(needed);
         }
-        let since = now.at - self.memory.best_at.max(now.applied.changed);
-        if since > millis(policy.give_up) && self.memory.worse > 0 {
-            let because = format!("{self}, and nothing has improved for {:.0} s", since / 1000.0);
+        let since = now.since(self.memory.best_at.max(now.applied.changed));
+        if since > policy.give_up && self.memory.worse > 0 {
+            let because = format!("{self}, and nothing has improved for {:.0} s", since.as_secs_f64());
             return Decision::give_up("ram-not-converging", remedy(policy, now, &self.memory), because);
         }
         Decision::wait(format!("{self}: every rung is climbed, and RAM may still converge"))
@@ -243,11 +245,11 @@ impl<'a> MemoryOutlook<'a> {
         let is_doubtful = |memory: &MemoryEstimate| {
             let time = memory.load().and_then(|load| memory.time_to(self.rest, load));
             memory.first_pass_over
-                && time.is_none_or(|time| time > self.patience)
+                && time.is_none_or(|time| time > millis(self.patience))
                 && memory.load().is_some_and(|load| load > LIGHT)
         };
-        let doubted = self.now.memory.recent().rev().take_while(|(_, memory)| is_doubtful(memory)).last();
-        self.stands_still || doubted.is_some_and(|(since, _)| self.now.at - since >= CONFIRMED)
+        let doubted = self.now.memory.recent().rev().take_while(|dated| is_doubtful(&dated.memory)).last();
+        self.stands_still || doubted.is_some_and(|dated| self.now.since(dated.since) >= CONFIRMED)
     }
 
     /// The smallest throttle that leaves a light load, or else the largest, and the milliseconds until RAM fits then. One strong
@@ -288,7 +290,7 @@ impl fmt::Display for MemoryOutlook<'_> {
 pub(super) fn remedy(policy: &Policy, now: &History, memory: &MemoryEstimate) -> String {
     let budget = lowest(now, memory) / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
     // so that the rest is sent within the patience, while the guest dirties on
-    let bandwidth = memory.dirty_rate + memory.fresh / (patience(policy, now) / 1000.0);
+    let bandwidth = memory.dirty_rate + memory.fresh / patience(policy, now).as_secs_f64();
     format!(
         "a bandwidth of {} (it was {}) or a blackout budget of {:.0} ms (it was {} ms) would have sufficed",
         Rate(bandwidth as u64),
@@ -300,18 +302,18 @@ pub(super) fn remedy(policy: &Policy, now: &History, memory: &MemoryEstimate) ->
 
 /// The least that remained of late, bytes.
 fn lowest(now: &History, memory: &MemoryEstimate) -> f64 {
-    now.memory.recent().map(|(_, memory)| memory.fresh).fold(memory.fresh, f64::min)
+    now.memory.recent().map(|dated| dated.memory.fresh).fold(memory.fresh, f64::min)
 }
 
-fn patience(policy: &Policy, now: &History) -> f64 {
-    let so_far = now.at - now.memory.began().unwrap_or(now.at);
-    millis(policy.patience).max(so_far * policy.patience_share)
+fn patience(policy: &Policy, now: &History) -> Duration {
+    let so_far = now.since(now.memory.began().unwrap_or(now.at));
+    policy.patience.max(times(so_far, policy.patience_share))
 }
 
 /// Whether QEMU shows the last throttle, or has had its time to.
 fn has_throttle_shown(now: &History) -> bool {
     let shows = now.memory.last().is_some_and(|last| last.throttle_pct >= u64::from(now.applied.throttle));
-    shows || now.at - now.applied.changed > UNSEEN
+    shows || now.since(now.applied.changed) > UNSEEN
 }
 
 #[cfg(test)]
@@ -396,7 +398,7 @@ mod tests {
         let at = run.at();
         ram.throttle = 0;
         let next = until(&mut run, &mut ram, 20_000, |decision| !decision.actions.is_empty()).expect("something");
-        assert!(run.at() - at > UNSEEN, "{next:?} after {}", run.at() - at);
+        assert!(run.at() - at > millis(UNSEEN), "{next:?} after {}", run.at() - at);
     }
 
     #[test]

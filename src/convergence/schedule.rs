@@ -6,26 +6,27 @@ use super::{
     decision::{Action, Decision},
     history::History,
     memory::remedy,
-    millis,
     policy::{Policy, PublishedSchedule, StepAction},
+    times,
 };
+use std::time::Duration;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// The next step of the schedule, if it is due. `before` is the time of the look before this one.
-pub(super) fn decide(policy: &Policy, schedule: &PublishedSchedule, now: &History, before: f64) -> Decision {
+pub(super) fn decide(policy: &Policy, schedule: &PublishedSchedule, now: &History, before: Duration) -> Decision {
     let told = |text: &str| format!("{}: {text}", policy.name);
     let give_up = |because: String| {
         let needed = now.memory.estimate().map_or_else(String::new, |memory| remedy(policy, now, &memory));
         Decision::give_up("ram-not-converging", needed, because)
     };
     let gib = gib(schedule, now);
-    let end = millis(schedule.give_up_per_gib) * gib;
-    if end > 0.0 && now.at >= end {
-        return give_up(told(&format!("its {:.0} s for {gib:.1} GiB are over", end / 1000.0)));
+    let end = times(schedule.give_up_per_gib, gib);
+    if !end.is_zero() && now.at >= end {
+        return give_up(told(&format!("its {:.0} s for {gib:.1} GiB are over", end.as_secs_f64())));
     }
-    let poll = millis(schedule.poll);
-    if (now.at / poll).floor() <= (before / poll).floor() {
+    let polls = |at: Duration| at.as_nanos() / schedule.poll.as_nanos().max(1);
+    if polls(now.at) <= polls(before) {
         return Decision::wait(told("the next look of the schedule is not due yet"));
     }
     let state = &now.applied.schedule;
@@ -36,8 +37,8 @@ pub(super) fn decide(policy: &Policy, schedule: &PublishedSchedule, now: &Histor
     // the first sync begins the first pass
     let passes = syncs.saturating_sub(1);
     let due = passes >= step.passes
-        && now.at >= millis(step.after).max(millis(step.after_per_gib) * gib)
-        && (state.steps == 0 || now.at >= state.stepped_at + millis(schedule.cooldown))
+        && now.at >= step.after.max(times(step.after_per_gib, gib))
+        && (state.steps == 0 || now.since(state.stepped_at) >= schedule.cooldown)
         && (!schedule.at_new_pass || syncs > state.syncs);
     let number = state.steps + 1;
     if !due {

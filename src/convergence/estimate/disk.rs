@@ -1,47 +1,48 @@
-//! Mirrors.
+//! The estimate of a mirror.
 //!
 //! Pure.
 
 use super::{super::sample::MirrorSample, BETTER, SmoothedValue, WINDOW};
 use serde::Serialize;
+use std::time::Duration;
 
 /// The same as [`WINDOW`] for the first rate of a mirror, which RAM may be waiting for.
-const FIRST: f64 = 50.0;
-/// What a mirror must gain on its guest, as a part of its rate, not to be taken for one that never gets there.
+const FIRST: Duration = Duration::from_millis(50);
+/// The part of its rate that a mirror must gain on its guest to count as gaining.
 const GAIN: f64 = 0.05;
 /// After so many laps that began with no less to copy than the best before them, a gain between two looks counts for nothing.
 const LAPS: u32 = 2;
-/// A lap that takes longer, milliseconds, meets all of a region that is rewritten: where the next one begins with less, that
-/// is a gain, and after a burst of writes there are several before the best one is beaten.
-const LONG: f64 = 3000.0;
+/// A lap that takes longer meets all of a region that is rewritten. The mirror gains where the next lap begins with less, even
+/// if after a burst of writes several laps pass before the best one is beaten.
+const LONG: Duration = Duration::from_secs(3);
 
-/// One mirror as far as it is known. Bytes and bytes per second.
+/// One mirror as far as it is known. Sizes are bytes, rates bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct DiskEstimate {
-    /// Copied.
+    /// The rate at which the mirror copies.
     pub rate: f64,
-    /// What the guest's writes add to what is to be copied.
+    /// The rate at which the guest's writes add to the bytes to copy.
     pub growth: f64,
-    /// The guest's writes.
+    /// The rate of the guest's writes.
     pub write_rate: f64,
-    /// To copy yet.
+    /// The bytes yet to copy.
     pub remaining: f64,
     /// The mean time of a guest's write while the mirror copied in the background, milliseconds.
     pub latency_before: Option<f64>,
     /// The same in write-blocking mode.
     pub latency_since: Option<f64>,
-    /// The most that it copied, bytes per second: what it can do, where it has little to do.
+    /// The highest rate so far: the ability of a mirror that has little to do at present.
     pub fastest: f64,
-    /// When the mirror was last seen to gain on its guest.
-    pub gained_at: f64,
-    /// It has caught up once.
+    /// The moment when the mirror was last seen to gain on its guest, since the migration began.
+    pub gained_at: Duration,
+    /// The mirror has caught up once.
     pub ready: bool,
-    /// In write-blocking mode, and nothing is behind any more.
+    /// The mirror is in write-blocking mode, and nothing is left to copy.
     pub synced: bool,
 }
 
 impl DiskEstimate {
-    /// Milliseconds that it would need for what it is behind by, if the guest wrote no more.
+    /// Milliseconds that the mirror would need for the bytes yet to copy, if the guest wrote no more.
     pub fn behind(&self) -> f64 {
         match self.synced || self.remaining <= 0.0 {
             true => 0.0,
@@ -49,7 +50,7 @@ impl DiskEstimate {
         }
     }
 
-    /// Milliseconds until the mirror is ready, if all goes on as it does; None if never.
+    /// Milliseconds until the mirror is ready, if nothing changes; `None` if never.
     pub fn time_to_ready(&self) -> Option<f64> {
         let gain = self.rate - self.growth;
         match self.ready || self.remaining <= 0.0 {
@@ -59,60 +60,75 @@ impl DiskEstimate {
     }
 }
 
-/// All that was to be copied at one moment being copied: the pass of a mirror.
+/// One pass of a mirror: the copying of everything that was to be copied at one moment.
 ///
-/// Over a region that is rewritten faster than it is copied, all of it is dirty whenever QEMU looks, and the mirror seems to
-/// gain until it looks again. How much there is at the begin of each lap tells it from one that gains.
+/// A region that is rewritten faster than it is copied is dirty as a whole whenever QEMU looks, and between two looks the mirror
+/// seems to gain. The bytes to copy at the begin of each lap tell such a mirror from one that gains.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct MirrorLap {
-    began: f64,
-    /// What was copied and what was to be copied in all when it began.
+    began: Duration,
+    /// The mirror when the lap began.
+    first: CopyProgress,
+    /// The mirror at the look before.
+    last: CopyProgress,
+    /// The most that was to be copied in the lap.
+    count: u64,
+    /// The least count of a lap; `None` before the second lap.
+    best: Option<u64>,
+    /// The number of laps since, none of them with a lower count.
+    worse: u32,
+    /// The count of the lap before, if that lap was long.
+    before: Option<u64>,
+    /// The rates over the lap before.
+    pace: LapPace,
+}
+
+/// The bytes that a mirror has copied, of all that it has to copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct CopyProgress {
     offset: u64,
     len: u64,
-    /// The same at the look before.
-    last: (u64, u64),
-    /// The most that was to be copied in it.
-    count: u64,
-    /// The least with which any of them began; None before the second.
-    best: Option<u64>,
-    /// How many began with no less since.
-    worse: u32,
-    /// What the last one, if it was long, began with.
-    before: Option<u64>,
-    /// What the last one copied, and what was added meanwhile, bytes per second.
-    pace: (f64, f64),
+}
+
+/// The rates over a lap, bytes per second.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct LapPace {
+    copied: f64,
+    added: f64,
 }
 
 impl MirrorLap {
-    fn begin(at: f64, now: &MirrorSample) -> Self {
+    fn begin(at: Duration, now: CopyProgress) -> Self {
         let count = now.len.saturating_sub(now.offset);
-        Self { began: at, offset: now.offset, len: now.len, last: (now.offset, now.len), count, ..Self::default() }
+        Self { began: at, first: now, last: now, count, ..Self::default() }
     }
 
-    fn add(&mut self, at: f64, now: &MirrorSample) {
-        let (offset, len) = std::mem::replace(&mut self.last, (now.offset, now.len));
-        if now.len <= len {
+    fn add(&mut self, at: Duration, now: CopyProgress) {
+        let last = std::mem::replace(&mut self.last, now);
+        if now.len <= last.len {
             return;
         }
-        // QEMU has looked what is dirty, and a part of that may have been copied since: as much as between two looks
-        self.count = self.count.max(now.len.saturating_sub(offset));
-        let copied = now.offset.saturating_sub(self.offset);
-        if copied.saturating_add(now.offset.saturating_sub(offset)) < self.count || at <= self.began {
+        // QEMU has looked for dirty blocks, and may have copied some of them since: at most the bytes between two looks
+        let to_copy = now.len.saturating_sub(last.offset);
+        self.count = self.count.max(to_copy);
+        let copied = now.offset.saturating_sub(self.first.offset);
+        if copied.saturating_add(now.offset.saturating_sub(last.offset)) < self.count || at <= self.began {
             return;
         }
-        let rate = |bytes: u64| bytes as f64 / (at - self.began) * 1000.0;
+        let elapsed = at.saturating_sub(self.began);
+        let rate = |bytes: u64| bytes as f64 / elapsed.as_secs_f64();
         let unbeaten = self.best.filter(|&best| !is_less(self.count, best));
         *self = Self {
             best: Some(unbeaten.unwrap_or(self.count)),
             worse: unbeaten.map_or(0, |_| self.worse + 1),
-            before: (at - self.began >= LONG).then_some(self.count),
-            pace: (rate(copied), rate(now.len.saturating_sub(self.len))),
-            count: now.len.saturating_sub(offset),
+            before: (elapsed >= LONG).then_some(self.count),
+            pace: LapPace { copied: rate(copied), added: rate(now.len.saturating_sub(self.first.len)) },
+            count: to_copy,
             ..Self::begin(at, now)
         };
     }
 
-    fn in_vain(&self) -> bool {
+    fn is_in_vain(&self) -> bool {
         self.worse >= LAPS && !self.before.is_some_and(|before| is_less(self.count, before))
     }
 }
@@ -121,22 +137,30 @@ fn is_less(count: u64, than: u64) -> bool {
     (count as f64) < than as f64 * BETTER
 }
 
-/// How a mirror's estimate is made.
+/// The samples of a mirror, folded into an estimate.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::convergence) struct DiskTrack {
-    window: Option<(f64, MirrorSample)>,
-    /// Since it has had its mode, or was favoured; None until something is known to be copied, and once it is ready.
+    window: Option<MirrorWindow>,
+    /// The lap since the mirror got its mode, or was favoured; `None` until QEMU knows the bytes to copy, and once the mirror
+    /// is ready.
     lap: Option<MirrorLap>,
     rate: SmoothedValue,
     growth: SmoothedValue,
-    writes: SmoothedValue,
-    before: SmoothedValue,
-    since: SmoothedValue,
-    /// When it was switched to write-blocking.
-    blocking: Option<f64>,
-    /// Since when it has had its mode and its share.
-    steady: Option<f64>,
+    write_rate: SmoothedValue,
+    latency_before: SmoothedValue,
+    latency_since: SmoothedValue,
+    /// The moment of the switch to write-blocking.
+    blocking: Option<Duration>,
+    /// The moment since which the mirror has had its mode and its share.
+    steady: Option<Duration>,
     estimate: DiskEstimate,
+}
+
+/// The begin of the window from which the rates of a mirror are taken.
+#[derive(Debug, Clone, PartialEq)]
+struct MirrorWindow {
+    began: Duration,
+    first: MirrorSample,
 }
 
 impl DiskTrack {
@@ -144,96 +168,99 @@ impl DiskTrack {
         self.estimate
     }
 
-    pub(in crate::convergence) fn add(&mut self, at: f64, now: &MirrorSample) {
-        let estimate = &mut self.estimate;
-        estimate.remaining = now.len.saturating_sub(now.offset) as f64;
-        estimate.ready = now.ready;
-        estimate.synced = now.actively_synced == Some(true);
+    pub(in crate::convergence) fn add(&mut self, at: Duration, now: &MirrorSample) {
+        self.estimate.remaining = now.len.saturating_sub(now.offset) as f64;
+        self.estimate.ready = now.ready;
+        self.estimate.synced = now.actively_synced == Some(true);
         self.steady.get_or_insert(at);
+        let progress = CopyProgress { offset: now.offset, len: now.len };
         match &mut self.lap {
-            // it follows its guest's writes, which come as they come
+            // a mirror that is ready follows its guest's writes, as they come
             lap if now.ready => *lap = None,
-            Some(lap) => lap.add(at, now),
-            // the first length is known only once the bitmap is initialised
-            lap => *lap = (now.len > 0).then(|| MirrorLap::begin(at, now)),
+            Some(lap) => lap.add(at, progress),
+            // the first length is known only once QEMU has initialised the bitmap
+            lap => *lap = (now.len > 0).then(|| MirrorLap::begin(at, progress)),
         }
-        let Some((then, last)) = &self.window else {
-            estimate.gained_at = at;
-            self.window = Some((at, now.clone()));
+        let Some(window) = &self.window else {
+            self.estimate.gained_at = at;
+            self.window = Some(MirrorWindow { began: at, first: now.clone() });
             return;
         };
-        let elapsed = at - then;
-        if elapsed < if self.rate.get().is_some() { WINDOW } else { FIRST } {
-            return;
+        let elapsed = at.saturating_sub(window.began);
+        if elapsed >= if self.rate.get().is_some() { WINDOW } else { FIRST } {
+            let first = window.first.clone();
+            self.window = Some(MirrorWindow { began: at, first: now.clone() });
+            self.measure(at, elapsed, &first, now);
         }
-        let rate = |now: u64, last: u64| now.saturating_sub(last) as f64 / elapsed * 1000.0;
-        let copied = rate(now.offset, last.offset);
-        self.rate.add(copied);
-        // what it begins with is a burst, which no speed limit has seen yet
+    }
+
+    /// Takes the rates from the two ends of a window.
+    fn measure(&mut self, at: Duration, elapsed: Duration, first: &MirrorSample, now: &MirrorSample) {
+        let estimate = &mut self.estimate;
+        let rate = |now: u64, first: u64| now.saturating_sub(first) as f64 / elapsed.as_secs_f64();
+        let copied = rate(now.offset, first.offset);
+        estimate.rate = self.rate.add(copied);
+        // a mirror begins with a burst, before its speed limit takes effect
         if elapsed >= WINDOW {
             estimate.fastest = estimate.fastest.max(copied);
         }
-        if last.len > 0 {
-            self.growth.add(rate(now.len, last.len));
+        if first.len > 0 {
+            self.growth.add(rate(now.len, first.len));
         } else {
             estimate.gained_at = at;
         }
-        self.writes.add(rate(now.written, last.written));
-        let (writes, took) = (now.writes.saturating_sub(last.writes), now.write_ns.saturating_sub(last.write_ns));
+        estimate.growth = self.growth.get().unwrap_or_default();
+        estimate.write_rate = self.write_rate.add(rate(now.written, first.written));
+        let (writes, took) = (now.writes.saturating_sub(first.writes), now.write_ns.saturating_sub(first.write_ns));
         if writes > 0 {
             let mean = took as f64 / writes as f64 / 1e6;
             match self.blocking.is_some() {
-                true => self.since.add(mean),
-                false => self.before.add(mean),
-            }
+                true => self.latency_since.add(mean),
+                false => self.latency_before.add(mean),
+            };
         }
-        estimate.rate = self.rate.get().unwrap_or_default();
-        estimate.growth = self.growth.get().unwrap_or_default();
-        let in_vain = self.lap.as_ref().filter(|lap| lap.in_vain());
+        (estimate.latency_before, estimate.latency_since) = (self.latency_before.get(), self.latency_since.get());
         // a smoothed rate never is 0 again
         let gains = estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN;
-        if let Some(lap) = in_vain {
-            (estimate.rate, estimate.growth) = lap.pace;
+        if let Some(lap) = self.lap.as_ref().filter(|lap| lap.is_in_vain()) {
+            (estimate.rate, estimate.growth) = (lap.pace.copied, lap.pace.added);
         } else if gains || estimate.remaining <= 0.0 {
             estimate.gained_at = at;
         }
-        estimate.write_rate = self.writes.get().unwrap_or_default();
-        (estimate.latency_before, estimate.latency_since) = (self.before.get(), self.since.get());
-        self.window = Some((at, now.clone()));
     }
 
-    /// Since when it gets no nearer to being in step with its guest's writes, though they wait for it.
-    pub(in crate::convergence) fn out_of_step(&self) -> Option<f64> {
+    /// The moment since which a mirror in write-blocking mode has come no nearer to being in step with its guest.
+    pub(in crate::convergence) fn out_of_step(&self) -> Option<Duration> {
         let DiskEstimate { remaining, gained_at, synced, .. } = self.estimate;
         self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
     }
 
-    /// It is so little behind its guest that nothing is to be wished for.
-    pub(in crate::convergence) fn keeps_up(&mut self, at: f64) {
+    /// Counts the mirror as gaining: it is so close to its guest that no more can be asked of it.
+    pub(in crate::convergence) fn keeps_up(&mut self, at: Duration) {
         self.estimate.gained_at = at;
     }
 
-    /// From now on in write-blocking mode.
-    pub(in crate::convergence) fn block(&mut self, at: f64) {
+    /// Starts anew in write-blocking mode.
+    pub(in crate::convergence) fn block(&mut self, at: Duration) {
         self.blocking = Some(at);
         self.start_over(at);
     }
 
-    /// Since when it has been seen to do what it can with its mode and its share.
-    pub(in crate::convergence) fn steady_since(&self) -> Option<f64> {
+    /// The moment since which the mirror has had its mode and its share.
+    pub(in crate::convergence) fn steady_since(&self) -> Option<Duration> {
         self.steady
     }
 
-    /// Another share: its rates are to be seen anew. How much each lap begins with does not hang on it.
-    pub(in crate::convergence) fn share_anew(&mut self, at: f64) {
+    /// Starts the rates anew: the share of the mirror is another. The counts of its laps do not depend on the share.
+    pub(in crate::convergence) fn share_anew(&mut self, at: Duration) {
         (self.rate, self.growth, self.steady) = (SmoothedValue::default(), SmoothedValue::default(), Some(at));
-        if !self.lap.as_ref().is_some_and(MirrorLap::in_vain) {
+        if !self.lap.as_ref().is_some_and(MirrorLap::is_in_vain) {
             self.estimate.gained_at = at;
         }
     }
 
-    /// Another mode, or a share that is to help it: what it gains is to be seen anew.
-    pub(in crate::convergence) fn start_over(&mut self, at: f64) {
+    /// Starts everything anew: the mirror has another mode, or a share that is meant to help it.
+    pub(in crate::convergence) fn start_over(&mut self, at: Duration) {
         self.lap = None;
         self.share_anew(at);
     }
@@ -244,13 +271,17 @@ mod tests {
     use super::*;
     use crate::convergence::fixture::{MIB, in_mib, mirror, near};
 
+    fn ms(at: u64) -> Duration {
+        Duration::from_millis(at)
+    }
+
     #[test]
     fn a_mirror_is_known_by_what_it_gains() {
         let mut track = DiskTrack::default();
-        // before the bitmap is initialised nothing is known
-        track.add(0.0, &mirror("a", 0, 0));
+        // nothing is known before QEMU has initialised the bitmap
+        track.add(ms(0), &mirror("a", 0, 0));
         for second in 1..10u64 {
-            track.add(second as f64 * 1000.0, &mirror("a", 1000 + second * 20, second * 100));
+            track.add(ms(second * 1000), &mirror("a", 1000 + second * 20, second * 100));
         }
         let disk = track.estimate();
         assert!(near(in_mib(disk.rate), 100.0, 0.01) && near(in_mib(disk.growth), 20.0, 0.01), "{disk:?}");
@@ -259,28 +290,28 @@ mod tests {
         assert_eq!((disk.latency_before, disk.latency_since), (None, None));
     }
 
-    /// A mirror that copies `pace` and looks what is dirty when nothing is left, of what a guest rewrites.
-    fn saw(pace: u64, dirty: impl Fn(u64) -> u64, looks: u64) -> Option<f64> {
+    /// When a mirror is seen to gain nothing that copies `pace` a look, and looks for dirty blocks when nothing is left.
+    fn saw(pace: u64, dirty: impl Fn(u64) -> u64, looks: u64) -> Option<Duration> {
         let (mut track, mut len, mut offset) = (DiskTrack::default(), 100, 0);
-        (0..looks).map(|look| look as f64 * 250.0).find(|&at| {
+        (0..looks).map(|look| ms(look * 250)).find(|&at| {
             track.add(at, &mirror("a", len, offset));
             offset = len.min(offset + pace);
             if offset == len {
                 len += dirty(len);
             }
-            at - track.estimate().gained_at > 3000.0
+            at - track.estimate().gained_at > ms(3000)
         })
     }
 
     #[test]
     fn a_mirror_over_a_region_that_is_dirty_again_and_again_gains_nothing() {
-        // in a saw of its own, and all at once
+        // the laps of each pace are a saw of their own
         for pace in [1, 3, 8, 20, 64] {
             let seen = saw(pace, |_| 16, 1000).unwrap_or_else(|| panic!("at {pace}"));
             let (first, lap) = (100.0 / pace as f64 * 250.0, (16.0 / pace as f64).ceil() * 250.0);
-            assert!(seen <= first + lap * 4.0 + 4000.0, "{seen} at {pace}");
+            assert!(seen.as_millis() as f64 <= first + lap * 4.0 + 4000.0, "{seen:?} at {pace}");
         }
-        // it varies, and is no less in the end
+        // the count of the laps varies, and is no lower in the end
         assert!(saw(4, |len| 9 + len % 7, 4000).is_some());
     }
 
@@ -291,13 +322,13 @@ mod tests {
         }
     }
 
-    /// The longest that a mirror, which copies 5 a look, was not seen to gain before it caught up with a guest that writes so
-    /// much a look.
-    fn longest_in_vain(mut writes: impl FnMut(u64) -> u64) -> f64 {
+    /// The longest time without a gain of a mirror that copies 5 a look, until it has caught up with a guest that writes so much
+    /// a look.
+    fn longest_in_vain(mut writes: impl FnMut(u64) -> u64) -> Duration {
         let mut track = DiskTrack::default();
-        let (mut len, mut offset, mut longest) = (1000, 0, 0.0_f64);
+        let (mut len, mut offset, mut longest) = (1000, 0, Duration::ZERO);
         for look in 0.. {
-            let at = look as f64 * 250.0;
+            let at = ms(look * 250);
             track.add(at, &mirror("a", len, offset));
             longest = longest.max(at - track.estimate().gained_at);
             offset = len.min(offset + 5);
@@ -311,24 +342,24 @@ mod tests {
 
     #[test]
     fn a_burst_of_writes_is_not_what_makes_a_mirror_vain() {
-        // half of what it copies is dirtied again: the laps begin with 1000, 500, 250, then with 1900, 950, 475
+        // half of the bytes copied are dirtied again: the laps begin with 1000, 500, 250, then with 1900, 950, 475
         let halved = |look: u64| if look == 360 { 1800 } else { 2 + look % 2 };
-        // four fifths
+        // four fifths of them
         let slow = |look: u64| if look == 500 { 600 } else { 4 };
         for writes in [&halved as &dyn Fn(u64) -> u64, &slow] {
             let longest = longest_in_vain(writes);
-            assert!(longest < 5000.0, "{longest}");
+            assert!(longest < ms(5000), "{longest:?}");
         }
     }
 
     #[test]
     fn another_share_does_not_make_a_vain_mirror_gain() {
         let (mut track, mut len, mut offset) = (DiskTrack::default(), 16, 0);
-        let vain = (0..400u64).map(|look| look as f64 * 250.0).find(|&at| {
+        let vain = (0..400u64).map(|look| ms(look * 250)).find(|&at| {
             track.add(at, &mirror("a", len, offset));
             track.share_anew(at);
             (len, offset) = (if offset + 4 >= len { len + 16 } else { len }, offset + 4);
-            at - track.estimate().gained_at > 3000.0
+            at - track.estimate().gained_at > ms(3000)
         });
         let vain = vain.expect("it is recognised");
         track.start_over(vain);
@@ -344,13 +375,13 @@ mod tests {
             write_ns: ms * 1_000_000,
             ..mirror("a", 100, 50)
         };
-        track.add(0.0, &sample(0, 0));
-        track.add(1000.0, &sample(100, 200));
-        track.block(1000.0);
-        track.add(2000.0, &sample(150, 650));
+        track.add(ms(0), &sample(0, 0));
+        track.add(ms(1000), &sample(100, 200));
+        track.block(ms(1000));
+        track.add(ms(2000), &sample(150, 650));
         let disk = track.estimate();
         assert_eq!((disk.latency_before, disk.latency_since), (Some(2.0), Some(9.0)));
         assert!(near(in_mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");
-        assert_eq!(track.out_of_step(), Some(1000.0));
+        assert_eq!(track.out_of_step(), Some(ms(1000)));
     }
 }

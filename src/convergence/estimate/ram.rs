@@ -1,94 +1,129 @@
-//! RAM.
+//! The estimate of RAM.
 //!
 //! Pure. On 10.0 `remaining` falls through a pass and jumps at the sync that ends it, on 11.1 QEMU syncs about ten times a
-//! second. What was found dirty between two syncs is what `remaining` grew by plus what was sent meanwhile, on both.
+//! second. On both, the bytes found dirty between two syncs are the growth of `remaining` plus the bytes sent meanwhile.
 
-use super::{super::sample::RamSample, BETTER, SmoothedValue, WINDOW};
+use super::{super::sample::RamSample, BETTER, CounterMark, SmoothedValue, WINDOW};
+use crate::quantity::Bytes;
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-/// How far apart two looks must be for a pace to be taken from them, milliseconds.
-const APART: f64 = 50.0;
+/// How far apart two looks must be for a pace to be taken from them.
+const APART: Duration = Duration::from_millis(50);
+/// The part of the bytes sent meanwhile that may be found dirty by error, and the least of it, bytes: QEMU's counters are not
+/// read all at once.
+const NOISE: f64 = 0.05;
+const LEAST_NOISE: f64 = 1e6;
+/// The number of estimates that are kept to tell a trend from a burst.
+const RECENT: usize = 32;
 
-/// RAM as far as it is known. Bytes and bytes per second; times in milliseconds.
+/// RAM as far as it is known. Sizes are bytes, rates bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct MemoryEstimate {
-    /// Sent over the wire.
+    /// The rate over the wire.
     pub bandwidth: f64,
-    /// MemoryEstimate taken care of, zero pages and all.
+    /// The rate at which memory is processed, zero pages included.
     pub pace: f64,
-    /// What the guest dirties, as far as it is found: pages that are still to be sent are not found again.
+    /// The rate at which pages are found dirty. A page that is still to be sent is not found again, so the guest may dirty
+    /// more.
     pub dirty_rate: f64,
-    /// The most that was found dirty at once: memory that is rewritten again and again is at least this much.
+    /// The most that was found dirty at once: the guest rewrites at least so much again and again.
     pub working_set: f64,
-    /// To send, when it was last counted anew.
+    /// The bytes to send at the last count.
     pub fresh: f64,
     /// The least of those counts.
     pub best: f64,
-    /// When it was so little for the first time.
-    pub best_at: f64,
-    /// How often it was counted since, without being better.
+    /// The moment of that count, since the migration began.
+    pub best_at: Duration,
+    /// The number of counts since then, none of them better.
     pub worse: u32,
     /// Every page was sent once.
     pub first_pass_over: bool,
 }
 
 impl MemoryEstimate {
-    /// How the guest's dirtying compares with what is sent: from 1 on it does not converge. None while nothing is known.
+    /// The guest's dirtying as a part of the pace: from 1 on RAM does not converge. `None` while nothing is known.
     pub fn load(&self) -> Option<f64> {
         (self.pace > 0.0).then(|| self.dirty_rate / self.pace)
     }
 
-    /// Milliseconds until no more than `rest` bytes remain, if all goes on as it does; None if never.
+    /// Milliseconds until no more than `rest` bytes remain, if nothing changes; `None` if never.
     pub fn time_to(&self, rest: f64, load: f64) -> Option<f64> {
         if self.fresh <= rest {
             return Some(0.0);
         }
-        // each pass leaves what was dirtied during it, so the rest shrinks by (1 - load) x pace
+        // each pass leaves the pages that were dirtied during it, so the rest shrinks by (1 - load) x pace
         (load < 1.0 && self.pace > 0.0).then(|| (self.fresh - rest) / (self.pace * (1.0 - load)) * 1000.0)
     }
 }
 
-/// What is found dirty by error, as a part of what was sent meanwhile.
-const NOISE: f64 = 0.05;
-/// How many estimates of RAM are kept to tell a trend from a burst.
-const RECENT: usize = 32;
-
-/// How RAM's estimate is made.
+/// The samples of RAM, folded into an estimate.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::convergence) struct MemoryTrack {
-    began: Option<f64>,
-    last: Option<(f64, RamSample)>,
-    /// The sync where the window of the dirty rate began, and what was found dirty and processed since.
-    window: (f64, f64, f64),
-    /// The most that remained after a sync in the window, and how many syncs there were.
-    counted: (f64, u64),
-    /// The window holds what was dirtied under other conditions: it ends with the next sync and counts for nothing.
+    began: Option<Duration>,
+    last: Option<RamLook>,
+    dirtied: DirtyWindow,
+    /// The window holds pages that were dirtied under other conditions: it ends with the next sync and counts for nothing.
     stale: bool,
-    /// Since it was last shared out anew.
+    /// The bandwidth since RAM's share was last changed.
     bandwidth: SmoothedValue,
-    /// The most that was sent in a window of it, bytes per second; 0 before the first.
+    /// The highest bandwidth of a window, bytes per second; 0 before the first.
     fastest: f64,
-    /// Where the window of the bandwidth began: when, and what was transferred.
-    sent: (f64, u64),
-    dirty: SmoothedValue,
+    /// The begin of the window of the bandwidth.
+    transferred: CounterMark,
+    dirty_rate: SmoothedValue,
     pace: SmoothedValue,
-    /// What is smoothed is of the first pass, which says little of those after it: zero pages are passed over quickly, and
-    /// memory that is rewritten is found once however often it was.
+    /// The smoothed rates are those of the first pass, which say little of later passes: zero pages are passed over quickly,
+    /// and memory that is rewritten is found once however often it was rewritten.
     provisional: bool,
-    /// The fastest that memory was taken care of, bytes per second, and since when and which count the next pace is measured.
+    /// The fastest pace between two looks, bytes per second.
     peak: f64,
-    paced: (f64, u64),
-    /// When something was last sent.
-    moved: f64,
+    /// The begin of the window of that pace.
+    processed: CounterMark,
+    /// The moment when something was last sent.
+    moved: Duration,
     estimate: MemoryEstimate,
-    /// The latest estimates since something was changed, and since when each holds.
-    recent: VecDeque<(f64, MemoryEstimate)>,
+    /// The latest estimates since conditions changed.
+    recent: VecDeque<DatedEstimate>,
+}
+
+/// A sample of RAM and its moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct RamLook {
+    at: Duration,
+    ram: RamSample,
+}
+
+/// An estimate and the begin of the window that it comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::convergence) struct DatedEstimate {
+    pub(in crate::convergence) since: Duration,
+    pub(in crate::convergence) memory: MemoryEstimate,
+}
+
+/// The window from which a dirty rate is taken. It begins and ends with a sync.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct DirtyWindow {
+    began: Duration,
+    /// The bytes found dirty.
+    found: Bytes,
+    /// The bytes processed.
+    processed: Bytes,
+    /// The most that remained after a sync.
+    most: Bytes,
+    /// The number of syncs.
+    syncs: u64,
+}
+
+impl DirtyWindow {
+    fn begin(at: Duration) -> Self {
+        Self { began: at, ..Self::default() }
+    }
 }
 
 impl MemoryTrack {
-    /// When the first sample with RAM was taken.
-    pub(in crate::convergence) fn began(&self) -> Option<f64> {
+    /// The moment of the first sample with RAM.
+    pub(in crate::convergence) fn began(&self) -> Option<Duration> {
         self.began
     }
 
@@ -96,46 +131,46 @@ impl MemoryTrack {
         (self.fastest > 0.0 || self.bandwidth.get().is_some()).then_some(self.estimate)
     }
 
-    /// What the wire carried for RAM with its present share, once that was measured.
+    /// The bandwidth with RAM's present share, once that was measured.
     pub(in crate::convergence) fn carried(&self) -> Option<f64> {
         self.bandwidth.get()
     }
 
-    /// The fastest that memory was taken care of, zero pages and all, bytes per second.
+    /// The fastest pace between two looks, zero pages included, bytes per second.
     pub(in crate::convergence) fn peak(&self) -> f64 {
         self.peak
     }
 
-    /// When something was last sent.
-    pub(in crate::convergence) fn moved(&self) -> f64 {
+    /// The moment when something was last sent.
+    pub(in crate::convergence) fn moved(&self) -> Duration {
         self.moved
     }
 
-    /// The most that the wire was seen to carry for RAM.
+    /// The highest bandwidth so far.
     pub(in crate::convergence) fn fastest(&self) -> f64 {
         self.fastest
     }
 
-    /// The bandwidth is shared out anew.
-    pub(in crate::convergence) fn share_anew(&mut self, at: f64) {
+    pub(in crate::convergence) fn last(&self) -> Option<RamSample> {
+        self.last.map(|look| look.ram)
+    }
+
+    pub(in crate::convergence) fn recent(&self) -> impl DoubleEndedIterator<Item = &DatedEstimate> {
+        self.recent.iter()
+    }
+
+    /// Starts the rates anew: the share of RAM is another.
+    pub(in crate::convergence) fn share_anew(&mut self, at: Duration) {
         self.bandwidth = SmoothedValue::default();
-        if let Some((_, last)) = self.last {
-            self.sent = (at, last.transferred);
+        if let Some(last) = self.last {
+            self.transferred = CounterMark { at, count: Bytes(last.ram.transferred) };
         }
         self.forget_rates(at);
     }
 
-    pub(in crate::convergence) fn last(&self) -> Option<RamSample> {
-        self.last.map(|(_, sample)| sample)
-    }
-
-    pub(in crate::convergence) fn recent(&self) -> impl DoubleEndedIterator<Item = &(f64, MemoryEstimate)> {
-        self.recent.iter()
-    }
-
-    /// What was measured before no longer holds: the guest is throttled differently now, or the bandwidth is another.
-    pub(in crate::convergence) fn forget_rates(&mut self, at: f64) {
-        self.dirty = SmoothedValue::default();
+    /// Starts all rates but the bandwidth anew: the guest is throttled differently, or the bandwidth is another.
+    pub(in crate::convergence) fn forget_rates(&mut self, at: Duration) {
+        self.dirty_rate = SmoothedValue::default();
         self.pace = SmoothedValue::default();
         self.recent.clear();
         self.stale = true;
@@ -143,108 +178,125 @@ impl MemoryTrack {
         self.estimate.best_at = at;
     }
 
-    pub(in crate::convergence) fn add(&mut self, at: f64, now: RamSample) {
-        let Some((then, last)) = self.last.replace((at, now)) else {
-            (self.began, self.moved) = (Some(at), at);
-            self.window = (at, 0.0, 0.0);
-            self.sent = (at, now.transferred);
-            self.paced = (at, now.processed);
-            let all = now.remaining as f64;
-            self.estimate = MemoryEstimate { fresh: all, best: all, best_at: at, ..MemoryEstimate::default() };
-            return;
+    pub(in crate::convergence) fn add(&mut self, at: Duration, now: RamSample) {
+        let Some(last) = self.last.replace(RamLook { at, ram: now }) else {
+            return self.begin(at, now);
         };
-        if at <= then {
+        if at <= last.at {
             return;
         }
-        // one per cent is QEMU's own, set up so that it is ready for more
-        if now.throttle_pct.abs_diff(last.throttle_pct) > 1 {
+        // one per cent is QEMU's own: auto-converge is set up so that it is ready for more
+        if now.throttle_pct.abs_diff(last.ram.throttle_pct) > 1 {
             self.forget_rates(at);
         }
-        let estimate = &mut self.estimate;
-        // where nothing was sent, nothing is known of what can be: a compressor fills its first packets for as long
-        if at - self.sent.0 >= WINDOW && now.transferred > self.sent.1 {
-            let rate = now.transferred.saturating_sub(self.sent.1) as f64 / (at - self.sent.0) * 1000.0;
-            self.bandwidth.add(rate);
-            self.fastest = self.fastest.max(rate);
-            self.sent = (at, now.transferred);
-            estimate.bandwidth = self.bandwidth.get().unwrap_or_default();
-        }
-        let processed = now.processed.saturating_sub(last.processed) as f64;
-        let found = (now.remaining as f64 - last.remaining as f64 + processed).max(0.0);
-        self.window.1 += found;
-        self.window.2 += processed;
-        if now.transferred > last.transferred {
+        self.measure_speed(at, now);
+        if now.transferred > last.ram.transferred {
             self.moved = at;
         }
-        // a look that comes right after another says little
-        if at - self.paced.0 >= APART {
-            let taken = now.processed.saturating_sub(self.paced.1) as f64;
-            self.peak = self.peak.max(taken / (at - self.paced.0) * 1000.0);
-            self.paced = (at, now.processed);
+        let processed = Bytes(now.processed.saturating_sub(last.ram.processed));
+        let found = Bytes(now.remaining.saturating_add(processed.0).saturating_sub(last.ram.remaining));
+        self.dirtied.found.0 = self.dirtied.found.0.saturating_add(found.0);
+        self.dirtied.processed.0 = self.dirtied.processed.0.saturating_add(processed.0);
+        let first_pass = self.follow_first_pass(at, now, found);
+        let noise = (processed.0 as f64 * NOISE).max(LEAST_NOISE);
+        if now.syncs == last.ram.syncs && (found.0 as f64) < noise {
+            return;
         }
-        let first_pass = !estimate.first_pass_over;
-        estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
-        if let (true, true, Some(measured)) = (first_pass, estimate.first_pass_over, now.measured_dirty_rate) {
-            // one pass tells nothing of how fast memory is rewritten; this was measured meanwhile, apart from it
-            (estimate.dirty_rate, estimate.pace) = (measured as f64, estimate.bandwidth);
-            estimate.fresh = found.max(now.remaining as f64);
-            remember(&mut self.recent, self.began.unwrap_or(at), *estimate);
+        self.dirtied.most = self.dirtied.most.max(Bytes(now.remaining));
+        self.dirtied.syncs += now.syncs.saturating_sub(last.ram.syncs);
+        self.end_window(at, now, first_pass);
+    }
+
+    fn begin(&mut self, at: Duration, now: RamSample) {
+        (self.began, self.moved) = (Some(at), at);
+        self.dirtied = DirtyWindow::begin(at);
+        self.transferred = CounterMark { at, count: Bytes(now.transferred) };
+        self.processed = CounterMark { at, count: Bytes(now.processed) };
+        let all = now.remaining as f64;
+        self.estimate = MemoryEstimate { fresh: all, best: all, best_at: at, ..MemoryEstimate::default() };
+    }
+
+    fn measure_speed(&mut self, at: Duration, now: RamSample) {
+        // while nothing is sent, nothing is known of the bandwidth: a compressor fills its first packets for a while
+        let transferred = Bytes(now.transferred);
+        if self.transferred.age(at) >= WINDOW && transferred > self.transferred.count {
+            let rate = self.transferred.advance(at, transferred);
+            self.bandwidth.add(rate);
+            self.fastest = self.fastest.max(rate);
+            self.estimate.bandwidth = self.bandwidth.get().unwrap_or_default();
+        }
+        // a look that comes right after another says little
+        if self.processed.age(at) >= APART {
+            self.peak = self.peak.max(self.processed.advance(at, Bytes(now.processed)));
+        }
+    }
+
+    /// Whether RAM was in its first pass until now.
+    fn follow_first_pass(&mut self, at: Duration, now: RamSample, found: Bytes) -> bool {
+        let first_pass = !self.estimate.first_pass_over;
+        self.estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
+        if let (true, true, Some(measured)) = (first_pass, self.estimate.first_pass_over, now.measured_dirty_rate) {
+            // one pass does not tell how fast memory is rewritten: QEMU measured that meanwhile
+            self.estimate.dirty_rate = measured as f64;
+            self.estimate.pace = self.estimate.bandwidth;
+            self.estimate.fresh = found.0.max(now.remaining) as f64;
+            self.remember(self.began.unwrap_or(at));
         }
         self.provisional |= first_pass;
-        // the counters are not read all at once, so a little is always found
-        if now.syncs == last.syncs && found < (processed * NOISE).max(1e6) {
-            return;
-        }
-        self.counted =
-            (self.counted.0.max(now.remaining as f64), self.counted.1 + now.syncs.saturating_sub(last.syncs));
+        first_pass
+    }
+
+    /// Ends the window of the dirty rate at a sync, if the window is long enough.
+    fn end_window(&mut self, at: Duration, now: RamSample, first_pass: bool) {
         if std::mem::take(&mut self.stale) {
-            self.window = (at, 0.0, 0.0);
-            self.counted = (0.0, 0);
-            estimate.fresh = now.remaining as f64;
+            self.dirtied = DirtyWindow::begin(at);
+            self.estimate.fresh = now.remaining as f64;
             return;
         }
-        let elapsed = at - self.window.0;
+        let elapsed = at.saturating_sub(self.dirtied.began);
         if elapsed < WINDOW {
             return;
         }
-        estimate.working_set = estimate.working_set.max(self.window.1);
+        let window = std::mem::replace(&mut self.dirtied, DirtyWindow::begin(at));
+        let (found, processed) = (window.found.0 as f64, window.processed.0 as f64);
+        let estimate = &mut self.estimate;
+        estimate.working_set = estimate.working_set.max(found);
         if std::mem::replace(&mut self.provisional, first_pass) {
-            (self.dirty, self.pace) = (SmoothedValue::default(), SmoothedValue::default());
+            (self.dirty_rate, self.pace) = (SmoothedValue::default(), SmoothedValue::default());
         }
-        self.dirty.add(self.window.1 / elapsed * 1000.0);
-        self.pace.add(self.window.2 / elapsed * 1000.0);
-        estimate.dirty_rate = self.dirty.get().unwrap_or_default();
-        estimate.pace = self.pace.get().unwrap_or_default();
-        // the counts were a while ago, and a part of what was found then has been sent since
-        let (most, counts) = std::mem::take(&mut self.counted);
-        estimate.fresh = most.max(self.window.1 / counts.max(1) as f64).min(now.total as f64);
+        estimate.dirty_rate = self.dirty_rate.add(found / elapsed.as_secs_f64());
+        estimate.pace = self.pace.add(processed / elapsed.as_secs_f64());
+        // a part of the bytes that were counted has been sent since
+        estimate.fresh = (window.most.0 as f64).max(found / window.syncs.max(1) as f64).min(now.total as f64);
         if !first_pass {
-            // what was sent once and is to be sent again was rewritten, all of it
+            // pages that were sent once and are to be sent again were all rewritten
             estimate.working_set = estimate.working_set.max(estimate.fresh);
         }
-        let since = self.window.0;
-        self.window = (at, 0.0, 0.0);
         if estimate.fresh <= estimate.best * BETTER {
             (estimate.best, estimate.best_at, estimate.worse) = (estimate.fresh, at, 0);
         } else {
             estimate.worse += 1;
         }
-        remember(&mut self.recent, since, *estimate);
+        self.remember(window.began);
     }
-}
 
-/// Keeps an estimate and since when it holds, in place of the oldest where there are enough.
-fn remember(recent: &mut VecDeque<(f64, MemoryEstimate)>, since: f64, estimate: MemoryEstimate) {
-    if recent.len() == RECENT {
-        recent.pop_front();
+    /// Keeps the present estimate, in place of the oldest where there are enough.
+    fn remember(&mut self, since: Duration) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(DatedEstimate { since, memory: self.estimate });
     }
-    recent.push_back((since, estimate));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::convergence::fixture::{GuestRam, MIB, in_mib, near};
+
+    fn ms(at: u64) -> Duration {
+        Duration::from_millis(at)
+    }
 
     fn watched(ram: &mut GuestRam, from: u64, to: u64, track: &mut MemoryTrack) -> MemoryEstimate {
         for look in from / 100..to / 100 {
@@ -253,7 +305,7 @@ mod tests {
                 // QEMU would stop the guest about here
                 break;
             }
-            track.add((look * 100 + 100) as f64, sample);
+            track.add(ms(look * 100 + 100), sample);
         }
         track.estimate().expect("an estimate")
     }
@@ -269,10 +321,10 @@ mod tests {
                 let told = format!("{dirtied} of {working_set}, {continuous}: {memory:?}");
                 assert!(memory.first_pass_over, "{told}");
                 assert!(near(in_mib(memory.bandwidth), 100.0, 0.05), "{told}");
-                // with many counts a pass less is found, for what is still to be sent is not found again
+                // many counts a pass find less, since pages that are still to be sent are not found again
                 let tolerance = if continuous { 0.3 } else { 0.2 };
                 assert!(near(in_mib(memory.dirty_rate), dirtied, tolerance), "{told}");
-                // it can only be seen as far as it was dirtied between two counts
+                // the working set is seen only as far as it was dirtied between two counts
                 let seen = in_mib(memory.working_set);
                 assert!(seen <= working_set * 1.02 && seen >= working_set.min(dirtied) * 0.6, "{told}");
                 assert!(memory.load().is_some_and(|load| near(load, dirtied / 100.0, tolerance)), "{told}");
@@ -286,7 +338,7 @@ mod tests {
         for continuous in [false, true] {
             let (mut ram, mut track) = (GuestRam::new(200.0, 128.0, continuous), MemoryTrack::default());
             let memory = watched(&mut ram, 0, 14_000, &mut track);
-            // all that is sent is found dirty again: more cannot be found
+            // no more can be found dirty than was sent
             assert!(memory.load().is_some_and(|load| load > 0.9), "{continuous}: {memory:?}");
             assert!(memory.time_to(1e6, 1.0).is_none() && memory.worse > 2, "{continuous}: {memory:?}");
         }
@@ -303,11 +355,11 @@ mod tests {
             syncs,
             ..RamSample::default()
         };
-        track.add(0.0, sample(0, 512, 0, 1));
-        track.add(1000.0, sample(512, 60, 100, 2));
+        track.add(ms(0), sample(0, 512, 0, 1));
+        track.add(ms(1000), sample(512, 60, 100, 2));
         let first = track.estimate().expect("an estimate");
         assert!(near(in_mib(first.pace), 512.0, 0.01) && near(in_mib(first.bandwidth), 100.0, 0.01), "{first:?}");
-        track.add(1600.0, sample(572, 54, 160, 3));
+        track.add(ms(1600), sample(572, 54, 160, 3));
         let next = track.estimate().expect("an estimate");
         assert!(near(in_mib(next.pace), 100.0, 0.01) && near(in_mib(next.dirty_rate), 90.0, 0.01), "{next:?}");
     }
@@ -317,10 +369,10 @@ mod tests {
         let mut track = MemoryTrack::default();
         let sample = |transferred: u64| RamSample { transferred, remaining: MIB, total: MIB, ..RamSample::default() };
         for look in 0..10 {
-            track.add(look as f64 * 100.0, sample(0));
+            track.add(ms(look * 100), sample(0));
             assert_eq!((track.carried(), track.estimate()), (None, None));
         }
-        track.add(1000.0, sample(MIB));
+        track.add(ms(1000), sample(MIB));
         assert!(track.carried().is_some_and(|carried| near(in_mib(carried), 1.0, 0.01)), "{track:?}");
     }
 
@@ -333,7 +385,7 @@ mod tests {
                 ram.throttle = if by_hand { 0 } else { 70 };
                 if by_hand {
                     ram.dirtied = 45.0;
-                    track.share_anew(7000.0);
+                    track.share_anew(ms(7000));
                     assert!(track.carried().is_none() && track.estimate().is_some());
                 }
                 let after = watched(&mut ram, 7000, 12_000, &mut track);
@@ -346,12 +398,12 @@ mod tests {
 
     #[test]
     fn no_more_estimates_are_kept_than_a_trend_needs() {
-        // a measurement beside the first pass comes when there are enough already
+        // a measurement beside the first pass comes when enough estimates are kept already
         let mut track = MemoryTrack::default();
         for look in 0..200u64 {
             let processed = look * 4 * MIB;
             track.add(
-                look as f64 * 250.0,
+                ms(look * 250),
                 RamSample {
                     transferred: processed,
                     processed,
