@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "convergence/estimate/disk.rs",
     "convergence/estimate/mod.rs",
     "convergence/estimate/ram.rs",
+    "convergence/guest_model.rs",
     "convergence/history.rs",
     "convergence/job.rs",
     "convergence/memory.rs",

@@ -109,7 +109,7 @@ mod qmp;
 mod quantity;
 mod storage;
 
-pub use convergence::{DiskRung, Policy, PolicyError, RamRung, Schedule, Step, Then};
+pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 pub use endpoint::{Address, AddressError};
 pub use memory::tuning::Compression;
 pub use migration::{

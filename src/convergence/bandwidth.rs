@@ -11,21 +11,21 @@ use crate::quantity::Rate;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// How much more a favoured mirror gets than another.
+/// The weight of a favoured mirror against another.
 const FAVOUR: u64 = 4;
 /// The least part of the ceiling that RAM gets, however much the guest writes to its disks.
 const LEAST: f64 = 0.25;
-/// The part of the ceiling by which RAM's share must be off before it is changed. A share that follows every sample would
-/// never let the rates that depend on it settle.
+/// The part of the ceiling by which RAM's share must be off before it is changed. A share that follows every sample
+/// would never let the rates that depend on it settle.
 const HYSTERESIS: f64 = 0.125;
-/// RAM gets a trickle only once less remains than is sent in this time at RAM's fastest pace, seconds: several looks must fit
-/// in between.
+/// RAM gets a trickle only once less remains than is sent in this time at RAM's fastest pace, seconds: several looks
+/// must fit in between.
 const RESERVE: f64 = 0.05;
-/// The least that is kept back for the trickle: a part of the guest's memory, up to so many bytes. The fastest pace may be
-/// yet to come, for QEMU passes over a GiB of zero pages in less than a second.
+/// The least that is kept back for the trickle: a part of the guest's memory, up to so many bytes. The fastest pace
+/// may be yet to come, for QEMU passes over a GiB of zero pages in less than a second.
 const LAST: f64 = 1.0 / 16.0;
 const LAST_BYTES: f64 = 536_870_912.0;
-/// How long before that RAM is looked at more often than ten times a second, seconds at its fastest pace.
+/// The time before that in which RAM is looked at more often than ten times a second, seconds at its fastest pace.
 const NEAR: f64 = 0.15;
 
 /// The parts of the ceiling.
@@ -46,7 +46,7 @@ pub enum MemoryShare {
     Unlimited,
     /// Up to this rate.
     Limited(Rate),
-    /// As little as QEMU can be told: RAM must not end before the mirrors are in step.
+    /// The lowest rate that QEMU can be told: RAM must not end before the mirrors are in step.
     Trickle,
 }
 
@@ -150,16 +150,16 @@ fn beside_mirrors(history: &History, ceiling: Rate) -> Rate {
     at_least(ceiling, ceiling.0 as f64 - copied)
 }
 
-/// Whether RAM could end before the second look from now on, plus so many seconds at its fastest pace. The guest would then
-/// stand still for as long as the mirrors still need.
+/// Whether RAM could end before the second look from now on, plus so many seconds at its fastest pace. The guest would
+/// then stand still for as long as the mirrors still need.
 fn remains_less_than(history: &History, seconds: f64) -> bool {
     let peak = history.memory.peak();
     let reserve = |ram: RamSample| (peak * RESERVE).max((ram.total as f64 * LAST).min(LAST_BYTES));
     history.memory.last().is_some_and(|ram| (ram.remaining as f64) < reserve(ram) + peak * seconds)
 }
 
-/// Whether a look is worth more than the usual ten a second: RAM is about to be held back, for which a look must not come too
-/// late, or RAM trickles and waits only for mirrors that are ready to get in step with their guest.
+/// Whether a look is worth more than the usual ten a second: RAM is about to be held back, for which a look must not
+/// come too late, or RAM trickles and waits only for mirrors that are ready to get in step with their guest.
 pub(super) fn is_pressing(history: &History) -> bool {
     match ConvergenceStage::of(history) {
         ConvergenceStage::Overlap { mirrors, trickles: true } => {
@@ -254,13 +254,13 @@ mod tests {
             run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
             run.look(500, Some(ram(400)), &[mirror("a", 1000, 60)]);
             assert!(!run.shares().trickles());
-            // a sixteenth is left
+            // less than a sixteenth is left
             run.look(500, Some(ram(30)), &[mirror("a", 1000, 110)]);
             assert!(run.shares().trickles());
-            // and it stays held, however much is found dirty
+            // RAM stays held, however much is found dirty
             run.look(500, Some(ram(300)), &[mirror("a", 1000, 160)]);
             assert!(run.shares().trickles());
-            // ready is not enough where no write may be behind
+            // a ready mirror is not enough where QEMU can block writes
             run.look(500, Some(ram(300)), &[ready("a", false)]);
             assert!(run.shares().trickles());
             run.look(500, Some(ram(300)), &[ready("a", true)]);

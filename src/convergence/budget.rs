@@ -6,9 +6,9 @@ use super::{history::History, memory, millis, policy::Policy};
 use crate::quantity::Bytes;
 use std::time::Duration;
 
-/// What a guest that stands still has to wait for.
+/// The rest of a migration that a guest which stands still has to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AwaitedRest {
+pub enum PendingRest {
     /// Mirrors that were not ready when QEMU stopped the guest.
     Mirrors,
     /// The handover, with so much of RAM yet to be sent.
@@ -37,28 +37,23 @@ pub fn predicted_blackout(policy: &Policy, history: &History) -> Option<f64> {
     Some(memory.fresh / memory::tail_rate(history) * 1000.0 + memory::overhead(policy, history))
 }
 
-/// Whether a guest that has stood still for so long may be kept waiting for the rest. Returns the blackout that it comes to,
-/// milliseconds.
+/// Whether a guest that has stood still for so long may be kept waiting for the rest. Returns the blackout that it
+/// comes to, milliseconds.
 ///
 /// # Errors
 /// The blackout would exceed the budget by more than the policy's slack.
-pub fn keep_budget(
-    policy: &Policy,
-    history: &History,
-    stood: Duration,
-    awaited: AwaitedRest,
-) -> Result<f64, OverBudget> {
+pub fn keep_budget(policy: &Policy, history: &History, stood: Duration, rest: PendingRest) -> Result<f64, OverBudget> {
     let budget = history.job.budget;
     let stood = millis(stood);
     let allowed = millis(budget) * (1.0 + policy.slack);
-    match awaited {
-        AwaitedRest::Mirrors if stood <= allowed => Ok(stood),
-        AwaitedRest::Mirrors => Err(OverBudget {
+    match rest {
+        PendingRest::Mirrors if stood <= allowed => Ok(stood),
+        PendingRest::Mirrors => Err(OverBudget {
             estimate_ms: stood,
             because: format!("QEMU stopped the guest {stood:.0} ms ago, before its mirrors were ready"),
             needed: "a lower bandwidth for RAM, or a larger budget".to_owned(),
         }),
-        AwaitedRest::Memory(remaining) => {
+        PendingRest::Memory(remaining) => {
             let estimate = stood + rest_of_handover(policy, history, remaining);
             if policy.observe || estimate <= allowed.max(millis(policy.stop_and_copy)) {
                 return Ok(estimate);
@@ -77,7 +72,7 @@ pub fn keep_budget(
 
 /// Milliseconds that the handover needs with so much of RAM yet to be sent.
 fn rest_of_handover(policy: &Policy, history: &History, remaining: Bytes) -> f64 {
-    // before RAM was measured only QEMU knows its bandwidth, and stops the guest where the rest fits into its limit
+    // only QEMU knows the bandwidth before RAM was measured, and it stops the guest where the rest fits into its limit
     let limit = history.applied.downtime.unwrap_or(history.job.budget);
     let rest = match history.memory.estimate() {
         Some(_) => remaining.0 as f64 / memory::tail_rate(history) * 1000.0,
@@ -105,7 +100,7 @@ mod tests {
     #[test]
     fn mirrors_that_are_not_ready_are_waited_for_within_the_budget() {
         let run = ControllerRun::new(&policy("converge"), job(), &["a"]);
-        let waited = |ms| keep_budget(&run.policy, &run.history, Duration::from_millis(ms), AwaitedRest::Mirrors);
+        let waited = |ms| keep_budget(&run.policy, &run.history, Duration::from_millis(ms), PendingRest::Mirrors);
         assert_eq!(waited(360).map_err(|_| ()), Ok(360.0));
         let over = waited(361).expect_err("300 ms and a fifth");
         assert!(over.because.contains("361 ms ago, before its mirrors were ready"), "{over:?}");

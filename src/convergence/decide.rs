@@ -16,22 +16,22 @@ use super::{
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
 
-/// How many times longer than RAM the mirrors may need for RAM to be started beside them: started too early, it is sent
-/// twice.
+/// The factor by which the mirrors may need longer than RAM for RAM to be started beside them. RAM that is started too
+/// early is sent twice.
 const AHEAD: f64 = 2.0;
-/// How long mirrors must have had their shares before the rest of a ceiling is taken for granted.
+/// The time that mirrors must have had their shares before the rest of a ceiling is taken for granted.
 const STEADY: Duration = Duration::from_secs(1);
-/// The least memory that is worth sending beside mirrors, 768 MiB. QEMU passes over a GiB of zero pages within a few looks, so
-/// less could end before it is held back.
+/// The least memory that is worth sending beside mirrors, 768 MiB. QEMU passes over a GiB of zero pages within a few
+/// looks, so less could end before it is held back.
 const SMALL: u64 = 3 << 28;
 /// The part of a ceiling that the mirrors must leave for RAM to be started beside them.
 const ROOM: f64 = 0.2;
-/// The downtime limit beside mirrors that are not in step. Together with [`Action::HoldMemory`] it keeps QEMU from stopping
-/// the guest; with a limit of 0 QEMU would not count dirty pages anew before it stops the guest.
+/// The downtime limit beside mirrors that are not in step. Together with [`Action::HoldMemory`] it keeps QEMU from
+/// stopping the guest; with a limit of 0 QEMU would not count dirty pages anew before it stops the guest.
 const LEAST_LIMIT: Duration = Duration::from_millis(1);
 
-/// Decides what to do after `sample`. The same policy, history and sample always give the same decision. The caller carries it
-/// out and passes both to [`History::record`].
+/// Decides what to do after `sample`. The same policy, history and sample always give the same decision. The caller
+/// carries it out and passes both to [`History::record`].
 pub fn decide(policy: &Policy, history: &History, sample: &MigrationSample) -> Decision {
     let now = history.after(sample);
     let stage = ConvergenceStage::of(&now);
@@ -86,7 +86,7 @@ fn converge(policy: &Policy, before: Duration, mut now: History, stage: Converge
     let shares = bandwidth::shares(&now);
     if shares != now.applied.shares {
         let because = shares.describe();
-        // before QEMU is let stop the guest: a command after that would be a part of the blackout
+        // the shares come before QEMU may stop the guest: a command after that would be a part of the blackout
         parts.insert(0, Decision::act(Action::ShareBandwidth(shares), because));
     }
     Decision::merge(parts)

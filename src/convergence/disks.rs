@@ -12,7 +12,7 @@ use super::{
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
 
-/// How long a mirror must have gained nothing before anything is done for it.
+/// The time without a gain after which a mirror is helped.
 const STANDSTILL: Duration = Duration::from_secs(3);
 /// The code of a mirror that does not catch up.
 const NOT_CONVERGING: &str = "disk-not-converging";
@@ -26,7 +26,7 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<Decision> {
     }
 }
 
-/// For mirrors that are all ready, where QEMU can block writes.
+/// The decisions for mirrors that are all ready, where QEMU can block writes.
 fn block_writes(policy: &Policy, now: &History) -> Vec<Decision> {
     let out_of_step =
         |(_, track): &(&String, &DiskTrack)| track.out_of_step().is_some_and(|since| now.since(since) > policy.give_up);
@@ -45,7 +45,7 @@ fn block_writes(policy: &Policy, now: &History) -> Vec<Decision> {
     vec![Decision::act(Action::WriteBlocking(left), because)]
 }
 
-/// For mirrors that fall behind: the next rung of the ladder for each of them.
+/// The next rung of the ladder for each mirror that gains nothing.
 fn help(policy: &Policy, now: &History) -> Vec<Decision> {
     let mut steps = Vec::new();
     for (name, track) in &now.disks {
@@ -173,13 +173,13 @@ mod tests {
         let mut job = job();
         job.abilities.write_blocking = false;
         let mut run = ControllerRun::new(&policy("converge"), job, &["a"]);
-        // as much as is written between two looks is copied, but for the last of it
+        // the mirror copies as much as the guest writes between two looks, but for the last of it
         for look in 0..400u64 {
             run.look(250, None, &[MirrorSample { ready: true, ..mirror("a", 101 + look * 5, 100 + look * 5) }]);
         }
         let behind = |left: u64| MirrorSample { ready: true, ..mirror("a", 3000, 3000 - left) };
         assert!((0..80).all(|look| give_up(&run.look(250, None, &[behind(500 - look)])).is_none()));
-        // but not for ever
+        // the patience ends
         assert!((0..200).any(|_| give_up(&run.look(250, None, &[behind(420)])).is_some()));
     }
 

@@ -4,7 +4,7 @@
 
 use super::{
     bandwidth::BandwidthShares,
-    budget::{AwaitedRest, OverBudget, keep_budget},
+    budget::{OverBudget, PendingRest, keep_budget},
     decide::decide,
     decision::{Action, Decision},
     history::History,
@@ -70,7 +70,7 @@ impl ControllerRun {
     /// Whether a guest that has stood still for `stood` milliseconds may be handed over.
     pub(super) fn keep_budget(&self, stood: f64, remaining: u64) -> Result<f64, OverBudget> {
         let stood = Duration::from_secs_f64(stood / 1000.0);
-        keep_budget(&self.policy, &self.history, stood, AwaitedRest::Memory(Bytes(remaining)))
+        keep_budget(&self.policy, &self.history, stood, PendingRest::Memory(Bytes(remaining)))
     }
 
     pub(super) fn at(&self) -> f64 {

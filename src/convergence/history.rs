@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 /// The code of a migration that took longer than the user allows.
 pub(super) const TIMEOUT: &str = "timeout";
 
-/// Everything that was sampled and decided so far.
+/// The samples and decisions so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct History {
     pub(super) job: ConvergenceJob,
@@ -62,7 +62,7 @@ pub(super) enum ControllerEnd {
     TimedOut,
 }
 
-/// How far a published schedule is.
+/// The progress of a published schedule.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct ScheduleState {
     /// The number of steps taken.
@@ -97,7 +97,7 @@ impl History {
         new
     }
 
-    /// How the ceiling is divided at present.
+    /// The present shares of the ceiling.
     pub fn shares(&self) -> &BandwidthShares {
         &self.applied.shares
     }
@@ -128,7 +128,8 @@ impl History {
         }
     }
 
-    /// Takes back an action that QEMU refused, so that nothing waits for its effect. The controller does not ask for it again.
+    /// Takes back an action that QEMU refused, so that nothing waits for its effect. The controller does not ask for
+    /// it again.
     pub fn take_back(&mut self, action: &Action) {
         let (abilities, applied) = (&mut self.job.abilities, &mut self.applied);
         match action {
@@ -214,7 +215,8 @@ impl History {
                     }
                 }
                 applied.write_blocking.extend(disks.iter().cloned());
-                // RAM's rates beside mirrors that copy say little of its rates beside mirrors that only follow the guest
+                // RAM's rates beside mirrors that copy say little of its rates beside mirrors that only follow the
+                // guest
                 self.memory.share_anew(at);
             }
             Action::Postcopy => applied.end = Some(ControllerEnd::Postcopy),

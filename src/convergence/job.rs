@@ -20,8 +20,8 @@ pub struct ConvergenceJob {
     pub memory: u64,
     /// The virtual size of each of the guest's disks, bytes: only published schedules count them.
     pub disks: Vec<u64>,
-    /// The bytes that the sender's buffers hold while RAM is sent as fast as the link carries it: the last of RAM comes after
-    /// them.
+    /// The bytes that the sender's buffers hold while RAM is sent as fast as the link carries it: the last of RAM
+    /// comes after them.
     pub buffered: u64,
     /// The rate at which the guest was seen to dirty memory before, bytes per second, where that was measured.
     pub dirty_rate: Option<f64>,

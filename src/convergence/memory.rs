@@ -13,9 +13,10 @@ use super::{
 use crate::quantity::{Bytes, Rate};
 use std::{fmt, time::Duration};
 
-/// Round trips of the engine while the guest stands still: the mirrors' end, the exports' end, `migrate-continue`, `cont`.
+/// Round trips of the engine while the guest stands still: the mirrors' end, the exports' end, `migrate-continue`,
+/// `cont`.
 const ROUND_TRIPS: f64 = 4.0;
-/// How long RAM must have seemed not to converge in time: less may be a burst.
+/// The time for which RAM must have seemed not to converge: less may be a burst.
 const CONFIRMED: Duration = Duration::from_secs(1);
 /// The time after which a throttle that QEMU does not show has come to nothing.
 const UNSEEN: Duration = Duration::from_secs(10);
@@ -179,8 +180,8 @@ impl<'a> MemoryOutlook<'a> {
         Decision::wait(format!("{self}: every rung is climbed, and RAM may still converge"))
     }
 
-    /// One rung; `None` where it was climbed already, or does not help. `needed` is the time that RAM's tail takes where least
-    /// of RAM remains, milliseconds.
+    /// One rung; `None` where it was climbed already, or does not help. `needed` is the time that RAM's tail takes
+    /// where least of RAM remains, milliseconds.
     fn climb(&self, rung: RamRung, needed: f64) -> Option<Decision> {
         let Self { policy, now, limit, .. } = *self;
         let abilities = now.job.abilities;
@@ -228,8 +229,8 @@ impl<'a> MemoryOutlook<'a> {
         needed > self.limit * NOTABLE && needed <= allowed(self.policy, self.now)
     }
 
-    /// Whether a blackout that is longer by so many milliseconds is worth the time that it saves: the time to converge where
-    /// RAM does so slowly, the time that throttling takes where the guest can be throttled.
+    /// Whether a blackout that is longer by so many milliseconds is worth the time that it saves: the time to converge
+    /// where RAM does so slowly, the time that throttling takes where the guest can be throttled.
     fn is_worth_it(&self, longer: f64) -> bool {
         let policy = self.policy;
         let by_throttle = match policy.ram.contains(&RamRung::Throttle) && self.now.job.abilities.throttle {
@@ -252,8 +253,9 @@ impl<'a> MemoryOutlook<'a> {
         self.stands_still || doubted.is_some_and(|dated| self.now.since(dated.since) >= CONFIRMED)
     }
 
-    /// The smallest throttle that leaves a light load, or else the largest, and the milliseconds until RAM fits then. One strong
-    /// throttle that does is better than several weak ones that do not: QEMU takes a second or more for each.
+    /// The smallest throttle that leaves a light load, or else the largest, and the milliseconds until RAM fits then.
+    /// One strong throttle that does is better than several weak ones that do not: QEMU takes a second or more for
+    /// each.
     fn throttle(&self) -> (u8, Option<f64>) {
         let Self { policy, now, memory, .. } = self;
         let present = now.applied.throttle;
@@ -261,7 +263,7 @@ impl<'a> MemoryOutlook<'a> {
         let load = memory.load().unwrap_or(1.0);
         let load = if load > SATURATED { load.max(BEYOND) } else { load };
         let unthrottled = load / runs(present.min(99));
-        // where the last throttle was not enough, the time that the guest still runs is at least halved
+        // a throttle that was not enough is followed by one that at least halves the time in which the guest runs
         let least = if present > 0 { (100 - present) / 2 } else { STEP };
         let mut percent = present.saturating_add(least).div_ceil(STEP) * STEP;
         while percent < policy.throttle_max && unthrottled * runs(percent) > LIGHT {
@@ -289,7 +291,7 @@ impl fmt::Display for MemoryOutlook<'_> {
 /// The bandwidth or the budget with which RAM would have converged, in words.
 pub(super) fn remedy(policy: &Policy, now: &History, memory: &MemoryEstimate) -> String {
     let budget = lowest(now, memory) / tail_rate(now) * 1000.0 * MARGIN + overhead(policy, now);
-    // so that the rest is sent within the patience, while the guest dirties on
+    // this bandwidth sends the rest within the patience, while the guest dirties on
     let bandwidth = memory.dirty_rate + memory.fresh / patience(policy, now).as_secs_f64();
     format!(
         "a bandwidth of {} (it was {}) or a blackout budget of {:.0} ms (it was {} ms) would have sufficed",
@@ -384,7 +386,7 @@ mod tests {
                 // the first pass takes five seconds
                 assert!(run.at() < 14_000.0, "{continuous}: at {}", run.at());
                 assert!(decision.is_some_and(|decision| decision.because.contains("are dirtied against")));
-                // once it shows, it either does or the next one is stronger
+                // a throttle that shows either suffices or is followed by a stronger one
                 let next = until(&mut run, &mut ram, 4000, |decision| throttle(decision).is_some());
                 assert!(next.as_ref().and_then(throttle).is_none_or(|next| next > percent), "{next:?}");
             }
@@ -411,13 +413,13 @@ mod tests {
         let limit = limit(&decision).map(|limit| limit.as_secs_f64() * 1000.0).expect("a limit");
         assert!((200.0..=240.0).contains(&limit), "{decision:?}");
         assert!(decision.because.contains("at its lowest") && decision.because.contains("300 ms"), "{decision:?}");
-        // and not beyond it
+        // a limit beyond the budget is not set
         let given = ConvergenceJob { budget: Duration::from_millis(150), ..job() };
         let (mut run, mut ram) = (started(text, given), GuestRam::new(500.0, 20.0, false));
         let decision = until(&mut run, &mut ram, 60_000, |decision| give_up(decision).is_some()).expect("an end");
         let (code, needed) = give_up(&decision).expect("given up");
         assert_eq!(code, "ram-not-converging");
-        // what it says is enough: 20 MiB at 100 MiB/s, with the margin and the rest of the blackout
+        // the remedy suffices: 20 MiB at 100 MiB/s, with the margin and the rest of the blackout
         let budget: f64 = needed
             .split("budget of ")
             .nth(1)
@@ -433,7 +435,7 @@ mod tests {
 
     #[test]
     fn after_the_last_throttle_it_is_given_up() {
-        // it dirties as much as before, whatever QEMU says
+        // the guest dirties as much as before, whatever throttle QEMU shows
         let (mut run, mut ram) = (started(built_in("converge"), job()), GuestRam::new(1e5, 400.0, false));
         let mut percents = Vec::new();
         let end = (0..3000).find_map(|_| {

@@ -1,8 +1,10 @@
-//! Convergence: one controller over disks and RAM that decides when QEMU may stop the guest, when to push, and when to give up.
+//! Convergence: one controller over disks and RAM that decides when QEMU may stop the guest, when to push, and when to
+//! give up.
 //!
-//! Plain data in, plain data out: [`decide`] takes a [`Policy`], everything that was sampled so far ([`History`]) and the
-//! newest [`MigrationSample`], and returns a [`Decision`] with its reason. Every file of this room is pure: none may read a
-//! clock, ask QEMU or do anything, so that recorded samples replay offline and always lead to the same decisions.
+//! Plain data in, plain data out: [`decide`] takes a [`Policy`], everything that was sampled so far ([`History`]) and
+//! the newest [`MigrationSample`], and returns a [`Decision`] with its reason. Every file of this room is pure: none
+//! may read a clock, ask QEMU or do anything, so that recorded samples replay offline and always lead to the same
+//! decisions.
 
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ mod decide;
 mod decision;
 mod disks;
 mod estimate;
+mod guest_model;
 mod history;
 mod job;
 mod memory;
@@ -24,7 +27,7 @@ pub mod simulate;
 mod stage;
 
 pub use bandwidth::{BandwidthShares, MemoryShare};
-pub use budget::{AwaitedRest, OverBudget, keep_budget, predicted_blackout};
+pub use budget::{OverBudget, PendingRest, keep_budget, predicted_blackout};
 pub use decide::decide;
 pub use decision::{Action, Decision};
 pub use estimate::{DiskEstimate, MemoryEstimate};

@@ -1,4 +1,4 @@
-//! What may be done so that a migration converges, and in which order.
+//! Policies: the actions that are allowed so that a migration converges, and their order.
 //!
 //! Pure.
 
@@ -7,7 +7,7 @@ use crate::quantity::Bytes;
 use serde::Deserialize;
 use std::time::Duration;
 
-/// What may be done for RAM that does not converge, from the mildest on.
+/// A rung of the ladder for RAM that does not converge; the mildest comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RamRung {
@@ -15,94 +15,96 @@ pub enum RamRung {
     Downtime,
     /// Throttle the guest's vCPUs.
     Throttle,
-    /// Let the guest go on at the destination before all its pages are there.
+    /// Let the guest resume on the destination before all its pages are there.
     Postcopy,
-    /// Stop the guest for as long as the rest takes, if the policy allows that.
+    /// Stop the guest for as long as the rest of RAM takes, if the policy allows that.
     StopAndCopy,
 }
 
-/// What may be done for a mirror that does not catch up.
+/// A rung of the ladder for a mirror that does not catch up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskRung {
-    /// Give it more of the bandwidth.
+    /// Give the mirror more of the bandwidth.
     Bandwidth,
-    /// Make the guest's writes wait for the destination.
+    /// Make the guest's writes wait for the mirror.
     WriteBlocking,
 }
 
-/// What may be done so that a migration converges. `docs/policies.md` has every field as it is written in a file.
+/// The actions that are allowed so that a migration converges. `docs/policies.md` shows how each field is written in a
+/// file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Policy {
-    /// Its name.
+    /// The policy's name.
     #[serde(default = "policy_file::unnamed")]
     pub name: String,
-    /// Decide and report, and change nothing beyond what the user set.
+    /// Decide and report only: nothing changes beyond the user's own settings.
     pub observe: bool,
-    /// The blackout that RAM's tail is let take while it converges by itself.
+    /// The part of the blackout that RAM's tail may take while RAM converges by itself.
     #[serde(deserialize_with = "policy_file::duration")]
     pub first: Duration,
-    /// The same for a guest that keeps dirtying a notable part of what is sent, where the budget leaves so much.
+    /// The same for a busy guest, which dirties a notable part of the bytes that are sent, where the budget leaves so
+    /// much.
     #[serde(deserialize_with = "policy_file::duration")]
     pub busy: Duration,
-    /// The share of the budget by which a blackout may be foreseen to exceed it and the guest still be handed over.
+    /// The share of the budget by which the estimate of a blackout may exceed it, and the guest still be handed over.
     pub slack: f64,
-    /// What device state is taken to need, before it is sent: nothing measures it earlier.
+    /// The time that device state is expected to take: nothing measures it before it is sent.
     #[serde(deserialize_with = "policy_file::duration")]
     pub device_state: Duration,
-    /// How long RAM may be foreseen to need yet, before more is done than to wait.
+    /// The time that RAM may need yet by its estimate before a rung is climbed.
     #[serde(deserialize_with = "policy_file::duration")]
     pub patience: Duration,
-    /// The same as a share of the time since RAM was started: the longer of the two counts.
+    /// The same as a share of the time since RAM was started; the longer of the two counts.
     pub patience_share: f64,
-    /// How many seconds a second of blackout must save before the downtime limit is raised for it.
+    /// The seconds of migration that each further second of blackout must save for the downtime limit to be raised.
     pub worth: f64,
-    /// How long nothing may improve after the last rung, before it is given up.
+    /// The time without any improvement after the last rung before the controller gives up.
     #[serde(deserialize_with = "policy_file::duration")]
     pub give_up: Duration,
-    /// The rungs for RAM.
+    /// The rungs for RAM, in the order in which they are tried.
     pub ram: Vec<RamRung>,
-    /// The rungs for disks.
+    /// The rungs for disks, in the order in which they are tried.
     pub disks: Vec<DiskRung>,
-    /// The most that vCPUs are throttled by, per cent.
+    /// The strongest throttle of the vCPUs, per cent.
     pub throttle_max: u8,
-    /// The longest blackout of a true stop-and-copy.
+    /// The longest blackout of the rung [`RamRung::StopAndCopy`].
     #[serde(deserialize_with = "policy_file::duration")]
     pub stop_and_copy: Duration,
-    /// Whether RAM's first pass may overlap the mirrors.
+    /// Whether RAM's first pass may run beside the mirrors.
     pub overlap: bool,
-    /// The cache of `xbzrle`, where it is wanted.
+    /// The cache of `xbzrle`, where that is to be used.
     #[serde(deserialize_with = "policy_file::size")]
     pub xbzrle: Option<Bytes>,
     /// A published schedule, in place of the rungs for RAM.
     pub schedule: Option<PublishedSchedule>,
 }
 
-/// A schedule by time or passes, as others have published them: a list of steps, of which at most the next one is taken at
-/// each look. Times count from the begin of the migration, disks included.
+/// A schedule by time or passes, as nova, vdsm and KubeVirt have published them: a list of steps, of which each look
+/// takes at most the next one. Times count from the begin of the migration, disks included.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PublishedSchedule {
-    /// How often it is looked at.
+    /// The time between two looks.
     #[serde(deserialize_with = "policy_file::duration")]
     pub poll: Duration,
-    /// QEMU's auto-converge with its own steps, up to the policy's `throttle_max`.
+    /// QEMU's auto-converge throttles by QEMU's own steps, up to the policy's `throttle_max`.
     #[serde(default)]
     pub auto_converge: bool,
     /// The first downtime limit.
     #[serde(deserialize_with = "policy_file::duration")]
     pub downtime: Duration,
-    /// A step is taken only at a look that finds another pass begun.
+    /// A step is taken only at a look that finds a new pass begun.
     #[serde(default)]
     pub at_new_pass: bool,
-    /// Not before this time after the step before.
+    /// The least time between two steps.
     #[serde(default, deserialize_with = "policy_file::duration")]
     pub cooldown: Duration,
-    /// How many GiB RAM, and each disk, count for at least where a time is for each GiB.
+    /// The least size that RAM and each disk count for, in times per GiB.
     #[serde(default)]
     pub least_gib: u64,
-    /// Give up after this time for each GiB of RAM and disks, whatever step it is at; zero is never.
+    /// The controller gives up after this time for each GiB of RAM and disks; zero is never.
     #[serde(default, deserialize_with = "policy_file::duration")]
     pub give_up_per_gib: Duration,
     /// The steps, in order.
@@ -110,33 +112,33 @@ pub struct PublishedSchedule {
     pub steps: Vec<ScheduleStep>,
 }
 
-/// A step of a schedule: all its conditions must be met.
+/// A step of a schedule. It is due once all its conditions are met.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "policy_file::WrittenStep")]
 pub struct ScheduleStep {
-    /// Not before so many passes have ended.
+    /// The number of passes that must have ended.
     pub passes: u64,
-    /// Not before this time.
+    /// The time that must have passed.
     pub after: Duration,
-    /// Not before this time for each GiB of RAM and disks.
+    /// The time for each GiB of RAM and disks that must have passed.
     pub after_per_gib: Duration,
-    /// What is done.
+    /// The action.
     pub then: StepAction,
 }
 
-/// What a step of a schedule does.
+/// The action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepAction {
-    /// Sets the downtime limit; never above the user's budget.
+    /// Set the downtime limit, but never above the user's budget.
     Downtime(Duration),
-    /// Starts postcopy.
+    /// Start postcopy.
     Postcopy,
-    /// Gives up and rolls back.
+    /// Give up and roll back.
     GiveUp,
 }
 
 impl PublishedSchedule {
-    /// The longest blackout that its steps allow.
+    /// The longest blackout that the steps allow.
     pub fn longest(&self) -> Duration {
         let limits = self.steps.iter().filter_map(|step| match step.then {
             StepAction::Downtime(limit) => Some(limit),
@@ -147,12 +149,12 @@ impl PublishedSchedule {
 }
 
 impl Policy {
-    /// The budget that belongs to it where the user gives none: that of a schedule is in its steps.
+    /// The budget of a published schedule, which its steps imply; `None` for any other policy.
     pub fn budget(&self) -> Option<Duration> {
         self.schedule.as_ref().map(PublishedSchedule::longest)
     }
 
-    /// The downtime limit to begin with, where the budget leaves so much: an idle guest must not pay for a generous budget.
+    /// The downtime limit to begin with, within the budget: an idle guest must not pay for a generous budget.
     pub fn first_limit(&self, budget: Duration) -> Duration {
         match &self.schedule {
             Some(schedule) => schedule.downtime.min(budget),
@@ -161,14 +163,14 @@ impl Policy {
         }
     }
 
-    /// Whether it may come to postcopy.
+    /// Whether the policy may start postcopy.
     pub fn may_postcopy(&self) -> bool {
         let stepped =
             |schedule: &PublishedSchedule| schedule.steps.iter().any(|step| step.then == StepAction::Postcopy);
         !self.observe && self.schedule.as_ref().map_or_else(|| self.ram.contains(&RamRung::Postcopy), stepped)
     }
 
-    /// Whether it may come to throttle the guest by our own hand.
+    /// Whether the policy may have the controller throttle the guest. A schedule leaves that to QEMU's auto-converge.
     pub fn may_throttle(&self) -> bool {
         !self.observe && self.schedule.is_none() && self.ram.contains(&RamRung::Throttle)
     }

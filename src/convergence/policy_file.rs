@@ -1,8 +1,8 @@
-//! Policies as they are written: TOML, checked, and the ones that are built in.
+//! Policies as they are written in TOML: reading, checking, and the built-in ones.
 //!
-//! Pure. A file is read by whoever has its path; here is only its text.
+//! Pure. The caller reads a policy's file; this module gets its text.
 
-use super::policy::{DiskRung, Policy, PublishedSchedule, RamRung, StepAction};
+use super::policy::{DiskRung, Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 use crate::quantity::Bytes;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{str::FromStr, time::Duration};
@@ -25,15 +25,15 @@ const DOWNTIME_MAX: Duration = Duration::from_secs(2000);
 /// Why a policy cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PolicyError {
-    /// It is no TOML, or has a field or value that none has; the text shows the line.
+    /// The text is not TOML, or a field or value is unknown; the message shows the line.
     #[error("{0}")]
     Unreadable(String),
-    /// A value cannot be.
+    /// A value is out of its range.
     #[error("{field}: {problem}")]
     Value {
         /// The field.
         field: &'static str,
-        /// What is wrong, and what would be right.
+        /// What is wrong with the value, and which value would be right.
         problem: String,
     },
 }
@@ -47,10 +47,10 @@ impl FromStr for Policy {
 }
 
 impl Policy {
-    /// Reads a policy; what is not in it is as in `converge`.
+    /// Reads a policy. A field that the text leaves out is as in `converge`.
     ///
     /// # Errors
-    /// The text is no TOML, a field is unknown, or a value is not of its type or out of its range.
+    /// The text is not TOML, a field is unknown, or a value is not of its type or is out of its range.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
         let policy: Self =
             toml::from_str(text).map_err(|error| PolicyError::Unreadable(error.to_string().trim_end().to_owned()))?;
@@ -63,48 +63,48 @@ impl Policy {
         BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
     }
 
-    /// Whether every value can be.
+    /// Checks the range of every value.
     ///
     /// # Errors
-    /// The first that cannot.
+    /// The first value that is out of its range.
     pub fn check(&self) -> Result<(), PolicyError> {
         let Self { first, busy, slack, patience, patience_share, worth, throttle_max, stop_and_copy, xbzrle, .. } =
             self;
         require(!self.name.trim().is_empty(), "name", || "write a name, or leave the field out".to_owned())?;
         require(!first.is_zero() && *first <= DOWNTIME_MAX, "first", || {
-            format!("{first:?} is no downtime limit: write one from 1ms to 2000s, such as \"20ms\"")
+            format!("{first:?} is not a downtime limit: write 1ms to 2000s, such as \"20ms\"")
         })?;
         require(*busy <= DOWNTIME_MAX, "busy", || {
-            format!("{busy:?} is no downtime limit: write one up to 2000s, or \"0s\" to leave it at first")
+            format!("{busy:?} is not a downtime limit: write up to 2000s, or \"0s\" for the limit of first")
         })?;
-        require((0.0..=1.0).contains(slack), "slack", || format!("{slack} is no share: write one from 0.0 to 1.0"))?;
+        require((0.0..=1.0).contains(slack), "slack", || format!("{slack} is not a share: write 0.0 to 1.0"))?;
         require(!patience.is_zero(), "patience", || {
-            "without any the whole ladder is climbed at once: write \"2s\" or the like".to_owned()
+            "without patience every rung is climbed at once: write a duration such as \"2s\"".to_owned()
         })?;
         require((0.0..=1.0).contains(patience_share), "patience-share", || {
-            format!("{patience_share} is no share: write one from 0.0 to 1.0")
+            format!("{patience_share} is not a share: write 0.0 to 1.0")
         })?;
         require(*worth >= 1.0 && worth.is_finite(), "worth", || {
-            format!("{worth} would pay for a blackout with less than itself: write 1.0 or more")
+            format!("at {worth} a second of blackout would save less than a second: write 1.0 or more")
         })?;
         require((1..=99).contains(throttle_max), "throttle-max", || {
-            format!("{throttle_max} is no throttle: write 1 to 99 per cent, or leave \"throttle\" out of ram")
+            format!("{throttle_max} is not a throttle: write 1 to 99 per cent, or leave \"throttle\" out of ram")
         })?;
         let listed = |rung: RamRung| self.ram.contains(&rung);
         no_repeats("ram", &self.ram)?;
         no_repeats::<DiskRung>("disks", &self.disks)?;
         require(!listed(RamRung::StopAndCopy) || !stop_and_copy.is_zero(), "stop-and-copy", || {
-            "the rung of this name needs the longest blackout that it may cost: write \"5s\" or the like".to_owned()
+            "the rung \"stop-and-copy\" needs its longest blackout: write a duration such as \"5s\"".to_owned()
         })?;
         require(listed(RamRung::StopAndCopy) || stop_and_copy.is_zero(), "stop-and-copy", || {
-            "it means nothing unless ram has the rung \"stop-and-copy\": add it, or leave this out".to_owned()
+            "ram lacks the rung \"stop-and-copy\": add it, or leave this field out".to_owned()
         })?;
         let after = self.ram.iter().position(|rung| *rung == RamRung::Postcopy).map(|at| self.ram.len() - at - 1);
         require(matches!(after, None | Some(0)), "ram", || {
-            "nothing can come after \"postcopy\": the guest runs at the destination by then".to_owned()
+            "no rung can come after \"postcopy\": the guest runs on the destination by then".to_owned()
         })?;
         require(xbzrle.is_none_or(|cache| cache.0.is_power_of_two()), "xbzrle", || {
-            "QEMU wants a power of two: write \"64MiB\" or \"128MiB\"".to_owned()
+            "QEMU takes powers of two only: write a size such as \"64MiB\" or \"128MiB\"".to_owned()
         })?;
         self.schedule.as_ref().map_or(Ok(()), check_schedule)
     }
@@ -112,8 +112,10 @@ impl Policy {
 
 fn check_schedule(schedule: &PublishedSchedule) -> Result<(), PolicyError> {
     let is_limit = |limit: &Duration| (Duration::from_millis(1)..=DOWNTIME_MAX).contains(limit);
-    require(!schedule.poll.is_zero(), "schedule.poll", || "write how often to look, such as \"500ms\"".to_owned())?;
-    require(is_limit(&schedule.downtime), "schedule.downtime", || "write 1ms to 2000s".to_owned())?;
+    require(!schedule.poll.is_zero(), "schedule.poll", || {
+        "write the time between two looks, such as \"500ms\"".to_owned()
+    })?;
+    require(is_limit(&schedule.downtime), "schedule.downtime", || "write a downtime limit of 1ms to 2000s".to_owned())?;
     let mut limit = schedule.downtime;
     for (at, step) in schedule.steps.iter().enumerate() {
         let number = at + 1;
@@ -121,20 +123,22 @@ fn check_schedule(schedule: &PublishedSchedule) -> Result<(), PolicyError> {
         match step.then {
             StepAction::Downtime(next) => {
                 require(is_limit(&next), "schedule.steps", || {
-                    format!("step {number}: write a downtime of 1ms to 2000s")
+                    format!("step {number}: write a downtime limit of 1ms to 2000s")
                 })?;
                 require(next > limit, "schedule.steps", || {
-                    format!("step {number}: a downtime of {next:?} is not above the {limit:?} before it")
+                    format!("step {number}: the downtime limit {next:?} is not above the {limit:?} before it")
                 })?;
                 limit = next;
             }
             StepAction::Postcopy | StepAction::GiveUp => require(last, "schedule.steps", || {
-                format!("step {number}: nothing can come after postcopy or give-up")
+                format!("step {number}: no step can come after postcopy or give-up")
             })?,
         }
         let before = at.checked_sub(1).and_then(|before| schedule.steps.get(before));
-        let falls = before.is_some_and(|it| step.after < it.after || step.after_per_gib < it.after_per_gib);
-        require(!falls, "schedule.steps", || format!("step {number} would be due before the one before it"))?;
+        let is_earlier = |other: &ScheduleStep| step.after < other.after || step.after_per_gib < other.after_per_gib;
+        require(!before.is_some_and(is_earlier), "schedule.steps", || {
+            format!("step {number} would be due before step {at}")
+        })?;
     }
     Ok(())
 }
@@ -145,7 +149,7 @@ fn require(holds: bool, field: &'static str, problem: impl FnOnce() -> String) -
 
 fn no_repeats<T: PartialEq>(field: &'static str, rungs: &[T]) -> Result<(), PolicyError> {
     let repeats = rungs.iter().enumerate().any(|(at, rung)| rungs[..at].contains(rung));
-    require(!repeats, field, || "a rung is there twice: each is climbed once, and again by itself".to_owned())
+    require(!repeats, field, || "a rung is listed twice: list it once, it is climbed again where that helps".to_owned())
 }
 
 /// The name of a policy whose file gives none.
@@ -153,21 +157,23 @@ pub(super) fn unnamed() -> String {
     "unnamed".to_owned()
 }
 
-/// A duration as it is written everywhere else.
+/// Reads a duration as on the command line.
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|error| {
-        D::Error::custom(format!("\"{text}\" is no duration ({error}): write \"50ms\", \"2s\" or \"1m\""))
+        D::Error::custom(format!(
+            "\"{text}\" is not a duration ({error}): write a time such as \"50ms\", \"2s\" or \"1m\""
+        ))
     })
 }
 
-/// A size as it is written everywhere else.
+/// Reads a size as on the command line.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map(Some).map_err(D::Error::custom)
 }
 
-/// A step as it is written: with a downtime, or with a word for something else.
+/// A step as it is written: with a downtime limit, or with a word for its end of the schedule.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct WrittenStep {
@@ -193,7 +199,7 @@ fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Du
     duration(deserializer).map(Some)
 }
 
-impl TryFrom<WrittenStep> for super::policy::ScheduleStep {
+impl TryFrom<WrittenStep> for ScheduleStep {
     type Error = &'static str;
 
     fn try_from(step: WrittenStep) -> Result<Self, Self::Error> {
@@ -211,7 +217,6 @@ impl TryFrom<WrittenStep> for super::policy::ScheduleStep {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::convergence::ScheduleStep;
 
     const REFERENCE: &str = include_str!("../../docs/policies.md");
 
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_what_would_be_right() {
+    fn a_wrong_value_is_named_with_what_would_be_right() {
         const SCHEDULE: &str = "[schedule]\npoll = '1s'\ndowntime = '50ms'\n";
         for (text, words) in [
             ("frist = '20ms'", &["frist", "first"][..]),
@@ -320,10 +325,10 @@ mod tests {
             ("steps = [{ passes = 2 }]", &["either a downtime"]),
             ("steps = [{ then = 'pray' }]", &["pray", "give-up"]),
             ("steps = [{ pass = 2, downtime = '60ms' }]", &["pass", "passes"]),
-            ("steps = [{ then = 'give-up' }, { downtime = '60ms' }]", &["step 1", "nothing can come after"]),
+            ("steps = [{ then = 'give-up' }, { downtime = '60ms' }]", &["step 1", "no step can come after"]),
             (
                 "steps = [{ after = '9s', downtime = '60ms' }, { after = '8s', downtime = '70ms' }]",
-                &["step 2", "before the one before"],
+                &["step 2", "before step 1"],
             ),
         ] {
             let whole = if text.starts_with("steps") { format!("{SCHEDULE}{text}") } else { text.to_owned() };
@@ -334,7 +339,7 @@ mod tests {
         }
     }
 
-    /// Every field of what stands under `head`, by the error that names them all.
+    /// Every field under `head`, taken from the error that lists them all.
     fn fields(head: &str) -> Vec<String> {
         let error = Policy::from_toml(&format!("{head}nonsense = 1")).expect_err("no such field").to_string();
         let list = error.split("expected one of").nth(1).unwrap_or_else(|| panic!("{error}"));

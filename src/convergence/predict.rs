@@ -14,11 +14,11 @@ use std::time::Duration;
 
 /// Bytes per second that RAM is sent at where nothing else limits it: QEMU's migration thread on one core.
 const MEMORY_RATE: f64 = 600e6;
-/// Bytes per second that mirrors copy at where nothing else limits them: 300 to 400 MiB/s into unallocated clusters were
-/// measured.
+/// Bytes per second that mirrors copy at where nothing else limits them: 300 to 400 MiB/s into unallocated clusters
+/// were measured.
 const MIRROR_RATE: f64 = 350e6;
-/// Milliseconds of the blackout that no measurement beforehand shows: the guest's disks are drained and flushed, and the guest
-/// is started again.
+/// Milliseconds of the blackout that no measurement beforehand shows: the guest's disks are drained and flushed, and
+/// the guest is started again.
 const QUIESCE: f64 = 6.0;
 /// Milliseconds from the end of RAM to the end of the migration: the source quits.
 const END: f64 = 60.0;

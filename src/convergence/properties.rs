@@ -3,7 +3,7 @@
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 use super::{
-    budget::{AwaitedRest, keep_budget, predicted_blackout},
+    budget::{PendingRest, keep_budget, predicted_blackout},
     decide::decide,
     decision::{Action, Decision},
     history::History,
@@ -144,14 +144,14 @@ proptest! {
                     prop_assert!(*limit <= job.budget);
                     continue;
                 }
-                // where the overhead takes the whole budget, a millisecond is left
+                // a millisecond is left where the overhead takes the whole budget
                 let most = (budget - overhead(&policy, &history)).max(1.0).max(millis(policy.stop_and_copy));
                 prop_assert!(millis(*limit) <= most + 1e-6, "{limit:?} of {most}");
             }
             let allowed = (budget * (1.0 + policy.slack)).max(millis(policy.stop_and_copy));
             for (stood, remaining) in [(0, 0), (5, 1 << 20), (250, 1 << 30), (10_000, 0)] {
                 let stood = Duration::from_millis(stood);
-                match keep_budget(&policy, &history, stood, AwaitedRest::Memory(Bytes(remaining))) {
+                match keep_budget(&policy, &history, stood, PendingRest::Memory(Bytes(remaining))) {
                     Ok(blackout) => prop_assert!(policy.observe || blackout <= allowed),
                     Err(over) => prop_assert!(over.estimate_ms > allowed && over.estimate_ms.is_finite()),
                 }

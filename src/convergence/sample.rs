@@ -1,15 +1,15 @@
-//! What was seen at one moment, of RAM and of every mirror.
+//! Samples: the counters of RAM and of every mirror at one moment.
 //!
 //! Pure.
 
 use serde::{Deserialize, Serialize};
 
-/// What was seen at one moment. Sizes are bytes.
+/// The counters of a migration at one moment. Sizes are bytes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MigrationSample {
-    /// Milliseconds since the migration began, when the answers were there.
+    /// Milliseconds from the begin of the migration to QEMU's answers.
     pub at_ms: f64,
-    /// Milliseconds that the question for RAM, or else the one for the jobs, took to be answered.
+    /// Milliseconds that `query-migrate` took, or `query-block-jobs` before RAM is sent.
     pub round_trip_ms: f64,
     /// RAM, once it is being sent.
     pub ram: Option<RamSample>,
@@ -17,45 +17,45 @@ pub struct MigrationSample {
     pub mirrors: Vec<MirrorSample>,
 }
 
-/// The RAM migration, by `query-migrate`.
+/// RAM, from `query-migrate`. Sizes are bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct RamSample {
-    /// Sent so far, over the wire.
+    /// Bytes sent over the wire so far.
     pub transferred: u64,
-    /// Memory that was sent so far: zero pages count in full, a page that was sent twice counts twice.
+    /// Memory that was processed so far: zero pages count in full, and a page that was sent twice counts twice.
     pub processed: u64,
-    /// Still to send, as last counted.
+    /// Memory yet to send, as QEMU last counted it.
     pub remaining: u64,
     /// The guest's memory.
     pub total: u64,
-    /// What the guest was measured to dirty beside the migration, bytes per second (`calc-dirty-rate`), once it is known.
+    /// The guest's dirty rate, bytes per second, once `calc-dirty-rate` has measured it beside the first pass.
     pub measured_dirty_rate: Option<u64>,
     /// Per cent by which the vCPUs are throttled.
     pub throttle_pct: u64,
-    /// `dirty-sync-count`. On 10.0 one a pass, on 11.1 about ten a second.
+    /// `dirty-sync-count`: one sync a pass on 10.0, about ten a second on 11.1.
     pub syncs: u64,
-    /// Destination pages are fetched on demand: the switchover is over.
+    /// Postcopy runs: the destination fetches pages on demand, and the switchover is over.
     pub postcopy: bool,
 }
 
-/// One mirror, by `query-block-jobs` and `query-blockstats`.
+/// One mirror, from `query-block-jobs` and `query-blockstats`. Sizes are bytes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MirrorSample {
     /// The disk's name on the source.
     pub disk: String,
-    /// To copy in all, as known now.
+    /// Bytes to copy in all; the guest's writes add to it.
     pub len: u64,
-    /// Copied so far.
+    /// Bytes copied so far.
     pub offset: u64,
-    /// It has caught up once.
+    /// The mirror has caught up once.
     pub ready: bool,
-    /// In write-blocking mode: every write is at the destination before the guest is told of it. None where QEMU does not
-    /// tell, or it still copies in the background.
+    /// Whether every write reaches the destination before the guest sees it complete, in write-blocking mode. `None`
+    /// where QEMU does not report that, or the mirror copies in the background.
     pub actively_synced: Option<bool>,
-    /// The guest's writes to the disk so far, bytes.
+    /// Bytes that the guest has written to the disk so far.
     pub written: u64,
-    /// The same, counted.
+    /// The number of those writes.
     pub writes: u64,
-    /// What they took together, nanoseconds.
+    /// The time of those writes together, nanoseconds.
     pub write_ns: u64,
 }

@@ -202,8 +202,8 @@ fn converge_is_no_worse_than_the_published_schedules() {
             let told = format!("{name}: {:.0} ms, {theirs:.0} ms; {told}", other.total_ms);
             assert!(!is_worse(blackout, theirs, 5.0), "blackout {told}");
             if is_worse(ours.total_ms, other.total_ms, 100.0) {
-                // A policy that takes about twice the blackout ends earlier, and no policy can beat it in time and nova in
-                // blackout at once. The difference is bounded by the time that QEMU takes to throttle.
+                // A policy that takes about twice the blackout ends earlier, and no policy can beat it in time and
+                // nova in blackout at once. The difference is bounded by the time that QEMU takes to throttle.
                 assert!(name != "nova" && load > 0.0, "total {told}");
                 assert!(theirs > blackout * 1.8, "total {told}");
                 assert!(ours.total_ms < other.total_ms + 3000.0, "total {told}");

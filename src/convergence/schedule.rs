@@ -67,7 +67,8 @@ mod tests {
     };
     use std::time::Duration;
 
-    /// Everything that is done in so many seconds, with a pass each `pass` seconds: when, and the limit or nothing.
+    /// The actions of a schedule in so many seconds, with a pass each `pass` seconds: the second, and the limit or
+    /// nothing.
     fn course(name: &str, given: ConvergenceJob, pass: u64, seconds: u64) -> Vec<(u64, Option<u64>)> {
         let mut run = ControllerRun::new(&policy(name), given, &[]);
         let mut done = Vec::new();

@@ -1,12 +1,12 @@
 //! A model of a guest, its QEMU and a link, driven by the controller itself: the course that a migration would take.
 //!
 //! Pure. The guest rewrites a working set round and round. QEMU sends page after page and counts anew which pages were
-//! dirtied, at the end of a pass or ten times a second, and stops the guest where the rest would fit into the downtime limit:
-//! `pending < bandwidth x downtime-limit` in QEMU's `migration_iteration_run`, asked with an exact count.
+//! dirtied, at the end of a pass or ten times a second, and stops the guest where the rest would fit into the downtime
+//! limit: `pending < bandwidth x downtime-limit` in QEMU's `migration_iteration_run`, asked with an exact count.
 
 use super::{
     bandwidth::MemoryShare,
-    budget::{AwaitedRest, OverBudget, keep_budget},
+    budget::{OverBudget, PendingRest, keep_budget},
     decide::decide,
     decision::Action,
     history::{History, TIMEOUT},
@@ -18,6 +18,8 @@ use super::{
 use crate::quantity::Bytes;
 use serde::Serialize;
 use std::time::Duration;
+
+pub use super::guest_model::{DirtyBursts, DiskModel, GuestModel, LinkModel};
 
 /// The length of a step of the model, milliseconds.
 const TICK: f64 = 10.0;
@@ -39,62 +41,6 @@ const HELD: f64 = 1000.0;
 const TRICKLE: f64 = 4096.0;
 /// The longest migration of the model, milliseconds.
 const END: f64 = 24.0 * 3600.0 * 1000.0;
-
-/// The part of a guest that its migration depends on. Sizes are bytes, rates bytes per second.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GuestModel {
-    /// The guest's memory.
-    pub memory: f64,
-    /// The part of the memory that is not zero.
-    pub used: f64,
-    /// The memory that the guest rewrites again and again.
-    pub working_set: f64,
-    /// The rate at which the guest rewrites its working set.
-    pub dirty_rate: f64,
-    /// The pauses of a guest that does not always dirty memory.
-    pub bursts: Option<DirtyBursts>,
-    /// The guest's disks.
-    pub disks: Vec<DiskModel>,
-}
-
-/// Dirtying in turns with pauses, milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DirtyBursts {
-    /// The time in which the guest dirties memory.
-    pub busy: f64,
-    /// The pause that follows.
-    pub idle: f64,
-}
-
-/// A disk of a guest. Sizes are bytes, rates bytes per second.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct DiskModel {
-    /// The disk's name.
-    pub name: String,
-    /// The bytes to copy.
-    pub bytes: f64,
-    /// The rate of the guest's writes.
-    pub write_rate: f64,
-}
-
-/// The link between the two QEMUs, and the limits of the QEMUs themselves.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LinkModel {
-    /// Bytes per second that the link carries.
-    pub bandwidth: f64,
-    /// Bytes per second that RAM can be sent at, whatever the link carries.
-    pub memory_rate: f64,
-    /// Bytes per second that the mirrors together can copy at.
-    pub mirror_rate: f64,
-    /// Milliseconds of a QMP command.
-    pub round_trip: f64,
-    /// Milliseconds that device state, its loading and the mirrors' end take.
-    pub device_state: f64,
-    /// QEMU counts dirty pages ten times a second (11.1), not at the end of a pass (10.0).
-    pub continuous: bool,
-    /// QEMU can be told the bandwidth of the switchover (8.2).
-    pub switchover_bandwidth: bool,
-}
 
 /// The course that a migration took in the model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -137,6 +83,7 @@ impl SimulatedRun {
 }
 
 /// The end of a migration in the model.
+#[derive(Clone, Copy)]
 enum SimulatedEnd {
     /// The guest moved, and stood still for so many milliseconds.
     Moved {
@@ -303,14 +250,14 @@ impl<'a> Simulation<'a> {
         None
     }
 
-    /// With the guest stopped: the controller has the last word.
+    /// QEMU stopped the guest: the controller decides whether the guest may move.
     fn switch_over(&mut self, policy: &Policy, history: &History) -> SimulatedEnd {
         self.run.too_early = self.mirrors.iter().any(|mirror| !mirror.ready);
         let rest = self.rest();
         let blackout = rest / self.tail_rate() * 1000.0 + self.overhead();
         let stood = Duration::from_secs_f64(self.link.round_trip * 2.0 / 1000.0);
-        let awaited = AwaitedRest::Memory(Bytes(self.pending as u64));
-        if let Err(over) = keep_budget(policy, history, stood, awaited) {
+        let pending = PendingRest::Memory(Bytes(self.pending as u64));
+        if let Err(over) = keep_budget(policy, history, stood, pending) {
             self.note(Action::GiveUp { code: OverBudget::CODE, needed: over.needed }, over.because);
             return SimulatedEnd::GaveUp;
         }
@@ -456,8 +403,8 @@ impl<'a> Simulation<'a> {
         self.throttle();
     }
 
-    /// QEMU decides at a count whether to throttle, if a second has passed, and acts on every second period that had too many
-    /// dirty bytes.
+    /// QEMU decides at a count whether to throttle, if a second has passed, and acts on every second period that had
+    /// too many dirty bytes.
     fn throttle(&mut self) {
         let period = &mut self.period;
         if self.at - period.began < THROTTLE_PERIOD {

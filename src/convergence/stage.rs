@@ -13,15 +13,15 @@ const LITTLE: f64 = 1048576.0;
 /// The part of the budget that a mirror may be behind its guest by, where QEMU cannot keep it in step.
 const BEHIND: f64 = 0.25;
 
-/// How far the mirrors are, all together.
+/// The progress of all mirrors together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MirrorProgress {
     /// At least one mirror has not caught up with its guest yet.
     Copying,
     /// Every mirror has caught up once, but at least one of them can still fall behind.
     Ready,
-    /// No mirror would prolong a blackout: each is in write-blocking mode with nothing left to copy or, where QEMU cannot
-    /// block writes, has almost nothing left.
+    /// No mirror would prolong a blackout: each is in write-blocking mode with nothing left to copy or, where QEMU
+    /// cannot block writes, has almost nothing left.
     InStep,
 }
 
@@ -32,7 +32,7 @@ pub(super) enum ConvergenceStage {
     Disks(MirrorProgress),
     /// RAM is sent beside mirrors that are not in step, and must not stop the guest before they are.
     Overlap {
-        /// How far the mirrors are: copying, or ready.
+        /// The mirrors' progress: copying, or ready.
         mirrors: MirrorProgress,
         /// RAM gets a trickle only, since little of it remains.
         trickles: bool,

@@ -13,7 +13,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
-    convergence::{AwaitedRest, History, keep_budget},
+    convergence::{History, PendingRest, keep_budget},
     endpoint::Address,
     handover::{
         exchange,
@@ -272,8 +272,8 @@ impl Context {
         let stood = sides.stood(stopped);
         // with postcopy the rest follows when the guest runs again
         let remaining = rest.ram.filter(|_| !course.ram.postcopy).map_or(0, |ram| ram.remaining);
-        let awaited = AwaitedRest::Memory(Bytes(remaining));
-        Ok(keep_budget(&self.settings.policy, history, stood, awaited).map(drop)?)
+        let rest = PendingRest::Memory(Bytes(remaining));
+        Ok(keep_budget(&self.settings.policy, history, stood, rest).map(drop)?)
     }
 
     /// Passes the guest on. From here nothing interrupts but a failure, which [`Self::finish`] judges.

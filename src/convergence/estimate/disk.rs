@@ -10,10 +10,11 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(50);
 /// The part of its rate that a mirror must gain on its guest to count as gaining.
 const GAIN: f64 = 0.05;
-/// After so many laps that began with no less to copy than the best before them, a gain between two looks counts for nothing.
+/// After so many laps that began with no less to copy than the best before them, a gain between two looks counts for
+/// nothing.
 const LAPS: u32 = 2;
-/// A lap that takes longer meets all of a region that is rewritten. The mirror gains where the next lap begins with less, even
-/// if after a burst of writes several laps pass before the best one is beaten.
+/// A lap that takes longer meets all of a region that is rewritten. The mirror gains where the next lap begins with
+/// less, even if after a burst of writes several laps pass before the best one is beaten.
 const LONG: Duration = Duration::from_secs(3);
 
 /// One mirror as far as it is known. Sizes are bytes, rates bytes per second.
@@ -62,8 +63,8 @@ impl DiskEstimate {
 
 /// One pass of a mirror: the copying of everything that was to be copied at one moment.
 ///
-/// A region that is rewritten faster than it is copied is dirty as a whole whenever QEMU looks, and between two looks the mirror
-/// seems to gain. The bytes to copy at the begin of each lap tell such a mirror from one that gains.
+/// A region that is rewritten faster than it is copied is dirty as a whole whenever QEMU looks, and between two looks
+/// the mirror seems to gain. The bytes to copy at the begin of each lap tell such a mirror from one that gains.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct MirrorLap {
     began: Duration,
@@ -141,8 +142,8 @@ fn is_less(count: u64, than: u64) -> bool {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::convergence) struct DiskTrack {
     window: Option<MirrorWindow>,
-    /// The lap since the mirror got its mode, or was favoured; `None` until QEMU knows the bytes to copy, and once the mirror
-    /// is ready.
+    /// The lap since the mirror got its mode, or was favoured; `None` until QEMU knows the bytes to copy, and once the
+    /// mirror is ready.
     lap: Option<MirrorLap>,
     rate: SmoothedValue,
     growth: SmoothedValue,
@@ -290,7 +291,8 @@ mod tests {
         assert_eq!((disk.latency_before, disk.latency_since), (None, None));
     }
 
-    /// When a mirror is seen to gain nothing that copies `pace` a look, and looks for dirty blocks when nothing is left.
+    /// When a mirror is seen to gain nothing that copies `pace` a look, and looks for dirty blocks when nothing is
+    /// left.
     fn saw(pace: u64, dirty: impl Fn(u64) -> u64, looks: u64) -> Option<Duration> {
         let (mut track, mut len, mut offset) = (DiskTrack::default(), 100, 0);
         (0..looks).map(|look| ms(look * 250)).find(|&at| {
@@ -322,8 +324,8 @@ mod tests {
         }
     }
 
-    /// The longest time without a gain of a mirror that copies 5 a look, until it has caught up with a guest that writes so much
-    /// a look.
+    /// The longest time without a gain of a mirror that copies 5 a look, until it has caught up with a guest that
+    /// writes so much a look.
     fn longest_in_vain(mut writes: impl FnMut(u64) -> u64) -> Duration {
         let mut track = DiskTrack::default();
         let (mut len, mut offset, mut longest) = (1000, 0, Duration::ZERO);

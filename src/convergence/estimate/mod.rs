@@ -1,6 +1,7 @@
 //! Estimates from the samples of one run: bandwidth, the guest's dirtying, and each mirror's gain on its guest.
 //!
-//! Pure. No estimate rests on one sample: QEMU's counters differ in meaning between versions, and a mirror's come in bursts.
+//! Pure. No estimate rests on one sample: QEMU's counters differ in meaning between versions, and a mirror's come in
+//! bursts.
 
 use crate::quantity::Bytes;
 use std::time::Duration;

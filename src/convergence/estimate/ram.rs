@@ -1,17 +1,18 @@
 //! The estimate of RAM.
 //!
-//! Pure. On 10.0 `remaining` falls through a pass and jumps at the sync that ends it, on 11.1 QEMU syncs about ten times a
-//! second. On both, the bytes found dirty between two syncs are the growth of `remaining` plus the bytes sent meanwhile.
+//! Pure. On 10.0 `remaining` falls through a pass and jumps at the sync that ends it, on 11.1 QEMU syncs about ten
+//! times a second. On both, the bytes found dirty between two syncs are the growth of `remaining` plus the bytes sent
+//! meanwhile.
 
 use super::{super::sample::RamSample, BETTER, CounterMark, SmoothedValue, WINDOW};
 use crate::quantity::Bytes;
 use serde::Serialize;
 use std::{collections::VecDeque, time::Duration};
 
-/// How far apart two looks must be for a pace to be taken from them.
+/// The least time between two looks for a pace to be taken from them.
 const APART: Duration = Duration::from_millis(50);
-/// The part of the bytes sent meanwhile that may be found dirty by error, and the least of it, bytes: QEMU's counters are not
-/// read all at once.
+/// The part of the bytes sent meanwhile that may be found dirty by error, and the least of it, bytes: QEMU's counters
+/// are not read all at once.
 const NOISE: f64 = 0.05;
 const LEAST_NOISE: f64 = 1e6;
 /// The number of estimates that are kept to tell a trend from a burst.
@@ -24,8 +25,8 @@ pub struct MemoryEstimate {
     pub bandwidth: f64,
     /// The rate at which memory is processed, zero pages included.
     pub pace: f64,
-    /// The rate at which pages are found dirty. A page that is still to be sent is not found again, so the guest may dirty
-    /// more.
+    /// The rate at which pages are found dirty. A page that is still to be sent is not found again, so the guest may
+    /// dirty more.
     pub dirty_rate: f64,
     /// The most that was found dirty at once: the guest rewrites at least so much again and again.
     pub working_set: f64,
@@ -63,7 +64,8 @@ pub(in crate::convergence) struct MemoryTrack {
     began: Option<Duration>,
     last: Option<RamLook>,
     dirtied: DirtyWindow,
-    /// The window holds pages that were dirtied under other conditions: it ends with the next sync and counts for nothing.
+    /// The window holds pages that were dirtied under other conditions: it ends with the next sync and counts for
+    /// nothing.
     stale: bool,
     /// The bandwidth since RAM's share was last changed.
     bandwidth: SmoothedValue,
@@ -73,8 +75,8 @@ pub(in crate::convergence) struct MemoryTrack {
     transferred: CounterMark,
     dirty_rate: SmoothedValue,
     pace: SmoothedValue,
-    /// The smoothed rates are those of the first pass, which say little of later passes: zero pages are passed over quickly,
-    /// and memory that is rewritten is found once however often it was rewritten.
+    /// The smoothed rates are those of the first pass, which say little of later passes: zero pages are passed over
+    /// quickly, and memory that is rewritten is found once however often it was rewritten.
     provisional: bool,
     /// The fastest pace between two looks, bytes per second.
     peak: f64,

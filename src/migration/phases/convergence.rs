@@ -11,8 +11,8 @@ use crate::migration::{
 };
 use crate::{
     convergence::{
-        Action, AwaitedRest, BandwidthShares, Decision, History, MemoryShare, MigrationSample, MirrorSample,
-        OverBudget, RamSample, decide, keep_budget, predicted_blackout,
+        Action, BandwidthShares, Decision, History, MemoryShare, MigrationSample, MirrorSample, OverBudget,
+        PendingRest, RamSample, decide, keep_budget, predicted_blackout,
     },
     memory::{apply, postcopy, precopy, sample, tuning},
     preflight::{measure, measured},
@@ -233,7 +233,7 @@ impl<'a> Converge<'a> {
             }
             let stood = sides.stood(stopped);
             if course.is_to_run(sides) {
-                keep_budget(&self.engine.settings.policy, &self.history, stood, AwaitedRest::Mirrors)?;
+                keep_budget(&self.engine.settings.policy, &self.history, stood, PendingRest::Mirrors)?;
             }
             tokio::select! {
                 () = mirror::turned(&sides.source, &self.order.route.pairs) => {}

@@ -1,5 +1,5 @@
-//! The policies against each other: the engine's own and the published schedules of nova, vdsm and KubeVirt, on the same
-//! guest and the same link, over loads that are easy, hard, and too much.
+//! The engine's own policy against the published schedules of nova, vdsm and KubeVirt, on the same guest and the same link,
+//! under loads from none to more than the link carries.
 
 use std::path::Path;
 
@@ -9,21 +9,21 @@ use crate::moves::{self, MEMORY, Moved};
 use crate::table::{Required, Table, middle};
 use crate::{MIB, runs};
 
-/// The engine's own comes first.
+/// The policies; the engine's own comes first.
 const POLICIES: [&str; 4] = ["converge", "nova", "vdsm", "kubevirt"];
-/// Memory rewritten, as a share of what the link carries.
+/// The rates at which the guest rewrites memory, as a share of the link's payload.
 const LOADS: [(&str, f64); 4] = [("idle", 0.0), ("0.5 x", 0.5), ("0.9 x", 0.9), ("1.5 x", 1.5)];
-/// The blackout that all of them are given.
+/// The blackout budget of every policy.
 const BUDGET: &str = "300ms";
-/// Who is not through by then has not converged.
+/// The time after which a migration counts as not converged.
 const TIMEOUT: &str = "60s";
-/// How much more than another a policy may take and still count as equal: this share, and on top of it what no policy
-/// decides. QEMU looks every 100 ms whether it may stop the guest, and the pause scatters by a few milliseconds.
+/// The factor by which two equal policies may differ, and the grains on top of it, milliseconds, which no policy decides: QEMU
+/// checks every 100 ms whether it may stop the guest, and the pause scatters by a few milliseconds.
 const SHARE: f64 = 1.05;
 const TOTAL_GRAIN: f64 = 100.0;
 const BLACKOUT_GRAIN: f64 = 5.0;
 
-/// One of the figures of a move.
+/// One figure of a move.
 type Of = fn(&Moved) -> f64;
 
 /// Measures, and says whether every requirement was met.
@@ -36,7 +36,7 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     for (load, share) in LOADS {
         let mut taken: [Vec<Moved>; POLICIES.len()] = Default::default();
         for run in 0..runs {
-            // each goes first as often as the others
+            // each policy goes first as often as the others
             for turn in 0..POLICIES.len() {
                 let policy = (run + turn) % POLICIES.len();
                 taken[policy].push(one(qferry, run, load, POLICIES[policy], bandwidth * share)?);
@@ -55,7 +55,7 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     Ok(table.met)
 }
 
-/// What the link carries.
+/// The payload that the link carries, bytes per second.
 fn bandwidth() -> Result<f64> {
     let pair = Pair::start(&Spec { link: Some(Link::gigabit()), ..Spec::quick() })?;
     let wire = pair.wire().ok_or_else(|| Error::new("the pair has no link"))?;
@@ -75,21 +75,21 @@ fn one(qferry: &Path, run: usize, load: &str, policy: &str, rate: f64) -> Result
 }
 
 fn judge(table: &mut Table, load: &str, taken: &[Vec<Moved>; POLICIES.len()]) {
-    let [ours, others @ ..] = taken;
+    let [own, others @ ..] = taken;
     let converged = |moves: &[Moved]| moves.iter().filter(|moved| moved.converged()).count() as f64;
-    for (policy, theirs) in POLICIES[1..].iter().zip(others) {
+    for (policy, other) in POLICIES[1..].iter().zip(others) {
         let figures: [(&str, Of, f64); 2] = [
             ("total", |moved| moved.total, TOTAL_GRAIN), //
             ("blackout", |moved| moved.blackout, BLACKOUT_GRAIN),
         ];
         for (name, of, grain) in figures {
-            let [ours, theirs] = [ours, theirs].map(|moves| middle(moves.iter().map(of).collect()));
-            // against one that never converges there is nothing to compare
-            let most = theirs.is_finite().then_some(Required::AtMost(SHARE + grain / theirs));
-            table.row(&format!("{load} {name}, against {policy}"), "ms", ours, Some(theirs), most);
+            let [own, other] = [own, other].map(|moves| middle(moves.iter().map(of).collect()));
+            // a policy that never converges is no measure
+            let most = other.is_finite().then_some(Required::AtMost(SHARE + grain / other));
+            table.row(&format!("{load} {name}, against {policy}"), "ms", own, Some(other), most);
         }
     }
     let best = others.iter().map(|moves| converged(moves)).fold(0.0, f64::max);
     let least = (best > 0.0).then_some(Required::AtLeast(1.0));
-    table.row(&format!("{load} converged, against the best other"), "runs", converged(ours), Some(best), least);
+    table.row(&format!("{load} converged, against the best other"), "runs", converged(own), Some(best), least);
 }
