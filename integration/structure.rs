@@ -53,6 +53,7 @@ const PURE: &[&str] = &[
     "convergence/simulate.rs",
     "convergence/stage.rs",
     "endpoint/address.rs",
+    "handover/judgement.rs",
     "handover/ownership.rs",
     "handover/verdict.rs",
     "journal/fold.rs",

@@ -1,9 +1,11 @@
 //! Passes the guest on, or takes it back: the only sender of `migrate-continue` and `cont`.
 //!
-//! It must never send either without the proof that its signature asks for.
+//! Neither command may ever be sent without the proof that the signature asks for. The proofs that rest on QEMU's answers
+//! are made here, from answers that were asked for here.
 
 use super::ownership::{
-    Arrived, DestinationCannotRun, DestinationLoaded, Disengaged, Handed, SourceCannotRun, SourceStands, pages,
+    ArrivalProof, BeforeContinue, ContinueSent, DestinationCannotRun, DestinationLoaded, DisksDisengaged, ProcessEnded,
+    SourceCannotRun, SourceStands, count_sent_pages,
 };
 use crate::{
     progress::{Moment, Side},
@@ -17,7 +19,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Between two looks at what no event tells, with the guest stopped.
+/// The pause between two questions about what no event tells, with the guest stopped.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How the exchange can fail.
@@ -28,9 +30,9 @@ pub enum ExchangeError {
     Ended {
         /// Which side.
         side: Side,
-        /// Its status.
+        /// The status that this side reported.
         status: MigrationStatus,
-        /// What QEMU says of it.
+        /// QEMU's own words for the failure.
         words: String,
     },
     /// A command failed or an answer is missing.
@@ -38,56 +40,65 @@ pub enum ExchangeError {
     Process(#[from] ProcessError),
 }
 
-/// Lets the source send the rest. From here it may not be resumed without proof, whatever the answer; so there is a
-/// [`Handed`] in any case. Resolves only where the command certainly had no effect: any other answer, or none, is told
-/// better by [`arrival`].
-pub fn relinquish(source: &Process, disengaged: Disengaged) -> (Handed, impl Future<Output = ProcessError> + use<>) {
+/// Lets the source send the rest. From here the source may not be resumed without proof, whatever the answer; so there is a
+/// [`ContinueSent`] in any case. The future resolves only where the command certainly had no effect, and gives back the token
+/// that was consumed: about any other answer, or none, [`await_arrival`] tells more.
+pub(crate) fn relinquish(
+    source: &Process,
+    disengaged: DisksDisengaged,
+    before: BeforeContinue,
+) -> (ContinueSent, impl Future<Output = (ProcessError, BeforeContinue)> + use<>) {
     let answer = source.act(&qmp::migrate_continue { state: qmp::MigrationStatus::pre_switchover });
     let without_effect = async {
         match answer.await {
-            Err(error) if error.is_without_effect() => error,
+            Err(error) if error.is_without_effect() => (error, BeforeContinue::without_effect()),
             _ => std::future::pending().await,
         }
     };
-    (Handed::new(disengaged), without_effect)
+    (ContinueSent::new(disengaged, before), without_effect)
 }
 
 /// How the guest arrived.
 #[derive(Debug)]
-pub struct Arrival {
-    /// What starting it takes.
-    pub proof: Arrived,
+pub(crate) struct GuestArrival {
+    /// The proof that starting the guest takes.
+    pub(crate) proof: ArrivalProof,
     /// When the source had sent what the destination needs.
-    pub gone: Moment,
+    pub(crate) sent: Moment,
     /// When the destination had it.
-    pub there: Moment,
-    /// Its pages still come from the source, which must stay until both sides say `completed`.
-    pub postcopy: bool,
+    pub(crate) loaded: Moment,
+    /// The guest's pages still come from the source, which must stay until both sides say `completed`.
+    pub(crate) postcopy: bool,
 }
 
-/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `sent` is how many
-/// pages the source had sent when the guest was stopped, where that is known; postcopy is proved quicker with it.
+/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `pages` is how many
+/// pages the source had sent when the guest was stopped, where that is known; postcopy is proved sooner with it.
 ///
 /// # Errors
-/// Either reports a failure, goes away, or reports nothing in time.
-pub async fn arrival(
+/// Either side reports a failure, goes away, or reports nothing in time.
+pub(crate) async fn await_arrival(
     source: &Process,
     destination: &Process,
-    handed: Handed,
+    continued: ContinueSent,
     deadline: Instant,
-    sent: Option<u64>,
-) -> Result<Arrival, ExchangeError> {
-    let arrived = async { tokio::try_join!(stands(source, deadline, sent), loaded(destination, deadline)) };
+    pages: Option<u64>,
+) -> Result<GuestArrival, ExchangeError> {
+    let arrived = async {
+        tokio::try_join!(
+            await_standing_source(source, deadline, pages),
+            await_loaded_destination(destination, deadline)
+        )
+    };
     match arrived.await {
-        Ok(((stands, gone, here), (loaded, there, yonder))) => {
-            // one that is through with it has been in it
-            let been = source.observed().migration.keys().any(MigrationStatus::is_postcopy);
-            let postcopy = here || yonder || been;
-            Ok(Arrival { proof: Arrived::new(handed, stands, loaded), gone, there, postcopy })
+        Ok(((stands, sent, source_in_postcopy), (has_loaded, loaded, destination_in_postcopy))) => {
+            // A source that already reports `completed` may have passed through postcopy: look at the statuses it entered.
+            let passed_through = source.observed().migration.keys().any(MigrationStatus::is_postcopy);
+            let postcopy = source_in_postcopy || destination_in_postcopy || passed_through;
+            Ok(GuestArrival { proof: ArrivalProof::new(continued, stands, has_loaded), sent, loaded, postcopy })
         }
-        // the source often only tells that the destination failed
+        // The source often tells only that the destination failed, so the destination is asked for the cause.
         Err(ExchangeError::Ended { side: Side::Source, status, words }) => {
-            let words = match words_of(destination).await {
+            let words = match ask_for_cause(destination).await {
                 Some(cause) => format!("{words}; the destination: {cause}"),
                 None => words,
             };
@@ -97,12 +108,16 @@ pub async fn arrival(
     }
 }
 
-/// Starts the guest on the destination; when it resumed.
+/// Starts the guest on the destination, and gives the moment of its RESUME.
 ///
 /// # Errors
 /// QEMU refuses or does not answer in time; only a refusal proves that the guest does not run.
-pub async fn start_guest(destination: &Process, _: Arrived, deadline: Instant) -> Result<Moment, ProcessError> {
-    let waited = left(deadline);
+pub(crate) async fn start_guest(
+    destination: &Process,
+    _: ArrivalProof,
+    deadline: Instant,
+) -> Result<Moment, ProcessError> {
+    let waited = time_left(deadline);
     match timeout_at(deadline, destination.act(&qmp::cont {})).await {
         Ok(done) => done?,
         Err(_) => {
@@ -114,35 +129,52 @@ pub async fn start_guest(destination: &Process, _: Arrived, deadline: Instant) -
         let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
         (status == RunState::Running).then(Moment::now)
     };
-    destination.until_known("RESUME", left(deadline), |seen| seen.resumed, asked).await
+    destination.until_known("RESUME", time_left(deadline), |seen| seen.resumed, asked).await
 }
 
-/// The proof for a destination that has all state while the source's process is seen to have ended, or was `fenced`.
-pub async fn outlived(source: &Process, fenced: bool, patience: Duration) -> Option<Arrived> {
-    (fenced || source.proved_dead(patience).await).then(|| Arrived::outlived(SourceCannotRun::dead()))
+/// Waits up to `patience` for proof that the process of one side has ended.
+pub(crate) async fn prove_ended(process: &Process, patience: Duration) -> Option<ProcessEnded> {
+    process.proved_dead(patience).await.then(|| ProcessEnded::new(process.name().side))
+}
+
+/// Quits the destination. Once QEMU has accepted `quit` it runs no guest any more, even before the process is gone.
+///
+/// # Errors
+/// QEMU refuses or does not answer, which proves nothing.
+pub(crate) async fn quit_destination(destination: &Process) -> Result<DestinationCannotRun, ProcessError> {
+    destination.act(&qmp::quit {}).await?;
+    Ok(DestinationCannotRun::of_accepted_quit())
+}
+
+/// The proof for a destination that has all state, once the source cannot run the guest.
+pub(crate) fn prove_outlived(ended: &SourceCannotRun) -> ArrivalProof {
+    ArrivalProof::outlived(ended)
 }
 
 /// The proof for two sides that both say `completed`, with the destination waiting to be started; asked for anew, so that
-/// it rests on nothing older than this.
+/// no older answer counts.
 ///
 /// # Errors
 /// A side does not answer.
-pub async fn settled(source: &Process, destination: &Process) -> Result<Option<Arrived>, ProcessError> {
-    let (gone, there, run) = tokio::try_join!(
+pub(crate) async fn prove_settled(
+    source: &Process,
+    destination: &Process,
+) -> Result<Option<ArrivalProof>, ProcessError> {
+    let (sent, loaded, run) = tokio::try_join!(
         source.ask(&qmp::query_migrate {}),
         destination.ask(&qmp::query_migrate {}),
         destination.ask(&qmp::query_status {}),
     )?;
-    let both = SourceStands::prove(&gone, None).zip(DestinationLoaded::waits(&there, &run.status));
-    Ok(both.map(|(stands, loaded)| Arrived::settled(stands, loaded)))
+    let both = SourceStands::prove(&sent, None).zip(DestinationLoaded::waits(&loaded, &run.status));
+    Ok(both.map(|(stands, loaded)| ArrivalProof::settled(stands, loaded)))
 }
 
 /// Resumes the guest on the source.
 ///
 /// # Errors
 /// QEMU refuses or does not answer.
-pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Result<(), ProcessError> {
-    tracing::info!(?why, "resuming the guest on the source");
+pub(crate) async fn resume_source(source: &Process, why: &DestinationCannotRun) -> Result<(), ProcessError> {
+    tracing::info!(destination = why.describe(), "resuming the guest on the source");
     source.act(&qmp::cont {}).await?;
     let status = source.ask(&qmp::query_status {}).await?.status;
     if status == RunState::Running {
@@ -152,36 +184,39 @@ pub async fn resume_source(source: &Process, why: DestinationCannotRun) -> Resul
 }
 
 /// Waits until the source stands still for good, and tells since when, and whether in postcopy.
-async fn stands(
+async fn await_standing_source(
     source: &Process,
     deadline: Instant,
-    mut sent: Option<u64>,
+    mut pages: Option<u64>,
 ) -> Result<(SourceStands, Moment, bool), ExchangeError> {
-    let waited = left(deadline);
-    let (status, moment) = landed(source, deadline).await?;
+    let waited = time_left(deadline);
+    let (status, moment) = await_landing(source, deadline).await?;
     if status == MigrationStatus::Completed {
         return Ok((SourceStands::completed(), moment, false));
     }
     let proved = async {
         loop {
             let answer = source.ask(&qmp::query_migrate {}).await?;
-            if let Some(proof) = SourceStands::prove(&answer, sent) {
+            if let Some(proof) = SourceStands::prove(&answer, pages) {
                 return Ok((proof, moment, true));
             }
             if let Some(status) = answer.status.clone().filter(is_bad_end) {
-                return Err(ended(source, status).await);
+                return Err(describe_bad_end(source, status).await);
             }
-            sent = sent.or_else(|| pages(&answer));
+            pages = pages.or_else(|| count_sent_pages(&answer));
             sleep(LOOK_AGAIN).await;
         }
     };
-    timeout_at(deadline, proved).await.unwrap_or_else(|_| Err(late(source, "page sent in postcopy", waited)))
+    timeout_at(deadline, proved).await.unwrap_or_else(|_| Err(describe_delay(source, "page sent in postcopy", waited)))
 }
 
 /// Waits until the destination has what it needs to run, and tells since when, and whether in postcopy.
-async fn loaded(destination: &Process, deadline: Instant) -> Result<(DestinationLoaded, Moment, bool), ExchangeError> {
-    let waited = left(deadline);
-    let (status, moment) = landed(destination, deadline).await?;
+async fn await_loaded_destination(
+    destination: &Process,
+    deadline: Instant,
+) -> Result<(DestinationLoaded, Moment, bool), ExchangeError> {
+    let waited = time_left(deadline);
+    let (status, moment) = await_landing(destination, deadline).await?;
     if status == MigrationStatus::Completed {
         return Ok((DestinationLoaded::completed(), moment, false));
     }
@@ -192,21 +227,23 @@ async fn loaded(destination: &Process, deadline: Instant) -> Result<(Destination
                 return Ok((proof, Moment::now(), true));
             }
             if let Some(status) = destination.ask(&qmp::query_migrate {}).await?.status.filter(is_bad_end) {
-                return Err(ended(destination, status).await);
+                return Err(describe_bad_end(destination, status).await);
             }
             sleep(LOOK_AGAIN).await;
         }
     };
-    timeout_at(deadline, proved).await.unwrap_or_else(|_| Err(late(destination, "loaded device state", waited)))
+    timeout_at(deadline, proved)
+        .await
+        .unwrap_or_else(|_| Err(describe_delay(destination, "loaded device state", waited)))
 }
 
 /// Waits for `completed`, or for a status of postcopy.
-async fn landed(process: &Process, deadline: Instant) -> Result<(MigrationStatus, Moment), ExchangeError> {
+async fn await_landing(process: &Process, deadline: Instant) -> Result<(MigrationStatus, Moment), ExchangeError> {
     let is_landed =
         |status: &MigrationStatus| *status == MigrationStatus::Completed || is_bad_end(status) || status.is_postcopy();
     let told = |seen: &Observed| {
         let landed = seen.migration.iter().filter(|(status, _)| is_landed(status));
-        // an end outweighs what came before it
+        // The end of a migration counts more than any status before it.
         let worst = landed.max_by_key(|(status, _)| (is_bad_end(status), **status == MigrationStatus::Completed));
         worst.map(|(status, moment)| (status.clone(), *moment))
     };
@@ -214,15 +251,15 @@ async fn landed(process: &Process, deadline: Instant) -> Result<(MigrationStatus
         let status = process.ask(&qmp::query_migrate {}).await.ok()?.status?;
         is_landed(&status).then(|| (status, Moment::now()))
     };
-    let (status, moment) = process.until_known("completed migration", left(deadline), told, asked).await?;
+    let (status, moment) = process.until_known("completed migration", time_left(deadline), told, asked).await?;
     if is_bad_end(&status) {
-        return Err(ended(process, status).await);
+        return Err(describe_bad_end(process, status).await);
     }
     Ok((status, moment))
 }
 
-/// What is left until then.
-fn left(deadline: Instant) -> Duration {
+/// The time left until the deadline.
+fn time_left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
@@ -230,16 +267,16 @@ fn is_bad_end(status: &MigrationStatus) -> bool {
     matches!(status, MigrationStatus::Failed | MigrationStatus::Failing | MigrationStatus::Cancelled)
 }
 
-async fn ended(process: &Process, status: MigrationStatus) -> ExchangeError {
-    let words = words_of(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());
+async fn describe_bad_end(process: &Process, status: MigrationStatus) -> ExchangeError {
+    let words = ask_for_cause(process).await.unwrap_or_else(|| "its stderr may say why".to_owned());
     ExchangeError::Ended { side: process.name().side, status, words }
 }
 
-fn late(process: &Process, what: &'static str, waited: Duration) -> ExchangeError {
+fn describe_delay(process: &Process, what: &'static str, waited: Duration) -> ExchangeError {
     ProcessError::Late { at: process.name().clone(), what, waited }.into()
 }
 
 /// QEMU's words for how the migration failed.
-async fn words_of(process: &Process) -> Option<String> {
+async fn ask_for_cause(process: &Process) -> Option<String> {
     process.ask(&qmp::query_migrate {}).await.ok()?.error_desc
 }

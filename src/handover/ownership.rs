@@ -1,11 +1,49 @@
-//! The proofs that a step of the handover needs: each can only be made here, from what QEMU answered.
+//! The proofs that a step of the handover needs: each can only be made here, from what proves it.
 //!
-//! Pure. The chain is `Disengaged` (the disks are whole on the destination and nobody writes them) → `Handed`
-//! (`migrate-continue` was sent: the source may not resume without proof) → `Arrived` (the source stands still for good,
-//! and the destination has all that it needs to run) → the guest runs. A step consumes the proof of the one before, so none
-//! can be left out or taken twice.
+//! Pure. The chain is [`DisksDisengaged`] (the disks are whole on the destination and nobody writes them) →
+//! [`ContinueSent`] (`migrate-continue` was sent: the source may not resume without proof) → [`ArrivalProof`] (the source
+//! stands still for good, and the destination has all that it needs to run) → the guest runs. A step consumes the proof of
+//! the one before, so none can be left out or taken twice. On the way back [`DestinationCannotRun`] is what `cont` to the
+//! source needs; it is lent, for what it says stays true.
+//!
+//! No proof is `Clone`, none can be deserialized, and no function outside this crate makes one. The names are public, so
+//! that a signature can ask for a proof:
+//!
+//! ```
+//! use qferry::handover::ownership::{
+//!     ArrivalProof, BeforeContinue, ContinueSent, DestinationCannotRun, DisksDisengaged, FencedSide, ProcessEnded,
+//!     SourceCannotRun,
+//! };
+//! ```
+//!
+//! Their constructors are not:
+//!
+//! ```compile_fail
+//! let forged = qferry::handover::ownership::DestinationCannotRun::of_ended_process(todo!());
+//! ```
+//! ```compile_fail
+//! let forged = qferry::handover::ownership::DestinationCannotRun(todo!());
+//! ```
+//! ```compile_fail
+//! let forged = qferry::handover::ownership::SourceCannotRun(());
+//! ```
+//! ```compile_fail
+//! let forged = qferry::handover::ownership::BeforeContinue::begin();
+//! ```
+//! ```compile_fail
+//! let forged = qferry::handover::ownership::DisksDisengaged::prove(std::iter::empty(), &[], &[]);
+//! ```
+//! ```compile_fail
+//! fn copy(proof: &qferry::handover::ownership::DestinationCannotRun) -> qferry::handover::ownership::DestinationCannotRun {
+//!     proof.clone()
+//! }
+//! ```
 
-use crate::qemu::reply::{Job, JobStatus, Migration, MigrationStatus, RunState};
+use crate::{
+    progress::Side,
+    qemu::reply::{Job, JobStatus, Migration, MigrationStatus, RunState},
+};
+use std::process::ExitStatus;
 use thiserror::Error;
 
 /// Why the disks are not proved to be whole and free.
@@ -14,27 +52,31 @@ pub enum NotDisengaged {
     /// A mirror did not end well.
     #[error("the mirror {job} did not settle: {error}")]
     Mirror {
-        /// Its job.
+        /// The mirror's job.
         job: String,
-        /// What is known.
+        /// QEMU's error, or the job's unexpected status.
         error: String,
     },
     /// An export is still open: its client could write while the destination does.
     #[error("the export {0} is still open on the destination")]
     Export(String),
+    /// The guest was handed over before; each migration does so once.
+    #[error("migrate-continue was sent before")]
+    Continued,
 }
 
-/// Every mirror concluded without an error, and no export is left: the destination's disks are whole, and no one can
-/// write to them.
+/// Every mirror concluded without an error, and no export is left: the destination's disks are whole, and nobody can write
+/// to them.
 #[derive(Debug)]
-pub struct Disengaged(());
+pub struct DisksDisengaged(());
 
-impl Disengaged {
-    /// Checks the source's answer to `query-jobs` and the destination's to `query-block-exports`.
+impl DisksDisengaged {
+    /// Checks the source's answer to `query-jobs` and the destination's to `query-block-exports`. A migration that moves no
+    /// disk has neither mirrors nor exports.
     ///
     /// # Errors
     /// What is in the way.
-    pub fn prove<'a>(
+    pub(crate) fn prove<'a>(
         mirrors: impl Iterator<Item = &'a str>,
         jobs: &[Job],
         exports: &[String],
@@ -57,49 +99,52 @@ impl Disengaged {
 
 /// `migrate-continue` may have reached the source.
 #[derive(Debug)]
-pub struct Handed(());
+pub struct ContinueSent(());
 
-impl Handed {
-    pub(super) fn new(_: Disengaged) -> Self {
+impl ContinueSent {
+    /// `migrate-continue` is about to be sent: from here on the destination may come to run the guest.
+    pub(super) fn new(_: DisksDisengaged, _: BeforeContinue) -> Self {
         Self(())
     }
 }
 
 /// The source stands still for good, and the destination has all state, or in postcopy all but pages, which it fetches.
 #[derive(Debug)]
-pub struct Arrived(());
+pub struct ArrivalProof(());
 
-impl Arrived {
-    pub(super) fn new(_: Handed, _: SourceStands, _: DestinationLoaded) -> Self {
+impl ArrivalProof {
+    pub(super) fn new(_: ContinueSent, _: SourceStands, _: DestinationLoaded) -> Self {
         Self(())
     }
 
-    /// Both sides report `completed`: whoever let the source go on.
+    /// Both sides report `completed`, no matter which engine sent `migrate-continue`.
     pub(super) fn settled(_: SourceStands, _: DestinationLoaded) -> Self {
         Self(())
     }
 
-    /// The destination reported `completed` and the source's process is dead.
-    pub(super) fn outlived(_: SourceCannotRun) -> Self {
+    /// The destination reported `completed` and the source cannot run the guest.
+    pub(super) fn outlived(_: &SourceCannotRun) -> Self {
         Self(())
     }
 }
 
 /// The source reported `completed`, or is at work in postcopy: it never runs the guest again by itself.
 #[derive(Debug)]
-pub struct SourceStands(());
+pub(super) struct SourceStands(());
 
 impl SourceStands {
-    /// Checks the source's answer to `query-migrate`. `before` is what [`pages`] gave for an answer of before: of any time
-    /// since the guest was stopped.
+    /// Checks the source's answer to `query-migrate`. `before` is what [`count_sent_pages`] gave for an earlier answer, of any
+    /// time since the guest was stopped.
     ///
-    /// That it says `postcopy-active` is not enough. QEMU up to 10 says so while it still sends device state, and takes it
-    /// back (`failed`, and the guest resumes) where the channel breaks then. It sends no page from the guest's stop until
-    /// that is over; so one page more is the proof. From there on a broken channel only makes it wait for a new one.
+    /// A status of `postcopy-active` is not enough. QEMU up to 10 reports it while device state is still being sent, and takes
+    /// it back (`failed`, and the guest resumes) where the channel breaks then. QEMU sends no page from the guest's stop until
+    /// that is over; so one page more is the proof. From there on a broken channel only makes the source wait for a new one.
     pub(super) fn prove(answer: &Migration, before: Option<u64>) -> Option<Self> {
         let stands = match &answer.status {
             Some(MigrationStatus::Completed) => true,
-            Some(MigrationStatus::PostcopyActive) => before.zip(pages(answer)).is_some_and(|(then, now)| now > then),
+            Some(MigrationStatus::PostcopyActive) => {
+                before.zip(count_sent_pages(answer)).is_some_and(|(then, now)| now > then)
+            }
             Some(status) => status.is_postcopy(),
             None => false,
         };
@@ -113,22 +158,22 @@ impl SourceStands {
 }
 
 /// The pages that a source has sent so far.
-pub fn pages(answer: &Migration) -> Option<u64> {
+pub fn count_sent_pages(answer: &Migration) -> Option<u64> {
     answer.ram.as_ref().map(|ram| ram.normal.saturating_add(ram.duplicate))
 }
 
 /// The destination reported `completed`, or is in postcopy with its devices loaded.
 #[derive(Debug)]
-pub struct DestinationLoaded(());
+pub(super) struct DestinationLoaded(());
 
 impl DestinationLoaded {
-    /// Checks the run state of a destination that reported `postcopy-active`. Up to QEMU 10 it does so before its devices
+    /// Checks the run state of a destination that reported `postcopy-active`. QEMU up to 10 reports it before its devices
     /// are loaded, but leaves `inmigrate` only when they are.
     pub(super) fn prove(run: &RunState) -> Option<Self> {
         (*run != RunState::InMigrate).then_some(Self(()))
     }
 
-    /// Checks a destination's answers to `query-migrate` and `query-status`: it has everything, and waits.
+    /// Checks a destination's answers to `query-migrate` and `query-status`: the destination has everything, and waits.
     pub(super) fn waits(answer: &Migration, run: &RunState) -> Option<Self> {
         let completed = answer.status == Some(MigrationStatus::Completed);
         (completed && *run == RunState::Paused).then_some(Self(()))
@@ -140,27 +185,102 @@ impl DestinationLoaded {
     }
 }
 
-/// The source's process has ended.
+/// The process of one side has ended, as the kernel and its monitor tell.
+#[derive(Debug)]
+pub struct ProcessEnded(Side);
+
+impl ProcessEnded {
+    /// The process of `side` was seen to have ended.
+    pub(super) fn new(side: Side) -> Self {
+        Self(side)
+    }
+}
+
+/// One side was fenced: it runs nothing any more, whether or not it ran the guest before.
+#[derive(Debug)]
+pub struct FencedSide(Side);
+
+impl FencedSide {
+    /// The process was killed, and has ended.
+    pub(crate) fn by_kill(ProcessEnded(side): ProcessEnded) -> Self {
+        Self(side)
+    }
+
+    /// The user's fence command for `side` has ended; only success says that the side was fenced.
+    pub(crate) fn by_command(side: Side, status: ExitStatus) -> Option<Self> {
+        status.success().then_some(Self(side))
+    }
+}
+
+/// The source cannot run the guest any more. That stays true, so the proof is lent and not consumed.
 #[derive(Debug)]
 pub struct SourceCannotRun(());
 
 impl SourceCannotRun {
-    pub(super) fn dead() -> Self {
-        Self(())
+    /// The source's process has ended; `None` where the proof is of the other side.
+    pub(crate) fn of_ended_process(ProcessEnded(side): ProcessEnded) -> Option<Self> {
+        (side == Side::Source).then_some(Self(()))
+    }
+
+    /// The source was fenced; `None` where the proof is of the other side.
+    pub(crate) fn of_fence(FencedSide(side): FencedSide) -> Option<Self> {
+        (side == Side::Source).then_some(Self(()))
     }
 }
 
-/// Why the destination cannot run the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DestinationCannotRun {
-    /// `migrate-continue` was never sent: it has not the guest's last state and never will.
-    NeverContinued,
-    /// Its process has ended, and it never ran the guest.
-    Dead,
-    /// It never ran the guest, and accepted our `quit`, after which it runs nothing, even before it is gone.
-    Quit,
-    /// It never ran the guest, and was killed for certain: by the kernel's word, or by that of the user's command.
-    Fenced,
+/// The destination cannot run the guest any more. That stays true, so the proof is lent and not consumed. That the
+/// destination did not run the guest *before* is the verdict's to say, from what is known of `cont`.
+#[derive(Debug)]
+pub struct DestinationCannotRun(&'static str);
+
+impl DestinationCannotRun {
+    /// What keeps the destination from running the guest, for the log.
+    pub(super) fn describe(&self) -> &'static str {
+        self.0
+    }
+
+    /// The destination's process has ended; `None` where the proof is of the other side.
+    pub(crate) fn of_ended_process(ProcessEnded(side): ProcessEnded) -> Option<Self> {
+        (side == Side::Destination).then_some(Self("its process has ended"))
+    }
+
+    /// The destination was fenced; `None` where the proof is of the other side.
+    pub(crate) fn of_fence(FencedSide(side): FencedSide) -> Option<Self> {
+        (side == Side::Destination).then_some(Self("it was fenced"))
+    }
+
+    /// The destination accepted `quit`: QEMU runs no guest after that, even before the process is gone.
+    pub(super) fn of_accepted_quit() -> Self {
+        Self("it accepted quit")
+    }
+
+    /// The journal says `Resuming`: the engine that wrote it held such a proof, and died with it.
+    pub(crate) fn of_journal() -> Self {
+        Self("the journal says that it was out of the way")
+    }
+}
+
+/// `migrate-continue` has not been sent. Until then the destination has not the guest's last state and cannot run the guest:
+/// the token lends that proof, and sending `migrate-continue` consumes the token.
+#[derive(Debug)]
+pub struct BeforeContinue(DestinationCannotRun);
+
+impl BeforeContinue {
+    /// A migration of this engine's own begins, or the journal of another engine has no `Given`. Each migration has at most
+    /// one of these.
+    pub(crate) fn begin() -> Self {
+        Self(DestinationCannotRun("migrate-continue was not sent"))
+    }
+
+    /// `migrate-continue` was refused, or never left this process.
+    pub(super) fn without_effect() -> Self {
+        Self::begin()
+    }
+
+    /// The proof that holds for as long as nothing has been sent.
+    pub(crate) fn destination_cannot_run(&self) -> &DestinationCannotRun {
+        &self.0
+    }
 }
 
 #[cfg(test)]
@@ -176,7 +296,7 @@ mod tests {
     fn only_settled_mirrors_and_closed_exports_disengage() {
         let good = || vec![job("a", "concluded", None), job("b", "concluded", None)];
         let prove =
-            |jobs: &[Job], exports: &[String]| Disengaged::prove(["a", "b"].into_iter(), jobs, exports).map(drop);
+            |jobs: &[Job], exports: &[String]| DisksDisengaged::prove(["a", "b"].into_iter(), jobs, exports).map(drop);
         let mirror =
             |job: &str, error: &str| Err(NotDisengaged::Mirror { job: job.to_owned(), error: error.to_owned() });
         assert_eq!(prove(&good(), &[]), Ok(()));
@@ -199,7 +319,7 @@ mod tests {
             ("postcopy-active", 10, None, false),
             ("postcopy-active", 10, Some(17), false),
             ("postcopy-active", 11, Some(17), true),
-            // 11.1 may resume from here
+            // QEMU 11.1 may resume from here.
             ("postcopy-device", 11, Some(17), false),
             ("device", 11, Some(17), false),
             ("failed", 11, Some(17), false),
@@ -225,5 +345,19 @@ mod tests {
         assert!(!waits("completed", "running") && !waits("completed", "io-error") && !waits("active", "paused"));
         assert!(!waits("postcopy-active", "paused") && !waits("failed", "inmigrate") && !waits("none", "paused"));
         assert!(DestinationLoaded::waits(&Migration::default(), &RunState::Paused).is_none());
+    }
+
+    #[test]
+    fn a_proof_about_one_side_proves_nothing_about_the_other() {
+        use std::os::unix::process::ExitStatusExt;
+        let fenced = |side, code: i32| FencedSide::by_command(side, ExitStatus::from_raw(code << 8));
+        for (side, source) in [(Side::Source, true), (Side::Destination, false)] {
+            assert_eq!(SourceCannotRun::of_ended_process(ProcessEnded::new(side)).is_some(), source);
+            assert_eq!(DestinationCannotRun::of_ended_process(ProcessEnded::new(side)).is_some(), !source);
+            assert_eq!(fenced(side, 0).and_then(SourceCannotRun::of_fence).is_some(), source);
+            assert_eq!(fenced(side, 0).and_then(DestinationCannotRun::of_fence).is_some(), !source);
+            assert!(fenced(side, 1).is_none());
+            assert!(FencedSide::by_command(side, ExitStatus::from_raw(9)).is_none(), "killed by a signal");
+        }
     }
 }

@@ -17,8 +17,8 @@ use crate::{
     endpoint::Address,
     handover::{
         exchange,
-        ownership::{DestinationCannotRun, Disengaged, pages},
-        verdict::{Start, Verdict},
+        ownership::{BeforeContinue, DisksDisengaged, NotDisengaged, count_sent_pages},
+        verdict::{ContKnowledge, HandoverVerdict},
     },
     memory::tuning::Throttling,
     progress::{Clock, Estimate, Ledger, Mark, Moment, Outcome, Phase, RamOutcome, Reporter, describe},
@@ -33,9 +33,6 @@ use tokio::{
     time::{self, Instant},
     try_join,
 };
-
-/// What allows the source to be resumed before `migrate-continue`.
-pub(crate) const NEVER_CONTINUED: Option<DestinationCannotRun> = Some(DestinationCannotRun::NeverContinued);
 
 /// How much later than the user's timeout a run is given up that could not give up by itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -70,6 +67,8 @@ pub(crate) struct Attempt {
     pub(crate) ram: RamOutcome,
     /// The journal says that the guest may have been passed on.
     pub(crate) given: bool,
+    /// What allows the source to be resumed; gone once `migrate-continue` was sent.
+    pub(crate) before_continue: Option<BeforeContinue>,
     /// The stop by which its owner has paused the guest while RAM was sent.
     pub(crate) paused: Option<Moment>,
     /// The guest's last RESUME before it was asked, for the last time before RAM was sent, whether it runs.
@@ -96,6 +95,7 @@ impl Attempt {
             ledger: Ledger::new(clock),
             ram: RamOutcome::default(),
             given: false,
+            before_continue: None,
             paused: None,
             resumed_before: None,
             resumed: false,
@@ -142,6 +142,7 @@ impl Context {
             _ => Clock::Engine,
         };
         let mut course = Attempt::new(log, clock);
+        course.before_continue = Some(BeforeContinue::begin());
         course.predicted.clone_from(&order.predicted);
         let end = match self.carry_over(&mut sides, order, &mut course).await {
             Ok(disengaged) => {
@@ -156,7 +157,7 @@ impl Context {
                 if !course.given {
                     self.look_back(&mut sides, &failure, &mut course).await;
                 }
-                self.retreat(&sides, route, &failure, NEVER_CONTINUED, &mut course).await
+                self.retreat(&sides, route, &failure, &mut course).await
             }
         };
         if let Some(stopped) = sides.source.observed().stopped {
@@ -171,7 +172,7 @@ impl Context {
         sides: &mut QemuPair,
         order: &WorkOrder,
         course: &mut Attempt,
-    ) -> Result<Disengaged, Failure> {
+    ) -> Result<DisksDisengaged, Failure> {
         // the controller gives up in time, and says what was missing; this is for a QEMU that does not answer it
         let limit = |timeout: Duration| Some((timeout, self.began.checked_add(timeout + GRACE)?));
         let timeout = self.settings.timeout.and_then(limit);
@@ -234,7 +235,7 @@ impl Context {
         route: &Route,
         stopped: Moment,
         course: &mut Attempt,
-    ) -> Result<Disengaged, Failure> {
+    ) -> Result<DisksDisengaged, Failure> {
         let QemuPair { source, destination, .. } = sides;
         // on its way from here: it takes the disk a while to keep it, and the mirrors a while to settle
         course.given = true;
@@ -246,7 +247,7 @@ impl Context {
             let rest = source.ask(&qmp::query_migrate {}).await?;
             self.keep_budget(sides, stopped, rest, course)?;
             given.await?;
-            return Ok(Disengaged::prove(std::iter::empty(), &[], &[])?);
+            return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &[])?);
         }
         let settled = mirror::settle(source, &route.pairs, self.left(sides, SETTLED));
         let rest = source.ask(&qmp::query_migrate {});
@@ -259,7 +260,7 @@ impl Context {
         course.ledger.mark(Mark::ExportsGone, Moment::now());
         course.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
         let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
-        let disengaged = Disengaged::prove(mirrors, &jobs.0, &exports)?;
+        let disengaged = DisksDisengaged::prove(mirrors, &jobs.0, &exports)?;
         given.await?;
         self.keep_budget(sides, stopped, rest.await?, course)?;
         Ok(disengaged)
@@ -280,35 +281,41 @@ impl Context {
     async fn hand_over(
         &self,
         sides: &QemuPair,
-        disengaged: Disengaged,
+        disengaged: DisksDisengaged,
         course: &mut Attempt,
     ) -> Result<(), HandoverFailure> {
         let QemuPair { source, destination, was_running } = sides;
+        let Attempt { before_continue, ram, ledger, .. } = course;
         let handover = async {
             // it is on its way before `migrate-continue`, which does not wait for its answer
-            let before = course.ram.postcopy.then(|| source.ask(&qmp::query_migrate {}));
-            let (handed, without_effect) = exchange::relinquish(source, disengaged);
-            let sent = match before {
-                Some(before) => before.await.ok().as_ref().and_then(pages),
+            let asked = ram.postcopy.then(|| source.ask(&qmp::query_migrate {}));
+            let before = before_continue.take().ok_or(NotDisengaged::Continued);
+            let before = before.map_err(|error| HandoverFailure::new(error, Some(ContKnowledge::Sent)))?;
+            let (continued, without_effect) = exchange::relinquish(source, disengaged, before);
+            let sent = match asked {
+                Some(asked) => asked.await.ok().as_ref().and_then(count_sent_pages),
                 None => None,
             };
             let arrival = tokio::select! {
                 biased;
-                error = without_effect => return Err(HandoverFailure::new(error, None)),
-                arrival = exchange::arrival(source, destination, handed, self.by(sides, ARRIVED), sent) => arrival,
+                (error, before) = without_effect => {
+                    *before_continue = Some(before);
+                    return Err(HandoverFailure::new(error, None));
+                }
+                arrival = exchange::await_arrival(source, destination, continued, self.by(sides, ARRIVED), sent) => arrival,
             };
-            let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(Start::Never)))?;
-            course.ledger.mark(Mark::SourceCompleted, arrival.gone);
-            course.ledger.mark(Mark::DestinationCompleted, arrival.there);
+            let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(ContKnowledge::Never)))?;
+            ledger.mark(Mark::SourceCompleted, arrival.sent);
+            ledger.mark(Mark::DestinationCompleted, arrival.loaded);
             // what was asked for need not have come about: QEMU completes at once where little is left
-            course.ram.postcopy = arrival.postcopy;
+            ram.postcopy = arrival.postcopy;
             if *was_running {
                 let started = exchange::start_guest(destination, arrival.proof, self.by(sides, STARTED)).await;
                 let resumed = started.map_err(|error| {
-                    let start = Start::Never.told(error.is_refusal());
-                    HandoverFailure::new(error, Some(start))
+                    let cont = ContKnowledge::Never.take_answer(error.is_refusal());
+                    HandoverFailure::new(error, Some(cont))
                 })?;
-                course.ledger.mark(Mark::Resume, resumed);
+                ledger.mark(Mark::Resume, resumed);
             }
             Ok(())
         };
@@ -327,11 +334,10 @@ impl Context {
             return self.complete(sides, route, course).await;
         };
         self.report.warn("handover-failed", describe(&failure));
-        let Some(start) = given else {
-            return self.retreat(sides, route, &failure, NEVER_CONTINUED, course).await;
+        let Some(cont) = given else {
+            return self.retreat(sides, route, &failure, course).await;
         };
-        let judge = Judge::new(self, sides, route, start);
-        let judge = if course.unfollowed { judge.unfollowed() } else { judge };
+        let judge = Judge::begin(self, sides, route, cont, !course.unfollowed);
         self.settle(sides, route, failure, judge, course).await
     }
 
@@ -345,16 +351,16 @@ impl Context {
         course: &mut Attempt,
     ) -> End {
         match judge.judge(&course.log).await {
-            Verdict::OnDestination => {
+            HandoverVerdict::OnDestination => {
                 if let Some(resumed) = sides.destination.observed().resumed {
                     course.ledger.mark(Mark::Resume, resumed);
                 }
                 course.ram.postcopy |= is_postcopy(sides) || may_lack_pages(sides).await;
                 self.complete(sides, route, course).await
             }
-            // as it was already: nothing is left to resume
-            Verdict::OnSource => self.retreat(sides, route, &failure, None, course).await,
-            Verdict::Undetermined(why) => {
+            // The guest is as it was already: nothing is left to resume.
+            HandoverVerdict::OnSource => self.retreat(sides, route, &failure, course).await,
+            HandoverVerdict::Undetermined(why) => {
                 course.ram.postcopy = is_postcopy(sides);
                 undetermined(&failure, why)
             }
@@ -374,11 +380,11 @@ struct HandoverFailure {
     failure: Failure,
     /// Whether `migrate-continue` may have had an effect, and what is known of `cont` then. Without, the way back is as
     /// before.
-    given: Option<Start>,
+    given: Option<ContKnowledge>,
 }
 
 impl HandoverFailure {
-    fn new(failure: impl Into<Failure>, given: Option<Start>) -> Self {
+    fn new(failure: impl Into<Failure>, given: Option<ContKnowledge>) -> Self {
         Self { failure: failure.into(), given }
     }
 }

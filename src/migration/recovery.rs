@@ -8,7 +8,7 @@
 use super::{
     Endpoint, Failure, Migration, Settings,
     background_task::BackgroundTask,
-    engine::{Attempt, Context, NEVER_CONTINUED},
+    engine::{Attempt, Context},
     handle::{open, untouched},
     intents::IntentLog,
     phases::cleanup::End,
@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     endpoint::{Address, Found, PeerPid},
-    handover::verdict::Start,
+    handover::{
+        judgement::RecordedHandover,
+        ownership::{BeforeContinue, DestinationCannotRun},
+    },
     journal::{self, Journal},
     progress::{Clock, Kind, Outcome, Phase, Reporter, Side, describe},
     qemu::{Name, Process},
@@ -141,19 +144,16 @@ impl Context {
         let failure = Failure::EngineDied;
         match claim {
             Claim::Source => {
+                course.before_continue = Some(BeforeContinue::begin());
                 self.look_back(sides, &failure, course).await;
-                self.retreat(sides, route, &failure, NEVER_CONTINUED, course).await
+                self.retreat(sides, route, &failure, course).await
             }
             Claim::Given | Claim::Resuming => {
-                let start = match claim {
-                    // that it was proved unable to run the guest says that it never did
-                    Claim::Resuming => Start::Never,
-                    // in postcopy the destination is started while the source does not say `completed`
-                    _ if begun.postcopy => Start::Sent,
-                    _ => Start::Unknown,
+                let recorded = match claim {
+                    Claim::Resuming => RecordedHandover::Resuming(DestinationCannotRun::of_journal()),
+                    _ => RecordedHandover::Given { may_postcopy: begun.postcopy },
                 };
-                let judge = Judge::new(self, sides, route, start).unfollowed();
-                let judge = if claim == Claim::Resuming { judge.destination_ended() } else { judge };
+                let judge = Judge::take_up(self, sides, route, recorded);
                 self.settle(sides, route, failure, judge, course).await
             }
         }

@@ -9,7 +9,7 @@ use crate::migration::{
 };
 use crate::{
     convergence::DiskEstimate,
-    handover::ownership::DestinationCannotRun,
+    handover::ownership::BeforeContinue,
     memory::{apply, postcopy::PostcopyError},
     progress::{DiskOutcome, Ending, Mark, Outcome, Phase, Reason, RunsOn, Side, describe},
     qemu::{
@@ -129,15 +129,17 @@ impl Context {
         }
     }
 
-    /// Goes back to the source.
+    /// Goes back to the source. Before `migrate-continue` the guest is resumed there; after it, a verdict has found the guest
+    /// on the source as it is to be.
     pub(crate) async fn retreat(
         &self,
         sides: &QemuPair,
         route: &Route,
         failure: &Failure,
-        may_resume: Option<DestinationCannotRun>,
         course: &mut Attempt,
     ) -> End {
+        let before_continue = course.before_continue.take();
+        let may_resume = before_continue.as_ref().map(BeforeContinue::destination_cannot_run);
         // what was asked for has not come about
         course.ram.postcopy = is_postcopy(sides);
         let mut reason = failure.reason();

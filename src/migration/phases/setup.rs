@@ -9,7 +9,7 @@ use crate::migration::{
 };
 use crate::{
     endpoint::Address,
-    handover::{exchange, ownership::DestinationCannotRun},
+    handover::{exchange, ownership::NotDisengaged},
     memory::{apply, tuning},
     progress::Side,
     qemu::reply::RunState,
@@ -128,7 +128,8 @@ impl Context {
         let started = timeout(limit, mirror::start(source, pairs, nbd, |pair| converge.speed(pair)));
         let dirty = started.await.map_err(|_| Failure::SwitchoverTimeout(limit))??;
         if runs {
-            exchange::resume_source(source, DestinationCannotRun::NeverContinued).await?;
+            let before = course.before_continue.as_ref().ok_or(NotDisengaged::Continued)?;
+            exchange::resume_source(source, before.destination_cannot_run()).await?;
         }
         course.log.undone(&Effect::Stopped, &self.report).await;
         self.report

@@ -8,7 +8,15 @@ use crate::migration::{
     way_back::rollback::{QUIT, QemuPair},
     work_order::Route,
 };
-use crate::{handover::watchdog, progress::Reporter, qemu::Process};
+use crate::{
+    handover::{
+        exchange,
+        ownership::{FencedSide, ProcessEnded},
+        watchdog,
+    },
+    progress::Reporter,
+    qemu::Process,
+};
 use std::process::Stdio;
 use tokio::{process::Command, time::timeout};
 
@@ -17,13 +25,13 @@ const FENCED: f64 = 0.3;
 
 impl Context {
     /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
-    /// command elsewhere. True only where it is proved.
-    pub(crate) async fn fence(&self, process: &Process, why: &str) -> bool {
+    /// command elsewhere. `None` where it is not proved.
+    pub(crate) async fn fence(&self, process: &Process, why: &str) -> Option<FencedSide> {
         let report = &self.report;
-        if let Some(dead) = kill(process, why, report).await {
-            return dead;
+        if let Some(ended) = kill(process, why, report).await {
+            return ended.map(FencedSide::by_kill);
         }
-        let Some(command) = &self.settings.fence_command else { return false };
+        let command = self.settings.fence_command.as_ref()?;
         let name = process.name();
         report.action("fence", format!("{name}: {} is run: {why}", command.display()));
         let mut command = Command::new(command);
@@ -34,17 +42,19 @@ impl Context {
         let limit = self.settings.switchover_limit().mul_f64(FENCED);
         let Ok(ended) = timeout(limit, command.status()).await else {
             report.warn("not-fenced", format!("{name}: the fence command did not end within {limit:?}"));
-            return false;
+            return None;
         };
         match ended {
-            Ok(status) if status.success() => true,
             Ok(status) => {
-                report.warn("not-fenced", format!("{name}: the fence command ended with {status}"));
-                false
+                let fenced = FencedSide::by_command(name.side, status);
+                if fenced.is_none() {
+                    report.warn("not-fenced", format!("{name}: the fence command ended with {status}"));
+                }
+                fenced
             }
             Err(error) => {
                 report.warn("not-fenced", format!("{name}: the fence command could not be run: {error}"));
-                false
+                None
             }
         }
     }
@@ -69,15 +79,16 @@ impl Context {
     }
 }
 
-/// Ends a process of this host, and says whether it is proved to have ended; none where it is not known to be one.
-pub(crate) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<bool> {
+/// Ends a process of this host, and gives the proof that the process has ended, if there is one; `None` where the process is
+/// not known to be one of this host.
+pub(crate) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<Option<ProcessEnded>> {
     let killed = process.kill()?;
     report.action("fence", format!("{}: its process is ended: {why}", process.name()));
     Some(match killed {
-        Ok(()) => process.proved_dead(QUIT).await,
+        Ok(()) => exchange::prove_ended(process, QUIT).await,
         Err(error) => {
             report.warn("not-fenced", format!("{}: {error}", process.name()));
-            false
+            None
         }
     })
 }

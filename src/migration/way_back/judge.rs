@@ -1,25 +1,33 @@
-//! Finds out who has the guest after a handover that failed, and brings about what is proved to be safe.
+//! Finds out which side has the guest after a handover that failed, and brings about what is proved to be safe.
 //!
-//! The decisions are [`verdict`]'s. It must never act on one side while the other is not proved to be out of the way.
+//! The protocol is [`Judgement`]'s: this file looks, does and records what the judgement asks for, and decides nothing. A step
+//! on one side must never be taken while the other side is not proved to be out of the way.
 
 use crate::migration::{
-    engine::Context, intents::IntentLog, record::Record, way_back::rollback::QemuPair, work_order::Route,
+    engine::Context,
+    intents::IntentLog,
+    record::Record,
+    way_back::{reconnect::is_cut, rollback::QemuPair},
+    work_order::Route,
 };
 use crate::{
     handover::{
         exchange,
-        ownership::DestinationCannotRun,
-        verdict::{self, Facts, Fences, Seen, Start, Verdict},
+        judgement::{Judgement, JudgementStep, OUT_OF_TIME, PairSighting, RecordedHandover, SideSighting, StepOutcome},
+        ownership::{DestinationCannotRun, ProcessEnded, SourceCannotRun},
+        verdict::{ContKnowledge, HandoverVerdict, UsableFences},
     },
     memory::precopy,
     progress::describe,
-    qemu::{
-        Observed, Process, ProcessError,
-        reply::{MigrationStatus, RunState},
-    },
+    qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
 };
 use qapi::qmp;
-use std::{future::pending, time::Duration};
+use std::{
+    convert::Infallible,
+    future::pending,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 use tokio::{
     time::{Instant, sleep, timeout},
     try_join,
@@ -29,165 +37,179 @@ use tokio::{
 const AFTERMATH: Duration = Duration::from_secs(1);
 /// The least time that a judgement gets: as much as one that comes late needs to look at both sides and do one thing.
 const LEAST: Duration = Duration::from_secs(4);
-/// How often the verdict is looked for again: each round does one thing, and five are the most that any case needs (the
-/// destination is told to quit, then fenced, the source freed, its migration cancelled, its guest resumed).
-const ROUNDS: u32 = 8;
-/// What a person must find out where the time was over.
-const LATE: &str = "the time for the switchover was over before it was proved who has the guest: ask both with query-status \
-     before you send cont to one, or run qferry recover";
 
-/// What a verdict is found with.
+/// A sighting and an outcome of this engine's, with the proofs that only QEMU, the kernel or a fence can give.
+type ProvedSighting = PairSighting<SourceCannotRun, DestinationCannotRun>;
+type ProvedOutcome = StepOutcome<SourceCannotRun, DestinationCannotRun>;
+
+/// Carries a [`Judgement`] out on the two QEMUs.
 pub(crate) struct Judge<'a> {
     engine: &'a Context,
     sides: &'a QemuPair,
     route: &'a Route,
-    start: Start,
-    /// The source's events have been followed since the guest was stopped, or since it was seen not to run.
-    followed: bool,
-    /// It was told to quit and did, or was fenced: whatever is at its address runs nothing of this guest.
-    ended: Ended,
-    /// The journal says that the source is about to go on.
-    resuming: bool,
-    /// What took the destination out of the way, where it was this.
-    by: Option<DestinationCannotRun>,
-    /// What can still be fenced.
-    fences: Fences,
-}
-
-/// The sides that are proved to run nothing any more.
-#[derive(Default)]
-struct Ended {
-    source: bool,
-    destination: bool,
+    judgement: Judgement,
 }
 
 impl<'a> Judge<'a> {
-    pub(crate) fn new(engine: &'a Context, sides: &'a QemuPair, route: &'a Route, start: Start) -> Self {
-        let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
-        let fences = Fences { source: can(&sides.source), destination: can(&sides.destination) };
-        Self { engine, sides, route, start, followed: true, ended: Ended::default(), resuming: false, by: None, fences }
+    /// For a handover of this engine's own, with what is known of its `cont`. `followed` says that the source's events were
+    /// followed since the guest was stopped.
+    pub(crate) fn begin(
+        engine: &'a Context,
+        sides: &'a QemuPair,
+        route: &'a Route,
+        cont: ContKnowledge,
+        followed: bool,
+    ) -> Self {
+        let mut judgement = Judgement::begin(sides.was_running, cont, find_fences(engine, sides));
+        if !followed {
+            judgement.lose_track_of_source();
+        }
+        Self { engine, sides, route, judgement }
     }
 
-    /// For an engine that takes up what another one began: nobody has followed the events.
-    pub(crate) fn unfollowed(mut self) -> Self {
-        self.followed = false;
-        self
+    /// For the handover of an engine that died, from its journal.
+    pub(crate) fn take_up(
+        engine: &'a Context,
+        sides: &'a QemuPair,
+        route: &'a Route,
+        recorded: RecordedHandover<DestinationCannotRun>,
+    ) -> Self {
+        let judgement = Judgement::take_up(sides.was_running, recorded, find_fences(engine, sides));
+        Self { engine, sides, route, judgement }
     }
 
-    /// The journal says that the destination was proved unable to run the guest.
-    pub(crate) fn destination_ended(mut self) -> Self {
-        (self.ended.destination, self.resuming) = (true, true);
-        self
+    /// Finds out which side has the guest, and brings about what is proved to be safe, for as long as the switchover may
+    /// take.
+    pub(crate) async fn judge(self, log: &IntentLog) -> HandoverVerdict {
+        let (source, source_cut) = (&self.sides.source, AtomicBool::new(false));
+        tokio::select! {
+            never = notice_cut(source, &source_cut) => match never {},
+            verdict = self.take_steps(&source_cut, log) => verdict,
+        }
     }
 
-    /// Finds out who has the guest, and brings about what is proved to be safe, for as long as the switchover may take.
-    pub(crate) async fn judge(mut self, log: &IntentLog) -> Verdict {
+    async fn take_steps(mut self, source_cut: &AtomicBool, log: &IntentLog) -> HandoverVerdict {
         let over = Instant::now() + self.engine.left(self.sides, 1.0).max(LEAST);
         settle_down(&self.sides.source, self.sides.was_running).await;
-        for _ in 0..ROUNDS {
+        loop {
             let left = over.saturating_duration_since(Instant::now());
-            match timeout(left, self.round(log)).await {
-                Ok(verdict @ (Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_))) => {
-                    return verdict;
+            let in_time = match self.judgement.next_step() {
+                JudgementStep::End(verdict) => return verdict,
+                // A record has a deadline of its own, and is due also where the time is over.
+                JudgementStep::RecordResuming => {
+                    log.tell(Record::Resuming, &self.engine.report).await;
+                    self.judgement.confirm_recorded();
+                    continue;
                 }
-                Ok(_) => {}
-                Err(_) => break,
+                JudgementStep::LookAtBoth => timeout(left, self.look_at_both(source_cut)).await,
+                JudgementStep::CarryOut(verdict) => timeout(left, self.carry_out(verdict, source_cut)).await,
+            };
+            if in_time.is_err() {
+                return HandoverVerdict::Undetermined(OUT_OF_TIME);
             }
         }
-        Verdict::Undetermined(LATE)
     }
 
-    /// Looks at both sides once, and does what follows.
-    async fn round(&mut self, log: &IntentLog) -> Verdict {
-        let QemuPair { source, destination, was_running } = self.sides;
-        let report = &self.engine.report;
-        let (here, there) = tokio::join!(look(source, self.ended.source), look(destination, self.ended.destination));
-        self.followed |= matches!(&here, Seen::Answers { run, .. } if *run != RunState::Running);
-        // what it does behind a monitor that is closed, no event tells
-        self.followed &= here != Seen::Silent || !source.is_gone();
-        let facts = Facts {
-            source: here,
-            destination: there,
-            start: self.start,
-            was_running: *was_running,
-            source_resumed: !self.followed || gave_up(&source.observed()),
-            fences: self.fences,
-        };
-        let verdict = verdict::decide(&facts);
-        self.start = facts.start();
-        report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
-        if let Err(error) = self.bring_about(verdict, &facts.source, log).await {
-            report.warn("handover-failed", describe(&error));
-        }
-        verdict
-    }
-
-    async fn bring_about(&mut self, verdict: Verdict, source_seen: &Seen, log: &IntentLog) -> Result<(), ProcessError> {
+    /// Looks at both sides once, at the same time, for a guest may stand still.
+    async fn look_at_both(&mut self, source_cut: &AtomicBool) {
         let QemuPair { source, destination, .. } = self.sides;
-        match verdict {
-            Verdict::OnDestination | Verdict::OnSource | Verdict::Undetermined(_) => {}
-            Verdict::QuitDestination => {
-                // one that freezes now is fenced in the next round
-                match timeout(AFTERMATH, destination.act(&qmp::quit {})).await {
-                    // it runs no guest any more, even before it is gone
-                    Ok(Ok(())) => (self.ended.destination, self.by) = (true, Some(DestinationCannotRun::Quit)),
-                    _ => self.ended.destination = destination.proved_dead(AFTERMATH).await,
-                }
-            }
-            Verdict::ResumeSource => {
-                self.note_resuming(log).await;
-                exchange::resume_source(source, self.by.unwrap_or(DestinationCannotRun::Dead)).await?;
-            }
-            Verdict::CancelMigration => {
-                self.note_resuming(log).await;
-                precopy::cancel(source).await?;
-            }
-            Verdict::StartDestination => {
-                let arrived = match source_seen {
-                    Seen::Dead => exchange::outlived(source, self.ended.source, AFTERMATH).await,
-                    _ => exchange::settled(source, destination).await?,
-                };
-                if let Some(arrived) = arrived {
-                    let deadline = self.engine.left(self.sides, 1.0).max(LEAST);
-                    let done = exchange::start_guest(destination, arrived, Instant::now() + deadline).await;
-                    self.start = self.start.told(done.as_ref().is_err_and(ProcessError::is_refusal));
-                    done?;
-                }
-            }
-            Verdict::FenceDestination => {
-                self.fences.destination = false;
-                self.ended.destination = self
-                    .engine
-                    .fence(destination, "it does not answer, and must not run the guest that the source takes back")
-                    .await;
-                if self.ended.destination {
-                    self.by = Some(DestinationCannotRun::Fenced);
-                    // at once: should the time be over now, another engine goes on from here
-                    self.note_resuming(log).await;
-                }
-            }
-            Verdict::FenceSource => {
-                self.fences.source = false;
-                self.ended.source = self
-                    .engine
-                    .fence(source, "it does not answer, and must not run the guest that the destination has")
-                    .await;
-            }
-            Verdict::FreeSource => {
-                self.note_resuming(log).await;
-                self.engine.yank(source, self.route).await;
-            }
-        }
-        Ok(())
+        let ended = (self.judgement.source_ended().is_some(), self.judgement.destination_ended().is_some());
+        let (seen_source, seen_destination) = tokio::join!(look(source, ended.0), look(destination, ended.1));
+        let unheard = matches!(seen_source, SideSighting::Silent | SideSighting::Hung);
+        let sighting = ProvedSighting {
+            source: seen_source.and_prove(SourceCannotRun::of_ended_process),
+            destination: seen_destination.and_prove(DestinationCannotRun::of_ended_process),
+            source_gave_up: gave_up(&source.observed()),
+            source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
+        };
+        let (facts, verdict) = self.judgement.see(sighting);
+        self.engine.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
     }
 
-    /// Notes, once, that the destination is out of the way for good and the source is about to go on: another engine would
-    /// not know of the proof otherwise.
-    async fn note_resuming(&mut self, log: &IntentLog) {
-        if !std::mem::replace(&mut self.resuming, true) {
-            log.tell(Record::Resuming, &self.engine.report).await;
-        }
+    async fn carry_out(&mut self, verdict: HandoverVerdict, source_cut: &AtomicBool) {
+        let outcome = self.try_step(verdict, source_cut).await.unwrap_or_else(|error| {
+            self.engine.report.warn("handover-failed", describe(&error));
+            StepOutcome::NothingProved
+        });
+        self.judgement.take_outcome(outcome);
     }
+
+    async fn try_step(&self, verdict: HandoverVerdict, source_cut: &AtomicBool) -> Result<ProvedOutcome, ProcessError> {
+        let QemuPair { source, destination, .. } = self.sides;
+        let proved = match verdict {
+            HandoverVerdict::OnDestination | HandoverVerdict::OnSource | HandoverVerdict::Undetermined(_) => None,
+            HandoverVerdict::QuitDestination => {
+                // A destination that freezes now is fenced after the next look.
+                let quit = timeout(AFTERMATH, exchange::quit_destination(destination)).await;
+                let ended = match quit {
+                    Ok(Ok(proof)) => Some(proof),
+                    _ => exchange::prove_ended(destination, AFTERMATH)
+                        .await
+                        .and_then(DestinationCannotRun::of_ended_process),
+                };
+                ended.map(StepOutcome::DestinationEnded)
+            }
+            HandoverVerdict::ResumeSource => {
+                if let Some(proof) = self.judgement.destination_ended() {
+                    exchange::resume_source(source, proof).await?;
+                }
+                None
+            }
+            HandoverVerdict::CancelMigration => {
+                precopy::cancel(source).await?;
+                None
+            }
+            HandoverVerdict::StartDestination => self.start_destination().await?,
+            HandoverVerdict::FenceDestination => {
+                let because = "it does not answer, and must not run the guest that the source takes back";
+                let fenced = self.engine.fence(destination, because).await;
+                fenced.and_then(DestinationCannotRun::of_fence).map(StepOutcome::DestinationEnded)
+            }
+            HandoverVerdict::FenceSource => {
+                let because = "it does not answer, and must not run the guest that the destination has";
+                // The fence closes the monitor too, so this is asked before.
+                let after_cut = is_cut(source).await || source_cut.load(Ordering::Relaxed);
+                let fenced = self.engine.fence(source, because).await;
+                fenced.and_then(SourceCannotRun::of_fence).map(|proof| StepOutcome::SourceEnded { proof, after_cut })
+            }
+            HandoverVerdict::FreeSource => {
+                self.engine.yank(source, self.route).await;
+                None
+            }
+        };
+        Ok(proved.unwrap_or(StepOutcome::NothingProved))
+    }
+
+    /// Starts the guest on the destination, where the proof for it can still be had.
+    async fn start_destination(&self) -> Result<Option<ProvedOutcome>, ProcessError> {
+        let QemuPair { source, destination, .. } = self.sides;
+        let arrived = match self.judgement.source_ended() {
+            Some(ended) => Some(exchange::prove_outlived(ended)),
+            None => exchange::prove_settled(source, destination).await?,
+        };
+        let Some(arrived) = arrived else { return Ok(None) };
+        let limit = self.engine.left(self.sides, 1.0).max(LEAST);
+        let started = exchange::start_guest(destination, arrived, Instant::now() + limit).await;
+        let refused = started.as_ref().is_err_and(ProcessError::is_refusal);
+        if let Err(error) = started {
+            self.engine.report.warn("handover-failed", describe(&error));
+        }
+        Ok(Some(StepOutcome::ContSent { refused }))
+    }
+}
+
+/// The sides that can be fenced: processes of this host, and with a fence command any.
+fn find_fences(engine: &Context, sides: &QemuPair) -> UsableFences {
+    let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
+    UsableFences { source: can(&sides.source), destination: can(&sides.destination) }
+}
+
+/// Notices that the source's monitor closes while its process lives on: later events are missed, also where the process
+/// ends before the next look.
+async fn notice_cut(source: &Process, source_cut: &AtomicBool) -> Infallible {
+    source.gone().await;
+    source_cut.store(is_cut(source).await, Ordering::Relaxed);
+    pending().await
 }
 
 /// Gives a source whose migration fails the time to say so, and to resume the guest by itself.
@@ -201,15 +223,15 @@ async fn settle_down(source: &Process, was_running: bool) {
     }
 }
 
-/// Whether a source has given its migration up after it stopped the guest: QEMU then resumes it by itself.
+/// Whether a source has given its migration up after it stopped the guest: QEMU then resumes the guest by itself.
 fn gave_up(seen: &Observed) -> bool {
     seen.runs_again() || [MigrationStatus::Failed, MigrationStatus::Cancelled].iter().any(|s| seen.entered(s).is_some())
 }
 
-/// What one side is seen to be.
-async fn look(process: &Process, ended: bool) -> Seen {
+/// Looks at one side; a side whose end is proved is not asked again.
+async fn look(process: &Process, ended: bool) -> SideSighting<ProcessEnded> {
     if ended {
-        return Seen::Dead;
+        return SideSighting::Silent;
     }
     let asked = async {
         match try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) {
@@ -218,18 +240,20 @@ async fn look(process: &Process, ended: bool) -> Seen {
         }
     };
     let died = async {
-        if !process.proved_dead(AFTERMATH).await {
-            pending().await
+        match exchange::prove_ended(process, AFTERMATH).await {
+            Some(ended) => ended,
+            None => pending().await,
         }
     };
     let hangs = async { tokio::join!(process.answers_out_of_band(), sleep(AFTERMATH)).0 };
-    // all at once, for a guest may stand still
+    // The three questions run at the same time, for a guest may stand still.
     tokio::select! {
         biased;
         (status, migration) = asked => {
-            Seen::Answers { run: status.status, migration: migration.status.unwrap_or(MigrationStatus::None) }
+            let migration = migration.status.unwrap_or(MigrationStatus::None);
+            SideSighting::Answered { run: status.status, migration }
         }
-        () = died => Seen::Dead,
-        hangs = hangs => if hangs { Seen::Hung } else { Seen::Silent },
+        ended = died => SideSighting::Ended(ended),
+        hangs = hangs => if hangs { SideSighting::Hung } else { SideSighting::Silent },
     }
 }

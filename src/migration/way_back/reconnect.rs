@@ -9,6 +9,7 @@ use crate::migration::{
 };
 use crate::{
     endpoint::{self, Address, PeerPid},
+    handover::exchange,
     progress::Side,
     qemu::{Process, reply::MigrationStatus},
     qmp::{self, Recorder},
@@ -20,6 +21,9 @@ use tokio::time::timeout;
 /// How long another connection may take: the guest may stand still.
 const REDIAL: Duration = Duration::from_secs(2);
 
+/// How long after its monitor a process may end that took the monitor with it.
+const DYING: Duration = Duration::from_secs(1);
+
 /// Where the monitors are; none where the embedder made the connection.
 #[derive(Debug, Default)]
 pub(crate) struct Redial {
@@ -29,13 +33,36 @@ pub(crate) struct Redial {
 }
 
 impl Context {
-    /// Reaches the sides again that can be. True if the source was: what it did meanwhile, no event has told.
+    /// Reaches the sides again that can be. True if events of the source were missed: it was reached again, or its monitor
+    /// closed and its process lived on.
     pub(crate) async fn reach_again(&self, sides: &mut QemuPair) -> bool {
-        let (source, destination) = tokio::join!(self.other(sides, Side::Source), self.other(sides, Side::Destination));
+        let (source, destination, missed) = {
+            let reached = async { tokio::join!(self.other(sides, Side::Source), self.other(sides, Side::Destination)) };
+            // Both begin now: a process that ends while its address is dialled did not end with its monitor.
+            let cut = is_cut(&sides.source);
+            tokio::pin!(reached, cut);
+            let mut known = None;
+            let (source, destination) = loop {
+                tokio::select! {
+                    biased;
+                    reached = &mut reached => break reached,
+                    found = &mut cut, if known.is_none() => known = Some(found),
+                }
+            };
+            let missed = match (&source, known) {
+                (Some(_), _) => true,
+                (None, Some(cut)) => cut,
+                (None, None) => cut.await,
+            };
+            (source, destination, missed)
+        };
         if let Some(process) = destination {
             sides.destination = process;
         }
-        source.map(|process| sides.source = process).is_some()
+        if let Some(process) = source {
+            sides.source = process;
+        }
+        missed
     }
 
     /// A side over another connection, where the one there was has closed.
@@ -66,6 +93,12 @@ impl Context {
         self.report.action("reconnect", format!("the monitor of {} had closed", process.name()));
         Some(again)
     }
+}
+
+/// Whether a monitor closed while its process lived on, or may have: where the end of the process cannot be proved, nothing
+/// tells the two apart. A process that dies closes its monitor a moment before it has ended.
+pub(crate) async fn is_cut(process: &Process) -> bool {
+    process.is_gone() && exchange::prove_ended(process, DYING).await.is_none()
 }
 
 /// Whether it remembers a migration, or has something of ours: one that was started anew does not.

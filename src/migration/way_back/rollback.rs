@@ -61,7 +61,7 @@ pub(crate) async fn roll_back(
     sides: &QemuPair,
     pairs: &[Pair],
     log: &mut IntentLog,
-    may_resume: Option<DestinationCannotRun>,
+    may_resume: Option<&DestinationCannotRun>,
     report: &Reporter,
 ) -> RolledBack {
     let QemuPair { source, destination, .. } = sides;
@@ -114,7 +114,7 @@ async fn undo(
     sides: &QemuPair,
     pairs: &[Pair],
     effect: &Effect,
-    may_resume: Option<DestinationCannotRun>,
+    may_resume: Option<&DestinationCannotRun>,
     leftovers: &mut Vec<String>,
     report: &Reporter,
 ) -> Undone {
@@ -199,7 +199,7 @@ pub(crate) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
 }
 
 /// Sees to it that a guest that ran runs again: QEMU resumes it by itself after a cancelled migration, as a rule.
-async fn resume(sides: &QemuPair, may_resume: Option<DestinationCannotRun>) -> Result<(), ProcessError> {
+async fn resume(sides: &QemuPair, may_resume: Option<&DestinationCannotRun>) -> Result<(), ProcessError> {
     let source = &sides.source;
     let Some(proof) = may_resume.filter(|_| sides.was_running) else { return Ok(()) };
     if is_as_before(sides).await {
@@ -279,7 +279,7 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     if timeout(QUIT, destination.ended()).await.is_ok() {
         return Ok(());
     }
-    if kill(destination, "it was told to quit and has not", report).await == Some(true) {
+    if matches!(kill(destination, "it was told to quit and has not", report).await, Some(Some(_))) {
         return Ok(());
     }
     let late = || ProcessError::Late { at: destination.name().clone(), what: "end after quit", waited: QUIT };

@@ -1,0 +1,369 @@
+//! The protocol that follows a handover that failed: everything that is remembered between two looks at both sides, and the
+//! next step.
+//!
+//! Pure. A driver looks, writes and sends; the [`Judgement`] names the next step and takes in its outcome. Three drivers use
+//! this one type: the engine after its own handover, `qferry recover` from the journal of an engine that died, and the model
+//! in `integration/handover/`, which explores every fault in every order. Both proofs are type parameters: the engine fills
+//! in the sealed types of [`super::ownership`], so that no `Judgement` of an engine can hold a proof that nobody made, and the
+//! model fills in `()`.
+//!
+//! A `Judgement` must never let the source go on before `Resuming` is in the journal, and must never take a side for dead
+//! without holding the proof.
+
+use super::{
+    ownership::{DestinationCannotRun, SourceCannotRun},
+    verdict::{self, ContKnowledge, HandoverFacts, HandoverVerdict, SideState, UsableFences},
+};
+use crate::qemu::reply::{MigrationStatus, RunState};
+
+/// How many looks one judgement takes. A look is followed by one step, and no case without further faults needs more than
+/// five steps: the destination is told to quit, then fenced, the source freed, its migration cancelled, its guest resumed.
+const LOOKS: u8 = 8;
+
+/// What a person must find out where a judgement ran out of time or of looks.
+pub const OUT_OF_TIME: &str = "the time for the switchover was over before it was proved which side has the guest: ask both \
+     with query-status before you send cont to either, or run qferry recover";
+
+/// How one side answered a look; `P` is the proof that the side cannot run the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SideSighting<P> {
+    /// QEMU answered.
+    Answered {
+        /// QEMU's run state.
+        run: RunState,
+        /// The status of the migration, as this side reports it.
+        migration: MigrationStatus,
+    },
+    /// QEMU answered out of band only: its main loop hangs.
+    Hung,
+    /// QEMU did not answer, or was not asked because its end is proved already.
+    Silent,
+    /// The side is proved unable to run the guest.
+    Ended(P),
+}
+
+impl<P> SideSighting<P> {
+    /// The same sighting with the proof that follows from this one; an end that does not prove anything is silence.
+    pub(crate) fn and_prove<Q>(self, prove: impl FnOnce(P) -> Option<Q>) -> SideSighting<Q> {
+        match self {
+            Self::Answered { run, migration } => SideSighting::Answered { run, migration },
+            Self::Hung => SideSighting::Hung,
+            Self::Silent => SideSighting::Silent,
+            Self::Ended(proof) => prove(proof).map_or(SideSighting::Silent, SideSighting::Ended),
+        }
+    }
+}
+
+/// Both sides, as one look found them, and the source's events up to then.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PairSighting<S, D> {
+    /// The source.
+    pub source: SideSighting<S>,
+    /// The destination.
+    pub destination: SideSighting<D>,
+    /// The source's events told that it gave the migration up, whereupon QEMU resumes the guest.
+    pub source_gave_up: bool,
+    /// The source's monitor closed while its process lived on, or may have: the events after that were missed.
+    pub source_cut: bool,
+}
+
+/// The next thing that a driver does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum JudgementStep {
+    /// Look at both sides, and pass the answers to [`Judgement::see`].
+    LookAtBoth,
+    /// Write `Resuming` to the journal, then call [`Judgement::confirm_recorded`].
+    RecordResuming,
+    /// Carry out what the verdict says, and pass the outcome to [`Judgement::take_outcome`].
+    CarryOut(HandoverVerdict),
+    /// Nothing is left to be done.
+    End(HandoverVerdict),
+}
+
+/// What came of a step that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum StepOutcome<S, D> {
+    /// `cont` was sent to the destination.
+    ContSent {
+        /// QEMU refused it; any other answer, or none, may mean that the guest runs.
+        refused: bool,
+    },
+    /// The source is proved unable to run the guest.
+    SourceEnded {
+        /// The proof.
+        proof: S,
+        /// The source's monitor was cut before that: the source may have resumed unseen, and been ended only then.
+        after_cut: bool,
+    },
+    /// The destination is proved unable to run the guest, and never ran it.
+    DestinationEnded(D),
+    /// The step proved nothing; the next look shows what it did.
+    NothingProved,
+}
+
+/// What the journal of an engine that died says about the handover.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum RecordedHandover<D> {
+    /// `Given` is in the journal: the destination may have everything, and may have been started.
+    Given {
+        /// The migration was allowed to turn to postcopy.
+        may_postcopy: bool,
+    },
+    /// `Resuming` is in the journal: that engine held the proof that the destination cannot run the guest.
+    Resuming(D),
+}
+
+/// Everything that is remembered between two looks. `S` and `D` are the proofs that the source and the destination cannot
+/// run the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Judgement<S = SourceCannotRun, D = DestinationCannotRun> {
+    /// The guest is to run wherever it ends.
+    was_running: bool,
+    /// What is known of `cont` to the destination.
+    cont: ContKnowledge,
+    /// The source's events were followed since the guest was stopped, or since the source was last seen not to run.
+    source_followed: bool,
+    source_ended: Option<S>,
+    destination_ended: Option<D>,
+    /// The fences that were not tried yet.
+    fences: UsableFences,
+    /// `Resuming` is in the journal.
+    resuming_recorded: bool,
+    /// `Resuming` is to be written before anything else is done.
+    must_record: bool,
+    looks_left: u8,
+    /// The verdict of the last look, until its step was carried out.
+    pending: Option<HandoverVerdict>,
+}
+
+impl<S, D> Judgement<S, D> {
+    /// Begins after a handover of this engine's own that failed, with what the engine knows of its `cont`.
+    pub fn begin(was_running: bool, cont: ContKnowledge, fences: UsableFences) -> Self {
+        Self {
+            was_running,
+            cont,
+            source_followed: true,
+            source_ended: None,
+            destination_ended: None,
+            fences,
+            resuming_recorded: false,
+            must_record: false,
+            looks_left: LOOKS,
+            pending: None,
+        }
+    }
+
+    /// Takes up a handover of another engine, which died, from its journal. Nobody has followed the source's events.
+    pub fn take_up(was_running: bool, recorded: RecordedHandover<D>, fences: UsableFences) -> Self {
+        let (cont, destination_ended) = match recorded {
+            // A destination that was proved unable to run the guest never ran it.
+            RecordedHandover::Resuming(proof) => (ContKnowledge::Never, Some(proof)),
+            // In postcopy the destination is started while the source does not say `completed` yet.
+            RecordedHandover::Given { may_postcopy: true } => (ContKnowledge::Sent, None),
+            RecordedHandover::Given { may_postcopy: false } => (ContKnowledge::Unknown, None),
+        };
+        let resuming_recorded = destination_ended.is_some();
+        let begun = Self::begin(was_running, cont, fences);
+        Self { source_followed: false, destination_ended, resuming_recorded, ..begun }
+    }
+
+    /// Notes that events of the source were missed, as while its monitor was closed.
+    pub fn lose_track_of_source(&mut self) {
+        self.source_followed = false;
+    }
+
+    /// The next step.
+    pub fn next_step(&self) -> JudgementStep {
+        match self.pending {
+            _ if self.must_record => JudgementStep::RecordResuming,
+            Some(verdict) if verdict.is_end() => JudgementStep::End(verdict),
+            Some(verdict) => JudgementStep::CarryOut(verdict),
+            None if self.looks_left == 0 => JudgementStep::End(HandoverVerdict::Undetermined(OUT_OF_TIME)),
+            None => JudgementStep::LookAtBoth,
+        }
+    }
+
+    /// Takes in one look at both sides, decides, and gives the verdict with the facts that it rests on.
+    pub fn see(&mut self, sighting: PairSighting<S, D>) -> (HandoverFacts, HandoverVerdict) {
+        let PairSighting { source, destination, source_gave_up, source_cut } = sighting;
+        let cut_before_end = source_cut && self.source_ended.is_none();
+        let source = conclude_state(source, &mut self.source_ended);
+        let destination = conclude_state(destination, &mut self.destination_ended);
+        // A source that is seen not to run can only run later, and then its events tell.
+        self.source_followed |= matches!(&source, SideState::Answers { run, .. } if *run != RunState::Running);
+        // With the monitor closed its events are missed: the source may have resumed unseen, and even have died since.
+        self.source_followed &= !cut_before_end;
+        let facts = HandoverFacts {
+            source,
+            destination,
+            cont: self.cont,
+            was_running: self.was_running,
+            source_resumed: !self.source_followed || source_gave_up,
+            fences: self.fences,
+        };
+        let verdict = verdict::decide(&facts);
+        self.cont = facts.infer_cont();
+        self.looks_left = self.looks_left.saturating_sub(1);
+        self.must_record = verdict.resumes_source() && !self.resuming_recorded;
+        self.pending = Some(verdict);
+        (facts, verdict)
+    }
+
+    /// Notes that `Resuming` was written. A driver whose journal cannot be written goes on all the same: a guest that stands
+    /// still for the sake of a full disk would be worse.
+    pub fn confirm_recorded(&mut self) {
+        (self.resuming_recorded, self.must_record) = (true, false);
+    }
+
+    /// Takes in what came of the step that was carried out.
+    pub fn take_outcome(&mut self, outcome: StepOutcome<S, D>) {
+        let carried_out = self.pending.take();
+        match carried_out {
+            // A fence that failed once is not tried again by the same engine.
+            Some(HandoverVerdict::FenceSource) => self.fences.source = false,
+            Some(HandoverVerdict::FenceDestination) => self.fences.destination = false,
+            _ => {}
+        }
+        match outcome {
+            StepOutcome::ContSent { refused } => self.cont = self.cont.take_answer(refused),
+            StepOutcome::SourceEnded { proof, after_cut } => {
+                self.source_ended = Some(proof);
+                self.source_followed &= !after_cut;
+            }
+            StepOutcome::DestinationEnded(proof) => {
+                self.destination_ended = Some(proof);
+                // A later engine cannot tell that a silent destination was fenced, so the fence is recorded at once, in case
+                // the time is over now.
+                self.must_record = carried_out == Some(HandoverVerdict::FenceDestination) && !self.resuming_recorded;
+            }
+            StepOutcome::NothingProved => {}
+        }
+    }
+
+    /// The proof that the source cannot run the guest, once there is one.
+    pub fn source_ended(&self) -> Option<&S> {
+        self.source_ended.as_ref()
+    }
+
+    /// The proof that the destination cannot run the guest, once there is one.
+    pub fn destination_ended(&self) -> Option<&D> {
+        self.destination_ended.as_ref()
+    }
+
+    /// What is known of `cont` to the destination.
+    pub fn cont(&self) -> ContKnowledge {
+        self.cont
+    }
+
+    /// The fences that can still be tried.
+    pub fn fences(&self) -> UsableFences {
+        self.fences
+    }
+}
+
+/// The state of a side by what was seen now and proved before. An end that is proved stays proved.
+fn conclude_state<P>(sighting: SideSighting<P>, ended: &mut Option<P>) -> SideState {
+    match sighting {
+        _ if ended.is_some() => SideState::Dead,
+        SideSighting::Answered { run, migration } => SideState::Answers { run, migration },
+        SideSighting::Hung => SideState::Hung,
+        SideSighting::Silent => SideState::Silent,
+        SideSighting::Ended(proof) => {
+            *ended = Some(proof);
+            SideState::Dead
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type PlainJudgement = Judgement<(), ()>;
+
+    const FENCES: UsableFences = UsableFences { source: true, destination: true };
+
+    fn answered(run: &str, migration: &str) -> SideSighting<()> {
+        SideSighting::Answered { run: RunState::from(run), migration: MigrationStatus::from(migration) }
+    }
+
+    fn sighting(source: SideSighting<()>, destination: SideSighting<()>) -> PairSighting<(), ()> {
+        PairSighting { source, destination, source_gave_up: false, source_cut: false }
+    }
+
+    #[test]
+    fn resuming_is_recorded_once_before_the_source_goes_on() {
+        let mut judgement = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
+        assert_eq!(judgement.next_step(), JudgementStep::LookAtBoth);
+        let waits = || answered("finish-migrate", "pre-switchover");
+        judgement.see(sighting(waits(), answered("inmigrate", "active")));
+        assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::QuitDestination));
+        judgement.take_outcome(StepOutcome::DestinationEnded(()));
+        assert_eq!(judgement.next_step(), JudgementStep::LookAtBoth);
+        for recorded in [false, true] {
+            judgement.see(sighting(waits(), SideSighting::Silent));
+            if !recorded {
+                assert_eq!(judgement.next_step(), JudgementStep::RecordResuming);
+                judgement.confirm_recorded();
+            }
+            assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::CancelMigration));
+            judgement.take_outcome(StepOutcome::NothingProved);
+        }
+    }
+
+    #[test]
+    fn a_fence_of_the_destination_is_recorded_at_once_and_tried_once() {
+        for outcome in [StepOutcome::DestinationEnded(()), StepOutcome::NothingProved] {
+            let mut judgement = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
+            judgement.see(sighting(answered("postmigrate", "completed"), SideSighting::Silent));
+            assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::FenceDestination));
+            let fenced = outcome == StepOutcome::DestinationEnded(());
+            judgement.take_outcome(outcome);
+            let next = if fenced { JudgementStep::RecordResuming } else { JudgementStep::LookAtBoth };
+            assert_eq!(judgement.next_step(), next);
+            assert_eq!(judgement.fences(), UsableFences { destination: false, ..FENCES });
+        }
+    }
+
+    #[test]
+    fn a_source_that_was_cut_before_its_end_may_have_run() {
+        let loaded = || answered("paused", "completed");
+        for cut in [false, true] {
+            let mut by_look = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
+            let ended = sighting(SideSighting::Ended(()), loaded());
+            let (facts, _) = by_look.see(PairSighting { source_cut: cut, ..ended });
+            assert_eq!(facts.source_resumed, cut);
+            let mut by_fence = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
+            by_fence.see(sighting(SideSighting::Silent, loaded()));
+            assert_eq!(by_fence.next_step(), JudgementStep::CarryOut(HandoverVerdict::FenceSource));
+            by_fence.take_outcome(StepOutcome::SourceEnded { proof: (), after_cut: cut });
+            // The fence itself closes the monitor.
+            let (facts, _) =
+                by_fence.see(PairSighting { source_cut: true, ..sighting(SideSighting::Silent, loaded()) });
+            assert_eq!((facts.source, facts.source_resumed), (SideState::Dead, cut));
+        }
+    }
+
+    #[test]
+    fn a_recovery_knows_what_the_journal_says() {
+        let recover = |recorded| PlainJudgement::take_up(true, recorded, FENCES);
+        assert_eq!(recover(RecordedHandover::Given { may_postcopy: false }).cont(), ContKnowledge::Unknown);
+        assert_eq!(recover(RecordedHandover::Given { may_postcopy: true }).cont(), ContKnowledge::Sent);
+        let mut resuming = recover(RecordedHandover::Resuming(()));
+        assert_eq!(resuming.cont(), ContKnowledge::Never);
+        let (facts, verdict) = resuming.see(sighting(answered("postmigrate", "completed"), SideSighting::Silent));
+        assert_eq!((facts.destination, verdict), (SideState::Dead, HandoverVerdict::ResumeSource));
+        assert_eq!(resuming.next_step(), JudgementStep::CarryOut(verdict), "it is in the journal already");
+    }
+
+    #[test]
+    fn a_judgement_ends_when_its_looks_are_used_up() {
+        let mut judgement = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
+        for _ in 0..LOOKS {
+            judgement.see(sighting(answered("postmigrate", "completed"), answered("paused", "completed")));
+            judgement.take_outcome(StepOutcome::NothingProved);
+        }
+        let end = HandoverVerdict::Undetermined(OUT_OF_TIME);
+        assert_eq!(judgement.next_step(), JudgementStep::End(end));
+    }
+}
