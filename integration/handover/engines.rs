@@ -30,8 +30,9 @@ pub(crate) enum EngineStage {
     Starting,
     /// The handover is over, and the judgement names the next step.
     Judging,
-    /// The source was looked at, and the destination is looked at next.
-    LookedAtSource(SideSighting<()>),
+    /// This side was looked at, and the other one is looked at next. The engine asks both at the same time, so either answer
+    /// may be the older one.
+    LookedAt(Side, SideSighting<()>),
     /// The engine waits for the answer to the command of this verdict.
     Awaiting(HandoverVerdict),
     /// The judgement has ended, with the facts of its last look; without, it ran out of looks.
@@ -86,6 +87,19 @@ impl ModelledEngine {
     /// The step that the judgement asks for, where the engine has come to it.
     pub(crate) fn step_due(&self) -> Option<JudgementStep> {
         (self.stage == EngineStage::Judging).then(|| self.judgement.next_step())
+    }
+}
+
+/// Whether a question waits: answers come in order, so QEMU reads the commands first that were sent before.
+fn has_unread(world: &HandoverWorld, engine: usize, side: Side) -> bool {
+    let qemu = world.qemu(side);
+    qemu.client == MonitorClient::Engine(engine) && qemu.life == QemuLife::Up && !qemu.inbox.is_empty()
+}
+
+fn opposite(side: Side) -> Side {
+    match side {
+        Side::Source => Side::Destination,
+        Side::Destination => Side::Source,
     }
 }
 
@@ -183,6 +197,18 @@ impl HandoverModel {
         world.engines[engine].judgement.clone().see(sighting).0
     }
 
+    /// The engine begins a look with this side.
+    pub(crate) fn look_first(&self, world: &mut HandoverWorld, engine: usize, side: Side) {
+        let seen = self.connect_and_look(world, engine, side);
+        world.engines[engine].stage = EngineStage::LookedAt(side, seen);
+    }
+
+    /// Whether the engine may begin a look with the destination.
+    pub(crate) fn can_look_at_destination_first(&self, world: &HandoverWorld, engine: usize) -> bool {
+        let due = world.engines[engine].step_due() == Some(JudgementStep::LookAtBoth);
+        due && !has_unread(world, engine, Side::Destination)
+    }
+
     /// Connects where that is possible, and looks.
     fn connect_and_look(&self, world: &mut HandoverWorld, engine: usize, side: Side) -> SideSighting<()> {
         let seen = self.look(world, engine, side);
@@ -205,11 +231,7 @@ impl HandoverModel {
 
     /// Whether the engine can go on by itself.
     pub(crate) fn can_step(&self, world: &HandoverWorld, engine: usize) -> bool {
-        // Answers come in order, so a question waits for the commands that were sent before.
-        let unread = |side: Side| {
-            let qemu = world.qemu(side);
-            qemu.client == MonitorClient::Engine(engine) && qemu.life == QemuLife::Up && !qemu.inbox.is_empty()
-        };
+        let unread = |side: Side| has_unread(world, engine, side);
         let own = &world.engines[engine];
         match own.stage {
             EngineStage::Begin | EngineStage::Given | EngineStage::Arrived => true,
@@ -219,7 +241,7 @@ impl HandoverModel {
                 heard && qemu.phase == MigrationPhase::Completed
             }),
             EngineStage::Judging => own.judgement.next_step() != JudgementStep::LookAtBoth || !unread(Side::Source),
-            EngineStage::LookedAtSource(_) => !unread(Side::Destination),
+            EngineStage::LookedAt(side, _) => !unread(opposite(side)),
             EngineStage::Starting | EngineStage::Awaiting(_) | EngineStage::Over(..) | EngineStage::Died => false,
         }
     }
@@ -256,8 +278,9 @@ impl HandoverModel {
             // A `cont` that could not be sent is not told from a `cont` without an answer.
             EngineStage::Arrived => self.begin_judging(world, engine, self.learn_cont(ContKnowledge::Never, false)),
             EngineStage::Judging => self.take_step(world, engine),
-            EngineStage::LookedAtSource(source) => {
-                let destination = self.connect_and_look(world, engine, Side::Destination);
+            EngineStage::LookedAt(side, first) => {
+                let second = self.connect_and_look(world, engine, opposite(side));
+                let (source, destination) = if side == Side::Source { (first, second) } else { (second, first) };
                 let sighting = self.sight_both(world, engine, source, destination);
                 let own = &mut world.engines[engine];
                 let (facts, verdict) = own.judgement.see(sighting);
@@ -296,10 +319,7 @@ impl HandoverModel {
     /// Carries out the step that the judgement asks for.
     fn take_step(&self, world: &mut HandoverWorld, engine: usize) {
         match world.engines[engine].judgement.next_step() {
-            JudgementStep::LookAtBoth => {
-                let source = self.connect_and_look(world, engine, Side::Source);
-                world.engines[engine].stage = EngineStage::LookedAtSource(source);
-            }
+            JudgementStep::LookAtBoth => self.look_first(world, engine, Side::Source),
             JudgementStep::RecordResuming => {
                 world.resuming = true;
                 world.engines[engine].judgement.confirm_recorded();

@@ -15,6 +15,8 @@ use stateright::{Model, Property};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ModelAction {
     Step(usize),
+    /// The engine looks at both sides, and the destination answers first.
+    LookAtDestination(usize),
     /// The engine waits no longer.
     Tire(usize),
     Recover,
@@ -117,6 +119,7 @@ impl ModelAction {
             | Self::FenceUnsure(..)
             | Self::LoseRecord(_) => true,
             Self::Step(_)
+            | Self::LookAtDestination(_)
             | Self::Tire(_)
             | Self::Recover
             | Self::Deliver(_)
@@ -141,6 +144,9 @@ impl HandoverModel {
         for engine in 0..world.engines.len() {
             if self.can_step(world, engine) {
                 actions.push(ModelAction::Step(engine));
+            }
+            if self.can_look_at_destination_first(world, engine) {
+                actions.push(ModelAction::LookAtDestination(engine));
             }
             if self.can_tire(world, engine) {
                 actions.push(ModelAction::Tire(engine));
@@ -255,6 +261,7 @@ impl Model for HandoverModel {
         world.faults += u8::from(action.is_fault());
         match action {
             ModelAction::Step(engine) => self.step(&mut world, engine),
+            ModelAction::LookAtDestination(engine) => self.look_first(&mut world, engine, Side::Destination),
             ModelAction::Tire(engine) => self.tire(&mut world, engine),
             ModelAction::Recover => {
                 let judgement = self.take_up(&world);
