@@ -4,7 +4,7 @@ use crate::{
     model::{HandoverModel, Mutation},
     world::{HandoverWorld, MigrationPhase, MonitorClient, MonitorCommand, QemuLife},
 };
-use qferry::{
+use qferry::internals::{
     handover::{
         judgement::{Judgement, JudgementStep, PairSighting, RecordedHandover, SideSighting, StepOutcome},
         verdict::{ContKnowledge, HandoverFacts, HandoverVerdict, UsableFences},

@@ -5,7 +5,7 @@ use crate::{
     properties,
     world::{HandoverWorld, MigrationPhase, MonitorClient, MonitorCommand, QemuLife},
 };
-use qferry::{
+use qferry::internals::{
     handover::{judgement::JudgementStep, verdict::HandoverVerdict},
     progress::Side,
 };

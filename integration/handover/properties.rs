@@ -5,7 +5,7 @@ use crate::{
     model::{HandoverModel, ModelAction},
     world::{HandoverWorld, MigrationPhase, QemuLife},
 };
-use qferry::{
+use qferry::internals::{
     handover::{
         judgement::{JudgementStep, OUT_OF_TIME},
         verdict::{ContKnowledge, HandoverFacts, HandoverVerdict},

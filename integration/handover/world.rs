@@ -1,7 +1,7 @@
 //! The two QEMUs, their monitors, and everything else that is there whether or not an engine looks.
 
 use crate::engines::ModelledEngine;
-use qferry::{
+use qferry::internals::{
     progress::Side,
     qemu::reply::{MigrationStatus, RunState},
 };

@@ -10,7 +10,7 @@
 //! that a signature can ask for a proof:
 //!
 //! ```
-//! use qferry::handover::ownership::{
+//! use qferry::internals::handover::ownership::{
 //!     ArrivalProof, BeforeContinue, ContinueSent, DestinationCannotRun, DisksDisengaged, FencedSide, ProcessEnded,
 //!     SourceCannotRun,
 //! };
@@ -19,24 +19,36 @@
 //! Their constructors are not:
 //!
 //! ```compile_fail
-//! let forged = qferry::handover::ownership::DestinationCannotRun::of_ended_process(todo!());
+//! # use qferry::internals::handover::ownership::DestinationCannotRun;
+//! let forged = DestinationCannotRun("it has ended");
 //! ```
 //! ```compile_fail
-//! let forged = qferry::handover::ownership::DestinationCannotRun(todo!());
+//! # use qferry::internals::handover::ownership::DestinationCannotRun;
+//! let forged = DestinationCannotRun::of_journal();
 //! ```
 //! ```compile_fail
-//! let forged = qferry::handover::ownership::SourceCannotRun(());
+//! # use qferry::internals::handover::ownership::{ProcessEnded, SourceCannotRun};
+//! fn forge(ended: ProcessEnded) -> Option<SourceCannotRun> {
+//!     SourceCannotRun::of_ended_process(ended)
+//! }
 //! ```
 //! ```compile_fail
-//! let forged = qferry::handover::ownership::BeforeContinue::begin();
+//! # use qferry::internals::handover::ownership::BeforeContinue;
+//! let forged = BeforeContinue::begin();
 //! ```
 //! ```compile_fail
-//! let forged = qferry::handover::ownership::DisksDisengaged::prove(std::iter::empty(), &[], &[]);
+//! # use qferry::internals::handover::ownership::DisksDisengaged;
+//! let forged = DisksDisengaged::prove(std::iter::empty(), &[], &[]);
 //! ```
 //! ```compile_fail
-//! fn copy(proof: &qferry::handover::ownership::DestinationCannotRun) -> qferry::handover::ownership::DestinationCannotRun {
+//! # use qferry::internals::handover::ownership::DestinationCannotRun;
+//! fn copy(proof: &DestinationCannotRun) -> DestinationCannotRun {
 //!     proof.clone()
 //! }
+//! ```
+//! ```compile_fail
+//! # use qferry::internals::handover::exchange;
+//! let forged = exchange::prove_outlived;
 //! ```
 
 use crate::{
