@@ -30,8 +30,8 @@ pub(crate) enum EngineStage {
     Starting,
     /// The handover is over, and the judgement names the next step.
     Judging,
-    /// This side was looked at, and the other one is looked at next. The engine asks both at the same time, so either answer
-    /// may be the older one.
+    /// This side was looked at, and the other one is looked at next. The engine asks both at the same time, so either
+    /// answer may be the older one.
     LookedAt(Side, SideSighting<()>),
     /// The engine waits for the answer to the command of this verdict.
     Awaiting(HandoverVerdict),
@@ -49,7 +49,8 @@ pub(crate) struct ModelledEngine {
     pub(crate) heard_resume: bool,
     /// The source's monitor was cut while its process lived on, and was not reached again.
     pub(crate) source_cut: bool,
-    /// Nothing that the source did since it stood can have been missed: for the property that no safe way on is left out.
+    /// Nothing that the source did since it stood can have been missed: for the property that no safe way on is left
+    /// out.
     pub(crate) watches_source: bool,
     /// The engine recovers from the journal of another.
     pub(crate) recovers: bool,
@@ -177,8 +178,8 @@ impl HandoverModel {
         PairSighting { source, destination, source_gave_up: own.heard_resume, source_cut }
     }
 
-    /// Whether the source's monitor was cut, as far as an engine can tell: where the end of a process cannot be proved, the
-    /// end of the process looks the same.
+    /// Whether the source's monitor was cut, as far as an engine can tell: where the end of a process cannot be proved,
+    /// the end of the process looks the same.
     fn is_source_cut(&self, world: &HandoverWorld, engine: usize) -> bool {
         let closed = world.source.client != MonitorClient::Engine(engine);
         let cut = closed && (world.engines[engine].source_cut || !self.source.proves_death);
@@ -303,7 +304,7 @@ impl HandoverModel {
             }
             EngineStage::Awaiting(HandoverVerdict::StartDestination) => {
                 let refused = self.mutation == Some(Mutation::SilenceIsAnAnswer);
-                self.finish_step(world, engine, self.cont(refused))
+                self.finish_step(world, engine, self.cont(refused));
             }
             _ => self.finish_step(world, engine, StepOutcome::NothingProved),
         }
@@ -336,10 +337,11 @@ impl HandoverModel {
                 world.engines[engine].stage = EngineStage::Awaiting(verdict);
                 return;
             }
-            // Where the source answers, both sides are asked once more before `cont`, and nothing is sent without an answer.
-            let asked_before = world.engines[engine].judgement.source_ended().is_none();
-            let outcome = match verdict {
-                HandoverVerdict::StartDestination if !asked_before => self.cont(false),
+            // Before `cont` both sides are asked once more, and without an answer nothing is sent; unless the source is
+            // proved to have ended.
+            let source_ended = world.engines[engine].judgement.source_ended().is_some();
+            let outcome = match (verdict, source_ended) {
+                (HandoverVerdict::StartDestination, true) => self.cont(false),
                 _ => StepOutcome::NothingProved,
             };
             return self.finish_step(world, engine, outcome);

@@ -4,8 +4,8 @@ use crate::model::{FENCED, HANDOVER, HandoverModel, REMOTE};
 use stateright::{Checker, Model};
 use std::time::Instant;
 
-/// Far more states than any exploration meets, each counted as often as it is met; an exploration that goes on for so long
-/// would never end.
+/// Far more states than any exploration meets, each counted as often as it is met; an exploration that goes on for so
+/// long would never end.
 pub(crate) const MOST: usize = 2_000_000;
 
 fn explore(what: &str, model: HandoverModel) {

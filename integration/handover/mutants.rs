@@ -1,5 +1,5 @@
-//! That the model can fail: each mutant tells the shipped judgement one lie, or drives it wrongly in one way, and must be
-//! found.
+//! That the model can fail: each mutant tells the shipped judgement one lie, or drives it wrongly in one way, and must
+//! be found.
 
 use crate::{
     explorations::MOST,

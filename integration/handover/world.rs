@@ -48,8 +48,8 @@ pub(crate) enum MonitorClient {
     Engine(usize),
     /// The connection is gone. Commands that came over it before may yet be carried out, and are not answered.
     Nobody,
-    /// A second migration of the same pair, started elsewhere: its preflight finds that neither side is free and gives up,
-    /// and until then nobody else is served.
+    /// A second migration of the same pair, started elsewhere: its preflight finds that neither side is free and gives
+    /// up, and until then nobody else is served.
     Another,
 }
 
@@ -75,8 +75,8 @@ pub(crate) struct HandoverWorld {
     pub(crate) channel: bool,
     /// `Given` is in the journal.
     pub(crate) given: bool,
-    /// `Resuming` is in the journal: the destination is out of the way. An earlier `Resuming` would be wrong, for the engine
-    /// may yet turn round and start a destination that comes back.
+    /// `Resuming` is in the journal: the destination is out of the way. An earlier `Resuming` would be wrong, for the
+    /// engine may yet turn round and start a destination that comes back.
     pub(crate) resuming: bool,
     /// An engine could not write `Resuming`, and went on without.
     pub(crate) record_lost: bool,

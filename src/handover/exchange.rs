@@ -1,7 +1,7 @@
 //! Passes the guest on, or takes it back: the only sender of `migrate-continue` and `cont`.
 //!
-//! Neither command may ever be sent without the proof that the signature asks for. The proofs that rest on QEMU's answers
-//! are made here, from answers that were asked for here.
+//! Neither command may ever be sent without the proof that the signature asks for. The proofs that rest on QEMU's
+//! answers are made here, from answers that were asked for here.
 
 use super::ownership::{
     ArrivalProof, BeforeContinue, ContinueSent, DestinationCannotRun, DestinationLoaded, DisksDisengaged, ProcessEnded,
@@ -40,9 +40,9 @@ pub enum ExchangeError {
     Process(#[from] ProcessError),
 }
 
-/// Lets the source send the rest. From here the source may not be resumed without proof, whatever the answer; so there is a
-/// [`ContinueSent`] in any case. The future resolves only where the command certainly had no effect, and gives back the token
-/// that was consumed: about any other answer, or none, [`await_arrival`] tells more.
+/// Lets the source send the rest. From here the source may not be resumed without proof, whatever the answer; so there
+/// is a [`ContinueSent`] in any case. The future resolves only where the command certainly had no effect, and gives
+/// back the token that was consumed: about any other answer, or none, [`await_arrival`] tells more.
 pub(crate) fn relinquish(
     source: &Process,
     disengaged: DisksDisengaged,
@@ -71,8 +71,8 @@ pub(crate) struct GuestArrival {
     pub(crate) postcopy: bool,
 }
 
-/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `pages` is how many
-/// pages the source had sent when the guest was stopped, where that is known; postcopy is proved sooner with it.
+/// Waits until the destination has what it needs to run the guest: all, or in postcopy all but pages. `pages` is how
+/// many pages the source had sent when the guest was stopped, where that is known; postcopy is proved sooner with it.
 ///
 /// # Errors
 /// Either side reports a failure, goes away, or reports nothing in time.
@@ -91,7 +91,8 @@ pub(crate) async fn await_arrival(
     };
     match arrived.await {
         Ok(((stands, sent, source_in_postcopy), (has_loaded, loaded, destination_in_postcopy))) => {
-            // A source that already reports `completed` may have passed through postcopy: look at the statuses it entered.
+            // A source that already reports `completed` may have passed through postcopy: look at the statuses it
+            // entered.
             let passed_through = source.observed().migration.keys().any(MigrationStatus::is_postcopy);
             let postcopy = source_in_postcopy || destination_in_postcopy || passed_through;
             Ok(GuestArrival { proof: ArrivalProof::new(continued, stands, has_loaded), sent, loaded, postcopy })
@@ -151,8 +152,8 @@ pub(crate) fn prove_outlived(ended: &SourceCannotRun) -> ArrivalProof {
     ArrivalProof::outlived(ended)
 }
 
-/// The proof for two sides that both say `completed`, with the destination waiting to be started; asked for anew, so that
-/// no older answer counts.
+/// The proof for two sides that both say `completed`, with the destination waiting to be started; asked for anew, so
+/// that no older answer counts.
 ///
 /// # Errors
 /// A side does not answer.

@@ -1,14 +1,14 @@
-//! The protocol that follows a handover that failed: everything that is remembered between two looks at both sides, and the
-//! next step.
+//! The protocol that follows a handover that failed: everything that is remembered between two looks at both sides, and
+//! the next step.
 //!
-//! Pure. A driver looks, writes and sends; the [`Judgement`] names the next step and takes in its outcome. Three drivers use
-//! this one type: the engine after its own handover, `qferry recover` from the journal of an engine that died, and the model
-//! in `integration/handover/`, which explores every fault in every order. Both proofs are type parameters: the engine fills
-//! in the sealed types of [`super::ownership`], so that no `Judgement` of an engine can hold a proof that nobody made, and the
-//! model fills in `()`.
+//! Pure. A driver looks, writes and sends; the [`Judgement`] names the next step and takes in its outcome. Three
+//! drivers use this one type: the engine after its own handover, `qferry recover` from the journal of an engine that
+//! died, and the model in `integration/handover/`, which explores every fault in every order. Both proofs are type
+//! parameters: the engine fills in the sealed types of [`super::ownership`], so that no `Judgement` of an engine can
+//! hold a proof that nobody made, and the model fills in `()`.
 //!
-//! A `Judgement` must never let the source go on before `Resuming` is in the journal, and must never take a side for dead
-//! without holding the proof.
+//! A `Judgement` must never let the source go on before `Resuming` is in the journal, and must never take a side for
+//! dead without holding the proof.
 
 use super::{
     ownership::{DestinationCannotRun, SourceCannotRun},
@@ -16,13 +16,14 @@ use super::{
 };
 use crate::qemu::reply::{MigrationStatus, RunState};
 
-/// How many looks one judgement takes. A look is followed by one step, and no case without further faults needs more than
-/// five steps: the destination is told to quit, then fenced, the source freed, its migration cancelled, its guest resumed.
+/// How many looks one judgement takes. A look is followed by one step, and no case without further faults needs more
+/// than five steps: the destination is told to quit, then fenced, the source freed, its migration cancelled, its guest
+/// resumed.
 const LOOKS: u8 = 8;
 
 /// What a person must find out where a judgement ran out of time or of looks.
-pub const OUT_OF_TIME: &str = "the time for the switchover was over before it was proved which side has the guest: ask both \
-     with query-status before you send cont to either, or run qferry recover";
+pub const OUT_OF_TIME: &str = "the time for the switchover was over before it was proved which side has the guest: \
+     ask both with query-status before you send cont to either, or run qferry recover";
 
 /// How one side answered a look; `P` is the proof that the side cannot run the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -113,8 +114,8 @@ pub enum RecordedHandover<D> {
     Resuming(D),
 }
 
-/// Everything that is remembered between two looks. `S` and `D` are the proofs that the source and the destination cannot
-/// run the guest.
+/// Everything that is remembered between two looks. `S` and `D` are the proofs that the source and the destination
+/// cannot run the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Judgement<S = SourceCannotRun, D = DestinationCannotRun> {
     /// The guest is to run wherever it ends.
@@ -209,8 +210,8 @@ impl<S, D> Judgement<S, D> {
         (facts, verdict)
     }
 
-    /// Notes that `Resuming` was written. A driver whose journal cannot be written goes on all the same: a guest that stands
-    /// still for the sake of a full disk would be worse.
+    /// Notes that `Resuming` was written. A driver whose journal cannot be written goes on all the same: a guest that
+    /// stands still for the sake of a full disk would be worse.
     pub fn confirm_recorded(&mut self) {
         (self.resuming_recorded, self.must_record) = (true, false);
     }
@@ -232,8 +233,8 @@ impl<S, D> Judgement<S, D> {
             }
             StepOutcome::DestinationEnded(proof) => {
                 self.destination_ended = Some(proof);
-                // A later engine cannot tell that a silent destination was fenced, so the fence is recorded at once, in case
-                // the time is over now.
+                // A later engine cannot tell that a silent destination was fenced, so the fence is recorded at once, in
+                // case the time is over now.
                 self.must_record = carried_out == Some(HandoverVerdict::FenceDestination) && !self.resuming_recorded;
             }
             StepOutcome::NothingProved => {}

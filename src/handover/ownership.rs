@@ -1,13 +1,13 @@
 //! The proofs that a step of the handover needs: each can only be made here, from what proves it.
 //!
 //! Pure. The chain is [`DisksDisengaged`] (the disks are whole on the destination and nobody writes them) →
-//! [`ContinueSent`] (`migrate-continue` was sent: the source may not resume without proof) → [`ArrivalProof`] (the source
-//! stands still for good, and the destination has all that it needs to run) → the guest runs. A step consumes the proof of
-//! the one before, so none can be left out or taken twice. On the way back [`DestinationCannotRun`] is what `cont` to the
-//! source needs; it is lent, for what it says stays true.
+//! [`ContinueSent`] (`migrate-continue` was sent: the source may not resume without proof) → [`ArrivalProof`] (the
+//! source stands still for good, and the destination has all that it needs to run) → the guest runs. A step consumes
+//! the proof of the one before, so none can be left out or taken twice. On the way back [`DestinationCannotRun`] is
+//! what `cont` to the source needs; it is lent, for what it says stays true.
 //!
-//! No proof is `Clone`, none can be deserialized, and no function outside this crate makes one. The names are public, so
-//! that a signature can ask for a proof:
+//! No proof is `Clone`, none can be deserialized, and no function outside this crate makes one. The names are public,
+//! so that a signature can ask for a proof:
 //!
 //! ```
 //! use qferry::internals::handover::ownership::{
@@ -77,14 +77,14 @@ pub enum NotDisengaged {
     Continued,
 }
 
-/// Every mirror concluded without an error, and no export is left: the destination's disks are whole, and nobody can write
-/// to them.
+/// Every mirror concluded without an error, and no export is left: the destination's disks are whole, and nobody can
+/// write to them.
 #[derive(Debug)]
 pub struct DisksDisengaged(());
 
 impl DisksDisengaged {
-    /// Checks the source's answer to `query-jobs` and the destination's to `query-block-exports`. A migration that moves no
-    /// disk has neither mirrors nor exports.
+    /// Checks the source's answer to `query-jobs` and the destination's to `query-block-exports`. A migration that
+    /// moves no disk has neither mirrors nor exports.
     ///
     /// # Errors
     /// What is in the way.
@@ -145,12 +145,13 @@ impl ArrivalProof {
 pub(super) struct SourceStands(());
 
 impl SourceStands {
-    /// Checks the source's answer to `query-migrate`. `before` is what [`count_sent_pages`] gave for an earlier answer, of any
-    /// time since the guest was stopped.
+    /// Checks the source's answer to `query-migrate`. `before` is what [`count_sent_pages`] gave for an earlier answer,
+    /// of any time since the guest was stopped.
     ///
-    /// A status of `postcopy-active` is not enough. QEMU up to 10 reports it while device state is still being sent, and takes
-    /// it back (`failed`, and the guest resumes) where the channel breaks then. QEMU sends no page from the guest's stop until
-    /// that is over; so one page more is the proof. From there on a broken channel only makes the source wait for a new one.
+    /// A status of `postcopy-active` is not enough. QEMU up to 10 reports it while device state is still being sent,
+    /// and takes it back (`failed`, and the guest resumes) where the channel breaks then. QEMU sends no page from the
+    /// guest's stop until that is over; so one page more is the proof. From there on a broken channel only makes the
+    /// source wait for a new one.
     pub(super) fn prove(answer: &Migration, before: Option<u64>) -> Option<Self> {
         let stands = match &answer.status {
             Some(MigrationStatus::Completed) => true,
@@ -179,8 +180,8 @@ pub fn count_sent_pages(answer: &Migration) -> Option<u64> {
 pub(super) struct DestinationLoaded(());
 
 impl DestinationLoaded {
-    /// Checks the run state of a destination that reported `postcopy-active`. QEMU up to 10 reports it before its devices
-    /// are loaded, but leaves `inmigrate` only when they are.
+    /// Checks the run state of a destination that reported `postcopy-active`. QEMU up to 10 reports it before its
+    /// devices are loaded, but leaves `inmigrate` only when they are.
     pub(super) fn prove(run: &RunState) -> Option<Self> {
         (*run != RunState::InMigrate).then_some(Self(()))
     }
@@ -272,14 +273,14 @@ impl DestinationCannotRun {
     }
 }
 
-/// `migrate-continue` has not been sent. Until then the destination has not the guest's last state and cannot run the guest:
-/// the token lends that proof, and sending `migrate-continue` consumes the token.
+/// `migrate-continue` has not been sent. Until then the destination has not the guest's last state and cannot run the
+/// guest: the token lends that proof, and sending `migrate-continue` consumes the token.
 #[derive(Debug)]
 pub struct BeforeContinue(DestinationCannotRun);
 
 impl BeforeContinue {
-    /// A migration of this engine's own begins, or the journal of another engine has no `Given`. Each migration has at most
-    /// one of these.
+    /// A migration of this engine's own begins, or the journal of another engine has no `Given`. Each migration has at
+    /// most one of these.
     pub(crate) fn begin() -> Self {
         Self(DestinationCannotRun("migrate-continue was not sent"))
     }

@@ -1,12 +1,12 @@
 //! The decision that follows when the handover fails after `migrate-continue`, or the engine dies after it.
 //!
-//! Pure. The decision rests on the state of each side, on what is known of the destination's `cont`, and on nothing else:
-//! a guest is started or resumed only where the other side is proved unable to run it. A handover that can be finished is
-//! finished; otherwise the source takes the guest back, once the destination is out of the way; and where nothing is proved
-//! nothing is done, and a person is told what to find out.
+//! Pure. The decision rests on the state of each side, on what is known of the destination's `cont`, and on nothing
+//! else: a guest is started or resumed only where the other side is proved unable to run it. A handover that can be
+//! finished is finished; otherwise the source takes the guest back, once the destination is out of the way; and where
+//! nothing is proved nothing is done, and a person is told what to find out.
 //!
-//! Silence must never be taken for death, nor a status that this version does not know for a proof. That both hold whatever
-//! is lost, dies or freezes is checked by exhaustion in `integration/handover/`.
+//! Silence must never be taken for death, nor a status that this version does not know for a proof. That both hold
+//! whatever is lost, dies or freezes is checked by exhaustion in `integration/handover/`.
 
 use crate::qemu::reply::{MigrationStatus, RunState};
 
@@ -24,8 +24,8 @@ pub enum SideState {
     Hung,
     /// QEMU does not answer, and may yet be alive.
     Silent,
-    /// This side is proved to run no guest any more: the process has ended, accepted our `quit`, or was fenced; or, for the
-    /// destination, the journal says so.
+    /// This side is proved to run no guest any more: the process has ended, accepted our `quit`, or was fenced; or, for
+    /// the destination, the journal says so.
     Dead,
 }
 
@@ -62,8 +62,8 @@ impl SideState {
         matches!(migration, Setup | Active | PreSwitchover | Device | Failed | Failing | Cancelling | Cancelled)
     }
 
-    /// Whether this source resumes the guest once the destination is out of the way, as far as can be told. From a status
-    /// that this version does not know, QEMU may do anything.
+    /// Whether this source resumes the guest once the destination is out of the way, as far as can be told. From a
+    /// status that this version does not know, QEMU may do anything.
     fn takes_back(&self) -> bool {
         match self {
             Self::Answers { migration, .. } => !matches!(migration, MigrationStatus::Other(_)),
@@ -76,8 +76,8 @@ impl SideState {
 /// What is known of `cont` to the destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ContKnowledge {
-    /// No engine has sent one: this engine knows, or the journal says `Resuming`, which is written only once the destination
-    /// is dead. For a guest that was paused none is ever sent.
+    /// No engine has sent one: this engine knows, or the journal says `Resuming`, which is written only once the
+    /// destination is dead. For a guest that was paused none is ever sent.
     Never,
     /// QEMU refused every one that was sent.
     Refused,
@@ -88,8 +88,8 @@ pub enum ContKnowledge {
 }
 
 impl ContKnowledge {
-    /// After another `cont` that left this process, and that QEMU refused or did not. A refusal of this `cont` tells nothing
-    /// about an earlier one that was not refused.
+    /// After another `cont` that left this process, and that QEMU refused or did not. A refusal of this `cont` tells
+    /// nothing about an earlier one that was not refused.
     #[must_use]
     pub fn take_answer(self, refused: bool) -> Self {
         match (self, refused) {
@@ -105,8 +105,8 @@ impl ContKnowledge {
     }
 }
 
-/// Which side can be put out of the way for certain though it does not answer: by killing a process of this host, or by the
-/// user's command.
+/// Which side can be put out of the way for certain though it does not answer: by killing a process of this host, or by
+/// the user's command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct UsableFences {
     /// The source.
@@ -127,18 +127,18 @@ pub struct HandoverFacts {
     pub cont: ContKnowledge,
     /// The guest ran before the migration; otherwise it stays paused wherever the migration ends.
     pub was_running: bool,
-    /// A source that does not answer may have run the guest since the guest was stopped, so the destination's state may be
-    /// older: the source's events told that it gave the migration up, or events were missed since the guest was stopped, or
-    /// since the source was last seen not to run.
+    /// A source that does not answer may have run the guest since the guest was stopped, so the destination's state may
+    /// be older: the source's events told that it gave the migration up, or events were missed since the guest was
+    /// stopped, or since the source was last seen not to run.
     pub source_resumed: bool,
     /// Which side can be fenced.
     pub fences: UsableFences,
 }
 
 impl HandoverFacts {
-    /// What is known of the destination's `cont`, with what is seen now. A conclusion stays true, so the next look begins
-    /// with it: an engine that has died sends no `cont` later, and the one it sent came after the source's `completed` and
-    /// after the destination had left `inmigrate`.
+    /// What is known of the destination's `cont`, with what is seen now. A conclusion stays true, so the next look
+    /// begins with it: an engine that has died sends no `cont` later, and the one it sent came after the source's
+    /// `completed` and after the destination had left `inmigrate`.
     pub fn infer_cont(&self) -> ContKnowledge {
         let loads = self.destination.is(&RunState::InMigrate) && !self.destination.is_another();
         let never = !self.was_running || loads || self.source.says_it_has_the_guest();
@@ -166,8 +166,8 @@ pub enum HandoverVerdict {
     QuitDestination,
     /// The same, but the destination does not answer: fence it, then look again.
     FenceDestination,
-    /// The destination has everything and waits; the source does not answer, and might resume: fence it, then look again,
-    /// for it may have resumed just before.
+    /// The destination has everything and waits; the source does not answer, and might resume: fence it, then look
+    /// again, for it may have resumed just before.
     FenceSource,
     /// The destination is dead and never ran the guest, and the source hangs in the migration: break the source's
     /// connections out of band, so that the migration fails and QEMU resumes the guest; then look again.
@@ -182,63 +182,66 @@ impl HandoverVerdict {
         matches!(self, Self::OnDestination | Self::OnSource | Self::Undetermined(_))
     }
 
-    /// Whether the source goes on with the guest by it: by `cont`, or because QEMU resumes a source whose migration ends.
+    /// Whether the source goes on with the guest by it: by `cont`, or because QEMU resumes a source whose migration
+    /// ends.
     pub fn resumes_source(self) -> bool {
         matches!(self, Self::ResumeSource | Self::CancelMigration | Self::FreeSource)
     }
 }
 
-const ANOTHER: &str = "the QEMU at one of the two addresses knows of no migration, so it is another QEMU than the one that took \
-     part: find that one with query-status before you send cont to either side";
-const POSTCOPY: &str = "the source is in postcopy, where QEMU can neither cancel the migration nor resume the guest there: if \
-     the destination is alive and 'paused', send cont to it and leave the source alone until query-migrate says 'completed' \
-     on both sides; if the destination is gone, the guest can only be started anew, from the source's disks";
-const BOTH: &str = "the destination runs the guest and the source may run it too: ask both with query-status, and stop the \
-     side whose disks are older";
+const ANOTHER: &str = "the QEMU at one of the two addresses knows of no migration, so it is another QEMU than the one \
+     that took part: find that one with query-status before you send cont to either side";
+const POSTCOPY: &str = "the source is in postcopy, where QEMU can neither cancel the migration nor resume the guest \
+     there: if the destination is alive and 'paused', send cont to it and leave the source alone until query-migrate \
+     says 'completed' on both sides; if the destination is gone, the guest can only be started anew, from the \
+     source's disks";
+const BOTH: &str = "the destination runs the guest and the source may run it too: ask both with query-status, and \
+     stop the side whose disks are older";
 const SOURCE_RUNS: &str = "the source has the guest, but the destination may have run it as well: make sure that the \
      destination is gone, and that nothing it wrote is missed";
 const STRANGE: &str = "one side reports a status that this version does not know: ask both with query-status and \
      query-migrate, and send cont to one side only when the other is gone";
-const REFUSED: &str = "the destination refuses to run the guest and the source does not answer: once the source answers \
-     query-migrate with 'completed', quit the destination and send cont to the source";
-const SOURCE_SILENT: &str = "the destination has the whole guest and waits to be started, but the source does not answer and \
-     may resume the guest: make sure that the source's process is gone and did not resume after the handover, then send cont \
-     to the destination";
-const SOURCE_RAN: &str = "the source is gone and may have run the guest after the handover, so the destination's state may be \
-     older: if the source's log says that it did not resume, send cont to the destination; otherwise start the guest anew \
-     from the source's disks";
-const DESTINATION_LACKS: &str = "the destination has only a part of the guest and the source does not answer: make the source \
-     answer, quit the destination, then resume the source with migrate_cancel or cont; if the source is gone, start the guest \
-     anew from its disks";
-const MAY_RUN: &str = "the destination does not answer and may run the guest: ask it with query-status once it answers, or make \
-     sure that it is gone and never ran the guest, before you send cont to the source";
-const IN_THE_WAY: &str = "the destination does not answer and has not run the guest: make sure that its process is gone, then \
-     resume the source with migrate_cancel or cont";
+const REFUSED: &str = "the destination refuses to run the guest and the source does not answer: once the source \
+     answers query-migrate with 'completed', quit the destination and send cont to the source";
+const SOURCE_SILENT: &str = "the destination has the whole guest and waits to be started, but the source does not \
+     answer and may resume the guest: make sure that the source's process is gone and did not resume after the \
+     handover, then send cont to the destination";
+const SOURCE_RAN: &str = "the source is gone and may have run the guest after the handover, so the destination's \
+     state may be older: if the source's log says that it did not resume, send cont to the destination; otherwise \
+     start the guest anew from the source's disks";
+const DESTINATION_LACKS: &str = "the destination has only a part of the guest and the source does not answer: make \
+     the source answer, quit the destination, then resume the source with migrate_cancel or cont; if the source is \
+     gone, start the guest anew from its disks";
+const MAY_RUN: &str = "the destination does not answer and may run the guest: ask it with query-status once it \
+     answers, or make sure that it is gone and never ran the guest, before you send cont to the source";
+const IN_THE_WAY: &str = "the destination does not answer and has not run the guest: make sure that its process is \
+     gone, then resume the source with migrate_cancel or cont";
 const BOTH_SILENT: &str = "neither side answers, and the destination has not run the guest: once the source answers \
      query-status, make sure that the destination is gone, then resume the source with migrate_cancel or cont";
-const DESTINATION_ALONE: &str = "the source is gone and the destination does not answer: once the destination answers, send \
-     cont to it if query-migrate says 'completed' there and the source's log says that it did not resume; otherwise start the \
-     guest anew from the source's disks";
-const MAY_HAVE_RUN: &str = "the destination is gone and may have run the guest before: if its log and the times of its disks \
-     say that it did not, send cont to the source; otherwise start the guest anew from the destination's disks";
-const SOURCE_ALONE: &str = "the destination is gone and never ran the guest, and the source does not answer: once the source \
-     answers, resume it with migrate_cancel or cont";
-const NO_ONE: &str = "both sides are gone, and the destination never ran the guest: start the guest anew from the source's \
+const DESTINATION_ALONE: &str = "the source is gone and the destination does not answer: once the destination \
+     answers, send cont to it if query-migrate says 'completed' there and the source's log says that it did not \
+     resume; otherwise start the guest anew from the source's disks";
+const MAY_HAVE_RUN: &str = "the destination is gone and may have run the guest before: if its log and the times of \
+     its disks say that it did not, send cont to the source; otherwise start the guest anew from the destination's \
      disks";
-const NOT_STARTED_BY_US: &str = "the destination has the whole guest and may have run it, and the source does not say that it \
-     stands still: ask both with query-status and query-migrate, and send cont to the side whose disks were written last, \
-     when the other is gone";
+const SOURCE_ALONE: &str = "the destination is gone and never ran the guest, and the source does not answer: once the \
+     source answers, resume it with migrate_cancel or cont";
+const NO_ONE: &str = "both sides are gone, and the destination never ran the guest: start the guest anew from the \
+     source's disks";
+const NOT_STARTED_BY_US: &str = "the destination has the whole guest and may have run it, and the source does not say \
+     that it stands still: ask both with query-status and query-migrate, and send cont to the side whose disks were \
+     written last, when the other is gone";
 
-/// Decides what to do. Both sides must have had the time to finish what they were doing: a destination that is about to say
-/// `completed` is told to quit otherwise.
+/// Decides what to do. Both sides must have had the time to finish what they were doing: a destination that is about to
+/// say `completed` is told to quit otherwise.
 pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
     let HandoverFacts { source, destination, was_running, .. } = facts;
     let cont = facts.infer_cont();
     if source.is_another() || destination.is_another() {
         return HandoverVerdict::Undetermined(ANOTHER);
     }
-    // A source in postcopy cannot be resumed by any command, and must not be given up: whatever became of the destination,
-    // the destination may need the source's pages yet.
+    // A source in postcopy cannot be resumed by any command, and must not be given up: whatever became of the
+    // destination, the destination may need the source's pages yet.
     if source.is_in_postcopy() {
         return match !cont.had_no_effect() && destination.runs() && !source.runs() {
             true => HandoverVerdict::OnDestination,
@@ -289,7 +292,8 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
 fn judge_running_destination(source: &SideState, cont: ContKnowledge) -> HandoverVerdict {
     // A source that stands makes the destination the only runner, no matter who started it.
     let stands = *source == SideState::Dead || source.says_it_stands();
-    // Only an engine of ours starts a destination, and only after the source stood for good; unless the source denies it.
+    // Only an engine of ours starts a destination, and only after the source stood for good; unless the source denies
+    // it.
     let started = !cont.had_no_effect() && !matches!(source, SideState::Answers { .. });
     match stands || started {
         true => HandoverVerdict::OnDestination,
@@ -300,10 +304,10 @@ fn judge_running_destination(source: &SideState, cont: ContKnowledge) -> Handove
 
 /// The destination has everything and stands still; the source does not run.
 ///
-/// After [`ContKnowledge::Sent`] the destination may have run, and its owner may have paused it since. The destination is
-/// started all the same: the source stands for good, so there are no two runners; an owner who paused the guest within these
-/// seconds can do so again, while a `cont` that was lost would leave the guest to stand for ever. A guest that QEMU itself
-/// stopped has another run state than `paused`.
+/// After [`ContKnowledge::Sent`] the destination may have run, and its owner may have paused it since. The destination
+/// is started all the same: the source stands for good, so there are no two runners; an owner who paused the guest
+/// within these seconds can do so again, while a `cont` that was lost would leave the guest to stand for ever. A guest
+/// that QEMU itself stopped has another run state than `paused`.
 fn judge_loaded_destination(facts: &HandoverFacts, cont: ContKnowledge) -> HandoverVerdict {
     let HandoverFacts { source, was_running, source_resumed, fences, .. } = facts;
     let finish = if *was_running { HandoverVerdict::StartDestination } else { HandoverVerdict::OnDestination };
@@ -322,8 +326,8 @@ fn judge_loaded_destination(facts: &HandoverFacts, cont: ContKnowledge) -> Hando
         SideState::Dead if !may_have_run => finish,
         SideState::Dead => HandoverVerdict::Undetermined(SOURCE_RAN),
         SideState::Silent | SideState::Hung if cont == ContKnowledge::Refused => HandoverVerdict::Undetermined(REFUSED),
-        // A source that hangs is fenced though it could be freed: the destination's copy is whole, and the source's is in a
-        // process that hangs.
+        // A source that hangs is fenced though it could be freed: the destination's copy is whole, and the source's is
+        // in a process that hangs.
         SideState::Silent | SideState::Hung if fences.source && !may_have_run => HandoverVerdict::FenceSource,
         SideState::Silent | SideState::Hung => HandoverVerdict::Undetermined(SOURCE_SILENT),
     }
@@ -714,9 +718,13 @@ mod tests {
             prop_assert!(!(source.is_another() || destination.is_another()) || undetermined);
             let silent = |side: &SideState| matches!(side, SideState::Silent | SideState::Hung);
             match verdict {
-                HandoverVerdict::ResumeSource => prop_assert!(*destination == SideState::Dead && unheard && *was_running),
+                HandoverVerdict::ResumeSource => {
+                    prop_assert!(*destination == SideState::Dead && unheard && *was_running);
+                }
                 HandoverVerdict::CancelMigration => prop_assert!(*destination == SideState::Dead && unheard),
-                HandoverVerdict::FreeSource => prop_assert!(*destination == SideState::Dead && unheard && *source == SideState::Hung),
+                HandoverVerdict::FreeSource => {
+                    prop_assert!(*destination == SideState::Dead && unheard && *source == SideState::Hung);
+                }
                 HandoverVerdict::StartDestination => {
                     prop_assert!(*destination == loaded() && *was_running);
                     prop_assert!(source.says_it_stands() || (*source == SideState::Dead && !source_resumed));
@@ -754,7 +762,10 @@ mod tests {
             let sent = decide(&HandoverFacts { cont: Sent, ..facts.clone() });
             prop_assert!(!matches!(
                 sent,
-                HandoverVerdict::ResumeSource | HandoverVerdict::CancelMigration | HandoverVerdict::FreeSource | HandoverVerdict::QuitDestination
+                HandoverVerdict::ResumeSource
+                    | HandoverVerdict::CancelMigration
+                    | HandoverVerdict::FreeSource
+                    | HandoverVerdict::QuitDestination
                     | HandoverVerdict::FenceDestination | HandoverVerdict::OnSource
             ));
         }

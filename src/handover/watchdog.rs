@@ -1,8 +1,8 @@
 //! Frees a QEMU whose main loop hangs.
 //!
 //! QEMU hangs where it waits for an NBD server that was frozen or lies behind a dead link: then nothing but out-of-band
-//! commands gets through, and `yank` ends the connection that QEMU waits for. A connection that is not ours must never be
-//! yanked.
+//! commands gets through, and `yank` ends the connection that QEMU waits for. A connection that is not ours must never
+//! be yanked.
 
 use crate::qemu::Process;
 use qapi::qmp;
@@ -12,9 +12,9 @@ use tokio::time::timeout;
 /// How long a QEMU may take to answer: out of band at any time, in band once its main loop was freed.
 const FREED: Duration = Duration::from_millis(500);
 
-/// Ends the connections that a source may wait for, the milder first: our own NBD connections, by their nodes; then, where
-/// the source still hangs and `migration` allows it, the migration's channel. Gives the names of those that were ended. The
-/// mirror or the migration that a connection served fails.
+/// Ends the connections that a source may wait for, the milder first: our own NBD connections, by their nodes; then,
+/// where the source still hangs and `migration` allows it, the migration's channel. Gives the names of those that were
+/// ended. The mirror or the migration that a connection served fails.
 ///
 /// The channel may only be ended while the destination is unable to run the guest: the source takes that for a failed
 /// migration, and resumes the guest.

@@ -1,7 +1,7 @@
 //! Finds out which side has the guest after a handover that failed, and brings about what is proved to be safe.
 //!
-//! The protocol is [`Judgement`]'s: this file looks, does and records what the judgement asks for, and decides nothing. A step
-//! on one side must never be taken while the other side is not proved to be out of the way.
+//! The protocol is [`Judgement`]'s: this file looks, does and records what the judgement asks for, and decides nothing.
+//! A step on one side must never be taken while the other side is not proved to be out of the way.
 
 use crate::migration::{
     engine::Context,
@@ -51,8 +51,8 @@ pub(crate) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// For a handover of this engine's own, with what is known of its `cont`. `followed` says that the source's events were
-    /// followed since the guest was stopped.
+    /// For a handover of this engine's own, with what is known of its `cont`. `followed` says that the source's events
+    /// were followed since the guest was stopped.
     pub(crate) fn begin(
         engine: &'a Context,
         sides: &'a QemuPair,
@@ -78,8 +78,8 @@ impl<'a> Judge<'a> {
         Self { engine, sides, route, judgement }
     }
 
-    /// Finds out which side has the guest, and brings about what is proved to be safe, for as long as the switchover may
-    /// take.
+    /// Finds out which side has the guest, and brings about what is proved to be safe, for as long as the switchover
+    /// may take.
     pub(crate) async fn judge(self, log: &IntentLog) -> HandoverVerdict {
         let (source, source_cut) = (&self.sides.source, AtomicBool::new(false));
         tokio::select! {

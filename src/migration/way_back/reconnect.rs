@@ -1,5 +1,5 @@
-//! Reaches a side again whose monitor closed, before it is decided what became of the guest: a closed monitor is no death,
-//! and behind a new connection there may be all that is to be undone.
+//! Reaches a side again whose monitor closed, before it is decided what became of the guest: a closed monitor is no
+//! death, and behind a new connection there may be all that is to be undone.
 //!
 //! It must never take another process for the one that was there.
 
@@ -33,8 +33,8 @@ pub(crate) struct Redial {
 }
 
 impl Context {
-    /// Reaches the sides again that can be. True if events of the source were missed: it was reached again, or its monitor
-    /// closed and its process lived on.
+    /// Reaches the sides again that can be. True if events of the source were missed: it was reached again, or its
+    /// monitor closed and its process lived on.
     pub(crate) async fn reach_again(&self, sides: &mut QemuPair) -> bool {
         let (source, destination, missed) = {
             let reached = async { tokio::join!(self.other(sides, Side::Source), self.other(sides, Side::Destination)) };
@@ -95,8 +95,8 @@ impl Context {
     }
 }
 
-/// Whether a monitor closed while its process lived on, or may have: where the end of the process cannot be proved, nothing
-/// tells the two apart. A process that dies closes its monitor a moment before it has ended.
+/// Whether a monitor closed while its process lived on, or may have: where the end of the process cannot be proved,
+/// nothing tells the two apart. A process that dies closes its monitor a moment before it has ended.
 pub(crate) async fn is_cut(process: &Process) -> bool {
     process.is_gone() && exchange::prove_ended(process, DYING).await.is_none()
 }
