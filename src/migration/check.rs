@@ -1,16 +1,26 @@
 //! Looks at both sides and plans: everything before the first change.
 //!
-//! What it opens for reading it closes again; what it is told to clean it removes. It must change nothing else.
+//! What is opened for reading is closed again, and what the user wants cleaned is removed. Nothing else is changed.
 
 use super::{
-    Failure, Settings,
+    Endpoint, Failure, Settings,
+    attempt::Attempt,
+    connection::connect,
+    context::Context,
+    guest::GuestIntent,
+    intents::IntentLog,
     interrupt::{cancelled, unless_cancelled},
-    plan::Draft,
-    work_order::Route,
+    pair::QemuPair,
+    plan::{Draft, Plan},
+    record::{Begun, Party},
+    runtime_dir,
+    work_order::{Route, WorkOrder},
 };
 use crate::{
     endpoint::Address,
+    handover::ownership::BeforeContinue,
     preflight::{
+        checks::Severity,
         contents::{self, Contents, Reachable},
         facts::{
             self, Facts,
@@ -20,8 +30,8 @@ use crate::{
         measured::Measured,
         wanted,
     },
-    progress::{Moment, Reporter},
-    qemu::Process,
+    progress::{Clock, Moment, Phase, describe},
+    qemu::{Process, reply::RunState},
     storage::{
         ceiling::Ceiling,
         clean,
@@ -31,135 +41,194 @@ use crate::{
     },
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, try_join};
+use tokio::try_join;
 
-/// One look at both sides.
-pub(crate) struct Survey<'a> {
-    pub(crate) source: &'a Process,
-    pub(crate) destination: &'a Process,
-    pub(crate) settings: &'a Settings,
-    pub(crate) report: &'a Reporter,
-    /// Turns true, or closes, when the user cancels.
-    pub(crate) cancel: watch::Receiver<bool>,
+/// Connects to both sides, looks, and says what would be done.
+pub(crate) async fn survey(context: &Context, source: Endpoint, destination: Endpoint) -> Result<Plan, Failure> {
+    let report = &context.report;
+    let connecting = report.during(Phase::Connect, connect(source, destination, context.monitors.recorder.as_ref()));
+    let pair = unless_cancelled(&context.cancel, connecting).await??;
+    Ok(report.during(Phase::Preflight, Box::pin(look(context, &pair, false))).await?.0.plan)
 }
 
-impl Survey<'_> {
-    /// Gathers facts from both sides, plans, and reads what must be proved.
-    /// `clean` allows leftovers to be removed.
-    pub(crate) async fn plan(&self, clean: bool) -> Result<Draft, Failure> {
-        let (mut here, mut there) = unless_cancelled(&self.cancel, self.gather()).await??;
-        let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
-        let mut settings = self.settings.clone();
-        if clean && self.remove_leftovers(&here, &there).await? {
-            (here, there) = unless_cancelled(&self.cancel, self.gather()).await??;
-        }
-        // what is there after it was removed is in the way
-        settings.clean &= !clean;
-        let ports = unless_cancelled(&self.cancel, self.ports()).await?;
-        let mut draft = Draft::new(&here, &there, &ports, &settings, &id);
-        if let Some(contents) = self.read(&draft, &here, &there).await? {
-            for comparison in &contents.comparisons {
-                if comparison.verdict == Verdict::Same {
-                    self.report.action("verified", told(comparison));
-                }
+/// Looks at both sides and begins an attempt: the plan has no blocker, and the journal says what is set out to do.
+pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrder, Attempt), Failure> {
+    let (settings, report) = (&context.settings, &context.report);
+    let (draft, run) = look(context, pair, settings.clean).await?;
+    for finding in draft.plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
+        report.warn(finding.code, finding.to_string());
+    }
+    let order = draft.order()?;
+    let guest = GuestIntent::new(&run);
+    let begun = begun(settings, pair, &order.route, &guest);
+    let log = IntentLog::begin(settings, begun, context.records.clone(), report).map_err(|error| Failure::Refused {
+        code: "journal",
+        message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
+        on_source: true,
+    })?;
+    let clock = match (pair.source.peer(), pair.destination.peer()) {
+        (Some(_), Some(_)) => Clock::Qemu,
+        _ => Clock::Engine,
+    };
+    let mut attempt = Attempt::new(log, guest, clock);
+    attempt.predicted.clone_from(&order.predicted);
+    attempt.before_continue = Some(BeforeContinue::begin());
+    Ok((order, attempt))
+}
+
+/// What a recovery has to know.
+fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> Begun {
+    let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
+    Begun {
+        source: party(&pair.source),
+        destination: party(&pair.destination),
+        was_running: guest.wants_running(),
+        pairs: route.pairs.clone(),
+        addresses: route.addresses.clone(),
+        postcopy: settings.policy.may_postcopy(),
+        keep_source: settings.keep_source,
+        runtime_dir: settings.runtime_dir.clone(),
+        fence_command: settings.fence_command.clone(),
+        switchover_timeout: settings.switchover_limit(),
+    }
+}
+
+/// Gathers facts from both sides, drafts a plan, and reads what must be proved. Gives the draft, and how the guest stands. `clean`
+/// allows leftovers to be removed.
+async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft, RunState), Failure> {
+    let QemuPair { source, destination } = pair;
+    let report = &context.report;
+    let (mut source_facts, mut destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
+    let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
+    let mut settings = context.settings.clone();
+    if clean && remove_leftovers(context, pair, &source_facts, &destination_facts).await? {
+        (source_facts, destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
+    }
+    // what is left after the cleaning is in the way
+    settings.clean &= !clean;
+    let ports = unless_cancelled(&context.cancel, look_at_ports(&settings)).await?;
+    let mut draft = Draft::new(&source_facts, &destination_facts, &ports, &settings, &id);
+    if let Some(contents) = read(context, pair, &draft, &source_facts, &destination_facts).await? {
+        for comparison in &contents.comparisons {
+            if comparison.verdict == Verdict::Same {
+                report.action("verified", told(comparison));
             }
-            draft.add(contents, &settings.force);
-            let again = async {
-                try_join!(facts::with_disks_now(self.source, &here), facts::with_disks_now(self.destination, &there))
-            };
-            match unless_cancelled(&self.cancel, again).await? {
-                Ok((now_here, now_there)) => {
-                    draft.add_changed("source", &wanted::changed(&here, &now_here));
-                    draft.add_changed("destination", &wanted::changed(&there, &now_there));
-                }
-                // a side that is gone by now could not be read either, which is told already
-                Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
-                Err(_) => {}
-            }
-        } else if settings.verify_backing != Proof::Off {
-            draft.left_unread();
         }
-        if let Some(order) = draft.unblocked().filter(|_| settings.predict) {
-            let before = Duration::from_millis(self.report.elapsed_ms());
-            let measured = self.measure(&order.route, &here).await?;
-            self.report.action("measured", measured.told());
-            draft.add_measured(measured, &settings, self.source.features(), before);
-        }
-        Ok(draft)
-    }
-
-    async fn gather(&self) -> Result<(Facts, Facts), Failure> {
-        Ok(facts::gather_both(self.source, self.destination).await?)
-    }
-
-    /// Looks at the ports that the user gave.
-    async fn ports(&self) -> Vec<(&'static str, Address, Port)> {
-        let given = [
-            ("--nbd-address", &self.settings.nbd_address),
-            ("--migrate-address", &self.settings.migrate_address),
-            ("--source-nbd-address", &self.settings.source_nbd_address),
-        ];
-        let mut found = Vec::new();
-        for (option, address) in given {
-            if let Some(address) = address {
-                found.extend(ports::look(address).await.map(|port| (option, address.clone(), port)));
-            }
-        }
-        found
-    }
-
-    /// Whether there were any. Not while a guest is on its way: they are in use then.
-    async fn remove_leftovers(&self, here: &Facts, there: &Facts) -> Result<bool, Failure> {
-        let under_way = here.migration.status.as_ref().is_some_and(|status| !status.is_over());
-        if under_way || (here.leftovers.is_empty() && there.leftovers.is_empty()) {
-            return Ok(false);
-        }
-        for (process, facts) in [(self.source, here), (self.destination, there)] {
-            for left in &facts.leftovers {
-                self.report.action("clean", format!("{}: {left} is of an earlier try", facts.name));
-            }
-            clean::remove(process, &facts.leftovers).await?;
-        }
-        Ok(true)
-    }
-
-    /// Reads what must be the same, and what must be empty; unless that is not wanted, or the sides are not fit for it.
-    async fn read(&self, draft: &Draft, here: &Facts, there: &Facts) -> Result<Option<Contents>, Failure> {
-        let settings = self.settings;
-        if settings.verify_backing == Proof::Off || !draft.is_readable() {
-            return Ok(None);
-        }
-        let (source, destination) = (draft.reading.0.as_ref(), draft.reading.1.as_ref());
-        settings.make_runtime_dir([source, destination].into_iter().flatten())?;
-        let ceiling = [settings.bandwidth, settings.disk_bandwidth].into_iter().flatten().min();
-        let seed = settings.sample_seed.unwrap_or_else(|| {
-            let now = Moment::now().wall;
-            now.as_secs() << 20 ^ u64::from(now.subsec_nanos())
-        });
-        let how = How { proof: settings.verify_backing, samples: settings.samples, seed, keep: settings.keep_digests };
-        let source = Reachable { process: self.source, facts: here, address: source };
-        let destination = Reachable { process: self.destination, facts: there, address: destination };
-        let ceiling = Arc::new(Ceiling::new(ceiling));
-        let cancelled = cancelled(&self.cancel);
-        let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, self.report, cancelled);
-        // a future this large is kept off the stack of whoever waits for it
-        Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
-    }
-
-    /// Measures what a prediction needs.
-    async fn measure(&self, route: &Route, here: &Facts) -> Result<Measured, Failure> {
-        let nbd = route.nbd();
-        self.settings.make_runtime_dir([nbd])?;
-        let bandwidth = match self.settings.bandwidth {
-            Some(_) => Way::Ceiling,
-            None => Way::Probe(nbd),
+        draft.add(contents, &settings.force);
+        let again = async {
+            try_join!(
+                facts::with_disks_now(source, &source_facts),
+                facts::with_disks_now(destination, &destination_facts)
+            )
         };
-        let cancelled = cancelled(&self.cancel);
-        let (source, destination) = (self.source, self.destination);
-        let disks: Vec<&Disk> = route.pairs.iter().map(|pair| &pair.source).collect();
-        let work = measure::measure(source, destination, here, &disks, bandwidth, self.report, cancelled);
-        Box::pin(work).await.ok_or(Failure::Cancelled)
+        match unless_cancelled(&context.cancel, again).await? {
+            Ok((source_now, destination_now)) => {
+                draft.add_changed("source", &wanted::changed(&source_facts, &source_now));
+                draft.add_changed("destination", &wanted::changed(&destination_facts, &destination_now));
+            }
+            // a side that is gone by now could not be read either, which a blocker says already
+            Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
+            Err(_) => {}
+        }
+    } else if settings.verify_backing != Proof::Off {
+        draft.left_unread();
     }
+    if let Some(order) = draft.unblocked().filter(|_| settings.predict) {
+        let before = Duration::from_millis(report.elapsed_ms());
+        let measured = take_measurements(context, pair, &order.route, &source_facts).await?;
+        report.action("measured", measured.told());
+        draft.add_measured(measured, &settings, source.features(), before);
+    }
+    Ok((draft, source_facts.run))
+}
+
+async fn gather(pair: &QemuPair) -> Result<(Facts, Facts), Failure> {
+    Ok(facts::gather_both(&pair.source, &pair.destination).await?)
+}
+
+/// Looks at the ports that the user gave.
+async fn look_at_ports(settings: &Settings) -> Vec<(&'static str, Address, Port)> {
+    let given = [
+        ("--nbd-address", &settings.nbd_address),
+        ("--migrate-address", &settings.migrate_address),
+        ("--source-nbd-address", &settings.source_nbd_address),
+    ];
+    let mut found = Vec::new();
+    for (option, address) in given {
+        if let Some(address) = address {
+            found.extend(ports::look(address).await.map(|port| (option, address.clone(), port)));
+        }
+    }
+    found
+}
+
+/// Removes what an earlier try left. Whether there was anything. Not while a guest is on its way: it is in use then.
+async fn remove_leftovers(
+    context: &Context,
+    pair: &QemuPair,
+    source: &Facts,
+    destination: &Facts,
+) -> Result<bool, Failure> {
+    let under_way = source.migration.status.as_ref().is_some_and(|status| !status.is_over());
+    if under_way || (source.leftovers.is_empty() && destination.leftovers.is_empty()) {
+        return Ok(false);
+    }
+    for (process, facts) in [(&pair.source, source), (&pair.destination, destination)] {
+        for left in &facts.leftovers {
+            context.report.action("clean", format!("{}: {left} is of an earlier try", facts.name));
+        }
+        clean::remove(process, &facts.leftovers).await?;
+    }
+    Ok(true)
+}
+
+/// Reads what must be the same, and what must be empty; unless that is not wanted, or the sides are not fit for it.
+async fn read(
+    context: &Context,
+    pair: &QemuPair,
+    draft: &Draft,
+    source_facts: &Facts,
+    destination_facts: &Facts,
+) -> Result<Option<Contents>, Failure> {
+    let settings = &context.settings;
+    if settings.verify_backing == Proof::Off || !draft.is_readable() {
+        return Ok(None);
+    }
+    let (source, destination) = (draft.reading.0.as_ref(), draft.reading.1.as_ref());
+    runtime_dir::make(&settings.runtime_dir, [source, destination].into_iter().flatten())?;
+    let ceiling = [settings.bandwidth, settings.disk_bandwidth].into_iter().flatten().min();
+    let seed = settings.sample_seed.unwrap_or_else(|| {
+        let now = Moment::now().wall;
+        now.as_secs() << 20 ^ u64::from(now.subsec_nanos())
+    });
+    let how = How { proof: settings.verify_backing, samples: settings.samples, seed, keep: settings.keep_digests };
+    let source = Reachable { process: &pair.source, facts: source_facts, address: source };
+    let destination = Reachable { process: &pair.destination, facts: destination_facts, address: destination };
+    let ceiling = Arc::new(Ceiling::new(ceiling));
+    let cancelled = cancelled(&context.cancel);
+    let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, &context.report, cancelled);
+    // a future this large is kept off the stack of whoever waits for it
+    Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
+}
+
+/// Measures what a prediction needs.
+async fn take_measurements(
+    context: &Context,
+    pair: &QemuPair,
+    route: &Route,
+    source: &Facts,
+) -> Result<Measured, Failure> {
+    let settings = &context.settings;
+    let nbd = route.nbd();
+    runtime_dir::make(&settings.runtime_dir, [nbd])?;
+    let bandwidth = match settings.bandwidth {
+        Some(_) => Way::Ceiling,
+        None => Way::Probe(nbd),
+    };
+    let cancelled = cancelled(&context.cancel);
+    let disks: Vec<&Disk> = route.pairs.iter().map(|pair| &pair.source).collect();
+    let work = measure::measure(&pair.source, &pair.destination, source, &disks, bandwidth, &context.report, cancelled);
+    Box::pin(work).await.ok_or(Failure::Cancelled)
 }
 
 /// What was proved, for people.

@@ -1,5 +1,5 @@
-//! What the engine has changed, or is about to: each is noted before it is sent, so that the way back knows of it even
-//! where the answer never came.
+//! What the engine has changed, or is about to change. Each effect is noted before its command is sent, so that the way back
+//! knows of it even where the answer never came.
 
 use crate::{memory::tuning::Before, progress::Side};
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,35 @@ pub enum Effect {
     Mirror(String),
     /// The guest was stopped so that a mirror could start without a write.
     Stopped,
-    /// The destination was told to listen for RAM: it can do so only once.
+    /// The destination was told to listen for RAM: QEMU listens only once.
     Incoming,
     /// The source was told to migrate.
     Migrate,
+}
+
+/// What is known of an effect beside how it is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EffectTraits {
+    /// The side whose QEMU has it. The file of a socket is this host's, but of no use without the destination.
+    pub(crate) side: Side,
+    /// What is left where the effect cannot be undone, and neither jobs, block nodes nor exports show it.
+    pub(crate) hidden_leftover: Option<&'static str>,
+    /// Whether the effect is still there after the guest has moved. All others end with the migration.
+    pub(crate) outlives_the_move: bool,
+}
+
+impl Effect {
+    /// The one table of what each effect is.
+    pub(crate) fn traits(&self) -> EffectTraits {
+        let (side, hidden_leftover, outlives_the_move) = match self {
+            Self::Tuned { side, .. } => (*side, Some("migration capabilities and parameters"), true),
+            Self::SocketFile(_) => (Side::Destination, None, true),
+            Self::NbdServer => (Side::Destination, None, false),
+            Self::Mirror(_) => (Side::Source, None, false),
+            Self::Stopped => (Side::Source, None, false),
+            Self::Incoming => (Side::Destination, Some("an incoming migration"), false),
+            Self::Migrate => (Side::Source, None, false),
+        };
+        EffectTraits { side, hidden_leftover, outlives_the_move }
+    }
 }

@@ -3,30 +3,22 @@
 use super::{
     Failure, JournalPlace, Plan, Settings,
     background_task::{BackgroundTask, Canceller, Events},
-    check::Survey,
-    engine::Context,
-    intents::IntentLog,
-    interrupt::unless_cancelled,
-    way_back::reconnect::Redial,
-    way_back::rollback::QemuPair,
-    work_order::WorkOrder,
+    check,
+    context::{Context, Monitors},
+    engine,
+    intents::Records,
 };
 use crate::{
     convergence::Policy,
-    endpoint::{self, Address, PeerPid, Socket},
+    endpoint::{Address, Socket},
     memory::tuning::Compression,
-    preflight::checks::Severity,
-    progress::{Ending, Kind, Outcome, Phase, RamOutcome, Reporter, RunsOn, Side, describe},
-    qemu::{Name, Process},
-    qmp::{self, Recorder},
+    progress::{Kind, Outcome, Reporter},
+    qmp::Recorder,
     quantity::Rate,
     storage::{identity::Proof, layout::Storage},
 };
 use std::{path::PathBuf, time::Duration};
-use tokio::sync::watch;
-
-/// How long a connection may take.
-const DIAL: Duration = Duration::from_secs(10);
+use tokio::{sync::watch, time::Instant};
 
 /// One of the two QEMUs: where its QMP monitor is, or a connection to it.
 pub enum Endpoint {
@@ -241,37 +233,33 @@ impl Builder {
 
     async fn survey(self, report: Reporter, cancel: watch::Receiver<bool>) -> Result<Plan, Failure> {
         let Self { source, destination, settings, recorder } = self;
-        let connected = report.during(Phase::Connect, connect(source, destination, recorder.as_ref()));
-        let (source, destination) = unless_cancelled(&cancel, connected).await??;
-        let (source, destination, settings) = (&source, &destination, &settings);
-        let survey = Survey { source, destination, settings, report: &report, cancel };
-        Ok(report.during(Phase::Preflight, Box::pin(survey.plan(false))).await?.plan)
+        let context = context(settings, &source, &destination, recorder, report, cancel);
+        check::survey(&context, source, destination).await
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
-        let address = |endpoint: &Endpoint| match endpoint {
-            Endpoint::Address(address) => Some(address.clone()),
-            Endpoint::Stream { .. } => None,
-        };
-        let redial = Redial {
-            source: address(&self.source),
-            destination: address(&self.destination),
-            recorder: self.recorder.clone(),
-        };
-        let engine = Context {
-            settings: self.settings,
-            redial,
-            report: report.clone(),
-            cancel: cancel.clone(),
-            began: tokio::time::Instant::now(),
-        };
-        let outcome = match prepare(&engine, self.source, self.destination, self.recorder.as_ref(), cancel).await {
-            Ok((sides, plan, log)) => engine.migrate(sides, &plan, log).await,
-            Err(failure) => untouched(&failure, &report),
-        };
+        let Self { source, destination, settings, recorder } = self;
+        let context = context(settings, &source, &destination, recorder, report.clone(), cancel);
+        let outcome = engine::migrate(&context, source, destination).await;
         report.emit(Kind::Outcome(Box::new(outcome.clone())));
         outcome
     }
+}
+
+fn context(
+    settings: Settings,
+    source: &Endpoint,
+    destination: &Endpoint,
+    recorder: Option<Recorder>,
+    report: Reporter,
+    cancel: watch::Receiver<bool>,
+) -> Context {
+    let address = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Address(address) => Some(address.clone()),
+        Endpoint::Stream { .. } => None,
+    };
+    let monitors = Monitors { source: address(source), destination: address(destination), recorder };
+    Context { settings, report, cancel, began: Instant::now(), monitors, records: Records::default() }
 }
 
 /// A running migration.
@@ -340,79 +328,5 @@ impl Check {
     /// If the engine itself panicked, or its runtime was shut down.
     pub async fn wait(self) -> Result<Plan, Failure> {
         self.0.wait().await
-    }
-}
-
-/// Connects, looks and plans: everything before the first change.
-async fn prepare(
-    engine: &Context,
-    source: Endpoint,
-    destination: Endpoint,
-    recorder: Option<&Recorder>,
-    cancel: watch::Receiver<bool>,
-) -> Result<(QemuPair, WorkOrder, IntentLog), Failure> {
-    let connected = engine.report.during(Phase::Connect, connect(source, destination, recorder));
-    let (source, destination) = unless_cancelled(&cancel, connected).await??;
-    let (settings, report) = (&engine.settings, &engine.report);
-    let survey = Survey { source: &source, destination: &destination, settings, report, cancel };
-    let draft = engine.report.during(Phase::Preflight, Box::pin(survey.plan(settings.clean))).await?;
-    for finding in draft.plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
-        engine.report.warn(finding.code, finding.to_string());
-    }
-    let order = draft.order()?;
-    let sides = QemuPair { source, destination, was_running: order.is_running };
-    let log = IntentLog::begin(settings, &sides, &order.route, report).map_err(|error| Failure::Refused {
-        code: "journal",
-        message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
-        on_source: true,
-    })?;
-    Ok((sides, order, log))
-}
-
-async fn connect(
-    source: Endpoint,
-    destination: Endpoint,
-    recorder: Option<&Recorder>,
-) -> Result<(Process, Process), Failure> {
-    tokio::try_join!(open(Side::Source, source, recorder), open(Side::Destination, destination, recorder))
-}
-
-/// Reaches one side.
-pub(crate) async fn open(side: Side, endpoint: Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
-    let (address, stream, peer) = match endpoint {
-        Endpoint::Address(address) => match endpoint::dial(&address, DIAL).await {
-            // a forwarder's death would prove nothing
-            Ok(dialed) => (address.to_string(), dialed.stream, dialed.peer.filter(PeerPid::is_qemu)),
-            Err(error) => return Err(Failure::Connect { side, source: Box::new(error) }),
-        },
-        Endpoint::Stream { name, stream, pid } => (name, stream, pid.and_then(|pid| PeerPid::open(pid).ok())),
-    };
-    let options = qmp::QmpOptions { recorder: recorder.cloned(), ..qmp::QmpOptions::labelled(side.as_str()) };
-    let opened = Process::connect(Name { side, address }, stream, peer, options).await;
-    opened.map_err(|error| Failure::Connect { side, source: Box::new(error) })
-}
-
-/// The outcome of a migration that was never begun.
-pub(crate) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
-    tracing::debug!(error = describe(failure), "nothing was changed");
-    let (ending, seen) = match failure {
-        Failure::Cancelled => (Ending::Cancelled, true),
-        Failure::Refused { on_source, .. } => (Ending::Refused, *on_source),
-        _ => (Ending::Refused, false),
-    };
-    Outcome {
-        outcome: ending,
-        // what was not looked at, or is not there, is not claimed
-        runs_on: if seen { RunsOn::Source } else { RunsOn::Unknown },
-        reason: Some(failure.reason()),
-        total_ms: report.elapsed_ms(),
-        blackout_ms: None,
-        qemu_downtime_ms: None,
-        ledger: Vec::new(),
-        ledger_clock: None,
-        disks: Vec::new(),
-        ram: RamOutcome::default(),
-        predicted: None,
-        leftovers: Vec::new(),
     }
 }

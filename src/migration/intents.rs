@@ -1,80 +1,92 @@
-//! The engine's side of the journal: what is about to be done is noted, in memory and on the disk, before it is done.
+//! The log of what the engine intends: each effect is noted in memory and in the journal before it is brought about.
 //!
-//! The file is written by a thread of its own, in the order in which it is told, so that a slow disk holds up nothing but what
-//! waits for it. It must never let an effect be brought about whose record is not known to be on the disk.
+//! A thread of its own writes the journal, in the order of the records, so that a slow disk holds up only what waits for a
+//! record. No effect may be brought about whose record is not known to be on the disk.
 
 use super::{
     Effect, Failure, JournalPlace, Settings,
-    record::{Begun, Ended, Party, Record},
-    way_back::rollback::QemuPair,
-    work_order::Route,
+    record::{Begun, Ended, Record},
 };
 use crate::{
     journal::{Journal, JournalError},
     progress::{Reporter, describe},
-    qemu::Process,
 };
 use std::{
     path::PathBuf,
-    sync::mpsc,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{task::spawn_blocking, time::timeout};
 
-/// How long the way back waits for the disk: it can be gone without the journal, but a guest may stand still.
+/// How long the way back waits for the journal's disk: the guest may stand still, and the way back needs no journal.
 const WAY_BACK: Duration = Duration::from_millis(500);
 
-/// What the thread that writes the journal is told, and who waits for it.
-enum Order {
-    Append(Record, mpsc::Sender<Result<(), JournalError>>),
-    /// The last: the journal is unlocked by it.
-    Close(mpsc::Sender<()>),
+/// Every record of a run, kept outside of the engine's task: what the run intended is known even after the engine panicked,
+/// and where no journal is kept.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Records(Arc<Mutex<Vec<Record>>>);
+
+impl Records {
+    fn push(&self, record: &Record) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record.clone());
+    }
 }
 
 /// What has been changed so far, and the journal that says so; the default keeps it in memory alone.
 #[derive(Debug, Default)]
 pub(crate) struct IntentLog {
     effects: Vec<Effect>,
-    /// Whether the guest is to run wherever the migration ends, as it was noted last.
-    runs: bool,
-    journal: Option<File>,
+    records: Records,
+    journal: Option<JournalWriter>,
 }
 
-/// The journal as it is written.
+/// The thread that writes the journal.
 #[derive(Debug)]
-struct File {
-    orders: mpsc::Sender<Order>,
+struct JournalWriter {
+    orders: mpsc::Sender<JournalOrder>,
     path: PathBuf,
-    /// It is left there whatever becomes of the migration: the user named it.
+    /// The user named the file: it stays, whatever becomes of the migration.
     keep: bool,
 }
 
+/// What the thread that writes the journal is to do, and who waits for it.
+enum JournalOrder {
+    Append(Record, mpsc::Sender<Result<(), JournalError>>),
+    /// The last order: it unlocks the journal.
+    Close(mpsc::Sender<()>),
+}
+
 impl IntentLog {
-    /// Begins a journal where one is to be kept, before anything is changed, and tells where.
+    /// Begins a log before anything is changed, with a journal where one is to be kept, and reports where that is.
     ///
     /// # Errors
-    /// It could not be made or written.
+    /// The journal could not be made or written.
     pub(crate) fn begin(
         settings: &Settings,
-        sides: &QemuPair,
-        route: &Route,
+        begun: Begun,
+        records: Records,
         report: &Reporter,
     ) -> Result<Self, JournalError> {
+        let begun = Record::Begun(Box::new(begun));
+        records.push(&begun);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let id = format!("{}.{:09}-{}", now.as_secs(), now.subsec_nanos(), std::process::id());
-        let Some(path) = settings.journal_file(&id) else { return Ok(Self::default()) };
-        let mut journal = Journal::create(&path)?;
-        journal.append(&Record::Begun(Box::new(begun(settings, sides, route))))?;
-        let because = format!("what is done is noted in {0}: should this die, run qferry recover {0}", path.display());
-        report.action("journal", because);
-        let keep = matches!(settings.journal, JournalPlace::File(_));
-        Ok(Self { effects: Vec::new(), runs: sides.was_running, journal: Some(File::start(journal, keep)) })
+        let mut log = Self { records, ..Self::default() };
+        if let Some(path) = settings.journal_file(&id) {
+            let mut journal = Journal::create(&path)?;
+            journal.append(&begun)?;
+            let path = path.display();
+            report.action("journal", format!("{path} records each step; if qferry dies, run: qferry recover {path}"));
+            let keep = matches!(settings.journal, JournalPlace::File(_));
+            log.journal = Some(JournalWriter::start(journal, keep));
+        }
+        Ok(log)
     }
 
-    /// Goes on where another engine died, with what it had changed, and whether the guest is to run.
-    pub(crate) fn take_up(journal: Journal<Record>, effects: Vec<Effect>, runs: bool) -> Self {
-        Self { effects, runs, journal: Some(File::start(journal, true)) }
+    /// Goes on where the engine died that wrote this journal, with the effects that it had brought about.
+    pub(crate) fn take_up(journal: Journal<Record>, effects: Vec<Effect>) -> Self {
+        Self { effects, records: Records::default(), journal: Some(JournalWriter::start(journal, true)) }
     }
 
     /// What may have been changed and is not undone, in order.
@@ -82,11 +94,11 @@ impl IntentLog {
         &self.effects
     }
 
-    /// Notes what is about to be brought about. Known in memory at once, so that the way back has it whatever becomes of
-    /// the file.
+    /// Notes effects that are about to be brought about. The log has them at once, so that the way back knows of them
+    /// whatever becomes of the file.
     ///
     /// # Errors
-    /// It could not be written: it must not be brought about.
+    /// The record could not be written: the effects must not be brought about.
     pub(crate) async fn note(&mut self, effects: impl IntoIterator<Item = Effect>) -> Result<(), Failure> {
         let effects: Vec<Effect> = effects.into_iter().collect();
         if effects.is_empty() {
@@ -96,13 +108,12 @@ impl IntentLog {
         self.write(Record::Effects(effects)).await
     }
 
-    /// Notes whether the guest is to run, where its owner has changed that; on its way when this returns.
+    /// Notes whether the guest is to run, where that has changed; the record is on its way when this returns.
     ///
     /// # Errors
-    /// It could not be written.
-    pub(crate) fn guest(&mut self, runs: bool) -> impl Future<Output = Result<(), Failure>> + use<> {
-        let changed = std::mem::replace(&mut self.runs, runs) != runs;
-        let written = changed.then(|| self.write(Record::Guest { runs }));
+    /// The record could not be written.
+    pub(crate) fn guest(&self, change: Option<bool>) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let written = change.map(|runs| self.write(Record::Guest { runs }));
         async {
             match written {
                 Some(written) => written.await,
@@ -111,12 +122,12 @@ impl IntentLog {
         }
     }
 
-    /// The same on the way back, as [`Self::tell`] does it.
-    pub(crate) async fn tell_guest(&mut self, runs: bool, report: &Reporter) {
-        on_the_way_back(self.guest(runs), report).await;
+    /// The same as [`Self::tell`] does it.
+    pub(crate) async fn guest_on_the_way_back(&self, change: Option<bool>, report: &Reporter) {
+        on_the_way_back(self.guest(change), report).await;
     }
 
-    /// Notes that something is not there, or not any more.
+    /// Notes that an effect was refused, or has been undone.
     pub(crate) async fn undone(&mut self, effect: &Effect, report: &Reporter) {
         if let Some(at) = self.effects.iter().rposition(|one| one == effect) {
             let effect = self.effects.remove(at);
@@ -124,26 +135,26 @@ impl IntentLog {
         }
     }
 
-    /// Writes a record of the way back, which is gone whatever becomes of the journal: every step of it can be taken twice,
+    /// Writes a record of the way back, which goes on whatever becomes of the journal: every step of it can be taken twice,
     /// and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
     pub(crate) async fn tell(&self, record: Record, report: &Reporter) {
         on_the_way_back(self.write(record), report).await;
     }
 
-    /// Writes the end. The file is then removed, unless it is the user's or something is left to be done, and unlocked: it may
-    /// be taken up at once.
+    /// Writes the end, then removes the journal, unless the user named its file or something is left to be done, and unlocks
+    /// it: another engine may take it up at once.
     pub(crate) async fn end(self, ended: Ended, report: &Reporter) {
         let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;
-        let Some(File { orders, path, keep }) = self.journal else { return };
+        let Some(JournalWriter { orders, path, keep }) = self.journal else { return };
         if settled && !keep {
-            // one that stays says that there is nothing left to be done
+            // a journal that stays says that nothing is left to be done
             if let Err(error) = std::fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "the journal stays");
             }
         }
         let (close, closed) = mpsc::channel();
-        drop(orders.send(Order::Close(close)));
+        drop(orders.send(JournalOrder::Close(close)));
         if timeout(WAY_BACK, spawn_blocking(move || closed.recv())).await.is_err() {
             tracing::warn!(path = %path.display(), "the journal is locked yet: its disk does not answer");
         }
@@ -152,19 +163,20 @@ impl IntentLog {
     /// Writes a record, which is on its way when this returns, and waits until it is on the disk.
     ///
     /// # Errors
-    /// It could not be written.
+    /// The record could not be written.
     pub(crate) fn write(&self, record: Record) -> impl Future<Output = Result<(), Failure>> + use<> {
-        let written = self.journal.as_ref().map(|file| {
+        self.records.push(&record);
+        let written = self.journal.as_ref().map(|writer| {
             let (waits, written) = mpsc::channel();
-            // a writer that is gone drops both ends
-            drop(file.orders.send(Order::Append(record, waits)));
+            // a writer that has ended drops both ends, which the receiver sees
+            drop(writer.orders.send(JournalOrder::Append(record, waits)));
             written
         });
         async move {
             let Some(written) = written else { return Ok(()) };
             match spawn_blocking(move || written.recv()).await {
                 Ok(Ok(written)) => Ok(written?),
-                // the writer, or the runtime
+                // the writer has ended, or the runtime is being shut down
                 Ok(Err(_)) | Err(_) => Err(JournalError::WriterDied.into()),
             }
         }
@@ -179,17 +191,17 @@ async fn on_the_way_back(written: impl Future<Output = Result<(), Failure>>, rep
     }
 }
 
-impl File {
-    /// Starts the thread that writes it, which ends with the last order.
+impl JournalWriter {
+    /// Starts the thread, which ends with the last order.
     fn start(mut journal: Journal<Record>, keep: bool) -> Self {
-        let (orders, written) = mpsc::channel::<Order>();
+        let (orders, written) = mpsc::channel::<JournalOrder>();
         let path = journal.path().to_owned();
         thread::spawn(move || {
             for order in written {
                 match order {
-                    // nobody need wait any more
-                    Order::Append(record, waits) => drop(waits.send(journal.append(&record).map(drop))),
-                    Order::Close(waits) => {
+                    // a phase that was cancelled does not wait any more
+                    JournalOrder::Append(record, waits) => drop(waits.send(journal.append(&record).map(drop))),
+                    JournalOrder::Close(waits) => {
                         drop(journal);
                         return drop(waits);
                     }
@@ -197,22 +209,5 @@ impl File {
             }
         });
         Self { orders, path, keep }
-    }
-}
-
-/// What a recovery has to know.
-fn begun(settings: &Settings, sides: &QemuPair, route: &Route) -> Begun {
-    let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
-    Begun {
-        source: party(&sides.source),
-        destination: party(&sides.destination),
-        was_running: sides.was_running,
-        pairs: route.pairs.clone(),
-        addresses: route.addresses.clone(),
-        postcopy: settings.policy.may_postcopy(),
-        keep_source: settings.keep_source,
-        runtime_dir: settings.runtime_dir.clone(),
-        fence_command: settings.fence_command.clone(),
-        switchover_timeout: settings.switchover_limit(),
     }
 }

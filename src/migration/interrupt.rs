@@ -1,42 +1,68 @@
 //! What ends a migration early, up to `migrate-continue`: the user, a timeout, or a QEMU that goes away or hangs.
 //!
-//! It only drops the work and names the reason. What the work had begun is undone by the way back.
+//! An interruption drops the work and names the reason. The way back undoes what the work had begun.
 
-use super::{Failure, way_back::rollback::QemuPair};
+use super::{Failure, context::Context, deadlines, pair::QemuPair};
 use std::{future::pending, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
 };
 
-/// How long a death may take to be seen after the command that it made fail: its sockets close one after the other.
-const GRACE: Duration = Duration::from_millis(100);
+/// How long a death may take to be seen after the command that failed because of it: a process that dies closes its sockets
+/// one after the other.
+const DEATH: Duration = Duration::from_millis(100);
+/// How much later than the user's timeout a run is given up. The controller gives up in time, and says what was missing;
+/// this is for a QEMU that does not answer the controller.
+const OVERTIME: Duration = Duration::from_secs(1);
+/// How long the source may leave something unanswered while its guest is to run: the guest's disks hang as QEMU does then.
+const STALLS: Duration = Duration::from_secs(10);
 
 /// How long the work may take.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bounds {
     /// The user's timeout, and when it is over.
-    pub(crate) timeout: Option<(Duration, Instant)>,
-    /// The same for the time that the guest may stand still in.
-    pub(crate) switchover: Option<(Duration, Instant)>,
+    timeout: Option<(Duration, Instant)>,
+    /// The time in which the guest may stand still, and when it is over.
+    switchover: Option<(Duration, Instant)>,
     /// How long the source may leave something unanswered before its main loop is taken to hang.
-    pub(crate) hang: Option<Duration>,
+    hang: Option<Duration>,
 }
 
-/// Does the work unless something ends it first. `cancel` turns true, or closes, when the user cancels.
+impl Bounds {
+    /// While the guest is to run.
+    pub(crate) fn before_memory(context: &Context) -> Self {
+        let limit = |timeout: Duration| Some((timeout, context.began.checked_add(timeout + OVERTIME)?));
+        Self { timeout: context.settings.timeout.and_then(limit), switchover: None, hang: Some(STALLS) }
+    }
+
+    /// While RAM is sent: QEMU may stop the guest at any time, and hang before it can tell.
+    pub(crate) fn while_memory_is_sent(context: &Context) -> Self {
+        let hang = context.settings.switchover_limit().mul_f64(deadlines::HANGS).min(STALLS);
+        Self { hang: Some(hang), ..Self::before_memory(context) }
+    }
+
+    /// While the guest stands still before `migrate-continue`; `left` is what it may still take.
+    pub(crate) fn for_the_switchover(context: &Context, left: Duration) -> Self {
+        let switchover = Some((left, Instant::now() + left));
+        Self { timeout: None, switchover, ..Self::while_memory_is_sent(context) }
+    }
+}
+
+/// Does the work unless something ends it first.
 pub(crate) async fn unless_interrupted<T>(
-    sides: &QemuPair,
-    cancel: &watch::Receiver<bool>,
+    context: &Context,
+    pair: &QemuPair,
     bounds: Bounds,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     let failure = tokio::select! {
         biased;
-        () = cancelled(cancel) => return Err(Failure::Cancelled),
-        death = death(sides) => return Err(death),
+        () = cancelled(&context.cancel) => return Err(Failure::Cancelled),
+        death = death(pair) => return Err(death),
         waited = over(bounds.timeout) => return Err(Failure::Timeout(waited)),
         waited = over(bounds.switchover) => return Err(Failure::SwitchoverTimeout(waited)),
-        waited = hang(sides, bounds.hang) => return Err(Failure::Hangs { at: sides.source.name().clone(), waited }),
+        waited = hang(pair, bounds.hang) => return Err(Failure::Hangs { at: pair.source.name().clone(), waited }),
         done = work => match done {
             Ok(done) => return Ok(done),
             // no command failed, and a guest that may stand still waits for its way back
@@ -45,7 +71,7 @@ pub(crate) async fn unless_interrupted<T>(
         },
     };
     // a death that makes a command fail is the better reason than the command's failure
-    Err(timeout(GRACE, death(sides)).await.unwrap_or(failure))
+    Err(timeout(DEATH, death(pair)).await.unwrap_or(failure))
 }
 
 /// Does the work unless the user cancels first. A canceller that is gone cancels, too.
@@ -65,18 +91,18 @@ pub(crate) async fn cancelled(cancel: &watch::Receiver<bool>) {
     drop(cancel.clone().wait_for(|cancelled| *cancelled).await);
 }
 
-async fn death(sides: &QemuPair) -> Failure {
+async fn death(pair: &QemuPair) -> Failure {
     tokio::select! {
         biased;
-        gone = sides.source.gone() => Failure::SourceGone(gone),
-        gone = sides.destination.gone() => Failure::DestinationGone(gone),
+        gone = pair.source.gone() => Failure::SourceGone(gone),
+        gone = pair.destination.gone() => Failure::DestinationGone(gone),
     }
 }
 
-async fn hang(sides: &QemuPair, patience: Option<Duration>) -> Duration {
+async fn hang(pair: &QemuPair, patience: Option<Duration>) -> Duration {
     match patience {
         Some(patience) => {
-            sides.source.unanswered(patience).await;
+            pair.source.unanswered(patience).await;
             patience
         }
         None => pending().await,

@@ -4,18 +4,26 @@
 //! It composes storage, memory and handover, none of which knows the others, and it must never let one of them run
 //! without an effect being noted first: what is not noted cannot be undone.
 
+mod attempt;
 pub(crate) mod background_task;
 mod check;
+pub(crate) mod connection;
+mod context;
+mod deadlines;
 mod effect;
+mod ending;
 mod engine;
 mod failure;
-pub(crate) mod handle;
+mod guest;
+mod handle;
 mod intents;
 pub(crate) mod interrupt;
+mod pair;
 mod phases;
 mod plan;
 pub mod record;
 mod recovery;
+pub(crate) mod runtime_dir;
 mod settings;
 mod way_back;
 mod work_order;

@@ -7,15 +7,20 @@
 
 use super::{
     Endpoint, Failure, Migration, Settings,
+    attempt::Attempt,
     background_task::BackgroundTask,
-    engine::{Attempt, Context},
-    handle::{open, untouched},
-    intents::IntentLog,
-    phases::cleanup::End,
+    connection::open,
+    context::{Context, Monitors},
+    ending::{End, conclude, outcome, untouched},
+    engine::follow_verdict,
+    guest::GuestIntent,
+    intents::{IntentLog, Records},
+    pair::QemuPair,
     record::{Begun, Claim, Party, Record, Status},
-    way_back::judge::Judge,
-    way_back::reconnect::Redial,
-    way_back::rollback::QemuPair,
+    way_back::{
+        judge::Judge,
+        rollback::{go_back, look_back},
+    },
     work_order::Route,
 };
 use crate::{
@@ -103,15 +108,21 @@ impl Recovery {
         let Some(begun) = status.begun.clone() else {
             return Err(refused("nothing-begun", "its engine died before it had begun anything".to_owned()));
         };
-        let settings = settings(&begun, self.fence_command);
+        let context = Context {
+            settings: settings(&begun, self.fence_command.clone()),
+            report: report.clone(),
+            cancel,
+            began: Instant::now(),
+            monitors: self.monitors(&begun),
+            records: Records::default(),
+        };
         let route = Route { pairs: begun.pairs.clone(), addresses: begun.addresses.clone() };
-        let engine =
-            Context { settings, report: report.clone(), cancel, began: Instant::now(), redial: Redial::default() };
+        let guest = GuestIntent::from_journal(begun.was_running);
         if let Some(ended) = status.ended.as_ref().filter(|ended| ended.is_settled()) {
-            let end = End { ending: ended.outcome, runs_on: ended.runs_on, failure: ended.reason.clone() };
-            let mut course = Attempt::new(IntentLog::default(), Clock::Engine);
-            course.leftovers.clone_from(&ended.leftovers);
-            return Ok(engine.outcome(&route, end, &course));
+            let end = End { ending: ended.outcome, runs_on: ended.runs_on, reason: ended.reason.clone() };
+            let mut attempt = Attempt::new(IntentLog::default(), guest, Clock::Engine);
+            attempt.leftovers.clone_from(&ended.leftovers);
+            return Ok(outcome(&context, &route, end, &attempt));
         }
         let recorder = self.recorder.as_ref();
         let connected = async {
@@ -122,42 +133,51 @@ impl Recovery {
         };
         let (source, destination) = report.during(Phase::Connect, connected).await?;
         journal.append(&Record::Recovering)?;
-        let mut sides = QemuPair { source, destination, was_running: begun.was_running };
-        let mut course =
-            Attempt::new(IntentLog::take_up(journal, status.effects.clone(), begun.was_running), Clock::Engine);
-        let end = engine.take_up(&mut sides, &route, &begun, status.claim, &mut course).await;
-        Ok(engine.conclude(&route, end, course).await)
+        let mut pair = QemuPair { source, destination };
+        let log = IntentLog::take_up(journal, status.effects.clone());
+        let mut attempt = Attempt::new(log, guest, Clock::Engine);
+        let end = take_up(&context, &mut pair, &route, &begun, status.claim, &mut attempt).await;
+        Ok(conclude(&context, &route, end, attempt).await)
+    }
+
+    /// Where the monitors can be dialled again, should one close during the recovery.
+    fn monitors(&self, begun: &Begun) -> Monitors {
+        let address = |given: &Option<Endpoint>, party: &Party| match given {
+            Some(Endpoint::Address(address)) => Some(address.clone()),
+            Some(Endpoint::Stream { .. }) => None,
+            None => party.address.parse().ok(),
+        };
+        Monitors {
+            source: address(&self.source, &begun.source),
+            destination: address(&self.destination, &begun.destination),
+            recorder: self.recorder.clone(),
+        }
     }
 }
 
-impl Context {
-    /// Goes on where the journal ends.
-    async fn take_up(
-        &self,
-        sides: &mut QemuPair,
-        route: &Route,
-        begun: &Begun,
-        claim: Claim,
-        course: &mut Attempt,
-    ) -> End {
-        course.given = claim != Claim::Source;
-        let failure = Failure::EngineDied;
-        match claim {
-            Claim::Source => {
-                course.before_continue = Some(BeforeContinue::begin());
-                self.look_back(sides, &failure, course).await;
-                self.retreat(sides, route, &failure, course).await
-            }
-            Claim::Given | Claim::Resuming => {
-                let recorded = match claim {
-                    Claim::Resuming => RecordedHandover::Resuming(DestinationCannotRun::of_journal()),
-                    _ => RecordedHandover::Given { may_postcopy: begun.postcopy },
-                };
-                let judge = Judge::take_up(self, sides, route, recorded);
-                self.settle(sides, route, failure, judge, course).await
-            }
+/// Goes on where the journal ends.
+async fn take_up(
+    context: &Context,
+    pair: &mut QemuPair,
+    route: &Route,
+    begun: &Begun,
+    claim: Claim,
+    attempt: &mut Attempt,
+) -> End {
+    attempt.given = claim != Claim::Source;
+    let failure = Failure::EngineDied;
+    let recorded = match claim {
+        Claim::Source => {
+            attempt.before_continue = Some(BeforeContinue::begin());
+            look_back(context, pair, &failure, attempt).await;
+            return go_back(context, pair, route, &failure, attempt).await;
         }
-    }
+        Claim::Resuming => RecordedHandover::Resuming(DestinationCannotRun::of_journal()),
+        Claim::Given => RecordedHandover::Given { may_postcopy: begun.postcopy },
+    };
+    let judge = Judge::take_up(context, pair, route, attempt.guest.clone(), recorded);
+    let verdict = judge.judge(&attempt.log).await;
+    follow_verdict(context, pair, route, failure, verdict, attempt).await
 }
 
 /// What the engine that died was to do, as far as it matters from here on.

@@ -1,20 +1,13 @@
 //! What a user can ask of a migration.
 
-use super::Failure;
 use crate::{
     convergence::Policy,
-    endpoint::{self, Address},
+    endpoint::Address,
     memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
     storage::{identity::Proof, layout::Selection},
 };
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 /// The longest from STOP to a guest that runs, where nothing else is said.
 pub const SWITCHOVER: Duration = Duration::from_secs(10);
@@ -159,33 +152,6 @@ impl Settings {
             JournalPlace::File(path) => Some(path.clone()),
             JournalPlace::Nowhere => None,
         }
-    }
-
-    /// The path of a socket in the runtime directory; none of one elsewhere, which is the user's.
-    pub(crate) fn own_socket<'a>(&self, address: &'a Address) -> Option<&'a Path> {
-        match address {
-            Address::Unix(path) => Some(path.as_path()).filter(|path| path.parent() == Some(&self.runtime_dir)),
-            _ => None,
-        }
-    }
-
-    /// Keeps a socket of the runtime directory, which QEMU has just made, from everyone but its owner. A directory that we
-    /// made lets nobody else in; one that was there may.
-    pub(crate) fn keep_private(&self, address: &Address) {
-        if self.own_socket(address).is_some() {
-            if let Err(error) = endpoint::keep_private(address) {
-                tracing::debug!(%address, %error, "who may connect is left to the folder of the socket");
-            }
-        }
-    }
-
-    /// Makes the runtime directory, only for ourselves, where one of the sockets will be in it.
-    pub(crate) fn make_runtime_dir<'a>(&self, sockets: impl IntoIterator<Item = &'a Address>) -> Result<(), Failure> {
-        if sockets.into_iter().all(|address| self.own_socket(address).is_none()) {
-            return Ok(());
-        }
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.runtime_dir);
-        made.map_err(|source| Failure::RuntimeDir { path: self.runtime_dir.display().to_string(), source })
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     endpoint::{self, Address},
-    migration::{Failure, Settings, interrupt::unless_cancelled},
+    migration::{Failure, interrupt::unless_cancelled, runtime_dir},
     nbd,
     preflight::facts::files::seen_by,
     progress::{Kind, PhaseState, Reporter},
@@ -80,8 +80,7 @@ impl Apply<'_> {
                 nodes.push((export(index), below.node.clone()));
             }
         }
-        let dirs = Settings { runtime_dir: self.settings.runtime_dir.clone(), ..Settings::default() };
-        dirs.make_runtime_dir([address])?;
+        runtime_dir::make(&self.settings.runtime_dir, [address])?;
         let view = View::open(self.source, address, &nodes).await?;
         let copied = async {
             let ceiling = Ceiling::new(self.settings.bandwidth);

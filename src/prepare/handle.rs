@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     endpoint::Address,
-    migration::{Canceller, Endpoint, Events, Failure, background_task::BackgroundTask, handle::open},
+    migration::{Canceller, Endpoint, Events, Failure, background_task::BackgroundTask, connection::open},
     preflight::{
         checks::{self, Finding, Severity, finding},
         facts,

@@ -109,6 +109,20 @@ open_enum! {
         FinishMigrate = "finish-migrate",
         /// Stopped by a migration that completed.
         PostMigrate = "postmigrate",
+        /// Never started: QEMU was started with `-S`.
+        Prelaunch = "prelaunch",
+        /// Powered off by the guest, in a QEMU started with `-no-shutdown`.
+        Shutdown = "shutdown",
+        /// The guest reported a panic.
+        GuestPanicked = "guest-panicked",
+        /// Stopped by a disk error, as `werror=stop` asks for.
+        IoError = "io-error",
+        /// Stopped by a watchdog device.
+        Watchdog = "watchdog",
+        /// Suspended by the guest (ACPI S3).
+        Suspended = "suspended",
+        /// Stopped by an error inside QEMU or KVM.
+        InternalError = "internal-error",
     }
 }
 

@@ -3,23 +3,21 @@
 //! It must never decide anything itself: what is done here follows from [`crate::convergence::decide`], and is reported
 //! with its reason.
 
-use crate::migration::{
-    Effect, Failure,
-    engine::{Attempt, Context},
-    way_back::rollback::QemuPair,
-    work_order::WorkOrder,
-};
 use crate::{
     convergence::{
         Action, BandwidthShares, Decision, History, MemoryShare, MigrationSample, MirrorSample, OverBudget,
         PendingRest, RamSample, decide, keep_budget, predicted_blackout,
     },
     memory::{apply, postcopy, precopy, sample, tuning},
+    migration::{
+        Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, phases::setup::start_mirrors, runtime_dir,
+        work_order::WorkOrder,
+    },
     preflight::{measure, measured},
     progress::{Entered, Kind, Moment, Phase, describe},
     qemu::{
         Process,
-        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus, RunState},
+        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
     },
     quantity::Rate,
     storage::{layout::Pair, mirror},
@@ -47,8 +45,8 @@ const MEASURED: Duration = Duration::from_secs(3);
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// One run of the controller.
-pub(crate) struct Converge<'a> {
-    engine: &'a Context,
+pub(crate) struct Controller<'a> {
+    context: &'a Context,
     order: &'a WorkOrder,
     pub(crate) history: History,
     /// The guest's writes as they were last counted.
@@ -101,15 +99,15 @@ impl Dirtied {
     }
 }
 
-impl<'a> Converge<'a> {
-    pub(crate) fn new(engine: &'a Context, order: &'a WorkOrder, sides: &QemuPair, course: &Attempt) -> Self {
-        let settings = &engine.settings;
+impl<'a> Controller<'a> {
+    pub(crate) fn new(context: &'a Context, order: &'a WorkOrder, qemus: &QemuPair, attempt: &Attempt) -> Self {
+        let settings = &context.settings;
         // who only observes tells what would be done with it
-        let throttle = course.throttling != tuning::Throttling::None || settings.policy.observe;
-        let task = order.task(settings, sides.source.features(), throttle);
+        let throttle = attempt.throttling != tuning::Throttling::None || settings.policy.observe;
+        let task = order.task(settings, qemus.source.features(), throttle);
         let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());
         Self {
-            engine,
+            context,
             order,
             history: History::new(task, disks),
             stats: Vec::new(),
@@ -125,20 +123,21 @@ impl<'a> Converge<'a> {
     }
 
     /// Copies disks until RAM may be started.
-    pub(crate) async fn until_memory(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<(), Failure> {
-        self.storage = (!self.order.route.pairs.is_empty()).then(|| self.engine.report.enter(Phase::Storage));
+    pub(crate) async fn copy_disks(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
+        self.storage = (!self.order.route.pairs.is_empty()).then(|| self.context.report.enter(Phase::Storage));
         if !self.order.route.pairs.is_empty() {
-            self.engine.start_mirrors(sides, self, &self.order.route, course).await?;
+            let (context, route) = (self.context, &self.order.route);
+            start_mirrors(context, qemus, route, |pair| self.speed(pair), attempt).await?;
         }
         let mut copying = FIRST;
         loop {
-            let look = self.look(&sides.source, course).await?;
-            if self.decide(sides, course, &look).await? {
+            let look = self.look(&qemus.source, attempt).await?;
+            if self.decide(qemus, attempt, &look).await? {
                 return Ok(());
             }
             let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
-                () = mirror::turned(&sides.source, &self.order.route.pairs), if !self.is_ready() => {}
+                () = mirror::turned(&qemus.source, &self.order.route.pairs), if !self.is_ready() => {}
                 () = sleep(pause) => {}
             }
             copying = DISKS;
@@ -146,16 +145,14 @@ impl<'a> Converge<'a> {
     }
 
     /// Sends RAM until the guest stands still and every mirror is ready.
-    pub(crate) async fn until_stopped(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<Moment, Failure> {
-        let source = &sides.source;
-        self.memory = Some(self.engine.report.enter(Phase::Memory));
-        self.start_memory(sides, course).await?;
+    pub(crate) async fn send_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<Moment, Failure> {
+        let source = &qemus.source;
+        self.memory = Some(self.context.report.enter(Phase::Memory));
+        self.start_memory(qemus, attempt).await?;
         let arrival = precopy::until_pre_switchover(source);
         tokio::pin!(arrival);
         let mut tick = interval(MEMORY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // the stop that is taken for QEMU's own, which its event follows
-        let mut awaited = None;
         let mut pass = source.observed().pass;
         let mut turned = false;
         let stopped = loop {
@@ -167,53 +164,41 @@ impl<'a> Converge<'a> {
                 // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for them
-                () = mirror::turned(source, &self.order.route.pairs), if awaited.is_none() && !turned && !self.is_ready() => {
+                () = mirror::turned(source, &self.order.route.pairs), if !attempt.guest.is_stopped_by_qemu() && !turned && !self.is_ready() => {
                     turned = true;
                 }
-                () = sleep(STEP), if awaited.is_none() && self.history.is_pressing() => {}
+                () = sleep(STEP), if !attempt.guest.is_stopped_by_qemu() && self.history.is_pressing() => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
             pass = seen.pass;
-            if course.has_resumed(sides) {
-                course.note_resume().await?;
-            }
-            let runs = sides.was_running || course.resumed;
-            let stands = seen.stands_since().filter(|_| runs);
-            if course.paused != stands {
-                course.note_pause(None).await?;
-            }
-            awaited = awaited.filter(|_| awaited == stands);
-            // events are hints: one that stands still is asked each time
-            if !runs || (stands.is_some() && ![course.paused, awaited].contains(&stands)) {
+            let must_ask = attempt.guest.follow(&seen);
+            attempt.journal_guest().await?;
+            if must_ask {
                 let asked = tokio::select! {
                     biased;
                     arrived = &mut arrival => break arrived?,
                     asked = source.ask(&qmp::query_status {}) => asked?,
                 };
-                match asked.status {
-                    RunState::Running if !runs => course.note_resume().await?,
-                    RunState::Paused if runs => course.note_pause(stands).await?,
-                    _ if runs => {
-                        // with the guest stopped nothing more is asked, unless the event that is about to come stays away
-                        awaited = stands;
-                        tick.reset_after(OVERDUE);
-                        continue;
-                    }
-                    _ => {}
+                attempt.guest.answered(&asked.status, &seen);
+                attempt.journal_guest().await?;
+                if attempt.guest.is_stopped_by_qemu() {
+                    // with the guest stopped nothing more is asked, unless the event that is about to come stays away
+                    tick.reset_after(OVERDUE);
+                    continue;
                 }
             }
             let looked = tokio::select! {
                 biased;
                 arrived = &mut arrival => break arrived?,
-                looked = self.look(source, course) => looked?,
+                looked = self.look(source, attempt) => looked?,
             };
             if let Some(arrived) = looked.migration.as_ref().map(precopy::arrived).transpose()?.flatten() {
                 break arrived;
             }
-            self.decide(sides, course, &looked).await?;
+            self.decide(qemus, attempt, &looked).await?;
         };
-        self.wait_for_mirrors(sides, course, stopped).await?;
+        self.wait_for_mirrors(qemus, attempt, stopped).await?;
         (self.storage, self.memory) = (None, None);
         Ok(stopped)
     }
@@ -221,22 +206,22 @@ impl<'a> Converge<'a> {
     /// A guest that was stopped before its mirrors were ready writes no more, so they get there; it is a matter of the budget.
     async fn wait_for_mirrors(
         &mut self,
-        sides: &QemuPair,
-        course: &mut Attempt,
+        qemus: &QemuPair,
+        attempt: &mut Attempt,
         stopped: Moment,
     ) -> Result<(), Failure> {
         while !self.is_ready() {
-            let looked = self.look(&sides.source, course).await?;
+            let looked = self.look(&qemus.source, attempt).await?;
             self.history.record(&looked.sample, &Decision::default());
             if self.is_ready() {
                 break;
             }
-            let stood = sides.stood(stopped);
-            if course.is_to_run(sides) {
-                keep_budget(&self.engine.settings.policy, &self.history, stood, PendingRest::Mirrors)?;
+            let stood = qemus.stood(stopped);
+            if attempt.guest.is_to_run(&qemus.source.observed()) {
+                keep_budget(&self.context.settings.policy, &self.history, stood, PendingRest::Mirrors)?;
             }
             tokio::select! {
-                () = mirror::turned(&sides.source, &self.order.route.pairs) => {}
+                () = mirror::turned(&qemus.source, &self.order.route.pairs) => {}
                 () = sleep(STOPPED) => {}
             }
         }
@@ -248,8 +233,8 @@ impl<'a> Converge<'a> {
     }
 
     /// Has the controller decide, and does it. True once RAM is to be started.
-    async fn decide(&mut self, sides: &QemuPair, course: &mut Attempt, look: &Look) -> Result<bool, Failure> {
-        let policy = &self.engine.settings.policy;
+    async fn decide(&mut self, qemus: &QemuPair, attempt: &mut Attempt, look: &Look) -> Result<bool, Failure> {
+        let policy = &self.context.settings.policy;
         let decision = decide(policy, &self.history, &look.sample);
         let shared = self.history.shares().clone();
         self.history.record(&look.sample, &decision);
@@ -264,7 +249,7 @@ impl<'a> Converge<'a> {
                     return Err(Failure::GaveUp { code, because, needed });
                 }
                 _ if policy.observe => {}
-                action => self.apply(sides, course, action, &shared).await?,
+                action => self.apply(qemus, attempt, action, &shared).await?,
             }
         }
         if self.is_ready() {
@@ -291,10 +276,10 @@ impl<'a> Converge<'a> {
         };
         let told = decision.actions.iter().rfind(is_purpose).or(decision.actions.last());
         match told {
-            Some(action) if self.engine.settings.policy.observe && !is_done_anyway(action) => {
-                self.engine.report.action(&format!("would-{}", name(action)), decision.because.clone());
+            Some(action) if self.context.settings.policy.observe && !is_done_anyway(action) => {
+                self.context.report.action(&format!("would-{}", name(action)), decision.because.clone());
             }
-            Some(action) => self.engine.report.action(name(action), decision.because.clone()),
+            Some(action) => self.context.report.action(name(action), decision.because.clone()),
             None => tracing::debug!(because = decision.because, "waiting"),
         }
     }
@@ -304,12 +289,12 @@ impl<'a> Converge<'a> {
     /// migration. `shared` are the shares until now.
     async fn apply(
         &mut self,
-        sides: &QemuPair,
-        course: &mut Attempt,
+        qemus: &QemuPair,
+        attempt: &mut Attempt,
         action: &Action,
         shared: &BandwidthShares,
     ) -> Result<(), Failure> {
-        let source = &sides.source;
+        let source = &qemus.source;
         let holds = match action {
             Action::HoldMemory | Action::ReleaseMemory => true,
             Action::ShareBandwidth(shares) => shares.trickles() || shared.trickles(),
@@ -319,7 +304,7 @@ impl<'a> Converge<'a> {
             Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
             Action::HoldMemory => apply::set_parameters(source, &tuning::no_switchover(source.features())).await,
             Action::ReleaseMemory => {
-                let ceiling = self.engine.settings.bandwidth;
+                let ceiling = self.context.settings.bandwidth;
                 apply::set_parameters(source, &tuning::switchover_bandwidth(ceiling, source.features())).await
             }
             Action::ShareBandwidth(shares) => {
@@ -341,7 +326,7 @@ impl<'a> Converge<'a> {
                     None => done,
                 }
             }
-            Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(course, *percent)).await,
+            Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(attempt, *percent)).await,
             Action::WriteBlocking(disks) => {
                 let named = |pair: &&Pair| disks.iter().any(|disk| disk == pair.source.name());
                 let pairs: Vec<_> =
@@ -349,7 +334,7 @@ impl<'a> Converge<'a> {
                 mirror::write_blocking(source, &pairs).await
             }
             Action::Postcopy => {
-                course.ram.postcopy = true;
+                attempt.ram.postcopy = true;
                 postcopy::start(source).await
             }
             Action::StartMemory | Action::Favour(_) | Action::GiveUp { .. } => Ok(()),
@@ -358,17 +343,17 @@ impl<'a> Converge<'a> {
             if holds {
                 return Err(error.into());
             }
-            self.engine.report.warn("not-applied", format!("{action:?}: {}", describe(&error)));
+            self.context.report.warn("not-applied", format!("{action:?}: {}", describe(&error)));
             if *action == Action::Postcopy && error.is_refusal() {
-                course.ram.postcopy = false;
+                attempt.ram.postcopy = false;
             }
             self.history.take_back(action);
         }
         Ok(())
     }
 
-    fn throttle(&self, course: &Attempt, percent: u8) -> Map<String, Value> {
-        match course.throttling {
+    fn throttle(&self, attempt: &Attempt, percent: u8) -> Map<String, Value> {
+        match attempt.throttling {
             tuning::Throttling::DirtyLimit => {
                 let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
                 tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.order.cpus)
@@ -378,26 +363,27 @@ impl<'a> Converge<'a> {
     }
 
     /// Starts to send RAM.
-    async fn start_memory(&mut self, sides: &QemuPair, course: &mut Attempt) -> Result<(), Failure> {
+    async fn start_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
         let ram = self.order.route.ram();
-        course.log.note(self.engine.socket(ram).into_iter().chain([Effect::Incoming])).await?;
-        if let Err(error) = precopy::listen(&sides.destination, ram).await {
+        let socket = runtime_dir::socket_effect(&self.context.settings.runtime_dir, ram);
+        attempt.log.note(socket.into_iter().chain([Effect::Incoming])).await?;
+        if let Err(error) = precopy::listen(&qemus.destination, ram).await {
             if error.is_refusal() {
                 // it never listened: there is nothing to undo
-                course.log.undone(&Effect::Incoming, &self.engine.report).await;
+                attempt.log.undone(&Effect::Incoming, &self.context.report).await;
             }
             return Err(error.into());
         }
-        self.engine.settings.keep_private(ram);
-        course.log.note([Effect::Migrate]).await?;
-        precopy::send(&sides.source, ram).await?;
-        self.dirtied.begun = measure::begin(&sides.source, WINDOW, self.order.memory).await.then(Instant::now);
+        self.context.keep_private(ram);
+        attempt.log.note([Effect::Migrate]).await?;
+        precopy::send(&qemus.source, ram).await?;
+        self.dirtied.begun = measure::begin(&qemus.source, WINDOW, self.order.memory).await.then(Instant::now);
         Ok(())
     }
 
     /// Looks at everything once. All questions are on their way before the first answer is awaited.
-    async fn look(&mut self, source: &Process, course: &mut Attempt) -> Result<Look, Failure> {
-        let sends = course.log.effects().contains(&Effect::Migrate);
+    async fn look(&mut self, source: &Process, attempt: &mut Attempt) -> Result<Look, Failure> {
+        let sends = attempt.log.effects().contains(&Effect::Migrate);
         let asked = Instant::now();
         let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
         let jobs = (!self.order.route.pairs.is_empty()).then(|| mirror::progress(source, &self.order.route.pairs));
@@ -415,7 +401,7 @@ impl<'a> Converge<'a> {
             self.dirtied.take(&dirtied);
         }
         if let Some(migration) = &migration {
-            sample::fold(&mut course.ram, migration);
+            sample::fold(&mut attempt.ram, migration);
         }
         let mirror = |(pair, job): (&Pair, &BlockJob)| {
             let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
@@ -432,7 +418,7 @@ impl<'a> Converge<'a> {
         };
         let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
         let sample = MigrationSample {
-            at_ms: self.engine.began.elapsed().as_secs_f64() * 1000.0,
+            at_ms: self.context.began.elapsed().as_secs_f64() * 1000.0,
             round_trip_ms: round_trip.as_secs_f64() * 1000.0,
             ram: ram.map(|(migration, ram)| RamSample {
                 transferred: ram.transferred,
@@ -452,7 +438,7 @@ impl<'a> Converge<'a> {
 
     /// Reports how far everything is, with what is known of it.
     fn report(&self, look: &Look) {
-        let report = &self.engine.report;
+        let report = &self.context.report;
         let known = self.history.estimates();
         for (pair, job) in self.order.route.pairs.iter().zip(&look.jobs) {
             let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
@@ -475,9 +461,9 @@ impl<'a> Converge<'a> {
         {
             (*dirty_rate, *bandwidth) = (memory.dirty_rate as u64, memory.bandwidth as u64);
             *working_set = memory.working_set as u64;
-            let predicted = predicted_blackout(&self.engine.settings.policy, &self.history);
+            let predicted = predicted_blackout(&self.context.settings.policy, &self.history);
             *predicted_blackout_ms = predicted.map(|ms| ms as u64);
-            let limit = self.history.downtime_limit().unwrap_or(self.engine.settings.downtime).as_secs_f64();
+            let limit = self.history.downtime_limit().unwrap_or(self.context.settings.downtime).as_secs_f64();
             let time = memory.load().and_then(|load| memory.time_to(memory.bandwidth * limit, load));
             *eta_ms = time.map(|ms| ms as u64);
         }

@@ -1,119 +1,121 @@
-//! What postcopy leaves to be done once the guest runs on the destination: its pages are fetched, over a new channel where
-//! the old one breaks.
+//! Postcopy, once the guest runs on the destination: its pages are fetched, over a new channel where the old one breaks.
 //!
-//! Nothing interrupts it: each side has a part of the guest. It must never end one of them, and never resume the source.
+//! Each side has a part of the guest. Nothing interrupts this phase, neither side may be ended, and the source may never
+//! resume.
 
-use crate::migration::{
-    Failure,
-    engine::{Attempt, Context},
-    interrupt::cancelled,
-    way_back::rollback::QemuPair,
-    work_order::Route,
-};
 use crate::{
     endpoint::Address,
     memory::postcopy::{self, PostcopyError},
+    migration::{
+        Failure, attempt::Attempt, context::Context, interrupt::cancelled, pair::QemuPair, runtime_dir,
+        work_order::Route,
+    },
     progress::describe,
 };
 use qapi::qmp;
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 use tokio::time::sleep;
 
-/// How often a broken channel is made anew, as long as nothing is sent in between: for more than six minutes. Nobody else
-/// can do it as well, for a destination whose main loop hangs negotiates out-of-band commands with no new client.
+/// How often a broken channel is made anew, as long as nothing is sent in between: for more than six minutes. No person
+/// could do it as well, for a destination whose main loop hangs negotiates out-of-band commands with no new client.
 const ATTEMPTS: u32 = 30;
-/// How long the first of them is waited for; each later one takes twice as long, up to [`LONGEST_PAUSE`].
+/// How long to wait before the first new channel; each later wait is twice as long, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
-/// The longest wait between two of them.
+/// The longest wait between two channels.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-impl Context {
-    /// Waits until all of the guest's pages are on the destination.
-    pub(crate) async fn fetch(&self, sides: &QemuPair, route: &Route, course: &mut Attempt) -> Result<(), Failure> {
-        let asked = async {
-            cancelled(&self.cancel).await;
-            let message = "the guest runs on the destination and part of its memory is still on the source: \
-                           there is no way back, and the rest is waited for";
-            self.report.warn("too-late-to-cancel", message);
-            std::future::pending().await
+/// Waits until all of the guest's pages are on the destination.
+pub(crate) async fn fetch(
+    context: &Context,
+    pair: &QemuPair,
+    route: &Route,
+    attempt: &mut Attempt,
+) -> Result<(), Failure> {
+    let asked_to_cancel = async {
+        cancelled(&context.cancel).await;
+        let message = "the guest runs on the destination and part of its memory is still on the source: \
+                       there is no way back, and the rest is waited for";
+        context.report.warn("too-late-to-cancel", message);
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        fetched = fetch_all(context, pair, route, attempt) => fetched,
+        never = asked_to_cancel => never,
+    }
+}
+
+/// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source that
+/// says nothing may still have pages, or have taken them with it: then the destination alone can say that it has all.
+pub(crate) async fn may_lack_pages(pair: &QemuPair) -> bool {
+    for side in [&pair.source, &pair.destination] {
+        let answer = side.ask(&qmp::query_migrate {}).await;
+        if let Some(status) = answer.ok().and_then(|answer| answer.status) {
+            return status.is_postcopy();
+        }
+    }
+    true
+}
+
+async fn fetch_all(context: &Context, pair: &QemuPair, route: &Route, attempt: &mut Attempt) -> Result<(), Failure> {
+    let QemuPair { source, destination } = pair;
+    let report = &context.report;
+    let first = route.ram();
+    if let Some(ceiling) = context.settings.bandwidth {
+        if let Err(error) = postcopy::limit(source, ceiling).await {
+            report.warn("postcopy-unlimited", describe(&error));
+        }
+    }
+    let (mut tries, mut channels, mut listening) = (0u32, 0u32, None);
+    loop {
+        let sent = attempt.ram.bytes;
+        let broken = match postcopy::until_completed(source, destination, &mut attempt.ram, report).await {
+            Err(error @ PostcopyError::Broken(_)) => error,
+            Err(error @ PostcopyError::Ended { .. }) => {
+                // QEMU may resume a guest that runs elsewhere; to stop it is safe whatever QEMU did
+                drop(source.act(&qmp::stop {}).await);
+                return Err(error.into());
+            }
+            other => return Ok(other?),
         };
-        tokio::select! {
-            biased;
-            fetched = self.fetch_all(sides, route, course) => fetched,
-            never = asked => never,
+        if attempt.ram.bytes > sent {
+            tries = 0;
+        }
+        if tries == ATTEMPTS {
+            return Err(broken.into());
+        }
+        report.warn("postcopy-paused", format!("{}: the guest waits for its pages", describe(&broken)));
+        sleep(PAUSE.saturating_mul(2u32.saturating_pow(tries)).min(LONGEST_PAUSE)).await;
+        tries += 1;
+        channels += 1;
+        let address = runtime_dir::another_socket(&context.settings.runtime_dir, first, channels);
+        report.action("recover-postcopy", format!("a new channel over {address}, try {tries} of {ATTEMPTS}"));
+        if let Err(error) = make_channel(context, pair, address, &mut listening, attempt).await {
+            report.warn("postcopy-paused", describe(&error));
         }
     }
+}
 
-    async fn fetch_all(&self, sides: &QemuPair, route: &Route, course: &mut Attempt) -> Result<(), Failure> {
-        let QemuPair { source, destination, .. } = sides;
-        let first = route.ram();
-        if let Some(ceiling) = self.settings.bandwidth {
-            if let Err(error) = postcopy::limit(source, ceiling).await {
-                self.report.warn("postcopy-unlimited", describe(&error));
-            }
-        }
-        let (mut attempt, mut channels, mut listening) = (0u32, 0u32, None);
-        loop {
-            let sent = course.ram.bytes;
-            let broken = match postcopy::until_completed(source, destination, &mut course.ram, &self.report).await {
-                Err(error @ PostcopyError::Broken(_)) => error,
-                Err(error @ PostcopyError::Ended { .. }) => {
-                    // it may resume a guest that runs elsewhere; to stop it is safe whatever it did
-                    drop(source.act(&qmp::stop {}).await);
-                    return Err(error.into());
-                }
-                other => return Ok(other?),
-            };
-            if course.ram.bytes > sent {
-                attempt = 0;
-            }
-            if attempt == ATTEMPTS {
-                return Err(broken.into());
-            }
-            self.report.warn("postcopy-paused", format!("{}: the guest waits for its pages", describe(&broken)));
-            sleep(PAUSE.saturating_mul(2u32.saturating_pow(attempt)).min(LONGEST_PAUSE)).await;
-            attempt += 1;
-            channels += 1;
-            let address = self.another(first, channels);
-            self.report
-                .action("recover-postcopy", format!("a new channel over {address}, try {attempt} of {ATTEMPTS}"));
-            if let Err(error) = self.recover(sides, address, &mut listening, course).await {
-                self.report.warn("postcopy-paused", describe(&error));
-            }
-        }
+/// Makes the channel anew. A destination that still listens since the last try refuses to do so a second time.
+async fn make_channel(
+    context: &Context,
+    pair: &QemuPair,
+    address: Address,
+    listening: &mut Option<Address>,
+    attempt: &mut Attempt,
+) -> Result<(), PostcopyError> {
+    let QemuPair { source, destination } = pair;
+    postcopy::pause(source, destination).await?;
+    let socket = runtime_dir::socket_effect(&context.settings.runtime_dir, &address);
+    if let Err(error) = attempt.log.note(socket).await {
+        // the guest waits for its pages, and all that a lost record leaves is a file
+        context.report.warn("journal", describe(&error));
     }
-
-    /// Makes the channel anew. A destination that still listens since the last try refuses to do so a second time.
-    async fn recover(
-        &self,
-        sides: &QemuPair,
-        address: Address,
-        listening: &mut Option<Address>,
-        course: &mut Attempt,
-    ) -> Result<(), PostcopyError> {
-        let QemuPair { source, destination, .. } = sides;
-        postcopy::pause(source, destination).await?;
-        if let Err(error) = course.log.note(self.socket(&address)).await {
-            // the guest waits for its pages, and what is left is a file
-            self.report.warn("journal", describe(&error));
-        }
-        let address = match (postcopy::listen(destination, &address).await, &*listening) {
-            (Ok(()), _) => listening.insert(address),
-            (Err(error), Some(before)) if error.is_refusal() => before,
-            (Err(error), _) => return Err(error.into()),
-        };
-        self.settings.keep_private(address);
-        Ok(postcopy::resume(source, address).await?)
-    }
-
-    /// Where the destination listens for a channel after the first: a socket of ours gets another path, so that the old
-    /// listener cannot be in the way; a port of the user's stays, being the one that is open between two hosts.
-    fn another(&self, first: &Address, channel: u32) -> Address {
-        let other = self.settings.own_socket(first).and_then(|path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(format!("{channel}"));
-            Address::unix(PathBuf::from(name)).ok()
-        });
-        other.unwrap_or_else(|| first.clone())
-    }
+    let address = match (postcopy::listen(destination, &address).await, &*listening) {
+        (Ok(()), _) => listening.insert(address),
+        (Err(error), Some(before)) if error.is_refusal() => before,
+        (Err(error), _) => return Err(error.into()),
+    };
+    context.keep_private(address);
+    Ok(postcopy::resume(source, address).await?)
 }

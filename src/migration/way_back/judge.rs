@@ -3,12 +3,9 @@
 //! The protocol is [`Judgement`]'s: this file looks, does and records what the judgement asks for, and decides nothing.
 //! A step on one side must never be taken while the other side is not proved to be out of the way.
 
-use crate::migration::{
-    engine::Context,
-    intents::IntentLog,
-    record::Record,
-    way_back::{reconnect::is_cut, rollback::QemuPair},
-    work_order::Route,
+use super::{
+    fence::{fence, yank},
+    reconnect::is_cut,
 };
 use crate::{
     handover::{
@@ -18,6 +15,10 @@ use crate::{
         verdict::{ContKnowledge, HandoverVerdict, UsableFences},
     },
     memory::precopy,
+    migration::{
+        context::Context, deadlines, guest::GuestIntent, intents::IntentLog, pair::QemuPair, record::Record,
+        work_order::Route,
+    },
     progress::describe,
     qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
 };
@@ -44,9 +45,10 @@ type ProvedOutcome = StepOutcome<SourceCannotRun, DestinationCannotRun>;
 
 /// Carries a [`Judgement`] out on the two QEMUs.
 pub(crate) struct Judge<'a> {
-    engine: &'a Context,
-    sides: &'a QemuPair,
+    context: &'a Context,
+    pair: &'a QemuPair,
     route: &'a Route,
+    guest: GuestIntent,
     judgement: Judgement,
 }
 
@@ -54,50 +56,57 @@ impl<'a> Judge<'a> {
     /// For a handover of this engine's own, with what is known of its `cont`. `followed` says that the source's events
     /// were followed since the guest was stopped.
     pub(crate) fn begin(
-        engine: &'a Context,
-        sides: &'a QemuPair,
+        context: &'a Context,
+        pair: &'a QemuPair,
         route: &'a Route,
+        guest: GuestIntent,
         cont: ContKnowledge,
         followed: bool,
     ) -> Self {
-        let mut judgement = Judgement::begin(sides.was_running, cont, find_fences(engine, sides));
+        let mut judgement = Judgement::begin(guest.wants_running(), cont, find_fences(context, pair));
         if !followed {
             judgement.lose_track_of_source();
         }
-        Self { engine, sides, route, judgement }
+        Self { context, pair, route, guest, judgement }
     }
 
     /// For the handover of an engine that died, from its journal.
     pub(crate) fn take_up(
-        engine: &'a Context,
-        sides: &'a QemuPair,
+        context: &'a Context,
+        pair: &'a QemuPair,
         route: &'a Route,
+        guest: GuestIntent,
         recorded: RecordedHandover<DestinationCannotRun>,
     ) -> Self {
-        let judgement = Judgement::take_up(sides.was_running, recorded, find_fences(engine, sides));
-        Self { engine, sides, route, judgement }
+        let judgement = Judgement::take_up(guest.wants_running(), recorded, find_fences(context, pair));
+        Self { context, pair, route, guest, judgement }
     }
 
     /// Finds out which side has the guest, and brings about what is proved to be safe, for as long as the switchover
     /// may take.
     pub(crate) async fn judge(self, log: &IntentLog) -> HandoverVerdict {
-        let (source, source_cut) = (&self.sides.source, AtomicBool::new(false));
+        let (source, source_cut) = (&self.pair.source, AtomicBool::new(false));
         tokio::select! {
             never = notice_cut(source, &source_cut) => match never {},
             verdict = self.take_steps(&source_cut, log) => verdict,
         }
     }
 
+    /// What is left of the time that the switchover may take.
+    fn time_left(&self) -> Duration {
+        deadlines::left(self.context, self.pair, &self.guest, 1.0).max(LEAST)
+    }
+
     async fn take_steps(mut self, source_cut: &AtomicBool, log: &IntentLog) -> HandoverVerdict {
-        let over = Instant::now() + self.engine.left(self.sides, 1.0).max(LEAST);
-        settle_down(&self.sides.source, self.sides.was_running).await;
+        let over = Instant::now() + self.time_left();
+        settle_down(&self.pair.source, self.guest.wants_running()).await;
         loop {
             let left = over.saturating_duration_since(Instant::now());
             let in_time = match self.judgement.next_step() {
                 JudgementStep::End(verdict) => return verdict,
                 // A record has a deadline of its own, and is due also where the time is over.
                 JudgementStep::RecordResuming => {
-                    log.tell(Record::Resuming, &self.engine.report).await;
+                    log.tell(Record::Resuming, &self.context.report).await;
                     self.judgement.confirm_recorded();
                     continue;
                 }
@@ -112,7 +121,7 @@ impl<'a> Judge<'a> {
 
     /// Looks at both sides once, at the same time, for a guest may stand still.
     async fn look_at_both(&mut self, source_cut: &AtomicBool) {
-        let QemuPair { source, destination, .. } = self.sides;
+        let QemuPair { source, destination } = self.pair;
         let ended = (self.judgement.source_ended().is_some(), self.judgement.destination_ended().is_some());
         let (seen_source, seen_destination) = tokio::join!(look(source, ended.0), look(destination, ended.1));
         let unheard = matches!(seen_source, SideSighting::Silent | SideSighting::Hung);
@@ -123,19 +132,19 @@ impl<'a> Judge<'a> {
             source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
         };
         let (facts, verdict) = self.judgement.see(sighting);
-        self.engine.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
+        self.context.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
     }
 
     async fn carry_out(&mut self, verdict: HandoverVerdict, source_cut: &AtomicBool) {
         let outcome = self.try_step(verdict, source_cut).await.unwrap_or_else(|error| {
-            self.engine.report.warn("handover-failed", describe(&error));
+            self.context.report.warn("handover-failed", describe(&error));
             StepOutcome::NothingProved
         });
         self.judgement.take_outcome(outcome);
     }
 
     async fn try_step(&self, verdict: HandoverVerdict, source_cut: &AtomicBool) -> Result<ProvedOutcome, ProcessError> {
-        let QemuPair { source, destination, .. } = self.sides;
+        let QemuPair { source, destination } = self.pair;
         let proved = match verdict {
             HandoverVerdict::OnDestination | HandoverVerdict::OnSource | HandoverVerdict::Undetermined(_) => None,
             HandoverVerdict::QuitDestination => {
@@ -162,18 +171,18 @@ impl<'a> Judge<'a> {
             HandoverVerdict::StartDestination => self.start_destination().await?,
             HandoverVerdict::FenceDestination => {
                 let because = "it does not answer, and must not run the guest that the source takes back";
-                let fenced = self.engine.fence(destination, because).await;
+                let fenced = fence(self.context, destination, because).await;
                 fenced.and_then(DestinationCannotRun::of_fence).map(StepOutcome::DestinationEnded)
             }
             HandoverVerdict::FenceSource => {
                 let because = "it does not answer, and must not run the guest that the destination has";
                 // The fence closes the monitor too, so this is asked before.
                 let after_cut = is_cut(source).await || source_cut.load(Ordering::Relaxed);
-                let fenced = self.engine.fence(source, because).await;
+                let fenced = fence(self.context, source, because).await;
                 fenced.and_then(SourceCannotRun::of_fence).map(|proof| StepOutcome::SourceEnded { proof, after_cut })
             }
             HandoverVerdict::FreeSource => {
-                self.engine.yank(source, self.route).await;
+                yank(self.context, source, self.route).await;
                 None
             }
         };
@@ -182,26 +191,26 @@ impl<'a> Judge<'a> {
 
     /// Starts the guest on the destination, where the proof for it can still be had.
     async fn start_destination(&self) -> Result<Option<ProvedOutcome>, ProcessError> {
-        let QemuPair { source, destination, .. } = self.sides;
+        let QemuPair { source, destination } = self.pair;
         let arrived = match self.judgement.source_ended() {
             Some(ended) => Some(exchange::prove_outlived(ended)),
             None => exchange::prove_settled(source, destination).await?,
         };
         let Some(arrived) = arrived else { return Ok(None) };
-        let limit = self.engine.left(self.sides, 1.0).max(LEAST);
+        let limit = self.time_left();
         let started = exchange::start_guest(destination, arrived, Instant::now() + limit).await;
         let refused = started.as_ref().is_err_and(ProcessError::is_refusal);
         if let Err(error) = started {
-            self.engine.report.warn("handover-failed", describe(&error));
+            self.context.report.warn("handover-failed", describe(&error));
         }
         Ok(Some(StepOutcome::ContSent { refused }))
     }
 }
 
 /// The sides that can be fenced: processes of this host, and with a fence command any.
-fn find_fences(engine: &Context, sides: &QemuPair) -> UsableFences {
-    let can = |process: &Process| process.peer().is_some() || engine.settings.fence_command.is_some();
-    UsableFences { source: can(&sides.source), destination: can(&sides.destination) }
+fn find_fences(context: &Context, pair: &QemuPair) -> UsableFences {
+    let can = |process: &Process| process.peer().is_some() || context.settings.fence_command.is_some();
+    UsableFences { source: can(&pair.source), destination: can(&pair.destination) }
 }
 
 /// Notices that the source's monitor closes while its process lives on: later events are missed, also where the process

@@ -1,16 +1,24 @@
 //! The way back: undoes the effects in reverse, the guest first.
 //!
-//! Only before `migrate-continue`, or once it is decided that the guest stays on the source. Every step is idempotent,
-//! for an effect that was noted may not have come about. It must never touch what is not ours, and never hide what it
-//! could not undo.
+//! The way back is open before `migrate-continue`, or once it is decided that the guest stays on the source. Every step is
+//! idempotent, for an effect that was noted may not have come about. Nothing is touched that the engine did not make, and
+//! what cannot be undone is named.
 
-use crate::migration::{Effect, intents::IntentLog, way_back::fence::kill};
+use super::fence::{QUIT, free, kill};
 use crate::{
-    handover::{exchange, ownership::DestinationCannotRun, watchdog},
+    handover::{
+        exchange,
+        ownership::{BeforeContinue, DestinationCannotRun},
+        watchdog,
+    },
     memory::{apply, precopy},
-    progress::{Moment, Reporter, Side, describe},
+    migration::{
+        Effect, Failure, attempt::Attempt, context::Context, ending::End, guest::GuestIntent, intents::IntentLog,
+        pair::QemuPair, record::Record, work_order::Route,
+    },
+    progress::{Ending, Mark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{
-        Process, ProcessError,
+        Observed, Process, ProcessError,
         reply::{MigrationStatus, RunState},
     },
     storage::{
@@ -31,76 +39,134 @@ use tokio::{
 const RESUME: Duration = Duration::from_secs(2);
 
 /// How long a side may take to say, for the way back, how its guest stands.
-pub(crate) const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
 
-/// How long a process that was told to quit may take to be gone.
-pub(crate) const QUIT: Duration = Duration::from_secs(4);
-
-/// What the way back came to.
+/// What the undoing came to.
 #[derive(Debug, Default)]
-pub(crate) struct RolledBack {
-    /// Whether the source was seen in the run state it had before.
-    pub(crate) as_before: bool,
-    /// What of ours is still there, and why.
-    pub(crate) leftovers: Vec<String>,
+struct RolledBack {
+    /// Whether the source was seen in the run state that it had before.
+    as_before: bool,
+    /// What the engine made and is still there, and why.
+    leftovers: Vec<String>,
 }
 
-/// Both QEMUs, and whether the guest is to run.
-pub(crate) struct QemuPair {
-    pub(crate) source: Process,
-    pub(crate) destination: Process,
-    pub(crate) was_running: bool,
+/// Asks once more how the guest stands, before the way back: what its owner has done with the guest since must not be undone
+/// by it.
+pub(crate) async fn look_back(context: &Context, pair: &QemuPair, failure: &Failure, attempt: &mut Attempt) {
+    let stands_by_command = attempt.log.effects().contains(&Effect::Stopped);
+    if !stands_by_command && !failure.is_silence() && !pair.source.is_silent() {
+        // whether the source answers is for the way back to find
+        if let Ok(Ok(answer)) = timeout(LOOK, pair.source.ask(&qmp::query_status {})).await {
+            attempt.guest.look(&answer.status);
+        }
+    }
+    attempt.journal_guest_on_the_way_back(&context.report).await;
 }
 
-/// Goes back. `may_resume` is the proof that allows a `cont` on the source; without one, the guest is already as it is to
-/// be.
-pub(crate) async fn roll_back(
-    sides: &QemuPair,
-    pairs: &[Pair],
+/// Goes back to the source. Before `migrate-continue` the guest is resumed there; after it, a verdict has found the guest on
+/// the source as it is to be.
+pub(crate) async fn go_back(
+    context: &Context,
+    pair: &QemuPair,
+    route: &Route,
+    failure: &Failure,
+    attempt: &mut Attempt,
+) -> End {
+    let report = &context.report;
+    let before_continue = attempt.before_continue.take();
+    let may_resume = before_continue.as_ref().map(BeforeContinue::destination_cannot_run);
+    // postcopy that was asked for need not have come about
+    attempt.ram.postcopy = pair.has_been_in_postcopy();
+    let mut reason = failure.reason();
+    report.action("roll-back", reason.message.clone());
+    if attempt.given && may_resume.is_some() {
+        attempt.log.tell(Record::Kept, report).await;
+    }
+    // a source that does not answer now would hold up the way back, too: the guest's own return waits for its disks
+    if may_resume.is_some() && (failure.is_silence() || pair.source.is_silent()) {
+        free(context, pair, route).await;
+    }
+    let effects = attempt.log.effects();
+    let listened = effects.contains(&Effect::Incoming) && !pair.destination.is_gone();
+    let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
+    let rolled_back = roll_back(pair, &route.pairs, &attempt.guest, &mut attempt.log, may_resume, report);
+    let RolledBack { as_before, leftovers } = report.during(Phase::Cleanup, rolled_back).await;
+    attempt.leftovers.extend(leftovers);
+    let seen = pair.source.observed();
+    if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
+        // the guest stopped and resumed on the source: that pause is a blackout, too
+        attempt.ledger.mark(Mark::Resume, resumed);
+    }
+    let ending = match (as_before, failure) {
+        (true, Failure::RuntimeDir { .. }) => Ending::Refused,
+        (false, _) => Ending::Undetermined,
+        (true, _) if !attempt.leftovers.is_empty() => Ending::Stuck,
+        (true, Failure::Cancelled) => Ending::Cancelled,
+        (true, _) => Ending::RolledBack,
+    };
+    if mirrored && ending != Ending::Undetermined {
+        reason
+            .message
+            .push_str("; the destination's images hold a part of the disks: make them anew before another try");
+    }
+    if listened && pair.destination.is_gone() {
+        reason
+            .message
+            .push_str("; a QEMU takes one incoming migration, so the destination has been ended: start it anew");
+    }
+    let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
+    End { ending, runs_on, reason: Some(reason) }
+}
+
+/// Undoes every effect that the log has.
+async fn roll_back(
+    pair: &QemuPair,
+    mirrored: &[Pair],
+    guest: &GuestIntent,
     log: &mut IntentLog,
     may_resume: Option<&DestinationCannotRun>,
     report: &Reporter,
 ) -> RolledBack {
-    let QemuPair { source, destination, .. } = sides;
+    let QemuPair { source, destination } = pair;
     let mut leftovers = Vec::new();
     let effects = log.effects().to_vec();
     for effect in effects.iter().rev() {
         let mut undone = Undone::Done;
         for _ in 0..TRIES {
-            undone = undo(sides, pairs, effect, may_resume, &mut leftovers, report).await;
+            undone = undo(pair, mirrored, guest, effect, may_resume, &mut leftovers, report).await;
             match &undone {
-                Undone::Failed(error) if !error.is_refusal() && !sides.is_gone_for(effect) => {}
+                Undone::Failed(error) if !error.is_refusal() && !pair.side(effect.traits().side).is_gone() => {}
                 _ => break,
             }
         }
         match undone {
             Undone::Done => log.undone(effect, report).await,
             Undone::Failed(error) => {
-                leftovers.extend(unseen(sides, effect, &error));
+                leftovers.extend(hidden_leftover(pair, effect, &error));
                 report.warn("not-undone", describe(&error));
             }
             Undone::TakenOver => {
-                report.warn("taken-over", "the guest was passed on by someone else: everything is left as it is");
+                report.warn("taken-over", "somebody else handed the guest over: everything is left as it is");
                 return RolledBack { as_before: false, leftovers: left_behind(source).await };
             }
         }
     }
-    leftovers.extend(under_way(source).await);
+    leftovers.extend(migration_under_way(source).await);
     leftovers.extend(left_behind(source).await);
     if !destination.has_ended().await {
         leftovers.extend(left_behind(destination).await);
     }
-    RolledBack { as_before: is_as_before(sides).await, leftovers }
+    RolledBack { as_before: is_as_before(source, guest).await, leftovers }
 }
 
 /// What became of one step of the way back.
 enum Undone {
     Done,
     Failed(ProcessError),
-    /// Without our `migrate-continue` the migration went on: someone else passes the guest on, and may run it.
+    /// The migration went on without this engine's `migrate-continue`: somebody else hands the guest over, and may run it.
     TakenOver,
 }
 
@@ -111,41 +177,42 @@ impl From<Result<(), ProcessError>> for Undone {
 }
 
 async fn undo(
-    sides: &QemuPair,
-    pairs: &[Pair],
+    pair: &QemuPair,
+    mirrored: &[Pair],
+    guest: &GuestIntent,
     effect: &Effect,
     may_resume: Option<&DestinationCannotRun>,
     leftovers: &mut Vec<String>,
     report: &Reporter,
 ) -> Undone {
-    let QemuPair { source, destination, .. } = sides;
+    let QemuPair { source, destination } = pair;
     let result = match effect {
         Effect::Migrate => match precopy::cancel(source).await {
             Ok(status) if may_resume.is_some() && (status == MigrationStatus::Completed || !status.is_over()) => {
                 return Undone::TakenOver;
             }
-            Ok(_) => resume(sides, may_resume).await,
+            Ok(_) => resume(source, guest, may_resume).await,
             Err(error) => Err(error),
         },
-        Effect::Stopped => resume(sides, may_resume).await,
-        Effect::Mirror(job) => match pairs.iter().find(|pair| pair.names.job == *job) {
+        Effect::Stopped => resume(source, guest, may_resume).await,
+        Effect::Mirror(job) => match mirrored.iter().find(|pair| pair.names.job == *job) {
             Some(pair) => {
                 let removed = remove_mirror(source, pair).await;
                 if removed.as_ref().is_err_and(|error| !error.is_refusal()) {
-                    // its NBD server may be behind a dead link, and then nothing else ends it; the next try removes it
+                    // the NBD server may be behind a dead link, and then nothing else ends the mirror; the next try removes it
                     let freed = watchdog::free(source, [pair.names.nbd.as_str()].into_iter(), false).await;
                     tracing::info!(?freed, "the mirror did not end");
                 }
                 removed
             }
-            // what there is of it is found by its name afterwards
+            // what there is of the mirror is found by its name afterwards
             None => Ok(()),
         },
         Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => Ok(()),
         Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
-        Effect::Tuned { side, before } => apply::restore(sides.side(*side), before).await,
+        Effect::Tuned { side, before } => apply::restore(pair.side(*side), before).await,
         Effect::SocketFile(path) => {
-            remove_socket(path, leftovers);
+            leftovers.extend(remove_socket(path));
             Ok(())
         }
         Effect::Incoming if has_the_guest(destination).await => return Undone::TakenOver,
@@ -154,61 +221,28 @@ async fn undo(
     result.into()
 }
 
-impl QemuPair {
-    /// Whether the side is gone that an effect is on: then there is nothing more to be tried.
-    fn is_gone_for(&self, effect: &Effect) -> bool {
-        match effect {
-            Effect::Migrate | Effect::Stopped | Effect::Mirror(_) => self.source.is_gone(),
-            Effect::Tuned { side, .. } => self.side(*side).is_gone(),
-            Effect::NbdServer | Effect::Incoming | Effect::SocketFile(_) => self.destination.is_gone(),
-        }
-    }
-
-    /// Takes the guest's state for what it is to be wherever the migration ends. Only while none of our commands has stopped
-    /// it.
-    pub(crate) async fn look_again(&mut self) {
-        match self.source.ask(&qmp::query_status {}).await.map(|status| status.status) {
-            Ok(RunState::Running) => self.was_running = true,
-            Ok(RunState::Paused) => self.was_running = false,
-            // what to make of anything else is told by what comes next
-            Ok(_) | Err(_) => {}
-        }
-    }
-
-    /// How long the guest has stood still: since its STOP where that was seen, and else since `found`.
-    pub(crate) fn stood(&self, found: Moment) -> Duration {
-        let told = self.source.observed().stands_since();
-        told.map_or(found.elapsed(), |told| told.elapsed().max(found.elapsed()))
-    }
-
-    /// One of the two.
-    pub(crate) fn side(&self, side: Side) -> &Process {
-        match side {
-            Side::Source => &self.source,
-            Side::Destination => &self.destination,
-        }
-    }
-}
-
-/// Removes a socket's file; that there is none is fine.
-pub(crate) fn remove_socket(path: &Path, leftovers: &mut Vec<String>) {
+/// Removes a socket's file, and names it where that cannot be done; that there is none is fine.
+pub(crate) fn remove_socket(path: &Path) -> Option<String> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => leftovers.push(format!("{}: {error}", path.display())),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Some(format!("{}: {error}", path.display())),
+        _ => None,
     }
 }
 
 /// Sees to it that a guest that ran runs again: QEMU resumes it by itself after a cancelled migration, as a rule.
-async fn resume(sides: &QemuPair, may_resume: Option<&DestinationCannotRun>) -> Result<(), ProcessError> {
-    let source = &sides.source;
-    let Some(proof) = may_resume.filter(|_| sides.was_running) else { return Ok(()) };
-    if is_as_before(sides).await {
+async fn resume(
+    source: &Process,
+    guest: &GuestIntent,
+    may_resume: Option<&DestinationCannotRun>,
+) -> Result<(), ProcessError> {
+    let Some(proof) = may_resume.filter(|_| guest.wants_running()) else { return Ok(()) };
+    if is_as_before(source, guest).await {
         return Ok(());
     }
-    let resumed = |seen: &crate::qemu::Observed| seen.runs_again().then_some(());
+    let resumed = |seen: &Observed| seen.runs_again().then_some(());
     let run = source.ask(&qmp::query_status {}).await?.status;
     if run == RunState::InMigrate {
-        // one that waits for a guest is not the one that had it
+        // a QEMU that waits for a guest is not the one that had it
         let at = source.name().clone();
         return Err(ProcessError::Late { at, what: "guest that it had", waited: Duration::ZERO });
     }
@@ -219,27 +253,18 @@ async fn resume(sides: &QemuPair, may_resume: Option<&DestinationCannotRun>) -> 
     exchange::resume_source(source, proof).await
 }
 
-async fn is_as_before(sides: &QemuPair) -> bool {
-    match sides.source.ask(&qmp::query_status {}).await.map(|answer| answer.status) {
-        Ok(RunState::Running) => sides.was_running,
-        // a paused guest whose migration completed, to a destination that is dead now
-        Ok(RunState::Paused | RunState::PostMigrate) => !sides.was_running,
-        _ => false,
-    }
+async fn is_as_before(source: &Process, guest: &GuestIntent) -> bool {
+    source.ask(&qmp::query_status {}).await.is_ok_and(|answer| guest.is_as_before(&answer.status))
 }
 
 /// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.
-pub(crate) fn unseen(sides: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
-    let (side, what) = match effect {
-        Effect::Tuned { side, .. } => (*side, "migration capabilities and parameters"),
-        Effect::Incoming => (Side::Destination, "an incoming migration"),
-        _ => return None,
-    };
-    Some(format!("{}: {what} ({})", sides.side(side).name(), describe(why)))
+pub(crate) fn hidden_leftover(pair: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
+    let traits = effect.traits();
+    traits.hidden_leftover.map(|what| format!("{}: {what} ({})", pair.side(traits.side).name(), describe(why)))
 }
 
-/// A migration that could not be cancelled: it would stop the guest yet.
-async fn under_way(source: &Process) -> Option<String> {
+/// A migration that could not be cancelled: QEMU would stop the guest yet.
+async fn migration_under_way(source: &Process) -> Option<String> {
     // a source that does not answer is named by `left_behind`
     let status = source.ask(&qmp::query_migrate {}).await.ok()?.status.filter(|status| !status.is_over())?;
     Some(format!("{}: the migration is under way ({status})", source.name()))
@@ -250,7 +275,8 @@ async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError
     allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
 }
 
-/// Whether a destination runs the guest, or has all of it: someone else passed it on, after our engine had died or past it.
+/// Whether a destination runs the guest, or has all of it: somebody else handed it over, after this engine had died or past
+/// it.
 async fn has_the_guest(destination: &Process) -> bool {
     let asked = async { try_join!(destination.ask(&qmp::query_status {}), destination.ask(&qmp::query_migrate {})) };
     match timeout(LOOK, asked).await {
@@ -261,8 +287,8 @@ async fn has_the_guest(destination: &Process) -> bool {
     }
 }
 
-/// Ends a destination that was told to listen: it listens once, so it can take no other migration, and part of a guest
-/// may be in it that nobody must start. One that does not do as it is told, being frozen, is ended all the same where it is a
+/// Ends a destination that was told to listen: QEMU listens once, so it can take no other migration, and part of a guest may
+/// be in it that nobody must start. A destination that does not do as it is told, being frozen, is killed where it is a
 /// process of this host.
 async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
     if destination.has_ended().await {
@@ -272,7 +298,7 @@ async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessErr
     tokio::pin!(told);
     let told = tokio::select! {
         told = &mut told => Some(told),
-        // an end that its answer does not survive
+        // QEMU may exit before it answers `quit`
         () = destination.ended() => return Ok(()),
         () = sleep(QUIT) => None,
     };
@@ -294,8 +320,8 @@ fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
     }
 }
 
-/// Asks one side what of ours is there.
-pub(crate) async fn ours(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
+/// Asks one side what is there that an engine made.
+pub(crate) async fn own_leftovers(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
     let (jobs, nodes, exports) = try_join!(
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
@@ -307,8 +333,8 @@ pub(crate) async fn ours(process: &Process) -> Result<Vec<Leftover>, ProcessErro
 /// The same in words.
 async fn left_behind(process: &Process) -> Vec<String> {
     let name = process.name();
-    match ours(process).await {
-        Ok(ours) => ours.iter().map(|left| format!("{name}: {left}")).collect(),
+    match own_leftovers(process).await {
+        Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
         Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
     }
 }

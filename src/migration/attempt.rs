@@ -1,0 +1,67 @@
+//! What has come of one migration so far: what was changed, what the guest's owner wants, and the figures of the outcome.
+
+use super::{Failure, guest::GuestIntent, intents::IntentLog};
+use crate::{
+    convergence::History,
+    handover::ownership::BeforeContinue,
+    memory::tuning::Throttling,
+    progress::{Clock, Estimate, Ledger, RamOutcome, Reporter},
+};
+use std::collections::BTreeMap;
+
+/// What has come of a migration so far.
+pub(crate) struct Attempt {
+    /// What was changed, and the journal that says so.
+    pub(crate) log: IntentLog,
+    /// What the guest's owner wants of the guest.
+    pub(crate) guest: GuestIntent,
+    pub(crate) ledger: Ledger,
+    pub(crate) ram: RamOutcome,
+    /// The journal says that the guest may have been handed over.
+    pub(crate) given: bool,
+    /// What allows the source to be resumed; gone once `migrate-continue` was sent.
+    pub(crate) before_continue: Option<BeforeContinue>,
+    /// Bytes that each mirror copied, by its job.
+    pub(crate) copied: BTreeMap<String, u64>,
+    /// QEMU's own figure for the downtime, milliseconds.
+    pub(crate) downtime: Option<u64>,
+    /// What could not be removed.
+    pub(crate) leftovers: Vec<String>,
+    /// What the controller knew when the guest was stopped.
+    pub(crate) history: Option<History>,
+    /// What was foretold before the migration began, where that was asked for.
+    pub(crate) predicted: Option<Estimate>,
+    /// How QEMU can slow the guest down.
+    pub(crate) throttling: Throttling,
+}
+
+impl Attempt {
+    pub(crate) fn new(log: IntentLog, guest: GuestIntent, clock: Clock) -> Self {
+        Self {
+            log,
+            guest,
+            ledger: Ledger::new(clock),
+            ram: RamOutcome::default(),
+            given: false,
+            before_continue: None,
+            copied: BTreeMap::new(),
+            downtime: None,
+            leftovers: Vec::new(),
+            history: None,
+            predicted: None,
+            throttling: Throttling::None,
+        }
+    }
+
+    /// Journals whether the guest is to run, where its owner has changed that; the record is on its way when this returns.
+    pub(crate) fn journal_guest(&mut self) -> impl Future<Output = Result<(), Failure>> + use<> {
+        let change = self.guest.take_change();
+        self.log.guest(change)
+    }
+
+    /// The same on the way back, which no journal holds up.
+    pub(crate) async fn journal_guest_on_the_way_back(&mut self, report: &Reporter) {
+        let change = self.guest.take_change();
+        self.log.guest_on_the_way_back(change, report).await;
+    }
+}

@@ -1,0 +1,48 @@
+//! What does not change while one migration runs: what was asked for, who is told, and how to reach the monitors again.
+
+use super::{Settings, intents::Records, runtime_dir};
+use crate::{
+    endpoint::Address,
+    progress::{Reporter, Side},
+    qmp::Recorder,
+};
+use tokio::{sync::watch, time::Instant};
+
+/// What every phase and the way back work with.
+pub(crate) struct Context {
+    pub(crate) settings: Settings,
+    pub(crate) report: Reporter,
+    /// Turns true, or closes, when the user cancels.
+    pub(crate) cancel: watch::Receiver<bool>,
+    /// When the migration was started; the timeout counts from here.
+    pub(crate) began: Instant,
+    /// Where the monitors are.
+    pub(crate) monitors: Monitors,
+    /// What is journalled, also where no file is kept.
+    pub(crate) records: Records,
+}
+
+/// Where a monitor that closed can be dialled again: nowhere where the embedder made the connection.
+#[derive(Debug, Default)]
+pub(crate) struct Monitors {
+    pub(crate) source: Option<Address>,
+    pub(crate) destination: Option<Address>,
+    pub(crate) recorder: Option<Recorder>,
+}
+
+impl Monitors {
+    /// The address of one side's monitor.
+    pub(crate) fn address(&self, side: Side) -> Option<&Address> {
+        match side {
+            Side::Source => self.source.as_ref(),
+            Side::Destination => self.destination.as_ref(),
+        }
+    }
+}
+
+impl Context {
+    /// Takes a socket that QEMU has just made in the runtime directory from everyone but its owner.
+    pub(crate) fn keep_private(&self, address: &Address) {
+        runtime_dir::keep_private(&self.settings.runtime_dir, address);
+    }
+}

@@ -1,0 +1,33 @@
+//! How the time of a switchover is divided: what each step may take, so that enough is left for the way back.
+//!
+//! The whole is [`Settings::switchover_limit`](super::Settings::switchover_limit), counted from the guest's STOP.
+
+use super::{context::Context, guest::GuestIntent, pair::QemuPair};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The part after which a source that answers nothing is taken to hang.
+pub(crate) const HANGS: f64 = 0.25;
+/// The part by which every mirror must have ended.
+pub(crate) const SETTLED: f64 = 0.35;
+/// The part by which every export must be closed and `migrate-continue` sent.
+pub(crate) const DISENGAGED: f64 = 0.4;
+/// The part by which the destination must have the guest.
+pub(crate) const ARRIVED: f64 = 0.45;
+/// The part by which the guest must run on the destination.
+pub(crate) const STARTED: f64 = 0.55;
+/// The part that a fence command may take.
+pub(crate) const FENCED: f64 = 0.3;
+
+/// What is left of a part of the switchover's time, counted from the guest's STOP. A guest that its owner paused has no
+/// time that runs out, and may have stood for hours.
+pub(crate) fn left(context: &Context, pair: &QemuPair, guest: &GuestIntent, part: f64) -> Duration {
+    let stop = pair.source.observed().stands_since().filter(|_| guest.wants_running());
+    let stood = stop.map_or(Duration::ZERO, |stop| stop.elapsed());
+    context.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
+}
+
+/// When that part is over.
+pub(crate) fn by(context: &Context, pair: &QemuPair, guest: &GuestIntent, part: f64) -> Instant {
+    Instant::now() + left(context, pair, guest, part)
+}

@@ -1,0 +1,108 @@
+//! How a run ends, in the journal and in the outcome.
+
+use super::{Failure, attempt::Attempt, context::Context, record::Ended, work_order::Route};
+use crate::{
+    convergence::DiskEstimate,
+    progress::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
+    storage::layout::Pair,
+};
+
+/// The end of a run, without its figures.
+pub(crate) struct End {
+    pub(crate) ending: Ending,
+    pub(crate) runs_on: RunsOn,
+    pub(crate) reason: Option<Reason>,
+}
+
+/// What a person is to do where nothing is proved.
+pub(crate) const NOT_PROVED: &str =
+    "neither side is proved to have the guest: ask both with query-status before you send cont to one";
+
+/// An end where something is not proved, and nothing more is done.
+pub(crate) struct Unproved {
+    pub(crate) runs_on: RunsOn,
+    pub(crate) reason: Reason,
+}
+
+impl From<Unproved> for End {
+    fn from(Unproved { runs_on, reason }: Unproved) -> Self {
+        Self { ending: Ending::Undetermined, runs_on, reason: Some(reason) }
+    }
+}
+
+/// The end where nothing is proved, with what a person is to find out.
+pub(crate) fn undetermined(failure: &Failure, advice: &str) -> End {
+    let mut reason = failure.reason();
+    reason.message = format!("{}; {advice}", reason.message);
+    Unproved { runs_on: RunsOn::Unknown, reason }.into()
+}
+
+/// Ends the journal, and gives the outcome.
+pub(crate) async fn conclude(context: &Context, route: &Route, end: End, attempt: Attempt) -> Outcome {
+    let outcome = outcome(context, route, end, &attempt);
+    let ended = Ended {
+        outcome: outcome.outcome,
+        runs_on: outcome.runs_on,
+        reason: outcome.reason.clone(),
+        leftovers: outcome.leftovers.clone(),
+    };
+    attempt.log.end(ended, &context.report).await;
+    outcome
+}
+
+/// The outcome of a run with its figures.
+pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Attempt) -> Outcome {
+    let (ledger, blackout_ms) = attempt.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
+    let known = attempt.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
+    let latency = |pair: &Pair, of: fn(&DiskEstimate) -> Option<f64>| {
+        known.get(pair.source.name()).and_then(of).map(|ms| (ms * 1000.0).round() as u64)
+    };
+    let disk = |pair: &Pair| DiskOutcome {
+        source: pair.source.name().to_owned(),
+        destination: pair.destination.name().to_owned(),
+        bytes_copied: attempt.copied.get(&pair.names.job).copied().unwrap_or(0),
+        virtual_size: pair.source.virtual_size,
+        mode: pair.mode.as_str(),
+        write_latency_us: latency(pair, |disk| disk.latency_before),
+        write_blocking_latency_us: latency(pair, |disk| disk.latency_since),
+    };
+    Outcome {
+        outcome: end.ending,
+        runs_on: end.runs_on,
+        reason: end.reason,
+        total_ms: context.report.elapsed_ms(),
+        ledger_clock: blackout_ms.map(|_| attempt.ledger.clock()),
+        blackout_ms,
+        qemu_downtime_ms: attempt.downtime,
+        ledger,
+        disks: route.pairs.iter().map(disk).collect(),
+        ram: attempt.ram.clone(),
+        predicted: attempt.predicted.clone(),
+        leftovers: attempt.leftovers.clone(),
+    }
+}
+
+/// The outcome of a migration that was never begun.
+pub(crate) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
+    tracing::debug!(error = describe(failure), "nothing was changed");
+    let (ending, seen) = match failure {
+        Failure::Cancelled => (Ending::Cancelled, true),
+        Failure::Refused { on_source, .. } => (Ending::Refused, *on_source),
+        _ => (Ending::Refused, false),
+    };
+    Outcome {
+        outcome: ending,
+        // a guest that was not looked at, or is not on the source, is not claimed to be
+        runs_on: if seen { RunsOn::Source } else { RunsOn::Unknown },
+        reason: Some(failure.reason()),
+        total_ms: report.elapsed_ms(),
+        blackout_ms: None,
+        qemu_downtime_ms: None,
+        ledger: Vec::new(),
+        ledger_clock: None,
+        disks: Vec::new(),
+        ram: RamOutcome::default(),
+        predicted: None,
+        leftovers: Vec::new(),
+    }
+}

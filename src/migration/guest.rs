@@ -1,0 +1,357 @@
+//! What the guest's owner wants of the guest: that it runs where the migration ends, or stays as it stands.
+//!
+//! Pure. QEMU tells by run states and by STOP and RESUME how the guest stands; this file tells a stop by the guest's owner,
+//! or by the guest itself, from the stop that QEMU makes for the migration. A guest that its owner paused, or that has
+//! panicked, powered off or met a disk error, must never be sent `cont`.
+
+use crate::{
+    progress::Moment,
+    qemu::{Observed, reply::RunState},
+};
+
+/// How the guest stands, QEMU's own stop for the migration aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stance {
+    /// The guest runs.
+    Runs,
+    /// The guest's owner has paused the guest.
+    Paused,
+    /// The guest has stopped by itself; the run state says why.
+    Halted(RunState),
+}
+
+impl Stance {
+    /// Reads a run state. `None` for a state that QEMU is in for the sake of a migration, or that nobody knows: such a
+    /// state says nothing of the guest's owner.
+    fn read(run: &RunState) -> Option<Self> {
+        match run {
+            RunState::Running => Some(Self::Runs),
+            RunState::Paused => Some(Self::Paused),
+            RunState::Shutdown
+            | RunState::GuestPanicked
+            | RunState::IoError
+            | RunState::Watchdog
+            | RunState::Suspended
+            | RunState::InternalError => Some(Self::Halted(run.clone())),
+            RunState::InMigrate
+            | RunState::FinishMigrate
+            | RunState::PostMigrate
+            | RunState::Prelaunch
+            | RunState::Other(_) => None,
+        }
+    }
+}
+
+/// What the guest's owner wants, as far as the source has told.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestIntent {
+    /// How the guest stood when it was last asked before RAM was sent; once the guest is stopped for the switchover, how
+    /// it is to stand where the migration ends.
+    stance: Stance,
+    /// The guest's last RESUME before RAM was sent.
+    resumed_before: Option<Moment>,
+    /// The guest stood still when RAM was begun, and its owner has resumed it since.
+    resumed: bool,
+    /// The STOP by which the guest's owner, or the guest itself, has stopped the guest while RAM is sent.
+    stopped_by_owner: Option<Moment>,
+    /// The STOP that is taken for QEMU's own, made for the switchover.
+    stopped_by_qemu: Option<Moment>,
+    /// What the journal says.
+    journalled: bool,
+}
+
+impl GuestIntent {
+    /// The intent that the preflight saw, which the journal begins with.
+    pub(crate) fn new(run: &RunState) -> Self {
+        Self::with(Stance::read(run).unwrap_or(Stance::Paused))
+    }
+
+    /// The intent that a journal ends with.
+    pub(crate) fn from_journal(runs: bool) -> Self {
+        Self::with(if runs { Stance::Runs } else { Stance::Paused })
+    }
+
+    fn with(stance: Stance) -> Self {
+        let journalled = stance == Stance::Runs;
+        Self { stance, resumed_before: None, resumed: false, stopped_by_owner: None, stopped_by_qemu: None, journalled }
+    }
+
+    /// Whether the guest is to run where the migration ends, as far as it was taken in.
+    pub(crate) fn wants_running(&self) -> bool {
+        self.runs_at_heart() && self.stopped_by_owner.is_none()
+    }
+
+    /// The same, with the newest events.
+    pub(crate) fn is_to_run(&self, seen: &Observed) -> bool {
+        let is_stopped = self.stopped_by_owner.is_some() && self.stopped_by_owner == seen.stands_since();
+        (self.runs_at_heart() || self.has_resumed(seen)) && !is_stopped
+    }
+
+    /// Takes in a run state. Only while none of the engine's commands has stopped the guest.
+    pub(crate) fn look(&mut self, run: &RunState) {
+        if let Some(stance) = Stance::read(run) {
+            (self.stance, self.resumed, self.stopped_by_owner) = (stance, false, None);
+        }
+    }
+
+    /// Takes in that the guest was found running after the engine had seen it stand still.
+    pub(crate) fn note_resume(&mut self) {
+        self.resumed |= self.stance != Stance::Runs;
+    }
+
+    /// Begins to follow the source's events, just before RAM is sent and before the guest is asked for the last time:
+    /// copying disks can take hours, in which its owner may have paused or resumed the guest.
+    pub(crate) fn begin_memory(&mut self, seen: &Observed) {
+        self.resumed_before = seen.resumed;
+        (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
+    }
+
+    /// Takes in the source's events while RAM is sent. Whether `query-status` must be asked: a guest that stands still is
+    /// asked each time, since events are hints, and the stop may be its owner's as well as QEMU's.
+    pub(crate) fn follow(&mut self, seen: &Observed) -> bool {
+        if self.has_resumed(seen) {
+            self.resumed = true;
+        }
+        let runs = self.runs_at_heart();
+        let stop = seen.stands_since().filter(|_| runs);
+        if self.stopped_by_owner != stop {
+            self.stopped_by_owner = None;
+        }
+        if self.stopped_by_qemu != stop {
+            self.stopped_by_qemu = None;
+        }
+        !runs || (stop.is_some() && ![self.stopped_by_owner, self.stopped_by_qemu].contains(&stop))
+    }
+
+    /// Takes in the answer to the question that [`Self::follow`] asked for; `seen` is what was seen when it was asked.
+    pub(crate) fn answered(&mut self, run: &RunState, seen: &Observed) {
+        if !self.runs_at_heart() {
+            self.resumed = *run == RunState::Running;
+            return;
+        }
+        let stop = seen.stands_since();
+        match Stance::read(run) {
+            Some(Stance::Paused | Stance::Halted(_)) => self.stopped_by_owner = stop,
+            Some(Stance::Runs) | None => self.stopped_by_qemu = stop,
+        }
+    }
+
+    /// Whether the guest stands by QEMU's own stop for the switchover: the event `pre-switchover` is about to come.
+    pub(crate) fn is_stopped_by_qemu(&self) -> bool {
+        self.stopped_by_qemu.is_some()
+    }
+
+    /// Takes the last word: from here on the engine's own commands decide how the guest stands.
+    pub(crate) fn settle(&mut self, seen: &Observed) {
+        self.stance = match (self.is_to_run(seen), self.stance.clone()) {
+            (true, _) => Stance::Runs,
+            (false, Stance::Runs) => Stance::Paused,
+            (false, stance) => stance,
+        };
+        (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
+    }
+
+    /// Whether a run state is the one that the guest is to be left in on the source. A guest that was not to run also is
+    /// as it was where its migration completed (`postmigrate`) to a destination that is dead now.
+    pub(crate) fn is_as_before(&self, run: &RunState) -> bool {
+        match (self.wants_running(), Stance::read(run)) {
+            (true, stance) => stance == Some(Stance::Runs),
+            (false, None) => *run == RunState::PostMigrate,
+            (false, stance) => stance != Some(Stance::Runs),
+        }
+    }
+
+    /// What the journal is to be told, where it says something else; it counts as told from here on.
+    pub(crate) fn take_change(&mut self) -> Option<bool> {
+        let runs = self.wants_running();
+        (std::mem::replace(&mut self.journalled, runs) != runs).then_some(runs)
+    }
+
+    /// The guest's owner wants it to run, a stop since RAM was begun aside.
+    fn runs_at_heart(&self) -> bool {
+        self.stance == Stance::Runs || self.resumed
+    }
+
+    /// The guest's owner has resumed a guest that stood still before RAM was sent. QEMU itself resumes none of those.
+    fn has_resumed(&self, seen: &Observed) -> bool {
+        self.stance != Stance::Runs && (self.resumed || seen.resumed != self.resumed_before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::{Duration, Instant};
+
+    /// What the source's events have told: when the guest last stopped and resumed, in seconds.
+    fn seen(stopped: Option<u64>, resumed: Option<u64>) -> Observed {
+        let start = *START;
+        let moment = |second| Moment { local: start + Duration::from_secs(second), wall: Duration::from_secs(second) };
+        Observed { stopped: stopped.map(moment), resumed: resumed.map(moment), ..Observed::default() }
+    }
+
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+
+    const HALTED: [RunState; 6] = [
+        RunState::Shutdown,
+        RunState::GuestPanicked,
+        RunState::IoError,
+        RunState::Watchdog,
+        RunState::Suspended,
+        RunState::InternalError,
+    ];
+
+    fn states() -> Vec<RunState> {
+        let migrating =
+            [RunState::InMigrate, RunState::FinishMigrate, RunState::PostMigrate, RunState::Other("new".to_owned())];
+        [&[RunState::Running, RunState::Paused, RunState::Prelaunch][..], &HALTED, &migrating].concat()
+    }
+
+    #[test]
+    fn only_a_guest_that_runs_is_to_run() {
+        for run in states() {
+            assert_eq!(GuestIntent::new(&run).wants_running(), run == RunState::Running, "{run}");
+        }
+        assert!(GuestIntent::from_journal(true).wants_running());
+        assert!(!GuestIntent::from_journal(false).wants_running());
+    }
+
+    #[test]
+    fn a_state_of_the_migration_says_nothing_of_the_owner() {
+        for run in states() {
+            for before in [RunState::Running, RunState::Paused, RunState::GuestPanicked] {
+                let mut guest = GuestIntent::new(&before);
+                guest.look(&run);
+                let expected = match Stance::read(&run) {
+                    Some(stance) => stance == Stance::Runs,
+                    None => before == RunState::Running,
+                };
+                assert_eq!(guest.wants_running(), expected, "{before} then {run}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stop_while_ram_is_sent_is_its_owners_or_qemus() {
+        for (run, wants) in [
+            (RunState::Paused, false),
+            (RunState::IoError, false),
+            (RunState::GuestPanicked, false),
+            (RunState::FinishMigrate, true),
+            (RunState::Other("new".to_owned()), true),
+        ] {
+            let mut guest = GuestIntent::new(&RunState::Running);
+            guest.begin_memory(&seen(None, None));
+            assert!(!guest.follow(&seen(None, None)), "a guest that runs need not be asked");
+            let stop = seen(Some(1), None);
+            assert!(guest.follow(&stop), "a stop is asked about");
+            guest.answered(&run, &stop);
+            assert_eq!(guest.is_stopped_by_qemu(), wants, "{run}");
+            assert_eq!((guest.wants_running(), guest.is_to_run(&stop)), (wants, wants), "{run}");
+            assert!(!guest.follow(&stop), "and asked about once: {run}");
+            // a later stop is another
+            let again = seen(Some(3), Some(2));
+            assert!(guest.follow(&again) && guest.is_to_run(&again), "{run}");
+        }
+    }
+
+    #[test]
+    fn an_owner_who_resumes_wants_it_to_run() {
+        for (before, run) in [(RunState::Paused, true), (RunState::Suspended, true)] {
+            let mut guest = GuestIntent::new(&before);
+            let old = seen(Some(2), Some(1));
+            guest.begin_memory(&old);
+            assert!(guest.follow(&old), "a guest that stands still is asked each time");
+            guest.answered(&before, &old);
+            assert!(!guest.wants_running());
+            let resumed = seen(Some(2), Some(3));
+            assert_eq!(guest.is_to_run(&resumed), run, "an event tells before it was taken in");
+            guest.follow(&resumed);
+            assert_eq!(guest.take_change(), Some(true));
+            assert_eq!(guest.take_change(), None, "the journal is told once");
+            // the stop that follows is QEMU's own
+            let stop = seen(Some(4), Some(3));
+            assert!(guest.follow(&stop));
+            guest.answered(&RunState::FinishMigrate, &stop);
+            assert!(guest.is_stopped_by_qemu());
+            guest.settle(&stop);
+            assert!(guest.wants_running());
+        }
+        // where the event was lost the answer tells
+        let mut guest = GuestIntent::new(&RunState::Paused);
+        guest.begin_memory(&seen(None, None));
+        guest.answered(&RunState::Running, &seen(None, None));
+        assert!(guest.wants_running());
+    }
+
+    #[test]
+    fn a_pause_is_over_once_its_owner_resumes() {
+        let mut guest = GuestIntent::new(&RunState::Running);
+        guest.begin_memory(&seen(None, None));
+        let stop = seen(Some(1), None);
+        guest.follow(&stop);
+        guest.answered(&RunState::Paused, &stop);
+        assert_eq!(guest.take_change(), Some(false));
+        guest.follow(&seen(Some(1), Some(2)));
+        assert_eq!(guest.take_change(), Some(true));
+    }
+
+    #[test]
+    fn the_last_word_stays() {
+        let mut guest = GuestIntent::new(&RunState::Running);
+        guest.begin_memory(&seen(None, None));
+        let stop = seen(Some(1), None);
+        guest.follow(&stop);
+        guest.answered(&RunState::Paused, &stop);
+        guest.settle(&stop);
+        // QEMU resumes and stops as the way back goes: none of that is the owner's
+        assert!(!guest.wants_running() && guest.is_as_before(&RunState::Paused));
+        assert!(!guest.is_as_before(&RunState::Running));
+    }
+
+    #[test]
+    fn as_before_is_what_it_was() {
+        let running = GuestIntent::new(&RunState::Running);
+        for run in states() {
+            assert_eq!(running.is_as_before(&run), run == RunState::Running, "{run}");
+        }
+        for before in [&[RunState::Paused][..], &HALTED].concat() {
+            let guest = GuestIntent::new(&before);
+            assert!(guest.is_as_before(&before) && guest.is_as_before(&RunState::PostMigrate), "{before}");
+            for run in [RunState::Running, RunState::InMigrate, RunState::FinishMigrate] {
+                assert!(!guest.is_as_before(&run), "{before}, then {run}");
+            }
+        }
+    }
+
+    fn any_state() -> impl Strategy<Value = RunState> {
+        prop::sample::select(states())
+    }
+
+    proptest! {
+        /// Whatever is told in whatever order: a guest whose last answer says that it stopped by itself or by its owner is
+        /// not to run, until a RESUME or an answer `running`.
+        #[test]
+        fn a_guest_that_was_stopped_is_not_started(
+            before in any_state(),
+            answers in prop::collection::vec((any_state(), 0u64..4, 0u64..4), 0..12),
+            last in prop::sample::select([&[RunState::Paused][..], &HALTED].concat()),
+        ) {
+            let mut guest = GuestIntent::new(&before);
+            guest.begin_memory(&seen(None, None));
+            for (run, stopped, resumed) in answers {
+                let now = seen(Some(stopped), Some(resumed));
+                if guest.follow(&now) {
+                    guest.answered(&run, &now);
+                }
+            }
+            let stop = seen(Some(9), Some(8));
+            if guest.follow(&stop) {
+                guest.answered(&last, &stop);
+                guest.settle(&stop);
+                prop_assert!(!guest.wants_running());
+            }
+        }
+    }
+}

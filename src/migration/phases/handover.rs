@@ -1,0 +1,77 @@
+//! The handover: lets the source send the rest, waits for the guest to arrive, and starts it on the destination.
+//!
+//! Only a failure ends this phase early, and [`way_back::judge`](crate::migration::way_back::judge) finds out what it means.
+
+use crate::{
+    handover::{
+        exchange,
+        ownership::{DisksDisengaged, NotDisengaged, count_sent_pages},
+        verdict::ContKnowledge,
+    },
+    migration::{
+        Failure,
+        attempt::Attempt,
+        context::Context,
+        deadlines::{self, ARRIVED, STARTED},
+        pair::QemuPair,
+    },
+    progress::Mark,
+};
+use qapi::qmp;
+
+/// A failure of the handover, and what may have been done by then.
+pub(crate) struct HandoverFailure {
+    pub(crate) failure: Failure,
+    /// What is known of `cont`, where `migrate-continue` may have had an effect. `None` where it had none: the way back is
+    /// as before.
+    pub(crate) given: Option<ContKnowledge>,
+}
+
+impl HandoverFailure {
+    fn new(failure: impl Into<Failure>, given: Option<ContKnowledge>) -> Self {
+        Self { failure: failure.into(), given }
+    }
+}
+
+/// Hands the guest over.
+pub(crate) async fn hand_over(
+    context: &Context,
+    pair: &QemuPair,
+    disengaged: DisksDisengaged,
+    attempt: &mut Attempt,
+) -> Result<(), HandoverFailure> {
+    let QemuPair { source, destination } = pair;
+    // the question is on its way before `migrate-continue`, which does not wait for its answer
+    let asked = attempt.ram.postcopy.then(|| source.ask(&qmp::query_migrate {}));
+    let before = attempt.before_continue.take().ok_or(NotDisengaged::Continued);
+    let before = before.map_err(|error| HandoverFailure::new(error, Some(ContKnowledge::Sent)))?;
+    let (continued, without_effect) = exchange::relinquish(source, disengaged, before);
+    let sent = match asked {
+        Some(asked) => asked.await.ok().as_ref().and_then(count_sent_pages),
+        None => None,
+    };
+    let deadline = deadlines::by(context, pair, &attempt.guest, ARRIVED);
+    let arrival = tokio::select! {
+        biased;
+        (error, before) = without_effect => {
+            attempt.before_continue = Some(before);
+            return Err(HandoverFailure::new(error, None));
+        }
+        arrival = exchange::await_arrival(source, destination, continued, deadline, sent) => arrival,
+    };
+    let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(ContKnowledge::Never)))?;
+    attempt.ledger.mark(Mark::SourceCompleted, arrival.sent);
+    attempt.ledger.mark(Mark::DestinationCompleted, arrival.loaded);
+    // postcopy that was asked for need not have come about: QEMU completes at once where little is left
+    attempt.ram.postcopy = arrival.postcopy;
+    if attempt.guest.wants_running() {
+        let deadline = deadlines::by(context, pair, &attempt.guest, STARTED);
+        let started = exchange::start_guest(destination, arrival.proof, deadline).await;
+        let resumed = started.map_err(|error| {
+            let cont = ContKnowledge::Never.take_answer(error.is_refusal());
+            HandoverFailure::new(error, Some(cont))
+        })?;
+        attempt.ledger.mark(Mark::Resume, resumed);
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! The switchover: with the guest stopped, settles the mirrors and closes the exports.
+//!
+//! Nothing is asked beforehand. That a mirror is ready and the destination alive would only foretell what the answers of
+//! this phase prove: a mirror that was not ready does not conclude well, and a dead destination closes no export.
+
+use crate::{
+    convergence::{PendingRest, keep_budget},
+    handover::ownership::DisksDisengaged,
+    migration::{
+        Failure,
+        attempt::Attempt,
+        context::Context,
+        deadlines::{self, SETTLED},
+        pair::QemuPair,
+        record::Record,
+        work_order::Route,
+    },
+    progress::{Mark, Moment},
+    qemu::reply::Migration,
+    quantity::Bytes,
+    storage::{export, mirror},
+};
+use qapi::qmp;
+use tokio::try_join;
+
+/// Settles every mirror and closes every export, and proves it.
+pub(crate) async fn disengage(
+    context: &Context,
+    pair: &QemuPair,
+    route: &Route,
+    stopped: Moment,
+    attempt: &mut Attempt,
+) -> Result<DisksDisengaged, Failure> {
+    let QemuPair { source, destination } = pair;
+    // The records are on their way already here: the disk takes a while to keep them, and the mirrors a while to settle.
+    attempt.given = true;
+    let guest = attempt.journal_guest();
+    let given = attempt.log.write(Record::Given);
+    let given = async { try_join!(guest, given) };
+    if route.pairs.is_empty() {
+        attempt.ledger.mark(Mark::PreSwitchover, stopped);
+        let rest = source.ask(&qmp::query_migrate {}).await?;
+        ask_for_budget(context, pair, stopped, rest, attempt)?;
+        given.await?;
+        return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &[])?);
+    }
+    let settled = mirror::settle(source, &route.pairs, deadlines::left(context, pair, &attempt.guest, SETTLED));
+    let rest = source.ask(&qmp::query_migrate {});
+    attempt.ledger.mark(Mark::PreSwitchover, stopped);
+    attempt.ledger.mark(Mark::SettleSent, Moment::now());
+    if let Some(last) = settled.await? {
+        attempt.ledger.mark(Mark::MirrorsSettled, last);
+    }
+    let (jobs, exports) = try_join!(source.ask(&qmp::query_jobs {}), export::stop_server(destination))?;
+    attempt.ledger.mark(Mark::ExportsGone, Moment::now());
+    attempt.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
+    let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
+    let disengaged = DisksDisengaged::prove(mirrors, &jobs.0, &exports)?;
+    given.await?;
+    ask_for_budget(context, pair, stopped, rest.await?, attempt)?;
+    Ok(disengaged)
+}
+
+/// Refuses to go on where the blackout would exceed the budget. This is the last chance to ask: the end of the mirrors is
+/// measured by now, and how much of RAM is left is known.
+fn ask_for_budget(
+    context: &Context,
+    pair: &QemuPair,
+    stopped: Moment,
+    rest: Migration,
+    attempt: &Attempt,
+) -> Result<(), Failure> {
+    let Some(history) = attempt.history.as_ref().filter(|_| attempt.guest.wants_running()) else { return Ok(()) };
+    // with postcopy the rest of RAM follows when the guest runs again
+    let remaining = rest.ram.filter(|_| !attempt.ram.postcopy).map_or(0, |ram| ram.remaining);
+    let rest = PendingRest::Memory(Bytes(remaining));
+    Ok(keep_budget(&context.settings.policy, history, pair.stood(stopped), rest).map(drop)?)
+}
