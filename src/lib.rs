@@ -45,7 +45,7 @@
 //! # The right backing file
 //!
 //! `sync=top` sends what the overlay holds; all else the guest reads from the destination's own backing file. So that one is
-//! proved to be the source's (`storage::identity`), read on both sides through exports that are closed again
+//! proved to be the source's (`storage::verify::identity`), read on both sides through exports that are closed again
 //! (`preflight::contents`), and the image that is written to is proved to be empty.
 //!
 //! # Layers
@@ -123,8 +123,8 @@ pub use progress::{
 pub use qmp::Recorder;
 pub use quantity::{Bytes, QuantityError, Rate};
 pub use storage::{
-    identity::Proof,
-    layout::{Selection, Storage},
+    model::layout::{Selection, Storage},
+    verify::identity::Proof,
 };
 
 /// The rooms behind the public face, for the tests, fuzz targets and tools of this repository alone. Anything in here

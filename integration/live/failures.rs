@@ -9,7 +9,7 @@ use qferry::internals::{
     migration::Migration,
     progress::{Ending, Kind, Phase},
     quantity::Rate,
-    storage::identity::Proof,
+    storage::verify::identity::Proof,
 };
 use qferry_bed::{DiskSpec, Guest, Pair, Side, Spec};
 use std::time::{Duration, Instant};

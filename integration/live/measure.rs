@@ -6,7 +6,7 @@ use qferry::internals::{
     migration::{Builder, Failure, Plan, Settings},
     preflight::{checks::Severity, measured::Measured},
     quantity::Rate,
-    storage::identity::Proof,
+    storage::verify::identity::Proof,
 };
 use qferry_bed::{Done, Guest, Pair, Side, Spec, Style, Workload, free_port};
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use super::{
     bare::{Bare, disk, incoming},
     support::block_on,
 };
-use qferry::internals::{endpoint::Address, progress::Side, qemu::ProcessError, storage::view::View};
+use qferry::internals::{endpoint::Address, progress::Side, qemu::ProcessError, storage::verify::read_export::View};
 use qferry_bed::Build;
 use serde_json::json;
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, path::Path};

@@ -9,9 +9,11 @@ use crate::{
     prepare::{PopulateMode, ProvisionSettings},
     quantity::Rate,
     storage::{
-        identity::Proof,
-        layout::{Selection, Storage},
-        place::Places,
+        model::{
+            layout::{Selection, Storage},
+            path_map::Places,
+        },
+        verify::identity::Proof,
     },
 };
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};

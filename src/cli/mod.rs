@@ -7,6 +7,7 @@ mod log;
 mod migrate;
 mod prepare;
 mod render;
+mod shell;
 mod signals;
 mod tree;
 

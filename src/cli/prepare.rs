@@ -1,10 +1,9 @@
 //! `qferry prepare`.
 
-use super::{args, failed, render, signals::Signals};
+use super::{args, failed, render, shell, signals::Signals};
 use crate::{
     prepare::{Action, Builder, Prepared, Preparedness, Provision, Step, StepState},
     quantity::Bytes,
-    storage::shell,
 };
 use std::{
     io::{self, Write},

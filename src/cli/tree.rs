@@ -4,8 +4,8 @@ use crate::{
     migration::{Chains, Plan},
     quantity::Bytes,
     storage::{
-        chain::{Chain, Layer},
-        identity::{By, Comparison, Verdict},
+        model::chain::{Chain, Layer},
+        verify::identity::{By, Comparison, Verdict},
     },
 };
 

@@ -33,11 +33,13 @@ use crate::{
     progress::{Clock, Moment, Phase, describe},
     qemu::{Process, reply::RunState},
     storage::{
-        ceiling::Ceiling,
-        clean,
-        compare::How,
-        identity::{By, Comparison, Proof, Verdict},
-        layout::Disk,
+        files::rate_limit::Ceiling,
+        mirror::cleanup,
+        model::layout::Disk,
+        verify::{
+            comparison::How,
+            identity::{By, Comparison, Proof, Verdict},
+        },
     },
 };
 use std::{sync::Arc, time::Duration};
@@ -177,7 +179,7 @@ async fn remove_leftovers(
         for left in &facts.leftovers {
             context.report.action("clean", format!("{}: {left} is of an earlier try", facts.name));
         }
-        clean::remove(process, &facts.leftovers).await?;
+        cleanup::remove(process, &facts.leftovers).await?;
     }
     Ok(true)
 }

@@ -4,7 +4,7 @@ use super::{Failure, attempt::Attempt, context::Context, record::Ended, work_ord
 use crate::{
     convergence::DiskEstimate,
     progress::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
-    storage::layout::Pair,
+    storage::model::layout::Pair,
 };
 
 /// The end of a run, without its figures.

@@ -7,7 +7,10 @@ use crate::{
     progress::{Reason, describe},
     qemu::{Gone, Name, ProcessError},
     qmp::ExecuteError,
-    storage::{mirror::MirrorError, partial::PartialError, populate::PopulateError, qemu_img::ImgError},
+    storage::{
+        files::{layer_copy::PopulateError, qemu_img::ImgError, unpublished_file::PartialError},
+        mirror::mirror_job::MirrorError,
+    },
 };
 use std::{error::Error, time::Duration};
 use thiserror::Error;

@@ -15,7 +15,7 @@ use crate::{
     progress::{Kind, Outcome, Reporter},
     qmp::Recorder,
     quantity::Rate,
-    storage::{identity::Proof, layout::Storage},
+    storage::{model::layout::Storage, verify::identity::Proof},
 };
 use std::{path::PathBuf, time::Duration};
 use tokio::{sync::watch, time::Instant};

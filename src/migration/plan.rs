@@ -19,10 +19,12 @@ use crate::{
     progress::Estimate,
     qemu::{Features, reply::RunState},
     storage::{
-        bitmaps,
-        chain::Chain,
-        identity::Comparison,
-        layout::{self, Disk, Mode, Pair, Storage},
+        model::{
+            bitmaps,
+            chain::Chain,
+            layout::{self, Disk, Mode, Pair, Storage},
+        },
+        verify::identity::Comparison,
     },
 };
 use serde::Serialize;

@@ -8,7 +8,7 @@ use crate::{
     endpoint::{Address, Identity},
     journal::Fold,
     progress::{Ending, Reason, RunsOn},
-    storage::layout::Pair,
+    storage::model::layout::Pair,
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};

@@ -5,7 +5,7 @@ use crate::{
     endpoint::Address,
     memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
-    storage::{identity::Proof, layout::Selection},
+    storage::{model::layout::Selection, verify::identity::Proof},
 };
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 

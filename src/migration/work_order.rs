@@ -8,7 +8,7 @@ use crate::{
     endpoint::Address,
     progress::Estimate,
     qemu::Features,
-    storage::layout::Pair,
+    storage::model::layout::Pair,
 };
 
 /// Bytes that a sender's kernel takes of a stream that is faster than the link, by Linux's default of `tcp_wmem`: 20 ms at

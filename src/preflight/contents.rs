@@ -12,11 +12,13 @@ use crate::{
     progress::{Reporter, describe},
     qemu::{Process, ProcessError},
     storage::{
-        ceiling::Ceiling,
-        compare::{self, How, Open},
-        identity::{By, Comparison, Image, Twin, Verdict},
-        kept::Place,
-        view::View,
+        files::rate_limit::Ceiling,
+        verify::{
+            comparison::{self, How, Open},
+            digest_cache::Place,
+            identity::{By, Comparison, Image, Twin, Verdict},
+            read_export::View,
+        },
     },
 };
 use serde::Serialize;
@@ -251,7 +253,7 @@ async fn pair(
         Ok((source, destination)) => {
             let source = Open { image: &twin.source, client: &source, place: ours };
             let destination = Open { image: &twin.destination, client: &destination, place: theirs };
-            compare::compare(twin, source, destination, how, ceiling, report).await
+            comparison::compare(twin, source, destination, how, ceiling, report).await
         }
         Err(why) => unproved(twin, why),
     }

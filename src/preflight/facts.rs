@@ -6,9 +6,11 @@ use crate::{
         reply::{BlockDevice, BlockGraph, BlockNode, Migration, RunState},
     },
     storage::{
-        chain::{Chain, Graph, Layer},
-        layout::Disk,
-        leftover::{self, Leftover},
+        mirror::leftover::{self, Leftover},
+        model::{
+            chain::{Chain, Graph, Layer},
+            layout::Disk,
+        },
     },
 };
 use files::File;

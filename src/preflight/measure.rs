@@ -15,7 +15,7 @@ use crate::{
         reply::{BlockStats, RunState},
     },
     quantity::Rate,
-    storage::{layout::Disk, probe},
+    storage::{mirror::link_probe, model::layout::Disk},
 };
 use qapi::qmp;
 use std::{
@@ -224,7 +224,7 @@ async fn bandwidth(
     report: &Reporter,
     cancelled: impl Future<Output = ()>,
 ) -> Result<Option<Rate>, String> {
-    let (samples, closed) = probe::run(source, destination, address, measured::is_probed, cancelled).await;
+    let (samples, closed) = link_probe::run(source, destination, address, measured::is_probed, cancelled).await;
     if let Err(error) = closed {
         let why = describe(&error);
         report.warn("probe-not-closed", format!("what was opened to send a probe may still be there: {why}"));

@@ -6,7 +6,7 @@ use super::checks::{Finding, Severity, finding};
 use crate::{
     qemu::reply::BlockStats,
     quantity::{Bytes, Rate},
-    storage::layout::Disk,
+    storage::model::layout::Disk,
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, time::Duration};
@@ -235,7 +235,7 @@ fn size_of(addresses: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{qemu::reply::WriteStats, storage::chain::Chain};
+    use crate::{qemu::reply::WriteStats, storage::model::chain::Chain};
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;

@@ -4,9 +4,11 @@
 
 use super::facts::Facts;
 use crate::storage::{
-    chain::{Chain, Layer},
-    identity::{By, Comparison, Image, Proof, Twin, Verdict},
-    layout::{Disk, Mode, Pair},
+    model::{
+        chain::{Chain, Layer},
+        layout::{Disk, Mode, Pair},
+    },
+    verify::identity::{By, Comparison, Image, Proof, Twin, Verdict},
 };
 
 /// What is to be read of both sides.

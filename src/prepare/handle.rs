@@ -1,12 +1,12 @@
 //! The handle to a preparation.
 
 use super::{
-    apply::Apply,
-    arguments::{self, Arguments},
-    look,
+    command_line::{self, Arguments},
+    execution::Apply,
+    observation,
+    requirements::{self, Told, Wish},
     settings::{PopulateMode, ProvisionSettings},
     steps::{self, Action, Step},
-    wanted::{self, Told, Wish},
 };
 use crate::{
     endpoint::Address,
@@ -20,8 +20,8 @@ use crate::{
     qmp::Recorder,
     quantity::Rate,
     storage::{
-        layout::{PREFIX, Storage},
-        qemu_img::QemuImg,
+        files::qemu_img::QemuImg,
+        model::layout::{PREFIX, Storage},
     },
 };
 use serde::Serialize;
@@ -247,10 +247,10 @@ impl Provision {
 /// Looks at both ends and decides; gives also where the source would listen.
 async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepared, Option<Address>), Failure> {
     let facts = facts::gather(source).await?;
-    let told = look::told(&facts, source);
-    let mut wish = wanted::read(&told, settings);
+    let told = observation::told(&facts, source);
+    let mut wish = requirements::read(&told, settings);
     let img = QemuImg::new(&settings.qemu_img);
-    let looks = look::looks(&wish, told.local, &img).await;
+    let looks = observation::looks(&wish, told.local, &img).await;
     let (steps, found) = steps::decide(&wish, &looks, settings, &img.program().to_string_lossy());
     let mut findings = std::mem::take(&mut wish.findings);
     findings.extend(found);
@@ -268,7 +268,7 @@ async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepare
             )),
         }
     }
-    let (qemu, notes) = command_line(look::command_line(source), &wish, &told);
+    let (qemu, notes) = command_line(observation::command_line(source), &wish, &told);
     findings.extend(notes);
     findings.sort_by_key(|finding| finding.severity);
 
@@ -303,7 +303,7 @@ fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<S
         return (words, vec![note("command-line-unknown", message, remedy)]);
     };
     let Arguments { words, replaced, collisions, secrets, inherited } =
-        arguments::derive(&source, &wish.moves, told.directory.as_deref());
+        command_line::derive(&source, &wish.moves, told.directory.as_deref());
     let mut notes = Vec::new();
     for (disk, image) in wish.images.iter().filter(|(_, image)| !replaced.contains(image)) {
         if let Some(path) = wish.moves.get(image) {

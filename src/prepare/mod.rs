@@ -4,13 +4,13 @@
 //! to be under a temporary name and is given its own only when it is whole. It must never overwrite a file, and never
 //! change anything in the source but for exports that it closes again.
 
-mod apply;
-mod arguments;
+mod command_line;
+mod execution;
 mod handle;
-mod look;
+mod observation;
+mod requirements;
 mod settings;
 mod steps;
-mod wanted;
 
 pub use handle::{Builder, Prepared, Preparedness, Provision};
 pub use settings::{PopulateMode, ProvisionSettings};

@@ -4,7 +4,7 @@ use crate::{
     endpoint::Address,
     migration::Settings,
     quantity::Rate,
-    storage::{layout::Selection, place::Places},
+    storage::model::{layout::Selection, path_map::Places},
 };
 use std::path::PathBuf;
 

@@ -3,13 +3,13 @@
 //! Pure. Nothing that holds data is ever replaced: what is in the way refuses the whole.
 
 use super::{
+    requirements::{Below, Wanted, What, Wish},
     settings::{PopulateMode, ProvisionSettings},
-    wanted::{Below, Wanted, What, Wish},
 };
 use crate::{
     preflight::checks::{Finding, Severity, blocker, finding},
     quantity::Bytes,
-    storage::{
+    storage::files::{
         filesystem::FileSystem,
         image::{self, Existing, Image},
     },
@@ -309,7 +309,7 @@ fn differs(path: &Path, below: &Below, found: &Existing) -> Option<(String, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::image::{Backing, Info};
+    use crate::storage::files::image::{Backing, Info};
 
     fn backing() -> Backing {
         Backing { file: "/d/base".to_owned(), format: "raw".to_owned() }

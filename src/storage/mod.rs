@@ -2,25 +2,11 @@
 //! carry them; the images that the destination needs before, and the layers below them.
 //!
 //! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
+//!
+//! The inner rooms, each of which uses only those before it: [`model`] (what QEMU says of disks, as data), [`mirror`]
+//! (block jobs and exports in a QEMU), [`files`] (image files on this host), [`verify`] (whether two images are equal).
 
-pub mod bitmaps;
-pub mod ceiling;
-pub mod chain;
-pub mod clean;
-pub mod compare;
-pub mod export;
-pub mod filesystem;
-pub mod guard;
-pub mod identity;
-pub mod image;
-pub mod kept;
-pub mod layout;
-pub mod leftover;
+pub mod files;
 pub mod mirror;
-pub mod partial;
-pub mod place;
-pub mod populate;
-pub mod probe;
-pub mod qemu_img;
-pub mod shell;
-pub mod view;
+pub mod model;
+pub mod verify;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use qferry::internals::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
 use qferry::internals::progress::{Event, Outcome, Side};
-use qferry::internals::storage::identity::Proof;
+use qferry::internals::storage::verify::identity::Proof;
 use serde_json::{Map, Value, json};
 use tokio::io::DuplexStream;
 

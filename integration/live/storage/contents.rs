@@ -6,7 +6,7 @@ use super::{
 };
 use qferry::internals::{
     migration::{Plan, Settings},
-    storage::identity::{self, By, Proof, Range, SAMPLE, Verdict},
+    storage::verify::identity::{self, By, Proof, Range, SAMPLE, Verdict},
 };
 use qferry_bed::{DetectZeroes, Deviation, DiskSpec, Format, Layer, Pair, Side};
 

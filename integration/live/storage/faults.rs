@@ -10,7 +10,7 @@ use qferry::internals::{
     endpoint::Address,
     migration::{Migration, Settings},
     progress::{Ending, Phase},
-    storage::identity::Proof,
+    storage::verify::identity::Proof,
 };
 use qferry_bed::{Deviation, DiskSpec, Pair, Side, Spec, free_port};
 use std::io::Write;

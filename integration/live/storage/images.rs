@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, start},
     anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
 };
-use qferry::internals::storage::layout::Storage;
+use qferry::internals::storage::model::layout::Storage;
 use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Side};
 use serde_json::json;
 use std::fs;

@@ -6,7 +6,7 @@ use super::{
 };
 use qferry::internals::{
     migration::{Plan, Settings},
-    storage::identity::{By, Proof, kept_path},
+    storage::verify::identity::{By, Proof, kept_path},
 };
 use qferry_bed::{DiskSpec, Layer, Pair, Side};
 use std::{

@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, WAIT, builder, judge_back, judge_moved, judge_running, migrate, spec, start},
     KIB, anew, engine, found, img, look, moves, note, overlay, quick,
 };
-use qferry::internals::storage::layout::Storage;
+use qferry::internals::storage::model::layout::Storage;
 use qferry_bed::{Below, DetectZeroes, Device, DiskSpec, Filter, Format, Guest, Layer, Side, Spec, Style, Workload};
 
 /// Four images below the overlay, of different sizes and cluster sizes, in parts over one another.

@@ -7,7 +7,7 @@ use super::{
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration, Settings},
-    storage::layout::Storage,
+    storage::model::layout::Storage,
 };
 use qferry_bed::{Deviation, DiskFiles, DiskSpec, Given, Half, Pair, Side, Spec, free_port};
 use serde_json::json;

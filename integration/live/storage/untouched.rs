@@ -8,7 +8,7 @@ use qferry::internals::{
     migration::{Failure, Plan, Settings},
     progress::Kind,
     quantity::Rate,
-    storage::identity::Proof,
+    storage::verify::identity::Proof,
 };
 use qferry_bed::{DiskSpec, Machine, Pair, Spec};
 use rustix::process::{Pid, Signal, kill_process};

@@ -17,7 +17,7 @@ use crate::{
     },
     progress::{Ending, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::RunState},
-    storage::mirror,
+    storage::mirror::mirror_job,
 };
 use qapi::qmp;
 use std::pin::Pin;
@@ -44,7 +44,7 @@ pub(crate) async fn tidy(context: &Context, pair: &QemuPair, route: &Route, atte
     }
     let mut problems = Vec::new();
     if context.settings.keep_source {
-        problems.extend(mirror::dismiss(source, &route.pairs).await.err());
+        problems.extend(mirror_job::dismiss(source, &route.pairs).await.err());
     } else {
         let quit = insist(context, pair, Side::Source, |source| Box::pin(source.act(&qmp::quit {}))).await;
         if timeout(QUIT, source.ended()).await.is_err() {

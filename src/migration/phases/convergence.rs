@@ -20,7 +20,7 @@ use crate::{
         reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
     },
     quantity::Rate,
-    storage::{layout::Pair, mirror},
+    storage::{mirror::mirror_job, model::layout::Pair},
 };
 use qapi::qmp;
 use serde_json::{Map, Value};
@@ -137,7 +137,7 @@ impl<'a> Controller<'a> {
             }
             let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
-                () = mirror::turned(&qemus.source, &self.order.route.pairs), if !self.is_ready() => {}
+                () = mirror_job::turned(&qemus.source, &self.order.route.pairs), if !self.is_ready() => {}
                 () = sleep(pause) => {}
             }
             copying = DISKS;
@@ -160,11 +160,11 @@ impl<'a> Controller<'a> {
                 // an event, so that nothing waits for a look that is under way
                 biased;
                 arrived = &mut arrival => break arrived?,
-                failure = mirror::failure(source, &self.order.route.pairs) => return Err(failure.into()),
+                failure = mirror_job::failure(source, &self.order.route.pairs) => return Err(failure.into()),
                 // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for them
-                () = mirror::turned(source, &self.order.route.pairs), if !attempt.guest.is_stopped_by_qemu() && !turned && !self.is_ready() => {
+                () = mirror_job::turned(source, &self.order.route.pairs), if !attempt.guest.is_stopped_by_qemu() && !turned && !self.is_ready() => {
                     turned = true;
                 }
                 () = sleep(STEP), if !attempt.guest.is_stopped_by_qemu() && self.history.is_pressing() => {}
@@ -221,7 +221,7 @@ impl<'a> Controller<'a> {
                 keep_budget(&self.context.settings.policy, &self.history, stood, PendingRest::Mirrors)?;
             }
             tokio::select! {
-                () = mirror::turned(&qemus.source, &self.order.route.pairs) => {}
+                () = mirror_job::turned(&qemus.source, &self.order.route.pairs) => {}
                 () = sleep(STOPPED) => {}
             }
         }
@@ -312,7 +312,7 @@ impl<'a> Controller<'a> {
                 for pair in &self.order.route.pairs {
                     let speed = shares.mirror(pair.source.name());
                     if speed != shared.mirror(pair.source.name()) {
-                        done = done.and(mirror::limit(source, pair, speed.map(|rate| rate.0)).await);
+                        done = done.and(mirror_job::limit(source, pair, speed.map(|rate| rate.0)).await);
                     }
                 }
                 let parameters = match shares.memory {
@@ -331,7 +331,7 @@ impl<'a> Controller<'a> {
                 let named = |pair: &&Pair| disks.iter().any(|disk| disk == pair.source.name());
                 let pairs: Vec<_> =
                     self.order.route.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
-                mirror::write_blocking(source, &pairs).await
+                mirror_job::write_blocking(source, &pairs).await
             }
             Action::Postcopy => {
                 attempt.ram.postcopy = true;
@@ -386,7 +386,7 @@ impl<'a> Controller<'a> {
         let sends = attempt.log.effects().contains(&Effect::Migrate);
         let asked = Instant::now();
         let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
-        let jobs = (!self.order.route.pairs.is_empty()).then(|| mirror::progress(source, &self.order.route.pairs));
+        let jobs = (!self.order.route.pairs.is_empty()).then(|| mirror_job::progress(source, &self.order.route.pairs));
         let stats =
             (!self.order.route.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
         let dirtied = self.dirtied.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));

@@ -15,9 +15,12 @@ use crate::{
     progress::Side,
     qemu::reply::RunState,
     storage::{
-        export, guard,
-        layout::Pair,
-        mirror::{self, MirrorError},
+        mirror::{
+            export,
+            mirror_job::{self, MirrorError},
+            start_race,
+        },
+        model::layout::Pair,
     },
 };
 use qapi::qmp;
@@ -96,14 +99,14 @@ pub(crate) async fn start_mirrors(
     attempt.log.note(route.pairs.iter().map(|pair| Effect::Mirror(pair.names.job.clone()))).await?;
     let nbd = route.nbd();
     let mut pairs: Vec<&Pair> = route.pairs.iter().collect();
-    for number in 1..=guard::ATTEMPTS {
-        let dirty = mirror::start(&pair.source, &pairs, nbd, &speed).await?;
+    for number in 1..=start_race::ATTEMPTS {
+        let dirty = mirror_job::start(&pair.source, &pairs, nbd, &speed).await?;
         for (pair, bytes) in &dirty {
             let because = format!(
                 "{bytes} bytes were written to {} while its mirror started (attempt {number} of {}), \
                  and QEMU 8.0 to 10.2.1 can lose such a write",
                 pair.source.name(),
-                guard::ATTEMPTS
+                start_race::ATTEMPTS
             );
             context.report.action("restart-mirror", because);
         }
@@ -125,8 +128,10 @@ async fn start_with_guest_stopped(
     attempt: &mut Attempt,
 ) -> Result<(), Failure> {
     let (source, report) = (&pair.source, &context.report);
-    let because =
-        format!("the guest wrote during each of {} starts: its mirrors start with the guest stopped", guard::ATTEMPTS);
+    let because = format!(
+        "the guest wrote during each of {} starts: its mirrors start with the guest stopped",
+        start_race::ATTEMPTS
+    );
     report.action("stop-for-mirror", because);
     // the guest writes, so its owner may have resumed it since it was last looked at
     let runs = source.ask(&qmp::query_status {}).await?.status == RunState::Running;
@@ -138,7 +143,7 @@ async fn start_with_guest_stopped(
     let stopped = Instant::now();
     source.act(&qmp::stop {}).await?;
     let limit = context.settings.switchover_limit() / 2;
-    let started = timeout(limit, mirror::start(source, pairs, nbd, speed));
+    let started = timeout(limit, mirror_job::start(source, pairs, nbd, speed));
     let dirty = started.await.map_err(|_| Failure::SwitchoverTimeout(limit))??;
     if runs {
         let before = attempt.before_continue.as_ref().ok_or(NotDisengaged::Continued)?;

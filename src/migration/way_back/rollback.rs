@@ -22,10 +22,12 @@ use crate::{
         reply::{MigrationStatus, RunState},
     },
     storage::{
-        export,
-        layout::Pair,
-        leftover::{self, Leftover},
-        mirror,
+        mirror::{
+            export,
+            leftover::{self, Leftover},
+            mirror_job,
+        },
+        model::layout::Pair,
     },
 };
 use qapi::qmp;
@@ -271,8 +273,8 @@ async fn migration_under_way(source: &Process) -> Option<String> {
 }
 
 async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
-    mirror::abort(source, &pair.names.job).await?;
-    allow_refusal(source.act(&mirror::remove_bitmap(pair)).await)
+    mirror_job::abort(source, &pair.names.job).await?;
+    allow_refusal(source.act(&mirror_job::remove_bitmap(pair)).await)
 }
 
 /// Whether a destination runs the guest, or has all of it: somebody else handed it over, after this engine had died or past

@@ -8,7 +8,7 @@ use crate::{
         contents::{Contents, Filling, Holds},
         wanted::Wanted,
     },
-    storage::identity::{self, By, Comparison, Proof, Twin, Verdict},
+    storage::verify::identity::{self, By, Comparison, Proof, Twin, Verdict},
 };
 
 /// Judges what is known of the images without reading them.

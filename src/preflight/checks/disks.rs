@@ -3,7 +3,7 @@
 //! Pure.
 
 use super::{Finding, Severity, Subject, blocker, finding};
-use crate::storage::{bitmaps::Bitmaps, layout::PairingProblem};
+use crate::storage::model::{bitmaps::Bitmaps, layout::PairingProblem};
 
 pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = subject.problems.iter().map(pairing).collect();

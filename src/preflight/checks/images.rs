@@ -7,9 +7,11 @@ use crate::{
     preflight::facts::Facts,
     quantity::Bytes,
     storage::{
-        chain::Layer,
-        filesystem::FileSystem,
-        layout::{Disk, Mode, Pair, Storage},
+        files::filesystem::FileSystem,
+        model::{
+            chain::Layer,
+            layout::{Disk, Mode, Pair, Storage},
+        },
     },
 };
 use std::collections::BTreeMap;
@@ -266,7 +268,7 @@ mod tests {
             reply::{Migration, RunState},
         },
         qmp::QemuVersion,
-        storage::{
+        storage::model::{
             bitmaps::Bitmaps,
             chain::{BackingLink, Chain, Filter, Graph, Protocol, Qcow2},
             layout::Names,

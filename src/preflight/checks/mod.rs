@@ -18,7 +18,7 @@ use super::facts::{Facts, ports::Port};
 use crate::{
     endpoint::Address,
     memory::tuning::Wanted,
-    storage::{
+    storage::model::{
         bitmaps::Bitmaps,
         layout::{Disk, Pair, PairingProblem, Storage},
     },

@@ -6,7 +6,7 @@ use super::{Finding, Severity, blocker, finding};
 use crate::{
     preflight::facts::Facts,
     qemu::reply::{MigrationStatus, RunState},
-    storage::{layout::PREFIX, leftover::Leftover},
+    storage::{mirror::leftover::Leftover, model::layout::PREFIX},
 };
 
 pub(super) fn run(source: &Facts, destination: &Facts, clean: bool) -> Vec<Finding> {

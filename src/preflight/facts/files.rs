@@ -5,7 +5,7 @@
 
 use crate::{
     qemu::reply::BlockNode,
-    storage::{chain::file_name, filesystem::FileSystem},
+    storage::{files::filesystem::FileSystem, model::chain::file_name},
 };
 use std::{
     collections::BTreeMap,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use qferry::internals::endpoint::Address;
 use qferry::internals::migration::{JournalPlace, Settings};
 use qferry::internals::progress::Ending;
-use qferry::internals::storage::identity::Proof;
+use qferry::internals::storage::verify::identity::Proof;
 use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
 
 use super::engine::{self, Ended, Reach, Told, wait_for_go};

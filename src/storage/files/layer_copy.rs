@@ -3,7 +3,7 @@
 //! It must never write anywhere but into the file it is given. Dropped on the way, it leaves that file half written, for
 //! its owner to remove.
 
-use super::{ceiling::Ceiling, filesystem, partial::Partial};
+use super::{filesystem, rate_limit::Ceiling, unpublished_file::Partial};
 use crate::{
     nbd::{AllocationExtent, NbdClient, NbdError},
     progress::{Kind, Reporter},

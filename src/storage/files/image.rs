@@ -2,8 +2,11 @@
 //!
 //! Pure. What `qemu-img` is told, and what it says.
 
-use super::chain::{Layer, Qcow2};
-use crate::{qemu::reply::FormatSpecific, quantity::Bytes};
+use crate::{
+    qemu::reply::FormatSpecific,
+    quantity::Bytes,
+    storage::model::chain::{Layer, Qcow2},
+};
 use serde::Deserialize;
 use std::{
     ffi::OsString,
@@ -246,7 +249,7 @@ pub fn rebase(path: &Path, format: &str, backing: &Backing) -> Vec<OsString> {
 /// Whether a header in a file at `path` that names `written` means `wanted`.
 pub fn names(path: &Path, written: Option<&str>, wanted: &str) -> bool {
     let Some(written) = written else { return false };
-    let resolve = |name: &str| super::place::path_of(name, path.parent());
+    let resolve = |name: &str| crate::storage::model::path_map::path_of(name, path.parent());
     written == wanted || resolve(written).is_some_and(|found: PathBuf| Some(found) == resolve(wanted))
 }
 

@@ -4,13 +4,13 @@
 //! guest may be writing to.
 
 use super::{
-    ceiling::Ceiling,
+    digest_cache::{self, Place, Stamp},
     identity::{self, By, Comparison, Image, Proof, Range, SAMPLE, SEGMENT, Twin, Verdict},
-    kept::{self, Place, Stamp},
 };
 use crate::{
     nbd::{NbdClient, NbdError},
     progress::{Kind, Reporter},
+    storage::files::rate_limit::Ceiling,
 };
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant, try_join};
@@ -151,8 +151,8 @@ impl Look<'_> {
     /// By everything. Where nothing was read on a side because its digest is kept, and it does not fit, all is read.
     async fn full(&mut self, how: &How) -> (By, Option<Stop>) {
         let sides = [self.source, self.destination];
-        let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(kept::stamps));
-        let kept = sides.map(|open| open.place.as_ref().and_then(kept::trusted));
+        let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(digest_cache::stamps));
+        let kept = sides.map(|open| open.place.as_ref().and_then(digest_cache::trusted));
         let trusted = kept.iter().flatten().count();
         if let [Some(ours), Some(theirs)] = &kept {
             if ours == theirs {
@@ -259,7 +259,7 @@ impl Look<'_> {
     fn keep(&self, before: [Option<io::Result<Vec<Stamp>>>; 2], digest: &str) {
         for (open, stamps) in [self.source, self.destination].into_iter().zip(before) {
             let (Some(place), Some(stamps)) = (&open.place, stamps) else { continue };
-            if let Err(error) = stamps.and_then(|stamps| kept::keep(place, stamps, digest)) {
+            if let Err(error) = stamps.and_then(|stamps| digest_cache::keep(place, stamps, digest)) {
                 let (path, code) = (place.path.display(), "digest-not-kept");
                 self.told.report.warn(code, format!("{path}: the digest could not be kept: {error}"));
             }

@@ -4,12 +4,13 @@
 //! for that time only. No image is read or written. It must leave nothing behind, whatever happens on the way; a killed
 //! process does, and what it leaves is named as ours.
 
-use super::{export, layout::PREFIX, mirror};
+use super::{export, mirror_job};
 use crate::{
     endpoint::{Address, dial},
     progress::describe,
     qemu::{Process, ProcessError, reply::JobStatus},
     qmp::QmpRequest,
+    storage::model::layout::PREFIX,
 };
 use qapi::qmp;
 use serde_json::{Value, json};
@@ -134,7 +135,7 @@ impl Probe<'_> {
             }
         };
         if made.job {
-            note(mirror::abort(source, &name("job")).await);
+            note(mirror_job::abort(source, &name("job")).await);
         }
         for (made, node) in [(made.target, "target"), (made.zeros, "zeros")] {
             if made {

@@ -3,7 +3,7 @@
 //! Pure. Only what names an image that goes elsewhere is changed, and how the guest comes in; everything else is kept,
 //! and what two QEMUs on one host would fight over is named.
 
-use crate::storage::place;
+use crate::storage::model::path_map;
 use serde_json::Value;
 use std::{
     borrow::Cow,
@@ -178,7 +178,7 @@ impl Rewrite<'_> {
                 Cow::Owned(new) => Cow::Owned(format!("json:{new}")),
             };
         }
-        let found = place::path_of(name, self.directory).filter(|path| self.moves.contains_key(path));
+        let found = path_map::path_of(name, self.directory).filter(|path| self.moves.contains_key(path));
         match found {
             Some(path) => {
                 let new = self.moves[&path].to_string_lossy().into_owned();

@@ -5,8 +5,7 @@
 
 use super::{
     export,
-    guard::{self, Start},
-    layout::{Mode, Pair},
+    start_race::{self, Start},
 };
 use crate::{
     endpoint::Address,
@@ -15,6 +14,7 @@ use crate::{
         Observed, Process, ProcessError,
         reply::{BlockJob, BlockNode, JobStatus, List},
     },
+    storage::model::layout::{Mode, Pair},
 };
 use qapi::qmp;
 use std::time::Duration;
@@ -80,7 +80,7 @@ pub async fn start<'a>(
             let mut unfinished = Vec::new();
             for &pair in &pending {
                 let job = find(&jobs.0, pair)?;
-                match guard::judge(job, &nodes.0, &pair.source.node, &pair.names.bitmap) {
+                match start_race::judge(job, &nodes.0, &pair.source.node, &pair.names.bitmap) {
                     Start::Unfinished => unfinished.push(pair),
                     Start::Clean => {}
                     Start::Dirty(bytes) => dirty.push((pair, bytes)),

@@ -2,14 +2,16 @@
 //!
 //! Pure. Nothing has been looked up at the destination yet.
 
-use super::{arguments::Moves, settings::ProvisionSettings};
+use super::{command_line::Moves, settings::ProvisionSettings};
 use crate::{
     preflight::checks::{Finding, Severity, blocker, finding},
     storage::{
-        chain::Layer,
-        image::{Backing, Image, Unlike},
-        layout::{Disk, Storage},
-        place,
+        files::image::{Backing, Image, Unlike},
+        model::{
+            chain::Layer,
+            layout::{Disk, Storage},
+            path_map,
+        },
     },
 };
 use std::path::{Path, PathBuf};
@@ -253,7 +255,7 @@ fn is_file(layer: &Layer) -> bool {
 }
 
 fn path(layer: &Layer, told: &Told) -> Option<PathBuf> {
-    is_file(layer).then(|| place::path_of(&layer.protocol.file, told.directory.as_deref()))?
+    is_file(layer).then(|| path_map::path_of(&layer.protocol.file, told.directory.as_deref()))?
 }
 
 fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
@@ -274,10 +276,10 @@ fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{
+    use crate::storage::model::{
         chain::{Chain, Filter, Protocol, Qcow2},
         layout::Selection,
-        place::Places,
+        path_map::Places,
     };
 
     fn layer(file: &str, format: &str) -> Layer {

@@ -2,8 +2,11 @@
 //!
 //! Pure. What is not named as ours is never listed, so never removed.
 
-use super::{layout::PREFIX, view};
-use crate::qemu::reply::{BlockExport, BlockNode, Job};
+use super::export;
+use crate::{
+    qemu::reply::{BlockExport, BlockNode, Job},
+    storage::model::layout::PREFIX,
+};
 
 /// Something of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub fn list(jobs: &[Job], nodes: &[BlockNode], exports: &[BlockExport]) -> Vec<L
             names.filter(|name| ours(name)).map(|name| Leftover::Bitmap { node: node.node_name.clone(), name }),
         );
     }
-    let export = |id: &str| match view::is_of_one(id) {
+    let export = |id: &str| match export::is_for_reading(id) {
         true => Leftover::View(id.to_owned()),
         false => Leftover::Export(id.to_owned()),
     };

@@ -64,7 +64,7 @@ fn alias(disk: &Disk) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{
+    use crate::storage::model::{
         chain::{Bitmap, Chain, Layer},
         layout::{Mode, Names},
     };

@@ -1,13 +1,13 @@
 //! Looks at the source and at the files of this host. It changes nothing.
 
 use super::{
+    requirements::{Told, Wanted, What, Wish},
     steps::{Looks, Seen},
-    wanted::{Told, Wanted, What, Wish},
 };
 use crate::{
     preflight::facts::Facts,
     qemu::Process,
-    storage::{filesystem::FileSystem, image::Existing, qemu_img::QemuImg},
+    storage::files::{filesystem::FileSystem, image::Existing, qemu_img::QemuImg},
 };
 use std::{
     fs, io,

@@ -3,7 +3,7 @@
 //! Only what [`leftover`](super::leftover) lists, which is named as ours: it must never touch anything else. Whether another
 //! engine is at work cannot be seen from here, so this is done on the user's word alone.
 
-use super::{leftover::Leftover, mirror};
+use super::{leftover::Leftover, mirror_job};
 use crate::qemu::{Process, ProcessError};
 use qapi::qmp;
 
@@ -14,7 +14,7 @@ use qapi::qmp;
 pub async fn remove(process: &Process, leftovers: &[Leftover]) -> Result<(), ProcessError> {
     for left in leftovers {
         if let Leftover::Job(id) = left {
-            mirror::abort(process, id).await?;
+            mirror_job::abort(process, id).await?;
         }
     }
     remove_exports(process, leftovers).await?;

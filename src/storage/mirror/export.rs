@@ -2,10 +2,10 @@
 //!
 //! It must never leave a writable export behind once the mirrors have settled: QEMU itself would let both write.
 
-use super::layout::{Names, Pair};
 use crate::{
     endpoint::Address,
     qemu::{Process, ProcessError},
+    storage::model::layout::{Names, PREFIX, Pair},
 };
 use qapi::qmp;
 use serde_json::{Value, json};
@@ -44,8 +44,21 @@ pub async fn add(destination: &Process, pair: &Pair) -> Result<(), ProcessError>
     destination.act(&qmp::block_export_add(options(export, export, &pair.destination.node, true))).await
 }
 
+/// The id of an export for reading begins with this, after the prefix that every name of the engine begins with.
+const FOR_READING: &str = "view-";
+
+/// The id of the export for reading with this number.
+pub(in crate::storage) fn id_for_reading(number: usize) -> String {
+    format!("{PREFIX}{FOR_READING}{number}")
+}
+
+/// Whether an export is one for reading, by its id.
+pub(in crate::storage) fn is_for_reading(id: &str) -> bool {
+    id.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(FOR_READING))
+}
+
 /// An export of a node. One that is only read tells which layer a range is from, too.
-pub(super) fn options(id: &str, name: &str, node: &str, writable: bool) -> qmp::BlockExportOptions {
+pub(in crate::storage) fn options(id: &str, name: &str, node: &str, writable: bool) -> qmp::BlockExportOptions {
     qmp::BlockExportOptions::nbd {
         base: qmp::BlockExportOptionsBase {
             fixed_iothread: None,

@@ -4,9 +4,9 @@
 //! closed again, whatever happens.
 
 use super::{
+    requirements::Below,
     settings::ProvisionSettings,
     steps::{Step, StepState, Work},
-    wanted::Below,
 };
 use crate::{
     endpoint::{self, Address},
@@ -16,8 +16,9 @@ use crate::{
     progress::{Kind, PhaseState, Reporter},
     qemu::Process,
     storage::{
-        ceiling::Ceiling, chain::file_name, image, layout::PREFIX, partial::Partial, populate::Populate,
-        qemu_img::QemuImg, view::View,
+        files::{image, layer_copy::Populate, qemu_img::QemuImg, rate_limit::Ceiling, unpublished_file::Partial},
+        model::{chain::file_name, layout::PREFIX},
+        verify::read_export::View,
     },
 };
 use qapi::qmp;
@@ -155,7 +156,7 @@ impl Apply<'_> {
         let published = match made {
             Ok(partial) => match spawn_blocking(move || partial.publish()).await {
                 Ok(published) => published.map_err(Failure::from),
-                Err(error) => Err(crate::storage::populate::PopulateError::Thread(error).into()),
+                Err(error) => Err(crate::storage::files::layer_copy::PopulateError::Thread(error).into()),
             },
             Err(failure) => Err(failure),
         };

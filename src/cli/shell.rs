@@ -5,13 +5,13 @@
 use std::borrow::Cow;
 
 /// A command line that a POSIX shell reads as exactly these words.
-pub fn line(words: &[String]) -> String {
+pub(super) fn line(words: &[String]) -> String {
     let quoted: Vec<Cow<'_, str>> = words.iter().map(|word| quote(word)).collect();
     quoted.join(" ")
 }
 
 /// One word for a shell.
-pub fn quote(word: &str) -> Cow<'_, str> {
+pub(super) fn quote(word: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=,+@%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {
         true => Cow::Borrowed(word),
@@ -21,7 +21,7 @@ pub fn quote(word: &str) -> Cow<'_, str> {
 }
 
 /// A comment of one line, whatever is in the text.
-pub fn comment(text: &str) -> String {
+pub(super) fn comment(text: &str) -> String {
     let clean: String = text.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
     format!("# {clean}")
 }

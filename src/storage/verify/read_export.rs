@@ -4,23 +4,15 @@
 //! activity of a node that waits for an incoming migration. A [`View`] that is dropped without [`View::close`] stays open
 //! in QEMU, as does that of a killed process; the next one to be opened there removes it.
 
-use super::{export, layout::PREFIX};
 use crate::{
     endpoint::{Address, keep_private},
     qemu::{Process, ProcessError},
     qmp::QmpRequest,
+    storage::mirror::export,
 };
 use qapi::qmp;
 use std::collections::BTreeSet;
 use tokio::try_join;
-
-/// What the id of every export of a view begins with, after the prefix of everything of ours.
-const KIND: &str = "view-";
-
-/// Whether an export is a view's, by its id.
-pub(super) fn is_of_one(id: &str) -> bool {
-    id.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(KIND))
-}
 
 /// Nodes of one QEMU that can be read at an address, each as an export.
 #[derive(Debug)]
@@ -130,7 +122,7 @@ impl View {
     async fn add(&mut self, process: &Process, nodes: &[(String, String)]) -> Result<(), ProcessError> {
         let mut answers = Vec::new();
         for (name, node) in nodes {
-            let id = format!("{PREFIX}{KIND}{}", self.exports.len());
+            let id = export::id_for_reading(self.exports.len());
             answers.push(process.act(&qmp::block_export_add(export::options(&id, name, node, false))));
             self.inactive.extend(self.before.get(node).cloned());
             self.exports.push(id);
@@ -162,7 +154,7 @@ async fn start_server(process: &Process, address: &Address) -> Result<(), Proces
     let exports = process.ask(&qmp::query_block_exports {}).await?.0;
     let ids: Vec<String> = exports.into_iter().map(|export| export.id).collect();
     // a view never adds to someone else's server: where all exports are of a view, so is the server
-    if !ids.is_empty() && ids.iter().all(|id| is_of_one(id)) {
+    if !ids.is_empty() && ids.iter().all(|id| export::is_for_reading(id)) {
         // "safe" refuses where somebody is connected
         for id in &ids {
             let removed = process.act(&remove(id, Some(qmp::BlockExportRemoveMode::safe))).await;

@@ -3,7 +3,7 @@
 //! Pure. `sync=top` copies only what the overlay holds; all else the guest reads from the destination's own backing file,
 //! so that one has to be the source's, proved and not taken on trust.
 
-use super::layout::PREFIX;
+use crate::storage::model::layout::PREFIX;
 use serde::Serialize;
 use std::{fmt, str::FromStr};
 

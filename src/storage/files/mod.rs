@@ -1,0 +1,8 @@
+//! Image files on this host: their headers, `qemu-img`, file systems, and files that are copied from the source.
+
+pub mod filesystem;
+pub mod image;
+pub mod layer_copy;
+pub mod qemu_img;
+pub mod rate_limit;
+pub mod unpublished_file;
