@@ -116,15 +116,17 @@ pub use migration::{
     Builder, Canceller, Check, Endpoint, Events, Failure, JournalPlace, Migration, Plan, PlannedDisk, Recovery,
     Settings,
 };
-pub use prepare::{Action, PopulateMode, Prepared, Preparedness, Provision, ProvisionSettings, StepState};
+pub use prepare::{
+    PopulateMode, Preparation, PreparationAction, PreparationOutcome, PrepareSettings, Prepared, StepState,
+};
 pub use progress::{
     Clock, DiskOutcome, Ending, Estimate, Event, Kind, Outcome, Phase, PhaseState, RamOutcome, Reason, RunsOn, Span,
 };
 pub use qmp::Recorder;
 pub use quantity::{Bytes, QuantityError, Rate};
 pub use storage::{
-    model::layout::{Selection, Storage},
-    verify::identity::Proof,
+    model::layout::{DiskSelection, StorageMode},
+    verify::identity::ProofLevel,
 };
 
 /// The rooms behind the public face, for the tests, fuzz targets and tools of this repository alone. Anything in here

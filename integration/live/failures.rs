@@ -9,7 +9,7 @@ use qferry::internals::{
     migration::Migration,
     progress::{Ending, Kind, Phase},
     quantity::Rate,
-    storage::verify::identity::Proof,
+    storage::verify::identity::ProofLevel,
 };
 use qferry_bed::{DiskSpec, Guest, Pair, Side, Spec};
 use std::time::{Duration, Instant};
@@ -241,7 +241,7 @@ fn a_server_that_is_not_ours_is_left_alone() {
     let outcome = migrate(builder(&pair));
     assert_eq!(outcome.outcome, Ending::Refused, "{outcome:#?}");
     assert!(outcome.reason.as_ref().unwrap().message.contains("runs there already"), "{outcome:#?}");
-    let outcome = migrate(builder(&pair).verify_backing(Proof::Off));
+    let outcome = migrate(builder(&pair).verify_backing(ProofLevel::Off));
     assert_eq!(outcome.outcome, Ending::RolledBack, "{outcome:#?}");
     assert!(outcome.reason.as_ref().unwrap().message.contains("already running"), "{outcome:#?}");
     assert!(std::os::unix::net::UnixStream::connect(&theirs).is_ok(), "it still listens");

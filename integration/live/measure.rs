@@ -6,7 +6,7 @@ use qferry::internals::{
     migration::{Builder, Failure, Plan, Settings},
     preflight::{checks::Severity, measured::Measured},
     quantity::Rate,
-    storage::verify::identity::Proof,
+    storage::verify::identity::ProofLevel,
 };
 use qferry_bed::{Done, Guest, Pair, Side, Spec, Style, Workload, free_port};
 use serde_json::{Value, json};
@@ -175,7 +175,7 @@ fn what_cannot_be_measured_is_noted() {
     let pair = start(&Spec::quick());
     let server = json!({"addr": {"type": "unix", "data": {"path": pair.run_dir().join("theirs")}}});
     pair.destination.qmp("nbd-server-start", &server).unwrap();
-    let plan = look(&pair, |settings| settings.verify_backing = Proof::Off);
+    let plan = look(&pair, |settings| settings.verify_backing = ProofLevel::Off);
     let notes: Vec<_> = plan.findings.iter().filter(|finding| finding.code == "not-measured").collect();
     let what: Vec<&str> = notes.iter().map(|finding| finding.subject.as_str()).collect();
     assert_eq!(what, ["dirty-rate", "bandwidth"], "{notes:#?}");

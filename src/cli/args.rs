@@ -6,14 +6,14 @@ use crate::{
     memory::tuning::{CHANNELS_MAX, Compression},
     migration::{JournalPlace, Settings},
     preflight::checks::FORCIBLE,
-    prepare::{PopulateMode, ProvisionSettings},
+    prepare::{PopulateMode, PrepareSettings},
     quantity::Rate,
     storage::{
         model::{
-            layout::{Selection, Storage},
-            path_map::Places,
+            layout::{DiskSelection, StorageMode},
+            path_map::PathMap,
         },
-        verify::identity::Proof,
+        verify::identity::ProofLevel,
     },
 };
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
@@ -133,13 +133,13 @@ pub(super) struct Options {
     skip: Vec<String>,
     /// How storage gets there: incremental copies what the overlays hold, full copies all onto images without backing
     /// files, none copies nothing, for both sides have the same files
-    #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<Storage>, help_heading = DISKS)]
-    storage: Storage,
+    #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<StorageMode>, help_heading = DISKS)]
+    storage: StorageMode,
     /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges with
     /// data, chosen at random), metadata (sizes, formats, what is allocated), off (nothing is read, so nor is it seen that
     /// the destination's images are empty)
-    #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<Proof>, help_heading = DISKS)]
-    verify_backing: Proof,
+    #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<ProofLevel>, help_heading = DISKS)]
+    verify_backing: ProofLevel,
     /// How many ranges of 64 KiB to sample of each backing file
     #[arg(long, value_name = "N", default_value = "64", value_parser = samples, help_heading = DISKS)]
     samples: usize,
@@ -256,7 +256,7 @@ impl Options {
     pub(super) fn settings(&self, predict: bool) -> Settings {
         Settings {
             predict: self.predict || (predict && !self.no_measure),
-            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
+            selection: DiskSelection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
             verify_backing: self.verify_backing,
             samples: self.samples,
             sample_seed: self.sample_seed,
@@ -325,8 +325,8 @@ pub(super) struct Prepare {
     #[arg(long = "skip-disk", value_name = "SOURCE")]
     skip: Vec<String>,
     /// What the images stand on: the source's backing files, nothing (the whole disk will be sent), or they are shared
-    #[arg(long, value_name = "MODE", default_value_t, value_parser = parsed::<Storage>)]
-    storage: Storage,
+    #[arg(long, value_name = "MODE", default_value_t, value_parser = parsed::<StorageMode>)]
+    storage: StorageMode,
     /// What becomes of backing files that the destination does not have: they are named, or copied from the source while
     /// the guest runs
     #[arg(long, value_name = "MODE", value_enum, default_value = "never")]
@@ -361,10 +361,10 @@ enum Populate {
 
 impl Prepare {
     /// What is asked of the library.
-    pub(super) fn settings(&self) -> ProvisionSettings {
-        ProvisionSettings {
-            selection: Selection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
-            places: Places { maps: self.maps.clone(), to: self.to.clone() },
+    pub(super) fn settings(&self) -> PrepareSettings {
+        PrepareSettings {
+            selection: DiskSelection { disks: self.disks.clone(), skip: self.skip.clone(), storage: self.storage },
+            places: PathMap { maps: self.maps.clone(), to: self.to.clone() },
             populate: match self.populate {
                 Populate::Never => PopulateMode::Never,
                 Populate::Missing => PopulateMode::Missing,
@@ -373,7 +373,7 @@ impl Prepare {
             nbd_address: self.source_nbd_address.clone(),
             allow_plaintext: self.allow_plaintext,
             qemu_img: self.qemu_img.clone(),
-            ..ProvisionSettings::default()
+            ..PrepareSettings::default()
         }
     }
 }
@@ -514,11 +514,11 @@ mod tests {
         assert_eq!(settings.bandwidth, Some(Rate(125_000_000)));
         assert_eq!(settings.timeout, Some(Duration::from_secs(60)));
         let disks = vec![("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)];
-        assert_eq!(settings.selection, Selection { disks, skip: vec!["d".to_owned()], ..Selection::default() });
+        assert_eq!(settings.selection, DiskSelection { disks, skip: vec!["d".to_owned()], ..DiskSelection::default() });
         let forced = parse("--force machine-type --force qemu-older").expect("good").force;
         assert_eq!(forced, ["machine-type", "qemu-older"].map(str::to_owned).into());
         let settings = parse("--storage full --verify-backing full --samples 9 --sample-seed 7 --clean").expect("good");
-        assert_eq!((settings.selection.storage, settings.verify_backing), (Storage::Full, Proof::Full));
+        assert_eq!((settings.selection.storage, settings.verify_backing), (StorageMode::Full, ProofLevel::Full));
         assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
         let settings = parse("--switchover-timeout 20s --fence-command /bin/true --journal /j").expect("good");
         assert_eq!(settings.switchover_limit(), Duration::from_secs(20));
@@ -562,10 +562,10 @@ mod tests {
         };
         let settings = prepare("--to /d --map /a=/b --map /c/=/d --populate missing --storage full").expect("good");
         let maps = [("/a", "/b"), ("/c", "/d")].map(|(from, to)| (from.into(), to.into())).into();
-        assert_eq!(settings.places, Places { maps, to: Some("/d".into()) });
-        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Missing, Storage::Full));
+        assert_eq!(settings.places, PathMap { maps, to: Some("/d".into()) });
+        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Missing, StorageMode::Full));
         let settings = prepare("").expect("good");
-        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Never, Storage::Incremental));
+        assert_eq!((settings.populate, settings.selection.storage), (PopulateMode::Never, StorageMode::Incremental));
         assert!(prepare("--to d").expect("good").places.to.is_some_and(|to| to.is_absolute()));
         for line in ["--map /a", "--map a=/b", "--map /a=", "--map /a=/b=/c", "--populate always"] {
             assert!(prepare(line).is_err(), "{line}");

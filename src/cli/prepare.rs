@@ -2,7 +2,9 @@
 
 use super::{args, failed, render, shell, signals::Signals};
 use crate::{
-    prepare::{Action, Builder, Prepared, Preparedness, Provision, Step, StepState},
+    prepare::{
+        Preparation, PreparationAction, PreparationBuilder, PreparationOutcome, PreparationStep, Prepared, StepState,
+    },
     quantity::Bytes,
 };
 use std::{
@@ -12,14 +14,14 @@ use std::{
 };
 
 pub(super) async fn run(options: Box<args::Prepare>) -> ExitCode {
-    let builder = Provision::builder(options.source.clone()).settings(options.settings());
+    let builder = Preparation::builder(options.source.clone()).settings(options.settings());
     match options.apply {
         true => apply(builder, options.json).await,
         false => plan(builder, options.json).await,
     }
 }
 
-async fn plan(builder: Builder, json: bool) -> ExitCode {
+async fn plan(builder: PreparationBuilder, json: bool) -> ExitCode {
     match builder.plan().await {
         Ok(prepared) => {
             show(&prepared, json, 0);
@@ -27,12 +29,12 @@ async fn plan(builder: Builder, json: bool) -> ExitCode {
         }
         Err(failure) => {
             show(&Prepared::refused(&failure), json, 0);
-            ExitCode::from(Preparedness::Refused.exit_code())
+            ExitCode::from(PreparationOutcome::Refused.exit_code())
         }
     }
 }
 
-async fn apply(builder: Builder, json: bool) -> ExitCode {
+async fn apply(builder: PreparationBuilder, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
     let began = std::time::Instant::now();
     let mut provision = builder.start();
@@ -64,13 +66,13 @@ fn show(prepared: &Prepared, json: bool, t_ms: u64) {
         render::say(&format!("qferry: {} ({})", reason.message, reason.code));
     }
     match prepared.outcome {
-        Preparedness::Refused => render::say("refused  nothing was made"),
-        Preparedness::Failed | Preparedness::Cancelled => {
+        PreparationOutcome::Refused => render::say("refused  nothing was made"),
+        PreparationOutcome::Failed | PreparationOutcome::Cancelled => {
             render::say("what was whole before is kept, and the rest is removed; run it again to go on");
         }
-        Preparedness::Planned | Preparedness::Done => {}
+        PreparationOutcome::Planned | PreparationOutcome::Done => {}
     }
-    if !json && prepared.outcome != Preparedness::Refused {
+    if !json && prepared.outcome != PreparationOutcome::Refused {
         drop(io::stdout().write_all(text(prepared).as_bytes()));
     }
 }
@@ -83,7 +85,7 @@ fn text(prepared: &Prepared) -> String {
         if let (Some(command), StepState::Planned) = (&step.command, step.state) {
             // qemu-img create empties an image that is there, such as the guest's own when this is pasted again later
             let only_once = match step.action {
-                Action::Create => format!("test -e {} || ", shell::quote(&step.path)),
+                PreparationAction::Create => format!("test -e {} || ", shell::quote(&step.path)),
                 _ => String::new(),
             };
             lines.push(format!("{only_once}{}", shell::line(command)));
@@ -94,19 +96,21 @@ fn text(prepared: &Prepared) -> String {
     lines.join("\n") + "\n"
 }
 
-fn said(step: &Step) -> String {
+fn said(step: &PreparationStep) -> String {
     let (disk, source, path) = (&step.disk, &step.source, &step.path);
     let bytes = step.bytes.map_or_else(|| "its bytes".to_owned(), |bytes| Bytes(bytes).to_string());
     match (step.action, step.state) {
-        (Action::Create, StepState::Planned) => format!("{disk}: an empty image in place of {source}"),
-        (Action::Create, StepState::Done) => format!("{disk}: {path} is made, empty"),
-        (Action::Copy, StepState::Planned) => {
+        (PreparationAction::Create, StepState::Planned) => format!("{disk}: an empty image in place of {source}"),
+        (PreparationAction::Create, StepState::Done) => format!("{disk}: {path} is made, empty"),
+        (PreparationAction::Copy, StepState::Planned) => {
             format!("{disk}: --apply copies {bytes} of {source} to {path} while the guest runs")
         }
-        (Action::Copy, StepState::Done) => format!("{disk}: {path} is copied, {bytes}"),
-        (Action::Create | Action::Copy, StepState::Failed) => format!("{disk}: {path} failed, and is removed"),
-        (Action::Keep, _) => format!("{disk}: {path} is there, and fits"),
-        (Action::MustExist, _) => format!("{disk}: {path} must exist"),
+        (PreparationAction::Copy, StepState::Done) => format!("{disk}: {path} is copied, {bytes}"),
+        (PreparationAction::Create | PreparationAction::Copy, StepState::Failed) => {
+            format!("{disk}: {path} failed, and is removed")
+        }
+        (PreparationAction::Keep, _) => format!("{disk}: {path} is there, and fits"),
+        (PreparationAction::MustExist, _) => format!("{disk}: {path} must exist"),
     }
 }
 
@@ -116,9 +120,15 @@ mod tests {
 
     #[test]
     fn what_is_printed_can_be_pasted() {
-        let step = Step::planned(Action::Create, "disk0", "/s/a\nb", "/d/a\nb", &["qemu-img", "create", "/d/a\nb"]);
+        let step = PreparationStep::planned(
+            PreparationAction::Create,
+            "disk0",
+            "/s/a\nb",
+            "/d/a\nb",
+            &["qemu-img", "create", "/d/a\nb"],
+        );
         let prepared = Prepared {
-            outcome: Preparedness::Planned,
+            outcome: PreparationOutcome::Planned,
             reason: None,
             steps: vec![step],
             qemu: ["qemu", "-S"].map(str::to_owned).into(),

@@ -4,8 +4,8 @@ use crate::{
     migration::{Chains, Plan},
     quantity::Bytes,
     storage::{
-        model::chain::{Chain, Layer},
-        verify::identity::{By, Comparison, Verdict},
+        model::chain::{BackingChain, Layer},
+        verify::identity::{Comparison, ComparisonResult, ProofMethod},
     },
 };
 
@@ -41,7 +41,7 @@ fn line(text: &mut String, words: &str) {
 }
 
 fn columns(text: &mut String, chains: &Chains) {
-    let nothing = Chain::default();
+    let nothing = BackingChain::default();
     let (ours, theirs) = (lines(&chains.source), lines(chains.destination.as_ref().unwrap_or(&nothing)));
     let width = ours.iter().map(|line| line.chars().count()).max().unwrap_or(0).max("source".len());
     line(text, &format!("{INDENT}{:<width$}  destination", "source"));
@@ -52,7 +52,7 @@ fn columns(text: &mut String, chains: &Chains) {
 }
 
 /// One side: each layer's file, and below it what it is.
-fn lines(chain: &Chain) -> Vec<String> {
+fn lines(chain: &BackingChain) -> Vec<String> {
     let mut lines = Vec::new();
     for (depth, layer) in chain.layers.iter().enumerate() {
         let indent = "   ".repeat(depth.saturating_sub(1));
@@ -82,20 +82,20 @@ fn about(layer: &Layer) -> String {
 
 fn proof(comparison: &Comparison) -> String {
     let how = match &comparison.by {
-        By::SameFile => "one and the same file".to_owned(),
-        By::Metadata { map: Some(_) } => "data in the same places".to_owned(),
-        By::Metadata { map: None } => "the same sizes and formats".to_owned(),
-        By::Sample { ranges: 0, .. } => "both are zero throughout".to_owned(),
-        By::Sample { seed, ranges, bytes } => {
+        ProofMethod::SameFile => "one and the same file".to_owned(),
+        ProofMethod::Metadata { map: Some(_) } => "data in the same places".to_owned(),
+        ProofMethod::Metadata { map: None } => "the same sizes and formats".to_owned(),
+        ProofMethod::Sample { ranges: 0, .. } => "both are zero throughout".to_owned(),
+        ProofMethod::Sample { seed, ranges, bytes } => {
             format!("{ranges} ranges, {} on each side, seed {seed}", Bytes(*bytes))
         }
-        By::Full { digest, kept, .. } => {
+        ProofMethod::Full { digest, kept, .. } => {
             format!("every byte, digest {}{}", digest.as_deref().unwrap_or("-"), if *kept > 0 { " (kept)" } else { "" })
         }
     };
     match &comparison.verdict {
-        Verdict::Same => format!("= the same: {how}"),
-        Verdict::Differ { offset, .. } => format!("! they differ at byte {offset}"),
-        Verdict::Unproved { why } => format!("? not compared: {why}"),
+        ComparisonResult::Same => format!("= the same: {how}"),
+        ComparisonResult::Differ { offset, .. } => format!("! they differ at byte {offset}"),
+        ComparisonResult::Unproved { why } => format!("? not compared: {why}"),
     }
 }

@@ -33,12 +33,12 @@ use crate::{
     progress::{Clock, Moment, Phase, describe},
     qemu::{Process, reply::RunState},
     storage::{
-        files::rate_limit::Ceiling,
+        files::rate_limit::RateLimit,
         mirror::cleanup,
         model::layout::Disk,
         verify::{
-            comparison::How,
-            identity::{By, Comparison, Proof, Verdict},
+            comparison::ComparisonSettings,
+            identity::{Comparison, ComparisonResult, ProofLevel, ProofMethod},
         },
     },
 };
@@ -112,7 +112,7 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
     let mut draft = Draft::new(&source_facts, &destination_facts, &ports, &settings, &id);
     if let Some(contents) = read(context, pair, &draft, &source_facts, &destination_facts).await? {
         for comparison in &contents.comparisons {
-            if comparison.verdict == Verdict::Same {
+            if comparison.verdict == ComparisonResult::Same {
                 report.action("verified", told(comparison));
             }
         }
@@ -132,7 +132,7 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
             Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
             Err(_) => {}
         }
-    } else if settings.verify_backing != Proof::Off {
+    } else if settings.verify_backing != ProofLevel::Off {
         draft.left_unread();
     }
     if let Some(order) = draft.unblocked().filter(|_| settings.predict) {
@@ -193,7 +193,7 @@ async fn read(
     destination_facts: &Facts,
 ) -> Result<Option<Contents>, Failure> {
     let settings = &context.settings;
-    if settings.verify_backing == Proof::Off || !draft.is_readable() {
+    if settings.verify_backing == ProofLevel::Off || !draft.is_readable() {
         return Ok(None);
     }
     let (source, destination) = (draft.reading.0.as_ref(), draft.reading.1.as_ref());
@@ -203,10 +203,15 @@ async fn read(
         let now = Moment::now().wall;
         now.as_secs() << 20 ^ u64::from(now.subsec_nanos())
     });
-    let how = How { proof: settings.verify_backing, samples: settings.samples, seed, keep: settings.keep_digests };
+    let how = ComparisonSettings {
+        proof: settings.verify_backing,
+        samples: settings.samples,
+        seed,
+        keep: settings.keep_digests,
+    };
     let source = Reachable { process: &pair.source, facts: source_facts, address: source };
     let destination = Reachable { process: &pair.destination, facts: destination_facts, address: destination };
-    let ceiling = Arc::new(Ceiling::new(ceiling));
+    let ceiling = Arc::new(RateLimit::new(ceiling));
     let cancelled = cancelled(&context.cancel);
     let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, &context.report, cancelled);
     // a future this large is kept off the stack of whoever waits for it
@@ -237,18 +242,20 @@ async fn take_measurements(
 fn told(comparison: &Comparison) -> String {
     let Comparison { source, destination, by, .. } = comparison;
     match by {
-        By::SameFile => format!("{source} is the destination's {destination}: one file"),
-        By::Metadata { map: Some(map) } => {
+        ProofMethod::SameFile => format!("{source} is the destination's {destination}: one file"),
+        ProofMethod::Metadata { map: Some(map) } => {
             format!("{source} and the destination's {destination} have data in the same places (map {map})")
         }
-        By::Metadata { map: None } => format!("{source} and the destination's {destination} have the same sizes"),
-        By::Sample { ranges: 0, .. } => {
+        ProofMethod::Metadata { map: None } => {
+            format!("{source} and the destination's {destination} have the same sizes")
+        }
+        ProofMethod::Sample { ranges: 0, .. } => {
             format!("{source} and the destination's {destination} are both zero throughout")
         }
-        By::Sample { seed, ranges, bytes } => format!(
+        ProofMethod::Sample { seed, ranges, bytes } => format!(
             "{source} and the destination's {destination} are alike in {ranges} ranges, {bytes} bytes in all (seed {seed})"
         ),
-        By::Full { digest, kept, .. } => format!(
+        ProofMethod::Full { digest, kept, .. } => format!(
             "{source} and the destination's {destination} are the same (digest {}{})",
             digest.as_deref().unwrap_or("unknown"),
             match kept {

@@ -4,7 +4,7 @@ use super::{Failure, attempt::Attempt, context::Context, record::Ended, work_ord
 use crate::{
     convergence::DiskEstimate,
     progress::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
-    storage::model::layout::Pair,
+    storage::model::layout::DiskPair,
 };
 
 /// The end of a run, without its figures.
@@ -54,10 +54,10 @@ pub(crate) async fn conclude(context: &Context, route: &Route, end: End, attempt
 pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Attempt) -> Outcome {
     let (ledger, blackout_ms) = attempt.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
     let known = attempt.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
-    let latency = |pair: &Pair, of: fn(&DiskEstimate) -> Option<f64>| {
+    let latency = |pair: &DiskPair, of: fn(&DiskEstimate) -> Option<f64>| {
         known.get(pair.source.name()).and_then(of).map(|ms| (ms * 1000.0).round() as u64)
     };
-    let disk = |pair: &Pair| DiskOutcome {
+    let disk = |pair: &DiskPair| DiskOutcome {
         source: pair.source.name().to_owned(),
         destination: pair.destination.name().to_owned(),
         bytes_copied: attempt.copied.get(&pair.names.job).copied().unwrap_or(0),

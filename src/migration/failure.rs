@@ -8,7 +8,7 @@ use crate::{
     qemu::{Gone, Name, ProcessError},
     qmp::ExecuteError,
     storage::{
-        files::{layer_copy::PopulateError, qemu_img::ImgError, unpublished_file::PartialError},
+        files::{layer_copy::LayerCopyError, qemu_img::QemuImgError, unpublished_file::UnpublishedFileError},
         mirror::mirror_job::MirrorError,
     },
 };
@@ -97,13 +97,13 @@ pub enum Failure {
     Process(#[from] ProcessError),
     /// `qemu-img` did not do what was asked.
     #[error(transparent)]
-    Img(#[from] ImgError),
+    Img(#[from] QemuImgError),
     /// A file could not be made.
     #[error(transparent)]
-    Partial(#[from] PartialError),
+    Partial(#[from] UnpublishedFileError),
     /// A backing file could not be copied.
     #[error("a backing file could not be copied")]
-    Populate(#[from] PopulateError),
+    Populate(#[from] LayerCopyError),
     /// The source's export could not be reached.
     #[error("cannot reach the source's NBD server at {address}")]
     Export {
@@ -156,11 +156,11 @@ impl Failure {
             Self::RuntimeDir { .. } => "runtime-dir",
             Self::LayerChanged { .. } => "layer-changed",
             Self::Img(_) => "qemu-img",
-            Self::Partial(PartialError::Locked { .. }) => "in-use",
-            Self::Partial(PartialError::Exists { .. }) => "image-exists",
+            Self::Partial(UnpublishedFileError::Locked { .. }) => "in-use",
+            Self::Partial(UnpublishedFileError::Exists { .. }) => "image-exists",
             Self::Partial(_) => "file-failed",
             Self::Populate(error) if error.is_full() => "no-space",
-            Self::Populate(PopulateError::Differs { .. }) => "copy-differs",
+            Self::Populate(LayerCopyError::Differs { .. }) => "copy-differs",
             Self::Populate(_) => "copy-failed",
             Self::Export { .. } => "export-unreachable",
             Self::Mirror(_) | Self::Precopy(_) | Self::Exchange(_) | Self::Process(_) => match self.process() {

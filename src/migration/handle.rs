@@ -15,7 +15,7 @@ use crate::{
     progress::{Kind, Outcome, Reporter},
     qmp::Recorder,
     quantity::Rate,
-    storage::{model::layout::Storage, verify::identity::Proof},
+    storage::{model::layout::StorageMode, verify::identity::ProofLevel},
 };
 use std::{path::PathBuf, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -142,14 +142,14 @@ impl Builder {
 
     /// How the disks get there; by default what the overlays hold is copied.
     #[must_use]
-    pub fn storage(mut self, storage: Storage) -> Self {
+    pub fn storage(mut self, storage: StorageMode) -> Self {
         self.settings.selection.storage = storage;
         self
     }
 
     /// How well the destination's backing files are proved to be the source's; by a sample by default.
     #[must_use]
-    pub fn verify_backing(mut self, proof: Proof) -> Self {
+    pub fn verify_backing(mut self, proof: ProofLevel) -> Self {
         self.settings.verify_backing = proof;
         self
     }

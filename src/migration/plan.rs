@@ -21,8 +21,8 @@ use crate::{
     storage::{
         model::{
             bitmaps,
-            chain::Chain,
-            layout::{self, Disk, Mode, Pair, Storage},
+            chain::BackingChain,
+            layout::{self, CopyMode, Disk, DiskPair, StorageMode},
         },
         verify::identity::Comparison,
     },
@@ -70,9 +70,9 @@ pub struct Chains {
     /// How it is copied: `incremental`, `full`, or `none` where it is not.
     pub mode: &'static str,
     /// What it consists of.
-    pub source: Chain,
+    pub source: BackingChain,
     /// What is in its place.
-    pub destination: Option<Chain>,
+    pub destination: Option<BackingChain>,
 }
 
 /// A disk that would move.
@@ -140,7 +140,7 @@ impl Draft {
     ) -> Self {
         let (all, theirs) = (source.disks(), destination.disks());
         let selection = &settings.selection;
-        let is_none = selection.storage == Storage::None;
+        let is_none = selection.storage == StorageMode::None;
         let (shared, ours): (Vec<Disk>, Vec<Disk>) = all.iter().cloned().partition(|disk| {
             let there = layout::candidates(disk, &theirs, selection);
             !is_none && is_shared(disk, &there, source, destination)
@@ -320,11 +320,11 @@ fn is_shared(disk: &Disk, there: &[&Disk], source: &Facts, destination: &Facts) 
     file.is_some() && there.iter().any(|other| id(destination, other) == file)
 }
 
-fn planned(pair: &Pair) -> PlannedDisk {
+fn planned(pair: &DiskPair) -> PlannedDisk {
     let layers = &pair.source.chain.layers;
     let copied = match pair.mode {
-        Mode::Incremental => layers.get(..1).unwrap_or_default(),
-        Mode::Full => layers,
+        CopyMode::Incremental => layers.get(..1).unwrap_or_default(),
+        CopyMode::Full => layers,
     };
     PlannedDisk {
         source: pair.source.name().to_owned(),
@@ -336,9 +336,9 @@ fn planned(pair: &Pair) -> PlannedDisk {
 }
 
 /// Every disk of the source beside what the destination has in its place.
-fn chains(ours: &[Disk], theirs: &[Disk], pairs: &[Pair], source: &Facts, destination: &Facts) -> Vec<Chains> {
+fn chains(ours: &[Disk], theirs: &[Disk], pairs: &[DiskPair], source: &Facts, destination: &Facts) -> Vec<Chains> {
     let local = source.pid.is_some() && destination.pid.is_some();
-    let marked = |chain: &Chain, facts: &Facts, other: &Facts| {
+    let marked = |chain: &BackingChain, facts: &Facts, other: &Facts| {
         let mut chain = chain.clone();
         for layer in &mut chain.layers {
             let file = facts.file(layer).filter(|_| local);

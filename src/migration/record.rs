@@ -8,7 +8,7 @@ use crate::{
     endpoint::{Address, Identity},
     journal::Fold,
     progress::{Ending, Reason, RunsOn},
-    storage::model::layout::Pair,
+    storage::model::layout::DiskPair,
 };
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
@@ -33,7 +33,7 @@ pub struct Begun {
     /// Whether it is to run where the migration ends.
     pub was_running: bool,
     /// The disks that move.
-    pub pairs: Vec<Pair>,
+    pub pairs: Vec<DiskPair>,
     /// Where the destination listens, for NBD and for RAM.
     pub addresses: (Address, Address),
     /// Whether it may come to postcopy.

@@ -5,7 +5,7 @@ use crate::{
     endpoint::Address,
     memory::tuning::{Compression, Throttle, Wanted},
     quantity::Rate,
-    storage::{model::layout::Selection, verify::identity::Proof},
+    storage::{model::layout::DiskSelection, verify::identity::ProofLevel},
 };
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -30,7 +30,7 @@ pub enum JournalPlace {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Which disks move.
-    pub selection: Selection,
+    pub selection: DiskSelection,
     /// The blackout budget; becomes QEMU's `downtime-limit`.
     pub downtime: Duration,
     /// The whole job's ceiling on the wire: it is shared out among the mirrors, then given to RAM.
@@ -62,7 +62,7 @@ pub struct Settings {
     /// `runtime_dir` by default.
     pub source_nbd_address: Option<Address>,
     /// How well the destination's backing files are proved to be the source's.
-    pub verify_backing: Proof,
+    pub verify_backing: ProofLevel,
     /// How many ranges of 64 KiB a sample has.
     pub samples: usize,
     /// What the ranges are chosen from; another one each time by default.
@@ -90,7 +90,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            selection: Selection::default(),
+            selection: DiskSelection::default(),
             downtime: Duration::from_millis(300),
             bandwidth: None,
             disk_bandwidth: None,
@@ -104,7 +104,7 @@ impl Default for Settings {
             migrate_address: None,
             nbd_address: None,
             source_nbd_address: None,
-            verify_backing: Proof::default(),
+            verify_backing: ProofLevel::default(),
             samples: 64,
             sample_seed: None,
             keep_digests: false,

@@ -8,7 +8,7 @@ use crate::{
     endpoint::Address,
     progress::Estimate,
     qemu::Features,
-    storage::model::layout::Pair,
+    storage::model::layout::DiskPair,
 };
 
 /// Bytes that a sender's kernel takes of a stream that is faster than the link, by Linux's default of `tcp_wmem`: 20 ms at
@@ -19,7 +19,7 @@ const TCP_BUFFERED: u64 = 2_500_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The disks that move.
-    pub(crate) pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<DiskPair>,
     /// Where the destination listens, for NBD and for RAM.
     pub(crate) addresses: (Address, Address),
 }

@@ -12,12 +12,12 @@ use crate::{
     progress::{Reporter, describe},
     qemu::{Process, ProcessError},
     storage::{
-        files::rate_limit::Ceiling,
+        files::rate_limit::RateLimit,
         verify::{
-            comparison::{self, How, Open},
-            digest_cache::Place,
-            identity::{By, Comparison, Image, Twin, Verdict},
-            read_export::View,
+            comparison::{self, ComparisonSettings, OpenImage},
+            digest_cache::ImageLocation,
+            identity::{ComparedImage, Comparison, ComparisonResult, ImagePair, ProofMethod},
+            read_export::ReadExports,
         },
     },
 };
@@ -84,19 +84,19 @@ pub async fn read(
     source: Reachable<'_>,
     destination: Reachable<'_>,
     wanted: &Wanted,
-    how: &How,
-    ceiling: &Arc<Ceiling>,
+    how: &ComparisonSettings,
+    ceiling: &Arc<RateLimit>,
     report: &Reporter,
     cancelled: impl Future<Output = ()>,
 ) -> Option<Contents> {
     let mut contents = Contents { comparisons: wanted.same.clone(), fillings: Vec::new() };
     let read = wanted.to_read(how.proof);
-    let told: Vec<&Twin> = wanted.comparable().filter(|twin| !read.contains(twin)).collect();
+    let told: Vec<&ImagePair> = wanted.comparable().filter(|twin| !read.contains(twin)).collect();
     contents.comparisons.extend(told.iter().map(|twin| by_metadata(twin)));
     if read.is_empty() && wanted.blanks.is_empty() {
         return Some(contents);
     }
-    let nodes = |image: fn(&Twin) -> &Image| -> Vec<(String, String)> {
+    let nodes = |image: fn(&ImagePair) -> &ComparedImage| -> Vec<(String, String)> {
         read.iter().enumerate().map(|(index, twin)| (export("image", index), image(twin).node.clone())).collect()
     };
     let (ours, theirs) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
@@ -123,8 +123,8 @@ pub async fn read(
     Some(contents)
 }
 
-fn by_metadata(twin: &Twin) -> Comparison {
-    twin.judged(By::Metadata { map: None }, Verdict::Same)
+fn by_metadata(twin: &ImagePair) -> Comparison {
+    twin.judged(ProofMethod::Metadata { map: None }, ComparisonResult::Same)
 }
 
 fn export(what: &str, index: usize) -> String {
@@ -135,9 +135,9 @@ fn export(what: &str, index: usize) -> String {
 async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Opened> {
     let address = side.address?;
     let (process, mut refused) = (side.process, vec![None; nodes.len()]);
-    let view = match View::open(process, address, nodes).await {
+    let view = match ReadExports::open(process, address, nodes).await {
         // one of them cannot be exported: which one?
-        Err(error) if error.is_refusal() && !nodes.is_empty() => match View::open(process, address, &[]).await {
+        Err(error) if error.is_refusal() && !nodes.is_empty() => match ReadExports::open(process, address, &[]).await {
             Ok(mut view) => {
                 for ((name, node), refused) in nodes.iter().zip(&mut refused) {
                     *refused = view.offer(process, name, node).await.err().map(|error| describe(&error));
@@ -153,7 +153,7 @@ async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Opened>
 
 /// What is open on one side.
 struct Opened {
-    view: Result<View, ProcessError>,
+    view: Result<ReadExports, ProcessError>,
     /// Of the images in their order, why one is not.
     refused: Vec<Option<String>>,
 }
@@ -178,10 +178,10 @@ impl Views {
         &mut self,
         source: Reachable<'_>,
         destination: Reachable<'_>,
-        twins: &[&Twin],
+        twins: &[&ImagePair],
         blanks: &[Blank],
-        how: &How,
-        ceiling: &Arc<Ceiling>,
+        how: &ComparisonSettings,
+        ceiling: &Arc<RateLimit>,
         report: &Reporter,
     ) -> (Vec<Comparison>, Vec<Filling>) {
         let mut under_way = JoinSet::new();
@@ -240,19 +240,19 @@ impl Views {
 
 async fn pair(
     index: usize,
-    twin: &Twin,
+    twin: &ImagePair,
     [here, there]: [Address; 2],
-    [ours, theirs]: [Option<Place>; 2],
-    how: &How,
-    ceiling: &Arc<Ceiling>,
+    [ours, theirs]: [Option<ImageLocation>; 2],
+    how: &ComparisonSettings,
+    ceiling: &Arc<RateLimit>,
     report: &Reporter,
 ) -> Comparison {
     let name = export("image", index);
     let (ours_size, theirs_size) = (twin.source.virtual_size, twin.destination.virtual_size);
     match tokio::try_join!(connect(&here, &name, ours_size), connect(&there, &name, theirs_size)) {
         Ok((source, destination)) => {
-            let source = Open { image: &twin.source, client: &source, place: ours };
-            let destination = Open { image: &twin.destination, client: &destination, place: theirs };
+            let source = OpenImage { image: &twin.source, client: &source, place: ours };
+            let destination = OpenImage { image: &twin.destination, client: &destination, place: theirs };
             comparison::compare(twin, source, destination, how, ceiling, report).await
         }
         Err(why) => unproved(twin, why),
@@ -268,18 +268,18 @@ fn refusal(opened: &Option<Opened>, index: usize) -> Option<String> {
 }
 
 /// Where an image's files are on this host, if all of them are known: a data file is not looked up.
-fn place(facts: &Facts, image: &Image) -> Option<Place> {
+fn place(facts: &Facts, image: &ComparedImage) -> Option<ImageLocation> {
     if facts.chain(&image.node).layers.iter().any(|layer| layer.data_file.is_some()) {
         return None;
     }
     let files: Option<Vec<_>> = image.files.iter().map(|file| Some(facts.files.get(file)?.path.clone())).collect();
     let files = files?;
     let kind = format!("{} {:?}", image.virtual_size, image.formats);
-    Some(Place { path: files.first()?.clone(), files, kind })
+    Some(ImageLocation { path: files.first()?.clone(), files, kind })
 }
 
-fn unproved(twin: &Twin, why: String) -> Comparison {
-    twin.judged(By::Metadata { map: None }, Verdict::Unproved { why })
+fn unproved(twin: &ImagePair, why: String) -> Comparison {
+    twin.judged(ProofMethod::Metadata { map: None }, ComparisonResult::Unproved { why })
 }
 
 /// Reaches an export of an image of this size: one of another size is not it, or would be read in part.

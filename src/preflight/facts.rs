@@ -8,7 +8,7 @@ use crate::{
     storage::{
         mirror::leftover::{self, Leftover},
         model::{
-            chain::{Chain, Graph, Layer},
+            chain::{BackingChain, Layer, NodeGraph},
             layout::Disk,
         },
     },
@@ -40,7 +40,7 @@ pub struct Facts {
     /// Its nodes.
     pub nodes: Vec<BlockNode>,
     /// How they hang together.
-    pub graph: Graph,
+    pub graph: NodeGraph,
     /// The ids of its jobs.
     pub jobs: Vec<String>,
     /// The ids of its exports.
@@ -118,7 +118,7 @@ pub async fn with_disks_now(process: &Process, before: &Facts) -> Result<Facts, 
 struct Blocks {
     devices: Vec<BlockDevice>,
     nodes: Vec<BlockNode>,
-    graph: Graph,
+    graph: NodeGraph,
     files: BTreeMap<String, File>,
 }
 
@@ -138,13 +138,13 @@ async fn blocks(process: &Process) -> Result<Blocks, ProcessError> {
     let (devices, nodes) = (devices.0, nodes.0);
     // only a process of this host opens files that can be seen from here
     let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
-    Ok(Blocks { devices, graph: Graph::new(&nodes, &graph), nodes, files })
+    Ok(Blocks { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files })
 }
 
 impl Facts {
     /// The chain below a device's node.
-    pub fn chain(&self, node: &str) -> Chain {
-        Chain::read(node, &self.nodes, &self.graph)
+    pub fn chain(&self, node: &str) -> BackingChain {
+        BackingChain::read(node, &self.nodes, &self.graph)
     }
 
     /// The file that a layer is in, if it is one of this host.

@@ -235,7 +235,7 @@ fn size_of(addresses: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{qemu::reply::WriteStats, storage::model::chain::Chain};
+    use crate::{qemu::reply::WriteStats, storage::model::chain::BackingChain};
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
@@ -280,7 +280,7 @@ mod tests {
             file: String::new(),
             read_only: false,
             virtual_size: 0,
-            chain: Chain::default(),
+            chain: BackingChain::default(),
         }
     }
 

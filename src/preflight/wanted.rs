@@ -5,17 +5,17 @@
 use super::facts::Facts;
 use crate::storage::{
     model::{
-        chain::{Chain, Layer},
-        layout::{Disk, Mode, Pair},
+        chain::{BackingChain, Layer},
+        layout::{CopyMode, Disk, DiskPair},
     },
-    verify::identity::{By, Comparison, Image, Proof, Twin, Verdict},
+    verify::identity::{ComparedImage, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
 
 /// What is to be read of both sides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Images that are only read and are to be the same.
-    pub twins: Vec<Twin>,
+    pub twins: Vec<ImagePair>,
     /// Those that are one file, and so the same without a look.
     pub same: Vec<Comparison>,
     /// The destination's images that are to be empty.
@@ -41,10 +41,10 @@ pub struct Blank {
 ///
 /// Where a disk is copied incrementally, all that is below its top image; of a disk that is only read, all. Two disks
 /// over one backing file have it read once.
-pub fn wanted(source: &Facts, destination: &Facts, pairs: &[Pair], standing: &[(&Disk, Option<&Disk>)]) -> Wanted {
+pub fn wanted(source: &Facts, destination: &Facts, pairs: &[DiskPair], standing: &[(&Disk, Option<&Disk>)]) -> Wanted {
     let mut found = Wanted::default();
     for pair in pairs {
-        if pair.mode == Mode::Incremental {
+        if pair.mode == CopyMode::Incremental {
             let (here, there) = (layers_below(&pair.source.chain), layers_below(&pair.destination.chain));
             found.add(source, destination, pair.source.name(), here, there);
         }
@@ -87,24 +87,24 @@ pub fn changed(before: &Facts, after: &Facts) -> Vec<String> {
     before.disks().iter().filter(|disk| !is_same(disk)).map(|disk| disk.name().to_owned()).collect()
 }
 
-fn layers_below(chain: &Chain) -> &[Layer] {
+fn layers_below(chain: &BackingChain) -> &[Layer] {
     chain.layers.get(1..).unwrap_or_default()
 }
 
 impl Wanted {
     /// The twins that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format has no
     /// map of what is allocated.
-    pub fn to_read(&self, proof: Proof) -> Vec<&Twin> {
-        let is_read = |twin: &Twin| match proof {
-            Proof::Off => false,
-            Proof::Metadata => twin.source.has_map() && twin.destination.has_map(),
+    pub fn to_read(&self, proof: ProofLevel) -> Vec<&ImagePair> {
+        let is_read = |twin: &ImagePair| match proof {
+            ProofLevel::Off => false,
+            ProofLevel::Metadata => twin.source.has_map() && twin.destination.has_map(),
             _ => true,
         };
         self.comparable().filter(|twin| is_read(twin)).collect()
     }
 
     /// The twins of one size. Of others a check tells, and past the end of one there is nothing to be read.
-    pub fn comparable(&self) -> impl Iterator<Item = &Twin> {
+    pub fn comparable(&self) -> impl Iterator<Item = &ImagePair> {
         self.twins.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size)
     }
 
@@ -122,15 +122,15 @@ impl Wanted {
                     disks: vec![disk.to_owned()],
                     source: source.clone(),
                     destination: destination.clone(),
-                    by: By::SameFile,
-                    verdict: Verdict::Same,
+                    by: ProofMethod::SameFile,
+                    verdict: ComparisonResult::Same,
                 }),
             }
             return;
         }
         match self.twins.iter_mut().find(|twin| twin.source.is_of(&ours) && twin.destination.is_of(&theirs)) {
             Some(known) => known.disks.push(disk.to_owned()),
-            None => self.twins.push(Twin { disks: vec![disk.to_owned()], source: ours, destination: theirs }),
+            None => self.twins.push(ImagePair { disks: vec![disk.to_owned()], source: ours, destination: theirs }),
         }
     }
 }
@@ -148,8 +148,8 @@ fn is_same(source: &Facts, destination: &Facts, here: &[Layer], there: &[Layer])
         })
 }
 
-fn image(layers: &[Layer]) -> Image {
-    Image {
+fn image(layers: &[Layer]) -> ComparedImage {
+    ComparedImage {
         node: layers.first().map(|layer| layer.node.clone()).unwrap_or_default(),
         files: layers.iter().map(|layer| layer.file.clone()).collect(),
         virtual_size: layers.first().map_or(0, |layer| layer.virtual_size),

@@ -36,7 +36,7 @@ const LONE: [&str; 17] = [
 
 /// The destination's command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Arguments {
+pub(super) struct DestinationCommandLine {
     /// The program and its arguments.
     pub(super) words: Vec<String>,
     /// The files that were found and replaced.
@@ -50,12 +50,12 @@ pub(super) struct Arguments {
 }
 
 /// What is replaced: paths on the source with their paths at the destination.
-pub(super) type Moves = BTreeMap<PathBuf, PathBuf>;
+pub(super) type MovedFiles = BTreeMap<PathBuf, PathBuf>;
 
 /// Makes it. `directory` is the source's working directory, from which relative names are meant.
-pub(super) fn derive(source: &[String], moves: &Moves, directory: Option<&Path>) -> Arguments {
-    let mut made = Arguments::default();
-    let mut rewrite = Rewrite { moves, directory, replaced: Vec::new() };
+pub(super) fn derive(source: &[String], moves: &MovedFiles, directory: Option<&Path>) -> DestinationCommandLine {
+    let mut made = DestinationCommandLine::default();
+    let mut rewrite = ImageRewriter { moves, directory, replaced: Vec::new() };
     let mut words = source.iter().peekable();
     made.words.extend(words.next().cloned());
     let mut lone_before = true;
@@ -163,13 +163,13 @@ fn inherits(value: &str) -> bool {
     value.contains("/dev/fdset/") || split(value).iter().any(|part| part.starts_with("fd=") || part.starts_with("fds="))
 }
 
-struct Rewrite<'a> {
-    moves: &'a Moves,
+struct ImageRewriter<'a> {
+    moves: &'a MovedFiles,
     directory: Option<&'a Path>,
     replaced: Vec<PathBuf>,
 }
 
-impl Rewrite<'_> {
+impl ImageRewriter<'_> {
     /// A name of QEMU's for an image: a path, or a `json:` description with paths in it.
     fn name<'t>(&mut self, name: &'t str) -> Cow<'t, str> {
         if let Some(description) = name.strip_prefix("json:") {
@@ -262,8 +262,8 @@ fn split(text: &str) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn derived(words: &[&str]) -> Arguments {
-        let moves: Moves = [("/s/a.qcow2", "/d/a.qcow2"), ("/s/b,c.raw", "/d/x,y z.raw"), ("/w/r:1", "/d/r")]
+    fn derived(words: &[&str]) -> DestinationCommandLine {
+        let moves: MovedFiles = [("/s/a.qcow2", "/d/a.qcow2"), ("/s/b,c.raw", "/d/x,y z.raw"), ("/w/r:1", "/d/r")]
             .map(|(from, to)| (from.into(), to.into()))
             .into();
         let words: Vec<String> = ["qemu"].iter().chain(words).map(|&word| word.to_owned()).collect();
@@ -374,7 +374,7 @@ mod tests {
         }
         let words = |text: &[&str]| text.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         let made =
-            derive(&words(&["qemu", "-append", "-S quiet", "-object", "secret,id=a,data=x"]), &Moves::new(), None);
+            derive(&words(&["qemu", "-append", "-S quiet", "-object", "secret,id=a,data=x"]), &MovedFiles::new(), None);
         assert_eq!(made.words[..5], words(&["qemu", "-append", "-S quiet", "-object", "secret,id=a,data=HIDDEN"]));
         assert!(made.secrets);
     }

@@ -4,9 +4,9 @@
 //! closed again, whatever happens.
 
 use super::{
-    requirements::Below,
-    settings::ProvisionSettings,
-    steps::{Step, StepState, Work},
+    requirements::BackingLayer,
+    settings::PrepareSettings,
+    steps::{PreparationStep, StepState, StepWork},
 };
 use crate::{
     endpoint::{self, Address},
@@ -16,9 +16,11 @@ use crate::{
     progress::{Kind, PhaseState, Reporter},
     qemu::Process,
     storage::{
-        files::{image, layer_copy::Populate, qemu_img::QemuImg, rate_limit::Ceiling, unpublished_file::Partial},
+        files::{
+            image, layer_copy::LayerCopy, qemu_img::QemuImg, rate_limit::RateLimit, unpublished_file::UnpublishedFile,
+        },
         model::{chain::file_name, layout::PREFIX},
-        verify::read_export::View,
+        verify::read_export::ReadExports,
     },
 };
 use qapi::qmp;
@@ -31,32 +33,36 @@ const DIAL: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_secs(120);
 
 /// What does it.
-pub(super) struct Apply<'a> {
+pub(super) struct Execution<'a> {
     pub(super) source: &'a Process,
-    pub(super) settings: &'a ProvisionSettings,
+    pub(super) settings: &'a PrepareSettings,
     pub(super) img: &'a QemuImg,
     pub(super) report: &'a Reporter,
     /// Where the source is to listen, where something is to be copied.
     pub(super) address: Option<Address>,
 }
 
-impl Apply<'_> {
+impl Execution<'_> {
     /// Does it all. What is done is marked so in `steps`, also where a later one fails.
-    pub(super) async fn run(&self, steps: &mut [Step], cancel: watch::Receiver<bool>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        steps: &mut [PreparationStep],
+        cancel: watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
         let mut claimed = Vec::new();
         for step in steps.iter() {
             claimed.push(match &step.work {
-                Work::Nothing => None,
-                Work::Create(path, _) | Work::Copy(path, _) => Some(Partial::claim(path)?),
+                StepWork::Nothing => None,
+                StepWork::Create(path, _) | StepWork::Copy(path, _) => Some(UnpublishedFile::claim(path)?),
             });
         }
-        let copies = steps.iter().any(|step| matches!(step.work, Work::Copy(..)));
+        let copies = steps.iter().any(|step| matches!(step.work, StepWork::Copy(..)));
         if copies {
             self.populate(steps, &mut claimed, &cancel).await?;
         }
         let creates = async {
             for (step, partial) in steps.iter_mut().zip(&mut claimed) {
-                let (Work::Create(_, image), Some(_)) = (&step.work, partial.as_ref()) else { continue };
+                let (StepWork::Create(_, image), Some(_)) = (&step.work, partial.as_ref()) else { continue };
                 self.step(step, PhaseState::Begin);
                 let Some(partial) = partial.take() else { continue };
                 let created = self.img.create(image, partial.temporary()).await;
@@ -70,23 +76,23 @@ impl Apply<'_> {
     /// Copies every backing file that is to be copied.
     async fn populate(
         &self,
-        steps: &mut [Step],
-        claimed: &mut [Option<Partial>],
+        steps: &mut [PreparationStep],
+        claimed: &mut [Option<UnpublishedFile>],
         cancel: &watch::Receiver<bool>,
     ) -> Result<(), Failure> {
         let Some(address) = &self.address else { return Ok(()) };
         let mut nodes = Vec::new();
         for (index, step) in steps.iter().enumerate() {
-            if let Work::Copy(_, below) = &step.work {
+            if let StepWork::Copy(_, below) = &step.work {
                 nodes.push((export(index), below.node.clone()));
             }
         }
         runtime_dir::make(&self.settings.runtime_dir, [address])?;
-        let view = View::open(self.source, address, &nodes).await?;
+        let view = ReadExports::open(self.source, address, &nodes).await?;
         let copied = async {
-            let ceiling = Ceiling::new(self.settings.bandwidth);
+            let ceiling = RateLimit::new(self.settings.bandwidth);
             for (index, (step, partial)) in steps.iter_mut().zip(claimed.iter_mut()).enumerate() {
-                let Work::Copy(_, below) = step.work.clone() else { continue };
+                let StepWork::Copy(_, below) = step.work.clone() else { continue };
                 let Some(partial) = partial.take() else { continue };
                 self.step(step, PhaseState::Begin);
                 let copied = self.copy(&export(index), &below, &partial, step, &ceiling, address).await;
@@ -107,10 +113,10 @@ impl Apply<'_> {
     async fn copy(
         &self,
         export: &str,
-        below: &Below,
-        partial: &Partial,
-        step: &mut Step,
-        ceiling: &Ceiling,
+        below: &BackingLayer,
+        partial: &UnpublishedFile,
+        step: &mut PreparationStep,
+        ceiling: &RateLimit,
         address: &Address,
     ) -> Result<(), Failure> {
         let unreachable = |source| Failure::Export { address: address.to_string(), source };
@@ -120,7 +126,7 @@ impl Apply<'_> {
         let client = nbd::NbdClient::connect(dialed.stream, export, options).await;
         let client = client.map_err(|error| unreachable(Box::new(error)))?;
         let expected = below.actual_size.unwrap_or(0);
-        let populate = Populate { client: &client, partial, layer: &step.path, expected, report: self.report };
+        let populate = LayerCopy { client: &client, partial, layer: &step.path, expected, report: self.report };
         let before = self.state(&below.node).await?;
         let copied = populate.run(ceiling).await;
         step.bytes = copied.as_ref().ok().copied().or(step.bytes);
@@ -152,11 +158,11 @@ impl Apply<'_> {
     }
 
     /// Gives a file its name, if it was made.
-    async fn done(&self, step: &mut Step, made: Result<Partial, Failure>) -> Result<(), Failure> {
+    async fn done(&self, step: &mut PreparationStep, made: Result<UnpublishedFile, Failure>) -> Result<(), Failure> {
         let published = match made {
             Ok(partial) => match spawn_blocking(move || partial.publish()).await {
                 Ok(published) => published.map_err(Failure::from),
-                Err(error) => Err(crate::storage::files::layer_copy::PopulateError::Thread(error).into()),
+                Err(error) => Err(crate::storage::files::layer_copy::LayerCopyError::Thread(error).into()),
             },
             Err(failure) => Err(failure),
         };
@@ -165,8 +171,8 @@ impl Apply<'_> {
         published
     }
 
-    fn step(&self, step: &Step, state: PhaseState) {
-        let what = if matches!(step.work, Work::Copy(..)) { "copy" } else { "create" };
+    fn step(&self, step: &PreparationStep, state: PhaseState) {
+        let what = if matches!(step.work, StepWork::Copy(..)) { "copy" } else { "create" };
         self.report.emit(Kind::Step { step: what.to_owned(), image: step.path.clone(), state });
     }
 }

@@ -1,12 +1,12 @@
 //! The handle to a preparation.
 
 use super::{
-    command_line::{self, Arguments},
-    execution::Apply,
+    command_line::{self, DestinationCommandLine},
+    execution::Execution,
     observation,
-    requirements::{self, Told, Wish},
-    settings::{PopulateMode, ProvisionSettings},
-    steps::{self, Action, Step},
+    requirements::{self, Requirements, SourceLayout},
+    settings::{PopulateMode, PrepareSettings},
+    steps::{self, PreparationAction, PreparationStep},
 };
 use crate::{
     endpoint::Address,
@@ -21,7 +21,7 @@ use crate::{
     quantity::Rate,
     storage::{
         files::qemu_img::QemuImg,
-        model::layout::{PREFIX, Storage},
+        model::layout::{PREFIX, StorageMode},
     },
 };
 use serde::Serialize;
@@ -32,13 +32,13 @@ use tokio::sync::watch;
 ///
 /// Dropping it cancels, as [`crate::migration::Migration`] does.
 #[derive(Debug)]
-pub struct Provision(BackgroundTask<Prepared>);
+pub struct Preparation(BackgroundTask<Prepared>);
 
 /// What a preparation is to do.
 #[derive(Debug)]
-pub struct Builder {
+pub struct PreparationBuilder {
     source: Endpoint,
-    settings: ProvisionSettings,
+    settings: PrepareSettings,
     recorder: Option<Recorder>,
 }
 
@@ -46,11 +46,11 @@ pub struct Builder {
 #[derive(Debug, Clone, Serialize)]
 pub struct Prepared {
     /// How it ended.
-    pub outcome: Preparedness,
+    pub outcome: PreparationOutcome,
     /// Why nothing, or not all, was done.
     pub reason: Option<Reason>,
     /// What becomes of each file, a backing file before what stands on it.
-    pub steps: Vec<Step>,
+    pub steps: Vec<PreparationStep>,
     /// The destination QEMU's command line; only what must be added to it, where the source's is not known.
     pub qemu: Vec<String>,
     /// What was found, blockers first.
@@ -60,7 +60,7 @@ pub struct Prepared {
 /// How a preparation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Preparedness {
+pub enum PreparationOutcome {
     /// Nothing was done, and it could be.
     Planned,
     /// The destination has what it needs.
@@ -73,7 +73,7 @@ pub enum Preparedness {
     Cancelled,
 }
 
-impl Preparedness {
+impl PreparationOutcome {
     /// The command's exit code for it.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -85,10 +85,10 @@ impl Preparedness {
     }
 }
 
-impl Builder {
+impl PreparationBuilder {
     /// Everything at once, in place of what was set so far.
     #[must_use]
-    pub fn settings(mut self, settings: ProvisionSettings) -> Self {
+    pub fn settings(mut self, settings: PrepareSettings) -> Self {
         self.settings = settings;
         self
     }
@@ -109,7 +109,7 @@ impl Builder {
 
     /// What the images stand on.
     #[must_use]
-    pub fn storage(mut self, mode: Storage) -> Self {
+    pub fn storage(mut self, mode: StorageMode) -> Self {
         self.settings.selection.storage = mode;
         self
     }
@@ -162,8 +162,8 @@ impl Builder {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(self) -> Provision {
-        Provision(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
+    pub fn start(self) -> Preparation {
+        Preparation(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
     }
 
     async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Prepared {
@@ -182,17 +182,17 @@ impl Builder {
             Ok(looked) => looked,
             Err(failure) => return Prepared::refused(&failure),
         };
-        if prepared.outcome == Preparedness::Refused {
+        if prepared.outcome == PreparationOutcome::Refused {
             return prepared;
         }
         let img = QemuImg::new(&self.settings.qemu_img);
-        let apply = Apply { source: &source, settings: &self.settings, img: &img, report: &report, address };
+        let apply = Execution { source: &source, settings: &self.settings, img: &img, report: &report, address };
         let applied = report.during(Phase::Prepare, apply.run(&mut prepared.steps, cancel)).await;
         prepared.outcome = match &applied {
-            Ok(()) => Preparedness::Done,
-            Err(Failure::Cancelled) => Preparedness::Cancelled,
-            Err(Failure::Partial(_)) if prepared.is_untouched() => Preparedness::Refused,
-            Err(_) => Preparedness::Failed,
+            Ok(()) => PreparationOutcome::Done,
+            Err(Failure::Cancelled) => PreparationOutcome::Cancelled,
+            Err(Failure::Partial(_)) if prepared.is_untouched() => PreparationOutcome::Refused,
+            Err(_) => PreparationOutcome::Failed,
         };
         prepared.reason = applied.err().map(|failure| failure.reason());
         prepared
@@ -208,21 +208,21 @@ impl Prepared {
     /// What a failure means that came before anything was looked at.
     pub fn refused(failure: &Failure) -> Self {
         let outcome = match failure {
-            Failure::Cancelled => Preparedness::Cancelled,
-            _ => Preparedness::Refused,
+            Failure::Cancelled => PreparationOutcome::Cancelled,
+            _ => PreparationOutcome::Refused,
         };
         Self { outcome, reason: Some(failure.reason()), steps: Vec::new(), qemu: Vec::new(), findings: Vec::new() }
     }
 
     fn is_untouched(&self) -> bool {
-        self.steps.iter().all(|step| step.state == steps::StepState::Planned || step.action == Action::Keep)
+        self.steps.iter().all(|step| step.state == steps::StepState::Planned || step.action == PreparationAction::Keep)
     }
 }
 
-impl Provision {
+impl Preparation {
     /// Begins to describe the preparation of a destination on this host, for the guest of a QEMU.
-    pub fn builder(source: impl Into<Endpoint>) -> Builder {
-        Builder { source: source.into(), settings: ProvisionSettings::default(), recorder: None }
+    pub fn builder(source: impl Into<Endpoint>) -> PreparationBuilder {
+        PreparationBuilder { source: source.into(), settings: PrepareSettings::default(), recorder: None }
     }
 
     /// The events: from the first one on the first call, from now on in later ones. They end with the preparation.
@@ -245,7 +245,7 @@ impl Provision {
 }
 
 /// Looks at both ends and decides; gives also where the source would listen.
-async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepared, Option<Address>), Failure> {
+async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared, Option<Address>), Failure> {
     let facts = facts::gather(source).await?;
     let told = observation::told(&facts, source);
     let mut wish = requirements::read(&told, settings);
@@ -256,7 +256,7 @@ async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepare
     findings.extend(found);
 
     let mut address = None;
-    if steps.iter().any(|step| step.action == Action::Copy) && settings.populate == PopulateMode::Missing {
+    if steps.iter().any(|step| step.action == PreparationAction::Copy) && settings.populate == PopulateMode::Missing {
         address = settings.nbd_address.clone().or_else(|| own_address(settings, told.local));
         match &address {
             Some(_) => findings.extend(checks::listen("", address.as_ref(), settings.allow_plaintext)),
@@ -272,23 +272,23 @@ async fn plan(source: &Process, settings: &ProvisionSettings) -> Result<(Prepare
     findings.extend(notes);
     findings.sort_by_key(|finding| finding.severity);
 
-    let mut prepared = Prepared { outcome: Preparedness::Planned, reason: None, steps, qemu, findings };
+    let mut prepared = Prepared { outcome: PreparationOutcome::Planned, reason: None, steps, qemu, findings };
     let blockers: Vec<String> = prepared.blockers().map(ToString::to_string).collect();
     let gravest = prepared.blockers().next().map(|finding| finding.code.to_owned());
     if let Some(code) = gravest {
         prepared.reason = Some(Reason { code, message: blockers.join("; ") });
-        prepared.outcome = Preparedness::Refused;
+        prepared.outcome = PreparationOutcome::Refused;
     }
     Ok((prepared, address))
 }
 
-fn own_address(settings: &ProvisionSettings, local: bool) -> Option<Address> {
+fn own_address(settings: &PrepareSettings, local: bool) -> Option<Address> {
     let socket = settings.runtime_dir.join(format!("{PREFIX}prepare-{}", std::process::id()));
     if local { Address::unix(socket).ok() } else { None }
 }
 
 /// The destination's command line, and what a person should know of it.
-fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<String>, Vec<Finding>) {
+fn command_line(source: Option<Vec<String>>, wish: &Requirements, told: &SourceLayout) -> (Vec<String>, Vec<Finding>) {
     let note =
         |code, message: String, remedy: &str| finding(Severity::Note, code, "the destination QEMU", message, remedy);
     let Some(source) = source else {
@@ -302,7 +302,7 @@ fn command_line(source: Option<Vec<String>>, wish: &Wish, told: &Told) -> (Vec<S
         let words = ["-incoming", "defer", "-S"].map(str::to_owned).into();
         return (words, vec![note("command-line-unknown", message, remedy)]);
     };
-    let Arguments { words, replaced, collisions, secrets, inherited } =
+    let DestinationCommandLine { words, replaced, collisions, secrets, inherited } =
         command_line::derive(&source, &wish.moves, told.directory.as_deref());
     let mut notes = Vec::new();
     for (disk, image) in wish.images.iter().filter(|(_, image)| !replaced.contains(image)) {

@@ -2,14 +2,14 @@
 //!
 //! Pure. Nothing has been looked up at the destination yet.
 
-use super::{command_line::Moves, settings::ProvisionSettings};
+use super::{command_line::MovedFiles, settings::PrepareSettings};
 use crate::{
     preflight::checks::{Finding, Severity, blocker, finding},
     storage::{
-        files::image::{Backing, Image, Unlike},
+        files::image::{BackingFile, NewImage, UnsupportedImage},
         model::{
             chain::Layer,
-            layout::{Disk, Storage},
+            layout::{Disk, StorageMode},
             path_map,
         },
     },
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// What the source told.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Told {
+pub(super) struct SourceLayout {
     /// Every disk with a medium.
     pub(super) disks: Vec<Disk>,
     /// The directory that its relative names are meant from, where it is a process of this host.
@@ -29,7 +29,7 @@ pub(super) struct Told {
 
 /// A file that the destination needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct RequiredFile {
     /// The disk it is for.
     pub(super) disk: String,
     /// Where the source has it.
@@ -37,22 +37,22 @@ pub(super) struct Wanted {
     /// Where it is to be.
     pub(super) path: PathBuf,
     /// What it is.
-    pub(super) what: What,
+    pub(super) what: Role,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum Role {
     /// An image without data of its own, for the guest to write to.
-    Top(Image),
+    Top(NewImage),
     /// A layer below one.
-    Below(Below),
+    Backing(BackingLayer),
     /// The medium of a disk that is only read.
     Medium,
 }
 
 /// A layer that is only read. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Below {
+pub(super) struct BackingLayer {
     /// The source's node of its file.
     pub(super) node: String,
     pub(super) format: String,
@@ -60,7 +60,7 @@ pub(super) struct Below {
     /// What it takes on the source's file system.
     pub(super) actual_size: Option<u64>,
     /// The layer below it, as it is to be named at the destination.
-    pub(super) backing: Option<Backing>,
+    pub(super) backing: Option<BackingFile>,
     /// The same as its header has it.
     pub(super) written: Option<(String, Option<String>)>,
     pub(super) data_file: Option<String>,
@@ -72,19 +72,19 @@ pub(super) struct Below {
 
 /// All of it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Wish {
+pub(super) struct Requirements {
     /// The files, each once, a layer before what stands on it.
-    pub(super) wanted: Vec<Wanted>,
+    pub(super) wanted: Vec<RequiredFile>,
     /// What is called otherwise at the destination.
-    pub(super) moves: Moves,
+    pub(super) moves: MovedFiles,
     /// Disks whose images are on the command line, if it has them at all.
     pub(super) images: Vec<(String, PathBuf)>,
     pub(super) findings: Vec<Finding>,
 }
 
 /// Reads it.
-pub(super) fn read(told: &Told, settings: &ProvisionSettings) -> Wish {
-    let mut wish = Wish::default();
+pub(super) fn read(told: &SourceLayout, settings: &PrepareSettings) -> Requirements {
+    let mut wish = Requirements::default();
     let selection = &settings.selection;
     let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
     for name in named.filter(|name| !told.disks.iter().any(|disk| disk.is_called(name))) {
@@ -102,15 +102,15 @@ pub(super) fn read(told: &Told, settings: &ProvisionSettings) -> Wish {
                 let remedy = "name it with --disk too, or say --skip-disk";
                 wish.findings.push(finding(Severity::Warning, "disk-left-out", disk.name(), message, remedy));
             }
-            () if settings.selection.storage == Storage::None => wish.shared(disk, told, settings),
+            () if settings.selection.storage == StorageMode::None => wish.shared(disk, told, settings),
             () => wish.disk(disk, told, settings),
         }
     }
     wish
 }
 
-impl Wish {
-    fn disk(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+impl Requirements {
+    fn disk(&mut self, disk: &Disk, told: &SourceLayout, settings: &PrepareSettings) {
         let name = disk.name();
         let Some((top, below)) = disk.chain.layers.split_first() else {
             let message = "QEMU does not tell what it consists of";
@@ -124,13 +124,13 @@ impl Wish {
             return;
         };
         let mut backing = None;
-        if settings.selection.storage == Storage::Incremental {
+        if settings.selection.storage == StorageMode::Incremental {
             let in_a_job = disk.chain.filters.iter().any(|filter| filter.is_of_a_job());
             for layer in below.iter().rev() {
                 backing = Some(self.layer(name, layer, backing, in_a_job, told, settings));
             }
         }
-        match Image::like(top, backing) {
+        match NewImage::like(top, backing) {
             Ok(image) => {
                 if top.qcow2.as_ref().is_some_and(|qcow2| qcow2.compat == "0.10") {
                     let message = "its image is of qcow2 version 2 and becomes one of version 3 (compat=1.1): an overlay \
@@ -139,7 +139,7 @@ impl Wish {
                 }
                 self.move_file(&source, &path);
                 self.images.push((name.to_owned(), source.clone()));
-                self.want(Wanted { disk: name.to_owned(), source, path, what: What::Top(image) });
+                self.want(RequiredFile { disk: name.to_owned(), source, path, what: Role::Top(image) });
             }
             Err(unlike) => self.findings.push(unlike_finding(name, &unlike)),
         }
@@ -150,11 +150,11 @@ impl Wish {
         &mut self,
         disk: &str,
         layer: &Layer,
-        backing: Option<Backing>,
+        backing: Option<BackingFile>,
         in_a_job: bool,
-        told: &Told,
-        settings: &ProvisionSettings,
-    ) -> Backing {
+        told: &SourceLayout,
+        settings: &PrepareSettings,
+    ) -> BackingFile {
         let format = layer.format.clone();
         if !is_file(layer) {
             let message = format!(
@@ -162,13 +162,15 @@ impl Wish {
                 layer.file, layer.protocol.driver
             );
             self.findings.push(finding(Severity::Note, "layer-remote", disk, message, ""));
-            return Backing { file: layer.file.clone(), format };
+            return BackingFile { file: layer.file.clone(), format };
         }
-        let Some(source) = self.file(disk, layer, told) else { return Backing { file: layer.file.clone(), format } };
+        let Some(source) = self.file(disk, layer, told) else {
+            return BackingFile { file: layer.file.clone(), format };
+        };
         let path = settings.places.of_read_only(&source);
         self.move_file(&source, &path);
         let file = path.to_string_lossy().into_owned();
-        let below = Below {
+        let below = BackingLayer {
             node: layer.protocol.node.clone(),
             format: format.clone(),
             virtual_size: layer.virtual_size,
@@ -179,22 +181,22 @@ impl Wish {
             in_a_job,
             on_device: layer.protocol.driver != "file",
         };
-        self.want(Wanted { disk: disk.to_owned(), source, path, what: What::Below(below) });
-        Backing { file, format }
+        self.want(RequiredFile { disk: disk.to_owned(), source, path, what: Role::Backing(below) });
+        BackingFile { file, format }
     }
 
-    fn medium(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+    fn medium(&mut self, disk: &Disk, told: &SourceLayout, settings: &PrepareSettings) {
         for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
             // where its name is not known, the user's own arguments will say
             let Some(source) = path(layer, told) else { continue };
             let path = settings.places.of_read_only(&source);
             self.move_file(&source, &path);
-            self.want(Wanted { disk: disk.name().to_owned(), source, path, what: What::Medium });
+            self.want(RequiredFile { disk: disk.name().to_owned(), source, path, what: Role::Medium });
         }
     }
 
     /// With shared storage nothing is made, but its images may be called otherwise.
-    fn shared(&mut self, disk: &Disk, told: &Told, settings: &ProvisionSettings) {
+    fn shared(&mut self, disk: &Disk, told: &SourceLayout, settings: &PrepareSettings) {
         for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
             let moved = path(layer, told).and_then(|source| Some((settings.places.mapped(&source)?, source)));
             if let Some((path, source)) = moved {
@@ -213,10 +215,10 @@ impl Wish {
     }
 
     /// Adds a file unless it is wanted already; two that would have one path are a mistake.
-    fn want(&mut self, wanted: Wanted) {
+    fn want(&mut self, wanted: RequiredFile) {
         match self.wanted.iter().find(|other| other.path == wanted.path) {
             None => self.wanted.push(wanted),
-            Some(other) if other.source == wanted.source && !matches!(wanted.what, What::Top(_)) => {}
+            Some(other) if other.source == wanted.source && !matches!(wanted.what, Role::Top(_)) => {}
             Some(other) => {
                 let (path, here) = (wanted.path.display(), wanted.source.display());
                 let message = format!("{here} and {} would both be {path}", other.source.display());
@@ -227,7 +229,7 @@ impl Wish {
     }
 
     /// The path of a layer that must be a file.
-    fn file(&mut self, disk: &str, layer: &Layer, told: &Told) -> Option<PathBuf> {
+    fn file(&mut self, disk: &str, layer: &Layer, told: &SourceLayout) -> Option<PathBuf> {
         let file = &layer.protocol.file;
         let found = path(layer, told);
         if found.is_none() {
@@ -254,20 +256,20 @@ fn is_file(layer: &Layer) -> bool {
     ["file", "host_device", "host_cdrom"].contains(&layer.protocol.driver.as_str())
 }
 
-fn path(layer: &Layer, told: &Told) -> Option<PathBuf> {
+fn path(layer: &Layer, told: &SourceLayout) -> Option<PathBuf> {
     is_file(layer).then(|| path_map::path_of(&layer.protocol.file, told.directory.as_deref()))?
 }
 
-fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
+fn unlike_finding(disk: &str, unlike: &UnsupportedImage) -> Finding {
     let remedy = "make its image by hand, and leave it out here with --skip-disk";
     match unlike {
-        Unlike::Format(format) => {
+        UnsupportedImage::Format(format) => {
             blocker("format-unsupported", disk, format!("its image is of the format {format}"), remedy)
         }
-        Unlike::Encrypted => {
+        UnsupportedImage::Encrypted => {
             blocker("image-encrypted", disk, "its image is encrypted, and its secret is not known here", remedy)
         }
-        Unlike::DataFile(file) => {
+        UnsupportedImage::DataFile(file) => {
             blocker("data-file", disk, format!("its image keeps its data in another file, {file}"), remedy)
         }
     }
@@ -277,9 +279,9 @@ fn unlike_finding(disk: &str, unlike: &Unlike) -> Finding {
 mod tests {
     use super::*;
     use crate::storage::model::{
-        chain::{Chain, Filter, Protocol, Qcow2},
-        layout::Selection,
-        path_map::Places,
+        chain::{BackingChain, FilterNode, ProtocolNode, Qcow2},
+        layout::DiskSelection,
+        path_map::PathMap,
     };
 
     fn layer(file: &str, format: &str) -> Layer {
@@ -287,7 +289,7 @@ mod tests {
         Layer {
             format: format.to_owned(),
             file: file.to_owned(),
-            protocol: Protocol { node: format!("p-{file}"), driver: "file".to_owned(), file: file.to_owned() },
+            protocol: ProtocolNode { node: format!("p-{file}"), driver: "file".to_owned(), file: file.to_owned() },
             virtual_size: 1 << 20,
             qcow2: Some(qcow2).filter(|_| format == "qcow2"),
             ..Layer::default()
@@ -303,29 +305,29 @@ mod tests {
             file: layers[0].file.clone(),
             read_only: false,
             virtual_size: 1 << 20,
-            chain: Chain { layers, filters: Vec::new() },
+            chain: BackingChain { layers, filters: Vec::new() },
         }
     }
 
-    fn settings(to: Option<&str>, maps: &[(&str, &str)]) -> ProvisionSettings {
+    fn settings(to: Option<&str>, maps: &[(&str, &str)]) -> PrepareSettings {
         let maps = maps.iter().map(|(from, to)| (from.into(), to.into())).collect();
-        ProvisionSettings { places: Places { maps, to: to.map(PathBuf::from) }, ..ProvisionSettings::default() }
+        PrepareSettings { places: PathMap { maps, to: to.map(PathBuf::from) }, ..PrepareSettings::default() }
     }
 
-    fn stored(storage: Storage, mut settings: ProvisionSettings) -> ProvisionSettings {
+    fn stored(storage: StorageMode, mut settings: PrepareSettings) -> PrepareSettings {
         settings.selection.storage = storage;
         settings
     }
 
-    fn wish(disks: Vec<Disk>, settings: &ProvisionSettings) -> Wish {
-        read(&Told { disks, directory: Some("/cwd".into()), local: true }, settings)
+    fn wish(disks: Vec<Disk>, settings: &PrepareSettings) -> Requirements {
+        read(&SourceLayout { disks, directory: Some("/cwd".into()), local: true }, settings)
     }
 
-    fn paths(wish: &Wish) -> Vec<String> {
+    fn paths(wish: &Requirements) -> Vec<String> {
         wish.wanted.iter().map(|wanted| wanted.path.display().to_string()).collect()
     }
 
-    fn codes(wish: &Wish) -> Vec<&'static str> {
+    fn codes(wish: &Requirements) -> Vec<&'static str> {
         wish.findings.iter().map(|finding| finding.code).collect()
     }
 
@@ -338,22 +340,22 @@ mod tests {
         let found = wish(vec![disk("d", chain())], &settings(Some("/d"), &[("/s/base", "/b/x")]));
         assert_eq!(paths(&found), ["/b/x", "/s/mid", "/d/top"]);
         assert_eq!(codes(&found), Vec::<&str>::new());
-        let What::Below(middle) = &found.wanted[1].what else { panic!("{found:?}") };
-        assert_eq!(middle.backing, Some(Backing { file: "/b/x".to_owned(), format: "raw".to_owned() }));
-        let What::Top(top) = &found.wanted[2].what else { panic!("{found:?}") };
-        assert_eq!(top.backing, Some(Backing { file: "/s/mid".to_owned(), format: "qcow2".to_owned() }));
+        let Role::Backing(middle) = &found.wanted[1].what else { panic!("{found:?}") };
+        assert_eq!(middle.backing, Some(BackingFile { file: "/b/x".to_owned(), format: "raw".to_owned() }));
+        let Role::Top(top) = &found.wanted[2].what else { panic!("{found:?}") };
+        assert_eq!(top.backing, Some(BackingFile { file: "/s/mid".to_owned(), format: "qcow2".to_owned() }));
         assert_eq!(found.wanted[2].source, PathBuf::from("/cwd/top"), "relative names are the process's");
         let moved = [("/cwd/top", "/d/top"), ("/s/base", "/b/x")].map(|(from, to)| (from.into(), to.into()));
-        assert_eq!(found.moves, Moves::from(moved));
+        assert_eq!(found.moves, MovedFiles::from(moved));
     }
 
     #[test]
     fn full_stands_alone_and_none_makes_nothing() {
-        let full = stored(Storage::Full, settings(Some("/d"), &[]));
+        let full = stored(StorageMode::Full, settings(Some("/d"), &[]));
         let found = wish(vec![disk("d", chain())], &full);
         assert_eq!(paths(&found), ["/d/top"]);
-        assert!(matches!(&found.wanted[0].what, What::Top(image) if image.backing.is_none()));
-        let none = stored(Storage::None, settings(None, &[("/s", "/t")]));
+        assert!(matches!(&found.wanted[0].what, Role::Top(image) if image.backing.is_none()));
+        let none = stored(StorageMode::None, settings(None, &[("/s", "/t")]));
         let found = wish(vec![disk("d", chain())], &none);
         assert_eq!((paths(&found).len(), found.moves.len()), (0, 2));
     }
@@ -376,7 +378,7 @@ mod tests {
             ["image-upgraded"]
         );
         assert_eq!(codes(&wish(vec![disk("d", chain())], &settings(None, &[]))), ["place-unknown"]);
-        let mut unknown = Told { disks: vec![disk("d", chain())], directory: None, local: false };
+        let mut unknown = SourceLayout { disks: vec![disk("d", chain())], directory: None, local: false };
         assert_eq!(codes(&read(&unknown, &to)), ["path-unknown"]);
         unknown.disks[0].chain.layers.clear();
         assert_eq!(codes(&read(&unknown, &to)), ["chain-unknown"]);
@@ -404,8 +406,8 @@ mod tests {
         let choose = |disks: &[&str], skip: &[&str]| {
             let named = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
             let disks = named(disks).into_iter().map(|name| (name, None)).collect();
-            let settings = ProvisionSettings {
-                selection: Selection { disks, skip: named(skip), ..Selection::default() },
+            let settings = PrepareSettings {
+                selection: DiskSelection { disks, skip: named(skip), ..DiskSelection::default() },
                 ..settings(Some("/d"), &[])
             };
             let mut cd = disk("cd", vec![layer("/s/cd.iso", "raw")]);
@@ -427,8 +429,8 @@ mod tests {
     #[test]
     fn a_job_in_the_chain_is_noticed() {
         let mut busy = disk("d", chain());
-        busy.chain.filters.push(Filter { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
+        busy.chain.filters.push(FilterNode { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
         let found = wish(vec![busy], &settings(Some("/d"), &[]));
-        assert!(matches!(&found.wanted[0].what, What::Below(below) if below.in_a_job));
+        assert!(matches!(&found.wanted[0].what, Role::Backing(below) if below.in_a_job));
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     endpoint::Address,
     migration::Settings,
     quantity::Rate,
-    storage::model::{layout::Selection, path_map::Places},
+    storage::model::{layout::DiskSelection, path_map::PathMap},
 };
 use std::path::PathBuf;
 
@@ -20,11 +20,11 @@ pub enum PopulateMode {
 
 /// What a user can ask of a preparation.
 #[derive(Debug, Clone)]
-pub struct ProvisionSettings {
+pub struct PrepareSettings {
     /// Which disks, and whether their images stand on the source's backing files; a destination's name is passed over.
-    pub selection: Selection,
+    pub selection: DiskSelection,
     /// Where files go.
-    pub places: Places,
+    pub places: PathMap,
     /// What becomes of missing backing files.
     pub populate: PopulateMode,
     /// A ceiling for what is copied.
@@ -40,11 +40,11 @@ pub struct ProvisionSettings {
     pub runtime_dir: PathBuf,
 }
 
-impl Default for ProvisionSettings {
+impl Default for PrepareSettings {
     fn default() -> Self {
         Self {
-            selection: Selection::default(),
-            places: Places::default(),
+            selection: DiskSelection::default(),
+            places: PathMap::default(),
             populate: PopulateMode::default(),
             bandwidth: None,
             nbd_address: None,

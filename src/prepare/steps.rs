@@ -3,15 +3,15 @@
 //! Pure. Nothing that holds data is ever replaced: what is in the way refuses the whole.
 
 use super::{
-    requirements::{Below, Wanted, What, Wish},
-    settings::{PopulateMode, ProvisionSettings},
+    requirements::{BackingLayer, RequiredFile, Requirements, Role},
+    settings::{PopulateMode, PrepareSettings},
 };
 use crate::{
     preflight::checks::{Finding, Severity, blocker, finding},
     quantity::Bytes,
     storage::files::{
         filesystem::FileSystem,
-        image::{self, Existing, Image},
+        image::{self, ExistingImage, NewImage},
     },
 };
 use serde::Serialize;
@@ -22,9 +22,9 @@ use std::{
 
 /// One file of the destination, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Step {
+pub struct PreparationStep {
     /// What is done.
-    pub action: Action,
+    pub action: PreparationAction,
     /// How far it is.
     pub state: StepState,
     /// The disk it is for; the first one, where several stand on it.
@@ -38,12 +38,12 @@ pub struct Step {
     /// The command that does it by hand; for a copy, the one that corrects its header afterwards.
     pub command: Option<Vec<String>>,
     #[serde(skip)]
-    pub(super) work: Work,
+    pub(super) work: StepWork,
 }
 
-impl Step {
+impl PreparationStep {
     /// A step that would run a command; for whoever shows one without having a source.
-    pub fn planned(action: Action, disk: &str, source: &str, path: &str, command: &[&str]) -> Self {
+    pub fn planned(action: PreparationAction, disk: &str, source: &str, path: &str, command: &[&str]) -> Self {
         Self {
             action,
             state: StepState::Planned,
@@ -52,7 +52,7 @@ impl Step {
             path: path.to_owned(),
             bytes: None,
             command: Some(command.iter().map(|&word| word.to_owned()).collect()),
-            work: Work::Nothing,
+            work: StepWork::Nothing,
         }
     }
 }
@@ -60,7 +60,7 @@ impl Step {
 /// What is done for a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Action {
+pub enum PreparationAction {
     /// An empty image is created.
     Create,
     /// It is copied from the source.
@@ -84,88 +84,88 @@ pub enum StepState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Work {
+pub(super) enum StepWork {
     Nothing,
-    Create(PathBuf, Image),
-    Copy(PathBuf, Below),
+    Create(PathBuf, NewImage),
+    Copy(PathBuf, BackingLayer),
 }
 
 /// What there is at a path of the destination.
 #[derive(Debug, Clone)]
-pub(super) enum Seen {
+pub(super) enum PathContent {
     /// Nothing; where the file system of its directory is known, there is a directory.
     Absent(Result<FileSystem, String>),
     /// The source's own file.
     Same,
     /// Some image.
-    Image(Box<Existing>),
+    Image(Box<ExistingImage>),
     /// Something of which only this is known.
     Other(String),
 }
 
 /// What was seen.
-pub(super) type Looks = BTreeMap<PathBuf, Seen>;
+pub(super) type PathContents = BTreeMap<PathBuf, PathContent>;
 
 /// Decides.
 pub(super) fn decide(
-    wish: &Wish,
-    looks: &Looks,
-    settings: &ProvisionSettings,
+    wish: &Requirements,
+    looks: &PathContents,
+    settings: &PrepareSettings,
     program: &str,
-) -> (Vec<Step>, Vec<Finding>) {
-    let mut made = Made { steps: Vec::new(), findings: Vec::new(), program: program.to_owned() };
+) -> (Vec<PreparationStep>, Vec<Finding>) {
+    let mut made = StepPlanner { steps: Vec::new(), findings: Vec::new(), program: program.to_owned() };
     for wanted in &wish.wanted {
-        let unseen = Seen::Other("it was not looked at".to_owned());
+        let unseen = PathContent::Other("it was not looked at".to_owned());
         let seen = looks.get(&wanted.path).unwrap_or(&unseen);
         match &wanted.what {
-            What::Top(image) => made.top(wanted, image, seen),
-            What::Below(below) => made.below(wanted, below, seen, settings),
-            What::Medium => made.medium(wanted, seen),
+            Role::Top(image) => made.top(wanted, image, seen),
+            Role::Backing(below) => made.below(wanted, below, seen, settings),
+            Role::Medium => made.medium(wanted, seen),
         }
     }
     made.room(looks);
     (made.steps, made.findings)
 }
 
-struct Made {
-    steps: Vec<Step>,
+struct StepPlanner {
+    steps: Vec<PreparationStep>,
     findings: Vec<Finding>,
     program: String,
 }
 
-impl Made {
-    fn top(&mut self, wanted: &Wanted, image: &Image, seen: &Seen) {
+impl StepPlanner {
+    fn top(&mut self, wanted: &RequiredFile, image: &NewImage, seen: &PathContent) {
         let path = wanted.path.display();
         let leave = "move it away, or say another place with --to or --map: an image that exists is never overwritten";
         match seen {
-            Seen::Absent(Err(why)) => self.no_directory(wanted, why),
-            Seen::Absent(Ok(_)) => {
+            PathContent::Absent(Err(why)) => self.no_directory(wanted, why),
+            PathContent::Absent(Ok(_)) => {
                 let command = self.command(&image.create(&wanted.path));
                 self.step(
                     wanted,
-                    Action::Create,
+                    PreparationAction::Create,
                     None,
                     Some(command),
-                    Work::Create(wanted.path.clone(), image.clone()),
+                    StepWork::Create(wanted.path.clone(), image.clone()),
                 );
             }
-            Seen::Same => {
+            PathContent::Same => {
                 let message = format!("{path} is the source's own image");
                 self.block(wanted, "image-same", message, "say another place with --to or --map");
             }
-            Seen::Image(found) => match image.misfit(found) {
-                None => self.step(wanted, Action::Keep, None, None, Work::Nothing),
+            PathContent::Image(found) => match image.misfit(found) {
+                None => self.step(wanted, PreparationAction::Keep, None, None, StepWork::Nothing),
                 Some(why) => self.block(wanted, "image-exists", format!("{path} exists, and {why}"), leave),
             },
-            Seen::Other(why) => self.block(wanted, "image-exists", format!("{path} exists: {why}"), leave),
+            PathContent::Other(why) => self.block(wanted, "image-exists", format!("{path} exists: {why}"), leave),
         }
     }
 
-    fn below(&mut self, wanted: &Wanted, below: &Below, seen: &Seen, settings: &ProvisionSettings) {
+    fn below(&mut self, wanted: &RequiredFile, below: &BackingLayer, seen: &PathContent, settings: &PrepareSettings) {
         let path = wanted.path.display();
         match seen {
-            Seen::Same => self.step(wanted, Action::Keep, None, None, Work::Nothing),
-            Seen::Absent(directory) => match settings.populate {
+            PathContent::Same => self.step(wanted, PreparationAction::Keep, None, None, StepWork::Nothing),
+            PathContent::Absent(directory) => match settings.populate {
                 PopulateMode::Never => {
                     let size = Bytes(below.virtual_size);
                     let message = format!("the backing file {path} ({size}) is not there");
@@ -178,8 +178,8 @@ impl Made {
                 }
                 PopulateMode::Missing => self.copy(wanted, below, directory),
             },
-            Seen::Image(found) => match differs(&wanted.path, below, found) {
-                None => self.step(wanted, Action::Keep, None, None, Work::Nothing),
+            PathContent::Image(found) => match differs(&wanted.path, below, found) {
+                None => self.step(wanted, PreparationAction::Keep, None, None, StepWork::Nothing),
                 Some((why, remedy)) => {
                     self.block(
                         wanted,
@@ -189,14 +189,14 @@ impl Made {
                     );
                 }
             },
-            Seen::Other(why) => {
+            PathContent::Other(why) => {
                 let remedy = "see to it that it is the image it should be";
                 self.block(wanted, "backing-unreadable", format!("the backing file {path} exists: {why}"), remedy);
             }
         }
     }
 
-    fn copy(&mut self, wanted: &Wanted, below: &Below, directory: &Result<FileSystem, String>) {
+    fn copy(&mut self, wanted: &RequiredFile, below: &BackingLayer, directory: &Result<FileSystem, String>) {
         if let Err(why) = directory {
             self.no_directory(wanted, why);
             return;
@@ -231,25 +231,31 @@ impl Made {
             return;
         }
         let command = rebase.map(|backing| self.command(&image::rebase(&wanted.path, &below.format, backing)));
-        let work = Work::Copy(wanted.path.clone(), below.clone());
-        self.step(wanted, Action::Copy, Some(below.actual_size.unwrap_or(below.virtual_size)), command, work);
+        let work = StepWork::Copy(wanted.path.clone(), below.clone());
+        self.step(
+            wanted,
+            PreparationAction::Copy,
+            Some(below.actual_size.unwrap_or(below.virtual_size)),
+            command,
+            work,
+        );
     }
 
-    fn medium(&mut self, wanted: &Wanted, seen: &Seen) {
-        if matches!(seen, Seen::Absent(_)) {
+    fn medium(&mut self, wanted: &RequiredFile, seen: &PathContent) {
+        if matches!(seen, PathContent::Absent(_)) {
             let message = format!("{} is only read, and is not there", wanted.path.display());
             let remedy = "put it there before the destination is started, or say with --map where it is";
             self.findings.push(finding(Severity::Warning, "medium-missing", &wanted.disk, message, remedy));
         }
-        self.step(wanted, Action::MustExist, None, None, Work::Nothing);
+        self.step(wanted, PreparationAction::MustExist, None, None, StepWork::Nothing);
     }
 
     /// Whether what is copied has room.
-    fn room(&mut self, looks: &Looks) {
-        let mut needed: BTreeMap<u64, (&FileSystem, u64, &Step)> = BTreeMap::new();
+    fn room(&mut self, looks: &PathContents) {
+        let mut needed: BTreeMap<u64, (&FileSystem, u64, &PreparationStep)> = BTreeMap::new();
         for step in &self.steps {
-            let Work::Copy(path, _) = &step.work else { continue };
-            let Some(Seen::Absent(Ok(place))) = looks.get(path) else { continue };
+            let StepWork::Copy(path, _) = &step.work else { continue };
+            let Some(PathContent::Absent(Ok(place))) = looks.get(path) else { continue };
             needed.entry(place.device).or_insert((place, 0, step)).1 += step.bytes.unwrap_or(0);
         }
         let full = needed.into_values().filter(|(place, bytes, _)| *bytes > place.free);
@@ -265,19 +271,35 @@ impl Made {
         self.findings.extend(found);
     }
 
-    fn no_directory(&mut self, wanted: &Wanted, why: &str) {
+    fn no_directory(&mut self, wanted: &RequiredFile, why: &str) {
         let message = format!("{} cannot be made: {why}", wanted.path.display());
         self.block(wanted, "directory-missing", message, "make its directory, or say another place");
     }
 
-    fn block(&mut self, wanted: &Wanted, code: &'static str, message: String, remedy: &str) {
+    fn block(&mut self, wanted: &RequiredFile, code: &'static str, message: String, remedy: &str) {
         self.findings.push(blocker(code, &wanted.disk, message, remedy));
     }
 
-    fn step(&mut self, wanted: &Wanted, action: Action, bytes: Option<u64>, command: Option<Vec<String>>, work: Work) {
-        let state = if action == Action::Keep { StepState::Done } else { StepState::Planned };
+    fn step(
+        &mut self,
+        wanted: &RequiredFile,
+        action: PreparationAction,
+        bytes: Option<u64>,
+        command: Option<Vec<String>>,
+        work: StepWork,
+    ) {
+        let state = if action == PreparationAction::Keep { StepState::Done } else { StepState::Planned };
         let (source, path) = (wanted.source.display().to_string(), wanted.path.display().to_string());
-        self.steps.push(Step { action, state, disk: wanted.disk.clone(), source, path, bytes, command, work });
+        self.steps.push(PreparationStep {
+            action,
+            state,
+            disk: wanted.disk.clone(),
+            source,
+            path,
+            bytes,
+            command,
+            work,
+        });
     }
 
     fn command(&self, arguments: &[std::ffi::OsString]) -> Vec<String> {
@@ -287,7 +309,7 @@ impl Made {
 }
 
 /// How an image differs from the layer that it should be, as far as its header tells, and what to do.
-fn differs(path: &Path, below: &Below, found: &Existing) -> Option<(String, String)> {
+fn differs(path: &Path, below: &BackingLayer, found: &ExistingImage) -> Option<(String, String)> {
     let info = &found.info;
     let remedy = || "put the right one there, or say with --map where it is".to_owned();
     // a raw image can look like anything
@@ -309,14 +331,14 @@ fn differs(path: &Path, below: &Below, found: &Existing) -> Option<(String, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::files::image::{Backing, Info};
+    use crate::storage::files::image::{BackingFile, ImageInfo};
 
-    fn backing() -> Backing {
-        Backing { file: "/d/base".to_owned(), format: "raw".to_owned() }
+    fn backing() -> BackingFile {
+        BackingFile { file: "/d/base".to_owned(), format: "raw".to_owned() }
     }
 
-    fn below() -> Below {
-        Below {
+    fn below() -> BackingLayer {
+        BackingLayer {
             node: "p".to_owned(),
             format: "qcow2".to_owned(),
             virtual_size: 1000,
@@ -329,20 +351,20 @@ mod tests {
         }
     }
 
-    fn decided(what: What, seen: Seen, populate: PopulateMode) -> (Vec<Step>, Vec<Finding>) {
+    fn decided(what: Role, seen: PathContent, populate: PopulateMode) -> (Vec<PreparationStep>, Vec<Finding>) {
         let path = PathBuf::from("/d/x");
-        let wanted = Wanted { disk: "disk0".to_owned(), source: "/s/x".into(), path: path.clone(), what };
-        let wish = Wish { wanted: vec![wanted], ..Wish::default() };
-        let settings = ProvisionSettings { populate, ..ProvisionSettings::default() };
+        let wanted = RequiredFile { disk: "disk0".to_owned(), source: "/s/x".into(), path: path.clone(), what };
+        let wish = Requirements { wanted: vec![wanted], ..Requirements::default() };
+        let settings = PrepareSettings { populate, ..PrepareSettings::default() };
         decide(&wish, &[(path, seen)].into(), &settings, "qemu-img")
     }
 
-    fn absent(free: u64) -> Seen {
-        Seen::Absent(Ok(FileSystem { device: 1, free, read_only: false, name: "/d (xfs)".to_owned() }))
+    fn absent(free: u64) -> PathContent {
+        PathContent::Absent(Ok(FileSystem { device: 1, free, read_only: false, name: "/d (xfs)".to_owned() }))
     }
 
     /// What is done, the finding, and the words of the command.
-    fn short(what: What, seen: Seen, populate: PopulateMode) -> String {
+    fn short(what: Role, seen: PathContent, populate: PopulateMode) -> String {
         let (steps, findings) = decided(what, seen, populate);
         let mut said: Vec<String> = steps.iter().map(|step| format!("{:?}", step.action)).collect();
         said.extend(findings.iter().map(|finding| finding.code.to_owned()));
@@ -350,84 +372,84 @@ mod tests {
         said.join(", ")
     }
 
-    fn existing(change: impl FnOnce(&mut Info)) -> Seen {
-        let mut info = Info {
+    fn existing(change: impl FnOnce(&mut ImageInfo)) -> PathContent {
+        let mut info = ImageInfo {
             format: "qcow2".to_owned(),
             virtual_size: 1000,
             backing_filename: Some("base".to_owned()),
             full_backing_filename: Some("/d/base".to_owned()),
             backing_filename_format: Some("raw".to_owned()),
-            ..Info::default()
+            ..ImageInfo::default()
         };
         change(&mut info);
-        Seen::Image(Box::new(Existing { info, data: 0 }))
+        PathContent::Image(Box::new(ExistingImage { info, data: 0 }))
     }
 
     #[test]
     fn what_is_there_is_kept_or_refuses_and_what_is_not_is_made() {
         use PopulateMode::{Missing, Never};
-        let image = || Image {
+        let image = || NewImage {
             format: "qcow2".to_owned(),
             size: 1000,
             backing: Some(backing()),
             cluster_size: None,
             qcow2: None,
         };
-        let top = |seen| short(What::Top(image()), seen, Never);
+        let top = |seen| short(Role::Top(image()), seen, Never);
         assert_eq!(top(absent(0)), "Create, qemu-img create -q -f qcow2 -F raw -b /d/base /d/x 1000");
-        assert_eq!(top(Seen::Absent(Err("no".to_owned()))), "directory-missing");
-        assert_eq!(top(Seen::Same), "image-same");
+        assert_eq!(top(PathContent::Absent(Err("no".to_owned()))), "directory-missing");
+        assert_eq!(top(PathContent::Same), "image-same");
         assert_eq!(top(existing(|_| {})), "Keep");
         assert_eq!(top(existing(|info| info.virtual_size = 1)), "image-exists");
-        assert_eq!(top(Seen::Other("a socket".to_owned())), "image-exists");
+        assert_eq!(top(PathContent::Other("a socket".to_owned())), "image-exists");
 
-        let layer = |seen, populate| short(What::Below(below()), seen, populate);
+        let layer = |seen, populate| short(Role::Backing(below()), seen, populate);
         assert_eq!(layer(absent(600), Never), "backing-missing");
         assert_eq!(layer(absent(600), Missing), "Copy");
         assert_eq!(layer(absent(599), Missing), "Copy, no-space");
-        assert_eq!(layer(Seen::Same, Never), "Keep");
+        assert_eq!(layer(PathContent::Same, Never), "Keep");
         assert_eq!(layer(existing(|_| {}), Never), "Keep");
         assert_eq!(layer(existing(|info| info.virtual_size = 1), Never), "backing-differs");
         assert_eq!(layer(existing(|info| info.format = "raw".to_owned()), Never), "backing-differs");
         assert_eq!(layer(existing(|info| info.backing_filename = Some("/e".to_owned())), Never), "backing-differs");
-        assert_eq!(layer(Seen::Other("no".to_owned()), Never), "backing-unreadable");
+        assert_eq!(layer(PathContent::Other("no".to_owned()), Never), "backing-unreadable");
 
-        assert_eq!(short(What::Medium, absent(0), Never), "MustExist, medium-missing");
-        assert_eq!(short(What::Medium, existing(|_| {}), Never), "MustExist");
+        assert_eq!(short(Role::Medium, absent(0), Never), "MustExist, medium-missing");
+        assert_eq!(short(Role::Medium, existing(|_| {}), Never), "MustExist");
     }
 
     #[test]
     fn a_header_that_names_another_place_is_corrected() {
-        let copied = |below: Below| short(What::Below(below), absent(1000), PopulateMode::Missing);
+        let copied = |below: BackingLayer| short(Role::Backing(below), absent(1000), PopulateMode::Missing);
         let command = "Copy, qemu-img rebase -q -u -f qcow2 -F raw -b /d/base /d/x";
         let written = |file: &str, format: Option<&str>| Some((file.to_owned(), format.map(str::to_owned)));
-        assert_eq!(copied(Below { written: written("/s/base", Some("raw")), ..below() }), command);
-        assert_eq!(copied(Below { written: written("base", None), ..below() }), command, "its format is put in");
-        assert_eq!(copied(Below { written: written("/d/base", Some("raw")), ..below() }), "Copy");
-        assert_eq!(copied(Below { backing: None, written: None, ..below() }), "Copy");
+        assert_eq!(copied(BackingLayer { written: written("/s/base", Some("raw")), ..below() }), command);
+        assert_eq!(copied(BackingLayer { written: written("base", None), ..below() }), command, "its format is put in");
+        assert_eq!(copied(BackingLayer { written: written("/d/base", Some("raw")), ..below() }), "Copy");
+        assert_eq!(copied(BackingLayer { backing: None, written: None, ..below() }), "Copy");
         assert_eq!(
-            copied(Below { written: written("/s/base", None), format: "vmdk".to_owned(), ..below() }),
+            copied(BackingLayer { written: written("/s/base", None), format: "vmdk".to_owned(), ..below() }),
             "format-unsupported"
         );
-        assert_eq!(copied(Below { data_file: Some("/x".to_owned()), ..below() }), "data-file");
-        assert_eq!(copied(Below { on_device: true, ..below() }), "Copy", "into a file of another name");
-        assert_eq!(copied(Below { in_a_job: true, ..below() }), "job-running");
+        assert_eq!(copied(BackingLayer { data_file: Some("/x".to_owned()), ..below() }), "data-file");
+        assert_eq!(copied(BackingLayer { on_device: true, ..below() }), "Copy", "into a file of another name");
+        assert_eq!(copied(BackingLayer { in_a_job: true, ..below() }), "job-running");
     }
 
     #[test]
     fn a_device_is_not_made() {
         let path = PathBuf::from("/dev/vg/base");
-        let what = What::Below(Below { on_device: true, ..below() });
-        let wanted = Wanted { disk: "disk0".to_owned(), source: path.clone(), path: path.clone(), what };
-        let wish = Wish { wanted: vec![wanted], ..Wish::default() };
-        let settings = ProvisionSettings { populate: PopulateMode::Missing, ..ProvisionSettings::default() };
+        let what = Role::Backing(BackingLayer { on_device: true, ..below() });
+        let wanted = RequiredFile { disk: "disk0".to_owned(), source: path.clone(), path: path.clone(), what };
+        let wish = Requirements { wanted: vec![wanted], ..Requirements::default() };
+        let settings = PrepareSettings { populate: PopulateMode::Missing, ..PrepareSettings::default() };
         let (steps, findings) = decide(&wish, &[(path, absent(1000))].into(), &settings, "qemu-img");
         assert_eq!((steps.len(), findings[0].code), (0, "backing-missing"));
     }
 
     #[test]
     fn what_is_missing_is_told_with_its_size() {
-        let (_, findings) = decided(What::Below(below()), absent(0), PopulateMode::Never);
+        let (_, findings) = decided(Role::Backing(below()), absent(0), PopulateMode::Never);
         assert!(findings[0].message.contains("/d/x (1000 B)"), "{findings:?}");
         assert!(findings[0].remedy.contains("--populate missing copies it from the source: 600 bytes"), "{findings:?}");
     }

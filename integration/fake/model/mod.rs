@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use qferry::internals::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
 use qferry::internals::progress::{Event, Outcome, Side};
-use qferry::internals::storage::verify::identity::Proof;
+use qferry::internals::storage::verify::identity::ProofLevel;
 use serde_json::{Map, Value, json};
 use tokio::io::DuplexStream;
 
@@ -368,7 +368,7 @@ impl Model {
         let builder =
             Migration::builder(here, there).addresses(address("nbd"), address("ram")).journal(JournalPlace::Nowhere);
         // a fake exports nothing that could be read
-        builder.runtime_dir(self.directory.path()).verify_backing(Proof::Off)
+        builder.runtime_dir(self.directory.path()).verify_backing(ProofLevel::Off)
     }
 
     pub async fn migrate(&mut self) -> Run {

@@ -6,13 +6,13 @@ use super::{
 };
 use qferry::internals::{
     migration::{Plan, Settings},
-    storage::verify::identity::{self, By, Proof, Range, SAMPLE, Verdict},
+    storage::verify::identity::{self, ByteRange, ComparisonResult, ProofLevel, ProofMethod, SAMPLE},
 };
 use qferry_bed::{DetectZeroes, Deviation, DiskSpec, Format, Layer, Pair, Side};
 
 /// Where the small disk's backing file has data: 64 KiB in each of its 16 MiB.
-fn data() -> Vec<Range> {
-    (0..16).map(|at| Range { start: at * MIB, length: SAMPLE }).collect()
+fn data() -> Vec<ByteRange> {
+    (0..16).map(|at| ByteRange { start: at * MIB, length: SAMPLE }).collect()
 }
 
 /// Four ranges of the sixteen, always the same.
@@ -20,7 +20,7 @@ fn few(settings: &mut Settings) {
     (settings.samples, settings.sample_seed) = (4, Some(7));
 }
 
-fn by(proof: Proof) -> impl Fn(&mut Settings) {
+fn by(proof: ProofLevel) -> impl Fn(&mut Settings) {
     move |settings| settings.verify_backing = proof
 }
 
@@ -28,7 +28,7 @@ fn by(proof: Proof) -> impl Fn(&mut Settings) {
 fn offset(plan: &Plan) -> u64 {
     match &plan.verified[..] {
         [one] => match one.verdict {
-            Verdict::Differ { offset, .. } => offset,
+            ComparisonResult::Differ { offset, .. } => offset,
             _ => panic!("{one:?}"),
         },
         all => panic!("{all:?}"),
@@ -39,7 +39,7 @@ fn offset(plan: &Plan) -> u64 {
 fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
     let mut pair = start(&quick([DiskSpec::small()]));
     let sample = identity::choose(&data(), 4, 7);
-    let is_in = |range: &&Range| sample.contains(range);
+    let is_in = |range: &&ByteRange| sample.contains(range);
     let all = data();
     // one between the ends, which are always in
     let inside = all[1..15].iter().find(is_in).unwrap().start + 5;
@@ -53,20 +53,20 @@ fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
     let plan = look(&pair, few);
     found(&plan, [differs(&pair, inside)]);
     assert_eq!(offset(&plan), inside);
-    assert_eq!(plan.verified[0].by, By::Sample { seed: 7, ranges: 4, bytes: 4 * SAMPLE });
-    found(&look(&pair, by(Proof::Full)), [differs(&pair, inside)]);
+    assert_eq!(plan.verified[0].by, ProofMethod::Sample { seed: 7, ranges: 4, bytes: 4 * SAMPLE });
+    found(&look(&pair, by(ProofLevel::Full)), [differs(&pair, inside)]);
 
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: outside }]).unwrap();
     let missed = look(&pair, few);
     found(&missed, []);
-    assert_eq!(missed.verified[0].verdict, Verdict::Same);
+    assert_eq!(missed.verified[0].verdict, ComparisonResult::Same);
     // as many ranges as there are with data miss no byte of it
     found(&look(&pair, |_| ()), [differs(&pair, outside)]);
-    found(&look(&pair, by(Proof::Full)), [differs(&pair, outside)]);
+    found(&look(&pair, by(ProofLevel::Full)), [differs(&pair, outside)]);
     // sizes cannot tell, and say so; without a look nothing is known
     let unverified = |what: &'static str| warning("backing-unverified", "disk0", [&what]);
-    found(&look(&pair, by(Proof::Metadata)), [unverified("no map of what is allocated")]);
-    found(&look(&pair, by(Proof::Off)), [unverified("nothing proves")]);
+    found(&look(&pair, by(ProofLevel::Metadata)), [unverified("no map of what is allocated")]);
+    found(&look(&pair, by(ProofLevel::Off)), [unverified("nothing proves")]);
 
     // data where the source has none, in a place that no sample of the source's data would look at
     let only_there = 5 * MIB + 512 * KIB;
@@ -83,7 +83,7 @@ fn the_layer_that_differs_is_named() {
         pair.deviate([Deviation::FlipByte { disk: 0, layer: number, offset }]).unwrap();
         let (here, there) = (layer(&pair, Side::Source, 0, number), layer(&pair, Side::Destination, 0, number));
         let differs = [blocker("backing-differs", "disk0", [&here, &there, &format!("byte {offset}:")])];
-        found(&look(&pair, by(Proof::Full)), differs);
+        found(&look(&pair, by(ProofLevel::Full)), differs);
     }
 }
 
@@ -101,20 +101,20 @@ fn layers_apart() -> Vec<Layer> {
 #[test]
 fn maps_of_what_is_allocated() {
     let mut pair = start(&quick([DiskSpec::chain([Layer::qcow2(16 * MIB, MIB)])]));
-    let plan = look(&pair, by(Proof::Metadata));
+    let plan = look(&pair, by(ProofLevel::Metadata));
     found(&plan, []);
     let map = |plan: &Plan| match &plan.verified[0].by {
-        By::Metadata { map } => map.clone().expect("qcow2 has one"),
+        ProofMethod::Metadata { map } => map.clone().expect("qcow2 has one"),
         by => panic!("{by:?}"),
     };
     let before = map(&plan);
     // data in a cluster of its own shows, another byte in one that is there does not
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 5 }]).unwrap();
-    let plan = look(&pair, by(Proof::Metadata));
+    let plan = look(&pair, by(ProofLevel::Metadata));
     found(&plan, []);
     assert_eq!(map(&plan), before);
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 512 * KIB }]).unwrap();
-    let plan = look(&pair, by(Proof::Metadata));
+    let plan = look(&pair, by(ProofLevel::Metadata));
     found(&plan, [blocker("backing-differs", "disk0", [&(512 * KIB), &"the destination's has data there"])]);
 }
 
@@ -126,7 +126,7 @@ fn sizes_and_formats_of_backing_files() {
         std::fs::File::options().write(true).open(below).unwrap().set_len(17 * MIB).unwrap();
     });
     let (here, there) = (layer(&pair, Side::Source, 0, 0), layer(&pair, Side::Destination, 0, 0));
-    for proof in [Proof::Sample, Proof::Full, Proof::Metadata] {
+    for proof in [ProofLevel::Sample, ProofLevel::Full, ProofLevel::Metadata] {
         let plan = look(&pair, by(proof));
         found(&plan, [blocker("backing-size", "disk0", [&here, &there, &(16 * MIB), &(17 * MIB)])]);
         assert!(plan.verified.is_empty(), "{plan:#?}");
@@ -140,12 +140,12 @@ fn sizes_and_formats_of_backing_files() {
         img(pair, &[&"convert", &"-f", &"raw", &"-O", &"qcow2", &below, &other]);
         img(pair, &[&"rebase", &"-u", &"-F", &"qcow2", &"-b", &other, &top]);
     });
-    for proof in [Proof::Sample, Proof::Full] {
+    for proof in [ProofLevel::Sample, ProofLevel::Full] {
         let plan = look(&pair, by(proof));
         found(&plan, [note("backing-format", "disk0", [&"raw", &"qcow2 with clusters of 65536 bytes"])]);
-        assert_eq!(plan.verified[0].verdict, Verdict::Same);
+        assert_eq!(plan.verified[0].verdict, ComparisonResult::Same);
     }
-    let plan = look(&pair, by(Proof::Metadata));
+    let plan = look(&pair, by(ProofLevel::Metadata));
     assert!(plan.blockers().any(|finding| finding.code == "backing-differs"), "{plan:#?}");
 }
 
@@ -157,11 +157,11 @@ fn an_overlay_that_is_not_empty() {
     // QEMU tells of whole clusters
     for (offset, told) in [(0, 0), (last, 16 * MIB - 64 * KIB)] {
         pair.deviate([Deviation::Data { disk: 0, offset, length: 512 }]).unwrap();
-        for proof in [Proof::Metadata, Proof::Sample, Proof::Full] {
+        for proof in [ProofLevel::Metadata, ProofLevel::Sample, ProofLevel::Full] {
             let plan = look(&pair, by(proof));
             let not_empty = blocker("overlay-not-empty", "disk0", [&top, &format!("at byte {told}")]);
             let unverified = warning("backing-unverified", "disk0", []);
-            found(&plan, [not_empty].into_iter().chain((proof == Proof::Metadata).then_some(unverified)));
+            found(&plan, [not_empty].into_iter().chain((proof == ProofLevel::Metadata).then_some(unverified)));
         }
     }
     // a zero cluster, which hides the data that is below it
@@ -199,7 +199,7 @@ fn an_image_that_holds_data_is_written_over_where_the_user_says_so() {
 #[test]
 fn two_disks_over_one_base_are_compared_once() {
     let mut pair = start(&quick([DiskSpec::small(), DiskSpec::beside(0)]));
-    let plan = look(&pair, by(Proof::Full));
+    let plan = look(&pair, by(ProofLevel::Full));
     found(&plan, []);
     assert_eq!(plan.verified.len(), 1, "{plan:#?}");
     assert_eq!(plan.verified[0].disks, ["disk0", "disk1"]);

@@ -10,7 +10,7 @@ use qferry::internals::{
     endpoint::Address,
     migration::{Migration, Settings},
     progress::{Ending, Phase},
-    storage::verify::identity::Proof,
+    storage::verify::identity::ProofLevel,
 };
 use qferry_bed::{Deviation, DiskSpec, Pair, Side, Spec, free_port};
 use std::io::Write;
@@ -67,7 +67,7 @@ fn a_destination_that_may_not_write_says_so_itself() {
         let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
         let free = || Some(tcp(free_port().unwrap()));
         let [source, destination] = [&pair.source, &pair.destination].map(|side| tcp(side.qmp_port().unwrap()));
-        for proof in [Proof::Sample, Proof::Off] {
+        for proof in [ProofLevel::Sample, ProofLevel::Off] {
             let settings = Settings {
                 nbd_address: free(),
                 migrate_address: free(),

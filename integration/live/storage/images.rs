@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, start},
     anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
 };
-use qferry::internals::storage::model::layout::Storage;
+use qferry::internals::storage::model::layout::StorageMode;
 use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Side};
 use serde_json::json;
 use std::fs;
@@ -18,14 +18,14 @@ fn a_backing_file_that_is_not_there() {
     let header = warning("backing-header", "disk0", [&top, &"opened nothing"]);
     found(&look(&pair, |_| ()), [blocker("backing-missing", "disk0", [&top, &below, &"in use"]), header]);
     // one that is to have all needs none
-    let full = look(&pair, |settings| settings.selection.storage = Storage::Full);
+    let full = look(&pair, |settings| settings.selection.storage = StorageMode::Full);
     found(&full, [warning("backing-header", "disk0", [&top])]);
 }
 
 #[test]
 fn a_backing_file_that_will_not_be_needed() {
     let pair = start(&quick([DiskSpec::small()]));
-    let plan = look(&pair, |settings| settings.selection.storage = Storage::Full);
+    let plan = look(&pair, |settings| settings.selection.storage = StorageMode::Full);
     found(&plan, [note("backing-unused", "disk0", [&layer(&pair, Side::Destination, 0, 0)])]);
     assert_eq!((plan.disks[0].mode, plan.verified.len()), ("full", 0));
     // it arrives, though what it would need no more is still below it
@@ -38,7 +38,7 @@ fn moves_whole(pair: &Pair) -> qferry::internals::progress::Outcome {
         super::support::{judge_moved, migrate},
         engine,
     };
-    let outcome = migrate(engine(pair, |settings| settings.selection.storage = Storage::Full));
+    let outcome = migrate(engine(pair, |settings| settings.selection.storage = StorageMode::Full));
     judge_moved(pair, &outcome);
     pair.destination.finish().unwrap();
     pair.guest_visible_equal(0).unwrap();

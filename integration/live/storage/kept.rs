@@ -6,7 +6,7 @@ use super::{
 };
 use qferry::internals::{
     migration::{Plan, Settings},
-    storage::verify::identity::{By, Proof, kept_path},
+    storage::verify::identity::{ProofLevel, ProofMethod, kept_path},
 };
 use qferry_bed::{DiskSpec, Layer, Pair, Side};
 use std::{
@@ -17,7 +17,7 @@ use std::{
 };
 
 fn full(settings: &mut Settings) {
-    settings.verify_backing = Proof::Full;
+    settings.verify_backing = ProofLevel::Full;
 }
 
 fn keeping(settings: &mut Settings) {
@@ -54,7 +54,7 @@ fn keep(pair: &Pair) -> Plan {
 fn proof(plan: &Plan) -> (String, u64, usize) {
     match &plan.verified[..] {
         [one] => match &one.by {
-            By::Full { digest: Some(digest), bytes, kept } => (digest.clone(), *bytes, *kept),
+            ProofMethod::Full { digest: Some(digest), bytes, kept } => (digest.clone(), *bytes, *kept),
             by => panic!("{by:?}"),
         },
         all => panic!("{all:?}"),

@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, start},
     blocker, found, look, quick, serve,
 };
-use qferry::internals::{endpoint::Address, storage::verify::identity::Proof};
+use qferry::internals::{endpoint::Address, storage::verify::identity::ProofLevel};
 use qferry_bed::{Deviation, DiskSpec, Format, Layer, Machine, Pair, Sharing};
 use serde_json::{Value, json};
 use std::{os::unix::net::UnixStream, path::Path};
@@ -36,7 +36,11 @@ fn a_server_of_somebody_elses_on_the_source() {
         pair.deviate([Deviation::SourcesBacking { disk: 0, sharing }]).unwrap();
         let plan = look(&pair, |_| ());
         found(&plan, []);
-        assert_eq!(plan.verified[0].by, qferry::internals::storage::verify::identity::By::SameFile, "{sharing:?}");
+        assert_eq!(
+            plan.verified[0].by,
+            qferry::internals::storage::verify::identity::ProofMethod::SameFile,
+            "{sharing:?}"
+        );
     }
     assert!(listens(&theirs));
 }
@@ -69,7 +73,7 @@ fn addresses_that_cannot_be_used() {
     found(&plan, both);
     // the user goes on without
     let plan = look(&pair, |settings| {
-        (settings.nbd_address, settings.verify_backing) = (Some(nowhere.clone()), Proof::Off);
+        (settings.nbd_address, settings.verify_backing) = (Some(nowhere.clone()), ProofLevel::Off);
     });
     assert_eq!(plan.blockers().count(), 0, "{plan:#?}");
 }

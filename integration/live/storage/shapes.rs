@@ -4,7 +4,7 @@ use super::{
     super::support::{MIB, WAIT, builder, judge_back, judge_moved, judge_running, migrate, spec, start},
     KIB, anew, engine, found, img, look, moves, note, overlay, quick,
 };
-use qferry::internals::storage::model::layout::Storage;
+use qferry::internals::storage::model::layout::StorageMode;
 use qferry_bed::{Below, DetectZeroes, Device, DiskSpec, Filter, Format, Guest, Layer, Side, Spec, Style, Workload};
 
 /// Four images below the overlay, of different sizes and cluster sizes, in parts over one another.
@@ -113,7 +113,8 @@ fn all_of_it_onto_images_without_backing() {
             img(pair, &[&"create", &"-q", &"-f", &"qcow2", &top, &(16 * MIB)]);
         }
     });
-    let storage = |settings: &mut qferry::internals::migration::Settings| settings.selection.storage = Storage::Full;
+    let storage =
+        |settings: &mut qferry::internals::migration::Settings| settings.selection.storage = StorageMode::Full;
     let plan = look(&pair, storage);
     found(&plan, []);
     assert!(plan.verified.is_empty() && plan.disks.iter().all(|disk| disk.mode == "full"), "{plan:#?}");

@@ -7,14 +7,14 @@ use super::{
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration, Settings},
-    storage::model::layout::Storage,
+    storage::model::layout::StorageMode,
 };
 use qferry_bed::{Deviation, DiskFiles, DiskSpec, Given, Half, Pair, Side, Spec, free_port};
 use serde_json::json;
 use std::{fs, path::Path};
 
 fn none(settings: &mut Settings) {
-    settings.selection.storage = Storage::None;
+    settings.selection.storage = StorageMode::None;
 }
 
 /// Ends both sides; the one image is whole.

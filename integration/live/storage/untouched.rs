@@ -8,7 +8,7 @@ use qferry::internals::{
     migration::{Failure, Plan, Settings},
     progress::Kind,
     quantity::Rate,
-    storage::verify::identity::Proof,
+    storage::verify::identity::ProofLevel,
 };
 use qferry_bed::{DiskSpec, Machine, Pair, Spec};
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,7 +25,7 @@ fn large() -> DiskSpec {
 }
 
 fn slowly(settings: &mut Settings) {
-    (settings.verify_backing, settings.bandwidth) = (Proof::Full, Some(Rate(2 * MIB)));
+    (settings.verify_backing, settings.bandwidth) = (ProofLevel::Full, Some(Rate(2 * MIB)));
 }
 
 /// Looks, and does something in the middle of a comparison.
@@ -93,7 +93,7 @@ fn a_destination_that_dies_while_it_is_looked_at() {
 fn a_backing_file_that_is_written_to_while_it_is_read() {
     let pair = start(&quick([DiskSpec { overlay_data: 64 << 10, ..DiskSpec::small() }]));
     let a_little = |settings: &mut Settings| {
-        (settings.verify_backing, settings.bandwidth) = (Proof::Full, Some(Rate(8 * MIB)));
+        (settings.verify_backing, settings.bandwidth) = (ProofLevel::Full, Some(Rate(8 * MIB)));
     };
     let commit = serde_json::json!({"device": "disk0", "job-id": "commit", "auto-dismiss": true});
     let plan = disturbed(&pair, a_little, |_| drop(pair.source.qmp("block-commit", &commit).unwrap())).unwrap();

@@ -20,7 +20,7 @@ use crate::{
         reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
     },
     quantity::Rate,
-    storage::{mirror::mirror_job, model::layout::Pair},
+    storage::{mirror::mirror_job, model::layout::DiskPair},
 };
 use qapi::qmp;
 use serde_json::{Map, Value};
@@ -118,7 +118,7 @@ impl<'a> Controller<'a> {
     }
 
     /// What a mirror may copy to begin with, bytes per second.
-    pub(crate) fn speed(&self, pair: &Pair) -> Option<u64> {
+    pub(crate) fn speed(&self, pair: &DiskPair) -> Option<u64> {
         self.history.shares().mirror(pair.source.name()).map(|rate| rate.0)
     }
 
@@ -328,7 +328,7 @@ impl<'a> Controller<'a> {
             }
             Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(attempt, *percent)).await,
             Action::WriteBlocking(disks) => {
-                let named = |pair: &&Pair| disks.iter().any(|disk| disk == pair.source.name());
+                let named = |pair: &&DiskPair| disks.iter().any(|disk| disk == pair.source.name());
                 let pairs: Vec<_> =
                     self.order.route.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
                 mirror_job::write_blocking(source, &pairs).await
@@ -403,7 +403,7 @@ impl<'a> Controller<'a> {
         if let Some(migration) = &migration {
             sample::fold(&mut attempt.ram, migration);
         }
-        let mirror = |(pair, job): (&Pair, &BlockJob)| {
+        let mirror = |(pair, job): (&DiskPair, &BlockJob)| {
             let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
             MirrorSample {
                 disk: pair.source.name().to_owned(),

@@ -20,7 +20,7 @@ use crate::{
             mirror_job::{self, MirrorError},
             start_race,
         },
-        model::layout::Pair,
+        model::layout::DiskPair,
     },
 };
 use qapi::qmp;
@@ -93,12 +93,12 @@ pub(crate) async fn start_mirrors(
     context: &Context,
     pair: &QemuPair,
     route: &Route,
-    speed: impl Fn(&Pair) -> Option<u64>,
+    speed: impl Fn(&DiskPair) -> Option<u64>,
     attempt: &mut Attempt,
 ) -> Result<(), Failure> {
     attempt.log.note(route.pairs.iter().map(|pair| Effect::Mirror(pair.names.job.clone()))).await?;
     let nbd = route.nbd();
-    let mut pairs: Vec<&Pair> = route.pairs.iter().collect();
+    let mut pairs: Vec<&DiskPair> = route.pairs.iter().collect();
     for number in 1..=start_race::ATTEMPTS {
         let dirty = mirror_job::start(&pair.source, &pairs, nbd, &speed).await?;
         for (pair, bytes) in &dirty {
@@ -122,9 +122,9 @@ pub(crate) async fn start_mirrors(
 async fn start_with_guest_stopped(
     context: &Context,
     pair: &QemuPair,
-    pairs: &[&Pair],
+    pairs: &[&DiskPair],
     nbd: &Address,
-    speed: impl Fn(&Pair) -> Option<u64>,
+    speed: impl Fn(&DiskPair) -> Option<u64>,
     attempt: &mut Attempt,
 ) -> Result<(), Failure> {
     let (source, report) = (&pair.source, &context.report);

@@ -27,7 +27,7 @@ use crate::{
             leftover::{self, Leftover},
             mirror_job,
         },
-        model::layout::Pair,
+        model::layout::DiskPair,
     },
 };
 use qapi::qmp;
@@ -126,7 +126,7 @@ pub(crate) async fn go_back(
 /// Undoes every effect that the log has.
 async fn roll_back(
     pair: &QemuPair,
-    mirrored: &[Pair],
+    mirrored: &[DiskPair],
     guest: &GuestIntent,
     log: &mut IntentLog,
     may_resume: Option<&DestinationCannotRun>,
@@ -180,7 +180,7 @@ impl From<Result<(), ProcessError>> for Undone {
 
 async fn undo(
     pair: &QemuPair,
-    mirrored: &[Pair],
+    mirrored: &[DiskPair],
     guest: &GuestIntent,
     effect: &Effect,
     may_resume: Option<&DestinationCannotRun>,
@@ -272,7 +272,7 @@ async fn migration_under_way(source: &Process) -> Option<String> {
     Some(format!("{}: the migration is under way ({status})", source.name()))
 }
 
-async fn remove_mirror(source: &Process, pair: &Pair) -> Result<(), ProcessError> {
+async fn remove_mirror(source: &Process, pair: &DiskPair) -> Result<(), ProcessError> {
     mirror_job::abort(source, &pair.names.job).await?;
     allow_refusal(source.act(&mirror_job::remove_bitmap(pair)).await)
 }

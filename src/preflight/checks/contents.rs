@@ -8,11 +8,11 @@ use crate::{
         contents::{Contents, Filling, Holds},
         wanted::Wanted,
     },
-    storage::verify::identity::{self, By, Comparison, Proof, Twin, Verdict},
+    storage::verify::identity::{self, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
 
 /// Judges what is known of the images without reading them.
-pub fn wanted(wanted: &Wanted, proof: Proof) -> Vec<Finding> {
+pub fn wanted(wanted: &Wanted, proof: ProofLevel) -> Vec<Finding> {
     let mut findings: Vec<Finding> = wanted.twins.iter().filter_map(|twin| metadata(twin, proof)).collect();
     findings.extend(unverified(wanted, proof));
     findings
@@ -35,7 +35,7 @@ pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
     disks.iter().map(one).collect()
 }
 
-fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
+fn metadata(twin: &ImagePair, proof: ProofLevel) -> Option<Finding> {
     let what = identity::metadata(&twin.source, &twin.destination)?;
     let (ours, theirs) = (twin.source.file(), twin.destination.file());
     let message = format!("{ours} and the destination's {theirs} are not alike: {what}");
@@ -44,7 +44,7 @@ fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
         return Some(blocker("backing-size", &disks, message, SAME));
     }
     match proof {
-        Proof::Metadata => {
+        ProofLevel::Metadata => {
             Some(blocker("backing-differs", &disks, message, "--verify-backing sample looks at the contents"))
         }
         // what a guest reads is what counts
@@ -55,10 +55,10 @@ fn metadata(twin: &Twin, proof: Proof) -> Option<Finding> {
 const SAME: &str =
     "bring the source's own to the destination: qferry prepare --populate missing does, where none is there";
 
-fn unverified(wanted: &Wanted, proof: Proof) -> Option<Finding> {
+fn unverified(wanted: &Wanted, proof: ProofLevel) -> Option<Finding> {
     let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
     let message = "nothing proves that the destination's backing files are the source's, nor that its images are empty";
-    let needed = proof == Proof::Off && !(disks.is_empty() && wanted.blanks.is_empty());
+    let needed = proof == ProofLevel::Off && !(disks.is_empty() && wanted.blanks.is_empty());
     let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
     needed.then(|| {
         let remedy = "a guest over another backing file is corrupted: --verify-backing sample takes about a second";
@@ -81,7 +81,7 @@ pub fn unread(wanted: &Wanted) -> Option<Finding> {
 fn without_map(comparison: &Comparison) -> Option<Finding> {
     let message =
         format!("only sizes and formats were compared: {} has no map of what is allocated", comparison.source);
-    let by_sizes = comparison.by == By::Metadata { map: None } && comparison.verdict == Verdict::Same;
+    let by_sizes = comparison.by == ProofMethod::Metadata { map: None } && comparison.verdict == ComparisonResult::Same;
     by_sizes.then(|| {
         let disks = comparison.disks.join(", ");
         finding(
@@ -97,13 +97,13 @@ fn without_map(comparison: &Comparison) -> Option<Finding> {
 fn compared(comparison: &Comparison) -> Option<Finding> {
     let disks = comparison.disks.join(", ");
     match &comparison.verdict {
-        Verdict::Same => None,
-        Verdict::Differ { offset, source_layer, destination_layer, what } => {
+        ComparisonResult::Same => None,
+        ComparisonResult::Differ { offset, source_layer, destination_layer, what } => {
             let message =
                 format!("{source_layer} and the destination's {destination_layer} differ at byte {offset}: {what}");
             Some(blocker("backing-differs", &disks, message, SAME))
         }
-        Verdict::Unproved { why } => {
+        ComparisonResult::Unproved { why } => {
             let (ours, theirs) = (&comparison.source, &comparison.destination);
             let message = format!("{ours} and the destination's {theirs} could not be compared: {why}");
             let remedy = "both QEMUs must be able to export it, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on with nothing proved";

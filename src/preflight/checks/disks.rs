@@ -3,7 +3,7 @@
 //! Pure.
 
 use super::{Finding, Severity, Subject, blocker, finding};
-use crate::storage::model::{bitmaps::Bitmaps, layout::PairingProblem};
+use crate::storage::model::{bitmaps::BitmapPlan, layout::PairingProblem};
 
 pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = subject.problems.iter().map(pairing).collect();
@@ -62,7 +62,7 @@ fn left_out(disk: &str) -> Finding {
     finding(Severity::Warning, "disk-left-out", disk, message, "name it with --disk too, or say --skip-disk")
 }
 
-fn lost(bitmaps: &Bitmaps) -> Vec<Finding> {
+fn lost(bitmaps: &BitmapPlan) -> Vec<Finding> {
     let remedy = "the next incremental backup has to be a full one";
     let told = bitmaps.lost.iter().map(|(disk, name, why)| {
         let message = format!("the dirty bitmap {name} does not arrive: {why}");

@@ -10,7 +10,7 @@ use crate::{
         files::filesystem::FileSystem,
         model::{
             chain::Layer,
-            layout::{Disk, Mode, Pair, Storage},
+            layout::{CopyMode, Disk, DiskPair, StorageMode},
         },
     },
 };
@@ -38,14 +38,14 @@ pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-fn chain_unknown(pair: &Pair) -> Option<Finding> {
+fn chain_unknown(pair: &DiskPair) -> Option<Finding> {
     let side = [("source", &pair.source), ("destination", &pair.destination)];
     let (side, _) = side.into_iter().find(|(_, disk)| disk.chain.layers.is_empty())?;
     let message = format!("the {side}'s QEMU does not tell what its image is over");
     Some(blocker("chain-unknown", pair.source.name(), message, "name a disk whose root is an image, or --skip-disk it"))
 }
 
-fn job_filter(pair: &Pair) -> Option<Finding> {
+fn job_filter(pair: &DiskPair) -> Option<Finding> {
     let filters = pair.source.chain.filters.iter().chain(&pair.destination.chain.filters);
     let filter = filters.into_iter().find(|filter| filter.is_of_a_job())?;
     let message = format!("a block job holds it: node {} is a {}", filter.node, filter.driver);
@@ -57,10 +57,10 @@ fn job_filter(pair: &Pair) -> Option<Finding> {
     ))
 }
 
-fn backing_missing(pair: &Pair) -> Option<Finding> {
+fn backing_missing(pair: &DiskPair) -> Option<Finding> {
     let below = pair.source.chain.backing()?;
     let top = pair.destination.chain.top()?;
-    if pair.mode == Mode::Full || pair.destination.chain.backing().is_some() {
+    if pair.mode == CopyMode::Full || pair.destination.chain.backing().is_some() {
         return None;
     }
     let message = format!(
@@ -73,13 +73,13 @@ fn backing_missing(pair: &Pair) -> Option<Finding> {
     Some(blocker("backing-missing", pair.source.name(), message, remedy))
 }
 
-fn backing_unused(pair: &Pair) -> Option<Finding> {
-    let below = pair.destination.chain.backing().filter(|_| pair.mode == Mode::Full)?;
+fn backing_unused(pair: &DiskPair) -> Option<Finding> {
+    let below = pair.destination.chain.backing().filter(|_| pair.mode == CopyMode::Full)?;
     let message = format!("all is copied: the destination's image will not need {} below it", below.file);
     Some(note("backing-unused", pair.source.name(), message))
 }
 
-fn overlay_version(pair: &Pair) -> Option<Finding> {
+fn overlay_version(pair: &DiskPair) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let old = top.qcow2.as_ref().is_some_and(|qcow2| qcow2.compat == "0.10");
     let message =
@@ -88,7 +88,7 @@ fn overlay_version(pair: &Pair) -> Option<Finding> {
         .then(|| finding(Severity::Warning, "overlay-version", pair.source.name(), message, "make it with compat=1.1"))
 }
 
-fn unencrypted(pair: &Pair) -> Option<Finding> {
+fn unencrypted(pair: &DiskPair) -> Option<Finding> {
     let (ours, theirs) = (pair.source.chain.top()?, pair.destination.chain.top()?);
     let message = format!("{} is encrypted, and {} is not: what is copied is stored in clear", ours.file, theirs.file);
     (ours.encrypted && !theirs.encrypted)
@@ -96,7 +96,7 @@ fn unencrypted(pair: &Pair) -> Option<Finding> {
 }
 
 /// A QEMU that is started later reads the header, and not what the command line said today.
-fn header(pair: &Pair) -> Option<Finding> {
+fn header(pair: &DiskPair) -> Option<Finding> {
     let layers = &pair.destination.chain.layers;
     let wrong = layers.windows(2).find_map(|two| {
         let named = two[0].backing.as_ref()?;
@@ -114,7 +114,7 @@ fn header(pair: &Pair) -> Option<Finding> {
 }
 
 /// A file that one side writes and the other reads, or would.
-fn crossed(pair: &Pair, subject: &Subject<'_>) -> Option<Finding> {
+fn crossed(pair: &DiskPair, subject: &Subject<'_>) -> Option<Finding> {
     let id = |facts: &Facts, layer: &Layer| facts.file(layer).map(|file| file.id);
     // one that cannot be written is another check's, and would be found among those that are read
     let written = pair.destination.chain.top().filter(|_| !pair.destination.read_only)?;
@@ -156,7 +156,7 @@ fn crossed(pair: &Pair, subject: &Subject<'_>) -> Option<Finding> {
     Some(blocker("backing-is-live", pair.source.name(), message, remedy))
 }
 
-fn not_writable(pair: &Pair, destination: &Facts) -> Option<Finding> {
+fn not_writable(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let file = destination.file(top)?;
     let message = match (file.file_system.read_only, file.writable) {
@@ -169,7 +169,7 @@ fn not_writable(pair: &Pair, destination: &Facts) -> Option<Finding> {
 
 /// Measured: on 7.2 and on 10.0, zeros that are written to a raw image without `discard=unmap` take their space; not on
 /// 11.1. No answer of QEMU's shows the option.
-fn not_sparse(pair: &Pair, destination: &Facts) -> Option<Finding> {
+fn not_sparse(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let device = destination.file(top).is_some_and(|file| file.is_device);
     let spared = destination.features.mirror_target_is_zero || pair.destination.is_flash() || device;
@@ -226,10 +226,10 @@ fn room(subject: &Subject<'_>) -> Vec<Finding> {
         .collect()
 }
 
-fn needed(pair: &Pair, overcommit: bool) -> u64 {
+fn needed(pair: &DiskPair, overcommit: bool) -> u64 {
     let layers = match pair.mode {
-        Mode::Incremental => pair.source.chain.layers.get(..1).unwrap_or_default(),
-        Mode::Full => &pair.source.chain.layers[..],
+        CopyMode::Incremental => pair.source.chain.layers.get(..1).unwrap_or_default(),
+        CopyMode::Full => &pair.source.chain.layers[..],
     };
     let actual = layers.iter().map(|layer| layer.actual_size.unwrap_or(layer.virtual_size));
     let actual = actual.fold(0, u64::saturating_add);
@@ -238,7 +238,7 @@ fn needed(pair: &Pair, overcommit: bool) -> u64 {
 
 /// Of a disk that is said to be shared.
 fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &Subject<'_>) -> Option<Finding> {
-    debug_assert_eq!(subject.storage, Storage::None);
+    debug_assert_eq!(subject.storage, StorageMode::None);
     let Some(other) = other else {
         let message = "the destination has no disk like it";
         return Some(blocker("disk-missing", disk.name(), message, "give the destination a device of the same id"));
@@ -269,9 +269,9 @@ mod tests {
         },
         qmp::QemuVersion,
         storage::model::{
-            bitmaps::Bitmaps,
-            chain::{BackingLink, Chain, Filter, Graph, Protocol, Qcow2},
-            layout::Names,
+            bitmaps::BitmapPlan,
+            chain::{BackingChain, BackingLink, FilterNode, NodeGraph, ProtocolNode, Qcow2},
+            layout::PairNames,
         },
     };
 
@@ -296,7 +296,7 @@ mod tests {
             migration: Migration::default(),
             devices: Vec::new(),
             nodes: Vec::new(),
-            graph: Graph::default(),
+            graph: NodeGraph::default(),
             jobs: Vec::new(),
             exports: Vec::new(),
             leftovers: Vec::new(),
@@ -321,7 +321,7 @@ mod tests {
             node: format!("node of {file}"),
             format: "qcow2".to_owned(),
             file: file.to_owned(),
-            protocol: Protocol { file: file.to_owned(), ..Protocol::default() },
+            protocol: ProtocolNode { file: file.to_owned(), ..ProtocolNode::default() },
             virtual_size: 100,
             actual_size: Some(10),
             ..Layer::default()
@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn disk(layers: impl Into<Vec<Layer>>) -> Disk {
-        let chain = Chain { layers: layers.into(), filters: Vec::new() };
+        let chain = BackingChain { layers: layers.into(), filters: Vec::new() };
         Disk {
             qdev: Some("disk0".to_owned()),
             device: None,
@@ -347,12 +347,12 @@ mod tests {
         }
     }
 
-    fn pair(ours: impl Into<Vec<Layer>>, theirs: impl Into<Vec<Layer>>) -> Pair {
+    fn pair(ours: impl Into<Vec<Layer>>, theirs: impl Into<Vec<Layer>>) -> DiskPair {
         let (source, destination) = (disk(ours), disk(theirs));
-        Pair { source, destination, mode: Mode::Incremental, names: Names::new(0) }
+        DiskPair { source, destination, mode: CopyMode::Incremental, names: PairNames::new(0) }
     }
 
-    fn with(pairs: &[Pair], files: &[(&str, File)], overcommit: bool, check: impl FnOnce(&Subject<'_>)) {
+    fn with(pairs: &[DiskPair], files: &[(&str, File)], overcommit: bool, check: impl FnOnce(&Subject<'_>)) {
         let (source, destination) = (facts("source", files), facts("destination", files));
         check(&Subject {
             source: &source,
@@ -365,8 +365,8 @@ mod tests {
             unshared: &[],
             spare: &[],
             tuning: &crate::memory::tuning::Wanted::default(),
-            bitmaps: &Bitmaps::default(),
-            storage: Storage::None,
+            bitmaps: &BitmapPlan::default(),
+            storage: StorageMode::None,
             overcommit,
             clean: false,
             addresses: &[],
@@ -378,12 +378,13 @@ mod tests {
     #[test]
     fn room_is_counted_for_each_file_system() {
         let two = |mode| {
-            let pair = |ours: &str, theirs: &str| Pair { mode, ..pair([layer(ours), layer("below")], [layer(theirs)]) };
+            let pair =
+                |ours: &str, theirs: &str| DiskPair { mode, ..pair([layer(ours), layer("below")], [layer(theirs)]) };
             [pair("a", "x"), pair("b", "y")]
         };
         let taken = |bytes, file: File| File { allocated: bytes, ..file };
         let device = |file: File| File { is_device: true, ..file };
-        use Mode::{Full, Incremental};
+        use CopyMode::{Full, Incremental};
         for (what, mode, x, y, overcommit, found) in [
             ("two of 100 bytes each", Incremental, file(1, 200, 1), file(1, 200, 2), false, 0),
             ("on one file system", Incremental, file(1, 199, 1), file(1, 199, 2), false, 1),
@@ -470,7 +471,7 @@ mod tests {
             for side in 0..2 {
                 let mut pair = pair([layer("a")], [layer("x")]);
                 let disk = if side == 0 { &mut pair.source } else { &mut pair.destination };
-                disk.chain.filters.push(Filter { node: "f".to_owned(), driver: driver.to_owned(), above: 0 });
+                disk.chain.filters.push(FilterNode { node: "f".to_owned(), driver: driver.to_owned(), above: 0 });
                 assert_eq!(codes(job_filter(&pair)), found.then_some(("disk-has-job", Severity::Blocker)), "{driver}");
             }
         }
@@ -524,7 +525,7 @@ mod tests {
     #[test]
     fn files_that_one_writes_and_another_reads() {
         let known = [("a", file(1, 0, 1)), ("b", file(1, 0, 2)), ("x", file(1, 0, 3)), ("alias", file(1, 0, 1))];
-        let code = |pair: Pair, files: &[(&str, File)]| {
+        let code = |pair: DiskPair, files: &[(&str, File)]| {
             let mut code = None;
             with(&[], files, false, |subject| code = crossed(&pair, subject).map(|found| found.code));
             code

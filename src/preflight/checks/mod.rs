@@ -19,8 +19,8 @@ use crate::{
     endpoint::Address,
     memory::tuning::Wanted,
     storage::model::{
-        bitmaps::Bitmaps,
-        layout::{Disk, Pair, PairingProblem, Storage},
+        bitmaps::BitmapPlan,
+        layout::{Disk, DiskPair, PairingProblem, StorageMode},
     },
 };
 use serde::Serialize;
@@ -95,7 +95,7 @@ pub struct Subject<'a> {
     /// The destination.
     pub destination: &'a Facts,
     /// The disks that would move.
-    pub pairs: &'a [Pair],
+    pub pairs: &'a [DiskPair],
     /// What pairing them met.
     pub problems: &'a [PairingProblem],
     /// Disks that both sides have open, which are left alone.
@@ -109,11 +109,11 @@ pub struct Subject<'a> {
     /// The destination's disks that nothing goes to.
     pub spare: &'a [&'a Disk],
     /// Bitmaps that do not arrive.
-    pub bitmaps: &'a Bitmaps,
+    pub bitmaps: &'a BitmapPlan,
     /// What is wanted of QEMU's migration.
     pub tuning: &'a Wanted,
     /// How storage gets there.
-    pub storage: Storage,
+    pub storage: StorageMode,
     /// Room is needed only for what is copied now.
     pub overcommit: bool,
     /// What an earlier try left is removed first.

@@ -99,7 +99,7 @@ fn leftovers(side: &Facts, clean: bool) -> Vec<Finding> {
     };
     let told = |left: &Leftover| match (left, clean) {
         // it can be read through again, and is removed then
-        (Leftover::View(_), false) => {
+        (Leftover::ReadExport(_), false) => {
             let message = format!("there is a {left}, of a check that was killed or goes on");
             let remedy = "the next comparison of backing files removes it, if nobody reads from it; so does --clean";
             finding(Severity::Warning, "leftover-view", &side.name, message, remedy)

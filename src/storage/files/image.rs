@@ -15,13 +15,13 @@ use std::{
 
 /// An image without data of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
+pub struct NewImage {
     /// `qcow2` or `raw`.
     pub format: String,
     /// What the guest sees, bytes.
     pub size: u64,
     /// The layer below.
-    pub backing: Option<Backing>,
+    pub backing: Option<BackingFile>,
     /// The size of its clusters.
     pub cluster_size: Option<u64>,
     /// What else qcow2 can have.
@@ -30,7 +30,7 @@ pub struct Image {
 
 /// The layer below an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backing {
+pub struct BackingFile {
     /// Its path, or QEMU's name for what is not a file.
     pub file: String,
     /// Its format.
@@ -39,7 +39,7 @@ pub struct Backing {
 
 /// What stands in the way of an image like that of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unlike {
+pub enum UnsupportedImage {
     /// Its format is neither qcow2 nor raw.
     Format(String),
     /// It is encrypted, and its secret is not ours to pass on.
@@ -48,20 +48,20 @@ pub enum Unlike {
     DataFile(String),
 }
 
-impl Image {
+impl NewImage {
     /// An image like a layer, over `backing`.
     ///
     /// # Errors
-    /// See [`Unlike`].
-    pub fn like(layer: &Layer, backing: Option<Backing>) -> Result<Self, Unlike> {
+    /// See [`UnsupportedImage`].
+    pub fn like(layer: &Layer, backing: Option<BackingFile>) -> Result<Self, UnsupportedImage> {
         if layer.encrypted || layer.format == "luks" {
-            return Err(Unlike::Encrypted);
+            return Err(UnsupportedImage::Encrypted);
         }
         if let Some(file) = &layer.data_file {
-            return Err(Unlike::DataFile(file.clone()));
+            return Err(UnsupportedImage::DataFile(file.clone()));
         }
         if !["qcow2", "raw"].contains(&layer.format.as_str()) {
-            return Err(Unlike::Format(layer.format.clone()));
+            return Err(UnsupportedImage::Format(layer.format.clone()));
         }
         let qcow2 = layer.qcow2.clone().filter(|_| layer.format == "qcow2").map(|mut qcow2| {
             // an overlay of version 2 cannot hide what is below it behind a cluster of zeros
@@ -107,7 +107,7 @@ impl Image {
     }
 
     /// Why an image that exists is not this one, still empty; none if it is.
-    pub fn misfit(&self, found: &Existing) -> Option<String> {
+    pub fn misfit(&self, found: &ExistingImage) -> Option<String> {
         let info = &found.info;
         if info.format != self.format {
             return Some(format!("its format is {}, not {}", info.format, self.format));
@@ -141,7 +141,7 @@ impl Image {
         (found.data > 0).then(|| format!("it holds data: {} at least", Bytes(found.data)))
     }
 
-    fn other_backing(&self, info: &Info) -> Option<String> {
+    fn other_backing(&self, info: &ImageInfo) -> Option<String> {
         match (&self.backing, info.backing()) {
             (None, None) => None,
             (None, Some(file)) => Some(format!("it has the backing file {file}")),
@@ -165,9 +165,9 @@ impl Image {
 
 /// An image that exists.
 #[derive(Debug, Clone, Default)]
-pub struct Existing {
+pub struct ExistingImage {
     /// What its header says.
-    pub info: Info,
+    pub info: ImageInfo,
     /// Bytes that its own layer has something for, zeros of a new raw file left out.
     pub data: u64,
 }
@@ -175,7 +175,7 @@ pub struct Existing {
 /// What `qemu-img info` says. Sizes in bytes.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
-pub struct Info {
+pub struct ImageInfo {
     /// Its format, as found by looking.
     pub format: String,
     /// What a guest sees.
@@ -194,7 +194,7 @@ pub struct Info {
     pub snapshots: Vec<serde_json::Value>,
 }
 
-impl Info {
+impl ImageInfo {
     /// Its backing file.
     pub fn backing(&self) -> Option<&str> {
         self.full_backing_filename.as_deref().or(self.backing_filename.as_deref())
@@ -203,7 +203,7 @@ impl Info {
 
 /// A range of what `qemu-img map` says. In bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Mapped {
+pub struct MapEntry {
     /// Where it begins.
     pub start: u64,
     /// How long it is.
@@ -223,7 +223,7 @@ fn yes() -> bool {
     true
 }
 
-impl Mapped {
+impl MapEntry {
     /// Whether the image's own layer has something there. A raw image has all of itself, holes too.
     pub fn is_taken(&self, format: &str) -> bool {
         self.depth == 0 && (self.data || (self.present && format != "raw"))
@@ -241,7 +241,7 @@ pub fn alone(path: &Path, format: &str) -> String {
 }
 
 /// The arguments that make a header name `backing` as its layer below, without touching data.
-pub fn rebase(path: &Path, format: &str, backing: &Backing) -> Vec<OsString> {
+pub fn rebase(path: &Path, format: &str, backing: &BackingFile) -> Vec<OsString> {
     let words = ["rebase", "-q", "-u", "-f", format, "-F", &backing.format, "-b", &backing.file];
     words.map(OsString::from).into_iter().chain([path.into()]).collect()
 }
@@ -268,17 +268,17 @@ mod tests {
         }
     }
 
-    fn backing() -> Backing {
-        Backing { file: "/b/a,b ' c:d.raw".to_owned(), format: "raw".to_owned() }
+    fn backing() -> BackingFile {
+        BackingFile { file: "/b/a,b ' c:d.raw".to_owned(), format: "raw".to_owned() }
     }
 
-    fn created(image: &Image) -> String {
+    fn created(image: &NewImage) -> String {
         image.create(Path::new("/t")).iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join("|")
     }
 
     #[test]
     fn what_qemu_img_is_told() {
-        let plain = Image::like(&layer("qcow2"), Some(backing())).expect("qcow2");
+        let plain = NewImage::like(&layer("qcow2"), Some(backing())).expect("qcow2");
         let expected = "create|-q|-f|qcow2|-F|raw|-b|/b/a,b ' c:d.raw|-o|cluster_size=65536,compat=1.1|/t|1048576";
         assert_eq!(created(&plain), expected);
         let mut rich = layer("qcow2");
@@ -292,27 +292,27 @@ mod tests {
         });
         let options =
             "cluster_size=65536,compat=1.1,extended_l2=on,lazy_refcounts=on,refcount_bits=64,compression_type=zstd";
-        let rich = Image::like(&rich, None).expect("qcow2");
+        let rich = NewImage::like(&rich, None).expect("qcow2");
         assert_eq!(created(&rich), format!("create|-q|-f|qcow2|-o|{options}|/t|1048576"));
-        assert_eq!(created(&Image::like(&layer("raw"), None).expect("raw")), "create|-q|-f|raw|/t|1048576");
+        assert_eq!(created(&NewImage::like(&layer("raw"), None).expect("raw")), "create|-q|-f|raw|/t|1048576");
     }
 
     #[test]
     fn what_cannot_be_made_is_told() {
-        assert_eq!(Image::like(&layer("vmdk"), None), Err(Unlike::Format("vmdk".to_owned())));
+        assert_eq!(NewImage::like(&layer("vmdk"), None), Err(UnsupportedImage::Format("vmdk".to_owned())));
         let encrypted = Layer { encrypted: true, ..layer("qcow2") };
-        assert_eq!(Image::like(&encrypted, None), Err(Unlike::Encrypted));
+        assert_eq!(NewImage::like(&encrypted, None), Err(UnsupportedImage::Encrypted));
         let elsewhere = Layer { data_file: Some("/d".to_owned()), ..layer("qcow2") };
-        assert_eq!(Image::like(&elsewhere, None), Err(Unlike::DataFile("/d".to_owned())));
+        assert_eq!(NewImage::like(&elsewhere, None), Err(UnsupportedImage::DataFile("/d".to_owned())));
     }
 
-    fn existing(info: serde_json::Value, data: u64) -> Existing {
-        Existing { info: serde_json::from_value(info).expect("an info"), data }
+    fn existing(info: serde_json::Value, data: u64) -> ExistingImage {
+        ExistingImage { info: serde_json::from_value(info).expect("an info"), data }
     }
 
     #[test]
     fn only_an_empty_image_of_the_same_shape_fits() {
-        let image = Image::like(&layer("qcow2"), Some(backing())).expect("qcow2");
+        let image = NewImage::like(&layer("qcow2"), Some(backing())).expect("qcow2");
         let fitting = serde_json::json!({
             "format": "qcow2", "virtual-size": 1 << 20, "cluster-size": 65536,
             "backing-filename": "a,b ' c:d.raw", "full-backing-filename": "/b//a,b ' c:d.raw",
@@ -341,13 +341,13 @@ mod tests {
             let why = image.misfit(&existing(info, 0)).unwrap_or_default();
             assert!(why.contains(word), "{key}: {why}");
         }
-        let alone = Image { backing: None, ..image };
+        let alone = NewImage { backing: None, ..image };
         assert!(alone.misfit(&existing(fitting, 0)).is_some_and(|why| why.contains("backing file")));
     }
 
     #[test]
     fn zeros_hide_what_is_below_and_holes_of_a_raw_file_hide_nothing() {
-        let read = |text: &str| serde_json::from_str::<Mapped>(text).expect("a range");
+        let read = |text: &str| serde_json::from_str::<MapEntry>(text).expect("a range");
         for (text, qcow2, raw) in [
             (r#"{"start":0,"length":1,"depth":0,"present":false,"zero":true,"data":false}"#, false, false),
             (r#"{"start":0,"length":1,"depth":0,"present":true,"zero":true,"data":false}"#, true, false),

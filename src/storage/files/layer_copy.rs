@@ -3,7 +3,7 @@
 //! It must never write anywhere but into the file it is given. Dropped on the way, it leaves that file half written, for
 //! its owner to remove.
 
-use super::{filesystem, rate_limit::Ceiling, unpublished_file::Partial};
+use super::{filesystem, rate_limit::RateLimit, unpublished_file::UnpublishedFile};
 use crate::{
     nbd::{AllocationExtent, NbdClient, NbdError},
     progress::{Kind, Reporter},
@@ -40,7 +40,7 @@ const SAMPLE: Duration = Duration::from_millis(250);
 
 /// Why a file could not be copied.
 #[derive(Debug, Error)]
-pub enum PopulateError {
+pub enum LayerCopyError {
     /// It could not be read from the source.
     #[error("cannot read {layer} from the source")]
     Read {
@@ -76,7 +76,7 @@ pub enum PopulateError {
     Thread(#[source] JoinError),
 }
 
-impl PopulateError {
+impl LayerCopyError {
     /// Whether there was no room for it.
     pub fn is_full(&self) -> bool {
         let full = |error: &io::Error| {
@@ -89,7 +89,7 @@ impl PopulateError {
 
 /// A piece that was written, and the digest of what was received for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Piece {
+struct WrittenPiece {
     offset: u64,
     length: u64,
     digest: u64,
@@ -97,11 +97,11 @@ struct Piece {
 
 /// Copies one file, and verifies it.
 #[derive(Debug)]
-pub struct Populate<'a> {
+pub struct LayerCopy<'a> {
     /// What is read.
     pub client: &'a NbdClient,
     /// What is written.
-    pub partial: &'a Partial,
+    pub partial: &'a UnpublishedFile,
     /// Its name for people.
     pub layer: &'a str,
     /// What it takes at the source, as far as that is known: about what there is to copy.
@@ -110,13 +110,13 @@ pub struct Populate<'a> {
     pub report: &'a Reporter,
 }
 
-impl Populate<'_> {
+impl LayerCopy<'_> {
     /// Copies what is not a hole, not faster than `ceiling` allows, has it written to stable storage, reads it back as the host
     /// has it and compares. Gives the bytes that were copied.
     ///
     /// # Errors
-    /// See [`PopulateError`].
-    pub async fn run(&self, ceiling: &Ceiling) -> Result<u64, PopulateError> {
+    /// See [`LayerCopyError`].
+    pub async fn run(&self, ceiling: &RateLimit) -> Result<u64, LayerCopyError> {
         let mut checks = JoinSet::new();
         let (copied, rest) = self.copy(ceiling, &mut checks).await?;
         while let Some(checked) = checks.join_next().await {
@@ -129,13 +129,13 @@ impl Populate<'_> {
     /// Copies it all. Gives the bytes, and the pieces whose check has not begun.
     async fn copy(
         &self,
-        ceiling: &Ceiling,
-        checks: &mut JoinSet<io::Result<Read>>,
-    ) -> Result<(u64, Vec<Piece>), PopulateError> {
+        ceiling: &RateLimit,
+        checks: &mut JoinSet<io::Result<ReadBack>>,
+    ) -> Result<(u64, Vec<WrittenPiece>), LayerCopyError> {
         let size = self.client.size();
         let file = self.partial.file();
         file.set_len(size).map_err(|source| self.write_failed(source))?;
-        let mut sample = Sample::new("copy");
+        let mut sample = LayerCopyProgress::new("copy");
         let (mut pieces, mut unchecked, mut tasks) = (Vec::new(), 0, JoinSet::new());
         let mut offset = 0;
         while offset < size {
@@ -169,7 +169,7 @@ impl Populate<'_> {
         Ok((sample.done, pieces))
     }
 
-    async fn extents(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, PopulateError> {
+    async fn extents(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, LayerCopyError> {
         match self.client.query_extents(offset, length).await {
             Ok(extents) => Ok(extents),
             // a server that does not tell what are holes has it all copied
@@ -180,26 +180,29 @@ impl Populate<'_> {
         }
     }
 
-    async fn written(&self, tasks: &mut JoinSet<Result<Piece, Broken>>) -> Result<Option<Piece>, PopulateError> {
+    async fn written(
+        &self,
+        tasks: &mut JoinSet<Result<WrittenPiece, PieceError>>,
+    ) -> Result<Option<WrittenPiece>, LayerCopyError> {
         match tasks.join_next().await {
             None => Ok(None),
             Some(Ok(Ok(piece))) => Ok(Some(piece)),
-            Some(Ok(Err(Broken::Read(source)))) => Err(self.read_failed(source)),
-            Some(Ok(Err(Broken::Write(source)))) => Err(self.write_failed(source)),
-            Some(Ok(Err(Broken::Thread(error))) | Err(error)) => Err(PopulateError::Thread(error)),
+            Some(Ok(Err(PieceError::Read(source)))) => Err(self.read_failed(source)),
+            Some(Ok(Err(PieceError::Write(source)))) => Err(self.write_failed(source)),
+            Some(Ok(Err(PieceError::Thread(error))) | Err(error)) => Err(LayerCopyError::Thread(error)),
         }
     }
 
     /// Reads every piece back, once all is on stable storage: as the host has it, which may be in its cache.
-    async fn verify(&self, mut pieces: Vec<Piece>) -> Result<(), PopulateError> {
+    async fn verify(&self, mut pieces: Vec<WrittenPiece>) -> Result<(), LayerCopyError> {
         pieces.sort_by_key(|piece| piece.offset);
         let file = self.partial.file().clone();
-        let synced = spawn_blocking(move || file.sync_data()).await.map_err(PopulateError::Thread)?;
+        let synced = spawn_blocking(move || file.sync_data()).await.map_err(LayerCopyError::Thread)?;
         synced.map_err(|source| self.write_failed(source))?;
 
-        let mut sample = Sample::new("verify");
+        let mut sample = LayerCopyProgress::new("verify");
         let mut tasks = JoinSet::new();
-        let mut batches = pieces.chunks(BATCH).map(<[Piece]>::to_vec);
+        let mut batches = pieces.chunks(BATCH).map(<[WrittenPiece]>::to_vec);
         loop {
             while tasks.len() < READERS {
                 let Some(batch) = batches.next() else { break };
@@ -215,23 +218,23 @@ impl Populate<'_> {
     }
 
     /// What came of a check: the bytes that were read, all as they should be.
-    fn judge(&self, checked: Result<io::Result<Read>, JoinError>) -> Result<u64, PopulateError> {
-        match checked.map_err(PopulateError::Thread)?.map_err(|source| self.write_failed(source))? {
-            Read { bytes, differs: None } => Ok(bytes),
-            Read { differs: Some(offset), .. } => {
+    fn judge(&self, checked: Result<io::Result<ReadBack>, JoinError>) -> Result<u64, LayerCopyError> {
+        match checked.map_err(LayerCopyError::Thread)?.map_err(|source| self.write_failed(source))? {
+            ReadBack { bytes, differs: None } => Ok(bytes),
+            ReadBack { differs: Some(offset), .. } => {
                 let (path, file_system) = self.place();
-                Err(PopulateError::Differs { path, file_system, offset })
+                Err(LayerCopyError::Differs { path, file_system, offset })
             }
         }
     }
 
-    fn read_failed(&self, source: NbdError) -> PopulateError {
-        PopulateError::Read { layer: self.layer.to_owned(), source }
+    fn read_failed(&self, source: NbdError) -> LayerCopyError {
+        LayerCopyError::Read { layer: self.layer.to_owned(), source }
     }
 
-    fn write_failed(&self, source: io::Error) -> PopulateError {
+    fn write_failed(&self, source: io::Error) -> LayerCopyError {
         let (path, file_system) = self.place();
-        PopulateError::Write { path, file_system, source }
+        LayerCopyError::Write { path, file_system, source }
     }
 
     fn place(&self) -> (String, String) {
@@ -243,31 +246,31 @@ impl Populate<'_> {
 
 /// Why a piece was not written.
 #[derive(Debug)]
-enum Broken {
+enum PieceError {
     Read(NbdError),
     Write(io::Error),
     Thread(JoinError),
 }
 
-async fn piece(client: NbdClient, file: Arc<File>, offset: u64, length: u64) -> Result<Piece, Broken> {
+async fn piece(client: NbdClient, file: Arc<File>, offset: u64, length: u64) -> Result<WrittenPiece, PieceError> {
     let short = u32::try_from(length).unwrap_or(u32::MAX);
-    let data = client.read(offset, short).await.map_err(Broken::Read)?;
+    let data = client.read(offset, short).await.map_err(PieceError::Read)?;
     let write = spawn_blocking(move || {
         let digest = XxHash3_64::oneshot(&data);
-        file.write_all_at(&data, offset).map(|()| Piece { offset, length, digest })
+        file.write_all_at(&data, offset).map(|()| WrittenPiece { offset, length, digest })
     });
-    write.await.map_err(Broken::Thread)?.map_err(Broken::Write)
+    write.await.map_err(PieceError::Thread)?.map_err(PieceError::Write)
 }
 
 /// What was read back.
 #[derive(Debug, PartialEq, Eq)]
-struct Read {
+struct ReadBack {
     bytes: u64,
     /// Where the first piece is that is not as it was received.
     differs: Option<u64>,
 }
 
-fn differing(file: &File, pieces: &[Piece]) -> io::Result<Read> {
+fn differing(file: &File, pieces: &[WrittenPiece]) -> io::Result<ReadBack> {
     let mut buffer = Vec::new();
     let mut bytes = 0;
     for piece in pieces {
@@ -275,10 +278,10 @@ fn differing(file: &File, pieces: &[Piece]) -> io::Result<Read> {
         file.read_exact_at(&mut buffer, piece.offset)?;
         bytes += piece.length;
         if XxHash3_64::oneshot(&buffer) != piece.digest {
-            return Ok(Read { bytes, differs: Some(piece.offset) });
+            return Ok(ReadBack { bytes, differs: Some(piece.offset) });
         }
     }
-    Ok(Read { bytes, differs: None })
+    Ok(ReadBack { bytes, differs: None })
 }
 
 /// What is to be read: everything that is not zeros, in requests of one chunk at most.
@@ -294,13 +297,13 @@ fn chunks(extents: &[AllocationExtent]) -> impl Iterator<Item = (u64, u64)> + us
 }
 
 /// How far it is, told now and then.
-struct Sample {
+struct LayerCopyProgress {
     doing: &'static str,
     done: u64,
     told: Option<(Instant, u64)>,
 }
 
-impl Sample {
+impl LayerCopyProgress {
     fn new(doing: &'static str) -> Self {
         Self { doing, done: 0, told: None }
     }
@@ -309,7 +312,7 @@ impl Sample {
         self.done += bytes;
     }
 
-    fn tell(&mut self, of: &Populate<'_>, last: bool) {
+    fn tell(&mut self, of: &LayerCopy<'_>, last: bool) {
         let now = Instant::now();
         let (then, before) = self.told.unwrap_or((now, 0));
         if self.told.is_some() && !last && now.duration_since(then) < SAMPLE {
@@ -341,14 +344,14 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         file.write_all_at(b"abcdef", 0).expect("written");
         let piece =
-            |offset, data: &[u8]| Piece { offset, length: data.len() as u64, digest: XxHash3_64::oneshot(data) };
+            |offset, data: &[u8]| WrittenPiece { offset, length: data.len() as u64, digest: XxHash3_64::oneshot(data) };
         assert_eq!(
             differing(&file, &[piece(0, b"ab"), piece(4, b"ef")]).expect("read"),
-            Read { bytes: 4, differs: None }
+            ReadBack { bytes: 4, differs: None }
         );
         assert_eq!(
             differing(&file, &[piece(0, b"ab"), piece(2, b"cx")]).expect("read"),
-            Read { bytes: 4, differs: Some(2) }
+            ReadBack { bytes: 4, differs: Some(2) }
         );
         assert!(differing(&file, &[piece(4, b"efg")]).is_err());
     }

@@ -3,7 +3,7 @@
 //! It never goes through a shell, never opens an image for writing that someone else made, and ends with whoever waits
 //! for it.
 
-use super::image::{Existing, Image, Info, Mapped, alone};
+use super::image::{ExistingImage, ImageInfo, MapEntry, NewImage, alone};
 use serde::de::DeserializeOwned;
 use std::{
     ffi::{OsStr, OsString},
@@ -21,7 +21,7 @@ const ZEROS: u64 = 1 << 20;
 
 /// Why it did not do what was asked.
 #[derive(Debug, Error)]
-pub enum ImgError {
+pub enum QemuImgError {
     /// It could not be started.
     #[error("cannot run {program}: is it installed, or somewhere else than in PATH (see --qemu-img)?")]
     Missing {
@@ -68,14 +68,14 @@ impl QemuImg {
     /// Runs it with these arguments and gives what it printed. It is killed when this is dropped.
     ///
     /// # Errors
-    /// See [`ImgError`].
-    pub async fn run(&self, arguments: &[OsString]) -> Result<Vec<u8>, ImgError> {
+    /// See [`QemuImgError`].
+    pub async fn run(&self, arguments: &[OsString]) -> Result<Vec<u8>, QemuImgError> {
         let mut command = Command::new(&self.0);
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         // its words are read by people, but never parsed
         let output = command.output().await.map_err(|source| {
             let program = self.0.display().to_string();
-            ImgError::Missing { program, source }
+            QemuImgError::Missing { program, source }
         })?;
         match output.status.success() {
             true => Ok(output.stdout),
@@ -83,7 +83,7 @@ impl QemuImg {
                 let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
                 let said = said.strip_prefix("qemu-img: ").map(str::to_owned).unwrap_or(said);
                 let said = if said.is_empty() { output.status.to_string() } else { said };
-                Err(ImgError::Failed { command: named(arguments), said })
+                Err(QemuImgError::Failed { command: named(arguments), said })
             }
         }
     }
@@ -92,7 +92,7 @@ impl QemuImg {
     ///
     /// # Errors
     /// It is not an image, or may not be read.
-    pub async fn info(&self, path: &Path) -> Result<Info, ImgError> {
+    pub async fn info(&self, path: &Path) -> Result<ImageInfo, QemuImgError> {
         self.ask("info", path.as_os_str()).await
     }
 
@@ -100,15 +100,15 @@ impl QemuImg {
     ///
     /// # Errors
     /// As [`QemuImg::info`].
-    pub async fn look(&self, path: &Path) -> Result<Existing, ImgError> {
+    pub async fn look(&self, path: &Path) -> Result<ExistingImage, QemuImgError> {
         let info = self.info(path).await?;
         let format = info.format.clone();
-        let map: Vec<Mapped> = match format.as_str() {
+        let map: Vec<MapEntry> = match format.as_str() {
             "qcow2" | "raw" => self.ask("map", OsStr::new(&alone(path, &format))).await?,
             // it will not fit anyway
             _ => Vec::new(),
         };
-        let mut taken: Vec<Mapped> = map.into_iter().filter(|range| range.is_taken(&format)).collect();
+        let mut taken: Vec<MapEntry> = map.into_iter().filter(|range| range.is_taken(&format)).collect();
         if format == "raw" && taken.iter().map(|range| range.length).sum::<u64>() <= ZEROS {
             let path = path.to_owned();
             let zeros = spawn_blocking(move || are_zeros(&path, &taken).map(|zeros| (zeros, taken))).await;
@@ -116,24 +116,24 @@ impl QemuImg {
                 Ok(Ok((true, _))) => Vec::new(),
                 Ok(Ok((false, taken))) => taken,
                 // what cannot be read is not empty
-                _ => vec![Mapped { start: 0, length: info.virtual_size, depth: 0, present: true, data: true }],
+                _ => vec![MapEntry { start: 0, length: info.virtual_size, depth: 0, present: true, data: true }],
             };
         }
-        Ok(Existing { data: taken.iter().map(|range| range.length).sum(), info })
+        Ok(ExistingImage { data: taken.iter().map(|range| range.length).sum(), info })
     }
 
     /// Creates an image in place of the file at `path`, which is the caller's own.
     ///
     /// # Errors
-    /// See [`ImgError`].
-    pub async fn create(&self, image: &Image, path: &Path) -> Result<(), ImgError> {
+    /// See [`QemuImgError`].
+    pub async fn create(&self, image: &NewImage, path: &Path) -> Result<(), QemuImgError> {
         self.run(&image.create(path)).await.map(drop)
     }
 
-    async fn ask<T: DeserializeOwned>(&self, verb: &str, image: &OsStr) -> Result<T, ImgError> {
+    async fn ask<T: DeserializeOwned>(&self, verb: &str, image: &OsStr) -> Result<T, QemuImgError> {
         let arguments = [verb.into(), "-U".into(), "--output=json".into(), image.to_owned()];
         let printed = self.run(&arguments).await?;
-        serde_json::from_slice(&printed).map_err(|source| ImgError::Answer { command: named(&arguments), source })
+        serde_json::from_slice(&printed).map_err(|source| QemuImgError::Answer { command: named(&arguments), source })
     }
 }
 
@@ -141,7 +141,7 @@ fn named(arguments: &[OsString]) -> String {
     format!("qemu-img {}", arguments.first().map(|verb| verb.to_string_lossy()).unwrap_or_default())
 }
 
-fn are_zeros(path: &Path, ranges: &[Mapped]) -> io::Result<bool> {
+fn are_zeros(path: &Path, ranges: &[MapEntry]) -> io::Result<bool> {
     let file = File::open(path)?;
     for range in ranges {
         let mut buffer = vec![0; usize::try_from(range.length).unwrap_or(0)];

@@ -9,12 +9,12 @@ use tokio::time::{Instant, sleep_until};
 
 /// Spaces requests so that together they stay below a rate; or not at all.
 #[derive(Debug)]
-pub struct Ceiling {
+pub struct RateLimit {
     rate: Option<Rate>,
     free: Mutex<Instant>,
 }
 
-impl Ceiling {
+impl RateLimit {
     /// One for a rate.
     pub fn new(rate: Option<Rate>) -> Self {
         Self { rate, free: Mutex::new(Instant::now()) }
@@ -40,12 +40,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn together_they_stay_below_the_rate() {
-        let ceiling = Ceiling::new(Some(Rate(1000)));
+        let ceiling = RateLimit::new(Some(Rate(1000)));
         let began = Instant::now();
         tokio::join!(ceiling.pass(500), ceiling.pass(500), ceiling.pass(1000), ceiling.pass(1));
         // the last one begins when those before it are through
         assert_eq!(began.elapsed().as_millis(), 2000);
-        Ceiling::new(None).pass(u64::MAX).await;
+        RateLimit::new(None).pass(u64::MAX).await;
         assert_eq!(began.elapsed().as_millis(), 2000);
     }
 }

@@ -21,7 +21,7 @@ const ATTEMPTS: usize = 16;
 
 /// Why a file could not be made.
 #[derive(Debug, Error)]
-pub enum PartialError {
+pub enum UnpublishedFileError {
     /// Someone else makes the same file.
     #[error("{path} is being made by another qferry{who}")]
     Locked {
@@ -59,19 +59,19 @@ pub enum PartialError {
 
 /// A file that is not there yet under its true name.
 #[derive(Debug)]
-pub struct Partial {
+pub struct UnpublishedFile {
     path: PathBuf,
     temporary: PathBuf,
     file: Arc<File>,
     published: bool,
 }
 
-impl Partial {
+impl UnpublishedFile {
     /// Begins a file that will be at `path`: empty, locked, beside it.
     ///
     /// # Errors
     /// Someone else makes it right now, or what the system says.
-    pub fn claim(path: &Path) -> Result<Self, PartialError> {
+    pub fn claim(path: &Path) -> Result<Self, UnpublishedFileError> {
         let temporary = temporary(path).ok_or_else(|| unfit(path, "its path has no file name"))?;
         for _ in 0..ATTEMPTS {
             let made = match open(&temporary, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FLAGS, MODE) {
@@ -89,7 +89,7 @@ impl Partial {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
-                    return Err(PartialError::Locked { path: show(path), who: who(&file).unwrap_or_default() });
+                    return Err(UnpublishedFileError::Locked { path: show(path), who: who(&file).unwrap_or_default() });
                 }
                 Err(error) => return Err(failed("lock", &temporary, error)),
             }
@@ -131,7 +131,7 @@ impl Partial {
     /// # Errors
     /// Something has that name by now, or what the system says; the file is removed then. Where only the directory could
     /// not be synced, it has its name and stays.
-    pub fn publish(mut self) -> Result<(), PartialError> {
+    pub fn publish(mut self) -> Result<(), UnpublishedFileError> {
         self.file.sync_all().map_err(|source| io_failed("sync", &self.temporary, source))?;
         let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
             // NFS and others know no such flag
@@ -142,7 +142,7 @@ impl Partial {
         };
         match renamed {
             Ok(()) => self.published = true,
-            Err(Errno::EXIST) => return Err(PartialError::Exists { path: show(&self.path) }),
+            Err(Errno::EXIST) => return Err(UnpublishedFileError::Exists { path: show(&self.path) }),
             Err(error) => return Err(failed("name", &self.path, error)),
         }
         let directory = self.path.parent().unwrap_or(Path::new("/"));
@@ -151,7 +151,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for UnpublishedFile {
     fn drop(&mut self) {
         let ours = self.file.metadata().is_ok_and(|file| is_at(&self.temporary, file.dev(), file.ino()));
         if !self.published && ours {
@@ -199,16 +199,16 @@ fn show(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn unfit(path: &Path, why: &'static str) -> PartialError {
-    PartialError::Unfit { path: show(path), why }
+fn unfit(path: &Path, why: &'static str) -> UnpublishedFileError {
+    UnpublishedFileError::Unfit { path: show(path), why }
 }
 
-fn failed(doing: &'static str, path: &Path, error: Errno) -> PartialError {
+fn failed(doing: &'static str, path: &Path, error: Errno) -> UnpublishedFileError {
     io_failed(doing, path, error.into())
 }
 
-fn io_failed(doing: &'static str, path: &Path, source: io::Error) -> PartialError {
-    PartialError::Io { doing, path: show(path), source }
+fn io_failed(doing: &'static str, path: &Path, source: io::Error) -> UnpublishedFileError {
+    UnpublishedFileError::Io { doing, path: show(path), source }
 }
 
 #[cfg(test)]
@@ -228,7 +228,7 @@ mod tests {
     fn it_is_there_when_it_is_whole() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a b");
-        let partial = Partial::claim(&path).expect("claimed");
+        let partial = UnpublishedFile::claim(&path).expect("claimed");
         partial.file().as_ref().write_all(b"x").expect("written");
         assert_eq!(names(folder.path()), [".a b.qferry-partial"]);
         partial.publish().expect("published");
@@ -240,9 +240,9 @@ mod tests {
     fn what_exists_is_never_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a");
-        let partial = Partial::claim(&path).expect("claimed");
+        let partial = UnpublishedFile::claim(&path).expect("claimed");
         fs::write(&path, "theirs").expect("written");
-        assert!(matches!(partial.publish(), Err(PartialError::Exists { .. })));
+        assert!(matches!(partial.publish(), Err(UnpublishedFileError::Exists { .. })));
         assert_eq!(names(folder.path()), ["a"]);
         assert_eq!(fs::read(&path).expect("read"), b"theirs");
     }
@@ -251,27 +251,27 @@ mod tests {
     fn one_at_a_time_and_what_is_left_is_begun_anew() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a");
-        let first = Partial::claim(&path).expect("claimed");
-        match Partial::claim(&path) {
-            Err(PartialError::Locked { who, .. }) => assert_eq!(who, format!(", pid {}", std::process::id())),
+        let first = UnpublishedFile::claim(&path).expect("claimed");
+        match UnpublishedFile::claim(&path) {
+            Err(UnpublishedFileError::Locked { who, .. }) => assert_eq!(who, format!(", pid {}", std::process::id())),
             other => panic!("{other:?}"),
         }
         drop(first);
         assert_eq!(names(folder.path()), Vec::<String>::new());
 
         fs::write(temporary(&path).expect("a name"), "left").expect("written");
-        let partial = Partial::claim(&path).expect("claimed");
+        let partial = UnpublishedFile::claim(&path).expect("claimed");
         assert_eq!(partial.file().metadata().expect("a size").len(), 0);
         drop(partial);
 
         // killed between link and unlink
         fs::write(&path, "whole").expect("written");
         fs::hard_link(&path, temporary(&path).expect("a name")).expect("linked");
-        drop(Partial::claim(&path).expect("claimed"));
+        drop(UnpublishedFile::claim(&path).expect("claimed"));
         assert_eq!(fs::read(&path).expect("read"), b"whole");
 
         std::os::unix::fs::symlink(&path, temporary(&path).expect("a name")).expect("linked");
-        assert!(matches!(Partial::claim(&path), Err(PartialError::Unfit { .. })));
+        assert!(matches!(UnpublishedFile::claim(&path), Err(UnpublishedFileError::Unfit { .. })));
         assert_eq!(fs::read(&path).expect("read"), b"whole");
     }
 

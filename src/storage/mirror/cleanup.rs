@@ -38,7 +38,7 @@ pub async fn remove(process: &Process, leftovers: &[Leftover]) -> Result<(), Pro
 async fn remove_exports(process: &Process, leftovers: &[Leftover]) -> Result<(), ProcessError> {
     let mut removed = false;
     for left in leftovers {
-        if let Leftover::Export(id) | Leftover::View(id) = left {
+        if let Leftover::Export(id) | Leftover::ReadExport(id) = left {
             let mode = Some(qmp::BlockExportRemoveMode::hard);
             process.act(&qmp::block_export_del { id: id.clone(), mode }).await?;
             removed = true;
@@ -47,7 +47,7 @@ async fn remove_exports(process: &Process, leftovers: &[Leftover]) -> Result<(),
     // a QEMU has one server, and it is ours where nobody else offers anything there
     let left = process.ask(&qmp::query_block_exports {}).await?.0;
     let ours = |id: &str| {
-        leftovers.iter().any(|left| matches!(left, Leftover::Export(ours) | Leftover::View(ours) if ours == id))
+        leftovers.iter().any(|left| matches!(left, Leftover::Export(ours) | Leftover::ReadExport(ours) if ours == id))
     };
     if removed && left.iter().all(|export| ours(&export.id)) {
         process.act(&qmp::nbd_server_stop {}).await?;

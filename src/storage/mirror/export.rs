@@ -5,7 +5,7 @@
 use crate::{
     endpoint::Address,
     qemu::{Process, ProcessError},
-    storage::model::layout::{Names, PREFIX, Pair},
+    storage::model::layout::{DiskPair, PREFIX, PairNames},
 };
 use qapi::qmp;
 use serde_json::{Value, json};
@@ -39,8 +39,8 @@ pub async fn start_server(destination: &Process, address: &Address) -> Result<()
 ///
 /// # Errors
 /// What QEMU says.
-pub async fn add(destination: &Process, pair: &Pair) -> Result<(), ProcessError> {
-    let Names { export, .. } = &pair.names;
+pub async fn add(destination: &Process, pair: &DiskPair) -> Result<(), ProcessError> {
+    let PairNames { export, .. } = &pair.names;
     destination.act(&qmp::block_export_add(options(export, export, &pair.destination.node, true))).await
 }
 
@@ -96,7 +96,7 @@ const OPEN_TIMEOUT: u32 = 3;
 
 /// How the source's QEMU opens the export: a `json:` file name, so that the NBD node below gets a name too, which is the
 /// one that `yank` knows.
-pub fn target(address: &Address, pair: &Pair) -> String {
+pub fn target(address: &Address, pair: &DiskPair) -> String {
     let server = server(address);
     let (node, export) = (&pair.names.nbd, &pair.names.export);
     let file =

@@ -25,7 +25,7 @@ pub enum Leftover {
     /// A block export.
     Export(String),
     /// A read-only export of a check that was killed: the next one removes it.
-    View(String),
+    ReadExport(String),
 }
 
 impl std::fmt::Display for Leftover {
@@ -34,7 +34,7 @@ impl std::fmt::Display for Leftover {
             Self::Job(id) => write!(f, "block job {id}"),
             Self::Node(name) => write!(f, "block node {name}"),
             Self::Bitmap { node, name } => write!(f, "dirty bitmap {name} on node {node}"),
-            Self::Export(id) | Self::View(id) => write!(f, "block export {id}"),
+            Self::Export(id) | Self::ReadExport(id) => write!(f, "block export {id}"),
         }
     }
 }
@@ -54,7 +54,7 @@ pub fn list(jobs: &[Job], nodes: &[BlockNode], exports: &[BlockExport]) -> Vec<L
         );
     }
     let export = |id: &str| match export::is_for_reading(id) {
-        true => Leftover::View(id.to_owned()),
+        true => Leftover::ReadExport(id.to_owned()),
         false => Leftover::Export(id.to_owned()),
     };
     found.extend(exports.iter().filter(|found| ours(&found.id)).map(|found| export(&found.id)));

@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Why nothing could be probed.
 #[derive(Debug, Error)]
-pub enum ProbeError {
+pub enum LinkProbeError {
     /// The job ended.
     #[error("the probe ended early: {0}")]
     Ended(String),
@@ -42,7 +42,7 @@ pub enum ProbeError {
 }
 
 /// How a probe went: each time since its start, with the bytes that had arrived by then.
-pub type Samples = Vec<(Duration, u64)>;
+pub type ArrivalSamples = Vec<(Duration, u64)>;
 
 /// Sends zeros from the source to the destination's `address` until `is_over` says so, all is sent, or `cancelled` is
 /// ready. Everything is removed again before this returns; what could not be is told in the second part.
@@ -52,12 +52,12 @@ pub async fn run(
     address: &Address,
     is_over: impl Fn(&[(Duration, u64)]) -> bool,
     cancelled: impl Future<Output = ()>,
-) -> (Result<Samples, ProbeError>, Result<(), ProcessError>) {
-    let mut probe = Probe { source, destination, address, made: Made::default() };
+) -> (Result<ArrivalSamples, LinkProbeError>, Result<(), ProcessError>) {
+    let mut probe = LinkProbe { source, destination, address, made: ProbeParts::default() };
     let sent = match probe.open().await {
         Ok(()) => tokio::select! {
             biased;
-            () = cancelled => Ok(Samples::new()),
+            () = cancelled => Ok(ArrivalSamples::new()),
             samples = probe.watch(is_over) => samples,
         },
         Err(error) => Err(error),
@@ -67,7 +67,7 @@ pub async fn run(
 
 /// What was made, or may have been.
 #[derive(Debug, Default)]
-struct Made {
+struct ProbeParts {
     sink: bool,
     server: bool,
     export: bool,
@@ -76,15 +76,15 @@ struct Made {
     job: bool,
 }
 
-struct Probe<'a> {
+struct LinkProbe<'a> {
     source: &'a Process,
     destination: &'a Process,
     address: &'a Address,
-    made: Made,
+    made: ProbeParts,
 }
 
-impl Probe<'_> {
-    async fn open(&mut self) -> Result<(), ProbeError> {
+impl LinkProbe<'_> {
+    async fn open(&mut self) -> Result<(), LinkProbeError> {
         let (here, there, made) = (self.source, self.destination, &mut self.made);
         // one that read as zeros would be seen to hold them already, and nothing would be sent
         make(&mut made.sink, add(there, &null("sink", false))).await?;
@@ -95,7 +95,7 @@ impl Probe<'_> {
         if let Address::Tcp { .. } = self.address {
             // a QEMU that connects to an address that swallows everything does nothing else for two minutes
             let dialed = dial(self.address, DIAL).await;
-            dialed.map_err(|error| ProbeError::Unreachable(describe(&error)))?;
+            dialed.map_err(|error| LinkProbeError::Unreachable(describe(&error)))?;
         }
         make(&mut made.zeros, add(here, &null("zeros", true))).await?;
         make(&mut made.target, add(here, &target(self.address))).await?;
@@ -104,15 +104,15 @@ impl Probe<'_> {
     }
 
     /// Looks how much has arrived, again and again.
-    async fn watch(&self, is_over: impl Fn(&[(Duration, u64)]) -> bool) -> Result<Samples, ProbeError> {
+    async fn watch(&self, is_over: impl Fn(&[(Duration, u64)]) -> bool) -> Result<ArrivalSamples, LinkProbeError> {
         let (began, id) = (Instant::now(), name("job"));
-        let mut samples = Samples::new();
+        let mut samples = ArrivalSamples::new();
         loop {
             let jobs = self.source.ask(&qmp::query_jobs {}).await?.0;
             let job = jobs.into_iter().find(|job| job.id == id);
-            let job = job.ok_or_else(|| ProbeError::Ended("its job has vanished".to_owned()))?;
+            let job = job.ok_or_else(|| LinkProbeError::Ended("its job has vanished".to_owned()))?;
             if job.status == JobStatus::Concluded {
-                return Err(ProbeError::Ended(job.error.unwrap_or_else(|| "without an error".to_owned())));
+                return Err(LinkProbeError::Ended(job.error.unwrap_or_else(|| "without an error".to_owned())));
             }
             samples.push((began.elapsed(), job.current_progress));
             if job.status == JobStatus::Ready || is_over(&samples) {

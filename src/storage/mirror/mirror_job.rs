@@ -5,7 +5,7 @@
 
 use super::{
     export,
-    start_race::{self, Start},
+    start_race::{self, StartProof},
 };
 use crate::{
     endpoint::Address,
@@ -14,7 +14,7 @@ use crate::{
         Observed, Process, ProcessError,
         reply::{BlockJob, BlockNode, JobStatus, List},
     },
-    storage::model::layout::{Mode, Pair},
+    storage::model::layout::{CopyMode, DiskPair},
 };
 use qapi::qmp;
 use std::time::Duration;
@@ -56,10 +56,10 @@ pub enum MirrorError {
 /// A mirror that is refused or ends, a bitmap that is refused.
 pub async fn start<'a>(
     source: &Process,
-    pairs: &[&'a Pair],
+    pairs: &[&'a DiskPair],
     nbd: &Address,
-    speed: impl Fn(&Pair) -> Option<u64>,
-) -> Result<Vec<(&'a Pair, u64)>, MirrorError> {
+    speed: impl Fn(&DiskPair) -> Option<u64>,
+) -> Result<Vec<(&'a DiskPair, u64)>, MirrorError> {
     // everything is on its way before any answer is awaited: the fewer round trips, the fewer writes fall in between
     let commands: Vec<_> = pairs
         .iter()
@@ -81,9 +81,9 @@ pub async fn start<'a>(
             for &pair in &pending {
                 let job = find(&jobs.0, pair)?;
                 match start_race::judge(job, &nodes.0, &pair.source.node, &pair.names.bitmap) {
-                    Start::Unfinished => unfinished.push(pair),
-                    Start::Clean => {}
-                    Start::Dirty(bytes) => dirty.push((pair, bytes)),
+                    StartProof::Unfinished => unfinished.push(pair),
+                    StartProof::Clean => {}
+                    StartProof::Dirty(bytes) => dirty.push((pair, bytes)),
                 }
             }
             pending = unfinished;
@@ -117,7 +117,7 @@ fn look(source: &Process) -> impl Future<Output = Result<(List<BlockJob>, List<B
 /// A mirror that ended.
 pub fn progress<'a>(
     source: &Process,
-    pairs: &'a [Pair],
+    pairs: &'a [DiskPair],
 ) -> impl Future<Output = Result<Vec<BlockJob>, MirrorError>> + use<'a> {
     let jobs = source.ask(&qmp::query_block_jobs {});
     async {
@@ -127,7 +127,7 @@ pub fn progress<'a>(
 }
 
 /// Waits until the events have told that every mirror has caught up, or that one failed.
-pub async fn turned(source: &Process, pairs: &[Pair]) {
+pub async fn turned(source: &Process, pairs: &[DiskPair]) {
     let mut watch = source.watch();
     let turned = |seen: &Observed| pairs.iter().all(|pair| is_ready(seen, pair)) || failed(seen, pairs).is_some();
     if watch.wait_for(turned).await.is_err() {
@@ -144,7 +144,7 @@ pub async fn turned(source: &Process, pairs: &[Pair]) {
 ///
 /// # Errors
 /// What QEMU says: above all that it cannot.
-pub async fn write_blocking(source: &Process, pairs: &[(&Pair, Option<u64>)]) -> Result<(), ProcessError> {
+pub async fn write_blocking(source: &Process, pairs: &[(&DiskPair, Option<u64>)]) -> Result<(), ProcessError> {
     all(pairs.iter().map(|(pair, _)| {
         source.act(&qmp::block_job_change(qmp::BlockJobChangeOptions::mirror {
             id: pair.names.job.clone(),
@@ -164,18 +164,18 @@ pub async fn write_blocking(source: &Process, pairs: &[(&Pair, Option<u64>)]) ->
 ///
 /// # Errors
 /// What QEMU says.
-pub async fn limit(source: &Process, pair: &Pair, speed: Option<u64>) -> Result<(), ProcessError> {
+pub async fn limit(source: &Process, pair: &DiskPair, speed: Option<u64>) -> Result<(), ProcessError> {
     source.act(&set_speed(pair, speed)).await
 }
 
-fn set_speed(pair: &Pair, speed: Option<u64>) -> qmp::block_job_set_speed {
+fn set_speed(pair: &DiskPair, speed: Option<u64>) -> qmp::block_job_set_speed {
     // 0 is QEMU's word for no limit
     let speed = speed.map_or(0, |speed| i64::try_from(speed.max(1)).unwrap_or(i64::MAX));
     qmp::block_job_set_speed { device: pair.names.job.clone(), speed }
 }
 
 /// Waits until a mirror fails; for ever if none does.
-pub async fn failure(source: &Process, pairs: &[Pair]) -> MirrorError {
+pub async fn failure(source: &Process, pairs: &[DiskPair]) -> MirrorError {
     let mut watch = source.watch();
     let failed = watch.wait_for(|seen| failed(seen, pairs).is_some()).await.ok().and_then(|seen| failed(&seen, pairs));
     match failed {
@@ -192,7 +192,7 @@ pub async fn failure(source: &Process, pairs: &[Pair]) -> MirrorError {
 /// Any mirror that was not ready, concludes with an error, or does not conclude.
 pub fn settle<'a>(
     source: &'a Process,
-    pairs: &'a [Pair],
+    pairs: &'a [DiskPair],
     deadline: Duration,
 ) -> impl Future<Output = Result<Option<Moment>, MirrorError>> + use<'a> {
     let cancels: Vec<_> = pairs
@@ -219,7 +219,7 @@ pub fn settle<'a>(
 ///
 /// # Errors
 /// What QEMU says.
-pub async fn dismiss(source: &Process, pairs: &[Pair]) -> Result<(), ProcessError> {
+pub async fn dismiss(source: &Process, pairs: &[DiskPair]) -> Result<(), ProcessError> {
     all(pairs.iter().map(|pair| source.act(&qmp::job_dismiss { id: pair.names.job.clone() }))).await
 }
 
@@ -254,14 +254,14 @@ pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
 }
 
 /// The command that removes a pair's guard bitmap.
-pub fn remove_bitmap(pair: &Pair) -> qmp::block_dirty_bitmap_remove {
+pub fn remove_bitmap(pair: &DiskPair) -> qmp::block_dirty_bitmap_remove {
     qmp::block_dirty_bitmap_remove(qmp::BlockDirtyBitmap {
         name: pair.names.bitmap.clone(),
         node: pair.source.node.clone(),
     })
 }
 
-fn guard_bitmap(pair: &Pair) -> qmp::BlockDirtyBitmapAdd {
+fn guard_bitmap(pair: &DiskPair) -> qmp::BlockDirtyBitmapAdd {
     qmp::BlockDirtyBitmapAdd {
         name: pair.names.bitmap.clone(),
         node: pair.source.node.clone(),
@@ -271,15 +271,15 @@ fn guard_bitmap(pair: &Pair) -> qmp::BlockDirtyBitmapAdd {
     }
 }
 
-fn drive_mirror(pair: &Pair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMirror {
+fn drive_mirror(pair: &DiskPair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMirror {
     qmp::DriveMirror {
         job_id: Some(pair.names.job.clone()),
         device: pair.source.node.clone(),
         target: export::target(nbd, pair),
         node_name: Some(pair.names.target.clone()),
         sync: match pair.mode {
-            Mode::Incremental => qmp::MirrorSyncMode::top,
-            Mode::Full => qmp::MirrorSyncMode::full,
+            CopyMode::Incremental => qmp::MirrorSyncMode::top,
+            CopyMode::Full => qmp::MirrorSyncMode::full,
         },
         mode: Some(qmp::NewImageMode::existing),
         auto_dismiss: Some(false),
@@ -298,7 +298,7 @@ fn drive_mirror(pair: &Pair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMir
 }
 
 /// Finds a pair's job, alive.
-fn find<'a>(jobs: &'a [BlockJob], pair: &Pair) -> Result<&'a BlockJob, MirrorError> {
+fn find<'a>(jobs: &'a [BlockJob], pair: &DiskPair) -> Result<&'a BlockJob, MirrorError> {
     let failed = |error: &str| MirrorError::Failed { disk: pair.source.name().to_owned(), error: error.to_owned() };
     let job = jobs.iter().find(|job| job.device == pair.names.job).ok_or_else(|| failed("its job has vanished"))?;
     match (&job.error, &job.status) {
@@ -314,12 +314,12 @@ async fn has_concluded(source: &Process, mirrors: &[&str]) -> bool {
     !jobs.0.iter().any(|job| mirrors.contains(&job.id.as_str()) && job.status != JobStatus::Concluded)
 }
 
-fn is_ready(seen: &Observed, pair: &Pair) -> bool {
+fn is_ready(seen: &Observed, pair: &DiskPair) -> bool {
     seen.jobs.get(&pair.names.job).is_some_and(|job| job.status == Some(JobStatus::Ready))
 }
 
 /// The first mirror that concluded. (One that met an error concludes at once, being told to report it.)
-fn failed(seen: &Observed, pairs: &[Pair]) -> Option<(String, String)> {
+fn failed(seen: &Observed, pairs: &[DiskPair]) -> Option<(String, String)> {
     pairs.iter().find_map(|pair| {
         let job = seen.jobs.get(&pair.names.job).filter(|job| job.concluded.is_some())?;
         Some((pair.source.name().to_owned(), job.error.clone().unwrap_or_else(|| "its job ended early".to_owned())))
@@ -327,7 +327,7 @@ fn failed(seen: &Observed, pairs: &[Pair]) -> Option<(String, String)> {
 }
 
 /// The first mirror that ended otherwise than well.
-fn failed_to_settle(seen: &Observed, pairs: &[Pair]) -> Option<(String, String)> {
+fn failed_to_settle(seen: &Observed, pairs: &[DiskPair]) -> Option<(String, String)> {
     pairs.iter().find_map(|pair| {
         let job = seen.jobs.get(&pair.names.job)?;
         let error = match (&job.error, job.aborted) {
@@ -340,7 +340,7 @@ fn failed_to_settle(seen: &Observed, pairs: &[Pair]) -> Option<(String, String)>
 }
 
 /// When the last mirror concluded, once all have: `Some(None)` where there are no mirrors.
-fn last_concluded(seen: &Observed, pairs: &[Pair]) -> Option<Option<Moment>> {
+fn last_concluded(seen: &Observed, pairs: &[DiskPair]) -> Option<Option<Moment>> {
     let concluded = pairs.iter().map(|pair| seen.jobs.get(&pair.names.job)?.concluded);
     let moments: Vec<Moment> = concluded.collect::<Option<_>>()?;
     Some(moments.into_iter().max_by_key(|moment| moment.local))

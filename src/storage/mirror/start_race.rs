@@ -14,7 +14,7 @@ pub const ATTEMPTS: u32 = 16;
 
 /// What is known of the start of one mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
+pub enum StartProof {
     /// The initialisation goes on: look again.
     Unfinished,
     /// Proved: no write fell into the window.
@@ -24,17 +24,17 @@ pub enum Start {
 }
 
 /// Judges a mirror's start. `job` must have been read before `nodes`.
-pub fn judge(job: &BlockJob, nodes: &[BlockNode], node: &str, bitmap: &str) -> Start {
+pub fn judge(job: &BlockJob, nodes: &[BlockNode], node: &str, bitmap: &str) -> StartProof {
     let initialised = job.len > 0 || job.ready || job.status == JobStatus::Concluded;
     if !initialised {
-        return Start::Unfinished;
+        return StartProof::Unfinished;
     }
     let bitmaps = nodes.iter().filter(|n| n.node_name == node).flat_map(|n| &n.dirty_bitmaps);
     match bitmaps.into_iter().find(|b| b.name.as_deref() == Some(bitmap)) {
-        Some(found) if found.count == 0 => Start::Clean,
-        Some(found) => Start::Dirty(found.count),
+        Some(found) if found.count == 0 => StartProof::Clean,
+        Some(found) => StartProof::Dirty(found.count),
         // a bitmap that is not there proves nothing
-        None => Start::Dirty(0),
+        None => StartProof::Dirty(0),
     }
 }
 
@@ -58,14 +58,14 @@ mod tests {
     fn a_start_is_clean_only_by_proof() {
         let running = |len| job(len, false, "running");
         for (job, nodes, verdict) in [
-            (running(0), nodes("g", 0), Start::Unfinished),
-            (running(0), nodes("g", 65536), Start::Unfinished),
-            (running(1), nodes("g", 0), Start::Clean),
-            (running(1), nodes("g", 65536), Start::Dirty(65536)),
-            (job(0, true, "ready"), nodes("g", 0), Start::Clean),
-            (job(0, true, "ready"), nodes("g", 512), Start::Dirty(512)),
-            (running(1), nodes("another", 0), Start::Dirty(0)),
-            (running(1), Vec::new(), Start::Dirty(0)),
+            (running(0), nodes("g", 0), StartProof::Unfinished),
+            (running(0), nodes("g", 65536), StartProof::Unfinished),
+            (running(1), nodes("g", 0), StartProof::Clean),
+            (running(1), nodes("g", 65536), StartProof::Dirty(65536)),
+            (job(0, true, "ready"), nodes("g", 0), StartProof::Clean),
+            (job(0, true, "ready"), nodes("g", 512), StartProof::Dirty(512)),
+            (running(1), nodes("another", 0), StartProof::Dirty(0)),
+            (running(1), Vec::new(), StartProof::Dirty(0)),
         ] {
             assert_eq!(judge(&job, &nodes, "n", "g"), verdict, "{job:?}");
         }

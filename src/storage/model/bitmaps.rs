@@ -3,14 +3,14 @@
 //! Pure. The capability moves all bitmaps of all nodes or fails the migration, so it is used only where every one of them
 //! can move. A bitmap goes to the device or node of the same name, so names must be alike on both sides.
 
-use super::layout::{Disk, PREFIX, Pair, Storage};
+use super::layout::{Disk, DiskPair, PREFIX, StorageMode};
 
 /// The capability.
 pub const CAPABILITY: &str = "dirty-bitmaps";
 
 /// What becomes of the bitmaps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Bitmaps {
+pub struct BitmapPlan {
     /// Whether they move.
     pub moved: bool,
     /// Those that do not arrive: disk, bitmap, and why.
@@ -18,15 +18,15 @@ pub struct Bitmaps {
 }
 
 /// Decides. `able` says of the source and of the destination whether their builds have the capability.
-pub fn decide(source: &[Disk], pairs: &[Pair], storage: Storage, able: (bool, bool)) -> Bitmaps {
-    let mut decided = Bitmaps::default();
+pub fn decide(source: &[Disk], pairs: &[DiskPair], storage: StorageMode, able: (bool, bool)) -> BitmapPlan {
+    let mut decided = BitmapPlan::default();
     let mut obstacle: Option<String> = None;
     let mut all = Vec::new();
     for disk in source {
         let Some(top) = disk.chain.top() else { continue };
         for bitmap in top.bitmaps.iter().filter(|bitmap| !bitmap.name.starts_with(PREFIX)) {
             // a shared image is written back, with what is kept in it, when the source lets go of it
-            if disk.read_only || (storage == Storage::None && bitmap.persistent) {
+            if disk.read_only || (storage == StorageMode::None && bitmap.persistent) {
                 continue;
             }
             all.push((disk.name().to_owned(), bitmap.name.clone()));
@@ -65,12 +65,12 @@ fn alias(disk: &Disk) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::storage::model::{
-        chain::{Bitmap, Chain, Layer},
-        layout::{Mode, Names},
+        chain::{BackingChain, Layer, NamedBitmap},
+        layout::{CopyMode, PairNames},
     };
 
     fn disk(device: Option<&str>, node: &str, bitmaps: &[(&str, bool, bool)]) -> Disk {
-        let bitmap = |(name, persistent, usable): &(&str, bool, bool)| Bitmap {
+        let bitmap = |(name, persistent, usable): &(&str, bool, bool)| NamedBitmap {
             name: (*name).to_owned(),
             granularity: 65536,
             persistent: *persistent,
@@ -85,19 +85,19 @@ mod tests {
             file: String::new(),
             read_only: false,
             virtual_size: 1,
-            chain: Chain { layers: vec![top], filters: Vec::new() },
+            chain: BackingChain { layers: vec![top], filters: Vec::new() },
         }
     }
 
-    fn one(source: Disk, destination: Disk, storage: Storage, able: (bool, bool)) -> Bitmaps {
-        let pair = Pair { source: source.clone(), destination, mode: Mode::Full, names: Names::new(0) };
-        let pairs = if storage == Storage::None { vec![] } else { vec![pair] };
+    fn one(source: Disk, destination: Disk, storage: StorageMode, able: (bool, bool)) -> BitmapPlan {
+        let pair = DiskPair { source: source.clone(), destination, mode: CopyMode::Full, names: PairNames::new(0) };
+        let pairs = if storage == StorageMode::None { vec![] } else { vec![pair] };
         decide(&[source], &pairs, storage, able)
     }
 
     #[test]
     fn they_move_where_every_one_can() {
-        use Storage::{Incremental, None as Shared};
+        use StorageMode::{Incremental, None as Shared};
         let good = [("a", true, true), ("qferry-guard-0", false, true)];
         let plain = || disk(None, "n", &[]);
         let yes = (true, true);

@@ -29,16 +29,16 @@ const JOB_FILTERS: [&str; 5] = ["copy-before-write", "backup-top", "commit_top",
 
 /// A disk from its device down.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chain {
+pub struct BackingChain {
     /// The layers, the one the guest writes to first; none where QEMU does not tell how its nodes hang together.
     pub layers: Vec<Layer>,
     /// The filters above and between them, in the same order.
-    pub filters: Vec<Filter>,
+    pub filters: Vec<FilterNode>,
 }
 
 /// A node that changes nothing of what is read through it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Filter {
+pub struct FilterNode {
     /// The node.
     pub node: String,
     /// Its driver.
@@ -47,7 +47,7 @@ pub struct Filter {
     pub above: usize,
 }
 
-impl Filter {
+impl FilterNode {
     /// Whether a job put it in: a mirror, a backup, a commit.
     pub fn is_of_a_job(&self) -> bool {
         JOB_FILTERS.contains(&self.driver.as_str())
@@ -64,7 +64,7 @@ pub struct Layer {
     /// The file, or QEMU's `json:` description of what it is in.
     pub file: String,
     /// How the file is reached.
-    pub protocol: Protocol,
+    pub protocol: ProtocolNode,
     /// What a guest sees of it.
     pub virtual_size: u64,
     /// What it takes on its file system, where that is known.
@@ -82,7 +82,7 @@ pub struct Layer {
     /// What only qcow2 has.
     pub qcow2: Option<Qcow2>,
     /// Named bitmaps, on the node or in the image.
-    pub bitmaps: Vec<Bitmap>,
+    pub bitmaps: Vec<NamedBitmap>,
     /// Whether it is past the host's page cache.
     pub direct: bool,
     /// Whether the other side has the very same file open; unknown unless both are of this host.
@@ -91,7 +91,7 @@ pub struct Layer {
 
 /// How a layer's file is reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Protocol {
+pub struct ProtocolNode {
     /// The node.
     pub node: String,
     /// Its driver: `file`, `host_device`, `nbd`, ...
@@ -130,7 +130,7 @@ pub struct Qcow2 {
 
 /// A named bitmap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bitmap {
+pub struct NamedBitmap {
     /// Its name.
     pub name: String,
     /// Bytes for each of its bits.
@@ -143,11 +143,11 @@ pub struct Bitmap {
 
 /// Which node uses which.
 #[derive(Debug, Clone, Default)]
-pub struct Graph {
+pub struct NodeGraph {
     children: HashMap<String, Vec<(String, String)>>,
 }
 
-impl Graph {
+impl NodeGraph {
     /// From the nodes where they tell (10.1), else from the whole graph.
     pub fn new(nodes: &[BlockNode], graph: &BlockGraph) -> Self {
         let mut children: HashMap<String, Vec<(String, String)>> = HashMap::new();
@@ -171,9 +171,9 @@ impl Graph {
     }
 }
 
-impl Chain {
+impl BackingChain {
     /// Reads the chain below a device's node.
-    pub fn read(root: &str, nodes: &[BlockNode], graph: &Graph) -> Self {
+    pub fn read(root: &str, nodes: &[BlockNode], graph: &NodeGraph) -> Self {
         let find = |name: &str| nodes.iter().find(|node| node.node_name == name);
         let mut chain = Self::default();
         let mut next = find(root);
@@ -183,7 +183,7 @@ impl Chain {
             let name = node.node_name.as_str();
             if FILTERS.contains(&node.drv.as_str()) {
                 let above = chain.layers.len();
-                chain.filters.push(Filter { node: name.to_owned(), driver: node.drv.clone(), above });
+                chain.filters.push(FilterNode { node: name.to_owned(), driver: node.drv.clone(), above });
                 next = graph.child(name, "file").or_else(|| graph.child(name, "backing")).and_then(find);
                 continue;
             }
@@ -205,7 +205,7 @@ impl Chain {
 }
 
 impl Layer {
-    fn read(node: &BlockNode, nodes: &[BlockNode], graph: &Graph) -> Self {
+    fn read(node: &BlockNode, nodes: &[BlockNode], graph: &NodeGraph) -> Self {
         let image = &node.image;
         let data = image.format_specific.as_ref().map(|specific| &specific.data);
         let protocol = protocol(node, nodes, graph);
@@ -251,7 +251,7 @@ impl Layer {
 }
 
 /// The node at the bottom of a layer, below its format and any filters.
-fn protocol(node: &BlockNode, nodes: &[BlockNode], graph: &Graph) -> Protocol {
+fn protocol(node: &BlockNode, nodes: &[BlockNode], graph: &NodeGraph) -> ProtocolNode {
     let mut bottom = node;
     for _ in 0..nodes.len() {
         let below = graph.child(&bottom.node_name, "file");
@@ -260,7 +260,7 @@ fn protocol(node: &BlockNode, nodes: &[BlockNode], graph: &Graph) -> Protocol {
             None => break,
         }
     }
-    Protocol { node: bottom.node_name.clone(), driver: bottom.drv.clone(), file: file_name(&bottom.file) }
+    ProtocolNode { node: bottom.node_name.clone(), driver: bottom.drv.clone(), file: file_name(&bottom.file) }
 }
 
 /// The path in what QEMU calls a file: a node with options of its own is described as `json:{...}`.
@@ -277,18 +277,18 @@ pub fn file_name(file: &str) -> String {
 }
 
 /// The node's own, and those in an image that is only read, which QEMU does not load.
-fn bitmaps(node: &BlockNode) -> Vec<Bitmap> {
-    let mut found: Vec<Bitmap> = Vec::new();
+fn bitmaps(node: &BlockNode) -> Vec<NamedBitmap> {
+    let mut found: Vec<NamedBitmap> = Vec::new();
     for bitmap in &node.dirty_bitmaps {
         let Some(name) = bitmap.name.clone().filter(|name| !name.is_empty()) else { continue };
         let usable = !bitmap.busy && !bitmap.inconsistent;
-        found.push(Bitmap { name, granularity: bitmap.granularity, persistent: bitmap.persistent, usable });
+        found.push(NamedBitmap { name, granularity: bitmap.granularity, persistent: bitmap.persistent, usable });
     }
     let specific = node.image.format_specific.as_ref();
     for bitmap in specific.map(|specific| &specific.data.bitmaps).into_iter().flatten() {
         if !found.iter().any(|known| known.name == bitmap.name) {
             let (name, granularity) = (bitmap.name.clone(), bitmap.granularity);
-            found.push(Bitmap { name, granularity, persistent: true, usable: true });
+            found.push(NamedBitmap { name, granularity, persistent: true, usable: true });
         }
     }
     found
@@ -309,7 +309,7 @@ mod tests {
     }
 
     /// Edges as `parent role child`, each node's number being its place.
-    fn graph(nodes: &[BlockNode], edges: &[(&str, &str, &str)]) -> Graph {
+    fn graph(nodes: &[BlockNode], edges: &[(&str, &str, &str)]) -> NodeGraph {
         let id = |name: &str| nodes.iter().position(|node| node.node_name == name).expect("a node of ours");
         let nodes_told = nodes
             .iter()
@@ -319,7 +319,7 @@ mod tests {
         let edges =
             edges.iter().map(|(parent, role, child)| json!({"parent": id(parent), "child": id(child), "name": role}));
         let told = json!({"nodes": nodes_told.chain([device]).collect::<Vec<_>>(), "edges": edges.collect::<Vec<_>>()});
-        Graph::new(nodes, &serde_json::from_value(told).expect("a graph"))
+        NodeGraph::new(nodes, &serde_json::from_value(told).expect("a graph"))
     }
 
     /// An overlay below a throttle and a leftover mirror, over a qcow2 that is below a copy-on-read filter, over a raw.
@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn layers_and_filters_are_told_apart() {
         let nodes = three_layers();
-        let chain = Chain::read("mirror", &nodes, &graph(&nodes, &EDGES));
+        let chain = BackingChain::read("mirror", &nodes, &graph(&nodes, &EDGES));
         let layers: Vec<_> =
             chain.layers.iter().map(|l| (l.node.as_str(), l.format.as_str(), l.file.as_str())).collect();
         assert_eq!(layers, [("top", "qcow2", "/vm/top"), ("mid", "qcow2", "/vm/mid"), ("base", "raw", "/vm/base")]);
@@ -377,7 +377,7 @@ mod tests {
     #[test]
     fn the_header_is_read() {
         let nodes = three_layers();
-        let chain = Chain::read("top", &nodes, &graph(&nodes, &EDGES));
+        let chain = BackingChain::read("top", &nodes, &graph(&nodes, &EDGES));
         let top = chain.top().expect("a layer");
         assert!(!top.read_only && top.encrypted && top.direct);
         assert_eq!((top.virtual_size, top.actual_size, top.cluster_size), (3 << 20, Some(700), Some(65536)));
@@ -400,7 +400,7 @@ mod tests {
         let mut nodes = three_layers();
         let told = json!({"children": [{"child": "file", "node-name": "top-file"}, {"child": "backing", "node-name": "base"}]});
         nodes[2] = node("top", "qcow2", "/vm/top", &told);
-        let chain = Chain::read("top", &nodes, &graph(&nodes, &EDGES));
+        let chain = BackingChain::read("top", &nodes, &graph(&nodes, &EDGES));
         assert_eq!(chain.layers.iter().map(|layer| layer.node.as_str()).collect::<Vec<_>>(), ["top", "base"]);
     }
 
@@ -421,11 +421,11 @@ mod tests {
     fn what_is_not_told_ends_the_chain() {
         let nodes = three_layers();
         // a device right on a file has no format
-        let bare = Chain::read("top-file", &nodes, &graph(&nodes, &EDGES));
+        let bare = BackingChain::read("top-file", &nodes, &graph(&nodes, &EDGES));
         assert_eq!((bare.layers.len(), bare.layers[0].format.as_str()), (1, "raw"));
-        assert_eq!(Chain::read("nowhere", &nodes, &Graph::default()), Chain::default());
+        assert_eq!(BackingChain::read("nowhere", &nodes, &NodeGraph::default()), BackingChain::default());
         // nodes that go in circles
         let circle = [("top", "backing", "mid"), ("mid", "backing", "top")];
-        assert!(Chain::read("top", &nodes, &graph(&nodes, &circle)).layers.len() <= nodes.len());
+        assert!(BackingChain::read("top", &nodes, &graph(&nodes, &circle)).layers.len() <= nodes.len());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Pure. A pair is only made where both sides name it alike or the user says so; nothing is guessed from order or size.
 
-use super::chain::Chain;
+use super::chain::BackingChain;
 use crate::qemu::reply::{BlockDevice, BlockStats, WriteStats};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -28,12 +28,12 @@ pub struct Disk {
     /// The size the guest sees, bytes.
     pub virtual_size: u64,
     /// What it consists of.
-    pub chain: Chain,
+    pub chain: BackingChain,
 }
 
 impl Disk {
     /// The disk in a device, where there is one. `chain` reads what is below a node.
-    pub fn new(device: &BlockDevice, chain: impl FnOnce(&str) -> Chain) -> Option<Self> {
+    pub fn new(device: &BlockDevice, chain: impl FnOnce(&str) -> BackingChain) -> Option<Self> {
         let node = device.inserted.as_ref()?;
         let qdev = device.qdev.as_deref();
         let chain = chain(&node.node_name);
@@ -90,19 +90,19 @@ fn id_of(qdev: &str) -> Option<&str> {
 
 /// The user's word on which disks move.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection {
+pub struct DiskSelection {
     /// `--disk SOURCE[=DESTINATION]`; empty means every disk that can be written.
     pub disks: Vec<(String, Option<String>)>,
     /// `--skip-disk SOURCE`.
     pub skip: Vec<String>,
     /// `--storage`.
-    pub storage: Storage,
+    pub storage: StorageMode,
 }
 
 /// How the guest's storage gets to the destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Storage {
+pub enum StorageMode {
     /// What the overlays hold is copied, onto overlays over the same backing files.
     #[default]
     Incremental,
@@ -112,7 +112,7 @@ pub enum Storage {
     None,
 }
 
-impl FromStr for Storage {
+impl FromStr for StorageMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -125,7 +125,7 @@ impl FromStr for Storage {
     }
 }
 
-impl fmt::Display for Storage {
+impl fmt::Display for StorageMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Incremental => "incremental",
@@ -138,14 +138,14 @@ impl fmt::Display for Storage {
 /// How one disk is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum CopyMode {
     /// What its top image holds: `sync=top`.
     Incremental,
     /// All that the guest sees, whatever the destination's image held: `sync=full`.
     Full,
 }
 
-impl Mode {
+impl CopyMode {
     /// The name the contract uses.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -155,9 +155,9 @@ impl Mode {
     }
 
     /// Of a disk: one without a backing file has nothing that is not to be copied.
-    fn of(disk: &Disk, storage: Storage) -> Self {
+    fn of(disk: &Disk, storage: StorageMode) -> Self {
         match storage {
-            Storage::Incremental if disk.chain.layers.len() != 1 && !disk.is_flash() => Self::Incremental,
+            StorageMode::Incremental if disk.chain.layers.len() != 1 && !disk.is_flash() => Self::Incremental,
             _ => Self::Full,
         }
     }
@@ -165,20 +165,20 @@ impl Mode {
 
 /// A source disk and the destination disk that receives it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pair {
+pub struct DiskPair {
     /// The disk on the source.
     pub source: Disk,
     /// The disk on the destination.
     pub destination: Disk,
     /// How it is copied.
-    pub mode: Mode,
+    pub mode: CopyMode,
     /// The names of what the engine makes for this pair.
-    pub names: Names,
+    pub names: PairNames,
 }
 
 /// The names of what the engine makes for one pair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Names {
+pub struct PairNames {
     /// The mirror job on the source.
     pub job: String,
     /// The mirror's target node on the source.
@@ -191,7 +191,7 @@ pub struct Names {
     pub export: String,
 }
 
-impl Names {
+impl PairNames {
     /// The names for the pair with this index.
     pub fn new(index: usize) -> Self {
         let name = |what: &str| format!("{PREFIX}{what}-{index}");
@@ -220,21 +220,21 @@ pub enum PairingProblem {
     /// More than one destination disk would do, or one is wanted twice.
     Ambiguous(Disk),
     /// The destination disk cannot be written.
-    ReadOnly(Pair),
+    ReadOnly(DiskPair),
     /// The sizes differ.
-    Size(Pair),
+    Size(DiskPair),
 }
 
 /// Pairs the disks.
 ///
 /// A source disk goes to the destination disk with the same device id, else the same drive name, else the same node
 /// name, else the same place in QOM. By default every disk that the guest can write is moved.
-pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Vec<Pair>, Vec<PairingProblem>) {
+pub fn pair(source: &[Disk], destination: &[Disk], selection: &DiskSelection) -> (Vec<DiskPair>, Vec<PairingProblem>) {
     let mut problems = Vec::new();
-    let mut pairs: Vec<Pair> = Vec::new();
+    let mut pairs: Vec<DiskPair> = Vec::new();
     let unknown = |name: &str, on_source| PairingProblem::Unknown { name: name.to_owned(), on_source };
 
-    let copied = selection.storage != Storage::None;
+    let copied = selection.storage != StorageMode::None;
     let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
     problems
         .extend(named.filter(|name| !source.iter().any(|disk| disk.is_called(name))).map(|name| unknown(name, true)));
@@ -253,8 +253,8 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
                 problems.push(PairingProblem::Ambiguous(disk.clone()));
             }
             (&[other], _) => {
-                let (mode, names) = (Mode::of(disk, selection.storage), Names::new(pairs.len()));
-                let pair = Pair { source: disk.clone(), destination: other.clone(), mode, names };
+                let (mode, names) = (CopyMode::of(disk, selection.storage), PairNames::new(pairs.len()));
+                let pair = DiskPair { source: disk.clone(), destination: other.clone(), mode, names };
                 if other.read_only {
                     problems.push(PairingProblem::ReadOnly(pair.clone()));
                 }
@@ -270,7 +270,7 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &Selection) -> (Ve
 }
 
 /// The destination's disks that a disk may go to: those the user names, else those that are named like it.
-pub fn candidates<'a>(disk: &Disk, destination: &'a [Disk], selection: &Selection) -> Vec<&'a Disk> {
+pub fn candidates<'a>(disk: &Disk, destination: &'a [Disk], selection: &DiskSelection) -> Vec<&'a Disk> {
     let wanted = selection.disks.iter().find(|(name, _)| disk.is_called(name));
     match wanted.and_then(|(_, target)| target.as_deref()) {
         Some(name) => destination.iter().filter(|other| other.is_called(name)).collect(),
@@ -279,7 +279,7 @@ pub fn candidates<'a>(disk: &Disk, destination: &'a [Disk], selection: &Selectio
 }
 
 /// The names of writable disks that neither move nor are said to be skipped.
-pub fn left_out(source: &[Disk], pairs: &[Pair], selection: &Selection) -> Vec<String> {
+pub fn left_out(source: &[Disk], pairs: &[DiskPair], selection: &DiskSelection) -> Vec<String> {
     let moves = |disk: &Disk| pairs.iter().any(|pair| pair.source == *disk);
     let skipped = |disk: &Disk| selection.skip.iter().any(|name| disk.is_called(name));
     let unnamed =
@@ -292,7 +292,7 @@ pub fn left_out(source: &[Disk], pairs: &[Pair], selection: &Selection) -> Vec<S
 pub fn counterparts<'a>(
     source: &'a [Disk],
     destination: &'a [Disk],
-    selection: &Selection,
+    selection: &DiskSelection,
 ) -> Vec<(&'a Disk, Option<&'a Disk>)> {
     let named = |disk: &Disk| selection.disks.iter().any(|(name, _)| disk.is_called(name));
     let skipped = |disk: &Disk| selection.skip.iter().any(|name| disk.is_called(name));
@@ -306,7 +306,7 @@ pub fn counterpart<'a>(disk: &Disk, destination: &'a [Disk]) -> Option<&'a Disk>
 }
 
 /// The destination's writable disks that no disk of the source goes to, nor is in the place of.
-pub fn spare<'a>(source: &[Disk], destination: &'a [Disk], pairs: &[Pair]) -> Vec<&'a Disk> {
+pub fn spare<'a>(source: &[Disk], destination: &'a [Disk], pairs: &[DiskPair]) -> Vec<&'a Disk> {
     let taken = |disk: &Disk| pairs.iter().any(|pair| pair.destination == *disk);
     let known = |disk: &Disk| counterpart(disk, source).is_some();
     destination.iter().filter(|disk| !disk.read_only && !taken(disk) && !known(disk)).collect()
@@ -342,11 +342,11 @@ mod tests {
             file: String::new(),
             read_only: false,
             virtual_size: 1 << 30,
-            chain: Chain::default(),
+            chain: BackingChain::default(),
         }
     }
 
-    fn names(pairs: &[Pair]) -> Vec<(&str, &str)> {
+    fn names(pairs: &[DiskPair]) -> Vec<(&str, &str)> {
         pairs.iter().map(|pair| (pair.source.name(), pair.destination.name())).collect()
     }
 
@@ -354,14 +354,14 @@ mod tests {
     fn ids_come_before_drive_names_before_node_names() {
         let source = [disk("vda", "drv0", "n0"), disk("", "drv1", "#block1"), disk("", "", "n2")];
         let destination = [disk("", "", "n2"), disk("x", "drv1", "#block1"), disk("vda", "drv9", "n9")];
-        let (pairs, problems) = pair(&source, &destination, &Selection::default());
+        let (pairs, problems) = pair(&source, &destination, &DiskSelection::default());
         assert_eq!(names(&pairs), [("vda", "vda"), ("drv1", "x"), ("n2", "n2")]);
         assert!(problems.is_empty());
     }
 
     #[test]
     fn names_that_qemu_makes_up_pair_nothing() {
-        let (pairs, problems) = pair(&[disk("", "", "#block1")], &[disk("", "", "#block1")], &Selection::default());
+        let (pairs, problems) = pair(&[disk("", "", "#block1")], &[disk("", "", "#block1")], &DiskSelection::default());
         assert!(pairs.is_empty());
         assert!(matches!(problems[..], [PairingProblem::Missing(_)]));
     }
@@ -372,28 +372,31 @@ mod tests {
             path: Some(format!("/machine/peripheral-anon/device[{n}]")),
             ..disk("", "", node)
         };
-        let (pairs, _) =
-            pair(&[at("#block1", 0), at("#block2", 1)], &[at("#block7", 1), at("#block8", 0)], &Selection::default());
+        let (pairs, _) = pair(
+            &[at("#block1", 0), at("#block2", 1)],
+            &[at("#block7", 1), at("#block8", 0)],
+            &DiskSelection::default(),
+        );
         assert_eq!(names(&pairs), [("#block1", "#block8"), ("#block2", "#block7")]);
     }
 
     #[test]
     fn the_user_selects_and_skips() {
         let disks = [disk("a", "", "n0"), disk("b", "", "n1"), Disk { read_only: true, ..disk("cd", "", "n2") }];
-        let chosen = Selection { disks: vec![("a".to_owned(), Some("n1".to_owned()))], ..Selection::default() };
+        let chosen = DiskSelection { disks: vec![("a".to_owned(), Some("n1".to_owned()))], ..DiskSelection::default() };
         let (pairs, _) = pair(&disks, &disks, &chosen);
         assert_eq!((names(&pairs), left_out(&disks, &pairs, &chosen)), (vec![("a", "b")], vec!["b".to_owned()]));
-        let skipped = Selection { skip: vec!["n0".to_owned()], ..Selection::default() };
+        let skipped = DiskSelection { skip: vec!["n0".to_owned()], ..DiskSelection::default() };
         let (pairs, _) = pair(&disks, &disks, &skipped);
         assert_eq!((names(&pairs), left_out(&disks, &pairs, &skipped)), (vec![("b", "b")], vec![]));
-        let wrong = Selection { disks: vec![("zz".to_owned(), None)], ..Selection::default() };
+        let wrong = DiskSelection { disks: vec![("zz".to_owned(), None)], ..DiskSelection::default() };
         assert_eq!(
             pair(&disks, &disks, &wrong).1,
             [PairingProblem::Unknown { name: "zz".to_owned(), on_source: true }]
         );
-        let both = Selection {
+        let both = DiskSelection {
             disks: vec![("a".to_owned(), Some("b".to_owned())), ("b".to_owned(), None)],
-            ..Selection::default()
+            ..DiskSelection::default()
         };
         assert!(matches!(pair(&disks, &disks, &both).1[..], [PairingProblem::Ambiguous(_)]));
     }
@@ -401,7 +404,7 @@ mod tests {
     #[test]
     fn sizes_and_read_only_are_told() {
         let small = Disk { virtual_size: 1, read_only: true, ..disk("a", "", "n") };
-        let (_, problems) = pair(&[disk("a", "", "n")], &[small], &Selection::default());
+        let (_, problems) = pair(&[disk("a", "", "n")], &[small], &DiskSelection::default());
         assert!(matches!(problems[..], [PairingProblem::ReadOnly(_), PairingProblem::Size(_)]));
     }
 
@@ -439,7 +442,7 @@ mod tests {
                 list.iter().map(|(qdev, device, node)| disk(qdev, device, node)).collect()
             };
             let (source, destination) = (make(source), make(destination));
-            let (pairs, problems) = pair(&source, &destination, &Selection::default());
+            let (pairs, problems) = pair(&source, &destination, &DiskSelection::default());
             for (index, one) in pairs.iter().enumerate() {
                 prop_assert!(pairs[..index].iter().all(|other| other.destination != one.destination));
                 prop_assert!(destination.contains(&one.destination));

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// The user's word on where files go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Places {
+pub struct PathMap {
     /// A file or folder of the source, and what it is at the destination. The longest that fits counts.
     pub maps: Vec<(PathBuf, PathBuf)>,
     /// The folder for the images that guests write, where no map says otherwise.
     pub to: Option<PathBuf>,
 }
 
-impl Places {
+impl PathMap {
     /// Where a map puts a file.
     pub fn mapped(&self, file: &Path) -> Option<PathBuf> {
         let fitting = self.maps.iter().filter_map(|(from, to)| Some((from, to, file.strip_prefix(from).ok()?)));
@@ -54,9 +54,9 @@ pub fn path_of(name: &str, directory: Option<&Path>) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    fn places(maps: &[(&str, &str)], to: Option<&str>) -> Places {
+    fn places(maps: &[(&str, &str)], to: Option<&str>) -> PathMap {
         let maps = maps.iter().map(|(from, to)| (from.into(), to.into())).collect();
-        Places { maps, to: to.map(PathBuf::from) }
+        PathMap { maps, to: to.map(PathBuf::from) }
     }
 
     #[test]

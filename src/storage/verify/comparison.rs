@@ -4,13 +4,16 @@
 //! guest may be writing to.
 
 use super::{
-    digest_cache::{self, Place, Stamp},
-    identity::{self, By, Comparison, Image, Proof, Range, SAMPLE, SEGMENT, Twin, Verdict},
+    digest_cache::{self, FileStamp, ImageLocation},
+    identity::{
+        self, ByteRange, ComparedImage, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod, SAMPLE,
+        SEGMENT,
+    },
 };
 use crate::{
     nbd::{NbdClient, NbdError},
     progress::{Kind, Reporter},
-    storage::files::rate_limit::Ceiling,
+    storage::files::rate_limit::RateLimit,
 };
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 use tokio::{task::JoinHandle, time::Instant, try_join};
@@ -24,9 +27,9 @@ const TELL: Duration = Duration::from_millis(250);
 
 /// How images are to be compared.
 #[derive(Debug, Clone)]
-pub struct How {
+pub struct ComparisonSettings {
     /// How well.
-    pub proof: Proof,
+    pub proof: ProofLevel,
     /// How many ranges make a sample.
     pub samples: usize,
     /// What they are chosen from.
@@ -37,17 +40,17 @@ pub struct How {
 
 /// A side's image, ready to be read.
 #[derive(Debug, Clone)]
-pub struct Open<'a> {
+pub struct OpenImage<'a> {
     /// What it is.
-    pub image: &'a Image,
+    pub image: &'a ComparedImage,
     /// Its export.
     pub client: &'a NbdClient,
     /// Where its digest is kept, if its files are of this host.
-    pub place: Option<Place>,
+    pub place: Option<ImageLocation>,
 }
 
 /// What stopped a comparison.
-enum Stop {
+enum ComparisonStop {
     /// A byte differs.
     Differ(u64, &'static str),
     /// One side could not be read.
@@ -56,60 +59,62 @@ enum Stop {
 
 /// Compares an image of the source with the destination's.
 pub async fn compare(
-    twin: &Twin,
-    source: Open<'_>,
-    destination: Open<'_>,
-    how: &How,
-    ceiling: &Arc<Ceiling>,
+    twin: &ImagePair,
+    source: OpenImage<'_>,
+    destination: OpenImage<'_>,
+    how: &ComparisonSettings,
+    ceiling: &Arc<RateLimit>,
     report: &Reporter,
 ) -> Comparison {
-    let mut look = Look {
+    let mut look = RunningComparison {
         source: &source,
         destination: &destination,
         ceiling,
-        told: Told { image: source.image.file().to_owned(), last: None, report },
+        told: ComparisonProgress { image: source.image.file().to_owned(), last: None, report },
     };
     let (by, stop) = look.by(how).await;
     let verdict = match stop {
-        None => Verdict::Same,
-        Some(Stop::Unread(side, error)) => Verdict::Unproved { why: format!("the {side}'s cannot be read: {error}") },
-        Some(Stop::Differ(offset, what)) => {
-            let layer = async |open: &Open<'_>| {
+        None => ComparisonResult::Same,
+        Some(ComparisonStop::Unread(side, error)) => {
+            ComparisonResult::Unproved { why: format!("the {side}'s cannot be read: {error}") }
+        }
+        Some(ComparisonStop::Differ(offset, what)) => {
+            let layer = async |open: &OpenImage<'_>| {
                 let depth = open.client.query_depths(offset, 1).await.ok().and_then(|found| Some(found.first()?.depth));
                 identity::layer(open.image, depth.unwrap_or(1)).to_owned()
             };
             let (source_layer, destination_layer) = (layer(&source).await, layer(&destination).await);
-            Verdict::Differ { offset, source_layer, destination_layer, what: what.to_owned() }
+            ComparisonResult::Differ { offset, source_layer, destination_layer, what: what.to_owned() }
         }
     };
     twin.judged(by, verdict)
 }
 
 /// One comparison under way.
-struct Look<'a> {
-    source: &'a Open<'a>,
-    destination: &'a Open<'a>,
-    ceiling: &'a Arc<Ceiling>,
-    told: Told<'a>,
+struct RunningComparison<'a> {
+    source: &'a OpenImage<'a>,
+    destination: &'a OpenImage<'a>,
+    ceiling: &'a Arc<RateLimit>,
+    told: ComparisonProgress<'a>,
 }
 
-impl Look<'_> {
-    async fn by(&mut self, how: &How) -> (By, Option<Stop>) {
+impl RunningComparison<'_> {
+    async fn by(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         match how.proof {
-            Proof::Off | Proof::Metadata => self.maps().await,
-            Proof::Sample => self.sample(how).await,
-            Proof::Full => self.full(how).await,
+            ProofLevel::Off | ProofLevel::Metadata => self.maps().await,
+            ProofLevel::Sample => self.sample(how).await,
+            ProofLevel::Full => self.full(how).await,
         }
     }
 
     /// By where data is allocated, where both formats say so.
-    async fn maps(&mut self) -> (By, Option<Stop>) {
+    async fn maps(&mut self) -> (ProofMethod, Option<ComparisonStop>) {
         if !(self.source.image.has_map() && self.destination.image.has_map()) {
-            return (By::Metadata { map: None }, None);
+            return (ProofMethod::Metadata { map: None }, None);
         }
         let (ours, theirs) = match self.both_maps(1).await {
             Ok(maps) => maps,
-            Err(stop) => return (By::Metadata { map: None }, Some(stop)),
+            Err(stop) => return (ProofMethod::Metadata { map: None }, Some(stop)),
         };
         let mut digest = blake3::Hasher::new();
         for range in &ours {
@@ -121,19 +126,21 @@ impl Look<'_> {
         let only_theirs = identity::without(&theirs, &ours).first().map(|range| range.start);
         let stop = match (only_ours, only_theirs) {
             (Some(here), there) if there.is_none_or(|there| here <= there) => {
-                Some(Stop::Differ(here, "the source's has data there, the destination's has none"))
+                Some(ComparisonStop::Differ(here, "the source's has data there, the destination's has none"))
             }
-            (_, Some(there)) => Some(Stop::Differ(there, "the destination's has data there, the source's has none")),
+            (_, Some(there)) => {
+                Some(ComparisonStop::Differ(there, "the destination's has data there, the source's has none"))
+            }
             _ => None,
         };
-        (By::Metadata { map }, stop)
+        (ProofMethod::Metadata { map }, stop)
     }
 
     /// By ranges with data; a part of them where only one of the two has any.
-    async fn sample(&mut self, how: &How) -> (By, Option<Stop>) {
+    async fn sample(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         let (ours, theirs) = match self.both_maps(SAMPLE).await {
             Ok(maps) => maps,
-            Err(stop) => return (By::Sample { seed: how.seed, ranges: 0, bytes: 0 }, Some(stop)),
+            Err(stop) => return (ProofMethod::Sample { seed: how.seed, ranges: 0, bytes: 0 }, Some(stop)),
         };
         let few = how.samples.div_ceil(4);
         let mut chosen = identity::choose(&ours, how.samples, how.seed);
@@ -142,21 +149,21 @@ impl Look<'_> {
         chosen.sort_by_key(|range| range.start);
         chosen.dedup();
         let bytes = chosen.iter().map(|range| range.length).sum();
-        let by = By::Sample { seed: how.seed, ranges: chosen.len(), bytes };
+        let by = ProofMethod::Sample { seed: how.seed, ranges: chosen.len(), bytes };
         self.told.begin(bytes);
         let stop = self.alike(chosen.into_iter(), |_, _| ()).await.err();
         (by, stop)
     }
 
     /// By everything. Where nothing was read on a side because its digest is kept, and it does not fit, all is read.
-    async fn full(&mut self, how: &How) -> (By, Option<Stop>) {
+    async fn full(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         let sides = [self.source, self.destination];
         let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(digest_cache::stamps));
         let kept = sides.map(|open| open.place.as_ref().and_then(digest_cache::trusted));
         let trusted = kept.iter().flatten().count();
         if let [Some(ours), Some(theirs)] = &kept {
             if ours == theirs {
-                return (By::Full { digest: Some(ours.clone()), bytes: 0, kept: 2 }, None);
+                return (ProofMethod::Full { digest: Some(ours.clone()), bytes: 0, kept: 2 }, None);
             }
         } else if let Some((digest, open)) = match &kept {
             [Some(digest), None] => Some((digest, self.destination)),
@@ -166,53 +173,53 @@ impl Look<'_> {
             match self.digest(open).await {
                 Ok((read, bytes)) if read == *digest => {
                     self.keep(before, &read);
-                    return (By::Full { digest: Some(read), bytes, kept: trusted }, None);
+                    return (ProofMethod::Full { digest: Some(read), bytes, kept: trusted }, None);
                 }
                 Ok(_) => {}
-                Err(stop) => return (By::Full { digest: None, bytes: 0, kept: trusted }, Some(stop)),
+                Err(stop) => return (ProofMethod::Full { digest: None, bytes: 0, kept: trusted }, Some(stop)),
             }
         }
         match self.everything().await {
             Ok((digest, bytes)) => {
                 self.keep(before, &digest);
-                (By::Full { digest: Some(digest), bytes, kept: 0 }, None)
+                (ProofMethod::Full { digest: Some(digest), bytes, kept: 0 }, None)
             }
-            Err(stop) => (By::Full { digest: None, bytes: 0, kept: 0 }, Some(stop)),
+            Err(stop) => (ProofMethod::Full { digest: None, bytes: 0, kept: 0 }, Some(stop)),
         }
     }
 
     /// Reads both sides, and gives the digest of what both hold.
-    async fn everything(&mut self) -> Result<(String, u64), Stop> {
+    async fn everything(&mut self) -> Result<(String, u64), ComparisonStop> {
         let size = self.source.image.virtual_size;
         let (ours, theirs) = self.both_maps(SEGMENT).await?;
         let both = identity::data(merged(&ours, &theirs), SEGMENT, size);
         let bytes = both.iter().map(|range| range.length).sum();
         self.told.begin(bytes);
-        let mut digest = Digest::new(size);
+        let mut digest = ImageDigest::new(size);
         self.alike(split(&both), |range, data| digest.add(range.start, data)).await?;
         Ok((digest.finish(), 2 * bytes))
     }
 
     /// Reads one side alone.
-    async fn digest(&mut self, open: &Open<'_>) -> Result<(String, u64), Stop> {
+    async fn digest(&mut self, open: &OpenImage<'_>) -> Result<(String, u64), ComparisonStop> {
         let side = if std::ptr::eq(open, self.source) { "source" } else { "destination" };
-        let map = map(open, SEGMENT).await.map_err(|error| Stop::Unread(side, error))?;
+        let map = map(open, SEGMENT).await.map_err(|error| ComparisonStop::Unread(side, error))?;
         let bytes = map.iter().map(|range| range.length).sum();
         self.told.begin(bytes);
-        let mut digest = Digest::new(open.image.virtual_size);
+        let mut digest = ImageDigest::new(open.image.virtual_size);
         let mut under_way = VecDeque::new();
         let mut next = split(&map);
         loop {
             while under_way.len() < IN_FLIGHT {
                 let Some(range) = next.next() else { break };
                 let (client, ceiling) = (open.client.clone(), Arc::clone(self.ceiling));
-                under_way.push_back(Pending(tokio::spawn(async move {
+                under_way.push_back(PendingRead(tokio::spawn(async move {
                     ceiling.pass(range.length).await;
                     client.read(range.start, length(range)).await.map(|data| (range, data))
                 })));
             }
             let Some(mut first) = under_way.pop_front() else { break };
-            let (range, data) = first.get().await.map_err(|error| Stop::Unread(side, error))?;
+            let (range, data) = first.get().await.map_err(|error| ComparisonStop::Unread(side, error))?;
             digest.add(range.start, &data);
             self.told.done(range.length);
         }
@@ -222,16 +229,16 @@ impl Look<'_> {
     /// Reads the ranges on both sides, in order; hands on what both hold, and stops at the first byte that differs.
     async fn alike(
         &mut self,
-        mut next: impl Iterator<Item = Range>,
-        mut held: impl FnMut(Range, &[u8]),
-    ) -> Result<(), Stop> {
+        mut next: impl Iterator<Item = ByteRange>,
+        mut held: impl FnMut(ByteRange, &[u8]),
+    ) -> Result<(), ComparisonStop> {
         let mut under_way = VecDeque::new();
         loop {
             while under_way.len() < IN_FLIGHT {
                 let Some(range) = next.next() else { break };
                 let (ours, theirs) = (self.source.client.clone(), self.destination.client.clone());
                 let ceiling = Arc::clone(self.ceiling);
-                under_way.push_back(Pending(tokio::spawn(async move {
+                under_way.push_back(PendingRead(tokio::spawn(async move {
                     ceiling.pass(2 * range.length).await;
                     let ours = async { ours.read(range.start, length(range)).await.map_err(|e| ("source", e)) };
                     let theirs =
@@ -240,23 +247,25 @@ impl Look<'_> {
                 })));
             }
             let Some(mut first) = under_way.pop_front() else { return Ok(()) };
-            let (range, ours, theirs) = first.get().await.map_err(|(side, error)| Stop::Unread(side, error))?;
+            let (range, ours, theirs) =
+                first.get().await.map_err(|(side, error)| ComparisonStop::Unread(side, error))?;
             if let Some(at) = identity::first_difference(&ours, &theirs) {
-                return Err(Stop::Differ(range.start + at as u64, "the contents differ"));
+                return Err(ComparisonStop::Differ(range.start + at as u64, "the contents differ"));
             }
             held(range, &ours);
             self.told.done(range.length);
         }
     }
 
-    async fn both_maps(&self, unit: u64) -> Result<(Vec<Range>, Vec<Range>), Stop> {
-        let ours = async { map(self.source, unit).await.map_err(|error| Stop::Unread("source", error)) };
-        let theirs = async { map(self.destination, unit).await.map_err(|error| Stop::Unread("destination", error)) };
+    async fn both_maps(&self, unit: u64) -> Result<(Vec<ByteRange>, Vec<ByteRange>), ComparisonStop> {
+        let ours = async { map(self.source, unit).await.map_err(|error| ComparisonStop::Unread("source", error)) };
+        let theirs =
+            async { map(self.destination, unit).await.map_err(|error| ComparisonStop::Unread("destination", error)) };
         try_join!(ours, theirs)
     }
 
     /// Keeps a digest that both sides were read for, with what their files were like before, where it is to be kept.
-    fn keep(&self, before: [Option<io::Result<Vec<Stamp>>>; 2], digest: &str) {
+    fn keep(&self, before: [Option<io::Result<Vec<FileStamp>>>; 2], digest: &str) {
         for (open, stamps) in [self.source, self.destination].into_iter().zip(before) {
             let (Some(place), Some(stamps)) = (&open.place, stamps) else { continue };
             if let Err(error) = stamps.and_then(|stamps| digest_cache::keep(place, stamps, digest)) {
@@ -268,45 +277,45 @@ impl Look<'_> {
 }
 
 /// Where an image reads as anything but zero, as its server tells.
-async fn map(open: &Open<'_>, unit: u64) -> Result<Vec<Range>, NbdError> {
+async fn map(open: &OpenImage<'_>, unit: u64) -> Result<Vec<ByteRange>, NbdError> {
     let size = open.image.virtual_size;
     let mut found = Vec::new();
     let mut at = 0;
     while at < size {
         let length = WINDOW.min(size - at);
         let extents = open.client.query_extents(at, length).await?;
-        found.extend(extents.into_iter().filter(|e| !e.zero).map(|e| Range { start: e.start, length: e.length }));
+        found.extend(extents.into_iter().filter(|e| !e.zero).map(|e| ByteRange { start: e.start, length: e.length }));
         at += length;
     }
     Ok(identity::data(found, unit, size))
 }
 
-fn merged(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
-    let mut all: Vec<Range> = ours.iter().chain(theirs).copied().collect();
+fn merged(ours: &[ByteRange], theirs: &[ByteRange]) -> Vec<ByteRange> {
+    let mut all: Vec<ByteRange> = ours.iter().chain(theirs).copied().collect();
     all.sort_by_key(|range| range.start);
     all
 }
 
 /// Cuts ranges that are aligned to segments into segments.
-fn split(ranges: &[Range]) -> impl Iterator<Item = Range> {
-    let pieces = |range: &Range| {
+fn split(ranges: &[ByteRange]) -> impl Iterator<Item = ByteRange> {
+    let pieces = |range: &ByteRange| {
         let range = *range;
         (range.start..range.end()).step_by(SEGMENT as usize).map(move |start| {
-            Range { start, length: SEGMENT.min(range.end() - start) } // the image's last one may be shorter
+            ByteRange { start, length: SEGMENT.min(range.end() - start) } // the image's last one may be shorter
         })
     };
     ranges.iter().flat_map(pieces)
 }
 
-fn length(range: Range) -> u32 {
+fn length(range: ByteRange) -> u32 {
     // a segment at most
     u32::try_from(range.length).unwrap_or(u32::MAX)
 }
 
 /// A read under way, which ends with whoever waits for it.
-struct Pending<T>(JoinHandle<T>);
+struct PendingRead<T>(JoinHandle<T>);
 
-impl<T> Pending<T> {
+impl<T> PendingRead<T> {
     async fn get(&mut self) -> T {
         match (&mut self.0).await {
             Ok(read) => read,
@@ -317,7 +326,7 @@ impl<T> Pending<T> {
     }
 }
 
-impl<T> Drop for Pending<T> {
+impl<T> Drop for PendingRead<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -325,14 +334,14 @@ impl<T> Drop for Pending<T> {
 
 /// A digest of all that a guest can read of an image: that of the digests of its segments. Segments that were left out
 /// are zero, so it does not depend on where zeros are stored.
-struct Digest {
+struct ImageDigest {
     all: blake3::Hasher,
     size: u64,
     at: u64,
     zero: blake3::Hash,
 }
 
-impl Digest {
+impl ImageDigest {
     fn new(size: u64) -> Self {
         let zero = blake3::hash(&vec![0; SEGMENT as usize]);
         Self { all: blake3::Hasher::new(), size, at: 0, zero }
@@ -360,13 +369,13 @@ impl Digest {
 }
 
 /// Tells how far a comparison is, now and then.
-struct Told<'a> {
+struct ComparisonProgress<'a> {
     image: String,
     last: Option<(Instant, u64, u64)>,
     report: &'a Reporter,
 }
 
-impl Told<'_> {
+impl ComparisonProgress<'_> {
     fn begin(&mut self, total: u64) {
         self.last = Some((Instant::now(), 0, total));
     }
@@ -390,24 +399,24 @@ mod tests {
     fn a_digest_does_not_depend_on_how_zeros_are_stored() {
         let data = vec![7u8; SEGMENT as usize];
         let size = 3 * SEGMENT + 100;
-        let mut sparse = Digest::new(size);
+        let mut sparse = ImageDigest::new(size);
         sparse.add(SEGMENT, &data);
-        let mut whole = Digest::new(size);
+        let mut whole = ImageDigest::new(size);
         whole.add(0, &vec![0; SEGMENT as usize]);
         whole.add(SEGMENT, &data);
         whole.add(2 * SEGMENT, &vec![0; SEGMENT as usize]);
         whole.add(3 * SEGMENT, &[0; 100]);
         let digest = sparse.finish();
         assert_eq!(digest, whole.finish());
-        let mut other = Digest::new(size);
+        let mut other = ImageDigest::new(size);
         other.add(2 * SEGMENT, &data);
         assert_ne!(digest, other.finish());
-        assert_ne!(digest, Digest::new(size).finish());
+        assert_ne!(digest, ImageDigest::new(size).finish());
     }
 
     #[test]
     fn ranges_are_cut_into_segments() {
-        let cut = split(&[Range { start: SEGMENT, length: 2 * SEGMENT + 5 }]);
+        let cut = split(&[ByteRange { start: SEGMENT, length: 2 * SEGMENT + 5 }]);
         let told: Vec<(u64, u64)> = cut.map(|range| (range.start, range.length)).collect();
         assert_eq!(told, [(SEGMENT, SEGMENT), (2 * SEGMENT, SEGMENT), (3 * SEGMENT, 5)]);
     }

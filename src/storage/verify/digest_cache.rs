@@ -15,7 +15,7 @@ const ALGORITHM: &str = "blake3-of-1MiB-blake3";
 
 /// Where an image is on this host, with all the layers it is read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct ImageLocation {
     /// The image's own file: the digest is beside it.
     pub path: PathBuf,
     /// The files of its layers, itself first.
@@ -26,17 +26,17 @@ pub struct Place {
 
 /// What is beside an image.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct CachedDigest {
     v: u32,
     algorithm: String,
     digest: String,
     kind: String,
-    files: Vec<Stamp>,
+    files: Vec<FileStamp>,
 }
 
 /// What tells a file's content from another's without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
+pub(super) struct FileStamp {
     size: u64,
     modified_s: i64,
     modified_ns: i64,
@@ -49,10 +49,10 @@ pub(super) struct Stamp {
 }
 
 /// What the files are like now: to be taken before they are read, for one may change meanwhile.
-pub(super) fn stamps(place: &Place) -> io::Result<Vec<Stamp>> {
+pub(super) fn stamps(place: &ImageLocation) -> io::Result<Vec<FileStamp>> {
     let stamp = |path: &PathBuf| {
         let data = fs::metadata(path)?;
-        Ok(Stamp {
+        Ok(FileStamp {
             size: data.len(),
             modified_s: data.mtime(),
             modified_ns: data.mtime_nsec(),
@@ -70,17 +70,22 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 /// The digest beside an image, if it is one of it as it is now.
-pub(super) fn trusted(place: &Place) -> Option<String> {
-    let kept: Kept = serde_json::from_str(&fs::read_to_string(beside(&place.path)).ok()?).ok()?;
+pub(super) fn trusted(place: &ImageLocation) -> Option<String> {
+    let kept: CachedDigest = serde_json::from_str(&fs::read_to_string(beside(&place.path)).ok()?).ok()?;
     let fits =
         kept.v == 1 && kept.algorithm == ALGORITHM && kept.kind == place.kind && kept.files == stamps(place).ok()?;
     fits.then_some(kept.digest)
 }
 
 /// Keeps the digest of what an image was when these stamps were taken beside it, in place of an older one.
-pub(super) fn keep(place: &Place, files: Vec<Stamp>, digest: &str) -> io::Result<()> {
-    let kept =
-        Kept { v: 1, algorithm: ALGORITHM.to_owned(), digest: digest.to_owned(), kind: place.kind.clone(), files };
+pub(super) fn keep(place: &ImageLocation, files: Vec<FileStamp>, digest: &str) -> io::Result<()> {
+    let kept = CachedDigest {
+        v: 1,
+        algorithm: ALGORITHM.to_owned(),
+        digest: digest.to_owned(),
+        kind: place.kind.clone(),
+        files,
+    };
     let path = beside(&place.path);
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
     fs::write(&temporary, serde_json::to_vec(&kept)?)?;
@@ -97,7 +102,8 @@ mod tests {
         let (top, base) = (folder.path().join("top"), folder.path().join("base"));
         fs::write(&top, "a").unwrap();
         fs::write(&base, "b").unwrap();
-        let place = Place { path: top.clone(), files: vec![top.clone(), base.clone()], kind: "raw 1".to_owned() };
+        let place =
+            ImageLocation { path: top.clone(), files: vec![top.clone(), base.clone()], kind: "raw 1".to_owned() };
         assert_eq!(trusted(&place), None);
         let now = || stamps(&place).unwrap();
         keep(&place, now(), "d1").unwrap();

@@ -17,7 +17,7 @@ pub const KEPT: &str = "digest";
 /// How well two images are to be proved to be the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Proof {
+pub enum ProofLevel {
     /// Not at all.
     Off,
     /// Format, sizes, and where data is allocated.
@@ -29,7 +29,7 @@ pub enum Proof {
     Full,
 }
 
-impl fmt::Display for Proof {
+impl fmt::Display for ProofLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Off => "off",
@@ -40,7 +40,7 @@ impl fmt::Display for Proof {
     }
 }
 
-impl FromStr for Proof {
+impl FromStr for ProofLevel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -53,14 +53,14 @@ impl FromStr for Proof {
 
 /// A part of an image. Bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Range {
+pub struct ByteRange {
     /// Where it begins.
     pub start: u64,
     /// How long it is.
     pub length: u64,
 }
 
-impl Range {
+impl ByteRange {
     /// Where it ends.
     pub fn end(self) -> u64 {
         self.start + self.length
@@ -69,18 +69,18 @@ impl Range {
 
 /// What is compared: an image of the source that is only read, and the destination's in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Twin {
+pub struct ImagePair {
     /// The disks it is below, or is.
     pub disks: Vec<String>,
     /// The source's.
-    pub source: Image,
+    pub source: ComparedImage,
     /// The destination's.
-    pub destination: Image,
+    pub destination: ComparedImage,
 }
 
 /// One of the two.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
+pub struct ComparedImage {
     /// Its node.
     pub node: String,
     /// Its file, then those of the layers below it.
@@ -91,15 +91,15 @@ pub struct Image {
     pub formats: Vec<(String, Option<u64>)>,
 }
 
-impl Twin {
+impl ImagePair {
     /// What a comparison of the two came to.
-    pub fn judged(&self, by: By, verdict: Verdict) -> Comparison {
+    pub fn judged(&self, by: ProofMethod, verdict: ComparisonResult) -> Comparison {
         let (source, destination) = (self.source.file().to_owned(), self.destination.file().to_owned());
         Comparison { disks: self.disks.clone(), source, destination, by, verdict }
     }
 }
 
-impl Image {
+impl ComparedImage {
     /// Its own file.
     pub fn file(&self) -> &str {
         self.files.first().map_or("", String::as_str)
@@ -127,16 +127,16 @@ pub struct Comparison {
     /// The destination's.
     pub destination: String,
     /// How it was proved.
-    pub by: By,
+    pub by: ProofMethod,
     /// What was found.
     #[serde(flatten)]
-    pub verdict: Verdict,
+    pub verdict: ComparisonResult,
 }
 
 /// How two images were proved to be the same, or not to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "proof")]
-pub enum By {
+pub enum ProofMethod {
     /// They are one and the same file.
     SameFile,
     /// By format, sizes and the map of what is allocated.
@@ -167,7 +167,7 @@ pub enum By {
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
-pub enum Verdict {
+pub enum ComparisonResult {
     /// The same, as far as was looked.
     Same,
     /// Not the same.
@@ -194,12 +194,12 @@ pub fn kept_path(file: &str) -> String {
 }
 
 /// What differs by metadata alone, in words.
-pub fn metadata(source: &Image, destination: &Image) -> Option<String> {
+pub fn metadata(source: &ComparedImage, destination: &ComparedImage) -> Option<String> {
     if source.virtual_size != destination.virtual_size {
         let (here, there) = (source.virtual_size, destination.virtual_size);
         return Some(format!("the source's has {here} bytes, the destination's {there}"));
     }
-    let told = |image: &Image| {
+    let told = |image: &ComparedImage| {
         let one = |(format, cluster): &(String, Option<u64>)| match cluster {
             Some(bytes) => format!("{format} with clusters of {bytes} bytes"),
             None => format.clone(),
@@ -211,14 +211,14 @@ pub fn metadata(source: &Image, destination: &Image) -> Option<String> {
 }
 
 /// The ranges with data, aligned to `unit` and cut off at `size`, in order and apart.
-pub fn data(extents: impl IntoIterator<Item = Range>, unit: u64, size: u64) -> Vec<Range> {
-    let mut found: Vec<Range> = Vec::new();
+pub fn data(extents: impl IntoIterator<Item = ByteRange>, unit: u64, size: u64) -> Vec<ByteRange> {
+    let mut found: Vec<ByteRange> = Vec::new();
     for extent in extents.into_iter().filter(|extent| extent.length > 0) {
         let start = extent.start / unit * unit;
         let end = extent.end().div_ceil(unit).saturating_mul(unit).min(size);
         match found.last_mut() {
             Some(last) if start <= last.end() => last.length = last.length.max(end.saturating_sub(last.start)),
-            _ if end > start => found.push(Range { start, length: end - start }),
+            _ if end > start => found.push(ByteRange { start, length: end - start }),
             _ => {}
         }
     }
@@ -226,7 +226,7 @@ pub fn data(extents: impl IntoIterator<Item = Range>, unit: u64, size: u64) -> V
 }
 
 /// What is in `ours` and not in `theirs`; both in order and apart.
-pub fn without(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
+pub fn without(ours: &[ByteRange], theirs: &[ByteRange]) -> Vec<ByteRange> {
     let mut left = Vec::new();
     let mut cuts = theirs.iter().peekable();
     for range in ours {
@@ -240,7 +240,7 @@ pub fn without(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
                 break;
             }
             if cut.start > start {
-                left.push(Range { start, length: cut.start - start });
+                left.push(ByteRange { start, length: cut.start - start });
             }
             start = cut.end().min(range.end());
             if cut.end() > range.end() {
@@ -249,7 +249,7 @@ pub fn without(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
             cuts.next();
         }
         if start < range.end() {
-            left.push(Range { start, length: range.end() - start });
+            left.push(ByteRange { start, length: range.end() - start });
         }
     }
     left
@@ -257,10 +257,10 @@ pub fn without(ours: &[Range], theirs: &[Range]) -> Vec<Range> {
 
 /// Chooses `count` ranges of at most [`SAMPLE`] bytes among those with data: the first and the last, and one at random
 /// from each of as many equal parts of what lies between, so that no part of the image is left out.
-pub fn choose(data: &[Range], count: usize, seed: u64) -> Vec<Range> {
+pub fn choose(data: &[ByteRange], count: usize, seed: u64) -> Vec<ByteRange> {
     let units: u64 = data.iter().map(|range| range.length.div_ceil(SAMPLE)).sum();
     let count = (count as u64).min(units);
-    let mut random = Random(seed);
+    let mut random = SplitMix64(seed);
     let picks = (0..count).map(|at| {
         let (from, to) = (at * units / count, (at + 1) * units / count);
         match at {
@@ -276,7 +276,7 @@ pub fn choose(data: &[Range], count: usize, seed: u64) -> Vec<Range> {
             let here = range.length.div_ceil(SAMPLE);
             if pick < before + here {
                 let start = range.start + (pick - before) * SAMPLE;
-                chosen.push(Range { start, length: SAMPLE.min(range.end() - start) });
+                chosen.push(ByteRange { start, length: SAMPLE.min(range.end() - start) });
                 break;
             }
             before += here;
@@ -296,15 +296,15 @@ pub fn first_difference(source: &[u8], destination: &[u8]) -> Option<usize> {
 }
 
 /// The file that a byte is from. `depth` is QEMU's: 1 for the image itself, 2 for the layer below, 0 for none of them.
-pub fn layer(image: &Image, depth: u32) -> &str {
+pub fn layer(image: &ComparedImage, depth: u32) -> &str {
     let index = usize::try_from(depth).unwrap_or(0).saturating_sub(1);
     image.files.get(index).or(image.files.first()).map_or("", String::as_str)
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same on every machine.
-struct Random(u64);
+struct SplitMix64(u64);
 
-impl Random {
+impl SplitMix64 {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -324,8 +324,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn range(start: u64, length: u64) -> Range {
-        Range { start, length }
+    fn range(start: u64, length: u64) -> ByteRange {
+        ByteRange { start, length }
     }
 
     #[test]
@@ -370,7 +370,7 @@ mod tests {
 
     #[test]
     fn metadata_tells_sizes_and_formats() {
-        let image = |size, formats: &[(&str, Option<u64>)]| Image {
+        let image = |size, formats: &[(&str, Option<u64>)]| ComparedImage {
             node: "n".to_owned(),
             files: vec!["f".to_owned()],
             virtual_size: size,
@@ -391,8 +391,8 @@ mod tests {
             pieces in prop::collection::vec((1u64..200, 1u64..200), 0..20), count in 0usize..100, seed: u64
         ) {
             let mut at = 0;
-            let data: Vec<Range> = pieces.iter().map(|(gap, length)| {
-                let range = Range { start: (at + gap) * SAMPLE, length: length * SAMPLE };
+            let data: Vec<ByteRange> = pieces.iter().map(|(gap, length)| {
+                let range = ByteRange { start: (at + gap) * SAMPLE, length: length * SAMPLE };
                 at += gap + length;
                 range
             }).collect();
@@ -412,13 +412,13 @@ mod tests {
             let lay = |pieces: &[(u64, u64)]| {
                 let mut at = 0;
                 pieces.iter().map(|(gap, length)| {
-                    let range = Range { start: at + gap, length: *length };
+                    let range = ByteRange { start: at + gap, length: *length };
                     at += gap + length;
                     range
                 }).collect::<Vec<_>>()
             };
             let (ours, theirs) = (lay(&a), lay(&b));
-            let has = |ranges: &[Range], at: u64| ranges.iter().any(|range| range.start <= at && at < range.end());
+            let has = |ranges: &[ByteRange], at: u64| ranges.iter().any(|range| range.start <= at && at < range.end());
             let left = without(&ours, &theirs);
             for at in 0..1000 {
                 prop_assert_eq!(has(&left, at), has(&ours, at) && !has(&theirs, at), "{}", at);

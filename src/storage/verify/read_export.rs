@@ -1,7 +1,7 @@
 //! Read-only NBD exports of nodes, for as long as something is read through them.
 //!
 //! It must never offer a node for writing, and never leave behind what it opened: the exports, the server, and the
-//! activity of a node that waits for an incoming migration. A [`View`] that is dropped without [`View::close`] stays open
+//! activity of a node that waits for an incoming migration. A [`ReadExports`] that is dropped without [`ReadExports::close`] stays open
 //! in QEMU, as does that of a killed process; the next one to be opened there removes it.
 
 use crate::{
@@ -17,7 +17,7 @@ use tokio::try_join;
 /// Nodes of one QEMU that can be read at an address, each as an export.
 #[derive(Debug)]
 #[must_use = "it stays open in QEMU until it is closed"]
-pub struct View {
+pub struct ReadExports {
     address: Address,
     /// The ids of the exports, in the order of the nodes.
     exports: Vec<String>,
@@ -27,7 +27,7 @@ pub struct View {
     before: BTreeSet<String>,
 }
 
-impl View {
+impl ReadExports {
     /// Exports each of `nodes`, which are pairs of an export's name and a node, for reading at `address`. Contexts for
     /// `base:allocation` and `qemu:allocation-depth` are offered.
     ///

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use qferry::internals::endpoint::Address;
 use qferry::internals::migration::{JournalPlace, Settings};
 use qferry::internals::progress::Ending;
-use qferry::internals::storage::verify::identity::Proof;
+use qferry::internals::storage::verify::identity::ProofLevel;
 use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
 
 use super::engine::{self, Ended, Reach, Told, wait_for_go};
@@ -201,7 +201,7 @@ impl<'a> Scene<'a> {
             downtime: BUDGET,
             journal: JournalPlace::File(self.journal(suffix)),
             // the preflight's reading is not what is tried here, and it removes the socket it has read from
-            verify_backing: Proof::Off,
+            verify_backing: ProofLevel::Off,
             ..Settings::default()
         }
     }
