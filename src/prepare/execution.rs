@@ -126,7 +126,8 @@ impl Execution<'_> {
         let client = nbd::NbdClient::connect(dialed.stream, export, options).await;
         let client = client.map_err(|error| unreachable(Box::new(error)))?;
         let expected = below.actual_size.unwrap_or(0);
-        let populate = LayerCopy { client: &client, partial, layer: &step.path, expected, report: self.report };
+        let populate =
+            LayerCopy { client: &client, unpublished: partial, layer: &step.path, expected, report: self.report };
         let before = self.state(&below.node).await?;
         let copied = populate.run(ceiling).await;
         step.bytes = copied.as_ref().ok().copied().or(step.bytes);

@@ -1,10 +1,11 @@
-//! Disks: which of the source's go onto which of the destination's, the exports that receive them and the mirrors that
-//! carry them; the images that the destination needs before, and the layers below them.
+//! The disks of a guest: the pairs of source and destination disks, the mirrors and exports that copy the disks, the
+//! image files that the destination needs, and the comparison of images.
 //!
-//! It must never start or stop the guest, and never touch a node, job, bitmap or export that is not named as ours.
+//! No code in this room may start or stop the guest, or touch a node, job, bitmap or export without the engine's
+//! [prefix](model::layout::PREFIX).
 //!
-//! The inner rooms, each of which uses only those before it: [`model`] (what QEMU says of disks, as data), [`mirror`]
-//! (block jobs and exports in a QEMU), [`files`] (image files on this host), [`verify`] (whether two images are equal).
+//! Each inner room uses only the rooms before it: [`model`] (disks as data), [`mirror`] (block jobs and exports in a
+//! QEMU), [`files`] (image files on this host), [`verify`] (whether two images are equal).
 
 pub mod files;
 pub mod mirror;

@@ -1,6 +1,6 @@
-//! What a file is on: how much is free there, and how it is called.
+//! The file system that a file is on: its free space and its name.
 //!
-//! It only looks.
+//! The module must never change a file.
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use std::{
@@ -12,21 +12,21 @@ use std::{
 /// A file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {
-    /// Its device number.
+    /// The device number.
     pub device: u64,
-    /// Bytes that may still be written.
+    /// The free bytes for an unprivileged process.
     pub free: u64,
-    /// Whether it is mounted for reading only.
+    /// Whether the file system is mounted read-only.
     pub read_only: bool,
-    /// Where it is mounted, and its kind.
+    /// The mount point and the type, such as `/var (xfs)`.
     pub name: String,
 }
 
 impl FileSystem {
-    /// The one that a file or directory is on.
+    /// The file system of a file or directory.
     ///
     /// # Errors
-    /// What the system says: above all that there is no such file.
+    /// The system's error, above all that the file does not exist.
     pub fn of(path: &Path) -> io::Result<Self> {
         let device = fs::metadata(path)?.dev();
         let space = statvfs(path)?;
@@ -46,7 +46,7 @@ pub fn name(path: &Path) -> String {
     mounted(&mounts, &path).unwrap_or_else(|| path.display().to_string())
 }
 
-/// The kernel writes these four in octal.
+/// A mount point without octal escapes: the kernel escapes these four characters.
 fn unescaped(name: &str) -> String {
     name.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
@@ -58,7 +58,7 @@ fn mounted(mounts: &str, path: &Path) -> Option<String> {
         let kind = rest.split(' ').next()?.to_owned();
         path.starts_with(&point).then_some((point, kind))
     };
-    // of two at the same point the later one covers the first
+    // Of two mounts at the same point the later one covers the earlier; `max_by_key` returns the last maximum.
     let (point, kind) = mounts.lines().filter_map(read).max_by_key(|(point, _)| point.components().count())?;
     Some(format!("{} ({kind})", point.display()))
 }

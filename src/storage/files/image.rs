@@ -1,6 +1,6 @@
-//! An image that the destination is to have: how it is created, and whether one that exists is it, still empty.
+//! Images that the destination needs: how to create one, and whether an existing image is that one and still empty.
 //!
-//! Pure. What `qemu-img` is told, and what it says.
+//! Pure. The arguments of `qemu-img`, and its output.
 
 use crate::{
     qemu::reply::FormatSpecific,
@@ -13,43 +13,43 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An image without data of its own.
+/// An image to be created, without data of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewImage {
     /// `qcow2` or `raw`.
     pub format: String,
-    /// What the guest sees, bytes.
+    /// The size that the guest sees, bytes.
     pub size: u64,
-    /// The layer below.
+    /// The backing file.
     pub backing: Option<BackingFile>,
-    /// The size of its clusters.
+    /// The cluster size, bytes.
     pub cluster_size: Option<u64>,
-    /// What else qcow2 can have.
+    /// The other properties of a qcow2 image.
     pub qcow2: Option<Qcow2>,
 }
 
-/// The layer below an image.
+/// The backing file of an image, as the header is to name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackingFile {
-    /// Its path, or QEMU's name for what is not a file.
+    /// The path, or QEMU's name if the backing image is no file.
     pub file: String,
-    /// Its format.
+    /// The format.
     pub format: String,
 }
 
-/// What stands in the way of an image like that of a layer.
+/// Why no image like an existing layer can be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UnsupportedImage {
-    /// Its format is neither qcow2 nor raw.
+    /// The layer's format is neither qcow2 nor raw.
     Format(String),
-    /// It is encrypted, and its secret is not ours to pass on.
+    /// The layer is encrypted, and its secret is unknown here.
     Encrypted,
-    /// Its data is in another file.
+    /// The layer has an external data file.
     DataFile(String),
 }
 
 impl NewImage {
-    /// An image like a layer, over `backing`.
+    /// An image with the format, size and properties of a layer, over `backing`.
     ///
     /// # Errors
     /// See [`UnsupportedImage`].
@@ -64,7 +64,7 @@ impl NewImage {
             return Err(UnsupportedImage::Format(layer.format.clone()));
         }
         let qcow2 = layer.qcow2.clone().filter(|_| layer.format == "qcow2").map(|mut qcow2| {
-            // an overlay of version 2 cannot hide what is below it behind a cluster of zeros
+            // An overlay of version 2 has no zero clusters, so zeros could not hide data of the backing file.
             "1.1".clone_into(&mut qcow2.compat);
             qcow2
         });
@@ -72,8 +72,8 @@ impl NewImage {
         Ok(Self { format: layer.format.clone(), size: layer.virtual_size, backing, cluster_size, qcow2 })
     }
 
-    /// The arguments of the `qemu-img` that creates it at `path`, which must be absolute: a relative one could be taken
-    /// for a protocol or an option.
+    /// The arguments for `qemu-img` to create the image at `path`. The path must be absolute: `qemu-img` could read a
+    /// relative one as a protocol or an option.
     pub fn create(&self, path: &Path) -> Vec<OsString> {
         let mut words: Vec<OsString> = ["create", "-q", "-f", &self.format].map(OsString::from).into();
         if let Some(backing) = &self.backing {
@@ -106,7 +106,7 @@ impl NewImage {
         options
     }
 
-    /// Why an image that exists is not this one, still empty; none if it is.
+    /// The reason why an existing image is not this one, or is not empty; `None` if the existing image can be used.
     pub fn misfit(&self, found: &ExistingImage) -> Option<String> {
         let info = &found.info;
         if info.format != self.format {
@@ -120,7 +120,11 @@ impl NewImage {
         }
         if self.format == "qcow2" && info.cluster_size != self.cluster_size {
             let size = |size: Option<u64>| size.map_or_else(|| "unknown".to_owned(), |size| Bytes(size).to_string());
-            return Some(format!("its clusters are of {}, not {}", size(info.cluster_size), size(self.cluster_size)));
+            return Some(format!(
+                "the size of its clusters is {}, not {}",
+                size(info.cluster_size),
+                size(self.cluster_size)
+            ));
         }
         if let Some(data) = info.format_specific.as_ref().map(|specific| &specific.data) {
             if let Some(file) = &data.data_file {
@@ -128,7 +132,8 @@ impl NewImage {
             }
             if data.compat.as_deref() == Some("0.10") && self.backing.is_some() {
                 return Some(
-                    "it is of qcow2 version 2, whose overlays cannot hide what is below with zeros".to_owned(),
+                    "it is of qcow2 version 2, in which an overlay cannot hide data of its backing file behind zeros"
+                        .to_owned(),
                 );
             }
             if !data.bitmaps.is_empty() {
@@ -138,14 +143,14 @@ impl NewImage {
         if !info.snapshots.is_empty() {
             return Some("it has snapshots".to_owned());
         }
-        (found.data > 0).then(|| format!("it holds data: {} at least", Bytes(found.data)))
+        (found.data > 0).then(|| format!("it holds data: at least {}", Bytes(found.data)))
     }
 
     fn other_backing(&self, info: &ImageInfo) -> Option<String> {
         match (&self.backing, info.backing()) {
             (None, None) => None,
             (None, Some(file)) => Some(format!("it has the backing file {file}")),
-            (Some(wanted), None) => Some(format!("it has no backing file, which was to be {}", wanted.file)),
+            (Some(wanted), None) => Some(format!("it has no backing file, but needs {}", wanted.file)),
             (Some(wanted), Some(file)) => {
                 let same = file == wanted.file || Path::new(file).components().eq(Path::new(&wanted.file).components());
                 let format = info.backing_filename_format.as_deref();
@@ -153,7 +158,7 @@ impl NewImage {
                     false => Some(format!("its backing file is {file}, not {}", wanted.file)),
                     true if format == Some(&wanted.format) => None,
                     true => Some(format!(
-                        "its header says that its backing file is of the format {}, not {}",
+                        "its header gives its backing file the format {}, not {}",
                         format.unwrap_or("unknown"),
                         wanted.format
                     )),
@@ -163,58 +168,58 @@ impl NewImage {
     }
 }
 
-/// An image that exists.
+/// An existing image.
 #[derive(Debug, Clone, Default)]
 pub struct ExistingImage {
-    /// What its header says.
+    /// The header.
     pub info: ImageInfo,
-    /// Bytes that its own layer has something for, zeros of a new raw file left out.
+    /// The bytes for which the image's own layer has clusters or data, without the zeros of a new raw file.
     pub data: u64,
 }
 
-/// What `qemu-img info` says. Sizes in bytes.
+/// The output of `qemu-img info`. Sizes in bytes.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct ImageInfo {
-    /// Its format, as found by looking.
+    /// The format, as `qemu-img` detected it.
     pub format: String,
-    /// What a guest sees.
+    /// The size that the guest sees.
     pub virtual_size: u64,
-    /// The size of its clusters.
+    /// The cluster size.
     pub cluster_size: Option<u64>,
-    /// Its backing file as it is written.
+    /// The backing file as the header names it.
     pub backing_filename: Option<String>,
-    /// The same made absolute.
+    /// The backing file as an absolute path.
     pub full_backing_filename: Option<String>,
-    /// The format of the backing file as it is written.
+    /// The format of the backing file, where the header gives one.
     pub backing_filename_format: Option<String>,
-    /// What only this format has.
+    /// The properties that only this format has.
     pub format_specific: Option<FormatSpecific>,
-    /// Snapshots inside.
+    /// The internal snapshots.
     pub snapshots: Vec<serde_json::Value>,
 }
 
 impl ImageInfo {
-    /// Its backing file.
+    /// The backing file, absolute where `qemu-img` resolved the name.
     pub fn backing(&self) -> Option<&str> {
         self.full_backing_filename.as_deref().or(self.backing_filename.as_deref())
     }
 }
 
-/// A range of what `qemu-img map` says. In bytes.
+/// A range in the output of `qemu-img map`, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct MapEntry {
-    /// Where it begins.
+    /// The first byte.
     pub start: u64,
-    /// How long it is.
+    /// The length.
     pub length: u64,
-    /// The layer that has it, the image itself being 0.
+    /// The layer that provides the range; 0 is the image itself.
     #[serde(default)]
     pub depth: u64,
-    /// Whether any layer has it, with zeros at least.
+    /// Whether any layer has allocated the range, be it as zeros.
     #[serde(default = "yes")]
     pub present: bool,
-    /// Whether there is data.
+    /// Whether the range holds data.
     #[serde(default = "yes")]
     pub data: bool,
 }
@@ -224,13 +229,14 @@ fn yes() -> bool {
 }
 
 impl MapEntry {
-    /// Whether the image's own layer has something there. A raw image has all of itself, holes too.
+    /// Whether the image's own layer has allocated the range. A raw image allocates everything, so there only data
+    /// counts.
     pub fn is_taken(&self, format: &str) -> bool {
         self.depth == 0 && (self.data || (self.present && format != "raw"))
     }
 }
 
-/// How `qemu-img` is to open an image alone, without what is below it.
+/// The name under which `qemu-img` opens an image without its backing files.
 pub fn alone(path: &Path, format: &str) -> String {
     let file = serde_json::json!({ "driver": "file", "filename": path.to_string_lossy() });
     let mut image = serde_json::json!({ "driver": format, "file": file });
@@ -240,13 +246,13 @@ pub fn alone(path: &Path, format: &str) -> String {
     format!("json:{image}")
 }
 
-/// The arguments that make a header name `backing` as its layer below, without touching data.
+/// The arguments for `qemu-img` to write another backing file into a header, without touching data.
 pub fn rebase(path: &Path, format: &str, backing: &BackingFile) -> Vec<OsString> {
     let words = ["rebase", "-q", "-u", "-f", format, "-F", &backing.format, "-b", &backing.file];
     words.map(OsString::from).into_iter().chain([path.into()]).collect()
 }
 
-/// Whether a header in a file at `path` that names `written` means `wanted`.
+/// Whether the backing file `written` in the header of the file at `path` is the file `wanted`.
 pub fn names(path: &Path, written: Option<&str>, wanted: &str) -> bool {
     let Some(written) = written else { return false };
     let resolve = |name: &str| crate::storage::model::path_map::path_of(name, path.parent());

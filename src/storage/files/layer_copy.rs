@@ -1,7 +1,7 @@
-//! Copies a file through an NBD export, byte for byte and as sparse as it is, and proves what was written.
+//! The copy of an image file through an NBD export: byte for byte, as sparse as the source, and verified afterwards.
 //!
-//! It must never write anywhere but into the file it is given. Dropped on the way, it leaves that file half written, for
-//! its owner to remove.
+//! The copy must never write to any file but the given one. A copy that is dropped leaves that file half written; the
+//! owner of the file removes it.
 
 use super::{filesystem, rate_limit::RateLimit, unpublished_file::UnpublishedFile};
 use crate::{
@@ -21,63 +21,65 @@ use thiserror::Error;
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use twox_hash::XxHash3_64;
 
-/// What one request reads.
+/// The size of a request, bytes.
 const CHUNK: u64 = 1 << 20;
-/// How many requests are on their way.
+/// The number of requests in flight.
 const IN_FLIGHT: usize = 16;
-/// How much is asked about at once, so that what is known of a large image stays small.
+/// The range whose extents are asked for at once, bytes: the bound keeps the list small for large images.
 const WINDOW: u64 = 1 << 30;
-/// How much is written before it is synced and read back while the copy goes on: without that the disk would rest first,
-/// and then everything else.
+/// The bytes after which the written pieces are synced and read back while the copy goes on. With one verification at
+/// the end the disk would first wait for the network, then everything else for the disk.
 const CHECKED: u64 = 64 << 20;
-/// How many such checks are under way at once, each of which waits for the disk.
+/// The number of such verifications at once, each of which waits for the disk.
 const CHECKS: usize = 3;
-/// How many chunks are read back at once, by how many.
+/// The number of pieces that a reader verifies at once, and the number of readers.
 const BATCH: usize = 16;
 const READERS: usize = 2;
-/// How often progress is told.
+/// How often progress is reported.
 const SAMPLE: Duration = Duration::from_millis(250);
 
-/// Why a file could not be copied.
+/// Why a layer could not be copied.
 #[derive(Debug, Error)]
 pub enum LayerCopyError {
-    /// It could not be read from the source.
+    /// The export could not be read.
     #[error("cannot read {layer} from the source")]
     Read {
         /// The file.
         layer: String,
-        /// What happened.
+        /// The NBD error.
         #[source]
         source: NbdError,
     },
-    /// It could not be written.
+    /// The file could not be written, or not read back.
     #[error("cannot write {path} on the file system {file_system}")]
     Write {
         /// The file.
         path: String,
-        /// What it is on.
+        /// The name of its file system.
         file_system: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// What is read back is not what was received.
-    #[error("{path} on the file system {file_system} does not hold what was written: the chunk at {offset} differs")]
+    /// The file does not hold the bytes that were written.
+    #[error(
+        "{path} on the file system {file_system} does not hold the bytes that were written: the piece at {offset} differs"
+    )]
     Differs {
         /// The file.
         path: String,
-        /// What it is on.
+        /// The name of its file system.
         file_system: String,
-        /// Where.
+        /// The first byte of the piece that differs.
         offset: u64,
     },
-    /// A thread of ours failed.
-    #[error("a thread that copies failed")]
+    /// A thread panicked.
+    #[error("a thread that copies has failed")]
     Thread(#[source] JoinError),
 }
 
 impl LayerCopyError {
-    /// Whether there was no room for it.
+    /// Whether the file system is full, or a quota or size limit was reached.
     pub fn is_full(&self) -> bool {
         let full = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -87,7 +89,7 @@ impl LayerCopyError {
     }
 }
 
-/// A piece that was written, and the digest of what was received for it.
+/// A written piece, with the digest of the bytes that were received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct WrittenPiece {
     offset: u64,
@@ -95,30 +97,30 @@ struct WrittenPiece {
     digest: u64,
 }
 
-/// Copies one file, and verifies it.
+/// The copy of one layer.
 #[derive(Debug)]
 pub struct LayerCopy<'a> {
-    /// What is read.
+    /// The connection to the export.
     pub client: &'a NbdClient,
-    /// What is written.
-    pub partial: &'a UnpublishedFile,
-    /// Its name for people.
+    /// The file to write.
+    pub unpublished: &'a UnpublishedFile,
+    /// The name of the layer in messages and events.
     pub layer: &'a str,
-    /// What it takes at the source, as far as that is known: about what there is to copy.
+    /// The estimated bytes to copy: the space that the layer takes on the source.
     pub expected: u64,
-    /// Where progress goes.
+    /// The reporter of progress.
     pub report: &'a Reporter,
 }
 
 impl LayerCopy<'_> {
-    /// Copies what is not a hole, not faster than `ceiling` allows, has it written to stable storage, reads it back as the host
-    /// has it and compares. Gives the bytes that were copied.
+    /// Copies everything but holes within the rate limit, syncs the file, reads it back and compares. Returns the
+    /// number of copied bytes. The read may come from the page cache of the host.
     ///
     /// # Errors
     /// See [`LayerCopyError`].
-    pub async fn run(&self, ceiling: &RateLimit) -> Result<u64, LayerCopyError> {
+    pub async fn run(&self, limit: &RateLimit) -> Result<u64, LayerCopyError> {
         let mut checks = JoinSet::new();
-        let (copied, rest) = self.copy(ceiling, &mut checks).await?;
+        let (copied, rest) = self.copy(limit, &mut checks).await?;
         while let Some(checked) = checks.join_next().await {
             self.judge(checked)?;
         }
@@ -126,14 +128,14 @@ impl LayerCopy<'_> {
         Ok(copied)
     }
 
-    /// Copies it all. Gives the bytes, and the pieces whose check has not begun.
+    /// Copies everything. Returns the number of copied bytes, and the pieces whose verification has not begun.
     async fn copy(
         &self,
-        ceiling: &RateLimit,
+        limit: &RateLimit,
         checks: &mut JoinSet<io::Result<ReadBack>>,
     ) -> Result<(u64, Vec<WrittenPiece>), LayerCopyError> {
         let size = self.client.size();
-        let file = self.partial.file();
+        let file = self.unpublished.file();
         file.set_len(size).map_err(|source| self.write_failed(source))?;
         let mut sample = LayerCopyProgress::new("copy");
         let (mut pieces, mut unchecked, mut tasks) = (Vec::new(), 0, JoinSet::new());
@@ -141,7 +143,7 @@ impl LayerCopy<'_> {
         while offset < size {
             let length = WINDOW.min(size - offset);
             for (start, length) in chunks(&self.extents(offset, length).await?) {
-                ceiling.pass(length).await;
+                limit.pass(length).await;
                 while tasks.len() >= IN_FLIGHT {
                     pieces.extend(self.written(&mut tasks).await?);
                 }
@@ -172,7 +174,7 @@ impl LayerCopy<'_> {
     async fn extents(&self, offset: u64, length: u64) -> Result<Vec<AllocationExtent>, LayerCopyError> {
         match self.client.query_extents(offset, length).await {
             Ok(extents) => Ok(extents),
-            // a server that does not tell what are holes has it all copied
+            // Without `base:allocation` the holes are unknown, so everything is copied.
             Err(NbdError::NotOffered { .. }) => {
                 Ok(vec![AllocationExtent { start: offset, length, zero: false, hole: false }])
             }
@@ -193,10 +195,10 @@ impl LayerCopy<'_> {
         }
     }
 
-    /// Reads every piece back, once all is on stable storage: as the host has it, which may be in its cache.
+    /// Syncs the file and verifies the remaining pieces.
     async fn verify(&self, mut pieces: Vec<WrittenPiece>) -> Result<(), LayerCopyError> {
         pieces.sort_by_key(|piece| piece.offset);
-        let file = self.partial.file().clone();
+        let file = self.unpublished.file().clone();
         let synced = spawn_blocking(move || file.sync_data()).await.map_err(LayerCopyError::Thread)?;
         synced.map_err(|source| self.write_failed(source))?;
 
@@ -206,7 +208,7 @@ impl LayerCopy<'_> {
         loop {
             while tasks.len() < READERS {
                 let Some(batch) = batches.next() else { break };
-                let file = self.partial.file().clone();
+                let file = self.unpublished.file().clone();
                 tasks.spawn_blocking(move || differing(&file, &batch));
             }
             let Some(read) = tasks.join_next().await else { break };
@@ -217,7 +219,7 @@ impl LayerCopy<'_> {
         Ok(())
     }
 
-    /// What came of a check: the bytes that were read, all as they should be.
+    /// The bytes that a verification read; an error if a piece differs.
     fn judge(&self, checked: Result<io::Result<ReadBack>, JoinError>) -> Result<u64, LayerCopyError> {
         match checked.map_err(LayerCopyError::Thread)?.map_err(|source| self.write_failed(source))? {
             ReadBack { bytes, differs: None } => Ok(bytes),
@@ -238,13 +240,13 @@ impl LayerCopy<'_> {
     }
 
     fn place(&self) -> (String, String) {
-        let path: PathBuf = self.partial.path().to_owned();
+        let path: PathBuf = self.unpublished.path().to_owned();
         let directory = path.parent().unwrap_or(&path);
         (path.display().to_string(), filesystem::name(directory))
     }
 }
 
-/// Why a piece was not written.
+/// Why a piece could not be copied.
 #[derive(Debug)]
 enum PieceError {
     Read(NbdError),
@@ -262,11 +264,11 @@ async fn piece(client: NbdClient, file: Arc<File>, offset: u64, length: u64) -> 
     write.await.map_err(PieceError::Thread)?.map_err(PieceError::Write)
 }
 
-/// What was read back.
+/// The result of a verification.
 #[derive(Debug, PartialEq, Eq)]
 struct ReadBack {
     bytes: u64,
-    /// Where the first piece is that is not as it was received.
+    /// The offset of the first piece that differs.
     differs: Option<u64>,
 }
 
@@ -284,7 +286,7 @@ fn differing(file: &File, pieces: &[WrittenPiece]) -> io::Result<ReadBack> {
     Ok(ReadBack { bytes, differs: None })
 }
 
-/// What is to be read: everything that is not zeros, in requests of one chunk at most.
+/// The requests (offset and length) for everything that does not read as zeros.
 fn chunks(extents: &[AllocationExtent]) -> impl Iterator<Item = (u64, u64)> + use<'_> {
     extents.iter().filter(|extent| !extent.zero).flat_map(|extent| {
         let (start, end) = (extent.start, extent.start + extent.length);
@@ -296,7 +298,7 @@ fn chunks(extents: &[AllocationExtent]) -> impl Iterator<Item = (u64, u64)> + us
     })
 }
 
-/// How far it is, told now and then.
+/// Reports the progress of a copy at intervals.
 struct LayerCopyProgress {
     doing: &'static str,
     done: u64,

@@ -1,7 +1,7 @@
-//! Runs `qemu-img`.
+//! Calls of `qemu-img`.
 //!
-//! It never goes through a shell, never opens an image for writing that someone else made, and ends with whoever waits
-//! for it.
+//! `qemu-img` must never run through a shell, and never open an image for writing that this process did not make. A
+//! running `qemu-img` is killed when its caller stops waiting.
 
 use super::image::{ExistingImage, ImageInfo, MapEntry, NewImage, alone};
 use serde::de::DeserializeOwned;
@@ -16,63 +16,64 @@ use std::{
 use thiserror::Error;
 use tokio::{process::Command, task::spawn_blocking};
 
-/// More data than this at the begin of a raw file is not looked at: `qemu-img create` itself writes a block of zeros.
+/// The most data of a raw file that is read to see whether the data is zeros, bytes: `qemu-img create` itself writes a
+/// block of zeros.
 const ZEROS: u64 = 1 << 20;
 
-/// Why it did not do what was asked.
+/// Why `qemu-img` failed.
 #[derive(Debug, Error)]
 pub enum QemuImgError {
-    /// It could not be started.
+    /// The program could not be started.
     #[error("cannot run {program}: is it installed, or somewhere else than in PATH (see --qemu-img)?")]
     Missing {
-        /// Which program.
+        /// The program.
         program: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It failed.
+    /// The program exited with an error.
     #[error("{command} failed: {said}")]
     Failed {
-        /// What it was to do, and to which image.
+        /// The command, such as `qemu-img create`.
         command: String,
-        /// Its own words.
+        /// The error text that the program printed.
         said: String,
     },
-    /// Its answer cannot be read.
+    /// The output cannot be parsed.
     #[error("cannot read what {command} printed")]
     Answer {
-        /// What it was to do.
+        /// The command, such as `qemu-img info`.
         command: String,
-        /// What does not fit.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// The program.
+/// The program `qemu-img`.
 #[derive(Debug, Clone)]
 pub struct QemuImg(PathBuf);
 
 impl QemuImg {
-    /// A path, or a name to be looked for in `PATH`.
+    /// The program at a path, or of a name in `PATH`.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self(program.into())
     }
 
-    /// How it is called.
+    /// The path or name of the program.
     pub fn program(&self) -> &Path {
         &self.0
     }
 
-    /// Runs it with these arguments and gives what it printed. It is killed when this is dropped.
+    /// Runs the program with these arguments and returns its output. The program is killed when the future is dropped.
     ///
     /// # Errors
     /// See [`QemuImgError`].
     pub async fn run(&self, arguments: &[OsString]) -> Result<Vec<u8>, QemuImgError> {
         let mut command = Command::new(&self.0);
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        // its words are read by people, but never parsed
+        // Error texts are shown to people and never parsed, so the locale of the program does not matter.
         let output = command.output().await.map_err(|source| {
             let program = self.0.display().to_string();
             QemuImgError::Missing { program, source }
@@ -91,12 +92,12 @@ impl QemuImg {
     /// Reads the header of an image, which may be in use.
     ///
     /// # Errors
-    /// It is not an image, or may not be read.
+    /// The file is no image or cannot be read; see [`QemuImgError`].
     pub async fn info(&self, path: &Path) -> Result<ImageInfo, QemuImgError> {
         self.ask("info", path.as_os_str()).await
     }
 
-    /// Looks at an image, which may be in use: its header, and whether its own layer has data.
+    /// Reads the header of an image, which may be in use, and how much data its own layer has.
     ///
     /// # Errors
     /// As [`QemuImg::info`].
@@ -105,7 +106,7 @@ impl QemuImg {
         let format = info.format.clone();
         let map: Vec<MapEntry> = match format.as_str() {
             "qcow2" | "raw" => self.ask("map", OsStr::new(&alone(path, &format))).await?,
-            // it will not fit anyway
+            // No image of another format is ever accepted, so its data does not matter.
             _ => Vec::new(),
         };
         let mut taken: Vec<MapEntry> = map.into_iter().filter(|range| range.is_taken(&format)).collect();
@@ -115,14 +116,14 @@ impl QemuImg {
             taken = match zeros {
                 Ok(Ok((true, _))) => Vec::new(),
                 Ok(Ok((false, taken))) => taken,
-                // what cannot be read is not empty
+                // A file that cannot be read counts as full.
                 _ => vec![MapEntry { start: 0, length: info.virtual_size, depth: 0, present: true, data: true }],
             };
         }
         Ok(ExistingImage { data: taken.iter().map(|range| range.length).sum(), info })
     }
 
-    /// Creates an image in place of the file at `path`, which is the caller's own.
+    /// Creates an image over the empty file at `path`, which the caller must own.
     ///
     /// # Errors
     /// See [`QemuImgError`].

@@ -1,4 +1,4 @@
-//! A ceiling on how fast something is read: one for all that is read at the same time.
+//! A limit on the rate of reads, shared by everything that reads at the same time.
 
 use crate::quantity::Rate;
 use std::{
@@ -7,7 +7,7 @@ use std::{
 };
 use tokio::time::{Instant, sleep_until};
 
-/// Spaces requests so that together they stay below a rate; or not at all.
+/// Delays requests so that all of them together stay below a rate. Without a rate nothing is delayed.
 #[derive(Debug)]
 pub struct RateLimit {
     rate: Option<Rate>,
@@ -15,12 +15,12 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// One for a rate.
+    /// A limit of this rate; `None` is no limit.
     pub fn new(rate: Option<Rate>) -> Self {
         Self { rate, free: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until so many bytes may be asked for.
+    /// Waits until a request for this many bytes may be sent.
     pub async fn pass(&self, bytes: u64) {
         let Some(Rate(rate)) = self.rate else { return };
         let took = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
@@ -40,10 +40,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn together_they_stay_below_the_rate() {
-        let ceiling = RateLimit::new(Some(Rate(1000)));
+        let limit = RateLimit::new(Some(Rate(1000)));
         let began = Instant::now();
-        tokio::join!(ceiling.pass(500), ceiling.pass(500), ceiling.pass(1000), ceiling.pass(1));
-        // the last one begins when those before it are through
+        tokio::join!(limit.pass(500), limit.pass(500), limit.pass(1000), limit.pass(1));
+        // The last request begins when the time of those before it is over.
         assert_eq!(began.elapsed().as_millis(), 2000);
         RateLimit::new(None).pass(u64::MAX).await;
         assert_eq!(began.elapsed().as_millis(), 2000);

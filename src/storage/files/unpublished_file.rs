@@ -1,7 +1,7 @@
-//! A file in the making: under a name of its own, locked, and given its true name only when it is whole.
+//! A file under construction: locked, under a temporary name, and renamed to its final name only when it is complete.
 //!
-//! It must never replace a file that exists, and never touch one that is not named as ours. What is dropped before it is
-//! published is removed; what a killed process left is begun anew by the next.
+//! An existing file must never be replaced, and no file without the temporary name touched. A value that is dropped
+//! before it is published removes its file; the next process empties the file that a killed process left.
 
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, ftruncate, open, renameat_with},
@@ -16,13 +16,13 @@ use std::{
 };
 use thiserror::Error;
 
-/// How often a name is tried for that others make and remove at the same time.
+/// How often the temporary file is opened again if other processes create and remove it at the same time.
 const ATTEMPTS: usize = 16;
 
 /// Why a file could not be made.
 #[derive(Debug, Error)]
 pub enum UnpublishedFileError {
-    /// Someone else makes the same file.
+    /// Another process makes the same file.
     #[error("{path} is being made by another qferry{who}")]
     Locked {
         /// The file.
@@ -30,34 +30,34 @@ pub enum UnpublishedFileError {
         /// `, pid N`, where that is known.
         who: String,
     },
-    /// It exists by now.
-    #[error("{path} appeared meanwhile, and is left alone")]
+    /// The file exists by now.
+    #[error("{path} was created meanwhile by somebody else, and is left alone")]
     Exists {
         /// The file.
         path: String,
     },
-    /// The path has no name in it, or what has the temporary name is none of our files.
+    /// The path has no file name, or something else than a temporary file has the temporary name.
     #[error("{path} cannot be made: {why}")]
     Unfit {
         /// The file.
         path: String,
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
-    /// What the system said.
+    /// The system refused.
     #[error("cannot {doing} {path}")]
     Io {
-        /// What was done.
+        /// The verb for what failed.
         doing: &'static str,
         /// The file.
         path: String,
-        /// Why it failed.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// A file that is not there yet under its true name.
+/// A file that does not have its final name yet.
 #[derive(Debug)]
 pub struct UnpublishedFile {
     path: PathBuf,
@@ -67,21 +67,21 @@ pub struct UnpublishedFile {
 }
 
 impl UnpublishedFile {
-    /// Begins a file that will be at `path`: empty, locked, beside it.
+    /// Creates and locks the empty temporary file for `path`, in the same folder.
     ///
     /// # Errors
-    /// Someone else makes it right now, or what the system says.
+    /// Another process makes the same file right now, or the system refuses.
     pub fn claim(path: &Path) -> Result<Self, UnpublishedFileError> {
         let temporary = temporary(path).ok_or_else(|| unfit(path, "its path has no file name"))?;
         for _ in 0..ATTEMPTS {
             let made = match open(&temporary, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FLAGS, MODE) {
-                // one that was left, or someone is at work
+                // A killed process left the file, or another process is at work: the lock tells.
                 Err(Errno::EXIST) => open(&temporary, OFlags::RDWR | FLAGS, Mode::empty()),
                 made => made,
             };
             let file = match made {
                 Ok(file) => File::from(file),
-                // removed or renamed in between
+                // Another process removed or renamed the file in between.
                 Err(Errno::NOENT) if temporary.parent().is_some_and(Path::exists) => continue,
                 Err(Errno::LOOP) => return Err(unfit(&temporary, "it is a symbolic link")),
                 Err(error) => return Err(failed("create", &temporary, error)),
@@ -98,43 +98,44 @@ impl UnpublishedFile {
                 continue;
             }
             if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-                return Err(unfit(&temporary, "there is something else than a file"));
+                return Err(unfit(&temporary, "it is no regular file"));
             }
             if stat.st_nlink > 1 {
-                // killed between the two halves of a rename: under its true name it is whole
+                // A process was killed between the two halves of a rename by links: the file with the final name is
+                // complete.
                 fs::remove_file(&temporary).map_err(|source| io_failed("remove", &temporary, source))?;
                 continue;
             }
             ftruncate(&file, 0).map_err(|error| failed("empty", &temporary, error))?;
             return Ok(Self { path: path.to_owned(), temporary, file: Arc::new(file), published: false });
         }
-        Err(unfit(&temporary, "someone makes and removes it all the time"))
+        Err(unfit(&temporary, "another process keeps creating and removing it"))
     }
 
-    /// The file.
+    /// The open file.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// Where it is for now.
+    /// The temporary path.
     pub fn temporary(&self) -> &Path {
         &self.temporary
     }
 
-    /// Where it will be.
+    /// The final path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives it its true name, on stable storage. Blocks as long as that takes.
+    /// Writes the file to stable storage and gives it its final name. Blocks meanwhile.
     ///
     /// # Errors
-    /// Something has that name by now, or what the system says; the file is removed then. Where only the directory could
-    /// not be synced, it has its name and stays.
+    /// Another file has the final name by now, or the system refuses; the file is removed then. If only the sync of the
+    /// directory fails, the file has its final name and stays.
     pub fn publish(mut self) -> Result<(), UnpublishedFileError> {
         self.file.sync_all().map_err(|source| io_failed("sync", &self.temporary, source))?;
         let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
-            // NFS and others know no such flag
+            // NFS and other file systems do not support the flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 rustix::fs::link(&self.temporary, &self.path).and_then(|()| rustix::fs::unlink(&self.temporary))
             }
@@ -153,20 +154,20 @@ impl UnpublishedFile {
 
 impl Drop for UnpublishedFile {
     fn drop(&mut self) {
-        let ours = self.file.metadata().is_ok_and(|file| is_at(&self.temporary, file.dev(), file.ino()));
-        if !self.published && ours {
+        let is_own = self.file.metadata().is_ok_and(|file| is_at(&self.temporary, file.dev(), file.ino()));
+        if !self.published && is_own {
             if let Err(error) = fs::remove_file(&self.temporary) {
-                tracing::warn!(%error, path = %self.temporary.display(), "could not be removed");
+                tracing::warn!(%error, path = %self.temporary.display(), "the temporary file could not be removed");
             }
         }
     }
 }
 
 const FLAGS: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
-/// As `qemu-img` does it: the umask has the last word.
+/// The mode that `qemu-img` uses; the umask applies as well.
 const MODE: Mode = Mode::from_raw_mode(0o644);
 
-/// `.NAME.qferry-partial` beside the file.
+/// The temporary path of a file: `.NAME.qferry-partial` in the same folder.
 pub fn temporary(path: &Path) -> Option<PathBuf> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name()?);
@@ -178,14 +179,15 @@ fn is_at(path: &Path, device: u64, inode: u64) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
 }
 
-/// Who holds the lock, where the kernel tells.
+/// The holder of the lock as `, pid N`, where the kernel tells.
 fn who(file: &File) -> Option<String> {
     let metadata = file.metadata().ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
     holder(&locks, metadata.ino()).map(|pid| format!(", pid {pid}"))
 }
 
-/// The process with a lock on an inode. Device numbers are left out: some file systems show another there than to `stat`.
+/// The process with a lock on an inode. Device numbers are ignored: some file systems show another number in
+/// `/proc/locks` than `stat` does.
 fn holder(locks: &str, inode: u64) -> Option<u32> {
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();

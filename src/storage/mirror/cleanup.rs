@@ -1,16 +1,17 @@
-//! Removes what an earlier try of ours left in a QEMU.
+//! Removal of the leftovers of an earlier engine from a QEMU.
 //!
-//! Only what [`leftover`](super::leftover) lists, which is named as ours: it must never touch anything else. Whether another
-//! engine is at work cannot be seen from here, so this is done on the user's word alone.
+//! The removal must never touch anything that [`leftover`](super::leftover) does not list. QEMU cannot tell whether
+//! another engine is still at work with the same names, so the removal runs only if the user asked for it.
 
 use super::{leftover::Leftover, mirror_job};
 use crate::qemu::{Process, ProcessError};
 use qapi::qmp;
 
-/// Removes them: jobs first, which free nodes and connections, then exports with their server, nodes, and bitmaps.
+/// Removes the leftovers: first jobs, which then free their nodes and connections, then exports with their server,
+/// nodes, and bitmaps.
 ///
 /// # Errors
-/// The first that QEMU does not let go of, or no answer.
+/// QEMU refuses to remove a leftover, or does not answer.
 pub async fn remove(process: &Process, leftovers: &[Leftover]) -> Result<(), ProcessError> {
     for left in leftovers {
         if let Leftover::Job(id) = left {
@@ -21,7 +22,7 @@ pub async fn remove(process: &Process, leftovers: &[Leftover]) -> Result<(), Pro
     let nodes = process.ask(&qmp::query_named_block_nodes { flat: Some(true) }).await?.0;
     for left in leftovers {
         match left {
-            // a mirror's target goes with its job
+            // A node that was the target of a mirror may already have gone with its job.
             Leftover::Node(name) if nodes.iter().any(|node| node.node_name == *name) => {
                 process.act(&qmp::blockdev_del { node_name: name.clone() }).await?;
             }
@@ -44,12 +45,14 @@ async fn remove_exports(process: &Process, leftovers: &[Leftover]) -> Result<(),
             removed = true;
         }
     }
-    // a QEMU has one server, and it is ours where nobody else offers anything there
+    // A QEMU has one NBD server. The server is an engine's if no export of anybody else is left.
     let left = process.ask(&qmp::query_block_exports {}).await?.0;
-    let ours = |id: &str| {
-        leftovers.iter().any(|left| matches!(left, Leftover::Export(ours) | Leftover::ReadExport(ours) if ours == id))
+    let is_leftover = |id: &str| {
+        leftovers
+            .iter()
+            .any(|left| matches!(left, Leftover::Export(known) | Leftover::ReadExport(known) if known == id))
     };
-    if removed && left.iter().all(|export| ours(&export.id)) {
+    if removed && left.iter().all(|export| is_leftover(&export.id)) {
         process.act(&qmp::nbd_server_stop {}).await?;
     }
     Ok(())

@@ -1,6 +1,7 @@
-//! The destination's side of the disks: an NBD server with a writable export per overlay.
+//! The NBD server of a QEMU: on the destination it offers a writable export per disk, to which the mirrors write.
 //!
-//! It must never leave a writable export behind once the mirrors have settled: QEMU itself would let both write.
+//! No writable export may stay once the mirrors have settled: QEMU would let the guest and a client of the export write
+//! at the same time.
 
 use crate::{
     endpoint::Address,
@@ -14,7 +15,7 @@ use tokio::try_join;
 /// Starts the server at the address.
 ///
 /// # Errors
-/// What QEMU says: above all that a server runs already, or that it may not create the socket.
+/// QEMU refuses, above all because a server runs already or because QEMU may not create the socket.
 pub async fn start_server(destination: &Process, address: &Address) -> Result<(), ProcessError> {
     let addr = match address {
         Address::Unix(path) => qmp::SocketAddressLegacy::unix(qmp::UnixSocketAddressWrapper {
@@ -35,10 +36,10 @@ pub async fn start_server(destination: &Process, address: &Address) -> Result<()
     destination.act(&qmp::nbd_server_start { addr, max_connections: None, tls_authz: None, tls_creds: None }).await
 }
 
-/// Offers one overlay for writing.
+/// Exports the destination disk of a pair for writing.
 ///
 /// # Errors
-/// What QEMU says.
+/// QEMU refuses, or does not answer.
 pub async fn add(destination: &Process, pair: &DiskPair) -> Result<(), ProcessError> {
     let PairNames { export, .. } = &pair.names;
     destination.act(&qmp::block_export_add(options(export, export, &pair.destination.node, true))).await
@@ -57,7 +58,8 @@ pub(in crate::storage) fn is_for_reading(id: &str) -> bool {
     id.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(FOR_READING))
 }
 
-/// An export of a node. One that is only read tells which layer a range is from, too.
+/// The options of an export of a node. A read-only export also offers `qemu:allocation-depth`, which tells the layer
+/// that a range comes from.
 pub(in crate::storage) fn options(id: &str, name: &str, node: &str, writable: bool) -> qmp::BlockExportOptions {
     qmp::BlockExportOptions::nbd {
         base: qmp::BlockExportOptionsBase {
@@ -76,13 +78,13 @@ pub(in crate::storage) fn options(id: &str, name: &str, node: &str, writable: bo
     }
 }
 
-/// Closes the server, and with it every export of its kind, and asks what is left.
+/// Stops the server, which closes every NBD export, and returns the ids of the exports that are left.
 ///
-/// QEMU answers `nbd-server-stop` only when the exports are gone; both commands are on their way at once, and the answer
-/// to the second is the proof.
+/// QEMU answers `nbd-server-stop` only when the exports are closed. Both commands are sent at once, and the answer to
+/// the second is the proof.
 ///
 /// # Errors
-/// What QEMU says, or no answer.
+/// QEMU refuses, or does not answer.
 pub async fn stop_server(destination: &Process) -> Result<Vec<String>, ProcessError> {
     let stopped = destination.act(&qmp::nbd_server_stop {});
     let left = destination.ask(&qmp::query_block_exports {});
@@ -90,12 +92,13 @@ pub async fn stop_server(destination: &Process) -> Result<Vec<String>, ProcessEr
     Ok(left.0.into_iter().map(|export| export.id).collect())
 }
 
-/// For how many seconds QEMU may try to open an export. Its main loop waits for that, and the guest with it, and where the
-/// server does not answer nothing but this ends the wait: a yank knows the connection only once it is there.
+/// The seconds for which QEMU may try to open an export. QEMU's main loop waits meanwhile, and the guest with it. If
+/// the server does not answer, only this timeout ends the wait: `yank` reaches a connection only after it is
+/// established.
 const OPEN_TIMEOUT: u32 = 3;
 
-/// How the source's QEMU opens the export: a `json:` file name, so that the NBD node below gets a name too, which is the
-/// one that `yank` knows.
+/// The file name under which the source's QEMU opens the export. A `json:` description gives the NBD node below a name,
+/// and `yank` needs that name.
 pub fn target(address: &Address, pair: &DiskPair) -> String {
     let server = server(address);
     let (node, export) = (&pair.names.nbd, &pair.names.export);

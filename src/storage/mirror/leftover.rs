@@ -1,6 +1,6 @@
-//! What of the engine's own making is in a QEMU, told by its names.
+//! Leftovers of an engine in a QEMU: jobs, nodes, bitmaps and exports, recognised by the prefix of their names.
 //!
-//! Pure. What is not named as ours is never listed, so never removed.
+//! Pure. Anything without the prefix is never listed, so the engine never removes anything of the user's.
 
 use super::export;
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     storage::model::layout::PREFIX,
 };
 
-/// Something of ours.
+/// A job, node, bitmap or export that an engine made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftover {
     /// A block job.
@@ -17,14 +17,14 @@ pub enum Leftover {
     Node(String),
     /// A dirty bitmap.
     Bitmap {
-        /// The node it is on.
+        /// The node with the bitmap.
         node: String,
-        /// Its name.
+        /// The bitmap's name.
         name: String,
     },
     /// A block export.
     Export(String),
-    /// A read-only export of a check that was killed: the next one removes it.
+    /// A read-only export of a check that was killed; the next check removes the export.
     ReadExport(String),
 }
 
@@ -39,24 +39,24 @@ impl std::fmt::Display for Leftover {
     }
 }
 
-/// Lists it.
+/// Lists the leftovers in a QEMU, from its answers about jobs, nodes and exports.
 pub fn list(jobs: &[Job], nodes: &[BlockNode], exports: &[BlockExport]) -> Vec<Leftover> {
-    let ours = |name: &str| name.starts_with(PREFIX);
+    let has_prefix = |name: &str| name.starts_with(PREFIX);
     let mut found: Vec<Leftover> = Vec::new();
-    found.extend(jobs.iter().filter(|job| ours(&job.id)).map(|job| Leftover::Job(job.id.clone())));
+    found.extend(jobs.iter().filter(|job| has_prefix(&job.id)).map(|job| Leftover::Job(job.id.clone())));
     for node in nodes {
-        if ours(&node.node_name) {
+        if has_prefix(&node.node_name) {
             found.push(Leftover::Node(node.node_name.clone()));
         }
         let names = node.dirty_bitmaps.iter().filter_map(|bitmap| bitmap.name.clone());
         found.extend(
-            names.filter(|name| ours(name)).map(|name| Leftover::Bitmap { node: node.node_name.clone(), name }),
+            names.filter(|name| has_prefix(name)).map(|name| Leftover::Bitmap { node: node.node_name.clone(), name }),
         );
     }
     let export = |id: &str| match export::is_for_reading(id) {
         true => Leftover::ReadExport(id.to_owned()),
         false => Leftover::Export(id.to_owned()),
     };
-    found.extend(exports.iter().filter(|found| ours(&found.id)).map(|found| export(&found.id)));
+    found.extend(exports.iter().filter(|found| has_prefix(&found.id)).map(|found| export(&found.id)));
     found
 }

@@ -1,8 +1,8 @@
-//! Finds out how much arrives from one QEMU at the other, over the way that the mirrors would take.
+//! A probe of the link between the QEMUs: how fast bytes arrive over the path that the mirrors would take.
 //!
-//! Zeros are mirrored from a node of nothing on the source to one on the destination, through an NBD server that is there
-//! for that time only. No image is read or written. It must leave nothing behind, whatever happens on the way; a killed
-//! process does, and what it leaves is named as ours.
+//! A mirror job copies zeros from a `null-co` node on the source to another on the destination, through an NBD server
+//! that runs only meanwhile. No image is read or written. The probe must leave nothing behind, however it ends; only a
+//! killed process leaves parts behind, under names with the engine's prefix.
 
 use super::{export, mirror_job};
 use crate::{
@@ -18,34 +18,36 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::time::sleep;
 
-/// The most that is sent.
+/// The most bytes that a probe sends.
 const MOST: u64 = 1 << 30;
-/// What a mirror's request has at most. With more, QEMU's main loop is kept from the guest for longer, and is no faster.
+/// The mirror's buffer, which bounds the size of a request, bytes. Larger requests keep QEMU's main loop busy for
+/// longer and are no faster.
 const REQUEST: i64 = 256 << 10;
-/// How long a connection may take.
+/// How long a connection to the NBD server may take.
 const DIAL: Duration = Duration::from_secs(2);
-/// How often is looked how much arrived.
+/// How often the probe asks how much has arrived.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Why nothing could be probed.
+/// Why the link could not be probed.
 #[derive(Debug, Error)]
 pub enum LinkProbeError {
-    /// The job ended.
+    /// The mirror job ended before the probe was over.
     #[error("the probe ended early: {0}")]
     Ended(String),
-    /// Nobody answers at the address.
-    #[error("nobody can be reached there from here, so the source was not asked to try: {0}")]
+    /// No connection to the address could be opened from this process.
+    #[error("this host cannot connect to the address, so the source was not asked to try: {0}")]
     Unreachable(String),
     /// A command failed.
-    #[error("no probe could be sent")]
+    #[error("the link could not be probed")]
     Process(#[from] ProcessError),
 }
 
-/// How a probe went: each time since its start, with the bytes that had arrived by then.
+/// The course of a probe: times since its start, each with the bytes that had arrived by then.
 pub type ArrivalSamples = Vec<(Duration, u64)>;
 
-/// Sends zeros from the source to the destination's `address` until `is_over` says so, all is sent, or `cancelled` is
-/// ready. Everything is removed again before this returns; what could not be is told in the second part.
+/// Sends zeros from the source to the destination's `address` until `is_over` returns true, 1 GiB is sent, or
+/// `cancelled` is ready. All parts of the probe are removed before the function returns; the second result is the first
+/// failure to remove a part.
 pub async fn run(
     source: &Process,
     destination: &Process,
@@ -65,7 +67,7 @@ pub async fn run(
     (sent, probe.close().await)
 }
 
-/// What was made, or may have been.
+/// The parts of a probe that exist, or may exist because QEMU did not answer.
 #[derive(Debug, Default)]
 struct ProbeParts {
     sink: bool,
@@ -85,32 +87,33 @@ struct LinkProbe<'a> {
 
 impl LinkProbe<'_> {
     async fn open(&mut self) -> Result<(), LinkProbeError> {
-        let (here, there, made) = (self.source, self.destination, &mut self.made);
-        // one that read as zeros would be seen to hold them already, and nothing would be sent
-        make(&mut made.sink, add(there, &null("sink", false))).await?;
-        make(&mut made.server, export::start_server(there, self.address)).await?;
+        let (source, destination, made) = (self.source, self.destination, &mut self.made);
+        // A sink that reads as zeros would look up to date already, and the mirror would send nothing.
+        make(&mut made.sink, add(destination, &null("sink", false))).await?;
+        make(&mut made.server, export::start_server(destination, self.address)).await?;
         let export = name("export");
         let options = export::options(&export, &export, &name("sink"), true);
-        make(&mut made.export, there.act(&qmp::block_export_add(options))).await?;
+        make(&mut made.export, destination.act(&qmp::block_export_add(options))).await?;
         if let Address::Tcp { .. } = self.address {
-            // a QEMU that connects to an address that swallows everything does nothing else for two minutes
+            // A QEMU that connects to an address where a firewall drops every packet hangs for two minutes: try from
+            // here.
             let dialed = dial(self.address, DIAL).await;
             dialed.map_err(|error| LinkProbeError::Unreachable(describe(&error)))?;
         }
-        make(&mut made.zeros, add(here, &null("zeros", true))).await?;
-        make(&mut made.target, add(here, &target(self.address))).await?;
-        make(&mut made.job, here.act(&blockdev_mirror())).await?;
+        make(&mut made.zeros, add(source, &null("zeros", true))).await?;
+        make(&mut made.target, add(source, &target(self.address))).await?;
+        make(&mut made.job, source.act(&blockdev_mirror())).await?;
         Ok(())
     }
 
-    /// Looks how much has arrived, again and again.
+    /// Samples how much has arrived until the probe is over.
     async fn watch(&self, is_over: impl Fn(&[(Duration, u64)]) -> bool) -> Result<ArrivalSamples, LinkProbeError> {
         let (began, id) = (Instant::now(), name("job"));
         let mut samples = ArrivalSamples::new();
         loop {
             let jobs = self.source.ask(&qmp::query_jobs {}).await?.0;
             let job = jobs.into_iter().find(|job| job.id == id);
-            let job = job.ok_or_else(|| LinkProbeError::Ended("its job has vanished".to_owned()))?;
+            let job = job.ok_or_else(|| LinkProbeError::Ended("its mirror job has vanished".to_owned()))?;
             if job.status == JobStatus::Concluded {
                 return Err(LinkProbeError::Ended(job.error.unwrap_or_else(|| "without an error".to_owned())));
             }
@@ -122,7 +125,7 @@ impl LinkProbe<'_> {
         }
     }
 
-    /// Removes what was made, the last first. Everything is tried, whatever fails on the way.
+    /// Removes the parts, the last one first. A part that cannot be removed does not keep the others.
     async fn close(self) -> Result<(), ProcessError> {
         let Self { source, destination, address, made } = self;
         let mut first = Ok(());
@@ -144,13 +147,13 @@ impl LinkProbe<'_> {
         }
         if made.export {
             let mode = Some(qmp::BlockExportRemoveMode::hard);
-            // one that is gone already is no failure: the server's end is the proof
+            // An export that is already closed is no failure: stopping the server proves that it is closed.
             drop(destination.act(&qmp::block_export_del { id: name("export"), mode }).await);
         }
         if made.server {
             note(destination.act(&qmp::nbd_server_stop {}).await);
             if let Address::Unix(path) = address {
-                // QEMU removes it itself, unless it was killed
+                // QEMU itself removes the socket, unless QEMU was killed.
                 drop(std::fs::remove_file(path));
             }
         }
@@ -161,7 +164,7 @@ impl LinkProbe<'_> {
     }
 }
 
-/// Notes that something was made, also where nobody knows.
+/// Awaits the command that makes a part. Unless the command provably had no effect, the part counts as made.
 async fn make(made: &mut bool, done: impl Future<Output = Result<(), ProcessError>>) -> Result<(), ProcessError> {
     let done = done.await;
     *made = done.as_ref().err().is_none_or(|error| !error.is_without_effect());
@@ -172,7 +175,7 @@ fn name(what: &str) -> String {
     format!("{PREFIX}probe-{what}")
 }
 
-/// Adds a node, whose options are written as QEMU takes them.
+/// Adds a node with these options of `blockdev-add`.
 fn add(process: &Process, options: &Value) -> impl Future<Output = Result<(), ProcessError>> + use<> {
     let options = options.as_object().into_iter().flatten();
     let request =
@@ -180,15 +183,16 @@ fn add(process: &Process, options: &Value) -> impl Future<Output = Result<(), Pr
     process.act_with("blockdev-add", request)
 }
 
-/// A node that takes everything and keeps nothing. Without `zeros` what is read from it is anything.
+/// A node that accepts writes and stores nothing. Without `zeros` a read returns arbitrary bytes.
 fn null(what: &str, zeros: bool) -> Value {
     json!({ "driver": "null-co", "node-name": name(what), "size": MOST, "read-zeroes": zeros })
 }
 
-/// The export, as a node of the source that does not know how to write zeros without sending them. The other way, a node
-/// that does not tell that it reads as zeros, would send what is left in QEMU's own memory.
+/// The export, as a node of the source to which QEMU writes zeros as data: blkdebug rejects "write zeroes" requests
+/// that are smaller than `opt-write-zero`, and every request of the mirror is. (A source node that did not read as
+/// zeros would send remains of QEMU's memory.)
 fn target(address: &Address) -> Value {
-    // the node of the connection has no name of its own, so that it goes with this one
+    // The NBD node has no name of its own, so QEMU removes it together with this node.
     let image = json!({ "driver": "nbd", "server": export::server(address), "export": name("export") });
     json!({ "driver": "blkdebug", "node-name": name("target"), "opt-write-zero": 32 << 20, "image": image })
 }

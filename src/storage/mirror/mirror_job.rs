@@ -1,7 +1,7 @@
-//! The source's side of the disks: a `drive-mirror` per disk, from its proved start to its settled end.
+//! The mirrors on the source: a `drive-mirror` job per disk, from its proved start to its settled end.
 //!
-//! It must never complete a mirror (that would pivot the guest onto NBD), and never take a `block-job-cancel` that QEMU
-//! accepted for one that went well: only a job that concludes without an error has everything on the other side.
+//! The engine must never complete a mirror, which would pivot the guest onto NBD. A `block-job-cancel` that QEMU
+//! accepts is no success yet: only a job that concludes without an error has copied everything to the destination.
 
 use super::{
     export,
@@ -24,16 +24,16 @@ use tokio::{
     try_join,
 };
 
-/// How long a mirror may take to initialise its bitmap: it reads all metadata of the overlay, slowly where throttled.
+/// How long a mirror may take to initialise its bitmap: QEMU reads all metadata of the overlay, slowly if throttled.
 const INITIALISE: Duration = Duration::from_secs(120);
-/// How long a mirror that is ready may take to end gracefully, before it is made to.
+/// How long a ready mirror may take to end gracefully before the engine forces the end.
 const GRACEFUL: Duration = Duration::from_secs(2);
 /// How long an aborted mirror may take to conclude.
 const ABORT: Duration = Duration::from_secs(5);
-/// How often the end of the initialisation is looked for: no event tells it.
+/// How often the engine asks whether mirrors have initialised: QEMU sends no event.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Why the disks could not be carried over.
+/// Why the disks could not be mirrored.
 #[derive(Debug, Error)]
 pub enum MirrorError {
     /// A mirror ended, or never caught up.
@@ -41,7 +41,7 @@ pub enum MirrorError {
     Failed {
         /// The disk's name.
         disk: String,
-        /// QEMU's words.
+        /// QEMU's error text.
         error: String,
     },
     /// A command failed.
@@ -49,18 +49,19 @@ pub enum MirrorError {
     Process(#[from] ProcessError),
 }
 
-/// Starts a mirror for each pair, all at once, and judges each start. Gives the pairs into whose starts writes fell, with how
-/// many bytes: their mirrors have been removed again. The others are proved to have missed no write.
+/// Starts a mirror for each pair, all at once, and judges each start. Returns the pairs into whose start a write fell,
+/// each with the bytes written: their mirrors are removed again. The other mirrors are proved to have missed no write.
 ///
 /// # Errors
-/// A mirror that is refused or ends, a bitmap that is refused.
+/// QEMU refuses a mirror or a bitmap, or a mirror ends.
 pub async fn start<'a>(
     source: &Process,
     pairs: &[&'a DiskPair],
     nbd: &Address,
     speed: impl Fn(&DiskPair) -> Option<u64>,
 ) -> Result<Vec<(&'a DiskPair, u64)>, MirrorError> {
-    // everything is on its way before any answer is awaited: the fewer round trips, the fewer writes fall in between
+    // Send every command before awaiting any answer: fewer round trips leave less time for a write to fall into a
+    // start.
     let commands: Vec<_> = pairs
         .iter()
         .map(|pair| {
@@ -103,18 +104,18 @@ pub async fn start<'a>(
     Ok(dirty)
 }
 
-/// Asks for the jobs and then for the nodes with their bitmaps: in this order, for a count is only worth something once
-/// the job was seen past its initialisation.
+/// Asks for the jobs and then for the nodes with their bitmaps. The order matters: a bitmap's count proves something
+/// only if the job had initialised before QEMU read the count.
 fn look(source: &Process) -> impl Future<Output = Result<(List<BlockJob>, List<BlockNode>), ProcessError>> + use<> {
     let jobs = source.ask(&qmp::query_block_jobs {});
     let nodes = source.ask(&qmp::query_named_block_nodes { flat: Some(true) });
     async { try_join!(jobs, nodes) }
 }
 
-/// How far each mirror is, in the order of `pairs`.
+/// The progress of each mirror, in the order of `pairs`.
 ///
 /// # Errors
-/// A mirror that ended.
+/// A mirror has ended.
 pub fn progress<'a>(
     source: &Process,
     pairs: &'a [DiskPair],
@@ -126,24 +127,24 @@ pub fn progress<'a>(
     }
 }
 
-/// Waits until the events have told that every mirror has caught up, or that one failed.
+/// Waits until QEMU's events report that every mirror is ready, or that one failed.
 pub async fn turned(source: &Process, pairs: &[DiskPair]) {
     let mut watch = source.watch();
     let turned = |seen: &Observed| pairs.iter().all(|pair| is_ready(seen, pair)) || failed(seen, pairs).is_some();
     if watch.wait_for(turned).await.is_err() {
-        // the connection is gone, which others notice and name
+        // The connection has closed, which the engine notices elsewhere.
         std::future::pending().await
     }
 }
 
-/// Switches mirrors, each with what it may copy, to write-blocking: from when QEMU calls them actively synced on, no write is
-/// behind.
+/// Switches mirrors to write-blocking, each with its current limit in bytes per second: as soon as QEMU reports a
+/// mirror as actively synced, the destination has every write.
 ///
-/// A mirror that is ready sleeps for 100 ms (`BLOCK_JOB_SLICE_TIME`) before it looks whether it is in step. It is woken by
-/// another limit, if that is none or more than it was (`block_job_set_speed_locked` in `blockjob.c`).
+/// A ready mirror sleeps for 100 ms (`BLOCK_JOB_SLICE_TIME`) before it checks whether it is synced. A new limit wakes
+/// the mirror, if the limit is lifted or raised (`block_job_set_speed_locked` in `blockjob.c`).
 ///
 /// # Errors
-/// What QEMU says: above all that it cannot.
+/// QEMU refuses, above all because its version cannot change the mode of a running mirror.
 pub async fn write_blocking(source: &Process, pairs: &[(&DiskPair, Option<u64>)]) -> Result<(), ProcessError> {
     all(pairs.iter().map(|(pair, _)| {
         source.act(&qmp::block_job_change(qmp::BlockJobChangeOptions::mirror {
@@ -154,42 +155,43 @@ pub async fn write_blocking(source: &Process, pairs: &[(&DiskPair, Option<u64>)]
     .await?;
     let more = |speed: Option<u64>| speed.map(|speed| speed.saturating_add(1));
     if let Err(error) = all(pairs.iter().map(|(pair, speed)| source.act(&set_speed(pair, more(*speed))))).await {
-        // they notice by themselves a little later
+        // The mirrors notice by themselves a little later.
         tracing::debug!(%error, "the mirrors were not woken");
     }
     Ok(())
 }
 
-/// Limits what a mirror copies in the background, bytes per second; `None` is no limit.
+/// Limits the background copy of a mirror, bytes per second; `None` is no limit.
 ///
 /// # Errors
-/// What QEMU says.
+/// QEMU refuses, or does not answer.
 pub async fn limit(source: &Process, pair: &DiskPair, speed: Option<u64>) -> Result<(), ProcessError> {
     source.act(&set_speed(pair, speed)).await
 }
 
 fn set_speed(pair: &DiskPair, speed: Option<u64>) -> qmp::block_job_set_speed {
-    // 0 is QEMU's word for no limit
+    // QEMU reads 0 as no limit.
     let speed = speed.map_or(0, |speed| i64::try_from(speed.max(1)).unwrap_or(i64::MAX));
     qmp::block_job_set_speed { device: pair.names.job.clone(), speed }
 }
 
-/// Waits until a mirror fails; for ever if none does.
+/// Waits until a mirror fails; never returns if none does.
 pub async fn failure(source: &Process, pairs: &[DiskPair]) -> MirrorError {
     let mut watch = source.watch();
     let failed = watch.wait_for(|seen| failed(seen, pairs).is_some()).await.ok().and_then(|seen| failed(&seen, pairs));
     match failed {
         Some((disk, error)) => MirrorError::Failed { disk, error },
-        // the connection is gone, which others notice and name
+        // The connection has closed, which the engine notices elsewhere.
         None => std::future::pending().await,
     }
 }
 
-/// Ends every mirror gracefully, with the guest stopped: all its writes are on the other side when it concludes, which may
-/// take this long. The commands are on their way when this returns.
+/// Ends every mirror gracefully while the guest is stopped: when a mirror concludes, the destination has all its
+/// writes. Returns the moment when the last one concluded. The commands are sent when the function is called, before
+/// the future is awaited.
 ///
 /// # Errors
-/// Any mirror that was not ready, concludes with an error, or does not conclude.
+/// A mirror was not ready, concludes with an error, or does not conclude before `deadline`.
 pub fn settle<'a>(
     source: &'a Process,
     pairs: &'a [DiskPair],
@@ -205,7 +207,7 @@ pub fn settle<'a>(
             Some(failure) => Some(Err(failure)),
             None => last_concluded(seen, pairs).map(Ok),
         };
-        // how they concluded is asked afterwards in any case
+        // The engine asks for the error of each concluded job afterwards, so this answer need not tell.
         let mirrors: Vec<&str> = pairs.iter().map(|pair| pair.names.job.as_str()).collect();
         let asked = || async { has_concluded(source, &mirrors).await.then(|| Ok(Some(Moment::now()))) };
         match source.until_known("end of the mirrors", deadline, told, asked).await? {
@@ -215,18 +217,18 @@ pub fn settle<'a>(
     }
 }
 
-/// Removes the settled mirrors' records.
+/// Dismisses the settled mirrors, which QEMU keeps listed after they concluded.
 ///
 /// # Errors
-/// What QEMU says.
+/// QEMU refuses, or does not answer.
 pub async fn dismiss(source: &Process, pairs: &[DiskPair]) -> Result<(), ProcessError> {
     all(pairs.iter().map(|pair| source.act(&qmp::job_dismiss { id: pair.names.job.clone() }))).await
 }
 
-/// Ends one mirror, whatever its state, and removes its record; that there is none is fine.
+/// Ends one mirror, whatever its state, and dismisses it. A job that does not exist is no error.
 ///
 /// # Errors
-/// It does not conclude, or QEMU does not answer.
+/// The job does not conclude, or QEMU does not answer.
 pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
     let jobs = source.ask(&qmp::query_jobs {}).await?.0;
     let Some(found) = jobs.iter().find(|found| found.id == job) else {
@@ -234,15 +236,15 @@ pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
     };
     let concluded = || async { has_concluded(source, &[job]).await.then(Moment::now) };
     let seen = |seen: &Observed| seen.jobs.get(job)?.concluded;
-    // One that is ready ends gracefully as well, and first of all: while its guest writes and waits for the other side, a
-    // forced end now and then corrupts the heap of QEMU 10.0.13, and takes the guest with it.
+    // End a ready mirror gracefully first. While the guest writes and waits for the destination, a forced end sometimes
+    // corrupts the heap of QEMU 10.0.13, which kills the guest.
     let mut ended = found.status == JobStatus::Concluded;
     if found.status == JobStatus::Ready {
         let told = source.act(&qmp::block_job_cancel { device: job.to_owned(), force: None }).await;
         ended = told.is_ok() && source.until_known("end of a mirror", GRACEFUL, seen, concluded).await.is_ok();
     }
     if !ended {
-        // refused if it concludes just now: the wait below tells
+        // QEMU refuses if the job concludes just now; the wait below shows the end.
         if let Err(error) = source.act(&qmp::block_job_cancel { device: job.to_owned(), force: Some(true) }).await {
             if !error.is_refusal() {
                 return Err(error);
@@ -253,7 +255,7 @@ pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
     source.act(&qmp::job_dismiss { id: job.to_owned() }).await
 }
 
-/// The command that removes a pair's guard bitmap.
+/// The command that removes the bitmap that proved a pair's start.
 pub fn remove_bitmap(pair: &DiskPair) -> qmp::block_dirty_bitmap_remove {
     qmp::block_dirty_bitmap_remove(qmp::BlockDirtyBitmap {
         name: pair.names.bitmap.clone(),
@@ -285,7 +287,7 @@ fn drive_mirror(pair: &DiskPair, nbd: &Address, speed: Option<u64>) -> qmp::Driv
         auto_dismiss: Some(false),
         speed: speed.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
         on_source_error: None,
-        // not `ignore`, which never ends once the peer is dead
+        // `ignore` would never end once the destination is dead.
         on_target_error: Some(qmp::BlockdevOnError::report),
         auto_finalize: None,
         buf_size: None,
@@ -297,7 +299,7 @@ fn drive_mirror(pair: &DiskPair, nbd: &Address, speed: Option<u64>) -> qmp::Driv
     }
 }
 
-/// Finds a pair's job, alive.
+/// The running job of a pair.
 fn find<'a>(jobs: &'a [BlockJob], pair: &DiskPair) -> Result<&'a BlockJob, MirrorError> {
     let failed = |error: &str| MirrorError::Failed { disk: pair.source.name().to_owned(), error: error.to_owned() };
     let job = jobs.iter().find(|job| job.device == pair.names.job).ok_or_else(|| failed("its job has vanished"))?;
@@ -308,7 +310,7 @@ fn find<'a>(jobs: &'a [BlockJob], pair: &DiskPair) -> Result<&'a BlockJob, Mirro
     }
 }
 
-/// Whether no mirror works any more, well ended or not.
+/// Whether all mirrors have ended, well or not. A QEMU that does not answer counts as `false`.
 async fn has_concluded(source: &Process, mirrors: &[&str]) -> bool {
     let Ok(jobs) = source.ask(&qmp::query_jobs {}).await else { return false };
     !jobs.0.iter().any(|job| mirrors.contains(&job.id.as_str()) && job.status != JobStatus::Concluded)
@@ -318,7 +320,7 @@ fn is_ready(seen: &Observed, pair: &DiskPair) -> bool {
     seen.jobs.get(&pair.names.job).is_some_and(|job| job.status == Some(JobStatus::Ready))
 }
 
-/// The first mirror that concluded. (One that met an error concludes at once, being told to report it.)
+/// The first mirror that concluded. A mirror with an error concludes at once, because of `on-target-error=report`.
 fn failed(seen: &Observed, pairs: &[DiskPair]) -> Option<(String, String)> {
     pairs.iter().find_map(|pair| {
         let job = seen.jobs.get(&pair.names.job).filter(|job| job.concluded.is_some())?;
@@ -326,13 +328,13 @@ fn failed(seen: &Observed, pairs: &[DiskPair]) -> Option<(String, String)> {
     })
 }
 
-/// The first mirror that ended otherwise than well.
+/// The first mirror that ended with an error, or before it was ready.
 fn failed_to_settle(seen: &Observed, pairs: &[DiskPair]) -> Option<(String, String)> {
     pairs.iter().find_map(|pair| {
         let job = seen.jobs.get(&pair.names.job)?;
         let error = match (&job.error, job.aborted) {
             (Some(error), _) => error.clone(),
-            (None, true) => "it was not ready when the guest was stopped".to_owned(),
+            (None, true) => "the mirror was not ready when the guest was stopped".to_owned(),
             (None, false) => return None,
         };
         Some((pair.source.name().to_owned(), error))
@@ -350,7 +352,7 @@ async fn all<T>(commands: impl Iterator<Item = T>) -> Result<(), ProcessError>
 where
     T: Future<Output = Result<(), ProcessError>>,
 {
-    // collected first: making the future sends the command, so all are on their way before any answer is awaited
+    // Collect first: making a future sends its command, so every command is sent before any answer is awaited.
     for answer in commands.collect::<Vec<_>>() {
         answer.await?;
     }

@@ -1,5 +1,5 @@
-//! What the engine makes in the two QEMUs to move disks: block jobs, NBD exports, probes of the link; and what an earlier
-//! engine left there.
+//! Everything that the engine makes in the two QEMUs to copy disks: block jobs, NBD exports, probes of the link; and
+//! the leftovers of an earlier engine.
 
 pub mod cleanup;
 pub mod export;

@@ -1,29 +1,29 @@
-//! The start-write race: on QEMU 8.0 to 10.2.1 a write that falls between the start of a mirror and the end of its
-//! bitmap's initialisation can be lost (facts: introduced by 32125b1460, fixed by 167ef239fb). No schema shows which
-//! builds have it, so every mirror's start is proved to be free of writes.
+//! The start-write race: QEMU 8.0 to 10.2.1 can lose a write that falls between the start of a mirror and the end of
+//! the initialisation of its bitmap (introduced by commit 32125b1460, fixed by 167ef239fb). No schema shows which
+//! builds have the race, so the engine proves of every mirror that no write fell into its start.
 //!
-//! Pure. The proof: a dirty bitmap that was on the node before the job and is read once the job is past its
-//! initialisation. It is past it when its `len` is no longer 0 or it is ready, for QEMU sets both only after the mirror
-//! sees every write (`mirror_run`). A count of 0 then means that no write fell in between.
+//! Pure. The proof: the engine adds a dirty bitmap to the node before the job starts, and reads the bitmap once the job
+//! has initialised. A job has initialised when its `len` is above 0 or the job is ready: QEMU sets both only after the
+//! mirror sees every write (`mirror_run`). A dirty count of 0 then means that the guest wrote nothing in between.
 
 use crate::qemu::reply::{BlockJob, BlockNode, JobStatus};
 
-/// How often a mirror is started before the guest is paused for its start. A start takes some ten milliseconds and costs
-/// the guest nothing, a pause does.
+/// How often the engine starts a mirror with the guest running, before the engine stops the guest for the start. A
+/// start takes about ten milliseconds and does not disturb the guest; a stop does.
 pub const ATTEMPTS: u32 = 16;
 
-/// What is known of the start of one mirror.
+/// What the bitmap proves about the start of one mirror.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartProof {
-    /// The initialisation goes on: look again.
+    /// The job still initialises: ask QEMU again.
     Unfinished,
-    /// Proved: no write fell into the window.
+    /// Proved: no write fell into the start.
     Clean,
-    /// Bytes were written in the window, or nothing can be proved: start again.
+    /// The guest wrote this many bytes during the start, or nothing can be proved (0): start the mirror again.
     Dirty(u64),
 }
 
-/// Judges a mirror's start. `job` must have been read before `nodes`.
+/// Judges a mirror's start. The caller must ask for `job` before it asks for `nodes`: see the module.
 pub fn judge(job: &BlockJob, nodes: &[BlockNode], node: &str, bitmap: &str) -> StartProof {
     let initialised = job.len > 0 || job.ready || job.status == JobStatus::Concluded;
     if !initialised {
@@ -33,7 +33,7 @@ pub fn judge(job: &BlockJob, nodes: &[BlockNode], node: &str, bitmap: &str) -> S
     match bitmaps.into_iter().find(|b| b.name.as_deref() == Some(bitmap)) {
         Some(found) if found.count == 0 => StartProof::Clean,
         Some(found) => StartProof::Dirty(found.count),
-        // a bitmap that is not there proves nothing
+        // A missing bitmap proves nothing.
         None => StartProof::Dirty(0),
     }
 }

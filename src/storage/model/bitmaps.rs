@@ -1,23 +1,24 @@
-//! Whether the named dirty bitmaps of the disks can move with the guest, by QEMU's capability `dirty-bitmaps`.
+//! Whether the named dirty bitmaps of the disks can be migrated with the guest, by QEMU's capability `dirty-bitmaps`.
 //!
-//! Pure. The capability moves all bitmaps of all nodes or fails the migration, so it is used only where every one of them
-//! can move. A bitmap goes to the device or node of the same name, so names must be alike on both sides.
+//! Pure. The capability migrates all bitmaps of all nodes or fails the migration, so the engine uses the capability
+//! only if every bitmap can be migrated. A bitmap goes to the device or node of the same name, so names must be equal
+//! in both QEMUs.
 
 use super::layout::{Disk, DiskPair, PREFIX, StorageMode};
 
-/// The capability.
+/// The capability's name.
 pub const CAPABILITY: &str = "dirty-bitmaps";
 
-/// What becomes of the bitmaps.
+/// What happens to the bitmaps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BitmapPlan {
-    /// Whether they move.
+    /// Whether QEMU migrates the bitmaps.
     pub moved: bool,
-    /// Those that do not arrive: disk, bitmap, and why.
+    /// The bitmaps that stay behind: disk, bitmap, and reason.
     pub lost: Vec<(String, String, String)>,
 }
 
-/// Decides. `able` says of the source and of the destination whether their builds have the capability.
+/// Decides whether QEMU migrates the bitmaps. `able`: whether the source and the destination have the capability.
 pub fn decide(source: &[Disk], pairs: &[DiskPair], storage: StorageMode, able: (bool, bool)) -> BitmapPlan {
     let mut decided = BitmapPlan::default();
     let mut obstacle: Option<String> = None;
@@ -25,7 +26,7 @@ pub fn decide(source: &[Disk], pairs: &[DiskPair], storage: StorageMode, able: (
     for disk in source {
         let Some(top) = disk.chain.top() else { continue };
         for bitmap in top.bitmaps.iter().filter(|bitmap| !bitmap.name.starts_with(PREFIX)) {
-            // a shared image is written back, with what is kept in it, when the source lets go of it
+            // The source writes the persistent bitmaps of a shared image back when it gives up the image.
             if disk.read_only || (storage == StorageMode::None && bitmap.persistent) {
                 continue;
             }
@@ -36,12 +37,12 @@ pub fn decide(source: &[Disk], pairs: &[DiskPair], storage: StorageMode, able: (
                 (_, (_, false)) => Some("the destination's QEMU has no capability dirty-bitmaps".to_owned()),
                 (None, _) => Some(format!("disk {} is not copied", disk.name())),
                 (Some(_), _) if !bitmap.usable => {
-                    Some(format!("bitmap {} of disk {} is used by a job, or inconsistent", bitmap.name, disk.name()))
+                    Some(format!("bitmap {} of disk {} is in use by a job or inconsistent", bitmap.name, disk.name()))
                 }
                 (Some(pair), _) => {
-                    let (here, there) = (alias(&pair.source), alias(&pair.destination));
-                    (here.is_none() || here != there).then(|| {
-                        format!("the drive or node of disk {} has not the same name on both sides", disk.name())
+                    let (source, destination) = (alias(&pair.source), alias(&pair.destination));
+                    (source.is_none() || source != destination).then(|| {
+                        format!("the drive or node of disk {} does not have the same name in both QEMUs", disk.name())
                     })
                 }
             };
@@ -55,7 +56,7 @@ pub fn decide(source: &[Disk], pairs: &[DiskPair], storage: StorageMode, able: (
     decided
 }
 
-/// The name under which QEMU sends a disk's bitmaps: its drive's, else its image's node's.
+/// The name under which QEMU sends a disk's bitmaps: the name of the drive, else of the node of the top image.
 fn alias(disk: &Disk) -> Option<&str> {
     let node = disk.chain.top().map(|top| top.node.as_str()).filter(|node| !node.starts_with('#'));
     disk.device.as_deref().or(node)

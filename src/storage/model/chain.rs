@@ -1,13 +1,14 @@
-//! What a disk consists of: the layers of its backing chain, the filters between them and the files they are in.
+//! The backing chain of a disk: its layers, the filter nodes between them, and the files of the layers.
 //!
-//! Pure. Read from `query-named-block-nodes` and the graph of nodes; QEMU's answers carry what the image headers say.
+//! Pure. Everything comes from `query-named-block-nodes` and the graph of block nodes; QEMU's answers repeat the image
+//! headers, so no image is opened.
 
 use crate::qemu::reply::{BlockGraph, BlockNode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::HashMap;
 
-/// Drivers that change nothing of what is read below them. The last ones are put in by jobs.
+/// Drivers that pass reads through unchanged. Block jobs insert the last five.
 const FILTERS: [&str; 14] = [
     "throttle",
     "copy-on-read",
@@ -24,31 +25,31 @@ const FILTERS: [&str; 14] = [
     "mirror_top",
     "stream",
 ];
-/// Filters that a job puts in for as long as it runs; one that stays is a leftover.
+/// Filters that a block job inserts for as long as the job runs; a filter that stays is a leftover.
 const JOB_FILTERS: [&str; 5] = ["copy-before-write", "backup-top", "commit_top", "mirror_top", "stream"];
 
-/// A disk from its device down.
+/// The block nodes of a disk, from its device down.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackingChain {
-    /// The layers, the one the guest writes to first; none where QEMU does not tell how its nodes hang together.
+    /// The layers, top first (the guest writes to the top one); empty where QEMU does not show its graph of nodes.
     pub layers: Vec<Layer>,
-    /// The filters above and between them, in the same order.
+    /// The filters above and between the layers, in the same order.
     pub filters: Vec<FilterNode>,
 }
 
-/// A node that changes nothing of what is read through it.
+/// A node that passes reads through unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilterNode {
-    /// The node.
+    /// The node's name.
     pub node: String,
-    /// Its driver.
+    /// The node's driver.
     pub driver: String,
-    /// The index of the layer it is above.
+    /// The index of the layer below the filter.
     pub above: usize,
 }
 
 impl FilterNode {
-    /// Whether a job put it in: a mirror, a backup, a commit.
+    /// Whether a block job inserted the filter: a mirror, a backup, a commit.
     pub fn is_of_a_job(&self) -> bool {
         JOB_FILTERS.contains(&self.driver.as_str())
     }
@@ -57,98 +58,98 @@ impl FilterNode {
 /// One image of a chain. Sizes in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
-    /// The node of its format; that of its protocol where it has no format node.
+    /// The format node; the protocol node where there is no format node.
     pub node: String,
-    /// Its format: `qcow2`, `raw`, ...
+    /// The format: `qcow2`, `raw`, ...
     pub format: String,
-    /// The file, or QEMU's `json:` description of what it is in.
+    /// The file name, or QEMU's `json:` description of the place that holds the layer.
     pub file: String,
-    /// How the file is reached.
+    /// The protocol below the format.
     pub protocol: ProtocolNode,
-    /// What a guest sees of it.
+    /// The size that the guest sees.
     pub virtual_size: u64,
-    /// What it takes on its file system, where that is known.
+    /// The space that the layer takes on its file system, where QEMU knows it.
     pub actual_size: Option<u64>,
-    /// The size of its clusters, where the format has them.
+    /// The cluster size, where the format has clusters.
     pub cluster_size: Option<u64>,
-    /// The layer below, as the header names it.
+    /// The backing file, as the header names it.
     pub backing: Option<BackingLink>,
-    /// Whether it is opened for reading only.
+    /// Whether QEMU has opened the layer for reading only.
     pub read_only: bool,
-    /// Whether it is encrypted.
+    /// Whether the layer is encrypted.
     pub encrypted: bool,
-    /// The file with its data, where that is another one.
+    /// The external data file, if there is one.
     pub data_file: Option<String>,
-    /// What only qcow2 has.
+    /// The properties that only qcow2 has.
     pub qcow2: Option<Qcow2>,
-    /// Named bitmaps, on the node or in the image.
+    /// The named bitmaps, on the node or in the image.
     pub bitmaps: Vec<NamedBitmap>,
-    /// Whether it is past the host's page cache.
+    /// Whether QEMU reads and writes past the host's page cache (`cache.direct=on`).
     pub direct: bool,
-    /// Whether the other side has the very same file open; unknown unless both are of this host.
+    /// Whether the other QEMU has the same file open; `None` unless both QEMUs run on this host.
     pub shared: Option<bool>,
 }
 
-/// How a layer's file is reached.
+/// The protocol node of a layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProtocolNode {
-    /// The node.
+    /// The node's name.
     pub node: String,
-    /// Its driver: `file`, `host_device`, `nbd`, ...
+    /// The node's driver: `file`, `host_device`, `nbd`, ...
     pub driver: String,
-    /// The node's name for what it is over.
+    /// The path or address that the node has opened, as the node names it.
     pub file: String,
 }
 
-/// The layer below, as a header names it.
+/// The backing file, as an image header names it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackingLink {
-    /// As it is written.
+    /// The name in the header, unchanged.
     pub file: String,
-    /// Made absolute.
+    /// The name made absolute.
     pub full: String,
-    /// Its format, where the header has that.
+    /// The format, where the header gives one.
     pub format: Option<String>,
 }
 
-/// What only qcow2 has.
+/// The properties of a layer that only qcow2 has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Qcow2 {
-    /// The version of the format: `0.10` or `1.1`.
+    /// The version of the format: `0.10` (version 2) or `1.1` (version 3).
     pub compat: String,
-    /// Whether refcounts are written late.
+    /// Whether QEMU may postpone refcount updates.
     pub lazy_refcounts: bool,
-    /// The width of a refcount, bits.
+    /// The width of a refcount in bits.
     pub refcount_bits: u64,
     /// Whether clusters have subclusters.
     pub extended_l2: bool,
-    /// How clusters are compressed, where it says.
+    /// The compression of clusters, where the header gives it.
     pub compression_type: Option<String>,
-    /// Whether the data file can be read as a raw image.
+    /// Whether the external data file can be read as a raw image.
     pub data_file_raw: bool,
 }
 
-/// A named bitmap.
+/// A dirty bitmap with a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedBitmap {
-    /// Its name.
+    /// The bitmap's name.
     pub name: String,
-    /// Bytes for each of its bits.
+    /// Bytes per bit.
     pub granularity: u64,
-    /// Whether it is kept in the image.
+    /// Whether the image stores the bitmap.
     pub persistent: bool,
-    /// Whether it can be moved: no job uses it, and it is consistent.
+    /// Whether the bitmap can be migrated: no job uses it, and QEMU calls it consistent.
     pub usable: bool,
 }
 
-/// Which node uses which.
+/// The edges of the graph of block nodes: which node uses which.
 #[derive(Debug, Clone, Default)]
 pub struct NodeGraph {
     children: HashMap<String, Vec<(String, String)>>,
 }
 
 impl NodeGraph {
-    /// From the nodes where they tell (10.1), else from the whole graph.
+    /// Reads the edges from the nodes where QEMU lists their children (since 10.1), else from the debug graph.
     pub fn new(nodes: &[BlockNode], graph: &BlockGraph) -> Self {
         let mut children: HashMap<String, Vec<(String, String)>> = HashMap::new();
         let names: HashMap<u64, &str> =
@@ -172,12 +173,13 @@ impl NodeGraph {
 }
 
 impl BackingChain {
-    /// Reads the chain below a device's node.
+    /// Reads the chain below the root node of a device.
     pub fn read(root: &str, nodes: &[BlockNode], graph: &NodeGraph) -> Self {
         let find = |name: &str| nodes.iter().find(|node| node.node_name == name);
         let mut chain = Self::default();
         let mut next = find(root);
-        // a chain cannot be longer than there are nodes, whatever QEMU says
+        // A chain has at most as many members as there are nodes: the bound ends the walk even if the graph has a
+        // cycle.
         for _ in 0..nodes.len() {
             let Some(node) = next else { break };
             let name = node.node_name.as_str();
@@ -193,12 +195,12 @@ impl BackingChain {
         chain
     }
 
-    /// What the guest writes to.
+    /// The layer that the guest writes to.
     pub fn top(&self) -> Option<&Layer> {
         self.layers.first()
     }
 
-    /// The layer below the top: with all that is below it, what an overlay takes from elsewhere.
+    /// The layer right below the top one.
     pub fn backing(&self) -> Option<&Layer> {
         self.layers.get(1)
     }
@@ -209,7 +211,7 @@ impl Layer {
         let image = &node.image;
         let data = image.format_specific.as_ref().map(|specific| &specific.data);
         let protocol = protocol(node, nodes, graph);
-        // where a device is right on a file there is no format, which is `raw`
+        // A device directly on a protocol node has no format node, which QEMU treats as `raw`.
         let is_format = graph.child(&node.node_name, "file").is_some();
         let backing = image.backing_filename.as_ref().map(|file| BackingLink {
             file: file.clone(),
@@ -229,7 +231,8 @@ impl Layer {
         Self {
             node: node.node_name.clone(),
             format: if is_format { node.drv.clone() } else { "raw".to_owned() },
-            // below a filter QEMU describes the whole graph here; the protocol's own name is the file, if it is all of it
+            // Below a filter QEMU describes the whole graph as `json:`. The protocol node then has the plain file name,
+            // which stands for the layer unless an `offset` makes the layer a part of that file.
             file: match node.file.strip_prefix("json:") {
                 Some(described) if !described.contains("\"offset\"") => protocol.file.clone(),
                 _ => node.file.clone(),
@@ -250,7 +253,7 @@ impl Layer {
     }
 }
 
-/// The node at the bottom of a layer, below its format and any filters.
+/// The protocol node of a layer, below its format node and any filters.
 fn protocol(node: &BlockNode, nodes: &[BlockNode], graph: &NodeGraph) -> ProtocolNode {
     let mut bottom = node;
     for _ in 0..nodes.len() {
@@ -263,7 +266,7 @@ fn protocol(node: &BlockNode, nodes: &[BlockNode], graph: &NodeGraph) -> Protoco
     ProtocolNode { node: bottom.node_name.clone(), driver: bottom.drv.clone(), file: file_name(&bottom.file) }
 }
 
-/// The path in what QEMU calls a file: a node with options of its own is described as `json:{...}`.
+/// The path in QEMU's name for a file: QEMU describes a node with options of its own as `json:{...}`.
 pub fn file_name(file: &str) -> String {
     let described = file.strip_prefix("json:").and_then(|json| serde_json::from_str::<Value>(json).ok());
     let mut inner = described.as_ref();
@@ -276,7 +279,7 @@ pub fn file_name(file: &str) -> String {
     file.to_owned()
 }
 
-/// The node's own, and those in an image that is only read, which QEMU does not load.
+/// The bitmaps of a node, with those that QEMU does not load because the image is opened for reading only.
 fn bitmaps(node: &BlockNode) -> Vec<NamedBitmap> {
     let mut found: Vec<NamedBitmap> = Vec::new();
     for bitmap in &node.dirty_bitmaps {
@@ -308,9 +311,9 @@ mod tests {
         serde_json::from_value(node).expect("a node")
     }
 
-    /// Edges as `parent role child`, each node's number being its place.
+    /// A graph with edges as `parent role child`; the position of a node in `nodes` is its id.
     fn graph(nodes: &[BlockNode], edges: &[(&str, &str, &str)]) -> NodeGraph {
-        let id = |name: &str| nodes.iter().position(|node| node.node_name == name).expect("a node of ours");
+        let id = |name: &str| nodes.iter().position(|node| node.node_name == name).expect("a node of the test");
         let nodes_told = nodes
             .iter()
             .enumerate()

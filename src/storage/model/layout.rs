@@ -1,38 +1,41 @@
-//! Pairs the source's disks with the destination's, and names what the engine makes for each pair.
+//! The pairs of a source disk and the destination disk that receives it, and the names of everything that the engine
+//! makes in the QEMUs for a pair.
 //!
-//! Pure. A pair is only made where both sides name it alike or the user says so; nothing is guessed from order or size.
+//! Pure. Two disks are a pair only if both QEMUs give them the same name or the user pairs them; order and size of
+//! disks decide nothing.
 
 use super::chain::BackingChain;
 use crate::qemu::reply::{BlockDevice, BlockStats, WriteStats};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// Everything the engine makes in a QEMU is named with this prefix, so that it can be told from the user's own.
+/// The prefix of the name of every job, node, bitmap and export that the engine makes in a QEMU, so that the engine can
+/// tell them from the user's own.
 pub const PREFIX: &str = "qferry-";
 
-/// A disk of one side.
+/// A disk of the source or of the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
-    /// The id of its device, where the user gave one.
+    /// The device's id, where the user gave one.
     pub qdev: Option<String>,
-    /// The name from `-drive id=`.
+    /// The drive's name, from `-drive id=`.
     pub device: Option<String>,
-    /// Its topmost node.
+    /// The topmost block node.
     pub node: String,
-    /// Where its device sits in QOM.
+    /// The device's path in QOM.
     pub path: Option<String>,
-    /// The image on top.
+    /// The file of the top image.
     pub file: String,
-    /// Whether it may not be written.
+    /// Whether the guest cannot write to the disk.
     pub read_only: bool,
-    /// The size the guest sees, bytes.
+    /// The size that the guest sees, bytes.
     pub virtual_size: u64,
-    /// What it consists of.
+    /// The backing chain.
     pub chain: BackingChain,
 }
 
 impl Disk {
-    /// The disk in a device, where there is one. `chain` reads what is below a node.
+    /// The disk of a block device, unless the device is empty. `chain` reads the backing chain below a node.
     pub fn new(device: &BlockDevice, chain: impl FnOnce(&str) -> BackingChain) -> Option<Self> {
         let node = device.inserted.as_ref()?;
         let qdev = device.qdev.as_deref();
@@ -49,8 +52,8 @@ impl Disk {
         })
     }
 
-    /// Its entry among QEMU's statistics: by its place in QOM, which is the same in both answers and never two devices',
-    /// else by the names that are left to one without a device.
+    /// The disk's entry among QEMU's statistics. The path in QOM comes first: `query-block` and `query-blockstats` give
+    /// the same path, and no two devices share one. A disk without a device is found by the name of its drive or node.
     pub fn stats<'a>(&self, all: &'a [BlockStats]) -> Option<&'a WriteStats> {
         let place = self.path.as_deref().filter(|path| !path.is_empty());
         let placed = place.and_then(|place| all.iter().find(|one| one.qdev.as_deref() == Some(place)));
@@ -62,19 +65,20 @@ impl Disk {
         found.map(|one| &one.stats)
     }
 
-    /// Whether it is a flash memory, such as that with the EFI variables: never empty, and small; what is in it comes over
-    /// with the guest's memory. Such a device is the machine's own, where no user's device can be in QOM.
+    /// Whether the disk is a flash device, such as the one with the EFI variables. A flash device is small and never
+    /// empty, and its contents are migrated with the guest's memory. Only the machine itself can own a device at such a
+    /// QOM path.
     pub fn is_flash(&self) -> bool {
         let part = self.path.as_deref().and_then(|path| path.strip_prefix("/machine/"));
         part.is_some_and(|part| !part.contains('/') && part.contains(".flash"))
     }
 
-    /// The name it is called by: its device's id, else its drive's, else its node's.
+    /// The disk's name for people: the device's id, else the drive's name, else the node's name.
     pub fn name(&self) -> &str {
         self.qdev.as_deref().or(self.device.as_deref()).unwrap_or(&self.node)
     }
 
-    /// Whether one of its names is this one.
+    /// Whether `name` is the id of the device, the name of the drive, or the name of the node.
     pub fn is_called(&self, name: &str) -> bool {
         [self.qdev.as_deref(), self.device.as_deref(), Some(&self.node)].contains(&Some(name))
     }
@@ -88,27 +92,28 @@ fn id_of(qdev: &str) -> Option<&str> {
     }
 }
 
-/// The user's word on which disks move.
+/// Which disks the user wants to migrate, and how.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskSelection {
-    /// `--disk SOURCE[=DESTINATION]`; empty means every disk that can be written.
+    /// Disks to migrate, each with the destination disk to migrate to; empty means every disk that the guest can write
+    /// to.
     pub disks: Vec<(String, Option<String>)>,
-    /// `--skip-disk SOURCE`.
+    /// Source disks to leave out.
     pub skip: Vec<String>,
-    /// `--storage`.
+    /// How the contents of the disks get to the destination.
     pub storage: StorageMode,
 }
 
-/// How the guest's storage gets to the destination.
+/// How the contents of the guest's disks get to the destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StorageMode {
-    /// What the overlays hold is copied, onto overlays over the same backing files.
+    /// The engine copies the contents of the overlays, onto overlays over the same backing files.
     #[default]
     Incremental,
-    /// All is copied, onto images that need no backing file.
+    /// The engine copies everything, onto images that need no backing file.
     Full,
-    /// Nothing is copied: both sides have the same files.
+    /// The engine copies nothing: both QEMUs open the same files.
     None,
 }
 
@@ -135,18 +140,18 @@ impl fmt::Display for StorageMode {
     }
 }
 
-/// How one disk is copied.
+/// How the engine copies one disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CopyMode {
-    /// What its top image holds: `sync=top`.
+    /// The contents of the top image: `sync=top`.
     Incremental,
-    /// All that the guest sees, whatever the destination's image held: `sync=full`.
+    /// Everything that the guest sees, over whatever the destination's image held: `sync=full`.
     Full,
 }
 
 impl CopyMode {
-    /// The name the contract uses.
+    /// The name in the JSON output.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Incremental => "incremental",
@@ -154,7 +159,7 @@ impl CopyMode {
         }
     }
 
-    /// Of a disk: one without a backing file has nothing that is not to be copied.
+    /// The mode for a disk. For a disk without a backing file the two modes copy the same.
     fn of(disk: &Disk, storage: StorageMode) -> Self {
         match storage {
             StorageMode::Incremental if disk.chain.layers.len() != 1 && !disk.is_flash() => Self::Incremental,
@@ -170,24 +175,24 @@ pub struct DiskPair {
     pub source: Disk,
     /// The disk on the destination.
     pub destination: Disk,
-    /// How it is copied.
+    /// How the engine copies the disk.
     pub mode: CopyMode,
-    /// The names of what the engine makes for this pair.
+    /// The names of the jobs, nodes, bitmaps and exports for this pair.
     pub names: PairNames,
 }
 
-/// The names of what the engine makes for one pair.
+/// The names of everything that the engine makes in the QEMUs for one pair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairNames {
-    /// The mirror job on the source.
+    /// The mirror job, on the source.
     pub job: String,
-    /// The mirror's target node on the source.
+    /// The mirror's target node, on the source.
     pub target: String,
-    /// The NBD client node below the target: what a `yank` must name.
+    /// The NBD client node below the target; `yank` takes this name.
     pub nbd: String,
-    /// The guard bitmap on the source's node.
+    /// The bitmap that proves the start of the mirror, on the source's node.
     pub bitmap: String,
-    /// The export's id on the destination.
+    /// The export's id and name, on the destination.
     pub export: String,
 }
 
@@ -205,30 +210,30 @@ impl PairNames {
     }
 }
 
-/// What stands in the way of pairing, or is worth knowing.
+/// A disk that could not be paired, or a pair that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PairingProblem {
-    /// A name of the user's that no disk has.
+    /// The user gave a name that no disk has.
     Unknown {
         /// The name.
         name: String,
-        /// On the source (or else on the destination).
+        /// Whether the name was to be a disk of the source (else of the destination).
         on_source: bool,
     },
-    /// A source disk for which the destination has none.
+    /// The destination has no disk for this source disk.
     Missing(Disk),
-    /// More than one destination disk would do, or one is wanted twice.
+    /// More than one destination disk fits this source disk, or the disk that fits is taken by another pair.
     Ambiguous(Disk),
-    /// The destination disk cannot be written.
+    /// The destination disk is read-only.
     ReadOnly(DiskPair),
-    /// The sizes differ.
+    /// The sizes of the two disks differ.
     Size(DiskPair),
 }
 
 /// Pairs the disks.
 ///
 /// A source disk goes to the destination disk with the same device id, else the same drive name, else the same node
-/// name, else the same place in QOM. By default every disk that the guest can write is moved.
+/// name, else the same path in QOM. By default every disk that the guest can write to is paired.
 pub fn pair(source: &[Disk], destination: &[Disk], selection: &DiskSelection) -> (Vec<DiskPair>, Vec<PairingProblem>) {
     let mut problems = Vec::new();
     let mut pairs: Vec<DiskPair> = Vec::new();
@@ -269,7 +274,7 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &DiskSelection) ->
     (pairs, problems)
 }
 
-/// The destination's disks that a disk may go to: those the user names, else those that are named like it.
+/// The destination disks that a source disk may go to: the disk that the user named, else the disks of the same name.
 pub fn candidates<'a>(disk: &Disk, destination: &'a [Disk], selection: &DiskSelection) -> Vec<&'a Disk> {
     let wanted = selection.disks.iter().find(|(name, _)| disk.is_called(name));
     match wanted.and_then(|(_, target)| target.as_deref()) {
@@ -278,7 +283,7 @@ pub fn candidates<'a>(disk: &Disk, destination: &'a [Disk], selection: &DiskSele
     }
 }
 
-/// The names of writable disks that neither move nor are said to be skipped.
+/// The names of writable disks that the user neither named nor left out explicitly.
 pub fn left_out(source: &[Disk], pairs: &[DiskPair], selection: &DiskSelection) -> Vec<String> {
     let moves = |disk: &Disk| pairs.iter().any(|pair| pair.source == *disk);
     let skipped = |disk: &Disk| selection.skip.iter().any(|name| disk.is_called(name));
@@ -288,7 +293,7 @@ pub fn left_out(source: &[Disk], pairs: &[DiskPair], selection: &DiskSelection) 
     left.map(|disk| disk.name().to_owned()).collect()
 }
 
-/// Every disk that is not skipped nor named by the user, with what the destination has in its place.
+/// Every source disk that the user neither named nor left out, with the destination disk of the same name.
 pub fn counterparts<'a>(
     source: &'a [Disk],
     destination: &'a [Disk],
@@ -300,19 +305,19 @@ pub fn counterparts<'a>(
     left.map(|disk| (disk, counterpart(disk, destination))).collect()
 }
 
-/// What the destination has in a disk's place, by name.
+/// The destination disk with the name of a source disk.
 pub fn counterpart<'a>(disk: &Disk, destination: &'a [Disk]) -> Option<&'a Disk> {
     alike(disk, destination).first().copied()
 }
 
-/// The destination's writable disks that no disk of the source goes to, nor is in the place of.
+/// The writable destination disks without a counterpart: no pair uses them, and no source disk has their name.
 pub fn spare<'a>(source: &[Disk], destination: &'a [Disk], pairs: &[DiskPair]) -> Vec<&'a Disk> {
     let taken = |disk: &Disk| pairs.iter().any(|pair| pair.destination == *disk);
     let known = |disk: &Disk| counterpart(disk, source).is_some();
     destination.iter().filter(|disk| !disk.read_only && !taken(disk) && !known(disk)).collect()
 }
 
-/// The destination disks that are named like this one, by the strongest kind of name that finds any.
+/// The disks among `others` with a name of this disk, by the strongest kind of name that finds any.
 fn alike<'a>(disk: &Disk, others: &'a [Disk]) -> Vec<&'a Disk> {
     let by: [fn(&Disk) -> Option<&str>; 4] = [
         |disk| disk.qdev.as_deref(),

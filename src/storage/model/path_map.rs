@@ -1,44 +1,45 @@
-//! Where the destination has what the source has in a file.
+//! Maps the source's file paths to the destination's.
 //!
-//! Pure. Paths are compared component by component and never looked up.
+//! Pure. Paths are compared component by component; the file system is never asked.
 
 use std::path::{Path, PathBuf};
 
-/// The user's word on where files go.
+/// Where the user wants the files to be on the destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PathMap {
-    /// A file or folder of the source, and what it is at the destination. The longest that fits counts.
+    /// Files or folders of the source, each with its path on the destination. The longest match wins.
     pub maps: Vec<(PathBuf, PathBuf)>,
-    /// The folder for the images that guests write, where no map says otherwise.
+    /// The folder for images that the guest writes to, where no entry of `maps` matches.
     pub to: Option<PathBuf>,
 }
 
 impl PathMap {
-    /// Where a map puts a file.
+    /// The path that `maps` gives to a file of the source, if an entry matches.
     pub fn mapped(&self, file: &Path) -> Option<PathBuf> {
         let fitting = self.maps.iter().filter_map(|(from, to)| Some((from, to, file.strip_prefix(from).ok()?)));
         let (_, to, rest) = fitting.max_by_key(|(from, ..)| from.components().count())?;
-        // joining nothing would leave a slash behind the name
+        // `join` with an empty path would add a trailing slash.
         Some(if rest.as_os_str().is_empty() { to.clone() } else { to.join(rest) })
     }
 
-    /// Where an image that the guest writes goes, if that was said.
+    /// The destination path of an image that the guest writes to; `None` if the user gave neither a map nor a folder.
     pub fn of_top(&self, file: &Path) -> Option<PathBuf> {
         self.mapped(file).or_else(|| Some(self.to.as_ref()?.join(file.file_name()?)))
     }
 
-    /// Where an image that is only read is: unless a map says otherwise, under the path it has on the source.
+    /// The destination path of an image that the guest only reads: the same path as on the source, unless a map
+    /// matches.
     pub fn of_read_only(&self, file: &Path) -> PathBuf {
         self.mapped(file).unwrap_or_else(|| file.to_owned())
     }
 }
 
-/// The path in a file name of QEMU's, made absolute; none where it is something else than a file, or relative to a
-/// directory that is not known.
+/// The absolute path in QEMU's name for a file. `None` if the name is no path (a URL, a `json:` description), or is
+/// relative to an unknown directory.
 pub fn path_of(name: &str, directory: Option<&Path>) -> Option<PathBuf> {
     let path = match name.strip_prefix("file:") {
         Some(path) => path,
-        // QEMU takes what is before a colon for a protocol, unless a slash comes first
+        // QEMU reads a word before a colon as a protocol, unless a slash comes first.
         None if name.find([':', '/']).is_some_and(|at| name[at..].starts_with(':')) => return None,
         None => name,
     };

@@ -1,7 +1,7 @@
-//! Reads two images through read-only exports, one of each side, and compares them.
+//! The comparison of two images, read through read-only exports of the two QEMUs.
 //!
-//! It never fails: what cannot be read is a finding of its own. It must never write to an image, nor read one that the
-//! guest may be writing to.
+//! A comparison never fails: an image that cannot be read makes the result `Unproved`. The comparison must never write
+//! to an image, nor read an image that the guest may be writing to.
 
 use super::{
     digest_cache::{self, FileStamp, ImageLocation},
@@ -20,63 +20,64 @@ use tokio::{task::JoinHandle, time::Instant, try_join};
 
 /// How many reads are under way at once, for each image.
 const IN_FLIGHT: usize = 8;
-/// How much of an image's map is asked for at once: a map of more pieces than a client takes is told apart by it.
+/// The range of an image whose map is asked for at once, bytes. The NBD client limits the extents in an answer, so the
+/// map of a large fragmented image is asked for in parts.
 const WINDOW: u64 = 64 << 30;
-/// How often progress is told.
+/// How often progress is reported.
 const TELL: Duration = Duration::from_millis(250);
 
 /// How images are to be compared.
 #[derive(Debug, Clone)]
 pub struct ComparisonSettings {
-    /// How well.
+    /// How thoroughly.
     pub proof: ProofLevel,
-    /// How many ranges make a sample.
+    /// The number of ranges in a sample.
     pub samples: usize,
-    /// What they are chosen from.
+    /// The seed from which the ranges of a sample are chosen.
     pub seed: u64,
-    /// Whether a digest that had to be read is kept beside its image.
+    /// Whether to store the digest of an image that was read in full, beside the image.
     pub keep: bool,
 }
 
-/// A side's image, ready to be read.
+/// An image with a connection to its export.
 #[derive(Debug, Clone)]
 pub struct OpenImage<'a> {
-    /// What it is.
+    /// The image.
     pub image: &'a ComparedImage,
-    /// Its export.
+    /// The connection.
     pub client: &'a NbdClient,
-    /// Where its digest is kept, if its files are of this host.
+    /// The place for the digest, if the files of the image are on this host.
     pub place: Option<ImageLocation>,
 }
 
-/// What stopped a comparison.
+/// Why a comparison stopped early.
 enum ComparisonStop {
-    /// A byte differs.
+    /// The byte at this offset differs; with the difference in words.
     Differ(u64, &'static str),
-    /// One side could not be read.
+    /// The image of the source or of the destination could not be read.
     Unread(&'static str, NbdError),
 }
 
 /// Compares an image of the source with the destination's.
 pub async fn compare(
-    twin: &ImagePair,
+    images: &ImagePair,
     source: OpenImage<'_>,
     destination: OpenImage<'_>,
     how: &ComparisonSettings,
-    ceiling: &Arc<RateLimit>,
+    limit: &Arc<RateLimit>,
     report: &Reporter,
 ) -> Comparison {
-    let mut look = RunningComparison {
+    let mut comparison = RunningComparison {
         source: &source,
         destination: &destination,
-        ceiling,
-        told: ComparisonProgress { image: source.image.file().to_owned(), last: None, report },
+        limit,
+        progress: ComparisonProgress { image: source.image.file().to_owned(), last: None, report },
     };
-    let (by, stop) = look.by(how).await;
-    let verdict = match stop {
+    let (method, stop) = comparison.run(how).await;
+    let result = match stop {
         None => ComparisonResult::Same,
         Some(ComparisonStop::Unread(side, error)) => {
-            ComparisonResult::Unproved { why: format!("the {side}'s cannot be read: {error}") }
+            ComparisonResult::Unproved { why: format!("the {side}'s image cannot be read: {error}") }
         }
         Some(ComparisonStop::Differ(offset, what)) => {
             let layer = async |open: &OpenImage<'_>| {
@@ -87,19 +88,19 @@ pub async fn compare(
             ComparisonResult::Differ { offset, source_layer, destination_layer, what: what.to_owned() }
         }
     };
-    twin.judged(by, verdict)
+    images.judged(method, result)
 }
 
-/// One comparison under way.
+/// A comparison under way.
 struct RunningComparison<'a> {
     source: &'a OpenImage<'a>,
     destination: &'a OpenImage<'a>,
-    ceiling: &'a Arc<RateLimit>,
-    told: ComparisonProgress<'a>,
+    limit: &'a Arc<RateLimit>,
+    progress: ComparisonProgress<'a>,
 }
 
 impl RunningComparison<'_> {
-    async fn by(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
+    async fn run(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         match how.proof {
             ProofLevel::Off | ProofLevel::Metadata => self.maps().await,
             ProofLevel::Sample => self.sample(how).await,
@@ -107,63 +108,64 @@ impl RunningComparison<'_> {
         }
     }
 
-    /// By where data is allocated, where both formats say so.
+    /// Compares where data is allocated, if the formats of both images record that.
     async fn maps(&mut self) -> (ProofMethod, Option<ComparisonStop>) {
         if !(self.source.image.has_map() && self.destination.image.has_map()) {
             return (ProofMethod::Metadata { map: None }, None);
         }
-        let (ours, theirs) = match self.both_maps(1).await {
+        let (source, destination) = match self.both_maps(1).await {
             Ok(maps) => maps,
             Err(stop) => return (ProofMethod::Metadata { map: None }, Some(stop)),
         };
         let mut digest = blake3::Hasher::new();
-        for range in &ours {
+        for range in &source {
             digest.update(&range.start.to_le_bytes());
             digest.update(&range.length.to_le_bytes());
         }
         let map = Some(digest.finalize().to_hex().to_string());
-        let only_ours = identity::without(&ours, &theirs).first().map(|range| range.start);
-        let only_theirs = identity::without(&theirs, &ours).first().map(|range| range.start);
-        let stop = match (only_ours, only_theirs) {
-            (Some(here), there) if there.is_none_or(|there| here <= there) => {
-                Some(ComparisonStop::Differ(here, "the source's has data there, the destination's has none"))
+        let only_source = identity::without(&source, &destination).first().map(|range| range.start);
+        let only_destination = identity::without(&destination, &source).first().map(|range| range.start);
+        let stop = match (only_source, only_destination) {
+            (Some(start), other) if other.is_none_or(|other| start <= other) => {
+                Some(ComparisonStop::Differ(start, "the source's image has data there, the destination's has none"))
             }
-            (_, Some(there)) => {
-                Some(ComparisonStop::Differ(there, "the destination's has data there, the source's has none"))
+            (_, Some(start)) => {
+                Some(ComparisonStop::Differ(start, "the destination's image has data there, the source's has none"))
             }
             _ => None,
         };
         (ProofMethod::Metadata { map }, stop)
     }
 
-    /// By ranges with data; a part of them where only one of the two has any.
+    /// Compares ranges with data, and some ranges where only one of the images has data.
     async fn sample(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
-        let (ours, theirs) = match self.both_maps(SAMPLE).await {
+        let (source, destination) = match self.both_maps(SAMPLE).await {
             Ok(maps) => maps,
             Err(stop) => return (ProofMethod::Sample { seed: how.seed, ranges: 0, bytes: 0 }, Some(stop)),
         };
         let few = how.samples.div_ceil(4);
-        let mut chosen = identity::choose(&ours, how.samples, how.seed);
-        chosen.extend(identity::choose(&identity::without(&ours, &theirs), few, how.seed));
-        chosen.extend(identity::choose(&identity::without(&theirs, &ours), few, how.seed));
+        let mut chosen = identity::choose(&source, how.samples, how.seed);
+        chosen.extend(identity::choose(&identity::without(&source, &destination), few, how.seed));
+        chosen.extend(identity::choose(&identity::without(&destination, &source), few, how.seed));
         chosen.sort_by_key(|range| range.start);
         chosen.dedup();
         let bytes = chosen.iter().map(|range| range.length).sum();
-        let by = ProofMethod::Sample { seed: how.seed, ranges: chosen.len(), bytes };
-        self.told.begin(bytes);
+        let method = ProofMethod::Sample { seed: how.seed, ranges: chosen.len(), bytes };
+        self.progress.begin(bytes);
         let stop = self.alike(chosen.into_iter(), |_, _| ()).await.err();
-        (by, stop)
+        (method, stop)
     }
 
-    /// By everything. Where nothing was read on a side because its digest is kept, and it does not fit, all is read.
+    /// Compares everything, with stored digests in place of reading. If a stored digest differs from the other image,
+    /// both images are read after all: only that finds the offset, and the stored digest may be wrong.
     async fn full(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         let sides = [self.source, self.destination];
         let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(digest_cache::stamps));
         let kept = sides.map(|open| open.place.as_ref().and_then(digest_cache::trusted));
         let trusted = kept.iter().flatten().count();
-        if let [Some(ours), Some(theirs)] = &kept {
-            if ours == theirs {
-                return (ProofMethod::Full { digest: Some(ours.clone()), bytes: 0, kept: 2 }, None);
+        if let [Some(source), Some(destination)] = &kept {
+            if source == destination {
+                return (ProofMethod::Full { digest: Some(source.clone()), bytes: 0, kept: 2 }, None);
             }
         } else if let Some((digest, open)) = match &kept {
             [Some(digest), None] => Some((digest, self.destination)),
@@ -188,45 +190,45 @@ impl RunningComparison<'_> {
         }
     }
 
-    /// Reads both sides, and gives the digest of what both hold.
+    /// Reads both images, and returns their common digest with the bytes read.
     async fn everything(&mut self) -> Result<(String, u64), ComparisonStop> {
         let size = self.source.image.virtual_size;
-        let (ours, theirs) = self.both_maps(SEGMENT).await?;
-        let both = identity::data(merged(&ours, &theirs), SEGMENT, size);
+        let (source, destination) = self.both_maps(SEGMENT).await?;
+        let both = identity::data(merged(&source, &destination), SEGMENT, size);
         let bytes = both.iter().map(|range| range.length).sum();
-        self.told.begin(bytes);
+        self.progress.begin(bytes);
         let mut digest = ImageDigest::new(size);
         self.alike(split(&both), |range, data| digest.add(range.start, data)).await?;
         Ok((digest.finish(), 2 * bytes))
     }
 
-    /// Reads one side alone.
+    /// Reads one image, and returns its digest with the bytes read.
     async fn digest(&mut self, open: &OpenImage<'_>) -> Result<(String, u64), ComparisonStop> {
         let side = if std::ptr::eq(open, self.source) { "source" } else { "destination" };
         let map = map(open, SEGMENT).await.map_err(|error| ComparisonStop::Unread(side, error))?;
         let bytes = map.iter().map(|range| range.length).sum();
-        self.told.begin(bytes);
+        self.progress.begin(bytes);
         let mut digest = ImageDigest::new(open.image.virtual_size);
         let mut under_way = VecDeque::new();
         let mut next = split(&map);
         loop {
             while under_way.len() < IN_FLIGHT {
                 let Some(range) = next.next() else { break };
-                let (client, ceiling) = (open.client.clone(), Arc::clone(self.ceiling));
+                let (client, limit) = (open.client.clone(), Arc::clone(self.limit));
                 under_way.push_back(PendingRead(tokio::spawn(async move {
-                    ceiling.pass(range.length).await;
+                    limit.pass(range.length).await;
                     client.read(range.start, length(range)).await.map(|data| (range, data))
                 })));
             }
             let Some(mut first) = under_way.pop_front() else { break };
             let (range, data) = first.get().await.map_err(|error| ComparisonStop::Unread(side, error))?;
             digest.add(range.start, &data);
-            self.told.done(range.length);
+            self.progress.done(range.length);
         }
         Ok((digest.finish(), bytes))
     }
 
-    /// Reads the ranges on both sides, in order; hands on what both hold, and stops at the first byte that differs.
+    /// Reads ranges of both images in order and passes the common contents to `held`; stops at the first difference.
     async fn alike(
         &mut self,
         mut next: impl Iterator<Item = ByteRange>,
@@ -236,47 +238,48 @@ impl RunningComparison<'_> {
         loop {
             while under_way.len() < IN_FLIGHT {
                 let Some(range) = next.next() else { break };
-                let (ours, theirs) = (self.source.client.clone(), self.destination.client.clone());
-                let ceiling = Arc::clone(self.ceiling);
+                let (source, destination) = (self.source.client.clone(), self.destination.client.clone());
+                let limit = Arc::clone(self.limit);
                 under_way.push_back(PendingRead(tokio::spawn(async move {
-                    ceiling.pass(2 * range.length).await;
-                    let ours = async { ours.read(range.start, length(range)).await.map_err(|e| ("source", e)) };
-                    let theirs =
-                        async { theirs.read(range.start, length(range)).await.map_err(|e| ("destination", e)) };
-                    try_join!(ours, theirs).map(|(ours, theirs)| (range, ours, theirs))
+                    limit.pass(2 * range.length).await;
+                    let (start, length) = (range.start, length(range));
+                    let source = async { source.read(start, length).await.map_err(|e| ("source", e)) };
+                    let destination = async { destination.read(start, length).await.map_err(|e| ("destination", e)) };
+                    try_join!(source, destination).map(|(source, destination)| (range, source, destination))
                 })));
             }
             let Some(mut first) = under_way.pop_front() else { return Ok(()) };
-            let (range, ours, theirs) =
+            let (range, source, destination) =
                 first.get().await.map_err(|(side, error)| ComparisonStop::Unread(side, error))?;
-            if let Some(at) = identity::first_difference(&ours, &theirs) {
+            if let Some(at) = identity::first_difference(&source, &destination) {
                 return Err(ComparisonStop::Differ(range.start + at as u64, "the contents differ"));
             }
-            held(range, &ours);
-            self.told.done(range.length);
+            held(range, &source);
+            self.progress.done(range.length);
         }
     }
 
     async fn both_maps(&self, unit: u64) -> Result<(Vec<ByteRange>, Vec<ByteRange>), ComparisonStop> {
-        let ours = async { map(self.source, unit).await.map_err(|error| ComparisonStop::Unread("source", error)) };
-        let theirs =
+        let source = async { map(self.source, unit).await.map_err(|error| ComparisonStop::Unread("source", error)) };
+        let destination =
             async { map(self.destination, unit).await.map_err(|error| ComparisonStop::Unread("destination", error)) };
-        try_join!(ours, theirs)
+        try_join!(source, destination)
     }
 
-    /// Keeps a digest that both sides were read for, with what their files were like before, where it is to be kept.
+    /// Stores a digest beside both images if that was asked for. `before` has the stamps of the files from before they
+    /// were read, so a file that changed meanwhile makes the digest invalid.
     fn keep(&self, before: [Option<io::Result<Vec<FileStamp>>>; 2], digest: &str) {
         for (open, stamps) in [self.source, self.destination].into_iter().zip(before) {
             let (Some(place), Some(stamps)) = (&open.place, stamps) else { continue };
             if let Err(error) = stamps.and_then(|stamps| digest_cache::keep(place, stamps, digest)) {
                 let (path, code) = (place.path.display(), "digest-not-kept");
-                self.told.report.warn(code, format!("{path}: the digest could not be kept: {error}"));
+                self.progress.report.warn(code, format!("{path}: the digest could not be kept: {error}"));
             }
         }
     }
 }
 
-/// Where an image reads as anything but zero, as its server tells.
+/// The ranges where an image does not read as zeros, according to its NBD server.
 async fn map(open: &OpenImage<'_>, unit: u64) -> Result<Vec<ByteRange>, NbdError> {
     let size = open.image.virtual_size;
     let mut found = Vec::new();
@@ -290,29 +293,29 @@ async fn map(open: &OpenImage<'_>, unit: u64) -> Result<Vec<ByteRange>, NbdError
     Ok(identity::data(found, unit, size))
 }
 
-fn merged(ours: &[ByteRange], theirs: &[ByteRange]) -> Vec<ByteRange> {
-    let mut all: Vec<ByteRange> = ours.iter().chain(theirs).copied().collect();
+fn merged(source: &[ByteRange], destination: &[ByteRange]) -> Vec<ByteRange> {
+    let mut all: Vec<ByteRange> = source.iter().chain(destination).copied().collect();
     all.sort_by_key(|range| range.start);
     all
 }
 
-/// Cuts ranges that are aligned to segments into segments.
+/// Cuts ranges that are aligned to segments into segments. The last segment of an image may be shorter.
 fn split(ranges: &[ByteRange]) -> impl Iterator<Item = ByteRange> {
     let pieces = |range: &ByteRange| {
         let range = *range;
-        (range.start..range.end()).step_by(SEGMENT as usize).map(move |start| {
-            ByteRange { start, length: SEGMENT.min(range.end() - start) } // the image's last one may be shorter
-        })
+        (range.start..range.end())
+            .step_by(SEGMENT as usize)
+            .map(move |start| ByteRange { start, length: SEGMENT.min(range.end() - start) })
     };
     ranges.iter().flat_map(pieces)
 }
 
 fn length(range: ByteRange) -> u32 {
-    // a segment at most
+    // Every request is at most a segment long.
     u32::try_from(range.length).unwrap_or(u32::MAX)
 }
 
-/// A read under way, which ends with whoever waits for it.
+/// A read under way, which is aborted when the value is dropped.
 struct PendingRead<T>(JoinHandle<T>);
 
 impl<T> PendingRead<T> {
@@ -320,7 +323,7 @@ impl<T> PendingRead<T> {
         match (&mut self.0).await {
             Ok(read) => read,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            // the runtime goes, and this task with it
+            // The runtime is shutting down, which drops this task as well.
             Err(_) => std::future::pending().await,
         }
     }
@@ -332,8 +335,8 @@ impl<T> Drop for PendingRead<T> {
     }
 }
 
-/// A digest of all that a guest can read of an image: that of the digests of its segments. Segments that were left out
-/// are zero, so it does not depend on where zeros are stored.
+/// The digest of everything that a guest can read of an image: the digest of the digests of its segments. Skipped
+/// segments count as zeros, so the digest does not depend on whether zeros are stored.
 struct ImageDigest {
     all: blake3::Hasher,
     size: u64,
@@ -368,7 +371,7 @@ impl ImageDigest {
     }
 }
 
-/// Tells how far a comparison is, now and then.
+/// Reports the progress of a comparison at intervals.
 struct ComparisonProgress<'a> {
     image: String,
     last: Option<(Instant, u64, u64)>,

@@ -1,6 +1,7 @@
-//! Digests kept beside images: trusted for as long as no file of the image has changed.
+//! Digests that are stored beside images, and used for as long as no file of the image has changed.
 //!
-//! It must never trust a digest whose files have another size, another inode or other times than when it was made.
+//! A digest must never be used if a file of the image has another size, another inode or other times than when the
+//! digest was computed.
 
 use super::identity;
 use serde::{Deserialize, Serialize};
@@ -10,21 +11,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The version and the kind of digest that this file is about.
+/// The kind of digest that a digest file holds.
 const ALGORITHM: &str = "blake3-of-1MiB-blake3";
 
-/// Where an image is on this host, with all the layers it is read from.
+/// An image on this host, with the files of all its layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageLocation {
-    /// The image's own file: the digest is beside it.
+    /// The file of the image itself; the digest file is beside that file.
     pub path: PathBuf,
-    /// The files of its layers, itself first.
+    /// The files of the layers, the image itself first.
     pub files: Vec<PathBuf>,
-    /// What they are read as: sizes and formats, for the same files read in another way have another content.
+    /// The sizes and formats with which the files are read: the same files read in other formats have other contents.
     pub kind: String,
 }
 
-/// What is beside an image.
+/// The contents of a digest file.
 #[derive(Debug, Serialize, Deserialize)]
 struct CachedDigest {
     v: u32,
@@ -34,21 +35,21 @@ struct CachedDigest {
     files: Vec<FileStamp>,
 }
 
-/// What tells a file's content from another's without reading it.
+/// The metadata of a file that changes whenever the contents change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FileStamp {
     size: u64,
     modified_s: i64,
     modified_ns: i64,
-    /// When anything of it was changed, which nobody can set: tools that copy in place set the other time as it was, and
-    /// images that are built to be the same have the same one.
+    /// The inode's change time, which no program can set. The modification time alone proves nothing: tools that copy
+    /// in place restore it, and reproducibly built images share it.
     changed_s: i64,
     changed_ns: i64,
     inode: u64,
     device: u64,
 }
 
-/// What the files are like now: to be taken before they are read, for one may change meanwhile.
+/// The stamps of the files now. The caller must take them before reading the files, as a file may change meanwhile.
 pub(super) fn stamps(place: &ImageLocation) -> io::Result<Vec<FileStamp>> {
     let stamp = |path: &PathBuf| {
         let data = fs::metadata(path)?;
@@ -69,7 +70,7 @@ fn beside(path: &Path) -> PathBuf {
     PathBuf::from(identity::kept_path(&path.to_string_lossy()))
 }
 
-/// The digest beside an image, if it is one of it as it is now.
+/// The digest beside an image, if no file of the image has changed since.
 pub(super) fn trusted(place: &ImageLocation) -> Option<String> {
     let kept: CachedDigest = serde_json::from_str(&fs::read_to_string(beside(&place.path)).ok()?).ok()?;
     let fits =
@@ -77,7 +78,7 @@ pub(super) fn trusted(place: &ImageLocation) -> Option<String> {
     fits.then_some(kept.digest)
 }
 
-/// Keeps the digest of what an image was when these stamps were taken beside it, in place of an older one.
+/// Stores the digest beside an image, with the stamps from before the image was read; replaces an older digest.
 pub(super) fn keep(place: &ImageLocation, files: Vec<FileStamp>, digest: &str) -> io::Result<()> {
     let kept = CachedDigest {
         v: 1,
@@ -114,7 +115,7 @@ mod tests {
         let before = now();
         fs::write(&base, "bbb").unwrap();
         keep(&place, before, "d2").unwrap();
-        assert_eq!(trusted(&place), None, "it changed while it was read");
+        assert_eq!(trusted(&place), None, "the file changed while the image was read");
         keep(&place, now(), "d2").unwrap();
         assert_eq!(trusted(&place).as_deref(), Some("d2"));
         let modified = fs::metadata(&base).unwrap().modified().unwrap();

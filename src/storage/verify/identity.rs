@@ -1,7 +1,7 @@
-//! Whether two images that are only read hold the same: what to compare, and what to make of it.
+//! Whether two read-only images have equal contents: which ranges to compare, and the result of a comparison.
 //!
-//! Pure. `sync=top` copies only what the overlay holds; all else the guest reads from the destination's own backing file,
-//! so that one has to be the source's, proved and not taken on trust.
+//! Pure. A mirror with `sync=top` copies only the overlay; the guest reads everything else from the destination's own
+//! backing file. So the engine proves that the backing files of both sides are equal.
 
 use crate::storage::model::layout::PREFIX;
 use serde::Serialize;
@@ -11,21 +11,21 @@ use std::{fmt, str::FromStr};
 pub const SAMPLE: u64 = 64 << 10;
 /// The unit of a digest, bytes.
 pub const SEGMENT: u64 = 1 << 20;
-/// What the name of a kept digest ends with.
+/// The end of the name of a digest file.
 pub const KEPT: &str = "digest";
 
-/// How well two images are to be proved to be the same.
+/// How thoroughly the engine compares two images.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProofLevel {
-    /// Not at all.
+    /// No comparison.
     Off,
-    /// Format, sizes, and where data is allocated.
+    /// The formats, the sizes, and the map of allocated data.
     Metadata,
-    /// That the contents of a number of ranges, chosen at random where data is, are equal.
+    /// The contents of a number of ranges, chosen at random where data is allocated.
     #[default]
     Sample,
-    /// That everything a guest can read is equal.
+    /// Everything that a guest can read.
     Full,
 }
 
@@ -51,166 +51,167 @@ impl FromStr for ProofLevel {
     }
 }
 
-/// A part of an image. Bytes.
+/// A range of an image, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ByteRange {
-    /// Where it begins.
+    /// The first byte.
     pub start: u64,
-    /// How long it is.
+    /// The length.
     pub length: u64,
 }
 
 impl ByteRange {
-    /// Where it ends.
+    /// The first byte after the range.
     pub fn end(self) -> u64 {
         self.start + self.length
     }
 }
 
-/// What is compared: an image of the source that is only read, and the destination's in its place.
+/// A read-only image of the source, and the image that the destination has in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePair {
-    /// The disks it is below, or is.
+    /// The disks that read from the image.
     pub disks: Vec<String>,
-    /// The source's.
+    /// The source's image.
     pub source: ComparedImage,
-    /// The destination's.
+    /// The destination's image.
     pub destination: ComparedImage,
 }
 
-/// One of the two.
+/// One of the two images of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComparedImage {
-    /// Its node.
+    /// The block node of the image.
     pub node: String,
-    /// Its file, then those of the layers below it.
+    /// The file of the image, then the files of the layers below.
     pub files: Vec<String>,
-    /// The size a guest sees, bytes.
+    /// The size that the guest sees, bytes.
     pub virtual_size: u64,
-    /// The formats of its layers, with cluster sizes, the same order.
+    /// The formats of the layers, each with its cluster size, in the order of `files`.
     pub formats: Vec<(String, Option<u64>)>,
 }
 
 impl ImagePair {
-    /// What a comparison of the two came to.
-    pub fn judged(&self, by: ProofMethod, verdict: ComparisonResult) -> Comparison {
+    /// The record of a comparison of the two images.
+    pub fn judged(&self, method: ProofMethod, result: ComparisonResult) -> Comparison {
         let (source, destination) = (self.source.file().to_owned(), self.destination.file().to_owned());
-        Comparison { disks: self.disks.clone(), source, destination, by, verdict }
+        Comparison { disks: self.disks.clone(), source, destination, by: method, verdict: result }
     }
 }
 
 impl ComparedImage {
-    /// Its own file.
+    /// The file of the image itself.
     pub fn file(&self) -> &str {
         self.files.first().map_or("", String::as_str)
     }
 
-    /// Whether it is the same image, opened by whatever node.
+    /// Whether both values describe the same image, possibly opened by different nodes.
     pub fn is_of(&self, other: &Self) -> bool {
-        let told = |image: &Self| (image.files.clone(), image.virtual_size, image.formats.clone());
-        told(self) == told(other)
+        let content = |image: &Self| (image.files.clone(), image.virtual_size, image.formats.clone());
+        content(self) == content(other)
     }
 
-    /// Whether its format says where data is; else the file system does, which is no property of the image.
+    /// Whether every layer has a format that records where data is allocated. For a raw layer the file system records
+    /// that, so the map of a raw layer is no property of the image.
     pub fn has_map(&self) -> bool {
         self.formats.iter().all(|(_, cluster)| cluster.is_some())
     }
 }
 
-/// What a comparison came to.
+/// A comparison of two images, with its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Comparison {
-    /// The disks it is below, or is.
+    /// The disks that read from the image.
     pub disks: Vec<String>,
     /// The source's file.
     pub source: String,
-    /// The destination's.
+    /// The destination's file.
     pub destination: String,
-    /// How it was proved.
+    /// How the images were compared.
     pub by: ProofMethod,
-    /// What was found.
+    /// The result.
     #[serde(flatten)]
     pub verdict: ComparisonResult,
 }
 
-/// How two images were proved to be the same, or not to be.
+/// How two images were compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "proof")]
 pub enum ProofMethod {
-    /// They are one and the same file.
+    /// Both QEMUs have the same file open, so nothing was read.
     SameFile,
-    /// By format, sizes and the map of what is allocated.
+    /// By the formats, the sizes and the map of allocated data.
     Metadata {
-        /// The digest of the map, where the format has one.
+        /// The digest of the map, where the formats record one.
         map: Option<String>,
     },
     /// By ranges chosen at random.
     Sample {
-        /// What they were chosen from: the same seed chooses the same.
+        /// The seed of the random choice; the same seed chooses the same ranges.
         seed: u64,
-        /// How many.
+        /// The number of ranges.
         ranges: usize,
-        /// How much in all, bytes on each side.
+        /// The bytes read of each image.
         bytes: u64,
     },
-    /// By everything.
+    /// By everything that a guest can read.
     Full {
-        /// The digest of all that a guest can read: BLAKE3 over the BLAKE3 of each MiB.
+        /// The digest of everything that a guest can read: BLAKE3 over the BLAKE3 digests of each MiB.
         digest: Option<String>,
-        /// How much was read, bytes on both sides together.
+        /// The bytes read of both images together.
         bytes: u64,
-        /// On how many of the two sides a kept digest was trusted.
+        /// For how many of the two images a stored digest was used in place of reading.
         kept: usize,
     },
 }
 
-/// What was found.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "verdict")]
 pub enum ComparisonResult {
-    /// The same, as far as was looked.
+    /// The images are equal, as far as they were compared.
     Same,
-    /// Not the same.
+    /// The images differ.
     Differ {
-        /// The first byte found to differ, or the place where one has data and the other has none.
+        /// The first differing byte that was found, or the first byte where only one image has data.
         offset: u64,
-        /// The file on the source that the byte is from.
+        /// The file of the source's layer that provides the byte.
         source_layer: String,
-        /// And on the destination.
+        /// The file of the destination's layer that provides the byte.
         destination_layer: String,
-        /// What differs there.
+        /// The difference, in words.
         what: String,
     },
-    /// They could not be compared.
+    /// The images could not be compared.
     Unproved {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// Where a kept digest of an image is: beside it.
+/// The path of the digest file beside an image.
 pub fn kept_path(file: &str) -> String {
     format!("{file}.{PREFIX}{KEPT}")
 }
 
-/// What differs by metadata alone, in words.
+/// The difference between the metadata of two images, in words.
 pub fn metadata(source: &ComparedImage, destination: &ComparedImage) -> Option<String> {
     if source.virtual_size != destination.virtual_size {
-        let (here, there) = (source.virtual_size, destination.virtual_size);
-        return Some(format!("the source's has {here} bytes, the destination's {there}"));
+        let (source, destination) = (source.virtual_size, destination.virtual_size);
+        return Some(format!("the source's image has {source} bytes, the destination's {destination}"));
     }
-    let told = |image: &ComparedImage| {
+    let describe = |image: &ComparedImage| {
         let one = |(format, cluster): &(String, Option<u64>)| match cluster {
             Some(bytes) => format!("{format} with clusters of {bytes} bytes"),
             None => format.clone(),
         };
         image.formats.iter().map(one).collect::<Vec<_>>().join(" over ")
     };
-    let (here, there) = (told(source), told(destination));
-    (here != there).then(|| format!("the source's is {here}, the destination's {there}"))
+    let (source, destination) = (describe(source), describe(destination));
+    (source != destination).then(|| format!("the source's image is {source}, the destination's {destination}"))
 }
 
-/// The ranges with data, aligned to `unit` and cut off at `size`, in order and apart.
+/// The ranges with data, aligned to `unit` and cut off at `size`, in ascending order and without overlaps.
 pub fn data(extents: impl IntoIterator<Item = ByteRange>, unit: u64, size: u64) -> Vec<ByteRange> {
     let mut found: Vec<ByteRange> = Vec::new();
     for extent in extents.into_iter().filter(|extent| extent.length > 0) {
@@ -225,11 +226,11 @@ pub fn data(extents: impl IntoIterator<Item = ByteRange>, unit: u64, size: u64) 
     found
 }
 
-/// What is in `ours` and not in `theirs`; both in order and apart.
-pub fn without(ours: &[ByteRange], theirs: &[ByteRange]) -> Vec<ByteRange> {
+/// The parts of `ranges` outside of `excluded`. Both must be in ascending order and without overlaps.
+pub fn without(ranges: &[ByteRange], excluded: &[ByteRange]) -> Vec<ByteRange> {
     let mut left = Vec::new();
-    let mut cuts = theirs.iter().peekable();
-    for range in ours {
+    let mut cuts = excluded.iter().peekable();
+    for range in ranges {
         let mut start = range.start;
         while let Some(cut) = cuts.peek() {
             if cut.end() <= start {
@@ -255,8 +256,8 @@ pub fn without(ours: &[ByteRange], theirs: &[ByteRange]) -> Vec<ByteRange> {
     left
 }
 
-/// Chooses `count` ranges of at most [`SAMPLE`] bytes among those with data: the first and the last, and one at random
-/// from each of as many equal parts of what lies between, so that no part of the image is left out.
+/// Chooses `count` ranges of at most [`SAMPLE`] bytes where data is: the first unit, the last unit, and one unit at
+/// random from each of `count - 2` equal parts between them, so that no part of the image is left out.
 pub fn choose(data: &[ByteRange], count: usize, seed: u64) -> Vec<ByteRange> {
     let units: u64 = data.iter().map(|range| range.length.div_ceil(SAMPLE)).sum();
     let count = (count as u64).min(units);
@@ -273,20 +274,20 @@ pub fn choose(data: &[ByteRange], count: usize, seed: u64) -> Vec<ByteRange> {
     let (mut ranges, mut before) = (data.iter().peekable(), 0);
     for pick in picks {
         while let Some(range) = ranges.peek() {
-            let here = range.length.div_ceil(SAMPLE);
-            if pick < before + here {
+            let units_of_range = range.length.div_ceil(SAMPLE);
+            if pick < before + units_of_range {
                 let start = range.start + (pick - before) * SAMPLE;
                 chosen.push(ByteRange { start, length: SAMPLE.min(range.end() - start) });
                 break;
             }
-            before += here;
+            before += units_of_range;
             ranges.next();
         }
     }
     chosen
 }
 
-/// The first byte that differs.
+/// The index of the first byte that differs.
 pub fn first_difference(source: &[u8], destination: &[u8]) -> Option<usize> {
     if source == destination {
         return None;
@@ -295,13 +296,14 @@ pub fn first_difference(source: &[u8], destination: &[u8]) -> Option<usize> {
     Some(differs.unwrap_or_else(|| source.len().min(destination.len())))
 }
 
-/// The file that a byte is from. `depth` is QEMU's: 1 for the image itself, 2 for the layer below, 0 for none of them.
+/// The file that provides a byte. `depth` is the allocation depth of QEMU's NBD server: 1 for the image itself, 2 for
+/// the layer below, 0 for no layer.
 pub fn layer(image: &ComparedImage, depth: u32) -> &str {
     let index = usize::try_from(depth).unwrap_or(0).saturating_sub(1);
     image.files.get(index).or(image.files.first()).map_or("", String::as_str)
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): small, and the same on every machine.
+/// The random generator SplitMix64 (Steele, Lea and Flood, 2014): small, and with the same numbers on every machine.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -313,7 +315,7 @@ impl SplitMix64 {
         mixed ^ (mixed >> 31)
     }
 
-    /// Below `bound`; 0 where that is 0. The bias is below 2^-32 for any image there is.
+    /// A random number below `bound`, or 0 if `bound` is 0. The bias is below 2^-32 for any possible image.
     fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound.max(1)
     }
@@ -329,10 +331,10 @@ mod tests {
     }
 
     #[test]
-    fn what_one_has_and_the_other_has_not() {
-        let ours = [range(0, 100), range(200, 100), range(400, 10)];
-        for (theirs, left) in [
-            (vec![], ours.to_vec()),
+    fn ranges_without_the_excluded() {
+        let ranges = [range(0, 100), range(200, 100), range(400, 10)];
+        for (excluded, left) in [
+            (vec![], ranges.to_vec()),
             (vec![range(0, 1000)], vec![]),
             (vec![range(50, 200)], vec![range(0, 50), range(250, 50), range(400, 10)]),
             (
@@ -341,7 +343,7 @@ mod tests {
             ),
             (vec![range(250, 155)], vec![range(0, 100), range(200, 50), range(405, 5)]),
         ] {
-            assert_eq!(without(&ours, &theirs), left, "{theirs:?}");
+            assert_eq!(without(&ranges, &excluded), left, "{excluded:?}");
         }
     }
 
@@ -363,7 +365,7 @@ mod tests {
         assert_ne!(chosen, choose(&data, 16, 8));
         assert_eq!(choose(&data, 0, 7), []);
         assert_eq!(choose(&[], 16, 7), []);
-        // all there is, where that is less
+        // An image with fewer units than wanted is sampled in full.
         assert_eq!(choose(&[range(0, 3 * SAMPLE)], 16, 7).len(), 3);
         assert_eq!(choose(&data, 1, 7), [range(0, SAMPLE)]);
     }
@@ -406,7 +408,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_left_is_ours_alone(
+        fn what_is_left_is_outside_of_the_excluded(
             a in prop::collection::vec((0u64..50, 1u64..50), 0..10), b in prop::collection::vec((0u64..50, 1u64..50), 0..10)
         ) {
             let lay = |pieces: &[(u64, u64)]| {
@@ -417,11 +419,11 @@ mod tests {
                     range
                 }).collect::<Vec<_>>()
             };
-            let (ours, theirs) = (lay(&a), lay(&b));
+            let (ranges, excluded) = (lay(&a), lay(&b));
             let has = |ranges: &[ByteRange], at: u64| ranges.iter().any(|range| range.start <= at && at < range.end());
-            let left = without(&ours, &theirs);
+            let left = without(&ranges, &excluded);
             for at in 0..1000 {
-                prop_assert_eq!(has(&left, at), has(&ours, at) && !has(&theirs, at), "{}", at);
+                prop_assert_eq!(has(&left, at), has(&ranges, at) && !has(&excluded, at), "{}", at);
             }
         }
     }

@@ -1,8 +1,9 @@
-//! Read-only NBD exports of nodes, for as long as something is read through them.
+//! Read-only NBD exports of block nodes, for as long as an image is read through them.
 //!
-//! It must never offer a node for writing, and never leave behind what it opened: the exports, the server, and the
-//! activity of a node that waits for an incoming migration. A [`ReadExports`] that is dropped without [`ReadExports::close`] stays open
-//! in QEMU, as does that of a killed process; the next one to be opened there removes it.
+//! No node may be exported for writing, and nothing may stay behind: neither the exports nor the server, and a node
+//! that waits for an incoming migration must be inactive again. [`ReadExports`] that are dropped without
+//! [`ReadExports::close`] stay open in QEMU, as do those of a killed process; the next [`ReadExports::open`] removes
+//! them.
 
 use crate::{
     endpoint::{Address, keep_private},
@@ -14,83 +15,84 @@ use qapi::qmp;
 use std::collections::BTreeSet;
 use tokio::try_join;
 
-/// Nodes of one QEMU that can be read at an address, each as an export.
+/// The read-only exports of one QEMU, at one address.
 #[derive(Debug)]
-#[must_use = "it stays open in QEMU until it is closed"]
+#[must_use = "the exports stay open in QEMU until they are closed"]
 pub struct ReadExports {
     address: Address,
     /// The ids of the exports, in the order of the nodes.
     exports: Vec<String>,
-    /// Nodes that were exported and had been inactive before.
+    /// Exported nodes that were inactive before.
     inactive: Vec<String>,
-    /// All that were inactive before: what is below an exported node becomes active with it, or before it fails to.
+    /// All nodes that were inactive before: QEMU also activates the nodes below an exported node, even if the export
+    /// fails.
     before: BTreeSet<String>,
 }
 
 impl ReadExports {
-    /// Exports each of `nodes`, which are pairs of an export's name and a node, for reading at `address`. Contexts for
-    /// `base:allocation` and `qemu:allocation-depth` are offered.
-    ///
-    /// What a dead process of ours left open there is removed first; what a living one reads from is not.
+    /// Exports `nodes` (pairs of an export's name and a node) for reading at `address`, with the metadata contexts
+    /// `base:allocation` and `qemu:allocation-depth`. Exports that a dead engine left open are removed first; those of
+    /// a living engine are not.
     ///
     /// # Errors
-    /// [`ProcessError::InUse`] where an NBD server runs already, which QEMU has only one of; else what QEMU says. Whatever
-    /// the error, nothing is left open as far as QEMU still answers.
+    /// [`ProcessError::InUse`] if QEMU's only NBD server runs already; else QEMU refuses, or does not answer. After an
+    /// error everything is closed again, as far as QEMU still answers.
     pub async fn open(process: &Process, address: &Address, nodes: &[(String, String)]) -> Result<Self, ProcessError> {
         let before = set_of(process, false).await?;
         start_server(process, address).await?;
-        // only we read from it, so also where the user named it; before anything can be read there
+        // Only this process reads from the socket, so close it to others before anything is exported, whoever chose the
+        // path.
         if let Err(error) = keep_private(address) {
-            tracing::debug!(%address, %error, "who may connect is left to the folder of the socket");
+            tracing::debug!(%address, %error, "the permissions of the socket could not be restricted; those of its folder apply");
         }
-        let mut view = Self { address: address.clone(), exports: Vec::new(), inactive: Vec::new(), before };
-        match view.add(process, nodes).await {
-            Ok(()) => Ok(view),
+        let mut opened = Self { address: address.clone(), exports: Vec::new(), inactive: Vec::new(), before };
+        match opened.add(process, nodes).await {
+            Ok(()) => Ok(opened),
             Err(error) => {
-                if let Err(error) = view.close(process).await {
-                    tracing::warn!(%error, "what was exported for reading could not be closed again");
+                if let Err(error) = opened.close(process).await {
+                    tracing::warn!(%error, "the exports for reading could not be closed again");
                 }
                 Err(error)
             }
         }
     }
 
-    /// Exports one more node, on its own.
+    /// Exports one more node.
     ///
     /// # Errors
-    /// What QEMU says: where another process has the image open for writing, that it could not get a lock.
+    /// QEMU refuses, for example because another process holds the lock of the image, or does not answer.
     pub async fn offer(&mut self, process: &Process, name: &str, node: &str) -> Result<(), ProcessError> {
         self.add(process, &[(name.to_owned(), node.to_owned())]).await
     }
 
-    /// Where the exports are.
+    /// The address of the NBD server.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Ends every connection, removes the exports, stops the server, and makes inactive again what was inactive before.
-    /// Everything is tried, whatever fails on the way.
+    /// Ends every connection, removes the exports, stops the server, and makes nodes inactive that were inactive
+    /// before. A step that fails does not keep the others.
     ///
     /// # Errors
     /// The first failure.
     pub async fn close(self, process: &Process) -> Result<(), ProcessError> {
-        // all are on their way, in this order, before any answer is awaited
+        // Send all commands in this order before awaiting any answer.
         let hard = Some(qmp::BlockExportRemoveMode::hard);
         let removed: Vec<_> = self.exports.iter().map(|id| process.act(&remove(id, hard))).collect();
         let stopped = process.act(&qmp::nbd_server_stop {});
-        // those above first: a node whose parent is active cannot be made inactive
+        // Parents first: QEMU cannot make a node inactive below an active parent.
         let inactivated: Vec<_> = self.inactive.iter().rev().map(|node| inactivate(process, node)).collect();
 
         let mut first = Ok(());
         for answer in removed {
-            // one that is gone already is no failure: the server's end is the proof
+            // An export that is already closed is no failure: stopping the server proves that it is closed.
             if let Err(error) = answer.await {
                 tracing::debug!(%error, "an export could not be removed by its id");
             }
         }
         first = first.and(stopped.await);
         if let Address::Unix(path) = &self.address {
-            // QEMU removes it itself, unless it was killed
+            // QEMU itself removes the socket, unless QEMU was killed.
             drop(std::fs::remove_file(path));
         }
         for answer in inactivated {
@@ -99,8 +101,9 @@ impl ReadExports {
         first.and(self.inactivate_rest(process).await)
     }
 
-    /// Makes inactive again what is active below nodes that are not: an export that was refused, as by a lock, leaves it
-    /// so. Whatever is above comes first, which QEMU does not tell the order of.
+    /// Makes the remaining nodes inactive: QEMU leaves nodes active below a node whose export it refused, for example
+    /// because of a lock. Parents must come first, but QEMU does not tell the order, so the loop repeats while it makes
+    /// progress.
     async fn inactivate_rest(&self, process: &Process) -> Result<(), ProcessError> {
         if self.before.is_empty() {
             return Ok(());
@@ -134,8 +137,8 @@ impl ReadExports {
     }
 }
 
-/// The nodes that are active, or those that may not be used yet, because they wait for an incoming migration. Before 10.0
-/// QEMU does not tell, nor can it put a node back.
+/// The active nodes, or the inactive nodes that wait for an incoming migration. QEMU before 10.0 neither tells them
+/// apart nor can make a node inactive, so both sets are empty.
 async fn set_of(process: &Process, active: bool) -> Result<BTreeSet<String>, ProcessError> {
     let known = process.ask(&qmp::query_named_block_nodes { flat: Some(true) }).await?.0;
     Ok(known.into_iter().filter(|node| node.active == Some(active)).map(|node| node.node_name).collect())
@@ -153,13 +156,14 @@ async fn start_server(process: &Process, address: &Address) -> Result<(), Proces
     }
     let exports = process.ask(&qmp::query_block_exports {}).await?.0;
     let ids: Vec<String> = exports.into_iter().map(|export| export.id).collect();
-    // a view never adds to someone else's server: where all exports are of a view, so is the server
+    // An engine never adds an export for reading to a foreign server: if all exports are for reading, an engine started
+    // it.
     if !ids.is_empty() && ids.iter().all(|id| export::is_for_reading(id)) {
-        // "safe" refuses where somebody is connected
+        // In mode "safe" QEMU refuses to remove an export with a client.
         for id in &ids {
             let removed = process.act(&remove(id, Some(qmp::BlockExportRemoveMode::safe))).await;
             removed.map_err(|error| match error.is_refusal() {
-                true => in_use(process, "another qferry reads from it right now: wait for it"),
+                true => in_use(process, "another qferry reads from it right now: wait until that one has ended"),
                 false => error,
             })?;
         }
@@ -168,8 +172,8 @@ async fn start_server(process: &Process, address: &Address) -> Result<(), Proces
     } else if refused.refusal().is_some_and(|words| words.contains("already running")) {
         let exports = if ids.is_empty() { "without exports".to_owned() } else { format!("with {}", ids.join(", ")) };
         let what = format!(
-            "an NBD server runs there already, {exports}, and a QEMU has only one: stop it with nbd-server-stop if \
-             nobody needs it"
+            "an NBD server runs there already, {exports}, and a QEMU can run only one: stop the server with \
+             nbd-server-stop if nobody needs it"
         );
         Err(in_use(process, what))
     } else {
