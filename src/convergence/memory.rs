@@ -190,8 +190,8 @@ impl<'a> MemoryOutlook<'a> {
                 (self.fits_budget(needed) && self.is_worth_it(needed - limit)).then(|| self.raise(needed))
             }
             RamRung::Throttle => (abilities.throttle && now.applied.throttle < policy.throttle_max).then(|| {
-                let (percent, time) = self.throttle();
-                let because = match time {
+                let percent = self.throttle();
+                let because = match self.time_throttled(percent) {
                     Some(time) => format!("{self}: throttled by {percent} % RAM would fit in {:.1} s", time / 1000.0),
                     None => format!("{self}: the guest is throttled by {percent} %"),
                 };
@@ -253,24 +253,30 @@ impl<'a> MemoryOutlook<'a> {
         self.stands_still || doubted.is_some_and(|dated| self.now.since(dated.since) >= CONFIRMED)
     }
 
-    /// The smallest throttle that leaves a light load, or else the largest, and the milliseconds until RAM fits then.
-    /// One strong throttle that does is better than several weak ones that do not: QEMU takes a second or more for
-    /// each.
-    fn throttle(&self) -> (u8, Option<f64>) {
-        let Self { policy, now, memory, .. } = self;
-        let present = now.applied.throttle;
-        let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
-        let load = memory.load().unwrap_or(1.0);
-        let load = if load > SATURATED { load.max(BEYOND) } else { load };
-        let unthrottled = load / runs(present.min(99));
+    /// The smallest throttle that leaves a light load, or else the largest. One strong throttle that suffices is
+    /// better than several weak ones that do not: QEMU takes a second or more for each.
+    fn throttle(&self) -> u8 {
+        let (most, present) = (self.policy.throttle_max, self.now.applied.throttle);
         // a throttle that was not enough is followed by one that at least halves the time in which the guest runs
         let least = if present > 0 { (100 - present) / 2 } else { STEP };
         let mut percent = present.saturating_add(least).div_ceil(STEP) * STEP;
-        while percent < policy.throttle_max && unthrottled * runs(percent) > LIGHT {
+        while percent < most && self.load_throttled(percent) > LIGHT {
             percent += STEP;
         }
-        let percent = percent.min(policy.throttle_max);
-        (percent, memory.time_to(self.rest, unthrottled * runs(percent)))
+        percent.min(most)
+    }
+
+    /// Milliseconds until RAM fits with the guest throttled by so many per cent; `None` if never.
+    fn time_throttled(&self, percent: u8) -> Option<f64> {
+        self.memory.time_to(self.rest, self.load_throttled(percent))
+    }
+
+    /// The load of the guest, throttled by so many per cent.
+    fn load_throttled(&self, percent: u8) -> f64 {
+        let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
+        let load = self.memory.load().unwrap_or(1.0);
+        let load = if load > SATURATED { load.max(BEYOND) } else { load };
+        load / runs(self.now.applied.throttle.min(99)) * runs(percent)
     }
 }
 
@@ -485,7 +491,7 @@ mod tests {
         let given = ConvergenceJob { ceiling: Some(mib(1000)), ..job() };
         let (mut run, mut ram) = (started(built_in("converge"), given), GuestRam::new(60.0, 300.0, false));
         let decision = until(&mut run, &mut ram, 20_000, |decision| limit(decision).is_some());
-        // its first limit of 10 ms is 100 ms of what there is
+        // the first limit of 10 ms at the ceiling is 100 ms at the link's bandwidth
         assert_eq!(decision, None);
     }
 

@@ -109,16 +109,16 @@ mod tests {
     #[test]
     fn a_disk_counts_for_nova_too() {
         let given = ConvergenceJob { disks: vec![10 << 30], ..generous() };
-        // 2 and 10 GiB
+        // RAM counts 2 GiB, the disk 10
         assert_eq!(course("nova", given, 3, 1000), [(0, Some(50)), (900, Some(95))]);
     }
 
     #[test]
     fn vdsm_steps_by_passes_every_ten_seconds() {
-        // a pass takes 4 s, and so two or three of them each time it looks
+        // a pass takes 4 s, so each look finds two or three more
         let expected = [(0, 100), (10, 150), (20, 200), (30, 300), (40, 400), (50, 500)].map(|(at, ms)| (at, Some(ms)));
         assert_eq!(course("vdsm", generous(), 4, 100), [&expected[..], &[(60, None)]].concat());
-        // without another pass nothing happens
+        // a look that finds no new pass takes no step
         let slow = course("vdsm", generous(), 25, 160);
         assert_eq!(slow, [(0, Some(100)), (50, Some(150)), (80, Some(200)), (100, Some(300)), (130, Some(400))]);
     }
@@ -129,11 +129,11 @@ mod tests {
         let done = course("kubevirt", generous(), 2, 80);
         assert_eq!(done[0], (0, Some(150)));
         for (index, limit) in limits.into_iter().enumerate() {
-            // three passes of two seconds; it looks every 0.4 s
+            // three passes take six seconds, and KubeVirt looks every 0.4 s
             let at = 6 + 10 * index as u64;
             assert!(done[index + 1].1 == Some(limit) && (at..=at + 3).contains(&done[index + 1].0), "{done:?}");
         }
-        // half a GiB of 150 s each
+        // half a GiB at 150 s per GiB
         assert_eq!(done.last(), Some(&(75, None)));
     }
 
