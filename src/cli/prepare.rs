@@ -37,11 +37,11 @@ async fn plan(builder: PreparationBuilder, json: bool) -> ExitCode {
 async fn apply(builder: PreparationBuilder, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
     let began = std::time::Instant::now();
-    let mut provision = builder.start();
-    let events = provision.events();
+    let mut preparation = builder.start();
+    let events = preparation.events();
     let screen = thread::spawn(move || render::follow(events, json));
-    let canceller = provision.canceller();
-    let prepared = signals.cancelling(&canceller, provision.wait()).await;
+    let canceller = preparation.canceller();
+    let prepared = signals.cancelling(&canceller, preparation.wait()).await;
     if screen.join().is_err() {
         render::say("qferry: the display failed; the preparation did not");
     }

@@ -1,7 +1,7 @@
 //! The destination QEMU's command line, made from the source's.
 //!
-//! Pure. Only what names an image that goes elsewhere is changed, and how the guest comes in; everything else is kept,
-//! and what two QEMUs on one host would fight over is named.
+//! Pure. The derived command line differs only in the paths of images that move and in the options for the incoming
+//! guest. Options that would collide between two QEMUs on one host are reported, not changed.
 
 use crate::storage::model::path_map;
 use serde_json::Value;
@@ -11,9 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Options whose value is an image's name.
+/// The options whose value is the name of an image.
 const IMAGES: [&str; 10] = ["hda", "hdb", "hdc", "hdd", "cdrom", "fda", "fdb", "pflash", "mtdblock", "sd"];
-/// Options without a value, after which a lone word can be an image.
+/// The options without a value: a word after one of them is an image.
 const LONE: [&str; 17] = [
     "S",
     "s",
@@ -34,25 +34,26 @@ const LONE: [&str; 17] = [
     "only-migratable",
 ];
 
-/// The destination's command line.
+/// The destination QEMU's command line, derived from the source's.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DestinationCommandLine {
-    /// The program and its arguments.
+    /// The program and its arguments, not quoted.
     pub(super) words: Vec<String>,
-    /// The files that were found and replaced.
+    /// The paths of the source that were replaced.
     pub(super) replaced: Vec<PathBuf>,
-    /// Options that two QEMUs on one host cannot both have.
+    /// The options that two QEMUs on one host cannot both have.
     pub(super) collisions: Vec<String>,
-    /// A secret was left out.
+    /// Whether a secret was left out.
     pub(super) secrets: bool,
-    /// Options that refer to what a process inherits.
+    /// The options that refer to inherited file descriptors.
     pub(super) inherited: Vec<String>,
 }
 
-/// What is replaced: paths on the source with their paths at the destination.
+/// The paths to replace: paths on the source, with their paths on the destination.
 pub(super) type MovedFiles = BTreeMap<PathBuf, PathBuf>;
 
-/// Makes it. `directory` is the source's working directory, from which relative names are meant.
+/// Derives the destination's command line. `directory` is the source's working directory, which resolves relative
+/// names.
 pub(super) fn derive(source: &[String], moves: &MovedFiles, directory: Option<&Path>) -> DestinationCommandLine {
     let mut made = DestinationCommandLine::default();
     let mut rewrite = ImageRewriter { moves, directory, replaced: Vec::new() };
@@ -61,7 +62,7 @@ pub(super) fn derive(source: &[String], moves: &MovedFiles, directory: Option<&P
     let mut lone_before = true;
     while let Some(word) = words.next() {
         let Some(option) = option(word) else {
-            // a word without an option is the first disk, or the value of an option that is not known here
+            // A word after an option without a value is the image of the first disk; after any other option, its value.
             made.words.push(if lone_before { rewrite.name(word).into_owned() } else { word.clone() });
             lone_before = true;
             continue;
@@ -69,7 +70,7 @@ pub(super) fn derive(source: &[String], moves: &MovedFiles, directory: Option<&P
         lone_before = LONE.contains(&option);
         match option {
             "S" => continue,
-            // a source that was started from a snapshot is past it, and QEMU takes only one of the two
+            // The source has left its snapshot behind, and QEMU accepts only one of `-loadvm` and `-incoming`.
             "incoming" | "loadvm" => {
                 words.next();
                 lone_before = true;
@@ -80,7 +81,7 @@ pub(super) fn derive(source: &[String], moves: &MovedFiles, directory: Option<&P
         if lone_before {
             continue;
         }
-        // a value that begins with a dash is the kernel's command line; none of those that are read here does
+        // Only the kernel's command line (`-append`) may begin with a dash; no value of the other options does.
         let takes_all = option == "append";
         let Some(value) = words.next_if(|next| takes_all || self::option(next).is_none()) else { continue };
         lone_before = true;
@@ -111,10 +112,10 @@ pub(super) fn derive(source: &[String], moves: &MovedFiles, directory: Option<&P
     made
 }
 
-/// What stands in place of a secret.
+/// The replacement for a secret.
 const HIDDEN: &str = "HIDDEN";
 
-/// A `secret` object without what it keeps: what is printed ends up in logs.
+/// A `secret` object without its data: printed command lines end up in logs.
 fn without_secret(value: &str) -> Cow<'_, str> {
     let is_secret = value == "secret" || value.starts_with("secret,") || value.starts_with("secret_keyring,");
     let (Some(at), true) = (value.find(",data="), is_secret) else {
@@ -128,7 +129,7 @@ fn without_secret(value: &str) -> Cow<'_, str> {
         };
     };
     let begin = at + ",data=".len();
-    // a comma in a value is doubled
+    // QEMU doubles a comma inside a value.
     let rest = &value[begin..];
     let mut end = 0;
     while let Some(comma) = rest[end..].find(',') {
@@ -141,13 +142,13 @@ fn without_secret(value: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{}{HIDDEN}", &value[..begin]))
 }
 
-/// The name of an option, which begins with one dash or two.
+/// The name of an option, without its one or two dashes.
 fn option(word: &str) -> Option<&str> {
     let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
     name.starts_with(|c: char| c.is_ascii_alphabetic()).then_some(name)
 }
 
-/// Whether a second QEMU on the same host would fail on it, or take it away from the first.
+/// Whether a second QEMU on the same host would fail with this option, or take a socket or file from the first.
 fn collides(option: &str, value: &str) -> bool {
     let listens = value.contains("server=on") || value.contains(",server") && !value.contains("server=off");
     match option {
@@ -170,7 +171,7 @@ struct ImageRewriter<'a> {
 }
 
 impl ImageRewriter<'_> {
-    /// A name of QEMU's for an image: a path, or a `json:` description with paths in it.
+    /// Replaces the paths in QEMU's name for an image: a path, or a `json:` description.
     fn name<'t>(&mut self, name: &'t str) -> Cow<'t, str> {
         if let Some(description) = name.strip_prefix("json:") {
             return match self.json(description) {
@@ -189,7 +190,7 @@ impl ImageRewriter<'_> {
         }
     }
 
-    /// `key=value,key=value`, where a comma in a value is written twice.
+    /// Replaces the paths in `key=value,key=value`, where a comma inside a value is doubled.
     fn properties<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
         let mut changed = false;
         let parts: Vec<String> = split(text)
@@ -209,7 +210,7 @@ impl ImageRewriter<'_> {
     }
 
     fn json<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
-        // what cannot be read is left as it is; that its image was not found is told
+        // Words that cannot be parsed stay as they are; the finding `not-on-command-line` then names the image.
         let Ok(mut value) = serde_json::from_str::<Value>(text) else { return Cow::Borrowed(text) };
         let before = self.replaced.len();
         self.value(&mut value);
@@ -221,7 +222,7 @@ impl ImageRewriter<'_> {
             Value::Object(members) => {
                 for (key, member) in members {
                     match member {
-                        // `file` alone is the name of a node here
+                        // Inside JSON a plain `file` is the name of a node.
                         Value::String(name) if key == "filename" || key.ends_with(".filename") => {
                             if let Cow::Owned(new) = self.name(name) {
                                 *name = new;
@@ -241,7 +242,7 @@ fn names_a_file(key: &str) -> bool {
     key == "file" || key == "filename" || key.ends_with(".filename")
 }
 
-/// The parts of `a=b,c=d`, with the doubled commas single.
+/// The parts of `a=b,c=d`, with doubled commas made single.
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();

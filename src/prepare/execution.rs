@@ -1,7 +1,7 @@
-//! Does what was planned: backing files first, the bottom one first, then the images above them.
+//! The execution of the steps: backing files first, from the bottom up, then the images above them.
 //!
-//! Every file is claimed before the first is made, so that two runs do not meet half way. What it opens in the source is
-//! closed again, whatever happens.
+//! The execution claims every file before it writes the first one, so two preparations of the same files never get half
+//! way each. Exports that it opens in the source are closed again, however the execution ends.
 
 use super::{
     requirements::BackingLayer,
@@ -27,23 +27,23 @@ use qapi::qmp;
 use std::{fs, os::unix::fs::MetadataExt, time::Duration};
 use tokio::{sync::watch, task::spawn_blocking};
 
-/// How long a connection to the source's export may take.
+/// How long a connection to an export of the source may take.
 const DIAL: Duration = Duration::from_secs(10);
-/// How long it may take to read a chunk: a slow disk under load has many before it.
+/// How long a read may take: on a slow disk under load many others come first.
 const READ: Duration = Duration::from_secs(120);
 
-/// What does it.
+/// The environment of an execution.
 pub(super) struct Execution<'a> {
     pub(super) source: &'a Process,
     pub(super) settings: &'a PrepareSettings,
     pub(super) img: &'a QemuImg,
     pub(super) report: &'a Reporter,
-    /// Where the source is to listen, where something is to be copied.
+    /// The address at which the source is to listen, if a file is to be copied.
     pub(super) address: Option<Address>,
 }
 
 impl Execution<'_> {
-    /// Does it all. What is done is marked so in `steps`, also where a later one fails.
+    /// Carries out all steps. The state of each step is recorded in `steps`, also if a later step fails.
     pub(super) async fn run(
         &self,
         steps: &mut [PreparationStep],
@@ -61,19 +61,19 @@ impl Execution<'_> {
             self.populate(steps, &mut claimed, &cancel).await?;
         }
         let creates = async {
-            for (step, partial) in steps.iter_mut().zip(&mut claimed) {
-                let (StepWork::Create(_, image), Some(_)) = (&step.work, partial.as_ref()) else { continue };
+            for (step, unpublished) in steps.iter_mut().zip(&mut claimed) {
+                let (StepWork::Create(_, image), Some(_)) = (&step.work, unpublished.as_ref()) else { continue };
                 self.step(step, PhaseState::Begin);
-                let Some(partial) = partial.take() else { continue };
-                let created = self.img.create(image, partial.temporary()).await;
-                self.done(step, created.map_err(Failure::from).map(|()| partial)).await?;
+                let Some(unpublished) = unpublished.take() else { continue };
+                let created = self.img.create(image, unpublished.temporary()).await;
+                self.done(step, created.map_err(Failure::from).map(|()| unpublished)).await?;
             }
             Ok(())
         };
         unless_cancelled(&cancel, creates).await?
     }
 
-    /// Copies every backing file that is to be copied.
+    /// Copies the backing files of all copy steps.
     async fn populate(
         &self,
         steps: &mut [PreparationStep],
@@ -83,20 +83,20 @@ impl Execution<'_> {
         let Some(address) = &self.address else { return Ok(()) };
         let mut nodes = Vec::new();
         for (index, step) in steps.iter().enumerate() {
-            if let StepWork::Copy(_, below) = &step.work {
-                nodes.push((export(index), below.node.clone()));
+            if let StepWork::Copy(_, layer) = &step.work {
+                nodes.push((export(index), layer.node.clone()));
             }
         }
         runtime_dir::make(&self.settings.runtime_dir, [address])?;
-        let view = ReadExports::open(self.source, address, &nodes).await?;
+        let exports = ReadExports::open(self.source, address, &nodes).await?;
         let copied = async {
-            let ceiling = RateLimit::new(self.settings.bandwidth);
-            for (index, (step, partial)) in steps.iter_mut().zip(claimed.iter_mut()).enumerate() {
-                let StepWork::Copy(_, below) = step.work.clone() else { continue };
-                let Some(partial) = partial.take() else { continue };
+            let limit = RateLimit::new(self.settings.bandwidth);
+            for (index, (step, unpublished)) in steps.iter_mut().zip(claimed.iter_mut()).enumerate() {
+                let StepWork::Copy(_, layer) = step.work.clone() else { continue };
+                let Some(unpublished) = unpublished.take() else { continue };
                 self.step(step, PhaseState::Begin);
-                let copied = self.copy(&export(index), &below, &partial, step, &ceiling, address).await;
-                self.done(step, copied.map(|()| partial)).await?;
+                let copied = self.copy(&export(index), &layer, &unpublished, step, &limit, address).await;
+                self.done(step, copied.map(|()| unpublished)).await?;
             }
             Ok(())
         };
@@ -105,7 +105,7 @@ impl Execution<'_> {
             gone = self.source.gone() => Err(Failure::SourceGone(gone)),
             copied = unless_cancelled(cancel, copied) => copied.and_then(|copied| copied),
         };
-        let closed = view.close(self.source).await;
+        let closed = exports.close(self.source).await;
         copied?;
         closed.map_err(Failure::from)
     }
@@ -113,10 +113,10 @@ impl Execution<'_> {
     async fn copy(
         &self,
         export: &str,
-        below: &BackingLayer,
-        partial: &UnpublishedFile,
+        layer: &BackingLayer,
+        unpublished: &UnpublishedFile,
         step: &mut PreparationStep,
-        ceiling: &RateLimit,
+        limit: &RateLimit,
         address: &Address,
     ) -> Result<(), Failure> {
         let unreachable = |source| Failure::Export { address: address.to_string(), source };
@@ -125,29 +125,30 @@ impl Execution<'_> {
         let options = nbd::NbdOptions { deadline: READ, contexts };
         let client = nbd::NbdClient::connect(dialed.stream, export, options).await;
         let client = client.map_err(|error| unreachable(Box::new(error)))?;
-        let expected = below.actual_size.unwrap_or(0);
-        let populate =
-            LayerCopy { client: &client, unpublished: partial, layer: &step.path, expected, report: self.report };
-        let before = self.state(&below.node).await?;
-        let copied = populate.run(ceiling).await;
+        let expected = layer.actual_size.unwrap_or(0);
+        let copy = LayerCopy { client: &client, unpublished, layer: &step.path, expected, report: self.report };
+        let before = self.state(&layer.node).await?;
+        let copied = copy.run(limit).await;
         step.bytes = copied.as_ref().ok().copied().or(step.bytes);
         client.close().await;
         copied?;
-        if self.state(&below.node).await? != before {
+        if self.state(&layer.node).await? != before {
             return Err(Failure::LayerChanged { layer: step.source.clone() });
         }
-        if let Some(backing) = &below.backing {
-            // the header itself says whether it must be changed: what QEMU told may have been overridden when it started
-            let info = self.img.info(partial.temporary()).await?;
-            let named = image::names(partial.path(), info.backing_filename.as_deref(), &backing.file);
+        if let Some(backing) = &layer.backing {
+            // Read the header itself to see whether it must be changed: the source's command line may override the
+            // header, and QEMU reports the override.
+            let info = self.img.info(unpublished.temporary()).await?;
+            let named = image::names(unpublished.path(), info.backing_filename.as_deref(), &backing.file);
             if !named || info.backing_filename_format.as_deref() != Some(&backing.format) {
-                self.img.run(&image::rebase(partial.temporary(), &below.format, backing)).await?;
+                self.img.run(&image::rebase(unpublished.temporary(), &layer.format, backing)).await?;
             }
         }
         Ok(())
     }
 
-    /// What shows that a layer was written to: a block job opens it for writing, and its file has a time.
+    /// The signs of writes to a layer: whether a block job has opened the node for writing, and the modification time
+    /// of the file.
     async fn state(&self, node: &str) -> Result<(Option<bool>, Option<(i64, i64)>), Failure> {
         let nodes = self.source.ask(&qmp::query_named_block_nodes { flat: Some(true) }).await?.0;
         let found = nodes.iter().find(|found| found.node_name == node);
@@ -158,10 +159,10 @@ impl Execution<'_> {
         Ok((found.map(|found| found.ro), written))
     }
 
-    /// Gives a file its name, if it was made.
+    /// Publishes a file that was made, and records the outcome in the step.
     async fn done(&self, step: &mut PreparationStep, made: Result<UnpublishedFile, Failure>) -> Result<(), Failure> {
         let published = match made {
-            Ok(partial) => match spawn_blocking(move || partial.publish()).await {
+            Ok(unpublished) => match spawn_blocking(move || unpublished.publish()).await {
                 Ok(published) => published.map_err(Failure::from),
                 Err(error) => Err(crate::storage::files::layer_copy::LayerCopyError::Thread(error).into()),
             },

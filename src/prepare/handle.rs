@@ -1,4 +1,4 @@
-//! The handle to a preparation.
+//! The handle of a preparation, and its course: connect, look at both ends, decide, carry out.
 
 use super::{
     command_line::{self, DestinationCommandLine},
@@ -30,11 +30,11 @@ use tokio::sync::watch;
 
 /// A preparation that is under way.
 ///
-/// Dropping it cancels, as [`crate::migration::Migration`] does.
+/// A handle that is dropped cancels the preparation, like that of a [`crate::migration::Migration`].
 #[derive(Debug)]
 pub struct Preparation(BackgroundTask<Prepared>);
 
-/// What a preparation is to do.
+/// The description of a preparation that has not started.
 #[derive(Debug)]
 pub struct PreparationBuilder {
     source: Endpoint,
@@ -42,18 +42,19 @@ pub struct PreparationBuilder {
     recorder: Option<Recorder>,
 }
 
-/// What would be done, or was.
+/// The plan of a preparation, or its result.
 #[derive(Debug, Clone, Serialize)]
 pub struct Prepared {
-    /// How it ended.
+    /// How the preparation ended.
     pub outcome: PreparationOutcome,
-    /// Why nothing, or not all, was done.
+    /// Why not everything was done.
     pub reason: Option<Reason>,
-    /// What becomes of each file, a backing file before what stands on it.
+    /// The step for each file, a backing file before the images above.
     pub steps: Vec<PreparationStep>,
-    /// The destination QEMU's command line; only what must be added to it, where the source's is not known.
+    /// The destination QEMU's command line, one word per entry, not quoted. If the source's command line is unknown,
+    /// only the words to be added.
     pub qemu: Vec<String>,
-    /// What was found, blockers first.
+    /// The findings, blockers first.
     pub findings: Vec<Finding>,
 }
 
@@ -61,20 +62,20 @@ pub struct Prepared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PreparationOutcome {
-    /// Nothing was done, and it could be.
+    /// Nothing stands in the way; nothing was done yet.
     Planned,
     /// The destination has what it needs.
     Done,
-    /// Something stands in the way: nothing was made.
+    /// A blocker stands in the way; nothing was made.
     Refused,
-    /// It went wrong on the way; what is whole is kept, what is not is removed.
+    /// A step failed; complete files are kept, incomplete ones removed.
     Failed,
-    /// The same, because the user asked.
+    /// The user cancelled; complete files are kept, incomplete ones removed.
     Cancelled,
 }
 
 impl PreparationOutcome {
-    /// The command's exit code for it.
+    /// The exit code of the command.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Planned | Self::Done => 0,
@@ -86,70 +87,70 @@ impl PreparationOutcome {
 }
 
 impl PreparationBuilder {
-    /// Everything at once, in place of what was set so far.
+    /// Sets all settings at once, in place of everything set before.
     #[must_use]
     pub fn settings(mut self, settings: PrepareSettings) -> Self {
         self.settings = settings;
         self
     }
 
-    /// The folder for the images that the guest writes.
+    /// Sets the folder for the images that the guest writes to.
     #[must_use]
     pub fn to(mut self, folder: impl Into<PathBuf>) -> Self {
         self.settings.places.to = Some(folder.into());
         self
     }
 
-    /// What a file or folder of the source is at the destination; may be said more than once.
+    /// Adds the destination path of a file or folder of the source. May be called more than once.
     #[must_use]
     pub fn map(mut self, source: impl Into<PathBuf>, destination: impl Into<PathBuf>) -> Self {
         self.settings.places.maps.push((source.into(), destination.into()));
         self
     }
 
-    /// What the images stand on.
+    /// Sets whether the images need the source's backing files.
     #[must_use]
     pub fn storage(mut self, mode: StorageMode) -> Self {
         self.settings.selection.storage = mode;
         self
     }
 
-    /// What becomes of missing backing files; they are only named by default.
+    /// Sets what to do about missing backing files; by default they are only reported.
     #[must_use]
     pub fn populate(mut self, mode: PopulateMode) -> Self {
         self.settings.populate = mode;
         self
     }
 
-    /// A ceiling for what is copied; none by default.
+    /// Sets the limit for copies of backing files; none by default.
     #[must_use]
     pub fn bandwidth(mut self, ceiling: Rate) -> Self {
         self.settings.bandwidth = Some(ceiling);
         self
     }
 
-    /// `qemu-img`, if it is not the one in `PATH`.
+    /// Sets the program `qemu-img`, if another than that in `PATH` is to run.
     #[must_use]
     pub fn qemu_img(mut self, program: impl Into<PathBuf>) -> Self {
         self.settings.qemu_img = program.into();
         self
     }
 
-    /// The directory for the socket through which backing files are copied.
+    /// Sets the directory for the socket through which backing files are copied.
     #[must_use]
     pub fn runtime_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.settings.runtime_dir = directory.into();
         self
     }
 
-    /// Records every line of the connection.
+    /// Records every line of the QMP connection.
     #[must_use]
     pub fn transcript(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
         self
     }
 
-    /// Looks, and tells what would be done; nothing is changed.
+    /// Looks at the source and at this host, and returns the plan. Nothing is changed.
     ///
     /// # Errors
     /// The source cannot be reached or does not answer.
@@ -158,7 +159,7 @@ impl PreparationBuilder {
         Ok(plan(&source, &self.settings).await?.0)
     }
 
-    /// Starts to prepare, on the current tokio runtime. On error nothing was made.
+    /// Starts the preparation on the current tokio runtime.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -200,12 +201,12 @@ impl PreparationBuilder {
 }
 
 impl Prepared {
-    /// The findings that forbid it.
+    /// The findings that forbid the preparation.
     pub fn blockers(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.severity == Severity::Blocker)
     }
 
-    /// What a failure means that came before anything was looked at.
+    /// The result of a preparation that failed before the plan was made.
     pub fn refused(failure: &Failure) -> Self {
         let outcome = match failure {
             Failure::Cancelled => PreparationOutcome::Cancelled,
@@ -220,22 +221,23 @@ impl Prepared {
 }
 
 impl Preparation {
-    /// Begins to describe the preparation of a destination on this host, for the guest of a QEMU.
+    /// Describes the preparation of a destination on this host, for the guest of a QEMU.
     pub fn builder(source: impl Into<Endpoint>) -> PreparationBuilder {
         PreparationBuilder { source: source.into(), settings: PrepareSettings::default(), recorder: None }
     }
 
-    /// The events: from the first one on the first call, from now on in later ones. They end with the preparation.
+    /// The events: the first call gets all from the beginning, later calls those from then on. The stream ends with the
+    /// preparation.
     pub fn events(&mut self) -> Events {
         self.0.events()
     }
 
-    /// Something to cancel it with, while it is waited for.
+    /// A canceller, which works while [`Preparation::wait`] waits.
     pub fn canceller(&self) -> Canceller {
         self.0.cancel.clone()
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the preparation.
     ///
     /// # Panics
     /// If the preparation itself panicked, or its runtime was shut down.
@@ -244,20 +246,20 @@ impl Preparation {
     }
 }
 
-/// Looks at both ends and decides; gives also where the source would listen.
+/// Looks at the source and at this host and decides; also returns the address at which the source would listen.
 async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared, Option<Address>), Failure> {
     let facts = facts::gather(source).await?;
-    let told = observation::told(&facts, source);
-    let mut wish = requirements::read(&told, settings);
+    let layout = observation::source_layout(&facts, source);
+    let mut requirements = requirements::read(&layout, settings);
     let img = QemuImg::new(&settings.qemu_img);
-    let looks = observation::looks(&wish, told.local, &img).await;
-    let (steps, found) = steps::decide(&wish, &looks, settings, &img.program().to_string_lossy());
-    let mut findings = std::mem::take(&mut wish.findings);
+    let contents = observation::contents(&requirements, layout.local, &img).await;
+    let (steps, found) = steps::decide(&requirements, &contents, settings, &img.program().to_string_lossy());
+    let mut findings = std::mem::take(&mut requirements.findings);
     findings.extend(found);
 
     let mut address = None;
     if steps.iter().any(|step| step.action == PreparationAction::Copy) && settings.populate == PopulateMode::Missing {
-        address = settings.nbd_address.clone().or_else(|| own_address(settings, told.local));
+        address = settings.nbd_address.clone().or_else(|| own_address(settings, layout.local));
         match &address {
             Some(_) => findings.extend(checks::listen("", address.as_ref(), settings.allow_plaintext)),
             None => findings.push(checks::blocker(
@@ -268,7 +270,7 @@ async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared,
             )),
         }
     }
-    let (qemu, notes) = command_line(observation::command_line(source), &wish, &told);
+    let (qemu, notes) = command_line(observation::command_line(source), &requirements, &layout);
     findings.extend(notes);
     findings.sort_by_key(|finding| finding.severity);
 
@@ -287,42 +289,48 @@ fn own_address(settings: &PrepareSettings, local: bool) -> Option<Address> {
     if local { Address::unix(socket).ok() } else { None }
 }
 
-/// The destination's command line, and what a person should know of it.
-fn command_line(source: Option<Vec<String>>, wish: &Requirements, told: &SourceLayout) -> (Vec<String>, Vec<Finding>) {
+/// The destination QEMU's command line, and the findings about it.
+fn command_line(
+    source: Option<Vec<String>>,
+    requirements: &Requirements,
+    layout: &SourceLayout,
+) -> (Vec<String>, Vec<Finding>) {
     let note =
         |code, message: String, remedy: &str| finding(Severity::Note, code, "the destination QEMU", message, remedy);
     let Some(source) = source else {
-        let names = wish.images.iter().filter_map(|(disk, image)| Some((disk, wish.moves.get(image)?)));
+        let names = requirements.images.iter().filter_map(|(disk, image)| Some((disk, requirements.moves.get(image)?)));
         let images: Vec<String> = names.map(|(disk, path)| format!("{disk}: {}", path.display())).collect();
         let message = format!(
-            "the source is no process of this host that may be read, so its command line is not known; the images are {}",
+            "the source is no process of this host, or may not be inspected, so its command line is unknown; the images are {}",
             if images.is_empty() { "as on the source".to_owned() } else { images.join(", ") }
         );
-        let remedy = "start it as the source was started, with these images and these arguments";
+        let remedy = "start the destination like the source, with these images and these arguments";
         let words = ["-incoming", "defer", "-S"].map(str::to_owned).into();
         return (words, vec![note("command-line-unknown", message, remedy)]);
     };
     let DestinationCommandLine { words, replaced, collisions, secrets, inherited } =
-        command_line::derive(&source, &wish.moves, told.directory.as_deref());
+        command_line::derive(&source, &requirements.moves, layout.directory.as_deref());
     let mut notes = Vec::new();
-    for (disk, image) in wish.images.iter().filter(|(_, image)| !replaced.contains(image)) {
-        if let Some(path) = wish.moves.get(image) {
-            let message = format!("its image is not on the source's command line: {}", image.display());
+    for (disk, image) in requirements.images.iter().filter(|(_, image)| !replaced.contains(image)) {
+        if let Some(path) = requirements.moves.get(image) {
+            let message = format!("its image does not appear on the source's command line: {}", image.display());
             let remedy = format!("give the destination a device of the same id, on {}", path.display());
             notes.push(finding(Severity::Warning, "not-on-command-line", disk, message, &remedy));
         }
     }
     if !collisions.is_empty() {
-        let message = format!("on this same host these would collide with the source's: {}", collisions.join("; "));
-        notes.push(note("same-host", message, "change them, or start it on another host"));
+        let message =
+            format!("on the source's host these options would collide with the source's: {}", collisions.join("; "));
+        notes.push(note("same-host", message, "change them, or start the destination on another host"));
     }
     if secrets {
-        let remedy = "put it back before you start it, or better give it as file=";
+        let remedy = "put the secret back before you start the destination, or better pass the secret as file=";
         notes.push(note("secret-hidden", "a secret on the source's command line is not shown".to_owned(), remedy));
     }
     if !inherited.is_empty() {
-        let message = format!("the source was given open files, which cannot be pasted: {}", inherited.join("; "));
-        notes.push(note("inherited-files", message, "start it as the source was started"));
+        let message =
+            format!("the source inherited open files, which a command line cannot pass: {}", inherited.join("; "));
+        notes.push(note("inherited-files", message, "start the destination like the source"));
     }
     (words, notes)
 }

@@ -1,8 +1,12 @@
-//! Prepares the destination: the images that a migration will write into, and the backing files below them.
+//! The preparation of a destination: the images that a migration will write to, and the backing files below them.
 //!
-//! From the source's chains it makes a list of [`PreparationStep`]s and the destination QEMU's command line; applied, each file comes
-//! to be under a temporary name and is given its own only when it is whole. It must never overwrite a file, and never
-//! change anything in the source but for exports that it closes again.
+//! From the source's backing chains the preparation makes a list of [`PreparationStep`]s and the destination QEMU's
+//! command line. When the steps are carried out, each file is written under a temporary name and gets its final name
+//! only when it is complete. A preparation must never overwrite a file, and never change anything in the source but for
+//! exports that it closes again.
+//!
+//! `requirements` tells the files that the destination needs, `observation` what is at their paths, `steps` decides,
+//! and `execution` carries the decision out.
 
 mod command_line;
 mod execution;

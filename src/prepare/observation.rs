@@ -1,4 +1,4 @@
-//! Looks at the source and at the files of this host. It changes nothing.
+//! The look at the source and at the files of this host. Nothing is changed.
 
 use super::{
     requirements::{RequiredFile, Requirements, Role, SourceLayout},
@@ -15,34 +15,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the source told of its disks.
-pub(super) fn told(facts: &Facts, process: &Process) -> SourceLayout {
+/// The source's disks, with what is known of its process.
+pub(super) fn source_layout(facts: &Facts, process: &Process) -> SourceLayout {
     let directory = process.peer().and_then(|peer| fs::read_link(format!("/proc/{}/cwd", peer.pid())).ok());
     SourceLayout { disks: facts.disks(), directory, local: process.peer().is_some() }
 }
 
-/// The source's command line, where its process is one of this host and may be read.
+/// The source's command line, if the source is a process of this host and may be inspected.
 pub(super) fn command_line(process: &Process) -> Option<Vec<String>> {
     let peer = process.peer()?;
     let bytes = fs::read(format!("/proc/{}/cmdline", peer.pid())).ok()?;
     let text = bytes.strip_suffix(b"\0").filter(|text| !text.is_empty())?;
     let words = text.split(|&byte| byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-    // read while it lived, so it is the process that is watched and not a later one of the same number
+    // The watched process lived while the file was read, so the command line is not that of a later process with its
+    // pid.
     Some(words.collect()).filter(|_| !peer.has_died())
 }
 
-/// What is at the destination's paths.
-pub(super) async fn looks(wish: &Requirements, local: bool, img: &QemuImg) -> PathContents {
-    let mut looks = PathContents::new();
-    for wanted in &wish.wanted {
-        let seen = look(wanted, local, img).await;
-        looks.insert(wanted.path.clone(), seen);
+/// What is at the paths of the required files.
+pub(super) async fn contents(requirements: &Requirements, local: bool, img: &QemuImg) -> PathContents {
+    let mut contents = PathContents::new();
+    for required in &requirements.files {
+        let content = look(required, local, img).await;
+        contents.insert(required.path.clone(), content);
     }
-    looks
+    contents
 }
 
-async fn look(wanted: &RequiredFile, local: bool, img: &QemuImg) -> PathContent {
-    let path = &wanted.path;
+async fn look(required: &RequiredFile, local: bool, img: &QemuImg) -> PathContent {
+    let path = &required.path;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = path.parent().unwrap_or(Path::new("/"));
@@ -51,17 +52,17 @@ async fn look(wanted: &RequiredFile, local: bool, img: &QemuImg) -> PathContent 
         Err(error) => return PathContent::Other(error.to_string()),
         Ok(_) => {}
     }
-    // a link that leads nowhere is something, too
+    // A dangling symbolic link counts as something that exists.
     let found = match fs::metadata(path) {
         Ok(found) => found,
         Err(error) => return PathContent::Other(error.to_string()),
     };
     let same = |other: &PathBuf| fs::metadata(other).is_ok_and(|other| identity(&other) == identity(&found));
-    if local && (wanted.source == *path || same(&wanted.source)) {
+    if local && (required.source == *path || same(&required.source)) {
         return PathContent::Same;
     }
     let is_device = std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type());
-    let image = match &wanted.what {
+    let image = match &required.role {
         Role::Medium => Ok(ExistingImage::default()),
         Role::Backing(_) if found.is_file() || is_device => {
             img.info(path).await.map(|info| ExistingImage { info, data: 0 })

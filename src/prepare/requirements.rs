@@ -1,6 +1,6 @@
-//! What the destination needs, read from the source's chains.
+//! The files that the destination needs, read from the source's backing chains.
 //!
-//! Pure. Nothing has been looked up at the destination yet.
+//! Pure. Nothing of the destination is known yet.
 
 use super::{command_line::MovedFiles, settings::PrepareSettings};
 use crate::{
@@ -16,108 +16,109 @@ use crate::{
 };
 use std::path::{Path, PathBuf};
 
-/// What the source told.
+/// The disks of the source, and what is known of its process.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SourceLayout {
-    /// Every disk with a medium.
+    /// All disks with a medium.
     pub(super) disks: Vec<Disk>,
-    /// The directory that its relative names are meant from, where it is a process of this host.
+    /// The working directory, from which relative names are resolved; known if the source is a process of this host.
     pub(super) directory: Option<PathBuf>,
-    /// It is a process of this host, so that its paths and ours are the same.
+    /// Whether the source is a process of this host, so that its paths are valid here.
     pub(super) local: bool,
 }
 
 /// A file that the destination needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RequiredFile {
-    /// The disk it is for.
+    /// The disk that needs the file.
     pub(super) disk: String,
-    /// Where the source has it.
+    /// The path on the source.
     pub(super) source: PathBuf,
-    /// Where it is to be.
+    /// The path on the destination.
     pub(super) path: PathBuf,
-    /// What it is.
-    pub(super) what: Role,
+    /// The role of the file.
+    pub(super) role: Role,
 }
 
+/// The role of a required file in its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Role {
-    /// An image without data of its own, for the guest to write to.
+    /// A new image without data of its own, for the guest to write to.
     Top(NewImage),
-    /// A layer below one.
+    /// A backing file.
     Backing(BackingLayer),
-    /// The medium of a disk that is only read.
+    /// The medium of a read-only disk.
     Medium,
 }
 
-/// A layer that is only read. Sizes in bytes.
+/// A backing layer, which the guest only reads. Sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BackingLayer {
-    /// The source's node of its file.
+    /// The protocol node on the source.
     pub(super) node: String,
     pub(super) format: String,
     pub(super) virtual_size: u64,
-    /// What it takes on the source's file system.
+    /// The space that the layer takes on the source's file system.
     pub(super) actual_size: Option<u64>,
-    /// The layer below it, as it is to be named at the destination.
+    /// The backing file as the header must name it on the destination.
     pub(super) backing: Option<BackingFile>,
-    /// The same as its header has it.
+    /// The backing file and its format as the header names them now.
     pub(super) written: Option<(String, Option<String>)>,
     pub(super) data_file: Option<String>,
-    /// A job put a filter into its chain: the layer may be written to right now.
+    /// Whether a block job has a filter in the chain, so that the layer may be written to right now.
     pub(super) in_a_job: bool,
-    /// It is a block device at the source.
+    /// Whether the layer is a block device on the source.
     pub(super) on_device: bool,
 }
 
-/// All of it.
+/// Everything that the destination needs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Requirements {
-    /// The files, each once, a layer before what stands on it.
-    pub(super) wanted: Vec<RequiredFile>,
-    /// What is called otherwise at the destination.
+    /// The files, each once, a backing file before the images above.
+    pub(super) files: Vec<RequiredFile>,
+    /// The files with another path on the destination.
     pub(super) moves: MovedFiles,
-    /// Disks whose images are on the command line, if it has them at all.
+    /// The disks, each with the image whose path should be on the source's command line.
     pub(super) images: Vec<(String, PathBuf)>,
     pub(super) findings: Vec<Finding>,
 }
 
-/// Reads it.
-pub(super) fn read(told: &SourceLayout, settings: &PrepareSettings) -> Requirements {
-    let mut wish = Requirements::default();
+/// Reads the requirements from the disks of the source.
+pub(super) fn read(layout: &SourceLayout, settings: &PrepareSettings) -> Requirements {
+    let mut requirements = Requirements::default();
     let selection = &settings.selection;
     let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
-    for name in named.filter(|name| !told.disks.iter().any(|disk| disk.is_called(name))) {
+    for name in named.filter(|name| !layout.disks.iter().any(|disk| disk.is_called(name))) {
         let remedy = "query-block shows qdev, device and node names";
-        wish.findings.push(blocker("disk-unknown", name, "the source has no disk of this name", remedy));
+        requirements.findings.push(blocker("disk-unknown", name, "the source has no disk of this name", remedy));
     }
-    for disk in &told.disks {
+    for disk in &layout.disks {
         let chosen = selection.disks.iter().any(|(name, _)| disk.is_called(name));
         let skipped = selection.skip.iter().any(|name| disk.is_called(name));
         match () {
             () if skipped => {}
-            () if disk.read_only && !chosen => wish.medium(disk, told, settings),
+            () if disk.read_only && !chosen => requirements.medium(disk, layout, settings),
             () if !chosen && !selection.disks.is_empty() => {
                 let message = "it is writable and nothing is prepared for it";
                 let remedy = "name it with --disk too, or say --skip-disk";
-                wish.findings.push(finding(Severity::Warning, "disk-left-out", disk.name(), message, remedy));
+                requirements.findings.push(finding(Severity::Warning, "disk-left-out", disk.name(), message, remedy));
             }
-            () if settings.selection.storage == StorageMode::None => wish.shared(disk, told, settings),
-            () => wish.disk(disk, told, settings),
+            () if settings.selection.storage == StorageMode::None => requirements.shared(disk, layout, settings),
+            () => requirements.disk(disk, layout, settings),
         }
     }
-    wish
+    requirements
 }
 
 impl Requirements {
-    fn disk(&mut self, disk: &Disk, told: &SourceLayout, settings: &PrepareSettings) {
+    fn disk(&mut self, disk: &Disk, layout: &SourceLayout, settings: &PrepareSettings) {
         let name = disk.name();
-        let Some((top, below)) = disk.chain.layers.split_first() else {
+        let Some((top, lower)) = disk.chain.layers.split_first() else {
             let message = "QEMU does not tell what it consists of";
             self.findings.push(blocker("chain-unknown", name, message, "leave it out with --skip-disk"));
             return;
         };
-        let Some(source) = self.file(name, top, told) else { return };
+        let Some(source) = self.file(name, top, layout) else { return };
         let Some(path) = settings.places.of_top(&source) else {
             let message = format!("it is not said where {} goes", source.display());
             self.findings.push(blocker("place-unknown", name, message, "say --to DIR, or --map SOURCE=DESTINATION"));
@@ -126,8 +127,8 @@ impl Requirements {
         let mut backing = None;
         if settings.selection.storage == StorageMode::Incremental {
             let in_a_job = disk.chain.filters.iter().any(|filter| filter.is_of_a_job());
-            for layer in below.iter().rev() {
-                backing = Some(self.layer(name, layer, backing, in_a_job, told, settings));
+            for layer in lower.iter().rev() {
+                backing = Some(self.layer(name, layer, backing, in_a_job, layout, settings));
             }
         }
         match NewImage::like(top, backing) {
@@ -139,20 +140,20 @@ impl Requirements {
                 }
                 self.move_file(&source, &path);
                 self.images.push((name.to_owned(), source.clone()));
-                self.want(RequiredFile { disk: name.to_owned(), source, path, what: Role::Top(image) });
+                self.require(RequiredFile { disk: name.to_owned(), source, path, role: Role::Top(image) });
             }
             Err(unlike) => self.findings.push(unlike_finding(name, &unlike)),
         }
     }
 
-    /// A layer below, and those below it are wanted already. Gives what the layer above calls it.
+    /// Requires a backing layer, after the layers below. Returns the name that the layer above must use.
     fn layer(
         &mut self,
         disk: &str,
         layer: &Layer,
         backing: Option<BackingFile>,
         in_a_job: bool,
-        told: &SourceLayout,
+        layout: &SourceLayout,
         settings: &PrepareSettings,
     ) -> BackingFile {
         let format = layer.format.clone();
@@ -164,13 +165,13 @@ impl Requirements {
             self.findings.push(finding(Severity::Note, "layer-remote", disk, message, ""));
             return BackingFile { file: layer.file.clone(), format };
         }
-        let Some(source) = self.file(disk, layer, told) else {
+        let Some(source) = self.file(disk, layer, layout) else {
             return BackingFile { file: layer.file.clone(), format };
         };
         let path = settings.places.of_read_only(&source);
         self.move_file(&source, &path);
         let file = path.to_string_lossy().into_owned();
-        let below = BackingLayer {
+        let lower = BackingLayer {
             node: layer.protocol.node.clone(),
             format: format.clone(),
             virtual_size: layer.virtual_size,
@@ -181,24 +182,24 @@ impl Requirements {
             in_a_job,
             on_device: layer.protocol.driver != "file",
         };
-        self.want(RequiredFile { disk: disk.to_owned(), source, path, what: Role::Backing(below) });
+        self.require(RequiredFile { disk: disk.to_owned(), source, path, role: Role::Backing(lower) });
         BackingFile { file, format }
     }
 
-    fn medium(&mut self, disk: &Disk, told: &SourceLayout, settings: &PrepareSettings) {
+    fn medium(&mut self, disk: &Disk, layout: &SourceLayout, settings: &PrepareSettings) {
         for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
-            // where its name is not known, the user's own arguments will say
-            let Some(source) = path(layer, told) else { continue };
+            // A medium without a known path is named by the user's own arguments.
+            let Some(source) = path(layer, layout) else { continue };
             let path = settings.places.of_read_only(&source);
             self.move_file(&source, &path);
-            self.want(RequiredFile { disk: disk.name().to_owned(), source, path, what: Role::Medium });
+            self.require(RequiredFile { disk: disk.name().to_owned(), source, path, role: Role::Medium });
         }
     }
 
-    /// With shared storage nothing is made, but its images may be called otherwise.
-    fn shared(&mut self, disk: &Disk, told: &SourceLayout, settings: &PrepareSettings) {
+    /// With shared storage no file is made, but the paths of the images may differ.
+    fn shared(&mut self, disk: &Disk, layout: &SourceLayout, settings: &PrepareSettings) {
         for layer in disk.chain.layers.iter().filter(|layer| is_file(layer)) {
-            let moved = path(layer, told).and_then(|source| Some((settings.places.mapped(&source)?, source)));
+            let moved = path(layer, layout).and_then(|source| Some((settings.places.mapped(&source)?, source)));
             if let Some((path, source)) = moved {
                 self.move_file(&source, &path);
                 self.images.extend(
@@ -214,24 +215,24 @@ impl Requirements {
         }
     }
 
-    /// Adds a file unless it is wanted already; two that would have one path are a mistake.
-    fn want(&mut self, wanted: RequiredFile) {
-        match self.wanted.iter().find(|other| other.path == wanted.path) {
-            None => self.wanted.push(wanted),
-            Some(other) if other.source == wanted.source && !matches!(wanted.what, Role::Top(_)) => {}
+    /// Adds a file unless it is already required. Two files for one path are a blocker.
+    fn require(&mut self, required: RequiredFile) {
+        match self.files.iter().find(|other| other.path == required.path) {
+            None => self.files.push(required),
+            Some(other) if other.source == required.source && !matches!(required.role, Role::Top(_)) => {}
             Some(other) => {
-                let (path, here) = (wanted.path.display(), wanted.source.display());
-                let message = format!("{here} and {} would both be {path}", other.source.display());
+                let (path, source) = (required.path.display(), required.source.display());
+                let message = format!("{source} and {} would both be {path}", other.source.display());
                 let remedy = "say where each goes with --map SOURCE=DESTINATION";
-                self.findings.push(blocker("place-taken", &wanted.disk, message, remedy));
+                self.findings.push(blocker("place-taken", &required.disk, message, remedy));
             }
         }
     }
 
-    /// The path of a layer that must be a file.
-    fn file(&mut self, disk: &str, layer: &Layer, told: &SourceLayout) -> Option<PathBuf> {
+    /// The path of a layer; a blocker if the layer is no file.
+    fn file(&mut self, disk: &str, layer: &Layer, layout: &SourceLayout) -> Option<PathBuf> {
         let file = &layer.protocol.file;
-        let found = path(layer, told);
+        let found = path(layer, layout);
         if found.is_none() {
             self.findings.push(match is_file(layer) {
                 false => blocker(
@@ -256,8 +257,8 @@ fn is_file(layer: &Layer) -> bool {
     ["file", "host_device", "host_cdrom"].contains(&layer.protocol.driver.as_str())
 }
 
-fn path(layer: &Layer, told: &SourceLayout) -> Option<PathBuf> {
-    is_file(layer).then(|| path_map::path_of(&layer.protocol.file, told.directory.as_deref()))?
+fn path(layer: &Layer, layout: &SourceLayout) -> Option<PathBuf> {
+    is_file(layer).then(|| path_map::path_of(&layer.protocol.file, layout.directory.as_deref()))?
 }
 
 fn unlike_finding(disk: &str, unlike: &UnsupportedImage) -> Finding {
@@ -319,16 +320,16 @@ mod tests {
         settings
     }
 
-    fn wish(disks: Vec<Disk>, settings: &PrepareSettings) -> Requirements {
+    fn requirements(disks: Vec<Disk>, settings: &PrepareSettings) -> Requirements {
         read(&SourceLayout { disks, directory: Some("/cwd".into()), local: true }, settings)
     }
 
-    fn paths(wish: &Requirements) -> Vec<String> {
-        wish.wanted.iter().map(|wanted| wanted.path.display().to_string()).collect()
+    fn paths(requirements: &Requirements) -> Vec<String> {
+        requirements.files.iter().map(|required| required.path.display().to_string()).collect()
     }
 
-    fn codes(wish: &Requirements) -> Vec<&'static str> {
-        wish.findings.iter().map(|finding| finding.code).collect()
+    fn codes(requirements: &Requirements) -> Vec<&'static str> {
+        requirements.findings.iter().map(|finding| finding.code).collect()
     }
 
     fn chain() -> Vec<Layer> {
@@ -337,14 +338,14 @@ mod tests {
 
     #[test]
     fn the_bottom_comes_first_and_each_names_the_one_below() {
-        let found = wish(vec![disk("d", chain())], &settings(Some("/d"), &[("/s/base", "/b/x")]));
+        let found = requirements(vec![disk("d", chain())], &settings(Some("/d"), &[("/s/base", "/b/x")]));
         assert_eq!(paths(&found), ["/b/x", "/s/mid", "/d/top"]);
         assert_eq!(codes(&found), Vec::<&str>::new());
-        let Role::Backing(middle) = &found.wanted[1].what else { panic!("{found:?}") };
+        let Role::Backing(middle) = &found.files[1].role else { panic!("{found:?}") };
         assert_eq!(middle.backing, Some(BackingFile { file: "/b/x".to_owned(), format: "raw".to_owned() }));
-        let Role::Top(top) = &found.wanted[2].what else { panic!("{found:?}") };
+        let Role::Top(top) = &found.files[2].role else { panic!("{found:?}") };
         assert_eq!(top.backing, Some(BackingFile { file: "/s/mid".to_owned(), format: "qcow2".to_owned() }));
-        assert_eq!(found.wanted[2].source, PathBuf::from("/cwd/top"), "relative names are the process's");
+        assert_eq!(found.files[2].source, PathBuf::from("/cwd/top"), "relative names are the process's");
         let moved = [("/cwd/top", "/d/top"), ("/s/base", "/b/x")].map(|(from, to)| (from.into(), to.into()));
         assert_eq!(found.moves, MovedFiles::from(moved));
     }
@@ -352,11 +353,11 @@ mod tests {
     #[test]
     fn full_stands_alone_and_none_makes_nothing() {
         let full = stored(StorageMode::Full, settings(Some("/d"), &[]));
-        let found = wish(vec![disk("d", chain())], &full);
+        let found = requirements(vec![disk("d", chain())], &full);
         assert_eq!(paths(&found), ["/d/top"]);
-        assert!(matches!(&found.wanted[0].what, Role::Top(image) if image.backing.is_none()));
+        assert!(matches!(&found.files[0].role, Role::Top(image) if image.backing.is_none()));
         let none = stored(StorageMode::None, settings(None, &[("/s", "/t")]));
-        let found = wish(vec![disk("d", chain())], &none);
+        let found = requirements(vec![disk("d", chain())], &none);
         assert_eq!((paths(&found).len(), found.moves.len()), (0, 2));
     }
 
@@ -366,7 +367,7 @@ mod tests {
         let with = |change: fn(&mut Layer)| {
             let mut top = layer("/s/top", "qcow2");
             change(&mut top);
-            codes(&wish(vec![disk("d", vec![top])], &to))
+            codes(&requirements(vec![disk("d", vec![top])], &to))
         };
         assert_eq!(with(|_| {}), Vec::<&str>::new());
         assert_eq!(with(|top| top.encrypted = true), ["image-encrypted"]);
@@ -377,7 +378,7 @@ mod tests {
             with(|top| top.qcow2 = Some(Qcow2 { compat: "0.10".to_owned(), ..Qcow2::default() })),
             ["image-upgraded"]
         );
-        assert_eq!(codes(&wish(vec![disk("d", chain())], &settings(None, &[]))), ["place-unknown"]);
+        assert_eq!(codes(&requirements(vec![disk("d", chain())], &settings(None, &[]))), ["place-unknown"]);
         let mut unknown = SourceLayout { disks: vec![disk("d", chain())], directory: None, local: false };
         assert_eq!(codes(&read(&unknown, &to)), ["path-unknown"]);
         unknown.disks[0].chain.layers.clear();
@@ -385,7 +386,7 @@ mod tests {
         let mut remote = chain();
         remote[2].protocol.driver = "nbd".to_owned();
         remote[2].file = "nbd://h/x".to_owned();
-        let found = wish(vec![disk("d", remote)], &to);
+        let found = requirements(vec![disk("d", remote)], &to);
         assert_eq!((codes(&found), paths(&found).len()), (vec!["layer-remote"], 2));
     }
 
@@ -395,10 +396,10 @@ mod tests {
             let over = |name: &str, top: &str| disk(name, vec![layer(top, "qcow2"), layer(base, "raw")]);
             vec![over("a", "/s/a"), over("b", "/s/b")]
         };
-        let found = wish(two("/s/base"), &settings(Some("/d"), &[]));
+        let found = requirements(two("/s/base"), &settings(Some("/d"), &[]));
         assert_eq!((paths(&found), codes(&found)), (vec!["/s/base".into(), "/d/a".into(), "/d/b".into()], vec![]));
         let same = vec![disk("a", vec![layer("/s/a/x", "raw")]), disk("b", vec![layer("/s/b/x", "raw")])];
-        assert_eq!(codes(&wish(same, &settings(Some("/d"), &[]))), ["place-taken"]);
+        assert_eq!(codes(&requirements(same, &settings(Some("/d"), &[]))), ["place-taken"]);
     }
 
     #[test]
@@ -413,7 +414,7 @@ mod tests {
             let mut cd = disk("cd", vec![layer("/s/cd.iso", "raw")]);
             cd.read_only = true;
             let all = vec![disk("a", vec![layer("/s/a", "raw")]), disk("b", vec![layer("/s/b", "raw")]), cd];
-            let found = wish(all, &settings);
+            let found = requirements(all, &settings);
             (paths(&found).join(" "), codes(&found).join(" "))
         };
         for (disks, skip, paths, codes) in [
@@ -430,7 +431,7 @@ mod tests {
     fn a_job_in_the_chain_is_noticed() {
         let mut busy = disk("d", chain());
         busy.chain.filters.push(FilterNode { node: "f".to_owned(), driver: "commit_top".to_owned(), above: 1 });
-        let found = wish(vec![busy], &settings(Some("/d"), &[]));
-        assert!(matches!(&found.wanted[0].what, Role::Backing(below) if below.in_a_job));
+        let found = requirements(vec![busy], &settings(Some("/d"), &[]));
+        assert!(matches!(&found.files[0].role, Role::Backing(lower) if lower.in_a_job));
     }
 }

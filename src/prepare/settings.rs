@@ -1,4 +1,4 @@
-//! What a user can ask of a preparation.
+//! The settings of a preparation.
 
 use crate::{
     endpoint::Address,
@@ -8,35 +8,36 @@ use crate::{
 };
 use std::path::PathBuf;
 
-/// What becomes of backing files that the destination does not have.
+/// What a preparation does about backing files that the destination does not have.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PopulateMode {
-    /// They are named, and nothing is made.
+    /// The preparation reports missing backing files and is refused.
     #[default]
     Never,
-    /// They are copied from the source while the guest runs.
+    /// The preparation copies missing backing files from the source while the guest runs.
     Missing,
 }
 
-/// What a user can ask of a preparation.
+/// The settings of a preparation.
 #[derive(Debug, Clone)]
 pub struct PrepareSettings {
-    /// Which disks, and whether their images stand on the source's backing files; a destination's name is passed over.
+    /// Which disks to prepare, and whether their images need the source's backing files. Names of destination disks are
+    /// ignored: the destination has no disks yet.
     pub selection: DiskSelection,
-    /// Where files go.
+    /// The paths of the files on the destination.
     pub places: PathMap,
-    /// What becomes of missing backing files.
+    /// What to do about missing backing files.
     pub populate: PopulateMode,
-    /// A ceiling for what is copied.
+    /// The limit for copies of backing files; none by default.
     pub bandwidth: Option<Rate>,
-    /// Where the source listens while backing files are copied; a unix socket in `runtime_dir` by default, if the source
-    /// is a process of this host.
+    /// The address at which the source listens while backing files are copied. By default a unix socket in
+    /// `runtime_dir`, if the source is a process of this host.
     pub nbd_address: Option<Address>,
-    /// Allow that to be an address that is not a loopback one.
+    /// Whether `nbd_address` may be another address than loopback, without encryption.
     pub allow_plaintext: bool,
-    /// `qemu-img`: a path, or a name to be looked for in `PATH`.
+    /// The program `qemu-img`: a path, or a name in `PATH`.
     pub qemu_img: PathBuf,
-    /// Where the socket is made. The source must be able to reach it.
+    /// The directory for the socket. The source must be able to create a socket there.
     pub runtime_dir: PathBuf,
 }
 

@@ -1,6 +1,6 @@
-//! What would be done, given what the destination needs and what it has.
+//! The steps of a preparation, decided from the files that the destination needs and those that exist.
 //!
-//! Pure. Nothing that holds data is ever replaced: what is in the way refuses the whole.
+//! Pure. Nothing that holds data is ever replaced: a file in the way refuses the whole preparation.
 
 use super::{
     requirements::{BackingLayer, RequiredFile, Requirements, Role},
@@ -20,29 +20,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// One file of the destination, and what becomes of it.
+/// One file of the destination, and what the preparation does about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PreparationStep {
-    /// What is done.
+    /// The action.
     pub action: PreparationAction,
-    /// How far it is.
+    /// The state.
     pub state: StepState,
-    /// The disk it is for; the first one, where several stand on it.
+    /// The disk that needs the file; the first one of several.
     pub disk: String,
-    /// Where the source has it.
+    /// The path on the source.
     pub source: String,
-    /// Where the destination has it.
+    /// The path on the destination.
     pub path: String,
-    /// Bytes to copy, or that were copied.
+    /// The bytes to copy, or the bytes that were copied.
     pub bytes: Option<u64>,
-    /// The command that does it by hand; for a copy, the one that corrects its header afterwards.
+    /// The command that does the step by hand, one word per entry, not quoted; for a copy, the command that corrects
+    /// the header afterwards.
     pub command: Option<Vec<String>>,
     #[serde(skip)]
     pub(super) work: StepWork,
 }
 
 impl PreparationStep {
-    /// A step that would run a command; for whoever shows one without having a source.
+    /// A planned step with a command, for tests of programs that show steps.
     pub fn planned(action: PreparationAction, disk: &str, source: &str, path: &str, command: &[&str]) -> Self {
         Self {
             action,
@@ -57,29 +58,29 @@ impl PreparationStep {
     }
 }
 
-/// What is done for a file.
+/// What the preparation does about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PreparationAction {
-    /// An empty image is created.
+    /// Create an empty image.
     Create,
-    /// It is copied from the source.
+    /// Copy the file from the source.
     Copy,
-    /// It is there, and as it should be.
+    /// Keep the existing file, which fits.
     Keep,
-    /// It must be there when the destination's QEMU is started; nothing is made of it.
+    /// Make nothing; the user must provide the file before the destination's QEMU starts.
     MustExist,
 }
 
-/// How far a step is.
+/// The state of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepState {
-    /// It would be done.
+    /// The step has not begun.
     Planned,
-    /// It is done, or there was nothing to do.
+    /// The step is done, or there was nothing to do.
     Done,
-    /// It was begun and has left nothing.
+    /// The step failed and left nothing behind.
     Failed,
 }
 
@@ -90,41 +91,41 @@ pub(super) enum StepWork {
     Copy(PathBuf, BackingLayer),
 }
 
-/// What there is at a path of the destination.
+/// What exists at a path of the destination.
 #[derive(Debug, Clone)]
 pub(super) enum PathContent {
-    /// Nothing; where the file system of its directory is known, there is a directory.
+    /// Nothing. `Ok` has the file system of the directory; `Err` tells why the directory cannot be used.
     Absent(Result<FileSystem, String>),
-    /// The source's own file.
+    /// The file that the source itself has open.
     Same,
-    /// Some image.
+    /// An image.
     Image(Box<ExistingImage>),
-    /// Something of which only this is known.
+    /// Something else, described in words.
     Other(String),
 }
 
-/// What was seen.
+/// What exists at each path.
 pub(super) type PathContents = BTreeMap<PathBuf, PathContent>;
 
-/// Decides.
+/// Decides the steps, with the findings about them. `program` is the name of `qemu-img` in commands.
 pub(super) fn decide(
-    wish: &Requirements,
-    looks: &PathContents,
+    requirements: &Requirements,
+    contents: &PathContents,
     settings: &PrepareSettings,
     program: &str,
 ) -> (Vec<PreparationStep>, Vec<Finding>) {
-    let mut made = StepPlanner { steps: Vec::new(), findings: Vec::new(), program: program.to_owned() };
-    for wanted in &wish.wanted {
-        let unseen = PathContent::Other("it was not looked at".to_owned());
-        let seen = looks.get(&wanted.path).unwrap_or(&unseen);
-        match &wanted.what {
-            Role::Top(image) => made.top(wanted, image, seen),
-            Role::Backing(below) => made.below(wanted, below, seen, settings),
-            Role::Medium => made.medium(wanted, seen),
+    let mut planner = StepPlanner { steps: Vec::new(), findings: Vec::new(), program: program.to_owned() };
+    for required in &requirements.files {
+        let unknown = PathContent::Other("it was not looked at".to_owned());
+        let content = contents.get(&required.path).unwrap_or(&unknown);
+        match &required.role {
+            Role::Top(image) => planner.top(required, image, content),
+            Role::Backing(layer) => planner.layer(required, layer, content, settings),
+            Role::Medium => planner.medium(required, content),
         }
     }
-    made.room(looks);
-    (made.steps, made.findings)
+    planner.room(contents);
+    (planner.steps, planner.findings)
 }
 
 struct StepPlanner {
@@ -134,55 +135,61 @@ struct StepPlanner {
 }
 
 impl StepPlanner {
-    fn top(&mut self, wanted: &RequiredFile, image: &NewImage, seen: &PathContent) {
-        let path = wanted.path.display();
+    fn top(&mut self, required: &RequiredFile, image: &NewImage, content: &PathContent) {
+        let path = required.path.display();
         let leave = "move it away, or say another place with --to or --map: an image that exists is never overwritten";
-        match seen {
-            PathContent::Absent(Err(why)) => self.no_directory(wanted, why),
+        match content {
+            PathContent::Absent(Err(why)) => self.no_directory(required, why),
             PathContent::Absent(Ok(_)) => {
-                let command = self.command(&image.create(&wanted.path));
+                let command = self.command(&image.create(&required.path));
                 self.step(
-                    wanted,
+                    required,
                     PreparationAction::Create,
                     None,
                     Some(command),
-                    StepWork::Create(wanted.path.clone(), image.clone()),
+                    StepWork::Create(required.path.clone(), image.clone()),
                 );
             }
             PathContent::Same => {
                 let message = format!("{path} is the source's own image");
-                self.block(wanted, "image-same", message, "say another place with --to or --map");
+                self.block(required, "image-same", message, "say another place with --to or --map");
             }
             PathContent::Image(found) => match image.misfit(found) {
-                None => self.step(wanted, PreparationAction::Keep, None, None, StepWork::Nothing),
-                Some(why) => self.block(wanted, "image-exists", format!("{path} exists, and {why}"), leave),
+                None => self.step(required, PreparationAction::Keep, None, None, StepWork::Nothing),
+                Some(why) => self.block(required, "image-exists", format!("{path} exists, and {why}"), leave),
             },
-            PathContent::Other(why) => self.block(wanted, "image-exists", format!("{path} exists: {why}"), leave),
+            PathContent::Other(why) => self.block(required, "image-exists", format!("{path} exists: {why}"), leave),
         }
     }
 
-    fn below(&mut self, wanted: &RequiredFile, below: &BackingLayer, seen: &PathContent, settings: &PrepareSettings) {
-        let path = wanted.path.display();
-        match seen {
-            PathContent::Same => self.step(wanted, PreparationAction::Keep, None, None, StepWork::Nothing),
+    fn layer(
+        &mut self,
+        required: &RequiredFile,
+        layer: &BackingLayer,
+        content: &PathContent,
+        settings: &PrepareSettings,
+    ) {
+        let path = required.path.display();
+        match content {
+            PathContent::Same => self.step(required, PreparationAction::Keep, None, None, StepWork::Nothing),
             PathContent::Absent(directory) => match settings.populate {
                 PopulateMode::Never => {
-                    let size = Bytes(below.virtual_size);
+                    let size = Bytes(layer.virtual_size);
                     let message = format!("the backing file {path} ({size}) is not there");
-                    let copied = below.actual_size.unwrap_or(below.virtual_size);
+                    let copied = layer.actual_size.unwrap_or(layer.virtual_size);
                     let remedy = format!(
                         "put it there, or say with --map where it is; --populate missing copies it from the source: \
                          {copied} bytes"
                     );
-                    self.block(wanted, "backing-missing", message, &remedy);
+                    self.block(required, "backing-missing", message, &remedy);
                 }
-                PopulateMode::Missing => self.copy(wanted, below, directory),
+                PopulateMode::Missing => self.copy(required, layer, directory),
             },
-            PathContent::Image(found) => match differs(&wanted.path, below, found) {
-                None => self.step(wanted, PreparationAction::Keep, None, None, StepWork::Nothing),
+            PathContent::Image(found) => match differs(&required.path, layer, found) {
+                None => self.step(required, PreparationAction::Keep, None, None, StepWork::Nothing),
                 Some((why, remedy)) => {
                     self.block(
-                        wanted,
+                        required,
                         "backing-differs",
                         format!("the backing file {path} exists, but {why}"),
                         &remedy,
@@ -191,71 +198,71 @@ impl StepPlanner {
             },
             PathContent::Other(why) => {
                 let remedy = "see to it that it is the image it should be";
-                self.block(wanted, "backing-unreadable", format!("the backing file {path} exists: {why}"), remedy);
+                self.block(required, "backing-unreadable", format!("the backing file {path} exists: {why}"), remedy);
             }
         }
     }
 
-    fn copy(&mut self, wanted: &RequiredFile, below: &BackingLayer, directory: &Result<FileSystem, String>) {
+    fn copy(&mut self, required: &RequiredFile, layer: &BackingLayer, directory: &Result<FileSystem, String>) {
         if let Err(why) = directory {
-            self.no_directory(wanted, why);
+            self.no_directory(required, why);
             return;
         }
-        if below.on_device && wanted.path == wanted.source {
-            let message = format!("{} is a device, and cannot be made", wanted.path.display());
-            self.block(wanted, "backing-missing", message, "say with --map which file it becomes");
+        if layer.on_device && required.path == required.source {
+            let message = format!("{} is a device, and cannot be made", required.path.display());
+            self.block(required, "backing-missing", message, "say with --map which file it becomes");
             return;
         }
-        if let Some(data) = &below.data_file {
-            let message = format!("{} keeps its data in another file, {data}", wanted.source.display());
-            self.block(wanted, "data-file", message, "copy both by hand");
+        if let Some(data) = &layer.data_file {
+            let message = format!("{} keeps its data in another file, {data}", required.source.display());
+            self.block(required, "data-file", message, "copy both by hand");
             return;
         }
-        if below.in_a_job {
+        if layer.in_a_job {
             let message = "a block job is at work in its chain: its backing files may be written to right now";
-            self.block(wanted, "job-running", message.to_owned(), "wait for the job");
+            self.block(required, "job-running", message.to_owned(), "wait for the job");
             return;
         }
-        let rebase = below.backing.as_ref().filter(|backing| {
+        let rebase = layer.backing.as_ref().filter(|backing| {
             let (file, format) =
-                below.written.as_ref().map_or((None, None), |(file, format)| (Some(file), format.as_ref()));
-            !image::names(&wanted.path, file.map(String::as_str), &backing.file) || format != Some(&backing.format)
+                layer.written.as_ref().map_or((None, None), |(file, format)| (Some(file), format.as_ref()));
+            !image::names(&required.path, file.map(String::as_str), &backing.file) || format != Some(&backing.format)
         });
-        if rebase.is_some() && below.format != "qcow2" {
+        if rebase.is_some() && layer.format != "qcow2" {
             let message = format!(
                 "{} is of the format {}, whose header cannot be changed",
-                wanted.source.display(),
-                below.format
+                required.source.display(),
+                layer.format
             );
-            self.block(wanted, "format-unsupported", message, "keep the paths of its backing files");
+            self.block(required, "format-unsupported", message, "keep the paths of its backing files");
             return;
         }
-        let command = rebase.map(|backing| self.command(&image::rebase(&wanted.path, &below.format, backing)));
-        let work = StepWork::Copy(wanted.path.clone(), below.clone());
+        let command = rebase.map(|backing| self.command(&image::rebase(&required.path, &layer.format, backing)));
+        let work = StepWork::Copy(required.path.clone(), layer.clone());
         self.step(
-            wanted,
+            required,
             PreparationAction::Copy,
-            Some(below.actual_size.unwrap_or(below.virtual_size)),
+            Some(layer.actual_size.unwrap_or(layer.virtual_size)),
             command,
             work,
         );
     }
 
-    fn medium(&mut self, wanted: &RequiredFile, seen: &PathContent) {
-        if matches!(seen, PathContent::Absent(_)) {
-            let message = format!("{} is only read, and is not there", wanted.path.display());
+    fn medium(&mut self, required: &RequiredFile, content: &PathContent) {
+        if matches!(content, PathContent::Absent(_)) {
+            let message = format!("{} is only read, and is not there", required.path.display());
             let remedy = "put it there before the destination is started, or say with --map where it is";
-            self.findings.push(finding(Severity::Warning, "medium-missing", &wanted.disk, message, remedy));
+            self.findings.push(finding(Severity::Warning, "medium-missing", &required.disk, message, remedy));
         }
-        self.step(wanted, PreparationAction::MustExist, None, None, StepWork::Nothing);
+        self.step(required, PreparationAction::MustExist, None, None, StepWork::Nothing);
     }
 
-    /// Whether what is copied has room.
-    fn room(&mut self, looks: &PathContents) {
+    /// Whether the file systems have room for the copies.
+    fn room(&mut self, contents: &PathContents) {
         let mut needed: BTreeMap<u64, (&FileSystem, u64, &PreparationStep)> = BTreeMap::new();
         for step in &self.steps {
             let StepWork::Copy(path, _) = &step.work else { continue };
-            let Some(PathContent::Absent(Ok(place))) = looks.get(path) else { continue };
+            let Some(PathContent::Absent(Ok(place))) = contents.get(path) else { continue };
             needed.entry(place.device).or_insert((place, 0, step)).1 += step.bytes.unwrap_or(0);
         }
         let full = needed.into_values().filter(|(place, bytes, _)| *bytes > place.free);
@@ -271,29 +278,29 @@ impl StepPlanner {
         self.findings.extend(found);
     }
 
-    fn no_directory(&mut self, wanted: &RequiredFile, why: &str) {
-        let message = format!("{} cannot be made: {why}", wanted.path.display());
-        self.block(wanted, "directory-missing", message, "make its directory, or say another place");
+    fn no_directory(&mut self, required: &RequiredFile, why: &str) {
+        let message = format!("{} cannot be made: {why}", required.path.display());
+        self.block(required, "directory-missing", message, "make its directory, or say another place");
     }
 
-    fn block(&mut self, wanted: &RequiredFile, code: &'static str, message: String, remedy: &str) {
-        self.findings.push(blocker(code, &wanted.disk, message, remedy));
+    fn block(&mut self, required: &RequiredFile, code: &'static str, message: String, remedy: &str) {
+        self.findings.push(blocker(code, &required.disk, message, remedy));
     }
 
     fn step(
         &mut self,
-        wanted: &RequiredFile,
+        required: &RequiredFile,
         action: PreparationAction,
         bytes: Option<u64>,
         command: Option<Vec<String>>,
         work: StepWork,
     ) {
         let state = if action == PreparationAction::Keep { StepState::Done } else { StepState::Planned };
-        let (source, path) = (wanted.source.display().to_string(), wanted.path.display().to_string());
+        let (source, path) = (required.source.display().to_string(), required.path.display().to_string());
         self.steps.push(PreparationStep {
             action,
             state,
-            disk: wanted.disk.clone(),
+            disk: required.disk.clone(),
             source,
             path,
             bytes,
@@ -308,18 +315,18 @@ impl StepPlanner {
     }
 }
 
-/// How an image differs from the layer that it should be, as far as its header tells, and what to do.
-fn differs(path: &Path, below: &BackingLayer, found: &ExistingImage) -> Option<(String, String)> {
+/// How the header of an existing image differs from the required layer, and the remedy.
+fn differs(path: &Path, layer: &BackingLayer, found: &ExistingImage) -> Option<(String, String)> {
     let info = &found.info;
     let remedy = || "put the right one there, or say with --map where it is".to_owned();
-    // a raw image can look like anything
-    if info.format != below.format && below.format != "raw" {
-        return Some((format!("its format is {}, not {}", info.format, below.format), remedy()));
+    // A raw image can have any contents, so `qemu-img` may detect another format.
+    if info.format != layer.format && layer.format != "raw" {
+        return Some((format!("its format is {}, not {}", info.format, layer.format), remedy()));
     }
-    if info.format == below.format && info.virtual_size != below.virtual_size {
-        return Some((format!("it has {} bytes, not {}", info.virtual_size, below.virtual_size), remedy()));
+    if info.format == layer.format && info.virtual_size != layer.virtual_size {
+        return Some((format!("it has {} bytes, not {}", info.virtual_size, layer.virtual_size), remedy()));
     }
-    let backing = below.backing.as_ref()?;
+    let backing = layer.backing.as_ref()?;
     if image::names(path, info.backing_filename.as_deref(), &backing.file) {
         return None;
     }
@@ -337,7 +344,7 @@ mod tests {
         BackingFile { file: "/d/base".to_owned(), format: "raw".to_owned() }
     }
 
-    fn below() -> BackingLayer {
+    fn layer() -> BackingLayer {
         BackingLayer {
             node: "p".to_owned(),
             format: "qcow2".to_owned(),
@@ -351,21 +358,21 @@ mod tests {
         }
     }
 
-    fn decided(what: Role, seen: PathContent, populate: PopulateMode) -> (Vec<PreparationStep>, Vec<Finding>) {
+    fn decided(role: Role, content: PathContent, populate: PopulateMode) -> (Vec<PreparationStep>, Vec<Finding>) {
         let path = PathBuf::from("/d/x");
-        let wanted = RequiredFile { disk: "disk0".to_owned(), source: "/s/x".into(), path: path.clone(), what };
-        let wish = Requirements { wanted: vec![wanted], ..Requirements::default() };
+        let required = RequiredFile { disk: "disk0".to_owned(), source: "/s/x".into(), path: path.clone(), role };
+        let requirements = Requirements { files: vec![required], ..Requirements::default() };
         let settings = PrepareSettings { populate, ..PrepareSettings::default() };
-        decide(&wish, &[(path, seen)].into(), &settings, "qemu-img")
+        decide(&requirements, &[(path, content)].into(), &settings, "qemu-img")
     }
 
     fn absent(free: u64) -> PathContent {
         PathContent::Absent(Ok(FileSystem { device: 1, free, read_only: false, name: "/d (xfs)".to_owned() }))
     }
 
-    /// What is done, the finding, and the words of the command.
-    fn short(what: Role, seen: PathContent, populate: PopulateMode) -> String {
-        let (steps, findings) = decided(what, seen, populate);
+    /// The actions, the codes of the findings, and the commands.
+    fn short(role: Role, content: PathContent, populate: PopulateMode) -> String {
+        let (steps, findings) = decided(role, content, populate);
         let mut said: Vec<String> = steps.iter().map(|step| format!("{:?}", step.action)).collect();
         said.extend(findings.iter().map(|finding| finding.code.to_owned()));
         said.extend(steps.into_iter().filter_map(|step| step.command).map(|command| command.join(" ")));
@@ -395,7 +402,7 @@ mod tests {
             cluster_size: None,
             qcow2: None,
         };
-        let top = |seen| short(Role::Top(image()), seen, Never);
+        let top = |content| short(Role::Top(image()), content, Never);
         assert_eq!(top(absent(0)), "Create, qemu-img create -q -f qcow2 -F raw -b /d/base /d/x 1000");
         assert_eq!(top(PathContent::Absent(Err("no".to_owned()))), "directory-missing");
         assert_eq!(top(PathContent::Same), "image-same");
@@ -403,7 +410,7 @@ mod tests {
         assert_eq!(top(existing(|info| info.virtual_size = 1)), "image-exists");
         assert_eq!(top(PathContent::Other("a socket".to_owned())), "image-exists");
 
-        let layer = |seen, populate| short(Role::Backing(below()), seen, populate);
+        let layer = |content, populate| short(Role::Backing(layer()), content, populate);
         assert_eq!(layer(absent(600), Never), "backing-missing");
         assert_eq!(layer(absent(600), Missing), "Copy");
         assert_eq!(layer(absent(599), Missing), "Copy, no-space");
@@ -420,36 +427,36 @@ mod tests {
 
     #[test]
     fn a_header_that_names_another_place_is_corrected() {
-        let copied = |below: BackingLayer| short(Role::Backing(below), absent(1000), PopulateMode::Missing);
+        let copied = |layer: BackingLayer| short(Role::Backing(layer), absent(1000), PopulateMode::Missing);
         let command = "Copy, qemu-img rebase -q -u -f qcow2 -F raw -b /d/base /d/x";
         let written = |file: &str, format: Option<&str>| Some((file.to_owned(), format.map(str::to_owned)));
-        assert_eq!(copied(BackingLayer { written: written("/s/base", Some("raw")), ..below() }), command);
-        assert_eq!(copied(BackingLayer { written: written("base", None), ..below() }), command, "its format is put in");
-        assert_eq!(copied(BackingLayer { written: written("/d/base", Some("raw")), ..below() }), "Copy");
-        assert_eq!(copied(BackingLayer { backing: None, written: None, ..below() }), "Copy");
+        assert_eq!(copied(BackingLayer { written: written("/s/base", Some("raw")), ..layer() }), command);
+        assert_eq!(copied(BackingLayer { written: written("base", None), ..layer() }), command, "its format is put in");
+        assert_eq!(copied(BackingLayer { written: written("/d/base", Some("raw")), ..layer() }), "Copy");
+        assert_eq!(copied(BackingLayer { backing: None, written: None, ..layer() }), "Copy");
         assert_eq!(
-            copied(BackingLayer { written: written("/s/base", None), format: "vmdk".to_owned(), ..below() }),
+            copied(BackingLayer { written: written("/s/base", None), format: "vmdk".to_owned(), ..layer() }),
             "format-unsupported"
         );
-        assert_eq!(copied(BackingLayer { data_file: Some("/x".to_owned()), ..below() }), "data-file");
-        assert_eq!(copied(BackingLayer { on_device: true, ..below() }), "Copy", "into a file of another name");
-        assert_eq!(copied(BackingLayer { in_a_job: true, ..below() }), "job-running");
+        assert_eq!(copied(BackingLayer { data_file: Some("/x".to_owned()), ..layer() }), "data-file");
+        assert_eq!(copied(BackingLayer { on_device: true, ..layer() }), "Copy", "into a file of another name");
+        assert_eq!(copied(BackingLayer { in_a_job: true, ..layer() }), "job-running");
     }
 
     #[test]
     fn a_device_is_not_made() {
         let path = PathBuf::from("/dev/vg/base");
-        let what = Role::Backing(BackingLayer { on_device: true, ..below() });
-        let wanted = RequiredFile { disk: "disk0".to_owned(), source: path.clone(), path: path.clone(), what };
-        let wish = Requirements { wanted: vec![wanted], ..Requirements::default() };
+        let role = Role::Backing(BackingLayer { on_device: true, ..layer() });
+        let required = RequiredFile { disk: "disk0".to_owned(), source: path.clone(), path: path.clone(), role };
+        let requirements = Requirements { files: vec![required], ..Requirements::default() };
         let settings = PrepareSettings { populate: PopulateMode::Missing, ..PrepareSettings::default() };
-        let (steps, findings) = decide(&wish, &[(path, absent(1000))].into(), &settings, "qemu-img");
+        let (steps, findings) = decide(&requirements, &[(path, absent(1000))].into(), &settings, "qemu-img");
         assert_eq!((steps.len(), findings[0].code), (0, "backing-missing"));
     }
 
     #[test]
     fn what_is_missing_is_told_with_its_size() {
-        let (_, findings) = decided(Role::Backing(below()), absent(0), PopulateMode::Never);
+        let (_, findings) = decided(Role::Backing(layer()), absent(0), PopulateMode::Never);
         assert!(findings[0].message.contains("/d/x (1000 B)"), "{findings:?}");
         assert!(findings[0].remedy.contains("--populate missing copies it from the source: 600 bytes"), "{findings:?}");
     }
