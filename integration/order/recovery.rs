@@ -6,7 +6,7 @@ use qferry::internals::{
     journal::Journal,
     migration::{
         Endpoint, Migration,
-        record::{Begun, Party, Record},
+        record::{MigrationBegin, Party, Record},
     },
     progress::{Ending, Outcome, RunsOn},
 };
@@ -19,7 +19,7 @@ fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
     let path = folder.join("journal");
     let party = |name: &str, process| Party { address: folder.join(name).display().to_string(), process };
     let address = |name: &str| Address::unix(folder.join(name)).unwrap();
-    let begun = Begun {
+    let begun = MigrationBegin {
         source: party("source", source),
         destination: party("destination", None),
         was_running: true,

@@ -5,7 +5,7 @@ use qferry::internals::{
     journal,
     migration::{
         JournalPlace,
-        record::{Claim, Record, Status},
+        record::{GuestClaim, JournalStatus, Record},
     },
 };
 
@@ -84,8 +84,8 @@ async fn the_journal_says_what_was_done_in_its_order() {
     ];
     assert_eq!(words, expected);
     let entries = journal::read::<Record>(&path).unwrap();
-    let status: Status = journal::fold(&entries).unwrap();
-    assert_eq!(status.claim, Claim::Given);
+    let status: JournalStatus = journal::fold(&entries).unwrap();
+    assert_eq!(status.claim, GuestClaim::Given);
     assert!(status.ended.is_some_and(|ended| ended.is_settled() && ended.outcome == Ending::Moved));
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
@@ -98,11 +98,11 @@ async fn the_journal_of_a_way_back_leaves_nothing_to_be_undone() {
     let (run, records, _) = journaled(&mut model).await;
     back(&model, &run, Ending::RolledBack, "command-refused");
     assert!(records.contains(&Record::Given) && records.contains(&Record::Kept), "{records:?}");
-    let mut status = Status::default();
+    let mut status = JournalStatus::default();
     for record in &records {
         journal::Fold::apply(&mut status, record).unwrap();
     }
-    assert_eq!((status.effects, status.claim), (Vec::new(), Claim::Source), "{records:?}");
+    assert_eq!((status.effects, status.claim), (Vec::new(), GuestClaim::Source), "{records:?}");
 }
 
 /// An effect whose record cannot be written is not brought about.

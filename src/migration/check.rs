@@ -12,7 +12,7 @@ use super::{
     interrupt::{cancelled, unless_cancelled},
     pair::QemuPair,
     plan::{Draft, Plan},
-    record::{Begun, Party},
+    record::{MigrationBegin, Party},
     runtime_dir,
     work_order::{Route, WorkOrder},
 };
@@ -79,9 +79,9 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
 }
 
 /// What a recovery has to know.
-fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> Begun {
+fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> MigrationBegin {
     let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
-    Begun {
+    MigrationBegin {
         source: party(&pair.source),
         destination: party(&pair.destination),
         was_running: guest.wants_running(),

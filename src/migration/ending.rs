@@ -1,6 +1,6 @@
 //! How a run ends, in the journal and in the outcome.
 
-use super::{Failure, attempt::Attempt, context::Context, record::Ended, work_order::Route};
+use super::{Failure, attempt::Attempt, context::Context, record::MigrationEnd, work_order::Route};
 use crate::{
     convergence::DiskEstimate,
     progress::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
@@ -40,7 +40,7 @@ pub(crate) fn undetermined(failure: &Failure, advice: &str) -> End {
 /// Ends the journal, and gives the outcome.
 pub(crate) async fn conclude(context: &Context, route: &Route, end: End, attempt: Attempt) -> Outcome {
     let outcome = outcome(context, route, end, &attempt);
-    let ended = Ended {
+    let ended = MigrationEnd {
         outcome: outcome.outcome,
         runs_on: outcome.runs_on,
         reason: outcome.reason.clone(),

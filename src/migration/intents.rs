@@ -5,7 +5,7 @@
 
 use super::{
     Effect, Failure, JournalPlace, Settings,
-    record::{Begun, Ended, Record},
+    record::{MigrationBegin, MigrationEnd, Record},
 };
 use crate::{
     journal::{Journal, JournalError},
@@ -64,7 +64,7 @@ impl IntentLog {
     /// The journal could not be made or written.
     pub(crate) fn begin(
         settings: &Settings,
-        begun: Begun,
+        begun: MigrationBegin,
         records: Records,
         report: &Reporter,
     ) -> Result<Self, JournalError> {
@@ -143,7 +143,7 @@ impl IntentLog {
 
     /// Writes the end, then removes the journal, unless the user named its file or something is left to be done, and unlocks
     /// it: another engine may take it up at once.
-    pub(crate) async fn end(self, ended: Ended, report: &Reporter) {
+    pub(crate) async fn end(self, ended: MigrationEnd, report: &Reporter) {
         let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;
         let Some(JournalWriter { orders, path, keep }) = self.journal else { return };

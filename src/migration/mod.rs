@@ -1,8 +1,9 @@
 //! The engine: the order of a migration from the first greeting to the last clean-up, and the way back.
 //!
 //! [`Migration`] is the handle an embedder holds; [`Settings`] is what can be asked for; [`Plan`] is what would be done.
-//! It composes storage, memory and handover, none of which knows the others, and it must never let one of them run
-//! without an effect being noted first: what is not noted cannot be undone.
+//! `engine.rs` is the page to read first: every phase in its order. `phases` and `way_back` are what it calls; `context`,
+//! `pair`, `attempt`, `guest` and `intents` are what they share. The engine composes storage, memory and handover, none of
+//! which knows the others. No effect may be brought about before it is noted: the way back undoes what was noted.
 
 mod attempt;
 pub(crate) mod background_task;

@@ -1,7 +1,8 @@
-//! What the journal of a migration says, and what it comes to.
+//! The records of a migration's journal, and the status that they come to.
 //!
-//! Pure. A record is written before the effect that it names, so an effect may not have come about; what is not in the
-//! journal was never done. The order of records is the protocol's: a journal that says anything else is refused.
+//! Pure. A record is written before the effect that it names, so an effect in the journal may not have come about, and an
+//! effect that is not in the journal never did. The protocol fixes the order of records: a journal in another order is
+//! refused.
 
 use super::Effect;
 use crate::{
@@ -14,159 +15,159 @@ use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 use thiserror::Error;
 
-/// One of the two QEMUs.
+/// One of the two QEMUs, as a recovery finds it again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Party {
-    /// Its monitor, as the user gave it.
+    /// The address of the monitor, as the user gave it.
     pub address: String,
-    /// Its process, where it is one of the engine's host.
+    /// The process, where it is one of the engine's host.
     pub process: Option<Identity>,
 }
 
-/// What was set out to do.
+/// The migration that was begun, as far as a recovery needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Begun {
-    /// Where the guest comes from.
+pub struct MigrationBegin {
+    /// The QEMU that has the guest.
     pub source: Party,
-    /// Where it goes.
+    /// The QEMU that waits for the guest.
     pub destination: Party,
-    /// Whether it is to run where the migration ends.
+    /// Whether the guest is to run where the migration ends.
     pub was_running: bool,
     /// The disks that move.
     pub pairs: Vec<DiskPair>,
     /// Where the destination listens, for NBD and for RAM.
     pub addresses: (Address, Address),
-    /// Whether it may come to postcopy.
+    /// Whether the policy may come to postcopy.
     pub postcopy: bool,
-    /// Whether the source is left there, stopped.
+    /// Whether the source is left stopped in place of being quit.
     pub keep_source: bool,
     /// The directory with the sockets of the run.
     pub runtime_dir: PathBuf,
-    /// What makes sure that a side cannot run the guest.
+    /// The executable that makes sure that a side cannot run the guest.
     pub fence_command: Option<PathBuf>,
-    /// The longest from STOP to a guest that runs.
+    /// The longest from the guest's STOP until it runs somewhere.
     pub switchover_timeout: Duration,
 }
 
-/// How it ended.
+/// The end of a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
-    /// The outcome's word.
+pub struct MigrationEnd {
+    /// How the migration ended.
     pub outcome: Ending,
-    /// Which side has the guest.
+    /// The side that has the guest.
     pub runs_on: RunsOn,
-    /// Why it did not move.
+    /// The reason why the guest did not move.
     pub reason: Option<Reason>,
-    /// What of ours could not be removed.
+    /// What the engine made and could not remove.
     pub leftovers: Vec<String>,
 }
 
-impl Ended {
-    /// Whether there is nothing left to look after.
+impl MigrationEnd {
+    /// Whether nothing is left for a recovery to do.
     pub fn is_settled(&self) -> bool {
         !matches!(self.outcome, Ending::Stuck | Ending::Undetermined)
     }
 }
 
-/// One line of the journal.
+/// One record of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Record {
     /// Both sides were looked at; nothing has been changed.
-    Begun(Box<Begun>),
-    /// These are about to be brought about.
+    Begun(Box<MigrationBegin>),
+    /// These effects are about to be brought about.
     Effects(Vec<Effect>),
-    /// This is not there: it was refused, or has been undone.
+    /// This effect was refused, or has been undone.
     Undone(Effect),
-    /// Its owner has paused or resumed the guest meanwhile: how it is to be where the migration ends.
+    /// The guest's owner has paused or resumed it meanwhile.
     Guest {
-        /// Whether it runs.
+        /// Whether the guest is to run where the migration ends.
         runs: bool,
     },
     /// `migrate-continue` is about to be sent, and `cont` to the destination once it has everything. From here on the source
     /// is resumed only on proof that the destination cannot run the guest.
     Given,
-    /// The guest was not passed on: the switchover was stopped before `migrate-continue`.
+    /// The guest was not handed over: the switchover was stopped before `migrate-continue`.
     Kept,
     /// The destination is proved unable to run the guest, and the source is about to be resumed.
     Resuming,
-    /// Another engine takes up what this journal's began.
+    /// Another engine takes the migration up.
     Recovering,
-    /// The end.
-    Ended(Ended),
+    /// The migration has ended.
+    Ended(MigrationEnd),
 }
 
-/// Whose the guest is, as far as the journal tells.
+/// The side that may have the guest, as far as the journal tells.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Claim {
-    /// The source's: the destination was given nothing that it could run.
+pub enum GuestClaim {
+    /// The source: the destination was given nothing that it could run.
     #[default]
     Source,
-    /// Either's: the destination may have been given all, and told to run.
+    /// Either side: the destination may have been given everything, and told to run.
     Given,
-    /// The source's again: the destination was proved unable to run it.
+    /// The source again: the destination was proved unable to run the guest.
     Resuming,
 }
 
-/// What a journal comes to.
+/// The status that a journal comes to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
-    /// What was set out to do.
-    pub begun: Option<Begun>,
-    /// What may have been changed and is not undone, in order.
+pub struct JournalStatus {
+    /// The migration that was begun.
+    pub begun: Option<MigrationBegin>,
+    /// The effects that may have come about and are not undone, in order.
     pub effects: Vec<Effect>,
-    /// Whose the guest is.
-    pub claim: Claim,
-    /// How it ended, if it did.
-    pub ended: Option<Ended>,
+    /// The side that may have the guest.
+    pub claim: GuestClaim,
+    /// The end, if the migration has ended.
+    pub ended: Option<MigrationEnd>,
 }
 
 /// A record that cannot follow what came before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Illegal {
-    /// The journal does not begin with what was set out to do, or does so twice.
-    #[error("a journal begins once, with what was set out to do")]
+pub enum RecordError {
+    /// The journal does not begin with `begun`, or has it twice.
+    #[error("a journal has one `begun`, and begins with it")]
     Begin,
     /// Something follows the end that is not a recovery.
-    #[error("it has ended before")]
+    #[error("the migration had ended before")]
     AfterEnd,
-    /// The guest was given, and something is changed that only makes sense before.
-    #[error("the guest had been passed on before")]
+    /// An effect follows the handover that only makes sense before it.
+    #[error("the guest had been handed over before")]
     AfterGiven,
-    /// The guest is passed on that no migration sends, or twice.
-    #[error("there was nothing to pass on")]
+    /// The guest is handed over that no migration sends, or handed over twice.
+    #[error("there was no guest to hand over")]
     Given,
-    /// The guest is kept or taken back that was never passed on.
-    #[error("the guest had not been passed on")]
+    /// The guest is kept or taken back that was never handed over.
+    #[error("the guest had not been handed over")]
     NotGiven,
-    /// Something is undone that was not there.
-    #[error("it undoes what was not there")]
+    /// An effect is undone that the journal does not have.
+    #[error("an effect is undone that had not been begun")]
     Undone,
 }
 
-impl Fold for Status {
+impl Fold for JournalStatus {
     type Record = Record;
-    type Illegal = Illegal;
+    type Illegal = RecordError;
 
-    fn apply(&mut self, record: &Record) -> Result<(), Illegal> {
+    fn apply(&mut self, record: &Record) -> Result<(), RecordError> {
         if self.begun.is_none() != matches!(record, Record::Begun(_)) {
-            return Err(Illegal::Begin);
+            return Err(RecordError::Begin);
         }
         if self.ended.is_some() && *record != Record::Recovering {
-            return Err(Illegal::AfterEnd);
+            return Err(RecordError::AfterEnd);
         }
         match record {
             Record::Begun(begun) => self.begun = Some((**begun).clone()),
             Record::Effects(effects) => {
                 // a new channel for postcopy has a socket of its own
                 let late = |effect: &Effect| matches!(effect, Effect::SocketFile(_));
-                if self.claim != Claim::Source && !effects.iter().all(late) {
-                    return Err(Illegal::AfterGiven);
+                if self.claim != GuestClaim::Source && !effects.iter().all(late) {
+                    return Err(RecordError::AfterGiven);
                 }
                 self.effects.extend(effects.iter().cloned());
             }
             Record::Undone(effect) => {
-                let at = self.effects.iter().rposition(|one| one == effect).ok_or(Illegal::Undone)?;
+                let at = self.effects.iter().rposition(|one| one == effect).ok_or(RecordError::Undone)?;
                 self.effects.remove(at);
             }
             Record::Guest { runs } => {
@@ -175,14 +176,14 @@ impl Fold for Status {
                 }
             }
             Record::Given => {
-                if self.claim != Claim::Source || !self.effects.contains(&Effect::Migrate) {
-                    return Err(Illegal::Given);
+                if self.claim != GuestClaim::Source || !self.effects.contains(&Effect::Migrate) {
+                    return Err(RecordError::Given);
                 }
-                self.claim = Claim::Given;
+                self.claim = GuestClaim::Given;
             }
-            Record::Kept | Record::Resuming if self.claim != Claim::Given => return Err(Illegal::NotGiven),
-            Record::Kept => self.claim = Claim::Source,
-            Record::Resuming => self.claim = Claim::Resuming,
+            Record::Kept | Record::Resuming if self.claim != GuestClaim::Given => return Err(RecordError::NotGiven),
+            Record::Kept => self.claim = GuestClaim::Source,
+            Record::Resuming => self.claim = GuestClaim::Resuming,
             Record::Recovering => self.ended = None,
             Record::Ended(ended) => self.ended = Some(ended.clone()),
         }
@@ -203,7 +204,7 @@ mod tests {
 
     fn begun() -> Record {
         let party = |address: &str| Party { address: address.to_owned(), process: None };
-        Record::Begun(Box::new(Begun {
+        Record::Begun(Box::new(MigrationBegin {
             source: party("unix:/a"),
             destination: party("tcp:[::1]:2"),
             was_running: true,
@@ -218,7 +219,7 @@ mod tests {
     }
 
     fn ended(outcome: Ending) -> Record {
-        Record::Ended(Ended { outcome, runs_on: RunsOn::Source, reason: None, leftovers: Vec::new() })
+        Record::Ended(MigrationEnd { outcome, runs_on: RunsOn::Source, reason: None, leftovers: Vec::new() })
     }
 
     fn effects(effects: &[Effect]) -> Record {
@@ -229,7 +230,7 @@ mod tests {
         Effect::SocketFile(PathBuf::from("/s"))
     }
 
-    fn status(records: &[Record]) -> Result<Status, Illegal> {
+    fn status(records: &[Record]) -> Result<JournalStatus, RecordError> {
         let entries: Vec<_> =
             (1..).zip(records).map(|(n, record)| JournalEntry { n, at: 0, record: record.clone() }).collect();
         fold(&entries).map_err(|error| error.illegal)
@@ -241,15 +242,15 @@ mod tests {
         let with = |more: &[Record]| status(&[&sent, more].concat());
         let found = with(&[]).expect("legal");
         assert_eq!(found.effects, [Effect::NbdServer, Effect::Incoming, Effect::Migrate]);
-        assert_eq!((found.claim, found.ended), (Claim::Source, None));
+        assert_eq!((found.claim, found.ended), (GuestClaim::Source, None));
         for (more, claim) in [
-            (vec![Record::Given], Claim::Given),
-            (vec![Record::Given, Record::Kept], Claim::Source),
-            (vec![Record::Given, Record::Kept, Record::Given], Claim::Given),
-            (vec![Record::Given, Record::Resuming], Claim::Resuming),
-            (vec![Record::Given, effects(&[socket()])], Claim::Given),
-            (vec![Record::Recovering, Record::Given], Claim::Given),
-            (vec![Record::Guest { runs: false }, Record::Given], Claim::Given),
+            (vec![Record::Given], GuestClaim::Given),
+            (vec![Record::Given, Record::Kept], GuestClaim::Source),
+            (vec![Record::Given, Record::Kept, Record::Given], GuestClaim::Given),
+            (vec![Record::Given, Record::Resuming], GuestClaim::Resuming),
+            (vec![Record::Given, effects(&[socket()])], GuestClaim::Given),
+            (vec![Record::Recovering, Record::Given], GuestClaim::Given),
+            (vec![Record::Guest { runs: false }, Record::Given], GuestClaim::Given),
         ] {
             assert_eq!(with(&more).map(|status| status.claim), Ok(claim), "{more:?}");
         }
@@ -267,17 +268,17 @@ mod tests {
         let sent = || vec![begun(), effects(&[Effect::Migrate])];
         let then = |more: &[Record]| [sent(), more.to_vec()].concat();
         for (records, illegal) in [
-            (vec![Record::Given], Illegal::Begin),
-            (vec![effects(&[socket()])], Illegal::Begin),
-            (vec![begun(), begun()], Illegal::Begin),
-            (vec![begun(), Record::Given], Illegal::Given),
-            (then(&[Record::Given, Record::Given]), Illegal::Given),
-            (then(&[Record::Given, effects(&[Effect::NbdServer])]), Illegal::AfterGiven),
-            (then(&[Record::Kept]), Illegal::NotGiven),
-            (then(&[Record::Resuming]), Illegal::NotGiven),
-            (then(&[Record::Undone(Effect::Incoming)]), Illegal::Undone),
-            (then(&[ended(Ending::Moved), Record::Given]), Illegal::AfterEnd),
-            (then(&[ended(Ending::Moved), ended(Ending::Moved)]), Illegal::AfterEnd),
+            (vec![Record::Given], RecordError::Begin),
+            (vec![effects(&[socket()])], RecordError::Begin),
+            (vec![begun(), begun()], RecordError::Begin),
+            (vec![begun(), Record::Given], RecordError::Given),
+            (then(&[Record::Given, Record::Given]), RecordError::Given),
+            (then(&[Record::Given, effects(&[Effect::NbdServer])]), RecordError::AfterGiven),
+            (then(&[Record::Kept]), RecordError::NotGiven),
+            (then(&[Record::Resuming]), RecordError::NotGiven),
+            (then(&[Record::Undone(Effect::Incoming)]), RecordError::Undone),
+            (then(&[ended(Ending::Moved), Record::Given]), RecordError::AfterEnd),
+            (then(&[ended(Ending::Moved), ended(Ending::Moved)]), RecordError::AfterEnd),
         ] {
             assert_eq!(status(&records), Err(illegal), "{records:?}");
         }
@@ -311,7 +312,7 @@ mod tests {
         /// What is read is what was written, and a record that is refused changes nothing.
         #[test]
         fn records_survive_the_file(records in prop::collection::vec(record(), 0..20)) {
-            let mut status = Status::default();
+            let mut status = JournalStatus::default();
             for record in records {
                 let text = serde_json::to_string(&record).expect("JSON");
                 prop_assert_eq!(&serde_json::from_str::<Record>(&text).expect("read"), &record);
@@ -319,7 +320,7 @@ mod tests {
                 if status.apply(&record).is_err() {
                     prop_assert_eq!(&status, &before);
                 }
-                if status.claim != Claim::Source {
+                if status.claim != GuestClaim::Source {
                     prop_assert!(status.begun.is_some());
                 }
             }

@@ -1,9 +1,8 @@
-//! Takes up what another engine began: after that died at whatever instant, finishes, goes back, or says what a person must
-//! find out.
+//! Takes up a migration whose engine died at whatever instant: finishes it, goes back, or says what a person must find out.
 //!
-//! It decides nothing of its own: what was begun is the journal's to say, who has the guest is
-//! [`crate::handover::verdict`]'s, and the rest is the engine's own way back or forth. Every step of both can be taken twice,
-//! so a recovery that dies can be recovered from.
+//! A recovery decides nothing of its own. The journal says what was begun, [`crate::handover::judgement`] which side has the
+//! guest, and the rest is the engine's own way back or forth. Every step of both can be taken twice, so a recovery that dies
+//! can be recovered from.
 
 use super::{
     Endpoint, Failure, Migration, Settings,
@@ -16,7 +15,7 @@ use super::{
     guest::GuestIntent,
     intents::{IntentLog, Records},
     pair::QemuPair,
-    record::{Begun, Claim, Party, Record, Status},
+    record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
     way_back::{
         judge::Judge,
         rollback::{go_back, look_back},
@@ -37,7 +36,7 @@ use crate::{
 use std::path::PathBuf;
 use tokio::{sync::watch, time::Instant};
 
-/// What is to be taken up, and how.
+/// A migration that is to be taken up, and how.
 #[derive(Debug)]
 pub struct Recovery {
     journal: PathBuf,
@@ -48,28 +47,28 @@ pub struct Recovery {
 }
 
 impl Migration {
-    /// Begins to describe how a migration is taken up whose engine died: the one that wrote this journal.
+    /// Begins to describe how the migration is taken up whose engine died; `journal` is the file that this engine wrote.
     pub fn recovery(journal: impl Into<PathBuf>) -> Recovery {
         Recovery { journal: journal.into(), source: None, destination: None, fence_command: None, recorder: None }
     }
 }
 
 impl Recovery {
-    /// Reaches the source here, in place of where the journal says it was.
+    /// Reaches the source at another place than the journal says.
     #[must_use]
     pub fn source(mut self, endpoint: impl Into<Endpoint>) -> Self {
         self.source = Some(endpoint.into());
         self
     }
 
-    /// The same for the destination.
+    /// Reaches the destination at another place than the journal says.
     #[must_use]
     pub fn destination(mut self, endpoint: impl Into<Endpoint>) -> Self {
         self.destination = Some(endpoint.into());
         self
     }
 
-    /// Fences with this, in place of what the journal says.
+    /// Fences with another executable than the journal says.
     #[must_use]
     pub fn fence_command(mut self, command: impl Into<PathBuf>) -> Self {
         self.fence_command = Some(command.into());
@@ -103,7 +102,7 @@ impl Recovery {
 
     async fn recover(self, report: &Reporter, cancel: watch::Receiver<bool>) -> Result<Outcome, Failure> {
         let (mut journal, entries) = Journal::<Record>::open(&self.journal)?;
-        let status: Status = journal::fold(&entries)
+        let status: JournalStatus = journal::fold(&entries)
             .map_err(|error| refused("journal", format!("{}: {}", self.journal.display(), describe(&error))))?;
         let Some(begun) = status.begun.clone() else {
             return Err(refused("nothing-begun", "its engine died before it had begun anything".to_owned()));
@@ -141,7 +140,7 @@ impl Recovery {
     }
 
     /// Where the monitors can be dialled again, should one close during the recovery.
-    fn monitors(&self, begun: &Begun) -> Monitors {
+    fn monitors(&self, begun: &MigrationBegin) -> Monitors {
         let address = |given: &Option<Endpoint>, party: &Party| match given {
             Some(Endpoint::Address(address)) => Some(address.clone()),
             Some(Endpoint::Stream { .. }) => None,
@@ -160,28 +159,28 @@ async fn take_up(
     context: &Context,
     pair: &mut QemuPair,
     route: &Route,
-    begun: &Begun,
-    claim: Claim,
+    begun: &MigrationBegin,
+    claim: GuestClaim,
     attempt: &mut Attempt,
 ) -> End {
-    attempt.given = claim != Claim::Source;
+    attempt.given = claim != GuestClaim::Source;
     let failure = Failure::EngineDied;
     let recorded = match claim {
-        Claim::Source => {
+        GuestClaim::Source => {
             attempt.before_continue = Some(BeforeContinue::begin());
             look_back(context, pair, &failure, attempt).await;
             return go_back(context, pair, route, &failure, attempt).await;
         }
-        Claim::Resuming => RecordedHandover::Resuming(DestinationCannotRun::of_journal()),
-        Claim::Given => RecordedHandover::Given { may_postcopy: begun.postcopy },
+        GuestClaim::Resuming => RecordedHandover::Resuming(DestinationCannotRun::of_journal()),
+        GuestClaim::Given => RecordedHandover::Given { may_postcopy: begun.postcopy },
     };
     let judge = Judge::take_up(context, pair, route, attempt.guest.clone(), recorded);
     let verdict = judge.judge(&attempt.log).await;
     follow_verdict(context, pair, route, failure, verdict, attempt).await
 }
 
-/// What the engine that died was to do, as far as it matters from here on.
-fn settings(begun: &Begun, fence_command: Option<PathBuf>) -> Settings {
+/// The settings of the engine that died, as far as they matter from here on.
+fn settings(begun: &MigrationBegin, fence_command: Option<PathBuf>) -> Settings {
     Settings {
         keep_source: begun.keep_source,
         runtime_dir: begun.runtime_dir.clone(),
@@ -191,7 +190,7 @@ fn settings(begun: &Begun, fence_command: Option<PathBuf>) -> Settings {
     }
 }
 
-/// Reaches a side; one that cannot be reached may yet be proved to have ended.
+/// Reaches a side; a side that cannot be reached may yet be proved to have ended.
 async fn reach(
     side: Side,
     party: &Party,
@@ -200,7 +199,7 @@ async fn reach(
 ) -> Result<Process, Failure> {
     let name = || Name { side, address: party.address.clone() };
     let known = match party.process.as_ref().map(crate::endpoint::Identity::find) {
-        // whatever listens there now is another
+        // whatever listens at the address now is another process
         Some(Found::Ended) => return Ok(Process::absent(name(), None, true).await),
         Some(Found::Alive(peer)) => Some(peer),
         Some(Found::Unknown) | None => None,
@@ -213,13 +212,13 @@ async fn reach(
         Ok(process) if is_another(&process, known.as_ref()) => Ok(Process::absent(name(), known, false).await),
         Ok(process) => Ok(process),
         Err(failure) => {
-            tracing::warn!(error = describe(&failure), "it cannot be asked");
+            tracing::warn!(error = describe(&failure), "the side cannot be asked");
             Ok(Process::absent(name(), known, false).await)
         }
     }
 }
 
-/// Whether what listens at the address now is not the process that was there.
+/// Whether the process that listens at the address now is not the process that the journal knows.
 fn is_another(process: &Process, known: Option<&PeerPid>) -> bool {
     known.zip(process.peer()).is_some_and(|(known, peer)| known.pid() != peer.pid())
 }

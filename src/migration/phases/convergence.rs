@@ -1,108 +1,58 @@
-//! Samples disks and RAM, has the controller decide, and does what it decides.
+//! Copies disks and RAM until both converge: has the controller decide, and does what it decides.
 //!
-//! It must never decide anything itself: what is done here follows from [`crate::convergence::decide`], and is reported
-//! with its reason.
+//! Nothing is decided in this file: what it does follows from [`crate::convergence::decide`], and is reported with its
+//! reason.
 
+use super::{
+    mirrors::start_mirrors,
+    sampling::{Look, Sampler},
+};
 use crate::{
     convergence::{
-        Action, BandwidthShares, Decision, History, MemoryShare, MigrationSample, MirrorSample, OverBudget,
-        PendingRest, RamSample, decide, keep_budget, predicted_blackout,
+        Action, BandwidthShares, Decision, History, MemoryShare, OverBudget, PendingRest, decide, keep_budget,
     },
-    memory::{apply, postcopy, precopy, sample, tuning},
+    memory::{apply, postcopy, precopy, tuning},
     migration::{
-        Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, phases::setup::start_mirrors, runtime_dir,
-        work_order::WorkOrder,
+        Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, runtime_dir, work_order::WorkOrder,
     },
-    preflight::{measure, measured},
-    progress::{Entered, Kind, Moment, Phase, describe},
-    qemu::{
-        Process,
-        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
-    },
+    progress::{Entered, Moment, Phase, describe},
+    qemu::Process,
     quantity::Rate,
     storage::{mirror::mirror_job, model::layout::DiskPair},
 };
 use qapi::qmp;
 use serde_json::{Map, Value};
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
-/// How often is looked while only disks are copied: no event tells how far they are.
+/// The time between two looks while only disks are copied: no event tells how far they are.
 const DISKS: Duration = Duration::from_millis(250);
-/// How long after they began first: RAM may be started beside them as soon as they show what they do.
+/// The time to the first look after mirrors began: RAM may be started beside them as soon as their pace is known.
 const FIRST: Duration = Duration::from_millis(60);
-/// How often is looked where it presses: until mirrors that are ready are in step with their guest takes some milliseconds.
+/// The time between two looks where the next step is near: mirrors that are ready need some milliseconds until they are in
+/// step with the guest.
 const STEP: Duration = Duration::from_millis(20);
-/// How often is looked while RAM is sent: QEMU makes up its mind every 100 ms.
+/// The time between two looks while RAM is sent: QEMU decides every 100 ms whether to switch over.
 const MEMORY: Duration = Duration::from_millis(100);
-/// How often is looked with the guest stopped, where the events do not tell that the mirrors are ready.
+/// The time between two looks with the guest stopped, where no event has told that the mirrors are ready.
 const STOPPED: Duration = Duration::from_millis(20);
-/// The window in which what the guest dirties is measured beside RAM's first pass, which does not tell it.
-const WINDOW: Duration = Duration::from_millis(500);
-/// How long after its window the measurement is asked for.
-const MEASURED: Duration = Duration::from_secs(3);
 /// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
 const OVERDUE: Duration = Duration::from_secs(1);
 
-/// One run of the controller.
+/// Drives one convergence.
 pub(crate) struct Controller<'a> {
     context: &'a Context,
     order: &'a WorkOrder,
     pub(crate) history: History,
-    /// The guest's writes as they were last counted.
-    stats: Vec<BlockStats>,
-    dirtied: Dirtied,
+    sampler: Sampler<'a>,
     storage: Option<Entered>,
     memory: Option<Entered>,
-}
-
-/// What a look showed, besides the sample for the controller.
-struct Look {
-    sample: MigrationSample,
-    jobs: Vec<BlockJob>,
-    migration: Option<Migration>,
-}
-
-/// The answer to a question, where it was asked.
-async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
-    match asked {
-        Some(asked) => Some(asked.await),
-        None => None,
-    }
-}
-
-/// Waits for a bitmap sync after this one.
-async fn passed(source: &Process, pass: u64) {
-    if source.watch().wait_for(|seen| seen.pass != pass).await.is_err() {
-        // the connection is gone, which others notice and name
-        std::future::pending().await
-    }
-}
-
-/// What the guest dirties, measured once beside RAM's first pass.
-#[derive(Default)]
-struct Dirtied {
-    /// When the measurement was begun.
-    begun: Option<Instant>,
-    /// Bytes per second.
-    rate: Option<u64>,
-}
-
-impl Dirtied {
-    fn is_due(&self) -> bool {
-        let due = |begun: Instant| (WINDOW..WINDOW + MEASURED).contains(&begun.elapsed());
-        self.rate.is_none() && self.begun.is_some_and(due)
-    }
-
-    fn take(&mut self, answer: &DirtyRate) {
-        self.rate = answer.measured().map(|rate| measured::dirtied(rate, Duration::from_secs(1)));
-    }
 }
 
 impl<'a> Controller<'a> {
     pub(crate) fn new(context: &'a Context, order: &'a WorkOrder, qemus: &QemuPair, attempt: &Attempt) -> Self {
         let settings = &context.settings;
-        // who only observes tells what would be done with it
+        // a policy that only observes reports what it would do, throttling included
         let throttle = attempt.throttling != tuning::Throttling::None || settings.policy.observe;
         let task = order.task(settings, qemus.source.features(), throttle);
         let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());
@@ -110,15 +60,14 @@ impl<'a> Controller<'a> {
             context,
             order,
             history: History::new(task, disks),
-            stats: Vec::new(),
-            dirtied: Dirtied::default(),
+            sampler: Sampler::new(context, order),
             storage: None,
             memory: None,
         }
     }
 
-    /// What a mirror may copy to begin with, bytes per second.
-    pub(crate) fn speed(&self, pair: &DiskPair) -> Option<u64> {
+    /// The speed limit of a mirror, bytes per second.
+    fn speed(&self, pair: &DiskPair) -> Option<u64> {
         self.history.shares().mirror(pair.source.name()).map(|rate| rate.0)
     }
 
@@ -131,7 +80,7 @@ impl<'a> Controller<'a> {
         }
         let mut copying = FIRST;
         loop {
-            let look = self.look(&qemus.source, attempt).await?;
+            let look = self.sampler.look(&qemus.source, attempt).await?;
             if self.decide(qemus, attempt, &look).await? {
                 return Ok(());
             }
@@ -146,7 +95,7 @@ impl<'a> Controller<'a> {
 
     /// Sends RAM until the guest stands still and every mirror is ready.
     pub(crate) async fn send_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<Moment, Failure> {
-        let source = &qemus.source;
+        let (source, pairs) = (&qemus.source, &self.order.route.pairs);
         self.memory = Some(self.context.report.enter(Phase::Memory));
         self.start_memory(qemus, attempt).await?;
         let arrival = precopy::until_pre_switchover(source);
@@ -156,18 +105,17 @@ impl<'a> Controller<'a> {
         let mut pass = source.observed().pass;
         let mut turned = false;
         let stopped = loop {
+            let is_running = !attempt.guest.is_stopped_by_qemu();
             tokio::select! {
-                // an event, so that nothing waits for a look that is under way
+                // Events come first, so that none waits for a look that is under way.
                 biased;
                 arrived = &mut arrival => break arrived?,
-                failure = mirror_job::failure(source, &self.order.route.pairs) => return Err(failure.into()),
-                // the end of a pass beside mirrors that are not ready: RAM must be held back before it ends
+                failure = mirror_job::failure(source, pairs) => return Err(failure.into()),
+                // A pass ends beside mirrors that are not ready: RAM must be held back before it completes.
                 () = passed(source, pass), if self.storage.is_some() => {}
-                // RAM may be waiting for them
-                () = mirror_job::turned(source, &self.order.route.pairs), if !attempt.guest.is_stopped_by_qemu() && !turned && !self.is_ready() => {
-                    turned = true;
-                }
-                () = sleep(STEP), if !attempt.guest.is_stopped_by_qemu() && self.history.is_pressing() => {}
+                // RAM may be waiting for the mirrors.
+                () = mirror_job::turned(source, pairs), if is_running && !turned && !self.is_ready() => turned = true,
+                () = sleep(STEP), if is_running && self.history.is_pressing() => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
@@ -191,7 +139,7 @@ impl<'a> Controller<'a> {
             let looked = tokio::select! {
                 biased;
                 arrived = &mut arrival => break arrived?,
-                looked = self.look(source, attempt) => looked?,
+                looked = self.sampler.look(source, attempt) => looked?,
             };
             if let Some(arrived) = looked.migration.as_ref().map(precopy::arrived).transpose()?.flatten() {
                 break arrived;
@@ -203,7 +151,8 @@ impl<'a> Controller<'a> {
         Ok(stopped)
     }
 
-    /// A guest that was stopped before its mirrors were ready writes no more, so they get there; it is a matter of the budget.
+    /// Waits for mirrors that were not ready when the guest was stopped. A stopped guest writes no more, so they get ready; the
+    /// budget bounds how long that may take.
     async fn wait_for_mirrors(
         &mut self,
         qemus: &QemuPair,
@@ -211,7 +160,7 @@ impl<'a> Controller<'a> {
         stopped: Moment,
     ) -> Result<(), Failure> {
         while !self.is_ready() {
-            let looked = self.look(&qemus.source, attempt).await?;
+            let looked = self.sampler.look(&qemus.source, attempt).await?;
             self.history.record(&looked.sample, &Decision::default());
             if self.is_ready() {
                 break;
@@ -232,13 +181,13 @@ impl<'a> Controller<'a> {
         self.history.estimates().disks.values().all(|disk| disk.ready)
     }
 
-    /// Has the controller decide, and does it. True once RAM is to be started.
+    /// Has the controller decide, and applies the decision. True once RAM is to be started.
     async fn decide(&mut self, qemus: &QemuPair, attempt: &mut Attempt, look: &Look) -> Result<bool, Failure> {
         let policy = &self.context.settings.policy;
         let decision = decide(policy, &self.history, &look.sample);
         let shared = self.history.shares().clone();
         self.history.record(&look.sample, &decision);
-        self.report(look);
+        self.sampler.report(look, &self.history);
         let mut start = false;
         self.tell(&decision);
         for action in &decision.actions {
@@ -369,7 +318,7 @@ impl<'a> Controller<'a> {
         attempt.log.note(socket.into_iter().chain([Effect::Incoming])).await?;
         if let Err(error) = precopy::listen(&qemus.destination, ram).await {
             if error.is_refusal() {
-                // it never listened: there is nothing to undo
+                // a destination that refused never listened: there is nothing to undo
                 attempt.log.undone(&Effect::Incoming, &self.context.report).await;
             }
             return Err(error.into());
@@ -377,97 +326,16 @@ impl<'a> Controller<'a> {
         self.context.keep_private(ram);
         attempt.log.note([Effect::Migrate]).await?;
         precopy::send(&qemus.source, ram).await?;
-        self.dirtied.begun = measure::begin(&qemus.source, WINDOW, self.order.memory).await.then(Instant::now);
+        self.sampler.begin_measurement(&qemus.source).await;
         Ok(())
     }
+}
 
-    /// Looks at everything once. All questions are on their way before the first answer is awaited.
-    async fn look(&mut self, source: &Process, attempt: &mut Attempt) -> Result<Look, Failure> {
-        let sends = attempt.log.effects().contains(&Effect::Migrate);
-        let asked = Instant::now();
-        let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
-        let jobs = (!self.order.route.pairs.is_empty()).then(|| mirror_job::progress(source, &self.order.route.pairs));
-        let stats =
-            (!self.order.route.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
-        let dirtied = self.dirtied.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
-        let migration = answer(migration).await.transpose()?;
-        let first = migration.as_ref().map(|_| asked.elapsed());
-        let jobs = answer(jobs).await.transpose()?.unwrap_or_default();
-        let round_trip = first.unwrap_or_else(|| asked.elapsed());
-        if let Some(Ok(stats)) = answer(stats).await {
-            self.stats = stats.0;
-        }
-        if let Some(Ok(dirtied)) = answer(dirtied).await {
-            self.dirtied.take(&dirtied);
-        }
-        if let Some(migration) = &migration {
-            sample::fold(&mut attempt.ram, migration);
-        }
-        let mirror = |(pair, job): (&DiskPair, &BlockJob)| {
-            let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
-            MirrorSample {
-                disk: pair.source.name().to_owned(),
-                len: job.len,
-                offset: job.offset,
-                ready: job.ready,
-                actively_synced: job.actively_synced,
-                written: written.wr_bytes,
-                writes: written.wr_operations,
-                write_ns: written.wr_total_time_ns,
-            }
-        };
-        let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
-        let sample = MigrationSample {
-            at_ms: self.context.began.elapsed().as_secs_f64() * 1000.0,
-            round_trip_ms: round_trip.as_secs_f64() * 1000.0,
-            ram: ram.map(|(migration, ram)| RamSample {
-                transferred: ram.transferred,
-                processed: migration.processed(),
-                remaining: ram.remaining,
-                total: ram.total,
-                measured_dirty_rate: self.dirtied.rate,
-                throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
-                syncs: ram.dirty_sync_count,
-                postcopy: migration.status.as_ref().is_some_and(MigrationStatus::is_postcopy),
-            }),
-            mirrors: self.order.route.pairs.iter().zip(&jobs).map(mirror).collect(),
-        };
-        tracing::trace!(sample = %serde_json::json!(sample), "sample");
-        Ok(Look { sample, jobs, migration })
-    }
-
-    /// Reports how far everything is, with what is known of it.
-    fn report(&self, look: &Look) {
-        let report = &self.context.report;
-        let known = self.history.estimates();
-        for (pair, job) in self.order.route.pairs.iter().zip(&look.jobs) {
-            let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
-            report.emit(Kind::Disk {
-                disk: pair.source.name().to_owned(),
-                status: job.status.to_string(),
-                copied: job.offset,
-                total: job.len,
-                ready: job.ready,
-                rate: disk.rate as u64,
-                growth: disk.growth as u64,
-                write_rate: disk.write_rate as u64,
-                write_latency_us: disk.latency_since.or(disk.latency_before).map(|ms| (ms * 1000.0) as u64),
-                eta_ms: disk.time_to_ready().map(|ms| ms as u64),
-            });
-        }
-        let Some(mut event) = look.migration.as_ref().and_then(sample::event) else { return };
-        if let (Kind::Memory { dirty_rate, bandwidth, working_set, predicted_blackout_ms, eta_ms, .. }, Some(memory)) =
-            (&mut event, known.memory)
-        {
-            (*dirty_rate, *bandwidth) = (memory.dirty_rate as u64, memory.bandwidth as u64);
-            *working_set = memory.working_set as u64;
-            let predicted = predicted_blackout(&self.context.settings.policy, &self.history);
-            *predicted_blackout_ms = predicted.map(|ms| ms as u64);
-            let limit = self.history.downtime_limit().unwrap_or(self.context.settings.downtime).as_secs_f64();
-            let time = memory.load().and_then(|load| memory.time_to(memory.bandwidth * limit, load));
-            *eta_ms = time.map(|ms| ms as u64);
-        }
-        report.emit(event);
+/// Waits for a bitmap sync after the given one.
+async fn passed(source: &Process, pass: u64) {
+    if source.watch().wait_for(|seen| seen.pass != pass).await.is_err() {
+        // the connection is gone, which the interruption notices and names
+        std::future::pending().await
     }
 }
 

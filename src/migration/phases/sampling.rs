@@ -1,0 +1,167 @@
+//! One look at mirrors and RAM: what the controller decides from, and what is reported of it.
+
+use crate::{
+    convergence::{History, MigrationSample, MirrorSample, RamSample, predicted_blackout},
+    memory::sample,
+    migration::{Effect, Failure, attempt::Attempt, context::Context, work_order::WorkOrder},
+    preflight::{measure, measured},
+    progress::Kind,
+    qemu::{
+        Process,
+        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
+    },
+    storage::{mirror::mirror_job, model::layout::DiskPair},
+};
+use qapi::qmp;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The window in which QEMU measures what the guest dirties beside RAM's first pass, which does not tell it.
+const WINDOW: Duration = Duration::from_millis(500);
+/// For how long after the window the result is asked for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a look showed.
+pub(super) struct Look {
+    /// What the controller decides from.
+    pub(super) sample: MigrationSample,
+    pub(super) migration: Option<Migration>,
+    jobs: Vec<BlockJob>,
+}
+
+/// Looks at the source, again and again.
+pub(super) struct Sampler<'a> {
+    context: &'a Context,
+    order: &'a WorkOrder,
+    /// The guest's writes as they were last counted.
+    stats: Vec<BlockStats>,
+    dirty_rate: DirtyRateMeasurement,
+}
+
+/// How fast the guest dirties its RAM, measured once beside RAM's first pass.
+#[derive(Default)]
+struct DirtyRateMeasurement {
+    /// When QEMU was asked to measure.
+    begun: Option<Instant>,
+    /// Bytes per second.
+    rate: Option<u64>,
+}
+
+impl DirtyRateMeasurement {
+    fn is_due(&self) -> bool {
+        let due = |begun: Instant| (WINDOW..WINDOW + PATIENCE).contains(&begun.elapsed());
+        self.rate.is_none() && self.begun.is_some_and(due)
+    }
+
+    fn take(&mut self, answer: &DirtyRate) {
+        self.rate = answer.measured().map(|rate| measured::dirtied(rate, Duration::from_secs(1)));
+    }
+}
+
+impl<'a> Sampler<'a> {
+    pub(super) fn new(context: &'a Context, order: &'a WorkOrder) -> Self {
+        Self { context, order, stats: Vec::new(), dirty_rate: DirtyRateMeasurement::default() }
+    }
+
+    /// Has QEMU measure how fast the guest dirties its RAM.
+    pub(super) async fn begin_measurement(&mut self, source: &Process) {
+        self.dirty_rate.begun = measure::begin(source, WINDOW, self.order.memory).await.then(Instant::now);
+    }
+
+    /// Looks at mirrors and RAM once. All questions are on their way before the first answer is awaited.
+    pub(super) async fn look(&mut self, source: &Process, attempt: &mut Attempt) -> Result<Look, Failure> {
+        let sends = attempt.log.effects().contains(&Effect::Migrate);
+        let asked = Instant::now();
+        let migration = sends.then(|| source.ask(&qmp::query_migrate {}));
+        let jobs = (!self.order.route.pairs.is_empty()).then(|| mirror_job::progress(source, &self.order.route.pairs));
+        let stats =
+            (!self.order.route.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
+        let dirtied = self.dirty_rate.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
+        let migration = answer(migration).await.transpose()?;
+        let first = migration.as_ref().map(|_| asked.elapsed());
+        let jobs = answer(jobs).await.transpose()?.unwrap_or_default();
+        let round_trip = first.unwrap_or_else(|| asked.elapsed());
+        if let Some(Ok(stats)) = answer(stats).await {
+            self.stats = stats.0;
+        }
+        if let Some(Ok(dirtied)) = answer(dirtied).await {
+            self.dirty_rate.take(&dirtied);
+        }
+        if let Some(migration) = &migration {
+            sample::fold(&mut attempt.ram, migration);
+        }
+        let mirror = |(pair, job): (&DiskPair, &BlockJob)| {
+            let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
+            MirrorSample {
+                disk: pair.source.name().to_owned(),
+                len: job.len,
+                offset: job.offset,
+                ready: job.ready,
+                actively_synced: job.actively_synced,
+                written: written.wr_bytes,
+                writes: written.wr_operations,
+                write_ns: written.wr_total_time_ns,
+            }
+        };
+        let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
+        let sample = MigrationSample {
+            at_ms: self.context.began.elapsed().as_secs_f64() * 1000.0,
+            round_trip_ms: round_trip.as_secs_f64() * 1000.0,
+            ram: ram.map(|(migration, ram)| RamSample {
+                transferred: ram.transferred,
+                processed: migration.processed(),
+                remaining: ram.remaining,
+                total: ram.total,
+                measured_dirty_rate: self.dirty_rate.rate,
+                throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
+                syncs: ram.dirty_sync_count,
+                postcopy: migration.status.as_ref().is_some_and(MigrationStatus::is_postcopy),
+            }),
+            mirrors: self.order.route.pairs.iter().zip(&jobs).map(mirror).collect(),
+        };
+        tracing::trace!(sample = %serde_json::json!(sample), "sample");
+        Ok(Look { sample, jobs, migration })
+    }
+
+    /// Reports how far mirrors and RAM are, with what is known of them.
+    pub(super) fn report(&self, look: &Look, history: &History) {
+        let report = &self.context.report;
+        let known = history.estimates();
+        for (pair, job) in self.order.route.pairs.iter().zip(&look.jobs) {
+            let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
+            report.emit(Kind::Disk {
+                disk: pair.source.name().to_owned(),
+                status: job.status.to_string(),
+                copied: job.offset,
+                total: job.len,
+                ready: job.ready,
+                rate: disk.rate as u64,
+                growth: disk.growth as u64,
+                write_rate: disk.write_rate as u64,
+                write_latency_us: disk.latency_since.or(disk.latency_before).map(|ms| (ms * 1000.0) as u64),
+                eta_ms: disk.time_to_ready().map(|ms| ms as u64),
+            });
+        }
+        let Some(mut event) = look.migration.as_ref().and_then(sample::event) else { return };
+        if let (Kind::Memory { dirty_rate, bandwidth, working_set, predicted_blackout_ms, eta_ms, .. }, Some(memory)) =
+            (&mut event, known.memory)
+        {
+            (*dirty_rate, *bandwidth) = (memory.dirty_rate as u64, memory.bandwidth as u64);
+            *working_set = memory.working_set as u64;
+            let predicted = predicted_blackout(&self.context.settings.policy, history);
+            *predicted_blackout_ms = predicted.map(|ms| ms as u64);
+            let limit = history.downtime_limit().unwrap_or(self.context.settings.downtime).as_secs_f64();
+            let time = memory.load().and_then(|load| memory.time_to(memory.bandwidth * limit, load));
+            *eta_ms = time.map(|ms| ms as u64);
+        }
+        report.emit(event);
+    }
+}
+
+/// The answer to a question, where it was asked.
+async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
+    match asked {
+        Some(asked) => Some(asked.await),
+        None => None,
+    }
+}
