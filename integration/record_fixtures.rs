@@ -1,4 +1,5 @@
-//! Records `qmp-fixtures/` from real QEMUs: `record-fixtures VERSION...`, the versions as they are named in `target/qemu`.
+//! Records `qmp-fixtures/` from real QEMUs: `record-fixtures VERSION...`, the versions as they are named in
+//! `target/qemu`.
 //!
 //! For each it migrates a small guest three times: once to the end, once cancelled in the switchover, once to a
 //! destination that cannot load the state. What stands in the files is what was on the wire, less what `qmp-fixtures/

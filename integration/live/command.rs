@@ -57,8 +57,8 @@ fn json_lines_and_text_are_kept_apart() {
     commands_are_in_order(Transcript::open(&transcript).unwrap(), lines.iter().filter(is_step).count());
 }
 
-/// The golden order: what is sent to which side, samples and looks left out. `steps` are those that the engine told of while
-/// RAM was sent.
+/// The golden order: what is sent to which side, samples and looks left out. `steps` are those that the engine told of
+/// while RAM was sent.
 fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
     let mut sent = Vec::new();
     for entry in transcript {

@@ -52,8 +52,9 @@ fn stood(pair: &Pair) -> Duration {
     last("RESUME").zip(last("STOP")).map_or(Duration::ZERO, |(resume, stop)| resume.saturating_sub(stop))
 }
 
-/// Moves a guest that runs on. A host that is so busy that a flush takes half a second has the guest back where it was, which
-/// is right: where it truly stood still for long, when a switchover takes some 40 ms, it is tried again with another pair.
+/// Moves a guest that runs on. A host that is so busy that a flush takes half a second has the guest back where it was,
+/// which is right: where it truly stood still for long, when a switchover takes some 40 ms, it is tried again with
+/// another pair.
 fn moved(spec: &Spec, change: impl Fn(&Pair, &mut Settings)) -> (Outcome, Vec<Event>) {
     for _ in 0..TRIES {
         let pair = start(spec);

@@ -1,4 +1,5 @@
-//! The core of what `scripts/faults` tries, and a short soak: a guest runs once, with all it has written, whatever happens.
+//! The core of what `scripts/faults` tries, and a short soak: a guest runs once, with all it has written, whatever
+//! happens.
 
 use qferry_bed::Side;
 use std::{path::Path, time::Duration};

@@ -1,8 +1,8 @@
 //! Live migrations between real QEMUs, with a guest that keeps a record of what it did.
 //!
-//! Every test judges by the same things: the guest's own checks of its memory and disks, the images read offline against
-//! what the guest was told, that exactly one side runs, that nothing of the engine's is left, and that the destination's
-//! image is as sparse as the source's was and still stands on its own backing file.
+//! Every test judges by the same things: the guest's own checks of its memory and disks, the images read offline
+//! against what the guest was told, that exactly one side runs, that nothing of the engine's is left, and that the
+//! destination's image is as sparse as the source's was and still stands on its own backing file.
 
 #![cfg(test)] // tells clippy that this is all test, helpers too
 

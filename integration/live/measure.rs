@@ -48,8 +48,8 @@ fn within<T: PartialOrd + Copy + std::fmt::Debug>(value: T, least: T, most: T, a
     assert!(least <= value && value <= most, "{value:?} is not from {least:?} to {most:?}: {all:#?}");
 }
 
-/// The least and the most that the guest did in a window of this length or a longer one, as much as it is in this length: a
-/// busy host holds it back now and then, and when QEMU looked and for how long is not known.
+/// The least and the most that the guest did in a window of this length or a longer one, as much as it is in this
+/// length: a busy host holds it back now and then, and when QEMU looked and for how long is not known.
 fn least_and_most(pair: &Pair, began: Instant, window: Duration, what: impl Fn(Done) -> u64) -> (f64, f64) {
     const STEP: Duration = Duration::from_millis(20);
     let ended = Instant::now();

@@ -1,5 +1,5 @@
-//! Guests that dirty more than the link carries, moved by postcopy: over a channel that holds, over one that is cut, and
-//! with a side that dies.
+//! Guests that dirty more than the link carries, moved by postcopy: over a channel that holds, over one that is cut,
+//! and with a side that dies.
 
 use super::support::{
     MIB, WAIT, builder, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
@@ -35,8 +35,9 @@ fn begins(kind: &Kind, wanted: Phase) -> bool {
     matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == wanted)
 }
 
-/// What fits, in a migration that sends next to nothing but what the guest asks for, until [`hurry`]: however late a busy host
-/// lets this process act, most of the pages are still at the source. The engine has set its own parameters by then.
+/// What fits, in a migration that sends next to nothing but what the guest asks for, until [`hurry`]: however late a
+/// busy host lets this process act, most of the pages are still at the source. The engine has set its own parameters by
+/// then.
 fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
     move |kind| {
         if begins(kind, Phase::Memory) {
@@ -64,8 +65,8 @@ fn warned(events: &[Event], wanted: &str) -> bool {
     events.iter().any(|event| matches!(&event.kind, Kind::Warning { code, .. } if *code == wanted))
 }
 
-/// So many channels were made anew, as the source tells it, by as many tries: the destination may refuse one at once, above all
-/// as long as it does not know that the channel is broken.
+/// So many channels were made anew, as the source tells it, by as many tries: the destination may refuse one at once,
+/// above all as long as it does not know that the channel is broken.
 fn judge_channels(pair: &Pair, events: &[Event], wanted: usize) {
     let told = pair.source.events().unwrap();
     let statuses: Vec<_> =
@@ -214,8 +215,8 @@ fn the_destination_dies_with_the_guest_in_postcopy() {
     assert_ne!(pair.source.status().unwrap(), "running", "its disks are old");
 }
 
-/// Kills the destination once the source has sent it the devices, before it could load them: it is stopped before the source
-/// is told to go on, by a proxy through which the command has to come.
+/// Kills the destination once the source has sent it the devices, before it could load them: it is stopped before the
+/// source is told to go on, by a proxy through which the command has to come.
 fn destination_dies_in_the_handover(version: &str, sent: &'static str) -> (Pair, Outcome) {
     let pair = start(&heavy(version));
     let folder = pair.run_dir().with_file_name("proxied");

@@ -8,9 +8,9 @@ use qferry::internals::{
 use qferry_bed::{DiskSpec, Spec, Workload};
 use serde_json::json;
 
-/// QEMU 10.0.2 loses a write that falls into the start of a mirror. The overlay's metadata is read at 30 reads a second,
-/// so that the first start takes seconds, and the guest writes all the time. (Later starts find the metadata cached.) Its
-/// writes are held up, too, so that some are under way whenever a start begins and whenever it ends.
+/// QEMU 10.0.2 loses a write that falls into the start of a mirror. The overlay's metadata is read at 30 reads a
+/// second, so that the first start takes seconds, and the guest writes all the time. (Later starts find the metadata
+/// cached.) Its writes are held up, too, so that some are under way whenever a start begins and whenever it ends.
 #[test]
 fn no_write_is_lost_while_a_mirror_starts() {
     let disk = DiskSpec {

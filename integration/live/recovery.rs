@@ -145,8 +145,8 @@ fn what_died_meanwhile_is_said() {
     assert_eq!(judge_recovered(&pair, "storage"), Side::Source);
 }
 
-/// A guest that runs on the destination with pages still at the source, and whose engine has been killed. What the guest does
-/// not ask for comes slowly.
+/// A guest that runs on the destination with pages still at the source, and whose engine has been killed. What the
+/// guest does not ask for comes slowly.
 fn left_in_postcopy() -> Pair {
     let workload = Workload { ram: 48 * MIB, dirty: 60 * MIB, write: 0, read: 0, ..Workload::default() };
     let pair = start(&Spec { disks: vec![DiskSpec::small()], ..spec("10.0.13", workload) });

@@ -18,8 +18,8 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// How long a guest may take for something on a busy machine.
 pub(crate) const WAIT: Duration = Duration::from_secs(120);
 
-/// The blackout budget where it is not what is tested: so much that no busy machine makes an engine go back that should not.
-/// A single flush of a disk has taken half a second in CI.
+/// The blackout budget where it is not what is tested: so much that no busy machine makes an engine go back that should
+/// not. A single flush of a disk has taken half a second in CI.
 const BUDGET: Duration = Duration::from_secs(3);
 /// How long a switchover may take then.
 const SWITCHOVER: Duration = Duration::from_secs(40);

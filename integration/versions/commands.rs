@@ -19,8 +19,8 @@ fn every_command_is_in_the_schema_with_all_its_arguments() {
     }
 }
 
-/// What QEMU refuses in a migration whose ending is known: the removal of a bitmap that was removed before, and a property
-/// that a device does not have.
+/// What QEMU refuses in a migration whose ending is known: the removal of a bitmap that was removed before, and a
+/// property that a device does not have.
 #[test]
 fn only_the_expected_is_refused() {
     for version in versions() {

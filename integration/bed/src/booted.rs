@@ -1,10 +1,10 @@
 //! A guest that was booted once and kept, so that a source need not boot it again.
 //!
-//! Most of what a test takes is a kernel's boot under TCG, and it is the same boot each time. So the first source of a shape
-//! (QEMU build, memory, number and kind of disks) finds nothing here, boots a guest that parks before it looks at its disks or
-//! its work, and has its QEMU write the machine's state into an image; later ones load it and go on from there with disks and
-//! work of their own. What is under test cannot tell: it is a snapshot and no migration, the image is gone from the QEMU before
-//! anybody else talks to it, and the guest has said nothing yet.
+//! Most of what a test takes is a kernel's boot under TCG, and it is the same boot each time. So the first source of a
+//! shape (QEMU build, memory, number and kind of disks) finds nothing here, boots a guest that parks before it looks at
+//! its disks or its work, and has its QEMU write the machine's state into an image; later ones load it and go on from
+//! there with disks and work of their own. What is under test cannot tell: it is a snapshot and no migration, the image
+//! is gone from the QEMU before anybody else talks to it, and the guest has said nothing yet.
 //!
 //! Only plain shapes are kept; whatever is unusual boots.
 

@@ -45,8 +45,8 @@ struct Shared {
 struct State {
     flow: Flow,
     carried: u64,
-    /// Both ends of every connection. Only what carries holds them: what a dead QEMU has left unread must go with it, or the
-    /// other one, which waits to write more, never hears of its end.
+    /// Both ends of every connection. Only what carries holds them: what a dead QEMU has left unread must go with it,
+    /// or the other one, which waits to write more, never hears of its end.
     connections: Vec<Weak<[UnixStream; 2]>>,
     over: bool,
 }

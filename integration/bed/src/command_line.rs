@@ -13,7 +13,8 @@ use crate::qemu_build::Build;
 use crate::record::Side;
 use crate::spec::{Spec, Style};
 
-/// The kernel's own words, chosen for a quick boot under TCG. `nohz=off` keeps 7.2 from hanging in idle so often (see `Pair::errors`).
+/// The kernel's own words, chosen for a quick boot under TCG. `nohz=off` keeps 7.2 from hanging in idle so often (see
+/// `Pair::errors`).
 pub(crate) const KERNEL_WORDS: &str = "quiet panic=-1 nohz=off console=hvc9 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests audit=0 random.trust_cpu=on lpj=4000000";
 
 /// All of a QEMU's arguments. `disks` are those of its disks; the bed's own are made from the files if there are none.

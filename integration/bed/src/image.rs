@@ -89,8 +89,8 @@ pub fn chain(build: &Build, top: &DiskFiles) -> Result<Vec<ChainLink>> {
     list.iter().map(link).collect()
 }
 
-/// Whether a guest would see the same on both: the same size, and the same bytes through the whole chain. They may be in
-/// use, but nobody should write to them.
+/// Whether a guest would see the same on both: the same size, and the same bytes through the whole chain. They may be
+/// in use, but nobody should write to them.
 ///
 /// # Errors
 /// They differ, or one cannot be read; the error has what `qemu-img` said.

@@ -7,7 +7,8 @@
 //! # fn main() -> qferry_bed::Result<()> {
 //! let pair = Pair::start(&Spec::default())?;
 //! let before = Instant::now();
-//! straight_line::migrate(&pair)?; // or whatever is under test, on pair.source.qmp_path() and pair.destination.qmp_path()
+//! // or whatever is under test, on pair.source.qmp_path() and pair.destination.qmp_path()
+//! straight_line::migrate(&pair)?;
 //! pair.wait_until_verified(Duration::from_secs(60))?;
 //! println!("{:?}", pair.longest_gap(before));
 //! assert_eq!(pair.errors(), Vec::<String>::new());
@@ -16,8 +17,8 @@
 //! # }
 //! ```
 //!
-//! What stands on which disk, and what is wrong with the destination, is said in the [`Spec`]; without a guest a pair is
-//! there in less than a second:
+//! What stands on which disk, and what is wrong with the destination, is said in the [`Spec`]; without a guest a pair
+//! is there in less than a second:
 //!
 //! ```no_run
 //! use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Spec};
@@ -31,12 +32,13 @@
 //! # }
 //! ```
 //!
-//! The guest says on a debug port what it does ([`qferry_guest::line`]); a thread per QEMU reads it and notes the host's
-//! time. What the guest was told is thus known outside of it, and the images can be judged by it after everything has
-//! been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never a skipped test.
+//! The guest says on a debug port what it does ([`qferry_guest::line`]); a thread per QEMU reads it and notes the
+//! host's time. What the guest was told is thus known outside of it, and the images can be judged by it after
+//! everything has been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never
+//! a skipped test.
 //!
-//! What comes between an engine and its QEMUs is a [`MonitorProxy`]'s and a [`ChannelProxy`]'s to do, at an exact command. A
-//! pair whose guest moved can be turned round ([`Pair::turn`]), so that one guest serves many migrations.
+//! What comes between an engine and its QEMUs is a [`MonitorProxy`]'s and a [`ChannelProxy`]'s to do, at an exact
+//! command. A pair whose guest moved can be turned round ([`Pair::turn`]), so that one guest serves many migrations.
 //!
 //! A pair with a [`Link`] in its spec is two hosts, with that link between them: see [`Wire`].
 //!
@@ -90,8 +92,8 @@ use std::time::Duration;
 
 use error::Context;
 
-/// How long something may take that comes by itself or never. It costs nothing where all is well, so it is enough for the
-/// busiest machine.
+/// How long something may take that comes by itself or never. It costs nothing where all is well, so it is enough for
+/// the busiest machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A TCP port on 127.0.0.1 that was free a moment ago.

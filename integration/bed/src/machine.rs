@@ -55,8 +55,8 @@ impl Watch {
     }
 }
 
-/// Takes events from the monitor as long as the machine is there. A socket holds a few hundred of them; what a QEMU that
-/// quits could not send is lost.
+/// Takes events from the monitor as long as the machine is there. A socket holds a few hundred of them; what a QEMU
+/// that quits could not send is lost.
 fn keep_reading(watch: Weak<Mutex<Watch>>) {
     thread::spawn(move || {
         while let Some(watch) = watch.upgrade() {
@@ -315,7 +315,8 @@ impl Machine {
         kill_process(self.pid, signal).context(|| format!("signalling the {}", self.side))
     }
 
-    /// Pauses the guest and quits QEMU, so that its images are complete and free. One that has ended already is no error.
+    /// Pauses the guest and quits QEMU, so that its images are complete and free. One that has ended already is no
+    /// error.
     ///
     /// # Errors
     /// It does not end.

@@ -1,8 +1,8 @@
-//! A proxy in front of one QMP monitor, which does to single commands what a network, a busy host or a dying process may
-//! do to them.
+//! A proxy in front of one QMP monitor, which does to single commands what a network, a busy host or a dying process
+//! may do to them.
 //!
-//! It passes lines on as they are, in both directions, and knows of QMP only where a command's name and id stand. It must
-//! never send anything of its own.
+//! It passes lines on as they are, in both directions, and knows of QMP only where a command's name and id stand. It
+//! must never send anything of its own.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -21,8 +21,8 @@ use crate::record::{Beat, Done, Record, Side, Slot, Verified};
 use crate::spec::{Spec, Style};
 use crate::wire::Wire;
 
-/// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming defer -S`.
-/// Dropping it kills both and removes their files.
+/// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming
+/// defer -S`. Dropping it kills both and removes their files.
 pub struct Pair {
     /// Where the guest begins.
     pub source: Machine,
@@ -68,8 +68,8 @@ impl Pair {
         Ok(Self { source, destination, boot, spec, builds, record, given, mounted, folder })
     }
 
-    /// Sets how many reads a second a disk's overlay file on the source may do; 0 is no limit. The disk's spec must have
-    /// asked for a throttle.
+    /// Sets how many reads a second a disk's overlay file on the source may do; 0 is no limit. The disk's spec must
+    /// have asked for a throttle.
     ///
     /// # Errors
     /// It has none.
@@ -105,7 +105,8 @@ impl Pair {
         self.folder.path().join("run")
     }
 
-    /// Replaces the destination by a fresh process, with all its files made anew (and its deviations with them) if asked.
+    /// Replaces the destination by a fresh process, with all its files made anew (and its deviations with them) if
+    /// asked.
     ///
     /// # Errors
     /// It does not start.
@@ -125,12 +126,12 @@ impl Pair {
         Ok(())
     }
 
-    /// After a move: the destination is the source from now on, and in the folder of the one before it a fresh destination
-    /// waits, on new images over the backing files there.
+    /// After a move: the destination is the source from now on, and in the folder of the one before it a fresh
+    /// destination waits, on new images over the backing files there.
     ///
     /// # Errors
-    /// The source still runs a guest, the two sides are of different versions or on two hosts, or the new destination does
-    /// not start.
+    /// The source still runs a guest, the two sides are of different versions or on two hosts, or the new destination
+    /// does not start.
     pub fn turn(&mut self) -> Result<()> {
         only_ours(self.given.as_ref())?;
         if self.wire().is_some() || self.builds[0].version() != self.builds[1].version() {
@@ -234,7 +235,8 @@ impl Pair {
         self.record.beats().into_iter().filter(|beat| beat.side == side).collect()
     }
 
-    /// The longest time between two beats on whichever side, among those since a moment: the pause as seen from outside.
+    /// The longest time between two beats on whichever side, among those since a moment: the pause as seen from
+    /// outside.
     pub fn longest_gap(&self, since: Instant) -> Option<Gap> {
         let mut beats = self.record.beats();
         beats.retain(|beat| beat.at >= since);
@@ -303,9 +305,10 @@ impl Pair {
     /// runner), an acknowledgement without a write. Empty is good.
     ///
     /// What a guest says after it came from a 7.2 is not in it. Under TCG that QEMU now and then does not see that the
-    /// guest has dirtied a page, so where RAM takes more than a pass the guest may wake with pages of before: it does some
-    /// work twice and finds its own pages newer than it knows, loses timers, or panics. No engine is needed for it: 12 of
-    /// 48 straight lines at 32 MiB/s with both processors busy, none of 12 on 10.0.13. Its disks are read offline.
+    /// guest has dirtied a page, so where RAM takes more than a pass the guest may wake with pages of before: it does
+    /// some work twice and finds its own pages newer than it knows, loses timers, or panics. No engine is needed for
+    /// it: 12 of 48 straight lines at 32 MiB/s with both processors busy, none of 12 on 10.0.13. Its disks are read
+    /// offline.
     pub fn errors(&self) -> Vec<String> {
         let mut errors = self.record.errors();
         if self.spec.version == "7.2" {

@@ -54,8 +54,8 @@ pub struct Spec {
     /// Whether each QEMU is in a process group of its own, where a terminal's Ctrl-C does not reach it. The pair must
     /// then be dropped on an interrupt too.
     pub apart: bool,
-    /// Whether each QEMU is on a host of its own, with a link like this between them; this needs root. Monitors stay unix
-    /// sockets, which both hosts share. See [`crate::Wire`].
+    /// Whether each QEMU is on a host of its own, with a link like this between them; this needs root. Monitors stay
+    /// unix sockets, which both hosts share. See [`crate::Wire`].
     pub link: Option<Link>,
     /// More arguments for both QEMUs.
     pub extra: Vec<String>,

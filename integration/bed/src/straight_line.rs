@@ -18,7 +18,8 @@ use crate::wire::Wire;
 /// As good as unlimited, and accepted by every version.
 const UNLIMITED: u64 = 1 << 40;
 
-/// What one migration took. The spans inside the blackout are in order and measured by the events' and the host's clock.
+/// What one migration took. The spans inside the blackout are in order and measured by the events' and the host's
+/// clock.
 #[derive(Clone, Debug, Default)]
 pub struct Timings {
     /// Until every mirror was ready.
@@ -44,8 +45,8 @@ pub fn migrate(pair: &Pair) -> Result<Timings> {
     migrate_within(pair, DOWNTIME_LIMIT)
 }
 
-/// The same with another downtime limit. At 300 ms and full bandwidth QEMU stops a small guest while much of its memory is
-/// still to be sent, so blackouts scatter widely; a small limit makes them comparable.
+/// The same with another downtime limit. At 300 ms and full bandwidth QEMU stops a small guest while much of its memory
+/// is still to be sent, so blackouts scatter widely; a small limit makes them comparable.
 ///
 /// # Errors
 /// Any command or job failed, or a phase took two minutes.
@@ -53,7 +54,8 @@ pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> 
     line(pair, downtime_limit, false)
 }
 
-/// The same with RAM sent beside the mirrors, and no care for who is through first: the guest stands still until both are.
+/// The same with RAM sent beside the mirrors, and no care for who is through first: the guest stands still until both
+/// are.
 ///
 /// # Errors
 /// Any command or job failed, or a phase took two minutes.

@@ -31,8 +31,8 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     let gap = pair.longest_gap(since).expect("more than one beat");
     println!("{timings:?}, longest gap {:?}", gap.length);
 
-    // The last beat may be read late on a busy machine, but it came after the read before it had begun, and this after the
-    // one before had ended: the port is emptied each time.
+    // The last beat may be read late on a busy machine, but it came after the read before it had begun, and this after
+    // the one before had ended: the port is emptied each time.
     let (mut here, there) = (pair.beats(Side::Source), pair.beats(Side::Destination)[0]);
     here.dedup_by_key(|beat| beat.at);
     let [.., early, _, last] = here.as_slice() else { panic!("few beats: {here:?}") };
@@ -341,8 +341,8 @@ fn a_guest_that_computes_slows_down_with_its_processor() -> Result<()> {
         .qmp("migrate-set-capabilities", &json!({"capabilities": [{"capability": "auto-converge", "state": true}]}))?;
     set(json!({"cpu-throttle-initial": 90, "max-bandwidth": 20 * MIB, "downtime-limit": 1}))?;
     source.qmp("migrate", &json!({"uri": "exec:cat >/dev/null"}))?;
-    // It must not end, which it does once all has been sent between two moments in which the throttled guest runs. So it
-    // is slow after the first pass, and stands still once the guest is throttled.
+    // It must not end, which it does once all has been sent between two moments in which the throttled guest runs. So
+    // it is slow after the first pass, and stands still once the guest is throttled.
     wait_for_migration(&pair, "/ram/dirty-sync-count", 2)?;
     set(json!({"max-bandwidth": 2 * MIB}))?;
     wait_for_migration(&pair, "/cpu-throttle-percentage", 90)?;

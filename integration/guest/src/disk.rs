@@ -106,7 +106,8 @@ impl Disk {
         }
     }
 
-    /// Reads the next slot in order. A slot not written yet counts too: a count grown by the number of slots has seen all.
+    /// Reads the next slot in order. A slot not written yet counts too: a count grown by the number of slots has seen
+    /// all.
     fn verify(&mut self, workload: &Workload) -> Result<(), String> {
         let slot = (self.read % u64::from(workload.slots)) as u32; // less than a u32
         self.read += 1;

@@ -1,7 +1,8 @@
 //! What the guest's workload and the bed that watches it agree on.
 //!
-//! The binary of this package is the guest's init; it says what it does in [lines](mod@line) on a debug port. The bed passes it a
-//! [`Workload`] on the kernel's command line, and recognises the [`block`]s it wrote when it reads the image offline.
+//! The binary of this package is the guest's init; it says what it does in [lines](mod@line) on a debug port. The bed
+//! passes it a [`Workload`] on the kernel's command line, and recognises the [`block`]s it wrote when it reads the
+//! image offline.
 
 pub mod block;
 pub mod line;

@@ -48,8 +48,8 @@ pub(crate) struct Busy {
     last: Instant,
 }
 
-/// A longer time between two looks at the clock is one in which the processor stood still: it was throttled, or the host
-/// gave it to somebody else.
+/// A longer time between two looks at the clock is one in which the processor stood still: it was throttled, or the
+/// host gave it to somebody else.
 const STANDS_STILL: Duration = Duration::from_micros(500);
 
 impl Busy {

@@ -1,5 +1,5 @@
-//! The pages of memory the guest keeps: each says its number and its generation, and every word follows from the two, so
-//! a page that is stale, swapped or damaged is told apart from the right one.
+//! The pages of memory the guest keeps: each says its number and its generation, and every word follows from the two,
+//! so a page that is stale, swapped or damaged is told apart from the right one.
 
 use crate::{STEP, scatter};
 

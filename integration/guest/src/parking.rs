@@ -1,7 +1,8 @@
 //! A guest whose state is kept, to go on as often as is liked, each time with other work to do.
 //!
-//! It waits before it has looked at a disk, so that it may go on with any disks that sit in the same places. What it shall
-//! do it cannot read from the kernel, which knows the command line it was booted with and no other; the machine knows its own.
+//! It waits before it has looked at a disk, so that it may go on with any disks that sit in the same places. What it
+//! shall do it cannot read from the kernel, which knows the command line it was booted with and no other; the machine
+//! knows its own.
 
 use std::time::Duration;
 

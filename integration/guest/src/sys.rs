@@ -1,5 +1,5 @@
-//! The calls an init cannot make without `unsafe`: I/O ports, mounts, modules, page-aligned memory. Nothing else is here,
-//! and nothing here keeps state.
+//! The calls an init cannot make without `unsafe`: I/O ports, mounts, modules, page-aligned memory. Nothing else is
+//! here, and nothing here keeps state.
 #![allow(unsafe_code)] // port I/O is an instruction, and std has no mount, no finit_module and no mapping
 
 use std::arch::asm;

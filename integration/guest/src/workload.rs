@@ -14,8 +14,8 @@ pub struct Workload {
     pub dirty: u64,
     /// Bytes of that memory verified a second when `dirty` is 0.
     pub verify: u64,
-    /// Whether the guest computes between two rewritings instead of sleeping, so that its processor is busy and the rate
-    /// falls as it is throttled. Otherwise the guest keeps the rate as long as some of its processor is left.
+    /// Whether the guest computes between two rewritings instead of sleeping, so that its processor is busy and the
+    /// rate falls as it is throttled. Otherwise the guest keeps the rate as long as some of its processor is left.
     pub compute: bool,
     /// How long memory is worked on before it is left alone for `calm`, in whole milliseconds.
     pub burst: Duration,

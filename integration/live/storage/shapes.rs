@@ -176,7 +176,8 @@ fn given_back(version: &str) {
         assert!(said > 32, "disk {disk}: the guest gave back {said} of its slots, {check:?}");
         assert!((said - check.in_flight..=said).contains(&check.zeroed), "disk {disk}: {said} slots, {check:?}");
         let taken = pair.chain(Side::Destination, disk).unwrap()[0].taken;
-        // a block that is given back just as it is copied may be written as zeros: a third of them were, of a raw image on 7.2
+        // a block that is given back just as it is copied may be written as zeros: a third of them were, of a raw image
+        // on 7.2
         let most = u64::from(128 - check.zeroed / 2) * 64 * KIB + METADATA;
         println!("{version}, disk {disk}: {taken} of {most} bytes for {check:?}");
         assert!(taken <= most, "disk {disk}: {taken} of at most {most} bytes for {check:?}");

@@ -1,4 +1,5 @@
-//! The pause of a busy guest and what the engine itself uses, against a straight-line script; what a move costs in bytes.
+//! The pause of a busy guest and what the engine itself uses, against a straight-line script; what a move costs in
+//! bytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use crate::{MIB, measured, mib, millis, run, runs};
 const WAIT: Duration = Duration::from_secs(120);
 /// What the engine may take for the whole blackout.
 const BUDGET: Duration = Duration::from_millis(100);
-/// The downtime limit of both: at QEMU's default of 300 ms it stops a guest of this size with megabytes still to be sent,
-/// and how many hides everything else.
+/// The downtime limit of both: at QEMU's default of 300 ms it stops a guest of this size with megabytes still to be
+/// sent, and how many hides everything else.
 const LIMIT: Duration = Duration::from_millis(10);
 /// Beats to see on the destination, so that the pause lies between two of them.
 const AFTERWARDS: u64 = 40;

@@ -1,5 +1,5 @@
-//! How fast disks are copied: the engine's mirrors and what it brings of missing layers, against `qemu-img convert` between
-//! the same two places.
+//! How fast disks are copied: the engine's mirrors and what it brings of missing layers, against `qemu-img convert`
+//! between the same two places.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

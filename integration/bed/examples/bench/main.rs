@@ -1,4 +1,5 @@
-//! Measures the engine against its requirements: `bench QFERRY [PART]`, with the path of the command; see `scripts/bench`.
+//! Measures the engine against its requirements: `bench QFERRY [PART]`, with the path of the command; see
+//! `scripts/bench`.
 //!
 //! On a machine that others use too, times mean little by themselves, so engine and yardstick take turns in one run and
 //! wherever there is a yardstick only ratios are judged. What was not measured is told as such and counts as missed.

@@ -1,4 +1,5 @@
-//! One move by the command, as the comparisons of whole moves need it: how long, how long a pause, or that it was given up.
+//! One move by the command, as the comparisons of whole moves need it: how long, how long a pause, or that it was given
+//! up.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -122,8 +123,8 @@ pub(crate) fn run(pair: &Pair, command: &mut Command) -> Result<(Option<i32>, Ve
     Ok((status.code(), said))
 }
 
-/// Waits until the guest rewrites its memory as fast as it was asked to, and says how fast, in bytes a second by its own
-/// count. On a machine that others use, a guest may be too slow for a while, and a move of it would say nothing.
+/// Waits until the guest rewrites its memory as fast as it was asked to, and says how fast, in bytes a second by its
+/// own count. On a machine that others use, a guest may be too slow for a while, and a move of it would say nothing.
 pub(crate) fn reach(pair: &Pair) -> Result<f64> {
     let asked = pair.spec().workload.dirty as f64;
     let mut reached = 0.0;

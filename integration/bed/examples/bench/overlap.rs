@@ -44,9 +44,9 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     Ok(table.met)
 }
 
-/// Disks and RAM each take about as long. The destination has its memory before it starts, as where huge pages are reserved,
-/// and nothing goes through the page cache, as with `cache=none`: hosts of virtual machines take back what memory is free and
-/// give it again twenty times as slowly as it is used, and that would be measured else.
+/// Disks and RAM each take about as long. The destination has its memory before it starts, as where huge pages are
+/// reserved, and nothing goes through the page cache, as with `cache=none`: hosts of virtual machines take back what
+/// memory is free and give it again twenty times as slowly as it is used, and that would be measured else.
 fn pair() -> Result<Pair> {
     let workload = Workload { ram: 2867 * MIB, dirty: 0, verify: 0, write: 0, read: 0, ..Workload::default() };
     let disk = DiskSpec { size: 2048 * MIB, overlay_data: 1280 * MIB, direct: true, ..DiskSpec::default() };

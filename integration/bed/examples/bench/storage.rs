@@ -18,7 +18,8 @@ const GIB: u64 = 1024 * MIB;
 const ROOM: u64 = 8 * GIB;
 /// How many disks the preflight looks at.
 const DISKS: usize = 10;
-/// The size of a base that a sample is taken of, and in how many pieces its data is: a map is as long as there are pieces.
+/// The size of a base that a sample is taken of, and in how many pieces its data is: a map is as long as there are
+/// pieces.
 const BASE: u64 = 10 * GIB;
 const PIECES: u64 = 8192;
 

@@ -1,5 +1,5 @@
-//! Tries what may go wrong at every point of a migration: `faults QFERRY [OPTIONS] [FAULT [POINT]]`, with the path of the
-//! command; see `scripts/faults`.
+//! Tries what may go wrong at every point of a migration: `faults QFERRY [OPTIONS] [FAULT [POINT]]`, with the path of
+//! the command; see `scripts/faults`.
 //!
 //! Fails if a guest runs twice, or nowhere without need, has lost something, or the engine says otherwise than it is.
 

@@ -1,7 +1,7 @@
 //! Faults against points: what may go wrong, when, and the judgement of what became of the guest.
 //!
-//! Used by `scripts/faults` and by the live tests. It judges by what both QEMUs and the guest say, asked over the bed's own
-//! monitors after the engine has ended, and only then by whether the engine said the same.
+//! Used by `scripts/faults` and by the live tests. It judges by what both QEMUs and the guest say, asked over the bed's
+//! own monitors after the engine has ended, and only then by whether the engine said the same.
 
 mod attempt;
 mod cell;

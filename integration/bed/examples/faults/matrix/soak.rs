@@ -18,7 +18,8 @@ use super::stage::Stage;
 const BEYOND: f64 = 1.1;
 /// One of so many migrations has no fault in it.
 const CLEAN: u64 = 5;
-/// What may happen; a guest that dies with its QEMU takes longer to replace than a migration does, so that comes seldom.
+/// What may happen; a guest that dies with its QEMU takes longer to replace than a migration does, so that comes
+/// seldom.
 const FAULTS: [(Fault, u64); 9] = [
     (Fault::Killed(Side::Destination), 6),
     (Fault::Thawed, 3),

@@ -58,8 +58,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Gives the guest up, which is dead or not to be trusted any more. What was acknowledged to it must be on the disks of
-    /// the side that it was on last.
+    /// Gives the guest up, which is dead or not to be trusted any more. What was acknowledged to it must be on the
+    /// disks of the side that it was on last.
     pub(crate) fn bury(&mut self, side: Side) -> Result<()> {
         let Some(pair) = self.pair.take() else { return Ok(()) };
         pair.check_disks(side).map(drop)

@@ -1,0 +1,89 @@
+//! The exceptions from the rules: the parts of the tree that do not fulfil them yet. Each line goes with the change
+//! that makes it unnecessary.
+
+use std::collections::BTreeSet;
+
+/// A rule, and the place that still breaks it. (The empty lines let two changes that mend two neighbours merge.)
+const NOT_YET: &[(&str, &str)] = &[
+    ("circle", "cli"),
+    ("circle", "convergence"),
+    ("circle", "memory"),
+    ("circle", "migration"),
+    ("circle", "nbd"),
+    ("circle", "preflight"),
+    ("circle", "qemu"),
+    ("circle", "qmp"),
+    ("order", "migration/intents.rs"),
+    ("order", "migration/phases/cleanup.rs"),
+    ("order", "migration/phases/convergence.rs"),
+    ("order", "migration/phases/postcopy.rs"),
+    ("order", "migration/phases/setup.rs"),
+    ("order", "migration/way_back/fence.rs"),
+    ("order", "migration/way_back/judge.rs"),
+    ("order", "migration/way_back/reconnect.rs"),
+    ("size", "src/qemu/reply.rs"),
+    ("size of tests", "integration/handover.rs"),
+    ("size of tests", "integration/wire.rs"),
+    ("type", "Action"),
+    ("type", "Arguments"),
+    ("type", "Arrival"),
+    ("type", "Builder"),
+    ("type", "Disk"),
+    ("type", "Ended"),
+    ("type", "Facts"),
+    ("type", "File"),
+    ("type", "Image"),
+    ("type", "Look"),
+    ("type", "Made"),
+    ("type", "Migration"),
+    ("type", "Populate"),
+    ("type", "Sample"),
+    ("type", "Seen"),
+    ("type", "Start"),
+    ("type", "Status"),
+    ("type", "Step"),
+    ("type", "Throttle"),
+    ("type", "Told"),
+    ("type", "Verdict"),
+    ("type", "Wanted"),
+    ("type", "Word"),
+    ("width", "integration/handover.rs"),
+    ("width", "src/cli"),
+    ("width", "src/convergence"),
+    ("width", "src/endpoint"),
+    ("width", "src/handover"),
+    ("width", "src/journal"),
+    ("width", "src/lib.rs"),
+    ("width", "src/memory"),
+    ("width", "src/migration"),
+    ("width", "src/preflight"),
+    ("width", "src/prepare"),
+    ("width", "src/progress"),
+    ("width", "src/qemu"),
+    ("width", "src/qmp"),
+    ("width", "src/storage"),
+];
+
+/// Holds that a rule is broken by what is listed above, and by nothing else.
+#[track_caller]
+pub(crate) fn only_what_is_listed(rule: &str, broken: impl IntoIterator<Item = String>) {
+    let (new, mended) = compare(NOT_YET, rule, &broken.into_iter().collect());
+    if !mended.is_empty() {
+        println!("{rule}: take out of NOT_YET {mended:#?}");
+    }
+    assert!(new.is_empty(), "{rule}: {new:#?}");
+}
+
+/// What breaks a rule and is not listed, and what is listed and no longer breaks it.
+fn compare(list: &[(&str, &str)], rule: &str, broken: &BTreeSet<String>) -> (Vec<String>, Vec<String>) {
+    let listed: BTreeSet<String> =
+        list.iter().filter(|(of, _)| *of == rule).map(|(_, what)| (*what).to_owned()).collect();
+    (broken.difference(&listed).cloned().collect(), listed.difference(broken).cloned().collect())
+}
+
+#[test]
+fn both_what_is_new_and_what_is_mended_is_found() {
+    let list = [("a", "listed"), ("a", "mended"), ("b", "new")];
+    let broken = ["listed", "new"].map(str::to_owned).into();
+    assert_eq!(compare(&list, "a", &broken), (vec!["new".to_owned()], vec!["mended".to_owned()]));
+}
