@@ -1,5 +1,7 @@
 //! The command, as its user meets it.
 
+mod embedding;
+
 use super::support::{self, MIB, WAIT, busy, idle, spec, start};
 use qferry::internals::{
     preflight::checks::FORCIBLE,

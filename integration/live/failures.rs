@@ -1,5 +1,8 @@
 //! Migrations that do not succeed: the guest runs on where it was, and nothing is left.
 
+mod faults;
+mod fence;
+
 use super::support::{
     MIB, WAIT, block_on, builder, busy, idle, judge_back, judge_disks, judge_running, migrate, migrate_and,
     migrate_when, spec, start,

@@ -8,20 +8,12 @@
 
 mod bare;
 mod command;
-mod converge;
-mod embedding;
+mod convergence;
 mod failures;
-mod faults;
-mod fence;
-mod listeners;
 mod machines;
-mod measure;
 mod moves;
 mod postcopy;
 mod prepare;
-mod race;
 mod recovery;
 mod storage;
 mod support;
-mod tuning;
-mod view;

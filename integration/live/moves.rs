@@ -1,5 +1,8 @@
 //! Migrations that succeed: versions, workloads and configurations.
 
+mod listeners;
+mod race;
+
 use super::support::{
     MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
     migrate_when, on_source_host, settings, spec, start,

@@ -15,6 +15,7 @@ mod servers;
 mod shapes;
 mod shared;
 mod untouched;
+mod view;
 
 use super::support::{block_on, builder, judge_moved, migrate, settings};
 use qferry::internals::{

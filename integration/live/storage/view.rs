@@ -1,6 +1,6 @@
 //! Read-only exports: they are all closed again, and change nothing.
 
-use super::{
+use crate::{
     bare::{Bare, disk, incoming},
     support::block_on,
 };

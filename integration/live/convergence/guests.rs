@@ -1,6 +1,6 @@
 //! Guests that are hard to move: what the controller does for them, on both kinds of QEMU that count differently.
 
-use super::support::{
+use crate::support::{
     MIB, WAIT, builder, idle, judge_back, judge_running, migrate_and, migrate_when, on_source_host, settings, spec,
     start,
 };

@@ -1,6 +1,6 @@
 //! `examples/migrate.rs`, as an embedder would run it.
 
-use super::support::{WAIT, busy, judge_disks, spec, start};
+use crate::support::{WAIT, busy, judge_disks, spec, start};
 use qferry_bed::Side;
 use std::{
     path::{Path, PathBuf},

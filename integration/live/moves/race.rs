@@ -1,6 +1,6 @@
 //! The start-write race, on a build that has it.
 
-use super::support::{MIB, builder, judge_running, migrate_and, settings, spec, start};
+use crate::support::{MIB, builder, judge_running, migrate_and, settings, spec, start};
 use qferry::internals::{
     migration::Settings,
     progress::{Kind, Phase},

@@ -1,6 +1,6 @@
 //! Who can connect to what QEMU listens on for a migration, and until when.
 
-use super::support::{block_on, builder, busy, judge_running, spec, start};
+use crate::support::{block_on, builder, busy, judge_running, spec, start};
 use qferry::internals::progress::{Kind, Phase, PhaseState};
 use qferry_bed::Pair;
 use std::{

@@ -1,7 +1,7 @@
 //! A destination that the engine knows only as a monitor: whether it can run the guest, the user's fence command alone
 //! can say.
 
-use super::support::{WAIT, busy, judge_disks, qferry, qferry_within, spec, start};
+use crate::support::{WAIT, busy, judge_disks, qferry, qferry_within, spec, start};
 use qferry_bed::{Deed, MonitorProxy, Pair, Side, Tape, nth};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! How RAM is sent: channels, compression, xbzrle, throttling. Each leaves both QEMUs set as they were.
 
-use super::support::{
+use crate::support::{
     MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_and, migrate_when, spec, start,
 };
 use qferry::internals::{

@@ -5,7 +5,7 @@ use qferry_bed::Side;
 use std::{path::Path, time::Duration};
 
 #[allow(dead_code, unused_imports, reason = "scripts/faults uses all of it")]
-#[path = "../bed/examples/faults/matrix/mod.rs"]
+#[path = "../../bed/examples/faults/matrix/mod.rs"]
 mod matrix;
 
 use matrix::{CORE, Fault, PHASES, Point, Soak, Stage, clean, run, soak, switchover};

@@ -1,6 +1,6 @@
 //! What is measured before a migration, against what the guest was told to do; and that nothing of it stays.
 
-use super::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, settings, spec, start};
+use crate::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, settings, spec, start};
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Failure, Plan, Settings},
