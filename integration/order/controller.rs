@@ -4,7 +4,7 @@ use super::*;
 use crate::lost_events::without;
 
 /// What the source was told to set after RAM was started, and how far the log was by then.
-fn set_while_sending(run: &Run) -> Vec<(usize, Value)> {
+fn set_while_sending(run: &MigrationRun) -> Vec<(usize, Value)> {
     let at = |name: &str| run.log.iter().position(|(side, seen)| side == "source" && seen.name == name);
     let (begin, end) = (at("migrate").unwrap(), at("migrate_cancel").or(at("quit")).unwrap());
     let sets = |(at, (side, seen)): (usize, &(String, fake::Seen))| {
@@ -16,15 +16,15 @@ fn set_while_sending(run: &Run) -> Vec<(usize, Value)> {
 
 /// Where in the log an event was first sent.
 #[track_caller]
-fn first(run: &Run, event: &str) -> usize {
+fn first(run: &MigrationRun, event: &str) -> usize {
     run.log.iter().position(|(_, seen)| seen.name == event).unwrap_or_else(|| panic!("no {event}: {run:?}"))
 }
 
 /// A disk that takes three seconds to copy, and RAM that takes half a second beside it.
-fn overlapping() -> Model {
+fn overlapping() -> ModelPair {
     let model = model();
     let mut state = model.state();
-    (state.len, state.copies, state.sends) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
+    (state.len, state.mirror_takes, state.ram_takes) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
     model::add_switchover_bandwidth(&mut state.source.schema);
     // less would be through before it could be held back
     (state.source.ram, state.destination.ram) = (1 << 30, 1 << 30);
@@ -37,10 +37,10 @@ async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
     for (side, command) in [(Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
         for (late, wanted) in [(200, Ending::Moved), (400, Ending::RolledBack)] {
             let mut model = model();
-            let world = model.world.clone();
+            let shared = model.shared.clone();
             model.on(side, command, move |seen| {
                 let mut steps = vec![Action::Delay(Duration::from_millis(late))];
-                steps.extend(world.answer(side, seen));
+                steps.extend(shared.answer(side, seen));
                 steps
             });
             let run = model.migrate().await;
@@ -59,9 +59,9 @@ async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
 #[tokio::test(start_paused = true)]
 async fn much_of_ram_that_is_left_counts_against_the_budget() {
     let mut model = model();
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "query-migrate", move |seen| {
-        let mut steps = world.answer(Source, seen);
+        let mut steps = shared.answer(Source, seen);
         if let Some(Action::Return(told)) = steps.first_mut() {
             if told["status"] == "pre-switchover" {
                 // twice what the link carries in a second
@@ -95,7 +95,7 @@ async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_t
     for lost in ["nothing", "BLOCK_JOB", "JOB_STATUS_CHANGE"] {
         let mut model = overlapping();
         // its RAM is through before it can be held
-        (model.state().heeds, model.state().sends) = (false, Duration::from_millis(100));
+        (model.state().heeds_max_bandwidth, model.state().ram_takes) = (false, Duration::from_millis(100));
         if lost != "nothing" {
             model.state().muted = without(lost);
         }
@@ -114,7 +114,7 @@ async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_t
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_stops_long_before_its_mirrors_are_ready_goes_on_at_home() {
     let mut model = overlapping();
-    (model.state().heeds, model.state().sends) = (false, Duration::from_millis(100));
+    (model.state().heeds_max_bandwidth, model.state().ram_takes) = (false, Duration::from_millis(100));
     let run = model.migrate().await;
     back(&model, &run, Ending::RolledBack, "over-budget");
     assert!(run.message().contains("mirrors were ready"), "{run:?}");
@@ -136,10 +136,10 @@ async fn what_qemu_refuses_the_controller_is_told_and_stops_nothing() {
 
     // the first are the setup
     let mut model = self::model();
-    let (world, mut times) = (model.world.clone(), 0);
+    let (shared, mut times) = (model.shared.clone(), 0);
     model.on(Source, "migrate-set-parameters", move |seen| {
         times += 1;
-        if times == 2 { vec![Action::error("no")] } else { world.answer(Source, seen) }
+        if times == 2 { vec![Action::error("no")] } else { shared.answer(Source, seen) }
     });
     let run = model.migrate().await;
     moved(&model, &run);
@@ -153,7 +153,7 @@ async fn a_postcopy_that_is_refused_is_not_waited_for() {
         let mut state = model.state();
         model::add_capabilities(&mut state.qemu(qemu).schema, &["postcopy-ram"]);
         state.qemu(qemu).capabilities.insert("postcopy-ram".to_owned(), false);
-        state.dirties = 1.5;
+        state.dirtied_share = 1.5;
     }
     model.refused(Source, "migrate-start-postcopy");
     let migration = model.builder().policy("ram = ['postcopy']".parse().unwrap()).start();
@@ -165,10 +165,10 @@ async fn a_postcopy_that_is_refused_is_not_waited_for() {
 }
 
 /// A disk whose guest writes as fast as its mirror copies.
-fn outpaced(block_job_change: bool) -> Model {
-    let model = Model::new(&Shape { block_job_change, ..Shape::default() });
+fn outpaced(block_job_change: bool) -> ModelPair {
+    let model = ModelPair::new(&PairShape { block_job_change, ..PairShape::default() });
     let mut state = model.state();
-    (state.len, state.writes_on, state.copies) = (64 << 20, 1.0, Duration::from_secs(1));
+    (state.len, state.added_share, state.mirror_takes) = (64 << 20, 1.0, Duration::from_secs(1));
     drop(state);
     model
 }
@@ -228,7 +228,7 @@ async fn a_mirror_that_stands_still_for_good_is_given_up() {
 #[tokio::test(start_paused = true)]
 async fn ram_that_does_not_converge_is_given_up_with_what_it_would_have_needed() {
     let mut model = model();
-    model.state().dirties = 1.5;
+    model.state().dirtied_share = 1.5;
     let run = model.migrate().await;
     back(&model, &run, Ending::RolledBack, "ram-not-converging");
     assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
@@ -238,7 +238,7 @@ async fn ram_that_does_not_converge_is_given_up_with_what_it_would_have_needed()
 #[tokio::test(start_paused = true)]
 async fn who_only_observes_changes_nothing() {
     let observe = || "observe = true".parse().unwrap();
-    let untouched = |run: &Run| {
+    let untouched = |run: &MigrationRun| {
         for told in ["source: block-job-change", "source: block-job-set-speed"] {
             assert_eq!(run.count(told), 0, "{run:?}");
         }
@@ -249,10 +249,10 @@ async fn who_only_observes_changes_nothing() {
         }));
     };
     // a ceiling that would be shared out anew once one of two mirrors is ready
-    let mut model = Model::new(&disks(2));
-    model.state().copies = Duration::from_secs(2);
-    let world = model.world.clone();
-    model.when(Source, "query-blockstats", move || world.state().job("qferry-mirror-0", "ready"));
+    let mut model = ModelPair::new(&disks(2));
+    model.state().mirror_takes = Duration::from_secs(2);
+    let shared = model.shared.clone();
+    model.when(Source, "query-blockstats", move || shared.state().job("qferry-mirror-0", "ready"));
     let ceiling = qferry::internals::quantity::Rate(2 << 30);
     let migration = model.builder().bandwidth(ceiling).policy(observe()).start();
     let run = model.follow(migration).await;
@@ -262,10 +262,10 @@ async fn who_only_observes_changes_nothing() {
 
     // a mirror that would be given up is waited for
     let mut model = outpaced(true);
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        world.state().job("qferry-mirror-0", "ready");
+        shared.state().job("qferry-mirror-0", "ready");
     });
     let migration = model.builder().policy(observe()).start();
     let run = tokio::time::timeout(Duration::from_secs(300), model.follow(migration)).await.unwrap();
@@ -275,7 +275,7 @@ async fn who_only_observes_changes_nothing() {
 
     // RAM that would be given up goes on until the user's own timeout
     let mut model = self::model();
-    model.state().dirties = 1.5;
+    model.state().dirtied_share = 1.5;
     let migration = model.builder().policy(observe()).timeout(Duration::from_secs(90)).start();
     let run = model.follow(migration).await;
     back(&model, &run, Ending::RolledBack, "timeout");

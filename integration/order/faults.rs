@@ -3,27 +3,27 @@
 use super::*;
 use crate::golden::golden;
 
-async fn with_faults(shape: &Shape, faults: &[(Side, usize, Fault)]) -> (Model, Run) {
-    let mut model = Model::new(shape);
+async fn with_faults(shape: &PairShape, faults: &[(Side, usize, CommandFault)]) -> (ModelPair, MigrationRun) {
+    let mut model = ModelPair::new(shape);
     model.state().faults = faults.to_vec();
     let run = tokio::time::timeout(Duration::from_secs(3600), model.migrate()).await;
     let run = run.unwrap_or_else(|_| panic!("it never ends: {faults:?} {:#?}", model.log));
     (model, run)
 }
 
-const FAULTS: [Fault; 8] = [
-    Fault::Refused,
-    Fault::Lost,
-    Fault::Unanswered,
-    Fault::Dies,
-    Fault::DiesBefore,
-    Fault::Closes,
-    Fault::Mute,
-    Fault::Cancel,
+const FAULTS: [CommandFault; 8] = [
+    CommandFault::Refused,
+    CommandFault::Lost,
+    CommandFault::Unanswered,
+    CommandFault::Dies,
+    CommandFault::DiesBefore,
+    CommandFault::Closes,
+    CommandFault::Mute,
+    CommandFault::Cancel,
 ];
 
 /// How many commands each side is told in an undisturbed migration.
-async fn commands(shape: &Shape) -> [(Side, usize); 2] {
+async fn commands(shape: &PairShape) -> [(Side, usize); 2] {
     let (_, run) = with_faults(shape, &[]).await;
     [Source, Destination].map(|side| {
         let of_side = |(at, seen): &&(String, fake::Seen)| at == side.as_str() && seen.id.is_some();
@@ -31,7 +31,7 @@ async fn commands(shape: &Shape) -> [(Side, usize); 2] {
     })
 }
 
-async fn any_one_fault_ends_soundly(shape: Shape) {
+async fn any_one_fault_ends_soundly(shape: PairShape) {
     for (side, count) in commands(&shape).await {
         for (number, fault) in (0..count).flat_map(|number| FAULTS.map(|fault| (number, fault))) {
             let (model, run) = with_faults(&shape, &[(side, number, fault)]).await;
@@ -44,28 +44,28 @@ async fn any_one_fault_ends_soundly(shape: Shape) {
 // by far the longest here: each is a test of its own, and they run at once
 #[tokio::test(start_paused = true)]
 async fn any_one_fault_ends_soundly_with_one_disk() {
-    any_one_fault_ends_soundly(Shape::default()).await;
+    any_one_fault_ends_soundly(PairShape::default()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn any_one_fault_ends_soundly_with_two_disks_and_processes() {
-    any_one_fault_ends_soundly(Shape { processes: true, ..disks(2) }).await;
+    any_one_fault_ends_soundly(PairShape { processes: true, ..disks(2) }).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn any_one_fault_ends_soundly_with_a_paused_guest() {
-    let shape = Shape { guest: "paused", processes: true, exit_on_error: false, ..Shape::default() };
+    let shape = PairShape { guest: "paused", processes: true, exit_on_error: false, ..PairShape::default() };
     any_one_fault_ends_soundly(shape).await;
 }
 
-fn nth(run: &Run, side: Side, number: usize) -> String {
+fn nth(run: &MigrationRun, side: Side, number: usize) -> String {
     let mut of_side = run.log.iter().filter(|(at, seen)| at == side.as_str() && seen.id.is_some());
     of_side.nth(number + 1).map_or_else(String::new, |(_, seen)| seen.name.clone())
 }
 
 #[tokio::test(start_paused = true)]
 async fn any_two_faults_end_soundly() {
-    let shape = Shape { processes: true, ..Shape::default() };
+    let shape = PairShape { processes: true, ..PairShape::default() };
     let [(_, here), (_, there)] = commands(&shape).await;
     // the same every time, and all over the place
     let mut seed: usize = 12345;
@@ -94,7 +94,7 @@ async fn a_cancel_comes_in_time_until_the_handover() {
     for (number, line) in golden.iter().enumerate() {
         let (side, command) = line.split_once(": ").unwrap();
         let side = if side == "source" { Source } else { Destination };
-        let mut model = Model::new(&shape);
+        let mut model = ModelPair::new(&shape);
         let migration = model.builder().start();
         let canceller = migration.canceller();
         let command: &'static str = command.to_owned().leak();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(crate) fn golden(shape: &Shape) -> Vec<String> {
+pub(crate) fn golden(shape: &PairShape) -> Vec<String> {
     let each =
         |lines: &[&'static str]| -> Vec<&'static str> { (0..shape.disks).flat_map(|_| lines.to_vec()).collect() };
     let mut golden = vec![
@@ -41,8 +41,8 @@ async fn golden_order() {
     for disks in [0, 1, 3] {
         for (block_job_change, exit_on_error) in [(true, true), (true, false), (false, true), (false, false)] {
             for guest in ["running", "paused"] {
-                let shape = Shape { disks, block_job_change, exit_on_error, guest, processes: false };
-                let mut model = Model::new(&shape);
+                let shape = PairShape { disks, block_job_change, exit_on_error, guest, processes: false };
+                let mut model = ModelPair::new(&shape);
                 let run = model.migrate().await;
                 moved(&model, &run);
                 assert_eq!(run.told(), golden(&shape), "{shape:?}");
@@ -56,7 +56,7 @@ async fn golden_order() {
 #[tokio::test(start_paused = true)]
 async fn the_blackout_holds_nothing_but_the_handover() {
     for disks in [0, 1, 3] {
-        let mut model = Model::new(&Shape { disks, ..Shape::default() });
+        let mut model = ModelPair::new(&PairShape { disks, ..PairShape::default() });
         let run = model.migrate().await;
         moved(&model, &run);
         let window = run.blackout();
@@ -80,11 +80,11 @@ async fn the_blackout_holds_nothing_but_the_handover() {
 
 #[tokio::test(start_paused = true)]
 async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
-    let mut model = Model::new(&disks(3));
-    let world = model.world.clone();
+    let mut model = ModelPair::new(&disks(3));
+    let shared = model.shared.clone();
     model.on(Source, "block-job-cancel", move |seen| {
         let mut steps = vec![Action::Hold("all")];
-        steps.extend(world.answer(Source, seen));
+        steps.extend(shared.answer(Source, seen));
         steps
     });
     let migration = model.builder().start();
@@ -97,11 +97,11 @@ async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
 #[tokio::test(start_paused = true)]
 async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
     let mut model = model();
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "query-migrate", move |seen| {
-        let stands = world.state().source.migration.as_deref() == Some("pre-switchover");
+        let stands = shared.state().source.migration.as_deref() == Some("pre-switchover");
         let mut steps = if stands { vec![Action::Hold("left")] } else { Vec::new() };
-        steps.extend(world.answer(Source, seen));
+        steps.extend(shared.answer(Source, seen));
         steps
     });
     let migration = model.builder().start();

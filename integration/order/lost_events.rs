@@ -23,7 +23,7 @@ const LOST: [&str; 8] =
 #[tokio::test(start_paused = true)]
 async fn without_an_event_the_guest_moves_all_the_same() {
     for lost in LOST {
-        let mut model = Model::new(&disks(2));
+        let mut model = ModelPair::new(&disks(2));
         model.state().muted = without(lost);
         // looking takes the place of an event that stays away, but not at once
         let migration = model.builder().downtime(Duration::from_secs(20)).start();
@@ -38,10 +38,10 @@ async fn without_an_event_the_guest_moves_all_the_same() {
 #[tokio::test(start_paused = true)]
 async fn without_an_event_a_mirror_that_failed_is_found_all_the_same() {
     for lost in LOST {
-        for how in [Settle::Error, Settle::NotReady, Settle::Vanished] {
-            let mut model = Model::new(&disks(2));
+        for how in [MirrorEnd::Error, MirrorEnd::NotReady, MirrorEnd::Vanished] {
+            let mut model = ModelPair::new(&disks(2));
             model.state().muted = without(lost);
-            model.state().settle[1] = how;
+            model.state().mirror_ends[1] = how;
             let run = model.migrate().await;
             assert_eq!(run.count("source: migrate-continue"), 0, "{lost}: {run:?}");
             let code = run.code().to_owned();
@@ -50,8 +50,8 @@ async fn without_an_event_a_mirror_that_failed_is_found_all_the_same() {
         // while RAM is copied
         let mut model = model();
         model.state().muted = without(lost);
-        let world = model.world.clone();
-        model.when(Source, "migrate", move || world.state().conclude("qferry-mirror-0", Settle::Error));
+        let shared = model.shared.clone();
+        model.when(Source, "migrate", move || shared.state().conclude("qferry-mirror-0", MirrorEnd::Error));
         let run = model.migrate().await;
         assert_eq!(run.count("source: migrate-continue"), 0, "{lost}: {run:?}");
         let code = run.code().to_owned();
@@ -63,20 +63,24 @@ async fn without_an_event_a_mirror_that_failed_is_found_all_the_same() {
 async fn without_an_event_the_way_back_is_gone_all_the_same() {
     for lost in LOST {
         for resumes in [true, false] {
-            let mut model = Model::new(&disks(2));
+            let mut model = ModelPair::new(&disks(2));
             model.state().muted = without(lost);
-            model.state().resumes = resumes;
+            model.state().source_resumes = resumes;
             let migration = cancel_at(&mut model, Destination, "nbd-server-stop");
             let run = model.follow(migration).await;
             back(&model, &run, Ending::Cancelled, "cancelled");
 
             let mut model = self::model();
             model.state().muted = without(lost);
-            model.state().resumes = resumes;
-            model.state().then = Continue::DestinationFails;
+            model.state().source_resumes = resumes;
+            model.state().after_continue = AfterContinue::DestinationFails;
             let run = model.migrate().await;
             assert_eq!(run.outcome.outcome, Ending::RolledBack, "{lost} {resumes}: {run:?}");
-            assert_eq!((run.count("source: cont"), model.state().wrongs.len()), (usize::from(!resumes), 0), "{run:?}");
+            assert_eq!(
+                (run.count("source: cont"), model.state().violations.len()),
+                (usize::from(!resumes), 0),
+                "{run:?}"
+            );
         }
     }
 }
@@ -85,7 +89,7 @@ async fn without_an_event_the_way_back_is_gone_all_the_same() {
 async fn a_lost_event_that_costs_the_budget_costs_no_blackout_beyond_it() {
     // what is lost after the last look back is another matter: the guest is on its way by then
     for lost in ["JOB_STATUS_CHANGE", "pre-switchover"] {
-        let mut model = Model::new(&disks(2));
+        let mut model = ModelPair::new(&disks(2));
         model.state().muted = without(lost);
         let run = model.migrate().await;
         back(&model, &run, Ending::RolledBack, "over-budget");

@@ -3,14 +3,14 @@
 use super::*;
 
 /// Three disks of which the second does not settle.
-async fn not_settled(how: Settle, message: &str) {
-    let mut model = Model::new(&disks(3));
-    model.state().settle[1] = how;
+async fn not_settled(how: MirrorEnd, message: &str) {
+    let mut model = ModelPair::new(&disks(3));
+    model.state().mirror_ends[1] = how;
     let run = model.migrate().await;
     assert_eq!(run.count("source: migrate-continue"), 0, "{run:?}");
     let code = match how {
-        Settle::ErrorInQueryOnly | Settle::Vanished => "not-disengaged",
-        Settle::Never => "no-answer",
+        MirrorEnd::ErrorInQueryOnly | MirrorEnd::Vanished => "not-disengaged",
+        MirrorEnd::Never => "no-answer",
         _ => "mirror-failed",
     };
     back(&model, &run, Ending::RolledBack, code);
@@ -21,35 +21,35 @@ async fn not_settled(how: Settle, message: &str) {
 
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_concludes_with_an_error_stops_the_switchover() {
-    not_settled(Settle::Error, "Input/output error").await;
+    not_settled(MirrorEnd::Error, "Input/output error").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_was_not_ready_stops_the_switchover() {
-    not_settled(Settle::NotReady, "not ready").await;
+    not_settled(MirrorEnd::NotReady, "not ready").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_query_is_believed_over_the_events() {
-    not_settled(Settle::ErrorInQueryOnly, "Input/output error").await;
+    not_settled(MirrorEnd::ErrorInQueryOnly, "Input/output error").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_vanished_proves_nothing() {
-    not_settled(Settle::Vanished, "vanished").await;
+    not_settled(MirrorEnd::Vanished, "vanished").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_never_concludes_stops_the_switchover() {
-    not_settled(Settle::Never, "end of the mirrors").await;
+    not_settled(MirrorEnd::Never, "end of the mirrors").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_mirror_that_someone_else_ended_while_the_guest_ran_is_not_taken_for_settled() {
     for (phase, command) in [("storage", "block-job-change"), ("memory", "migrate")] {
         let mut model = model();
-        let world = model.world.clone();
-        model.when(Source, command, move || world.state().conclude("qferry-mirror-0", Settle::Well));
+        let shared = model.shared.clone();
+        model.when(Source, command, move || shared.state().conclude("qferry-mirror-0", MirrorEnd::Well));
         let run = model.migrate().await;
         assert_eq!(run.count("source: migrate-continue"), 0, "{phase}: {run:?}");
         back(&model, &run, Ending::RolledBack, "mirror-failed");
@@ -71,7 +71,7 @@ async fn an_export_that_stays_stops_the_switchover() {
 async fn without_an_answer_the_exports_are_not_proved_closed() {
     for command in ["nbd-server-stop", "query-block-exports"] {
         let mut model = model();
-        let asked = model.world.clone();
+        let asked = model.shared.clone();
         // the first is asked in the preflight
         let mut times = 0;
         model.on(Destination, command, move |seen| {

@@ -27,7 +27,9 @@ mod way_back;
 use std::time::Duration;
 
 use fake::Action;
-use model::{Continue, Disk, Fault, Job, Model, Run, Settle, Shape, State};
+use model::{
+    AfterContinue, CommandFault, MigrationRun, MirrorEnd, MirrorJob, ModelDisk, ModelPair, PairShape, PairState,
+};
 use qferry::internals::convergence::Policy;
 use qferry::internals::migration::{Builder, Migration, Settings};
 use qferry::internals::progress::{Ending, Kind, RunsOn, Side};
@@ -35,40 +37,40 @@ use serde_json::{Value, json};
 
 use Side::{Destination, Source};
 
-fn model() -> Model {
-    Model::new(&Shape::default())
+fn model() -> ModelPair {
+    ModelPair::new(&PairShape::default())
 }
 
-fn disks(disks: usize) -> Shape {
-    Shape { disks, ..Shape::default() }
+fn disks(disks: usize) -> PairShape {
+    PairShape { disks, ..PairShape::default() }
 }
 
 /// Processes of this host, whose deaths are proofs.
-fn processes() -> Model {
-    Model::new(&Shape { processes: true, ..Shape::default() })
+fn processes() -> ModelPair {
+    ModelPair::new(&PairShape { processes: true, ..PairShape::default() })
 }
 
 #[track_caller]
-fn moved(model: &Model, run: &Run) {
+fn moved(model: &ModelPair, run: &MigrationRun) {
     assert_eq!(run.outcome.outcome, Ending::Moved, "{run:?}");
     assert_eq!((run.outcome.runs_on, &run.outcome.reason), (RunsOn::Destination, &None), "{run:?}");
     assert_eq!(run.count("source: cont"), 0, "{run:?}");
     let state = model.state();
-    assert_eq!(state.destination.run, if state.ran { "running" } else { "paused" }, "{run:?}");
+    assert_eq!(state.destination.run, if state.guest_ran { "running" } else { "paused" }, "{run:?}");
     assert_ne!(state.source.run, "running", "{run:?}");
     assert!(state.destination.exports.is_empty(), "{run:?}");
 }
 
 /// The guest is on the source as it was, nothing of ours is left, and settings are what they were.
 #[track_caller]
-fn back(model: &Model, run: &Run, ending: Ending, code: &str) {
+fn back(model: &ModelPair, run: &MigrationRun, ending: Ending, code: &str) {
     assert_eq!((run.outcome.outcome, run.code()), (ending, code), "{run:?}");
     assert_eq!(run.outcome.runs_on, RunsOn::Source, "{run:?}");
     assert_eq!(run.outcome.leftovers, Vec::<String>::new(), "{run:?}");
     assert_eq!(run.count("destination: cont"), 0, "{run:?}");
-    let fresh = Model::new(&Shape { disks: 0, ..Shape::default() });
+    let fresh = ModelPair::new(&PairShape { disks: 0, ..PairShape::default() });
     let (fresh, state) = (fresh.state(), model.state());
-    assert_eq!(state.source.run, if state.ran { "running" } else { "paused" }, "{run:?}");
+    assert_eq!(state.source.run, if state.guest_ran { "running" } else { "paused" }, "{run:?}");
     assert_ne!(state.destination.run, "running", "{run:?}");
     assert!(state.source.jobs.is_empty() && state.source.bitmaps.is_empty(), "{run:?}");
     assert_eq!(state.source.capabilities, fresh.source.capabilities, "{run:?}");
@@ -80,16 +82,16 @@ fn back(model: &Model, run: &Run, ending: Ending, code: &str) {
 }
 
 #[track_caller]
-fn undetermined(run: &Run) {
+fn undetermined(run: &MigrationRun) {
     assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Undetermined, RunsOn::Unknown), "{run:?}");
     assert!(!run.message().is_empty(), "{run:?}");
 }
 
 /// What holds however a migration went.
 #[track_caller]
-fn sound(model: &Model, run: &Run, what: &str) {
+fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
     let state = model.state();
-    assert_eq!(state.wrongs, Vec::<&str>::new(), "{what}: {run:?}");
+    assert_eq!(state.violations, Vec::<&str>::new(), "{what}: {run:?}");
     let (here, there) = (state.source.run == "running", state.destination.run == "running");
     assert!(!(here && there), "{what}: {run:?}");
     let ending = run.outcome.outcome;
@@ -109,8 +111,8 @@ fn sound(model: &Model, run: &Run, what: &str) {
         assert_eq!(run.outcome.leftovers, Vec::<String>::new(), "{what}: {run:?}");
     }
     // a QEMU that dies after its last answer is beyond anyone's knowledge
-    let died = state.faults.iter().any(|(_, _, fault)| matches!(fault, Fault::Dies | Fault::DiesBefore));
-    if state.ran && !died {
+    let died = state.faults.iter().any(|(_, _, fault)| matches!(fault, CommandFault::Dies | CommandFault::DiesBefore));
+    if state.guest_ran && !died {
         match run.outcome.runs_on {
             RunsOn::Source => assert!(here, "{what}: {run:?}"),
             RunsOn::Destination => assert!(there, "{what}: {run:?}"),
@@ -119,7 +121,7 @@ fn sound(model: &Model, run: &Run, what: &str) {
     }
 }
 
-fn cancel_at(model: &mut Model, side: Side, command: &'static str) -> Migration {
+fn cancel_at(model: &mut ModelPair, side: Side, command: &'static str) -> Migration {
     let migration = model.builder().start();
     let canceller = migration.canceller();
     model.when(side, command, move || canceller.cancel());

@@ -1,4 +1,4 @@
-//! Open world: statuses and events that nobody knows. (The model adds fields that nobody knows to every answer.)
+//! Open shared: statuses and events that nobody knows. (The model adds fields that nobody knows to every answer.)
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 async fn a_status_nobody_knows_means_keep_waiting() {
     for strange in ["wait-unplug", "colo", "a-status-of-tomorrow"] {
         let mut model = model();
-        model.state().strange = Some(strange);
+        model.state().odd_status = Some(strange);
         let run = model.migrate().await;
         moved(&model, &run);
     }
@@ -22,9 +22,9 @@ async fn events_nobody_knows_are_passed_over() {
         (Source, "migrate-continue"),
         (Destination, "cont"),
     ] {
-        let world = model.world.clone();
+        let shared = model.shared.clone();
         model.when(side, command, move || {
-            let mut state = world.state();
+            let mut state = shared.state();
             for data in [json!({"status": {"deep": []}}), json!([1]), json!({"id": "x", "status": 7}), Value::Null] {
                 for name in ["EVENT_OF_TOMORROW", "MIGRATION", "JOB_STATUS_CHANGE", "BLOCK_JOB_COMPLETED"] {
                     state.emit(side, name, data.clone());
@@ -40,9 +40,9 @@ async fn events_nobody_knows_are_passed_over() {
 async fn a_status_nobody_knows_proves_nothing_to_the_verdict() {
     for silent in [true, false] {
         let mut model = model();
-        let (world, freeze) = (model.world.clone(), model.destination.freezer());
+        let (shared, freeze) = (model.shared.clone(), model.destination.freezer());
         model.on(Source, "migrate-continue", move |_| {
-            world.state().enter(Source, "a-status-of-tomorrow");
+            shared.state().enter(Source, "a-status-of-tomorrow");
             if silent {
                 freeze();
             }

@@ -8,7 +8,7 @@ fn in_postcopy(pages: u64) -> Value {
     json!({"status": "postcopy-active", "ram": ram})
 }
 
-fn begin_postcopy(state: &mut State) {
+fn begin_postcopy(state: &mut PairState) {
     state.enter(Source, "postcopy-active");
     state.destination.run = "paused".to_owned();
     state.enter(Destination, "postcopy-active");
@@ -17,21 +17,21 @@ fn begin_postcopy(state: &mut State) {
 #[tokio::test(start_paused = true)]
 async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
     let mut model = model();
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "migrate-continue", move |_| {
-        let mut state = world.state();
+        let mut state = shared.state();
         begin_postcopy(&mut state);
-        let world = world.clone();
+        let shared = shared.clone();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(50)).await;
-            world.state().fail_source();
+            shared.state().fail_source();
         });
         vec![Action::Return(json!({}))]
     });
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     // no page is sent
     model.on(Source, "query-migrate", move |_| {
-        let status = world.state().source.migration.clone();
+        let status = shared.state().source.migration.clone();
         let answer = match status.as_deref() {
             Some("postcopy-active") => in_postcopy(7),
             Some(status) => json!({ "status": status }),
@@ -47,16 +47,16 @@ async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
 #[tokio::test(start_paused = true)]
 async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
     let mut model = model();
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "migrate-continue", move |_| {
-        let mut state = world.state();
+        let mut state = shared.state();
         begin_postcopy(&mut state);
         vec![Action::Return(json!({}))]
     });
     let ran = std::sync::Arc::new(std::sync::OnceLock::new());
-    let (world, mut sent, seen) = (model.world.clone(), 0, ran.clone());
+    let (shared, mut sent, seen) = (model.shared.clone(), 0, ran.clone());
     model.on(Source, "query-migrate", move |_| {
-        let mut state = world.state();
+        let mut state = shared.state();
         let status = state.source.migration.clone();
         if status.as_deref() != Some("postcopy-active") {
             return vec![Action::Return(json!({ "status": status }))];
@@ -79,9 +79,9 @@ async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
     let mut model = model();
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "migrate-continue", move |_| {
-        let mut state = world.state();
+        let mut state = shared.state();
         begin_postcopy(&mut state);
         state.enter(Source, "postcopy-paused");
         vec![Action::Return(json!({}))]
@@ -100,14 +100,14 @@ async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
 async fn a_migration_that_someone_else_took_into_postcopy_is_not_cancelled() {
     // 7.2 lets itself be told, and the guest's pages are lost
     for guest in ["running", "paused"] {
-        let mut model = Model::new(&Shape { guest, ..Shape::default() });
-        let world = model.world.clone();
+        let mut model = ModelPair::new(&PairShape { guest, ..PairShape::default() });
+        let shared = model.shared.clone();
         let migration = model.builder().start();
         let canceller = migration.canceller();
         model.when(Source, "migrate", move || {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                let mut state = world.state();
+                let mut state = shared.state();
                 state.source.run = "finish-migrate".to_owned();
                 state.enter(Source, "postcopy-active");
                 canceller.cancel();

@@ -3,9 +3,9 @@
 use super::*;
 
 /// Both are made as told, then asked for: first only planned, then to be carried out.
-async fn refused(code: &str, shape: &Shape, spoil: impl Fn(&mut State), ask: impl Fn(Builder) -> Builder) {
+async fn refused(code: &str, shape: &PairShape, spoil: impl Fn(&mut PairState), ask: impl Fn(Builder) -> Builder) {
     let spoiled = || {
-        let model = Model::new(shape);
+        let model = ModelPair::new(shape);
         spoil(&mut model.state());
         model
     };
@@ -23,7 +23,7 @@ async fn refused(code: &str, shape: &Shape, spoil: impl Fn(&mut State), ask: imp
 
 #[tokio::test(start_paused = true)]
 async fn what_a_side_says_refuses_the_migration() {
-    type Spoil = fn(&mut State);
+    type Spoil = fn(&mut PairState);
     let findings: [(&str, Spoil); 26] = [
         ("qemu-lacks", |state| state.source.schema = json!([])),
         ("qemu-lacks", |state| state.destination.schema = json!([{"name": "cont", "meta-type": "command"}])),
@@ -41,7 +41,7 @@ async fn what_a_side_says_refuses_the_migration() {
         ("ram-size", |state| state.destination.ram += 1),
         ("machine-type", |state| state.destination.machine = "pc-q35-10.0"),
         ("cpu-features", |state| state.destination.features = 0),
-        ("leftover", |state| state.source.jobs.push(Job::new("qferry-mirror-7", "ready", 1))),
+        ("leftover", |state| state.source.jobs.push(MirrorJob::new("qferry-mirror-7", "ready", 1))),
         ("leftover", |state| {
             drop(state.source.bitmaps.insert("node-disk0".to_owned(), ("qferry-guard-0".to_owned(), 0)))
         }),
@@ -50,8 +50,12 @@ async fn what_a_side_says_refuses_the_migration() {
         ("disk-missing", |state| drop(state.destination.disks.pop())),
         ("disk-missing", |state| state.destination.disks[0].name = "another".to_owned()),
         ("disk-ambiguous", |state| {
-            let disk =
-                |file: &str| Disk { name: "disk0".to_owned(), file: file.to_owned(), size: 64 << 20, read_only: false };
+            let disk = |file: &str| ModelDisk {
+                name: "disk0".to_owned(),
+                file: file.to_owned(),
+                size: 64 << 20,
+                read_only: false,
+            };
             state.destination.disks = vec![disk("a"), disk("b")];
         }),
         ("disk-read-only", |state| state.destination.disks[0].read_only = true),
@@ -59,7 +63,7 @@ async fn what_a_side_says_refuses_the_migration() {
         ("disk-size", |state| state.destination.disks[0].size += 512),
     ];
     for (code, spoil) in findings {
-        refused(code, &Shape::default(), spoil, |builder| builder).await;
+        refused(code, &PairShape::default(), spoil, |builder| builder).await;
     }
 }
 
@@ -108,7 +112,7 @@ async fn what_cannot_be_compared_is_only_told() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_asked_for_refuses_the_migration() {
-    let none = |_: &mut State| ();
+    let none = |_: &mut PairState| ();
     let tcp = |address: &str| -> qferry::internals::endpoint::Address { address.parse().unwrap() };
     let shape = disks(2);
     refused("disk-unknown", &shape, none, |builder| builder.disk("nothing", None)).await;
@@ -120,10 +124,10 @@ async fn what_is_asked_for_refuses_the_migration() {
     refused("plaintext", &shape, none, plain).await;
     refused("capability-missing", &shape, none, |builder| builder.multifd(2)).await;
     // the source's build alone would do
-    let source = |state: &mut State| model::add_capabilities(&mut state.source.schema, &["multifd"]);
+    let source = |state: &mut PairState| model::add_capabilities(&mut state.source.schema, &["multifd"]);
     refused("capability-missing", &shape, source, |builder| builder.multifd(2)).await;
     refused("capability-missing", &shape, none, |builder| builder.policy("ram = ['postcopy']".parse().unwrap())).await;
-    let both = |state: &mut State| {
+    let both = |state: &mut PairState| {
         for qemu in [&mut state.source, &mut state.destination] {
             model::add_capabilities(&mut qemu.schema, &["multifd", "postcopy-ram"]);
         }
@@ -144,7 +148,7 @@ async fn a_process_is_not_moved_onto_itself() {
 
 #[tokio::test(start_paused = true)]
 async fn a_plan_only_asks() {
-    let mut model = Model::new(&disks(3));
+    let mut model = ModelPair::new(&disks(3));
     let plan = model.builder().plan().await.unwrap();
     // a fake's images cannot be read, so nothing is proved of them
     let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code).collect();
@@ -155,7 +159,7 @@ async fn a_plan_only_asks() {
 #[tokio::test(start_paused = true)]
 async fn what_is_only_worth_knowing_stops_nothing() {
     let mut model = model();
-    model.state().source.jobs.push(Job::new("of-someone", "running", 1));
+    model.state().source.jobs.push(MirrorJob::new("of-someone", "running", 1));
     model.state().len = 0;
     let run = model.migrate().await;
     assert!(run.warned("job-running"), "{run:?}");

@@ -4,8 +4,8 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
-    let mut model = Model::new(&disks(2));
-    model.state().writes =
+    let mut model = ModelPair::new(&disks(2));
+    model.state().guard_counts =
         Box::new(|job, _, stopped| Some(if job == "qferry-mirror-1" && !stopped { 65536 } else { 0 }));
     let run = model.migrate().await;
     assert_eq!(run.actions("restart-mirror"), 16, "{run:?}");
@@ -34,7 +34,7 @@ async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
 #[tokio::test(start_paused = true)]
 async fn a_start_that_is_free_of_writes_is_enough() {
     let mut model = model();
-    model.state().writes = Box::new(|_, start, _| Some(if start < 3 { 512 } else { 0 }));
+    model.state().guard_counts = Box::new(|_, start, _| Some(if start < 3 { 512 } else { 0 }));
     let run = model.migrate().await;
     moved(&model, &run);
     assert_eq!((run.actions("restart-mirror"), run.count("source: stop")), (2, 0), "{run:?}");
@@ -43,7 +43,7 @@ async fn a_start_that_is_free_of_writes_is_enough() {
 #[tokio::test(start_paused = true)]
 async fn writes_even_while_the_guest_is_stopped_roll_back_and_resume_it() {
     let mut model = model();
-    model.state().writes = Box::new(|_, _, _| Some(65536));
+    model.state().guard_counts = Box::new(|_, _, _| Some(65536));
     let run = model.migrate().await;
     back(&model, &run, Ending::RolledBack, "mirror-failed");
     assert_eq!((run.count("source: stop"), run.count("source: cont")), (1, 1), "{run:?}");
@@ -53,7 +53,7 @@ async fn writes_even_while_the_guest_is_stopped_roll_back_and_resume_it() {
 #[tokio::test(start_paused = true)]
 async fn a_bitmap_that_is_not_there_proves_nothing() {
     let mut model = model();
-    model.state().writes = Box::new(|_, _, _| None);
+    model.state().guard_counts = Box::new(|_, _, _| None);
     let run = model.migrate().await;
     assert_eq!(run.count("source: migrate"), 0, "{run:?}");
     assert_eq!(run.outcome.outcome, Ending::RolledBack, "{run:?}");
@@ -62,7 +62,7 @@ async fn a_bitmap_that_is_not_there_proves_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn an_untouched_overlay_is_ready_at_once() {
-    let mut model = Model::new(&disks(2));
+    let mut model = ModelPair::new(&disks(2));
     model.state().len = 0;
     let run = model.migrate().await;
     moved(&model, &run);
@@ -73,7 +73,7 @@ async fn an_untouched_overlay_is_ready_at_once() {
 async fn a_cancel_while_the_guest_is_stopped_for_a_mirror_resumes_it() {
     for command in ["stop", "cont"] {
         let mut model = model();
-        model.state().writes = Box::new(|_, _, stopped| Some(if stopped { 0 } else { 1 }));
+        model.state().guard_counts = Box::new(|_, _, stopped| Some(if stopped { 0 } else { 1 }));
         let migration = model.builder().start();
         let canceller = migration.canceller();
         model.when(Source, command, move || canceller.cancel());
@@ -84,9 +84,9 @@ async fn a_cancel_while_the_guest_is_stopped_for_a_mirror_resumes_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_guest_is_not_resumed_after_a_start_while_stopped() {
-    let mut model = Model::new(&Shape { guest: "paused", ..Shape::default() });
+    let mut model = ModelPair::new(&PairShape { guest: "paused", ..PairShape::default() });
     let mut times = 0;
-    model.state().writes = Box::new(move |_, _, _| {
+    model.state().guard_counts = Box::new(move |_, _, _| {
         times += 1;
         Some(if times < 6 { 1 } else { 0 })
     });

@@ -4,10 +4,10 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_source_that_resumed_by_itself_has_the_guest() {
-    for then in [Continue::DestinationFails, Continue::DestinationCloses] {
+    for then in [AfterContinue::DestinationFails, AfterContinue::DestinationCloses] {
         for exit_on_error in [true, false] {
-            let mut model = Model::new(&Shape { exit_on_error, ..Shape::default() });
-            model.state().then = then;
+            let mut model = ModelPair::new(&PairShape { exit_on_error, ..PairShape::default() });
+            model.state().after_continue = then;
             let run = model.migrate().await;
             back(&model, &run, Ending::RolledBack, if run.code() == "gone" { "gone" } else { "handover-failed" });
             assert_eq!(run.count("source: cont"), 0, "{run:?}");
@@ -18,7 +18,7 @@ async fn a_source_that_resumed_by_itself_has_the_guest() {
 #[tokio::test(start_paused = true)]
 async fn a_destination_whose_monitor_closed_may_yet_run() {
     let mut model = model();
-    model.state().then = Continue::DestinationClosesLate;
+    model.state().after_continue = AfterContinue::DestinationClosesLate;
     let run = model.migrate().await;
     undetermined(&run);
     assert_eq!(run.count("source: cont") + run.count("destination: cont"), 0, "{run:?}");
@@ -28,7 +28,7 @@ async fn a_destination_whose_monitor_closed_may_yet_run() {
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_is_proved_dead_gives_the_guest_back() {
     let mut model = processes();
-    model.state().then = Continue::DestinationClosesLate;
+    model.state().after_continue = AfterContinue::DestinationClosesLate;
     let run = model.migrate().await;
     back(&model, &run, Ending::RolledBack, "gone");
     assert_eq!((run.count("source: cont"), run.count("source: quit")), (1, 0), "{run:?}");
@@ -37,8 +37,8 @@ async fn a_destination_that_is_proved_dead_gives_the_guest_back() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_destination_may_yet_run() {
     for processes in [true, false] {
-        let mut model = Model::new(&Shape { processes, ..Shape::default() });
-        model.state().then = Continue::DestinationFreezes;
+        let mut model = ModelPair::new(&PairShape { processes, ..PairShape::default() });
+        model.state().after_continue = AfterContinue::DestinationFreezes;
         let freeze = model.destination.freezer();
         model.when(Source, "migrate-continue", freeze);
         let run = model.migrate().await;
@@ -51,7 +51,7 @@ async fn a_silent_destination_may_yet_run() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_cont_quits_the_destination_before_the_source_is_resumed() {
     for processes in [true, false] {
-        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        let mut model = ModelPair::new(&PairShape { processes, ..PairShape::default() });
         model.refused(Destination, "cont");
         let run = model.migrate().await;
         assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "command-refused"), "{run:?}");
@@ -76,10 +76,10 @@ async fn a_destination_that_refuses_cont_and_quit_blocks_the_source() {
 async fn an_unanswered_cont_is_judged_by_what_the_destination_says() {
     for (swallowed, carried_out) in [(1, true), (1, false), (usize::MAX, false)] {
         let mut model = model();
-        let (world, mut times) = (model.world.clone(), 0);
+        let (shared, mut times) = (model.shared.clone(), 0);
         model.on(Destination, "cont", move |seen| {
             times += 1;
-            let answer = if carried_out || times > swallowed { world.answer(Destination, seen) } else { Vec::new() };
+            let answer = if carried_out || times > swallowed { shared.answer(Destination, seen) } else { Vec::new() };
             if times > swallowed { answer } else { Vec::new() }
         });
         let run = model.migrate().await;
@@ -99,11 +99,11 @@ async fn an_unanswered_cont_is_judged_by_what_the_destination_says() {
 #[tokio::test(start_paused = true)]
 async fn a_destination_lost_after_cont_is_not_proved_to_run_or_not() {
     for processes in [true, false] {
-        let mut model = Model::new(&Shape { processes, ..Shape::default() });
-        let world = model.world.clone();
+        let mut model = ModelPair::new(&PairShape { processes, ..PairShape::default() });
+        let shared = model.shared.clone();
         model.on(Destination, "cont", move |seen| {
-            world.answer(Destination, seen);
-            world.state().die(Destination);
+            shared.answer(Destination, seen);
+            shared.state().die(Destination);
             Vec::new()
         });
         let run = model.migrate().await;
@@ -115,11 +115,11 @@ async fn a_destination_lost_after_cont_is_not_proved_to_run_or_not() {
 #[tokio::test(start_paused = true)]
 async fn a_destination_lost_after_it_ran_keeps_the_source() {
     for processes in [true, false] {
-        let mut model = Model::new(&Shape { processes, ..Shape::default() });
-        let world = model.world.clone();
+        let mut model = ModelPair::new(&PairShape { processes, ..PairShape::default() });
+        let shared = model.shared.clone();
         model.on(Destination, "cont", move |seen| {
-            let mut steps = world.answer(Destination, seen);
-            world.state().destination.run = "gone".to_owned();
+            let mut steps = shared.answer(Destination, seen);
+            shared.state().destination.run = "gone".to_owned();
             steps.push(Action::Close);
             steps
         });
@@ -142,9 +142,9 @@ async fn a_refused_migrate_continue_hands_nothing_over() {
 #[tokio::test(start_paused = true)]
 async fn an_unanswered_migrate_continue_that_was_carried_out_is_a_handover() {
     let mut model = model();
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "migrate-continue", move |seen| {
-        world.answer(Source, seen);
+        shared.answer(Source, seen);
         Vec::new()
     });
     let run = model.migrate().await;
@@ -155,7 +155,7 @@ async fn an_unanswered_migrate_continue_that_was_carried_out_is_a_handover() {
 #[tokio::test(start_paused = true)]
 async fn an_unanswered_migrate_continue_that_was_not_carried_out_is_taken_back() {
     for processes in [true, false] {
-        let mut model = Model::new(&Shape { processes, ..Shape::default() });
+        let mut model = ModelPair::new(&PairShape { processes, ..PairShape::default() });
         model.silent(Source, "migrate-continue");
         let run = model.migrate().await;
         // the destination is ended first, for migrate-continue could still be carried out
@@ -168,7 +168,7 @@ async fn an_unanswered_migrate_continue_that_was_not_carried_out_is_taken_back()
 async fn the_last_ram_may_take_as_long_as_was_asked_for() {
     for (downtime, slow, wanted) in [(60, 90, Ending::Moved), (1, 90, Ending::RolledBack)] {
         let mut model = model();
-        model.state().slow = Duration::from_secs(slow);
+        model.state().last_ram_takes = Duration::from_secs(slow);
         let migration = model.builder().downtime(Duration::from_secs(downtime)).start();
         let run = model.follow(migration).await;
         assert_eq!(run.outcome.outcome, wanted, "{run:?}");
@@ -179,12 +179,12 @@ async fn the_last_ram_may_take_as_long_as_was_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn a_source_that_died_is_outlived_by_a_destination_that_has_everything() {
     let mut model = processes();
-    model.state().then = Continue::SourceDies;
+    model.state().after_continue = AfterContinue::SourceDies;
     let run = model.migrate().await;
     moved(&model, &run);
     // without the proof of its death nothing is started
     let mut model = self::model();
-    model.state().then = Continue::SourceDies;
+    model.state().after_continue = AfterContinue::SourceDies;
     let run = model.migrate().await;
     undetermined(&run);
     assert_eq!(run.count("destination: cont"), 0, "{run:?}");
@@ -193,7 +193,7 @@ async fn a_source_that_died_is_outlived_by_a_destination_that_has_everything() {
 #[tokio::test(start_paused = true)]
 async fn a_source_that_resumed_and_died_has_taken_its_writes_with_it() {
     let mut model = processes();
-    model.state().then = Continue::SourceResumesAndDies;
+    model.state().after_continue = AfterContinue::SourceResumesAndDies;
     let run = model.migrate().await;
     undetermined(&run);
     assert_eq!(run.count("destination: cont"), 0, "its disks are older than what the guest did: {run:?}");
@@ -203,10 +203,10 @@ async fn a_source_that_resumed_and_died_has_taken_its_writes_with_it() {
 async fn someone_else_who_starts_the_destination_does_not_make_it_ours() {
     // the source has not completed: it could still resume by itself
     let mut model = model();
-    model.state().then = Continue::DestinationFreezes;
-    let world = model.world.clone();
+    model.state().after_continue = AfterContinue::DestinationFreezes;
+    let shared = model.shared.clone();
     model.on(Source, "migrate-continue", move |_| {
-        let mut state = world.state();
+        let mut state = shared.state();
         state.enter(Source, "device");
         state.destination.run = "running".to_owned();
         state.enter(Destination, "completed");
@@ -223,10 +223,10 @@ async fn someone_else_who_continues_the_migration_has_taken_it_over() {
     for (side, command) in [(Source, "migrate"), (Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
         for guest in ["running", "paused"] {
             for processes in [true, false] {
-                let mut model = Model::new(&Shape { guest, processes, ..Shape::default() });
-                let world = model.world.clone();
+                let mut model = ModelPair::new(&PairShape { guest, processes, ..PairShape::default() });
+                let shared = model.shared.clone();
                 model.when(side, command, move || {
-                    tokio::spawn(async move { world.state().hand_over() });
+                    tokio::spawn(async move { shared.state().hand_over() });
                 });
                 let run = model.migrate().await;
                 sound(&model, &run, command);

@@ -10,8 +10,8 @@ use qferry::internals::{
 };
 
 /// A source whose main loop hangs from this command on until it is yanked.
-fn hangs(command: &'static str, instances: &'static [&'static str]) -> Model {
-    let model = Model::new(&Shape::default());
+fn hangs(command: &'static str, instances: &'static [&'static str]) -> ModelPair {
+    let model = ModelPair::new(&PairShape::default());
     model.when(Source, command, model.source.freezer());
     let thaw = model.source.thawer();
     model.source.on("yank", move |seen| {
@@ -55,7 +55,7 @@ async fn only_what_is_ours_is_yanked() {
 }
 
 /// Migrates with a journal, and reads it.
-async fn journaled(model: &mut Model) -> (Run, Vec<Record>, std::path::PathBuf) {
+async fn journaled(model: &mut ModelPair) -> (MigrationRun, Vec<Record>, std::path::PathBuf) {
     let path = model.directory.path().join("journal");
     let builder = model.builder().journal(JournalPlace::File(path.clone()));
     let run = model.follow(builder.start()).await;
@@ -138,7 +138,7 @@ fn word(record: &Record) -> String {
 async fn the_switchover_has_its_time() {
     // the mirrors never conclude: the guest goes on well within it
     let mut model = model();
-    model.state().settle = vec![Settle::Never];
+    model.state().mirror_ends = vec![MirrorEnd::Never];
     let builder = model.builder().switchover_timeout(Duration::from_secs(4));
     let run = model.follow(builder.start()).await;
     back(&model, &run, Ending::RolledBack, "no-answer");

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn a_source_that_does_not_resume_by_itself_is_resumed_once() {
     let mut model = model();
-    model.state().resumes = false;
+    model.state().source_resumes = false;
     let migration = cancel_at(&mut model, Destination, "nbd-server-stop");
     let run = model.follow(migration).await;
     back(&model, &run, Ending::Cancelled, "cancelled");
@@ -73,21 +73,21 @@ async fn what_cannot_be_removed_is_named() {
 }
 
 /// A source whose build can slow a guest down, and what its accelerator says to `dirty-limit`.
-fn throttling(takes_dirty_limit: bool) -> Model {
+fn throttling(takes_dirty_limit: bool) -> ModelPair {
     let model = model();
     model::add_capabilities(&mut model.state().source.schema, &["auto-converge", "dirty-limit"]);
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "migrate-set-capabilities", move |seen| {
         let on = |name| json!({ "capability": name, "state": true });
         let list = seen.arguments["capabilities"].as_array().unwrap();
         match list.contains(&on("dirty-limit")) && !takes_dirty_limit {
             true => vec![Action::error("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")],
-            false => world.answer(Source, seen),
+            false => shared.answer(Source, seen),
         }
     });
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.when(Source, "migrate", move || {
-        let state = world.state();
+        let state = shared.state();
         let is_on = |name: &str| state.source.capabilities[name];
         assert_eq!((is_on("dirty-limit"), is_on("auto-converge")), (takes_dirty_limit, !takes_dirty_limit));
         let of = |name: &str| state.source.parameters[name].clone();
@@ -110,7 +110,7 @@ async fn a_guest_is_throttled_by_what_its_accelerator_allows() {
 async fn a_throttle_does_not_outlive_a_migration_that_failed() {
     for takes_dirty_limit in [true, false] {
         let mut model = throttling(takes_dirty_limit);
-        model.state().then = Continue::DestinationFails;
+        model.state().after_continue = AfterContinue::DestinationFails;
         let run = model.migrate().await;
         back(&model, &run, Ending::RolledBack, "handover-failed");
         // QEMU ends a dirty limit by itself only when it is told to cancel
@@ -122,10 +122,10 @@ async fn a_throttle_does_not_outlive_a_migration_that_failed() {
 async fn settings_that_cannot_be_put_back_are_named() {
     let mut model = model();
     let mut times = 0;
-    let world = model.world.clone();
+    let shared = model.shared.clone();
     model.on(Source, "migrate-set-parameters", move |seen| {
         times += 1;
-        if times == 1 { world.answer(Source, seen) } else { vec![Action::error("no")] }
+        if times == 1 { shared.answer(Source, seen) } else { vec![Action::error("no")] }
     });
     let migration = cancel_at(&mut model, Source, "drive-mirror");
     let run = model.follow(migration).await;
@@ -137,8 +137,8 @@ async fn settings_that_cannot_be_put_back_are_named() {
 async fn a_source_that_is_gone_leaves_nothing_proved() {
     for command in ["drive-mirror", "migrate", "block-job-cancel"] {
         let mut model = model();
-        let world = model.world.clone();
-        model.when(Source, command, move || world.state().die(Source));
+        let shared = model.shared.clone();
+        model.when(Source, command, move || shared.state().die(Source));
         let run = model.migrate().await;
         undetermined(&run);
         assert_eq!(run.code(), "source-gone", "{run:?}");
@@ -157,8 +157,8 @@ async fn a_destination_that_is_gone_leaves_the_guest_where_it_is() {
         (Destination, "nbd-server-stop"),
     ] {
         let mut model = model();
-        let world = model.world.clone();
-        model.when(side, command, move || world.state().die(Destination));
+        let shared = model.shared.clone();
+        model.when(side, command, move || shared.state().die(Destination));
         let run = model.migrate().await;
         back(&model, &run, Ending::RolledBack, "destination-gone");
     }
@@ -166,7 +166,7 @@ async fn a_destination_that_is_gone_leaves_the_guest_where_it_is() {
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_guest_is_never_resumed() {
-    let paused = || Model::new(&Shape { guest: "paused", ..Shape::default() });
+    let paused = || ModelPair::new(&PairShape { guest: "paused", ..PairShape::default() });
     for (side, command) in [(Source, "drive-mirror"), (Source, "migrate"), (Destination, "nbd-server-stop")] {
         let mut model = paused();
         let migration = cancel_at(&mut model, side, command);
@@ -174,14 +174,16 @@ async fn a_paused_guest_is_never_resumed() {
         back(&model, &run, Ending::Cancelled, "cancelled");
         assert_eq!(run.count("source: cont"), 0, "{run:?}");
     }
-    for then in [Continue::DestinationFails, Continue::DestinationCloses, Continue::DestinationClosesLate] {
+    for then in
+        [AfterContinue::DestinationFails, AfterContinue::DestinationCloses, AfterContinue::DestinationClosesLate]
+    {
         for processes in [true, false] {
-            let mut model = Model::new(&Shape { guest: "paused", processes, ..Shape::default() });
-            model.state().then = then;
+            let mut model = ModelPair::new(&PairShape { guest: "paused", processes, ..PairShape::default() });
+            model.state().after_continue = then;
             let run = model.migrate().await;
             assert_eq!(run.count("source: cont") + run.count("destination: cont"), 0, "{run:?}");
             let wanted = match (then, processes) {
-                (Continue::DestinationClosesLate, false) => Ending::Undetermined,
+                (AfterContinue::DestinationClosesLate, false) => Ending::Undetermined,
                 _ => Ending::RolledBack,
             };
             assert_eq!(run.outcome.outcome, wanted, "{then:?} {run:?}");

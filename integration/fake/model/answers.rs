@@ -6,13 +6,13 @@ use tokio::time::{Instant, sleep};
 
 use super::qemu::{CPU, base, node};
 use super::schema::{has_block_job_change, has_exit_on_error};
-use super::{Fault, Hook, State, World};
+use super::{CommandFault, CommandHook, PairState, SharedPair};
 use crate::fake::{Action, Seen};
 
-impl World {
+impl SharedPair {
     /// What a QEMU answers to a command, whatever overrides there are.
     pub fn answer(&self, side: Side, seen: &Seen) -> Vec<Action> {
-        let hooks: Vec<Hook> = {
+        let hooks: Vec<CommandHook> = {
             let mut state = self.state();
             let (due, rest) = std::mem::take(&mut state.hooks)
                 .into_iter()
@@ -23,29 +23,30 @@ impl World {
         hooks.into_iter().for_each(|hook| hook());
         let fault = self.state().fault(side);
         match fault {
-            Some(Fault::Refused) => return vec![Action::error("no")],
-            Some(Fault::Lost) => return Vec::new(),
-            Some(Fault::DiesBefore) => {
+            Some(CommandFault::Refused) => return vec![Action::error("no")],
+            Some(CommandFault::Lost) => return Vec::new(),
+            Some(CommandFault::DiesBefore) => {
                 self.state().die(side);
                 return Vec::new();
             }
-            Some(Fault::Closes) => {
+            Some(CommandFault::Closes) => {
                 self.state().close(side);
                 return Vec::new();
             }
-            Some(Fault::Mute) => drop(self.state().deaf.insert(side)),
-            Some(Fault::Cancel) => self.state().canceller.as_ref().unwrap().cancel(),
-            Some(Fault::Unanswered | Fault::Dies) | None => {}
+            Some(CommandFault::Mute) => drop(self.state().mute_sides.insert(side)),
+            Some(CommandFault::Cancel) => self.state().canceller.as_ref().unwrap().cancel(),
+            Some(CommandFault::Unanswered | CommandFault::Dies) | None => {}
         }
         let answer = match self.carry_out(side, seen) {
             Ok(value) if seen.name == "quit" => vec![Action::Return(value), Action::Close],
             Ok(value) => vec![Action::Return(value)],
             Err(desc) => vec![Action::error(desc)],
         };
-        if fault == Some(Fault::Dies) {
+        if fault == Some(CommandFault::Dies) {
             self.state().die(side);
         }
-        let answered = !matches!(fault, Some(Fault::Unanswered | Fault::Dies)) && !self.state().deaf.contains(&side);
+        let answered = !matches!(fault, Some(CommandFault::Unanswered | CommandFault::Dies))
+            && !self.state().mute_sides.contains(&side);
         if answered { answer } else { Vec::new() }
     }
 
@@ -91,20 +92,20 @@ impl World {
                 state.qemu(side).bitmaps.remove(&text("node")).ok_or("Dirty bitmap not found")?;
             }
             "drive-mirror" => {
-                let world = self.clone();
-                state.start_mirror(text("job-id"), &text("device"), world);
+                let shared = self.clone();
+                state.start_mirror(text("job-id"), &text("device"), shared);
             }
             "block-job-change" => {
                 let id = text("id");
-                let (copies, writes_on) = (state.copies, state.writes_on);
+                let (copies, writes_on) = (state.mirror_takes, state.added_share);
                 let job = state.source.jobs.iter_mut().find(|job| job.id == id).ok_or("Job not found")?;
-                job.before = job.copied(copies, writes_on);
+                job.when_switched = job.copied(copies, writes_on);
                 job.write_blocking = true;
                 // the writes wait from now on: it is through with the rest in as long as it takes without them
                 job.began = Instant::now();
-                let world = self.clone();
+                let shared = self.clone();
                 let start = state.starts[&id];
-                tokio::spawn(async move { world.copy(id, start).await });
+                tokio::spawn(async move { shared.copy(id, start).await });
             }
             "block-job-set-speed" => {
                 let id = text("device");
@@ -126,8 +127,8 @@ impl World {
             "migrate" => {
                 state.enter(Side::Source, "setup");
                 state.enter(Side::Destination, "active");
-                let world = self.clone();
-                tokio::spawn(async move { world.precopy().await });
+                let shared = self.clone();
+                tokio::spawn(async move { shared.precopy().await });
             }
             "migrate_cancel" => {
                 if state.source.is_migrating() {
@@ -142,19 +143,19 @@ impl World {
             }
             "migrate-continue" => {
                 if state.source.jobs.iter().any(|job| job.status != "concluded" || job.error.is_some()) {
-                    state.wrongs.push("continued without every write");
+                    state.violations.push("continued without every write");
                 }
                 if !state.destination.exports.is_empty() {
-                    state.wrongs.push("continued with an export open");
+                    state.violations.push("continued with an export open");
                 }
                 state.enter(Side::Source, "device");
-                let world = self.clone();
-                let slow = state.slow;
+                let shared = self.clone();
+                let slow = state.last_ram_takes;
                 tokio::spawn(async move {
                     if !slow.is_zero() {
                         sleep(slow).await;
                     }
-                    world.state().hand_over();
+                    shared.state().hand_over();
                 });
             }
             "stop" => state.stop(side),
@@ -164,7 +165,7 @@ impl World {
             "cont" => state.resume(side),
             "quit" => {
                 if state.qemu(side).run == "running" {
-                    state.wrongs.push("a running guest was ended");
+                    state.violations.push("a running guest was ended");
                 }
                 state.emit(side, "SHUTDOWN", json!({"guest": false, "reason": "host-qmp-quit"}));
                 state.qemu(side).end();
@@ -178,7 +179,7 @@ impl World {
     }
 }
 
-impl State {
+impl PairState {
     fn question(&mut self, side: Side, name: &str) -> Option<Value> {
         let qemu = self.qemu(side);
         Some(match name {
@@ -228,7 +229,7 @@ impl State {
             }
             "query-block-jobs" => {
                 let synced = has_block_job_change(&qemu.schema);
-                let (copies, writes_on) = (self.copies, self.writes_on);
+                let (copies, writes_on) = (self.mirror_takes, self.added_share);
                 let list = self.qemu(side).jobs.iter().map(|job| {
                     let ready = job.status == "ready";
                     let (copied, added) = job.copied(copies, writes_on);

@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::schema::has_exit_on_error;
-use super::{Continue, Fault, Job, Qemu, Sent, Settle, State, World};
+use super::{AfterContinue, CommandFault, MirrorEnd, MirrorJob, ModelQemu, PairState, RamProgress, SharedPair};
 use crate::fake::Seen;
 
 /// How often RAM goes on: not at the moments at which the engine looks.
 const TICK: Duration = Duration::from_millis(30);
 
-impl World {
+impl SharedPair {
     /// Copies a disk until its mirror is ready.
     pub(super) async fn copy(&self, id: String, start: usize) {
-        let takes = self.state().copies;
+        let takes = self.state().mirror_takes;
         sleep(takes).await;
         let mut state = self.state();
         // not the next one of this name
@@ -29,14 +29,14 @@ impl World {
 
     pub(super) async fn precopy(&self) {
         self.state().enter(Side::Source, "active");
-        let strange = self.state().strange;
+        let strange = self.state().odd_status;
         if let Some(strange) = strange {
             sleep(Duration::from_millis(600)).await;
             self.state().enter(Side::Source, strange);
         }
         {
             let mut state = self.state();
-            state.sent = Sent { remaining: state.source.ram, ..Sent::default() };
+            state.sent = RamProgress { remaining: state.source.ram, ..RamProgress::default() };
         }
         loop {
             sleep(TICK).await;
@@ -57,8 +57,8 @@ impl World {
     }
 }
 
-impl State {
-    pub fn qemu(&mut self, side: Side) -> &mut Qemu {
+impl PairState {
+    pub fn qemu(&mut self, side: Side) -> &mut ModelQemu {
         match side {
             Side::Source => &mut self.source,
             Side::Destination => &mut self.destination,
@@ -67,7 +67,7 @@ impl State {
 
     #[expect(clippy::needless_pass_by_value, reason = "a caller writes the data on the spot")]
     pub fn emit(&mut self, side: Side, name: &str, data: Value) {
-        if self.deaf.contains(&side) || (self.muted)(side, name, &data) {
+        if self.mute_sides.contains(&side) || (self.muted)(side, name, &data) {
             return;
         }
         let seen = Seen { name: name.to_owned(), arguments: data.clone(), id: None, oob: false, at: Instant::now() };
@@ -75,7 +75,7 @@ impl State {
         self.qemu(side).emit.as_ref().unwrap().event(name, &data);
     }
 
-    pub(super) fn fault(&mut self, side: Side) -> Option<Fault> {
+    pub(super) fn fault(&mut self, side: Side) -> Option<CommandFault> {
         let count = self.counts.entry(side).or_default();
         let number = *count;
         *count += 1;
@@ -111,10 +111,10 @@ impl State {
     pub(super) fn resume(&mut self, side: Side) {
         let other = if side == Side::Source { Side::Destination } else { Side::Source };
         if self.qemu(other).run == "running" {
-            self.wrongs.push("two runners");
+            self.violations.push("two runners");
         }
-        if !self.ran {
-            self.wrongs.push("a paused guest was resumed");
+        if !self.guest_ran {
+            self.violations.push("a paused guest was resumed");
         }
         if self.qemu(side).run != "running" {
             self.qemu(side).run = "running".to_owned();
@@ -125,7 +125,7 @@ impl State {
     pub(super) fn leave_finish_migrate(&mut self) {
         if self.source.run == "finish-migrate" {
             self.source.run = "paused".to_owned();
-            if self.ran && self.resumes {
+            if self.guest_ran && self.source_resumes {
                 self.resume(Side::Source);
             }
         }
@@ -177,26 +177,26 @@ impl State {
             state.source.run = "postmigrate".to_owned();
             state.enter(Side::Source, "completed");
         };
-        match self.then {
-            Continue::Completes => {
+        match self.after_continue {
+            AfterContinue::Completes => {
                 self.arrive();
                 complete_source(self);
             }
-            Continue::DestinationFails => {
+            AfterContinue::DestinationFails => {
                 self.fail_destination();
                 self.fail_source();
             }
-            Continue::DestinationCloses => self.die(Side::Destination),
-            Continue::DestinationClosesLate => {
+            AfterContinue::DestinationCloses => self.die(Side::Destination),
+            AfterContinue::DestinationClosesLate => {
                 complete_source(self);
                 self.die(Side::Destination);
             }
-            Continue::DestinationFreezes => complete_source(self),
-            Continue::SourceDies => {
+            AfterContinue::DestinationFreezes => complete_source(self),
+            AfterContinue::SourceDies => {
                 self.arrive();
                 self.die(Side::Source);
             }
-            Continue::SourceResumesAndDies => {
+            AfterContinue::SourceResumesAndDies => {
                 self.arrive();
                 self.fail_source();
                 self.die(Side::Source);
@@ -206,9 +206,9 @@ impl State {
 
     /// Sends for a tick. True once what remains may be sent with the guest stopped.
     pub(super) fn send_ram(&mut self) -> bool {
-        let rate = self.source.ram as f64 / self.sends.as_secs_f64();
+        let rate = self.source.ram as f64 / self.ram_takes.as_secs_f64();
         let number = |name: &str| self.source.parameters[name].as_f64().unwrap();
-        let sent = match self.heeds {
+        let sent = match self.heeds_max_bandwidth {
             true => rate.min(number("max-bandwidth")) * TICK.as_secs_f64(),
             false => rate * TICK.as_secs_f64(),
         };
@@ -217,7 +217,7 @@ impl State {
         let sent = (sent as u64).min(now.remaining);
         now.processed += sent;
         now.remaining -= sent;
-        now.dirtied = (now.dirtied + (sent as f64 * self.dirties) as u64).min(self.source.ram);
+        now.dirtied = (now.dirtied + (sent as f64 * self.dirtied_share) as u64).min(self.source.ram);
         if now.remaining as f64 > tail {
             return false;
         }
@@ -227,22 +227,22 @@ impl State {
         now.remaining as f64 <= tail
     }
 
-    pub(super) fn start_mirror(&mut self, id: String, node: &str, world: World) {
+    pub(super) fn start_mirror(&mut self, id: String, node: &str, shared: SharedPair) {
         let start = self.starts.entry(id.clone()).or_default();
         *start += 1;
         let (start, stopped) = (*start, self.source.run != "running");
-        let count = (self.writes)(&id, start, stopped);
+        let count = (self.guard_counts)(&id, start, stopped);
         match (count, self.source.bitmaps.get_mut(node)) {
             (Some(count), Some(bitmap)) => bitmap.1 = count,
             (None, _) => drop(self.source.bitmaps.remove(node)),
             (Some(_), None) => {}
         }
-        self.source.jobs.push(Job::new(&id, "created", self.len));
+        self.source.jobs.push(MirrorJob::new(&id, "created", self.len));
         for status in ["created", "running"] {
             self.job(&id, status);
         }
-        if self.writes_on < 1.0 {
-            tokio::spawn(async move { world.copy(id, start).await });
+        if self.added_share < 1.0 {
+            tokio::spawn(async move { shared.copy(id, start).await });
         }
         if self.len == 0 {
             self.job(&self.source.jobs.last().unwrap().id.clone(), "ready");
@@ -264,31 +264,31 @@ impl State {
         }
         let number: usize = id.rsplit('-').next().unwrap().parse().unwrap();
         let ready = job.status == "ready";
-        let how = if force || !ready { Settle::NotReady } else { self.settle[number] };
+        let how = if force || !ready { MirrorEnd::NotReady } else { self.mirror_ends[number] };
         self.conclude(id, how);
         Ok(())
     }
 
     /// A job ends.
-    pub fn conclude(&mut self, id: &str, how: Settle) {
-        if how == Settle::Never {
+    pub fn conclude(&mut self, id: &str, how: MirrorEnd) {
+        if how == MirrorEnd::Never {
             return;
         }
         let (event, error) = match how {
-            Settle::NotReady => ("BLOCK_JOB_CANCELLED", Some("Operation canceled")),
-            Settle::Error | Settle::ErrorInQueryOnly => ("BLOCK_JOB_COMPLETED", Some("Input/output error")),
+            MirrorEnd::NotReady => ("BLOCK_JOB_CANCELLED", Some("Operation canceled")),
+            MirrorEnd::Error | MirrorEnd::ErrorInQueryOnly => ("BLOCK_JOB_COMPLETED", Some("Input/output error")),
             _ => ("BLOCK_JOB_COMPLETED", None),
         };
         if let Some(job) = self.source.jobs.iter_mut().find(|job| job.id == id) {
             job.error = error.map(str::to_owned);
         }
         let mut data = json!({"device": id, "len": 1, "offset": 1, "speed": 0, "type": "mirror"});
-        if how == Settle::Error {
+        if how == MirrorEnd::Error {
             data["error"] = json!(error);
         }
         self.emit(Side::Source, event, data);
         self.job(id, "concluded");
-        if how == Settle::Vanished {
+        if how == MirrorEnd::Vanished {
             self.source.jobs.retain(|job| job.id != id);
         }
     }

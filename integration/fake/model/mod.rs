@@ -1,8 +1,8 @@
 //! Two scripted QEMUs that go through a migration together, as recorded from 10.0.13.
 //!
-//! They share a [`World`]: what the one is told shows in what the other says. Everything happens in virtual time, and
+//! They share a [`SharedPair`]: what the one is told shows in what the other says. Everything happens in virtual time, and
 //! none of it passes between STOP and RESUME unless a test makes a fake wait. What a real QEMU cannot be made to do at
-//! will is a field of [`State`]; anything else is an override of one answer, by [`Model::on`].
+//! will is a field of [`PairState`]; anything else is an override of one answer, by [`ModelPair::on`].
 
 #![allow(unreachable_pub, reason = "a module of a test program")]
 
@@ -26,8 +26,8 @@ use tokio::io::DuplexStream;
 
 use crate::fake::{Action, Fake, Log, Script, Seen};
 
-pub use qemu::{Disk, Job, Qemu};
-pub use run::{Run, asks};
+pub use qemu::{MirrorJob, ModelDisk, ModelQemu};
+pub use run::{MigrationRun, asks};
 pub use schema::{add_capabilities, add_switchover_bandwidth, schema};
 
 pub const MIB: u64 = 1 << 20;
@@ -76,7 +76,7 @@ const ANSWERED: [&str; 39] = [
 
 /// How a mirror ends when it is told to settle.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Settle {
+pub enum MirrorEnd {
     /// Everything is on the other side.
     Well,
     /// `BLOCK_JOB_COMPLETED` with an error.
@@ -93,7 +93,7 @@ pub enum Settle {
 
 /// What follows `migrate-continue`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Continue {
+pub enum AfterContinue {
     /// Both sides complete.
     Completes,
     /// The destination cannot load the state; the source resumes by itself.
@@ -112,7 +112,7 @@ pub enum Continue {
 
 /// What happens to one command.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fault {
+pub enum CommandFault {
     Refused,
     /// Neither carried out nor answered.
     Lost,
@@ -131,13 +131,13 @@ pub enum Fault {
 }
 
 /// What a hook does once a command has arrived.
-type Hook = Box<dyn FnOnce() + Send>;
+type CommandHook = Box<dyn FnOnce() + Send>;
 /// What the guard bitmap counts after a start: of which job, at which of its starts, with the guest stopped or not.
-type Writes = Box<dyn FnMut(&str, usize, bool) -> Option<u64> + Send>;
+type GuardCounts = Box<dyn FnMut(&str, usize, bool) -> Option<u64> + Send>;
 
 /// How far RAM is, bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sent {
+pub struct RamProgress {
     pub processed: u64,
     pub remaining: u64,
     /// Dirtied in this pass.
@@ -146,58 +146,58 @@ pub struct Sent {
 }
 
 /// Both of them, and what is to go wrong.
-pub struct State {
-    pub source: Qemu,
-    pub destination: Qemu,
+pub struct PairState {
+    pub source: ModelQemu,
+    pub destination: ModelQemu,
     /// The guest runs before the migration.
-    pub ran: bool,
-    pub settle: Vec<Settle>,
-    pub writes: Writes,
+    pub guest_ran: bool,
+    pub mirror_ends: Vec<MirrorEnd>,
+    pub guard_counts: GuardCounts,
     /// What a mirror has to copy, bytes.
     pub len: u64,
-    pub then: Continue,
+    pub after_continue: AfterContinue,
     /// How long a mirror takes. By default too short for RAM to be sent beside it.
-    pub copies: Duration,
+    pub mirror_takes: Duration,
     /// What the guest adds to what a mirror has to copy, as a part of what it copies, until its writes wait for it.
-    pub writes_on: f64,
+    pub added_share: f64,
     /// How long RAM takes to be sent once, with nothing to hold it back.
-    pub sends: Duration,
+    pub ram_takes: Duration,
     /// `max-bandwidth` is heeded.
-    pub heeds: bool,
+    pub heeds_max_bandwidth: bool,
     /// What the guest dirties of its RAM, as a part of what is sent.
-    pub dirties: f64,
-    pub(super) sent: Sent,
+    pub dirtied_share: f64,
+    pub(super) sent: RamProgress,
     /// How long the last RAM takes.
-    pub slow: Duration,
+    pub last_ram_takes: Duration,
     /// RAM ever converges.
     pub converges: bool,
     /// A status that RAM passes through on its way.
-    pub strange: Option<&'static str>,
+    pub odd_status: Option<&'static str>,
     /// The source resumes by itself when its migration fails or is cancelled.
-    pub resumes: bool,
+    pub source_resumes: bool,
     /// Exports stay when the NBD server stops.
     pub exports_linger: bool,
     /// Events that are never sent.
     pub muted: fn(Side, &str, &Value) -> bool,
     /// What happens to the commands of these numbers, which count from 0 on each side.
-    pub faults: Vec<(Side, usize, Fault)>,
+    pub faults: Vec<(Side, usize, CommandFault)>,
     pub canceller: Option<Canceller>,
     /// What should never have been done.
-    pub wrongs: Vec<&'static str>,
+    pub violations: Vec<&'static str>,
     pub(super) counts: BTreeMap<Side, usize>,
-    pub(super) deaf: BTreeSet<Side>,
-    pub(super) hooks: Vec<(Side, &'static str, Hook)>,
+    pub(super) mute_sides: BTreeSet<Side>,
+    pub(super) hooks: Vec<(Side, &'static str, CommandHook)>,
     pub(super) starts: BTreeMap<String, usize>,
     pub(super) log: Log,
 }
 
 /// The two, shared by their fakes and the test.
 #[derive(Clone)]
-pub struct World(Arc<Mutex<State>>);
+pub struct SharedPair(Arc<Mutex<PairState>>);
 
 /// What is there before anything goes wrong.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct PairShape {
     pub disks: usize,
     pub block_job_change: bool,
     pub exit_on_error: bool,
@@ -206,14 +206,14 @@ pub struct Shape {
     pub processes: bool,
 }
 
-impl Default for Shape {
+impl Default for PairShape {
     fn default() -> Self {
         Self { disks: 1, block_job_change: true, exit_on_error: true, guest: "running", processes: false }
     }
 }
 
-pub struct Model {
-    pub world: World,
+pub struct ModelPair {
+    pub shared: SharedPair,
     pub source: Fake,
     pub destination: Fake,
     pub log: Log,
@@ -221,10 +221,10 @@ pub struct Model {
     pub directory: tempfile::TempDir,
 }
 
-impl Model {
-    pub fn new(shape: &Shape) -> Self {
+impl ModelPair {
+    pub fn new(shape: &PairShape) -> Self {
         let log = Log::default();
-        let qemu = |side: Side| Qemu {
+        let qemu = |side: Side| ModelQemu {
             run: if side == Side::Source { shape.guest } else { "inmigrate" }.to_owned(),
             migration: None,
             error: None,
@@ -254,7 +254,7 @@ impl Model {
                 ("x-new".to_owned(), json!({"a": 1})),
             ]),
             disks: (0..shape.disks)
-                .map(|n| Disk {
+                .map(|n| ModelDisk {
                     name: format!("disk{n}"),
                     file: format!("/nowhere/{n}"),
                     size: 64 * MIB,
@@ -272,45 +272,45 @@ impl Model {
             emit: None,
             process: shape.processes.then(process),
         };
-        let world = World(Arc::new(Mutex::new(State {
+        let shared = SharedPair(Arc::new(Mutex::new(PairState {
             source: qemu(Side::Source),
             destination: qemu(Side::Destination),
-            ran: shape.guest == "running",
-            settle: vec![Settle::Well; shape.disks],
-            writes: Box::new(|_, _, _| Some(0)),
+            guest_ran: shape.guest == "running",
+            mirror_ends: vec![MirrorEnd::Well; shape.disks],
+            guard_counts: Box::new(|_, _, _| Some(0)),
             len: 3 * MIB,
-            copies: Duration::from_millis(150),
-            writes_on: 0.0,
+            mirror_takes: Duration::from_millis(150),
+            added_share: 0.0,
             // more than one sample long
-            sends: Duration::from_millis(1300),
-            heeds: true,
-            dirties: 0.0,
-            sent: Sent::default(),
-            then: Continue::Completes,
-            slow: Duration::ZERO,
+            ram_takes: Duration::from_millis(1300),
+            heeds_max_bandwidth: true,
+            dirtied_share: 0.0,
+            sent: RamProgress::default(),
+            after_continue: AfterContinue::Completes,
+            last_ram_takes: Duration::ZERO,
             converges: true,
-            strange: None,
-            resumes: true,
+            odd_status: None,
+            source_resumes: true,
             exports_linger: false,
             muted: |_, _, _| false,
             faults: Vec::new(),
             canceller: None,
-            wrongs: Vec::new(),
+            violations: Vec::new(),
             counts: BTreeMap::new(),
-            deaf: BTreeSet::new(),
+            mute_sides: BTreeSet::new(),
             hooks: Vec::new(),
             starts: BTreeMap::new(),
             log: log.clone(),
         })));
-        let ((source, here), (destination, there)) = (serve(&world, Side::Source), serve(&world, Side::Destination));
-        world.state().source.emit = Some(source.emitter());
-        world.state().destination.emit = Some(destination.emitter());
+        let ((source, here), (destination, there)) = (serve(&shared, Side::Source), serve(&shared, Side::Destination));
+        shared.state().source.emit = Some(source.emitter());
+        shared.state().destination.emit = Some(destination.emitter());
         let directory = tempfile::tempdir().unwrap();
-        Self { world, source, destination, log, streams: Some((here, there)), directory }
+        Self { shared, source, destination, log, streams: Some((here, there)), directory }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        self.world.state()
+    pub fn state(&self) -> MutexGuard<'_, PairState> {
+        self.shared.state()
     }
 
     pub fn fake(&self, side: Side) -> &Fake {
@@ -352,7 +352,7 @@ impl Model {
 
     /// A migration of these two; once only.
     pub fn builder(&mut self) -> Builder {
-        let pid = |qemu: &Qemu| qemu.process.as_ref().map(|child| i32::try_from(child.id()).unwrap());
+        let pid = |qemu: &ModelQemu| qemu.process.as_ref().map(|child| i32::try_from(child.id()).unwrap());
         let state = self.state();
         let pids = [pid(&state.source), pid(&state.destination)];
         drop(state);
@@ -371,14 +371,14 @@ impl Model {
         builder.runtime_dir(self.directory.path()).verify_backing(ProofLevel::Off)
     }
 
-    pub async fn migrate(&mut self) -> Run {
+    pub async fn migrate(&mut self) -> MigrationRun {
         let migration = self.builder().start();
         self.state().canceller = Some(migration.canceller());
         self.follow(migration).await
     }
 
     /// Takes a started migration to its end.
-    pub async fn follow(&self, mut migration: Migration) -> Run {
+    pub async fn follow(&self, mut migration: Migration) -> MigrationRun {
         let mut stream = migration.events();
         // in virtual time: what never ends fails at once
         let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
@@ -390,13 +390,13 @@ impl Model {
         self.told(outcome, events)
     }
 
-    pub fn told(&self, outcome: Outcome, events: Vec<Event>) -> Run {
-        Run { outcome, events, log: self.log.lock().unwrap().clone() }
+    pub fn told(&self, outcome: Outcome, events: Vec<Event>) -> MigrationRun {
+        MigrationRun { outcome, events, log: self.log.lock().unwrap().clone() }
     }
 }
 
-impl World {
-    pub fn state(&self) -> MutexGuard<'_, State> {
+impl SharedPair {
+    pub fn state(&self) -> MutexGuard<'_, PairState> {
         self.0.lock().unwrap()
     }
 }
@@ -405,12 +405,12 @@ fn process() -> Child {
     Command::new("sleep").arg("3600").stdin(Stdio::null()).spawn().unwrap()
 }
 
-fn serve(world: &World, side: Side) -> (Fake, DuplexStream) {
-    let log = world.state().log.clone();
+fn serve(shared: &SharedPair, side: Side) -> (Fake, DuplexStream) {
+    let log = shared.state().log.clone();
     let mut script = Script::new().log(side.as_str(), &log);
     for command in ANSWERED {
-        let world = world.clone();
-        script = script.on(command, move |seen| world.answer(side, seen));
+        let shared = shared.clone();
+        script = script.on(command, move |seen| shared.answer(side, seen));
     }
     script.duplex()
 }

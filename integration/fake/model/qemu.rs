@@ -7,20 +7,20 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::Sent;
+use super::RamProgress;
 use crate::fake::Emitter;
 
 /// The path of the only CPU.
 pub(super) const CPU: &str = "/machine/unattached/device[0]";
 
-pub struct Disk {
+pub struct ModelDisk {
     pub name: String,
     pub file: String,
     pub size: u64,
     pub read_only: bool,
 }
 
-pub struct Job {
+pub struct MirrorJob {
     pub id: String,
     pub status: &'static str,
     pub len: u64,
@@ -29,10 +29,10 @@ pub struct Job {
     pub write_blocking: bool,
     pub(super) began: Instant,
     /// What it had copied when it was switched, and what the guest had added by then.
-    pub(super) before: (u64, u64),
+    pub(super) when_switched: (u64, u64),
 }
 
-impl Job {
+impl MirrorJob {
     pub fn new(id: &str, status: &'static str, len: u64) -> Self {
         Self {
             id: id.to_owned(),
@@ -41,15 +41,15 @@ impl Job {
             error: None,
             write_blocking: false,
             began: Instant::now(),
-            before: (0, 0),
+            when_switched: (0, 0),
         }
     }
 }
 
-impl Job {
+impl MirrorJob {
     /// What it has copied, and what the guest has added to it.
     pub(super) fn copied(&self, takes: Duration, writes_on: f64) -> (u64, u64) {
-        let (before, added) = self.before;
+        let (before, added) = self.when_switched;
         let copied = self.len as f64 * self.began.elapsed().as_secs_f64() / takes.as_secs_f64();
         match self.write_blocking {
             true => (((before as f64 + copied) as u64).min(self.len + added), added),
@@ -60,15 +60,15 @@ impl Job {
 }
 
 /// One of the two QEMUs.
-pub struct Qemu {
+pub struct ModelQemu {
     pub run: String,
     pub migration: Option<String>,
     pub error: Option<&'static str>,
     pub blocked: Vec<&'static str>,
     pub capabilities: BTreeMap<String, bool>,
     pub parameters: Map<String, Value>,
-    pub disks: Vec<Disk>,
-    pub jobs: Vec<Job>,
+    pub disks: Vec<ModelDisk>,
+    pub jobs: Vec<MirrorJob>,
     /// By node.
     pub bitmaps: BTreeMap<String, (String, u64)>,
     pub server: bool,
@@ -83,7 +83,7 @@ pub struct Qemu {
     pub(super) process: Option<Child>,
 }
 
-impl Qemu {
+impl ModelQemu {
     pub(super) fn is_migrating(&self) -> bool {
         self.migration.as_deref().is_some_and(|status| !["none", "completed", "failed", "cancelled"].contains(&status))
     }
@@ -102,13 +102,13 @@ impl Qemu {
     }
 }
 
-impl Drop for Qemu {
+impl Drop for ModelQemu {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-impl Qemu {
+impl ModelQemu {
     pub(super) fn property(&self, path: &str, name: &str) -> Option<Value> {
         Some(match (path, name) {
             ("/machine", "type") => json!(format!("{}-machine", self.machine)),
@@ -123,7 +123,7 @@ impl Qemu {
         })
     }
 
-    pub(super) fn query_migrate(&self, sent: Sent) -> Value {
+    pub(super) fn query_migrate(&self, sent: RamProgress) -> Value {
         let mut told = json!({"x-new": {"a": 1}});
         if let Some(status) = &self.migration {
             told["status"] = json!(status);
@@ -142,7 +142,7 @@ impl Qemu {
     }
 }
 
-pub(super) fn node(disk: &Disk, bitmap: Option<&(String, u64)>) -> Value {
+pub(super) fn node(disk: &ModelDisk, bitmap: Option<&(String, u64)>) -> Value {
     let bitmaps: Vec<Value> = bitmap.iter().map(|(name, count)| json!({"name": name, "count": count})).collect();
     json!({"node-name": format!("node-{}", disk.name), "drv": "qcow2", "file": disk.file,
         "ro": disk.read_only, "image": {"virtual-size": disk.size}, "dirty-bitmaps": bitmaps, "x-new": null,
@@ -151,7 +151,7 @@ pub(super) fn node(disk: &Disk, bitmap: Option<&(String, u64)>) -> Value {
 }
 
 /// What a disk is over.
-pub(super) fn base(disk: &Disk) -> Value {
+pub(super) fn base(disk: &ModelDisk) -> Value {
     json!({"node-name": format!("base-{}", disk.name), "drv": "file", "file": format!("{}.base", disk.file), "ro": true,
         "image": {"virtual-size": disk.size}})
 }

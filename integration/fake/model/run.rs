@@ -6,14 +6,14 @@ use tokio::time::Instant;
 use crate::fake::Seen;
 
 /// How a migration went.
-pub struct Run {
+pub struct MigrationRun {
     pub outcome: Outcome,
     pub events: Vec<Event>,
     /// Commands as they arrived, and events (in capitals) as they were sent.
     pub log: Vec<(String, Seen)>,
 }
 
-impl Run {
+impl MigrationRun {
     /// What was told to both sides, without questions: `source: stop`.
     pub fn told(&self) -> Vec<String> {
         let told = self.log.iter().filter(|(_, seen)| !asks(seen) && is_command(seen));
@@ -54,7 +54,7 @@ impl Run {
     }
 }
 
-impl std::fmt::Debug for Run {
+impl std::fmt::Debug for MigrationRun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let lines: Vec<String> = self.log.iter().map(|(side, seen)| format!("{side}: {}", seen.name)).collect();
         write!(f, "{:#?}\n{lines:#?}", self.outcome)?;
