@@ -152,11 +152,11 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
     let address = |path: PathBuf| Address::unix(path);
     let recorder = Recorder::create(transcript)?;
     // the engine's own names for these sockets hold a process id
-    let [nbd, ram, here] = ["nbd.sock", "ram.sock", "here.sock"].map(|name| pair.run_dir().join(name));
+    let [nbd, ram, at_source] = ["nbd.sock", "ram.sock", "here.sock"].map(|name| pair.run_dir().join(name));
     let builder = Migration::builder(address(pair.source.qmp_path())?, address(pair.destination.qmp_path())?)
         .runtime_dir(pair.run_dir())
         .addresses(address(nbd)?, address(ram)?)
-        .source_nbd_address(address(here)?)
+        .source_nbd_address(address(at_source)?)
         .bandwidth(CEILING)
         .keep_source()
         // the ceiling spares it the probe, the rest is asked

@@ -161,8 +161,8 @@ impl Script {
 
     /// Serves one end of an in-memory stream and returns the other.
     pub fn duplex(self) -> (Fake, DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(self.buffer);
-        (self.serve(ours), theirs)
+        let (own, client) = tokio::io::duplex(self.buffer);
+        (self.serve(own), client)
     }
 
     /// Serves the first client of a unix socket; further ones connect and hear nothing, as with QEMU.

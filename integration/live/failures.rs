@@ -236,10 +236,10 @@ fn addresses_that_cannot_be_listened_at_are_named() {
 }
 
 #[test]
-fn a_server_that_is_not_ours_is_left_alone() {
+fn a_server_of_somebody_else_is_left_alone() {
     let pair = start(&spec("10.0.13", busy()));
-    let theirs = pair.run_dir().join("theirs");
-    let server = serde_json::json!({"addr": {"type": "unix", "data": {"path": theirs}}});
+    let socket = pair.run_dir().join("theirs");
+    let server = serde_json::json!({"addr": {"type": "unix", "data": {"path": socket}}});
     pair.destination.qmp("nbd-server-start", &server).unwrap();
     let outcome = migrate(builder(&pair));
     assert_eq!(outcome.outcome, Ending::Refused, "{outcome:#?}");
@@ -247,7 +247,7 @@ fn a_server_that_is_not_ours_is_left_alone() {
     let outcome = migrate(builder(&pair).verify_backing(ProofLevel::Off));
     assert_eq!(outcome.outcome, Ending::RolledBack, "{outcome:#?}");
     assert!(outcome.reason.as_ref().unwrap().message.contains("already running"), "{outcome:#?}");
-    assert!(std::os::unix::net::UnixStream::connect(&theirs).is_ok(), "it still listens");
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok(), "it still listens");
     pair.destination.qmp("nbd-server-stop", &serde_json::json!({})).unwrap();
     let outcome = migrate(builder(&pair));
     judge_running(&pair, &outcome);

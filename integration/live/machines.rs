@@ -91,8 +91,8 @@ fn an_older_qemu_is_refused_and_can_be_forced() {
 
 #[test]
 fn another_machine_type_is_refused() {
-    let (here, there) = ("-machine pc-i440fx-10.0", "-machine pc-i440fx-9.2");
-    let findings = compare(("10.0.13", here), ("10.0.13", there), &[]);
+    let (at_source, at_destination) = ("-machine pc-i440fx-10.0", "-machine pc-i440fx-9.2");
+    let findings = compare(("10.0.13", at_source), ("10.0.13", at_destination), &[]);
     only(&findings, "machine-type", Severity::Blocker, &["pc-i440fx-9.2", "-machine pc-i440fx-10.0", "--force"]);
     // another board is another machine altogether
     let findings = compare(("10.0.13", "-machine pc"), ("10.0.13", "-machine q35"), &[]);
@@ -136,7 +136,8 @@ fn another_cpu_is_refused() {
 
 #[test]
 fn a_device_that_is_missing_extra_or_different_is_refused() {
-    let with = |here: &str, there: &str| compare(("10.0.13", here), ("10.0.13", there), &[]);
+    let with =
+        |at_source: &str, at_destination: &str| compare(("10.0.13", at_source), ("10.0.13", at_destination), &[]);
     let rng = "-device virtio-rng-pci,id=rng,addr=5";
     only(&with(rng, ""), "device-missing", Severity::Blocker, &["rng: ", "virtio-rng-pci at 00:05.0", "--force"]);
     only(&with("", rng), "device-extra", Severity::Blocker, &["rng: ", "virtio-rng-pci at 00:05.0", "--force"]);
@@ -158,8 +159,8 @@ fn a_device_behind_a_bridge_is_compared_by_its_place_there() {
 
 #[test]
 fn devices_without_an_id_are_compared_too() {
-    let subjects = |here: &str, there: &str| -> Vec<(&'static str, String)> {
-        let findings = compare(("10.0.13", here), ("10.0.13", there), &[]);
+    let subjects = |at_source: &str, at_destination: &str| -> Vec<(&'static str, String)> {
+        let findings = compare(("10.0.13", at_source), ("10.0.13", at_destination), &[]);
         findings.into_iter().map(|finding| (finding.code, finding.subject)).collect()
     };
     let of = |code: &'static str, all: [&str; 2]| all.map(|subject| (code, subject.to_owned()));

@@ -200,9 +200,10 @@ fn monitors_nbd_and_ram_over_tcp() {
     let pair = start(&Spec { tcp: true, ..spec("10.0.13", busy()) });
     let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
     let (source, destination) = (pair.source.qmp_port().unwrap(), pair.destination.qmp_port().unwrap());
-    let [nbd, ram, here] = [(); 3].map(|()| free_port().unwrap());
-    let migration =
-        Migration::builder(tcp(source), tcp(destination)).addresses(tcp(nbd), tcp(ram)).source_nbd_address(tcp(here));
+    let [nbd, ram, at_source] = [(); 3].map(|()| free_port().unwrap());
+    let migration = Migration::builder(tcp(source), tcp(destination))
+        .addresses(tcp(nbd), tcp(ram))
+        .source_nbd_address(tcp(at_source));
     let outcome = migrate(migration.runtime_dir(pair.run_dir()));
     judge_running(&pair, &outcome);
     assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
@@ -213,15 +214,15 @@ fn forward(to: std::path::PathBuf, at: &std::path::Path) {
     use std::os::unix::net::{UnixListener, UnixStream};
     let listener = UnixListener::bind(at).unwrap();
     std::thread::spawn(move || {
-        let (here, there) = (listener.accept().unwrap().0, UnixStream::connect(to).unwrap());
+        let (accepted, connected) = (listener.accept().unwrap().0, UnixStream::connect(to).unwrap());
         let copy = |mut from: UnixStream, mut to: UnixStream| {
             std::thread::spawn(move || {
                 drop(std::io::copy(&mut from, &mut to));
                 drop(to.shutdown(std::net::Shutdown::Both));
             })
         };
-        copy(here.try_clone().unwrap(), there.try_clone().unwrap());
-        copy(there, here);
+        copy(accepted.try_clone().unwrap(), connected.try_clone().unwrap());
+        copy(connected, accepted);
     });
 }
 
@@ -241,7 +242,7 @@ fn a_forwarder_is_not_taken_for_qemu() {
     std::fs::remove_file(at("a")).unwrap();
     std::fs::remove_file(at("b")).unwrap();
     let run = |name| Address::unix(pair.run_dir().join(name)).unwrap();
-    let outcome = migrate(moving().addresses(run("nbd"), run("ram")).source_nbd_address(run("here")));
+    let outcome = migrate(moving().addresses(run("nbd"), run("ram")).source_nbd_address(run("source-nbd")));
     judge_running(&pair, &outcome);
     assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
 }

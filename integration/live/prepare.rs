@@ -156,11 +156,16 @@ fn a_chain_of_four_is_brought_and_keeps_its_shape() {
         assert_eq!(place.made(), ["base image.raw", "it's.qcow2", "one,two.qcow2", "top.qcow2"]);
         place.is_clean(&source);
         for layer in ["base image.raw", "it's.qcow2", "one,two.qcow2"] {
-            let (here, there) = (place.path("s").join(layer), place.path("d").join(layer));
-            assert!(fs::read(&here).unwrap() == fs::read(&there).unwrap(), "{layer}");
-            place.img(&["compare", "-U", here.to_str().unwrap(), there.to_str().unwrap()]);
+            let (at_source, at_destination) = (place.path("s").join(layer), place.path("d").join(layer));
+            assert!(fs::read(&at_source).unwrap() == fs::read(&at_destination).unwrap(), "{layer}");
+            place.img(&["compare", "-U", at_source.to_str().unwrap(), at_destination.to_str().unwrap()]);
             let blocks = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
-            assert!(blocks(&there) <= blocks(&here) + 64 * 1024, "{layer}: {} {}", blocks(&there), blocks(&here));
+            assert!(
+                blocks(&at_destination) <= blocks(&at_source) + 64 * 1024,
+                "{layer}: {} {}",
+                blocks(&at_destination),
+                blocks(&at_source)
+            );
         }
         let made = place.path("d").join("top.qcow2");
         let info = place.img(&["info", "-U", "--output=json", "--backing-chain", made.to_str().unwrap()]);
@@ -205,11 +210,11 @@ fn an_image_that_holds_data_is_never_touched() {
     let to = place.path("d").display().to_string();
 
     // onto itself, by its path and by a link
-    for (here, code) in [(place.path("s"), "image-same"), (place.path("link"), "image-same")] {
-        if !here.exists() {
-            std::os::unix::fs::symlink(place.path("s"), &here).unwrap();
+    for (folder, code) in [(place.path("s"), "image-same"), (place.path("link"), "image-same")] {
+        if !folder.exists() {
+            std::os::unix::fs::symlink(place.path("s"), &folder).unwrap();
         }
-        let refused = prepared(&ran(&mut place.prepare(&["--to", here.to_str().unwrap(), "--apply", "--json"]), 3));
+        let refused = prepared(&ran(&mut place.prepare(&["--to", folder.to_str().unwrap(), "--apply", "--json"]), 3));
         assert_eq!(codes(&refused)[..2], [code, code]);
     }
 
@@ -260,8 +265,8 @@ fn another_place_is_written_into_the_header_and_full_stands_alone() {
     let middle = place.path("d").join("middle.qcow2");
     let info: Value = serde_json::from_str(&place.img(&["info", "--output=json", middle.to_str().unwrap()])).unwrap();
     assert_eq!(info["backing-filename"], place.path("d").join("base.raw").to_str().unwrap());
-    let (here, there) = (place.path("s").join("middle.qcow2"), middle);
-    place.img(&["compare", "-U", here.to_str().unwrap(), there.to_str().unwrap()]);
+    let (at_source, at_destination) = (place.path("s").join("middle.qcow2"), middle);
+    place.img(&["compare", "-U", at_source.to_str().unwrap(), at_destination.to_str().unwrap()]);
     place.is_clean(&source);
 
     fs::remove_file(place.path("d").join("top.qcow2")).unwrap();
@@ -322,8 +327,8 @@ fn a_killed_copy_is_begun_anew_and_two_do_not_meet() {
     assert_eq!(source.exports(), ["qferry-view-0"]);
     ran(&mut place.moved(&["--populate", "missing", "--apply"]), 0);
     assert_eq!(place.made(), ["base.raw", "top.qcow2"]);
-    let (here, there) = (place.path("s").join("base.raw"), place.path("d").join("base.raw"));
-    assert!(fs::read(here).unwrap() == fs::read(there).unwrap());
+    let (at_source, at_destination) = (place.path("s").join("base.raw"), place.path("d").join("base.raw"));
+    assert!(fs::read(at_source).unwrap() == fs::read(at_destination).unwrap());
     assert_eq!(source.exports(), Vec::<String>::new());
     assert!(!source.has_server(place.folder.path()));
     place.sockets_are_gone();

@@ -74,8 +74,11 @@ fn arrived(pair: &Pair, outcome: &Outcome) {
             continue; // QEMU writes all of it out when the guest starts
         }
         let data = |side| image_facts(pair.build(side), &pair.machine(side).disks()[disk].overlay).unwrap().allocated;
-        let (here, there) = (data(Side::Source), data(Side::Destination));
-        assert!(there <= here, "disk {disk} has {there} bytes where the source's has {here}");
+        let (at_source, at_destination) = (data(Side::Source), data(Side::Destination));
+        assert!(
+            at_destination <= at_source,
+            "disk {disk} has {at_destination} bytes where the source's has {at_source}"
+        );
     }
 }
 

@@ -196,14 +196,18 @@ pub(crate) fn judge_disks(pair: &Pair, side: Side) {
     assert_eq!(pair.errors(), Vec::<String>::new(), "the own findings of the guest of {}", pair.spec().version);
     pair.check_disks(side).unwrap_or_else(|error| panic!("{error}"));
     for (number, disk) in pair.spec().disks.iter().enumerate() {
-        let (here, there) = (image(pair, Side::Source, number), image(pair, side, number));
-        assert_eq!(there.backing.as_ref(), pair.machine(side).disks()[number].backing(), "disk {number}");
+        let (at_source, at_destination) = (image(pair, Side::Source, number), image(pair, side, number));
+        assert_eq!(at_destination.backing.as_ref(), pair.machine(side).disks()[number].backing(), "disk {number}");
         if side == Side::Destination {
             assert!(!pair.source.alive().unwrap(), "compared while the source writes");
             // what the guest wrote after it moved is on one of them only
             let later = slots_bytes(pair.spec(), disk);
-            let most = here.allocated + here.allocated / 20 + later;
-            assert!(there.allocated <= most, "disk {number}: {} of at most {most} bytes", there.allocated);
+            let most = at_source.allocated + at_source.allocated / 20 + later;
+            assert!(
+                at_destination.allocated <= most,
+                "disk {number}: {} of at most {most} bytes",
+                at_destination.allocated
+            );
         }
     }
 }

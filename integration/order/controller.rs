@@ -1,9 +1,9 @@
-//! What the controller decides is done, and nothing else.
+//! The controller's decisions: each is carried out, and nothing else is.
 
 use super::*;
 use crate::lost_events::without;
 
-/// What the source was told to set after RAM was started, and how far the log was by then.
+/// The parameters that the source was told to set after the start of RAM, each with its place in the log.
 fn set_while_sending(run: &MigrationRun) -> Vec<(usize, Value)> {
     let at = |name: &str| run.log.iter().position(|(side, seen)| side == "source" && seen.name == name);
     let (begin, end) = (at("migrate").unwrap(), at("migrate_cancel").or(at("quit")).unwrap());
@@ -14,7 +14,7 @@ fn set_while_sending(run: &MigrationRun) -> Vec<(usize, Value)> {
     run.log.iter().enumerate().filter_map(sets).collect()
 }
 
-/// Where in the log an event was first sent.
+/// The place in the log of the first event of a name.
 #[track_caller]
 fn first(run: &MigrationRun, event: &str) -> usize {
     run.log.iter().position(|(_, seen)| seen.name == event).unwrap_or_else(|| panic!("no {event}: {run:?}"))
@@ -26,7 +26,7 @@ fn overlapping() -> ModelPair {
     let mut state = model.state();
     (state.len, state.mirror_takes, state.ram_takes) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
     model::add_switchover_bandwidth(&mut state.source.schema);
-    // less would be through before it could be held back
+    // Less RAM would be sent before the engine can hold it back.
     (state.source.ram, state.destination.ram) = (1 << 30, 1 << 30);
     drop(state);
     model
@@ -64,7 +64,7 @@ async fn much_of_ram_that_is_left_counts_against_the_budget() {
         let mut steps = shared.answer(Source, seen);
         if let Some(Action::Return(told)) = steps.first_mut() {
             if told["status"] == "pre-switchover" {
-                // twice what the link carries in a second
+                // twice the bytes that the link carries in a second
                 told["ram"]["remaining"] = json!(800_u64 << 20);
             }
         }
@@ -94,7 +94,7 @@ async fn ram_beside_the_mirrors_is_held_until_none_is_behind() {
 async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_the_budget() {
     for lost in ["nothing", "BLOCK_JOB", "JOB_STATUS_CHANGE"] {
         let mut model = overlapping();
-        // its RAM is through before it can be held
+        // All RAM is sent before the engine can hold it back.
         (model.state().heeds_max_bandwidth, model.state().ram_takes) = (false, Duration::from_millis(100));
         if lost != "nothing" {
             model.state().muted = without(lost);
@@ -112,13 +112,13 @@ async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_stops_long_before_its_mirrors_are_ready_goes_on_at_home() {
+async fn a_guest_that_stops_long_before_its_mirrors_are_ready_resumes_on_the_source() {
     let mut model = overlapping();
     (model.state().heeds_max_bandwidth, model.state().ram_takes) = (false, Duration::from_millis(100));
     let run = model.migrate().await;
     back(&model, &run, Ending::RolledBack, "over-budget");
     assert!(run.message().contains("mirrors were ready"), "{run:?}");
-    // the mirror is ended with force, on the way back
+    // The way back ends the mirror with `force`.
     assert_eq!((run.count("source: migrate-continue"), run.count("source: migrate_cancel")), (0, 1), "{run:?}");
     let window = run.blackout();
     let (stop, resume) = (window.first().unwrap().1, window.last().unwrap().1);
@@ -134,7 +134,7 @@ async fn what_qemu_refuses_the_controller_is_told_and_stops_nothing() {
     assert!(run.warned("not-applied"), "{run:?}");
     assert_eq!(run.count("source: block-job-change"), 1, "{run:?}");
 
-    // the first are the setup
+    // The first `migrate-set-parameters` belongs to the setup.
     let mut model = self::model();
     let (shared, mut times) = (model.shared.clone(), 0);
     model.on(Source, "migrate-set-parameters", move |seen| {
@@ -184,7 +184,7 @@ async fn a_mirror_that_stands_still_gets_write_blocking_before_it_is_ready() {
     assert!(run.position("source: block-job-change") < run.position("source: migrate"), "{run:?}");
 }
 
-/// What wakes them is a limit that is more than theirs, or none where they have none.
+/// A `block-job-set-speed` with a higher limit wakes the mirrors, or with none where they have none.
 #[tokio::test(start_paused = true)]
 async fn mirrors_that_are_ready_are_woken_to_notice_that_they_are_in_step() {
     for ceiling in [None, Some(qferry::internals::quantity::Rate(1 << 30))] {
@@ -208,7 +208,7 @@ async fn mirrors_that_are_ready_are_woken_to_notice_that_they_are_in_step() {
         let [.., before, last] = limits[..] else { panic!("{run:?}") };
         assert_eq!(last, if ceiling.is_some() { before + 1 } else { 0 }, "{limits:?}");
     }
-    // they notice a little later by themselves
+    // A mirror whose wake-up is refused notices a little later by itself.
     let mut model = model();
     model.refused(Source, "block-job-set-speed");
     let run = model.migrate().await;
@@ -236,7 +236,7 @@ async fn ram_that_does_not_converge_is_given_up_with_what_it_would_have_needed()
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_only_observes_changes_nothing() {
+async fn a_policy_that_only_observes_changes_nothing() {
     let observe = || "observe = true".parse().unwrap();
     let untouched = |run: &MigrationRun| {
         for told in ["source: block-job-change", "source: block-job-set-speed"] {
@@ -248,7 +248,7 @@ async fn who_only_observes_changes_nothing() {
             matches!(&event.kind, Kind::Action { action, .. } if unsaid.contains(&action.as_str()))
         }));
     };
-    // a ceiling that would be shared out anew once one of two mirrors is ready
+    // The ceiling would be divided anew once one of two mirrors is ready.
     let mut model = ModelPair::new(&disks(2));
     model.state().mirror_takes = Duration::from_secs(2);
     let shared = model.shared.clone();
@@ -260,7 +260,7 @@ async fn who_only_observes_changes_nothing() {
     assert!(run.actions("would-share-bandwidth") > 0, "{run:?}");
     untouched(&run);
 
-    // a mirror that would be given up is waited for
+    // The engine waits for a mirror that it would have given up.
     let mut model = outpaced(true);
     let shared = model.shared.clone();
     tokio::spawn(async move {
@@ -273,7 +273,7 @@ async fn who_only_observes_changes_nothing() {
     assert!(run.actions("would-give-up") > 0, "{run:?}");
     untouched(&run);
 
-    // RAM that would be given up goes on until the user's own timeout
+    // RAM that would be given up goes on until the timeout that the user has set.
     let mut model = self::model();
     model.state().dirtied_share = 1.5;
     let migration = model.builder().policy(observe()).timeout(Duration::from_secs(90)).start();
@@ -282,7 +282,7 @@ async fn who_only_observes_changes_nothing() {
     assert_eq!((run.actions("would-give-up"), run.actions("give-up")), (1, 1), "{run:?}");
     untouched(&run);
 
-    // nor is RAM sent beside a mirror where it cannot be held
+    // A policy that only observes cannot hold RAM back, so RAM is not sent beside a mirror either.
     let mut model = overlapping();
     let migration = model.builder().policy(observe()).start();
     let run = model.follow(migration).await;

@@ -1,4 +1,4 @@
-//! Cancel, and any one thing that goes wrong anywhere.
+//! Cancels, and faults at every command: the end is sound wherever one falls.
 
 use super::*;
 use crate::golden::golden;
@@ -22,7 +22,7 @@ const FAULTS: [CommandFault; 8] = [
     CommandFault::Cancel,
 ];
 
-/// How many commands each side is told in an undisturbed migration.
+/// The number of commands to each side in an undisturbed migration.
 async fn commands(shape: &PairShape) -> [(Side, usize); 2] {
     let (_, run) = with_faults(shape, &[]).await;
     [Source, Destination].map(|side| {
@@ -41,7 +41,7 @@ async fn any_one_fault_ends_soundly(shape: PairShape) {
     }
 }
 
-// by far the longest here: each is a test of its own, and they run at once
+// These tests take longest, and run at the same time because each shape is a test of its own.
 #[tokio::test(start_paused = true)]
 async fn any_one_fault_ends_soundly_with_one_disk() {
     any_one_fault_ends_soundly(PairShape::default()).await;
@@ -66,8 +66,8 @@ fn nth(run: &MigrationRun, side: Side, number: usize) -> String {
 #[tokio::test(start_paused = true)]
 async fn any_two_faults_end_soundly() {
     let shape = PairShape { processes: true, ..PairShape::default() };
-    let [(_, here), (_, there)] = commands(&shape).await;
-    // the same every time, and all over the place
+    let [(_, at_source), (_, at_destination)] = commands(&shape).await;
+    // The seed is fixed, so that every run tries the same pairs of faults.
     let mut seed: usize = 12345;
     let mut next = |below: usize| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -76,8 +76,8 @@ async fn any_two_faults_end_soundly() {
     for _ in 0..300 {
         let faults: Vec<_> = (0..2)
             .map(|_| {
-                let (side, count) = if next(2) == 0 { (Source, here) } else { (Destination, there) };
-                // a way back is longer than the way
+                let (side, count) = if next(2) == 0 { (Source, at_source) } else { (Destination, at_destination) };
+                // A way back adds commands to those of an undisturbed migration.
                 (side, next(count + 10), FAULTS[next(FAULTS.len())])
             })
             .collect();
@@ -103,7 +103,7 @@ async fn a_cancel_comes_in_time_until_the_handover() {
             canceller.cancel();
         });
         let run = model.follow(migration).await;
-        // at its first occurrence
+        // The hook acts at the first command of this name.
         let first = golden.iter().position(|other| other == line).unwrap();
         if first < handover {
             back(&model, &run, Ending::Cancelled, "cancelled");
@@ -149,7 +149,7 @@ async fn a_handle_that_is_dropped_cancels() {
 async fn the_timeout_rolls_back_what_does_not_converge() {
     let mut model = model();
     model.state().converges = false;
-    // nor is it given up before
+    // The policy gives up later than the timeout.
     let patient = Policy { give_up: Duration::from_secs(3600), ..Policy::default() };
     let migration = model.builder().policy(patient).timeout(Duration::from_secs(60)).start();
     let run = model.follow(migration).await;

@@ -1,4 +1,4 @@
-//! The golden order: what each side is told, and what lies within the blackout.
+//! The golden order: the commands to each side, and those within the blackout.
 
 use super::*;
 
@@ -19,10 +19,10 @@ pub(crate) fn golden(shape: &PairShape) -> Vec<String> {
     }
     if shape.block_job_change {
         golden.extend(each(&["source: block-job-change"]));
-        // which wakes them, to see that they are in step
+        // The new speed wakes the mirrors, so that they notice that they are in step.
         golden.extend(each(&["source: block-job-set-speed"]));
     }
-    // the downtime limit, by what is known of the run by now
+    // The downtime limit follows from the samples up to here.
     golden.extend(["source: migrate-set-parameters", "destination: migrate-incoming", "source: migrate"]);
     golden.extend(each(&["source: block-job-cancel"]));
     if shape.disks > 0 {
@@ -66,7 +66,7 @@ async fn the_blackout_holds_nothing_but_the_handover() {
             .filter(|line| line.chars().skip_while(|c| *c != ' ').any(|c| c.is_ascii_lowercase()))
             .collect();
         let mut expected = vec!["source: block-job-cancel"; disks];
-        // how much of RAM is left, on its way behind the mirrors' end: whether the budget will be kept
+        // The rest of RAM, asked for behind the end of the mirrors, tells whether the budget will be kept.
         expected.push("source: query-migrate");
         if disks > 0 {
             expected.extend(["source: query-jobs", "destination: nbd-server-stop", "destination: query-block-exports"]);

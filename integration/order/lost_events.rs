@@ -1,4 +1,4 @@
-//! Lost events: looking takes their place.
+//! Lost events: the engine's queries take their place.
 
 use super::*;
 
@@ -25,11 +25,11 @@ async fn without_an_event_the_guest_moves_all_the_same() {
     for lost in LOST {
         let mut model = ModelPair::new(&disks(2));
         model.state().muted = without(lost);
-        // looking takes the place of an event that stays away, but not at once
+        // A query takes the place of an event that stays away, but only after a while.
         let migration = model.builder().downtime(Duration::from_secs(20)).start();
         let run = model.follow(migration).await;
         moved(&model, &run);
-        // a RESUME that is found by asking makes it too long, never too short
+        // A RESUME that a query finds makes the blackout too long, never too short.
         let known = !["STOP", "everything"].contains(&lost);
         assert_eq!(run.outcome.blackout_ms.is_some(), known, "{lost}: {run:?}");
     }
@@ -47,7 +47,7 @@ async fn without_an_event_a_mirror_that_failed_is_found_all_the_same() {
             let code = run.code().to_owned();
             back(&model, &run, Ending::RolledBack, &code);
         }
-        // while RAM is copied
+        // A mirror fails while RAM is copied.
         let mut model = model();
         model.state().muted = without(lost);
         let shared = model.shared.clone();
@@ -87,7 +87,7 @@ async fn without_an_event_the_way_back_is_gone_all_the_same() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_event_that_costs_the_budget_costs_no_blackout_beyond_it() {
-    // what is lost after the last look back is another matter: the guest is on its way by then
+    // Only events before the last look at the budget count: after it, the guest is handed over.
     for lost in ["JOB_STATUS_CHANGE", "pre-switchover"] {
         let mut model = ModelPair::new(&disks(2));
         model.state().muted = without(lost);

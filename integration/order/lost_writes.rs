@@ -1,4 +1,4 @@
-//! Never a lost write: without the proof that every mirror has ended well, nothing is handed over.
+//! Never a lost write: without the proof that every mirror has ended well, the guest is not handed over.
 
 use super::*;
 
@@ -72,7 +72,7 @@ async fn without_an_answer_the_exports_are_not_proved_closed() {
     for command in ["nbd-server-stop", "query-block-exports"] {
         let mut model = model();
         let asked = model.shared.clone();
-        // the first is asked in the preflight
+        // The first query comes from the preflight.
         let mut times = 0;
         model.on(Destination, command, move |seen| {
             times += 1;

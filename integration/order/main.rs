@@ -1,7 +1,7 @@
-//! The engine against two scripted QEMUs: what it sends to which side in which order, and where it ends when something
-//! goes wrong that no real QEMU can be made to do at will.
+//! The engine against two scripted QEMUs: which commands go to which side in which order, and how a migration ends when
+//! something goes wrong that no real QEMU can be made to do at will.
 //!
-//! Time is paused, so that missed deadlines cost nothing and nothing depends on how fast the machine is.
+//! Time is paused, so that missed deadlines cost nothing, and nothing depends on the speed of the machine.
 
 #![allow(clippy::unwrap_used, reason = "a test says all it has to say by panicking")]
 
@@ -45,7 +45,7 @@ fn disks(disks: usize) -> PairShape {
     PairShape { disks, ..PairShape::default() }
 }
 
-/// Processes of this host, whose deaths are proofs.
+/// A pair of processes of this host, whose deaths can be proved.
 fn processes() -> ModelPair {
     ModelPair::new(&PairShape { processes: true, ..PairShape::default() })
 }
@@ -61,7 +61,7 @@ fn moved(model: &ModelPair, run: &MigrationRun) {
     assert!(state.destination.exports.is_empty(), "{run:?}");
 }
 
-/// The guest is on the source as it was, nothing of ours is left, and settings are what they were.
+/// The guest is on the source as before, nothing of the engine is left, and settings are as before.
 #[track_caller]
 fn back(model: &ModelPair, run: &MigrationRun, ending: Ending, code: &str) {
     assert_eq!((run.outcome.outcome, run.code()), (ending, code), "{run:?}");
@@ -87,18 +87,18 @@ fn undetermined(run: &MigrationRun) {
     assert!(!run.message().is_empty(), "{run:?}");
 }
 
-/// What holds however a migration went.
+/// What must hold however a migration ended.
 #[track_caller]
 fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
     let state = model.state();
     assert_eq!(state.violations, Vec::<&str>::new(), "{what}: {run:?}");
-    let (here, there) = (state.source.run == "running", state.destination.run == "running");
-    assert!(!(here && there), "{what}: {run:?}");
+    let (at_source, at_destination) = (state.source.run == "running", state.destination.run == "running");
+    assert!(!(at_source && at_destination), "{what}: {run:?}");
     let ending = run.outcome.outcome;
     match ending {
         Ending::Moved => assert_eq!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
         Ending::Undetermined => assert_eq!(run.outcome.runs_on, RunsOn::Unknown, "{what}: {run:?}"),
-        // refused before the guest was seen anywhere
+        // A refused migration may not even have found out where the guest is.
         Ending::Refused => assert_ne!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
         _ => assert_eq!(run.outcome.runs_on, RunsOn::Source, "{what}: {run:?}"),
     }
@@ -110,12 +110,12 @@ fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
         assert!(state.source.jobs.is_empty() && state.source.bitmaps.is_empty(), "{what}: {run:?}");
         assert_eq!(run.outcome.leftovers, Vec::<String>::new(), "{what}: {run:?}");
     }
-    // a QEMU that dies after its last answer is beyond anyone's knowledge
+    // The engine cannot know of a QEMU that dies after its last answer.
     let died = state.faults.iter().any(|(_, _, fault)| matches!(fault, CommandFault::Dies | CommandFault::DiesBefore));
     if state.guest_ran && !died {
         match run.outcome.runs_on {
-            RunsOn::Source => assert!(here, "{what}: {run:?}"),
-            RunsOn::Destination => assert!(there, "{what}: {run:?}"),
+            RunsOn::Source => assert!(at_source, "{what}: {run:?}"),
+            RunsOn::Destination => assert!(at_destination, "{what}: {run:?}"),
             RunsOn::Unknown => {}
         }
     }

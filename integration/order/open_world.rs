@@ -1,4 +1,4 @@
-//! Open shared: statuses and events that nobody knows. (The model adds fields that nobody knows to every answer.)
+//! Open world: statuses and events that no QEMU has yet. (The model adds unknown fields to every answer.)
 
 use super::*;
 

@@ -1,8 +1,8 @@
-//! Postcopy, where QEMU up to 10 could take it back: it says `postcopy-active` before all device state is out.
+//! Postcopy, which QEMU up to 10 can take back: `postcopy-active` comes before all device state is sent.
 
 use super::*;
 
-/// What `query-migrate` says of a source in postcopy.
+/// The answer of a source in postcopy to `query-migrate`.
 fn in_postcopy(pages: u64) -> Value {
     let ram = json!({"transferred": pages, "remaining": 9, "total": 99, "normal": pages, "duplicate": 0});
     json!({"status": "postcopy-active", "ram": ram})
@@ -29,7 +29,7 @@ async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
         vec![Action::Return(json!({}))]
     });
     let shared = model.shared.clone();
-    // no page is sent
+    // The count of pages stands still: no page is sent.
     model.on(Source, "query-migrate", move |_| {
         let status = shared.state().source.migration.clone();
         let answer = match status.as_deref() {
@@ -98,7 +98,7 @@ async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
 
 #[tokio::test(start_paused = true)]
 async fn a_migration_that_someone_else_took_into_postcopy_is_not_cancelled() {
-    // 7.2 lets itself be told, and the guest's pages are lost
+    // QEMU 7.2 obeys `migrate_cancel` in postcopy, and the guest's pages are lost.
     for guest in ["running", "paused"] {
         let mut model = ModelPair::new(&PairShape { guest, ..PairShape::default() });
         let shared = model.shared.clone();

@@ -1,4 +1,4 @@
-//! A recovery of what came to postcopy, where one side cannot be asked.
+//! Recovery of a migration in postcopy where one side cannot be asked.
 
 use super::fake::{Action, Fake, Script};
 use qferry::internals::{
@@ -14,7 +14,7 @@ use serde_json::json;
 use std::{path::Path, time::Duration};
 use tokio::io::DuplexStream;
 
-/// The journal of an engine that died in postcopy. Of the source no more is known than this.
+/// The journal of an engine that died in postcopy, with the identity of the source's process if that is known.
 fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
     let path = folder.join("journal");
     let party = |name: &str, process| Party { address: folder.join(name).display().to_string(), process };
@@ -38,7 +38,7 @@ fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
     path
 }
 
-/// A destination that runs the guest, and says this of its pages.
+/// A destination that runs the guest, with this status of its incoming migration.
 fn destination(status: &str) -> (Fake, DuplexStream) {
     Script::new().answer("query-qmp-schema", json!([])).answer("query-migrate", json!({ "status": status })).duplex()
 }
@@ -67,8 +67,8 @@ async fn a_source_that_hangs_is_not_told_to_quit_while_the_destination_lacks_pag
         freeze();
         vec![Action::Return(json!([]))]
     });
-    let (_destination, there) = destination("postcopy-active");
-    let outcome = recover(&journal(folder.path(), None), Some(reached), there).await;
+    let (_destination, other) = destination("postcopy-active");
+    let outcome = recover(&journal(folder.path(), None), Some(reached), other).await;
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
     let told: Vec<String> = source.seen().into_iter().map(|seen| seen.name).collect();
     assert!(!told.contains(&"quit".to_owned()), "it does so when it goes on: {told:?}");
@@ -84,8 +84,8 @@ async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
     ended.wait().unwrap();
     let path = journal(folder.path(), Some(identity));
     for _ in 0..2 {
-        let (_destination, there) = destination("postcopy-paused");
-        let outcome = recover(&path, None, there).await;
+        let (_destination, reached) = destination("postcopy-paused");
+        let outcome = recover(&path, None, reached).await;
         assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
         let reason = outcome.reason.unwrap();
         assert_eq!(reason.code, "source-gone");
@@ -97,13 +97,13 @@ async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
 async fn the_rest_is_waited_for_where_only_the_destination_can_be_asked() {
     let folder = tempfile::tempdir().unwrap();
     let path = journal(folder.path(), None);
-    let (fake, there) = destination("postcopy-active");
+    let (fake, reached) = destination("postcopy-active");
     let mut asked = 0;
     fake.on("query-migrate", move |_| {
         asked += 1;
         vec![Action::Return(json!({"status": if asked < 20 { "postcopy-active" } else { "completed" }}))]
     });
-    let outcome = recover(&path, None, there).await;
+    let outcome = recover(&path, None, reached).await;
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::Destination), "{outcome:#?}");
     assert!(outcome.ram.postcopy, "{outcome:#?}");
     let asked = fake.seen().into_iter().filter(|seen| seen.name == "query-migrate").count();
@@ -113,8 +113,8 @@ async fn the_rest_is_waited_for_where_only_the_destination_can_be_asked() {
 #[tokio::test(start_paused = true)]
 async fn pages_that_nobody_can_be_asked_about_are_not_waited_for_without_end() {
     let folder = tempfile::tempdir().unwrap();
-    let (_destination, there) = destination("postcopy-active");
+    let (_destination, reached) = destination("postcopy-active");
     let path = journal(folder.path(), None);
-    let outcome = tokio::time::timeout(Duration::from_secs(300), recover(&path, None, there)).await.unwrap();
+    let outcome = tokio::time::timeout(Duration::from_secs(300), recover(&path, None, reached)).await.unwrap();
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Both are made as told, then asked for: first only planned, then to be carried out.
+/// Spoils a pair, and asks for a migration: first for its plan, then for the migration itself.
 async fn refused(code: &str, shape: &PairShape, spoil: impl Fn(&mut PairState), ask: impl Fn(Builder) -> Builder) {
     let spoiled = || {
         let model = ModelPair::new(shape);
@@ -95,7 +95,7 @@ async fn what_may_be_forced_is_forced_by_its_own_code() {
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "ram-size"), "{run:?}");
 }
 
-/// A build that cannot tell is not a machine that differs.
+/// A QEMU that cannot describe its machine is no machine that differs.
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_compared_is_only_told() {
     let mut model = model();
@@ -123,7 +123,7 @@ async fn what_is_asked_for_refuses_the_migration() {
     let plain = |builder: Builder| builder.addresses(tcp("tcp:127.0.0.1:1"), tcp("tcp:192.0.2.1:2"));
     refused("plaintext", &shape, none, plain).await;
     refused("capability-missing", &shape, none, |builder| builder.multifd(2)).await;
-    // the source's build alone would do
+    // The source's build alone has `multifd`.
     let source = |state: &mut PairState| model::add_capabilities(&mut state.source.schema, &["multifd"]);
     refused("capability-missing", &shape, source, |builder| builder.multifd(2)).await;
     refused("capability-missing", &shape, none, |builder| builder.policy("ram = ['postcopy']".parse().unwrap())).await;
@@ -150,7 +150,7 @@ async fn a_process_is_not_moved_onto_itself() {
 async fn a_plan_only_asks() {
     let mut model = ModelPair::new(&disks(3));
     let plan = model.builder().plan().await.unwrap();
-    // a fake's images cannot be read, so nothing is proved of them
+    // The model's images cannot be read, so nothing is proved of them.
     let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code).collect();
     assert_eq!((codes, plan.disks.len()), (vec!["backing-unverified"], 3), "{plan:?}");
     assert!(asks_only(&model.log.lock().unwrap()), "{:?}", model.log);
@@ -163,11 +163,11 @@ async fn what_is_only_worth_knowing_stops_nothing() {
     model.state().len = 0;
     let run = model.migrate().await;
     assert!(run.warned("job-running"), "{run:?}");
-    // it is not ours to judge, and not ours to end
+    // A job of somebody else is neither judged nor ended.
     assert_eq!(run.outcome.outcome, Ending::Moved, "{run:?}");
     assert!(model.state().source.jobs.iter().any(|job| job.id == "of-someone"));
 
-    // a file of this host that both have open is not copied
+    // A file of this host that both QEMUs have open is not copied.
     let mut model = processes();
     let file = tempfile::NamedTempFile::new().unwrap();
     for side in [Source, Destination] {

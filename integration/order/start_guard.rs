@@ -1,4 +1,4 @@
-//! The start-write guard: a mirror that the guest wrote past while it was started is started again.
+//! The start-write guard: a mirror is started again if the guest wrote while that mirror started.
 
 use super::*;
 
@@ -15,7 +15,7 @@ async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
     assert_eq!(
         told[stop - 3..stop + 5],
         [
-            // the fifth try is removed
+            // The fifth mirror is removed.
             "source: block-job-cancel",
             "source: job-dismiss",
             "source: block-dirty-bitmap-remove",

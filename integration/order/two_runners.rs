@@ -1,4 +1,4 @@
-//! Never two runners: who has the guest, whatever becomes of either side at the handover.
+//! Never two runners: which side has the guest, whatever becomes of either side at the handover.
 
 use super::*;
 
@@ -83,7 +83,7 @@ async fn an_unanswered_cont_is_judged_by_what_the_destination_says() {
             if times > swallowed { answer } else { Vec::new() }
         });
         let run = model.migrate().await;
-        // one that waits with everything, beside a source that stands for good, is started again
+        // A destination that has everything and waits is started again, for its source cannot resume any more.
         let conts = if carried_out { 1 } else { 2 };
         if swallowed == 1 {
             moved(&model, &run);
@@ -158,7 +158,7 @@ async fn an_unanswered_migrate_continue_that_was_not_carried_out_is_taken_back()
         let mut model = ModelPair::new(&PairShape { processes, ..PairShape::default() });
         model.silent(Source, "migrate-continue");
         let run = model.migrate().await;
-        // the destination is ended first, for migrate-continue could still be carried out
+        // The destination is ended first, for the source could still carry out `migrate-continue`.
         back(&model, &run, Ending::RolledBack, "no-answer");
         assert!(run.position("destination: quit") < run.position("source: migrate_cancel"), "{run:?}");
     }
@@ -182,7 +182,7 @@ async fn a_source_that_died_is_outlived_by_a_destination_that_has_everything() {
     model.state().after_continue = AfterContinue::SourceDies;
     let run = model.migrate().await;
     moved(&model, &run);
-    // without the proof of its death nothing is started
+    // Without the proof of the source's death the destination is not started.
     let mut model = self::model();
     model.state().after_continue = AfterContinue::SourceDies;
     let run = model.migrate().await;
@@ -200,8 +200,8 @@ async fn a_source_that_resumed_and_died_has_taken_its_writes_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn someone_else_who_starts_the_destination_does_not_make_it_ours() {
-    // the source has not completed: it could still resume by itself
+async fn a_destination_that_someone_else_starts_is_not_taken_for_a_handover() {
+    // A source that has not completed could still resume by itself.
     let mut model = model();
     model.state().after_continue = AfterContinue::DestinationFreezes;
     let shared = model.shared.clone();
@@ -219,7 +219,8 @@ async fn someone_else_who_starts_the_destination_does_not_make_it_ours() {
 
 #[tokio::test(start_paused = true)]
 async fn someone_else_who_continues_the_migration_has_taken_it_over() {
-    // while RAM is copied: the disks are not whole; later they may be, and then it is as if we had asked
+    // While RAM is copied the disks are not whole. Later they may be, and then the handover is as good as the engine's
+    // own.
     for (side, command) in [(Source, "migrate"), (Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
         for guest in ["running", "paused"] {
             for processes in [true, false] {

@@ -1,4 +1,4 @@
-//! A side that hangs, and an engine that notes what it does.
+//! The watchdog, which frees a side that hangs, and the journal of the engine.
 
 use super::*;
 use qferry::internals::{
@@ -9,7 +9,7 @@ use qferry::internals::{
     },
 };
 
-/// A source whose main loop hangs from this command on until it is yanked.
+/// A source whose main loop hangs from this command on until one of these instances is yanked.
 fn hangs(command: &'static str, instances: &'static [&'static str]) -> ModelPair {
     let model = ModelPair::new(&PairShape::default());
     model.when(Source, command, model.source.freezer());
@@ -41,25 +41,26 @@ async fn a_source_that_hangs_in_the_switchover_is_freed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_what_is_ours_is_yanked() {
+async fn only_instances_of_the_engine_are_yanked() {
     let mut model = hangs("block-job-cancel", &["another"]);
     let run = model.migrate().await;
-    // nothing frees it: it is left, and said
+    // No yank frees the source, so the outcome is undetermined.
     undetermined(&run);
     let yanked = run.log.iter().filter(|(_, seen)| seen.name == "yank");
     for (side, seen) in yanked {
         let instances = &seen.arguments["instances"];
-        let ours = [json!([{"type": "block-node", "node-name": "qferry-nbd-0"}]), json!([{"type": "migration"}])];
-        assert!(side == "source" && ours.contains(instances) && seen.oob, "{seen:?}");
+        let of_the_engine =
+            [json!([{"type": "block-node", "node-name": "qferry-nbd-0"}]), json!([{"type": "migration"}])];
+        assert!(side == "source" && of_the_engine.contains(instances) && seen.oob, "{seen:?}");
     }
 }
 
-/// Migrates with a journal, and reads it.
+/// Migrates with a journal, and reads that journal.
 async fn journaled(model: &mut ModelPair) -> (MigrationRun, Vec<Record>, std::path::PathBuf) {
     let path = model.directory.path().join("journal");
     let builder = model.builder().journal(JournalPlace::File(path.clone()));
     let run = model.follow(builder.start()).await;
-    // whoever takes it up next need not wait
+    // The lock of the journal is free at once for the next engine.
     drop(journal::Journal::<Record>::open(&path).unwrap());
     let records = journal::read::<Record>(&path).unwrap().into_iter().map(|entry| entry.record).collect();
     (run, records, path)
@@ -105,7 +106,7 @@ async fn the_journal_of_a_way_back_leaves_nothing_to_be_undone() {
     assert_eq!((status.effects, status.claim), (Vec::new(), GuestClaim::Source), "{records:?}");
 }
 
-/// An effect whose record cannot be written is not brought about.
+/// A migration without a journal is not begun, and a file that is no journal is left alone.
 #[tokio::test(start_paused = true)]
 async fn a_journal_that_cannot_be_begun_refuses_and_one_that_is_there_is_left() {
     let mut model = model();
@@ -136,7 +137,7 @@ fn word(record: &Record) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn the_switchover_has_its_time() {
-    // the mirrors never conclude: the guest goes on well within it
+    // The mirrors never conclude, and the guest resumes well within the time for the switchover.
     let mut model = model();
     model.state().mirror_ends = vec![MirrorEnd::Never];
     let builder = model.builder().switchover_timeout(Duration::from_secs(4));

@@ -1,4 +1,4 @@
-//! The way back: what is undone, and what is named where it cannot be.
+//! The way back: effects are undone, and those that cannot be are named.
 
 use super::*;
 
@@ -16,7 +16,7 @@ async fn a_source_that_does_not_resume_by_itself_is_resumed_once() {
 #[tokio::test(start_paused = true)]
 async fn a_migration_that_cannot_be_cancelled_is_reported() {
     for unanswered in [true, false] {
-        // the guest still runs, and would be stopped later
+        // The guest still runs, and the migration would stop it later.
         let mut model = model();
         model.state().converges = false;
         if unanswered {
@@ -24,7 +24,7 @@ async fn a_migration_that_cannot_be_cancelled_is_reported() {
         } else {
             model.refused(Source, "migrate_cancel");
         }
-        // nor does it notice that its destination is gone
+        // The source does not notice either that its destination is gone.
         model.silent(Destination, "quit");
         let migration = cancel_at(&mut model, Source, "migrate");
         let run = model.follow(migration).await;
@@ -32,7 +32,7 @@ async fn a_migration_that_cannot_be_cancelled_is_reported() {
         assert!(run.outcome.leftovers.iter().any(|left| left.contains("migration")), "{run:?}");
         assert!(run.warned("not-undone"), "{run:?}");
 
-        // the guest is stopped
+        // The guest is stopped already.
         let mut model = self::model();
         if unanswered {
             model.silent(Source, "migrate_cancel");
@@ -59,7 +59,7 @@ async fn what_cannot_be_removed_is_named() {
             assert_eq!(run.outcome.outcome, wanted, "{run:?}");
             assert!(run.outcome.leftovers.iter().any(|line| line.contains(left)), "{run:?}");
         } else {
-            // refused already on the way there
+            // The start of the mirror already needs `block-dirty-bitmap-remove`.
             assert_eq!(run.outcome.outcome, Ending::Stuck, "{run:?}");
         }
         assert_eq!(model.state().source.run, "running");
@@ -72,7 +72,7 @@ async fn what_cannot_be_removed_is_named() {
     assert!(run.outcome.leftovers.iter().any(|line| line.contains("qferry-export-0")), "{run:?}");
 }
 
-/// A source whose build can slow a guest down, and what its accelerator says to `dirty-limit`.
+/// A source that can throttle its guest, and whose accelerator allows or refuses `dirty-limit`.
 fn throttling(takes_dirty_limit: bool) -> ModelPair {
     let model = model();
     model::add_capabilities(&mut model.state().source.schema, &["auto-converge", "dirty-limit"]);
@@ -113,7 +113,7 @@ async fn a_throttle_does_not_outlive_a_migration_that_failed() {
         model.state().after_continue = AfterContinue::DestinationFails;
         let run = model.migrate().await;
         back(&model, &run, Ending::RolledBack, "handover-failed");
-        // QEMU ends a dirty limit by itself only when it is told to cancel
+        // QEMU ends a dirty limit by itself only after `migrate_cancel`.
         assert_eq!(run.count("source: cancel-vcpu-dirty-limit"), 1, "{run:?}");
     }
 }

@@ -35,7 +35,7 @@ const UNSEEN: &str = "
   a name.
 - **A read-only export of a node that waits** for an incoming migration makes it and what is below it active. From 10.0 on
   QEMU tells (`active`) and it is put back (`blockdev-set-active`); on 7.2 neither. 7.2 takes no lock for such an export either:
-  there only the writable export of the migration itself meets an image that another process has open.
+  at_destination only the writable export of the migration itself meets an image that another process has open.
 - **Zeros in a raw image** without `discard=unmap` take their space on 10.0 (and on 7.2 where the guest gives blocks back), so the
   image arrives in full; not on 11.1. No answer shows the option: the preflight says so for every raw image before 10.1.
 - **A flash** (EFI variables) comes over with the guest's memory, and the destination writes it to its image at its first
@@ -47,7 +47,7 @@ const UNSEEN: &str = "
 - **A throttle** by `auto-converge` is tightened and loosened by `cpu-throttle-*` and `max-cpu-throttle` on all versions, but
   never set to nothing while the migration lasts; its end, however it ends, ends the throttle.
 - **11.1** counts `dirty-sync-count` up about ten times a second whether or not a pass ended, so `ram.iterations` of an
-  outcome means less there.
+  outcome means less at_destination.
 ";
 
 /// What the engine does with a feature, and without it.

@@ -91,10 +91,15 @@ fn one_succeeds() {
         let told = told(&version, "succeeds");
         let Told { source, destination, .. } = &told;
         settled(source);
-        let [gone, there] = [source, destination].map(|side| at(side, &MigrationStatus::Completed));
-        assert!(at(source, &MigrationStatus::Device) <= gone);
-        assert!(source.jobs[MIRROR].concluded.unwrap().wall <= there.min(gone));
-        assert!(destination.resumed.expect("RESUME").wall >= there.max(gone), "{}", version.name);
+        let [source_completed, destination_completed] =
+            [source, destination].map(|side| at(side, &MigrationStatus::Completed));
+        assert!(at(source, &MigrationStatus::Device) <= source_completed);
+        assert!(source.jobs[MIRROR].concluded.unwrap().wall <= destination_completed.min(source_completed));
+        assert!(
+            destination.resumed.expect("RESUME").wall >= destination_completed.max(source_completed),
+            "{}",
+            version.name
+        );
         assert_eq!(source.resumed, None);
         for bad in [MigrationStatus::Failed, MigrationStatus::Failing, MigrationStatus::Cancelled] {
             assert!(!entered(source, &bad) && !entered(destination, &bad), "{}: {bad}", version.name);

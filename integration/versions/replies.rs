@@ -236,10 +236,10 @@ type Decoded = Result<(Vec<&'static str>, Vec<String>), String>;
 
 fn decode<Q: Query<Answer: Answer>>(reply: &Value) -> Decoded {
     let answer = serde_json::from_value::<Q::Answer>(reply.clone()).map_err(|error| error.to_string())?;
-    let there = reply.as_array().map(Vec::len);
-    match answer.elements() == there || answer.elements().is_none() {
+    let length = reply.as_array().map(Vec::len);
+    match answer.elements() == length || answer.elements().is_none() {
         true => Ok((answer.present(), answer.strange())),
-        false => Err(format!("{:?} of {there:?} elements", answer.elements())),
+        false => Err(format!("{:?} of {length:?} elements", answer.elements())),
     }
 }
 

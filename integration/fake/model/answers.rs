@@ -1,4 +1,4 @@
-//! What the two answer to a command, and what it does to them.
+//! The answers of the two QEMUs to commands, and what a command does to their common state.
 
 use qferry::internals::progress::Side;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use super::{CommandFault, CommandHook, PairState, SharedPair};
 use crate::fake::{Action, Seen};
 
 impl SharedPair {
-    /// What a QEMU answers to a command, whatever overrides there are.
+    /// The answer of a QEMU to a command, also where a test overrides that answer.
     pub fn answer(&self, side: Side, seen: &Seen) -> Vec<Action> {
         let hooks: Vec<CommandHook> = {
             let mut state = self.state();
@@ -101,7 +101,8 @@ impl SharedPair {
                 let job = state.source.jobs.iter_mut().find(|job| job.id == id).ok_or("Job not found")?;
                 job.when_switched = job.copied(copies, writes_on);
                 job.write_blocking = true;
-                // the writes wait from now on: it is through with the rest in as long as it takes without them
+                // The guest's writes wait from now on, so the rest takes as long as the copy of a disk that nobody
+                // writes to.
                 job.began = Instant::now();
                 let shared = self.clone();
                 let start = state.starts[&id];

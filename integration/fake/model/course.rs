@@ -1,4 +1,4 @@
-//! What happens to the two by itself: RAM is sent, mirrors copy and end, the guest stops and goes on.
+//! The course of the two QEMUs between commands: RAM is sent, mirrors copy and end, the guest stops and resumes.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::schema::has_exit_on_error;
 use super::{AfterContinue, CommandFault, MirrorEnd, MirrorJob, ModelQemu, PairState, RamProgress, SharedPair};
 use crate::fake::Seen;
 
-/// How often RAM goes on: not at the moments at which the engine looks.
+/// The step of RAM. No multiple of the engine's sampling period, so that no sample falls on a step.
 const TICK: Duration = Duration::from_millis(30);
 
 impl SharedPair {
@@ -19,7 +19,7 @@ impl SharedPair {
         let takes = self.state().mirror_takes;
         sleep(takes).await;
         let mut state = self.state();
-        // not the next one of this name
+        // A mirror that was started again has the same name.
         let same = state.starts[&id] == start;
         if same && state.source.jobs.iter().any(|job| job.id == id && job.status == "running") {
             state.job(&id, "ready");
@@ -151,7 +151,7 @@ impl PairState {
         }
     }
 
-    /// A source that still needs its destination notices the loss, but not while it waits to be continued.
+    /// The destination is gone. A source that still sends notices that; in `pre-switchover` QEMU does not.
     pub(super) fn lose_destination(&mut self) {
         if matches!(self.source.migration.as_deref(), Some("setup" | "active" | "device")) {
             self.fail_source();
@@ -163,7 +163,7 @@ impl PairState {
         self.enter(Side::Destination, "completed");
     }
 
-    /// The end of the migration, whoever asked for it.
+    /// The end of the migration, as after `migrate-continue`, whether the engine asked for it or somebody else.
     pub fn hand_over(&mut self) {
         if !self.source.is_migrating() {
             return;
@@ -204,7 +204,7 @@ impl PairState {
         }
     }
 
-    /// Sends for a tick. True once what remains may be sent with the guest stopped.
+    /// Sends RAM for one tick. True once the rest fits into `downtime-limit`.
     pub(super) fn send_ram(&mut self) -> bool {
         let rate = self.source.ram as f64 / self.ram_takes.as_secs_f64();
         let number = |name: &str| self.source.parameters[name].as_f64().unwrap();
@@ -221,7 +221,7 @@ impl PairState {
         if now.remaining as f64 > tail {
             return false;
         }
-        // counted anew before it is believed
+        // QEMU fetches the dirty bitmap again before it believes that the rest fits.
         (now.remaining, now.dirtied, now.passes) =
             ((now.remaining + now.dirtied).min(self.source.ram), 0, now.passes + 1);
         now.remaining as f64 <= tail

@@ -1,8 +1,9 @@
 //! Two scripted QEMUs that go through a migration together, as recorded from 10.0.13.
 //!
-//! They share a [`SharedPair`]: what the one is told shows in what the other says. Everything happens in virtual time, and
-//! none of it passes between STOP and RESUME unless a test makes a fake wait. What a real QEMU cannot be made to do at
-//! will is a field of [`PairState`]; anything else is an override of one answer, by [`ModelPair::on`].
+//! Both share a [`SharedPair`], so that a command to one of them shows in the answers of the other. Everything happens
+//! in virtual time, and none of that passes between STOP and RESUME unless a test makes a monitor wait. What no real
+//! QEMU can be made to do at will is a field of [`PairState`]; anything else is an override of one answer, by
+//! [`ModelPair::on`].
 
 #![allow(unreachable_pub, reason = "a module of a test program")]
 
@@ -31,7 +32,7 @@ pub use run::{MigrationRun, asks};
 pub use schema::{add_capabilities, add_switchover_bandwidth, schema};
 
 pub const MIB: u64 = 1 << 20;
-/// Everything a fake answers; what else it is told is `CommandNotFound`.
+/// The commands that a monitor of the model answers; any other is `CommandNotFound`.
 const ANSWERED: [&str; 39] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
@@ -74,20 +75,20 @@ const ANSWERED: [&str; 39] = [
     "x-query-ramblock",
 ];
 
-/// How a mirror ends when it is told to settle.
+/// How a mirror ends once `block-job-cancel` asks for its end.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MirrorEnd {
-    /// Everything is on the other side.
+    /// `BLOCK_JOB_COMPLETED` without an error: every write is on the destination.
     Well,
     /// `BLOCK_JOB_COMPLETED` with an error.
     Error,
-    /// It was not ready: `BLOCK_JOB_CANCELLED`.
+    /// `BLOCK_JOB_CANCELLED`, as of a mirror that was not ready.
     NotReady,
-    /// The events tell nothing of the error that `query-jobs` has.
+    /// The error stands in `query-jobs` alone, and in no event.
     ErrorInQueryOnly,
-    /// It is no longer there once the events are out.
+    /// `query-jobs` no longer lists the job once the events are sent.
     Vanished,
-    /// It never concludes.
+    /// The mirror never concludes.
     Never,
 }
 
@@ -110,7 +111,7 @@ pub enum AfterContinue {
     SourceResumesAndDies,
 }
 
-/// What happens to one command.
+/// What goes wrong with one command.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CommandFault {
     Refused,
@@ -120,22 +121,23 @@ pub enum CommandFault {
     Unanswered,
     /// Carried out, and then the process ends.
     Dies,
-    /// Its process ends first.
+    /// The process ends before the command is carried out.
     DiesBefore,
     /// The monitor closes, and QEMU lives on.
     Closes,
-    /// It and every later one is carried out, but no answer and no event comes any more.
+    /// This command and every later one is carried out, but no answer and no event comes any more.
     Mute,
     /// The user cancels.
     Cancel,
 }
 
-/// What a hook does once a command has arrived.
+/// The deed of a test at the arrival of a command.
 type CommandHook = Box<dyn FnOnce() + Send>;
-/// What the guard bitmap counts after a start: of which job, at which of its starts, with the guest stopped or not.
+/// The count of the guard bitmap after a start of a mirror, by job, number of the start, and whether the guest is
+/// stopped.
 type GuardCounts = Box<dyn FnMut(&str, usize, bool) -> Option<u64> + Send>;
 
-/// How far RAM is, bytes.
+/// The progress of RAM, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RamProgress {
     pub processed: u64,
@@ -145,44 +147,45 @@ pub struct RamProgress {
     pub passes: u64,
 }
 
-/// Both of them, and what is to go wrong.
+/// The state of both QEMUs, and what is to go wrong.
 pub struct PairState {
     pub source: ModelQemu,
     pub destination: ModelQemu,
-    /// The guest runs before the migration.
+    /// Whether the guest runs before the migration.
     pub guest_ran: bool,
     pub mirror_ends: Vec<MirrorEnd>,
     pub guard_counts: GuardCounts,
-    /// What a mirror has to copy, bytes.
+    /// The bytes that a mirror has to copy.
     pub len: u64,
     pub after_continue: AfterContinue,
-    /// How long a mirror takes. By default too short for RAM to be sent beside it.
+    /// The duration of a mirror. The default is too short for RAM to be sent beside it.
     pub mirror_takes: Duration,
-    /// What the guest adds to what a mirror has to copy, as a part of what it copies, until its writes wait for it.
+    /// The bytes that the guest's writes add to a mirror for each byte that the mirror copies; none once they wait for
+    /// it.
     pub added_share: f64,
-    /// How long RAM takes to be sent once, with nothing to hold it back.
+    /// The duration of one pass over all RAM without a limit.
     pub ram_takes: Duration,
-    /// `max-bandwidth` is heeded.
+    /// Whether the source heeds `max-bandwidth`.
     pub heeds_max_bandwidth: bool,
-    /// What the guest dirties of its RAM, as a part of what is sent.
+    /// The bytes of RAM that the guest dirties for each byte that is sent.
     pub dirtied_share: f64,
     pub(super) sent: RamProgress,
-    /// How long the last RAM takes.
+    /// The duration of the last RAM, which is sent after `migrate-continue`.
     pub last_ram_takes: Duration,
-    /// RAM ever converges.
+    /// Whether RAM ever converges.
     pub converges: bool,
-    /// A status that RAM passes through on its way.
+    /// A status of `query-migrate` that RAM passes through before `pre-switchover`.
     pub odd_status: Option<&'static str>,
-    /// The source resumes by itself when its migration fails or is cancelled.
+    /// Whether the source resumes by itself when its migration fails or is cancelled.
     pub source_resumes: bool,
-    /// Exports stay when the NBD server stops.
+    /// Whether exports stay when the NBD server stops.
     pub exports_linger: bool,
     /// Events that are never sent.
     pub muted: fn(Side, &str, &Value) -> bool,
-    /// What happens to the commands of these numbers, which count from 0 on each side.
+    /// The faults, each with its side and the number of the command there, from 0.
     pub faults: Vec<(Side, usize, CommandFault)>,
     pub canceller: Option<Canceller>,
-    /// What should never have been done.
+    /// The deeds of the engine that would harm a guest.
     pub violations: Vec<&'static str>,
     pub(super) counts: BTreeMap<Side, usize>,
     pub(super) mute_sides: BTreeSet<Side>,
@@ -191,18 +194,18 @@ pub struct PairState {
     pub(super) log: Log,
 }
 
-/// The two, shared by their fakes and the test.
+/// The state, shared by both monitors and the test.
 #[derive(Clone)]
 pub struct SharedPair(Arc<Mutex<PairState>>);
 
-/// What is there before anything goes wrong.
+/// The two QEMUs and their guest before the migration.
 #[derive(Clone, Debug)]
 pub struct PairShape {
     pub disks: usize,
     pub block_job_change: bool,
     pub exit_on_error: bool,
     pub guest: &'static str,
-    /// Each is a process of this host, whose death can be proved.
+    /// Whether each QEMU is a process of this host, whose death can be proved.
     pub processes: bool,
 }
 
@@ -281,7 +284,7 @@ impl ModelPair {
             len: 3 * MIB,
             mirror_takes: Duration::from_millis(150),
             added_share: 0.0,
-            // more than one sample long
+            // longer than one period of the engine's samples
             ram_takes: Duration::from_millis(1300),
             heeds_max_bandwidth: true,
             dirtied_share: 0.0,
@@ -302,11 +305,12 @@ impl ModelPair {
             starts: BTreeMap::new(),
             log: log.clone(),
         })));
-        let ((source, here), (destination, there)) = (serve(&shared, Side::Source), serve(&shared, Side::Destination));
+        let ((source, at_source), (destination, at_destination)) =
+            (serve(&shared, Side::Source), serve(&shared, Side::Destination));
         shared.state().source.emit = Some(source.emitter());
         shared.state().destination.emit = Some(destination.emitter());
         let directory = tempfile::tempdir().unwrap();
-        Self { shared, source, destination, log, streams: Some((here, there)), directory }
+        Self { shared, source, destination, log, streams: Some((at_source, at_destination)), directory }
     }
 
     pub fn state(&self) -> MutexGuard<'_, PairState> {
@@ -320,12 +324,12 @@ impl ModelPair {
         }
     }
 
-    /// Another answer to a command.
+    /// Overrides the answer to a command.
     pub fn on(&self, side: Side, command: &str, answer: impl FnMut(&Seen) -> Vec<Action> + Send + 'static) {
         self.fake(side).on(command, answer);
     }
 
-    /// No answer to a command, which is not carried out either.
+    /// Leaves a command without an answer, and does not carry it out.
     pub fn silent(&self, side: Side, command: &str) {
         self.on(side, command, |_| Vec::new());
     }
@@ -334,7 +338,7 @@ impl ModelPair {
         self.on(side, command, |_| vec![Action::error("no")]);
     }
 
-    /// Gives a side a process that has a file open.
+    /// Replaces the process of a side by one that has a file open.
     pub fn open(&self, side: Side, file: File) {
         let mut state = self.state();
         let process = &mut state.qemu(side).process;
@@ -345,12 +349,12 @@ impl ModelPair {
         }
     }
 
-    /// Does something once, when a command has arrived and before it is answered.
+    /// Runs a hook once, at the arrival of a command and before its answer.
     pub fn when(&self, side: Side, command: &'static str, hook: impl FnOnce() + Send + 'static) {
         self.state().hooks.push((side, command, Box::new(hook)));
     }
 
-    /// A migration of these two; once only.
+    /// A migration of this pair. Only one can be made.
     pub fn builder(&mut self) -> Builder {
         let pid = |qemu: &ModelQemu| qemu.process.as_ref().map(|child| i32::try_from(child.id()).unwrap());
         let state = self.state();
@@ -359,15 +363,16 @@ impl ModelPair {
         self.builder_with(pids)
     }
 
-    /// The same, with these processes behind them.
-    pub fn builder_with(&mut self, [here_pid, there_pid]: [Option<i32>; 2]) -> Builder {
-        let (here, there) = self.streams.take().unwrap();
+    /// A migration of this pair whose QEMUs are these processes.
+    pub fn builder_with(&mut self, [source_pid, destination_pid]: [Option<i32>; 2]) -> Builder {
+        let (at_source, at_destination) = self.streams.take().unwrap();
         let end = |name: &str, stream, pid| Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid };
-        let (here, there) = (end("a", here, here_pid), end("b", there, there_pid));
+        let (at_source, at_destination) = (end("a", at_source, source_pid), end("b", at_destination, destination_pid));
         let address = |name: &str| format!("unix:{}", self.directory.path().join(name).display()).parse().unwrap();
-        let builder =
-            Migration::builder(here, there).addresses(address("nbd"), address("ram")).journal(JournalPlace::Nowhere);
-        // a fake exports nothing that could be read
+        let builder = Migration::builder(at_source, at_destination)
+            .addresses(address("nbd"), address("ram"))
+            .journal(JournalPlace::Nowhere);
+        // The model's NBD exports cannot be read.
         builder.runtime_dir(self.directory.path()).verify_backing(ProofLevel::Off)
     }
 
@@ -380,7 +385,7 @@ impl ModelPair {
     /// Takes a started migration to its end.
     pub async fn follow(&self, mut migration: Migration) -> MigrationRun {
         let mut stream = migration.events();
-        // in virtual time: what never ends fails at once
+        // The timeout passes in virtual time, so a migration that never ends fails at once.
         let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
         let outcome = ended.unwrap_or_else(|_| panic!("it never ends: {:#?}", self.log));
         let mut events = Vec::new();

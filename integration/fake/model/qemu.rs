@@ -1,4 +1,4 @@
-//! One of the two QEMUs: its disks, its jobs, and what it says of itself.
+//! One of the two QEMUs: its disks, its jobs, and the answers that tell of them.
 
 use std::collections::BTreeMap;
 use std::process::Child;
@@ -25,10 +25,10 @@ pub struct MirrorJob {
     pub status: &'static str,
     pub len: u64,
     pub error: Option<String>,
-    /// It copies what the guest writes at once.
+    /// Whether the copy mode is `write-blocking`.
     pub write_blocking: bool,
     pub(super) began: Instant,
-    /// What it had copied when it was switched, and what the guest had added by then.
+    /// At the switch to `write-blocking`: the bytes copied, and the bytes that the guest had added.
     pub(super) when_switched: (u64, u64),
 }
 
@@ -47,7 +47,7 @@ impl MirrorJob {
 }
 
 impl MirrorJob {
-    /// What it has copied, and what the guest has added to it.
+    /// The bytes copied, and the bytes that the guest has added.
     pub(super) fn copied(&self, takes: Duration, writes_on: f64) -> (u64, u64) {
         let (before, added) = self.when_switched;
         let copied = self.len as f64 * self.began.elapsed().as_secs_f64() / takes.as_secs_f64();
@@ -69,14 +69,14 @@ pub struct ModelQemu {
     pub parameters: Map<String, Value>,
     pub disks: Vec<ModelDisk>,
     pub jobs: Vec<MirrorJob>,
-    /// By node.
+    /// Name and count of the dirty bitmap of each node.
     pub bitmaps: BTreeMap<String, (String, u64)>,
     pub server: bool,
     pub exports: Vec<String>,
     pub ram: u64,
-    /// Its `-machine`.
+    /// The machine type, as after `-machine`.
     pub machine: &'static str,
-    /// The bits that its CPU tells in EBX of leaf 7.
+    /// EBX of leaf 7 of the CPU's `feature-words`.
     pub features: u64,
     pub schema: Value,
     pub(super) emit: Option<Emitter>,
@@ -92,7 +92,7 @@ impl ModelQemu {
         self.run != "gone"
     }
 
-    /// The process is gone, where there is one.
+    /// Ends the QEMU, and its process where there is one.
     pub(super) fn end(&mut self) {
         self.run = "gone".to_owned();
         if let Some(child) = &mut self.process {
@@ -150,7 +150,7 @@ pub(super) fn node(disk: &ModelDisk, bitmap: Option<&(String, u64)>) -> Value {
             {"child": "file", "node-name": format!("file-{}", disk.name)}]})
 }
 
-/// What a disk is over.
+/// The node of a disk's backing file.
 pub(super) fn base(disk: &ModelDisk) -> Value {
     json!({"node-name": format!("base-{}", disk.name), "drv": "file", "file": format!("{}.base", disk.file), "ro": true,
         "image": {"virtual-size": disk.size}})

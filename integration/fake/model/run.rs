@@ -1,11 +1,11 @@
-//! How a migration went.
+//! A migration that has ended: outcome, events and commands.
 
 use qferry::internals::progress::{Event, Kind, Outcome};
 use tokio::time::Instant;
 
 use crate::fake::Seen;
 
-/// How a migration went.
+/// A migration that has ended.
 pub struct MigrationRun {
     pub outcome: Outcome,
     pub events: Vec<Event>,
@@ -14,7 +14,7 @@ pub struct MigrationRun {
 }
 
 impl MigrationRun {
-    /// What was told to both sides, without questions: `source: stop`.
+    /// The commands to both sides that change something, such as `source: stop`.
     pub fn told(&self) -> Vec<String> {
         let told = self.log.iter().filter(|(_, seen)| !asks(seen) && is_command(seen));
         told.map(|(side, seen)| format!("{side}: {}", seen.name)).collect()
@@ -29,7 +29,7 @@ impl MigrationRun {
         position.unwrap_or_else(|| panic!("{told} was not sent: {:#?}", self.told()))
     }
 
-    /// Everything, questions and events too, from the last STOP to the last RESUME.
+    /// Commands, queries and events from the last STOP to the last RESUME.
     pub fn blackout(&self) -> Vec<(String, Instant)> {
         let at = |event: &str| self.log.iter().rposition(|(_, seen)| seen.name == event).unwrap();
         let window = &self.log[at("STOP")..=at("RESUME")];
@@ -65,7 +65,7 @@ impl std::fmt::Debug for MigrationRun {
     }
 }
 
-/// Whether it changes nothing.
+/// Whether a command only asks, and changes nothing.
 pub fn asks(seen: &Seen) -> bool {
     let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get"]
         .iter()

@@ -1,4 +1,4 @@
-//! Just what the engine reads of a schema.
+//! The part of QEMU's QMP schema that the engine reads.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ const NEEDED: [&str; 13] = [
     "query-named-block-nodes",
 ];
 
-/// Just what the engine reads of a schema.
+/// The schema of a QEMU that has `block-job-change` and `exit-on-error`, or lacks them.
 pub fn schema(block_job_change: bool, exit_on_error: bool) -> Value {
     let mut commands: BTreeSet<&str> = NEEDED.into();
     if block_job_change {
@@ -51,14 +51,14 @@ pub fn schema(block_job_change: bool, exit_on_error: bool) -> Value {
     json!(entities)
 }
 
-/// Adds migration capabilities to what a schema has.
+/// Adds migration capabilities to a schema.
 pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
     let entities = schema.as_array_mut().unwrap();
     let members = &mut entities.iter_mut().find(|entity| entity["name"] == "3").unwrap()["members"];
     members.as_array_mut().unwrap().extend(names.iter().map(|name| json!({ "name": name, "type": "" })));
 }
 
-/// Adds the parameter that tells QEMU with what to reckon for the switchover.
+/// Adds the parameter `avail-switchover-bandwidth` to a schema.
 pub fn add_switchover_bandwidth(schema: &mut Value) {
     let entities = schema.as_array_mut().unwrap();
     entities.push(json!({"name": "migrate-set-parameters", "meta-type": "command", "arg-type": "6"}));

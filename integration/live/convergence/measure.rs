@@ -219,33 +219,33 @@ fn what_a_killed_probe_leaves_is_cleaned_on_the_users_word() {
     for version in ["7.2", "10.0.13", "11.1"] {
         let pair = start(&Spec { version: version.to_owned(), ..Spec::quick() });
         let path = pair.run_dir().join("probe");
-        let (here, there) = (&pair.source, &pair.destination);
+        let (at_source, at_destination) = (&pair.source, &pair.destination);
         let null = |name: &str, zeros: bool| json!({"driver": "null-co", "node-name": name, "size": 64 * MIB, "read-zeroes": zeros});
-        there.qmp("blockdev-add", &null("qferry-probe-sink", false)).unwrap();
-        there.qmp("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": path}}})).unwrap();
+        at_destination.qmp("blockdev-add", &null("qferry-probe-sink", false)).unwrap();
+        at_destination.qmp("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": path}}})).unwrap();
         let export = json!({
             "type": "nbd", "id": "qferry-probe-export", "node-name": "qferry-probe-sink", "name": "qferry-probe-export",
             "writable": true,
         });
-        there.qmp("block-export-add", &export).unwrap();
-        here.qmp("blockdev-add", &null("qferry-probe-zeros", true)).unwrap();
+        at_destination.qmp("block-export-add", &export).unwrap();
+        at_source.qmp("blockdev-add", &null("qferry-probe-zeros", true)).unwrap();
         let image = json!({"driver": "nbd", "server": {"type": "unix", "path": path}, "export": "qferry-probe-export"});
         let target = json!({
             "driver": "blkdebug", "node-name": "qferry-probe-target", "opt-write-zero": 32 * MIB, "image": image,
         });
-        here.qmp("blockdev-add", &target).unwrap();
+        at_source.qmp("blockdev-add", &target).unwrap();
         let mirror = json!({
             "job-id": "qferry-probe-job", "device": "qferry-probe-zeros", "target": "qferry-probe-target", "sync": "full",
             "auto-dismiss": false,
         });
-        here.qmp("blockdev-mirror", &mirror).unwrap();
+        at_source.qmp("blockdev-mirror", &mirror).unwrap();
         let refused = look(&pair, |_| ());
         assert!(refused.blockers().all(|finding| finding.code == "leftover"), "{:#?}", refused.findings);
         assert!(refused.blockers().count() >= 5 && refused.measured().is_none(), "{:#?}", refused.findings);
         let outcome = migrate(predicting(&pair, |settings| settings.clean = true));
         assert_eq!(outcome.outcome, qferry::internals::progress::Ending::Moved, "{version}: {outcome:#?}");
-        let nodes = there.qmp("query-named-block-nodes", &json!({"flat": true})).unwrap();
-        let ours = |node: &Value| node["node-name"].as_str().is_some_and(|name| name.starts_with("qferry-"));
-        assert!(!nodes.as_array().unwrap().iter().any(ours), "{nodes}");
+        let nodes = at_destination.qmp("query-named-block-nodes", &json!({"flat": true})).unwrap();
+        let of_the_engine = |node: &Value| node["node-name"].as_str().is_some_and(|name| name.starts_with("qferry-"));
+        assert!(!nodes.as_array().unwrap().iter().any(of_the_engine), "{nodes}");
     }
 }

@@ -61,8 +61,8 @@ fn called_something_else() -> Pair {
     let overlay = half.destination_dir().join("theirs.qcow2");
     let backing = half.destination_dir().join("base.raw");
     std::fs::copy(&half.source.disks()[0].layers[0], &backing).unwrap();
-    let (there, below) = (overlay.display().to_string(), backing.display().to_string());
-    half.build(Side::Destination).img(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &below, &there]).unwrap();
+    let (image, below) = (overlay.display().to_string(), backing.display().to_string());
+    half.build(Side::Destination).img(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &below, &image]).unwrap();
     let file = json!({"driver": "qcow2", "node-name": "theirs", "file": {"driver": "file", "filename": overlay}});
     let arguments = ["-blockdev", &file.to_string(), "-device", "virtio-blk-pci,drive=theirs,id=disk0,serial=disk0"];
     let disks = vec![DiskFiles { layers: vec![backing], overlay, format: Format::Qcow2 }];

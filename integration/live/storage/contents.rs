@@ -45,8 +45,8 @@ fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
     let inside = all[1..15].iter().find(is_in).unwrap().start + 5;
     let outside = all.iter().find(|range| !is_in(range)).unwrap().start + 5;
     let differs = |pair: &Pair, offset: u64| {
-        let (here, there) = (layer(pair, Side::Source, 0, 0), layer(pair, Side::Destination, 0, 0));
-        blocker("backing-differs", "disk0", [&here, &there, &format!("differ at byte {offset}:")])
+        let (at_source, at_destination) = (layer(pair, Side::Source, 0, 0), layer(pair, Side::Destination, 0, 0));
+        blocker("backing-differs", "disk0", [&at_source, &at_destination, &format!("differ at byte {offset}:")])
     };
 
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: inside }]).unwrap();
@@ -81,8 +81,9 @@ fn the_layer_that_differs_is_named() {
     let mut pair = start(&quick([DiskSpec::chain(layers_apart())]));
     for (number, offset) in places {
         pair.deviate([Deviation::FlipByte { disk: 0, layer: number, offset }]).unwrap();
-        let (here, there) = (layer(&pair, Side::Source, 0, number), layer(&pair, Side::Destination, 0, number));
-        let differs = [blocker("backing-differs", "disk0", [&here, &there, &format!("byte {offset}:")])];
+        let (at_source, at_destination) =
+            (layer(&pair, Side::Source, 0, number), layer(&pair, Side::Destination, 0, number));
+        let differs = [blocker("backing-differs", "disk0", [&at_source, &at_destination, &format!("byte {offset}:")])];
         found(&look(&pair, by(ProofLevel::Full)), differs);
     }
 }
@@ -125,10 +126,10 @@ fn sizes_and_formats_of_backing_files() {
         let below = &pair.destination.disks()[0].layers[0];
         std::fs::File::options().write(true).open(below).unwrap().set_len(17 * MIB).unwrap();
     });
-    let (here, there) = (layer(&pair, Side::Source, 0, 0), layer(&pair, Side::Destination, 0, 0));
+    let (at_source, at_destination) = (layer(&pair, Side::Source, 0, 0), layer(&pair, Side::Destination, 0, 0));
     for proof in [ProofLevel::Sample, ProofLevel::Full, ProofLevel::Metadata] {
         let plan = look(&pair, by(proof));
-        found(&plan, [blocker("backing-size", "disk0", [&here, &there, &(16 * MIB), &(17 * MIB)])]);
+        found(&plan, [blocker("backing-size", "disk0", [&at_source, &at_destination, &(16 * MIB), &(17 * MIB)])]);
         assert!(plan.verified.is_empty(), "{plan:#?}");
     }
 

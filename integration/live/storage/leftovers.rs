@@ -80,7 +80,7 @@ fn what_is_left_is_named_and_removed_on_the_users_word() {
 }
 
 #[test]
-fn what_is_not_ours_is_never_removed() {
+fn what_is_not_of_the_engine_is_never_removed() {
     let mut pair = start(&quick([DiskSpec::small(), DiskSpec::small()]));
     leave(&pair);
     export(&pair.destination, "theirs", "disk1", false);

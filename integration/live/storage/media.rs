@@ -27,8 +27,8 @@ fn media_that_are_the_same_are_not_copied() {
         cd.read_exact_at(&mut byte, 77).unwrap();
         cd.write_all_at(&[!byte[0]], 77).unwrap();
     });
-    let (here, there) = (overlay(&pair, Side::Source, 2), overlay(&pair, Side::Destination, 2));
-    found(&look(&pair, |_| ()), [blocker("backing-differs", "disk2", [&here, &there, &"byte 77:"])]);
+    let (at_source, at_destination) = (overlay(&pair, Side::Source, 2), overlay(&pair, Side::Destination, 2));
+    found(&look(&pair, |_| ()), [blocker("backing-differs", "disk2", [&at_source, &at_destination, &"byte 77:"])]);
     found(&look(&pair, |settings| settings.selection.skip = vec!["disk2".into()]), []);
     pair.deviate([Deviation::FlipByte { disk: 1, layer: 0, offset: 900 * 1024 }]).unwrap();
     found(&look(&pair, |_| ()), [blocker("backing-differs", "disk1", [&(900 * 1024)])]);

@@ -22,15 +22,15 @@ fn listens(at: &Path) -> bool {
 #[test]
 fn a_server_of_somebody_elses_on_the_source() {
     let mut pair = start(&quick([DiskSpec::small()]));
-    let theirs = pair.run_dir().join("theirs");
-    serve(&pair.source, &theirs);
+    let socket = pair.run_dir().join("theirs");
+    serve(&pair.source, &socket);
     let running = "an NBD server runs there already";
     let unproved = || blocker("backing-unproved", "disk0", [&running, &"without exports", &"nbd-server-stop"]);
     found(&look(&pair, |_| ()), [unproved()]);
-    assert!(listens(&theirs));
+    assert!(listens(&socket));
     export(&pair.source, "disk0");
     found(&look(&pair, |_| ()), [blocker("backing-unproved", "disk0", [&running, &"with theirs"])]);
-    assert!(listens(&theirs));
+    assert!(listens(&socket));
     // nothing of the source is read where the files are the same
     for sharing in [Sharing::SamePath, Sharing::HardLink, Sharing::Symlink] {
         pair.deviate([Deviation::SourcesBacking { disk: 0, sharing }]).unwrap();
@@ -42,14 +42,14 @@ fn a_server_of_somebody_elses_on_the_source() {
             "{sharing:?}"
         );
     }
-    assert!(listens(&theirs));
+    assert!(listens(&socket));
 }
 
 #[test]
 fn a_server_of_somebody_elses_on_the_destination() {
     let pair = start(&quick([DiskSpec::small(), DiskSpec::alone(Format::Qcow2, 16 * MIB)]));
-    let theirs = pair.run_dir().join("theirs");
-    serve(&pair.destination, &theirs);
+    let socket = pair.run_dir().join("theirs");
+    serve(&pair.destination, &socket);
     let running = "an NBD server runs there already";
     let all = [
         blocker("backing-unproved", "disk0", [&running]),
@@ -59,7 +59,7 @@ fn a_server_of_somebody_elses_on_the_destination() {
     found(&look(&pair, |_| ()), all);
     export(&pair.destination, "disk0-file");
     found(&look(&pair, |_| ()), [blocker("export-open", "destination", [&"theirs"])]);
-    assert!(listens(&theirs));
+    assert!(listens(&socket));
 }
 
 #[test]
@@ -83,8 +83,8 @@ fn addresses_that_cannot_be_used() {
 fn a_chain_of_the_same_files_is_not_read() {
     let chain = DiskSpec::chain([Layer::raw(16 * MIB, MIB), Layer::qcow2(16 * MIB, MIB)]);
     let mut pair: Pair = start(&quick([chain]));
-    let theirs = pair.run_dir().join("theirs");
-    serve(&pair.source, &theirs);
+    let socket = pair.run_dir().join("theirs");
+    serve(&pair.source, &socket);
     for (sharing, blockers) in [(Sharing::SamePath, 0), (Sharing::HardLink, 0)] {
         pair.deviate([Deviation::SourcesBacking { disk: 0, sharing }]).unwrap();
         let plan = look(&pair, |_| ());

@@ -127,9 +127,9 @@ fn all_of_it_onto_images_without_backing() {
     pair.destination.finish().unwrap();
     for (disk, taken) in taken.into_iter().enumerate() {
         pair.guest_visible_equal(disk).unwrap();
-        let there = pair.chain(Side::Destination, disk).unwrap();
-        assert_eq!(there.len(), 1);
-        assert!(there[0].taken <= taken, "disk {disk} takes {} bytes, the source's {taken}", there[0].taken);
+        let chain = pair.chain(Side::Destination, disk).unwrap();
+        assert_eq!(chain.len(), 1);
+        assert!(chain[0].taken <= taken, "disk {disk} takes {} bytes, the source's {taken}", chain[0].taken);
     }
 }
 

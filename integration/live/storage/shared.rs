@@ -75,10 +75,10 @@ fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
 
     // the image itself: a fresh one has its name, and is not what the guest wrote
     anew(&mut pair, |pair| {
-        let (ours, theirs) = (&pair.source.disks()[0].overlay, &pair.destination.disks()[0].overlay);
-        let was = older(ours);
-        fs::rename(theirs, ours).unwrap();
-        std::os::unix::fs::symlink(ours, theirs).unwrap();
+        let (on_source, on_destination) = (&pair.source.disks()[0].overlay, &pair.destination.disks()[0].overlay);
+        let was = older(on_source);
+        fs::rename(on_destination, on_source).unwrap();
+        std::os::unix::fs::symlink(on_source, on_destination).unwrap();
         fs::rename(was.with_file_name(base.with_extension("older").file_name().unwrap()), &base).unwrap();
     });
     let plan = look(&pair, |_| ());
@@ -150,8 +150,8 @@ fn storage_that_is_said_to_be_shared_is_not_copied() {
     let mut pair = start(&quick([DiskSpec::small(), DiskSpec::cdrom(4 << 20)]));
     // two files each
     let two = |pair: &Pair, disk: usize, name: &'static str| {
-        let (here, there) = (overlay(pair, Side::Source, disk), overlay(pair, Side::Destination, disk));
-        blocker("disk-not-shared", name, [&here, &there, &"two files"])
+        let (at_source, at_destination) = (overlay(pair, Side::Source, disk), overlay(pair, Side::Destination, disk));
+        blocker("disk-not-shared", name, [&at_source, &at_destination, &"two files"])
     };
     found(&look(&pair, none), [two(&pair, 0, "disk0"), two(&pair, 1, "disk1")]);
     // each is judged
