@@ -1,12 +1,17 @@
 //! The preflight's comparison of two real machines, which have no guest: nothing but what QEMU tells of itself.
 
-use super::support::block_on;
+use super::support::{WAIT, block_on};
 use qferry::internals::{
     endpoint::Address,
     migration::Migration,
     preflight::checks::{Finding, Severity},
 };
-use qferry_bed::Bare;
+use qferry_bed::{Bare, Qmp};
+use serde_json::{Value, json};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 const VERSIONS: [&str; 4] = ["7.2", "10.0.2", "10.0.13", "11.1"];
 /// A machine with something of everything; devices behind bridges are at places that firmware gives numbers to.
@@ -57,13 +62,32 @@ fn equal_machines_have_no_findings() {
     }
 }
 
+fn pci(bare: &Bare) -> Value {
+    Qmp::connect(&bare.qmp_path()).unwrap().execute("query-pci", &json!({})).unwrap()
+}
+
+/// The number of the bus behind each bridge: 0 until firmware has numbered it.
+fn bus_numbers(pci: &Value) -> Vec<u64> {
+    match pci {
+        Value::Array(all) => all.iter().flat_map(bus_numbers).collect(),
+        Value::Object(all) => {
+            let own = pci["pci_bridge"]["bus"]["secondary"].as_u64();
+            own.into_iter().chain(all.values().flat_map(bus_numbers)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The source's firmware has numbered the buses and is done; the destination's has not run.
 #[test]
 fn a_machine_that_has_booted_is_still_equal() {
     let machine = format!("-machine q35 {RICH}");
     let source = start("10.0.13", &machine);
-    // SeaBIOS gives up on booting from nothing
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    let began = Instant::now();
+    while bus_numbers(&pci(&source)).contains(&0) {
+        assert!(began.elapsed() < WAIT, "the firmware has not numbered all buses: {}", pci(&source));
+        sleep(Duration::from_millis(50));
+    }
     let destination = start("10.0.13", &format!("{machine} -incoming defer -S"));
     assert_eq!(found(&source, &destination, &[]), []);
 }

@@ -22,23 +22,8 @@ fn moves(spec: &Spec) {
 }
 
 #[test]
-fn a_busy_guest_on_7_2() {
-    moves(&spec("7.2", busy()));
-}
-
-#[test]
 fn a_busy_guest_on_10_0_2() {
     moves(&spec("10.0.2", busy()));
-}
-
-#[test]
-fn a_busy_guest_on_11_1() {
-    moves(&spec("11.1", busy()));
-}
-
-#[test]
-fn an_idle_guest() {
-    moves(&spec("10.0.13", idle()));
 }
 
 #[test]
@@ -52,11 +37,6 @@ fn an_idle_guest_over_a_link_between_two_hosts() {
     let most = Link::gigabit().bits_per_second as f64 / 8.0;
     let rate = sent as f64 / (outcome.total_ms as f64 / 1000.0);
     assert!(rate <= most, "{rate} bytes a second over a link of {most}");
-}
-
-#[test]
-fn busy_memory() {
-    moves(&spec("10.0.13", Workload { ram: 64 * MIB, dirty: 40 * MIB, ..idle() }));
 }
 
 #[test]

@@ -145,11 +145,6 @@ fn is_cut_and_recovers(version: &str) {
 }
 
 #[test]
-fn a_channel_that_is_cut_is_made_anew() {
-    is_cut_and_recovers("10.0.13");
-}
-
-#[test]
 fn a_channel_that_is_cut_is_made_anew_on_11_1() {
     is_cut_and_recovers("11.1");
 }

@@ -21,8 +21,6 @@ use std::{
 /// What RAM may have in most of these.
 const CEILING: u64 = 32 * MIB;
 
-/// How often a guest may be moved until no busy host came between.
-const TRIES: usize = 3;
 /// What decides, with the ceiling, how much may be left when the guest stops.
 const BUDGET: Duration = Duration::from_millis(300);
 
@@ -52,22 +50,23 @@ fn stood(pair: &Pair) -> Duration {
     last("RESUME").zip(last("STOP")).map_or(Duration::ZERO, |(resume, stop)| resume.saturating_sub(stop))
 }
 
-/// Moves a guest that runs on. A host that is so busy that a flush takes half a second has the guest back where it was,
-/// which is right: where it truly stood still for long, when a switchover takes some 40 ms, it is tried again with
-/// another pair.
+/// Moves a guest, and judges it where it then runs. A switchover takes some 40 ms; on a host that is so busy that a
+/// single flush takes longer than the budget the engine goes back, which is right if the guest truly stood still for
+/// that long.
 fn moved(spec: &Spec, change: impl Fn(&Pair, &mut Settings)) -> (Outcome, Vec<Event>) {
-    for _ in 0..TRIES {
-        let pair = start(spec);
-        let (outcome, events) = run(&pair, |settings| change(&pair, settings));
-        let is_over_budget = outcome.reason.as_ref().is_some_and(|reason| reason.code == "over-budget");
-        if !is_over_budget || stood(&pair) < BUDGET / 2 {
+    let pair = start(spec);
+    let (outcome, events) = run(&pair, |settings| change(&pair, settings));
+    match outcome.reason.as_ref().map(|reason| reason.code.as_str()) {
+        Some("over-budget") => {
+            assert!(stood(&pair) >= BUDGET / 2, "{:?}: {outcome:#?}\n{}", stood(&pair), told(&events));
+            judge_back(&pair, &outcome, Ending::RolledBack, "running");
+        }
+        _ => {
             assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}\n{}", told(&events));
             judge_running(&pair, &outcome);
-            return (outcome, events);
         }
-        eprintln!("the guest stood still for {:?}: {outcome:#?}\n{}", stood(&pair), told(&events));
     }
-    panic!("no switchover was undisturbed in {TRIES} tries");
+    (outcome, events)
 }
 
 /// What the guest does just now: a busy host holds it back.
@@ -126,16 +125,6 @@ fn an_idle_guest_does_not_pay_for_a_generous_budget() {
 #[test]
 fn an_idle_guest_does_not_pay_for_a_generous_budget_on_11_1() {
     an_idle_guest_does_not_pay("11.1");
-}
-
-#[test]
-fn half_of_what_is_sent() {
-    moves("10.0.13", 50);
-}
-
-#[test]
-fn half_of_what_is_sent_on_11_1() {
-    moves("11.1", 50);
 }
 
 #[test]
@@ -205,17 +194,7 @@ fn a_mirror_that_its_guest_outruns_gets_write_blocking() {
     outrun("10.0.13", 1024);
 }
 
-#[test]
-fn a_mirror_that_its_guest_outruns_gets_write_blocking_on_11_1() {
-    outrun("11.1", 1024);
-}
-
 /// What is dirty soon grows no more, and from one look to the next the mirror seems to gain.
-#[test]
-fn a_mirror_that_is_outrun_over_a_small_region_gets_write_blocking() {
-    outrun("10.0.13", 256);
-}
-
 #[test]
 fn a_mirror_that_is_outrun_over_a_small_region_gets_write_blocking_on_11_1() {
     outrun("11.1", 256);
@@ -251,15 +230,6 @@ fn given_up(version: &str, text: &str, code: &str) -> (Outcome, Vec<Event>) {
     pair.wait_until_verified(WAIT).unwrap();
     assert_eq!(pair.errors(), Vec::<String>::new());
     (outcome, events)
-}
-
-#[test]
-fn giving_up_leaves_the_guest_unharmed() {
-    for version in ["10.0.13", "11.1"] {
-        let (outcome, _) = given_up(version, "ram = [\"downtime\"]\ngive-up = \"4s\"", "ram-not-converging");
-        let message = outcome.reason.unwrap().message;
-        assert!(message.contains("a bandwidth of") && message.contains("a blackout budget of"), "{message}");
-    }
 }
 
 #[test]
