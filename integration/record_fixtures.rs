@@ -1,9 +1,9 @@
-//! Records `qmp-fixtures/` from real QEMUs: `record-fixtures VERSION...`, the versions as they are named in
+//! Records `qmp-fixtures/` from real QEMUs: `record-fixtures VERSION...`, with the names of the versions in
 //! `target/qemu`.
 //!
-//! For each it migrates a small guest three times: once to the end, once cancelled in the switchover, once to a
-//! destination that cannot load the state. What stands in the files is what was on the wire, less what `qmp-fixtures/
-//! README.md` says is taken out. It must never write a recording whose migration did not end as its name says.
+//! A small guest of each version migrates three times: to the end, cancelled in the switchover, and to a destination that
+//! cannot load the state. The files have what was on the wire, without the parts that `qmp-fixtures/README.md` names. No
+//! recording is ever written whose migration did not end as its name says.
 
 use qferry::internals::{
     endpoint::Address,
@@ -29,11 +29,11 @@ use std::{
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const MIB: u64 = 1 << 20;
-/// What the folder of a pair is called in a recording.
+/// The name of a pair's folder in a recording.
 const STABLE_FOLDER: &str = "/run/vm";
-/// What is asked again and again: of a run of them the first and the last of each stay.
+/// The queries that the engine repeats. Only the first and the last of a run of them stay in a recording.
 const SAMPLES: [&str; 3] = ["query-migrate", "query-block-jobs", "query-named-block-nodes"];
-/// So low that disks and RAM are sampled on their way.
+/// The bandwidth ceiling, so low that the engine samples disks and RAM while they are copied.
 const CEILING: Rate = Rate(32 * MIB);
 const SCHEMA: &str = "query-qmp-schema";
 
@@ -109,7 +109,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Small and nearly quiet, so that transcripts are short. The empty CD drive is there to be seen and left alone.
+/// A small and nearly idle guest, so that transcripts are short. The empty CD drive must be seen and left alone.
 fn spec(version: &str) -> Spec {
     let disk = DiskSpec {
         size: 32 * MIB,
@@ -128,7 +128,7 @@ fn spec(version: &str) -> Spec {
     }
 }
 
-/// The first line on the engine's monitor, before the engine itself comes.
+/// The greeting on the engine's monitor, read before the engine connects.
 fn greeting(monitor: &Path) -> Result<Value> {
     let mut line = String::new();
     BufReader::new(UnixStream::connect(monitor)?).read_line(&mut line)?;
@@ -146,12 +146,12 @@ fn version_of(greeting: &Value) -> Result<String> {
 
 fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
     if course == Course::Fails {
-        // its state is only met when everything else has arrived, after migrate-continue
+        // The destination meets the state of this device last, after `migrate-continue`.
         pair.source.qmp("device_add", &json!({"driver": "virtio-rng-pci", "id": "only-here"}))?;
     }
     let address = |path: PathBuf| Address::unix(path);
     let recorder = Recorder::create(transcript)?;
-    // the engine's own names for these sockets hold a process id
+    // The engine's own names for these sockets hold a process id.
     let [nbd, ram, at_source] = ["nbd.sock", "ram.sock", "here.sock"].map(|name| pair.run_dir().join(name));
     let builder = Migration::builder(address(pair.source.qmp_path())?, address(pair.destination.qmp_path())?)
         .runtime_dir(pair.run_dir())
@@ -159,9 +159,9 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
         .source_nbd_address(address(at_source)?)
         .bandwidth(CEILING)
         .keep_source()
-        // the ceiling spares it the probe, the rest is asked
+        // With a ceiling no probe is sent; everything else is measured.
         .predict()
-        // the preflight sees what the destination of one course lacks
+        // The preflight sees the device that one destination lacks.
         .force("device-missing")
         .transcript(recorder.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -183,10 +183,10 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
     }
 }
 
-/// Takes out the schema, which has its own file, and what was only asked again.
+/// Removes the schema, which has its own file, and repeated queries.
 fn thin(entries: Vec<TranscriptEntry>) -> Vec<TranscriptEntry> {
     let mut dropped: BTreeSet<String> = BTreeSet::new();
-    // what follows the entry with this index, in its side's name
+    // The notes by the index of the entry that each follows.
     let mut notes: BTreeMap<usize, Value> = BTreeMap::new();
     for side in ["source", "destination"] {
         let mut run: Vec<(usize, String)> = Vec::new();
@@ -228,7 +228,7 @@ fn thin(entries: Vec<TranscriptEntry>) -> Vec<TranscriptEntry> {
     kept
 }
 
-/// Keeps the first and the last exchange of each command in a run of samples; the note says how many are gone.
+/// Keeps the first and the last exchange of each command in a run of samples. The note has the number of the others.
 fn thin_run(side: &str, run: &[(usize, String)], dropped: &mut BTreeSet<String>) -> Option<(usize, Value)> {
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     let mut place = None;
@@ -268,7 +268,7 @@ fn pretty(value: &Value) -> Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-/// A list with one element a line: nearly as small as it can be, and its differences can be read.
+/// A list with one element per line, so that its differences can be read.
 fn one_a_line(list: &Value) -> Result<String> {
     let elements = list.as_array().ok_or("not a list")?;
     let lines: Vec<String> = elements.iter().map(Value::to_string).collect();

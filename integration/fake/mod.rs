@@ -1,8 +1,8 @@
 //! A scripted QEMU monitor for tests.
 //!
-//! It behaves like the real one where that matters: greeting first, in-band commands one after the other, out-of-band
-//! ones at once, one client. What it answers is a table with sensible defaults; a test overrides entries before or
-//! while it runs. The handle pushes events, freezes the in-band lane and closes the connection at any time.
+//! The scripted monitor behaves like the real one where that matters: greeting first, in-band commands one after the
+//! other, out-of-band commands at once, one client. A table with defaults has the answers, and a test overrides entries
+//! before or during the run. The handle pushes events, freezes the in-band lane and closes the connection at any time.
 //!
 //! ```ignore
 //! let (fake, stream) = Script::new().answer("query-status", json!({"status": "paused"})).duplex();
@@ -28,19 +28,19 @@ use tokio::time::Instant;
 /// A command as the fake received it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
-    /// Such as `query-status`.
+    /// The name of the command, such as `query-status`.
     pub name: String,
-    /// `Null` if there were none.
+    /// The arguments; `Null` without any.
     pub arguments: Value,
-    /// As it was sent.
+    /// The id, as sent.
     pub id: Option<Value>,
-    /// Whether it came as `exec-oob`.
+    /// Whether the command came as `exec-oob`.
     pub oob: bool,
-    /// When it arrived.
+    /// The time of arrival.
     pub at: Instant,
 }
 
-/// One step of an answer. A command's steps run in order; in-band commands wait for each other's.
+/// One step of an answer. The steps of a command run in order, and in-band commands wait for each other.
 #[derive(Clone, Debug)]
 pub enum Action {
     /// The reply, with the command's id.
@@ -73,10 +73,10 @@ impl Action {
 
 type Handler = Box<dyn FnMut(&Seen) -> Vec<Action> + Send>;
 
-/// What was received by several fakes, in order of arrival: the label and the command.
+/// The commands to several monitors in order of arrival, each with the label of its monitor.
 pub type Log = Arc<Mutex<Vec<(String, Seen)>>>;
 
-/// How a fake will behave.
+/// The behaviour of a scripted monitor.
 pub struct Script {
     opening: Vec<u8>,
     handlers: HashMap<String, Handler>,
@@ -237,12 +237,12 @@ enum Output {
     Close,
 }
 
-/// What a handler keeps of a fake to push events at any time, also to another fake's client.
+/// A handle for handlers, which may push events at any time, also to the client of another monitor.
 #[derive(Clone)]
 pub struct Emitter(mpsc::UnboundedSender<Output>);
 
 impl Emitter {
-    /// Sends an event. After the end of the connection there is nobody to send to.
+    /// Sends an event. After the end of the connection the event is dropped.
     pub fn event(&self, name: &str, data: &Value) {
         drop(self.0.send(Output::Bytes(event(name, data))));
     }
@@ -277,7 +277,7 @@ impl Fake {
         });
     }
 
-    /// Stops the in-band lane before its next command, as a main loop that hangs. Out-of-band still works.
+    /// Stops the in-band lane before its next command, as a main loop that hangs does. Out-of-band commands still work.
     pub fn freeze(&self) {
         self.shared.frozen.send_replace(true);
     }
@@ -367,7 +367,7 @@ impl Drop for Fake {
 
 impl Shared {
     fn send(&self, output: Output) {
-        // After the end of the connection there is nobody to send to.
+        // After the end of the connection the output is dropped.
         drop(self.output.send(output));
     }
 
@@ -444,7 +444,8 @@ async fn work(shared: &Shared, mut in_band: mpsc::UnboundedReceiver<Seen>) {
 async fn write(mut writer: impl AsyncWrite + Unpin, mut outputs: mpsc::UnboundedReceiver<Output>) {
     while let Some(Output::Bytes(bytes)) = outputs.recv().await {
         if writer.write_all(&bytes).await.is_err() {
-            // The client has gone; what it still sent is read by the other half, which ends the fake.
+            // The client has closed the connection. The reading half still reads all commands, and then ends the
+            // monitor.
             std::future::pending::<()>().await;
         }
     }

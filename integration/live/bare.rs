@@ -1,4 +1,4 @@
-//! A QEMU without a guest system, for what needs only its monitor and its disks: up in a tenth of a second.
+//! A QEMU without a guest system, for tests that need only its monitor and its disks. It starts in a tenth of a second.
 
 use qferry::internals::{
     endpoint::{self, Address},
@@ -16,20 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long one may take to come up.
+/// The time within which a QEMU must answer after its start.
 const UP: Duration = Duration::from_secs(30);
 
 /// A QEMU, killed when dropped.
 pub(crate) struct Bare {
     child: Child,
-    /// Its monitor for whoever is tested.
+    /// The monitor for the code under test.
     pub(crate) qmp: PathBuf,
-    /// Its monitor for the test.
+    /// The monitor for the test itself.
     watch: PathBuf,
 }
 
 impl Bare {
-    /// Starts one with these disks, paused: `more` are further arguments.
+    /// Starts a paused QEMU with further arguments.
     pub(crate) fn start(build: &Build, folder: &Path, name: &str, more: &[OsString]) -> Self {
         let mut command = Command::new(build.program("qemu-system-x86_64"));
         command.args(["-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "64M"]).args(more);
@@ -56,17 +56,17 @@ impl Bare {
         started
     }
 
-    /// Asks it something on the test's own monitor.
+    /// Executes a command on the test's own monitor.
     pub(crate) fn ask(&self, command: &str, arguments: &Value) -> Value {
         Qmp::connect(&self.watch).unwrap().execute(command, arguments).unwrap()
     }
 
-    /// Its run state.
+    /// The run state.
     pub(crate) fn status(&self) -> String {
         self.ask("query-status", &json!({}))["status"].as_str().unwrap().to_owned()
     }
 
-    /// Whether an NBD server runs in it: it has no way to ask but to start another.
+    /// Whether an NBD server runs in this QEMU. Only the attempt to start another one can tell.
     pub(crate) fn has_server(&self, folder: &Path) -> bool {
         let mut qmp = Qmp::connect(&self.watch).unwrap();
         let path = folder.join("probe").display().to_string();
@@ -83,7 +83,7 @@ impl Bare {
         }
     }
 
-    /// What it exports.
+    /// The ids of the block exports.
     pub(crate) fn exports(&self) -> Vec<String> {
         let exports = self.ask("query-block-exports", &json!({}));
         exports.as_array().unwrap().iter().map(|export| export["id"].as_str().unwrap().to_owned()).collect()
@@ -113,7 +113,7 @@ pub(crate) fn disk(name: &str, format: &str, image: &Path) -> Vec<OsString> {
     ["-blockdev".to_owned(), node.to_string(), "-device".to_owned(), device].map(OsString::from).into()
 }
 
-/// The arguments of one that waits for a guest.
+/// The arguments of a QEMU that waits for a migration.
 pub(crate) fn incoming() -> Vec<OsString> {
     ["-incoming", "defer", "-S"].map(OsString::from).into()
 }

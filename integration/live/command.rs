@@ -1,4 +1,4 @@
-//! The command, as its user meets it.
+//! The command `qferry`, as seen by its user.
 
 mod embedding;
 
@@ -33,7 +33,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn json_lines_and_text_are_kept_apart() {
-    // nothing is written, so no start of a mirror is made again, and little is to be copied, so RAM is sent afterwards
+    // The guest writes nothing, so no mirror is started again; the disk is small, so RAM is sent after the copy.
     let disk = DiskSpec { overlay_data: 64 << 10, ..DiskSpec::small() };
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", idle()) });
     let plan = qferry(&pair, &["--plan", "--json"]).output().unwrap();
@@ -54,13 +54,13 @@ fn json_lines_and_text_are_kept_apart() {
         lines.iter().filter(|line| line["state"] == "begin").filter_map(|line| line["phase"].as_str()).collect();
     assert_eq!(phases, ["connect", "preflight", "prepare", "storage", "memory", "switchover", "handover", "cleanup"]);
     assert!(text(&output.stderr).contains("moved: the guest is on the destination"));
-    // what is done about RAM on a host that is slow to send it
+    // On a slow host the engine may act on RAM.
     let is_step = |line: &&Value| ["downtime-limit", "throttle"].iter().any(|action| line["action"] == *action);
     commands_are_in_order(Transcript::open(&transcript).unwrap(), lines.iter().filter(is_step).count());
 }
 
-/// The golden order: what is sent to which side, samples and looks left out. `steps` are those that the engine told of
-/// while RAM was sent.
+/// The golden order: the commands to each side without samples and queries. `steps` is the number of actions that the
+/// engine took while RAM was sent.
 fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
     let mut sent = Vec::new();
     for entry in transcript {
@@ -73,7 +73,7 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
             }
         }
     }
-    // how often the jobs are looked at is the host's affair; after the mirrors' end they are
+    // The number of `query-jobs` depends on the host, but one follows the end of the mirrors.
     let last = |line| sent.iter().rposition(|sent| sent == line).unwrap();
     let looked = last("source: query-jobs");
     assert!(last("source: block-job-cancel") < looked && looked < last("source: migrate-continue"), "{sent:#?}");
@@ -82,7 +82,7 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
     let mut golden = vec![
         "source: migrate-set-capabilities",
         "source: migrate-set-parameters",
-        // dirty-limit, which needs KVM, and then auto-converge
+        // `dirty-limit`, which needs KVM and is refused, and then `auto-converge`
         "source: migrate-set-capabilities",
         "source: migrate-set-capabilities",
         "destination: migrate-set-capabilities",
@@ -135,7 +135,7 @@ fn wrong_use_and_unreachable_sockets_have_their_codes() {
 #[test]
 fn a_held_monitor_is_explained() {
     let pair = start(&spec("10.0.13", idle()));
-    // QEMU serves one client a monitor
+    // QEMU serves one client per monitor.
     let held = std::os::unix::net::UnixStream::connect(pair.source.qmp_path()).unwrap();
     let output = qferry(&pair, &[]).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
@@ -162,7 +162,7 @@ fn rolls_back_on(signal: Signal) {
     let pid = rustix::process::Pid::from_child(&child);
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        // a second one, on the way back, does not make it worse
+        // A second interrupt on the way back must not do harm.
         if line["type"] == "disk" || line["action"] == "roll-back" {
             rustix::process::kill_process(pid, signal).unwrap();
         }

@@ -1,4 +1,4 @@
-//! How the controller gets a guest across: what is measured before, how RAM is sent, and guests that are hard to move.
+//! Convergence: measurements before a migration, the ways to send RAM, and guests that are hard to move.
 
 mod guests;
 mod measure;

@@ -1,4 +1,4 @@
-//! Migrations that do not succeed: the guest runs on where it was, and nothing is left.
+//! Migrations that fail: the guest stays on the source, and nothing is left behind.
 
 mod faults;
 mod fence;
@@ -17,7 +17,7 @@ use qferry::internals::{
 use qferry_bed::{DiskSpec, Guest, Pair, Side, Spec};
 use std::time::Duration;
 
-/// A pair whose disk takes a while, so that there is time to interfere.
+/// A pair whose disk takes a while to copy, so that a test can interfere.
 fn slow(version: &str) -> Spec {
     Spec { disks: vec![DiskSpec { overlay_data: 32 * MIB, ..DiskSpec::default() }], ..spec(version, busy()) }
 }
@@ -39,7 +39,7 @@ fn killed_at(pair: &Pair, phase: Phase, code: &str) {
 fn a_destination_that_dies_at_once_changes_nothing() {
     let mut pair = start(&spec("10.0.13", busy()));
     let (outcome, _) = migrate_and(builder(&pair), Phase::Connect, |_| pair.destination.kill().unwrap());
-    // its last answers may still be read after its death, and then there is something to roll back
+    // The engine may still read the destination's last answers after its death, and then has something to roll back.
     assert!(matches!(outcome.outcome, Ending::Refused | Ending::RolledBack), "{outcome:#?}");
     assert_eq!(pair.source.status().unwrap(), "running");
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
@@ -57,7 +57,7 @@ fn the_destination_dies_in_each_phase() {
         pair.restart_destination(true).unwrap();
     }
     let (outcome, _) = migrate_and(builder(&pair), Phase::Handover, |_| pair.destination.kill().unwrap());
-    // it never was told to run, and is proved dead: the source has everything
+    // The destination was never told to run and is proved dead, so the guest goes back.
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     again(pair);
 }
@@ -86,7 +86,7 @@ fn cancelled_in_each_phase() {
     for phase in [Phase::Connect, Phase::Preflight, Phase::Prepare, Phase::Storage, Phase::Memory, Phase::Switchover] {
         let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), phase, Migration::cancel);
         judge_back(&pair, &outcome, Ending::Cancelled, "running");
-        // a destination that was only prepared can be used again
+        // A destination that was only prepared can be used again.
         if phase >= Phase::Storage {
             pair.restart_destination(true).unwrap();
         }
@@ -146,7 +146,7 @@ fn addresses_that_cannot_be_listened_at_are_named() {
     let nowhere: Address = format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
     let somewhere = |name| Address::unix(pair.run_dir().join(name)).unwrap();
     for (nbd, ram, option, ending) in [
-        // the preflight reads there
+        // The preflight reads from the NBD address already.
         (nowhere.clone(), somewhere("ram"), "--nbd-address", Ending::Refused),
         (somewhere("nbd"), nowhere.clone(), "--migrate-address", Ending::RolledBack),
     ] {
@@ -208,7 +208,7 @@ fn the_timeout_and_a_broken_channel_roll_back() {
 #[test]
 fn a_destination_that_refuses_the_state_leaves_the_guest_on_the_source() {
     let pair = start(&spec("10.0.13", busy()));
-    // its state is only met when everything else has arrived, after migrate-continue
+    // The destination meets the state of this device last, after `migrate-continue`.
     let device = serde_json::json!({"driver": "virtio-rng-pci", "id": "only-here"});
     pair.source.qmp("device_add", &device).unwrap();
     let refused = migrate(builder(&pair));
@@ -216,7 +216,7 @@ fn a_destination_that_refuses_the_state_leaves_the_guest_on_the_source() {
     let outcome = migrate(builder(&pair).force("device-missing"));
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     assert_eq!(outcome.reason.as_ref().unwrap().code, "handover-failed", "{outcome:#?}");
-    // it stood still, and resumed where it was
+    // The guest stood still, and resumed on the source.
     let blackout = outcome.blackout_ms.expect("it was stopped");
     assert_eq!(outcome.ledger.first().map(|span| span.span), Some("quiesce"), "each mark counts once: {outcome:#?}");
     assert!((outcome.ledger.iter().map(|span| span.ms).sum::<f64>() - blackout).abs() < 0.001, "{outcome:#?}");

@@ -1,4 +1,4 @@
-//! The preflight's comparison of two real machines, which have no guest: nothing but what QEMU tells of itself.
+//! The preflight's comparison of two machines, as QEMU itself describes them. The machines have no guest.
 
 use super::support::{WAIT, block_on};
 use qferry::internals::{
@@ -14,7 +14,7 @@ use std::{
 };
 
 const VERSIONS: [&str; 4] = ["7.2", "10.0.2", "10.0.13", "11.1"];
-/// A machine with something of everything; devices behind bridges are at places that firmware gives numbers to.
+/// A machine with a device of each kind. Firmware numbers the buses of those behind bridges.
 const RICH: &str = "-smp 2 -device pcie-root-port,id=rp0,chassis=1 -device virtio-rng-pci,bus=rp0,id=deep \
     -device pcie-pci-bridge,id=bridge -device virtio-rng-pci,bus=bridge,addr=3,id=deeper -device qemu-xhci,id=usb \
     -device usb-tablet,bus=usb.0,id=tablet -device virtio-rng-pci -device VGA -device virtio-net-pci,id=net \
@@ -25,7 +25,7 @@ fn start(version: &str, arguments: &str) -> Bare {
     Bare::start(version, &arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What the preflight finds of the machines when the one would go to the other.
+/// The findings of the preflight for a migration between two machines.
 fn compare(source: (&str, &str), destination: (&str, &str), force: &[&str]) -> Vec<Finding> {
     let source = start(source.0, source.1);
     let destination = start(destination.0, &format!("{} -incoming defer -S", destination.1));
@@ -44,7 +44,7 @@ fn codes(findings: &[Finding]) -> Vec<(&str, Severity)> {
     findings.iter().map(|finding| (finding.code, finding.severity)).collect()
 }
 
-/// One finding, of this code, about this, that says all of it.
+/// The only finding has this code and severity, and its text has all these words.
 #[track_caller]
 fn only(findings: &[Finding], code: &str, severity: Severity, words: &[&str]) {
     assert_eq!(codes(findings), [(code, severity)], "{findings:#?}");
@@ -78,7 +78,7 @@ fn bus_numbers(pci: &Value) -> Vec<u64> {
     }
 }
 
-/// The source's firmware has numbered the buses and is done; the destination's has not run.
+/// The source's firmware has numbered the buses. The destination's firmware has not run.
 #[test]
 fn a_machine_that_has_booted_is_still_equal() {
     let machine = format!("-machine q35 {RICH}");
@@ -118,7 +118,7 @@ fn another_machine_type_is_refused() {
     let (at_source, at_destination) = ("-machine pc-i440fx-10.0", "-machine pc-i440fx-9.2");
     let findings = compare(("10.0.13", at_source), ("10.0.13", at_destination), &[]);
     only(&findings, "machine-type", Severity::Blocker, &["pc-i440fx-9.2", "-machine pc-i440fx-10.0", "--force"]);
-    // another board is another machine altogether
+    // Another board is another machine type, and nothing else is compared.
     let findings = compare(("10.0.13", "-machine pc"), ("10.0.13", "-machine q35"), &[]);
     assert_eq!(codes(&findings)[0], ("machine-type", Severity::Blocker));
     assert!(codes(&findings).contains(&("device-missing", Severity::Blocker)), "{findings:#?}");
@@ -146,7 +146,7 @@ fn another_cpu_is_refused() {
     only(&findings, "cpu-model", Severity::Blocker, &["stepping 2, not 1"]);
     let findings = compare(("10.0.13", "-cpu qemu64"), ("10.0.13", "-cpu qemu64,model-id=Other"), &[]);
     only(&findings, "cpu-name", Severity::Note, &["model-id Other"]);
-    // max is what each version makes of it
+    // The CPU `max` differs between versions.
     let machine = "-machine pc-i440fx-7.2 -cpu max";
     let findings = compare(("7.2", machine), ("11.1", machine), &[]);
     let wanted = [

@@ -54,7 +54,7 @@ fn three_disks_of_different_sizes_one_untouched() {
         overlay_data: overlay_data * MIB,
         ..DiskSpec::default()
     };
-    // without a writer the second overlay stays as it was made: its mirror's len is 0
+    // Nobody writes to the second overlay, so it stays empty, and its mirror's `len` is 0.
     let disks = vec![disk(64, 8), disk(96, 0), disk(32, 24)];
     let pair = start(&Spec { disks, ..spec("10.0.13", idle()) });
     let outcome = migrate(builder(&pair));
@@ -89,13 +89,13 @@ fn a_paused_guest_stays_paused() {
     judge_moved(&pair, &outcome);
     assert_eq!(outcome.blackout_ms, None, "it never ran");
     assert_eq!(pair.destination.status().unwrap(), "paused");
-    // its owner resumes it: it is whole
+    // The guest's owner resumes the guest, which is whole.
     pair.destination.qmp("cont", &serde_json::json!({})).unwrap();
     pair.wait_until_verified(WAIT).unwrap();
     judge_disks(&pair, Side::Destination);
 }
 
-/// Migrates, and does what the guest's owner would once RAM is sent.
+/// Migrates, and runs a command of the guest's owner once RAM is sent.
 fn once_ram_is_sent(pair: &Pair, command: &str) -> Outcome {
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
     let act = |_: &Migration| drop(pair.source.qmp(command, &serde_json::json!({})).unwrap());
@@ -134,7 +134,8 @@ fn a_guest_that_its_owner_pauses_while_ram_is_sent_stays_paused() {
     }
 }
 
-/// Cancels once the guest's owner has done something while RAM is sent: it is as he wants it, and the journal says so.
+/// Cancels after a command of the guest's owner while RAM is sent. The guest then is as its owner wants it, and the
+/// journal says so.
 fn goes_back(guest: Guest, command: &str, status: &str) {
     let pair = start(&Spec { guest, disks: vec![DiskSpec::small()], ..spec("10.0.13", idle()) });
     let settings = settings(&pair);
@@ -150,7 +151,7 @@ fn goes_back(guest: Guest, command: &str, status: &str) {
             }
             match looks {
                 1 => drop(pair.source.qmp(command, &serde_json::json!({})).unwrap()),
-                // QEMU told of it before it answered to the look before
+                // The engine knows by now: QEMU sent its event before the answer of the sample before.
                 3 => migration.cancel(),
                 _ => {}
             }
@@ -189,7 +190,7 @@ fn monitors_nbd_and_ram_over_tcp() {
     assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
 }
 
-/// Stands between a monitor and whoever speaks to it, as `ssh -L` does.
+/// Forwards a monitor to another socket, as `ssh -L` does.
 fn forward(to: std::path::PathBuf, at: &std::path::Path) {
     use std::os::unix::net::{UnixListener, UnixStream};
     let listener = UnixListener::bind(at).unwrap();
@@ -216,7 +217,7 @@ fn a_forwarder_is_not_taken_for_qemu() {
         forward(pair.destination.qmp_path(), &at("b"));
         Migration::builder(forwarded("a"), forwarded("b")).runtime_dir(pair.run_dir())
     };
-    // one process made both sockets, and neither QEMU is known to be on this host
+    // The peer of both sockets is this process, so the engine does not know that the QEMUs are on this host.
     let refused = migrate(moving());
     assert_eq!(refused.reason.as_ref().unwrap().code, "address-missing", "{refused:#?}");
     std::fs::remove_file(at("a")).unwrap();

@@ -1,5 +1,4 @@
-//! Guests that dirty more than the link carries, moved by postcopy: over a channel that holds, over one that is cut,
-//! and with a side that dies.
+//! Guests that dirty more than the link carries, moved by postcopy, also when the channel breaks or a side dies.
 
 use super::support::{
     MIB, WAIT, builder, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
@@ -15,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::cell::Cell;
 
-/// A guest that dirties more than is let through.
+/// A guest that dirties more than the ceiling.
 fn heavy(version: &str) -> Spec {
     let workload = Workload { ram: 48 * MIB, dirty: 60 * MIB, write: 50, read: 100, ..Workload::default() };
     spec(version, workload)
@@ -26,7 +25,7 @@ fn at_once(pair: &Pair) -> Settings {
     Settings { policy: policy.parse().unwrap(), ..settings(pair) }
 }
 
-/// Without a ceiling of the engine's, which would put its own in place of the bed's (see [`slowly`]).
+/// A migration without a ceiling, which would replace the limit that [`slowly`] sets.
 fn postcopy(pair: &Pair) -> Builder {
     builder(pair).settings(at_once(pair))
 }
@@ -35,9 +34,8 @@ fn begins(kind: &Kind, wanted: Phase) -> bool {
     matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == wanted)
 }
 
-/// What fits, in a migration that sends next to nothing but what the guest asks for, until [`hurry`]: however late a
-/// busy host lets this process act, most of the pages are still at the source. The engine has set its own parameters by
-/// then.
+/// Limits the background of postcopy until [`hurry`], so that most pages are still on the source however late a busy
+/// host lets this process act. The limit is set at the begin of the phase memory, after the engine's own parameters.
 fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
     move |kind| {
         if begins(kind, Phase::Memory) {
@@ -48,7 +46,7 @@ fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
     }
 }
 
-/// Migrates so, and does something at the begin of a phase.
+/// Migrates with the limit of [`slowly`], and acts at the begin of a phase.
 fn migrate_slowly(pair: &Pair, builder: Builder, at: Phase, act: impl FnOnce(&Migration)) -> (Outcome, Vec<Event>) {
     migrate_when(builder, slowly(pair, |kind| begins(kind, at)), act)
 }
@@ -65,8 +63,8 @@ fn warned(events: &[Event], wanted: &str) -> bool {
     events.iter().any(|event| matches!(&event.kind, Kind::Warning { code, .. } if *code == wanted))
 }
 
-/// So many channels were made anew, as the source tells it, by as many tries: the destination may refuse one at once,
-/// above all as long as it does not know that the channel is broken.
+/// The number of new channels, by the source's events, and as many attempts. Attempts that the destination refuses are
+/// not counted: it may not know yet that the channel is broken.
 fn judge_channels(pair: &Pair, events: &[Event], wanted: usize) {
     let told = pair.source.events().unwrap();
     let statuses: Vec<_> =
@@ -97,7 +95,7 @@ fn moves(version: &str) {
         assert_eq!(parameters["max-postcopy-bandwidth"], ceiling.0);
     });
     judge(&pair, &outcome);
-    // what the guest keeps in use went over after it was handed over
+    // The pages that the guest keeps in use were sent after the handover.
     let before = events.iter().take_while(|event| !begins(&event.kind, Phase::Handover));
     let sent = |event: &Event| match event.kind {
         Kind::Memory { transferred, .. } => Some(transferred),
@@ -132,7 +130,7 @@ fn a_paused_guest_moves_by_postcopy_and_stays_paused() {
     judge_disks(&pair, Side::Destination);
 }
 
-/// Cuts the channel as soon as pages are fetched.
+/// Cuts the channel at the begin of postcopy.
 fn is_cut_and_recovers(version: &str) {
     let pair = start(&heavy(version));
     let (outcome, events) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |_| {
@@ -210,8 +208,8 @@ fn the_destination_dies_with_the_guest_in_postcopy() {
     assert_ne!(pair.source.status().unwrap(), "running", "its disks are old");
 }
 
-/// Kills the destination once the source has sent it the devices, before it could load them: it is stopped before the
-/// source is told to go on, by a proxy through which the command has to come.
+/// Kills the destination after the source has sent the device state, and before the destination has loaded it: a proxy
+/// stops the destination's process before it passes `migrate-continue` on to the source.
 fn destination_dies_in_the_handover(version: &str, sent: &'static str) -> (Pair, Outcome) {
     let pair = start(&heavy(version));
     let folder = pair.run_dir().with_file_name("proxied");
@@ -222,7 +220,7 @@ fn destination_dies_in_the_handover(version: &str, sent: &'static str) -> (Pair,
     let stop = move || kill_process(destination, Signal::STOP).unwrap();
     proxy.rule(nth(Side::Source, "migrate-continue", 1), stop, Deed::Pass);
     let address = |path| Address::unix(path).unwrap();
-    // what cannot be known to be of this host has its channels named
+    // The engine does not know that the proxied source is on this host, so the addresses are given.
     let channel = |name| Some(address(folder.join(name)));
     let settings = Settings {
         nbd_address: channel("nbd"),
@@ -245,7 +243,8 @@ fn destination_dies_in_the_handover(version: &str, sent: &'static str) -> (Pair,
 #[test]
 fn the_destination_dies_before_it_runs() {
     let (pair, outcome) = destination_dies_in_the_handover("10.0.13", "postcopy-active");
-    // 10.0 lets a source go no further back, although nothing of it was loaded: that is said, and nothing is tried
+    // A source of 10.0 in postcopy cannot go back, although the destination has loaded nothing. The engine says so, and
+    // tries nothing.
     assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
     assert_eq!(outcome.runs_on, RunsOn::Unknown);
     let message = outcome.reason.unwrap().message;
@@ -299,7 +298,7 @@ fn a_channel_that_carries_nothing_is_made_anew() {
     let pair = start(&heavy("10.0.13"));
     let is_given_up = |kind: &Kind| {
         if begins(kind, Phase::Postcopy) {
-            // nothing is closed, and nobody reads
+            // The channel stays open, and nobody reads from it.
             pair.destination.stop_process().unwrap();
         }
         matches!(kind, Kind::Warning { code, .. } if code == "postcopy-paused")
@@ -320,7 +319,7 @@ fn a_new_channel_is_tried_until_there_is_one() {
     let third_try = |kind: &Kind| {
         match kind {
             kind if begins(kind, Phase::Postcopy) => {
-                // no socket can be made there for a while
+                // Without the folder no socket can be created.
                 std::fs::rename(pair.run_dir(), &away).unwrap();
                 cut(&pair);
             }

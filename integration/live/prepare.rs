@@ -1,4 +1,4 @@
-//! Preparing a destination: its images, and the backing files that it does not have.
+//! `qferry prepare`: the images of a destination, and the backing files that it lacks.
 
 use super::{
     bare::{Bare, disk},
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A source with its folders: `s` for its images, `d` for the destination's.
+/// A folder with the images of the source (`s`) and of the destination (`d`).
 struct Place {
     build: Build,
     folder: tempfile::TempDir,
@@ -41,12 +41,12 @@ impl Place {
         self.build.img(words).unwrap()
     }
 
-    /// Creates an image in `s`, over another one there, and writes a megabyte of `byte` at each offset.
+    /// Creates an image in `s`, perhaps over another one, and writes a megabyte of `byte` at each offset.
     fn image(&self, name: &str, format: &str, over: Option<(&str, &str)>, size: u64, byte: u8, at: &[u64]) -> PathBuf {
         let path = self.path("s").join(name);
         let mut words: Vec<OsString> = ["create", "-q", "-f", format].map(OsString::from).into();
         if let Some((base, format)) = over {
-            // by its name alone, so that a copy beside a copy is right as it is
+            // The backing file is named without a folder, so that the header of a copy beside it is right as it is.
             words.extend(["-F", format, "-b", base].map(OsString::from));
         }
         words.extend([path.clone().into_os_string(), size.to_string().into()]);
@@ -59,7 +59,7 @@ impl Place {
         path
     }
 
-    /// Three layers and an overlay that is larger than they are, of odd shapes and names.
+    /// Three layers of odd shapes and names, and an overlay larger than they are.
     fn chain_of_four(&self) -> PathBuf {
         self.image("base image.raw", "raw", None, 32 * MIB, 1, &[MIB, 20 * MIB]);
         self.image("one,two.qcow2", "qcow2", Some(("base image.raw", "raw")), 32 * MIB, 2, &[2 * MIB, 20 * MIB]);
@@ -80,7 +80,7 @@ impl Place {
         command
     }
 
-    /// Everything of the source's is mapped to the destination's folder.
+    /// `qferry prepare` with the source's folder mapped to the destination's.
     fn moved(&self, more: &[&str]) -> Command {
         let map = format!("{}={}", self.path("s").display(), self.path("d").display());
         let mut command = self.prepare(&["--map", &map]);
@@ -88,7 +88,7 @@ impl Place {
         command
     }
 
-    /// What is in the destination's folder.
+    /// The names of the files in the destination's folder.
     fn made(&self) -> Vec<String> {
         names(&self.path("d"))
     }
@@ -98,7 +98,7 @@ impl Place {
         assert!(!folder.exists() || names(&folder).is_empty(), "{:?}", names(&folder));
     }
 
-    /// Nothing of ours is in the source.
+    /// Nothing of the engine is left in the source.
     fn is_clean(&self, source: &Bare) {
         assert_eq!(source.exports(), Vec::<String>::new());
         assert!(!source.has_server(self.folder.path()));
@@ -121,7 +121,7 @@ fn ran(command: &mut Command, code: i32) -> Output {
     output
 }
 
-/// The last line.
+/// The last line of output, which has the result.
 fn prepared(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(text.lines().last().expect("a line")).unwrap()
@@ -138,14 +138,14 @@ fn a_chain_of_four_is_brought_and_keeps_its_shape() {
         let top = place.chain_of_four();
         let source = place.source(&[("disk0", "qcow2", &top)]);
 
-        // never: it says what is missing, and makes nothing
+        // Without `--populate`: the command names the missing files, and creates nothing.
         let refused = prepared(&ran(&mut place.moved(&["--json"]), 3));
         assert_eq!(codes(&refused)[..3], ["backing-missing"; 3], "{refused:#}");
         let remedy = refused["findings"][0]["remedy"].as_str().unwrap();
         assert!(remedy.contains("--populate missing") && remedy.contains("bytes"), "{remedy}");
         assert_eq!(place.made(), Vec::<String>::new());
 
-        // a plan changes nothing
+        // A plan changes nothing.
         let planned = ran(&mut place.moved(&["--populate", "missing"]), 0);
         assert!(String::from_utf8_lossy(&planned.stdout).contains("# the destination's QEMU\n"));
         assert_eq!(place.made(), Vec::<String>::new());
@@ -175,14 +175,14 @@ fn a_chain_of_four_is_brought_and_keeps_its_shape() {
         let inside = |layer: &Value| layer["filename"].as_str().unwrap().starts_with(place.path("d").to_str().unwrap());
         assert!(chain.iter().all(inside), "{info}");
 
-        // a second time there is nothing to do
+        // A second run finds nothing to do.
         let again = prepared(&ran(&mut place.moved(&["--populate", "missing", "--apply", "--json"]), 0));
         assert!(again["steps"].as_array().unwrap().iter().all(|step| step["action"] == "keep"), "{again:#}");
         starts(&place, &again);
     }
 }
 
-/// The destination's QEMU starts with the printed words, its monitors elsewhere, and waits.
+/// A QEMU starts with the printed arguments, apart from its monitors, and waits for a migration.
 fn starts(place: &Place, prepared: &Value) {
     assert!(codes(prepared).contains(&"same-host"));
     let words: Vec<String> = serde_json::from_value(prepared["qemu"].clone()).unwrap();
@@ -190,7 +190,7 @@ fn starts(place: &Place, prepared: &Value) {
     let words: Vec<String> = words.iter().map(rename).collect();
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    // the test's builds have their modules beside them
+    // The QEMU builds of the tests have their modules beside them.
     let modules = place.build.program("qemu-img").ancestors().nth(2).unwrap().join("lib/qemu");
     command.env("QEMU_MODULE_DIR", modules);
     let destination = Bare::spawn(command, place.folder.path(), "destination");
@@ -209,7 +209,7 @@ fn an_image_that_holds_data_is_never_touched() {
     let source = place.source(&[("disk0", "qcow2", &top), ("vars", "raw", &firmware)]);
     let to = place.path("d").display().to_string();
 
-    // onto itself, by its path and by a link
+    // The destination is the source's own folder, by its path and by a link.
     for (folder, code) in [(place.path("s"), "image-same"), (place.path("link"), "image-same")] {
         if !folder.exists() {
             std::os::unix::fs::symlink(place.path("s"), &folder).unwrap();
@@ -224,7 +224,7 @@ fn an_image_that_holds_data_is_never_touched() {
     let again = prepared(&ran(&mut place.prepare(&["--to", &to, "--apply", "--json"]), 0));
     assert!(again["steps"].as_array().unwrap().iter().all(|step| step["action"] == "keep"), "{again:#}");
 
-    // zeros hide what is below: they are data
+    // Zeros hide the layer below, so they count as data.
     let made = place.path("d").join("top.qcow2");
     place.build.io(&made, ["write -z 0 64k"]).unwrap();
     let refused = prepared(&ran(&mut place.prepare(&["--to", &to, "--apply", "--json"]), 3));
@@ -308,7 +308,7 @@ fn a_killed_copy_is_begun_anew_and_two_do_not_meet() {
     let mut first = slow_copy(&place, "1MiB/s");
     assert_eq!(place.made(), [".base.raw.qferry-partial", ".top.qcow2.qferry-partial"]);
 
-    // the monitor serves one at a time: the second comes by another one
+    // A monitor serves one client, so the second run uses another monitor.
     let mut second = Command::new(env!("CARGO_BIN_EXE_qferry"));
     second.arg("prepare").arg("--source").arg(place.path("source.watch"));
     let map = format!("{}={}", place.path("s").display(), place.path("d").display());
@@ -370,13 +370,13 @@ fn a_file_system_that_is_full_is_named() {
     let top = large_base(&place);
     let source = place.source(&[("disk0", "qcow2", &top)]);
     let small = Small::mount(place.path("d"), "16M");
-    // seen beforehand
+    // The room is checked beforehand.
     let refused = prepared(&ran(&mut place.moved(&["--populate", "missing", "--apply", "--json"]), 3));
     assert_eq!(refused["reason"]["code"], "no-space");
     assert_eq!(place.made(), Vec::<String>::new());
     drop(small);
 
-    // and when somebody else fills it on the way
+    // Somebody else fills the file system during the copy.
     let _small = Small::mount(place.path("d"), "28M");
     let child = slow_copy(&place, "2MiB/s");
     let hog = place.path("d").join("hog");

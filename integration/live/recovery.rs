@@ -1,4 +1,4 @@
-//! The engine dies, and another one takes up what it began.
+//! Recovery: the engine dies, and another one takes its migration up.
 
 use super::support::{MIB, WAIT, busy, hurry, judge_disks, qferry, spec, start};
 use qferry_bed::{DiskSpec, Pair, Side, Spec, Workload};
@@ -39,7 +39,7 @@ fn is_begin(line: &Value, phase: &str) -> bool {
     line["phase"] == phase && line["state"] == "begin"
 }
 
-/// Kills the engine at the first line that fits. False if it was through before.
+/// Kills the engine at the first line that fits. False if the engine ended before.
 fn kill_at(pair: &Pair, more: &[&str], fits: impl Fn(&Value) -> bool) -> bool {
     let (mut child, mut lines) = migrate(pair, more);
     let mut text = String::new();
@@ -55,7 +55,7 @@ fn kill_at(pair: &Pair, more: &[&str], fits: impl Fn(&Value) -> bool) -> bool {
     false
 }
 
-/// One runner, where it is said to be; nothing of the engine's left; and a second recovery changes nothing.
+/// Exactly one side runs, as the outcome says; nothing of the engine is left; and a second recovery changes nothing.
 fn judge_recovered(pair: &Pair, at: &str) -> Side {
     let (code, outcome) = recover(pair);
     let (side, word) = match code {
@@ -84,14 +84,14 @@ fn judge_recovered(pair: &Pair, at: &str) -> Side {
 #[test]
 fn an_engine_that_is_killed_is_taken_up_at_any_point() {
     let disk = DiskSpec { size: 64 * MIB, overlay_data: 8 * MIB, ..DiskSpec::default() };
-    // however late a busy host lets this process kill it, it has not moved the guest
+    // The copy is so slow that the guest has not moved however late a busy host lets this process kill the engine.
     let slow: &[&str] = &["--disk-bandwidth", "1MiB/s", "--verify-backing", "off"];
     for (at, more, moved) in [
         ("prepare", slow, Some(false)),
         ("storage", slow, Some(false)),
-        // the disk has to get through it first
+        // The disk has to be copied first under the same ceiling.
         ("memory", &["--bandwidth", "4MiB/s", "--verify-backing", "off"], Some(false)),
-        // by the time it is killed the guest may be on either side
+        // The guest may be on either side by the time of the kill.
         ("switchover", &[], None),
         ("handover", &[], None),
         ("cleanup", &[], None),
@@ -130,14 +130,14 @@ fn while_the_engine_lives_its_journal_is_its_own() {
 
 #[test]
 fn what_died_meanwhile_is_said() {
-    // the source dies with the engine: the guest has crashed, which no engine mends
+    // The source dies together with the engine: the guest has crashed, and no engine can mend that.
     let pair = start(&Spec { quick: true, ..Spec::default() });
     assert!(kill_at(&pair, &["--bandwidth", "1MiB/s"], |line| is_begin(line, "storage")));
     pair.source.kill().unwrap();
     pair.source.wait_for_end(Duration::from_secs(10)).unwrap();
     let (code, outcome) = recover(&pair);
     assert_eq!((code, outcome["runs_on"].as_str()), (7, Some("unknown")), "{outcome:#}");
-    // the destination does: the guest runs on, and nothing is left
+    // The destination dies together with the engine: the guest runs on, and nothing is left.
     let pair = start(&Spec { quick: true, ..Spec::default() });
     assert!(kill_at(&pair, &["--bandwidth", "1MiB/s"], |line| is_begin(line, "storage")));
     pair.destination.kill().unwrap();
@@ -145,8 +145,7 @@ fn what_died_meanwhile_is_said() {
     assert_eq!(judge_recovered(&pair, "storage"), Side::Source);
 }
 
-/// A guest that runs on the destination with pages still at the source, and whose engine has been killed. What the
-/// guest does not ask for comes slowly.
+/// A guest in postcopy whose engine has been killed. Pages that the guest does not ask for come slowly.
 fn left_in_postcopy() -> Pair {
     let workload = Workload { ram: 48 * MIB, dirty: 60 * MIB, write: 0, read: 0, ..Workload::default() };
     let pair = start(&Spec { disks: vec![DiskSpec::small()], ..spec("10.0.13", workload) });
@@ -156,7 +155,7 @@ fn left_in_postcopy() -> Pair {
     let more = ["--bandwidth", "1MiB/s", "--policy", policy.to_str().unwrap()];
     let in_postcopy = |line: &Value| {
         if is_begin(line, "storage") {
-            // in time for the guest's first moments there, for which the engine sets no limit
+            // The limit is set before the guest runs on the destination; the engine sets none.
             pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": MIB})).unwrap();
         }
         is_begin(line, "postcopy")
@@ -166,13 +165,13 @@ fn left_in_postcopy() -> Pair {
     pair
 }
 
-/// Whether the destination lacks pages, as the source tells it.
+/// Whether the destination lacks pages, by the source's answer.
 fn has_pages_at_the_source(pair: &Pair) -> bool {
     let migration = pair.source.qmp("query-migrate", &json!({})).unwrap();
     migration["status"].as_str().unwrap().starts_with("postcopy-") && migration["ram"]["remaining"] != 0
 }
 
-/// Starts `qferry recover`, and reads what it says up to the line that fits.
+/// Starts `qferry recover`, and reads its output up to the line that fits.
 fn recover_until(pair: &Pair, fits: impl Fn(&Value) -> bool) -> (Child, BufReader<ChildStdout>) {
     let (child, mut lines) = spawn(qferry(pair, "recover").arg("--json").arg(journal(pair)));
     let mut text = String::new();
@@ -183,7 +182,7 @@ fn recover_until(pair: &Pair, fits: impl Fn(&Value) -> bool) -> (Child, BufReade
     (child, lines)
 }
 
-/// The guest is on the destination with all of its memory, which was there before the source quit.
+/// The guest is on the destination, and had all of its memory before the source quit.
 fn judge_fetched(pair: &Pair, at: &str) {
     assert_eq!(judge_recovered(pair, at), Side::Destination);
     pair.source.wait_for_end(WAIT).unwrap();
@@ -197,7 +196,7 @@ fn judge_fetched(pair: &Pair, at: &str) {
 #[test]
 fn pages_that_are_at_the_source_are_waited_for() {
     let pair = left_in_postcopy();
-    // a recovery that dies while it waits has harmed nothing
+    // A recovery that dies while it waits does no harm.
     let (mut child, _) = recover_until(&pair, |line| line["type"] == "memory");
     assert!(has_pages_at_the_source(&pair));
     child.kill().unwrap();
@@ -213,7 +212,7 @@ fn pages_that_are_at_the_source_are_waited_for() {
 
 #[test]
 fn pages_are_left_where_they_are_when_a_side_cannot_be_asked() {
-    // nothing comes through, so the destination's main loop may hang on a page that it lacks
+    // No page comes through a cut channel, so the destination's main loop may hang on a missing page.
     let pair = left_in_postcopy();
     pair.source.qmp("yank", &json!({"instances": [{"type": "migration"}]})).unwrap();
     pair.source.wait_for_event(WAIT, |event| event.data["status"] == "postcopy-paused").unwrap();
@@ -224,11 +223,11 @@ fn pages_are_left_where_they_are_when_a_side_cannot_be_asked() {
             assert!(message.contains("leave the source alone"), "{message}");
             assert!(has_pages_at_the_source(&pair), "{outcome:#}");
         }
-        // it did not hang: the channel was made anew
+        // The destination did not hang, and the channel was made anew.
         _ => judge_fetched(&pair, "cut"),
     }
     drop(pair);
-    // a source that died has taken the pages with it
+    // The pages are lost with the source.
     let pair = left_in_postcopy();
     pair.source.kill().unwrap();
     for _ in 0..2 {

@@ -1,7 +1,7 @@
-//! Storage, before and during the move: what is proved, what is refused, and what arrives.
+//! Storage before and during a migration: proofs, refusals, and the images on the destination.
 //!
-//! Most pairs here have no guest system, which a look at both sides does not need: each starts in half a second. A look
-//! is judged by what it found and by that it changed nothing: no export, no job, no node, no file, no byte.
+//! Most pairs have no guest system, because a preflight needs none, and start in half a second. A preflight must have the
+//! expected findings, and must not change any export, job, node, file or byte.
 
 mod bitmaps;
 mod contents;
@@ -39,14 +39,14 @@ fn quick(disks: impl Into<Vec<DiskSpec>>) -> Spec {
     Spec { disks: disks.into(), ..Spec::quick() }
 }
 
-/// The engine on a pair, with settings of its own.
+/// A migration of a pair, with changed settings.
 fn engine(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
     let mut settings = settings(pair);
     change(&mut settings);
     builder(pair).settings(settings)
 }
 
-/// Looks at both sides, which must change nothing.
+/// Plans a migration, which must change nothing.
 #[track_caller]
 fn look(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Plan {
     let before = State::of(pair);
@@ -55,7 +55,7 @@ fn look(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Plan {
     plan
 }
 
-/// Moves it, and compares every disk of both sides; where nobody writes, nothing may differ.
+/// Migrates, and compares every disk of both sides. The guest writes nothing, so nothing may differ.
 #[track_caller]
 fn moves(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Outcome {
     let outcome = migrate(engine(pair, change));
@@ -63,7 +63,7 @@ fn moves(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Outcome {
     outcome
 }
 
-/// The same for one that has moved.
+/// Compares every disk after a migration that has succeeded.
 #[track_caller]
 fn arrived(pair: &Pair, outcome: &Outcome) {
     judge_moved(pair, outcome);
@@ -82,7 +82,7 @@ fn arrived(pair: &Pair, outcome: &Outcome) {
     }
 }
 
-/// A finding that is expected: how grave, its code, what it is about, and words of its message.
+/// An expected finding: severity, code, subject, and words of the message.
 struct Expected(Severity, &'static str, &'static str, Vec<String>);
 
 fn expected<const N: usize>(
@@ -106,12 +106,12 @@ fn note<const N: usize>(code: &'static str, subject: &'static str, words: [&dyn 
     expected(Severity::Note, code, subject, words)
 }
 
-/// Exactly these were found, each with its remedy.
+/// The plan has exactly these findings, each with a remedy.
 #[track_caller]
 fn found(plan: &Plan, all: impl IntoIterator<Item = Expected>) {
     let mut rest: Vec<&Finding> = plan.findings.iter().collect();
     for Expected(severity, code, subject, words) in all {
-        // that of a side has its address, too
+        // The subject of a finding about a side has the side's address, too.
         let about = |finding: &Finding| finding.subject.split(" (").next() == Some(subject);
         let is_it = |finding: &Finding| {
             let said = words.iter().all(|word| finding.message.contains(word));
@@ -127,7 +127,7 @@ fn found(plan: &Plan, all: impl IntoIterator<Item = Expected>) {
     assert!(rest.is_empty(), "found besides: {rest:#?}");
 }
 
-/// Starts the destination anew, with something done to its files in between.
+/// Starts the destination again, after a change to its files.
 fn anew(pair: &mut Pair, act: impl FnOnce(&Pair)) {
     pair.destination.kill().unwrap();
     act(pair);
@@ -152,7 +152,7 @@ fn serve(machine: &Machine, at: &Path) {
     machine.qmp("nbd-server-start", &json!({"addr": {"type": "unix", "data": {"path": at}}})).unwrap();
 }
 
-/// Everything that can be seen of both sides and of their files.
+/// The visible state of both sides and of their files.
 #[derive(Debug, PartialEq)]
 struct State {
     sides: [BTreeMap<String, Value>; 2],
@@ -175,7 +175,7 @@ impl State {
     }
 }
 
-/// What of one side may not change.
+/// The part of a QEMU's state that must not change.
 fn side(machine: &Machine) -> BTreeMap<String, Value> {
     let ask = |command: &str| machine.qmp(command, &json!({})).unwrap();
     let nodes = ask("query-named-block-nodes");
@@ -197,12 +197,12 @@ fn side(machine: &Machine) -> BTreeMap<String, Value> {
     .into()
 }
 
-/// What a list is of, without what goes on.
+/// The ids of a list, without fields that change by themselves.
 fn ids(list: &Value) -> Value {
     list.as_array().unwrap().iter().map(|item| item["id"].clone()).collect()
 }
 
-/// Size, inode and time of change of every file but QEMU's words.
+/// Size, inode and time of change of every file but QEMU's stderr.
 fn walk(folder: &Path, files: &mut BTreeMap<PathBuf, (u64, u64, i64, i64)>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

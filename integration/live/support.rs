@@ -1,4 +1,4 @@
-//! Migrating a pair, and the judgement of what became of it.
+//! Migrations of a pair, and the judgement of their end.
 
 use qferry::internals::{
     endpoint::Address,
@@ -15,21 +15,21 @@ use std::{
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
-/// How long a guest may take for something on a busy machine.
+/// The limit for anything that a guest does on a busy machine.
 pub(crate) const WAIT: Duration = Duration::from_secs(120);
 
-/// The blackout budget where it is not what is tested: so much that no busy machine makes an engine go back that should
-/// not. A single flush of a disk has taken half a second in CI.
+/// The blackout budget of tests of other things. A single flush of a disk has taken half a second in CI, so the budget
+/// is large enough that no busy machine makes the engine roll back.
 const BUDGET: Duration = Duration::from_secs(3);
-/// How long a switchover may take then.
+/// The limit for a switchover in these tests.
 const SWITCHOVER: Duration = Duration::from_secs(40);
 
-/// The command. Sockets of the run go to XDG_RUNTIME_DIR/qferry, its journal to XDG_STATE_HOME.
+/// The command `qferry`. Its sockets go to XDG_RUNTIME_DIR/qferry, its journal to XDG_STATE_HOME.
 pub(crate) fn qferry(pair: &Pair, verb: &str) -> Command {
     qferry_within(pair, verb, SWITCHOVER)
 }
 
-/// The same, where a switchover may take so long.
+/// The command `qferry` with this limit for a switchover.
 pub(crate) fn qferry_within(pair: &Pair, verb: &str, switchover: Duration) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
     command.arg(verb).env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir());
@@ -41,12 +41,12 @@ pub(crate) fn qferry_within(pair: &Pair, verb: &str, switchover: Duration) -> Co
     command
 }
 
-/// A guest that does nothing but beat. It looks at all it has once a second, which is what a judgement waits for.
+/// A guest that does nothing but beat. It verifies all of its memory once a second, for which a judgement waits.
 pub(crate) fn idle() -> Workload {
     Workload { ram: 8 * MIB, dirty: 0, write: 0, read: 0, ..Workload::default() }
 }
 
-/// A guest that does a little of everything. It gets round its memory in two seconds and round its slots in less.
+/// A guest that does a little of everything. It rewrites all of its memory in two seconds, and all slots in less.
 pub(crate) fn busy() -> Workload {
     Workload { ram: 8 * MIB, dirty: 4 * MIB, write: 50, read: 100, ..Workload::default() }
 }
@@ -59,7 +59,7 @@ pub(crate) fn start(spec: &Spec) -> Pair {
     Pair::start(spec).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Runs something on a runtime like the command's own.
+/// Runs a future on a runtime like the command's own.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
@@ -69,7 +69,7 @@ pub(crate) fn builder(pair: &Pair) -> Builder {
     Migration::builder(address(pair.source.qmp_path()), address(pair.destination.qmp_path())).settings(settings(pair))
 }
 
-/// What the engine has to be told of a pair: where its sockets may be, and the way over the link if there is one.
+/// The settings for a pair: runtime directory, journal, and addresses on the link if there is one.
 pub(crate) fn settings(pair: &Pair) -> Settings {
     static JOURNALS: AtomicUsize = AtomicUsize::new(0);
     let journal = format!("journal-{}", JOURNALS.fetch_add(1, Ordering::Relaxed));
@@ -92,24 +92,24 @@ pub(crate) fn settings(pair: &Pair) -> Settings {
     }
 }
 
-/// Does something on the source's host, where the engine reaches both ends of the pair's link.
+/// Acts on the source's host, from where the engine reaches both ends of the pair's link.
 pub(crate) fn on_source_host<T: Send>(pair: &Pair, act: impl FnOnce() -> T + Send) -> T {
     let wire = pair.wire().expect("a spec with a link");
     wire.on(Side::Source, act).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Lets the pages that a guest in postcopy lacks come as fast as they can.
+/// Removes the limit on the pages that a guest in postcopy lacks.
 pub(crate) fn hurry(pair: &Pair) {
     pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": 0})).unwrap();
 }
 
-/// Migrates, and does something at the begin of a phase.
+/// Migrates, and acts at the begin of a phase.
 pub(crate) fn migrate_and(builder: Builder, at: Phase, act: impl FnOnce(&Migration)) -> (Outcome, Vec<Event>) {
     let begins = |kind: &Kind| matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == at);
     migrate_when(builder, begins, act)
 }
 
-/// Migrates, and does something at the first event of a kind.
+/// Migrates, and acts at the first event that fits.
 pub(crate) fn migrate_when(
     builder: Builder,
     when: impl Fn(&Kind) -> bool,
@@ -158,8 +158,8 @@ pub(crate) fn judge_moved(pair: &Pair, outcome: &Outcome) {
     assert_eq!(files(pair), Vec::<String>::new(), "left behind in the runtime directory");
 }
 
-/// What the destination answered. None where its guest came from a 7.2 and has ended it, as it may at any moment (see
-/// [`Pair::errors`]): nothing can be asked of it any more, and what was written to its disk is judged all the same.
+/// The answer of the destination. None if its guest came from a 7.2 and has ended QEMU, as may happen at any moment
+/// (see [`Pair::errors`]); the disk is judged all the same.
 fn answer<T>(pair: &Pair, answer: qferry_bed::Result<T>) -> Option<T> {
     match answer {
         Err(_) if pair.spec().version == "7.2" && pair.destination.wait_for_end(WAIT).is_ok() => None,
@@ -168,7 +168,7 @@ fn answer<T>(pair: &Pair, answer: qferry_bed::Result<T>) -> Option<T> {
     }
 }
 
-/// A guest that ran before: it runs on, its record is whole, and the ledger is true.
+/// The guest has moved and runs on, its record is whole, and the ledger agrees with the record.
 pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
     judge_moved(pair, outcome);
     let blackout = outcome.blackout_ms.expect("it stopped and resumed");
@@ -182,7 +182,7 @@ pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
             assert!((seen - blackout).abs() < 0.01, "the bed saw {seen} ms: {outcome:#?}");
         }
     }
-    // one that came from a 7.2 may have lost a timer: its disk is judged offline
+    // A guest that came from a 7.2 may have lost a timer, so only its disk is judged.
     if pair.spec().version != "7.2" {
         pair.wait_for_beats(Side::Destination, 20, WAIT).unwrap_or_else(|error| panic!("{error}"));
         pair.wait_until_verified(WAIT).unwrap_or_else(|error| panic!("{error}"));
@@ -190,7 +190,7 @@ pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
     judge_disks(pair, Side::Destination);
 }
 
-/// The guest found no fault, and its images hold what it was told. Ends the QEMU of that side.
+/// The guest found no fault, and its images hold its acknowledged writes. Ends the QEMU of that side.
 pub(crate) fn judge_disks(pair: &Pair, side: Side) {
     pair.machine(side).finish().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(pair.errors(), Vec::<String>::new(), "the own findings of the guest of {}", pair.spec().version);
@@ -200,7 +200,7 @@ pub(crate) fn judge_disks(pair: &Pair, side: Side) {
         assert_eq!(at_destination.backing.as_ref(), pair.machine(side).disks()[number].backing(), "disk {number}");
         if side == Side::Destination {
             assert!(!pair.source.alive().unwrap(), "compared while the source writes");
-            // what the guest wrote after it moved is on one of them only
+            // The guest's writes after the migration are on the destination alone.
             let later = slots_bytes(pair.spec(), disk);
             let most = at_source.allocated + at_source.allocated / 20 + later;
             assert!(
@@ -212,7 +212,7 @@ pub(crate) fn judge_disks(pair: &Pair, side: Side) {
     }
 }
 
-/// What the workload's region takes at most on a disk: each slot may touch a cluster of its own, or two.
+/// The most space that the workload's region takes on a disk: each slot may touch two clusters of its own.
 fn slots_bytes(spec: &Spec, disk: &DiskSpec) -> u64 {
     match spec.workload.write {
         0 => 0,
@@ -220,7 +220,7 @@ fn slots_bytes(spec: &Spec, disk: &DiskSpec) -> u64 {
     }
 }
 
-/// The guest is back on the source as it was, and nothing is left on either side.
+/// The guest is on the source as before, and nothing is left on either side.
 pub(crate) fn judge_back(pair: &Pair, outcome: &Outcome, ending: Ending, status: &str) {
     assert_eq!(outcome.outcome, ending, "{outcome:#?}\n{}", last_words(pair));
     assert_eq!(outcome.runs_on, RunsOn::Source);
@@ -233,7 +233,7 @@ pub(crate) fn judge_back(pair: &Pair, outcome: &Outcome, ending: Ending, status:
             assert_ne!(status, "running", "two runners");
             assert_eq!(pair.destination.leftovers().unwrap(), Vec::<String>::new(), "left behind on the destination");
         }
-        // its monitor closes a while before the process has ended
+        // The monitor closes a while before the process ends.
         Err(_) => drop(pair.destination.wait_for_end(WAIT).unwrap()),
     }
     if status == "running" && !pair.spec().quick {
@@ -242,7 +242,7 @@ pub(crate) fn judge_back(pair: &Pair, outcome: &Outcome, ending: Ending, status:
     assert_eq!(pair.errors(), Vec::<String>::new(), "the own findings of the guest of {}", pair.spec().version);
 }
 
-/// Files in the folder the engine was given.
+/// The files in the runtime directory.
 fn files(pair: &Pair) -> Vec<String> {
     let entries = std::fs::read_dir(pair.run_dir()).unwrap();
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()

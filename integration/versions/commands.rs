@@ -1,4 +1,4 @@
-//! Every command that was sent, held against the schema of the build it was sent to.
+//! Every recorded command, checked against the schema of the QEMU that received it.
 
 use super::recording::{golden, versions};
 use qferry::internals::{
@@ -19,8 +19,8 @@ fn every_command_is_in_the_schema_with_all_its_arguments() {
     }
 }
 
-/// What QEMU refuses in a migration whose ending is known: the removal of a bitmap that was removed before, and a
-/// property that a device does not have.
+/// The commands that QEMU refuses in the recordings: the removal of a bitmap that is gone, and a property that a device
+/// does not have.
 #[test]
 fn only_the_expected_is_refused() {
     for version in versions() {
@@ -37,7 +37,7 @@ fn only_the_expected_is_refused() {
     }
 }
 
-/// Statuses that the engine has no name for and need not: they mean "keep waiting".
+/// Statuses without a name in the engine, for which it keeps waiting.
 const UNNAMED: [&str; 7] = [
     "colo",
     "postcopy-active",

@@ -50,7 +50,7 @@ const UNSEEN: &str = "
   outcome means less at_destination.
 ";
 
-/// What the engine does with a feature, and without it.
+/// A feature: its name, whether a build has it, and the engine's behaviour with and without.
 type Row = (&'static str, fn(&Features) -> bool, &'static str);
 
 const ROWS: [Row; 3] = [

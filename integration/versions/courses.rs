@@ -1,4 +1,4 @@
-//! The events of the three migrations, folded as the engine folds them.
+//! The events of the three recorded migrations, folded as the engine folds them.
 
 use super::recording::{Version, versions};
 use qferry::internals::{
@@ -19,10 +19,10 @@ use std::{
 
 /// The mirror of the only disk.
 const MIRROR: &str = "qferry-mirror-0";
-/// On the way of every job, and of no concern to the engine. (`null`: it was dismissed.)
+/// Statuses that every job passes through and the engine ignores. (`null` is the status of a dismissed job.)
 const UNNAMED: [&str; 4] = ["null", "pending", "standby", "waiting"];
 
-/// What both sides told in the end, and the statuses of each in their order.
+/// The events of both sides, folded, and the statuses of each in their order.
 pub(crate) struct Told {
     pub(crate) source: Observed,
     pub(crate) destination: Observed,
@@ -66,7 +66,7 @@ fn entered(seen: &Observed, status: &MigrationStatus) -> bool {
     seen.entered(status).is_some()
 }
 
-/// What holds of all three: the guest was stopped, then the source waited, and the mirror ended well after that.
+/// Common to all three: the guest stopped, then the source waited, and then the mirror ended well.
 fn settled(seen: &Observed) {
     let stopped = seen.stopped.expect("STOP").wall;
     let waited = at(seen, &MigrationStatus::PreSwitchover);

@@ -1,4 +1,4 @@
-//! What a real QEMU does not say at will, made by hand: `qmp-fixtures/faults`. All of it is survived.
+//! The hand-made faults of `qmp-fixtures/faults`, which no real QEMU sends at will. The client survives all of them.
 
 use super::{
     recording::{command_of, root},
@@ -155,7 +155,7 @@ fn one_strange_element_leaves_the_others() {
     assert_eq!((nodes.len(), nodes[0].dirty_bitmaps.len()), (1, 1));
 }
 
-/// Everything at once on one connection: what is no QMP is counted, the rest arrives, and the next command works.
+/// All faults on one connection: lines that are no QMP are counted, the others arrive, and the next command works.
 #[tokio::test]
 async fn the_connection_survives_all_of_it() {
     let folder = fs::read_dir(root().join("qmp-fixtures/faults")).unwrap();
@@ -194,7 +194,7 @@ async fn the_connection_survives_all_of_it() {
     assert_eq!(client.counters().torn_bytes, torn.len() as u64);
 }
 
-/// Every file has its test above; a new one must get one.
+/// Every file has its test above, and a new file needs one.
 #[test]
 fn every_file_is_tested() {
     let source = include_str!("faults.rs");

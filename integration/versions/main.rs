@@ -1,8 +1,7 @@
-//! What the supported QEMUs said when they were recorded (`qmp-fixtures/`), held against what this crate reads and
-//! says.
+//! The recordings of the supported QEMUs (`qmp-fixtures/`), checked against what this crate reads and sends.
 //!
-//! Nothing here starts a QEMU. What a test makes of the recordings, the features and `docs/compatibility.md`, is kept
-//! in files; `QFERRY_BLESS=1 cargo test -p qferry --test versions` writes them anew, and git shows what changed.
+//! No test starts a QEMU. The features and `docs/compatibility.md` are made from the recordings, and are kept in files;
+//! `QFERRY_BLESS=1 cargo test -p qferry --test versions` writes them again, and git shows the changes.
 
 #![allow(clippy::unwrap_used, reason = "a test says all it has to say by panicking")]
 

@@ -1,4 +1,4 @@
-//! The recordings, and whether they are fit to be used.
+//! The recordings, and the checks that they are complete.
 
 use qferry::internals::{
     qemu::{Features, Schema},
@@ -69,7 +69,7 @@ impl Version {
         entries
     }
 
-    /// The JSON lines of all transcripts that went one way: course, side and line.
+    /// The JSON lines of all transcripts in one direction: course, side and line.
     pub(crate) fn lines(&self, wanted: LineDirection) -> Vec<(&'static str, String, Value)> {
         let entries = COURSES.iter().flat_map(|course| self.transcript(course).into_iter().map(move |e| (*course, e)));
         entries
@@ -82,7 +82,7 @@ impl Version {
     }
 }
 
-/// Of `query-migrate#41` the `query-migrate`: the engine's ids begin with the command.
+/// The command of a line by its id: the engine's ids begin with the command, as in `query-migrate#41`.
 pub(crate) fn command_of(line: &Value) -> &str {
     line["id"].as_str().unwrap().split('#').next().unwrap()
 }
@@ -108,7 +108,7 @@ fn folders_are_named_as_their_qemu_greets() {
         };
         assert_eq!(greeting.version.unwrap().to_string(), version.name);
         assert!(greeting.offers_oob(), "{}", version.name);
-        // both sides of every recording are of this version
+        // Both sides of every recording have this version.
         let received = version.lines(LineDirection::Receive);
         let greetings: Vec<&Value> =
             received.iter().map(|(_, _, line)| line).filter(|line| line.get("QMP").is_some()).collect();
@@ -121,7 +121,7 @@ fn folders_are_named_as_their_qemu_greets() {
 fn every_line_is_a_frame_and_every_command_has_its_answer() {
     for version in versions() {
         for course in COURSES {
-            // by side: what waits for an answer, and whether the connection failed under it
+            // By side: the commands that wait for an answer, and whether the connection failed meanwhile.
             let mut waiting: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
             let mut failed = BTreeSet::new();
             for entry in version.transcript(course) {
@@ -153,8 +153,8 @@ fn every_line_is_a_frame_and_every_command_has_its_answer() {
     }
 }
 
-/// Every path in a recording begins like one of these, or it tells where it was made: the pair's folder, QOM, an export
-/// in an NBD URI, a RAM block.
+/// The beginnings of all paths in a recording: the pair's folder, QOM, an export in an NBD URI, a RAM block. Any other
+/// path would tell where the recording was made.
 const STABLE: [&str; 4] = ["/run/vm/", "/machine", "///qferry-export-", "/rom@etc/"];
 
 #[test]
@@ -175,7 +175,7 @@ fn nothing_tells_of_the_machine_it_was_recorded_on() {
             let mut found = Vec::new();
             strings(&line, &mut found);
             for text in found {
-                // a path begins the text, or follows what sets it apart
+                // A path begins the text, or follows a separator.
                 for (at, _) in text.match_indices('/') {
                     let begins = text[..at].chars().last().is_none_or(|before| " \"'=:,(".contains(before));
                     let stable = STABLE.iter().any(|stable| text[at..].starts_with(stable));

@@ -1,4 +1,4 @@
-//! Every reply, read by the type that the engine reads it with: nothing refused, nothing left out, nothing missed.
+//! Every recorded reply, read by the engine's own types: all are read, and no field is missed.
 
 use super::recording::{COURSES, Version, command_of, versions};
 use qapi::qmp;
@@ -17,17 +17,17 @@ use qferry::internals::{
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What a decoded answer holds.
+/// The content of a decoded answer.
 pub(crate) trait Answer {
-    /// Elements, if it is a list.
+    /// The number of elements of a list.
     fn elements(&self) -> Option<usize> {
         None
     }
 
-    /// The fields that may be absent and are not; a field that is misnamed is never among them.
+    /// The optional fields that are present. A misnamed field is never among them.
     fn present(&self) -> Vec<&'static str>;
 
-    /// Enum values that this crate has no name for.
+    /// The enum values without a name in this crate.
     fn strange(&self) -> Vec<String> {
         Vec::new()
     }
@@ -224,14 +224,14 @@ impl Answer for HumanReadable {
     }
 }
 
-/// A property of whatever kind; what feature words hold is looked at below.
+/// A QOM property of any kind. (Another test looks at feature words.)
 impl Answer for Value {
     fn present(&self) -> Vec<&'static str> {
         Vec::new()
     }
 }
 
-/// What one reply came to: the fields that were present, and the strange values.
+/// A decoded reply: the fields that were present, and the unknown enum values.
 type Decoded = Result<(Vec<&'static str>, Vec<String>), String>;
 
 fn decode<Q: Query<Answer: Answer>>(reply: &Value) -> Decoded {
@@ -243,7 +243,7 @@ fn decode<Q: Query<Answer: Answer>>(reply: &Value) -> Decoded {
     }
 }
 
-/// The reader of each command's answer. A query that is missing here, or was never recorded, fails the test below.
+/// The reader of each command's answer. The test below fails for a query that is missing here or was never recorded.
 pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
     fn reader<Q: Query<Answer: Answer>>() -> (&'static str, fn(&Value) -> Decoded) {
         (Q::NAME, decode::<Q>)
@@ -274,7 +274,7 @@ pub(crate) fn readers() -> BTreeMap<&'static str, fn(&Value) -> Decoded> {
     readers
 }
 
-/// All that some recording of every version must have. What a version lacks is told in [`absent`].
+/// The fields that the recordings of every version must have, but for those in [`absent`].
 const FIELDS: &[&str] = &[
     "RAM blocks",
     "active",
@@ -318,12 +318,12 @@ const FIELDS: &[&str] = &[
 fn absent(version: &Version) -> Vec<&'static str> {
     let features = version.features();
     those([
-        // told from 10.0 on
+        // since 10.0
         ("active", version.name.starts_with("7.")),
         ("actively-synced", !features.block_job_change),
-        // from 10.1 on, as is the argument
+        // since 10.1, as the argument
         ("children", !features.mirror_target_is_zero),
-        // the destination, which knew, has exited
+        // The destination, which knew the error, has exited.
         ("error-desc", !features.incoming_exit_on_error),
     ])
 }
@@ -350,7 +350,7 @@ fn every_reply_is_read_whole() {
     }
 }
 
-/// Of every version, all of them, with a leaf that the CPUs of the recordings have bits in.
+/// The feature words of every version have bits in a leaf of the recordings' CPUs.
 #[test]
 fn feature_words_are_read_whole() {
     for version in versions() {

@@ -7,7 +7,8 @@ use std::{
     process::Command,
 };
 
-/// Beside the command; cargo builds it before it runs the tests, unless told to build one test only.
+/// The path of the example, beside the command. Cargo builds examples before it runs all tests, but not for a single
+/// one.
 fn example() -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_qferry")).parent().unwrap();
     let path = folder.join("examples/migrate");

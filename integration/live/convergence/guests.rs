@@ -1,4 +1,4 @@
-//! Guests that are hard to move: what the controller does for them, on both kinds of QEMU that count differently.
+//! Guests that are hard to move, on 10.0.13 and on 11.1, which counts passes and bytes differently.
 
 use crate::support::{
     MIB, WAIT, builder, idle, judge_back, judge_running, migrate_and, migrate_when, on_source_host, settings, spec,
@@ -18,10 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What RAM may have in most of these.
+/// The bandwidth ceiling of most tests.
 const CEILING: u64 = 32 * MIB;
 
-/// What decides, with the ceiling, how much may be left when the guest stops.
+/// The blackout budget. Together with the ceiling, the budget decides how much RAM may be left when the guest stops.
 const BUDGET: Duration = Duration::from_millis(300);
 
 /// A guest that is never idle and rewrites 48 MiB at this rate.
@@ -43,7 +43,7 @@ fn run(pair: &Pair, change: impl FnOnce(&mut Settings)) -> (Outcome, Vec<Event>)
     migrate_and(builder(pair).settings(settings), Phase::Connect, |_| ())
 }
 
-/// How long the guest stood still on the source, by QEMU's own time.
+/// The last pause of the guest on the source, by the timestamps of QEMU's events.
 fn stood(pair: &Pair) -> Duration {
     let events = pair.source.events().unwrap();
     let last = |name: &str| events.iter().rfind(|event| event.name == name).map(|event| event.time);
@@ -69,7 +69,7 @@ fn moved(spec: &Spec, change: impl Fn(&Pair, &mut Settings)) -> (Outcome, Vec<Ev
     (outcome, events)
 }
 
-/// What the guest does just now: a busy host holds it back.
+/// The guest's work within two seconds, which a busy host slows down.
 fn now(pair: &Pair) -> (Done, f64) {
     let from = Instant::now();
     sleep(Duration::from_secs(2));
@@ -77,13 +77,13 @@ fn now(pair: &Pair) -> (Done, f64) {
     (pair.done(from, until), (until - from).as_secs_f64())
 }
 
-/// A ceiling of which the guest dirties so many per cent.
+/// A ceiling for RAM, so that the guest dirties this many per cent of it.
 fn ceiling(pair: &Pair, per_cent: u64) -> Option<Rate> {
     let (done, seconds) = now(pair);
     Some(Rate((done.pages as f64 * 4096.0 / seconds * 100.0 / per_cent as f64) as u64))
 }
 
-/// The reasons that were given for an action.
+/// The reasons that the engine gave for an action.
 fn reasons<'a>(events: &'a [Event], wanted: &str) -> Vec<&'a str> {
     let reason = |event: &'a Event| match &event.kind {
         Kind::Action { action, because } if action == wanted => Some(because.as_str()),
@@ -97,7 +97,7 @@ fn told(events: &[Event]) -> String {
     lines.map(|event| format!("{event:?}\n")).collect()
 }
 
-/// Moves a guest that dirties this much, in per cent of the ceiling.
+/// Moves a guest that dirties this many per cent of the ceiling.
 fn moves(version: &str, per_cent: u64) -> (Outcome, Vec<Event>) {
     moved(&spec(version, dirtying(CEILING * per_cent / 100)), |pair, settings| {
         settings.bandwidth = ceiling(pair, per_cent);
@@ -109,7 +109,7 @@ fn an_idle_guest_does_not_pay(version: &str) {
     let (outcome, events) = run(&pair, |settings| settings.downtime = Duration::from_secs(20));
     judge_running(&pair, &outcome);
     assert_eq!(outcome.ram.throttle_max_pct, 0);
-    // with QEMU's limit at the budget, all of its memory would have been sent while it stood still
+    // If the budget were QEMU's downtime limit, all RAM would have been sent while the guest stood still.
     let left = events.iter().rev().find_map(|event| match event.kind {
         Kind::Memory { remaining, .. } => Some(remaining),
         _ => None,
@@ -139,7 +139,7 @@ fn nearly_what_is_sent_on_11_1() {
 
 fn more_than_is_sent(version: &str) {
     let (outcome, events) = moves(version, 150);
-    // it would take more than a second and a half at its lowest, five times the budget
+    // Even at the lowest rest a switchover would take 1.5 s, five times the budget.
     assert!(outcome.ram.throttle_max_pct >= 10, "{outcome:#?}\n{}", told(&events));
     let reasons = reasons(&events, "throttle");
     assert!(reasons.iter().any(|reason| reason.contains("MiB/s are dirtied against")), "{reasons:?}");
@@ -164,14 +164,14 @@ fn bursts() {
     }
 }
 
-/// A disk that is written to at 12 MiB/s, over so many blocks of 64 KiB.
+/// A guest that writes 12 MiB/s to this many blocks of 64 KiB.
 fn writer(version: &str, slots: u32) -> Spec {
     let disk = DiskSpec { size: 128 * MIB, backing: 128 * MIB, overlay_data: 16 * MIB, ..DiskSpec::default() };
     let workload = Workload { write: 200, block: 64 << 10, stride: 64 << 10, slots, read: 0, ..idle() };
     Spec { disks: vec![disk], ..spec(version, workload) }
 }
 
-/// A third of what such a guest writes.
+/// A third of the bandwidth with which the guest writes.
 fn too_little(pair: &Pair) -> Option<Rate> {
     let (done, seconds) = now(pair);
     Some(Rate(((done.writes * pair.spec().workload.block) as f64 / seconds / 3.0) as u64))
@@ -194,7 +194,7 @@ fn a_mirror_that_its_guest_outruns_gets_write_blocking() {
     outrun("10.0.13", 1024);
 }
 
-/// What is dirty soon grows no more, and from one look to the next the mirror seems to gain.
+/// All blocks of a small region are dirty soon. The dirty bytes then grow no more, and the mirror seems to gain.
 #[test]
 fn a_mirror_that_is_outrun_over_a_small_region_gets_write_blocking_on_11_1() {
     outrun("11.1", 256);
@@ -202,7 +202,7 @@ fn a_mirror_that_is_outrun_over_a_small_region_gets_write_blocking_on_11_1() {
 
 #[test]
 fn a_mirror_that_nothing_helps_is_given_up() {
-    // 7.2 has no write-blocking to switch to
+    // QEMU 7.2 cannot switch a mirror to `write-blocking`.
     let pair = start(&writer("7.2", 256));
     let (outcome, events) = run(&pair, |settings| {
         settings.disk_bandwidth = too_little(&pair);
@@ -214,9 +214,9 @@ fn a_mirror_that_nothing_helps_is_given_up() {
     assert!(reason.message.contains("a mirror of more than"), "{}", reason.message);
 }
 
-/// It gives up, and the guest runs on as it did: at its own pace, and with QEMU as it was.
+/// The engine gives up. The guest then runs on unthrottled, and the settings of QEMU are as before.
 fn given_up(version: &str, text: &str, code: &str) -> (Outcome, Vec<Event>) {
-    // passes are short, so that QEMU acts within the time that is given
+    // Passes over 24 MiB are short, so that QEMU throttles before the engine gives up.
     let pair = start(&spec(version, Workload { ram: 24 * MIB, ..dirtying(CEILING * 3) }));
     let (outcome, events) = run(&pair, |settings| {
         settings.bandwidth = ceiling(&pair, 300);
@@ -251,7 +251,7 @@ fn a_policy_that_observes_changes_nothing() {
         timeout: Some(WAIT),
         ..settings(&pair)
     };
-    // a second after it would have, whenever that is
+    // Cancel ten samples after the engine would have throttled.
     let looks = Cell::new(None);
     let observed = |kind: &Kind| {
         match (kind, looks.get()) {
@@ -313,7 +313,7 @@ fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
         let guest = Spec { memory: 1024, disks: vec![disk], ..spec(version, workload) };
         let (_, events) = moved(&guest, |_, settings| {
             settings.bandwidth = None;
-            // the mirror leaves room
+            // The mirror is limited, and leaves bandwidth for RAM.
             settings.disk_bandwidth = Some(Rate(80 * MIB));
         });
         let at = |wanted: Phase, begins: PhaseState| {

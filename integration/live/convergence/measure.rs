@@ -1,4 +1,5 @@
-//! What is measured before a migration, against what the guest was told to do; and that nothing of it stays.
+//! The measurements of the preflight, compared with the known workload of a guest. No part of a measurement stays
+//! behind.
 
 use crate::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, settings, spec, start};
 use qferry::internals::{
@@ -12,7 +13,7 @@ use qferry_bed::{Done, Guest, Pair, Side, Spec, Style, Workload, free_port};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// A guest of which all is known: 10 MiB/s over 32 MiB, and 100 writes a second of 8 KiB.
+/// A guest with a known workload: 10 MiB/s over 32 MiB of RAM, and 100 writes of 8 KiB a second.
 fn known() -> Workload {
     Workload { ram: 32 * MIB, dirty: 10 * MIB, write: 100, block: 8192, read: 0, ..Workload::default() }
 }
@@ -32,7 +33,7 @@ fn measured(plan: &Plan) -> &Measured {
     plan.measured().unwrap_or_else(|| panic!("{:#?}", plan.findings))
 }
 
-/// Nothing is left of it, in the two QEMUs and in the folder for sockets.
+/// Nothing of a measurement is left in the two QEMUs and in the runtime directory.
 #[track_caller]
 fn nothing_left(pair: &Pair) {
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new(), "on the source");
@@ -45,12 +46,12 @@ fn within<T: PartialOrd + Copy + std::fmt::Debug>(value: T, least: T, most: T, a
     assert!(least <= value && value <= most, "{value:?} is not from {least:?} to {most:?}: {all:#?}");
 }
 
-/// The least and the most that the guest did in a window of this length or a longer one, as much as it is in this
-/// length: a busy host holds it back now and then, and when QEMU looked and for how long is not known.
+/// The least and the most work of the guest in any window of at least this length, scaled to this length. Nobody knows
+/// which window QEMU measured, and a busy host slows the guest down now and then.
 fn least_and_most(pair: &Pair, began: Instant, window: Duration, what: impl Fn(Done) -> u64) -> (f64, f64) {
     const STEP: Duration = Duration::from_millis(20);
     let ended = Instant::now();
-    // the record may come late, too
+    // The guest's record may arrive late.
     pair.wait_for_beats(Side::Source, 50, WAIT).unwrap();
     let ends = (0..).map(|number| began + STEP * number).take_while(|end| *end <= ended + STEP * 10);
     let sums: Vec<u64> = ends.map(|end| what(pair.done(began, end))).collect();
@@ -71,7 +72,7 @@ fn arrives(rate: Option<Rate>) {
     assert!(Rate(MIB) < rate && rate < Rate(1 << 36), "{rate:?}");
 }
 
-/// What the guest does is seen, the probe arrives, nothing stays, and the destination is as good as before.
+/// Measures a guest: workload and link are seen, nothing stays behind, and the destination can still be used.
 fn sees(spec: &Spec) -> Pair {
     let pair = start(spec);
     let began = Instant::now();
@@ -82,14 +83,14 @@ fn sees(spec: &Spec) -> Pair {
     eprintln!("{}: {took:?}, longest gap {gap:?}: {all:#?}", spec.version);
     assert_eq!((all.running, all.missing.as_slice()), (true, &[][..]));
     assert!(plan.findings.iter().all(|finding| finding.code != "not-measured"), "{:#?}", plan.findings);
-    // pages are counted by samples, and the guest's kernel and its stacks dirty some, too
+    // QEMU samples pages, and the guest's kernel dirties some as well.
     for &(window, bytes) in &all.dirtied {
         let step = spec.workload.pages() / 16;
         let (least, most) = least_and_most(&pair, began, window, |done| done.pages);
         let [least, most] = [least - step as f64, most + step as f64].map(|pages| pages * 4096.0);
         within(bytes as f64, 0.6 * least, 2.0 * most, all);
     }
-    // writes are counted for as long as all windows take together, and a little longer
+    // Writes are counted over all windows together, and a little longer.
     let window: Duration = all.dirtied.iter().map(|(window, _)| *window).sum();
     let (least, most) = least_and_most(&pair, began, window, |done| done.writes);
     let [disk] = all.disks.as_slice() else { panic!("{all:#?}") };
@@ -114,11 +115,11 @@ fn a_known_guest_on_10_0_13() {
 #[test]
 fn a_known_guest_by_drive_on_11_1() {
     let pair = sees(&Spec { style: Style::Drive, ..spec("11.1", known()) });
-    // a run that measures, too, and then migrates
+    // The migration measures as well before it begins.
     judge_running(&pair, &migrate(predicting(&pair, |_| ())));
 }
 
-/// It knows whole seconds only.
+/// QEMU 7.2 measures whole seconds only.
 #[test]
 fn a_known_guest_on_7_2() {
     let pair = sees(&spec("7.2", known()));
@@ -131,10 +132,10 @@ fn memory_that_is_dirtied_again_and_again_counts_once() {
     let began = Instant::now();
     let plan = look(&pair, |settings| settings.bandwidth = Some(Rate(100 * MIB)));
     let all = measured(&plan);
-    // a ceiling is the answer, and nothing is missing
+    // With a ceiling no probe is sent, and none is missing.
     assert_eq!((all.bandwidth, all.missing.as_slice()), (None, &[][..]));
     let (window, bytes) = *all.dirtied.last().unwrap();
-    // a busy host may hold the guest back, so that it does not get round its memory
+    // On a busy host the guest may not have dirtied all of its memory within the window.
     let (least, _) = least_and_most(&pair, began, window, |done| done.pages);
     let least = (least * 4096.0).min((16 * MIB) as f64);
     within(bytes as f64, 0.75 * least, (24 * MIB) as f64, all);
@@ -159,7 +160,7 @@ fn a_probe_over_tcp() {
     nothing_left(&pair);
 }
 
-/// Whatever cannot be measured is noted, and forbids nothing.
+/// A note tells what cannot be measured, and the migration is still allowed.
 #[test]
 fn what_cannot_be_measured_is_noted() {
     let pair = start(&Spec::quick());
@@ -175,7 +176,7 @@ fn what_cannot_be_measured_is_noted() {
     assert_eq!(plan.blockers().count(), 0);
     let all = measured(&plan);
     assert_eq!((all.dirtied.len(), all.disks.len(), all.bandwidth), (0, 1, None), "{all:#?}");
-    // the server of somebody else is left alone
+    // The NBD server of somebody else is left alone.
     let left = pair.destination.leftovers().unwrap();
     assert!(left.len() == 1 && left[0].contains("theirs"), "{left:?}");
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
@@ -189,7 +190,7 @@ fn a_check_that_is_cancelled_while_it_measures_leaves_nothing() {
             let check = predicting(&pair, |_| ()).check();
             let canceller = check.canceller();
             let waiting = tokio::spawn(check.wait());
-            // until the probe is on its way
+            // A job on the source is the probe.
             let began = Instant::now();
             while pair.source.qmp("query-jobs", &json!({})).unwrap().as_array().is_none_or(Vec::is_empty) {
                 assert!(began.elapsed() < WAIT, "no probe was ever sent");
@@ -203,7 +204,7 @@ fn a_check_that_is_cancelled_while_it_measures_leaves_nothing() {
     }
 }
 
-/// A killed one leaves its parts, all named as ours, and `--clean` knows how to remove them.
+/// A killed probe leaves nodes, a job and an export. All have the engine's names, so `--clean` removes them.
 #[test]
 fn what_a_killed_probe_leaves_is_cleaned_on_the_users_word() {
     for version in ["7.2", "10.0.13", "11.1"] {

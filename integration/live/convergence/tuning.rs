@@ -1,4 +1,4 @@
-//! How RAM is sent: channels, compression, xbzrle, throttling. Each leaves both QEMUs set as they were.
+//! The ways to send RAM: channels, compression, xbzrle, throttling. The settings of both QEMUs are put back after each.
 
 use crate::support::{
     MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_and, migrate_when, spec, start,
@@ -19,15 +19,15 @@ use std::{
 
 const VERSIONS: [&str; 3] = ["10.0.13", "11.1", "7.2"];
 
-/// A capability of the source as it is now.
+/// Whether a migration capability of the source is on.
 fn is_on(pair: &Pair, name: &str) -> bool {
     let all = pair.source.qmp("query-migrate-capabilities", &json!({})).unwrap();
     all.as_array().unwrap().iter().any(|capability| capability["capability"] == name && capability["state"] == true)
 }
 
-/// Moves a guest, and looks at what is set once both sides are prepared.
+/// Moves a guest, and looks at the settings once both sides are prepared.
 ///
-/// Without a ceiling: a guest of 7.2 seldom outlives a slow migration that sends pages again (see [`Pair::errors`]).
+/// No ceiling is set, for a guest of 7.2 seldom outlives a slow migration that sends pages again (see [`Pair::errors`]).
 fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: &(&str, Value)) {
     let pair = start(&spec(version, busy()));
     let look = |_: &Migration| {
@@ -48,7 +48,7 @@ fn ram_over_two_channels() {
 
 #[test]
 fn ram_over_two_channels_that_compress() {
-    // not 7.2: to compress is slow under TCG, and slow is what its guest does not outlive
+    // QEMU 7.2 is left out: compression is slow under TCG, and its guests do not outlive a slow migration.
     for (version, how, name) in [
         ("10.0.13", Compression::Zstd, "zstd"),
         ("10.0.13", Compression::Zlib, "zlib"),
@@ -96,11 +96,12 @@ fn what_does_not_go_together_is_refused_before_anything_is_touched() {
     judge_back(&pair, &outcome, Ending::Refused, "running");
 }
 
-/// What became of the time of the guest's processor, as parts of two seconds; the rest it waited for one of the host's.
+/// The time of the guest's CPU thread, as shares of two seconds. The rest is time that the thread waited for a
+/// processor.
 #[derive(Debug)]
 struct Spent {
     ran: f64,
-    /// QEMU slows a guest down by having it sleep, and this one is never idle.
+    /// QEMU throttles a CPU thread by sleep, and this guest is never idle.
     slept: f64,
 }
 
@@ -128,8 +129,8 @@ fn throttled(pair: &Pair) -> Option<u64> {
     pair.source.qmp("query-migrate", &json!({})).unwrap()["cpu-throttle-percentage"].as_u64()
 }
 
-/// From the first pass on, RAM is sent so slowly that it ends only if the guest stands still for a second: one that is
-/// throttled on a host that is busy may dirty less than could be sent.
+/// Slows RAM down after its first pass, so that the migration does not converge: a guest that is throttled on a busy
+/// host may dirty less than is sent.
 fn hold(pair: &Pair) {
     let began = Instant::now();
     while pair.source.qmp("query-migrate", &json!({})).unwrap()["ram"]["dirty-sync-count"].as_u64() < Some(2) {
@@ -148,7 +149,7 @@ fn throttle_to(pair: &Pair, percent: u8) {
     }
 }
 
-/// It is slowed down to what is asked for, and let go a little.
+/// The guest is throttled as asked for, and then less.
 fn obeys(version: &str, pair: &Pair) {
     throttle_to(pair, 90);
     let slow = spent(pair);
@@ -158,13 +159,13 @@ fn obeys(version: &str, pair: &Pair) {
     assert!(looser.slept < 0.5 && looser.slept > looser.ran / 4.0, "{version}, at 30 per cent: {looser:?}");
 }
 
-/// A guest that writes as fast as it can is slowed down, and free at the end.
+/// A guest that writes as fast as it can is throttled, and runs freely at the end.
 fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending) {
     let workload = Workload { ram: 8 * MIB, dirty: 4096 * MIB, ..idle() };
     let pair = start(&spec(version, workload));
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
     let act = |migration: &Migration| {
-        // a guest that nobody slows down yet is not
+        // No throttle is on before the test sets one.
         assert!(throttled(&pair).is_none_or(|percent| percent <= 1), "{version}: {:?}", throttled(&pair));
         is_free(&pair);
         hold(&pair);
@@ -172,7 +173,7 @@ fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending
     };
     let slowly = builder(&pair).bandwidth(Rate(32 * MIB)).downtime(Duration::from_millis(1));
     let (outcome, _) = migrate_when(slowly, sending, act);
-    // a 7.2 that is told to quit while it listens takes its time, and may crash on the way
+    // QEMU 7.2 takes its time to quit while it listens, and may crash meanwhile.
     pair.destination.wait_for_end(WAIT).unwrap();
     judge_back(&pair, &outcome, ending, "running");
     is_free(&pair);

@@ -1,5 +1,4 @@
-//! The core of what `scripts/faults` tries, and a short soak: a guest runs once, with all it has written, whatever
-//! happens.
+//! The core of `scripts/faults`, and a short soak: the guest runs once, with all that it has written, whatever happens.
 
 use qferry_bed::Side;
 use std::{path::Path, time::Duration};
@@ -41,7 +40,8 @@ fn there_and_back_with_faults_at_random() {
         migrations: 12,
         limit: Duration::from_secs(60),
         lanes: 1,
-        // a guest that dies takes longer to replace than a migration, and a hole as long as the engine is patient
+        // Two faults are left out for their time: a dead guest has to be replaced, and the engine waits long for a
+        // black hole.
         without: &[Fault::Killed(Side::Source), Fault::NbdHole],
     };
     let tally =

@@ -1,5 +1,5 @@
-//! A destination that the engine knows only as a monitor: whether it can run the guest, the user's fence command alone
-//! can say.
+//! The fence command. The engine knows this destination only as a monitor, so the command alone can prove that the
+//! guest cannot run on it.
 
 use crate::support::{WAIT, busy, judge_disks, qferry, qferry_within, spec, start};
 use qferry_bed::{Deed, MonitorProxy, Pair, Side, Tape, nth};
@@ -7,27 +7,28 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, time::Duration};
 
-/// How long a switchover may take. Nearly half of it is waited for each guest that does not arrive.
+/// The limit for a switchover. The engine waits nearly half of that for a guest that does not arrive.
 const SWITCHOVER: Duration = Duration::from_secs(30);
 
-/// What becomes of the destination as the source is told to pass the guest on.
+/// The fate of the destination when the source is told to hand the guest over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
-    /// It is stopped, before it has all of the guest: the source cannot come to an end.
+    /// The process is stopped before it has all of the guest, so the source cannot complete.
     Frozen,
-    /// Its monitor is, and nobody listens there any more: it takes the whole guest, and the source stands for good.
+    /// The monitor is unreachable. The destination receives the whole guest, and the source is stopped for good.
     CutOff,
 }
 
-/// A pair whose monitors are reached through this process, which is no QEMU: so the engine can end neither.
+/// A pair whose monitors are reached through proxies in this process, so that the engine knows no process of either
+/// QEMU.
 struct Scene {
     pair: Pair,
     tape: Tape,
     source: MonitorProxy,
-    /// Where the destination's proxy listens.
+    /// The socket of the destination's proxy.
     destination: PathBuf,
     folder: PathBuf,
-    /// That proxy, where the way to the destination stays open.
+    /// The destination's proxy, if the destination stays reachable.
     open: Option<MonitorProxy>,
 }
 
@@ -57,7 +58,7 @@ impl Scene {
         MonitorProxy::start(Side::Destination, self.destination.clone(), qemu, &self.tape).unwrap()
     }
 
-    /// Migrates with a fence command that does this after it has noted what it was told.
+    /// Migrates with a fence command that notes its environment, and then runs this shell command.
     fn migrate(&self, fence: &str) -> (i32, Vec<Value>) {
         let script = self.folder.join("command");
         let calls = self.calls_file().display().to_string();
@@ -66,7 +67,7 @@ impl Scene {
         let mut command = qferry_within(&self.pair, "migrate", SWITCHOVER);
         command.arg("--json").arg("--source").arg(self.source.path()).arg("--destination").arg(&self.destination);
         command.arg("--journal").arg(self.journal()).arg("--fence-command").arg(script);
-        // what cannot be known to be of this host has its channels named
+        // The engine cannot find out the host of these QEMUs, so the addresses are given.
         for channel in ["nbd", "migrate", "source-nbd"] {
             let path = self.folder.join(channel).display().to_string();
             command.args([format!("--{channel}-address"), format!("unix:{path}")]);
@@ -82,7 +83,7 @@ impl Scene {
         self.folder.join("calls")
     }
 
-    /// The command was called once, for the destination, and told why.
+    /// The fence command was called once, for the destination, with a reason.
     fn judge_call(&self) {
         let calls = fs::read_to_string(self.calls_file()).unwrap();
         let why = "it does not answer, and must not run the guest that the source takes back";
@@ -91,7 +92,7 @@ impl Scene {
     }
 }
 
-/// The exit code and all lines, the outcome last.
+/// The exit code and all lines of output; the outcome is the last.
 fn run(command: &mut Command) -> (i32, Vec<Value>) {
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -100,14 +101,14 @@ fn run(command: &mut Command) -> (i32, Vec<Value>) {
     (output.status.code().unwrap(), lines)
 }
 
-/// Kills a process, and ends when that runs nothing any more: it is the bed's to collect.
+/// A shell command that kills a process, and ends once that process is dead. (The bed collects the process.)
 fn kills(pid: u32) -> String {
     format!(
         "kill -KILL {pid}\nwhile grep -qs '^State:[[:space:]]*[^ZX[:space:]]' /proc/{pid}/status; do sleep 0.02; done"
     )
 }
 
-/// Whether the guest was resumed on a side after it was last stopped there.
+/// Whether the guest resumed on a side after its last STOP there.
 fn has_resumed(pair: &Pair, side: Side) -> bool {
     let events = pair.machine(side).events().unwrap();
     let last = events.iter().rfind(|event| ["STOP", "RESUME"].contains(&event.name.as_str()));
@@ -152,7 +153,7 @@ fn a_fence_command_that_fails_resumes_nobody() {
         let find_out = "make sure that its process is gone, then let the source go on with migrate_cancel or cont";
         assert!(outcome["reason"]["message"].as_str().unwrap().contains(find_out), "{lost:?}: {outcome:#}");
         assert!(lines.iter().any(|line| line["code"] == "not-fenced"), "{lost:?}: {lines:#?}");
-        // nor does one go on by itself when the other one answers again
+        // No guest resumes by itself either when the destination answers again.
         if lost == Lost::Frozen {
             assert!(!has_resumed(pair, Side::Source));
             pair.destination.continue_process().unwrap();
@@ -160,7 +161,7 @@ fn a_fence_command_that_fails_resumes_nobody() {
         pair.source.wait_for_status("postmigrate", WAIT).unwrap();
         pair.destination.wait_for_status("paused", WAIT).unwrap();
         assert_eq!([Side::Source, Side::Destination].map(|side| has_resumed(pair, side)), [false; 2], "{lost:?}");
-        // now it can be known, and the guest was never lost
+        // The destination can be asked again, and has the guest.
         let again = (lost == Lost::CutOff).then(|| scene.reach_destination());
         let (code, lines) = run(qferry(pair, "recover").arg("--json").arg(scene.journal()));
         drop(again);

@@ -1,4 +1,4 @@
-//! The start-write race, on a build that has it.
+//! The start-write race, on a QEMU with that defect.
 
 use crate::support::{MIB, builder, judge_running, migrate_and, settings, spec, start};
 use qferry::internals::{
@@ -8,9 +8,9 @@ use qferry::internals::{
 use qferry_bed::{DiskSpec, Spec, Workload};
 use serde_json::json;
 
-/// QEMU 10.0.2 loses a write that falls into the start of a mirror. The overlay's metadata is read at 30 reads a
+/// QEMU 10.0.2 loses a write that falls into the start of a mirror. Reads of the overlay's metadata are limited to 30 a
 /// second, so that the first start takes seconds, and the guest writes all the time. (Later starts find the metadata
-/// cached.) Its writes are held up, too, so that some are under way whenever a start begins and whenever it ends.
+/// cached.) The guest's writes are limited, too, so that some are under way at the begin and at the end of each start.
 #[test]
 fn no_write_is_lost_while_a_mirror_starts() {
     let disk = DiskSpec {
@@ -25,7 +25,7 @@ fn no_write_is_lost_while_a_mirror_starts() {
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.2", workload) });
     let limits = json!({"path": "/objects/reads0", "property": "limits", "value": {"iops-read": 30, "iops-write": 30}});
     pair.source.qmp("qom-set", &limits).unwrap();
-    // 32 GiB that will never be filled
+    // The disk of 32 GiB is never filled.
     let settings = Settings { overcommit: true, ..settings(&pair) };
     let (outcome, events) = migrate_and(builder(&pair).settings(settings), Phase::Connect, |_| ());
     let restarted = |kind: &Kind| matches!(kind, Kind::Action { action, .. } if action == "restart-mirror");

@@ -1,4 +1,4 @@
-//! Persistent dirty bitmaps move with the guest, or it is said that they do not.
+//! Persistent dirty bitmaps move with the guest, or a finding says that they do not.
 
 use super::{
     super::support::{MIB, judge_moved, migrate, start},
@@ -13,7 +13,7 @@ fn disk() -> DiskSpec {
     DiskSpec { bitmaps: vec!["daily".to_owned(), "weekly".to_owned()], ..DiskSpec::small() }
 }
 
-/// By name: builds list them in one order or the other.
+/// The bitmaps by name, because the order differs between builds.
 fn sorted(machine: &Machine) -> Vec<Bitmap> {
     let mut found = machine.bitmaps(0).unwrap();
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -31,14 +31,14 @@ fn they_arrive_with_what_is_dirty_in_them() {
         found(&look(&pair, |_| ()), []);
         let outcome = migrate(engine(&pair, |_| ()));
         assert_eq!(outcome.outcome, qferry::internals::progress::Ending::Moved, "{outcome:#?}");
-        // recording, persistent, with the same bits
+        // The bitmaps record, are persistent, and have the same bits.
         let after = sorted(&pair.destination);
         assert_eq!(after, before, "{version} {style:?}");
         assert!(
             after.iter().all(|bitmap| bitmap.recording && bitmap.persistent && bitmap.sha256.is_some()),
             "{after:?}"
         );
-        // and in the image, once it is closed
+        // The closed image holds them, too.
         pair.destination.finish().unwrap();
         let (build, files) = (pair.build(Side::Destination), &pair.destination.disks()[0]);
         let stored = stored_bitmaps(build, files).unwrap();
@@ -55,7 +55,7 @@ fn they_arrive_with_what_is_dirty_in_them() {
     }
 }
 
-/// A destination whose node is called something else, behind a device of the same id.
+/// A destination whose node has another name, behind a device of the same id.
 fn called_something_else() -> Pair {
     let half = Half::start(&quick([disk()])).unwrap();
     let overlay = half.destination_dir().join("theirs.qcow2");
@@ -83,7 +83,7 @@ fn they_are_lost_where_names_differ_and_that_is_said() {
     pair.guest_visible_equal(0).unwrap();
 }
 
-/// One that a job uses cannot move, and all stay behind with it.
+/// A bitmap that a job uses cannot move, and all others stay behind with it.
 #[test]
 fn one_that_is_in_use_keeps_all_behind() {
     let pair = start(&quick([disk()]));

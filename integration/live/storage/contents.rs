@@ -1,4 +1,4 @@
-//! What is read of both sides: that the backing files are the same, and that the destination's images are empty.
+//! The contents of images: equal backing files, and empty images on the destination.
 
 use super::{
     super::support::{MIB, start},
@@ -10,12 +10,12 @@ use qferry::internals::{
 };
 use qferry_bed::{DetectZeroes, Deviation, DiskSpec, Format, Layer, Pair, Side};
 
-/// Where the small disk's backing file has data: 64 KiB in each of its 16 MiB.
+/// The ranges of data in the small disk's backing file: 64 KiB in each of its 16 MiB.
 fn data() -> Vec<ByteRange> {
     (0..16).map(|at| ByteRange { start: at * MIB, length: SAMPLE }).collect()
 }
 
-/// Four ranges of the sixteen, always the same.
+/// A sample of four of the sixteen ranges, always the same.
 fn few(settings: &mut Settings) {
     (settings.samples, settings.sample_seed) = (4, Some(7));
 }
@@ -24,7 +24,7 @@ fn by(proof: ProofLevel) -> impl Fn(&mut Settings) {
     move |settings| settings.verify_backing = proof
 }
 
-/// Where the only comparison found a difference.
+/// The offset of the difference that the only comparison found.
 fn offset(plan: &Plan) -> u64 {
     match &plan.verified[..] {
         [one] => match one.verdict {
@@ -41,7 +41,7 @@ fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
     let sample = identity::choose(&data(), 4, 7);
     let is_in = |range: &&ByteRange| sample.contains(range);
     let all = data();
-    // one between the ends, which are always in
+    // A sampled range between the first and the last, which are always in the sample.
     let inside = all[1..15].iter().find(is_in).unwrap().start + 5;
     let outside = all.iter().find(|range| !is_in(range)).unwrap().start + 5;
     let differs = |pair: &Pair, offset: u64| {
@@ -60,15 +60,15 @@ fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
     let missed = look(&pair, few);
     found(&missed, []);
     assert_eq!(missed.verified[0].verdict, ComparisonResult::Same);
-    // as many ranges as there are with data miss no byte of it
+    // With as many samples as ranges no byte is missed.
     found(&look(&pair, |_| ()), [differs(&pair, outside)]);
     found(&look(&pair, by(ProofLevel::Full)), [differs(&pair, outside)]);
-    // sizes cannot tell, and say so; without a look nothing is known
+    // The sizes alone prove nothing, and the finding says so.
     let unverified = |what: &'static str| warning("backing-unverified", "disk0", [&what]);
     found(&look(&pair, by(ProofLevel::Metadata)), [unverified("no map of what is allocated")]);
     found(&look(&pair, by(ProofLevel::Off)), [unverified("nothing proves")]);
 
-    // data where the source has none, in a place that no sample of the source's data would look at
+    // Data in a place where the source has none, so that no sample of the source's data would find it.
     let only_there = 5 * MIB + 512 * KIB;
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: only_there }]).unwrap();
     found(&look(&pair, few), [differs(&pair, only_there)]);
@@ -76,7 +76,7 @@ fn one_byte_that_differs_inside_the_sample_and_outside_of_it() {
 
 #[test]
 fn the_layer_that_differs_is_named() {
-    // the top layer's clusters hide all below but in these places
+    // The top layer's clusters hide the layers below everywhere but in these places.
     let places = [(0, 2 * MIB + 10_000), (1, 2 * MIB + 40_000), (2, 2 * MIB + 330_000), (3, 100_000)];
     let mut pair = start(&quick([DiskSpec::chain(layers_apart())]));
     for (number, offset) in places {
@@ -88,7 +88,7 @@ fn the_layer_that_differs_is_named() {
     }
 }
 
-/// Four layers of which the upper ones do not cover everything.
+/// Four layers, each of which shows parts of the layers below.
 fn layers_apart() -> Vec<Layer> {
     let top = Layer { cluster: 64 * KIB, ..Layer::qcow2(14 * MIB, 64 * KIB) };
     vec![
@@ -109,7 +109,7 @@ fn maps_of_what_is_allocated() {
         by => panic!("{by:?}"),
     };
     let before = map(&plan);
-    // data in a cluster of its own shows, another byte in one that is there does not
+    // Data in a new cluster shows in the map; another byte in an allocated cluster does not.
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 5 }]).unwrap();
     let plan = look(&pair, by(ProofLevel::Metadata));
     found(&plan, []);
@@ -133,7 +133,7 @@ fn sizes_and_formats_of_backing_files() {
         assert!(plan.verified.is_empty(), "{plan:#?}");
     }
 
-    // the same content in another format is as good
+    // The same content in another format is equal.
     pair.deviate([]).unwrap();
     anew(&mut pair, |pair| {
         let (top, below) = (overlay(pair, Side::Destination, 0), layer(pair, Side::Destination, 0, 0));
@@ -155,7 +155,7 @@ fn an_overlay_that_is_not_empty() {
     let mut pair = start(&quick([DiskSpec::small()]));
     let top = overlay(&pair, Side::Destination, 0).to_string();
     let last = 16 * MIB - 512;
-    // QEMU tells of whole clusters
+    // QEMU's map has whole clusters.
     for (offset, told) in [(0, 0), (last, 16 * MIB - 64 * KIB)] {
         pair.deviate([Deviation::Data { disk: 0, offset, length: 512 }]).unwrap();
         for proof in [ProofLevel::Metadata, ProofLevel::Sample, ProofLevel::Full] {
@@ -165,14 +165,14 @@ fn an_overlay_that_is_not_empty() {
             found(&plan, [not_empty].into_iter().chain((proof == ProofLevel::Metadata).then_some(unverified)));
         }
     }
-    // a zero cluster, which hides the data that is below it
+    // A zero cluster hides the data below it.
     pair.deviate([]).unwrap();
     anew(&mut pair, |pair| {
         let files = &pair.destination.disks()[0];
         pair.build(Side::Destination).io(&files.overlay, ["write -q -z 3M 64k"]).unwrap();
     });
     found(&look(&pair, |_| ()), [blocker("overlay-not-empty", "disk0", [&top, &(3 * MIB)])]);
-    // nor with --force
+    // `--force` does not help either.
     let plan = look(&pair, |settings| settings.force = ["overlay-not-empty".to_owned()].into());
     assert_eq!(plan.blockers().count(), 1);
 }
@@ -180,7 +180,7 @@ fn an_overlay_that_is_not_empty() {
 #[test]
 fn an_image_that_holds_data_is_written_over_where_the_user_says_so() {
     for top in [Format::Qcow2, Format::Raw] {
-        // without discard QEMU 10.0 would write the zeros too, which compares equal but is not as sparse
+        // Without `discard` QEMU 10.0 writes the zeros as well: the content is equal, but the image is less sparse.
         let disk = DiskSpec { discard: true, detect_zeroes: DetectZeroes::Unmap, ..DiskSpec::alone(top, 16 * MIB) };
         let mut pair = start(&quick([disk]));
         pair.deviate([Deviation::Data { disk: 0, offset: 512 * KIB, length: 64 * KIB }]).unwrap();

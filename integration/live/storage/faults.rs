@@ -1,4 +1,4 @@
-//! Destinations that fail while disks are copied: the guest is unharmed, the reason is named, nothing is left.
+//! Destinations that fail while disks are copied: the guest is unharmed, the failure has its code, and nothing is left.
 
 use super::{
     super::support::{
@@ -15,7 +15,7 @@ use qferry::internals::{
 use qferry_bed::{Deviation, DiskSpec, Pair, Side, Spec, free_port};
 use std::io::Write;
 
-/// Takes all that is left on the file system of the destination's images.
+/// Fills the file system of the destination's images.
 fn fill(pair: &Pair) {
     let mut file = std::fs::File::create(pair.destination.folder().join("small/filler")).unwrap();
     while file.write_all(&[1; 64 << 10]).is_ok() {}
@@ -31,19 +31,19 @@ fn a_file_system_that_is_full_when_the_mirror_comes() {
     let reason = outcome.reason.as_ref().unwrap();
     assert_eq!(reason.code, "mirror-failed", "{outcome:#?}");
     assert!(reason.message.contains("disk disk") && reason.message.contains("No space left"), "{reason:?}");
-    // with room it moves
+    // With enough room the guest moves.
     pair.restart_destination(true).unwrap();
     moves(&pair, |_| ());
 }
 
-/// Room for what there is now, as the user says is enough; and the guest writes more.
+/// The room suffices for the data at first, which the user says is enough, and then the guest writes more.
 #[test]
 fn a_guest_that_outgrows_the_room_it_was_given() {
     let disk = DiskSpec { overlay_data: 2 * MIB, ..DiskSpec::small() };
     let destination = vec![Deviation::SmallFileSystem { bytes: 9 * MIB }];
     let workload = qferry_bed::Workload { write: 100, block: 64 << 10, slots: 220, ..busy() };
     let mut pair = start(&Spec { disks: vec![disk], destination, ..spec("10.0.13", workload) });
-    // so slow that the mirror cannot catch up with the guest, however busy this machine is
+    // The mirror is so slow that it cannot catch up with the guest, however busy this machine is.
     let overcommit = |settings: &mut Settings| {
         (settings.overcommit, settings.disk_bandwidth) = (true, Some(qferry::internals::quantity::Rate(MIB)));
     };
@@ -57,7 +57,7 @@ fn a_guest_that_outgrows_the_room_it_was_given() {
     judge_running(&pair, &outcome);
 }
 
-/// From afar the rights are not seen: QEMU itself says no.
+/// The engine cannot see the rights of files on another host, so QEMU itself refuses.
 #[test]
 fn a_destination_that_may_not_write_says_so_itself() {
     for version in ["7.2", "10.0.13", "11.1"] {

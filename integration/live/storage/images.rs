@@ -1,4 +1,4 @@
-//! What the destination's images are: their chains, headers and versions, who else uses their files, room and rights.
+//! The destination's images: chains, headers and versions, other users of their files, room and rights.
 
 use super::{
     super::support::{MIB, start},
@@ -17,7 +17,7 @@ fn a_backing_file_that_is_not_there() {
     let below = layer(&pair, Side::Source, 0, 0).to_string();
     let header = warning("backing-header", "disk0", [&top, &"opened nothing"]);
     found(&look(&pair, |_| ()), [blocker("backing-missing", "disk0", [&top, &below, &"in use"]), header]);
-    // one that is to have all needs none
+    // An image that receives the whole disk needs no backing file.
     let full = look(&pair, |settings| settings.selection.storage = StorageMode::Full);
     found(&full, [warning("backing-header", "disk0", [&top])]);
 }
@@ -28,7 +28,7 @@ fn a_backing_file_that_will_not_be_needed() {
     let plan = look(&pair, |settings| settings.selection.storage = StorageMode::Full);
     found(&plan, [note("backing-unused", "disk0", [&layer(&pair, Side::Destination, 0, 0)])]);
     assert_eq!((plan.disks[0].mode, plan.verified.len()), ("full", 0));
-    // it arrives, though what it would need no more is still below it
+    // The guest arrives, although the backing file that is not needed any more is still there.
     let outcome = moves_whole(&pair);
     assert_eq!(outcome.disks[0].mode, "full");
 }
@@ -57,7 +57,7 @@ fn an_old_overlay_and_one_whose_header_is_wrong() {
     moves(&pair, |_| ());
 }
 
-/// A job of somebody's whose filter stands above the disk.
+/// A job of somebody else puts a filter above the disk.
 #[test]
 fn a_disk_that_a_job_holds() {
     let pair = start(&quick([DiskSpec::small()]));
@@ -83,7 +83,7 @@ fn a_disk_that_a_job_holds() {
 fn images_that_another_reads_are_not_written() {
     let disk = || DiskSpec::chain([Layer::qcow2(16 * MIB, MIB)]);
     let mut pair = start(&quick([disk(), disk()]));
-    // over what the guest writes to
+    // The destination's image is over the image that the guest writes to.
     let live = overlay(&pair, Side::Source, 0).to_string();
     anew(&mut pair, |pair| {
         let top = overlay(pair, Side::Destination, 0);
@@ -92,7 +92,7 @@ fn images_that_another_reads_are_not_written() {
     let format = note("backing-format", "disk0", [&live]);
     found(&look(&pair, |_| ()), [blocker("backing-is-live", "disk0", [&live, &"which the guest writes to"]), format]);
 
-    // onto what is below the source's, by another name
+    // The destination writes to the source's backing file, under another name.
     pair.deviate([]).unwrap();
     link(&mut pair, Side::Source);
     let written = |pair: &Pair, side| {
@@ -106,13 +106,13 @@ fn images_that_another_reads_are_not_written() {
     };
     written(&pair, Side::Source);
 
-    // onto what is below another of the destination's own
+    // The destination writes to the backing file of another disk of its own.
     pair.deviate([]).unwrap();
     link(&mut pair, Side::Destination);
     written(&pair, Side::Destination);
 }
 
-/// The destination's second disk is on what is below the first of that side.
+/// Makes the destination's second disk a link to the backing file of that side's first disk.
 fn link(pair: &mut Pair, side: Side) {
     anew(pair, |pair| {
         let top = &pair.destination.disks()[1].overlay;
@@ -125,7 +125,7 @@ fn link(pair: &mut Pair, side: Side) {
 fn room_on_the_destinations_file_system() {
     let disk = || DiskSpec { overlay_data: 2 * MIB, ..DiskSpec::small() };
     let mut pair = start(&quick([disk(), disk()]));
-    // both in full, what both hold now, and not even that
+    // Room for both disks in full, room for their present data, and too little for that.
     for (mib, plain, overcommit) in [(40, true, true), (20, false, true), (3, false, false)] {
         pair.deviate([Deviation::SmallFileSystem { bytes: mib * MIB }]).unwrap();
         let (one, two) = (overlay(&pair, Side::Destination, 0), overlay(&pair, Side::Destination, 1));
@@ -144,7 +144,7 @@ fn a_destination_that_may_not_write() {
     let mut pair = start(&quick([DiskSpec::small()]));
     pair.deviate([Deviation::OtherUser]).unwrap();
     let top = overlay(&pair, Side::Destination, 0);
-    // nor may it open it for reading as one that it will write to
+    // The destination may not open for reading either what it would write to.
     let unread = blocker("overlay-unproved", "disk0", [&top, &"Permission denied"]);
     found(&look(&pair, |_| ()), [blocker("disk-not-writable", "disk0", [&"may not write", &top]), unread]);
 }

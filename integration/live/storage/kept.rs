@@ -1,4 +1,4 @@
-//! Digests that are kept beside images, and when they are trusted.
+//! Digests that are kept beside images, and the conditions under which the engine trusts them.
 
 use super::{
     super::support::{MIB, block_on, start},
@@ -25,12 +25,12 @@ fn keeping(settings: &mut Settings) {
     settings.keep_digests = true;
 }
 
-/// Where the digest of a side's backing file is.
+/// The file with the digest of a side's backing file.
 fn sidecar(pair: &Pair, side: Side) -> PathBuf {
     kept_path(&pair.machine(side).disks()[0].backing().unwrap().to_string_lossy()).into()
 }
 
-/// A look that keeps digests, and changes nothing else.
+/// Plans with digests kept, which changes nothing else.
 fn keep(pair: &Pair) -> Plan {
     let sidecars = [Side::Source, Side::Destination].map(|side| sidecar(pair, side));
     let mut before = State::of(pair);
@@ -42,7 +42,7 @@ fn keep(pair: &Pair) -> Plan {
     }
     assert_eq!(after.files, before.files);
     for (mut after, mut before) in after.sides.into_iter().zip(before.sides) {
-        // the list of more has the file too
+        // The entry `more` has the file with the digest, too.
         after.remove("more");
         before.remove("more");
         assert_eq!(after, before);
@@ -50,7 +50,7 @@ fn keep(pair: &Pair) -> Plan {
     plan
 }
 
-/// The digest, how much was read, and on how many sides a kept one was trusted.
+/// The digest, the bytes read, and the number of sides whose kept digest was trusted.
 fn proof(plan: &Plan) -> (String, u64, usize) {
     match &plan.verified[..] {
         [one] => match &one.by {
@@ -70,10 +70,10 @@ fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
     let (digest, all, kept) = proof(&plan);
     assert!(all >= 8 * MIB && kept == 0, "{all} {kept}");
     assert_eq!(proof(&keep(&pair)), (digest.clone(), all, 0));
-    // nothing is read, whether digests are to be kept or not
+    // Nothing is read, whether digests are to be kept or not.
     assert_eq!(proof(&look(&pair, full)), (digest.clone(), 0, 2));
 
-    // one side's lowest layer was touched: that side is read alone, and kept again
+    // A changed timestamp of one side's lowest layer: only that side is read, and its digest kept again.
     let lowest = pair.destination.disks()[0].layers[0].clone();
     let touch = || {
         let later = SystemTime::now() + Duration::from_secs(1);
@@ -86,7 +86,7 @@ fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
     keep(&pair);
     assert_eq!(proof(&look(&pair, full)), (digest.clone(), 0, 2));
 
-    // one that was written to differs, and the place is named although the source's was not to be read
+    // A changed byte is found and its offset named, although the source's digest was trusted.
     let byte = |at, byte: u8| File::options().write(true).open(&lowest).unwrap().write_at(&[byte], at).unwrap();
     let mut was = [0];
     File::open(&lowest).unwrap().read_exact_at(&mut was, 300_000).unwrap();
@@ -95,11 +95,11 @@ fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
     pair.restart_destination(false).unwrap();
     let plan = look(&pair, full);
     found(&plan, [blocker("backing-differs", "disk0", [&lowest.display(), &"byte 300000:"])]);
-    // and its digest, of what it held once, is not believed
+    // The kept digest of the former content is not trusted.
     let kept_there = sidecar(&pair, Side::Destination);
     assert!(fs::read_to_string(&kept_there).unwrap().contains(&digest));
 
-    // a digest that says what is not so, made for the file as it is: two that differ are read, and are not the same
+    // A forged digest for the present file: the digests differ, both files are read, and found to differ.
     byte(300_000, was[0]);
     keep(&pair);
     let lie = fs::read_to_string(&kept_there).unwrap().replace(&digest, &"0".repeat(digest.len()));
@@ -107,7 +107,7 @@ fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
     let plan = look(&pair, full);
     found(&plan, []);
     assert_eq!(proof(&plan), (digest.clone(), all, 0));
-    // nonsense, and one of another algorithm
+    // Digest files with nonsense, and one of another algorithm.
     for text in ["{}", "", "\u{0}", &fs::read_to_string(sidecar(&pair, Side::Source)).unwrap().replace("blake3", "crc")]
     {
         fs::write(&kept_there, text).unwrap();
@@ -115,7 +115,7 @@ fn a_kept_digest_spares_reading_for_as_long_as_no_layer_changes() {
     }
 }
 
-/// What is in a data file can change and leave the image's own file as it is.
+/// The content of a qcow2 data file can change while the image's own file stays the same.
 #[test]
 fn no_digest_is_kept_of_an_image_whose_data_is_elsewhere() {
     let mut pair = start(&quick([DiskSpec::small()]));

@@ -1,4 +1,4 @@
-//! What an earlier try left: it is in the way, it is named, and it is removed on the user's word alone.
+//! Leftovers of an earlier migration are in the way, are named, and are removed only if the user says so.
 
 use super::{
     super::support::{MIB, WAIT, migrate, start},
@@ -17,8 +17,8 @@ fn bitmap(machine: &Machine, name: &str) {
     machine.qmp("block-dirty-bitmap-add", &json!({"node": "disk0", "name": name})).unwrap();
 }
 
-/// What a killed engine leaves: a guard, a mirror and its target on the source, an export on the destination; between
-/// things that are somebody's.
+/// The leftovers of a killed engine among things of somebody else: a guard bitmap, a mirror and its target on the
+/// source, and an export on the destination.
 fn leave(pair: &Pair) {
     let null = |name: &str| json!({"driver": "null-co", "node-name": name, "size": 16 * MIB});
     for name in ["qferry-target-0", "theirs-qferry-"] {
@@ -52,7 +52,7 @@ fn what_is_left_is_named_and_removed_on_the_users_word() {
         leave(&pair);
         pair.source.wait_for_event(WAIT, |event| event.name == "BLOCK_JOB_READY").unwrap();
         found(&look(&pair, |_| ()), expected_all(Severity::Blocker));
-        // to look is not to touch
+        // A plan removes nothing.
         let warned = look(&pair, |settings| settings.clean = true);
         let unread: Vec<_> = warned.verified.iter().collect();
         assert!(unread.is_empty(), "nothing is opened where another may be at work: {unread:?}");
@@ -68,7 +68,7 @@ fn what_is_left_is_named_and_removed_on_the_users_word() {
         let outcome = migrate(engine(&pair, |settings| settings.clean = true));
         assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}");
         pair.source.wait_for_end(WAIT).unwrap();
-        // the other bitmap could move, and did
+        // The bitmap of somebody else moved with the guest.
         let named: Vec<_> = pair.destination.bitmaps(0).unwrap().into_iter().map(|bitmap| bitmap.name).collect();
         assert_eq!(named, ["daily"]);
         let events = pair.source.events().unwrap();
@@ -103,7 +103,7 @@ fn what_is_not_of_the_engine_is_never_removed() {
     moves(&pair, |_| ());
 }
 
-/// A node that is in use cannot be removed: that is told, and nothing is broken.
+/// A node in use cannot be removed: a finding says so, and nothing is broken.
 #[test]
 fn what_cannot_be_removed_is_told() {
     let pair = start(&quick([DiskSpec::small()]));

@@ -1,4 +1,4 @@
-//! Disks that are only read, and CD-ROMs: they must be there, and are not copied.
+//! Read-only disks and CD-ROMs, which must be on the destination and are not copied.
 
 use super::{
     super::support::{MIB, start},
@@ -20,7 +20,7 @@ fn media_that_are_the_same_are_not_copied() {
     let modes: Vec<_> = plan.chains.iter().map(|one| (one.disk.as_str(), one.mode)).collect();
     assert_eq!(modes, [("disk0", "incremental"), ("disk1", "none"), ("disk2", "none")]);
 
-    // another content, on top or below; the CD's image is raw
+    // Other content on top or below. (The image of the CD is raw.)
     anew(&mut pair, |pair| {
         let cd = File::options().read(true).write(true).open(&pair.destination.disks()[2].overlay).unwrap();
         let mut byte = [0];
@@ -41,12 +41,12 @@ fn media_that_are_the_same_are_not_copied() {
     });
     found(&look(&pair, |_| ()), [blocker("medium-size", "disk2", [&(4 * MIB), &(3 * MIB)])]);
 
-    // nothing in the drive
+    // an empty drive
     pair.deviate([]).unwrap();
     pair.destination.qmp("eject", &json!({"id": "disk2", "force": true})).unwrap();
     let file = overlay(&pair, Side::Source, 2);
     found(&look(&pair, |_| ()), [blocker("medium-missing", "disk2", [&file])]);
-    // nothing in the source's either
+    // The source's drive is empty, too.
     pair.source.qmp("eject", &json!({"id": "disk2", "force": true})).unwrap();
     found(&look(&pair, |_| ()), []);
 

@@ -1,4 +1,4 @@
-//! How disks are paired: what is missing, extra, ambiguous, unknown, of another size, read-only or left behind.
+//! The pairing of disks: missing, extra, ambiguous, unknown, of another size, read-only or left behind.
 
 use super::{
     super::support::{MIB, start},
@@ -31,7 +31,7 @@ fn a_disk_that_is_called_something_else_is_missing_and_extra() {
     let extra = || warning("disk-extra", "other", [&overlay(&pair, Side::Destination, 0)]);
     let renamed = || note("device-renamed", "disk0", [&"other"]);
     found(&look(&pair, |_| ()), [blocker("disk-missing", "disk0", [&"no disk"]), extra(), renamed()]);
-    // the user names the pair, or leaves the disk where it is
+    // The user names the pair, or leaves the disk out.
     let named = look(&pair, |settings| settings.selection.disks = vec![("disk0".into(), Some("other".into()))]);
     found(&named, [renamed()]);
     assert_eq!(named.verified.len(), 1);
@@ -69,7 +69,7 @@ fn names_that_no_disk_has_and_disks_that_are_wanted_twice() {
         &with(&[("disk0", Some("disk1")), ("disk1", None)], &[]),
         [
             blocker("disk-ambiguous", "disk1", [&"more than one"]),
-            // it is over another backing file, too
+            // The backing file differs, too.
             blocker("backing-differs", "disk0", []),
         ],
     );
@@ -90,7 +90,7 @@ fn sizes_and_places_that_are_not_the_sources() {
     ];
     found(&look(&pair, |_| ()), sizes);
 
-    // each on the image of the other: their sizes tell, or what is below them
+    // Two disks on each other's images: their sizes differ, or their backing files.
     pair.deviate([Deviation::Swapped { one: 1, other: 2 }]).unwrap();
     let sizes =
         [blocker("disk-size", "disk1", [&right, &(24 * MIB)]), blocker("disk-size", "disk2", [&(24 * MIB), &right])];

@@ -1,4 +1,4 @@
-//! NBD servers that are somebody else's, and addresses at which none can listen.
+//! NBD servers of somebody else, and addresses on which no server can listen.
 
 use super::{
     super::support::{MIB, start},
@@ -9,7 +9,7 @@ use qferry_bed::{Deviation, DiskSpec, Format, Layer, Machine, Pair, Sharing};
 use serde_json::{Value, json};
 use std::{os::unix::net::UnixStream, path::Path};
 
-/// Offers something there.
+/// Adds an export of a node to the NBD server.
 fn export(machine: &Machine, node: &str) -> Value {
     let export = json!({"type": "nbd", "id": "theirs", "node-name": node, "name": "theirs"});
     machine.qmp("block-export-add", &export).unwrap()
@@ -31,7 +31,7 @@ fn a_server_of_somebody_elses_on_the_source() {
     export(&pair.source, "disk0");
     found(&look(&pair, |_| ()), [blocker("backing-unproved", "disk0", [&running, &"with theirs"])]);
     assert!(listens(&socket));
-    // nothing of the source is read where the files are the same
+    // Nothing is read from the source where both sides have the same files.
     for sharing in [Sharing::SamePath, Sharing::HardLink, Sharing::Symlink] {
         pair.deviate([Deviation::SourcesBacking { disk: 0, sharing }]).unwrap();
         let plan = look(&pair, |_| ());
@@ -71,14 +71,14 @@ fn addresses_that_cannot_be_used() {
     let plan = look(&pair, |settings| settings.nbd_address = Some(nowhere.clone()));
     let both = ["backing-unproved", "overlay-unproved"].map(|code| blocker(code, "disk0", [&"none/x"]));
     found(&plan, both);
-    // the user goes on without
+    // The user goes on without a proof.
     let plan = look(&pair, |settings| {
         (settings.nbd_address, settings.verify_backing) = (Some(nowhere.clone()), ProofLevel::Off);
     });
     assert_eq!(plan.blockers().count(), 0, "{plan:#?}");
 }
 
-/// Those of a chain, too: all of them have to be the same files.
+/// A chain counts as shared only if all its files are the same.
 #[test]
 fn a_chain_of_the_same_files_is_not_read() {
     let chain = DiskSpec::chain([Layer::raw(16 * MIB, MIB), Layer::qcow2(16 * MIB, MIB)]);

@@ -1,4 +1,4 @@
-//! Every shape of a disk arrives as it was.
+//! Disks of every shape arrive unchanged.
 
 use super::{
     super::support::{MIB, WAIT, builder, judge_back, judge_moved, judge_running, migrate, spec, start},
@@ -17,7 +17,7 @@ fn four() -> DiskSpec {
     ])
 }
 
-/// The guest's disks first.
+/// A disk of every shape, the guest's own disks first.
 fn every_shape() -> Vec<DiskSpec> {
     let unmap = DiskSpec { discard: true, detect_zeroes: DetectZeroes::Unmap, ..DiskSpec::small() };
     vec![
@@ -26,9 +26,9 @@ fn every_shape() -> Vec<DiskSpec> {
         DiskSpec { discard: true, ..DiskSpec::alone(Format::Raw, 8 * MIB) },
         DiskSpec::alone(Format::Qcow2, 8 * MIB),
         unmap,
-        // larger than what it is over
+        // larger than its backing file
         DiskSpec { backing: 8 * MIB, cluster: MIB, ..DiskSpec::small() },
-        // and smaller
+        // smaller than its backing file
         DiskSpec { size: 9 * MIB + 512, ..DiskSpec::small() },
         DiskSpec { device: Device::ReadOnly, ..four() },
         DiskSpec::cdrom(4 * MIB),
@@ -43,14 +43,14 @@ fn every_shape_at_once() {
         let pair = start(&spec);
         let plan = look(&pair, |_| ());
         let sparse = (version != "11.1").then(|| note("disk-not-sparse", "disk2", [&"discard=unmap"]));
-        // the firmware, which both read
+        // Both sides read the same firmware image.
         let firmware = note("disk-shared", if style == Style::Drive { "pflash0" } else { "firmware" }, []);
         found(&plan, sparse.into_iter().chain([firmware]));
-        // the two disks over one base together
+        // The two disks over one base are verified together.
         assert_eq!(plan.verified.len(), 6, "{:#?}", plan.verified);
         let mut chains: Vec<_> =
             plan.chains.iter().filter(|one| !["pflash0", "firmware"].contains(&one.disk.as_str())).collect();
-        // disk0 to disk9, or the last as pflash1
+        // The names are disk0 to disk9, or pflash1 for the last.
         chains.sort_by(|a, b| a.disk.cmp(&b.disk));
         let modes: Vec<_> = chains.iter().map(|one| one.mode).collect();
         let top = "incremental";
@@ -61,7 +61,7 @@ fn every_shape_at_once() {
     }
 }
 
-/// What the note says is so: zeros that are written to a raw image take their space on some builds, and not on others.
+/// The note is right: on some builds zeros that are written to a raw image take space, on others they do not.
 #[test]
 fn a_raw_image_without_discard() {
     for (version, is_sparse) in [("7.2", false), ("10.0.13", false), ("11.1", true)] {
@@ -118,7 +118,7 @@ fn all_of_it_onto_images_without_backing() {
     let plan = look(&pair, storage);
     found(&plan, []);
     assert!(plan.verified.is_empty() && plan.disks.iter().all(|disk| disk.mode == "full"), "{plan:#?}");
-    // without it, an image without backing is refused
+    // Without that setting an image without backing file is refused.
     assert!(look(&pair, |_| ()).blockers().all(|finding| finding.code == "backing-missing"));
     let taken: Vec<u64> =
         (0..2).map(|disk| pair.chain(Side::Source, disk).unwrap().iter().map(|link| link.taken).sum()).collect();
@@ -156,10 +156,10 @@ fn a_paused_guest_stays_where_it_was_if_refused_late() {
     pair.check_disks(Side::Source).unwrap();
 }
 
-/// More than an image of 8 MiB has besides its data: a header, and tables of two kinds on two levels each.
+/// An upper bound of the metadata of an image of 8 MiB: a header, and two tables on two levels each.
 const METADATA: u64 = 512 * KIB;
 
-/// A slot is a cluster, the whole disk has data before, and most of what the guest writes is given back.
+/// A guest that discards most of its writes. A slot is a cluster, and the whole disk has data before.
 fn given_back(version: &str) {
     let base = DiskSpec { overlay_data: 8 * MIB, size: 8 * MIB, backing: 8 * MIB, discard: true, ..DiskSpec::small() };
     let zeroes = DiskSpec { detect_zeroes: DetectZeroes::Unmap, ..base.clone() };
@@ -176,8 +176,8 @@ fn given_back(version: &str) {
         assert!(said > 32, "disk {disk}: the guest gave back {said} of its slots, {check:?}");
         assert!((said - check.in_flight..=said).contains(&check.zeroed), "disk {disk}: {said} slots, {check:?}");
         let taken = pair.chain(Side::Destination, disk).unwrap()[0].taken;
-        // a block that is given back just as it is copied may be written as zeros: a third of them were, of a raw image
-        // on 7.2
+        // A block that the guest discards just while it is copied may be written as zeros. On 7.2 a third of a raw
+        // image was.
         let most = u64::from(128 - check.zeroed / 2) * 64 * KIB + METADATA;
         println!("{version}, disk {disk}: {taken} of {most} bytes for {check:?}");
         assert!(taken <= most, "disk {disk}: {taken} of at most {most} bytes for {check:?}");

@@ -1,4 +1,4 @@
-//! Files that both sides have open.
+//! Image files that both sides have open.
 
 use super::{
     super::support::{judge_moved, migrate, settings, start},
@@ -17,7 +17,7 @@ fn none(settings: &mut Settings) {
     settings.selection.storage = StorageMode::None;
 }
 
-/// Ends both sides; the one image is whole.
+/// Ends both sides, and checks the shared image.
 fn whole(pair: &Pair) {
     pair.destination.finish().unwrap();
     img(pair, &[&"check", &"-q", &overlay(pair, Side::Source, 0)]);
@@ -34,7 +34,7 @@ fn the_same_file_is_never_mirrored_onto_itself() {
     assert_eq!(plan.disks.iter().map(|disk| disk.source.as_str()).collect::<Vec<_>>(), ["disk1"]);
     assert_eq!((plan.chains[0].mode, plan.chains[0].source.layers[0].shared), ("none", Some(true)));
     assert_eq!(plan.chains[1].source.layers[0].shared, Some(false));
-    // by another name
+    // The same file under another name.
     pair.deviate([]).unwrap();
     anew(&mut pair, |pair| {
         let top = &pair.destination.disks()[0].overlay;
@@ -51,7 +51,7 @@ fn the_same_file_is_never_mirrored_onto_itself() {
     pair.guest_visible_equal(1).unwrap();
 }
 
-/// An image can be replaced under its name while a guest runs on it: the file of that name today is not the source's.
+/// An image can be replaced under its name while a guest runs on it: the file of that name then is not the source's.
 #[test]
 fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
     let mut pair = start(&quick([DiskSpec::small()]));
@@ -60,7 +60,7 @@ fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
         fs::rename(path, &older).unwrap();
         older
     };
-    // the backing file: the newer one is read, and is another
+    // The backing file was replaced: the engine reads the new one, which differs.
     let base = pair.source.disks()[0].layers[0].clone();
     anew(&mut pair, |pair| {
         let mut bytes = fs::read(older(&base)).unwrap();
@@ -73,7 +73,7 @@ fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
     found(&plan, [blocker("backing-differs", "disk0", [&base.display(), &"differ at byte 5:"])]);
     assert_eq!(plan.chains[0].source.layers[1].shared, None, "which file it is cannot be told by its name");
 
-    // the image itself: a fresh one has its name, and is not what the guest wrote
+    // The image itself was replaced by a fresh one, which is not what the guest wrote.
     anew(&mut pair, |pair| {
         let (on_source, on_destination) = (&pair.source.disks()[0].overlay, &pair.destination.disks()[0].overlay);
         let was = older(on_source);
@@ -86,7 +86,7 @@ fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
     assert_eq!(plan.disks.len(), 1, "it is copied: {plan:#?}");
 }
 
-/// The destination has the source's file, and not in the place of the source's disk: what is there would stay empty.
+/// The destination has the source's file for another disk, so the disk of the source's name would stay empty.
 #[test]
 fn a_file_that_is_shared_in_another_place_is_copied_all_the_same() {
     let half = Half::start(&quick([DiskSpec::small()])).unwrap();
@@ -107,12 +107,12 @@ fn a_file_that_is_shared_in_another_place_is_copied_all_the_same() {
     let plan = look(&pair, |_| ());
     found(&plan, [blocker("device-extra", "spare", []), warning("disk-extra", "spare", [&file])]);
     assert_eq!(plan.disks.len(), 1, "{plan:#?}");
-    // onto that very file nothing goes, even where the user says so
+    // The engine never writes to that file, even if the user names it.
     let named = look(&pair, |settings| settings.selection.disks = vec![("disk0".into(), Some("spare".into()))]);
     assert!(named.disks.is_empty() && named.findings.iter().any(|finding| finding.code == "disk-shared"), "{named:#?}");
 }
 
-/// A lock would refuse it, where there are locks; here the files alone do.
+/// QEMU's locks would refuse this where files can be locked. The engine refuses by the files alone.
 #[test]
 fn what_one_disk_writes_is_never_another_ones_target() {
     for locking in ["on", "off"] {
@@ -148,13 +148,13 @@ fn what_one_disk_writes_is_never_another_ones_target() {
 #[test]
 fn storage_that_is_said_to_be_shared_is_not_copied() {
     let mut pair = start(&quick([DiskSpec::small(), DiskSpec::cdrom(4 << 20)]));
-    // two files each
+    // Each disk has two files.
     let two = |pair: &Pair, disk: usize, name: &'static str| {
         let (at_source, at_destination) = (overlay(pair, Side::Source, disk), overlay(pair, Side::Destination, disk));
         blocker("disk-not-shared", name, [&at_source, &at_destination, &"two files"])
     };
     found(&look(&pair, none), [two(&pair, 0, "disk0"), two(&pair, 1, "disk1")]);
-    // each is judged
+    // Each disk is judged by itself.
     pair.deviate([Deviation::SourcesImage { disk: 0 }]).unwrap();
     found(&look(&pair, none), [two(&pair, 1, "disk1")]);
 
@@ -179,7 +179,7 @@ fn storage_that_is_said_to_be_shared_and_is_not_there() {
     assert!(plan.blockers().any(|finding| finding.code == "disk-missing" && finding.subject == "more"), "{plan:#?}");
 }
 
-/// By way of monitors on TCP, so that nothing is known of the sides' files.
+/// A migration by monitors on TCP, so that the engine cannot see the sides' files.
 fn afar(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
     let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
     let free = || Some(tcp(free_port().unwrap()));
@@ -206,13 +206,13 @@ fn a_lock_shows_what_device_and_inode_cannot() {
         pair.deviate([Deviation::SourcesImage { disk: 0 }]).unwrap();
         let file = overlay(&pair, Side::Source, 0).to_string();
         let locked = match version {
-            // before 10.0 it exports for reading what it cannot lock; what the image holds speaks for itself
+            // QEMU before 10.0 exports an image for reading that it cannot lock, so the image is found not to be empty.
             "7.2" => blocker("overlay-not-empty", "disk0", [&file]),
             _ => blocker("disk-locked", "disk0", [&file, &"another process", &"lock"]),
         };
         let code = locked.1;
         found(&looked(&pair, |_| ()), [locked]);
-        // whether it is the same cannot be seen; the user said so
+        // The engine cannot see whether the files are the same, but the user said so.
         let unproved = warning("disk-shared-unproved", "disk0", [&file, &"cannot be seen"]);
         found(&looked(&pair, none), [unproved]);
         let outcome = migrate(afar(&pair, |_| ()));

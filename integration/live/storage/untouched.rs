@@ -1,4 +1,4 @@
-//! Looks that do not come to their end, and those of the command.
+//! Plans that are interrupted, and plans of the command: neither changes anything.
 
 use super::{
     super::support::{MIB, WAIT, block_on, start},
@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So much to be compared that it takes a minute at the pace of [`slowly`].
+/// A disk whose comparison takes a minute at the pace of [`slowly`].
 fn large() -> DiskSpec {
     DiskSpec { size: 64 * MIB, backing: 64 * MIB, backing_data: 64 * MIB, ..DiskSpec::small() }
 }
@@ -28,7 +28,7 @@ fn slowly(settings: &mut Settings) {
     (settings.verify_backing, settings.bandwidth) = (ProofLevel::Full, Some(Rate(2 * MIB)));
 }
 
-/// Looks, and does something in the middle of a comparison.
+/// Plans, and acts in the middle of a comparison.
 fn disturbed(
     pair: &Pair,
     how: fn(&mut Settings),
@@ -60,7 +60,7 @@ fn a_look_that_is_cancelled_leaves_nothing() {
         let looked = disturbed(&pair, slowly, |canceller| canceller.cancel());
         assert!(looked.as_ref().is_err_and(|failure| matches!(**failure, Failure::Cancelled)), "{looked:?}");
         before.is_still(&pair);
-        // and one whose handle is dropped, soon after
+        // A plan whose handle is dropped soon after its start.
         block_on(async {
             let mut check = engine(&pair, slowly).check();
             let mut events = check.events();
@@ -88,7 +88,7 @@ fn a_destination_that_dies_while_it_is_looked_at() {
     found(&look(&pair, |_| ()), []);
 }
 
-/// A block job that writes into the backing file while it is compared: nothing is proved then.
+/// A block job writes into the backing file while it is compared, so nothing is proved.
 #[test]
 fn a_backing_file_that_is_written_to_while_it_is_read() {
     let pair = start(&quick([DiskSpec { overlay_data: 64 << 10, ..DiskSpec::small() }]));
@@ -120,7 +120,7 @@ fn the_command_says_what_it_found_and_changes_nothing() {
     let ready = check(&pair, &["--json", "--no-measure"]).output().unwrap();
     assert_eq!(ready.status.code(), Some(0), "{ready:?}");
     assert_eq!(json(&ready)["findings"], serde_json::json!([]));
-    // it measures, too, but QEMU does not sample RAM as small as this guest's
+    // The command measures as well, but QEMU does not sample RAM as small as this guest's.
     let measured = check(&pair, &["--json"]).output().unwrap();
     assert_eq!(measured.status.code(), Some(0), "{measured:?}");
     let findings = json(&measured)["findings"].as_array().unwrap().clone();
@@ -144,7 +144,7 @@ fn the_command_says_what_it_found_and_changes_nothing() {
     before.is_still(&pair);
 }
 
-/// Starts a slow look by the command, and waits until it reads on both sides.
+/// Starts a slow `qferry check`, and waits until both sides are read.
 fn reading(pair: &Pair) -> Child {
     let slow = ["--verify-backing", "full", "--bandwidth", "2MiB/s"];
     let child = check(pair, &slow).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -173,7 +173,7 @@ fn a_command_that_is_interrupted_leaves_nothing_and_one_that_is_killed_is_cleane
     let mut child = reading(&pair);
     child.kill().unwrap();
     child.wait().unwrap();
-    // the next look names what is there, reads all the same, and leaves nothing
+    // The next check names the leftovers, reads all the same, and leaves nothing.
     let again = check(&pair, &["--json", "--no-measure"]).output().unwrap();
     assert_eq!(again.status.code(), Some(0), "{again:?}");
     let codes: Vec<Value> = json(&again)["findings"].as_array().unwrap().iter().map(|f| f["code"].clone()).collect();

@@ -1,4 +1,4 @@
-//! Read-only exports: they are all closed again, and change nothing.
+//! Read-only exports, which change nothing and are all closed again.
 
 use crate::{
     bare::{Bare, disk, incoming},
@@ -20,7 +20,7 @@ fn chain(build: &Build, folder: &Path) {
     build.img(over.into_iter().chain([path("top.qcow2")])).unwrap();
 }
 
-/// Whether each node is active, where QEMU tells.
+/// Whether each node is active, if QEMU tells.
 fn active(qemu: &Bare) -> BTreeMap<String, Option<bool>> {
     let nodes = qemu.ask("query-named-block-nodes", &json!({ "flat": true }));
     let nodes = nodes.as_array().unwrap().iter();
@@ -75,7 +75,7 @@ fn what_fails_to_open_is_closed() {
         assert_eq!(qemu.exports(), Vec::<String>::new());
         assert!(!qemu.has_server(folder.path()));
 
-        // what a dead one left is removed, what someone reads from is not
+        // The export of a dead engine is removed, one with a reader is not.
         let left = ReadExports::open(&process, &address, good).await.unwrap();
         let other = Address::unix(folder.path().join("other")).unwrap();
         let view = ReadExports::open(&process, &other, good).await.unwrap();
@@ -88,7 +88,7 @@ fn what_fails_to_open_is_closed() {
         view.close(&process).await.unwrap();
         drop(reader);
 
-        // a server of someone else's is left alone
+        // A server of somebody else is left alone.
         let addr = json!({ "addr": { "type": "unix", "data": { "path": folder.path().join("theirs") } } });
         qemu.ask("nbd-server-start", &addr);
         let error = ReadExports::open(&process, &address, good).await.unwrap_err();
@@ -97,7 +97,7 @@ fn what_fails_to_open_is_closed() {
     });
 }
 
-/// Begins to read from an export.
+/// Negotiates as an NBD client that reads from an export.
 fn negotiate(stream: &mut std::os::unix::net::UnixStream, export: &str) {
     use std::io::{Read, Write};
     let mut greeting = [0; 18];
