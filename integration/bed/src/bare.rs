@@ -1,4 +1,4 @@
-//! A QEMU without a guest system: up in a third of a second, for what can be told before anything runs.
+//! A QEMU without a guest system, which starts in a third of a second.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 use crate::qmp::Qmp;
 
-/// Between two looks for it.
+/// The time between two attempts to connect.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// A running QEMU with one monitor, 64 MiB and what its arguments say. Dropping it kills it.
+/// A running QEMU with one monitor, 64 MiB and further arguments. Dropping the value kills QEMU.
 pub struct Bare {
     child: Child,
     folder: TempDir,
@@ -26,7 +26,7 @@ impl Bare {
     /// Starts a version by the name it has under `target/qemu`, and waits for its monitor.
     ///
     /// # Errors
-    /// It is not there, or does not start; the error has what it said.
+    /// The version is missing, or QEMU does not start; the error has QEMU's words.
     pub fn start(version: &str, arguments: &[&str]) -> Result<Self> {
         let build = Build::locate(version)?;
         let folder = tempfile::Builder::new().prefix("qferry-").tempdir().context(|| "creating a folder")?;
@@ -53,7 +53,7 @@ impl Bare {
         Ok(bare)
     }
 
-    /// The unix socket of its monitor.
+    /// The unix socket of the monitor.
     pub fn qmp_path(&self) -> PathBuf {
         self.folder.path().join("qmp")
     }
@@ -61,7 +61,7 @@ impl Bare {
 
 impl Drop for Bare {
     fn drop(&mut self) {
-        // one that has ended is what is wanted
+        // A QEMU that has ended already is fine.
         drop(self.child.kill());
         drop(self.child.wait());
     }

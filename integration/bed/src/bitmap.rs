@@ -22,13 +22,13 @@ pub struct Bitmap {
     pub granularity: u64,
     /// Whether writes are recorded now.
     pub recording: bool,
-    /// Whether it is stored in the image when that is closed.
+    /// Whether the bitmap is stored in the image when that is closed.
     pub persistent: bool,
-    /// Whether it was not stored the last time, so that nothing can be said.
+    /// Whether the bitmap was not stored the last time, so that its bits mean nothing.
     pub inconsistent: bool,
     /// Bytes that are dirty.
     pub dirty: u64,
-    /// A hash of its bits; an inconsistent one has none.
+    /// A hash of the bits; none of an inconsistent bitmap.
     pub sha256: Option<String>,
 }
 
@@ -39,7 +39,7 @@ pub struct StoredBitmap {
     pub name: String,
     /// Bytes that one bit stands for.
     pub granularity: u64,
-    /// `auto` is one that records; `in-use` is one that was not stored the last time.
+    /// `auto` marks a bitmap that records, `in-use` one that was not stored the last time.
     pub flags: Vec<String>,
 }
 
@@ -135,7 +135,7 @@ pub fn dirty_ranges(build: &Build, files: &DiskFiles, name: &str) -> Result<Vec<
         let (Some(start), Some(length)) = (extent["start"].as_u64(), extent["length"].as_u64()) else {
             return Err(Error::new(format!("an extent without a place: {extent}")));
         };
-        // The map has the bitmap in place of the allocation: what is dirty shows as no data.
+        // The map shows the bitmap in place of the allocation: dirty ranges are those without data.
         if extent["data"] == false {
             match ranges.last_mut().filter(|last| last.end == start) {
                 Some(last) => last.end += length,

@@ -30,9 +30,9 @@ use crate::qemu_build::{Build, target_dir};
 use crate::qmp::Qmp;
 use crate::spec::Spec;
 
-/// Between two looks at what has no wake-up of its own.
+/// The time between two looks at something that has no event.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// What the image's node, the snapshot in it and the jobs are named.
+/// The name of the image's node, of the snapshot in the image and of the jobs.
 const NAME: &str = "booted";
 
 /// A machine's state, in an image.
@@ -67,7 +67,7 @@ impl Booted {
         Ok(Some(Self { image }))
     }
 
-    /// Puts a QEMU that was started with `-S` into this state, by way of a copy: what is loaded is written to.
+    /// Puts a QEMU that was started with `-S` into this state, from a copy because QEMU writes to a loaded image.
     ///
     /// # Errors
     /// It cannot be loaded; the error has QEMU's words.
@@ -78,7 +78,7 @@ impl Booted {
     }
 }
 
-/// What tells this guest and its kernel from others.
+/// A key that tells this guest and its kernel from others.
 fn guest_key() -> Result<String> {
     let read = |folder: &str, name: &str| {
         let path = target_dir().join(folder).join(name);
@@ -87,7 +87,7 @@ fn guest_key() -> Result<String> {
     Ok(read("guest-build", "initrd.key")? + &read("guest", "version")?)
 }
 
-/// The arguments of a machine with nothing on its disks: all that a guest sees before it looks at one.
+/// The arguments of a machine with empty disks, which a guest cannot tell from others before it looks at a disk.
 fn machine(spec: &Spec, build: &Build) -> Result<Vec<String>> {
     let guest = Guest::prepare()?;
     let mut all: Vec<String> =
@@ -145,7 +145,7 @@ fn keep(build: &Build, arguments: &[String], home: &Path, image: &Path) -> Resul
     snapshot(&mut qmp, image, "snapshot-save")
 }
 
-/// Saves to an image, or loads from it, and takes it out of QEMU again.
+/// Saves to an image or loads from it, and then removes the image from QEMU.
 fn snapshot(qmp: &mut Qmp, image: &Path, job: &str) -> Result<()> {
     let cache = json!({"no-flush": true}); // nobody needs it after a power cut
     let file = json!({"driver": "file", "filename": image.display().to_string(), "cache": cache});
@@ -166,7 +166,7 @@ fn snapshot(qmp: &mut Qmp, image: &Path, job: &str) -> Result<()> {
     qmp.execute("blockdev-del", &json!({"node-name": NAME})).map(drop)
 }
 
-/// A process that does not outlive its use.
+/// A process that is killed on drop.
 struct Ended(Child);
 
 impl Drop for Ended {

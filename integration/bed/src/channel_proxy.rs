@@ -1,7 +1,7 @@
 //! A relay in the way of a channel between two QEMUs, NBD or migration, that can be cut or black-holed.
 //!
-//! It moves bytes and does not look at them. Where QEMU listens behind it, and its peer connects to it in front, is for
-//! [`crate::MonitorProxy::replace`] to bring about: an engine tells both sides one address.
+//! The relay moves bytes and does not look at them. QEMU listens behind the relay, and its peer connects in front. As
+//! an engine tells both sides one address, [`crate::MonitorProxy::replace`] changes that address for one of them.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,22 +13,22 @@ use std::thread;
 
 use crate::error::{Context, Result};
 
-/// Bytes read at a time: enough for the relay not to be what a migration waits for.
+/// The bytes read at a time. With so many the relay is no bottleneck of a migration.
 const CHUNK: usize = 256 << 10;
 
-/// What becomes of bytes.
+/// The fate of bytes in the relay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Flow {
-    /// They pass.
+    /// Bytes pass.
     #[default]
     Open,
-    /// They stay where they are, and nobody is told: a link that is dead without a reset.
+    /// Bytes stay, and no end is told, as on a link that is dead without a reset.
     Hole,
     /// Connections are ended, new ones as well.
     Cut,
 }
 
-/// A relay. Dropping it cuts it.
+/// A relay. Dropping the relay cuts all its connections.
 pub struct ChannelProxy {
     front: PathBuf,
     behind: PathBuf,
@@ -45,17 +45,17 @@ struct Shared {
 struct State {
     flow: Flow,
     carried: u64,
-    /// Both ends of every connection. Only what carries holds them: what a dead QEMU has left unread must go with it,
-    /// or the other one, which waits to write more, never hears of its end.
+    /// Both ends of every connection, held only by the threads that carry bytes. Bytes that a dead QEMU left unread
+    /// must go with it, or the other QEMU, which waits to write more, never hears of the end.
     connections: Vec<Weak<[UnixStream; 2]>>,
     over: bool,
 }
 
 impl ChannelProxy {
-    /// Listens at `front` and connects whoever comes with `behind`, where somebody may listen only later.
+    /// Listens at `front` and connects each client with `behind`, where QEMU may begin to listen later.
     ///
     /// # Errors
-    /// It cannot listen there.
+    /// The socket cannot be made.
     pub fn start(front: PathBuf, behind: PathBuf) -> Result<Self> {
         let listener = UnixListener::bind(&front).context(|| format!("listening at {}", front.display()))?;
         let shared = Arc::new(Shared::default());
@@ -78,12 +78,12 @@ impl ChannelProxy {
         Ok(Self { front, behind, shared })
     }
 
-    /// Where it listens.
+    /// The socket of the relay.
     pub fn front(&self) -> &Path {
         &self.front
     }
 
-    /// Where QEMU has to listen.
+    /// The socket on which QEMU has to listen.
     pub fn behind(&self) -> &Path {
         &self.behind
     }
@@ -101,7 +101,7 @@ impl ChannelProxy {
         drop(self.set(Flow::Hole));
     }
 
-    /// Forwards again what it was given meanwhile. What was cut stays so.
+    /// Forwards again, also the bytes that came meanwhile. Connections that were cut stay cut.
     pub fn resume(&self) {
         if self.shared.lock().flow == Flow::Hole {
             drop(self.set(Flow::Open));
@@ -125,7 +125,7 @@ impl Drop for ChannelProxy {
     fn drop(&mut self) {
         self.cut();
         self.shared.lock().over = true;
-        // wakes the thread that accepts, which then ends
+        // The connection wakes the accepting thread, which then ends.
         drop(UnixStream::connect(&self.front));
         drop(fs::remove_file(&self.front));
     }
@@ -140,7 +140,7 @@ impl Shared {
     fn join(self: &Arc<Self>, ends: [UnixStream; 2]) {
         let ends = Arc::new(ends);
         let mut state = self.lock();
-        // a cut that came while it was being connected counts for it, too: dropping both ends ends it
+        // A cut during the connection counts for that connection, too: dropping both ends closes them.
         if state.flow == Flow::Cut {
             return;
         }
@@ -151,7 +151,7 @@ impl Shared {
             thread::spawn(move || {
                 let [from, to] = way.map(|end| &ends[end]);
                 shared.carry(from, to);
-                // who dies closes both ways at once, and what was carried is there to be read all the same
+                // A dead process closes both directions at once, and the bytes carried so far can still be read.
                 end(&ends);
             });
         }
@@ -165,11 +165,11 @@ impl Shared {
                 break;
             }
         }
-        // a hole swallows the end, too
+        // A black hole swallows the end, too.
         drop(self.pass());
     }
 
-    /// Waits until what is there may pass.
+    /// Waits until bytes may pass.
     fn pass(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         while state.flow == Flow::Hole {
@@ -181,7 +181,7 @@ impl Shared {
 
 fn end(ends: &[UnixStream; 2]) {
     for stream in ends {
-        // one that is closed is what is wanted
+        // A stream that is closed already is fine.
         drop(stream.shutdown(Shutdown::Both));
     }
 }
@@ -191,9 +191,9 @@ mod tests {
     use super::*;
     use std::time::{Duration, Instant};
 
-    /// For what must come.
+    /// The limit for something that must happen.
     const WAIT: Duration = Duration::from_secs(30);
-    /// For what must not.
+    /// The limit for something that must not happen.
     const SHORT: Duration = Duration::from_millis(100);
 
     fn relay() -> (tempfile::TempDir, ChannelProxy, UnixStream, UnixStream) {
@@ -233,7 +233,7 @@ mod tests {
         let (_folder, proxy, mut client, server) = relay();
         client.set_nonblocking(true).expect("a connection");
         let deadline = Instant::now() + WAIT;
-        // more than all on the way can hold
+        // more than all buffers on the way can hold
         let mut full = 0;
         while full < 50 || proxy.carried() == 0 {
             assert!(Instant::now() < deadline, "{full} refusals, {} bytes carried", proxy.carried());
@@ -244,7 +244,7 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         drop(server);
-        // the kernel says so once where the other end was closed with something in it, and not where it was shut down
+        // The kernel reports a reset once if the other end was closed with unread bytes, and not if it was shut down.
         while heard(&mut client).map_err(|error| error.kind()) != Err(std::io::ErrorKind::ConnectionReset) {
             assert!(Instant::now() < deadline, "it is kept");
             thread::sleep(Duration::from_millis(1));

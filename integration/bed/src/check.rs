@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 use crate::record::Slot;
 
-/// What was found on a disk that is in order.
+/// The findings on a disk that is in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskCheck {
     /// Slots that hold the generation last acknowledged.
@@ -25,15 +25,15 @@ pub struct DiskCheck {
     pub in_flight: u32,
     /// Slots among these that hold zeroes, because the guest gave them back.
     pub zeroed: u32,
-    /// Slots the guest never wrote, with what was there before.
+    /// Slots that the guest never wrote, with their former content.
     pub untouched: u32,
-    /// Bytes outside the slots that hold what was there before, zeroes not counted.
+    /// Bytes outside the slots with their former content, zeroes not counted.
     pub background: u64,
 }
 
-/// How many faults are told before the rest are only counted.
+/// The number of faults that are told; the rest are only counted.
 const TOLD: usize = 10;
-/// Read and compared at a time.
+/// The bytes that are read and compared at a time.
 const CHUNK: u64 = 1 << 20;
 
 /// Reads disk `number` from its top image, which nobody may have open for writing.
@@ -66,15 +66,15 @@ struct Judge<'a> {
     number: usize,
     workload: &'a Workload,
     said: &'a BTreeMap<u32, Slot>,
-    /// What the disk held before the guest wrote.
+    /// The content of the disk before the guest wrote.
     before: Content,
 }
 
-/// What a slot turned out to hold.
+/// The content that was found in a slot.
 enum Found {
     Acknowledged,
     InFlight,
-    /// The one acknowledged, and it is zeroes.
+    /// The acknowledged generation, which is zeroes.
     Zeroed,
     Untouched,
     Wrong(String),

@@ -66,7 +66,7 @@ pub(crate) fn arguments(
     Ok(all)
 }
 
-/// The monitor for whoever migrates, and after it the bed's own.
+/// The arguments of the monitor for the engine, and then of the bed's own.
 pub(crate) fn monitors(folder: &Path) -> [String; 4] {
     let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
     ["-qmp".to_owned(), socket("qmp"), "-qmp".to_owned(), socket("watch")]

@@ -2,7 +2,7 @@
 
 /// Content comes in multiples of this.
 pub(crate) const GRAIN: u64 = 64 << 10;
-/// More pieces than this and they are made larger, if nobody wants more.
+/// The default limit on the number of pieces: above it, pieces are made larger.
 pub(crate) const PIECES: u64 = 512;
 
 /// A piece of known content: where, and the byte it consists of.
@@ -31,13 +31,13 @@ impl Content {
         self.images.push(Image { size, pieces });
     }
 
-    /// What is read there through the whole chain.
+    /// The byte at an offset, read through the whole chain.
     pub(crate) fn at(&self, offset: u64) -> u8 {
         for image in self.images.iter().rev() {
             if let Some(piece) = covering(&image.pieces, offset) {
                 return piece.byte;
             }
-            // Past an image's end is zero, whatever a larger image below has there.
+            // Behind the end of an image QEMU reads zeroes, also where a larger image below has data.
             if offset >= image.size {
                 return 0;
             }
@@ -45,7 +45,7 @@ impl Content {
         0
     }
 
-    /// Where what is there may change.
+    /// The offsets at which the content may change.
     pub(crate) fn edges(&self) -> impl Iterator<Item = u64> {
         let of_pieces = |piece: &Piece| [piece.start, piece.start + piece.length];
         self.images.iter().flat_map(move |image| image.pieces.iter().flat_map(of_pieces).chain([image.size]))

@@ -1,4 +1,4 @@
-//! In what a destination is not what it should be: its files before its QEMU starts, and how they are opened.
+//! Deviations of a destination: wrong files, or files that QEMU opens wrongly.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -15,13 +15,13 @@ use crate::spec::{Spec, Style};
 /// One thing that is wrong with the destination. Disks are counted from 0, layers from 0 at the bottom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deviation {
-    /// The byte that a layer below the overlay has there is another one.
+    /// A byte in a layer below the overlay differs.
     FlipByte {
-        /// Below which disk.
+        /// The disk.
         disk: usize,
-        /// In which image.
+        /// The layer.
         layer: usize,
-        /// Where in it, as a guest would see it.
+        /// The offset in the layer, as a guest would see it.
         offset: u64,
     },
     /// The images below are gone, and the overlay is opened with `backing: null`. Needs `-blockdev`.
@@ -40,16 +40,16 @@ pub enum Deviation {
     Data {
         /// The disk.
         disk: usize,
-        /// Where.
+        /// The offset.
         offset: u64,
-        /// How many bytes.
+        /// The number of bytes.
         length: u64,
     },
     /// Each of two disks is opened on the other's image.
     Swapped {
-        /// One of them.
+        /// The first disk.
         one: usize,
-        /// The other one.
+        /// The second disk.
         other: usize,
     },
     /// The disk is opened on the source's own image.
@@ -61,7 +61,7 @@ pub enum Deviation {
     SourcesBacking {
         /// The disk.
         disk: usize,
-        /// How they come to be the same.
+        /// The way in which the files are the same.
         sharing: Sharing,
     },
     /// `discard` is not `unmap`, although the spec has it so.
@@ -86,7 +86,7 @@ pub enum Deviation {
     },
     /// All overlays are on a file system of that size. Needs root.
     SmallFileSystem {
-        /// Its size in bytes.
+        /// The size in bytes.
         bytes: u64,
     },
     /// QEMU runs as `nobody`, who may read the overlays and not write them. Needs root.
@@ -96,11 +96,11 @@ pub enum Deviation {
 /// How two paths lead to one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// They are equal.
+    /// The paths are equal.
     SamePath,
-    /// They are links of equal rank.
+    /// The paths are hard links to one file.
     HardLink,
-    /// The destination's is a symbolic link to the source's.
+    /// The destination's path is a symbolic link to the source's.
     Symlink,
 }
 
@@ -119,7 +119,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Detached, because whoever is about to be killed may have files open on it.
+        // The mount is detached, because a process that is about to be killed may have files open on it.
         if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
             eprintln!("unmounting {}: {error}", self.0.display());
         }
@@ -132,7 +132,7 @@ pub(crate) fn id_of(spec: &Spec, side: Side, disk: usize) -> String {
     if other { format!("other{disk}") } else { format!("disk{disk}") }
 }
 
-/// Makes the destination's files, with all that shall be wrong with them.
+/// Makes the destination's files, with the deviations of the spec.
 pub(crate) fn create_destination(
     build: &Build,
     spec: &Spec,
@@ -216,11 +216,11 @@ fn apply(
         }
         Deviation::OtherUser => {
             let root = home.parent().ok_or_else(|| Error::new("a folder without a parent"))?;
-            // It makes its sockets in the run folder, and has to reach its images.
+            // QEMU makes its sockets in the run folder, and has to reach its images.
             open_to_all(root, 0o755)?;
             open_to_all(&root.join("run"), 0o777)
         }
-        // seen to where the command line is made
+        // These deviations are part of the command line.
         Deviation::NoDiscard { .. }
         | Deviation::OtherId { .. }
         | Deviation::WriteError { .. }

@@ -1,4 +1,4 @@
-//! Disks: their shapes, and the files of one side: a chain of images with known content and the one on top of it.
+//! Disks: their shapes, and the files of one side, which are a chain of images with known content and the image on top.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -32,13 +32,13 @@ impl Format {
     }
 }
 
-/// What the guest sees the disk as.
+/// The device of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     /// A `virtio-blk-pci` that the guest writes to. These come first among the disks of a spec.
     #[default]
     Virtio,
-    /// The same, read-only, with the same content on both sides.
+    /// A read-only `virtio-blk-pci`, with the same content on both sides.
     ReadOnly,
     /// An `ide-cd` on a raw image, with the same content on both sides.
     Cdrom,
@@ -46,7 +46,7 @@ pub enum Device {
     Pflash,
 }
 
-/// What is below the top image.
+/// The images below the top image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Below {
     /// One raw file of [`DiskSpec::backing`] bytes, with [`DiskSpec::backing_data`] in it.
@@ -63,25 +63,25 @@ pub enum Below {
 /// One image of a chain below the top.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// Its format; raw is for the bottom alone.
+    /// The format. Only the bottom may be raw.
     pub format: Format,
-    /// Its virtual size, a multiple of 64 KiB; it may differ from the disk's.
+    /// The virtual size, a multiple of 64 KiB, which may differ from the disk's.
     pub size: u64,
-    /// Bytes of data that are its own. They partly cover those of other layers.
+    /// The bytes of the layer's own data, which partly cover those of other layers.
     pub data: u64,
-    /// Its cluster size, where it has clusters.
+    /// The cluster size, if the format has clusters.
     pub cluster: u64,
-    /// Into how many pieces its data is cut at most.
+    /// The most pieces into which the data is cut.
     pub pieces: u64,
 }
 
 impl Layer {
-    /// A raw one.
+    /// A raw layer.
     pub fn raw(size: u64, data: u64) -> Self {
         Self { format: Format::Raw, size, data, cluster: GRAIN, pieces: PIECES }
     }
 
-    /// A qcow2 one with clusters of 64 KiB.
+    /// A qcow2 layer with clusters of 64 KiB.
     pub fn qcow2(size: u64, data: u64) -> Self {
         Self { format: Format::Qcow2, ..Self::raw(size, data) }
     }
@@ -93,9 +93,9 @@ pub enum DetectZeroes {
     /// Zeroes are written as any data.
     #[default]
     Off,
-    /// They become zero clusters.
+    /// Zeroes become zero clusters.
     On,
-    /// They become holes. Needs `discard`.
+    /// Zeroes become holes. Needs `discard`.
     Unmap,
 }
 
@@ -125,15 +125,15 @@ pub struct DiskSpec {
     pub cluster: u64,
     /// Read operations a second that the source's overlay file may do once the guest has booted. Needs `-blockdev`.
     pub throttled_reads: Option<u64>,
-    /// What the overlay stands on.
+    /// The images below the overlay.
     pub below: Below,
     /// The overlay's own format; raw stands on nothing.
     pub top: Format,
-    /// What the guest sees it as.
+    /// The device.
     pub device: Device,
     /// Whether discarded ranges are given back to the host: `discard: unmap`.
     pub discard: bool,
-    /// What becomes of zeroes that are written.
+    /// The treatment of zeroes that are written.
     pub detect_zeroes: DetectZeroes,
     /// Whether the overlay is read and written past the page cache.
     pub direct: bool,
@@ -172,9 +172,9 @@ impl Default for DiskSpec {
 pub struct DiskFiles {
     /// The images below, the bottom first; this side's own copies.
     pub layers: Vec<PathBuf>,
-    /// The image on top, which QEMU writes to.
+    /// The image on top, to which QEMU writes.
     pub overlay: PathBuf,
-    /// Its format.
+    /// The format of the image on top.
     pub format: Format,
 }
 
@@ -216,7 +216,7 @@ impl DiskSpec {
         Self { device: Device::Pflash, overlay_data: GRAIN, ..Self::alone(Format::Raw, size) }
     }
 
-    /// Whether it changes while the guest runs, so that a move has to bring its content over.
+    /// Whether the content changes while the guest runs, so that a migration has to copy it.
     pub fn is_written(&self) -> bool {
         matches!(self.device, Device::Virtio | Device::Pflash)
     }
@@ -247,17 +247,17 @@ impl DiskSpec {
         Ok(())
     }
 
-    /// What the source's top image has in it from the start.
+    /// The content of the source's top image at the start.
     fn own_pieces(&self, number: usize) -> Vec<Piece> {
         spread(self.size, self.overlay_data, PIECES, number as u64 * 2, 0)
     }
 }
 
 impl Layer {
-    /// What layer `index` of disk `number` has of its own.
+    /// The own content of layer `index` of disk `number`.
     fn pieces(&self, number: usize, index: usize) -> Vec<Piece> {
         let (number, index) = (number as u64, index as u64);
-        // Half a piece aside, so that a layer covers parts of what is below and no more than parts.
+        // Each layer is shifted by half a piece, so that it covers the layers below in part only.
         spread(self.size, self.data, self.pieces, number * 2 + 1 + index * 17, index * GRAIN / 2)
     }
 }
@@ -283,7 +283,7 @@ pub(crate) fn check_disk_specs(specs: &[DiskSpec]) -> Result<()> {
     Ok(())
 }
 
-/// The disk whose files are below disk `number`, and what they are like.
+/// The disk whose files are below disk `number`, and the shapes of those files.
 fn layers(specs: &[DiskSpec], number: usize) -> (usize, Vec<Layer>) {
     match specs.get(number).map(|spec| (spec, &spec.below)) {
         Some((spec, Below::File)) => (number, vec![Layer::raw(spec.backing, spec.backing_data)]),
@@ -293,7 +293,7 @@ fn layers(specs: &[DiskSpec], number: usize) -> (usize, Vec<Layer>) {
     }
 }
 
-/// What is in the lowest `count` images below disk `number`.
+/// The content of the lowest `count` images below disk `number`.
 pub(crate) fn content_below(specs: &[DiskSpec], number: usize, count: usize) -> Content {
     let mut content = Content::default();
     let (owner, layers) = layers(specs, number);
@@ -303,7 +303,7 @@ pub(crate) fn content_below(specs: &[DiskSpec], number: usize, count: usize) -> 
     content
 }
 
-/// What disk `number` holds when the source starts.
+/// The content of disk `number` at the start of the source.
 pub(crate) fn content(specs: &[DiskSpec], number: usize) -> Content {
     let mut content = content_below(specs, number, usize::MAX);
     if let Some(spec) = specs.get(number) {
@@ -375,7 +375,7 @@ fn create_image(
     cluster: u64,
     backing: Option<(&Path, Format)>,
 ) -> Result<()> {
-    // It may be a link to a file of the source's.
+    // The path may be a link to a file of the source.
     if path.symlink_metadata().is_ok() {
         fs::remove_file(path).context(|| format!("removing {}", path.display()))?;
     }

@@ -5,7 +5,7 @@ use std::fmt;
 /// Why the bed could not do what a test asked, or what it found wrong.
 pub struct Error(String);
 
-/// What the bed's calls return.
+/// The result of the bed's calls.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -21,7 +21,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// The same as `Display`: this is what a test that returns the error shows.
+/// The same text as `Display`, because a test that returns the error shows this one.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -30,7 +30,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// Puts what was being done in front of an error.
+/// Puts a context in front of an error.
 pub(crate) trait Context<T> {
     fn context<S: fmt::Display>(self, doing: impl FnOnce() -> S) -> Result<T>;
 }

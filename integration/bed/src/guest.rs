@@ -13,7 +13,7 @@ use crate::cpio::Archive;
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::{target_dir, workspace_dir};
 
-/// What a QEMU boots.
+/// The kernel and initramfs that a QEMU boots.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
     /// The kernel.
@@ -63,7 +63,7 @@ fn build() -> Result<Guest> {
         fs::write(&new, archive(&files)).context(|| format!("writing {}", new.display()))?;
         fs::rename(&new, &initrd).context(|| format!("replacing {}", initrd.display()))?;
         fs::write(&key_file, key).context(|| format!("writing {}", key_file.display()))?;
-        // of a guest that is no more, and a gigabyte together
+        // The states of former guests take a gigabyte together.
         let kept = folder.join(BOOTED);
         if kept.exists() {
             fs::remove_dir_all(&kept).context(|| format!("removing {}", kept.display()))?;
@@ -93,7 +93,7 @@ fn build_init(folder: &Path) -> Result<PathBuf> {
     Ok(folder.join(TARGET).join("guest").join("qferry-guest"))
 }
 
-/// What goes into the initramfs: the init, then the modules in their order, with their names in it.
+/// The files of the initramfs: the init, then the modules in their order.
 fn inputs(init: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let modules = target_dir().join("guest");
     let entries =

@@ -1,4 +1,4 @@
-//! What image files are like, by `qemu-img`.
+//! Facts on image files, by `qemu-img`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::Build;
 
-/// What a test may want to know of an image.
+/// The facts on an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFacts {
     /// Its virtual size in bytes.
@@ -28,7 +28,7 @@ pub struct ImageFacts {
 /// Looks at an image, which may be in use.
 ///
 /// # Errors
-/// It cannot be read.
+/// The image cannot be read.
 pub fn image_facts(build: &Build, path: &Path) -> Result<ImageFacts> {
     let ask = |verb: &str| -> Result<Value> {
         let words = [verb, "-U", "--output=json"].map(AsRef::as_ref);

@@ -1,4 +1,4 @@
-//! What somebody left behind in a QEMU or in its folder: everything nameable, before and after.
+//! Leftovers in a QEMU or in its folder: a comparison of everything with a name, before and after.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -29,7 +29,7 @@ impl Snapshot {
                 let name = item[key].as_str().unwrap_or_default();
                 things.insert(format!("{kind} {name}"));
                 for bitmap in item["dirty-bitmaps"].as_array().into_iter().flatten() {
-                    // One without a name is a job's own, and that job is listed.
+                    // A bitmap without a name belongs to a job, and that job is listed.
                     if let Some(bitmap) = bitmap["name"].as_str() {
                         things.insert(format!("dirty bitmap {bitmap} on node {name}"));
                     }
@@ -37,7 +37,7 @@ impl Snapshot {
             }
         }
         for instance in qmp.execute("query-yank", &json!({}))?.as_array().into_iter().flatten() {
-            // A monitor's instance comes and goes with its client, which is not what is looked for.
+            // The yank instance of a monitor comes and goes with its client, and is no leftover.
             if instance["type"] != "chardev" {
                 things.insert(format!("yank instance {instance}"));
             }
@@ -59,7 +59,7 @@ impl Snapshot {
         Ok(Self { things, settings })
     }
 
-    /// What `now` has that this had not, and which settings differ.
+    /// The things in `now` that are new, and the settings that differ.
     pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
         let mut all: Vec<String> = now.things.difference(&self.things).cloned().collect();
         for (name, value) in &now.settings {

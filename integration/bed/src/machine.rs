@@ -23,9 +23,9 @@ use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
 use crate::wire::Wire;
 
-/// Between two looks at what has no wake-up of its own.
+/// The time between two looks at something that has no event.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// Between two times that waiting events are taken from the monitor.
+/// The time between two reads of events from the monitor.
 const DRAIN: Duration = Duration::from_millis(50);
 
 /// A running QEMU.
@@ -70,24 +70,24 @@ fn keep_reading(watch: Weak<Mutex<Watch>>) {
     });
 }
 
-/// What a QEMU is started with.
+/// The arguments of a start.
 pub(crate) struct Launch<'a> {
     pub(crate) side: Side,
     pub(crate) build: &'a Build,
-    /// Where its sockets are, and its stderr.
+    /// The folder of QEMU's sockets and stderr.
     pub(crate) folder: &'a Path,
-    /// All of them; they open `watch` as the last socket.
+    /// All arguments. They open `watch` as the last socket.
     pub(crate) arguments: Vec<String>,
-    /// How `query-block` names the device of each disk.
+    /// The name of each disk's device in `query-block`.
     pub(crate) devices: Vec<String>,
     pub(crate) disks: Vec<DiskFiles>,
-    /// Whether it gets a process group of its own.
+    /// Whether QEMU gets a process group of its own.
     pub(crate) apart: bool,
-    /// What it is started at an end of, if it is on a host of its own.
+    /// The link of which QEMU is at one end, if it is on a host of its own.
     pub(crate) wire: Option<Arc<Wire>>,
-    /// What notes the guest's words, if there is a guest.
+    /// The record of the guest's lines, if there is a guest.
     pub(crate) record: Option<&'a Arc<Record>>,
-    /// The state it goes on from instead of booting; its arguments have `-S` then.
+    /// The state to load instead of booting. The arguments have `-S` then.
     pub(crate) booted: Option<&'a Booted>,
 }
 
@@ -100,7 +100,7 @@ impl Machine {
             if path.as_os_str().len() > 107 {
                 return Err(Error::new(format!("{} is too long for a socket: set a shorter TMPDIR", path.display())));
             }
-            // Left by a QEMU that was killed before.
+            // A socket is left of a QEMU that was killed.
             if path.exists() {
                 fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
             }
@@ -146,12 +146,12 @@ impl Machine {
         })
     }
 
-    /// Which of the two it is.
+    /// The side of this QEMU.
     pub fn side(&self) -> Side {
         self.side
     }
 
-    /// It is where the guest is from now on.
+    /// Makes this QEMU the source, because the guest is here from now on.
     pub(crate) fn become_source(&mut self) {
         self.side = Side::Source;
     }
@@ -161,10 +161,10 @@ impl Machine {
         self.folder.join("qmp")
     }
 
-    /// The TCP port of its other monitor, on 127.0.0.1, if the spec asked for one.
+    /// The TCP port of the other monitor, on 127.0.0.1, if the spec asked for one.
     ///
     /// # Errors
-    /// It has none.
+    /// QEMU has no such monitor.
     pub fn qmp_port(&self) -> Result<u16> {
         let devices = self.qmp("query-chardev", &json!({}))?;
         let named = |device: &&Value| device["label"] == "tcp";
@@ -176,17 +176,17 @@ impl Machine {
             .ok_or_else(|| Error::new("no monitor on TCP: ask for one in the Spec"))
     }
 
-    /// Its folder: images, sockets, stderr.
+    /// The folder of images, sockets and stderr.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Its disks' files.
+    /// The files of the disks.
     pub fn disks(&self) -> &[DiskFiles] {
         &self.disks
     }
 
-    /// What it is at an end of.
+    /// The link of which this QEMU is at one end.
     pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
         self.wire.as_ref()
     }
@@ -204,7 +204,7 @@ impl Machine {
         self.ask(command, arguments)?.context(|| format!("{}: {command}", self.side))
     }
 
-    /// The same, where a refusal is an answer too.
+    /// Runs a command whose refusal is an answer, too.
     ///
     /// # Errors
     /// QEMU is gone, or did not answer in 30 seconds.
@@ -212,7 +212,7 @@ impl Machine {
         lock(&self.watch).qmp.ask(command, arguments).context(|| self.side)
     }
 
-    /// What `query-status` says, such as `running` or `inmigrate`.
+    /// The run state by `query-status`, such as `running` or `inmigrate`.
     ///
     /// # Errors
     /// QEMU does not answer.
@@ -221,10 +221,10 @@ impl Machine {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Waits until `query-status` says so.
+    /// Waits for a run state.
     ///
     /// # Errors
-    /// It did not in that time, or QEMU does not answer.
+    /// The run state did not come in that time, or QEMU does not answer.
     pub fn wait_for_status(&self, wanted: &str, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         loop {
@@ -243,7 +243,7 @@ impl Machine {
     /// Waits for an event that `wanted` accepts, among all since the start.
     ///
     /// # Errors
-    /// There was none in that time; the error has the names of those there were.
+    /// No such event came in that time; the error has the names of all that came.
     pub fn wait_for_event(&self, patience: Duration, wanted: impl Fn(&Event) -> bool) -> Result<Event> {
         let deadline = Instant::now() + patience;
         loop {
@@ -262,7 +262,7 @@ impl Machine {
     /// All events so far, as the bed's own monitor got them.
     ///
     /// # Errors
-    /// What came is not QMP.
+    /// The bytes received are not QMP.
     pub fn events(&self) -> Result<Vec<Event>> {
         let mut watch = lock(&self.watch);
         watch.read()?;
@@ -277,10 +277,10 @@ impl Machine {
         Ok(lock(&self.child).try_wait().context(|| self.side)?.is_none())
     }
 
-    /// Kills it with SIGKILL and waits until it is gone. One that has ended already is no error.
+    /// Kills the process with SIGKILL and waits for its end. A process that has ended already is no error.
     ///
     /// # Errors
-    /// It cannot be killed.
+    /// The process cannot be killed.
     pub fn kill(&self) -> Result<()> {
         let mut child = lock(&self.child);
         child.kill().context(|| format!("killing the {}", self.side))?;
@@ -290,10 +290,10 @@ impl Machine {
         Ok(())
     }
 
-    /// Freezes the process with SIGSTOP: it answers nobody until `continue_process`.
+    /// Freezes the process with SIGSTOP until `continue_process`.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn stop_process(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
@@ -319,11 +319,11 @@ impl Machine {
     /// error.
     ///
     /// # Errors
-    /// It does not end.
+    /// The process does not end.
     pub fn finish(&self) -> Result<()> {
         if self.alive()? {
             let told = self.qmp("stop", &json!({})).and_then(|_| self.qmp("quit", &json!({})));
-            // one that ends by itself meanwhile does not answer
+            // A QEMU that ends by itself meanwhile does not answer.
             self.wait_for_end(PATIENCE).map_err(|late| told.err().unwrap_or(late))?;
         }
         self.hear_out();
@@ -333,7 +333,7 @@ impl Machine {
     /// Waits for the process to end by itself.
     ///
     /// # Errors
-    /// It did not in that time.
+    /// The process did not end in that time.
     pub fn wait_for_end(&self, patience: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
@@ -345,12 +345,12 @@ impl Machine {
         Err(Error::new(format!("the {} did not end in {patience:?}", self.side)))
     }
 
-    /// What it has printed on stderr.
+    /// The text on stderr so far.
     pub fn stderr(&self) -> String {
         fs::read_to_string(self.folder.join("stderr")).unwrap_or_default()
     }
 
-    /// The node a disk's device stands on, whatever the style.
+    /// The node below a disk's device, whatever the style.
     ///
     /// # Errors
     /// There is no such disk.
@@ -359,9 +359,9 @@ impl Machine {
         node(device, &self.qmp("query-block", &json!({}))?)
     }
 
-    /// What is in this QEMU now that was not there when it started: block jobs, jobs, exports, dirty bitmaps, nodes,
-    /// listening sockets (an NBD server's, an incoming migration's), yank instances, migration capabilities and
-    /// parameters; and files in its folder. Empty is good.
+    /// Everything in this QEMU that was not there at its start: block jobs, jobs, exports, dirty bitmaps, nodes,
+    /// listening sockets (of an NBD server or an incoming migration), yank instances, migration capabilities and
+    /// parameters; and files in the folder. An empty list is good.
     ///
     /// # Errors
     /// QEMU does not answer.
@@ -370,7 +370,7 @@ impl Machine {
         Ok(self.snapshot.differences(&now))
     }
 
-    /// Waits for the rest of what the guest said.
+    /// Waits for the rest of the guest's lines.
     fn hear_out(&self) {
         let reader = lock(&self.reader).take();
         if let Some(reader) = reader {
@@ -401,7 +401,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits for a new process's sockets, and notes what it is like before anybody uses it.
+/// Waits for a new process's sockets, and takes a snapshot before anybody uses QEMU.
 fn settle(
     child: &mut Child,
     folder: &Path,
@@ -435,7 +435,7 @@ fn settle(
     Ok((qmp, reader.flatten(), snapshot))
 }
 
-/// Reads the debug port, if QEMU has one: by now it has connected or never will.
+/// Reads the debug port, if QEMU has one. QEMU has connected by now, or never will.
 fn listen(port: &UnixListener, side: Side, record: &Arc<Record>) -> Result<Option<JoinHandle<()>>> {
     port.set_nonblocking(true).context(|| "looking at the debug port")?;
     let stream = match port.accept() {

@@ -1,7 +1,7 @@
 //! A proxy in front of one QMP monitor, which does to single commands what a network, a busy host or a dying process
 //! may do to them.
 //!
-//! It passes lines on as they are, in both directions, and knows of QMP only where a command's name and id stand. It
+//! Lines pass unchanged in both directions. The proxy knows of QMP only where the name and id of a command stand, and
 //! must never send anything of its own.
 
 use std::fs;
@@ -22,15 +22,15 @@ use crate::record::Side;
 /// A command on its way to a QEMU.
 #[derive(Clone, Debug)]
 pub struct Command {
-    /// To which one.
+    /// The side of that QEMU.
     pub side: Side,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its arguments, or null.
+    /// The arguments, or null.
     pub arguments: Value,
-    /// Whether it was sent as `exec-oob`.
+    /// Whether the command was sent as `exec-oob`.
     pub oob: bool,
-    /// When it came to the proxy.
+    /// The time of arrival at the proxy.
     pub at: Instant,
 }
 
@@ -39,12 +39,12 @@ pub struct Command {
 pub struct Tape(Arc<Mutex<Vec<Command>>>);
 
 impl Tape {
-    /// What has come so far.
+    /// The commands so far.
     pub fn commands(&self) -> Vec<Command> {
         lock(&self.0).clone()
     }
 
-    /// Notes a command, and tells which of the rules it is the one for.
+    /// Notes a command, and returns the index of the rule that applies.
     fn note(&self, command: Command, rules: &[Rule]) -> Option<usize> {
         let mut commands = lock(&self.0);
         commands.push(command);
@@ -52,22 +52,22 @@ impl Tape {
     }
 }
 
-/// What becomes of a command.
+/// The fate of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deed {
-    /// It is delivered.
+    /// The command is delivered.
     Pass,
-    /// It is not delivered, and nobody says so.
+    /// The command is not delivered, and nobody says so.
     Drop,
     /// The connection is cut in its place.
     CutBefore,
-    /// It is delivered, and the connection is cut in place of QEMU's answer.
+    /// The command is delivered, and the connection is cut in place of QEMU's answer.
     CutAfter,
-    /// It is delivered, and for so long nothing that QEMU says comes through, events neither.
+    /// The command is delivered, and for this long no answer or event of QEMU comes through.
     Late(Duration),
 }
 
-/// Whether the last of the commands is the one that a rule is for.
+/// Whether a rule applies to the last of these commands.
 type When = Box<dyn Fn(&[Command]) -> bool + Send>;
 
 struct Rule {
@@ -76,7 +76,7 @@ struct Rule {
     deed: Deed,
 }
 
-/// Tells the `nth` command of a name to a side, counted from 1.
+/// A rule's condition: the `nth` command of a name to a side, counted from 1.
 pub fn nth(side: Side, name: &str, nth: usize) -> impl Fn(&[Command]) -> bool + Send + 'static {
     let name = name.to_owned();
     move |seen| {
@@ -85,24 +85,24 @@ pub fn nth(side: Side, name: &str, nth: usize) -> impl Fn(&[Command]) -> bool + 
     }
 }
 
-/// A command that waits to be delivered, or will.
+/// A command that is held back, now or later.
 pub struct Held {
     reached: Receiver<()>,
-    /// Dropped to let it go.
+    /// The end of the channel that lets the command go when it is dropped.
     _go: Sender<()>,
 }
 
 impl Held {
-    /// Waits until the command has come and is held. False if it has not come in that time.
+    /// Waits until the command has come and is held. False if no such command came in that time.
     pub fn wait(&self, patience: Duration) -> bool {
         self.reached.recv_timeout(patience).is_ok()
     }
 
-    /// Lets it go, as dropping this does.
+    /// Lets the command go, as dropping this value does.
     pub fn release(self) {}
 }
 
-/// A proxy. Dropping it cuts its connections.
+/// A proxy. Dropping the proxy cuts its connections.
 pub struct MonitorProxy {
     path: PathBuf,
     shared: Arc<Shared>,
@@ -118,10 +118,10 @@ struct Shared {
 #[derive(Default)]
 struct State {
     rules: Vec<Rule>,
-    /// A command's name, and what is another text in it when it is delivered.
+    /// The replacements in commands: name, text, and new text.
     replaced: Vec<(String, String, String)>,
     streams: Vec<UnixStream>,
-    /// Until when nothing that QEMU says comes through.
+    /// The time until which no answer or event comes through.
     late: Option<Instant>,
     /// The id of the command whose answer is to be lost.
     lost: Option<Value>,
@@ -129,8 +129,8 @@ struct State {
 }
 
 impl MonitorProxy {
-    /// Listens at `path` for whoever is to be a client of the monitor at `qemu`. A second client is passed on like the
-    /// first: QEMU serves one at a time.
+    /// Listens at `path` for clients of the monitor at `qemu`. A second client is passed on like the first; QEMU serves
+    /// one at a time.
     ///
     /// # Errors
     /// It cannot listen there.
@@ -155,8 +155,9 @@ impl MonitorProxy {
         &self.path
     }
 
-    /// For the first command that `when` says yes to: `first` is called, then the deed is done. `when` is shown all
-    /// commands that the proxies of the tape have seen, the one in question last; it is asked only of this monitor's.
+    /// For the first command that `when` accepts, `first` is called, and then the deed is done. `when` sees all
+    /// commands that the proxies of the tape have seen, this one last, and is asked only about commands to this
+    /// monitor.
     pub fn rule(
         &self,
         when: impl Fn(&[Command]) -> bool + Send + 'static,
@@ -166,11 +167,11 @@ impl MonitorProxy {
         lock(&self.shared.state).rules.push(Rule { when: Box::new(when), first: Box::new(first), deed });
     }
 
-    /// Holds the first command that `when` says yes to, and all behind it, until what is returned is dropped.
+    /// Holds the first command that `when` accepts, and all behind it, until the returned value is dropped.
     pub fn hold(&self, when: impl Fn(&[Command]) -> bool + Send + 'static) -> Held {
         let (reached, told) = channel();
         let (go, released) = channel::<()>();
-        // an end that is dropped is the word to go
+        // A dropped end lets the command go.
         let first = move || {
             if reached.send(()).is_ok() {
                 while released.recv().is_ok() {}
@@ -180,7 +181,7 @@ impl MonitorProxy {
         Held { reached: told, _go: go }
     }
 
-    /// Has one text in every command of a name be another one when it is delivered.
+    /// Replaces a text in every command of a name.
     pub fn replace(&self, name: &str, text: &str, by: &str) {
         lock(&self.shared.state).replaced.push((name.to_owned(), text.to_owned(), by.to_owned()));
     }
@@ -190,7 +191,7 @@ impl MonitorProxy {
         self.shared.cut();
     }
 
-    /// Lets nothing that QEMU says through for so long from now on.
+    /// Holds back answers and events for this long from now on.
     pub fn late(&self, by: Duration) {
         lock(&self.shared.state).late = Some(Instant::now() + by);
     }
@@ -199,7 +200,7 @@ impl MonitorProxy {
 impl Drop for MonitorProxy {
     fn drop(&mut self) {
         lock(&self.shared.state).over = true;
-        // wakes the thread that accepts, which then ends
+        // The connection wakes the accepting thread, which then ends.
         drop(UnixStream::connect(&self.path));
         self.shared.cut();
         drop(fs::remove_file(&self.path));
@@ -226,7 +227,7 @@ impl Shared {
         end(&lock(&self.state).streams.split_off(0));
     }
 
-    /// From the client to QEMU, until either is gone.
+    /// Carries commands from the client to QEMU, until either closes.
     fn commands(&self, client: &UnixStream, mut qemu: &UnixStream) {
         let (mut lines, mut line) = (BufReader::new(client), Vec::new());
         while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
@@ -243,7 +244,7 @@ impl Shared {
         end_both(client, qemu);
     }
 
-    /// From QEMU to the client, until either is gone.
+    /// Carries answers and events from QEMU to the client, until either closes.
     fn answers(&self, qemu: &UnixStream, mut client: &UnixStream) {
         let (mut lines, mut line) = (BufReader::new(qemu), Vec::new());
         while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
@@ -262,7 +263,7 @@ impl Shared {
         end_both(client, qemu);
     }
 
-    /// Notes what the client sent, and says what is to become of it.
+    /// Notes a command, and decides on its fate.
     fn judge(&self, line: &mut Vec<u8>) -> Deed {
         let Ok(message) = serde_json::from_slice::<Value>(line) else { return Deed::Pass };
         let oob = message.get("exec-oob").is_some();
@@ -289,7 +290,7 @@ impl Shared {
 
 fn end_both(one: &UnixStream, other: &UnixStream) {
     for stream in [one, other] {
-        // one that is closed is what is wanted
+        // A stream that is closed already is fine.
         drop(stream.shutdown(Shutdown::Both));
     }
 }
@@ -310,7 +311,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(5);
 
-    /// A monitor that answers every line with its id and says what it got.
+    /// A monitor that answers every line with its id, and reports the lines.
     fn monitor(path: &Path) -> Receiver<String> {
         let (listener, (sender, got)) = (UnixListener::bind(path).expect("a free path"), channel());
         thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A pair of QEMUs with a guest on the first, and the judgement of what became of it.
+//! A pair of QEMUs with a guest on the first, and the judgement of the guest.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -24,11 +24,11 @@ use crate::wire::Wire;
 /// Two QEMUs that share no file unless told to: on the source a booted guest, the destination waiting with `-incoming
 /// defer -S`. Dropping it kills both and removes their files.
 pub struct Pair {
-    /// Where the guest begins.
+    /// The QEMU on which the guest begins.
     pub source: Machine,
-    /// Where it shall go.
+    /// The QEMU to which the guest shall move.
     pub destination: Machine,
-    /// From the start of the source to its first beats.
+    /// The time from the start of the source to its first beats.
     pub boot: Duration,
     spec: Spec,
     builds: [Build; 2],
@@ -41,11 +41,11 @@ pub struct Pair {
 /// The longest time without a beat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// How long.
+    /// The length.
     pub length: Duration,
-    /// The beat before it.
+    /// The beat before the gap.
     pub from: Beat,
-    /// The beat after it.
+    /// The beat after the gap.
     pub to: Beat,
 }
 
@@ -72,12 +72,12 @@ impl Pair {
     /// have asked for a throttle.
     ///
     /// # Errors
-    /// It has none.
+    /// The disk has no throttle.
     pub fn throttle_reads(&self, disk: usize, reads: u64) -> Result<()> {
         throttle_reads(&self.source, disk, reads)
     }
 
-    /// What it was started with.
+    /// The spec.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
@@ -100,7 +100,7 @@ impl Pair {
         self.source.wire().map(AsRef::as_ref)
     }
 
-    /// An empty folder for whoever migrates: sockets, journals. It goes with the pair.
+    /// An empty folder for the engine's sockets and journals, removed with the pair.
     pub fn run_dir(&self) -> PathBuf {
         self.folder.path().join("run")
     }
@@ -109,7 +109,7 @@ impl Pair {
     /// asked.
     ///
     /// # Errors
-    /// It does not start.
+    /// The destination does not start.
     pub fn restart_destination(&mut self, fresh: bool) -> Result<()> {
         self.destination.kill()?;
         let mut old = Some(self.destination.disks().to_vec());
@@ -126,8 +126,8 @@ impl Pair {
         Ok(())
     }
 
-    /// After a move: the destination is the source from now on, and in the folder of the one before it a fresh
-    /// destination waits, on new images over the backing files there.
+    /// Turns a pair round after a migration: the destination becomes the source, and a fresh destination waits in the
+    /// folder of the former source, on new images over the backing files there.
     ///
     /// # Errors
     /// The source still runs a guest, the two sides are of different versions or on two hosts, or the new destination
@@ -141,7 +141,7 @@ impl Pair {
             return Err(Error::new("the guest is not on the destination alone"));
         }
         self.source.kill()?;
-        // old files are in the way of nobody: whatever has the same name is made anew
+        // Old files are in nobody's way: files of the same name are made anew.
         self.mounted = None;
         self.record.turn();
         let home = self.source.folder();
@@ -162,10 +162,10 @@ impl Pair {
         self.restart_destination(true)
     }
 
-    /// Whether a guest would see the same on a disk of both sides; nobody should be writing to it.
+    /// Whether a guest would see the same on a disk of both sides, to which nobody should be writing.
     ///
     /// # Errors
-    /// It would not; the error says what differs.
+    /// The disks differ; the error says where.
     pub fn guest_visible_equal(&self, disk: usize) -> Result<()> {
         let files = |machine: &Machine| {
             let found = machine.disks().get(disk).cloned();
@@ -183,15 +183,15 @@ impl Pair {
         chain(self.build(side), files.ok_or_else(|| Error::new(format!("there is no disk {disk}")))?)
     }
 
-    /// Waits for so many more beats on a side.
+    /// Waits for more beats on a side.
     ///
     /// # Errors
-    /// They did not come in time; the error has the guest's last words.
+    /// The beats or writes did not come in time; the error has the guest's last lines.
     pub fn wait_for_beats(&self, side: Side, more: u64, patience: Duration) -> Result<()> {
         self.record.wait_for_beats(side, more, patience)
     }
 
-    /// Waits for so many more acknowledged writes on a side, on all disks together.
+    /// Waits for more acknowledged writes on a side, on all disks together.
     ///
     /// # Errors
     /// They did not come in time; the error has the guest's last words.
@@ -204,12 +204,12 @@ impl Pair {
     /// verifies memory nor writes.
     ///
     /// # Errors
-    /// It was not through in time.
+    /// The guest did not verify everything in time.
     pub fn wait_until_verified(&self, patience: Duration) -> Result<()> {
         let workload = &self.spec.workload;
         let mut wanted = self.record.verified();
         if workload.dirty > 0 || workload.verify > 0 {
-            // Counts are said in steps; what was verified before this call and not yet said must not count.
+            // The guest reports counts in steps. Pages verified before this call and not yet reported must not count.
             wanted.pages += workload.pages() + workload.pages().div_ceil(16).clamp(16, 1024);
         }
         if workload.write > 0 && workload.read > 0 {
@@ -220,12 +220,13 @@ impl Pair {
         self.record.wait_until_verified(&wanted, patience)
     }
 
-    /// How much the guest has verified so far.
+    /// The guest's verifications so far.
     pub fn verified(&self) -> Verified {
         self.record.verified()
     }
 
-    /// What the guest said that it did between two moments. On a busy host that is less than it was told to do.
+    /// The guest's work between two moments, by its own lines. On a busy host the guest does less than its workload
+    /// says.
     pub fn done(&self, from: Instant, until: Instant) -> Done {
         self.record.done(from, until)
     }
@@ -248,7 +249,7 @@ impl Pair {
         beats.windows(2).filter_map(gap).max_by_key(|gap| gap.length)
     }
 
-    /// From the source's last STOP to the destination's first RESUME, by QEMU's own time stamps.
+    /// The time from the source's last STOP to the destination's first RESUME, by QEMU's own time stamps.
     ///
     /// # Errors
     /// One of the two events is missing.
@@ -266,7 +267,7 @@ impl Pair {
         self.record.acknowledged()
     }
 
-    /// What was said of each disk's slots, as far as they were written or announced.
+    /// The slots of each disk that were written or announced.
     ///
     /// # Errors
     /// An acknowledgement without a write.
@@ -274,7 +275,7 @@ impl Pair {
         self.record.slots()
     }
 
-    /// How many slots of a disk the guest had given back when it last wrote to them. A slow disk changes their share.
+    /// The number of a disk's slots whose last write gave them back. A slow disk changes their share.
     ///
     /// # Errors
     /// An acknowledgement without a write.
@@ -284,7 +285,7 @@ impl Pair {
         Ok(u32::try_from(zeroed).unwrap_or(u32::MAX))
     }
 
-    /// The sides whose QEMU is up and says that its guest runs. Two are one too many.
+    /// The sides whose QEMU says that its guest runs. Two are one too many.
     ///
     /// # Errors
     /// A QEMU that is up does not answer.
@@ -293,7 +294,7 @@ impl Pair {
         for machine in [&self.source, &self.destination] {
             match machine.status() {
                 Ok(status) if status == "running" => running.push(machine.side()),
-                // its monitor closes a while before the process has ended
+                // The monitor closes a while before the process ends.
                 Err(error) if machine.wait_for_end(PATIENCE).is_err() => return Err(error),
                 Ok(_) | Err(_) => {}
             }
@@ -301,14 +302,13 @@ impl Pair {
         Ok(running)
     }
 
-    /// What is wrong by the guest's own words, and by their order: a beat that is missing or came twice (a second
-    /// runner), an acknowledgement without a write. Empty is good.
+    /// The errors that the guest's lines report, or their order shows: a beat that is missing or came twice (a second
+    /// runner), an acknowledgement without a write. An empty list is good.
     ///
-    /// What a guest says after it came from a 7.2 is not in it. Under TCG that QEMU now and then does not see that the
-    /// guest has dirtied a page, so where RAM takes more than a pass the guest may wake with pages of before: it does
-    /// some work twice and finds its own pages newer than it knows, loses timers, or panics. No engine is needed for
-    /// it: 12 of 48 straight lines at 32 MiB/s with both processors busy, none of 12 on 10.0.13. Its disks are read
-    /// offline.
+    /// Lines of a guest that came from a 7.2 are left out. Under TCG that QEMU now and then misses that the guest has
+    /// dirtied a page, so where RAM takes more than a pass the guest may wake with old pages: the guest does some work
+    /// twice and finds its own pages newer than it knows, loses timers, or panics. No engine is needed for that: 12 of
+    /// 48 straight lines at 32 MiB/s with both processors busy, none of 12 on 10.0.13. The disks are read offline.
     pub fn errors(&self) -> Vec<String> {
         let mut errors = self.record.errors();
         if self.spec.version == "7.2" {
@@ -322,7 +322,7 @@ impl Pair {
     /// the generation last acknowledged or a later one that was announced, and the rest what was there before.
     ///
     /// # Errors
-    /// A disk is not what the guest was told; the error names disk, slot and generations.
+    /// A disk does not hold the guest's writes; the error names disk, slot and generations.
     pub fn check_disks(&self, side: Side) -> Result<Vec<DiskCheck>> {
         let machine = self.machine(side);
         machine.finish()?;

@@ -15,7 +15,7 @@ pub struct Build {
     programs: PathBuf,
 }
 
-/// Where builds, kernel and scratch files are: `$QFERRY_TARGET`, else the workspace's `target`.
+/// The folder of builds, kernel and scratch files: `$QFERRY_TARGET`, or else the workspace's `target`.
 pub fn target_dir() -> PathBuf {
     match env::var_os("QFERRY_TARGET") {
         Some(folder) => PathBuf::from(folder),
@@ -31,7 +31,7 @@ impl Build {
     /// Finds a version by the name it has under `target/qemu`, such as `10.0.13`, `7.2` or `11.1`.
     ///
     /// # Errors
-    /// It is not there.
+    /// The version is missing.
     pub fn locate(version: &str) -> Result<Self> {
         let programs = target_dir().join("qemu").join(version).join("bin");
         if !programs.join("qemu-system-x86_64").exists() {
@@ -43,49 +43,49 @@ impl Build {
         Ok(Self { version: version.to_owned(), programs })
     }
 
-    /// The version, as it was asked for.
+    /// The version, as asked for.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The path of one of its programs.
+    /// The path of one of the programs.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
     }
 
-    /// The machine type that carries this version's name, so that a pair of two versions agrees on it.
+    /// The machine type with this version's name, on which a pair of two versions can agree.
     pub(crate) fn machine(&self) -> String {
         let mut numbers = self.version.split('.');
         format!("pc-i440fx-{}.{}", numbers.next().unwrap_or_default(), numbers.next().unwrap_or("0"))
     }
 
-    /// Its SeaBIOS, of the size that fits a flash.
+    /// The SeaBIOS image, of a size that fits a flash.
     pub fn firmware(&self) -> PathBuf {
         self.programs.with_file_name("share").join("bios-256k.bin")
     }
 
-    /// Runs its `qemu-img` and returns what it printed.
+    /// Runs `qemu-img` and returns its output.
     ///
     /// # Errors
-    /// It failed; the error has what it said.
+    /// The program failed; the error has its words.
     pub fn img<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<String> {
         self.run("qemu-img", arguments)
     }
 
-    /// Its first number, where options have changed.
+    /// The major version.
     pub(crate) fn major(&self) -> u32 {
         self.version.split('.').next().and_then(|number| number.parse().ok()).unwrap_or_default()
     }
 
-    /// Runs its `qemu-io` on a qcow2 image, one command after the other.
+    /// Runs `qemu-io` on a qcow2 image, one command after the other.
     ///
     /// # Errors
-    /// It or one of the commands failed; the error has what it said.
+    /// The program or one of the commands failed; the error has the program's words.
     pub fn io<'a>(&self, image: &Path, commands: impl IntoIterator<Item = &'a str>) -> Result<String> {
         self.io_on(image, Format::Qcow2, commands)
     }
 
-    /// The same on an image of whatever format.
+    /// Runs `qemu-io` on an image of any format.
     ///
     /// # Errors
     /// It or one of the commands failed; the error has what it said.

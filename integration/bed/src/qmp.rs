@@ -1,4 +1,4 @@
-//! A small blocking QMP client: the bed's own, so that it does not judge the engine by the engine's code.
+//! A small blocking QMP client. The bed has its own, so as not to judge the engine by the engine's code.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Context, Error, Result};
 
-/// How long one command may take.
+/// The limit for one command.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One connection to a QEMU's monitor.
@@ -24,21 +24,21 @@ pub struct Qmp {
 /// An event, as QEMU sent it.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// Its name, such as `STOP`.
+    /// The name, such as `STOP`.
     pub name: String,
-    /// Its data, or null.
+    /// The data, or null.
     pub data: Value,
     /// QEMU's own time stamp, since the epoch.
     pub time: Duration,
 }
 
-/// A command's answer: what it returns, or the class and the words of its refusal.
+/// A command's answer: the returned value, or the refusal.
 pub type Answer = std::result::Result<Value, Refusal>;
 
-/// How QEMU refuses a command.
+/// The refusal of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Such as `GenericError` or `CommandNotFound`.
+    /// The error class, such as `GenericError` or `CommandNotFound`.
     pub class: String,
     /// QEMU's words.
     pub description: String,
@@ -54,7 +54,7 @@ impl Qmp {
     /// Connects and leaves capabilities negotiation.
     ///
     /// # Errors
-    /// Nobody listens there, or what answers is not a QMP server.
+    /// Nobody listens on that socket, or no QMP server does.
     pub fn connect(path: &Path) -> Result<Self> {
         let stream = UnixStream::connect(path).context(|| format!("connecting to {}", path.display()))?;
         let mut qmp = Self { stream: BufReader::new(stream), line: Vec::new(), events: VecDeque::new(), sent: 0 };
@@ -122,7 +122,7 @@ impl Qmp {
     /// The events that have come since the last call.
     ///
     /// # Errors
-    /// What came is not QMP. A closed connection is not an error: its events were sent before.
+    /// The bytes received are not QMP. A closed connection is no error, for its events were sent before.
     pub fn events(&mut self) -> Result<Vec<Event>> {
         while let Ok(Some(message)) = self.receive(Instant::now()) {
             if message.get("event").is_some() {
@@ -132,7 +132,7 @@ impl Qmp {
         Ok(self.events.drain(..).collect())
     }
 
-    /// The next message, or none by the deadline. What has come of a message by then is kept for the next call.
+    /// The next message, or none by the deadline. The part of a message that came by then is kept for the next call.
     fn receive(&mut self, deadline: Instant) -> Result<Option<Value>> {
         loop {
             // A timeout of zero would mean none at all.

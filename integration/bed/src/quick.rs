@@ -1,4 +1,4 @@
-//! A source that has no destination yet, and what a destination may be started on.
+//! A source without a destination yet, and the files and arguments of a destination.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,9 +24,9 @@ use crate::wire::Wire;
 /// Beats that show a guest to be up.
 const UP: u64 = 3;
 
-/// A source with its guest and no destination: for what has to happen before there is one.
+/// A source with its guest and no destination yet.
 pub struct Half {
-    /// Where the guest begins.
+    /// The QEMU on which the guest begins.
     pub source: Machine,
     pub(crate) spec: Spec,
     pub(crate) builds: [Build; 2],
@@ -35,15 +35,15 @@ pub struct Half {
     started: Instant,
 }
 
-/// What somebody else made for a destination.
+/// Arguments and files that a test made for a destination.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
     /// Arguments for QEMU, `-blockdev` and `-device` and the like.
     pub arguments: Vec<String>,
     /// The files behind them, for judgements.
     pub disks: Vec<DiskFiles>,
-    /// Whether the arguments are all there are. Otherwise they stand where the bed's own have the disks, and machine,
-    /// memory, `-incoming defer` and the rest are the bed's. The bed's monitors are added if they are not there.
+    /// Whether these are all arguments. Otherwise they replace the bed's arguments for disks, and the bed adds machine,
+    /// memory, `-incoming defer` and the rest. The bed's monitors are added in any case if they are missing.
     pub whole: bool,
 }
 
@@ -58,7 +58,7 @@ impl Half {
         Ok(half)
     }
 
-    /// The same without waiting.
+    /// Starts the source without waiting for the guest.
     pub(crate) fn begin(spec: &Spec) -> Result<Self> {
         let mut spec = spec.clone();
         spec.fill_in();
@@ -91,7 +91,7 @@ impl Half {
         Ok(Self { source, spec, builds, record, folder, started })
     }
 
-    /// Waits until the guest is up, and pauses it if that was asked for. Returns how long it took from the start.
+    /// Waits until the guest is up, and pauses it if the spec says so. Returns the time since the start.
     pub(crate) fn wait_for_guest(&self) -> Result<Duration> {
         let (spec, record) = (&self.spec, &self.record);
         let mut boot = Duration::ZERO;
@@ -113,7 +113,7 @@ impl Half {
         Ok(boot)
     }
 
-    /// What it was started with.
+    /// The spec.
     pub fn spec(&self) -> &Spec {
         &self.spec
     }
@@ -123,7 +123,7 @@ impl Half {
         &self.builds[side as usize]
     }
 
-    /// An empty folder for whoever migrates: sockets, journals. It goes with the pair.
+    /// An empty folder for the engine's sockets and journals, removed with the pair.
     pub fn run_dir(&self) -> PathBuf {
         self.folder.path().join("run")
     }
@@ -136,15 +136,15 @@ impl Half {
     /// Starts a destination on the bed's own images.
     ///
     /// # Errors
-    /// It does not start.
+    /// The destination does not start.
     pub fn join(self) -> Result<Pair> {
         Pair::join(self, None)
     }
 
-    /// Starts a destination on what somebody else made.
+    /// Starts a destination on a test's own files and arguments.
     ///
     /// # Errors
-    /// It does not start; the error has what it said.
+    /// The destination does not start; the error has QEMU's words.
     pub fn join_with(self, given: Given) -> Result<Pair> {
         Pair::join(self, Some(given))
     }
@@ -156,7 +156,7 @@ pub(crate) fn throttle_reads(source: &Machine, disk: usize, reads: u64) -> Resul
     source.qmp("qom-set", &limits).map(drop)
 }
 
-/// How `query-block` names the device of each disk.
+/// The name of each disk's device in `query-block`.
 fn devices(spec: &Spec, side: Side) -> Vec<String> {
     let device = |(number, disk): (usize, &crate::DiskSpec)| match disk.device {
         crate::Device::Pflash => "/machine/system.flash1".to_owned(),
@@ -210,7 +210,7 @@ pub(crate) fn start_destination(
     Ok((machine, mounted))
 }
 
-/// What may be asked of a pair whose destination somebody else made.
+/// An error for a pair whose destination a test has made.
 pub(crate) fn only_ours(given: Option<&Given>) -> Result<()> {
     match given {
         Some(_) => Err(Error::new("the destination's images were made by somebody else")),

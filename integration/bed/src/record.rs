@@ -1,7 +1,7 @@
-//! What the guest said, on whichever side, with the host's time of arrival.
+//! The lines of the guest, from either side, with the host's time of arrival.
 //!
 //! A guest may be paused in the middle of a line: the source has its beginning, the destination its end. So the first
-//! bytes from a destination are kept apart and joined to what the source's last line left open.
+//! bytes from a destination are kept apart, and joined to the source's last open line.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 /// One of the two QEMUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
-    /// Where the guest begins.
+    /// The QEMU on which the guest begins.
     Source,
-    /// Where it shall go.
+    /// The QEMU to which the guest shall move.
     Destination,
 }
 
@@ -34,26 +34,26 @@ impl std::fmt::Display for Side {
 /// One beat of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
-    /// When it arrived on the host.
+    /// The time of arrival on the host.
     pub at: Instant,
-    /// Its number, from 1.
+    /// The number, from 1.
     pub number: u64,
-    /// Who ran the guest.
+    /// The side that ran the guest.
     pub side: Side,
 }
 
-/// What was said of one slot of a disk.
+/// The guest's lines on one slot of a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
     /// The generation last acknowledged; 0 is none.
     pub acknowledged: u64,
-    /// The generations announced after that, which may be on the disk or not.
+    /// The generations announced after the acknowledged one, which may be on the disk or not.
     pub announced: Vec<u64>,
-    /// Those of all these that are zeroes, which the guest gave back.
+    /// The generations among these that are zeroes, because the guest gave the slot back.
     pub zeroed: Vec<u64>,
 }
 
-/// How much the guest has verified so far, on all sides together.
+/// The guest's verifications so far, on all sides together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// Pages of memory.
@@ -62,17 +62,17 @@ pub struct Verified {
     pub slots: BTreeMap<usize, u64>,
 }
 
-/// How much the guest did in some time, all disks together.
+/// The guest's work within some time, on all disks together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Done {
     /// Writes that were acknowledged.
     pub writes: u64,
-    /// Pages of memory that were verified, and rewritten where the workload says so. They are told in steps of a
+    /// Pages of memory that were verified, and rewritten if the workload says so. The guest reports them in steps of a
     /// sixteenth of its memory.
     pub pages: u64,
 }
 
-/// All that the guest of one pair has said.
+/// All lines of the guest of one pair.
 #[derive(Default)]
 pub(crate) struct Record {
     state: Mutex<State>,
@@ -85,7 +85,7 @@ struct State {
     verified: Verified,
 }
 
-/// What came from one process.
+/// The bytes from one process.
 struct Log {
     side: Side,
     lines: Vec<(Instant, Line)>,
@@ -114,7 +114,8 @@ impl Record {
         }
     }
 
-    /// Reads a debug port to its end, each time all there is: a guest says less than a tenth of this in a second.
+    /// Reads a debug port to its end, all waiting bytes at a time: a guest writes less than a tenth of this in a
+    /// second.
     pub(crate) fn read_to_end(self: &Arc<Self>, mut port: UnixStream, log: usize) {
         let mut buffer = [0; 64 << 10];
         while let Ok(length) = port.read(&mut buffer) {
@@ -143,7 +144,7 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `enough` says so of the record, or the time is over.
+    /// Waits until `enough` accepts the record, or the time is over.
     fn wait(&self, patience: Duration, what: &str, mut enough: impl FnMut(&State) -> bool) -> Result<()> {
         let deadline = Instant::now() + patience;
         let mut state = self.lock();
@@ -209,7 +210,7 @@ impl Record {
         self.lines().into_iter().filter_map(beat).collect()
     }
 
-    /// What is wrong by the guest's own words, or by their order.
+    /// The errors that the guest's lines report, or their order shows.
     pub(crate) fn errors(&self) -> Vec<String> {
         let (lines, mut errors) = self.lock().joined();
         errors.extend(lines.iter().filter_map(|(side, _, line)| match line {
@@ -388,7 +389,7 @@ mod tests {
         said(&record, source, "3\nb4");
         let second = record.begin(Side::Destination);
         said(&record, second, "\nb5\n");
-        // The first destination said nothing and has no open line; the second continues the source's.
+        // The first destination wrote nothing and has no open line; the second continues the source's.
         assert_eq!(record.beats().len(), 5);
         assert_eq!(record.errors(), Vec::<String>::new());
     }
@@ -400,7 +401,7 @@ mod tests {
         said(&record, first, "b1\nb");
         said(&record, second, "2\nb3\nb4");
         record.turn();
-        // one that never ran, and the one that the guest goes back to
+        // A destination that never ran, and the one to which the guest goes back.
         let third = [record.begin(Side::Destination), record.begin(Side::Destination)][1];
         said(&record, third, "\nb5\n");
         assert_eq!(record.errors(), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! What a test asks for.
+//! The specification of a pair by a test.
 
 use qferry_guest::Workload;
 
@@ -7,23 +7,23 @@ use crate::disk::{Device, DiskSpec};
 use crate::record::Side;
 use crate::wire::Link;
 
-/// How disks stand on QEMU's command line.
+/// The form of disks on QEMU's command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Style {
     /// `-blockdev`: nodes are named `diskN`.
     #[default]
     Blockdev,
-    /// `-drive`: devices are named `driveN`, nodes have the names QEMU makes up.
+    /// `-drive`: devices are named `driveN`, and QEMU makes up the names of nodes.
     Drive,
 }
 
 /// Whether the guest runs when the pair is handed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Guest {
-    /// It runs.
+    /// The guest runs.
     #[default]
     Running,
-    /// It has booted and was paused by `stop`.
+    /// The guest has booted and was paused by `stop`.
     Paused,
 }
 
@@ -36,18 +36,18 @@ pub struct Spec {
     pub destination_version: Option<String>,
     /// The guest's memory in MiB.
     pub memory: u64,
-    /// What the guest does; `disks` in it is filled in.
+    /// The guest's workload; the bed fills in `disks`.
     pub workload: Workload,
-    /// Its disks, in order. The same shape on both sides.
+    /// The disks in order, of the same shape on both sides.
     pub disks: Vec<DiskSpec>,
-    /// In what the destination is not as it should be.
+    /// The deviations of the destination.
     pub destination: Vec<Deviation>,
     /// Whether there is no guest but SeaBIOS, which finds nothing to boot: a pair starts in well under a second, and
     /// nobody beats or writes. See [`Spec::quick`].
     pub quick: bool,
-    /// How they are configured.
+    /// The form of disks on the command line.
     pub style: Style,
-    /// Whether it is running when the pair is handed over.
+    /// Whether the guest runs when the pair is handed over.
     pub guest: Guest,
     /// Whether each QEMU gets a TCP monitor too, on a port of its choice.
     pub tcp: bool,
@@ -82,13 +82,13 @@ impl Default for Spec {
 }
 
 impl Spec {
-    /// A pair without a guest, on one small disk: for what is asked of QEMUs and images before anything moves.
+    /// A pair without a guest, on one small disk.
     pub fn quick() -> Self {
         let workload = Workload { dirty: 0, verify: 0, write: 0, read: 0, ..Workload::default() };
         Self { quick: true, memory: 32, workload, disks: vec![DiskSpec::small()], ..Self::default() }
     }
 
-    /// What follows from the rest.
+    /// Fills in the parts that follow from the rest.
     pub(crate) fn fill_in(&mut self) {
         self.workload.disks = self.disks.iter().filter(|disk| disk.device == Device::Virtio).count() as u64;
     }

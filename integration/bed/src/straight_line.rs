@@ -1,5 +1,5 @@
-//! One migration as a straight line of QMP commands: no engine, no looking ahead, no way back. It is the order every
-//! supported QEMU wants, and the pause it causes is what the engine's is measured against.
+//! A migration as a straight line of QMP commands: no engine, no looking ahead, no way back. Every supported QEMU
+//! accepts this order, and its pause is the yardstick for the engine's.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -15,26 +15,25 @@ use crate::qmp::{Event, Qmp};
 use crate::record::Side;
 use crate::wire::Wire;
 
-/// As good as unlimited, and accepted by every version.
+/// A bandwidth as good as unlimited that every version accepts.
 const UNLIMITED: u64 = 1 << 40;
 
-/// What one migration took. The spans inside the blackout are in order and measured by the events' and the host's
-/// clock.
+/// The times of a migration. The spans of the blackout are in order, measured by the events' and the host's clock.
 #[derive(Clone, Debug, Default)]
 pub struct Timings {
-    /// Until every mirror was ready.
+    /// The time until every mirror was ready.
     pub storage: Duration,
-    /// From `migrate` to `pre-switchover`.
+    /// The time from `migrate` to `pre-switchover`.
     pub memory: Duration,
-    /// From the first command to the destination's RESUME.
+    /// The time from the first command to the destination's RESUME.
     pub total: Duration,
-    /// STOP on the source to RESUME on the destination, by QEMU's time stamps.
+    /// The time from STOP on the source to RESUME on the destination, by QEMU's time stamps.
     pub blackout: Duration,
-    /// What the blackout was spent on, by the host's clock from when each step's end was seen.
+    /// The spans of the blackout, by the host's clock at the end of each step.
     pub ledger: Vec<(&'static str, Duration)>,
 }
 
-/// QEMU's own default for what the last memory may take.
+/// QEMU's own default of `downtime-limit`.
 const DOWNTIME_LIMIT: Duration = Duration::from_millis(300);
 
 /// Moves the pair's running guest and quits the source.
@@ -45,8 +44,8 @@ pub fn migrate(pair: &Pair) -> Result<Timings> {
     migrate_within(pair, DOWNTIME_LIMIT)
 }
 
-/// The same with another downtime limit. At 300 ms and full bandwidth QEMU stops a small guest while much of its memory
-/// is still to be sent, so blackouts scatter widely; a small limit makes them comparable.
+/// Moves the guest with another downtime limit. At 300 ms and full bandwidth QEMU stops a small guest while much of its
+/// memory is still to be sent, so blackouts scatter widely; a small limit makes them comparable.
 ///
 /// # Errors
 /// Any command or job failed, or a phase took two minutes.
@@ -54,8 +53,7 @@ pub fn migrate_within(pair: &Pair, downtime_limit: Duration) -> Result<Timings> 
     line(pair, downtime_limit, false)
 }
 
-/// The same with RAM sent beside the mirrors, and no care for who is through first: the guest stands still until both
-/// are.
+/// Moves the guest with RAM sent beside the mirrors. The guest stands still until both are complete.
 ///
 /// # Errors
 /// Any command or job failed, or a phase took two minutes.
@@ -179,7 +177,7 @@ fn begin_mirrors(pair: &Pair, source: &mut Qmp, destination: &mut Qmp) -> Result
     Ok(jobs)
 }
 
-/// From here on no write of the guest's is behind, where QEMU can see to that.
+/// Switches the mirrors to `write-blocking`, if QEMU can.
 fn block_writes(source: &mut Qmp, jobs: &[String]) -> Result<()> {
     for job in jobs {
         let change = json!({"type": "mirror", "id": job, "copy-mode": "write-blocking"});
@@ -192,7 +190,7 @@ fn block_writes(source: &mut Qmp, jobs: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Where the destination listens for NBD.
+/// The destination's address for NBD.
 fn nbd_address(pair: &Pair) -> Value {
     match pair.wire() {
         Some(_) => {
@@ -203,7 +201,7 @@ fn nbd_address(pair: &Pair) -> Value {
     }
 }
 
-/// The same as the source has to be told, with an export's name.
+/// The URI of an export at that address, for the source.
 fn nbd_target(pair: &Pair, name: &str) -> String {
     match pair.wire() {
         Some(_) => {
@@ -231,7 +229,7 @@ fn in_step(source: &mut Qmp, job: &str) -> Result<()> {
 fn listen(destination: &mut Qmp, uri: &str) -> Result<()> {
     match destination.ask("migrate-incoming", &json!({"uri": uri, "exit-on-error": false}))? {
         Ok(_) => Ok(()),
-        // The argument exists from 9.1.
+        // The argument exists since 9.1.
         Err(refusal) if refusal.description.contains("exit-on-error") => {
             destination.execute("migrate-incoming", &json!({"uri": uri})).map(drop)
         }
@@ -239,7 +237,7 @@ fn listen(destination: &mut Qmp, uri: &str) -> Result<()> {
     }
 }
 
-/// Ends all mirrors; each must have brought everything over.
+/// Ends all mirrors, each of which must complete without error.
 fn settle(source: &mut Qmp, jobs: &[String]) -> Result<()> {
     for job in jobs {
         source.execute("block-job-cancel", &json!({"device": job}))?;
@@ -262,7 +260,7 @@ fn for_each_job(source: &mut Qmp, jobs: &[String], name: &str) -> Result<()> {
     if is_failure(&last) { Err(Error::new(format!("a mirror failed: {}", last.data))) } else { Ok(()) }
 }
 
-/// Of a job.
+/// Whether an event tells of a job's failure.
 fn is_failure(event: &Event) -> bool {
     event.name == "BLOCK_JOB_ERROR" || (event.name.starts_with("BLOCK_JOB_") && event.data.get("error").is_some())
 }

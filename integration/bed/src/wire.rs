@@ -19,21 +19,21 @@ use crate::record::Side;
 
 /// The device in each namespace.
 const DEVICE: &str = "veth0";
-/// What the shaper lets through at once after a pause: 4 ms at 1 Gbit/s. With less, a single stream does not reach the
-/// rate on a busy machine, because the shaper's timer comes late.
+/// The burst that the shaper lets through after a pause: 4 ms at 1 Gbit/s. With less, a single stream does not reach
+/// the rate on a busy machine, because the shaper's timer comes late.
 const BURST: &str = "512kb";
-/// How much may wait for its turn: 8 ms at 1 Gbit/s. It loses nothing, for a local sender stops before.
+/// The queue of the shaper: 8 ms at 1 Gbit/s. No packet is lost, for a local sender stops before.
 const LIMIT: &str = "1mb";
 /// The ports that RAM and the two NBD servers are given. The namespace is the pair's own, so they are free.
 const RAM: u16 = 4445;
 const NBD: u16 = 10809;
 const COPY: u16 = 5001;
-/// Given to the kernel at a time by a copy.
+/// The bytes that a copy gives to the kernel at a time.
 const CHUNK: usize = 64 << 10;
-/// How long a copy may stand still.
+/// The longest time that a copy may stand still.
 const STANDS_STILL: Duration = Duration::from_secs(20);
 
-/// What a link between two hosts shall be like.
+/// The properties of a link between two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Bits a second in each direction, all headers included.
@@ -51,11 +51,11 @@ impl Link {
 #[derive(Debug)]
 pub struct Wire {
     hosts: [File; 2],
-    /// Each host's table of what its devices received and sent.
+    /// Each host's table of the bytes that its devices received and sent.
     counters: [File; 2],
 }
 
-/// What a plain TCP copy found.
+/// The speed of a plain TCP copy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Speed {
     /// Bytes of payload a second.
@@ -68,7 +68,7 @@ impl Wire {
     /// Makes two namespaces and the link between them.
     ///
     /// # Errors
-    /// This needs root and the programs `ip` and `tc`.
+    /// The caller is not root, or the programs `ip` and `tc` are missing.
     pub fn start(link: Link) -> Result<Self> {
         let [(source, sent), (destination, received)] = [host()?, host()?];
         let wire = Self { hosts: [source, destination], counters: [sent, received] };
@@ -85,8 +85,8 @@ impl Wire {
         &self.hosts[side as usize]
     }
 
-    /// Does something on one of the hosts: sockets that are made there and processes that are started there are that
-    /// host's. It runs on a thread of its own, and what it starts without waiting stays there.
+    /// Acts on one of the hosts, to which sockets and processes that are made meanwhile belong. The act runs on a
+    /// thread of its own; processes that it does not wait for stay on that host.
     ///
     /// # Errors
     /// The host cannot be entered.
@@ -102,22 +102,22 @@ impl Wire {
         })
     }
 
-    /// Where the destination may listen for RAM, in the form that both the command and QEMU's `uri` have.
+    /// An address of the destination for RAM, in the form of both the command and QEMU's `uri`.
     pub fn ram(&self) -> String {
         format!("tcp:{}:{RAM}", address(Side::Destination))
     }
 
-    /// Where the NBD server of a side may listen, in the same form.
+    /// An address for the NBD server of a side, in the same form.
     pub fn nbd(&self, side: Side) -> String {
         format!("tcp:{}:{NBD}", address(side))
     }
 
-    /// The same for QEMU.
+    /// Host and port of that address, for QEMU.
     pub(crate) fn nbd_host_and_port(side: Side) -> (String, String) {
         (address(side).to_string(), NBD.to_string())
     }
 
-    /// What the command needs to be told so that RAM and disks take this link. It must run on the source's host
+    /// The options of the command that send RAM and disks over this link. The command must run on the source's host
     /// ([`Wire::on`]), where a user would start it.
     pub fn options(&self) -> Vec<String> {
         let (ram, nbd, here) = (self.ram(), self.nbd(Side::Destination), self.nbd(Side::Source));
@@ -135,7 +135,7 @@ impl Wire {
         let length = self.counters[side as usize].read_at(&mut table, 0).context(|| "reading a host's counters")?;
         let table = String::from_utf8_lossy(table.get(..length).unwrap_or_default());
         let ours = table.lines().filter_map(|row| row.split_once(':')).find(|(name, _)| name.trim() == DEVICE);
-        // eight counters of what was received, then what was sent: bytes first
+        // Eight counters of received packets, and then those of sent ones, bytes first.
         let bytes = ours.and_then(|(_, counters)| counters.split_whitespace().nth(8)?.parse().ok());
         bytes.ok_or_else(|| Error::new(format!("no counters of {DEVICE} in {table}")))
     }

@@ -1,4 +1,4 @@
-//! The bed tried on itself: that it sees a good migration as good, and each kind of damage as damage.
+//! Tests of the bed itself: a good migration counts as good, and each kind of damage as damage.
 
 use std::fs;
 use std::path::Path;
@@ -31,8 +31,8 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
     let gap = pair.longest_gap(since).expect("more than one beat");
     println!("{timings:?}, longest gap {:?}", gap.length);
 
-    // The last beat may be read late on a busy machine, but it came after the read before it had begun, and this after
-    // the one before had ended: the port is emptied each time.
+    // The last beat may be read late on a busy machine. But the port is emptied by each read, so a beat came after the
+    // begin of the read before its own, and that began after the end of the one before.
     let (mut here, there) = (pair.beats(Side::Source), pair.beats(Side::Destination)[0]);
     here.dedup_by_key(|beat| beat.at);
     let [.., early, _, last] = here.as_slice() else { panic!("few beats: {here:?}") };
@@ -83,7 +83,7 @@ fn a_paused_guest_stays_silent_and_its_images_are_whole() -> Result<()> {
     let pair = Pair::start(&Spec { guest: Guest::Paused, ..Spec::default() })?;
     assert_eq!(pair.source.status()?, "paused");
     assert!(pair.runners()?.is_empty());
-    // What was said before the pause may still be on its way; then nothing more comes.
+    // Lines from before the pause may still arrive; then no more come.
     let beats = loop {
         let beats = pair.beats(Side::Source).len();
         if pair.wait_for_beats(Side::Source, 1, Duration::from_millis(300)).is_err() {
@@ -152,7 +152,7 @@ fn what_is_left_behind_is_named() -> Result<()> {
     Ok(())
 }
 
-/// Ends a guest that has written, damages its image, and returns what the check says of it.
+/// Ends a guest that has written, damages its image, and returns the error of the check.
 fn verdict_on(damage: impl Fn(&Pair, &Workload) -> Result<String>) -> Result<String> {
     let workload = Workload { write: 100, slots: 16, ..Workload::default() };
     let pair = Pair::start(&Spec { workload: workload.clone(), ..Spec::default() })?;
@@ -226,7 +226,7 @@ fn the_same_without_the_bug_loses_nothing() -> Result<()> {
     move_with_a_slow_mirror_start("10.0.13")?
 }
 
-/// What a link had carried at some moment between two.
+/// The bytes that a link had carried at some moment between two.
 struct Carried {
     bytes: u64,
     between: [Instant; 2],
@@ -246,7 +246,7 @@ impl Carried {
 
 #[test]
 fn a_link_never_carries_more_than_its_rate() -> Result<()> {
-    // what the shaper lets through at once after a pause, and a packet that it let through before and was counted late
+    // The burst after a pause, and a packet that passed the shaper before and was counted late.
     let (rate, burst) = (50e6, 524_288.0 + 65_536.0);
     let wire = Wire::start(Link { bits_per_second: 400_000_000 })?;
     let (speed, seen) = std::thread::scope(|scope| {
@@ -297,7 +297,7 @@ fn memory_is_rewritten_in_bursts() -> Result<()> {
     let began = Instant::now();
     let share = rate(&pair) / (32 * MIB) as f64;
     assert!(share < 0.65, "{share} of the rate with half of the time");
-    // in a burst it is more than that; a busy host takes away from most of them, and hardly from all
+    // Within a burst the rate is higher. A busy host slows most bursts down, and hardly all.
     let window = Duration::from_millis(250);
     let share = |from| pair.done(from, from + window).pages as f64 * 4096.0 / window.as_secs_f64() / (32 * MIB) as f64;
     let mut from = began;
@@ -330,13 +330,13 @@ fn a_guest_that_computes_slows_down_with_its_processor() -> Result<()> {
     let pair = Pair::start(&Spec { workload, ..Spec::default() })?;
     let source = &pair.source;
     let set = |parameters| source.qmp("migrate-set-parameters", &parameters);
-    // a migration to nowhere, because QEMU throttles for the sake of one only
+    // A migration to nowhere, because QEMU throttles only during a migration.
     source
         .qmp("migrate-set-capabilities", &json!({"capabilities": [{"capability": "auto-converge", "state": true}]}))?;
     set(json!({"cpu-throttle-initial": 90, "max-bandwidth": 20 * MIB, "downtime-limit": 1}))?;
     source.qmp("migrate", &json!({"uri": "exec:cat >/dev/null"}))?;
-    // It must not end, which it does once all has been sent between two moments in which the throttled guest runs. So
-    // it is slow after the first pass, and stands still once the guest is throttled.
+    // The migration must not end, as it would once all RAM is sent between two moments in which the throttled guest
+    // runs. So its bandwidth is low after the first pass, and next to nothing once the guest is throttled.
     wait_for_migration(&pair, "/ram/dirty-sync-count", 2)?;
     set(json!({"max-bandwidth": 2 * MIB}))?;
     wait_for_migration(&pair, "/cpu-throttle-percentage", 90)?;

@@ -1,4 +1,4 @@
-//! The bed's disks: every shape starts, every deviation is there and is seen, and the judgement tells right from wrong.
+//! The bed's disks: every shape starts, every deviation takes effect, and the judgement tells right from wrong.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -72,7 +72,7 @@ fn a_guest_on_a_chain_a_raw_image_and_a_flash_moves() -> Result<()> {
     let checks = pair.check_disks(Side::Destination)?;
     assert!(checks[0].acknowledged > 20 && checks[1].acknowledged > 20, "{checks:?}");
 
-    // the layers are shown as they are, and the overlay has its own data alone
+    // The chain shows the layers as they are, and the overlay with its own data alone.
     let (here, there) = (pair.chain(Side::Source, 0)?, pair.chain(Side::Destination, 0)?);
     let shape = |links: &[qferry_bed::ChainLink]| -> Vec<_> {
         links.iter().map(|link| (link.format.clone(), link.virtual_size / MIB, link.cluster)).collect()
@@ -83,7 +83,7 @@ fn a_guest_on_a_chain_a_raw_image_and_a_flash_moves() -> Result<()> {
     assert!(there.iter().all(|link| link.file.starts_with(pair.destination.folder())), "{there:?}");
     assert!(there[0].taken < 10 * MIB && there[0].taken > MIB, "{there:?}");
 
-    // the judgement is not blind: a wrong byte below, and one on top
+    // The judgement finds a wrong byte below, and one on top.
     let files = pair.destination.disks()[0].clone();
     let build = pair.build(Side::Destination);
     let at = 16 * MIB - 512;
@@ -95,7 +95,7 @@ fn a_guest_on_a_chain_a_raw_image_and_a_flash_moves() -> Result<()> {
 
 #[test]
 fn what_a_guest_gives_back_stays_sparse_and_reads_as_zeroes() -> Result<()> {
-    // a slot is a cluster, and the whole disk has data before
+    // A slot is a cluster, and the whole disk has data before.
     let base = DiskSpec { overlay_data: 8 * MIB, size: 8 * MIB, backing: 8 * MIB, discard: true, ..DiskSpec::small() };
     let raw = DiskSpec { top: Format::Raw, below: Below::Nothing, ..base.clone() };
     let workload =
@@ -112,7 +112,7 @@ fn what_a_guest_gives_back_stays_sparse_and_reads_as_zeroes() -> Result<()> {
         assert!(said > 32, "disk {disk}: the guest gave back {said} of its slots, {check:?}");
         assert!((said - check.in_flight..=said).contains(&check.zeroed), "disk {disk}: {said} slots, {check:?}");
         let taken = pair.chain(Side::Destination, disk)?[0].taken;
-        // a header and tables come on top of the data, and blocks that were given back just as they were copied
+        // Header and tables come on top of the data, and blocks that were given back just while they were copied.
         let most = u64::from(128 - check.zeroed / 2) * 64 * KIB + 512 * KIB;
         println!("disk {disk}: {taken} of {most} bytes for {check:?}");
         assert!(taken <= most, "disk {disk}: {taken} of at most {most} bytes for {check:?}");
@@ -207,7 +207,7 @@ fn a_destination_that_is_not_as_it_should_be() -> Result<()> {
     let blocks = pair.destination.qmp("query-block", &json!({}))?.to_string();
     assert!(blocks.contains("peripheral/other0/") && !blocks.contains("peripheral/disk0/"), "{blocks}");
 
-    // and all is well again
+    // Without a deviation all is well again.
     pair.deviate([])?;
     straight_line::migrate(&pair)?;
     pair.check_disks(Side::Destination)?;
@@ -287,7 +287,7 @@ fn a_destination_on_what_somebody_else_made() -> Result<()> {
 #[test]
 fn a_destination_by_a_whole_command_line() -> Result<()> {
     let half = Half::start(&Spec { disks: vec![DiskSpec::alone(Format::Raw, 16 * MIB)], ..Spec::default() })?;
-    // the source's own command line, moved over
+    // The source's own command line, changed for the destination.
     let words = fs::read(format!("/proc/{}/cmdline", half.source.pid())).expect("a command line");
     let words = String::from_utf8(words).expect("text").replace("/source/", "/destination/");
     let words = words.split_terminator('\0').skip_while(|word| *word != "-nodefaults");

@@ -8,7 +8,7 @@ pub const SECTOR: usize = 512;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"qf-block");
 
-/// What a sector says of itself.
+/// The stamp in a sector's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// The disk it was written to.
@@ -34,9 +34,9 @@ impl Stamp {
 /// Why a sector is not one of the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// It was never written by the guest: backing data, zeroes, or something foreign.
+    /// The guest never wrote this sector: backing data, zeroes, or something foreign.
     Foreign,
-    /// Its header is the guest's and its content is not what that header promises.
+    /// The header is the guest's, but the content is not what that header promises.
     Corrupt(Stamp),
 }
 

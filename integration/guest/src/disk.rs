@@ -15,9 +15,9 @@ use crate::sys;
 
 /// How long the disks may take to appear after their driver.
 const APPEARS: Duration = Duration::from_secs(10);
-/// Errors said before this disk is left alone.
+/// The number of errors after which this disk is left alone.
 const ERRORS: u32 = 20;
-/// Slots read back before their count is said.
+/// The number of slots between two reports of the count.
 const REPORT: u64 = 8;
 
 /// One disk under test.
@@ -48,7 +48,7 @@ impl Disk {
         Ok(Self { number, file, latest, written: 0, read: 0, errors: 0, buffer })
     }
 
-    /// Writes and reads back at the rates asked for, until too much is wrong.
+    /// Writes and reads back at the workload's rates, until too much is wrong.
     pub(crate) fn work(&mut self, workload: &Workload) {
         let mut writes = Pace::per_second(workload.write);
         let mut discards = Pace::per_second(if workload.write > 0 { workload.discard } else { 0 });

@@ -1,8 +1,8 @@
-//! What the guest's workload and the bed that watches it agree on.
+//! The language between the guest's workload and the bed that watches the guest.
 //!
-//! The binary of this package is the guest's init; it says what it does in [lines](mod@line) on a debug port. The bed
-//! passes it a [`Workload`] on the kernel's command line, and recognises the [`block`]s it wrote when it reads the
-//! image offline.
+//! The binary of this package is the guest's init, which tells on a debug port what happens, in [lines](mod@line). The
+//! bed passes a [`Workload`] on the kernel's command line, and recognises the guest's [`block`]s when it reads an image
+//! offline.
 
 pub mod block;
 pub mod line;
@@ -25,5 +25,5 @@ const fn scatter(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// What one word differs from the word before it, in pages and in sectors. Odd, so a word seldom repeats.
+/// The difference between neighbouring words of pages and sectors. The number is odd, so a word seldom repeats.
 const STEP: u64 = 0x2545_f491_4f6c_dd1d;

@@ -62,7 +62,7 @@ pub enum Line {
     Slots {
         /// The disk.
         disk: usize,
-        /// How many so far.
+        /// The count so far.
         total: u64,
     },
     /// Something is wrong.
@@ -85,7 +85,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// A line that is none of ours.
+/// A line that no guest of this package says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unknown(pub String);
 

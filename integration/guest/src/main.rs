@@ -1,5 +1,5 @@
-//! The workload that runs as init inside the test guest: it beats, keeps memory, writes and reads its disks, and says
-//! on the debug port what it does. It never exits.
+//! The workload that runs as init inside the test guest. The init beats, keeps memory, writes and reads its disks,
+//! tells on the debug port what happens, and never exits.
 
 mod disk;
 mod memory;

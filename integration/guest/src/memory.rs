@@ -9,9 +9,9 @@ use crate::pace::{Busy, Pace, sleep_until};
 use crate::port::{complain, say};
 use crate::sys;
 
-/// Pages handled before looking at the clock again. Small, so that a slow guest still sleeps between.
+/// The number of pages between two looks at the clock. A slow guest still sleeps between such small batches.
 const BATCH: u64 = 16;
-/// Errors said before the rest are left unsaid.
+/// The number of errors after which no more are told.
 const ERRORS: u32 = 20;
 
 /// Memory filled with generation 0.
@@ -70,7 +70,7 @@ pub(crate) fn keep(memory: &mut [u64], workload: &Workload) {
     }
 }
 
-/// When memory may be worked on: now, or at the next burst.
+/// The time at which memory may be rewritten: now, or at the next burst.
 fn burst(began: Instant, now: Instant, workload: &Workload) -> Instant {
     if workload.calm.is_zero() {
         return now;

@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-/// When the next of a steady series of steps is due.
+/// A steady series of steps, and the time of the next one.
 pub(crate) struct Pace {
     interval: Duration,
     next: Option<Instant>,
 }
 
-/// How much lateness is made up for; what is older is dropped, so that a long pause is not followed by a burst.
+/// The lateness that is made up for. Older steps are dropped, so that no burst follows a long pause.
 const CATCH_UP: Duration = Duration::from_millis(50);
 
 impl Pace {
-    /// So many steps a second from now on; 0 is never.
+    /// A series of this many steps a second from now on, or of none.
     pub(crate) fn per_second(rate: u64) -> Self {
         match rate {
             0 => Self { interval: Duration::MAX, next: None },
@@ -24,7 +24,7 @@ impl Pace {
         Self { interval, next: Some(Instant::now() + interval) }
     }
 
-    /// When the next step is due, if ever.
+    /// The time of the next step, if there is one.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.next
     }
@@ -41,19 +41,19 @@ impl Pace {
     }
 }
 
-/// A processor that is never idle between the steps of a series, and takes longer for it the less of it there is.
+/// A processor that computes between the steps of a series. The less processor time there is, the longer a step takes.
 pub(crate) struct Busy {
     interval: Duration,
     spent: Duration,
     last: Instant,
 }
 
-/// A longer time between two looks at the clock is one in which the processor stood still: it was throttled, or the
-/// host gave it to somebody else.
+/// A longer time between two looks at the clock is a pause of the processor: QEMU throttled it, or the host gave it to
+/// another process.
 const STANDS_STILL: Duration = Duration::from_micros(500);
 
 impl Busy {
-    /// So many steps a second of an unthrottled processor.
+    /// A series of this many steps a second of an unthrottled processor.
     pub(crate) fn per_second(rate: f64) -> Self {
         Self { interval: Duration::from_secs(1).div_f64(rate), spent: Duration::ZERO, last: Instant::now() }
     }

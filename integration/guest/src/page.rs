@@ -1,5 +1,5 @@
-//! The pages of memory the guest keeps: each says its number and its generation, and every word follows from the two,
-//! so a page that is stale, swapped or damaged is told apart from the right one.
+//! The pages of memory that the guest keeps. Each page has its number and generation, from which every word follows, so
+//! a stale, swapped or damaged page is told apart from the right one.
 
 use crate::{STEP, scatter};
 
@@ -26,7 +26,7 @@ pub fn fill(page: &mut [u64], number: u64, generation: u64) {
 /// Checks a page, which must hold exactly this number and this generation.
 ///
 /// # Errors
-/// One sentence on what it holds instead.
+/// One sentence on the content that the page has instead.
 pub fn check(page: &[u64], number: u64, generation: u64) -> Result<(), String> {
     let [found_number, found_generation, rest @ ..] = page else {
         return Err("too short for a page".to_owned());

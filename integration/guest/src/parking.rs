@@ -15,10 +15,11 @@ use crate::sys;
 /// Items of the `fw_cfg` device: the command line's length in four bytes, its end included, and the command line.
 const LENGTH: u16 = 0x14;
 const TEXT: u16 = 0x15;
-/// Between two looks.
+/// The time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// The command line that counts: this one, unless it says to park; then the first of the machine's that does not.
+/// The command line of the workload: that of the boot, unless the guest must park; then the machine's first one without
+/// that word.
 pub(crate) fn wait_for_another(booted_with: String) -> String {
     if !parks(&booted_with) {
         return booted_with;
@@ -27,7 +28,8 @@ pub(crate) fn wait_for_another(booted_with: String) -> String {
     loop {
         std::thread::sleep(LOOK_AGAIN);
         let words = machines();
-        // the state may have been kept in the middle of a look, whose rest is then of another machine: not so of two
+        // The state may have been kept in the middle of a look, whose rest then comes from another machine. Two equal
+        // looks rule that out.
         if !parks(&words) && machines() == words {
             return words;
         }

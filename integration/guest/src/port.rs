@@ -1,4 +1,4 @@
-//! The debug port: whole lines, whoever says them.
+//! The debug port, on which lines of several threads stay whole.
 
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use crate::sys;
 
 static PORT_OWNER: Mutex<()> = Mutex::new(());
 
-/// Says one line.
+/// Writes one line.
 pub(crate) fn say(line: &Line) {
     let mut text = String::with_capacity(32);
     if writeln!(text, "{line}").is_ok() {
@@ -19,7 +19,7 @@ pub(crate) fn say(line: &Line) {
     }
 }
 
-/// Says that something is wrong.
+/// Writes an error line.
 pub(crate) fn complain(text: impl Into<String>) {
     say(&Line::Error(text.into()));
 }

@@ -1,5 +1,5 @@
-//! The calls an init cannot make without `unsafe`: I/O ports, mounts, modules, page-aligned memory. Nothing else is
-//! here, and nothing here keeps state.
+//! The calls that an init cannot make without `unsafe`: I/O ports, mounts, modules, page-aligned memory. This module
+//! has nothing else, and no state.
 #![allow(unsafe_code)] // port I/O is an instruction, and std has no mount, no finit_module and no mapping
 
 use std::arch::asm;
@@ -28,7 +28,7 @@ pub(crate) fn write_port(port: u16, bytes: &[u8]) {
     }
 }
 
-/// What the machine this guest runs in now says of item `key` of its `fw_cfg` device: `length` bytes.
+/// The first `length` bytes of item `key` of the machine's `fw_cfg` device.
 pub(crate) fn firmware_item(key: u16, length: usize) -> Vec<u8> {
     // SAFETY: the ports are that device's alone, and no driver for it is loaded; the instruction touches no memory.
     unsafe { asm!("out dx, ax", in("dx") 0x510_u16, in("ax") key, options(nomem, nostack, preserves_flags)) };

@@ -1,9 +1,9 @@
-//! What the guest is asked to do, as it stands on the kernel's command line.
+//! The workload of the guest, as words on the kernel's command line.
 
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-/// What the guest does. It is passed as `qferry.KEY=NUMBER` words; a key that is missing keeps its default.
+/// The workload of the guest, passed as `qferry.KEY=NUMBER` words. A missing key keeps its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Time between two beats, in whole microseconds.
@@ -17,9 +17,9 @@ pub struct Workload {
     /// Whether the guest computes between two rewritings instead of sleeping, so that its processor is busy and the
     /// rate falls as it is throttled. Otherwise the guest keeps the rate as long as some of its processor is left.
     pub compute: bool,
-    /// How long memory is worked on before it is left alone for `calm`, in whole milliseconds.
+    /// The length of a burst of rewriting, after which `calm` follows, in whole milliseconds.
     pub burst: Duration,
-    /// How long it is left alone between two bursts, in whole milliseconds; at 0 it is worked on all the time.
+    /// The pause between two bursts, in whole milliseconds. At 0 memory is rewritten all the time.
     pub calm: Duration,
     /// Writes a second to each disk.
     pub write: u64,
@@ -29,11 +29,11 @@ pub struct Workload {
     pub read: u64,
     /// Bytes of one write, a multiple of 512.
     pub block: u64,
-    /// Where the first slot begins.
+    /// The offset of the first slot.
     pub start: u64,
-    /// From the beginning of one slot to the next, at least `block`.
+    /// The distance between the beginnings of two slots, at least `block`.
     pub stride: u64,
-    /// Slots on each disk; they are written in an order that touches each once before any a second time.
+    /// The number of slots on each disk. Each slot is written once before any is written a second time.
     pub slots: u32,
     /// Disks to wait for; the bed fills this in.
     pub disks: u64,
@@ -117,17 +117,18 @@ impl Workload {
         Ok(())
     }
 
-    /// Where a slot begins on its disk.
+    /// The offset of a slot on its disk.
     pub fn offset(&self, slot: u32) -> u64 {
         self.start + u64::from(slot) * self.stride
     }
 
-    /// Where the last slot ends: the least size of a disk.
+    /// The end of the last slot: the least size of a disk.
     pub fn end(&self) -> u64 {
         self.offset(self.slots.saturating_sub(1)) + self.block
     }
 
-    /// The slot that a disk's write number `generation` (from 1) goes to. Scattered, and all slots before any again.
+    /// The slot of a disk's write number `generation` (from 1). The order is scattered, and visits all slots before any
+    /// a second time.
     pub fn slot(&self, generation: u64) -> u32 {
         let slots = u64::from(self.slots);
         // A step without a common factor with the number of slots visits every one of them.
