@@ -1,9 +1,9 @@
 //! Records `qmp-fixtures/` from real QEMUs: `record-fixtures VERSION...`, with the names of the versions in
 //! `target/qemu`.
 //!
-//! A small guest of each version migrates three times: to the end, cancelled in the switchover, and to a destination that
-//! cannot load the state. The files have what was on the wire, without the parts that `qmp-fixtures/README.md` names. No
-//! recording is ever written whose migration did not end as its name says.
+//! A small guest of each version migrates three times: to the end, cancelled in the switchover, and to a destination
+//! that cannot load the state. The files have what was on the wire, without the parts that `qmp-fixtures/README.md`
+//! names. No recording is ever written whose migration did not end as its name says.
 
 use qferry::internals::{
     endpoint::Address,

@@ -260,7 +260,7 @@ impl Fake {
         self.raw(event(name, &data));
     }
 
-    /// What handlers may push events with.
+    /// A handle with which handlers push events.
     pub fn emitter(&self) -> Emitter {
         Emitter(self.shared.output.clone())
     }

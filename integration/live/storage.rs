@@ -1,7 +1,7 @@
 //! Storage before and during a migration: proofs, refusals, and the images on the destination.
 //!
-//! Most pairs have no guest system, because a preflight needs none, and start in half a second. A preflight must have the
-//! expected findings, and must not change any export, job, node, file or byte.
+//! Most pairs have no guest system, because a preflight needs none, and start in half a second. A preflight must have
+//! the expected findings, and must not change any export, job, node, file or byte.
 
 mod bitmaps;
 mod contents;

@@ -87,7 +87,7 @@ fn undetermined(run: &MigrationRun) {
     assert!(!run.message().is_empty(), "{run:?}");
 }
 
-/// What must hold however a migration ended.
+/// The conditions that hold however a migration ended.
 #[track_caller]
 fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
     let state = model.state();

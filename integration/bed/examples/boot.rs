@@ -55,7 +55,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What a process has used so far, in hundredths of a second.
+/// The processor time of a process so far, in hundredths of a second.
 fn processor_time(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // User and system time, counted from behind the name.

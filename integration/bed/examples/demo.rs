@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // the pair is dropped in there: both QEMUs and their files are gone when it returns
+    // The pair is dropped within: both QEMUs and their files are gone when the call returns.
     let done = demo.run();
     match done {
         _ if demo.is_interrupted() => {
@@ -162,7 +162,7 @@ impl Demo {
                 break status;
             }
             if self.is_interrupted() && !told {
-                // a terminal tells it too; then it rolls back
+                // A terminal sends the interrupt to qferry, too, which then rolls back.
                 told = true;
                 let pid = i32::try_from(child.id()).map_err(|error| Error::new(error.to_string()))?;
                 kill(Pid::from_raw(pid), Signal::SIGINT).map_err(|error| failed(error.into()))?;

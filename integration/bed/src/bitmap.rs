@@ -43,7 +43,7 @@ pub struct StoredBitmap {
     pub flags: Vec<String>,
 }
 
-/// How long `qemu-nbd` may take to listen.
+/// The time within which `qemu-nbd` must listen.
 const LISTENS: Duration = Duration::from_secs(10);
 
 impl Machine {
@@ -87,7 +87,7 @@ pub fn add_bitmap(build: &Build, files: &DiskFiles, name: &str) -> Result<()> {
 /// The bitmaps in a qcow2 image.
 ///
 /// # Errors
-/// It cannot be read.
+/// The image cannot be read.
 pub fn stored_bitmaps(build: &Build, files: &DiskFiles) -> Result<Vec<StoredBitmap>> {
     let words = ["info", "-U", "-f", "qcow2", "--output=json"].map(AsRef::as_ref);
     let printed = build.img(words.into_iter().chain([files.overlay.as_os_str()]))?;

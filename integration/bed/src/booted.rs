@@ -70,7 +70,7 @@ impl Booted {
     /// Puts a QEMU that was started with `-S` into this state, from a copy because QEMU writes to a loaded image.
     ///
     /// # Errors
-    /// It cannot be loaded; the error has QEMU's words.
+    /// The state cannot be loaded; the error has QEMU's words.
     pub(crate) fn load(&self, qmp: &mut Qmp, copy: &Path) -> Result<()> {
         fs::copy(&self.image, copy).context(|| format!("copying {}", self.image.display()))?;
         snapshot(qmp, copy, "snapshot-load")?;

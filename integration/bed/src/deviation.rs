@@ -93,7 +93,7 @@ pub enum Deviation {
     OtherUser,
 }
 
-/// How two paths lead to one file.
+/// A way in which two paths lead to one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     /// The paths are equal.

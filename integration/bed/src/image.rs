@@ -93,7 +93,7 @@ pub fn chain(build: &Build, top: &DiskFiles) -> Result<Vec<ChainLink>> {
 /// in use, but nobody should write to them.
 ///
 /// # Errors
-/// They differ, or one cannot be read; the error has what `qemu-img` said.
+/// The images differ, or one cannot be read; the error has the words of `qemu-img`.
 pub fn guest_visible_equal(build: &Build, a: &DiskFiles, b: &DiskFiles) -> Result<()> {
     let size = |files| chain(build, files).map(|chain| chain.first().map(|link| link.virtual_size));
     let (a_size, b_size) = (size(a)?, size(b)?);

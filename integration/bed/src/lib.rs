@@ -1,4 +1,4 @@
-//! The test bed: pairs of real QEMUs, a guest that keeps a record of what it does, and checks of what became of it.
+//! The test bed: pairs of real QEMUs, a guest that keeps a record of its work, and checks of that work.
 //!
 //! ```no_run
 //! use std::time::{Duration, Instant};
@@ -17,8 +17,8 @@
 //! # }
 //! ```
 //!
-//! What stands on which disk, and what is wrong with the destination, is said in the [`Spec`]; without a guest a pair
-//! is there in less than a second:
+//! The [`Spec`] has the shapes of the disks and the deviations of the destination. Without a guest a pair starts in
+//! less than a second:
 //!
 //! ```no_run
 //! use qferry_bed::{Deviation, DiskSpec, Layer, Pair, Spec};
@@ -37,7 +37,7 @@
 //! everything has been killed. QEMU and the guest's kernel come from `scripts/setup`; a missing part is an error, never
 //! a skipped test.
 //!
-//! What comes between an engine and its QEMUs is a [`MonitorProxy`]'s and a [`ChannelProxy`]'s to do, at an exact
+//! A [`MonitorProxy`] and a [`ChannelProxy`] disturb the connections between an engine and its QEMUs at an exact
 //! command. A pair whose guest moved can be turned round ([`Pair::turn`]), so that one guest serves many migrations.
 //!
 //! A pair with a [`Link`] in its spec is two hosts, with that link between them: see [`Wire`].
@@ -92,8 +92,8 @@ use std::time::Duration;
 
 use error::Context;
 
-/// How long something may take that comes by itself or never. It costs nothing where all is well, so it is enough for
-/// the busiest machine.
+/// The limit for something that comes by itself or never. A long limit costs nothing where all is well, so this one is
+/// enough for the busiest machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A TCP port on 127.0.0.1 that was free a moment ago.

@@ -301,7 +301,7 @@ impl Machine {
     /// Ends a freeze with SIGCONT.
     ///
     /// # Errors
-    /// It has ended.
+    /// The process has ended.
     pub fn continue_process(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }

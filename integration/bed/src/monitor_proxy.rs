@@ -133,7 +133,7 @@ impl MonitorProxy {
     /// one at a time.
     ///
     /// # Errors
-    /// It cannot listen there.
+    /// The socket cannot be made.
     pub fn start(side: Side, path: PathBuf, qemu: PathBuf, tape: &Tape) -> Result<Self> {
         let listener = UnixListener::bind(&path).context(|| format!("listening at {}", path.display()))?;
         let shared = Arc::new(Shared { side, qemu, tape: tape.clone(), state: Mutex::default() });
@@ -150,7 +150,7 @@ impl MonitorProxy {
         Ok(Self { path, shared })
     }
 
-    /// Where it listens.
+    /// The socket of the proxy.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -156,7 +156,7 @@ impl Pair {
     /// Replaces the destination by a fresh one with these deviations in place of the spec's.
     ///
     /// # Errors
-    /// It does not start.
+    /// The destination does not start.
     pub fn deviate(&mut self, deviations: impl Into<Vec<Deviation>>) -> Result<()> {
         self.spec.destination = deviations.into();
         self.restart_destination(true)
@@ -194,7 +194,7 @@ impl Pair {
     /// Waits for more acknowledged writes on a side, on all disks together.
     ///
     /// # Errors
-    /// They did not come in time; the error has the guest's last words.
+    /// The beats or writes did not come in time; the error has the guest's last lines.
     pub fn wait_for_writes(&self, side: Side, more: u64, patience: Duration) -> Result<()> {
         self.record.wait_for_writes(side, more, patience)
     }

@@ -88,7 +88,7 @@ impl Build {
     /// Runs `qemu-io` on an image of any format.
     ///
     /// # Errors
-    /// It or one of the commands failed; the error has what it said.
+    /// The program or one of the commands failed; the error has the program's words.
     pub fn io_on<'a>(
         &self,
         image: &Path,

@@ -259,7 +259,7 @@ fn a_link_never_carries_more_than_its_rate() -> Result<()> {
         copy.join().expect("no panic").map(|speed| (speed, seen))
     })?;
     assert!(speed.payload < speed.device, "{speed:?}");
-    // How much of the rate a copy gets is the machine's doing, and a matter of `scripts/bench link`.
+    // The lower bound of the rate depends on the machine, and is a matter of `scripts/bench link`.
     for (number, from) in seen.iter().enumerate() {
         for (bytes, seconds) in seen[number..].iter().map(|to| from.until(to)) {
             assert!(bytes <= rate * seconds + burst, "{bytes} bytes in {seconds} s");
@@ -282,7 +282,7 @@ fn a_straight_line_over_a_link() -> Result<()> {
     Ok(())
 }
 
-/// How fast the guest rewrites its memory, in bytes a second.
+/// The rate at which the guest rewrites its memory, in bytes a second.
 fn rate(pair: &Pair) -> f64 {
     let (before, began) = (pair.verified().pages, Instant::now());
     std::thread::sleep(Duration::from_secs(4));

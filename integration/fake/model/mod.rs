@@ -75,7 +75,7 @@ const ANSWERED: [&str; 39] = [
     "x-query-ramblock",
 ];
 
-/// How a mirror ends once `block-job-cancel` asks for its end.
+/// The end of a mirror once `block-job-cancel` asks for it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MirrorEnd {
     /// `BLOCK_JOB_COMPLETED` without an error: every write is on the destination.
@@ -92,7 +92,7 @@ pub enum MirrorEnd {
     Never,
 }
 
-/// What follows `migrate-continue`.
+/// The course of events after `migrate-continue`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum AfterContinue {
     /// Both sides complete.
@@ -111,7 +111,7 @@ pub enum AfterContinue {
     SourceResumesAndDies,
 }
 
-/// What goes wrong with one command.
+/// A fault of one command.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CommandFault {
     Refused,

@@ -54,7 +54,7 @@ pub fn fill(block: &mut [u8], disk: usize, slot: u32, generation: u64) {
 /// Reads one sector's stamp and checks all of its content against it.
 ///
 /// # Errors
-/// What is wrong with the sector.
+/// The damage of the sector.
 pub fn read(sector: &[u8]) -> Result<Stamp, Damage> {
     let mut words =
         sector.chunks_exact(8).map(|word| word.iter().rev().fold(0, |sum, byte| (sum << 8) | u64::from(*byte)));

@@ -13,7 +13,7 @@ use crate::pace::{Pace, sleep_until};
 use crate::port::{complain, say};
 use crate::sys;
 
-/// How long the disks may take to appear after their driver.
+/// The time within which the disks must appear after their driver.
 const APPEARS: Duration = Duration::from_secs(10);
 /// The number of errors after which this disk is left alone.
 const ERRORS: u32 = 20;

@@ -1,8 +1,7 @@
-//! A guest whose state is kept, to go on as often as is liked, each time with other work to do.
+//! A guest whose state is kept, to be resumed any number of times, each time with another workload.
 //!
-//! It waits before it has looked at a disk, so that it may go on with any disks that sit in the same places. What it
-//! shall do it cannot read from the kernel, which knows the command line it was booted with and no other; the machine
-//! knows its own.
+//! The guest waits before it has looked at a disk, so that any disks may be in the same places when it resumes. The
+//! kernel knows only the command line of its boot, so the guest reads the new workload from the machine.
 
 use std::time::Duration;
 

@@ -27,7 +27,8 @@ fn is_on(pair: &Pair, name: &str) -> bool {
 
 /// Moves a guest, and looks at the settings once both sides are prepared.
 ///
-/// No ceiling is set, for a guest of 7.2 seldom outlives a slow migration that sends pages again (see [`Pair::errors`]).
+/// No ceiling is set, for a guest of 7.2 seldom outlives a slow migration that sends pages again (see
+/// [`Pair::errors`]).
 fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: &(&str, Value)) {
     let pair = start(&spec(version, busy()));
     let look = |_: &Migration| {

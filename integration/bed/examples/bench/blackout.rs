@@ -11,10 +11,10 @@ use crate::table::{Required, Table, middle};
 use crate::{MIB, measured, mib, millis, run, runs};
 
 const WAIT: Duration = Duration::from_secs(120);
-/// What the engine may take for the whole blackout.
+/// The engine's budget for the whole blackout.
 const BUDGET: Duration = Duration::from_millis(100);
-/// The downtime limit of both: at QEMU's default of 300 ms it stops a guest of this size with megabytes still to be
-/// sent, and how many hides everything else.
+/// The downtime limit of both. At its default of 300 ms QEMU stops a guest of this size with megabytes still to be
+/// sent, and their number hides everything else.
 const LIMIT: Duration = Duration::from_millis(10);
 /// Beats to see on the destination, so that the pause lies between two of them.
 const AFTERWARDS: u64 = 40;
@@ -26,7 +26,7 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
 
     let (mut script, mut engine, mut recorded) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..runs {
-        // each goes first as often as the other
+        // Each goes first as often as the other.
         for turn in [run % 2, (run + 1) % 2] {
             let (name, taken) = match turn {
                 0 => ("script", &mut script),
@@ -72,7 +72,7 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     Ok(table.met)
 }
 
-/// What one migration took.
+/// The figures of a migration.
 #[derive(Clone, Copy, Default)]
 struct Figures {
     /// STOP on the source to RESUME on the destination, by QEMU's time stamps.
@@ -128,7 +128,7 @@ fn by_engine(qferry: &Path, transcript: bool) -> Result<Figures> {
     seen_from_outside(&pair, since, used)
 }
 
-/// Completes the figures of a migration by what others saw of it.
+/// Completes the figures of a migration by those that the guest saw.
 fn seen_from_outside(pair: &Pair, since: Instant, known: Figures) -> Result<Figures> {
     pair.wait_for_beats(Side::Destination, AFTERWARDS, WAIT)?;
     let longest = |beats: &[Beat]| {

@@ -1,5 +1,5 @@
-//! How fast disks are copied: the engine's mirrors and what it brings of missing layers, against `qemu-img convert`
-//! between the same two places.
+//! The speed of copies: the engine's mirrors and its copies of missing layers, against `qemu-img convert` between the
+//! same two places.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::{MIB, Ran, run};
 /// A disk and what is in it.
 pub(crate) const SIZE: u64 = 4096 * MIB;
 pub(crate) const DATA: u64 = 1024 * MIB;
-/// How long a source may take to run again.
+/// The limit for a source to run again.
 const WAIT: Duration = Duration::from_secs(20);
 
 /// MiB a second.
@@ -58,14 +58,14 @@ fn by_mirror(qferry: &Path, pair: &Pair) -> Result<Duration> {
     let at = |state| at(&ran, |line| line["phase"] == "storage" && line["state"] == state);
     let took = at("end")? - at("begin")?;
     nothing_left(&[&pair.source, &pair.destination], &pair.run_dir())?;
-    // no guest runs on either, so that the one at the destination may be thrown away
+    // No guest may run on either side when the destination is thrown away.
     pair.destination.qmp("stop", &json!({}))?;
     pair.source.qmp("cont", &json!({}))?;
     pair.source.wait_for_status("running", WAIT)?;
     Ok(took)
 }
 
-/// When the last such event was.
+/// The time of the last such event.
 fn at(ran: &Ran, wanted: impl Fn(&Value) -> bool) -> Result<Duration> {
     let found = ran.lines().filter(|line| wanted(line)).last().and_then(|line| line["t_ms"].as_u64());
     found.map(Duration::from_millis).ok_or_else(|| Error::new(format!("an event is missing in {}", ran.stdout)))
@@ -75,7 +75,7 @@ fn by_convert(pair: &Pair) -> Result<Duration> {
     let source = Served::start(&pair.source, &pair.run_dir(), &pair.source.node(0)?, false)?;
     let destination = Served::start(&pair.destination, &pair.run_dir(), &pair.destination.node(0)?, true)?;
     let mut command = Command::new(pair.build(Side::Source).program("qemu-img"));
-    // its own default never flushes, which a mirror does before it is ready
+    // The default of `qemu-img` never flushes, as a mirror does before it is ready.
     command.args(["convert", "-n", "--target-is-zero", "-t", "writeback", "-f", "raw", "-O", "raw"]);
     let took = run(command.args([source.url(), destination.url()]))?.took;
     source.stop()?;
@@ -105,7 +105,7 @@ impl<'a> Served<'a> {
 
     fn stop(self) -> Result<()> {
         self.machine.qmp("nbd-server-stop", &json!({}))?;
-        // QEMU removes it as a rule
+        // QEMU removes the socket as a rule.
         drop(fs::remove_file(&self.socket));
         Ok(())
     }
@@ -141,7 +141,7 @@ fn populate(qferry: &Path, layer: Layer, runs: usize) -> Result<Population> {
     let mut convert = Vec::new();
     for number in 0..runs {
         for turn in [number % 2, (number + 1) % 2] {
-            // a copy that follows another of its kind finds the host's memory as it needs it, and is twice as fast
+            // A copy is twice as fast if a copy of the same kind came before, which left the host's memory ready.
             layer_by_convert(&half, format)?;
             clear(&half.destination_dir())?;
             settle()?;
@@ -214,7 +214,7 @@ fn clear(folder: &Path) -> Result<()> {
     })
 }
 
-/// Has the disk finish what is not of the next run.
+/// Waits until the disk has finished the work of the former run.
 pub(crate) fn settle() -> Result<()> {
     run(&mut Command::new("sync")).map(drop)
 }

@@ -1,4 +1,4 @@
-//! How much of a link of 1 Gbit/s a move uses, from the first byte of disks or RAM until the guest is paused.
+//! The share of a link of 1 Gbit/s that a migration uses, from the first byte of disks or RAM until the guest pauses.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -28,7 +28,7 @@ const MIB: u64 = 1 << 20;
 
 type Bench = fn(&Path) -> Result<bool>;
 
-/// What there is to measure, in this order.
+/// The parts of the bench, in this order.
 const PARTS: [(&str, Bench); 6] = [
     ("blackout", blackout::bench),
     ("storage", storage::bench),
@@ -80,13 +80,13 @@ fn bench(qferry: &Path, part: Option<&str>) -> Result<bool> {
     Ok(met)
 }
 
-/// How many others want the processor, by which the figures are to be read.
+/// The load of the machine, by which the figures are to be read.
 fn load() -> String {
     let told = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     told.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// How often each side of a comparison runs.
+/// The number of runs of each side of a comparison.
 fn runs(otherwise: usize) -> usize {
     env::var("QFERRY_BENCH_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(otherwise).max(1)
 }

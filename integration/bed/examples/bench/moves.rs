@@ -12,23 +12,23 @@ use serde_json::Value;
 
 use crate::MIB;
 
-/// How long a guest may take for something on a busy machine.
+/// The limit for anything that a guest does on a busy machine.
 const WAIT: Duration = Duration::from_secs(120);
-/// What the command says by its exit code.
+/// The exit codes of the command.
 const MOVED: i32 = 0;
 const ROLLED_BACK: i32 = 4;
 /// The guest's memory in MiB, and the part of it that is rewritten.
 pub(crate) const MEMORY: u64 = 320;
 pub(crate) const WORKING_SET: u64 = 128 * MIB;
 
-/// How much of the rate asked for is enough, and how often and how long it is looked at.
+/// The share of the asked rate that is enough, and the number and length of the looks.
 const REACHED: f64 = 0.93;
 const TRIES: u32 = 60;
 const TRY: Duration = Duration::from_secs(2);
 /// Pages that the guest may have done and not said yet.
 const STEP: u64 = 1024;
 
-/// What a move took, in milliseconds; infinite if it was given up.
+/// The times of a migration, in milliseconds; infinite if it was given up.
 #[derive(Clone, Debug)]
 pub(crate) struct Moved {
     pub(crate) total: f64,
@@ -36,7 +36,7 @@ pub(crate) struct Moved {
     pub(crate) said: Vec<Said>,
 }
 
-/// A line of the command's, and when it came.
+/// A line of the command, and the time of its arrival.
 #[derive(Clone, Debug)]
 pub(crate) struct Said {
     pub(crate) at: Instant,
@@ -73,7 +73,7 @@ pub(crate) fn command(qferry: &Path, pair: &Pair, options: &[String]) -> Command
     command
 }
 
-/// Moves the guest, and sees to it that it is well where it ended up.
+/// Moves the guest, and checks that the guest is well where it ended up.
 pub(crate) fn migrate(qferry: &Path, pair: &Pair, options: &[String]) -> Result<Moved> {
     let (code, said) = run(pair, &mut command(qferry, pair, options))?;
     let outcome = said.last().map(|said| &said.line).filter(|line| line["type"] == "outcome");
@@ -94,7 +94,7 @@ pub(crate) fn migrate(qferry: &Path, pair: &Pair, options: &[String]) -> Result<
     }
 }
 
-/// Runs a command that says JSON, and notes when it says what.
+/// Runs a command that prints JSON, and notes the time of each line.
 pub(crate) fn run(pair: &Pair, command: &mut Command) -> Result<(Option<i32>, Vec<Said>)> {
     let failed = |error: std::io::Error| Error::new(format!("running the command: {error}"));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

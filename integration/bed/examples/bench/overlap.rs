@@ -1,4 +1,4 @@
-//! Disks and RAM at the same time against one after the other, where nothing but the machine bounds them.
+//! Disks and RAM at the same time against one after the other, bounded by the machine alone.
 
 use std::fs;
 use std::path::Path;
@@ -10,14 +10,14 @@ use crate::moves;
 use crate::table::{Required, Table, middle};
 use crate::{MIB, runs};
 
-/// What moves the guest, each in both ways.
+/// The engine and the script, which move the guest in both ways.
 const MOVERS: [&str; 2] = ["engine", "straight script"];
 
 /// Measures, and says whether the requirement was met.
 pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     let runs = runs(4);
     println!("overlap: {runs} runs of each, alternating\n");
-    // of the engine and of the script, one after the other and overlapped
+    // The times of the engine and of the script, one after the other and overlapped.
     let mut taken: [[Vec<(f64, f64)>; 2]; 2] = Default::default();
     for run in 0..runs {
         for (mover, taken) in MOVERS.iter().zip(&mut taken) {

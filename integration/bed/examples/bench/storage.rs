@@ -1,5 +1,5 @@
-//! What comes before a move: how long the preflight takes, and the proof of backing files. With it the copies, whose
-//! figures are in [`crate::copies`].
+//! The steps before a migration: the time of the preflight, and of the proof of backing files. The copies, whose
+//! figures are in [`crate::copies`], are measured as well.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,9 +14,9 @@ use crate::table::{Required, Table, middle};
 use crate::{MIB, Ran, mib, millis, run, runs};
 
 const GIB: u64 = 1024 * MIB;
-/// What all of it takes at most, in the folder for temporary files.
+/// The space that this part takes at most in the folder for temporary files.
 const ROOM: u64 = 8 * GIB;
-/// How many disks the preflight looks at.
+/// The number of disks in the preflight.
 const DISKS: usize = 10;
 /// The size of a base that a sample is taken of, and in how many pieces its data is: a map is as long as there are
 /// pieces.
@@ -72,7 +72,7 @@ fn room() -> Result<u64> {
 /// Milliseconds.
 struct Preflight {
     all: f64,
-    /// Of a command that does nothing.
+    /// The time of a command that does nothing.
     start: f64,
 }
 
@@ -126,11 +126,11 @@ pub(crate) fn speed(bytes: u64, took: Duration) -> f64 {
     mib(bytes) / took.as_secs_f64()
 }
 
-/// Whether QEMUs and the folder for whoever works on them are as before; the next figure would be of something else.
+/// An error if anything is left in the QEMUs or in the run folder, for the next figure would be of something else.
 pub(crate) fn nothing_left(machines: &[&Machine], run: &Path) -> Result<()> {
     for machine in machines {
         let mut left = machine.leftovers()?;
-        // QEMU drops what it was told to at its leisure
+        // QEMU removes an export some time after the command.
         for _ in 0..20 {
             if left.is_empty() {
                 break;

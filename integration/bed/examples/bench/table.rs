@@ -1,13 +1,13 @@
-//! The table that a part ends with.
+//! The table at the end of a part.
 
-/// What a ratio must be.
+/// The requirement of a ratio.
 #[derive(Clone, Copy)]
 pub(crate) enum Required {
     AtMost(f64),
     AtLeast(f64),
 }
 
-/// Rows as they are told, and whether all of them were as required.
+/// The rows of a table, and whether all requirements were met.
 pub(crate) struct Table {
     pub(crate) met: bool,
 }
@@ -32,7 +32,7 @@ impl Table {
         let verdict = match required {
             None => "-".to_owned(),
             Some(required) => {
-                // a figure that is not a number meets nothing
+                // A figure that is not a number meets no requirement.
                 let (sign, bound, met) = match required {
                     Required::AtMost(most) => ("<=", most, ratio.is_some_and(|ratio| ratio <= most)),
                     Required::AtLeast(least) => (">=", least, ratio.is_some_and(|ratio| ratio >= least)),

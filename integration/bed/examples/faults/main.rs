@@ -1,7 +1,8 @@
-//! Tries what may go wrong at every point of a migration: `faults QFERRY [OPTIONS] [FAULT [POINT]]`, with the path of
-//! the command; see `scripts/faults`.
+//! Faults at every point of a migration: `faults QFERRY [OPTIONS] [FAULT [POINT]]`, with the path of the command; see
+//! `scripts/faults`.
 //!
-//! Fails if a guest runs twice, or nowhere without need, has lost something, or the engine says otherwise than it is.
+//! The program fails if a guest runs twice, or nowhere without need, has lost something, or if the engine tells
+//! otherwise.
 
 mod matrix;
 mod table;
@@ -18,12 +19,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use matrix::{CORE, Cell, Fault, PHASES, Point, Soak, Stage, clean, run, soak, switchover};
 use qferry_bed::{Error, Result};
 
-/// The version that all of it is tried on; the core of it elsewhere.
+/// The version for the whole matrix; on others only the core is tried.
 const WHOLE: &str = "10.0.13";
 const MIGRATIONS: usize = 200;
 const SOAKS: Duration = Duration::from_secs(570);
 
-/// What is asked for.
+/// The arguments of the command.
 struct Asked {
     qferry: PathBuf,
     version: String,
@@ -105,13 +106,13 @@ fn usage() -> Error {
     ))
 }
 
-/// The matrix, or what of it was asked for.
+/// Tries the matrix, or the part of it that was asked for.
 fn tried(asked: &Asked) -> Result<bool> {
     if asked.fault.as_ref().is_some_and(|name| !Fault::ALL.iter().any(|fault| fault.name() == name)) {
         return Err(usage());
     }
     let began = Instant::now();
-    // the points are those of a migration that went well, so that they are never those of an engine of old
+    // The points come from a migration that went well, so that they follow the engine as it is now.
     let mut first = Stage::new(&asked.qferry, &asked.version);
     let seen = clean(&mut first)?;
     let points: Vec<Point> = PHASES.map(Point::Phase).into_iter().chain(switchover(&seen)).collect();
@@ -161,7 +162,7 @@ fn tried(asked: &Asked) -> Result<bool> {
     Ok(wrong == 0)
 }
 
-/// There and back, with faults at random.
+/// Migrates there and back, with faults at random.
 fn soaked(asked: &Asked) -> Result<bool> {
     println!("QEMU {}, seed {}, {} migrations", asked.version, asked.seed, asked.migrations);
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! What the matrix came to, as lines while it runs and as the page that is kept.
+//! The results of the matrix, as lines while it runs and as the page that is kept.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ pub(crate) fn tell(cell: &Cell) {
     }
 }
 
-/// How it ended, who runs, and how long the guest stood still.
+/// The outcome, the side that runs the guest, and the guest's longest pause.
 fn outcome(cell: &Cell, between: &str) -> String {
     if !cell.wrong.is_empty() {
         return "WRONG".to_owned();
@@ -26,7 +26,7 @@ fn outcome(cell: &Cell, between: &str) -> String {
     format!("{ending}{between}{runs}{stood}")
 }
 
-/// The whole, in Markdown.
+/// The page in Markdown.
 pub(crate) fn page(version: &str, points: &[Point], cells: &[Cell]) -> String {
     let date = Command::new("date").arg("--utc").arg("+%Y-%m-%d").output();
     let date = date.map(|date| String::from_utf8_lossy(&date.stdout).trim().to_owned()).unwrap_or_default();

@@ -19,30 +19,30 @@ use super::look::Look;
 use super::point::Point;
 use super::program::{Migrating, Program};
 
-/// How long an engine may take in all. Longer than all its own deadlines together.
+/// The limit for an engine in all: longer than all its own deadlines together.
 const LIMIT: Duration = Duration::from_secs(150);
-/// How long a destination is frozen that is thawed again.
+/// The time for which a destination is frozen before it is thawed.
 const FROZEN: Duration = Duration::from_secs(1);
-/// What a QEMU that could not act has to show what it does when it can.
+/// The time in which a QEMU that could not act shows what it does now that it can.
 const SETTLES: Duration = Duration::from_millis(500);
-/// The blackout budget: so much that no busy machine makes an engine go back that should not.
+/// The blackout budget, so large that no busy machine makes the engine roll back.
 pub(super) const BUDGET: Duration = Duration::from_secs(3);
-/// How long a second engine may take while a command of the first is held.
+/// The limit for a second engine while a command of the first is held.
 const BETWEEN: Duration = Duration::from_secs(3);
 
-/// What came of it.
+/// The result of a migration with a fault.
 pub(crate) struct Attempt {
-    /// Whether the engine ended without knowing, and what follows is what its journal was taken up to.
+    /// Whether the engine ended undetermined, so that the rest is the result of a recovery from its journal.
     pub(crate) recovered: bool,
-    /// How the engine ended, or that it did not as it must.
+    /// The end of the engine, or an error if that was not as it must be.
     pub(crate) ended: std::result::Result<Ended, String>,
-    /// When the fault struck.
+    /// The time at which the fault struck.
     pub(crate) struck: Option<Instant>,
     pub(crate) tape: Vec<Command>,
     pub(crate) look: Look,
 }
 
-/// What is between the engine and the pair.
+/// The proxies between the engine and the pair.
 struct Scene<'a> {
     pair: &'a Pair,
     folder: PathBuf,
@@ -86,7 +86,7 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
             let settings = Settings { clean, ..scene.settings("") };
             let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
             let settings = Settings { force: force.into_iter().collect(), ..settings };
-            // an engine that may dial anew has to be given addresses
+            // An engine that may dial again needs addresses.
             let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
             let reach = |side: Side| match cut {
                 true => Ok(Reach::At(address(&format!("unix:{}", scene.monitor(side).path().display()))?)),
@@ -109,7 +109,7 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
                 struck = Some(Instant::now());
                 if let Engine::Program(running, program) = &mut engine {
                     running.kill()?;
-                    // a proxy that holds a command keeps its end open, which the kernel would have closed
+                    // A proxy that holds a command keeps its end open, which the kernel would have closed.
                     scene.monitors.iter().for_each(MonitorProxy::cut);
                     drop(go);
                     break program.recover_twice(LIMIT);
@@ -126,7 +126,7 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
                     running.kill()?;
                     break program.recover_twice(LIMIT);
                 }
-                // who has ended by himself meanwhile cannot be struck any more
+                // A process that has ended by itself cannot be struck any more.
                 second = scene.strike(fault, false).unwrap_or_default();
                 thaw = (fault == Fault::Thawed).then(|| Instant::now() + FROZEN);
             }
@@ -148,13 +148,13 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
     if fault.is_some_and(|(fault, _)| fault.blinds() || fault == Fault::Thawed) {
         sleep(SETTLES);
     }
-    // what it could not know by then may be known now
+    // A recovery may find out what the engine could not know.
     let recovered = !by_program && ended.as_ref().is_ok_and(|ended| ended.ending == Ending::Undetermined);
     let ended = if recovered { scene.recover()? } else { ended };
     Ok(Attempt { recovered, ended, struck, tape: scene.tape.commands(), look: Look::at(pair)? })
 }
 
-/// Whatever it ends with: what counts is where the guest is.
+/// Waits for the second engine. Its outcome does not matter, but where the guest is.
 fn wait_for_second(told: &Receiver<Told>) -> Result<()> {
     match told.recv_timeout(LIMIT) {
         Ok(Told::Broke(error)) => Err(Error::new(format!("the second engine: {error}"))),
@@ -173,7 +173,7 @@ impl<'a> Scene<'a> {
         let monitors = [monitor(Side::Source, "source")?, monitor(Side::Destination, "destination")?];
         let channel = |name: &str| ChannelProxy::start(folder.join(name), folder.join(format!("{name}-behind")));
         let (nbd, ram) = (channel("nbd")?, channel("ram")?);
-        // both sides are told where the relays listen, so the destination has to be told otherwise
+        // The engine tells both sides the addresses of the relays, so the destination's are replaced.
         for (command, relay) in [("nbd-server-start", &nbd), ("migrate-incoming", &ram)] {
             let [front, behind] = [relay.front(), relay.behind()].map(|path| path.display().to_string());
             monitors[1].replace(command, &front, &behind);
@@ -190,7 +190,7 @@ impl<'a> Scene<'a> {
         format!("unix:{}", self.folder.join(name).display())
     }
 
-    /// What an engine is told; `suffix` keeps a second one's sockets apart, which go by no relay.
+    /// The settings of an engine. The suffix keeps the sockets of a second one apart, which use no relay.
     fn settings(&self, suffix: &str) -> Settings {
         let address = |name: &str| self.unix(&format!("{name}{suffix}")).parse::<Address>().ok();
         Settings {
@@ -200,7 +200,7 @@ impl<'a> Scene<'a> {
             source_nbd_address: address("here"),
             downtime: BUDGET,
             journal: JournalPlace::File(self.journal(suffix)),
-            // the preflight's reading is not what is tried here, and it removes the socket it has read from
+            // The preflight's reading is not tested, and would remove the socket of the relay.
             verify_backing: ProofLevel::Off,
             ..Settings::default()
         }
@@ -228,7 +228,7 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// Takes up what the engine has left.
+    /// Recovers from the engine's journal.
     fn recover(&self) -> Result<std::result::Result<Ended, String>> {
         let mut sides = [None, None];
         for (side, reach) in SIDES.into_iter().zip(&mut sides) {
@@ -249,7 +249,7 @@ impl<'a> Scene<'a> {
             Fault::Cut(side) => self.monitor(side).cut(),
             Fault::Late(side) => self.monitor(side).late(Fault::late()),
             Fault::SecondEngine => return self.second_engine(held).map(Some),
-            // the destination was made for it, or it is the command's deed, or it has been done
+            // The destination was made for this fault, or a proxy's rule brings it about, or it has been done.
             Fault::WriteError | Fault::ReadError | Fault::StateRefused | Fault::ReplyLost | Fault::EngineKilled => {
                 debug_assert!(fault.deviation().is_some() || fault.deed() != Deed::Pass || fault.needs_own_source());
             }
@@ -257,7 +257,7 @@ impl<'a> Scene<'a> {
         Ok(None)
     }
 
-    /// A second engine, over TCP. While the first is held it is let go as far as it comes.
+    /// Starts a second engine, over TCP. While the first is held, the second goes as far as it can.
     fn second_engine(&self, held: bool) -> Result<Receiver<Told>> {
         let reach = |side: Side| -> Result<Reach> {
             let port = self.pair.machine(side).qmp_port()?;
@@ -268,7 +268,7 @@ impl<'a> Scene<'a> {
         let (done, is_done) = channel();
         let running = engine::start(sides, self.settings("-second"), None, talk);
         std::thread::spawn(move || {
-            // kept until it has ended by itself
+            // The second engine is kept until it has ended by itself.
             let _running = running;
             if let Ok(ended) = told.recv() {
                 drop(done.send(ended));
@@ -293,7 +293,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// Takes all that is left on a file system.
+/// Fills a file system.
 fn fill(path: &Path) -> Result<()> {
     let mut file = fs::File::create(path).map_err(|error| Error::new(format!("{}: {error}", path.display())))?;
     while file.write_all(&[1; 64 << 10]).is_ok() {}

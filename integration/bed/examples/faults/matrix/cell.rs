@@ -1,4 +1,4 @@
-//! One fault at one point, from the migration that meets it to the one after.
+//! One fault at one point: the migration with the fault, and the next one.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -15,25 +15,25 @@ use super::look::{Seen, WAIT};
 use super::point::Point;
 use super::stage::Stage;
 
-/// So many of the last commands are told where something is wrong.
+/// The number of last commands that are told if something is wrong.
 const TAIL: usize = 40;
 
-/// What came of it.
+/// The result of a fault at a point.
 #[derive(Clone, Debug)]
 pub(crate) struct Cell {
     pub(crate) fault: Fault,
     pub(crate) point: Point,
-    /// How the engine ended, as far as it did.
+    /// The end of the engine, if it ended.
     pub(crate) ended: Option<Ended>,
-    /// Whether it ended without knowing, and this is what its journal was taken up to.
+    /// Whether the engine ended undetermined, so that the rest is the result of a recovery.
     pub(crate) recovered: bool,
-    /// Where the guest is then, if it is where it may be.
+    /// The place of the guest, if that is right.
     pub(crate) standing: Option<Standing>,
     /// Whether the fault struck.
     pub(crate) struck: bool,
-    /// The longest the guest stood still from the fault on; none where it does not run, or does not beat.
+    /// The longest pause of the guest from the fault on; none if the guest does not run or beat.
     pub(crate) stood: Option<Duration>,
-    /// What is wrong; nothing is good.
+    /// The errors; none is good.
     pub(crate) wrong: Vec<String>,
     pub(crate) took: Duration,
 }
@@ -62,7 +62,7 @@ pub(crate) fn run(stage: &mut Stage, fault: Fault, point: &Point, again: bool) -
     cell
 }
 
-/// A migration with no fault in it: the commands it took.
+/// The commands of a migration without a fault.
 pub(crate) fn clean(stage: &mut Stage) -> Result<Vec<Command>> {
     let qferry = stage.qferry().to_owned();
     let pair = stage.ready(None)?;
@@ -92,7 +92,7 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     let judged = judge(&Facts { fault: cell.fault, started, look: &tried.look, ended: &ended });
     let last_words = |wrong| {
         let [source, destination] = [&pair.source, &pair.destination].map(|machine| machine.stderr());
-        // one that hangs has been found out before this, and is not asked again
+        // A QEMU that hangs has been found out before, and is not asked again.
         let jobs = match tried.look.source {
             Seen::Answers { .. } => pair.source.qmp("query-block-jobs", &json!({})).ok(),
             _ => None,
@@ -106,7 +106,7 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
         ))
     };
     let standing = judged.map_err(last_words)?;
-    // a guest that came from a 7.2 may panic (see `Pair::errors`): each serves once
+    // A guest that came from a 7.2 may panic (see `Pair::errors`), so each serves once.
     let serves_once = cell.fault.needs_own_source() || pair.spec().version == "7.2";
     cell.standing = Some(standing);
     match standing {
@@ -132,9 +132,9 @@ fn fill_in(cell: &mut Cell, stage: &mut Stage, again: bool) -> Result<()> {
     }
 }
 
-/// The guest runs there, and finds all it has written and all its memory.
+/// The guest runs on a side, and finds all of its writes and its memory.
 fn is_well(pair: &Pair, side: Side) -> Result<()> {
-    // one that came from a 7.2 may have lost a timer: its disks are read offline
+    // A guest that came from a 7.2 may have lost a timer, so its disks are read offline.
     if !pair.spec().quick && pair.spec().version != "7.2" {
         pair.wait_for_beats(side, 10, WAIT)?;
         pair.wait_until_verified(WAIT)?;
@@ -143,18 +143,18 @@ fn is_well(pair: &Pair, side: Side) -> Result<()> {
     if errors.is_empty() { Ok(()) } else { Err(Error::new(format!("the guest found: {errors:?}"))) }
 }
 
-/// Nothing of the engine's is in a QEMU that is there, nor in its folder.
+/// Nothing of the engine is left in a QEMU or in its folder.
 fn nothing_left(pair: &Pair, ended: &Ended) -> Result<()> {
     let mut left = Vec::new();
     for machine in [&pair.source, &pair.destination] {
         let is_there = machine.alive()? && (machine.side() == Side::Destination || ended.ending != Ending::Moved);
-        // one that was told to quit may be gone at any moment
+        // A QEMU that was told to quit may end at any moment.
         if let Some(found) = is_there
             .then(|| machine.leftovers())
             .transpose()
             .or_else(|error| if machine.wait_for_end(WAIT).is_ok() { Ok(None) } else { Err(error) })?
         {
-            // a QEMU that is frozen until the engine has ended may or may not do yet what it was told
+            // A QEMU that was frozen until the engine ended may or may not carry out its last commands.
             let is_told = |what: &String| {
                 let settings = what.starts_with("capability") || what.starts_with("parameter");
                 settings && ended.says_left(machine.side(), "migration capabilities and parameters")

@@ -12,29 +12,29 @@ use qferry::internals::progress::{Ending, Kind, Outcome, Phase, PhaseState, Runs
 use qferry_bed::Side;
 use tokio::sync::oneshot;
 
-/// What whoever tries it is told.
+/// The messages of an engine under test.
 pub(crate) enum Told {
-    /// The point is reached, and all waits there until this is dropped.
+    /// The point is reached. The engine waits until this end is dropped.
     Reached(#[allow(dead_code, reason = "it is there to be dropped")] Sender<()>),
     /// The engine has ended.
     Ended(Ended),
-    /// It has ended as it must not.
+    /// The engine has ended as it must not.
     Broke(String),
 }
 
-/// How an engine ended, by its own account.
+/// The outcome of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) ending: Ending,
     pub(crate) runs_on: RunsOn,
-    /// The reason's code, or nothing.
+    /// The code of the reason, or an empty text.
     pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) leftovers: Vec<String>,
 }
 
 impl Ended {
-    /// Whether it says that this is left on a side.
+    /// Whether the outcome names this leftover on a side.
     pub(crate) fn says_left(&self, side: Side, what: &str) -> bool {
         self.leftovers.iter().any(|left| left.starts_with(&side.to_string()) && left.contains(what))
     }
@@ -47,10 +47,10 @@ impl From<Outcome> for Ended {
     }
 }
 
-/// How a monitor is reached.
+/// A way to a monitor.
 #[derive(Clone, Debug)]
 pub(crate) enum Reach {
-    /// At an address. What is behind a proxy is then not known to be QEMU.
+    /// At an address. The engine then does not know that QEMU is behind a proxy.
     At(Address),
     /// Through a proxy, with the QEMU behind it named to the engine.
     Through(PathBuf, u32),
@@ -69,12 +69,13 @@ impl Reach {
     }
 }
 
-/// A running engine. Dropping it takes its runtime away, as if it had died without a word.
+/// A running engine. Dropping the value removes its runtime, as if the engine had died without a word.
 pub(crate) struct Running {
     _stop: oneshot::Sender<()>,
 }
 
-/// Starts one. It says [`Told::Reached`] at the begin of `phase` and stands still there, and at last how it ended.
+/// Starts an engine, which sends [`Told::Reached`] at the begin of `phase` and waits there, and sends its outcome at
+/// the end.
 pub(crate) fn start(sides: [Reach; 2], settings: Settings, phase: Option<Phase>, talk: Sender<Told>) -> Running {
     let (stop, stopped) = oneshot::channel::<()>();
     thread::spawn(move || {
@@ -93,7 +94,7 @@ pub(crate) fn start(sides: [Reach; 2], settings: Settings, phase: Option<Phase>,
             Ok(Err(error)) => Told::Broke(error),
             Err(_) => Told::Broke("the engine panicked".to_owned()),
         };
-        // nobody may be waiting any more
+        // Nobody may be waiting any more.
         drop(talk.send(told));
     });
     Running { _stop: stop }
@@ -119,7 +120,7 @@ async fn migrate(
     Ok(migration.wait().await)
 }
 
-/// Takes up in this process what another engine has left, to the end.
+/// Recovers in this process from the journal of another engine.
 pub(crate) fn recover(journal: &Path, sides: &[Option<Reach>; 2], patience: Duration) -> Result<Ended, String> {
     let recover = async {
         let mut recovery = Migration::recovery(journal);
@@ -138,11 +139,11 @@ pub(crate) fn recover(journal: &Path, sides: &[Option<Reach>; 2], patience: Dura
     ended.unwrap_or_else(|_| Err(format!("the recovery has not ended after {patience:?}")))
 }
 
-/// Says that the point is reached, and waits to be let go.
+/// Tells that the point is reached, and waits to be let go.
 pub(crate) fn wait_for_go(talk: &Sender<Told>) {
     let (go, wait) = channel();
     if talk.send(Told::Reached(go)).is_ok() {
-        // the end of it is the word to go
+        // The end of the channel lets the engine go.
         while wait.recv().is_ok() {}
     }
 }

@@ -1,4 +1,4 @@
-//! What goes wrong.
+//! The faults.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(crate) enum Fault {
     Killed(Side),
     /// SIGSTOP for the destination.
     Frozen,
-    /// The same, with SIGCONT a second later.
+    /// SIGSTOP for the destination, and SIGCONT a second later.
     Thawed,
     /// SIGKILL for the engine; `qferry recover` looks after it.
     EngineKilled,
@@ -69,7 +69,7 @@ impl Fault {
         Self::SecondEngine,
     ];
 
-    /// How it is called on the command line and in the table.
+    /// The name on the command line and in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Killed(Side::Destination) => "destination-killed",
@@ -93,7 +93,7 @@ impl Fault {
         }
     }
 
-    /// What it is, for people.
+    /// The description for people.
     pub(crate) fn told(self) -> &'static str {
         match self {
             Self::Killed(Side::Destination) => "SIGKILL for the destination's QEMU",
@@ -119,7 +119,7 @@ impl Fault {
         }
     }
 
-    /// Why it makes no sense at a point, if so.
+    /// The reason to leave the fault out at a point, if there is one.
     pub(crate) fn left_out(self, point: &Point) -> Option<&'static str> {
         let past = point.past();
         match self {
@@ -139,12 +139,12 @@ impl Fault {
         }
     }
 
-    /// What is done to the command that the point is before.
+    /// The proxy's deed to the command before which the point is.
     pub(crate) fn deed(self) -> Deed {
         if self == Self::ReplyLost { Deed::CutAfter } else { Deed::Pass }
     }
 
-    /// In what the destination has to be different for it.
+    /// The deviation of the destination for this fault.
     pub(crate) fn deviation(self) -> Option<Deviation> {
         match self {
             Self::Full => Some(Deviation::SmallFileSystem { bytes: 40 * MIB }),
@@ -154,22 +154,22 @@ impl Fault {
         }
     }
 
-    /// Whether it keeps the engine from reaching a QEMU that is there: it may then rightly name what it left there.
+    /// Whether the fault keeps the engine from reaching a live QEMU, so that leftovers there may rightly be named.
     pub(crate) fn blinds(self) -> bool {
         matches!(self, Self::Frozen | Self::Cut(_) | Self::ReplyLost | Self::Late(_) | Self::SecondEngine)
     }
 
-    /// Whether the source itself is made otherwise for it, which no other fault can use.
+    /// Whether the fault needs a source of its own.
     pub(crate) fn needs_own_source(self) -> bool {
         self == Self::ReadError
     }
 
-    /// For how long a monitor is late.
+    /// The time by which a monitor is late.
     pub(crate) fn late() -> Duration {
         LATE
     }
 
-    /// The guest it is tried on.
+    /// The guest for this fault.
     pub(crate) fn spec(self, version: &str) -> Spec {
         let workload =
             Workload { ram: 4 * MIB, dirty: 8 * MIB, write: 100, read: 100, slots: 32, ..Workload::default() };

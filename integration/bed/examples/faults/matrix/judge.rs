@@ -1,6 +1,7 @@
-//! Whether what became of a guest is as it must be.
+//! The judgement of a guest after a fault.
 //!
-//! Decides from what both QEMUs say, what was sent to them, and what the engine says. It looks at nothing itself.
+//! The judgement decides from the answers of both QEMUs, the commands sent to them, and the engine's outcome. No query
+//! is made from here.
 
 use qferry::internals::progress::{Ending, RunsOn};
 
@@ -9,17 +10,17 @@ use super::fault::Fault;
 use super::look::{Look, Seen};
 use qferry_bed::Side;
 
-/// Where the guest is.
+/// The place of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     OnSource,
     OnDestination,
-    /// It runs nowhere, rightly: for this reason.
+    /// The guest rightly runs nowhere, for this reason.
     Nowhere(&'static str),
 }
 
 impl Standing {
-    /// In a few words.
+    /// The place in a few words.
     pub(crate) fn told(self) -> &'static str {
         match self {
             Self::OnSource => "on the source",
@@ -29,7 +30,7 @@ impl Standing {
     }
 }
 
-/// Everything a judgement rests on.
+/// The facts for a judgement.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
     pub(crate) fault: Fault,
@@ -39,17 +40,17 @@ pub(crate) struct Facts<'a> {
     pub(crate) ended: &'a Ended,
 }
 
-/// Where the guest is, or what is wrong.
+/// The place of the guest, or the error.
 pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
     let Facts { fault, look, ended, .. } = facts;
     let said = format!("the engine said {}, on {:?} ({}: {})", ended.ending, ended.runs_on, ended.code, ended.message);
     let claim = |side: RunsOn, endings: &[Ending]| {
         let known = ended.runs_on == side && endings.contains(&ended.ending);
-        // what another engine did meanwhile it cannot know
+        // The engine cannot know what another engine did meanwhile.
         let unknown = *fault == Fault::SecondEngine && ended.ending == Ending::Undetermined;
         known || unknown
     };
-    // a refusal that comes before any look does not say where the guest is
+    // A refusal before the first query does not say where the guest is.
     let unlooked = ended.ending == Ending::Refused && ended.runs_on == RunsOn::Unknown;
     match (look.source.runs(), look.destination.runs()) {
         (true, true) => Err(format!("TWO RUNNERS; {said}")),
@@ -67,9 +68,9 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
         },
         (false, false) => {
             let why = justify(facts).map_err(|why| format!("NO RUNNER: {why}; {said}; {look:?}"))?;
-            // it did move, and was killed there
+            // The guest moved, and was killed on the destination.
             let moved = ended.ending == Ending::Moved && facts.started && look.destination == Seen::Dead;
-            // because its source was gone
+            // The engine refused because the source was gone.
             let refused = unlooked && !facts.started && *fault == Fault::Killed(Side::Source);
             match moved || refused || ended.ending == Ending::Undetermined {
                 true => Ok(Standing::Nowhere(why)),
@@ -79,7 +80,7 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
     }
 }
 
-/// Why it is right that nobody runs the guest; or why not.
+/// The reason why it is right that the guest runs nowhere, or why it is not.
 fn justify(facts: &Facts<'_>) -> Result<&'static str, &'static str> {
     let Facts { fault, started, look, .. } = facts;
     let has_all = |seen: &Seen| matches!(seen, Seen::Answers { migration, .. } if migration == "completed");

@@ -1,21 +1,21 @@
-//! What both QEMUs say over the bed's own monitors, once the engine has ended.
+//! The answers of both QEMUs over the bed's own monitors, once the engine has ended.
 
 use std::time::Duration;
 
 use qferry_bed::{Machine, Pair, Result};
 use serde_json::json;
 
-/// How long a QEMU or a guest may take for something on a busy machine.
+/// The limit for anything that a QEMU or a guest does on a busy machine.
 pub(super) const WAIT: Duration = Duration::from_secs(120);
 
 /// One side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// Its process has ended.
+    /// The process has ended.
     Dead,
-    /// It is there and does not answer.
+    /// The process is alive and does not answer.
     Silent,
-    /// It says this.
+    /// The monitor answers with these states.
     Answers { run: String, migration: String },
 }
 

@@ -1,7 +1,7 @@
-//! Faults against points: what may go wrong, when, and the judgement of what became of the guest.
+//! Faults against points: the fault, the time at which it strikes, and the judgement of the guest.
 //!
-//! Used by `scripts/faults` and by the live tests. It judges by what both QEMUs and the guest say, asked over the bed's
-//! own monitors after the engine has ended, and only then by whether the engine said the same.
+//! `scripts/faults` and the live tests use this matrix. Both QEMUs and the guest are asked over the bed's own monitors
+//! after the engine has ended, and only then the engine's outcome is compared.
 
 mod attempt;
 mod cell;
@@ -20,7 +20,7 @@ pub(crate) use point::{PHASES, Point, switchover};
 pub(crate) use soak::{Soak, soak};
 pub(crate) use stage::Stage;
 
-/// The cells that matter most, by name: what runs on every version, and in the tests.
+/// The cells that matter most, by name, which run on every version and in the tests.
 pub(crate) const CORE: [(Fault, &str); 12] = {
     use qferry_bed::Side::{Destination, Source};
     [

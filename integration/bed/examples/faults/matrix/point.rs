@@ -1,4 +1,4 @@
-//! When a fault strikes.
+//! The points at which faults strike.
 
 use std::fmt;
 use std::time::Duration;
@@ -20,11 +20,11 @@ pub(crate) enum Point {
         nth: usize,
         past: Past,
     },
-    /// So long after the start.
+    /// A time after the start.
     Moment(Duration),
 }
 
-/// What has been sent by then.
+/// The stage that a migration has reached by its commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Past {
     Nothing,
@@ -36,12 +36,12 @@ pub(crate) enum Past {
     Started,
 }
 
-/// The phases in which something may go wrong.
+/// The phases in which a fault may strike.
 pub(crate) const PHASES: [Phase; 6] =
     [Phase::Prepare, Phase::Storage, Phase::Memory, Phase::Switchover, Phase::Handover, Phase::Cleanup];
 
 impl Point {
-    /// What has been sent by then, as far as it is known.
+    /// The stage that is reached at this point, if it is known.
     pub(crate) fn past(&self) -> Past {
         match self {
             Self::Command { past, .. } => *past,
@@ -51,12 +51,12 @@ impl Point {
         }
     }
 
-    /// Whether it is one of these commands.
+    /// Whether the point is before a command of this name.
     pub(crate) fn names(&self, command: &str) -> bool {
         matches!(self, Self::Command { name, .. } if name == command)
     }
 
-    /// Whether the last of these commands is the one.
+    /// Whether the last of these commands is that of the point.
     pub(crate) fn is_reached(&self, seen: &[Command]) -> bool {
         let Self::Command { side, name, nth, .. } = self else { return false };
         let is_it = |command: &&Command| command.side == *side && command.name == *name;
@@ -144,12 +144,12 @@ mod tests {
                 ("source: quit", Past::Started),
             ]
         );
-        // each is met once, at its place
+        // Each point is reached once, at its place.
         for (at, point) in points.iter().enumerate() {
             let met: Vec<usize> = (1..=seen.len()).filter(|end| point.is_reached(&seen[..*end])).collect();
             assert_eq!(met, [at + 2], "{point}");
         }
-        // what a mirror that starts anew is ended by is no switchover
+        // The forced end of a mirror that starts again is no switchover.
         let forced = command(Source, "block-job-cancel", serde_json::json!({"force": true}));
         assert_eq!(switchover(&[forced]), []);
     }

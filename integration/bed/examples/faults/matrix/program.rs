@@ -18,7 +18,7 @@ use super::engine::{Ended, Told, wait_for_go};
 /// Between two looks at a child.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Where the program is, and what it works with.
+/// The program, and its files and addresses.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
     pub(crate) qferry: PathBuf,
@@ -34,7 +34,8 @@ pub(crate) struct Program {
 pub(crate) struct Migrating(Child);
 
 impl Program {
-    /// Starts `qferry migrate`. It says what [`super::engine::start`] says, but does not stand still by itself.
+    /// Starts `qferry migrate`, which sends the same messages as [`super::engine::start`], but does not wait at the
+    /// point.
     pub(crate) fn migrate(&self, phase: Option<Phase>, talk: Sender<Told>) -> Result<Migrating> {
         let [source, destination] = &self.monitors;
         let mut command = self.command("migrate");
@@ -66,7 +67,7 @@ impl Program {
         Ok(Migrating(child))
     }
 
-    /// Runs `qferry recover`, and again: the second time it finds all done, or nothing more to do.
+    /// Runs `qferry recover` twice. The second run finds nothing more to do.
     pub(crate) fn recover_twice(&self, patience: Duration) -> std::result::Result<Ended, String> {
         let recover = || self.recover(patience).map_err(|error| error.to_string());
         let ended = recover()?;
@@ -76,7 +77,7 @@ impl Program {
         }
     }
 
-    /// Runs `qferry recover` to its end. What it says must be what it exits with.
+    /// Runs `qferry recover` to its end. Outcome and exit code must agree.
     fn recover(&self, patience: Duration) -> Result<Ended> {
         let mut command = self.command("recover");
         command.arg(&self.journal).arg("--json").stdout(self.log("recover.out")?).stderr(self.log("recover.err")?);
@@ -116,7 +117,7 @@ impl Program {
 }
 
 impl Migrating {
-    /// SIGKILL, and waits until it is gone.
+    /// Kills the program with SIGKILL, and waits for its end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         let killed = self.0.kill().and_then(|()| self.0.wait());
         killed.map(drop).map_err(|error| Error::new(format!("killing qferry: {error}")))
@@ -125,7 +126,7 @@ impl Migrating {
 
 impl Drop for Migrating {
     fn drop(&mut self) {
-        // one that has ended is what is wanted
+        // A program that has ended already is fine.
         drop(self.kill());
     }
 }

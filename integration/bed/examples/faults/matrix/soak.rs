@@ -14,12 +14,12 @@ use super::judge::Standing;
 use super::point::Point;
 use super::stage::Stage;
 
-/// How much longer than a migration the moments are spread over.
+/// The span of the moments of faults, in lengths of a migration.
 const BEYOND: f64 = 1.1;
-/// One of so many migrations has no fault in it.
+/// One in this many migrations has no fault.
 const CLEAN: u64 = 5;
-/// What may happen; a guest that dies with its QEMU takes longer to replace than a migration does, so that comes
-/// seldom.
+/// The faults and their weights. To replace a guest that died with its QEMU takes longer than a migration, so such
+/// faults are rare.
 const FAULTS: [(Fault, u64); 9] = [
     (Fault::Killed(Side::Destination), 6),
     (Fault::Thawed, 3),
@@ -32,22 +32,22 @@ const FAULTS: [(Fault, u64); 9] = [
     (Fault::Killed(Side::Source), 1),
 ];
 
-/// What is asked for.
+/// The arguments of a soak.
 pub(crate) struct Soak<'a> {
     pub(crate) qferry: &'a Path,
     pub(crate) version: &'a str,
     pub(crate) seed: u64,
-    /// How many migrations.
+    /// The number of migrations.
     pub(crate) migrations: usize,
-    /// When no further one is begun.
+    /// The time after which no further migration is begun.
     pub(crate) limit: Duration,
-    /// How many guests at once.
+    /// The number of guests at the same time.
     pub(crate) lanes: usize,
-    /// What must not be met yet.
+    /// The faults that are left out.
     pub(crate) without: &'a [Fault],
 }
 
-/// What came of it.
+/// The results of a soak.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) migrations: usize,
@@ -57,12 +57,12 @@ pub(crate) struct Tally {
     pub(crate) nowhere: usize,
     /// Faults that struck.
     pub(crate) struck: usize,
-    /// The longest that a guest stood still.
+    /// The longest pause of a guest.
     pub(crate) stood: Duration,
     pub(crate) wrong: Vec<String>,
 }
 
-/// Migrates until it has been done as often as asked, or the time is over, or something is wrong.
+/// Migrates as often as asked, or until the time is over or something is wrong.
 pub(crate) fn soak(asked: &Soak<'_>, tell: &(dyn Fn(usize, &Cell) + Sync)) -> Tally {
     let (begun, tally, began) = (AtomicUsize::new(0), Mutex::new(Tally::default()), Instant::now());
     let lane = || {
@@ -73,7 +73,7 @@ pub(crate) fn soak(asked: &Soak<'_>, tell: &(dyn Fn(usize, &Cell) + Sync)) -> Ta
             if number >= asked.migrations || began.elapsed() > asked.limit {
                 break;
             }
-            // each has a seed of its own, so that what happens in one lane does not depend on the other's
+            // Each migration has a seed of its own, so that one lane does not depend on another.
             let mut random = Random(asked.seed.wrapping_add(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
             if random.below(CLEAN) == 0 {
                 let done = clean(&mut stage);
@@ -125,7 +125,7 @@ impl Tally {
     }
 }
 
-/// splitmix64: the same from the same seed, everywhere.
+/// splitmix64, whose numbers depend on the seed alone.
 struct Random(u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! The guest that faults are tried on, one after the other, as long as it lives.
+//! The guest for one fault after the other, as long as it lives.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use qferry_bed::{Pair, Result, Side, Spec};
 
 use super::fault::Fault;
 
-/// A pair whose guest is on the source, with a fresh destination when a try begins.
+/// A pair whose guest is on the source. Each try begins with a fresh destination.
 pub(crate) struct Stage {
     version: String,
     qferry: PathBuf,
@@ -25,7 +25,7 @@ impl Stage {
         &self.qferry
     }
 
-    /// A pair to try a fault on; none is what a clean migration needs.
+    /// A pair for a fault, or for a migration without a fault.
     pub(crate) fn ready(&mut self, fault: Option<Fault>) -> Result<&Pair> {
         let own = fault.is_some_and(Fault::needs_own_source);
         if own {
@@ -44,12 +44,12 @@ impl Stage {
                 Pair::start(&Spec { destination: wanted, ..spec })?
             }
         };
-        // whatever it is used for, it is used
+        // The pair counts as used from now on.
         self.fresh = false;
         Ok(self.pair.insert(pair))
     }
 
-    /// The guest is on the destination: it is the source from now on.
+    /// The guest is on the destination, which is the source from now on.
     pub(crate) fn turn(&mut self) -> Result<()> {
         let Some(mut pair) = self.pair.take() else { return Ok(()) };
         pair.turn()?;
@@ -58,19 +58,19 @@ impl Stage {
         Ok(())
     }
 
-    /// Gives the guest up, which is dead or not to be trusted any more. What was acknowledged to it must be on the
-    /// disks of the side that it was on last.
+    /// Gives up a guest that is dead or cannot be trusted any more. Its acknowledged writes must be on the disks of its
+    /// last side.
     pub(crate) fn bury(&mut self, side: Side) -> Result<()> {
         let Some(pair) = self.pair.take() else { return Ok(()) };
         pair.check_disks(side).map(drop)
     }
 
-    /// The same for a guest that is well, on the source.
+    /// Ends a healthy guest on the source, and checks its disks.
     pub(crate) fn retire(&mut self) -> Result<()> {
         self.bury(Side::Source)
     }
 
-    /// The same, where nothing can be said of it.
+    /// Ends a guest without any check.
     pub(crate) fn abandon(&mut self) {
         self.pair = None;
     }
