@@ -135,13 +135,17 @@ impl Demo {
             println!("             {} blocks is there ({in_flight} newer ones were on their way)", whole + in_flight);
             println!("the rest     {} MiB as they were before the guest wrote", check.background / MIB);
         }
-        let (here, there) = (image(&pair, Side::Source)?, image(&pair, Side::Destination)?);
-        if there.backing.as_ref() != pair.destination.disks()[0].backing() {
-            return Err(Error::new(format!("the destination's image stands on {:?}", there.backing)));
+        let (at_source, at_destination) = (image(&pair, Side::Source)?, image(&pair, Side::Destination)?);
+        if at_destination.backing.as_ref() != pair.destination.disks()[0].backing() {
+            return Err(Error::new(format!("the destination's image stands on {:?}", at_destination.backing)));
         }
         println!("backing file still the destination's own");
         let mib = |bytes: u64| bytes as f64 / MIB as f64;
-        println!("disk size    {:.1} MiB on the source, {:.1} MiB here", mib(here.disk_size), mib(there.disk_size));
+        println!(
+            "disk size    {:.1} MiB on the source, {:.1} MiB on the destination",
+            mib(at_source.disk_size),
+            mib(at_destination.disk_size)
+        );
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl ChannelProxy {
                     continue;
                 }
                 drop(state);
-                if let Err(error) = UnixStream::connect(&target).map(|there| accepting.join([stream, there])) {
+                if let Err(error) = UnixStream::connect(&target).map(|qemu| accepting.join([stream, qemu])) {
                     eprintln!("a relay: {}: {error}", target.display());
                 }
             }

@@ -139,8 +139,8 @@ fn drive_option(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: 
 fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFiles) -> (Vec<String>, String) {
     let mut all = Vec::new();
     let mut add = |flag: &str, value: String| all.extend([flag.to_owned(), value]);
-    let here = |deviation| spec.deviates(side, &deviation);
-    let discard = disk.discard && !here(Deviation::NoDiscard { disk: number });
+    let deviates = |deviation| spec.deviates(side, &deviation);
+    let discard = disk.discard && !deviates(Deviation::NoDiscard { disk: number });
     let common = |mut node: Value| {
         if discard {
             node["discard"] = json!("unmap");
@@ -153,7 +153,7 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
 
     let mut root = format!("disk{number}-file");
     let mut file = json!({"driver": "file", "node-name": root, "filename": files.overlay.display().to_string()});
-    if here(Deviation::OtherUser) {
+    if deviates(Deviation::OtherUser) {
         // Opened for reading until somebody writes, as libvirt does it.
         file["auto-read-only"] = json!(true);
     }
@@ -161,7 +161,7 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
         file["cache"] = json!({"direct": true});
     }
     add("-blockdev", common(file));
-    if here(Deviation::WriteError { disk: number }) {
+    if deviates(Deviation::WriteError { disk: number }) {
         let name = format!("disk{number}-failing");
         add("-blockdev", failing(&name, &root, "write").to_string());
         root = name;
@@ -195,7 +195,7 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
     if let Some(value) = detect_zeroes(disk) {
         node["detect-zeroes"] = json!(value);
     }
-    if here(Deviation::NoBacking { disk: number }) {
+    if deviates(Deviation::NoBacking { disk: number }) {
         node["backing"] = Value::Null;
     }
     let (above, root) = filter(disk.filter_above, "above", format);

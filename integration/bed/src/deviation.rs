@@ -200,17 +200,17 @@ fn apply(
         }
         Deviation::SourcesBacking { disk, sharing } => {
             let files = disks.get_mut(disk).ok_or_else(unknown)?;
-            let theirs = &source.get(disk).ok_or_else(unknown)?.layers;
+            let source_layers = &source.get(disk).ok_or_else(unknown)?.layers;
             if sharing == Sharing::SamePath {
-                files.layers.clone_from(theirs);
+                files.layers.clone_from(source_layers);
                 let size = spec.disks.get(disk).map_or(0, |disk| disk.size);
                 return create_top(build, &spec.disks, disk, files, size);
             }
-            for (ours, theirs) in files.layers.iter().zip(theirs) {
-                fs::remove_file(ours).context(|| format!("removing {}", ours.display()))?;
+            for (own, sources) in files.layers.iter().zip(source_layers) {
+                fs::remove_file(own).context(|| format!("removing {}", own.display()))?;
                 let linked =
-                    if sharing == Sharing::HardLink { fs::hard_link(theirs, ours) } else { symlink(theirs, ours) };
-                linked.context(|| format!("linking {}", ours.display()))?;
+                    if sharing == Sharing::HardLink { fs::hard_link(sources, own) } else { symlink(sources, own) };
+                linked.context(|| format!("linking {}", own.display()))?;
             }
             Ok(())
         }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::image::{ChainLink, chain, guest_visible_equal};
 use crate::machine::Machine;
 use crate::qemu_build::Build;
-use crate::quick::{Given, Half, only_ours, start_destination, throttle_reads};
+use crate::quick::{Given, Half, no_given_destination, start_destination, throttle_reads};
 use crate::record::{Beat, Done, Record, Side, Slot, Verified};
 use crate::spec::{Spec, Style};
 use crate::wire::Wire;
@@ -114,7 +114,7 @@ impl Pair {
         self.destination.kill()?;
         let mut old = Some(self.destination.disks().to_vec());
         if fresh {
-            only_ours(self.given.as_ref())?;
+            no_given_destination(self.given.as_ref())?;
             old = None;
             self.mounted = None;
         }
@@ -133,7 +133,7 @@ impl Pair {
     /// The source still runs a guest, the two sides are of different versions or on two hosts, or the new destination
     /// does not start.
     pub fn turn(&mut self) -> Result<()> {
-        only_ours(self.given.as_ref())?;
+        no_given_destination(self.given.as_ref())?;
         if self.wire().is_some() || self.builds[0].version() != self.builds[1].version() {
             return Err(Error::new("only sides that are alike can be turned round"));
         }

@@ -188,9 +188,9 @@ pub(crate) fn start_destination(
     let arguments = match given {
         Some(Given { whole: true, arguments, .. }) => {
             let watch = home.join("watch").display().to_string();
-            let has_ours = arguments.iter().any(|argument| argument.contains(&watch));
-            let ours = monitors(home).into_iter().filter(|_| !has_ours);
-            arguments.iter().cloned().chain(ours).collect()
+            let has_watch = arguments.iter().any(|argument| argument.contains(&watch));
+            let added = monitors(home).into_iter().filter(|_| !has_watch);
+            arguments.iter().cloned().chain(added).collect()
         }
         Some(given) => arguments(Side::Destination, spec, builds, home, &disks, Some(&given.arguments))?,
         None => arguments(Side::Destination, spec, builds, home, &disks, None)?,
@@ -211,7 +211,7 @@ pub(crate) fn start_destination(
 }
 
 /// An error for a pair whose destination a test has made.
-pub(crate) fn only_ours(given: Option<&Given>) -> Result<()> {
+pub(crate) fn no_given_destination(given: Option<&Given>) -> Result<()> {
     match given {
         Some(_) => Err(Error::new("the destination's images were made by somebody else")),
         None => Ok(()),

@@ -217,8 +217,8 @@ fn in_step(source: &mut Qmp, job: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let jobs = source.execute("query-block-jobs", &json!({}))?;
-        let ours = jobs.as_array().into_iter().flatten().find(|found| found["device"] == job);
-        if ours.is_some_and(|job| job["actively-synced"] == true) {
+        let found = jobs.as_array().into_iter().flatten().find(|one| one["device"] == job);
+        if found.is_some_and(|job| job["actively-synced"] == true) {
             return Ok(());
         }
         thread::sleep(Duration::from_millis(1));

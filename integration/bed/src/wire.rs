@@ -72,8 +72,8 @@ impl Wire {
     pub fn start(link: Link) -> Result<Self> {
         let [(source, sent), (destination, received)] = [host()?, host()?];
         let wire = Self { hosts: [source, destination], counters: [sent, received] };
-        let there = format!("/proc/{}/fd/{}", std::process::id(), wire.host(Side::Destination).as_raw_fd());
-        let pair = ["link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", &there];
+        let namespace = format!("/proc/{}/fd/{}", std::process::id(), wire.host(Side::Destination).as_raw_fd());
+        let pair = ["link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", &namespace];
         wire.on(Side::Source, || program("ip", &pair))??;
         for side in [Side::Source, Side::Destination] {
             wire.on(side, || set_up(side, link))??;
@@ -120,8 +120,8 @@ impl Wire {
     /// The options of the command that send RAM and disks over this link. The command must run on the source's host
     /// ([`Wire::on`]), where a user would start it.
     pub fn options(&self) -> Vec<String> {
-        let (ram, nbd, here) = (self.ram(), self.nbd(Side::Destination), self.nbd(Side::Source));
-        let pairs = [("--migrate-address", ram), ("--nbd-address", nbd), ("--source-nbd-address", here)];
+        let (ram, nbd, source_nbd) = (self.ram(), self.nbd(Side::Destination), self.nbd(Side::Source));
+        let pairs = [("--migrate-address", ram), ("--nbd-address", nbd), ("--source-nbd-address", source_nbd)];
         let words = pairs.into_iter().flat_map(|(option, address)| [option.to_owned(), address]);
         words.chain(["--allow-plaintext".to_owned()]).collect()
     }
@@ -134,9 +134,9 @@ impl Wire {
         let mut table = vec![0; CHUNK];
         let length = self.counters[side as usize].read_at(&mut table, 0).context(|| "reading a host's counters")?;
         let table = String::from_utf8_lossy(table.get(..length).unwrap_or_default());
-        let ours = table.lines().filter_map(|row| row.split_once(':')).find(|(name, _)| name.trim() == DEVICE);
+        let row = table.lines().filter_map(|row| row.split_once(':')).find(|(name, _)| name.trim() == DEVICE);
         // Eight counters of received packets, and then those of sent ones, bytes first.
-        let bytes = ours.and_then(|(_, counters)| counters.split_whitespace().nth(8)?.parse().ok());
+        let bytes = row.and_then(|(_, counters)| counters.split_whitespace().nth(8)?.parse().ok());
         bytes.ok_or_else(|| Error::new(format!("no counters of {DEVICE} in {table}")))
     }
 

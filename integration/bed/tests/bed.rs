@@ -33,11 +33,15 @@ fn a_straight_line_moves_a_busy_guest_and_all_is_well() -> Result<()> {
 
     // The last beat may be read late on a busy machine. But the port is emptied by each read, so a beat came after the
     // begin of the read before its own, and that began after the end of the one before.
-    let (mut here, there) = (pair.beats(Side::Source), pair.beats(Side::Destination)[0]);
-    here.dedup_by_key(|beat| beat.at);
-    let [.., early, _, last] = here.as_slice() else { panic!("few beats: {here:?}") };
-    assert!(there.at - early.at >= timings.blackout, "{early:?} to {there:?} is shorter than {:?}", timings.blackout);
-    assert!(gap.length >= there.at - last.at, "{gap:?} is shorter than from {last:?} to {there:?}");
+    let (mut at_source, at_destination) = (pair.beats(Side::Source), pair.beats(Side::Destination)[0]);
+    at_source.dedup_by_key(|beat| beat.at);
+    let [.., early, _, last] = at_source.as_slice() else { panic!("few beats: {at_source:?}") };
+    assert!(
+        at_destination.at - early.at >= timings.blackout,
+        "{early:?} to {at_destination:?} is shorter than {:?}",
+        timings.blackout
+    );
+    assert!(gap.length >= at_destination.at - last.at, "{gap:?} is shorter than from {last:?} to {at_destination:?}");
     assert_eq!(pair.blackout()?, timings.blackout);
     assert_eq!(pair.runners()?, [Side::Destination]);
     assert!(!pair.source.alive()?, "the source was to quit");
@@ -265,8 +269,8 @@ fn a_link_never_carries_more_than_its_rate() -> Result<()> {
             assert!(bytes <= rate * seconds + burst, "{bytes} bytes in {seconds} s");
         }
     }
-    let (here, there) = (wire.sent(Side::Source)?, wire.sent(Side::Destination)?);
-    assert!(here > 48 * MIB && there < here / 10, "{here} {there}");
+    let (at_source, at_destination) = (wire.sent(Side::Source)?, wire.sent(Side::Destination)?);
+    assert!(at_source > 48 * MIB && at_destination < at_source / 10, "{at_source} {at_destination}");
     Ok(())
 }
 

@@ -73,15 +73,15 @@ fn a_guest_on_a_chain_a_raw_image_and_a_flash_moves() -> Result<()> {
     assert!(checks[0].acknowledged > 20 && checks[1].acknowledged > 20, "{checks:?}");
 
     // The chain shows the layers as they are, and the overlay with its own data alone.
-    let (here, there) = (pair.chain(Side::Source, 0)?, pair.chain(Side::Destination, 0)?);
+    let (at_source, at_destination) = (pair.chain(Side::Source, 0)?, pair.chain(Side::Destination, 0)?);
     let shape = |links: &[qferry_bed::ChainLink]| -> Vec<_> {
         links.iter().map(|link| (link.format.clone(), link.virtual_size / MIB, link.cluster)).collect()
     };
-    assert_eq!(shape(&here), shape(&there));
-    let sizes: Vec<u64> = here.iter().map(|link| link.virtual_size / MIB).collect();
+    assert_eq!(shape(&at_source), shape(&at_destination));
+    let sizes: Vec<u64> = at_source.iter().map(|link| link.virtual_size / MIB).collect();
     assert_eq!(sizes, [16, 14, 8, 12, 16]);
-    assert!(there.iter().all(|link| link.file.starts_with(pair.destination.folder())), "{there:?}");
-    assert!(there[0].taken < 10 * MIB && there[0].taken > MIB, "{there:?}");
+    assert!(at_destination.iter().all(|link| link.file.starts_with(pair.destination.folder())), "{at_destination:?}");
+    assert!(at_destination[0].taken < 10 * MIB && at_destination[0].taken > MIB, "{at_destination:?}");
 
     // The judgement finds a wrong byte below, and one on top.
     let files = pair.destination.disks()[0].clone();
@@ -196,10 +196,10 @@ fn a_destination_that_is_not_as_it_should_be() -> Result<()> {
     let inode = |files: &DiskFiles| fs::metadata(&files.layers[0]).map(|facts| facts.ino()).ok();
     for sharing in [Sharing::SamePath, Sharing::HardLink, Sharing::Symlink] {
         pair.deviate([Deviation::SourcesBacking { disk: 1, sharing }])?;
-        let (here, there) = (&pair.source.disks()[1], &pair.destination.disks()[1]);
-        assert_eq!(inode(here), inode(there));
-        assert_eq!(here.layers == there.layers, sharing == Sharing::SamePath);
-        assert!(pair.chain(Side::Destination, 1)?[1].file == there.layers[0]);
+        let (at_source, at_destination) = (&pair.source.disks()[1], &pair.destination.disks()[1]);
+        assert_eq!(inode(at_source), inode(at_destination));
+        assert_eq!(at_source.layers == at_destination.layers, sharing == Sharing::SamePath);
+        assert!(pair.chain(Side::Destination, 1)?[1].file == at_destination.layers[0]);
     }
 
     pair.deviate([Deviation::OtherId { disk: 0 }, Deviation::NoDiscard { disk: 0 }])?;
@@ -267,8 +267,8 @@ fn a_destination_on_what_somebody_else_made() -> Result<()> {
     let overlay = half.destination_dir().join("theirs.qcow2");
     let backing = half.destination_dir().join("base.raw");
     fs::copy(&half.source.disks()[0].layers[0], &backing).expect("a copy");
-    let (there, below) = (overlay.display().to_string(), backing.display().to_string());
-    half.build(Side::Destination).img(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &below, &there, "16M"])?;
+    let (image, below) = (overlay.display().to_string(), backing.display().to_string());
+    half.build(Side::Destination).img(["create", "-q", "-f", "qcow2", "-F", "raw", "-b", &below, &image, "16M"])?;
     let file = json!({"driver": "qcow2", "node-name": "theirs", "file": {"driver": "file", "filename": overlay}});
     let arguments = ["-blockdev", &file.to_string(), "-device", "virtio-blk-pci,drive=theirs,id=disk0,serial=disk0"];
     let given = Given {

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn zeroes_and_short_sectors_are_not_ours() {
+    fn zeroes_and_short_sectors_are_foreign() {
         assert_eq!(read(&[0; SECTOR]), Err(Damage::Foreign));
         assert!(read(&block()[..SECTOR - 8]).is_err());
     }

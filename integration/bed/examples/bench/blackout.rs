@@ -50,8 +50,8 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     let earlier = |figures: &Figures| millis(figures.earlier);
     let (cpu, rss) = (|figures: &Figures| millis(figures.cpu), |figures: &Figures| figures.peak);
     let mut table = Table::begin("engine");
-    let mut row = |name: &str, unit: &str, ours: f64, yardstick: f64, most: Option<f64>| {
-        table.row(name, unit, ours, Some(yardstick), most.map(Required::AtMost));
+    let mut row = |name: &str, unit: &str, engine: f64, yardstick: f64, most: Option<f64>| {
+        table.row(name, unit, engine, Some(yardstick), most.map(Required::AtMost));
     };
     let (of_script, of_engine) = (median(&script, blackout), median(&engine, blackout));
     row("blackout, against the script", "ms", of_engine, of_script, Some(1.10));
@@ -63,7 +63,7 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     row("  with --transcript", "ms", median(&recorded, cpu), 50.0, None);
     row("peak RSS, against 16 MiB", "MiB", median(&engine, rss), 16.0, Some(1.0));
     row("  with --transcript", "MiB", median(&recorded, rss), 16.0, None);
-    row("disk size, against the source's", "MiB", copy.there, copy.here, Some(1.05));
+    row("disk size, against the source's", "MiB", copy.destination_taken, copy.source_taken, Some(1.05));
     match copy.wire {
         Some(wire) => row("NBD wire, against allocated bytes", "MiB", wire, copy.allocated, Some(1.03)),
         None => table.missed("NBD wire, against allocated bytes", "this is no network namespace of its own"),
@@ -135,12 +135,14 @@ fn seen_from_outside(pair: &Pair, since: Instant, known: Figures) -> Result<Figu
         let gaps = beats.windows(2).filter_map(|pair| Some(pair.last()?.at - pair.first()?.at));
         gaps.max().unwrap_or_default()
     };
-    let (mut here, there) = (pair.beats(Side::Source), pair.beats(Side::Destination));
-    here.retain(|beat| beat.at >= since);
-    let around: Vec<Beat> = here.last().into_iter().chain(there.first()).copied().collect();
+    let (mut at_source, at_destination) = (pair.beats(Side::Source), pair.beats(Side::Destination));
+    at_source.retain(|beat| beat.at >= since);
+    let around: Vec<Beat> = at_source.last().into_iter().chain(at_destination.first()).copied().collect();
     match pair.errors().first() {
         Some(error) => Err(Error::new(format!("the guest found: {error}"))),
-        None => Ok(Figures { blackout: pair.blackout()?, gap: longest(&around), earlier: longest(&here), ..known }),
+        None => {
+            Ok(Figures { blackout: pair.blackout()?, gap: longest(&around), earlier: longest(&at_source), ..known })
+        }
     }
 }
 
@@ -169,8 +171,8 @@ struct Copy {
     allocated: f64,
     /// `None` where other traffic could be counted too.
     wire: Option<f64>,
-    here: f64,
-    there: f64,
+    source_taken: f64,
+    destination_taken: f64,
 }
 
 /// Moves a disk of an idle guest over TCP and looks at what it cost.
@@ -179,15 +181,20 @@ fn copy(qferry: &Path) -> Result<Copy> {
     let workload = Workload { dirty: 0, write: 0, read: 0, ..Workload::default() };
     let pair = Pair::start(&Spec { disks: vec![disk], workload, ..Spec::default() })?;
     let facts = |side| image_facts(pair.build(side), &pair.machine(side).disks()[0].overlay);
-    let here = facts(Side::Source)?;
+    let at_source = facts(Side::Source)?;
     let before = loopback();
     let nbd = format!("tcp:127.0.0.1:{}", free_port()?);
     let ram = format!("unix:{}", pair.run_dir().join("ram").display());
     migrate(qferry, &pair, &["--nbd-address", &nbd, "--migrate-address", &ram].map(PathBuf::from))?;
     let wire = before.zip(loopback()).map(|(before, after)| mib(after - before));
     pair.machine(Side::Destination).finish()?;
-    let there = facts(Side::Destination)?;
-    Ok(Copy { allocated: mib(here.allocated), wire, here: mib(here.disk_size), there: mib(there.disk_size) })
+    let at_destination = facts(Side::Destination)?;
+    Ok(Copy {
+        allocated: mib(at_source.allocated),
+        wire,
+        source_taken: mib(at_source.disk_size),
+        destination_taken: mib(at_destination.disk_size),
+    })
 }
 
 /// Bytes sent over the loopback device so far, if it is up and the only device: a network namespace of our own.

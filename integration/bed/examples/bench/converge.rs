@@ -1,5 +1,5 @@
-//! The engine's own policy against the published schedules of nova, vdsm and KubeVirt, on the same guest and the same link,
-//! under loads from none to more than the link carries.
+//! The engine's own policy against the published schedules of nova, vdsm and KubeVirt, on the same guest and the same
+//! link, under loads from none to more than the link carries.
 
 use std::path::Path;
 
@@ -17,8 +17,8 @@ const LOADS: [(&str, f64); 4] = [("idle", 0.0), ("0.5 x", 0.5), ("0.9 x", 0.9), 
 const BUDGET: &str = "300ms";
 /// The time after which a migration counts as not converged.
 const TIMEOUT: &str = "60s";
-/// The factor by which two equal policies may differ, and the grains on top of it, milliseconds, which no policy decides: QEMU
-/// checks every 100 ms whether it may stop the guest, and the pause scatters by a few milliseconds.
+/// The factor by which two equal policies may differ, and the grains on top of it, milliseconds, which no policy
+/// decides: QEMU checks every 100 ms whether it may stop the guest, and the pause scatters by a few milliseconds.
 const SHARE: f64 = 1.05;
 const TOTAL_GRAIN: f64 = 100.0;
 const BLACKOUT_GRAIN: f64 = 5.0;

@@ -13,8 +13,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn begin(ours: &str) -> Self {
-        println!("\n{:<42} {ours:>13} {:>13} {:>8}  {:<10}", "", "yardstick", "ratio", "required");
+    pub(crate) fn begin(engine: &str) -> Self {
+        println!("\n{:<42} {engine:>13} {:>13} {:>8}  {:<10}", "", "yardstick", "ratio", "required");
         Self { met: true }
     }
 
@@ -22,13 +22,13 @@ impl Table {
         &mut self,
         name: &str,
         unit: &str,
-        ours: f64,
+        engine: f64,
         yardstick: Option<f64>,
         required: Option<Required>,
     ) {
         let figure = |value: f64| format!("{value:.1} {unit}");
         let against = yardstick.map_or_else(|| "-".to_owned(), figure);
-        let ratio = yardstick.map(|yardstick| ours / yardstick);
+        let ratio = yardstick.map(|yardstick| engine / yardstick);
         let verdict = match required {
             None => "-".to_owned(),
             Some(required) => {
@@ -42,7 +42,7 @@ impl Table {
             }
         };
         let ratio = ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
-        println!("{name:<42} {:>13} {against:>13} {ratio:>8}  {verdict}", figure(ours));
+        println!("{name:<42} {:>13} {against:>13} {ratio:>8}  {verdict}", figure(engine));
     }
 
     pub(crate) fn missed(&mut self, name: &str, why: &str) {

@@ -56,7 +56,7 @@ const SIDES: [Side; 2] = [Side::Source, Side::Destination];
 
 /// The engine, wherever it runs.
 enum Engine {
-    Here(#[allow(dead_code, reason = "it is there to be dropped")] engine::Running),
+    InProcess(#[allow(dead_code, reason = "it is there to be dropped")] engine::Running),
     Program(Migrating, Box<Program>),
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
                 false => Ok(scene.reach(side)),
             };
             let sides = [reach(Side::Source)?, reach(Side::Destination)?];
-            Engine::Here(engine::start(sides, settings, phase, talk))
+            Engine::InProcess(engine::start(sides, settings, phase, talk))
         }
     };
 
