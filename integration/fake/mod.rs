@@ -5,7 +5,7 @@
 //! before or during the run. The handle pushes events, freezes the in-band lane and closes the connection at any time.
 //!
 //! ```ignore
-//! let (fake, stream) = Script::new().answer("query-status", json!({"status": "paused"})).duplex();
+//! let (fake, stream) = MonitorScript::new().answer("query-status", json!({"status": "paused"})).duplex();
 //! let client = Client::connect(stream, Options::default()).await.unwrap();
 //! fake.event("STOP", json!({}));
 //! ```
@@ -27,7 +27,7 @@ use tokio::time::Instant;
 
 /// A command as the fake received it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct ReceivedCommand {
     /// The name of the command, such as `query-status`.
     pub name: String,
     /// The arguments; `Null` without any.
@@ -42,7 +42,7 @@ pub struct Seen {
 
 /// One step of an answer. The steps of a command run in order, and in-band commands wait for each other.
 #[derive(Clone, Debug)]
-pub enum Action {
+pub enum AnswerStep {
     /// The reply, with the command's id.
     Return(Value),
     /// An error reply, with the command's id.
@@ -53,13 +53,13 @@ pub enum Action {
     Raw(Vec<u8>),
     /// A pause.
     Delay(Duration),
-    /// A pause until [`Fake::release`] of this tag.
+    /// A pause until [`FakeMonitor::release`] of this tag.
     Hold(&'static str),
     /// The end of the connection, after everything before it was written.
     Close,
 }
 
-impl Action {
+impl AnswerStep {
     /// A `GenericError`.
     pub fn error(desc: &str) -> Self {
         Self::Error { class: "GenericError".into(), desc: desc.into() }
@@ -71,16 +71,16 @@ impl Action {
     }
 }
 
-type Handler = Box<dyn FnMut(&Seen) -> Vec<Action> + Send>;
+type Handler = Box<dyn FnMut(&ReceivedCommand) -> Vec<AnswerStep> + Send>;
 
 /// The commands to several monitors in order of arrival, each with the label of its monitor.
-pub type Log = Arc<Mutex<Vec<(String, Seen)>>>;
+pub type CommandLog = Arc<Mutex<Vec<(String, ReceivedCommand)>>>;
 
 /// The behaviour of a scripted monitor.
-pub struct Script {
+pub struct MonitorScript {
     opening: Vec<u8>,
     handlers: HashMap<String, Handler>,
-    log: Option<(String, Log)>,
+    log: Option<(String, CommandLog)>,
     reading: bool,
     buffer: usize,
 }
@@ -91,13 +91,13 @@ pub fn greeting(capabilities: &[&str]) -> Value {
     json!({"QMP": {"version": version, "capabilities": capabilities}})
 }
 
-impl Default for Script {
+impl Default for MonitorScript {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Script {
+impl MonitorScript {
     /// Offers `oob` and answers the most usual commands of a running guest; any other is `CommandNotFound`.
     pub fn new() -> Self {
         let mut script = Self {
@@ -116,7 +116,7 @@ impl Script {
         script
             .answer("query-status", json!({"running": true, "status": "running"}))
             .answer("query-migrate", json!({}))
-            .on("quit", |_| vec![Action::Return(json!({})), Action::Close])
+            .on("quit", |_| vec![AnswerStep::Return(json!({})), AnswerStep::Close])
     }
 
     /// Another greeting.
@@ -132,47 +132,47 @@ impl Script {
 
     /// A fixed result for a command.
     pub fn answer(self, name: &str, value: Value) -> Self {
-        self.on(name, move |_| vec![Action::Return(value.clone())])
+        self.on(name, move |_| vec![AnswerStep::Return(value.clone())])
     }
 
     /// A handler for a command.
-    pub fn on(mut self, name: &str, handler: impl FnMut(&Seen) -> Vec<Action> + Send + 'static) -> Self {
+    pub fn on(mut self, name: &str, handler: impl FnMut(&ReceivedCommand) -> Vec<AnswerStep> + Send + 'static) -> Self {
         self.handlers.insert(name.into(), Box::new(handler));
         self
     }
 
     /// Also writes what is received to a log shared with other fakes.
-    pub fn log(mut self, label: &str, log: &Log) -> Self {
+    pub fn log(mut self, label: &str, log: &CommandLog) -> Self {
         self.log = Some((label.into(), log.clone()));
         self
     }
 
-    /// Reads nothing until [`Fake::read_on`].
+    /// Reads nothing until [`FakeMonitor::read_on`].
     pub fn not_reading(mut self) -> Self {
         self.reading = false;
         self
     }
 
-    /// The size of the socket buffer of [`Script::duplex`], in bytes.
+    /// The size of the socket buffer of [`MonitorScript::duplex`], in bytes.
     pub fn buffer(mut self, bytes: usize) -> Self {
         self.buffer = bytes;
         self
     }
 
     /// Serves one end of an in-memory stream and returns the other.
-    pub fn duplex(self) -> (Fake, DuplexStream) {
+    pub fn duplex(self) -> (FakeMonitor, DuplexStream) {
         let (own, client) = tokio::io::duplex(self.buffer);
         (self.serve(own), client)
     }
 
     /// Serves the first client of a unix socket; further ones connect and hear nothing, as with QEMU.
-    pub fn listen_unix(self, path: &Path) -> Fake {
+    pub fn listen_unix(self, path: &Path) -> FakeMonitor {
         let listener = UnixListener::bind(path).unwrap();
         self.serve_once(async move { (listener.accept().await.unwrap().0, listener) })
     }
 
     /// Serves the first client of a TCP port, and says which port.
-    pub async fn listen_tcp(self) -> (Fake, u16) {
+    pub async fn listen_tcp(self) -> (FakeMonitor, u16) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let accepted = async move { (listener.accept().await.unwrap().0, listener) };
@@ -180,11 +180,11 @@ impl Script {
     }
 
     /// Serves a connected stream.
-    pub fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Fake {
+    pub fn serve(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> FakeMonitor {
         self.serve_once(async move { (stream, ()) })
     }
 
-    fn serve_once<S, L>(self, accepted: impl Future<Output = (S, L)> + Send + 'static) -> Fake
+    fn serve_once<S, L>(self, accepted: impl Future<Output = (S, L)> + Send + 'static) -> FakeMonitor
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         L: Send + 'static,
@@ -212,21 +212,21 @@ impl Script {
             }
             drop(listener);
         });
-        Fake { shared, task }
+        FakeMonitor { shared, task }
     }
 }
 
 /// The handle to a running fake. Dropping it closes the connection.
-pub struct Fake {
+pub struct FakeMonitor {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
 
 struct Shared {
     handlers: Mutex<HashMap<String, Handler>>,
-    log: Option<(String, Log)>,
+    log: Option<(String, CommandLog)>,
     output: mpsc::UnboundedSender<Output>,
-    seen: watch::Sender<Vec<Seen>>,
+    seen: watch::Sender<Vec<ReceivedCommand>>,
     released: watch::Sender<HashSet<&'static str>>,
     frozen: watch::Sender<bool>,
     reading: watch::Sender<bool>,
@@ -239,9 +239,9 @@ enum Output {
 
 /// A handle for handlers, which may push events at any time, also to the client of another monitor.
 #[derive(Clone)]
-pub struct Emitter(mpsc::UnboundedSender<Output>);
+pub struct EventSender(mpsc::UnboundedSender<Output>);
 
-impl Emitter {
+impl EventSender {
     /// Sends an event. After the end of the connection the event is dropped.
     pub fn event(&self, name: &str, data: &Value) {
         drop(self.0.send(Output::Bytes(event(name, data))));
@@ -253,7 +253,7 @@ impl Emitter {
     }
 }
 
-impl Fake {
+impl FakeMonitor {
     /// Sends an event.
     #[expect(clippy::needless_pass_by_value, reason = "a test writes the data on the spot")]
     pub fn event(&self, name: &str, data: Value) {
@@ -261,8 +261,8 @@ impl Fake {
     }
 
     /// A handle with which handlers push events.
-    pub fn emitter(&self) -> Emitter {
-        Emitter(self.shared.output.clone())
+    pub fn emitter(&self) -> EventSender {
+        EventSender(self.shared.output.clone())
     }
 
     /// Sends bytes as they are.
@@ -270,7 +270,7 @@ impl Fake {
         self.shared.send(Output::Bytes(bytes.into()));
     }
 
-    /// Lets [`Action::Hold`] of this tag go on, now and from now on.
+    /// Lets [`AnswerStep::Hold`] of this tag go on, now and from now on.
     pub fn release(&self, tag: &'static str) {
         self.shared.released.send_modify(|tags| {
             tags.insert(tag);
@@ -290,7 +290,7 @@ impl Fake {
         }
     }
 
-    /// Ends [`Fake::freeze`].
+    /// Ends [`FakeMonitor::freeze`].
     pub fn thaw(&self) {
         self.shared.frozen.send_replace(false);
     }
@@ -303,7 +303,7 @@ impl Fake {
         }
     }
 
-    /// Ends [`Script::not_reading`].
+    /// Ends [`MonitorScript::not_reading`].
     pub fn read_on(&self) {
         self.shared.reading.send_replace(true);
     }
@@ -314,29 +314,29 @@ impl Fake {
     }
 
     /// Replaces the answer to a command from now on.
-    pub fn on(&self, name: &str, handler: impl FnMut(&Seen) -> Vec<Action> + Send + 'static) {
+    pub fn on(&self, name: &str, handler: impl FnMut(&ReceivedCommand) -> Vec<AnswerStep> + Send + 'static) {
         self.shared.handlers.lock().unwrap().insert(name.into(), Box::new(handler));
     }
 
     /// Replaces the answer to a command by a fixed result.
     pub fn answer(&self, name: &str, value: Value) {
-        self.on(name, move |_| vec![Action::Return(value.clone())]);
+        self.on(name, move |_| vec![AnswerStep::Return(value.clone())]);
     }
 
     /// Every command so far, in order of arrival.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub fn seen(&self) -> Vec<ReceivedCommand> {
         self.shared.seen.borrow().clone()
     }
 
-    /// The names of [`Fake::seen`], without the negotiation.
+    /// The names of [`FakeMonitor::seen`], without the negotiation.
     pub fn names(&self) -> Vec<String> {
         let names = self.seen().into_iter().map(|seen| seen.name);
         names.filter(|name| name != "qmp_capabilities").collect()
     }
 
     /// Waits until a command of this name has arrived, and returns the first.
-    pub async fn saw(&self, name: &str) -> Seen {
-        let find = |seen: &Vec<Seen>| seen.iter().find(|seen| seen.name == name).cloned();
+    pub async fn saw(&self, name: &str) -> ReceivedCommand {
+        let find = |seen: &Vec<ReceivedCommand>| seen.iter().find(|seen| seen.name == name).cloned();
         let mut seen = self.shared.seen.subscribe();
         let seen = seen.wait_for(|seen| find(seen).is_some()).await.unwrap();
         find(&seen).unwrap()
@@ -344,7 +344,7 @@ impl Fake {
 
     /// Waits until this many commands of this name have arrived.
     pub async fn saw_times(&self, name: &str, times: usize) {
-        let count = |seen: &Vec<Seen>| seen.iter().filter(|seen| seen.name == name).count();
+        let count = |seen: &Vec<ReceivedCommand>| seen.iter().filter(|seen| seen.name == name).count();
         self.shared.seen.subscribe().wait_for(|seen| count(seen) >= times).await.unwrap();
     }
 
@@ -359,7 +359,7 @@ impl Fake {
     }
 }
 
-impl Drop for Fake {
+impl Drop for FakeMonitor {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -371,44 +371,46 @@ impl Shared {
         drop(self.output.send(output));
     }
 
-    fn note(&self, seen: &Seen) {
+    fn note(&self, seen: &ReceivedCommand) {
         self.seen.send_modify(|all| all.push(seen.clone()));
         if let Some((label, log)) = &self.log {
             log.lock().unwrap().push((label.clone(), seen.clone()));
         }
     }
 
-    async fn carry_out(&self, seen: &Seen) {
+    async fn carry_out(&self, seen: &ReceivedCommand) {
         let actions = match self.handlers.lock().unwrap().get_mut(&seen.name) {
             Some(handler) => handler(seen),
-            None => vec![Action::Error {
+            None => vec![AnswerStep::Error {
                 class: "CommandNotFound".into(),
                 desc: format!("The command {} has not been found", seen.name),
             }],
         };
         for action in actions {
             let bytes = match action {
-                Action::Return(value) => line(&json!({"return": value, "id": seen.id})),
-                Action::Error { class, desc } => line(&json!({"error": {"class": class, "desc": desc}, "id": seen.id})),
-                Action::Event { name, data } => event(&name, &data),
-                Action::Raw(bytes) => bytes,
-                Action::Delay(pause) => {
+                AnswerStep::Return(value) => line(&json!({"return": value, "id": seen.id})),
+                AnswerStep::Error { class, desc } => {
+                    line(&json!({"error": {"class": class, "desc": desc}, "id": seen.id}))
+                }
+                AnswerStep::Event { name, data } => event(&name, &data),
+                AnswerStep::Raw(bytes) => bytes,
+                AnswerStep::Delay(pause) => {
                     tokio::time::sleep(pause).await;
                     continue;
                 }
-                Action::Hold(tag) => {
+                AnswerStep::Hold(tag) => {
                     let mut released = self.released.subscribe();
                     released.wait_for(|tags| tags.contains(tag)).await.unwrap();
                     continue;
                 }
-                Action::Close => return self.send(Output::Close),
+                AnswerStep::Close => return self.send(Output::Close),
             };
             self.send(Output::Bytes(bytes));
         }
     }
 }
 
-async fn read(reader: impl AsyncRead + Unpin, shared: &Arc<Shared>, lane: mpsc::UnboundedSender<Seen>) {
+async fn read(reader: impl AsyncRead + Unpin, shared: &Arc<Shared>, lane: mpsc::UnboundedSender<ReceivedCommand>) {
     let mut lines = BufReader::new(reader).lines();
     loop {
         shared.reading.subscribe().wait_for(|reading| *reading).await.unwrap();
@@ -423,7 +425,7 @@ async fn read(reader: impl AsyncRead + Unpin, shared: &Arc<Shared>, lane: mpsc::
         let oob = message.get("exec-oob").is_some();
         let name = message[if oob { "exec-oob" } else { "execute" }].as_str().unwrap();
         let (arguments, id) = (message["arguments"].clone(), message.get("id").cloned());
-        let seen = Seen { name: name.into(), arguments, id, oob, at: Instant::now() };
+        let seen = ReceivedCommand { name: name.into(), arguments, id, oob, at: Instant::now() };
         shared.note(&seen);
         if oob {
             let shared = shared.clone();
@@ -434,7 +436,7 @@ async fn read(reader: impl AsyncRead + Unpin, shared: &Arc<Shared>, lane: mpsc::
     }
 }
 
-async fn work(shared: &Shared, mut in_band: mpsc::UnboundedReceiver<Seen>) {
+async fn work(shared: &Shared, mut in_band: mpsc::UnboundedReceiver<ReceivedCommand>) {
     while let Some(seen) = in_band.recv().await {
         shared.frozen.subscribe().wait_for(|frozen| !frozen).await.unwrap();
         shared.carry_out(&seen).await;

@@ -7,7 +7,7 @@ use crate::lost_events::without;
 fn set_while_sending(run: &MigrationRun) -> Vec<(usize, Value)> {
     let at = |name: &str| run.log.iter().position(|(side, seen)| side == "source" && seen.name == name);
     let (begin, end) = (at("migrate").unwrap(), at("migrate_cancel").or(at("quit")).unwrap());
-    let sets = |(at, (side, seen)): (usize, &(String, fake::Seen))| {
+    let sets = |(at, (side, seen)): (usize, &(String, fake::ReceivedCommand))| {
         let set = side == "source" && seen.name == "migrate-set-parameters" && (begin..end).contains(&at);
         set.then(|| (at, seen.arguments.clone()))
     };
@@ -39,7 +39,7 @@ async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
             let mut model = model();
             let shared = model.shared.clone();
             model.on(side, command, move |seen| {
-                let mut steps = vec![Action::Delay(Duration::from_millis(late))];
+                let mut steps = vec![AnswerStep::Delay(Duration::from_millis(late))];
                 steps.extend(shared.answer(side, seen));
                 steps
             });
@@ -62,7 +62,7 @@ async fn much_of_ram_that_is_left_counts_against_the_budget() {
     let shared = model.shared.clone();
     model.on(Source, "query-migrate", move |seen| {
         let mut steps = shared.answer(Source, seen);
-        if let Some(Action::Return(told)) = steps.first_mut() {
+        if let Some(AnswerStep::Return(told)) = steps.first_mut() {
             if told["status"] == "pre-switchover" {
                 // twice the bytes that the link carries in a second
                 told["ram"]["remaining"] = json!(800_u64 << 20);
@@ -139,7 +139,7 @@ async fn what_qemu_refuses_the_controller_is_told_and_stops_nothing() {
     let (shared, mut times) = (model.shared.clone(), 0);
     model.on(Source, "migrate-set-parameters", move |seen| {
         times += 1;
-        if times == 2 { vec![Action::error("no")] } else { shared.answer(Source, seen) }
+        if times == 2 { vec![AnswerStep::error("no")] } else { shared.answer(Source, seen) }
     });
     let run = model.migrate().await;
     moved(&model, &run);

@@ -26,7 +26,7 @@ const FAULTS: [CommandFault; 8] = [
 async fn commands(shape: &PairShape) -> [(Side, usize); 2] {
     let (_, run) = with_faults(shape, &[]).await;
     [Source, Destination].map(|side| {
-        let of_side = |(at, seen): &&(String, fake::Seen)| at == side.as_str() && seen.id.is_some();
+        let of_side = |(at, seen): &&(String, fake::ReceivedCommand)| at == side.as_str() && seen.id.is_some();
         (side, run.log.iter().filter(of_side).count() - 1)
     })
 }

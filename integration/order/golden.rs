@@ -83,7 +83,7 @@ async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
     let mut model = ModelPair::new(&disks(3));
     let shared = model.shared.clone();
     model.on(Source, "block-job-cancel", move |seen| {
-        let mut steps = vec![Action::Hold("all")];
+        let mut steps = vec![AnswerStep::Hold("all")];
         steps.extend(shared.answer(Source, seen));
         steps
     });
@@ -100,7 +100,7 @@ async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
     let shared = model.shared.clone();
     model.on(Source, "query-migrate", move |seen| {
         let stands = shared.state().source.migration.as_deref() == Some("pre-switchover");
-        let mut steps = if stands { vec![Action::Hold("left")] } else { Vec::new() };
+        let mut steps = if stands { vec![AnswerStep::Hold("left")] } else { Vec::new() };
         steps.extend(shared.answer(Source, seen));
         steps
     });

@@ -26,7 +26,7 @@ mod way_back;
 
 use std::time::Duration;
 
-use fake::Action;
+use fake::AnswerStep;
 use model::{
     AfterContinue, CommandFault, MigrationRun, MirrorEnd, MirrorJob, ModelDisk, ModelPair, PairShape, PairState,
 };
@@ -128,6 +128,6 @@ fn cancel_at(model: &mut ModelPair, side: Side, command: &'static str) -> Migrat
     migration
 }
 
-fn asks_only(run: &[(String, fake::Seen)]) -> bool {
+fn asks_only(run: &[(String, fake::ReceivedCommand)]) -> bool {
     run.iter().all(|(_, seen)| model::asks(seen))
 }

@@ -46,7 +46,7 @@ async fn a_status_nobody_knows_proves_nothing_to_the_verdict() {
             if silent {
                 freeze();
             }
-            vec![Action::Return(json!({}))]
+            vec![AnswerStep::Return(json!({}))]
         });
         let run = model.migrate().await;
         if silent {

@@ -26,7 +26,7 @@ async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
             tokio::time::sleep(Duration::from_millis(50)).await;
             shared.state().fail_source();
         });
-        vec![Action::Return(json!({}))]
+        vec![AnswerStep::Return(json!({}))]
     });
     let shared = model.shared.clone();
     // The count of pages stands still: no page is sent.
@@ -37,7 +37,7 @@ async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
             Some(status) => json!({ "status": status }),
             None => json!({}),
         };
-        vec![Action::Return(answer)]
+        vec![AnswerStep::Return(answer)]
     });
     let run = model.migrate().await;
     assert_eq!(run.count("destination: cont"), 0, "its source resumed: {run:?}");
@@ -51,7 +51,7 @@ async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
     model.on(Source, "migrate-continue", move |_| {
         let mut state = shared.state();
         begin_postcopy(&mut state);
-        vec![Action::Return(json!({}))]
+        vec![AnswerStep::Return(json!({}))]
     });
     let ran = std::sync::Arc::new(std::sync::OnceLock::new());
     let (shared, mut sent, seen) = (model.shared.clone(), 0, ran.clone());
@@ -59,7 +59,7 @@ async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
         let mut state = shared.state();
         let status = state.source.migration.clone();
         if status.as_deref() != Some("postcopy-active") {
-            return vec![Action::Return(json!({ "status": status }))];
+            return vec![AnswerStep::Return(json!({ "status": status }))];
         }
         sent += 1;
         if sent == 20 {
@@ -67,7 +67,7 @@ async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
             state.enter(Source, "completed");
             state.enter(Destination, "completed");
         }
-        vec![Action::Return(in_postcopy(sent))]
+        vec![AnswerStep::Return(in_postcopy(sent))]
     });
     let run = model.migrate().await;
     moved(&model, &run);
@@ -84,7 +84,7 @@ async fn a_channel_that_cannot_be_made_anew_leaves_both_as_they_are() {
         let mut state = shared.state();
         begin_postcopy(&mut state);
         state.enter(Source, "postcopy-paused");
-        vec![Action::Return(json!({}))]
+        vec![AnswerStep::Return(json!({}))]
     });
     let run = model.migrate().await;
     assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{run:?}");

@@ -1,6 +1,6 @@
 //! Recovery of a migration in postcopy where one side cannot be asked.
 
-use super::fake::{Action, Fake, Script};
+use super::fake::{AnswerStep, FakeMonitor, MonitorScript};
 use qferry::internals::{
     endpoint::{Address, Identity},
     journal::Journal,
@@ -39,8 +39,11 @@ fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
 }
 
 /// A destination that runs the guest, with this status of its incoming migration.
-fn destination(status: &str) -> (Fake, DuplexStream) {
-    Script::new().answer("query-qmp-schema", json!([])).answer("query-migrate", json!({ "status": status })).duplex()
+fn destination(status: &str) -> (FakeMonitor, DuplexStream) {
+    MonitorScript::new()
+        .answer("query-qmp-schema", json!([]))
+        .answer("query-migrate", json!({ "status": status }))
+        .duplex()
 }
 
 fn stream(name: &str, stream: DuplexStream) -> Endpoint {
@@ -61,11 +64,11 @@ async fn recover(journal: &Path, source: Option<DuplexStream>, destination: Dupl
 #[tokio::test(start_paused = true)]
 async fn a_source_that_hangs_is_not_told_to_quit_while_the_destination_lacks_pages() {
     let folder = tempfile::tempdir().unwrap();
-    let (source, reached) = Script::new().duplex();
+    let (source, reached) = MonitorScript::new().duplex();
     let freeze = source.freezer();
     source.on("query-qmp-schema", move |_| {
         freeze();
-        vec![Action::Return(json!([]))]
+        vec![AnswerStep::Return(json!([]))]
     });
     let (_destination, other) = destination("postcopy-active");
     let outcome = recover(&journal(folder.path(), None), Some(reached), other).await;
@@ -101,7 +104,7 @@ async fn the_rest_is_waited_for_where_only_the_destination_can_be_asked() {
     let mut asked = 0;
     fake.on("query-migrate", move |_| {
         asked += 1;
-        vec![Action::Return(json!({"status": if asked < 20 { "postcopy-active" } else { "completed" }}))]
+        vec![AnswerStep::Return(json!({"status": if asked < 20 { "postcopy-active" } else { "completed" }}))]
     });
     let outcome = recover(&path, None, reached).await;
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::Destination), "{outcome:#?}");

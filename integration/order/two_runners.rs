@@ -120,7 +120,7 @@ async fn a_destination_lost_after_it_ran_keeps_the_source() {
         model.on(Destination, "cont", move |seen| {
             let mut steps = shared.answer(Destination, seen);
             shared.state().destination.run = "gone".to_owned();
-            steps.push(Action::Close);
+            steps.push(AnswerStep::Close);
             steps
         });
         let run = model.migrate().await;
@@ -210,7 +210,7 @@ async fn a_destination_that_someone_else_starts_is_not_taken_for_a_handover() {
         state.enter(Source, "device");
         state.destination.run = "running".to_owned();
         state.enter(Destination, "completed");
-        vec![Action::Return(json!({}))]
+        vec![AnswerStep::Return(json!({}))]
     });
     let run = model.migrate().await;
     undetermined(&run);

@@ -18,10 +18,10 @@ fn hangs(command: &'static str, instances: &'static [&'static str]) -> ModelPair
         let instance = &seen.arguments["instances"][0];
         let name = instance["node-name"].as_str().or(instance["type"].as_str()).unwrap_or_default();
         if !instances.contains(&name) {
-            return vec![Action::error("Instance not found")];
+            return vec![AnswerStep::error("Instance not found")];
         }
         thaw();
-        vec![Action::Return(json!({}))]
+        vec![AnswerStep::Return(json!({}))]
     });
     model
 }

@@ -81,7 +81,7 @@ fn throttling(takes_dirty_limit: bool) -> ModelPair {
         let on = |name| json!({ "capability": name, "state": true });
         let list = seen.arguments["capabilities"].as_array().unwrap();
         match list.contains(&on("dirty-limit")) && !takes_dirty_limit {
-            true => vec![Action::error("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")],
+            true => vec![AnswerStep::error("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")],
             false => shared.answer(Source, seen),
         }
     });
@@ -125,7 +125,7 @@ async fn settings_that_cannot_be_put_back_are_named() {
     let shared = model.shared.clone();
     model.on(Source, "migrate-set-parameters", move |seen| {
         times += 1;
-        if times == 1 { shared.answer(Source, seen) } else { vec![Action::error("no")] }
+        if times == 1 { shared.answer(Source, seen) } else { vec![AnswerStep::error("no")] }
     });
     let migration = cancel_at(&mut model, Source, "drive-mirror");
     let run = model.follow(migration).await;

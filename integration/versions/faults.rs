@@ -4,7 +4,7 @@ use super::{
     recording::{command_of, root},
     replies::readers,
 };
-use crate::fake::Script;
+use crate::fake::MonitorScript;
 use qapi::qmp;
 use qferry::internals::{
     qemu::{
@@ -160,7 +160,7 @@ fn one_strange_element_leaves_the_others() {
 async fn the_connection_survives_all_of_it() {
     let folder = fs::read_dir(root().join("qmp-fixtures/faults")).unwrap();
     let files: BTreeSet<String> = folder.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    let (fake, stream) = Script::new().duplex();
+    let (fake, stream) = MonitorScript::new().duplex();
     let client = QmpClient::connect(stream, QmpOptions::default()).await.unwrap();
     let mut events = client.subscribe();
     let (mut expected, mut replies, mut garbage) = (Vec::new(), 0, 0);

@@ -9,7 +9,7 @@ use qferry::internals::qmp::{
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::fake::Script;
+use super::fake::MonitorScript;
 use super::{LONG, connect, connect_with, next_event, query_status, wait_until};
 
 proptest! {
@@ -27,7 +27,7 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let (fake, client) = connect(Script::new()).await;
+            let (fake, client) = connect(MonitorScript::new()).await;
             for mut bytes in junk {
                 bytes.push(b'\n');
                 fake.raw(bytes);
@@ -45,7 +45,7 @@ async fn a_flood_of_events_costs_bounded_memory() {
     const LONGEST: usize = 512;
     const SENT: u64 = 20_000;
     let options = QmpOptions { event_capacity: CAPACITY, max_event: LONGEST, ..QmpOptions::default() };
-    let (fake, client) = connect_with(Script::new(), options).await;
+    let (fake, client) = connect_with(MonitorScript::new(), options).await;
     let subscribers: Vec<EventStream> = (0..4).map(|_| client.subscribe()).collect();
     for number in 0..SENT {
         match number % 3 {
@@ -91,7 +91,7 @@ async fn floods_of_nonsense_are_counted_and_survived() {
         let directory = tempfile::tempdir().unwrap();
         let recorder = Recorder::create(directory.path().join("t")).unwrap();
         let options = QmpOptions { max_line: 4096, recorder: Some(recorder), ..QmpOptions::default() };
-        let (fake, client) = connect_with(Script::new(), options).await;
+        let (fake, client) = connect_with(MonitorScript::new(), options).await;
         for _ in 0..SENT / 100 {
             fake.raw(line.repeat(100));
             client.start(query_status(), LONG).await.unwrap();

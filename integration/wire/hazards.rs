@@ -4,23 +4,23 @@ use qapi::qmp;
 use qferry::internals::qmp::{CloseCause, ErrorClass, ExecuteError, QmpOptions, QmpRequest, StreamItem};
 use serde_json::{Value, json};
 
-use super::fake::{Action, Script, greeting};
+use super::fake::{AnswerStep, MonitorScript, greeting};
 use super::{LONG, SHORT, connect, connect_with, hold_stop, next_event, query_status, sent_without_reply, wait_until};
 
 #[tokio::test]
 async fn h1_oob_is_detected_and_enabled() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     assert!(client.oob());
     assert_eq!(fake.seen()[0].arguments, json!({"enable": ["oob"]}));
     let greeting = client.greeting().unwrap();
     assert_eq!(greeting.capabilities, ["oob"]);
     assert_eq!(greeting.version.unwrap().to_string(), "10.0.13");
 
-    let (fake, client) = connect(Script::new().greeting(&greeting_without_oob())).await;
+    let (fake, client) = connect(MonitorScript::new().greeting(&greeting_without_oob())).await;
     assert!(!client.oob());
     assert_eq!(fake.seen()[0].arguments, Value::Null);
 
-    let (fake, client) = connect_with(Script::new(), QmpOptions { oob: false, ..QmpOptions::default() }).await;
+    let (fake, client) = connect_with(MonitorScript::new(), QmpOptions { oob: false, ..QmpOptions::default() }).await;
     assert!(!client.oob());
     assert_eq!(fake.seen()[0].arguments, Value::Null);
 }
@@ -46,7 +46,7 @@ async fn h2_commands_do_not_wait_for_each_other() {
 
 #[tokio::test]
 async fn h3_out_of_band_overtakes_a_stuck_monitor() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     fake.freeze();
     let stuck: Vec<_> = (0..20).map(|_| client.start(query_status(), LONG)).collect();
     assert_eq!(client.execute_oob(&qmp::query_yank {}, LONG).await.unwrap(), json!([]));
@@ -59,7 +59,7 @@ async fn h3_out_of_band_overtakes_a_stuck_monitor() {
 
 #[tokio::test]
 async fn h3_out_of_band_is_refused_where_it_was_not_negotiated() {
-    let (fake, client) = connect(Script::new().greeting(&greeting_without_oob())).await;
+    let (fake, client) = connect(MonitorScript::new().greeting(&greeting_without_oob())).await;
     let error = client.execute_oob(&qmp::query_yank {}, LONG).await.unwrap_err();
     assert!(matches!(error, ExecuteError::OobNotNegotiated { .. }), "{error:?}");
     assert!(fake.names().is_empty());
@@ -71,7 +71,7 @@ async fn h4_a_missed_deadline_leaves_the_client_usable() {
     for _ in 0..3 {
         assert!(sent_without_reply(client.execute(&qmp::stop {}, SHORT).await));
     }
-    fake.on("stop", |_| vec![Action::Return(json!({}))]);
+    fake.on("stop", |_| vec![AnswerStep::Return(json!({}))]);
     fake.release("stop");
     client.execute(&qmp::stop {}, LONG).await.unwrap();
 }
@@ -95,7 +95,7 @@ async fn h5_a_late_reply_is_counted_and_nothing_more() {
 
 #[tokio::test]
 async fn h6_unknown_event_is_passed_on() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     let mut events = client.subscribe();
     fake.event("FROM_THE_FUTURE", json!({"a": [1]}));
     fake.raw("{\"event\": \"BARE\"}\r\n");
@@ -110,7 +110,8 @@ async fn h6_unknown_event_is_passed_on() {
 
 #[tokio::test]
 async fn h7_unknown_values_missing_members_and_a_failed_clock_pass() {
-    let script = Script::new().on("stop", |_| vec![Action::Error { class: "BrandNew".into(), desc: "not now".into() }]);
+    let script = MonitorScript::new()
+        .on("stop", |_| vec![AnswerStep::Error { class: "BrandNew".into(), desc: "not now".into() }]);
     let (fake, client) = connect(script).await;
     let mut events = client.subscribe();
     fake.raw(concat!(
@@ -130,7 +131,7 @@ async fn h7_unknown_values_missing_members_and_a_failed_clock_pass() {
 
 #[tokio::test]
 async fn h8_a_failing_migration_is_seen_to_its_end() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     let mut events = client.subscribe();
     for status in ["setup", "active", "failing", "failed"] {
         fake.event("MIGRATION", json!({"status": status}));
@@ -172,7 +173,7 @@ async fn h9_the_end_of_the_stream_fails_every_waiter_at_once() {
 #[tokio::test]
 async fn h10_replies_need_nobody_to_consume_events() {
     let options = QmpOptions { event_capacity: 16, ..QmpOptions::default() };
-    let (fake, client) = connect_with(Script::new(), options).await;
+    let (fake, client) = connect_with(MonitorScript::new(), options).await;
     let (mut slow, mut other) = (client.subscribe(), client.subscribe());
     for number in 0..100 {
         fake.event("RESET", json!({ "number": number }));
@@ -196,8 +197,12 @@ async fn h10_replies_need_nobody_to_consume_events() {
 async fn h11_events_around_the_negotiation_are_kept() {
     let mut opening = b"{\"event\": \"BEFORE\"}\r\n".to_vec();
     opening.extend(format!("{}\r\n{{\"event\": \"BETWEEN\"}}\r\n", greeting(&["oob"])).into_bytes());
-    let script = Script::new().opening(opening).on("qmp_capabilities", |_| {
-        vec![Action::event("DURING", json!({})), Action::Return(json!({})), Action::event("AFTER", json!({}))]
+    let script = MonitorScript::new().opening(opening).on("qmp_capabilities", |_| {
+        vec![
+            AnswerStep::event("DURING", json!({})),
+            AnswerStep::Return(json!({})),
+            AnswerStep::event("AFTER", json!({})),
+        ]
     });
     let (_fake, client) = connect(script).await;
     client.start(query_status(), LONG).await.unwrap();
@@ -230,7 +235,7 @@ async fn h12_odd_ids_are_counted_and_survived() {
 #[tokio::test]
 async fn h13_a_reply_of_an_older_qemu_is_passed_as_it_is() {
     let reply = json!([{"capability": "compress", "state": false}, {"capability": "block", "state": false}]);
-    let script = Script::new().answer("query-migrate-capabilities", reply.clone());
+    let script = MonitorScript::new().answer("query-migrate-capabilities", reply.clone());
     let (_fake, client) = connect(script).await;
     assert_eq!(client.execute(&qmp::query_migrate_capabilities {}, LONG).await.unwrap(), reply);
 }
@@ -238,13 +243,13 @@ async fn h13_a_reply_of_an_older_qemu_is_passed_as_it_is() {
 #[tokio::test]
 async fn h14_a_reply_of_a_newer_qemu_is_passed_as_it_is() {
     let reply = json!([{"cpu-index": 0, "qom-type": "x", "target": "z80", "thread-id": u64::MAX}]);
-    let (_fake, client) = connect(Script::new().answer("query-cpus-fast", reply.clone())).await;
+    let (_fake, client) = connect(MonitorScript::new().answer("query-cpus-fast", reply.clone())).await;
     assert_eq!(client.execute(&qmp::query_cpus_fast {}, LONG).await.unwrap(), reply);
 }
 
 #[tokio::test]
 async fn h15_arguments_and_commands_newer_than_the_crate_can_be_sent() {
-    let (fake, client) = connect(Script::new().answer("blockdev-set-active", json!({}))).await;
+    let (fake, client) = connect(MonitorScript::new().answer("blockdev-set-active", json!({}))).await;
     client.start(query_status().with("target-is-zero", true), LONG).await.unwrap();
     assert_eq!(fake.saw("query-status").await.arguments, json!({"target-is-zero": true}));
     client.start(QmpRequest::named("blockdev-set-active").with("active", false), LONG).await.unwrap();
@@ -271,7 +276,7 @@ async fn h17_lines_are_bounded_and_junk_is_survived() {
     let mut opening = b"\r\n(qemu) \xff\r\n[1]\r\n{\"return\": {}, \"id\": \"old\"}\r\n".to_vec();
     opening.extend(format!("{}\n", greeting(&["oob"])).into_bytes());
     let options = QmpOptions { max_line: 4096, max_event: 1024, ..QmpOptions::default() };
-    let (fake, client) = connect_with(Script::new().opening(opening), options).await;
+    let (fake, client) = connect_with(MonitorScript::new().opening(opening), options).await;
     assert_eq!((client.counters().unparsable, client.counters().unknown_ids), (2, 1));
     let mut events = client.subscribe();
 

@@ -7,12 +7,12 @@ use qferry::internals::qmp::{CloseCause, ErrorClass, ExecuteError, QmpClient, Qm
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
-use super::fake::{Action, Script, Seen};
+use super::fake::{AnswerStep, MonitorScript, ReceivedCommand};
 use super::{LONG, SHORT, connect, connect_with, hold_stop, next_event, query_status, sent_without_reply};
 
 #[tokio::test]
 async fn commands_arrive_in_the_order_of_their_start() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     let commands: Vec<String> = (0..50).map(|number| format!("command-{number}")).collect();
     let pending: Vec<_> = commands.iter().map(|name| client.start(QmpRequest::named(name.clone()), LONG)).collect();
     for pending in pending {
@@ -24,7 +24,7 @@ async fn commands_arrive_in_the_order_of_their_start() {
 
 #[tokio::test]
 async fn at_most_seven_in_band_commands_are_unanswered() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     fake.freeze();
     let pending: Vec<_> = (0..20).map(|_| client.start(query_status(), LONG)).collect();
     // The last out-of-band answer proves that the task had every chance to send an eighth.
@@ -43,10 +43,10 @@ async fn at_most_seven_in_band_commands_are_unanswered() {
 #[tokio::test(start_paused = true)]
 async fn lost_replies_do_not_stop_later_commands() {
     let options = QmpOptions { max_line: 4096, ..QmpOptions::default() };
-    let junk = |_: &Seen| vec![Action::Raw(b"{\"return\": garbled\n".to_vec())];
-    let huge = |_: &Seen| vec![Action::Raw([b"x".repeat(5000), b"\n".to_vec()].concat())];
-    let silent = |_: &Seen| Vec::new();
-    let script = Script::new().on("junk", junk).on("huge", huge).on("silent", silent);
+    let junk = |_: &ReceivedCommand| vec![AnswerStep::Raw(b"{\"return\": garbled\n".to_vec())];
+    let huge = |_: &ReceivedCommand| vec![AnswerStep::Raw([b"x".repeat(5000), b"\n".to_vec()].concat())];
+    let silent = |_: &ReceivedCommand| Vec::new();
+    let script = MonitorScript::new().on("junk", junk).on("huge", huge).on("silent", silent);
     let (fake, client) = connect_with(script, options).await;
     for name in ["junk", "huge"] {
         let pending: Vec<_> = (0..10).map(|_| client.start(QmpRequest::named(name), SHORT)).collect();
@@ -66,7 +66,7 @@ async fn lost_replies_do_not_stop_later_commands() {
 #[tokio::test(start_paused = true)]
 async fn a_blocked_write_stops_neither_reading_nor_deadlines() {
     let (client_end, qemu_end) = tokio::io::duplex(256);
-    let fake = Script::new().opening("").not_reading().serve(client_end);
+    let fake = MonitorScript::new().opening("").not_reading().serve(client_end);
     let client = QmpClient::adopt(qemu_end, true, QmpOptions::default());
     let mut events = client.subscribe();
     let first = client.start(QmpRequest::named("big").with("filler", "x".repeat(64 * 1024)), SHORT);
@@ -89,7 +89,7 @@ async fn a_blocked_write_stops_neither_reading_nor_deadlines() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsent_is_exact_however_callers_give_up() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     let mut callers = Vec::new();
     for caller in 0..8 {
         let client = client.clone();
@@ -162,7 +162,7 @@ fn a_runtime_that_shuts_down_ends_everything() {
 
 #[tokio::test]
 async fn next_can_be_cancelled_without_loss() {
-    let (fake, client) = connect(Script::new()).await;
+    let (fake, client) = connect(MonitorScript::new()).await;
     let mut events = client.subscribe();
     for number in 0..50 {
         fake.event("RESET", json!({ "number": number }));

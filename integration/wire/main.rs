@@ -15,7 +15,7 @@ mod transcript;
 
 use std::time::Duration;
 
-use fake::{Action, Fake, Script};
+use fake::{AnswerStep, FakeMonitor, MonitorScript};
 use qapi::qmp;
 use qferry::internals::qmp::{
     ConnectionCounters, EventStream, ExecuteError, QmpClient, QmpEvent, QmpOptions, QmpRequest, StreamItem,
@@ -27,11 +27,11 @@ const LONG: Duration = Duration::from_secs(3600);
 /// A deadline that is missed on purpose, in paused time.
 const SHORT: Duration = Duration::from_secs(1);
 
-async fn connect(script: Script) -> (Fake, QmpClient) {
+async fn connect(script: MonitorScript) -> (FakeMonitor, QmpClient) {
     connect_with(script, QmpOptions::default()).await
 }
 
-async fn connect_with(script: Script, options: QmpOptions) -> (Fake, QmpClient) {
+async fn connect_with(script: MonitorScript, options: QmpOptions) -> (FakeMonitor, QmpClient) {
     let (fake, stream) = script.duplex();
     (fake, QmpClient::connect(stream, options).await.unwrap())
 }
@@ -41,8 +41,8 @@ fn query_status() -> QmpRequest {
 }
 
 /// A QEMU that answers `stop` only once the fake releases it.
-fn hold_stop() -> Script {
-    Script::new().on("stop", |_| vec![Action::Hold("stop"), Action::Return(json!({}))])
+fn hold_stop() -> MonitorScript {
+    MonitorScript::new().on("stop", |_| vec![AnswerStep::Hold("stop"), AnswerStep::Return(json!({}))])
 }
 
 async fn next_event(events: &mut EventStream) -> QmpEvent {

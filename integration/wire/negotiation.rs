@@ -3,12 +3,12 @@
 use qapi::qmp;
 use qferry::internals::qmp::{CloseCause, ConnectError, ExecuteError, QmpClient, QmpOptions};
 
-use super::fake::{Action, Script};
+use super::fake::{AnswerStep, MonitorScript};
 use super::{LONG, query_status};
 
 #[tokio::test(start_paused = true)]
 async fn silence_tells_that_the_monitor_is_probably_taken() {
-    let (_fake, stream) = Script::new().opening("\r\n").duplex();
+    let (_fake, stream) = MonitorScript::new().opening("\r\n").duplex();
     let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Silent { .. }), "{error:?}");
     assert!(error.to_string().contains("another client probably holds this monitor"));
@@ -17,14 +17,14 @@ async fn silence_tells_that_the_monitor_is_probably_taken() {
 
 #[tokio::test(start_paused = true)]
 async fn a_human_monitor_is_told_apart_from_a_taken_one() {
-    let (_fake, stream) = Script::new().opening("QEMU 10.0.13 monitor - type 'help'\r\n(qemu) ").duplex();
+    let (_fake, stream) = MonitorScript::new().opening("QEMU 10.0.13 monitor - type 'help'\r\n(qemu) ").duplex();
     let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::NotQmp { .. }), "{error:?}");
 }
 
 #[tokio::test]
 async fn an_end_before_the_greeting_is_an_error() {
-    let (fake, stream) = Script::new().opening("{\"QMP\":").duplex();
+    let (fake, stream) = MonitorScript::new().opening("{\"QMP\":").duplex();
     fake.close();
     let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Ended(CloseCause::EndOfStream)), "{error:?}");
@@ -32,14 +32,14 @@ async fn an_end_before_the_greeting_is_an_error() {
 
 #[tokio::test]
 async fn a_refused_negotiation_is_an_error() {
-    let (_fake, stream) = Script::new().on("qmp_capabilities", |_| vec![Action::error("no")]).duplex();
+    let (_fake, stream) = MonitorScript::new().on("qmp_capabilities", |_| vec![AnswerStep::error("no")]).duplex();
     let error = QmpClient::connect(stream, QmpOptions::default()).await.unwrap_err();
     assert!(matches!(error, ConnectError::Negotiation(ExecuteError::Refused { .. })), "{error:?}");
 }
 
 #[tokio::test]
 async fn an_embedders_connection_is_adopted() {
-    let (fake, stream) = Script::new().opening("{\"return\": {}, \"id\": \"embedder\"}\n").duplex();
+    let (fake, stream) = MonitorScript::new().opening("{\"return\": {}, \"id\": \"embedder\"}\n").duplex();
     let client = QmpClient::adopt(stream, true, QmpOptions::labelled("embedder"));
     client.start(query_status(), LONG).await.unwrap();
     client.execute_oob(&qmp::query_yank {}, LONG).await.unwrap();
@@ -53,8 +53,8 @@ async fn unix_and_tcp_monitors_are_reached_by_address() {
     use qferry::internals::endpoint::{Address, dial};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("qmp.sock");
-    let unix = Script::new().listen_unix(&path);
-    let (tcp, port) = Script::new().listen_tcp().await;
+    let unix = MonitorScript::new().listen_unix(&path);
+    let (tcp, port) = MonitorScript::new().listen_tcp().await;
     let addresses = [Address::unix(&path).unwrap(), format!("tcp:127.0.0.1:{port}").parse().unwrap()];
     for (address, mut fake) in addresses.into_iter().zip([unix, tcp]) {
         let dialed = dial(&address, LONG).await.unwrap();

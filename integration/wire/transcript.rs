@@ -4,7 +4,7 @@ use qferry::internals::qmp::transcript::{EntryBody, LineDirection, Recorder, Tra
 use qferry::internals::qmp::{QmpOptions, QmpRequest};
 use serde_json::json;
 
-use super::fake::{Script, greeting};
+use super::fake::{MonitorScript, greeting};
 use super::{LONG, connect_with, query_status};
 
 #[tokio::test]
@@ -13,8 +13,8 @@ async fn a_transcript_has_both_sides_and_no_secret() {
     let path = directory.path().join("transcript.jsonl");
     let recorder = Recorder::create(&path).unwrap();
     let options = |label: &str| QmpOptions { recorder: Some(recorder.clone()), ..QmpOptions::labelled(label) };
-    let (source, source_client) = connect_with(Script::new(), options("source")).await;
-    let (_destination, destination_client) = connect_with(Script::new(), options("destination")).await;
+    let (source, source_client) = connect_with(MonitorScript::new(), options("source")).await;
+    let (_destination, destination_client) = connect_with(MonitorScript::new(), options("destination")).await;
 
     let secret = QmpRequest::named("object-add").with("qom-type", "secret").with("data", "hunter2");
     source_client.start(secret, LONG).await.unwrap_err();

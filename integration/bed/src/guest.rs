@@ -84,6 +84,7 @@ fn build_init(folder: &Path) -> Result<PathBuf> {
         .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static")
         .env_remove("CARGO_BUILD_RUSTC_WRAPPER")
         .env_remove("RUSTC_WORKSPACE_WRAPPER") // set by `cargo clippy`
+        .env_remove("RUSTC_BOOTSTRAP") // set by scripts/timed
         .output()
         .context(|| "starting cargo to build the guest")?;
     if !output.status.success() {

@@ -7,11 +7,11 @@ use tokio::time::{Instant, sleep};
 use super::qemu::{CPU, base, node};
 use super::schema::{has_block_job_change, has_exit_on_error};
 use super::{CommandFault, CommandHook, PairState, SharedPair};
-use crate::fake::{Action, Seen};
+use crate::fake::{AnswerStep, ReceivedCommand};
 
 impl SharedPair {
     /// The answer of a QEMU to a command, also where a test overrides that answer.
-    pub fn answer(&self, side: Side, seen: &Seen) -> Vec<Action> {
+    pub fn answer(&self, side: Side, seen: &ReceivedCommand) -> Vec<AnswerStep> {
         let hooks: Vec<CommandHook> = {
             let mut state = self.state();
             let (due, rest) = std::mem::take(&mut state.hooks)
@@ -23,7 +23,7 @@ impl SharedPair {
         hooks.into_iter().for_each(|hook| hook());
         let fault = self.state().fault(side);
         match fault {
-            Some(CommandFault::Refused) => return vec![Action::error("no")],
+            Some(CommandFault::Refused) => return vec![AnswerStep::error("no")],
             Some(CommandFault::Lost) => return Vec::new(),
             Some(CommandFault::DiesBefore) => {
                 self.state().die(side);
@@ -38,9 +38,9 @@ impl SharedPair {
             Some(CommandFault::Unanswered | CommandFault::Dies) | None => {}
         }
         let answer = match self.carry_out(side, seen) {
-            Ok(value) if seen.name == "quit" => vec![Action::Return(value), Action::Close],
-            Ok(value) => vec![Action::Return(value)],
-            Err(desc) => vec![Action::error(desc)],
+            Ok(value) if seen.name == "quit" => vec![AnswerStep::Return(value), AnswerStep::Close],
+            Ok(value) => vec![AnswerStep::Return(value)],
+            Err(desc) => vec![AnswerStep::error(desc)],
         };
         if fault == Some(CommandFault::Dies) {
             self.state().die(side);
@@ -50,7 +50,7 @@ impl SharedPair {
         if answered { answer } else { Vec::new() }
     }
 
-    fn carry_out(&self, side: Side, seen: &Seen) -> Result<Value, &'static str> {
+    fn carry_out(&self, side: Side, seen: &ReceivedCommand) -> Result<Value, &'static str> {
         let mut state = self.state();
         let text = |key: &str| seen.arguments[key].as_str().unwrap_or_default().to_owned();
         if let Some(answer) = state.question(side, &seen.name) {

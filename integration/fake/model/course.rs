@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::schema::has_exit_on_error;
 use super::{AfterContinue, CommandFault, MirrorEnd, MirrorJob, ModelQemu, PairState, RamProgress, SharedPair};
-use crate::fake::Seen;
+use crate::fake::ReceivedCommand;
 
 /// The step of RAM. No multiple of the engine's sampling period, so that no sample falls on a step.
 const TICK: Duration = Duration::from_millis(30);
@@ -70,7 +70,13 @@ impl PairState {
         if self.mute_sides.contains(&side) || (self.muted)(side, name, &data) {
             return;
         }
-        let seen = Seen { name: name.to_owned(), arguments: data.clone(), id: None, oob: false, at: Instant::now() };
+        let seen = ReceivedCommand {
+            name: name.to_owned(),
+            arguments: data.clone(),
+            id: None,
+            oob: false,
+            at: Instant::now(),
+        };
         self.log.lock().unwrap().push((side.as_str().to_owned(), seen));
         self.qemu(side).emit.as_ref().unwrap().event(name, &data);
     }

@@ -25,7 +25,7 @@ use qferry::internals::storage::verify::identity::ProofLevel;
 use serde_json::{Map, Value, json};
 use tokio::io::DuplexStream;
 
-use crate::fake::{Action, Fake, Log, Script, Seen};
+use crate::fake::{AnswerStep, CommandLog, FakeMonitor, MonitorScript, ReceivedCommand};
 
 pub use qemu::{MirrorJob, ModelDisk, ModelQemu};
 pub use run::{MigrationRun, asks};
@@ -191,7 +191,7 @@ pub struct PairState {
     pub(super) mute_sides: BTreeSet<Side>,
     pub(super) hooks: Vec<(Side, &'static str, CommandHook)>,
     pub(super) starts: BTreeMap<String, usize>,
-    pub(super) log: Log,
+    pub(super) log: CommandLog,
 }
 
 /// The state, shared by both monitors and the test.
@@ -217,16 +217,16 @@ impl Default for PairShape {
 
 pub struct ModelPair {
     pub shared: SharedPair,
-    pub source: Fake,
-    pub destination: Fake,
-    pub log: Log,
+    pub source: FakeMonitor,
+    pub destination: FakeMonitor,
+    pub log: CommandLog,
     streams: Option<(DuplexStream, DuplexStream)>,
     pub directory: tempfile::TempDir,
 }
 
 impl ModelPair {
     pub fn new(shape: &PairShape) -> Self {
-        let log = Log::default();
+        let log = CommandLog::default();
         let qemu = |side: Side| ModelQemu {
             run: if side == Side::Source { shape.guest } else { "inmigrate" }.to_owned(),
             migration: None,
@@ -317,7 +317,7 @@ impl ModelPair {
         self.shared.state()
     }
 
-    pub fn fake(&self, side: Side) -> &Fake {
+    pub fn fake(&self, side: Side) -> &FakeMonitor {
         match side {
             Side::Source => &self.source,
             Side::Destination => &self.destination,
@@ -325,7 +325,12 @@ impl ModelPair {
     }
 
     /// Overrides the answer to a command.
-    pub fn on(&self, side: Side, command: &str, answer: impl FnMut(&Seen) -> Vec<Action> + Send + 'static) {
+    pub fn on(
+        &self,
+        side: Side,
+        command: &str,
+        answer: impl FnMut(&ReceivedCommand) -> Vec<AnswerStep> + Send + 'static,
+    ) {
         self.fake(side).on(command, answer);
     }
 
@@ -335,7 +340,7 @@ impl ModelPair {
     }
 
     pub fn refused(&self, side: Side, command: &str) {
-        self.on(side, command, |_| vec![Action::error("no")]);
+        self.on(side, command, |_| vec![AnswerStep::error("no")]);
     }
 
     /// Replaces the process of a side by one that has a file open.
@@ -410,9 +415,9 @@ fn process() -> Child {
     Command::new("sleep").arg("3600").stdin(Stdio::null()).spawn().unwrap()
 }
 
-fn serve(shared: &SharedPair, side: Side) -> (Fake, DuplexStream) {
+fn serve(shared: &SharedPair, side: Side) -> (FakeMonitor, DuplexStream) {
     let log = shared.state().log.clone();
-    let mut script = Script::new().log(side.as_str(), &log);
+    let mut script = MonitorScript::new().log(side.as_str(), &log);
     for command in ANSWERED {
         let shared = shared.clone();
         script = script.on(command, move |seen| shared.answer(side, seen));

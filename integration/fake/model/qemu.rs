@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::RamProgress;
-use crate::fake::Emitter;
+use crate::fake::EventSender;
 
 /// The path of the only CPU.
 pub(super) const CPU: &str = "/machine/unattached/device[0]";
@@ -79,7 +79,7 @@ pub struct ModelQemu {
     /// EBX of leaf 7 of the CPU's `feature-words`.
     pub features: u64,
     pub schema: Value,
-    pub(super) emit: Option<Emitter>,
+    pub(super) emit: Option<EventSender>,
     pub(super) process: Option<Child>,
 }
 

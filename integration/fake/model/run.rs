@@ -3,14 +3,14 @@
 use qferry::internals::progress::{Event, Kind, Outcome};
 use tokio::time::Instant;
 
-use crate::fake::Seen;
+use crate::fake::ReceivedCommand;
 
 /// A migration that has ended.
 pub struct MigrationRun {
     pub outcome: Outcome,
     pub events: Vec<Event>,
     /// Commands as they arrived, and events (in capitals) as they were sent.
-    pub log: Vec<(String, Seen)>,
+    pub log: Vec<(String, ReceivedCommand)>,
 }
 
 impl MigrationRun {
@@ -66,13 +66,13 @@ impl std::fmt::Debug for MigrationRun {
 }
 
 /// Whether a command only asks, and changes nothing.
-pub fn asks(seen: &Seen) -> bool {
+pub fn asks(seen: &ReceivedCommand) -> bool {
     let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get"]
         .iter()
         .any(|begin| seen.name.starts_with(begin));
     asks || seen.name == "qmp_capabilities"
 }
 
-fn is_command(seen: &Seen) -> bool {
+fn is_command(seen: &ReceivedCommand) -> bool {
     seen.name.chars().any(|c| c.is_ascii_lowercase())
 }
