@@ -1,12 +1,11 @@
 # shellcheck shell=bash
-# What the scripts share: paths, messages, the lock, and Debian packages unpacked without being installed.
+# Parts of all scripts: paths, messages, the lock, and Debian packages unpacked without being installed.
 # Usage: . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 target=$root/target
-work= # see work_folder
 work= # see work_folder
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
@@ -178,7 +177,7 @@ debian_unpack() {
 
 # --- Compilers -------------------------------------------------------------------------------------------------------
 
-# need_cc: what cannot sensibly be unpacked is installed: a C compiler with a static libc, CA certificates, git.
+# need_cc: installs the packages that cannot sensibly be unpacked: a C compiler with a static libc, CA certificates, git.
 need_cc() {
     local missing=()
     command -v cc >/dev/null || missing+=(gcc)
