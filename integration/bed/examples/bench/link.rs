@@ -30,8 +30,11 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
         copied.push(plain);
     }
     let mut table = Table::begin("engine");
+    let (copied, rate) = (middle(copied), Link::gigabit().bits_per_second as f64 / 8.0 / MIB as f64);
     let least = Some(Required::AtLeast(0.95));
-    table.row("use of 1 Gbit/s, against a plain copy", "MiB/s", middle(moved), Some(middle(copied)), least);
+    table.row("use of 1 Gbit/s, against a plain copy", "MiB/s", middle(moved), Some(copied), least);
+    // The yardstick is no good on a machine that is too busy to fill the link.
+    table.row("a plain copy, against the link's rate", "MiB/s", copied, Some(rate), Some(Required::AtLeast(0.9)));
     println!("\nmedians; all bytes that the source's device sent, headers included");
     Ok(table.met)
 }
