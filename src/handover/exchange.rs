@@ -1,7 +1,7 @@
 //! Passes the guest on, or takes it back: the only sender of `migrate-continue` and `cont`.
 //!
 //! Neither command may ever be sent without the proof that the signature asks for. The proofs that rest on QEMU's
-//! answers are made here, from answers that were asked for here.
+//! answers are made in this file, from answers that were asked for in this file.
 
 use super::ownership::{
     ArrivalProof, BeforeContinue, ContinueSent, DestinationCannotRun, DestinationLoaded, DisksDisengaged, ProcessEnded,

@@ -1,5 +1,5 @@
-//! Reaches a side again whose monitor closed, before it is decided what became of the guest: a closed monitor is no death,
-//! and all that is to be undone may be behind a new connection.
+//! Reaches a side again whose monitor closed, before it is decided what became of the guest: a closed monitor is no
+//! death, and all that is to be undone may be behind a new connection.
 //!
 //! Another process at the address must never be taken for the one that was there.
 
@@ -22,14 +22,15 @@ const REDIAL: Duration = Duration::from_secs(2);
 /// How long after its monitor a process may end that took the monitor with it.
 const DYING: Duration = Duration::from_secs(1);
 
-/// Reaches the sides again that can be reached. True if events of the source were missed: it was reached again, or its
-/// monitor closed and its process lived on.
+/// Reaches the sides again that can be reached. True if events of the source were missed: the source was reached
+/// again, or its monitor closed and its process lived on.
 pub(crate) async fn reach_again(context: &Context, pair: &mut QemuPair) -> bool {
     let (source, destination, missed) = {
         let reached = async {
             tokio::join!(reach_side(context, pair, Side::Source), reach_side(context, pair, Side::Destination))
         };
-        // Both begin now: a process that ends while its address is dialled did not end with its monitor.
+        // The wait for the end of the process begins with the dialling: a process that ends only while its address is
+        // dialled did not end with its monitor.
         let cut = is_cut(&pair.source);
         tokio::pin!(reached, cut);
         let mut known = None;
@@ -56,8 +57,8 @@ pub(crate) async fn reach_again(context: &Context, pair: &mut QemuPair) -> bool 
     missed
 }
 
-/// Whether a monitor closed while its process lived on, or may have: where the end of the process cannot be proved, nothing
-/// tells the two apart. A process that dies closes its monitor a moment before it has ended.
+/// Whether a monitor closed while its process lived on, or may have: where the end of the process cannot be proved,
+/// nothing tells the two apart. A process that dies closes its monitor a moment before it has ended.
 pub(crate) async fn is_cut(process: &Process) -> bool {
     process.is_gone() && exchange::prove_ended(process, DYING).await.is_none()
 }
@@ -88,7 +89,8 @@ async fn dial_again(context: &Context, process: &Process, address: &Address) -> 
     Some(again)
 }
 
-/// Whether a QEMU remembers a migration, or has something that the engine made: a QEMU that was started anew has neither.
+/// Whether a QEMU remembers a migration, or has something that the engine made: a QEMU that was started anew has
+/// neither.
 async fn remembers_the_run(process: &Process) -> bool {
     let status = process.ask(&query_migrate {}).await.ok().and_then(|answer| answer.status);
     status.is_some_and(|status| status != MigrationStatus::None)
