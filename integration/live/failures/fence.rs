@@ -150,7 +150,7 @@ fn a_fence_command_that_fails_resumes_nobody() {
             "{lost:?}: {lines:#?}"
         );
         scene.judge_call();
-        let find_out = "make sure that its process is gone, then let the source go on with migrate_cancel or cont";
+        let find_out = "make sure that its process is gone, then resume the source with migrate_cancel or cont";
         assert!(outcome["reason"]["message"].as_str().unwrap().contains(find_out), "{lost:?}: {outcome:#}");
         assert!(lines.iter().any(|line| line["code"] == "not-fenced"), "{lost:?}: {lines:#?}");
         // No guest resumes by itself either when the destination answers again.
