@@ -165,13 +165,16 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
         .force("device-missing")
         .transcript(recorder.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut migration = {
+        let _within = runtime.enter();
+        builder.start_here()?
+    };
     let outcome = runtime.block_on(async {
-        let mut migration = builder.start();
         let mut events = migration.events();
         while let Some(event) = events.next().await {
             let switchover = Kind::Phase { phase: Phase::Switchover, state: PhaseState::Begin };
             if course == Course::Cancelled && event.kind == switchover {
-                migration.cancel();
+                migration.control().cancel();
             }
         }
         migration.wait().await

@@ -69,28 +69,25 @@
 //! use qferry::{Address, Ending, Migration};
 //! use std::time::Duration;
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let source: Address = "unix:/run/vm/source.qmp".parse()?;
 //! let destination: Address = "unix:/run/vm/destination.qmp".parse()?;
-//! let mut migration = Migration::builder(source, destination).downtime(Duration::from_millis(50)).start();
-//!
-//! let mut events = migration.events();
-//! tokio::spawn(async move {
-//!     while let Some(event) = events.next().await {
-//!         println!("{:?}", event.kind);
-//!     }
-//! });
-//!
-//! let outcome = migration.wait().await;
+//! let outcome = Migration::builder(source, destination)
+//!     .downtime(Duration::from_millis(50))
+//!     .run_blocking(|event| println!("{:?}", event.kind))?;
 //! assert_eq!(outcome.outcome, Ending::Moved, "{:?}", outcome.reason);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! One engine per guest: nothing in QEMU keeps a second one from doing the same. An embedder that holds its own
-//! connection to QEMU hands it over as [`Endpoint::Stream`].
+//! [`Builder::start`] gives a [`Running`] instead, to be awaited from any runtime or none, followed and cancelled. The
+//! engine has a thread and a runtime of its own, so that a task that blocks the embedder's runtime holds nothing up. An
+//! embedder that makes its connections itself says how with [`Endpoint::Connector`]. One engine per guest: nothing in QEMU
+//! keeps a second one from doing the same. `docs/embedding.md` has the rest.
+//!
+//! The crate root is the whole public face: it re-exports what an embedder needs from the rooms, which are private.
 
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;
 
@@ -110,22 +107,26 @@ mod quantity;
 mod storage;
 
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
-pub use endpoint::{Address, AddressError};
+pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;
 pub use migration::{
-    Builder, Canceller, Check, Endpoint, Events, Failure, JournalPlace, Migration, Plan, PlannedDisk, Recovery,
-    Settings,
+    Builder, Control, DiskProgress, Events, Invalid, InvalidSetting, JournalPlace, MemoryProgress, Migration, Plan,
+    PlannedDisk, Progress, Recovery, Running, Settings,
 };
 pub use prepare::{
-    PopulateMode, Preparation, PreparationAction, PreparationOutcome, PrepareSettings, Prepared, StepState,
+    PopulateMode, Preparation, PreparationAction, PreparationOutcome, PreparationStep, PrepareSettings, Prepared,
+    StepState,
 };
 pub use progress::{
     Clock, DiskOutcome, Ending, Estimate, Event, Kind, Outcome, Phase, PhaseState, RamOutcome, Reason, RunsOn, Span,
 };
-pub use qmp::Recorder;
+pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};
 pub use storage::{
-    model::layout::{DiskSelection, StorageMode},
+    model::{
+        layout::{DiskSelection, StorageMode},
+        path_map::PathMap,
+    },
     verify::identity::ProofLevel,
 };
 

@@ -1,13 +1,17 @@
 //! Sizes and rates with their units, so that bytes, bits and pages are never mistaken for each other.
 //!
-//! Owns parsing and printing of [`Bytes`] and [`Rate`]. It must never guess a unit: a bare number is bytes.
+//! Owns parsing and printing of [`Bytes`] and [`Rate`], and of durations as text. A unit must never be guessed: a bare
+//! number is bytes where a size is meant, and no rate at all.
 
-use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+pub mod duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
+use std::{fmt, marker::PhantomData, str::FromStr};
 use thiserror::Error;
 
 /// Why a quantity could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum QuantityError {
     /// No number at the start.
     #[error("'{0}' does not start with a number")]
@@ -22,19 +26,20 @@ pub enum QuantityError {
         /// Some units that would do.
         expected: &'static str,
     },
+    /// A number alone, where bytes and bits would both be meant by somebody.
+    #[error("'{0}' has no unit: use {units}", units = RATE_UNITS)]
+    Bare(String),
     /// The value does not fit into 64 bits.
     #[error("'{0}' is too large")]
     Range(String),
 }
 
 /// A number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bytes(pub u64);
 
 /// A number of bytes per second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Rate(pub u64);
 
 const BINARY: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -58,6 +63,9 @@ impl FromStr for Rate {
         let (number, unit) = split(text)?;
         let unknown = || unknown_unit(text, unit, RATE_UNITS);
         let per_second = unit.strip_suffix("/s").unwrap_or(unit);
+        if per_second.is_empty() {
+            return Err(QuantityError::Bare(text.to_owned()));
+        }
         let factor = match per_second.strip_suffix("bit") {
             Some(prefix) => decimal_prefix(prefix).ok_or_else(unknown)? / 8.0,
             None => size_factor(per_second).ok_or_else(unknown)?,
@@ -86,6 +94,56 @@ impl fmt::Display for Bytes {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{}/s", Bytes(self.0)))
+    }
+}
+
+/// Text that reads back as the same number: `100MiB`, `1000B`.
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&exact(self.0))
+    }
+}
+
+/// The text of a size with its unit.
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(QuantityText("a size as text, such as \"64MiB\"", PhantomData))
+    }
+}
+
+/// Text that reads back as the same number: `100MiB/s`.
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}/s", exact(self.0)))
+    }
+}
+
+/// The text of a rate with its unit.
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(QuantityText("a rate as text, such as \"100MiB/s\" or \"1Gbit/s\"", PhantomData))
+    }
+}
+
+/// The number in the largest unit that leaves it whole. Sizes beyond 2^53 bytes may be read back rounded.
+fn exact(bytes: u64) -> String {
+    let power = BINARY.len() - 1;
+    let power = (0..=power).rev().find(|power| bytes % (1 << (10 * power)) == 0 && bytes > 0).unwrap_or(0);
+    format!("{}{}", bytes >> (10 * power), BINARY[power])
+}
+
+/// Reads a quantity from its text, and says what would be right in place of anything else.
+struct QuantityText<T>(&'static str, PhantomData<T>);
+
+impl<T: FromStr<Err = QuantityError>> Visitor<'_> for QuantityText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
@@ -160,6 +218,28 @@ mod tests {
             [("100MiB/s", 104_857_600), ("1Gbit/s", 125_000_000), ("8kbit/s", 1000), ("10MB/s", 10_000_000)]
         {
             assert_eq!(text.parse(), Ok(Rate(rate)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_has_a_unit() {
+        for text in ["100", " 0 ", "100M", "1G", "100mbit", "100/s"] {
+            let error = text.parse::<Rate>().unwrap_err().to_string();
+            assert!(error.contains("MiB/s") && error.contains("Gbit/s"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn serde_writes_what_it_reads() {
+        for (number, size) in [(0, "0B"), (1000, "1000B"), (1 << 26, "64MiB"), (3 << 40, "3TiB")] {
+            assert_eq!(serde_json::to_string(&Bytes(number)).unwrap(), format!("\"{size}\""));
+            assert_eq!(serde_json::to_string(&Rate(number)).unwrap(), format!("\"{size}/s\""));
+        }
+        assert_eq!(serde_json::from_str::<Bytes>("\"64MiB\"").unwrap(), Bytes(1 << 26));
+        assert_eq!(serde_json::from_str::<Rate>("\"1Gbit/s\"").unwrap(), Rate(125_000_000));
+        for wrong in ["100", "\"100\"", "\"fast\""] {
+            let error = serde_json::from_str::<Rate>(wrong).unwrap_err().to_string();
+            assert!(error.contains("/s") || error.contains("number"), "{wrong}: {error}");
         }
     }
 

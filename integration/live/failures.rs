@@ -4,8 +4,8 @@ mod faults;
 mod fence;
 
 use super::support::{
-    MIB, block_on, builder, busy, idle, judge_back, judge_disks, judge_running, migrate, migrate_and, migrate_when,
-    spec, start,
+    MIB, block_on, builder, busy, cancel, idle, judge_back, judge_disks, judge_running, migrate, migrate_and,
+    migrate_when, spec, start,
 };
 use qferry::internals::{
     endpoint::Address,
@@ -84,14 +84,14 @@ fn the_destination_dies_in_pre_switchover_on_7_2() {
 fn cancelled_in_each_phase() {
     let mut pair = start(&slow("10.0.13"));
     for phase in [Phase::Connect, Phase::Preflight, Phase::Prepare, Phase::Storage, Phase::Memory, Phase::Switchover] {
-        let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), phase, Migration::cancel);
+        let (outcome, _) = migrate_and(builder(&pair).bandwidth(Rate(64 * MIB)), phase, cancel);
         judge_back(&pair, &outcome, Ending::Cancelled, "running");
         // A destination that was only prepared can be used again.
         if phase >= Phase::Storage {
             pair.restart_destination(true).unwrap();
         }
     }
-    let (outcome, _) = migrate_and(builder(&pair), Phase::Handover, Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Handover, cancel);
     judge_running(&pair, &outcome);
 }
 
@@ -99,7 +99,7 @@ fn cancelled_in_each_phase() {
 fn what_a_broken_try_copied_is_not_built_upon() {
     let mut pair = start(&slow("10.0.13"));
     let copied = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > MIB);
-    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copied, Migration::cancel);
+    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copied, cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     let message = &outcome.reason.as_ref().unwrap().message;
     assert!(message.contains("hold a part"), "{message}");
@@ -115,7 +115,7 @@ fn what_a_broken_try_copied_is_not_built_upon() {
 fn a_handle_that_is_dropped_rolls_back() {
     let pair = start(&slow("10.0.13"));
     block_on(async {
-        let mut migration = builder(&pair).bandwidth(Rate(16 * MIB)).start();
+        let migration = builder(&pair).bandwidth(Rate(16 * MIB)).start_here().unwrap();
         let mut events = migration.events();
         let mut migration = Some(migration);
         while let Some(event) = events.next().await {
@@ -135,7 +135,7 @@ fn a_handle_that_is_dropped_rolls_back() {
 #[test]
 fn a_paused_guest_is_paused_after_a_rollback() {
     let pair = start(&Spec { guest: Guest::Paused, ..slow("10.0.13") });
-    let (outcome, _) = migrate_and(builder(&pair), Phase::Switchover, Migration::cancel);
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Switchover, cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "paused");
     judge_disks(&pair, Side::Source);
 }

@@ -1,6 +1,6 @@
 //! The preflight's comparison of two machines, as QEMU itself describes them. The machines have no guest.
 
-use super::support::{WAIT, block_on};
+use super::support::WAIT;
 use qferry::internals::{
     endpoint::Address,
     migration::Migration,
@@ -36,7 +36,7 @@ fn found(source: &Bare, destination: &Bare, force: &[&str]) -> Vec<Finding> {
     let address = |bare: &Bare| Address::unix(bare.qmp_path()).unwrap();
     let builder = Migration::builder(address(source), address(destination));
     let builder = force.iter().fold(builder, |builder, code| builder.force(*code));
-    let plan = block_on(builder.plan()).unwrap_or_else(|error| panic!("{error:?}"));
+    let plan = builder.check().unwrap().wait_blocking().unwrap_or_else(|error| panic!("{error:?}"));
     plan.findings
 }
 

@@ -8,8 +8,8 @@ use super::support::{
     migrate_when, on_source_host, settings, spec, start,
 };
 use qferry::internals::{
-    endpoint::{Address, Dialed, dial},
-    migration::{Endpoint, JournalPlace, Migration},
+    endpoint::{Address, Endpoint, ProcessHandle},
+    migration::{JournalPlace, Migration, Running},
     progress::{Ending, Kind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
@@ -98,7 +98,7 @@ fn a_paused_guest_stays_paused() {
 /// Migrates, and runs a command of the guest's owner once RAM is sent.
 fn once_ram_is_sent(pair: &Pair, command: &str) -> Outcome {
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
-    let act = |_: &Migration| drop(pair.source.qmp(command, &serde_json::json!({})).unwrap());
+    let act = |_: &Running<Outcome>| drop(pair.source.qmp(command, &serde_json::json!({})).unwrap());
     migrate_when(builder(pair).bandwidth(Rate(16 * MIB)), sending, act).0
 }
 
@@ -114,7 +114,7 @@ fn a_paused_guest_that_its_owner_resumes_while_ram_is_sent_runs_on() {
 fn a_guest_that_its_owner_pauses_while_disks_are_copied_stays_paused() {
     let pair = start(&spec("10.0.13", busy()));
     let copying = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > 0);
-    let stop = |_: &Migration| drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap());
+    let stop = |_: &Running<Outcome>| drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap());
     let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copying, stop);
     judge_moved(&pair, &outcome);
     assert_eq!(outcome.blackout_ms, None);
@@ -141,7 +141,7 @@ fn goes_back(guest: Guest, command: &str, status: &str) {
     let settings = settings(&pair);
     let JournalPlace::File(journal) = settings.journal.clone() else { panic!("{settings:?}") };
     let outcome = block_on(async {
-        let mut migration = builder(&pair).settings(settings).bandwidth(Rate(4 * MIB)).start();
+        let mut migration = builder(&pair).settings(settings).bandwidth(Rate(4 * MIB)).start_here().unwrap();
         let (mut events, mut looks) = (migration.events(), 0);
         while let Some(event) = events.next().await {
             match event.kind {
@@ -152,7 +152,7 @@ fn goes_back(guest: Guest, command: &str, status: &str) {
             match looks {
                 1 => drop(pair.source.qmp(command, &serde_json::json!({})).unwrap()),
                 // The engine knows by now: QEMU sent its event before the answer of the sample before.
-                3 => migration.cancel(),
+                3 => migration.control().cancel(),
                 _ => {}
             }
         }
@@ -234,13 +234,13 @@ fn connections_that_the_embedder_holds() {
     let outcome = block_on(async {
         let mut ends = Vec::new();
         for machine in [&pair.source, &pair.destination] {
-            let address = Address::unix(machine.qmp_path()).unwrap();
-            let Dialed { stream, .. } = dial(&address, WAIT).await.unwrap();
-            let pid = i32::try_from(machine.pid()).ok();
-            ends.push(Endpoint::Stream { name: machine.side().to_string(), stream, pid });
+            let path = machine.qmp_path();
+            let endpoint =
+                Endpoint::connector(machine.side().to_string(), move || tokio::net::UnixStream::connect(path.clone()));
+            ends.push(endpoint.with_process(ProcessHandle::from_pid(machine.pid()).unwrap()));
         }
         let (destination, source) = (ends.pop().unwrap(), ends.pop().unwrap());
-        Migration::builder(source, destination).runtime_dir(pair.run_dir()).start().wait().await
+        Migration::builder(source, destination).runtime_dir(pair.run_dir()).start_here().unwrap().wait().await
     });
     judge_running(&pair, &outcome);
 }

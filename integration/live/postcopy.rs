@@ -1,11 +1,11 @@
 //! Guests that dirty more than the link carries, moved by postcopy, also when the channel breaks or a side dies.
 
 use super::support::{
-    MIB, WAIT, builder, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
+    MIB, WAIT, builder, cancel, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
 };
 use qferry::internals::{
     endpoint::Address,
-    migration::{Builder, Migration, Settings},
+    migration::{Builder, Migration, Running, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
     quantity::Rate,
 };
@@ -22,7 +22,9 @@ fn heavy(version: &str) -> Spec {
 
 fn at_once(pair: &Pair) -> Settings {
     let policy = "name = \"at-once\"\nram = []\n[schedule]\npoll = \"100ms\"\ndowntime = \"1ms\"\nsteps = [{ then = \"postcopy\" }]";
-    Settings { policy: policy.parse().unwrap(), ..settings(pair) }
+    let mut settings = settings(pair);
+    settings.policy = policy.parse().unwrap();
+    settings
 }
 
 /// A migration without a ceiling, which would replace the limit that [`slowly`] sets.
@@ -47,7 +49,12 @@ fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
 }
 
 /// Migrates with the limit of [`slowly`], and acts at the begin of a phase.
-fn migrate_slowly(pair: &Pair, builder: Builder, at: Phase, act: impl FnOnce(&Migration)) -> (Outcome, Vec<Event>) {
+fn migrate_slowly(
+    pair: &Pair,
+    builder: Builder,
+    at: Phase,
+    act: impl FnOnce(&Running<Outcome>),
+) -> (Outcome, Vec<Event>) {
     migrate_when(builder, slowly(pair, |kind| begins(kind, at)), act)
 }
 
@@ -85,7 +92,7 @@ fn judge(pair: &Pair, outcome: &Outcome) {
 fn moves(version: &str) {
     let pair = start(&heavy(version));
     let ceiling = Rate(24 * MIB);
-    let limited = builder(&pair).settings(Settings { bandwidth: Some(ceiling), ..at_once(&pair) });
+    let limited = builder(&pair).settings(at_once(&pair)).bandwidth(ceiling);
     let sampled = |kind: &Kind| match kind {
         Kind::Memory { status, .. } => ["postcopy-active", "completed"].contains(&status.as_str()),
         _ => false,
@@ -170,7 +177,7 @@ fn a_port_is_used_again_for_the_new_channel() {
 fn a_cancel_in_postcopy_is_too_late() {
     let pair = start(&heavy("10.0.13"));
     let (outcome, events) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |migration| {
-        migration.cancel();
+        migration.control().cancel();
         hurry(&pair);
     });
     judge(&pair, &outcome);
@@ -180,7 +187,7 @@ fn a_cancel_in_postcopy_is_too_late() {
 #[test]
 fn a_cancel_before_postcopy_rolls_back() {
     let pair = start(&heavy("10.0.13"));
-    let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Switchover, Migration::cancel);
+    let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Switchover, cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     assert!(!outcome.ram.postcopy, "{outcome:#?}");
     judge_disks(&pair, Side::Source);
@@ -222,12 +229,10 @@ fn destination_dies_in_the_handover(version: &str, sent: &'static str) -> (Pair,
     let address = |path| Address::unix(path).unwrap();
     // The engine does not know that the proxied source is on this host, so the addresses are given.
     let channel = |name| Some(address(folder.join(name)));
-    let settings = Settings {
-        nbd_address: channel("nbd"),
-        migrate_address: channel("ram"),
-        source_nbd_address: channel("source-nbd"),
-        ..at_once(&pair)
-    };
+    let mut settings = at_once(&pair);
+    settings.nbd_address = channel("nbd");
+    settings.migrate_address = channel("ram");
+    settings.source_nbd_address = channel("source-nbd");
     let sides = Migration::builder(address(proxy.path().to_owned()), address(pair.destination.qmp_path()));
     let outcome = std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -17,7 +17,7 @@ mod shared;
 mod untouched;
 mod view;
 
-use super::support::{block_on, builder, judge_moved, migrate, settings};
+use super::support::{builder, judge_moved, migrate, settings};
 use qferry::internals::{
     migration::{Builder, Plan, Settings},
     preflight::checks::{Finding, Severity},
@@ -50,7 +50,7 @@ fn engine(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
 #[track_caller]
 fn look(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Plan {
     let before = State::of(pair);
-    let plan = block_on(engine(pair, change).plan()).unwrap_or_else(|failure| panic!("{failure:?}"));
+    let plan = engine(pair, change).check().unwrap().wait_blocking().unwrap_or_else(|failure| panic!("{failure:?}"));
     before.is_still(pair);
     plan
 }

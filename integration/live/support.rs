@@ -2,7 +2,7 @@
 
 use qferry::internals::{
     endpoint::Address,
-    migration::{Builder, JournalPlace, Migration, Settings},
+    migration::{Builder, JournalPlace, Migration, Running, Settings},
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
 };
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
@@ -74,22 +74,18 @@ pub(crate) fn settings(pair: &Pair) -> Settings {
     static JOURNALS: AtomicUsize = AtomicUsize::new(0);
     let journal = format!("journal-{}", JOURNALS.fetch_add(1, Ordering::Relaxed));
     let journal = JournalPlace::File(pair.run_dir().with_file_name(journal));
-    let settings = Settings {
-        downtime: BUDGET,
-        switchover_timeout: Some(SWITCHOVER),
-        runtime_dir: pair.run_dir(),
-        journal,
-        ..Settings::default()
-    };
+    let mut settings = Settings::default();
+    settings.downtime = BUDGET;
+    settings.switchover_timeout = Some(SWITCHOVER);
+    settings.runtime_dir = pair.run_dir();
+    settings.journal = journal;
     let Some(wire) = pair.wire() else { return settings };
     let address = |address: String| Some(address.parse::<Address>().unwrap());
-    Settings {
-        nbd_address: address(wire.nbd(Side::Destination)),
-        migrate_address: address(wire.ram()),
-        source_nbd_address: address(wire.nbd(Side::Source)),
-        allow_plaintext: true,
-        ..settings
-    }
+    settings.nbd_address = address(wire.nbd(Side::Destination));
+    settings.migrate_address = address(wire.ram());
+    settings.source_nbd_address = address(wire.nbd(Side::Source));
+    settings.allow_plaintext = true;
+    settings
 }
 
 /// Acts on the source's host, from where the engine reaches both ends of the pair's link.
@@ -103,8 +99,13 @@ pub(crate) fn hurry(pair: &Pair) {
     pair.source.qmp("migrate-set-parameters", &json!({"max-postcopy-bandwidth": 0})).unwrap();
 }
 
-/// Migrates, and acts at the begin of a phase.
-pub(crate) fn migrate_and(builder: Builder, at: Phase, act: impl FnOnce(&Migration)) -> (Outcome, Vec<Event>) {
+/// Asks a migration to give up.
+pub(crate) fn cancel(running: &Running<Outcome>) {
+    running.control().cancel();
+}
+
+/// Migrates, and acts at the begin of a phase. The engine is on this thread, and stands still meanwhile.
+pub(crate) fn migrate_and(builder: Builder, at: Phase, act: impl FnOnce(&Running<Outcome>)) -> (Outcome, Vec<Event>) {
     let begins = |kind: &Kind| matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == at);
     migrate_when(builder, begins, act)
 }
@@ -113,10 +114,10 @@ pub(crate) fn migrate_and(builder: Builder, at: Phase, act: impl FnOnce(&Migrati
 pub(crate) fn migrate_when(
     builder: Builder,
     when: impl Fn(&Kind) -> bool,
-    act: impl FnOnce(&Migration),
+    act: impl FnOnce(&Running<Outcome>),
 ) -> (Outcome, Vec<Event>) {
     block_on(async {
-        let mut migration = builder.start();
+        let mut migration = builder.start_here().unwrap();
         let mut events = migration.events();
         let (mut all, mut act) = (Vec::new(), Some(act));
         while let Some(event) = events.next().await {

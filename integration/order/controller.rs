@@ -99,7 +99,7 @@ async fn a_guest_that_stops_before_its_mirrors_are_ready_waits_for_them_within_t
         if lost != "nothing" {
             model.state().muted = without(lost);
         }
-        let migration = model.builder().downtime(Duration::from_secs(10)).start();
+        let migration = model.builder().downtime(Duration::from_secs(10)).start_here().unwrap();
         let run = model.follow(migration).await;
         moved(&model, &run);
         assert!(run.position("source: migrate") < run.position("source: block-job-cancel"), "{run:?}");
@@ -156,7 +156,7 @@ async fn a_postcopy_that_is_refused_is_not_waited_for() {
         state.dirtied_share = 1.5;
     }
     model.refused(Source, "migrate-start-postcopy");
-    let migration = model.builder().policy("ram = ['postcopy']".parse().unwrap()).start();
+    let migration = model.builder().policy("ram = ['postcopy']".parse().unwrap()).start_here().unwrap();
     let run = model.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "ram-not-converging"), "{run:?}");
     assert!(run.warned("not-applied") && !run.outcome.ram.postcopy, "{run:?}");
@@ -194,7 +194,7 @@ async fn mirrors_that_are_ready_are_woken_to_notice_that_they_are_in_step() {
             Some(ceiling) => builder.bandwidth(ceiling),
             None => builder,
         };
-        let run = model.follow(builder.start()).await;
+        let run = model.follow(builder.start_here().unwrap()).await;
         moved(&model, &run);
         let limits: Vec<u64> = run
             .log
@@ -254,7 +254,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
     let shared = model.shared.clone();
     model.when(Source, "query-blockstats", move || shared.state().job("qferry-mirror-0", "ready"));
     let ceiling = qferry::internals::quantity::Rate(2 << 30);
-    let migration = model.builder().bandwidth(ceiling).policy(observe()).start();
+    let migration = model.builder().bandwidth(ceiling).policy(observe()).start_here().unwrap();
     let run = model.follow(migration).await;
     moved(&model, &run);
     assert!(run.actions("would-share-bandwidth") > 0, "{run:?}");
@@ -267,7 +267,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
         tokio::time::sleep(Duration::from_secs(60)).await;
         shared.state().job("qferry-mirror-0", "ready");
     });
-    let migration = model.builder().policy(observe()).start();
+    let migration = model.builder().policy(observe()).start_here().unwrap();
     let run = tokio::time::timeout(Duration::from_secs(300), model.follow(migration)).await.unwrap();
     moved(&model, &run);
     assert!(run.actions("would-give-up") > 0, "{run:?}");
@@ -276,7 +276,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
     // RAM that would be given up goes on until the timeout that the user has set.
     let mut model = self::model();
     model.state().dirtied_share = 1.5;
-    let migration = model.builder().policy(observe()).timeout(Duration::from_secs(90)).start();
+    let migration = model.builder().policy(observe()).timeout(Duration::from_secs(90)).start_here().unwrap();
     let run = model.follow(migration).await;
     back(&model, &run, Ending::RolledBack, "timeout");
     assert_eq!((run.actions("would-give-up"), run.actions("give-up")), (1, 1), "{run:?}");
@@ -284,7 +284,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
 
     // A policy that only observes cannot hold RAM back, so RAM is not sent beside a mirror either.
     let mut model = overlapping();
-    let migration = model.builder().policy(observe()).start();
+    let migration = model.builder().policy(observe()).start_here().unwrap();
     let run = model.follow(migration).await;
     moved(&model, &run);
     let began = run.log.iter().position(|(side, seen)| side == "source" && seen.name == "migrate").unwrap();

@@ -95,12 +95,12 @@ async fn a_cancel_comes_in_time_until_the_handover() {
         let (side, command) = line.split_once(": ").unwrap();
         let side = if side == "source" { Source } else { Destination };
         let mut model = ModelPair::new(&shape);
-        let migration = model.builder().start();
-        let canceller = migration.canceller();
+        let migration = model.builder().start_here().unwrap();
+        let control = migration.control();
         let command: &'static str = command.to_owned().leak();
         model.when(side, command, move || {
-            canceller.cancel();
-            canceller.cancel();
+            control.cancel();
+            control.cancel();
         });
         let run = model.follow(migration).await;
         // The hook acts at the first command of this name.
@@ -129,7 +129,7 @@ async fn a_cancel_before_anything_is_changed_changes_nothing() {
 async fn a_handle_that_is_dropped_cancels() {
     for (side, command) in [(Source, "drive-mirror"), (Source, "migrate"), (Source, "block-job-cancel")] {
         let mut model = model();
-        let mut migration = model.builder().start();
+        let migration = model.builder().start_here().unwrap();
         let mut stream = migration.events();
         model.when(side, command, move || drop(migration));
         let mut events = Vec::new();
@@ -150,8 +150,8 @@ async fn the_timeout_rolls_back_what_does_not_converge() {
     let mut model = model();
     model.state().converges = false;
     // The policy gives up later than the timeout.
-    let patient = Policy { give_up: Duration::from_secs(3600), ..Policy::default() };
-    let migration = model.builder().policy(patient).timeout(Duration::from_secs(60)).start();
+    let patient: Policy = "give-up = '1h'".parse().unwrap();
+    let migration = model.builder().policy(patient).timeout(Duration::from_secs(60)).start_here().unwrap();
     let run = model.follow(migration).await;
     back(&model, &run, Ending::RolledBack, "timeout");
 }

@@ -87,7 +87,7 @@ async fn every_mirror_is_told_to_settle_before_any_answer_is_awaited() {
         steps.extend(shared.answer(Source, seen));
         steps
     });
-    let migration = model.builder().start();
+    let migration = model.builder().start_here().unwrap();
     model.source.saw_times("block-job-cancel", 3).await;
     model.source.release("all");
     let run = model.follow(migration).await;
@@ -104,7 +104,7 @@ async fn what_is_left_of_ram_is_asked_for_and_not_waited_for() {
         steps.extend(shared.answer(Source, seen));
         steps
     });
-    let migration = model.builder().start();
+    let migration = model.builder().start_here().unwrap();
     let stopped = tokio::time::timeout(Duration::from_secs(60), model.destination.saw("nbd-server-stop")).await;
     assert!(stopped.is_ok(), "{:#?}", model.log);
     model.source.release("left");

@@ -26,7 +26,7 @@ async fn without_an_event_the_guest_moves_all_the_same() {
         let mut model = ModelPair::new(&disks(2));
         model.state().muted = without(lost);
         // A query takes the place of an event that stays away, but only after a while.
-        let migration = model.builder().downtime(Duration::from_secs(20)).start();
+        let migration = model.builder().downtime(Duration::from_secs(20)).start_here().unwrap();
         let run = model.follow(migration).await;
         moved(&model, &run);
         // A RESUME that a query finds makes the blackout too long, never too short.

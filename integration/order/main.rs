@@ -31,8 +31,8 @@ use model::{
     AfterContinue, CommandFault, MigrationRun, MirrorEnd, MirrorJob, ModelDisk, ModelPair, PairShape, PairState,
 };
 use qferry::internals::convergence::Policy;
-use qferry::internals::migration::{Builder, Migration, Settings};
-use qferry::internals::progress::{Ending, Kind, RunsOn, Side};
+use qferry::internals::migration::{Builder, Running, Settings};
+use qferry::internals::progress::{Ending, Kind, Outcome, RunsOn, Side};
 use serde_json::{Value, json};
 
 use Side::{Destination, Source};
@@ -121,10 +121,10 @@ fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
     }
 }
 
-fn cancel_at(model: &mut ModelPair, side: Side, command: &'static str) -> Migration {
-    let migration = model.builder().start();
-    let canceller = migration.canceller();
-    model.when(side, command, move || canceller.cancel());
+fn cancel_at(model: &mut ModelPair, side: Side, command: &'static str) -> Running<Outcome> {
+    let migration = model.builder().start_here().unwrap();
+    let control = migration.control();
+    model.when(side, command, move || control.cancel());
     migration
 }
 

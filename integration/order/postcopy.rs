@@ -102,15 +102,15 @@ async fn a_migration_that_someone_else_took_into_postcopy_is_not_cancelled() {
     for guest in ["running", "paused"] {
         let mut model = ModelPair::new(&PairShape { guest, ..PairShape::default() });
         let shared = model.shared.clone();
-        let migration = model.builder().start();
-        let canceller = migration.canceller();
+        let migration = model.builder().start_here().unwrap();
+        let control = migration.control();
         model.when(Source, "migrate", move || {
             tokio::spawn(async move {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 let mut state = shared.state();
                 state.source.run = "finish-migrate".to_owned();
                 state.enter(Source, "postcopy-active");
-                canceller.cancel();
+                control.cancel();
             });
         });
         let run = model.follow(migration).await;

@@ -1,11 +1,14 @@
 //! Recovery of a migration in postcopy where one side cannot be asked.
 
-use super::fake::{AnswerStep, FakeMonitor, MonitorScript};
+use super::{
+    fake::{AnswerStep, FakeMonitor, MonitorScript},
+    model::once,
+};
 use qferry::internals::{
-    endpoint::{Address, Identity},
+    endpoint::{Address, Endpoint, Identity},
     journal::Journal,
     migration::{
-        Endpoint, Migration,
+        Migration,
         record::{MigrationBegin, Party, Record},
     },
     progress::{Ending, Outcome, RunsOn},
@@ -47,16 +50,17 @@ fn destination(status: &str) -> (FakeMonitor, DuplexStream) {
 }
 
 fn stream(name: &str, stream: DuplexStream) -> Endpoint {
-    Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid: None }
+    once(name, stream)
 }
 
 async fn recover(journal: &Path, source: Option<DuplexStream>, destination: DuplexStream) -> Outcome {
-    let recovery = Migration::recovery(journal).destination(stream("destination", destination));
+    let recovery = Migration::recover(journal).destination(stream("destination", destination));
     match source {
         Some(source) => recovery.source(stream("source", source)),
         None => recovery,
     }
-    .start()
+    .start_here()
+    .unwrap()
     .wait()
     .await
 }

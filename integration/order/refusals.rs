@@ -10,12 +10,12 @@ async fn refused(code: &str, shape: &PairShape, spoil: impl Fn(&mut PairState), 
         model
     };
     let mut model = spoiled();
-    let plan = ask(model.builder()).plan().await.unwrap();
+    let plan = ask(model.builder()).check_here().unwrap().wait().await.unwrap();
     assert!(plan.blockers().any(|finding| finding.code == code), "{code}: {:?}", plan.findings);
     assert!(asks_only(&model.log.lock().unwrap()), "{code}");
 
     let mut model = spoiled();
-    let migration = ask(model.builder()).start();
+    let migration = ask(model.builder()).start_here().unwrap();
     let run = model.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, code), "{code}: {run:?}");
     assert!(asks_only(&run.log), "{code}: {run:?}");
@@ -76,22 +76,26 @@ async fn what_may_be_forced_is_forced_by_its_own_code() {
         model
     };
     let mut half = spoiled();
-    let migration = half.builder().force("machine-type").start();
+    let migration = half.builder().force("machine-type").start_here().unwrap();
     let run = half.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "cpu-features"), "{run:?}");
     assert!(run.message().contains("avx2") && run.message().contains("--force cpu-features"), "{run:?}");
     assert!(run.warned("machine-type") && asks_only(&run.log), "{run:?}");
 
     let mut whole = spoiled();
-    let migration = whole.builder().force("machine-type").force("cpu-features").force("ram-size").start();
+    let migration = whole.builder().force("machine-type").force("cpu-features").start_here().unwrap();
     let run = whole.follow(migration).await;
     moved(&whole, &run);
     assert!(run.warned("machine-type") && run.warned("cpu-features"), "{run:?}");
 
     let mut never = spoiled();
     never.state().destination.ram += 1;
-    let builder = never.builder().force("machine-type").force("cpu-features").force("ram-blocks").force("ram-size");
-    let run = never.follow(builder.start()).await;
+    let builder = never.builder().force("machine-type").force("cpu-features");
+    // A code that nobody can force is refused before anything is looked at.
+    let invalid = builder.clone().force("ram-blocks").force("ram-size").validate().unwrap_err();
+    let codes: Vec<&str> = invalid.problems.iter().map(|problem| problem.value.as_str()).collect();
+    assert_eq!(codes, ["`ram-blocks`", "`ram-size`"]);
+    let run = never.follow(builder.start_here().unwrap()).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "ram-size"), "{run:?}");
 }
 
@@ -140,7 +144,7 @@ async fn what_is_asked_for_refuses_the_migration() {
 async fn a_process_is_not_moved_onto_itself() {
     let mut model = model();
     let pid = i32::try_from(std::process::id()).ok();
-    let migration = model.builder_with([pid, pid]).start();
+    let migration = model.builder_with([pid, pid]).start_here().unwrap();
     let run = model.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "same-process"), "{run:?}");
     assert!(asks_only(&run.log), "{run:?}");
@@ -149,7 +153,7 @@ async fn a_process_is_not_moved_onto_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_plan_only_asks() {
     let mut model = ModelPair::new(&disks(3));
-    let plan = model.builder().plan().await.unwrap();
+    let plan = model.builder().check_here().unwrap().wait().await.unwrap();
     // The model's images cannot be read, so nothing is proved of them.
     let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code).collect();
     assert_eq!((codes, plan.disks.len()), (vec!["backing-unverified"], 3), "{plan:?}");

@@ -74,9 +74,9 @@ async fn a_cancel_while_the_guest_is_stopped_for_a_mirror_resumes_it() {
     for command in ["stop", "cont"] {
         let mut model = model();
         model.state().guard_counts = Box::new(|_, _, stopped| Some(if stopped { 0 } else { 1 }));
-        let migration = model.builder().start();
-        let canceller = migration.canceller();
-        model.when(Source, command, move || canceller.cancel());
+        let migration = model.builder().start_here().unwrap();
+        let control = migration.control();
+        model.when(Source, command, move || control.cancel());
         let run = model.follow(migration).await;
         back(&model, &run, Ending::Cancelled, "cancelled");
     }

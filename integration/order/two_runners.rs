@@ -169,7 +169,7 @@ async fn the_last_ram_may_take_as_long_as_was_asked_for() {
     for (downtime, slow, wanted) in [(60, 90, Ending::Moved), (1, 90, Ending::RolledBack)] {
         let mut model = model();
         model.state().last_ram_takes = Duration::from_secs(slow);
-        let migration = model.builder().downtime(Duration::from_secs(downtime)).start();
+        let migration = model.builder().downtime(Duration::from_secs(downtime)).start_here().unwrap();
         let run = model.follow(migration).await;
         assert_eq!(run.outcome.outcome, wanted, "{run:?}");
         sound(&model, &run, "slow");

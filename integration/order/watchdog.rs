@@ -59,7 +59,7 @@ async fn only_instances_of_the_engine_are_yanked() {
 async fn journaled(model: &mut ModelPair) -> (MigrationRun, Vec<Record>, std::path::PathBuf) {
     let path = model.directory.path().join("journal");
     let builder = model.builder().journal(JournalPlace::File(path.clone()));
-    let run = model.follow(builder.start()).await;
+    let run = model.follow(builder.start_here().unwrap()).await;
     // The lock of the journal is free at once for the next engine.
     drop(journal::Journal::<Record>::open(&path).unwrap());
     let records = journal::read::<Record>(&path).unwrap().into_iter().map(|entry| entry.record).collect();
@@ -113,7 +113,7 @@ async fn a_journal_that_cannot_be_begun_refuses_and_one_that_is_there_is_left() 
     let path = model.directory.path().join("journal");
     std::fs::write(&path, "of another").unwrap();
     let builder = model.builder().journal(JournalPlace::File(path.clone()));
-    let run = model.follow(builder.start()).await;
+    let run = model.follow(builder.start_here().unwrap()).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "journal"), "{run:?}");
     assert_eq!(run.told(), Vec::<String>::new());
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "of another");
@@ -141,7 +141,7 @@ async fn the_switchover_has_its_time() {
     let mut model = model();
     model.state().mirror_ends = vec![MirrorEnd::Never];
     let builder = model.builder().switchover_timeout(Duration::from_secs(4));
-    let run = model.follow(builder.start()).await;
+    let run = model.follow(builder.start_here().unwrap()).await;
     back(&model, &run, Ending::RolledBack, "no-answer");
     assert!(run.outcome.blackout_ms.unwrap() < 4000.0, "{run:?}");
 }

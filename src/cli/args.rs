@@ -17,7 +17,7 @@ use crate::{
     },
 };
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
-use std::{os::unix::fs::PermissionsExt, path::PathBuf, str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 /// The blackout budget where neither the user nor the policy has one.
 const DOWNTIME: Duration = Duration::from_millis(300);
@@ -96,7 +96,7 @@ pub(super) struct Recover {
     /// The journal that the engine wrote
     pub(super) journal: PathBuf,
     /// Fence a side that does not answer with this executable, in place of what the journal says
-    #[arg(long, value_name = "FILE", value_parser = executable)]
+    #[arg(long, value_name = "FILE", value_parser = resolved)]
     pub(super) fence_command: Option<PathBuf>,
     /// Record every line of both connections in this file, which must not exist yet
     #[arg(long, value_name = "FILE")]
@@ -141,7 +141,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<ProofLevel>, help_heading = DISKS)]
     verify_backing: ProofLevel,
     /// How many ranges of 64 KiB to sample of each backing file
-    #[arg(long, value_name = "N", default_value = "64", value_parser = samples, help_heading = DISKS)]
+    #[arg(long, value_name = "N", default_value = "64", help_heading = DISKS)]
     samples: usize,
     /// Choose the ranges from this seed, which an earlier report showed [default: another one each time]
     #[arg(long, value_name = "SEED", help_heading = DISKS)]
@@ -157,13 +157,13 @@ pub(super) struct Options {
     clean: bool,
     /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM [default: 300ms, or
     /// the longest downtime of a policy with a schedule]
-    #[arg(long, value_name = "DUR", value_parser = downtime)]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
     downtime: Option<Duration>,
     /// Ceiling on the wire for the whole job, such as 100MiB/s or 1Gbit/s [default: unlimited]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
+    #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     bandwidth: Option<Rate>,
     /// Ceiling for all disks together [default: unlimited]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
+    #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     disk_bandwidth: Option<Rate>,
     /// What may be done so that disks and RAM converge: converge (raise the downtime limit within the budget, then slow
     /// the guest down), postcopy (let it go on at the destination in place of slowing it down), patient (never slow it
@@ -183,12 +183,12 @@ pub(super) struct Options {
     timeout: Option<Duration>,
     /// The longest from the guest's stop until it runs again somewhere, or is clearly not known to: a QEMU that hangs is
     /// freed by then [default: 10s, or four times the blackout budget]
-    #[arg(long, value_name = "DUR", value_parser = switchover)]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
     switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest; it is called with source or
     /// destination, its address and the reason, and exit code 0 says that it is fenced. A process on this host is ended
     /// without it
-    #[arg(long, value_name = "FILE", value_parser = executable)]
+    #[arg(long, value_name = "FILE", value_parser = resolved)]
     fence_command: Option<PathBuf>,
     /// Note what is done in this file, which must not exist yet, for qferry recover [default: a file in
     /// $XDG_STATE_HOME/qferry that is removed at the end]
@@ -236,17 +236,6 @@ pub(super) struct Options {
 }
 
 impl Options {
-    /// What does not go together.
-    pub(super) fn conflict(&self) -> Option<String> {
-        let budget = self.budget();
-        let limit = self.switchover_timeout.filter(|limit| *limit < budget.saturating_mul(3))?;
-        Some(format!(
-            "--switchover-timeout {} leaves a guest that may stand still for {} no time to go back: allow at least thrice as much",
-            humantime::format_duration(limit),
-            humantime::format_duration(budget)
-        ))
-    }
-
     /// The longest that the guest may stand still.
     fn budget(&self) -> Duration {
         self.downtime.or_else(|| self.policy.budget()).unwrap_or(DOWNTIME)
@@ -332,7 +321,7 @@ pub(super) struct Prepare {
     #[arg(long, value_name = "MODE", value_enum, default_value = "never")]
     populate: Populate,
     /// Ceiling for what is copied, such as 100MiB/s or 1Gbit/s [default: unlimited]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
+    #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     bandwidth: Option<Rate>,
     /// Where the source listens while backing files are copied: unix:/path or tcp:HOST:PORT [default: a unix socket of this
     /// run, if its monitor is a local unix socket]
@@ -378,14 +367,9 @@ impl Prepare {
     }
 }
 
-/// A file that can be run, from the root on: it is run from elsewhere, too.
-fn executable(text: &str) -> Result<PathBuf, String> {
-    let path = std::fs::canonicalize(text).map_err(|error| error.to_string())?;
-    match std::fs::metadata(&path) {
-        Ok(facts) if facts.is_file() && facts.permissions().mode() & 0o111 != 0 => Ok(path),
-        Ok(_) => Err("it is not an executable file".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
+/// A path from the root on, through links: a command is run from elsewhere, too.
+fn resolved(text: &str) -> Result<PathBuf, String> {
+    std::fs::canonicalize(text).map_err(|error| error.to_string())
 }
 
 /// A path from the root on: a relative one would mean different things to QEMU and to us.
@@ -409,14 +393,6 @@ fn parsed<T: FromStr>(text: &str) -> Result<T, T::Err> {
     text.parse()
 }
 
-fn samples(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("a sample of nothing proves nothing; --verify-backing off says so".to_owned()),
-        Ok(number) if number <= 1 << 16 => Ok(number),
-        _ => Err("write a number up to 65536; --verify-backing full compares everything".to_owned()),
-    }
-}
-
 /// A policy by its name, or from a file.
 fn policy(text: &str) -> Result<Policy, String> {
     if let Some(text) = Policy::built_in(text) {
@@ -431,11 +407,7 @@ fn policy(text: &str) -> Result<Policy, String> {
 }
 
 fn channels(text: &str) -> Result<u8, String> {
-    match text.parse() {
-        Ok(0) => Err("without a channel nothing is sent; leave the option out for a single connection".to_owned()),
-        Ok(number) => Ok(number),
-        Err(_) => Err(format!("write a number of channels, at most {CHANNELS_MAX}; 2 to 8 is usual")),
-    }
+    text.parse().map_err(|_| format!("write a number of channels, at most {CHANNELS_MAX}; 2 to 8 is usual"))
 }
 
 fn disk(text: &str) -> Result<(String, Option<String>), String> {
@@ -450,41 +422,12 @@ fn disk(text: &str) -> Result<(String, Option<String>), String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| format!("{error}; write 50ms, 2s or 1m"))?;
-    match duration.as_millis() {
-        0 => Err("it must be at least 1ms".to_owned()),
-        _ => Ok(duration),
-    }
-}
-
-fn downtime(text: &str) -> Result<Duration, String> {
-    // QEMU's own limit for downtime-limit
-    match duration(text)? {
-        budget if budget > Duration::from_secs(2000) => Err("QEMU takes at most 2000s".to_owned()),
-        budget => Ok(budget),
-    }
-}
-
-fn switchover(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
-        limit if limit < Duration::from_secs(1) => {
-            Err("it must be at least 1s: what only looks like a QEMU that hangs would end the migration".to_owned())
-        }
-        limit => Ok(limit),
-    }
-}
-
-fn rate(text: &str) -> Result<Rate, String> {
-    match text.parse() {
-        Ok(Rate(0)) => Err("a ceiling of 0 would never end; leave the option out for no limit".to_owned()),
-        Ok(rate) => Ok(rate),
-        Err(error) => Err(error.to_string()),
-    }
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write 50ms, 2s or 1m"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::flags, *};
     use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Settings, clap::Error> {
@@ -576,30 +519,58 @@ mod tests {
     fn bad_values_are_explained() {
         for (line, word) in [
             ("--downtime fast", "50ms"),
-            ("--downtime 0s", "at least 1ms"),
-            ("--downtime 1h", "at most 2000s"),
-            ("--bandwidth 0", "leave the option out"),
+            ("--downtime 50", "50ms"),
+            ("--downtime 0s", "--downtime is 0s: give 1ms to"),
+            ("--downtime 1h", "give 1ms to 33m 20s, QEMU's own range"),
+            ("--bandwidth 0MB/s", "--bandwidth is 0 B/s: nothing would ever arrive"),
+            ("--bandwidth 100", "'100' has no unit: use MiB/s"),
+            ("--bandwidth 100M", "unknown unit 'M'"),
             ("--bandwidth 10furlong/s", "furlong"),
             ("--disk a=", "SOURCE=DESTINATION"),
             ("--storage half", "incremental"),
             ("--verify-backing yes", "sample"),
-            ("--samples 0", "off"),
-            ("--samples 1000000", "full"),
+            ("--samples 0", "--verify-backing off"),
+            ("--samples 1000000", "--verify-backing full"),
             ("--policy hope", "converge, postcopy"),
             ("--policy /nowhere/at/all.toml", "cannot be read"),
             ("--multifd 0", "single connection"),
             ("--multifd 256", "at most 255"),
             ("--multifd 2 --compress lzo", "zstd"),
             ("--compress zstd", "--multifd"),
-            ("--switchover-timeout 200ms", "at least 1s"),
+            ("--switchover-timeout 200ms", "give 1s to"),
+            ("--switchover-timeout 1s --downtime 1s", "give at least 3s"),
             ("--fence-command /etc/passwd", "executable"),
+            ("--fence-command /no/such/file", "No such file"),
             ("--journal /j --no-journal", "--no-journal"),
             ("--nbd-address ssh://host/x", "ssh"),
             ("--force nonsense", "cpu-features, cpu-model"),
             ("--force disk-size", "machine-type"),
         ] {
-            let error = parse(line).expect_err(line).to_string();
+            let error = match parse(line) {
+                Err(error) => error.to_string(),
+                Ok(settings) => flags::worded(&settings.validate().expect_err(line)),
+            };
             assert!(error.contains(word), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn every_option_is_a_setting_of_the_library() {
+        let settings = serde_json::to_value(Settings::default()).expect("settings can be written");
+        let has = |value: &serde_json::Value, name: &str| value.get(name).is_some();
+        // what the command alone has to do with, and what it says in other words
+        let elsewhere =
+            ["help", "verbose", "source", "destination", "plan", "no_measure", "json", "transcript", "no_journal"];
+        let mut options = 0;
+        for verb in
+            Arguments::command().get_subcommands().filter(|verb| ["migrate", "check"].contains(&verb.get_name()))
+        {
+            for argument in verb.get_arguments().map(|argument| argument.get_id().as_str()) {
+                let found = has(&settings, argument) || has(&settings["selection"], argument);
+                assert!(found || elsewhere.contains(&argument), "--{argument} is no setting of the library");
+                options += 1;
+            }
+        }
+        assert!(options > 50, "{options}");
     }
 }

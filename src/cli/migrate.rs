@@ -1,9 +1,9 @@
 //! `qferry migrate`, `qferry check` and `qferry recover`.
 
-use super::{args, failed, misused, render, signals::Signals};
+use super::{args, failed, flags, misused, render, signals::Signals};
 use crate::{
-    migration::{Builder, Failure, Migration},
-    progress::describe,
+    migration::{Builder, Invalid, Migration, Running},
+    progress::{Outcome, describe},
     qmp::Recorder,
 };
 use std::{path::PathBuf, process::ExitCode, thread};
@@ -22,9 +22,12 @@ pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
 }
 
 pub(super) async fn recover(options: &args::Recover) -> ExitCode {
-    let mut recovery = Migration::recovery(&options.journal);
+    let mut recovery = Migration::recover(&options.journal);
     if let Some(command) = &options.fence_command {
         recovery = recovery.fence_command(command);
+    }
+    if let Err(invalid) = recovery.validate() {
+        return misused(&flags::worded(&invalid));
     }
     recorded(options.transcript.as_ref(), async |recorder| {
         if let Some(recorder) = recorder {
@@ -37,11 +40,12 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
 
 /// Does it with the options, and the transcript that was asked for.
 async fn built(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
-    if let Some(conflict) = options.conflict() {
-        return misused(&conflict);
-    }
     let mut builder =
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings(predict));
+    // before a transcript is made
+    if let Err(invalid) = builder.validate() {
+        return misused(&flags::worded(&invalid));
+    }
     recorded(options.transcript.as_ref(), async |recorder| {
         if let Some(recorder) = recorder {
             builder = builder.transcript(recorder);
@@ -66,34 +70,44 @@ async fn recorded(file: Option<&PathBuf>, work: impl AsyncFnOnce(Option<Recorder
 
 async fn look(builder: Builder, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
-    let mut check = builder.check();
+    let mut check = match builder.check() {
+        Ok(check) => check,
+        Err(invalid) => return misused(&flags::worded(&invalid)),
+    };
     let events = check.events();
     // with --json a plan is one object
     let screen = thread::spawn(move || render::follow(events, false));
-    let canceller = check.canceller();
-    let looked = signals.cancelling(&canceller, check.wait()).await;
+    let control = check.control();
+    let looked = signals.cancelling(&control, check.wait()).await;
     drop(screen.join());
     match looked {
         Ok(plan) => {
             render::plan(&plan, json);
             ExitCode::from(if plan.blockers().next().is_some() { 3 } else { 0 })
         }
-        Err(failure) => {
-            render::unplanned(&failure.reason(), json);
-            ExitCode::from(if matches!(failure, Failure::Cancelled) { 5 } else { 3 })
+        Err(reason) => {
+            render::unplanned(&reason, json);
+            ExitCode::from(match reason.code.as_str() {
+                "cancelled" => 5,
+                "internal" => 1,
+                _ => 3,
+            })
         }
     }
 }
 
 /// Starts it, and shows it to its end.
-async fn follow(start: impl FnOnce() -> Migration, json: bool) -> ExitCode {
+async fn follow(start: impl FnOnce() -> Result<Running<Outcome>, Invalid>, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
-    let mut migration = start();
-    let events = migration.events();
-    // a thread of its own: a terminal or pipe that blocks must not hold the engine up
+    let mut running = match start() {
+        Ok(running) => running,
+        Err(invalid) => return misused(&flags::worded(&invalid)),
+    };
+    let events = running.events();
+    // a thread of its own: a terminal or pipe that blocks must not hold the command up
     let screen = thread::spawn(move || render::follow(events, json));
-    let canceller = migration.canceller();
-    let outcome = signals.cancelling(&canceller, migration.wait()).await;
+    let control = running.control();
+    let outcome = signals.cancelling(&control, running.wait()).await;
     if screen.join().is_err() {
         render::say("qferry: the display failed; the migration did not");
     }

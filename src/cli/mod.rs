@@ -3,6 +3,7 @@
 //! Owns arguments, what people see and exit codes. It must never decide anything about a migration.
 
 mod args;
+mod flags;
 mod log;
 mod migrate;
 mod prepare;

@@ -1,51 +1,43 @@
 //! `qferry prepare`.
 
-use super::{args, failed, render, shell, signals::Signals};
+use super::{args, failed, flags, misused, render, shell, signals::Signals};
 use crate::{
-    prepare::{
-        Preparation, PreparationAction, PreparationBuilder, PreparationOutcome, PreparationStep, Prepared, StepState,
-    },
+    migration::Running,
+    prepare::{Preparation, PreparationAction, PreparationOutcome, PreparationStep, Prepared, StepState},
     quantity::Bytes,
 };
 use std::{
     io::{self, Write},
     process::ExitCode,
     thread,
+    time::Duration,
 };
 
 pub(super) async fn run(options: Box<args::Prepare>) -> ExitCode {
-    let builder = Preparation::builder(options.source.clone()).settings(options.settings());
-    match options.apply {
-        true => apply(builder, options.json).await,
-        false => plan(builder, options.json).await,
+    let wanted = Preparation::new(options.source.clone()).settings(options.settings());
+    let started = match options.apply {
+        true => wanted.start(),
+        false => wanted.plan(),
+    };
+    match started {
+        Ok(running) => follow(running, options.apply, options.json).await,
+        Err(invalid) => misused(&flags::worded(&invalid)),
     }
 }
 
-async fn plan(builder: PreparationBuilder, json: bool) -> ExitCode {
-    match builder.plan().await {
-        Ok(prepared) => {
-            show(&prepared, json, 0);
-            ExitCode::from(prepared.outcome.exit_code())
-        }
-        Err(failure) => {
-            show(&Prepared::refused(&failure), json, 0);
-            ExitCode::from(PreparationOutcome::Refused.exit_code())
-        }
-    }
-}
-
-async fn apply(builder: PreparationBuilder, json: bool) -> ExitCode {
+async fn follow(mut running: Running<Prepared>, apply: bool, json: bool) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
     let began = std::time::Instant::now();
-    let mut preparation = builder.start();
-    let events = preparation.events();
-    let screen = thread::spawn(move || render::follow(events, json));
-    let canceller = preparation.canceller();
-    let prepared = signals.cancelling(&canceller, preparation.wait()).await;
-    if screen.join().is_err() {
+    let events = running.events();
+    // a plan is one object, or commands to be pasted
+    let screen = apply.then(|| thread::spawn(move || render::follow(events, json)));
+    let control = running.control();
+    let prepared = signals.cancelling(&control, running.wait()).await;
+    if screen.is_some_and(|screen| screen.join().is_err()) {
         render::say("qferry: the display failed; the preparation did not");
     }
-    show(&prepared, json, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+    let elapsed = if apply { began.elapsed() } else { Duration::ZERO };
+    show(&prepared, json, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
     ExitCode::from(prepared.outcome.exit_code())
 }
 

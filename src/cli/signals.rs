@@ -1,6 +1,6 @@
 //! The signals by which a user, or a terminal that closes, asks the command to give up.
 
-use crate::migration::Canceller;
+use crate::migration::Control;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that cancel.
@@ -17,16 +17,16 @@ impl Signals {
     }
 
     /// Waits for the end, which a signal asks to come early.
-    pub(super) async fn cancelling<T>(self, canceller: &Canceller, ended: impl Future<Output = T>) -> T {
+    pub(super) async fn cancelling<T>(self, control: &Control, ended: impl Future<Output = T>) -> T {
         let Self([mut interrupt, mut terminate, mut hangup]) = self;
         tokio::pin!(ended);
         loop {
             tokio::select! {
                 ended = &mut ended => return ended,
-                _ = interrupt.recv() => canceller.cancel(),
-                _ = terminate.recv() => canceller.cancel(),
+                _ = interrupt.recv() => control.cancel(),
+                _ = terminate.recv() => control.cancel(),
                 // nobody is there to see how it goes on
-                _ = hangup.recv() => canceller.cancel(),
+                _ = hangup.recv() => control.cancel(),
             }
         }
     }

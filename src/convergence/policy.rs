@@ -3,13 +3,14 @@
 //! Pure.
 
 use super::policy_file;
-use crate::quantity::Bytes;
-use serde::Deserialize;
+use crate::quantity::{Bytes, duration};
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A rung of the ladder for RAM that does not converge; the mildest comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum RamRung {
     /// Raise the downtime limit, as far as the predicted blackout stays within the budget.
     Downtime,
@@ -22,8 +23,9 @@ pub enum RamRung {
 }
 
 /// A rung of the ladder for a mirror that does not catch up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum DiskRung {
     /// Give the mirror more of the bandwidth.
     Bandwidth,
@@ -33,8 +35,9 @@ pub enum DiskRung {
 
 /// The actions that are allowed so that a migration converges. `docs/policies.md` shows how each field is written in a
 /// file.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct Policy {
     /// The policy's name.
     #[serde(default = "policy_file::unnamed")]
@@ -42,26 +45,26 @@ pub struct Policy {
     /// Decide and report only: nothing changes beyond the user's own settings.
     pub observe: bool,
     /// The part of the blackout that RAM's tail may take while RAM converges by itself.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub first: Duration,
     /// The same for a busy guest, which dirties a notable part of the bytes that are sent, where the budget leaves so
     /// much.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub busy: Duration,
     /// The share of the budget by which the estimate of a blackout may exceed it, and the guest still be handed over.
     pub slack: f64,
     /// The time that device state is expected to take: nothing measures it before it is sent.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub device_state: Duration,
     /// The time that RAM may need yet by its estimate before a rung is climbed.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub patience: Duration,
     /// The same as a share of the time since RAM was started; the longer of the two counts.
     pub patience_share: f64,
     /// The seconds of migration that each further second of blackout must save for the downtime limit to be raised.
     pub worth: f64,
     /// The time without any improvement after the last rung before the controller gives up.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub give_up: Duration,
     /// The rungs for RAM, in the order in which they are tried.
     pub ram: Vec<RamRung>,
@@ -70,42 +73,44 @@ pub struct Policy {
     /// The strongest throttle of the vCPUs, per cent.
     pub throttle_max: u8,
     /// The longest blackout of the rung [`RamRung::StopAndCopy`].
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub stop_and_copy: Duration,
     /// Whether RAM's first pass may run beside the mirrors.
     pub overlap: bool,
     /// The cache of `xbzrle`, where that is to be used.
-    #[serde(deserialize_with = "policy_file::size")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub xbzrle: Option<Bytes>,
     /// A published schedule, in place of the rungs for RAM.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<PublishedSchedule>,
 }
 
 /// A schedule by time or passes, as nova, vdsm and KubeVirt have published them: a list of steps, of which each look
 /// takes at most the next one. Times count from the begin of the migration, disks included.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[non_exhaustive]
 pub struct PublishedSchedule {
     /// The time between two looks.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub poll: Duration,
     /// QEMU's auto-converge throttles by QEMU's own steps, up to the policy's `throttle_max`.
     #[serde(default)]
     pub auto_converge: bool,
     /// The first downtime limit.
-    #[serde(deserialize_with = "policy_file::duration")]
+    #[serde(with = "duration")]
     pub downtime: Duration,
     /// A step is taken only at a look that finds a new pass begun.
     #[serde(default)]
     pub at_new_pass: bool,
     /// The least time between two steps.
-    #[serde(default, deserialize_with = "policy_file::duration")]
+    #[serde(default, with = "duration")]
     pub cooldown: Duration,
     /// The least size that RAM and each disk count for, in times per GiB.
     #[serde(default)]
     pub least_gib: u64,
     /// The controller gives up after this time for each GiB of RAM and disks; zero is never.
-    #[serde(default, deserialize_with = "policy_file::duration")]
+    #[serde(default, with = "duration")]
     pub give_up_per_gib: Duration,
     /// The steps, in order.
     #[serde(default)]
@@ -113,8 +118,9 @@ pub struct PublishedSchedule {
 }
 
 /// A step of a schedule. It is due once all its conditions are met.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(try_from = "policy_file::WrittenStep")]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "policy_file::WrittenStep", into = "policy_file::WrittenStep")]
+#[non_exhaustive]
 pub struct ScheduleStep {
     /// The number of passes that must have ended.
     pub passes: u64,
@@ -128,6 +134,7 @@ pub struct ScheduleStep {
 
 /// The action of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StepAction {
     /// Set the downtime limit, but never above the user's budget.
     Downtime(Duration),

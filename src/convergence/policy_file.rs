@@ -2,10 +2,10 @@
 //!
 //! Pure. The caller reads a policy's file; this module gets its text.
 
-use super::policy::{DiskRung, Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
-use crate::quantity::Bytes;
-use serde::{Deserialize, Deserializer, de::Error as _};
-use std::{str::FromStr, time::Duration};
+use super::policy::{Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
+use crate::quantity::duration;
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr, time::Duration};
 use thiserror::Error;
 
 /// The policies that are built in, by name.
@@ -19,22 +19,28 @@ pub const BUILT_IN: [(&str, &str); 7] = [
     ("kubevirt", include_str!("../../docs/policies/kubevirt.toml")),
 ];
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// Longer times are a mistake, and a clock that is asked for them overflows.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 /// QEMU's own limit of `downtime-limit`.
 const DOWNTIME_MAX: Duration = Duration::from_secs(2000);
 
 /// Why a policy cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum PolicyError {
     /// The text is not TOML, or a field or value is unknown; the message shows the line.
     #[error("{0}")]
     Unreadable(String),
     /// A value is out of its range.
-    #[error("{field}: {problem}")]
+    #[error("{field} is {value}: {expected}")]
     Value {
-        /// The field.
+        /// The field, as it is written in a file.
         field: &'static str,
-        /// What is wrong with the value, and which value would be right.
-        problem: String,
+        /// The field's value, for people.
+        value: String,
+        /// A value that would be right, and why.
+        expected: String,
     },
 }
 
@@ -68,88 +74,119 @@ impl Policy {
     /// # Errors
     /// The first value that is out of its range.
     pub fn check(&self) -> Result<(), PolicyError> {
-        let Self { first, busy, slack, patience, patience_share, worth, throttle_max, stop_and_copy, xbzrle, .. } =
-            self;
-        require(!self.name.trim().is_empty(), "name", || "write a name, or leave the field out".to_owned())?;
-        require(!first.is_zero() && *first <= DOWNTIME_MAX, "first", || {
-            format!("{first:?} is not a downtime limit: write 1ms to 2000s, such as \"20ms\"")
-        })?;
-        require(*busy <= DOWNTIME_MAX, "busy", || {
-            format!("{busy:?} is not a downtime limit: write up to 2000s, or \"0s\" for the limit of first")
-        })?;
-        require((0.0..=1.0).contains(slack), "slack", || format!("{slack} is not a share: write 0.0 to 1.0"))?;
-        require(!patience.is_zero(), "patience", || {
-            "without patience every rung is climbed at once: write a duration such as \"2s\"".to_owned()
-        })?;
-        require((0.0..=1.0).contains(patience_share), "patience-share", || {
-            format!("{patience_share} is not a share: write 0.0 to 1.0")
-        })?;
-        require(*worth >= 1.0 && worth.is_finite(), "worth", || {
-            format!("at {worth} a second of blackout would save less than a second: write 1.0 or more")
-        })?;
-        require((1..=99).contains(throttle_max), "throttle-max", || {
-            format!("{throttle_max} is not a throttle: write 1 to 99 per cent, or leave \"throttle\" out of ram")
-        })?;
+        let Self { first, busy, slack, device_state, patience, patience_share, worth, give_up, .. } = self;
+        let Self { throttle_max, stop_and_copy, xbzrle, .. } = self;
+        require(!self.name.trim().is_empty(), "name", "empty", "write a name, or leave the field out")?;
+        require_within("first", *first, MILLISECOND, DOWNTIME_MAX)?;
+        require_within("busy", *busy, Duration::ZERO, DOWNTIME_MAX)?;
+        require((0.0..=1.0).contains(slack), "slack", slack, "it is a share: write one from 0.0 to 1.0")?;
+        require_within("device-state", *device_state, Duration::ZERO, DOWNTIME_MAX)?;
+        // without any patience the whole ladder would be climbed at once
+        require_within("patience", *patience, MILLISECOND, LONGEST)?;
+        let is_share = (0.0..=1.0).contains(patience_share);
+        require(is_share, "patience-share", patience_share, "it is a share: write one from 0.0 to 1.0")?;
+        let pays = *worth >= 1.0 && worth.is_finite();
+        require(pays, "worth", worth, "a blackout would be paid for with less than itself: write 1.0 or more")?;
+        require_within("give-up", *give_up, Duration::ZERO, LONGEST)?;
+        let is_throttle = (1..=99).contains(throttle_max);
+        require(is_throttle, "throttle-max", throttle_max, "write 1 to 99 per cent, or leave \"throttle\" out of ram")?;
         let listed = |rung: RamRung| self.ram.contains(&rung);
-        no_repeats("ram", &self.ram)?;
-        no_repeats::<DiskRung>("disks", &self.disks)?;
-        require(!listed(RamRung::StopAndCopy) || !stop_and_copy.is_zero(), "stop-and-copy", || {
-            "the rung \"stop-and-copy\" needs its longest blackout: write a duration such as \"5s\"".to_owned()
-        })?;
-        require(listed(RamRung::StopAndCopy) || stop_and_copy.is_zero(), "stop-and-copy", || {
-            "ram lacks the rung \"stop-and-copy\": add it, or leave this field out".to_owned()
-        })?;
+        require_once("ram", &self.ram)?;
+        require_once("disks", &self.disks)?;
+        let length = words(*stop_and_copy);
+        require(
+            !listed(RamRung::StopAndCopy) || !stop_and_copy.is_zero(),
+            "stop-and-copy",
+            &length,
+            "the rung of this name needs the longest blackout that it may cost: write \"5s\" or the like",
+        )?;
+        require(
+            listed(RamRung::StopAndCopy) || stop_and_copy.is_zero(),
+            "stop-and-copy",
+            &length,
+            "it means nothing unless ram has the rung \"stop-and-copy\": add it, or leave this out",
+        )?;
+        require_within("stop-and-copy", *stop_and_copy, Duration::ZERO, DOWNTIME_MAX)?;
         let after = self.ram.iter().position(|rung| *rung == RamRung::Postcopy).map(|at| self.ram.len() - at - 1);
-        require(matches!(after, None | Some(0)), "ram", || {
-            "no rung can come after \"postcopy\": the guest runs on the destination by then".to_owned()
-        })?;
-        require(xbzrle.is_none_or(|cache| cache.0.is_power_of_two()), "xbzrle", || {
-            "QEMU takes powers of two only: write a size such as \"64MiB\" or \"128MiB\"".to_owned()
-        })?;
+        let expected = "nothing can come after \"postcopy\": the guest runs at the destination by then";
+        require(matches!(after, None | Some(0)), "ram", listing(&self.ram), expected)?;
+        if let Some(cache) = xbzrle {
+            require(
+                cache.0.is_power_of_two(),
+                "xbzrle",
+                cache,
+                "QEMU wants a power of two: write \"64MiB\" or \"128MiB\"",
+            )?;
+        }
         self.schedule.as_ref().map_or(Ok(()), check_schedule)
     }
 }
 
 fn check_schedule(schedule: &PublishedSchedule) -> Result<(), PolicyError> {
-    let is_limit = |limit: &Duration| (Duration::from_millis(1)..=DOWNTIME_MAX).contains(limit);
-    require(!schedule.poll.is_zero(), "schedule.poll", || {
-        "write the time between two looks, such as \"500ms\"".to_owned()
-    })?;
-    require(is_limit(&schedule.downtime), "schedule.downtime", || "write a downtime limit of 1ms to 2000s".to_owned())?;
+    require_within("schedule.poll", schedule.poll, MILLISECOND, LONGEST)?;
+    require_within("schedule.downtime", schedule.downtime, MILLISECOND, DOWNTIME_MAX)?;
+    require_within("schedule.cooldown", schedule.cooldown, Duration::ZERO, LONGEST)?;
+    require_within("schedule.give-up-per-gib", schedule.give_up_per_gib, Duration::ZERO, LONGEST)?;
+    let most = u64::from(u16::MAX);
+    require(schedule.least_gib <= most, "schedule.least-gib", schedule.least_gib, &format!("write up to {most}"))?;
     let mut limit = schedule.downtime;
     for (at, step) in schedule.steps.iter().enumerate() {
         let number = at + 1;
         let last = number == schedule.steps.len();
+        let require = |holds: bool, value: String, expected: &str| {
+            require(holds, "schedule.steps", format!("{value} in step {number}"), expected)
+        };
         match step.then {
             StepAction::Downtime(next) => {
-                require(is_limit(&next), "schedule.steps", || {
-                    format!("step {number}: write a downtime limit of 1ms to 2000s")
-                })?;
-                require(next > limit, "schedule.steps", || {
-                    format!("step {number}: the downtime limit {next:?} is not above the {limit:?} before it")
-                })?;
+                let is_limit = (MILLISECOND..=DOWNTIME_MAX).contains(&next);
+                require(is_limit, words(next), "write a downtime of 1ms to 2000s")?;
+                let expected = format!("a downtime must be above that before it: write more than {}", words(limit));
+                require(next > limit, words(next), &expected)?;
                 limit = next;
             }
-            StepAction::Postcopy | StepAction::GiveUp => require(last, "schedule.steps", || {
-                format!("step {number}: no step can come after postcopy or give-up")
-            })?,
+            StepAction::Postcopy | StepAction::GiveUp => {
+                require(last, "postcopy or give-up".to_owned(), "nothing can come after it: write it last")?;
+            }
+        }
+        for due in [step.after, step.after_per_gib] {
+            require(due <= LONGEST, words(due), "write at most 366 days")?;
         }
         let before = at.checked_sub(1).and_then(|before| schedule.steps.get(before));
         let is_earlier = |other: &ScheduleStep| step.after < other.after || step.after_per_gib < other.after_per_gib;
-        require(!before.is_some_and(is_earlier), "schedule.steps", || {
-            format!("step {number} would be due before step {at}")
-        })?;
+        require(
+            !before.is_some_and(is_earlier),
+            "a time before that of the step before".to_owned(),
+            "write the steps in the order of their times",
+        )?;
     }
     Ok(())
 }
 
-fn require(holds: bool, field: &'static str, problem: impl FnOnce() -> String) -> Result<(), PolicyError> {
-    if holds { Ok(()) } else { Err(PolicyError::Value { field, problem: problem() }) }
+fn require(holds: bool, field: &'static str, value: impl fmt::Display, expected: &str) -> Result<(), PolicyError> {
+    match holds {
+        true => Ok(()),
+        false => Err(PolicyError::Value { field, value: value.to_string(), expected: expected.to_owned() }),
+    }
 }
 
-fn no_repeats<T: PartialEq>(field: &'static str, rungs: &[T]) -> Result<(), PolicyError> {
+fn require_within(field: &'static str, value: Duration, least: Duration, most: Duration) -> Result<(), PolicyError> {
+    let expected = format!("write {} to {}s", words(least), most.as_secs());
+    require((least..=most).contains(&value), field, words(value), &expected)
+}
+
+fn require_once<T: PartialEq + Serialize>(field: &'static str, rungs: &[T]) -> Result<(), PolicyError> {
     let repeats = rungs.iter().enumerate().any(|(at, rung)| rungs[..at].contains(rung));
-    require(!repeats, field, || "a rung is listed twice: list it once, it is climbed again where that helps".to_owned())
+    let expected = "a rung is there twice: each is climbed once, and again by itself";
+    require(!repeats, field, listing(rungs), expected)
+}
+
+/// The rungs as a file has them.
+fn listing<T: Serialize>(rungs: &[T]) -> String {
+    serde_json::to_string(rungs).unwrap_or_default()
+}
+
+fn words(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
 }
 
 /// The name of a policy whose file gives none.
@@ -157,46 +194,27 @@ pub(super) fn unnamed() -> String {
     "unnamed".to_owned()
 }
 
-/// Reads a duration as on the command line.
-pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|error| {
-        D::Error::custom(format!(
-            "\"{text}\" is not a duration ({error}): write a time such as \"50ms\", \"2s\" or \"1m\""
-        ))
-    })
-}
-
-/// Reads a size as on the command line.
-pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Bytes>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map(Some).map_err(D::Error::custom)
-}
-
 /// A step as it is written: with a downtime limit, or with a word for its end of the schedule.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct WrittenStep {
     #[serde(default)]
     passes: u64,
-    #[serde(default, deserialize_with = "duration")]
+    #[serde(default, with = "duration")]
     after: Duration,
-    #[serde(default, deserialize_with = "duration")]
+    #[serde(default, with = "duration")]
     after_per_gib: Duration,
-    #[serde(default, deserialize_with = "some_duration")]
+    #[serde(default, with = "duration::option", skip_serializing_if = "Option::is_none")]
     downtime: Option<Duration>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     then: Option<WrittenEnd>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum WrittenEnd {
     Postcopy,
     GiveUp,
-}
-
-fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    duration(deserializer).map(Some)
 }
 
 impl TryFrom<WrittenStep> for ScheduleStep {
@@ -214,9 +232,22 @@ impl TryFrom<WrittenStep> for ScheduleStep {
     }
 }
 
+impl From<ScheduleStep> for WrittenStep {
+    fn from(step: ScheduleStep) -> Self {
+        let ScheduleStep { passes, after, after_per_gib, then } = step;
+        let (downtime, then) = match then {
+            StepAction::Downtime(limit) => (Some(limit), None),
+            StepAction::Postcopy => (None, Some(WrittenEnd::Postcopy)),
+            StepAction::GiveUp => (None, Some(WrittenEnd::GiveUp)),
+        };
+        Self { passes, after, after_per_gib, downtime, then }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convergence::DiskRung;
 
     const REFERENCE: &str = include_str!("../../docs/policies.md");
 
@@ -297,13 +328,15 @@ mod tests {
         const SCHEDULE: &str = "[schedule]\npoll = '1s'\ndowntime = '50ms'\n";
         for (text, words) in [
             ("frist = '20ms'", &["frist", "first"][..]),
-            ("first = 20", &["first", "string"]),
+            ("first = 20", &["first", "50ms"]),
+            ("patience = 5", &["patience", "\"2s\""]),
             ("first = 'soon'", &["soon", "50ms"]),
             ("first = '0s'", &["first", "1ms to 2000s"]),
             ("busy = '1h'", &["busy", "2000s"]),
             ("slack = 1.5", &["slack", "0.0 to 1.0"]),
             ("slack = nan", &["slack", "0.0 to 1.0"]),
-            ("patience = '0s'", &["patience", "2s"]),
+            ("patience = '0s'", &["patience", "1ms to"]),
+            ("give-up = '400days'", &["give-up", "31622400s"]),
             ("throttle-max = 0", &["throttle-max", "1 to 99"]),
             ("throttle-max = 100", &["throttle-max", "1 to 99"]),
             ("throttle-max = 300", &["throttle-max"]),
@@ -318,17 +351,17 @@ mod tests {
             ("name = ' '", &["name", "leave the field out"]),
             ("schedule = 5", &["schedule"]),
             ("[schedule]\ndowntime = '1s'", &["poll"]),
-            ("[schedule]\npoll = '0s'\ndowntime = '1s'", &["schedule.poll", "500ms"]),
+            ("[schedule]\npoll = '0s'\ndowntime = '1s'", &["schedule.poll", "1ms to"]),
             ("[schedule]\npoll = '1s'\ndowntime = '1h'", &["schedule.downtime", "2000s"]),
-            ("steps = [{ downtime = '40ms' }]", &["step 1", "not above the 50ms"]),
+            ("steps = [{ downtime = '40ms' }]", &["step 1", "more than 50ms"]),
             ("steps = [{ downtime = '60ms', then = 'give-up' }]", &["either a downtime"]),
             ("steps = [{ passes = 2 }]", &["either a downtime"]),
             ("steps = [{ then = 'pray' }]", &["pray", "give-up"]),
             ("steps = [{ pass = 2, downtime = '60ms' }]", &["pass", "passes"]),
-            ("steps = [{ then = 'give-up' }, { downtime = '60ms' }]", &["step 1", "no step can come after"]),
+            ("steps = [{ then = 'give-up' }, { downtime = '60ms' }]", &["step 1", "nothing can come after"]),
             (
                 "steps = [{ after = '9s', downtime = '60ms' }, { after = '8s', downtime = '70ms' }]",
-                &["step 2", "before step 1"],
+                &["step 2", "the step before"],
             ),
         ] {
             let whole = if text.starts_with("steps") { format!("{SCHEDULE}{text}") } else { text.to_owned() };

@@ -70,6 +70,23 @@ pub enum DialError {
         /// How long it was tried.
         waited: Duration,
     },
+    /// The embedder's own connector failed.
+    #[error("the connector of {name} failed")]
+    Connector {
+        /// The endpoint's name.
+        name: String,
+        /// The connector's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The embedder's own connector took too long.
+    #[error("the connector of {name} made no connection within {waited:?}")]
+    ConnectorTimedOut {
+        /// The endpoint's name.
+        name: String,
+        /// How long it was tried.
+        waited: Duration,
+    },
     /// Anything else.
     #[error("cannot connect to {address}")]
     Io {

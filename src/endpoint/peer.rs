@@ -9,10 +9,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::process_handle::ProcessHandle;
 
 /// What tells one process from every other, also for one who comes later: its number, when it began, and where that number
 /// and that time mean anything.
@@ -88,15 +90,21 @@ impl PeerPid {
     /// # Errors
     /// When `pid` names no process: 0, as for one in another pid namespace, or one that has gone. Also on kernels
     /// without pidfds.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        Self::watch(&ProcessHandle::from_pid(u32::try_from(pid).map_err(|_| io::ErrorKind::NotFound)?)?)
+    }
+
+    /// Starts to watch the process of a handle, within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be duplicated or watched.
     #[allow(
         deprecated,
         reason = "what took its place is unsafe for the sake of types that lie about their fd; an `OwnedFd` does not"
     )]
-    pub fn open(pid: i32) -> io::Result<Self> {
-        let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
-        let pid = pid.ok_or(io::ErrorKind::NotFound)?;
-        let fd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        Ok(Self { pid, fd: AsyncFd::with_interest(fd, Interest::READABLE)? })
+    pub fn watch(handle: &ProcessHandle) -> io::Result<Self> {
+        let fd = AsyncFd::with_interest(handle.duplicate()?, Interest::READABLE)?;
+        Ok(Self { pid: handle.raw_pid(), fd })
     }
 
     /// Its number, for people.

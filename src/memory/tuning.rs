@@ -57,6 +57,7 @@ const STRAY: [&str; 15] = [
 /// How multifd channels compress what they send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Compression {
     /// zstd: much faster.
     Zstd,

@@ -3,7 +3,7 @@
 //! What is opened for reading is closed again, and what the user wants cleaned is removed. Nothing else is changed.
 
 use super::{
-    Endpoint, Failure, Settings,
+    Failure, Settings,
     attempt::Attempt,
     connection::connect,
     context::Context,
@@ -17,7 +17,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
-    endpoint::Address,
+    endpoint::{Address, Endpoint},
     handover::ownership::BeforeContinue,
     preflight::{
         checks::Severity,
@@ -46,7 +46,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::try_join;
 
 /// Connects to both sides, looks, and says what would be done.
-pub(crate) async fn survey(context: &Context, source: Endpoint, destination: Endpoint) -> Result<Plan, Failure> {
+pub(crate) async fn survey(context: &Context, source: &Endpoint, destination: &Endpoint) -> Result<Plan, Failure> {
     let report = &context.report;
     let connecting = report.during(Phase::Connect, connect(source, destination, context.monitors.recorder.as_ref()));
     let pair = unless_cancelled(&context.cancel, connecting).await??;

@@ -2,7 +2,7 @@
 
 use super::{Settings, intents::Records, runtime_dir};
 use crate::{
-    endpoint::Address,
+    endpoint::{Address, Endpoint},
     progress::{Reporter, Side},
     qmp::Recorder,
 };
@@ -22,17 +22,17 @@ pub(crate) struct Context {
     pub(crate) records: Records,
 }
 
-/// Where a monitor that closed can be dialled again: nowhere where the embedder made the connection.
+/// Where a monitor that closed can be dialled again; `None` where that is not known.
 #[derive(Debug, Default)]
 pub(crate) struct Monitors {
-    pub(crate) source: Option<Address>,
-    pub(crate) destination: Option<Address>,
+    pub(crate) source: Option<Endpoint>,
+    pub(crate) destination: Option<Endpoint>,
     pub(crate) recorder: Option<Recorder>,
 }
 
 impl Monitors {
-    /// The address of one side's monitor.
-    pub(crate) fn address(&self, side: Side) -> Option<&Address> {
+    /// Where one side's monitor is.
+    pub(crate) fn endpoint(&self, side: Side) -> Option<&Endpoint> {
         match side {
             Side::Source => self.source.as_ref(),
             Side::Destination => self.destination.as_ref(),

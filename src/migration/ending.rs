@@ -90,11 +90,39 @@ pub(crate) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
         Failure::Refused { on_source, .. } => (Ending::Refused, *on_source),
         _ => (Ending::Refused, false),
     };
+    // a guest that was not looked at, or is not on the source, is not claimed to be
+    let runs_on = if seen { RunsOn::Source } else { RunsOn::Unknown };
+    without_figures(ending, runs_on, failure.reason(), report)
+}
+
+/// The outcome of an engine that came to no end: its runtime was shut down under it, it panicked twice, or it never
+/// began.
+pub(crate) fn lost(begun: bool, report: &Reporter) -> Outcome {
+    let (ending, message) = match begun {
+        true => (
+            Ending::Undetermined,
+            "the engine came to no end, for a panic or since its runtime was shut down: recover from its journal",
+        ),
+        false => (Ending::Refused, "no thread or runtime could be started for the engine"),
+    };
+    without_figures(ending, RunsOn::Unknown, Failure::Internal(message.to_owned()).reason(), report)
+}
+
+/// What is said of a panic of the engine.
+pub(crate) fn panicked(words: &str) -> String {
+    format!("the engine panicked, which is a defect of qferry ({words})")
+}
+
+/// The outcome after a panic where nothing more can be said of the guest.
+pub(crate) fn after_panic(message: String, report: &Reporter) -> Outcome {
+    without_figures(Ending::Undetermined, RunsOn::Unknown, Failure::Internal(message).reason(), report)
+}
+
+fn without_figures(ending: Ending, runs_on: RunsOn, reason: Reason, report: &Reporter) -> Outcome {
     Outcome {
         outcome: ending,
-        // a guest that was not looked at, or is not on the source, is not claimed to be
-        runs_on: if seen { RunsOn::Source } else { RunsOn::Unknown },
-        reason: Some(failure.reason()),
+        runs_on,
+        reason: Some(reason),
         total_ms: report.elapsed_ms(),
         blackout_ms: None,
         qemu_downtime_ms: None,

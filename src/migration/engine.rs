@@ -4,7 +4,7 @@
 //! where nothing is proved nothing is done.
 
 use super::{
-    Endpoint, Failure,
+    Failure,
     attempt::Attempt,
     check,
     connection::connect,
@@ -27,13 +27,14 @@ use super::{
     work_order::Route,
 };
 use crate::{
+    endpoint::Endpoint,
     handover::{ownership::DisksDisengaged, verdict::HandoverVerdict},
     memory::postcopy::PostcopyError,
     progress::{Mark, Outcome, Phase, RunsOn, describe},
 };
 
 /// Moves the guest, or tells why not.
-pub(crate) async fn migrate(context: &Context, source: Endpoint, destination: Endpoint) -> Outcome {
+pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &Endpoint) -> Outcome {
     let report = &context.report;
 
     // Connect and preflight change nothing: a failure is a refusal.

@@ -46,6 +46,9 @@ pub enum Failure {
         /// For how long.
         waited: Duration,
     },
+    /// The engine itself failed: a panic, or no runtime to run on.
+    #[error("{0}")]
+    Internal(String),
     /// The engine that began the migration died.
     #[error("the engine that began this died")]
     EngineDied,
@@ -139,6 +142,7 @@ impl Failure {
             Self::Timeout(_) => "timeout",
             Self::SwitchoverTimeout(_) => "switchover-timeout",
             Self::Hangs { .. } => "monitor-blocked",
+            Self::Internal(_) => "internal",
             Self::EngineDied => "engine-died",
             Self::Journal(JournalError::Locked { .. }) => "journal-locked",
             Self::Journal(_) => "journal",

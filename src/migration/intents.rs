@@ -1,7 +1,7 @@
 //! The log of what the engine intends: each effect is noted in memory and in the journal before it is brought about.
 //!
-//! A thread of its own writes the journal, in the order of the records, so that a slow disk holds up only what waits for a
-//! record. No effect may be brought about whose record is not known to be on the disk.
+//! A thread of its own writes the journal, in the order of the records, so that a slow disk holds up only what waits
+//! for a record. No effect may be brought about whose record is not known to be on the disk.
 
 use super::{
     Effect, Failure, JournalPlace, Settings,
@@ -13,23 +13,59 @@ use crate::{
 };
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
 
 /// How long the way back waits for the journal's disk: the guest may stand still, and the way back needs no journal.
 const WAY_BACK: Duration = Duration::from_millis(500);
 
-/// Every record of a run, kept outside of the engine's task: what the run intended is known even after the engine panicked,
-/// and where no journal is kept.
+/// Every record of a run, kept outside of the engine's task: what the run intended is known even after the engine
+/// panicked, and where no journal is kept.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Records(Arc<Mutex<Vec<Record>>>);
+pub(crate) struct Records(Arc<Mutex<Recorded>>);
+
+#[derive(Debug, Default)]
+struct Recorded {
+    records: Vec<Record>,
+    /// The journal's file, and whether it stays whatever becomes of the migration.
+    journal: Option<(PathBuf, bool)>,
+}
 
 impl Records {
     fn push(&self, record: &Record) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(record.clone());
+        self.lock().records.push(record.clone());
+    }
+
+    /// All records, in order.
+    pub(crate) fn all(&self) -> Vec<Record> {
+        self.lock().records.clone()
+    }
+
+    /// Opens the journal again that the engine has left behind, once its writer has ended; `None` where none was kept.
+    ///
+    /// # Errors
+    /// The journal could not be opened.
+    async fn reopen(&self) -> Result<Option<JournalWriter>, JournalError> {
+        let Some((path, keep)) = self.lock().journal.clone() else { return Ok(None) };
+        let deadline = Instant::now() + WAY_BACK;
+        loop {
+            match Journal::<Record>::open(&path) {
+                Ok((journal, _)) => return Ok(Some(JournalWriter::start(journal, keep))),
+                Err(JournalError::Locked { .. }) if Instant::now() < deadline => sleep(WAY_BACK / 50).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Recorded> {
+        // a record is pushed at once, so a panic leaves none half written
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,6 +115,7 @@ impl IntentLog {
             let path = path.display();
             report.action("journal", format!("{path} records each step; if qferry dies, run: qferry recover {path}"));
             let keep = matches!(settings.journal, JournalPlace::File(_));
+            log.records.lock().journal = Some((journal.path().to_owned(), keep));
             log.journal = Some(JournalWriter::start(journal, keep));
         }
         Ok(log)
@@ -87,6 +124,15 @@ impl IntentLog {
     /// Goes on where the engine died that wrote this journal, with the effects that it had brought about.
     pub(crate) fn take_up(journal: Journal<Record>, effects: Vec<Effect>) -> Self {
         Self { effects, records: Records::default(), journal: Some(JournalWriter::start(journal, true)) }
+    }
+
+    /// Goes on after a panic of the engine, with the effects that it had brought about by its records.
+    pub(crate) async fn go_on(records: &Records, effects: Vec<Effect>, report: &Reporter) -> Self {
+        let journal = records.reopen().await.unwrap_or_else(|error| {
+            report.warn("journal", describe(&error));
+            None
+        });
+        Self { effects, records: records.clone(), journal }
     }
 
     /// What may have been changed and is not undone, in order.
@@ -135,14 +181,14 @@ impl IntentLog {
         }
     }
 
-    /// Writes a record of the way back, which goes on whatever becomes of the journal: every step of it can be taken twice,
-    /// and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
+    /// Writes a record of the way back, which goes on whatever becomes of the journal: every step of it can be taken
+    /// twice, and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
     pub(crate) async fn tell(&self, record: Record, report: &Reporter) {
         on_the_way_back(self.write(record), report).await;
     }
 
-    /// Writes the end, then removes the journal, unless the user named its file or something is left to be done, and unlocks
-    /// it: another engine may take it up at once.
+    /// Writes the end, then removes the journal, unless the user named its file or something is left to be done, and
+    /// unlocks it: another engine may take it up at once.
     pub(crate) async fn end(self, ended: MigrationEnd, report: &Reporter) {
         let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;

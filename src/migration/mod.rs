@@ -1,38 +1,44 @@
 //! The engine: the order of a migration from the first greeting to the last clean-up, and the way back.
 //!
-//! [`Migration`] is the handle an embedder holds; [`Settings`] is what can be asked for; [`Plan`] is what would be done.
-//! `engine.rs` is the page to read first: every phase in its order. `phases` and `way_back` are what it calls; `context`,
-//! `pair`, `attempt`, `guest` and `intents` are what they share. The engine composes storage, memory and handover, none of
-//! which knows the others. No effect may be brought about before it is noted: the way back undoes what was noted.
+//! [`Builder`] is an embedder's request, with its [`Settings`]; [`Running`] is the engine at work on it, and [`Plan`]
+//! what would be done. `engine.rs` is the page to read first: every phase in its order. `phases` and `way_back` are
+//! what it calls; `context`, `pair`, `attempt`, `guest` and `intents` are what they share. The engine composes
+//! storage, memory and handover, none of which knows the others. No effect may be brought about before it is noted:
+//! the way back undoes what was noted.
 
 mod attempt;
-pub(crate) mod background_task;
+mod builder;
 mod check;
 pub(crate) mod connection;
 mod context;
 mod deadlines;
 mod effect;
-mod ending;
+pub(crate) mod ending;
 mod engine;
 mod failure;
 mod guest;
-mod handle;
 mod intents;
 pub(crate) mod interrupt;
 mod pair;
+mod panics;
 mod phases;
 mod plan;
 pub mod record;
 mod recovery;
+pub(crate) mod running;
 pub(crate) mod runtime_dir;
 mod settings;
+mod snapshot;
+pub(crate) mod validate;
 mod way_back;
 mod work_order;
 
-pub use background_task::{Canceller, Events};
+pub use builder::{Builder, Migration, panic_at};
 pub use effect::Effect;
 pub use failure::Failure;
-pub use handle::{Builder, Check, Endpoint, Migration};
 pub use plan::{Chains, Plan, PlannedDisk};
 pub use recovery::Recovery;
+pub use running::{Control, Events, Running};
 pub use settings::{JournalPlace, SWITCHOVER, Settings};
+pub use snapshot::{DiskProgress, MemoryProgress, Progress};
+pub use validate::{Invalid, InvalidSetting};

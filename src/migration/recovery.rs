@@ -1,21 +1,24 @@
-//! Takes up a migration whose engine died at whatever instant: finishes it, goes back, or says what a person must find out.
+//! Takes up a migration whose engine died at whatever instant: finishes it, goes back, or says what a person must
+//! find out.
 //!
-//! A recovery decides nothing of its own. The journal says what was begun, [`crate::handover::judgement`] which side has the
-//! guest, and the rest is the engine's own way back or forth. Every step of both can be taken twice, so a recovery that dies
-//! can be recovered from.
+//! A recovery decides nothing of its own. The journal says what was begun, [`crate::handover::judgement`] which side
+//! has the guest, and the rest is the engine's own way back or forth. Every step of both can be taken twice, so a
+//! recovery that dies can be recovered from.
 
 use super::{
-    Endpoint, Failure, Migration, Settings,
+    Failure, Settings,
     attempt::Attempt,
-    background_task::BackgroundTask,
     connection::open,
     context::{Context, Monitors},
-    ending::{End, conclude, outcome, untouched},
+    ending::{End, after_panic, conclude, lost, outcome, panicked, untouched},
     engine::follow_verdict,
     guest::GuestIntent,
     intents::{IntentLog, Records},
     pair::QemuPair,
     record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
+    running::{AfterPanic, Cancelled, EngineJob, Running, Work},
+    settings::command_file,
+    validate::{Invalid, Problems},
     way_back::{
         judge::Judge,
         rollback::{go_back, look_back},
@@ -23,21 +26,21 @@ use super::{
     work_order::Route,
 };
 use crate::{
-    endpoint::{Address, Found, PeerPid},
+    endpoint::{Address, Endpoint, Found, PeerPid},
     handover::{
         judgement::RecordedHandover,
         ownership::{BeforeContinue, DestinationCannotRun},
     },
-    journal::{self, Journal},
-    progress::{Clock, Kind, Outcome, Phase, Reporter, Side, describe},
+    journal::{self, Fold, Journal},
+    progress::{Clock, Ending, Event, Kind, Outcome, Phase, Reporter, Side, describe},
     qemu::{Name, Process},
     qmp::Recorder,
 };
 use std::path::PathBuf;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
-/// A migration that is to be taken up, and how.
-#[derive(Debug)]
+/// A migration that is to be taken up, and how. [`Self::start`] begins it.
+#[derive(Debug, Clone)]
 pub struct Recovery {
     journal: PathBuf,
     source: Option<Endpoint>,
@@ -46,14 +49,11 @@ pub struct Recovery {
     recorder: Option<Recorder>,
 }
 
-impl Migration {
-    /// Begins to describe how the migration is taken up whose engine died; `journal` is the file that this engine wrote.
-    pub fn recovery(journal: impl Into<PathBuf>) -> Recovery {
-        Recovery { journal: journal.into(), source: None, destination: None, fence_command: None, recorder: None }
-    }
-}
-
 impl Recovery {
+    pub(super) fn new(journal: PathBuf) -> Self {
+        Self { journal, source: None, destination: None, fence_command: None, recorder: None }
+    }
+
     /// Reaches the source at another place than the journal says.
     #[must_use]
     pub fn source(mut self, endpoint: impl Into<Endpoint>) -> Self {
@@ -82,25 +82,46 @@ impl Recovery {
         self
     }
 
-    /// Starts the recovery on the current tokio runtime. It ends as a migration does; one that is refused has changed
-    /// nothing, as where the engine that writes the journal still lives.
+    /// Whether every setting can be used.
     ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn start(self) -> Migration {
-        Migration(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
+    /// # Errors
+    /// Every setting that cannot, with what would be right.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let mut problems = Problems::default();
+        if let Some(command) = &self.fence_command {
+            problems.require_command("fence_command", command, command_file(command));
+        }
+        problems.into_result()
     }
 
-    async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Outcome {
-        let outcome = match self.recover(&report, cancel).await {
-            Ok(outcome) => outcome,
-            Err(failure) => untouched(&failure, &report),
-        };
-        report.emit(Kind::Outcome(Box::new(outcome.clone())));
-        outcome
+    /// Starts the recovery, on a thread and a runtime of its own. It ends as a migration does; a recovery that is
+    /// refused has changed nothing, as where the engine that writes the journal still lives.
+    ///
+    /// # Errors
+    /// Settings that cannot be used.
+    pub fn start(self) -> Result<Running<Outcome>, Invalid> {
+        self.validate()?;
+        Ok(Running::on_a_thread(self))
     }
 
-    async fn recover(self, report: &Reporter, cancel: watch::Receiver<bool>) -> Result<Outcome, Failure> {
+    /// Starts the recovery on the current tokio runtime; see [`Builder::start_here`](super::Builder::start_here).
+    ///
+    /// # Errors
+    /// Settings that cannot be used, or no runtime that can.
+    pub fn start_here(self) -> Result<Running<Outcome>, Invalid> {
+        self.validate()?;
+        Running::on_the_current_runtime(self)
+    }
+
+    /// Starts the recovery, calls `each` with every event, and blocks the thread to the end.
+    ///
+    /// # Errors
+    /// Settings that cannot be used.
+    pub fn run_blocking(self, each: impl FnMut(&Event)) -> Result<Outcome, Invalid> {
+        Ok(self.start()?.follow_blocking(each))
+    }
+
+    async fn recover(self, report: &Reporter, cancel: Cancelled) -> Result<Outcome, Failure> {
         let (mut journal, entries) = Journal::<Record>::open(&self.journal)?;
         let status: JournalStatus = journal::fold(&entries)
             .map_err(|error| refused("journal", format!("{}: {}", self.journal.display(), describe(&error))))?;
@@ -115,43 +136,148 @@ impl Recovery {
             monitors: self.monitors(&begun),
             records: Records::default(),
         };
-        let route = Route { pairs: begun.pairs.clone(), addresses: begun.addresses.clone() };
-        let guest = GuestIntent::from_journal(begun.was_running);
-        if let Some(ended) = status.ended.as_ref().filter(|ended| ended.is_settled()) {
-            let end = End { ending: ended.outcome, runs_on: ended.runs_on, reason: ended.reason.clone() };
-            let mut attempt = Attempt::new(IntentLog::default(), guest, Clock::Engine);
-            attempt.leftovers.clone_from(&ended.leftovers);
-            return Ok(outcome(&context, &route, end, &attempt));
+        let failure = Failure::EngineDied;
+        if let Some(outcome) = settled(&context, &begun, &status) {
+            return Ok(outcome);
         }
-        let recorder = self.recorder.as_ref();
-        let connected = async {
-            tokio::try_join!(
-                reach(Side::Source, &begun.source, self.source, recorder),
-                reach(Side::Destination, &begun.destination, self.destination, recorder)
-            )
-        };
-        let (source, destination) = report.during(Phase::Connect, connected).await?;
+        let pair = reach_both(&context, &begun, [self.source.as_ref(), self.destination.as_ref()]).await?;
         journal.append(&Record::Recovering)?;
-        let mut pair = QemuPair { source, destination };
         let log = IntentLog::take_up(journal, status.effects.clone());
-        let mut attempt = Attempt::new(log, guest, Clock::Engine);
-        let end = take_up(&context, &mut pair, &route, &begun, status.claim, &mut attempt).await;
-        Ok(conclude(&context, &route, end, attempt).await)
+        Ok(go_on(&context, pair, &begun, status.claim, log, failure).await)
     }
 
     /// Where the monitors can be dialled again, should one close during the recovery.
     fn monitors(&self, begun: &MigrationBegin) -> Monitors {
-        let address = |given: &Option<Endpoint>, party: &Party| match given {
-            Some(Endpoint::Address(address)) => Some(address.clone()),
-            Some(Endpoint::Stream { .. }) => None,
-            None => party.address.parse().ok(),
+        let endpoint = |given: &Option<Endpoint>, party: &Party| {
+            given.clone().or_else(|| party.address.parse().ok().map(Endpoint::Address))
         };
         Monitors {
-            source: address(&self.source, &begun.source),
-            destination: address(&self.destination, &begun.destination),
+            source: endpoint(&self.source, &begun.source),
+            destination: endpoint(&self.destination, &begun.destination),
             recorder: self.recorder.clone(),
         }
     }
+}
+
+impl EngineJob for Recovery {
+    type Ended = Outcome;
+
+    fn work(self, report: Reporter, cancel: Cancelled) -> Work<Outcome> {
+        Box::pin(async move {
+            let outcome = match self.recover(&report, cancel).await {
+                Ok(outcome) => outcome,
+                Err(failure) => untouched(&failure, &report),
+            };
+            report.emit(Kind::Outcome(Box::new(outcome.clone())));
+            outcome
+        })
+    }
+
+    fn after_panic(&self) -> AfterPanic<Outcome> {
+        Box::new(|words, report, _| {
+            Box::pin(async move {
+                let message = format!("{}; recover from the journal once more", panicked(&words));
+                let outcome = after_panic(message, &report);
+                report.emit(Kind::Outcome(Box::new(outcome.clone())));
+                outcome
+            })
+        })
+    }
+
+    fn lost(begun: bool, report: &Reporter) -> Outcome {
+        lost(begun, report)
+    }
+}
+
+/// After a panic of the engine: judges who has the guest from the run's own records, and goes the way back where that
+/// is proved to be safe. The outcome is `undetermined` all the same, since the engine is not to be trusted.
+pub(super) async fn judge_after_panic(context: &Context, words: &str) -> Outcome {
+    let panicked = panicked(words);
+    let records = context.records.all();
+    let mut status = JournalStatus::default();
+    if let Some(illegal) = records.iter().find_map(|record| status.apply(record).err()) {
+        return after_panic(format!("{panicked}; {illegal}: look at both sides"), &context.report);
+    }
+    let Some(begun) = status.begun.clone() else {
+        return after_panic(format!("{panicked}; nothing had been changed on either side"), &context.report);
+    };
+    let recovered = match settled(context, &begun, &status) {
+        Some(outcome) => Ok(outcome),
+        None => recover_after_panic(context, &begun, &status, &panicked).await,
+    };
+    match recovered {
+        Ok(mut outcome) => {
+            let came_to = match (outcome.outcome, &outcome.reason) {
+                (Ending::Undetermined, Some(reason)) => reason.message.clone(),
+                (Ending::Moved, _) => "the guest is on the destination".to_owned(),
+                _ => "what had been begun is undone, and the guest is on the source, as before".to_owned(),
+            };
+            let came_to = came_to.strip_prefix(&format!("{panicked}; ")).unwrap_or(&came_to);
+            outcome.reason = Some(Failure::Internal(format!("{panicked}; {came_to}")).reason());
+            outcome.outcome = Ending::Undetermined;
+            outcome
+        }
+        Err(failure) => after_panic(format!("{panicked}; {}", failure.reason().message), &context.report),
+    }
+}
+
+async fn recover_after_panic(
+    context: &Context,
+    begun: &MigrationBegin,
+    status: &JournalStatus,
+    panicked: &str,
+) -> Result<Outcome, Failure> {
+    let Monitors { source, destination, .. } = &context.monitors;
+    let pair = reach_both(context, begun, [source.as_ref(), destination.as_ref()]).await?;
+    let log = IntentLog::go_on(&context.records, status.effects.clone(), &context.report).await;
+    log.tell(Record::Recovering, &context.report).await;
+    Ok(go_on(context, pair, begun, status.claim, log, Failure::Internal(panicked.to_owned())).await)
+}
+
+/// The outcome of a run that had come to an end, and left nothing to be done.
+fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) -> Option<Outcome> {
+    let ended = status.ended.as_ref().filter(|ended| ended.is_settled())?;
+    let end = End { ending: ended.outcome, runs_on: ended.runs_on, reason: ended.reason.clone() };
+    let mut attempt = Attempt::new(IntentLog::default(), GuestIntent::from_journal(begun.was_running), Clock::Engine);
+    attempt.leftovers.clone_from(&ended.leftovers);
+    Some(outcome(context, &route(begun), end, &attempt))
+}
+
+/// Goes on with a run that another engine, or this one before its panic, began.
+async fn go_on(
+    context: &Context,
+    mut pair: QemuPair,
+    begun: &MigrationBegin,
+    claim: GuestClaim,
+    log: IntentLog,
+    failure: Failure,
+) -> Outcome {
+    let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
+    let mut attempt = Attempt::new(log, guest, Clock::Engine);
+    let end = take_up(context, &mut pair, &route, begun, claim, failure, &mut attempt).await;
+    conclude(context, &route, end, attempt).await
+}
+
+fn route(begun: &MigrationBegin) -> Route {
+    Route { pairs: begun.pairs.clone(), addresses: begun.addresses.clone() }
+}
+
+/// Reaches both sides where they are known to be, and else where the journal says they were.
+async fn reach_both(
+    context: &Context,
+    begun: &MigrationBegin,
+    known: [Option<&Endpoint>; 2],
+) -> Result<QemuPair, Failure> {
+    let recorder = context.monitors.recorder.as_ref();
+    let [source, destination] = known;
+    let connected = async {
+        tokio::try_join!(
+            reach(Side::Source, &begun.source, source, recorder),
+            reach(Side::Destination, &begun.destination, destination, recorder)
+        )
+    };
+    let (source, destination) = context.report.during(Phase::Connect, connected).await?;
+    Ok(QemuPair { source, destination })
 }
 
 /// Goes on where the journal ends.
@@ -161,10 +287,10 @@ async fn take_up(
     route: &Route,
     begun: &MigrationBegin,
     claim: GuestClaim,
+    failure: Failure,
     attempt: &mut Attempt,
 ) -> End {
     attempt.given = claim != GuestClaim::Source;
-    let failure = Failure::EngineDied;
     let recorded = match claim {
         GuestClaim::Source => {
             attempt.before_continue = Some(BeforeContinue::begin());
@@ -194,7 +320,7 @@ fn settings(begun: &MigrationBegin, fence_command: Option<PathBuf>) -> Settings 
 async fn reach(
     side: Side,
     party: &Party,
-    endpoint: Option<Endpoint>,
+    endpoint: Option<&Endpoint>,
     recorder: Option<&Recorder>,
 ) -> Result<Process, Failure> {
     let name = || Name { side, address: party.address.clone() };
@@ -205,10 +331,10 @@ async fn reach(
         Some(Found::Unknown) | None => None,
     };
     let endpoint = match endpoint {
-        Some(endpoint) => endpoint,
+        Some(endpoint) => endpoint.clone(),
         None => party.address.parse::<Address>().map_err(|error| unreachable_at(side, error))?.into(),
     };
-    match open(side, endpoint, recorder).await {
+    match open(side, &endpoint, recorder).await {
         Ok(process) if is_another(&process, known.as_ref()) => Ok(Process::absent(name(), known, false).await),
         Ok(process) => Ok(process),
         Err(failure) => {

@@ -1,19 +1,29 @@
 //! What a user can ask of a migration.
 
+use super::validate::{self, CommandFile, Invalid};
 use crate::{
     convergence::Policy,
     endpoint::Address,
     memory::tuning::{Compression, Throttle, Wanted},
-    quantity::Rate,
+    quantity::{Rate, duration},
     storage::{model::layout::DiskSelection, verify::identity::ProofLevel},
 };
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// The longest from STOP to a guest that runs, where nothing else is said.
 pub const SWITCHOVER: Duration = Duration::from_secs(10);
 
 /// Where a journal is kept.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum JournalPlace {
     /// In the state directory (`$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`), under a name of its own. It is
     /// removed once the migration has ended and nothing is left to be done.
@@ -27,11 +37,18 @@ pub enum JournalPlace {
 
 /// What a user can ask of a migration. The default moves every writable disk with a downtime budget of 300 ms, as fast
 /// as the link allows.
-#[derive(Debug, Clone)]
+///
+/// With serde each field is read and written under its own name, and may be left out; times, rates and sizes are text
+/// with their units. More fields may be added: take the default and set what differs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Settings {
     /// Which disks move.
     pub selection: DiskSelection,
-    /// The blackout budget; becomes QEMU's `downtime-limit`.
+    /// The budget of the whole blackout, 1 ms to 2000 s. QEMU's own `downtime-limit` begins low, and is raised within
+    /// it.
+    #[serde(with = "duration")]
     pub downtime: Duration,
     /// The whole job's ceiling on the wire: it is shared out among the mirrors, then given to RAM.
     pub bandwidth: Option<Rate>,
@@ -44,9 +61,11 @@ pub struct Settings {
     /// How those channels compress.
     pub compress: Option<Compression>,
     /// Give up and roll back when the guest has not been stopped for the switchover after this long.
+    #[serde(with = "duration::option")]
     pub timeout: Option<Duration>,
-    /// The longest from the guest's STOP until it runs somewhere, or is clearly not known to; by default [`SWITCHOVER`], or
-    /// four times the blackout budget where that is more.
+    /// The longest from the guest's STOP until it runs somewhere, or is clearly not known to; by default
+    /// [`SWITCHOVER`], or four times the blackout budget where that is more.
+    #[serde(with = "duration::option")]
     pub switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest, called with `source` or
     /// `destination`, its address, and the reason; exit code 0 says that it is fenced. Processes of this host are ended
@@ -79,7 +98,7 @@ pub struct Settings {
     pub predict: bool,
     /// Allow a listening address that is not a loopback one, without TLS.
     pub allow_plaintext: bool,
-    /// The blockers that the preflight is to pass over, by code; only those of [`crate::preflight::checks::FORCIBLE`] can be.
+    /// The blockers that the preflight is to pass over, by code; where that can be forced.
     pub force: BTreeSet<String>,
     /// Leave the source process there, stopped, instead of quitting it.
     pub keep_source: bool,
@@ -120,6 +139,15 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Whether every setting can be used. Whatever starts asks this first.
+    ///
+    /// # Errors
+    /// Every setting that cannot, with what would be right.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let fence = self.fence_command.as_deref().map_or(CommandFile::Missing, command_file);
+        validate::check(self, fence)
+    }
+
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
     pub(crate) fn tuning(&self, bitmaps: bool) -> Wanted {
         let policy = &self.policy;
@@ -155,13 +183,22 @@ impl Settings {
     }
 }
 
+/// What a path leads to that is to be executed.
+pub(crate) fn command_file(path: &Path) -> CommandFile {
+    match fs::metadata(path) {
+        Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => CommandFile::Executable,
+        Ok(_) => CommandFile::NotExecutable,
+        Err(_) => CommandFile::Missing,
+    }
+}
+
 /// `$XDG_RUNTIME_DIR/qferry`, else the state directory.
 fn default_runtime_dir() -> PathBuf {
     variable("XDG_RUNTIME_DIR").map_or_else(state_dir, |directory| directory.join("qferry"))
 }
 
-/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`. Never one below `/tmp`: who makes it first there could put files
-/// of his own in place of ours.
+/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`. Never one below `/tmp`: who makes it first there could put
+/// files of his own in place of ours.
 fn state_dir() -> PathBuf {
     variable("XDG_STATE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
@@ -201,5 +238,41 @@ mod tests {
         let with = |observe| Policy { xbzrle, observe, ..Policy::default() };
         let asked = |policy| Settings { policy, ..Settings::default() }.tuning(false).xbzrle;
         assert_eq!((asked(with(false)), asked(with(true))), (xbzrle, None));
+    }
+
+    #[test]
+    fn settings_are_read_as_they_are_written() {
+        let settings = Settings {
+            downtime: Duration::from_millis(50),
+            bandwidth: Some(Rate(100 << 20)),
+            timeout: Some(Duration::from_secs(90)),
+            compress: Some(Compression::Zstd),
+            journal: JournalPlace::File("/j".into()),
+            nbd_address: Some("tcp:host:10809".parse().expect("an address")),
+            force: ["machine-type".to_owned()].into(),
+            ..Settings::default()
+        };
+        let text = serde_json::to_string(&settings).expect("written");
+        for words in
+            [r#""downtime":"50ms""#, r#""bandwidth":"100MiB/s""#, r#""timeout":"1m 30s""#, r#""journal":{"file":"/j"}"#]
+        {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        assert_eq!(serde_json::from_str::<Settings>(&text).expect("read"), settings);
+        assert_eq!(serde_json::from_str::<Settings>("{}").expect("read"), Settings::default());
+        for name in ["converge", "nova", "vdsm"] {
+            let policy: Policy = Policy::built_in(name).expect(name).parse().expect(name);
+            let text = serde_json::to_string(&policy).expect(name);
+            assert_eq!(serde_json::from_str::<Policy>(&text).expect(name), policy, "{text}");
+        }
+        for (wrong, words) in [
+            (r#"{"downtme":"50ms"}"#, "downtime"),
+            (r#"{"downtime":50}"#, "50ms"),
+            (r#"{"bandwidth":100}"#, "100MiB/s"),
+            (r#"{"nbd_address":"host:10809"}"#, "tcp:HOST:PORT"),
+        ] {
+            let error = serde_json::from_str::<Settings>(wrong).expect_err(wrong).to_string();
+            assert!(error.contains(words), "{wrong}: {error}");
+        }
     }
 }

@@ -9,8 +9,14 @@ use super::{
     steps::{self, PreparationAction, PreparationStep},
 };
 use crate::{
-    endpoint::Address,
-    migration::{Canceller, Endpoint, Events, Failure, background_task::BackgroundTask, connection::open},
+    endpoint::{Address, Endpoint},
+    migration::{
+        Failure, Invalid, Running,
+        connection::open,
+        ending::panicked,
+        interrupt::unless_cancelled,
+        running::{AfterPanic, Cancelled, EngineJob, Work},
+    },
     preflight::{
         checks::{self, Finding, Severity, finding},
         facts,
@@ -26,17 +32,11 @@ use crate::{
 };
 use serde::Serialize;
 use std::path::PathBuf;
-use tokio::sync::watch;
 
-/// A preparation that is under way.
-///
-/// A handle that is dropped cancels the preparation, like that of a [`crate::migration::Migration`].
-#[derive(Debug)]
-pub struct Preparation(BackgroundTask<Prepared>);
-
-/// The description of a preparation that has not started.
-#[derive(Debug)]
-pub struct PreparationBuilder {
+/// The preparation of a destination on this host, for the guest of a QEMU. [`Self::plan`] looks, [`Self::start`] does
+/// it.
+#[derive(Debug, Clone)]
+pub struct Preparation {
     source: Endpoint,
     settings: PrepareSettings,
     recorder: Option<Recorder>,
@@ -44,6 +44,7 @@ pub struct PreparationBuilder {
 
 /// The plan of a preparation, or its result.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Prepared {
     /// How the preparation ended.
     pub outcome: PreparationOutcome,
@@ -61,6 +62,7 @@ pub struct Prepared {
 /// How a preparation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum PreparationOutcome {
     /// Nothing stands in the way; nothing was done yet.
     Planned,
@@ -86,7 +88,12 @@ impl PreparationOutcome {
     }
 }
 
-impl PreparationBuilder {
+impl Preparation {
+    /// Describes the preparation of a destination on this host, for the guest of a QEMU.
+    pub fn new(source: impl Into<Endpoint>) -> Self {
+        Self { source: source.into(), settings: PrepareSettings::default(), recorder: None }
+    }
+
     /// Sets all settings at once, in place of everything set before.
     #[must_use]
     pub fn settings(mut self, settings: PrepareSettings) -> Self {
@@ -150,27 +157,58 @@ impl PreparationBuilder {
         self
     }
 
-    /// Looks at the source and at this host, and returns the plan. Nothing is changed.
+    /// Whether every setting can be used.
     ///
     /// # Errors
-    /// The source cannot be reached or does not answer.
-    pub async fn plan(self) -> Result<Prepared, Failure> {
-        let source = open(Side::Source, self.source, self.recorder.as_ref()).await?;
-        Ok(plan(&source, &self.settings).await?.0)
+    /// Every setting that cannot, with what would be right.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        self.settings.validate()
     }
 
-    /// Starts the preparation on the current tokio runtime.
+    /// Looks, and ends with what would be done; nothing is changed.
     ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn start(self) -> Preparation {
-        Preparation(BackgroundTask::start(|report, cancel| self.run(report, cancel)))
+    /// # Errors
+    /// Settings that cannot be used.
+    pub fn plan(self) -> Result<Running<Prepared>, Invalid> {
+        self.validate()?;
+        Ok(Running::on_a_thread(PrepareJob { wanted: self, apply: false }))
     }
 
-    async fn run(self, report: Reporter, cancel: watch::Receiver<bool>) -> Prepared {
+    /// Starts to prepare, on a thread and a runtime of its own.
+    ///
+    /// # Errors
+    /// Settings that cannot be used.
+    pub fn start(self) -> Result<Running<Prepared>, Invalid> {
+        self.validate()?;
+        Ok(Running::on_a_thread(PrepareJob { wanted: self, apply: true }))
+    }
+
+    /// Starts to prepare on the current tokio runtime.
+    ///
+    /// # Errors
+    /// Settings that cannot be used; no tokio runtime, or one without its drivers for time and I/O.
+    pub fn start_here(self) -> Result<Running<Prepared>, Invalid> {
+        self.validate()?;
+        Running::on_the_current_runtime(PrepareJob { wanted: self, apply: true })
+    }
+
+    async fn look(self, report: Reporter, cancel: Cancelled) -> Prepared {
+        let looked = async {
+            let source =
+                report.during(Phase::Connect, open(Side::Source, &self.source, self.recorder.as_ref())).await?;
+            report.during(Phase::Preflight, plan(&source, &self.settings)).await
+        };
+        match unless_cancelled(&cancel, looked).await {
+            Ok(Ok((prepared, _))) => prepared,
+            Ok(Err(failure)) | Err(failure) => Prepared::refused(&failure),
+        }
+    }
+
+    async fn run(self, report: Reporter, cancel: Cancelled) -> Prepared {
         let mut cancelled = cancel.clone();
         let looked = async {
-            let source = report.during(Phase::Connect, open(Side::Source, self.source, self.recorder.as_ref())).await?;
+            let source =
+                report.during(Phase::Connect, open(Side::Source, &self.source, self.recorder.as_ref())).await?;
             let (prepared, address) = report.during(Phase::Preflight, plan(&source, &self.settings)).await?;
             Ok((source, prepared, address))
         };
@@ -215,34 +253,38 @@ impl Prepared {
         Self { outcome, reason: Some(failure.reason()), steps: Vec::new(), qemu: Vec::new(), findings: Vec::new() }
     }
 
+    /// The engine itself failed. What is whole is kept, and the rest has temporary names.
+    fn broken(message: String) -> Self {
+        let reason = Some(Failure::Internal(message).reason());
+        Self { outcome: PreparationOutcome::Failed, reason, steps: Vec::new(), qemu: Vec::new(), findings: Vec::new() }
+    }
+
     fn is_untouched(&self) -> bool {
         self.steps.iter().all(|step| step.state == steps::StepState::Planned || step.action == PreparationAction::Keep)
     }
 }
 
-impl Preparation {
-    /// Describes the preparation of a destination on this host, for the guest of a QEMU.
-    pub fn builder(source: impl Into<Endpoint>) -> PreparationBuilder {
-        PreparationBuilder { source: source.into(), settings: PrepareSettings::default(), recorder: None }
+struct PrepareJob {
+    wanted: Preparation,
+    apply: bool,
+}
+
+impl EngineJob for PrepareJob {
+    type Ended = Prepared;
+
+    fn work(self, report: Reporter, cancel: Cancelled) -> Work<Prepared> {
+        match self.apply {
+            true => Box::pin(self.wanted.run(report, cancel)),
+            false => Box::pin(self.wanted.look(report, cancel)),
+        }
     }
 
-    /// The events: the first call gets all from the beginning, later calls those from then on. The stream ends with the
-    /// preparation.
-    pub fn events(&mut self) -> Events {
-        self.0.events()
+    fn after_panic(&self) -> AfterPanic<Prepared> {
+        Box::new(|words, _, _| Box::pin(async move { Prepared::broken(panicked(&words)) }))
     }
 
-    /// A canceller, which works while [`Preparation::wait`] waits.
-    pub fn canceller(&self) -> Canceller {
-        self.0.cancel.clone()
-    }
-
-    /// Waits for the end of the preparation.
-    ///
-    /// # Panics
-    /// If the preparation itself panicked, or its runtime was shut down.
-    pub async fn wait(self) -> Prepared {
-        self.0.wait().await
+    fn lost(_: bool, _: &Reporter) -> Prepared {
+        Prepared::broken("the engine came to no end, or had no thread to run on".to_owned())
     }
 }
 

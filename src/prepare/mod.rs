@@ -16,6 +16,6 @@ mod requirements;
 mod settings;
 mod steps;
 
-pub use handle::{Preparation, PreparationBuilder, PreparationOutcome, Prepared};
+pub use handle::{Preparation, PreparationOutcome, Prepared};
 pub use settings::{PopulateMode, PrepareSettings};
 pub use steps::{PreparationAction, PreparationStep, StepState};

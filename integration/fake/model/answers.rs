@@ -34,7 +34,7 @@ impl SharedPair {
                 return Vec::new();
             }
             Some(CommandFault::Mute) => drop(self.state().mute_sides.insert(side)),
-            Some(CommandFault::Cancel) => self.state().canceller.as_ref().unwrap().cancel(),
+            Some(CommandFault::Cancel) => self.state().control.as_ref().unwrap().cancel(),
             Some(CommandFault::Unanswered | CommandFault::Dies) | None => {}
         }
         let answer = match self.carry_out(side, seen) {

@@ -15,11 +15,13 @@ mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use qferry::internals::migration::{Builder, Canceller, Endpoint, JournalPlace, Migration};
+use qferry::internals::endpoint::{Endpoint, ProcessHandle};
+use qferry::internals::migration::{Builder, Control, JournalPlace, Migration, Running};
 use qferry::internals::progress::{Event, Outcome, Side};
 use qferry::internals::storage::verify::identity::ProofLevel;
 use serde_json::{Map, Value, json};
@@ -184,7 +186,7 @@ pub struct PairState {
     pub muted: fn(Side, &str, &Value) -> bool,
     /// The faults, each with its side and the number of the command there, from 0.
     pub faults: Vec<(Side, usize, CommandFault)>,
-    pub canceller: Option<Canceller>,
+    pub control: Option<Control>,
     /// The deeds of the engine that would harm a guest.
     pub violations: Vec<&'static str>,
     pub(super) counts: BTreeMap<Side, usize>,
@@ -297,7 +299,7 @@ impl ModelPair {
             exports_linger: false,
             muted: |_, _, _| false,
             faults: Vec::new(),
-            canceller: None,
+            control: None,
             violations: Vec::new(),
             counts: BTreeMap::new(),
             mute_sides: BTreeSet::new(),
@@ -371,7 +373,11 @@ impl ModelPair {
     /// A migration of this pair whose QEMUs are these processes.
     pub fn builder_with(&mut self, [source_pid, destination_pid]: [Option<i32>; 2]) -> Builder {
         let (at_source, at_destination) = self.streams.take().unwrap();
-        let end = |name: &str, stream, pid| Endpoint::Stream { name: name.to_owned(), stream: Box::new(stream), pid };
+        let process = |pid: i32| ProcessHandle::from_pid(pid.unsigned_abs()).unwrap();
+        let end = |name: &str, stream, pid: Option<i32>| match pid {
+            Some(pid) => once(name, stream).with_process(process(pid)),
+            None => once(name, stream),
+        };
         let (at_source, at_destination) = (end("a", at_source, source_pid), end("b", at_destination, destination_pid));
         let address = |name: &str| format!("unix:{}", self.directory.path().join(name).display()).parse().unwrap();
         let builder = Migration::builder(at_source, at_destination)
@@ -382,13 +388,13 @@ impl ModelPair {
     }
 
     pub async fn migrate(&mut self) -> MigrationRun {
-        let migration = self.builder().start();
-        self.state().canceller = Some(migration.canceller());
+        let migration = self.builder().start_here().unwrap();
+        self.state().control = Some(migration.control());
         self.follow(migration).await
     }
 
     /// Takes a started migration to its end.
-    pub async fn follow(&self, mut migration: Migration) -> MigrationRun {
+    pub async fn follow(&self, mut migration: Running<Outcome>) -> MigrationRun {
         let mut stream = migration.events();
         // The timeout passes in virtual time, so a migration that never ends fails at once.
         let ended = tokio::time::timeout(Duration::from_secs(7200), migration.wait()).await;
@@ -409,6 +415,15 @@ impl SharedPair {
     pub fn state(&self) -> MutexGuard<'_, PairState> {
         self.0.lock().unwrap()
     }
+}
+
+/// An endpoint that can be reached a single time.
+pub fn once(name: &str, stream: DuplexStream) -> Endpoint {
+    let stream = Mutex::new(Some(stream));
+    Endpoint::connector(name, move || {
+        let stream = stream.lock().unwrap().take();
+        async { stream.ok_or_else(|| io::Error::other("it answers one connection alone")) }
+    })
 }
 
 fn process() -> Child {

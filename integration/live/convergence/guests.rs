@@ -1,12 +1,12 @@
 //! Guests that are hard to move, on 10.0.13 and on 11.1, which counts passes and bytes differently.
 
 use crate::support::{
-    MIB, WAIT, builder, idle, judge_back, judge_running, migrate_and, migrate_when, on_source_host, settings, spec,
-    start,
+    MIB, WAIT, builder, cancel, idle, judge_back, judge_running, migrate_and, migrate_when, on_source_host, settings,
+    spec, start,
 };
 use qferry::internals::{
     convergence::Policy,
-    migration::{Migration, Settings},
+    migration::Settings,
     progress::{Ending, Event, Kind, Outcome, Phase, PhaseState},
     quantity::Rate,
 };
@@ -38,7 +38,8 @@ fn built_in(name: &str) -> Policy {
 }
 
 fn run(pair: &Pair, change: impl FnOnce(&mut Settings)) -> (Outcome, Vec<Event>) {
-    let mut settings = Settings { bandwidth: Some(Rate(CEILING)), downtime: BUDGET, ..settings(pair) };
+    let mut settings = settings(pair);
+    (settings.bandwidth, settings.downtime) = (Some(Rate(CEILING)), BUDGET);
     change(&mut settings);
     migrate_and(builder(pair).settings(settings), Phase::Connect, |_| ())
 }
@@ -244,13 +245,9 @@ fn giving_up_leaves_the_guest_unthrottled() {
 #[test]
 fn a_policy_that_observes_changes_nothing() {
     let pair = start(&spec("10.0.13", dirtying(CEILING * 3)));
-    let settings = Settings {
-        bandwidth: ceiling(&pair, 300),
-        downtime: BUDGET,
-        policy: built_in("observe"),
-        timeout: Some(WAIT),
-        ..settings(&pair)
-    };
+    let mut settings = settings(&pair);
+    (settings.bandwidth, settings.downtime) = (ceiling(&pair, 300), BUDGET);
+    (settings.policy, settings.timeout) = (built_in("observe"), Some(WAIT));
     // Cancel ten samples after the engine would have throttled.
     let looks = Cell::new(None);
     let observed = |kind: &Kind| {
@@ -261,7 +258,7 @@ fn a_policy_that_observes_changes_nothing() {
         }
         looks.get() == Some(10)
     };
-    let (outcome, events) = migrate_when(builder(&pair).settings(settings), observed, Migration::cancel);
+    let (outcome, events) = migrate_when(builder(&pair).settings(settings), observed, cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     assert_eq!(outcome.ram.throttle_max_pct, 0);
     assert!(!reasons(&events, "would-throttle").is_empty(), "{}", told(&events));

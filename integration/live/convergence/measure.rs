@@ -4,7 +4,7 @@
 use crate::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate, settings, spec, start};
 use qferry::internals::{
     endpoint::Address,
-    migration::{Builder, Failure, Plan, Settings},
+    migration::{Builder, Plan, Settings},
     preflight::{checks::Severity, measured::Measured},
     quantity::Rate,
     storage::verify::identity::ProofLevel,
@@ -19,13 +19,14 @@ fn known() -> Workload {
 }
 
 fn predicting(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
-    let mut settings = Settings { predict: true, ..settings(pair) };
+    let mut settings = settings(pair);
+    settings.predict = true;
     change(&mut settings);
     builder(pair).settings(settings)
 }
 
 fn look(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Plan {
-    block_on(predicting(pair, change).plan()).unwrap_or_else(|failure| panic!("{failure:?}"))
+    predicting(pair, change).check().unwrap().wait_blocking().unwrap_or_else(|failure| panic!("{failure:?}"))
 }
 
 #[track_caller]
@@ -187,18 +188,18 @@ fn a_check_that_is_cancelled_while_it_measures_leaves_nothing() {
     for version in ["7.2", "10.0.13", "11.1"] {
         let pair = start(&Spec { version: version.to_owned(), ..Spec::quick() });
         block_on(async {
-            let check = predicting(&pair, |_| ()).check();
-            let canceller = check.canceller();
-            let waiting = tokio::spawn(check.wait());
+            let mut check = predicting(&pair, |_| ()).check_here().unwrap();
+            let control = check.control();
+            let waiting = tokio::spawn(async move { check.wait().await });
             // A job on the source is the probe.
             let began = Instant::now();
             while pair.source.qmp("query-jobs", &json!({})).unwrap().as_array().is_none_or(Vec::is_empty) {
                 assert!(began.elapsed() < WAIT, "no probe was ever sent");
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
-            canceller.cancel();
+            control.cancel();
             let ended = waiting.await.unwrap();
-            assert!(matches!(ended, Err(Failure::Cancelled)), "{version}: {ended:#?}");
+            assert!(ended.as_ref().is_err_and(|reason| reason.code == "cancelled"), "{version}: {ended:#?}");
         });
         nothing_left(&pair);
     }

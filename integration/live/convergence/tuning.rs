@@ -6,9 +6,9 @@ use crate::support::{
 use qferry::internals::{
     convergence::Policy,
     memory::tuning::{Compression, throttle},
-    migration::{Builder, Migration},
-    progress::{Ending, Kind, Phase},
-    quantity::{Bytes, Rate},
+    migration::{Builder, Running},
+    progress::{Ending, Kind, Outcome, Phase},
+    quantity::Rate,
 };
 use qferry_bed::{Pair, Side, Workload};
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn is_on(pair: &Pair, name: &str) -> bool {
 /// [`Pair::errors`]).
 fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, parameter: &(&str, Value)) {
     let pair = start(&spec(version, busy()));
-    let look = |_: &Migration| {
+    let look = |_: &Running<Outcome>| {
         assert!(is_on(&pair, on), "{version}: {on}");
         let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
         assert_eq!(parameters[parameter.0], parameter.1, "{version}: {}", parameter.0);
@@ -60,10 +60,14 @@ fn ram_over_two_channels_that_compress() {
     }
 }
 
+fn policy(text: &str) -> Policy {
+    text.parse().unwrap()
+}
+
 #[test]
 fn ram_by_its_differences() {
     for version in VERSIONS {
-        let policy = Policy { xbzrle: Some(Bytes(32 * MIB)), ..Policy::default() };
+        let policy = policy("xbzrle = '32MiB'");
         moves(version, |builder| builder.policy(policy), "xbzrle", &("xbzrle-cache-size", json!(32 * MIB)));
     }
 }
@@ -76,10 +80,10 @@ fn what_a_former_user_left_on_is_off_meanwhile_and_back_afterwards() {
     pair.source.qmp("migrate-set-capabilities", &json!({"capabilities": on})).unwrap();
     pair.source.qmp("migrate-set-parameters", &json!({"cpu-throttle-initial": 77, "downtime-limit": 1234})).unwrap();
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
-    let policy = Policy { ram: Vec::new(), ..Policy::default() };
-    let cancel = |migration: &Migration| {
+    let policy = policy("ram = []");
+    let cancel = |migration: &Running<Outcome>| {
         assert_eq!(names.map(|name| is_on(&pair, name)), [false; 3]);
-        migration.cancel();
+        migration.control().cancel();
     };
     let (outcome, _) = migrate_when(builder(&pair).policy(policy).bandwidth(Rate(16 * MIB)), sending, cancel);
     assert_eq!(outcome.outcome, Ending::Cancelled, "{outcome:#?}");
@@ -91,7 +95,7 @@ fn what_a_former_user_left_on_is_off_meanwhile_and_back_afterwards() {
 #[test]
 fn what_does_not_go_together_is_refused_before_anything_is_touched() {
     let pair = start(&spec("10.0.13", idle()));
-    let policy = Policy { xbzrle: Some(Bytes(32 * MIB)), ..Policy::default() };
+    let policy = policy("xbzrle = '32MiB'");
     let outcome = migrate(builder(&pair).multifd(2).policy(policy));
     assert_eq!(outcome.reason.as_ref().unwrap().code, "capability-conflict", "{outcome:#?}");
     judge_back(&pair, &outcome, Ending::Refused, "running");
@@ -161,11 +165,11 @@ fn obeys(version: &str, pair: &Pair) {
 }
 
 /// A guest that writes as fast as it can is throttled, and runs freely at the end.
-fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending) {
+fn slows_down(version: &str, end: impl FnOnce(&Pair, &Running<Outcome>), ending: Ending) {
     let workload = Workload { ram: 8 * MIB, dirty: 4096 * MIB, ..idle() };
     let pair = start(&spec(version, workload));
     let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
-    let act = |migration: &Migration| {
+    let act = |migration: &Running<Outcome>| {
         // No throttle is on before the test sets one.
         assert!(throttled(&pair).is_none_or(|percent| percent <= 1), "{version}: {:?}", throttled(&pair));
         is_free(&pair);
@@ -183,10 +187,10 @@ fn slows_down(version: &str, end: impl FnOnce(&Pair, &Migration), ending: Ending
 #[test]
 fn a_guest_that_was_slowed_down_is_free_after_a_cancel() {
     for version in VERSIONS {
-        let cancel = |pair: &Pair, migration: &Migration| {
+        let cancel = |pair: &Pair, migration: &Running<Outcome>| {
             obeys(version, pair);
             throttle_to(pair, 95);
-            migration.cancel();
+            migration.control().cancel();
         };
         slows_down(version, cancel, Ending::Cancelled);
     }
@@ -195,7 +199,7 @@ fn a_guest_that_was_slowed_down_is_free_after_a_cancel() {
 #[test]
 fn a_guest_that_was_slowed_down_is_free_after_a_failure() {
     for version in VERSIONS {
-        let fail = |pair: &Pair, _: &Migration| {
+        let fail = |pair: &Pair, _: &Running<Outcome>| {
             throttle_to(pair, 95);
             pair.machine(Side::Destination).kill().unwrap();
         };

@@ -36,7 +36,7 @@ fn what_listens_is_private_and_goes_when_it_has_served() {
         // The runtime directory may exist already, with another mode.
         set_permissions(pair.run_dir(), PermissionsExt::from_mode(0o755)).unwrap();
         let (outcome, seen) = block_on(async {
-            let mut migration = builder(&pair).start();
+            let mut migration = builder(&pair).start_here().unwrap();
             let (mut events, mut seen) = (migration.events(), Vec::new());
             while let Some(event) = events.next().await {
                 // The engine runs on this thread, too, so it stands still meanwhile.

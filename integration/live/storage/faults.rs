@@ -68,13 +68,9 @@ fn a_destination_that_may_not_write_says_so_itself() {
         let free = || Some(tcp(free_port().unwrap()));
         let [source, destination] = [&pair.source, &pair.destination].map(|side| tcp(side.qmp_port().unwrap()));
         for proof in [ProofLevel::Sample, ProofLevel::Off] {
-            let settings = Settings {
-                nbd_address: free(),
-                migrate_address: free(),
-                source_nbd_address: free(),
-                verify_backing: proof,
-                ..settings(&pair)
-            };
+            let mut settings = settings(&pair);
+            (settings.nbd_address, settings.migrate_address, settings.source_nbd_address) = (free(), free(), free());
+            settings.verify_backing = proof;
             let outcome = migrate(Migration::builder(source.clone(), destination.clone()).settings(settings));
             let message = &outcome.reason.as_ref().unwrap().message;
             assert!(message.contains("read-only") || message.contains("Permission denied"), "{version}: {message}");

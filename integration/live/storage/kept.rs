@@ -1,7 +1,7 @@
 //! Digests that are kept beside images, and the conditions under which the engine trusts them.
 
 use super::{
-    super::support::{MIB, block_on, start},
+    super::support::{MIB, start},
     State, anew, blocker, engine, found, img, layer, look, note, overlay, quick,
 };
 use qferry::internals::{
@@ -34,7 +34,7 @@ fn sidecar(pair: &Pair, side: Side) -> PathBuf {
 fn keep(pair: &Pair) -> Plan {
     let sidecars = [Side::Source, Side::Destination].map(|side| sidecar(pair, side));
     let mut before = State::of(pair);
-    let plan = block_on(engine(pair, keeping).plan()).unwrap();
+    let plan = engine(pair, keeping).check().unwrap().wait_blocking().unwrap();
     let mut after = State::of(pair);
     for path in &sidecars {
         before.files.remove(path);
@@ -126,7 +126,7 @@ fn no_digest_is_kept_of_an_image_whose_data_is_elsewhere() {
         img(pair, &[&"rebase", &"-u", &"-F", &"qcow2", &"-b", &other, &top]);
     });
     let format = || note("backing-format", "disk0", []);
-    let plan = block_on(engine(&pair, keeping).plan()).unwrap();
+    let plan = engine(&pair, keeping).check().unwrap().wait_blocking().unwrap();
     found(&plan, [format()]);
     let (digest, all, _) = proof(&plan);
     assert!(sidecar(&pair, Side::Source).exists());

@@ -183,8 +183,8 @@ fn storage_that_is_said_to_be_shared_and_is_not_there() {
 fn afar(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Builder {
     let tcp = |port: u16| -> Address { format!("tcp:127.0.0.1:{port}").parse().unwrap() };
     let free = || Some(tcp(free_port().unwrap()));
-    let mut settings =
-        Settings { nbd_address: free(), migrate_address: free(), source_nbd_address: free(), ..settings(pair) };
+    let mut settings = settings(pair);
+    (settings.nbd_address, settings.migrate_address, settings.source_nbd_address) = (free(), free(), free());
     change(&mut settings);
     let monitors = [&pair.source, &pair.destination].map(|machine| tcp(machine.qmp_port().unwrap()));
     let [source, destination] = monitors;
@@ -198,7 +198,7 @@ fn a_lock_shows_what_device_and_inode_cannot() {
         let mut pair = start(&spec);
         let looked = |pair: &Pair, change: fn(&mut Settings)| {
             let before = State::of(pair);
-            let plan = super::super::support::block_on(afar(pair, change).plan()).unwrap();
+            let plan = afar(pair, change).check().unwrap().wait_blocking().unwrap();
             before.is_still(pair);
             plan
         };

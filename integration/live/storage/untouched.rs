@@ -5,8 +5,8 @@ use super::{
     State, blocker, engine, found, look, moves, quick, side,
 };
 use qferry::internals::{
-    migration::{Failure, Plan, Settings},
-    progress::Kind,
+    migration::{Control, Plan, Settings},
+    progress::{Kind, Reason},
     quantity::Rate,
     storage::verify::identity::ProofLevel,
 };
@@ -29,26 +29,22 @@ fn slowly(settings: &mut Settings) {
 }
 
 /// Plans, and acts in the middle of a comparison.
-fn disturbed(
-    pair: &Pair,
-    how: fn(&mut Settings),
-    act: impl FnOnce(&qferry::internals::migration::Canceller),
-) -> Result<Plan, Box<Failure>> {
+fn disturbed(pair: &Pair, how: fn(&mut Settings), act: impl FnOnce(&Control)) -> Result<Plan, Reason> {
     block_on(async {
-        let mut check = engine(pair, how).check();
+        let mut check = engine(pair, how).check_here().unwrap();
         let mut events = check.events();
-        let canceller = check.canceller();
+        let control = check.control();
         while let Some(event) = events.next().await {
             if let Kind::Image { done, total, .. } = event.kind {
                 assert!(done < total, "it is over");
                 break;
             }
         }
-        act(&canceller);
+        act(&control);
         let acted = Instant::now();
         let looked = check.wait().await;
         assert!(acted.elapsed() < Duration::from_secs(40), "it read on: {:?}", acted.elapsed());
-        looked.map_err(Box::new)
+        looked
     })
 }
 
@@ -57,12 +53,12 @@ fn a_look_that_is_cancelled_leaves_nothing() {
     for version in ["7.2", "10.0.13", "11.1"] {
         let pair = start(&Spec { version: version.to_owned(), ..quick([large(), large()]) });
         let before = State::of(&pair);
-        let looked = disturbed(&pair, slowly, |canceller| canceller.cancel());
-        assert!(looked.as_ref().is_err_and(|failure| matches!(**failure, Failure::Cancelled)), "{looked:?}");
+        let looked = disturbed(&pair, slowly, Control::cancel);
+        assert!(looked.as_ref().is_err_and(|reason| reason.code == "cancelled"), "{looked:?}");
         before.is_still(&pair);
         // A plan whose handle is dropped soon after its start.
         block_on(async {
-            let mut check = engine(&pair, slowly).check();
+            let check = engine(&pair, slowly).check_here().unwrap();
             let mut events = check.events();
             while !matches!(events.next().await.unwrap().kind, Kind::Image { .. }) {}
             drop(check);

@@ -5,7 +5,7 @@
 
 use super::rollback::own_leftovers;
 use crate::{
-    endpoint::{self, Address, PeerPid},
+    endpoint::{Dialed, Endpoint, PeerPid},
     handover::exchange,
     migration::{context::Context, pair::QemuPair},
     progress::Side,
@@ -65,23 +65,22 @@ pub(crate) async fn is_cut(process: &Process) -> bool {
 
 /// One side over another connection, where the connection to it has closed.
 pub(crate) async fn reach_side(context: &Context, pair: &QemuPair, side: Side) -> Option<Process> {
-    let address = context.monitors.address(side)?;
-    timeout(REDIAL, dial_again(context, pair.side(side), address)).await.ok()?
+    let endpoint = context.monitors.endpoint(side)?;
+    timeout(REDIAL, dial_again(context, pair.side(side), endpoint)).await.ok()?
 }
 
-async fn dial_again(context: &Context, process: &Process, address: &Address) -> Option<Process> {
+async fn dial_again(context: &Context, process: &Process, endpoint: &Endpoint) -> Option<Process> {
     if !process.is_gone() || process.peer().is_some_and(PeerPid::has_died) {
         return None;
     }
-    let dialed = endpoint::dial(address, REDIAL).await.ok()?;
-    let peer = dialed.peer.filter(PeerPid::is_qemu);
+    let Dialed { stream, peer } = endpoint.dial(REDIAL).await.ok()?;
     if process.peer().map(PeerPid::pid) != peer.as_ref().map(PeerPid::pid) {
         return None;
     }
     let is_known = peer.is_some();
     let recorder = context.monitors.recorder.clone();
     let options = qmp::QmpOptions { recorder, ..qmp::QmpOptions::labelled(process.name().side.as_str()) };
-    let again = process.reconnect(dialed.stream, peer, options).await.ok()?;
+    let again = process.reconnect(stream, peer, options).await.ok()?;
     if !is_known && !remembers_the_run(&again).await {
         return None;
     }

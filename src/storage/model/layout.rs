@@ -93,7 +93,9 @@ fn id_of(qdev: &str) -> Option<&str> {
 }
 
 /// Which disks the user wants to migrate, and how.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct DiskSelection {
     /// Disks to migrate, each with the destination disk to migrate to; empty means every disk that the guest can write
     /// to.
@@ -105,8 +107,9 @@ pub struct DiskSelection {
 }
 
 /// How the contents of the guest's disks get to the destination.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum StorageMode {
     /// The engine copies the contents of the overlays, onto overlays over the same backing files.
     #[default]

@@ -2,10 +2,13 @@
 //!
 //! Pure. Paths are compared component by component; the file system is never asked.
 
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// Where the user wants the files to be on the destination.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PathMap {
     /// Files or folders of the source, each with its path on the destination. The longest match wins.
     pub maps: Vec<(PathBuf, PathBuf)>,

@@ -4,7 +4,7 @@
 //! backing file. So the engine proves that the backing files of both sides are equal.
 
 use crate::storage::model::layout::PREFIX;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// The unit of a sample, bytes: the default cluster size of qcow2.
@@ -15,8 +15,9 @@ pub const SEGMENT: u64 = 1 << 20;
 pub const KEPT: &str = "digest";
 
 /// How thoroughly the engine compares two images.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum ProofLevel {
     /// No comparison.
     Off,

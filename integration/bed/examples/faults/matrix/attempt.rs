@@ -83,9 +83,10 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
             Engine::Program(program.migrate(phase, talk)?, Box::new(program))
         }
         false => {
-            let settings = Settings { clean, ..scene.settings("") };
+            let mut settings = scene.settings("");
+            settings.clean = clean;
             let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
-            let settings = Settings { force: force.into_iter().collect(), ..settings };
+            settings.force = force.into_iter().collect();
             // An engine that may dial again needs addresses.
             let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
             let reach = |side: Side| match cut {
@@ -193,17 +194,16 @@ impl<'a> Scene<'a> {
     /// The settings of an engine. The suffix keeps the sockets of a second one apart, which use no relay.
     fn settings(&self, suffix: &str) -> Settings {
         let address = |name: &str| self.unix(&format!("{name}{suffix}")).parse::<Address>().ok();
-        Settings {
-            runtime_dir: self.pair.run_dir(),
-            nbd_address: address("nbd"),
-            migrate_address: address("ram"),
-            source_nbd_address: address("here"),
-            downtime: BUDGET,
-            journal: JournalPlace::File(self.journal(suffix)),
-            // The preflight's reading is not tested, and would remove the socket of the relay.
-            verify_backing: ProofLevel::Off,
-            ..Settings::default()
-        }
+        let mut settings = Settings::default();
+        settings.runtime_dir = self.pair.run_dir();
+        settings.nbd_address = address("nbd");
+        settings.migrate_address = address("ram");
+        settings.source_nbd_address = address("here");
+        settings.downtime = BUDGET;
+        settings.journal = JournalPlace::File(self.journal(suffix));
+        // The preflight's reading is not tested, and would remove the socket of the relay.
+        settings.verify_backing = ProofLevel::Off;
+        settings
     }
 
     /// A side through its proxy, with the process behind it named.

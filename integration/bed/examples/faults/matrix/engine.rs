@@ -1,13 +1,15 @@
 //! The engine in this process, on a thread and a runtime of its own.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use qferry::internals::endpoint::Address;
-use qferry::internals::migration::{Endpoint, Migration, Settings};
+use qferry::internals::endpoint::{Address, Endpoint, ProcessHandle};
+use qferry::internals::migration::{Migration, Settings};
 use qferry::internals::progress::{Ending, Kind, Outcome, Phase, PhaseState, RunsOn};
 use qferry_bed::Side;
 use tokio::sync::oneshot;
@@ -57,14 +59,19 @@ pub(crate) enum Reach {
 }
 
 impl Reach {
-    async fn endpoint(&self) -> Result<Endpoint, String> {
+    fn endpoint(&self) -> Result<Endpoint, String> {
         Ok(match self {
             Self::At(address) => Endpoint::from(address.clone()),
-            Self::Through(path, pid) => Endpoint::Stream {
-                name: path.display().to_string(),
-                stream: Box::new(tokio::net::UnixStream::connect(path).await.map_err(|error| error.to_string())?),
-                pid: i32::try_from(*pid).ok(),
-            },
+            Self::Through(path, pid) => {
+                // a single connection: the engine must do without another
+                let (name, path) = (path.display().to_string(), Mutex::new(Some(path.clone())));
+                let connect = move || {
+                    let path = path.lock().ok().and_then(|mut path| path.take());
+                    async { tokio::net::UnixStream::connect(path.ok_or(io::ErrorKind::ConnectionRefused)?).await }
+                };
+                let handle = ProcessHandle::from_pid(*pid).map_err(|error| error.to_string())?;
+                Endpoint::connector(name, connect).with_process(handle)
+            }
         })
     }
 }
@@ -107,8 +114,8 @@ async fn migrate(
     talk: &Sender<Told>,
 ) -> Result<Outcome, String> {
     let [source, destination] = &sides;
-    let builder = Migration::builder(source.endpoint().await?, destination.endpoint().await?);
-    let mut migration = builder.settings(settings).start();
+    let builder = Migration::builder(source.endpoint()?, destination.endpoint()?);
+    let mut migration = builder.settings(settings).start_here().map_err(|invalid| invalid.to_string())?;
     let mut events = migration.events();
     while let Some(event) = events.next().await {
         match event.kind {
@@ -123,15 +130,15 @@ async fn migrate(
 /// Recovers in this process from the journal of another engine.
 pub(crate) fn recover(journal: &Path, sides: &[Option<Reach>; 2], patience: Duration) -> Result<Ended, String> {
     let recover = async {
-        let mut recovery = Migration::recovery(journal);
+        let mut recovery = Migration::recover(journal);
         let [source, destination] = sides;
         if let Some(source) = source {
-            recovery = recovery.source(source.endpoint().await?);
+            recovery = recovery.source(source.endpoint()?);
         }
         if let Some(destination) = destination {
-            recovery = recovery.destination(destination.endpoint().await?);
+            recovery = recovery.destination(destination.endpoint()?);
         }
-        Ok(Ended::from(recovery.start().wait().await))
+        Ok(Ended::from(recovery.start_here().map_err(|invalid| invalid.to_string())?.wait().await))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
