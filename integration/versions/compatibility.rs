@@ -12,42 +12,45 @@ const HEAD: &str = "\
 
 <!-- Made from qmp-fixtures/ by the test `versions`; do not edit. QFERRY_BLESS=1 cargo test -p qferry --test versions -->
 
-These versions are recorded in `qmp-fixtures/` and tested. What a build can do is read from its schema
-(`query-qmp-schema`), never from its version, so others between them and after them work as far as their schema goes; one
-that lacks something needed is refused with its name before anything is changed.
+These versions are recorded in `qmp-fixtures/` and tested. The engine reads what a build can do from the build's schema
+(`query-qmp-schema`), never from its version. Other versions, between these and after them, therefore work as far as their schema
+allows. A build that lacks something necessary is refused before anything is changed, and the refusal names what is missing.
 ";
 
 const UNSEEN: &str = "
-## What no schema shows
+## Differences that no schema shows
 
-- **A mirror's start can lose writes** on QEMU 8.0 to 10.2.1 (fixed upstream by 167ef239fb, in 10.0.13 as a backport).
-  Distributions patch it without a trace, so every mirror's start is proved free of writes on every version, and made
-  again where it is not.
-- **7.2 under TCG** can lose what a guest wrote to its RAM while RAM is sent, with or without qferry (12 of 48 moves by
-  plain QMP at 32 MiB/s on a busy host; none of 24 without a ceiling, none of 12 on 10.0.13): the guest wakes with pages of
-  before, loses a timer and hangs in idle, or panics. KVM was not tried.
-- **A CPU that is the same** to the guest is told differently: `ht` and `cmp-legacy` are in `feature-words` from 10.0 on,
-  and are left out of the comparison. `-cpu max` is truly another CPU on 7.2 than on 10.0 (family, model and features), and
-  has more on 11.1 than on 10.0; named models with a versioned machine type lose nothing on a newer QEMU.
-- **query-pci** shows what is behind a bridge only once the guest's firmware has numbered the buses, so never on a waiting
-  destination, on any version. The place of such a device is read from its properties.
+- **A mirror's start can lose writes** on QEMU 8.0 to 10.2.1 (fixed upstream by 167ef239fb, and in 10.0.13 as a backport).
+  Distributions backport the fix without a trace in the schema. The engine therefore proves on every version that a mirror's
+  start was free of writes, and starts the mirror again where the proof fails.
+- **7.2 under TCG** can lose what a guest wrote to its RAM while RAM is sent, with or without qferry: in 12 of 48 moves by
+  plain QMP at 32 MiB/s on a busy host, in none of 24 without a ceiling, and in none of 12 on 10.0.13. The guest then resumes with
+  old pages, loses a timer and hangs in idle, or panics. KVM was not tried.
+- **The same CPU** is reported differently: `ht` and `cmp-legacy` are in `feature-words` from 10.0 on, so the comparison
+  ignores both. `-cpu max` is truly another CPU on 7.2 than on 10.0 (family, model and features), and has more features on 11.1
+  than on 10.0. Named models with a versioned machine type lose nothing on a newer QEMU.
+- **`query-pci`** shows a device behind a bridge only after the guest's firmware has numbered the buses. A destination that waits
+  therefore never shows one, on any version. The engine reads the place of such a device from the device's properties.
 - **RAM blocks** of one machine type are the same from 7.2 to 11.1. A memory backend that no device uses is a block without
   a name.
-- **A read-only export of a node that waits** for an incoming migration makes it and what is below it active. From 10.0 on
-  QEMU tells (`active`) and it is put back (`blockdev-set-active`); on 7.2 neither. 7.2 takes no lock for such an export either:
-  at_destination only the writable export of the migration itself meets an image that another process has open.
-- **Zeros in a raw image** without `discard=unmap` take their space on 10.0 (and on 7.2 where the guest gives blocks back), so the
-  image arrives in full; not on 11.1. No answer shows the option: the preflight says so for every raw image before 10.1.
-- **A flash** (EFI variables) comes over with the guest's memory, and the destination writes it to its image at its first
-  `cont`. Its device is `/machine/NAME.flashN` on all versions.
-- **Dirty bitmaps** move by the name of the drive or node, and one that cannot fails the migration: all move, or none.
-- **Two capabilities together**: `multifd` with `xbzrle` is refused by 10.0 and 11.1, and with `postcopy-ram` by 10.0; 7.2
-  takes both. qferry refuses both everywhere.
-- **`dirty-limit`** is refused where the accelerator has no dirty ring; `auto-converge` takes its place.
-- **A throttle** by `auto-converge` is tightened and loosened by `cpu-throttle-*` and `max-cpu-throttle` on all versions, but
-  never set to nothing while the migration lasts; its end, however it ends, ends the throttle.
-- **11.1** counts `dirty-sync-count` up about ten times a second whether or not a pass ended, so `ram.iterations` of an
-  outcome means less at_destination.
+- **A read-only export on a destination that waits** for an incoming migration makes the exported node and all nodes below it
+  active. From 10.0 on QEMU reports that (`active`), and the engine makes them inactive again (`blockdev-set-active`); 7.2 has
+  neither. 7.2 also takes no lock for such an export: there, only the writable export of the migration itself fails on an image
+  that another process has open.
+- **Zeros in a raw image** without `discard=unmap` take up space on 10.0, and on 7.2 where the guest discarded blocks: the image
+  arrives at its full size. On 11.1 zeros take up none. No answer of QEMU shows that option, so the preflight reports every raw
+  image before 10.1.
+- **A flash device** (EFI variables) moves with the guest's memory, and the destination writes it to its image at its first
+  `cont`. The device is `/machine/NAME.flashN` on all versions.
+- **Dirty bitmaps** move by the name of the drive or node. A bitmap that cannot move fails the migration, so the engine moves
+  all of them or none.
+- **Two capabilities together**: `multifd` with `xbzrle` is refused by 10.0 and 11.1, and `multifd` with `postcopy-ram` by 10.0;
+  7.2 takes both. qferry refuses both everywhere.
+- **`dirty-limit`** is refused where the accelerator has no dirty ring. `auto-converge` takes its place.
+- **A throttle** by `auto-converge` can be tightened and loosened with `cpu-throttle-*` and `max-cpu-throttle` on all versions,
+  but cannot be removed while the migration lasts. The end of the migration, whatever the outcome, removes the throttle.
+- **11.1** increments `dirty-sync-count` about ten times a second whether or not a pass has ended. `ram.iterations` of an
+  outcome is therefore less meaningful there.
 ";
 
 /// A feature: its name, whether a build has it, and the engine's behaviour with and without.
@@ -57,20 +60,21 @@ const ROWS: [Row; 3] = [
     (
         "`exit-on-error` of `migrate-incoming`",
         |features| features.incoming_exit_on_error,
-        "With it a destination that cannot load the state stays and is asked why; without it, it exits, and the reason \
-         is only on its stderr.",
+        "With this argument a destination that cannot load the guest's state keeps running and is asked for the reason. \
+         Without the argument the destination exits, and the reason is only on its stderr.",
     ),
     (
         "`block-job-change`",
         |features| features.block_job_change,
-        "With it mirrors turn write-blocking once they are ready, so nothing is left to copy when the guest stops; \
-         without it they stay in the background, and their last writes are copied within the blackout.",
+        "With this command mirrors become write-blocking once they are ready, so nothing is left to copy when the guest \
+         stops. Without the command mirrors stay in the background, and their last writes are copied within the blackout.",
     ),
     (
         "`avail-switchover-bandwidth`",
         |features| features.avail_switchover_bandwidth,
-        "With it QEMU is told with what bandwidth to reckon when it decides to switch over; without it it reckons with \
-         what it measured under the ceiling, and under a low one may never switch over within a small budget.",
+        "With this parameter the engine tells QEMU which bandwidth to expect when QEMU decides to switch over. Without the \
+         parameter QEMU uses the bandwidth that it measured under the ceiling, and under a low ceiling may never switch over \
+         within a small budget.",
     ),
 ];
 
@@ -110,9 +114,9 @@ fn render(versions: &[Version]) -> String {
         let missing = version.features().missing;
         vec![version.name.clone(), package, if missing.is_empty() { "nothing".to_owned() } else { missing.join(", ") }]
     });
-    text += &table(&["QEMU", "build", "missing of what is needed"].map(str::to_owned), builds);
+    text += &table(&["QEMU", "build", "necessary features it lacks"].map(str::to_owned), builds);
 
-    text += "\n## What the engine does differently\n\n";
+    text += "\n## How the engine adapts\n\n";
     let features = ROWS.iter().map(|(name, has, _)| {
         std::iter::once((*name).to_owned())
             .chain(versions.iter().map(|version| mark(has(&version.features()))))
@@ -138,9 +142,9 @@ fn render(versions: &[Version]) -> String {
         text += &table(&["QEMU", "source", "destination"].map(str::to_owned), rows);
     }
 
-    text += "\n## Migration capabilities that not all have\n\n";
+    text += "\n## Migration capabilities that some versions lack\n\n";
     text += &table(&head("capability"), differences(versions, |version| version.features().migration_capabilities));
-    text += "\n## Migration statuses that not all have\n\n";
+    text += "\n## Migration statuses that some versions lack\n\n";
     let statuses = |version: &Version| {
         version.schema().argument_values("migrate-continue", "state").into_iter().map(str::to_owned).collect()
     };
