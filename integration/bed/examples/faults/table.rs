@@ -32,16 +32,17 @@ pub(crate) fn page(version: &str, points: &[Point], cells: &[Cell]) -> String {
     let date = date.map(|date| String::from_utf8_lossy(&date.stdout).trim().to_owned()).unwrap_or_default();
     let wrong = cells.iter().filter(|cell| !cell.wrong.is_empty()).count();
     let mut text = format!(
-        "# What became of a guest when something went wrong\n\n\
-         Made by `scripts/faults --write` with QEMU {version} on {date}: {} cells, {wrong} of them wrong.\n\n\
-         In each cell one fault strikes at one point of a migration of a guest that writes to its disk and its memory all \
-         the time. When the engine has ended, both QEMUs are asked, past the engine, who runs the guest; the guest checks all \
-         that it was told is written and all of its memory; nothing of the engine's may be left; and then another migration \
-         must succeed. An engine that ended `undetermined` is followed by a recovery from its journal once the fault is over \
-         (a frozen QEMU is thawed, a late monitor has caught up), and the two together are judged. A cell says how the engine ended, who runs the guest, and the longest time for which the guest stood \
-         still from the fault on (the guest beats every 5 ms, and on a busy machine it waits for its processor now and then). `-` is a fault that makes no sense at \
+        "# Injected faults and their outcome\n\n\
+         `scripts/faults --write` made this page with QEMU {version} on {date}: {} cells, {wrong} of them wrong.\n\n\
+         In each cell one fault strikes at one point of a migration, while the guest writes to its disk and its memory all the \
+         time. After the engine has ended, the test asks both QEMUs, past the engine, who runs the guest; the guest checks \
+         every write that was acknowledged and all of its memory; the engine must have left nothing behind; and another \
+         migration must then succeed. Where the engine ended `undetermined`, a recovery from its journal follows once the \
+         fault is over (a frozen QEMU is thawed, a late monitor has caught up), and the cell judges both together.\n\n\
+         A cell tells how the engine ended, who runs the guest, and the guest's longest pause from the fault on (the guest \
+         beats every 5 ms, and on a busy machine it sometimes waits for a processor). `-` is a fault that makes no sense at \
          that point.\n\n\
-         The points are the begins of phases and, in the switchover, the moments in which a command has been sent and is not \
+         The points are the begins of phases and, in the switchover, the moments at which a command has been sent and is not \
          yet delivered.\n\n## Faults\n\n",
         cells.len()
     );
@@ -53,7 +54,7 @@ pub(crate) fn page(version: &str, points: &[Point], cells: &[Cell]) -> String {
         if of.is_empty() {
             continue;
         }
-        text += &format!("\n## {}\n\n| when | ended | the guest | stood still |\n|---|---|---|---|\n", fault.name());
+        text += &format!("\n## {}\n\n| point | engine | guest | longest pause |\n|---|---|---|---|\n", fault.name());
         for point in points {
             let row = match of.iter().find(|cell| cell.point == *point) {
                 Some(cell) if !cell.wrong.is_empty() => format!("WRONG | {} |", cell.wrong.join("; ")),

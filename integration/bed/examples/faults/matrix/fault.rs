@@ -101,20 +101,20 @@ impl Fault {
             Self::Frozen => "SIGSTOP for the destination's QEMU, until the engine has ended",
             Self::Thawed => "SIGSTOP for the destination's QEMU, and SIGCONT a second later",
             Self::EngineKilled => "SIGKILL for the engine, then `qferry recover`, twice",
-            Self::MigrationCut => "the channel that RAM goes over is cut",
-            Self::NbdCut => "the channel that disks go over is cut",
-            Self::NbdHole => "the channel that disks go over carries nothing any more, and is not closed",
+            Self::MigrationCut => "the connection that carries RAM is cut",
+            Self::NbdCut => "the connection that carries the disks is cut",
+            Self::NbdHole => "the connection that carries the disks stays open and carries nothing any more",
             Self::Full => "the file system of the destination's images is full",
             Self::WriteError => "the destination's image fails with EIO when it is written (blkdebug)",
             Self::ReadError => "the source's image fails with EIO when it is read (blkdebug)",
             Self::StateRefused => {
-                "the destination's disk lacks features that the guest uses, so that it refuses its state"
+                "the destination's disk device lacks features that the guest uses, and refuses the device's state"
             }
             Self::Cut(Side::Source) => "the connection to the source's monitor is closed",
             Self::Cut(Side::Destination) => "the connection to the destination's monitor is closed",
             Self::ReplyLost => "the command is carried out, and the connection is closed in place of its answer",
-            Self::Late(Side::Source) => "for 11 s nothing comes from the source's monitor",
-            Self::Late(Side::Destination) => "for 11 s nothing comes from the destination's monitor",
+            Self::Late(Side::Source) => "the source's monitor is silent for 11 s",
+            Self::Late(Side::Destination) => "the destination's monitor is silent for 11 s",
             Self::SecondEngine => "a second engine migrates the same pair, over other monitors",
         }
     }
@@ -124,17 +124,19 @@ impl Fault {
         let past = point.past();
         match self {
             Self::WriteError | Self::ReadError if *point != Point::Phase(Phase::Storage) => {
-                Some("a disk that fails is met when it is copied")
+                Some("a failing disk matters only while it is copied")
             }
             Self::StateRefused if *point != Point::Phase(Phase::Handover) => {
-                Some("a device's state is met when it arrives, at the end")
+                Some("a device's state arrives only at the end")
             }
-            Self::ReplyLost if !matches!(point, Point::Command { .. }) => Some("it is a command's reply"),
-            Self::NbdCut | Self::NbdHole | Self::Full if past >= Past::Exports => Some("the disks are through by then"),
+            Self::ReplyLost if !matches!(point, Point::Command { .. }) => Some("only a command has a reply"),
+            Self::NbdCut | Self::NbdHole | Self::Full if past >= Past::Exports => {
+                Some("the disks have arrived by then")
+            }
             Self::SecondEngine if past == Past::Started && point.names("migrate-set-capabilities") => {
                 Some("the source has been told to quit")
             }
-            Self::MigrationCut if past >= Past::Given => Some("RAM is through by then"),
+            Self::MigrationCut if past >= Past::Given => Some("RAM has arrived by then"),
             _ => None,
         }
     }
