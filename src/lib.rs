@@ -57,7 +57,7 @@
 //!              ├──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
 //!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
 //!          nbd: the wire to exports, below storage and above as qmp is
-//!          quantity, progress: leaves that all may use
+//!          quantity, progress, codes: leaves that all may use
 //! ```
 //!
 //! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions
@@ -91,6 +91,7 @@
 #[doc(hidden)]
 pub mod cli;
 
+mod codes;
 mod convergence;
 mod endpoint;
 mod handover;
@@ -106,6 +107,7 @@ mod qmp;
 mod quantity;
 mod storage;
 
+pub use codes::{FailureCode, FindingCode, Setting, Severity, worded};
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;
@@ -113,6 +115,7 @@ pub use migration::{
     Builder, Control, DiskProgress, Events, Invalid, InvalidSetting, JournalPlace, MemoryProgress, Migration, Plan,
     PlannedDisk, Progress, Recovery, Running, Settings,
 };
+pub use preflight::checks::Finding;
 pub use prepare::{
     PopulateMode, Preparation, PreparationAction, PreparationOutcome, PreparationStep, PrepareSettings, Prepared,
     StepState,
@@ -145,5 +148,5 @@ pub mod internals {
             )*
         };
     }
-    rooms! { convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity storage }
+    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity storage }
 }

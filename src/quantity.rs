@@ -74,6 +74,18 @@ impl FromStr for Rate {
     }
 }
 
+impl Bytes {
+    /// The size as it must not be rounded: `16 MiB`, or `8.0 MiB (8389120 bytes)` where it is no whole number of its
+    /// unit.
+    pub fn exactly(self) -> String {
+        let whole = |unit: &usize| self.0 >> (10 * unit) < 1024 && self.0.trailing_zeros() as usize >= 10 * unit;
+        match (0..BINARY.len()).find(whole) {
+            Some(unit) => format!("{} {}", self.0 >> (10 * unit), BINARY[unit]),
+            None => format!("{self} ({} bytes)", self.0),
+        }
+    }
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut value = self.0 as f64;
@@ -209,6 +221,23 @@ mod tests {
                 Ok(parsed) => assert_eq!(parsed, Bytes(bytes), "{text}"),
                 Err(error) => assert_eq!((text, error.to_string().contains("'k'")), ("1k", true)),
             }
+        }
+    }
+
+    #[test]
+    fn exact_sizes_are_not_rounded() {
+        for (bytes, told) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1025, "1.0 KiB (1025 bytes)"),
+            (16 << 20, "16 MiB"),
+            ((8 << 20) + 512, "8.0 MiB (8389120 bytes)"),
+            (1536 << 10, "1.5 MiB (1572864 bytes)"),
+            (1 << 30, "1 GiB"),
+            (u64::MAX, "16.0 EiB (18446744073709551615 bytes)"),
+        ] {
+            assert_eq!(Bytes(bytes).exactly(), told);
         }
     }
 

@@ -4,7 +4,7 @@ mod embedding;
 
 use super::support::{self, MIB, WAIT, busy, idle, spec, start};
 use qferry::internals::{
-    preflight::checks::FORCIBLE,
+    codes::FindingCode,
     qmp::transcript::{EntryBody, LineDirection, Transcript},
 };
 use qferry_bed::{DiskSpec, Pair, Side, Spec};
@@ -119,7 +119,7 @@ fn wrong_use_and_unreachable_sockets_have_their_codes() {
     assert_eq!(usage.status.code(), Some(2), "{}", text(&usage.stderr));
     let unforced = run(&["migrate", "--source", "/x", "--destination", "/y", "--force", "ram-size"]);
     assert_eq!(unforced.status.code(), Some(2));
-    for code in FORCIBLE {
+    for code in FindingCode::forcible() {
         assert!(text(&unforced.stderr).contains(code), "{code}: {}", text(&unforced.stderr));
     }
     let help = run(&["migrate", "--help"]);

@@ -147,8 +147,8 @@ fn addresses_that_cannot_be_listened_at_are_named() {
     let somewhere = |name| Address::unix(pair.run_dir().join(name)).unwrap();
     for (nbd, ram, option, ending) in [
         // The preflight reads from the NBD address already.
-        (nowhere.clone(), somewhere("ram"), "--nbd-address", Ending::Refused),
-        (somewhere("nbd"), nowhere.clone(), "--migrate-address", Ending::RolledBack),
+        (nowhere.clone(), somewhere("ram"), "`nbd_address`", Ending::Refused),
+        (somewhere("nbd"), nowhere.clone(), "`migrate_address`", Ending::RolledBack),
     ] {
         let outcome = migrate(builder(&pair).addresses(nbd, ram));
         judge_back(&pair, &outcome, ending, "running");

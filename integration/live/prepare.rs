@@ -142,7 +142,7 @@ fn a_chain_of_four_is_brought_and_keeps_its_shape() {
         let refused = prepared(&ran(&mut place.moved(&["--json"]), 3));
         assert_eq!(codes(&refused)[..3], ["backing-missing"; 3], "{refused:#}");
         let remedy = refused["findings"][0]["remedy"].as_str().unwrap();
-        assert!(remedy.contains("--populate missing") && remedy.contains("bytes"), "{remedy}");
+        assert!(remedy.contains("--populate missing copies it from the source: "), "{remedy}");
         assert_eq!(place.made(), Vec::<String>::new());
 
         // A plan changes nothing.

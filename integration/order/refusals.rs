@@ -79,7 +79,7 @@ async fn what_may_be_forced_is_forced_by_its_own_code() {
     let migration = half.builder().force("machine-type").start_here().unwrap();
     let run = half.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "cpu-features"), "{run:?}");
-    assert!(run.message().contains("avx2") && run.message().contains("--force cpu-features"), "{run:?}");
+    assert!(run.message().contains("avx2") && run.message().contains("`force: cpu-features`"), "{run:?}");
     assert!(run.warned("machine-type") && asks_only(&run.log), "{run:?}");
 
     let mut whole = spoiled();
@@ -155,7 +155,7 @@ async fn a_plan_only_asks() {
     let mut model = ModelPair::new(&disks(3));
     let plan = model.builder().check_here().unwrap().wait().await.unwrap();
     // The model's images cannot be read, so nothing is proved of them.
-    let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code).collect();
+    let codes: Vec<&str> = plan.findings.iter().map(|finding| finding.code.as_str()).collect();
     assert_eq!((codes, plan.disks.len()), (vec!["backing-unverified"], 3), "{plan:?}");
     assert!(asks_only(&model.log.lock().unwrap()), "{:?}", model.log);
 }

@@ -15,14 +15,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const LEAVES: [&str; 2] = ["quantity", "progress"];
+const LEAVES: [&str; 3] = ["quantity", "progress", "codes"];
 const WIRE: [&str; 3] = ["qmp", "endpoint", "nbd"];
 
 /// What each room may use, besides itself and the leaves.
 fn allowed(room: &str) -> Vec<&'static str> {
     match room {
-        "quantity" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
-        "progress" | "convergence" => vec!["quantity"],
+        "quantity" | "codes" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
+        "progress" => vec!["quantity", "codes"],
+        "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
         "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),
         "preflight" | "diagnosis" => [&WIRE[..], &["qemu", "storage", "memory"]].concat(),
@@ -41,6 +42,10 @@ fn allowed(room: &str) -> Vec<&'static str> {
 /// Files that must be pure, and say so.
 const PURE: &[&str] = &[
     "cli/shell.rs",
+    "codes/failure.rs",
+    "codes/finding.rs",
+    "codes/mod.rs",
+    "codes/setting.rs",
     "convergence/bandwidth.rs",
     "convergence/budget.rs",
     "convergence/decide.rs",
@@ -255,5 +260,23 @@ fn a_proof_without_an_answer_is_made_in_one_place() {
 fn every_module_says_what_it_is() {
     for Source { path, docs, .. } in sources() {
         assert!(!docs.is_empty(), "{path} has no //!");
+    }
+}
+
+/// An embedder's user has no flags: the library names settings, and the command alone says `--nbd-address`.
+#[test]
+fn no_text_outside_the_command_names_a_flag() {
+    const OF_OTHER_PROGRAMS: [(&str, &str); 1] = [("storage/files/qemu_img.rs", "--output=json")];
+    // a test, which makes a document for the command's users
+    const DOCUMENT: &str = "codes/document.rs";
+    let library = sources().into_iter().filter(|source| room(&source.path) != "cli" && source.path != DOCUMENT);
+    for Source { path, code, .. } in library {
+        let starts =
+            code.match_indices("--").filter(|(at, _)| code[at + 2..].starts_with(|c: char| c.is_ascii_lowercase()));
+        for (at, _) in starts {
+            let flag = &code[at..code.len().min(at + 40)];
+            let known = OF_OTHER_PROGRAMS.iter().any(|(file, option)| path == *file && flag.starts_with(option));
+            assert!(known, "{path} names a flag: {flag}");
+        }
     }
 }

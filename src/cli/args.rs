@@ -1,11 +1,11 @@
 //! The command line.
 
 use crate::{
+    codes::FindingCode,
     convergence::{BUILT_IN, Policy},
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
     migration::{JournalPlace, Settings},
-    preflight::checks::FORCIBLE,
     prepare::{PopulateMode, PrepareSettings},
     quantity::Rate,
     storage::{
@@ -212,7 +212,7 @@ pub(super) struct Options {
     #[arg(long)]
     allow_plaintext: bool,
     /// Go on although the preflight refuses with this code, at the guest's risk; repeatable
-    #[arg(long, value_name = "CODE", value_parser = PossibleValuesParser::new(FORCIBLE))]
+    #[arg(long, value_name = "CODE", value_parser = PossibleValuesParser::new(FindingCode::forcible()))]
     force: Vec<String>,
     /// Leave the source process there, stopped, instead of quitting it. Never send it cont
     #[arg(long)]

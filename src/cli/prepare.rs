@@ -49,6 +49,7 @@ fn show(prepared: &Prepared, json: bool, t_ms: u64) {
         {
             object.extend(fields);
         }
+        flags::word_json(&mut object);
         drop(writeln!(io::stdout(), "{object}"));
     }
     for finding in &prepared.findings {

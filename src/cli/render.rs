@@ -2,6 +2,7 @@
 //!
 //! A reader that went away is no reason to stop: write errors are passed over.
 
+use super::flags;
 use crate::{
     migration::{Events, Plan},
     progress::{Ending, Estimate, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
@@ -22,9 +23,10 @@ pub(super) fn say(line: &str) {
     drop(writeln!(io::stderr(), "{}", plain(line)));
 }
 
-/// What QEMU and others have named or said, fit for a terminal, where a control character can do anything.
+/// A text of the library for people: with flags for settings, and fit for a terminal, where a control character in what QEMU
+/// said can do anything.
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+    flags::flags_in(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// Shows events until the last: the outcome, or the end of what sends them.
@@ -33,7 +35,7 @@ pub(super) fn follow(mut events: Events, json: bool) {
     let mut screen = Screen::new();
     while let Some(event) = events.blocking_next() {
         if let Some(lines) = &lines {
-            drop(lines.write(&event));
+            drop(lines.write(&flags::worded_event(event.clone())));
         }
         match &event.kind {
             Kind::Outcome(outcome) => {
@@ -61,6 +63,7 @@ pub(super) fn plan(plan: &Plan, json: bool) {
         {
             object.extend(fields);
         }
+        flags::word_json(&mut object);
         drop(writeln!(io::stdout(), "{object}"));
         return;
     }
@@ -88,7 +91,8 @@ pub(super) fn unplanned(reason: &Reason, json: bool) {
         let finding = serde_json::json!({
             "code": reason.code, "severity": "blocker", "subject": "", "message": reason.message, "remedy": "",
         });
-        let plan = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0, "findings": [finding], "disks": [], "estimate": Estimate::default() });
+        let mut plan = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0, "findings": [finding], "disks": [], "estimate": Estimate::default() });
+        flags::word_json(&mut plan);
         drop(writeln!(io::stdout(), "{plan}"));
     }
 }

@@ -53,7 +53,7 @@ pub enum AddressError {
     Tcp(String),
     /// An `ssh://` address.
     #[error(
-        "`{0}`: ssh addresses are not supported yet; forward the socket with ssh -L meanwhile, and give --nbd-address and --migrate-address"
+        "`{0}`: ssh addresses are not supported yet; forward the socket with ssh -L meanwhile, and give the addresses for NBD and for RAM"
     )]
     Ssh(String),
 }

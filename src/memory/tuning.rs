@@ -5,6 +5,7 @@
 
 use super::postcopy;
 use crate::{
+    codes::Setting,
     progress::Side,
     qemu::Features,
     quantity::{Bytes, Rate},
@@ -225,12 +226,12 @@ impl Wanted {
         on
     }
 
-    /// The capabilities that the user asked for, both sides, each with the words by which it was.
-    pub fn asked_for(&self) -> Vec<(&'static str, &'static str)> {
+    /// The capabilities that the settings ask for on both sides, each with the setting that does.
+    pub fn asked_for(&self) -> Vec<(&'static str, String)> {
         let asked = [
-            (self.multifd.is_some(), "multifd", "--multifd"),
-            (self.xbzrle.is_some(), "xbzrle", "xbzrle of the --policy"),
-            (self.postcopy, postcopy::CAPABILITY, "postcopy in the --policy"),
+            (self.multifd.is_some(), "multifd", Setting::Multifd.to_string()),
+            (self.xbzrle.is_some(), "xbzrle", format!("xbzrle of the {}", Setting::Policy)),
+            (self.postcopy, postcopy::CAPABILITY, format!("postcopy in the {}", Setting::Policy)),
         ];
         asked.into_iter().filter(|(is_asked, ..)| *is_asked).map(|(_, name, by)| (name, by)).collect()
     }

@@ -17,6 +17,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
+    codes::{FailureCode, Setting},
     endpoint::{Address, Endpoint},
     handover::ownership::BeforeContinue,
     preflight::{
@@ -58,14 +59,19 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
     let (settings, report) = (&context.settings, &context.report);
     let (draft, run) = look(context, pair, settings.clean).await?;
     for finding in draft.plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
-        report.warn(finding.code, finding.to_string());
+        report.warn(finding.code.as_str(), finding.to_string());
     }
     let order = draft.order()?;
     let guest = GuestIntent::new(&run);
     let begun = begun(settings, pair, &order.route, &guest);
     let log = IntentLog::begin(settings, begun, context.records.clone(), report).map_err(|error| Failure::Refused {
-        code: "journal",
-        message: format!("{}; --journal says where else, --no-journal does without", describe(&error)),
+        code: FailureCode::Journal,
+        message: format!(
+            "{}; {} says where else, {} does without",
+            describe(&error),
+            Setting::Journal,
+            Setting::Journal.set_to("nowhere")
+        ),
         on_source: true,
     })?;
     let clock = match (pair.source.peer(), pair.destination.peer()) {
@@ -149,11 +155,11 @@ async fn gather(pair: &QemuPair) -> Result<(Facts, Facts), Failure> {
 }
 
 /// Looks at the ports that the user gave.
-async fn look_at_ports(settings: &Settings) -> Vec<(&'static str, Address, Port)> {
+async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, Port)> {
     let given = [
-        ("--nbd-address", &settings.nbd_address),
-        ("--migrate-address", &settings.migrate_address),
-        ("--source-nbd-address", &settings.source_nbd_address),
+        (Setting::NbdAddress, &settings.nbd_address),
+        (Setting::MigrateAddress, &settings.migrate_address),
+        (Setting::SourceNbdAddress, &settings.source_nbd_address),
     ];
     let mut found = Vec::new();
     for (option, address) in given {

@@ -1,6 +1,7 @@
 //! Why a migration did not move the guest.
 
 use crate::{
+    codes::FailureCode,
     handover::{exchange::ExchangeError, ownership::NotDisengaged},
     journal::JournalError,
     memory::{postcopy::PostcopyError, precopy::PrecopyError},
@@ -68,7 +69,7 @@ pub enum Failure {
     #[error("{message}")]
     Refused {
         /// The code of the gravest finding.
-        code: &'static str,
+        code: FailureCode,
         /// Every blocker.
         message: String,
         /// The guest was seen on the source, running or paused.
@@ -135,59 +136,59 @@ pub enum Failure {
 
 impl Failure {
     /// The stable word for programs.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> FailureCode {
         match self {
-            Self::Cancelled => "cancelled",
-            Self::GaveUp { code, .. } => code,
-            Self::Timeout(_) => "timeout",
-            Self::SwitchoverTimeout(_) => "switchover-timeout",
-            Self::Hangs { .. } => "monitor-blocked",
-            Self::Internal(_) => "internal",
-            Self::EngineDied => "engine-died",
-            Self::Journal(JournalError::Locked { .. }) => "journal-locked",
-            Self::Journal(_) => "journal",
-            Self::Connect { .. } => "unreachable",
-            Self::Refused { code, .. } => code,
-            Self::SourceGone(_) => "source-gone",
-            Self::DestinationGone(_) => "destination-gone",
-            Self::Mirror(MirrorError::Failed { .. }) => "mirror-failed",
-            Self::Precopy(PrecopyError::Failed(_)) => "migration-failed",
-            Self::Postcopy(PostcopyError::SourceGone(_)) => "source-gone",
-            Self::Postcopy(PostcopyError::DestinationGone(_)) => "destination-gone",
-            Self::Postcopy(_) => "postcopy-paused",
-            Self::NotDisengaged(_) => "not-disengaged",
-            Self::Exchange(ExchangeError::Ended { .. }) => "handover-failed",
-            Self::RuntimeDir { .. } => "runtime-dir",
-            Self::LayerChanged { .. } => "layer-changed",
-            Self::Img(_) => "qemu-img",
-            Self::Partial(UnpublishedFileError::Locked { .. }) => "in-use",
-            Self::Partial(UnpublishedFileError::Exists { .. }) => "image-exists",
-            Self::Partial(_) => "file-failed",
-            Self::Populate(error) if error.is_full() => "no-space",
-            Self::Populate(LayerCopyError::Differs { .. }) => "copy-differs",
-            Self::Populate(_) => "copy-failed",
-            Self::Export { .. } => "export-unreachable",
+            Self::Cancelled => FailureCode::Cancelled,
+            Self::GaveUp { code, .. } => FailureCode::from(*code),
+            Self::Timeout(_) => FailureCode::Timeout,
+            Self::SwitchoverTimeout(_) => FailureCode::SwitchoverTimeout,
+            Self::Hangs { .. } => FailureCode::MonitorBlocked,
+            Self::Internal(_) => FailureCode::Internal,
+            Self::EngineDied => FailureCode::EngineDied,
+            Self::Journal(JournalError::Locked { .. }) => FailureCode::JournalLocked,
+            Self::Journal(_) => FailureCode::Journal,
+            Self::Connect { .. } => FailureCode::Unreachable,
+            Self::Refused { code, .. } => code.clone(),
+            Self::SourceGone(_) | Self::Postcopy(PostcopyError::SourceGone(_)) => FailureCode::SourceGone,
+            Self::DestinationGone(_) | Self::Postcopy(PostcopyError::DestinationGone(_)) => {
+                FailureCode::DestinationGone
+            }
+            Self::Mirror(MirrorError::Failed { .. }) => FailureCode::MirrorFailed,
+            Self::Precopy(PrecopyError::Failed(_)) => FailureCode::MigrationFailed,
+            Self::Postcopy(_) => FailureCode::PostcopyPaused,
+            Self::NotDisengaged(_) => FailureCode::NotDisengaged,
+            Self::Exchange(ExchangeError::Ended { .. }) => FailureCode::HandoverFailed,
+            Self::RuntimeDir { .. } => FailureCode::RuntimeDir,
+            Self::LayerChanged { .. } => FailureCode::LayerChanged,
+            Self::Img(_) => FailureCode::QemuImg,
+            Self::Partial(UnpublishedFileError::Locked { .. }) => FailureCode::InUse,
+            Self::Partial(UnpublishedFileError::Exists { .. }) => FailureCode::ImageExists,
+            Self::Partial(_) => FailureCode::FileFailed,
+            Self::Populate(error) if error.is_full() => FailureCode::NoSpace,
+            Self::Populate(LayerCopyError::Differs { .. }) => FailureCode::CopyDiffers,
+            Self::Populate(_) => FailureCode::CopyFailed,
+            Self::Export { .. } => FailureCode::ExportUnreachable,
             Self::Mirror(_) | Self::Precopy(_) | Self::Exchange(_) | Self::Process(_) => match self.process() {
                 Some(
                     ProcessError::Late { .. } | ProcessError::Execute { source: ExecuteError::NoReply { .. }, .. },
-                ) => "no-answer",
+                ) => FailureCode::NoAnswer,
                 Some(ProcessError::Gone(_) | ProcessError::Execute { source: ExecuteError::Closed { .. }, .. }) => {
-                    "gone"
+                    FailureCode::Gone
                 }
-                Some(error) if error.is_refusal() => "command-refused",
-                _ => "command-failed",
+                Some(error) if error.is_refusal() => FailureCode::CommandRefused,
+                _ => FailureCode::CommandFailed,
             },
         }
     }
 
     /// Whether something was waited for that did not come.
     pub(crate) fn is_silence(&self) -> bool {
-        matches!(self, Self::Hangs { .. } | Self::SwitchoverTimeout(_)) || self.code() == "no-answer"
+        matches!(self, Self::Hangs { .. } | Self::SwitchoverTimeout(_)) || matches!(self.code(), FailureCode::NoAnswer)
     }
 
     /// The reason for the outcome: the whole chain of causes, and what to do.
     pub fn reason(&self) -> Reason {
-        Reason { code: self.code().to_owned(), message: format!("{}{}", describe(self), self.remedy()) }
+        Reason { code: self.code(), message: format!("{}{}", describe(self), self.remedy()) }
     }
 
     /// The error of a command, where that is what failed.
@@ -208,8 +209,8 @@ impl Failure {
             _ => "",
         };
         match (self, command) {
-            (Self::Timeout(_), _) => "; allow more time with --timeout, more --bandwidth or more --downtime",
-            (Self::SwitchoverTimeout(_), _) => "; allow more time with --switchover-timeout",
+            (Self::Timeout(_), _) => "; allow more time with `timeout`, more `bandwidth` or more `downtime`",
+            (Self::SwitchoverTimeout(_), _) => "; allow more time with `switchover_timeout`",
             (Self::Hangs { .. }, _) => "; what it waited for, the destination's NBD server as a rule, does not answer",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
             (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
@@ -229,13 +230,165 @@ impl Failure {
                  completed; the destination may take these only as exec-oob, on a monitor where oob was on before"
             }
             (Self::Populate(error), _) if error.is_full() => "; make room there, and run it again",
-            (_, "nbd-server-start") => "; the destination's QEMU must be able to listen there: see --nbd-address",
+            (_, "nbd-server-start") => "; the destination's QEMU must be able to listen there: see `nbd_address`",
             // from 9.1 on a QEMU that could not listen stays in `setup` and takes no second command
             (_, "migrate-incoming") => {
-                "; the destination's QEMU must be able to listen there: see --migrate-address, and start it anew"
+                "; the destination's QEMU must be able to listen there: see `migrate_address`, and start it anew"
             }
-            (_, "drive-mirror") => "; the source's QEMU must reach the destination at --nbd-address",
+            (_, "drive-mirror") => "; the source's QEMU must reach the destination at `nbd_address`",
             _ => "",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        codes::FindingCode,
+        progress::Side,
+        qemu::reply::MigrationStatus,
+        qmp::{CloseCause, ErrorClass},
+    };
+    use std::io;
+
+    fn at() -> Name {
+        Name { side: Side::Source, address: "/s.qmp".to_owned() }
+    }
+
+    fn gone() -> Gone {
+        Gone { at: at(), how: "it exited".to_owned() }
+    }
+
+    fn execute(command: &'static str, source: ExecuteError) -> Failure {
+        Failure::Process(ProcessError::Execute { at: at(), command, source })
+    }
+
+    fn refused(command: &'static str) -> Failure {
+        let (class, desc) = (ErrorClass::GenericError, "no".to_owned());
+        execute(command, ExecuteError::Refused { command: command.into(), class, desc })
+    }
+
+    fn no_reply() -> Failure {
+        let waited = Duration::from_secs(1);
+        execute("stop", ExecuteError::NoReply { command: "stop".into(), sent: true, waited })
+    }
+
+    fn gave_up(code: &'static str) -> Failure {
+        Failure::GaveUp { code, because: "it is too slow".to_owned(), needed: "more".to_owned() }
+    }
+
+    fn text() -> String {
+        "/x".to_owned()
+    }
+
+    fn write(kind: io::ErrorKind) -> Failure {
+        Failure::Populate(LayerCopyError::Write { path: text(), file_system: text(), source: kind.into() })
+    }
+
+    /// A failure of each code. A new code does not compile without one.
+    fn case(code: &FailureCode) -> Failure {
+        let words = text;
+        match code {
+            FailureCode::Cancelled => Failure::Cancelled,
+            FailureCode::CommandFailed => {
+                let source = serde_json::from_str::<u8>("x").expect_err("no number");
+                Failure::Process(ProcessError::Answer { at: at(), command: "query-jobs", source })
+            }
+            FailureCode::CommandRefused => refused("drive-mirror"),
+            FailureCode::CopyDiffers => {
+                Failure::Populate(LayerCopyError::Differs { path: text(), file_system: text(), offset: 0 })
+            }
+            FailureCode::CopyFailed => write(io::ErrorKind::PermissionDenied),
+            FailureCode::DestinationGone => Failure::DestinationGone(gone()),
+            FailureCode::DiskNotConverging => gave_up("disk-not-converging"),
+            FailureCode::EngineDied => Failure::EngineDied,
+            FailureCode::ExportUnreachable => {
+                Failure::Export { address: text(), source: Box::new(io::Error::from(io::ErrorKind::NotFound)) }
+            }
+            FailureCode::FileFailed => {
+                Failure::Partial(UnpublishedFileError::Unfit { path: text(), why: "it has no name" })
+            }
+            FailureCode::Gone => Failure::Process(ProcessError::Gone(gone())),
+            FailureCode::HandoverFailed => {
+                let status = MigrationStatus::Failed;
+                Failure::Exchange(ExchangeError::Ended { side: Side::Destination, status, words: words() })
+            }
+            FailureCode::ImageExists => Failure::Partial(UnpublishedFileError::Exists { path: text() }),
+            FailureCode::InUse => Failure::Partial(UnpublishedFileError::Locked { path: text(), who: words() }),
+            FailureCode::Journal => Failure::Journal(JournalError::Exists { path: "/x".into() }),
+            FailureCode::JournalLocked => Failure::Journal(JournalError::Locked { path: "/x".into() }),
+            FailureCode::LayerChanged => Failure::LayerChanged { layer: text() },
+            FailureCode::MigrationFailed => Failure::Precopy(PrecopyError::Failed(words())),
+            FailureCode::MirrorFailed => Failure::Mirror(MirrorError::Failed { disk: text(), error: words() }),
+            FailureCode::MonitorBlocked => Failure::Hangs { at: at(), waited: Duration::from_secs(10) },
+            FailureCode::NoAnswer => no_reply(),
+            FailureCode::NoSpace => write(io::ErrorKind::StorageFull),
+            FailureCode::NotDisengaged => Failure::NotDisengaged(NotDisengaged::Export(text())),
+            FailureCode::NothingBegun | FailureCode::Finding(_) | FailureCode::Other(_) => {
+                Failure::Refused { code: code.clone(), message: words(), on_source: true }
+            }
+            FailureCode::OverBudget => gave_up("over-budget"),
+            FailureCode::PostcopyPaused => Failure::Postcopy(PostcopyError::Broken(words())),
+            FailureCode::QemuImg => Failure::Img(QemuImgError::Failed { command: text(), said: words() }),
+            FailureCode::RamNotConverging => gave_up("ram-not-converging"),
+            FailureCode::RamStalled => gave_up("ram-stalled"),
+            FailureCode::RuntimeDir => {
+                Failure::RuntimeDir { path: text(), source: io::ErrorKind::PermissionDenied.into() }
+            }
+            FailureCode::SourceGone => Failure::SourceGone(gone()),
+            FailureCode::SwitchoverTimeout => Failure::SwitchoverTimeout(Duration::from_secs(10)),
+            FailureCode::Timeout => Failure::Timeout(Duration::from_secs(10)),
+            FailureCode::Unreachable => Failure::Connect {
+                side: Side::Source,
+                source: Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)),
+            },
+        }
+    }
+
+    #[test]
+    fn each_code_has_a_failure_and_a_reason() {
+        for code in FailureCode::ALL {
+            let failure = case(code);
+            assert_eq!(failure.code(), *code, "{failure:?}");
+            let reason = failure.reason();
+            assert_eq!(reason.code, *code);
+            assert!(!reason.message.is_empty() && !reason.message.contains("--"), "{reason:?}");
+        }
+        for code in FindingCode::ALL {
+            assert_eq!(case(&code.clone().into()).code(), code.as_str());
+        }
+    }
+
+    #[test]
+    fn other_failures_of_a_code() {
+        for (failure, code) in [
+            (Failure::Postcopy(PostcopyError::SourceGone(gone())), FailureCode::SourceGone),
+            (Failure::Postcopy(PostcopyError::DestinationGone(gone())), FailureCode::DestinationGone),
+            (Failure::Mirror(MirrorError::Process(ProcessError::Gone(gone()))), FailureCode::Gone),
+            (
+                execute(
+                    "stop",
+                    ExecuteError::Closed { command: "stop".into(), sent: true, cause: CloseCause::EndOfStream },
+                ),
+                FailureCode::Gone,
+            ),
+            (gave_up("timeout"), FailureCode::Timeout),
+        ] {
+            assert_eq!(failure.code(), code, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_command_says_which_setting_decides() {
+        for (command, setting) in [
+            ("nbd-server-start", "`nbd_address`"),
+            ("drive-mirror", "`nbd_address`"),
+            ("migrate-incoming", "`migrate_address`"),
+        ] {
+            let message = refused(command).reason().message;
+            assert!(message.contains(setting), "{message}");
+        }
+        assert!(no_reply().is_silence() && !refused("stop").is_silence());
     }
 }

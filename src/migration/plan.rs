@@ -7,6 +7,7 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
+    codes::{FindingCode, Setting},
     convergence::predict::{DiskInput, PredictionInput, predict},
     endpoint::Address,
     preflight::{
@@ -90,26 +91,6 @@ pub struct PlannedDisk {
     pub mode: &'static str,
 }
 
-/// Findings that leave nothing to be read: the sides are not as they should be, or not ours to open exports in, or what is
-/// to be read is being written to.
-const UNREADABLE: [&str; 15] = [
-    "port-taken",
-    "address-missing",
-    "same-process",
-    "qemu-lacks",
-    "source-state",
-    "migration-blocked",
-    "migration-under-way",
-    "destination-state",
-    "destination-used",
-    "leftover",
-    "export-open",
-    "backing-is-live",
-    "overlay-is-backing",
-    "overlay-is-live",
-    "overlay-taken",
-];
-
 impl Plan {
     /// What was measured, where that was asked for and nothing forbids the migration.
     pub fn measured(&self) -> Option<&Measured> {
@@ -134,7 +115,7 @@ impl Draft {
     pub(crate) fn new(
         source: &Facts,
         destination: &Facts,
-        ports: &[(&'static str, Address, Port)],
+        ports: &[(Setting, Address, Port)],
         settings: &Settings,
         id: &str,
     ) -> Self {
@@ -165,9 +146,9 @@ impl Draft {
         let ram = address(&settings.migrate_address, "ram", both_local);
         let here = address(&settings.source_nbd_address, "here", source.pid.is_some());
         let there = address(&settings.nbd_address, "there", destination.pid.is_some());
-        let mut addresses = vec![("--nbd-address", nbd.clone()), ("--migrate-address", ram.clone())];
+        let mut addresses = vec![(Setting::NbdAddress, nbd.clone()), (Setting::MigrateAddress, ram.clone())];
         if !wanted.to_read(settings.verify_backing).is_empty() {
-            addresses.push(("--source-nbd-address", here.clone()));
+            addresses.push((Setting::SourceNbdAddress, here.clone()));
         }
 
         let shared: Vec<String> = shared.iter().map(|disk| disk.name().to_owned()).collect();
@@ -217,13 +198,13 @@ impl Draft {
     /// [`Failure::Refused`] with all blockers in its message, by the code of the gravest.
     pub(crate) fn order(self) -> Result<WorkOrder, Failure> {
         let Self { plan, order, on_source, .. } = self;
-        let refused = |code, message| Failure::Refused { code, message, on_source };
+        let refused = |code: FindingCode, message| Failure::Refused { code: code.into(), message, on_source };
         match (plan.blockers().next(), order) {
             (None, Some(order)) => Ok(order),
-            (None, None) => Err(refused("address-missing", "no address could be chosen".to_owned())),
+            (None, None) => Err(refused(FindingCode::AddressMissing, "no address could be chosen".to_owned())),
             (Some(gravest), _) => {
                 let blockers: Vec<String> = plan.blockers().map(ToString::to_string).collect();
-                Err(refused(gravest.code, blockers.join("; ")))
+                Err(refused(gravest.code.clone(), blockers.join("; ")))
             }
         }
     }
@@ -235,7 +216,7 @@ impl Draft {
 
     /// Whether anything may be opened for reading in the two QEMUs.
     pub(crate) fn is_readable(&self) -> bool {
-        !self.plan.findings.iter().any(|finding| UNREADABLE.contains(&finding.code))
+        self.plan.findings.iter().all(|finding| finding.code.is_readable())
     }
 
     /// Adds what was read of both sides.

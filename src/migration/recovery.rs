@@ -26,6 +26,7 @@ use super::{
     work_order::Route,
 };
 use crate::{
+    codes::FailureCode,
     endpoint::{Address, Endpoint, Found, PeerPid},
     handover::{
         judgement::RecordedHandover,
@@ -123,10 +124,11 @@ impl Recovery {
 
     async fn recover(self, report: &Reporter, cancel: Cancelled) -> Result<Outcome, Failure> {
         let (mut journal, entries) = Journal::<Record>::open(&self.journal)?;
-        let status: JournalStatus = journal::fold(&entries)
-            .map_err(|error| refused("journal", format!("{}: {}", self.journal.display(), describe(&error))))?;
+        let status: JournalStatus = journal::fold(&entries).map_err(|error| {
+            refused(FailureCode::Journal, format!("{}: {}", self.journal.display(), describe(&error)))
+        })?;
         let Some(begun) = status.begun.clone() else {
-            return Err(refused("nothing-begun", "its engine died before it had begun anything".to_owned()));
+            return Err(refused(FailureCode::NothingBegun, "its engine died before it had begun anything".to_owned()));
         };
         let context = Context {
             settings: settings(&begun, self.fence_command.clone()),
@@ -353,6 +355,6 @@ fn unreachable_at(side: Side, error: crate::endpoint::AddressError) -> Failure {
     Failure::Connect { side, source: Box::new(error) }
 }
 
-fn refused(code: &'static str, message: String) -> Failure {
+fn refused(code: FailureCode, message: String) -> Failure {
     Failure::Refused { code, message, on_source: false }
 }

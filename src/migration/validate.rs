@@ -4,7 +4,7 @@
 //! Pure. What a file is, the caller has looked up.
 
 use super::settings::{JournalPlace, Settings};
-use crate::{convergence::PolicyError, memory::tuning::CHANNELS_MAX, preflight::checks::FORCIBLE, quantity::Rate};
+use crate::{codes::FindingCode, convergence::PolicyError, memory::tuning::CHANNELS_MAX, quantity::Rate};
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::Path, time::Duration};
 
@@ -188,8 +188,9 @@ pub(crate) fn check(settings: &Settings, fence: CommandFile) -> Result<(), Inval
     problems.require_names("disks", named.flatten().map(String::as_str));
     problems.require_names("skip", selection.skip.iter().map(String::as_str));
     for code in &settings.force {
-        let known = FORCIBLE.contains(&code.as_str());
-        problems.require(known, "force", format!("`{code}`"), format!("give {}", FORCIBLE.join(", ")));
+        let forcible: Vec<&str> = FindingCode::forcible().collect();
+        let known = forcible.contains(&code.as_str());
+        problems.require(known, "force", format!("`{code}`"), format!("give {}", forcible.join(", ")));
     }
     match settings.policy.check() {
         Ok(()) => {}

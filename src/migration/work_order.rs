@@ -11,8 +11,8 @@ use crate::{
     storage::model::layout::DiskPair,
 };
 
-/// Bytes that a sender's kernel takes of a stream that is faster than the link, by Linux's default of `tcp_wmem`: 20 ms at
-/// 1 Gbit/s and 55 ms at 400 Mbit/s were seen.
+/// Bytes that a sender's kernel takes of a stream that is faster than the link, by Linux's default of `tcp_wmem`: 20
+/// ms at 1 Gbit/s and 55 ms at 400 Mbit/s were seen.
 const TCP_BUFFERED: u64 = 2_500_000;
 
 /// What moves, and over which addresses. A journal keeps it, so that another engine can take a migration up.
@@ -72,8 +72,8 @@ impl WorkOrder {
                 write_blocking: blocks,
                 throttle,
                 postcopy: policy.may_postcopy(),
-                // RAM cannot be held back on several channels, nor where nothing may be changed, nor where QEMU cannot be
-                // told the bandwidth to reckon with; and a paused guest's memory is sent in its first pass
+                // RAM cannot be held back on several channels, nor where nothing may be changed, nor where QEMU
+                // cannot be told the bandwidth to reckon with; and a paused guest's memory is sent in its first pass
                 overlap: settings.multifd.is_none()
                     && self.is_running
                     && !policy.observe

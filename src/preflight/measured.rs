@@ -2,7 +2,7 @@
 //!
 //! Pure. It says what was seen and nothing of what will be: the prediction is made from it elsewhere.
 
-use super::checks::{Finding, Severity, finding};
+use super::checks::{Finding, FindingCode};
 use crate::{
     qemu::reply::BlockStats,
     quantity::{Bytes, Rate},
@@ -86,7 +86,7 @@ impl Measured {
     /// A note for everything that could not be measured.
     pub fn findings(&self) -> Vec<Finding> {
         let note = |Missing { what, why }: &Missing| {
-            finding(Severity::Note, "not-measured", what, format!("it could not be measured: {why}"), "")
+            Finding::new(FindingCode::NotMeasured, what, format!("it could not be measured: {why}"))
         };
         self.missing.iter().map(note).collect()
     }
@@ -393,7 +393,10 @@ Rss:                 132 kB
         let missing = vec![Missing { what: "bandwidth", why: "there is no NBD address".to_owned() }];
         let measured = Measured { missing, ..Measured::default() };
         let [note] = &measured.findings()[..] else { panic!("{measured:?}") };
-        assert_eq!((note.code, note.severity, note.subject.as_str()), ("not-measured", Severity::Note, "bandwidth"));
+        assert_eq!(
+            (note.code.as_str(), note.severity, note.subject.as_str()),
+            ("not-measured", crate::codes::Severity::Note, "bandwidth")
+        );
         assert!(note.message.contains("there is no NBD address"));
         assert_eq!(measured.told(), "nothing");
     }

@@ -9,6 +9,7 @@ use super::{
     steps::{self, PreparationAction, PreparationStep},
 };
 use crate::{
+    codes::Setting,
     endpoint::{Address, Endpoint},
     migration::{
         Failure, Invalid, Running,
@@ -18,7 +19,7 @@ use crate::{
         running::{AfterPanic, Cancelled, EngineJob, Work},
     },
     preflight::{
-        checks::{self, Finding, Severity, finding},
+        checks::{self, Finding, FindingCode, Severity},
         facts,
     },
     progress::{Phase, Reason, Reporter, Side},
@@ -303,13 +304,16 @@ async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared,
     if steps.iter().any(|step| step.action == PreparationAction::Copy) && settings.populate == PopulateMode::Missing {
         address = settings.nbd_address.clone().or_else(|| own_address(settings, layout.local));
         match &address {
-            Some(_) => findings.extend(checks::listen("", address.as_ref(), settings.allow_plaintext)),
-            None => findings.push(checks::blocker(
-                "address-missing",
-                "--source-nbd-address",
-                "the source is not known to be a process of this host, or a socket in XDG_RUNTIME_DIR would have too long a path",
-                "give --source-nbd-address, where the source is to listen",
-            )),
+            Some(_) => {
+                findings.extend(checks::listen(Setting::SourceNbdAddress, address.as_ref(), settings.allow_plaintext))
+            }
+            None => {
+                let setting = Setting::SourceNbdAddress;
+                let message = "the source is not known to be a process of this host, or a socket in XDG_RUNTIME_DIR \
+                               would have too long a path";
+                let finding = Finding::new(FindingCode::AddressMissing, &setting.to_string(), message);
+                findings.push(finding.with_remedy(format!("give {setting}, where the source is to listen")));
+            }
         }
     }
     let (qemu, notes) = command_line(observation::command_line(source), &requirements, &layout);
@@ -318,7 +322,7 @@ async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared,
 
     let mut prepared = Prepared { outcome: PreparationOutcome::Planned, reason: None, steps, qemu, findings };
     let blockers: Vec<String> = prepared.blockers().map(ToString::to_string).collect();
-    let gravest = prepared.blockers().next().map(|finding| finding.code.to_owned());
+    let gravest = prepared.blockers().next().map(|finding| finding.code.clone().into());
     if let Some(code) = gravest {
         prepared.reason = Some(Reason { code, message: blockers.join("; ") });
         prepared.outcome = PreparationOutcome::Refused;
@@ -337,8 +341,7 @@ fn command_line(
     requirements: &Requirements,
     layout: &SourceLayout,
 ) -> (Vec<String>, Vec<Finding>) {
-    let note =
-        |code, message: String, remedy: &str| finding(Severity::Note, code, "the destination QEMU", message, remedy);
+    let note = |code, message: String| Finding::new(code, "the destination QEMU", message);
     let Some(source) = source else {
         let names = requirements.images.iter().filter_map(|(disk, image)| Some((disk, requirements.moves.get(image)?)));
         let images: Vec<String> = names.map(|(disk, path)| format!("{disk}: {}", path.display())).collect();
@@ -346,9 +349,8 @@ fn command_line(
             "the source is no process of this host, or may not be inspected, so its command line is unknown; the images are {}",
             if images.is_empty() { "as on the source".to_owned() } else { images.join(", ") }
         );
-        let remedy = "start the destination like the source, with these images and these arguments";
         let words = ["-incoming", "defer", "-S"].map(str::to_owned).into();
-        return (words, vec![note("command-line-unknown", message, remedy)]);
+        return (words, vec![note(FindingCode::CommandLineUnknown, message)]);
     };
     let DestinationCommandLine { words, replaced, collisions, secrets, inherited } =
         command_line::derive(&source, &requirements.moves, layout.directory.as_deref());
@@ -357,22 +359,21 @@ fn command_line(
         if let Some(path) = requirements.moves.get(image) {
             let message = format!("its image does not appear on the source's command line: {}", image.display());
             let remedy = format!("give the destination a device of the same id, on {}", path.display());
-            notes.push(finding(Severity::Warning, "not-on-command-line", disk, message, &remedy));
+            notes.push(Finding::new(FindingCode::NotOnCommandLine, disk, message).with_remedy(remedy));
         }
     }
     if !collisions.is_empty() {
         let message =
             format!("on the source's host these options would collide with the source's: {}", collisions.join("; "));
-        notes.push(note("same-host", message, "change them, or start the destination on another host"));
+        notes.push(note(FindingCode::SameHost, message));
     }
     if secrets {
-        let remedy = "put the secret back before you start the destination, or better pass the secret as file=";
-        notes.push(note("secret-hidden", "a secret on the source's command line is not shown".to_owned(), remedy));
+        notes.push(note(FindingCode::SecretHidden, "a secret on the source's command line is not shown".to_owned()));
     }
     if !inherited.is_empty() {
         let message =
             format!("the source inherited open files, which a command line cannot pass: {}", inherited.join("; "));
-        notes.push(note("inherited-files", message, "start the destination like the source"));
+        notes.push(note(FindingCode::InheritedFiles, message));
     }
     (words, notes)
 }

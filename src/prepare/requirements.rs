@@ -4,7 +4,8 @@
 
 use super::{command_line::MovedFiles, settings::PrepareSettings};
 use crate::{
-    preflight::checks::{Finding, Severity, blocker, finding},
+    codes::Setting,
+    preflight::checks::{Finding, FindingCode},
     storage::{
         files::image::{BackingFile, NewImage, UnsupportedImage},
         model::{
@@ -89,8 +90,7 @@ pub(super) fn read(layout: &SourceLayout, settings: &PrepareSettings) -> Require
     let selection = &settings.selection;
     let named = selection.disks.iter().map(|(name, _)| name).chain(&selection.skip);
     for name in named.filter(|name| !layout.disks.iter().any(|disk| disk.is_called(name))) {
-        let remedy = "query-block shows qdev, device and node names";
-        requirements.findings.push(blocker("disk-unknown", name, "the source has no disk of this name", remedy));
+        requirements.findings.push(Finding::new(FindingCode::DiskUnknown, name, "the source has no disk of this name"));
     }
     for disk in &layout.disks {
         let chosen = selection.disks.iter().any(|(name, _)| disk.is_called(name));
@@ -100,8 +100,7 @@ pub(super) fn read(layout: &SourceLayout, settings: &PrepareSettings) -> Require
             () if disk.read_only && !chosen => requirements.medium(disk, layout, settings),
             () if !chosen && !selection.disks.is_empty() => {
                 let message = "it is writable and nothing is prepared for it";
-                let remedy = "name it with --disk too, or say --skip-disk";
-                requirements.findings.push(finding(Severity::Warning, "disk-left-out", disk.name(), message, remedy));
+                requirements.findings.push(Finding::new(FindingCode::DiskLeftOut, disk.name(), message));
             }
             () if settings.selection.storage == StorageMode::None => requirements.shared(disk, layout, settings),
             () => requirements.disk(disk, layout, settings),
@@ -115,13 +114,14 @@ impl Requirements {
         let name = disk.name();
         let Some((top, lower)) = disk.chain.layers.split_first() else {
             let message = "QEMU does not tell what it consists of";
-            self.findings.push(blocker("chain-unknown", name, message, "leave it out with --skip-disk"));
+            let remedy = format!("leave it out with {}", Setting::Skip);
+            self.findings.push(Finding::new(FindingCode::ChainUnknown, name, message).with_remedy(remedy));
             return;
         };
         let Some(source) = self.file(name, top, layout) else { return };
         let Some(path) = settings.places.of_top(&source) else {
             let message = format!("it is not said where {} goes", source.display());
-            self.findings.push(blocker("place-unknown", name, message, "say --to DIR, or --map SOURCE=DESTINATION"));
+            self.findings.push(Finding::new(FindingCode::PlaceUnknown, name, message));
             return;
         };
         let mut backing = None;
@@ -136,7 +136,7 @@ impl Requirements {
                 if top.qcow2.as_ref().is_some_and(|qcow2| qcow2.compat == "0.10") {
                     let message = "its image is of qcow2 version 2 and becomes one of version 3 (compat=1.1): an overlay \
                                    of version 2 cannot hide what is below it behind zeros";
-                    self.findings.push(finding(Severity::Note, "image-upgraded", name, message, ""));
+                    self.findings.push(Finding::new(FindingCode::ImageUpgraded, name, message));
                 }
                 self.move_file(&source, &path);
                 self.images.push((name.to_owned(), source.clone()));
@@ -162,7 +162,7 @@ impl Requirements {
                 "its layer {} is reached through {}: the destination must reach it by the same name, and it is never copied",
                 layer.file, layer.protocol.driver
             );
-            self.findings.push(finding(Severity::Note, "layer-remote", disk, message, ""));
+            self.findings.push(Finding::new(FindingCode::LayerRemote, disk, message));
             return BackingFile { file: layer.file.clone(), format };
         }
         let Some(source) = self.file(disk, layer, layout) else {
@@ -223,8 +223,7 @@ impl Requirements {
             Some(other) => {
                 let (path, source) = (required.path.display(), required.source.display());
                 let message = format!("{source} and {} would both be {path}", other.source.display());
-                let remedy = "say where each goes with --map SOURCE=DESTINATION";
-                self.findings.push(blocker("place-taken", &required.disk, message, remedy));
+                self.findings.push(Finding::new(FindingCode::PlaceTaken, &required.disk, message));
             }
         }
     }
@@ -235,18 +234,12 @@ impl Requirements {
         let found = path(layer, layout);
         if found.is_none() {
             self.findings.push(match is_file(layer) {
-                false => blocker(
-                    "protocol-unsupported",
+                false => Finding::new(
+                    FindingCode::ProtocolUnsupported,
                     disk,
                     format!("its image {} is reached through {}", layer.file, layer.protocol.driver),
-                    "an image that both sides reach is not prepared: leave it out with --skip-disk, or say --storage none",
                 ),
-                true => blocker(
-                    "path-unknown",
-                    disk,
-                    format!("it is not known where {file} is"),
-                    "start the source with absolute paths, or run qferry on its host",
-                ),
+                true => Finding::new(FindingCode::PathUnknown, disk, format!("it is not known where {file} is")),
             });
         }
         found
@@ -262,18 +255,18 @@ fn path(layer: &Layer, layout: &SourceLayout) -> Option<PathBuf> {
 }
 
 fn unlike_finding(disk: &str, unlike: &UnsupportedImage) -> Finding {
-    let remedy = "make its image by hand, and leave it out here with --skip-disk";
-    match unlike {
+    let (code, message) = match unlike {
         UnsupportedImage::Format(format) => {
-            blocker("format-unsupported", disk, format!("its image is of the format {format}"), remedy)
+            (FindingCode::FormatUnsupported, format!("its image is of the format {format}"))
         }
         UnsupportedImage::Encrypted => {
-            blocker("image-encrypted", disk, "its image is encrypted, and its secret is not known here", remedy)
+            (FindingCode::ImageEncrypted, "its image is encrypted, and its secret is not known here".to_owned())
         }
         UnsupportedImage::DataFile(file) => {
-            blocker("data-file", disk, format!("its image keeps its data in another file, {file}"), remedy)
+            (FindingCode::DataFile, format!("its image keeps its data in another file, {file}"))
         }
-    }
+    };
+    Finding::new(code, disk, message)
 }
 
 #[cfg(test)]
@@ -328,8 +321,8 @@ mod tests {
         requirements.files.iter().map(|required| required.path.display().to_string()).collect()
     }
 
-    fn codes(requirements: &Requirements) -> Vec<&'static str> {
-        requirements.findings.iter().map(|finding| finding.code).collect()
+    fn codes(requirements: &Requirements) -> Vec<String> {
+        requirements.findings.iter().map(|finding| finding.code.to_string()).collect()
     }
 
     fn chain() -> Vec<Layer> {
@@ -340,7 +333,7 @@ mod tests {
     fn the_bottom_comes_first_and_each_names_the_one_below() {
         let found = requirements(vec![disk("d", chain())], &settings(Some("/d"), &[("/s/base", "/b/x")]));
         assert_eq!(paths(&found), ["/b/x", "/s/mid", "/d/top"]);
-        assert_eq!(codes(&found), Vec::<&str>::new());
+        assert_eq!(codes(&found), Vec::<String>::new());
         let Role::Backing(middle) = &found.files[1].role else { panic!("{found:?}") };
         assert_eq!(middle.backing, Some(BackingFile { file: "/b/x".to_owned(), format: "raw".to_owned() }));
         let Role::Top(top) = &found.files[2].role else { panic!("{found:?}") };
@@ -387,7 +380,7 @@ mod tests {
         remote[2].protocol.driver = "nbd".to_owned();
         remote[2].file = "nbd://h/x".to_owned();
         let found = requirements(vec![disk("d", remote)], &to);
-        assert_eq!((codes(&found), paths(&found).len()), (vec!["layer-remote"], 2));
+        assert_eq!((codes(&found), paths(&found).len()), (vec!["layer-remote".to_owned()], 2));
     }
 
     #[test]

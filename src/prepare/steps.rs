@@ -7,7 +7,8 @@ use super::{
     settings::{PopulateMode, PrepareSettings},
 };
 use crate::{
-    preflight::checks::{Finding, Severity, blocker, finding},
+    codes::Setting,
+    preflight::checks::{Finding, FindingCode},
     quantity::Bytes,
     storage::files::{
         filesystem::FileSystem,
@@ -137,7 +138,6 @@ struct StepPlanner {
 impl StepPlanner {
     fn top(&mut self, required: &RequiredFile, image: &NewImage, content: &PathContent) {
         let path = required.path.display();
-        let leave = "move it away, or say another place with --to or --map: an image that exists is never overwritten";
         match content {
             PathContent::Absent(Err(why)) => self.no_directory(required, why),
             PathContent::Absent(Ok(_)) => {
@@ -152,13 +152,13 @@ impl StepPlanner {
             }
             PathContent::Same => {
                 let message = format!("{path} is the source's own image");
-                self.block(required, "image-same", message, "say another place with --to or --map");
+                self.found(required, FindingCode::ImageSame, message);
             }
             PathContent::Image(found) => match image.misfit(found) {
                 None => self.step(required, PreparationAction::Keep, None, None, StepWork::Nothing),
-                Some(why) => self.block(required, "image-exists", format!("{path} exists, and {why}"), leave),
+                Some(why) => self.found(required, FindingCode::ImageExists, format!("{path} exists, and {why}")),
             },
-            PathContent::Other(why) => self.block(required, "image-exists", format!("{path} exists: {why}"), leave),
+            PathContent::Other(why) => self.found(required, FindingCode::ImageExists, format!("{path} exists: {why}")),
         }
     }
 
@@ -176,12 +176,13 @@ impl StepPlanner {
                 PopulateMode::Never => {
                     let size = Bytes(layer.virtual_size);
                     let message = format!("the backing file {path} ({size}) is not there");
-                    let copied = layer.actual_size.unwrap_or(layer.virtual_size);
+                    let copied = Bytes(layer.actual_size.unwrap_or(layer.virtual_size));
                     let remedy = format!(
-                        "put it there, or say with --map where it is; --populate missing copies it from the source: \
-                         {copied} bytes"
+                        "put it there, or say with {} where it is; {} copies it from the source: {copied}",
+                        Setting::Map,
+                        Setting::Populate.set_to("missing")
                     );
-                    self.block(required, "backing-missing", message, &remedy);
+                    self.block(required, FindingCode::BackingMissing, message, &remedy);
                 }
                 PopulateMode::Missing => self.copy(required, layer, directory),
             },
@@ -190,15 +191,15 @@ impl StepPlanner {
                 Some((why, remedy)) => {
                     self.block(
                         required,
-                        "backing-differs",
+                        FindingCode::BackingDiffers,
                         format!("the backing file {path} exists, but {why}"),
                         &remedy,
                     );
                 }
             },
             PathContent::Other(why) => {
-                let remedy = "see to it that it is the image it should be";
-                self.block(required, "backing-unreadable", format!("the backing file {path} exists: {why}"), remedy);
+                let message = format!("the backing file {path} exists: {why}");
+                self.found(required, FindingCode::BackingUnreadable, message);
             }
         }
     }
@@ -210,17 +211,18 @@ impl StepPlanner {
         }
         if layer.on_device && required.path == required.source {
             let message = format!("{} is a device, and cannot be made", required.path.display());
-            self.block(required, "backing-missing", message, "say with --map which file it becomes");
+            let remedy = format!("say with {} which file it becomes", Setting::Map);
+            self.block(required, FindingCode::BackingMissing, message, &remedy);
             return;
         }
         if let Some(data) = &layer.data_file {
             let message = format!("{} keeps its data in another file, {data}", required.source.display());
-            self.block(required, "data-file", message, "copy both by hand");
+            self.block(required, FindingCode::DataFile, message, "copy both by hand");
             return;
         }
         if layer.in_a_job {
             let message = "a block job is at work in its chain: its backing files may be written to right now";
-            self.block(required, "job-running", message.to_owned(), "wait for the job");
+            self.block(required, FindingCode::JobRunning, message.to_owned(), "wait for the job");
             return;
         }
         let rebase = layer.backing.as_ref().filter(|backing| {
@@ -234,7 +236,7 @@ impl StepPlanner {
                 required.source.display(),
                 layer.format
             );
-            self.block(required, "format-unsupported", message, "keep the paths of its backing files");
+            self.block(required, FindingCode::FormatUnsupported, message, "keep the paths of its backing files");
             return;
         }
         let command = rebase.map(|backing| self.command(&image::rebase(&required.path, &layer.format, backing)));
@@ -251,8 +253,10 @@ impl StepPlanner {
     fn medium(&mut self, required: &RequiredFile, content: &PathContent) {
         if matches!(content, PathContent::Absent(_)) {
             let message = format!("{} is only read, and is not there", required.path.display());
-            let remedy = "put it there before the destination is started, or say with --map where it is";
-            self.findings.push(finding(Severity::Warning, "medium-missing", &required.disk, message, remedy));
+            let remedy =
+                format!("put it there before the destination is started, or say with {} where it is", Setting::Map);
+            let finding = Finding::new(FindingCode::MediumMissing, &required.disk, message);
+            self.findings.push(finding.into_warning().with_remedy(remedy));
         }
         self.step(required, PreparationAction::MustExist, None, None, StepWork::Nothing);
     }
@@ -269,10 +273,13 @@ impl StepPlanner {
         let found: Vec<Finding> = full
             .map(|(place, bytes, step)| {
                 let message = format!(
-                    "{bytes} bytes of backing files do not fit onto {}, which has {} free",
-                    place.name, place.free
+                    "{} of backing files do not fit onto {}, which has {} free",
+                    Bytes(bytes),
+                    place.name,
+                    Bytes(place.free)
                 );
-                blocker("no-space", &step.disk, message, "make room, or say another place with --map")
+                let remedy = format!("make room, or say another place with {}", Setting::Map);
+                Finding::new(FindingCode::NoSpace, &step.disk, message).with_remedy(remedy)
             })
             .collect();
         self.findings.extend(found);
@@ -280,11 +287,15 @@ impl StepPlanner {
 
     fn no_directory(&mut self, required: &RequiredFile, why: &str) {
         let message = format!("{} cannot be made: {why}", required.path.display());
-        self.block(required, "directory-missing", message, "make its directory, or say another place");
+        self.found(required, FindingCode::DirectoryMissing, message);
     }
 
-    fn block(&mut self, required: &RequiredFile, code: &'static str, message: String, remedy: &str) {
-        self.findings.push(blocker(code, &required.disk, message, remedy));
+    fn found(&mut self, required: &RequiredFile, code: FindingCode, message: String) {
+        self.findings.push(Finding::new(code, &required.disk, message));
+    }
+
+    fn block(&mut self, required: &RequiredFile, code: FindingCode, message: String, remedy: &str) {
+        self.findings.push(Finding::new(code, &required.disk, message).with_remedy(remedy));
     }
 
     fn step(
@@ -318,13 +329,14 @@ impl StepPlanner {
 /// How the header of an existing image differs from the required layer, and the remedy.
 fn differs(path: &Path, layer: &BackingLayer, found: &ExistingImage) -> Option<(String, String)> {
     let info = &found.info;
-    let remedy = || "put the right one there, or say with --map where it is".to_owned();
+    let remedy = || format!("put the right one there, or say with {} where it is", Setting::Map);
     // A raw image can have any contents, so `qemu-img` may detect another format.
     if info.format != layer.format && layer.format != "raw" {
         return Some((format!("its format is {}, not {}", info.format, layer.format), remedy()));
     }
     if info.format == layer.format && info.virtual_size != layer.virtual_size {
-        return Some((format!("it has {} bytes, not {}", info.virtual_size, layer.virtual_size), remedy()));
+        let (found, needed) = (Bytes(info.virtual_size).exactly(), Bytes(layer.virtual_size).exactly());
+        return Some((format!("it has {found}, not {needed}"), remedy()));
     }
     let backing = layer.backing.as_ref()?;
     if image::names(path, info.backing_filename.as_deref(), &backing.file) {
@@ -332,7 +344,8 @@ fn differs(path: &Path, layer: &BackingLayer, found: &ExistingImage) -> Option<(
     }
     let names = info.backing().map_or_else(|| "none".to_owned(), str::to_owned);
     let why = format!("its backing file is {names}, not {}", backing.file);
-    Some((why, "say with --map where that is, or correct its header with qemu-img rebase -u".to_owned()))
+    let remedy = format!("say with {} where that is, or correct its header with qemu-img rebase -u", Setting::Map);
+    Some((why, remedy))
 }
 
 #[cfg(test)]
@@ -374,7 +387,7 @@ mod tests {
     fn short(role: Role, content: PathContent, populate: PopulateMode) -> String {
         let (steps, findings) = decided(role, content, populate);
         let mut said: Vec<String> = steps.iter().map(|step| format!("{:?}", step.action)).collect();
-        said.extend(findings.iter().map(|finding| finding.code.to_owned()));
+        said.extend(findings.iter().map(|finding| finding.code.to_string()));
         said.extend(steps.into_iter().filter_map(|step| step.command).map(|command| command.join(" ")));
         said.join(", ")
     }
@@ -451,13 +464,13 @@ mod tests {
         let requirements = Requirements { files: vec![required], ..Requirements::default() };
         let settings = PrepareSettings { populate: PopulateMode::Missing, ..PrepareSettings::default() };
         let (steps, findings) = decide(&requirements, &[(path, absent(1000))].into(), &settings, "qemu-img");
-        assert_eq!((steps.len(), findings[0].code), (0, "backing-missing"));
+        assert_eq!((steps.len(), findings[0].code.clone()), (0, FindingCode::BackingMissing));
     }
 
     #[test]
     fn what_is_missing_is_told_with_its_size() {
         let (_, findings) = decided(Role::Backing(layer()), absent(0), PopulateMode::Never);
         assert!(findings[0].message.contains("/d/x (1000 B)"), "{findings:?}");
-        assert!(findings[0].remedy.contains("--populate missing copies it from the source: 600 bytes"), "{findings:?}");
+        assert!(findings[0].remedy.contains("`populate: missing` copies it from the source: 600 B"), "{findings:?}");
     }
 }

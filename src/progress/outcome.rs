@@ -1,6 +1,7 @@
 //! How a migration ended: the contract's last line.
 
 use super::{Clock, Span};
+use crate::codes::FailureCode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -70,8 +71,9 @@ pub enum RunsOn {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// A stable word for programs.
-    pub code: String,
-    /// What happened, in QEMU's own words where it spoke, and what to do.
+    pub code: FailureCode,
+    /// What happened, in QEMU's own words where it spoke, and what to do. Settings are named by their marks: see
+    /// [`crate::codes::worded`].
     pub message: String,
 }
 

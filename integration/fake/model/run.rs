@@ -37,7 +37,7 @@ impl MigrationRun {
     }
 
     pub fn code(&self) -> &str {
-        self.outcome.reason.as_ref().map_or("", |reason| &reason.code)
+        self.outcome.reason.as_ref().map_or("", |reason| reason.code.as_str())
     }
 
     pub fn message(&self) -> &str {

@@ -129,7 +129,7 @@ fn sizes_and_formats_of_backing_files() {
     let (at_source, at_destination) = (layer(&pair, Side::Source, 0, 0), layer(&pair, Side::Destination, 0, 0));
     for proof in [ProofLevel::Sample, ProofLevel::Full, ProofLevel::Metadata] {
         let plan = look(&pair, by(proof));
-        found(&plan, [blocker("backing-size", "disk0", [&at_source, &at_destination, &(16 * MIB), &(17 * MIB)])]);
+        found(&plan, [blocker("backing-size", "disk0", [&at_source, &at_destination, &"16 MiB", &"17 MiB"])]);
         assert!(plan.verified.is_empty(), "{plan:#?}");
     }
 
@@ -143,7 +143,7 @@ fn sizes_and_formats_of_backing_files() {
     });
     for proof in [ProofLevel::Sample, ProofLevel::Full] {
         let plan = look(&pair, by(proof));
-        found(&plan, [note("backing-format", "disk0", [&"raw", &"qcow2 with clusters of 65536 bytes"])]);
+        found(&plan, [note("backing-format", "disk0", [&"raw", &"qcow2 with clusters of 64 KiB"])]);
         assert_eq!(plan.verified[0].verdict, ComparisonResult::Same);
     }
     let plan = look(&pair, by(ProofLevel::Metadata));

@@ -133,7 +133,7 @@ fn room_on_the_destinations_file_system() {
             let plan = look(&pair, |settings| settings.overcommit = counts_now);
             let short = (!fits).then(|| blocker("no-space", "destination", [&one, &two, &"left"]));
             found(&plan, short);
-            let told = plan.findings.iter().any(|finding| finding.remedy.contains("--overcommit"));
+            let told = plan.findings.iter().any(|finding| finding.remedy.contains("`overcommit`"));
             assert_eq!(told, !fits && !counts_now, "{plan:#?}");
         }
     }

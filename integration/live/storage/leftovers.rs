@@ -62,7 +62,7 @@ fn what_is_left_is_named_and_removed_on_the_users_word() {
         let refused = migrate(engine(&pair, |_| ()));
         assert_eq!(refused.outcome, Ending::Refused, "{refused:#?}");
         let reason = refused.reason.unwrap();
-        assert!(reason.code == "leftover" && reason.message.contains("--clean"), "{reason:?}");
+        assert!(reason.code == "leftover" && reason.message.contains("`clean`"), "{reason:?}");
         before.is_still(&pair);
 
         let outcome = migrate(engine(&pair, |settings| settings.clean = true));

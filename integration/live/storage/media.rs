@@ -39,7 +39,7 @@ fn media_that_are_the_same_are_not_copied() {
         let cd = File::options().write(true).open(&pair.destination.disks()[2].overlay).unwrap();
         cd.set_len(3 * MIB).unwrap();
     });
-    found(&look(&pair, |_| ()), [blocker("medium-size", "disk2", [&(4 * MIB), &(3 * MIB)])]);
+    found(&look(&pair, |_| ()), [blocker("medium-size", "disk2", [&"4 MiB", &"3 MiB"])]);
 
     // an empty drive
     pair.deviate([]).unwrap();

@@ -85,15 +85,15 @@ fn sizes_and_places_that_are_not_the_sources() {
     let (right, wrong) = (16 * MIB, 8 * MIB + 512);
     pair.deviate([Deviation::Size { disk: 0, size: wrong }, Deviation::Size { disk: 1, size: 2 * right }]).unwrap();
     let sizes = [
-        blocker("disk-size", "disk0", [&right, &"disk0", &wrong]),
-        blocker("disk-size", "disk1", [&right, &"disk1", &(2 * right)]),
+        blocker("disk-size", "disk0", [&"16 MiB", &"disk0", &format!("({wrong} bytes)")]),
+        blocker("disk-size", "disk1", [&"16 MiB", &"disk1", &"32 MiB"]),
     ];
     found(&look(&pair, |_| ()), sizes);
 
     // Two disks on each other's images: their sizes differ, or their backing files.
     pair.deviate([Deviation::Swapped { one: 1, other: 2 }]).unwrap();
     let sizes =
-        [blocker("disk-size", "disk1", [&right, &(24 * MIB)]), blocker("disk-size", "disk2", [&(24 * MIB), &right])];
+        [blocker("disk-size", "disk1", [&"16 MiB", &"24 MiB"]), blocker("disk-size", "disk2", [&"24 MiB", &"16 MiB"])];
     let below = [blocker("backing-differs", "disk1", [&"byte"]), blocker("backing-differs", "disk2", [&"byte"])];
     found(&look(&pair, |_| ()), sizes.into_iter().chain(below));
     pair.deviate([Deviation::Swapped { one: 0, other: 1 }]).unwrap();

@@ -2,8 +2,9 @@
 //!
 //! Pure. Only what is asked for is looked at: what a former user left set is turned off, and put back.
 
-use super::{Finding, Subject, blocker};
+use super::{Finding, FindingCode, Subject};
 use crate::{
+    codes::Setting,
     memory::tuning::{Compression, Throttle, Wanted},
     preflight::facts::Facts,
     qemu::Features,
@@ -16,21 +17,21 @@ pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-/// What is asked for and one side's build lacks.
+/// The capabilities and the compression that are asked for and that one side's build lacks.
 fn missing(subject: &Subject<'_>, side: &Facts) -> Vec<Finding> {
     let wanted = subject.tuning;
     let mut asked = wanted.asked_for();
     if side.name == subject.source.name && matches!(wanted.throttle, Throttle::OwnSteps(_)) {
-        asked.push(("auto-converge", "auto-converge in the --policy"));
+        asked.push(("auto-converge", format!("auto-converge in the {}", Setting::Policy)));
     }
     lacking(&side.features, &asked, wanted.compress.map(Compression::as_str))
         .into_iter()
-        .map(|(message, remedy)| blocker("capability-missing", &side.name, message, &remedy))
+        .map(|(message, remedy)| Finding::new(FindingCode::CapabilityMissing, &side.name, message).with_remedy(remedy))
         .collect()
 }
 
-/// Message and remedy for each thing that a build lacks.
-fn lacking(features: &Features, asked: &[(&str, &str)], compress: Option<&str>) -> Vec<(String, String)> {
+/// Message and remedy for each thing that a build lacks. `asked` has each capability with the setting that asks for it.
+fn lacking(features: &Features, asked: &[(&str, String)], compress: Option<&str>) -> Vec<(String, String)> {
     let absent = asked.iter().filter(|(name, _)| !features.migration_capabilities.contains(*name));
     let mut found: Vec<(String, String)> = absent
         .map(|(name, by)| {
@@ -41,32 +42,42 @@ fn lacking(features: &Features, asked: &[(&str, &str)], compress: Option<&str>) 
     if let Some(how) = compress.filter(|how| !features.multifd_compressions.contains(*how)) {
         let known: Vec<&str> =
             features.multifd_compressions.iter().map(String::as_str).filter(|name| *name != "none").collect();
+        let leave_out = format!("leave {} out", Setting::Compress);
         let instead = match known.as_slice() {
-            [] => "leave --compress out".to_owned(),
-            known => format!("it knows {}: choose one that both sides know, or leave --compress out", known.join(", ")),
+            [] => leave_out,
+            known => format!("it knows {}: choose one that both sides know, or {leave_out}", known.join(", ")),
         };
-        let message = format!("the multifd-compression of this QEMU has no {how}, which --compress {how} asks for");
-        found.push((message, instead));
+        let by = Setting::Compress.set_to(how);
+        found.push((format!("the multifd-compression of this QEMU has no {how}, which {by} asks for"), instead));
     }
     found
 }
 
-/// What does not go together. QEMU 7.2 takes both pairs, 10.0 refuses both and 11.1 the first: no schema
-/// tells, so both are refused everywhere.
+/// The settings that do not go together. QEMU 7.2 takes multifd with xbzrle and with postcopy, 10.0 refuses both and 11.1
+/// the first: no schema tells, so both are refused everywhere.
 fn conflicts(wanted: &Wanted, source: &str) -> Vec<Finding> {
-    let conflict = |message: &str, remedy: &str| blocker("capability-conflict", source, message, remedy);
+    let (multifd, compress, policy) = (Setting::Multifd, Setting::Compress, Setting::Policy);
+    let conflict = |message: String, remedy: String| {
+        Finding::new(FindingCode::CapabilityConflict, source, message).with_remedy(remedy)
+    };
     let mut found = Vec::new();
     if wanted.multifd.is_some() && wanted.xbzrle.is_some() {
-        let message = "multifd (--multifd) and xbzrle (of the --policy) do not go together in QEMU";
-        found.push(conflict(message, "leave out --multifd, or xbzrle in the policy"));
+        found.push(conflict(
+            format!("multifd ({multifd}) and xbzrle (of the {policy}) do not go together in QEMU"),
+            format!("leave out {multifd}, or xbzrle in the policy"),
+        ));
     }
     if wanted.multifd.is_some() && wanted.postcopy {
-        let message = "multifd (--multifd) and postcopy (in the --policy) do not go together in every QEMU";
-        found.push(conflict(message, "leave out --multifd, or take a policy without postcopy"));
+        found.push(conflict(
+            format!("multifd ({multifd}) and postcopy (in the {policy}) do not go together in every QEMU"),
+            format!("leave out {multifd}, or take a policy without postcopy"),
+        ));
     }
     if wanted.compress.is_some() && wanted.multifd.is_none() {
-        let message = "--compress compresses multifd channels, and there are none without --multifd";
-        found.push(conflict(message, "add --multifd 2, or leave --compress out"));
+        found.push(conflict(
+            format!("{compress} compresses multifd channels, and there are none without {multifd}"),
+            format!("add {}, or leave {compress} out", multifd.set_to(2)),
+        ));
     }
     found
 }
@@ -103,7 +114,7 @@ mod tests {
         for (wanted, words) in [
             (Wanted { multifd, compress, ..none.clone() }, &[][..]),
             (Wanted { xbzrle, postcopy: true, bitmaps: true, ..none.clone() }, &[]),
-            (Wanted { compress, ..none.clone() }, &["add --multifd 2"]),
+            (Wanted { compress, ..none.clone() }, &["add `multifd: 2`"]),
             (Wanted { multifd, xbzrle, ..none.clone() }, &["or xbzrle in the policy"]),
             (Wanted { multifd, postcopy: true, ..none.clone() }, &["a policy without postcopy"]),
             (Wanted { multifd, xbzrle, postcopy: true, ..none.clone() }, &["or xbzrle", "without postcopy"]),
@@ -111,7 +122,7 @@ mod tests {
             let found = conflicts(&wanted, "a");
             assert_eq!(found.len(), words.len(), "{found:?}");
             for (finding, word) in found.iter().zip(words) {
-                assert_eq!((finding.code, finding.subject.as_str()), ("capability-conflict", "a"));
+                assert_eq!((finding.code.as_str(), finding.subject.as_str()), ("capability-conflict", "a"));
                 assert!(finding.remedy.contains(word), "{finding}");
             }
         }
@@ -119,15 +130,15 @@ mod tests {
 
     #[test]
     fn what_a_build_lacks_is_named_with_the_option() {
-        let asked = [("multifd", "--multifd"), ("xbzrle", "xbzrle of the --policy")];
+        let asked = [("multifd", "`multifd`".to_owned()), ("xbzrle", "xbzrle of the `policy`".to_owned())];
         let all = features(&["multifd", "xbzrle"], &["none", "zlib", "zstd"]);
         assert_eq!(lacking(&all, &asked, Some("zstd")), []);
         assert_eq!(lacking(&features(&[], &[]), &[], None), [], "nothing is asked for");
         for (features, word, remedy) in [
-            (features(&["xbzrle"], &["zstd"]), "capability multifd, which --multifd", "leave --multifd out"),
+            (features(&["xbzrle"], &["zstd"]), "capability multifd, which `multifd`", "leave `multifd` out"),
             (features(&["multifd"], &["zstd"]), "capability xbzrle, which xbzrle of", "leave xbzrle"),
-            (features(&["multifd", "xbzrle"], &["none", "zlib"]), "no zstd, which --compress zstd", "it knows zlib"),
-            (features(&["multifd", "xbzrle"], &["none"]), "no zstd", "leave --compress out"),
+            (features(&["multifd", "xbzrle"], &["none", "zlib"]), "no zstd, which `compress: zstd`", "it knows zlib"),
+            (features(&["multifd", "xbzrle"], &["none"]), "no zstd", "leave `compress` out"),
         ] {
             let found = lacking(&features, &asked, Some("zstd"));
             let [(message, instead)] = found.as_slice() else { panic!("{found:?}") };

@@ -2,8 +2,9 @@
 //!
 //! Pure.
 
-use super::{Finding, Severity, blocker, finding, note};
+use super::{Finding, FindingCode};
 use crate::{
+    codes::Setting,
     preflight::{
         contents::{Contents, Filling, Holds},
         wanted::Wanted,
@@ -29,53 +30,59 @@ pub fn read(contents: &Contents) -> Vec<Finding> {
 /// Judges a side whose disks were not left alone while they were read.
 pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
     let one = |disk: &String| {
-        let message = format!("what it is over changed on the {side} while it was compared");
-        blocker("chain-changed", disk, message, "wait for the block job that does it, and check again")
+        let message = format!("the images below it changed on the {side} while they were compared");
+        Finding::new(FindingCode::ChainChanged, disk, message)
     };
     disks.iter().map(one).collect()
 }
 
+/// The advice to look at the contents.
+fn by_contents() -> String {
+    format!("{} looks at the contents", Setting::VerifyBacking.set_to("sample"))
+}
+
 fn metadata(twin: &ImagePair, proof: ProofLevel) -> Option<Finding> {
     let what = identity::metadata(&twin.source, &twin.destination)?;
-    let (ours, theirs) = (twin.source.file(), twin.destination.file());
-    let message = format!("{ours} and the destination's {theirs} are not alike: {what}");
+    let (file, other) = (twin.source.file(), twin.destination.file());
+    let message = format!("{file} and the destination's {other} are not alike: {what}");
     let disks = twin.disks.join(", ");
     if twin.source.virtual_size != twin.destination.virtual_size {
-        return Some(blocker("backing-size", &disks, message, SAME));
+        return Some(Finding::new(FindingCode::BackingSize, &disks, message));
     }
-    match proof {
-        ProofLevel::Metadata => {
-            Some(blocker("backing-differs", &disks, message, "--verify-backing sample looks at the contents"))
-        }
-        // what a guest reads is what counts
-        _ => Some(note("backing-format", &disks, message)),
+    Some(match proof {
+        ProofLevel::Metadata => Finding::new(FindingCode::BackingDiffers, &disks, message).with_remedy(by_contents()),
+        // the data that a guest reads is compared, and decides
+        _ => Finding::new(FindingCode::BackingFormat, &disks, message),
+    })
+}
+
+/// The disks over the images that are to be the same, for a finding about all of them; `None` where nothing is to be read.
+fn unread_disks(wanted: &Wanted) -> Option<String> {
+    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
+    match (disks.is_empty(), wanted.blanks.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some("disks".to_owned()),
+        (false, _) => Some(disks.join(", ")),
     }
 }
 
-const SAME: &str =
-    "bring the source's own to the destination: qferry prepare --populate missing does, where none is there";
-
 fn unverified(wanted: &Wanted, proof: ProofLevel) -> Option<Finding> {
-    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
     let message = "nothing proves that the destination's backing files are the source's, nor that its images are empty";
-    let needed = proof == ProofLevel::Off && !(disks.is_empty() && wanted.blanks.is_empty());
-    let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
-    needed.then(|| {
-        let remedy = "a guest over another backing file is corrupted: --verify-backing sample takes about a second";
-        finding(Severity::Warning, "backing-unverified", &subject, message, remedy)
-    })
+    let disks = unread_disks(wanted).filter(|_| proof == ProofLevel::Off)?;
+    Some(Finding::new(FindingCode::BackingUnverified, &disks, message))
 }
 
 /// Says that nothing was read yet, although it is to be.
 pub fn unread(wanted: &Wanted) -> Option<Finding> {
-    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
     let message = "nothing was read while something of an earlier try is there: neither that the destination's backing \
                    files are the source's nor that its images are empty is proved";
-    (!(disks.is_empty() && wanted.blanks.is_empty())).then(|| {
-        let subject = if disks.is_empty() { "disks".to_owned() } else { disks.join(", ") };
-        let remedy = "migrate --clean removes it first, then reads, and may still refuse";
-        finding(Severity::Warning, "backing-unverified", &subject, message, remedy)
-    })
+    let finding = Finding::new(FindingCode::BackingUnverified, &unread_disks(wanted)?, message);
+    Some(
+        finding.with_remedy(format!(
+            "a migration with {} removes it first, then reads, and may still refuse",
+            Setting::Clean
+        )),
+    )
 }
 
 fn without_map(comparison: &Comparison) -> Option<Finding> {
@@ -83,14 +90,7 @@ fn without_map(comparison: &Comparison) -> Option<Finding> {
         format!("only sizes and formats were compared: {} has no map of what is allocated", comparison.source);
     let by_sizes = comparison.by == ProofMethod::Metadata { map: None } && comparison.verdict == ComparisonResult::Same;
     by_sizes.then(|| {
-        let disks = comparison.disks.join(", ");
-        finding(
-            Severity::Warning,
-            "backing-unverified",
-            &disks,
-            message,
-            "--verify-backing sample looks at the contents",
-        )
+        Finding::new(FindingCode::BackingUnverified, &comparison.disks.join(", "), message).with_remedy(by_contents())
     })
 }
 
@@ -101,45 +101,35 @@ fn compared(comparison: &Comparison) -> Option<Finding> {
         ComparisonResult::Differ { offset, source_layer, destination_layer, what } => {
             let message =
                 format!("{source_layer} and the destination's {destination_layer} differ at byte {offset}: {what}");
-            Some(blocker("backing-differs", &disks, message, SAME))
+            Some(Finding::new(FindingCode::BackingDiffers, &disks, message))
         }
         ComparisonResult::Unproved { why } => {
-            let (ours, theirs) = (&comparison.source, &comparison.destination);
-            let message = format!("{ours} and the destination's {theirs} could not be compared: {why}");
-            let remedy = "both QEMUs must be able to export it, and be reached from here: see --nbd-address and --source-nbd-address; --verify-backing off goes on with nothing proved";
-            Some(blocker("backing-unproved", &disks, message, remedy))
+            let Comparison { source, destination, .. } = comparison;
+            let message = format!("{source} and the destination's {destination} could not be compared: {why}");
+            Some(Finding::new(FindingCode::BackingUnproved, &disks, message))
         }
     }
 }
 
 fn filled(filling: &Filling) -> Option<Finding> {
     let Filling { disk, file, overlay, holds } = filling;
-    match (holds, overlay) {
-        (Holds::Nothing, _) => None,
-        (Holds::Data(at), true) => {
-            let message = format!("the destination's {file} is not empty: it has data of its own at byte {at}");
-            let remedy = "what it has would stay wherever the source's has nothing: make a fresh overlay";
-            Some(blocker("overlay-not-empty", disk, message, remedy))
-        }
-        (Holds::Data(at), false) => {
-            let message =
-                format!("the destination's {file} is not empty, and would be overwritten: it has data at byte {at}");
-            Some(blocker(
-                "destination-holds-data",
-                disk,
-                message,
-                "make a fresh image, if nobody needs what is in this one",
-            ))
-        }
+    let (code, message) = match (holds, overlay) {
+        (Holds::Nothing, _) => return None,
+        (Holds::Data(at), true) => (
+            FindingCode::OverlayNotEmpty,
+            format!("the destination's {file} is not empty: it has data of its own at byte {at}"),
+        ),
+        (Holds::Data(at), false) => (
+            FindingCode::DestinationHoldsData,
+            format!("the destination's {file} is not empty, and would be overwritten: it has data at byte {at}"),
+        ),
         (Holds::Locked(words), _) => {
-            let message = format!("another process has the destination's {file} open for writing: {words}");
-            let remedy = "if that is the source, both have the same file: --storage none then copies nothing";
-            Some(blocker("disk-locked", disk, message, remedy))
+            (FindingCode::DiskLocked, format!("another process has the destination's {file} open for writing: {words}"))
         }
-        (Holds::Unknown(why), _) => {
-            let message = format!("whether the destination's {file} is empty could not be seen: {why}");
-            let remedy = "its QEMU must be able to export it, and be reached from here: see --nbd-address; --verify-backing off goes on with nothing proved";
-            Some(blocker("overlay-unproved", disk, message, remedy))
-        }
-    }
+        (Holds::Unknown(why), _) => (
+            FindingCode::OverlayUnproved,
+            format!("whether the destination's {file} is empty could not be seen: {why}"),
+        ),
+    };
+    Some(Finding::new(code, disk, message))
 }

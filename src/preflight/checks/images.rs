@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::{Finding, Severity, Subject, blocker, finding, note};
+use super::{Finding, FindingCode, Subject};
 use crate::{
     preflight::facts::Facts,
     quantity::Bytes,
@@ -42,19 +42,14 @@ fn chain_unknown(pair: &DiskPair) -> Option<Finding> {
     let side = [("source", &pair.source), ("destination", &pair.destination)];
     let (side, _) = side.into_iter().find(|(_, disk)| disk.chain.layers.is_empty())?;
     let message = format!("the {side}'s QEMU does not tell what its image is over");
-    Some(blocker("chain-unknown", pair.source.name(), message, "name a disk whose root is an image, or --skip-disk it"))
+    Some(Finding::new(FindingCode::ChainUnknown, pair.source.name(), message))
 }
 
 fn job_filter(pair: &DiskPair) -> Option<Finding> {
     let filters = pair.source.chain.filters.iter().chain(&pair.destination.chain.filters);
     let filter = filters.into_iter().find(|filter| filter.is_of_a_job())?;
     let message = format!("a block job holds it: node {} is a {}", filter.node, filter.driver);
-    Some(blocker(
-        "disk-has-job",
-        pair.source.name(),
-        message,
-        "wait for the job or cancel it; query-block-jobs shows it",
-    ))
+    Some(Finding::new(FindingCode::DiskHasJob, pair.source.name(), message))
 }
 
 fn backing_missing(pair: &DiskPair) -> Option<Finding> {
@@ -67,16 +62,15 @@ fn backing_missing(pair: &DiskPair) -> Option<Finding> {
         "the destination's {} has no backing file, and the source's image is over {} ({} of it in use)",
         top.file,
         below.file,
-        below.actual_size.map_or_else(|| Bytes(below.virtual_size).to_string(), |bytes| Bytes(bytes).to_string())
+        Bytes(below.actual_size.unwrap_or(below.virtual_size))
     );
-    let remedy = "qferry prepare makes the overlay, and with --populate missing brings the backing file; --storage full needs none";
-    Some(blocker("backing-missing", pair.source.name(), message, remedy))
+    Some(Finding::new(FindingCode::BackingMissing, pair.source.name(), message))
 }
 
 fn backing_unused(pair: &DiskPair) -> Option<Finding> {
     let below = pair.destination.chain.backing().filter(|_| pair.mode == CopyMode::Full)?;
     let message = format!("all is copied: the destination's image will not need {} below it", below.file);
-    Some(note("backing-unused", pair.source.name(), message))
+    Some(Finding::new(FindingCode::BackingUnused, pair.source.name(), message))
 }
 
 fn overlay_version(pair: &DiskPair) -> Option<Finding> {
@@ -85,17 +79,19 @@ fn overlay_version(pair: &DiskPair) -> Option<Finding> {
     let message =
         format!("{} is of qcow2's old version, which stores every zero over a backing file in full", top.file);
     (old && pair.destination.chain.backing().is_some())
-        .then(|| finding(Severity::Warning, "overlay-version", pair.source.name(), message, "make it with compat=1.1"))
+        .then(|| Finding::new(FindingCode::OverlayVersion, pair.source.name(), message))
 }
 
 fn unencrypted(pair: &DiskPair) -> Option<Finding> {
-    let (ours, theirs) = (pair.source.chain.top()?, pair.destination.chain.top()?);
-    let message = format!("{} is encrypted, and {} is not: what is copied is stored in clear", ours.file, theirs.file);
-    (ours.encrypted && !theirs.encrypted)
-        .then(|| finding(Severity::Warning, "disk-unencrypted", pair.source.name(), message, "encrypt it too"))
+    let (source, destination) = (pair.source.chain.top()?, pair.destination.chain.top()?);
+    let message =
+        format!("{} is encrypted, and {} is not: what is copied is stored in clear", source.file, destination.file);
+    (source.encrypted && !destination.encrypted)
+        .then(|| Finding::new(FindingCode::DiskUnencrypted, pair.source.name(), message))
 }
 
-/// A QEMU that is started later reads the header, and not what the command line said today.
+/// Compares headers with the files that QEMU opened: a QEMU that is started later reads the header, and not what the
+/// command line said today.
 fn header(pair: &DiskPair) -> Option<Finding> {
     let layers = &pair.destination.chain.layers;
     let wrong = layers.windows(2).find_map(|two| {
@@ -108,15 +104,14 @@ fn header(pair: &DiskPair) -> Option<Finding> {
         let named = top.backing.as_ref().filter(|_| layers.len() == 1)?;
         Some(format!("{} says that it is over {}, and QEMU opened nothing", top.file, named.full))
     };
-    let message = wrong.or_else(nothing)?;
-    let remedy = "qemu-img rebase -u -b writes another name into the header, once nothing has it open";
-    Some(finding(Severity::Warning, "backing-header", pair.source.name(), message, remedy))
+    Some(Finding::new(FindingCode::BackingHeader, pair.source.name(), wrong.or_else(nothing)?))
 }
 
-/// A file that one side writes and the other reads, or would.
+/// Finds a file that one side would write and the other writes or reads.
 fn crossed(pair: &DiskPair, subject: &Subject<'_>) -> Option<Finding> {
     let id = |facts: &Facts, layer: &Layer| facts.file(layer).map(|file| file.id);
-    // one that cannot be written is another check's, and would be found among those that are read
+    let found = |code, message| Some(Finding::new(code, pair.source.name(), message));
+    // a disk that cannot be written is another check's, and would be found among those that are read
     let written = pair.destination.chain.top().filter(|_| !pair.destination.read_only)?;
     let target = id(subject.destination, written);
     let read = |facts: &Facts| {
@@ -130,30 +125,25 @@ fn crossed(pair: &DiskPair, subject: &Subject<'_>) -> Option<Finding> {
     };
     if let Some(file) = read(subject.source).or_else(|| read(subject.destination)) {
         let message = format!("the destination would write to {file}, which other images are over");
-        let remedy = "give it an overlay of its own: qferry prepare makes one";
-        return Some(blocker("overlay-is-backing", pair.source.name(), message, remedy));
+        return found(FindingCode::OverlayIsBacking, message);
     }
-    // one that is in the place of the same disk is shared, and no pair; a lock would tell too, but not everywhere
+    // a file in the place of the same disk is shared, and no pair; a lock would tell too, but not everywhere
     let is_target =
         |facts: &Facts, disk: &Disk| target.is_some() && disk.chain.top().and_then(|top| id(facts, top)) == target;
     if let Some(disk) = subject.source.disks().iter().find(|disk| is_target(subject.source, disk)) {
         let message =
             format!("the destination would write to {}, on which the source has {}", written.file, disk.name());
-        let remedy = "give each disk of the destination the image of its own; shared ones must be in the same places";
-        return Some(blocker("overlay-is-live", pair.source.name(), message, remedy));
+        return found(FindingCode::OverlayIsLive, message);
     }
     let others = subject.pairs.iter().filter(|other| other.source != pair.source);
     if let Some(other) = others.into_iter().find(|other| is_target(subject.destination, &other.destination)) {
-        let message = format!("{} goes to {} too", other.source.name(), written.file);
-        let remedy = "give each disk of the destination an image of its own: qferry prepare makes one";
-        return Some(blocker("overlay-taken", pair.source.name(), message, remedy));
+        return found(FindingCode::OverlayTaken, format!("{} goes to {} too", other.source.name(), written.file));
     }
     let live = id(subject.source, pair.source.chain.top()?);
     let below = pair.destination.chain.layers.get(1..).unwrap_or_default();
-    let found = below.iter().find(|layer| live.is_some() && id(subject.destination, layer) == live)?;
-    let message = format!("the destination's image is over {}, which the guest writes to", found.file);
-    let remedy = "put it over the backing file of that image: qferry prepare makes one";
-    Some(blocker("backing-is-live", pair.source.name(), message, remedy))
+    let backing = below.iter().find(|layer| live.is_some() && id(subject.destination, layer) == live)?;
+    let message = format!("the destination's image is over {}, which the guest writes to", backing.file);
+    found(FindingCode::BackingIsLive, message)
 }
 
 fn not_writable(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
@@ -164,38 +154,42 @@ fn not_writable(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
         (_, false) => format!("the destination's QEMU may not write to {}", top.file),
         _ => return None,
     };
-    Some(blocker("disk-not-writable", pair.source.name(), message, "give its user the right to write to it"))
+    Some(Finding::new(FindingCode::DiskNotWritable, pair.source.name(), message))
 }
 
-/// Measured: on 7.2 and on 10.0, zeros that are written to a raw image without `discard=unmap` take their space; not on
-/// 11.1. No answer of QEMU's shows the option.
+/// Notes that a raw image may not stay sparse. Measured: on 7.2 and on 10.0, zeros that are written to a raw image without
+/// `discard=unmap` take their space; not on 11.1. No answer of QEMU's shows the option.
 fn not_sparse(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let device = destination.file(top).is_some_and(|file| file.is_device);
     let spared = destination.features.mirror_target_is_zero || pair.destination.is_flash() || device;
     let message = "a raw image stays sparse on QEMU before 10.1 only where it is opened with discard=unmap";
-    (top.format == "raw" && !spared).then(|| note("disk-not-sparse", pair.source.name(), message))
+    (top.format == "raw" && !spared).then(|| Finding::new(FindingCode::DiskNotSparse, pair.source.name(), message))
 }
 
 fn medium(disk: &Disk, other: Option<&Disk>) -> Option<Finding> {
-    let remedy = "it is not copied: give the destination the same medium, or leave it out with --skip-disk";
     let Some(other) = other else {
         let message = format!("the source reads {}, and the destination has nothing in its place", disk.file);
-        return Some(blocker("medium-missing", disk.name(), message, remedy));
+        return Some(Finding::new(FindingCode::MediumMissing, disk.name(), message));
     };
-    let (here, there) = (disk.virtual_size, other.virtual_size);
-    let message = format!("{} has {here} bytes, the destination's {} has {there}", disk.file, other.file);
-    (here != there).then(|| blocker("medium-size", disk.name(), message, remedy))
+    let (source, destination) = (Bytes(disk.virtual_size), Bytes(other.virtual_size));
+    let message = format!(
+        "{} has {}, the destination's {} has {}",
+        disk.file,
+        source.exactly(),
+        other.file,
+        destination.exactly()
+    );
+    (source != destination).then(|| Finding::new(FindingCode::MediumSize, disk.name(), message))
 }
 
 fn extra(disk: &Disk) -> Finding {
     let message = format!("no disk of the source goes to the destination's {}", disk.file);
-    let remedy = "the guest would find it there: name its pair with --disk SOURCE=DESTINATION, or start without it";
-    finding(Severity::Warning, "disk-extra", disk.name(), message, remedy)
+    Finding::new(FindingCode::DiskExtra, disk.name(), message)
 }
 
-/// Each file system of the destination against all that may land on it: the virtual sizes, or with `--overcommit` what is
-/// to be copied now.
+/// Compares the room of each file system of the destination with all that may land on it: the virtual sizes, or with
+/// `overcommit` what is to be copied now.
 fn room(subject: &Subject<'_>) -> Vec<Finding> {
     let mut wanted: BTreeMap<u64, (&FileSystem, u64, Vec<&str>)> = BTreeMap::new();
     for pair in subject.pairs {
@@ -217,11 +211,8 @@ fn room(subject: &Subject<'_>) -> Vec<Finding> {
                 system.name,
                 Bytes(system.free)
             );
-            let remedy = match subject.overcommit {
-                true => "make room",
-                false => "make room, or say --overcommit to count only what is to be copied now",
-            };
-            blocker("no-space", &subject.destination.name, message, remedy)
+            let finding = Finding::new(FindingCode::NoSpace, &subject.destination.name, message);
+            if subject.overcommit { finding.with_remedy("make room") } else { finding }
         })
         .collect()
 }
@@ -236,32 +227,33 @@ fn needed(pair: &DiskPair, overcommit: bool) -> u64 {
     if overcommit { actual } else { pair.source.virtual_size.max(pair.destination.virtual_size) }
 }
 
-/// Of a disk that is said to be shared.
+/// Judges a disk that is said to be shared.
 fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &Subject<'_>) -> Option<Finding> {
     debug_assert_eq!(subject.storage, StorageMode::None);
     let Some(other) = other else {
-        let message = "the destination has no disk like it";
-        return Some(blocker("disk-missing", disk.name(), message, "give the destination a device of the same id"));
+        let finding = Finding::new(FindingCode::DiskMissing, disk.name(), "the destination has no disk like it");
+        return Some(finding.with_remedy("give the destination a device of the same id"));
     };
-    let (ours, theirs) = (disk.chain.top()?, other.chain.top()?);
-    let ids = subject.source.file(ours).zip(subject.destination.file(theirs));
-    if let Some((here, there)) = ids {
-        let message = format!("{} and {} are two files, and nothing is to be copied", ours.file, theirs.file);
-        let remedy = "with --storage none both sides must have the same file open; leave it out to copy what differs";
-        return (here.id != there.id).then(|| blocker("disk-not-shared", disk.name(), message, remedy));
+    let (source, destination) = (disk.chain.top()?, other.chain.top()?);
+    let (file, other_file) = (&source.file, &destination.file);
+    if let Some((known, other_known)) = subject.source.file(source).zip(subject.destination.file(destination)) {
+        let message = format!("{file} and {other_file} are two files, and nothing is to be copied");
+        return (known.id != other_known.id).then(|| Finding::new(FindingCode::DiskNotShared, disk.name(), message));
     }
-    let message = format!("it cannot be seen from here whether {} is the destination's {}", ours.file, theirs.file);
-    let remedy = match ours.direct || disk.read_only {
-        true => "make sure of it",
-        false => "make sure of it, and that both use cache=none: the source's page cache is not the destination's",
-    };
-    Some(finding(Severity::Warning, "disk-shared-unproved", disk.name(), message, remedy))
+    let message = format!("it cannot be seen from here whether {file} is the destination's {other_file}");
+    let finding = Finding::new(FindingCode::DiskSharedUnproved, disk.name(), message);
+    Some(if source.direct || disk.read_only {
+        finding.with_remedy("make sure that both have the same file")
+    } else {
+        finding
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
+        preflight::checks::Severity,
         preflight::facts::{devices::Devices, files::File, machine::Machine},
         qemu::{
             Features, Schema,
@@ -403,8 +395,8 @@ mod tests {
                 let short = room(subject);
                 assert_eq!(short.len(), found, "{what}: {short:?}");
                 for one in short {
-                    assert_eq!((one.code, one.subject.as_str()), ("no-space", "destination"), "{what}");
-                    assert_eq!(one.remedy.contains("--overcommit"), !overcommit, "{what}");
+                    assert_eq!((one.code.as_str(), one.subject.as_str()), ("no-space", "destination"), "{what}");
+                    assert_eq!(one.remedy.contains("`overcommit`"), !overcommit, "{what}");
                     assert!(one.message.contains('x') || one.message.contains('y'), "{what}: {one}");
                 }
             });
@@ -438,7 +430,7 @@ mod tests {
             let found = header(&pair([layer("/s")], layers.clone()));
             assert_eq!(found.is_some(), told.is_some(), "{layers:?}: {found:?}");
             if let (Some(found), Some(told)) = (found, told) {
-                assert_eq!((found.code, found.severity), ("backing-header", Severity::Warning));
+                assert_eq!((found.code.as_str(), found.severity), ("backing-header", Severity::Warning));
                 assert!(found.message.contains(told) && !found.remedy.is_empty(), "{found}");
             }
         }
@@ -448,9 +440,9 @@ mod tests {
     fn versions_encryption_jobs_and_chains_that_are_not_told() {
         let qcow2 = |compat: &str| Some(Qcow2 { compat: compat.to_owned(), ..Qcow2::default() });
         let of = |compat| Layer { qcow2: qcow2(compat), ..layer("x") };
-        let codes = |found: Option<Finding>| found.map(|found| (found.code, found.severity));
+        let codes = |found: Option<Finding>| found.map(|found| (found.code.to_string(), found.severity));
         let version = |theirs: Vec<Layer>| codes(overlay_version(&pair([layer("a")], theirs)));
-        assert_eq!(version(vec![of("0.10"), layer("below")]), Some(("overlay-version", Severity::Warning)));
+        assert_eq!(version(vec![of("0.10"), layer("below")]), Some(("overlay-version".to_owned(), Severity::Warning)));
         assert_eq!(version(vec![of("1.1"), layer("below")]), None);
         assert_eq!(version(vec![of("0.10")]), None, "it hides nothing");
         assert_eq!(version(vec![layer("x"), layer("below")]), None, "of another format");
@@ -462,7 +454,7 @@ mod tests {
             let told = unencrypted(&pair([image("a", ours)], [image("x", theirs)]));
             assert_eq!(told.is_some(), found, "{ours} {theirs}");
             if let Some(told) = told {
-                assert_eq!((told.code, told.severity), ("disk-unencrypted", Severity::Warning));
+                assert_eq!((told.code.as_str(), told.severity), ("disk-unencrypted", Severity::Warning));
                 assert!(told.message.contains("a is encrypted, and x is not"), "{told}");
             }
         }
@@ -472,11 +464,15 @@ mod tests {
                 let mut pair = pair([layer("a")], [layer("x")]);
                 let disk = if side == 0 { &mut pair.source } else { &mut pair.destination };
                 disk.chain.filters.push(FilterNode { node: "f".to_owned(), driver: driver.to_owned(), above: 0 });
-                assert_eq!(codes(job_filter(&pair)), found.then_some(("disk-has-job", Severity::Blocker)), "{driver}");
+                assert_eq!(
+                    codes(job_filter(&pair)),
+                    found.then(|| ("disk-has-job".to_owned(), Severity::Blocker)),
+                    "{driver}"
+                );
             }
         }
 
-        let unknown = Some(("chain-unknown", Severity::Blocker));
+        let unknown = Some(("chain-unknown".to_owned(), Severity::Blocker));
         assert_eq!(codes(chain_unknown(&pair([], [layer("x")]))), unknown);
         assert_eq!(codes(chain_unknown(&pair([layer("a")], []))), unknown);
         assert_eq!(chain_unknown(&pair([layer("a")], [layer("x")])), None);
@@ -496,7 +492,7 @@ mod tests {
             let found = not_writable(&pairs[0], &facts("destination", &files));
             assert_eq!(found.is_some(), told.is_some(), "{files:?}");
             if let (Some(found), Some(told)) = (found, told) {
-                assert_eq!(found.code, "disk-not-writable");
+                assert_eq!(found.code.as_str(), "disk-not-writable");
                 assert!(found.message.contains(told), "{found}");
             }
         }
@@ -508,15 +504,15 @@ mod tests {
         let direct = Disk { chain: disk([Layer { direct: true, ..layer("a") }]).chain, ..disk([]) };
         for (ours, theirs, files, code, remedy) in [
             (disk([layer("a")]), Some("x"), &known[..], None, ""),
-            (disk([layer("a")]), Some("y"), &known[..], Some("disk-not-shared"), "--storage none"),
+            (disk([layer("a")]), Some("y"), &known[..], Some("disk-not-shared"), "`storage: none`"),
             (disk([layer("a")]), Some("z"), &known[..], Some("disk-shared-unproved"), "cache=none"),
-            (direct, Some("x"), &[], Some("disk-shared-unproved"), "make sure of it"),
+            (direct, Some("x"), &[], Some("disk-shared-unproved"), "make sure that both have the same file"),
             (disk([layer("a")]), None, &known[..], Some("disk-missing"), "device of the same id"),
         ] {
             let other = theirs.map(|file| disk([layer(file)]));
             with(&[], files, false, |subject| {
                 let found = not_shared(&ours, other.as_ref(), subject);
-                assert_eq!(found.as_ref().map(|found| found.code), code, "{theirs:?}");
+                assert_eq!(found.as_ref().map(|found| found.code.as_str()), code, "{theirs:?}");
                 assert!(found.is_none_or(|found| found.remedy.contains(remedy)), "{theirs:?}");
             });
         }
@@ -527,12 +523,12 @@ mod tests {
         let known = [("a", file(1, 0, 1)), ("b", file(1, 0, 2)), ("x", file(1, 0, 3)), ("alias", file(1, 0, 1))];
         let code = |pair: DiskPair, files: &[(&str, File)]| {
             let mut code = None;
-            with(&[], files, false, |subject| code = crossed(&pair, subject).map(|found| found.code));
+            with(&[], files, false, |subject| code = crossed(&pair, subject).map(|found| found.code.to_string()));
             code
         };
         let ours = || [layer("a"), layer("b")];
         assert_eq!(code(pair(ours(), [layer("x"), layer("b")]), &known), None, "one base for both");
-        assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &known), Some("backing-is-live"));
+        assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &known), Some("backing-is-live".to_owned()));
         assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &[]), None, "nothing is known of the files");
     }
 
@@ -540,8 +536,10 @@ mod tests {
     fn what_stays_sparse() {
         let raw = || Layer { format: "raw".to_owned(), ..layer("x") };
         let mut there = facts("destination", &[("x", file(1, 0, 1))]);
-        let code = |there: &Facts, top: Layer| not_sparse(&pair([layer("a")], [top]), there).map(|found| found.code);
-        assert_eq!(code(&there, raw()), Some("disk-not-sparse"));
+        let code = |there: &Facts, top: Layer| {
+            not_sparse(&pair([layer("a")], [top]), there).map(|found| found.code.to_string())
+        };
+        assert_eq!(code(&there, raw()), Some("disk-not-sparse".to_owned()));
         assert_eq!(code(&there, layer("x")), None);
         let mut flash = pair([layer("a")], [raw()]);
         flash.destination.path = Some("/machine/system.flash1".to_owned());

@@ -2,74 +2,79 @@
 //!
 //! Pure.
 
-use super::{Finding, blocker, note};
+use super::{Finding, FindingCode};
 use crate::{
     preflight::facts::{Facts, machine::Machine, ram_blocks::RamBlock},
     qmp::QemuVersion,
+    quantity::Bytes,
 };
 
 pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
-    let (here, there, name) = (&source.machine, &destination.machine, destination.name.as_str());
+    let (machine, other, name) = (&source.machine, &destination.machine, destination.name.as_str());
     let checks = [version, machine_type, cpu_count, ram_blocks];
-    checks.into_iter().filter_map(|check| check(here, there, name)).collect()
+    checks.into_iter().filter_map(|check| check(machine, other, name)).collect()
 }
 
-/// From micro 50 on it is a development version, which counts to the release that it becomes.
+/// The release that a version counts to: from micro 50 on it is a development version of the next one.
 fn release(version: QemuVersion) -> (u64, u64, bool) {
     (version.major, version.minor, version.micro >= 50)
 }
 
-fn version(here: &Machine, there: &Machine, name: &str) -> Option<Finding> {
-    let (here, there) = (here.version, there.version);
-    let message = format!("QEMU {there} is older than the source's {here}");
-    if release(there) < release(here) {
-        let remedy = "an older QEMU may not understand the state that it is sent: start a newer one";
-        return Some(blocker("qemu-older", name, message, remedy));
+fn version(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+    let (source, destination) = (source.version, destination.version);
+    let message = format!("QEMU {destination} is older than the source's {source}");
+    if release(destination) < release(source) {
+        return Some(Finding::new(FindingCode::QemuOlder, name, message));
     }
     // stable releases of one series are made to migrate both ways
-    let older = release(there) == release(here) && there < here;
-    older.then(|| note("qemu-older-micro", name, format!("{message}, of the same series")))
+    let older = release(destination) == release(source) && destination < source;
+    older.then(|| Finding::new(FindingCode::QemuOlderMicro, name, format!("{message}, of the same series")))
 }
 
-fn machine_type(here: &Machine, there: &Machine, name: &str) -> Option<Finding> {
-    let (Some(here), Some(there)) = (&here.kind, &there.kind) else {
-        return Some(note("not-compared", name, "the machine type is not known on both sides"));
+fn machine_type(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+    let (Some(source), Some(destination)) = (&source.kind, &destination.kind) else {
+        let message = "the machine type is not known on both sides";
+        return Some(Finding::new(FindingCode::NotCompared, name, message));
     };
     let plain = |kind: &str| kind.strip_suffix("-machine").unwrap_or(kind).to_owned();
-    let (here_plain, there_plain) = (plain(here), plain(there));
-    let message = format!("its machine type is {there_plain}, the source's is {here_plain}");
-    (here != there)
-        .then(|| blocker("machine-type", name, message, &format!("start it with the source's: -machine {here_plain}")))
+    let message = format!("its machine type is {}, the source's is {}", plain(destination), plain(source));
+    (source != destination).then(|| {
+        let remedy = format!("start it with the source's: -machine {}", plain(source));
+        Finding::new(FindingCode::MachineType, name, message).with_remedy(remedy)
+    })
 }
 
-fn cpu_count(here: &Machine, there: &Machine, name: &str) -> Option<Finding> {
-    let (here, there) = (here.cpus, there.cpus);
-    let message = format!("the source has {here} virtual CPUs, the destination {there}");
-    (here != there).then(|| blocker("cpu-count", name, message, "start it with the source's -smp"))
+fn cpu_count(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+    let cpus = if source.cpus == 1 { "virtual CPU" } else { "virtual CPUs" };
+    let message = format!("the source has {} {cpus}, the destination {}", source.cpus, destination.cpus);
+    (source.cpus != destination.cpus).then(|| Finding::new(FindingCode::CpuCount, name, message))
 }
 
-fn ram_blocks(here: &Machine, there: &Machine, name: &str) -> Option<Finding> {
-    let (Some(here), Some(there)) = (&here.ram_blocks, &there.ram_blocks) else {
-        return Some(note("not-compared", name, "the RAM blocks are not known on both sides"));
+fn ram_blocks(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+    let (Some(source), Some(destination)) = (&source.ram_blocks, &destination.ram_blocks) else {
+        return Some(Finding::new(FindingCode::NotCompared, name, "the RAM blocks are not known on both sides"));
     };
-    let differences: Vec<String> = here
+    let differences: Vec<String> = source
         .iter()
-        .filter_map(|(block, here)| match there.get(block) {
-            None => Some(format!("it has no {block}")),
-            Some(there) if fits(block, here, there) => None,
-            Some(there) => Some(format!("{block} holds {} bytes there, {} on the source", there.total, here.total)),
+        .filter_map(|(name, block)| match destination.get(name) {
+            None => Some(format!("it has no {name}")),
+            Some(other) if fits(name, block, other) => None,
+            Some(other) => {
+                let (source, destination) = (Bytes(block.total).exactly(), Bytes(other.total).exactly());
+                Some(format!("{name} holds {destination} there, {source} on the source"))
+            }
         })
         .collect();
     let message = format!("its RAM blocks are not the source's: {}", differences.join(", "));
-    let remedy = "start it with the source's -m, memory backends, devices and firmware";
-    (!differences.is_empty()).then(|| blocker("ram-blocks", name, message, remedy))
+    (!differences.is_empty()).then(|| Finding::new(FindingCode::RamBlocks, name, message))
 }
 
-/// Blocks of firmware tables are resized by what comes in, up to what they can hold; all others must be the same.
-fn fits(name: &str, here: &RamBlock, there: &RamBlock) -> bool {
+/// Whether a block of RAM takes what comes in. Blocks of firmware tables are resized by it, up to what they can hold; all
+/// others must be the same.
+fn fits(name: &str, source: &RamBlock, destination: &RamBlock) -> bool {
     match name.starts_with("/rom@") {
-        true => here.used <= there.total,
-        false => here.total == there.total,
+        true => source.used <= destination.total,
+        false => source.total == destination.total,
     }
 }
 
@@ -99,11 +104,12 @@ mod tests {
     fn found(
         check: fn(&Machine, &Machine, &str) -> Option<Finding>,
         change: impl Fn(&mut Machine),
-    ) -> Option<(&'static str, Severity, String)> {
-        let (here, mut there) = (sample(), sample());
-        assert_eq!(check(&here, &there, "b"), None, "equal machines");
-        change(&mut there);
-        check(&here, &there, "b").map(|finding| (finding.code, finding.severity, finding.message + &finding.remedy))
+    ) -> Option<(String, Severity, String)> {
+        let (source, mut destination) = (sample(), sample());
+        assert_eq!(check(&source, &destination, "b"), None, "equal machines");
+        change(&mut destination);
+        check(&source, &destination, "b")
+            .map(|finding| (finding.code.to_string(), finding.severity, finding.message + &finding.remedy))
     }
 
     #[test]
@@ -117,36 +123,37 @@ mod tests {
             (11, 1, 3, None),
         ] {
             let version_of = QemuVersion { major, minor, micro };
-            let found = found(version, |there| there.version = version_of);
-            assert_eq!(found.as_ref().map(|(code, severity, _)| (*code, *severity)), wanted, "{version_of}");
+            let found = found(version, |machine| machine.version = version_of);
+            assert_eq!(found.as_ref().map(|(code, severity, _)| (code.as_str(), *severity)), wanted, "{version_of}");
             if let Some((.., text)) = found {
                 assert!(text.contains("10.0.13") && text.contains(&version_of.to_string()), "{text}");
             }
         }
         let development = Machine { version: QemuVersion { major: 10, minor: 0, micro: 91 }, ..sample() };
-        assert_eq!(version(&development, &sample(), "b").map(|finding| finding.code), Some("qemu-older"));
+        assert_eq!(version(&development, &sample(), "b").map(|finding| finding.code), Some(FindingCode::QemuOlder));
     }
 
     #[test]
     fn another_machine_type_is_refused() {
         let (code, severity, text) =
-            found(machine_type, |there| there.kind = Some("pc-q35-10.0-machine".to_owned())).expect("a finding");
-        assert_eq!((code, severity), ("machine-type", Severity::Blocker));
+            found(machine_type, |machine| machine.kind = Some("pc-q35-10.0-machine".to_owned())).expect("a finding");
+        assert_eq!((code.as_str(), severity), ("machine-type", Severity::Blocker));
         assert!(text.contains("is pc-q35-10.0,") && text.contains("-machine pc-i440fx-10.0"), "{text}");
-        let (code, severity, _) = found(machine_type, |there| there.kind = None).expect("a finding");
-        assert_eq!((code, severity), ("not-compared", Severity::Note));
+        let (code, severity, _) = found(machine_type, |machine| machine.kind = None).expect("a finding");
+        assert_eq!((code.as_str(), severity), ("not-compared", Severity::Note));
     }
 
     #[test]
     fn another_number_of_cpus_is_refused() {
-        let (code, severity, text) = found(cpu_count, |there| there.cpus = 3).expect("a finding");
-        assert_eq!((code, severity), ("cpu-count", Severity::Blocker));
+        let (code, severity, text) = found(cpu_count, |machine| machine.cpus = 3).expect("a finding");
+        assert_eq!((code.as_str(), severity), ("cpu-count", Severity::Blocker));
         assert!(text.contains("has 2 ") && text.contains("destination 3"), "{text}");
     }
 
     #[test]
     fn ram_blocks_must_be_there_and_hold_what_comes() {
-        let with = |change: Change| found(ram_blocks, move |there| change(there.ram_blocks.as_mut().expect("blocks")));
+        let with =
+            |change: Change| found(ram_blocks, move |machine| change(machine.ram_blocks.as_mut().expect("blocks")));
         let silent: [Change; 3] = [
             |blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").used = 40,
             |blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").total = 400,
@@ -164,15 +171,15 @@ mod tests {
                 },
                 "no pc.ram",
             ),
-            (|blocks| blocks.get_mut("pc.ram").expect("a block").total = 256, "256 bytes there, 512 on the source"),
+            (|blocks| blocks.get_mut("pc.ram").expect("a block").total = 256, "256 B there, 512 B on the source"),
             (|blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").total = 19, "/rom@etc/acpi/tables"),
         ];
         for (change, word) in loud {
             let (code, severity, text) = with(change).expect(word);
-            assert_eq!((code, severity), ("ram-blocks", Severity::Blocker));
+            assert_eq!((code.as_str(), severity), ("ram-blocks", Severity::Blocker));
             assert!(text.contains(word), "{text}");
         }
-        let (code, severity, _) = found(ram_blocks, |there| there.ram_blocks = None).expect("a finding");
-        assert_eq!((code, severity), ("not-compared", Severity::Note));
+        let (code, severity, _) = found(ram_blocks, |machine| machine.ram_blocks = None).expect("a finding");
+        assert_eq!((code.as_str(), severity), ("not-compared", Severity::Note));
     }
 }

@@ -16,6 +16,7 @@ pub(crate) use network::listen;
 
 use super::facts::{Facts, ports::Port};
 use crate::{
+    codes::Setting,
     endpoint::Address,
     memory::tuning::Wanted,
     storage::model::{
@@ -23,58 +24,43 @@ use crate::{
         layout::{Disk, DiskPair, PairingProblem, StorageMode},
     },
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt};
 
-/// The codes of the blockers that a user may force, each a judgement that can be wrong for a guest. What would surely
-/// fail, lose data or leave two runners is never among them.
-pub const FORCIBLE: &[&str] = &[
-    "cpu-features",
-    "cpu-model",
-    "destination-holds-data",
-    "device-differs",
-    "device-extra",
-    "device-missing",
-    "machine-type",
-    "qemu-older",
-    "ram-blocks",
-];
+pub use crate::codes::{FindingCode, Severity};
 
-/// How grave a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Severity {
-    /// The migration may not start.
-    Blocker,
-    /// It may, but the user should know.
-    Warning,
-    /// Worth telling.
-    Note,
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Blocker => "blocker",
-            Self::Warning => "warning",
-            Self::Note => "note",
-        })
-    }
-}
-
-/// Something a check found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// Something a check found. Its texts name settings by their marks: see [`crate::codes::worded`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// A stable word for programs.
-    pub code: &'static str,
+    pub code: FindingCode,
     /// How grave it is.
     pub severity: Severity,
-    /// What it is about: a side, a disk, an address.
+    /// What it is about: a side, a disk, an address, a setting.
     pub subject: String,
     /// What was found.
     pub message: String,
     /// What to do about it.
     pub remedy: String,
+}
+
+impl Finding {
+    /// A finding as grave as its code is, with the code's remedy.
+    pub(crate) fn new(code: FindingCode, subject: &str, message: impl Into<String>) -> Self {
+        let (severity, remedy) = (code.severity(), code.remedy().to_owned());
+        Self { code, severity, subject: subject.to_owned(), message: message.into(), remedy }
+    }
+
+    /// The finding with a remedy that says more than its code's.
+    pub(crate) fn with_remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: remedy.into(), ..self }
+    }
+
+    /// The finding where it forbids nothing.
+    pub(crate) fn into_warning(self) -> Self {
+        debug_assert!(self.code.severities().contains(&Severity::Warning), "{}", self.code);
+        Self { severity: Severity::Warning, ..self }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -118,10 +104,10 @@ pub struct Subject<'a> {
     pub overcommit: bool,
     /// What an earlier try left is removed first.
     pub clean: bool,
-    /// The listening addresses, with the option that sets each; `None` where none could be chosen.
-    pub addresses: &'a [(&'static str, Option<Address>)],
+    /// The listening addresses, with the setting of each; `None` where none could be chosen.
+    pub addresses: &'a [(Setting, Option<Address>)],
     /// The ports among them, and what a connection to each came to.
-    pub ports: &'a [(&'static str, Address, Port)],
+    pub ports: &'a [(Setting, Address, Port)],
     /// The user allows plain text on the network.
     pub allow_plaintext: bool,
 }
@@ -147,39 +133,19 @@ pub fn weigh(findings: Vec<Finding>, force: &BTreeSet<String>) -> Vec<Finding> {
     findings
 }
 
-/// What the user forces is a warning; what could be forced says how.
+/// A blocker that is forced becomes a warning; one that could be forced says how.
 fn forced(mut finding: Finding, force: &BTreeSet<String>) -> Finding {
-    let code = finding.code;
-    if finding.severity == Severity::Blocker && FORCIBLE.contains(&code) {
+    let code = finding.code.as_str();
+    if finding.severity == Severity::Blocker && finding.code.is_forcible() {
         if force.contains(code) {
             finding.severity = Severity::Warning;
             finding.message = format!("forced although {}", finding.message);
             finding.remedy.clear();
         } else {
-            finding.remedy = format!("{}; or go on all the same with --force {code}", finding.remedy);
+            finding.remedy = format!("{}; or go on all the same with {}", finding.remedy, Setting::Force.set_to(code));
         }
     }
     finding
-}
-
-/// Makes a finding.
-pub(crate) fn finding(
-    severity: Severity,
-    code: &'static str,
-    subject: &str,
-    message: impl Into<String>,
-    remedy: &str,
-) -> Finding {
-    Finding { code, severity, subject: subject.to_owned(), message: message.into(), remedy: remedy.to_owned() }
-}
-
-/// Makes a finding that forbids to go on.
-pub(crate) fn blocker(code: &'static str, subject: &str, message: impl Into<String>, remedy: &str) -> Finding {
-    finding(Severity::Blocker, code, subject, message, remedy)
-}
-
-fn note(code: &'static str, subject: &str, message: impl Into<String>) -> Finding {
-    finding(Severity::Note, code, subject, message, "")
 }
 
 #[cfg(test)]
@@ -189,19 +155,19 @@ mod tests {
     #[test]
     fn only_what_may_be_forced_is() {
         let force: BTreeSet<String> = ["machine-type", "ram-size"].map(str::to_owned).into();
-        let forcible = forced(blocker("machine-type", "b", "it differs", "start it with -machine pc"), &force);
+        let forcible = forced(Finding::new(FindingCode::MachineType, "b", "it differs"), &force);
         assert_eq!((forcible.severity, forcible.message.as_str()), (Severity::Warning, "forced although it differs"));
         assert_eq!(forcible.remedy, "");
-        let never = blocker("ram-size", "b", "it differs", "start it with the source's -m");
+        let never = Finding::new(FindingCode::RamSize, "b", "it differs");
         assert_eq!(forced(never.clone(), &force), never);
     }
 
     #[test]
     fn what_could_be_forced_says_how() {
-        let finding = forced(blocker("qemu-older", "b", "it is", "bring a newer one"), &BTreeSet::new());
+        let finding = forced(Finding::new(FindingCode::QemuOlder, "b", "it is"), &BTreeSet::new());
         assert_eq!(finding.severity, Severity::Blocker);
-        assert!(finding.remedy.contains("--force qemu-older"), "{finding}");
-        let note = note("qemu-older", "b", "so it is");
+        assert!(finding.remedy.contains("`force: qemu-older`"), "{finding}");
+        let note = Finding { severity: Severity::Note, ..Finding::new(FindingCode::QemuOlder, "b", "so it is") };
         assert_eq!(forced(note.clone(), &BTreeSet::new()), note);
     }
 }

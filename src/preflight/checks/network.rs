@@ -2,79 +2,79 @@
 //!
 //! Pure.
 
-use super::{Finding, Severity, Subject, blocker, finding};
-use crate::{endpoint::Address, preflight::facts::ports::Port};
+use super::{Finding, FindingCode, Subject};
+use crate::{codes::Setting, endpoint::Address, preflight::facts::ports::Port};
 use std::net::IpAddr;
 
 pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
     let addresses = subject.addresses.iter();
-    let mut findings: Vec<Finding> =
-        addresses.filter_map(|(option, address)| listen(option, address.as_ref(), subject.allow_plaintext)).collect();
-    findings.extend(subject.ports.iter().filter_map(|(option, address, found)| port(option, address, found)));
+    let mut findings: Vec<Finding> = addresses
+        .filter_map(|(setting, address)| listen(*setting, address.as_ref(), subject.allow_plaintext))
+        .collect();
+    findings.extend(subject.ports.iter().filter_map(|(setting, address, found)| port(*setting, address, found)));
     findings
 }
 
-fn port(option: &str, address: &Address, found: &Port) -> Option<Finding> {
+fn port(setting: Setting, address: &Address, found: &Port) -> Option<Finding> {
     let address = address.to_string();
     match found {
         Port::Free => None,
         Port::Taken => {
-            let remedy = format!("give another port with {option}");
-            Some(blocker("port-taken", &address, "something listens there already", &remedy))
+            let finding = Finding::new(FindingCode::PortTaken, &address, "something listens there already");
+            Some(finding.with_remedy(format!("give another port with {setting}")))
         }
         Port::Unreachable(why) => {
             let message = format!("it cannot be reached from here: {why}");
-            let remedy = "see that no firewall is in the way: the other QEMU must reach it";
-            Some(finding(Severity::Warning, "port-unreachable", &address, message, remedy))
+            Some(Finding::new(FindingCode::PortUnreachable, &address, message))
         }
     }
 }
 
-/// What speaks against listening at an address.
-pub(crate) fn listen(option: &str, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
+/// Why no QEMU should listen at an address. Without an address there is nothing to listen at.
+pub(crate) fn listen(setting: Setting, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
     let Some(address) = address else {
-        let (message, remedy) = match option {
-            "--source-nbd-address" => (
+        let (message, remedy) = match setting {
+            Setting::SourceNbdAddress => (
                 "the source is not known to be a process of this host, and its backing files are to be read",
                 format!(
-                    "give {option}, where the source is to listen for that; --verify-backing off goes on with nothing proved"
+                    "give {setting}, where the source is to listen for that; {} goes on with nothing proved",
+                    Setting::VerifyBacking.set_to("off")
                 ),
             ),
             _ => (
-                "no address can be chosen: the two QEMUs are not both known to be local processes, or a socket in XDG_RUNTIME_DIR would have too long a path",
-                format!("give {option}, where the destination is to listen"),
+                "no address can be chosen: the two QEMUs are not both known to be local processes, or a socket in \
+                 XDG_RUNTIME_DIR would have too long a path",
+                format!("give {setting}, where the destination is to listen"),
             ),
         };
-        return Some(blocker("address-missing", option, message, &remedy));
+        let subject = setting.to_string();
+        return Some(Finding::new(FindingCode::AddressMissing, &subject, message).with_remedy(remedy));
     };
     let Address::Tcp { host, .. } = address else { return None };
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let message = "the guest's data would cross the network in plain text";
+    let finding = Finding::new(FindingCode::Plaintext, &address.to_string(), message);
     match (loopback, allow_plaintext) {
         (true, _) => None,
-        (false, true) => Some(finding(Severity::Warning, "plaintext", &address.to_string(), message, "")),
-        (false, false) => Some(blocker(
-            "plaintext",
-            &address.to_string(),
-            message,
-            "say --allow-plaintext if the network is trusted, or tunnel it",
-        )),
+        (false, true) => Some(finding.into_warning().with_remedy("")),
+        (false, false) => Some(finding),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preflight::checks::Severity;
 
     #[test]
     fn a_port_must_be_free() {
         let address: Address = "tcp:192.0.2.1:4444".parse().expect("an address");
-        assert_eq!(port("--nbd-address", &address, &Port::Free), None);
-        let taken = port("--nbd-address", &address, &Port::Taken).expect("a finding");
-        assert_eq!((taken.code, taken.severity), ("port-taken", Severity::Blocker));
-        assert!(taken.to_string().contains("192.0.2.1:4444") && taken.remedy.contains("--nbd-address"), "{taken}");
-        let far = port("--nbd-address", &address, &Port::Unreachable("no route".to_owned())).expect("a finding");
-        assert_eq!((far.code, far.severity), ("port-unreachable", Severity::Warning));
+        assert_eq!(port(Setting::NbdAddress, &address, &Port::Free), None);
+        let taken = port(Setting::NbdAddress, &address, &Port::Taken).expect("a finding");
+        assert_eq!((taken.code.as_str(), taken.severity), ("port-taken", Severity::Blocker));
+        assert!(taken.to_string().contains("192.0.2.1:4444") && taken.remedy.contains("`nbd_address`"), "{taken}");
+        let far = port(Setting::NbdAddress, &address, &Port::Unreachable("no route".to_owned())).expect("a finding");
+        assert_eq!((far.code.as_str(), far.severity), ("port-unreachable", Severity::Warning));
         assert!(far.message.contains("no route"), "{far}");
     }
 
@@ -82,13 +82,14 @@ mod tests {
     fn plain_text_stays_on_this_host_unless_the_user_says_so() {
         let code = |address: &str, allow: bool| {
             let address = address.parse().expect("an address");
-            listen("--nbd-address", Some(&address), allow).map(|finding| (finding.code, finding.severity))
+            listen(Setting::NbdAddress, Some(&address), allow)
+                .map(|finding| (finding.code.as_str().to_owned(), finding.severity))
         };
         assert_eq!(code("tcp:127.0.0.1:1", false), None);
         assert_eq!(code("tcp:[::1]:1", false), None);
         assert_eq!(code("unix:/run/nbd", false), None);
-        assert_eq!(code("tcp:192.0.2.1:1", false), Some(("plaintext", Severity::Blocker)));
-        assert_eq!(code("tcp:192.0.2.1:1", true), Some(("plaintext", Severity::Warning)));
-        assert!(listen("--nbd-address", None, true).is_some_and(|finding| finding.code == "address-missing"));
+        assert_eq!(code("tcp:192.0.2.1:1", false), Some(("plaintext".to_owned(), Severity::Blocker)));
+        assert_eq!(code("tcp:192.0.2.1:1", true), Some(("plaintext".to_owned(), Severity::Warning)));
+        assert!(listen(Setting::NbdAddress, None, true).is_some_and(|finding| finding.code == "address-missing"));
     }
 }

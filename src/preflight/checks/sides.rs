@@ -2,10 +2,11 @@
 //!
 //! Pure.
 
-use super::{Finding, Severity, blocker, finding};
+use super::{Finding, FindingCode};
 use crate::{
     preflight::facts::Facts,
     qemu::reply::{MigrationStatus, RunState},
+    quantity::Bytes,
     storage::{mirror::leftover::Leftover, model::layout::PREFIX},
 };
 
@@ -28,105 +29,87 @@ pub(super) fn run(source: &Facts, destination: &Facts, clean: bool) -> Vec<Findi
 fn same_process(source: &Facts, destination: &Facts) -> Option<Finding> {
     let pid = source.pid.filter(|_| source.pid == destination.pid)?;
     let message = format!("source and destination are the same process, pid {pid}");
-    Some(blocker("same-process", &destination.name, message, "give the QMP socket of the destination's own QEMU"))
+    Some(Finding::new(FindingCode::SameProcess, &destination.name, message))
 }
 
 fn features(side: &Facts) -> Option<Finding> {
     let missing = &side.features.missing;
     let message = format!("this QEMU lacks {}", missing.join(", "));
-    (!missing.is_empty()).then(|| {
-        blocker("qemu-lacks", &side.name, message, "QEMU 6.2 or later built with block jobs and NBD is needed")
-    })
+    (!missing.is_empty()).then(|| Finding::new(FindingCode::QemuLacks, &side.name, message))
 }
 
 fn source_state(source: &Facts) -> Option<Finding> {
-    let remedy = match source.run {
-        RunState::Running | RunState::Paused => return None,
-        RunState::PostMigrate => {
-            "an earlier migration completed here: make sure that the guest runs nowhere else before you send cont"
+    let message = format!("the guest is neither running nor paused: {}", source.run);
+    let finding = Finding::new(FindingCode::SourceState, &source.name, message);
+    match source.run {
+        RunState::Running | RunState::Paused => None,
+        RunState::PostMigrate => Some(finding.with_remedy(
+            "an earlier migration completed here: make sure that the guest runs nowhere else before you send cont",
+        )),
+        RunState::InMigrate => {
+            Some(finding.with_remedy("this one waits for a guest: are source and destination swapped?"))
         }
-        RunState::InMigrate => "this one waits for a guest: are source and destination swapped?",
-        _ => "only a guest that runs or is paused can be moved",
-    };
-    Some(blocker(
-        "source-state",
-        &source.name,
-        format!("the guest is neither running nor paused: {}", source.run),
-        remedy,
-    ))
+        _ => Some(finding),
+    }
 }
 
 fn source_migration(source: &Facts) -> Option<Finding> {
     let blocked = &source.migration.blocked_reasons;
     if !blocked.is_empty() {
         let message = format!("QEMU cannot migrate this guest: {}", blocked.join("; "));
-        return Some(blocker("migration-blocked", &source.name, message, "remove what blocks it"));
+        return Some(Finding::new(FindingCode::MigrationBlocked, &source.name, message));
     }
     let status = source.migration.status.as_ref().filter(|status| !status.is_over())?;
     let message = format!("a migration is under way: {status}");
-    Some(blocker("migration-under-way", &source.name, message, "wait for it, or end it with migrate_cancel"))
+    Some(Finding::new(FindingCode::MigrationUnderWay, &source.name, message))
 }
 
 fn destination_state(destination: &Facts) -> Option<Finding> {
-    let restart = "start the destination QEMU with -incoming defer -S";
     if destination.run != RunState::InMigrate {
         let message = format!("it does not wait for a guest: {}", destination.run);
-        return Some(blocker("destination-state", &destination.name, message, restart));
+        return Some(Finding::new(FindingCode::DestinationState, &destination.name, message));
     }
     let status = destination.migration.status.as_ref().filter(|status| **status != MigrationStatus::None)?;
     let message = format!("it was used before: its incoming migration is {status}");
-    Some(blocker(
-        "destination-used",
-        &destination.name,
-        message,
-        "a QEMU takes one incoming migration: start it anew with -incoming defer -S",
-    ))
+    Some(Finding::new(FindingCode::DestinationUsed, &destination.name, message))
 }
 
 fn ram(source: &Facts, destination: &Facts) -> Option<Finding> {
-    let message = format!("the source has {} bytes of RAM, the destination {}", source.ram, destination.ram);
-    (source.ram != destination.ram)
-        .then(|| blocker("ram-size", &destination.name, message, "start it with the source's -m"))
+    let message = format!(
+        "the source has {} of RAM, the destination {}",
+        Bytes(source.ram).exactly(),
+        Bytes(destination.ram).exactly()
+    );
+    (source.ram != destination.ram).then(|| Finding::new(FindingCode::RamSize, &destination.name, message))
 }
 
 fn leftovers(side: &Facts, clean: bool) -> Vec<Finding> {
-    let (severity, remedy) = match clean {
-        true => (Severity::Warning, "it is removed before the migration begins"),
-        false => (
-            Severity::Blocker,
-            "an earlier migration of ours left it, or one is running now: wait, or if none is, remove it with --clean",
-        ),
-    };
-    let told = |left: &Leftover| match (left, clean) {
-        // it can be read through again, and is removed then
+    let found = |left: &Leftover| match (left, clean) {
+        // a read-only export can be read through again, and is removed then
         (Leftover::ReadExport(_), false) => {
             let message = format!("there is a {left}, of a check that was killed or goes on");
-            let remedy = "the next comparison of backing files removes it, if nobody reads from it; so does --clean";
-            finding(Severity::Warning, "leftover-view", &side.name, message, remedy)
+            Finding::new(FindingCode::LeftoverView, &side.name, message)
         }
-        _ => finding(severity, "leftover", &side.name, format!("there is already a {left}"), remedy),
+        _ => {
+            let finding = Finding::new(FindingCode::Leftover, &side.name, format!("there is already a {left}"));
+            match clean {
+                true => finding.into_warning().with_remedy("it is removed before the migration begins"),
+                false => finding,
+            }
+        }
     };
-    side.leftovers.iter().map(told).collect()
+    side.leftovers.iter().map(found).collect()
 }
 
 fn jobs(source: &Facts) -> Vec<Finding> {
     let foreign = source.jobs.iter().filter(|id| !id.starts_with(PREFIX));
-    let remedy = "a job can keep its disk from being mirrored: wait for it";
-    foreign
-        .map(|id| finding(Severity::Warning, "job-running", &source.name, format!("the job {id} is there"), remedy))
-        .collect()
+    let found = |id| Finding::new(FindingCode::JobRunning, &source.name, format!("the job {id} is there"));
+    foreign.map(|id| found(id).into_warning()).collect()
 }
 
 fn exports(destination: &Facts) -> Option<Finding> {
     let foreign: Vec<&str> =
         destination.exports.iter().map(String::as_str).filter(|id| !id.starts_with(PREFIX)).collect();
     let message = format!("it exports {} already", foreign.join(", "));
-    (!foreign.is_empty()).then(|| {
-        blocker(
-            "export-open",
-            &destination.name,
-            message,
-            "a QEMU has one NBD server, and nobody else may write to the disks: stop it",
-        )
-    })
+    (!foreign.is_empty()).then(|| Finding::new(FindingCode::ExportOpen, &destination.name, message))
 }

@@ -113,7 +113,8 @@ impl NewImage {
             return Some(format!("its format is {}, not {}", info.format, self.format));
         }
         if info.virtual_size != self.size {
-            return Some(format!("it has {} bytes, not {}", info.virtual_size, self.size));
+            let (size, needed) = (Bytes(info.virtual_size).exactly(), Bytes(self.size).exactly());
+            return Some(format!("it has {size}, not {needed}"));
         }
         if let Some(wrong) = self.other_backing(info) {
             return Some(wrong);
@@ -329,7 +330,7 @@ mod tests {
         assert!(image.misfit(&existing(fitting.clone(), 512)).is_some_and(|why| why.contains("holds data")));
         for (key, value, word) in [
             ("format", serde_json::json!("raw"), "format"),
-            ("virtual-size", serde_json::json!(512), "512 bytes"),
+            ("virtual-size", serde_json::json!(512), "512 B"),
             ("cluster-size", serde_json::json!(512), "clusters"),
             ("full-backing-filename", serde_json::json!("/other"), "/other"),
             ("backing-filename-format", serde_json::Value::Null, "unknown"),

@@ -24,7 +24,7 @@ const ZEROS: u64 = 1 << 20;
 #[derive(Debug, Error)]
 pub enum QemuImgError {
     /// The program could not be started.
-    #[error("cannot run {program}: is it installed, or somewhere else than in PATH (see --qemu-img)?")]
+    #[error("cannot run {program}: is it installed, or somewhere else than in PATH (see `qemu_img`)?")]
     Missing {
         /// The program.
         program: String,

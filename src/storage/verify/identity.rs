@@ -3,7 +3,7 @@
 //! Pure. A mirror with `sync=top` copies only the overlay; the guest reads everything else from the destination's own
 //! backing file. So the engine proves that the backing files of both sides are equal.
 
-use crate::storage::model::layout::PREFIX;
+use crate::{quantity::Bytes, storage::model::layout::PREFIX};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -198,12 +198,13 @@ pub fn kept_path(file: &str) -> String {
 /// The difference between the metadata of two images, in words.
 pub fn metadata(source: &ComparedImage, destination: &ComparedImage) -> Option<String> {
     if source.virtual_size != destination.virtual_size {
-        let (source, destination) = (source.virtual_size, destination.virtual_size);
-        return Some(format!("the source's image has {source} bytes, the destination's {destination}"));
+        let (source, destination) = (Bytes(source.virtual_size), Bytes(destination.virtual_size));
+        let (source, destination) = (source.exactly(), destination.exactly());
+        return Some(format!("the source's image has {source}, the destination's {destination}"));
     }
     let describe = |image: &ComparedImage| {
         let one = |(format, cluster): &(String, Option<u64>)| match cluster {
-            Some(bytes) => format!("{format} with clusters of {bytes} bytes"),
+            Some(bytes) => format!("{format} with clusters of {}", Bytes(*bytes).exactly()),
             None => format.clone(),
         };
         image.formats.iter().map(one).collect::<Vec<_>>().join(" over ")
@@ -383,7 +384,7 @@ mod tests {
         let qcow2 = image(10, &[("qcow2", Some(65536))]);
         assert_eq!(metadata(&raw, &raw), None);
         assert!(metadata(&raw, &image(11, &[("raw", None)])).is_some_and(|told| told.contains("11")));
-        assert!(metadata(&raw, &qcow2).is_some_and(|told| told.contains("qcow2 with clusters of 65536 bytes")));
+        assert!(metadata(&raw, &qcow2).is_some_and(|told| told.contains("qcow2 with clusters of 64 KiB")));
         assert!(metadata(&qcow2, &image(10, &[("qcow2", Some(65536)), ("raw", None)])).is_some());
         assert!(qcow2.has_map() && !raw.has_map());
     }

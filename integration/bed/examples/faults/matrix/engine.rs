@@ -44,7 +44,8 @@ impl Ended {
 
 impl From<Outcome> for Ended {
     fn from(outcome: Outcome) -> Self {
-        let (code, message) = outcome.reason.map(|reason| (reason.code, reason.message)).unwrap_or_default();
+        let (code, message) =
+            outcome.reason.map(|reason| (reason.code.to_string(), reason.message)).unwrap_or_default();
         Self { ending: outcome.outcome, runs_on: outcome.runs_on, code, message, leftovers: outcome.leftovers }
     }
 }

@@ -1,0 +1,408 @@
+//! The codes of what the preflight and a preparation find.
+//!
+//! Pure.
+
+use super::word;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// The migration may not start.
+    Blocker,
+    /// The migration may start, but its user should know.
+    Warning,
+    /// Worth telling.
+    Note,
+}
+
+impl Severity {
+    /// The name the contract uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Blocker => "blocker",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a code lets one do.
+#[derive(PartialEq, Eq)]
+enum Leave {
+    /// Nothing out of the ordinary.
+    Plain,
+    /// The guest's owner may force it: the finding is a judgement that can be wrong for a guest. What would surely
+    /// fail, lose data or leave two runners is never among them.
+    Forcible,
+    /// Nothing may be opened for reading: the sides are not as they should be, or not ours to open exports in, or
+    /// what is to be read is being written to.
+    Unreadable,
+}
+
+macro_rules! finding_codes {
+    ($($variant:ident $code:literal $leave:ident [$($severity:ident)+] $meaning:literal $remedy:literal;)+) => {
+        /// What a finding is, as a stable word.
+        #[derive(Debug, Clone)]
+        #[non_exhaustive]
+        pub enum FindingCode {
+            $(#[doc = $meaning] $variant,)+
+            /// A code of another version of qferry.
+            Other(String),
+        }
+
+        impl FindingCode {
+            /// Every code that this version fires.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The stable word.
+            pub fn as_str(&self) -> &str {
+                match self {
+                    $(Self::$variant => $code,)+
+                    Self::Other(code) => code,
+                }
+            }
+
+            /// What a finding of this code means.
+            pub fn meaning(&self) -> &'static str {
+                match self {
+                    $(Self::$variant => $meaning,)+
+                    Self::Other(_) => "",
+                }
+            }
+
+            /// What to do about it in general; empty where nothing is to be done. A finding can say more.
+            pub fn remedy(&self) -> &'static str {
+                match self {
+                    $(Self::$variant => $remedy,)+
+                    Self::Other(_) => "",
+                }
+            }
+
+            /// How grave a finding of this code can be, the gravest first.
+            pub fn severities(&self) -> &'static [Severity] {
+                match self {
+                    $(Self::$variant => &[$(Severity::$severity),+],)+
+                    Self::Other(_) => &[],
+                }
+            }
+
+            fn leave(&self) -> Leave {
+                match self {
+                    $(Self::$variant => Leave::$leave,)+
+                    Self::Other(_) => Leave::Plain,
+                }
+            }
+        }
+    };
+}
+
+finding_codes! {
+    AddressMissing "address-missing" Unreadable [Blocker]
+        "No address could be chosen at which a QEMU would listen."
+        "give the address: `nbd_address` and `migrate_address` for the destination, `source_nbd_address` for the source";
+    BackingDiffers "backing-differs" Plain [Blocker]
+        "A backing file of the destination is not the source's: the guest would read other data."
+        "bring the source's own to the destination: qferry prepare with `populate: missing` does, where none is there";
+    BackingFormat "backing-format" Plain [Note]
+        "A backing file of the destination has another format than the source's, and what a guest reads is compared."
+        "";
+    BackingHeader "backing-header" Plain [Warning]
+        "The header of a destination's image names another backing file than its QEMU has opened, as a QEMU that is started later would not."
+        "qemu-img rebase -u -b writes another name into the header, once nothing has it open";
+    BackingIsLive "backing-is-live" Unreadable [Blocker]
+        "The destination's image is over the file that the guest writes to on the source."
+        "put it over the backing file of that image: qferry prepare makes one";
+    BackingMissing "backing-missing" Plain [Blocker]
+        "The source's image is over a backing file, and the destination has none in its place."
+        "qferry prepare makes the overlay, and with `populate: missing` brings the backing file; `storage: full` needs none";
+    BackingSize "backing-size" Plain [Blocker]
+        "A backing file of the destination has another virtual size than the source's."
+        "bring the source's own to the destination: qferry prepare with `populate: missing` does, where none is there";
+    BackingUnproved "backing-unproved" Plain [Blocker]
+        "Backing files were to be compared and could not be."
+        "both QEMUs must be able to export it, and be reached from here: see `nbd_address` and `source_nbd_address`; `verify_backing: off` goes on with nothing proved";
+    BackingUnreadable "backing-unreadable" Plain [Blocker]
+        "A file is in the place of a backing file, and qemu-img cannot read it."
+        "see to it that it is the image it should be";
+    BackingUnused "backing-unused" Plain [Note]
+        "The whole disk is copied, so the destination's image does not need the backing file below it."
+        "";
+    BackingUnverified "backing-unverified" Plain [Warning]
+        "Nothing proves that the destination's backing files are the source's, or only sizes and formats do."
+        "a guest over another backing file is corrupted: `verify_backing: sample` takes about a second";
+    BitmapLost "bitmap-lost" Plain [Warning]
+        "A dirty bitmap of a disk does not arrive on the destination."
+        "the next incremental backup has to be a full one";
+    CapabilityConflict "capability-conflict" Plain [Blocker]
+        "Two things are asked of the migration of RAM that do not go together in QEMU."
+        "leave out one of the two";
+    CapabilityMissing "capability-missing" Plain [Blocker]
+        "The build of a QEMU lacks a migration capability, or a compression, that a setting asks for."
+        "leave the setting out, or bring a QEMU that has it";
+    ChainChanged "chain-changed" Plain [Blocker]
+        "The images that a disk is over changed while they were compared."
+        "wait for the block job that does it, and check again";
+    ChainUnknown "chain-unknown" Plain [Blocker]
+        "QEMU does not tell which images a disk consists of."
+        "name a disk whose root is an image, or leave this one out with `skip`";
+    CommandLineUnknown "command-line-unknown" Plain [Note]
+        "The source's command line cannot be read, so none can be made for the destination."
+        "start the destination like the source, with these images and these arguments";
+    CpuCount "cpu-count" Plain [Blocker]
+        "The two QEMUs have different numbers of virtual CPUs."
+        "start it with the source's -smp";
+    CpuFeatures "cpu-features" Forcible [Blocker]
+        "The destination's CPU lacks features of the source's, which programs of the guest may be using."
+        "a program that uses them would crash: start it with the source's -cpu, on a host and a QEMU that have them";
+    CpuFeaturesExtra "cpu-features-extra" Plain [Warning]
+        "The destination's CPU has features that the source's lacks."
+        "the guest meets them at the latest when it boots again, and cannot go back then";
+    CpuModel "cpu-model" Forcible [Blocker]
+        "The destination's CPU is of another model than the source's."
+        "start both with one named -cpu model; host and max are what each host and QEMU makes of them";
+    CpuName "cpu-name" Plain [Note]
+        "The CPUs differ in the name that they show to people, and in nothing else."
+        "";
+    DataFile "data-file" Plain [Blocker]
+        "An image keeps its data in a file of its own, which a preparation does not make."
+        "make its image by hand, and leave it out here with `skip`";
+    DestinationHoldsData "destination-holds-data" Forcible [Blocker]
+        "An image of the destination has data in it and would be overwritten."
+        "make a fresh image, if nobody needs the data in this one";
+    DestinationState "destination-state" Unreadable [Blocker]
+        "The destination's QEMU does not wait for a guest."
+        "start the destination QEMU with -incoming defer -S";
+    DestinationUsed "destination-used" Unreadable [Blocker]
+        "The destination's QEMU has taken an incoming migration before, or is taking one."
+        "a QEMU takes one incoming migration: start it anew with -incoming defer -S";
+    DeviceDiffers "device-differs" Forcible [Blocker]
+        "A device of the destination has another type or address than the source's."
+        "start it with the source's devices, each with its type and addr";
+    DeviceExtra "device-extra" Forcible [Blocker]
+        "The destination has a device that the source has not."
+        "the guest would meet a device that it never had: start it with the source's devices";
+    DeviceMissing "device-missing" Forcible [Blocker]
+        "The destination lacks a device of the source."
+        "start it with the source's devices, those plugged in later too";
+    DeviceRenamed "device-renamed" Plain [Note]
+        "A device has another id on the destination, which the guest does not see."
+        "";
+    DirectoryMissing "directory-missing" Plain [Blocker]
+        "The directory for an image of the destination is not there."
+        "make its directory, or give another place";
+    DiskAmbiguous "disk-ambiguous" Plain [Blocker]
+        "More than one disk of the destination could be the counterpart of a disk of the source."
+        "name each pair: `disks: SOURCE=DESTINATION`";
+    DiskExtra "disk-extra" Plain [Warning]
+        "The destination has a disk that nothing is copied to."
+        "the guest would find it there: name its pair, `disks: SOURCE=DESTINATION`, or start without it";
+    DiskHasJob "disk-has-job" Plain [Blocker]
+        "A block job is at work on a disk, so it cannot be mirrored."
+        "wait for the job or cancel it; query-block-jobs shows it";
+    DiskLeftOut "disk-left-out" Plain [Warning]
+        "A writable disk is neither moved nor left out by name."
+        "name it with `disks` too, or leave it out with `skip`";
+    DiskLocked "disk-locked" Plain [Blocker]
+        "Another process has an image of the destination open for writing."
+        "if that is the source, both have the same file: `storage: none` then copies nothing";
+    DiskMissing "disk-missing" Plain [Blocker]
+        "The destination has no disk like one of the source's."
+        "give the destination a device of the same id, name the pair, `disks: SOURCE=DESTINATION`, or leave it out with `skip`";
+    DiskNotShared "disk-not-shared" Plain [Blocker]
+        "A disk is said to be shared, and the two QEMUs have different files open."
+        "with `storage: none` both sides must have the same file open; leave it out to copy what differs";
+    DiskNotSparse "disk-not-sparse" Plain [Note]
+        "A raw image of the destination may take up its full size."
+        "";
+    DiskNotWritable "disk-not-writable" Plain [Blocker]
+        "The destination's QEMU may not write to an image."
+        "give its user the right to write to it";
+    DiskReadOnly "disk-read-only" Plain [Blocker]
+        "The destination's counterpart of a writable disk is read-only."
+        "start the destination with it writable";
+    DiskShared "disk-shared" Plain [Note]
+        "Both QEMUs have the same file open as this disk, so it is not copied."
+        "";
+    DiskSharedUnproved "disk-shared-unproved" Plain [Warning]
+        "A disk is said to be shared, and from here it cannot be seen whether both QEMUs have the same file."
+        "make sure that both have the same file, and that both use cache=none: the source's page cache is not the destination's";
+    DiskSize "disk-size" Plain [Blocker]
+        "A disk and its counterpart on the destination have different virtual sizes."
+        "create the destination's overlay with exactly the source's virtual size";
+    DiskUnencrypted "disk-unencrypted" Plain [Warning]
+        "An encrypted disk would be copied to an image that is not."
+        "encrypt it too";
+    DiskUnknown "disk-unknown" Plain [Blocker]
+        "A disk that is named is not there."
+        "query-block shows qdev, device and node names";
+    ExportOpen "export-open" Unreadable [Blocker]
+        "The destination's QEMU exports something already."
+        "a QEMU has one NBD server, and nobody else may write to the disks: stop it";
+    FormatUnsupported "format-unsupported" Plain [Blocker]
+        "An image is of a format that a preparation cannot make, or whose header it cannot change."
+        "make its image by hand, and leave it out here with `skip`";
+    ImageEncrypted "image-encrypted" Plain [Blocker]
+        "An image is encrypted, and a preparation does not know its secret."
+        "make its image by hand, and leave it out here with `skip`";
+    ImageExists "image-exists" Plain [Blocker]
+        "A file that does not fit is in the place of an image to be made."
+        "move it away, or give another place with `to` or `map`: an image that exists is never overwritten";
+    ImageSame "image-same" Plain [Blocker]
+        "The place of an image to be made is the source's own image."
+        "give another place with `to` or `map`";
+    ImageUpgraded "image-upgraded" Plain [Note]
+        "An image of qcow2 version 2 becomes one of version 3."
+        "";
+    InheritedFiles "inherited-files" Plain [Note]
+        "The source was given open files, which a command line cannot name."
+        "start the destination like the source";
+    JobRunning "job-running" Plain [Blocker Warning]
+        "A job runs in the source's QEMU. A preparation that would copy from its chain is refused."
+        "a job can keep its disk from being mirrored: wait for it";
+    LayerRemote "layer-remote" Plain [Note]
+        "A backing file is reached over a protocol, so the destination must reach it by the same name."
+        "";
+    Leftover "leftover" Unreadable [Blocker Warning]
+        "A QEMU has something of an earlier migration, or of one that runs now. It is a warning where it is going to be removed."
+        "an earlier migration of ours left it, or one is running now: wait, or if none is, remove it with `clean`";
+    LeftoverView "leftover-view" Plain [Warning]
+        "A QEMU has an export for reading of a check that was killed or goes on."
+        "the next comparison of backing files removes it, if nobody reads from it; so does `clean`";
+    MachineType "machine-type" Forcible [Blocker]
+        "The two QEMUs emulate different machine types."
+        "start it with the source's -machine";
+    MediumMissing "medium-missing" Plain [Blocker Warning]
+        "The destination lacks an image that the source only reads. In a preparation it is a warning: it must be there when the destination is started."
+        "it is not copied: give the destination the same medium, or leave it out with `skip`";
+    MediumSize "medium-size" Plain [Blocker]
+        "An image that is only read has another size on the destination."
+        "it is not copied: give the destination the same medium, or leave it out with `skip`";
+    MigrationBlocked "migration-blocked" Unreadable [Blocker]
+        "QEMU itself says that this guest cannot be migrated."
+        "remove the device or the option that QEMU names";
+    MigrationUnderWay "migration-under-way" Unreadable [Blocker]
+        "The source is migrating already."
+        "wait for it, or end it with migrate_cancel";
+    NoSpace "no-space" Plain [Blocker]
+        "A file system of the destination may not have room for what is copied to it."
+        "make room, or count only what is to be copied now with `overcommit`";
+    NotCompared "not-compared" Plain [Note]
+        "A property of the two machines is not known on both sides and was not compared."
+        "";
+    NotMeasured "not-measured" Plain [Note]
+        "Something that a prediction needs could not be measured."
+        "";
+    NotOnCommandLine "not-on-command-line" Plain [Warning]
+        "An image is not on the source's command line, as one that was plugged in later."
+        "give the destination a device of the same id, on the new image";
+    OverlayIsBacking "overlay-is-backing" Unreadable [Blocker]
+        "The destination would write to a file that other images are over."
+        "give it an overlay of its own: qferry prepare makes one";
+    OverlayIsLive "overlay-is-live" Unreadable [Blocker]
+        "The destination would write to a file that another disk of the source is on."
+        "give each disk of the destination the image of its own; shared ones must be in the same places";
+    OverlayNotEmpty "overlay-not-empty" Plain [Blocker]
+        "An overlay of the destination has data of its own, which would hide the source's."
+        "its data would stay wherever the source's has nothing: make a fresh overlay";
+    OverlayTaken "overlay-taken" Unreadable [Blocker]
+        "Two disks would be copied onto one image."
+        "give each disk of the destination an image of its own: qferry prepare makes one";
+    OverlayUnproved "overlay-unproved" Plain [Blocker]
+        "An image of the destination could not be read, so it is not known to be empty."
+        "its QEMU must be able to export it, and be reached from here: see `nbd_address`; `verify_backing: off` goes on with nothing proved";
+    OverlayVersion "overlay-version" Plain [Warning]
+        "An overlay is of qcow2's version 2, which stores every zero over a backing file in full."
+        "make it with compat=1.1";
+    PathUnknown "path-unknown" Plain [Blocker]
+        "The path of an image is relative, and the directory that it begins in is not known."
+        "start the source with absolute paths, or run qferry on its host";
+    PlaceTaken "place-taken" Plain [Blocker]
+        "Two files of the source would have one path on the destination."
+        "give the place of each: `map: SOURCE=DESTINATION`";
+    PlaceUnknown "place-unknown" Plain [Blocker]
+        "No place on the destination is given for an image."
+        "give a folder, `to: DIR`, or the image's own place, `map: SOURCE=DESTINATION`";
+    Plaintext "plaintext" Plain [Blocker Warning]
+        "The guest's data would cross the network unencrypted. It is a warning where that is allowed."
+        "allow it with `allow_plaintext` if the network is trusted, or tunnel it";
+    PortTaken "port-taken" Unreadable [Blocker]
+        "Something listens already at an address that was given."
+        "give another port";
+    PortUnreachable "port-unreachable" Plain [Warning]
+        "An address that was given cannot be reached from here."
+        "see that no firewall is in the way: the other QEMU must reach it";
+    ProtocolUnsupported "protocol-unsupported" Plain [Blocker]
+        "An image is reached over a protocol, and a preparation makes files."
+        "an image that both sides reach is not prepared: leave it out with `skip`, or share it with `storage: none`";
+    QemuLacks "qemu-lacks" Unreadable [Blocker]
+        "A QEMU lacks a command that a migration needs."
+        "QEMU 6.2 or later built with block jobs and NBD is needed";
+    QemuOlder "qemu-older" Forcible [Blocker]
+        "The destination's QEMU is of an older release than the source's."
+        "an older QEMU may not understand the state that it is sent: start a newer one";
+    QemuOlderMicro "qemu-older-micro" Plain [Note]
+        "The destination's QEMU is an older stable release of the same series, which are made to migrate both ways."
+        "";
+    RamBlocks "ram-blocks" Forcible [Blocker]
+        "The blocks that the guest's RAM is made of differ."
+        "start it with the source's -m, memory backends, devices and firmware";
+    RamSize "ram-size" Plain [Blocker]
+        "The two QEMUs have different sizes of RAM."
+        "start it with the source's -m";
+    SameHost "same-host" Plain [Note]
+        "On the source's host, arguments of the destination's command line would collide with the source's."
+        "change them, or start the destination on another host";
+    SameProcess "same-process" Unreadable [Blocker]
+        "Source and destination are one QEMU."
+        "give the QMP socket of the destination's own QEMU";
+    SecretHidden "secret-hidden" Plain [Note]
+        "A secret on the source's command line is not shown."
+        "put the secret back before you start the destination, or better pass the secret as file=";
+    SourceState "source-state" Unreadable [Blocker]
+        "The guest is neither running nor paused."
+        "only a guest that runs or is paused can be moved";
+}
+
+word!(FindingCode);
+
+impl From<&str> for FindingCode {
+    fn from(word: &str) -> Self {
+        Self::known(word).unwrap_or_else(|| Self::Other(word.to_owned()))
+    }
+}
+
+impl FindingCode {
+    /// The code of this word, of those that this version fires.
+    pub fn known(word: &str) -> Option<Self> {
+        Self::ALL.iter().find(|code| code.as_str() == word).cloned()
+    }
+
+    /// How grave a finding of this code is where nothing else is said.
+    pub fn severity(&self) -> Severity {
+        self.severities().first().copied().unwrap_or(Severity::Blocker)
+    }
+
+    /// The words of the codes that may be forced.
+    pub fn forcible() -> impl Iterator<Item = &'static str> {
+        Self::ALL.iter().filter(|code| code.is_forcible()).map(Self::as_str)
+    }
+
+    /// Whether the guest's owner may force it.
+    pub fn is_forcible(&self) -> bool {
+        self.leave() == Leave::Forcible
+    }
+
+    /// Whether images may be opened for reading where this was found.
+    pub fn is_readable(&self) -> bool {
+        self.leave() != Leave::Unreadable
+    }
+}
