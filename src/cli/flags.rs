@@ -114,7 +114,7 @@ mod tests {
             })
             .collect();
         for setting in Setting::ALL.iter().filter(|setting| **setting != Setting::RuntimeDir) {
-            let flag = super::flag(*setting, None);
+            let flag = flag(*setting, None);
             assert!(known.contains(&flag), "{flag} is no flag of {known:?}");
         }
     }

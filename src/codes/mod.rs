@@ -3,6 +3,8 @@
 //!
 //! Pure. A leaf, and data alone: what fires a code is decided where it is found. `docs/findings.md` is made from it.
 
+#[cfg(test)]
+mod document;
 mod failure;
 mod finding;
 mod setting;

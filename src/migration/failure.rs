@@ -316,6 +316,7 @@ mod tests {
             }
             FailureCode::ImageExists => Failure::Partial(UnpublishedFileError::Exists { path: text() }),
             FailureCode::InUse => Failure::Partial(UnpublishedFileError::Locked { path: text(), who: words() }),
+            FailureCode::Internal => Failure::Internal(words()),
             FailureCode::Journal => Failure::Journal(JournalError::Exists { path: "/x".into() }),
             FailureCode::JournalLocked => Failure::Journal(JournalError::Locked { path: "/x".into() }),
             FailureCode::LayerChanged => Failure::LayerChanged { layer: text() },

@@ -16,6 +16,8 @@ mod effect;
 pub(crate) mod ending;
 mod engine;
 mod failure;
+#[cfg(test)]
+pub(crate) mod finding_cases;
 mod guest;
 mod intents;
 pub(crate) mod interrupt;

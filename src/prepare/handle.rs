@@ -336,7 +336,7 @@ fn own_address(settings: &PrepareSettings, local: bool) -> Option<Address> {
 }
 
 /// The destination QEMU's command line, and the findings about it.
-fn command_line(
+pub(super) fn command_line(
     source: Option<Vec<String>>,
     requirements: &Requirements,
     layout: &SourceLayout,

@@ -10,6 +10,8 @@
 
 mod command_line;
 mod execution;
+#[cfg(test)]
+mod finding_cases;
 mod handle;
 mod observation;
 mod requirements;
