@@ -150,3 +150,9 @@ pub mod internals {
     }
     rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity storage }
 }
+
+/// The code blocks of these documents are doc tests, so that each of them compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+#[doc = include_str!("../docs/embedding.md")]
+pub struct DocumentExamples;
