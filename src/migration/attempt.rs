@@ -3,7 +3,7 @@
 use super::{Failure, guest::GuestIntent, intents::IntentLog};
 use crate::{
     convergence::History,
-    handover::ownership::BeforeContinue,
+    handover::{ownership::BeforeContinue, verdict::ContKnowledge},
     memory::tuning::Throttling,
     progress::{Clock, Estimate, Ledger, RamOutcome, Reporter},
 };
@@ -63,5 +63,19 @@ impl Attempt {
     pub(crate) async fn journal_guest_on_the_way_back(&mut self, report: &Reporter) {
         let change = self.guest.take_change();
         self.log.guest_on_the_way_back(change, report).await;
+    }
+}
+
+/// A failure of the handover, and what may have been done by then.
+pub(crate) struct HandoverFailure {
+    pub(crate) failure: Failure,
+    /// What is known of `cont`, where `migrate-continue` may have had an effect. `None` where it had none: the way back is
+    /// as before.
+    pub(crate) given: Option<ContKnowledge>,
+}
+
+impl HandoverFailure {
+    pub(crate) fn new(failure: impl Into<Failure>, given: Option<ContKnowledge>) -> Self {
+        Self { failure: failure.into(), given }
     }
 }

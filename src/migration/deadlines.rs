@@ -2,7 +2,8 @@
 //!
 //! The whole is [`Settings::switchover_limit`](super::Settings::switchover_limit), counted from the guest's STOP.
 
-use super::{context::Context, guest::GuestIntent, pair::QemuPair};
+use super::{context::Context, guest::GuestIntent};
+use crate::qemu::Process;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -21,13 +22,13 @@ pub(crate) const FENCED: f64 = 0.3;
 
 /// What is left of a part of the switchover's time, counted from the guest's STOP. A guest that its owner paused has no
 /// time that runs out, and may have stood for hours.
-pub(crate) fn left(context: &Context, pair: &QemuPair, guest: &GuestIntent, part: f64) -> Duration {
-    let stop = pair.source.observed().stands_since().filter(|_| guest.wants_running());
+pub(crate) fn left(context: &Context, source: &Process, guest: &GuestIntent, part: f64) -> Duration {
+    let stop = source.observed().stands_since().filter(|_| guest.wants_running());
     let stood = stop.map_or(Duration::ZERO, |stop| stop.elapsed());
     context.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
 }
 
 /// When that part is over.
-pub(crate) fn by(context: &Context, pair: &QemuPair, guest: &GuestIntent, part: f64) -> Instant {
-    Instant::now() + left(context, pair, guest, part)
+pub(crate) fn by(context: &Context, source: &Process, guest: &GuestIntent, part: f64) -> Instant {
+    Instant::now() + left(context, source, guest, part)
 }

@@ -3,6 +3,7 @@
 use super::{Failure, attempt::Attempt, context::Context, record::MigrationEnd, work_order::Route};
 use crate::{
     convergence::DiskEstimate,
+    memory::postcopy::PostcopyError,
     progress::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
     storage::model::layout::DiskPair,
 };
@@ -18,23 +19,34 @@ pub(crate) struct End {
 pub(crate) const NOT_PROVED: &str =
     "neither side is proved to have the guest: ask both with query-status before you send cont to one";
 
-/// An end where something is not proved, and nothing more is done.
-pub(crate) struct Unproved {
-    pub(crate) runs_on: RunsOn,
-    pub(crate) reason: Reason,
+/// Where the guest is, once a run comes to its end.
+pub(crate) enum Whereabouts {
+    /// The destination has the guest.
+    OnDestination,
+    /// The source has the guest, and keeps it for this reason.
+    OnSource(Failure),
+    /// Nothing is proved.
+    Unknown {
+        failure: Failure,
+        /// What a person is to find out.
+        advice: &'static str,
+    },
 }
 
-impl From<Unproved> for End {
-    fn from(Unproved { runs_on, reason }: Unproved) -> Self {
-        Self { ending: Ending::Undetermined, runs_on, reason: Some(reason) }
-    }
+/// The end of a guest that runs on the destination, or did, while its pages are not all there.
+pub(crate) fn still_in_postcopy(failure: &Failure) -> End {
+    let runs_on = match failure {
+        Failure::Postcopy(PostcopyError::DestinationGone(_)) => RunsOn::Unknown,
+        _ => RunsOn::Destination,
+    };
+    End { ending: Ending::Undetermined, runs_on, reason: Some(failure.reason()) }
 }
 
 /// The end where nothing is proved, with what a person is to find out.
 pub(crate) fn undetermined(failure: &Failure, advice: &str) -> End {
     let mut reason = failure.reason();
     reason.message = format!("{}; {advice}", reason.message);
-    Unproved { runs_on: RunsOn::Unknown, reason }.into()
+    End { ending: Ending::Undetermined, runs_on: RunsOn::Unknown, reason: Some(reason) }
 }
 
 /// Ends the journal, and gives the outcome.

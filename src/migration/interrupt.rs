@@ -49,29 +49,41 @@ impl Bounds {
     }
 }
 
-/// Does the work unless something ends it first.
-pub(crate) async fn unless_interrupted<T>(
-    context: &Context,
-    pair: &QemuPair,
-    bounds: Bounds,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    let failure = tokio::select! {
-        biased;
-        () = cancelled(&context.cancel) => return Err(Failure::Cancelled),
-        death = death(pair) => return Err(death),
-        waited = over(bounds.timeout) => return Err(Failure::Timeout(waited)),
-        waited = over(bounds.switchover) => return Err(Failure::SwitchoverTimeout(waited)),
-        waited = hang(pair, bounds.hang) => return Err(Failure::Hangs { at: pair.source.name().clone(), waited }),
-        done = work => match done {
-            Ok(done) => return Ok(done),
-            // no command failed, and a guest that may stand still waits for its way back
-            Err(failure @ Failure::GaveUp { .. }) => return Err(failure),
-            Err(failure) => failure,
-        },
-    };
-    // a death that makes a command fail is the better reason than the command's failure
-    Err(timeout(DEATH, death(pair)).await.unwrap_or(failure))
+/// Ends work that is done with the two QEMUs.
+pub(crate) struct Interruption<'a> {
+    context: &'a Context,
+    pair: &'a QemuPair,
+}
+
+impl<'a> Interruption<'a> {
+    pub(crate) fn new(context: &'a Context, pair: &'a QemuPair) -> Self {
+        Self { context, pair }
+    }
+
+    /// Does the work unless something ends it first.
+    pub(crate) async fn unless<T>(
+        &self,
+        bounds: Bounds,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let pair = self.pair;
+        let failure = tokio::select! {
+            biased;
+            () = cancelled(&self.context.cancel) => return Err(Failure::Cancelled),
+            death = death(pair) => return Err(death),
+            waited = over(bounds.timeout) => return Err(Failure::Timeout(waited)),
+            waited = over(bounds.switchover) => return Err(Failure::SwitchoverTimeout(waited)),
+            waited = hang(pair, bounds.hang) => return Err(Failure::Hangs { at: pair.source.name().clone(), waited }),
+            done = work => match done {
+                Ok(done) => return Ok(done),
+                // no command failed, and a guest that may stand still waits for its way back
+                Err(failure @ Failure::GaveUp { .. }) => return Err(failure),
+                Err(failure) => failure,
+            },
+        };
+        // a death that makes a command fail is the better reason than the command's failure
+        Err(timeout(DEATH, death(pair)).await.unwrap_or(failure))
+    }
 }
 
 /// Does the work unless the user cancels first. A canceller that is gone cancels, too.

@@ -10,8 +10,8 @@ use super::{
     attempt::Attempt,
     connection::open,
     context::{Context, Monitors},
-    ending::{End, after_panic, conclude, lost, outcome, panicked, untouched},
-    engine::follow_verdict,
+    ending::{End, Whereabouts, after_panic, conclude, lost, outcome, panicked, untouched},
+    engine::bring_to_end,
     guest::GuestIntent,
     intents::{IntentLog, Records},
     pair::QemuPair,
@@ -19,10 +19,7 @@ use super::{
     running::{AfterPanic, Cancelled, EngineJob, Running, Work},
     settings::command_file,
     validate::{Invalid, Problems},
-    way_back::{
-        judge::Judge,
-        rollback::{go_back, look_back},
-    },
+    way_back::{judge::judge_recorded_handover, rollback::take_last_look},
     work_order::Route,
 };
 use crate::{
@@ -248,7 +245,7 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
 /// Goes on with a run that another engine, or this one before its panic, began.
 async fn go_on(
     context: &Context,
-    mut pair: QemuPair,
+    pair: QemuPair,
     begun: &MigrationBegin,
     claim: GuestClaim,
     log: IntentLog,
@@ -256,7 +253,7 @@ async fn go_on(
 ) -> Outcome {
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
     let mut attempt = Attempt::new(log, guest, Clock::Engine);
-    let end = take_up(context, &mut pair, &route, begun, claim, failure, &mut attempt).await;
+    let end = take_up(context, &pair, &route, begun, claim, failure, &mut attempt).await;
     conclude(context, &route, end, attempt).await
 }
 
@@ -285,7 +282,7 @@ async fn reach_both(
 /// Goes on where the journal ends.
 async fn take_up(
     context: &Context,
-    pair: &mut QemuPair,
+    pair: &QemuPair,
     route: &Route,
     begun: &MigrationBegin,
     claim: GuestClaim,
@@ -294,17 +291,19 @@ async fn take_up(
 ) -> End {
     attempt.given = claim != GuestClaim::Source;
     let recorded = match claim {
-        GuestClaim::Source => {
-            attempt.before_continue = Some(BeforeContinue::begin());
-            look_back(context, pair, &failure, attempt).await;
-            return go_back(context, pair, route, &failure, attempt).await;
-        }
-        GuestClaim::Resuming => RecordedHandover::Resuming(DestinationCannotRun::of_journal()),
-        GuestClaim::Given => RecordedHandover::Given { may_postcopy: begun.postcopy },
+        GuestClaim::Source => None,
+        GuestClaim::Resuming => Some(RecordedHandover::Resuming(DestinationCannotRun::of_journal())),
+        GuestClaim::Given => Some(RecordedHandover::Given { may_postcopy: begun.postcopy }),
     };
-    let judge = Judge::take_up(context, pair, route, attempt.guest.clone(), recorded);
-    let verdict = judge.judge(&attempt.log).await;
-    follow_verdict(context, pair, route, failure, verdict, attempt).await
+    let whereabouts = match recorded {
+        Some(recorded) => judge_recorded_handover(context, pair, route, failure, recorded, attempt).await,
+        None => {
+            attempt.before_continue = Some(BeforeContinue::begin());
+            take_last_look(context, &pair.source, &failure, attempt).await;
+            Whereabouts::OnSource(failure)
+        }
+    };
+    bring_to_end(context, pair, route, whereabouts, attempt).await
 }
 
 /// The settings of the engine that died, as far as they matter from here on.

@@ -8,11 +8,7 @@ use crate::{
         context::Context,
         ending::{End, NOT_PROVED, undetermined},
         pair::QemuPair,
-        way_back::{
-            fence::QUIT,
-            reconnect::reach_side,
-            rollback::{hidden_leftover, remove_socket},
-        },
+        way_back::{fence::QUIT, leftovers::hidden_leftover, reconnect::reach_side, rollback::remove_socket},
         work_order::Route,
     },
     progress::{Ending, RunsOn, Side, describe},

@@ -93,6 +93,17 @@ impl<'a> Controller<'a> {
         }
     }
 
+    /// Asks, for the last time before RAM is sent, how the guest stands: copying disks can take hours, and the guest's owner
+    /// may have paused or resumed it meanwhile.
+    pub(crate) async fn look_before_memory(&self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
+        attempt.guest.begin_memory(&qemus.source.observed());
+        // what follows tells whether the source answers
+        if let Ok(answer) = qemus.source.ask(&qmp::query_status {}).await {
+            attempt.guest.look(&answer.status);
+        }
+        attempt.journal_guest().await
+    }
+
     /// Sends RAM until the guest stands still and every mirror is ready.
     pub(crate) async fn send_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<Moment, Failure> {
         let (source, pairs) = (&qemus.source, &self.order.route.pairs);

@@ -9,8 +9,7 @@ use crate::{
         verdict::ContKnowledge,
     },
     migration::{
-        Failure,
-        attempt::Attempt,
+        attempt::{Attempt, HandoverFailure},
         context::Context,
         deadlines::{self, ARRIVED, STARTED},
         pair::QemuPair,
@@ -18,20 +17,6 @@ use crate::{
     progress::Mark,
 };
 use qapi::qmp;
-
-/// A failure of the handover, and what may have been done by then.
-pub(crate) struct HandoverFailure {
-    pub(crate) failure: Failure,
-    /// What is known of `cont`, where `migrate-continue` may have had an effect. `None` where it had none: the way back is
-    /// as before.
-    pub(crate) given: Option<ContKnowledge>,
-}
-
-impl HandoverFailure {
-    fn new(failure: impl Into<Failure>, given: Option<ContKnowledge>) -> Self {
-        Self { failure: failure.into(), given }
-    }
-}
 
 /// Hands the guest over.
 pub(crate) async fn hand_over(
@@ -50,7 +35,7 @@ pub(crate) async fn hand_over(
         Some(asked) => asked.await.ok().as_ref().and_then(count_sent_pages),
         None => None,
     };
-    let deadline = deadlines::by(context, pair, &attempt.guest, ARRIVED);
+    let deadline = deadlines::by(context, source, &attempt.guest, ARRIVED);
     let arrival = tokio::select! {
         biased;
         (error, before) = without_effect => {
@@ -65,7 +50,7 @@ pub(crate) async fn hand_over(
     // postcopy that was asked for need not have come about: QEMU completes at once where little is left
     attempt.ram.postcopy = arrival.postcopy;
     if attempt.guest.wants_running() {
-        let deadline = deadlines::by(context, pair, &attempt.guest, STARTED);
+        let deadline = deadlines::by(context, source, &attempt.guest, STARTED);
         let started = exchange::start_guest(destination, arrival.proof, deadline).await;
         let resumed = started.map_err(|error| {
             let cont = ContKnowledge::Never.take_answer(error.is_refusal());

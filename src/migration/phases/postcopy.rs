@@ -45,18 +45,6 @@ pub(crate) async fn fetch(
     }
 }
 
-/// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source that
-/// says nothing may still have pages, or have taken them with it: then the destination alone can say that it has all.
-pub(crate) async fn may_lack_pages(pair: &QemuPair) -> bool {
-    for side in [&pair.source, &pair.destination] {
-        let answer = side.ask(&qmp::query_migrate {}).await;
-        if let Some(status) = answer.ok().and_then(|answer| answer.status) {
-            return status.is_postcopy();
-        }
-    }
-    true
-}
-
 async fn fetch_all(context: &Context, pair: &QemuPair, route: &Route, attempt: &mut Attempt) -> Result<(), Failure> {
     let QemuPair { source, destination } = pair;
     let report = &context.report;

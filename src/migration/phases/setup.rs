@@ -58,14 +58,3 @@ pub(crate) async fn prepare(
     }
     Ok(())
 }
-
-/// Asks, for the last time before RAM is sent, how the guest stands: copying disks can take hours, and the guest's owner may
-/// have paused or resumed it meanwhile.
-pub(crate) async fn look_before_memory(pair: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
-    attempt.guest.begin_memory(&pair.source.observed());
-    // what follows tells whether the source answers
-    if let Ok(answer) = pair.source.ask(&qmp::query_status {}).await {
-        attempt.guest.look(&answer.status);
-    }
-    attempt.journal_guest().await
-}

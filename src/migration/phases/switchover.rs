@@ -44,7 +44,7 @@ pub(crate) async fn disengage(
         given.await?;
         return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &[])?);
     }
-    let settled = mirror_job::settle(source, &route.pairs, deadlines::left(context, pair, &attempt.guest, SETTLED));
+    let settled = mirror_job::settle(source, &route.pairs, deadlines::left(context, source, &attempt.guest, SETTLED));
     let rest = source.ask(&qmp::query_migrate {});
     attempt.ledger.mark(Mark::PreSwitchover, stopped);
     attempt.ledger.mark(Mark::SettleSent, Moment::now());

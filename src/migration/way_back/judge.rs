@@ -5,7 +5,7 @@
 
 use super::{
     fence::{fence, yank},
-    reconnect::is_cut,
+    reconnect::{is_cut, reach_again},
 };
 use crate::{
     handover::{
@@ -16,10 +16,18 @@ use crate::{
     },
     memory::precopy,
     migration::{
-        context::Context, deadlines, guest::GuestIntent, intents::IntentLog, pair::QemuPair, record::Record,
+        Failure,
+        attempt::{Attempt, HandoverFailure},
+        context::Context,
+        deadlines,
+        ending::{NOT_PROVED, Whereabouts},
+        guest::GuestIntent,
+        intents::IntentLog,
+        pair::QemuPair,
+        record::Record,
         work_order::Route,
     },
-    progress::describe,
+    progress::{Mark, describe},
     qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
 };
 use qapi::qmp;
@@ -43,8 +51,36 @@ const LEAST: Duration = Duration::from_secs(4);
 type ProvedSighting = PairSighting<SourceCannotRun, DestinationCannotRun>;
 type ProvedOutcome = StepOutcome<SourceCannotRun, DestinationCannotRun>;
 
+/// Finds out what a failed handover means: nothing, where `migrate-continue` had no effect; else a judgement tells which
+/// side has the guest.
+pub(crate) async fn judge_failed_handover(
+    context: &Context,
+    pair: &mut QemuPair,
+    route: &Route,
+    HandoverFailure { failure, given }: HandoverFailure,
+    attempt: &mut Attempt,
+) -> Whereabouts {
+    let missed_events = reach_again(context, pair).await;
+    context.report.warn("handover-failed", describe(&failure));
+    let Some(cont) = given else { return Whereabouts::OnSource(failure) };
+    let judge = Judge::begin(context, pair, route, attempt.guest.clone(), cont, !missed_events);
+    judge.find_guest(failure, attempt).await
+}
+
+/// The same for the handover of an engine that died, from its journal.
+pub(crate) async fn judge_recorded_handover(
+    context: &Context,
+    pair: &QemuPair,
+    route: &Route,
+    failure: Failure,
+    recorded: RecordedHandover<DestinationCannotRun>,
+    attempt: &mut Attempt,
+) -> Whereabouts {
+    Judge::take_up(context, pair, route, attempt.guest.clone(), recorded).find_guest(failure, attempt).await
+}
+
 /// Carries a [`Judgement`] out on the two QEMUs.
-pub(crate) struct Judge<'a> {
+struct Judge<'a> {
     context: &'a Context,
     pair: &'a QemuPair,
     route: &'a Route,
@@ -55,7 +91,7 @@ pub(crate) struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// For a handover of this engine's own, with what is known of its `cont`. `followed` says that the source's events
     /// were followed since the guest was stopped.
-    pub(crate) fn begin(
+    fn begin(
         context: &'a Context,
         pair: &'a QemuPair,
         route: &'a Route,
@@ -71,7 +107,7 @@ impl<'a> Judge<'a> {
     }
 
     /// For the handover of an engine that died, from its journal.
-    pub(crate) fn take_up(
+    fn take_up(
         context: &'a Context,
         pair: &'a QemuPair,
         route: &'a Route,
@@ -82,9 +118,30 @@ impl<'a> Judge<'a> {
         Self { context, pair, route, guest, judgement }
     }
 
+    /// Judges, and notes what the verdict says of the run.
+    async fn find_guest(self, failure: Failure, attempt: &mut Attempt) -> Whereabouts {
+        let pair = self.pair;
+        match self.judge(&attempt.log).await {
+            HandoverVerdict::OnDestination => {
+                if let Some(resumed) = pair.destination.observed().resumed {
+                    attempt.ledger.mark(Mark::Resume, resumed);
+                }
+                attempt.ram.postcopy |= pair.has_been_in_postcopy() || may_lack_pages(pair).await;
+                Whereabouts::OnDestination
+            }
+            HandoverVerdict::OnSource => Whereabouts::OnSource(failure),
+            HandoverVerdict::Undetermined(advice) => {
+                attempt.ram.postcopy = pair.has_been_in_postcopy();
+                Whereabouts::Unknown { failure, advice }
+            }
+            // the judgement itself acts on all others
+            _ => Whereabouts::Unknown { failure, advice: NOT_PROVED },
+        }
+    }
+
     /// Finds out which side has the guest, and brings about what is proved to be safe, for as long as the switchover
     /// may take.
-    pub(crate) async fn judge(self, log: &IntentLog) -> HandoverVerdict {
+    async fn judge(self, log: &IntentLog) -> HandoverVerdict {
         let (source, source_cut) = (&self.pair.source, AtomicBool::new(false));
         tokio::select! {
             never = notice_cut(source, &source_cut) => match never {},
@@ -94,7 +151,7 @@ impl<'a> Judge<'a> {
 
     /// What is left of the time that the switchover may take.
     fn time_left(&self) -> Duration {
-        deadlines::left(self.context, self.pair, &self.guest, 1.0).max(LEAST)
+        deadlines::left(self.context, &self.pair.source, &self.guest, 1.0).max(LEAST)
     }
 
     async fn take_steps(mut self, source_cut: &AtomicBool, log: &IntentLog) -> HandoverVerdict {
@@ -219,6 +276,18 @@ async fn notice_cut(source: &Process, source_cut: &AtomicBool) -> Infallible {
     source.gone().await;
     source_cut.store(is_cut(source).await, Ordering::Relaxed);
     pending().await
+}
+
+/// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source that
+/// says nothing may still have pages, or have taken them with it: then the destination alone can say that it has all.
+async fn may_lack_pages(pair: &QemuPair) -> bool {
+    for side in [&pair.source, &pair.destination] {
+        let answer = side.ask(&qmp::query_migrate {}).await;
+        if let Some(status) = answer.ok().and_then(|answer| answer.status) {
+            return status.is_postcopy();
+        }
+    }
+    true
 }
 
 /// Gives a source whose migration fails the time to say so, and to resume the guest by itself.

@@ -2,5 +2,6 @@
 
 pub(super) mod fence;
 pub(super) mod judge;
+pub(super) mod leftovers;
 pub(super) mod reconnect;
 pub(super) mod rollback;

@@ -3,7 +3,7 @@
 //!
 //! Another process at the address must never be taken for the one that was there.
 
-use super::rollback::own_leftovers;
+use super::leftovers::own_leftovers;
 use crate::{
     endpoint::{Dialed, Endpoint, PeerPid},
     handover::exchange,

@@ -4,7 +4,11 @@
 //! idempotent, for an effect that was noted may not have come about. Nothing is touched that the engine did not make, and
 //! what cannot be undone is named.
 
-use super::fence::{QUIT, free, kill};
+use super::{
+    fence::{QUIT, free, kill},
+    leftovers::{hidden_leftover, left_behind, migration_under_way},
+    reconnect::reach_again,
+};
 use crate::{
     handover::{
         exchange,
@@ -13,8 +17,15 @@ use crate::{
     },
     memory::{apply, precopy},
     migration::{
-        Effect, Failure, attempt::Attempt, context::Context, ending::End, guest::GuestIntent, intents::IntentLog,
-        pair::QemuPair, record::Record, work_order::Route,
+        Effect, Failure,
+        attempt::Attempt,
+        context::Context,
+        ending::{End, Whereabouts},
+        guest::GuestIntent,
+        intents::IntentLog,
+        pair::QemuPair,
+        record::Record,
+        work_order::Route,
     },
     progress::{Ending, Mark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{
@@ -22,11 +33,7 @@ use crate::{
         reply::{MigrationStatus, RunState},
     },
     storage::{
-        mirror::{
-            export,
-            leftover::{self, Leftover},
-            mirror_job,
-        },
+        mirror::{export, mirror_job},
         model::layout::DiskPair,
     },
 };
@@ -55,13 +62,27 @@ struct RolledBack {
     leftovers: Vec<String>,
 }
 
-/// Asks once more how the guest stands, before the way back: what its owner has done with the guest since must not be undone
-/// by it.
-pub(crate) async fn look_back(context: &Context, pair: &QemuPair, failure: &Failure, attempt: &mut Attempt) {
+/// Prepares the way back from before the handover: reaches a side again whose monitor closed, and asks once more how the
+/// guest stands. What the guest's owner has done with it since must not be undone by the way back.
+pub(crate) async fn look_back(
+    context: &Context,
+    pair: &mut QemuPair,
+    failure: Failure,
+    attempt: &mut Attempt,
+) -> Whereabouts {
+    reach_again(context, pair).await;
+    if !attempt.given {
+        take_last_look(context, &pair.source, &failure, attempt).await;
+    }
+    Whereabouts::OnSource(failure)
+}
+
+/// Asks how the guest stands, unless it stands by the engine's own command or its source does not answer.
+pub(crate) async fn take_last_look(context: &Context, source: &Process, failure: &Failure, attempt: &mut Attempt) {
     let stands_by_command = attempt.log.effects().contains(&Effect::Stopped);
-    if !stands_by_command && !failure.is_silence() && !pair.source.is_silent() {
+    if !stands_by_command && !failure.is_silence() && !source.is_silent() {
         // whether the source answers is for the way back to find
-        if let Ok(Ok(answer)) = timeout(LOOK, pair.source.ask(&qmp::query_status {})).await {
+        if let Ok(Ok(answer)) = timeout(LOOK, source.ask(&qmp::query_status {})).await {
             attempt.guest.look(&answer.status);
         }
     }
@@ -259,19 +280,6 @@ async fn is_as_before(source: &Process, guest: &GuestIntent) -> bool {
     source.ask(&qmp::query_status {}).await.is_ok_and(|answer| guest.is_as_before(&answer.status))
 }
 
-/// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.
-pub(crate) fn hidden_leftover(pair: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
-    let traits = effect.traits();
-    traits.hidden_leftover.map(|what| format!("{}: {what} ({})", pair.side(traits.side).name(), describe(why)))
-}
-
-/// A migration that could not be cancelled: QEMU would stop the guest yet.
-async fn migration_under_way(source: &Process) -> Option<String> {
-    // a source that does not answer is named by `left_behind`
-    let status = source.ask(&qmp::query_migrate {}).await.ok()?.status.filter(|status| !status.is_over())?;
-    Some(format!("{}: the migration is under way ({status})", source.name()))
-}
-
 async fn remove_mirror(source: &Process, pair: &DiskPair) -> Result<(), ProcessError> {
     mirror_job::abort(source, &pair.names.job).await?;
     allow_refusal(source.act(&mirror_job::remove_bitmap(pair)).await)
@@ -319,24 +327,5 @@ fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
     match result {
         Err(error) if error.is_refusal() => Ok(()),
         other => other,
-    }
-}
-
-/// Asks one side what is there that an engine made.
-pub(crate) async fn own_leftovers(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
-    let (jobs, nodes, exports) = try_join!(
-        process.ask(&qmp::query_jobs {}),
-        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
-        process.ask(&qmp::query_block_exports {}),
-    )?;
-    Ok(leftover::list(&jobs.0, &nodes.0, &exports.0))
-}
-
-/// The same in words.
-async fn left_behind(process: &Process) -> Vec<String> {
-    let name = process.name();
-    match own_leftovers(process).await {
-        Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
-        Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
     }
 }

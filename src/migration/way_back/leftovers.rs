@@ -1,0 +1,42 @@
+//! What an engine made in a QEMU and could not remove.
+
+use crate::{
+    migration::{Effect, pair::QemuPair},
+    progress::describe,
+    qemu::{Process, ProcessError},
+    storage::mirror::leftover::{self, Leftover},
+};
+use qapi::qmp;
+use tokio::try_join;
+
+/// Asks one side what is there that an engine made.
+pub(super) async fn own_leftovers(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
+    let (jobs, nodes, exports) = try_join!(
+        process.ask(&qmp::query_jobs {}),
+        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
+        process.ask(&qmp::query_block_exports {}),
+    )?;
+    Ok(leftover::list(&jobs.0, &nodes.0, &exports.0))
+}
+
+/// The same in words.
+pub(super) async fn left_behind(process: &Process) -> Vec<String> {
+    let name = process.name();
+    match own_leftovers(process).await {
+        Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
+        Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
+    }
+}
+
+/// A migration that could not be cancelled: QEMU would stop the guest yet.
+pub(super) async fn migration_under_way(source: &Process) -> Option<String> {
+    // a source that does not answer is named by `left_behind`
+    let status = source.ask(&qmp::query_migrate {}).await.ok()?.status.filter(|status| !status.is_over())?;
+    Some(format!("{}: the migration is under way ({status})", source.name()))
+}
+
+/// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.
+pub(crate) fn hidden_leftover(pair: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
+    let traits = effect.traits();
+    traits.hidden_leftover.map(|what| format!("{}: {what} ({})", pair.side(traits.side).name(), describe(why)))
+}
