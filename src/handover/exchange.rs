@@ -181,7 +181,8 @@ pub(crate) async fn resume_source(source: &Process, why: &DestinationCannotRun) 
     if status == RunState::Running {
         return Ok(());
     }
-    Err(ProcessError::Late { at: source.name().clone(), what: "running guest after cont", waited: Duration::ZERO })
+    let at = source.name().clone();
+    Err(ProcessError::State { at, expected: "running after cont", found: status.to_string() })
 }
 
 /// Waits until the source stands still for good, and tells since when, and whether in postcopy.

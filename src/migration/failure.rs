@@ -169,9 +169,7 @@ impl Failure {
             Self::Populate(_) => FailureCode::CopyFailed,
             Self::Export { .. } => FailureCode::ExportUnreachable,
             Self::Mirror(_) | Self::Precopy(_) | Self::Exchange(_) | Self::Process(_) => match self.process() {
-                Some(
-                    ProcessError::Late { .. } | ProcessError::Execute { source: ExecuteError::NoReply { .. }, .. },
-                ) => FailureCode::NoAnswer,
+                Some(error) if error.is_silence() => FailureCode::NoAnswer,
                 Some(ProcessError::Gone(_) | ProcessError::Execute { source: ExecuteError::Closed { .. }, .. }) => {
                     FailureCode::Gone
                 }
@@ -183,7 +181,12 @@ impl Failure {
 
     /// Whether something was waited for that did not come.
     pub(crate) fn is_silence(&self) -> bool {
-        matches!(self, Self::Hangs { .. } | Self::SwitchoverTimeout(_)) || matches!(self.code(), FailureCode::NoAnswer)
+        match self {
+            Self::Hangs { .. } | Self::SwitchoverTimeout(_) => true,
+            // Postcopy gives its RAM channel long enough itself, and nothing brings a yanked one back.
+            Self::Postcopy(_) => false,
+            _ => self.process().is_some_and(ProcessError::is_silence),
+        }
     }
 
     /// The reason for the outcome: the whole chain of causes, and what to do.

@@ -62,6 +62,16 @@ pub enum ProcessError {
         /// For how long.
         waited: Duration,
     },
+    /// QEMU answered, and is not in the state that was expected of it.
+    #[error("{at}: {found}, expected {expected}")]
+    State {
+        /// Which side and where.
+        at: Name,
+        /// The state that was expected.
+        expected: &'static str,
+        /// The state that QEMU reported.
+        found: String,
+    },
     /// What a command wanted is in use by someone else: it was refused.
     #[error("{at}: {what}")]
     InUse {
@@ -86,6 +96,16 @@ impl ProcessError {
         match self {
             Self::Execute { source: ExecuteError::Refused { desc, .. }, .. } => Some(desc),
             _ => None,
+        }
+    }
+
+    /// Whether QEMU may hang: an answer or an event did not come in time. A QEMU that answered, with whatever state or
+    /// refusal, is not silent.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Late { .. } => true,
+            Self::Execute { source, .. } => matches!(source, ExecuteError::NoReply { .. }),
+            _ => false,
         }
     }
 
@@ -125,5 +145,45 @@ pub struct Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.side, self.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qmp::ErrorClass;
+
+    fn source() -> Name {
+        Name { side: Side::Source, address: "unix:/s".to_owned() }
+    }
+
+    fn refused() -> ExecuteError {
+        ExecuteError::Refused { command: "cont".into(), class: ErrorClass::GenericError, desc: "no".to_owned() }
+    }
+
+    fn unanswered() -> ExecuteError {
+        ExecuteError::NoReply { command: "cont".into(), sent: true, waited: Duration::from_secs(1) }
+    }
+
+    #[test]
+    fn a_qemu_that_answered_is_not_silent() {
+        let state = ProcessError::State { at: source(), expected: "running after cont", found: "paused".to_owned() };
+        assert_eq!(state.to_string(), "source (unix:/s): paused, expected running after cont");
+        let gone = ProcessError::Gone(Gone { at: source(), how: "its process ended".to_owned() });
+        let busy = ProcessError::InUse { at: source(), what: "the NBD server is in use".to_owned() };
+        let refused = ProcessError::Execute { at: source(), command: "cont", source: refused() };
+        for error in [state, gone, busy, refused] {
+            assert!(!error.is_silence(), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_or_an_event_that_is_overdue_is_silence() {
+        let late = ProcessError::Late { at: source(), what: "RESUME", waited: Duration::from_secs(5) };
+        assert_eq!(late.to_string(), "source (unix:/s): no RESUME within 5s");
+        let unanswered = ProcessError::Execute { at: source(), command: "cont", source: unanswered() };
+        for error in [late, unanswered] {
+            assert!(error.is_silence() && !error.is_without_effect(), "{error}");
+        }
     }
 }

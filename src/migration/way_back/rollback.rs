@@ -267,7 +267,7 @@ async fn resume(
     if run == RunState::InMigrate {
         // a QEMU that waits for a guest is not the one that had it
         let at = source.name().clone();
-        return Err(ProcessError::Late { at, what: "guest that it had", waited: Duration::ZERO });
+        return Err(ProcessError::State { at, expected: "the guest that it had", found: run.to_string() });
     }
     let paused = run == RunState::Paused;
     if !paused && source.until("RESUME", RESUME, resumed).await.is_ok() {
