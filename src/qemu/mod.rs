@@ -10,9 +10,11 @@ mod features;
 mod observed;
 mod process;
 mod schema;
+mod sent;
 
 pub use error::{Gone, Name, ProcessError};
 pub use features::Features;
 pub use observed::{JobSeen, Observed};
 pub use process::Process;
 pub use schema::Schema;
+pub use sent::SentCommand;

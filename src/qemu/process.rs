@@ -3,16 +3,22 @@
 //! Owns the connection and the task that folds its events. It must never retry, and never take silence for an answer:
 //! a missed deadline is an error of its own.
 
-use super::{Features, Gone, Name, Observed, ProcessError, Schema, reply::Query};
+use super::{
+    error::{Gone, Name, ProcessError},
+    features::Features,
+    observed::Observed,
+    reply::Query,
+    schema::Schema,
+    sent::SentCommand,
+};
 use crate::{
     endpoint::{Identity, PeerPid},
-    qmp::{self, EncodeError, ExecuteError, QmpClient, QmpRequest, StreamItem},
+    qmp::{self, PendingReply, QmpClient, QmpRequest, StreamItem},
 };
 use qapi::{
     Command,
     qmp::{query_qmp_schema, query_yank},
 };
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
     future::{Future, pending},
@@ -134,32 +140,27 @@ impl Process {
     ///
     /// # Errors
     /// Refused, no answer in time, gone, or an answer of the wrong shape.
-    pub fn ask<Q: Query>(&self, question: &Q) -> impl Future<Output = Result<Q::Answer, ProcessError>> + use<Q> {
-        let answer = self.start(QmpRequest::new(question), Q::NAME, ASK);
-        let at = self.name.clone();
-        async move { read(at, Q::NAME, answer.await?) }
+    pub fn ask<Q: Query>(&self, question: &Q) -> SentCommand<Q::Answer> {
+        let reply = self.client.execute(question, self.deadline(ASK));
+        self.sent(Q::NAME, reply, serde_json::from_value)
     }
 
-    /// Has something done. The command is on its way, in order, as soon as this returns; the future is its answer.
+    /// Has something done. The reply says nothing but that QEMU carried the command out.
     ///
     /// # Errors
-    /// Refused, no answer in time (it may still have been done), or gone.
-    pub fn act<C: Command>(&self, command: &C) -> impl Future<Output = Result<(), ProcessError>> + use<C> {
-        let answer = self.start(QmpRequest::new(command), C::NAME, ACT);
-        async move { answer.await.map(drop) }
+    /// Refused, no answer in time (the command may still have been carried out), or gone.
+    pub fn act<C: Command>(&self, command: &C) -> SentCommand<()> {
+        let reply = self.client.execute(command, self.deadline(ACT));
+        self.sent(C::NAME, reply, |_| Ok(()))
     }
 
-    /// The same for a request whose arguments the qapi crate does not know.
+    /// [`Process::act`] for a request whose arguments the qapi crate does not know.
     ///
     /// # Errors
     /// As [`Process::act`].
-    pub fn act_with(
-        &self,
-        name: &'static str,
-        request: QmpRequest,
-    ) -> impl Future<Output = Result<(), ProcessError>> + use<> {
-        let answer = self.start(Ok(request), name, ACT);
-        async move { answer.await.map(drop) }
+    pub fn act_with(&self, name: &'static str, request: QmpRequest) -> SentCommand<()> {
+        let reply = self.client.start(request, self.deadline(ACT));
+        self.sent(name, reply, |_| Ok(()))
     }
 
     /// Has something done that QEMU does out of band, where that was negotiated: then also in a process whose main loop
@@ -326,33 +327,19 @@ impl Process {
         Gone { at: self.name.clone(), how }
     }
 
-    /// Enqueues at once, so that the order of calls is the order on the wire.
-    fn start(
-        &self,
-        request: Result<QmpRequest, EncodeError>,
-        command: &'static str,
-        deadline: Duration,
-    ) -> impl Future<Output = Result<Value, ProcessError>> + use<> {
-        let deadline = if self.is_silent() { deadline.min(AGAIN) } else { deadline };
-        let pending = request.map(|request| self.client.start(request, deadline));
-        let (at, silent) = (self.name.clone(), self.silent.clone());
-        async move {
-            let answer = match pending {
-                Ok(pending) => pending.await,
-                Err(source) => return Err(ProcessError::Encode { at, command, source }),
-            };
-            match &answer {
-                Err(ExecuteError::NoReply { .. }) => silent.store(true, Ordering::Relaxed),
-                Ok(_) | Err(ExecuteError::Refused { .. }) => silent.store(false, Ordering::Relaxed),
-                Err(_) => {}
-            }
-            answer.map_err(|source| ProcessError::Execute { at, command, source })
-        }
+    /// How long the next command may take: a process that missed its last deadline is not given a long one again.
+    fn deadline(&self, usual: Duration) -> Duration {
+        if self.is_silent() { usual.min(AGAIN) } else { usual }
     }
-}
 
-fn read<T: DeserializeOwned>(at: Name, command: &'static str, answer: Value) -> Result<T, ProcessError> {
-    serde_json::from_value(answer).map_err(|source| ProcessError::Answer { at, command, source })
+    fn sent<T>(
+        &self,
+        command: &'static str,
+        reply: PendingReply,
+        read: fn(Value) -> serde_json::Result<T>,
+    ) -> SentCommand<T> {
+        SentCommand::new(self.name.clone(), command, reply, read, self.silent.clone())
+    }
 }
 
 /// Starts the task that folds the client's events; it ends with the connection.
