@@ -3,7 +3,7 @@
 use qferry::internals::{
     endpoint::{self, Address},
     progress::Side,
-    qemu::{Name, Process},
+    qemu::{Process, QemuName},
     qmp,
 };
 use qferry_bed::{Build, Qmp};
@@ -93,7 +93,7 @@ impl Bare {
     pub(crate) async fn process(&self, side: Side) -> Process {
         let address = Address::unix(&self.qmp).unwrap();
         let dialed = endpoint::dial(&address, UP).await.unwrap();
-        let name = Name { side, address: address.to_string() };
+        let name = QemuName { side, address: address.to_string() };
         Process::connect(name, dialed.stream, dialed.peer, qmp::QmpOptions::labelled("test")).await.unwrap()
     }
 }

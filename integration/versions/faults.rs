@@ -9,7 +9,10 @@ use qapi::qmp;
 use qferry::internals::{
     qemu::{
         Observed,
-        reply::{BlockExport, BlockNode, Job, JobStatus, List, Migration, MigrationStatus, RunState, Status},
+        reply::{
+            BlockExport, BlockNode, JobInfo, JobStatus, MigrationInfo, MigrationStatus, RunState, StatusInfo,
+            TolerantList,
+        },
     },
     qmp::{
         CloseCause, ErrorClass, QmpClient, QmpEvent, QmpOptions, StreamItem,
@@ -76,9 +79,12 @@ fn unknown_values_mean_keep_waiting() {
         assert!(seen.entered(&status).is_some() && !status.is_over(), "{status}");
     }
     assert_eq!(seen.jobs[MIRROR].status, Some(JobStatus::Other("dreaming".to_owned())));
-    assert_eq!(answer::<Status>(file, 901).unwrap().status, RunState::Other("dreaming".to_owned()));
-    assert_eq!(answer::<Migration>(file, 902).unwrap().status, Some(other("dreaming")));
-    assert_eq!(answer::<List<Job>>(file, 903).unwrap().0[0].status, JobStatus::Other("dreaming".to_owned()));
+    assert_eq!(answer::<StatusInfo>(file, 901).unwrap().status, RunState::Other("dreaming".to_owned()));
+    assert_eq!(answer::<MigrationInfo>(file, 902).unwrap().status, Some(other("dreaming")));
+    assert_eq!(
+        answer::<TolerantList<JobInfo>>(file, 903).unwrap().0[0].status,
+        JobStatus::Other("dreaming".to_owned())
+    );
 }
 
 #[test]
@@ -96,7 +102,7 @@ fn members_that_may_be_missing_may_be_missing() {
             readers[command_of(&line)](&reply.result.unwrap()).unwrap_or_else(|error| panic!("{error}: {line}"));
         }
     }
-    let ram = answer::<Migration>(file, 902).unwrap().ram.unwrap();
+    let ram = answer::<MigrationInfo>(file, 902).unwrap().ram.unwrap();
     assert_eq!((ram.mbps, ram.dirty_pages_rate, ram.page_size), (0.0, 0, 4096));
 }
 
@@ -105,7 +111,7 @@ fn a_mirror_that_completes_with_an_error_has_failed() {
     let job = &folded("mirror-error.jsonl").jobs[MIRROR];
     assert!(job.concluded.is_some());
     assert_eq!((job.error.as_deref(), job.aborted), (Some("Input/output error"), false));
-    let job = answer::<List<Job>>("mirror-error.jsonl", 901).unwrap().0.remove(0);
+    let job = answer::<TolerantList<JobInfo>>("mirror-error.jsonl", 901).unwrap().0.remove(0);
     assert_eq!(job.error.as_deref(), Some("Input/output error"));
 }
 
@@ -120,14 +126,14 @@ fn without_qemus_clock_our_own_is_used() {
 fn huge_numbers_are_read_or_refused_but_never_wrapped() {
     let file = "huge-numbers.jsonl";
     assert_eq!(folded(file).stopped.unwrap().wall.as_secs(), u64::MAX);
-    let ram = answer::<Migration>(file, 901).unwrap().ram.unwrap();
+    let ram = answer::<MigrationInfo>(file, 901).unwrap().ram.unwrap();
     assert_eq!((ram.remaining, ram.dirty_pages_rate), (u64::MAX, u64::MAX));
     assert!(
         qferry::internals::memory::sample::event(&answer(file, 901).unwrap()).is_some(),
         "what is made of it does not overflow"
     );
-    assert!(answer::<Migration>(file, 902).is_err(), "larger than anything QEMU can mean");
-    let jobs = answer::<List<qferry::internals::qemu::reply::BlockJob>>(file, 903).unwrap().0;
+    assert!(answer::<MigrationInfo>(file, 902).is_err(), "larger than anything QEMU can mean");
+    let jobs = answer::<TolerantList<qferry::internals::qemu::reply::BlockJobInfo>>(file, 903).unwrap().0;
     assert_eq!(jobs.iter().map(|job| job.device.as_str()).collect::<Vec<_>>(), ["k"]);
 }
 
@@ -148,10 +154,10 @@ fn an_error_is_an_error_whatever_its_class() {
 #[test]
 fn one_strange_element_leaves_the_others() {
     let file = "strange-element.jsonl";
-    let jobs = answer::<List<Job>>(file, 901).unwrap().0;
+    let jobs = answer::<TolerantList<JobInfo>>(file, 901).unwrap().0;
     assert_eq!(jobs.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
-    assert_eq!(answer::<List<BlockExport>>(file, 902).unwrap().0.len(), 1);
-    let nodes = answer::<List<BlockNode>>(file, 903).unwrap().0;
+    assert_eq!(answer::<TolerantList<BlockExport>>(file, 902).unwrap().0.len(), 1);
+    let nodes = answer::<TolerantList<BlockNode>>(file, 903).unwrap().0;
     assert_eq!((nodes.len(), nodes[0].dirty_bitmaps.len()), (1, 1));
 }
 

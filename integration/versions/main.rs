@@ -11,5 +11,6 @@ mod courses;
 #[path = "../fake/mod.rs"]
 mod fake;
 mod faults;
+mod misfits;
 mod recording;
 mod replies;

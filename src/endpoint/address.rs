@@ -1,6 +1,6 @@
-//! What a QMP address looks like. Pure.
+//! Addresses of QMP monitors. Pure.
 //!
-//! Owns the text form of an address. It must never look at the file system or resolve a name.
+//! Owns the text form of an address. This module must never look at the file system or resolve a name.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Longest path of a unix socket in bytes, without the final NUL the kernel wants.
+/// Longest path of a unix socket in bytes, without the final NUL that the kernel wants.
 const UNIX_PATH_LIMIT: usize = 107;
 
 /// Where a QMP monitor listens. `Display` writes a form that parses back.
@@ -31,10 +31,10 @@ pub enum Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
-    /// None of the forms.
+    /// The text has none of the forms.
     #[error("`{0}` is no address: write /path/to/qmp.sock, unix:/path/to/qmp.sock or tcp:HOST:PORT")]
     Unrecognised(String),
-    /// A path that does not start at the root.
+    /// A path that does not start at the root directory.
     #[error("`{0}` is not an absolute path: a journal is read again from other directories, so write it in full")]
     Relative(String),
     /// A path longer than the kernel takes.
@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn everything_else_is_refused_with_its_reason() {
         use AddressError as E;
-        type Judge = fn(&E) -> bool;
-        let kinds: [(&str, Judge); 20] = [
+        type IsExpected = fn(&E) -> bool;
+        let kinds: [(&str, IsExpected); 20] = [
             ("", |e| matches!(e, E::Unrecognised(_))),
             ("qmp.sock", |e| matches!(e, E::Unrecognised(_))),
             ("./qmp.sock", |e| matches!(e, E::Relative(_))),
@@ -186,9 +186,9 @@ mod tests {
             ("tcp:ho st:4444", |e| matches!(e, E::Tcp(_))),
             ("tcp:host:4444,server=on", |e| matches!(e, E::Tcp(_))),
         ];
-        for (text, is_right) in kinds {
+        for (text, is_expected) in kinds {
             let error = text.parse::<Address>().unwrap_err();
-            assert!(is_right(&error), "{text}: {error:?}");
+            assert!(is_expected(&error), "{text}: {error:?}");
         }
     }
 

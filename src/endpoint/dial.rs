@@ -1,6 +1,6 @@
-//! Connecting to an address.
+//! Connections to addresses.
 //!
-//! Owns the connect, its deadline and errors that say what to do. It never sends a byte and never retries.
+//! Owns the connect, its deadline, and errors that name the remedy. This module never sends a byte and never retries.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
-/// A connection just made.
+/// A new connection.
 pub struct Dialed {
     /// The stream.
     pub stream: Box<dyn Socket>,
@@ -34,40 +34,41 @@ impl std::fmt::Debug for Dialed {
 
 /// Why an address could not be reached.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DialError {
-    /// No such socket.
+    /// There is no such socket.
     #[error("there is no socket at {address}: is QEMU running, and was it started with this -qmp?")]
     Missing {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// Nobody listens.
     #[error("nobody listens at {address}: QEMU has exited and left its socket behind, or is not up yet")]
     Refused {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Not allowed.
+    /// The caller may not connect.
     #[error("no permission to connect to {address}: run as QEMU's user, or as one who may write to its socket")]
     Permission {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// No answer in time.
+    /// The connection was not accepted in time.
     #[error("{address} did not accept a connection within {waited:?}: its queue is full or its host does not answer")]
     TimedOut {
-        /// Where.
+        /// The address.
         address: Address,
-        /// How long it was tried.
+        /// The deadline.
         waited: Duration,
     },
     /// The embedder's own connector failed.
@@ -84,15 +85,15 @@ pub enum DialError {
     ConnectorTimedOut {
         /// The endpoint's name.
         name: String,
-        /// How long it was tried.
+        /// The deadline.
         waited: Duration,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("cannot connect to {address}")]
     Io {
-        /// Where.
+        /// The address.
         address: Address,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -125,14 +126,14 @@ async fn connect(address: &Address) -> io::Result<Dialed> {
         }
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            // Commands are small and each is waited for; the handover counts milliseconds.
+            // Commands are small and each reply is waited for: a delayed segment would lengthen the guest's pause.
             stream.set_nodelay(true)?;
             Ok(Dialed { stream: Box::new(stream), peer: None })
         }
     }
 }
 
-/// Not knowing the peer is no error: its end of stream still tells of its death.
+/// The process behind a socket. An unknown peer is no error: the end of its stream still tells of its death.
 fn peer_of(stream: &UnixStream) -> Option<PeerPid> {
     let credentials = getsockopt(stream, sockopt::PeerCredentials).ok()?;
     PeerPid::open(credentials.pid()).ok()
@@ -185,7 +186,7 @@ mod tests {
         assert!(matches!(error_of(&text).await, DialError::Missing { .. }));
         drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(error_of(&text).await, DialError::Refused { .. }));
-        // Permissions do not bind root, so there the stale socket stays what it is.
+        // Permissions do not bind root, for whom the stale socket still refuses.
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o000)).unwrap();
         let error = error_of(&text).await;
         assert!(matches!(error, DialError::Permission { .. } | DialError::Refused { .. }), "{error:?}");

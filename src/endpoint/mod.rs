@@ -1,7 +1,7 @@
 //! How to reach a QMP socket, and who is behind it.
 //!
-//! Owns addresses, connecting, who else may connect, and the watch on the peer's process, which it ends only where someone
-//! else has decided so. It speaks no QMP.
+//! Owns addresses, connections to them, the permissions of sockets, and the watch on the peer's process. This room
+//! speaks no QMP, and it ends a process only where its caller has decided so.
 
 mod address;
 mod connector;
@@ -13,6 +13,6 @@ mod process_handle;
 pub use address::{Address, AddressError};
 pub use connector::{Connect, Connecting, Endpoint};
 pub use dial::{DialError, Dialed, Socket, dial};
-pub use peer::{Found, Identity, PeerPid};
+pub use peer::{PeerPid, ProcessFate, ProcessIdentity};
 pub use private::keep_private;
 pub use process_handle::ProcessHandle;

@@ -1,7 +1,7 @@
 //! The process at the other end of a unix socket.
 //!
-//! Owns a pidfd: it watches the process, and can end it where someone else has decided so. A number alone is never
-//! trusted, since it may name another process by now.
+//! Owns a pidfd, by which the process is watched and can be killed. A pid alone is never trusted, since the kernel may
+//! have given it to another process meanwhile.
 
 use std::fs;
 use std::io;
@@ -16,35 +16,36 @@ use tokio::io::unix::AsyncFd;
 
 use super::process_handle::ProcessHandle;
 
-/// What tells one process from every other, also for one who comes later: its number, when it began, and where that number
-/// and that time mean anything.
+/// The marks that tell one process from every other, also across a restart of the engine: its pid and start time, and
+/// the boot and pid namespace in which these two mean anything.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Its number.
+pub struct ProcessIdentity {
+    /// The pid.
     pub pid: i32,
-    /// When it began, in the kernel's clock ticks since the host did.
+    /// The start time of the process, in the kernel's clock ticks since the host booted.
     pub began: u64,
-    /// The kernel's own name for this run of the host.
+    /// The kernel's boot id.
     pub boot: String,
-    /// The namespace that the number belongs to.
+    /// The pid namespace of the pid.
     pub namespace: u64,
 }
 
-/// What became of a process that was known before.
+/// The fate of a process that was known before.
 #[derive(Debug)]
-pub enum Found {
-    /// It lives.
+pub enum ProcessFate {
+    /// The process lives.
     Alive(PeerPid),
-    /// It is proved to have ended.
+    /// The process is proved to have ended.
     Ended,
-    /// It cannot be told: this is another host or another namespace, or the host was started anew.
+    /// Nothing is proved: this is another host or another pid namespace, or the host was rebooted.
     Unknown,
 }
 
-impl Identity {
+impl ProcessIdentity {
     fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // the name is in brackets and may hold anything; the time is the 20th word after it
+        // proc(5): the second field is the name in brackets, which may hold anything, even brackets; the start time is
+        // field 22, and so the 20th word after the last bracket.
         let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
         let began = began.ok_or(io::ErrorKind::InvalidData)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
@@ -52,32 +53,33 @@ impl Identity {
     }
 
     /// Looks for the process, within a tokio runtime.
-    pub fn find(&self) -> Found {
-        let Ok(here) = i32::try_from(std::process::id()).map_err(io::Error::other).and_then(Self::of) else {
-            return Found::Unknown;
+    pub fn find(&self) -> ProcessFate {
+        let Ok(engine) = i32::try_from(std::process::id()).map_err(io::Error::other).and_then(Self::of) else {
+            return ProcessFate::Unknown;
         };
-        if (&here.boot, here.namespace) != (&self.boot, self.namespace) {
-            return Found::Unknown;
+        if (&engine.boot, engine.namespace) != (&self.boot, self.namespace) {
+            return ProcessFate::Unknown;
         }
-        // opened first: what is read afterwards is of this process, or of none that lives
+        // The pidfd is opened before `/proc` is read: an open pidfd whose process lives proves that the pid was not
+        // given to another process in between.
         match PeerPid::open(self.pid) {
             Ok(peer) => match Self::of(self.pid) {
-                Ok(now) if now.began != self.began => Found::Ended,
-                Ok(_) if peer.has_died() => Found::Ended,
-                Ok(_) => Found::Alive(peer),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Ended,
-                Err(_) => Found::Unknown,
+                Ok(now) if now.began != self.began => ProcessFate::Ended,
+                Ok(_) if peer.has_died() => ProcessFate::Ended,
+                Ok(_) => ProcessFate::Alive(peer),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => ProcessFate::Ended,
+                Err(_) => ProcessFate::Unknown,
             },
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Found::Ended,
-            Err(_) => Found::Unknown,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => ProcessFate::Ended,
+            Err(_) => ProcessFate::Unknown,
         }
     }
 }
 
-/// A process being watched.
+/// A process under watch.
 ///
-/// The kernel names whoever called `listen` on the socket. That is QEMU, unless a manager made the socket and passed
-/// it on: then it is the manager. So its death is news, but its life proves nothing about QEMU.
+/// The kernel names the process that called `listen` on the socket. That is QEMU, unless a manager made the socket and
+/// passed it on to QEMU. So the death of the process is news, but its life proves nothing about QEMU.
 #[derive(Debug)]
 pub struct PeerPid {
     pid: Pid,
@@ -88,8 +90,8 @@ impl PeerPid {
     /// Starts to watch a process, within a tokio runtime.
     ///
     /// # Errors
-    /// When `pid` names no process: 0, as for one in another pid namespace, or one that has gone. Also on kernels
-    /// without pidfds.
+    /// `pid` names no process: it has ended, or the pid is 0 because the process is in another pid namespace. Or the
+    /// kernel has no pidfds.
     pub fn open(pid: i32) -> io::Result<Self> {
         Self::watch(&ProcessHandle::from_pid(u32::try_from(pid).map_err(|_| io::ErrorKind::NotFound)?)?)
     }
@@ -97,40 +99,42 @@ impl PeerPid {
     /// Starts to watch the process of a handle, within a tokio runtime.
     ///
     /// # Errors
-    /// When the descriptor cannot be duplicated or watched.
+    /// The descriptor cannot be duplicated or watched.
     #[allow(
         deprecated,
-        reason = "what took its place is unsafe for the sake of types that lie about their fd; an `OwnedFd` does not"
+        reason = "its replacement is unsafe because of types that lie about their fd, and an `OwnedFd` does not"
     )]
     pub fn watch(handle: &ProcessHandle) -> io::Result<Self> {
         let fd = AsyncFd::with_interest(handle.duplicate()?, Interest::READABLE)?;
         Ok(Self { pid: handle.raw_pid(), fd })
     }
 
-    /// Its number, for people.
+    /// The pid, for people.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Whether it runs a QEMU program. Only then is its death QEMU's: a forwarder or a manager that made the socket dies
-    /// without harm to the guest. Told by the files it has mapped; where they may not be read, it is not known to be one.
+    /// Whether the process runs a QEMU program, by the files that it has mapped; `false` where these may not be read.
+    ///
+    /// Only a QEMU takes the guest with it: a forwarder or a manager that made the socket dies without harm to the
+    /// guest.
     pub fn is_qemu(&self) -> bool {
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap_or_default();
         let programs = maps.lines().filter_map(|line| line.rsplit_once('/'));
-        // read while it lived, so it is the process that is watched and not a later one of the same number
+        // The process was alive after the read, so the maps are not those of a later process with the same pid.
         programs.into_iter().any(|(_, name)| name.starts_with("qemu-")) && !self.has_died()
     }
 
-    /// What it can be found again by; none where `/proc` does not tell, or it has died.
-    pub fn identity(&self) -> Option<Identity> {
-        // read while it lived, so it is this process's
-        Identity::of(self.pid.as_raw_nonzero().get()).ok().filter(|_| !self.has_died())
+    /// The marks by which the process can be found again; none where `/proc` does not tell, or the process has died.
+    pub fn identity(&self) -> Option<ProcessIdentity> {
+        // The process was alive after the read, so the marks are not those of a later process with the same pid.
+        ProcessIdentity::of(self.pid.as_raw_nonzero().get()).ok().filter(|_| !self.has_died())
     }
 
-    /// Ends it at once, with SIGKILL: also one that is stopped.
+    /// Kills the process with SIGKILL, which also ends a stopped one. No error where the process has died already.
     ///
     /// # Errors
-    /// No permission. That it has died already is none.
+    /// No permission.
     pub fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.fd, Signal::KILL) {
             Err(error) if error != rustix::io::Errno::SRCH => Err(error.into()),
@@ -138,16 +142,17 @@ impl PeerPid {
         }
     }
 
-    /// Whether it has died. A process counts as dead from its exit on, before its parent has collected it.
+    /// Whether the process has died. A process counts as dead from its exit on, before its parent has collected it.
     pub fn has_died(&self) -> bool {
         let fd = self.fd.as_fd();
         let mut fds = [PollFd::new(&fd, PollFlags::IN)];
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..)) && fds[0].revents().contains(PollFlags::IN)
     }
 
-    /// Waits for its death. Cancel-safe. Should the watch itself fail, it never returns: no death was seen.
+    /// Waits for the death of the process. Cancel-safe. Where the watch itself fails the wait never ends, since no
+    /// death was seen.
     pub async fn died(&self) {
-        // The readiness of a dead process never goes away, so it is not cleared and later calls return at once.
+        // A pidfd stays readable once its process is dead. Its readiness is not cleared, so later calls return at once.
         if let Err(error) = self.fd.readable().await {
             tracing::warn!(pid = self.pid(), %error, "cannot watch the process any more");
             std::future::pending::<()>().await;
@@ -179,25 +184,25 @@ mod tests {
         let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
         let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         let identity = peer.identity().unwrap();
-        assert!(matches!(identity.find(), Found::Alive(found) if found.pid() == peer.pid()));
-        // another process of the same number
-        assert!(matches!(Identity { began: identity.began + 1, ..identity.clone() }.find(), Found::Ended));
-        // another host, or this one after it was started anew
-        assert!(matches!(Identity { boot: "x".to_owned(), ..identity.clone() }.find(), Found::Unknown));
-        assert!(matches!(Identity { namespace: 1, ..identity.clone() }.find(), Found::Unknown));
+        assert!(matches!(identity.find(), ProcessFate::Alive(found) if found.pid() == peer.pid()));
+        // Another process with the same pid.
+        assert!(matches!(ProcessIdentity { began: identity.began + 1, ..identity.clone() }.find(), ProcessFate::Ended));
+        // Another host, or this one after a reboot.
+        assert!(matches!(ProcessIdentity { boot: "x".to_owned(), ..identity.clone() }.find(), ProcessFate::Unknown));
+        assert!(matches!(ProcessIdentity { namespace: 1, ..identity.clone() }.find(), ProcessFate::Unknown));
         peer.kill().unwrap();
         peer.died().await;
-        assert!(matches!(identity.find(), Found::Ended), "before its parent has collected it");
+        assert!(matches!(identity.find(), ProcessFate::Ended), "before its parent has collected it");
         child.wait().await.unwrap();
-        assert!(matches!(identity.find(), Found::Ended));
+        assert!(matches!(identity.find(), ProcessFate::Ended));
         peer.kill().unwrap();
         assert_eq!(peer.identity(), None);
     }
 
     #[tokio::test]
     async fn only_a_qemu_is_one() {
-        let ours = PeerPid::open(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(!ours.is_qemu());
+        let this_test = PeerPid::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert!(!this_test.is_qemu());
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
-//! Keeps a socket that QEMU made for us from everyone but its owner.
+//! Closes a socket that QEMU made for the engine to everyone but the socket's owner.
 //!
-//! QEMU makes it with whatever its umask leaves. It must never touch anything but a socket: whoever may write to the
-//! folder can put something else there.
+//! QEMU makes the socket with the permissions that its umask leaves. This module must never touch anything but a
+//! socket: another user who may write to the directory can put something else there.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,17 +10,17 @@ use rustix::fs::{FileType, Mode, OFlags, chmod, fstat, open};
 
 use super::address::Address;
 
-/// Takes a unix socket's file from everyone but its owner. Other addresses are left as they are.
+/// Closes a unix socket's file to everyone but its owner. Addresses of other kinds are left as they are.
 ///
 /// # Errors
-/// Where there is no socket, or it is not ours to change.
+/// There is no socket, or this user may not change its permissions.
 pub fn keep_private(address: &Address) -> io::Result<()> {
     let Address::Unix(path) = address else { return Ok(()) };
     let found = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Socket {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no socket"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is no socket"));
     }
-    // by its descriptor, so that it is the one that was looked at
+    // The descriptor names the very file whose type was checked; its path could name another by now.
     Ok(chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), Mode::RUSR | Mode::WUSR)?)
 }
 

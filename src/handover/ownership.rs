@@ -90,7 +90,7 @@ impl DisksDisengaged {
     /// What is in the way.
     pub(crate) fn prove<'a>(
         mirrors: impl Iterator<Item = &'a str>,
-        jobs: &[Job],
+        jobs: &[JobInfo],
         exports: &[String],
     ) -> Result<Self, NotDisengaged> {
         for name in mirrors {
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn job(id: &str, status: &str, error: Option<&str>) -> Job {
+    fn job(id: &str, status: &str, error: Option<&str>) -> JobInfo {
         serde_json::from_value(json!({"id": id, "status": status, "error": error})).expect("a job")
     }
 
@@ -341,7 +341,7 @@ mod tests {
             let proof = SourceStands::prove(&answer(status, now), before);
             assert_eq!(proof.is_some(), stands, "{status} {now} {before:?}");
         }
-        assert!(SourceStands::prove(&Migration::default(), Some(0)).is_none());
+        assert!(SourceStands::prove(&MigrationInfo::default(), Some(0)).is_none());
     }
 
     #[test]
@@ -357,7 +357,7 @@ mod tests {
         assert!(waits("completed", "paused"));
         assert!(!waits("completed", "running") && !waits("completed", "io-error") && !waits("active", "paused"));
         assert!(!waits("postcopy-active", "paused") && !waits("failed", "inmigrate") && !waits("none", "paused"));
-        assert!(DestinationLoaded::waits(&Migration::default(), &RunState::Paused).is_none());
+        assert!(DestinationLoaded::waits(&MigrationInfo::default(), &RunState::Paused).is_none());
     }
 
     #[test]

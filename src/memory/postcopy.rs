@@ -11,7 +11,7 @@ use crate::{
     progress::{RamOutcome, Reporter},
     qemu::{
         Gone, Observed, Process, ProcessError,
-        reply::{Migration, MigrationStatus},
+        reply::{MigrationInfo, MigrationStatus},
     },
     quantity::Rate,
 };
@@ -195,7 +195,7 @@ async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) 
         if let Some(event) = sample::event(&migration) {
             report.emit(event);
         }
-        let Migration { status, ram, error_desc, .. } = migration;
+        let MigrationInfo { status, ram, error_desc, .. } = migration;
         let words = error_desc.unwrap_or_else(|| "no reason given".to_owned());
         match status {
             Some(MigrationStatus::Completed) => return Ok(()),

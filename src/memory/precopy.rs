@@ -5,7 +5,7 @@ use crate::{
     progress::Moment,
     qemu::{
         Observed, Process, ProcessError,
-        reply::{Migration, MigrationStatus},
+        reply::{MigrationInfo, MigrationStatus},
     },
 };
 use qapi::qmp;
@@ -62,7 +62,7 @@ pub async fn until_pre_switchover(source: &Process) -> Result<Moment, PrecopyErr
 ///
 /// # Errors
 /// QEMU ended the migration.
-pub fn arrived(migration: &Migration) -> Result<Option<Moment>, PrecopyError> {
+pub fn arrived(migration: &MigrationInfo) -> Result<Option<Moment>, PrecopyError> {
     match &migration.status {
         Some(MigrationStatus::PreSwitchover) => Ok(Some(Moment::now())),
         Some(status) if status.is_over() => {
@@ -79,7 +79,7 @@ pub fn arrived(migration: &Migration) -> Result<Option<Moment>, PrecopyError> {
 /// # Errors
 /// QEMU does not answer, or does not end it.
 pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
-    let status = |migration: Migration| migration.status.unwrap_or(MigrationStatus::None);
+    let status = |migration: MigrationInfo| migration.status.unwrap_or(MigrationStatus::None);
     let now = status(source.ask(&qmp::query_migrate {}).await?);
     if now.is_over() || now.is_postcopy() || now == MigrationStatus::PostcopyDevice {
         return Ok(now);
@@ -110,7 +110,7 @@ fn arrival(seen: &Observed) -> Option<Arrival> {
 /// QEMU's own words for how a migration ended.
 async fn why(source: &Process, status: MigrationStatus) -> String {
     match source.ask(&qmp::query_migrate {}).await {
-        Ok(Migration { error_desc: Some(error), .. }) => error,
+        Ok(MigrationInfo { error_desc: Some(error), .. }) => error,
         _ => format!("status {status}, no reason given"),
     }
 }

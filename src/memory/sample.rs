@@ -4,11 +4,11 @@
 
 use crate::{
     progress::{Kind, RamOutcome},
-    qemu::reply::{Migration, MigrationStatus},
+    qemu::reply::{MigrationInfo, MigrationStatus},
 };
 
 /// The event for one answer, as far as one answer tells; none before RAM is being sent.
-pub fn event(migration: &Migration) -> Option<Kind> {
+pub fn event(migration: &MigrationInfo) -> Option<Kind> {
     let ram = migration.ram.as_ref()?;
     Some(Kind::Memory {
         status: migration.status.as_ref().map_or("none", MigrationStatus::as_str).to_owned(),
@@ -26,7 +26,7 @@ pub fn event(migration: &Migration) -> Option<Kind> {
 }
 
 /// Takes a sample into the totals.
-pub fn fold(totals: &mut RamOutcome, migration: &Migration) {
+pub fn fold(totals: &mut RamOutcome, migration: &MigrationInfo) {
     if let Some(ram) = &migration.ram {
         totals.bytes = totals.bytes.max(ram.transferred);
         totals.iterations = totals.iterations.max(ram.dirty_sync_count);
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn migration(ram: &serde_json::Value) -> Migration {
+    fn migration(ram: &serde_json::Value) -> MigrationInfo {
         serde_json::from_value(json!({"status": "active", "ram": ram, "expected-downtime": 300})).expect("a migration")
     }
 

@@ -6,7 +6,7 @@ use crate::{
     journal::JournalError,
     memory::{postcopy::PostcopyError, precopy::PrecopyError},
     progress::{Reason, describe},
-    qemu::{Gone, Name, ProcessError},
+    qemu::{Gone, ProcessError, QemuName},
     qmp::ExecuteError,
     storage::{
         files::{layer_copy::LayerCopyError, qemu_img::QemuImgError, unpublished_file::UnpublishedFileError},
@@ -43,7 +43,7 @@ pub enum Failure {
     #[error("{at}: it has answered nothing for {waited:?}")]
     Hangs {
         /// Which side and where.
-        at: Name,
+        at: QemuName,
         /// For how long.
         waited: Duration,
     },

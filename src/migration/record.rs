@@ -6,7 +6,7 @@
 
 use super::Effect;
 use crate::{
-    endpoint::{Address, Identity},
+    endpoint::{Address, ProcessIdentity},
     journal::Fold,
     progress::{Ending, Reason, RunsOn},
     storage::model::layout::DiskPair,

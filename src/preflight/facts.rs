@@ -3,7 +3,7 @@
 use crate::{
     qemu::{
         Features, Process, ProcessError,
-        reply::{BlockDevice, BlockGraph, BlockNode, Migration, RunState},
+        reply::{BlockDevice, BlockGraph, BlockNode, MigrationInfo, RunState},
     },
     storage::{
         mirror::leftover::{self, Leftover},
@@ -34,7 +34,7 @@ pub struct Facts {
     /// Its run state.
     pub run: RunState,
     /// Its migration, if it ever had one.
-    pub migration: Migration,
+    pub migration: MigrationInfo,
     /// Its devices with what is in them.
     pub devices: Vec<BlockDevice>,
     /// Its nodes.

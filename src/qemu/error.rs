@@ -1,4 +1,4 @@
-//! What goes wrong between the engine and one QEMU, and how that QEMU is called.
+//! Errors between the engine and one QEMU, and the name by which they call that QEMU.
 
 use crate::{
     progress::Side,
@@ -7,91 +7,91 @@ use crate::{
 use std::{fmt, time::Duration};
 use thiserror::Error;
 
-/// What went wrong between the engine and one QEMU.
+/// An error between the engine and one QEMU.
 #[derive(Debug, Error)]
 pub enum ProcessError {
     /// The connection could not be set up.
     #[error("{at}: cannot speak QMP")]
     Connect {
-        /// Which side and where.
-        at: Name,
-        /// What happened.
+        /// The QEMU.
+        at: QemuName,
+        /// The cause.
         #[source]
         source: ConnectError,
     },
     /// A command was refused or got no answer.
     #[error("{at}")]
     Execute {
-        /// Which side and where.
-        at: Name,
+        /// The QEMU.
+        at: QemuName,
         /// The command.
         command: &'static str,
-        /// What happened.
+        /// The cause.
         #[source]
         source: ExecuteError,
     },
-    /// An answer has not the shape that every supported version gives.
+    /// A reply does not have the shape that every supported version gives it.
     #[error("{at}: cannot read the answer to {command}")]
     Answer {
-        /// Which side and where.
-        at: Name,
+        /// The QEMU.
+        at: QemuName,
         /// The command.
         command: &'static str,
-        /// What does not fit.
+        /// The part that does not fit.
         #[source]
         source: serde_json::Error,
     },
     /// A command could not be put into JSON.
     #[error("{at}: cannot encode {command}")]
     Encode {
-        /// Which side and where.
-        at: Name,
+        /// The QEMU.
+        at: QemuName,
         /// The command.
         command: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: EncodeError,
     },
-    /// Something that was waited for did not come.
+    /// An event or an answer did not come in time.
     #[error("{at}: no {what} within {waited:?}")]
     Late {
-        /// Which side and where.
-        at: Name,
-        /// What was waited for.
+        /// The QEMU.
+        at: QemuName,
+        /// The event or answer, as it reads after "no".
         what: &'static str,
-        /// For how long.
+        /// How long it was waited for.
         waited: Duration,
     },
     /// QEMU answered, and is not in the state that was expected of it.
     #[error("{at}: {found}, expected {expected}")]
     State {
-        /// Which side and where.
-        at: Name,
+        /// The QEMU.
+        at: QemuName,
         /// The state that was expected.
         expected: &'static str,
         /// The state that QEMU reported.
         found: String,
     },
-    /// What a command wanted is in use by someone else: it was refused.
+    /// QEMU refused a command because another user holds what the command needs.
     #[error("{at}: {what}")]
     InUse {
-        /// Which side and where.
-        at: Name,
-        /// What is in use, and what to do.
+        /// The QEMU.
+        at: QemuName,
+        /// The thing in use, and the remedy.
         what: String,
     },
-    /// The process or its monitor is gone.
+    /// The process has ended, or its monitor has closed.
     #[error(transparent)]
     Gone(#[from] Gone),
 }
 
 impl ProcessError {
-    /// Whether QEMU itself said no: the command certainly had no effect.
+    /// Whether QEMU refused the command, which certainly had no effect then.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Execute { source: ExecuteError::Refused { .. }, .. } | Self::InUse { .. })
     }
 
-    /// QEMU's words, where it said no.
+    /// QEMU's words for its refusal.
     pub fn refusal(&self) -> Option<&str> {
         match self {
             Self::Execute { source: ExecuteError::Refused { desc, .. }, .. } => Some(desc),
@@ -109,7 +109,7 @@ impl ProcessError {
         }
     }
 
-    /// Whether the command certainly had no effect: it was refused, or never left this process.
+    /// Whether the command certainly had no effect: QEMU refused it, or it never left this process.
     pub fn is_without_effect(&self) -> bool {
         let unsent = matches!(
             self,
@@ -123,26 +123,26 @@ impl ProcessError {
     }
 }
 
-/// A QEMU that went away.
+/// A QEMU whose process has ended or whose monitor has closed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{at}: gone ({how})")]
 pub struct Gone {
-    /// Which side and where.
-    pub at: Name,
-    /// What was seen: the process ended, or only its monitor closed.
+    /// The QEMU.
+    pub at: QemuName,
+    /// The sign of it: the process ended, or only its monitor closed.
     pub how: String,
 }
 
-/// Which side, and by which address.
+/// The name of a QEMU in errors and leftovers: its side and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
-    /// Source or destination.
+pub struct QemuName {
+    /// The side.
     pub side: Side,
-    /// The address as the user gave it.
+    /// The address as it was given.
     pub address: String,
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for QemuName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.side, self.address)
     }
@@ -153,8 +153,8 @@ mod tests {
     use super::*;
     use crate::qmp::ErrorClass;
 
-    fn source() -> Name {
-        Name { side: Side::Source, address: "unix:/s".to_owned() }
+    fn source() -> QemuName {
+        QemuName { side: Side::Source, address: "unix:/s".to_owned() }
     }
 
     fn refused() -> ExecuteError {

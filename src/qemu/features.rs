@@ -1,12 +1,12 @@
-//! What a build can do, read from its schema and never from its version: distributions patch both ways.
+//! The features of a build, read from its schema and never from its version: distributions add and remove features.
 //!
-//! Pure. The golden files under `qmp-fixtures` hold what each supported version is seen to have.
+//! Pure. The golden files under `qmp-fixtures` hold the features of each supported version.
 
-use super::Schema;
+use super::schema::Schema;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// Commands without which nothing works; all are in QEMU 6.0 and later.
+/// Commands that every migration needs; QEMU has all of them since 6.0.
 const NEEDED_COMMANDS: [&str; 12] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
@@ -23,34 +23,35 @@ const NEEDED_COMMANDS: [&str; 12] = [
 ];
 const NEEDED_CAPABILITIES: [&str; 4] = ["events", "late-block-activate", "pause-before-switchover", "return-path"];
 
-/// The features that the engine's course depends on.
+/// The features on which the engine's course depends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Features {
-    /// `migrate-incoming` takes `exit-on-error` (9.1): a failed destination stays to tell why.
+    /// `migrate-incoming` takes `exit-on-error` (9.1): a destination that failed stays alive and can tell why.
     pub incoming_exit_on_error: bool,
-    /// `block-job-change` (8.2): a mirror can be switched to write-blocking, and tells `actively-synced`.
+    /// `block-job-change` (8.2): a mirror can be switched to write-blocking, and reports `actively-synced`.
     pub block_job_change: bool,
-    /// `calc-dirty-rate` takes `calc-time-unit` (8.2): a window may be shorter than a second.
+    /// `calc-dirty-rate` takes `calc-time-unit` (8.2): the measurement may be shorter than a second.
     pub dirty_rate_milliseconds: bool,
-    /// `blockdev-mirror` takes `target-is-zero` (10.1): such a build does not write zeros where there are some.
+    /// `blockdev-mirror` takes `target-is-zero` (10.1): such a build does not write zeros over zeros.
     pub mirror_target_is_zero: bool,
-    /// `migrate-set-parameters` takes `avail-switchover-bandwidth` (8.2): QEMU can be told with what bandwidth to reckon
-    /// when it decides to switch over.
+    /// `migrate-set-parameters` takes `avail-switchover-bandwidth` (8.2): the bandwidth that QEMU assumes when it
+    /// decides whether to switch over can be set.
     pub avail_switchover_bandwidth: bool,
-    /// `MigrationStatus` has `failing` (11): such a build counts what is dirty about ten times a second, not at the end of
-    /// a pass. The two have nothing to do with each other but came together; it is only used to foretell.
+    /// `MigrationStatus` has `failing` (11): such a build counts dirty pages about ten times a second, older ones at
+    /// the end of each pass. The two changes have nothing to do with each other but came with the same version, and the
+    /// estimate alone relies on it.
     pub failing_status: bool,
-    /// How multifd channels can compress, by QEMU's names.
+    /// The methods by which multifd channels can compress, by QEMU's names.
     pub multifd_compressions: BTreeSet<String>,
     /// Every migration capability by name.
     pub migration_capabilities: BTreeSet<String>,
-    /// What of the needed commands, arguments and capabilities is missing; nothing can be done unless it is empty.
+    /// The needed commands, arguments and capabilities that the build lacks; a migration takes an empty list.
     pub missing: Vec<String>,
 }
 
 impl Features {
-    /// Reads them from the schema.
+    /// Reads the features from the schema.
     pub fn read(schema: &Schema<'_>) -> Self {
         let capabilities: BTreeSet<String> = schema
             .element_values("migrate-set-capabilities", "capabilities", "capability")

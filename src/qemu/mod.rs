@@ -1,7 +1,7 @@
-//! One QEMU process: how it is spoken to, what it can do, and what it says.
+//! One QEMU process: how the engine speaks to it, what its build can do, and what it says.
 //!
-//! Owns the typed questions and answers ([`reply`]), what a build can do ([`Features`]), and the state folded from its
-//! events ([`Observed`]). It must never decide what to do with any of it.
+//! Owns the typed questions and replies ([`reply`]), the features of a build ([`Features`]), and the state folded from
+//! its events ([`Observed`]). This room must never decide what to do with any of it.
 
 pub mod reply;
 
@@ -12,7 +12,7 @@ mod process;
 mod schema;
 mod sent;
 
-pub use error::{Gone, Name, ProcessError};
+pub use error::{Gone, ProcessError, QemuName};
 pub use features::Features;
 pub use observed::{JobSeen, Observed};
 pub use process::Process;

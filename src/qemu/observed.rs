@@ -1,8 +1,8 @@
 //! The state of a QEMU as its events tell it.
 //!
-//! A fold: events go in, what was last seen of run state, migration and jobs comes out, with the moment of each. Whoever
-//! waits, waits for a condition on this state, so that nothing is lost between looking and waiting. It must never be
-//! taken for the truth where a query can be had: events are hints.
+//! A fold: events go in, the last seen run state, migration statuses and jobs come out, each with its moment. Waits are
+//! for a condition on this state, so that no event is lost between a look and the wait after it. The state must never
+//! be taken for the truth where a query can be had: events are hints.
 
 use super::reply::{JobStatus, MigrationStatus};
 use crate::{progress::Moment, qmp::QmpEvent};
@@ -12,39 +12,39 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// More names than a QEMU of ours ever reports; a peer that sends more of them costs nothing further.
+/// The most names that are kept: far more than a QEMU reports. A hostile peer that sends more of them costs no memory.
 const MOST: usize = 64;
 
-/// What was seen of one job.
+/// The events of one job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JobSeen {
-    /// Its last status.
+    /// The job's last status.
     pub status: Option<JobStatus>,
-    /// When it concluded.
+    /// The moment when the job concluded.
     pub concluded: Option<Moment>,
-    /// It was aborted before it was ready.
+    /// Whether the job was cancelled before it was ready.
     pub aborted: bool,
-    /// QEMU's words for what went wrong.
+    /// QEMU's words for the job's error.
     pub error: Option<String>,
 }
 
-/// What was seen of one QEMU since the engine connected.
+/// The state of one QEMU, from its events since the engine connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// The last STOP.
     pub stopped: Option<Moment>,
     /// The last RESUME.
     pub resumed: Option<Moment>,
-    /// Every migration status, with the moment it was last entered.
+    /// Every migration status that was entered, with the moment of its last entry.
     pub migration: BTreeMap<MigrationStatus, Moment>,
-    /// The last bitmap sync, by its number: on 10.0 the end of a pass, on 11.1 ten a second.
+    /// The number of the last bitmap sync: on 10.0 the end of a pass, on 11.1 ten a second.
     pub pass: u64,
     /// The jobs by their ids.
     pub jobs: BTreeMap<String, JobSeen>,
 }
 
 impl Observed {
-    /// Takes in one event.
+    /// Folds one event into the state.
     pub fn apply(&mut self, event: &QmpEvent) {
         let moment =
             Moment { local: event.received, wall: event.emitted.unwrap_or_else(|| since_epoch(event.received_wall)) };
@@ -66,7 +66,8 @@ impl Observed {
                 if let (Some(id), Some(status)) = (text("id"), text("status").map(JobStatus::from)) {
                     if let Some(job) = self.job(id) {
                         if status == JobStatus::Created {
-                            *job = JobSeen::default(); // an id used again
+                            // A job id can be used again; the new job must not inherit the old one's end.
+                            *job = JobSeen::default();
                         }
                         if status == JobStatus::Concluded {
                             job.concluded = Some(moment);
@@ -89,17 +90,17 @@ impl Observed {
         }
     }
 
-    /// When the given migration status was last entered.
+    /// The moment when the given migration status was last entered.
     pub fn entered(&self, status: &MigrationStatus) -> Option<Moment> {
         self.migration.get(status).copied()
     }
 
-    /// When the guest stopped, which has not resumed since.
+    /// The moment of the last STOP, unless the guest has resumed since.
     pub fn stands_since(&self) -> Option<Moment> {
         self.stopped.filter(|_| !self.runs_again())
     }
 
-    /// Whether the guest resumed after it last stopped.
+    /// Whether the last RESUME came after the last STOP.
     pub fn runs_again(&self) -> bool {
         self.resumed.zip(self.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local)
     }

@@ -1,10 +1,10 @@
-//! The handle to one QEMU: typed questions, commands with deadlines, and waiting for what its events tell.
+//! The handle to one QEMU: typed questions, commands with deadlines, and waits for what its events tell.
 //!
-//! Owns the connection and the task that folds its events. It must never retry, and never take silence for an answer:
-//! a missed deadline is an error of its own.
+//! Owns the connection and the task that folds its events. The handle must never retry, and never take silence for an
+//! answer: a missed deadline is an error of its own.
 
 use super::{
-    error::{Gone, Name, ProcessError},
+    error::{Gone, ProcessError, QemuName},
     features::Features,
     observed::Observed,
     reply::Query,
@@ -12,7 +12,7 @@ use super::{
     sent::SentCommand,
 };
 use crate::{
-    endpoint::{Identity, PeerPid},
+    endpoint::{PeerPid, ProcessIdentity},
     qmp::{self, PendingReply, QmpClient, QmpRequest, StreamItem},
 };
 use qapi::{
@@ -37,25 +37,26 @@ use tokio::{
 
 /// How long a question may take. QEMU answers in well under a millisecond unless its main loop hangs.
 const ASK: Duration = Duration::from_secs(10);
-/// When an event is overdue, and what it would have told is asked for.
+/// How long an event may be waited for before QEMU is asked for what the event would have told.
 const OVERDUE: Duration = Duration::from_secs(1);
 /// How long a command may take that makes QEMU open, connect or cancel something.
 const ACT: Duration = Duration::from_secs(30);
-/// How long a process is waited for that has not answered before: many things are asked of one on the way back.
+/// How long a question may take to a process that left its last one unanswered. The way back asks such a process many
+/// things, and each wait lengthens the guest's pause.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long the process of a monitor that has closed may take to be seen to have ended.
+/// How long a process may take to end after its monitor has closed.
 const DYING: Duration = Duration::from_secs(1);
 
 /// One QEMU process.
 #[derive(Debug)]
 pub struct Process {
-    name: Name,
+    name: QemuName,
     client: QmpClient,
     features: Features,
     peer: Option<PeerPid>,
-    /// It was proved to have ended before anyone could connect.
+    /// Whether the process was proved to have ended before the engine could connect.
     ended: bool,
-    /// It has left the last question whose deadline has passed without an answer, and has answered none since.
+    /// Whether the last command with a known result missed its deadline.
     silent: Arc<AtomicBool>,
     observed: watch::Receiver<Observed>,
 }
@@ -66,7 +67,7 @@ impl Process {
     /// # Errors
     /// No greeting in time (another client holds the monitor), a refused negotiation, a monitor that closes.
     pub async fn connect<S>(
-        name: Name,
+        name: QemuName,
         stream: S,
         peer: Option<PeerPid>,
         options: qmp::QmpOptions,
@@ -86,19 +87,20 @@ impl Process {
         }
     }
 
-    /// One that cannot be spoken to: what is asked of it fails at once. `ended` says that it is proved to have ended; if it
-    /// is not, `peer` is the process that may yet run.
-    pub async fn absent(name: Name, peer: Option<PeerPid>, ended: bool) -> Self {
+    /// A QEMU whose monitor cannot be reached: every command to it fails at once.
+    ///
+    /// `ended` says that the process is proved to have ended; otherwise `peer` is the process that may still run.
+    pub async fn absent(name: QemuName, peer: Option<PeerPid>, ended: bool) -> Self {
         let client = QmpClient::adopt(tokio::io::empty(), false, qmp::QmpOptions::labelled(name.side.as_str()));
         client.wait_closed().await;
         let features = Features::read(&Schema::new(&Value::Null));
         Self { ended, ..Self::over(client, name, peer, features, Observed::default()) }
     }
 
-    /// The same process over another connection, with what the events of the one before have told.
+    /// The same process over a new connection, with what the events of the old connection have told.
     ///
     /// # Errors
-    /// As [`Process::connect`], but for the schema, which is known.
+    /// As [`Process::connect`]; the schema is not read again.
     pub async fn reconnect<S>(
         &self,
         stream: S,
@@ -115,37 +117,37 @@ impl Process {
         }
     }
 
-    /// A process as it is reached over a connection, whose events are folded onto what was seen before.
-    fn over(client: QmpClient, name: Name, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
+    /// The handle over a connected client, whose events are folded onto `seen`.
+    fn over(client: QmpClient, name: QemuName, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
         let observed = fold(&client, seen);
         Self { name, client, features, peer, ended: false, silent: Arc::default(), observed }
     }
 
-    /// Which side it is, and its address.
-    pub fn name(&self) -> &Name {
+    /// The side and the address of this QEMU.
+    pub fn name(&self) -> &QemuName {
         &self.name
     }
 
-    /// What its build can do.
+    /// The features of its build.
     pub fn features(&self) -> &Features {
         &self.features
     }
 
-    /// The process behind a local socket.
+    /// The process behind the monitor's socket, where that is a local one.
     pub fn peer(&self) -> Option<&PeerPid> {
         self.peer.as_ref()
     }
 
-    /// Asks, and reads the answer.
+    /// Sends a query; the reply is read into the query's type.
     ///
     /// # Errors
     /// Refused, no answer in time, gone, or an answer of the wrong shape.
-    pub fn ask<Q: Query>(&self, question: &Q) -> SentCommand<Q::Answer> {
+    pub fn ask<Q: Query>(&self, question: &Q) -> SentCommand<Q::Returned> {
         let reply = self.client.execute(question, self.deadline(ASK));
         self.sent(Q::NAME, reply, serde_json::from_value)
     }
 
-    /// Has something done. The reply says nothing but that QEMU carried the command out.
+    /// Sends a command that changes something. The reply only says that QEMU carried the command out.
     ///
     /// # Errors
     /// Refused, no answer in time (the command may still have been carried out), or gone.
@@ -163,8 +165,10 @@ impl Process {
         self.sent(name, reply, |_| Ok(()))
     }
 
-    /// Has something done that QEMU does out of band, where that was negotiated: then also in a process whose main loop
-    /// hangs, as it does where it touches a page that postcopy has not brought.
+    /// Has a command carried out, out of band where that was negotiated.
+    ///
+    /// An out-of-band command also reaches a QEMU whose main loop hangs, as it does while it touches a page that
+    /// postcopy has not brought yet.
     ///
     /// # Errors
     /// As [`Process::act`].
@@ -175,7 +179,7 @@ impl Process {
         self.urgently(command, ASK).await.map(drop)
     }
 
-    /// Whether it answers out of band, as it does while its main loop hangs.
+    /// Whether QEMU answers out of band: a QEMU whose main loop hangs does, a frozen process does not.
     pub async fn answers_out_of_band(&self) -> bool {
         self.urgently(&query_yank {}, AGAIN).await.is_ok()
     }
@@ -185,30 +189,30 @@ impl Process {
         answer.map_err(|source| ProcessError::Execute { at: self.name.clone(), command: C::NAME, source })
     }
 
-    /// Waits until it has left something unanswered for so long: its main loop hangs, or it was frozen.
+    /// Waits until QEMU has left a command unanswered for that long: its main loop hangs, or the process was frozen.
     pub async fn unanswered(&self, patience: Duration) {
         self.client.wait_unanswered(patience).await;
     }
 
-    /// Whether nothing was answered since a deadline was missed.
+    /// Whether a deadline was missed and QEMU has answered nothing since.
     pub fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)
     }
 
-    /// What its process can be found again by, where it is a QEMU on this host.
-    pub fn identity(&self) -> Option<Identity> {
+    /// The mark by which its process can be found again, where QEMU runs on this host.
+    pub fn identity(&self) -> Option<ProcessIdentity> {
         self.peer.as_ref()?.identity()
     }
 
-    /// Ends its process at once, where it is one on this host: also one that is frozen. `None` where it is not.
+    /// Kills its process, also a frozen one; `None` where QEMU does not run on this host.
     pub fn kill(&self) -> Option<io::Result<()>> {
         self.peer.as_ref().map(PeerPid::kill)
     }
 
-    /// Waits until its events have told what `look` looks for.
+    /// Waits until `look` finds in the observed events what it looks for.
     ///
     /// # Errors
-    /// Not within `deadline`, or gone.
+    /// [`ProcessError::Late`] with `what` after `deadline`, or gone.
     pub async fn until<T>(
         &self,
         what: &'static str,
@@ -232,8 +236,10 @@ impl Process {
         }
     }
 
-    /// The same for what a question can tell as well: an event that is overdue may have been lost, and then the answer to
-    /// `ask` counts. Events are hints, answers are truth; and nothing is asked as long as events come in time.
+    /// [`Process::until`] for a state that a query can tell as well.
+    ///
+    /// An overdue event may have been lost: then the answer to `ask` counts, for events are hints and answers are the
+    /// truth. QEMU is asked nothing as long as events come in time.
     ///
     /// # Errors
     /// As [`Process::until`].
@@ -261,17 +267,17 @@ impl Process {
         }
     }
 
-    /// What its events have told so far.
+    /// A copy of the state that its events have told so far.
     pub fn observed(&self) -> Observed {
         self.observed.borrow().clone()
     }
 
-    /// A receiver that changes with every event that matters.
+    /// A receiver of the observed state that is notified of every event.
     pub fn watch(&self) -> watch::Receiver<Observed> {
         self.observed.clone()
     }
 
-    /// Waits until the process or its monitor is gone, or its events are not followed any more.
+    /// Waits until the process has ended, its monitor has closed, or its events are not followed any more.
     pub async fn gone(&self) -> Gone {
         let died = async {
             match &self.peer {
@@ -289,12 +295,12 @@ impl Process {
         self.describe().await
     }
 
-    /// Whether it is gone, without waiting.
+    /// Whether the process has ended or its monitor has closed, as far as is seen without waiting.
     pub fn is_gone(&self) -> bool {
         self.ended || self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
     }
 
-    /// Waits until it has ended as far as can be seen: its process where that is known, and else its monitor.
+    /// Waits for the end of the process, or of the monitor where the process is not known.
     pub async fn ended(&self) {
         match &self.peer {
             Some(peer) => peer.died().await,
@@ -302,16 +308,19 @@ impl Process {
         }
     }
 
-    /// Whether it has ended as far as can be seen. A process that dies closes its monitor a moment before it has ended, so one
-    /// whose monitor has closed is given that moment.
+    /// Whether the process, or the monitor where the process is not known, has ended.
+    ///
+    /// A dying process closes its monitor a moment before the kernel reports its death, so a process whose monitor has
+    /// closed is given that moment.
     pub async fn has_ended(&self) -> bool {
         self.is_gone() && timeout(DYING, self.ended()).await.is_ok()
     }
 
-    /// Waits up to `patience` for proof that the process has ended.
+    /// Waits up to `patience` for proof that QEMU has ended.
     ///
-    /// The proof needs both: a closed monitor alone can be QEMU's doing, and the process that the kernel names is the one
-    /// that made the socket, which need not be QEMU where a manager passed it on.
+    /// The proof takes both a closed monitor and a dead process: a living QEMU can close its monitor, and the process
+    /// that the kernel names is the one that made the socket, which is not QEMU where a manager made it and passed it
+    /// on.
     pub async fn proved_dead(&self, patience: Duration) -> bool {
         let Some(peer) = &self.peer else { return self.ended };
         let both = async { tokio::join!(peer.died(), self.client.wait_closed()) };
@@ -348,7 +357,7 @@ fn fold(client: &QmpClient, before: Observed) -> watch::Receiver<Observed> {
     let (sender, receiver) = watch::channel(before);
     tokio::spawn(async move {
         loop {
-            // once nobody looks, the subscription must not keep the connection open
+            // The subscription keeps the connection open, so it must end with the last receiver.
             let item = tokio::select! {
                 () = sender.closed() => return,
                 item = events.next() => item,
@@ -358,7 +367,7 @@ fn fold(client: &QmpClient, before: Observed) -> watch::Receiver<Observed> {
                     tracing::trace!(name = %event.name, data = %event.data, "event");
                     sender.send_modify(|observed| observed.apply(&event));
                 }
-                // whoever waits for one of them asks when it is overdue
+                // `until_known` asks for an overdue event, so a lost one ends no wait.
                 StreamItem::Lagged(lost) => tracing::warn!(lost, "events were lost"),
                 StreamItem::Closed(_) => return,
             }
@@ -376,10 +385,10 @@ mod tests {
     async fn a_process_that_has_closed_its_monitor_is_given_a_moment_to_die() {
         let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
         let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
-        let name = Name { side: Side::Destination, address: "unix:/x".to_owned() };
+        let name = QemuName { side: Side::Destination, address: "unix:/x".to_owned() };
         let process = Process::absent(name, Some(peer), false).await;
         assert!(process.is_gone());
-        assert!(!process.has_ended().await, "it lives");
+        assert!(!process.has_ended().await, "the process lives");
         let dies = async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             child.kill().await.unwrap();

@@ -1,6 +1,6 @@
 //! A command on its way to QEMU, as the value that its sender holds.
 
-use super::error::{Name, ProcessError};
+use super::error::{ProcessError, QemuName};
 use crate::qmp::{ExecuteError, PendingReply};
 use serde_json::Value;
 use std::{
@@ -19,7 +19,7 @@ use std::{
 /// the value withdraws a command that is not on the wire yet.
 #[must_use = "the command is on its way: its reply tells whether QEMU carried it out"]
 pub struct SentCommand<T> {
-    at: Name,
+    at: QemuName,
     command: &'static str,
     reply: PendingReply,
     read: fn(Value) -> serde_json::Result<T>,
@@ -29,7 +29,7 @@ pub struct SentCommand<T> {
 
 impl<T> SentCommand<T> {
     pub(super) fn new(
-        at: Name,
+        at: QemuName,
         command: &'static str,
         reply: PendingReply,
         read: fn(Value) -> serde_json::Result<T>,

@@ -257,7 +257,7 @@ mod tests {
         preflight::facts::{devices::Devices, files::File, machine::Machine},
         qemu::{
             Features, Schema,
-            reply::{Migration, RunState},
+            reply::{MigrationInfo, RunState},
         },
         qmp::QemuVersion,
         storage::model::{
@@ -285,7 +285,7 @@ mod tests {
         Facts {
             name: name.to_owned(),
             run: RunState::Running,
-            migration: Migration::default(),
+            migration: MigrationInfo::default(),
             devices: Vec::new(),
             nodes: Vec::new(),
             graph: NodeGraph::default(),

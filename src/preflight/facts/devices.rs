@@ -79,12 +79,12 @@ pub fn place(bus: Option<&Value>, addr: Option<&Value>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::reply::List;
+    use crate::qemu::reply::TolerantList;
     use serde_json::json;
 
     #[test]
     fn a_device_is_found_where_the_guest_finds_it() {
-        let list = |value| serde_json::from_value::<List<QomProperty>>(value).expect("a list").0;
+        let list = |value| serde_json::from_value::<TolerantList<QomProperty>>(value).expect("a list").0;
         let named = list(json!([
             {"name": "type", "type": "string"},
             {"name": "r1", "type": "child<virtio-rng-pci>"},
@@ -100,7 +100,7 @@ mod tests {
         let mut bridge = function(0, 3, "");
         bridge["pci_bridge"] = json!({"devices": [function(1, 0, "deep")]});
         let buses = json!([{"bus": 0, "devices": [function(0, 31, ""), function(0, 2, "r1"), bridge]}]);
-        let buses = serde_json::from_value::<List<PciBus>>(buses).expect("buses").0;
+        let buses = serde_json::from_value::<TolerantList<PciBus>>(buses).expect("buses").0;
         let devices = Devices::new(&named, &unnamed, &buses);
         let rng = |place: Option<&str>| Device { kind: "virtio-rng-pci".to_owned(), place: place.map(str::to_owned) };
         assert_eq!(devices.named, [("r1".to_owned(), rng(Some("00:02.2"))), ("deep".to_owned(), rng(None))].into());

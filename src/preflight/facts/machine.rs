@@ -11,7 +11,7 @@ use super::{
 use crate::{
     qemu::{
         Process, ProcessError,
-        reply::{FeatureWord, List},
+        reply::{FeatureWord, TolerantList},
     },
     qmp::QemuVersion,
 };
@@ -53,7 +53,7 @@ pub async fn gather(process: &Process) -> Result<Machine, ProcessError> {
         // a machine may have no PCI
         known(process.ask(&qmp::query_pci {})),
     )?;
-    let list = |list: Option<List<_>>| list.map(|list| list.0).unwrap_or_default();
+    let list = |list: Option<TolerantList<_>>| list.map(|list| list.0).unwrap_or_default();
     let buses = buses.map(|buses| buses.0).unwrap_or_default();
     let mut devices = Devices::new(&list(named), &list(unnamed), &buses);
     let (cpu, ()) =

@@ -11,19 +11,19 @@ pub struct BlockStats {
     pub device: String,
     /// The device's id or its path in QOM.
     pub qdev: Option<String>,
-    /// The name of the node in it.
+    /// The name of the node of its medium.
     pub node_name: Option<String>,
-    /// What the guest did since it was started.
+    /// The guest's requests since QEMU was started.
     pub stats: WriteStats,
 }
 
-/// The guest's writes to a device, as far as they went well.
+/// The guest's successful writes to a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct WriteStats {
     /// Bytes written.
     pub wr_bytes: u64,
-    /// Writes.
+    /// Write requests.
     pub wr_operations: u64,
-    /// How long they took, all together.
+    /// Nanoseconds that all these requests took together.
     pub wr_total_time_ns: u64,
 }

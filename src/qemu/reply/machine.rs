@@ -1,30 +1,77 @@
 //! What QEMU answers about the machine it emulates.
 
-use super::List;
+use super::{list::TolerantList, open_enum::open_enum};
 use crate::qmp::QemuVersion;
 use serde::Deserialize;
+
+open_enum! {
+    /// QEMU's run state; the states that the engine tells apart.
+    RunState {
+        /// The guest runs.
+        Running = "running",
+        /// The guest was stopped by a command.
+        Paused = "paused",
+        /// QEMU waits for a migration to come in.
+        InMigrate = "inmigrate",
+        /// The guest was stopped by a migration that is not over.
+        FinishMigrate = "finish-migrate",
+        /// The guest was stopped by a migration that completed.
+        PostMigrate = "postmigrate",
+        /// QEMU was started with `-S` and has never run the guest.
+        Prelaunch = "prelaunch",
+        /// The guest powered off, in a QEMU started with `-no-shutdown`.
+        Shutdown = "shutdown",
+        /// The guest reported a panic.
+        GuestPanicked = "guest-panicked",
+        /// QEMU stopped the guest at a disk error, as `werror=stop` asks for.
+        IoError = "io-error",
+        /// A watchdog device stopped the guest.
+        Watchdog = "watchdog",
+        /// The guest suspended itself (ACPI S3).
+        Suspended = "suspended",
+        /// QEMU stopped the guest at an error inside QEMU or KVM.
+        InternalError = "internal-error",
+    }
+}
+
+/// `query-status`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct StatusInfo {
+    /// The run state.
+    pub status: RunState,
+}
 
 /// `query-version`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VersionInfo {
-    /// The version that QEMU itself claims; what a distribution patched does not show.
+    /// The version that QEMU itself claims; a distribution's patches do not show in it.
     pub qemu: QemuVersion,
+}
+
+/// `query-memory-size-summary`. Sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MemorySize {
+    /// The memory that the guest was started with.
+    pub base_memory: u64,
+    /// The memory that was plugged in later; absent where the machine has no memory hotplug.
+    pub plugged_memory: Option<u64>,
 }
 
 /// An element of `query-cpus-fast`: a virtual CPU.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CpuInfo {
-    /// Its path in QOM.
+    /// The CPU's path in QOM.
     pub qom_path: String,
 }
 
 /// An element of `qom-list`: a property, or a child.
 #[derive(Debug, Clone, Deserialize)]
 pub struct QomProperty {
-    /// Its name.
+    /// The property's name.
     pub name: String,
-    /// Its type; `child<TYPE>` for a child.
+    /// The property's type; `child<TYPE>` for a child.
     #[serde(rename = "type")]
     pub kind: String,
 }
@@ -36,13 +83,13 @@ impl QomProperty {
     }
 }
 
-/// An element of a CPU's property `feature-words` (x86): what one register of CPUID tells the guest.
+/// An element of a CPU's property `feature-words` (x86): the bits that one register of CPUID shows the guest.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct FeatureWord {
     /// EAX, the leaf.
     pub cpuid_input_eax: u64,
-    /// ECX, where the leaf has others below it.
+    /// ECX, where the leaf has subleaves.
     pub cpuid_input_ecx: Option<u64>,
     /// The register that has the bits.
     pub cpuid_register: String,
@@ -58,31 +105,33 @@ pub struct HumanReadable {
     pub human_readable_text: String,
 }
 
-/// An element of `query-pci`: a bus at the root. What is behind a bridge is told only once the guest's firmware has
-/// numbered the buses, which on a QEMU that waits for a guest it has not.
+/// An element of `query-pci`: a bus at the root.
+///
+/// QEMU lists the devices behind a bridge only once the guest's firmware has numbered the buses, which it has not on a
+/// QEMU that waits for a guest.
 #[derive(Debug, Clone, Deserialize)]
 pub struct PciBus {
-    /// The functions on it.
-    pub devices: List<PciFunction>,
+    /// The functions on the bus.
+    pub devices: TolerantList<PciFunction>,
 }
 
 /// A function of a PCI device.
 #[derive(Debug, Clone, Deserialize)]
 pub struct PciFunction {
-    /// The bus it is on.
+    /// The number of the bus.
     pub bus: u64,
-    /// Its slot.
+    /// The device's slot.
     pub slot: u64,
-    /// Its number in the slot.
+    /// The function's number in the slot.
     pub function: u64,
-    /// What it is.
+    /// Vendor and device.
     pub id: PciId,
     /// The id of the device, empty where it was given none.
     #[serde(default)]
     pub qdev_id: String,
 }
 
-/// What a PCI function says it is.
+/// The ids by which a PCI function names its maker and its kind.
 #[derive(Debug, Clone, Deserialize)]
 pub struct PciId {
     /// The vendor.

@@ -12,7 +12,7 @@ use crate::{
     progress::Moment,
     qemu::{
         Observed, Process, ProcessError,
-        reply::{BlockJob, BlockNode, JobStatus, List},
+        reply::{BlockJobInfo, BlockNode, JobStatus, TolerantList},
     },
     storage::model::layout::{CopyMode, DiskPair},
 };

@@ -1,0 +1,188 @@
+//! What QEMU answers about devices with a medium, block nodes, images and exports.
+
+use serde::Deserialize;
+
+/// An element of `query-block`: a device of the guest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockDevice {
+    /// The name given by `-drive id=`, or empty.
+    #[serde(default)]
+    pub device: String,
+    /// The device's id or its path in QOM.
+    pub qdev: Option<String>,
+    /// Whether the medium can be taken out: a CD drive.
+    #[serde(default)]
+    pub removable: bool,
+    /// The node of the medium; none in an empty CD drive.
+    pub inserted: Option<BlockNode>,
+}
+
+/// A node of the block graph.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockNode {
+    /// The node's name; `#block123` where QEMU made it up.
+    pub node_name: String,
+    /// The driver.
+    pub drv: String,
+    /// The file that the node is over, or a `json:` description.
+    #[serde(default)]
+    pub file: String,
+    /// Whether the node is read-only.
+    pub ro: bool,
+    /// The image that the node reads.
+    pub image: ImageInfo,
+    /// Bitmaps on the node.
+    #[serde(default)]
+    pub dirty_bitmaps: Vec<DirtyBitmap>,
+    /// The nodes below it (10.1); before that only the graph tells.
+    #[serde(default)]
+    pub children: Vec<BlockChild>,
+    /// Whether the node is active (10.0): it is not while QEMU waits for an incoming migration.
+    pub active: Option<bool>,
+    /// How the host caches the node.
+    pub cache: Option<BlockdevCacheInfo>,
+}
+
+/// A node's use of another.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockChild {
+    /// The role of the other node: `file`, `backing`, `data-file`.
+    pub child: String,
+    /// The other node.
+    pub node_name: String,
+}
+
+/// How a node is cached by the host.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BlockdevCacheInfo {
+    /// Whether requests bypass the host's page cache (`O_DIRECT`).
+    pub direct: bool,
+}
+
+/// What `query-block` tells of an image. Sizes in bytes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    /// The size that the guest sees.
+    pub virtual_size: u64,
+    /// The space that the file takes on its file system.
+    pub actual_size: Option<u64>,
+    /// The size of the image's clusters, where the format has them.
+    pub cluster_size: Option<u64>,
+    /// Whether the image is encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// The backing file as the image's header names it.
+    pub backing_filename: Option<String>,
+    /// The backing file's name made absolute.
+    pub full_backing_filename: Option<String>,
+    /// The backing file's format as the image's header names it.
+    pub backing_filename_format: Option<String>,
+    /// The particulars of the image's format.
+    pub format_specific: Option<FormatSpecific>,
+}
+
+/// The particulars of one image format.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FormatSpecific {
+    /// The particulars of a qcow2 image; those of other formats are passed over.
+    #[serde(default)]
+    pub data: FormatData,
+}
+
+/// The particulars of a qcow2 image.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FormatData {
+    /// The version of the format: `0.10` or `1.1`.
+    pub compat: Option<String>,
+    /// Whether refcounts are written late.
+    pub lazy_refcounts: Option<bool>,
+    /// The width of a refcount in bits.
+    pub refcount_bits: Option<u64>,
+    /// Whether clusters have subclusters.
+    pub extended_l2: Option<bool>,
+    /// How clusters are compressed.
+    pub compression_type: Option<String>,
+    /// The file that holds the data, where that is another one.
+    pub data_file: Option<String>,
+    /// Whether the data file can be read as a raw image.
+    pub data_file_raw: Option<bool>,
+    /// Bitmaps kept in the image.
+    #[serde(default)]
+    pub bitmaps: Vec<ImageBitmap>,
+}
+
+/// A bitmap kept in an image.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ImageBitmap {
+    /// The bitmap's name.
+    pub name: String,
+    /// Bytes for each of its bits.
+    pub granularity: u64,
+}
+
+/// A dirty bitmap.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DirtyBitmap {
+    /// The bitmap's name; a mirror's own has none.
+    pub name: Option<String>,
+    /// Dirty bytes.
+    pub count: u64,
+    /// Bytes for each of its bits.
+    #[serde(default)]
+    pub granularity: u64,
+    /// Whether the bitmap is kept in the image.
+    #[serde(default)]
+    pub persistent: bool,
+    /// Whether a job uses the bitmap.
+    #[serde(default)]
+    pub busy: bool,
+    /// Whether the bitmap was not saved properly: QEMU refuses to use one that was not.
+    #[serde(default)]
+    pub inconsistent: bool,
+}
+
+/// `x-debug-query-block-graph`: which node uses which. QEMU does not call it stable, but has had it since 4.0.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct BlockGraph {
+    /// Nodes, and their users from outside of the graph: devices, exports, jobs.
+    #[serde(default)]
+    pub nodes: Vec<GraphNode>,
+    /// The use of one by another.
+    #[serde(default)]
+    pub edges: Vec<GraphEdge>,
+}
+
+/// A vertex of the block graph.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GraphNode {
+    /// The vertex' number in this answer.
+    pub id: u64,
+    /// `block-driver` for a node.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A node's name.
+    pub name: String,
+}
+
+/// An edge of the block graph.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GraphEdge {
+    /// The vertex that uses the other.
+    pub parent: u64,
+    /// The vertex that is used.
+    pub child: u64,
+    /// The role of the child: `file`, `backing`, `data-file`.
+    pub name: String,
+}
+
+/// An element of `query-block-exports`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BlockExport {
+    /// The export's id.
+    pub id: String,
+}

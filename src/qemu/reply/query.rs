@@ -1,0 +1,50 @@
+//! Which of QEMU's commands only ask, and with what shape of reply.
+
+use super::{
+    block::{BlockDevice, BlockExport, BlockGraph, BlockNode},
+    block_stats::BlockStats,
+    job::{BlockJobInfo, JobInfo},
+    list::TolerantList,
+    machine::{CpuInfo, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, VersionInfo},
+    migration::{DirtyRate, MigrationCapabilityStatus, MigrationInfo},
+};
+use qapi::qmp;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// A command that asks and changes nothing.
+pub trait Query: qapi::Command {
+    /// The shape of its reply, in which only the fields that the engine uses must be there.
+    type Returned: DeserializeOwned;
+}
+
+macro_rules! queries {
+    ($($command:path => $returned:ty,)*) => {
+        $(impl Query for $command { type Returned = $returned; })*
+
+        /// The names of all commands that are a [`Query`].
+        pub const QUERIES: &[&str] = &[$(<$command as qapi::Command>::NAME,)*];
+    };
+}
+
+queries! {
+    qmp::query_status => StatusInfo,
+    qmp::query_migrate => MigrationInfo,
+    qmp::query_migrate_capabilities => TolerantList<MigrationCapabilityStatus>,
+    qmp::query_migrate_parameters => Map<String, Value>,
+    qmp::query_block => TolerantList<BlockDevice>,
+    qmp::query_named_block_nodes => TolerantList<BlockNode>,
+    qmp::query_block_jobs => TolerantList<BlockJobInfo>,
+    qmp::query_jobs => TolerantList<JobInfo>,
+    qmp::query_blockstats => TolerantList<BlockStats>,
+    qmp::query_block_exports => TolerantList<BlockExport>,
+    qmp::query_memory_size_summary => MemorySize,
+    qmp::query_dirty_rate => DirtyRate,
+    qmp::x_debug_query_block_graph => BlockGraph,
+    qmp::query_version => VersionInfo,
+    qmp::query_cpus_fast => TolerantList<CpuInfo>,
+    qmp::query_pci => TolerantList<PciBus>,
+    qmp::x_query_ramblock => HumanReadable,
+    qmp::qom_list => TolerantList<QomProperty>,
+    qmp::qom_get => Value,
+}
