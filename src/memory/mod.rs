@@ -1,6 +1,6 @@
-//! RAM: capabilities and parameters, the precopy migration up to `pre-switchover`, what postcopy fetches later, and samples.
+//! RAM: capabilities and parameters, the precopy migration up to `pre-switchover`, the pages of postcopy, and samples.
 //!
-//! It must never continue a migration that waits in `pre-switchover`: that hands the guest over.
+//! This room must never continue a migration that waits in `pre-switchover`: that hands the guest over.
 
 pub mod apply;
 pub mod postcopy;

@@ -1,9 +1,9 @@
-//! Postcopy: the guest goes on at the destination before all its pages are there, and the source sends the rest.
+//! Postcopy: the guest resumes on the destination before all its pages are there, and the source sends the rest.
 //!
-//! From the source's `postcopy-active` on there is no way back: QEMU refuses to cancel or to resume there, and each side
-//! has a part of the guest that the other lacks. So nothing here ends a process or gives the source up; a channel that
-//! broke is made anew. QEMU's main loop can hang on the destination while a page is missing, which is why it is never
-//! asked for progress, and is told in out-of-band commands.
+//! From the source's `postcopy-active` on there is no way back: QEMU refuses to cancel or to resume there, and each
+//! side has a part of the guest that the other lacks. So this module never ends a process and never gives the source
+//! up; a channel that broke is made anew. The destination's main loop can hang while a page is missing, which is why
+//! the destination is never asked for progress and takes its commands out of band.
 
 use super::{apply, sample};
 use crate::{
@@ -23,39 +23,41 @@ use tokio::time::{Instant, interval, sleep};
 
 /// The migration capability that both sides need, set before `migrate`.
 pub const CAPABILITY: &str = "postcopy-ram";
-/// The parameter that is `max-bandwidth` in postcopy; 0 is no limit.
+/// The parameter that takes the place of `max-bandwidth` in postcopy; 0 is no limit.
 pub const BANDWIDTH: &str = "max-postcopy-bandwidth";
 
 /// How often RAM is sampled.
 const SAMPLE: Duration = Duration::from_millis(500);
-/// How long nothing may have been sent before the channel is taken to be broken: a dead peer's connection can stay open
-/// for minutes.
+/// How long the source may send nothing before the channel counts as broken: the connection to a dead peer can stay
+/// open for minutes.
 const STALL: Duration = Duration::from_secs(10);
-/// How long a source may not answer: it may yet send, so this is the longer one.
+/// How long the source may leave queries unanswered. A source that does not answer may still be sending, so this limit
+/// is longer than [`STALL`].
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long pages are waited for whose source cannot be asked: the destination does not tell whether any come.
+/// How long the destination may take for the last pages once the source cannot be asked: the destination does not tell
+/// whether pages arrive.
 const UNSEEN: Duration = Duration::from_secs(60);
 /// How long the source may take to be `postcopy-paused` once its channel is shut down.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Why pages stopped coming.
+/// Why pages stopped arriving.
 #[derive(Debug, Error)]
 pub enum PostcopyError {
-    /// The channel broke: it can be made anew.
+    /// The channel broke; it can be made anew.
     #[error("the RAM channel broke in postcopy: {0}")]
     Broken(String),
-    /// The source is gone with pages that the guest lacks.
+    /// The source is gone, with pages that the guest lacks.
     #[error("the source is gone, and with it the pages that the guest on the destination has not fetched yet")]
     SourceGone(#[source] Gone),
     /// The destination is gone, or its monitor is.
-    #[error("the destination is gone, where the guest ran: what the source has is from before")]
+    #[error("the destination, where the guest ran, is gone: the source only has the guest's state from before")]
     DestinationGone(#[source] Gone),
     /// The source ended the migration.
     #[error("the source reported '{status}' in postcopy: {words}")]
     Ended {
-        /// Its status.
+        /// The source's migration status.
         status: MigrationStatus,
-        /// What QEMU says of it.
+        /// QEMU's words.
         words: String,
     },
     /// A command failed.
@@ -63,25 +65,28 @@ pub enum PostcopyError {
     Process(#[from] ProcessError),
 }
 
-/// Has the source switch over to postcopy as soon as it can: it then stops the guest and waits in `pre-switchover` as
-/// ever. The capability must be on, and the migration `active`.
+/// Has the source switch over to postcopy as soon as it can; it then stops the guest and waits in `pre-switchover`, as
+/// it does without postcopy. The capability must be on, and the migration `active`.
 ///
 /// # Errors
-/// What QEMU says.
+/// QEMU refuses or does not answer.
 pub async fn start(source: &Process) -> Result<(), ProcessError> {
     source.act(&qmp::migrate_start_postcopy {}).await
 }
 
-/// Limits what is sent from now on. Not before the guest has resumed: a limit makes QEMU sleep, 11.1 notices only in between
-/// that the destination has its devices, and the guest stands still for up to 200 ms longer.
+/// Limits the rate at which the source sends from now on.
+///
+/// The limit must not be set before the guest has resumed. A limited source sleeps between its sends, and QEMU 11.1
+/// only notices between two sleeps that the destination has loaded the devices: the guest's pause would be up to 200 ms
+/// longer.
 ///
 /// # Errors
-/// What QEMU says.
+/// QEMU refuses or does not answer.
 pub async fn limit(source: &Process, rate: Rate) -> Result<(), ProcessError> {
     apply::set_parameters(source, &Map::from_iter([(BANDWIDTH.to_owned(), json!(rate.0))])).await
 }
 
-/// Waits until all pages are on the destination and both sides have said `completed`, sampling on the way.
+/// Waits until all pages are on the destination and both sides report `completed`, and reports samples meanwhile.
 ///
 /// # Errors
 /// The channel broke, a side is gone, or the source ended the migration.
@@ -91,7 +96,7 @@ pub async fn until_completed(
     totals: &mut RamOutcome,
     report: &Reporter,
 ) -> Result<(), PostcopyError> {
-    let both = async { tokio::join!(told(source), told(destination)) };
+    let both = async { tokio::join!(completed_event(source), completed_event(destination)) };
     let end = tokio::select! {
         biased;
         _ = both => return Ok(()),
@@ -100,25 +105,27 @@ pub async fn until_completed(
         end = sampling(source, totals, report) => end,
     };
     match end {
-        // its last page may have come just before, and others may come yet where only its monitor closed
-        Ok(()) | Err(PostcopyError::SourceGone(_)) => match (completed(destination).await, end) {
+        // The last page may have arrived just before the source was gone, and a source of which only the monitor closed
+        // still sends.
+        Ok(()) | Err(PostcopyError::SourceGone(_)) => match (completes(destination).await, end) {
             (true, _) => Ok(()),
             (false, Err(error)) => Err(error),
-            (false, Ok(())) => Err(PostcopyError::Broken("the source has sent all, not all has arrived".to_owned())),
+            (false, Ok(())) => {
+                Err(PostcopyError::Broken("the source has sent all pages, but not all have arrived".to_owned()))
+            }
         },
         Err(error) => Err(error),
     }
 }
 
-/// Shuts down what is left of a broken channel on both sides, so that both wait for a new one.
+/// Shuts down the rest of a broken channel on both sides, so that both wait for a new one.
 ///
 /// # Errors
 /// The source does not become `postcopy-paused`.
 pub async fn pause(source: &Process, destination: &Process) -> Result<(), ProcessError> {
-    // one that is paused already refuses
-    let (here, there) =
-        tokio::join!(source.act_oob(&qmp::migrate_pause {}), destination.act_oob(&qmp::migrate_pause {}));
-    for error in [here.err(), there.err()].into_iter().flatten() {
+    // A side that is paused already refuses.
+    let paused = tokio::join!(source.act_oob(&qmp::migrate_pause {}), destination.act_oob(&qmp::migrate_pause {}));
+    for error in [paused.0.err(), paused.1.err()].into_iter().flatten() {
         tracing::debug!(%error, "pausing");
     }
     let paused = |status: &MigrationStatus| (*status == MigrationStatus::PostcopyPaused).then_some(());
@@ -129,39 +136,39 @@ pub async fn pause(source: &Process, destination: &Process) -> Result<(), Proces
 /// Has the destination listen for a new channel.
 ///
 /// # Errors
-/// What QEMU says: above all that it cannot listen there.
+/// QEMU refuses, above all because it cannot listen there; or does not answer.
 pub async fn listen(destination: &Process, address: &Address) -> Result<(), ProcessError> {
     destination.act_oob(&qmp::migrate_recover { uri: address.to_string() }).await
 }
 
-/// Has the source send the rest over a new channel. Whether that comes about is told by [`until_completed`].
+/// Has the source send the rest over a new channel. Only [`until_completed`] tells whether the rest arrives.
 ///
 /// # Errors
-/// What QEMU says, or it does not begin.
+/// QEMU refuses, does not answer, or does not begin.
 pub async fn resume(source: &Process, address: &Address) -> Result<(), ProcessError> {
     let uri = Some(address.to_string());
     source.act(&qmp::migrate { uri, channels: None, detach: None, resume: Some(true) }).await?;
     let begun = |status: &MigrationStatus| (*status != MigrationStatus::PostcopyPaused).then_some(());
     let asked = || async { begun(&source.ask(&qmp::query_migrate {}).await.ok()?.status?) };
-    source.until_known("attempt to make the RAM channel anew", PAUSE, |seen| begun(latest(seen)?), asked).await
+    source.until_known("attempt to reconnect the RAM channel", PAUSE, |seen| begun(latest(seen)?), asked).await
 }
 
-/// The status entered last, as far as events have told.
+/// The status entered last, as far as events tell.
 fn latest(seen: &Observed) -> Option<&MigrationStatus> {
     seen.migration.iter().max_by_key(|(_, moment)| moment.local).map(|(status, _)| status)
 }
 
-/// Waits for the event `completed`.
-async fn told(process: &Process) {
+/// Waits for the event that the migration is `completed`.
+async fn completed_event(process: &Process) {
     if process.watch().wait_for(|seen| seen.entered(&MigrationStatus::Completed).is_some()).await.is_err() {
-        // that it is gone is found elsewhere
+        // `Process::gone` beside this wait reports a lost process.
         pending::<()>().await;
     }
 }
 
-/// Whether the destination gets to `completed`. It does not where its channel broke, nor where it says nothing: its main
-/// loop hangs on a page that does not come.
-async fn completed(destination: &Process) -> bool {
+/// Whether the destination gets to `completed`. A destination whose channel broke does not; nor does one that stays
+/// silent, because its main loop hangs on a page that does not arrive.
+async fn completes(destination: &Process) -> bool {
     let (began, mut silent) = (Instant::now(), Instant::now());
     while silent.elapsed() < STALL && began.elapsed() < UNSEEN && !destination.is_gone() {
         let status = match destination.ask(&qmp::query_migrate {}).await {
@@ -180,14 +187,14 @@ async fn completed(destination: &Process) -> bool {
     false
 }
 
-/// Samples until the source has completed, or does not get on.
+/// Samples until the source has completed or makes no progress.
 async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) -> Result<(), PostcopyError> {
     let (mut tick, mut sent, mut since) = (interval(SAMPLE), None, Instant::now());
     loop {
         tick.tick().await;
         let migration = match source.ask(&qmp::query_migrate {}).await {
             Ok(migration) => migration,
-            // no progress is seen, and that has a limit
+            // An unanswered query shows no progress, and `SILENCE` limits the time without progress.
             Err(_) if since.elapsed() < SILENCE => continue,
             Err(error) => return Err(error.into()),
         };

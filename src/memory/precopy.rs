@@ -12,10 +12,10 @@ use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
 
-/// How long a cancelled migration may take to be over.
+/// How long a cancelled migration may take to end.
 const CANCEL: Duration = Duration::from_secs(10);
 
-/// Why RAM could not be carried over.
+/// Why RAM could not be migrated.
 #[derive(Debug, Error)]
 pub enum PrecopyError {
     /// QEMU ended the migration.
@@ -29,36 +29,37 @@ pub enum PrecopyError {
 /// Has the destination listen.
 ///
 /// # Errors
-/// What QEMU says: above all that it cannot bind, or was used before.
+/// QEMU refuses, above all because it cannot bind or took a migration before; or does not answer.
 pub async fn listen(destination: &Process, address: &Address) -> Result<(), ProcessError> {
-    // where it exists: without it a failed destination exits, and its reason is only on its stderr
+    // Without `exit-on-error=false` a destination that fails exits and leaves the reason on its stderr alone.
     let exit_on_error = destination.features().incoming_exit_on_error.then_some(false);
     destination.act(&qmp::migrate_incoming { uri: Some(address.to_string()), channels: None, exit_on_error }).await
 }
 
-/// Starts sending.
+/// Has the source connect and send RAM.
 ///
 /// # Errors
-/// What QEMU says: above all that the guest cannot be migrated.
+/// QEMU refuses, above all because the guest cannot be migrated; or does not answer.
 pub async fn send(source: &Process, address: &Address) -> Result<(), ProcessError> {
     source.act(&qmp::migrate { uri: Some(address.to_string()), channels: None, detach: None, resume: None }).await
 }
 
-/// Waits until its events tell that the guest is stopped and the source waits in `pre-switchover`.
+/// Waits until the source's events tell that the guest is stopped and the migration waits in `pre-switchover`.
 ///
 /// # Errors
 /// QEMU ends the migration.
 pub async fn until_pre_switchover(source: &Process) -> Result<Moment, PrecopyError> {
     let mut watch = source.watch();
-    let seen = watch.wait_for(|seen| arrival(seen).is_some()).await.ok().and_then(|seen| arrival(&seen));
+    let seen = watch.wait_for(|seen| precopy_end(seen).is_some()).await.ok().and_then(|seen| precopy_end(&seen));
     match seen {
-        Some(Arrival::PreSwitchover(moment)) => Ok(moment),
-        Some(Arrival::Over(reason)) => Err(PrecopyError::Failed(why(source, reason).await)),
+        Some(PrecopyEnd::PreSwitchover(moment)) => Ok(moment),
+        Some(PrecopyEnd::Over(status)) => Err(PrecopyError::Failed(failure_words(source, status).await)),
         None => Err(ProcessError::from(source.gone().await).into()),
     }
 }
 
-/// The same by an answer to `query-migrate`, where no event told it: events are hints, queries are truth.
+/// [`until_pre_switchover`] for one reply to `query-migrate`, which tells the same where an event was lost: `None`
+/// while RAM is being sent.
 ///
 /// # Errors
 /// QEMU ended the migration.
@@ -67,17 +68,19 @@ pub fn arrived(migration: &MigrationInfo) -> Result<Option<Moment>, PrecopyError
         Some(MigrationStatus::PreSwitchover) => Ok(Some(Moment::now())),
         Some(status) if status.is_over() => {
             let words = migration.error_desc.clone();
-            Err(PrecopyError::Failed(words.unwrap_or_else(|| format!("status {status}, no reason given"))))
+            Err(PrecopyError::Failed(words.unwrap_or_else(|| no_reason(status))))
         }
         _ => Ok(None),
     }
 }
 
-/// Cancels the migration, waits until it is over, and tells how it ended; that none is under way is fine. One in postcopy
-/// is left alone: the guest is on the destination by then, and 7.2 would let itself be told and lose its pages.
+/// Cancels the migration, waits for its end, and returns its last status; no error where none is under way.
+///
+/// A migration in postcopy is left alone: the guest is on the destination by then, and QEMU 7.2 would obey and lose the
+/// guest's pages.
 ///
 /// # Errors
-/// QEMU does not answer, or does not end it.
+/// QEMU does not answer, or does not end the migration.
 pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
     let status = |migration: MigrationInfo| migration.status.unwrap_or(MigrationStatus::None);
     let now = status(source.ask(&qmp::query_migrate {}).await?);
@@ -93,24 +96,31 @@ pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
     source.until_known("end of the cancelled migration", CANCEL, told, asked).await
 }
 
-enum Arrival {
+/// The end of precopy, as events tell it.
+enum PrecopyEnd {
+    /// The guest is stopped and the source waits.
     PreSwitchover(Moment),
+    /// QEMU ended the migration with this status.
     Over(MigrationStatus),
 }
 
-fn arrival(seen: &Observed) -> Option<Arrival> {
+fn precopy_end(seen: &Observed) -> Option<PrecopyEnd> {
     let over = seen.migration.keys().find(|status| status.is_over());
     match (over, seen.entered(&MigrationStatus::PreSwitchover)) {
-        (Some(status), _) => Some(Arrival::Over(status.clone())),
-        (None, Some(moment)) => Some(Arrival::PreSwitchover(moment)),
+        (Some(status), _) => Some(PrecopyEnd::Over(status.clone())),
+        (None, Some(moment)) => Some(PrecopyEnd::PreSwitchover(moment)),
         (None, None) => None,
     }
 }
 
-/// QEMU's own words for how a migration ended.
-async fn why(source: &Process, status: MigrationStatus) -> String {
+/// QEMU's own words for why a migration failed.
+async fn failure_words(source: &Process, status: MigrationStatus) -> String {
     match source.ask(&qmp::query_migrate {}).await {
         Ok(MigrationInfo { error_desc: Some(error), .. }) => error,
-        _ => format!("status {status}, no reason given"),
+        _ => no_reason(&status),
     }
+}
+
+fn no_reason(status: &MigrationStatus) -> String {
+    format!("status {status}, no reason given")
 }

@@ -1,4 +1,4 @@
-//! What one `query-migrate` tells.
+//! A sample of the RAM migration, from one reply to `query-migrate`.
 //!
 //! Pure.
 
@@ -7,7 +7,7 @@ use crate::{
     qemu::reply::{MigrationInfo, MigrationStatus},
 };
 
-/// The event for one answer, as far as one answer tells; none before RAM is being sent.
+/// The event for one reply; none before RAM is being sent. Fields that take more than one reply are left empty.
 pub fn event(migration: &MigrationInfo) -> Option<Kind> {
     let ram = migration.ram.as_ref()?;
     Some(Kind::Memory {
@@ -16,7 +16,7 @@ pub fn event(migration: &MigrationInfo) -> Option<Kind> {
         remaining: ram.remaining,
         total: ram.total,
         dirty_rate: ram.dirty_pages_rate.saturating_mul(ram.page_size),
-        // QEMU reports -1 before its first measurement
+        // QEMU reports -1 before its first measurement.
         bandwidth: (ram.mbps.max(0.0) * 1e6 / 8.0) as u64,
         working_set: 0,
         throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
@@ -25,7 +25,7 @@ pub fn event(migration: &MigrationInfo) -> Option<Kind> {
     })
 }
 
-/// Takes a sample into the totals.
+/// Folds a sample into the totals.
 pub fn fold(totals: &mut RamOutcome, migration: &MigrationInfo) {
     if let Some(ram) = &migration.ram {
         totals.bytes = totals.bytes.max(ram.transferred);

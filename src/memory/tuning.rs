@@ -1,7 +1,8 @@
-//! Migration capabilities and parameters: what a run wants of them, side by side, and what it changes on its way.
+//! Migration capabilities and parameters: those that a run sets on each side, and those that it changes on its way.
 //!
-//! Pure. What one side had before is read and put back by [`super::apply`]. Nothing here knows a version: a capability that
-//! a build has not is not turned off there, and one that is needed and missing was refused by the preflight.
+//! Pure. [`super::apply`] reads the previous settings of a side and puts them back. Nothing in this module knows a
+//! version: a capability that a build lacks is not turned off there, and the preflight refuses a build that lacks a
+//! needed one.
 
 use super::postcopy;
 use crate::{
@@ -14,29 +15,30 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::{fmt, str::FromStr, time::Duration};
 
-/// QEMU has no word for "no limit" that all versions know, and defaults to 128 MiB/s: this is far above any link.
+/// The rate that stands for "no limit", far above any link: not every version has a value for it, and QEMU's default is
+/// 128 MiB/s.
 const UNLIMITED: Rate = Rate(1 << 40);
 /// The rate of RAM that must not end yet: a page in each of QEMU's windows of 100 ms. 0 would mean no limit.
 const TRICKLE: Rate = Rate(4096);
 /// The bandwidth with which no more than a byte fits into a downtime limit of 1 ms, since QEMU multiplies bytes per
 /// millisecond: QEMU that is told this one does not stop the guest.
 const NO_SWITCHOVER: Rate = Rate(1000);
-/// QEMU's own limit of `downtime-limit`.
+/// The largest `downtime-limit` that QEMU takes.
 pub const DOWNTIME_MAX: Duration = Duration::from_secs(2000);
 /// The most that QEMU throttles vCPUs by, per cent.
 pub const THROTTLE_MAX: u8 = 99;
 /// The most channels that QEMU takes.
 pub const CHANNELS_MAX: u8 = 255;
-/// MB/s for each vCPU that no guest reaches: `vcpu-dirty-limit` has no word for "no limit".
+/// The MB/s per vCPU that stand for "no limit", since `vcpu-dirty-limit` has no value for it: no guest reaches them.
 const NO_DIRTY_LIMIT: u64 = 1 << 20;
 
-/// Capabilities that a former user may have left on and that change what a migration does. They are turned off where this
-/// run does not want them, and put back afterwards.
+/// Capabilities that a former user may have left on and that change what a migration does. A run turns off those that
+/// it does not need, and puts them back afterwards.
 ///
-/// With `block` QEMU copies disks by itself, with `background-snapshot` it takes a snapshot in place of a migration, with
-/// `release-ram` it gives up the pages to which the way back leads, and `dirty-bitmaps` fails a migration in which one
-/// bitmap cannot move. What only proves or counts something (`validate-uuid`, `postcopy-blocktime`) stays as it is, and so
-/// does `x-ignore-shared`: only its user knows whether both sides hold the same memory.
+/// With `block` QEMU copies disks by itself, with `background-snapshot` it takes a snapshot in place of a migration,
+/// with `release-ram` it gives up the pages that the way back needs, and `dirty-bitmaps` fails a migration in which one
+/// bitmap cannot move. Capabilities that only prove or count something (`validate-uuid`, `postcopy-blocktime`) stay as
+/// they are, and so does `x-ignore-shared`: only its user knows whether both sides hold the same memory.
 const STRAY: [&str; 15] = [
     "auto-converge",
     "background-snapshot",
@@ -55,7 +57,7 @@ const STRAY: [&str; 15] = [
     "zero-copy-send",
 ];
 
-/// How multifd channels compress what they send.
+/// The method by which multifd channels compress pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -67,7 +69,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// QEMU's name for it.
+    /// QEMU's name for the method.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Zstd => "zstd",
@@ -94,23 +96,23 @@ impl FromStr for Compression {
     }
 }
 
-/// Who may slow the guest down so that its memory can be sent.
+/// Who may throttle the guest so that its memory can be sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Throttle {
+pub enum ThrottleMode {
     /// Nobody.
     #[default]
     Never,
-    /// QEMU by auto-converge with its own steps: 20 per cent, then 10 more each time, up to this many.
+    /// QEMU, by auto-converge with its own steps: 20 per cent, then 10 more each time, up to this many per cent.
     OwnSteps(u8),
-    /// The engine: set up so that nothing is slowed down until [`throttle`] or [`dirty_limit`] says so. By `dirty-limit`
-    /// where QEMU accepts it, which slows only vCPUs that write, and else by `auto-converge`.
+    /// The engine: nothing is throttled until [`throttle`] or [`dirty_limit`] is set. The method is `dirty-limit` where
+    /// QEMU accepts it, which slows only vCPUs that write, and else `auto-converge`.
     OnDemand,
 }
 
-/// With what a guest is slowed down in this run: what QEMU took of what was wanted.
+/// The method by which the guest is throttled in this run: the first that QEMU accepted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Throttling {
-    /// It is not.
+pub enum ThrottleMethod {
+    /// The guest cannot be throttled.
     #[default]
     None,
     /// `auto-converge`: per cent of all vCPUs' time. See [`throttle`].
@@ -119,20 +121,20 @@ pub enum Throttling {
     DirtyLimit,
 }
 
-/// What a run wants of QEMU's migration.
+/// How a run sets QEMU's migration up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
-    /// How many channels RAM is sent over, where it is to be more than one.
+pub struct MigrationTuning {
+    /// The number of channels for RAM, where more than one is asked for.
     pub multifd: Option<u8>,
-    /// How these compress.
+    /// The compression of these channels.
     pub compress: Option<Compression>,
-    /// The cache of `xbzrle`, where it is wanted.
+    /// The size of the cache of `xbzrle`, where xbzrle is asked for.
     pub xbzrle: Option<Bytes>,
-    /// Who may slow the guest down.
-    pub throttle: Throttle,
-    /// Postcopy may be started.
+    /// Who may throttle the guest.
+    pub throttle: ThrottleMode,
+    /// Whether postcopy may be started.
     pub postcopy: bool,
-    /// Named dirty bitmaps move with the guest.
+    /// Whether named dirty bitmaps move with the guest.
     pub bitmaps: bool,
     /// The first `downtime-limit`.
     pub downtime: Duration,
@@ -140,34 +142,34 @@ pub struct Wanted {
     pub bandwidth: Option<Rate>,
 }
 
-/// What one side is to be set to.
+/// The capabilities and parameters to set on one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Setup {
+pub struct SideTuning {
     /// Capabilities, on and off.
     pub capabilities: Vec<(&'static str, bool)>,
     /// Capabilities of which the first that QEMU takes is turned on, after the others.
     pub one_of: Vec<&'static str>,
     /// Parameters.
     pub parameters: Map<String, Value>,
-    /// Parameters that may be changed on the way besides, and are to be put back too.
+    /// Parameters that may change while the migration runs, and are put back with the others.
     pub later: Vec<&'static str>,
 }
 
-/// Settings of one side as they were, so that they can be put back.
+/// The settings of one side from before the migration, so that they can be put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Before {
+pub struct PreviousTuning {
     /// Capabilities by name.
     pub capabilities: Vec<(String, bool)>,
     /// Parameters by name.
     pub parameters: Map<String, Value>,
 }
 
-impl Wanted {
-    /// What one side is to be set to, given what its build has.
-    pub fn setup(&self, side: Side, features: &Features) -> Setup {
+impl MigrationTuning {
+    /// The capabilities and parameters to set on one side, given the features of its build.
+    pub fn for_side(&self, side: Side, features: &Features) -> SideTuning {
         let on = self.capabilities(side);
         let one_of = match (side, self.throttle) {
-            (Side::Source, Throttle::OnDemand) => {
+            (Side::Source, ThrottleMode::OnDemand) => {
                 ["dirty-limit", "auto-converge"].into_iter().filter(|name| has(features, name)).collect()
             }
             _ => Vec::new(),
@@ -182,14 +184,14 @@ impl Wanted {
             parameters.extend(downtime(self.downtime));
             parameters.extend(bandwidth(self.bandwidth));
             if self.postcopy {
-                // none until the guest has resumed: see `super::postcopy::limit`
+                // No limit until the guest has resumed: see `super::postcopy::limit`.
                 parameters.insert(postcopy::BANDWIDTH.to_owned(), json!(0));
             }
             match self.throttle {
-                Throttle::Never => {}
-                Throttle::OwnSteps(most) => parameters.extend(own_steps(most)),
-                Throttle::OnDemand if one_of.is_empty() => {}
-                Throttle::OnDemand => parameters.extend(disarmed()),
+                ThrottleMode::Never => {}
+                ThrottleMode::OwnSteps(most) => parameters.extend(own_steps(most)),
+                ThrottleMode::OnDemand if one_of.is_empty() => {}
+                ThrottleMode::OnDemand => parameters.extend(disarmed()),
             }
             if one_of.contains(&"dirty-limit") {
                 later.push("vcpu-dirty-limit");
@@ -199,28 +201,28 @@ impl Wanted {
             }
         }
         if let Some(channels) = self.multifd {
-            // a former user's compression would not be the destination's
+            // Both sides must compress alike, so a compression that a former user left must not stay.
             let how = self.compress.map_or("none", Compression::as_str);
             parameters.extend(map([("multifd-channels", json!(channels)), ("multifd-compression", json!(how))]));
         }
         if let Some(cache) = self.xbzrle {
             parameters.insert("xbzrle-cache-size".to_owned(), json!(cache.0));
         }
-        Setup { capabilities, one_of, parameters, later }
+        SideTuning { capabilities, one_of, parameters, later }
     }
 
     /// The capabilities that one side needs on.
     fn capabilities(&self, side: Side) -> Vec<&'static str> {
         let mut on = match side {
             Side::Source => vec!["events", "return-path", "pause-before-switchover"],
-            // without return-path here too, 7.2 would not report that the load failed
+            // Without return-path on the destination, too, QEMU 7.2 would not report that the load failed.
             Side::Destination => vec!["events", "return-path", "late-block-activate"],
         };
         on.extend(self.asked_for().into_iter().map(|(name, _)| name));
         if self.bitmaps {
             on.push("dirty-bitmaps");
         }
-        if side == Side::Source && matches!(self.throttle, Throttle::OwnSteps(_)) {
+        if side == Side::Source && matches!(self.throttle, ThrottleMode::OwnSteps(_)) {
             on.push("auto-converge");
         }
         on
@@ -237,8 +239,8 @@ impl Wanted {
     }
 }
 
-/// A new `downtime-limit`, at least 1 ms and at most what QEMU takes. With 0 it would not count anew before it stops the
-/// guest.
+/// A new `downtime-limit`, at least 1 ms and at most [`DOWNTIME_MAX`]. With 0 QEMU would not count the dirty pages
+/// again before it stops the guest.
 pub fn downtime(limit: Duration) -> Map<String, Value> {
     let millis = limit.clamp(Duration::from_millis(1), DOWNTIME_MAX).as_millis();
     map([("downtime-limit", json!(u64::try_from(millis).unwrap_or(u64::MAX)))])
@@ -246,7 +248,7 @@ pub fn downtime(limit: Duration) -> Map<String, Value> {
 
 /// A new ceiling of RAM before postcopy.
 pub fn bandwidth(ceiling: Option<Rate>) -> Map<String, Value> {
-    // 0 would mean no limit, and nothing could be sent below a byte a second anyway
+    // QEMU reads 0 as no limit, the opposite of a very low ceiling.
     let rate = ceiling.unwrap_or(UNLIMITED).0.clamp(1, UNLIMITED.0);
     map([("max-bandwidth", json!(rate))])
 }
@@ -261,61 +263,67 @@ pub fn no_switchover(features: &Features) -> Map<String, Value> {
     switchover_bandwidth(Some(NO_SWITCHOVER), features)
 }
 
-/// With what bandwidth QEMU is to reckon when it decides to switch over, in place of what it measures: under a low ceiling
-/// it would else never do so, for once the guest is stopped the ceiling is off. Empty where the build has no such parameter.
-/// `None` has it measure again.
+/// The bandwidth that QEMU assumes when it decides whether to switch over, in place of the measured one; `None` has
+/// QEMU use the measured one again.
+///
+/// Under a low ceiling the measured bandwidth never fits the downtime limit, though the ceiling does not apply once the
+/// guest is stopped. Empty where the build has no such parameter.
 pub fn switchover_bandwidth(rate: Option<Rate>, features: &Features) -> Map<String, Value> {
     match features.avail_switchover_bandwidth {
-        // 0 has it measure
+        // QEMU uses the measured bandwidth where this is 0.
         true => map([("avail-switchover-bandwidth", json!(rate.map_or(0, |rate| rate.0.max(1))))]),
         false => Map::new(),
     }
 }
 
-/// Throttles all vCPUs to exactly this many per cent, with [`Throttling::AutoConverge`]; fewer than before loosens it.
+/// Throttles all vCPUs by exactly this many per cent, with [`ThrottleMethod::AutoConverge`]; a smaller figure than
+/// before loosens the throttle.
 ///
-/// QEMU acts at a bitmap sync that found memory dirtied, the first time at the second in a row: its first step is
-/// `cpu-throttle-initial`, a further one adds the increment and stops at the maximum, which is why all are the same here.
-/// Once throttled, only a smaller figure loosens it; the end of the migration ends it, however it ends.
+/// QEMU acts at a bitmap sync that found memory dirtied, the first time at the second in a row. QEMU's first step is
+/// `cpu-throttle-initial`, and each further step adds the increment up to the maximum; with all three the same, the
+/// first step is also the last. Only a smaller figure loosens the throttle, and every end of the migration ends it.
 pub fn throttle(percent: u8) -> Map<String, Value> {
     let percent = percent.clamp(1, THROTTLE_MAX);
     steps(1, percent, percent, percent)
 }
 
-/// Lets a guest of so many CPUs dirty no more than this, with [`Throttling::DirtyLimit`]. QEMU counts in MB (2^20 bytes), and
-/// for each vCPU alone: each gets its part.
+/// Limits the rate at which a guest with `cpus` vCPUs dirties memory, with [`ThrottleMethod::DirtyLimit`]. QEMU limits
+/// each vCPU by itself, in MB (2^20 bytes) per second: each gets an equal part.
 pub fn dirty_limit(rate: Rate, cpus: usize) -> Map<String, Value> {
     let part = rate.0 / u64::try_from(cpus).unwrap_or(u64::MAX).max(1);
     let megabytes = (part >> 20).clamp(1, NO_DIRTY_LIMIT);
     [steps(1, 1, 1, 1), map([("vcpu-dirty-limit", json!(megabytes))])].into_iter().flatten().collect()
 }
 
-/// Armed for nothing: a capability cannot be turned on later. What QEMU may still do by itself is one per cent. It does so
-/// early, for only from the second sync on that found this much dirtied it throttles at all: what is asked for later then
-/// comes at its next step, not seconds after.
+/// A throttle of one per cent, which the guest does not notice: `auto-converge` must be on from the start, because a
+/// capability cannot be turned on later.
+///
+/// The low threshold makes QEMU take its first step early. QEMU first throttles at the second sync that found memory
+/// dirtied, so a throttle that is set after that step takes effect at the next sync and not seconds later.
 fn disarmed() -> Map<String, Value> {
     steps(25, 1, 1, 1)
 }
 
-/// Auto-converge with QEMU's defaults, whatever a former user left.
+/// The steps of auto-converge by QEMU's defaults, whatever a former user left.
 fn own_steps(most: u8) -> Map<String, Value> {
     let most = most.clamp(1, THROTTLE_MAX);
     steps(50, 20.min(most), 10.min(most), most)
 }
 
-/// All at once: QEMU refuses an initial step above the maximum, and looks at what comes in one command together.
+/// The parameters of auto-converge, to be set in one command: QEMU refuses an initial step above the maximum, and
+/// checks the parameters of one command together.
 fn steps(trigger: u8, initial: u8, increment: u8, most: u8) -> Map<String, Value> {
     map([
         ("throttle-trigger-threshold", json!(trigger)),
         ("cpu-throttle-initial", json!(initial)),
         ("cpu-throttle-increment", json!(increment)),
         ("max-cpu-throttle", json!(most)),
-        // with it the last steps are smaller than they are told to be
+        // With tailslow the last steps would be smaller than the increment.
         ("cpu-throttle-tailslow", json!(false)),
     ])
 }
 
-/// What a dirty limit that limits nothing is, for a build that took the capability.
+/// A dirty limit that limits nothing, for a build that took the capability.
 pub(super) fn no_dirty_limit() -> Map<String, Value> {
     map([("vcpu-dirty-limit", json!(NO_DIRTY_LIMIT))])
 }
@@ -334,8 +342,8 @@ mod tests {
     use crate::qemu::Schema;
     use proptest::prelude::*;
 
-    fn plain() -> Wanted {
-        Wanted { downtime: Duration::from_millis(300), ..Wanted::default() }
+    fn plain() -> MigrationTuning {
+        MigrationTuning { downtime: Duration::from_millis(300), ..MigrationTuning::default() }
     }
 
     /// A build with these capabilities, and with the newer parameter or not.
@@ -349,27 +357,30 @@ mod tests {
         features(&STRAY, true)
     }
 
-    fn on(setup: &Setup) -> Vec<&'static str> {
+    fn on(setup: &SideTuning) -> Vec<&'static str> {
         setup.capabilities.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect()
     }
 
     #[test]
     fn each_wish_turns_on_what_it_needs() {
-        type Case = (&'static str, Wanted, &'static [&'static str], &'static [&'static str]);
+        type Case = (&'static str, MigrationTuning, &'static [&'static str], &'static [&'static str]);
         let cases: [Case; 7] = [
             ("nothing", plain(), &[], &[]),
-            ("multifd", Wanted { multifd: Some(2), ..plain() }, &["multifd"], &["multifd"]),
-            ("xbzrle", Wanted { xbzrle: Some(Bytes(1 << 26)), ..plain() }, &["xbzrle"], &["xbzrle"]),
-            ("postcopy", Wanted { postcopy: true, ..plain() }, &["postcopy-ram"], &["postcopy-ram"]),
-            ("bitmaps", Wanted { bitmaps: true, ..plain() }, &["dirty-bitmaps"], &["dirty-bitmaps"]),
-            ("steps", Wanted { throttle: Throttle::OwnSteps(99), ..plain() }, &["auto-converge"], &[]),
-            // turned on apart, for the first that is taken
-            ("demand", Wanted { throttle: Throttle::OnDemand, ..plain() }, &[], &[]),
+            ("multifd", MigrationTuning { multifd: Some(2), ..plain() }, &["multifd"], &["multifd"]),
+            ("xbzrle", MigrationTuning { xbzrle: Some(Bytes(1 << 26)), ..plain() }, &["xbzrle"], &["xbzrle"]),
+            ("postcopy", MigrationTuning { postcopy: true, ..plain() }, &["postcopy-ram"], &["postcopy-ram"]),
+            ("bitmaps", MigrationTuning { bitmaps: true, ..plain() }, &["dirty-bitmaps"], &["dirty-bitmaps"]),
+            ("steps", MigrationTuning { throttle: ThrottleMode::OwnSteps(99), ..plain() }, &["auto-converge"], &[]),
+            // The capabilities of `one_of` are turned on one by one, up to the first that QEMU takes.
+            ("demand", MigrationTuning { throttle: ThrottleMode::OnDemand, ..plain() }, &[], &[]),
         ];
-        for (name, wanted, here, there) in cases {
-            let (source, destination) = (wanted.setup(Side::Source, &all()), wanted.setup(Side::Destination, &all()));
-            assert_eq!(on(&source), [&["events", "return-path", "pause-before-switchover"], here].concat(), "{name}");
-            assert_eq!(on(&destination), [&["events", "return-path", "late-block-activate"], there].concat(), "{name}");
+        for (name, wanted, on_source, on_destination) in cases {
+            let (source, destination) =
+                (wanted.for_side(Side::Source, &all()), wanted.for_side(Side::Destination, &all()));
+            let expected = [&["events", "return-path", "pause-before-switchover"], on_source].concat();
+            assert_eq!(on(&source), expected, "{name}");
+            let expected = [&["events", "return-path", "late-block-activate"], on_destination].concat();
+            assert_eq!(on(&destination), expected, "{name}");
             for setup in [source, destination] {
                 for stray in STRAY {
                     let said: Vec<bool> =
@@ -382,30 +393,30 @@ mod tests {
 
     #[test]
     fn what_a_build_has_not_is_not_turned_off() {
-        let setup = plain().setup(Side::Source, &features(&["xbzrle"], false));
+        let setup = plain().for_side(Side::Source, &features(&["xbzrle"], false));
         let off: Vec<&str> = setup.capabilities.iter().filter(|(_, on)| !on).map(|(name, _)| *name).collect();
         assert_eq!((off, setup.later), (vec!["xbzrle"], vec![]));
     }
 
     #[test]
     fn a_throttle_on_demand_takes_what_the_build_has() {
-        let wanted = Wanted { throttle: Throttle::OnDemand, ..plain() };
+        let wanted = MigrationTuning { throttle: ThrottleMode::OnDemand, ..plain() };
         for (capabilities, one_of, later) in [
             (&["auto-converge", "dirty-limit"][..], &["dirty-limit", "auto-converge"][..], &["vcpu-dirty-limit"][..]),
             (&["auto-converge"], &["auto-converge"], &[]),
             (&[], &[], &[]),
         ] {
-            let setup = wanted.setup(Side::Source, &features(capabilities, false));
+            let setup = wanted.for_side(Side::Source, &features(capabilities, false));
             assert_eq!((&setup.one_of[..], &setup.later[..]), (one_of, later));
             let armed_for_nothing = setup.parameters.get("throttle-trigger-threshold");
             assert_eq!(armed_for_nothing, (!one_of.is_empty()).then(|| json!(25)).as_ref());
-            assert_eq!(wanted.setup(Side::Destination, &all()).one_of, Vec::<&str>::new());
+            assert_eq!(wanted.for_side(Side::Destination, &all()).one_of, Vec::<&str>::new());
         }
     }
 
     #[test]
     fn parameters_are_of_the_side_that_reads_them() {
-        let wanted = Wanted {
+        let wanted = MigrationTuning {
             multifd: Some(4),
             compress: Some(Compression::Zstd),
             xbzrle: Some(Bytes(1 << 26)),
@@ -417,12 +428,12 @@ mod tests {
             ("multifd-compression", json!("zstd")),
             ("xbzrle-cache-size", json!(1 << 26)),
         ]);
-        assert_eq!(wanted.setup(Side::Destination, &all()).parameters, both);
-        let setup = wanted.setup(Side::Source, &all());
-        let here = map([("downtime-limit", json!(300)), ("max-bandwidth", json!(1000))]);
-        assert_eq!(setup.parameters, here.into_iter().chain(both).collect());
+        assert_eq!(wanted.for_side(Side::Destination, &all()).parameters, both);
+        let setup = wanted.for_side(Side::Source, &all());
+        let source_only = map([("downtime-limit", json!(300)), ("max-bandwidth", json!(1000))]);
+        assert_eq!(setup.parameters, source_only.into_iter().chain(both).collect());
         assert_eq!(setup.later, ["avail-switchover-bandwidth"]);
-        let uncompressed = Wanted { compress: None, ..wanted }.setup(Side::Destination, &all()).parameters;
+        let uncompressed = MigrationTuning { compress: None, ..wanted }.for_side(Side::Destination, &all()).parameters;
         assert_eq!(uncompressed["multifd-compression"], "none", "whatever a former user left");
     }
 

@@ -1,7 +1,7 @@
 //! What the engine has changed, or is about to change. Each effect is noted before its command is sent, so that the way back
 //! knows of it even where the answer never came.
 
-use crate::{memory::tuning::Before, progress::Side};
+use crate::{memory::tuning::PreviousTuning, progress::Side};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub enum Effect {
         /// On this side.
         side: Side,
         /// What to put back.
-        before: Before,
+        before: PreviousTuning,
     },
     /// A socket file may have been made.
     SocketFile(PathBuf),

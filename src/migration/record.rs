@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::{
         journal::{JournalEntry, fold},
-        memory::tuning::Before,
+        memory::tuning::PreviousTuning,
         progress::Side,
     };
     use proptest::prelude::*;
@@ -286,7 +286,7 @@ mod tests {
 
     fn effect() -> impl Strategy<Value = Effect> {
         let parameters = Map::from_iter([("downtime-limit".to_owned(), json!(300))]);
-        let before = Before { capabilities: vec![("events".to_owned(), true)], parameters };
+        let before = PreviousTuning { capabilities: vec![("events".to_owned(), true)], parameters };
         prop::sample::select(vec![
             Effect::Tuned { side: Side::Destination, before },
             socket(),

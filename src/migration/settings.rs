@@ -149,14 +149,14 @@ impl Settings {
     }
 
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
-    pub(crate) fn tuning(&self, bitmaps: bool) -> Wanted {
+    pub(crate) fn tuning(&self, bitmaps: bool) -> MigrationTuning {
         let policy = &self.policy;
         let throttle = match &policy.schedule {
-            Some(schedule) if schedule.auto_converge && !policy.observe => Throttle::OwnSteps(policy.throttle_max),
-            _ if policy.may_throttle() => Throttle::OnDemand,
-            _ => Throttle::Never,
+            Some(schedule) if schedule.auto_converge && !policy.observe => ThrottleMode::OwnSteps(policy.throttle_max),
+            _ if policy.may_throttle() => ThrottleMode::OnDemand,
+            _ => ThrottleMode::Never,
         };
-        Wanted {
+        MigrationTuning {
             multifd: self.multifd,
             compress: self.compress,
             xbzrle: policy.xbzrle.filter(|_| !policy.observe),
@@ -222,13 +222,13 @@ mod tests {
             Settings { policy: text.parse().expect(name), ..Settings::default() }.tuning(false)
         };
         for (name, throttle, postcopy, first) in [
-            ("converge", Throttle::OnDemand, false, 10),
-            ("postcopy", Throttle::Never, true, 10),
-            ("patient", Throttle::Never, false, 10),
-            ("observe", Throttle::Never, false, 300),
-            ("nova", Throttle::Never, false, 50),
-            ("vdsm", Throttle::OwnSteps(99), false, 100),
-            ("kubevirt", Throttle::Never, false, 150),
+            ("converge", ThrottleMode::OnDemand, false, 10),
+            ("postcopy", ThrottleMode::Never, true, 10),
+            ("patient", ThrottleMode::Never, false, 10),
+            ("observe", ThrottleMode::Never, false, 300),
+            ("nova", ThrottleMode::Never, false, 50),
+            ("vdsm", ThrottleMode::OwnSteps(99), false, 100),
+            ("kubevirt", ThrottleMode::Never, false, 150),
         ] {
             let wanted = wanted(name);
             let found = (wanted.throttle, wanted.postcopy, wanted.downtime);

@@ -110,7 +110,7 @@ mod tests {
     fn what_does_not_go_together_is_refused() {
         let (multifd, compress) = (Some(2), Some(Compression::Zstd));
         let xbzrle = Some(Bytes(1 << 26));
-        let none = Wanted::default();
+        let none = MigrationTuning::default();
         for (wanted, words) in [
             (Wanted { multifd, compress, ..none.clone() }, &[][..]),
             (Wanted { xbzrle, postcopy: true, bitmaps: true, ..none.clone() }, &[]),

@@ -97,7 +97,7 @@ pub struct Subject<'a> {
     /// Bitmaps that do not arrive.
     pub bitmaps: &'a BitmapPlan,
     /// What is wanted of QEMU's migration.
-    pub tuning: &'a Wanted,
+    pub tuning: &'a MigrationTuning,
     /// How storage gets there.
     pub storage: StorageMode,
     /// Room is needed only for what is copied now.
