@@ -218,7 +218,11 @@ fn a_destination_that_refuses_the_state_leaves_the_guest_on_the_source() {
     assert_eq!(outcome.reason.as_ref().unwrap().code, "handover-failed", "{outcome:#?}");
     // The guest stood still, and resumed on the source.
     let blackout = outcome.blackout_ms.expect("it was stopped");
-    assert_eq!(outcome.ledger.first().map(|span| span.span), Some("quiesce"), "each mark counts once: {outcome:#?}");
+    assert_eq!(
+        outcome.ledger.first().map(|span| span.span.as_str()),
+        Some("quiesce"),
+        "each mark counts once: {outcome:#?}"
+    );
     assert!((outcome.ledger.iter().map(|span| span.ms).sum::<f64>() - blackout).abs() < 0.001, "{outcome:#?}");
     judge_disks(&pair, Side::Source);
 }

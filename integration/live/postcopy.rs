@@ -33,7 +33,7 @@ fn postcopy(pair: &Pair) -> Builder {
 }
 
 fn begins(kind: &Kind, wanted: Phase) -> bool {
-    matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == wanted)
+    matches!(kind, Kind::Phase { phase, state: PhaseState::Begin, .. } if *phase == wanted)
 }
 
 /// Limits the background of postcopy until [`hurry`], so that most pages are still on the source however late a busy

@@ -5,7 +5,7 @@
 use super::flags;
 use crate::{
     migration::{Events, Plan},
-    progress::{Ending, Estimate, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
+    progress::{Ending, Estimate, EstimatedRung, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
     quantity::{Bytes, Rate},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -164,7 +164,7 @@ impl Screen {
             }
             Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
             Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
-            Kind::Outcome(_) => {}
+            Kind::Outcome(_) | Kind::Unknown => {}
         }
     }
 
@@ -194,7 +194,7 @@ impl Screen {
 fn foreseen(estimate: &Estimate) -> String {
     let time = estimate.total_ms.map_or_else(String::new, |ms| format!("{:.1} s", ms as f64 / 1000.0));
     let rung = match estimate.rung {
-        None | Some("none") => String::new(),
+        None | Some(EstimatedRung::None) => String::new(),
         Some(rung) => format!(", it comes to {rung}"),
     };
     match estimate.blackout_ms {

@@ -9,7 +9,7 @@ use super::{
     policy::Policy,
     simulate::{DiskModel, GuestModel, LinkModel, SimulatedRun, simulate},
 };
-use crate::progress::Estimate;
+use crate::progress::{Estimate, EstimatedRung};
 use std::time::Duration;
 
 /// Bytes per second that RAM is sent at where nothing else limits it: QEMU's migration thread on one core.
@@ -103,18 +103,18 @@ pub fn predict(policy: &Policy, job: &ConvergenceJob, input: &PredictionInput) -
     }
 }
 
-fn furthest_rung(policy: &Policy, job: &ConvergenceJob, run: &SimulatedRun) -> &'static str {
-    let mut rung = "none";
+fn furthest_rung(policy: &Policy, job: &ConvergenceJob, run: &SimulatedRun) -> EstimatedRung {
+    let mut rung = EstimatedRung::None;
     let first = policy.first_limit(job.budget);
     for step in &run.actions {
         rung = match &step.action {
-            Action::GiveUp { .. } => return "give-up",
-            Action::Postcopy => return "postcopy",
-            Action::Throttle(_) => "throttle",
+            Action::GiveUp { .. } => return EstimatedRung::GiveUp,
+            Action::Postcopy => return EstimatedRung::Postcopy,
+            Action::Throttle(_) => EstimatedRung::Throttle,
             Action::DowntimeLimit(limit) if *limit > job.budget && policy.ram.contains(&RamRung::StopAndCopy) => {
-                "stop-and-copy"
+                EstimatedRung::StopAndCopy
             }
-            Action::DowntimeLimit(limit) if *limit > first && rung == "none" => "downtime",
+            Action::DowntimeLimit(limit) if *limit > first && rung == EstimatedRung::None => EstimatedRung::Downtime,
             _ => rung,
         };
     }
@@ -139,13 +139,13 @@ mod tests {
             ..PredictionInput::default()
         };
         let idle = predict(&Policy::default(), &job, &input);
-        assert_eq!(idle.rung, Some("none"));
+        assert_eq!(idle.rung, Some(EstimatedRung::None));
         assert!(idle.total_ms.is_some_and(|ms| (2000..2700).contains(&ms)), "{idle:?}");
         assert!(idle.blackout_ms.is_some_and(|ms| ms < 20), "{idle:?}");
         let (dirty_rate, working_set) = ((200 * MIB) as f64, Some((100 * MIB) as f64));
         let busy = predict(&Policy::default(), &job, &PredictionInput { dirty_rate, working_set, ..input.clone() });
         assert!(
-            busy.blackout_ms.is_none() && busy.rung == Some("give-up"),
+            busy.blackout_ms.is_none() && busy.rung == Some(EstimatedRung::GiveUp),
             "this guest may not be throttled: {busy:?}"
         );
         assert_eq!((idle.converges, busy.converges), (Some(true), Some(false)));

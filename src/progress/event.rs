@@ -1,96 +1,16 @@
 //! One thing that happened: a phase, a sample, an action, a warning, or the end.
 
-use super::Outcome;
+use super::{
+    outcome::Outcome,
+    phase::{Phase, PhaseState},
+};
 use serde::{Deserialize, Serialize};
-use std::fmt;
-
-/// Which of the two QEMU processes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Side {
-    /// The QEMU the guest comes from.
-    Source,
-    /// The QEMU the guest goes to.
-    Destination,
-}
-
-impl Side {
-    /// `source` or `destination`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-        }
-    }
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// The phases of a migration, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// Both monitors are dialled and negotiated.
-    Connect,
-    /// Facts are gathered and checked; nothing is changed.
-    Preflight,
-    /// Capabilities, parameters and exports are set.
-    Prepare,
-    /// The mirrors copy the disks.
-    Storage,
-    /// RAM is copied while the guest runs.
-    Memory,
-    /// The guest is stopped; mirrors settle and exports go.
-    Switchover,
-    /// The guest passes to the destination.
-    Handover,
-    /// Only where postcopy was used: the guest has resumed on the destination, and the rest of its pages is fetched.
-    Postcopy,
-    /// What the engine made is removed; the source quits.
-    Cleanup,
-}
-
-impl Phase {
-    /// The name the contract uses.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Preflight => "preflight",
-            Self::Prepare => "prepare",
-            Self::Storage => "storage",
-            Self::Memory => "memory",
-            Self::Switchover => "switchover",
-            Self::Handover => "handover",
-            Self::Postcopy => "postcopy",
-            Self::Cleanup => "cleanup",
-        }
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Whether a phase begins or ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PhaseState {
-    /// It begins.
-    Begin,
-    /// It ended, well or not: what follows tells.
-    End,
-}
 
 /// An event of a running migration.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Event {
-    /// The version of this shape: 1.
+    /// The version of this shape: 1. Fields and kinds are added without a new version.
     pub v: u32,
     /// Milliseconds since the migration was started.
     pub t_ms: u64,
@@ -99,19 +19,28 @@ pub struct Event {
     pub kind: Kind,
 }
 
-/// What happened. More kinds may be added.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+impl Event {
+    /// An event of today's shape.
+    pub fn new(t_ms: u64, kind: Kind) -> Self {
+        Self { v: 1, t_ms, kind }
+    }
+}
+
+/// What happened. Later versions add kinds, and fields to each kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Kind {
     /// A phase begins or ends.
+    #[non_exhaustive]
     Phase {
-        /// Which one.
+        /// The phase.
         phase: Phase,
         /// Begin or end.
         state: PhaseState,
     },
     /// A sample of one mirror.
+    #[non_exhaustive]
     Disk {
         /// The disk's name on the source.
         disk: String,
@@ -125,18 +54,19 @@ pub enum Kind {
         ready: bool,
         /// Bytes per second, smoothed.
         rate: u64,
-        /// Bytes per second that the guest's writes add to what is to be copied.
+        /// Bytes per second that the guest's writes add to the bytes to copy.
         growth: u64,
         /// Bytes per second that the guest writes.
         write_rate: u64,
-        /// The mean time of a guest's write of late, microseconds; null where it wrote nothing.
+        /// The recent mean time of a guest's write, microseconds; null where the guest wrote nothing.
         write_latency_us: Option<u64>,
-        /// Milliseconds until it is ready, if all goes on as it does; null if never.
+        /// Milliseconds until the mirror is ready at today's rates; null if never.
         eta_ms: Option<u64>,
     },
     /// A step of the preparation of images begins or ends.
+    #[non_exhaustive]
     Step {
-        /// What is done: `create` or `copy`.
+        /// The kind of step: `create` or `copy`.
         step: String,
         /// The image.
         image: String,
@@ -144,6 +74,7 @@ pub enum Kind {
         state: PhaseState,
     },
     /// A sample of the RAM migration.
+    #[non_exhaustive]
     Memory {
         /// QEMU's migration status.
         status: String,
@@ -153,24 +84,25 @@ pub enum Kind {
         remaining: u64,
         /// The guest's RAM, bytes.
         total: u64,
-        /// Bytes per second the guest dirties, as far as it is found.
+        /// Bytes per second that the guest dirties, as far as it is known.
         dirty_rate: u64,
         /// Bytes per second sent, smoothed.
         bandwidth: u64,
-        /// The most that was found dirty at once, bytes: what is rewritten again and again is at least this much.
+        /// The largest number of bytes found dirty at once: the guest rewrites at least this much again and again.
         working_set: u64,
         /// Per cent by which the vCPUs are throttled.
         throttle_pct: u64,
         /// Milliseconds of blackout if the guest were stopped now; null until RAM was measured.
         predicted_blackout_ms: Option<u64>,
-        /// Milliseconds until what remains fits into the downtime limit; null until it is foreseen.
+        /// Milliseconds until the remaining RAM fits into the downtime limit; null while that cannot be predicted.
         eta_ms: Option<u64>,
     },
-    /// How far an image is with being compared or copied before the migration.
+    /// The progress of comparing or copying an image before the migration.
+    #[non_exhaustive]
     Image {
-        /// The file: on the source where it is compared, else at the destination.
+        /// The file: the source's where images are compared, else the destination's.
         image: String,
-        /// What is done: `compare`, `copy`, or `verify` of what was copied.
+        /// The work: `compare`, `copy`, or `verify` of a copy.
         doing: String,
         /// Bytes so far, of one side.
         done: u64,
@@ -181,13 +113,15 @@ pub enum Kind {
         rate: Option<u64>,
     },
     /// The engine decided to do something that is not part of the plain order.
+    #[non_exhaustive]
     Action {
-        /// What it does.
+        /// The action, a stable word for programs.
         action: String,
-        /// Why, with numbers.
+        /// The reason, with numbers.
         because: String,
     },
-    /// Something the user should know that stops nothing.
+    /// Something that the user should know and that stops nothing.
+    #[non_exhaustive]
     Warning {
         /// A stable word for programs.
         code: String,
@@ -196,4 +130,7 @@ pub enum Kind {
     },
     /// The end; always the last event.
     Outcome(Box<Outcome>),
+    /// A kind of a later version of this crate, in an event that such a version wrote. The engine never reports it.
+    #[serde(other)]
+    Unknown,
 }

@@ -1,26 +1,27 @@
 //! The blackout ledger: where every microsecond between STOP on the source and RESUME on the destination went.
 //!
-//! Pure. Every span is named after what ended it, and the spans sum to the blackout by construction.
+//! Pure. Every span is named after its end, and the spans sum to the blackout by construction.
 
-use super::Moment;
-use serde::Serialize;
+use super::moment::Moment;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Which clock the ledger is read from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// The clock by which a ledger is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Clock {
     /// QEMU's event timestamps: both processes and the engine share one host and so one wall clock.
     Qemu,
-    /// The engine's own clock at receipt of each event: right for two hosts, whose clocks differ, and off by what one
-    /// message's way takes.
+    /// The engine's own clock at receipt of each event: right for two hosts, whose clocks differ, and off by the time
+    /// that one message is on its way.
     Engine,
 }
 
 /// The points between STOP and RESUME, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mark {
-    /// STOP on the source: the guest's vCPUs stand.
+    /// STOP on the source: the guest's vCPUs are stopped.
     Stop,
     /// The source reached `pre-switchover`: its disks are drained and flushed.
     PreSwitchover,
@@ -28,7 +29,7 @@ pub enum Mark {
     SettleSent,
     /// The last mirror concluded.
     MirrorsSettled,
-    /// The destination's exports are seen gone.
+    /// The destination no longer lists its exports.
     ExportsGone,
     /// The source reported `completed`.
     SourceCompleted,
@@ -55,15 +56,16 @@ impl Mark {
 }
 
 /// One span of the blackout.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Span {
-    /// Its name.
-    pub span: &'static str,
-    /// Its length in milliseconds, exact to the microsecond.
+    /// The span's name.
+    pub span: String,
+    /// The span's length in milliseconds, exact to the microsecond.
     pub ms: f64,
 }
 
-/// The marks of one blackout as they come in.
+/// The marks of one blackout, in the order in which they came in.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     clock: Clock,
@@ -76,19 +78,19 @@ impl Ledger {
         Self { clock, marks: Vec::new() }
     }
 
-    /// The clock it reads.
+    /// The clock by which the ledger is read.
     pub fn clock(&self) -> Clock {
         self.clock
     }
 
-    /// Notes when a point was passed.
+    /// Notes the moment of a mark.
     pub fn mark(&mut self, mark: Mark, moment: Moment) {
         self.marks.push((mark, moment));
     }
 
     /// The spans from STOP to RESUME and their sum in milliseconds; `None` where the guest did not stop and resume.
     ///
-    /// Marks that are missing leave their time to the next span. A mark that is stamped before its predecessor (the
+    /// The time of a missing mark falls to the next span. A mark that is stamped before its predecessor (the
     /// destination can complete first) gets a span of zero.
     pub fn spans(&self) -> Option<(Vec<Span>, f64)> {
         let mut marks: Vec<(Mark, u64)> =
@@ -104,7 +106,7 @@ impl Ledger {
             .iter()
             .map(|&(mark, micros)| {
                 let until = if mark == Mark::Resume { end } else { micros.clamp(at, end) };
-                let span = Span { span: mark.span(), ms: millis(until - at) };
+                let span = Span { span: mark.span().to_owned(), ms: millis(until - at) };
                 at = until;
                 span
             })
@@ -115,7 +117,7 @@ impl Ledger {
     fn micros(&self, moment: Moment) -> u64 {
         let since = match self.clock {
             Clock::Qemu => moment.wall,
-            // any common origin will do, for only differences count
+            // Only differences count, so any common origin will do.
             Clock::Engine => {
                 self.marks.iter().map(|(_, m)| m.local).min().map_or(Duration::ZERO, |origin| moment.local - origin)
             }
@@ -162,7 +164,7 @@ mod tests {
                 &[(Mark::Stop, 0), (Mark::PreSwitchover, 2500), (Mark::MirrorsSettled, 5100), (Mark::Resume, 8000)],
             );
             let (spans, total) = ledger.spans().expect("stopped and resumed");
-            let named: Vec<(&str, f64)> = spans.iter().map(|s| (s.span, s.ms)).collect();
+            let named: Vec<(&str, f64)> = spans.iter().map(|s| (s.span.as_str(), s.ms)).collect();
             assert_eq!(named, [("quiesce", 2.5), ("mirror-settle", 2.6), ("activate-and-resume", 2.9)]);
             assert_eq!(total, 8.0);
         }
@@ -173,7 +175,7 @@ mod tests {
         let marks =
             [(Mark::Stop, 0), (Mark::SourceCompleted, 900), (Mark::DestinationCompleted, 700), (Mark::Resume, 1000)];
         let (spans, _) = ledger(Clock::Qemu, &marks).spans().expect("stopped and resumed");
-        assert_eq!(spans[1], Span { span: "destination-load", ms: 0.0 });
+        assert_eq!(spans[1], Span { span: "destination-load".to_owned(), ms: 0.0 });
     }
 
     #[test]

@@ -1,16 +1,27 @@
-//! What happened, as data: events while a migration runs, and the outcome it ends with.
+//! What happened, as data: events while a migration runs, and the outcome with which it ends.
 //!
-//! A leaf: every module may report through it, and it knows none of them. The shapes are the JSON of the contract; a
-//! field once published stays. It must never decide anything.
+//! A leaf: every room may report through it, and it knows none of them. The shapes are the JSON of the contract, and a
+//! field once published stays. Everything written here can also be read, by this version and by others: see
+//! [`Kind::Unknown`]. This room must never decide anything.
 
+mod causes;
 mod event;
+mod json_lines;
 mod ledger;
 mod moment;
 mod outcome;
-mod sink;
+mod phase;
+mod reporter;
+#[cfg(test)]
+mod round_trip;
+mod side;
 
-pub use event::{Event, Kind, Phase, PhaseState, Side};
+pub use causes::describe;
+pub use event::{Event, Kind};
+pub use json_lines::JsonLines;
 pub use ledger::{Clock, Ledger, Mark, Span};
 pub use moment::Moment;
-pub use outcome::{DiskOutcome, Ending, Estimate, Outcome, RamOutcome, Reason, RunsOn, describe};
-pub use sink::{Entered, JsonLines, Reporter, Sink, TracingSink};
+pub use outcome::{DiskOutcome, Ending, Estimate, EstimatedRung, Outcome, RamOutcome, Reason, RunsOn};
+pub use phase::{Phase, PhaseState};
+pub use reporter::{Entered, Reporter, Sink};
+pub use side::Side;

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time;
 
-/// When something happened, on every clock that saw it.
+/// The time of an event, on every clock that saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// The engine's monotonic clock at receipt.
     pub local: Instant,
-    /// The wall clock of whoever stamped it: QEMU for an event, the engine otherwise; since the Unix epoch.
+    /// The wall clock, since the Unix epoch: QEMU's for an event that QEMU stamped, else the engine's.
     pub wall: Duration,
 }
 
@@ -19,7 +19,7 @@ impl Moment {
         Self { local: time::Instant::now().into_std(), wall }
     }
 
-    /// How long ago it was, by the engine's clock.
+    /// The time since then, by the engine's monotonic clock.
     pub fn elapsed(&self) -> Duration {
         time::Instant::now().into_std().saturating_duration_since(self.local)
     }

@@ -1,13 +1,14 @@
-//! How a migration ended: the contract's last line.
+//! How a migration ended: the last line of the contract's JSON.
 
-use super::{Clock, Span};
+use super::ledger::{Clock, Span};
 use crate::codes::FailureCode;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use std::fmt;
 
-/// How it ended.
+/// The kind of end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Ending {
     /// The guest runs on the destination (or is paused there, if it was paused before).
     Moved,
@@ -15,19 +16,24 @@ pub enum Ending {
     Refused,
     /// The guest runs on the source, as before.
     RolledBack,
-    /// The same, because the user asked.
+    /// The guest runs on the source, as before, because the user asked to cancel.
     Cancelled,
-    /// The guest runs on the source, but something of ours could not be cleaned up.
+    /// The guest runs on the source, but something of the engine's could not be removed.
     Stuck,
-    /// Not proved to run on one side; nothing more was done.
+    /// The guest is not proved to run on one side; nothing more was done.
     Undetermined,
+    /// An end of a later version of this crate, in an outcome that such a version wrote. No migration ends with it.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Ending {
-    /// The command's exit code for it, fixed by the contract.
+    /// The command's exit code, fixed by the contract; that of an internal error for an end that this version does not
+    /// know.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Moved => 0,
+            Self::Unknown => 1,
             Self::Refused => 3,
             Self::RolledBack => 4,
             Self::Cancelled => 5,
@@ -36,7 +42,7 @@ impl Ending {
         }
     }
 
-    /// The name the contract uses.
+    /// The word of the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Moved => "moved",
@@ -45,6 +51,7 @@ impl Ending {
             Self::Cancelled => "cancelled",
             Self::Stuck => "stuck",
             Self::Undetermined => "undetermined",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -55,49 +62,55 @@ impl fmt::Display for Ending {
     }
 }
 
-/// Which side has the guest.
+/// The side that has the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum RunsOn {
     /// The source.
     Source,
     /// The destination.
     Destination,
-    /// Not proved.
+    /// Not proved; also the word of a later version that this version does not know.
+    #[serde(other)]
     Unknown,
 }
 
-/// Why it did not end with the guest moved.
+/// The reason why the guest was not moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Reason {
     /// A stable word for programs.
     pub code: FailureCode,
-    /// What happened, in QEMU's own words where it spoke, and what to do. Settings are named by their marks: see
+    /// The cause, in QEMU's own words where QEMU gave any, and the remedy. Settings are named by their marks: see
     /// [`crate::codes::worded`].
     pub message: String,
 }
 
-/// What became of one disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// The end of one disk's copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DiskOutcome {
-    /// Its name on the source.
+    /// The disk's name on the source.
     pub source: String,
-    /// Its name on the destination.
+    /// The disk's name on the destination.
     pub destination: String,
-    /// Bytes the mirror copied.
+    /// Bytes that the mirror copied.
     pub bytes_copied: u64,
     /// The disk's virtual size in bytes.
     pub virtual_size: u64,
-    /// How it was copied: `incremental` or `full`.
-    pub mode: &'static str,
-    /// The mean time of a guest's write while the mirror copied in the background, microseconds; `None` where it wrote nothing.
+    /// How the disk was copied: `incremental` or `full`.
+    pub mode: String,
+    /// The mean time of a guest's write while the mirror copied in the background, microseconds; `None` where the guest
+    /// wrote nothing.
     pub write_latency_us: Option<u64>,
-    /// The same in write-blocking mode: what that cost the guest.
+    /// The mean time of a guest's write in write-blocking mode: the difference is the price of that mode.
     pub write_blocking_latency_us: Option<u64>,
 }
 
-/// What the RAM migration took.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// The totals of the RAM migration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RamOutcome {
     /// Bytes sent.
     pub bytes: u64,
@@ -109,12 +122,13 @@ pub struct RamOutcome {
     pub postcopy: bool,
 }
 
-/// What a migration would cost; what cannot be foreseen is null.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// The predicted cost of a migration; null where something cannot be predicted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Estimate {
     /// Milliseconds in all.
     pub total_ms: Option<u64>,
-    /// Milliseconds the guest would be stopped; null too where it would not move.
+    /// Milliseconds for which the guest would be stopped; null, too, where it would not move.
     pub blackout_ms: Option<u64>,
     /// Bytes of disks to copy.
     pub disk_bytes: Option<u64>,
@@ -122,19 +136,59 @@ pub struct Estimate {
     pub ram_bytes: Option<u64>,
     /// Whether the guest would move.
     pub converges: Option<bool>,
-    /// The furthest rung that the policy would come to: `none`, `downtime`, `throttle`, `postcopy`, `stop-and-copy`, or
-    /// `give-up` where the guest would not move.
-    pub rung: Option<&'static str>,
+    /// The furthest rung of the policy that the migration would reach.
+    #[serde(default, deserialize_with = "known")]
+    pub rung: Option<EstimatedRung>,
+}
+
+/// A rung of a policy, from the gentlest to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum EstimatedRung {
+    /// The policy would change nothing.
+    None,
+    /// The downtime limit would be raised.
+    Downtime,
+    /// The guest would be throttled.
+    Throttle,
+    /// Postcopy would be started.
+    Postcopy,
+    /// The guest would be stopped and the rest of its RAM copied then.
+    StopAndCopy,
+    /// The migration would be given up: the guest would not move.
+    GiveUp,
+}
+
+impl EstimatedRung {
+    /// The word of the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Downtime => "downtime",
+            Self::Throttle => "throttle",
+            Self::Postcopy => "postcopy",
+            Self::StopAndCopy => "stop-and-copy",
+            Self::GiveUp => "give-up",
+        }
+    }
+}
+
+impl fmt::Display for EstimatedRung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// How a migration ended, whole.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Outcome {
-    /// How it ended.
+    /// The kind of end.
     pub outcome: Ending,
-    /// Which side has the guest.
+    /// The side that has the guest.
     pub runs_on: RunsOn,
-    /// Why it did not move; `None` where it did.
+    /// The reason why the guest was not moved; `None` where it was.
     pub reason: Option<Reason>,
     /// Milliseconds from start to end.
     pub total_ms: u64,
@@ -144,29 +198,22 @@ pub struct Outcome {
     pub qemu_downtime_ms: Option<u64>,
     /// The spans that sum to `blackout_ms`.
     pub ledger: Vec<Span>,
-    /// Which clock the ledger was read from.
+    /// The clock by which the ledger was read.
+    #[serde(default, deserialize_with = "known")]
     pub ledger_clock: Option<Clock>,
     /// Every disk that was to be moved.
     pub disks: Vec<DiskOutcome>,
     /// The RAM migration.
     pub ram: RamOutcome,
-    /// What was foretold of it, where that was asked for.
+    /// The estimate from before the start, where one was asked for.
     pub predicted: Option<Estimate>,
-    /// What of ours could not be removed, and where: empty but for `stuck`, `undetermined` or a side that is gone.
+    /// The engine's own jobs, nodes, exports and settings that could not be removed, each with its side. Empty unless
+    /// the end is `stuck` or `undetermined`, or one side is gone.
     pub leftovers: Vec<String>,
 }
 
-/// An error with its causes, `: ` between them.
-pub fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let told = cause.to_string();
-        // a transparent error repeats its cause
-        if !text.ends_with(&told) {
-            text = format!("{text}: {told}");
-        }
-        next = cause.source();
-    }
-    text
+/// Reads a word to which later versions may add others: `None` for a word that this version does not know.
+fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let word = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(word.and_then(|word| T::deserialize(word).ok()))
 }

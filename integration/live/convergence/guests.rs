@@ -87,7 +87,7 @@ fn ceiling(pair: &Pair, per_cent: u64) -> Option<Rate> {
 /// The reasons that the engine gave for an action.
 fn reasons<'a>(events: &'a [Event], wanted: &str) -> Vec<&'a str> {
     let reason = |event: &'a Event| match &event.kind {
-        Kind::Action { action, because } if action == wanted => Some(because.as_str()),
+        Kind::Action { action, because, .. } if action == wanted => Some(because.as_str()),
         _ => None,
     };
     events.iter().filter_map(reason).collect()
@@ -315,7 +315,7 @@ fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
         });
         let at = |wanted: Phase, begins: PhaseState| {
             events.iter().position(
-                |event| matches!(event.kind, Kind::Phase { phase, state } if phase == wanted && state == begins),
+                |event| matches!(event.kind, Kind::Phase { phase, state, .. } if phase == wanted && state == begins),
             )
         };
         assert!(at(Phase::Memory, PhaseState::Begin) < at(Phase::Storage, PhaseState::End), "{}", told(&events));

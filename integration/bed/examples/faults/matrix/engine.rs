@@ -120,7 +120,7 @@ async fn migrate(
     let mut events = migration.events();
     while let Some(event) = events.next().await {
         match event.kind {
-            Kind::Phase { phase: begun, state: PhaseState::Begin } if Some(begun) == phase => wait_for_go(talk),
+            Kind::Phase { phase: begun, state: PhaseState::Begin, .. } if Some(begun) == phase => wait_for_go(talk),
             Kind::Outcome(_) => break,
             _ => {}
         }

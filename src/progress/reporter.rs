@@ -1,0 +1,84 @@
+//! Where the engine's events go.
+
+use super::{
+    event::{Event, Kind},
+    phase::{Phase, PhaseState},
+};
+use std::{fmt, sync::Arc, time::Instant};
+
+/// Takes events as they happen.
+///
+/// The engine calls the sink from its own task, also while the guest is stopped: a sink must return at once and do its
+/// work elsewhere.
+pub trait Sink: Send + Sync {
+    /// Takes one event.
+    fn emit(&self, event: &Event);
+}
+
+/// Stamps events with the time since the start and hands them to a sink.
+#[derive(Clone)]
+pub struct Reporter {
+    start: Instant,
+    sink: Arc<dyn Sink>,
+}
+
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reporter").field("start", &self.start).finish_non_exhaustive()
+    }
+}
+
+impl Reporter {
+    /// Starts the clock.
+    pub fn new(sink: Arc<dyn Sink>) -> Self {
+        Self { start: Instant::now(), sink }
+    }
+
+    /// Milliseconds since the start.
+    pub fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Reports one thing.
+    pub fn emit(&self, kind: Kind) {
+        self.sink.emit(&Event::new(self.elapsed_ms(), kind));
+    }
+
+    /// Reports that a phase begins or ends.
+    pub fn phase(&self, phase: Phase, state: PhaseState) {
+        self.emit(Kind::Phase { phase, state });
+    }
+
+    /// Reports a phase's begin and end around its work, also when the work is dropped.
+    pub async fn during<T>(&self, phase: Phase, work: impl Future<Output = T>) -> T {
+        let _entered = self.enter(phase);
+        work.await
+    }
+
+    /// Reports a phase's begin, and its end when the guard is dropped.
+    pub fn enter(&self, phase: Phase) -> Entered {
+        self.phase(phase, PhaseState::Begin);
+        Entered(self.clone(), phase)
+    }
+
+    /// Reports something that the user should know.
+    pub fn warn(&self, code: &str, message: impl Into<String>) {
+        self.emit(Kind::Warning { code: code.to_owned(), message: message.into() });
+    }
+
+    /// Reports a decision.
+    pub fn action(&self, action: &str, because: impl Into<String>) {
+        self.emit(Kind::Action { action: action.to_owned(), because: because.into() });
+    }
+}
+
+/// A phase under way: its end is reported when the guard is dropped.
+#[derive(Debug)]
+#[must_use = "the phase ends when the guard is dropped"]
+pub struct Entered(Reporter, Phase);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.phase(self.1, PhaseState::End);
+    }
+}

@@ -1,0 +1,310 @@
+//! Events and outcomes are read as they were written, and their JSON is spelled as the contract has it.
+
+use super::*;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn read(json: &Value) -> Event {
+    serde_json::from_value(json.clone()).unwrap_or_else(|error| panic!("{json}: {error}"))
+}
+
+fn outcome() -> Outcome {
+    Outcome {
+        outcome: Ending::RolledBack,
+        runs_on: RunsOn::Source,
+        reason: Some(Reason { code: "mirror-failed".to_owned(), message: "no space".to_owned() }),
+        total_ms: 1200,
+        blackout_ms: Some(8.125),
+        qemu_downtime_ms: None,
+        ledger: vec![Span { span: "quiesce".to_owned(), ms: 8.125 }],
+        ledger_clock: Some(Clock::Engine),
+        disks: vec![DiskOutcome {
+            source: "virtio0".to_owned(),
+            destination: "virtio0".to_owned(),
+            bytes_copied: 5,
+            virtual_size: 9,
+            mode: "full".to_owned(),
+            write_latency_us: Some(3),
+            write_blocking_latency_us: None,
+        }],
+        ram: RamOutcome { bytes: 7, iterations: 2, throttle_max_pct: 20, postcopy: true },
+        predicted: Some(Estimate { rung: Some(EstimatedRung::StopAndCopy), ..Estimate::default() }),
+        leftovers: vec!["source (unix:/s): the job qferry-x".to_owned()],
+    }
+}
+
+fn outcome_json() -> Value {
+    json!({
+        "v": 1, "t_ms": 1200, "type": "outcome", "outcome": "rolled-back", "runs_on": "source",
+        "reason": {"code": "mirror-failed", "message": "no space"},
+        "total_ms": 1200, "blackout_ms": 8.125, "qemu_downtime_ms": null,
+        "ledger": [{"span": "quiesce", "ms": 8.125}], "ledger_clock": "engine",
+        "disks": [{
+            "source": "virtio0", "destination": "virtio0", "bytes_copied": 5, "virtual_size": 9, "mode": "full",
+            "write_latency_us": 3, "write_blocking_latency_us": null,
+        }],
+        "ram": {"bytes": 7, "iterations": 2, "throttle_max_pct": 20, "postcopy": true},
+        "predicted": {
+            "total_ms": null, "blackout_ms": null, "disk_bytes": null, "ram_bytes": null, "converges": null,
+            "rung": "stop-and-copy",
+        },
+        "leftovers": ["source (unix:/s): the job qferry-x"],
+    })
+}
+
+#[test]
+fn every_kind_is_spelled_as_the_contract_has_it() {
+    let text = str::to_owned;
+    for (event, json) in [
+        (
+            Event::new(1, Kind::Phase { phase: Phase::Handover, state: PhaseState::End }),
+            json!({"v": 1, "t_ms": 1, "type": "phase", "phase": "handover", "state": "end"}),
+        ),
+        (
+            Event::new(
+                2,
+                Kind::Disk {
+                    disk: text("virtio0"),
+                    status: text("running"),
+                    copied: 1,
+                    total: 2,
+                    ready: false,
+                    rate: 3,
+                    growth: 4,
+                    write_rate: 5,
+                    write_latency_us: Some(6),
+                    eta_ms: None,
+                },
+            ),
+            json!({
+                "v": 1, "t_ms": 2, "type": "disk", "disk": "virtio0", "status": "running", "copied": 1, "total": 2,
+                "ready": false, "rate": 3, "growth": 4, "write_rate": 5, "write_latency_us": 6, "eta_ms": null,
+            }),
+        ),
+        (
+            Event::new(
+                3,
+                Kind::Memory {
+                    status: text("active"),
+                    transferred: 1,
+                    remaining: 2,
+                    total: 3,
+                    dirty_rate: 4,
+                    bandwidth: 5,
+                    working_set: 6,
+                    throttle_pct: 7,
+                    predicted_blackout_ms: None,
+                    eta_ms: Some(8),
+                },
+            ),
+            json!({
+                "v": 1, "t_ms": 3, "type": "memory", "status": "active", "transferred": 1, "remaining": 2, "total": 3,
+                "dirty_rate": 4, "bandwidth": 5, "working_set": 6, "throttle_pct": 7, "predicted_blackout_ms": null,
+                "eta_ms": 8,
+            }),
+        ),
+        (
+            Event::new(4, Kind::Image { image: text("/b"), doing: text("compare"), done: 1, total: 2, rate: None }),
+            json!({"v": 1, "t_ms": 4, "type": "image", "image": "/b", "doing": "compare", "done": 1, "total": 2}),
+        ),
+        (
+            Event::new(5, Kind::Image { image: text("/b"), doing: text("copy"), done: 1, total: 2, rate: Some(3) }),
+            json!({"v": 1, "t_ms": 5, "type": "image", "image": "/b", "doing": "copy", "done": 1, "total": 2, "rate": 3}),
+        ),
+        (
+            Event::new(6, Kind::Step { step: text("create"), image: text("/o"), state: PhaseState::Begin }),
+            json!({"v": 1, "t_ms": 6, "type": "step", "step": "create", "image": "/o", "state": "begin"}),
+        ),
+        (
+            Event::new(7, Kind::Action { action: text("throttle"), because: text("2 s left") }),
+            json!({"v": 1, "t_ms": 7, "type": "action", "action": "throttle", "because": "2 s left"}),
+        ),
+        (
+            Event::new(8, Kind::Warning { code: text("not-compared"), message: text("no server") }),
+            json!({"v": 1, "t_ms": 8, "type": "warning", "code": "not-compared", "message": "no server"}),
+        ),
+        (Event::new(1200, Kind::Outcome(Box::new(outcome()))), outcome_json()),
+    ] {
+        assert_eq!(serde_json::to_value(&event).expect("serialises"), json);
+        assert_eq!(read(&json), event);
+    }
+}
+
+#[test]
+fn every_word_is_the_one_that_is_printed() {
+    fn said<T: serde::Serialize>(value: T) -> Value {
+        serde_json::to_value(value).expect("serialises")
+    }
+    use {Ending as E, EstimatedRung as R, Phase as P};
+    for phase in [P::Connect, P::Preflight, P::Prepare, P::Storage, P::Memory, P::Switchover, P::Handover, P::Postcopy]
+    {
+        assert_eq!(said(phase), phase.as_str());
+    }
+    for ending in [E::Moved, E::Refused, E::RolledBack, E::Cancelled, E::Stuck, E::Undetermined] {
+        assert_eq!(said(ending), ending.as_str());
+    }
+    for rung in [R::None, R::Downtime, R::Throttle, R::Postcopy, R::StopAndCopy, R::GiveUp] {
+        assert_eq!(said(rung), rung.as_str());
+    }
+    for side in [Side::Source, Side::Destination] {
+        assert_eq!(said(side), side.as_str());
+    }
+}
+
+#[test]
+fn a_later_version_can_be_read() {
+    let kind = read(&json!({"v": 2, "t_ms": 1, "type": "handed-over", "blackout_ms": 3.5})).kind;
+    assert_eq!(kind, Kind::Unknown);
+    let phase = read(&json!({"v": 1, "t_ms": 1, "type": "phase", "phase": "network", "state": "begin", "of": "eth0"}));
+    assert_eq!(phase.kind, Kind::Phase { phase: Phase::Unknown, state: PhaseState::Begin });
+
+    let mut later = outcome_json();
+    later["outcome"] = json!("ended");
+    later["runs_on"] = json!("none");
+    later["ledger_clock"] = json!("ptp");
+    later["predicted"]["rung"] = json!("hibernate");
+    later["network"] = json!({"announced": true});
+    let expected = Outcome {
+        outcome: Ending::Unknown,
+        runs_on: RunsOn::Unknown,
+        ledger_clock: None,
+        predicted: Some(Estimate::default()),
+        ..outcome()
+    };
+    assert_eq!(read(&later).kind, Kind::Outcome(Box::new(expected)));
+    assert_eq!(Ending::Unknown.exit_code(), 1, "no success, and no end that the contract defines");
+}
+
+fn word() -> impl Strategy<Value = String> {
+    "[a-z -]{0,12}"
+}
+
+/// Milliseconds as the ledger gives them: exact to the microsecond.
+fn millis() -> impl Strategy<Value = f64> {
+    (0u64..1 << 50).prop_map(|micros| micros as f64 / 1000.0)
+}
+
+fn ending() -> impl Strategy<Value = Ending> {
+    use Ending as E;
+    prop::sample::select(vec![E::Moved, E::Refused, E::RolledBack, E::Cancelled, E::Stuck, E::Undetermined, E::Unknown])
+}
+
+prop_compose! {
+    fn any_estimate()(
+        numbers: [Option<u64>; 4],
+        converges: Option<bool>,
+        rung in prop::option::of(prop::sample::select(vec![EstimatedRung::None, EstimatedRung::GiveUp])),
+    ) -> Estimate {
+        let [total_ms, blackout_ms, disk_bytes, ram_bytes] = numbers;
+        Estimate { total_ms, blackout_ms, disk_bytes, ram_bytes, converges, rung }
+    }
+}
+
+prop_compose! {
+    fn any_disk()(
+        source in word(),
+        destination in word(),
+        mode in word(),
+        sizes: [u64; 2],
+        latencies: [Option<u64>; 2],
+    ) -> DiskOutcome {
+        let [bytes_copied, virtual_size] = sizes;
+        let [write_latency_us, write_blocking_latency_us] = latencies;
+        DiskOutcome {
+            source, destination, bytes_copied, virtual_size, mode, write_latency_us, write_blocking_latency_us,
+        }
+    }
+}
+
+prop_compose! {
+    fn any_outcome()(
+        (outcome, runs_on) in (ending(), prop::sample::select(vec![RunsOn::Source, RunsOn::Destination, RunsOn::Unknown])),
+        reason in prop::option::of((word(), word())),
+        (total_ms, qemu_downtime_ms) in any::<(u64, Option<u64>)>(),
+        blackout_ms in prop::option::of(millis()),
+        ledger in prop::collection::vec((word(), millis()), 0..4),
+        ledger_clock in prop::option::of(prop::sample::select(vec![Clock::Qemu, Clock::Engine])),
+        disks in prop::collection::vec(any_disk(), 0..3),
+        (bytes, iterations, throttle_max_pct, postcopy) in any::<(u64, u64, u64, bool)>(),
+        predicted in prop::option::of(any_estimate()),
+        leftovers in prop::collection::vec(word(), 0..3),
+    ) -> Outcome {
+        Outcome {
+            outcome,
+            runs_on,
+            reason: reason.map(|(code, message)| Reason { code, message }),
+            total_ms,
+            blackout_ms,
+            qemu_downtime_ms,
+            ledger: ledger.into_iter().map(|(span, ms)| Span { span, ms }).collect(),
+            ledger_clock,
+            disks,
+            ram: RamOutcome { bytes, iterations, throttle_max_pct, postcopy },
+            predicted,
+            leftovers,
+        }
+    }
+}
+
+fn any_kind() -> impl Strategy<Value = Kind> {
+    use Phase as P;
+    let phases = [
+        P::Connect,
+        P::Preflight,
+        P::Prepare,
+        P::Storage,
+        P::Memory,
+        P::Switchover,
+        P::Handover,
+        P::Postcopy,
+        P::Cleanup,
+    ];
+    let state = || prop::sample::select(vec![PhaseState::Begin, PhaseState::End]);
+    prop_oneof![
+        (prop::sample::select(phases.to_vec()), state()).prop_map(|(phase, state)| Kind::Phase { phase, state }),
+        (word(), word(), any::<[u64; 5]>(), any::<bool>(), any::<[Option<u64>; 2]>()).prop_map(
+            |(disk, status, [copied, total, rate, growth, write_rate], ready, [write_latency_us, eta_ms])| {
+                Kind::Disk { disk, status, copied, total, ready, rate, growth, write_rate, write_latency_us, eta_ms }
+            }
+        ),
+        (word(), word(), state()).prop_map(|(step, image, state)| Kind::Step { step, image, state }),
+        (word(), any::<[u64; 7]>(), any::<[Option<u64>; 2]>()).prop_map(
+            |(status, numbers, [predicted_blackout_ms, eta_ms])| {
+                let [transferred, remaining, total, dirty_rate, bandwidth, working_set, throttle_pct] = numbers;
+                Kind::Memory {
+                    status,
+                    transferred,
+                    remaining,
+                    total,
+                    dirty_rate,
+                    bandwidth,
+                    working_set,
+                    throttle_pct,
+                    predicted_blackout_ms,
+                    eta_ms,
+                }
+            }
+        ),
+        (word(), word(), any::<[u64; 2]>(), any::<Option<u64>>())
+            .prop_map(|(image, doing, [done, total], rate)| Kind::Image { image, doing, done, total, rate }),
+        (word(), word()).prop_map(|(action, because)| Kind::Action { action, because }),
+        (word(), word()).prop_map(|(code, message)| Kind::Warning { code, message }),
+        any_outcome().prop_map(|outcome| Kind::Outcome(Box::new(outcome))),
+        Just(Kind::Unknown),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back_equal(t_ms: u64, kind in any_kind()) {
+        let event = Event::new(t_ms, kind);
+        let line = serde_json::to_string(&event).expect("serialises");
+        prop_assert_eq!(serde_json::from_str::<Event>(&line).expect("reads"), event);
+    }
+
+    #[test]
+    fn an_outcome_reads_back_equal(outcome in any_outcome()) {
+        let text = serde_json::to_string(&outcome).expect("serialises");
+        prop_assert_eq!(serde_json::from_str::<Outcome>(&text).expect("reads"), outcome);
+    }
+}
