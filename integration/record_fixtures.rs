@@ -8,7 +8,7 @@
 use qferry::internals::{
     endpoint::Address,
     migration::Migration,
-    progress::{Ending, Kind, Outcome, Phase, PhaseState},
+    progress::{Ending, EventKind, Outcome, Phase, PhaseState},
     qmp::{
         frame::{self, QmpFrame},
         transcript::{EntryBody, LineDirection, Recorder, Transcript, TranscriptEntry},

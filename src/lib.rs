@@ -121,7 +121,8 @@ pub use prepare::{
     StepState,
 };
 pub use progress::{
-    Clock, DiskOutcome, Ending, Estimate, Event, Kind, Outcome, Phase, PhaseState, RamOutcome, Reason, RunsOn, Span,
+    DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind, LedgerClock, LedgerSpan, Outcome, Phase,
+    PhaseState, RamOutcome, Reason, RunsOn,
 };
 pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};

@@ -120,8 +120,8 @@ fn a_handle_that_is_dropped_rolls_back() {
         let mut migration = Some(migration);
         while let Some(event) = events.next().await {
             match event.kind {
-                Kind::Disk { .. } => drop(migration.take()),
-                Kind::Outcome(outcome) => {
+                EventKind::Disk { .. } => drop(migration.take()),
+                EventKind::Outcome(outcome) => {
                     judge_back(&pair, &outcome, Ending::Cancelled, "running");
                     return;
                 }

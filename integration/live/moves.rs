@@ -145,8 +145,8 @@ fn goes_back(guest: Guest, command: &str, status: &str) {
         let (mut events, mut looks) = (migration.events(), 0);
         while let Some(event) = events.next().await {
             match event.kind {
-                Kind::Memory { status, .. } if status == "active" => looks += 1,
-                Kind::Outcome(_) => break,
+                EventKind::Memory { status, .. } if status == "active" => looks += 1,
+                EventKind::Outcome(_) => break,
                 _ => continue,
             }
             match looks {
@@ -187,7 +187,7 @@ fn monitors_nbd_and_ram_over_tcp() {
         .source_nbd_address(tcp(at_source));
     let outcome = migrate(migration.runtime_dir(pair.run_dir()));
     judge_running(&pair, &outcome);
-    assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
+    assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::LedgerClock::Engine));
 }
 
 /// Forwards a monitor to another socket, as `ssh -L` does.
@@ -225,7 +225,7 @@ fn a_forwarder_is_not_taken_for_qemu() {
     let run = |name| Address::unix(pair.run_dir().join(name)).unwrap();
     let outcome = migrate(moving().addresses(run("nbd"), run("ram")).source_nbd_address(run("source-nbd")));
     judge_running(&pair, &outcome);
-    assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::Clock::Engine));
+    assert_eq!(outcome.ledger_clock, Some(qferry::internals::progress::LedgerClock::Engine));
 }
 
 #[test]
@@ -264,13 +264,13 @@ fn ceilings_are_kept_and_progress_is_told() {
     let samples: Vec<(u64, u64)> = events
         .iter()
         .filter_map(|event| match event.kind {
-            Kind::Disk { copied, total, .. } => Some((copied, total)),
+            EventKind::Disk { copied, total, .. } => Some((copied, total)),
             _ => None,
         })
         .collect();
     assert!(samples.len() > 4, "{samples:?}");
     assert!(samples.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{samples:?}");
     assert!(samples.iter().any(|&(copied, total)| copied > 0 && copied < total), "{samples:?}");
-    assert!(events.iter().any(|event| matches!(event.kind, Kind::Memory { total, .. } if total >= 192 * MIB)));
+    assert!(events.iter().any(|event| matches!(event.kind, EventKind::Memory { total, .. } if total >= 192 * MIB)));
     judge_running(&pair, &outcome);
 }

@@ -32,8 +32,8 @@ fn postcopy(pair: &Pair) -> Builder {
     builder(pair).settings(at_once(pair))
 }
 
-fn begins(kind: &Kind, wanted: Phase) -> bool {
-    matches!(kind, Kind::Phase { phase, state: PhaseState::Begin, .. } if *phase == wanted)
+fn begins(kind: &EventKind, wanted: Phase) -> bool {
+    matches!(kind, EventKind::Phase { phase, state: PhaseState::Begin, .. } if *phase == wanted)
 }
 
 /// Limits the background of postcopy until [`hurry`], so that most pages are still on the source however late a busy
@@ -63,11 +63,11 @@ fn cut(pair: &Pair) {
 }
 
 fn actions(events: &[Event], wanted: &str) -> usize {
-    events.iter().filter(|event| matches!(&event.kind, Kind::Action { action, .. } if *action == wanted)).count()
+    events.iter().filter(|event| matches!(&event.kind, EventKind::Action { action, .. } if *action == wanted)).count()
 }
 
 fn warned(events: &[Event], wanted: &str) -> bool {
-    events.iter().any(|event| matches!(&event.kind, Kind::Warning { code, .. } if *code == wanted))
+    events.iter().any(|event| matches!(&event.kind, EventKind::Warning { code, .. } if *code == wanted))
 }
 
 /// The number of new channels, by the source's events, and as many attempts. Attempts that the destination refuses are
@@ -78,8 +78,7 @@ fn judge_channels(pair: &Pair, events: &[Event], wanted: usize) {
         told.iter().filter(|event| event.name == "MIGRATION").map(|event| &event.data["status"]).collect();
     let made = statuses.windows(2).filter(|two| *two == ["postcopy-recover", "postcopy-active"]).count();
     assert_eq!(made, wanted, "{statuses:?}");
-    let is_refused =
-        |kind: &Kind| matches!(kind, Kind::Warning { message, .. } if message.contains("refused migrate-recover"));
+    let is_refused = |kind: &EventKind| matches!(kind, EventKind::Warning { message, .. } if message.contains("refused migrate-recover"));
     let refused = events.iter().filter(|event| is_refused(&event.kind)).count();
     assert_eq!(actions(events, "recover-postcopy") - refused, wanted, "{events:#?}");
 }
@@ -105,7 +104,7 @@ fn moves(version: &str) {
     // The pages that the guest keeps in use were sent after the handover.
     let before = events.iter().take_while(|event| !begins(&event.kind, Phase::Handover));
     let sent = |event: &Event| match event.kind {
-        Kind::Memory { transferred, .. } => Some(transferred),
+        EventKind::Memory { transferred, .. } => Some(transferred),
         _ => None,
     };
     let before = before.filter_map(sent).last().unwrap_or_default();
@@ -281,11 +280,11 @@ fn a_destination_that_refuses_the_state_leaves_the_guest_on_11_1() {
 fn a_channel_that_is_cut_twice_is_made_anew_twice() {
     let pair = start(&heavy("10.0.13"));
     let recovering = Cell::new(false);
-    let holds_again = |kind: &Kind| {
+    let holds_again = |kind: &EventKind| {
         match kind {
             kind if begins(kind, Phase::Postcopy) => cut(&pair),
-            Kind::Action { action, .. } if action == "recover-postcopy" => recovering.set(true),
-            Kind::Memory { status, .. } => return recovering.get() && status == "postcopy-active",
+            EventKind::Action { action, .. } if action == "recover-postcopy" => recovering.set(true),
+            EventKind::Memory { status, .. } => return recovering.get() && status == "postcopy-active",
             _ => {}
         }
         false
@@ -301,12 +300,12 @@ fn a_channel_that_is_cut_twice_is_made_anew_twice() {
 #[test]
 fn a_channel_that_carries_nothing_is_made_anew() {
     let pair = start(&heavy("10.0.13"));
-    let is_given_up = |kind: &Kind| {
+    let is_given_up = |kind: &EventKind| {
         if begins(kind, Phase::Postcopy) {
             // The channel stays open, and nobody reads from it.
             pair.destination.stop_process().unwrap();
         }
-        matches!(kind, Kind::Warning { code, .. } if code == "postcopy-paused")
+        matches!(kind, EventKind::Warning { code, .. } if code == "postcopy-paused")
     };
     let (outcome, events) = migrate_when(postcopy(&pair), slowly(&pair, is_given_up), |_| {
         pair.destination.continue_process().unwrap();
@@ -321,14 +320,14 @@ fn a_new_channel_is_tried_until_there_is_one() {
     let pair = start(&heavy("10.0.13"));
     let away = pair.run_dir().with_extension("away");
     let tries = Cell::new(0);
-    let third_try = |kind: &Kind| {
+    let third_try = |kind: &EventKind| {
         match kind {
             kind if begins(kind, Phase::Postcopy) => {
                 // Without the folder no socket can be created.
                 std::fs::rename(pair.run_dir(), &away).unwrap();
                 cut(&pair);
             }
-            Kind::Action { action, .. } if action == "recover-postcopy" => tries.set(tries.get() + 1),
+            EventKind::Action { action, .. } if action == "recover-postcopy" => tries.set(tries.get() + 1),
             _ => {}
         }
         tries.get() == 3

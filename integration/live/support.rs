@@ -126,7 +126,7 @@ pub(crate) fn migrate_when(
                     act(&migration);
                 }
             }
-            let last = matches!(event.kind, Kind::Outcome(_));
+            let last = matches!(event.kind, EventKind::Outcome(_));
             all.push(event);
             if last {
                 break;
@@ -179,7 +179,7 @@ pub(crate) fn judge_running(pair: &Pair, outcome: &Outcome) {
     if let Some((status, seen)) = answer(pair, asked) {
         assert_eq!(status, "running");
         let seen = seen.as_secs_f64() * 1000.0;
-        if outcome.ledger_clock == Some(qferry::internals::progress::Clock::Qemu) {
+        if outcome.ledger_clock == Some(qferry::internals::progress::LedgerClock::Qemu) {
             assert!((seen - blackout).abs() < 0.01, "the bed saw {seen} ms: {outcome:#?}");
         }
     }

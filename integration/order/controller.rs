@@ -245,7 +245,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
         assert_eq!(set_while_sending(run), [], "{run:?}");
         assert!(!run.events.iter().any(|event| {
             let unsaid = ["share-bandwidth", "downtime-limit", "throttle", "write-blocking"];
-            matches!(&event.kind, Kind::Action { action, .. } if unsaid.contains(&action.as_str()))
+            matches!(&event.kind, EventKind::Action { action, .. } if unsaid.contains(&action.as_str()))
         }));
     };
     // The ceiling would be divided anew once one of two mirrors is ready.

@@ -136,7 +136,7 @@ async fn a_handle_that_is_dropped_cancels() {
         while let Some(event) = stream.next().await {
             events.push(event);
         }
-        let Some(Kind::Outcome(outcome)) = events.last().map(|event| event.kind.clone()) else {
+        let Some(EventKind::Outcome(outcome)) = events.last().map(|event| event.kind.clone()) else {
             panic!("{events:#?}");
         };
         let run = model.told(*outcome, events);

@@ -109,8 +109,10 @@ async fn what_cannot_be_compared_is_only_told() {
     }
     let run = model.migrate().await;
     moved(&model, &run);
-    let told =
-        run.events.iter().filter(|event| matches!(&event.kind, Kind::Warning { code, .. } if code == "not-compared"));
+    let told = run
+        .events
+        .iter()
+        .filter(|event| matches!(&event.kind, EventKind::Warning { code, .. } if code == "not-compared"));
     assert_eq!(told.count(), 3, "machine type, RAM blocks, CPU: {run:?}");
 }
 

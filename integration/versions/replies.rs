@@ -63,7 +63,8 @@ impl Answer for StatusInfo {
 
 impl Answer for MigrationInfo {
     fn present(&self) -> Vec<&'static str> {
-        let ram = |what: fn(&qferry::internals::qemu::reply::MigrationRamStats) -> bool| self.ram.as_ref().is_some_and(what);
+        let ram =
+            |what: fn(&qferry::internals::qemu::reply::MigrationRamStats) -> bool| self.ram.as_ref().is_some_and(what);
         those([
             ("status", self.status.is_some()),
             ("ram.mbps", ram(|ram| ram.mbps > 0.0)),

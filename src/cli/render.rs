@@ -5,7 +5,7 @@
 use super::flags;
 use crate::{
     migration::{Events, Plan},
-    progress::{Ending, Estimate, EstimatedRung, Event, JsonLines, Kind, Outcome, Phase, PhaseState, Reason},
+    progress::{Ending, Estimate, EstimatedRung, Event, EventKind, JsonLines, Outcome, Phase, PhaseState, Reason},
     quantity::{Bytes, Rate},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -38,7 +38,7 @@ pub(super) fn follow(mut events: Events, json: bool) {
             drop(lines.write(&flags::worded_event(event.clone())));
         }
         match &event.kind {
-            Kind::Outcome(outcome) => {
+            EventKind::Outcome(outcome) => {
                 screen.clear();
                 let text = plain(&summary(outcome));
                 if json {
@@ -127,44 +127,44 @@ impl Screen {
     fn show(&mut self, event: &Event) {
         let at = format!("[{:>8.3}s]", event.t_ms as f64 / 1000.0);
         match &event.kind {
-            Kind::Phase { phase, state: PhaseState::Begin } => {
+            EventKind::Phase { phase, state: PhaseState::Begin } => {
                 self.begun.insert(*phase, event.t_ms);
                 if self.bars.is_none() {
                     self.line(&format!("{at} {phase} ..."));
                 }
             }
-            Kind::Phase { phase, state: PhaseState::End } => {
+            EventKind::Phase { phase, state: PhaseState::End } => {
                 let took = event.t_ms.saturating_sub(self.begun.get(phase).copied().unwrap_or(event.t_ms));
                 self.clear();
                 self.shown.clear();
                 self.line(&format!("{at} {phase:<11} {took:>7} ms"));
             }
-            Kind::Disk { disk, copied, total, ready, rate, .. } => {
+            EventKind::Disk { disk, copied, total, ready, rate, .. } => {
                 let note = if *ready { "ready".to_owned() } else { Rate(*rate).to_string() };
                 self.sample(&format!("disk {disk}"), *copied, *total, &note, event.t_ms);
             }
-            Kind::Memory { transferred, remaining, dirty_rate, bandwidth, .. } => {
+            EventKind::Memory { transferred, remaining, dirty_rate, bandwidth, .. } => {
                 let note = format!("{}, dirty {}", Rate(*bandwidth), Rate(*dirty_rate));
                 self.sample("memory", *transferred, transferred.saturating_add(*remaining), &note, event.t_ms);
             }
-            Kind::Step { step, image, state: PhaseState::Begin } => {
+            EventKind::Step { step, image, state: PhaseState::Begin } => {
                 if self.bars.is_none() {
                     self.line(&format!("{at} {step} {image} ..."));
                 }
             }
-            Kind::Step { step, image, state: PhaseState::End } => {
+            EventKind::Step { step, image, state: PhaseState::End } => {
                 self.clear();
                 self.shown.clear();
                 self.line(&format!("{at} {step} {image} ended"));
             }
-            Kind::Image { image, doing, done, total, rate } => {
+            EventKind::Image { image, doing, done, total, rate } => {
                 let name = image.rsplit('/').next().unwrap_or(image);
                 let rate = rate.map_or_else(String::new, |rate| Rate(rate).to_string());
                 self.sample(&format!("{doing} {name}"), *done, *total, &rate, event.t_ms);
             }
-            Kind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
-            Kind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
-            Kind::Outcome(_) | Kind::Unknown => {}
+            EventKind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
+            EventKind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
+            EventKind::Outcome(_) | EventKind::Unknown => {}
         }
     }
 

@@ -3,14 +3,14 @@
 //! Pure.
 
 use crate::{
-    progress::{Kind, RamOutcome},
+    progress::{EventKind, RamOutcome},
     qemu::reply::{MigrationInfo, MigrationStatus},
 };
 
 /// The event for one reply; none before RAM is being sent. Fields that take more than one reply are left empty.
-pub fn event(migration: &MigrationInfo) -> Option<Kind> {
+pub fn event(migration: &MigrationInfo) -> Option<EventKind> {
     let ram = migration.ram.as_ref()?;
-    Some(Kind::Memory {
+    Some(EventKind::Memory {
         status: migration.status.as_ref().map_or("none", MigrationStatus::as_str).to_owned(),
         transferred: ram.transferred,
         remaining: ram.remaining,
@@ -48,7 +48,7 @@ mod tests {
         let sample = migration(
             &json!({"transferred": 10, "remaining": 20, "total": 30, "mbps": 8.0, "dirty-pages-rate": 2, "page-size": 4096}),
         );
-        let expected = Kind::Memory {
+        let expected = EventKind::Memory {
             status: "active".to_owned(),
             transferred: 10,
             remaining: 20,
@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn a_bandwidth_not_yet_measured_is_zero() {
         let sample = migration(&json!({"transferred": 1, "remaining": 2, "total": 3, "mbps": -1.0}));
-        assert!(matches!(event(&sample), Some(Kind::Memory { bandwidth: 0, .. })));
+        assert!(matches!(event(&sample), Some(EventKind::Memory { bandwidth: 0, .. })));
     }
 }

@@ -16,12 +16,12 @@ pub struct Event {
     pub t_ms: u64,
     /// What happened.
     #[serde(flatten)]
-    pub kind: Kind,
+    pub kind: EventKind,
 }
 
 impl Event {
     /// An event of today's shape.
-    pub fn new(t_ms: u64, kind: Kind) -> Self {
+    pub fn new(t_ms: u64, kind: EventKind) -> Self {
         Self { v: 1, t_ms, kind }
     }
 }
@@ -30,7 +30,7 @@ impl Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Kind {
+pub enum EventKind {
     /// A phase begins or ends.
     #[non_exhaustive]
     Phase {

@@ -34,11 +34,11 @@ impl<W: Write> JsonLines<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::progress::{Kind, Phase, PhaseState};
+    use crate::progress::{EventKind, Phase, PhaseState};
 
     #[test]
     fn an_event_is_one_line_of_the_contracts_json() {
-        let event = Event::new(12, Kind::Phase { phase: Phase::Storage, state: PhaseState::Begin });
+        let event = Event::new(12, EventKind::Phase { phase: Phase::Storage, state: PhaseState::Begin });
         let mut buffer = Vec::new();
         JsonLines::new(&mut buffer).write(&event).expect("a vector takes everything");
         assert_eq!(

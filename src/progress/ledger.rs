@@ -10,7 +10,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Clock {
+pub enum LedgerClock {
     /// QEMU's event timestamps: both processes and the engine share one host and so one wall clock.
     Qemu,
     /// The engine's own clock at receipt of each event: right for two hosts, whose clocks differ, and off by the time
@@ -20,7 +20,7 @@ pub enum Clock {
 
 /// The points between STOP and RESUME, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Mark {
+pub enum LedgerMark {
     /// STOP on the source: the guest's vCPUs are stopped.
     Stop,
     /// The source reached `pre-switchover`: its disks are drained and flushed.
@@ -39,7 +39,7 @@ pub enum Mark {
     Resume,
 }
 
-impl Mark {
+impl LedgerMark {
     /// The name of the span that ends here.
     fn span(self) -> &'static str {
         match self {
@@ -58,7 +58,7 @@ impl Mark {
 /// One span of the blackout.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Span {
+pub struct LedgerSpan {
     /// The span's name.
     pub span: String,
     /// The span's length in milliseconds, exact to the microsecond.
@@ -67,24 +67,24 @@ pub struct Span {
 
 /// The marks of one blackout, in the order in which they came in.
 #[derive(Debug, Clone)]
-pub struct Ledger {
-    clock: Clock,
-    marks: Vec<(Mark, Moment)>,
+pub struct BlackoutLedger {
+    clock: LedgerClock,
+    marks: Vec<(LedgerMark, Moment)>,
 }
 
-impl Ledger {
+impl BlackoutLedger {
     /// An empty ledger that will read the given clock.
-    pub fn new(clock: Clock) -> Self {
+    pub fn new(clock: LedgerClock) -> Self {
         Self { clock, marks: Vec::new() }
     }
 
     /// The clock by which the ledger is read.
-    pub fn clock(&self) -> Clock {
+    pub fn clock(&self) -> LedgerClock {
         self.clock
     }
 
     /// Notes the moment of a mark.
-    pub fn mark(&mut self, mark: Mark, moment: Moment) {
+    pub fn mark(&mut self, mark: LedgerMark, moment: Moment) {
         self.marks.push((mark, moment));
     }
 
@@ -92,12 +92,12 @@ impl Ledger {
     ///
     /// The time of a missing mark falls to the next span. A mark that is stamped before its predecessor (the
     /// destination can complete first) gets a span of zero.
-    pub fn spans(&self) -> Option<(Vec<Span>, f64)> {
-        let mut marks: Vec<(Mark, u64)> =
+    pub fn spans(&self) -> Option<(Vec<LedgerSpan>, f64)> {
+        let mut marks: Vec<(LedgerMark, u64)> =
             self.marks.iter().map(|&(mark, moment)| (mark, self.micros(moment))).collect();
         marks.sort_by_key(|&(mark, _)| mark);
         let (&(first, start), &(last, end)) = (marks.first()?, marks.last()?);
-        if first != Mark::Stop || last != Mark::Resume {
+        if first != LedgerMark::Stop || last != LedgerMark::Resume {
             return None;
         }
         let end = end.max(start);
@@ -105,8 +105,8 @@ impl Ledger {
         let spans = marks[1..]
             .iter()
             .map(|&(mark, micros)| {
-                let until = if mark == Mark::Resume { end } else { micros.clamp(at, end) };
-                let span = Span { span: mark.span().to_owned(), ms: millis(until - at) };
+                let until = if mark == LedgerMark::Resume { end } else { micros.clamp(at, end) };
+                let span = LedgerSpan { span: mark.span().to_owned(), ms: millis(until - at) };
                 at = until;
                 span
             })
@@ -116,9 +116,9 @@ impl Ledger {
 
     fn micros(&self, moment: Moment) -> u64 {
         let since = match self.clock {
-            Clock::Qemu => moment.wall,
+            LedgerClock::Qemu => moment.wall,
             // Only differences count, so any common origin will do.
-            Clock::Engine => {
+            LedgerClock::Engine => {
                 self.marks.iter().map(|(_, m)| m.local).min().map_or(Duration::ZERO, |origin| moment.local - origin)
             }
         };
@@ -136,19 +136,19 @@ mod tests {
     use proptest::prelude::*;
     use std::time::Instant;
 
-    const ORDER: [Mark; 8] = [
-        Mark::Stop,
-        Mark::PreSwitchover,
-        Mark::SettleSent,
-        Mark::MirrorsSettled,
-        Mark::ExportsGone,
-        Mark::SourceCompleted,
-        Mark::DestinationCompleted,
-        Mark::Resume,
+    const ORDER: [LedgerMark; 8] = [
+        LedgerMark::Stop,
+        LedgerMark::PreSwitchover,
+        LedgerMark::SettleSent,
+        LedgerMark::MirrorsSettled,
+        LedgerMark::ExportsGone,
+        LedgerMark::SourceCompleted,
+        LedgerMark::DestinationCompleted,
+        LedgerMark::Resume,
     ];
 
-    fn ledger(clock: Clock, marks: &[(Mark, u64)]) -> Ledger {
-        let (origin, mut ledger) = (Instant::now(), Ledger::new(clock));
+    fn ledger(clock: LedgerClock, marks: &[(LedgerMark, u64)]) -> BlackoutLedger {
+        let (origin, mut ledger) = (Instant::now(), BlackoutLedger::new(clock));
         for &(mark, micros) in marks {
             let since = Duration::from_micros(micros);
             ledger.mark(mark, Moment { local: origin + since, wall: Duration::from_secs(1_700_000_000) + since });
@@ -158,10 +158,15 @@ mod tests {
 
     #[test]
     fn a_blackout_is_told_span_by_span() {
-        for clock in [Clock::Qemu, Clock::Engine] {
+        for clock in [LedgerClock::Qemu, LedgerClock::Engine] {
             let ledger = ledger(
                 clock,
-                &[(Mark::Stop, 0), (Mark::PreSwitchover, 2500), (Mark::MirrorsSettled, 5100), (Mark::Resume, 8000)],
+                &[
+                    (LedgerMark::Stop, 0),
+                    (LedgerMark::PreSwitchover, 2500),
+                    (LedgerMark::MirrorsSettled, 5100),
+                    (LedgerMark::Resume, 8000),
+                ],
             );
             let (spans, total) = ledger.spans().expect("stopped and resumed");
             let named: Vec<(&str, f64)> = spans.iter().map(|s| (s.span.as_str(), s.ms)).collect();
@@ -172,24 +177,28 @@ mod tests {
 
     #[test]
     fn a_destination_that_completes_first_costs_nothing() {
-        let marks =
-            [(Mark::Stop, 0), (Mark::SourceCompleted, 900), (Mark::DestinationCompleted, 700), (Mark::Resume, 1000)];
-        let (spans, _) = ledger(Clock::Qemu, &marks).spans().expect("stopped and resumed");
-        assert_eq!(spans[1], Span { span: "destination-load".to_owned(), ms: 0.0 });
+        let marks = [
+            (LedgerMark::Stop, 0),
+            (LedgerMark::SourceCompleted, 900),
+            (LedgerMark::DestinationCompleted, 700),
+            (LedgerMark::Resume, 1000),
+        ];
+        let (spans, _) = ledger(LedgerClock::Qemu, &marks).spans().expect("stopped and resumed");
+        assert_eq!(spans[1], LedgerSpan { span: "destination-load".to_owned(), ms: 0.0 });
     }
 
     #[test]
     fn without_stop_or_resume_there_is_no_blackout() {
-        assert_eq!(ledger(Clock::Qemu, &[]).spans(), None);
-        assert_eq!(ledger(Clock::Qemu, &[(Mark::Stop, 1)]).spans(), None);
-        assert_eq!(ledger(Clock::Qemu, &[(Mark::PreSwitchover, 1), (Mark::Resume, 2)]).spans(), None);
+        assert_eq!(ledger(LedgerClock::Qemu, &[]).spans(), None);
+        assert_eq!(ledger(LedgerClock::Qemu, &[(LedgerMark::Stop, 1)]).spans(), None);
+        assert_eq!(ledger(LedgerClock::Qemu, &[(LedgerMark::PreSwitchover, 1), (LedgerMark::Resume, 2)]).spans(), None);
     }
 
     proptest! {
         #[test]
         fn spans_sum_to_the_blackout_whatever_the_stamps(stamps in prop::collection::vec(0u64..1_000_000, 8), engine: bool) {
             let marks: Vec<_> = ORDER.into_iter().zip(stamps).collect();
-            let clock = if engine { Clock::Engine } else { Clock::Qemu };
+            let clock = if engine { LedgerClock::Engine } else { LedgerClock::Qemu };
             let (spans, total) = ledger(clock, &marks).spans().expect("stopped and resumed");
             prop_assert!((spans.iter().map(|s| s.ms).sum::<f64>() - total).abs() < 1e-6);
             prop_assert!(spans.iter().all(|s| s.ms >= 0.0));

@@ -2,7 +2,7 @@
 //!
 //! A leaf: every room may report through it, and it knows none of them. The shapes are the JSON of the contract, and a
 //! field once published stays. Everything written here can also be read, by this version and by others: see
-//! [`Kind::Unknown`]. This room must never decide anything.
+//! [`EventKind::Unknown`]. This room must never decide anything.
 
 mod causes;
 mod event;
@@ -17,11 +17,11 @@ mod round_trip;
 mod side;
 
 pub use causes::describe;
-pub use event::{Event, Kind};
+pub use event::{Event, EventKind};
 pub use json_lines::JsonLines;
-pub use ledger::{Clock, Ledger, Mark, Span};
+pub use ledger::{BlackoutLedger, LedgerClock, LedgerMark, LedgerSpan};
 pub use moment::Moment;
 pub use outcome::{DiskOutcome, Ending, Estimate, EstimatedRung, Outcome, RamOutcome, Reason, RunsOn};
 pub use phase::{Phase, PhaseState};
-pub use reporter::{Entered, Reporter, Sink};
+pub use reporter::{EventSink, PhaseGuard, Reporter};
 pub use side::Side;

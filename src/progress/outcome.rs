@@ -1,6 +1,6 @@
 //! How a migration ended: the last line of the contract's JSON.
 
-use super::ledger::{Clock, Span};
+use super::ledger::{LedgerClock, LedgerSpan};
 use crate::codes::FailureCode;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use std::fmt;
@@ -197,10 +197,10 @@ pub struct Outcome {
     /// QEMU's own figure for its part of the downtime.
     pub qemu_downtime_ms: Option<u64>,
     /// The spans that sum to `blackout_ms`.
-    pub ledger: Vec<Span>,
+    pub ledger: Vec<LedgerSpan>,
     /// The clock by which the ledger was read.
     #[serde(default, deserialize_with = "known")]
-    pub ledger_clock: Option<Clock>,
+    pub ledger_clock: Option<LedgerClock>,
     /// Every disk that was to be moved.
     pub disks: Vec<DiskOutcome>,
     /// The RAM migration.

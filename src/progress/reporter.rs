@@ -1,7 +1,7 @@
 //! Where the engine's events go.
 
 use super::{
-    event::{Event, Kind},
+    event::{Event, EventKind},
     phase::{Phase, PhaseState},
 };
 use std::{fmt, sync::Arc, time::Instant};
@@ -10,7 +10,7 @@ use std::{fmt, sync::Arc, time::Instant};
 ///
 /// The engine calls the sink from its own task, also while the guest is stopped: a sink must return at once and do its
 /// work elsewhere.
-pub trait Sink: Send + Sync {
+pub trait EventSink: Send + Sync {
     /// Takes one event.
     fn emit(&self, event: &Event);
 }
@@ -19,7 +19,7 @@ pub trait Sink: Send + Sync {
 #[derive(Clone)]
 pub struct Reporter {
     start: Instant,
-    sink: Arc<dyn Sink>,
+    sink: Arc<dyn EventSink>,
 }
 
 impl fmt::Debug for Reporter {
@@ -30,7 +30,7 @@ impl fmt::Debug for Reporter {
 
 impl Reporter {
     /// Starts the clock.
-    pub fn new(sink: Arc<dyn Sink>) -> Self {
+    pub fn new(sink: Arc<dyn EventSink>) -> Self {
         Self { start: Instant::now(), sink }
     }
 
@@ -40,13 +40,13 @@ impl Reporter {
     }
 
     /// Reports one thing.
-    pub fn emit(&self, kind: Kind) {
+    pub fn emit(&self, kind: EventKind) {
         self.sink.emit(&Event::new(self.elapsed_ms(), kind));
     }
 
     /// Reports that a phase begins or ends.
     pub fn phase(&self, phase: Phase, state: PhaseState) {
-        self.emit(Kind::Phase { phase, state });
+        self.emit(EventKind::Phase { phase, state });
     }
 
     /// Reports a phase's begin and end around its work, also when the work is dropped.
@@ -56,28 +56,28 @@ impl Reporter {
     }
 
     /// Reports a phase's begin, and its end when the guard is dropped.
-    pub fn enter(&self, phase: Phase) -> Entered {
+    pub fn enter(&self, phase: Phase) -> PhaseGuard {
         self.phase(phase, PhaseState::Begin);
-        Entered(self.clone(), phase)
+        PhaseGuard(self.clone(), phase)
     }
 
     /// Reports something that the user should know.
     pub fn warn(&self, code: &str, message: impl Into<String>) {
-        self.emit(Kind::Warning { code: code.to_owned(), message: message.into() });
+        self.emit(EventKind::Warning { code: code.to_owned(), message: message.into() });
     }
 
     /// Reports a decision.
     pub fn action(&self, action: &str, because: impl Into<String>) {
-        self.emit(Kind::Action { action: action.to_owned(), because: because.into() });
+        self.emit(EventKind::Action { action: action.to_owned(), because: because.into() });
     }
 }
 
 /// A phase under way: its end is reported when the guard is dropped.
 #[derive(Debug)]
 #[must_use = "the phase ends when the guard is dropped"]
-pub struct Entered(Reporter, Phase);
+pub struct PhaseGuard(Reporter, Phase);
 
-impl Drop for Entered {
+impl Drop for PhaseGuard {
     fn drop(&mut self) {
         self.0.phase(self.1, PhaseState::End);
     }

@@ -16,8 +16,8 @@ fn outcome() -> Outcome {
         total_ms: 1200,
         blackout_ms: Some(8.125),
         qemu_downtime_ms: None,
-        ledger: vec![Span { span: "quiesce".to_owned(), ms: 8.125 }],
-        ledger_clock: Some(Clock::Engine),
+        ledger: vec![LedgerSpan { span: "quiesce".to_owned(), ms: 8.125 }],
+        ledger_clock: Some(LedgerClock::Engine),
         disks: vec![DiskOutcome {
             source: "virtio0".to_owned(),
             destination: "virtio0".to_owned(),
@@ -57,13 +57,13 @@ fn every_kind_is_spelled_as_the_contract_has_it() {
     let text = str::to_owned;
     for (event, json) in [
         (
-            Event::new(1, Kind::Phase { phase: Phase::Handover, state: PhaseState::End }),
+            Event::new(1, EventKind::Phase { phase: Phase::Handover, state: PhaseState::End }),
             json!({"v": 1, "t_ms": 1, "type": "phase", "phase": "handover", "state": "end"}),
         ),
         (
             Event::new(
                 2,
-                Kind::Disk {
+                EventKind::Disk {
                     disk: text("virtio0"),
                     status: text("running"),
                     copied: 1,
@@ -84,7 +84,7 @@ fn every_kind_is_spelled_as_the_contract_has_it() {
         (
             Event::new(
                 3,
-                Kind::Memory {
+                EventKind::Memory {
                     status: text("active"),
                     transferred: 1,
                     remaining: 2,
@@ -104,26 +104,32 @@ fn every_kind_is_spelled_as_the_contract_has_it() {
             }),
         ),
         (
-            Event::new(4, Kind::Image { image: text("/b"), doing: text("compare"), done: 1, total: 2, rate: None }),
+            Event::new(
+                4,
+                EventKind::Image { image: text("/b"), doing: text("compare"), done: 1, total: 2, rate: None },
+            ),
             json!({"v": 1, "t_ms": 4, "type": "image", "image": "/b", "doing": "compare", "done": 1, "total": 2}),
         ),
         (
-            Event::new(5, Kind::Image { image: text("/b"), doing: text("copy"), done: 1, total: 2, rate: Some(3) }),
+            Event::new(
+                5,
+                EventKind::Image { image: text("/b"), doing: text("copy"), done: 1, total: 2, rate: Some(3) },
+            ),
             json!({"v": 1, "t_ms": 5, "type": "image", "image": "/b", "doing": "copy", "done": 1, "total": 2, "rate": 3}),
         ),
         (
-            Event::new(6, Kind::Step { step: text("create"), image: text("/o"), state: PhaseState::Begin }),
+            Event::new(6, EventKind::Step { step: text("create"), image: text("/o"), state: PhaseState::Begin }),
             json!({"v": 1, "t_ms": 6, "type": "step", "step": "create", "image": "/o", "state": "begin"}),
         ),
         (
-            Event::new(7, Kind::Action { action: text("throttle"), because: text("2 s left") }),
+            Event::new(7, EventKind::Action { action: text("throttle"), because: text("2 s left") }),
             json!({"v": 1, "t_ms": 7, "type": "action", "action": "throttle", "because": "2 s left"}),
         ),
         (
-            Event::new(8, Kind::Warning { code: text("not-compared"), message: text("no server") }),
+            Event::new(8, EventKind::Warning { code: text("not-compared"), message: text("no server") }),
             json!({"v": 1, "t_ms": 8, "type": "warning", "code": "not-compared", "message": "no server"}),
         ),
-        (Event::new(1200, Kind::Outcome(Box::new(outcome()))), outcome_json()),
+        (Event::new(1200, EventKind::Outcome(Box::new(outcome()))), outcome_json()),
     ] {
         assert_eq!(serde_json::to_value(&event).expect("serialises"), json);
         assert_eq!(read(&json), event);
@@ -154,9 +160,9 @@ fn every_word_is_the_one_that_is_printed() {
 #[test]
 fn a_later_version_can_be_read() {
     let kind = read(&json!({"v": 2, "t_ms": 1, "type": "handed-over", "blackout_ms": 3.5})).kind;
-    assert_eq!(kind, Kind::Unknown);
+    assert_eq!(kind, EventKind::Unknown);
     let phase = read(&json!({"v": 1, "t_ms": 1, "type": "phase", "phase": "network", "state": "begin", "of": "eth0"}));
-    assert_eq!(phase.kind, Kind::Phase { phase: Phase::Unknown, state: PhaseState::Begin });
+    assert_eq!(phase.kind, EventKind::Phase { phase: Phase::Unknown, state: PhaseState::Begin });
 
     let mut later = outcome_json();
     later["outcome"] = json!("ended");
@@ -171,7 +177,7 @@ fn a_later_version_can_be_read() {
         predicted: Some(Estimate::default()),
         ..outcome()
     };
-    assert_eq!(read(&later).kind, Kind::Outcome(Box::new(expected)));
+    assert_eq!(read(&later).kind, EventKind::Outcome(Box::new(expected)));
     assert_eq!(Ending::Unknown.exit_code(), 1, "no success, and no end that the contract defines");
 }
 
@@ -223,7 +229,7 @@ prop_compose! {
         (total_ms, qemu_downtime_ms) in any::<(u64, Option<u64>)>(),
         blackout_ms in prop::option::of(millis()),
         ledger in prop::collection::vec((word(), millis()), 0..4),
-        ledger_clock in prop::option::of(prop::sample::select(vec![Clock::Qemu, Clock::Engine])),
+        ledger_clock in prop::option::of(prop::sample::select(vec![LedgerClock::Qemu, LedgerClock::Engine])),
         disks in prop::collection::vec(any_disk(), 0..3),
         (bytes, iterations, throttle_max_pct, postcopy) in any::<(u64, u64, u64, bool)>(),
         predicted in prop::option::of(any_estimate()),
@@ -236,7 +242,7 @@ prop_compose! {
             total_ms,
             blackout_ms,
             qemu_downtime_ms,
-            ledger: ledger.into_iter().map(|(span, ms)| Span { span, ms }).collect(),
+            ledger: ledger.into_iter().map(|(span, ms)| LedgerSpan { span, ms }).collect(),
             ledger_clock,
             disks,
             ram: RamOutcome { bytes, iterations, throttle_max_pct, postcopy },
@@ -246,7 +252,7 @@ prop_compose! {
     }
 }
 
-fn any_kind() -> impl Strategy<Value = Kind> {
+fn any_kind() -> impl Strategy<Value = EventKind> {
     use Phase as P;
     let phases = [
         P::Connect,
@@ -261,17 +267,28 @@ fn any_kind() -> impl Strategy<Value = Kind> {
     ];
     let state = || prop::sample::select(vec![PhaseState::Begin, PhaseState::End]);
     prop_oneof![
-        (prop::sample::select(phases.to_vec()), state()).prop_map(|(phase, state)| Kind::Phase { phase, state }),
+        (prop::sample::select(phases.to_vec()), state()).prop_map(|(phase, state)| EventKind::Phase { phase, state }),
         (word(), word(), any::<[u64; 5]>(), any::<bool>(), any::<[Option<u64>; 2]>()).prop_map(
             |(disk, status, [copied, total, rate, growth, write_rate], ready, [write_latency_us, eta_ms])| {
-                Kind::Disk { disk, status, copied, total, ready, rate, growth, write_rate, write_latency_us, eta_ms }
+                EventKind::Disk {
+                    disk,
+                    status,
+                    copied,
+                    total,
+                    ready,
+                    rate,
+                    growth,
+                    write_rate,
+                    write_latency_us,
+                    eta_ms,
+                }
             }
         ),
-        (word(), word(), state()).prop_map(|(step, image, state)| Kind::Step { step, image, state }),
+        (word(), word(), state()).prop_map(|(step, image, state)| EventKind::Step { step, image, state }),
         (word(), any::<[u64; 7]>(), any::<[Option<u64>; 2]>()).prop_map(
             |(status, numbers, [predicted_blackout_ms, eta_ms])| {
                 let [transferred, remaining, total, dirty_rate, bandwidth, working_set, throttle_pct] = numbers;
-                Kind::Memory {
+                EventKind::Memory {
                     status,
                     transferred,
                     remaining,
@@ -286,11 +303,11 @@ fn any_kind() -> impl Strategy<Value = Kind> {
             }
         ),
         (word(), word(), any::<[u64; 2]>(), any::<Option<u64>>())
-            .prop_map(|(image, doing, [done, total], rate)| Kind::Image { image, doing, done, total, rate }),
-        (word(), word()).prop_map(|(action, because)| Kind::Action { action, because }),
-        (word(), word()).prop_map(|(code, message)| Kind::Warning { code, message }),
-        any_outcome().prop_map(|outcome| Kind::Outcome(Box::new(outcome))),
-        Just(Kind::Unknown),
+            .prop_map(|(image, doing, [done, total], rate)| EventKind::Image { image, doing, done, total, rate }),
+        (word(), word()).prop_map(|(action, because)| EventKind::Action { action, because }),
+        (word(), word()).prop_map(|(code, message)| EventKind::Warning { code, message }),
+        any_outcome().prop_map(|outcome| EventKind::Outcome(Box::new(outcome))),
+        Just(EventKind::Unknown),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! A migration that has ended: outcome, events and commands.
 
-use qferry::internals::progress::{Event, Kind, Outcome};
+use qferry::internals::progress::{Event, EventKind, Outcome};
 use tokio::time::Instant;
 
 use crate::fake::ReceivedCommand;
@@ -45,11 +45,11 @@ impl MigrationRun {
     }
 
     pub fn warned(&self, wanted: &str) -> bool {
-        self.events.iter().any(|event| matches!(&event.kind, Kind::Warning { code, .. } if code == wanted))
+        self.events.iter().any(|event| matches!(&event.kind, EventKind::Warning { code, .. } if code == wanted))
     }
 
     pub fn actions(&self, wanted: &str) -> usize {
-        let acted = |event: &&Event| matches!(&event.kind, Kind::Action { action, .. } if action == wanted);
+        let acted = |event: &&Event| matches!(&event.kind, EventKind::Action { action, .. } if action == wanted);
         self.events.iter().filter(acted).count()
     }
 }
@@ -59,7 +59,7 @@ impl std::fmt::Debug for MigrationRun {
         let lines: Vec<String> = self.log.iter().map(|(side, seen)| format!("{side}: {}", seen.name)).collect();
         write!(f, "{:#?}\n{lines:#?}", self.outcome)?;
         self.events.iter().try_for_each(|event| match &event.kind {
-            Kind::Warning { .. } | Kind::Action { .. } => write!(f, "\n{:?}", event.kind),
+            EventKind::Warning { .. } | EventKind::Action { .. } => write!(f, "\n{:?}", event.kind),
             _ => Ok(()),
         })
     }

@@ -87,14 +87,15 @@ fn ceiling(pair: &Pair, per_cent: u64) -> Option<Rate> {
 /// The reasons that the engine gave for an action.
 fn reasons<'a>(events: &'a [Event], wanted: &str) -> Vec<&'a str> {
     let reason = |event: &'a Event| match &event.kind {
-        Kind::Action { action, because, .. } if action == wanted => Some(because.as_str()),
+        EventKind::Action { action, because, .. } if action == wanted => Some(because.as_str()),
         _ => None,
     };
     events.iter().filter_map(reason).collect()
 }
 
 fn told(events: &[Event]) -> String {
-    let lines = events.iter().filter(|event| matches!(event.kind, Kind::Action { .. } | Kind::Warning { .. }));
+    let lines =
+        events.iter().filter(|event| matches!(event.kind, EventKind::Action { .. } | EventKind::Warning { .. }));
     lines.map(|event| format!("{event:?}\n")).collect()
 }
 
@@ -112,7 +113,7 @@ fn an_idle_guest_does_not_pay(version: &str) {
     assert_eq!(outcome.ram.throttle_max_pct, 0);
     // If the budget were QEMU's downtime limit, all RAM would have been sent while the guest stood still.
     let left = events.iter().rev().find_map(|event| match event.kind {
-        Kind::Memory { remaining, .. } => Some(remaining),
+        EventKind::Memory { remaining, .. } => Some(remaining),
         _ => None,
     });
     assert!(left.unwrap() < outcome.ram.bytes / 4, "{outcome:#?}\n{}", told(&events));
@@ -184,7 +185,7 @@ fn outrun(version: &str, slots: u32) {
     assert!(reasons.iter().any(|reason| reason.contains("its guest's writes wait for it")), "{}", told(&events));
     assert!(outcome.disks[0].write_blocking_latency_us.is_some(), "what it costs the guest is told: {outcome:#?}");
     let latency = |event: &Event| match event.kind {
-        Kind::Disk { write_latency_us, growth, .. } => growth > 0 && write_latency_us.is_some(),
+        EventKind::Disk { write_latency_us, growth, .. } => growth > 0 && write_latency_us.is_some(),
         _ => false,
     };
     assert!(events.iter().any(latency), "what it costs the guest is told");
@@ -250,10 +251,10 @@ fn a_policy_that_observes_changes_nothing() {
     (settings.policy, settings.timeout) = (built_in("observe"), Some(WAIT));
     // Cancel ten samples after the engine would have throttled.
     let looks = Cell::new(None);
-    let observed = |kind: &Kind| {
+    let observed = |kind: &EventKind| {
         match (kind, looks.get()) {
-            (Kind::Action { action, .. }, None) if action == "would-throttle" => looks.set(Some(0)),
-            (Kind::Memory { .. }, Some(seen)) => looks.set(Some(seen + 1)),
+            (EventKind::Action { action, .. }, None) if action == "would-throttle" => looks.set(Some(0)),
+            (EventKind::Memory { .. }, Some(seen)) => looks.set(Some(seen + 1)),
             _ => {}
         }
         looks.get() == Some(10)
@@ -315,7 +316,7 @@ fn memory_is_sent_beside_the_mirrors_and_never_before_they_are_ready() {
         });
         let at = |wanted: Phase, begins: PhaseState| {
             events.iter().position(
-                |event| matches!(event.kind, Kind::Phase { phase, state, .. } if phase == wanted && state == begins),
+                |event| matches!(event.kind, EventKind::Phase { phase, state, .. } if phase == wanted && state == begins),
             )
         };
         assert!(at(Phase::Memory, PhaseState::Begin) < at(Phase::Storage, PhaseState::End), "{}", told(&events));

@@ -46,7 +46,7 @@ fn what_listens_is_private_and_goes_when_it_has_served() {
                         let sockets = sockets(&pair);
                         seen.push((phase, sockets, has_arrived(&pair)));
                     }
-                    Kind::Outcome(_) => break,
+                    EventKind::Outcome(_) => break,
                     _ => {}
                 }
             }

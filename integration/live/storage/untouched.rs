@@ -35,7 +35,7 @@ fn disturbed(pair: &Pair, how: fn(&mut Settings), act: impl FnOnce(&Control)) ->
         let mut events = check.events();
         let control = check.control();
         while let Some(event) = events.next().await {
-            if let Kind::Image { done, total, .. } = event.kind {
+            if let EventKind::Image { done, total, .. } = event.kind {
                 assert!(done < total, "it is over");
                 break;
             }
@@ -60,7 +60,7 @@ fn a_look_that_is_cancelled_leaves_nothing() {
         block_on(async {
             let check = engine(&pair, slowly).check_here().unwrap();
             let mut events = check.events();
-            while !matches!(events.next().await.unwrap().kind, Kind::Image { .. }) {}
+            while !matches!(events.next().await.unwrap().kind, EventKind::Image { .. }) {}
             drop(check);
             while events.next().await.is_some() {}
         });

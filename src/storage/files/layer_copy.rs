@@ -6,7 +6,7 @@
 use super::{filesystem, rate_limit::RateLimit, unpublished_file::UnpublishedFile};
 use crate::{
     nbd::{AllocationExtent, NbdClient, NbdError},
-    progress::{Kind, Reporter},
+    progress::{EventKind, Reporter},
 };
 use rustix::io::Errno;
 use std::{
@@ -325,7 +325,7 @@ impl LayerCopyProgress {
         self.told = Some((now, self.done));
         let total = if last { self.done } else { of.expected.max(self.done) };
         let (image, doing) = (of.layer.to_owned(), self.doing.to_owned());
-        of.report.emit(Kind::Image { image, doing, done: self.done, total, rate: Some(rate) });
+        of.report.emit(EventKind::Image { image, doing, done: self.done, total, rate: Some(rate) });
     }
 }
 

@@ -120,8 +120,10 @@ async fn migrate(
     let mut events = migration.events();
     while let Some(event) = events.next().await {
         match event.kind {
-            Kind::Phase { phase: begun, state: PhaseState::Begin, .. } if Some(begun) == phase => wait_for_go(talk),
-            Kind::Outcome(_) => break,
+            EventKind::Phase { phase: begun, state: PhaseState::Begin, .. } if Some(begun) == phase => {
+                wait_for_go(talk)
+            }
+            EventKind::Outcome(_) => break,
             _ => {}
         }
     }
