@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Longest path of a unix socket in bytes, without the final NUL that the kernel wants.
 const UNIX_PATH_LIMIT: usize = 107;
 
-/// Where a QMP monitor listens. `Display` writes a form that parses back.
+/// The address of a QMP monitor. `Display` writes a form that parses back.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Address {
@@ -62,7 +62,7 @@ impl Address {
     /// The address of a unix socket.
     ///
     /// # Errors
-    /// When the path is relative, too long for a socket, or has a NUL.
+    /// The path is relative, too long for a socket, or has a NUL.
     pub fn unix(path: impl AsRef<Path>) -> Result<Self, AddressError> {
         let path = path.as_ref();
         let text = || path.to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! How to reach a QMP socket, and who is behind it.
+//! Connections to QMP sockets, and the processes behind them.
 //!
 //! Owns addresses, connections to them, the permissions of sockets, and the watch on the peer's process. This room
 //! speaks no QMP, and it ends a process only where its caller has decided so.

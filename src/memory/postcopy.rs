@@ -5,7 +5,7 @@
 //! up; a channel that broke is made anew. The destination's main loop can hang while a page is missing, which is why
 //! the destination is never asked for progress and takes its commands out of band.
 
-use super::{apply, sample};
+use super::{apply, sample, tuning};
 use crate::{
     endpoint::Address,
     progress::{RamOutcome, Reporter},
@@ -16,28 +16,22 @@ use crate::{
     quantity::Rate,
 };
 use qapi::qmp;
-use serde_json::{Map, json};
 use std::{future::pending, time::Duration};
 use thiserror::Error;
 use tokio::time::{Instant, interval, sleep};
 
-/// The migration capability that both sides need, set before `migrate`.
-pub const CAPABILITY: &str = "postcopy-ram";
-/// The parameter that takes the place of `max-bandwidth` in postcopy; 0 is no limit.
-pub const BANDWIDTH: &str = "max-postcopy-bandwidth";
-
-/// How often RAM is sampled.
+/// The time between two samples of RAM.
 const SAMPLE: Duration = Duration::from_millis(500);
-/// How long the source may send nothing before the channel counts as broken: the connection to a dead peer can stay
-/// open for minutes.
+/// The time without a byte from the source after which the channel counts as broken: the connection to a dead peer can
+/// stay open for minutes.
 const STALL: Duration = Duration::from_secs(10);
-/// How long the source may leave queries unanswered. A source that does not answer may still be sending, so this limit
-/// is longer than [`STALL`].
+/// The time for which the source may leave queries unanswered. A source that does not answer may still be sending, so
+/// this limit is longer than [`STALL`].
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long the destination may take for the last pages once the source cannot be asked: the destination does not tell
+/// The time for the last pages to arrive once the source cannot be asked: the destination does not tell
 /// whether pages arrive.
 const UNSEEN: Duration = Duration::from_secs(60);
-/// How long the source may take to be `postcopy-paused` once its channel is shut down.
+/// The time for the source to report `postcopy-paused` once its channel is shut down.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// Why pages stopped arriving.
@@ -83,7 +77,7 @@ pub async fn start(source: &Process) -> Result<(), ProcessError> {
 /// # Errors
 /// QEMU refuses or does not answer.
 pub async fn limit(source: &Process, rate: Rate) -> Result<(), ProcessError> {
-    apply::set_parameters(source, &Map::from_iter([(BANDWIDTH.to_owned(), json!(rate.0))])).await
+    apply::set_parameters(source, &tuning::postcopy_bandwidth(Some(rate))).await
 }
 
 /// Waits until all pages are on the destination and both sides report `completed`, and reports samples meanwhile.

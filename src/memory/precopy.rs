@@ -12,7 +12,7 @@ use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
 
-/// How long a cancelled migration may take to end.
+/// The time for a cancelled migration to end.
 const CANCEL: Duration = Duration::from_secs(10);
 
 /// Why RAM could not be migrated.

@@ -4,7 +4,6 @@
 //! version: a capability that a build lacks is not turned off there, and the preflight refuses a build that lacks a
 //! needed one.
 
-use super::postcopy;
 use crate::{
     codes::Setting,
     progress::Side,
@@ -18,10 +17,10 @@ use std::{fmt, str::FromStr, time::Duration};
 /// The rate that stands for "no limit", far above any link: not every version has a value for it, and QEMU's default is
 /// 128 MiB/s.
 const UNLIMITED: Rate = Rate(1 << 40);
-/// The rate of RAM that must not end yet: a page in each of QEMU's windows of 100 ms. 0 would mean no limit.
+/// The rate of RAM while it must not end: one page in each of QEMU's windows of 100 ms. QEMU reads 0 as no limit.
 const TRICKLE: Rate = Rate(4096);
 /// The bandwidth with which no more than a byte fits into a downtime limit of 1 ms, since QEMU multiplies bytes per
-/// millisecond: QEMU that is told this one does not stop the guest.
+/// millisecond: a QEMU that assumes this bandwidth does not stop the guest.
 const NO_SWITCHOVER: Rate = Rate(1000);
 /// The largest `downtime-limit` that QEMU takes.
 pub const DOWNTIME_MAX: Duration = Duration::from_secs(2000);
@@ -96,7 +95,7 @@ impl FromStr for Compression {
     }
 }
 
-/// Who may throttle the guest so that its memory can be sent.
+/// The party that may throttle the guest so that its memory can be sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum ThrottleMode {
     /// Nobody.
@@ -121,7 +120,7 @@ pub enum ThrottleMethod {
     DirtyLimit,
 }
 
-/// How a run sets QEMU's migration up.
+/// The settings of QEMU's migration for one run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MigrationTuning {
     /// The number of channels for RAM, where more than one is asked for.
@@ -130,7 +129,7 @@ pub struct MigrationTuning {
     pub compress: Option<Compression>,
     /// The size of the cache of `xbzrle`, where xbzrle is asked for.
     pub xbzrle: Option<Bytes>,
-    /// Who may throttle the guest.
+    /// The party that may throttle the guest.
     pub throttle: ThrottleMode,
     /// Whether postcopy may be started.
     pub postcopy: bool,
@@ -184,8 +183,8 @@ impl MigrationTuning {
             parameters.extend(downtime(self.downtime));
             parameters.extend(bandwidth(self.bandwidth));
             if self.postcopy {
-                // No limit until the guest has resumed: see `super::postcopy::limit`.
-                parameters.insert(postcopy::BANDWIDTH.to_owned(), json!(0));
+                // A limit would lengthen the guest's pause, see `super::postcopy::limit`, which sets it later.
+                parameters.extend(postcopy_bandwidth(None));
             }
             match self.throttle {
                 ThrottleMode::Never => {}
@@ -233,7 +232,7 @@ impl MigrationTuning {
         let asked = [
             (self.multifd.is_some(), "multifd", Setting::Multifd.to_string()),
             (self.xbzrle.is_some(), "xbzrle", format!("xbzrle of the {}", Setting::Policy)),
-            (self.postcopy, postcopy::CAPABILITY, format!("postcopy in the {}", Setting::Policy)),
+            (self.postcopy, "postcopy-ram", format!("postcopy in the {}", Setting::Policy)),
         ];
         asked.into_iter().filter(|(is_asked, ..)| *is_asked).map(|(_, name, by)| (name, by)).collect()
     }
@@ -261,6 +260,12 @@ pub fn trickle() -> Map<String, Value> {
 /// Keeps QEMU from stopping the guest, together with a downtime limit of 1 ms.
 pub fn no_switchover(features: &Features) -> Map<String, Value> {
     switchover_bandwidth(Some(NO_SWITCHOVER), features)
+}
+
+/// A new ceiling of RAM in postcopy, where `max-bandwidth` does not apply.
+pub fn postcopy_bandwidth(ceiling: Option<Rate>) -> Map<String, Value> {
+    // QEMU reads 0 as no limit.
+    map([("max-postcopy-bandwidth", json!(ceiling.map_or(0, |rate| rate.0)))])
 }
 
 /// The bandwidth that QEMU assumes when it decides whether to switch over, in place of the measured one; `None` has

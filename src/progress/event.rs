@@ -1,4 +1,4 @@
-//! One thing that happened: a phase, a sample, an action, a warning, or the end.
+//! Events: a phase begins or ends, a sample, an action, a warning, the end.
 
 use super::{
     outcome::Outcome,
@@ -14,7 +14,7 @@ pub struct Event {
     pub v: u32,
     /// Milliseconds since the migration was started.
     pub t_ms: u64,
-    /// What happened.
+    /// The kind of event, with its fields.
     #[serde(flatten)]
     pub kind: EventKind,
 }
@@ -26,7 +26,7 @@ impl Event {
     }
 }
 
-/// What happened. Later versions add kinds, and fields to each kind.
+/// The kinds of events. Later versions add kinds, and fields to each kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]

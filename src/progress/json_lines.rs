@@ -21,7 +21,7 @@ impl<W: Write> JsonLines<W> {
     /// Writes one event.
     ///
     /// # Errors
-    /// Those of the writer, a closed pipe above all.
+    /// The writer's errors, a closed pipe above all.
     pub fn write(&self, event: &Event) -> io::Result<()> {
         let mut line = serde_json::to_vec(event)?;
         line.push(b'\n');

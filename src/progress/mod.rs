@@ -1,4 +1,4 @@
-//! What happened, as data: events while a migration runs, and the outcome with which it ends.
+//! Progress as data: events while a migration runs, and the outcome with which it ends.
 //!
 //! A leaf: every room may report through it, and it knows none of them. The shapes are the JSON of the contract, and a
 //! field once published stays. Everything written here can also be read, by this version and by others: see

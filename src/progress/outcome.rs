@@ -1,4 +1,4 @@
-//! How a migration ended: the last line of the contract's JSON.
+//! The end of a migration: the last line of the contract's JSON.
 
 use super::ledger::{LedgerClock, LedgerSpan};
 use crate::codes::FailureCode;
@@ -99,7 +99,7 @@ pub struct DiskOutcome {
     pub bytes_copied: u64,
     /// The disk's virtual size in bytes.
     pub virtual_size: u64,
-    /// How the disk was copied: `incremental` or `full`.
+    /// The mode of the copy: `incremental` or `full`.
     pub mode: String,
     /// The mean time of a guest's write while the mirror copied in the background, microseconds; `None` where the guest
     /// wrote nothing.
@@ -180,7 +180,7 @@ impl fmt::Display for EstimatedRung {
     }
 }
 
-/// How a migration ended, whole.
+/// The end of a migration, with its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Outcome {

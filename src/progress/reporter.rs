@@ -1,4 +1,4 @@
-//! Where the engine's events go.
+//! The way of the engine's events to their reader.
 
 use super::{
     event::{Event, EventKind},

@@ -59,7 +59,7 @@ pub enum ProcessError {
         at: QemuName,
         /// The event or answer, as it reads after "no".
         what: &'static str,
-        /// How long it was waited for.
+        /// The time for which the engine waited.
         waited: Duration,
     },
     /// QEMU answered, and is not in the state that was expected of it.

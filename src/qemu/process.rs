@@ -35,19 +35,19 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a question may take. QEMU answers in well under a millisecond unless its main loop hangs.
+/// The time for a reply to a query. QEMU answers in well under a millisecond unless its main loop hangs.
 const ASK: Duration = Duration::from_secs(10);
-/// How long an event may be waited for before QEMU is asked for what the event would have told.
+/// The time after which an awaited event is overdue, and QEMU is asked for the state that the event would have told.
 const OVERDUE: Duration = Duration::from_secs(1);
-/// How long a command may take that makes QEMU open, connect or cancel something.
+/// The time for a command that makes QEMU open, connect or cancel something.
 const ACT: Duration = Duration::from_secs(30);
-/// How long a question may take to a process that left its last one unanswered. The way back asks such a process many
+/// The time for a reply from a process that left the last command unanswered. The way back asks such a process many
 /// things, and each wait lengthens the guest's pause.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How long a process may take to end after its monitor has closed.
+/// The time that a process may take to end after its monitor has closed.
 const DYING: Duration = Duration::from_secs(1);
 
-/// One QEMU process.
+/// The handle to one QEMU process.
 #[derive(Debug)]
 pub struct Process {
     name: QemuName,
@@ -336,7 +336,7 @@ impl Process {
         Gone { at: self.name.clone(), how }
     }
 
-    /// How long the next command may take: a process that missed its last deadline is not given a long one again.
+    /// The deadline for the next command: a process that missed its last deadline is not given a long one again.
     fn deadline(&self, usual: Duration) -> Duration {
         if self.is_silent() { usual.min(AGAIN) } else { usual }
     }

@@ -1,4 +1,4 @@
-//! What QEMU answers about devices with a medium, block nodes, images and exports.
+//! Replies about devices with a medium, block nodes, images and exports.
 
 use serde::Deserialize;
 
@@ -41,7 +41,7 @@ pub struct BlockNode {
     pub children: Vec<BlockChild>,
     /// Whether the node is active (10.0): it is not while QEMU waits for an incoming migration.
     pub active: Option<bool>,
-    /// How the host caches the node.
+    /// The host's caching of the node.
     pub cache: Option<BlockdevCacheInfo>,
 }
 
@@ -55,14 +55,14 @@ pub struct BlockChild {
     pub node_name: String,
 }
 
-/// How a node is cached by the host.
+/// The host's caching of a node.
 #[derive(Debug, Clone, Deserialize)]
 pub struct BlockdevCacheInfo {
     /// Whether requests bypass the host's page cache (`O_DIRECT`).
     pub direct: bool,
 }
 
-/// What `query-block` tells of an image. Sizes in bytes.
+/// The image of a node, as `query-block` and `query-named-block-nodes` describe it. Sizes in bytes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ImageInfo {
@@ -105,7 +105,7 @@ pub struct FormatData {
     pub refcount_bits: Option<u64>,
     /// Whether clusters have subclusters.
     pub extended_l2: Option<bool>,
-    /// How clusters are compressed.
+    /// The method by which clusters are compressed.
     pub compression_type: Option<String>,
     /// The file that holds the data, where that is another one.
     pub data_file: Option<String>,

@@ -1,4 +1,4 @@
-//! What QEMU counts of the guest's requests to its disks.
+//! QEMU's counters of the guest's requests to its disks.
 
 use serde::Deserialize;
 

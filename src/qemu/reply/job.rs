@@ -1,4 +1,4 @@
-//! What QEMU answers about its jobs.
+//! Replies about jobs.
 
 use super::open_enum::open_enum;
 use serde::Deserialize;
@@ -25,7 +25,7 @@ open_enum! {
 pub struct BlockJobInfo {
     /// The job's id.
     pub device: String,
-    /// All there is to copy, as known now.
+    /// The bytes to copy in all, as known now.
     pub len: u64,
     /// The part that has been copied.
     pub offset: u64,

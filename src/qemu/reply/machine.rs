@@ -1,4 +1,4 @@
-//! What QEMU answers about the machine it emulates.
+//! Replies about the machine that QEMU emulates.
 
 use super::{list::TolerantList, open_enum::open_enum};
 use crate::qmp::QemuVersion;

@@ -1,4 +1,4 @@
-//! What QEMU answers about a migration and about the guest's RAM.
+//! Replies about a migration and about the guest's RAM.
 
 use super::open_enum::open_enum;
 use serde::Deserialize;
@@ -91,7 +91,7 @@ pub struct XbzrleCacheStats {
     /// Pages for which a difference was tried so far.
     #[serde(default)]
     pub pages: u64,
-    /// Those of them that differed too much and were sent whole: QEMU counts these among the normal pages, too.
+    /// Pages among them that differed too much and were sent whole: QEMU counts these among the normal pages, too.
     #[serde(default)]
     pub overflow: u64,
 }

@@ -1,4 +1,4 @@
-//! Which of QEMU's commands only ask, and with what shape of reply.
+//! The commands that only ask, each with the shape of its reply.
 
 use super::{
     block::{BlockDevice, BlockExport, BlockGraph, BlockNode},
