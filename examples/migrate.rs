@@ -7,7 +7,7 @@
 //! The addresses are those of the two QMP monitors. The destination must wait with `-incoming defer -S`, on an overlay
 //! of the same size as the source's. Exit code 0: the guest runs on the destination.
 
-use qferry::{Address, Bytes, Ending, Event, Kind, Migration};
+use qferry::{Address, Bytes, Ending, Event, EventKind, Migration};
 use std::{error::Error, process::ExitCode, time::Duration};
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
@@ -41,15 +41,15 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 fn print(event: &Event) {
     let at = event.t_ms;
     match &event.kind {
-        Kind::Phase { phase, state } => println!("{at:>6} ms  {phase}: {state:?}"),
-        Kind::Disk { disk, copied, total, ready, .. } => {
+        EventKind::Phase { phase, state, .. } => println!("{at:>6} ms  {phase}: {state:?}"),
+        EventKind::Disk { disk, copied, total, ready, .. } => {
             println!("{at:>6} ms  disk {disk}: {} of {}, ready: {ready}", Bytes(*copied), Bytes(*total));
         }
-        Kind::Memory { transferred, remaining, .. } => {
+        EventKind::Memory { transferred, remaining, .. } => {
             println!("{at:>6} ms  memory: {} sent, {} to go", Bytes(*transferred), Bytes(*remaining));
         }
-        Kind::Warning { message, .. } => println!("{at:>6} ms  warning: {message}"),
-        Kind::Action { action, because } => println!("{at:>6} ms  {action}: {because}"),
+        EventKind::Warning { message, .. } => println!("{at:>6} ms  warning: {message}"),
+        EventKind::Action { action, because, .. } => println!("{at:>6} ms  {action}: {because}"),
         _ => {}
     }
 }

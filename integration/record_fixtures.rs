@@ -172,8 +172,9 @@ fn migrate(pair: &Pair, course: Course, transcript: &Path) -> Result<Outcome> {
     let outcome = runtime.block_on(async {
         let mut events = migration.events();
         while let Some(event) = events.next().await {
-            let switchover = Kind::Phase { phase: Phase::Switchover, state: PhaseState::Begin };
-            if course == Course::Cancelled && event.kind == switchover {
+            let switches =
+                matches!(event.kind, EventKind::Phase { phase: Phase::Switchover, state: PhaseState::Begin, .. });
+            if course == Course::Cancelled && switches {
                 migration.control().cancel();
             }
         }

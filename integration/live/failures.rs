@@ -10,7 +10,7 @@ use super::support::{
 use qferry::internals::{
     endpoint::Address,
     migration::Migration,
-    progress::{Ending, Kind, Outcome, Phase},
+    progress::{Ending, EventKind, Outcome, Phase},
     quantity::Rate,
     storage::verify::identity::ProofLevel,
 };
@@ -98,7 +98,7 @@ fn cancelled_in_each_phase() {
 #[test]
 fn what_a_broken_try_copied_is_not_built_upon() {
     let mut pair = start(&slow("10.0.13"));
-    let copied = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > MIB);
+    let copied = |kind: &EventKind| matches!(kind, EventKind::Disk { copied, .. } if *copied > MIB);
     let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copied, cancel);
     judge_back(&pair, &outcome, Ending::Cancelled, "running");
     let message = &outcome.reason.as_ref().unwrap().message;
@@ -189,14 +189,14 @@ fn the_timeout_and_a_broken_channel_roll_back() {
     went_back(&pair, &outcome, "timeout");
     pair.restart_destination(true).unwrap();
 
-    let copying = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > 0);
+    let copying = |kind: &EventKind| matches!(kind, EventKind::Disk { copied, .. } if *copied > 0);
     let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(8 * MIB)), copying, |_| {
         pair.destination.qmp("nbd-server-stop", &serde_json::json!({})).unwrap();
     });
     went_back(&pair, &outcome, "mirror-failed");
     pair.restart_destination(true).unwrap();
 
-    let sending = |kind: &Kind| matches!(kind, Kind::Memory { transferred, .. } if *transferred > MIB);
+    let sending = |kind: &EventKind| matches!(kind, EventKind::Memory { transferred, .. } if *transferred > MIB);
     let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), sending, |_| {
         let yank = serde_json::json!({"instances": [{"type": "migration"}]});
         pair.destination.qmp("yank", &yank).unwrap();

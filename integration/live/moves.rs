@@ -10,7 +10,7 @@ use super::support::{
 use qferry::internals::{
     endpoint::{Address, Endpoint, ProcessHandle},
     migration::{JournalPlace, Migration, Running},
-    progress::{Ending, Kind, Outcome, Phase, RunsOn},
+    progress::{Ending, EventKind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
 use qferry_bed::{DiskSpec, Guest, Link, Pair, Side, Spec, Style, Workload, free_port};
@@ -97,7 +97,7 @@ fn a_paused_guest_stays_paused() {
 
 /// Migrates, and runs a command of the guest's owner once RAM is sent.
 fn once_ram_is_sent(pair: &Pair, command: &str) -> Outcome {
-    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let sending = |kind: &EventKind| matches!(kind, EventKind::Memory { status, .. } if status == "active");
     let act = |_: &Running<Outcome>| drop(pair.source.qmp(command, &serde_json::json!({})).unwrap());
     migrate_when(builder(pair).bandwidth(Rate(16 * MIB)), sending, act).0
 }
@@ -113,7 +113,7 @@ fn a_paused_guest_that_its_owner_resumes_while_ram_is_sent_runs_on() {
 #[test]
 fn a_guest_that_its_owner_pauses_while_disks_are_copied_stays_paused() {
     let pair = start(&spec("10.0.13", busy()));
-    let copying = |kind: &Kind| matches!(kind, Kind::Disk { copied, .. } if *copied > 0);
+    let copying = |kind: &EventKind| matches!(kind, EventKind::Disk { copied, .. } if *copied > 0);
     let stop = |_: &Running<Outcome>| drop(pair.source.qmp("stop", &serde_json::json!({})).unwrap());
     let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copying, stop);
     judge_moved(&pair, &outcome);

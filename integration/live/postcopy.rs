@@ -6,7 +6,7 @@ use super::support::{
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration, Running, Settings},
-    progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
+    progress::{Ending, Event, EventKind, Outcome, Phase, PhaseState, RunsOn},
     quantity::Rate,
 };
 use qferry_bed::{Deed, Event as BedEvent, Guest, MonitorProxy, Pair, Side, Spec, Tape, Workload, nth};
@@ -38,7 +38,7 @@ fn begins(kind: &EventKind, wanted: Phase) -> bool {
 
 /// Limits the background of postcopy until [`hurry`], so that most pages are still on the source however late a busy
 /// host lets this process act. The limit is set at the begin of the phase memory, after the engine's own parameters.
-fn slowly(pair: &Pair, fits: impl Fn(&Kind) -> bool) -> impl Fn(&Kind) -> bool {
+fn slowly(pair: &Pair, fits: impl Fn(&EventKind) -> bool) -> impl Fn(&EventKind) -> bool {
     move |kind| {
         if begins(kind, Phase::Memory) {
             let slow = json!({"max-bandwidth": MIB, "max-postcopy-bandwidth": MIB});
@@ -92,8 +92,8 @@ fn moves(version: &str) {
     let pair = start(&heavy(version));
     let ceiling = Rate(24 * MIB);
     let limited = builder(&pair).settings(at_once(&pair)).bandwidth(ceiling);
-    let sampled = |kind: &Kind| match kind {
-        Kind::Memory { status, .. } => ["postcopy-active", "completed"].contains(&status.as_str()),
+    let sampled = |kind: &EventKind| match kind {
+        EventKind::Memory { status, .. } => ["postcopy-active", "completed"].contains(&status.as_str()),
         _ => false,
     };
     let (outcome, events) = migrate_when(limited, slowly(&pair, sampled), |_| {

@@ -3,7 +3,7 @@
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, JournalPlace, Migration, Running, Settings},
-    progress::{Ending, Event, Kind, Outcome, Phase, PhaseState, RunsOn},
+    progress::{Ending, Event, EventKind, Outcome, Phase, PhaseState, RunsOn},
 };
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
 use serde_json::json;
@@ -106,14 +106,15 @@ pub(crate) fn cancel(running: &Running<Outcome>) {
 
 /// Migrates, and acts at the begin of a phase. The engine is on this thread, and stands still meanwhile.
 pub(crate) fn migrate_and(builder: Builder, at: Phase, act: impl FnOnce(&Running<Outcome>)) -> (Outcome, Vec<Event>) {
-    let begins = |kind: &Kind| matches!(kind, Kind::Phase { phase, state: PhaseState::Begin } if *phase == at);
+    let begins =
+        |kind: &EventKind| matches!(kind, EventKind::Phase { phase, state: PhaseState::Begin, .. } if *phase == at);
     migrate_when(builder, begins, act)
 }
 
 /// Migrates, and acts at the first event that fits.
 pub(crate) fn migrate_when(
     builder: Builder,
-    when: impl Fn(&Kind) -> bool,
+    when: impl Fn(&EventKind) -> bool,
     act: impl FnOnce(&Running<Outcome>),
 ) -> (Outcome, Vec<Event>) {
     block_on(async {

@@ -32,7 +32,7 @@ use model::{
 };
 use qferry::internals::convergence::Policy;
 use qferry::internals::migration::{Builder, Running, Settings};
-use qferry::internals::progress::{Ending, Kind, Outcome, RunsOn, Side};
+use qferry::internals::progress::{Ending, EventKind, Outcome, RunsOn, Side};
 use serde_json::{Value, json};
 
 use Side::{Destination, Source};
@@ -116,7 +116,7 @@ fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
         match run.outcome.runs_on {
             RunsOn::Source => assert!(at_source, "{what}: {run:?}"),
             RunsOn::Destination => assert!(at_destination, "{what}: {run:?}"),
-            RunsOn::Unknown => {}
+            _ => {}
         }
     }
 }

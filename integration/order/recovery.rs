@@ -5,7 +5,7 @@ use super::{
     model::once,
 };
 use qferry::internals::{
-    endpoint::{Address, Endpoint, Identity},
+    endpoint::{Address, Endpoint, ProcessIdentity},
     journal::Journal,
     migration::{
         Migration,
@@ -18,7 +18,7 @@ use std::{path::Path, time::Duration};
 use tokio::io::DuplexStream;
 
 /// The journal of an engine that died in postcopy, with the identity of the source's process if that is known.
-fn journal(folder: &Path, source: Option<Identity>) -> std::path::PathBuf {
+fn journal(folder: &Path, source: Option<ProcessIdentity>) -> std::path::PathBuf {
     let path = folder.join("journal");
     let party = |name: &str, process| Party { address: folder.join(name).display().to_string(), process };
     let address = |name: &str| Address::unix(folder.join(name)).unwrap();

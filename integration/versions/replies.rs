@@ -235,8 +235,8 @@ impl Answer for Value {
 /// A decoded reply: the fields that were present, and the unknown enum values.
 type Decoded = Result<(Vec<&'static str>, Vec<String>), String>;
 
-fn decode<Q: Query<Answer: Answer>>(reply: &Value) -> Decoded {
-    let answer = serde_json::from_value::<Q::Answer>(reply.clone()).map_err(|error| error.to_string())?;
+fn decode<Q: Query<Returned: Answer>>(reply: &Value) -> Decoded {
+    let answer = serde_json::from_value::<Q::Returned>(reply.clone()).map_err(|error| error.to_string())?;
     let length = reply.as_array().map(Vec::len);
     match answer.elements() == length || answer.elements().is_none() {
         true => Ok((answer.present(), answer.strange())),

@@ -5,7 +5,7 @@
 use crate::{
     codes::{self, Setting},
     migration::{Invalid, InvalidSetting},
-    progress::{Event, Kind},
+    progress::{Event, EventKind},
 };
 use serde_json::Value;
 
@@ -46,8 +46,8 @@ pub(super) fn flags_in(text: &str) -> String {
 /// The same for what an event says.
 pub(super) fn worded_event(mut event: Event) -> Event {
     match &mut event.kind {
-        Kind::Action { because: text, .. } | Kind::Warning { message: text, .. } => *text = flags_in(text),
-        Kind::Outcome(outcome) => {
+        EventKind::Action { because: text, .. } | EventKind::Warning { message: text, .. } => *text = flags_in(text),
+        EventKind::Outcome(outcome) => {
             if let Some(reason) = &mut outcome.reason {
                 reason.message = flags_in(&reason.message);
             }

@@ -53,7 +53,7 @@
 
 use crate::{
     progress::Side,
-    qemu::reply::{Job, JobStatus, Migration, MigrationStatus, RunState},
+    qemu::reply::{JobInfo, JobStatus, MigrationInfo, MigrationStatus, RunState},
 };
 use std::process::ExitStatus;
 use thiserror::Error;
@@ -152,7 +152,7 @@ impl SourceStands {
     /// and takes it back (`failed`, and the guest resumes) where the channel breaks then. QEMU sends no page from the
     /// guest's stop until that is over; so one page more is the proof. From there on a broken channel only makes the
     /// source wait for a new one.
-    pub(super) fn prove(answer: &Migration, before: Option<u64>) -> Option<Self> {
+    pub(super) fn prove(answer: &MigrationInfo, before: Option<u64>) -> Option<Self> {
         let stands = match &answer.status {
             Some(MigrationStatus::Completed) => true,
             Some(MigrationStatus::PostcopyActive) => {
@@ -171,7 +171,7 @@ impl SourceStands {
 }
 
 /// The pages that a source has sent so far.
-pub fn count_sent_pages(answer: &Migration) -> Option<u64> {
+pub fn count_sent_pages(answer: &MigrationInfo) -> Option<u64> {
     answer.ram.as_ref().map(|ram| ram.normal.saturating_add(ram.duplicate))
 }
 
@@ -187,7 +187,7 @@ impl DestinationLoaded {
     }
 
     /// Checks a destination's answers to `query-migrate` and `query-status`: the destination has everything, and waits.
-    pub(super) fn waits(answer: &Migration, run: &RunState) -> Option<Self> {
+    pub(super) fn waits(answer: &MigrationInfo, run: &RunState) -> Option<Self> {
         let completed = answer.status == Some(MigrationStatus::Completed);
         (completed && *run == RunState::Paused).then_some(Self(()))
     }
@@ -308,8 +308,9 @@ mod tests {
     #[test]
     fn only_settled_mirrors_and_closed_exports_disengage() {
         let good = || vec![job("a", "concluded", None), job("b", "concluded", None)];
-        let prove =
-            |jobs: &[Job], exports: &[String]| DisksDisengaged::prove(["a", "b"].into_iter(), jobs, exports).map(drop);
+        let prove = |jobs: &[JobInfo], exports: &[String]| {
+            DisksDisengaged::prove(["a", "b"].into_iter(), jobs, exports).map(drop)
+        };
         let mirror =
             |job: &str, error: &str| Err(NotDisengaged::Mirror { job: job.to_owned(), error: error.to_owned() });
         assert_eq!(prove(&good(), &[]), Ok(()));

@@ -4,8 +4,8 @@ use super::{Failure, guest::GuestIntent, intents::IntentLog};
 use crate::{
     convergence::History,
     handover::{ownership::BeforeContinue, verdict::ContKnowledge},
-    memory::tuning::Throttling,
-    progress::{Clock, Estimate, Ledger, RamOutcome, Reporter},
+    memory::tuning::ThrottleMethod,
+    progress::{BlackoutLedger, Estimate, LedgerClock, RamOutcome, Reporter},
 };
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(crate) struct Attempt {
     pub(crate) log: IntentLog,
     /// What the guest's owner wants of the guest.
     pub(crate) guest: GuestIntent,
-    pub(crate) ledger: Ledger,
+    pub(crate) ledger: BlackoutLedger,
     pub(crate) ram: RamOutcome,
     /// The journal says that the guest may have been handed over.
     pub(crate) given: bool,
@@ -32,15 +32,15 @@ pub(crate) struct Attempt {
     /// What was foretold before the migration began, where that was asked for.
     pub(crate) predicted: Option<Estimate>,
     /// How QEMU can slow the guest down.
-    pub(crate) throttling: Throttling,
+    pub(crate) throttling: ThrottleMethod,
 }
 
 impl Attempt {
-    pub(crate) fn new(log: IntentLog, guest: GuestIntent, clock: Clock) -> Self {
+    pub(crate) fn new(log: IntentLog, guest: GuestIntent, clock: LedgerClock) -> Self {
         Self {
             log,
             guest,
-            ledger: Ledger::new(clock),
+            ledger: BlackoutLedger::new(clock),
             ram: RamOutcome::default(),
             given: false,
             before_continue: None,
@@ -49,7 +49,7 @@ impl Attempt {
             leftovers: Vec::new(),
             history: None,
             predicted: None,
-            throttling: Throttling::None,
+            throttling: ThrottleMethod::None,
         }
     }
 

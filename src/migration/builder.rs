@@ -14,7 +14,7 @@ use crate::{
     convergence::Policy,
     endpoint::{Address, Endpoint},
     memory::tuning::Compression,
-    progress::{Event, Kind, Outcome, Reason, Reporter},
+    progress::{Event, EventKind, Outcome, Reason, Reporter},
     qmp::Recorder,
     quantity::Rate,
     storage::{model::layout::StorageMode, verify::identity::ProofLevel},
@@ -351,7 +351,7 @@ impl EngineJob for MigrationJob {
         Box::pin(async move {
             let (context, source, destination) = self.wanted.context(self.records, report, cancel);
             let outcome = engine::migrate(&context, &source, &destination).await;
-            context.report.emit(Kind::Outcome(Box::new(outcome.clone())));
+            context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
             outcome
         })
     }
@@ -362,7 +362,7 @@ impl EngineJob for MigrationJob {
             Box::pin(async move {
                 let (context, ..) = wanted.context(records, report, cancel);
                 let outcome = recovery::judge_after_panic(&context, &words).await;
-                context.report.emit(Kind::Outcome(Box::new(outcome.clone())));
+                context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
                 outcome
             })
         })

@@ -31,7 +31,7 @@ use crate::{
         measured::Measured,
         wanted,
     },
-    progress::{Clock, Moment, Phase, describe},
+    progress::{LedgerClock, Moment, Phase, describe},
     qemu::{Process, reply::RunState},
     storage::{
         files::rate_limit::RateLimit,
@@ -75,8 +75,8 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
         on_source: true,
     })?;
     let clock = match (pair.source.peer(), pair.destination.peer()) {
-        (Some(_), Some(_)) => Clock::Qemu,
-        _ => Clock::Engine,
+        (Some(_), Some(_)) => LedgerClock::Qemu,
+        _ => LedgerClock::Engine,
     };
     let mut attempt = Attempt::new(log, guest, clock);
     attempt.predicted.clone_from(&order.predicted);

@@ -4,7 +4,7 @@ use super::{Failure, pair::QemuPair};
 use crate::{
     endpoint::{Dialed, Endpoint},
     progress::Side,
-    qemu::{Name, Process},
+    qemu::{Process, QemuName},
     qmp::{self, Recorder},
 };
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub(crate) async fn open(side: Side, endpoint: &Endpoint, recorder: Option<&Reco
     let Dialed { stream, peer } =
         endpoint.dial(DIAL).await.map_err(|error| Failure::Connect { side, source: Box::new(error) })?;
     let options = qmp::QmpOptions { recorder: recorder.cloned(), ..qmp::QmpOptions::labelled(side.as_str()) };
-    let name = Name { side, address: endpoint.to_string() };
+    let name = QemuName { side, address: endpoint.to_string() };
     let opened = Process::connect(name, stream, peer, options).await;
     opened.map_err(|error| Failure::Connect { side, source: Box::new(error) })
 }

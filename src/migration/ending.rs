@@ -74,7 +74,7 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
         destination: pair.destination.name().to_owned(),
         bytes_copied: attempt.copied.get(&pair.names.job).copied().unwrap_or(0),
         virtual_size: pair.source.virtual_size,
-        mode: pair.mode.as_str(),
+        mode: pair.mode.as_str().to_owned(),
         write_latency_us: latency(pair, |disk| disk.latency_before),
         write_blocking_latency_us: latency(pair, |disk| disk.latency_since),
     };

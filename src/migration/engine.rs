@@ -23,7 +23,7 @@ use super::{
 use crate::{
     endpoint::Endpoint,
     handover::ownership::DisksDisengaged,
-    progress::{Mark, Outcome, Phase},
+    progress::{LedgerMark, Outcome, Phase},
 };
 
 /// Moves the guest, or tells why not.
@@ -82,7 +82,7 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
     };
     let end = bring_to_end(context, &pair, route, whereabouts, &mut attempt).await;
     if let Some(stopped) = pair.source.observed().stopped {
-        attempt.ledger.mark(Mark::Stop, stopped);
+        attempt.ledger.mark(LedgerMark::Stop, stopped);
     }
     conclude(context, route, end, attempt).await
 }

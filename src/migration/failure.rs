@@ -255,8 +255,8 @@ mod tests {
     };
     use std::io;
 
-    fn at() -> Name {
-        Name { side: Side::Source, address: "/s.qmp".to_owned() }
+    fn at() -> QemuName {
+        QemuName { side: Side::Source, address: "/s.qmp".to_owned() }
     }
 
     fn gone() -> Gone {

@@ -24,7 +24,7 @@ use crate::{
     },
     qemu::{
         Features,
-        reply::{BlockChild, BlockDevice, BlockGraph, BlockNode, Migration, MigrationStatus, RunState},
+        reply::{BlockChild, BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
     },
     qmp::QemuVersion,
     storage::{
@@ -74,7 +74,7 @@ fn side(name: &str, letter: char, inode: u64) -> Facts {
     let mut facts = Facts {
         name: name.to_owned(),
         run: RunState::Running,
-        migration: Migration::default(),
+        migration: MigrationInfo::default(),
         devices: Vec::new(),
         nodes: Vec::new(),
         graph: NodeGraph::default(),

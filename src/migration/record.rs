@@ -21,7 +21,7 @@ pub struct Party {
     /// The address of the monitor, as the user gave it.
     pub address: String,
     /// The process, where it is one of the engine's host.
-    pub process: Option<Identity>,
+    pub process: Option<ProcessIdentity>,
 }
 
 /// The migration that was begun, as far as a recovery needs it.

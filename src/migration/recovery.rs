@@ -24,14 +24,14 @@ use super::{
 };
 use crate::{
     codes::FailureCode,
-    endpoint::{Address, Endpoint, Found, PeerPid},
+    endpoint::{Address, Endpoint, PeerPid, ProcessFate},
     handover::{
         judgement::RecordedHandover,
         ownership::{BeforeContinue, DestinationCannotRun},
     },
     journal::{self, Fold, Journal},
-    progress::{Clock, Ending, Event, Kind, Outcome, Phase, Reporter, Side, describe},
-    qemu::{Name, Process},
+    progress::{Ending, Event, EventKind, LedgerClock, Outcome, Phase, Reporter, Side, describe},
+    qemu::{Process, QemuName},
     qmp::Recorder,
 };
 use std::path::PathBuf;
@@ -167,7 +167,7 @@ impl EngineJob for Recovery {
                 Ok(outcome) => outcome,
                 Err(failure) => untouched(&failure, &report),
             };
-            report.emit(Kind::Outcome(Box::new(outcome.clone())));
+            report.emit(EventKind::Outcome(Box::new(outcome.clone())));
             outcome
         })
     }
@@ -177,7 +177,7 @@ impl EngineJob for Recovery {
             Box::pin(async move {
                 let message = format!("{}; recover from the journal once more", panicked(&words));
                 let outcome = after_panic(message, &report);
-                report.emit(Kind::Outcome(Box::new(outcome.clone())));
+                report.emit(EventKind::Outcome(Box::new(outcome.clone())));
                 outcome
             })
         })
@@ -237,7 +237,8 @@ async fn recover_after_panic(
 fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) -> Option<Outcome> {
     let ended = status.ended.as_ref().filter(|ended| ended.is_settled())?;
     let end = End { ending: ended.outcome, runs_on: ended.runs_on, reason: ended.reason.clone() };
-    let mut attempt = Attempt::new(IntentLog::default(), GuestIntent::from_journal(begun.was_running), Clock::Engine);
+    let mut attempt =
+        Attempt::new(IntentLog::default(), GuestIntent::from_journal(begun.was_running), LedgerClock::Engine);
     attempt.leftovers.clone_from(&ended.leftovers);
     Some(outcome(context, &route(begun), end, &attempt))
 }
@@ -252,7 +253,7 @@ async fn go_on(
     failure: Failure,
 ) -> Outcome {
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
-    let mut attempt = Attempt::new(log, guest, Clock::Engine);
+    let mut attempt = Attempt::new(log, guest, LedgerClock::Engine);
     let end = take_up(context, &pair, &route, begun, claim, failure, &mut attempt).await;
     conclude(context, &route, end, attempt).await
 }
@@ -324,12 +325,12 @@ async fn reach(
     endpoint: Option<&Endpoint>,
     recorder: Option<&Recorder>,
 ) -> Result<Process, Failure> {
-    let name = || Name { side, address: party.address.clone() };
-    let known = match party.process.as_ref().map(crate::endpoint::Identity::find) {
+    let name = || QemuName { side, address: party.address.clone() };
+    let known = match party.process.as_ref().map(crate::endpoint::ProcessIdentity::find) {
         // whatever listens at the address now is another process
-        Some(Found::Ended) => return Ok(Process::absent(name(), None, true).await),
-        Some(Found::Alive(peer)) => Some(peer),
-        Some(Found::Unknown) | None => None,
+        Some(ProcessFate::Ended) => return Ok(Process::absent(name(), None, true).await),
+        Some(ProcessFate::Alive(peer)) => Some(peer),
+        Some(ProcessFate::Unknown) | None => None,
     };
     let endpoint = match endpoint {
         Some(endpoint) => endpoint.clone(),

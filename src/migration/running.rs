@@ -5,7 +5,7 @@
 //! embedder's code, and nothing may wait for a reader.
 
 use super::{panics, snapshot::Progress, validate::Invalid};
-use crate::progress::{Event, Kind, PhaseState, Reporter, Sink};
+use crate::progress::{Event, EventKind, EventSink, PhaseState, Reporter};
 use std::{
     fmt,
     panic::catch_unwind,
@@ -285,7 +285,7 @@ struct Broadcast {
     panic_at: Mutex<Option<String>>,
 }
 
-impl Sink for Broadcast {
+impl EventSink for Broadcast {
     fn emit(&self, event: &Event) {
         lock(&self.progress).add(event);
         // nobody may be listening
@@ -300,10 +300,10 @@ impl Sink for Broadcast {
 /// What an event reports, in a word or two.
 fn moment_of(event: &Event) -> String {
     match &event.kind {
-        Kind::Phase { phase, state: PhaseState::Begin } => format!("{phase} begin"),
-        Kind::Phase { phase, state: PhaseState::End } => format!("{phase} end"),
-        Kind::Action { action, .. } => action.clone(),
-        Kind::Warning { code, .. } => code.clone(),
+        EventKind::Phase { phase, state: PhaseState::Begin } => format!("{phase} begin"),
+        EventKind::Phase { phase, state: PhaseState::End } => format!("{phase} end"),
+        EventKind::Action { action, .. } => action.clone(),
+        EventKind::Warning { code, .. } => code.clone(),
         _ => String::new(),
     }
 }
@@ -373,7 +373,7 @@ mod tests {
     fn work_starts_and_ends_without_a_runtime() {
         let mut running = Running::on_a_thread(Does::WaitForCancel);
         let mut events = running.events();
-        let is_first = |event: Option<Event>| matches!(event.map(|event| event.kind), Some(Kind::Warning { .. }));
+        let is_first = |event: Option<Event>| matches!(event.map(|event| event.kind), Some(EventKind::Warning { .. }));
         assert!(is_first(events.blocking_next()));
         running.control().cancel();
         assert_eq!(running.wait_blocking(), "cancelled");

@@ -4,7 +4,7 @@ use super::validate::{self, CommandFile, Invalid};
 use crate::{
     convergence::Policy,
     endpoint::Address,
-    memory::tuning::{Compression, Throttle, Wanted},
+    memory::tuning::{Compression, MigrationTuning, ThrottleMode},
     quantity::{Rate, duration},
     storage::{model::layout::DiskSelection, verify::identity::ProofLevel},
 };

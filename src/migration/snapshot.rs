@@ -1,6 +1,6 @@
 //! How far a migration is, folded from its events.
 
-use crate::progress::{Event, Kind, Phase, PhaseState};
+use crate::progress::{Event, EventKind, Phase, PhaseState};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -50,14 +50,16 @@ impl Progress {
     pub(crate) fn add(&mut self, event: &Event) {
         self.t_ms = event.t_ms;
         match &event.kind {
-            Kind::Phase { phase, state: PhaseState::Begin } => self.phase = Some(*phase),
+            EventKind::Phase { phase, state: PhaseState::Begin } => self.phase = Some(*phase),
             // phases may overlap: only its own end ends the one that began last
-            Kind::Phase { phase, state: PhaseState::End } => self.phase = self.phase.filter(|begun| begun != phase),
-            Kind::Disk { disk, copied, total, ready, rate, .. } => {
+            EventKind::Phase { phase, state: PhaseState::End } => {
+                self.phase = self.phase.filter(|begun| begun != phase)
+            }
+            EventKind::Disk { disk, copied, total, ready, rate, .. } => {
                 let progress = DiskProgress { copied: *copied, total: *total, ready: *ready, rate: *rate };
                 self.disks.insert(disk.clone(), progress);
             }
-            Kind::Memory { transferred, remaining, bandwidth, predicted_blackout_ms, .. } => {
+            EventKind::Memory { transferred, remaining, bandwidth, predicted_blackout_ms, .. } => {
                 self.memory = Some(MemoryProgress {
                     transferred: *transferred,
                     remaining: *remaining,

@@ -13,7 +13,7 @@ use crate::{
     migration::{Failure, interrupt::unless_cancelled, runtime_dir},
     nbd,
     preflight::facts::files::seen_by,
-    progress::{Kind, PhaseState, Reporter},
+    progress::{EventKind, PhaseState, Reporter},
     qemu::Process,
     storage::{
         files::{
@@ -175,7 +175,7 @@ impl Execution<'_> {
 
     fn step(&self, step: &PreparationStep, state: PhaseState) {
         let what = if matches!(step.work, StepWork::Copy(..)) { "copy" } else { "create" };
-        self.report.emit(Kind::Step { step: what.to_owned(), image: step.path.clone(), state });
+        self.report.emit(EventKind::Step { step: what.to_owned(), image: step.path.clone(), state });
     }
 }
 

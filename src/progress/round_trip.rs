@@ -1,6 +1,7 @@
 //! Events and outcomes are read as they were written, and their JSON is spelled as the contract has it.
 
 use super::*;
+use crate::codes::FailureCode;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ fn outcome() -> Outcome {
     Outcome {
         outcome: Ending::RolledBack,
         runs_on: RunsOn::Source,
-        reason: Some(Reason { code: "mirror-failed".to_owned(), message: "no space".to_owned() }),
+        reason: Some(Reason { code: FailureCode::MirrorFailed, message: "no space".to_owned() }),
         total_ms: 1200,
         blackout_ms: Some(8.125),
         qemu_downtime_ms: None,
@@ -238,7 +239,7 @@ prop_compose! {
         Outcome {
             outcome,
             runs_on,
-            reason: reason.map(|(code, message)| Reason { code, message }),
+            reason: reason.map(|(code, message)| Reason { code: FailureCode::from(code.as_str()), message }),
             total_ms,
             blackout_ms,
             qemu_downtime_ms,

@@ -7,7 +7,7 @@ use crate::support::{
 use qferry::internals::{
     convergence::Policy,
     migration::Settings,
-    progress::{Ending, Event, Kind, Outcome, Phase, PhaseState},
+    progress::{Ending, Event, EventKind, Outcome, Phase, PhaseState},
     quantity::Rate,
 };
 use qferry_bed::{DiskSpec, Done, Link, Pair, Spec, Workload};

@@ -7,7 +7,7 @@ use qferry::internals::{
     convergence::Policy,
     memory::tuning::{Compression, throttle},
     migration::{Builder, Running},
-    progress::{Ending, Kind, Outcome, Phase},
+    progress::{Ending, EventKind, Outcome, Phase},
     quantity::Rate,
 };
 use qferry_bed::{Pair, Side, Workload};
@@ -79,7 +79,7 @@ fn what_a_former_user_left_on_is_off_meanwhile_and_back_afterwards() {
     let on: Vec<Value> = names.iter().map(|name| json!({"capability": name, "state": true})).collect();
     pair.source.qmp("migrate-set-capabilities", &json!({"capabilities": on})).unwrap();
     pair.source.qmp("migrate-set-parameters", &json!({"cpu-throttle-initial": 77, "downtime-limit": 1234})).unwrap();
-    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let sending = |kind: &EventKind| matches!(kind, EventKind::Memory { status, .. } if status == "active");
     let policy = policy("ram = []");
     let cancel = |migration: &Running<Outcome>| {
         assert_eq!(names.map(|name| is_on(&pair, name)), [false; 3]);
@@ -168,7 +168,7 @@ fn obeys(version: &str, pair: &Pair) {
 fn slows_down(version: &str, end: impl FnOnce(&Pair, &Running<Outcome>), ending: Ending) {
     let workload = Workload { ram: 8 * MIB, dirty: 4096 * MIB, ..idle() };
     let pair = start(&spec(version, workload));
-    let sending = |kind: &Kind| matches!(kind, Kind::Memory { status, .. } if status == "active");
+    let sending = |kind: &EventKind| matches!(kind, EventKind::Memory { status, .. } if status == "active");
     let act = |migration: &Running<Outcome>| {
         // No throttle is on before the test sets one.
         assert!(throttled(&pair).is_none_or(|percent| percent <= 1), "{version}: {:?}", throttled(&pair));

@@ -1,7 +1,7 @@
 //! The sockets on which QEMU listens for a migration: who can connect to them, and until when.
 
 use crate::support::{block_on, builder, busy, judge_running, spec, start};
-use qferry::internals::progress::{Kind, Phase, PhaseState};
+use qferry::internals::progress::{EventKind, Phase, PhaseState};
 use qferry_bed::Pair;
 use std::{
     collections::BTreeMap,
@@ -42,7 +42,7 @@ fn what_listens_is_private_and_goes_when_it_has_served() {
                 // The engine runs on this thread, too, so it stands still meanwhile.
                 match event.kind {
                     // QEMU takes the first connection for the source's, so look only after that.
-                    Kind::Phase { phase, state: PhaseState::Begin } if phase >= Phase::Switchover => {
+                    EventKind::Phase { phase, state: PhaseState::Begin, .. } if phase >= Phase::Switchover => {
                         let sockets = sockets(&pair);
                         seen.push((phase, sockets, has_arrived(&pair)));
                     }

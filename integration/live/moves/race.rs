@@ -1,7 +1,7 @@
 //! The start-write race, on a QEMU with that defect.
 
 use crate::support::{MIB, builder, judge_running, migrate_and, spec, start};
-use qferry::internals::progress::{Kind, Phase};
+use qferry::internals::progress::{EventKind, Phase};
 use qferry_bed::{DiskSpec, Spec, Workload};
 use serde_json::json;
 
@@ -24,7 +24,7 @@ fn no_write_is_lost_while_a_mirror_starts() {
     pair.source.qmp("qom-set", &limits).unwrap();
     // The disk of 32 GiB is never filled.
     let (outcome, events) = migrate_and(builder(&pair).overcommit(), Phase::Connect, |_| ());
-    let restarted = |kind: &Kind| matches!(kind, Kind::Action { action, .. } if action == "restart-mirror");
+    let restarted = |kind: &EventKind| matches!(kind, EventKind::Action { action, .. } if action == "restart-mirror");
     assert!(events.iter().any(|event| restarted(&event.kind)), "the first start was not free of a write: {events:#?}");
     judge_running(&pair, &outcome);
 }

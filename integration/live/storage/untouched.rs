@@ -6,7 +6,7 @@ use super::{
 };
 use qferry::internals::{
     migration::{Control, Plan, Settings},
-    progress::{Kind, Reason},
+    progress::{EventKind, Reason},
     quantity::Rate,
     storage::verify::identity::ProofLevel,
 };

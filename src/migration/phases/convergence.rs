@@ -15,7 +15,7 @@ use crate::{
     migration::{
         Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, runtime_dir, work_order::WorkOrder,
     },
-    progress::{Entered, Moment, Phase, describe},
+    progress::{Moment, Phase, PhaseGuard, describe},
     qemu::Process,
     quantity::Rate,
     storage::{mirror::mirror_job, model::layout::DiskPair},
@@ -45,15 +45,15 @@ pub(crate) struct Controller<'a> {
     order: &'a WorkOrder,
     pub(crate) history: History,
     sampler: Sampler<'a>,
-    storage: Option<Entered>,
-    memory: Option<Entered>,
+    storage: Option<PhaseGuard>,
+    memory: Option<PhaseGuard>,
 }
 
 impl<'a> Controller<'a> {
     pub(crate) fn new(context: &'a Context, order: &'a WorkOrder, qemus: &QemuPair, attempt: &Attempt) -> Self {
         let settings = &context.settings;
         // a policy that only observes reports what it would do, throttling included
-        let throttle = attempt.throttling != tuning::Throttling::None || settings.policy.observe;
+        let throttle = attempt.throttling != tuning::ThrottleMethod::None || settings.policy.observe;
         let task = order.task(settings, qemus.source.features(), throttle);
         let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());
         Self {
@@ -314,7 +314,7 @@ impl<'a> Controller<'a> {
 
     fn throttle(&self, attempt: &Attempt, percent: u8) -> Map<String, Value> {
         match attempt.throttling {
-            tuning::Throttling::DirtyLimit => {
+            tuning::ThrottleMethod::DirtyLimit => {
                 let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
                 tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.order.cpus)
             }

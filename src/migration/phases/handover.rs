@@ -14,7 +14,7 @@ use crate::{
         deadlines::{self, ARRIVED, STARTED},
         pair::QemuPair,
     },
-    progress::Mark,
+    progress::LedgerMark,
 };
 use qapi::qmp;
 
@@ -45,8 +45,8 @@ pub(crate) async fn hand_over(
         arrival = exchange::await_arrival(source, destination, continued, deadline, sent) => arrival,
     };
     let arrival = arrival.map_err(|error| HandoverFailure::new(error, Some(ContKnowledge::Never)))?;
-    attempt.ledger.mark(Mark::SourceCompleted, arrival.sent);
-    attempt.ledger.mark(Mark::DestinationCompleted, arrival.loaded);
+    attempt.ledger.mark(LedgerMark::SourceCompleted, arrival.sent);
+    attempt.ledger.mark(LedgerMark::DestinationCompleted, arrival.loaded);
     // postcopy that was asked for need not have come about: QEMU completes at once where little is left
     attempt.ram.postcopy = arrival.postcopy;
     if attempt.guest.wants_running() {
@@ -56,7 +56,7 @@ pub(crate) async fn hand_over(
             let cont = ContKnowledge::Never.take_answer(error.is_refusal());
             HandoverFailure::new(error, Some(cont))
         })?;
-        attempt.ledger.mark(Mark::Resume, resumed);
+        attempt.ledger.mark(LedgerMark::Resume, resumed);
     }
     Ok(())
 }

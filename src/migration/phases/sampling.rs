@@ -5,10 +5,10 @@ use crate::{
     memory::sample,
     migration::{Effect, Failure, attempt::Attempt, context::Context, work_order::WorkOrder},
     preflight::{measure, measured},
-    progress::Kind,
+    progress::EventKind,
     qemu::{
         Process,
-        reply::{BlockJob, BlockStats, DirtyRate, Migration, MigrationStatus},
+        reply::{BlockJobInfo, BlockStats, DirtyRate, MigrationInfo, MigrationStatus},
     },
     storage::{mirror::mirror_job, model::layout::DiskPair},
 };
@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Look {
     /// What the controller decides from.
     pub(super) sample: MigrationSample,
-    pub(super) migration: Option<Migration>,
-    jobs: Vec<BlockJob>,
+    pub(super) migration: Option<MigrationInfo>,
+    jobs: Vec<BlockJobInfo>,
 }
 
 /// Looks at the source, again and again.
@@ -90,7 +90,7 @@ impl<'a> Sampler<'a> {
         if let Some(migration) = &migration {
             sample::fold(&mut attempt.ram, migration);
         }
-        let mirror = |(pair, job): (&DiskPair, &BlockJob)| {
+        let mirror = |(pair, job): (&DiskPair, &BlockJobInfo)| {
             let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
             MirrorSample {
                 disk: pair.source.name().to_owned(),
@@ -129,7 +129,7 @@ impl<'a> Sampler<'a> {
         let known = history.estimates();
         for (pair, job) in self.order.route.pairs.iter().zip(&look.jobs) {
             let disk = known.disks.get(pair.source.name()).copied().unwrap_or_default();
-            report.emit(Kind::Disk {
+            report.emit(EventKind::Disk {
                 disk: pair.source.name().to_owned(),
                 status: job.status.to_string(),
                 copied: job.offset,
@@ -143,8 +143,10 @@ impl<'a> Sampler<'a> {
             });
         }
         let Some(mut event) = look.migration.as_ref().and_then(sample::event) else { return };
-        if let (Kind::Memory { dirty_rate, bandwidth, working_set, predicted_blackout_ms, eta_ms, .. }, Some(memory)) =
-            (&mut event, known.memory)
+        if let (
+            EventKind::Memory { dirty_rate, bandwidth, working_set, predicted_blackout_ms, eta_ms, .. },
+            Some(memory),
+        ) = (&mut event, known.memory)
         {
             (*dirty_rate, *bandwidth) = (memory.dirty_rate as u64, memory.bandwidth as u64);
             *working_set = memory.working_set as u64;

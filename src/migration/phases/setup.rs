@@ -24,7 +24,7 @@ pub(crate) async fn prepare(
     let wanted = settings.tuning(order.bitmaps);
     for process in [source, destination] {
         let side = process.name().side;
-        let setup = wanted.setup(side, process.features());
+        let setup = wanted.for_side(side, process.features());
         let before = apply::read(process, &setup).await?;
         attempt.log.note([Effect::Tuned { side, before }]).await?;
         let throttling = apply::set_up(process, &setup).await?;

@@ -15,8 +15,8 @@ use crate::{
         record::Record,
         work_order::Route,
     },
-    progress::{Mark, Moment},
-    qemu::reply::Migration,
+    progress::{LedgerMark, Moment},
+    qemu::reply::MigrationInfo,
     quantity::Bytes,
     storage::mirror::{export, mirror_job},
 };
@@ -38,7 +38,7 @@ pub(crate) async fn disengage(
     let given = attempt.log.write(Record::Given);
     let given = async { try_join!(guest, given) };
     if route.pairs.is_empty() {
-        attempt.ledger.mark(Mark::PreSwitchover, stopped);
+        attempt.ledger.mark(LedgerMark::PreSwitchover, stopped);
         let rest = source.ask(&qmp::query_migrate {}).await?;
         ask_for_budget(context, pair, stopped, rest, attempt)?;
         given.await?;
@@ -46,13 +46,13 @@ pub(crate) async fn disengage(
     }
     let settled = mirror_job::settle(source, &route.pairs, deadlines::left(context, source, &attempt.guest, SETTLED));
     let rest = source.ask(&qmp::query_migrate {});
-    attempt.ledger.mark(Mark::PreSwitchover, stopped);
-    attempt.ledger.mark(Mark::SettleSent, Moment::now());
+    attempt.ledger.mark(LedgerMark::PreSwitchover, stopped);
+    attempt.ledger.mark(LedgerMark::SettleSent, Moment::now());
     if let Some(last) = settled.await? {
-        attempt.ledger.mark(Mark::MirrorsSettled, last);
+        attempt.ledger.mark(LedgerMark::MirrorsSettled, last);
     }
     let (jobs, exports) = try_join!(source.ask(&qmp::query_jobs {}), export::stop_server(destination))?;
-    attempt.ledger.mark(Mark::ExportsGone, Moment::now());
+    attempt.ledger.mark(LedgerMark::ExportsGone, Moment::now());
     attempt.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
     let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
     let disengaged = DisksDisengaged::prove(mirrors, &jobs.0, &exports)?;
@@ -67,7 +67,7 @@ fn ask_for_budget(
     context: &Context,
     pair: &QemuPair,
     stopped: Moment,
-    rest: Migration,
+    rest: MigrationInfo,
     attempt: &Attempt,
 ) -> Result<(), Failure> {
     let Some(history) = attempt.history.as_ref().filter(|_| attempt.guest.wants_running()) else { return Ok(()) };

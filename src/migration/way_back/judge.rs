@@ -27,7 +27,7 @@ use crate::{
         record::Record,
         work_order::Route,
     },
-    progress::{Mark, describe},
+    progress::{LedgerMark, describe},
     qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
 };
 use qapi::qmp;
@@ -124,7 +124,7 @@ impl<'a> Judge<'a> {
         match self.judge(&attempt.log).await {
             HandoverVerdict::OnDestination => {
                 if let Some(resumed) = pair.destination.observed().resumed {
-                    attempt.ledger.mark(Mark::Resume, resumed);
+                    attempt.ledger.mark(LedgerMark::Resume, resumed);
                 }
                 attempt.ram.postcopy |= pair.has_been_in_postcopy() || may_lack_pages(pair).await;
                 Whereabouts::OnDestination

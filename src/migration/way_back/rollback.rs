@@ -27,7 +27,7 @@ use crate::{
         record::Record,
         work_order::Route,
     },
-    progress::{Ending, Mark, Phase, Reporter, RunsOn, Side, describe},
+    progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{
         Observed, Process, ProcessError,
         reply::{MigrationStatus, RunState},
@@ -121,7 +121,7 @@ pub(crate) async fn go_back(
     let seen = pair.source.observed();
     if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
         // the guest stopped and resumed on the source: that pause is a blackout, too
-        attempt.ledger.mark(Mark::Resume, resumed);
+        attempt.ledger.mark(LedgerMark::Resume, resumed);
     }
     let ending = match (as_before, failure) {
         (true, Failure::RuntimeDir { .. }) => Ending::Refused,

@@ -5,7 +5,7 @@
 use super::{Finding, FindingCode, Subject};
 use crate::{
     codes::Setting,
-    memory::tuning::{Compression, Throttle, Wanted},
+    memory::tuning::{Compression, MigrationTuning, ThrottleMode},
     preflight::facts::Facts,
     qemu::Features,
 };
@@ -21,7 +21,7 @@ pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
 fn missing(subject: &Subject<'_>, side: &Facts) -> Vec<Finding> {
     let wanted = subject.tuning;
     let mut asked = wanted.asked_for();
-    if side.name == subject.source.name && matches!(wanted.throttle, Throttle::OwnSteps(_)) {
+    if side.name == subject.source.name && matches!(wanted.throttle, ThrottleMode::OwnSteps(_)) {
         asked.push(("auto-converge", format!("auto-converge in the {}", Setting::Policy)));
     }
     lacking(&side.features, &asked, wanted.compress.map(Compression::as_str))
@@ -55,7 +55,7 @@ fn lacking(features: &Features, asked: &[(&str, String)], compress: Option<&str>
 
 /// The settings that do not go together. QEMU 7.2 takes multifd with xbzrle and with postcopy, 10.0 refuses both and 11.1
 /// the first: no schema tells, so both are refused everywhere.
-fn conflicts(wanted: &Wanted, source: &str) -> Vec<Finding> {
+fn conflicts(wanted: &MigrationTuning, source: &str) -> Vec<Finding> {
     let (multifd, compress, policy) = (Setting::Multifd, Setting::Compress, Setting::Policy);
     let conflict = |message: String, remedy: String| {
         Finding::new(FindingCode::CapabilityConflict, source, message).with_remedy(remedy)
@@ -112,12 +112,12 @@ mod tests {
         let xbzrle = Some(Bytes(1 << 26));
         let none = MigrationTuning::default();
         for (wanted, words) in [
-            (Wanted { multifd, compress, ..none.clone() }, &[][..]),
-            (Wanted { xbzrle, postcopy: true, bitmaps: true, ..none.clone() }, &[]),
-            (Wanted { compress, ..none.clone() }, &["add `multifd: 2`"]),
-            (Wanted { multifd, xbzrle, ..none.clone() }, &["or xbzrle in the policy"]),
-            (Wanted { multifd, postcopy: true, ..none.clone() }, &["a policy without postcopy"]),
-            (Wanted { multifd, xbzrle, postcopy: true, ..none.clone() }, &["or xbzrle", "without postcopy"]),
+            (MigrationTuning { multifd, compress, ..none.clone() }, &[][..]),
+            (MigrationTuning { xbzrle, postcopy: true, bitmaps: true, ..none.clone() }, &[]),
+            (MigrationTuning { compress, ..none.clone() }, &["add `multifd: 2`"]),
+            (MigrationTuning { multifd, xbzrle, ..none.clone() }, &["or xbzrle in the policy"]),
+            (MigrationTuning { multifd, postcopy: true, ..none.clone() }, &["a policy without postcopy"]),
+            (MigrationTuning { multifd, xbzrle, postcopy: true, ..none.clone() }, &["or xbzrle", "without postcopy"]),
         ] {
             let found = conflicts(&wanted, "a");
             assert_eq!(found.len(), words.len(), "{found:?}");

@@ -356,7 +356,7 @@ mod tests {
             standing: &[],
             unshared: &[],
             spare: &[],
-            tuning: &crate::memory::tuning::Wanted::default(),
+            tuning: &crate::memory::tuning::MigrationTuning::default(),
             bitmaps: &BitmapPlan::default(),
             storage: StorageMode::None,
             overcommit,

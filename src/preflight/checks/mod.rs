@@ -18,7 +18,7 @@ use super::facts::{Facts, ports::Port};
 use crate::{
     codes::Setting,
     endpoint::Address,
-    memory::tuning::Wanted,
+    memory::tuning::MigrationTuning,
     storage::model::{
         bitmaps::BitmapPlan,
         layout::{Disk, DiskPair, PairingProblem, StorageMode},

@@ -32,7 +32,7 @@ pub struct BlockNode {
     /// Whether the node is read-only.
     pub ro: bool,
     /// The image that the node reads.
-    pub image: ImageInfo,
+    pub image: NodeImage,
     /// Bitmaps on the node.
     #[serde(default)]
     pub dirty_bitmaps: Vec<DirtyBitmap>,
@@ -65,7 +65,7 @@ pub struct BlockdevCacheInfo {
 /// The image of a node, as `query-block` and `query-named-block-nodes` describe it. Sizes in bytes.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct ImageInfo {
+pub struct NodeImage {
     /// The size that the guest sees.
     pub virtual_size: u64,
     /// The space that the file takes on its file system.

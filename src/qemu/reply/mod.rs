@@ -16,7 +16,7 @@ mod query;
 
 pub use block::{
     BlockChild, BlockDevice, BlockExport, BlockGraph, BlockNode, BlockdevCacheInfo, DirtyBitmap, FormatData,
-    FormatSpecific, GraphEdge, GraphNode, ImageBitmap, ImageInfo,
+    FormatSpecific, GraphEdge, GraphNode, ImageBitmap, NodeImage,
 };
 pub use block_stats::{BlockStats, WriteStats};
 pub use job::{BlockJobInfo, JobInfo, JobStatus};

@@ -4,7 +4,7 @@
 
 use super::export;
 use crate::{
-    qemu::reply::{BlockExport, BlockNode, Job},
+    qemu::reply::{BlockExport, BlockNode, JobInfo},
     storage::model::layout::PREFIX,
 };
 
@@ -40,7 +40,7 @@ impl std::fmt::Display for Leftover {
 }
 
 /// Lists the leftovers in a QEMU, from its answers about jobs, nodes and exports.
-pub fn list(jobs: &[Job], nodes: &[BlockNode], exports: &[BlockExport]) -> Vec<Leftover> {
+pub fn list(jobs: &[JobInfo], nodes: &[BlockNode], exports: &[BlockExport]) -> Vec<Leftover> {
     let has_prefix = |name: &str| name.starts_with(PREFIX);
     let mut found: Vec<Leftover> = Vec::new();
     found.extend(jobs.iter().filter(|job| has_prefix(&job.id)).map(|job| Leftover::Job(job.id.clone())));

@@ -106,7 +106,9 @@ pub async fn start<'a>(
 
 /// Asks for the jobs and then for the nodes with their bitmaps. The order matters: a bitmap's count proves something
 /// only if the job had initialised before QEMU read the count.
-fn look(source: &Process) -> impl Future<Output = Result<(List<BlockJob>, List<BlockNode>), ProcessError>> + use<> {
+fn look(
+    source: &Process,
+) -> impl Future<Output = Result<(TolerantList<BlockJobInfo>, TolerantList<BlockNode>), ProcessError>> + use<> {
     let jobs = source.ask(&qmp::query_block_jobs {});
     let nodes = source.ask(&qmp::query_named_block_nodes { flat: Some(true) });
     async { try_join!(jobs, nodes) }
@@ -119,7 +121,7 @@ fn look(source: &Process) -> impl Future<Output = Result<(List<BlockJob>, List<B
 pub fn progress<'a>(
     source: &Process,
     pairs: &'a [DiskPair],
-) -> impl Future<Output = Result<Vec<BlockJob>, MirrorError>> + use<'a> {
+) -> impl Future<Output = Result<Vec<BlockJobInfo>, MirrorError>> + use<'a> {
     let jobs = source.ask(&qmp::query_block_jobs {});
     async {
         let jobs = jobs.await?.0;
@@ -300,7 +302,7 @@ fn drive_mirror(pair: &DiskPair, nbd: &Address, speed: Option<u64>) -> qmp::Driv
 }
 
 /// The running job of a pair.
-fn find<'a>(jobs: &'a [BlockJob], pair: &DiskPair) -> Result<&'a BlockJob, MirrorError> {
+fn find<'a>(jobs: &'a [BlockJobInfo], pair: &DiskPair) -> Result<&'a BlockJobInfo, MirrorError> {
     let failed = |error: &str| MirrorError::Failed { disk: pair.source.name().to_owned(), error: error.to_owned() };
     let job = jobs.iter().find(|job| job.device == pair.names.job).ok_or_else(|| failed("its job has vanished"))?;
     match (&job.error, &job.status) {

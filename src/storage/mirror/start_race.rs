@@ -6,7 +6,7 @@
 //! has initialised. A job has initialised when its `len` is above 0 or the job is ready: QEMU sets both only after the
 //! mirror sees every write (`mirror_run`). A dirty count of 0 then means that the guest wrote nothing in between.
 
-use crate::qemu::reply::{BlockJob, BlockNode, JobStatus};
+use crate::qemu::reply::{BlockJobInfo, BlockNode, JobStatus};
 
 /// How often the engine starts a mirror with the guest running, before the engine stops the guest for the start. A
 /// start takes about ten milliseconds and does not disturb the guest; a stop does.
@@ -24,7 +24,7 @@ pub enum StartProof {
 }
 
 /// Judges a mirror's start. The caller must ask for `job` before it asks for `nodes`: see the module.
-pub fn judge(job: &BlockJob, nodes: &[BlockNode], node: &str, bitmap: &str) -> StartProof {
+pub fn judge(job: &BlockJobInfo, nodes: &[BlockNode], node: &str, bitmap: &str) -> StartProof {
     let initialised = job.len > 0 || job.ready || job.status == JobStatus::Concluded;
     if !initialised {
         return StartProof::Unfinished;
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn job(len: u64, ready: bool, status: &str) -> BlockJob {
+    fn job(len: u64, ready: bool, status: &str) -> BlockJobInfo {
         serde_json::from_value(json!({"device": "j", "len": len, "offset": 0, "ready": ready, "status": status}))
             .expect("a job")
     }

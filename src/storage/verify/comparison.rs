@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     nbd::{NbdClient, NbdError},
-    progress::{Kind, Reporter},
+    progress::{EventKind, Reporter},
     storage::files::rate_limit::RateLimit,
 };
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
@@ -389,7 +389,7 @@ impl ComparisonProgress<'_> {
         if last.elapsed() >= TELL || done == total {
             *last = Instant::now();
             let (image, done, total) = (self.image.clone(), *done, *total);
-            self.report.emit(Kind::Image { image, doing: "compare".to_owned(), done, total, rate: None });
+            self.report.emit(EventKind::Image { image, doing: "compare".to_owned(), done, total, rate: None });
         }
     }
 }

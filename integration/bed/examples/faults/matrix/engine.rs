@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use qferry::internals::endpoint::{Address, Endpoint, ProcessHandle};
 use qferry::internals::migration::{Migration, Settings};
-use qferry::internals::progress::{Ending, Kind, Outcome, Phase, PhaseState, RunsOn};
+use qferry::internals::progress::{Ending, EventKind, Outcome, Phase, PhaseState, RunsOn};
 use qferry_bed::Side;
 use tokio::sync::oneshot;
 
