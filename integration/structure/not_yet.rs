@@ -8,7 +8,6 @@ const NOT_YET: &[(&str, &str)] = &[
     ("circle", "cli"),
     ("circle", "convergence"),
     ("circle", "migration"),
-    ("circle", "preflight"),
     ("width", "src/cli"),
     ("width", "src/lib.rs"),
     ("width", "src/migration"),

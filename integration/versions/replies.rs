@@ -4,7 +4,7 @@ use super::recording::{COURSES, Version, command_of, versions};
 use qapi::qmp;
 use qferry::internals::{
     preflight::facts::{
-        cpu::{self, Word},
+        cpu::{self, CpuidRegister},
         ram_blocks,
     },
     qemu::reply::{
@@ -362,7 +362,7 @@ fn feature_words_are_read_whole() {
             let words = words.unwrap_or_else(|error| panic!("{} {course} {side}: {error}: {line}", version.name));
             let known = cpu::words(&words);
             assert_eq!(known.len(), list.len(), "{} {course} {side}: a register twice", version.name);
-            let leaf = |word: &Word| word.leaf == 7 && word.subleaf == Some(0) && word.register == "EBX";
+            let leaf = |word: &CpuidRegister| word.leaf == 7 && word.subleaf == Some(0) && word.register == "EBX";
             assert!(known.iter().any(|(word, bits)| leaf(word) && *bits != 0), "{} {course} {side}", version.name);
             read += 1;
         }

@@ -22,14 +22,14 @@ use crate::{
     handover::ownership::BeforeContinue,
     preflight::{
         checks::Severity,
-        contents::{self, Contents, Reachable},
+        comparison_plan,
+        contents::{self, ImageContents, ReadableSide},
         facts::{
-            self, Facts,
-            ports::{self, Port},
+            self, SideFacts,
+            ports::{self, PortState},
         },
-        measure::{self, Way},
-        measured::Measured,
-        wanted,
+        measure::{self, BandwidthSource},
+        measurements::GuestMeasurements,
     },
     progress::{LedgerClock, Moment, Phase, describe},
     qemu::{Process, reply::RunState},
@@ -131,8 +131,8 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
         };
         match unless_cancelled(&context.cancel, again).await? {
             Ok((source_now, destination_now)) => {
-                draft.add_changed("source", &wanted::changed(&source_facts, &source_now));
-                draft.add_changed("destination", &wanted::changed(&destination_facts, &destination_now));
+                draft.add_changed("source", &comparison_plan::changed(&source_facts, &source_now));
+                draft.add_changed("destination", &comparison_plan::changed(&destination_facts, &destination_now));
             }
             // a side that is gone by now could not be read either, which a blocker says already
             Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
@@ -150,12 +150,12 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
     Ok((draft, source_facts.run))
 }
 
-async fn gather(pair: &QemuPair) -> Result<(Facts, Facts), Failure> {
+async fn gather(pair: &QemuPair) -> Result<(SideFacts, SideFacts), Failure> {
     Ok(facts::gather_both(&pair.source, &pair.destination).await?)
 }
 
 /// Looks at the ports that the user gave.
-async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, Port)> {
+async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, PortState)> {
     let given = [
         (Setting::NbdAddress, &settings.nbd_address),
         (Setting::MigrateAddress, &settings.migrate_address),
@@ -174,8 +174,8 @@ async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, Port)> {
 async fn remove_leftovers(
     context: &Context,
     pair: &QemuPair,
-    source: &Facts,
-    destination: &Facts,
+    source: &SideFacts,
+    destination: &SideFacts,
 ) -> Result<bool, Failure> {
     let under_way = source.migration.status.as_ref().is_some_and(|status| !status.is_over());
     if under_way || (source.leftovers.is_empty() && destination.leftovers.is_empty()) {
@@ -195,9 +195,9 @@ async fn read(
     context: &Context,
     pair: &QemuPair,
     draft: &Draft,
-    source_facts: &Facts,
-    destination_facts: &Facts,
-) -> Result<Option<Contents>, Failure> {
+    source_facts: &SideFacts,
+    destination_facts: &SideFacts,
+) -> Result<Option<ImageContents>, Failure> {
     let settings = &context.settings;
     if settings.verify_backing == ProofLevel::Off || !draft.is_readable() {
         return Ok(None);
@@ -215,8 +215,8 @@ async fn read(
         seed,
         keep: settings.keep_digests,
     };
-    let source = Reachable { process: &pair.source, facts: source_facts, address: source };
-    let destination = Reachable { process: &pair.destination, facts: destination_facts, address: destination };
+    let source = ReadableSide { process: &pair.source, facts: source_facts, address: source };
+    let destination = ReadableSide { process: &pair.destination, facts: destination_facts, address: destination };
     let ceiling = Arc::new(RateLimit::new(ceiling));
     let cancelled = cancelled(&context.cancel);
     let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, &context.report, cancelled);
@@ -229,14 +229,14 @@ async fn take_measurements(
     context: &Context,
     pair: &QemuPair,
     route: &Route,
-    source: &Facts,
-) -> Result<Measured, Failure> {
+    source: &SideFacts,
+) -> Result<GuestMeasurements, Failure> {
     let settings = &context.settings;
     let nbd = route.nbd();
     runtime_dir::make(&settings.runtime_dir, [nbd])?;
     let bandwidth = match settings.bandwidth {
-        Some(_) => Way::Ceiling,
-        None => Way::Probe(nbd),
+        Some(_) => BandwidthSource::Ceiling,
+        None => BandwidthSource::Probe(nbd),
     };
     let cancelled = cancelled(&context.cancel);
     let disks: Vec<&Disk> = route.pairs.iter().map(|pair| &pair.source).collect();

@@ -10,17 +10,17 @@ use crate::{
     memory::tuning::Compression,
     preflight::{
         checks::Finding,
-        contents::{Contents, Filling, Holds},
+        contents::{EmptyImageCheck, EmptyImageState, ImageContents},
         facts::{
-            Facts,
-            cpu::{Cpu, IDENTITY, Word},
-            devices::{Device, Devices},
-            files::File,
-            machine::Machine,
-            ports::Port,
+            SideFacts,
+            cpu::{CpuFacts, CpuidRegister, IDENTITY},
+            devices::{DeviceFacts, DeviceTable},
+            files::FileFacts,
+            machine::MachineFacts,
+            ports::PortState,
             ram_blocks::RamBlock,
         },
-        measured::{Measured, Missing},
+        measurements::{GuestMeasurements, MissingMeasurement},
     },
     qemu::{
         Features,
@@ -39,13 +39,13 @@ use std::time::Duration;
 
 /// Everything that a plan is made of.
 pub(crate) struct CheckedWorld {
-    source: Facts,
-    destination: Facts,
-    ports: Vec<(Setting, Address, Port)>,
+    source: SideFacts,
+    destination: SideFacts,
+    ports: Vec<(Setting, Address, PortState)>,
     settings: Settings,
-    contents: Contents,
+    contents: ImageContents,
     changed: Vec<String>,
-    measured: Option<Measured>,
+    measured: Option<GuestMeasurements>,
 }
 
 /// A change to a healthy world.
@@ -62,16 +62,16 @@ fn node(name: &str, driver: &str, file: &str, read_only: bool, children: &[(&str
     node
 }
 
-fn file(inode: u64) -> File {
+fn file(inode: u64) -> FileFacts {
     let file_system = FileSystem { device: 1, free: 1 << 40, read_only: false, name: "/d (xfs)".to_owned() };
     let id = (1, inode);
-    File { path: "/x".into(), id, allocated: 0, modified: (0, 0), is_device: false, writable: true, file_system }
+    FileFacts { path: "/x".into(), id, allocated: 0, modified: (0, 0), is_device: false, writable: true, file_system }
 }
 
 /// One side, whose files begin with this letter: a disk over a backing file, and a CD.
-fn side(name: &str, letter: char, inode: u64) -> Facts {
+fn side(name: &str, letter: char, inode: u64) -> SideFacts {
     let at = |file: &str| format!("/{letter}/{file}");
-    let mut facts = Facts {
+    let mut facts = SideFacts {
         name: name.to_owned(),
         run: RunState::Running,
         migration: MigrationInfo::default(),
@@ -109,30 +109,30 @@ fn side(name: &str, letter: char, inode: u64) -> Facts {
     facts
 }
 
-fn machine() -> Machine {
-    let word = |leaf, register: &str| Word { leaf, subleaf: None, register: register.to_owned() };
-    let cpu = Cpu {
+fn machine() -> MachineFacts {
+    let word = |leaf, register: &str| CpuidRegister { leaf, subleaf: None, register: register.to_owned() };
+    let cpu = CpuFacts {
         path: "/machine/unattached/device[0]".to_owned(),
         kind: None,
         identity: IDENTITY.map(|property| (property, "1".to_owned())).into(),
         features: Some([(word(1, "EDX"), 0xf)].into()),
         lacks: Vec::new(),
     };
-    let device = |kind: &str, place: &str| Device { kind: kind.to_owned(), place: Some(place.to_owned()) };
-    Machine {
+    let device = |kind: &str, place: &str| DeviceFacts { kind: kind.to_owned(), place: Some(place.to_owned()) };
+    MachineFacts {
         version: QemuVersion { major: 10, minor: 0, micro: 13 },
         kind: Some("pc-i440fx-10.0-machine".to_owned()),
         cpus: 1,
         cpu: Some(cpu),
         ram_blocks: Some([("pc.ram".to_owned(), RamBlock { used: 512, total: 512 })].into()),
-        devices: Devices {
+        devices: DeviceTable {
             named: [("net0".to_owned(), device("virtio-net-pci", "00:02.0"))].into(),
-            ..Devices::default()
+            ..DeviceTable::default()
         },
     }
 }
 
-impl Facts {
+impl SideFacts {
     /// Plugs in a disk of this id, on an image of this name.
     fn plug(&mut self, id: &str, name: &str, driver: &str, file: &str, backing: Option<&str>) {
         let protocol = format!("{name}-file");
@@ -163,11 +163,11 @@ impl Facts {
         self.devices.retain(|device| device.inserted.as_ref().is_none_or(|inserted| inserted.node_name != node));
     }
 
-    fn file_mut(&mut self, name: &str) -> &mut File {
+    fn file_mut(&mut self, name: &str) -> &mut FileFacts {
         self.files.get_mut(name).expect("a file")
     }
 
-    fn cpu_mut(&mut self) -> &mut Cpu {
+    fn cpu_mut(&mut self) -> &mut CpuFacts {
         self.machine.cpu.as_mut().expect("a CPU")
     }
 }
@@ -181,7 +181,7 @@ impl CheckedWorld {
             destination,
             ports: Vec::new(),
             settings: Settings { runtime_dir: "/run/x".into(), ..Settings::default() },
-            contents: Contents::default(),
+            contents: ImageContents::default(),
             changed: Vec::new(),
             measured: None,
         }
@@ -202,8 +202,13 @@ impl CheckedWorld {
         self.contents.comparisons.push(Comparison { disks, source, destination, by, verdict });
     }
 
-    fn fill(&mut self, overlay: bool, holds: Holds) {
-        self.contents.fillings.push(Filling { disk: "disk0".to_owned(), file: "/d/top".to_owned(), overlay, holds });
+    fn fill(&mut self, overlay: bool, holds: EmptyImageState) {
+        self.contents.empty_images.push(EmptyImageCheck {
+            disk: "disk0".to_owned(),
+            file: "/d/top".to_owned(),
+            overlay,
+            holds,
+        });
     }
 
     pub(crate) fn findings(self) -> Vec<Finding> {
@@ -276,7 +281,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         }
         Code::CpuModel => |world| drop(world.destination.cpu_mut().identity.insert("vendor", "2".to_owned())),
         Code::CpuName => |world| drop(world.destination.cpu_mut().identity.insert("model-id", "2".to_owned())),
-        Code::DestinationHoldsData => |world| world.fill(false, Holds::Data(7)),
+        Code::DestinationHoldsData => |world| world.fill(false, EmptyImageState::Data(7)),
         Code::DestinationState => |world| world.destination.run = RunState::Running,
         Code::DestinationUsed => |world| world.destination.migration.status = Some(MigrationStatus::Failed),
         Code::DeviceDiffers => |world| {
@@ -306,7 +311,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             world.second_disk();
             world.settings.selection.disks = vec![("disk0".to_owned(), None)];
         },
-        Code::DiskLocked => |world| world.fill(true, Holds::Locked("Failed to get a lock".to_owned())),
+        Code::DiskLocked => |world| world.fill(true, EmptyImageState::Locked("Failed to get a lock".to_owned())),
         Code::DiskMissing => |world| world.destination.unplug("top"),
         Code::DiskNotShared => |world| world.settings.selection.storage = StorageMode::None,
         Code::DiskNotSparse => |world| {
@@ -335,20 +340,20 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::NoSpace => |world| world.destination.file_mut("/d/top").file_system.free = 0,
         Code::NotCompared => |world| world.destination.machine.ram_blocks = None,
         Code::NotMeasured => |world| {
-            let missing = vec![Missing { what: "bandwidth", why: "no answer".to_owned() }];
-            world.measured = Some(Measured { missing, ..Measured::default() });
+            let missing = vec![MissingMeasurement { what: "bandwidth", why: "no answer".to_owned() }];
+            world.measured = Some(GuestMeasurements { missing, ..GuestMeasurements::default() });
         },
         Code::OverlayIsBacking => |world| world.destination.file_mut("/d/top").id = (1, 201),
         Code::OverlayIsLive => |world| {
             world.second_disk();
             world.destination.file_mut("/d/top").id = (1, 110);
         },
-        Code::OverlayNotEmpty => |world| world.fill(true, Holds::Data(7)),
+        Code::OverlayNotEmpty => |world| world.fill(true, EmptyImageState::Data(7)),
         Code::OverlayTaken => |world| {
             world.second_disk();
             world.destination.file_mut("/d/second").id = (1, 200);
         },
-        Code::OverlayUnproved => |world| world.fill(true, Holds::Unknown("no answer".to_owned())),
+        Code::OverlayUnproved => |world| world.fill(true, EmptyImageState::Unknown("no answer".to_owned())),
         Code::OverlayVersion => |world| {
             world.destination.change("top", |node| {
                 let specific = json!({ "type": "qcow2", "data": { "compat": "0.10" } });
@@ -356,9 +361,9 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             });
         },
         Code::Plaintext => |world| world.settings.nbd_address = Some(tcp("192.0.2.1")),
-        Code::PortTaken => |world| world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), Port::Taken)),
+        Code::PortTaken => |world| world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), PortState::Taken)),
         Code::PortUnreachable => |world| {
-            world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), Port::Unreachable("no route".to_owned())));
+            world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), PortState::Unreachable("no route".to_owned())));
         },
         Code::QemuLacks => |world| world.source.features.missing.push("drive-mirror".to_owned()),
         Code::QemuOlder => |world| world.destination.machine.version.major = 9,

@@ -11,11 +11,11 @@ use crate::{
     convergence::predict::{DiskInput, PredictionInput, predict},
     endpoint::Address,
     preflight::{
-        checks::{self, Finding, Severity, Subject},
-        contents::Contents,
-        facts::{Facts, ports::Port},
-        measured::{self, Measured},
-        wanted::{self, Wanted},
+        checks::{self, CheckSubject, Finding, Severity},
+        comparison_plan::{self, ComparisonPlan},
+        contents::ImageContents,
+        facts::{SideFacts, ports::PortState},
+        measurements::{self, GuestMeasurements},
     },
     progress::Estimate,
     qemu::{Features, reply::RunState},
@@ -46,7 +46,7 @@ pub struct Plan {
     pub estimate: Estimate,
     /// What was measured for the estimate.
     #[serde(skip)]
-    measured: Option<Measured>,
+    measured: Option<GuestMeasurements>,
 }
 
 /// A plan while it is made: what is to be told of it, what is to be read for it, and what a run would need.
@@ -54,7 +54,7 @@ pub(crate) struct Draft {
     /// What is to be told.
     pub(crate) plan: Plan,
     /// The images that are to be compared or to be empty.
-    pub(crate) comparison: Wanted,
+    pub(crate) comparison: ComparisonPlan,
     /// Where the source and the destination would listen while images are compared.
     pub(crate) reading: (Option<Address>, Option<Address>),
     /// What a run would need; `None` where no address could be chosen, which is a blocker.
@@ -93,7 +93,7 @@ pub struct PlannedDisk {
 
 impl Plan {
     /// What was measured, where that was asked for and nothing forbids the migration.
-    pub fn measured(&self) -> Option<&Measured> {
+    pub fn measured(&self) -> Option<&GuestMeasurements> {
         self.measured.as_ref()
     }
 
@@ -113,47 +113,47 @@ impl Draft {
     /// Makes a plan of what both sides said, and of what connections to the user's addresses came to. `id` names this run
     /// in the paths of its sockets.
     pub(crate) fn new(
-        source: &Facts,
-        destination: &Facts,
-        ports: &[(Setting, Address, Port)],
+        source: &SideFacts,
+        destination: &SideFacts,
+        ports: &[(Setting, Address, PortState)],
         settings: &Settings,
         id: &str,
     ) -> Self {
-        let (all, theirs) = (source.disks(), destination.disks());
+        let (source_disks, destination_disks) = (source.disks(), destination.disks());
         let selection = &settings.selection;
         let is_none = selection.storage == StorageMode::None;
-        let (shared, ours): (Vec<Disk>, Vec<Disk>) = all.iter().cloned().partition(|disk| {
-            let there = layout::candidates(disk, &theirs, selection);
-            !is_none && is_shared(disk, &there, source, destination)
+        let (shared, moving): (Vec<Disk>, Vec<Disk>) = source_disks.iter().cloned().partition(|disk| {
+            let others = layout::candidates(disk, &destination_disks, selection);
+            !is_none && is_shared(disk, &others, source, destination)
         });
-        let (pairs, problems) = layout::pair(&ours, &theirs, selection);
-        let counterparts = layout::counterparts(&ours, &theirs, selection);
+        let (pairs, problems) = layout::pair(&moving, &destination_disks, selection);
+        let counterparts = layout::counterparts(&moving, &destination_disks, selection);
         let (unshared, standing) = match is_none {
             true => (counterparts, Vec::new()),
             false => (Vec::new(), counterparts.into_iter().filter(|(disk, _)| disk.read_only).collect()),
         };
-        let able = |side: &Facts| side.features.migration_capabilities.contains(bitmaps::CAPABILITY);
-        let bitmaps = bitmaps::decide(&ours, &pairs, selection.storage, (able(source), able(destination)));
-        let wanted = wanted::wanted(source, destination, &pairs, &standing);
+        let able = |side: &SideFacts| side.features.migration_capabilities.contains(bitmaps::CAPABILITY);
+        let bitmaps = bitmaps::decide(&moving, &pairs, selection.storage, (able(source), able(destination)));
+        let comparison = comparison_plan::images(source, destination, &pairs, &standing);
 
         let both_local = source.pid.is_some() && destination.pid.is_some();
-        // none where its path would be too long for a socket
+        // a path can be too long for a socket
         let socket = |what: &str| Address::unix(settings.runtime_dir.join(format!("{id}-{what}"))).ok();
         let address = |given: &Option<Address>, what: &str, local: bool| {
             given.clone().or_else(|| if local { socket(what) } else { None })
         };
         let nbd = address(&settings.nbd_address, "nbd", both_local);
         let ram = address(&settings.migrate_address, "ram", both_local);
-        let here = address(&settings.source_nbd_address, "here", source.pid.is_some());
-        let there = address(&settings.nbd_address, "there", destination.pid.is_some());
+        let source_reading = address(&settings.source_nbd_address, "here", source.pid.is_some());
+        let destination_reading = address(&settings.nbd_address, "there", destination.pid.is_some());
         let mut addresses = vec![(Setting::NbdAddress, nbd.clone()), (Setting::MigrateAddress, ram.clone())];
-        if !wanted.to_read(settings.verify_backing).is_empty() {
-            addresses.push((Setting::SourceNbdAddress, here.clone()));
+        if !comparison.to_read(settings.verify_backing).is_empty() {
+            addresses.push((Setting::SourceNbdAddress, source_reading.clone()));
         }
 
         let shared: Vec<String> = shared.iter().map(|disk| disk.name().to_owned()).collect();
-        let left_out: Vec<String> = layout::left_out(&ours, &pairs, selection);
-        let mut findings = checks::run(&Subject {
+        let left_out: Vec<String> = layout::left_out(&moving, &pairs, selection);
+        let mut findings = checks::run(&CheckSubject {
             source,
             destination,
             pairs: &pairs,
@@ -162,7 +162,7 @@ impl Draft {
             left_out: &left_out,
             standing: &standing,
             unshared: &unshared,
-            spare: &layout::spare(&all, &theirs, &pairs),
+            spare: &layout::spare(&source_disks, &destination_disks, &pairs),
             bitmaps: &bitmaps,
             tuning: &settings.tuning(bitmaps.moved),
             storage: selection.storage,
@@ -172,13 +172,13 @@ impl Draft {
             ports,
             allow_plaintext: settings.allow_plaintext,
         });
-        findings.extend(checks::contents::wanted(&wanted, settings.verify_backing));
+        findings.extend(checks::contents::planned(&comparison, settings.verify_backing));
         let findings = checks::weigh(findings, &settings.force);
         let disks: Vec<PlannedDisk> = pairs.iter().map(planned).collect();
         let on_source = matches!(source.run, RunState::Running | RunState::Paused);
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
-        let chains = chains(&all, &theirs, &pairs, source, destination);
+        let chains = chains(&source_disks, &destination_disks, &pairs, source, destination);
         let order = nbd.zip(ram).map(|addresses| WorkOrder {
             route: Route { pairs, addresses },
             memory: source.ram,
@@ -189,7 +189,7 @@ impl Draft {
             predicted: None,
         });
         let plan = Plan { findings, disks, chains, estimate, ..Plan::default() };
-        Self { plan, comparison: wanted, reading: (here, there), order, on_source }
+        Self { plan, comparison, reading: (source_reading, destination_reading), order, on_source }
     }
 
     /// What a run needs, of a plan without blockers.
@@ -220,7 +220,7 @@ impl Draft {
     }
 
     /// Adds what was read of both sides.
-    pub(crate) fn add(&mut self, contents: Contents, force: &BTreeSet<String>) {
+    pub(crate) fn add(&mut self, contents: ImageContents, force: &BTreeSet<String>) {
         self.plan.find(checks::weigh(checks::contents::read(&contents), force));
         self.plan.verified = contents.comparisons;
     }
@@ -241,7 +241,7 @@ impl Draft {
     /// it took until it was measured.
     pub(crate) fn add_measured(
         &mut self,
-        measured: Measured,
+        measured: GuestMeasurements,
         settings: &Settings,
         features: &Features,
         before: Duration,
@@ -264,7 +264,7 @@ impl Draft {
 fn measurements(
     disks: &[PlannedDisk],
     memory: u64,
-    measured: &Measured,
+    measured: &GuestMeasurements,
     features: &Features,
     before: Duration,
 ) -> Option<PredictionInput> {
@@ -277,7 +277,7 @@ fn measurements(
         let written = written(&disk.source).map_or(0, |rate| rate.bytes.0);
         Some(DiskInput { name: disk.source.clone(), bytes: disk.actual_size?, write_rate: written })
     };
-    let (dirty_rate, working_set) = measured::work(&measured.dirtied);
+    let (dirty_rate, working_set) = measurements::work(&measured.dirtied);
     Some(PredictionInput {
         memory,
         used: measured.used,
@@ -293,12 +293,12 @@ fn measurements(
     })
 }
 
-/// Whether the destination has the same file open in its place: it would be mirrored onto itself. In another's place it
-/// would be missed in its own.
-fn is_shared(disk: &Disk, there: &[&Disk], source: &Facts, destination: &Facts) -> bool {
-    let id = |facts: &Facts, disk: &Disk| disk.chain.top().and_then(|top| Some(facts.file(top)?.id));
+/// Whether the destination has the disk's own file open in its place: the disk would be mirrored onto itself. A file in
+/// the place of another disk is no shared one: it would be missed in its own place.
+fn is_shared(disk: &Disk, others: &[&Disk], source: &SideFacts, destination: &SideFacts) -> bool {
+    let id = |facts: &SideFacts, disk: &Disk| disk.chain.top().and_then(|top| Some(facts.file(top)?.id));
     let file = id(source, disk);
-    file.is_some() && there.iter().any(|other| id(destination, other) == file)
+    file.is_some() && others.iter().any(|other| id(destination, other) == file)
 }
 
 fn planned(pair: &DiskPair) -> PlannedDisk {
@@ -317,19 +317,25 @@ fn planned(pair: &DiskPair) -> PlannedDisk {
 }
 
 /// Every disk of the source beside what the destination has in its place.
-fn chains(ours: &[Disk], theirs: &[Disk], pairs: &[DiskPair], source: &Facts, destination: &Facts) -> Vec<Chains> {
+fn chains(
+    source_disks: &[Disk],
+    destination_disks: &[Disk],
+    pairs: &[DiskPair],
+    source: &SideFacts,
+    destination: &SideFacts,
+) -> Vec<Chains> {
     let local = source.pid.is_some() && destination.pid.is_some();
-    let marked = |chain: &BackingChain, facts: &Facts, other: &Facts| {
+    let marked = |chain: &BackingChain, facts: &SideFacts, other: &SideFacts| {
         let mut chain = chain.clone();
         for layer in &mut chain.layers {
             let file = facts.file(layer).filter(|_| local);
-            layer.shared = file.map(|file| other.files.values().any(|theirs| theirs.id == file.id));
+            layer.shared = file.map(|file| other.files.values().any(|same| same.id == file.id));
         }
         chain
     };
     let one = |disk: &Disk| {
         let pair = pairs.iter().find(|pair| pair.source == *disk);
-        let other = pair.map(|pair| &pair.destination).or_else(|| layout::counterpart(disk, theirs));
+        let other = pair.map(|pair| &pair.destination).or_else(|| layout::counterpart(disk, destination_disks));
         Chains {
             disk: disk.name().to_owned(),
             mode: pair.map_or("none", |pair| pair.mode.as_str()),
@@ -337,5 +343,5 @@ fn chains(ours: &[Disk], theirs: &[Disk], pairs: &[DiskPair], source: &Facts, de
             destination: other.map(|other| marked(&other.chain, destination, source)),
         }
     };
-    ours.iter().map(one).collect()
+    source_disks.iter().map(one).collect()
 }

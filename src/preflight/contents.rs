@@ -1,16 +1,18 @@
 //! Reads, through read-only exports, whether images are the same and whether others are empty.
 //!
-//! What it opens in the two QEMUs it closes again, also when it is cancelled. It must never read what a guest writes to.
+//! Exports that are opened in the two QEMUs are closed again, also when the reading is cancelled. An image that a guest
+//! writes to must never be read.
 
 use super::{
-    facts::Facts,
-    wanted::{Blank, Wanted},
+    comparison_plan::{ComparisonPlan, EmptyImage},
+    facts::SideFacts,
 };
 use crate::{
     endpoint::{Address, dial},
     nbd,
     progress::{Reporter, describe},
     qemu::{Process, ProcessError},
+    quantity::Bytes,
     storage::{
         files::rate_limit::RateLimit,
         verify::{
@@ -34,27 +36,27 @@ const WINDOW: u64 = 64 << 30;
 
 /// One of the two QEMUs, and where it can be made to listen for readers.
 #[derive(Debug, Clone, Copy)]
-pub struct Reachable<'a> {
+pub struct ReadableSide<'a> {
     /// The QEMU.
     pub process: &'a Process,
-    /// What it said.
-    pub facts: &'a Facts,
-    /// Where; it needs none if nothing of it is read.
+    /// The facts that it gave.
+    pub facts: &'a SideFacts,
+    /// Where it would listen; `None` where nothing is read of it.
     pub address: Option<&'a Address>,
 }
 
-/// What was read.
+/// The images of both sides as they were found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Contents {
-    /// Of images that are to be the same.
+pub struct ImageContents {
+    /// The images that are to be the same.
     pub comparisons: Vec<Comparison>,
-    /// Of images that are to be empty.
-    pub fillings: Vec<Filling>,
+    /// The images that are to be empty.
+    pub empty_images: Vec<EmptyImageCheck>,
 }
 
-/// What is in an image that is to be empty.
+/// An image that is to be empty, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Filling {
+pub struct EmptyImageCheck {
     /// The source's disk that goes onto it.
     pub disk: String,
     /// Its file on the destination.
@@ -62,16 +64,16 @@ pub struct Filling {
     /// Whether it is over a backing file.
     pub overlay: bool,
     /// What was found.
-    pub holds: Holds,
+    pub holds: EmptyImageState,
 }
 
 /// What was found in an image that is to be empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Holds {
-    /// Nothing.
+pub enum EmptyImageState {
+    /// Nothing is in it.
     Nothing,
-    /// Something, first at this byte.
+    /// Data is in it, first at this byte.
     Data(u64),
     /// Another process has it open for writing.
     Locked(String),
@@ -79,47 +81,48 @@ pub enum Holds {
     Unknown(String),
 }
 
-/// Reads what is wanted. Gives `None` when it was cancelled; what it opened is closed then, too.
+/// Reads the images of a plan. Gives `None` when it was cancelled; exports that it opened are closed then, too.
 pub async fn read(
-    source: Reachable<'_>,
-    destination: Reachable<'_>,
-    wanted: &Wanted,
+    source: ReadableSide<'_>,
+    destination: ReadableSide<'_>,
+    plan: &ComparisonPlan,
     how: &ComparisonSettings,
     ceiling: &Arc<RateLimit>,
     report: &Reporter,
     cancelled: impl Future<Output = ()>,
-) -> Option<Contents> {
-    let mut contents = Contents { comparisons: wanted.same.clone(), fillings: Vec::new() };
-    let read = wanted.to_read(how.proof);
-    let told: Vec<&ImagePair> = wanted.comparable().filter(|twin| !read.contains(twin)).collect();
-    contents.comparisons.extend(told.iter().map(|twin| by_metadata(twin)));
-    if read.is_empty() && wanted.blanks.is_empty() {
+) -> Option<ImageContents> {
+    let mut contents = ImageContents { comparisons: plan.same.clone(), empty_images: Vec::new() };
+    let read = plan.to_read(how.proof);
+    let unread: Vec<&ImagePair> = plan.comparable().filter(|twin| !read.contains(twin)).collect();
+    contents.comparisons.extend(unread.iter().map(|twin| by_metadata(twin)));
+    if read.is_empty() && plan.empty_images.is_empty() {
         return Some(contents);
     }
     let nodes = |image: fn(&ImagePair) -> &ComparedImage| -> Vec<(String, String)> {
         read.iter().enumerate().map(|(index, twin)| (export("image", index), image(twin).node.clone())).collect()
     };
-    let (ours, theirs) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
-    // the destination's overlays are added one by one: a lock on one of them tells something of that one
-    let (here, there) = tokio::join!(open(source, &ours), open(destination, &theirs));
-    let mut views = Views { here, there };
+    let (source_nodes, destination_nodes) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
+    // the destination's overlays are added one by one, later: a lock on one of them tells something of that one
+    let (source_view, destination_view) =
+        tokio::join!(open(source, &source_nodes), open(destination, &destination_nodes));
+    let mut views = OpenedViews { source: source_view, destination: destination_view };
     let cancelled = std::pin::pin!(cancelled);
     let done = tokio::select! {
         biased;
         () = cancelled => None,
-        done = views.read(source, destination, &read, &wanted.blanks, how, ceiling, report) => Some(done),
+        done = views.read(source, destination, &read, &plan.empty_images, how, ceiling, report) => Some(done),
     };
-    for (view, side) in [(views.here, source), (views.there, destination)] {
-        if let Some(Opened { view: Ok(view), .. }) = view {
+    for (view, side) in [(views.source, source), (views.destination, destination)] {
+        if let Some(OpenedView { view: Ok(view), .. }) = view {
             if let Err(error) = view.close(side.process).await {
                 let why = describe(&error);
                 report.warn("view-not-closed", format!("what was opened for reading may still be there: {why}"));
             }
         }
     }
-    let (comparisons, fillings) = done?;
+    let (comparisons, empty_images) = done?;
     contents.comparisons.extend(comparisons);
-    contents.fillings = fillings;
+    contents.empty_images = empty_images;
     Some(contents)
 }
 
@@ -131,12 +134,12 @@ fn export(what: &str, index: usize) -> String {
     format!("{what}-{index}")
 }
 
-/// `None` where there is no address, so nothing to be read either.
-async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Opened> {
+/// Opens a view of these nodes; `None` where a side has no address, so that nothing of it is to be read.
+async fn open(side: ReadableSide<'_>, nodes: &[(String, String)]) -> Option<OpenedView> {
     let address = side.address?;
     let (process, mut refused) = (side.process, vec![None; nodes.len()]);
     let view = match ReadExports::open(process, address, nodes).await {
-        // one of them cannot be exported: which one?
+        // QEMU does not say which of the nodes it cannot export, so each is offered alone
         Err(error) if error.is_refusal() && !nodes.is_empty() => match ReadExports::open(process, address, &[]).await {
             Ok(mut view) => {
                 for ((name, node), refused) in nodes.iter().zip(&mut refused) {
@@ -148,17 +151,17 @@ async fn open(side: Reachable<'_>, nodes: &[(String, String)]) -> Option<Opened>
         },
         opened => opened,
     };
-    Some(Opened { view, refused })
+    Some(OpenedView { view, refused })
 }
 
-/// What is open on one side.
-struct Opened {
+/// The view that is open on one side.
+struct OpenedView {
     view: Result<ReadExports, ProcessError>,
-    /// Of the images in their order, why one is not.
+    /// Why an image is not offered, for the images in their order.
     refused: Vec<Option<String>>,
 }
 
-impl Opened {
+impl OpenedView {
     /// Why an image cannot be read.
     fn refusal(&self, index: usize) -> Option<String> {
         let alone = || self.refused.get(index).cloned().flatten();
@@ -166,35 +169,35 @@ impl Opened {
     }
 }
 
-/// What is open on both sides.
-struct Views {
-    here: Option<Opened>,
-    there: Option<Opened>,
+/// The views that are open on the two sides.
+struct OpenedViews {
+    source: Option<OpenedView>,
+    destination: Option<OpenedView>,
 }
 
-impl Views {
+impl OpenedViews {
     #[allow(clippy::too_many_arguments, reason = "all of a reading, handed on once")]
     async fn read(
         &mut self,
-        source: Reachable<'_>,
-        destination: Reachable<'_>,
+        source: ReadableSide<'_>,
+        destination: ReadableSide<'_>,
         twins: &[&ImagePair],
-        blanks: &[Blank],
+        empty_images: &[EmptyImage],
         how: &ComparisonSettings,
         ceiling: &Arc<RateLimit>,
         report: &Reporter,
-    ) -> (Vec<Comparison>, Vec<Filling>) {
+    ) -> (Vec<Comparison>, Vec<EmptyImageCheck>) {
         let mut under_way = JoinSet::new();
         let few = Arc::new(Semaphore::new(AT_ONCE));
         let mut comparisons: Vec<Option<Comparison>> = vec![None; twins.len()];
         for (index, &twin) in twins.iter().enumerate() {
-            if let Some(why) = refusal(&self.here, index).or_else(|| refusal(&self.there, index)) {
+            if let Some(why) = refusal(&self.source, index).or_else(|| refusal(&self.destination, index)) {
                 comparisons[index] = Some(unproved(twin, why));
                 continue;
             }
             let places = [place(source.facts, &twin.source), place(destination.facts, &twin.destination)];
-            let (Some(here), Some(there)) = (source.address, destination.address) else { continue };
-            let addresses = [here.clone(), there.clone()];
+            let (Some(address), Some(other)) = (source.address, destination.address) else { continue };
+            let addresses = [address.clone(), other.clone()];
             let (twin, how, ceiling, report) = (twin.clone(), how.clone(), Arc::clone(ceiling), report.clone());
             let few = Arc::clone(&few);
             under_way.spawn(async move {
@@ -210,49 +213,52 @@ impl Views {
             }
         }
         let comparisons = comparisons.into_iter().flatten().collect();
-        let mut fillings = Vec::new();
+        let mut checked = Vec::new();
         let mut silent = None;
-        for (index, blank) in blanks.iter().enumerate() {
-            let holds = match &mut self.there {
-                // one that does not answer is not waited for once for each disk
-                _ if silent.is_some() => Holds::Unknown(silent.clone().unwrap_or_default()),
-                Some(Opened { view: Ok(view), .. }) => {
-                    match view.offer(destination.process, &export("overlay", index), &blank.node).await {
-                        Ok(()) => holds(view.address(), &export("overlay", index), blank).await,
+        for (index, image) in empty_images.iter().enumerate() {
+            let holds = match &mut self.destination {
+                // a QEMU that does not answer is not waited for once for each disk
+                _ if silent.is_some() => EmptyImageState::Unknown(silent.clone().unwrap_or_default()),
+                Some(OpenedView { view: Ok(view), .. }) => {
+                    match view.offer(destination.process, &export("overlay", index), &image.node).await {
+                        Ok(()) => holds(view.address(), &export("overlay", index), image).await,
                         Err(error) => match error.refusal() {
-                            Some(words) if words.contains("lock") => Holds::Locked(words.to_owned()),
-                            Some(_) => Holds::Unknown(describe(&error)),
+                            Some(words) if words.contains("lock") => EmptyImageState::Locked(words.to_owned()),
+                            Some(_) => EmptyImageState::Unknown(describe(&error)),
                             None => {
                                 silent = Some(describe(&error));
-                                Holds::Unknown(describe(&error))
+                                EmptyImageState::Unknown(describe(&error))
                             }
                         },
                     }
                 }
-                view => Holds::Unknown(refusal(view, index).unwrap_or_default()),
+                view => EmptyImageState::Unknown(refusal(view, index).unwrap_or_default()),
             };
-            let (disk, file) = (blank.disk.clone(), blank.file.clone());
-            fillings.push(Filling { disk, file, overlay: blank.overlay, holds });
+            let (disk, file) = (image.disk.clone(), image.file.clone());
+            checked.push(EmptyImageCheck { disk, file, overlay: image.overlay, holds });
         }
-        (comparisons, fillings)
+        (comparisons, checked)
     }
 }
 
 async fn pair(
     index: usize,
     twin: &ImagePair,
-    [here, there]: [Address; 2],
-    [ours, theirs]: [Option<ImageLocation>; 2],
+    [source_address, destination_address]: [Address; 2],
+    [source_place, destination_place]: [Option<ImageLocation>; 2],
     how: &ComparisonSettings,
     ceiling: &Arc<RateLimit>,
     report: &Reporter,
 ) -> Comparison {
     let name = export("image", index);
-    let (ours_size, theirs_size) = (twin.source.virtual_size, twin.destination.virtual_size);
-    match tokio::try_join!(connect(&here, &name, ours_size), connect(&there, &name, theirs_size)) {
+    let connected = tokio::try_join!(
+        connect(&source_address, &name, twin.source.virtual_size),
+        connect(&destination_address, &name, twin.destination.virtual_size)
+    );
+    match connected {
         Ok((source, destination)) => {
-            let source = OpenImage { image: &twin.source, client: &source, place: ours };
-            let destination = OpenImage { image: &twin.destination, client: &destination, place: theirs };
+            let source = OpenImage { image: &twin.source, client: &source, place: source_place };
+            let destination = OpenImage { image: &twin.destination, client: &destination, place: destination_place };
             comparison::compare(twin, source, destination, how, ceiling, report).await
         }
         Err(why) => unproved(twin, why),
@@ -260,7 +266,7 @@ async fn pair(
 }
 
 /// Why an image of a side cannot be read.
-fn refusal(opened: &Option<Opened>, index: usize) -> Option<String> {
+fn refusal(opened: &Option<OpenedView>, index: usize) -> Option<String> {
     match opened {
         Some(opened) => opened.refusal(index),
         None => Some("there is no address to read it from".to_owned()),
@@ -268,7 +274,7 @@ fn refusal(opened: &Option<Opened>, index: usize) -> Option<String> {
 }
 
 /// Where an image's files are on this host, if all of them are known: a data file is not looked up.
-fn place(facts: &Facts, image: &ComparedImage) -> Option<ImageLocation> {
+fn place(facts: &SideFacts, image: &ComparedImage) -> Option<ImageLocation> {
     if facts.chain(&image.node).layers.iter().any(|layer| layer.data_file.is_some()) {
         return None;
     }
@@ -289,28 +295,32 @@ async fn connect(address: &Address, export: &str, size: u64) -> Result<nbd::NbdC
     let client = client.map_err(|error| format!("{address}: {}", describe(&error)))?;
     match client.size() {
         exported if exported == size => Ok(client),
-        exported => Err(format!("{address}: the export has {exported} bytes, and the image {size}")),
+        exported => Err(format!(
+            "{address}: the export has {}, and the image {}",
+            Bytes(exported).exactly(),
+            Bytes(size).exactly()
+        )),
     }
 }
 
-async fn holds(address: &Address, export: &str, blank: &Blank) -> Holds {
-    let client = match connect(address, export, blank.size).await {
+async fn holds(address: &Address, export: &str, image: &EmptyImage) -> EmptyImageState {
+    let client = match connect(address, export, image.size).await {
         Ok(client) => client,
-        Err(why) => return Holds::Unknown(why),
+        Err(why) => return EmptyImageState::Unknown(why),
     };
     let mut at = 0;
-    while at < blank.size {
-        let length = WINDOW.min(blank.size - at);
-        let first = match blank.overlay {
+    while at < image.size {
+        let length = WINDOW.min(image.size - at);
+        let first = match image.overlay {
             // a zero that is written hides what the backing file has there
             true => client.query_depths(at, length).await.map(|all| all.iter().find(|d| d.depth == 1).map(|d| d.start)),
             false => client.query_extents(at, length).await.map(|all| all.iter().find(|e| !e.zero).map(|e| e.start)),
         };
         match first {
-            Ok(Some(start)) => return Holds::Data(start),
+            Ok(Some(start)) => return EmptyImageState::Data(start),
             Ok(None) => at += length,
-            Err(error) => return Holds::Unknown(describe(&error)),
+            Err(error) => return EmptyImageState::Unknown(describe(&error)),
         }
     }
-    Holds::Nothing
+    EmptyImageState::Nothing
 }

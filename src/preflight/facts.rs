@@ -13,8 +13,8 @@ use crate::{
         },
     },
 };
-use files::File;
-use machine::Machine;
+use files::FileFacts;
+use machine::MachineFacts;
 use qapi::qmp;
 use std::collections::BTreeMap;
 use tokio::try_join;
@@ -28,7 +28,7 @@ pub mod ram_blocks;
 
 /// What one side says.
 #[derive(Debug, Clone)]
-pub struct Facts {
+pub struct SideFacts {
     /// Which side, and its address.
     pub name: String,
     /// Its run state.
@@ -52,29 +52,29 @@ pub struct Facts {
     /// Its process, where the socket told.
     pub pid: Option<u32>,
     /// The files its nodes are in, by QEMU's name for each, where they are files of this host.
-    pub files: BTreeMap<String, File>,
+    pub files: BTreeMap<String, FileFacts>,
     /// The size of its RAM, bytes.
     pub ram: u64,
     /// The machine it emulates.
-    pub machine: Machine,
+    pub machine: MachineFacts,
 }
 
 /// Asks both sides.
 ///
 /// # Errors
 /// What QEMU says, or no answer.
-pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Facts, Facts), ProcessError> {
+pub async fn gather_both(source: &Process, destination: &Process) -> Result<(SideFacts, SideFacts), ProcessError> {
     // boxed, or a migration would carry the room for all these questions to its end
-    let (here, mut there) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
-    Box::pin(machine::name_lacking(source, destination, &here.machine, &mut there.machine)).await?;
-    Ok((here, there))
+    let (source_facts, mut destination_facts) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
+    Box::pin(machine::name_lacking(source, destination, &source_facts.machine, &mut destination_facts.machine)).await?;
+    Ok((source_facts, destination_facts))
 }
 
 /// Asks one side.
 ///
 /// # Errors
 /// What QEMU says, or no answer.
-pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
+pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
     let (status, migration, blocks, jobs, exports, memory, machine) = try_join!(
         process.ask(&qmp::query_status {}),
         process.ask(&qmp::query_migrate {}),
@@ -85,9 +85,9 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
         Box::pin(machine::gather(process)),
     )?;
     let (jobs, exports) = (jobs.0, exports.0);
-    let Blocks { devices, nodes, graph, files } = blocks;
+    let BlockFacts { devices, nodes, graph, files } = blocks;
     let leftovers = leftover::list(&jobs, &nodes, &exports);
-    Ok(Facts {
+    Ok(SideFacts {
         name: process.name().to_string(),
         run: status.status,
         migration,
@@ -109,20 +109,20 @@ pub async fn gather(process: &Process) -> Result<Facts, ProcessError> {
 ///
 /// # Errors
 /// What QEMU says, or no answer.
-pub async fn with_disks_now(process: &Process, before: &Facts) -> Result<Facts, ProcessError> {
-    let Blocks { devices, nodes, graph, files } = Box::pin(blocks(process)).await?;
-    Ok(Facts { devices, nodes, graph, files, ..before.clone() })
+pub async fn with_disks_now(process: &Process, before: &SideFacts) -> Result<SideFacts, ProcessError> {
+    let BlockFacts { devices, nodes, graph, files } = Box::pin(blocks(process)).await?;
+    Ok(SideFacts { devices, nodes, graph, files, ..before.clone() })
 }
 
 /// What one side says of its disks.
-struct Blocks {
+struct BlockFacts {
     devices: Vec<BlockDevice>,
     nodes: Vec<BlockNode>,
     graph: NodeGraph,
-    files: BTreeMap<String, File>,
+    files: BTreeMap<String, FileFacts>,
 }
 
-async fn blocks(process: &Process) -> Result<Blocks, ProcessError> {
+async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
     let graph = async {
         match process.ask(&qmp::x_debug_query_block_graph {}).await {
             // one day the nodes themselves will be all that tells
@@ -138,17 +138,17 @@ async fn blocks(process: &Process) -> Result<Blocks, ProcessError> {
     let (devices, nodes) = (devices.0, nodes.0);
     // only a process of this host opens files that can be seen from here
     let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
-    Ok(Blocks { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files })
+    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files })
 }
 
-impl Facts {
+impl SideFacts {
     /// The chain below a device's node.
     pub fn chain(&self, node: &str) -> BackingChain {
         BackingChain::read(node, &self.nodes, &self.graph)
     }
 
     /// The file that a layer is in, if it is one of this host.
-    pub fn file(&self, layer: &Layer) -> Option<&File> {
+    pub fn file(&self, layer: &Layer) -> Option<&FileFacts> {
         self.files.get(&layer.protocol.file)
     }
 

@@ -4,8 +4,8 @@
 //! forbids a migration: it is told, and the rest is measured.
 
 use super::{
-    facts::Facts,
-    measured::{self, DiskRate, Measured, Missing},
+    facts::SideFacts,
+    measurements::{self, DiskRate, GuestMeasurements, MissingMeasurement},
 };
 use crate::{
     endpoint::Address,
@@ -38,32 +38,32 @@ const MAPPINGS: Duration = Duration::from_secs(2);
 
 /// How it can be told what the way to the destination carries.
 #[derive(Debug, Clone, Copy)]
-pub enum Way<'a> {
+pub enum BandwidthSource<'a> {
     /// The user said how much it may be.
     Ceiling,
-    /// By sending something to an NBD server here.
+    /// By sending something to an NBD server there.
     Probe(&'a Address),
 }
 
-/// Measures. `here` is what the source said, and `disks` are those of its disks that would move. Gives `None` when it was
+/// Measures. `facts` are what the source said, and `disks` are those of its disks that would move. Gives `None` when it was
 /// cancelled; what it opened is closed then, too.
 pub async fn measure(
     source: &Process,
     destination: &Process,
-    here: &Facts,
+    facts: &SideFacts,
     disks: &[&Disk],
-    way: Way<'_>,
+    way: BandwidthSource<'_>,
     report: &Reporter,
     cancelled: impl Future<Output = ()>,
-) -> Option<Measured> {
-    let mut measured = Measured { running: here.run == RunState::Running, ..Measured::default() };
+) -> Option<GuestMeasurements> {
+    let mut measured = GuestMeasurements { running: facts.run == RunState::Running, ..GuestMeasurements::default() };
     let mut cancelled = std::pin::pin!(cancelled);
     let looked = async {
         measured.source_round_trip = measured.take("round-trip", round_trip(source).await);
         measured.destination_round_trip = measured.take("round-trip", round_trip(destination).await);
-        measured.used = used(here).await;
+        measured.used = used(facts).await;
         if measured.running {
-            look_at_guest(source, here, disks, &mut measured).await;
+            look_at_guest(source, facts, disks, &mut measured).await;
         }
     };
     // nothing is open so far, and QEMU ends a measurement of its own
@@ -74,8 +74,8 @@ pub async fn measure(
     }
     // after the guest was looked at: it would be slowed down
     let (bandwidth, is_cancelled) = match way {
-        Way::Ceiling => (Ok(None), false),
-        Way::Probe(address) => {
+        BandwidthSource::Ceiling => (Ok(None), false),
+        BandwidthSource::Probe(address) => {
             let mut is_cancelled = false;
             let cancelled = async {
                 cancelled.await;
@@ -89,11 +89,11 @@ pub async fn measure(
     (!is_cancelled).then_some(measured)
 }
 
-impl Measured {
+impl GuestMeasurements {
     /// Takes what was measured, or notes why it was not.
     fn take<T: Default>(&mut self, what: &'static str, result: Result<T, String>) -> T {
         result.unwrap_or_else(|why| {
-            self.missing.push(Missing { what, why });
+            self.missing.push(MissingMeasurement { what, why });
             T::default()
         })
     }
@@ -112,12 +112,12 @@ async fn round_trip(process: &Process) -> Result<Duration, String> {
 }
 
 /// What the guest dirties and what it writes, in the same time: to count writes costs nothing.
-async fn look_at_guest(source: &Process, here: &Facts, disks: &[&Disk], measured: &mut Measured) {
+async fn look_at_guest(source: &Process, facts: &SideFacts, disks: &[&Disk], measured: &mut GuestMeasurements) {
     let before = stats(source).await;
-    let dirtied = dirtied(source, here).await;
+    let dirtied = dirtied(source, facts).await;
     // QEMU looks at the pages in a thread of its own, and no window means no writes either
     if dirtied.as_ref().map_or(true, Vec::is_empty) {
-        sleep(measured::WINDOW[0]).await;
+        sleep(measurements::WINDOW[0]).await;
     }
     let after = stats(source).await;
     measured.dirtied = measured.take("dirty-rate", dirtied);
@@ -129,7 +129,7 @@ async fn look_at_guest(source: &Process, here: &Facts, disks: &[&Disk], measured
     for rate in rates {
         match rate {
             Ok(rate) => measured.disks.push(rate),
-            Err(why) => measured.missing.push(Missing { what: "disk-rate", why }),
+            Err(why) => measured.missing.push(MissingMeasurement { what: "disk-rate", why }),
         }
     }
 }
@@ -141,21 +141,21 @@ async fn stats(source: &Process) -> Result<(Instant, Vec<BlockStats>), String> {
 }
 
 fn rate(disk: &Disk, before: &[BlockStats], after: &[BlockStats], window: Duration) -> Result<DiskRate, String> {
-    let rate = measured::disk_rate(disk, before, after, window);
+    let rate = measurements::disk_rate(disk, before, after, window);
     rate.ok_or_else(|| format!("QEMU's statistics do not have the disk {}", disk.name()))
 }
 
 /// The memory that the guest dirties in each window.
-async fn dirtied(source: &Process, here: &Facts) -> Result<Vec<(Duration, u64)>, String> {
-    let pages = measured::sample_pages(&blocks(here))?;
+async fn dirtied(source: &Process, facts: &SideFacts) -> Result<Vec<(Duration, u64)>, String> {
+    let pages = measurements::sample_pages(&blocks(facts))?;
     let milliseconds = source.features().dirty_rate_milliseconds;
     let mut found = Vec::new();
-    let mut windows = measured::windows(milliseconds).to_vec();
+    let mut windows = measurements::windows(milliseconds).to_vec();
     while let Some(&window) = windows.get(found.len()) {
         let rate = dirty_rate(source, window, milliseconds, pages).await.map_err(|error| describe(&error))?;
-        found.push((window, measured::dirtied(rate, window)));
+        found.push((window, measurements::dirtied(rate, window)));
         if found.len() == windows.len() {
-            windows.extend(measured::another(&found));
+            windows.extend(measurements::another(&found));
         }
     }
     Ok(found)
@@ -164,7 +164,7 @@ async fn dirtied(source: &Process, here: &Facts) -> Result<Vec<(Duration, u64)>,
 /// Begins to measure what the guest dirties in a window, for whoever asks for it after that. Whether it did: a build that
 /// knows whole seconds only, a guest of little memory, or a measurement that is under way already are no reason to fail.
 pub async fn begin(source: &Process, window: Duration, ram: u64) -> bool {
-    let Ok(pages) = measured::sample_pages(&[ram]) else { return false };
+    let Ok(pages) = measurements::sample_pages(&[ram]) else { return false };
     source.features().dirty_rate_milliseconds && source.act(&calc_dirty_rate(window, true, pages)).await.is_ok()
 }
 
@@ -198,20 +198,20 @@ fn calc_dirty_rate(window: Duration, milliseconds: bool, pages: u64) -> qmp::cal
 }
 
 /// The sizes of the blocks that the guest's RAM is made of.
-fn blocks(here: &Facts) -> Vec<u64> {
-    match &here.machine.ram_blocks {
+fn blocks(facts: &SideFacts) -> Vec<u64> {
+    match &facts.machine.ram_blocks {
         // video memory and firmware are small
-        Some(blocks) => blocks.values().map(|block| block.used).filter(|used| *used > here.ram / 64).collect(),
-        None => vec![here.ram],
+        Some(blocks) => blocks.values().map(|block| block.used).filter(|used| *used > facts.ram / 64).collect(),
+        None => vec![facts.ram],
     }
 }
 
 /// How much of RAM was ever touched, where the source is on this host and lets one look.
-async fn used(here: &Facts) -> Option<u64> {
-    let (pid, blocks) = (here.pid?, blocks(here));
+async fn used(facts: &SideFacts) -> Option<u64> {
+    let (pid, blocks) = (facts.pid?, blocks(facts));
     let read = spawn_blocking(move || {
         let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
-        measured::used(&smaps, &blocks)
+        measurements::used(&smaps, &blocks)
     });
     timeout(MAPPINGS, read).await.ok()?.ok()?
 }
@@ -224,13 +224,13 @@ async fn bandwidth(
     report: &Reporter,
     cancelled: impl Future<Output = ()>,
 ) -> Result<Option<Rate>, String> {
-    let (samples, closed) = link_probe::run(source, destination, address, measured::is_probed, cancelled).await;
+    let (samples, closed) = link_probe::run(source, destination, address, measurements::is_probed, cancelled).await;
     if let Err(error) = closed {
         let why = describe(&error);
         report.warn("probe-not-closed", format!("what was opened to send a probe may still be there: {why}"));
     }
     match samples {
-        Ok(samples) => measured::bandwidth(&samples).map(Some).ok_or_else(|| "nothing arrived".to_owned()),
+        Ok(samples) => measurements::bandwidth(&samples).map(Some).ok_or_else(|| "nothing arrived".to_owned()),
         Err(error) => Err(describe(&error)),
     }
 }

@@ -5,7 +5,7 @@ use super::{
     steps::{PathContent, PathContents},
 };
 use crate::{
-    preflight::facts::Facts,
+    preflight::facts::SideFacts,
     qemu::Process,
     storage::files::{filesystem::FileSystem, image::ExistingImage, qemu_img::QemuImg},
 };
@@ -16,7 +16,7 @@ use std::{
 };
 
 /// The source's disks, with what is known of its process.
-pub(super) fn source_layout(facts: &Facts, process: &Process) -> SourceLayout {
+pub(super) fn source_layout(facts: &SideFacts, process: &Process) -> SourceLayout {
     let directory = process.peer().and_then(|peer| fs::read_link(format!("/proc/{}/cwd", peer.pid())).ok());
     SourceLayout { disks: facts.disks(), directory, local: process.peer().is_some() }
 }

@@ -5,7 +5,7 @@ use crate::support::{MIB, WAIT, block_on, builder, idle, judge_running, migrate,
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Plan, Settings},
-    preflight::{checks::Severity, measured::Measured},
+    preflight::{checks::Severity, measurements::GuestMeasurements},
     quantity::Rate,
     storage::verify::identity::ProofLevel,
 };
@@ -30,7 +30,7 @@ fn look(pair: &Pair, change: impl FnOnce(&mut Settings)) -> Plan {
 }
 
 #[track_caller]
-fn measured(plan: &Plan) -> &Measured {
+fn measured(plan: &Plan) -> &GuestMeasurements {
     plan.measured().unwrap_or_else(|| panic!("{:#?}", plan.findings))
 }
 
@@ -43,7 +43,7 @@ fn nothing_left(pair: &Pair) {
 }
 
 #[track_caller]
-fn within<T: PartialOrd + Copy + std::fmt::Debug>(value: T, least: T, most: T, all: &Measured) {
+fn within<T: PartialOrd + Copy + std::fmt::Debug>(value: T, least: T, most: T, all: &GuestMeasurements) {
     assert!(least <= value && value <= most, "{value:?} is not from {least:?} to {most:?}: {all:#?}");
 }
 

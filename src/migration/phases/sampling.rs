@@ -4,7 +4,7 @@ use crate::{
     convergence::{History, MigrationSample, MirrorSample, RamSample, predicted_blackout},
     memory::sample,
     migration::{Effect, Failure, attempt::Attempt, context::Context, work_order::WorkOrder},
-    preflight::{measure, measured},
+    preflight::{measure, measurements},
     progress::EventKind,
     qemu::{
         Process,
@@ -54,7 +54,7 @@ impl DirtyRateMeasurement {
     }
 
     fn take(&mut self, answer: &DirtyRate) {
-        self.rate = answer.measured().map(|rate| measured::dirtied(rate, Duration::from_secs(1)));
+        self.rate = answer.measured().map(|rate| measurements::dirtied(rate, Duration::from_secs(1)));
     }
 }
 

@@ -2,15 +2,15 @@
 //!
 //! Pure. Only what is asked for is looked at: what a former user left set is turned off, and put back.
 
-use super::{Finding, FindingCode, Subject};
+use super::{finding::Finding, subject::CheckSubject};
 use crate::{
-    codes::Setting,
+    codes::{FindingCode, Setting},
     memory::tuning::{Compression, MigrationTuning, ThrottleMode},
-    preflight::facts::Facts,
+    preflight::facts::SideFacts,
     qemu::Features,
 };
 
-pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
+pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         [subject.source, subject.destination].into_iter().flat_map(|side| missing(subject, side)).collect();
     findings.extend(conflicts(subject.tuning, &subject.source.name));
@@ -18,7 +18,7 @@ pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
 }
 
 /// The capabilities and the compression that are asked for and that one side's build lacks.
-fn missing(subject: &Subject<'_>, side: &Facts) -> Vec<Finding> {
+fn missing(subject: &CheckSubject<'_>, side: &SideFacts) -> Vec<Finding> {
     let wanted = subject.tuning;
     let mut asked = wanted.asked_for();
     if side.name == subject.source.name && matches!(wanted.throttle, ThrottleMode::OwnSteps(_)) {

@@ -2,28 +2,28 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode};
+use super::finding::Finding;
 use crate::{
-    codes::Setting,
+    codes::{FindingCode, Setting},
     preflight::{
-        contents::{Contents, Filling, Holds},
-        wanted::Wanted,
+        comparison_plan::ComparisonPlan,
+        contents::{EmptyImageCheck, EmptyImageState, ImageContents},
     },
     storage::verify::identity::{self, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
 
 /// Judges what is known of the images without reading them.
-pub fn wanted(wanted: &Wanted, proof: ProofLevel) -> Vec<Finding> {
-    let mut findings: Vec<Finding> = wanted.twins.iter().filter_map(|twin| metadata(twin, proof)).collect();
-    findings.extend(unverified(wanted, proof));
+pub fn planned(plan: &ComparisonPlan, proof: ProofLevel) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = plan.image_pairs.iter().filter_map(|twin| metadata(twin, proof)).collect();
+    findings.extend(unverified(plan, proof));
     findings
 }
 
 /// Judges what was read.
-pub fn read(contents: &Contents) -> Vec<Finding> {
+pub fn read(contents: &ImageContents) -> Vec<Finding> {
     let mut findings: Vec<Finding> = contents.comparisons.iter().filter_map(compared).collect();
     findings.extend(contents.comparisons.iter().filter_map(without_map));
-    findings.extend(contents.fillings.iter().filter_map(filled));
+    findings.extend(contents.empty_images.iter().filter_map(filled));
     findings
 }
 
@@ -57,26 +57,26 @@ fn metadata(twin: &ImagePair, proof: ProofLevel) -> Option<Finding> {
 }
 
 /// The disks over the images that are to be the same, for a finding about all of them; `None` where nothing is to be read.
-fn unread_disks(wanted: &Wanted) -> Option<String> {
-    let disks: Vec<&str> = wanted.twins.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
-    match (disks.is_empty(), wanted.blanks.is_empty()) {
+fn unread_disks(plan: &ComparisonPlan) -> Option<String> {
+    let disks: Vec<&str> = plan.image_pairs.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
+    match (disks.is_empty(), plan.empty_images.is_empty()) {
         (true, true) => None,
         (true, false) => Some("disks".to_owned()),
         (false, _) => Some(disks.join(", ")),
     }
 }
 
-fn unverified(wanted: &Wanted, proof: ProofLevel) -> Option<Finding> {
+fn unverified(plan: &ComparisonPlan, proof: ProofLevel) -> Option<Finding> {
     let message = "nothing proves that the destination's backing files are the source's, nor that its images are empty";
-    let disks = unread_disks(wanted).filter(|_| proof == ProofLevel::Off)?;
+    let disks = unread_disks(plan).filter(|_| proof == ProofLevel::Off)?;
     Some(Finding::new(FindingCode::BackingUnverified, &disks, message))
 }
 
 /// Says that nothing was read yet, although it is to be.
-pub fn unread(wanted: &Wanted) -> Option<Finding> {
+pub fn unread(plan: &ComparisonPlan) -> Option<Finding> {
     let message = "nothing was read while something of an earlier try is there: neither that the destination's backing \
                    files are the source's nor that its images are empty is proved";
-    let finding = Finding::new(FindingCode::BackingUnverified, &unread_disks(wanted)?, message);
+    let finding = Finding::new(FindingCode::BackingUnverified, &unread_disks(plan)?, message);
     Some(
         finding.with_remedy(format!(
             "a migration with {} removes it first, then reads, and may still refuse",
@@ -111,22 +111,22 @@ fn compared(comparison: &Comparison) -> Option<Finding> {
     }
 }
 
-fn filled(filling: &Filling) -> Option<Finding> {
-    let Filling { disk, file, overlay, holds } = filling;
+fn filled(check: &EmptyImageCheck) -> Option<Finding> {
+    let EmptyImageCheck { disk, file, overlay, holds } = check;
     let (code, message) = match (holds, overlay) {
-        (Holds::Nothing, _) => return None,
-        (Holds::Data(at), true) => (
+        (EmptyImageState::Nothing, _) => return None,
+        (EmptyImageState::Data(at), true) => (
             FindingCode::OverlayNotEmpty,
             format!("the destination's {file} is not empty: it has data of its own at byte {at}"),
         ),
-        (Holds::Data(at), false) => (
+        (EmptyImageState::Data(at), false) => (
             FindingCode::DestinationHoldsData,
             format!("the destination's {file} is not empty, and would be overwritten: it has data at byte {at}"),
         ),
-        (Holds::Locked(words), _) => {
+        (EmptyImageState::Locked(words), _) => {
             (FindingCode::DiskLocked, format!("another process has the destination's {file} open for writing: {words}"))
         }
-        (Holds::Unknown(why), _) => (
+        (EmptyImageState::Unknown(why), _) => (
             FindingCode::OverlayUnproved,
             format!("whether the destination's {file} is empty could not be seen: {why}"),
         ),

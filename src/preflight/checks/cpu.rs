@@ -2,13 +2,16 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode};
-use crate::preflight::facts::{
-    Facts,
-    cpu::{self, Cpu, IDENTITY},
+use super::finding::Finding;
+use crate::{
+    codes::FindingCode,
+    preflight::facts::{
+        SideFacts,
+        cpu::{self, CpuFacts, IDENTITY},
+    },
 };
 
-pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
+pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
     match (&source.machine.cpu, &destination.machine.cpu) {
         (Some(cpu), Some(other)) => compare(cpu, other, &destination.name),
         // a machine without a CPU differs in the number of them already
@@ -16,7 +19,7 @@ pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
     }
 }
 
-fn compare(source: &Cpu, destination: &Cpu, name: &str) -> Vec<Finding> {
+fn compare(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     match (&source.features, &destination.features) {
         (Some(_), Some(_)) => {
@@ -35,15 +38,15 @@ fn compare(source: &Cpu, destination: &Cpu, name: &str) -> Vec<Finding> {
 
 /// Compares the types of the CPUs, which is all there is where no features are told; elsewhere two types can be one CPU to
 /// the guest.
-fn kind(source: &Cpu, destination: &Cpu, name: &str) -> Option<Finding> {
+fn kind(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let (source, destination) = (source.kind.as_ref()?, destination.kind.as_ref()?);
     let message = format!("its CPU is a {destination}, the source's a {source}");
     (source != destination)
         .then(|| Finding::new(FindingCode::CpuModel, name, message).with_remedy("start it with the source's -cpu"))
 }
 
-fn model(source: &Cpu, destination: &Cpu, name: &str) -> Option<Finding> {
-    let told = |cpu: &Cpu, property| cpu.identity.get(property).cloned().unwrap_or_else(|| "not known".to_owned());
+fn model(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
+    let told = |cpu: &CpuFacts, property| cpu.identity.get(property).cloned().unwrap_or_else(|| "not known".to_owned());
     let differences: Vec<(&str, String)> = IDENTITY
         .into_iter()
         .filter(|property| source.identity.get(property) != destination.identity.get(property))
@@ -61,14 +64,14 @@ fn model(source: &Cpu, destination: &Cpu, name: &str) -> Option<Finding> {
     Some(Finding::new(code, name, message))
 }
 
-fn missing(source: &Cpu, destination: &Cpu, name: &str) -> Option<Finding> {
+fn missing(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let bits = cpu::lacking(source, destination);
     let lacks = if destination.lacks.is_empty() { &bits } else { &destination.lacks };
     let message = format!("its CPU lacks what the source's has: {}", lacks.join(", "));
     (!bits.is_empty()).then(|| Finding::new(FindingCode::CpuFeatures, name, message))
 }
 
-fn extra(source: &Cpu, destination: &Cpu, name: &str) -> Option<Finding> {
+fn extra(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let bits = cpu::lacking(destination, source);
     let message = format!("its CPU has what the source's lacks: {}", bits.join(", "));
     (!bits.is_empty()).then(|| Finding::new(FindingCode::CpuFeaturesExtra, name, message))
@@ -77,11 +80,11 @@ fn extra(source: &Cpu, destination: &Cpu, name: &str) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::{checks::Severity, facts::cpu::Word};
+    use crate::preflight::{checks::Severity, facts::cpu::CpuidRegister};
 
-    fn sample() -> Cpu {
-        let word = |leaf, subleaf, register: &str| Word { leaf, subleaf, register: register.to_owned() };
-        Cpu {
+    fn sample() -> CpuFacts {
+        let word = |leaf, subleaf, register: &str| CpuidRegister { leaf, subleaf, register: register.to_owned() };
+        CpuFacts {
             path: "/machine/unattached/device[0]".to_owned(),
             kind: Some("max-x86_64-cpu".to_owned()),
             identity: IDENTITY.map(|property| (property, "1".to_owned())).into(),
@@ -90,7 +93,7 @@ mod tests {
         }
     }
 
-    fn with(change: impl Fn(&mut Cpu)) -> Vec<Finding> {
+    fn with(change: impl Fn(&mut CpuFacts)) -> Vec<Finding> {
         let mut destination = sample();
         change(&mut destination);
         compare(&sample(), &destination, "b")
@@ -100,7 +103,7 @@ mod tests {
         findings.iter().map(|finding| (finding.code.as_str(), finding.severity)).collect()
     }
 
-    fn bits(cpu: &mut Cpu) -> &mut u64 {
+    fn bits(cpu: &mut CpuFacts) -> &mut u64 {
         cpu.features.as_mut().expect("words").values_mut().last().expect("a word")
     }
 

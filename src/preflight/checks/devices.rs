@@ -3,14 +3,17 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode};
-use crate::preflight::facts::{
-    Facts,
-    devices::{Device, Devices},
+use super::finding::Finding;
+use crate::{
+    codes::FindingCode,
+    preflight::facts::{
+        SideFacts,
+        devices::{DeviceFacts, DeviceTable},
+    },
 };
 use std::collections::BTreeMap;
 
-pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
+pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
     let (source, destination) = (&source.machine.devices, &destination.machine.devices);
     let mut findings = named(source, destination);
     findings.extend(unnamed(source, destination));
@@ -18,8 +21,8 @@ pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn named(source: &Devices, destination: &Devices) -> Vec<Finding> {
-    let only = |one: &Devices, other: &Devices| -> BTreeMap<String, Device> {
+fn named(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
+    let only = |one: &DeviceTable, other: &DeviceTable| -> BTreeMap<String, DeviceFacts> {
         let only = one.named.iter().filter(|(id, _)| !other.named.contains_key(*id));
         only.map(|(id, device)| (id.clone(), device.clone())).collect()
     };
@@ -52,16 +55,16 @@ fn named(source: &Devices, destination: &Devices) -> Vec<Finding> {
     findings
 }
 
-fn describe(device: &Device) -> String {
+fn describe(device: &DeviceFacts) -> String {
     match &device.place {
         Some(place) => format!("{} at {place}", device.kind),
         None => device.kind.clone(),
     }
 }
 
-fn unnamed(source: &Devices, destination: &Devices) -> Vec<Finding> {
-    let count = |devices: &Devices, kind: &str| devices.unnamed.get(kind).copied().unwrap_or(0);
-    let more = |code: FindingCode, one: &Devices, other: &Devices| -> Vec<Finding> {
+fn unnamed(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
+    let count = |devices: &DeviceTable, kind: &str| devices.unnamed.get(kind).copied().unwrap_or(0);
+    let more = |code: FindingCode, one: &DeviceTable, other: &DeviceTable| -> Vec<Finding> {
         let kinds = one.unnamed.keys().filter(|kind| count(one, kind) > count(other, kind));
         let told = |kind: &String| {
             let counts = (count(source, kind), count(destination, kind));
@@ -75,7 +78,7 @@ fn unnamed(source: &Devices, destination: &Devices) -> Vec<Finding> {
 }
 
 /// Compares the functions of PCI devices that have no id, by their place.
-fn functions(source: &Devices, destination: &Devices) -> Vec<Finding> {
+fn functions(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (place, id) in &source.functions {
         let (code, message) = match destination.functions.get(place) {
@@ -97,13 +100,13 @@ mod tests {
     use super::*;
     use crate::preflight::checks::Severity;
 
-    fn device(kind: &str, place: &str) -> Device {
-        Device { kind: kind.to_owned(), place: Some(place.to_owned()) }
+    fn device(kind: &str, place: &str) -> DeviceFacts {
+        DeviceFacts { kind: kind.to_owned(), place: Some(place.to_owned()) }
     }
 
-    fn sample() -> Devices {
+    fn sample() -> DeviceTable {
         let named = [("net0", device("virtio-net-pci", "00:02.0")), ("rng0", device("virtio-rng-pci", "rp0/00.0"))];
-        Devices {
+        DeviceTable {
             named: named.map(|(id, device)| (id.to_owned(), device)).into(),
             unnamed: [("isa-debugcon".to_owned(), 1), ("VGA".to_owned(), 2)].into(),
             functions: [("00:1f.2".to_owned(), "8086:2922".to_owned())].into(),
@@ -111,7 +114,7 @@ mod tests {
     }
 
     /// Code, severity and subject of what is found, and all that is said.
-    fn with(change: impl Fn(&mut Devices)) -> (Vec<(String, Severity, String)>, String) {
+    fn with(change: impl Fn(&mut DeviceTable)) -> (Vec<(String, Severity, String)>, String) {
         let (source, mut destination) = (sample(), sample());
         change(&mut destination);
         let all = [named, unnamed, functions].into_iter().flat_map(|check| check(&source, &destination));

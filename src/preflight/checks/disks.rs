@@ -2,13 +2,14 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode, Subject};
+use super::{finding::Finding, subject::CheckSubject};
 use crate::{
+    codes::FindingCode,
     quantity::Bytes,
     storage::model::{bitmaps::BitmapPlan, layout::PairingProblem},
 };
 
-pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
+pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = subject.problems.iter().map(pairing).collect();
     findings.extend(subject.shared.iter().map(|disk| shared(disk)));
     findings.extend(lost(subject.bitmaps));

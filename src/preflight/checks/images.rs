@@ -2,9 +2,10 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode, Subject};
+use super::{finding::Finding, subject::CheckSubject};
 use crate::{
-    preflight::facts::Facts,
+    codes::FindingCode,
+    preflight::facts::SideFacts,
     quantity::Bytes,
     storage::{
         files::filesystem::FileSystem,
@@ -17,7 +18,7 @@ use crate::{
 use std::collections::BTreeMap;
 
 /// Every check of this file.
-pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
+pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for pair in subject.pairs {
         findings.extend(chain_unknown(pair));
@@ -108,13 +109,13 @@ fn header(pair: &DiskPair) -> Option<Finding> {
 }
 
 /// Finds a file that one side would write and the other writes or reads.
-fn crossed(pair: &DiskPair, subject: &Subject<'_>) -> Option<Finding> {
-    let id = |facts: &Facts, layer: &Layer| facts.file(layer).map(|file| file.id);
+fn crossed(pair: &DiskPair, subject: &CheckSubject<'_>) -> Option<Finding> {
+    let id = |facts: &SideFacts, layer: &Layer| facts.file(layer).map(|file| file.id);
     let found = |code, message| Some(Finding::new(code, pair.source.name(), message));
     // a disk that cannot be written is another check's, and would be found among those that are read
     let written = pair.destination.chain.top().filter(|_| !pair.destination.read_only)?;
     let target = id(subject.destination, written);
-    let read = |facts: &Facts| {
+    let read = |facts: &SideFacts| {
         let disks = facts.disks();
         let below = disks.iter().flat_map(|disk| disk.chain.layers.get(1..).unwrap_or_default());
         let standing = disks.iter().filter(|disk| disk.read_only).filter_map(|disk| disk.chain.top());
@@ -129,7 +130,7 @@ fn crossed(pair: &DiskPair, subject: &Subject<'_>) -> Option<Finding> {
     }
     // a file in the place of the same disk is shared, and no pair; a lock would tell too, but not everywhere
     let is_target =
-        |facts: &Facts, disk: &Disk| target.is_some() && disk.chain.top().and_then(|top| id(facts, top)) == target;
+        |facts: &SideFacts, disk: &Disk| target.is_some() && disk.chain.top().and_then(|top| id(facts, top)) == target;
     if let Some(disk) = subject.source.disks().iter().find(|disk| is_target(subject.source, disk)) {
         let message =
             format!("the destination would write to {}, on which the source has {}", written.file, disk.name());
@@ -146,7 +147,7 @@ fn crossed(pair: &DiskPair, subject: &Subject<'_>) -> Option<Finding> {
     found(FindingCode::BackingIsLive, message)
 }
 
-fn not_writable(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
+fn not_writable(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let file = destination.file(top)?;
     let message = match (file.file_system.read_only, file.writable) {
@@ -159,7 +160,7 @@ fn not_writable(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
 
 /// Notes that a raw image may not stay sparse. Measured: on 7.2 and on 10.0, zeros that are written to a raw image without
 /// `discard=unmap` take their space; not on 11.1. No answer of QEMU's shows the option.
-fn not_sparse(pair: &DiskPair, destination: &Facts) -> Option<Finding> {
+fn not_sparse(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let device = destination.file(top).is_some_and(|file| file.is_device);
     let spared = destination.features.mirror_target_is_zero || pair.destination.is_flash() || device;
@@ -190,7 +191,7 @@ fn extra(disk: &Disk) -> Finding {
 
 /// Compares the room of each file system of the destination with all that may land on it: the virtual sizes, or with
 /// `overcommit` what is to be copied now.
-fn room(subject: &Subject<'_>) -> Vec<Finding> {
+fn room(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut wanted: BTreeMap<u64, (&FileSystem, u64, Vec<&str>)> = BTreeMap::new();
     for pair in subject.pairs {
         let Some(top) = pair.destination.chain.top() else { continue };
@@ -228,7 +229,7 @@ fn needed(pair: &DiskPair, overcommit: bool) -> u64 {
 }
 
 /// Judges a disk that is said to be shared.
-fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &Subject<'_>) -> Option<Finding> {
+fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &CheckSubject<'_>) -> Option<Finding> {
     debug_assert_eq!(subject.storage, StorageMode::None);
     let Some(other) = other else {
         let finding = Finding::new(FindingCode::DiskMissing, disk.name(), "the destination has no disk like it");
@@ -254,7 +255,7 @@ mod tests {
     use super::*;
     use crate::{
         preflight::checks::Severity,
-        preflight::facts::{devices::Devices, files::File, machine::Machine},
+        preflight::facts::{devices::DeviceTable, files::FileFacts, machine::MachineFacts},
         qemu::{
             Features, Schema,
             reply::{MigrationInfo, RunState},
@@ -268,8 +269,8 @@ mod tests {
     };
 
     /// What a file is known to be: its file system, the room there, its inode.
-    fn file(device: u64, available: u64, inode: u64) -> File {
-        File {
+    fn file(device: u64, available: u64, inode: u64) -> FileFacts {
+        FileFacts {
             path: "/x".into(),
             id: (device, inode),
             allocated: 0,
@@ -280,9 +281,9 @@ mod tests {
         }
     }
 
-    fn facts(name: &str, files: &[(&str, File)]) -> Facts {
+    fn facts(name: &str, files: &[(&str, FileFacts)]) -> SideFacts {
         let nothing = serde_json::json!([]);
-        Facts {
+        SideFacts {
             name: name.to_owned(),
             run: RunState::Running,
             migration: MigrationInfo::default(),
@@ -296,13 +297,13 @@ mod tests {
             pid: None,
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
-            machine: Machine {
+            machine: MachineFacts {
                 version: QemuVersion { major: 10, minor: 0, micro: 0 },
                 kind: None,
                 cpus: 1,
                 cpu: None,
                 ram_blocks: None,
-                devices: Devices::default(),
+                devices: DeviceTable::default(),
             },
         }
     }
@@ -344,9 +345,9 @@ mod tests {
         DiskPair { source, destination, mode: CopyMode::Incremental, names: PairNames::new(0) }
     }
 
-    fn with(pairs: &[DiskPair], files: &[(&str, File)], overcommit: bool, check: impl FnOnce(&Subject<'_>)) {
+    fn with(pairs: &[DiskPair], files: &[(&str, FileFacts)], overcommit: bool, check: impl FnOnce(&CheckSubject<'_>)) {
         let (source, destination) = (facts("source", files), facts("destination", files));
-        check(&Subject {
+        check(&CheckSubject {
             source: &source,
             destination: &destination,
             pairs,
@@ -374,8 +375,8 @@ mod tests {
                 |ours: &str, theirs: &str| DiskPair { mode, ..pair([layer(ours), layer("below")], [layer(theirs)]) };
             [pair("a", "x"), pair("b", "y")]
         };
-        let taken = |bytes, file: File| File { allocated: bytes, ..file };
-        let device = |file: File| File { is_device: true, ..file };
+        let taken = |bytes, file: FileFacts| FileFacts { allocated: bytes, ..file };
+        let device = |file: FileFacts| FileFacts { is_device: true, ..file };
         use CopyMode::{Full, Incremental};
         for (what, mode, x, y, overcommit, found) in [
             ("two of 100 bytes each", Incremental, file(1, 200, 1), file(1, 200, 2), false, 0),
@@ -485,8 +486,8 @@ mod tests {
         for (known, told) in [
             (None, None),
             (Some(file(1, 0, 1)), None),
-            (Some(File { writable: false, ..file(1, 0, 1) }), Some("may not write to x")),
-            (Some(File { file_system: read_only, ..file(1, 0, 1) }), Some("mounted read-only")),
+            (Some(FileFacts { writable: false, ..file(1, 0, 1) }), Some("may not write to x")),
+            (Some(FileFacts { file_system: read_only, ..file(1, 0, 1) }), Some("mounted read-only")),
         ] {
             let files: Vec<_> = known.map(|file| ("x", file)).into_iter().collect();
             let found = not_writable(&pairs[0], &facts("destination", &files));
@@ -521,7 +522,7 @@ mod tests {
     #[test]
     fn files_that_one_writes_and_another_reads() {
         let known = [("a", file(1, 0, 1)), ("b", file(1, 0, 2)), ("x", file(1, 0, 3)), ("alias", file(1, 0, 1))];
-        let code = |pair: DiskPair, files: &[(&str, File)]| {
+        let code = |pair: DiskPair, files: &[(&str, FileFacts)]| {
             let mut code = None;
             with(&[], files, false, |subject| code = crossed(&pair, subject).map(|found| found.code.to_string()));
             code
@@ -536,7 +537,7 @@ mod tests {
     fn what_stays_sparse() {
         let raw = || Layer { format: "raw".to_owned(), ..layer("x") };
         let mut there = facts("destination", &[("x", file(1, 0, 1))]);
-        let code = |there: &Facts, top: Layer| {
+        let code = |there: &SideFacts, top: Layer| {
             not_sparse(&pair([layer("a")], [top]), there).map(|found| found.code.to_string())
         };
         assert_eq!(code(&there, raw()), Some("disk-not-sparse".to_owned()));
@@ -544,7 +545,7 @@ mod tests {
         let mut flash = pair([layer("a")], [raw()]);
         flash.destination.path = Some("/machine/system.flash1".to_owned());
         assert_eq!(not_sparse(&flash, &there), None);
-        there.files.insert("x".to_owned(), File { is_device: true, ..file(1, 0, 1) });
+        there.files.insert("x".to_owned(), FileFacts { is_device: true, ..file(1, 0, 1) });
         assert_eq!(code(&there, raw()), None, "a device has its space already");
         there.files.clear();
         there.features.mirror_target_is_zero = true;

@@ -2,14 +2,15 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode};
+use super::finding::Finding;
 use crate::{
-    preflight::facts::{Facts, machine::Machine, ram_blocks::RamBlock},
+    codes::FindingCode,
+    preflight::facts::{SideFacts, machine::MachineFacts, ram_blocks::RamBlock},
     qmp::QemuVersion,
     quantity::Bytes,
 };
 
-pub(super) fn run(source: &Facts, destination: &Facts) -> Vec<Finding> {
+pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
     let (machine, other, name) = (&source.machine, &destination.machine, destination.name.as_str());
     let checks = [version, machine_type, cpu_count, ram_blocks];
     checks.into_iter().filter_map(|check| check(machine, other, name)).collect()
@@ -20,7 +21,7 @@ fn release(version: QemuVersion) -> (u64, u64, bool) {
     (version.major, version.minor, version.micro >= 50)
 }
 
-fn version(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+fn version(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
     let (source, destination) = (source.version, destination.version);
     let message = format!("QEMU {destination} is older than the source's {source}");
     if release(destination) < release(source) {
@@ -31,7 +32,7 @@ fn version(source: &Machine, destination: &Machine, name: &str) -> Option<Findin
     older.then(|| Finding::new(FindingCode::QemuOlderMicro, name, format!("{message}, of the same series")))
 }
 
-fn machine_type(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+fn machine_type(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
     let (Some(source), Some(destination)) = (&source.kind, &destination.kind) else {
         let message = "the machine type is not known on both sides";
         return Some(Finding::new(FindingCode::NotCompared, name, message));
@@ -44,13 +45,13 @@ fn machine_type(source: &Machine, destination: &Machine, name: &str) -> Option<F
     })
 }
 
-fn cpu_count(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+fn cpu_count(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
     let cpus = if source.cpus == 1 { "virtual CPU" } else { "virtual CPUs" };
     let message = format!("the source has {} {cpus}, the destination {}", source.cpus, destination.cpus);
     (source.cpus != destination.cpus).then(|| Finding::new(FindingCode::CpuCount, name, message))
 }
 
-fn ram_blocks(source: &Machine, destination: &Machine, name: &str) -> Option<Finding> {
+fn ram_blocks(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
     let (Some(source), Some(destination)) = (&source.ram_blocks, &destination.ram_blocks) else {
         return Some(Finding::new(FindingCode::NotCompared, name, "the RAM blocks are not known on both sides"));
     };
@@ -81,29 +82,29 @@ fn fits(name: &str, source: &RamBlock, destination: &RamBlock) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preflight::{checks::Severity, facts::devices::Devices};
+    use crate::preflight::{checks::Severity, facts::devices::DeviceTable};
     use std::collections::BTreeMap;
 
     type Blocks = BTreeMap<String, RamBlock>;
     type Change = fn(&mut Blocks);
 
-    fn sample() -> Machine {
+    fn sample() -> MachineFacts {
         let block = |used, total| RamBlock { used, total };
         let blocks = [("pc.ram", block(512, 512)), ("/rom@etc/acpi/tables", block(20, 200))];
-        Machine {
+        MachineFacts {
             version: QemuVersion { major: 10, minor: 0, micro: 13 },
             kind: Some("pc-i440fx-10.0-machine".to_owned()),
             cpus: 2,
             cpu: None,
             ram_blocks: Some(blocks.map(|(name, block)| (name.to_owned(), block)).into()),
-            devices: Devices::default(),
+            devices: DeviceTable::default(),
         }
     }
 
     /// What one check finds, with one side changed.
     fn found(
-        check: fn(&Machine, &Machine, &str) -> Option<Finding>,
-        change: impl Fn(&mut Machine),
+        check: fn(&MachineFacts, &MachineFacts, &str) -> Option<Finding>,
+        change: impl Fn(&mut MachineFacts),
     ) -> Option<(String, Severity, String)> {
         let (source, mut destination) = (sample(), sample());
         assert_eq!(check(&source, &destination, "b"), None, "equal machines");
@@ -129,7 +130,7 @@ mod tests {
                 assert!(text.contains("10.0.13") && text.contains(&version_of.to_string()), "{text}");
             }
         }
-        let development = Machine { version: QemuVersion { major: 10, minor: 0, micro: 91 }, ..sample() };
+        let development = MachineFacts { version: QemuVersion { major: 10, minor: 0, micro: 91 }, ..sample() };
         assert_eq!(version(&development, &sample(), "b").map(|finding| finding.code), Some(FindingCode::QemuOlder));
     }
 

@@ -7,114 +7,25 @@ pub mod contents;
 mod cpu;
 mod devices;
 mod disks;
+mod finding;
 mod images;
 mod machine;
 mod network;
 mod sides;
+mod subject;
 
 pub(crate) use network::listen;
 
-use super::facts::{Facts, ports::Port};
-use crate::{
-    codes::Setting,
-    endpoint::Address,
-    memory::tuning::MigrationTuning,
-    storage::model::{
-        bitmaps::BitmapPlan,
-        layout::{Disk, DiskPair, PairingProblem, StorageMode},
-    },
-};
-use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt};
+use crate::codes::Setting;
+use std::collections::BTreeSet;
 
 pub use crate::codes::{FindingCode, Severity};
-
-/// Something a check found. Its texts name settings by their marks: see [`crate::codes::worded`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
-    /// A stable word for programs.
-    pub code: FindingCode,
-    /// How grave it is.
-    pub severity: Severity,
-    /// What it is about: a side, a disk, an address, a setting.
-    pub subject: String,
-    /// What was found.
-    pub message: String,
-    /// What to do about it.
-    pub remedy: String,
-}
-
-impl Finding {
-    /// A finding as grave as its code is, with the code's remedy.
-    pub(crate) fn new(code: FindingCode, subject: &str, message: impl Into<String>) -> Self {
-        let (severity, remedy) = (code.severity(), code.remedy().to_owned());
-        Self { code, severity, subject: subject.to_owned(), message: message.into(), remedy }
-    }
-
-    /// The finding with a remedy that says more than its code's.
-    pub(crate) fn with_remedy(self, remedy: impl Into<String>) -> Self {
-        Self { remedy: remedy.into(), ..self }
-    }
-
-    /// The finding where it forbids nothing.
-    pub(crate) fn into_warning(self) -> Self {
-        debug_assert!(self.code.severities().contains(&Severity::Warning), "{}", self.code);
-        Self { severity: Severity::Warning, ..self }
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.subject, self.message)?;
-        match self.remedy.as_str() {
-            "" => Ok(()),
-            remedy => write!(f, " ({remedy})"),
-        }
-    }
-}
-
-/// Everything the checks look at.
-#[derive(Debug)]
-pub struct Subject<'a> {
-    /// The source.
-    pub source: &'a Facts,
-    /// The destination.
-    pub destination: &'a Facts,
-    /// The disks that would move.
-    pub pairs: &'a [DiskPair],
-    /// What pairing them met.
-    pub problems: &'a [PairingProblem],
-    /// Disks that both sides have open, which are left alone.
-    pub shared: &'a [String],
-    /// Writable disks that the user's choice leaves behind without saying so.
-    pub left_out: &'a [String],
-    /// Disks that are only read, each with what the destination has in its place.
-    pub standing: &'a [(&'a Disk, Option<&'a Disk>)],
-    /// Disks that are said to be shared, likewise.
-    pub unshared: &'a [(&'a Disk, Option<&'a Disk>)],
-    /// The destination's disks that nothing goes to.
-    pub spare: &'a [&'a Disk],
-    /// Bitmaps that do not arrive.
-    pub bitmaps: &'a BitmapPlan,
-    /// What is wanted of QEMU's migration.
-    pub tuning: &'a MigrationTuning,
-    /// How storage gets there.
-    pub storage: StorageMode,
-    /// Room is needed only for what is copied now.
-    pub overcommit: bool,
-    /// What an earlier try left is removed first.
-    pub clean: bool,
-    /// The listening addresses, with the setting of each; `None` where none could be chosen.
-    pub addresses: &'a [(Setting, Option<Address>)],
-    /// The ports among them, and what a connection to each came to.
-    pub ports: &'a [(Setting, Address, Port)],
-    /// The user allows plain text on the network.
-    pub allow_plaintext: bool,
-}
+pub use finding::Finding;
+pub use subject::CheckSubject;
 
 /// Runs every check over what both sides said. See [`weigh`].
-pub fn run(subject: &Subject<'_>) -> Vec<Finding> {
-    let Subject { source, destination, .. } = *subject;
+pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
+    let CheckSubject { source, destination, .. } = *subject;
     let mut findings = sides::run(source, destination, subject.clean);
     findings.extend(machine::run(source, destination));
     findings.extend(cpu::run(source, destination));

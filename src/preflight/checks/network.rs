@@ -2,11 +2,15 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode, Subject};
-use crate::{codes::Setting, endpoint::Address, preflight::facts::ports::Port};
+use super::{finding::Finding, subject::CheckSubject};
+use crate::{
+    codes::{FindingCode, Setting},
+    endpoint::Address,
+    preflight::facts::ports::PortState,
+};
 use std::net::IpAddr;
 
-pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
+pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let addresses = subject.addresses.iter();
     let mut findings: Vec<Finding> = addresses
         .filter_map(|(setting, address)| listen(*setting, address.as_ref(), subject.allow_plaintext))
@@ -15,15 +19,15 @@ pub(super) fn run(subject: &Subject<'_>) -> Vec<Finding> {
     findings
 }
 
-fn port(setting: Setting, address: &Address, found: &Port) -> Option<Finding> {
+fn port(setting: Setting, address: &Address, found: &PortState) -> Option<Finding> {
     let address = address.to_string();
     match found {
-        Port::Free => None,
-        Port::Taken => {
+        PortState::Free => None,
+        PortState::Taken => {
             let finding = Finding::new(FindingCode::PortTaken, &address, "something listens there already");
             Some(finding.with_remedy(format!("give another port with {setting}")))
         }
-        Port::Unreachable(why) => {
+        PortState::Unreachable(why) => {
             let message = format!("it cannot be reached from here: {why}");
             Some(Finding::new(FindingCode::PortUnreachable, &address, message))
         }
@@ -69,11 +73,12 @@ mod tests {
     #[test]
     fn a_port_must_be_free() {
         let address: Address = "tcp:192.0.2.1:4444".parse().expect("an address");
-        assert_eq!(port(Setting::NbdAddress, &address, &Port::Free), None);
-        let taken = port(Setting::NbdAddress, &address, &Port::Taken).expect("a finding");
+        assert_eq!(port(Setting::NbdAddress, &address, &PortState::Free), None);
+        let taken = port(Setting::NbdAddress, &address, &PortState::Taken).expect("a finding");
         assert_eq!((taken.code.as_str(), taken.severity), ("port-taken", Severity::Blocker));
         assert!(taken.to_string().contains("192.0.2.1:4444") && taken.remedy.contains("`nbd_address`"), "{taken}");
-        let far = port(Setting::NbdAddress, &address, &Port::Unreachable("no route".to_owned())).expect("a finding");
+        let far =
+            port(Setting::NbdAddress, &address, &PortState::Unreachable("no route".to_owned())).expect("a finding");
         assert_eq!((far.code.as_str(), far.severity), ("port-unreachable", Severity::Warning));
         assert!(far.message.contains("no route"), "{far}");
     }

@@ -2,15 +2,16 @@
 //!
 //! Pure.
 
-use super::{Finding, FindingCode};
+use super::finding::Finding;
 use crate::{
-    preflight::facts::Facts,
+    codes::FindingCode,
+    preflight::facts::SideFacts,
     qemu::reply::{MigrationStatus, RunState},
     quantity::Bytes,
     storage::{mirror::leftover::Leftover, model::layout::PREFIX},
 };
 
-pub(super) fn run(source: &Facts, destination: &Facts, clean: bool) -> Vec<Finding> {
+pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(same_process(source, destination));
     findings.extend(features(source));
@@ -26,19 +27,19 @@ pub(super) fn run(source: &Facts, destination: &Facts, clean: bool) -> Vec<Findi
     findings
 }
 
-fn same_process(source: &Facts, destination: &Facts) -> Option<Finding> {
+fn same_process(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
     let pid = source.pid.filter(|_| source.pid == destination.pid)?;
     let message = format!("source and destination are the same process, pid {pid}");
     Some(Finding::new(FindingCode::SameProcess, &destination.name, message))
 }
 
-fn features(side: &Facts) -> Option<Finding> {
+fn features(side: &SideFacts) -> Option<Finding> {
     let missing = &side.features.missing;
     let message = format!("this QEMU lacks {}", missing.join(", "));
     (!missing.is_empty()).then(|| Finding::new(FindingCode::QemuLacks, &side.name, message))
 }
 
-fn source_state(source: &Facts) -> Option<Finding> {
+fn source_state(source: &SideFacts) -> Option<Finding> {
     let message = format!("the guest is neither running nor paused: {}", source.run);
     let finding = Finding::new(FindingCode::SourceState, &source.name, message);
     match source.run {
@@ -53,7 +54,7 @@ fn source_state(source: &Facts) -> Option<Finding> {
     }
 }
 
-fn source_migration(source: &Facts) -> Option<Finding> {
+fn source_migration(source: &SideFacts) -> Option<Finding> {
     let blocked = &source.migration.blocked_reasons;
     if !blocked.is_empty() {
         let message = format!("QEMU cannot migrate this guest: {}", blocked.join("; "));
@@ -64,7 +65,7 @@ fn source_migration(source: &Facts) -> Option<Finding> {
     Some(Finding::new(FindingCode::MigrationUnderWay, &source.name, message))
 }
 
-fn destination_state(destination: &Facts) -> Option<Finding> {
+fn destination_state(destination: &SideFacts) -> Option<Finding> {
     if destination.run != RunState::InMigrate {
         let message = format!("it does not wait for a guest: {}", destination.run);
         return Some(Finding::new(FindingCode::DestinationState, &destination.name, message));
@@ -74,7 +75,7 @@ fn destination_state(destination: &Facts) -> Option<Finding> {
     Some(Finding::new(FindingCode::DestinationUsed, &destination.name, message))
 }
 
-fn ram(source: &Facts, destination: &Facts) -> Option<Finding> {
+fn ram(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
     let message = format!(
         "the source has {} of RAM, the destination {}",
         Bytes(source.ram).exactly(),
@@ -83,7 +84,7 @@ fn ram(source: &Facts, destination: &Facts) -> Option<Finding> {
     (source.ram != destination.ram).then(|| Finding::new(FindingCode::RamSize, &destination.name, message))
 }
 
-fn leftovers(side: &Facts, clean: bool) -> Vec<Finding> {
+fn leftovers(side: &SideFacts, clean: bool) -> Vec<Finding> {
     let found = |left: &Leftover| match (left, clean) {
         // a read-only export can be read through again, and is removed then
         (Leftover::ReadExport(_), false) => {
@@ -101,13 +102,13 @@ fn leftovers(side: &Facts, clean: bool) -> Vec<Finding> {
     side.leftovers.iter().map(found).collect()
 }
 
-fn jobs(source: &Facts) -> Vec<Finding> {
+fn jobs(source: &SideFacts) -> Vec<Finding> {
     let foreign = source.jobs.iter().filter(|id| !id.starts_with(PREFIX));
     let found = |id| Finding::new(FindingCode::JobRunning, &source.name, format!("the job {id} is there"));
     foreign.map(|id| found(id).into_warning()).collect()
 }
 
-fn exports(destination: &Facts) -> Option<Finding> {
+fn exports(destination: &SideFacts) -> Option<Finding> {
     let foreign: Vec<&str> =
         destination.exports.iter().map(String::as_str).filter(|id| !id.starts_with(PREFIX)).collect();
     let message = format!("it exports {} already", foreign.join(", "));

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt};
 
 /// A virtual CPU of one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cpu {
+pub struct CpuFacts {
     /// Its path in QOM.
     pub path: String,
     /// Its type, such as `cortex-a57-arm-cpu`, where it has no feature words.
@@ -15,7 +15,7 @@ pub struct Cpu {
     /// What its [`IDENTITY`] says, as far as it has it.
     pub identity: BTreeMap<&'static str, String>,
     /// The bits of its feature words; none where the target has no such property.
-    pub features: Option<BTreeMap<Word, u64>>,
+    pub features: Option<BTreeMap<CpuidRegister, u64>>,
     /// The names of the features that the source has and this one lacks. They are asked for only where bits are missing.
     pub lacks: Vec<String>,
 }
@@ -25,7 +25,7 @@ pub const IDENTITY: [&str; 5] = ["vendor", "family", "model", "stepping", "model
 
 /// A register of CPUID that holds feature bits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Word {
+pub struct CpuidRegister {
     /// EAX, the leaf.
     pub leaf: u64,
     /// ECX, where the leaf has others below it.
@@ -34,7 +34,7 @@ pub struct Word {
     pub register: String,
 }
 
-impl fmt::Display for Word {
+impl fmt::Display for CpuidRegister {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CPUID {:X}", self.leaf)?;
         if let Some(subleaf) = self.subleaf {
@@ -49,23 +49,23 @@ impl fmt::Display for Word {
 const OF_TOPOLOGY: [(u64, &str, u32, &str); 2] = [(1, "EDX", 28, "ht"), (0x8000_0001, "ECX", 1, "cmp-legacy")];
 
 /// The words by their registers; versions list them in their own order.
-pub fn words(list: &[FeatureWord]) -> BTreeMap<Word, u64> {
+pub fn words(list: &[FeatureWord]) -> BTreeMap<CpuidRegister, u64> {
     let word = |word: &FeatureWord| {
         let of_topology = OF_TOPOLOGY
             .iter()
             .filter(|(leaf, register, ..)| *leaf == word.cpuid_input_eax && *register == word.cpuid_register);
         let hidden = of_topology.fold(0, |bits, (_, _, bit, _)| bits | 1 << bit);
         let (leaf, subleaf) = (word.cpuid_input_eax, word.cpuid_input_ecx);
-        (Word { leaf, subleaf, register: word.cpuid_register.clone() }, word.features & !hidden)
+        (CpuidRegister { leaf, subleaf, register: word.cpuid_register.clone() }, word.features & !hidden)
     };
     list.iter().map(word).collect()
 }
 
-/// The bits that `here` has and `there` has not, as `CPUID 7.0 EBX bit 5`. None where one side told nothing.
-pub fn lacking(here: &Cpu, there: &Cpu) -> Vec<String> {
-    let (Some(here), Some(there)) = (&here.features, &there.features) else { return Vec::new() };
-    let bits = here.iter().flat_map(|(word, bits)| {
-        let missing = bits & !there.get(word).unwrap_or(&0);
+/// The bits that one CPU has and the other lacks, as `CPUID 7.0 EBX bit 5`; empty where a side told none.
+pub fn lacking(one: &CpuFacts, other: &CpuFacts) -> Vec<String> {
+    let (Some(one), Some(other)) = (&one.features, &other.features) else { return Vec::new() };
+    let bits = one.iter().flat_map(|(word, bits)| {
+        let missing = bits & !other.get(word).unwrap_or(&0);
         (0..64).filter(move |bit| missing >> bit & 1 == 1).map(move |bit| format!("{word} bit {bit}"))
     });
     bits.collect()
@@ -119,18 +119,18 @@ mod tests {
         FeatureWord { cpuid_input_eax: leaf, cpuid_input_ecx: subleaf, cpuid_register, features }
     }
 
-    fn cpu(list: &[FeatureWord]) -> Cpu {
-        Cpu { features: Some(words(list)), ..Cpu::default() }
+    fn cpu(list: &[FeatureWord]) -> CpuFacts {
+        CpuFacts { features: Some(words(list)), ..CpuFacts::default() }
     }
 
     #[test]
     fn bits_are_compared_and_named() {
-        let here = cpu(&[word(7, Some(0), "EBX", 0x21), word(0x8000_0001, None, "ECX", 0x100)]);
-        let there = cpu(&[word(1, None, "EDX", 0xff), word(7, Some(0), "EBX", 0x101)]);
-        assert_eq!(lacking(&here, &there), ["CPUID 7.0 EBX bit 5", "CPUID 80000001 ECX bit 8"]);
-        assert_eq!(lacking(&there, &here).len(), 9);
-        assert_eq!(lacking(&here, &here), Vec::<String>::new());
-        assert_eq!(lacking(&here, &Cpu::default()), Vec::<String>::new());
+        let one = cpu(&[word(7, Some(0), "EBX", 0x21), word(0x8000_0001, None, "ECX", 0x100)]);
+        let other = cpu(&[word(1, None, "EDX", 0xff), word(7, Some(0), "EBX", 0x101)]);
+        assert_eq!(lacking(&one, &other), ["CPUID 7.0 EBX bit 5", "CPUID 80000001 ECX bit 8"]);
+        assert_eq!(lacking(&other, &one).len(), 9);
+        assert_eq!(lacking(&one, &one), Vec::<String>::new());
+        assert_eq!(lacking(&one, &CpuFacts::default()), Vec::<String>::new());
     }
 
     /// 7.2 beside 10.0, with two vCPUs.

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 /// The devices of one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Devices {
+pub struct DeviceTable {
     /// Those with an id, by it.
-    pub named: BTreeMap<String, Device>,
+    pub named: BTreeMap<String, DeviceFacts>,
     /// How many there are of each type without an id.
     pub unnamed: BTreeMap<String, usize>,
     /// The PCI functions of devices without an id, those of the machine itself among them: place, vendor and device.
@@ -19,21 +19,21 @@ pub struct Devices {
 
 /// A device with an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
+pub struct DeviceFacts {
     /// Its type, such as `virtio-blk-pci`.
     pub kind: String,
     /// Where the guest finds it, where that is known.
     pub place: Option<String>,
 }
 
-impl Devices {
+impl DeviceTable {
     /// Puts together the children of `/machine/peripheral` and `/machine/peripheral-anon` and the root buses of PCI. What
     /// is behind a bridge, or is no PCI device, is still without a place.
     pub fn new(named: &[QomProperty], unnamed: &[QomProperty], buses: &[PciBus]) -> Self {
         let mut devices = Self::default();
         for device in named {
             if let Some(kind) = device.child() {
-                devices.named.insert(device.name.clone(), Device { kind: kind.to_owned(), place: None });
+                devices.named.insert(device.name.clone(), DeviceFacts { kind: kind.to_owned(), place: None });
             }
         }
         for kind in unnamed.iter().filter_map(QomProperty::child) {
@@ -101,8 +101,9 @@ mod tests {
         bridge["pci_bridge"] = json!({"devices": [function(1, 0, "deep")]});
         let buses = json!([{"bus": 0, "devices": [function(0, 31, ""), function(0, 2, "r1"), bridge]}]);
         let buses = serde_json::from_value::<TolerantList<PciBus>>(buses).expect("buses").0;
-        let devices = Devices::new(&named, &unnamed, &buses);
-        let rng = |place: Option<&str>| Device { kind: "virtio-rng-pci".to_owned(), place: place.map(str::to_owned) };
+        let devices = DeviceTable::new(&named, &unnamed, &buses);
+        let rng =
+            |place: Option<&str>| DeviceFacts { kind: "virtio-rng-pci".to_owned(), place: place.map(str::to_owned) };
         assert_eq!(devices.named, [("r1".to_owned(), rng(Some("00:02.2"))), ("deep".to_owned(), rng(None))].into());
         assert_eq!(devices.unplaced(), ["deep"]);
         assert_eq!(devices.unnamed, [("virtio-rng-pci".to_owned(), 2), ("isa-debugcon".to_owned(), 1)].into());

@@ -16,7 +16,7 @@ use std::{
 
 /// What is known of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
+pub struct FileFacts {
     /// Its path for this process.
     pub path: PathBuf,
     /// The device and inode: the same for the same file, whatever it is called.
@@ -35,7 +35,7 @@ pub struct File {
 
 /// What a process may do with files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Credentials {
+struct ProcessCredentials {
     user: u32,
     groups: Vec<u32>,
     /// `CAP_DAC_OVERRIDE`: no permission holds it up.
@@ -44,7 +44,7 @@ struct Credentials {
 
 /// Looks up the files of all nodes, by the name that QEMU has for them. What has that name by now and is not open there is
 /// none of its files.
-pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, File> {
+pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, FileFacts> {
     let open = open_files(pid);
     let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
     let names = nodes.iter().map(|node| file_name(&node.file));
@@ -87,9 +87,9 @@ pub fn seen_by(pid: u32, name: &str) -> PathBuf {
     if beneath.exists() { beneath } else { path.to_owned() }
 }
 
-fn look(path: &Path, credentials: &Credentials) -> Option<File> {
+fn look(path: &Path, credentials: &ProcessCredentials) -> Option<FileFacts> {
     let data = fs::metadata(path).ok()?;
-    Some(File {
+    Some(FileFacts {
         path: path.to_owned(),
         id: id(&data),
         allocated: data.blocks().saturating_mul(512),
@@ -101,7 +101,7 @@ fn look(path: &Path, credentials: &Credentials) -> Option<File> {
 }
 
 /// By the classic permission bits: the first of owner, group and others that fits decides.
-fn may_write(mode: u32, user: u32, group: u32, who: &Credentials) -> bool {
+fn may_write(mode: u32, user: u32, group: u32, who: &ProcessCredentials) -> bool {
     let bit = match () {
         () if who.overrides => return true,
         () if who.user == user => 0o200,
@@ -112,7 +112,7 @@ fn may_write(mode: u32, user: u32, group: u32, who: &Credentials) -> bool {
 }
 
 /// From `/proc/PID/status`: the ids that count for files are the last of each four.
-fn credentials(status: &str) -> Credentials {
+fn credentials(status: &str) -> ProcessCredentials {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().split_whitespace().collect::<Vec<_>>()
@@ -121,7 +121,7 @@ fn credentials(status: &str) -> Credentials {
     let mut groups: Vec<u32> = field("Groups").iter().filter_map(number).collect();
     groups.extend(field("Gid").last().and_then(number));
     let capabilities = field("CapEff").first().and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
-    Credentials {
+    ProcessCredentials {
         user: field("Uid").last().and_then(number).unwrap_or(u32::MAX),
         groups,
         overrides: capabilities & (1 << 1) != 0,
@@ -137,7 +137,7 @@ mod tests {
         let status =
             "Name:\tqemu\nUid:\t107\t107\t107\t107\nGid:\t36\t36\t36\t36\nGroups:\t11 36 \nCapEff:\t0000000000000000\n";
         let qemu = credentials(status);
-        assert_eq!(qemu, Credentials { user: 107, groups: vec![11, 36, 36], overrides: false });
+        assert_eq!(qemu, ProcessCredentials { user: 107, groups: vec![11, 36, 36], overrides: false });
         let root = credentials("Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n");
         assert!(root.overrides);
         for (mode, user, group, may) in [
@@ -161,7 +161,8 @@ mod tests {
         let (file, link) = (folder.path().join("a"), folder.path().join("b"));
         fs::write(&file, [1; 5000]).unwrap();
         fs::hard_link(&file, &link).unwrap();
-        let look = |path: &Path| look(&seen_by(std::process::id(), &path.to_string_lossy()), &Credentials::default());
+        let look =
+            |path: &Path| look(&seen_by(std::process::id(), &path.to_string_lossy()), &ProcessCredentials::default());
         let (one, two) = (look(&file).unwrap(), look(&link).unwrap());
         assert_eq!(one.id, two.id);
         assert!(one.allocated >= 4096 && one.file_system.free > 0 && !one.is_device);

@@ -4,8 +4,8 @@
 //! anything that holds a guest up.
 
 use super::{
-    cpu::{self, Cpu, IDENTITY},
-    devices::{self, Devices},
+    cpu::{self, CpuFacts, IDENTITY},
+    devices::{self, DeviceTable},
     ram_blocks::{self, RamBlock},
 };
 use crate::{
@@ -22,7 +22,7 @@ use tokio::try_join;
 
 /// The machine that one side emulates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineFacts {
     /// QEMU's version.
     pub version: QemuVersion,
     /// Its type, such as `pc-i440fx-10.0-machine`.
@@ -30,18 +30,18 @@ pub struct Machine {
     /// How many virtual CPUs it has.
     pub cpus: usize,
     /// The first of them: one `-cpu` makes them all.
-    pub cpu: Option<Cpu>,
+    pub cpu: Option<CpuFacts>,
     /// What RAM and ROM is made of; none where QEMU did not tell.
     pub ram_blocks: Option<BTreeMap<String, RamBlock>>,
     /// What the guest finds on its buses.
-    pub devices: Devices,
+    pub devices: DeviceTable,
 }
 
 /// Asks one side.
 ///
 /// # Errors
 /// No answer. What QEMU refuses or tells in another form is not known, which is no error.
-pub async fn gather(process: &Process) -> Result<Machine, ProcessError> {
+pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
     let children = |path: &str| process.ask(&qmp::qom_list { path: path.to_owned() });
     let (version, kind, cpus, blocks, named, unnamed, buses) = try_join!(
         process.ask(&qmp::query_version {}),
@@ -55,10 +55,10 @@ pub async fn gather(process: &Process) -> Result<Machine, ProcessError> {
     )?;
     let list = |list: Option<TolerantList<_>>| list.map(|list| list.0).unwrap_or_default();
     let buses = buses.map(|buses| buses.0).unwrap_or_default();
-    let mut devices = Devices::new(&list(named), &list(unnamed), &buses);
+    let mut devices = DeviceTable::new(&list(named), &list(unnamed), &buses);
     let (cpu, ()) =
         try_join!(first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())), place(process, &mut devices))?;
-    Ok(Machine {
+    Ok(MachineFacts {
         version: version.qemu,
         kind: kind.as_ref().map(text),
         cpus: cpus.0.len(),
@@ -68,7 +68,7 @@ pub async fn gather(process: &Process) -> Result<Machine, ProcessError> {
     })
 }
 
-async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<Cpu>, ProcessError> {
+async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFacts>, ProcessError> {
     let Some(path) = path else { return Ok(None) };
     let asked = IDENTITY.map(|name| (name, property(process, path, name)));
     let words = property(process, path, "feature-words").await?;
@@ -82,11 +82,11 @@ async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<Cpu>,
     }
     let words = words.and_then(|words| serde_json::from_value::<Vec<FeatureWord>>(words).ok());
     let features = words.map(|words| cpu::words(&words));
-    Ok(Some(Cpu { path: path.to_owned(), kind: kind.as_ref().map(text), identity, features, lacks: Vec::new() }))
+    Ok(Some(CpuFacts { path: path.to_owned(), kind: kind.as_ref().map(text), identity, features, lacks: Vec::new() }))
 }
 
 /// Asks where those devices are that are on no root bus of PCI.
-async fn place(process: &Process, devices: &mut Devices) -> Result<(), ProcessError> {
+async fn place(process: &Process, devices: &mut DeviceTable) -> Result<(), ProcessError> {
     let ask = |id: String| {
         let path = format!("/machine/peripheral/{id}");
         (id, property(process, &path, "parent_bus"), property(process, &path, "addr"))
@@ -110,18 +110,22 @@ async fn place(process: &Process, devices: &mut Devices) -> Result<(), ProcessEr
 pub async fn name_lacking(
     source: &Process,
     destination: &Process,
-    here: &Machine,
-    there: &mut Machine,
+    source_machine: &MachineFacts,
+    destination_machine: &mut MachineFacts,
 ) -> Result<(), ProcessError> {
-    let (Some(here), Some(there)) = (&here.cpu, &mut there.cpu) else { return Ok(()) };
-    if cpu::lacking(here, there).is_empty() {
+    let (Some(source_cpu), Some(destination_cpu)) = (&source_machine.cpu, &mut destination_machine.cpu) else {
+        return Ok(());
+    };
+    if cpu::lacking(source_cpu, destination_cpu).is_empty() {
         return Ok(());
     }
-    let Some(list) = known(source.ask(&qmp::qom_list { path: here.path.clone() })).await? else { return Ok(()) };
+    let Some(list) = known(source.ask(&qmp::qom_list { path: source_cpu.path.clone() })).await? else {
+        return Ok(());
+    };
     let switches = list.0.into_iter().filter(|property| property.kind == "bool" && cpu::is_feature(&property.name));
     let names: Vec<String> = switches.map(|property| property.name).collect();
-    let on = flags(source, &here.path, &names, true).await?;
-    there.lacks = cpu::distinct(flags(destination, &there.path, &on, false).await?);
+    let on = flags(source, &source_cpu.path, &names, true).await?;
+    destination_cpu.lacks = cpu::distinct(flags(destination, &destination_cpu.path, &on, false).await?);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a connection to a port came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Port {
+pub enum PortState {
     /// The host is there, and nobody listens.
     Free,
     /// Someone listens already.
@@ -20,13 +20,13 @@ pub enum Port {
 }
 
 /// Looks at a port; a unix socket has none.
-pub async fn look(address: &Address) -> Option<Port> {
+pub async fn look(address: &Address) -> Option<PortState> {
     let Address::Tcp { .. } = address else { return None };
     Some(match dial(address, PATIENCE).await {
-        Ok(_) => Port::Taken,
-        Err(DialError::Refused { .. }) => Port::Free,
+        Ok(_) => PortState::Taken,
+        Err(DialError::Refused { .. }) => PortState::Free,
         // the port is there, and its host says no in another way
-        Err(DialError::Io { source, .. }) if source.kind() == ErrorKind::ConnectionReset => Port::Free,
-        Err(error) => Port::Unreachable(crate::progress::describe(&error)),
+        Err(DialError::Io { source, .. }) if source.kind() == ErrorKind::ConnectionReset => PortState::Free,
+        Err(error) => PortState::Unreachable(crate::progress::describe(&error)),
     })
 }

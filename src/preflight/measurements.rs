@@ -38,7 +38,7 @@ const ENOUGH: u64 = 8 << 20;
 
 /// What was measured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Measured {
+pub struct GuestMeasurements {
     /// Whether the guest ran. One that does not run dirties nothing and writes nothing, and nothing of that was measured.
     pub running: bool,
     /// In windows of growing length, how many bytes of different pages the guest dirtied. QEMU tells whole MiB/s, rounded
@@ -57,12 +57,12 @@ pub struct Measured {
     /// this host only. What the guest gave back to itself since is still in it.
     pub used: Option<u64>,
     /// What could not be measured.
-    pub missing: Vec<Missing>,
+    pub missing: Vec<MissingMeasurement>,
 }
 
 /// Something that could not be measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Missing {
+pub struct MissingMeasurement {
     /// What.
     pub what: &'static str,
     /// Why.
@@ -82,10 +82,10 @@ pub struct DiskRate {
     pub latency: Option<Duration>,
 }
 
-impl Measured {
+impl GuestMeasurements {
     /// A note for everything that could not be measured.
     pub fn findings(&self) -> Vec<Finding> {
-        let note = |Missing { what, why }: &Missing| {
+        let note = |MissingMeasurement { what, why }: &MissingMeasurement| {
             Finding::new(FindingCode::NotMeasured, what, format!("it could not be measured: {why}"))
         };
         self.missing.iter().map(note).collect()
@@ -390,8 +390,8 @@ Rss:                 132 kB
 
     #[test]
     fn what_is_missing_is_noted() {
-        let missing = vec![Missing { what: "bandwidth", why: "there is no NBD address".to_owned() }];
-        let measured = Measured { missing, ..Measured::default() };
+        let missing = vec![MissingMeasurement { what: "bandwidth", why: "there is no NBD address".to_owned() }];
+        let measured = GuestMeasurements { missing, ..GuestMeasurements::default() };
         let [note] = &measured.findings()[..] else { panic!("{measured:?}") };
         assert_eq!(
             (note.code.as_str(), note.severity, note.subject.as_str()),

@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::facts::Facts;
+use super::facts::SideFacts;
 use crate::storage::{
     model::{
         chain::{BackingChain, Layer},
@@ -11,20 +11,20 @@ use crate::storage::{
     verify::identity::{ComparedImage, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
 
-/// What is to be read of both sides.
+/// The images of both sides that are to be read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ComparisonPlan {
     /// Images that are only read and are to be the same.
-    pub twins: Vec<ImagePair>,
-    /// Those that are one file, and so the same without a look.
+    pub image_pairs: Vec<ImagePair>,
+    /// Images that are one file on both sides, and so the same without a look.
     pub same: Vec<Comparison>,
     /// The destination's images that are to be empty.
-    pub blanks: Vec<Blank>,
+    pub empty_images: Vec<EmptyImage>,
 }
 
 /// An image that is to be empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blank {
+pub struct EmptyImage {
     /// The source's disk that goes onto it.
     pub disk: String,
     /// Its node.
@@ -37,20 +37,25 @@ pub struct Blank {
     pub overlay: bool,
 }
 
-/// Finds out what is to be read.
+/// Finds the images that are to be read.
 ///
-/// Where a disk is copied incrementally, all that is below its top image; of a disk that is only read, all. Two disks
-/// over one backing file have it read once.
-pub fn wanted(source: &Facts, destination: &Facts, pairs: &[DiskPair], standing: &[(&Disk, Option<&Disk>)]) -> Wanted {
-    let mut found = Wanted::default();
+/// Of a disk that is copied incrementally, all images below its top are; of a disk that is only read, all of them. A backing
+/// file that two disks are over is read once.
+pub fn images(
+    source: &SideFacts,
+    destination: &SideFacts,
+    pairs: &[DiskPair],
+    standing: &[(&Disk, Option<&Disk>)],
+) -> ComparisonPlan {
+    let mut found = ComparisonPlan::default();
     for pair in pairs {
         if pair.mode == CopyMode::Incremental {
-            let (here, there) = (layers_below(&pair.source.chain), layers_below(&pair.destination.chain));
-            found.add(source, destination, pair.source.name(), here, there);
+            let (layers, others) = (layers_below(&pair.source.chain), layers_below(&pair.destination.chain));
+            found.add(source, destination, pair.source.name(), layers, others);
         }
         // a flash memory is never empty, and is written over
         if let Some(top) = pair.destination.chain.top().filter(|_| !pair.destination.is_flash()) {
-            found.blanks.push(Blank {
+            found.empty_images.push(EmptyImage {
                 disk: pair.source.name().to_owned(),
                 node: top.node.clone(),
                 file: top.file.clone(),
@@ -59,19 +64,19 @@ pub fn wanted(source: &Facts, destination: &Facts, pairs: &[DiskPair], standing:
             });
         }
     }
-    // firmware comes over with the guest's memory, and may be of another build there
+    // firmware comes over with the guest's memory, and the destination's file may be of another build
     for (disk, counterpart) in standing.iter().filter(|(disk, _)| !disk.is_flash()) {
         let alike = counterpart.filter(|other| other.virtual_size == disk.virtual_size);
-        let there = alike.map_or(&[][..], |other| &other.chain.layers[..]);
-        found.add(source, destination, disk.name(), &disk.chain.layers, there);
+        let others = alike.map_or(&[][..], |other| &other.chain.layers[..]);
+        found.add(source, destination, disk.name(), &disk.chain.layers, others);
     }
     found
 }
 
-/// The disks of a side whose chains are not what they were before: other nodes, a job's filter, or a file below the top that
-/// was written to. What was read of them meanwhile proves nothing.
-pub fn changed(before: &Facts, after: &Facts) -> Vec<String> {
-    let told = |facts: &Facts, disk: &Disk| {
+/// The disks of a side whose chains have changed: other nodes, a job's filter, or a file below the top that was written to.
+/// Comparisons that were made meanwhile prove nothing.
+pub fn changed(before: &SideFacts, after: &SideFacts) -> Vec<String> {
+    let told = |facts: &SideFacts, disk: &Disk| {
         let layers = disk.chain.layers.iter().enumerate().map(|(depth, layer)| {
             let is_written = depth == 0 && !disk.read_only;
             let modified = facts.file(layer).filter(|_| !is_written).map(|file| file.modified);
@@ -91,8 +96,8 @@ fn layers_below(chain: &BackingChain) -> &[Layer] {
     chain.layers.get(1..).unwrap_or_default()
 }
 
-impl Wanted {
-    /// The twins that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format has no
+impl ComparisonPlan {
+    /// The pairs that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format has no
     /// map of what is allocated.
     pub fn to_read(&self, proof: ProofLevel) -> Vec<&ImagePair> {
         let is_read = |twin: &ImagePair| match proof {
@@ -103,19 +108,19 @@ impl Wanted {
         self.comparable().filter(|twin| is_read(twin)).collect()
     }
 
-    /// The twins of one size. Of others a check tells, and past the end of one there is nothing to be read.
+    /// The pairs of one size. A check tells of all others, and past the end of the shorter there is nothing to compare.
     pub fn comparable(&self) -> impl Iterator<Item = &ImagePair> {
-        self.twins.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size)
+        self.image_pairs.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size)
     }
 
-    /// Nothing is to be done where one side has no such image, or one of another size: a check tells of that.
-    fn add(&mut self, source: &Facts, destination: &Facts, disk: &str, here: &[Layer], there: &[Layer]) {
-        if here.is_empty() || there.is_empty() {
+    /// Adds the images of a disk. Where one side has none, or one of another size, a check tells of that.
+    fn add(&mut self, source: &SideFacts, destination: &SideFacts, disk: &str, layers: &[Layer], others: &[Layer]) {
+        if layers.is_empty() || others.is_empty() {
             return;
         }
-        let (ours, theirs) = (image(here), image(there));
-        if is_same(source, destination, here, there) {
-            let (source, destination) = (&ours.files[0], &theirs.files[0]);
+        let (image, other) = (image_of(layers), image_of(others));
+        if is_same(source, destination, layers, others) {
+            let (source, destination) = (&image.files[0], &other.files[0]);
             match self.same.iter_mut().find(|same| same.source == *source && same.destination == *destination) {
                 Some(known) => known.disks.push(disk.to_owned()),
                 None => self.same.push(Comparison {
@@ -128,27 +133,29 @@ impl Wanted {
             }
             return;
         }
-        match self.twins.iter_mut().find(|twin| twin.source.is_of(&ours) && twin.destination.is_of(&theirs)) {
+        match self.image_pairs.iter_mut().find(|twin| twin.source.is_of(&image) && twin.destination.is_of(&other)) {
             Some(known) => known.disks.push(disk.to_owned()),
-            None => self.twins.push(ImagePair { disks: vec![disk.to_owned()], source: ours, destination: theirs }),
+            None => {
+                self.image_pairs.push(ImagePair { disks: vec![disk.to_owned()], source: image, destination: other })
+            }
         }
     }
 }
 
 /// Whether both chains are made of the very same files.
-fn is_same(source: &Facts, destination: &Facts, here: &[Layer], there: &[Layer]) -> bool {
-    let id = |facts: &Facts, layer: &Layer| facts.file(layer).map(|file| file.id);
-    here.len() == there.len()
-        && here.iter().zip(there).all(|(ours, theirs)| {
-            let whole = !ours.file.starts_with("json:") && !theirs.file.starts_with("json:");
-            let alike = (&ours.format, ours.virtual_size) == (&theirs.format, theirs.virtual_size);
-            let same = whole && alike && id(source, ours).is_some() && id(source, ours) == id(destination, theirs);
+fn is_same(source: &SideFacts, destination: &SideFacts, layers: &[Layer], others: &[Layer]) -> bool {
+    let id = |facts: &SideFacts, layer: &Layer| facts.file(layer).map(|file| file.id);
+    layers.len() == others.len()
+        && layers.iter().zip(others).all(|(layer, other)| {
+            let whole = !layer.file.starts_with("json:") && !other.file.starts_with("json:");
+            let alike = (&layer.format, layer.virtual_size) == (&other.format, other.virtual_size);
+            let same = whole && alike && id(source, layer).is_some() && id(source, layer) == id(destination, other);
             // a data file is a file of its own, which is not looked up
-            same && ours.data_file.is_none() && theirs.data_file.is_none()
+            same && layer.data_file.is_none() && other.data_file.is_none()
         })
 }
 
-fn image(layers: &[Layer]) -> ComparedImage {
+fn image_of(layers: &[Layer]) -> ComparedImage {
     ComparedImage {
         node: layers.first().map(|layer| layer.node.clone()).unwrap_or_default(),
         files: layers.iter().map(|layer| layer.file.clone()).collect(),
