@@ -16,6 +16,7 @@ mod golden;
 mod lost_events;
 mod lost_writes;
 mod open_world;
+mod panics;
 mod postcopy;
 mod recovery;
 mod refusals;

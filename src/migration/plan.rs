@@ -39,8 +39,10 @@ pub struct Plan {
     /// The disks that would move.
     pub disks: Vec<PlannedDisk>,
     /// What every disk of the source consists of, and what the destination has in its place.
+    #[doc(hidden)]
     pub chains: Vec<Chains>,
     /// What was proved of images that must be the same.
+    #[doc(hidden)]
     pub verified: Vec<Comparison>,
     /// What the migration would cost, as far as it is known.
     pub estimate: Estimate,
@@ -93,6 +95,7 @@ pub struct PlannedDisk {
 
 impl Plan {
     /// What was measured, where that was asked for and nothing forbids the migration.
+    #[doc(hidden)]
     pub fn measured(&self) -> Option<&GuestMeasurements> {
         self.measured.as_ref()
     }

@@ -246,7 +246,7 @@ impl Prepared {
     }
 
     /// The result of a preparation that failed before the plan was made.
-    pub fn refused(failure: &Failure) -> Self {
+    pub(crate) fn refused(failure: &Failure) -> Self {
         let outcome = match failure {
             Failure::Cancelled => PreparationOutcome::Cancelled,
             _ => PreparationOutcome::Refused,

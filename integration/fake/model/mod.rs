@@ -379,12 +379,24 @@ impl ModelPair {
             None => once(name, stream),
         };
         let (at_source, at_destination) = (end("a", at_source, source_pid), end("b", at_destination, destination_pid));
+        self.described(at_source, at_destination)
+    }
+
+    fn described(&self, source: Endpoint, destination: Endpoint) -> Builder {
         let address = |name: &str| format!("unix:{}", self.directory.path().join(name).display()).parse().unwrap();
-        let builder = Migration::builder(at_source, at_destination)
+        let builder = Migration::builder(source, destination)
             .addresses(address("nbd"), address("ram"))
             .journal(JournalPlace::Nowhere);
         // The model's NBD exports cannot be read.
         builder.runtime_dir(self.directory.path()).verify_backing(ProofLevel::Off)
+    }
+
+    /// A migration of this pair whose monitors answer another connection after the first has closed.
+    pub fn builder_reached_again(&mut self) -> Builder {
+        let (at_source, at_destination) = self.streams.take().unwrap();
+        let source = again("a", Side::Source, at_source, &self.shared);
+        let destination = again("b", Side::Destination, at_destination, &self.shared);
+        self.described(source, destination)
     }
 
     pub async fn migrate(&mut self) -> MigrationRun {
@@ -423,6 +435,20 @@ pub fn once(name: &str, stream: DuplexStream) -> Endpoint {
     Endpoint::connector(name, move || {
         let stream = stream.lock().unwrap().take();
         async { stream.ok_or_else(|| io::Error::other("it answers one connection alone")) }
+    })
+}
+
+/// An endpoint that can be reached again and again: a new connection finds the QEMU as the last one left it.
+fn again(name: &str, side: Side, first: DuplexStream, shared: &SharedPair) -> Endpoint {
+    let (first, monitors, shared) = (Mutex::new(Some(first)), Mutex::new(Vec::new()), shared.clone());
+    Endpoint::connector(name, move || {
+        let stream = first.lock().unwrap().take().unwrap_or_else(|| {
+            let (monitor, stream) = serve(&shared, side);
+            shared.state().qemu(side).emit = Some(monitor.emitter());
+            monitors.lock().unwrap().push(monitor);
+            stream
+        });
+        async { Ok::<_, io::Error>(stream) }
     })
 }
 
