@@ -3,50 +3,57 @@
 //!
 //! # The life of one migration
 //!
-//! The destination waits with `-incoming defer -S` on an overlay of the same size over the same backing file;
-//! `prepare` makes what it needs. Then [`Migration`] goes through these phases, in this order, in
-//! one function:
+//! The destination waits with `-incoming defer -S`, each disk an empty overlay of the same size over the same backing
+//! file; [`Prepare`] makes these. Then [`Migration`] goes through these phases, in this order, in one function
+//! (`migration/engine.rs`):
 //!
-//! | phase | what happens | if it fails |
-//! |---|---|---|
-//! | connect, preflight | both monitors are negotiated, facts gathered and checked, backing files compared; nothing is changed | refused |
-//! | prepare | capabilities, downtime limit and bandwidth; an NBD server with a writable export per disk | rolled back |
-//! | storage | a `drive-mirror` per disk, `sync=top` over a backing file, its start proved free of lost writes, until all are ready | rolled back |
-//! | memory | `migrate` until the source stops the guest and waits in `pre-switchover`; may begin beside the mirrors, and never ends before they are ready | rolled back |
-//! | switchover | every mirror is settled and seen to conclude without an error; every export is seen gone | rolled back |
-//! | handover | `migrate-continue`, `completed` on both sides, `cont` on the destination | judged from what is proved |
-//! | postcopy | only where the policy came to it: the guest runs on the destination and its pages follow | waited for, over a new channel if need be |
-//! | cleanup | what was made is removed, and the source quits | reported |
+//! - **connect, preflight**: both monitors are negotiated, facts are gathered and checked, backing files are compared.
+//!   Nothing is changed; a failure is a refusal.
+//! - **prepare**: capabilities, downtime limit and bandwidth are set; the destination's NBD server gets a writable
+//!   export for each disk. From here up to the switchover a failure rolls back.
+//! - **storage**: a `drive-mirror` for each disk, `sync=top` over a backing file, until all are ready. The start of
+//!   each mirror is proved free of lost writes.
+//! - **memory**: `migrate`, until the source stops the guest and waits in `pre-switchover`. RAM may begin beside the
+//!   mirrors, and never ends before they are ready.
+//! - **switchover**: every mirror is settled and seen to conclude without an error; every export is seen gone.
+//! - **handover**: `migrate-continue`, `completed` on both sides, `cont` on the destination. A failure is judged by
+//!   what   is proved of both sides.
+//! - **postcopy**, only where the policy came to it: the guest runs on the destination and its pages follow. A channel
+//!   that breaks is made anew.
+//! - **cleanup**: what the engine made is removed, and the source quits.
 //!
 //! # Convergence
 //!
 //! From the first mirror to STOP one loop samples disks and RAM and asks one pure function what to do:
-//! `convergence::decide`. It shares one ceiling out between mirrors and RAM, raises the downtime limit only as far as it
-//! must and the budget allows, throttles by need, and gives up with what would have been needed. The same function, driven by a
-//! model of guest and link (`convergence::simulate`), foretells a migration. The budget is a promise: a handover that is
-//! foreseen to exceed it by more than the policy's slack is not begun.
+//! `convergence::decide`. The controller divides one ceiling between mirrors and RAM, raises the downtime limit only
+//! as far as it must and the budget allows, throttles the guest where the policy lets it, and gives up with what
+//! would have been needed. The same function, driven by a model of guest and link (`convergence::simulate`),
+//! estimates a migration. The budget is a promise: a handover is not begun if its estimate exceeds the budget by more
+//! than the policy's slack.
 //!
 //! # Never two runners, never a lost write
 //!
-//! A guest may be started on one side only with a proof that the other cannot run it. The proofs are types of
-//! `handover::ownership`, made only from QEMU's answers, and `handover::exchange` is the only place that sends
-//! `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after it, a failure is judged by
-//! `handover::verdict`, and where nothing is proved nothing is done. In postcopy neither side has the whole guest: the
-//! source may then never resume and must not end before both say `completed`, whatever is asked.
+//! The guest may be started on one side only with a proof that the other side cannot run it. The proofs are types of
+//! `handover::ownership`, made only from the answers of QEMU, the kernel or a fence, and `handover::exchange` is the
+//! only place that sends `migrate-continue` and `cont`. Up to `migrate-continue` the way back is always open; after
+//! it, `handover::judgement` finds out which side has the guest, and where nothing is proved nothing is done. In
+//! postcopy neither side has the whole guest: the source may then never resume and must not end before both say
+//! `completed`.
 //!
 //! # When something dies
 //!
-//! What is about to be done is in the `journal` before it is done (`migration::record`), so that after the engine itself
-//! died another one finishes, goes back, or says what a person must find out ([`Recovery`]). A source whose main
-//! loop hangs is freed out of band (`handover::watchdog`), and the guest never stands still for longer than the switchover's
-//! time: a side that stays silent is fenced where that is safe, and where nothing is proved it is said. `docs/handover.md` has
-//! the protocol; a model of it is explored in the tests, and real faults are injected by `scripts/faults`.
+//! Each effect is in the `journal` before it is brought about (`migration::record`), so that after the engine's death
+//! another engine finishes the migration, goes back, or says what a person must find out ([`Recovery`]). A source
+//! whose main loop hangs is freed out of band (`handover::watchdog`). The guest never stands still for longer than
+//! the limit of the switchover: a side that stays silent is fenced where that is safe, and where nothing is proved
+//! the outcome says so. `docs/handover.md` has the protocol; the tests explore a model of it that drives the shipped
+//! judgement, and `scripts/faults` injects real faults.
 //!
 //! # The right backing file
 //!
-//! `sync=top` sends what the overlay holds; all else the guest reads from the destination's own backing file. So that one is
-//! proved to be the source's (`storage::verify::identity`), read on both sides through exports that are closed again
-//! (`preflight::contents`), and the image that is written to is proved to be empty.
+//! `sync=top` sends what the overlay holds; the guest reads everything else from the destination's own backing file.
+//! That file is proved to be the source's (`storage::verify::identity`): both are read through exports that are
+//! closed again (`preflight::contents`), and the image that is written to is proved to be empty.
 //!
 //! # Layers
 //!
@@ -60,8 +67,9 @@
 //!          quantity, progress, codes: leaves that all may use
 //! ```
 //!
-//! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions
-//! (all of `convergence`, `chain`, `layout`, `identity`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them is thin. A test holds all of this.
+//! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions (all of
+//! `convergence`, `chain`, `layout`, `identity`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them
+//! is thin. A test holds all of this.
 //!
 //! # Embedding
 //!
@@ -80,10 +88,10 @@
 //! # }
 //! ```
 //!
-//! [`Builder::start`] gives a [`Running`] instead, to be awaited from any runtime or none, followed and cancelled. The
-//! engine has a thread and a runtime of its own, so that a task that blocks the embedder's runtime holds nothing up. An
-//! embedder that makes its connections itself says how with [`Endpoint::Connector`]. One engine per guest: nothing in QEMU
-//! keeps a second one from doing the same. `docs/embedding.md` has the rest.
+//! [`Builder::start`] gives a [`Running`] instead, to be awaited from any runtime or none, followed and cancelled.
+//! The engine has a thread and a runtime of its own, so that a task that blocks the embedder's runtime holds nothing
+//! up. An embedder that makes its connections itself says how with [`Endpoint::Connector`]. One engine per guest:
+//! nothing in QEMU keeps a second one from doing the same. `docs/embedding.md` has the rest.
 //!
 //! The crate root is the whole public face: it re-exports what an embedder needs from the rooms, which are private.
 

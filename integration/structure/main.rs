@@ -63,6 +63,8 @@ const PURE: &[&str] = &[
     "convergence/predict.rs",
     "convergence/sample.rs",
     "convergence/schedule.rs",
+    "convergence/schedule_step.rs",
+    "convergence/shares.rs",
     "convergence/simulate.rs",
     "convergence/stage.rs",
     "endpoint/address.rs",

@@ -48,12 +48,12 @@ pub(super) enum Verb {
     Migrate(Box<Options>),
     /// Look at both sides and say whether the guest could move; change nothing
     ///
-    /// Takes the options of migrate and runs its preflight: every check, the disks of both sides next to each other, and
-    /// the proof that the destination's backing files are the source's, for which read-only exports are opened for a
-    /// moment. Where nothing is in the way, it measures for 1.5 to 5 s what the migration would meet: how fast the
-    /// guest dirties RAM and writes to its disks, and, unless --bandwidth says it, how much arrives at the destination, for
-    /// which zeros are sent to an export of nothing, as fast as they go. --no-measure leaves that out. Exit code 0: it could
-    /// move; 3: it would be refused, and every reason is named.
+    /// Takes the options of migrate and runs its preflight: every check, the disks of both sides next to each other,
+    /// and the proof that the destination's backing files are the source's, for which read-only exports are opened
+    /// for a moment. Where nothing is in the way, it measures for 1.5 to 5 s what the migration would meet: how fast
+    /// the guest dirties RAM and writes to its disks, and, unless --bandwidth says it, how much arrives at the
+    /// destination, for which zeros are sent to an export of nothing, as fast as they go. --no-measure leaves that
+    /// out. Exit code 0: it could move; 3: it would be refused, and every reason is named.
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Box<Options>),
     Prepare(Box<Prepare>),
@@ -88,8 +88,8 @@ Exit codes: those of qferry migrate. 3: refused, nothing was changed (above all:
 
 /// Take up a migration whose engine died: finish it, go back, or say what must be found out
 ///
-/// Looks at both sides, and does what its journal and their answers prove to be safe. Running it twice is harmless; while
-/// the engine that writes the journal lives it is refused.
+/// Looks at both sides, and does what its journal and their answers prove to be safe. Running it twice is harmless;
+/// while the engine that writes the journal lives it is refused.
 #[derive(Debug, clap::Args)]
 #[command(after_help = RECOVER_EXAMPLES)]
 pub(super) struct Recover {
@@ -135,9 +135,9 @@ pub(super) struct Options {
     /// files, none copies nothing, for both sides have the same files
     #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<StorageMode>, help_heading = DISKS)]
     storage: StorageMode,
-    /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges with
-    /// data, chosen at random), metadata (sizes, formats, what is allocated), off (nothing is read, so nor is it seen that
-    /// the destination's images are empty)
+    /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges
+    /// with data, chosen at random), metadata (sizes, formats, what is allocated), off (nothing is read, so nor is it
+    /// seen that the destination's images are empty)
     #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<ProofLevel>, help_heading = DISKS)]
     verify_backing: ProofLevel,
     /// How many ranges of 64 KiB to sample of each backing file
@@ -165,14 +165,14 @@ pub(super) struct Options {
     /// Ceiling for all disks together [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     disk_bandwidth: Option<Rate>,
-    /// What may be done so that disks and RAM converge: converge (raise the downtime limit within the budget, then slow
-    /// the guest down), postcopy (let it go on at the destination in place of slowing it down), patient (never slow it
-    /// down), observe (only say what would be done); nova, vdsm or kubevirt (their published schedules, to compare); or a
-    /// TOML file of your own, given with a / or .toml in it
+    /// What may be done so that disks and RAM converge: converge (raise the downtime limit within the budget, then
+    /// slow the guest down), postcopy (let it go on at the destination in place of slowing it down), patient (never
+    /// slow it down), observe (only say what would be done); nova, vdsm or kubevirt (their published schedules, to
+    /// compare); or a TOML file of your own, given with a / or .toml in it
     #[arg(long, value_name = "NAME|FILE", default_value = "converge", value_parser = policy)]
     policy: Policy,
-    /// Send RAM over this many channels at once, where one connection does not fill the link. Costs as many threads on both
-    /// hosts; not together with postcopy or xbzrle
+    /// Send RAM over this many channels at once, where one connection does not fill the link. Costs as many threads
+    /// on both hosts; not together with postcopy or xbzrle
     #[arg(long, value_name = "N", value_parser = channels)]
     multifd: Option<u8>,
     /// Compress what these channels send, where processors are idle and the link is not: zstd (much the faster) or zlib
@@ -181,8 +181,8 @@ pub(super) struct Options {
     /// Give up and roll back when not ready to switch over after this long [default: never]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     timeout: Option<Duration>,
-    /// The longest from the guest's stop until it runs again somewhere, or is clearly not known to: a QEMU that hangs is
-    /// freed by then [default: 10s, or four times the blackout budget]
+    /// The longest from the guest's stop until it runs again somewhere, or is clearly not known to: a QEMU that hangs
+    /// is freed by then [default: 10s, or four times the blackout budget]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest; it is called with source or
@@ -220,8 +220,8 @@ pub(super) struct Options {
     /// Look at both sides and say what would be done; change nothing
     #[arg(long)]
     pub(super) plan: bool,
-    /// Measure first, for some seconds, and foretell the migration; the outcome then has what was foretold beside what came.
-    /// check and --plan do so by themselves
+    /// Measure first, for some seconds, and estimate the migration; the outcome then has the estimate beside the
+    /// result. check and --plan do so by themselves
     #[arg(long, conflicts_with = "no_measure")]
     predict: bool,
     /// With check or --plan: do not measure the guest and the way to the destination, and send nothing
@@ -292,8 +292,8 @@ Exit codes: 0 done (or could be done), 1 it failed on the way (what is whole is 
 /// Make the images that a destination on this host needs, from the source's chains
 ///
 /// For each writable disk an empty image of the same size and shape, over the same backing files. Without --apply it
-/// prints the commands, and the command line for the destination's QEMU; nothing is changed. An image that exists is never
-/// overwritten: one that is empty and fits is kept, anything else refuses the whole.
+/// prints the commands, and the command line for the destination's QEMU; nothing is changed. An image that exists is
+/// never overwritten: one that is empty and fits is kept, anything else refuses the whole.
 #[derive(Debug, clap::Args)]
 #[command(after_help = PREPARE_EXAMPLES)]
 pub(super) struct Prepare {
@@ -316,15 +316,15 @@ pub(super) struct Prepare {
     /// What the images stand on: the source's backing files, nothing (the whole disk will be sent), or they are shared
     #[arg(long, value_name = "MODE", default_value_t, value_parser = parsed::<StorageMode>)]
     storage: StorageMode,
-    /// What becomes of backing files that the destination does not have: they are named, or copied from the source while
-    /// the guest runs
+    /// What becomes of backing files that the destination does not have: they are named, or copied from the source
+    /// while the guest runs
     #[arg(long, value_name = "MODE", value_enum, default_value = "never")]
     populate: Populate,
     /// Ceiling for what is copied, such as 100MiB/s or 1Gbit/s [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     bandwidth: Option<Rate>,
-    /// Where the source listens while backing files are copied: unix:/path or tcp:HOST:PORT [default: a unix socket of this
-    /// run, if its monitor is a local unix socket]
+    /// Where the source listens while backing files are copied: unix:/path or tcp:HOST:PORT [default: a unix socket
+    /// of this run, if its monitor is a local unix socket]
     #[arg(long, value_name = "ADDR")]
     source_nbd_address: Option<Address>,
     /// Allow an address other than loopback without TLS

@@ -1,6 +1,11 @@
 //! `qferry migrate`, `qferry check` and `qferry recover`.
 
-use super::{args, failed, flags, misused, render, signals::Signals};
+use super::{
+    args,
+    exit::{failed, misused},
+    flags, render,
+    signals::Signals,
+};
 use crate::{
     migration::{Builder, Invalid, Migration, Running},
     progress::{Outcome, describe},

@@ -3,6 +3,7 @@
 //! Owns arguments, what people see and exit codes. It must never decide anything about a migration.
 
 mod args;
+mod exit;
 mod flags;
 mod log;
 mod migrate;
@@ -22,7 +23,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("cannot start: {error}")),
+        Err(error) => return exit::failed(&format!("cannot start: {error}")),
     };
     let code = match arguments.verb {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),
@@ -33,16 +34,4 @@ pub fn run(arguments: Arguments) -> ExitCode {
     // a journal whose disk hangs is waited for no longer than it was
     runtime.shutdown_background();
     code
-}
-
-/// Reports wrong use: exit code 2.
-fn misused(message: &str) -> ExitCode {
-    render::say(&format!("qferry: {message}"));
-    ExitCode::from(2)
-}
-
-/// Reports an error that is none of the outcomes: exit code 1.
-fn failed(message: &str) -> ExitCode {
-    render::say(&format!("qferry: {message}"));
-    ExitCode::from(1)
 }

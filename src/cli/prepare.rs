@@ -1,6 +1,11 @@
 //! `qferry prepare`.
 
-use super::{args, failed, flags, misused, render, shell, signals::Signals};
+use super::{
+    args,
+    exit::{failed, misused},
+    flags, render, shell,
+    signals::Signals,
+};
 use crate::{
     migration::Running,
     prepare::{Preparation, PreparationAction, PreparationOutcome, PreparationStep, Prepared, StepState},

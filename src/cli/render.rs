@@ -23,8 +23,8 @@ pub(super) fn say(line: &str) {
     drop(writeln!(io::stderr(), "{}", plain(line)));
 }
 
-/// A text of the library for people: with flags for settings, and fit for a terminal, where a control character in what QEMU
-/// said can do anything.
+/// A text of the library for people: with flags for settings, and fit for a terminal, where a control character in
+/// what QEMU said can do anything.
 fn plain(text: &str) -> String {
     flags::flags_in(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
@@ -75,7 +75,7 @@ pub(super) fn plan(plan: &Plan, json: bool) {
     let ram = plan.estimate.ram_bytes.map_or_else(String::new, |bytes| Bytes(bytes).to_string());
     text.push_str(&format!("ram      {ram}\n"));
     if plan.estimate.converges.is_some() {
-        text.push_str(&format!("foreseen {}\n", foreseen(&plan.estimate)));
+        text.push_str(&format!("estimate {}\n", estimate_words(&plan.estimate)));
     }
     text.push_str(match plan.blockers().next() {
         Some(_) => "refused  nothing would be changed\n",
@@ -190,16 +190,19 @@ impl Screen {
     }
 }
 
-/// What is foretold, for people.
-fn foreseen(estimate: &Estimate) -> String {
+/// The estimate, for people.
+fn estimate_words(estimate: &Estimate) -> String {
     let time = estimate.total_ms.map_or_else(String::new, |ms| format!("{:.1} s", ms as f64 / 1000.0));
     let rung = match estimate.rung {
-        None | Some(EstimatedRung::None) => String::new(),
-        Some(rung) => format!(", it comes to {rung}"),
+        None | Some(EstimatedRung::None | EstimatedRung::GiveUp) => "",
+        Some(EstimatedRung::Downtime) => ", with a raised downtime limit",
+        Some(EstimatedRung::Throttle) => "; will throttle the guest",
+        Some(EstimatedRung::Postcopy) => "; will use postcopy",
+        Some(EstimatedRung::StopAndCopy) => "; will stop the guest for the rest of its RAM",
     };
     match estimate.blackout_ms {
         Some(ms) => format!("{time}, blackout {ms} ms{rung}"),
-        None => format!("it would be given up after {time}: it does not converge"),
+        None => format!("will be given up after {time}: disks and RAM do not converge"),
     }
 }
 
@@ -234,7 +237,7 @@ fn summary(outcome: &Outcome) -> String {
         add(format!("  ram      {} sent", Bytes(outcome.ram.bytes)));
     }
     if let Some(estimate) = outcome.predicted.as_ref().filter(|estimate| estimate.converges.is_some()) {
-        add(format!("  foreseen {}", foreseen(estimate)));
+        add(format!("  estimate {}", estimate_words(estimate)));
     }
     add(format!("  total    {:.3} s", outcome.total_ms as f64 / 1000.0));
     if let Some(blackout) = outcome.blackout_ms {

@@ -3,12 +3,13 @@
 //! Pure.
 
 use super::{
+    ConvergenceJob,
     history::History,
     sample::RamSample,
+    shares::{BandwidthShares, MemoryShare},
     stage::{ConvergenceStage, MirrorProgress},
 };
 use crate::quantity::Rate;
-use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The weight of a favoured mirror against another.
@@ -28,63 +29,17 @@ const LAST_BYTES: f64 = 536_870_912.0;
 /// The time before that in which RAM is looked at more often than ten times a second, seconds at its fastest pace.
 const NEAR: f64 = 0.15;
 
-/// The parts of the ceiling.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct BandwidthShares {
-    /// RAM's part.
-    pub memory: MemoryShare,
-    /// Each mirror's part, by its disk; `None` is no limit.
-    pub mirrors: BTreeMap<String, Option<Rate>>,
-}
-
-/// RAM's part of the ceiling.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MemoryShare {
-    /// No limit.
-    #[default]
-    Unlimited,
-    /// Up to this rate.
-    Limited(Rate),
-    /// The lowest rate that QEMU can be told: RAM must not end before the mirrors are in step.
-    Trickle,
-}
-
-impl MemoryShare {
-    /// The limit that comes from the ceiling, if there is one.
-    pub(super) fn rate(self) -> Option<Rate> {
-        match self {
-            Self::Limited(rate) => Some(rate),
-            Self::Unlimited | Self::Trickle => None,
-        }
-    }
-}
-
-impl BandwidthShares {
-    /// The rate up to which a disk's mirror may copy in the background; `None` is no limit.
-    pub fn mirror(&self, disk: &str) -> Option<Rate> {
-        self.mirrors.get(disk).copied().flatten()
+impl History {
+    /// The history of a migration that has not begun. `disks` are the names of the disks that will be mirrored.
+    pub fn new(job: ConvergenceJob, disks: impl IntoIterator<Item = String>) -> Self {
+        let mut new = Self::without_shares(job, disks);
+        new.applied.shares = shares(&new);
+        new
     }
 
-    /// Whether RAM gets a trickle only.
-    pub fn trickles(&self) -> bool {
-        self.memory == MemoryShare::Trickle
-    }
-
-    /// The shares in words.
-    pub(super) fn describe(&self) -> String {
-        let limit = |rate: Option<Rate>| rate.map_or("no limit".to_owned(), |rate| rate.to_string());
-        let memory = match self.memory {
-            MemoryShare::Unlimited => "has no limit".to_owned(),
-            MemoryShare::Limited(rate) => format!("gets {rate}"),
-            MemoryShare::Trickle => "is held back until the mirrors are in step".to_owned(),
-        };
-        let mirrors: Vec<String> =
-            self.mirrors.iter().map(|(disk, rate)| format!("{disk}: {}", limit(*rate))).collect();
-        match mirrors.is_empty() {
-            true => format!("RAM {memory}"),
-            false => format!("RAM {memory}, mirrors get {}", mirrors.join(", ")),
-        }
+    /// Whether the next look should come sooner than usual.
+    pub fn is_pressing(&self) -> bool {
+        is_pressing(self)
     }
 }
 
@@ -160,7 +115,7 @@ fn remains_less_than(history: &History, seconds: f64) -> bool {
 
 /// Whether a look is worth more than the usual ten a second: RAM is about to be held back, for which a look must not
 /// come too late, or RAM trickles and waits only for mirrors that are ready to get in step with their guest.
-pub(super) fn is_pressing(history: &History) -> bool {
+fn is_pressing(history: &History) -> bool {
     match ConvergenceStage::of(history) {
         ConvergenceStage::Overlap { mirrors, trickles: true } => {
             history.job.abilities.write_blocking && mirrors == MirrorProgress::Ready

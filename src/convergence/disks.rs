@@ -7,7 +7,6 @@ use super::{
     estimate::{DiskEstimate, DiskTrack},
     history::History,
     policy::{DiskRung, Policy},
-    stage,
 };
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;
@@ -95,7 +94,7 @@ fn climb(rung: DiskRung, now: &History, name: &String, told: &str) -> Option<Dec
 
 /// Whether a mirror was looked at for long enough and gains nothing on its guest.
 fn stands_still(now: &History, disk: &DiskEstimate) -> bool {
-    let is_open = !disk.ready || (!now.job.abilities.write_blocking && !stage::is_close(now, disk));
+    let is_open = !disk.ready || (!now.job.abilities.write_blocking && !now.is_close(disk));
     is_open && now.since(disk.gained_at) > STANDSTILL
 }
 

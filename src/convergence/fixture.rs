@@ -3,7 +3,6 @@
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 use super::{
-    bandwidth::BandwidthShares,
     budget::{OverBudget, PendingRest, keep_budget},
     decide::decide,
     decision::{Action, Decision},
@@ -11,6 +10,7 @@ use super::{
     job::{Abilities, ConvergenceJob},
     policy::Policy,
     sample::{MigrationSample, MirrorSample, RamSample},
+    shares::BandwidthShares,
 };
 use crate::quantity::{Bytes, Rate};
 use std::time::Duration;

@@ -3,14 +3,19 @@
 //! Pure.
 
 use super::{
-    Action, BandwidthShares, ConvergenceJob, Decision, MigrationSample, bandwidth,
+    Action, BandwidthShares, ConvergenceJob, Decision, MigrationSample,
     estimate::{DiskEstimate, DiskTrack, MemoryEstimate, MemoryTrack, SmoothedValue},
-    stage,
+    millis,
 };
 use std::{collections::BTreeMap, time::Duration};
 
 /// The code of a migration that took longer than the user allows.
 pub(super) const TIMEOUT: &str = "timeout";
+
+/// The bytes that a mirror may always be behind its guest: a mirror that had little to do has not shown how fast it is.
+const LITTLE: f64 = 1048576.0;
+/// The part of the budget that a mirror may be behind its guest by, where QEMU cannot keep it in step.
+const BEHIND: f64 = 0.25;
 
 /// The samples and decisions so far.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,28 +88,21 @@ pub struct RunEstimates {
 }
 
 impl History {
-    /// The history of a migration that has not begun. `disks` are the names of the disks that will be mirrored.
-    pub fn new(job: ConvergenceJob, disks: impl IntoIterator<Item = String>) -> Self {
-        let mut new = Self {
+    /// A history that has not begun, with shares that no ceiling has divided yet.
+    pub(super) fn without_shares(job: ConvergenceJob, disks: impl IntoIterator<Item = String>) -> Self {
+        Self {
             job,
             at: Duration::ZERO,
             memory: MemoryTrack::default(),
             disks: disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect(),
             round_trip: SmoothedValue::default(),
             applied: Applied::default(),
-        };
-        new.applied.shares = bandwidth::shares(&new);
-        new
+        }
     }
 
     /// The present shares of the ceiling.
     pub fn shares(&self) -> &BandwidthShares {
         &self.applied.shares
-    }
-
-    /// Whether the next look should come sooner than usual.
-    pub fn is_pressing(&self) -> bool {
-        bandwidth::is_pressing(self)
     }
 
     /// The downtime limit that was decided last; `None` while QEMU has the one that it was set up with.
@@ -143,6 +141,11 @@ impl History {
         }
     }
 
+    /// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
+    pub(super) fn is_close(&self, disk: &DiskEstimate) -> bool {
+        disk.remaining <= LITTLE || disk.behind() <= millis(self.job.budget) * BEHIND
+    }
+
     /// The time since a moment.
     pub(super) fn since(&self, moment: Duration) -> Duration {
         self.at.saturating_sub(moment)
@@ -163,7 +166,7 @@ impl History {
         }
         for track in next.disks.values_mut() {
             let disk = track.estimate();
-            if disk.ready && stage::is_close(self, &disk) {
+            if disk.ready && self.is_close(&disk) {
                 track.keeps_up(next.at);
             }
         }

@@ -23,19 +23,22 @@ mod policy_file;
 pub mod predict;
 mod sample;
 mod schedule;
+mod schedule_step;
+mod shares;
 pub mod simulate;
 mod stage;
 
-pub use bandwidth::{BandwidthShares, MemoryShare};
 pub use budget::{OverBudget, PendingRest, keep_budget, predicted_blackout};
 pub use decide::decide;
 pub use decision::{Action, Decision};
 pub use estimate::{DiskEstimate, MemoryEstimate};
 pub use history::{History, RunEstimates};
 pub use job::{Abilities, ConvergenceJob};
-pub use policy::{DiskRung, Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
+pub use policy::{DiskRung, Policy, PublishedSchedule, RamRung};
 pub use policy_file::{BUILT_IN, PolicyError};
 pub use sample::{MigrationSample, MirrorSample, RamSample};
+pub use schedule_step::{ScheduleStep, StepAction};
+pub use shares::{BandwidthShares, MemoryShare};
 
 #[cfg(test)]
 mod fixture;

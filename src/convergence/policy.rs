@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::policy_file;
+use super::schedule_step::{ScheduleStep, StepAction};
 use crate::quantity::{Bytes, duration};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub enum DiskRung {
 #[non_exhaustive]
 pub struct Policy {
     /// The policy's name.
-    #[serde(default = "policy_file::unnamed")]
+    #[serde(default = "unnamed")]
     pub name: String,
     /// Decide and report only: nothing changes beyond the user's own settings.
     pub observe: bool,
@@ -117,33 +117,6 @@ pub struct PublishedSchedule {
     pub steps: Vec<ScheduleStep>,
 }
 
-/// A step of a schedule. It is due once all its conditions are met.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "policy_file::WrittenStep", into = "policy_file::WrittenStep")]
-#[non_exhaustive]
-pub struct ScheduleStep {
-    /// The number of passes that must have ended.
-    pub passes: u64,
-    /// The time that must have passed.
-    pub after: Duration,
-    /// The time for each GiB of RAM and disks that must have passed.
-    pub after_per_gib: Duration,
-    /// The action.
-    pub then: StepAction,
-}
-
-/// The action of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StepAction {
-    /// Set the downtime limit, but never above the user's budget.
-    Downtime(Duration),
-    /// Start postcopy.
-    Postcopy,
-    /// Give up and roll back.
-    GiveUp,
-}
-
 impl PublishedSchedule {
     /// The longest blackout that the steps allow.
     pub fn longest(&self) -> Duration {
@@ -181,6 +154,11 @@ impl Policy {
     pub fn may_throttle(&self) -> bool {
         !self.observe && self.schedule.is_none() && self.ram.contains(&RamRung::Throttle)
     }
+}
+
+/// The name of a policy whose file gives none.
+fn unnamed() -> String {
+    "unnamed".to_owned()
 }
 
 impl Default for Policy {

@@ -2,9 +2,11 @@
 //!
 //! Pure. The caller reads a policy's file; this module gets its text.
 
-use super::policy::{Policy, PublishedSchedule, RamRung, ScheduleStep, StepAction};
-use crate::quantity::duration;
-use serde::{Deserialize, Serialize};
+use super::{
+    policy::{Policy, PublishedSchedule, RamRung},
+    schedule_step::{ScheduleStep, StepAction},
+};
+use serde::Serialize;
 use std::{fmt, str::FromStr, time::Duration};
 use thiserror::Error;
 
@@ -189,61 +191,6 @@ fn words(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
 
-/// The name of a policy whose file gives none.
-pub(super) fn unnamed() -> String {
-    "unnamed".to_owned()
-}
-
-/// A step as it is written: with a downtime limit, or with a word for its end of the schedule.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct WrittenStep {
-    #[serde(default)]
-    passes: u64,
-    #[serde(default, with = "duration")]
-    after: Duration,
-    #[serde(default, with = "duration")]
-    after_per_gib: Duration,
-    #[serde(default, with = "duration::option", skip_serializing_if = "Option::is_none")]
-    downtime: Option<Duration>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    then: Option<WrittenEnd>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum WrittenEnd {
-    Postcopy,
-    GiveUp,
-}
-
-impl TryFrom<WrittenStep> for ScheduleStep {
-    type Error = &'static str;
-
-    fn try_from(step: WrittenStep) -> Result<Self, Self::Error> {
-        let WrittenStep { passes, after, after_per_gib, downtime, then } = step;
-        let then = match (downtime, then) {
-            (Some(limit), None) => StepAction::Downtime(limit),
-            (None, Some(WrittenEnd::Postcopy)) => StepAction::Postcopy,
-            (None, Some(WrittenEnd::GiveUp)) => StepAction::GiveUp,
-            _ => return Err("a step has either a downtime, or then = \"postcopy\" or \"give-up\""),
-        };
-        Ok(Self { passes, after, after_per_gib, then })
-    }
-}
-
-impl From<ScheduleStep> for WrittenStep {
-    fn from(step: ScheduleStep) -> Self {
-        let ScheduleStep { passes, after, after_per_gib, then } = step;
-        let (downtime, then) = match then {
-            StepAction::Downtime(limit) => (Some(limit), None),
-            StepAction::Postcopy => (None, Some(WrittenEnd::Postcopy)),
-            StepAction::GiveUp => (None, Some(WrittenEnd::GiveUp)),
-        };
-        Self { passes, after, after_per_gib, downtime, then }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +214,7 @@ mod tests {
     #[test]
     fn converge_is_the_default_written_out() {
         assert_eq!(named("converge"), Policy::default());
-        assert_eq!(Policy::from_toml(""), Ok(Policy { name: unnamed(), ..Policy::default() }));
+        assert_eq!(Policy::from_toml(""), Ok(Policy { name: "unnamed".to_owned(), ..Policy::default() }));
     }
 
     #[test]

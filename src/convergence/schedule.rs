@@ -6,7 +6,8 @@ use super::{
     decision::{Action, Decision},
     history::History,
     memory::remedy,
-    policy::{Policy, PublishedSchedule, StepAction},
+    policy::{Policy, PublishedSchedule},
+    schedule_step::StepAction,
     times,
 };
 use std::time::Duration;

@@ -5,7 +5,6 @@
 //! limit: `pending < bandwidth x downtime-limit` in QEMU's `migration_iteration_run`, asked with an exact count.
 
 use super::{
-    bandwidth::MemoryShare,
     budget::{OverBudget, PendingRest, keep_budget},
     decide::decide,
     decision::Action,
@@ -14,6 +13,7 @@ use super::{
     millis,
     policy::Policy,
     sample::{MigrationSample, MirrorSample, RamSample},
+    shares::MemoryShare,
 };
 use crate::quantity::Bytes;
 use serde::Serialize;

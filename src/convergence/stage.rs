@@ -5,13 +5,7 @@
 use super::{
     estimate::DiskEstimate,
     history::{ControllerEnd, History, MemoryState},
-    millis,
 };
-
-/// The bytes that a mirror may always be behind its guest: a mirror that had little to do has not shown how fast it is.
-const LITTLE: f64 = 1048576.0;
-/// The part of the budget that a mirror may be behind its guest by, where QEMU cannot keep it in step.
-const BEHIND: f64 = 0.25;
 
 /// The progress of all mirrors together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +55,7 @@ impl MirrorProgress {
         let disks = || history.disks.values().map(|track| track.estimate());
         let is_in_step = |disk: DiskEstimate| match history.job.abilities.write_blocking {
             true => disk.synced,
-            false => is_close(history, &disk),
+            false => history.is_close(&disk),
         };
         match (disks().all(|disk| disk.ready), disks().all(is_in_step)) {
             (false, _) => Self::Copying,
@@ -87,9 +81,4 @@ impl ConvergenceStage {
             },
         }
     }
-}
-
-/// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
-pub(super) fn is_close(history: &History, disk: &DiskEstimate) -> bool {
-    disk.remaining <= LITTLE || disk.behind() <= millis(history.job.budget) * BEHIND
 }

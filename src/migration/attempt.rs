@@ -1,4 +1,5 @@
-//! What has come of one migration so far: what was changed, what the guest's owner wants, and the figures of the outcome.
+//! What has come of one migration so far: what was changed, what the guest's owner wants, and the figures of the
+//! outcome.
 
 use super::{Failure, guest::GuestIntent, intents::IntentLog};
 use crate::{
@@ -29,7 +30,7 @@ pub(crate) struct Attempt {
     pub(crate) leftovers: Vec<String>,
     /// What the controller knew when the guest was stopped.
     pub(crate) history: Option<History>,
-    /// What was foretold before the migration began, where that was asked for.
+    /// The estimate that was made before the migration began, where the user asked for one.
     pub(crate) predicted: Option<Estimate>,
     /// How QEMU can slow the guest down.
     pub(crate) throttling: ThrottleMethod,
@@ -53,7 +54,8 @@ impl Attempt {
         }
     }
 
-    /// Journals whether the guest is to run, where its owner has changed that; the record is on its way when this returns.
+    /// Journals whether the guest is to run, where its owner has changed that; the record is on its way when this
+    /// returns.
     pub(crate) fn journal_guest(&mut self) -> impl Future<Output = Result<(), Failure>> + use<> {
         let change = self.guest.take_change();
         self.log.guest(change)
@@ -69,8 +71,8 @@ impl Attempt {
 /// A failure of the handover, and what may have been done by then.
 pub(crate) struct HandoverFailure {
     pub(crate) failure: Failure,
-    /// What is known of `cont`, where `migrate-continue` may have had an effect. `None` where it had none: the way back is
-    /// as before.
+    /// What is known of `cont`, where `migrate-continue` may have had an effect. `None` where it had none: the way
+    /// back is as before.
     pub(crate) given: Option<ContKnowledge>,
 }
 

@@ -101,8 +101,8 @@ fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestInten
     }
 }
 
-/// Gathers facts from both sides, drafts a plan, and reads what must be proved. Gives the draft, and how the guest stands. `clean`
-/// allows leftovers to be removed.
+/// Gathers facts from both sides, drafts a plan, and reads what must be proved. Gives the draft, and how the guest
+/// stands. `clean` allows leftovers to be removed.
 async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft, RunState), Failure> {
     let QemuPair { source, destination } = pair;
     let report = &context.report;

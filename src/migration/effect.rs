@@ -1,5 +1,5 @@
-//! What the engine has changed, or is about to change. Each effect is noted before its command is sent, so that the way back
-//! knows of it even where the answer never came.
+//! What the engine has changed, or is about to change. Each effect is noted before its command is sent, so that the
+//! way back knows of it even where the answer never came.
 
 use crate::{memory::tuning::PreviousTuning, progress::Side};
 use serde::{Deserialize, Serialize};

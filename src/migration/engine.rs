@@ -1,7 +1,7 @@
 //! One migration, top to bottom: every phase in its order, and where each leads when it fails.
 //!
-//! Up to `migrate-continue` every failure leads back to the source. After it a judgement finds out which side has the guest,
-//! and where nothing is proved nothing is done.
+//! Up to `migrate-continue` every failure leads back to the source. After it a judgement finds out which side has the
+//! guest, and where nothing is proved nothing is done.
 
 use super::{
     Failure,
@@ -44,7 +44,8 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
     };
     let route = &order.route;
 
-    // From the first change to the last point from which the way back is cheap: no export is open, the guest stands still.
+    // From the first change to the last point from which the way back is cheap: no export is open, the guest stands
+    // still.
     let carried_over: Result<DisksDisengaged, Failure> = async {
         let interruption = Interruption::new(context, &pair);
         let prepared = report.during(Phase::Prepare, setup::prepare(context, &pair, &order, &mut attempt));
@@ -87,8 +88,8 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
     conclude(context, route, end, attempt).await
 }
 
-/// The last phases, `postcopy` and `cleanup`, or the way back: whichever the whereabouts of the guest ask for. A recovery
-/// ends here, too.
+/// The last phases, `postcopy` and `cleanup`, or the way back: whichever the whereabouts of the guest ask for. A
+/// recovery ends here, too.
 pub(crate) async fn bring_to_end(
     context: &Context,
     pair: &QemuPair,

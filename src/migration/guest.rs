@@ -1,8 +1,8 @@
 //! What the guest's owner wants of the guest: that it runs where the migration ends, or stays as it stands.
 //!
-//! Pure. QEMU tells by run states and by STOP and RESUME how the guest stands; this file tells a stop by the guest's owner,
-//! or by the guest itself, from the stop that QEMU makes for the migration. A guest that its owner paused, or that has
-//! panicked, powered off or met a disk error, must never be sent `cont`.
+//! Pure. QEMU tells by run states and by STOP and RESUME how the guest stands; this file tells a stop by the guest's
+//! owner, or by the guest itself, from the stop that QEMU makes for the migration. A guest that its owner paused, or
+//! that has panicked, powered off or met a disk error, must never be sent `cont`.
 
 use crate::{
     progress::Moment,
@@ -45,8 +45,8 @@ impl Stance {
 /// What the guest's owner wants, as far as the source has told.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestIntent {
-    /// How the guest stood when it was last asked before RAM was sent; once the guest is stopped for the switchover, how
-    /// it is to stand where the migration ends.
+    /// How the guest stood when it was last asked before RAM was sent; once the guest is stopped for the switchover,
+    /// how it is to stand where the migration ends.
     stance: Stance,
     /// The guest's last RESUME before RAM was sent.
     resumed_before: Option<Moment>,
@@ -106,8 +106,8 @@ impl GuestIntent {
         (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
     }
 
-    /// Takes in the source's events while RAM is sent. Whether `query-status` must be asked: a guest that stands still is
-    /// asked each time, since events are hints, and the stop may be its owner's as well as QEMU's.
+    /// Takes in the source's events while RAM is sent. Whether `query-status` must be asked: a guest that stands
+    /// still is asked each time, since events are hints, and the stop may be its owner's as well as QEMU's.
     pub(crate) fn follow(&mut self, seen: &Observed) -> bool {
         if self.has_resumed(seen) {
             self.resumed = true;
@@ -151,8 +151,8 @@ impl GuestIntent {
         (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
     }
 
-    /// Whether a run state is the one that the guest is to be left in on the source. A guest that was not to run also is
-    /// as it was where its migration completed (`postmigrate`) to a destination that is dead now.
+    /// Whether a run state is the one that the guest is to be left in on the source. A guest that was not to run also
+    /// is as it was where its migration completed (`postmigrate`) to a destination that is dead now.
     pub(crate) fn is_as_before(&self, run: &RunState) -> bool {
         match (self.wants_running(), Stance::read(run)) {
             (true, stance) => stance == Some(Stance::Runs),
@@ -330,8 +330,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is told in whatever order: a guest whose last answer says that it stopped by itself or by its owner is
-        /// not to run, until a RESUME or an answer `running`.
+        /// Whatever is told in whatever order: a guest whose last answer says that it stopped by itself or by its
+        /// owner is not to run, until a RESUME or an answer `running`.
         #[test]
         fn a_guest_that_was_stopped_is_not_started(
             before in any_state(),

@@ -9,13 +9,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// How long a death may take to be seen after the command that failed because of it: a process that dies closes its sockets
-/// one after the other.
+/// How long a death may take to be seen after the command that failed because of it: a process that dies closes its
+/// sockets one after the other.
 const DEATH: Duration = Duration::from_millis(100);
-/// How much later than the user's timeout a run is given up. The controller gives up in time, and says what was missing;
-/// this is for a QEMU that does not answer the controller.
+/// How much later than the user's timeout a run is given up. The controller gives up in time, and says what was
+/// missing; this is for a QEMU that does not answer the controller.
 const OVERTIME: Duration = Duration::from_secs(1);
-/// How long the source may leave something unanswered while its guest is to run: the guest's disks hang as QEMU does then.
+/// How long the source may leave something unanswered while its guest is to run: the guest's disks hang as QEMU does
+/// then.
 const STALLS: Duration = Duration::from_secs(10);
 
 /// How long the work may take.

@@ -16,6 +16,7 @@ mod effect;
 pub(crate) mod ending;
 mod engine;
 mod failure;
+mod fence_command;
 #[cfg(test)]
 pub(crate) mod finding_cases;
 mod guest;

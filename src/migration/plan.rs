@@ -113,8 +113,8 @@ impl Plan {
 }
 
 impl Draft {
-    /// Makes a plan of what both sides said, and of what connections to the user's addresses came to. `id` names this run
-    /// in the paths of its sockets.
+    /// Makes a plan of what both sides said, and of what connections to the user's addresses came to. `id` names this
+    /// run in the paths of its sockets.
     pub(crate) fn new(
         source: &SideFacts,
         destination: &SideFacts,
@@ -228,7 +228,8 @@ impl Draft {
         self.plan.verified = contents.comparisons;
     }
 
-    /// Notes that nothing was read. Where a blocker says why, that is enough; a leftover that is going to be removed is none.
+    /// Notes that nothing was read. Where a blocker says why, that is enough; a leftover that is going to be removed
+    /// is none.
     pub(crate) fn left_unread(&mut self) {
         if self.plan.blockers().next().is_none() {
             self.plan.find(checks::contents::unread(&self.comparison));
@@ -240,8 +241,8 @@ impl Draft {
         self.plan.find(checks::contents::changed(side, disks));
     }
 
-    /// Adds what was measured, and what follows from it for this migration; notes what could not be. `before` is how long
-    /// it took until it was measured.
+    /// Adds what was measured, and what follows from it for this migration; notes what could not be. `before` is how
+    /// long it took until it was measured.
     pub(crate) fn add_measured(
         &mut self,
         measured: GuestMeasurements,

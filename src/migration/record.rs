@@ -1,8 +1,8 @@
 //! The records of a migration's journal, and the status that they come to.
 //!
-//! Pure. A record is written before the effect that it names, so an effect in the journal may not have come about, and an
-//! effect that is not in the journal never did. The protocol fixes the order of records: a journal in another order is
-//! refused.
+//! Pure. A record is written before the effect that it names, so an effect in the journal may not have come about,
+//! and an effect that is not in the journal never did. The protocol fixes the order of records: a journal in another
+//! order is refused.
 
 use super::Effect;
 use crate::{
@@ -84,8 +84,8 @@ pub enum Record {
         /// Whether the guest is to run where the migration ends.
         runs: bool,
     },
-    /// `migrate-continue` is about to be sent, and `cont` to the destination once it has everything. From here on the source
-    /// is resumed only on proof that the destination cannot run the guest.
+    /// `migrate-continue` is about to be sent, and `cont` to the destination once it has everything. From here on the
+    /// source is resumed only on proof that the destination cannot run the guest.
     Given,
     /// The guest was not handed over: the switchover was stopped before `migrate-continue`.
     Kept,

@@ -34,8 +34,8 @@ pub(crate) fn another_socket(runtime_dir: &Path, first: &Address, number: u32) -
     other.unwrap_or_else(|| first.clone())
 }
 
-/// Takes a socket that QEMU has just made in the runtime directory from everyone but its owner. A directory that this run
-/// made lets nobody else in; a directory that was there before may.
+/// Takes a socket that QEMU has just made in the runtime directory from everyone but its owner. A directory that this
+/// run made lets nobody else in; a directory that was there before may.
 pub(crate) fn keep_private(runtime_dir: &Path, address: &Address) {
     if socket_path(runtime_dir, address).is_some() {
         if let Err(error) = endpoint::keep_private(address) {

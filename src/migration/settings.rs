@@ -1,6 +1,5 @@
 //! What a user can ask of a migration.
 
-use super::validate::{self, CommandFile, Invalid};
 use crate::{
     convergence::Policy,
     endpoint::Address,
@@ -9,13 +8,7 @@ use crate::{
     storage::{model::layout::DiskSelection, verify::identity::ProofLevel},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 /// The longest from STOP to a guest that runs, where nothing else is said.
 pub const SWITCHOVER: Duration = Duration::from_secs(10);
@@ -139,15 +132,6 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether every setting can be used. Whatever starts asks this first.
-    ///
-    /// # Errors
-    /// Every setting that cannot, with what would be right.
-    pub fn validate(&self) -> Result<(), Invalid> {
-        let fence = self.fence_command.as_deref().map_or(CommandFile::Missing, command_file);
-        validate::check(self, fence)
-    }
-
     /// What is wanted of QEMU's migration, where the named bitmaps move with the guest or do not.
     pub(crate) fn tuning(&self, bitmaps: bool) -> MigrationTuning {
         let policy = &self.policy;
@@ -180,15 +164,6 @@ impl Settings {
             JournalPlace::File(path) => Some(path.clone()),
             JournalPlace::Nowhere => None,
         }
-    }
-}
-
-/// What a path leads to that is to be executed.
-pub(crate) fn command_file(path: &Path) -> CommandFile {
-    match fs::metadata(path) {
-        Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => CommandFile::Executable,
-        Ok(_) => CommandFile::NotExecutable,
-        Err(_) => CommandFile::Missing,
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) struct WorkOrder {
     pub(crate) dirty_rate: Option<f64>,
     /// The named bitmaps move with the guest.
     pub(crate) bitmaps: bool,
-    /// What was foretold, where it was asked for.
+    /// The estimate, where the user asked for one.
     pub(crate) predicted: Option<Estimate>,
 }
 

@@ -39,8 +39,8 @@ pub struct EmptyImage {
 
 /// Finds the images that are to be read.
 ///
-/// Of a disk that is copied incrementally, all images below its top are; of a disk that is only read, all of them. A backing
-/// file that two disks are over is read once.
+/// Of a disk that is copied incrementally, all images below its top are; of a disk that is only read, all of them. A
+/// backing file that two disks are over is read once.
 pub fn images(
     source: &SideFacts,
     destination: &SideFacts,
@@ -73,8 +73,8 @@ pub fn images(
     found
 }
 
-/// The disks of a side whose chains have changed: other nodes, a job's filter, or a file below the top that was written to.
-/// Comparisons that were made meanwhile prove nothing.
+/// The disks of a side whose chains have changed: other nodes, a job's filter, or a file below the top that was
+/// written to. Comparisons that were made meanwhile prove nothing.
 pub fn changed(before: &SideFacts, after: &SideFacts) -> Vec<String> {
     let told = |facts: &SideFacts, disk: &Disk| {
         let layers = disk.chain.layers.iter().enumerate().map(|(depth, layer)| {
@@ -97,8 +97,8 @@ fn layers_below(chain: &BackingChain) -> &[Layer] {
 }
 
 impl ComparisonPlan {
-    /// The pairs that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format has no
-    /// map of what is allocated.
+    /// The pairs that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format
+    /// has no map of what is allocated.
     pub fn to_read(&self, proof: ProofLevel) -> Vec<&ImagePair> {
         let is_read = |twin: &ImagePair| match proof {
             ProofLevel::Off => false,

@@ -1,7 +1,7 @@
 //! Measures what a migration will meet: the guest's work, and the way to the destination.
 //!
-//! It takes about a second and a half, and three more for a guest that dirties much. What it opens it closes again, also when it is cancelled. Nothing that fails here
-//! forbids a migration: it is told, and the rest is measured.
+//! It takes about a second and a half, and three more for a guest that dirties much. What it opens it closes again,
+//! also when it is cancelled. Nothing that fails here forbids a migration: it is told, and the rest is measured.
 
 use super::{
     facts::SideFacts,
@@ -45,8 +45,8 @@ pub enum BandwidthSource<'a> {
     Probe(&'a Address),
 }
 
-/// Measures. `facts` are what the source said, and `disks` are those of its disks that would move. Gives `None` when it was
-/// cancelled; what it opened is closed then, too.
+/// Measures. `facts` are what the source said, and `disks` are those of its disks that would move. Gives `None` when
+/// it was cancelled; what it opened is closed then, too.
 pub async fn measure(
     source: &Process,
     destination: &Process,
@@ -161,15 +161,16 @@ async fn dirtied(source: &Process, facts: &SideFacts) -> Result<Vec<(Duration, u
     Ok(found)
 }
 
-/// Begins to measure what the guest dirties in a window, for whoever asks for it after that. Whether it did: a build that
-/// knows whole seconds only, a guest of little memory, or a measurement that is under way already are no reason to fail.
+/// Begins to measure what the guest dirties in a window, for whoever asks for it after that. Whether it did: a build
+/// that knows whole seconds only, a guest of little memory, or a measurement that is under way already are no reason
+/// to fail.
 pub async fn begin(source: &Process, window: Duration, ram: u64) -> bool {
     let Ok(pages) = measurements::sample_pages(&[ram]) else { return false };
     source.features().dirty_rate_milliseconds && source.act(&calc_dirty_rate(window, true, pages)).await.is_ok()
 }
 
-/// MiB a second. Pages are sampled, which neither slows the guest nor needs anything of the accelerator. The other modes
-/// are never used: asked for them without KVM, QEMU 7.2 crashes.
+/// MiB a second. Pages are sampled, which neither slows the guest nor needs anything of the accelerator. The other
+/// modes are never used: asked for them without KVM, QEMU 7.2 crashes.
 async fn dirty_rate(source: &Process, window: Duration, milliseconds: bool, pages: u64) -> Result<u64, ProcessError> {
     source.act(&calc_dirty_rate(window, milliseconds, pages)).await?;
     let measured = async {

@@ -39,10 +39,11 @@ const ENOUGH: u64 = 8 << 20;
 /// What was measured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct GuestMeasurements {
-    /// Whether the guest ran. One that does not run dirties nothing and writes nothing, and nothing of that was measured.
+    /// Whether the guest ran. One that does not run dirties nothing and writes nothing, and nothing of that was
+    /// measured.
     pub running: bool,
-    /// In windows of growing length, how many bytes of different pages the guest dirtied. QEMU tells whole MiB/s, rounded
-    /// down, so each is up to 1 MiB times the window's seconds too low.
+    /// In windows of growing length, how many bytes of different pages the guest dirtied. QEMU tells whole MiB/s,
+    /// rounded down, so each is up to 1 MiB times the window's seconds too low.
     pub dirtied: Vec<(Duration, u64)>,
     /// What the guest wrote to each disk that would move.
     pub disks: Vec<DiskRate>,
@@ -53,8 +54,8 @@ pub struct GuestMeasurements {
     pub source_round_trip: Duration,
     /// How long the destination takes.
     pub destination_round_trip: Duration,
-    /// How much of the guest's RAM has ever been touched, bytes: the rest is zero, and not sent. It is known of a source on
-    /// this host only. What the guest gave back to itself since is still in it.
+    /// How much of the guest's RAM has ever been touched, bytes: the rest is zero, and not sent. It is known of a
+    /// source on this host only. What the guest gave back to itself since is still in it.
     pub used: Option<u64>,
     /// What could not be measured.
     pub missing: Vec<MissingMeasurement>,
@@ -115,8 +116,8 @@ pub fn windows(milliseconds: bool) -> &'static [Duration] {
     if milliseconds { &WINDOWS } else { &WINDOW }
 }
 
-/// How fast a guest dirties RAM, bytes per second, by the fastest of its windows; and the bytes that it dirties again and
-/// again. None where every window has as much as its rate makes of it: then no end was seen.
+/// How fast a guest dirties RAM, bytes per second, by the fastest of its windows; and the bytes that it dirties again
+/// and again. None where every window has as much as its rate makes of it: then no end was seen.
 pub fn work(dirtied: &[(Duration, u64)]) -> (f64, Option<f64>) {
     let fastest = dirtied.iter().map(rate_in).fold(0.0, f64::max);
     let is_short = |one: &(Duration, u64)| rate_in(one) < fastest * KNEE;

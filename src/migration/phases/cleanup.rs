@@ -22,8 +22,8 @@ use tokio::time::timeout;
 /// What a side answers, in time.
 type PendingAnswer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>> + Send + 'p>>;
 
-/// Removes what was made from both sides, and quits the source: unless the destination is lost by now, when the source's is
-/// the only state that is known to exist.
+/// Removes what was made from both sides, and quits the source: unless the destination is lost by now, when the
+/// source's is the only state that is known to exist.
 pub(crate) async fn tidy(context: &Context, pair: &QemuPair, route: &Route, attempt: &mut Attempt) -> End {
     let (source, report) = (&pair.source, &context.report);
     let asked = insist(context, pair, Side::Destination, |side| Box::pin(side.ask(&qmp::query_status {}))).await;

@@ -29,8 +29,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 const DISKS: Duration = Duration::from_millis(250);
 /// The time to the first look after mirrors began: RAM may be started beside them as soon as their pace is known.
 const FIRST: Duration = Duration::from_millis(60);
-/// The time between two looks where the next step is near: mirrors that are ready need some milliseconds until they are in
-/// step with the guest.
+/// The time between two looks where the next step is near: mirrors that are ready need some milliseconds until they
+/// are in step with the guest.
 const STEP: Duration = Duration::from_millis(20);
 /// The time between two looks while RAM is sent: QEMU decides every 100 ms whether to switch over.
 const MEMORY: Duration = Duration::from_millis(100);
@@ -93,8 +93,8 @@ impl<'a> Controller<'a> {
         }
     }
 
-    /// Asks, for the last time before RAM is sent, how the guest stands: copying disks can take hours, and the guest's owner
-    /// may have paused or resumed it meanwhile.
+    /// Asks, for the last time before RAM is sent, how the guest stands: copying disks can take hours, and the
+    /// guest's owner may have paused or resumed it meanwhile.
     pub(crate) async fn look_before_memory(&self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
         attempt.guest.begin_memory(&qemus.source.observed());
         // what follows tells whether the source answers
@@ -162,8 +162,8 @@ impl<'a> Controller<'a> {
         Ok(stopped)
     }
 
-    /// Waits for mirrors that were not ready when the guest was stopped. A stopped guest writes no more, so they get ready; the
-    /// budget bounds how long that may take.
+    /// Waits for mirrors that were not ready when the guest was stopped. A stopped guest writes no more, so they get
+    /// ready; the budget bounds how long that may take.
     async fn wait_for_mirrors(
         &mut self,
         qemus: &QemuPair,
@@ -244,9 +244,9 @@ impl<'a> Controller<'a> {
         }
     }
 
-    /// Applies one action. A command that QEMU refuses is reported, and the migration goes on as before. But RAM that cannot be
-    /// held back beside the mirrors could stop the guest, and RAM that cannot be released would never end: these fail the
-    /// migration. `shared` are the shares until now.
+    /// Applies one action. A command that QEMU refuses is reported, and the migration goes on as before. But RAM that
+    /// cannot be held back beside the mirrors could stop the guest, and RAM that cannot be released would never end:
+    /// these fail the migration. `shared` are the shares until now.
     async fn apply(
         &mut self,
         qemus: &QemuPair,
@@ -356,7 +356,8 @@ impl From<OverBudget> for Failure {
     }
 }
 
-/// Whether even a policy that only observes takes this action: the migration needs it, or the user's own timeout asks for it.
+/// Whether even a policy that only observes takes this action: the migration needs it, or the user's own timeout asks
+/// for it.
 fn is_done_anyway(action: &Action) -> bool {
     matches!(action, Action::StartMemory | Action::GiveUp { code: "timeout", .. })
 }

@@ -1,6 +1,7 @@
 //! The handover: lets the source send the rest, waits for the guest to arrive, and starts it on the destination.
 //!
-//! Only a failure ends this phase early, and [`way_back::judge`](crate::migration::way_back::judge) finds out what it means.
+//! Only a failure ends this phase early, and [`way_back::judge`](crate::migration::way_back::judge) finds out what it
+//! means.
 
 use crate::{
     handover::{

@@ -17,8 +17,8 @@ use qapi::qmp;
 use std::time::Instant;
 use tokio::time::timeout;
 
-/// Starts a mirror for each disk, its start proved free of lost writes. `speed` is what each may copy to begin with, bytes
-/// per second.
+/// Starts a mirror for each disk, its start proved free of lost writes. `speed` is what each may copy to begin with,
+/// bytes per second.
 pub(crate) async fn start_mirrors(
     context: &Context,
     pair: &QemuPair,

@@ -1,7 +1,7 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
-//! `convergence` is the phases `storage` and `memory`, which may overlap; `mirrors` and `sampling` are parts of it. No other
-//! phase knows another.
+//! `convergence` is the phases `storage` and `memory`, which may overlap; `mirrors` and `sampling` are parts of it.
+//! No other phase knows another.
 
 pub(super) mod cleanup;
 pub(super) mod convergence;

@@ -1,7 +1,8 @@
-//! Postcopy, once the guest runs on the destination: its pages are fetched, over a new channel where the old one breaks.
+//! Postcopy, once the guest runs on the destination: its pages are fetched, over a new channel where the old one
+//! breaks.
 //!
-//! Each side has a part of the guest. Nothing interrupts this phase, neither side may be ended, and the source may never
-//! resume.
+//! Each side has a part of the guest. Nothing interrupts this phase, neither side may be ended, and the source may
+//! never resume.
 
 use crate::{
     endpoint::Address,

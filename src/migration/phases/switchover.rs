@@ -1,7 +1,8 @@
 //! The switchover: with the guest stopped, settles the mirrors and closes the exports.
 //!
-//! Nothing is asked beforehand. That a mirror is ready and the destination alive would only foretell what the answers of
-//! this phase prove: a mirror that was not ready does not conclude well, and a dead destination closes no export.
+//! No question comes before the commands. Whether the mirrors are ready and the destination alive would only predict
+//! what the answers of this phase prove: a mirror that was not ready does not conclude well, and a dead destination
+//! closes no export.
 
 use crate::{
     convergence::{PendingRest, keep_budget},
@@ -32,7 +33,8 @@ pub(crate) async fn disengage(
     attempt: &mut Attempt,
 ) -> Result<DisksDisengaged, Failure> {
     let QemuPair { source, destination } = pair;
-    // The records are on their way already here: the disk takes a while to keep them, and the mirrors a while to settle.
+    // The records are on their way already here: the disk takes a while to keep them, and the mirrors a while to
+    // settle.
     attempt.given = true;
     let guest = attempt.journal_guest();
     let given = attempt.log.write(Record::Given);
@@ -61,8 +63,8 @@ pub(crate) async fn disengage(
     Ok(disengaged)
 }
 
-/// Refuses to go on where the blackout would exceed the budget. This is the last chance to ask: the end of the mirrors is
-/// measured by now, and how much of RAM is left is known.
+/// Refuses to go on where the blackout would exceed the budget. This is the last chance to ask: the end of the
+/// mirrors is measured by now, and how much of RAM is left is known.
 fn ask_for_budget(
     context: &Context,
     pair: &QemuPair,

@@ -1,7 +1,8 @@
-//! Puts a side out of the way that does not answer: the last resort, and only where it was decided elsewhere that it is safe.
+//! Puts a side out of the way that does not answer: the last resort, and only where it was decided elsewhere that it
+//! is safe.
 //!
-//! Silence is never taken for success: a process is fenced when the kernel says that it has ended, or the user's command
-//! says that it cannot run.
+//! Silence is never taken for success: a process is fenced when the kernel says that it has ended, or the user's
+//! command says that it cannot run.
 
 use crate::{
     handover::{
@@ -19,8 +20,8 @@ use tokio::{process::Command, time::timeout};
 /// How long a process may take to be gone after it was told to quit, or was killed.
 pub(crate) const QUIT: Duration = Duration::from_secs(4);
 
-/// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's command
-/// elsewhere. `None` where it is not proved.
+/// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
+/// command elsewhere. `None` where it is not proved.
 pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Option<FencedSide> {
     let report = &context.report;
     if let Some(ended) = kill(process, why, report).await {
@@ -47,8 +48,8 @@ pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Op
     None
 }
 
-/// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does nothing,
-/// as while QEMU connects to an NBD server, by fencing the destination that it waits for.
+/// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does
+/// nothing, as while QEMU connects to an NBD server, by fencing the destination that it waits for.
 pub(crate) async fn free(context: &Context, pair: &QemuPair, route: &Route) {
     let QemuPair { source, destination } = pair;
     yank(context, source, route).await;
@@ -66,8 +67,8 @@ pub(crate) async fn yank(context: &Context, source: &Process, route: &Route) {
     }
 }
 
-/// Ends a process of this host, and gives the proof that it has ended, if there is one; `None` where the process is not known
-/// to be one of this host.
+/// Ends a process of this host, and gives the proof that it has ended, if there is one; `None` where the process is
+/// not known to be one of this host.
 pub(crate) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<Option<ProcessEnded>> {
     let killed = process.kill()?;
     report.action("fence", format!("{}: its process is ended: {why}", process.name()));

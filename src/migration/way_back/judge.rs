@@ -51,8 +51,8 @@ const LEAST: Duration = Duration::from_secs(4);
 type ProvedSighting = PairSighting<SourceCannotRun, DestinationCannotRun>;
 type ProvedOutcome = StepOutcome<SourceCannotRun, DestinationCannotRun>;
 
-/// Finds out what a failed handover means: nothing, where `migrate-continue` had no effect; else a judgement tells which
-/// side has the guest.
+/// Finds out what a failed handover means: nothing, where `migrate-continue` had no effect; else a judgement tells
+/// which side has the guest.
 pub(crate) async fn judge_failed_handover(
     context: &Context,
     pair: &mut QemuPair,
@@ -278,8 +278,9 @@ async fn notice_cut(source: &Process, source_cut: &AtomicBool) -> Infallible {
     pending().await
 }
 
-/// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source that
-/// says nothing may still have pages, or have taken them with it: then the destination alone can say that it has all.
+/// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source
+/// that says nothing may still have pages, or have taken them with it: then the destination alone can say that it has
+/// all.
 async fn may_lack_pages(pair: &QemuPair) -> bool {
     for side in [&pair.source, &pair.destination] {
         let answer = side.ask(&qmp::query_migrate {}).await;

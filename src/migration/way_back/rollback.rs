@@ -1,8 +1,8 @@
 //! The way back: undoes the effects in reverse, the guest first.
 //!
-//! The way back is open before `migrate-continue`, or once it is decided that the guest stays on the source. Every step is
-//! idempotent, for an effect that was noted may not have come about. Nothing is touched that the engine did not make, and
-//! what cannot be undone is named.
+//! The way back is open before `migrate-continue`, or once it is decided that the guest stays on the source. Every
+//! step is idempotent, for an effect that was noted may not have come about. Nothing is touched that the engine did
+//! not make, and what cannot be undone is named.
 
 use super::{
     fence::{QUIT, free, kill},
@@ -62,8 +62,8 @@ struct RolledBack {
     leftovers: Vec<String>,
 }
 
-/// Prepares the way back from before the handover: reaches a side again whose monitor closed, and asks once more how the
-/// guest stands. What the guest's owner has done with it since must not be undone by the way back.
+/// Prepares the way back from before the handover: reaches a side again whose monitor closed, and asks once more how
+/// the guest stands. What the guest's owner has done with it since must not be undone by the way back.
 pub(crate) async fn look_back(
     context: &Context,
     pair: &mut QemuPair,
@@ -89,8 +89,8 @@ pub(crate) async fn take_last_look(context: &Context, source: &Process, failure:
     attempt.journal_guest_on_the_way_back(&context.report).await;
 }
 
-/// Goes back to the source. Before `migrate-continue` the guest is resumed there; after it, a verdict has found the guest on
-/// the source as it is to be.
+/// Goes back to the source. Before `migrate-continue` the guest is resumed there; after it, a verdict has found the
+/// guest on the source as it is to be.
 pub(crate) async fn go_back(
     context: &Context,
     pair: &QemuPair,
@@ -189,7 +189,8 @@ async fn roll_back(
 enum Undone {
     Done,
     Failed(ProcessError),
-    /// The migration went on without this engine's `migrate-continue`: somebody else hands the guest over, and may run it.
+    /// The migration went on without this engine's `migrate-continue`: somebody else hands the guest over, and may
+    /// run it.
     TakenOver,
 }
 
@@ -222,7 +223,8 @@ async fn undo(
             Some(pair) => {
                 let removed = remove_mirror(source, pair).await;
                 if removed.as_ref().is_err_and(|error| !error.is_refusal()) {
-                    // the NBD server may be behind a dead link, and then nothing else ends the mirror; the next try removes it
+                    // the NBD server may be behind a dead link, and then nothing else ends the mirror; the next try
+                    // removes it
                     let freed = watchdog::free(source, [pair.names.nbd.as_str()].into_iter(), false).await;
                     tracing::info!(?freed, "the mirror did not end");
                 }
@@ -285,8 +287,8 @@ async fn remove_mirror(source: &Process, pair: &DiskPair) -> Result<(), ProcessE
     allow_refusal(source.act(&mirror_job::remove_bitmap(pair)).await)
 }
 
-/// Whether a destination runs the guest, or has all of it: somebody else handed it over, after this engine had died or past
-/// it.
+/// Whether a destination runs the guest, or has all of it: somebody else handed it over, after this engine had died
+/// or past it.
 async fn has_the_guest(destination: &Process) -> bool {
     let asked = async { try_join!(destination.ask(&qmp::query_status {}), destination.ask(&qmp::query_migrate {})) };
     match timeout(LOOK, asked).await {
@@ -297,9 +299,9 @@ async fn has_the_guest(destination: &Process) -> bool {
     }
 }
 
-/// Ends a destination that was told to listen: QEMU listens once, so it can take no other migration, and part of a guest may
-/// be in it that nobody must start. A destination that does not do as it is told, being frozen, is killed where it is a
-/// process of this host.
+/// Ends a destination that was told to listen: QEMU listens once, so it can take no other migration, and part of a
+/// guest may be in it that nobody must start. A destination that does not do as it is told, being frozen, is killed
+/// where it is a process of this host.
 async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
     if destination.has_ended().await {
         return Ok(());

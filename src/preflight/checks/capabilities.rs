@@ -53,8 +53,8 @@ fn lacking(features: &Features, asked: &[(&str, String)], compress: Option<&str>
     found
 }
 
-/// The settings that do not go together. QEMU 7.2 takes multifd with xbzrle and with postcopy, 10.0 refuses both and 11.1
-/// the first: no schema tells, so both are refused everywhere.
+/// The settings that do not go together. QEMU 7.2 takes multifd with xbzrle and with postcopy, 10.0 refuses both and
+/// 11.1 the first: no schema tells, so both are refused everywhere.
 fn conflicts(wanted: &MigrationTuning, source: &str) -> Vec<Finding> {
     let (multifd, compress, policy) = (Setting::Multifd, Setting::Compress, Setting::Policy);
     let conflict = |message: String, remedy: String| {

@@ -56,7 +56,8 @@ fn metadata(twin: &ImagePair, proof: ProofLevel) -> Option<Finding> {
     })
 }
 
-/// The disks over the images that are to be the same, for a finding about all of them; `None` where nothing is to be read.
+/// The disks over the images that are to be the same, for a finding about all of them; `None` where nothing is to be
+/// read.
 fn unread_disks(plan: &ComparisonPlan) -> Option<String> {
     let disks: Vec<&str> = plan.image_pairs.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
     match (disks.is_empty(), plan.empty_images.is_empty()) {

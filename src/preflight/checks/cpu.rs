@@ -36,8 +36,8 @@ fn compare(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Vec<Finding
     findings
 }
 
-/// Compares the types of the CPUs, which is all there is where no features are told; elsewhere two types can be one CPU to
-/// the guest.
+/// Compares the types of the CPUs, which is all there is where no features are told; elsewhere two types can be one
+/// CPU to the guest.
 fn kind(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let (source, destination) = (source.kind.as_ref()?, destination.kind.as_ref()?);
     let message = format!("its CPU is a {destination}, the source's a {source}");

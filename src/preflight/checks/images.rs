@@ -158,8 +158,8 @@ fn not_writable(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     Some(Finding::new(FindingCode::DiskNotWritable, pair.source.name(), message))
 }
 
-/// Notes that a raw image may not stay sparse. Measured: on 7.2 and on 10.0, zeros that are written to a raw image without
-/// `discard=unmap` take their space; not on 11.1. No answer of QEMU's shows the option.
+/// Notes that a raw image may not stay sparse. Measured: on 7.2 and on 10.0, zeros that are written to a raw image
+/// without `discard=unmap` take their space; not on 11.1. No answer of QEMU's shows the option.
 fn not_sparse(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let device = destination.file(top).is_some_and(|file| file.is_device);

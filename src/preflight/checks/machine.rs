@@ -70,8 +70,8 @@ fn ram_blocks(source: &MachineFacts, destination: &MachineFacts, name: &str) -> 
     (!differences.is_empty()).then(|| Finding::new(FindingCode::RamBlocks, name, message))
 }
 
-/// Whether a block of RAM takes what comes in. Blocks of firmware tables are resized by it, up to what they can hold; all
-/// others must be the same.
+/// Whether a block of RAM takes what comes in. Blocks of firmware tables are resized by it, up to what they can hold;
+/// all others must be the same.
 fn fits(name: &str, source: &RamBlock, destination: &RamBlock) -> bool {
     match name.starts_with("/rom@") {
         true => source.used <= destination.total,

@@ -16,7 +16,8 @@ pub struct CpuFacts {
     pub identity: BTreeMap<&'static str, String>,
     /// The bits of its feature words; none where the target has no such property.
     pub features: Option<BTreeMap<CpuidRegister, u64>>,
-    /// The names of the features that the source has and this one lacks. They are asked for only where bits are missing.
+    /// The names of the features that the source has and this one lacks. They are asked for only where bits are
+    /// missing.
     pub lacks: Vec<String>,
 }
 

@@ -27,8 +27,8 @@ pub struct DeviceFacts {
 }
 
 impl DeviceTable {
-    /// Puts together the children of `/machine/peripheral` and `/machine/peripheral-anon` and the root buses of PCI. What
-    /// is behind a bridge, or is no PCI device, is still without a place.
+    /// Puts together the children of `/machine/peripheral` and `/machine/peripheral-anon` and the root buses of PCI.
+    /// What is behind a bridge, or is no PCI device, is still without a place.
     pub fn new(named: &[QomProperty], unnamed: &[QomProperty], buses: &[PciBus]) -> Self {
         let mut devices = Self::default();
         for device in named {

@@ -1,7 +1,7 @@
 //! What this host's file systems say of the files that a QEMU of this host has open.
 //!
-//! Files are looked up as that process sees them, which may be in a container. It must never open one, and never take the
-//! file that has a name today for the one that QEMU opened under it: an image may have been replaced since.
+//! Files are looked up as that process sees them, which may be in a container. It must never open one, and never take
+//! the file that has a name today for the one that QEMU opened under it: an image may have been replaced since.
 
 use crate::{
     qemu::reply::BlockNode,
@@ -42,8 +42,8 @@ struct ProcessCredentials {
     overrides: bool,
 }
 
-/// Looks up the files of all nodes, by the name that QEMU has for them. What has that name by now and is not open there is
-/// none of its files.
+/// Looks up the files of all nodes, by the name that QEMU has for them. What has that name by now and is not open
+/// there is none of its files.
 pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, FileFacts> {
     let open = open_files(pid);
     let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());

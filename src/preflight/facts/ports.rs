@@ -1,6 +1,7 @@
 //! Whether the ports that the destination is to listen at are free, and can be reached.
 //!
-//! Told by a connection that is made and dropped. The source's QEMU connects from its own host, which need not be this one.
+//! Told by a connection that is made and dropped. The source's QEMU connects from its own host, which need not be
+//! this one.
 
 use crate::endpoint::{Address, DialError, dial};
 use std::{io::ErrorKind, time::Duration};

@@ -13,8 +13,8 @@ pub struct RamBlock {
     pub total: u64,
 }
 
-/// Reads the table; `None` for a text of another form. A block without a name is left out: it is a memory backend that no
-/// device uses, and QEMU does not send it.
+/// Reads the table; `None` for a text of another form. A block without a name is left out: it is a memory backend
+/// that no device uses, and QEMU does not send it.
 pub fn read(text: &str) -> Option<BTreeMap<String, RamBlock>> {
     let mut lines = text.lines();
     let (_, head) = lines.next()?.split_once("PSize")?;
