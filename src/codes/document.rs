@@ -8,16 +8,17 @@ const HEAD: &str = "\
 
 <!-- Made from src/codes/ by the tests of `codes`; do not edit. QFERRY_BLESS=1 cargo test -p qferry --lib codes -->
 
-Every finding of a check and every reason for an end has a code: a word that stays, for programs. Texts beside it may change.
+Every finding of a check and every reason for an end has a code: a stable word, for programs. The texts may change.
 Settings are named here by the command's flags; an embedder finds each in the settings under the same word with underscores
 (`--disk` is `disks`, `--skip-disk` is `skip`, `--no-journal` is a `journal` that is kept nowhere).
 
 ## Findings
 
-`qferry check`, `qferry migrate --plan` and `qferry prepare` list them. A **blocker** refuses the whole and nothing is changed; a
-**warning** and a **note** stop nothing. A blocker that can be forced becomes a warning with `--force CODE`: it is a judgement
-that can be wrong for a guest. What would surely fail, lose data or leave two runners cannot be forced. Where a finding leaves
-nothing to be read, backing files are not compared until it is gone.
+`qferry check`, `qferry migrate --plan` and `qferry prepare` list them. A **blocker** refuses the migration before
+anything is changed; a **warning** and a **note** stop nothing. A blocker that can be forced becomes a warning with
+`--force CODE`: such a finding is a judgement that can be wrong for a guest. A migration that would surely fail, lose data or
+leave two runners cannot be forced. Where a finding is marked *leaves nothing to be read*, backing files are not compared
+until the cause is mended.
 ";
 
 const FAILURES: &str = "
@@ -39,7 +40,7 @@ fn flagged(text: &str) -> String {
     })
 }
 
-/// What a code means, and what to do.
+/// The meaning of a code and its remedy, as Markdown.
 fn explained(meaning: &str, remedy: &str) -> String {
     match remedy {
         "" => format!("{meaning}\n"),

@@ -1,4 +1,4 @@
-//! The codes of why a migration, a preparation or a recovery did not do what it was asked.
+//! The codes of the reasons why a migration, a preparation or a recovery did not succeed.
 //!
 //! Pure.
 
@@ -6,20 +6,20 @@ use super::{FindingCode, word};
 
 macro_rules! failure_codes {
     ($($variant:ident $code:literal $meaning:literal $remedy:literal;)+) => {
-        /// Why something was not done, as a stable word. A migration that the checks refuse has the code of the
-        /// gravest finding.
+        /// The reason why a job did not succeed, as a stable word for programs. A migration that the checks refuse has
+        /// the code of the gravest finding.
         #[derive(Debug, Clone)]
         #[non_exhaustive]
         pub enum FailureCode {
             $(#[doc = $meaning] $variant,)+
-            /// The checks refuse it, by this finding.
+            /// The checks refuse the job because of this finding.
             Finding(FindingCode),
             /// A code of another version of qferry.
             Other(String),
         }
 
         impl FailureCode {
-            /// Every code of this version that is no finding's.
+            /// Every code of this version but those of findings.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// The stable word.
@@ -31,7 +31,7 @@ macro_rules! failure_codes {
                 }
             }
 
-            /// What happened.
+            /// The meaning of this code, one sentence or two for people.
             pub fn meaning(&self) -> &'static str {
                 match self {
                     $(Self::$variant => $meaning,)+
@@ -40,7 +40,7 @@ macro_rules! failure_codes {
                 }
             }
 
-            /// What to do about it in general. A failure's own text can say more.
+            /// The general remedy, without a full stop. A failure's own text can say more.
             pub fn remedy(&self) -> &'static str {
                 match self {
                     $(Self::$variant => $remedy,)+
@@ -58,19 +58,19 @@ failure_codes! {
         "nothing: the guest is on the source, as before";
     CommandFailed "command-failed"
         "A QMP command failed in a way that is no refusal, such as an answer that cannot be understood."
-        "report it, with a transcript";
+        "report the failure, with a transcript";
     CommandRefused "command-refused"
         "QEMU refused a command. The message has QEMU's own words."
-        "mend what QEMU names";
+        "mend the cause that QEMU names";
     CopyDiffers "copy-differs"
         "A backing file that was copied is not the same as the source's when it is read again."
-        "look after the disk that it was copied to, and prepare again";
+        "check the disk that the file was copied to, and prepare again";
     CopyFailed "copy-failed"
         "A backing file could not be copied."
-        "mend what the message names, and prepare again: files that are whole are kept";
+        "mend the cause that the message names, and prepare again: files that are complete are kept";
     DestinationGone "destination-gone"
         "The destination's QEMU ended."
-        "its stderr may say why; start it anew";
+        "look at its stderr, which may say why, and start it anew";
     DiskNotConverging "disk-not-converging"
         "The guest writes to a disk faster than its mirror copies."
         "allow more `bandwidth` or `disk_bandwidth`, or migrate when the guest writes less";
@@ -79,46 +79,46 @@ failure_codes! {
         "migrate again, if the guest is on the source";
     ExportUnreachable "export-unreachable"
         "The source's NBD server could not be reached while backing files were copied."
-        "the source must be reached from here: see `source_nbd_address`";
+        "qferry must reach the NBD server of the source: see `source_nbd_address`";
     FileFailed "file-failed"
         "A file of a preparation could not be made."
-        "mend what the message names, and prepare again";
+        "mend the cause that the message names, and prepare again";
     Gone "gone"
         "The connection to a QEMU was closed while a command was under way."
-        "look whether that QEMU is still there";
+        "check whether that QEMU still runs";
     HandoverFailed "handover-failed"
         "The migration ended in the handover: a side says that it failed or was cancelled."
-        "the destination's stderr may say why; start it anew";
+        "look at the destination's stderr, which may say why, and start it anew";
     ImageExists "image-exists"
-        "Another process made a file in the place of an image while that was being prepared."
-        "move it away, and prepare again";
+        "Another process made a file in the place of an image while the image was being prepared."
+        "move that file away, and prepare again";
     InUse "in-use"
         "Another preparation is making the same image."
-        "wait for it";
+        "wait until that preparation has ended";
     Internal "internal"
-        "The engine itself failed. The way back was taken where the journal proves it."
-        "report it, with the message and a transcript";
+        "The engine itself failed. The way back was taken where the journal proves that it is safe."
+        "report the failure, with the message and a transcript";
     Journal "journal"
         "The journal could not be written or read, so nothing may be changed."
         "give another place with `journal`";
     JournalLocked "journal-locked"
-        "Another engine is at work with this journal."
-        "wait for it";
+        "Another engine uses this journal."
+        "wait until that engine has ended";
     LayerChanged "layer-changed"
         "A backing file was written to while it was copied."
-        "wait for the block job that does it";
+        "wait until the block job that writes to it has ended";
     MigrationFailed "migration-failed"
         "QEMU reports that the migration of RAM failed. The message has QEMU's own words."
-        "mend what QEMU names; the destination's stderr may say more";
+        "mend the cause that QEMU names; the destination's stderr may say more";
     MirrorFailed "mirror-failed"
         "A mirror reports an error. The message has QEMU's own words."
-        "mend what QEMU names, such as a full disk";
+        "mend the cause that QEMU names, such as a full disk";
     MonitorBlocked "monitor-blocked"
-        "A QEMU answered nothing for a time: its main loop hangs, or its process is stopped."
-        "see what it waits for, the destination's NBD server as a rule";
+        "A QEMU did not answer for a time: its main loop hangs, or its process is stopped."
+        "find out what that QEMU waits for: as a rule, the destination's NBD server";
     NoAnswer "no-answer"
         "A QEMU did not answer a command in time."
-        "look whether that QEMU hangs";
+        "check whether that QEMU hangs";
     NoSpace "no-space"
         "The destination's file system was full while a backing file was copied."
         "make room there, and prepare again";
@@ -135,34 +135,34 @@ failure_codes! {
         "The channel of a postcopy migration broke and could not be taken up again: the guest waits on the destination for pages that only the source has."
         "leave both QEMUs running, and recover the migration: never send cont to the source";
     QemuImg "qemu-img"
-        "qemu-img could not be run or did not do what was asked."
-        "mend what the message names; another program can be given with `qemu_img`";
+        "qemu-img could not be run, or failed."
+        "mend the cause that the message names, or give another program with `qemu_img`";
     RamNotConverging "ram-not-converging"
         "The guest dirties RAM faster than it is sent, and the policy allows nothing more."
         "allow more `bandwidth` or a longer `downtime`, or another `policy`";
     RamStalled "ram-stalled"
-        "Nothing of RAM was sent any more."
+        "The migration of RAM made no progress any more."
         "look at the network between the two hosts";
     RuntimeDir "runtime-dir"
         "The directory for the sockets of the run could not be made."
-        "make it, or give another place with `runtime_dir`";
+        "make the directory, or give another one with `runtime_dir`";
     SourceGone "source-gone"
         "The source's QEMU ended, or its side of a postcopy migration did."
-        "its stderr may say why";
+        "look at its stderr, which may say why";
     SwitchoverTimeout "switchover-timeout"
-        "The guest stood still for so long that it had to go on where it was."
+        "The guest was paused for too long, so it was resumed where it was."
         "allow more time with `switchover_timeout`";
     Timeout "timeout"
         "The migration was not ready to switch over in time."
         "allow more time with `timeout`, more `bandwidth` or more `downtime`";
     Unreachable "unreachable"
         "The monitor of a QEMU could not be reached, or speaks no QMP."
-        "see that the QEMU runs, that its socket is the one that was given, and that no other client holds it";
+        "check that the QEMU runs, that its socket is the one that was given, and that no other client holds it";
 }
 
 word!(FailureCode);
 
-/// A failure's own code comes before a finding's that has the same word.
+/// A code of a failure comes before a code of a finding that has the same word.
 impl From<&str> for FailureCode {
     fn from(word: &str) -> Self {
         let own = Self::ALL.iter().find(|code| code.as_str() == word).cloned();
@@ -217,7 +217,7 @@ mod tests {
         }
     }
 
-    /// All that stands in backticks in the tables is a setting: `worded` finds it.
+    /// Every word in backticks in the tables is a setting: `worded` finds it.
     #[test]
     fn remedies_name_settings_that_there_are() {
         let findings = FindingCode::ALL.iter().map(|code| code.remedy());

@@ -1,4 +1,4 @@
-//! The codes of what the preflight and a preparation find.
+//! The codes of the findings of the preflight and of a preparation.
 //!
 //! Pure.
 
@@ -12,9 +12,9 @@ use std::fmt;
 pub enum Severity {
     /// The migration may not start.
     Blocker,
-    /// The migration may start, but its user should know.
+    /// The migration may start, but the guest's owner should know.
     Warning,
-    /// Worth telling.
+    /// The guest's owner may like to know.
     Note,
 }
 
@@ -35,22 +35,22 @@ impl fmt::Display for Severity {
     }
 }
 
-/// What a code lets one do.
+/// The consequences of a finding beyond its severity.
 #[derive(PartialEq, Eq)]
 enum Leave {
-    /// Nothing out of the ordinary.
+    /// No further consequence.
     Plain,
-    /// The guest's owner may force it: the finding is a judgement that can be wrong for a guest. What would surely
-    /// fail, lose data or leave two runners is never among them.
+    /// The guest's owner may force the migration: the finding is a judgement that can be wrong for a guest. A migration
+    /// that would surely fail, lose data or leave two runners can never be forced.
     Forcible,
-    /// Nothing may be opened for reading: the sides are not as they should be, or not ours to open exports in, or
-    /// what is to be read is being written to.
+    /// No export may be opened: the sides are not as they should be, or another program may be using their NBD servers,
+    /// or the images that would be read are being written to.
     Unreadable,
 }
 
 macro_rules! finding_codes {
     ($($variant:ident $code:literal $leave:ident [$($severity:ident)+] $meaning:literal $remedy:literal;)+) => {
-        /// What a finding is, as a stable word.
+        /// The kind of a finding, as a stable word for programs.
         #[derive(Debug, Clone)]
         #[non_exhaustive]
         pub enum FindingCode {
@@ -71,7 +71,7 @@ macro_rules! finding_codes {
                 }
             }
 
-            /// What a finding of this code means.
+            /// The meaning of this code, one sentence or two for people.
             pub fn meaning(&self) -> &'static str {
                 match self {
                     $(Self::$variant => $meaning,)+
@@ -79,7 +79,8 @@ macro_rules! finding_codes {
                 }
             }
 
-            /// What to do about it in general; empty where nothing is to be done. A finding can say more.
+            /// The general remedy, without a full stop; empty where nothing is to be done. A finding can have a
+            /// better one.
             pub fn remedy(&self) -> &'static str {
                 match self {
                     $(Self::$variant => $remedy,)+
@@ -87,7 +88,7 @@ macro_rules! finding_codes {
                 }
             }
 
-            /// How grave a finding of this code can be, the gravest first.
+            /// The severities that a finding of this code can have, the gravest first.
             pub fn severities(&self) -> &'static [Severity] {
                 match self {
                     $(Self::$variant => &[$(Severity::$severity),+],)+
@@ -111,70 +112,70 @@ finding_codes! {
         "give the address: `nbd_address` and `migrate_address` for the destination, `source_nbd_address` for the source";
     BackingDiffers "backing-differs" Plain [Blocker]
         "A backing file of the destination is not the source's: the guest would read other data."
-        "bring the source's own to the destination: qferry prepare with `populate: missing` does, where none is there";
+        "bring the source's backing file to the destination; where none is there, qferry prepare with `populate: missing` copies it";
     BackingFormat "backing-format" Plain [Note]
-        "A backing file of the destination has another format than the source's, and what a guest reads is compared."
+        "A backing file of the destination has another format than the source's, so the data that a guest reads is compared."
         "";
     BackingHeader "backing-header" Plain [Warning]
-        "The header of a destination's image names another backing file than its QEMU has opened, as a QEMU that is started later would not."
-        "qemu-img rebase -u -b writes another name into the header, once nothing has it open";
+        "The header of a destination's image names another backing file than the one that QEMU has opened. A QEMU that is started later would open the one in the header."
+        "once no process has the image open, write the right name into its header with qemu-img rebase -u -b";
     BackingIsLive "backing-is-live" Unreadable [Blocker]
         "The destination's image is over the file that the guest writes to on the source."
-        "put it over the backing file of that image: qferry prepare makes one";
+        "give the destination an overlay over the backing file of that image: qferry prepare makes one";
     BackingMissing "backing-missing" Plain [Blocker]
         "The source's image is over a backing file, and the destination has none in its place."
-        "qferry prepare makes the overlay, and with `populate: missing` brings the backing file; `storage: full` needs none";
+        "make the overlay with qferry prepare, which with `populate: missing` copies the backing file, too; `storage: full` needs no backing file";
     BackingSize "backing-size" Plain [Blocker]
         "A backing file of the destination has another virtual size than the source's."
-        "bring the source's own to the destination: qferry prepare with `populate: missing` does, where none is there";
+        "bring the source's backing file to the destination; where none is there, qferry prepare with `populate: missing` copies it";
     BackingUnproved "backing-unproved" Plain [Blocker]
         "Backing files were to be compared and could not be."
-        "both QEMUs must be able to export it, and be reached from here: see `nbd_address` and `source_nbd_address`; `verify_backing: off` goes on with nothing proved";
+        "both QEMUs must be able to export the file, and qferry must reach both: see `nbd_address` and `source_nbd_address`; `verify_backing: off` migrates without a proof";
     BackingUnreadable "backing-unreadable" Plain [Blocker]
         "A file is in the place of a backing file, and qemu-img cannot read it."
-        "see to it that it is the image it should be";
+        "check that the file is the right image";
     BackingUnused "backing-unused" Plain [Note]
         "The whole disk is copied, so the destination's image does not need the backing file below it."
         "";
     BackingUnverified "backing-unverified" Plain [Warning]
         "Nothing proves that the destination's backing files are the source's, or only sizes and formats do."
-        "a guest over another backing file is corrupted: `verify_backing: sample` takes about a second";
+        "compare samples of the contents with `verify_backing: sample`, in about a second: another backing file would corrupt the guest";
     BitmapLost "bitmap-lost" Plain [Warning]
         "A dirty bitmap of a disk does not arrive on the destination."
-        "the next incremental backup has to be a full one";
+        "make the next backup a full one instead of an incremental one";
     CapabilityConflict "capability-conflict" Plain [Blocker]
-        "Two things are asked of the migration of RAM that do not go together in QEMU."
+        "Two settings of the migration of RAM do not go together in QEMU."
         "leave out one of the two";
     CapabilityMissing "capability-missing" Plain [Blocker]
         "The build of a QEMU lacks a migration capability, or a compression, that a setting asks for."
-        "leave the setting out, or bring a QEMU that has it";
+        "leave the setting out, or use a QEMU that has the capability";
     ChainChanged "chain-changed" Plain [Blocker]
         "The images that a disk is over changed while they were compared."
-        "wait for the block job that does it, and check again";
+        "wait until the block job that changes them has ended, and check again";
     ChainUnknown "chain-unknown" Plain [Blocker]
         "QEMU does not tell which images a disk consists of."
         "name a disk whose root is an image, or leave this one out with `skip`";
     CommandLineUnknown "command-line-unknown" Plain [Note]
-        "The source's command line cannot be read, so none can be made for the destination."
+        "The source's command line cannot be read, so no command line can be made for the destination."
         "start the destination like the source, with these images and these arguments";
     CpuCount "cpu-count" Plain [Blocker]
         "The two QEMUs have different numbers of virtual CPUs."
-        "start it with the source's -smp";
+        "start the destination with the source's -smp";
     CpuFeatures "cpu-features" Forcible [Blocker]
         "The destination's CPU lacks features of the source's, which programs of the guest may be using."
-        "a program that uses them would crash: start it with the source's -cpu, on a host and a QEMU that have them";
+        "start the destination with the source's -cpu, on a host and a QEMU that have these features: a program that uses them would crash";
     CpuFeaturesExtra "cpu-features-extra" Plain [Warning]
         "The destination's CPU has features that the source's lacks."
-        "the guest meets them at the latest when it boots again, and cannot go back then";
+        "start the destination with the source's -cpu: otherwise the guest sees the features when it boots again at the latest, and cannot migrate back then";
     CpuModel "cpu-model" Forcible [Blocker]
         "The destination's CPU is of another model than the source's."
-        "start both with one named -cpu model; host and max are what each host and QEMU makes of them";
+        "start both QEMUs with the same named -cpu model: host and max mean another CPU on each host and in each QEMU";
     CpuName "cpu-name" Plain [Note]
-        "The CPUs differ in the name that they show to people, and in nothing else."
+        "The CPUs differ in nothing but their model-id, which is a name for people."
         "";
     DataFile "data-file" Plain [Blocker]
         "An image keeps its data in a file of its own, which a preparation does not make."
-        "make its image by hand, and leave it out here with `skip`";
+        "make the image by hand, and leave the disk out of the preparation with `skip`";
     DestinationHoldsData "destination-holds-data" Forcible [Blocker]
         "An image of the destination has data in it and would be overwritten."
         "make a fresh image, if nobody needs the data in this one";
@@ -183,43 +184,43 @@ finding_codes! {
         "start the destination QEMU with -incoming defer -S";
     DestinationUsed "destination-used" Unreadable [Blocker]
         "The destination's QEMU has taken an incoming migration before, or is taking one."
-        "a QEMU takes one incoming migration: start it anew with -incoming defer -S";
+        "start the destination QEMU anew with -incoming defer -S: a QEMU takes one incoming migration only";
     DeviceDiffers "device-differs" Forcible [Blocker]
         "A device of the destination has another type or address than the source's."
-        "start it with the source's devices, each with its type and addr";
+        "start the destination with the source's devices, each with its type and addr";
     DeviceExtra "device-extra" Forcible [Blocker]
-        "The destination has a device that the source has not."
-        "the guest would meet a device that it never had: start it with the source's devices";
+        "The destination has a device that the source does not have."
+        "start the destination with the source's devices alone: the guest would meet a device that it never had";
     DeviceMissing "device-missing" Forcible [Blocker]
         "The destination lacks a device of the source."
-        "start it with the source's devices, those plugged in later too";
+        "start the destination with the source's devices, also with those that were plugged in later";
     DeviceRenamed "device-renamed" Plain [Note]
         "A device has another id on the destination, which the guest does not see."
         "";
     DirectoryMissing "directory-missing" Plain [Blocker]
         "The directory for an image of the destination is not there."
-        "make its directory, or give another place";
+        "make the directory, or give another place";
     DiskAmbiguous "disk-ambiguous" Plain [Blocker]
         "More than one disk of the destination could be the counterpart of a disk of the source."
         "name each pair: `disks: SOURCE=DESTINATION`";
     DiskExtra "disk-extra" Plain [Warning]
         "The destination has a disk that nothing is copied to."
-        "the guest would find it there: name its pair, `disks: SOURCE=DESTINATION`, or start without it";
+        "name its pair, `disks: SOURCE=DESTINATION`, or start the destination without it: the guest would find it there";
     DiskHasJob "disk-has-job" Plain [Blocker]
         "A block job is at work on a disk, so it cannot be mirrored."
         "wait for the job or cancel it; query-block-jobs shows it";
     DiskLeftOut "disk-left-out" Plain [Warning]
         "A writable disk is neither moved nor left out by name."
-        "name it with `disks` too, or leave it out with `skip`";
+        "name the disk with `disks`, too, or leave it out with `skip`";
     DiskLocked "disk-locked" Plain [Blocker]
         "Another process has an image of the destination open for writing."
-        "if that is the source, both have the same file: `storage: none` then copies nothing";
+        "find out which process that is; if it is the source's QEMU, both have the same file, and `storage: none` copies nothing";
     DiskMissing "disk-missing" Plain [Blocker]
-        "The destination has no disk like one of the source's."
-        "give the destination a device of the same id, name the pair, `disks: SOURCE=DESTINATION`, or leave it out with `skip`";
+        "The destination has no counterpart of a disk of the source."
+        "give the destination a device of the same id, name the pair, `disks: SOURCE=DESTINATION`, or leave the disk out with `skip`";
     DiskNotShared "disk-not-shared" Plain [Blocker]
         "A disk is said to be shared, and the two QEMUs have different files open."
-        "with `storage: none` both sides must have the same file open; leave it out to copy what differs";
+        "with `storage: none` both sides must have the same file open; leave that setting out to copy the disk";
     DiskNotSparse "disk-not-sparse" Plain [Note]
         "A raw image of the destination may take up its full size."
         "";
@@ -228,7 +229,7 @@ finding_codes! {
         "give its user the right to write to it";
     DiskReadOnly "disk-read-only" Plain [Blocker]
         "The destination's counterpart of a writable disk is read-only."
-        "start the destination with it writable";
+        "start the destination with this disk writable";
     DiskShared "disk-shared" Plain [Note]
         "Both QEMUs have the same file open as this disk, so it is not copied."
         "";
@@ -240,22 +241,22 @@ finding_codes! {
         "create the destination's overlay with exactly the source's virtual size";
     DiskUnencrypted "disk-unencrypted" Plain [Warning]
         "An encrypted disk would be copied to an image that is not."
-        "encrypt it too";
+        "encrypt the destination's image, too";
     DiskUnknown "disk-unknown" Plain [Blocker]
-        "A disk that is named is not there."
-        "query-block shows qdev, device and node names";
+        "A setting names a disk that is not there."
+        "name the disk by its qdev, device or node name, which query-block shows";
     ExportOpen "export-open" Unreadable [Blocker]
-        "The destination's QEMU exports something already."
-        "a QEMU has one NBD server, and nobody else may write to the disks: stop it";
+        "The destination's QEMU has an export already."
+        "stop its NBD server: a QEMU has only one, and nobody else may write to the disks";
     FormatUnsupported "format-unsupported" Plain [Blocker]
         "An image is of a format that a preparation cannot make, or whose header it cannot change."
-        "make its image by hand, and leave it out here with `skip`";
+        "make the image by hand, and leave the disk out of the preparation with `skip`";
     ImageEncrypted "image-encrypted" Plain [Blocker]
         "An image is encrypted, and a preparation does not know its secret."
-        "make its image by hand, and leave it out here with `skip`";
+        "make the image by hand, and leave the disk out of the preparation with `skip`";
     ImageExists "image-exists" Plain [Blocker]
         "A file that does not fit is in the place of an image to be made."
-        "move it away, or give another place with `to` or `map`: an image that exists is never overwritten";
+        "move the file away, or give another place with `to` or `map`: an image that exists is never overwritten";
     ImageSame "image-same" Plain [Blocker]
         "The place of an image to be made is the source's own image."
         "give another place with `to` or `map`";
@@ -267,31 +268,31 @@ finding_codes! {
         "start the destination like the source";
     JobRunning "job-running" Plain [Blocker Warning]
         "A job runs in the source's QEMU. A preparation that would copy from its chain is refused."
-        "a job can keep its disk from being mirrored: wait for it";
+        "wait for the job: it can keep its disk from being mirrored";
     LayerRemote "layer-remote" Plain [Note]
-        "A backing file is reached over a protocol, so the destination must reach it by the same name."
+        "A backing file is reached over a protocol, so the destination must be able to reach it under the same name."
         "";
     Leftover "leftover" Unreadable [Blocker Warning]
-        "A QEMU has something of an earlier migration, or of one that runs now. It is a warning where it is going to be removed."
-        "an earlier migration of ours left it, or one is running now: wait, or if none is, remove it with `clean`";
+        "A QEMU has jobs, nodes or exports of an earlier migration, or of a migration that runs now. The finding is a warning where they are going to be removed."
+        "an earlier migration left it, or another qferry migrates this guest now: wait for that one, or if there is none, remove the leftover with `clean`";
     LeftoverView "leftover-view" Plain [Warning]
-        "A QEMU has an export for reading of a check that was killed or goes on."
-        "the next comparison of backing files removes it, if nobody reads from it; so does `clean`";
+        "A QEMU has a read-only export of a check that was killed or is still running."
+        "nothing: the next comparison of backing files removes it if nobody reads from it; so does `clean`";
     MachineType "machine-type" Forcible [Blocker]
         "The two QEMUs emulate different machine types."
-        "start it with the source's -machine";
+        "start the destination with the source's -machine";
     MediumMissing "medium-missing" Plain [Blocker Warning]
-        "The destination lacks an image that the source only reads. In a preparation it is a warning: it must be there when the destination is started."
-        "it is not copied: give the destination the same medium, or leave it out with `skip`";
+        "The destination lacks an image that the source only reads. In a preparation the finding is a warning: the image must be there when the destination is started."
+        "give the destination the same medium, which is not copied, or leave the disk out with `skip`";
     MediumSize "medium-size" Plain [Blocker]
         "An image that is only read has another size on the destination."
-        "it is not copied: give the destination the same medium, or leave it out with `skip`";
+        "give the destination the same medium, which is not copied, or leave the disk out with `skip`";
     MigrationBlocked "migration-blocked" Unreadable [Blocker]
         "QEMU itself says that this guest cannot be migrated."
         "remove the device or the option that QEMU names";
     MigrationUnderWay "migration-under-way" Unreadable [Blocker]
         "The source is migrating already."
-        "wait for it, or end it with migrate_cancel";
+        "wait until that migration has ended, or cancel it with migrate_cancel";
     NoSpace "no-space" Plain [Blocker]
         "A file system of the destination may not have room for what is copied to it."
         "make room, or count only what is to be copied now with `overcommit`";
@@ -299,68 +300,68 @@ finding_codes! {
         "A property of the two machines is not known on both sides and was not compared."
         "";
     NotMeasured "not-measured" Plain [Note]
-        "Something that a prediction needs could not be measured."
+        "A measurement that a prediction needs could not be made."
         "";
     NotOnCommandLine "not-on-command-line" Plain [Warning]
-        "An image is not on the source's command line, as one that was plugged in later."
+        "An image is not on the source's command line: its device may have been plugged in later."
         "give the destination a device of the same id, on the new image";
     OverlayIsBacking "overlay-is-backing" Unreadable [Blocker]
         "The destination would write to a file that other images are over."
-        "give it an overlay of its own: qferry prepare makes one";
+        "give the disk an overlay of its own: qferry prepare makes one";
     OverlayIsLive "overlay-is-live" Unreadable [Blocker]
-        "The destination would write to a file that another disk of the source is on."
-        "give each disk of the destination the image of its own; shared ones must be in the same places";
+        "The destination would write to the image of another disk of the source."
+        "give each disk of the destination its own image; a shared image must belong to the same disk on both sides";
     OverlayNotEmpty "overlay-not-empty" Plain [Blocker]
         "An overlay of the destination has data of its own, which would hide the source's."
-        "its data would stay wherever the source's has nothing: make a fresh overlay";
+        "make a fresh overlay: the old data would stay wherever the source's overlay has none";
     OverlayTaken "overlay-taken" Unreadable [Blocker]
         "Two disks would be copied onto one image."
         "give each disk of the destination an image of its own: qferry prepare makes one";
     OverlayUnproved "overlay-unproved" Plain [Blocker]
         "An image of the destination could not be read, so it is not known to be empty."
-        "its QEMU must be able to export it, and be reached from here: see `nbd_address`; `verify_backing: off` goes on with nothing proved";
+        "the destination's QEMU must be able to export the image, and qferry must reach that QEMU: see `nbd_address`; `verify_backing: off` migrates without a proof";
     OverlayVersion "overlay-version" Plain [Warning]
         "An overlay is of qcow2's version 2, which stores every zero over a backing file in full."
-        "make it with compat=1.1";
+        "make the overlay with compat=1.1";
     PathUnknown "path-unknown" Plain [Blocker]
-        "The path of an image is relative, and the directory that it begins in is not known."
+        "The path of an image is relative, and the working directory of the source's QEMU is not known."
         "start the source with absolute paths, or run qferry on its host";
     PlaceTaken "place-taken" Plain [Blocker]
         "Two files of the source would have one path on the destination."
-        "give the place of each: `map: SOURCE=DESTINATION`";
+        "give each file a place of its own: `map: SOURCE=DESTINATION`";
     PlaceUnknown "place-unknown" Plain [Blocker]
         "No place on the destination is given for an image."
         "give a folder, `to: DIR`, or the image's own place, `map: SOURCE=DESTINATION`";
     Plaintext "plaintext" Plain [Blocker Warning]
-        "The guest's data would cross the network unencrypted. It is a warning where that is allowed."
-        "allow it with `allow_plaintext` if the network is trusted, or tunnel it";
+        "The guest's data would cross the network unencrypted. The finding is a warning where that is allowed."
+        "allow plain text with `allow_plaintext` if the network is trusted, or use a tunnel";
     PortTaken "port-taken" Unreadable [Blocker]
-        "Something listens already at an address that was given."
+        "A process listens already at an address that was given."
         "give another port";
     PortUnreachable "port-unreachable" Plain [Warning]
         "An address that was given cannot be reached from here."
-        "see that no firewall is in the way: the other QEMU must reach it";
+        "check that no firewall is in the way: the other QEMU must reach this address";
     ProtocolUnsupported "protocol-unsupported" Plain [Blocker]
-        "An image is reached over a protocol, and a preparation makes files."
-        "an image that both sides reach is not prepared: leave it out with `skip`, or share it with `storage: none`";
+        "An image is reached over a network protocol, and a preparation makes files only."
+        "leave the disk out with `skip`, or share it with `storage: none`: an image that both sides reach needs no preparation";
     QemuLacks "qemu-lacks" Unreadable [Blocker]
         "A QEMU lacks a command that a migration needs."
-        "QEMU 6.2 or later built with block jobs and NBD is needed";
+        "use QEMU 6.2 or later, built with block jobs and NBD";
     QemuOlder "qemu-older" Forcible [Blocker]
         "The destination's QEMU is of an older release than the source's."
-        "an older QEMU may not understand the state that it is sent: start a newer one";
+        "start a newer QEMU: an older one may not understand the guest's state";
     QemuOlderMicro "qemu-older-micro" Plain [Note]
-        "The destination's QEMU is an older stable release of the same series, which are made to migrate both ways."
+        "The destination's QEMU is an older stable release of the same series; such releases are made to migrate both ways."
         "";
     RamBlocks "ram-blocks" Forcible [Blocker]
         "The blocks that the guest's RAM is made of differ."
-        "start it with the source's -m, memory backends, devices and firmware";
+        "start the destination with the source's -m, memory backends, devices and firmware";
     RamSize "ram-size" Plain [Blocker]
         "The two QEMUs have different sizes of RAM."
-        "start it with the source's -m";
+        "start the destination with the source's -m";
     SameHost "same-host" Plain [Note]
         "On the source's host, arguments of the destination's command line would collide with the source's."
-        "change them, or start the destination on another host";
+        "change these arguments, or start the destination on another host";
     SameProcess "same-process" Unreadable [Blocker]
         "Source and destination are one QEMU."
         "give the QMP socket of the destination's own QEMU";
@@ -381,12 +382,12 @@ impl From<&str> for FindingCode {
 }
 
 impl FindingCode {
-    /// The code of this word, of those that this version fires.
+    /// The code of this word; `None` where this version has no such code.
     pub fn known(word: &str) -> Option<Self> {
         Self::ALL.iter().find(|code| code.as_str() == word).cloned()
     }
 
-    /// How grave a finding of this code is where nothing else is said.
+    /// The severity of a finding of this code where the check chooses no other.
     pub fn severity(&self) -> Severity {
         self.severities().first().copied().unwrap_or(Severity::Blocker)
     }
@@ -396,12 +397,12 @@ impl FindingCode {
         Self::ALL.iter().filter(|code| code.is_forcible()).map(Self::as_str)
     }
 
-    /// Whether the guest's owner may force it.
+    /// Whether the guest's owner may force the migration in spite of a finding of this code.
     pub fn is_forcible(&self) -> bool {
         self.leave() == Leave::Forcible
     }
 
-    /// Whether images may be opened for reading where this was found.
+    /// Whether images may be opened for reading in spite of a finding of this code.
     pub fn is_readable(&self) -> bool {
         self.leave() != Leave::Unreadable
     }

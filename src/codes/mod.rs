@@ -1,7 +1,7 @@
-//! The words that programs rely on, with what each means and what to do: codes of findings and of failures, and the
+//! The words that programs rely on, each with its meaning and a remedy: codes of findings and of failures, and the
 //! settings that their texts name.
 //!
-//! Pure. A leaf, and data alone: what fires a code is decided where it is found. `docs/findings.md` is made from it.
+//! Pure. A leaf, and data alone: the checks decide when a code is fired. `docs/findings.md` is made from these tables.
 
 #[cfg(test)]
 mod document;
@@ -13,7 +13,7 @@ pub use failure::FailureCode;
 pub use finding::{FindingCode, Severity};
 pub use setting::{Setting, worded};
 
-/// Serialises a code as its word, and reads it back; compares it with words; and shows it.
+/// Gives a code the traits of its word: serialisation both ways, comparison with texts, display.
 macro_rules! word {
     ($code:ident) => {
         impl std::fmt::Display for $code {

@@ -1,8 +1,8 @@
 //! The settings of a migration and of a preparation, as texts name them.
 //!
 //! Pure. The library knows its settings by their fields, the command by its flags: so a text of the library holds a
-//! mark for each setting, the field's name in backticks (`` `nbd_address` ``, with a value `` `storage: none` ``),
-//! and whoever shows the text may put other words in its place with [`worded`].
+//! mark for each setting, the field's name in backticks (`` `nbd_address` ``, with a value `` `storage: none` ``). A
+//! program that shows the text puts its own words in the place of the marks with [`worded`].
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ macro_rules! settings {
             /// Every setting.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The name of its field.
+            /// The name of the setting's field.
             pub fn field(self) -> &'static str {
                 match self {
                     $(Self::$variant => $field,)+
@@ -42,31 +42,31 @@ settings! {
     Force = "force", "The blockers that are passed over.";
     Journal = "journal", "Where the journal is kept.";
     KeepDigests = "keep_digests", "Whether digests are kept beside the images.";
-    KeepSource = "keep_source", "Whether the source is left there, stopped.";
-    Map = "map", "What a file of the source is called on the destination.";
+    KeepSource = "keep_source", "Whether the source's QEMU is left running, with the guest stopped.";
+    Map = "map", "The path of a source's file on the destination.";
     MigrateAddress = "migrate_address", "Where the destination listens for RAM.";
     Multifd = "multifd", "How many channels RAM is sent over.";
     NbdAddress = "nbd_address", "Where the destination listens for NBD.";
     Overcommit = "overcommit", "Whether only what is copied now needs room.";
-    Policy = "policy", "What may be done so that disks and RAM converge.";
-    Populate = "populate", "What becomes of backing files that the destination lacks.";
+    Policy = "policy", "The measures that may be taken so that disks and RAM converge.";
+    Populate = "populate", "Which backing files are copied to the destination.";
     Predict = "predict", "Whether the guest is measured first.";
     QemuImg = "qemu_img", "The qemu-img program.";
     RuntimeDir = "runtime_dir", "The directory of the sockets of a run.";
-    SampleSeed = "sample_seed", "What the sampled ranges are chosen from.";
+    SampleSeed = "sample_seed", "The seed that the sampled ranges are chosen by.";
     Samples = "samples", "How many ranges of a backing file are sampled.";
     Skip = "skip", "The disks that are left out.";
     Source = "source", "The source's QMP monitor.";
     SourceNbdAddress = "source_nbd_address", "Where the source listens for NBD.";
     Storage = "storage", "How storage gets to the destination.";
-    SwitchoverTimeout = "switchover_timeout", "The longest that the guest may stand still.";
+    SwitchoverTimeout = "switchover_timeout", "The longest time that the guest may be paused.";
     Timeout = "timeout", "When a migration is given up.";
     To = "to", "The folder of the images that the guest writes.";
     VerifyBacking = "verify_backing", "How well backing files are proved to be the same.";
 }
 
 impl Setting {
-    /// The setting of this field.
+    /// The setting of a field; `None` where there is none.
     pub fn of_field(field: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|setting| setting.field() == field)
     }

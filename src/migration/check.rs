@@ -1,6 +1,7 @@
-//! Looks at both sides and plans: everything before the first change.
+//! Gathers the facts of both sides and makes a plan: everything before the first change.
 //!
-//! What is opened for reading is closed again, and what the user wants cleaned is removed. Nothing else is changed.
+//! Exports for reading are closed again, and leftovers are removed where a setting asks for that. Nothing else is
+//! changed.
 
 use super::{
     Failure, Settings,
@@ -46,7 +47,7 @@ use crate::{
 use std::{sync::Arc, time::Duration};
 use tokio::try_join;
 
-/// Connects to both sides, looks, and says what would be done.
+/// Connects to both sides and makes the plan of a migration that is not run.
 pub(crate) async fn survey(context: &Context, source: &Endpoint, destination: &Endpoint) -> Result<Plan, Failure> {
     let report = &context.report;
     let connecting = report.during(Phase::Connect, connect(source, destination, context.monitors.recorder.as_ref()));
@@ -54,7 +55,7 @@ pub(crate) async fn survey(context: &Context, source: &Endpoint, destination: &E
     Ok(report.during(Phase::Preflight, Box::pin(look(context, &pair, false))).await?.0.plan)
 }
 
-/// Looks at both sides and begins an attempt: the plan has no blocker, and the journal says what is set out to do.
+/// Makes a plan and begins an attempt: the plan has no blocker, and the journal has the intent.
 pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrder, Attempt), Failure> {
     let (settings, report) = (&context.settings, &context.report);
     let (draft, run) = look(context, pair, settings.clean).await?;
@@ -67,7 +68,7 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
     let log = IntentLog::begin(settings, begun, context.records.clone(), report).map_err(|error| Failure::Refused {
         code: FailureCode::Journal,
         message: format!(
-            "{}; {} says where else, {} does without",
+            "{}; give another place with {}, or keep no journal with {}",
             describe(&error),
             Setting::Journal,
             Setting::Journal.set_to("nowhere")
@@ -84,7 +85,7 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
     Ok((order, attempt))
 }
 
-/// What a recovery has to know.
+/// The record that a recovery starts from.
 fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> MigrationBegin {
     let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
     MigrationBegin {
@@ -101,8 +102,8 @@ fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestInten
     }
 }
 
-/// Gathers facts from both sides, drafts a plan, and reads what must be proved. Gives the draft, and how the guest
-/// stands. `clean` allows leftovers to be removed.
+/// Gathers facts from both sides, drafts a plan, and reads the images that need a proof. Gives the draft and the
+/// guest's run state on the source. `clean` allows leftovers to be removed.
 async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft, RunState), Failure> {
     let QemuPair { source, destination } = pair;
     let report = &context.report;
@@ -112,7 +113,7 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
     if clean && remove_leftovers(context, pair, &source_facts, &destination_facts).await? {
         (source_facts, destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
     }
-    // what is left after the cleaning is in the way
+    // a leftover that is there after the removal is in the way
     settings.clean &= !clean;
     let ports = unless_cancelled(&context.cancel, look_at_ports(&settings)).await?;
     let mut draft = Draft::new(&source_facts, &destination_facts, &ports, &settings, &id);
@@ -134,7 +135,7 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
                 draft.add_changed("source", &comparison_plan::changed(&source_facts, &source_now));
                 draft.add_changed("destination", &comparison_plan::changed(&destination_facts, &destination_now));
             }
-            // a side that is gone by now could not be read either, which a blocker says already
+            // a QEMU that does not answer now could not be read either, which a blocker says already
             Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
             Err(_) => {}
         }
@@ -170,7 +171,8 @@ async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, PortState)
     found
 }
 
-/// Removes what an earlier try left. Whether there was anything. Not while a guest is on its way: it is in use then.
+/// Removes the leftovers of an earlier migration, and gives whether there were any. While a migration is under way they
+/// are in use, and stay.
 async fn remove_leftovers(
     context: &Context,
     pair: &QemuPair,
@@ -183,14 +185,14 @@ async fn remove_leftovers(
     }
     for (process, facts) in [(&pair.source, source), (&pair.destination, destination)] {
         for left in &facts.leftovers {
-            context.report.action("clean", format!("{}: {left} is of an earlier try", facts.name));
+            context.report.action("clean", format!("{}: removes {left}, which an earlier migration left", facts.name));
         }
         cleanup::remove(process, &facts.leftovers).await?;
     }
     Ok(true)
 }
 
-/// Reads what must be the same, and what must be empty; unless that is not wanted, or the sides are not fit for it.
+/// Reads the images that must be the same or empty; `None` where no proof is wanted or a finding forbids the reading.
 async fn read(
     context: &Context,
     pair: &QemuPair,
@@ -220,11 +222,11 @@ async fn read(
     let ceiling = Arc::new(RateLimit::new(ceiling));
     let cancelled = cancelled(&context.cancel);
     let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, &context.report, cancelled);
-    // a future this large is kept off the stack of whoever waits for it
+    // boxed: the future is too large for the stack of its caller
     Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
 }
 
-/// Measures what a prediction needs.
+/// Makes the measurements that a prediction needs.
 async fn take_measurements(
     context: &Context,
     pair: &QemuPair,
@@ -244,7 +246,7 @@ async fn take_measurements(
     Box::pin(work).await.ok_or(Failure::Cancelled)
 }
 
-/// What was proved, for people.
+/// The proof of a comparison, for people.
 fn told(comparison: &Comparison) -> String {
     let Comparison { source, destination, by, .. } = comparison;
     match by {

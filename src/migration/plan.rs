@@ -1,6 +1,6 @@
-//! What would be done, and what speaks against it.
+//! The plan of a migration: its steps, and the findings that speak against it.
 //!
-//! Pure. `--plan` prints exactly what a run would start with.
+//! Pure. `--plan` prints exactly the plan that a run would start with.
 
 use super::{
     Failure, Settings,
@@ -34,47 +34,47 @@ use std::{collections::BTreeSet, time::Duration};
 /// A migration as it would be done, for people and programs.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Plan {
-    /// What the checks found, blockers first.
+    /// The findings of the checks, blockers first.
     pub findings: Vec<Finding>,
     /// The disks that would move.
     pub disks: Vec<PlannedDisk>,
-    /// What every disk of the source consists of, and what the destination has in its place.
+    /// The images of every disk of the source, and of its counterpart on the destination.
     #[doc(hidden)]
     pub chains: Vec<Chains>,
-    /// What was proved of images that must be the same.
+    /// The comparisons of images that must be the same.
     #[doc(hidden)]
     pub verified: Vec<Comparison>,
-    /// What the migration would cost, as far as it is known.
+    /// The expected cost of the migration, as far as it is known.
     pub estimate: Estimate,
-    /// What was measured for the estimate.
+    /// The measurements that the estimate was made from.
     #[serde(skip)]
     measured: Option<GuestMeasurements>,
 }
 
-/// A plan while it is made: what is to be told of it, what is to be read for it, and what a run would need.
+/// A plan while it is made: the part for people and programs, the images that must be read, and a run's work order.
 pub(crate) struct Draft {
-    /// What is to be told.
+    /// The part for people and programs.
     pub(crate) plan: Plan,
-    /// The images that are to be compared or to be empty.
+    /// The images that must be the same or must be empty.
     pub(crate) comparison: ComparisonPlan,
-    /// Where the source and the destination would listen while images are compared.
+    /// The addresses at which the source and the destination would listen while images are compared.
     pub(crate) reading: (Option<Address>, Option<Address>),
-    /// What a run would need; `None` where no address could be chosen, which is a blocker.
+    /// The work order of a run; `None` where no address could be chosen, which is a blocker.
     order: Option<WorkOrder>,
-    /// The guest was seen on the source, running or paused.
+    /// Whether the guest was seen on the source, running or paused.
     on_source: bool,
 }
 
-/// A disk of the source and what the destination has in its place.
+/// A disk of the source and its counterpart on the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Chains {
-    /// Its name.
+    /// The disk's name on the source.
     pub disk: String,
-    /// How it is copied: `incremental`, `full`, or `none` where it is not.
+    /// The mode of the copy: `incremental`, `full`, or `none` where the disk is not copied.
     pub mode: &'static str,
-    /// What it consists of.
+    /// The images of the source's disk.
     pub source: BackingChain,
-    /// What is in its place.
+    /// The images of the counterpart, where there is one.
     pub destination: Option<BackingChain>,
 }
 
@@ -85,16 +85,16 @@ pub struct PlannedDisk {
     pub source: String,
     /// Its name on the destination.
     pub destination: String,
-    /// The size the guest sees, bytes.
+    /// The size that the guest sees, bytes.
     pub virtual_size: u64,
-    /// What its images that are to be copied take on the source's file system, bytes: about what would be copied.
+    /// The space that the images to be copied take on the source, bytes: about the amount that would be copied.
     pub actual_size: Option<u64>,
-    /// How it is copied.
+    /// The mode of the copy: `incremental` or `full`.
     pub mode: &'static str,
 }
 
 impl Plan {
-    /// What was measured, where that was asked for and nothing forbids the migration.
+    /// The measurements, where they were asked for and nothing forbids the migration.
     #[doc(hidden)]
     pub fn measured(&self) -> Option<&GuestMeasurements> {
         self.measured.as_ref()
@@ -113,7 +113,7 @@ impl Plan {
 }
 
 impl Draft {
-    /// Makes a plan of what both sides said, and of what connections to the user's addresses came to. `id` names this
+    /// Makes a plan from the facts of both sides and from connections to the ports that were given. `id` names this
     /// run in the paths of its sockets.
     pub(crate) fn new(
         source: &SideFacts,
@@ -195,7 +195,7 @@ impl Draft {
         Self { plan, comparison, reading: (source_reading, destination_reading), order, on_source }
     }
 
-    /// What a run needs, of a plan without blockers.
+    /// The work order of a plan without blockers.
     ///
     /// # Errors
     /// [`Failure::Refused`] with all blockers in its message, by the code of the gravest.
@@ -212,37 +212,37 @@ impl Draft {
         }
     }
 
-    /// What a run would need, unless a blocker forbids it.
+    /// The work order, unless a blocker forbids the run.
     pub(crate) fn unblocked(&self) -> Option<&WorkOrder> {
         self.order.as_ref().filter(|_| self.plan.blockers().next().is_none())
     }
 
-    /// Whether anything may be opened for reading in the two QEMUs.
+    /// Whether images may be opened for reading in the two QEMUs.
     pub(crate) fn is_readable(&self) -> bool {
         self.plan.findings.iter().all(|finding| finding.code.is_readable())
     }
 
-    /// Adds what was read of both sides.
+    /// Adds the contents of the images that were read.
     pub(crate) fn add(&mut self, contents: ImageContents, force: &BTreeSet<String>) {
         self.plan.find(checks::weigh(checks::contents::read(&contents), force));
         self.plan.verified = contents.comparisons;
     }
 
-    /// Notes that nothing was read. Where a blocker says why, that is enough; a leftover that is going to be removed
-    /// is none.
+    /// Notes that no image was read, unless a blocker gives the reason. A leftover that is going to be removed is no
+    /// blocker.
     pub(crate) fn left_unread(&mut self) {
         if self.plan.blockers().next().is_none() {
             self.plan.find(checks::contents::unread(&self.comparison));
         }
     }
 
-    /// Adds the disks of a side that were not left alone meanwhile.
+    /// Adds the disks of a side that were changed while images were read.
     pub(crate) fn add_changed(&mut self, side: &str, disks: &[String]) {
         self.plan.find(checks::contents::changed(side, disks));
     }
 
-    /// Adds what was measured, and what follows from it for this migration; notes what could not be. `before` is how
-    /// long it took until it was measured.
+    /// Adds the measurements and the prediction from them, and notes the measurements that could not be made.
+    /// `before` is the time that the migration took until they began.
     pub(crate) fn add_measured(
         &mut self,
         measured: GuestMeasurements,
@@ -264,7 +264,7 @@ impl Draft {
     }
 }
 
-/// What is known beforehand; None where too little is.
+/// The input of a prediction; `None` where too little was measured.
 fn measurements(
     disks: &[PlannedDisk],
     memory: u64,
@@ -297,8 +297,8 @@ fn measurements(
     })
 }
 
-/// Whether the destination has the disk's own file open in its place: the disk would be mirrored onto itself. A file in
-/// the place of another disk is no shared one: it would be missed in its own place.
+/// Whether the destination has the disk's own file open in the disk's place: the disk would be mirrored onto itself.
+/// A file in the place of another disk is not shared: its own disk would lack it.
 fn is_shared(disk: &Disk, others: &[&Disk], source: &SideFacts, destination: &SideFacts) -> bool {
     let id = |facts: &SideFacts, disk: &Disk| disk.chain.top().and_then(|top| Some(facts.file(top)?.id));
     let file = id(source, disk);
@@ -320,7 +320,7 @@ fn planned(pair: &DiskPair) -> PlannedDisk {
     }
 }
 
-/// Every disk of the source beside what the destination has in its place.
+/// Every disk of the source beside its counterpart on the destination.
 fn chains(
     source_disks: &[Disk],
     destination_disks: &[Disk],

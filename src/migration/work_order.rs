@@ -1,4 +1,5 @@
-//! What a run needs to know: made of a plan without blockers, or, as far as the way back goes, of a journal.
+//! The orders of a run, made from a plan without blockers. A recovery reads the part that the way back needs from a
+//! journal.
 //!
 //! Pure.
 
@@ -11,52 +12,52 @@ use crate::{
     storage::model::layout::DiskPair,
 };
 
-/// Bytes that a sender's kernel takes of a stream that is faster than the link, by Linux's default of `tcp_wmem`: 20
-/// ms at 1 Gbit/s and 55 ms at 400 Mbit/s were seen.
+/// The bytes that a sender's kernel buffers when a stream is faster than the link, by Linux's default of `tcp_wmem`.
+/// The delay was measured as 20 ms at 1 Gbit/s and 55 ms at 400 Mbit/s.
 const TCP_BUFFERED: u64 = 2_500_000;
 
-/// What moves, and over which addresses. A journal keeps it, so that another engine can take a migration up.
+/// The disks that move, and the addresses. A journal keeps the route, so that another engine can recover the migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The disks that move.
     pub(crate) pairs: Vec<DiskPair>,
-    /// Where the destination listens, for NBD and for RAM.
+    /// The addresses at which the destination listens, for NBD and for RAM.
     pub(crate) addresses: (Address, Address),
 }
 
 impl Route {
-    /// Where the destination listens for NBD.
+    /// The address at which the destination listens for NBD.
     pub(crate) fn nbd(&self) -> &Address {
         &self.addresses.0
     }
 
-    /// Where the destination listens for RAM.
+    /// The address at which the destination listens for RAM.
     pub(crate) fn ram(&self) -> &Address {
         &self.addresses.1
     }
 }
 
-/// All that a run is told of the plan that it carries out.
+/// The part of a plan that a run carries out.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkOrder {
-    /// What moves, and over which addresses.
+    /// The disks that move, and the addresses.
     pub(crate) route: Route,
     /// The guest's memory, bytes.
     pub(crate) memory: u64,
-    /// How many virtual CPUs the guest has.
+    /// The number of the guest's virtual CPUs.
     pub(crate) cpus: usize,
-    /// The guest was seen to run.
+    /// Whether the guest was seen to run.
     pub(crate) is_running: bool,
-    /// What the guest was seen to dirty, bytes per second, where that was measured.
+    /// The rate at which the guest dirties RAM, bytes per second, where it was measured.
     pub(crate) dirty_rate: Option<f64>,
-    /// The named bitmaps move with the guest.
+    /// Whether the named dirty bitmaps move with the guest.
     pub(crate) bitmaps: bool,
-    /// The estimate, where the user asked for one.
+    /// The prediction, where one was asked for.
     pub(crate) predicted: Option<Estimate>,
 }
 
 impl WorkOrder {
-    /// What the controller has to do.
+    /// The job of the controller of convergence.
     pub(crate) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> ConvergenceJob {
         let policy = &settings.policy;
         let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
@@ -72,8 +73,8 @@ impl WorkOrder {
                 write_blocking: blocks,
                 throttle,
                 postcopy: policy.may_postcopy(),
-                // RAM cannot be held back on several channels, nor where nothing may be changed, nor where QEMU
-                // cannot be told the bandwidth to reckon with; and a paused guest's memory is sent in its first pass
+                // RAM cannot be held back with multifd, nor where a policy only observes, nor where QEMU has no
+                // avail-switchover-bandwidth; the memory of a paused guest is sent in one pass, so holding is no use
                 overlap: settings.multifd.is_none()
                     && self.is_running
                     && !policy.observe

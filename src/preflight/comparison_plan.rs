@@ -1,4 +1,4 @@
-//! Which images are to be the same on both sides, and which are to be empty.
+//! Plans the proofs: the images that must be the same on both sides, and those that must be empty.
 //!
 //! Pure.
 
@@ -11,21 +11,21 @@ use crate::storage::{
     verify::identity::{ComparedImage, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
 
-/// The images of both sides that are to be read.
+/// The images of both sides that must be read, and those that need not be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ComparisonPlan {
-    /// Images that are only read and are to be the same.
+    /// Images that the guest only reads, which must be the same on both sides.
     pub image_pairs: Vec<ImagePair>,
-    /// Images that are one file on both sides, and so the same without a look.
+    /// Images that are one file on both sides: nothing needs to be read to prove that they are the same.
     pub same: Vec<Comparison>,
-    /// The destination's images that are to be empty.
+    /// The destination's images that must be empty.
     pub empty_images: Vec<EmptyImage>,
 }
 
-/// An image that is to be empty.
+/// An image of the destination that must be empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmptyImage {
-    /// The source's disk that goes onto it.
+    /// The source's disk that is copied onto the image.
     pub disk: String,
     /// Its node.
     pub node: String,
@@ -33,14 +33,14 @@ pub struct EmptyImage {
     pub file: String,
     /// Its virtual size, bytes.
     pub size: u64,
-    /// Whether it is over a backing file: then not even a zero may be in it.
+    /// Whether the image is over a backing file: then not even a zero may be written in it.
     pub overlay: bool,
 }
 
 /// Finds the images that are to be read.
 ///
-/// Of a disk that is copied incrementally, all images below its top are; of a disk that is only read, all of them. A
-/// backing file that two disks are over is read once.
+/// Of a disk that is copied incrementally, all images below its top must be read; of a disk that the guest only reads,
+/// all of them. A backing file that two disks share is read once.
 pub fn images(
     source: &SideFacts,
     destination: &SideFacts,
@@ -53,7 +53,7 @@ pub fn images(
             let (layers, others) = (layers_below(&pair.source.chain), layers_below(&pair.destination.chain));
             found.add(source, destination, pair.source.name(), layers, others);
         }
-        // a flash memory is never empty, and is written over
+        // a flash memory is never empty: a mirror writes over all of it
         if let Some(top) = pair.destination.chain.top().filter(|_| !pair.destination.is_flash()) {
             found.empty_images.push(EmptyImage {
                 disk: pair.source.name().to_owned(),
@@ -64,7 +64,7 @@ pub fn images(
             });
         }
     }
-    // firmware comes over with the guest's memory, and the destination's file may be of another build
+    // firmware arrives with the guest's memory, so the destination's file may be of another build
     for (disk, counterpart) in standing.iter().filter(|(disk, _)| !disk.is_flash()) {
         let alike = counterpart.filter(|other| other.virtual_size == disk.virtual_size);
         let others = alike.map_or(&[][..], |other| &other.chain.layers[..]);
@@ -73,8 +73,8 @@ pub fn images(
     found
 }
 
-/// The disks of a side whose chains have changed: other nodes, a job's filter, or a file below the top that was
-/// written to. Comparisons that were made meanwhile prove nothing.
+/// The disks of a side whose chains have changed: other nodes, a job's filter, or a file below the top that was written
+/// to. Comparisons that were made meanwhile prove nothing.
 pub fn changed(before: &SideFacts, after: &SideFacts) -> Vec<String> {
     let told = |facts: &SideFacts, disk: &Disk| {
         let layers = disk.chain.layers.iter().enumerate().map(|(depth, layer)| {
@@ -97,8 +97,8 @@ fn layers_below(chain: &BackingChain) -> &[Layer] {
 }
 
 impl ComparisonPlan {
-    /// The pairs that are to be read for a proof. By metadata alone, nothing needs to be read of images whose format
-    /// has no map of what is allocated.
+    /// The pairs that must be read for a proof. A proof by metadata reads only images whose format has a map of its
+    /// allocated clusters.
     pub fn to_read(&self, proof: ProofLevel) -> Vec<&ImagePair> {
         let is_read = |twin: &ImagePair| match proof {
             ProofLevel::Off => false,
@@ -113,7 +113,7 @@ impl ComparisonPlan {
         self.image_pairs.iter().filter(|twin| twin.source.virtual_size == twin.destination.virtual_size)
     }
 
-    /// Adds the images of a disk. Where one side has none, or one of another size, a check tells of that.
+    /// Adds the images of a disk. A side without such an image adds nothing: a check of the disks reports that.
     fn add(&mut self, source: &SideFacts, destination: &SideFacts, disk: &str, layers: &[Layer], others: &[Layer]) {
         if layers.is_empty() || others.is_empty() {
             return;
@@ -142,7 +142,7 @@ impl ComparisonPlan {
     }
 }
 
-/// Whether both chains are made of the very same files.
+/// Whether both chains consist of the very same files.
 fn is_same(source: &SideFacts, destination: &SideFacts, layers: &[Layer], others: &[Layer]) -> bool {
     let id = |facts: &SideFacts, layer: &Layer| facts.file(layer).map(|file| file.id);
     layers.len() == others.len()
@@ -150,7 +150,7 @@ fn is_same(source: &SideFacts, destination: &SideFacts, layers: &[Layer], others
             let whole = !layer.file.starts_with("json:") && !other.file.starts_with("json:");
             let alike = (&layer.format, layer.virtual_size) == (&other.format, other.virtual_size);
             let same = whole && alike && id(source, layer).is_some() && id(source, layer) == id(destination, other);
-            // a data file is a file of its own, which is not looked up
+            // the data file of a qcow2 image is a second file, whose inode is not looked up
             same && layer.data_file.is_none() && other.data_file.is_none()
         })
 }

@@ -27,61 +27,61 @@ use serde::Serialize;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, task::JoinSet};
 
-/// How long a connection to an export may take.
+/// The longest time that a connection to an export may take.
 const DIAL: Duration = Duration::from_secs(5);
-/// How many images are compared at once.
+/// The number of images that are compared at once.
 const AT_ONCE: usize = 4;
-/// How much of a map is asked for at once.
+/// The part of an image whose map is asked for at once, bytes.
 const WINDOW: u64 = 64 << 30;
 
-/// One of the two QEMUs, and where it can be made to listen for readers.
+/// One of the two QEMUs, with the address at which it can be made to listen for readers.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadableSide<'a> {
     /// The QEMU.
     pub process: &'a Process,
-    /// The facts that it gave.
+    /// The facts that were gathered from it.
     pub facts: &'a SideFacts,
-    /// Where it would listen; `None` where nothing is read of it.
+    /// The address; `None` where nothing is read from this side.
     pub address: Option<&'a Address>,
 }
 
 /// The images of both sides as they were found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageContents {
-    /// The images that are to be the same.
+    /// The comparisons of the images that must be the same.
     pub comparisons: Vec<Comparison>,
-    /// The images that are to be empty.
+    /// The checks of the images that must be empty.
     pub empty_images: Vec<EmptyImageCheck>,
 }
 
-/// An image that is to be empty, and what is in it.
+/// An image that must be empty, and its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EmptyImageCheck {
-    /// The source's disk that goes onto it.
+    /// The source's disk that is copied onto the image.
     pub disk: String,
-    /// Its file on the destination.
+    /// The image's file on the destination.
     pub file: String,
-    /// Whether it is over a backing file.
+    /// Whether the image is over a backing file.
     pub overlay: bool,
-    /// What was found.
+    /// The state of the image.
     pub holds: EmptyImageState,
 }
 
-/// What was found in an image that is to be empty.
+/// The state of an image that must be empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EmptyImageState {
-    /// Nothing is in it.
+    /// The image is empty.
     Nothing,
-    /// Data is in it, first at this byte.
+    /// The image has data, first at this byte.
     Data(u64),
-    /// Another process has it open for writing.
+    /// Another process has the image open for writing; QEMU's words.
     Locked(String),
-    /// It could not be read.
+    /// The image could not be read, for this reason.
     Unknown(String),
 }
 
-/// Reads the images of a plan. Gives `None` when it was cancelled; exports that it opened are closed then, too.
+/// Reads the images of a plan. Gives `None` when the reading was cancelled; its exports are closed then, too.
 pub async fn read(
     source: ReadableSide<'_>,
     destination: ReadableSide<'_>,
@@ -102,7 +102,7 @@ pub async fn read(
         read.iter().enumerate().map(|(index, twin)| (export("image", index), image(twin).node.clone())).collect()
     };
     let (source_nodes, destination_nodes) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
-    // the destination's overlays are added one by one, later: a lock on one of them tells something of that one
+    // the destination's overlays are offered one by one, later: a refusal because of a lock must name its image
     let (source_view, destination_view) =
         tokio::join!(open(source, &source_nodes), open(destination, &destination_nodes));
     let mut views = OpenedViews { source: source_view, destination: destination_view };
@@ -116,7 +116,7 @@ pub async fn read(
         if let Some(OpenedView { view: Ok(view), .. }) = view {
             if let Err(error) = view.close(side.process).await {
                 let why = describe(&error);
-                report.warn("view-not-closed", format!("what was opened for reading may still be there: {why}"));
+                report.warn("view-not-closed", format!("the exports for reading may still be open: {why}"));
             }
         }
     }
@@ -134,7 +134,7 @@ fn export(what: &str, index: usize) -> String {
     format!("{what}-{index}")
 }
 
-/// Opens a view of these nodes; `None` where a side has no address, so that nothing of it is to be read.
+/// Opens exports of these nodes; `None` where a side has no address, so that nothing is read from it.
 async fn open(side: ReadableSide<'_>, nodes: &[(String, String)]) -> Option<OpenedView> {
     let address = side.address?;
     let (process, mut refused) = (side.process, vec![None; nodes.len()]);
@@ -154,29 +154,29 @@ async fn open(side: ReadableSide<'_>, nodes: &[(String, String)]) -> Option<Open
     Some(OpenedView { view, refused })
 }
 
-/// The view that is open on one side.
+/// The exports that are open on one side.
 struct OpenedView {
     view: Result<ReadExports, ProcessError>,
-    /// Why an image is not offered, for the images in their order.
+    /// The reason why an image is not offered, for each image in order.
     refused: Vec<Option<String>>,
 }
 
 impl OpenedView {
-    /// Why an image cannot be read.
+    /// The reason why an image cannot be read; `None` where it can.
     fn refusal(&self, index: usize) -> Option<String> {
         let alone = || self.refused.get(index).cloned().flatten();
         self.view.as_ref().err().map(|error| describe(error)).or_else(alone)
     }
 }
 
-/// The views that are open on the two sides.
+/// The exports that are open on the two sides.
 struct OpenedViews {
     source: Option<OpenedView>,
     destination: Option<OpenedView>,
 }
 
 impl OpenedViews {
-    #[allow(clippy::too_many_arguments, reason = "all of a reading, handed on once")]
+    #[allow(clippy::too_many_arguments, reason = "one call passes on all that a reading needs")]
     async fn read(
         &mut self,
         source: ReadableSide<'_>,
@@ -217,7 +217,7 @@ impl OpenedViews {
         let mut silent = None;
         for (index, image) in empty_images.iter().enumerate() {
             let holds = match &mut self.destination {
-                // a QEMU that does not answer is not waited for once for each disk
+                // a QEMU that does not answer is waited for once, and not once for each disk
                 _ if silent.is_some() => EmptyImageState::Unknown(silent.clone().unwrap_or_default()),
                 Some(OpenedView { view: Ok(view), .. }) => {
                     match view.offer(destination.process, &export("overlay", index), &image.node).await {
@@ -265,7 +265,7 @@ async fn pair(
     }
 }
 
-/// Why an image of a side cannot be read.
+/// The reason why an image of a side cannot be read; `None` where it can.
 fn refusal(opened: &Option<OpenedView>, index: usize) -> Option<String> {
     match opened {
         Some(opened) => opened.refusal(index),
@@ -273,7 +273,7 @@ fn refusal(opened: &Option<OpenedView>, index: usize) -> Option<String> {
     }
 }
 
-/// Where an image's files are on this host, if all of them are known: a data file is not looked up.
+/// The paths of an image's files on this host; `None` where one is not known: data files are not looked up.
 fn place(facts: &SideFacts, image: &ComparedImage) -> Option<ImageLocation> {
     if facts.chain(&image.node).layers.iter().any(|layer| layer.data_file.is_some()) {
         return None;
@@ -288,7 +288,8 @@ fn unproved(twin: &ImagePair, why: String) -> Comparison {
     twin.judged(ProofMethod::Metadata { map: None }, ComparisonResult::Unproved { why })
 }
 
-/// Reaches an export of an image of this size: one of another size is not it, or would be read in part.
+/// Connects to the export of an image. An export of another size than the image's is refused: it is another image's, or
+/// would be read in part.
 async fn connect(address: &Address, export: &str, size: u64) -> Result<nbd::NbdClient, String> {
     let dialed = dial(address, DIAL).await.map_err(|error| describe(&error))?;
     let client = nbd::NbdClient::connect(dialed.stream, export, nbd::NbdOptions::default()).await;
@@ -312,7 +313,7 @@ async fn holds(address: &Address, export: &str, image: &EmptyImage) -> EmptyImag
     while at < image.size {
         let length = WINDOW.min(image.size - at);
         let first = match image.overlay {
-            // a zero that is written hides what the backing file has there
+            // a written zero hides the data of the backing file, so every allocated cluster counts
             true => client.query_depths(at, length).await.map(|all| all.iter().find(|d| d.depth == 1).map(|d| d.start)),
             false => client.query_extents(at, length).await.map(|all| all.iter().find(|e| !e.zero).map(|e| e.start)),
         };

@@ -1,4 +1,4 @@
-//! What both sides say before anything is changed.
+//! The answers of both QEMUs before anything is changed.
 
 use crate::{
     qemu::{
@@ -26,45 +26,45 @@ pub mod machine;
 pub mod ports;
 pub mod ram_blocks;
 
-/// What one side says.
+/// The answers of one side.
 #[derive(Debug, Clone)]
 pub struct SideFacts {
-    /// Which side, and its address.
+    /// The side's name with its address.
     pub name: String,
-    /// Its run state.
+    /// The run state of its guest.
     pub run: RunState,
-    /// Its migration, if it ever had one.
+    /// The state of its migration, if it ever had one.
     pub migration: MigrationInfo,
-    /// Its devices with what is in them.
+    /// The block devices with their media.
     pub devices: Vec<BlockDevice>,
-    /// Its nodes.
+    /// The block nodes.
     pub nodes: Vec<BlockNode>,
-    /// How they hang together.
+    /// The edges between the block nodes.
     pub graph: NodeGraph,
-    /// The ids of its jobs.
+    /// The ids of all jobs.
     pub jobs: Vec<String>,
-    /// The ids of its exports.
+    /// The ids of all exports.
     pub exports: Vec<String>,
-    /// What an earlier try of ours left.
+    /// Jobs, nodes and exports that an earlier run of qferry left.
     pub leftovers: Vec<Leftover>,
-    /// What its build can do.
+    /// The abilities of this build of QEMU.
     pub features: Features,
-    /// Its process, where the socket told.
+    /// The process id, where the socket gives it.
     pub pid: Option<u32>,
-    /// The files its nodes are in, by QEMU's name for each, where they are files of this host.
+    /// The files of the block nodes, by QEMU's name for each, where they are files of this host.
     pub files: BTreeMap<String, FileFacts>,
-    /// The size of its RAM, bytes.
+    /// The size of the guest's RAM, bytes.
     pub ram: u64,
-    /// The machine it emulates.
+    /// The emulated machine.
     pub machine: MachineFacts,
 }
 
 /// Asks both sides.
 ///
 /// # Errors
-/// What QEMU says, or no answer.
+/// QEMU refuses a query, or does not answer.
 pub async fn gather_both(source: &Process, destination: &Process) -> Result<(SideFacts, SideFacts), ProcessError> {
-    // boxed, or a migration would carry the room for all these questions to its end
+    // boxed: the future of a whole migration would otherwise be as large as all these queries
     let (source_facts, mut destination_facts) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
     Box::pin(machine::name_lacking(source, destination, &source_facts.machine, &mut destination_facts.machine)).await?;
     Ok((source_facts, destination_facts))
@@ -73,7 +73,7 @@ pub async fn gather_both(source: &Process, destination: &Process) -> Result<(Sid
 /// Asks one side.
 ///
 /// # Errors
-/// What QEMU says, or no answer.
+/// QEMU refuses a query, or does not answer.
 pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
     let (status, migration, blocks, jobs, exports, memory, machine) = try_join!(
         process.ask(&qmp::query_status {}),
@@ -105,16 +105,16 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
     })
 }
 
-/// The same with what one side says of its disks now.
+/// The same facts with the present answers about the disks.
 ///
 /// # Errors
-/// What QEMU says, or no answer.
+/// QEMU refuses a query, or does not answer.
 pub async fn with_disks_now(process: &Process, before: &SideFacts) -> Result<SideFacts, ProcessError> {
     let BlockFacts { devices, nodes, graph, files } = Box::pin(blocks(process)).await?;
     Ok(SideFacts { devices, nodes, graph, files, ..before.clone() })
 }
 
-/// What one side says of its disks.
+/// The answers of one side about its disks.
 struct BlockFacts {
     devices: Vec<BlockDevice>,
     nodes: Vec<BlockNode>,
@@ -125,7 +125,7 @@ struct BlockFacts {
 async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
     let graph = async {
         match process.ask(&qmp::x_debug_query_block_graph {}).await {
-            // one day the nodes themselves will be all that tells
+            // a later QEMU may drop this debugging command: the nodes themselves then tell part of the graph
             Err(error) if error.is_refusal() => Ok(BlockGraph::default()),
             answer => answer,
         }
@@ -136,7 +136,7 @@ async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
         graph,
     )?;
     let (devices, nodes) = (devices.0, nodes.0);
-    // only a process of this host opens files that can be seen from here
+    // only the files of a process of this host can be seen
     let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
     Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files })
 }
@@ -147,7 +147,7 @@ impl SideFacts {
         BackingChain::read(node, &self.nodes, &self.graph)
     }
 
-    /// The file that a layer is in, if it is one of this host.
+    /// The file of a layer, if it is a file of this host.
     pub fn file(&self, layer: &Layer) -> Option<&FileFacts> {
         self.files.get(&layer.protocol.file)
     }

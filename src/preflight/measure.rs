@@ -1,7 +1,8 @@
-//! Measures what a migration will meet: the guest's work, and the way to the destination.
+//! Measures the guest's work and the connection to the destination, for a prediction.
 //!
-//! It takes about a second and a half, and three more for a guest that dirties much. What it opens it closes again,
-//! also when it is cancelled. Nothing that fails here forbids a migration: it is told, and the rest is measured.
+//! The measurements take about a second and a half, and three seconds more for a guest that dirties much. Exports
+//! that are opened are closed again, also when the measurement is cancelled. A failure here never forbids a
+//! migration: a note says which measurement is missing, and the others are made.
 
 use super::{
     facts::SideFacts,
@@ -27,26 +28,26 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How often a question is asked to see how long an answer takes.
+/// The number of queries that a round trip is measured with.
 const QUESTIONS: usize = 5;
-/// How often is looked whether a window is over.
+/// The interval at which QEMU is asked whether a window is over.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long after its window a measurement may still be reading the guest's pages.
+/// The time after its window in which a measurement may still be reading the guest's pages.
 const READING: Duration = Duration::from_secs(5);
-/// How long the kernel may take to tell what of a process is in memory.
+/// The time that the kernel has to tell which pages of a process are in memory.
 const MAPPINGS: Duration = Duration::from_secs(2);
 
-/// How it can be told what the way to the destination carries.
+/// The source of the bandwidth that a prediction uses.
 #[derive(Debug, Clone, Copy)]
 pub enum BandwidthSource<'a> {
-    /// The user said how much it may be.
+    /// The setting for the ceiling, so nothing is measured.
     Ceiling,
-    /// By sending something to an NBD server there.
+    /// A probe: data is sent to an NBD server of the destination at this address.
     Probe(&'a Address),
 }
 
-/// Measures. `facts` are what the source said, and `disks` are those of its disks that would move. Gives `None` when
-/// it was cancelled; what it opened is closed then, too.
+/// Measures. `facts` are the source's, and `disks` are those of its disks that would move. Gives `None` when the
+/// measurement was cancelled; its exports are closed then, too.
 pub async fn measure(
     source: &Process,
     destination: &Process,
@@ -66,13 +67,13 @@ pub async fn measure(
             look_at_guest(source, facts, disks, &mut measured).await;
         }
     };
-    // nothing is open so far, and QEMU ends a measurement of its own
+    // no export is open so far, and QEMU ends its own measurement by itself
     tokio::select! {
         biased;
         () = &mut cancelled => return None,
         () = looked => {}
     }
-    // after the guest was looked at: it would be slowed down
+    // the probe comes last: it could slow the guest down while its work is measured
     let (bandwidth, is_cancelled) = match way {
         BandwidthSource::Ceiling => (Ok(None), false),
         BandwidthSource::Probe(address) => {
@@ -90,7 +91,7 @@ pub async fn measure(
 }
 
 impl GuestMeasurements {
-    /// Takes what was measured, or notes why it was not.
+    /// Takes the result of a measurement, or notes why there is none.
     fn take<T: Default>(&mut self, what: &'static str, result: Result<T, String>) -> T {
         result.unwrap_or_else(|why| {
             self.missing.push(MissingMeasurement { what, why });
@@ -99,7 +100,7 @@ impl GuestMeasurements {
     }
 }
 
-/// The time from a question to its answer: that in the middle of several.
+/// The median time from a query to its answer.
 async fn round_trip(process: &Process) -> Result<Duration, String> {
     let mut times = Vec::new();
     for _ in 0..QUESTIONS {
@@ -111,11 +112,11 @@ async fn round_trip(process: &Process) -> Result<Duration, String> {
     Ok(times[QUESTIONS / 2])
 }
 
-/// What the guest dirties and what it writes, in the same time: to count writes costs nothing.
+/// Measures the memory that the guest dirties and the bytes that it writes to disks, at the same time.
 async fn look_at_guest(source: &Process, facts: &SideFacts, disks: &[&Disk], measured: &mut GuestMeasurements) {
     let before = stats(source).await;
     let dirtied = dirtied(source, facts).await;
-    // QEMU looks at the pages in a thread of its own, and no window means no writes either
+    // without a window of the dirty rate there is no time in which writes are counted, so one is waited for
     if dirtied.as_ref().map_or(true, Vec::is_empty) {
         sleep(measurements::WINDOW[0]).await;
     }
@@ -134,7 +135,7 @@ async fn look_at_guest(source: &Process, facts: &SideFacts, disks: &[&Disk], mea
     }
 }
 
-/// The statistics of all devices, and when they were right.
+/// The statistics of all devices, with the time of the answer.
 async fn stats(source: &Process) -> Result<(Instant, Vec<BlockStats>), String> {
     let answer = source.ask(&qmp::query_blockstats { query_nodes: None }).await;
     answer.map(|list| (Instant::now(), list.0)).map_err(|error| describe(&error))
@@ -145,7 +146,7 @@ fn rate(disk: &Disk, before: &[BlockStats], after: &[BlockStats], window: Durati
     rate.ok_or_else(|| format!("QEMU's statistics do not have the disk {}", disk.name()))
 }
 
-/// The memory that the guest dirties in each window.
+/// The bytes of memory that the guest dirties in each window.
 async fn dirtied(source: &Process, facts: &SideFacts) -> Result<Vec<(Duration, u64)>, String> {
     let pages = measurements::sample_pages(&blocks(facts))?;
     let milliseconds = source.features().dirty_rate_milliseconds;
@@ -161,16 +162,16 @@ async fn dirtied(source: &Process, facts: &SideFacts) -> Result<Vec<(Duration, u
     Ok(found)
 }
 
-/// Begins to measure what the guest dirties in a window, for whoever asks for it after that. Whether it did: a build
-/// that knows whole seconds only, a guest of little memory, or a measurement that is under way already are no reason
-/// to fail.
+/// Begins to measure the memory that the guest dirties in a window; `query-dirty-rate` has the result afterwards. Gives
+/// whether the measurement began: a build that knows whole seconds only, a guest with little memory, or a measurement
+/// that is under way already are no errors.
 pub async fn begin(source: &Process, window: Duration, ram: u64) -> bool {
     let Ok(pages) = measurements::sample_pages(&[ram]) else { return false };
     source.features().dirty_rate_milliseconds && source.act(&calc_dirty_rate(window, true, pages)).await.is_ok()
 }
 
-/// MiB a second. Pages are sampled, which neither slows the guest nor needs anything of the accelerator. The other
-/// modes are never used: asked for them without KVM, QEMU 7.2 crashes.
+/// The dirty rate of a window, MiB/s. Pages are sampled, which neither slows the guest nor needs a feature of the
+/// accelerator. The other modes are never used: without KVM, QEMU 7.2 crashes when it is asked for them.
 async fn dirty_rate(source: &Process, window: Duration, milliseconds: bool, pages: u64) -> Result<u64, ProcessError> {
     source.act(&calc_dirty_rate(window, milliseconds, pages)).await?;
     let measured = async {
@@ -201,13 +202,13 @@ fn calc_dirty_rate(window: Duration, milliseconds: bool, pages: u64) -> qmp::cal
 /// The sizes of the blocks that the guest's RAM is made of.
 fn blocks(facts: &SideFacts) -> Vec<u64> {
     match &facts.machine.ram_blocks {
-        // video memory and firmware are small
+        // small blocks are video memory and firmware
         Some(blocks) => blocks.values().map(|block| block.used).filter(|used| *used > facts.ram / 64).collect(),
         None => vec![facts.ram],
     }
 }
 
-/// How much of RAM was ever touched, where the source is on this host and lets one look.
+/// The bytes of RAM that were ever touched; `None` where the source's `smaps` cannot be read.
 async fn used(facts: &SideFacts) -> Option<u64> {
     let (pid, blocks) = (facts.pid?, blocks(facts));
     let read = spawn_blocking(move || {
@@ -217,7 +218,7 @@ async fn used(facts: &SideFacts) -> Option<u64> {
     timeout(MAPPINGS, read).await.ok()?.ok()?
 }
 
-/// What arrives at the destination.
+/// The rate at which a probe arrives at the destination.
 async fn bandwidth(
     source: &Process,
     destination: &Process,
@@ -228,7 +229,7 @@ async fn bandwidth(
     let (samples, closed) = link_probe::run(source, destination, address, measurements::is_probed, cancelled).await;
     if let Err(error) = closed {
         let why = describe(&error);
-        report.warn("probe-not-closed", format!("what was opened to send a probe may still be there: {why}"));
+        report.warn("probe-not-closed", format!("the export or node of the probe may still be there: {why}"));
     }
     match samples {
         Ok(samples) => measurements::bandwidth(&samples).map(Some).ok_or_else(|| "nothing arrived".to_owned()),

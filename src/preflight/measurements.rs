@@ -1,6 +1,6 @@
-//! What was measured of a guest and of the way to the destination, and how it follows from QEMU's numbers.
+//! The measurements of a guest and of the connection to the destination, and their formulas from QEMU's numbers.
 //!
-//! Pure. It says what was seen and nothing of what will be: the prediction is made from it elsewhere.
+//! Pure. A measurement describes the past: `convergence::predict` makes the prediction from it.
 
 use super::checks::{Finding, FindingCode};
 use crate::{
@@ -13,78 +13,78 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// The windows of a build that knows milliseconds: two of them show whether the guest dirties the same memory again.
 const WINDOWS: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
-/// A longer one, for a guest that has not shown within them how much it dirties again and again.
+/// A longer window, for a guest whose working set did not show within the first two.
 const LONG: Duration = Duration::from_secs(3);
-/// By how much less than its rate makes of it a window must have, to have seen all there is.
+/// The share of the fastest window's rate below which a window's rate shows that the working set is exhausted.
 const KNEE: f64 = 0.85;
-/// What is too little to wait longer for: it is sent in no time.
+/// The dirtied bytes below which no longer window is worth its time: so little is sent at once.
 const LITTLE: u64 = 16 << 20;
-/// That of one that does not.
+/// The window of a build that knows whole seconds only.
 pub const WINDOW: [Duration; 1] = [Duration::from_secs(1)];
-/// Pages of the guest whose contents QEMU compares in one window, all in all: reading them takes a core some 20 ms.
+/// The number of pages whose contents QEMU compares in one window: reading them takes a core about 20 ms.
 const PAGES: u64 = 1 << 15;
 /// The bounds that QEMU has for the pages it samples of each GiB.
 const SAMPLE_PAGES: (u64, u64) = (128, 1 << 14);
-/// QEMU passes over a block of RAM that is smaller.
+/// The size below which QEMU does not sample a block of RAM, bytes.
 const LEAST_BLOCK: u64 = 128 << 20;
 /// The first part of a probe, which counts for nothing: a TCP connection begins slowly.
 const WARMING: Duration = Duration::from_millis(100);
-/// How long a probe goes on after that, if enough arrives.
+/// The time that a probe goes on after its first part, if enough arrives.
 const PROBED: Duration = Duration::from_millis(200);
-/// How long it goes on for all, on a slow link.
+/// The longest time of a probe, on a slow link.
 const LONGEST: Duration = Duration::from_millis(1500);
-/// What is enough: more than a probe has under way at once, so that it is not the buffers that are measured.
+/// The bytes that are enough: more than a probe has in flight at once, so that the link is measured and not the
+/// buffers.
 const ENOUGH: u64 = 8 << 20;
 
-/// What was measured.
+/// All measurements that a prediction uses.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct GuestMeasurements {
-    /// Whether the guest ran. One that does not run dirties nothing and writes nothing, and nothing of that was
-    /// measured.
+    /// Whether the guest ran. The work of a guest that does not run is nothing, and is not measured.
     pub running: bool,
-    /// In windows of growing length, how many bytes of different pages the guest dirtied. QEMU tells whole MiB/s,
-    /// rounded down, so each is up to 1 MiB times the window's seconds too low.
+    /// The bytes of different pages that the guest dirtied, in windows of growing length. QEMU tells whole MiB/s,
+    /// rounded down, so each number is up to 1 MiB times the window's seconds too low.
     pub dirtied: Vec<(Duration, u64)>,
-    /// What the guest wrote to each disk that would move.
+    /// The guest's writes to each disk that would move.
     pub disks: Vec<DiskRate>,
-    /// What arrives from the source at the destination's NBD address with nothing else on the way. None where the user
-    /// set a ceiling, which is the answer then, or where it could not be probed.
+    /// The rate at which a probe from the source arrives at the destination's NBD address. `None` where a setting has
+    /// the ceiling, which is used in its place, or where the probe failed.
     pub bandwidth: Option<Rate>,
-    /// How long the source takes to answer a question.
+    /// The time that the source takes to answer a query.
     pub source_round_trip: Duration,
-    /// How long the destination takes.
+    /// The time that the destination takes to answer a query.
     pub destination_round_trip: Duration,
-    /// How much of the guest's RAM has ever been touched, bytes: the rest is zero, and not sent. It is known of a
-    /// source on this host only. What the guest gave back to itself since is still in it.
+    /// The guest's RAM that has ever been touched, bytes: the rest is zero, and is not sent. The number is known of a
+    /// source on this host only. Memory that the guest has freed since then is still counted.
     pub used: Option<u64>,
-    /// What could not be measured.
+    /// The measurements that could not be made.
     pub missing: Vec<MissingMeasurement>,
 }
 
-/// Something that could not be measured.
+/// A measurement that could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MissingMeasurement {
-    /// What.
+    /// The measurement: `dirty-rate`, `disk-rate`, `bandwidth` or `round-trip`.
     pub what: &'static str,
-    /// Why.
+    /// The reason, for people.
     pub why: String,
 }
 
-/// How a guest writes to one disk.
+/// A guest's writes to one disk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DiskRate {
     /// The disk's name on the source.
     pub disk: String,
-    /// Bytes a second.
+    /// The bytes per second.
     pub bytes: Rate,
-    /// Writes a second.
+    /// The number of writes per second.
     pub writes: f64,
-    /// The mean time that a write took; none where there was no write.
+    /// The mean time of a write; `None` where there was no write.
     pub latency: Option<Duration>,
 }
 
 impl GuestMeasurements {
-    /// A note for everything that could not be measured.
+    /// A note for each measurement that could not be made.
     pub fn findings(&self) -> Vec<Finding> {
         let note = |MissingMeasurement { what, why }: &MissingMeasurement| {
             Finding::new(FindingCode::NotMeasured, what, format!("it could not be measured: {why}"))
@@ -92,7 +92,7 @@ impl GuestMeasurements {
         self.missing.iter().map(note).collect()
     }
 
-    /// All of it in one line, for people.
+    /// All measurements in one line, for people.
     pub fn told(&self) -> String {
         let mut parts = Vec::new();
         for (window, bytes) in &self.dirtied {
@@ -111,13 +111,14 @@ impl GuestMeasurements {
     }
 }
 
-/// The windows in which dirtied memory is counted, one after the other. A build that knows only whole seconds has one.
+/// The windows in which dirtied memory is counted, one after the other. A build that knows only whole seconds gets one.
 pub fn windows(milliseconds: bool) -> &'static [Duration] {
     if milliseconds { &WINDOWS } else { &WINDOW }
 }
 
-/// How fast a guest dirties RAM, bytes per second, by the fastest of its windows; and the bytes that it dirties again
-/// and again. None where every window has as much as its rate makes of it: then no end was seen.
+/// The rate at which a guest dirties RAM, bytes per second, by the fastest of its windows; and its working set, the
+/// bytes that it dirties again and again. `None` where the rate is the same in every window: then its end was not
+/// seen.
 pub fn work(dirtied: &[(Duration, u64)]) -> (f64, Option<f64>) {
     let fastest = dirtied.iter().map(rate_in).fold(0.0, f64::max);
     let is_short = |one: &(Duration, u64)| rate_in(one) < fastest * KNEE;
@@ -129,14 +130,14 @@ fn rate_in(&(window, bytes): &(Duration, u64)) -> f64 {
     bytes as f64 / window.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
-/// Another window, where those so far leave open how much the guest dirties again and again.
+/// A longer window, where the windows so far do not show the size of the guest's working set.
 pub fn another(dirtied: &[(Duration, u64)]) -> Option<Duration> {
     let last = dirtied.last()?;
     (last.0 < LONG && last.1 > LITTLE && rate_in(last) >= work(dirtied).0 * KNEE).then_some(LONG)
 }
 
-/// How many pages of each GiB are sampled, so that a guest of any size costs about the same; or why there is nothing to
-/// sample. `blocks` are the sizes of the guest's blocks of RAM.
+/// The number of pages to sample of each GiB, so that a guest of any size costs about the same; or the reason why
+/// there is nothing to sample. `blocks` are the sizes of the guest's blocks of RAM, bytes.
 pub fn sample_pages(blocks: &[u64]) -> Result<u64, String> {
     let sampled: u64 = blocks.iter().filter(|block| **block >= LEAST_BLOCK).sum();
     if sampled == 0 {
@@ -146,13 +147,14 @@ pub fn sample_pages(blocks: &[u64]) -> Result<u64, String> {
     Ok(of_each.clamp(SAMPLE_PAGES.0, SAMPLE_PAGES.1))
 }
 
-/// The bytes dirtied in a window, of the rate that QEMU tells: MiB/s.
+/// The bytes dirtied in a window, by QEMU's rate in MiB/s.
 pub fn dirtied(rate: u64, window: Duration) -> u64 {
     let millis = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
     (rate << 20).saturating_mul(millis) / 1000
 }
 
-/// What was written to a disk between two looks. None where one of them does not have it, or it was plugged in anew.
+/// The writes to a disk between two answers of `query-blockstats`. `None` where one of them does not have the disk, or
+/// where the disk was plugged in anew.
 pub fn disk_rate(disk: &Disk, before: &[BlockStats], after: &[BlockStats], window: Duration) -> Option<DiskRate> {
     let (before, after) = (disk.stats(before)?, disk.stats(after)?);
     let seconds = Some(window.as_secs_f64()).filter(|seconds| *seconds > 0.0)?;
@@ -167,14 +169,14 @@ pub fn disk_rate(disk: &Disk, before: &[BlockStats], after: &[BlockStats], windo
     })
 }
 
-/// Whether a probe may end. Each sample is the time since its start and the bytes that have arrived.
+/// Whether a probe may end. Each sample is the time since the probe's start and the bytes that have arrived.
 pub fn is_probed(samples: &[(Duration, u64)]) -> bool {
     let Some(&(now, arrived)) = samples.last() else { return false };
     let warm = samples.iter().find(|(at, _)| *at >= WARMING).map_or(arrived, |(_, arrived)| *arrived);
     now >= LONGEST || (now >= WARMING + PROBED && arrived - warm >= ENOUGH)
 }
 
-/// The rate that a probe saw: from the end of its first part on, or in all if it was over before.
+/// The rate of a probe after its first part, or over all of it if the probe was over before.
 pub fn bandwidth(samples: &[(Duration, u64)]) -> Option<Rate> {
     let (until, arrived) = *samples.last()?;
     let warm = samples.iter().find(|(at, seen)| *at >= WARMING && *seen < arrived);
@@ -184,15 +186,15 @@ pub fn bandwidth(samples: &[(Duration, u64)]) -> Option<Rate> {
     (seconds > 0.0).then(|| Rate((bytes as f64 / seconds) as u64))
 }
 
-/// How much of the blocks of RAM, of these sizes, is in memory or swapped out, by the text of a process's `smaps`. None
-/// where there is no mapping that a block would fit in.
+/// The bytes of the blocks of RAM, of these sizes, that are in memory or swapped out, by the text of a process's
+/// `smaps`. `None` where there is no mapping that a block would fit in.
 pub fn used(smaps: &str, blocks: &[u64]) -> Option<u64> {
     let mut mappings = mappings(smaps);
     let mut blocks = blocks.to_vec();
     blocks.sort_unstable_by(|a, b| b.cmp(a));
     let mut used = 0;
     for block in blocks {
-        // the tightest that holds it: what is larger belongs to a larger one, or is none of the guest's
+        // the smallest mapping that a block fits in is its own: a larger one is of a larger block, or not the guest's
         let (&size, _) = mappings.range(block..).next()?;
         let held = mappings.get_mut(&size)?;
         used += held.pop()?.min(block);
@@ -203,13 +205,13 @@ pub fn used(smaps: &str, blocks: &[u64]) -> Option<u64> {
     Some(used)
 }
 
-/// What the mappings of each size hold, bytes.
+/// The bytes in use of all mappings, by the mapping's size.
 fn mappings(smaps: &str) -> BTreeMap<u64, Vec<u64>> {
     let mut all: Vec<(u64, u64)> = Vec::new();
     for line in smaps.lines() {
         let Some((name, value)) = line.split_once(char::is_whitespace) else { continue };
         let Some(field) = name.strip_suffix(':') else {
-            // the next mapping begins, with its addresses
+            // a line without a field's name has the addresses of the next mapping
             all.extend(size_of(name).map(|size| (size, 0)));
             continue;
         };
@@ -219,7 +221,7 @@ fn mappings(smaps: &str) -> BTreeMap<u64, Vec<u64>> {
             *held += kib.unwrap_or(0).saturating_mul(1024);
         }
     }
-    // of those of a size, the one that holds most is taken first: it is the last
+    // sorted, so that the fullest mapping of a size is the last, and is taken first
     all.sort_unstable();
     let mut mappings: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
     for (size, held) in all {

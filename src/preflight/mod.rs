@@ -1,6 +1,6 @@
 //! May the migration start? Facts are gathered once, and judged by pure checks.
 //!
-//! It must never change anything on either side, but for what is opened to look or to measure, and closed again.
+//! Nothing may be changed on either side, but for exports that are opened to read or to measure, and closed again.
 
 pub mod checks;
 pub mod comparison_plan;

@@ -52,7 +52,7 @@ fn an_old_overlay_and_one_whose_header_is_wrong() {
         let (top, below) = (overlay(pair, Side::Destination, 0), layer(pair, Side::Destination, 0, 0));
         img(pair, &[&"create", &"-q", &"-f", &"qcow2", &"-o", &"compat=0.10", &"-F", &"raw", &"-b", &below, &top]);
     });
-    let old = warning("overlay-version", "disk0", [&overlay(&pair, Side::Destination, 0), &"old version"]);
+    let old = warning("overlay-version", "disk0", [&overlay(&pair, Side::Destination, 0), &"qcow2 version 2"]);
     found(&look(&pair, |_| ()), [old]);
     moves(&pair, |_| ());
 }

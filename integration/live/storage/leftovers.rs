@@ -56,7 +56,7 @@ fn what_is_left_is_named_and_removed_on_the_users_word() {
         let warned = look(&pair, |settings| settings.clean = true);
         let unread: Vec<_> = warned.verified.iter().collect();
         assert!(unread.is_empty(), "nothing is opened where another may be at work: {unread:?}");
-        let unproved = warning("backing-unverified", "disk0", [&"nothing was read"]);
+        let unproved = warning("backing-unverified", "disk0", [&"no image was read"]);
         found(&warned, expected_all(Severity::Warning).into_iter().chain([unproved]));
         let before = State::of(&pair);
         let refused = migrate(engine(&pair, |_| ()));

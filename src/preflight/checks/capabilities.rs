@@ -1,6 +1,7 @@
-//! Whether both builds can do what is asked of the migration of RAM: channels, compression, xbzrle, postcopy.
+//! Whether both builds have the features that the migration of RAM is to use: multifd, compression, xbzrle, postcopy.
 //!
-//! Pure. Only what is asked for is looked at: what a former user left set is turned off, and put back.
+//! Pure. Only features that are asked for are checked: others that are set are turned off for the migration, and put
+//! back.
 
 use super::{finding::Finding, subject::CheckSubject};
 use crate::{
@@ -30,13 +31,14 @@ fn missing(subject: &CheckSubject<'_>, side: &SideFacts) -> Vec<Finding> {
         .collect()
 }
 
-/// Message and remedy for each thing that a build lacks. `asked` has each capability with the setting that asks for it.
+/// Message and remedy for each feature that a build lacks. `asked` has each capability with the setting that asks for
+/// it.
 fn lacking(features: &Features, asked: &[(&str, String)], compress: Option<&str>) -> Vec<(String, String)> {
     let absent = asked.iter().filter(|(name, _)| !features.migration_capabilities.contains(*name));
     let mut found: Vec<(String, String)> = absent
         .map(|(name, by)| {
             let message = format!("this QEMU has no migration capability {name}, which {by} asks for");
-            (message, format!("leave {by} out, or bring a QEMU that has it"))
+            (message, format!("leave {by} out, or use a QEMU that has it"))
         })
         .collect();
     if let Some(how) = compress.filter(|how| !features.multifd_compressions.contains(*how)) {
@@ -45,7 +47,9 @@ fn lacking(features: &Features, asked: &[(&str, String)], compress: Option<&str>
         let leave_out = format!("leave {} out", Setting::Compress);
         let instead = match known.as_slice() {
             [] => leave_out,
-            known => format!("it knows {}: choose one that both sides know, or {leave_out}", known.join(", ")),
+            known => {
+                format!("choose one that both QEMUs have, or {leave_out}: this one has {}", known.join(", "))
+            }
         };
         let by = Setting::Compress.set_to(how);
         found.push((format!("the multifd-compression of this QEMU has no {how}, which {by} asks for"), instead));
@@ -53,8 +57,8 @@ fn lacking(features: &Features, asked: &[(&str, String)], compress: Option<&str>
     found
 }
 
-/// The settings that do not go together. QEMU 7.2 takes multifd with xbzrle and with postcopy, 10.0 refuses both and
-/// 11.1 the first: no schema tells, so both are refused everywhere.
+/// The settings that do not go together. QEMU 7.2 accepts multifd with xbzrle and with postcopy, 10.0 refuses both
+/// and 11.1 refuses the first. The schema does not tell them apart, so both are refused for every QEMU.
 fn conflicts(wanted: &MigrationTuning, source: &str) -> Vec<Finding> {
     let (multifd, compress, policy) = (Setting::Multifd, Setting::Compress, Setting::Policy);
     let conflict = |message: String, remedy: String| {
@@ -137,7 +141,11 @@ mod tests {
         for (features, word, remedy) in [
             (features(&["xbzrle"], &["zstd"]), "capability multifd, which `multifd`", "leave `multifd` out"),
             (features(&["multifd"], &["zstd"]), "capability xbzrle, which xbzrle of", "leave xbzrle"),
-            (features(&["multifd", "xbzrle"], &["none", "zlib"]), "no zstd, which `compress: zstd`", "it knows zlib"),
+            (
+                features(&["multifd", "xbzrle"], &["none", "zlib"]),
+                "no zstd, which `compress: zstd`",
+                "this one has zlib",
+            ),
             (features(&["multifd", "xbzrle"], &["none"]), "no zstd", "leave `compress` out"),
         ] {
             let found = lacking(&features, &asked, Some("zstd"));

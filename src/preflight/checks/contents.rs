@@ -1,4 +1,4 @@
-//! What was read of both sides: images that must be the same, and images that must be empty.
+//! The contents of images: those that must be the same on both sides, and those that must be empty.
 //!
 //! Pure.
 
@@ -12,14 +12,14 @@ use crate::{
     storage::verify::identity::{self, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
 
-/// Judges what is known of the images without reading them.
+/// Judges the images by what is known without reading them.
 pub fn planned(plan: &ComparisonPlan, proof: ProofLevel) -> Vec<Finding> {
     let mut findings: Vec<Finding> = plan.image_pairs.iter().filter_map(|twin| metadata(twin, proof)).collect();
     findings.extend(unverified(plan, proof));
     findings
 }
 
-/// Judges what was read.
+/// Judges the images by their contents.
 pub fn read(contents: &ImageContents) -> Vec<Finding> {
     let mut findings: Vec<Finding> = contents.comparisons.iter().filter_map(compared).collect();
     findings.extend(contents.comparisons.iter().filter_map(without_map));
@@ -27,7 +27,7 @@ pub fn read(contents: &ImageContents) -> Vec<Finding> {
     findings
 }
 
-/// Judges a side whose disks were not left alone while they were read.
+/// Judges the disks of a side that were changed while they were read.
 pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
     let one = |disk: &String| {
         let message = format!("the images below it changed on the {side} while they were compared");
@@ -36,9 +36,9 @@ pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
     disks.iter().map(one).collect()
 }
 
-/// The advice to look at the contents.
+/// The remedy of findings about sizes and formats alone.
 fn by_contents() -> String {
-    format!("{} looks at the contents", Setting::VerifyBacking.set_to("sample"))
+    format!("compare the contents with {}", Setting::VerifyBacking.set_to("sample"))
 }
 
 fn metadata(twin: &ImagePair, proof: ProofLevel) -> Option<Finding> {
@@ -51,12 +51,12 @@ fn metadata(twin: &ImagePair, proof: ProofLevel) -> Option<Finding> {
     }
     Some(match proof {
         ProofLevel::Metadata => Finding::new(FindingCode::BackingDiffers, &disks, message).with_remedy(by_contents()),
-        // the data that a guest reads is compared, and decides
+        // the data that a guest reads is compared, and that comparison decides
         _ => Finding::new(FindingCode::BackingFormat, &disks, message),
     })
 }
 
-/// The disks over the images that are to be the same, for a finding about all of them; `None` where nothing is to be
+/// The disks over the images that must be the same, for a finding about all of them; `None` where no image must be
 /// read.
 fn unread_disks(plan: &ComparisonPlan) -> Option<String> {
     let disks: Vec<&str> = plan.image_pairs.iter().flat_map(|twin| &twin.disks).map(String::as_str).collect();
@@ -73,17 +73,15 @@ fn unverified(plan: &ComparisonPlan, proof: ProofLevel) -> Option<Finding> {
     Some(Finding::new(FindingCode::BackingUnverified, &disks, message))
 }
 
-/// Says that nothing was read yet, although it is to be.
+/// Notes that the images must be read and were not.
 pub fn unread(plan: &ComparisonPlan) -> Option<Finding> {
-    let message = "nothing was read while something of an earlier try is there: neither that the destination's backing \
-                   files are the source's nor that its images are empty is proved";
+    let message = "no image was read because of a leftover of an earlier migration: it is not proved that the \
+                   destination's backing files are the source's, nor that its images are empty";
     let finding = Finding::new(FindingCode::BackingUnverified, &unread_disks(plan)?, message);
-    Some(
-        finding.with_remedy(format!(
-            "a migration with {} removes it first, then reads, and may still refuse",
-            Setting::Clean
-        )),
-    )
+    Some(finding.with_remedy(format!(
+        "migrate with {}, which removes the leftover, then reads the images, and may still refuse",
+        Setting::Clean
+    )))
 }
 
 fn without_map(comparison: &Comparison) -> Option<Finding> {

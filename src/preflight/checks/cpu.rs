@@ -14,7 +14,7 @@ use crate::{
 pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
     match (&source.machine.cpu, &destination.machine.cpu) {
         (Some(cpu), Some(other)) => compare(cpu, other, &destination.name),
-        // a machine without a CPU differs in the number of them already
+        // machines of which one has no CPU differ in the number of CPUs, which has a check of its own
         _ => Vec::new(),
     }
 }
@@ -36,13 +36,14 @@ fn compare(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Vec<Finding
     findings
 }
 
-/// Compares the types of the CPUs, which is all there is where no features are told; elsewhere two types can be one
-/// CPU to the guest.
+/// Compares the types of the CPUs where their features are not known. Where features are known the types do not
+/// count: two types can be the same CPU to the guest.
 fn kind(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let (source, destination) = (source.kind.as_ref()?, destination.kind.as_ref()?);
     let message = format!("its CPU is a {destination}, the source's a {source}");
-    (source != destination)
-        .then(|| Finding::new(FindingCode::CpuModel, name, message).with_remedy("start it with the source's -cpu"))
+    (source != destination).then(|| {
+        Finding::new(FindingCode::CpuModel, name, message).with_remedy("start the destination with the source's -cpu")
+    })
 }
 
 fn model(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
@@ -67,13 +68,13 @@ fn model(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Findin
 fn missing(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let bits = cpu::lacking(source, destination);
     let lacks = if destination.lacks.is_empty() { &bits } else { &destination.lacks };
-    let message = format!("its CPU lacks what the source's has: {}", lacks.join(", "));
+    let message = format!("its CPU lacks features of the source's: {}", lacks.join(", "));
     (!bits.is_empty()).then(|| Finding::new(FindingCode::CpuFeatures, name, message))
 }
 
 fn extra(source: &CpuFacts, destination: &CpuFacts, name: &str) -> Option<Finding> {
     let bits = cpu::lacking(destination, source);
-    let message = format!("its CPU has what the source's lacks: {}", bits.join(", "));
+    let message = format!("its CPU has features that the source's lacks: {}", bits.join(", "));
     (!bits.is_empty()).then(|| Finding::new(FindingCode::CpuFeaturesExtra, name, message))
 }
 

@@ -1,5 +1,5 @@
-//! The devices: the guest must find each one where it was. QEMU refuses the state of a device that it has not, and does
-//! not notice one that only the destination has.
+//! The devices: the guest must find each of them at its old address. QEMU refuses the state of a device that it does
+//! not have, and does not notice a device that only the destination has.
 //!
 //! Pure.
 
@@ -29,7 +29,7 @@ fn named(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
     let (missing, mut extra) = (only(source, destination), only(destination, source));
     let mut findings = Vec::new();
     for (id, device) in &missing {
-        // the guest does not see ids
+        // the guest does not see ids: a device of another id at the same place is the same to it
         let twin = extra.iter().find(|(_, other)| device.place.is_some() && *other == device).map(|(id, _)| id.clone());
         findings.push(match twin {
             Some(twin) => {
@@ -68,7 +68,7 @@ fn unnamed(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
         let kinds = one.unnamed.keys().filter(|kind| count(one, kind) > count(other, kind));
         let told = |kind: &String| {
             let counts = (count(source, kind), count(destination, kind));
-            format!("without an id the source has {} of it, the destination {}", counts.0, counts.1)
+            format!("the source has {} of these without an id, the destination {}", counts.0, counts.1)
         };
         kinds.map(|kind| Finding::new(code.clone(), kind, told(kind))).collect()
     };
@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// Code, severity and subject of what is found, and all that is said.
+    /// Code, severity and subject of each finding, and the text of all.
     fn with(change: impl Fn(&mut DeviceTable)) -> (Vec<(String, Severity, String)>, String) {
         let (source, mut destination) = (sample(), sample());
         change(&mut destination);
@@ -164,7 +164,7 @@ mod tests {
             destination.unnamed.insert("VGA".to_owned(), 1);
         });
         assert_eq!(found, one("device-missing", "VGA"));
-        assert!(text.contains("the source has 2 of it, the destination 1"), "{text}");
+        assert!(text.contains("the source has 2 of these without an id, the destination 1"), "{text}");
         let (found, _) = with(|destination| {
             destination.unnamed.insert("e1000".to_owned(), 1);
         });

@@ -1,4 +1,4 @@
-//! The disks: how they are paired, which are shared, which are left behind.
+//! The disks: their pairs, the shared ones, and those that are left behind.
 //!
 //! Pure.
 
@@ -24,7 +24,7 @@ fn pairing(problem: &PairingProblem) -> Finding {
             Finding::new(FindingCode::DiskUnknown, name, format!("the {side} has no disk of this name"))
         }
         PairingProblem::Missing(disk) => {
-            Finding::new(FindingCode::DiskMissing, disk.name(), "the destination has no disk like it")
+            Finding::new(FindingCode::DiskMissing, disk.name(), "the destination has no disk that matches")
         }
         PairingProblem::Ambiguous(disk) => {
             Finding::new(FindingCode::DiskAmbiguous, disk.name(), "more than one disk matches")

@@ -4,34 +4,34 @@ use crate::codes::{FindingCode, Severity};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Something a check found. Its texts name settings by their marks: see [`crate::codes::worded`].
+/// The result of a check that found a reason to speak. Texts name settings by marks: see [`crate::codes::worded`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// A stable word for programs.
     pub code: FindingCode,
-    /// How grave it is.
+    /// The consequence for the migration.
     pub severity: Severity,
-    /// What it is about: a side, a disk, an address, a setting.
+    /// The subject: a side, a disk, an address or a setting.
     pub subject: String,
-    /// What was found.
+    /// The observation, for people.
     pub message: String,
-    /// What to do about it.
+    /// The remedy, for people; empty where nothing is to be done.
     pub remedy: String,
 }
 
 impl Finding {
-    /// A finding as grave as its code is, with the code's remedy.
+    /// A finding with the severity and the remedy of its code.
     pub(crate) fn new(code: FindingCode, subject: &str, message: impl Into<String>) -> Self {
         let (severity, remedy) = (code.severity(), code.remedy().to_owned());
         Self { code, severity, subject: subject.to_owned(), message: message.into(), remedy }
     }
 
-    /// The finding with a remedy that says more than its code's.
+    /// The finding with a more precise remedy than its code's.
     pub(crate) fn with_remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: remedy.into(), ..self }
     }
 
-    /// The finding where it forbids nothing.
+    /// The finding as a warning, where it forbids nothing.
     pub(crate) fn into_warning(self) -> Self {
         debug_assert!(self.code.severities().contains(&Severity::Warning), "{}", self.code);
         Self { severity: Severity::Warning, ..self }

@@ -1,4 +1,4 @@
-//! What the disks consist of: chains, files that both sides use, media that stand still, room, and the right to write.
+//! The images of the disks: chains, files that both sides use, media that are only read, room, and the right to write.
 //!
 //! Pure.
 
@@ -17,7 +17,7 @@ use crate::{
 };
 use std::collections::BTreeMap;
 
-/// Every check of this file.
+/// Runs the checks of this file.
 pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for pair in subject.pairs {
@@ -42,7 +42,7 @@ pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
 fn chain_unknown(pair: &DiskPair) -> Option<Finding> {
     let side = [("source", &pair.source), ("destination", &pair.destination)];
     let (side, _) = side.into_iter().find(|(_, disk)| disk.chain.layers.is_empty())?;
-    let message = format!("the {side}'s QEMU does not tell what its image is over");
+    let message = format!("the {side}'s QEMU does not tell the images that it consists of");
     Some(Finding::new(FindingCode::ChainUnknown, pair.source.name(), message))
 }
 
@@ -70,15 +70,14 @@ fn backing_missing(pair: &DiskPair) -> Option<Finding> {
 
 fn backing_unused(pair: &DiskPair) -> Option<Finding> {
     let below = pair.destination.chain.backing().filter(|_| pair.mode == CopyMode::Full)?;
-    let message = format!("all is copied: the destination's image will not need {} below it", below.file);
+    let message = format!("the whole disk is copied: the destination's image does not need {} below it", below.file);
     Some(Finding::new(FindingCode::BackingUnused, pair.source.name(), message))
 }
 
 fn overlay_version(pair: &DiskPair) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let old = top.qcow2.as_ref().is_some_and(|qcow2| qcow2.compat == "0.10");
-    let message =
-        format!("{} is of qcow2's old version, which stores every zero over a backing file in full", top.file);
+    let message = format!("{} is of qcow2 version 2, which stores every zero over a backing file in full", top.file);
     (old && pair.destination.chain.backing().is_some())
         .then(|| Finding::new(FindingCode::OverlayVersion, pair.source.name(), message))
 }
@@ -86,13 +85,13 @@ fn overlay_version(pair: &DiskPair) -> Option<Finding> {
 fn unencrypted(pair: &DiskPair) -> Option<Finding> {
     let (source, destination) = (pair.source.chain.top()?, pair.destination.chain.top()?);
     let message =
-        format!("{} is encrypted, and {} is not: what is copied is stored in clear", source.file, destination.file);
+        format!("{} is encrypted, and {} is not: the copy is stored in plain text", source.file, destination.file);
     (source.encrypted && !destination.encrypted)
         .then(|| Finding::new(FindingCode::DiskUnencrypted, pair.source.name(), message))
 }
 
-/// Compares headers with the files that QEMU opened: a QEMU that is started later reads the header, and not what the
-/// command line said today.
+/// Compares headers with the files that QEMU opened: a QEMU that is started later follows the header, and not the
+/// command line of today.
 fn header(pair: &DiskPair) -> Option<Finding> {
     let layers = &pair.destination.chain.layers;
     let wrong = layers.windows(2).find_map(|two| {
@@ -112,7 +111,7 @@ fn header(pair: &DiskPair) -> Option<Finding> {
 fn crossed(pair: &DiskPair, subject: &CheckSubject<'_>) -> Option<Finding> {
     let id = |facts: &SideFacts, layer: &Layer| facts.file(layer).map(|file| file.id);
     let found = |code, message| Some(Finding::new(code, pair.source.name(), message));
-    // a disk that cannot be written is another check's, and would be found among those that are read
+    // a read-only disk has a check of its own, and would be found here among the disks that are read
     let written = pair.destination.chain.top().filter(|_| !pair.destination.read_only)?;
     let target = id(subject.destination, written);
     let read = |facts: &SideFacts| {
@@ -128,7 +127,8 @@ fn crossed(pair: &DiskPair, subject: &CheckSubject<'_>) -> Option<Finding> {
         let message = format!("the destination would write to {file}, which other images are over");
         return found(FindingCode::OverlayIsBacking, message);
     }
-    // a file in the place of the same disk is shared, and no pair; a lock would tell too, but not everywhere
+    // a file in the place of the same disk is shared, and makes no pair; QEMU's lock would find others, but not on
+    // every file system
     let is_target =
         |facts: &SideFacts, disk: &Disk| target.is_some() && disk.chain.top().and_then(|top| id(facts, top)) == target;
     if let Some(disk) = subject.source.disks().iter().find(|disk| is_target(subject.source, disk)) {
@@ -138,7 +138,10 @@ fn crossed(pair: &DiskPair, subject: &CheckSubject<'_>) -> Option<Finding> {
     }
     let others = subject.pairs.iter().filter(|other| other.source != pair.source);
     if let Some(other) = others.into_iter().find(|other| is_target(subject.destination, &other.destination)) {
-        return found(FindingCode::OverlayTaken, format!("{} goes to {} too", other.source.name(), written.file));
+        return found(
+            FindingCode::OverlayTaken,
+            format!("{} would be copied to {}, too", other.source.name(), written.file),
+        );
     }
     let live = id(subject.source, pair.source.chain.top()?);
     let below = pair.destination.chain.layers.get(1..).unwrap_or_default();
@@ -158,8 +161,8 @@ fn not_writable(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     Some(Finding::new(FindingCode::DiskNotWritable, pair.source.name(), message))
 }
 
-/// Notes that a raw image may not stay sparse. Measured: on 7.2 and on 10.0, zeros that are written to a raw image
-/// without `discard=unmap` take their space; not on 11.1. No answer of QEMU's shows the option.
+/// Notes that a raw image may not stay sparse. Measured: with QEMU 7.2 and 10.0, zeros that are written to a raw image
+/// without `discard=unmap` take their space; with 11.1 they do not. No answer of QEMU shows the option.
 fn not_sparse(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let device = destination.file(top).is_some_and(|file| file.is_device);
@@ -189,8 +192,8 @@ fn extra(disk: &Disk) -> Finding {
     Finding::new(FindingCode::DiskExtra, disk.name(), message)
 }
 
-/// Compares the room of each file system of the destination with all that may land on it: the virtual sizes, or with
-/// `overcommit` what is to be copied now.
+/// Compares the room of each file system of the destination with all images on it that are copied to: with their
+/// virtual sizes, or with `overcommit` with the data of today.
 fn room(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut wanted: BTreeMap<u64, (&FileSystem, u64, Vec<&str>)> = BTreeMap::new();
     for pair in subject.pairs {
@@ -232,7 +235,7 @@ fn needed(pair: &DiskPair, overcommit: bool) -> u64 {
 fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &CheckSubject<'_>) -> Option<Finding> {
     debug_assert_eq!(subject.storage, StorageMode::None);
     let Some(other) = other else {
-        let finding = Finding::new(FindingCode::DiskMissing, disk.name(), "the destination has no disk like it");
+        let finding = Finding::new(FindingCode::DiskMissing, disk.name(), "the destination has no disk that matches");
         return Some(finding.with_remedy("give the destination a device of the same id"));
     };
     let (source, destination) = (disk.chain.top()?, other.chain.top()?);
@@ -241,10 +244,10 @@ fn not_shared(disk: &Disk, other: Option<&Disk>, subject: &CheckSubject<'_>) -> 
         let message = format!("{file} and {other_file} are two files, and nothing is to be copied");
         return (known.id != other_known.id).then(|| Finding::new(FindingCode::DiskNotShared, disk.name(), message));
     }
-    let message = format!("it cannot be seen from here whether {file} is the destination's {other_file}");
+    let message = format!("whether {file} is the destination's {other_file} cannot be seen from this host");
     let finding = Finding::new(FindingCode::DiskSharedUnproved, disk.name(), message);
     Some(if source.direct || disk.read_only {
-        finding.with_remedy("make sure that both have the same file")
+        finding.with_remedy("make sure that both sides have the same file")
     } else {
         finding
     })
@@ -268,7 +271,7 @@ mod tests {
         },
     };
 
-    /// What a file is known to be: its file system, the room there, its inode.
+    /// A file by its file system, the room there, and its inode.
     fn file(device: u64, available: u64, inode: u64) -> FileFacts {
         FileFacts {
             path: "/x".into(),
@@ -403,7 +406,7 @@ mod tests {
             });
         }
         with(&two(Incremental), &[], false, |subject| assert_eq!(room(subject), [], "nothing is known of the files"));
-        // what a layer takes may not be known
+        // the space that a layer takes may not be known
         let unknown = Layer { actual_size: None, ..layer("a") };
         assert_eq!(needed(&pair([unknown], [layer("x")]), true), 100);
         let mut larger = pair([layer("a")], [layer("x")]);
@@ -424,7 +427,7 @@ mod tests {
             (vec![over("/a", "/c"), layer("/b")], Some("/a says that it is over /c, and QEMU opened /b")),
             (vec![over("/a", "/b"), over("/b", "/d"), layer("/c")], Some("/b says that it is over /d")),
             (vec![over("/a", "/b")], Some("opened nothing")),
-            // one that is reached by a protocol cannot be told by its name
+            // a layer that is reached by a protocol cannot be recognised by its name
             (vec![over("/a", "nbd://host/b"), layer("/b")], None),
             (vec![over("/a", "/b"), layer("nbd://host/b")], None),
         ] {
@@ -507,7 +510,7 @@ mod tests {
             (disk([layer("a")]), Some("x"), &known[..], None, ""),
             (disk([layer("a")]), Some("y"), &known[..], Some("disk-not-shared"), "`storage: none`"),
             (disk([layer("a")]), Some("z"), &known[..], Some("disk-shared-unproved"), "cache=none"),
-            (direct, Some("x"), &[], Some("disk-shared-unproved"), "make sure that both have the same file"),
+            (direct, Some("x"), &[], Some("disk-shared-unproved"), "make sure that both sides have the same file"),
             (disk([layer("a")]), None, &known[..], Some("disk-missing"), "device of the same id"),
         ] {
             let other = theirs.map(|file| disk([layer(file)]));

@@ -16,7 +16,7 @@ pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
     checks.into_iter().filter_map(|check| check(machine, other, name)).collect()
 }
 
-/// The release that a version counts to: from micro 50 on it is a development version of the next one.
+/// The release that a version belongs to: from micro 50 on, versions are development versions of the next release.
 fn release(version: QemuVersion) -> (u64, u64, bool) {
     (version.major, version.minor, version.micro >= 50)
 }
@@ -40,7 +40,7 @@ fn machine_type(source: &MachineFacts, destination: &MachineFacts, name: &str) -
     let plain = |kind: &str| kind.strip_suffix("-machine").unwrap_or(kind).to_owned();
     let message = format!("its machine type is {}, the source's is {}", plain(destination), plain(source));
     (source != destination).then(|| {
-        let remedy = format!("start it with the source's: -machine {}", plain(source));
+        let remedy = format!("start the destination with the source's: -machine {}", plain(source));
         Finding::new(FindingCode::MachineType, name, message).with_remedy(remedy)
     })
 }
@@ -62,7 +62,7 @@ fn ram_blocks(source: &MachineFacts, destination: &MachineFacts, name: &str) -> 
             Some(other) if fits(name, block, other) => None,
             Some(other) => {
                 let (source, destination) = (Bytes(block.total).exactly(), Bytes(other.total).exactly());
-                Some(format!("{name} holds {destination} there, {source} on the source"))
+                Some(format!("{name} has {destination} on the destination, {source} on the source"))
             }
         })
         .collect();
@@ -70,8 +70,8 @@ fn ram_blocks(source: &MachineFacts, destination: &MachineFacts, name: &str) -> 
     (!differences.is_empty()).then(|| Finding::new(FindingCode::RamBlocks, name, message))
 }
 
-/// Whether a block of RAM takes what comes in. Blocks of firmware tables are resized by it, up to what they can hold;
-/// all others must be the same.
+/// Whether a block of RAM can take the source's block. QEMU resizes blocks of firmware tables to the source's size,
+/// up to their largest size; all others must be the same.
 fn fits(name: &str, source: &RamBlock, destination: &RamBlock) -> bool {
     match name.starts_with("/rom@") {
         true => source.used <= destination.total,
@@ -172,7 +172,10 @@ mod tests {
                 },
                 "no pc.ram",
             ),
-            (|blocks| blocks.get_mut("pc.ram").expect("a block").total = 256, "256 B there, 512 B on the source"),
+            (
+                |blocks| blocks.get_mut("pc.ram").expect("a block").total = 256,
+                "256 B on the destination, 512 B on the source",
+            ),
             (|blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").total = 19, "/rom@etc/acpi/tables"),
         ];
         for (change, word) in loud {

@@ -1,6 +1,7 @@
-//! One function per check, each over facts gathered once: a file for what each is about.
+//! The checks: one function each, over facts that were gathered once, in one file for each subject.
 //!
-//! Pure. A finding names what it is about, why it matters and what to do. Some may be forced, on the user's word.
+//! Pure. A finding names its subject, the reason why it matters and a remedy. Some blockers may be forced by the
+//! guest's owner.
 
 mod capabilities;
 pub mod contents;
@@ -23,7 +24,7 @@ pub use crate::codes::{FindingCode, Severity};
 pub use finding::Finding;
 pub use subject::CheckSubject;
 
-/// Runs every check over what both sides said. See [`weigh`].
+/// Runs every check over the facts of both sides. [`weigh`] then applies the choices of the guest's owner.
 pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let CheckSubject { source, destination, .. } = *subject;
     let mut findings = sides::run(source, destination, subject.clean);
@@ -37,14 +38,14 @@ pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Applies the user's word on what may be forced, and puts blockers first.
+/// Forces the blockers that the guest's owner chose to force, and puts the remaining blockers first.
 pub fn weigh(findings: Vec<Finding>, force: &BTreeSet<String>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = findings.into_iter().map(|finding| forced(finding, force)).collect();
     findings.sort_by_key(|finding| finding.severity);
     findings
 }
 
-/// A blocker that is forced becomes a warning; one that could be forced says how.
+/// Turns a blocker that is forced into a warning. The remedy of a blocker that could be forced says how.
 fn forced(mut finding: Finding, force: &BTreeSet<String>) -> Finding {
     let code = finding.code.as_str();
     if finding.severity == Severity::Blocker && finding.code.is_forcible() {

@@ -1,4 +1,4 @@
-//! Where the destination would listen, and who could read what is sent there.
+//! The addresses at which a QEMU would listen, and whether others could read the data on its way.
 //!
 //! Pure.
 
@@ -24,31 +24,31 @@ fn port(setting: Setting, address: &Address, found: &PortState) -> Option<Findin
     match found {
         PortState::Free => None,
         PortState::Taken => {
-            let finding = Finding::new(FindingCode::PortTaken, &address, "something listens there already");
+            let finding = Finding::new(FindingCode::PortTaken, &address, "a process listens there already");
             Some(finding.with_remedy(format!("give another port with {setting}")))
         }
         PortState::Unreachable(why) => {
-            let message = format!("it cannot be reached from here: {why}");
+            let message = format!("this address cannot be reached from here: {why}");
             Some(Finding::new(FindingCode::PortUnreachable, &address, message))
         }
     }
 }
 
-/// Why no QEMU should listen at an address. Without an address there is nothing to listen at.
+/// The reason why no QEMU should listen at an address, if there is one. A missing address is a reason, too.
 pub(crate) fn listen(setting: Setting, address: Option<&Address>, allow_plaintext: bool) -> Option<Finding> {
     let Some(address) = address else {
         let (message, remedy) = match setting {
             Setting::SourceNbdAddress => (
-                "the source is not known to be a process of this host, and its backing files are to be read",
+                "the source is not known to be a process of this host, and its backing files must be read",
                 format!(
-                    "give {setting}, where the source is to listen for that; {} goes on with nothing proved",
+                    "give {setting}, at which the source can listen for that; {} migrates without a proof",
                     Setting::VerifyBacking.set_to("off")
                 ),
             ),
             _ => (
                 "no address can be chosen: the two QEMUs are not both known to be local processes, or a socket in \
                  XDG_RUNTIME_DIR would have too long a path",
-                format!("give {setting}, where the destination is to listen"),
+                format!("give {setting}, at which the destination can listen"),
             ),
         };
         let subject = setting.to_string();

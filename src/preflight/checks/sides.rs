@@ -1,4 +1,4 @@
-//! What each side is and is doing: run states, migrations, features, leftovers, jobs, exports, RAM.
+//! The state of each side: run states, migrations, features, leftovers, jobs, exports, RAM.
 //!
 //! Pure.
 
@@ -45,10 +45,10 @@ fn source_state(source: &SideFacts) -> Option<Finding> {
     match source.run {
         RunState::Running | RunState::Paused => None,
         RunState::PostMigrate => Some(finding.with_remedy(
-            "an earlier migration completed here: make sure that the guest runs nowhere else before you send cont",
+            "an earlier migration from this QEMU completed: make sure that the guest runs nowhere else before you send cont",
         )),
         RunState::InMigrate => {
-            Some(finding.with_remedy("this one waits for a guest: are source and destination swapped?"))
+            Some(finding.with_remedy("this QEMU waits for a guest: check that source and destination are not swapped"))
         }
         _ => Some(finding),
     }
@@ -67,11 +67,11 @@ fn source_migration(source: &SideFacts) -> Option<Finding> {
 
 fn destination_state(destination: &SideFacts) -> Option<Finding> {
     if destination.run != RunState::InMigrate {
-        let message = format!("it does not wait for a guest: {}", destination.run);
+        let message = format!("this QEMU does not wait for a guest: {}", destination.run);
         return Some(Finding::new(FindingCode::DestinationState, &destination.name, message));
     }
     let status = destination.migration.status.as_ref().filter(|status| **status != MigrationStatus::None)?;
-    let message = format!("it was used before: its incoming migration is {status}");
+    let message = format!("this QEMU was used before: its incoming migration is {status}");
     Some(Finding::new(FindingCode::DestinationUsed, &destination.name, message))
 }
 
@@ -86,15 +86,15 @@ fn ram(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
 
 fn leftovers(side: &SideFacts, clean: bool) -> Vec<Finding> {
     let found = |left: &Leftover| match (left, clean) {
-        // a read-only export can be read through again, and is removed then
+        // a read-only export does not hinder a comparison, which removes it
         (Leftover::ReadExport(_), false) => {
-            let message = format!("there is a {left}, of a check that was killed or goes on");
+            let message = format!("there is a {left}, of a check that was killed or is still running");
             Finding::new(FindingCode::LeftoverView, &side.name, message)
         }
         _ => {
             let finding = Finding::new(FindingCode::Leftover, &side.name, format!("there is already a {left}"));
             match clean {
-                true => finding.into_warning().with_remedy("it is removed before the migration begins"),
+                true => finding.into_warning().with_remedy("the leftover is removed before the migration begins"),
                 false => finding,
             }
         }
@@ -104,13 +104,13 @@ fn leftovers(side: &SideFacts, clean: bool) -> Vec<Finding> {
 
 fn jobs(source: &SideFacts) -> Vec<Finding> {
     let foreign = source.jobs.iter().filter(|id| !id.starts_with(PREFIX));
-    let found = |id| Finding::new(FindingCode::JobRunning, &source.name, format!("the job {id} is there"));
+    let found = |id| Finding::new(FindingCode::JobRunning, &source.name, format!("the job {id} is running"));
     foreign.map(|id| found(id).into_warning()).collect()
 }
 
 fn exports(destination: &SideFacts) -> Option<Finding> {
     let foreign: Vec<&str> =
         destination.exports.iter().map(String::as_str).filter(|id| !id.starts_with(PREFIX)).collect();
-    let message = format!("it exports {} already", foreign.join(", "));
+    let message = format!("this QEMU has the exports {} already", foreign.join(", "));
     (!foreign.is_empty()).then(|| Finding::new(FindingCode::ExportOpen, &destination.name, message))
 }

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Everything the checks look at.
+/// All facts and choices that the checks judge.
 #[derive(Debug)]
 pub struct CheckSubject<'a> {
     /// The source.
@@ -20,32 +20,32 @@ pub struct CheckSubject<'a> {
     pub destination: &'a SideFacts,
     /// The disks that would move.
     pub pairs: &'a [DiskPair],
-    /// What pairing them met.
+    /// The problems that came up when they were paired.
     pub problems: &'a [PairingProblem],
     /// Disks that both sides have open, which are left alone.
     pub shared: &'a [String],
-    /// Writable disks that the user's choice leaves behind without saying so.
+    /// Writable disks that the settings leave behind without naming them.
     pub left_out: &'a [String],
-    /// Disks that are only read, each with what the destination has in its place.
+    /// Disks that the guest only reads, each with its counterpart on the destination.
     pub standing: &'a [(&'a Disk, Option<&'a Disk>)],
-    /// Disks that are said to be shared, likewise.
+    /// Disks that are said to be shared, each with its counterpart on the destination.
     pub unshared: &'a [(&'a Disk, Option<&'a Disk>)],
-    /// The destination's disks that nothing goes to.
+    /// The destination's disks that nothing is copied to.
     pub spare: &'a [&'a Disk],
-    /// Bitmaps that do not arrive.
+    /// The dirty bitmaps that move, and those that do not arrive.
     pub bitmaps: &'a BitmapPlan,
-    /// What is wanted of QEMU's migration.
+    /// The parameters and capabilities that QEMU's migration is going to have.
     pub tuning: &'a MigrationTuning,
-    /// How storage gets there.
+    /// The way in which storage gets to the destination.
     pub storage: StorageMode,
-    /// Room is needed only for what is copied now.
+    /// Whether room is needed for the data of today only, and not for the virtual sizes.
     pub overcommit: bool,
-    /// What an earlier try left is removed first.
+    /// Whether leftovers of an earlier migration are removed first.
     pub clean: bool,
-    /// The listening addresses, with the setting of each; `None` where none could be chosen.
+    /// The listening addresses with the setting of each; `None` where no address could be chosen.
     pub addresses: &'a [(Setting, Option<Address>)],
-    /// The ports among them, and what a connection to each came to.
+    /// The ports among them, with the result of a connection to each.
     pub ports: &'a [(Setting, Address, PortState)],
-    /// The user allows plain text on the network.
+    /// Whether the guest's owner allows plain text on the network.
     pub allow_plaintext: bool,
 }

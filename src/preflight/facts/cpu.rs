@@ -1,4 +1,4 @@
-//! What a guest can see of its CPU.
+//! The properties of a CPU that its guest can see.
 //!
 //! Pure.
 
@@ -8,30 +8,29 @@ use std::{collections::BTreeMap, fmt};
 /// A virtual CPU of one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CpuFacts {
-    /// Its path in QOM.
+    /// The CPU's path in QOM.
     pub path: String,
-    /// Its type, such as `cortex-a57-arm-cpu`, where it has no feature words.
+    /// The CPU's type, such as `cortex-a57-arm-cpu`; asked for only where the CPU has no feature words.
     pub kind: Option<String>,
-    /// What its [`IDENTITY`] says, as far as it has it.
+    /// The values of those properties of [`IDENTITY`] that the CPU has.
     pub identity: BTreeMap<&'static str, String>,
-    /// The bits of its feature words; none where the target has no such property.
+    /// The bits of the feature words; `None` where the target has no such property.
     pub features: Option<BTreeMap<CpuidRegister, u64>>,
-    /// The names of the features that the source has and this one lacks. They are asked for only where bits are
-    /// missing.
+    /// The names of the features that the source has and this CPU lacks; asked for only where bits are missing.
     pub lacks: Vec<String>,
 }
 
-/// The properties of an x86 CPU that tell the guest which one it is.
+/// The properties of an x86 CPU that tell the guest its model.
 pub const IDENTITY: [&str; 5] = ["vendor", "family", "model", "stepping", "model-id"];
 
 /// A register of CPUID that holds feature bits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CpuidRegister {
-    /// EAX, the leaf.
+    /// The leaf: EAX when CPUID is called.
     pub leaf: u64,
-    /// ECX, where the leaf has others below it.
+    /// The subleaf, ECX, where the leaf has any.
     pub subleaf: Option<u64>,
-    /// The register.
+    /// The register that the answer is in, such as `EBX`.
     pub register: String,
 }
 
@@ -45,11 +44,11 @@ impl fmt::Display for CpuidRegister {
     }
 }
 
-/// Bits and names of features that follow from the number of threads. QEMU 10.0 and later have them in the words,
-/// earlier ones add them when the guest asks: the guest sees the same. (Leaf, register, bit, names.)
+/// Features that follow from the number of threads: leaf, register, bit and name. QEMU 10.0 and later have the bits in
+/// the feature words, earlier versions add them when the guest executes CPUID: the guest sees the same.
 const OF_TOPOLOGY: [(u64, &str, u32, &str); 2] = [(1, "EDX", 28, "ht"), (0x8000_0001, "ECX", 1, "cmp-legacy")];
 
-/// The words by their registers; versions list them in their own order.
+/// The feature words by their registers: every version of QEMU lists them in another order.
 pub fn words(list: &[FeatureWord]) -> BTreeMap<CpuidRegister, u64> {
     let word = |word: &FeatureWord| {
         let of_topology = OF_TOPOLOGY
@@ -62,7 +61,8 @@ pub fn words(list: &[FeatureWord]) -> BTreeMap<CpuidRegister, u64> {
     list.iter().map(word).collect()
 }
 
-/// The bits that one CPU has and the other lacks, as `CPUID 7.0 EBX bit 5`; empty where a side told none.
+/// The bits that one CPU has and the other lacks, as `CPUID 7.0 EBX bit 5`; empty where a side has no feature
+/// words.
 pub fn lacking(one: &CpuFacts, other: &CpuFacts) -> Vec<String> {
     let (Some(one), Some(other)) = (&one.features, &other.features) else { return Vec::new() };
     let bits = one.iter().flat_map(|(word, bits)| {
@@ -72,7 +72,7 @@ pub fn lacking(one: &CpuFacts, other: &CpuFacts) -> Vec<String> {
     bits.collect()
 }
 
-/// Properties of a CPU that are on or off and name no bit of CPUID, as far as 11.1 has them.
+/// Boolean properties of a CPU in QEMU 11.1 that name no bit of CPUID.
 const SWITCHES: [&str; 21] = [
     "acpi",
     "check",
@@ -97,13 +97,13 @@ const SWITCHES: [&str; 21] = [
     "xen-vapic",
 ];
 
-/// Whether a property that is on or off can be the name of a feature; switches, also those for compatibility, are not.
+/// Whether a boolean property can be the name of a feature; switches, also those for compatibility, are not.
 pub fn is_feature(property: &str) -> bool {
     let of_topology = OF_TOPOLOGY.iter().any(|(.., name)| *name == property.replace('_', "-"));
     !(of_topology || SWITCHES.contains(&property) || property.starts_with("x-"))
 }
 
-/// One spelling of each: QEMU knows `sse4.1` as `sse4-1` and `sse4_1` too.
+/// Drops all but one spelling of each name: QEMU knows `sse4.1` as `sse4-1` and `sse4_1`, too.
 pub fn distinct(mut names: Vec<String>) -> Vec<String> {
     let plain = |name: &String| name.replace(['_', '.'], "-");
     names.sort_by_key(|name| (plain(name), name.contains('_'), !name.contains('.')));
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(lacking(&one, &CpuFacts::default()), Vec::<String>::new());
     }
 
-    /// 7.2 beside 10.0, with two vCPUs.
+    /// The words of QEMU 7.2 and of QEMU 10.0, with two vCPUs.
     #[test]
     fn what_follows_from_the_threads_is_no_difference() {
         let old = cpu(&[word(1, None, "EDX", 126_614_525), word(0x8000_0001, None, "ECX", 5)]);

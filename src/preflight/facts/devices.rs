@@ -1,4 +1,4 @@
-//! The devices of a machine, as the guest finds them.
+//! The devices of a machine, as its guest finds them.
 //!
 //! Pure.
 
@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 /// The devices of one side.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceTable {
-    /// Those with an id, by it.
+    /// The devices with an id, by their ids.
     pub named: BTreeMap<String, DeviceFacts>,
-    /// How many there are of each type without an id.
+    /// The number of devices without an id, by their type.
     pub unnamed: BTreeMap<String, usize>,
     /// The PCI functions of devices without an id, those of the machine itself among them: place, vendor and device.
     pub functions: BTreeMap<String, String>,
@@ -20,15 +20,15 @@ pub struct DeviceTable {
 /// A device with an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceFacts {
-    /// Its type, such as `virtio-blk-pci`.
+    /// The QOM type, such as `virtio-blk-pci`.
     pub kind: String,
-    /// Where the guest finds it, where that is known.
+    /// The address at which the guest finds the device, where that is known.
     pub place: Option<String>,
 }
 
 impl DeviceTable {
-    /// Puts together the children of `/machine/peripheral` and `/machine/peripheral-anon` and the root buses of PCI.
-    /// What is behind a bridge, or is no PCI device, is still without a place.
+    /// Combines the children of `/machine/peripheral` and `/machine/peripheral-anon` with the root buses of PCI. A
+    /// device behind a bridge, and one that is no PCI device, has no place yet.
     pub fn new(named: &[QomProperty], unnamed: &[QomProperty], buses: &[PciBus]) -> Self {
         let mut devices = Self::default();
         for device in named {
@@ -50,20 +50,20 @@ impl DeviceTable {
         devices
     }
 
-    /// The ids of those whose place is not known yet.
+    /// The ids of the devices whose place is not known yet.
     pub fn unplaced(&self) -> Vec<String> {
         self.named.iter().filter(|(_, device)| device.place.is_none()).map(|(id, _)| id.clone()).collect()
     }
 }
 
-/// As `lspci` writes it.
+/// The address of a function as `lspci` writes it.
 fn root_place(function: &PciFunction) -> String {
     let PciFunction { bus, slot, function, .. } = function;
     format!("{bus:02x}:{slot:02x}.{function:x}")
 }
 
-/// A place told by a device's properties `parent_bus` and `addr`. Of the bus only its own name counts: the path to it
-/// is numbered anew by every version.
+/// The place by a device's properties `parent_bus` and `addr`. Only the last part of the bus's QOM path is used: every
+/// version of QEMU numbers the parts before it anew.
 pub fn place(bus: Option<&Value>, addr: Option<&Value>) -> Option<String> {
     let bus = bus.and_then(Value::as_str).and_then(|path| path.rsplit('/').next()).filter(|bus| !bus.is_empty());
     let addr = addr.and_then(Value::as_u64);

@@ -1,7 +1,8 @@
-//! What this host's file systems say of the files that a QEMU of this host has open.
+//! The files that a QEMU of this host has open, as this host's file systems describe them.
 //!
-//! Files are looked up as that process sees them, which may be in a container. It must never open one, and never take
-//! the file that has a name today for the one that QEMU opened under it: an image may have been replaced since.
+//! Files are looked up as that process sees them, which may be in a container. No file may be opened here, and the
+//! file that has a name today must never be taken for the one that QEMU opened under that name: an image may have
+//! been replaced.
 
 use crate::{
     qemu::reply::BlockNode,
@@ -14,43 +15,43 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is known of one file.
+/// The properties of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileFacts {
-    /// Its path for this process.
+    /// The path for this process.
     pub path: PathBuf,
-    /// The device and inode: the same for the same file, whatever it is called.
+    /// The device and inode, which are the same for all names of a file.
     pub id: (u64, u64),
-    /// What it takes, bytes.
+    /// The space that the file takes, bytes.
     pub allocated: u64,
-    /// When it was last written to: seconds and nanoseconds since the epoch.
+    /// The time of the last write: seconds and nanoseconds since the epoch.
     pub modified: (i64, i64),
-    /// Whether it is a block device: it has its space already.
+    /// Whether the file is a block device, which has its space already.
     pub is_device: bool,
-    /// Whether that QEMU may write to it.
+    /// Whether that QEMU may write to the file.
     pub writable: bool,
-    /// The file system it is on.
+    /// The file system that the file is on.
     pub file_system: FileSystem,
 }
 
-/// What a process may do with files.
+/// The rights of a process over files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct ProcessCredentials {
     user: u32,
     groups: Vec<u32>,
-    /// `CAP_DAC_OVERRIDE`: no permission holds it up.
+    /// The capability `CAP_DAC_OVERRIDE`: permission bits do not count.
     overrides: bool,
 }
 
-/// Looks up the files of all nodes, by the name that QEMU has for them. What has that name by now and is not open
-/// there is none of its files.
+/// Looks up the files of all nodes, by the names that QEMU has for them. A file that has such a name now and is not
+/// open in that process is left out: it has replaced the one that QEMU opened.
 pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, FileFacts> {
     let open = open_files(pid);
     let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
     let names = nodes.iter().map(|node| file_name(&node.file));
     let names = names.filter(|name| !name.is_empty() && !name.starts_with("json:"));
     let files = names.filter_map(|name| Some((name.clone(), look(&seen_by(pid, &name), &credentials)?)));
-    // each node has opened it for itself, some maybe before it was replaced
+    // each node opens its file anew: all of them must have the present file open, and none a replaced one
     let opened = |name: &str| nodes.iter().filter(|node| is_protocol(node) && file_name(&node.file) == name).count();
     files.filter(|(name, file)| open.get(&file.id).is_some_and(|count| *count >= opened(name))).collect()
 }
@@ -59,11 +60,11 @@ fn is_protocol(node: &BlockNode) -> bool {
     ["file", "host_device", "host_cdrom"].contains(&node.drv.as_str())
 }
 
-/// How often a process has each file open; nothing where that may not be seen.
+/// The number of times that a process has each file open; empty where this process may not look.
 fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
     let mut open = BTreeMap::new();
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
-        // these links lead to the file itself, also where its name is gone
+        // these links lead to the open file itself, also when its name has been removed
         if let Ok(data) = fs::metadata(descriptor.path()) {
             *open.entry(id(&data)).or_default() += 1;
         }
@@ -71,7 +72,7 @@ fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
     open
 }
 
-/// A device is the same wherever its node is.
+/// The identity of a file. A block device keeps its own number, whatever file system its device node is on.
 fn id(data: &Metadata) -> (u64, u64) {
     if data.file_type().is_block_device() { (0, data.rdev()) } else { (data.dev(), data.ino()) }
 }
@@ -83,7 +84,7 @@ pub fn seen_by(pid: u32, name: &str) -> PathBuf {
         Ok(below) => PathBuf::from(format!("/proc/{pid}/root")).join(below),
         Err(_) => PathBuf::from(format!("/proc/{pid}/cwd")).join(path),
     };
-    // another user's process does not let one look through its eyes; then it most likely sees what we see
+    // the root of another user's process cannot be entered: then it most likely sees the same files as this process
     if beneath.exists() { beneath } else { path.to_owned() }
 }
 
@@ -100,7 +101,7 @@ fn look(path: &Path, credentials: &ProcessCredentials) -> Option<FileFacts> {
     })
 }
 
-/// By the classic permission bits: the first of owner, group and others that fits decides.
+/// Decides by the classic permission bits: the first of owner, group and others that fits counts.
 fn may_write(mode: u32, user: u32, group: u32, who: &ProcessCredentials) -> bool {
     let bit = match () {
         () if who.overrides => return true,
@@ -111,7 +112,7 @@ fn may_write(mode: u32, user: u32, group: u32, who: &ProcessCredentials) -> bool
     mode & bit != 0
 }
 
-/// From `/proc/PID/status`: the ids that count for files are the last of each four.
+/// Reads `/proc/PID/status`: the last of each four ids is the one that counts for files.
 fn credentials(status: &str) -> ProcessCredentials {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

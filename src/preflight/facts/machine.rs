@@ -1,7 +1,7 @@
 //! The machine that one side emulates: its version, type, CPUs, RAM blocks and devices.
 //!
-//! Everything is asked on one connection in two rounds, some half a millisecond each command. It must never ask for
-//! anything that holds a guest up.
+//! Every query goes over one connection, in two rounds; a command takes about half a millisecond. A query that could
+//! delay the guest must never be sent from here.
 
 use super::{
     cpu::{self, CpuFacts, IDENTITY},
@@ -25,22 +25,22 @@ use tokio::try_join;
 pub struct MachineFacts {
     /// QEMU's version.
     pub version: QemuVersion,
-    /// Its type, such as `pc-i440fx-10.0-machine`.
+    /// The machine type, such as `pc-i440fx-10.0-machine`.
     pub kind: Option<String>,
-    /// How many virtual CPUs it has.
+    /// The number of virtual CPUs.
     pub cpus: usize,
-    /// The first of them: one `-cpu` makes them all.
+    /// The first virtual CPU: one `-cpu` makes them all alike.
     pub cpu: Option<CpuFacts>,
-    /// What RAM and ROM is made of; none where QEMU did not tell.
+    /// The blocks of RAM and ROM by name; `None` where QEMU did not tell.
     pub ram_blocks: Option<BTreeMap<String, RamBlock>>,
-    /// What the guest finds on its buses.
+    /// The devices that the guest finds on its buses.
     pub devices: DeviceTable,
 }
 
 /// Asks one side.
 ///
 /// # Errors
-/// No answer. What QEMU refuses or tells in another form is not known, which is no error.
+/// QEMU does not answer. A query that QEMU refuses or answers in another form is no error: that fact stays unknown.
 pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
     let children = |path: &str| process.ask(&qmp::qom_list { path: path.to_owned() });
     let (version, kind, cpus, blocks, named, unnamed, buses) = try_join!(
@@ -72,7 +72,7 @@ async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFa
     let Some(path) = path else { return Ok(None) };
     let asked = IDENTITY.map(|name| (name, property(process, path, name)));
     let words = property(process, path, "feature-words").await?;
-    // each question costs, and the type matters only where there is nothing better
+    // every query takes time, and the type counts only where there are no feature words
     let kind = if words.is_none() { property(process, path, "type").await? } else { None };
     let mut identity = BTreeMap::new();
     for (name, answer) in asked {
@@ -85,13 +85,13 @@ async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFa
     Ok(Some(CpuFacts { path: path.to_owned(), kind: kind.as_ref().map(text), identity, features, lacks: Vec::new() }))
 }
 
-/// Asks where those devices are that are on no root bus of PCI.
+/// Asks for the places of the devices that are on no root bus of PCI.
 async fn place(process: &Process, devices: &mut DeviceTable) -> Result<(), ProcessError> {
     let ask = |id: String| {
         let path = format!("/machine/peripheral/{id}");
         (id, property(process, &path, "parent_bus"), property(process, &path, "addr"))
     };
-    // all are on their way before the first answer
+    // every query is sent before the first answer is awaited
     let asked: Vec<_> = devices.unplaced().into_iter().map(ask).collect();
     for (id, bus, addr) in asked {
         let place = devices::place(bus.await?.as_ref(), addr.await?.as_ref());
@@ -102,11 +102,11 @@ async fn place(process: &Process, devices: &mut DeviceTable) -> Result<(), Proce
     Ok(())
 }
 
-/// Asks for the names of the features that the destination's CPU lacks, if bits are missing at all: some hundred
-/// questions, for a migration that will hardly start.
+/// Asks for the names of the features that the destination's CPU lacks, if bits are missing at all. The names take some
+/// hundred queries; a migration with missing features will hardly start, so that time does not matter.
 ///
 /// # Errors
-/// No answer.
+/// QEMU does not answer.
 pub async fn name_lacking(
     source: &Process,
     destination: &Process,
@@ -129,7 +129,7 @@ pub async fn name_lacking(
     Ok(())
 }
 
-/// Which of these properties are on, or which are not.
+/// Those of the properties that are on, or those that are not.
 async fn flags(process: &Process, path: &str, names: &[String], on: bool) -> Result<Vec<String>, ProcessError> {
     let asked: Vec<_> = names.iter().map(|name| (name, property(process, path, name))).collect();
     let mut found = Vec::new();
@@ -141,7 +141,7 @@ async fn flags(process: &Process, path: &str, names: &[String], on: bool) -> Res
     Ok(found)
 }
 
-/// A property, if the object has it. It is asked for as soon as this returns.
+/// The value of a property, if the object has it. The query is sent when this is called, before the future is awaited.
 fn property(
     process: &Process,
     path: &str,
@@ -150,7 +150,7 @@ fn property(
     known(process.ask(&qmp::qom_get { path: path.to_owned(), property: name.to_owned() }))
 }
 
-/// An answer that a build may refuse to give, or give in another form.
+/// The answer to a query, or `None` where a build refuses it or answers in another form.
 async fn known<T>(answer: impl Future<Output = Result<T, ProcessError>>) -> Result<Option<T>, ProcessError> {
     match answer.await {
         Ok(answer) => Ok(Some(answer)),

@@ -1,32 +1,32 @@
-//! Whether the ports that the destination is to listen at are free, and can be reached.
+//! Whether the ports are free that a QEMU is going to listen at, and whether they can be reached.
 //!
-//! Told by a connection that is made and dropped. The source's QEMU connects from its own host, which need not be
-//! this one.
+//! A connection is made to each port and dropped. The source's QEMU connects from its own host, which may be another
+//! one, so a port that is reached from here need not be reachable from there.
 
 use crate::endpoint::{Address, DialError, dial};
 use std::{io::ErrorKind, time::Duration};
 
-/// How long a host may take to say that nobody listens.
+/// The time that a host has to say that nobody listens.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What a connection to a port came to.
+/// The result of a connection to a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PortState {
-    /// The host is there, and nobody listens.
+    /// The host answers, and no process listens.
     Free,
-    /// Someone listens already.
+    /// A process listens already.
     Taken,
-    /// The host does not answer, or is not known.
+    /// The host does not answer, or its name is not known.
     Unreachable(String),
 }
 
-/// Looks at a port; a unix socket has none.
+/// Connects to a port; `None` for a unix socket, which has no port.
 pub async fn look(address: &Address) -> Option<PortState> {
     let Address::Tcp { .. } = address else { return None };
     Some(match dial(address, PATIENCE).await {
         Ok(_) => PortState::Taken,
         Err(DialError::Refused { .. }) => PortState::Free,
-        // the port is there, and its host says no in another way
+        // a reset is another way of a host to say that nobody listens
         Err(DialError::Io { source, .. }) if source.kind() == ErrorKind::ConnectionReset => PortState::Free,
         Err(error) => PortState::Unreachable(crate::progress::describe(&error)),
     })

@@ -1,20 +1,21 @@
 //! The table of RAM blocks that `x-query-ramblock` answers with.
 //!
-//! Pure. The text is made for people: it is read by the names of its columns, and given up whole where it does not fit.
+//! Pure. The text is made for people: its columns are found by their names, and a text that does not fit is not used
+//! at all.
 
 use std::collections::BTreeMap;
 
-/// A block of RAM, ROM or video memory, as QEMU sends it under its name. Sizes in bytes.
+/// The sizes of a block of RAM, ROM or video memory, bytes. QEMU sends each block under its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RamBlock {
-    /// What is in use; a block of firmware tables may grow.
+    /// The size in use; a block of firmware tables may grow.
     pub used: u64,
-    /// What it can hold.
+    /// The largest size.
     pub total: u64,
 }
 
-/// Reads the table; `None` for a text of another form. A block without a name is left out: it is a memory backend
-/// that no device uses, and QEMU does not send it.
+/// Reads the table; `None` for a text of another form. A block without a name is left out: such a block is a memory
+/// backend that no device uses, and QEMU does not send it.
 pub fn read(text: &str) -> Option<BTreeMap<String, RamBlock>> {
     let mut lines = text.lines();
     let (_, head) = lines.next()?.split_once("PSize")?;
@@ -23,7 +24,7 @@ pub fn read(text: &str) -> Option<BTreeMap<String, RamBlock>> {
     let (used, total) = (column("Used")?, column("Total")?);
     let lines = lines.filter(|line| !line.trim().is_empty());
     let block = |line: &str| {
-        // a name may hold anything: what follows it is counted from the end
+        // a name may contain spaces, so the columns behind it are counted from the end
         let mut rest = line;
         let mut cells: Vec<&str> = Vec::new();
         for _ in &columns {
@@ -55,7 +56,7 @@ fn number(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// As 7.2.22 said it, with a name made stranger.
+    /// The table of QEMU 7.2.22, with a name that looks like columns.
     const OLD: &str = "              Block Name    PSize              Offset               Used              Total
                   pc.ram    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000
     /rom@etc/acpi/tables    4 KiB  0x0000000004080000 0x0000000000020000 0x0000000000200000
@@ -64,7 +65,7 @@ mod tests {
 
 ";
 
-    /// As 11.1.3 said it.
+    /// The table of QEMU 11.1.3.
     const NEW: &str = "              Block Name    PSize              Offset               Used              Total                HVA  RO
                   pc.ram    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000 0x00007fef2fe00000  rw
    /rom@etc/table-loader    4 KiB  0x0000000004280000 0x0000000000001000 0x0000000000010000 0x00007fef80e00000  ro
