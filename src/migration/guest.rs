@@ -25,13 +25,13 @@ impl Stance {
     /// state says nothing of the guest's owner.
     fn read(run: &RunState) -> Option<Self> {
         match run {
-            RunState::Running => Some(Self::Runs),
+            // A suspended guest is live for QEMU, which stops and resumes it with its suspension (from 9.0 on).
+            RunState::Running | RunState::Suspended => Some(Self::Runs),
             RunState::Paused => Some(Self::Paused),
             RunState::Shutdown
             | RunState::GuestPanicked
             | RunState::IoError
             | RunState::Watchdog
-            | RunState::Suspended
             | RunState::InternalError => Some(Self::Halted(run.clone())),
             RunState::InMigrate
             | RunState::FinishMigrate
@@ -193,25 +193,24 @@ mod tests {
 
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
 
-    const HALTED: [RunState; 6] = [
-        RunState::Shutdown,
-        RunState::GuestPanicked,
-        RunState::IoError,
-        RunState::Watchdog,
-        RunState::Suspended,
-        RunState::InternalError,
-    ];
+    const HALTED: [RunState; 5] =
+        [RunState::Shutdown, RunState::GuestPanicked, RunState::IoError, RunState::Watchdog, RunState::InternalError];
 
     fn states() -> Vec<RunState> {
         let migrating =
             [RunState::InMigrate, RunState::FinishMigrate, RunState::PostMigrate, RunState::Other("new".to_owned())];
-        [&[RunState::Running, RunState::Paused, RunState::Prelaunch][..], &HALTED, &migrating].concat()
+        let live = [RunState::Running, RunState::Suspended, RunState::Paused, RunState::Prelaunch];
+        [&live[..], &HALTED, &migrating].concat()
+    }
+
+    fn is_live(run: &RunState) -> bool {
+        matches!(run, RunState::Running | RunState::Suspended)
     }
 
     #[test]
     fn only_a_guest_that_runs_is_to_run() {
         for run in states() {
-            assert_eq!(GuestIntent::new(&run).wants_running(), run == RunState::Running, "{run}");
+            assert_eq!(GuestIntent::new(&run).wants_running(), is_live(&run), "{run}");
         }
         assert!(GuestIntent::from_journal(true).wants_running());
         assert!(!GuestIntent::from_journal(false).wants_running());
@@ -258,7 +257,7 @@ mod tests {
 
     #[test]
     fn an_owner_who_resumes_wants_it_to_run() {
-        for (before, run) in [(RunState::Paused, true), (RunState::Suspended, true)] {
+        for (before, run) in [(RunState::Paused, true), (RunState::IoError, true)] {
             let mut guest = GuestIntent::new(&before);
             let old = seen(Some(2), Some(1));
             guest.begin_memory(&old);
@@ -314,12 +313,12 @@ mod tests {
     fn as_before_is_what_it_was() {
         let running = GuestIntent::new(&RunState::Running);
         for run in states() {
-            assert_eq!(running.is_as_before(&run), run == RunState::Running, "{run}");
+            assert_eq!(running.is_as_before(&run), is_live(&run), "{run}");
         }
         for before in [&[RunState::Paused][..], &HALTED].concat() {
             let guest = GuestIntent::new(&before);
             assert!(guest.is_as_before(&before) && guest.is_as_before(&RunState::PostMigrate), "{before}");
-            for run in [RunState::Running, RunState::InMigrate, RunState::FinishMigrate] {
+            for run in [RunState::Running, RunState::Suspended, RunState::InMigrate, RunState::FinishMigrate] {
                 assert!(!guest.is_as_before(&run), "{before}, then {run}");
             }
         }

@@ -97,7 +97,7 @@ impl<'a> Controller<'a> {
     /// guest's owner may have paused or resumed it meanwhile.
     pub(crate) async fn look_before_memory(&self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
         attempt.guest.begin_memory(&qemus.source.observed());
-        // what follows tells whether the source answers
+        // a source that does not answer is found out by the commands that follow
         if let Ok(answer) = qemus.source.ask(&qmp::query_status {}).await {
             attempt.guest.look(&answer.status);
         }

@@ -33,7 +33,7 @@ pub(crate) async fn prepare(
         }
     }
     if let Some(ceiling) = settings.bandwidth {
-        // what QEMU measures under a ceiling is not what the rest of RAM will have, once the mirrors are through
+        // the bandwidth that QEMU measures beside the mirrors is less than the rest of RAM will have without them
         apply::set_parameters(source, &tuning::switchover_bandwidth(Some(ceiling), source.features())).await?;
     }
     // the destination waits already; `stop` takes back the autostart of a QEMU that was started without -S

@@ -230,7 +230,7 @@ async fn undo(
                 }
                 removed
             }
-            // what there is of the mirror is found by its name afterwards
+            // a mirror that the route does not know is found among the leftovers, by its name
             None => Ok(()),
         },
         Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => Ok(()),
