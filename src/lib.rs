@@ -4,7 +4,7 @@
 //! # The life of one migration
 //!
 //! The destination waits with `-incoming defer -S`, each disk an empty overlay of the same size over the same backing
-//! file; [`Prepare`] makes these. Then [`Migration`] goes through these phases, in this order, in one function
+//! file; [`Preparation`] makes these. Then [`Migration`] goes through these phases, in this order, in one function
 //! (`migration/engine.rs`):
 //!
 //! - **connect, preflight**: both monitors are negotiated, facts are gathered and checked, backing files are compared.
