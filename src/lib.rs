@@ -4,8 +4,8 @@
 //! # The life of one migration
 //!
 //! The destination waits with `-incoming defer -S`, each disk an empty overlay of the same size over the same backing
-//! file; [`Preparation`] makes these. Then [`Migration`] goes through these phases, in this order, in one function
-//! (`migration/engine.rs`):
+//! file; [`Preparation`] makes these. Then [`Migration`] goes through these phases, in this order
+//! (`migration/engine.rs` is their page):
 //!
 //! - **connect, preflight**: both monitors are negotiated, facts are gathered and checked, backing files are compared.
 //!   Nothing is changed; a failure is a refusal.
@@ -17,7 +17,7 @@
 //!   mirrors, and never ends before they are ready.
 //! - **switchover**: every mirror is settled and seen to conclude without an error; every export is seen gone.
 //! - **handover**: `migrate-continue`, `completed` on both sides, `cont` on the destination. A failure is judged by
-//!   what   is proved of both sides.
+//!   what is proved of both sides.
 //! - **postcopy**, only where the policy came to it: the guest runs on the destination and its pages follow. A channel
 //!   that breaks is made anew.
 //! - **cleanup**: what the engine made is removed, and the source quits.
@@ -68,8 +68,8 @@
 //! ```
 //!
 //! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions (all of
-//! `convergence`, `chain`, `layout`, `identity`, `guard`, `sample`, `checks`, `verdict`, `plan`); what acts on them
-//! is thin. A test holds all of this.
+//! `convergence`, `chain`, `layout`, `identity`, `start_race`, `sample`, `checks`, `verdict`, `plan`); what acts on
+//! them is thin. A test holds all of this.
 //!
 //! # Embedding
 //!

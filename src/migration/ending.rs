@@ -4,7 +4,7 @@ use super::{Failure, attempt::Attempt, context::Context, record::MigrationEnd, w
 use crate::{
     convergence::DiskEstimate,
     memory::postcopy::PostcopyError,
-    progress::{DiskOutcome, Ending, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
+    progress::{DiskOutcome, Ending, EventKind, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
     storage::model::layout::DiskPair,
 };
 
@@ -117,7 +117,9 @@ pub(crate) fn lost(begun: bool, report: &Reporter) -> Outcome {
         ),
         false => (Ending::Refused, "no thread or runtime could be started for the engine"),
     };
-    without_figures(ending, RunsOn::Unknown, Failure::Internal(message.to_owned()).reason(), report)
+    let outcome = without_figures(ending, RunsOn::Unknown, Failure::Internal(message.to_owned()).reason(), report);
+    report.emit(EventKind::Outcome(Box::new(outcome.clone())));
+    outcome
 }
 
 /// What is said of a panic of the engine.

@@ -25,8 +25,7 @@ impl Stance {
     /// state says nothing of the guest's owner.
     fn read(run: &RunState) -> Option<Self> {
         match run {
-            // A suspended guest is live for QEMU, which stops and resumes it with its suspension (from 9.0 on).
-            RunState::Running | RunState::Suspended => Some(Self::Runs),
+            RunState::Running => Some(Self::Runs),
             RunState::Paused => Some(Self::Paused),
             RunState::Shutdown
             | RunState::GuestPanicked
@@ -37,6 +36,8 @@ impl Stance {
             | RunState::FinishMigrate
             | RunState::PostMigrate
             | RunState::Prelaunch
+            // A guest that suspends itself (S3) goes on as it was: QEMU moves its suspension with it from 9.0 on.
+            | RunState::Suspended
             | RunState::Other(_) => None,
         }
     }
@@ -151,11 +152,13 @@ impl GuestIntent {
         (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
     }
 
-    /// Whether a run state is the one that the guest is to be left in on the source. A guest that was not to run also
+    /// Whether a run state is one that the guest may be left in on the source: a guest that ran may have stopped or
+    /// suspended itself since, and is never sent `cont` for that. A guest that was not to run also
     /// is as it was where its migration completed (`postmigrate`) to a destination that is dead now.
     pub(crate) fn is_as_before(&self, run: &RunState) -> bool {
         match (self.wants_running(), Stance::read(run)) {
-            (true, stance) => stance == Some(Stance::Runs),
+            (true, Some(stance)) => stance != Stance::Paused,
+            (true, None) => *run == RunState::Suspended,
             (false, None) => *run == RunState::PostMigrate,
             (false, stance) => stance != Some(Stance::Runs),
         }
@@ -203,14 +206,10 @@ mod tests {
         [&live[..], &HALTED, &migrating].concat()
     }
 
-    fn is_live(run: &RunState) -> bool {
-        matches!(run, RunState::Running | RunState::Suspended)
-    }
-
     #[test]
     fn only_a_guest_that_runs_is_to_run() {
         for run in states() {
-            assert_eq!(GuestIntent::new(&run).wants_running(), is_live(&run), "{run}");
+            assert_eq!(GuestIntent::new(&run).wants_running(), run == RunState::Running, "{run}");
         }
         assert!(GuestIntent::from_journal(true).wants_running());
         assert!(!GuestIntent::from_journal(false).wants_running());
@@ -313,7 +312,8 @@ mod tests {
     fn as_before_is_what_it_was() {
         let running = GuestIntent::new(&RunState::Running);
         for run in states() {
-            assert_eq!(running.is_as_before(&run), is_live(&run), "{run}");
+            let by_itself = HALTED.contains(&run) || [RunState::Running, RunState::Suspended].contains(&run);
+            assert_eq!(running.is_as_before(&run), by_itself, "{run}");
         }
         for before in [&[RunState::Paused][..], &HALTED].concat() {
             let guest = GuestIntent::new(&before);

@@ -77,7 +77,7 @@ impl<'a> Interruption<'a> {
             waited = hang(pair, bounds.hang) => return Err(Failure::Hangs { at: pair.source.name().clone(), waited }),
             done = work => match done {
                 Ok(done) => return Ok(done),
-                // no command failed, and a guest that may stand still waits for its way back
+                // the controller itself gave up, so no death explains it, and waiting for one would prolong a pause
                 Err(failure @ Failure::GaveUp { .. }) => return Err(failure),
                 Err(failure) => failure,
             },

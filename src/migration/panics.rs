@@ -21,7 +21,7 @@ pub(crate) async fn caught<T>(work: Pin<Box<dyn Future<Output = T> + Send>>) -> 
     })
     .await;
     let thrown = work.take();
-    // what a panic has left half done may panic again when it is dropped
+    // dropping a future that panicked may panic again, and that panic is kept from the embedder, too
     drop(catch_unwind(AssertUnwindSafe(|| drop(thrown))));
     ended
 }

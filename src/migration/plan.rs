@@ -80,6 +80,7 @@ pub struct Chains {
 
 /// A disk that would move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PlannedDisk {
     /// Its name on the source.
     pub source: String,

@@ -18,7 +18,7 @@ use super::{
     pair::QemuPair,
     record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
     running::{AfterPanic, Cancelled, EngineJob, Running, Work},
-    validate::{Invalid, Problems},
+    validate::{Invalid, LONGEST, Problems},
     way_back::{judge::judge_recorded_handover, rollback::take_last_look},
     work_order::Route,
 };
@@ -198,7 +198,12 @@ pub(super) async fn judge_after_panic(context: &Context, words: &str) -> Outcome
         return after_panic(format!("{panicked}; {illegal}: look at both sides"), &context.report);
     }
     let Some(begun) = status.begun.clone() else {
-        return after_panic(format!("{panicked}; nothing had been changed on either side"), &context.report);
+        return after_panic(
+            format!(
+                "{panicked}; the migration had not begun: at most an export for reading is left, which the next check names"
+            ),
+            &context.report,
+        );
     };
     let recovered = match settled(context, &begun, &status) {
         Some(outcome) => Ok(outcome),
@@ -208,8 +213,9 @@ pub(super) async fn judge_after_panic(context: &Context, words: &str) -> Outcome
         Ok(mut outcome) => {
             let came_to = match (outcome.outcome, &outcome.reason) {
                 (Ending::Undetermined, Some(reason)) => reason.message.clone(),
-                (Ending::Moved, _) => "the guest is on the destination".to_owned(),
-                _ => "what had been begun is undone, and the guest is on the source, as before".to_owned(),
+                (Ending::Moved, _) => "the guest is on the destination, and nothing is left to recover".to_owned(),
+                (Ending::Stuck, _) => "the guest is on the source, as before, and leftovers are named".to_owned(),
+                _ => "the guest is on the source, as before, and nothing is left to recover".to_owned(),
             };
             let came_to = came_to.strip_prefix(&format!("{panicked}; ")).unwrap_or(&came_to);
             outcome.reason = Some(Failure::Internal(format!("{panicked}; {came_to}")).reason());
@@ -313,7 +319,8 @@ fn settings(begun: &MigrationBegin, fence_command: Option<PathBuf>) -> Settings 
         keep_source: begun.keep_source,
         runtime_dir: begun.runtime_dir.clone(),
         fence_command: fence_command.or_else(|| begun.fence_command.clone()),
-        switchover_timeout: Some(begun.switchover_timeout),
+        // a journal may hold a time that no clock can add
+        switchover_timeout: Some(begun.switchover_timeout.min(LONGEST)),
         ..Settings::default()
     }
 }
@@ -357,4 +364,29 @@ fn unreachable_at(side: Side, error: crate::endpoint::AddressError) -> Failure {
 
 fn refused(code: FailureCode, message: String) -> Failure {
     Failure::Refused { code, message, on_source: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_time_that_no_clock_can_add_is_cut_when_a_journal_is_read() {
+        let party = || Party { address: "unix:/q".to_owned(), process: None };
+        let begun = MigrationBegin {
+            source: party(),
+            destination: party(),
+            was_running: true,
+            pairs: Vec::new(),
+            addresses: ("unix:/n".parse().unwrap(), "unix:/r".parse().unwrap()),
+            postcopy: false,
+            keep_source: false,
+            runtime_dir: PathBuf::from("/r"),
+            fence_command: None,
+            switchover_timeout: Duration::MAX,
+        };
+        let limit = settings(&begun, None).switchover_limit();
+        assert!(Instant::now().checked_add(limit).is_some() && limit.mul_f64(1.0) == limit, "{limit:?}");
+    }
 }

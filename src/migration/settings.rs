@@ -172,8 +172,8 @@ fn default_runtime_dir() -> PathBuf {
     variable("XDG_RUNTIME_DIR").map_or_else(state_dir, |directory| directory.join("qferry"))
 }
 
-/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`. Never one below `/tmp`: who makes it first there could put
-/// files of his own in place of ours.
+/// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`. Never a directory below `/tmp`: another
+/// user could make it first, and replace the files in it.
 fn state_dir() -> PathBuf {
     variable("XDG_STATE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".local/state")))

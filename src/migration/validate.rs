@@ -15,7 +15,7 @@ const SWITCHOVER_MIN: Duration = Duration::from_secs(1);
 /// How much of the blackout budget a switchover takes at least: the guest may use the budget up, and must then go back.
 const SWITCHOVER_BUDGETS: u32 = 3;
 /// Longer times are a mistake, and a clock that is asked for them overflows.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 /// The most ranges of a sample; whoever wants more compares everything.
 const SAMPLES_MAX: usize = 1 << 16;
 /// QEMU reads JSON's integers as signed.

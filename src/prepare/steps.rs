@@ -23,6 +23,7 @@ use std::{
 
 /// One file of the destination, and what the preparation does about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PreparationStep {
     /// The action.
     pub action: PreparationAction,
@@ -62,6 +63,7 @@ impl PreparationStep {
 /// What the preparation does about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum PreparationAction {
     /// Create an empty image.
     Create,
@@ -76,6 +78,7 @@ pub enum PreparationAction {
 /// The state of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum StepState {
     /// The step has not begun.
     Planned,

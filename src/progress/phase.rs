@@ -58,6 +58,7 @@ impl fmt::Display for Phase {
 /// Whether a phase begins or ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum PhaseState {
     /// The phase begins.
     Begin,

@@ -36,6 +36,7 @@ const ENTRY_LIMIT: usize = 64 * 1024 * 1024;
 
 /// Reason why a transcript cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TranscriptError {
     /// The directory of the transcript does not exist.
     #[error("the transcript {} cannot be made because its directory does not exist", path.display())]

@@ -337,7 +337,7 @@ fn a_ceiling_is_divided_anew_as_mirrors_get_ready() {
 }
 
 #[test]
-fn what_is_foretold_stands_beside_what_came() {
+fn an_estimate_stands_beside_the_result() {
     let pair = start(&Spec {
         link: Some(Link::gigabit()),
         ..spec("10.0.13", Workload { ram: 16 * MIB, ..dirtying(8 * MIB) })

@@ -66,7 +66,7 @@ fn least_and_most(pair: &Pair, began: Instant, window: Duration, what: impl Fn(D
 }
 
 /// A rate that a probe over a unix socket or loopback may have. How fast the host is decides it: `scripts/bench
-/// predict` compares what is foretold with what happens.
+/// predict` compares the estimate with the result.
 #[track_caller]
 fn arrives(rate: Option<Rate>) {
     let rate = rate.unwrap();

@@ -81,7 +81,7 @@ pub(crate) async fn look_back(
 pub(crate) async fn take_last_look(context: &Context, source: &Process, failure: &Failure, attempt: &mut Attempt) {
     let stands_by_command = attempt.log.effects().contains(&Effect::Stopped);
     if !stands_by_command && !failure.is_silence() && !source.is_silent() {
-        // whether the source answers is for the way back to find
+        // a question without an answer is ignored: the commands of the way back show whether the source answers
         if let Ok(Ok(answer)) = timeout(LOOK, source.ask(&qmp::query_status {})).await {
             attempt.guest.look(&answer.status);
         }

@@ -6,6 +6,7 @@ use std::fmt;
 
 /// The result of a check that found a reason to speak. Texts name settings by marks: see [`crate::codes::worded`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Finding {
     /// A stable word for programs.
     pub code: FindingCode,
