@@ -23,7 +23,7 @@ async fn the_way_back_is_taken_where_it_is_proved() {
     for moment in ["prepare begin", "storage begin", "memory begin", "switchover begin"] {
         let (model, run) = panicked(moment).await;
         assert_eq!(run.outcome.runs_on, RunsOn::Source, "{moment}: {run:?}");
-        assert!(run.message().contains("is undone"), "{moment}: {run:?}");
+        assert!(run.message().contains("nothing is left to recover"), "{moment}: {run:?}");
         let state = model.state();
         assert_eq!(state.source.run, "running", "{moment}: {run:?}");
         assert_ne!(state.destination.run, "running", "{moment}: {run:?}");
@@ -62,7 +62,7 @@ async fn between_the_two_there_are_never_two_runners() {
 async fn before_anything_was_changed_nothing_is_undone() {
     for moment in ["connect begin", "preflight begin"] {
         let (model, run) = panicked(moment).await;
-        assert!(run.message().contains("nothing had been changed"), "{moment}: {run:?}");
+        assert!(run.message().contains("the migration had not begun"), "{moment}: {run:?}");
         assert_eq!(model.state().source.run, "running", "{moment}: {run:?}");
     }
 }
