@@ -135,7 +135,7 @@ fn another_number_of_cpus_is_refused() {
 fn a_cpu_that_lacks_something_is_refused_by_name() {
     for version in ["7.2", "11.1"] {
         let findings = compare((version, "-cpu max"), (version, "-cpu max,-avx2,-sse4.1"), &[]);
-        only(&findings, "cpu-features", Severity::Blocker, &["has: avx2, sse4.1 (", "`force: cpu-features`"]);
+        only(&findings, "cpu-features", Severity::Blocker, &["source's: avx2, sse4.1 (", "`force: cpu-features`"]);
         let findings = compare((version, "-cpu max,-avx2"), (version, "-cpu max"), &[]);
         only(&findings, "cpu-features-extra", Severity::Warning, &["CPUID 7.0 EBX bit 5 ("]);
     }
