@@ -1,13 +1,13 @@
 //! The `qferry` command.
 
 use clap::Parser;
-use qferry::cli::{self, Arguments, Log};
+use qferry::cli::{self, Arguments, CommandLog};
 use std::process::ExitCode;
 use tracing::Level;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let log = Log::start(match arguments.verbose {
+    let log = CommandLog::start(match arguments.verbose {
         0 => Level::ERROR,
         1 => Level::INFO,
         2 => Level::DEBUG,

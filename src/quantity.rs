@@ -16,7 +16,7 @@ pub enum QuantityError {
     /// No number at the start.
     #[error("'{0}' does not start with a number")]
     Number(String),
-    /// A unit that is none of ours.
+    /// The unit is none that a quantity can have.
     #[error("'{text}' has the unknown unit '{unit}': use {expected}")]
     Unit {
         /// The whole text.

@@ -19,11 +19,11 @@ enum Entry {
     Done(SyncSender<()>),
 }
 
-/// The log; [`Log::finish`] it before the process ends.
+/// The log; [`CommandLog::finish`] it before the process ends.
 #[derive(Debug)]
-pub struct Log(SyncSender<Entry>);
+pub struct CommandLog(SyncSender<Entry>);
 
-impl Log {
+impl CommandLog {
     /// Starts to log to stderr what is at least as grave as `level`.
     pub fn start(level: Level) -> Self {
         let (queue, entries) = sync_channel(QUEUE);

@@ -16,7 +16,7 @@ mod tree;
 use std::process::ExitCode;
 
 pub use args::Arguments;
-pub use log::Log;
+pub use log::CommandLog;
 
 /// Runs the verb and gives the exit code of the contract.
 pub fn run(arguments: Arguments) -> ExitCode {

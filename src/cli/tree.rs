@@ -42,12 +42,12 @@ fn line(text: &mut String, words: &str) {
 
 fn columns(text: &mut String, chains: &Chains) {
     let nothing = BackingChain::default();
-    let (ours, theirs) = (lines(&chains.source), lines(chains.destination.as_ref().unwrap_or(&nothing)));
-    let width = ours.iter().map(|line| line.chars().count()).max().unwrap_or(0).max("source".len());
+    let (source, destination) = (lines(&chains.source), lines(chains.destination.as_ref().unwrap_or(&nothing)));
+    let width = source.iter().map(|line| line.chars().count()).max().unwrap_or(0).max("source".len());
     line(text, &format!("{INDENT}{:<width$}  destination", "source"));
-    for at in 0..ours.len().max(theirs.len()) {
+    for at in 0..source.len().max(destination.len()) {
         let part = |lines: &[String]| lines.get(at).cloned().unwrap_or_default();
-        line(text, &format!("{INDENT}{:<width$}  {}", part(&ours), part(&theirs)));
+        line(text, &format!("{INDENT}{:<width$}  {}", part(&source), part(&destination)));
     }
 }
 

@@ -192,21 +192,21 @@ fn is_worse(one: f64, other: f64, grain: f64) -> bool {
 #[test]
 fn converge_is_no_worse_than_the_published_schedules() {
     for (guest, link, load) in compared() {
-        let ours = run_like_bench("converge", &guest, &link);
+        let own = run_like_bench("converge", &guest, &link);
         let (size, set) = (guest.memory / MIB, guest.working_set / MIB);
-        let told = format!("{size} MiB, {set} MiB at {load}, continuous: {}: {ours:#?}", link.continuous);
-        let blackout = ours.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
+        let told = format!("{size} MiB, {set} MiB at {load}, continuous: {}: {own:#?}", link.continuous);
+        let blackout = own.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
         for name in ["nova", "vdsm", "kubevirt"] {
             let other = run_like_bench(name, &guest, &link);
-            let Some(theirs) = other.blackout_ms else { continue };
-            let told = format!("{name}: {:.0} ms, {theirs:.0} ms; {told}", other.total_ms);
-            assert!(!is_worse(blackout, theirs, 5.0), "blackout {told}");
-            if is_worse(ours.total_ms, other.total_ms, 100.0) {
+            let Some(schedule_blackout) = other.blackout_ms else { continue };
+            let told = format!("{name}: {:.0} ms, {schedule_blackout:.0} ms; {told}", other.total_ms);
+            assert!(!is_worse(blackout, schedule_blackout, 5.0), "blackout {told}");
+            if is_worse(own.total_ms, other.total_ms, 100.0) {
                 // A policy that takes about twice the blackout ends earlier, and no policy can beat it in time and
                 // nova in blackout at once. The difference is bounded by the time that QEMU takes to throttle.
                 assert!(name != "nova" && load > 0.0, "total {told}");
-                assert!(theirs > blackout * 1.8, "total {told}");
-                assert!(ours.total_ms < other.total_ms + 3000.0, "total {told}");
+                assert!(schedule_blackout > blackout * 1.8, "total {told}");
+                assert!(own.total_ms < other.total_ms + 3000.0, "total {told}");
             }
         }
     }

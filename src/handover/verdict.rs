@@ -292,7 +292,7 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
 fn judge_running_destination(source: &SideState, cont: ContKnowledge) -> HandoverVerdict {
     // A source that stands makes the destination the only runner, no matter who started it.
     let stands = *source == SideState::Dead || source.says_it_stands();
-    // Only an engine of ours starts a destination, and only after the source stood for good; unless the source denies
+    // Only an engine starts a destination, and only after the source stood for good; unless the source denies
     // it.
     let started = !cont.had_no_effect() && !matches!(source, SideState::Answers { .. });
     match stands || started {

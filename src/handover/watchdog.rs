@@ -1,8 +1,8 @@
 //! Frees a QEMU whose main loop hangs.
 //!
-//! QEMU hangs where it waits for an NBD server that was frozen or lies behind a dead link: then nothing but out-of-band
-//! commands gets through, and `yank` ends the connection that QEMU waits for. A connection that is not ours must never
-//! be yanked.
+//! QEMU hangs where it waits for an NBD server that was frozen or lies behind a dead link: then nothing but
+//! out-of-band commands gets through, and `yank` ends the connection that QEMU waits for. A connection that the
+//! engine did not make must never be yanked.
 
 use crate::qemu::Process;
 use qapi::qmp;

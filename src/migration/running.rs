@@ -76,7 +76,7 @@ impl<T: Clone + Send + 'static> Running<T> {
         // a thread that cannot be started drops the task, and with that fills the slot
         let spawned = thread::Builder::new().name("qferry".to_owned()).spawn(move || {
             let Ok(runtime) = runtime::Builder::new_current_thread().enable_all().build() else { return };
-            let Task { promise, work } = task;
+            let BackgroundTask { promise, work } = task;
             promise.begin();
             let ended = runtime.block_on(work);
             // the connections close now; a journal whose disk hangs is not waited for
@@ -103,7 +103,7 @@ impl<T: Clone + Send + 'static> Running<T> {
 
     /// Starts the job on a runtime that is there.
     fn on_runtime<J: EngineJob<Ended = T>>(job: J, runtime: &runtime::Handle) -> Self {
-        let (running, Task { promise, work }) = prepare(job);
+        let (running, BackgroundTask { promise, work }) = prepare(job);
         drop(runtime.spawn(async move {
             promise.begin();
             let ended = work.await;
@@ -249,12 +249,12 @@ impl<J: EngineJob> Drop for Promise<J> {
     }
 }
 
-struct Task<J: EngineJob> {
+struct BackgroundTask<J: EngineJob> {
     promise: Promise<J>,
     work: Work<J::Ended>,
 }
 
-fn prepare<J: EngineJob>(job: J) -> (Running<J::Ended>, Task<J>) {
+fn prepare<J: EngineJob>(job: J) -> (Running<J::Ended>, BackgroundTask<J>) {
     let (sender, receiver) = broadcast::channel(EVENTS);
     let (cancel, cancelled) = watch::channel(false);
     let progress = Arc::new(Mutex::new(Progress::default()));
@@ -274,7 +274,7 @@ fn prepare<J: EngineJob>(job: J) -> (Running<J::Ended>, Task<J>) {
     });
     let promise = Promise { ended: ended.clone(), report, begun: false.into() };
     let (first, later) = (Mutex::new(Some(receiver.resubscribe())), receiver);
-    (Running { ended, control: Control(cancel), first, later, progress }, Task { promise, work })
+    (Running { ended, control: Control(cancel), first, later, progress }, BackgroundTask { promise, work })
 }
 
 /// Hands events to those that listen.

@@ -83,7 +83,7 @@ pub struct Settings {
     pub keep_digests: bool,
     /// Count only what is copied now against the destination's free space, not the disks' virtual sizes.
     pub overcommit: bool,
-    /// Remove first what an earlier try of ours left in the two QEMUs. No other engine may be at work on them.
+    /// Remove first what an earlier try of an engine left in the two QEMUs. No other engine may be at work on them.
     pub clean: bool,
     /// Measure, after every check has passed, what a prediction needs: how fast the guest dirties RAM and writes to its
     /// disks, and how much arrives at the destination. It takes 1.5 to 5 s, and for a part of it there is an

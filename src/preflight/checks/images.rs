@@ -343,8 +343,8 @@ mod tests {
         }
     }
 
-    fn pair(ours: impl Into<Vec<Layer>>, theirs: impl Into<Vec<Layer>>) -> DiskPair {
-        let (source, destination) = (disk(ours), disk(theirs));
+    fn pair(source: impl Into<Vec<Layer>>, destination: impl Into<Vec<Layer>>) -> DiskPair {
+        let (source, destination) = (disk(source), disk(destination));
         DiskPair { source, destination, mode: CopyMode::Incremental, names: PairNames::new(0) }
     }
 
@@ -374,8 +374,10 @@ mod tests {
     #[test]
     fn room_is_counted_for_each_file_system() {
         let two = |mode| {
-            let pair =
-                |ours: &str, theirs: &str| DiskPair { mode, ..pair([layer(ours), layer("below")], [layer(theirs)]) };
+            let pair = |source: &str, destination: &str| DiskPair {
+                mode,
+                ..pair([layer(source), layer("below")], [layer(destination)])
+            };
             [pair("a", "x"), pair("b", "y")]
         };
         let taken = |bytes, file: FileFacts| FileFacts { allocated: bytes, ..file };
@@ -445,18 +447,18 @@ mod tests {
         let qcow2 = |compat: &str| Some(Qcow2 { compat: compat.to_owned(), ..Qcow2::default() });
         let of = |compat| Layer { qcow2: qcow2(compat), ..layer("x") };
         let codes = |found: Option<Finding>| found.map(|found| (found.code.to_string(), found.severity));
-        let version = |theirs: Vec<Layer>| codes(overlay_version(&pair([layer("a")], theirs)));
+        let version = |destination: Vec<Layer>| codes(overlay_version(&pair([layer("a")], destination)));
         assert_eq!(version(vec![of("0.10"), layer("below")]), Some(("overlay-version".to_owned(), Severity::Warning)));
         assert_eq!(version(vec![of("1.1"), layer("below")]), None);
         assert_eq!(version(vec![of("0.10")]), None, "it hides nothing");
         assert_eq!(version(vec![layer("x"), layer("below")]), None, "of another format");
 
-        for (ours, theirs, found) in
+        for (source, destination, found) in
             [(true, false, true), (true, true, false), (false, false, false), (false, true, false)]
         {
             let image = |file, encrypted| Layer { encrypted, ..layer(file) };
-            let told = unencrypted(&pair([image("a", ours)], [image("x", theirs)]));
-            assert_eq!(told.is_some(), found, "{ours} {theirs}");
+            let told = unencrypted(&pair([image("a", source)], [image("x", destination)]));
+            assert_eq!(told.is_some(), found, "{source} {destination}");
             if let Some(told) = told {
                 assert_eq!((told.code.as_str(), told.severity), ("disk-unencrypted", Severity::Warning));
                 assert!(told.message.contains("a is encrypted, and x is not"), "{told}");
@@ -506,18 +508,18 @@ mod tests {
     fn files_that_are_said_to_be_shared() {
         let known = [("a", file(1, 0, 1)), ("x", file(1, 0, 1)), ("y", file(1, 0, 2))];
         let direct = Disk { chain: disk([Layer { direct: true, ..layer("a") }]).chain, ..disk([]) };
-        for (ours, theirs, files, code, remedy) in [
+        for (source, destination, files, code, remedy) in [
             (disk([layer("a")]), Some("x"), &known[..], None, ""),
             (disk([layer("a")]), Some("y"), &known[..], Some("disk-not-shared"), "`storage: none`"),
             (disk([layer("a")]), Some("z"), &known[..], Some("disk-shared-unproved"), "cache=none"),
             (direct, Some("x"), &[], Some("disk-shared-unproved"), "make sure that both sides have the same file"),
             (disk([layer("a")]), None, &known[..], Some("disk-missing"), "device of the same id"),
         ] {
-            let other = theirs.map(|file| disk([layer(file)]));
+            let other = destination.map(|file| disk([layer(file)]));
             with(&[], files, false, |subject| {
-                let found = not_shared(&ours, other.as_ref(), subject);
-                assert_eq!(found.as_ref().map(|found| found.code.as_str()), code, "{theirs:?}");
-                assert!(found.is_none_or(|found| found.remedy.contains(remedy)), "{theirs:?}");
+                let found = not_shared(&source, other.as_ref(), subject);
+                assert_eq!(found.as_ref().map(|found| found.code.as_str()), code, "{destination:?}");
+                assert!(found.is_none_or(|found| found.remedy.contains(remedy)), "{destination:?}");
             });
         }
     }
@@ -530,10 +532,10 @@ mod tests {
             with(&[], files, false, |subject| code = crossed(&pair, subject).map(|found| found.code.to_string()));
             code
         };
-        let ours = || [layer("a"), layer("b")];
-        assert_eq!(code(pair(ours(), [layer("x"), layer("b")]), &known), None, "one base for both");
-        assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &known), Some("backing-is-live".to_owned()));
-        assert_eq!(code(pair(ours(), [layer("x"), layer("alias")]), &[]), None, "nothing is known of the files");
+        let source = || [layer("a"), layer("b")];
+        assert_eq!(code(pair(source(), [layer("x"), layer("b")]), &known), None, "one base for both");
+        assert_eq!(code(pair(source(), [layer("x"), layer("alias")]), &known), Some("backing-is-live".to_owned()));
+        assert_eq!(code(pair(source(), [layer("x"), layer("alias")]), &[]), None, "nothing is known of the files");
     }
 
     #[test]
