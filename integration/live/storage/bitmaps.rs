@@ -72,7 +72,7 @@ fn called_something_else() -> Pair {
 #[test]
 fn they_are_lost_where_names_differ_and_that_is_said() {
     let pair = called_something_else();
-    let lost = |name: &'static str| warning("bitmap-lost", "disk0", [&name, &"not the same name"]);
+    let lost = |name: &'static str| warning("bitmap-lost", "disk0", [&name, &"not have the same name"]);
     let plan = look(&pair, |_| ());
     found(&plan, [lost("daily"), lost("weekly")]);
     assert!(plan.findings.iter().all(|finding| finding.remedy.contains("full")), "{plan:#?}");

@@ -2,7 +2,7 @@
 
 use super::{
     super::support::{MIB, start},
-    KIB, anew, blocker, found, img, layer, look, moves, note, overlay, quick, warning,
+    KIB, anew, blocker, engine, found, img, layer, look, moves, note, overlay, quick, warning,
 };
 use qferry::internals::{
     migration::{Plan, Settings},
@@ -116,7 +116,7 @@ fn maps_of_what_is_allocated() {
     assert_eq!(map(&plan), before);
     pair.deviate([Deviation::FlipByte { disk: 0, layer: 0, offset: 512 * KIB }]).unwrap();
     let plan = look(&pair, by(ProofLevel::Metadata));
-    found(&plan, [blocker("backing-differs", "disk0", [&(512 * KIB), &"the destination's has data there"])]);
+    found(&plan, [blocker("backing-differs", "disk0", [&(512 * KIB), &"the destination's image has data there"])]);
 }
 
 #[test]
@@ -172,9 +172,9 @@ fn an_overlay_that_is_not_empty() {
         pair.build(Side::Destination).io(&files.overlay, ["write -q -z 3M 64k"]).unwrap();
     });
     found(&look(&pair, |_| ()), [blocker("overlay-not-empty", "disk0", [&top, &(3 * MIB)])]);
-    // `--force` does not help either.
-    let plan = look(&pair, |settings| settings.force = ["overlay-not-empty".to_owned()].into());
-    assert_eq!(plan.blockers().count(), 1);
+    // Nobody can force it either.
+    let forced = engine(&pair, |settings| settings.force = ["overlay-not-empty".to_owned()].into());
+    assert_eq!(forced.validate().unwrap_err().problems[0].field, "force");
 }
 
 #[test]
