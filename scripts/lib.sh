@@ -196,7 +196,7 @@ need_cc() {
 }
 
 # The oldest Rust that must build the project: Cargo.toml's rust-version.
-rust_version() { sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$root/Cargo.toml" | head -n 1; }
+rust_version() { sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$root/Cargo.toml" | sed -n 1p; }
 
 # Of the rustc on PATH: 1.85 for 1.85.1; nothing if there is none.
 rust_here() { { rustc --version 2>/dev/null || true; } | sed -n 's/^rustc \([0-9]*\.[0-9]*\).*/\1/p'; }
@@ -209,7 +209,7 @@ need_rust() {
         PATH=$HOME/.cargo/bin:$PATH
     fi
     here=$(rust_here)
-    if [ -n "$here" ] && [ "$(printf '%s\n' "$(rust_version)" "$here" | sort -V | head -n 1)" = "$(rust_version)" ] &&
+    if [ -n "$here" ] && [ "$(printf '%s\n' "$(rust_version)" "$here" | sort -V | sed -n 1p)" = "$(rust_version)" ] &&
         cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1; then
         return
     fi
