@@ -13,7 +13,9 @@ use super::{
     ending::{End, Whereabouts, conclude, still_in_postcopy, undetermined, untouched},
     interrupt::{Bounds, Interruption, unless_cancelled},
     pair::QemuPair,
-    phases::{cleanup, convergence::Controller, handover, postcopy, setup, switchover},
+    phases::{
+        cleanup, convergence::Controller, handover, memory_start::look_before_memory, postcopy, setup, switchover,
+    },
     way_back::{
         judge::judge_failed_handover,
         rollback::{go_back, look_back},
@@ -55,7 +57,7 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
         let mut controller = Controller::new(context, &order, &pair, &attempt);
         let copied = controller.copy_disks(&pair, &mut attempt);
         interruption.unless(Bounds::before_memory(context), copied).await?;
-        controller.look_before_memory(&pair, &mut attempt).await?;
+        look_before_memory(&pair, &mut attempt).await?;
         let sent = controller.send_memory(&pair, &mut attempt);
         let stopped = interruption.unless(Bounds::while_memory_is_sent(context), sent).await;
         // The last word of the guest's owner, before anything is waited for. The journal is told of it with `Given`.

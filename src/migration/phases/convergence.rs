@@ -4,6 +4,7 @@
 //! reason.
 
 use super::{
+    memory_start::start_memory,
     mirrors::start_mirrors,
     sampling::{Look, Sampler},
 };
@@ -12,9 +13,7 @@ use crate::{
         Action, BandwidthShares, Decision, History, MemoryShare, OverBudget, PendingRest, decide, keep_budget,
     },
     memory::{apply, postcopy, precopy, tuning},
-    migration::{
-        Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, runtime_dir, work_order::WorkOrder,
-    },
+    migration::{Failure, attempt::Attempt, context::Context, pair::QemuPair, work_order::WorkOrder},
     progress::{Moment, Phase, PhaseGuard, describe},
     qemu::Process,
     quantity::Rate,
@@ -93,22 +92,12 @@ impl<'a> Controller<'a> {
         }
     }
 
-    /// Asks, for the last time before RAM is sent, how the guest stands: copying disks can take hours, and the
-    /// guest's owner may have paused or resumed it meanwhile.
-    pub(crate) async fn look_before_memory(&self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
-        attempt.guest.begin_memory(&qemus.source.observed());
-        // a source that does not answer is found out by the commands that follow
-        if let Ok(answer) = qemus.source.ask(&qmp::query_status {}).await {
-            attempt.guest.look(&answer.status);
-        }
-        attempt.journal_guest().await
-    }
-
     /// Sends RAM until the guest stands still and every mirror is ready.
     pub(crate) async fn send_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<Moment, Failure> {
         let (source, pairs) = (&qemus.source, &self.order.route.pairs);
         self.memory = Some(self.context.report.enter(Phase::Memory));
-        self.start_memory(qemus, attempt).await?;
+        start_memory(self.context, qemus, &self.order.route, attempt).await?;
+        self.sampler.begin_measurement(source).await;
         let arrival = precopy::until_pre_switchover(source);
         tokio::pin!(arrival);
         let mut tick = interval(MEMORY);
@@ -320,25 +309,6 @@ impl<'a> Controller<'a> {
             }
             _ => tuning::throttle(percent),
         }
-    }
-
-    /// Starts to send RAM.
-    async fn start_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
-        let ram = self.order.route.ram();
-        let socket = runtime_dir::socket_effect(&self.context.settings.runtime_dir, ram);
-        attempt.log.note(socket.into_iter().chain([Effect::Incoming])).await?;
-        if let Err(error) = precopy::listen(&qemus.destination, ram).await {
-            if error.is_refusal() {
-                // a destination that refused never listened: there is nothing to undo
-                attempt.log.undone(&Effect::Incoming, &self.context.report).await;
-            }
-            return Err(error.into());
-        }
-        self.context.keep_private(ram);
-        attempt.log.note([Effect::Migrate]).await?;
-        precopy::send(&qemus.source, ram).await?;
-        self.sampler.begin_measurement(&qemus.source).await;
-        Ok(())
     }
 }
 

@@ -1,11 +1,12 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
-//! `convergence` is the phases `storage` and `memory`, which may overlap; `mirrors` and `sampling` are parts of it.
-//! No other phase knows another.
+//! `convergence` is the phases `storage` and `memory`, which may overlap; `memory_start`, `mirrors` and `sampling` are
+//! parts of it. No other phase knows another.
 
 pub(super) mod cleanup;
 pub(super) mod convergence;
 pub(super) mod handover;
+pub(super) mod memory_start;
 mod mirrors;
 pub(super) mod postcopy;
 mod sampling;
