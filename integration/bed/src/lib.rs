@@ -40,12 +40,15 @@
 //! A [`MonitorProxy`] and a [`ChannelProxy`] disturb the connections between an engine and its QEMUs at an exact
 //! command. A pair whose guest moved can be turned round ([`Pair::turn`]), so that one guest serves many migrations.
 //!
+//! A [`BootSector`] is guest enough for much: it powers its machine off, suspends, resets, panics, writes.
+//!
 //! A pair with a [`Link`] in its spec is two hosts, with that link between them: see [`Wire`].
 //!
 //! Everything here is blocking and shares no code with the engine.
 
 mod bare;
 mod bitmap;
+mod boot_sector;
 mod booted;
 mod channel_proxy;
 mod check;
@@ -71,6 +74,7 @@ mod wire;
 
 pub use bare::Bare;
 pub use bitmap::{Bitmap, StoredBitmap, add_bitmap, dirty_ranges, stored_bitmaps};
+pub use boot_sector::BootSector;
 pub use channel_proxy::ChannelProxy;
 pub use check::DiskCheck;
 pub use deviation::{Deviation, Sharing};

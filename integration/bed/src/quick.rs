@@ -71,6 +71,9 @@ impl Half {
         }
         let home = folder.path().join("source");
         let disks = create(&builds[0], &spec.disks, Side::Source, &home, &home)?;
+        if let Some((boot, first)) = spec.boot.as_ref().zip(disks.first()) {
+            boot.install(&builds[0], &first.overlay, first.format)?;
+        }
         let record = Arc::new(Record::default());
         let booted = Booted::find(&spec, &builds[0])?;
         let mut words = arguments(Side::Source, &spec, &builds, &home, &disks, None)?;

@@ -2,6 +2,7 @@
 
 use qferry_guest::Workload;
 
+use crate::boot_sector::BootSector;
 use crate::deviation::Deviation;
 use crate::disk::{Device, DiskSpec};
 use crate::record::Side;
@@ -45,6 +46,8 @@ pub struct Spec {
     /// Whether there is no guest but SeaBIOS, which finds nothing to boot: a pair starts in well under a second, and
     /// nobody beats or writes. See [`Spec::quick`].
     pub quick: bool,
+    /// The boot sector of the first disk, in its top image on the source: the guest of a pair that is `quick`.
+    pub boot: Option<BootSector>,
     /// The form of disks on the command line.
     pub style: Style,
     /// Whether the guest runs when the pair is handed over.
@@ -71,6 +74,7 @@ impl Default for Spec {
             disks: vec![DiskSpec::default()],
             destination: Vec::new(),
             quick: false,
+            boot: None,
             style: Style::default(),
             guest: Guest::default(),
             tcp: false,
