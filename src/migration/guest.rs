@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// How the guest stands, QEMU's own stop for the migration aside.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Stance {
     /// The guest runs.
     Runs,
@@ -43,9 +43,10 @@ impl Stance {
     }
 }
 
-/// What the guest's owner wants, as far as the source has told.
-#[derive(Debug, Clone)]
-pub(crate) struct GuestIntent {
+/// What the guest's owner wants, as far as the source has told. The model in `integration/handover/` drives the intent,
+/// too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GuestIntent {
     /// How the guest stood when it was last asked before RAM was sent; once the guest is stopped for the switchover,
     /// how it is to stand where the migration ends.
     stance: Stance,
@@ -63,12 +64,12 @@ pub(crate) struct GuestIntent {
 
 impl GuestIntent {
     /// The intent that the preflight saw, which the journal begins with.
-    pub(crate) fn new(run: &RunState) -> Self {
+    pub fn new(run: &RunState) -> Self {
         Self::with(Stance::read(run).unwrap_or(Stance::Paused))
     }
 
     /// The intent that a journal ends with.
-    pub(crate) fn from_journal(runs: bool) -> Self {
+    pub fn from_journal(runs: bool) -> Self {
         Self::with(if runs { Stance::Runs } else { Stance::Paused })
     }
 
@@ -78,38 +79,38 @@ impl GuestIntent {
     }
 
     /// Whether the guest is to run where the migration ends, as far as it was taken in.
-    pub(crate) fn wants_running(&self) -> bool {
+    pub fn wants_running(&self) -> bool {
         self.runs_at_heart() && self.stopped_by_owner.is_none()
     }
 
     /// The same, with the newest events.
-    pub(crate) fn is_to_run(&self, seen: &Observed) -> bool {
+    pub fn is_to_run(&self, seen: &Observed) -> bool {
         let is_stopped = self.stopped_by_owner.is_some() && self.stopped_by_owner == seen.stands_since();
         (self.runs_at_heart() || self.has_resumed(seen)) && !is_stopped
     }
 
     /// Takes in a run state. Only while none of the engine's commands has stopped the guest.
-    pub(crate) fn look(&mut self, run: &RunState) {
+    pub fn look(&mut self, run: &RunState) {
         if let Some(stance) = Stance::read(run) {
             (self.stance, self.resumed, self.stopped_by_owner) = (stance, false, None);
         }
     }
 
     /// Takes in that the guest was found running after the engine had seen it stand still.
-    pub(crate) fn note_resume(&mut self) {
+    pub fn note_resume(&mut self) {
         self.resumed |= self.stance != Stance::Runs;
     }
 
     /// Begins to follow the source's events, just before RAM is sent and before the guest is asked for the last time:
     /// copying disks can take hours, in which its owner may have paused or resumed the guest.
-    pub(crate) fn begin_memory(&mut self, seen: &Observed) {
+    pub fn begin_memory(&mut self, seen: &Observed) {
         self.resumed_before = seen.resumed;
         (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
     }
 
     /// Takes in the source's events while RAM is sent. Whether `query-status` must be asked: a guest that stands
     /// still is asked each time, since events are hints, and the stop may be its owner's as well as QEMU's.
-    pub(crate) fn follow(&mut self, seen: &Observed) -> bool {
+    pub fn follow(&mut self, seen: &Observed) -> bool {
         if self.has_resumed(seen) {
             self.resumed = true;
         }
@@ -125,7 +126,7 @@ impl GuestIntent {
     }
 
     /// Takes in the answer to the question that [`Self::follow`] asked for; `seen` is what was seen when it was asked.
-    pub(crate) fn answered(&mut self, run: &RunState, seen: &Observed) {
+    pub fn answered(&mut self, run: &RunState, seen: &Observed) {
         if !self.runs_at_heart() {
             self.resumed = *run == RunState::Running;
             return;
@@ -138,12 +139,12 @@ impl GuestIntent {
     }
 
     /// Whether the guest stands by QEMU's own stop for the switchover: the event `pre-switchover` is about to come.
-    pub(crate) fn is_stopped_by_qemu(&self) -> bool {
+    pub fn is_stopped_by_qemu(&self) -> bool {
         self.stopped_by_qemu.is_some()
     }
 
     /// Takes the last word: from here on the engine's own commands decide how the guest stands.
-    pub(crate) fn settle(&mut self, seen: &Observed) {
+    pub fn settle(&mut self, seen: &Observed) {
         self.stance = match (self.is_to_run(seen), self.stance.clone()) {
             (true, _) => Stance::Runs,
             (false, Stance::Runs) => Stance::Paused,
@@ -155,7 +156,7 @@ impl GuestIntent {
     /// Whether a run state is one that the guest may be left in on the source: a guest that ran may have stopped or
     /// suspended itself since, and is never sent `cont` for that. A guest that was not to run also
     /// is as it was where its migration completed (`postmigrate`) to a destination that is dead now.
-    pub(crate) fn is_as_before(&self, run: &RunState) -> bool {
+    pub fn is_as_before(&self, run: &RunState) -> bool {
         match (self.wants_running(), Stance::read(run)) {
             (true, Some(stance)) => stance != Stance::Paused,
             (true, None) => *run == RunState::Suspended,
@@ -165,7 +166,7 @@ impl GuestIntent {
     }
 
     /// What the journal is to be told, where it says something else; it counts as told from here on.
-    pub(crate) fn take_change(&mut self) -> Option<bool> {
+    pub fn take_change(&mut self) -> Option<bool> {
         let runs = self.wants_running();
         (std::mem::replace(&mut self.journalled, runs) != runs).then_some(runs)
     }

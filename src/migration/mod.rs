@@ -39,6 +39,7 @@ mod work_order;
 pub use builder::{Builder, Migration, panic_at};
 pub use effect::Effect;
 pub use failure::Failure;
+pub use guest::GuestIntent;
 pub use plan::{Chains, Plan, PlannedDisk};
 pub use recovery::Recovery;
 pub use running::{Control, Events, Running};
