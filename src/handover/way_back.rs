@@ -1,0 +1,499 @@
+//! What the way back does with each side: what becomes of the destination, and what becomes of the source's guest.
+//!
+//! Pure. The way back begins where no `migrate-continue` was sent, or where a verdict has found the guest on the
+//! source. Both decisions rest on the answers of the two sides and on what this engine has followed of them. Silence
+//! is never taken for an answer: what was not asked, or cannot be, is left alone, and what may run the guest even more
+//! so.
+
+use crate::qemu::reply::{MigrationStatus, RunState};
+
+/// What is proved of the guest when the way back begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WayBackGround {
+    /// No engine of this migration has sent `migrate-continue`.
+    NotGiven,
+    /// A verdict has found the guest on the source: whatever the destination has is older, and never ran.
+    OnSource,
+}
+
+/// How the destination answers when the way back comes to it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DestinationSight {
+    /// QEMU answers.
+    Answers {
+        /// QEMU's run state.
+        run: RunState,
+        /// The status of the migration, as the destination reports it.
+        migration: MigrationStatus,
+    },
+    /// QEMU answers out of band only: its main loop hangs. The vCPUs may run.
+    Hung,
+    /// QEMU does not answer, and may yet be alive.
+    Silent,
+    /// The monitor is closed, and nothing proves that the process has ended.
+    Unreachable,
+    /// The QEMU at the address is not the one that took part.
+    Another,
+    /// The process is proved to have ended, or was fenced.
+    Ended,
+}
+
+/// What the source has passed on, by its own answers and events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceHolding {
+    /// The source lives, and has not said `completed`.
+    Holds,
+    /// The source says `completed`, though no engine of this migration sent `migrate-continue`: somebody else switched
+    /// `pause-before-switchover` off, or sent it.
+    Passed,
+    /// The source does not answer.
+    Silent,
+    /// The source's process has ended, and did not say `completed` before.
+    Ended,
+}
+
+/// Everything that the decision about the destination rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DestinationFacts {
+    /// What is proved of the guest.
+    pub ground: WayBackGround,
+    /// How the destination answers now.
+    pub sight: DestinationSight,
+    /// The destination has answered this engine at least once.
+    pub asked: bool,
+    /// This engine has heard every event of the destination since before the destination was told to listen. A recovery
+    /// has not, and neither has an engine whose connection was cut.
+    pub followed: bool,
+    /// The destination's events told that it ran.
+    pub has_run: bool,
+    /// The destination is a process of this host that is proved to be the one that took part.
+    pub killable: bool,
+    /// What the source has passed on.
+    pub source: SourceHolding,
+}
+
+/// What becomes of the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DestinationFate {
+    /// Tell it to quit, which it can be asked to.
+    Quit,
+    /// End its process: it does not answer, has nothing that is needed, and is proved to be ours.
+    Fence,
+    /// Touch nothing.
+    LeaveAlone(LeaveReason),
+    /// Nothing is left of it.
+    AlreadyGone,
+}
+
+/// Why a destination is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LeaveReason {
+    /// The destination runs the guest, or has run it.
+    HasRun,
+    /// The destination may have run the guest while nobody followed it.
+    MayHaveRun,
+    /// The destination may have the only whole copy of the guest.
+    OnlyCopy,
+    /// The destination has not answered this engine, or not all the time: what it does is not known.
+    NotFollowed,
+    /// The destination does not answer, and is no process that this engine may end.
+    Silent,
+    /// The destination's monitor is closed, and its process may live.
+    Unreachable,
+    /// Another QEMU answers at its address.
+    AnotherQemu,
+}
+
+impl LeaveReason {
+    /// Whether the guest may be the destination's now: then nothing at all is done any more, on either side.
+    pub fn is_taken_over(self) -> bool {
+        matches!(self, Self::HasRun | Self::MayHaveRun | Self::OnlyCopy)
+    }
+
+    /// The reason in words, which follow the destination's name.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::HasRun => "it runs the guest, or has run it",
+            Self::MayHaveRun => "it may have run the guest while nobody followed it",
+            Self::OnlyCopy => "it may have the only whole copy of the guest",
+            Self::NotFollowed => "it has not answered since this engine began, so that nobody knows what it does",
+            Self::Silent => "it does not answer, and is no process of this host that could be ended",
+            Self::Unreachable => "its monitor is closed, which does not prove that its process has ended",
+            Self::AnotherQemu => "another QEMU answers at its address",
+        }
+    }
+}
+
+/// Decides what becomes of a destination that was told to listen.
+pub fn decide_destination(facts: &DestinationFacts) -> DestinationFate {
+    use DestinationFate::{AlreadyGone, Fence, LeaveAlone, Quit};
+    let DestinationFacts { ground, sight, asked, followed, has_run, killable, source } = facts;
+    match sight {
+        DestinationSight::Ended => AlreadyGone,
+        DestinationSight::Another => LeaveAlone(LeaveReason::AnotherQemu),
+        DestinationSight::Unreachable => LeaveAlone(LeaveReason::Unreachable),
+        DestinationSight::Answers { run, .. } if *has_run || is_live(run) => LeaveAlone(LeaveReason::HasRun),
+        // Only a QEMU that is `inmigrate` certainly never ran: nothing leads back to that state.
+        DestinationSight::Answers { run: RunState::InMigrate, .. } => Quit,
+        DestinationSight::Answers { .. } if *ground == WayBackGround::OnSource => Quit,
+        DestinationSight::Answers { .. } if !followed => LeaveAlone(LeaveReason::MayHaveRun),
+        DestinationSight::Answers { migration, .. } if migration.is_postcopy() => LeaveAlone(LeaveReason::MayHaveRun),
+        DestinationSight::Answers { migration: MigrationStatus::Completed, .. } => match source {
+            SourceHolding::Holds | SourceHolding::Passed => Quit,
+            SourceHolding::Silent | SourceHolding::Ended => LeaveAlone(LeaveReason::OnlyCopy),
+        },
+        DestinationSight::Answers { .. } => Quit,
+        DestinationSight::Hung | DestinationSight::Silent if !asked || !followed => {
+            LeaveAlone(LeaveReason::NotFollowed)
+        }
+        DestinationSight::Hung | DestinationSight::Silent => match (ground, source) {
+            (WayBackGround::OnSource, _) | (_, SourceHolding::Holds) if *killable => Fence,
+            (WayBackGround::OnSource, _) | (_, SourceHolding::Holds) => LeaveAlone(LeaveReason::Silent),
+            // With `cont` sent to it beforehand it runs by itself once it has everything.
+            (WayBackGround::NotGiven, _) => LeaveAlone(LeaveReason::OnlyCopy),
+        },
+    }
+}
+
+/// Everything that the decision about the source's guest rests on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SourceFacts {
+    /// The guest's owner wants it to run, as far as the engine has taken in.
+    pub wants_running: bool,
+    /// The source's run state.
+    pub run: RunState,
+    /// The status of the migration, as the source reports it after the cancel.
+    pub migration: MigrationStatus,
+    /// The engine's own `stop`, made for a mirror's start, is not undone.
+    pub stopped_by_engine: bool,
+    /// QEMU was given the time to resume the guest by itself.
+    pub waited: bool,
+    /// The destination is proved unable to run the guest, and never ran it.
+    pub destination_ended: bool,
+}
+
+/// What becomes of the source's guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SourceStep {
+    /// Send `cont`.
+    Cont,
+    /// Wait until QEMU resumes the guest by itself, then decide again.
+    AwaitResume,
+    /// Leave the guest as it stands: it runs, or stands by its own or its owner's doing.
+    Leave,
+}
+
+/// Decides what becomes of the source's guest once its migration was cancelled, or never begun.
+///
+/// QEMU stops a guest for a migration by `finish-migrate`, and resumes after a cancel what ran. So a guest that is
+/// `paused` then was stopped by its owner, unless the engine's own `stop` stands; and a guest that stopped by itself
+/// has a run state that says so.
+pub fn decide_source(facts: &SourceFacts) -> SourceStep {
+    let SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended } = facts;
+    if !wants_running {
+        return SourceStep::Leave;
+    }
+    match (run, migration) {
+        // A reset of a guest that stands by the engine's `stop` makes `prelaunch` of `paused`.
+        (RunState::Paused | RunState::Prelaunch, _) if *stopped_by_engine => SourceStep::Cont,
+        // `cont` to a source that has passed everything on needs the proof that the destination is out of the way.
+        (RunState::PostMigrate | RunState::FinishMigrate, MigrationStatus::Completed) => match destination_ended {
+            true => SourceStep::Cont,
+            false => SourceStep::Leave,
+        },
+        (RunState::FinishMigrate, status) if *waited => match status.is_over() {
+            true => SourceStep::Cont,
+            false => SourceStep::Leave,
+        },
+        (RunState::FinishMigrate, _) => SourceStep::AwaitResume,
+        (RunState::Other(_), _) if !waited => SourceStep::AwaitResume,
+        // QEMU 7.2 leaves a guest in `postmigrate` whose migration was cancelled and that its owner had stopped.
+        _ => SourceStep::Leave,
+    }
+}
+
+/// What is known of a source that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LostSource {
+    /// No `migrate-continue` was sent, and no verdict had to be found.
+    pub not_given: bool,
+    /// The process is proved to have ended.
+    pub proved: bool,
+    /// SHUTDOWN was the last that was heard of the guest.
+    pub told: bool,
+    /// What becomes of the destination.
+    pub destination: DestinationFate,
+}
+
+/// Whether a guest whose source is gone has ended: it runs nowhere, and the source's disks are whole. Never where the
+/// destination may have been given the guest.
+pub fn has_ended(lost: &LostSource) -> bool {
+    let destination_is_harmless = match lost.destination {
+        DestinationFate::LeaveAlone(reason) => !reason.is_taken_over(),
+        DestinationFate::Quit | DestinationFate::Fence | DestinationFate::AlreadyGone => true,
+    };
+    lost.not_given && (lost.proved || lost.told) && destination_is_harmless
+}
+
+/// Whether a guest in this state is started, be it suspended.
+fn is_live(run: &RunState) -> bool {
+    matches!(run, RunState::Running | RunState::Suspended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn answers(run: &str, migration: &str) -> DestinationSight {
+        DestinationSight::Answers { run: RunState::from(run), migration: MigrationStatus::from(migration) }
+    }
+
+    fn facts(ground: WayBackGround, sight: DestinationSight, source: SourceHolding) -> DestinationFacts {
+        DestinationFacts { ground, sight, asked: true, followed: true, has_run: false, killable: true, source }
+    }
+
+    const SOURCES: [SourceHolding; 4] =
+        [SourceHolding::Holds, SourceHolding::Passed, SourceHolding::Silent, SourceHolding::Ended];
+
+    #[test]
+    fn a_destination_with_a_part_is_quit() {
+        for source in SOURCES {
+            for sight in [answers("inmigrate", "active"), answers("inmigrate", "none"), answers("inmigrate", "failed")]
+            {
+                for ground in [WayBackGround::NotGiven, WayBackGround::OnSource] {
+                    let known = facts(ground, sight.clone(), source);
+                    assert_eq!(decide_destination(&known), DestinationFate::Quit, "{known:?}");
+                    // `inmigrate` proves that it never ran, whoever followed it
+                    let unknown = DestinationFacts { followed: false, asked: false, ..known };
+                    assert_eq!(decide_destination(&unknown), DestinationFate::Quit, "{unknown:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_stale_copy_is_quit_and_the_only_one_is_not() {
+        use DestinationFate::{LeaveAlone, Quit};
+        let loaded = || answers("paused", "completed");
+        for source in SOURCES {
+            assert_eq!(decide_destination(&facts(WayBackGround::OnSource, loaded(), source)), Quit);
+            let expected = match source {
+                SourceHolding::Holds | SourceHolding::Passed => Quit,
+                SourceHolding::Silent | SourceHolding::Ended => LeaveAlone(LeaveReason::OnlyCopy),
+            };
+            let not_given = facts(WayBackGround::NotGiven, loaded(), source);
+            assert_eq!(decide_destination(&not_given), expected, "{source:?}");
+            let missed = DestinationFacts { followed: false, ..not_given };
+            assert_eq!(decide_destination(&missed), LeaveAlone(LeaveReason::MayHaveRun));
+        }
+        // a guest that stood on the source arrives as it stood
+        for run in ["io-error", "prelaunch", "guest-panicked", "shutdown"] {
+            let known = facts(WayBackGround::NotGiven, answers(run, "completed"), SourceHolding::Passed);
+            assert_eq!(decide_destination(&known), Quit, "{run}");
+        }
+    }
+
+    #[test]
+    fn a_destination_that_runs_or_ran_is_somebody_elses() {
+        let taken_over = DestinationFate::LeaveAlone(LeaveReason::HasRun);
+        for source in SOURCES {
+            for ground in [WayBackGround::NotGiven, WayBackGround::OnSource] {
+                for run in ["running", "suspended"] {
+                    assert_eq!(decide_destination(&facts(ground, answers(run, "completed"), source)), taken_over);
+                }
+                let known = facts(ground, answers("paused", "completed"), source);
+                assert_eq!(decide_destination(&DestinationFacts { has_run: true, ..known }), taken_over);
+            }
+        }
+        let postcopy = facts(WayBackGround::NotGiven, answers("paused", "postcopy-active"), SourceHolding::Holds);
+        assert!(matches!(decide_destination(&postcopy), DestinationFate::LeaveAlone(LeaveReason::MayHaveRun)));
+    }
+
+    #[test]
+    fn what_does_not_answer_is_ended_only_as_ours_and_useless() {
+        use DestinationFate::{Fence, LeaveAlone};
+        for sight in [DestinationSight::Silent, DestinationSight::Hung] {
+            for (ground, source, expected) in [
+                (WayBackGround::NotGiven, SourceHolding::Holds, Fence),
+                (WayBackGround::OnSource, SourceHolding::Silent, Fence),
+                (WayBackGround::NotGiven, SourceHolding::Passed, LeaveAlone(LeaveReason::OnlyCopy)),
+                (WayBackGround::NotGiven, SourceHolding::Silent, LeaveAlone(LeaveReason::OnlyCopy)),
+                (WayBackGround::NotGiven, SourceHolding::Ended, LeaveAlone(LeaveReason::OnlyCopy)),
+            ] {
+                let known = facts(ground, sight.clone(), source);
+                assert_eq!(decide_destination(&known), expected, "{known:?}");
+                let remote = DestinationFacts { killable: false, ..known.clone() };
+                let left = if expected == Fence { LeaveAlone(LeaveReason::Silent) } else { expected };
+                assert_eq!(decide_destination(&remote), left, "{remote:?}");
+                for unknown in
+                    [DestinationFacts { asked: false, ..known.clone() }, DestinationFacts { followed: false, ..known }]
+                {
+                    assert_eq!(decide_destination(&unknown), LeaveAlone(LeaveReason::NotFollowed), "{unknown:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_gone_or_another_is_not_touched() {
+        for (sight, expected) in [
+            (DestinationSight::Ended, DestinationFate::AlreadyGone),
+            (DestinationSight::Another, DestinationFate::LeaveAlone(LeaveReason::AnotherQemu)),
+            (DestinationSight::Unreachable, DestinationFate::LeaveAlone(LeaveReason::Unreachable)),
+        ] {
+            for source in SOURCES {
+                assert_eq!(decide_destination(&facts(WayBackGround::OnSource, sight.clone(), source)), expected);
+            }
+        }
+    }
+
+    fn source(run: &str, migration: &str) -> SourceFacts {
+        SourceFacts {
+            wants_running: true,
+            run: RunState::from(run),
+            migration: MigrationStatus::from(migration),
+            stopped_by_engine: false,
+            waited: false,
+            destination_ended: false,
+        }
+    }
+
+    #[test]
+    fn a_guest_that_stands_by_itself_or_its_owner_is_left() {
+        let own = ["shutdown", "guest-panicked", "io-error", "watchdog", "internal-error", "suspended", "running"];
+        for run in own.into_iter().chain(["paused", "prelaunch", "inmigrate"]) {
+            for migration in ["none", "cancelled", "failed", "completed", "active"] {
+                for waited in [false, true] {
+                    let facts = SourceFacts { waited, destination_ended: true, ..source(run, migration) };
+                    assert_eq!(decide_source(&facts), SourceStep::Leave, "{facts:?}");
+                }
+            }
+        }
+        // QEMU 7.2 forgets that such a guest was paused
+        assert_eq!(decide_source(&source("postmigrate", "cancelled")), SourceStep::Leave);
+    }
+
+    #[test]
+    fn a_guest_that_qemu_stopped_runs_again() {
+        for status in ["cancelled", "failed", "cancelling"] {
+            assert_eq!(decide_source(&source("finish-migrate", status)), SourceStep::AwaitResume, "{status}");
+        }
+        let waited = |status| SourceFacts { waited: true, ..source("finish-migrate", status) };
+        assert_eq!(decide_source(&waited("cancelled")), SourceStep::Cont);
+        // `cont` is refused while the migration is under way
+        assert_eq!(decide_source(&waited("cancelling")), SourceStep::Leave);
+    }
+
+    #[test]
+    fn a_source_that_passed_all_on_needs_the_proof() {
+        for (destination_ended, expected) in [(false, SourceStep::Leave), (true, SourceStep::Cont)] {
+            for run in ["postmigrate", "finish-migrate"] {
+                for waited in [false, true] {
+                    let facts = SourceFacts { destination_ended, waited, ..source(run, "completed") };
+                    assert_eq!(decide_source(&facts), expected, "{facts:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_engines_own_stop_is_undone() {
+        for run in ["paused", "prelaunch"] {
+            let stopped = SourceFacts { stopped_by_engine: true, ..source(run, "none") };
+            assert_eq!(decide_source(&stopped), SourceStep::Cont);
+            assert_eq!(decide_source(&SourceFacts { wants_running: false, ..stopped }), SourceStep::Leave);
+        }
+        for run in ["io-error", "guest-panicked", "running", "suspended", "shutdown"] {
+            let stopped = SourceFacts { stopped_by_engine: true, ..source(run, "none") };
+            assert_eq!(decide_source(&stopped), SourceStep::Leave, "{run}");
+        }
+    }
+
+    #[test]
+    fn a_guest_has_ended_only_where_nobody_else_can_have_it() {
+        let harmless = [DestinationFate::Quit, DestinationFate::Fence, DestinationFate::AlreadyGone];
+        for destination in harmless {
+            for (proved, told, expected) in [(true, false, true), (false, true, true), (false, false, false)] {
+                let lost = LostSource { not_given: true, proved, told, destination };
+                assert_eq!(has_ended(&lost), expected, "{lost:?}");
+                assert!(!has_ended(&LostSource { not_given: false, ..lost }));
+            }
+        }
+        for reason in [LeaveReason::HasRun, LeaveReason::MayHaveRun, LeaveReason::OnlyCopy] {
+            let destination = DestinationFate::LeaveAlone(reason);
+            assert!(!has_ended(&LostSource { not_given: true, proved: true, told: true, destination }), "{reason:?}");
+        }
+    }
+
+    fn any_run() -> impl Strategy<Value = RunState> {
+        let states = ["running", "paused", "prelaunch", "inmigrate", "finish-migrate", "postmigrate", "suspended"];
+        let halted = ["shutdown", "guest-panicked", "io-error", "watchdog", "internal-error", "of-tomorrow"];
+        prop::sample::select([&states[..], &halted].concat()).prop_map(RunState::from)
+    }
+
+    fn any_status() -> impl Strategy<Value = MigrationStatus> {
+        let states = ["none", "setup", "active", "pre-switchover", "device", "completed", "failed", "cancelled"];
+        let others = ["cancelling", "postcopy-active", "postcopy-paused", "of-tomorrow"];
+        prop::sample::select([&states[..], &others].concat()).prop_map(MigrationStatus::from)
+    }
+
+    fn any_sight() -> impl Strategy<Value = DestinationSight> {
+        prop_oneof![
+            6 => (any_run(), any_status()).prop_map(|(run, migration)| DestinationSight::Answers { run, migration }),
+            1 => Just(DestinationSight::Hung),
+            1 => Just(DestinationSight::Silent),
+            1 => Just(DestinationSight::Unreachable),
+            1 => Just(DestinationSight::Another),
+            1 => Just(DestinationSight::Ended),
+        ]
+    }
+
+    proptest! {
+        /// Whatever else holds: nothing is ended by force that could not be asked, or that this engine has not
+        /// followed, and nothing is ended at all that has run.
+        #[test]
+        fn no_destination_is_ended_that_may_have_run(
+            sight in any_sight(),
+            on_source in any::<bool>(),
+            known in any::<(bool, bool, bool, bool)>(),
+            source in prop::sample::select(SOURCES.to_vec()),
+        ) {
+            let (asked, followed, has_run, killable) = known;
+            let ground = if on_source { WayBackGround::OnSource } else { WayBackGround::NotGiven };
+            let facts = DestinationFacts { ground, sight, asked, followed, has_run, killable, source };
+            match decide_destination(&facts) {
+                DestinationFate::Fence => prop_assert!(asked && followed && killable, "{facts:?}"),
+                DestinationFate::Quit => match &facts.sight {
+                    DestinationSight::Answers { run, .. } => {
+                        prop_assert!(!has_run && !is_live(run), "{facts:?}");
+                        prop_assert!(followed || on_source || *run == RunState::InMigrate, "{facts:?}");
+                    }
+                    _ => prop_assert!(false, "{facts:?}"),
+                },
+                _ => {}
+            }
+        }
+
+        /// `cont` goes only to a guest that is to run and that QEMU, or this engine, has stopped.
+        #[test]
+        fn no_guest_is_started_that_stands_by_itself(
+            run in any_run(),
+            migration in any_status(),
+            known in any::<(bool, bool, bool, bool)>(),
+        ) {
+            let (wants_running, stopped_by_engine, waited, destination_ended) = known;
+            let facts = SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended };
+            if decide_source(&facts) == SourceStep::Cont {
+                prop_assert!(wants_running);
+                let is_stopped_by_another = match facts.run {
+                    RunState::Paused | RunState::Prelaunch => !stopped_by_engine,
+                    RunState::FinishMigrate | RunState::PostMigrate => !facts.migration.is_over(),
+                    _ => true,
+                };
+                prop_assert!(!is_stopped_by_another, "{facts:?}");
+                prop_assert!(facts.migration != MigrationStatus::Completed || destination_ended || stopped_by_engine);
+            }
+        }
+    }
+}
