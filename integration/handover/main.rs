@@ -12,6 +12,7 @@
 
 #![cfg(test)] // tells clippy that all of this is test code, so that a test may say all it has to say by panicking
 
+mod approach;
 mod engines;
 mod explorations;
 mod model;

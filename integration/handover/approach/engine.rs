@@ -1,0 +1,298 @@
+//! The engine from its first change to the guest that runs on the destination, and the recovery that takes it up.
+//!
+//! What the guest's owner wants is the shipped [`GuestIntent`]'s to tell; which step follows a handover that failed is
+//! the shipped judgement's.
+
+use super::{
+    model::ApproachModel,
+    way_back::WayBackStep,
+    world::{ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase},
+};
+use crate::engines::ModelledJudgement;
+use qferry::internals::{
+    handover::verdict::ContKnowledge,
+    migration::GuestIntent,
+    progress::{Ending, Side},
+    qemu::reply::RunState,
+};
+
+/// How far the engine is; the name is that of the step it takes next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ApproachStage {
+    SetUp,
+    StartMirrors,
+    /// RAM is begun once the mirrors are ready, or beside them.
+    CopyDisks,
+    /// Asks for the last time before RAM is sent how the guest stands.
+    LookBeforeMemory,
+    Listen,
+    Migrate,
+    /// Follows the source's events while RAM is sent.
+    Follow,
+    /// `query-status` is asked, since the events ask for it.
+    Ask(SeenEvents),
+    /// The guest is stopped in `pre-switchover`.
+    WaitForMirrors,
+    Disengage,
+    Continue,
+    Arrive,
+    Start,
+    Tidy,
+    GoBack(WayBackStep),
+    /// The handover has failed after `migrate-continue`.
+    Judge(Box<ModelledJudgement>),
+    Over(Ending),
+    Died,
+}
+
+/// The engine, or the recovery that took its place.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ApproachEngine {
+    pub(crate) stage: ApproachStage,
+    pub(crate) guest: GuestIntent,
+    /// `migrate-continue` was not sent: the source may be resumed without further proof.
+    pub(crate) may_resume: bool,
+}
+
+impl ApproachEngine {
+    pub(crate) fn new(run: &RunState) -> Self {
+        Self { stage: ApproachStage::SetUp, guest: GuestIntent::new(run), may_resume: true }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        matches!(self.stage, ApproachStage::Over(_) | ApproachStage::Died)
+    }
+
+    /// The engine has not sent `migrate` yet.
+    pub(crate) fn is_before_migrate(&self) -> bool {
+        use ApproachStage::{CopyDisks, Listen, LookBeforeMemory, Migrate, SetUp, StartMirrors};
+        matches!(self.stage, SetUp | StartMirrors | CopyDisks | LookBeforeMemory | Listen | Migrate)
+    }
+
+    /// Whether a failure, or the user, still sends this engine back to the source without a judgement.
+    pub(crate) fn can_go_back(&self) -> bool {
+        use ApproachStage::{Ask, Continue, Disengage, Follow, WaitForMirrors};
+        self.is_before_migrate() || matches!(self.stage, Follow | Ask(_) | WaitForMirrors | Disengage | Continue)
+    }
+}
+
+impl ApproachModel {
+    /// Whether the engine can take its next step; a step that would change nothing is none.
+    pub(crate) fn can_step(&self, world: &ApproachWorld) -> bool {
+        let ApproachWorld { source, destination, engine, .. } = world;
+        match &engine.stage {
+            ApproachStage::CopyDisks => {
+                self.overlaps || source.mirror == MirrorPhase::Ready || self.has_to_go_back(world)
+            }
+            ApproachStage::Follow => {
+                let mut guest = engine.guest.clone();
+                let must_ask = guest.follow(&source.seen.observed());
+                must_ask || guest != engine.guest || source.phase != SourcePhase::Sends || self.has_to_go_back(world)
+            }
+            ApproachStage::WaitForMirrors => source.mirror == MirrorPhase::Ready || self.has_to_go_back(world),
+            ApproachStage::Arrive => {
+                let both = source.phase == SourcePhase::Completed && !source.is_foreign && destination.phase == DestinationPhase::Loaded;
+                both || self.has_to_judge(world)
+            }
+            ApproachStage::Over(_) | ApproachStage::Died => false,
+            _ => true,
+        }
+    }
+
+    /// Whether a side is gone, as its monitor tells: up to `migrate-continue` that ends the work.
+    pub(crate) fn has_to_go_back(&self, world: &ApproachWorld) -> bool {
+        !world.source.is_up() || !world.destination.is_up()
+    }
+
+    /// Whether a side has told that the handover failed.
+    fn has_to_judge(&self, world: &ApproachWorld) -> bool {
+        let failed = matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled)
+            || world.destination.phase == DestinationPhase::Failed;
+        failed || self.has_to_go_back(world)
+    }
+
+    /// The engine takes its next step.
+    pub(crate) fn step(&self, world: &mut ApproachWorld) {
+        if world.engine.can_go_back() && self.has_to_go_back(world) {
+            return self.turn_back(world);
+        }
+        match world.engine.stage.clone() {
+            ApproachStage::SetUp => {
+                (world.source.pauses, world.source.returns) = (true, true);
+                world.destination.autostart = false;
+                world.journal.exported = true;
+                world.destination.exported = true;
+                world.engine.stage = ApproachStage::StartMirrors;
+            }
+            ApproachStage::StartMirrors => {
+                world.journal.mirrored = true;
+                world.source.mirror = MirrorPhase::Copies;
+                world.engine.stage = ApproachStage::CopyDisks;
+            }
+            ApproachStage::CopyDisks => world.engine.stage = ApproachStage::LookBeforeMemory,
+            ApproachStage::LookBeforeMemory => {
+                let guest = &mut world.engine.guest;
+                guest.begin_memory(&world.source.seen.observed());
+                guest.look(&world.source.answer().0);
+                world.journal_guest();
+                world.engine.stage = ApproachStage::Listen;
+            }
+            ApproachStage::Listen => {
+                world.journal.incoming = true;
+                world.destination.phase = DestinationPhase::Listens;
+                world.engine.stage = ApproachStage::Migrate;
+            }
+            ApproachStage::Migrate => {
+                world.journal.migrate = true;
+                if world.is_source_idle() && world.source.halt.is_none() {
+                    (world.source.phase, world.source.is_foreign) = (SourcePhase::Sends, false);
+                    world.engine.stage = ApproachStage::Follow;
+                } else {
+                    self.turn_back(world);
+                }
+            }
+            ApproachStage::Follow => self.follow(world),
+            ApproachStage::Ask(seen) => {
+                let run = world.source.answer().0;
+                world.engine.guest.answered(&run, &seen.observed());
+                world.journal_guest();
+                world.engine.stage = ApproachStage::Follow;
+            }
+            ApproachStage::WaitForMirrors => world.engine.stage = ApproachStage::Disengage,
+            ApproachStage::Disengage => self.disengage(world),
+            ApproachStage::Continue => {
+                world.engine.may_resume = false;
+                if world.source.phase == SourcePhase::Waits {
+                    (world.source.phase, world.sent) = (SourcePhase::Device, true);
+                }
+                world.engine.stage = ApproachStage::Arrive;
+            }
+            ApproachStage::Arrive if self.has_to_judge(world) => self.begin_judging(world, ContKnowledge::Never),
+            ApproachStage::Arrive => {
+                let runs = world.engine.guest.wants_running();
+                world.engine.stage = if runs { ApproachStage::Start } else { ApproachStage::Tidy };
+            }
+            ApproachStage::Start => {
+                let known = self.start_destination(world);
+                match known {
+                    ContKnowledge::Sent if world.destination.runs => world.engine.stage = ApproachStage::Tidy,
+                    known => self.begin_judging(world, known),
+                }
+            }
+            ApproachStage::Tidy => self.tidy(world),
+            ApproachStage::GoBack(step) => self.go_back(world, step),
+            ApproachStage::Judge(judgement) => self.judge(world, *judgement),
+            ApproachStage::Over(_) | ApproachStage::Died => {}
+        }
+    }
+
+    /// One look at the source's events while RAM is sent.
+    fn follow(&self, world: &mut ApproachWorld) {
+        match world.source.phase {
+            SourcePhase::Waits => {
+                world.engine.guest.settle(&world.source.seen.observed());
+                world.engine.stage = ApproachStage::WaitForMirrors;
+                return;
+            }
+            // `completed` without our `migrate-continue` is an end like any other for the events' reader.
+            SourcePhase::Failed | SourcePhase::Cancelled | SourcePhase::Completed => return self.turn_back(world),
+            SourcePhase::Idle | SourcePhase::Sends | SourcePhase::Device => {}
+        }
+        let seen = world.source.seen;
+        if world.engine.guest.follow(&seen.observed()) {
+            world.engine.stage = ApproachStage::Ask(seen);
+        }
+        world.journal_guest();
+    }
+
+    /// The mirrors are settled, the exports closed, and `Given` is on the disk.
+    fn disengage(&self, world: &mut ApproachWorld) {
+        world.journal_guest();
+        world.journal.claim = RecordedClaim::Given;
+        let waits = world.source.phase == SourcePhase::Waits;
+        world.source.mirror = MirrorPhase::Settled;
+        (world.destination.exported, world.disengaged) = (false, true);
+        match waits {
+            true => world.engine.stage = ApproachStage::Continue,
+            false => self.turn_back(world),
+        }
+    }
+
+    /// `cont` to the destination.
+    pub(crate) fn start_destination(&self, world: &mut ApproachWorld) -> ContKnowledge {
+        if !world.destination.is_up() {
+            // A `cont` that could not be sent is not told from a `cont` without an answer.
+            world.cont_lost = true;
+            return ContKnowledge::Sent;
+        }
+        if world.destination.phase != DestinationPhase::Loaded {
+            return ContKnowledge::Refused;
+        }
+        let stand = world.source.stand;
+        world.broken.against_owner |= !stand.is_live();
+        world.broken.torn_disks |= world.source.mirror != MirrorPhase::Settled;
+        if stand == GuestStand::Shutdown {
+            return ContKnowledge::Refused;
+        }
+        world.run_destination();
+        ContKnowledge::Sent
+    }
+
+    /// The guest is on the destination: the source is quit.
+    fn tidy(&self, world: &mut ApproachWorld) {
+        if !world.destination.is_up() {
+            return world.end(Ending::Undetermined);
+        }
+        world.broken.killed |= world.source.runs();
+        world.die(Side::Source);
+        world.end(Ending::Moved);
+    }
+
+    /// The engine takes up the journal of the engine before.
+    pub(crate) fn recover(&self, world: &mut ApproachWorld) {
+        world.recoveries += 1;
+        let guest = GuestIntent::from_journal(world.journal.runs);
+        let may_resume = world.journal.claim == RecordedClaim::Source;
+        let stage = match may_resume {
+            true => ApproachStage::GoBack(WayBackStep::Look),
+            false => ApproachStage::Judge(Box::new(self.take_up(world, &guest))),
+        };
+        world.engine = ApproachEngine { stage, guest, may_resume };
+    }
+}
+
+impl ApproachWorld {
+    /// The journal is told whether the guest is to run, where that has changed.
+    pub(crate) fn journal_guest(&mut self) {
+        if let Some(runs) = self.engine.guest.take_change() {
+            self.journal.runs = runs;
+        }
+    }
+
+    /// The engine ends, and says how.
+    pub(crate) fn end(&mut self, ending: Ending) {
+        self.broken.untrue |= !self.is_true(ending);
+        self.engine.stage = ApproachStage::Over(ending);
+    }
+
+    /// Whether an ending is so, by the true state of both sides.
+    fn is_true(&self, ending: Ending) -> bool {
+        // A guest that was not to run is as it was in `postmigrate`, too.
+        let stands = self.source.halt == Some(MigrationHalt::Completed) && !self.source.stand.is_live();
+        let on_source = self.source.is_up() && (self.source.halt.is_none() || stands) && !self.destination_ran;
+        match ending {
+            Ending::Moved => {
+                let arrived = self.destination.phase == DestinationPhase::Loaded && !self.source_ran_on;
+                arrived && self.destination.runs == self.source.stand.is_live()
+            }
+            Ending::RolledBack | Ending::Cancelled => on_source && !self.is_destination_left_over(),
+            Ending::Stuck => on_source,
+            _ => true,
+        }
+    }
+
+    /// A destination that was told to listen lives on, with the guest or a part of it.
+    pub(crate) fn is_destination_left_over(&self) -> bool {
+        self.destination.is_up() && self.destination.phase != DestinationPhase::Fresh
+    }
+}

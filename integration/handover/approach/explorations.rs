@@ -1,0 +1,77 @@
+//! The explorations of the approach: each visits every state of one kind of faults.
+
+use super::{
+    model::{APPROACH, ApproachModel, FaultKinds},
+    properties::{AGAINST_OWNER, FOREIGN, HELD, NONE, TRUE, TWO_RUNNERS, UNDONE, VAGUE, WAITS},
+};
+use crate::explorations::MOST;
+use stateright::{Checker, Expectation, Model};
+use std::time::Instant;
+
+/// Explores every state. `known` are the properties that are known to be broken: each must be found.
+#[track_caller]
+fn explore(what: &str, model: ApproachModel, known: &[&str]) {
+    let began = Instant::now();
+    let checker = model.checker().target_state_count(MOST).spawn_bfs().join();
+    println!(
+        "{what}: {} states of {} met, {:.1?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        began.elapsed()
+    );
+    assert!(checker.state_count() < MOST, "{what}: not complete");
+    let mut wrong = 0;
+    for property in checker.model().properties() {
+        let found = checker.discovery(property.name);
+        let is_good = match property.expectation {
+            Expectation::Sometimes => found.is_some(),
+            _ => found.is_some() == known.contains(&property.name),
+        };
+        if !is_good {
+            wrong += 1;
+            println!("{}:", property.name);
+        }
+        if let (false, Some(path)) = (is_good, found) {
+            println!("{:#?}\n{:?}\n", path.last_state().clone(), path.into_actions());
+        }
+    }
+    assert_eq!(wrong, 0, "{what}");
+}
+
+#[test]
+fn a_guest_that_stops_by_itself() {
+    let kinds = FaultKinds { guest: true, ..FaultKinds::default() };
+    explore("the guest stops by itself", ApproachModel { kinds, ..APPROACH }, &[WAITS]);
+}
+
+#[test]
+fn an_owner_who_stops_resumes_and_resets() {
+    let kinds = FaultKinds { owner: true, ..FaultKinds::default() };
+    explore("the owner acts", ApproachModel { kinds, ..APPROACH }, &[AGAINST_OWNER, TRUE, VAGUE, WAITS]);
+}
+
+#[test]
+fn another_client() {
+    let kinds = FaultKinds { client: true, ..FaultKinds::default() };
+    let known = [TWO_RUNNERS, UNDONE, NONE, HELD, FOREIGN, VAGUE];
+    explore("another client", ApproachModel { kinds, ..APPROACH }, &known);
+}
+
+#[test]
+fn another_client_and_a_channel_that_breaks() {
+    let kinds = FaultKinds { client: true, channel: true, ..FaultKinds::default() };
+    let known = [TWO_RUNNERS, UNDONE, NONE, HELD, FOREIGN, VAGUE];
+    explore("another client, and the channel breaks", ApproachModel { kinds, overlaps: false, ..APPROACH }, &known);
+}
+
+#[test]
+fn a_channel_that_breaks_and_an_engine_that_dies() {
+    let kinds = FaultKinds { channel: true, engine: true, ..FaultKinds::default() };
+    explore("the channel breaks, the engine dies", ApproachModel { kinds, ..APPROACH }, &[VAGUE]);
+}
+
+#[test]
+fn processes_that_end() {
+    let kinds = FaultKinds { deaths: true, engine: true, ..FaultKinds::default() };
+    explore("processes end", ApproachModel { kinds, ..APPROACH }, &[VAGUE]);
+}

@@ -1,0 +1,278 @@
+//! Everything that can happen on the way to the handover, and the world after it.
+
+use super::{
+    engine::{ApproachEngine, ApproachStage},
+    properties,
+    world::{ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, SourcePhase},
+};
+use qferry::internals::progress::{Ending, Side};
+use stateright::{Model, Property};
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ApproachAction {
+    Step,
+    /// The user, the budget or a deadline ends the work.
+    Interrupt,
+    Recover,
+    // What QEMU does.
+    MirrorReady,
+    /// QEMU stops the guest for the switchover.
+    Halt,
+    /// `pre-switchover`, or the rest without it.
+    SwitchOver,
+    Load,
+    Complete,
+    FailSource,
+    FailDestination,
+    // Each of the following is a fault.
+    Guest(GuestStand),
+    /// The guest powers off in a QEMU that ends then, or the source's owner sends `quit`, or the source crashes.
+    Die(Side),
+    OwnerStops,
+    OwnerContinues,
+    OwnerResets,
+    /// Another client turns the capability off.
+    ForeignPausesOff,
+    ForeignReturnsOff,
+    /// Another client begins a migration, to a file.
+    ForeignMigrate,
+    ForeignCancel,
+    /// Another client sends `cont` to the destination.
+    ForeignCont,
+    CutChannel,
+    KillEngine,
+}
+
+/// Which faults one exploration has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FaultKinds {
+    /// The guest stops or suspends by itself.
+    pub(crate) guest: bool,
+    /// The guest's owner stops, resumes and resets it.
+    pub(crate) owner: bool,
+    /// Another client changes capabilities, migrates, cancels, and starts the destination.
+    pub(crate) client: bool,
+    /// A process ends.
+    pub(crate) deaths: bool,
+    /// The RAM channel breaks.
+    pub(crate) channel: bool,
+    /// The engine dies.
+    pub(crate) engine: bool,
+}
+
+/// What is explored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ApproachModel {
+    pub(crate) kinds: FaultKinds,
+    /// How many faults there may be in one run.
+    pub(crate) faults: u8,
+    /// How often the run is recovered from the journal.
+    pub(crate) recoveries: u8,
+    /// RAM is begun beside the mirrors.
+    pub(crate) overlaps: bool,
+}
+
+pub(crate) const APPROACH: ApproachModel = ApproachModel {
+    kinds: FaultKinds { guest: false, owner: false, client: false, deaths: false, channel: false, engine: false },
+    faults: 2,
+    recoveries: 1,
+    overlaps: true,
+};
+
+impl ApproachModel {
+    fn list_qemu_actions(world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
+        let ApproachWorld { source, destination, .. } = world;
+        if source.is_up() && source.mirror == MirrorPhase::Copies && destination.is_up() {
+            actions.push(ApproachAction::MirrorReady);
+        }
+        let listens = destination.is_up() && destination.phase == DestinationPhase::Listens;
+        let sends = matches!(source.phase, SourcePhase::Sends | SourcePhase::Device) && !source.is_foreign;
+        if source.is_up() && source.phase == SourcePhase::Sends && (world.channel || source.is_foreign) {
+            match source.halt {
+                None if is_followed(world) => actions.push(ApproachAction::Halt),
+                None => {}
+                Some(_) => actions.push(ApproachAction::SwitchOver),
+            }
+        }
+        if listens && world.sent && world.channel {
+            actions.push(ApproachAction::Load);
+        }
+        let is_told = (destination.phase == DestinationPhase::Loaded || !source.returns) && world.channel;
+        if source.is_up() && source.phase == SourcePhase::Device && (is_told || source.is_foreign) {
+            actions.push(ApproachAction::Complete);
+        }
+        if source.is_up() && sends && (!world.channel || destination.phase == DestinationPhase::Failed) {
+            actions.push(ApproachAction::FailSource);
+        }
+        if listens && !world.channel {
+            actions.push(ApproachAction::FailDestination);
+        }
+    }
+
+    fn list_faults(&self, world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
+        let ApproachWorld { source, destination, engine, .. } = world;
+        let FaultKinds { guest, owner, client, deaths, channel, engine: dies } = self.kinds;
+        // Events of the destination's guest after it moved are not the engine's any more.
+        if source.is_up() && source.halt != Some(MigrationHalt::Completed) {
+            if guest && source.runs() {
+                let stands =
+                    [GuestStand::Shutdown, GuestStand::Panicked, GuestStand::IoError, GuestStand::Suspended];
+                actions.extend(stands.map(ApproachAction::Guest));
+            }
+            if owner && source.runs() {
+                actions.push(ApproachAction::OwnerStops);
+            }
+            if owner && source.halt.is_none() && !source.runs() {
+                actions.extend([ApproachAction::OwnerContinues, ApproachAction::OwnerResets]);
+            }
+        }
+        if client && source.is_up() {
+            if world.is_source_idle() {
+                if source.pauses {
+                    actions.push(ApproachAction::ForeignPausesOff);
+                }
+                if source.returns {
+                    actions.push(ApproachAction::ForeignReturnsOff);
+                }
+                if engine.is_before_migrate() && source.halt.is_none() {
+                    actions.push(ApproachAction::ForeignMigrate);
+                }
+            } else {
+                actions.push(ApproachAction::ForeignCancel);
+            }
+        }
+        let can_start = !destination.autostart && destination.phase != DestinationPhase::Failed && !destination.runs;
+        if client && destination.is_up() && can_start {
+            actions.push(ApproachAction::ForeignCont);
+        }
+        if deaths {
+            for side in [Side::Source, Side::Destination] {
+                if world.is_up(side) {
+                    actions.push(ApproachAction::Die(side));
+                }
+            }
+        }
+        let under_way = matches!(source.phase, SourcePhase::Sends | SourcePhase::Waits | SourcePhase::Device)
+            || destination.phase == DestinationPhase::Listens;
+        if channel && world.channel && under_way {
+            actions.push(ApproachAction::CutChannel);
+        }
+        if dies && !engine.is_over() {
+            actions.push(ApproachAction::KillEngine);
+        }
+    }
+
+    /// Whether nothing happens any more by itself.
+    pub(crate) fn is_at_rest(world: &ApproachWorld) -> bool {
+        let mut actions = Vec::new();
+        Self::list_qemu_actions(world, &mut actions);
+        actions.is_empty()
+    }
+}
+
+/// Whether the engine knows of every stop that is not QEMU's own. Nothing but time tells the one from the other where
+/// QEMU's own follows at once; the model leaves that instant out.
+fn is_followed(world: &ApproachWorld) -> bool {
+    let mut guest = world.engine.guest.clone();
+    match world.engine.stage {
+        ApproachStage::Follow => !guest.follow(&world.source.seen.observed()),
+        ApproachStage::Ask(_) => false,
+        _ => true,
+    }
+}
+
+impl ApproachAction {
+    fn is_fault(self) -> bool {
+        use ApproachAction::{
+            Complete, FailDestination, FailSource, Halt, Interrupt, Load, MirrorReady, Recover, Step, SwitchOver,
+        };
+        !matches!(
+            self,
+            Step | Interrupt
+                | Recover
+                | MirrorReady
+                | Halt
+                | SwitchOver
+                | Load
+                | Complete
+                | FailSource
+                | FailDestination
+        )
+    }
+}
+
+impl Model for ApproachModel {
+    type State = ApproachWorld;
+    type Action = ApproachAction;
+
+    fn init_states(&self) -> Vec<ApproachWorld> {
+        vec![ApproachWorld::new(GuestStand::Runs), ApproachWorld::new(GuestStand::Paused)]
+    }
+
+    fn actions(&self, world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
+        let ApproachEngine { stage, .. } = &world.engine;
+        if self.can_step(world) {
+            actions.push(ApproachAction::Step);
+        }
+        if world.engine.can_go_back() {
+            actions.push(ApproachAction::Interrupt);
+        }
+        let may_recover = matches!(stage, ApproachStage::Died | ApproachStage::Over(Ending::Undetermined));
+        if may_recover && world.recoveries < self.recoveries {
+            actions.push(ApproachAction::Recover);
+        }
+        Self::list_qemu_actions(world, actions);
+        if world.faults < self.faults {
+            self.list_faults(world, actions);
+        }
+    }
+
+    fn next_state(&self, before: &ApproachWorld, action: ApproachAction) -> Option<ApproachWorld> {
+        let mut world = before.clone();
+        world.faults += u8::from(action.is_fault());
+        match action {
+            ApproachAction::Step => self.step(&mut world),
+            ApproachAction::Interrupt => self.turn_back(&mut world),
+            ApproachAction::Recover => self.recover(&mut world),
+            ApproachAction::MirrorReady => world.source.mirror = MirrorPhase::Ready,
+            ApproachAction::Halt => world.halt_source(),
+            ApproachAction::SwitchOver if world.source.pauses => world.source.phase = SourcePhase::Waits,
+            ApproachAction::SwitchOver => {
+                world.source.phase = SourcePhase::Device;
+                world.sent |= !world.source.is_foreign;
+            }
+            ApproachAction::Load => world.load(),
+            ApproachAction::Complete => {
+                world.source.phase = SourcePhase::Completed;
+                world.source.halt = Some(MigrationHalt::Completed);
+            }
+            ApproachAction::FailSource => world.end_source_migration(SourcePhase::Failed),
+            ApproachAction::FailDestination => world.destination.phase = DestinationPhase::Failed,
+            ApproachAction::Guest(stand) => world.source.stop_by_itself(stand),
+            ApproachAction::Die(side) => world.die(side),
+            ApproachAction::OwnerStops => world.source.stop_by_itself(GuestStand::Paused),
+            ApproachAction::OwnerContinues => {
+                world.continue_source();
+            }
+            ApproachAction::OwnerResets => world.source.stand = GuestStand::Prelaunch,
+            ApproachAction::ForeignPausesOff => world.source.pauses = false,
+            ApproachAction::ForeignReturnsOff => world.source.returns = false,
+            ApproachAction::ForeignMigrate => {
+                (world.source.phase, world.source.is_foreign) = (SourcePhase::Sends, true);
+            }
+            ApproachAction::ForeignCancel => world.end_source_migration(SourcePhase::Cancelled),
+            ApproachAction::ForeignCont => world.continue_destination_for_another(),
+            ApproachAction::CutChannel => world.channel = false,
+            ApproachAction::KillEngine => {
+                world.cont_forgotten |= !world.engine.may_resume;
+                world.engine.stage = ApproachStage::Died;
+            }
+        }
+        Some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::list()
+    }
+}

@@ -1,0 +1,210 @@
+//! The way back, in the order of `migration/way_back/rollback.rs`, and the judgement of a handover that failed.
+
+use super::{
+    engine::ApproachStage,
+    model::ApproachModel,
+    world::{ApproachWorld, DestinationPhase, MigrationHalt, MirrorPhase, RecordedClaim, SourcePhase},
+};
+use crate::engines::ModelledJudgement;
+use qferry::internals::{
+    handover::{
+        judgement::{Judgement, JudgementStep, PairSighting, RecordedHandover, SideSighting, StepOutcome},
+        verdict::{ContKnowledge, HandoverVerdict, UsableFences},
+    },
+    migration::GuestIntent,
+    progress::{Ending, Side},
+    qemu::reply::{MigrationStatus, RunState},
+};
+
+/// The next step of the way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WayBackStep {
+    Look,
+    Cancel,
+    Resume,
+    EndDestination,
+    Tidy,
+    Conclude,
+}
+
+const FENCES: UsableFences = UsableFences { source: true, destination: true };
+
+impl ApproachModel {
+    /// A failure, or the user, sends the engine back before `migrate-continue`.
+    pub(crate) fn turn_back(&self, world: &mut ApproachWorld) {
+        let given = world.journal.claim == RecordedClaim::Given;
+        world.engine.stage = ApproachStage::GoBack(if given { WayBackStep::Cancel } else { WayBackStep::Look });
+        if given {
+            world.journal.claim = RecordedClaim::Source;
+        }
+    }
+
+    pub(crate) fn go_back(&self, world: &mut ApproachWorld, step: WayBackStep) {
+        let next = match step {
+            WayBackStep::Look => {
+                if world.source.is_up() {
+                    world.engine.guest.look(&world.source.answer().0);
+                    world.journal_guest();
+                }
+                WayBackStep::Cancel
+            }
+            WayBackStep::Cancel => {
+                if world.journal.migrate && world.source.is_up() {
+                    if !world.is_source_idle() {
+                        world.broken.foreign_cancelled |= world.source.is_foreign;
+                        world.end_source_migration(SourcePhase::Cancelled);
+                    }
+                    if world.engine.may_resume && world.source.phase == SourcePhase::Completed {
+                        return world.end(Ending::Undetermined);
+                    }
+                    WayBackStep::Resume
+                } else {
+                    WayBackStep::EndDestination
+                }
+            }
+            WayBackStep::Resume => {
+                self.resume(world);
+                WayBackStep::EndDestination
+            }
+            WayBackStep::EndDestination => {
+                if world.journal.incoming && world.destination.is_up() {
+                    if world.destination.phase == DestinationPhase::Loaded {
+                        return world.end(Ending::Undetermined);
+                    }
+                    world.broken.killed |= world.destination.runs;
+                    world.die(Side::Destination);
+                }
+                WayBackStep::Tidy
+            }
+            WayBackStep::Tidy => {
+                world.source.mirror = MirrorPhase::None;
+                world.destination.exported = false;
+                // QEMU changes no capability while a migration is under way.
+                if world.is_source_idle() {
+                    (world.source.pauses, world.source.returns) = (false, false);
+                }
+                WayBackStep::Conclude
+            }
+            WayBackStep::Conclude => {
+                let as_before = world.source.is_up() && world.engine.guest.is_as_before(&world.source.answer().0);
+                return world.end(if as_before { Ending::RolledBack } else { Ending::Undetermined });
+            }
+        };
+        world.engine.stage = ApproachStage::GoBack(next);
+    }
+
+    /// Sees to it that a guest that is to run runs again.
+    fn resume(&self, world: &mut ApproachWorld) {
+        let run = world.source.answer().0;
+        let engine = &world.engine;
+        if !world.source.is_up()
+            || !engine.may_resume
+            || !engine.guest.wants_running()
+            || engine.guest.is_as_before(&run)
+            || run == RunState::InMigrate
+        {
+            return;
+        }
+        self.send_cont_to_source(world);
+    }
+
+    /// `cont` to the source.
+    fn send_cont_to_source(&self, world: &mut ApproachWorld) {
+        world.broken.against_owner |= !world.source.stand.is_live();
+        world.continue_source();
+    }
+
+    pub(crate) fn begin_judging(&self, world: &mut ApproachWorld, cont: ContKnowledge) {
+        let judgement = Judgement::begin(world.engine.guest.wants_running(), cont, FENCES);
+        world.engine.stage = ApproachStage::Judge(Box::new(judgement));
+    }
+
+    pub(crate) fn take_up(&self, world: &ApproachWorld, guest: &GuestIntent) -> ModelledJudgement {
+        let recorded = match world.journal.claim {
+            RecordedClaim::Resuming => RecordedHandover::Resuming(()),
+            RecordedClaim::Given | RecordedClaim::Source => RecordedHandover::Given { may_postcopy: false },
+        };
+        Judgement::take_up(guest.wants_running(), recorded, FENCES)
+    }
+
+    fn look(&self, world: &ApproachWorld, side: Side) -> SideSighting<()> {
+        let (run, migration) = match side {
+            Side::Source => world.source.answer(),
+            Side::Destination => world.destination.answer(world.source.stand),
+        };
+        match world.is_up(side) {
+            true => SideSighting::Answered { run, migration },
+            false => SideSighting::Ended(()),
+        }
+    }
+
+    /// One step of the shipped judgement.
+    pub(crate) fn judge(&self, world: &mut ApproachWorld, mut judgement: ModelledJudgement) {
+        match judgement.next_step() {
+            JudgementStep::LookAtBoth => {
+                let gave_up = matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled);
+                judgement.see(PairSighting {
+                    source: self.look(world, Side::Source),
+                    destination: self.look(world, Side::Destination),
+                    source_gave_up: gave_up,
+                    source_cut: false,
+                });
+            }
+            JudgementStep::RecordResuming => {
+                world.journal.claim = RecordedClaim::Resuming;
+                judgement.confirm_recorded();
+            }
+            JudgementStep::CarryOut(verdict) => {
+                let outcome = self.carry_out_verdict(world, verdict);
+                judgement.take_outcome(outcome);
+            }
+            JudgementStep::End(HandoverVerdict::OnDestination) => {
+                world.engine.stage = ApproachStage::Tidy;
+                return;
+            }
+            JudgementStep::End(HandoverVerdict::OnSource) => {
+                world.engine.stage = ApproachStage::GoBack(WayBackStep::Cancel);
+                return;
+            }
+            JudgementStep::End(_) => return world.end(Ending::Undetermined),
+        }
+        world.engine.stage = ApproachStage::Judge(Box::new(judgement));
+    }
+
+    fn carry_out_verdict(&self, world: &mut ApproachWorld, verdict: HandoverVerdict) -> StepOutcome<(), ()> {
+        match verdict {
+            HandoverVerdict::StartDestination => {
+                let settled = self.is_settled(world);
+                if !settled && world.source.is_up() {
+                    return StepOutcome::NothingProved;
+                }
+                let known = self.start_destination(world);
+                return StepOutcome::ContSent { refused: known == ContKnowledge::Refused };
+            }
+            HandoverVerdict::QuitDestination | HandoverVerdict::FenceDestination => {
+                world.broken.killed |= world.destination.runs;
+                world.die(Side::Destination);
+                return StepOutcome::DestinationEnded(());
+            }
+            HandoverVerdict::CancelMigration => {
+                if matches!(world.source.phase, SourcePhase::Waits | SourcePhase::Device) {
+                    world.end_source_migration(SourcePhase::Cancelled);
+                }
+            }
+            HandoverVerdict::ResumeSource => {
+                if world.source.is_up() {
+                    self.send_cont_to_source(world);
+                }
+            }
+            _ => {}
+        }
+        StepOutcome::NothingProved
+    }
+
+    /// Both sides say `completed`, and the destination waits: the proof that `cont` takes.
+    fn is_settled(&self, world: &ApproachWorld) -> bool {
+        let (run, migration) = world.destination.answer(world.source.stand);
+        let waits = world.destination.is_up() && run == RunState::Paused && migration == MigrationStatus::Completed;
+        world.source.halt == Some(MigrationHalt::Completed) && waits
+    }
+}

@@ -1,0 +1,423 @@
+//! The two QEMUs from before `migrate` on: the guest with its own and its owner's doings, the disks, the RAM channel.
+
+use super::engine::ApproachEngine;
+use qferry::internals::{
+    progress::{Moment, Side},
+    qemu::{
+        Observed,
+        reply::{MigrationStatus, RunState},
+    },
+};
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+/// How the guest stands by its own and its owner's doing, QEMU's stop for a migration aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum GuestStand {
+    Runs,
+    Paused,
+    /// Reset while the guest stood still.
+    Prelaunch,
+    Shutdown,
+    Panicked,
+    IoError,
+    Suspended,
+}
+
+impl GuestStand {
+    fn run_state(self) -> RunState {
+        match self {
+            Self::Runs => RunState::Running,
+            Self::Paused => RunState::Paused,
+            Self::Prelaunch => RunState::Prelaunch,
+            Self::Shutdown => RunState::Shutdown,
+            Self::Panicked => RunState::GuestPanicked,
+            Self::IoError => RunState::IoError,
+            Self::Suspended => RunState::Suspended,
+        }
+    }
+
+    /// QEMU stops such a guest for a migration, and resumes it where the migration fails.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, Self::Runs | Self::Suspended)
+    }
+}
+
+/// QEMU's own stop of the source's guest, for the sake of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MigrationHalt {
+    /// `finish-migrate`.
+    Switchover,
+    /// `postmigrate`.
+    Completed,
+}
+
+/// The source's migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SourcePhase {
+    Idle,
+    Sends,
+    /// `pre-switchover`.
+    Waits,
+    Device,
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+/// All mirrors of the run, as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MirrorPhase {
+    None,
+    Copies,
+    Ready,
+    Settled,
+}
+
+/// The destination's migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum DestinationPhase {
+    Fresh,
+    Listens,
+    /// Everything is loaded: `completed`.
+    Loaded,
+    Failed,
+}
+
+/// Who answers at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum QemuPresence {
+    Up,
+    Ended,
+}
+
+/// What the source's events have told: the number of the last STOP and of the last RESUME.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct SeenEvents {
+    pub(crate) stopped: Option<u8>,
+    pub(crate) resumed: Option<u8>,
+}
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl SeenEvents {
+    /// The same as the engine sees it.
+    pub(crate) fn observed(self) -> Observed {
+        let moment = |number: u8| {
+            let since = Duration::from_secs(u64::from(number));
+            Moment { local: *START + since, wall: since }
+        };
+        Observed { stopped: self.stopped.map(moment), resumed: self.resumed.map(moment), ..Observed::default() }
+    }
+}
+
+/// The source.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SourceQemu {
+    pub(crate) presence: QemuPresence,
+    pub(crate) stand: GuestStand,
+    pub(crate) halt: Option<MigrationHalt>,
+    pub(crate) phase: SourcePhase,
+    /// The migration is another client's.
+    pub(crate) is_foreign: bool,
+    /// The capability `pause-before-switchover`.
+    pub(crate) pauses: bool,
+    /// The capability `return-path`.
+    pub(crate) returns: bool,
+    pub(crate) mirror: MirrorPhase,
+    pub(crate) seen: SeenEvents,
+}
+
+/// The destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct DestinationQemu {
+    pub(crate) presence: QemuPresence,
+    pub(crate) phase: DestinationPhase,
+    pub(crate) autostart: bool,
+    pub(crate) runs: bool,
+    pub(crate) exported: bool,
+}
+
+/// What the journal says of the handover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RecordedClaim {
+    Source,
+    Given,
+    Resuming,
+}
+
+/// The journal, folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ApproachJournal {
+    /// The guest is to run where the migration ends.
+    pub(crate) runs: bool,
+    pub(crate) exported: bool,
+    pub(crate) mirrored: bool,
+    pub(crate) incoming: bool,
+    pub(crate) migrate: bool,
+    pub(crate) claim: RecordedClaim,
+}
+
+/// What must never happen, and has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct BrokenPromises {
+    /// A side began to run after the other one had.
+    pub(crate) undone: bool,
+    /// `cont` was sent to a guest that its owner or itself had stopped.
+    pub(crate) against_owner: bool,
+    /// A destination that ran was ended, or a source that had the guest.
+    pub(crate) killed: bool,
+    /// What an engine said at its end was not so.
+    pub(crate) untrue: bool,
+    /// The destination was started with disks that were not whole.
+    pub(crate) torn_disks: bool,
+    /// Another client's migration was cancelled.
+    pub(crate) foreign_cancelled: bool,
+}
+
+/// Everything there is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ApproachWorld {
+    pub(crate) source: SourceQemu,
+    pub(crate) destination: DestinationQemu,
+    /// The RAM channel is whole.
+    pub(crate) channel: bool,
+    /// All of the guest's state is on its way or there.
+    pub(crate) sent: bool,
+    pub(crate) journal: ApproachJournal,
+    pub(crate) engine: ApproachEngine,
+    pub(crate) recoveries: u8,
+    pub(crate) faults: u8,
+    /// The source has run the guest since all of its state was on its way.
+    pub(crate) source_ran_on: bool,
+    pub(crate) destination_ran: bool,
+    /// Another client has sent `cont` to the destination after the engine's last `stop`: nobody can prevent that.
+    pub(crate) foreign_cont: bool,
+    /// The engine has sent its last `stop`, and lets the disks go.
+    pub(crate) disengaged: bool,
+    /// An engine that may have sent `cont` to the destination has died.
+    pub(crate) cont_forgotten: bool,
+    /// A `cont` to the destination has no answer: the destination may have run the guest.
+    pub(crate) cont_lost: bool,
+    pub(crate) broken: BrokenPromises,
+}
+
+impl SourceQemu {
+    /// The answers to `query-status` and `query-migrate`.
+    pub(crate) fn answer(&self) -> (RunState, MigrationStatus) {
+        let run = match self.halt {
+            None => self.stand.run_state(),
+            Some(MigrationHalt::Switchover) => RunState::FinishMigrate,
+            Some(MigrationHalt::Completed) => RunState::PostMigrate,
+        };
+        let migration = match self.phase {
+            SourcePhase::Idle => MigrationStatus::None,
+            SourcePhase::Sends => MigrationStatus::Active,
+            SourcePhase::Waits => MigrationStatus::PreSwitchover,
+            SourcePhase::Device => MigrationStatus::Device,
+            SourcePhase::Completed => MigrationStatus::Completed,
+            SourcePhase::Failed => MigrationStatus::Failed,
+            SourcePhase::Cancelled => MigrationStatus::Cancelled,
+        };
+        (run, migration)
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.presence == QemuPresence::Up
+    }
+
+    pub(crate) fn runs(&self) -> bool {
+        self.is_up() && self.halt.is_none() && self.stand == GuestStand::Runs
+    }
+
+    fn next_event(&self) -> u8 {
+        1 + self.seen.stopped.max(self.seen.resumed).unwrap_or(0)
+    }
+
+    pub(crate) fn tell_stop(&mut self) {
+        self.seen.stopped = Some(self.next_event());
+    }
+
+    fn tell_resume(&mut self) {
+        self.seen.resumed = Some(self.next_event());
+    }
+
+    /// The guest stops by its own or its owner's doing.
+    pub(crate) fn stop_by_itself(&mut self, stand: GuestStand) {
+        self.stand = stand;
+        // A guest that suspends itself is not stopped by QEMU.
+        if stand != GuestStand::Suspended {
+            self.tell_stop();
+        }
+    }
+}
+
+impl DestinationQemu {
+    /// The answers to `query-status` and `query-migrate`; `stand` is how the guest stood when it was sent.
+    pub(crate) fn answer(&self, stand: GuestStand) -> (RunState, MigrationStatus) {
+        let migration = match self.phase {
+            DestinationPhase::Fresh => MigrationStatus::None,
+            DestinationPhase::Listens => MigrationStatus::Active,
+            DestinationPhase::Loaded => MigrationStatus::Completed,
+            DestinationPhase::Failed => MigrationStatus::Failed,
+        };
+        let run = match (self.phase, stand) {
+            (DestinationPhase::Loaded, GuestStand::Runs | GuestStand::Suspended) if !self.runs => RunState::Paused,
+            (DestinationPhase::Loaded, _) => stand.run_state(),
+            _ => RunState::InMigrate,
+        };
+        (run, migration)
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.presence == QemuPresence::Up
+    }
+}
+
+impl ApproachWorld {
+    /// Both QEMUs before anything was changed, and an engine whose preflight has just looked.
+    pub(crate) fn new(stand: GuestStand) -> Self {
+        let source = SourceQemu {
+            presence: QemuPresence::Up,
+            stand,
+            halt: None,
+            phase: SourcePhase::Idle,
+            is_foreign: false,
+            pauses: false,
+            returns: false,
+            mirror: MirrorPhase::None,
+            seen: SeenEvents::default(),
+        };
+        let engine = ApproachEngine::new(&source.answer().0);
+        let journal = ApproachJournal {
+            runs: engine.guest.wants_running(),
+            exported: false,
+            mirrored: false,
+            incoming: false,
+            migrate: false,
+            claim: RecordedClaim::Source,
+        };
+        let destination = DestinationQemu {
+            presence: QemuPresence::Up,
+            phase: DestinationPhase::Fresh,
+            autostart: false,
+            runs: false,
+            exported: false,
+        };
+        Self {
+            source,
+            destination,
+            channel: true,
+            sent: false,
+            journal,
+            engine,
+            recoveries: 0,
+            faults: 0,
+            source_ran_on: false,
+            destination_ran: false,
+            foreign_cont: false,
+            disengaged: false,
+            cont_forgotten: false,
+            cont_lost: false,
+            broken: BrokenPromises::default(),
+        }
+    }
+
+    pub(crate) fn is_up(&self, side: Side) -> bool {
+        match side {
+            Side::Source => self.source.is_up(),
+            Side::Destination => self.destination.is_up(),
+        }
+    }
+
+    /// QEMU stops the guest for the switchover.
+    pub(crate) fn halt_source(&mut self) {
+        if self.source.stand.is_live() {
+            self.source.tell_stop();
+        }
+        self.source.halt = Some(MigrationHalt::Switchover);
+    }
+
+    /// The source's migration ends badly: QEMU resumes a guest that it had stopped.
+    pub(crate) fn end_source_migration(&mut self, phase: SourcePhase) {
+        self.source.phase = phase;
+        self.channel = false;
+        if self.source.halt.take().is_some() && self.source.stand.is_live() {
+            self.source.tell_resume();
+            self.note_source_run();
+        }
+    }
+
+    fn note_source_run(&mut self) {
+        if self.sent {
+            self.source_ran_on = true;
+            self.broken.undone |= self.destination_ran;
+        }
+    }
+
+    /// `cont` to the source; whether QEMU accepted it.
+    pub(crate) fn continue_source(&mut self) -> bool {
+        match (self.source.halt, self.source.stand) {
+            (Some(MigrationHalt::Switchover), _) | (None, GuestStand::Shutdown) => return false,
+            (None, GuestStand::Runs | GuestStand::Suspended) => return true,
+            _ => {}
+        }
+        let was_completed = self.source.halt.take().is_some();
+        // A suspended guest that a migration had stopped stays suspended.
+        if !(was_completed && self.source.stand == GuestStand::Suspended) {
+            self.source.stand = GuestStand::Runs;
+        }
+        self.source.tell_resume();
+        self.note_source_run();
+        true
+    }
+
+    /// The destination has everything, and begins to run it where `cont` came before.
+    pub(crate) fn load(&mut self) {
+        self.destination.phase = DestinationPhase::Loaded;
+        if self.destination.autostart && self.source.stand.is_live() {
+            self.run_destination();
+        }
+    }
+
+    /// The destination runs the guest.
+    pub(crate) fn run_destination(&mut self) {
+        self.broken.undone |= self.source_ran_on;
+        (self.destination.runs, self.destination_ran) = (true, true);
+    }
+
+    /// Another client sends `cont` to the destination.
+    pub(crate) fn continue_destination_for_another(&mut self) {
+        self.foreign_cont |= self.disengaged;
+        match self.destination.phase {
+            DestinationPhase::Loaded => self.run_destination(),
+            _ => self.destination.autostart = true,
+        }
+    }
+
+    /// The migration of the source is over, or none was begun.
+    pub(crate) fn is_source_idle(&self) -> bool {
+        use SourcePhase::{Cancelled, Completed, Failed, Idle};
+        matches!(self.source.phase, Idle | Completed | Failed | Cancelled)
+    }
+
+    /// Whether it cannot be known any more if the destination ran the guest before it ended.
+    pub(crate) fn is_cont_in_doubt(&self) -> bool {
+        let completed = self.source.phase == SourcePhase::Completed || !self.source.is_up();
+        self.cont_lost || (self.cont_forgotten && completed)
+    }
+
+    /// The process of a side ends, by whatever.
+    pub(crate) fn die(&mut self, side: Side) {
+        match side {
+            Side::Source => self.source.presence = QemuPresence::Ended,
+            Side::Destination => {
+                let destination = &mut self.destination;
+                (destination.presence, destination.runs, destination.exported) = (QemuPresence::Ended, false, false);
+            }
+        }
+        self.channel = false;
+    }
+}
