@@ -9,6 +9,9 @@
 //! result rests on how long anything takes. One assumption about time is made: an engine that follows a process on its
 //! own host can tell a monitor that closed long before its process died from a monitor that closed because its process
 //! died.
+//!
+//! What leads up to the handover is a second model, in [`approach`]: it begins before the first change, and has what a
+//! guest and its owner do meanwhile, and other clients.
 
 #![cfg(test)] // tells clippy that all of this is test code, so that a test may say all it has to say by panicking
 

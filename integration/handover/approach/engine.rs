@@ -6,7 +6,9 @@
 use super::{
     model::ApproachModel,
     way_back::WayBackStep,
-    world::{ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase},
+    world::{
+        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase,
+    },
 };
 use crate::engines::ModelledJudgement;
 use qferry::internals::{
@@ -91,7 +93,9 @@ impl ApproachModel {
             }
             ApproachStage::WaitForMirrors => source.mirror == MirrorPhase::Ready || self.has_to_go_back(world),
             ApproachStage::Arrive => {
-                let both = source.phase == SourcePhase::Completed && !source.is_foreign && destination.phase == DestinationPhase::Loaded;
+                let both = source.phase == SourcePhase::Completed
+                    && !source.is_foreign
+                    && destination.phase == DestinationPhase::Loaded;
                 both || self.has_to_judge(world)
             }
             ApproachStage::Over(_) | ApproachStage::Died => false,

@@ -61,6 +61,13 @@ pub(crate) struct FaultKinds {
     pub(crate) engine: bool,
 }
 
+/// One wrong thing that the engine's driver does, or says to a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ApproachMutation {
+    /// The way back does not know that a verdict has found the guest on the source.
+    VerdictForgotten,
+}
+
 /// What is explored.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ApproachModel {
@@ -71,6 +78,7 @@ pub(crate) struct ApproachModel {
     pub(crate) recoveries: u8,
     /// RAM is begun beside the mirrors.
     pub(crate) overlaps: bool,
+    pub(crate) mutation: Option<ApproachMutation>,
 }
 
 pub(crate) const APPROACH: ApproachModel = ApproachModel {
@@ -78,6 +86,7 @@ pub(crate) const APPROACH: ApproachModel = ApproachModel {
     faults: 2,
     recoveries: 1,
     overlaps: true,
+    mutation: None,
 };
 
 impl ApproachModel {
@@ -116,8 +125,7 @@ impl ApproachModel {
         // Events of the destination's guest after it moved are not the engine's any more.
         if source.is_up() && source.halt != Some(MigrationHalt::Completed) {
             if guest && source.runs() {
-                let stands =
-                    [GuestStand::Shutdown, GuestStand::Panicked, GuestStand::IoError, GuestStand::Suspended];
+                let stands = [GuestStand::Shutdown, GuestStand::Panicked, GuestStand::IoError, GuestStand::Suspended];
                 actions.extend(stands.map(ApproachAction::Guest));
             }
             if owner && source.runs() {

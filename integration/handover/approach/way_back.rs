@@ -2,14 +2,18 @@
 
 use super::{
     engine::ApproachStage,
-    model::ApproachModel,
-    world::{ApproachWorld, DestinationPhase, MigrationHalt, MirrorPhase, RecordedClaim, SourcePhase},
+    model::{ApproachModel, ApproachMutation},
+    world::{ApproachWorld, MigrationHalt, MirrorPhase, RecordedClaim, SourcePhase},
 };
 use crate::engines::ModelledJudgement;
 use qferry::internals::{
     handover::{
         judgement::{Judgement, JudgementStep, PairSighting, RecordedHandover, SideSighting, StepOutcome},
         verdict::{ContKnowledge, HandoverVerdict, UsableFences},
+        way_back::{
+            self, DestinationFacts, DestinationFate, DestinationSight, SourceFacts, SourceHolding, SourceStep,
+            WayBackGround,
+        },
     },
     migration::GuestIntent,
     progress::{Ending, Side},
@@ -23,6 +27,8 @@ pub(crate) enum WayBackStep {
     Cancel,
     Resume,
     EndDestination,
+    /// Where the source has passed the guest on, `cont` takes the proof that the destination is out of the way.
+    ResumeWithProof,
     Tidy,
     Conclude,
 }
@@ -49,31 +55,25 @@ impl ApproachModel {
                 WayBackStep::Cancel
             }
             WayBackStep::Cancel => {
-                if world.journal.migrate && world.source.is_up() {
-                    if !world.is_source_idle() {
-                        world.broken.foreign_cancelled |= world.source.is_foreign;
-                        world.end_source_migration(SourcePhase::Cancelled);
-                    }
-                    if world.engine.may_resume && world.source.phase == SourcePhase::Completed {
-                        return world.end(Ending::Undetermined);
-                    }
-                    WayBackStep::Resume
-                } else {
-                    WayBackStep::EndDestination
+                if world.journal.migrate && world.source.is_up() && !world.is_source_idle() {
+                    world.broken.foreign_cancelled |= world.source.is_foreign;
+                    world.end_source_migration(SourcePhase::Cancelled);
                 }
+                WayBackStep::Resume
             }
             WayBackStep::Resume => {
-                self.resume(world);
+                self.resume(world, false);
                 WayBackStep::EndDestination
             }
             WayBackStep::EndDestination => {
-                if world.journal.incoming && world.destination.is_up() {
-                    if world.destination.phase == DestinationPhase::Loaded {
-                        return world.end(Ending::Undetermined);
-                    }
-                    world.broken.killed |= world.destination.runs;
-                    world.die(Side::Destination);
+                let fate = self.end_destination(world);
+                if matches!(fate, DestinationFate::LeaveAlone(reason) if reason.is_taken_over()) {
+                    return world.end(Ending::Undetermined);
                 }
+                WayBackStep::ResumeWithProof
+            }
+            WayBackStep::ResumeWithProof => {
+                self.resume(world, !world.destination.is_up());
                 WayBackStep::Tidy
             }
             WayBackStep::Tidy => {
@@ -93,19 +93,59 @@ impl ApproachModel {
         world.engine.stage = ApproachStage::GoBack(next);
     }
 
-    /// Sees to it that a guest that is to run runs again.
-    fn resume(&self, world: &mut ApproachWorld) {
-        let run = world.source.answer().0;
-        let engine = &world.engine;
-        if !world.source.is_up()
-            || !engine.may_resume
-            || !engine.guest.wants_running()
-            || engine.guest.is_as_before(&run)
-            || run == RunState::InMigrate
-        {
-            return;
+    /// Does with a destination that was told to listen what the shipped decision says.
+    fn end_destination(&self, world: &mut ApproachWorld) -> DestinationFate {
+        let (run, migration) = world.destination.answer(world.source.stand);
+        let followed = world.recoveries == 0;
+        let facts = DestinationFacts {
+            ground: match world.engine.may_resume || self.mutation == Some(ApproachMutation::VerdictForgotten) {
+                true => WayBackGround::NotGiven,
+                false => WayBackGround::OnSource,
+            },
+            sight: match world.destination.is_up() {
+                true => DestinationSight::Answers { run, migration },
+                false => DestinationSight::Ended,
+            },
+            asked: true,
+            followed,
+            has_run: followed && world.destination_ran,
+            killable: true,
+            source: match (world.source.is_up(), world.source.phase) {
+                (true, SourcePhase::Completed) if !world.source.is_foreign => SourceHolding::Passed,
+                (true, _) => SourceHolding::Holds,
+                (false, _) => SourceHolding::Ended,
+            },
+        };
+        if !world.journal.incoming {
+            return DestinationFate::AlreadyGone;
         }
-        self.send_cont_to_source(world);
+        let fate = way_back::decide_destination(&facts);
+        if matches!(fate, DestinationFate::Quit | DestinationFate::Fence) {
+            self.quit_destination(world);
+        }
+        fate
+    }
+
+    fn quit_destination(&self, world: &mut ApproachWorld) {
+        world.broken.killed |= world.destination.runs;
+        world.die(Side::Destination);
+    }
+
+    /// Does with the source's guest what the shipped decision says. QEMU resumes a guest in the step in which the
+    /// migration ends, so that whoever waits for it has waited.
+    fn resume(&self, world: &mut ApproachWorld, destination_ended: bool) {
+        let (run, migration) = world.source.answer();
+        let facts = SourceFacts {
+            wants_running: world.engine.guest.wants_running(),
+            run,
+            migration,
+            stopped_by_engine: false,
+            waited: true,
+            destination_ended,
+        };
+        if world.source.is_up() && way_back::decide_source(&facts) == SourceStep::Cont {
+            self.send_cont_to_source(world);
+        }
     }
 
     /// `cont` to the source.
@@ -182,8 +222,7 @@ impl ApproachModel {
                 return StepOutcome::ContSent { refused: known == ContKnowledge::Refused };
             }
             HandoverVerdict::QuitDestination | HandoverVerdict::FenceDestination => {
-                world.broken.killed |= world.destination.runs;
-                world.die(Side::Destination);
+                self.quit_destination(world);
                 return StepOutcome::DestinationEnded(());
             }
             HandoverVerdict::CancelMigration => {
@@ -191,11 +230,7 @@ impl ApproachModel {
                     world.end_source_migration(SourcePhase::Cancelled);
                 }
             }
-            HandoverVerdict::ResumeSource => {
-                if world.source.is_up() {
-                    self.send_cont_to_source(world);
-                }
-            }
+            HandoverVerdict::ResumeSource if world.source.is_up() => self.send_cont_to_source(world),
             _ => {}
         }
         StepOutcome::NothingProved
