@@ -4,7 +4,7 @@
 //! the shipped judgement's.
 
 use super::{
-    model::ApproachModel,
+    model::{ApproachModel, ApproachMutation},
     way_back::WayBackStep,
     world::{
         ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase,
@@ -28,7 +28,11 @@ pub(crate) enum ApproachStage {
     /// Asks for the last time before RAM is sent how the guest stands.
     LookBeforeMemory,
     Listen,
+    /// Capabilities are set right before `migrate`.
+    Tune,
     Migrate,
+    /// Right behind `migrate` the capabilities are asked for once more: QEMU lets nobody change them any more.
+    Confirm,
     /// Follows the source's events while RAM is sent.
     Follow,
     /// `query-status` is asked, since the events ask for it.
@@ -67,14 +71,15 @@ impl ApproachEngine {
 
     /// The engine has not sent `migrate` yet.
     pub(crate) fn is_before_migrate(&self) -> bool {
-        use ApproachStage::{CopyDisks, Listen, LookBeforeMemory, Migrate, SetUp, StartMirrors};
-        matches!(self.stage, SetUp | StartMirrors | CopyDisks | LookBeforeMemory | Listen | Migrate)
+        use ApproachStage::{CopyDisks, Listen, LookBeforeMemory, Migrate, SetUp, StartMirrors, Tune};
+        matches!(self.stage, SetUp | StartMirrors | CopyDisks | LookBeforeMemory | Listen | Tune | Migrate)
     }
 
     /// Whether a failure, or the user, still sends this engine back to the source without a judgement.
     pub(crate) fn can_go_back(&self) -> bool {
-        use ApproachStage::{Ask, Continue, Disengage, Follow, WaitForMirrors};
-        self.is_before_migrate() || matches!(self.stage, Follow | Ask(_) | WaitForMirrors | Disengage | Continue)
+        use ApproachStage::{Ask, Confirm, Continue, Disengage, Follow, WaitForMirrors};
+        let under_way = matches!(self.stage, Confirm | Follow | Ask(_) | WaitForMirrors | Disengage | Continue);
+        self.is_before_migrate() || under_way
     }
 }
 
@@ -122,7 +127,9 @@ impl ApproachModel {
         }
         match world.engine.stage.clone() {
             ApproachStage::SetUp => {
-                (world.source.pauses, world.source.returns) = (true, true);
+                if self.mutation == Some(ApproachMutation::CapabilitiesAreEarly) {
+                    (world.source.pauses, world.source.returns) = (true, true);
+                }
                 world.destination.autostart = false;
                 world.journal.exported = true;
                 world.destination.exported = true;
@@ -144,15 +151,31 @@ impl ApproachModel {
             ApproachStage::Listen => {
                 world.journal.incoming = true;
                 world.destination.phase = DestinationPhase::Listens;
-                world.engine.stage = ApproachStage::Migrate;
+                world.engine.stage = ApproachStage::Tune;
+            }
+            ApproachStage::Tune => {
+                // QEMU refuses to change a capability while a migration is under way, which is somebody else's. An
+                // effect that was refused is no effect.
+                let is_early = self.mutation == Some(ApproachMutation::CapabilitiesAreEarly);
+                let is_free = world.is_source_idle();
+                world.journal.migrate = is_free || self.mutation == Some(ApproachMutation::RefusalIsAnEffect);
+                if is_free && !is_early {
+                    (world.source.pauses, world.source.returns) = (true, true);
+                }
+                match is_free {
+                    true => world.engine.stage = ApproachStage::Migrate,
+                    false => self.turn_back(world),
+                }
             }
             ApproachStage::Migrate => {
-                world.journal.migrate = true;
-                if world.is_source_idle() && world.source.halt.is_none() {
-                    (world.source.phase, world.source.is_foreign) = (SourcePhase::Sends, false);
-                    world.engine.stage = ApproachStage::Follow;
-                } else {
-                    self.turn_back(world);
+                (world.source.phase, world.source.is_foreign) = (SourcePhase::Sends, false);
+                world.engine.stage = ApproachStage::Confirm;
+            }
+            ApproachStage::Confirm => {
+                let is_early = self.mutation == Some(ApproachMutation::CapabilitiesAreEarly);
+                match (world.source.pauses && world.source.returns) || is_early {
+                    true => world.engine.stage = ApproachStage::Follow,
+                    false => self.turn_back(world),
                 }
             }
             ApproachStage::Follow => self.follow(world),
@@ -215,8 +238,13 @@ impl ApproachModel {
         world.journal.claim = RecordedClaim::Given;
         let waits = world.source.phase == SourcePhase::Waits;
         world.source.mirror = MirrorPhase::Settled;
+        let told_again = self.mutation != Some(ApproachMutation::StopIsSentOnce);
+        if told_again {
+            world.destination.autostart = false;
+        }
         (world.destination.exported, world.disengaged) = (false, true);
-        match waits {
+        let inmigrate = world.destination.phase == DestinationPhase::Listens || !told_again;
+        match waits && inmigrate {
             true => world.engine.stage = ApproachStage::Continue,
             false => self.turn_back(world),
         }
@@ -283,11 +311,13 @@ impl ApproachWorld {
     fn is_true(&self, ending: Ending) -> bool {
         // A guest that was not to run is as it was in `postmigrate`, too.
         let stands = self.source.halt == Some(MigrationHalt::Completed) && !self.source.stand.is_live();
-        let on_source = self.source.is_up() && (self.source.halt.is_none() || stands) && !self.destination_ran;
+        let on_source = self.source.is_up()
+            && (self.source.halt.is_none() || stands)
+            && (!self.destination_ran || self.foreign_cont);
         match ending {
             Ending::Moved => {
                 let arrived = self.destination.phase == DestinationPhase::Loaded && !self.source_ran_on;
-                arrived && self.destination.runs == self.source.stand.is_live()
+                arrived && (self.destination.runs == self.source.stand.is_live() || self.foreign_cont)
             }
             Ending::RolledBack | Ending::Cancelled => on_source && !self.is_destination_left_over(),
             Ending::Stuck => on_source,

@@ -53,27 +53,39 @@ fn an_owner_who_stops_resumes_and_resets() {
 #[test]
 fn another_client() {
     let kinds = FaultKinds { client: true, ..FaultKinds::default() };
-    let known = [TWO_RUNNERS, UNDONE, HELD, FOREIGN, VAGUE];
-    explore("another client", ApproachModel { kinds, ..APPROACH }, &known);
+    explore("another client", ApproachModel { kinds, ..APPROACH }, &[TWO_RUNNERS, UNDONE, WAITS]);
 }
 
 #[test]
 fn another_client_and_a_channel_that_breaks() {
     let kinds = FaultKinds { client: true, channel: true, ..FaultKinds::default() };
-    let known = [TWO_RUNNERS, UNDONE, HELD, FOREIGN, VAGUE];
-    explore("another client, and the channel breaks", ApproachModel { kinds, overlaps: false, ..APPROACH }, &known);
+    explore(
+        "another client, and the channel breaks",
+        ApproachModel { kinds, overlaps: false, ..APPROACH },
+        &[TWO_RUNNERS, UNDONE],
+    );
+}
+
+#[test]
+fn another_client_and_processes_that_end() {
+    let kinds = FaultKinds { client: true, deaths: true, ..FaultKinds::default() };
+    explore(
+        "another client, and processes end",
+        ApproachModel { kinds, overlaps: false, ..APPROACH },
+        &[TWO_RUNNERS, UNDONE, VAGUE],
+    );
 }
 
 #[test]
 fn a_channel_that_breaks_and_an_engine_that_dies() {
     let kinds = FaultKinds { channel: true, engine: true, ..FaultKinds::default() };
-    explore("the channel breaks, the engine dies", ApproachModel { kinds, ..APPROACH }, &[]);
+    explore("the channel breaks, the engine dies", ApproachModel { kinds, ..APPROACH }, &[WAITS]);
 }
 
 #[test]
 fn processes_that_end() {
     let kinds = FaultKinds { deaths: true, engine: true, ..FaultKinds::default() };
-    explore("processes end", ApproachModel { kinds, ..APPROACH }, &[VAGUE]);
+    explore("processes end", ApproachModel { kinds, ..APPROACH }, &[VAGUE, WAITS]);
 }
 
 /// Explores until one of these properties is broken.
@@ -89,4 +101,25 @@ fn breaks(model: ApproachModel, expected: &[&'static str]) {
 fn a_verdict_that_the_way_back_forgets_is_found() {
     let kinds = FaultKinds { channel: true, engine: true, ..FaultKinds::default() };
     breaks(ApproachModel { kinds, mutation: Some(ApproachMutation::VerdictForgotten), ..APPROACH }, &[VAGUE]);
+}
+
+const CLIENT: FaultKinds =
+    FaultKinds { client: true, guest: false, owner: false, deaths: false, channel: true, engine: false };
+
+#[test]
+fn capabilities_that_are_set_early_are_found() {
+    let mutation = Some(ApproachMutation::CapabilitiesAreEarly);
+    breaks(ApproachModel { kinds: CLIENT, mutation, ..APPROACH }, &[HELD]);
+}
+
+#[test]
+fn a_refused_migrate_that_is_undone_is_found() {
+    let mutation = Some(ApproachMutation::RefusalIsAnEffect);
+    breaks(ApproachModel { kinds: CLIENT, mutation, ..APPROACH }, &[FOREIGN]);
+}
+
+#[test]
+fn a_destination_that_is_told_to_stop_once_is_found() {
+    let mutation = Some(ApproachMutation::StopIsSentOnce);
+    breaks(ApproachModel { kinds: CLIENT, mutation, ..APPROACH }, &[TWO_RUNNERS]);
 }

@@ -66,6 +66,12 @@ pub(crate) struct FaultKinds {
 pub(crate) enum ApproachMutation {
     /// The way back does not know that a verdict has found the guest on the source.
     VerdictForgotten,
+    /// Capabilities are set before the disks are copied, and are not looked at again.
+    CapabilitiesAreEarly,
+    /// A `migrate` that QEMU refused is undone.
+    RefusalIsAnEffect,
+    /// `stop` goes to the destination once, before the disks.
+    StopIsSentOnce,
 }
 
 /// What is explored.
@@ -108,7 +114,7 @@ impl ApproachModel {
             actions.push(ApproachAction::Load);
         }
         let is_told = (destination.phase == DestinationPhase::Loaded || !source.returns) && world.channel;
-        if source.is_up() && source.phase == SourcePhase::Device && (is_told || source.is_foreign) {
+        if source.is_up() && source.phase == SourcePhase::Device && is_told && !source.is_foreign {
             actions.push(ApproachAction::Complete);
         }
         if source.is_up() && sends && (!world.channel || destination.phase == DestinationPhase::Failed) {
@@ -143,7 +149,9 @@ impl ApproachModel {
                 if source.returns {
                     actions.push(ApproachAction::ForeignReturnsOff);
                 }
-                if engine.is_before_migrate() && source.halt.is_none() {
+                // Capabilities and `migrate` are one burst.
+                let in_burst = engine.stage == ApproachStage::Migrate;
+                if engine.is_before_migrate() && !in_burst && source.halt.is_none() {
                     actions.push(ApproachAction::ForeignMigrate);
                 }
             } else {
@@ -182,9 +190,15 @@ impl ApproachModel {
 /// Whether the engine knows of every stop that is not QEMU's own. Nothing but time tells the one from the other where
 /// QEMU's own follows at once; the model leaves that instant out.
 fn is_followed(world: &ApproachWorld) -> bool {
-    let mut guest = world.engine.guest.clone();
     match world.engine.stage {
-        ApproachStage::Follow => !guest.follow(&world.source.seen.observed()),
+        ApproachStage::Confirm | ApproachStage::Follow => {
+            let mut guest = world.engine.guest.clone();
+            let seen = world.source.seen.observed();
+            if guest.follow(&seen) {
+                guest.answered(&world.source.answer().0, &seen);
+            }
+            guest == world.engine.guest
+        }
         ApproachStage::Ask(_) => false,
         _ => true,
     }

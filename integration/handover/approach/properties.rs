@@ -37,7 +37,7 @@ pub(crate) fn list() -> Vec<Property<ApproachModel>> {
         Property::always(FOREIGN, |_, world: &ApproachWorld| !world.broken.foreign_cancelled),
         Property::always(NONE, |_, world: &ApproachWorld| !is_left_standing(world)),
         Property::always(VAGUE, |_, world: &ApproachWorld| !is_vague(world)),
-        Property::always(WAITS, |_, world: &ApproachWorld| !is_kept_waiting(world)),
+        Property::always(WAITS, |model: &ApproachModel, world: &ApproachWorld| !is_kept_waiting(model, world)),
         Property::sometimes("moved", |_, world| ended(world, Ending::Moved)),
         Property::sometimes("back", |_, world| ended(world, Ending::RolledBack)),
     ]
@@ -55,7 +55,8 @@ fn is_over(world: &ApproachWorld) -> bool {
 /// side may run it.
 fn is_left_standing(world: &ApproachWorld) -> bool {
     let ApproachWorld { source, destination, .. } = world;
-    let has_all = destination.is_up() && destination.phase == DestinationPhase::Loaded;
+    let is_whole = source.is_up() || source.mirror == MirrorPhase::Settled;
+    let has_all = destination.is_up() && destination.phase == DestinationPhase::Loaded && is_whole;
     let can_run = match source.is_up() {
         // Where the destination ran and has ended, its memory is lost.
         true => has_all || !(world.destination_ran || world.is_cont_in_doubt()),
@@ -74,12 +75,22 @@ fn is_source_in_doubt(world: &ApproachWorld) -> bool {
 /// The engine says that nothing is proved, though each side answers or is proved to have ended, and no `cont` is in
 /// doubt.
 fn is_vague(world: &ApproachWorld) -> bool {
-    let in_doubt = world.destination_ran || world.is_cont_in_doubt() || is_source_in_doubt(world);
+    // The only whole copy of the memory is the destination's, and nobody knows of its disks.
+    let has_only_copy = !world.source.is_up()
+        && world.destination.is_up()
+        && world.destination.phase == DestinationPhase::Loaded
+        && world.source.mirror != MirrorPhase::Settled;
+    // While another client's migration stops the guest, nothing tells how the guest stands.
+    let in_doubt = world.destination_ran
+        || world.is_cont_in_doubt()
+        || is_source_in_doubt(world)
+        || has_only_copy
+        || world.source.is_foreign;
     is_over(world) && ended(world, Ending::Undetermined) && !in_doubt
 }
 
 /// The engine waits for the disks with a guest that QEMU keeps from its owner until then.
-fn is_kept_waiting(world: &ApproachWorld) -> bool {
+fn is_kept_waiting(model: &ApproachModel, world: &ApproachWorld) -> bool {
     let waits = world.engine.stage == ApproachStage::WaitForMirrors && world.source.mirror == MirrorPhase::Copies;
-    waits && !world.engine.guest.wants_running()
+    waits && !world.engine.guest.wants_running() && !model.can_step(world)
 }

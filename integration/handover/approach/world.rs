@@ -264,8 +264,10 @@ impl DestinationQemu {
             DestinationPhase::Failed => MigrationStatus::Failed,
         };
         let run = match (self.phase, stand) {
-            (DestinationPhase::Loaded, GuestStand::Runs | GuestStand::Suspended) if !self.runs => RunState::Paused,
-            (DestinationPhase::Loaded, _) => stand.run_state(),
+            (DestinationPhase::Loaded, GuestStand::Suspended) if self.runs => RunState::Suspended,
+            (DestinationPhase::Loaded, _) if self.runs => RunState::Running,
+            (DestinationPhase::Loaded, stand) if stand.is_live() => RunState::Paused,
+            (DestinationPhase::Loaded, stand) => stand.run_state(),
             _ => RunState::InMigrate,
         };
         (run, migration)
