@@ -64,7 +64,7 @@
 //!              ├──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
 //!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
 //!          nbd: the wire to exports, below storage and above as qmp is
-//!          quantity, progress, codes: leaves that all may use
+//!          quantity, run_id, progress, codes: leaves that all may use
 //! ```
 //!
 //! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions (all of
@@ -113,6 +113,7 @@ mod progress;
 mod qemu;
 mod qmp;
 mod quantity;
+mod run_id;
 mod storage;
 
 pub use codes::{FailureCode, FindingCode, Setting, Severity, worded};
@@ -157,7 +158,7 @@ pub mod internals {
             )*
         };
     }
-    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity storage }
+    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity run_id storage }
 }
 
 /// The code blocks of these documents are doc tests, so that each of them compiles.

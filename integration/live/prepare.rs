@@ -324,7 +324,8 @@ fn a_killed_copy_is_begun_anew_and_two_do_not_meet() {
 
     kill_process(Pid::from_child(&first), Signal::KILL).unwrap();
     first.wait().unwrap();
-    assert_eq!(source.exports(), ["qferry-view-0"]);
+    let left = source.exports();
+    assert!(left.len() == 1 && left[0].starts_with("qferry-") && left[0].ends_with("-view-0"), "{left:?}");
     ran(&mut place.moved(&["--populate", "missing", "--apply"]), 0);
     assert_eq!(place.made(), ["base.raw", "top.qcow2"]);
     let (at_source, at_destination) = (place.path("s").join("base.raw"), place.path("d").join("base.raw"));

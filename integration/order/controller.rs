@@ -252,7 +252,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
     let mut model = ModelPair::new(&disks(2));
     model.state().mirror_takes = Duration::from_secs(2);
     let shared = model.shared.clone();
-    model.when(Source, "query-blockstats", move || shared.state().job("qferry-mirror-0", "ready"));
+    model.when(Source, "query-blockstats", move || shared.state().job("mirror-0", "ready"));
     let ceiling = qferry::internals::quantity::Rate(2 << 30);
     let migration = model.builder().bandwidth(ceiling).policy(observe()).start_here().unwrap();
     let run = model.follow(migration).await;
@@ -265,7 +265,7 @@ async fn a_policy_that_only_observes_changes_nothing() {
     let shared = model.shared.clone();
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(60)).await;
-        shared.state().job("qferry-mirror-0", "ready");
+        shared.state().job("mirror-0", "ready");
     });
     let migration = model.builder().policy(observe()).start_here().unwrap();
     let run = tokio::time::timeout(Duration::from_secs(300), model.follow(migration)).await.unwrap();

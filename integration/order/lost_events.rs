@@ -51,7 +51,7 @@ async fn without_an_event_a_mirror_that_failed_is_found_all_the_same() {
         let mut model = model();
         model.state().muted = without(lost);
         let shared = model.shared.clone();
-        model.when(Source, "migrate", move || shared.state().conclude("qferry-mirror-0", MirrorEnd::Error));
+        model.when(Source, "migrate", move || shared.state().conclude("mirror-0", MirrorEnd::Error));
         let run = model.migrate().await;
         assert_eq!(run.count("source: migrate-continue"), 0, "{lost}: {run:?}");
         let code = run.code().to_owned();

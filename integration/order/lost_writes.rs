@@ -49,7 +49,7 @@ async fn a_mirror_that_someone_else_ended_while_the_guest_ran_is_not_taken_for_s
     for (phase, command) in [("storage", "block-job-change"), ("memory", "migrate")] {
         let mut model = model();
         let shared = model.shared.clone();
-        model.when(Source, command, move || shared.state().conclude("qferry-mirror-0", MirrorEnd::Well));
+        model.when(Source, command, move || shared.state().conclude("mirror-0", MirrorEnd::Well));
         let run = model.migrate().await;
         assert_eq!(run.count("source: migrate-continue"), 0, "{phase}: {run:?}");
         back(&model, &run, Ending::RolledBack, "mirror-failed");
@@ -63,7 +63,7 @@ async fn an_export_that_stays_stops_the_switchover() {
     let run = model.migrate().await;
     assert_eq!(run.count("source: migrate-continue"), 0, "{run:?}");
     assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "not-disengaged"), "{run:?}");
-    assert!(run.message().contains("qferry-export-0"), "{run:?}");
+    assert!(run.message().contains("-export-0"), "{run:?}");
     assert_eq!(model.state().source.run, "running");
 }
 

@@ -20,6 +20,7 @@ mod panics;
 mod postcopy;
 mod recovery;
 mod refusals;
+mod run_id;
 mod start_guard;
 mod two_runners;
 mod watchdog;

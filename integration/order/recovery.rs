@@ -12,6 +12,7 @@ use qferry::internals::{
         record::{MigrationBegin, Party, Record},
     },
     progress::{Ending, Outcome, RunsOn},
+    run_id::RunId,
 };
 use serde_json::json;
 use std::{path::Path, time::Duration};
@@ -23,6 +24,7 @@ fn journal(folder: &Path, source: Option<ProcessIdentity>) -> std::path::PathBuf
     let party = |name: &str, process| Party { address: folder.join(name).display().to_string(), process };
     let address = |name: &str| Address::unix(folder.join(name)).unwrap();
     let begun = MigrationBegin {
+        run: RunId::new(),
         source: party("source", source),
         destination: party("destination", None),
         was_running: true,

@@ -48,7 +48,7 @@ async fn a_migration_that_cannot_be_cancelled_is_reported() {
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_removed_is_named() {
-    for (command, left) in [("job-dismiss", "qferry-mirror-0"), ("block-dirty-bitmap-remove", "qferry-guard-0")] {
+    for (command, left) in [("job-dismiss", "-mirror-0"), ("block-dirty-bitmap-remove", "-guard-0")] {
         let mut model = model();
         model.refused(Source, command);
         let migration = cancel_at(&mut model, Destination, "migrate-incoming");
@@ -69,7 +69,7 @@ async fn what_cannot_be_removed_is_named() {
     let migration = cancel_at(&mut model, Source, "drive-mirror");
     let run = model.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Stuck, RunsOn::Source), "{run:?}");
-    assert!(run.outcome.leftovers.iter().any(|line| line.contains("qferry-export-0")), "{run:?}");
+    assert!(run.outcome.leftovers.iter().any(|line| line.contains("-export-0")), "{run:?}");
 }
 
 /// A source that can throttle its guest, and whose accelerator allows or refuses `dirty-limit`.

@@ -15,13 +15,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const LEAVES: [&str; 3] = ["quantity", "progress", "codes"];
+const LEAVES: [&str; 4] = ["quantity", "run_id", "progress", "codes"];
 const WIRE: [&str; 3] = ["qmp", "endpoint", "nbd"];
 
 /// What each room may use, besides itself and the leaves.
 fn allowed(room: &str) -> Vec<&'static str> {
     match room {
-        "quantity" | "codes" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
+        "quantity" | "run_id" | "codes" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
         "progress" => vec!["quantity", "codes"],
         "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),

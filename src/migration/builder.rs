@@ -17,6 +17,7 @@ use crate::{
     progress::{Event, EventKind, Outcome, Reason, Reporter},
     qmp::Recorder,
     quantity::Rate,
+    run_id::RunId,
     storage::{model::layout::StorageMode, verify::identity::ProofLevel},
 };
 use std::{path::PathBuf, time::Duration};
@@ -314,10 +315,16 @@ impl Builder {
         Ok(self.start()?.follow_blocking(each))
     }
 
-    fn context(self, records: Records, report: Reporter, cancel: Cancelled) -> (Context, Endpoint, Endpoint) {
+    fn context(
+        self,
+        run: RunId,
+        records: Records,
+        report: Reporter,
+        cancel: Cancelled,
+    ) -> (Context, Endpoint, Endpoint) {
         let Self { source, destination, settings, recorder, .. } = self;
         let monitors = Monitors { source: Some(source.clone()), destination: Some(destination.clone()), recorder };
-        let context = Context { settings, report, cancel, began: Instant::now(), monitors, records };
+        let context = Context { run, settings, report, cancel, began: Instant::now(), monitors, records };
         (context, source, destination)
     }
 }
@@ -331,12 +338,13 @@ pub fn panic_at(mut builder: Builder, moment: &str) -> Builder {
 
 struct MigrationJob {
     wanted: Builder,
+    run: RunId,
     records: Records,
 }
 
 impl MigrationJob {
     fn new(wanted: Builder) -> Self {
-        Self { wanted, records: Records::default() }
+        Self { wanted, run: RunId::new(), records: Records::default() }
     }
 }
 
@@ -349,7 +357,7 @@ impl EngineJob for MigrationJob {
 
     fn work(self, report: Reporter, cancel: Cancelled) -> Work<Outcome> {
         Box::pin(async move {
-            let (context, source, destination) = self.wanted.context(self.records, report, cancel);
+            let (context, source, destination) = self.wanted.context(self.run, self.records, report, cancel);
             let outcome = engine::migrate(&context, &source, &destination).await;
             context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
             outcome
@@ -357,10 +365,10 @@ impl EngineJob for MigrationJob {
     }
 
     fn after_panic(&self) -> AfterPanic<Outcome> {
-        let (wanted, records) = (self.wanted.clone(), self.records.clone());
+        let (wanted, run, records) = (self.wanted.clone(), self.run.clone(), self.records.clone());
         Box::new(move |words, report, cancel| {
             Box::pin(async move {
-                let (context, ..) = wanted.context(records, report, cancel);
+                let (context, ..) = wanted.context(run, records, report, cancel);
                 let outcome = recovery::judge_after_panic(&context, &words).await;
                 context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
                 outcome
@@ -384,7 +392,7 @@ impl EngineJob for CheckJob {
 
     fn work(self, report: Reporter, cancel: Cancelled) -> Work<Self::Ended> {
         Box::pin(async move {
-            let (context, source, destination) = self.0.context(Records::default(), report, cancel);
+            let (context, source, destination) = self.0.context(RunId::new(), Records::default(), report, cancel);
             check::survey(&context, &source, &destination).await.map_err(|failure| failure.reason())
         })
     }

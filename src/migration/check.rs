@@ -64,7 +64,7 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
     }
     let order = draft.order()?;
     let guest = GuestIntent::new(&run);
-    let begun = begun(settings, pair, &order.route, &guest);
+    let begun = begun(context, pair, &order.route, &guest);
     let log = IntentLog::begin(settings, begun, context.records.clone(), report).map_err(|error| Failure::Refused {
         code: FailureCode::Journal,
         message: format!(
@@ -86,9 +86,11 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
 }
 
 /// The record that a recovery starts from.
-fn begun(settings: &Settings, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> MigrationBegin {
+fn begun(context: &Context, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> MigrationBegin {
+    let settings = &context.settings;
     let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
     MigrationBegin {
+        run: context.run.clone(),
         source: party(&pair.source),
         destination: party(&pair.destination),
         was_running: guest.wants_running(),
@@ -108,7 +110,6 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
     let QemuPair { source, destination } = pair;
     let report = &context.report;
     let (mut source_facts, mut destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
-    let id = format!("{}-{:08x}", std::process::id(), Moment::now().wall.subsec_nanos());
     let mut settings = context.settings.clone();
     if clean && remove_leftovers(context, pair, &source_facts, &destination_facts).await? {
         (source_facts, destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
@@ -116,7 +117,7 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
     // a leftover that is there after the removal is in the way
     settings.clean &= !clean;
     let ports = unless_cancelled(&context.cancel, look_at_ports(&settings)).await?;
-    let mut draft = Draft::new(&source_facts, &destination_facts, &ports, &settings, &id);
+    let mut draft = Draft::new(&source_facts, &destination_facts, &ports, &settings, &context.run);
     if let Some(contents) = read(context, pair, &draft, &source_facts, &destination_facts).await? {
         for comparison in &contents.comparisons {
             if comparison.verdict == ComparisonResult::Same {
@@ -217,8 +218,9 @@ async fn read(
         seed,
         keep: settings.keep_digests,
     };
-    let source = ReadableSide { process: &pair.source, facts: source_facts, address: source };
-    let destination = ReadableSide { process: &pair.destination, facts: destination_facts, address: destination };
+    let source = ReadableSide { run: &context.run, process: &pair.source, facts: source_facts, address: source };
+    let destination =
+        ReadableSide { run: &context.run, process: &pair.destination, facts: destination_facts, address: destination };
     let ceiling = Arc::new(RateLimit::new(ceiling));
     let cancelled = cancelled(&context.cancel);
     let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, &context.report, cancelled);
@@ -238,7 +240,7 @@ async fn take_measurements(
     runtime_dir::make(&settings.runtime_dir, [nbd])?;
     let bandwidth = match settings.bandwidth {
         Some(_) => BandwidthSource::Ceiling,
-        None => BandwidthSource::Probe(nbd),
+        None => BandwidthSource::Probe(&context.run, nbd),
     };
     let cancelled = cancelled(&context.cancel);
     let disks: Vec<&Disk> = route.pairs.iter().map(|pair| &pair.source).collect();

@@ -5,11 +5,14 @@ use crate::{
     endpoint::{Address, Endpoint},
     progress::{Reporter, Side},
     qmp::Recorder,
+    run_id::RunId,
 };
 use tokio::{sync::watch, time::Instant};
 
 /// What every phase and the way back work with.
 pub(crate) struct Context {
+    /// The run, whose id is in the name of all that the engine makes. A recovery goes on with the run of its journal.
+    pub(crate) run: RunId,
     pub(crate) settings: Settings,
     pub(crate) report: Reporter,
     /// Turns true, or closes, when the user cancels.

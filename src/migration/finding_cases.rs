@@ -27,6 +27,7 @@ use crate::{
         reply::{BlockChild, BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
     },
     qmp::QemuVersion,
+    run_id::RunId,
     storage::{
         files::filesystem::FileSystem,
         mirror::leftover::Leftover,
@@ -213,7 +214,7 @@ impl CheckedWorld {
 
     pub(crate) fn findings(self) -> Vec<Finding> {
         let Self { source, destination, ports, settings, contents, changed, measured } = self;
-        let mut draft = Draft::new(&source, &destination, &ports, &settings, "id");
+        let mut draft = Draft::new(&source, &destination, &ports, &settings, &RunId::default());
         draft.add(contents, &settings.force);
         draft.add_changed("source", &changed);
         if let Some(measured) = measured {

@@ -10,12 +10,13 @@ use super::{
 use crate::{
     journal::{Journal, JournalError},
     progress::{Reporter, describe},
+    run_id::RunId,
 };
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     task::spawn_blocking,
@@ -72,6 +73,7 @@ impl Records {
 /// What has been changed so far, and the journal that says so; the default keeps it in memory alone.
 #[derive(Debug, Default)]
 pub(crate) struct IntentLog {
+    run: RunId,
     effects: Vec<Effect>,
     records: Records,
     journal: Option<JournalWriter>,
@@ -104,12 +106,12 @@ impl IntentLog {
         records: Records,
         report: &Reporter,
     ) -> Result<Self, JournalError> {
+        let run = begun.run.clone();
+        let file = settings.journal_file(&run);
         let begun = Record::Begun(Box::new(begun));
         records.push(&begun);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let id = format!("{}.{:09}-{}", now.as_secs(), now.subsec_nanos(), std::process::id());
-        let mut log = Self { records, ..Self::default() };
-        if let Some(path) = settings.journal_file(&id) {
+        let mut log = Self { run, records, ..Self::default() };
+        if let Some(path) = file {
             let mut journal = Journal::create(&path)?;
             journal.append(&begun)?;
             let path = path.display();
@@ -122,17 +124,22 @@ impl IntentLog {
     }
 
     /// Goes on where the engine died that wrote this journal, with the effects that it had brought about.
-    pub(crate) fn take_up(journal: Journal<Record>, effects: Vec<Effect>) -> Self {
-        Self { effects, records: Records::default(), journal: Some(JournalWriter::start(journal, true)) }
+    pub(crate) fn take_up(run: RunId, journal: Journal<Record>, effects: Vec<Effect>) -> Self {
+        Self { run, effects, records: Records::default(), journal: Some(JournalWriter::start(journal, true)) }
     }
 
     /// Goes on after a panic of the engine, with the effects that it had brought about by its records.
-    pub(crate) async fn go_on(records: &Records, effects: Vec<Effect>, report: &Reporter) -> Self {
+    pub(crate) async fn go_on(run: RunId, records: &Records, effects: Vec<Effect>, report: &Reporter) -> Self {
         let journal = records.reopen().await.unwrap_or_else(|error| {
             report.warn("journal", describe(&error));
             None
         });
-        Self { effects, records: records.clone(), journal }
+        Self { run, effects, records: records.clone(), journal }
+    }
+
+    /// The run whose log this is.
+    pub(crate) fn run(&self) -> &RunId {
+        &self.run
     }
 
     /// What may have been changed and is not undone, in order.

@@ -19,6 +19,7 @@ use crate::{
     },
     progress::Estimate,
     qemu::{Features, reply::RunState},
+    run_id::RunId,
     storage::{
         model::{
             bitmaps,
@@ -114,14 +115,14 @@ impl Plan {
 }
 
 impl Draft {
-    /// Makes a plan from the facts of both sides and from connections to the ports that were given. `id` names this
-    /// run in the paths of its sockets.
+    /// Makes a plan from the facts of both sides and from connections to the ports that were given. The id of `run`
+    /// is in the names that the run gives, and in the paths of its sockets.
     pub(crate) fn new(
         source: &SideFacts,
         destination: &SideFacts,
         ports: &[(Setting, Address, PortState)],
         settings: &Settings,
-        id: &str,
+        run: &RunId,
     ) -> Self {
         let (source_disks, destination_disks) = (source.disks(), destination.disks());
         let selection = &settings.selection;
@@ -130,7 +131,7 @@ impl Draft {
             let others = layout::candidates(disk, &destination_disks, selection);
             !is_none && is_shared(disk, &others, source, destination)
         });
-        let (pairs, problems) = layout::pair(&moving, &destination_disks, selection);
+        let (pairs, problems) = layout::pair(&moving, &destination_disks, selection, run);
         let counterparts = layout::counterparts(&moving, &destination_disks, selection);
         let (unshared, standing) = match is_none {
             true => (counterparts, Vec::new()),
@@ -142,7 +143,7 @@ impl Draft {
 
         let both_local = source.pid.is_some() && destination.pid.is_some();
         // a path can be too long for a socket
-        let socket = |what: &str| Address::unix(settings.runtime_dir.join(format!("{id}-{what}"))).ok();
+        let socket = |what: &str| Address::unix(settings.runtime_dir.join(format!("{run}-{what}"))).ok();
         let address = |given: &Option<Address>, what: &str, local: bool| {
             given.clone().or_else(|| if local { socket(what) } else { None })
         };

@@ -9,6 +9,7 @@ use crate::{
     endpoint::{Address, ProcessIdentity},
     journal::Fold,
     progress::{Ending, Reason, RunsOn},
+    run_id::RunId,
     storage::model::layout::DiskPair,
 };
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,9 @@ pub struct Party {
 /// The migration that was begun, as far as a recovery needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationBegin {
+    /// The run. A journal of an earlier version has none, and the names in it have no id.
+    #[serde(default)]
+    pub run: RunId,
     /// The QEMU that has the guest.
     pub source: Party,
     /// The QEMU that waits for the guest.
@@ -205,6 +209,7 @@ mod tests {
     fn begun() -> Record {
         let party = |address: &str| Party { address: address.to_owned(), process: None };
         Record::Begun(Box::new(MigrationBegin {
+            run: RunId::default(),
             source: party("unix:/a"),
             destination: party("tcp:[::1]:2"),
             was_running: true,

@@ -128,6 +128,7 @@ impl Recovery {
             return Err(refused(FailureCode::NothingBegun, "its engine died before it had begun anything".to_owned()));
         };
         let context = Context {
+            run: begun.run.clone(),
             settings: settings(&begun, self.fence_command.clone()),
             report: report.clone(),
             cancel,
@@ -141,7 +142,7 @@ impl Recovery {
         }
         let pair = reach_both(&context, &begun, [self.source.as_ref(), self.destination.as_ref()]).await?;
         journal.append(&Record::Recovering)?;
-        let log = IntentLog::take_up(journal, status.effects.clone());
+        let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
         Ok(go_on(&context, pair, &begun, status.claim, log, failure).await)
     }
 
@@ -234,7 +235,7 @@ async fn recover_after_panic(
 ) -> Result<Outcome, Failure> {
     let Monitors { source, destination, .. } = &context.monitors;
     let pair = reach_both(context, begun, [source.as_ref(), destination.as_ref()]).await?;
-    let log = IntentLog::go_on(&context.records, status.effects.clone(), &context.report).await;
+    let log = IntentLog::go_on(begun.run.clone(), &context.records, status.effects.clone(), &context.report).await;
     log.tell(Record::Recovering, &context.report).await;
     Ok(go_on(context, pair, begun, status.claim, log, Failure::Internal(panicked.to_owned())).await)
 }
@@ -369,12 +370,14 @@ fn refused(code: FailureCode, message: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_id::RunId;
     use std::time::Duration;
 
     #[test]
     fn a_time_that_no_clock_can_add_is_cut_when_a_journal_is_read() {
         let party = || Party { address: "unix:/q".to_owned(), process: None };
         let begun = MigrationBegin {
+            run: RunId::default(),
             source: party(),
             destination: party(),
             was_running: true,

@@ -5,6 +5,7 @@ use crate::{
     endpoint::Address,
     memory::tuning::{Compression, MigrationTuning, ThrottleMode},
     quantity::{Rate, duration},
+    run_id::RunId,
     storage::{model::layout::DiskSelection, verify::identity::ProofLevel},
 };
 use serde::{Deserialize, Serialize};
@@ -158,9 +159,9 @@ impl Settings {
     }
 
     /// The file of the journal, where there is to be one; `id` tells this run from others.
-    pub(crate) fn journal_file(&self, id: &str) -> Option<PathBuf> {
+    pub(crate) fn journal_file(&self, run: &RunId) -> Option<PathBuf> {
         match &self.journal {
-            JournalPlace::StateDirectory => Some(state_dir().join(format!("{id}.journal"))),
+            JournalPlace::StateDirectory => Some(state_dir().join(format!("{run}.journal"))),
             JournalPlace::File(path) => Some(path.clone()),
             JournalPlace::Nowhere => None,
         }

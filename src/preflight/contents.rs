@@ -13,6 +13,7 @@ use crate::{
     progress::{Reporter, describe},
     qemu::{Process, ProcessError},
     quantity::Bytes,
+    run_id::RunId,
     storage::{
         files::rate_limit::RateLimit,
         verify::{
@@ -37,6 +38,8 @@ const WINDOW: u64 = 64 << 30;
 /// One of the two QEMUs, with the address at which it can be made to listen for readers.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadableSide<'a> {
+    /// The run that reads.
+    pub run: &'a RunId,
     /// The QEMU.
     pub process: &'a Process,
     /// The facts that were gathered from it.
@@ -99,7 +102,10 @@ pub async fn read(
         return Some(contents);
     }
     let nodes = |image: fn(&ImagePair) -> &ComparedImage| -> Vec<(String, String)> {
-        read.iter().enumerate().map(|(index, twin)| (export("image", index), image(twin).node.clone())).collect()
+        read.iter()
+            .enumerate()
+            .map(|(index, twin)| (export(source.run, "image", index), image(twin).node.clone()))
+            .collect()
     };
     let (source_nodes, destination_nodes) = (nodes(|twin| &twin.source), nodes(|twin| &twin.destination));
     // the destination's overlays are offered one by one, later: a refusal because of a lock must name its image
@@ -130,25 +136,28 @@ fn by_metadata(twin: &ImagePair) -> Comparison {
     twin.judged(ProofMethod::Metadata { map: None }, ComparisonResult::Same)
 }
 
-fn export(what: &str, index: usize) -> String {
-    format!("{what}-{index}")
+/// The name of an export. The id of the run keeps readers from taking an image of another run's server for their own.
+fn export(run: &RunId, what: &str, index: usize) -> String {
+    run.name(format_args!("{what}-{index}"))
 }
 
 /// Opens exports of these nodes; `None` where a side has no address, so that nothing is read from it.
 async fn open(side: ReadableSide<'_>, nodes: &[(String, String)]) -> Option<OpenedView> {
     let address = side.address?;
-    let (process, mut refused) = (side.process, vec![None; nodes.len()]);
-    let view = match ReadExports::open(process, address, nodes).await {
+    let (process, run, mut refused) = (side.process, side.run, vec![None; nodes.len()]);
+    let view = match ReadExports::open(process, run, address, nodes).await {
         // QEMU does not say which of the nodes it cannot export, so each is offered alone
-        Err(error) if error.is_refusal() && !nodes.is_empty() => match ReadExports::open(process, address, &[]).await {
-            Ok(mut view) => {
-                for ((name, node), refused) in nodes.iter().zip(&mut refused) {
-                    *refused = view.offer(process, name, node).await.err().map(|error| describe(&error));
+        Err(error) if error.is_refusal() && !nodes.is_empty() => {
+            match ReadExports::open(process, run, address, &[]).await {
+                Ok(mut view) => {
+                    for ((name, node), refused) in nodes.iter().zip(&mut refused) {
+                        *refused = view.offer(process, name, node).await.err().map(|error| describe(&error));
+                    }
+                    Ok(view)
                 }
-                Ok(view)
+                failed => failed,
             }
-            failed => failed,
-        },
+        }
         opened => opened,
     };
     Some(OpenedView { view, refused })
@@ -199,10 +208,10 @@ impl OpenedViews {
             let (Some(address), Some(other)) = (source.address, destination.address) else { continue };
             let addresses = [address.clone(), other.clone()];
             let (twin, how, ceiling, report) = (twin.clone(), how.clone(), Arc::clone(ceiling), report.clone());
-            let few = Arc::clone(&few);
+            let (few, name) = (Arc::clone(&few), export(source.run, "image", index));
             under_way.spawn(async move {
                 let _turn = few.acquire().await;
-                (index, pair(index, &twin, addresses, places, &how, &ceiling, &report).await)
+                (index, pair(&name, &twin, addresses, places, &how, &ceiling, &report).await)
             });
         }
         while let Some(compared) = under_way.join_next().await {
@@ -220,8 +229,9 @@ impl OpenedViews {
                 // a QEMU that does not answer is waited for once, and not once for each disk
                 _ if silent.is_some() => EmptyImageState::Unknown(silent.clone().unwrap_or_default()),
                 Some(OpenedView { view: Ok(view), .. }) => {
-                    match view.offer(destination.process, &export("overlay", index), &image.node).await {
-                        Ok(()) => holds(view.address(), &export("overlay", index), image).await,
+                    let name = export(destination.run, "overlay", index);
+                    match view.offer(destination.process, &name, &image.node).await {
+                        Ok(()) => holds(view.address(), &name, image).await,
                         Err(error) => match error.refusal() {
                             Some(words) if words.contains("lock") => EmptyImageState::Locked(words.to_owned()),
                             Some(_) => EmptyImageState::Unknown(describe(&error)),
@@ -242,7 +252,7 @@ impl OpenedViews {
 }
 
 async fn pair(
-    index: usize,
+    name: &str,
     twin: &ImagePair,
     [source_address, destination_address]: [Address; 2],
     [source_place, destination_place]: [Option<ImageLocation>; 2],
@@ -250,10 +260,9 @@ async fn pair(
     ceiling: &Arc<RateLimit>,
     report: &Reporter,
 ) -> Comparison {
-    let name = export("image", index);
     let connected = tokio::try_join!(
-        connect(&source_address, &name, twin.source.virtual_size),
-        connect(&destination_address, &name, twin.destination.virtual_size)
+        connect(&source_address, name, twin.source.virtual_size),
+        connect(&destination_address, name, twin.destination.virtual_size)
     );
     match connected {
         Ok((source, destination)) => {

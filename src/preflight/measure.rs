@@ -16,6 +16,7 @@ use crate::{
         reply::{BlockStats, RunState},
     },
     quantity::Rate,
+    run_id::RunId,
     storage::{mirror::link_probe, model::layout::Disk},
 };
 use qapi::qmp;
@@ -42,8 +43,8 @@ const MAPPINGS: Duration = Duration::from_secs(2);
 pub enum BandwidthSource<'a> {
     /// The setting for the ceiling, so nothing is measured.
     Ceiling,
-    /// A probe: data is sent to an NBD server of the destination at this address.
-    Probe(&'a Address),
+    /// A probe: the run sends data to an NBD server of the destination at this address.
+    Probe(&'a RunId, &'a Address),
 }
 
 /// Measures. `facts` are the source's, and `disks` are those of its disks that would move. Gives `None` when the
@@ -76,13 +77,13 @@ pub async fn measure(
     // the probe comes last: it could slow the guest down while its work is measured
     let (bandwidth, is_cancelled) = match way {
         BandwidthSource::Ceiling => (Ok(None), false),
-        BandwidthSource::Probe(address) => {
+        BandwidthSource::Probe(run, address) => {
             let mut is_cancelled = false;
             let cancelled = async {
                 cancelled.await;
                 is_cancelled = true;
             };
-            let bandwidth = bandwidth(source, destination, address, report, cancelled).await;
+            let bandwidth = bandwidth(run, source, destination, address, report, cancelled).await;
             (bandwidth, is_cancelled)
         }
     };
@@ -220,13 +221,15 @@ async fn used(facts: &SideFacts) -> Option<u64> {
 
 /// The rate at which a probe arrives at the destination.
 async fn bandwidth(
+    run: &RunId,
     source: &Process,
     destination: &Process,
     address: &Address,
     report: &Reporter,
     cancelled: impl Future<Output = ()>,
 ) -> Result<Option<Rate>, String> {
-    let (samples, closed) = link_probe::run(source, destination, address, measurements::is_probed, cancelled).await;
+    let (samples, closed) =
+        link_probe::run(run, source, destination, address, measurements::is_probed, cancelled).await;
     if let Err(error) = closed {
         let why = describe(&error);
         report.warn("probe-not-closed", format!("the export or node of the probe may still be there: {why}"));

@@ -15,11 +15,12 @@ use crate::{
     preflight::facts::files::seen_by,
     progress::{EventKind, PhaseState, Reporter},
     qemu::Process,
+    run_id::RunId,
     storage::{
         files::{
             image, layer_copy::LayerCopy, qemu_img::QemuImg, rate_limit::RateLimit, unpublished_file::UnpublishedFile,
         },
-        model::{chain::file_name, layout::PREFIX},
+        model::chain::file_name,
         verify::read_export::ReadExports,
     },
 };
@@ -34,6 +35,7 @@ const READ: Duration = Duration::from_secs(120);
 
 /// The environment of an execution.
 pub(super) struct Execution<'a> {
+    pub(super) run: RunId,
     pub(super) source: &'a Process,
     pub(super) settings: &'a PrepareSettings,
     pub(super) img: &'a QemuImg,
@@ -84,18 +86,18 @@ impl Execution<'_> {
         let mut nodes = Vec::new();
         for (index, step) in steps.iter().enumerate() {
             if let StepWork::Copy(_, layer) = &step.work {
-                nodes.push((export(index), layer.node.clone()));
+                nodes.push((self.export(index), layer.node.clone()));
             }
         }
         runtime_dir::make(&self.settings.runtime_dir, [address])?;
-        let exports = ReadExports::open(self.source, address, &nodes).await?;
+        let exports = ReadExports::open(self.source, &self.run, address, &nodes).await?;
         let copied = async {
             let limit = RateLimit::new(self.settings.bandwidth);
             for (index, (step, unpublished)) in steps.iter_mut().zip(claimed.iter_mut()).enumerate() {
                 let StepWork::Copy(_, layer) = step.work.clone() else { continue };
                 let Some(unpublished) = unpublished.take() else { continue };
                 self.step(step, PhaseState::Begin);
-                let copied = self.copy(&export(index), &layer, &unpublished, step, &limit, address).await;
+                let copied = self.copy(&self.export(index), &layer, &unpublished, step, &limit, address).await;
                 self.done(step, copied.map(|()| unpublished)).await?;
             }
             Ok(())
@@ -173,12 +175,12 @@ impl Execution<'_> {
         published
     }
 
+    fn export(&self, index: usize) -> String {
+        self.run.name(format_args!("layer-{index}"))
+    }
+
     fn step(&self, step: &PreparationStep, state: PhaseState) {
         let what = if matches!(step.work, StepWork::Copy(..)) { "copy" } else { "create" };
         self.report.emit(EventKind::Step { step: what.to_owned(), image: step.path.clone(), state });
     }
-}
-
-fn export(index: usize) -> String {
-    format!("{PREFIX}layer-{index}")
 }

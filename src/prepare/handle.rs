@@ -26,10 +26,8 @@ use crate::{
     qemu::Process,
     qmp::Recorder,
     quantity::Rate,
-    storage::{
-        files::qemu_img::QemuImg,
-        model::layout::{PREFIX, StorageMode},
-    },
+    run_id::RunId,
+    storage::{files::qemu_img::QemuImg, model::layout::StorageMode},
 };
 use serde::Serialize;
 use std::path::PathBuf;
@@ -197,7 +195,7 @@ impl Preparation {
         let looked = async {
             let source =
                 report.during(Phase::Connect, open(Side::Source, &self.source, self.recorder.as_ref())).await?;
-            report.during(Phase::Preflight, plan(&source, &self.settings)).await
+            report.during(Phase::Preflight, plan(&source, &self.settings, &RunId::new())).await
         };
         match unless_cancelled(&cancel, looked).await {
             Ok(Ok((prepared, _))) => prepared,
@@ -206,11 +204,11 @@ impl Preparation {
     }
 
     async fn run(self, report: Reporter, cancel: Cancelled) -> Prepared {
-        let mut cancelled = cancel.clone();
+        let (mut cancelled, run) = (cancel.clone(), RunId::new());
         let looked = async {
             let source =
                 report.during(Phase::Connect, open(Side::Source, &self.source, self.recorder.as_ref())).await?;
-            let (prepared, address) = report.during(Phase::Preflight, plan(&source, &self.settings)).await?;
+            let (prepared, address) = report.during(Phase::Preflight, plan(&source, &self.settings, &run)).await?;
             Ok((source, prepared, address))
         };
         let looked = tokio::select! {
@@ -226,7 +224,8 @@ impl Preparation {
             return prepared;
         }
         let img = QemuImg::new(&self.settings.qemu_img);
-        let apply = Execution { source: &source, settings: &self.settings, img: &img, report: &report, address };
+        let settings = &self.settings;
+        let apply = Execution { run, source: &source, settings, img: &img, report: &report, address };
         let applied = report.during(Phase::Prepare, apply.run(&mut prepared.steps, cancel)).await;
         prepared.outcome = match &applied {
             Ok(()) => PreparationOutcome::Done,
@@ -290,7 +289,11 @@ impl EngineJob for PrepareJob {
 }
 
 /// Looks at the source and at this host and decides; also returns the address at which the source would listen.
-async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared, Option<Address>), Failure> {
+async fn plan(
+    source: &Process,
+    settings: &PrepareSettings,
+    run: &RunId,
+) -> Result<(Prepared, Option<Address>), Failure> {
     let facts = facts::gather(source).await?;
     let layout = observation::source_layout(&facts, source);
     let mut requirements = requirements::read(&layout, settings);
@@ -302,7 +305,7 @@ async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared,
 
     let mut address = None;
     if steps.iter().any(|step| step.action == PreparationAction::Copy) && settings.populate == PopulateMode::Missing {
-        address = settings.nbd_address.clone().or_else(|| own_address(settings, layout.local));
+        address = settings.nbd_address.clone().or_else(|| own_address(settings, run, layout.local));
         match &address {
             Some(_) => {
                 findings.extend(checks::listen(Setting::SourceNbdAddress, address.as_ref(), settings.allow_plaintext))
@@ -330,8 +333,8 @@ async fn plan(source: &Process, settings: &PrepareSettings) -> Result<(Prepared,
     Ok((prepared, address))
 }
 
-fn own_address(settings: &PrepareSettings, local: bool) -> Option<Address> {
-    let socket = settings.runtime_dir.join(format!("{PREFIX}prepare-{}", std::process::id()));
+fn own_address(settings: &PrepareSettings, run: &RunId, local: bool) -> Option<Address> {
+    let socket = settings.runtime_dir.join(run.name("prepare"));
     if local { Address::unix(socket).ok() } else { None }
 }
 

@@ -255,11 +255,13 @@ impl PairState {
         }
     }
 
-    /// A job enters a status.
+    /// A job enters a status. The id may be given without the prefix and the id of its run, as `mirror-0`.
     pub fn job(&mut self, id: &str, status: &'static str) {
-        if let Some(job) = self.source.jobs.iter_mut().find(|job| job.id == id) {
+        let found = self.source.jobs.iter_mut().find(|job| job.is_called(id));
+        let id = found.map_or(id.to_owned(), |job| {
             job.status = status;
-        }
+            job.id.clone()
+        });
         self.emit(Side::Source, "JOB_STATUS_CHANGE", json!({"id": id, "status": status}));
     }
 
@@ -275,7 +277,7 @@ impl PairState {
         Ok(())
     }
 
-    /// A job ends.
+    /// A job ends. The id may be short, as for [`Self::job`].
     pub fn conclude(&mut self, id: &str, how: MirrorEnd) {
         if how == MirrorEnd::Never {
             return;
@@ -285,9 +287,11 @@ impl PairState {
             MirrorEnd::Error | MirrorEnd::ErrorInQueryOnly => ("BLOCK_JOB_COMPLETED", Some("Input/output error")),
             _ => ("BLOCK_JOB_COMPLETED", None),
         };
-        if let Some(job) = self.source.jobs.iter_mut().find(|job| job.id == id) {
+        let found = self.source.jobs.iter_mut().find(|job| job.is_called(id));
+        let id = &found.map_or(id.to_owned(), |job| {
             job.error = error.map(str::to_owned);
-        }
+            job.id.clone()
+        });
         let mut data = json!({"device": id, "len": 1, "offset": 1, "speed": 0, "type": "mirror"});
         if how == MirrorEnd::Error {
             data["error"] = json!(error);
@@ -295,7 +299,7 @@ impl PairState {
         self.emit(Side::Source, event, data);
         self.job(id, "concluded");
         if how == MirrorEnd::Vanished {
-            self.source.jobs.retain(|job| job.id != id);
+            self.source.jobs.retain(|job| job.id != *id);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Child;
 use std::time::Duration;
 
+use qferry::internals::run_id::RunId;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
@@ -47,6 +48,12 @@ impl MirrorJob {
 }
 
 impl MirrorJob {
+    /// Whether this is the job's id, whole or without the prefix and the id of its run.
+    pub(super) fn is_called(&self, id: &str) -> bool {
+        let made = RunId::of_name(&self.id);
+        self.id == id || made.is_some_and(|(_, what)| what == id)
+    }
+
     /// The bytes copied, and the bytes that the guest has added.
     pub(super) fn copied(&self, takes: Duration, writes_on: f64) -> (u64, u64) {
         let (before, added) = self.when_switched;

@@ -147,7 +147,7 @@ fn reading(pair: &Pair) -> Child {
     let deadline = Instant::now() + WAIT;
     let is_read = |side: &Machine| {
         let left = side.leftovers().unwrap();
-        left.iter().any(|left| left.starts_with("export qferry-view"))
+        left.iter().any(|left| left.starts_with("export qferry-") && left.contains("-view-"))
     };
     while ![&pair.source, &pair.destination].into_iter().all(is_read) {
         assert!(Instant::now() < deadline, "it never reads");

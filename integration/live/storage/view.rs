@@ -5,7 +5,7 @@ use crate::{
     support::block_on,
 };
 use qferry::internals::{
-    endpoint::Address, progress::Side, qemu::ProcessError, storage::verify::read_export::ReadExports,
+    endpoint::Address, progress::Side, qemu::ProcessError, run_id::RunId, storage::verify::read_export::ReadExports,
 };
 use qferry_bed::Build;
 use serde_json::json;
@@ -41,7 +41,7 @@ fn a_view_of_either_side_leaves_nothing_changed() {
             block_on(async {
                 let process = qemu.process(Side::Source).await;
                 let nodes = [("one".to_owned(), "disk0".to_owned()), ("two".to_owned(), "disk0".to_owned())];
-                let view = ReadExports::open(&process, &address, &nodes).await.unwrap();
+                let view = ReadExports::open(&process, &RunId::new(), &address, &nodes).await.unwrap();
                 assert_eq!(qemu.exports().len(), 2);
                 let mode = std::fs::metadata(folder.path().join("nbd")).unwrap().permissions().mode();
                 assert_eq!(mode & 0o777, 0o600);
@@ -70,20 +70,20 @@ fn what_fails_to_open_is_closed() {
         let process = qemu.process(Side::Source).await;
         let nodes = [good, ("two".to_owned(), "nowhere".to_owned())];
         let good = &nodes[..1];
-        let error = ReadExports::open(&process, &address, &nodes).await.unwrap_err();
+        let error = ReadExports::open(&process, &RunId::new(), &address, &nodes).await.unwrap_err();
         assert!(error.refusal().is_some_and(|words| words.contains("nowhere")), "{error:?}");
         assert_eq!(qemu.exports(), Vec::<String>::new());
         assert!(!qemu.has_server(folder.path()));
 
         // The export of a dead engine is removed, one with a reader is not.
-        let left = ReadExports::open(&process, &address, good).await.unwrap();
+        let left = ReadExports::open(&process, &RunId::new(), &address, good).await.unwrap();
         let other = Address::unix(folder.path().join("other")).unwrap();
-        let view = ReadExports::open(&process, &other, good).await.unwrap();
+        let view = ReadExports::open(&process, &RunId::new(), &other, good).await.unwrap();
         drop(left);
         assert_eq!(qemu.exports().len(), 1);
         let mut reader = std::os::unix::net::UnixStream::connect(folder.path().join("other")).unwrap();
         negotiate(&mut reader, "one");
-        let error = ReadExports::open(&process, &address, good).await.unwrap_err();
+        let error = ReadExports::open(&process, &RunId::new(), &address, good).await.unwrap_err();
         assert!(matches!(&error, ProcessError::InUse { what, .. } if what.contains("another qferry")), "{error:?}");
         view.close(&process).await.unwrap();
         drop(reader);
@@ -91,7 +91,7 @@ fn what_fails_to_open_is_closed() {
         // A server of somebody else is left alone.
         let addr = json!({ "addr": { "type": "unix", "data": { "path": folder.path().join("theirs") } } });
         qemu.ask("nbd-server-start", &addr);
-        let error = ReadExports::open(&process, &address, good).await.unwrap_err();
+        let error = ReadExports::open(&process, &RunId::new(), &address, good).await.unwrap_err();
         assert!(matches!(&error, ProcessError::InUse { what, .. } if what.contains("nbd-server-stop")), "{error:?}");
         assert!(qemu.has_server(folder.path()));
     });

@@ -1,28 +1,31 @@
-//! What an engine made in a QEMU and could not remove.
+//! What a run made in a QEMU and could not remove.
 
 use crate::{
     migration::{Effect, pair::QemuPair},
     progress::describe,
     qemu::{Process, ProcessError},
+    run_id::RunId,
     storage::mirror::leftover::{self, Leftover},
 };
 use qapi::qmp;
 use tokio::try_join;
 
-/// Asks one side what is there that an engine made.
-pub(super) async fn own_leftovers(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
+/// Asks one side what is there that the run made. What another run made is that run's to remove.
+pub(super) async fn own_leftovers(process: &Process, run: &RunId) -> Result<Vec<Leftover>, ProcessError> {
     let (jobs, nodes, exports) = try_join!(
         process.ask(&qmp::query_jobs {}),
         process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
         process.ask(&qmp::query_block_exports {}),
     )?;
-    Ok(leftover::list(&jobs.0, &nodes.0, &exports.0))
+    let mut found = leftover::list(&jobs.0, &nodes.0, &exports.0);
+    found.retain(|leftover| leftover.run() == *run);
+    Ok(found)
 }
 
 /// The same in words.
-pub(super) async fn left_behind(process: &Process) -> Vec<String> {
+pub(super) async fn left_behind(process: &Process, run: &RunId) -> Vec<String> {
     let name = process.name();
-    match own_leftovers(process).await {
+    match own_leftovers(process, run).await {
         Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
         Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
     }

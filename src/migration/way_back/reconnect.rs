@@ -11,6 +11,7 @@ use crate::{
     progress::Side,
     qemu::{Process, reply::MigrationStatus},
     qmp,
+    run_id::RunId,
 };
 use qapi::qmp::query_migrate;
 use std::time::Duration;
@@ -81,17 +82,17 @@ async fn dial_again(context: &Context, process: &Process, endpoint: &Endpoint) -
     let recorder = context.monitors.recorder.clone();
     let options = qmp::QmpOptions { recorder, ..qmp::QmpOptions::labelled(process.name().side.as_str()) };
     let again = process.reconnect(stream, peer, options).await.ok()?;
-    if !is_known && !remembers_the_run(&again).await {
+    if !is_known && !remembers_the_run(&again, &context.run).await {
         return None;
     }
     context.report.action("reconnect", format!("the monitor of {} had closed", process.name()));
     Some(again)
 }
 
-/// Whether a QEMU remembers a migration, or has something that the engine made: a QEMU that was started anew has
+/// Whether a QEMU remembers a migration, or has something that the run made: a QEMU that was started anew has
 /// neither.
-async fn remembers_the_run(process: &Process) -> bool {
+async fn remembers_the_run(process: &Process, run: &RunId) -> bool {
     let status = process.ask(&query_migrate {}).await.ok().and_then(|answer| answer.status);
     status.is_some_and(|status| status != MigrationStatus::None)
-        || own_leftovers(process).await.is_ok_and(|leftovers| !leftovers.is_empty())
+        || own_leftovers(process, run).await.is_ok_and(|leftovers| !leftovers.is_empty())
 }

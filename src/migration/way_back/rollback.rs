@@ -32,6 +32,7 @@ use crate::{
         Observed, Process, ProcessError,
         reply::{MigrationStatus, RunState},
     },
+    run_id::RunId,
     storage::{
         mirror::{export, mirror_job},
         model::layout::DiskPair,
@@ -159,7 +160,7 @@ async fn roll_back(
     for effect in effects.iter().rev() {
         let mut undone = Undone::Done;
         for _ in 0..TRIES {
-            undone = undo(pair, mirrored, guest, effect, may_resume, &mut leftovers, report).await;
+            undone = undo(pair, log.run(), mirrored, guest, effect, may_resume, &mut leftovers, report).await;
             match &undone {
                 Undone::Failed(error) if !error.is_refusal() && !pair.side(effect.traits().side).is_gone() => {}
                 _ => break,
@@ -173,14 +174,14 @@ async fn roll_back(
             }
             Undone::TakenOver => {
                 report.warn("taken-over", "somebody else handed the guest over: everything is left as it is");
-                return RolledBack { as_before: false, leftovers: left_behind(source).await };
+                return RolledBack { as_before: false, leftovers: left_behind(source, log.run()).await };
             }
         }
     }
     leftovers.extend(migration_under_way(source).await);
-    leftovers.extend(left_behind(source).await);
+    leftovers.extend(left_behind(source, log.run()).await);
     if !destination.has_ended().await {
-        leftovers.extend(left_behind(destination).await);
+        leftovers.extend(left_behind(destination, log.run()).await);
     }
     RolledBack { as_before: is_as_before(source, guest).await, leftovers }
 }
@@ -200,8 +201,10 @@ impl From<Result<(), ProcessError>> for Undone {
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "one call passes on all that the way back needs")]
 async fn undo(
     pair: &QemuPair,
+    run: &RunId,
     mirrored: &[DiskPair],
     guest: &GuestIntent,
     effect: &Effect,
@@ -234,7 +237,7 @@ async fn undo(
             None => Ok(()),
         },
         Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => Ok(()),
-        Effect::NbdServer => allow_refusal(export::stop_server(destination).await.map(drop)),
+        Effect::NbdServer => allow_refusal(export::stop_own_server(destination, run).await),
         Effect::Tuned { side, before } => apply::restore(pair.side(*side), before).await,
         Effect::SocketFile(path) => {
             leftovers.extend(remove_socket(path));

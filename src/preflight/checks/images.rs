@@ -345,7 +345,12 @@ mod tests {
 
     fn pair(source: impl Into<Vec<Layer>>, destination: impl Into<Vec<Layer>>) -> DiskPair {
         let (source, destination) = (disk(source), disk(destination));
-        DiskPair { source, destination, mode: CopyMode::Incremental, names: PairNames::new(0) }
+        DiskPair {
+            source,
+            destination,
+            mode: CopyMode::Incremental,
+            names: PairNames::new(&crate::run_id::RunId::default(), 0),
+        }
     }
 
     fn with(pairs: &[DiskPair], files: &[(&str, FileFacts)], overcommit: bool, check: impl FnOnce(&CheckSubject<'_>)) {

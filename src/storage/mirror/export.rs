@@ -6,7 +6,8 @@
 use crate::{
     endpoint::Address,
     qemu::{Process, ProcessError},
-    storage::model::layout::{DiskPair, PREFIX, PairNames},
+    run_id::RunId,
+    storage::model::layout::{DiskPair, PairNames},
 };
 use qapi::qmp;
 use serde_json::{Value, json};
@@ -45,17 +46,17 @@ pub async fn add(destination: &Process, pair: &DiskPair) -> Result<(), ProcessEr
     destination.act(&qmp::block_export_add(options(export, export, &pair.destination.node, true))).await
 }
 
-/// The id of an export for reading begins with this, after the prefix that every name of the engine begins with.
+/// The id of an export for reading has this behind the prefix and the id of its run.
 const FOR_READING: &str = "view-";
 
-/// The id of the export for reading with this number.
-pub(in crate::storage) fn id_for_reading(number: usize) -> String {
-    format!("{PREFIX}{FOR_READING}{number}")
+/// The id of a run's export for reading with this number.
+pub(in crate::storage) fn id_for_reading(run: &RunId, number: usize) -> String {
+    run.name(format_args!("{FOR_READING}{number}"))
 }
 
 /// Whether an export is one for reading, by its id.
 pub(in crate::storage) fn is_for_reading(id: &str) -> bool {
-    id.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(FOR_READING))
+    RunId::of_name(id).is_some_and(|(_, what)| what.starts_with(FOR_READING))
 }
 
 /// The options of an export of a node. A read-only export also offers `qemu:allocation-depth`, which tells the layer
@@ -90,6 +91,24 @@ pub async fn stop_server(destination: &Process) -> Result<Vec<String>, ProcessEr
     let left = destination.ask(&qmp::query_block_exports {});
     let ((), left) = try_join!(stopped, left)?;
     Ok(left.0.into_iter().map(|export| export.id).collect())
+}
+
+/// Stops the server of a run. Another run's exports, or the user's, prove that the server is not this run's alone: then
+/// only the exports of this run are removed, and the server stays.
+///
+/// # Errors
+/// QEMU refuses, above all because no server runs, or does not answer.
+pub async fn stop_own_server(destination: &Process, run: &RunId) -> Result<(), ProcessError> {
+    let exports = destination.ask(&qmp::query_block_exports {}).await?.0;
+    let (own, foreign): (Vec<_>, Vec<_>) = exports.into_iter().partition(|export| run.has_made(&export.id));
+    if foreign.is_empty() {
+        return stop_server(destination).await.map(drop);
+    }
+    let mode = Some(qmp::BlockExportRemoveMode::hard);
+    for export in own {
+        destination.act(&qmp::block_export_del { id: export.id, mode }).await?;
+    }
+    Ok(())
 }
 
 /// The seconds for which QEMU may try to open an export. QEMU's main loop waits meanwhile, and the guest with it. If

@@ -1,11 +1,12 @@
-//! Leftovers of an engine in a QEMU: jobs, nodes, bitmaps and exports, recognised by the prefix of their names.
+//! Leftovers of an engine in a QEMU: jobs, nodes, bitmaps and exports, recognised by the prefix of their names. The id
+//! that follows the prefix tells the run that made them.
 //!
 //! Pure. Anything without the prefix is never listed, so the engine never removes anything of the user's.
 
 use super::export;
 use crate::{
     qemu::reply::{BlockExport, BlockNode, JobInfo},
-    storage::model::layout::PREFIX,
+    run_id::{PREFIX, RunId},
 };
 
 /// A job, node, bitmap or export that an engine made.
@@ -26,6 +27,18 @@ pub enum Leftover {
     Export(String),
     /// A read-only export of a check that was killed; the next check removes the export.
     ReadExport(String),
+}
+
+impl Leftover {
+    /// The run that made the leftover.
+    pub fn run(&self) -> RunId {
+        let (Self::Job(name)
+        | Self::Node(name)
+        | Self::Bitmap { name, .. }
+        | Self::Export(name)
+        | Self::ReadExport(name)) = self;
+        RunId::of_name(name).map(|(run, _)| run).unwrap_or_default()
+    }
 }
 
 impl std::fmt::Display for Leftover {

@@ -10,7 +10,7 @@ use crate::{
     progress::describe,
     qemu::{Process, ProcessError, reply::JobStatus},
     qmp::QmpRequest,
-    storage::model::layout::PREFIX,
+    run_id::RunId,
 };
 use qapi::qmp;
 use serde_json::{Value, json};
@@ -45,17 +45,18 @@ pub enum LinkProbeError {
 /// The course of a probe: times since its start, each with the bytes that had arrived by then.
 pub type ArrivalSamples = Vec<(Duration, u64)>;
 
-/// Sends zeros from the source to the destination's `address` until `is_over` returns true, 1 GiB is sent, or
-/// `cancelled` is ready. All parts of the probe are removed before the function returns; the second result is the first
-/// failure to remove a part.
+/// Sends zeros, under names of the run, from the source to the destination's `address` until `is_over` returns true,
+/// 1 GiB is sent, or `cancelled` is ready. All parts of the probe are removed before the function returns; the second
+/// result is the first failure to remove a part.
 pub async fn run(
+    run: &RunId,
     source: &Process,
     destination: &Process,
     address: &Address,
     is_over: impl Fn(&[(Duration, u64)]) -> bool,
     cancelled: impl Future<Output = ()>,
 ) -> (Result<ArrivalSamples, LinkProbeError>, Result<(), ProcessError>) {
-    let mut probe = LinkProbe { source, destination, address, made: ProbeParts::default() };
+    let mut probe = LinkProbe { run, source, destination, address, made: ProbeParts::default() };
     let sent = match probe.open().await {
         Ok(()) => tokio::select! {
             biased;
@@ -79,6 +80,7 @@ struct ProbeParts {
 }
 
 struct LinkProbe<'a> {
+    run: &'a RunId,
     source: &'a Process,
     destination: &'a Process,
     address: &'a Address,
@@ -87,12 +89,12 @@ struct LinkProbe<'a> {
 
 impl LinkProbe<'_> {
     async fn open(&mut self) -> Result<(), LinkProbeError> {
-        let (source, destination, made) = (self.source, self.destination, &mut self.made);
+        let (run, source, destination, made) = (self.run, self.source, self.destination, &mut self.made);
         // A sink that reads as zeros would look up to date already, and the mirror would send nothing.
-        make(&mut made.sink, add(destination, &null("sink", false))).await?;
+        make(&mut made.sink, add(destination, &null(run, "sink", false))).await?;
         make(&mut made.server, export::start_server(destination, self.address)).await?;
-        let export = name("export");
-        let options = export::options(&export, &export, &name("sink"), true);
+        let export = name(run, "export");
+        let options = export::options(&export, &export, &name(run, "sink"), true);
         make(&mut made.export, destination.act(&qmp::block_export_add(options))).await?;
         if let Address::Tcp { .. } = self.address {
             // A QEMU that connects to an address where a firewall drops every packet hangs for two minutes: try from
@@ -100,15 +102,15 @@ impl LinkProbe<'_> {
             let dialed = dial(self.address, DIAL).await;
             dialed.map_err(|error| LinkProbeError::Unreachable(describe(&error)))?;
         }
-        make(&mut made.zeros, add(source, &null("zeros", true))).await?;
-        make(&mut made.target, add(source, &target(self.address))).await?;
-        make(&mut made.job, source.act(&blockdev_mirror())).await?;
+        make(&mut made.zeros, add(source, &null(run, "zeros", true))).await?;
+        make(&mut made.target, add(source, &target(run, self.address))).await?;
+        make(&mut made.job, source.act(&blockdev_mirror(run))).await?;
         Ok(())
     }
 
     /// Samples how much has arrived until the probe is over.
     async fn watch(&self, is_over: impl Fn(&[(Duration, u64)]) -> bool) -> Result<ArrivalSamples, LinkProbeError> {
-        let (began, id) = (Instant::now(), name("job"));
+        let (began, id) = (Instant::now(), name(self.run, "job"));
         let mut samples = ArrivalSamples::new();
         loop {
             let jobs = self.source.ask(&qmp::query_jobs {}).await?.0;
@@ -127,7 +129,7 @@ impl LinkProbe<'_> {
 
     /// Removes the parts, the last one first. A part that cannot be removed does not keep the others.
     async fn close(self) -> Result<(), ProcessError> {
-        let Self { source, destination, address, made } = self;
+        let Self { run, source, destination, address, made } = self;
         let mut first = Ok(());
         let mut note = |done: Result<(), ProcessError>| {
             if let Err(error) = done {
@@ -138,17 +140,17 @@ impl LinkProbe<'_> {
             }
         };
         if made.job {
-            note(mirror_job::abort(source, &name("job")).await);
+            note(mirror_job::abort(source, &name(run, "job")).await);
         }
-        for (made, node) in [(made.target, "target"), (made.zeros, "zeros")] {
+        for (made, node) in [(made.target, "nbd"), (made.zeros, "zeros")] {
             if made {
-                note(source.act(&qmp::blockdev_del { node_name: name(node) }).await);
+                note(source.act(&qmp::blockdev_del { node_name: name(run, node) }).await);
             }
         }
         if made.export {
             let mode = Some(qmp::BlockExportRemoveMode::hard);
             // An export that is already closed is no failure: stopping the server proves that it is closed.
-            drop(destination.act(&qmp::block_export_del { id: name("export"), mode }).await);
+            drop(destination.act(&qmp::block_export_del { id: name(run, "export"), mode }).await);
         }
         if made.server {
             note(destination.act(&qmp::nbd_server_stop {}).await);
@@ -158,7 +160,7 @@ impl LinkProbe<'_> {
             }
         }
         if made.sink {
-            note(destination.act(&qmp::blockdev_del { node_name: name("sink") }).await);
+            note(destination.act(&qmp::blockdev_del { node_name: name(run, "sink") }).await);
         }
         first
     }
@@ -171,8 +173,9 @@ async fn make(made: &mut bool, done: impl Future<Output = Result<(), ProcessErro
     done
 }
 
-fn name(what: &str) -> String {
-    format!("{PREFIX}probe-{what}")
+/// The name that a run gives to a part of its probe. QEMU's limit for the names of nodes allows `what` five characters.
+fn name(run: &RunId, what: &str) -> String {
+    run.name(format_args!("probe-{what}"))
 }
 
 /// Adds a node with these options of `blockdev-add`.
@@ -184,24 +187,24 @@ fn add(process: &Process, options: &Value) -> impl Future<Output = Result<(), Pr
 }
 
 /// A node that accepts writes and stores nothing. Without `zeros` a read returns arbitrary bytes.
-fn null(what: &str, zeros: bool) -> Value {
-    json!({ "driver": "null-co", "node-name": name(what), "size": MOST, "read-zeroes": zeros })
+fn null(run: &RunId, what: &str, zeros: bool) -> Value {
+    json!({ "driver": "null-co", "node-name": name(run, what), "size": MOST, "read-zeroes": zeros })
 }
 
 /// The export, as a node of the source to which QEMU writes zeros as data: blkdebug rejects "write zeroes" requests
 /// that are smaller than `opt-write-zero`, and every request of the mirror is. (A source node that did not read as
 /// zeros would send remains of QEMU's memory.)
-fn target(address: &Address) -> Value {
+fn target(run: &RunId, address: &Address) -> Value {
     // The NBD node has no name of its own, so QEMU removes it together with this node.
-    let image = json!({ "driver": "nbd", "server": export::server(address), "export": name("export") });
-    json!({ "driver": "blkdebug", "node-name": name("target"), "opt-write-zero": 32 << 20, "image": image })
+    let image = json!({ "driver": "nbd", "server": export::server(address), "export": name(run, "export") });
+    json!({ "driver": "blkdebug", "node-name": name(run, "nbd"), "opt-write-zero": 32 << 20, "image": image })
 }
 
-fn blockdev_mirror() -> qmp::blockdev_mirror {
+fn blockdev_mirror(run: &RunId) -> qmp::blockdev_mirror {
     qmp::blockdev_mirror {
-        job_id: Some(name("job")),
-        device: name("zeros"),
-        target: name("target"),
+        job_id: Some(name(run, "job")),
+        device: name(run, "zeros"),
+        target: name(run, "nbd"),
         sync: qmp::MirrorSyncMode::full,
         auto_dismiss: Some(false),
         buf_size: Some(REQUEST),

@@ -91,7 +91,12 @@ mod tests {
     }
 
     fn one(source: Disk, destination: Disk, storage: StorageMode, able: (bool, bool)) -> BitmapPlan {
-        let pair = DiskPair { source: source.clone(), destination, mode: CopyMode::Full, names: PairNames::new(0) };
+        let pair = DiskPair {
+            source: source.clone(),
+            destination,
+            mode: CopyMode::Full,
+            names: PairNames::new(&crate::run_id::RunId::default(), 0),
+        };
         let pairs = if storage == StorageMode::None { vec![] } else { vec![pair] };
         decide(&[source], &pairs, storage, able)
     }

@@ -5,13 +5,14 @@
 //! disks decide nothing.
 
 use super::chain::BackingChain;
-use crate::qemu::reply::{BlockDevice, BlockStats, WriteStats};
+use crate::{
+    qemu::reply::{BlockDevice, BlockStats, WriteStats},
+    run_id::RunId,
+};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The prefix of the name of every job, node, bitmap and export that the engine makes in a QEMU, so that the engine can
-/// tell them from the user's own.
-pub const PREFIX: &str = "qferry-";
+pub use crate::run_id::PREFIX;
 
 /// A disk of the source or of the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,9 +201,9 @@ pub struct PairNames {
 }
 
 impl PairNames {
-    /// The names for the pair with this index.
-    pub fn new(index: usize) -> Self {
-        let name = |what: &str| format!("{PREFIX}{what}-{index}");
+    /// The names that a run gives for the pair with this index.
+    pub fn new(run: &RunId, index: usize) -> Self {
+        let name = |what: &str| run.name(format_args!("{what}-{index}"));
         Self {
             job: name("mirror"),
             target: name("target"),
@@ -236,8 +237,14 @@ pub enum PairingProblem {
 /// Pairs the disks.
 ///
 /// A source disk goes to the destination disk with the same device id, else the same drive name, else the same node
-/// name, else the same path in QOM. By default every disk that the guest can write to is paired.
-pub fn pair(source: &[Disk], destination: &[Disk], selection: &DiskSelection) -> (Vec<DiskPair>, Vec<PairingProblem>) {
+/// name, else the same path in QOM. By default every disk that the guest can write to is paired. The names of each pair
+/// are those of the run.
+pub fn pair(
+    source: &[Disk],
+    destination: &[Disk],
+    selection: &DiskSelection,
+    run: &RunId,
+) -> (Vec<DiskPair>, Vec<PairingProblem>) {
     let mut problems = Vec::new();
     let mut pairs: Vec<DiskPair> = Vec::new();
     let unknown = |name: &str, on_source| PairingProblem::Unknown { name: name.to_owned(), on_source };
@@ -261,7 +268,7 @@ pub fn pair(source: &[Disk], destination: &[Disk], selection: &DiskSelection) ->
                 problems.push(PairingProblem::Ambiguous(disk.clone()));
             }
             (&[other], _) => {
-                let (mode, names) = (CopyMode::of(disk, selection.storage), PairNames::new(pairs.len()));
+                let (mode, names) = (CopyMode::of(disk, selection.storage), PairNames::new(run, pairs.len()));
                 let pair = DiskPair { source: disk.clone(), destination: other.clone(), mode, names };
                 if other.read_only {
                     problems.push(PairingProblem::ReadOnly(pair.clone()));
@@ -352,6 +359,10 @@ mod tests {
             virtual_size: 1 << 30,
             chain: BackingChain::default(),
         }
+    }
+
+    fn pair(source: &[Disk], other: &[Disk], selection: &DiskSelection) -> (Vec<DiskPair>, Vec<PairingProblem>) {
+        super::pair(source, other, selection, &RunId::default())
     }
 
     fn names(pairs: &[DiskPair]) -> Vec<(&str, &str)> {

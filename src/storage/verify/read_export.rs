@@ -9,6 +9,7 @@ use crate::{
     endpoint::{Address, keep_private},
     qemu::{Process, ProcessError},
     qmp::QmpRequest,
+    run_id::RunId,
     storage::mirror::export,
 };
 use qapi::qmp;
@@ -19,6 +20,8 @@ use tokio::try_join;
 #[derive(Debug)]
 #[must_use = "the exports stay open in QEMU until they are closed"]
 pub struct ReadExports {
+    /// The run that reads.
+    run: RunId,
     address: Address,
     /// The ids of the exports, in the order of the nodes.
     exports: Vec<String>,
@@ -37,7 +40,12 @@ impl ReadExports {
     /// # Errors
     /// [`ProcessError::InUse`] if QEMU's only NBD server runs already; else QEMU refuses, or does not answer. After an
     /// error everything is closed again, as far as QEMU still answers.
-    pub async fn open(process: &Process, address: &Address, nodes: &[(String, String)]) -> Result<Self, ProcessError> {
+    pub async fn open(
+        process: &Process,
+        run: &RunId,
+        address: &Address,
+        nodes: &[(String, String)],
+    ) -> Result<Self, ProcessError> {
         let before = set_of(process, false).await?;
         start_server(process, address).await?;
         // Only this process reads from the socket, so close it to others before anything is exported, whoever chose the
@@ -45,7 +53,8 @@ impl ReadExports {
         if let Err(error) = keep_private(address) {
             tracing::debug!(%address, %error, "the permissions of the socket could not be restricted; those of its folder apply");
         }
-        let mut opened = Self { address: address.clone(), exports: Vec::new(), inactive: Vec::new(), before };
+        let (run, address) = (run.clone(), address.clone());
+        let mut opened = Self { run, address, exports: Vec::new(), inactive: Vec::new(), before };
         match opened.add(process, nodes).await {
             Ok(()) => Ok(opened),
             Err(error) => {
@@ -125,7 +134,7 @@ impl ReadExports {
     async fn add(&mut self, process: &Process, nodes: &[(String, String)]) -> Result<(), ProcessError> {
         let mut answers = Vec::new();
         for (name, node) in nodes {
-            let id = export::id_for_reading(self.exports.len());
+            let id = export::id_for_reading(&self.run, self.exports.len());
             answers.push(process.act(&qmp::block_export_add(export::options(&id, name, node, false))));
             self.inactive.extend(self.before.get(node).cloned());
             self.exports.push(id);
