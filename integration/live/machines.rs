@@ -1,5 +1,7 @@
 //! The preflight's comparison of two machines, as QEMU itself describes them. The machines have no guest.
 
+mod disk_places;
+
 use super::support::WAIT;
 use qferry::internals::{
     endpoint::Address,

@@ -114,6 +114,14 @@ async fn what_cannot_be_compared_is_only_told() {
         .iter()
         .filter(|event| matches!(&event.kind, EventKind::Warning { code, .. } if code == "not-compared"));
     assert_eq!(told.count(), 3, "machine type, RAM blocks, CPU: {run:?}");
+    assert!(run.warned("disk-place-unknown"), "{run:?}");
+}
+
+/// The guest would find the one disk in the place of the other, whatever the disks are called.
+#[tokio::test(start_paused = true)]
+async fn disks_that_changed_places_are_refused() {
+    let exchange = |state: &mut PairState| state.destination.disks.reverse();
+    refused("disk-place-differs", &disks(2), exchange, |builder| builder).await;
 }
 
 #[tokio::test(start_paused = true)]

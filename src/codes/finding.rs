@@ -228,6 +228,12 @@ finding_codes! {
     DiskNotWritable "disk-not-writable" Plain [Blocker]
         "The destination's QEMU may not write to an image."
         "give its user the right to write to it";
+    DiskPlaceDiffers "disk-place-differs" Plain [Blocker]
+        "The destination has a disk at another place in the guest than the source: another address, unit or LUN, or a controller at another address. The guest would find another disk there."
+        "start the destination with each disk at the source's address (addr, bus, unit, channel, scsi-id, lun), or name the pairs: `disks: SOURCE=DESTINATION`";
+    DiskPlaceUnknown "disk-place-unknown" Plain [Warning]
+        "The place of a disk in the guest is not known on both sides, so it is not proved that the guest finds the same disk there."
+        "make sure that both QEMUs have each disk at the same address: give its device on both sides an id, and its address (a USB device its port) explicitly";
     DiskReadOnly "disk-read-only" Plain [Blocker]
         "The destination's counterpart of a writable disk is read-only."
         "start the destination with this disk writable";

@@ -15,6 +15,7 @@ use crate::{
             SideFacts,
             cpu::{CpuFacts, CpuidRegister, IDENTITY},
             devices::{DeviceFacts, DeviceTable},
+            disk_place::{DiskPlace, DiskPlaces},
             files::FileFacts,
             machine::MachineFacts,
             ports::PortState,
@@ -79,6 +80,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
         devices: Vec::new(),
         nodes: Vec::new(),
         graph: NodeGraph::default(),
+        places: DiskPlaces::default(),
         jobs: Vec::new(),
         exports: Vec::new(),
         leftovers: Vec::new(),
@@ -145,6 +147,8 @@ impl SideFacts {
             serde_json::from_value(json!({ "device": "", "qdev": format!("/machine/peripheral/{id}/virtio-backend") }))
                 .expect("a device");
         device.inserted = self.nodes.iter().find(|node| node.node_name == name).cloned();
+        let lun = self.devices.len();
+        self.places.extend(device.qdev.clone().map(|qdev| (qdev, Ok(DiskPlace::at_lun(lun)))));
         self.devices.push(device);
         self.wire();
     }
@@ -320,6 +324,14 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             world.destination.change("top", |node| node.drv = "raw".to_owned());
         },
         Code::DiskNotWritable => |world| world.destination.file_mut("/d/top").writable = false,
+        Code::DiskPlaceDiffers => |world| {
+            let place = |lun| Ok(DiskPlace::at_lun(lun));
+            let qdev = "/machine/peripheral/disk0/virtio-backend";
+            for (facts, lun) in [(&mut world.source, 0), (&mut world.destination, 1)] {
+                facts.places.insert(qdev.to_owned(), place(lun));
+            }
+        },
+        Code::DiskPlaceUnknown => |world| world.destination.places.clear(),
         Code::DiskReadOnly => |world| world.destination.change("top", |node| node.ro = true),
         Code::DiskShared => |world| world.destination.file_mut("/d/top").id = (1, 100),
         Code::DiskSharedUnproved => |world| {

@@ -13,6 +13,7 @@ use crate::{
         },
     },
 };
+use disk_place::DiskPlaces;
 use files::FileFacts;
 use machine::MachineFacts;
 use qapi::qmp;
@@ -21,9 +22,12 @@ use tokio::try_join;
 
 pub mod cpu;
 pub mod devices;
+pub mod disk_place;
 pub mod files;
 pub mod machine;
 pub mod ports;
+mod qom;
+pub mod qom_devices;
 pub mod ram_blocks;
 
 /// The answers of one side.
@@ -41,6 +45,8 @@ pub struct SideFacts {
     pub nodes: Vec<BlockNode>,
     /// The edges between the block nodes.
     pub graph: NodeGraph,
+    /// The place of each device with a medium, or the reason why the place is not known.
+    pub places: DiskPlaces,
     /// The ids of all jobs.
     pub jobs: Vec<String>,
     /// The ids of all exports.
@@ -85,7 +91,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         Box::pin(machine::gather(process)),
     )?;
     let (jobs, exports) = (jobs.0, exports.0);
-    let BlockFacts { devices, nodes, graph, files } = blocks;
+    let BlockFacts { devices, nodes, graph, files, places } = blocks;
     let leftovers = leftover::list(&jobs, &nodes, &exports);
     Ok(SideFacts {
         name: process.name().to_string(),
@@ -96,6 +102,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         devices,
         graph,
         nodes,
+        places,
         jobs: jobs.into_iter().map(|job| job.id).collect(),
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
@@ -110,8 +117,8 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
 /// # Errors
 /// QEMU refuses a query, or does not answer.
 pub async fn with_disks_now(process: &Process, before: &SideFacts) -> Result<SideFacts, ProcessError> {
-    let BlockFacts { devices, nodes, graph, files } = Box::pin(blocks(process)).await?;
-    Ok(SideFacts { devices, nodes, graph, files, ..before.clone() })
+    let BlockFacts { devices, nodes, graph, files, places } = Box::pin(blocks(process)).await?;
+    Ok(SideFacts { devices, nodes, graph, files, places, ..before.clone() })
 }
 
 /// The answers of one side about its disks.
@@ -120,6 +127,7 @@ struct BlockFacts {
     nodes: Vec<BlockNode>,
     graph: NodeGraph,
     files: BTreeMap<String, FileFacts>,
+    places: DiskPlaces,
 }
 
 async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
@@ -138,7 +146,8 @@ async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
     let (devices, nodes) = (devices.0, nodes.0);
     // only the files of a process of this host can be seen
     let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
-    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files })
+    let places = qom_devices::places(process, &devices).await?;
+    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files, places })
 }
 
 impl SideFacts {

@@ -125,7 +125,39 @@ impl ModelQemu {
             (CPU, "avx2") => json!(self.features & 0x20 != 0),
             (CPU, "feature-words") => json!([{"cpuid-input-eax": 7, "cpuid-input-ecx": 0, "cpuid-register": "EBX",
                 "features": self.features, "x-new": 1}]),
-            (_, "parent_bus") => json!("/machine/unattached/device[2]/isa.0"),
+            _ => return self.place(path, name),
+        })
+    }
+
+    /// The properties of an object; those of a disk's device among them.
+    pub(super) fn properties(&self, path: &str) -> Value {
+        match self.disk_at(path) {
+            Some(_) => json!([{"name": "type", "type": "string"}, {"name": "addr", "type": "int32"}]),
+            None => json!([{"name": "type", "type": "string"}, {"name": "x-new", "type": "bool"},
+                {"name": "avx2", "type": "bool"}, {"name": "usb0", "type": "child<nec-usb-xhci>"}]),
+        }
+    }
+
+    /// The number of the disk whose device is at this path in QOM.
+    fn disk_at(&self, path: &str) -> Option<usize> {
+        let name = path.strip_prefix("/machine/peripheral/")?;
+        self.disks.iter().position(|disk| disk.name == name)
+    }
+
+    /// The properties that say where a device is: each disk is a `virtio-blk-pci`, in the order of the disks.
+    fn place(&self, path: &str, name: &str) -> Option<Value> {
+        const HOST: &str = "/machine/i440fx";
+        let backend = path.strip_suffix("/virtio-backend");
+        Some(match (name, path, backend) {
+            ("parent_bus", _, Some(device)) => json!(format!("{device}/virtio-bus")),
+            ("parent_bus", HOST, _) => json!("/machine/unattached/sysbus"),
+            ("parent_bus", ..) if self.disk_at(path).is_some() => json!(format!("{HOST}/pci.0")),
+            ("parent_bus", ..) => json!("/machine/unattached/device[2]/isa.0"),
+            ("addr", ..) => json!(8 * (self.disk_at(path)? + 2)),
+            ("type", ..) if path.ends_with("/virtio-bus") => json!("virtio-pci-bus"),
+            ("type", ..) if path.ends_with("/pci.0") => json!("PCI"),
+            ("type", ..) if path.ends_with("/sysbus") => json!("System"),
+            ("type", ..) => json!("x-device"),
             _ => return None,
         })
     }

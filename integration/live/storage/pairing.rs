@@ -69,7 +69,8 @@ fn names_that_no_disk_has_and_disks_that_are_wanted_twice() {
         &with(&[("disk0", Some("disk1")), ("disk1", None)], &[]),
         [
             blocker("disk-ambiguous", "disk1", [&"more than one"]),
-            // The backing file differs, too.
+            // The other disk is elsewhere in the guest, and its backing file differs, too.
+            blocker("disk-place-differs", "disk0", [&"addr=", &"where the destination has disk0"]),
             blocker("backing-differs", "disk0", []),
         ],
     );

@@ -293,6 +293,7 @@ mod tests {
             devices: Vec::new(),
             nodes: Vec::new(),
             graph: NodeGraph::default(),
+            places: Default::default(),
             jobs: Vec::new(),
             exports: Vec::new(),
             leftovers: Vec::new(),

@@ -7,6 +7,7 @@ mod capabilities;
 pub mod contents;
 mod cpu;
 mod devices;
+mod disk_places;
 mod disks;
 mod finding;
 mod images;
@@ -32,6 +33,7 @@ pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     findings.extend(cpu::run(source, destination));
     findings.extend(devices::run(source, destination));
     findings.extend(disks::run(subject));
+    findings.extend(disk_places::run(subject));
     findings.extend(images::run(subject));
     findings.extend(network::run(subject));
     findings.extend(capabilities::run(subject));

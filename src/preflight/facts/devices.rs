@@ -2,8 +2,8 @@
 //!
 //! Pure.
 
+use super::disk_place::QomDevice;
 use crate::qemu::reply::{PciBus, PciFunction, QomProperty};
-use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The devices of one side.
@@ -62,18 +62,15 @@ fn root_place(function: &PciFunction) -> String {
     format!("{bus:02x}:{slot:02x}.{function:x}")
 }
 
-/// The place by a device's properties `parent_bus` and `addr`. Only the last part of the bus's QOM path is used: every
+/// The place of a device that is on no root bus of PCI. Only the last part of the bus's path in QOM is used: every
 /// version of QEMU numbers the parts before it anew.
-pub fn place(bus: Option<&Value>, addr: Option<&Value>) -> Option<String> {
-    let bus = bus.and_then(Value::as_str).and_then(|path| path.rsplit('/').next()).filter(|bus| !bus.is_empty());
-    let addr = addr.and_then(Value::as_u64);
-    match (bus, addr) {
-        (Some(bus), Some(devfn)) => Some(format!("{bus}/{:02x}.{:x}", devfn >> 3, devfn & 7)),
-        (Some(bus), None) => Some(bus.to_owned()),
-        // a memory device has no bus
-        (None, Some(addr)) => Some(format!("{addr:#x}")),
-        (None, None) => None,
-    }
+pub fn place(device: &QomDevice) -> Option<String> {
+    let (_, bus) = device.bus.rsplit_once('/')?;
+    let words = device.addresses.iter().map(|(name, value)| match *name {
+        "addr" => format!("/{value}"),
+        name => format!(" {name}={value}"),
+    });
+    Some(format!("{bus}{}", words.collect::<String>()))
 }
 
 #[cfg(test)]
@@ -112,11 +109,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_behind_a_bridge_or_on_no_bus_has_a_place_too() {
-        let at = |bus: Value, addr: Value| place(Some(&bus), Some(&addr));
-        assert_eq!(at(json!("/machine/peripheral/rp0/rp0"), json!(24)).as_deref(), Some("rp0/03.0"));
-        assert_eq!(at(json!("/machine/unattached/device[2]/isa.0"), Value::Null).as_deref(), Some("isa.0"));
-        assert_eq!(at(json!(""), json!(0x1_4000_0000_u64)).as_deref(), Some("0x140000000"));
-        assert_eq!(place(None, None), None);
+    fn what_is_behind_a_bridge_or_on_another_bus_has_a_place_too() {
+        let at = |bus: &str, addresses: &[(&'static str, &str)]| {
+            let addresses = addresses.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            place(&QomDevice { bus: bus.to_owned(), addresses, ..QomDevice::default() })
+        };
+        assert_eq!(at("/machine/peripheral/rp0/rp0", &[("addr", "03.0")]).as_deref(), Some("rp0/03.0"));
+        assert_eq!(at("/machine/unattached/device[2]/isa.0", &[]).as_deref(), Some("isa.0"));
+        let disk = at("/machine/peripheral/s/s.0", &[("lun", "1"), ("scsi-id", "0")]);
+        assert_eq!(disk.as_deref(), Some("s.0 lun=1 scsi-id=0"));
+        assert_eq!(at("", &[]), None);
     }
 }

@@ -6,6 +6,8 @@
 use super::{
     cpu::{self, CpuFacts, IDENTITY},
     devices::{self, DeviceTable},
+    qom::{known, property},
+    qom_devices,
     ram_blocks::{self, RamBlock},
 };
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::Value;
-use std::{collections::BTreeMap, future::Future};
+use std::collections::BTreeMap;
 use tokio::try_join;
 
 /// The machine that one side emulates.
@@ -87,16 +89,20 @@ async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFa
 
 /// Asks for the places of the devices that are on no root bus of PCI.
 async fn place(process: &Process, devices: &mut DeviceTable) -> Result<(), ProcessError> {
-    let ask = |id: String| {
-        let path = format!("/machine/peripheral/{id}");
-        (id, property(process, &path, "parent_bus"), property(process, &path, "addr"))
-    };
-    // every query is sent before the first answer is awaited
-    let asked: Vec<_> = devices.unplaced().into_iter().map(ask).collect();
-    for (id, bus, addr) in asked {
-        let place = devices::place(bus.await?.as_ref(), addr.await?.as_ref());
+    let path = |id: &str| format!("/machine/peripheral/{id}");
+    let unplaced = devices.unplaced();
+    let walked = qom_devices::walk(process, unplaced.iter().map(|id| path(id)).collect()).await?;
+    // a memory device has no bus
+    let loose = unplaced.into_iter().filter(|id| !walked.contains_key(&path(id)));
+    let loose: Vec<_> = loose.map(|id| (property(process, &path(&id), "addr"), id)).collect();
+    for (addr, id) in loose {
         if let Some(device) = devices.named.get_mut(&id) {
-            device.place = place;
+            device.place = addr.await?.and_then(|addr| addr.as_u64()).map(|addr| format!("{addr:#x}"));
+        }
+    }
+    for (id, device) in &mut devices.named {
+        if let Some(found) = walked.get(&path(id)).filter(|_| device.place.is_none()) {
+            device.place = devices::place(found);
         }
     }
     Ok(())
@@ -139,28 +145,6 @@ async fn flags(process: &Process, path: &str, names: &[String], on: bool) -> Res
         }
     }
     Ok(found)
-}
-
-/// The value of a property, if the object has it. The query is sent when this is called, before the future is awaited.
-fn property(
-    process: &Process,
-    path: &str,
-    name: &str,
-) -> impl Future<Output = Result<Option<Value>, ProcessError>> + use<> {
-    known(process.ask(&qmp::qom_get { path: path.to_owned(), property: name.to_owned() }))
-}
-
-/// The answer to a query, or `None` where a build refuses it or answers in another form.
-async fn known<T>(answer: impl Future<Output = Result<T, ProcessError>>) -> Result<Option<T>, ProcessError> {
-    match answer.await {
-        Ok(answer) => Ok(Some(answer)),
-        Err(error @ ProcessError::Answer { .. }) => {
-            tracing::debug!(%error, "a fact is not known");
-            Ok(None)
-        }
-        Err(error) if error.is_refusal() => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn text(value: &Value) -> String {

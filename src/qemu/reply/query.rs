@@ -48,3 +48,8 @@ queries! {
     qmp::qom_list => TolerantList<QomProperty>,
     qmp::qom_get => Value,
 }
+
+/// Asked only where a USB device has a port that QEMU chose, which the machines of the recordings have not.
+impl Query for qmp::x_query_usb {
+    type Returned = HumanReadable;
+}

@@ -86,7 +86,7 @@ impl Disk {
 }
 
 /// The id in `/machine/peripheral/ID/...`, or a `qdev` that is an id itself; none for an anonymous device.
-fn id_of(qdev: &str) -> Option<&str> {
+pub fn id_of(qdev: &str) -> Option<&str> {
     match qdev.strip_prefix("/machine/") {
         Some(path) => path.strip_prefix("peripheral/")?.split('/').next(),
         None => Some(qdev).filter(|id| !id.is_empty() && !id.starts_with('/')),
@@ -320,6 +320,17 @@ pub fn counterpart<'a>(disk: &Disk, destination: &'a [Disk]) -> Option<&'a Disk>
     alike(disk, destination).first().copied()
 }
 
+/// The destination's drive with the name of a source's drive. A drive without a medium has one, too.
+pub fn drive_counterpart<'a>(drive: &BlockDevice, destination: &'a [BlockDevice]) -> Option<&'a BlockDevice> {
+    let by: [fn(&BlockDevice) -> Option<&str>; 4] = [
+        |drive| drive.qdev.as_deref().and_then(id_of),
+        |drive| Some(drive.device.as_str()).filter(|name| !name.is_empty()),
+        |drive| drive.inserted.as_ref().map(|node| node.node_name.as_str()).filter(|node| !node.starts_with('#')),
+        |drive| drive.qdev.as_deref(),
+    ];
+    of_same_name(drive, destination, &by).first().copied()
+}
+
 /// The writable destination disks without a counterpart: no pair uses them, and no source disk has their name.
 pub fn spare<'a>(source: &[Disk], destination: &'a [Disk], pairs: &[DiskPair]) -> Vec<&'a Disk> {
     let taken = |disk: &Disk| pairs.iter().any(|pair| pair.destination == *disk);
@@ -335,11 +346,16 @@ fn alike<'a>(disk: &Disk, others: &'a [Disk]) -> Vec<&'a Disk> {
         |disk| Some(disk.node.as_str()).filter(|node| !node.starts_with('#')),
         |disk| disk.path.as_deref(),
     ];
-    let found = by.iter().map(|key| match key(disk) {
+    of_same_name(disk, others, &by)
+}
+
+/// Those among `others` that have a name in common with `one`, by the first kind of name that finds any.
+fn of_same_name<'a, T>(one: &T, others: &'a [T], by: &[fn(&T) -> Option<&str>]) -> Vec<&'a T> {
+    let found = by.iter().map(|key| match key(one) {
         Some(name) => others.iter().filter(|other| key(other) == Some(name)).collect(),
         None => Vec::new(),
     });
-    found.into_iter().find(|found: &Vec<&Disk>| !found.is_empty()).unwrap_or_default()
+    found.into_iter().find(|found: &Vec<&T>| !found.is_empty()).unwrap_or_default()
 }
 
 #[cfg(test)]
