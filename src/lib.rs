@@ -64,7 +64,7 @@
 //!              ├──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
 //!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
 //!          nbd: the wire to exports, below storage and above as qmp is
-//!          quantity, run_id, progress, codes: leaves that all may use
+//!          quantity, run_id, progress, codes, trust: leaves that all may use
 //! ```
 //!
 //! Storage, memory and handover never use each other; the engine composes them. Decisions are pure functions (all of
@@ -115,6 +115,7 @@ mod qmp;
 mod quantity;
 mod run_id;
 mod storage;
+mod trust;
 
 pub use codes::{FailureCode, FindingCode, Setting, Severity, worded};
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
@@ -158,7 +159,7 @@ pub mod internals {
             )*
         };
     }
-    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity run_id storage }
+    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity run_id storage trust }
 }
 
 /// The code blocks of these documents are doc tests, so that each of them compiles.

@@ -15,13 +15,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const LEAVES: [&str; 4] = ["quantity", "run_id", "progress", "codes"];
+const LEAVES: [&str; 5] = ["quantity", "run_id", "progress", "codes", "trust"];
 const WIRE: [&str; 3] = ["qmp", "endpoint", "nbd"];
 
 /// What each room may use, besides itself and the leaves.
 fn allowed(room: &str) -> Vec<&'static str> {
     match room {
-        "quantity" | "run_id" | "codes" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
+        "quantity" | "run_id" | "codes" | "trust" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
         "progress" => vec!["quantity", "codes"],
         "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
@@ -86,6 +86,7 @@ const PURE: &[&str] = &[
     "preflight/checks/contents.rs",
     "preflight/checks/cpu.rs",
     "preflight/checks/devices.rs",
+    "preflight/checks/disk_places.rs",
     "preflight/checks/disks.rs",
     "preflight/checks/images.rs",
     "preflight/checks/machine.rs",
@@ -94,6 +95,7 @@ const PURE: &[&str] = &[
     "preflight/checks/sides.rs",
     "preflight/facts/cpu.rs",
     "preflight/facts/devices.rs",
+    "preflight/facts/disk_place.rs",
     "preflight/facts/ram_blocks.rs",
     "preflight/measurements.rs",
     "preflight/comparison_plan.rs",
@@ -112,6 +114,7 @@ const PURE: &[&str] = &[
     "storage/model/layout.rs",
     "storage/model/path_map.rs",
     "storage/verify/identity.rs",
+    "trust/rule.rs",
 ];
 
 struct Source {

@@ -144,8 +144,8 @@ failure_codes! {
         "The migration of RAM made no progress any more."
         "look at the network between the two hosts";
     RuntimeDir "runtime-dir"
-        "The directory for the sockets of the run could not be made."
-        "make the directory, or give another one with `runtime_dir`";
+        "The directory for the sockets of the run could not be made, or other users may write to it."
+        "give a directory of the engine's own user, which no other user can write to, with `runtime_dir`, or give addresses for NBD and RAM";
     SourceGone "source-gone"
         "The source's QEMU ended, or its side of a postcopy migration did."
         "look at its stderr, which may say why";

@@ -12,6 +12,7 @@ use crate::{
         files::{layer_copy::LayerCopyError, qemu_img::QemuImgError, unpublished_file::UnpublishedFileError},
         mirror::mirror_job::MirrorError,
     },
+    trust::TrustError,
 };
 use std::{error::Error, time::Duration};
 use thiserror::Error;
@@ -123,14 +124,14 @@ pub enum Failure {
         /// Its file on the source.
         layer: String,
     },
-    /// A directory for the sockets could not be made.
-    #[error("cannot make the directory {path} for the sockets of this run")]
+    /// The directory for the sockets could not be made, or other users may write to it.
+    #[error("the directory {path} cannot be used for the sockets of this run, through which the guest's memory goes")]
     RuntimeDir {
         /// Which one.
         path: String,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: TrustError,
     },
 }
 
@@ -338,7 +339,7 @@ mod tests {
             FailureCode::RamNotConverging => gave_up("ram-not-converging"),
             FailureCode::RamStalled => gave_up("ram-stalled"),
             FailureCode::RuntimeDir => {
-                Failure::RuntimeDir { path: text(), source: io::ErrorKind::PermissionDenied.into() }
+                Failure::RuntimeDir { path: text(), source: io::Error::from(io::ErrorKind::PermissionDenied).into() }
             }
             FailureCode::SourceGone => Failure::SourceGone(gone()),
             FailureCode::SwitchoverTimeout => Failure::SwitchoverTimeout(Duration::from_secs(10)),
