@@ -179,6 +179,25 @@ fn rolls_back_on(signal: Signal) {
 }
 
 #[test]
+fn no_terminal_stops_the_command_while_ram_is_sent() {
+    let pair = start(&spec("10.0.13", busy()));
+    let mut command = qferry(&pair, &["--json", "--bandwidth", "16MiB/s"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("\"memory\""))).unwrap().unwrap();
+    for signal in [Signal::TSTP, Signal::TTOU, Signal::TTIN] {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+    let outcome = lines.map(Result::unwrap).find(|line| line.contains("\"outcome\""));
+    assert!(outcome.is_some_and(|line| line.contains("\"moved\"")));
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0));
+    let said = text(&ended.stderr);
+    assert!(said.contains("not suspended"), "{said}");
+}
+
+#[test]
 fn from_the_handover_on_no_signal_and_no_closed_pipe_ends_it() {
     let pair = start(&spec("10.0.13", busy()));
     let mut child = qferry(&pair, &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -35,7 +35,13 @@ fn overlapping() -> ModelPair {
 #[tokio::test(start_paused = true)]
 async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
     for (side, command) in [(Source, "block-job-cancel"), (Destination, "nbd-server-stop")] {
-        for (late, wanted) in [(200, Ending::Moved), (400, Ending::RolledBack)] {
+        // The budget is 300 ms, and to go back for some more would cost all that was copied.
+        for (late, strict, wanted) in [
+            (200, true, Ending::Moved),
+            (350, false, Ending::Moved),
+            (350, true, Ending::RolledBack),
+            (500, false, Ending::RolledBack),
+        ] {
             let mut model = model();
             let shared = model.shared.clone();
             model.on(side, command, move |seen| {
@@ -43,7 +49,8 @@ async fn a_handover_that_would_exceed_the_budget_is_not_begun() {
                 steps.extend(shared.answer(side, seen));
                 steps
             });
-            let run = model.migrate().await;
+            let builder = if strict { model.builder().strict_budget() } else { model.builder() };
+            let run = model.follow(builder.start_here().unwrap()).await;
             if wanted == Ending::Moved {
                 moved(&model, &run);
                 continue;
@@ -122,7 +129,7 @@ async fn a_guest_that_stops_long_before_its_mirrors_are_ready_resumes_on_the_sou
     assert_eq!((run.count("source: migrate-continue"), run.count("source: migrate_cancel")), (0, 1), "{run:?}");
     let window = run.blackout();
     let (stop, resume) = (window.first().unwrap().1, window.last().unwrap().1);
-    assert!(resume - stop <= Duration::from_millis(400), "{:?}", resume - stop);
+    assert!(resume - stop <= Duration::from_millis(500), "{:?}", resume - stop);
 }
 
 #[tokio::test(start_paused = true)]

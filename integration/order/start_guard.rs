@@ -1,6 +1,7 @@
 //! The start-write guard: a mirror is started again if the guest wrote while that mirror started.
 
 use super::*;
+use qferry::internals::progress::PauseCause;
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
@@ -29,6 +30,11 @@ async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
     assert_eq!(run.count("source: drive-mirror"), 18, "{run:?}");
     assert_eq!((run.count("source: cont"), run.count("source: stop")), (1, 1), "{run:?}");
     assert!(run.warned("stopped-for-mirror"), "{run:?}");
+    let causes: Vec<_> = run.outcome.pauses.iter().map(|pause| pause.why).collect();
+    assert_eq!(causes, [PauseCause::MirrorStart, PauseCause::Switchover], "{run:?}");
+    let blackout = run.outcome.blackout_ms.expect("it stopped and resumed");
+    assert_eq!(run.outcome.pauses[1].ms, blackout, "{run:?}");
+    assert!((run.outcome.paused_ms - run.outcome.pauses[0].ms - blackout).abs() < 1e-6, "{run:?}");
 }
 
 #[tokio::test(start_paused = true)]

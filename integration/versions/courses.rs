@@ -50,6 +50,8 @@ pub(crate) fn told(version: &Version, course: &str) -> Told {
             received: base + entry.at,
             received_wall: SystemTime::now(),
             emitted: frame.timestamp,
+            unanswered: None,
+            answered: None,
             name: frame.name,
             data: frame.data,
         });

@@ -54,6 +54,8 @@ fn folded(file: &str) -> Observed {
                 received: Instant::now(),
                 received_wall: SystemTime::now(),
                 emitted: frame.timestamp,
+                unanswered: None,
+                answered: None,
                 name: frame.name,
                 data: frame.data,
             });

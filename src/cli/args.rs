@@ -159,6 +159,10 @@ pub(super) struct Options {
     /// the longest downtime of a policy with a schedule]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     downtime: Option<Duration>,
+    /// Hold the budget as it stands: roll back for each millisecond beyond it, in place of allowing 50 % or 50 ms more,
+    /// for experiments
+    #[arg(long)]
+    strict_budget: bool,
     /// Ceiling on the wire for the whole job, such as 100MiB/s or 1Gbit/s [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     bandwidth: Option<Rate>,
@@ -254,6 +258,7 @@ impl Options {
             clean: self.clean,
             source_nbd_address: self.source_nbd_address.clone(),
             downtime: self.budget(),
+            strict_budget: self.strict_budget,
             policy: self.policy.clone(),
             bandwidth: self.bandwidth,
             disk_bandwidth: self.disk_bandwidth,

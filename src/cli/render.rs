@@ -247,6 +247,11 @@ fn summary(outcome: &Outcome) -> String {
             add(format!("    {:<20} {:>9.3} ms", span.span, span.ms));
         }
     }
+    if outcome.pauses.len() > 1 {
+        let words: Vec<String> =
+            outcome.pauses.iter().map(|pause| format!("{} {:.3} ms", pause.why, pause.ms)).collect();
+        add(format!("  paused   {:.3} ms in all: {}", outcome.paused_ms, words.join(", ")));
+    }
     lines.join("\n") + "\n"
 }
 

@@ -1,24 +1,43 @@
-//! The signals by which a user, or a terminal that closes, asks the command to give up.
+//! The signals by which a user, or a terminal that closes, asks the command to give up, and those by which a terminal
+//! would stop the command.
 
+use super::render;
 use crate::migration::Control;
+use nix::sys::signal::{SigSet, Signal as SignalName};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that cancel.
-pub(super) struct Signals([Signal; 3]);
+/// The signals that cancel, and the one that is answered with a word.
+pub(super) struct Signals {
+    cancelling: [Signal; 3],
+    suspend: Signal,
+}
 
 impl Signals {
     /// Watches them from now on; none where the system does not let us.
+    ///
+    /// An engine that a terminal has stopped (Ctrl-Z, or output in the background under `stty tostop`) answers no QEMU,
+    /// and the guest may stand still until the engine goes on. So no terminal stops the command.
     pub(super) fn watch() -> Option<Self> {
+        // A signal that is caught would have the write to the terminal begun again for ever; one that is blocked lets
+        // the write pass. Threads that begin later inherit the block, and the standard library lifts the block for
+        // programs that the command starts.
+        let mut of_terminal = SigSet::empty();
+        of_terminal.add(SignalName::SIGTTIN);
+        of_terminal.add(SignalName::SIGTTOU);
+        of_terminal.thread_block().ok()?;
+        let suspend = signal(SignalKind::from_raw(SignalName::SIGTSTP as i32)).ok()?;
         let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
         match kinds {
-            [Ok(interrupt), Ok(terminate), Ok(hangup)] => Some(Self([interrupt, terminate, hangup])),
+            [Ok(interrupt), Ok(terminate), Ok(hangup)] => {
+                Some(Self { cancelling: [interrupt, terminate, hangup], suspend })
+            }
             _ => None,
         }
     }
 
     /// Waits for the end, which a signal asks to come early.
     pub(super) async fn cancelling<T>(self, control: &Control, ended: impl Future<Output = T>) -> T {
-        let Self([mut interrupt, mut terminate, mut hangup]) = self;
+        let Self { cancelling: [mut interrupt, mut terminate, mut hangup], mut suspend } = self;
         tokio::pin!(ended);
         loop {
             tokio::select! {
@@ -27,6 +46,9 @@ impl Signals {
                 _ = terminate.recv() => control.cancel(),
                 // nobody is there to see how it goes on
                 _ = hangup.recv() => control.cancel(),
+                _ = suspend.recv() => {
+                    render::say("qferry: not suspended, since the guest could stand still meanwhile; Ctrl-C gives up");
+                }
             }
         }
     }

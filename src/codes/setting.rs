@@ -59,6 +59,7 @@ settings! {
     Source = "source", "The source's QMP monitor.";
     SourceNbdAddress = "source_nbd_address", "Where the source listens for NBD.";
     Storage = "storage", "How storage gets to the destination.";
+    StrictBudget = "strict_budget", "Whether the budget is held without slack.";
     SwitchoverTimeout = "switchover_timeout", "The longest time that the guest may be paused.";
     Timeout = "timeout", "When a migration is given up.";
     To = "to", "The folder of the images that the guest writes.";

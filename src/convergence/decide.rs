@@ -3,11 +3,11 @@
 //! Pure.
 
 use super::{
-    bandwidth,
+    OverBudget, bandwidth,
     decision::{Action, Decision},
     disks,
     history::{History, TIMEOUT},
-    memory,
+    memory, millis,
     policy::Policy,
     sample::MigrationSample,
     schedule,
@@ -101,6 +101,11 @@ fn start_or_wait(policy: &Policy, now: &History, mirrors: MirrorProgress) -> Dec
         Ok(because) => because,
         Err(because) => return Decision::wait(because),
     };
+    if mirrors == MirrorProgress::InStep {
+        if let Some(waits) = wait_for_the_budget(policy, now) {
+            return waits;
+        }
+    }
     let actions = match mirrors {
         MirrorProgress::InStep => {
             vec![Action::DowntimeLimit(memory::first_limit(policy, now)), Action::StartMemory]
@@ -110,7 +115,31 @@ fn start_or_wait(policy: &Policy, now: &History, mirrors: MirrorProgress) -> Dec
     Decision { actions, because }
 }
 
+/// The wait for a moment at which the blackout fits into the budget, and its end; `None` where the blackout fits. A
+/// guest that QEMU may not stop yet goes on undisturbed meanwhile, and nothing is lost.
+fn wait_for_the_budget(policy: &Policy, now: &History) -> Option<Decision> {
+    let overhead = memory::overhead(policy, now);
+    let longest = policy.longest_blackout(now.job.budget, now.job.strict).max(policy.stop_and_copy);
+    if policy.observe || policy.schedule.is_some() || overhead <= millis(longest) {
+        return None;
+    }
+    let because = format!(
+        "the blackout would take about {overhead:.0} ms without any RAM, for the disks' flushes, the answers of QEMU and \
+         the device state, and {} ms are allowed",
+        longest.as_millis()
+    );
+    let waited = now.since(now.in_step.unwrap_or(now.at));
+    if waited <= policy.give_up {
+        return Some(Decision::wait(format!("{because}: RAM waits for faster disks")));
+    }
+    let needed = format!("a budget of {:.0} ms, or disks that flush faster", overhead.ceil());
+    Some(Decision::give_up(OverBudget::CODE, needed, because))
+}
+
 fn release(policy: &Policy, now: &History) -> Decision {
+    if let Some(waits) = wait_for_the_budget(policy, now) {
+        return waits;
+    }
     // the limit before the release: a limit that is set while RAM is held does not count as a step of a schedule
     let actions = vec![Action::DowntimeLimit(memory::first_limit(policy, now)), Action::ReleaseMemory];
     Decision { actions, because: "every mirror is in step: QEMU may stop the guest from now on".to_owned() }
@@ -251,6 +280,33 @@ mod tests {
         assert!(matches!(&decision.actions[..], [Action::WriteBlocking(_)]), "{decision:?}");
         assert_eq!(run.look(250, None, &[ready("a", false)]).actions, []);
         assert!(starts(&run.look(250, None, &[ready("a", true)])));
+    }
+
+    #[test]
+    fn ram_waits_while_the_disks_flush_too_slowly_for_the_budget() {
+        let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
+        let mut flushes = 0;
+        let mut flushed = |took_ms: u64| {
+            flushes += 1;
+            let mut mirror = ready("a", true);
+            (mirror.flushes, mirror.flush_ns) = (flushes, 0);
+            mirror.flush_ns = took_ms * 1_000_000 * flushes;
+            mirror
+        };
+        run.look(250, None, &[ready("a", false)]);
+        let mut waits = |run: &mut ControllerRun, took_ms| run.look(250, None, &[flushed(took_ms)]);
+        waits(&mut run, 400);
+        let decision = waits(&mut run, 400);
+        assert!(decision.because.contains("without any RAM"), "{decision:?}");
+        let decisions: Vec<Decision> = (0..130).map(|_| waits(&mut run, 400)).collect();
+        let end = decisions.iter().find_map(give_up).expect("an end");
+        assert!(end.0 == "over-budget" && end.1.contains("disks that flush faster"), "{end:?}");
+        assert!(!decisions.iter().any(starts));
+        // a budget that has room for the flushes
+        let given = ConvergenceJob { budget: Duration::from_secs(2), ..job() };
+        let mut run = ControllerRun::new(&policy("converge"), given, &["a"]);
+        run.look(250, None, &[ready("a", false)]);
+        assert!((0..5).any(|_| starts(&waits(&mut run, 400))));
     }
 
     #[test]

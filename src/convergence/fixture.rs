@@ -60,8 +60,19 @@ impl ControllerRun {
 
     /// A look `later` milliseconds after the last one.
     pub(super) fn look(&mut self, later: u64, ram: Option<RamSample>, mirrors: &[MirrorSample]) -> Decision {
+        self.look_slowly(later, 0.5, ram, mirrors)
+    }
+
+    /// A look whose answer took so many milliseconds.
+    pub(super) fn look_slowly(
+        &mut self,
+        later: u64,
+        round_trip_ms: f64,
+        ram: Option<RamSample>,
+        mirrors: &[MirrorSample],
+    ) -> Decision {
         self.at += later as f64;
-        let sample = MigrationSample { at_ms: self.at, round_trip_ms: 0.5, ram, mirrors: mirrors.to_vec() };
+        let sample = MigrationSample { at_ms: self.at, round_trip_ms, ram, mirrors: mirrors.to_vec() };
         let decision = decide(&self.policy, &self.history, &sample);
         self.history.record(&sample, &decision);
         decision

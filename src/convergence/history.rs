@@ -4,8 +4,9 @@
 
 use super::{
     Action, BandwidthShares, ConvergenceJob, Decision, MigrationSample,
-    estimate::{DiskEstimate, DiskTrack, MemoryEstimate, MemoryTrack, SmoothedValue},
+    estimate::{DiskEstimate, DiskTrack, MemoryEstimate, MemoryTrack},
     millis,
+    round_trips::RoundTrips,
 };
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,7 +26,9 @@ pub struct History {
     pub(super) at: Duration,
     pub(super) memory: MemoryTrack,
     pub(super) disks: BTreeMap<String, DiskTrack>,
-    pub(super) round_trip: SmoothedValue,
+    pub(super) round_trip: RoundTrips,
+    /// The moment since which the mirrors have been in step with the guest.
+    pub(super) in_step: Option<Duration>,
     pub(super) applied: Applied,
 }
 
@@ -95,7 +98,8 @@ impl History {
             at: Duration::ZERO,
             memory: MemoryTrack::default(),
             disks: disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect(),
-            round_trip: SmoothedValue::default(),
+            round_trip: RoundTrips::default(),
+            in_step: None,
             applied: Applied::default(),
         }
     }
@@ -126,6 +130,11 @@ impl History {
         }
     }
 
+    /// Takes in how long QEMU took for an answer after the guest was stopped, milliseconds.
+    pub fn answered_at_stop(&mut self, ms: f64) {
+        self.round_trip.add_at_stop(ms);
+    }
+
     /// Takes back an action that QEMU refused, so that nothing waits for its effect. The controller does not ask for
     /// it again.
     pub fn take_back(&mut self, action: &Action) {
@@ -144,6 +153,12 @@ impl History {
     /// Whether a mirror is so little behind its guest that the rest can be copied with the guest stopped.
     pub(super) fn is_close(&self, disk: &DiskEstimate) -> bool {
         disk.remaining <= LITTLE || disk.behind() <= millis(self.job.budget) * BEHIND
+    }
+
+    /// Whether a mirror that is ready would not prolong a blackout: each write is on the destination before the guest
+    /// sees it complete, or where QEMU cannot keep the mirror so, almost nothing is left.
+    pub(super) fn is_in_step(&self, disk: &DiskEstimate) -> bool {
+        if self.job.abilities.write_blocking { disk.synced } else { self.is_close(disk) }
     }
 
     /// The time since a moment.
@@ -170,6 +185,8 @@ impl History {
                 track.keeps_up(next.at);
             }
         }
+        let is_in_step = next.disks.values().map(DiskTrack::estimate).all(|disk| disk.ready && next.is_in_step(&disk));
+        next.in_step = is_in_step.then(|| next.in_step.unwrap_or(next.at));
         next
     }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct ConvergenceJob {
     /// The blackout budget.
     pub budget: Duration,
+    /// The budget is held as it stands, without the policy's slack.
+    pub strict: bool,
     /// The ceiling of RAM and all mirrors together on the wire.
     pub ceiling: Option<Rate>,
     /// The ceiling of all mirrors together.

@@ -21,6 +21,7 @@ mod memory;
 mod policy;
 mod policy_file;
 pub mod predict;
+mod round_trips;
 mod sample;
 mod schedule;
 mod schedule_step;

@@ -2,10 +2,17 @@
 //!
 //! Pure.
 
-use super::schedule_step::{ScheduleStep, StepAction};
+use super::{
+    schedule_step::{ScheduleStep, StepAction},
+    times,
+};
 use crate::quantity::{Bytes, duration};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+/// The least time by which a blackout may exceed its budget, where it may exceed it at all: less than the going back
+/// itself costs.
+const LEAST_SLACK: Duration = Duration::from_millis(50);
 
 /// A rung of the ladder for RAM that does not converge; the mildest comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,7 +58,8 @@ pub struct Policy {
     /// much.
     #[serde(with = "duration")]
     pub busy: Duration,
-    /// The share of the budget by which the estimate of a blackout may exceed it, and the guest still be handed over.
+    /// The share of the budget by which the estimate of a blackout may exceed it, and the guest still be handed over:
+    /// to go back costs a pause, too, and all that was copied. At least 50 ms may be exceeded, unless this is 0.
     pub slack: f64,
     /// The time that device state is expected to take: nothing measures it before it is sent.
     #[serde(with = "duration")]
@@ -143,6 +151,15 @@ impl Policy {
         }
     }
 
+    /// The longest blackout that a guest which stands still already is handed over with: the budget and the slack.
+    /// `strict` leaves the slack out.
+    pub fn longest_blackout(&self, budget: Duration, strict: bool) -> Duration {
+        match strict || self.slack == 0.0 {
+            true => budget,
+            false => budget.saturating_add(times(budget, self.slack).max(LEAST_SLACK)),
+        }
+    }
+
     /// Whether the policy may start postcopy.
     pub fn may_postcopy(&self) -> bool {
         let stepped =
@@ -168,7 +185,7 @@ impl Default for Policy {
             observe: false,
             first: Duration::from_millis(10),
             busy: Duration::from_millis(40),
-            slack: 0.2,
+            slack: 0.5,
             device_state: Duration::from_millis(5),
             patience: Duration::from_secs(2),
             patience_share: 0.25,

@@ -49,6 +49,8 @@ fn mirror(disk: &'static str) -> impl Strategy<Value = MirrorSample> {
             written,
             writes,
             write_ns,
+            flushes: writes / 8,
+            flush_ns: write_ns,
         },
     )
 }
@@ -148,7 +150,8 @@ proptest! {
                 let most = (budget - overhead(&policy, &history)).max(1.0).max(millis(policy.stop_and_copy));
                 prop_assert!(millis(*limit) <= most + 1e-6, "{limit:?} of {most}");
             }
-            let allowed = (budget * (1.0 + policy.slack)).max(millis(policy.stop_and_copy));
+            let longest = millis(policy.longest_blackout(job.budget, job.strict));
+            let allowed = longest.max(millis(policy.stop_and_copy));
             for (stood, remaining) in [(0, 0), (5, 1 << 20), (250, 1 << 30), (10_000, 0)] {
                 let stood = Duration::from_millis(stood);
                 match keep_budget(&policy, &history, stood, PendingRest::Memory(Bytes(remaining))) {

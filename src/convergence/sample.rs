@@ -58,4 +58,10 @@ pub struct MirrorSample {
     pub writes: u64,
     /// The time of those writes together, nanoseconds.
     pub write_ns: u64,
+    /// The number of the guest's flushes of the disk so far.
+    #[serde(default)]
+    pub flushes: u64,
+    /// The time of those flushes together, nanoseconds.
+    #[serde(default)]
+    pub flush_ns: u64,
 }

@@ -74,7 +74,7 @@ fn check(policy: &Policy, job: &ConvergenceJob, run: &SimulatedRun, told: &str) 
     assert!(!run.too_early, "stopped before its mirrors were ready: {told}");
     match (run.blackout_ms, run.given_up()) {
         (Some(blackout), None) => {
-            let most = job.budget.as_secs_f64() * 1000.0 * (1.0 + policy.slack);
+            let most = policy.longest_blackout(job.budget, job.strict).as_secs_f64() * 1000.0;
             assert!(blackout <= most, "{blackout} ms of {most}: {told}");
         }
         (None, Some(Action::GiveUp { needed, .. })) => assert!(!needed.is_empty(), "without a remedy: {told}"),

@@ -2,10 +2,7 @@
 //!
 //! Pure. A stage follows from the history alone and is made once for each sample; no stage is stored.
 
-use super::{
-    estimate::DiskEstimate,
-    history::{ControllerEnd, History, MemoryState},
-};
+use super::history::{ControllerEnd, History, MemoryState};
 
 /// The progress of all mirrors together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +50,7 @@ pub(super) enum ConvergenceStage {
 impl MirrorProgress {
     pub(super) fn of(history: &History) -> Self {
         let disks = || history.disks.values().map(|track| track.estimate());
-        let is_in_step = |disk: DiskEstimate| match history.job.abilities.write_blocking {
-            true => disk.synced,
-            false => history.is_close(&disk),
-        };
-        match (disks().all(|disk| disk.ready), disks().all(is_in_step)) {
+        match (disks().all(|disk| disk.ready), disks().all(|disk| history.is_in_step(&disk))) {
             (false, _) => Self::Copying,
             (true, false) => Self::Ready,
             (true, true) => Self::InStep,

@@ -6,9 +6,16 @@ use crate::{
     convergence::History,
     handover::{ownership::BeforeContinue, verdict::ContKnowledge},
     memory::tuning::ThrottleMethod,
-    progress::{BlackoutLedger, Estimate, LedgerClock, RamOutcome, Reporter},
+    progress::{BlackoutLedger, Estimate, GuestPause, LedgerClock, LedgerMark, Moment, RamOutcome, Reporter},
+    qemu::Observed,
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+/// A drain before STOP that is worth a warning.
+const NOTABLE: Duration = Duration::from_millis(50);
 
 /// What has come of a migration so far.
 pub(crate) struct Attempt {
@@ -17,12 +24,13 @@ pub(crate) struct Attempt {
     /// What the guest's owner wants of the guest.
     pub(crate) guest: GuestIntent,
     pub(crate) ledger: BlackoutLedger,
+    /// The moment when RAM's migration was begun: a stop of the guest from before is none of the switchover's.
+    pub(crate) memory_begun: Option<Instant>,
+    /// The times for which the guest stood still before the switchover.
+    pub(crate) pauses: Vec<GuestPause>,
     pub(crate) ram: RamOutcome,
     /// The journal says that the guest may have been handed over.
     pub(crate) given: bool,
-    /// This engine has followed the destination since before the migration. A recovery has not, so a destination that
-    /// does not answer it may be anybody's.
-    pub(crate) destination_followed: bool,
     /// What allows the source to be resumed; gone once `migrate-continue` was sent.
     pub(crate) before_continue: Option<BeforeContinue>,
     /// Bytes that each mirror copied, by its job.
@@ -45,9 +53,10 @@ impl Attempt {
             log,
             guest,
             ledger: BlackoutLedger::new(clock),
+            memory_begun: None,
+            pauses: Vec::new(),
             ram: RamOutcome::default(),
             given: false,
-            destination_followed: true,
             before_continue: None,
             copied: BTreeMap::new(),
             downtime: None,
@@ -55,6 +64,30 @@ impl Attempt {
             history: None,
             predicted: None,
             throttling: ThrottleMethod::None,
+        }
+    }
+
+    /// Takes in when the guest stopped for the switchover, from the source's events and QEMU's own figure. A stop from
+    /// before RAM was begun belongs to somebody else, or is counted already.
+    pub(crate) fn take_stop(&mut self, seen: &Observed, report: &Reporter) {
+        let is_ours = |stop: &Moment| self.memory_begun.is_some_and(|begun| stop.local >= begun);
+        let Some(stop) = seen.stopped.filter(is_ours) else { return };
+        self.ledger.mark(LedgerMark::Stop, stop);
+        if let Some(stood) = seen.stood {
+            self.ledger.mark(LedgerMark::VcpusStopped, stood);
+        }
+        // postcopy's figure ends elsewhere
+        if let Some(downtime) = self.downtime.filter(|_| !self.ram.postcopy) {
+            self.ledger.measure(Duration::from_millis(downtime));
+        }
+        let drain = self.ledger.drain();
+        if drain > NOTABLE {
+            let message = format!(
+                "the guest stood still for {} ms before QEMU said STOP: QEMU waited for the guest's own writes and \
+                 flushes, so its disk was slow at that moment",
+                drain.as_millis()
+            );
+            report.warn("late-stop", message);
         }
     }
 

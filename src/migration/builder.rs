@@ -186,6 +186,13 @@ impl Builder {
         self
     }
 
+    /// Holds the blackout budget as it stands, without the policy's slack; see [`Settings::strict_budget`].
+    #[must_use]
+    pub fn strict_budget(mut self) -> Self {
+        self.settings.strict_budget = true;
+        self
+    }
+
     /// Asks the destination's file systems only for the room of what is copied now, not of the whole disks.
     #[must_use]
     pub fn overcommit(mut self) -> Self {

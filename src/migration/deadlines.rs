@@ -1,6 +1,7 @@
 //! How the time of a switchover is divided: what each step may take, so that enough is left for the way back.
 //!
-//! The whole is [`Settings::switchover_limit`](super::Settings::switchover_limit), counted from the guest's STOP.
+//! The whole is [`Settings::switchover_limit`](super::Settings::switchover_limit), counted from the moment when
+//! QEMU stops the guest's vCPUs, which can be long before its STOP.
 
 use super::{context::Context, guest::GuestIntent};
 use crate::qemu::Process;
@@ -20,10 +21,10 @@ pub(crate) const STARTED: f64 = 0.55;
 /// The part that a fence command may take.
 pub(crate) const FENCED: f64 = 0.3;
 
-/// What is left of a part of the switchover's time, counted from the guest's STOP. A guest that its owner paused has no
+/// What is left of a part of the switchover's time, counted from the guest's stop. A guest that its owner paused has no
 /// time that runs out, and may have stood for hours.
 pub(crate) fn left(context: &Context, source: &Process, guest: &GuestIntent, part: f64) -> Duration {
-    let stop = source.observed().stands_since().filter(|_| guest.wants_running());
+    let stop = source.observed().stood_since().filter(|_| guest.wants_running());
     let stood = stop.map_or(Duration::ZERO, |stop| stop.elapsed());
     context.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
 }

@@ -4,7 +4,9 @@ use super::{Failure, attempt::Attempt, context::Context, record::MigrationEnd, w
 use crate::{
     convergence::DiskEstimate,
     memory::postcopy::PostcopyError,
-    progress::{DiskOutcome, Ending, EventKind, Outcome, RamOutcome, Reason, Reporter, RunsOn, describe},
+    progress::{
+        DiskOutcome, Ending, EventKind, GuestPause, Outcome, PauseCause, RamOutcome, Reason, Reporter, RunsOn, describe,
+    },
     storage::model::layout::DiskPair,
 };
 
@@ -64,6 +66,7 @@ pub(crate) async fn conclude(context: &Context, route: &Route, end: End, attempt
 
 /// The outcome of a run with its figures.
 pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Attempt) -> Outcome {
+    let pauses = pauses(&end, attempt);
     let (ledger, blackout_ms) = attempt.ledger.spans().map_or((Vec::new(), None), |(spans, ms)| (spans, Some(ms)));
     let known = attempt.history.as_ref().map(|history| history.estimates().disks).unwrap_or_default();
     let latency = |pair: &DiskPair, of: fn(&DiskEstimate) -> Option<f64>| {
@@ -85,6 +88,9 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
         total_ms: context.report.elapsed_ms(),
         ledger_clock: blackout_ms.map(|_| attempt.ledger.clock()),
         blackout_ms,
+        // the sum of nothing would be -0.0
+        paused_ms: pauses.iter().fold(0.0, |sum, pause| sum + pause.ms),
+        pauses,
         qemu_downtime_ms: attempt.downtime,
         ledger,
         disks: route.pairs.iter().map(disk).collect(),
@@ -92,6 +98,16 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
         predicted: attempt.predicted.clone(),
         leftovers: attempt.leftovers.clone(),
     }
+}
+
+/// Every time for which the guest stood still because of the run.
+fn pauses(end: &End, attempt: &Attempt) -> Vec<GuestPause> {
+    let why = match end.runs_on {
+        RunsOn::Destination => PauseCause::Switchover,
+        _ => PauseCause::WentBack,
+    };
+    let last = attempt.ledger.spans().map(|(_, ms)| GuestPause::new(why, ms));
+    attempt.pauses.iter().cloned().chain(last).collect()
 }
 
 /// The outcome of a migration that was never begun.
@@ -139,6 +155,8 @@ fn without_figures(ending: Ending, runs_on: RunsOn, reason: Reason, report: &Rep
         reason: Some(reason),
         total_ms: report.elapsed_ms(),
         blackout_ms: None,
+        pauses: Vec::new(),
+        paused_ms: 0.0,
         qemu_downtime_ms: None,
         ledger: Vec::new(),
         ledger_clock: None,

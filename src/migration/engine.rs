@@ -25,7 +25,7 @@ use super::{
 use crate::{
     endpoint::Endpoint,
     handover::ownership::DisksDisengaged,
-    progress::{LedgerMark, Outcome, Phase},
+    progress::{Outcome, Phase},
 };
 
 /// Moves the guest, or tells why not.
@@ -84,9 +84,7 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
         }
     };
     let end = bring_to_end(context, &pair, route, whereabouts, &mut attempt).await;
-    if let Some(stopped) = pair.source.observed().stopped {
-        attempt.ledger.mark(LedgerMark::Stop, stopped);
-    }
+    attempt.take_stop(&pair.source.observed(), report);
     conclude(context, route, end, attempt).await
 }
 

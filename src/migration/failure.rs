@@ -48,6 +48,17 @@ pub enum Failure {
         /// For how long.
         waited: Duration,
     },
+    /// The source leaves its monitor unanswered while the destination answers: QEMU drains and flushes disks.
+    #[error(
+        "{at}: it has answered nothing for {waited:?}, and the destination answers: QEMU was draining and flushing its \
+         disks"
+    )]
+    Flushes {
+        /// Which side and where.
+        at: QemuName,
+        /// For how long.
+        waited: Duration,
+    },
     /// The engine itself failed: a panic, or no runtime to run on.
     #[error("{0}")]
     Internal(String),
@@ -142,7 +153,7 @@ impl Failure {
             Self::Cancelled => FailureCode::Cancelled,
             Self::GaveUp { code, .. } => FailureCode::from(*code),
             Self::Timeout(_) => FailureCode::Timeout,
-            Self::SwitchoverTimeout(_) => FailureCode::SwitchoverTimeout,
+            Self::SwitchoverTimeout(_) | Self::Flushes { .. } => FailureCode::SwitchoverTimeout,
             Self::Hangs { .. } => FailureCode::MonitorBlocked,
             Self::Internal(_) => FailureCode::Internal,
             Self::EngineDied => FailureCode::EngineDied,
@@ -183,7 +194,7 @@ impl Failure {
     /// Whether something was waited for that did not come.
     pub(crate) fn is_silence(&self) -> bool {
         match self {
-            Self::Hangs { .. } | Self::SwitchoverTimeout(_) => true,
+            Self::Hangs { .. } | Self::Flushes { .. } | Self::SwitchoverTimeout(_) => true,
             // Postcopy gives its RAM channel long enough itself, and nothing brings a yanked one back.
             Self::Postcopy(_) => false,
             _ => self.process().is_some_and(ProcessError::is_silence),
@@ -215,6 +226,7 @@ impl Failure {
         match (self, command) {
             (Self::Timeout(_), _) => "; allow more time with `timeout`, more `bandwidth` or more `downtime`",
             (Self::SwitchoverTimeout(_), _) => "; allow more time with `switchover_timeout`",
+            (Self::Flushes { .. }, _) => "; make the disks flush faster, or allow more time with `switchover_timeout`",
             (Self::Hangs { .. }, _) => "; what it waited for, the destination's NBD server as a rule, does not answer",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
             (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
@@ -379,6 +391,7 @@ mod tests {
                 FailureCode::Gone,
             ),
             (gave_up("timeout"), FailureCode::Timeout),
+            (Failure::Flushes { at: at(), waited: Duration::from_secs(4) }, FailureCode::SwitchoverTimeout),
         ] {
             assert_eq!(failure.code(), code, "{failure:?}");
         }

@@ -26,8 +26,7 @@ impl Stance {
     fn read(run: &RunState) -> Option<Self> {
         match run {
             RunState::Running => Some(Self::Runs),
-            // A reset makes `prelaunch` of any state in which a guest stands still.
-            RunState::Paused | RunState::Prelaunch => Some(Self::Paused),
+            RunState::Paused => Some(Self::Paused),
             RunState::Shutdown
             | RunState::GuestPanicked
             | RunState::IoError
@@ -36,6 +35,7 @@ impl Stance {
             RunState::InMigrate
             | RunState::FinishMigrate
             | RunState::PostMigrate
+            | RunState::Prelaunch
             // A guest that suspends itself (S3) goes on as it was: QEMU moves its suspension with it from 9.0 on.
             | RunState::Suspended
             | RunState::Other(_) => None,
@@ -191,7 +191,7 @@ mod tests {
     /// What the source's events have told: when the guest last stopped and resumed, in seconds.
     fn seen(stopped: Option<u64>, resumed: Option<u64>) -> Observed {
         let start = *START;
-        let moment = |second| Moment { local: start + Duration::from_secs(second), wall: Duration::from_secs(second) };
+        let moment = |second| Moment::at(start + Duration::from_secs(second), Duration::from_secs(second));
         Observed { stopped: stopped.map(moment), resumed: resumed.map(moment), ..Observed::default() }
     }
 

@@ -3,10 +3,11 @@
 //! An interruption drops the work and names the reason. The way back undoes what the work had begun.
 
 use super::{Failure, context::Context, deadlines, pair::QemuPair};
+use crate::handover::watchdog;
 use std::{future::pending, time::Duration};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 /// How long a death may take to be seen after the command that failed because of it: a process that dies closes its
@@ -19,6 +20,9 @@ const OVERTIME: Duration = Duration::from_secs(1);
 /// then.
 const STALLS: Duration = Duration::from_secs(10);
 
+/// The time between two looks at the destination while the source is silent.
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// How long the work may take.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bounds {
@@ -26,21 +30,42 @@ pub(crate) struct Bounds {
     timeout: Option<(Duration, Instant)>,
     /// The time in which the guest may stand still, and when it is over.
     switchover: Option<(Duration, Instant)>,
-    /// How long the source may leave something unanswered before its main loop is taken to hang.
-    hang: Option<Duration>,
+    /// How long the source may leave something unanswered.
+    silence: Option<SilenceBounds>,
+}
+
+/// How long the source may leave something unanswered.
+#[derive(Debug, Clone, Copy)]
+struct SilenceBounds {
+    /// The time after which its main loop is taken to hang in what it waits for of the destination, unless the
+    /// destination answers.
+    patience: Duration,
+    /// The longest time, whatever the destination answers.
+    longest: Duration,
+}
+
+impl SilenceBounds {
+    /// Before QEMU may stop the guest. A QEMU that hangs stops the guest at its next access to a device.
+    const WHILE_THE_GUEST_RUNS: Self = Self { patience: STALLS, longest: STALLS };
 }
 
 impl Bounds {
     /// While the guest is to run.
     pub(crate) fn before_memory(context: &Context) -> Self {
         let limit = |timeout: Duration| Some((timeout, context.began.checked_add(timeout + OVERTIME)?));
-        Self { timeout: context.settings.timeout.and_then(limit), switchover: None, hang: Some(STALLS) }
+        Self {
+            timeout: context.settings.timeout.and_then(limit),
+            switchover: None,
+            silence: Some(SilenceBounds::WHILE_THE_GUEST_RUNS),
+        }
     }
 
     /// While RAM is sent: QEMU may stop the guest at any time, and hang before it can tell.
     pub(crate) fn while_memory_is_sent(context: &Context) -> Self {
-        let hang = context.settings.switchover_limit().mul_f64(deadlines::HANGS).min(STALLS);
-        Self { hang: Some(hang), ..Self::before_memory(context) }
+        let part = |part: f64| context.settings.switchover_limit().mul_f64(part);
+        let patience = part(deadlines::HANGS).min(STALLS);
+        let silence = SilenceBounds { patience, longest: part(deadlines::DISENGAGED).max(patience) };
+        Self { silence: Some(silence), ..Self::before_memory(context) }
     }
 
     /// While the guest stands still before `migrate-continue`; `left` is what it may still take.
@@ -73,8 +98,8 @@ impl<'a> Interruption<'a> {
             () = cancelled(&self.context.cancel) => return Err(Failure::Cancelled),
             death = death(pair) => return Err(death),
             waited = over(bounds.timeout) => return Err(Failure::Timeout(waited)),
-            waited = over(bounds.switchover) => return Err(Failure::SwitchoverTimeout(waited)),
-            waited = hang(pair, bounds.hang) => return Err(Failure::Hangs { at: pair.source.name().clone(), waited }),
+            waited = over(bounds.switchover) => return Err(self.late(bounds, waited).await),
+            failure = silence(pair, bounds.silence) => return Err(failure),
             done = work => match done {
                 Ok(done) => return Ok(done),
                 // the controller itself gave up, so no death explains it, and waiting for one would prolong a pause
@@ -84,6 +109,19 @@ impl<'a> Interruption<'a> {
         };
         // a death that makes a command fail is the better reason than the command's failure
         Err(timeout(DEATH, death(pair)).await.unwrap_or(failure))
+    }
+}
+
+impl Interruption<'_> {
+    /// Why the guest was not passed on in time. A source that is silent then, for so long that a destination which does
+    /// not answer would have been found out, waits for disks.
+    async fn late(&self, bounds: Bounds, waited: Duration) -> Failure {
+        let source = &self.pair.source;
+        let patience = bounds.silence.map_or(Duration::MAX, |bounds| bounds.patience);
+        match timeout(Duration::ZERO, source.unanswered(patience)).await {
+            Ok(()) => Failure::Flushes { at: source.name().clone(), waited: patience },
+            Err(_) => Failure::SwitchoverTimeout(waited),
+        }
     }
 }
 
@@ -112,13 +150,24 @@ async fn death(pair: &QemuPair) -> Failure {
     }
 }
 
-async fn hang(pair: &QemuPair, patience: Option<Duration>) -> Duration {
-    match patience {
-        Some(patience) => {
-            pair.source.unanswered(patience).await;
-            patience
+/// Waits until the source has been silent for too long.
+///
+/// A source whose main loop stands still waits either for the destination's NBD server, or for its own disks: QEMU
+/// drains and flushes them when it stops the guest. A destination that answers serves NBD as well, so a source beside
+/// such a destination is given the time that the user allows for the switchover.
+async fn silence(pair: &QemuPair, bounds: Option<SilenceBounds>) -> Failure {
+    let Some(SilenceBounds { patience, longest }) = bounds else { return pending().await };
+    let at = || pair.source.name().clone();
+    loop {
+        pair.source.unanswered(patience).await;
+        if longest <= patience || !watchdog::answers(&pair.destination).await {
+            return Failure::Hangs { at: at(), waited: patience };
         }
-        None => pending().await,
+        tokio::select! {
+            biased;
+            () = pair.source.unanswered(longest) => return Failure::Flushes { at: at(), waited: longest },
+            () = sleep(AGAIN) => {}
+        }
     }
 }
 

@@ -21,9 +21,9 @@ impl QemuPair {
         }
     }
 
-    /// How long the guest has stood still: since its STOP where that was seen, and else since `found`.
+    /// How long the guest has stood still: since QEMU stopped its vCPUs where that was seen, and else since `found`.
     pub(crate) fn stood(&self, found: Moment) -> Duration {
-        let stop = self.source.observed().stands_since();
+        let stop = self.source.observed().stood_since();
         stop.map_or(found.elapsed(), |stop| stop.elapsed().max(found.elapsed()))
     }
 

@@ -44,6 +44,9 @@ pub struct Settings {
     /// it.
     #[serde(with = "duration")]
     pub downtime: Duration,
+    /// Hold the budget as it stands: a guest that was stopped goes back to the source for each millisecond beyond it.
+    /// Otherwise the policy's slack is allowed.
+    pub strict_budget: bool,
     /// The whole job's ceiling on the wire: it is shared out among the mirrors, then given to RAM.
     pub bandwidth: Option<Rate>,
     /// A ceiling for all the mirrors together, below `bandwidth`.
@@ -105,6 +108,7 @@ impl Default for Settings {
         Self {
             selection: DiskSelection::default(),
             downtime: Duration::from_millis(300),
+            strict_budget: false,
             bandwidth: None,
             disk_bandwidth: None,
             policy: Policy::default(),

@@ -63,6 +63,7 @@ impl WorkOrder {
         let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
         ConvergenceJob {
             budget: settings.downtime,
+            strict: settings.strict_budget,
             ceiling: settings.bandwidth,
             disk_ceiling: settings.disk_bandwidth,
             timeout: settings.timeout,

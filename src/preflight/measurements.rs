@@ -289,7 +289,12 @@ mod tests {
 
     fn stats(qdev: &str, device: &str, node: &str, bytes: u64, writes: u64, nanoseconds: u64) -> BlockStats {
         let some = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
-        let stats = WriteStats { wr_bytes: bytes, wr_operations: writes, wr_total_time_ns: nanoseconds };
+        let stats = WriteStats {
+            wr_bytes: bytes,
+            wr_operations: writes,
+            wr_total_time_ns: nanoseconds,
+            ..WriteStats::default()
+        };
         BlockStats { device: device.to_owned(), qdev: some(qdev), node_name: some(node), stats }
     }
 

@@ -1,27 +1,35 @@
-//! The blackout ledger: where every microsecond between STOP on the source and RESUME on the destination went.
+//! The blackout ledger: where every microsecond between the guest's stop on the source and RESUME on the destination
+//! went.
+//!
+//! The guest's stop is not STOP: QEMU stops the vCPUs, from 9.0 on waits for the guest's I/O, and only then says STOP.
 //!
 //! Pure. Every span is named after its end, and the spans sum to the blackout by construction.
 
 use super::moment::Moment;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The resolution of QEMU's own figure, and the time that vCPUs take to stop: a shorter drain is none.
+const RESOLUTION: Duration = Duration::from_millis(2);
 
 /// The clock by which a ledger is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum LedgerClock {
-    /// QEMU's event timestamps: both processes and the engine share one host and so one wall clock.
+    /// The engine's monotonic clock when QEMU stamped each event: both processes and the engine share one host.
     Qemu,
     /// The engine's own clock at receipt of each event: right for two hosts, whose clocks differ, and off by the time
     /// that one message is on its way.
     Engine,
 }
 
-/// The points between STOP and RESUME, in their order.
+/// The points between the guest's stop and RESUME, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LedgerMark {
-    /// STOP on the source: the guest's vCPUs are stopped.
+    /// The source has stopped the guest's vCPUs, as far as the engine could tell then.
+    VcpusStopped,
+    /// STOP on the source: the guest's vCPUs are stopped, and its I/O has ended.
     Stop,
     /// The source reached `pre-switchover`: its disks are drained and flushed.
     PreSwitchover,
@@ -43,7 +51,8 @@ impl LedgerMark {
     /// The name of the span that ends here.
     fn span(self) -> &'static str {
         match self {
-            Self::Stop => "stop",
+            Self::VcpusStopped => "vcpus",
+            Self::Stop => "drain",
             Self::PreSwitchover => "quiesce",
             Self::SettleSent => "engine",
             Self::MirrorsSettled => "mirror-settle",
@@ -70,12 +79,13 @@ pub struct LedgerSpan {
 pub struct BlackoutLedger {
     clock: LedgerClock,
     marks: Vec<(LedgerMark, Moment)>,
+    downtime: Option<Duration>,
 }
 
 impl BlackoutLedger {
     /// An empty ledger that will read the given clock.
     pub fn new(clock: LedgerClock) -> Self {
-        Self { clock, marks: Vec::new() }
+        Self { clock, marks: Vec::new(), downtime: None }
     }
 
     /// The clock by which the ledger is read.
@@ -88,40 +98,65 @@ impl BlackoutLedger {
         self.marks.push((mark, moment));
     }
 
-    /// The spans from STOP to RESUME and their sum in milliseconds; `None` where the guest did not stop and resume.
+    /// Notes QEMU's own figure for the downtime, which begins when QEMU stops the vCPUs and ends when the source has
+    /// completed.
+    pub fn measure(&mut self, downtime: Duration) {
+        self.downtime = Some(downtime);
+    }
+
+    /// The time from the vCPUs' stop to STOP; zero where there is nothing to tell.
+    ///
+    /// QEMU's figure counts where there is one. Without it, as where the guest went back, the engine's own judgement
+    /// counts.
+    pub fn drain(&self) -> Duration {
+        let at = |wanted: LedgerMark| {
+            self.marks.iter().find(|(mark, _)| *mark == wanted).map(|&(_, moment)| self.instant(moment))
+        };
+        let Some(stop) = at(LedgerMark::Stop) else { return Duration::ZERO };
+        let drain = match (self.downtime, at(LedgerMark::SourceCompleted)) {
+            (Some(downtime), Some(completed)) => downtime.saturating_sub(completed.saturating_duration_since(stop)),
+            _ => at(LedgerMark::VcpusStopped).map_or(Duration::ZERO, |begin| stop.saturating_duration_since(begin)),
+        };
+        if drain > RESOLUTION { drain } else { Duration::ZERO }
+    }
+
+    /// The spans from the guest's stop to RESUME and their sum in milliseconds; `None` where the guest did not stop and
+    /// resume.
     ///
     /// The time of a missing mark falls to the next span. A mark that is stamped before its predecessor (the
     /// destination can complete first) gets a span of zero.
     pub fn spans(&self) -> Option<(Vec<LedgerSpan>, f64)> {
-        let mut marks: Vec<(LedgerMark, u64)> =
-            self.marks.iter().map(|&(mark, moment)| (mark, self.micros(moment))).collect();
+        let told = self.marks.iter().filter(|(mark, _)| *mark != LedgerMark::VcpusStopped);
+        let mut marks: Vec<(LedgerMark, u64)> = told.map(|&(mark, moment)| (mark, self.micros(moment))).collect();
         marks.sort_by_key(|&(mark, _)| mark);
         let (&(first, start), &(last, end)) = (marks.first()?, marks.last()?);
         if first != LedgerMark::Stop || last != LedgerMark::Resume {
             return None;
         }
         let end = end.max(start);
+        let drain = u64::try_from(self.drain().as_micros()).unwrap_or(u64::MAX);
+        let drained = (drain > 0).then(|| LedgerSpan { span: LedgerMark::Stop.span().to_owned(), ms: millis(drain) });
         let mut at = start;
-        let spans = marks[1..]
-            .iter()
-            .map(|&(mark, micros)| {
-                let until = if mark == LedgerMark::Resume { end } else { micros.clamp(at, end) };
-                let span = LedgerSpan { span: mark.span().to_owned(), ms: millis(until - at) };
-                at = until;
-                span
-            })
-            .collect();
-        Some((spans, millis(end - start)))
+        let rest = marks[1..].iter().map(|&(mark, micros)| {
+            let until = if mark == LedgerMark::Resume { end } else { micros.clamp(at, end) };
+            let span = LedgerSpan { span: mark.span().to_owned(), ms: millis(until - at) };
+            at = until;
+            span
+        });
+        Some((drained.into_iter().chain(rest).collect(), millis(drain.saturating_add(end - start))))
+    }
+
+    fn instant(&self, moment: Moment) -> Instant {
+        match self.clock {
+            LedgerClock::Qemu => moment.stamped,
+            LedgerClock::Engine => moment.local,
+        }
     }
 
     fn micros(&self, moment: Moment) -> u64 {
-        let since = match self.clock {
-            LedgerClock::Qemu => moment.wall,
-            // Only differences count, so any common origin will do.
-            LedgerClock::Engine => {
-                self.marks.iter().map(|(_, m)| m.local).min().map_or(Duration::ZERO, |origin| moment.local - origin)
-            }
-        };
+        // Only differences count, so any common origin will do.
+        let origin = self.marks.iter().map(|&(_, moment)| self.instant(moment)).min();
+        let since = origin.map_or(Duration::ZERO, |origin| self.instant(moment) - origin);
         u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 }
@@ -134,7 +169,6 @@ fn millis(micros: u64) -> f64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Instant;
 
     const ORDER: [LedgerMark; 8] = [
         LedgerMark::Stop,
@@ -151,7 +185,7 @@ mod tests {
         let (origin, mut ledger) = (Instant::now(), BlackoutLedger::new(clock));
         for &(mark, micros) in marks {
             let since = Duration::from_micros(micros);
-            ledger.mark(mark, Moment { local: origin + since, wall: Duration::from_secs(1_700_000_000) + since });
+            ledger.mark(mark, Moment::at(origin + since, Duration::from_secs(1_700_000_000)));
         }
         ledger
     }
@@ -173,6 +207,46 @@ mod tests {
             assert_eq!(named, [("quiesce", 2.5), ("mirror-settle", 2.6), ("activate-and-resume", 2.9)]);
             assert_eq!(total, 8.0);
         }
+    }
+
+    #[test]
+    fn what_qemu_drained_before_it_said_stop_is_a_part_of_the_blackout() {
+        use LedgerMark as M;
+        let marks = [(M::Stop, 800_000), (M::SourceCompleted, 815_000), (M::Resume, 820_000)];
+        let told = |ledger: &BlackoutLedger| {
+            let (spans, total) = ledger.spans().expect("stopped and resumed");
+            (spans.first().map(|span| (span.span.clone(), span.ms)), total)
+        };
+        for clock in [LedgerClock::Qemu, LedgerClock::Engine] {
+            let mut measured = ledger(clock, &marks);
+            assert_eq!(told(&measured), (Some(("ram-and-devices".to_owned(), 15.0)), 20.0));
+            // The source's downtime is 15 ms, and what is beyond its resolution lies before STOP.
+            measured.measure(Duration::from_millis(17));
+            assert_eq!(told(&measured).1, 20.0);
+            measured.measure(Duration::from_millis(803));
+            assert_eq!(told(&measured), (Some(("drain".to_owned(), 788.0)), 808.0));
+        }
+        // A guest that went back has no figure of QEMU's.
+        let back = ledger(LedgerClock::Qemu, &[(M::VcpusStopped, 100_000), (M::Stop, 500_000), (M::Resume, 530_000)]);
+        assert_eq!(told(&back), (Some(("drain".to_owned(), 400.0)), 430.0));
+        assert_eq!(back.drain(), Duration::from_millis(400));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_meanwhile_changes_nothing() {
+        let (origin, mut ledger) = (Instant::now(), BlackoutLedger::new(LedgerClock::Qemu));
+        let ms = Duration::from_millis;
+        let event = |real: u64, wall: u64| {
+            let received = std::time::UNIX_EPOCH + ms(wall + 1);
+            Moment::received(origin + ms(real + 1), received, Some(ms(wall)))
+        };
+        ledger.mark(LedgerMark::Stop, event(10, 1_000_000));
+        // The clock is set back by five seconds.
+        ledger.mark(LedgerMark::PreSwitchover, event(14, 995_004));
+        // The clock is set forward by ten.
+        ledger.mark(LedgerMark::Resume, event(24, 1_005_014));
+        let (spans, total) = ledger.spans().expect("stopped and resumed");
+        assert_eq!((spans[0].ms, total), (4.0, 14.0));
     }
 
     #[test]

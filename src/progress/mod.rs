@@ -21,7 +21,9 @@ pub use event::{Event, EventKind};
 pub use json_lines::JsonLines;
 pub use ledger::{BlackoutLedger, LedgerClock, LedgerMark, LedgerSpan};
 pub use moment::Moment;
-pub use outcome::{DiskOutcome, Ending, Estimate, EstimatedRung, Outcome, RamOutcome, Reason, RunsOn};
+pub use outcome::{
+    DiskOutcome, Ending, Estimate, EstimatedRung, GuestPause, Outcome, PauseCause, RamOutcome, Reason, RunsOn,
+};
 pub use phase::{Phase, PhaseState};
 pub use reporter::{EventSink, PhaseGuard, Reporter};
 pub use side::Side;

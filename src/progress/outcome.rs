@@ -122,6 +122,56 @@ pub struct RamOutcome {
     pub postcopy: bool,
 }
 
+/// Why the engine or its migration stopped the guest for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum PauseCause {
+    /// A mirror was started with the guest stopped, because the guest wrote during each other start.
+    MirrorStart,
+    /// The guest moved: its blackout.
+    Switchover,
+    /// The guest was stopped for the switchover, and resumed on the source.
+    WentBack,
+    /// A word of a later version that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl PauseCause {
+    /// The word of the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MirrorStart => "mirror-start",
+            Self::Switchover => "switchover",
+            Self::WentBack => "went-back",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for PauseCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One time for which the guest stood still because of the migration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GuestPause {
+    /// The cause.
+    pub why: PauseCause,
+    /// The length in milliseconds.
+    pub ms: f64,
+}
+
+impl GuestPause {
+    pub(crate) fn new(why: PauseCause, ms: f64) -> Self {
+        Self { why, ms }
+    }
+}
+
 /// The predicted cost of a migration; null where something cannot be predicted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -192,8 +242,15 @@ pub struct Outcome {
     pub reason: Option<Reason>,
     /// Milliseconds from start to end.
     pub total_ms: u64,
-    /// Milliseconds from STOP to RESUME; `None` if the guest never stopped.
+    /// Milliseconds from the stop of the guest's vCPUs to RESUME, at the switchover; `None` if the guest never stopped.
     pub blackout_ms: Option<f64>,
+    /// Every time for which the guest stood still because of the migration, in order; the blackout is the last of them.
+    /// The stops of the guest's owner are none of them.
+    #[serde(default)]
+    pub pauses: Vec<GuestPause>,
+    /// The sum of those times in milliseconds.
+    #[serde(default)]
+    pub paused_ms: f64,
     /// QEMU's own figure for its part of the downtime.
     pub qemu_downtime_ms: Option<u64>,
     /// The spans that sum to `blackout_ms`.

@@ -16,6 +16,8 @@ fn outcome() -> Outcome {
         reason: Some(Reason { code: FailureCode::MirrorFailed, message: "no space".to_owned() }),
         total_ms: 1200,
         blackout_ms: Some(8.125),
+        pauses: vec![GuestPause::new(PauseCause::MirrorStart, 2.5), GuestPause::new(PauseCause::WentBack, 8.125)],
+        paused_ms: 10.625,
         qemu_downtime_ms: None,
         ledger: vec![LedgerSpan { span: "quiesce".to_owned(), ms: 8.125 }],
         ledger_clock: Some(LedgerClock::Engine),
@@ -39,6 +41,7 @@ fn outcome_json() -> Value {
         "v": 1, "t_ms": 1200, "type": "outcome", "outcome": "rolled-back", "runs_on": "source",
         "reason": {"code": "mirror-failed", "message": "no space"},
         "total_ms": 1200, "blackout_ms": 8.125, "qemu_downtime_ms": null,
+        "pauses": [{"why": "mirror-start", "ms": 2.5}, {"why": "went-back", "ms": 8.125}], "paused_ms": 10.625,
         "ledger": [{"span": "quiesce", "ms": 8.125}], "ledger_clock": "engine",
         "disks": [{
             "source": "virtio0", "destination": "virtio0", "bytes_copied": 5, "virtual_size": 9, "mode": "full",
@@ -153,6 +156,9 @@ fn every_word_is_the_one_that_is_printed() {
     for rung in [R::None, R::Downtime, R::Throttle, R::Postcopy, R::StopAndCopy, R::GiveUp] {
         assert_eq!(said(rung), rung.as_str());
     }
+    for why in [PauseCause::MirrorStart, PauseCause::Switchover, PauseCause::WentBack] {
+        assert_eq!(said(why), why.as_str());
+    }
     for side in [Side::Source, Side::Destination] {
         assert_eq!(said(side), side.as_str());
     }
@@ -169,12 +175,14 @@ fn a_later_version_can_be_read() {
     later["outcome"] = json!("ended");
     later["runs_on"] = json!("none");
     later["ledger_clock"] = json!("ptp");
+    later["pauses"] = json!([{"why": "rehearsal", "ms": 1.0}]);
     later["predicted"]["rung"] = json!("hibernate");
     later["network"] = json!({"announced": true});
     let expected = Outcome {
         outcome: Ending::Unknown,
         runs_on: RunsOn::Unknown,
         ledger_clock: None,
+        pauses: vec![GuestPause::new(PauseCause::Unknown, 1.0)],
         predicted: Some(Estimate::default()),
         ..outcome()
     };
@@ -229,6 +237,7 @@ prop_compose! {
         reason in prop::option::of((word(), word())),
         (total_ms, qemu_downtime_ms) in any::<(u64, Option<u64>)>(),
         blackout_ms in prop::option::of(millis()),
+        (pauses, paused_ms) in (prop::collection::vec(millis(), 0..3), millis()),
         ledger in prop::collection::vec((word(), millis()), 0..4),
         ledger_clock in prop::option::of(prop::sample::select(vec![LedgerClock::Qemu, LedgerClock::Engine])),
         disks in prop::collection::vec(any_disk(), 0..3),
@@ -242,6 +251,8 @@ prop_compose! {
             reason: reason.map(|(code, message)| Reason { code: FailureCode::from(code.as_str()), message }),
             total_ms,
             blackout_ms,
+            pauses: pauses.into_iter().map(|ms| GuestPause::new(PauseCause::MirrorStart, ms)).collect(),
+            paused_ms,
             qemu_downtime_ms,
             ledger: ledger.into_iter().map(|(span, ms)| LedgerSpan { span, ms }).collect(),
             ledger_clock,

@@ -9,11 +9,15 @@ use crate::{progress::Moment, qmp::QmpEvent};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 /// The most names that are kept: far more than a QEMU reports. A hostile peer that sends more of them costs no memory.
 const MOST: usize = 64;
+/// How long a question may wait for its answer in a QEMU whose main loop works. A QEMU that has left one unanswered for
+/// longer when it says STOP has stopped the guest before: from 9.0 on QEMU waits for the guest's I/O before it says so,
+/// and its main loop stands still meanwhile.
+const ANSWERS: Duration = Duration::from_millis(25);
 
 /// The events of one job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,12 +37,16 @@ pub struct JobSeen {
 pub struct Observed {
     /// The last STOP.
     pub stopped: Option<Moment>,
+    /// The moment from which the guest may have stood still, as it is judged at the last STOP.
+    pub stood: Option<Moment>,
     /// The last RESUME.
     pub resumed: Option<Moment>,
     /// Every migration status that was entered, with the moment of its last entry.
     pub migration: BTreeMap<MigrationStatus, Moment>,
     /// The number of the last bitmap sync: on 10.0 the end of a pass, on 11.1 ten a second.
     pub pass: u64,
+    /// The moment of that sync. QEMU counts the dirty pages once more right before it stops the guest.
+    pub passed: Option<Moment>,
     /// The jobs by their ids.
     pub jobs: BTreeMap<String, JobSeen>,
 }
@@ -46,11 +54,14 @@ pub struct Observed {
 impl Observed {
     /// Folds one event into the state.
     pub fn apply(&mut self, event: &QmpEvent) {
-        let moment =
-            Moment { local: event.received, wall: event.emitted.unwrap_or_else(|| since_epoch(event.received_wall)) };
+        let moment = Moment::received(event.received, event.received_wall, event.emitted);
         let text = |key: &str| event.data.get(key).and_then(Value::as_str);
         match event.name.as_str() {
-            "STOP" => self.stopped = Some(moment),
+            "STOP" => {
+                self.stopped = Some(moment);
+                let ran = self.passed.map(|passed| passed.local).max(event.answered);
+                self.stood = Some(stood(moment, event.unanswered, ran));
+            }
             "RESUME" => self.resumed = Some(moment),
             "MIGRATION" => {
                 if let Some(status) = text("status").map(MigrationStatus::from) {
@@ -61,6 +72,7 @@ impl Observed {
             }
             "MIGRATION_PASS" => {
                 self.pass = event.data.get("pass").and_then(Value::as_u64).unwrap_or(self.pass);
+                self.passed = Some(moment);
             }
             "JOB_STATUS_CHANGE" => {
                 if let (Some(id), Some(status)) = (text("id"), text("status").map(JobStatus::from)) {
@@ -100,6 +112,12 @@ impl Observed {
         self.stopped.filter(|_| !self.runs_again())
     }
 
+    /// The moment from which the guest may have stood still, unless the guest has resumed since. A time limit of the
+    /// guest's stop counts from there; [`Self::stands_since`] tells one STOP from another.
+    pub fn stood_since(&self) -> Option<Moment> {
+        self.stood.filter(|_| !self.runs_again())
+    }
+
     /// Whether the last RESUME came after the last STOP.
     pub fn runs_again(&self) -> bool {
         self.resumed.zip(self.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local)
@@ -113,15 +131,21 @@ impl Observed {
     }
 }
 
-fn since_epoch(time: SystemTime) -> Duration {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+/// The moment from which the guest may have stood still when QEMU says STOP. `unanswered` is when the oldest question
+/// was sent that QEMU has not answered, `ran` the last moment at which the guest ran for certain.
+fn stood(stop: Moment, unanswered: Option<Instant>, ran: Option<Instant>) -> Moment {
+    let is_late = |asked: &Instant| stop.local.saturating_duration_since(*asked) > ANSWERS;
+    match unanswered.filter(is_late) {
+        Some(asked) => Moment::at(ran.unwrap_or(asked).min(stop.local), stop.wall),
+        None => stop,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::time::Instant;
+    use std::time::SystemTime;
 
     fn fold(events: &[(&str, Value)]) -> Observed {
         let mut observed = Observed::default();
@@ -131,6 +155,8 @@ mod tests {
                 received: Instant::now(),
                 received_wall: SystemTime::now(),
                 emitted: Some(Duration::from_secs(sequence)),
+                unanswered: None,
+                answered: None,
                 name: (*name).to_owned(),
                 data: data.clone(),
             });
@@ -156,6 +182,41 @@ mod tests {
         assert_eq!(at(seen.entered(&MigrationStatus::PreSwitchover)), Some(3));
         assert_eq!(at(seen.jobs["j"].concluded), Some(5));
         assert_eq!((seen.jobs["j"].error.as_deref(), seen.jobs["j"].aborted), (None, false));
+    }
+
+    #[test]
+    fn a_guest_has_stood_since_qemu_fell_silent() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        // Milliseconds: the last sync, the last answer, the oldest question without an answer; STOP comes at 1000.
+        for (passed, answered, unanswered, expected) in [
+            (None, None, None, 1000),
+            (Some(980), Some(900), None, 1000),
+            (Some(980), Some(900), Some(985), 1000),
+            (Some(205), Some(100), Some(210), 205),
+            (Some(50), Some(190), Some(210), 190),
+            (None, Some(190), Some(210), 190),
+            (None, None, Some(210), 210),
+        ] {
+            let event = |name: &str, millis: u64| QmpEvent {
+                sequence: 0,
+                received: at(millis),
+                received_wall: SystemTime::now(),
+                emitted: None,
+                unanswered: unanswered.map(at),
+                answered: answered.map(at),
+                name: name.to_owned(),
+                data: json!({"pass": 1}),
+            };
+            let mut seen = Observed::default();
+            passed.into_iter().for_each(|millis| seen.apply(&event("MIGRATION_PASS", millis)));
+            seen.apply(&event("STOP", 1000));
+            let since = seen.stood_since().expect("it stands").local;
+            assert_eq!(since, at(expected), "{passed:?} {answered:?} {unanswered:?}");
+            assert_eq!(seen.stands_since().map(|stop| stop.local), Some(at(1000)));
+            seen.apply(&event("RESUME", 1001));
+            assert_eq!(seen.stood_since(), None);
+        }
     }
 
     #[test]

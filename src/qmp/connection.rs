@@ -64,6 +64,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
             intake: LineIntake {
                 waiters: ReplyWaiters::default(),
                 sequence: 0,
+                answered: None,
                 max_event: options.max_event,
                 events: ends.events,
                 counters: ends.counters,
@@ -203,6 +204,8 @@ async fn write_some<W: AsyncWrite + Unpin>(writer: &mut W, outgoing: &mut Bytes)
 struct LineIntake {
     waiters: ReplyWaiters,
     sequence: u64,
+    /// Time at which the last answer to an in-band command came.
+    answered: Option<Instant>,
     max_event: usize,
     events: broadcast::Sender<Arc<QmpEvent>>,
     counters: watch::Sender<ConnectionCounters>,
@@ -278,7 +281,8 @@ impl LineIntake {
             event.data = Value::Null;
             event.name = event.name.chars().take(NAME_LIMIT).collect();
         }
-        let event = QmpEvent::stamp(self.sequence, event);
+        let unanswered = self.waiters.waiting_since().map(Instant::into_std);
+        let event = QmpEvent::stamp(self.sequence, event, unanswered, self.answered.map(Instant::into_std));
         self.sequence += 1;
         self.count(|counters| {
             counters.events += 1;
@@ -289,7 +293,11 @@ impl LineIntake {
     }
 
     fn deliver(&mut self, reply: ReplyFrame) {
+        let before = self.waiters.in_band();
         let matched = self.waiters.deliver(reply);
+        if self.waiters.in_band() < before {
+            self.answered = Some(Instant::now());
+        }
         self.note_waiting();
         let label = &self.recorder.label;
         match &matched {

@@ -20,6 +20,10 @@ pub struct QmpEvent {
     /// QEMU's own clock when it emitted the event, since the Unix epoch; `None` if QEMU could not read its clock. The
     /// clock of QEMU's host may differ from that of this host.
     pub emitted: Option<Duration>,
+    /// Time at which the oldest in-band command was sent that QEMU had not answered when the event came.
+    pub unanswered: Option<Instant>,
+    /// Time at which the last answer to an in-band command before the event came.
+    pub answered: Option<Instant>,
     /// QEMU's name of the event, such as `BLOCK_JOB_READY`. Any name can occur.
     pub name: String,
     /// Data of the event; `Null` where QEMU sent none. Any member can be missing, any enum value unknown.
@@ -27,12 +31,20 @@ pub struct QmpEvent {
 }
 
 impl QmpEvent {
-    pub(super) fn stamp(sequence: u64, frame: EventFrame) -> Self {
+    /// `unanswered` and `answered` are the members of these names.
+    pub(super) fn stamp(
+        sequence: u64,
+        frame: EventFrame,
+        unanswered: Option<Instant>,
+        answered: Option<Instant>,
+    ) -> Self {
         Self {
             sequence,
             received: tokio::time::Instant::now().into_std(),
             received_wall: SystemTime::now(),
             emitted: frame.timestamp,
+            unanswered,
+            answered,
             name: frame.name,
             data: frame.data,
         }

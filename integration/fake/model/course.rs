@@ -28,9 +28,6 @@ impl SharedPair {
     }
 
     pub(super) async fn precopy(&self) {
-        if !self.state().source.is_migrating() {
-            return; // somebody was faster
-        }
         self.state().enter(Side::Source, "active");
         let strange = self.state().odd_status;
         if let Some(strange) = strange {
@@ -133,10 +130,9 @@ impl PairState {
 
     pub(super) fn leave_finish_migrate(&mut self) {
         if self.source.run == "finish-migrate" {
-            match (self.guest_ran, self.source_resumes) {
-                (true, true) => self.resume(Side::Source),
-                (true, false) => {}
-                (false, _) => self.source.run = "paused".to_owned(),
+            self.source.run = "paused".to_owned();
+            if self.guest_ran && self.source_resumes {
+                self.resume(Side::Source);
             }
         }
     }

@@ -107,7 +107,7 @@ impl SeenEvents {
     pub(crate) fn observed(self) -> Observed {
         let moment = |number: u8| {
             let since = Duration::from_secs(u64::from(number));
-            Moment { local: *START + since, wall: since }
+            Moment::at(*START + since, since)
         };
         Observed { stopped: self.stopped.map(moment), resumed: self.resumed.map(moment), ..Observed::default() }
     }

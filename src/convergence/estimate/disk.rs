@@ -32,6 +32,8 @@ pub struct DiskEstimate {
     pub latency_before: Option<f64>,
     /// The same in write-blocking mode.
     pub latency_since: Option<f64>,
+    /// The mean time of a guest's flush of late, milliseconds.
+    pub flush: Option<f64>,
     /// The highest rate so far: the ability of a mirror that has little to do at present.
     pub fastest: f64,
     /// The moment when the mirror was last seen to gain on its guest, since the migration began.
@@ -150,6 +152,7 @@ pub(in crate::convergence) struct DiskTrack {
     write_rate: SmoothedValue,
     latency_before: SmoothedValue,
     latency_since: SmoothedValue,
+    flush: SmoothedValue,
     /// The moment of the switch to write-blocking.
     blocking: Option<Duration>,
     /// The moment since which the mirror has had its mode and its share.
@@ -219,6 +222,10 @@ impl DiskTrack {
                 true => self.latency_since.add(mean),
                 false => self.latency_before.add(mean),
             };
+        }
+        let (flushes, took) = (now.flushes.saturating_sub(first.flushes), now.flush_ns.saturating_sub(first.flush_ns));
+        if flushes > 0 {
+            estimate.flush = Some(self.flush.add(took as f64 / flushes as f64 / 1e6));
         }
         (estimate.latency_before, estimate.latency_since) = (self.latency_before.get(), self.latency_since.get());
         // a smoothed rate never is 0 again

@@ -96,6 +96,7 @@ impl<'a> Controller<'a> {
     pub(crate) async fn send_memory(&mut self, qemus: &QemuPair, attempt: &mut Attempt) -> Result<Moment, Failure> {
         let (source, pairs) = (&qemus.source, &self.order.route.pairs);
         self.memory = Some(self.context.report.enter(Phase::Memory));
+        attempt.memory_begun = Some(Moment::now().local);
         start_memory(self.context, qemus, &self.order.route, attempt).await?;
         self.sampler.begin_measurement(source).await;
         let arrival = precopy::until_pre_switchover(source);

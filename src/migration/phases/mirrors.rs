@@ -4,6 +4,7 @@ use crate::{
     endpoint::Address,
     handover::{exchange, ownership::NotDisengaged},
     migration::{Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, work_order::Route},
+    progress::{GuestPause, PauseCause},
     qemu::reply::RunState,
     storage::{
         mirror::{
@@ -80,7 +81,11 @@ async fn start_with_guest_stopped(
         exchange::resume_source(source, before.destination_cannot_run()).await?;
     }
     attempt.log.undone(&Effect::Stopped, report).await;
-    report.warn("stopped-for-mirror", format!("the guest was stopped for {} ms", stopped.elapsed().as_millis()));
+    if runs {
+        let pause = stopped.elapsed().as_secs_f64() * 1000.0;
+        attempt.pauses.push(GuestPause::new(PauseCause::MirrorStart, pause));
+        report.warn("stopped-for-mirror", format!("the guest was stopped for {pause:.0} ms"));
+    }
     match dirty.first() {
         None => Ok(()),
         Some((pair, bytes)) => Err(Failure::Mirror(MirrorError::Failed {

@@ -101,6 +101,8 @@ impl<'a> Sampler<'a> {
                 written: written.wr_bytes,
                 writes: written.wr_operations,
                 write_ns: written.wr_total_time_ns,
+                flushes: written.flush_operations,
+                flush_ns: written.flush_total_time_ns,
             }
         };
         let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));

@@ -5,7 +5,7 @@
 //! closes no export.
 
 use crate::{
-    convergence::{PendingRest, keep_budget},
+    convergence::{OverBudget, PendingRest, keep_budget},
     handover::ownership::DisksDisengaged,
     migration::{
         Failure,
@@ -22,7 +22,11 @@ use crate::{
     storage::mirror::{export, mirror_job},
 };
 use qapi::qmp;
-use tokio::try_join;
+use std::time::Duration;
+use tokio::{time::Instant, try_join};
+
+/// The time for the flushes at the guest's stop that is told where the budget did not suffice.
+const NOTABLE: Duration = Duration::from_millis(20);
 
 /// Settles every mirror and closes every export, and proves it.
 pub(crate) async fn disengage(
@@ -53,8 +57,12 @@ pub(crate) async fn disengage(
     if let Some(last) = settled.await? {
         attempt.ledger.mark(LedgerMark::MirrorsSettled, last);
     }
+    let asked = Instant::now();
     let (jobs, exports) = try_join!(source.ask(&qmp::query_jobs {}), export::stop_server(destination))?;
     attempt.ledger.mark(LedgerMark::ExportsGone, Moment::now());
+    if let Some(history) = &mut attempt.history {
+        history.answered_at_stop(asked.elapsed().as_secs_f64() * 1000.0);
+    }
     attempt.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
     let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
     let disengaged = DisksDisengaged::prove(mirrors, &jobs.0, &exports)?;
@@ -76,5 +84,18 @@ fn ask_for_budget(
     // with postcopy the rest of RAM follows when the guest runs again
     let remaining = rest.ram.filter(|_| !attempt.ram.postcopy).map_or(0, |ram| ram.remaining);
     let rest = PendingRest::Memory(Bytes(remaining));
-    Ok(keep_budget(&context.settings.policy, history, pair.stood(stopped), rest).map(drop)?)
+    let kept = keep_budget(&context.settings.policy, history, pair.stood(stopped), rest);
+    Ok(kept.map(drop).map_err(|over| name_the_flush(over, pair, stopped))?)
+}
+
+/// Adds how long QEMU drained and flushed the source's disks, where that took long: `stopped` is when QEMU was done.
+fn name_the_flush(mut over: OverBudget, pair: &QemuPair, stopped: Moment) -> OverBudget {
+    let stood = pair.source.observed().stood_since();
+    let flushed = stood.map_or(Duration::ZERO, |stood| stopped.local.saturating_duration_since(stood.local));
+    if flushed >= NOTABLE {
+        let words =
+            format!("; {} ms of that passed while QEMU drained and flushed the source's disks", flushed.as_millis());
+        over.because.push_str(&words);
+    }
+    over
 }

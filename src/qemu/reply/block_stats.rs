@@ -17,7 +17,7 @@ pub struct BlockStats {
     pub stats: WriteStats,
 }
 
-/// The guest's successful writes to a device.
+/// The guest's successful writes to a device, and its flushes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct WriteStats {
     /// Bytes written.
@@ -26,4 +26,10 @@ pub struct WriteStats {
     pub wr_operations: u64,
     /// Nanoseconds that all these requests took together.
     pub wr_total_time_ns: u64,
+    /// Flush requests.
+    #[serde(default)]
+    pub flush_operations: u64,
+    /// Nanoseconds that all these requests took together.
+    #[serde(default)]
+    pub flush_total_time_ns: u64,
 }
