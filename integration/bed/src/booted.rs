@@ -47,7 +47,7 @@ impl Booted {
     /// A part of the bed is missing, or the guest does not boot.
     pub(crate) fn find(spec: &Spec, build: &Build) -> Result<Option<Self>> {
         let plain = |device| matches!(device, Device::Virtio | Device::ReadOnly);
-        if spec.quick || !spec.extra.is_empty() || !spec.disks.iter().all(|disk| plain(disk.device)) {
+        if spec.quick || !spec.extra.chunks(2).all(is_unseen) || !spec.disks.iter().all(|disk| plain(disk.device)) {
             return Ok(None);
         }
         let arguments = machine(spec, build)?;
@@ -75,6 +75,18 @@ impl Booted {
         fs::copy(&self.image, copy).context(|| format!("copying {}", self.image.display()))?;
         snapshot(qmp, copy, "snapshot-load")?;
         fs::remove_file(copy).context(|| format!("removing {}", copy.display()))
+    }
+}
+
+/// Whether an argument adds only what a guest that has booted does not look at: a device behind its disks, of which no
+/// state is in the image, or something that no device stands on.
+fn is_unseen(argument: &[String]) -> bool {
+    let [flag, value] = argument else { return false };
+    let device = value.split(',').next().unwrap_or_default();
+    match flag.as_str() {
+        "-device" => ["pvpanic", "virtio-scsi-pci", "virtio-balloon-pci", "qemu-xhci", "scsi-cd"].contains(&device),
+        "-blockdev" | "-object" => true,
+        _ => false,
     }
 }
 

@@ -61,6 +61,9 @@ pub(crate) fn arguments(
         let (flag, value) = if before { ("-runas", "nobody") } else { ("-run-with", "user=nobody") };
         add(flag, value.to_owned());
     }
+    if spec.second_monitor {
+        all.extend(["-qmp".to_owned(), monitor(folder, "second")]);
+    }
     all.extend(monitors(folder));
     all.extend(spec.extra.iter().cloned());
     Ok(all)
@@ -68,8 +71,11 @@ pub(crate) fn arguments(
 
 /// The arguments of the monitor for the engine, and then of the bed's own.
 pub(crate) fn monitors(folder: &Path) -> [String; 4] {
-    let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
-    ["-qmp".to_owned(), socket("qmp"), "-qmp".to_owned(), socket("watch")]
+    ["-qmp".to_owned(), monitor(folder, "qmp"), "-qmp".to_owned(), monitor(folder, "watch")]
+}
+
+fn monitor(folder: &Path, name: &str) -> String {
+    format!("unix:{},server=on,wait=off", folder.join(name).display())
 }
 
 /// The arguments of all disks of a side.

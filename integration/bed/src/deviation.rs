@@ -108,12 +108,19 @@ pub enum Sharing {
 pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn tmpfs(at: PathBuf, bytes: u64) -> Result<Self> {
+    pub(crate) fn tmpfs(at: PathBuf, bytes: u64) -> Result<Self> {
         fs::create_dir_all(&at).context(|| format!("creating {}", at.display()))?;
         let options = std::ffi::CString::new(format!("size={bytes},mode=755")).context(|| "mount options")?;
         let mounted = mount("tmpfs", &at, "tmpfs", MountFlags::NODEV, Some(options.as_c_str()));
         mounted.context(|| format!("mounting a tmpfs at {} (only root may)", at.display()))?;
         Ok(Self(at))
+    }
+}
+
+impl Mounted {
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 

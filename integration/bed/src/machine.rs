@@ -95,7 +95,7 @@ impl Machine {
     /// Starts a QEMU in its folder and waits for its monitors.
     pub(crate) fn start(launch: Launch<'_>) -> Result<Self> {
         let Launch { side, build, folder, arguments, devices, disks, apart, wire, record, booted } = launch;
-        for name in ["qmp", "watch", "port"] {
+        for name in ["qmp", "second", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
                 return Err(Error::new(format!("{} is too long for a socket: set a shorter TMPDIR", path.display())));
@@ -159,6 +159,11 @@ impl Machine {
     /// The unix socket of the monitor that is the engine's alone.
     pub fn qmp_path(&self) -> PathBuf {
         self.folder.join("qmp")
+    }
+
+    /// The unix socket of the second monitor, if the spec asked for one.
+    pub fn second_qmp_path(&self) -> PathBuf {
+        self.folder.join("second")
     }
 
     /// The TCP port of the other monitor, on 127.0.0.1, if the spec asked for one.

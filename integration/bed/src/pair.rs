@@ -35,6 +35,7 @@ pub struct Pair {
     record: Arc<Record>,
     given: Option<Given>,
     mounted: Option<Mounted>, // before the folder it is mounted in
+    room: Option<Mounted>,
     folder: TempDir,
 }
 
@@ -64,8 +65,8 @@ impl Pair {
         let (destination, mounted) =
             start_destination(&half.spec, &half.builds, &home, &half.record, &half.source, given.as_ref(), None)?;
         let boot = half.wait_for_guest()?;
-        let Half { source, spec, builds, record, folder, .. } = half;
-        Ok(Self { source, destination, boot, spec, builds, record, given, mounted, folder })
+        let Half { source, spec, builds, record, room, folder, .. } = half;
+        Ok(Self { source, destination, boot, spec, builds, record, given, mounted, room, folder })
     }
 
     /// Sets how many reads a second a disk's overlay file on the source may do; 0 is no limit. The disk's spec must
@@ -142,7 +143,7 @@ impl Pair {
         }
         self.source.kill()?;
         // Old files are in nobody's way: files of the same name are made anew.
-        self.mounted = None;
+        (self.mounted, self.room) = (None, None);
         self.record.turn();
         let home = self.source.folder();
         let (machine, mounted) =

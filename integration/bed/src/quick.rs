@@ -31,6 +31,8 @@ pub struct Half {
     pub(crate) spec: Spec,
     pub(crate) builds: [Build; 2],
     pub(crate) record: Arc<Record>,
+    /// The file system of the source's top images, if they have one of their own.
+    pub(crate) room: Option<Mounted>,
     pub(crate) folder: TempDir,
     started: Instant,
 }
@@ -70,7 +72,9 @@ impl Half {
             fs::create_dir(folder.path().join(name)).context(|| format!("creating the folder {name}"))?;
         }
         let home = folder.path().join("source");
-        let disks = create(&builds[0], &spec.disks, Side::Source, &home, &home)?;
+        let room = spec.source_room.map(|bytes| Mounted::tmpfs(home.join("small"), bytes)).transpose()?;
+        let tops = room.as_ref().map_or(home.as_path(), Mounted::path);
+        let disks = create(&builds[0], &spec.disks, Side::Source, &home, tops)?;
         if let Some((boot, first)) = spec.boot.as_ref().zip(disks.first()) {
             boot.install(&builds[0], &first.overlay, first.format)?;
         }
@@ -91,7 +95,7 @@ impl Half {
             wire: spec.link.map(|link| Wire::start(link).map(Arc::new)).transpose()?,
             record: (!spec.quick).then_some(&record),
         })?;
-        Ok(Self { source, spec, builds, record, folder, started })
+        Ok(Self { source, spec, builds, record, room, folder, started })
     }
 
     /// Waits until the guest is up, and pauses it if the spec says so. Returns the time since the start.

@@ -60,6 +60,11 @@ pub struct Spec {
     /// Whether each QEMU is on a host of its own, with a link like this between them; this needs root. Monitors stay
     /// unix sockets, which both hosts share. See [`crate::Wire`].
     pub link: Option<Link>,
+    /// Whether each QEMU gets a second monitor that is nobody's, for a client that interferes. See
+    /// [`crate::Machine::second_qmp_path`].
+    pub second_monitor: bool,
+    /// The size of a file system of its own for the source's top images, which can be filled. Needs root.
+    pub source_room: Option<u64>,
     /// More arguments for both QEMUs.
     pub extra: Vec<String>,
 }
@@ -80,6 +85,8 @@ impl Default for Spec {
             tcp: false,
             apart: false,
             link: None,
+            second_monitor: false,
+            source_room: None,
             extra: Vec::new(),
         }
     }

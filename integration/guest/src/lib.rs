@@ -9,7 +9,7 @@ pub mod line;
 pub mod page;
 mod workload;
 
-pub use workload::Workload;
+pub use workload::{Act, Workload};
 
 /// The I/O port of the debug console: the device's own default, because SeaBIOS prints on 0x402.
 pub const PORT: u16 = 0xe9;

@@ -13,12 +13,15 @@ use std::panic;
 use std::thread;
 use std::time::Instant;
 
-use qferry_guest::Workload;
 use qferry_guest::line::Line;
+use qferry_guest::{Act, Workload};
 
 use disk::Disk;
 use pace::{Pace, sleep_until};
 use port::{complain, say};
+
+/// The beats between two looks for an NMI.
+const LOOKS: u64 = 4;
 
 fn main() {
     if sys::allow_port_access().is_ok() {
@@ -86,14 +89,25 @@ fn ask_to_run_first(priority: i32) {
     }
 }
 
+/// Whether the host has sent an NMI, by which it tells the guest to act.
+fn has_met_an_nmi() -> bool {
+    let counts = fs::read_to_string("/proc/interrupts").unwrap_or_default();
+    let count = counts.lines().find_map(|line| line.trim_start().strip_prefix("NMI:"));
+    count.and_then(|counts| counts.split_whitespace().next()).is_some_and(|count| count != "0")
+}
+
 fn beat(workload: &Workload) -> ! {
     let mut pace = Pace::every(workload.beat);
     let mut number = 0;
+    let mut act = Act::numbered(workload.act);
     loop {
         pace.next().into_iter().for_each(sleep_until);
         if pace.take(Instant::now()) {
             number += 1;
             say(&Line::Beat(number));
+            if let Some(act) = act.take_if(|_| number % LOOKS == 0 && has_met_an_nmi()) {
+                sys::command_machine(act.port());
+            }
         }
     }
 }

@@ -28,6 +28,15 @@ pub(crate) fn write_port(port: u16, bytes: &[u8]) {
     }
 }
 
+/// Writes a value to a port of the machine, as a word or as a byte.
+pub(crate) fn command_machine((port, value, is_word): (u16, u16, bool)) {
+    match is_word {
+        // SAFETY: the ports are those of power management; whether the machine goes on is the workload's wish.
+        true => unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) },
+        false => write_port(port, &[value.to_le_bytes()[0]]),
+    }
+}
+
 /// The first `length` bytes of item `key` of the machine's `fw_cfg` device.
 pub(crate) fn firmware_item(key: u16, length: usize) -> Vec<u8> {
     // SAFETY: the ports are that device's alone, and no driver for it is loaded; the instruction touches no memory.

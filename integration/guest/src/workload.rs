@@ -37,6 +37,42 @@ pub struct Workload {
     pub slots: u32,
     /// Disks to wait for; the bed fills this in.
     pub disks: u64,
+    /// The deed of the guest to its own machine at the first NMI, which `inject-nmi` brings, as the number of an
+    /// [`Act`]; 0 is none.
+    pub act: u64,
+}
+
+/// The deeds of a guest to its own machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// The guest powers the machine off: ACPI S5.
+    PowerOff = 1,
+    /// The guest resets the machine.
+    Reset = 2,
+    /// The guest reports a panic to the device `pvpanic`.
+    Panic = 3,
+    /// The guest suspends the machine: ACPI S3.
+    Suspend = 4,
+}
+
+impl Act {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::PowerOff, Self::Reset, Self::Panic, Self::Suspend];
+
+    /// The deed with this number.
+    pub fn numbered(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|act| *act as u64 == number)
+    }
+
+    /// The port of the machine `pc` that brings the deed about, the value, and whether that is a word.
+    pub fn port(self) -> (u16, u16, bool) {
+        match self {
+            Self::PowerOff => (0x604, 0x2000, true),
+            Self::Suspend => (0x604, 0x2400, true),
+            Self::Panic => (0x505, 1, false),
+            Self::Reset => (0xcf9, 6, false),
+        }
+    }
 }
 
 impl Default for Workload {
@@ -57,6 +93,7 @@ impl Default for Workload {
             stride: 64 << 10,
             slots: 128,
             disks: 0,
+            act: 0,
         }
     }
 }
@@ -87,6 +124,7 @@ impl Workload {
                 "stride" => workload.stride = number,
                 "slots" => workload.slots = u32::try_from(number).map_err(|_| format!("qferry.{word} is too large"))?,
                 "disks" => workload.disks = number,
+                "act" => workload.act = number,
                 _ => return Err(format!("qferry.{word} is not known")),
             }
         }
@@ -101,6 +139,9 @@ impl Workload {
         let sector = super::block::SECTOR as u64;
         if self.beat < Duration::from_micros(100) {
             return Err("beats closer than 100 microseconds".to_owned());
+        }
+        if self.act != 0 && Act::numbered(self.act).is_none() {
+            return Err(format!("no deed has the number {}", self.act));
         }
         if self.burst.is_zero() {
             return Err("bursts that are empty".to_owned());
@@ -169,6 +210,7 @@ impl fmt::Display for Workload {
             ("stride", self.stride),
             ("slots", u64::from(self.slots)),
             ("disks", self.disks),
+            ("act", self.act),
         ];
         for (index, (key, value)) in words.into_iter().enumerate() {
             if index > 0 {
@@ -194,6 +236,7 @@ mod tests {
             slots: 77,
             discard: 5,
             disks: 3,
+            act: Act::Panic as u64,
             ..Workload::default()
         };
         assert_eq!(Workload::from_command_line(&format!("quiet nohz=off {workload} panic=-1")), Ok(workload));
@@ -208,6 +251,7 @@ mod tests {
             "qferry.stride=512",
             "qferry.slots=0",
             "qferry.burst=0",
+            "qferry.act=5",
         ] {
             assert!(Workload::from_command_line(line).is_err(), "{line}");
         }

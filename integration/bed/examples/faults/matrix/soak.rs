@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use qferry_bed::Side;
+use qferry_bed::{Random, Side};
 
 use super::cell::{Cell, clean, run};
 use super::fault::Fault;
@@ -74,7 +74,7 @@ pub(crate) fn soak(asked: &Soak<'_>, tell: &(dyn Fn(usize, &Cell) + Sync)) -> Ta
                 break;
             }
             // Each migration has a seed of its own, so that one lane does not depend on another.
-            let mut random = Random(asked.seed.wrapping_add(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut random = Random::part_of(asked.seed, number as u64);
             if random.below(CLEAN) == 0 {
                 let done = clean(&mut stage);
                 if let Ok([first, .., last]) = done.as_deref() {
@@ -91,7 +91,7 @@ pub(crate) fn soak(asked: &Soak<'_>, tell: &(dyn Fn(usize, &Cell) + Sync)) -> Ta
                 }
                 continue;
             }
-            let fault = random.fault(asked.without);
+            let fault = random.weighed(&faults(asked.without));
             let point = Point::Moment(typical.mul_f64(random.part() * BEYOND));
             let cell = run(&mut stage, fault, &point, false);
             tell(number, &cell);
@@ -125,35 +125,7 @@ impl Tally {
     }
 }
 
-/// splitmix64, whose numbers depend on the seed alone.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    /// From 0 to 1.
-    fn part(&mut self) -> f64 {
-        self.below(1 << 20) as f64 / f64::from(1 << 20)
-    }
-
-    fn fault(&mut self, without: &[Fault]) -> Fault {
-        let choice: Vec<(Fault, u64)> = FAULTS.into_iter().filter(|(fault, _)| !without.contains(fault)).collect();
-        let mut left = self.below(choice.iter().map(|(_, weight)| weight).sum());
-        for (fault, weight) in &choice {
-            match left.checked_sub(*weight) {
-                None => return *fault,
-                Some(rest) => left = rest,
-            }
-        }
-        Fault::Killed(Side::Destination)
-    }
+/// The faults with their weights, but those that are left out.
+fn faults(without: &[Fault]) -> Vec<(Fault, u64)> {
+    FAULTS.into_iter().filter(|(fault, _)| !without.contains(fault)).collect()
 }
