@@ -4,11 +4,12 @@
 //! The program fails if a guest runs twice, or nowhere without need, has lost something, or if the engine tells
 //! otherwise.
 
+mod chaos;
 mod matrix;
 mod table;
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -16,12 +17,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chaos::Chaos;
 use matrix::{CORE, Cell, Fault, PHASES, Point, Soak, Stage, clean, run, soak, switchover};
 use qferry_bed::{Error, Result};
 
 /// The version for the whole matrix; on others only the core is tried.
 const WHOLE: &str = "10.0.13";
 const MIGRATIONS: usize = 200;
+/// The time that an attacker has where nobody says how long.
+const ATTACKS: Duration = Duration::from_secs(600);
+/// The page of results.
+const PAGE: &str = "docs/faults.md";
 const SOAKS: Duration = Duration::from_secs(570);
 
 /// The arguments of the command.
@@ -29,17 +35,25 @@ struct Asked {
     qferry: PathBuf,
     version: String,
     soak: bool,
+    /// Whether an attacker is at work.
+    chaos: bool,
+    only: Option<u64>,
+    minutes: Option<u64>,
     core: bool,
     write: bool,
     lanes: usize,
     seed: u64,
-    migrations: usize,
+    migrations: Option<usize>,
     fault: Option<String>,
     point: Option<String>,
 }
 
 fn main() -> ExitCode {
-    let right = Asked::read().and_then(|asked| if asked.soak { soaked(&asked) } else { tried(&asked) });
+    let right = Asked::read().and_then(|asked| match (asked.soak, asked.chaos) {
+        (true, _) => soaked(&asked),
+        (_, true) => attacked(&asked),
+        _ => tried(&asked),
+    });
     match right {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -57,11 +71,14 @@ impl Asked {
             qferry: PathBuf::new(),
             version: WHOLE.to_owned(),
             soak: false,
+            chaos: false,
+            only: None,
+            minutes: None,
             core: false,
             write: false,
             lanes: 2,
             seed: now.as_secs(),
-            migrations: MIGRATIONS,
+            migrations: None,
             fault: None,
             point: None,
         };
@@ -72,12 +89,15 @@ impl Asked {
             let number = |text: String| text.parse().map_err(|_| usage());
             match word.as_str() {
                 "--soak" => asked.soak = true,
+                "--chaos" => (asked.chaos, asked.seed) = (true, number(value()?)?),
+                "--only" => asked.only = Some(number(value()?)?),
+                "--minutes" => asked.minutes = Some(number(value()?)?),
                 "--core" => asked.core = true,
                 "--write" => asked.write = true,
                 "--version" => asked.version = value()?,
                 "--seed" => asked.seed = number(value()?)?,
                 "--lanes" => asked.lanes = number(value()?)?.max(1) as usize,
-                "--migrations" => asked.migrations = number(value()?)? as usize,
+                "--migrations" => asked.migrations = Some(number(value()?)? as usize),
                 option if option.starts_with('-') => return Err(usage()),
                 _ if asked.fault.is_none() => asked.fault = Some(word),
                 _ if asked.point.is_none() => asked.point = Some(word),
@@ -102,7 +122,9 @@ fn usage() -> Error {
     let faults = Fault::ALL.map(Fault::name).join(" ");
     Error::new(format!(
         "usage: faults QFERRY [--version V] [--core] [--lanes N] [--write] [FAULT [POINT]]\n       \
-         faults QFERRY --soak [--seed N] [--migrations N] [--version V] [--lanes N]\nfaults: {faults}"
+         faults QFERRY --soak [--seed N] [--migrations N] [--version V] [--lanes N]\n       \
+         faults QFERRY --chaos SEED [--minutes N] [--migrations N] [--only N] [--version V] [--lanes N] [--write]\n\
+         faults: {faults}"
     ))
 }
 
@@ -155,23 +177,25 @@ fn tried(asked: &Asked) -> Result<bool> {
     let wrong = done.iter().filter(|cell| !cell.wrong.is_empty()).count() + retired.len();
     println!("{} cells, {wrong} wrong, {:.0} s", done.len(), began.elapsed().as_secs_f64());
     if asked.write {
-        let page = Path::new("docs/faults.md");
-        std::fs::write(page, table::page(&asked.version, &points, &done))
-            .map_err(|error| Error::new(format!("{}: {error}", page.display())))?;
+        let text = table::page(&asked.version, &points, &done);
+        // The section that an attacker made stays.
+        let kept = read_page().unwrap_or_default();
+        write_page(&chaos::kept(&kept).map_or(text.clone(), |section| chaos::put(&text, section)))?;
     }
     Ok(wrong == 0)
 }
 
 /// Migrates there and back, with faults at random.
 fn soaked(asked: &Asked) -> Result<bool> {
-    println!("QEMU {}, seed {}, {} migrations", asked.version, asked.seed, asked.migrations);
+    let migrations = asked.migrations.unwrap_or(MIGRATIONS);
+    println!("QEMU {}, seed {}, {migrations} migrations", asked.version, asked.seed);
     let began = Instant::now();
     let tally = soak(
         &Soak {
             qferry: &asked.qferry,
             version: &asked.version,
             seed: asked.seed,
-            migrations: asked.migrations,
+            migrations,
             limit: SOAKS,
             lanes: asked.lanes,
             without: &[],
@@ -197,5 +221,45 @@ fn soaked(asked: &Asked) -> Result<bool> {
         tally.stood.as_millis(),
         tally.wrong.len()
     );
-    Ok(tally.wrong.is_empty() && tally.migrations >= asked.migrations)
+    Ok(tally.wrong.is_empty() && tally.migrations >= migrations)
+}
+
+/// Lets an attacker loose.
+fn attacked(asked: &Asked) -> Result<bool> {
+    let limit = asked.minutes.map(|minutes| Duration::from_secs(minutes * 60));
+    let (limit, migrations) = match (limit, asked.migrations, asked.only) {
+        (_, _, Some(_)) => (ATTACKS, 1),
+        (Some(limit), migrations, _) => (limit, migrations.map_or(u64::MAX, |migrations| migrations as u64)),
+        (None, Some(migrations), _) => (Duration::MAX, migrations as u64),
+        (None, None, _) => (ATTACKS, u64::MAX),
+    };
+    println!("QEMU {}, seed {}", asked.version, asked.seed);
+    let began = Instant::now();
+    let verdicts = chaos::attack(&Chaos {
+        qferry: &asked.qferry,
+        version: &asked.version,
+        seed: asked.seed,
+        migrations,
+        limit,
+        lanes: asked.lanes,
+        only: asked.only,
+    });
+    let (took, wrong) =
+        (began.elapsed().as_secs(), verdicts.iter().filter(|verdict| !verdict.wrong.is_empty()).count());
+    println!("\n{}", chaos::table(&verdicts));
+    println!("{} migrations in {took} s, seed {}: {wrong} wrong", verdicts.len(), asked.seed);
+    if asked.write {
+        let words: Vec<String> = env::args().skip(2).filter(|word| word != "--write").collect();
+        let command = format!("scripts/faults {}", words.join(" "));
+        write_page(&chaos::put(&read_page()?, &chaos::section(&command, &asked.version, took, &verdicts)))?;
+    }
+    Ok(wrong == 0)
+}
+
+fn read_page() -> Result<String> {
+    std::fs::read_to_string(PAGE).map_err(|error| Error::new(format!("{PAGE}: {error}")))
+}
+
+fn write_page(text: &str) -> Result<()> {
+    std::fs::write(PAGE, text).map_err(|error| Error::new(format!("{PAGE}: {error}")))
 }

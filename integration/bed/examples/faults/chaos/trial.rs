@@ -1,0 +1,394 @@
+//! One migration under attack: the pair, the engine, the attacks at their moments, and what was seen.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use qferry_bed::{Act, ChannelProxy, DiskSpec, Error, MonitorProxy, Pair, Result, Side, Spec, Tape, Workload, nth};
+use rustix::process::Signal;
+
+use super::attack::Attack;
+use super::client::{ARGUMENTS, Client, State, fill, side_of};
+use super::engine::{Engine, Migrating, Report, Told};
+use super::judge::Seen;
+use super::plan::{Plan, Strikes};
+use super::rules::starts_a_second_runner;
+use super::sampler::{Sample, sample};
+
+const MIB: u64 = 1 << 20;
+/// The limit for an engine in all: longer than all its own deadlines together.
+const LIMIT: Duration = Duration::from_secs(150);
+/// The limit for anything that a QEMU or a guest does on a busy machine.
+pub(crate) const WAIT: Duration = Duration::from_secs(120);
+/// The time in which a QEMU shows what it does once it can.
+const SETTLES: Duration = Duration::from_millis(500);
+/// The room of the source's images, in a plan that fills it.
+const ROOM: u64 = 24 * MIB;
+
+/// An attack that took place, or was kept back.
+#[derive(Clone, Debug)]
+pub(crate) struct Done {
+    pub(crate) attack: Attack,
+    /// The phase of the engine at that time.
+    pub(crate) phase: String,
+    /// The QEMU before and after, where the attack was a command.
+    pub(crate) before: Option<State>,
+    pub(crate) after: Option<State>,
+    /// QEMU's refusal, or why the attack was kept back; none where the attack was accepted.
+    pub(crate) refused: Option<String>,
+}
+
+/// Everything that was seen of a migration.
+pub(crate) struct Trial {
+    pub(crate) pair: Pair,
+    pub(crate) clients: [Client; 2],
+    pub(crate) done: Vec<Done>,
+    pub(crate) report: Report,
+    /// The end of the engine, where a recovery followed.
+    pub(crate) first: Option<Report>,
+    /// The end of a second recovery, where there was a first.
+    pub(crate) again: Option<Report>,
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) source: Seen,
+    pub(crate) destination: Seen,
+    /// The phases that the engine began.
+    pub(crate) phases: Vec<String>,
+    /// The engine's commands, where proxies saw them.
+    pub(crate) commands: Vec<String>,
+}
+
+/// The proxies, if the plan has them.
+struct Proxies {
+    monitors: [MonitorProxy; 2],
+    nbd: ChannelProxy,
+    ram: ChannelProxy,
+    tape: Tape,
+}
+
+/// What an attack needs.
+struct Scene<'a> {
+    pair: &'a Pair,
+    clients: &'a [Client; 2],
+    proxies: Option<&'a Proxies>,
+    engine: &'a Mutex<Option<Migrating>>,
+    phase: &'a Mutex<String>,
+    done: &'a Mutex<Vec<Done>>,
+}
+
+/// Carries out a plan.
+pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Trial> {
+    let pair = Pair::start(&spec(plan, version))?;
+    let folder = pair.run_dir().with_file_name("chaos");
+    fs::create_dir_all(&folder).map_err(|error| Error::new(format!("{}: {error}", folder.display())))?;
+    let clients = [Client::of(&pair.source, &folder), Client::of(&pair.destination, &folder)];
+    clients.iter().try_for_each(|client| client.furnish(&pair))?;
+    if let Some((act, true)) = plan.guest() {
+        clients.iter().try_for_each(|client| client.pause_on(act))?;
+    }
+    let proxies = plan.proxied.then(|| Proxies::start(&pair, &folder)).transpose()?;
+    let engine = Engine { qferry: qferry.to_owned(), folder: pair.run_dir() };
+    let (talk, told) = channel();
+    for (number, strike) in plan.strikes.iter().enumerate() {
+        if let (Strikes::Before(side, name), Some(proxies)) = (strike.at, &proxies) {
+            let talk = talk.clone();
+            let hold = move || {
+                let (go, wait) = channel();
+                if talk.send(Told::Holds(number, go)).is_ok() {
+                    // The end of the channel lets the command go.
+                    while wait.recv().is_ok() {}
+                }
+            };
+            proxies.monitors[side as usize].rule(nth(side, name, 1), hold, qferry_bed::Deed::Pass);
+        }
+    }
+    let arguments = arguments(plan, &pair, proxies.as_ref(), &folder);
+    let (running, phase, done) = (Mutex::new(None), Mutex::new(String::new()), Mutex::new(Vec::new()));
+    let over = AtomicBool::new(false);
+    let scene = Scene {
+        pair: &pair,
+        clients: &clients,
+        proxies: proxies.as_ref(),
+        engine: &running,
+        phase: &phase,
+        done: &done,
+    };
+    let mut phases = Vec::new();
+    let (samples, ended) = thread::scope(|scope| {
+        let sampler = scope.spawn(|| sample(&pair, &over));
+        let follow = || -> Result<[Option<Report>; 3]> {
+            *lock(&running) = Some(engine.migrate(&arguments, talk)?);
+            let begun = Instant::now();
+            let mut due: Vec<(Instant, usize)> = Vec::new();
+            let mut blows = Vec::new();
+            let mut strike = |number: usize, go: Option<Sender<()>>| {
+                let (scene, attack) = (&scene, plan.strikes[number].attack);
+                blows.push(scope.spawn(move || {
+                    scene.strike(&attack);
+                    drop(go);
+                }));
+            };
+            let report = loop {
+                let next = due.iter().map(|(at, _)| *at).min().unwrap_or(begun + LIMIT).min(begun + LIMIT);
+                match told.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(Told::Begins(name)) => {
+                        for (number, planned) in plan.strikes.iter().enumerate() {
+                            if let Strikes::After(phase, by) = planned.at {
+                                if phase == name && !phases.contains(&name) {
+                                    due.push((Instant::now() + by, number));
+                                }
+                            }
+                        }
+                        phases.push(name.clone());
+                        *lock(&phase) = name;
+                    }
+                    Ok(Told::Holds(number, go)) => strike(number, Some(go)),
+                    Ok(Told::Ended(report)) => break report,
+                    Err(RecvTimeoutError::Timeout) if begun.elapsed() < LIMIT => {
+                        let now = Instant::now();
+                        let (ripe, later): (Vec<_>, Vec<_>) = due.into_iter().partition(|(at, _)| *at <= now);
+                        due = later;
+                        ripe.into_iter().for_each(|(_, number)| strike(number, None));
+                    }
+                    Err(_) => return Err(Error::new(format!("the engine has not ended after {LIMIT:?}"))),
+                }
+            };
+            // The rest of each attack, such as the end of a freeze.
+            for blow in blows {
+                drop(blow.join());
+            }
+            let lives = matches!(pair.source.alive(), Ok(true)) || matches!(pair.destination.alive(), Ok(true));
+            sleep(if lives { SETTLES } else { Duration::ZERO });
+            let unclear = report.outcome.is_null() && report.code.is_none() || report.ending() == "undetermined";
+            if !unclear || !engine.journal().exists() {
+                return Ok([None, Some(report), None]);
+            }
+            let recovered = engine.recover(LIMIT)?;
+            let again = engine.recover(LIMIT)?;
+            Ok([Some(report), Some(recovered), Some(again)])
+        };
+        let ended = follow();
+        sleep(SETTLES);
+        over.store(true, Ordering::Relaxed);
+        (sampler.join().unwrap_or_default(), ended)
+    });
+    drop(running);
+    let [first, report, again] = ended?;
+    let report = report.unwrap_or_default();
+    let commands = proxies.iter().flat_map(|proxies| proxies.tape.commands());
+    let commands = commands.map(|command| format!("{}: {}", command.side, command.name)).collect();
+    let [source, destination] = [look(&pair, Side::Source, &clients[0]), look(&pair, Side::Destination, &clients[1])];
+    let (source, destination) = (source?, destination?);
+    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Trial { pair, clients, done, first, report, again, samples, source, destination, phases, commands })
+}
+
+fn spec(plan: &Plan, version: &str) -> Spec {
+    let fills = plan.attacks().contains(&Attack::Fill);
+    let mut workload =
+        Workload { ram: 4 * MIB, dirty: 8 * MIB, write: 100, read: 100, slots: 32, ..Workload::default() };
+    let mut disk = DiskSpec::small();
+    if fills {
+        // A guest that allocates a new cluster with each write, so that a full file system soon matters.
+        (disk.size, workload.slots) = (256 * MIB, 2048);
+    }
+    workload.act = plan.guest().map_or(0, |(act, _)| act as u64);
+    Spec {
+        version: version.to_owned(),
+        workload,
+        disks: vec![disk],
+        memory: 128,
+        second_monitor: true,
+        source_room: fills.then_some(ROOM),
+        extra: ARGUMENTS.map(str::to_owned).into(),
+        ..Spec::default()
+    }
+}
+
+fn arguments(plan: &Plan, pair: &Pair, proxies: Option<&Proxies>, folder: &Path) -> Vec<String> {
+    let mut all: Vec<String> = ["--downtime", "3s"].map(str::to_owned).into();
+    let mut add = |name: &str, value: String| all.extend([name.to_owned(), value]);
+    let monitor = |side: Side| match proxies {
+        Some(proxies) => proxies.monitors[side as usize].path().display().to_string(),
+        None => pair.machine(side).qmp_path().display().to_string(),
+    };
+    add("--source", monitor(Side::Source));
+    add("--destination", monitor(Side::Destination));
+    for (option, rate) in [("--disk-bandwidth", plan.disk_rate), ("--bandwidth", plan.rate)] {
+        if let Some(rate) = rate {
+            add(option, format!("{rate}MiB/s"));
+        }
+    }
+    if proxies.is_some() {
+        for (option, name) in [("--nbd-address", "nbd"), ("--migrate-address", "ram"), ("--source-nbd-address", "here")]
+        {
+            add(option, format!("unix:{}", folder.join(name).display()));
+        }
+        // The preflight's reading would remove the socket of the relay.
+        add("--verify-backing", "off".to_owned());
+    }
+    all
+}
+
+impl Proxies {
+    fn start(pair: &Pair, folder: &Path) -> Result<Self> {
+        let tape = Tape::default();
+        let monitor =
+            |side: Side, name: &str| MonitorProxy::start(side, folder.join(name), pair.machine(side).qmp_path(), &tape);
+        let monitors = [monitor(Side::Source, "source")?, monitor(Side::Destination, "destination")?];
+        let channel = |name: &str| ChannelProxy::start(folder.join(name), folder.join(format!("{name}-behind")));
+        let (nbd, ram) = (channel("nbd")?, channel("ram")?);
+        // The engine tells both sides the addresses of the relays, so the destination's are replaced.
+        for (command, relay) in [("nbd-server-start", &nbd), ("migrate-incoming", &ram)] {
+            let [front, behind] = [relay.front(), relay.behind()].map(|path| path.display().to_string());
+            monitors[1].replace(command, &front, &behind);
+        }
+        Ok(Self { monitors, nbd, ram, tape })
+    }
+}
+
+impl Scene<'_> {
+    /// Carries out one attack, and notes what came of it.
+    fn strike(&self, attack: &Attack) {
+        let phase = lock(self.phase).clone();
+        let mut done = Done { attack: *attack, phase, before: None, after: None, refused: None };
+        let result = match side_of(attack) {
+            Some(side) => self.send(attack, &self.clients[side as usize], &mut done),
+            None => self.act(attack),
+        };
+        if let Err(error) = result {
+            done.refused = Some(error.to_string());
+        }
+        lock(self.done).push(done);
+    }
+
+    fn send(&self, attack: &Attack, client: &Client, done: &mut Done) -> Result<()> {
+        let before = client.state()?;
+        let is_cont = |side| starts_a_second_runner(side, &before.run, &before.migration);
+        let kept_back = match *attack {
+            Attack::Cont(side) => is_cont(side),
+            _ => false,
+        };
+        done.before = Some(before);
+        if kept_back {
+            return Err(Error::new("kept back: nothing could prevent a second runner"));
+        }
+        if let Attack::Pause(by) = *attack {
+            return self.pause(client, by, done);
+        }
+        let answer = client.carry_out(attack);
+        // A QEMU that was told to quit need not answer.
+        match answer {
+            Err(error) if !matches!(attack, Attack::Quit(_)) => return Err(error),
+            Ok(Err(refusal)) => return Err(Error::new(refusal.to_string())),
+            _ => {}
+        }
+        done.after = client.state().ok();
+        Ok(())
+    }
+
+    fn pause(&self, client: &Client, by: Duration, done: &mut Done) -> Result<()> {
+        client.carry_out(&Attack::Stop(Side::Source))?.map_err(|refusal| Error::new(refusal.to_string()))?;
+        sleep(by);
+        let state = client.state()?;
+        if starts_a_second_runner(Side::Source, &state.run, &state.migration) {
+            done.after = Some(state);
+            return Ok(());
+        }
+        // A `cont` that QEMU refuses leaves the guest stopped.
+        drop(client.carry_out(&Attack::Cont(Side::Source))?);
+        done.after = client.state().ok();
+        Ok(())
+    }
+
+    fn act(&self, attack: &Attack) -> Result<()> {
+        let machine = |side| self.pair.machine(side);
+        let no_proxy = || Error::new("no proxy");
+        match *attack {
+            Attack::EngineStop(by) => {
+                self.signal(Signal::STOP)?;
+                sleep(by);
+                self.signal(Signal::CONT)
+            }
+            Attack::EngineKill => {
+                self.signal(Signal::KILL)?;
+                // A proxy that holds a command keeps its end open, which the kernel would have closed.
+                for monitor in self.proxies.iter().flat_map(|proxies| &proxies.monitors) {
+                    monitor.cut();
+                }
+                Ok(())
+            }
+            Attack::EngineInterrupt => self.signal(Signal::INT),
+            Attack::MonitorCut(side) => {
+                self.proxies.ok_or_else(no_proxy)?.monitors[side as usize].cut();
+                Ok(())
+            }
+            Attack::MonitorLate(side, by) => {
+                self.proxies.ok_or_else(no_proxy)?.monitors[side as usize].late(by);
+                sleep(by);
+                Ok(())
+            }
+            Attack::RamCut => {
+                self.proxies.ok_or_else(no_proxy)?.ram.cut();
+                Ok(())
+            }
+            Attack::NbdCut => {
+                self.proxies.ok_or_else(no_proxy)?.nbd.cut();
+                Ok(())
+            }
+            Attack::Kill(side) => match machine(side).alive()? {
+                true => machine(side).kill(),
+                false => Err(Error::new("it has ended")),
+            },
+            Attack::Freeze(side, by) => {
+                machine(side).stop_process()?;
+                sleep(by);
+                match machine(side).alive()? {
+                    true => machine(side).continue_process(),
+                    false => Ok(()),
+                }
+            }
+            Attack::Fill => fill(&self.pair.source.folder().join("small").join("filler")),
+            _ => Err(Error::new("a command of a QEMU")),
+        }
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        match lock(self.engine).as_ref().map(|engine| engine.signal(signal)).transpose()? {
+            Some(true) => Ok(()),
+            _ => Err(Error::new("the engine has ended")),
+        }
+    }
+}
+
+/// How a QEMU is when all is over.
+fn look(pair: &Pair, side: Side, client: &Client) -> Result<Seen> {
+    let machine = pair.machine(side);
+    if !machine.alive()? {
+        return Ok(Seen::Dead);
+    }
+    match client.state() {
+        Ok(state) => Ok(Seen::Answers(state)),
+        // The monitor closes a while before the process ends.
+        Err(_) if machine.wait_for_end(Duration::from_secs(30)).is_ok() => Ok(Seen::Dead),
+        Err(_) => Ok(Seen::Silent),
+    }
+}
+
+/// Whether the guest itself did its deed, by the events of either side.
+pub(crate) fn guest_acted(pair: &Pair, act: Act) -> bool {
+    let names: &[&str] = match act {
+        Act::PowerOff | Act::Reset => &["SHUTDOWN", "RESET", "POWERDOWN"],
+        Act::Panic => &["GUEST_PANICKED"],
+        Act::Suspend => &["SUSPEND"],
+    };
+    let by_guest = |event: &qferry_bed::Event| names.contains(&event.name.as_str()) && event.data["guest"] != false;
+    [&pair.source, &pair.destination].iter().any(|machine| machine.events().unwrap_or_default().iter().any(by_guest))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
