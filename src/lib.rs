@@ -9,12 +9,13 @@
 //!
 //! - **connect, preflight**: both monitors are negotiated, facts are gathered and checked, backing files are compared.
 //!   Nothing is changed; a failure is a refusal.
-//! - **prepare**: capabilities, downtime limit and bandwidth are set; the destination's NBD server gets a writable
-//!   export for each disk. From here up to the switchover a failure rolls back.
+//! - **prepare**: the destination's NBD server gets a writable export for each disk. From here up to the switchover a
+//!   failure rolls back.
 //! - **storage**: a `drive-mirror` for each disk, `sync=top` over a backing file, until all are ready. The start of
 //!   each mirror is proved free of lost writes.
-//! - **memory**: `migrate`, until the source stops the guest and waits in `pre-switchover`. RAM may begin beside the
-//!   mirrors, and never ends before they are ready.
+//! - **memory**: both machines are looked at again, capabilities and parameters are set and checked, and in the same
+//!   burst `migrate` is sent (`phases/memory_start.rs`); until the source stops the guest and waits in
+//!   `pre-switchover`. RAM may begin beside the mirrors, and never ends before they are ready.
 //! - **switchover**: every mirror is settled and seen to conclude without an error; every export is seen gone.
 //! - **handover**: `migrate-continue`, `completed` on both sides, `cont` on the destination. A failure is judged by
 //!   what is proved of both sides.

@@ -127,7 +127,7 @@ async fn settings_that_cannot_be_put_back_are_named() {
         times += 1;
         if times == 1 { shared.answer(Source, seen) } else { vec![AnswerStep::error("no")] }
     });
-    let migration = cancel_at(&mut model, Source, "drive-mirror");
+    let migration = cancel_at(&mut model, Source, "migrate");
     let run = model.follow(migration).await;
     assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Stuck, RunsOn::Source), "{run:?}");
     assert!(run.outcome.leftovers.iter().any(|line| line.contains("parameters")), "{run:?}");

@@ -107,6 +107,9 @@ failure_codes! {
     LayerChanged "layer-changed"
         "A backing file was written to while it was copied."
         "wait until the block job that writes to it has ended";
+    MachineChanged "machine-changed"
+        "A device, a medium or an image of one of the two machines was changed while the guest migrated. What was proved of both machines must hold until RAM is sent."
+        "migrate again, and leave the devices of both machines alone meanwhile";
     MigrationFailed "migration-failed"
         "QEMU reports that the migration of RAM failed. The message has QEMU's own words."
         "mend the cause that QEMU names; the destination's stderr may say more";
@@ -146,6 +149,9 @@ failure_codes! {
     RuntimeDir "runtime-dir"
         "The directory for the sockets of the run could not be made, or other users may write to it."
         "give a directory of the engine's own user, which no other user can write to, with `runtime_dir`, or give addresses for NBD and RAM";
+    SettingsChanged "settings-changed"
+        "Another client changed the migration capabilities or parameters of a QEMU in the moment in which the migration of RAM began."
+        "find out which other program migrates this guest, and migrate again";
     SourceGone "source-gone"
         "The source's QEMU ended, or its side of a postcopy migration did."
         "look at its stderr, which may say why";

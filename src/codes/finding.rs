@@ -151,8 +151,8 @@ finding_codes! {
         "The build of a QEMU lacks a migration capability, or a compression, that a setting asks for."
         "leave the setting out, or use a QEMU that has the capability";
     ChainChanged "chain-changed" Plain [Blocker]
-        "The images that a disk is over changed while they were compared."
-        "wait until the block job that changes them has ended, and check again";
+        "A device, or the images that a disk is over, changed while images were compared."
+        "wait until the block job or the client that changes them has ended, and check again";
     ChainUnknown "chain-unknown" Plain [Blocker]
         "QEMU does not tell which images a disk consists of."
         "name a disk whose root is an image, or leave this one out with `skip`";

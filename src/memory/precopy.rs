@@ -4,7 +4,7 @@ use crate::{
     endpoint::Address,
     progress::Moment,
     qemu::{
-        Observed, Process, ProcessError,
+        Observed, Process, ProcessError, SentCommand,
         reply::{MigrationInfo, MigrationStatus},
     },
 };
@@ -36,25 +36,36 @@ pub async fn listen(destination: &Process, address: &Address) -> Result<(), Proc
     destination.act(&qmp::migrate_incoming { uri: Some(address.to_string()), channels: None, exit_on_error }).await
 }
 
-/// Has the source connect and send RAM.
+/// Has the source connect and send RAM; the command is sent when the function is called.
 ///
 /// # Errors
 /// QEMU refuses, above all because the guest cannot be migrated; or does not answer.
-pub async fn send(source: &Process, address: &Address) -> Result<(), ProcessError> {
-    source.act(&qmp::migrate { uri: Some(address.to_string()), channels: None, detach: None, resume: None }).await
+pub fn send(source: &Process, address: &Address) -> SentCommand<()> {
+    source.act(&qmp::migrate { uri: Some(address.to_string()), channels: None, detach: None, resume: None })
 }
 
 /// Waits until the source's events tell that the guest is stopped and the migration waits in `pre-switchover`.
+///
+/// An end that an event tells is asked about: the last event of an earlier migration can arrive behind the first of
+/// this one.
 ///
 /// # Errors
 /// QEMU ends the migration.
 pub async fn until_pre_switchover(source: &Process) -> Result<Moment, PrecopyError> {
     let mut watch = source.watch();
-    let seen = watch.wait_for(|seen| precopy_end(seen).is_some()).await.ok().and_then(|seen| precopy_end(&seen));
-    match seen {
-        Some(PrecopyEnd::PreSwitchover(moment)) => Ok(moment),
-        Some(PrecopyEnd::Over(status)) => Err(PrecopyError::Failed(failure_words(source, status).await)),
-        None => Err(ProcessError::from(source.gone().await).into()),
+    let mut stale = None;
+    loop {
+        let end = |seen: &Observed| precopy_end(seen, stale);
+        let seen = watch.wait_for(|seen| end(seen).is_some()).await.ok().and_then(|seen| end(&seen));
+        match seen {
+            Some(PrecopyEnd::PreSwitchover(moment)) => return Ok(moment),
+            Some(PrecopyEnd::Over(status, moment)) => match source.ask(&qmp::query_migrate {}).await {
+                Ok(MigrationInfo { status: Some(now), .. }) if !now.is_over() => stale = Some(moment),
+                Ok(MigrationInfo { error_desc: Some(error), .. }) => return Err(PrecopyError::Failed(error)),
+                _ => return Err(PrecopyError::Failed(no_reason(&status))),
+            },
+            None => return Err(ProcessError::from(source.gone().await).into()),
+        }
     }
 }
 
@@ -100,24 +111,18 @@ pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
 enum PrecopyEnd {
     /// The guest is stopped and the source waits.
     PreSwitchover(Moment),
-    /// QEMU ended the migration with this status.
-    Over(MigrationStatus),
+    /// QEMU ended the migration with this status, at this moment.
+    Over(MigrationStatus, Moment),
 }
 
-fn precopy_end(seen: &Observed) -> Option<PrecopyEnd> {
-    let over = seen.migration.keys().find(|status| status.is_over());
+/// The end of precopy; `stale` is when a status was entered that belongs to an earlier migration.
+fn precopy_end(seen: &Observed, stale: Option<Moment>) -> Option<PrecopyEnd> {
+    let is_new = |moment: &Moment| stale.is_none_or(|stale| moment.local > stale.local);
+    let over = seen.migration.iter().find(|(status, moment)| status.is_over() && is_new(moment));
     match (over, seen.entered(&MigrationStatus::PreSwitchover)) {
-        (Some(status), _) => Some(PrecopyEnd::Over(status.clone())),
+        (Some((status, moment)), _) => Some(PrecopyEnd::Over(status.clone(), *moment)),
         (None, Some(moment)) => Some(PrecopyEnd::PreSwitchover(moment)),
         (None, None) => None,
-    }
-}
-
-/// QEMU's own words for why a migration failed.
-async fn failure_words(source: &Process, status: MigrationStatus) -> String {
-    match source.ask(&qmp::query_migrate {}).await {
-        Ok(MigrationInfo { error_desc: Some(error), .. }) => error,
-        _ => no_reason(&status),
     }
 }
 

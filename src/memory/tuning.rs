@@ -7,7 +7,7 @@
 use crate::{
     codes::Setting,
     progress::Side,
-    qemu::Features,
+    qemu::{Features, reply::MigrationCapabilityStatus},
     quantity::{Bytes, Rate},
 };
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,14 @@ const STRAY: [&str; 15] = [
     "xbzrle",
     "zero-copy-send",
 ];
+
+/// Parameters that a former user may have left and that change what a migration does, each with the value that a run
+/// needs. A run sets them where they have another value, and puts them back afterwards.
+///
+/// With TLS credentials QEMU would speak TLS on the RAM channel, and a `mode` other than `normal` hands the guest over
+/// in another way: QEMU 11.1 aborts where `migrate` meets a left `cpr-transfer`.
+const STRAY_PARAMETERS: [(&str, &str); 4] =
+    [("mode", "normal"), ("tls-authz", ""), ("tls-creds", ""), ("tls-hostname", "")];
 
 /// The method by which multifd channels compress pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -152,6 +160,48 @@ pub struct SideTuning {
     pub parameters: Map<String, Value>,
     /// Parameters that may change while the migration runs, and are put back with the others.
     pub later: Vec<&'static str>,
+}
+
+impl SideTuning {
+    /// Adds the parameters that a former user left at a value that a run cannot use. `found` is the side's answer to
+    /// `query-migrate-parameters`.
+    pub(super) fn clear_stray(&mut self, found: &Map<String, Value>) {
+        let is_stray = |name: &str, needed: &str| match found.get(name) {
+            None | Some(Value::Null) => false,
+            Some(value) => value != needed,
+        };
+        let stray = STRAY_PARAMETERS.into_iter().filter(|(name, needed)| is_stray(name, needed));
+        self.parameters.extend(stray.map(|(name, needed)| (name.to_owned(), json!(needed))));
+    }
+
+    /// Notes which capability QEMU took of those of which it was to take one.
+    pub(super) fn take_one(&mut self, name: &'static str) {
+        self.capabilities.retain(|(set, _)| *set != name);
+        self.capabilities.push((name, true));
+    }
+
+    /// Whether the guest can be throttled: QEMU takes at least the last of the capabilities of which it is to take one.
+    pub fn throttles(&self) -> bool {
+        !self.one_of.is_empty() || self.capabilities.contains(&("auto-converge", true))
+    }
+
+    /// The first capability that is not as it was set, in words. A capability of which the side says nothing counts as
+    /// set.
+    pub(super) fn changed_capability(&self, found: &[MigrationCapabilityStatus]) -> Option<String> {
+        let on_or_off = |on: bool| if on { "on" } else { "off" };
+        self.capabilities.iter().find_map(|(name, set)| {
+            let is = found.iter().find(|found| found.capability == *name)?.state;
+            (is != *set).then(|| format!("{name} was set {} and is {}", on_or_off(*set), on_or_off(is)))
+        })
+    }
+
+    /// The same for parameters.
+    pub(super) fn changed_parameter(&self, found: &Map<String, Value>) -> Option<String> {
+        self.parameters.iter().find_map(|(name, set)| {
+            let is = found.get(name)?;
+            (is != set).then(|| format!("{name} was set to {set} and is {is}"))
+        })
+    }
 }
 
 /// The settings of one side from before the migration, so that they can be put back.

@@ -9,6 +9,7 @@ use crate::{
     progress::{BlackoutLedger, Estimate, GuestPause, LedgerClock, LedgerMark, Moment, RamOutcome, Reporter},
     qemu::Observed,
 };
+use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -43,8 +44,10 @@ pub(crate) struct Attempt {
     pub(crate) history: Option<History>,
     /// The estimate that was made before the migration began, where the user asked for one.
     pub(crate) predicted: Option<Estimate>,
-    /// How QEMU can slow the guest down.
+    /// How QEMU can slow the guest down, once RAM is sent.
     pub(crate) throttling: ThrottleMethod,
+    /// The migration parameters that the controller has chosen before RAM is sent.
+    pub(crate) first_parameters: Map<String, Value>,
 }
 
 impl Attempt {
@@ -64,6 +67,7 @@ impl Attempt {
             history: None,
             predicted: None,
             throttling: ThrottleMethod::None,
+            first_parameters: Map::new(),
         }
     }
 

@@ -23,12 +23,12 @@ use crate::{
     handover::ownership::BeforeContinue,
     preflight::{
         checks::Severity,
-        comparison_plan,
         contents::{self, ImageContents, ReadableSide},
         facts::{
             self, SideFacts,
             ports::{self, PortState},
         },
+        machine_change::changes,
         measure::{self, BandwidthSource},
         measurements::GuestMeasurements,
     },
@@ -126,15 +126,12 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
         }
         draft.add(contents, &settings.force);
         let again = async {
-            try_join!(
-                facts::with_disks_now(source, &source_facts),
-                facts::with_disks_now(destination, &destination_facts)
-            )
+            try_join!(facts::look_again(source, &source_facts), facts::look_again(destination, &destination_facts))
         };
         match unless_cancelled(&context.cancel, again).await? {
             Ok((source_now, destination_now)) => {
-                draft.add_changed("source", &comparison_plan::changed(&source_facts, &source_now));
-                draft.add_changed("destination", &comparison_plan::changed(&destination_facts, &destination_now));
+                draft.add_changed("source", &changes(&source_facts, &source_now));
+                draft.add_changed("destination", &changes(&destination_facts, &destination_now));
             }
             // a QEMU that does not answer now could not be read either, which a blocker says already
             Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),

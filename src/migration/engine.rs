@@ -14,7 +14,8 @@ use super::{
     interrupt::{Bounds, Interruption, unless_cancelled},
     pair::QemuPair,
     phases::{
-        cleanup, convergence::Controller, handover, memory_start::look_before_memory, postcopy, setup, switchover,
+        cleanup, convergence::Controller, handover, memory_start::look_before_memory, postcopy,
+        second_look::unless_changed, setup, switchover,
     },
     way_back::{
         judge::judge_failed_handover,
@@ -54,11 +55,11 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
         interruption.unless(Bounds::before_memory(context), prepared).await?;
 
         // The controller reports the phases `storage` and `memory`: RAM may be begun beside the mirrors.
-        let mut controller = Controller::new(context, &order, &pair, &attempt);
-        let copied = controller.copy_disks(&pair, &mut attempt);
+        let mut controller = Controller::new(context, &order, &pair);
+        let copied = unless_changed(&pair, &order, controller.copy_disks(&pair, &mut attempt));
         interruption.unless(Bounds::before_memory(context), copied).await?;
         look_before_memory(&pair, &mut attempt).await?;
-        let sent = controller.send_memory(&pair, &mut attempt);
+        let sent = unless_changed(&pair, &order, controller.send_memory(&pair, &mut attempt));
         let stopped = interruption.unless(Bounds::while_memory_is_sent(context), sent).await;
         // The last word of the guest's owner, before anything is waited for. The journal is told of it with `Given`.
         attempt.guest.settle(&pair.source.observed());

@@ -87,6 +87,14 @@ pub enum Failure {
         /// The guest was seen on the source, running or paused.
         on_source: bool,
     },
+    /// Somebody else has changed a machine or its migration: what was proved before holds no longer.
+    #[error("{message}")]
+    Interfered {
+        /// What was changed.
+        code: FailureCode,
+        /// Which thing, and both values where there are two.
+        message: String,
+    },
     /// The source's QEMU is gone.
     #[error("the source is gone")]
     SourceGone(#[source] Gone),
@@ -160,7 +168,7 @@ impl Failure {
             Self::Journal(JournalError::Locked { .. }) => FailureCode::JournalLocked,
             Self::Journal(_) => FailureCode::Journal,
             Self::Connect { .. } => FailureCode::Unreachable,
-            Self::Refused { code, .. } => code.clone(),
+            Self::Refused { code, .. } | Self::Interfered { code, .. } => code.clone(),
             Self::SourceGone(_) | Self::Postcopy(PostcopyError::SourceGone(_)) => FailureCode::SourceGone,
             Self::DestinationGone(_) | Self::Postcopy(PostcopyError::DestinationGone(_)) => {
                 FailureCode::DestinationGone
@@ -336,6 +344,9 @@ mod tests {
             FailureCode::Journal => Failure::Journal(JournalError::Exists { path: "/x".into() }),
             FailureCode::JournalLocked => Failure::Journal(JournalError::Locked { path: "/x".into() }),
             FailureCode::LayerChanged => Failure::LayerChanged { layer: text() },
+            FailureCode::MachineChanged | FailureCode::SettingsChanged => {
+                Failure::Interfered { code: code.clone(), message: words() }
+            }
             FailureCode::MigrationFailed => Failure::Precopy(PrecopyError::Failed(words())),
             FailureCode::MirrorFailed => Failure::Mirror(MirrorError::Failed { disk: text(), error: words() }),
             FailureCode::MonitorBlocked => Failure::Hangs { at: at(), waited: Duration::from_secs(10) },

@@ -21,6 +21,7 @@ use crate::{
             ports::PortState,
             ram_blocks::RamBlock,
         },
+        machine_change::{MachineChange, changes},
         measurements::{GuestMeasurements, MissingMeasurement},
     },
     qemu::{
@@ -46,7 +47,7 @@ pub(crate) struct CheckedWorld {
     ports: Vec<(Setting, Address, PortState)>,
     settings: Settings,
     contents: ImageContents,
-    changed: Vec<String>,
+    changed: Vec<MachineChange>,
     measured: Option<GuestMeasurements>,
 }
 
@@ -272,7 +273,11 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             world.settings.multifd = Some(2);
             world.source.features.migration_capabilities.clear();
         },
-        Code::ChainChanged => |world| world.changed.push("disk0".to_owned()),
+        Code::ChainChanged => |world| {
+            let before = world.source.clone();
+            world.source.unplug("top");
+            world.changed = changes(&before, &world.source);
+        },
         Code::ChainUnknown => |world| {
             let inserted = world.source.devices.iter_mut().filter_map(|device| device.inserted.as_mut());
             inserted.for_each(|node| node.node_name = format!("{}-of-no-node", node.node_name));

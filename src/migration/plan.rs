@@ -4,7 +4,7 @@
 
 use super::{
     Failure, Settings,
-    work_order::{Route, WorkOrder},
+    work_order::{ProvedFacts, Route, WorkOrder},
 };
 use crate::{
     codes::{FindingCode, Setting},
@@ -15,6 +15,7 @@ use crate::{
         comparison_plan::{self, ComparisonPlan},
         contents::ImageContents,
         facts::{SideFacts, ports::PortState},
+        machine_change::MachineChange,
         measurements::{self, GuestMeasurements},
     },
     progress::Estimate,
@@ -30,7 +31,7 @@ use crate::{
     },
 };
 use serde::Serialize;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// A migration as it would be done, for people and programs.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -192,6 +193,7 @@ impl Draft {
             dirty_rate: None,
             bitmaps: bitmaps.moved,
             predicted: None,
+            proved: Arc::new(ProvedFacts { source: source.clone(), destination: destination.clone() }),
         });
         let plan = Plan { findings, disks, chains, estimate, ..Plan::default() };
         Self { plan, comparison, reading: (source_reading, destination_reading), order, on_source }
@@ -238,9 +240,9 @@ impl Draft {
         }
     }
 
-    /// Adds the disks of a side that were changed while images were read.
-    pub(crate) fn add_changed(&mut self, side: &str, disks: &[String]) {
-        self.plan.find(checks::contents::changed(side, disks));
+    /// Adds what was changed on a side while images were read.
+    pub(crate) fn add_changed(&mut self, side: &str, changes: &[MachineChange]) {
+        self.plan.find(checks::contents::changed(side, changes));
     }
 
     /// Adds the measurements and the prediction from them, and notes the measurements that could not be made.

@@ -7,10 +7,12 @@ use super::Settings;
 use crate::{
     convergence::{Abilities, ConvergenceJob, DiskRung},
     endpoint::Address,
+    preflight::facts::SideFacts,
     progress::Estimate,
     qemu::Features,
     storage::model::layout::DiskPair,
 };
+use std::sync::Arc;
 
 /// The bytes that a sender's kernel buffers when a stream is faster than the link, by Linux's default of `tcp_wmem`.
 /// The delay was measured as 20 ms at 1 Gbit/s and 55 ms at 400 Mbit/s.
@@ -54,6 +56,15 @@ pub(crate) struct WorkOrder {
     pub(crate) bitmaps: bool,
     /// The prediction, where one was asked for.
     pub(crate) predicted: Option<Estimate>,
+    /// The facts from which the plan was made.
+    pub(crate) proved: Arc<ProvedFacts>,
+}
+
+/// The facts of both sides that the checks were made with. They must hold until RAM is sent.
+#[derive(Debug)]
+pub(crate) struct ProvedFacts {
+    pub(crate) source: SideFacts,
+    pub(crate) destination: SideFacts,
 }
 
 impl WorkOrder {

@@ -73,25 +73,6 @@ pub fn images(
     found
 }
 
-/// The disks of a side whose chains have changed: other nodes, a job's filter, or a file below the top that was written
-/// to. Comparisons that were made meanwhile prove nothing.
-pub fn changed(before: &SideFacts, after: &SideFacts) -> Vec<String> {
-    let told = |facts: &SideFacts, disk: &Disk| {
-        let layers = disk.chain.layers.iter().enumerate().map(|(depth, layer)| {
-            let is_written = depth == 0 && !disk.read_only;
-            let modified = facts.file(layer).filter(|_| !is_written).map(|file| file.modified);
-            (layer.node.clone(), layer.file.clone(), layer.read_only, modified)
-        });
-        (layers.collect::<Vec<_>>(), disk.chain.filters.clone())
-    };
-    let now = after.disks();
-    let is_same = |disk: &Disk| {
-        let other = now.iter().find(|other| other.name() == disk.name());
-        other.is_some_and(|other| told(before, disk) == told(after, other))
-    };
-    before.disks().iter().filter(|disk| !is_same(disk)).map(|disk| disk.name().to_owned()).collect()
-}
-
 fn layers_below(chain: &BackingChain) -> &[Layer] {
     chain.layers.get(1..).unwrap_or_default()
 }

@@ -112,13 +112,34 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
     })
 }
 
-/// The same facts with the present answers about the disks.
+/// The same facts with the present answers about all that a client of QEMU can change while a guest is there: devices,
+/// media and images, the guest's run state, migrations and exports.
 ///
 /// # Errors
 /// QEMU refuses a query, or does not answer.
-pub async fn with_disks_now(process: &Process, before: &SideFacts) -> Result<SideFacts, ProcessError> {
-    let BlockFacts { devices, nodes, graph, files, places } = Box::pin(blocks(process)).await?;
-    Ok(SideFacts { devices, nodes, graph, files, places, ..before.clone() })
+pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFacts, ProcessError> {
+    let (status, migration, blocks, exports, plugged) = try_join!(
+        process.ask(&qmp::query_status {}),
+        process.ask(&qmp::query_migrate {}),
+        Box::pin(blocks(process)),
+        process.ask(&qmp::query_block_exports {}),
+        Box::pin(machine::devices(process)),
+    )?;
+    let BlockFacts { devices, nodes, graph, files, places } = blocks;
+    let exports = exports.0.into_iter().map(|export| export.id).collect();
+    let machine = MachineFacts { devices: plugged, ..before.machine.clone() };
+    Ok(SideFacts {
+        run: status.status,
+        migration,
+        devices,
+        nodes,
+        graph,
+        files,
+        places,
+        exports,
+        machine,
+        ..before.clone()
+    })
 }
 
 /// The answers of one side about its disks.

@@ -6,5 +6,6 @@ pub mod checks;
 pub mod comparison_plan;
 pub mod contents;
 pub mod facts;
+pub mod machine_change;
 pub mod measure;
 pub mod measurements;

@@ -8,7 +8,7 @@ use super::reply::{JobStatus, MigrationStatus};
 use crate::{progress::Moment, qmp::QmpEvent};
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -41,7 +41,7 @@ pub struct Observed {
     pub stood: Option<Moment>,
     /// The last RESUME.
     pub resumed: Option<Moment>,
-    /// Every migration status that was entered, with the moment of its last entry.
+    /// Every status that the last migration entered, with the moment of its last entry.
     pub migration: BTreeMap<MigrationStatus, Moment>,
     /// The number of the last bitmap sync: on 10.0 the end of a pass, on 11.1 ten a second.
     pub pass: u64,
@@ -49,6 +49,10 @@ pub struct Observed {
     pub passed: Option<Moment>,
     /// The jobs by their ids.
     pub jobs: BTreeMap<String, JobSeen>,
+    /// The ids and QOM paths of the devices that were unplugged.
+    pub unplugged: BTreeSet<String>,
+    /// How often the tray of a drive was opened or closed, as it is when a medium is changed.
+    pub tray_moves: u64,
 }
 
 impl Observed {
@@ -65,11 +69,25 @@ impl Observed {
             "RESUME" => self.resumed = Some(moment),
             "MIGRATION" => {
                 if let Some(status) = text("status").map(MigrationStatus::from) {
+                    if status == MigrationStatus::Setup {
+                        // A QEMU can migrate again and again, and so can somebody else before this run does: a new
+                        // migration must not inherit the end of the last one.
+                        self.migration.clear();
+                    }
                     if self.migration.len() < MOST || self.migration.contains_key(&status) {
                         self.migration.insert(status, moment);
                     }
                 }
             }
+            "DEVICE_DELETED" => {
+                let names = [text("device"), text("path")];
+                for name in names.into_iter().flatten() {
+                    if self.unplugged.len() < MOST {
+                        self.unplugged.insert(name.to_owned());
+                    }
+                }
+            }
+            "DEVICE_TRAY_MOVED" => self.tray_moves += 1,
             "MIGRATION_PASS" => {
                 self.pass = event.data.get("pass").and_then(Value::as_u64).unwrap_or(self.pass);
                 self.passed = Some(moment);
@@ -241,13 +259,38 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_that_begins_inherits_no_status() {
+        let status = |status: &str| ("MIGRATION", json!({ "status": status }));
+        let earlier = [status("setup"), status("active"), status("completed")];
+        let seen = fold(&[&earlier[..], &[status("setup"), status("active")]].concat());
+        let entered: Vec<&MigrationStatus> = seen.migration.keys().collect();
+        assert_eq!(entered, [&MigrationStatus::Setup, &MigrationStatus::Active]);
+        // A channel that is made anew belongs to the same migration.
+        let seen = fold(&[status("setup"), status("postcopy-active"), status("postcopy-recover-setup")]);
+        assert!(seen.entered(&MigrationStatus::PostcopyActive).is_some());
+    }
+
+    #[test]
+    fn devices_that_were_unplugged_are_kept() {
+        let path = "/machine/peripheral/disk0";
+        let seen = fold(&[
+            ("DEVICE_DELETED", json!({"path": format!("{path}/virtio-backend")})),
+            ("DEVICE_DELETED", json!({"device": "disk0", "path": path})),
+            ("DEVICE_TRAY_MOVED", json!({"device": "", "id": "cd0", "tray-open": true})),
+        ]);
+        assert!(seen.unplugged.contains("disk0") && seen.unplugged.contains(path));
+        assert_eq!(seen.tray_moves, 1);
+    }
+
+    #[test]
     fn strange_events_and_floods_are_harmless() {
         let mut events: Vec<(&str, Value)> =
             vec![("STOP", json!([1])), ("MIGRATION", json!(7)), ("NEW", json!({"a": 1}))];
         let ids: Vec<Value> = (0..1000).map(|n| json!({"id": format!("j{n}"), "status": format!("s{n}")})).collect();
         events.extend(ids.iter().map(|data| ("JOB_STATUS_CHANGE", data.clone())));
         events.extend(ids.iter().map(|data| ("MIGRATION", data.clone())));
+        events.extend((0..1000).map(|n| ("DEVICE_DELETED", json!({"device": format!("d{n}")}))));
         let seen = fold(&events);
-        assert!(seen.jobs.len() <= MOST && seen.migration.len() <= MOST);
+        assert!(seen.jobs.len() <= MOST && seen.migration.len() <= MOST && seen.unplugged.len() <= MOST);
     }
 }

@@ -4,7 +4,7 @@
 //! reason.
 
 use super::{
-    memory_start::start_memory,
+    memory_start::{set_parameters, start_memory},
     mirrors::start_mirrors,
     sampling::{Look, Sampler},
 };
@@ -12,9 +12,9 @@ use crate::{
     convergence::{
         Action, BandwidthShares, Decision, History, MemoryShare, OverBudget, PendingRest, decide, keep_budget,
     },
-    memory::{apply, postcopy, precopy, tuning},
+    memory::{postcopy, precopy, tuning},
     migration::{Failure, attempt::Attempt, context::Context, pair::QemuPair, work_order::WorkOrder},
-    progress::{Moment, Phase, PhaseGuard, describe},
+    progress::{Moment, Phase, PhaseGuard, Side, describe},
     qemu::Process,
     quantity::Rate,
     storage::{mirror::mirror_job, model::layout::DiskPair},
@@ -49,10 +49,11 @@ pub(crate) struct Controller<'a> {
 }
 
 impl<'a> Controller<'a> {
-    pub(crate) fn new(context: &'a Context, order: &'a WorkOrder, qemus: &QemuPair, attempt: &Attempt) -> Self {
+    pub(crate) fn new(context: &'a Context, order: &'a WorkOrder, qemus: &QemuPair) -> Self {
         let settings = &context.settings;
         // a policy that only observes reports what it would do, throttling included
-        let throttle = attempt.throttling != tuning::ThrottleMethod::None || settings.policy.observe;
+        let wanted = settings.tuning(order.bitmaps).for_side(Side::Source, qemus.source.features());
+        let throttle = wanted.throttles() || settings.policy.observe;
         let task = order.task(settings, qemus.source.features(), throttle);
         let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());
         Self {
@@ -97,7 +98,8 @@ impl<'a> Controller<'a> {
         let (source, pairs) = (&qemus.source, &self.order.route.pairs);
         self.memory = Some(self.context.report.enter(Phase::Memory));
         attempt.memory_begun = Some(Moment::now().local);
-        start_memory(self.context, qemus, &self.order.route, attempt).await?;
+        let mut confirmation = start_memory(self.context, qemus, self.order, attempt).await?;
+        let mut is_confirmed = false;
         self.sampler.begin_measurement(source).await;
         let arrival = precopy::until_pre_switchover(source);
         tokio::pin!(arrival);
@@ -112,6 +114,10 @@ impl<'a> Controller<'a> {
                 biased;
                 arrived = &mut arrival => break arrived?,
                 failure = mirror_job::failure(source, pairs) => return Err(failure.into()),
+                confirmed = &mut confirmation, if !is_confirmed => {
+                    confirmed?;
+                    is_confirmed = true;
+                }
                 // A pass ends beside mirrors that are not ready: RAM must be held back before it completes.
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for the mirrors.
@@ -147,6 +153,9 @@ impl<'a> Controller<'a> {
             }
             self.decide(qemus, attempt, &looked).await?;
         };
+        if !is_confirmed {
+            confirmation.await?;
+        }
         self.wait_for_mirrors(qemus, attempt, stopped).await?;
         (self.storage, self.memory) = (None, None);
         Ok(stopped)
@@ -251,11 +260,11 @@ impl<'a> Controller<'a> {
             _ => false,
         };
         let done = match action {
-            Action::DowntimeLimit(limit) => apply::set_parameters(source, &tuning::downtime(*limit)).await,
-            Action::HoldMemory => apply::set_parameters(source, &tuning::no_switchover(source.features())).await,
+            Action::DowntimeLimit(limit) => set_parameters(source, attempt, tuning::downtime(*limit)).await,
+            Action::HoldMemory => set_parameters(source, attempt, tuning::no_switchover(source.features())).await,
             Action::ReleaseMemory => {
                 let ceiling = self.context.settings.bandwidth;
-                apply::set_parameters(source, &tuning::switchover_bandwidth(ceiling, source.features())).await
+                set_parameters(source, attempt, tuning::switchover_bandwidth(ceiling, source.features())).await
             }
             Action::ShareBandwidth(shares) => {
                 let mut done = Ok(());
@@ -272,11 +281,14 @@ impl<'a> Controller<'a> {
                     MemoryShare::Trickle => Some(tuning::trickle()),
                 };
                 match parameters {
-                    Some(parameters) => done.and(apply::set_parameters(source, &parameters).await),
+                    Some(parameters) => done.and(set_parameters(source, attempt, parameters).await),
                     None => done,
                 }
             }
-            Action::Throttle(percent) => apply::set_parameters(source, &self.throttle(attempt, *percent)).await,
+            Action::Throttle(percent) => {
+                let parameters = self.throttle(attempt, *percent);
+                set_parameters(source, attempt, parameters).await
+            }
             Action::WriteBlocking(disks) => {
                 let named = |pair: &&DiskPair| disks.iter().any(|disk| disk == pair.source.name());
                 let pairs: Vec<_> =

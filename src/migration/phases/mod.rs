@@ -1,7 +1,7 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
-//! `convergence` is the phases `storage` and `memory`, which may overlap; `memory_start`, `mirrors` and `sampling` are
-//! parts of it. No other phase knows another.
+//! `convergence` is the phases `storage` and `memory`, which may overlap; `memory_start`, `mirrors`, `sampling` and
+//! `second_look` are parts of it. No other phase knows another.
 
 pub(super) mod cleanup;
 pub(super) mod convergence;
@@ -10,5 +10,6 @@ pub(super) mod memory_start;
 mod mirrors;
 pub(super) mod postcopy;
 mod sampling;
+pub(super) mod second_look;
 pub(super) mod setup;
 pub(super) mod switchover;

@@ -1,16 +1,20 @@
-//! Sets up what convergence needs: capabilities and parameters, and the NBD server with an export for each disk.
+//! Sets up what the copying of disks needs: the NBD server, with an export for each disk.
+//!
+//! Migration capabilities and parameters are none of it. They would bind whatever migration somebody else starts while
+//! disks are copied, a snapshot to a file above all.
 
 use crate::{
-    memory::{apply, tuning},
+    memory::{apply, tuning::SideTuning},
     migration::{
         Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, runtime_dir, work_order::WorkOrder,
     },
-    progress::Side,
+    qemu::{Process, ProcessError},
     storage::mirror::export,
 };
 use qapi::qmp;
+use serde_json::Map;
 
-/// Sets up both sides for the migration, and the destination's NBD server.
+/// Tries the capabilities that were asked for, and starts the destination's NBD server.
 pub(crate) async fn prepare(
     context: &Context,
     pair: &QemuPair,
@@ -21,20 +25,8 @@ pub(crate) async fn prepare(
     let (settings, report, route) = (&context.settings, &context.report, &order.route);
     let (nbd, ram) = (route.nbd(), route.ram());
     runtime_dir::make(&settings.runtime_dir, [nbd, ram])?;
-    let wanted = settings.tuning(order.bitmaps);
     for process in [source, destination] {
-        let side = process.name().side;
-        let setup = wanted.for_side(side, process.features());
-        let before = apply::read(process, &setup).await?;
-        attempt.log.note([Effect::Tuned { side, before }]).await?;
-        let throttling = apply::set_up(process, &setup).await?;
-        if side == Side::Source {
-            attempt.throttling = throttling;
-        }
-    }
-    if let Some(ceiling) = settings.bandwidth {
-        // the bandwidth that QEMU measures beside the mirrors is less than the rest of RAM will have without them
-        apply::set_parameters(source, &tuning::switchover_bandwidth(Some(ceiling), source.features())).await?;
+        rehearse(context, process, order, attempt).await?;
     }
     // the destination waits already; `stop` takes back the autostart of a QEMU that was started without -S
     destination.act(&qmp::stop {}).await?;
@@ -57,4 +49,28 @@ pub(crate) async fn prepare(
         }
     }
     Ok(())
+}
+
+/// Tries whether a side takes the capabilities that the settings ask for. They are put back at once: what a migration
+/// needs is set right before `migrate`, see [`memory_start`](super::memory_start).
+async fn rehearse(
+    context: &Context,
+    process: &Process,
+    order: &WorkOrder,
+    attempt: &mut Attempt,
+) -> Result<(), Failure> {
+    let tuning = context.settings.tuning(order.bitmaps);
+    if tuning.asked_for().is_empty() {
+        return Ok(());
+    }
+    let side = process.name().side;
+    let wanted = SideTuning { parameters: Map::new(), ..tuning.for_side(side, process.features()) };
+    let before = apply::read_capabilities(process, &wanted).await?;
+    let effect = Effect::Tuned { side, before: before.clone() };
+    attempt.log.note([effect.clone()]).await?;
+    let rehearsed = apply::rehearse(process, &wanted, &before).await;
+    if rehearsed.as_ref().map_or_else(ProcessError::is_refusal, |()| true) {
+        attempt.log.undone(&effect, &context.report).await;
+    }
+    Ok(rehearsed?)
 }

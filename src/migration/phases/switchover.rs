@@ -5,6 +5,7 @@
 //! closes no export.
 
 use crate::{
+    codes::FindingCode,
     convergence::{OverBudget, PendingRest, keep_budget},
     handover::ownership::DisksDisengaged,
     migration::{
@@ -17,7 +18,10 @@ use crate::{
         work_order::Route,
     },
     progress::{LedgerMark, Moment},
-    qemu::reply::MigrationInfo,
+    qemu::{
+        Process,
+        reply::{MigrationInfo, RunState},
+    },
     quantity::Bytes,
     storage::mirror::{export, mirror_job},
 };
@@ -45,7 +49,9 @@ pub(crate) async fn disengage(
     let given = async { try_join!(guest, given) };
     if route.pairs.is_empty() {
         attempt.ledger.mark(LedgerMark::PreSwitchover, stopped);
-        let rest = source.ask(&qmp::query_migrate {}).await?;
+        let (rest, waits) = (source.ask(&qmp::query_migrate {}), keep_waiting(destination));
+        let rest = rest.await?;
+        waits.await?;
         ask_for_budget(context, pair, stopped, rest, attempt)?;
         given.await?;
         return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &[])?);
@@ -58,7 +64,9 @@ pub(crate) async fn disengage(
         attempt.ledger.mark(LedgerMark::MirrorsSettled, last);
     }
     let asked = Instant::now();
+    let waits = keep_waiting(destination);
     let (jobs, exports) = try_join!(source.ask(&qmp::query_jobs {}), export::stop_server(destination))?;
+    waits.await?;
     attempt.ledger.mark(LedgerMark::ExportsGone, Moment::now());
     if let Some(history) = &mut attempt.history {
         history.answered_at_stop(asked.elapsed().as_secs_f64() * 1000.0);
@@ -69,6 +77,27 @@ pub(crate) async fn disengage(
     given.await?;
     ask_for_budget(context, pair, stopped, rest.await?, attempt)?;
     Ok(disengaged)
+}
+
+/// Tells the destination once more to wait, and proves that the destination does. The commands are sent when the
+/// function is called.
+///
+/// Somebody may have sent `cont` while disks were copied. A destination that was told so runs by itself as soon as the
+/// destination has everything, though the source may take the guest back then; `stop` takes that word back.
+fn keep_waiting(destination: &Process) -> impl Future<Output = Result<(), Failure>> + use<> {
+    let stopped = destination.act(&qmp::stop {});
+    let run = destination.ask(&qmp::query_status {});
+    let name = destination.name().clone();
+    async move {
+        let ((), run) = try_join!(stopped, run)?;
+        match run.status {
+            RunState::InMigrate => Ok(()),
+            run => {
+                let message = format!("{name}: this QEMU does not wait for the guest any more: {run}");
+                Err(Failure::Interfered { code: FindingCode::DestinationState.into(), message })
+            }
+        }
+    }
 }
 
 /// Refuses to go on where the blackout would exceed the budget. This is the last chance to ask: the end of the

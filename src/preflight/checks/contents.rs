@@ -8,6 +8,7 @@ use crate::{
     preflight::{
         comparison_plan::ComparisonPlan,
         contents::{EmptyImageCheck, EmptyImageState, ImageContents},
+        machine_change::MachineChange,
     },
     storage::verify::identity::{self, Comparison, ComparisonResult, ImagePair, ProofLevel, ProofMethod},
 };
@@ -27,13 +28,14 @@ pub fn read(contents: &ImageContents) -> Vec<Finding> {
     findings
 }
 
-/// Judges the disks of a side that were changed while they were read.
-pub fn changed(side: &str, disks: &[String]) -> Vec<Finding> {
-    let one = |disk: &String| {
-        let message = format!("the images below it changed on the {side} while they were compared");
-        Finding::new(FindingCode::ChainChanged, disk, message)
+/// Judges what was changed on a side while images were read.
+pub fn changed(side: &str, changes: &[MachineChange]) -> Vec<Finding> {
+    let one = |change: &MachineChange| {
+        let MachineChange { device, what, before, now } = change;
+        let message = format!("its {what} was changed on the {side} while images were compared: {before}, now {now}");
+        Finding::new(FindingCode::ChainChanged, device, message)
     };
-    disks.iter().map(one).collect()
+    changes.iter().map(one).collect()
 }
 
 /// The remedy of findings about sizes and formats alone.

@@ -44,22 +44,14 @@ pub struct MachineFacts {
 /// # Errors
 /// QEMU does not answer. A query that QEMU refuses or answers in another form is no error: that fact stays unknown.
 pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
-    let children = |path: &str| process.ask(&qmp::qom_list { path: path.to_owned() });
-    let (version, kind, cpus, blocks, named, unnamed, buses) = try_join!(
+    let (version, kind, cpus, blocks, devices) = try_join!(
         process.ask(&qmp::query_version {}),
         property(process, "/machine", "type"),
         process.ask(&qmp::query_cpus_fast {}),
         known(process.ask(&qmp::x_query_ramblock {})),
-        known(children("/machine/peripheral")),
-        known(children("/machine/peripheral-anon")),
-        // a machine may have no PCI
-        known(process.ask(&qmp::query_pci {})),
+        devices(process),
     )?;
-    let list = |list: Option<TolerantList<_>>| list.map(|list| list.0).unwrap_or_default();
-    let buses = buses.map(|buses| buses.0).unwrap_or_default();
-    let mut devices = DeviceTable::new(&list(named), &list(unnamed), &buses);
-    let (cpu, ()) =
-        try_join!(first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())), place(process, &mut devices))?;
+    let cpu = first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())).await?;
     Ok(MachineFacts {
         version: version.qemu,
         kind: kind.as_ref().map(text),
@@ -68,6 +60,25 @@ pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
         ram_blocks: blocks.and_then(|table| ram_blocks::read(&table.human_readable_text)),
         devices,
     })
+}
+
+/// Asks one side for its devices.
+///
+/// # Errors
+/// As [`gather`].
+pub async fn devices(process: &Process) -> Result<DeviceTable, ProcessError> {
+    let children = |path: &str| process.ask(&qmp::qom_list { path: path.to_owned() });
+    let (named, unnamed, buses) = try_join!(
+        known(children("/machine/peripheral")),
+        known(children("/machine/peripheral-anon")),
+        // a machine may have no PCI
+        known(process.ask(&qmp::query_pci {})),
+    )?;
+    let list = |list: Option<TolerantList<_>>| list.map(|list| list.0).unwrap_or_default();
+    let buses = buses.map(|buses| buses.0).unwrap_or_default();
+    let mut devices = DeviceTable::new(&list(named), &list(unnamed), &buses);
+    place(process, &mut devices).await?;
+    Ok(devices)
 }
 
 async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFacts>, ProcessError> {
