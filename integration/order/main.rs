@@ -13,6 +13,7 @@ mod model;
 mod controller;
 mod faults;
 mod golden;
+mod interference;
 mod lost_events;
 mod lost_writes;
 mod open_world;

@@ -178,7 +178,10 @@ async fn roll_back(
             }
         }
     }
-    leftovers.extend(migration_under_way(source).await);
+    // a migration that the engine has not begun, or that was cancelled, is somebody else's
+    if log.effects().contains(&Effect::Migrate) {
+        leftovers.extend(migration_under_way(source).await);
+    }
     leftovers.extend(left_behind(source, log.run()).await);
     if !destination.has_ended().await {
         leftovers.extend(left_behind(destination, log.run()).await);
