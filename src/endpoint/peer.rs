@@ -114,15 +114,15 @@ impl PeerPid {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Whether the process runs a QEMU program, by the files that it has mapped; `false` where these may not be read.
+    /// Whether the process runs QEMU's system emulator, by its executable; `false` where that may not be read.
     ///
     /// Only a QEMU takes the guest with it: a forwarder or a manager that made the socket dies without harm to the
     /// guest.
     pub fn is_qemu(&self) -> bool {
+        let executable = fs::read_link(format!("/proc/{}/exe", self.pid())).unwrap_or_default();
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap_or_default();
-        let programs = maps.lines().filter_map(|line| line.rsplit_once('/'));
-        // The process was alive after the read, so the maps are not those of a later process with the same pid.
-        programs.into_iter().any(|(_, name)| name.starts_with("qemu-")) && !self.has_died()
+        // The process was alive after the read, so the files are not those of a later process with the same pid.
+        runs_qemu(&executable.to_string_lossy(), &maps) && !self.has_died()
     }
 
     /// The marks by which the process can be found again; none where `/proc` does not tell, or the process has died.
@@ -158,6 +158,29 @@ impl PeerPid {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// Whether the executable of a process is QEMU's system emulator. A dynamic linker that was started by its own name is
+/// the executable itself, and has mapped the program with the right to execute it. Any other program may have mapped
+/// a file with whatever name.
+fn runs_qemu(executable: &str, maps: &str) -> bool {
+    // address, rights, offset, device, inode, path
+    let is_executed = |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x'));
+    let linked = file_name(executable).starts_with("ld-");
+    is_emulator(executable) || (linked && maps.lines().filter(is_executed).any(is_emulator))
+}
+
+/// Whether a path leads to a system emulator: `qemu-system-*`, or `qemu-kvm`, as some distributions call it. An upgrade
+/// that removes the file of a running program leaves a mark at the end of the path.
+fn is_emulator(path: &str) -> bool {
+    let name = file_name(path.trim_end().trim_end_matches(" (deleted)"));
+    // Nix hides a program behind a script of its name.
+    let name = name.strip_prefix('.').unwrap_or(name);
+    name.starts_with("qemu-system-") || name == "qemu-kvm"
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
 }
 
 #[cfg(test)]
@@ -203,6 +226,43 @@ mod tests {
     async fn only_a_qemu_is_one() {
         let this_test = PeerPid::open(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(!this_test.is_qemu());
+        // Another program has mapped a file of such a name.
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("qemu-system-x86_64");
+        fs::copy("/bin/sleep", &image).unwrap();
+        let mut child = tokio::process::Command::new(&image).arg("1000").kill_on_drop(true).spawn().unwrap();
+        let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        while fs::read_link(format!("/proc/{}/exe", peer.pid())).unwrap() != image {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(peer.is_qemu());
+        fs::remove_file(&image).unwrap();
+        assert!(peer.is_qemu(), "an upgrade has removed its file");
+        child.kill().await.unwrap();
+        assert!(!peer.is_qemu());
+    }
+
+    #[test]
+    fn an_emulator_is_known_by_its_executable() {
+        let map = |rights: &str, path: &str| format!("7f00-7f01 {rights} 00000000 fe:00 12 {path}\n");
+        let linker = "/opt/qemu/lib64/ld-linux-x86-64.so.2";
+        for (executable, maps, expected) in [
+            ("/usr/bin/qemu-system-x86_64", String::new(), true),
+            ("/usr/bin/qemu-system-x86_64 (deleted)", String::new(), true),
+            ("/usr/libexec/qemu-kvm", String::new(), true),
+            ("/nix/store/x/bin/.qemu-system-aarch64-wrapped", String::new(), true),
+            ("/usr/bin/qemu-img", String::new(), false),
+            ("/usr/bin/qemu-x86_64", String::new(), false),
+            ("/usr/bin/vi", map("r--s", "/srv/qemu-system-x86_64"), false),
+            ("/usr/bin/vi", map("r-xp", "/srv/qemu-system-x86_64"), false),
+            (linker, map("r-xp", "/opt/qemu/usr/bin/qemu-system-x86_64"), true),
+            (linker, map("r-xp", "/opt/a b/qemu-system-x86_64 (deleted)"), true),
+            (linker, map("r--p", "/opt/qemu/usr/bin/qemu-system-x86_64"), false),
+            (linker, map("r-xp", "/opt/qemu/usr/bin/qemu-img") + &map("rw-s", "/srv/qemu-system.img"), false),
+            ("", String::new(), false),
+        ] {
+            assert_eq!(runs_qemu(executable, &maps), expected, "{executable} {maps}");
+        }
     }
 
     #[tokio::test]
