@@ -282,15 +282,17 @@ fn refusal(opened: &Option<OpenedView>, index: usize) -> Option<String> {
     }
 }
 
-/// The paths of an image's files on this host; `None` where one is not known: data files are not looked up.
+/// The paths of an image's files on this host; `None` where one is not known: data files are not looked up, and a block
+/// device's file does not tell when its contents changed.
 fn place(facts: &SideFacts, image: &ComparedImage) -> Option<ImageLocation> {
     if facts.chain(&image.node).layers.iter().any(|layer| layer.data_file.is_some()) {
         return None;
     }
-    let files: Option<Vec<_>> = image.files.iter().map(|file| Some(facts.files.get(file)?.path.clone())).collect();
+    let known = image.files.iter().map(|file| facts.files.get(file).filter(|file| !file.is_device));
+    let files: Option<Vec<_>> = known.map(|file| file.map(|file| (file.path.clone(), file.id))).collect();
     let files = files?;
     let kind = format!("{} {:?}", image.virtual_size, image.formats);
-    Some(ImageLocation { path: files.first()?.clone(), files, kind })
+    Some(ImageLocation { path: files.first()?.0.clone(), files, kind })
 }
 
 fn unproved(twin: &ImagePair, why: String) -> Comparison {

@@ -103,9 +103,16 @@ impl RunningComparison<'_> {
     async fn run(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         match how.proof {
             ProofLevel::Off | ProofLevel::Metadata => self.maps().await,
+            // Two digests prove everything, and cost nothing.
+            ProofLevel::Sample if self.kept().iter().all(Option::is_some) => self.full(how).await,
             ProofLevel::Sample => self.sample(how).await,
             ProofLevel::Full => self.full(how).await,
         }
+    }
+
+    /// The digests of the two images that are kept and trusted.
+    fn kept(&self) -> [Option<String>; 2] {
+        [self.source, self.destination].map(|open| open.place.as_ref().and_then(digest_cache::trusted))
     }
 
     /// Compares where data is allocated, if the formats of both images record that.
@@ -160,8 +167,8 @@ impl RunningComparison<'_> {
     /// both images are read after all: only that finds the offset, and the stored digest may be wrong.
     async fn full(&mut self, how: &ComparisonSettings) -> (ProofMethod, Option<ComparisonStop>) {
         let sides = [self.source, self.destination];
-        let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(digest_cache::stamps));
-        let kept = sides.map(|open| open.place.as_ref().and_then(digest_cache::trusted));
+        let before = sides.map(|open| open.place.as_ref().filter(|_| how.keep).map(digest_cache::stamps_to_keep));
+        let kept = self.kept();
         let trusted = kept.iter().flatten().count();
         if let [Some(source), Some(destination)] = &kept {
             if source == destination {
