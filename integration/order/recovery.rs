@@ -15,18 +15,28 @@ use qferry::internals::{
     run_id::RunId,
 };
 use serde_json::json;
-use std::{path::Path, time::Duration};
+use std::{
+    fs::{Permissions, set_permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::Duration,
+};
 use tokio::io::DuplexStream;
 
 /// The journal of an engine that died in postcopy, with the identity of the source's process if that is known.
 fn journal(folder: &Path, source: Option<ProcessIdentity>) -> std::path::PathBuf {
+    journal_of(folder, &folder.join("source").display().to_string(), source)
+}
+
+/// The same journal with this address of the source, or name of a connector.
+fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -> std::path::PathBuf {
     let path = folder.join("journal");
-    let party = |name: &str, process| Party { address: folder.join(name).display().to_string(), process };
+    let party = |address: &str, process| Party { address: address.to_owned(), process };
     let address = |name: &str| Address::unix(folder.join(name)).unwrap();
     let begun = MigrationBegin {
         run: RunId::new(),
-        source: party("source", source),
-        destination: party("destination", None),
+        source: party(at_source, source),
+        destination: party(&folder.join("destination").display().to_string(), None),
         was_running: true,
         pairs: Vec::new(),
         addresses: (address("nbd"), address("ram")),
@@ -100,6 +110,46 @@ async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
         assert_eq!(reason.code, "source-gone");
         assert!(reason.message.contains("start it anew"), "{}", reason.message);
     }
+}
+
+/// A journal that another user could have written may name any process and any command.
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_others_may_have_written_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = journal(folder.path(), None);
+    set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let (asked, reached) = destination("postcopy-active");
+    let outcome = recover(&path, None, reached).await;
+    let reason = outcome.reason.expect("a reason");
+    assert_eq!((outcome.outcome, reason.code.as_str()), (Ending::Refused, "journal"), "{reason:?}");
+    for word in ["somebody else may have written it", "(mode 0666)", "chmod go-w"] {
+        assert!(reason.message.contains(word), "{word}: {}", reason.message);
+    }
+    assert_eq!(asked.seen().len(), 0, "nobody is asked anything");
+}
+
+/// The name of a connector is written to the journal in the place of an address.
+#[tokio::test(start_paused = true)]
+async fn a_side_that_only_a_connector_reaches_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = journal_of(folder.path(), "the VM's own tunnel", None);
+    let (asked, reached) = destination("postcopy-active");
+    let outcome = recover(&path, None, reached).await;
+    let reason = outcome.reason.expect("a reason");
+    for word in ["the VM's own tunnel", "name of a connector", "Recovery::source"] {
+        assert!(reason.message.contains(word), "{word}: {}", reason.message);
+    }
+    assert_eq!((outcome.outcome, reason.code.as_str()), (Ending::Refused, "unreachable"), "{reason:?}");
+    let sent = asked.seen().into_iter().filter(|seen| !seen.name.starts_with("q")).count();
+    assert_eq!(sent, 0, "nothing is changed");
+    let (source, at_source) = MonitorScript::new()
+        .answer("query-qmp-schema", json!([]))
+        .answer("query-migrate", json!({"status": "postcopy-active"}))
+        .duplex();
+    let (_destination, reached) = destination("postcopy-active");
+    let outcome =
+        tokio::time::timeout(Duration::from_secs(300), recover(&path, Some(at_source), reached)).await.unwrap();
+    assert!(!source.seen().is_empty() && outcome.reason.is_none_or(|reason| reason.code != "unreachable"));
 }
 
 #[tokio::test(start_paused = true)]

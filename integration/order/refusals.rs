@@ -117,6 +117,19 @@ async fn what_cannot_be_compared_is_only_told() {
     assert!(run.warned("disk-place-unknown"), "{run:?}");
 }
 
+/// Another user could take the place of a socket, and read the guest's memory.
+#[tokio::test(start_paused = true)]
+async fn a_directory_of_sockets_that_others_can_write_to_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let socket = |name: &str| qferry::internals::endpoint::Address::unix(folder.path().join(name)).unwrap();
+    let mut model = ModelPair::new(&disks(1));
+    let builder = model.builder().runtime_dir(folder.path()).addresses(socket("nbd"), socket("ram"));
+    let run = model.follow(builder.start_here().unwrap()).await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::Refused, "runtime-dir"), "{run:?}");
+    assert!(run.outcome.reason.as_ref().is_some_and(|reason| reason.message.contains("(mode 0777)")), "{run:?}");
+}
+
 /// The guest would find the one disk in the place of the other, whatever the disks are called.
 #[tokio::test(start_paused = true)]
 async fn disks_that_changed_places_are_refused() {

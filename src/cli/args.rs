@@ -136,8 +136,9 @@ pub(super) struct Options {
     #[arg(long, value_name = "HOW", default_value = "incremental", value_parser = parsed::<StorageMode>, help_heading = DISKS)]
     storage: StorageMode,
     /// How well to prove that the destination's backing files are the source's: full (every byte), sample (ranges
-    /// with data, chosen at random), metadata (sizes, formats, what is allocated), off (nothing is read, so nor is it
-    /// seen that the destination's images are empty)
+    /// with data, chosen at random, so a single wrong byte may be missed; every byte, where both sides have a kept
+    /// digest), metadata (sizes, formats, what is allocated), off (nothing is read, so nor is it seen that the
+    /// destination's images are empty)
     #[arg(long, value_name = "HOW", default_value = "sample", value_parser = parsed::<ProofLevel>, help_heading = DISKS)]
     verify_backing: ProofLevel,
     /// How many ranges of 64 KiB to sample of each backing file
@@ -146,7 +147,8 @@ pub(super) struct Options {
     /// Choose the ranges from this seed, which an earlier report showed [default: another one each time]
     #[arg(long, value_name = "SEED", help_heading = DISKS)]
     sample_seed: Option<u64>,
-    /// Keep the digest of a backing file that was read in full beside it, and trust it while the file does not change
+    /// Keep the digest of a backing file that was read in full beside it; it is trusted while the file does not change
+    /// and nobody but root and qferry's own user may have written it
     #[arg(long, help_heading = DISKS)]
     keep_digests: bool,
     /// Ask the destination's file systems only for the room of what is copied now, not of the whole disks
@@ -190,8 +192,8 @@ pub(super) struct Options {
     #[arg(long, value_name = "DUR", value_parser = duration)]
     switchover_timeout: Option<Duration>,
     /// An executable that makes sure that a side that does not answer cannot run the guest; it is called with source or
-    /// destination, its address and the reason, and exit code 0 says that it is fenced. A process on this host is ended
-    /// without it
+    /// destination, its address and the reason, and exit code 0 says that it is fenced. Nobody but root and qferry's
+    /// own user may be able to change it. A process on this host is ended without it
     #[arg(long, value_name = "FILE", value_parser = resolved)]
     fence_command: Option<PathBuf>,
     /// Note what is done in this file, which must not exist yet, for qferry recover [default: a file in

@@ -80,6 +80,17 @@ pub enum DialError {
         #[source]
         source: io::Error,
     },
+    /// A journal knows a side by the name of its connector alone.
+    #[error(
+        "`{name}` is no address but the name of a connector, which only the program that began the migration has: \
+         recover with that program, which gives `Recovery::{side}` an endpoint"
+    )]
+    OnlyByConnector {
+        /// The endpoint's name.
+        name: String,
+        /// The side, as the method of `Recovery` is called.
+        side: &'static str,
+    },
     /// The embedder's own connector took too long.
     #[error("the connector of {name} made no connection within {waited:?}")]
     ConnectorTimedOut {

@@ -69,6 +69,45 @@ mod tests {
         assert!(peer.has_died());
         assert!(ProcessHandle::from_pidfd(same.duplicate().unwrap()).is_err(), "the process has been waited for");
         assert!(ProcessHandle::from_pid(0).is_err());
+        // The death is told by the handle itself, and no signal goes to whatever has the number then.
+        assert!(PeerPid::watch(&handle).unwrap().has_died());
         assert!(ProcessHandle::from_pidfd(std::fs::File::open("/dev/null").unwrap().into()).is_err());
+    }
+
+    /// The kernel gives the number of a dead process to a new one. Only root can choose which number is next.
+    #[tokio::test]
+    async fn a_number_that_came_to_mean_another_process_is_not_taken_for_the_first() {
+        let sleep = || std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let mut first = sleep();
+        let (handle, pid) = (ProcessHandle::from_pid(first.id()).unwrap(), first.id());
+        let identity = PeerPid::watch(&handle).unwrap().identity().unwrap();
+        first.kill().unwrap();
+        first.wait().unwrap();
+        // A process that begins within the same tick of the kernel's clock has the same start time.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        // Other processes of a busy host may be given the number.
+        let mut second = None;
+        for _ in 0..1000 {
+            if std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).is_err() {
+                return;
+            }
+            let mut child = sleep();
+            if child.id() == pid {
+                second = Some(child);
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let mut second = second.expect("the number is given again");
+        let peer = PeerPid::watch(&handle).unwrap();
+        assert!(peer.has_died() && peer.identity().is_none() && !peer.is_qemu());
+        peer.kill().unwrap();
+        assert!(second.try_wait().unwrap().is_none(), "the signal went to another process");
+        assert!(!PeerPid::open(i32::try_from(pid).unwrap()).unwrap().has_died());
+        let found = identity.find();
+        assert!(matches!(found, super::super::peer::ProcessFate::Ended), "{found:?}");
+        second.kill().unwrap();
+        second.wait().unwrap();
     }
 }

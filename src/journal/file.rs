@@ -4,8 +4,10 @@
 //! other is tried, because a line must not follow a half-written one. The module must never write to a file that
 //! another process has locked, nor to a file that is not a valid journal.
 
+use crate::trust::{self, FileOwner, TrustError};
+
 use super::format::{self, FormatError, JournalEntry, LIMIT, ParsedJournal};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -38,6 +40,19 @@ pub enum JournalError {
     Locked {
         /// The journal.
         path: PathBuf,
+    },
+    /// Another user may have written the journal, or may put another file in its place.
+    #[error(
+        "the journal {} is not used: a journal names processes to be ended and a command to be run, and somebody else \
+         may have written it",
+        path.display()
+    )]
+    Distrusted {
+        /// The journal.
+        path: PathBuf,
+        /// Part of the path that another user may change.
+        #[source]
+        source: TrustError,
     },
     /// The file is not a journal, or a damaged one.
     #[error(
@@ -122,6 +137,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         let path = path.into();
         let made = folder_of(&path).and_then(|folder| {
             make_folder(folder)?;
+            trust::locate(folder, FileOwner::User).map_err(io::Error::other)?;
             let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path)?;
             Ok((file, folder))
         });
@@ -145,9 +161,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
     /// journal. The file then stays as it is.
     pub fn open(path: impl Into<PathBuf>) -> Result<(Self, Vec<JournalEntry<R>>), JournalError> {
         let path = path.into();
-        let file = require_plain_file(&path)
-            .and_then(|()| OpenOptions::new().read(true).append(true).open(&path))
-            .map_err(|source| JournalError::Io { path: path.clone(), action: "opened", source })?;
+        let file = open_own(&path, OpenOptions::new().read(true).append(true))?;
         lock(&file, &path)?;
         let (parsed, length) = parse(&file, &path)?;
         let mended = |source| JournalError::Io { path: path.clone(), action: "mended", source };
@@ -219,11 +233,7 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
 /// [`JournalError::Io`] where the file cannot be read; [`JournalError::Content`] where it is not a valid journal.
 pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<JournalEntry<R>>, JournalError> {
     let path = path.into();
-    let file = require_plain_file(&path).and_then(|()| File::open(&path)).map_err(|source| JournalError::Io {
-        path: path.clone(),
-        action: "opened",
-        source,
-    })?;
+    let file = open_own(&path, OpenOptions::new().read(true))?;
     Ok(parse(&file, &path)?.0.entries)
 }
 
@@ -263,6 +273,18 @@ fn require_plain_file(path: &Path) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "the path does not lead to a plain file")),
     }
+}
+
+/// Opens a file that nobody but this user can have written or exchanged.
+fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, JournalError> {
+    let failed = |source| JournalError::Io { path: path.to_owned(), action: "opened", source };
+    require_plain_file(path).map_err(failed)?;
+    let located = trust::locate(path, FileOwner::User).map_err(|source| match source {
+        TrustError::Io(source) => failed(source),
+        source @ TrustError::Distrusted(_) => JournalError::Distrusted { path: path.to_owned(), source },
+    })?;
+    // The located path has no links.
+    options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(located).map_err(failed)
 }
 
 fn folder_of(path: &Path) -> io::Result<&Path> {
@@ -400,6 +422,42 @@ mod tests {
         for path in [directory.path().to_owned(), directory.path().join("missing"), "/dev/zero".into()] {
             assert!(matches!(WordJournal::open(&path), Err(JournalError::Io { action: "opened", .. })));
             assert!(matches!(read::<String>(&path), Err(JournalError::Io { action: "opened", .. })));
+        }
+    }
+
+    #[test]
+    fn a_journal_that_others_may_have_written_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = directory.path().join("folder");
+        let path = folder.join("j");
+        let set = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        write_journal(&path, &["a"]);
+        let refused = |words: &str| {
+            for error in [WordJournal::open(&path).map(drop).unwrap_err(), read::<String>(&path).map(drop).unwrap_err()]
+            {
+                assert!(matches!(error, JournalError::Distrusted { .. }), "{error:?}");
+                let why = std::error::Error::source(&error).unwrap().to_string();
+                assert!(why.contains(words), "{why}");
+            }
+        };
+        for (loose, mode, usual) in [(&path, 0o666, 0o600), (&path, 0o660, 0o600), (&folder, 0o777, 0o700)] {
+            set(loose, mode);
+            refused(&format!("{} (mode {mode:04o})", loose.display()));
+            set(loose, usual);
+        }
+        set(&folder, 0o777);
+        let error = WordJournal::create(folder.join("new")).unwrap_err();
+        assert!(matches!(error, JournalError::Io { action: "made", .. }), "{error:?}");
+        assert!(!folder.join("new").exists());
+        set(&folder, 0o1777);
+        assert_eq!(words(WordJournal::open(&path).unwrap().1), ["a"], "nobody can exchange a file there");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(words(WordJournal::open(&link).unwrap().1), ["a"], "this user's own link");
+        // Tests run as root or as a user; only root can give a file away.
+        if trust::user() == 0 {
+            std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+            refused("belongs to user 65534");
         }
     }
 

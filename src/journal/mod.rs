@@ -3,7 +3,8 @@
 //! The room owns a file of records, its format, and the fold of the records to a state. Each record is on the disk
 //! before [`Journal::append`] returns. The room is generic over the record: the meaning of a record belongs to the user
 //! of the room, and no record is acted upon here. The room must never report a record as kept that a power cut could
-//! take, and never let two processes write one file.
+//! take, let two processes write one file, or use a journal that
+//! another user may have written.
 //!
 //! Every operation on a file blocks on the disk: an async caller uses `spawn_blocking`.
 

@@ -4,6 +4,7 @@ use super::{
     Settings,
     validate::{self, CommandFile, Invalid},
 };
+use crate::trust::{self, FileOwner};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 impl Settings {
@@ -20,7 +21,12 @@ impl Settings {
 /// What a path leads to that is to be executed.
 pub(crate) fn command_file(path: &Path) -> CommandFile {
     match fs::metadata(path) {
-        Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => CommandFile::Executable,
+        Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => {
+            match trust::locate(path, FileOwner::UserOrRoot) {
+                Ok(_) => CommandFile::Executable,
+                Err(error) => CommandFile::Distrusted(error.to_string()),
+            }
+        }
         Ok(_) => CommandFile::NotExecutable,
         Err(_) => CommandFile::Missing,
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     codes::FailureCode,
-    endpoint::{Address, Endpoint, PeerPid, ProcessFate},
+    endpoint::{Address, DialError, Endpoint, PeerPid, ProcessFate},
     handover::{
         judgement::RecordedHandover,
         ownership::{BeforeContinue, DestinationCannotRun},
@@ -337,12 +337,19 @@ async fn reach(
     let known = match party.process.as_ref().map(crate::endpoint::ProcessIdentity::find) {
         // whatever listens at the address now is another process
         Some(ProcessFate::Ended) => return Ok(Process::absent(name(), None, true).await),
-        Some(ProcessFate::Alive(peer)) => Some(peer),
+        // Whatever the journal says, no process but a QEMU is ended.
+        Some(ProcessFate::Alive(peer)) => Some(peer).filter(PeerPid::is_qemu),
         Some(ProcessFate::Unknown) | None => None,
     };
     let endpoint = match endpoint {
         Some(endpoint) => endpoint.clone(),
-        None => party.address.parse::<Address>().map_err(|error| unreachable_at(side, error))?.into(),
+        None => match party.address.parse::<Address>() {
+            Ok(address) => address.into(),
+            Err(_) => {
+                let source = Box::new(DialError::OnlyByConnector { name: party.address.clone(), side: side.as_str() });
+                return Err(Failure::Connect { side, source });
+            }
+        },
     };
     match open(side, &endpoint, recorder).await {
         Ok(process) if is_another(&process, known.as_ref()) => Ok(Process::absent(name(), known, false).await),
@@ -357,10 +364,6 @@ async fn reach(
 /// Whether the process that listens at the address now is not the process that the journal knows.
 fn is_another(process: &Process, known: Option<&PeerPid>) -> bool {
     known.zip(process.peer()).is_some_and(|(known, peer)| known.pid() != peer.pid())
-}
-
-fn unreachable_at(side: Side, error: crate::endpoint::AddressError) -> Failure {
-    Failure::Connect { side, source: Box::new(error) }
 }
 
 fn refused(code: FailureCode, message: String) -> Failure {
@@ -391,5 +394,20 @@ mod tests {
         };
         let limit = settings(&begun, None).switchover_limit();
         assert!(Instant::now().checked_add(limit).is_some() && limit.mul_f64(1.0) == limit, "{limit:?}");
+    }
+
+    #[tokio::test]
+    async fn a_process_of_a_journal_is_the_engines_to_end_only_if_it_is_a_qemu() {
+        let folder = tempfile::tempdir().unwrap();
+        for (program, is_qemu) in [("qemu-system-x86_64", true), ("qemu-img", false), ("vi", false)] {
+            let program = folder.path().join(program);
+            std::fs::copy("/bin/sleep", &program).unwrap();
+            let child = tokio::process::Command::new(&program).arg("1000").kill_on_drop(true).spawn().unwrap();
+            let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+            let address = format!("unix:{}", folder.path().join("no-monitor").display());
+            let party = Party { address, process: peer.identity() };
+            let process = reach(Side::Source, &party, None, None).await.unwrap();
+            assert_eq!(process.peer().map(PeerPid::pid), child.id().filter(|_| is_qemu), "{}", program.display());
+        }
     }
 }

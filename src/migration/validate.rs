@@ -65,11 +65,13 @@ impl fmt::Display for InvalidSetting {
 }
 
 /// What is at a path that is to be executed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum CommandFile {
     Executable,
     NotExecutable,
     Missing,
+    /// Another user may have written the command; the reason.
+    Distrusted(String),
 }
 
 /// The problems that are found, one after the other.
@@ -128,6 +130,7 @@ impl Problems {
         match found {
             _ if !command.is_absolute() => self.require_absolute(field, command),
             CommandFile::Executable => {}
+            CommandFile::Distrusted(why) => self.require(false, field, shown, &why),
             CommandFile::NotExecutable => self.require(false, field, shown, "give an executable file"),
             CommandFile::Missing => {
                 self.require(false, field, shown, "no such file can be reached: give an executable file")

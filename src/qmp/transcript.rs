@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::frame::{LineCut, LineCutter};
 use super::redact::mentions_secret;
+use crate::trust::{self, FileOwner, TrustError};
 
 pub use super::redact::redact;
 
@@ -49,6 +50,14 @@ pub enum TranscriptError {
     Exists {
         /// The transcript.
         path: PathBuf,
+    },
+    /// Another user may write to the directory of the transcript, and could put another file in its place.
+    #[error("the transcript {} is not made: {why}", path.display())]
+    NotPrivate {
+        /// The transcript.
+        path: PathBuf,
+        /// The part of the path that another user may change.
+        why: String,
     },
     /// Another operation on the file failed.
     #[error("the transcript {} cannot be {action}", path.display())]
@@ -225,7 +234,15 @@ fn render(started: Instant, side: &str, dir: LineDirection, body: EntryBody) -> 
 
 /// Makes the file, readable by its owner alone. An existing file or link of that name is left alone.
 fn open_private(path: &Path) -> Result<File, TranscriptError> {
-    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let located = trust::locate(folder, FileOwner::User);
+    let made = match located {
+        Err(TrustError::Distrusted(why)) => {
+            return Err(TranscriptError::NotPrivate { path: path.into(), why: why.to_string() });
+        }
+        Err(TrustError::Io(error)) => Err(error),
+        Ok(_) => OpenOptions::new().write(true).create_new(true).mode(0o600).open(path),
+    };
     made.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => TranscriptError::NoDirectory { path: path.into() },
         io::ErrorKind::AlreadyExists => TranscriptError::Exists { path: path.into() },
@@ -490,6 +507,12 @@ mod tests {
         let path = |name: &str| directory.path().join(name);
         let missing = Recorder::create(path("no/t")).unwrap_err();
         assert!(matches!(missing, TranscriptError::NoDirectory { .. }), "{missing:?}");
+
+        std::fs::create_dir(path("open")).unwrap();
+        std::fs::set_permissions(path("open"), PermissionsExt::from_mode(0o777)).unwrap();
+        let open = Recorder::create(path("open/t")).unwrap_err();
+        assert!(matches!(open, TranscriptError::NotPrivate { .. }), "{open:?}");
+        assert!(open.to_string().contains("open (mode 0777)"), "{open}");
 
         std::fs::write(path("old"), "precious").unwrap();
         std::os::unix::fs::symlink(path("nothing"), path("link")).unwrap();

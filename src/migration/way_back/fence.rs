@@ -13,6 +13,7 @@ use crate::{
     migration::{context::Context, deadlines::FENCED, pair::QemuPair, work_order::Route},
     progress::Reporter,
     qemu::Process,
+    trust::{self, FileOwner},
 };
 use std::{process::Stdio, time::Duration};
 use tokio::{process::Command, time::timeout};
@@ -29,6 +30,11 @@ pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Op
     }
     let command = context.settings.fence_command.as_ref()?;
     let name = process.name();
+    // The command of a recovery is the journal's, and any command may have been changed since it was looked at.
+    if let Err(error) = trust::locate(command, FileOwner::UserOrRoot) {
+        report.warn("not-fenced", format!("{name}: the fence command is not run: {error}"));
+        return None;
+    }
     report.action("fence", format!("{name}: {} is run: {why}", command.display()));
     let mut command = Command::new(command);
     command.arg(name.side.as_str()).arg(&name.address).arg(why).kill_on_drop(true);
