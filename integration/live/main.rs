@@ -7,6 +7,7 @@
 #![cfg(test)] // tells clippy that this is all test, helpers too
 
 mod bare;
+mod blackout;
 mod command;
 mod convergence;
 mod failures;

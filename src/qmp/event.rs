@@ -38,15 +38,31 @@ impl QmpEvent {
         unanswered: Option<Instant>,
         answered: Option<Instant>,
     ) -> Self {
+        let (received, received_wall) = both_clocks();
         Self {
             sequence,
-            received: tokio::time::Instant::now().into_std(),
-            received_wall: SystemTime::now(),
+            received,
+            received_wall,
             emitted: frame.timestamp,
             unanswered,
             answered,
             name: frame.name,
             data: frame.data,
+        }
+    }
+}
+
+/// Both clocks at one moment. A process that is interrupted between the two reads would see two moments, so the clocks
+/// are read again then.
+fn both_clocks() -> (Instant, SystemTime) {
+    const TOGETHER: Duration = Duration::from_micros(20);
+    let mut tries = 3;
+    loop {
+        let before = Instant::now();
+        let both = (tokio::time::Instant::now().into_std(), SystemTime::now());
+        tries -= 1;
+        if tries == 0 || before.elapsed() < TOGETHER {
+            return both;
         }
     }
 }

@@ -69,6 +69,7 @@ mod qmp;
 mod quick;
 mod random;
 mod record;
+mod slow_flush;
 mod spec;
 pub mod straight_line;
 mod wire;

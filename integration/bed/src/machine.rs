@@ -21,6 +21,7 @@ use crate::leftovers::Snapshot;
 use crate::qemu_build::Build;
 use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
+use crate::slow_flush;
 use crate::wire::Wire;
 
 /// The time between two looks at something that has no event.
@@ -85,6 +86,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) apart: bool,
     /// The link of which QEMU is at one end, if it is on a host of its own.
     pub(crate) wire: Option<Arc<Wire>>,
+    /// Whether flushes can be made slow.
+    pub(crate) slow_flush: bool,
     /// The record of the guest's lines, if there is a guest.
     pub(crate) record: Option<&'a Arc<Record>>,
     /// The state to load instead of booting. The arguments have `-S` then.
@@ -94,7 +97,7 @@ pub(crate) struct Launch<'a> {
 impl Machine {
     /// Starts a QEMU in its folder and waits for its monitors.
     pub(crate) fn start(launch: Launch<'_>) -> Result<Self> {
-        let Launch { side, build, folder, arguments, devices, disks, apart, wire, record, booted } = launch;
+        let Launch { side, build, folder, arguments, devices, disks, apart, wire, slow_flush, record, booted } = launch;
         for name in ["qmp", "second", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
@@ -110,6 +113,9 @@ impl Machine {
         let mut command = Command::new(build.program("qemu-system-x86_64"));
         if apart {
             command.process_group(0);
+        }
+        if slow_flush {
+            slow_flush::preload(&mut command, folder)?;
         }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let child = match &wire {
@@ -318,6 +324,14 @@ impl Machine {
             return Err(Error::new(format!("the {} has ended", self.side)));
         }
         kill_process(self.pid, signal).context(|| format!("signalling the {}", self.side))
+    }
+
+    /// Makes each flush of a file take so much longer from now on. The spec must have asked for that.
+    ///
+    /// # Errors
+    /// The time cannot be written down.
+    pub fn flush_slowly(&self, longer: Duration) -> Result<()> {
+        slow_flush::tell(&self.folder, longer)
     }
 
     /// Pauses the guest and quits QEMU, so that its images are complete and free. One that has ended already is no

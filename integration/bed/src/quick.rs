@@ -92,6 +92,7 @@ impl Half {
             devices: devices(&spec, Side::Source),
             disks,
             apart: spec.apart,
+            slow_flush: spec.slow_flush,
             wire: spec.link.map(|link| Wire::start(link).map(Arc::new)).transpose()?,
             record: (!spec.quick).then_some(&record),
         })?;
@@ -210,6 +211,7 @@ pub(crate) fn start_destination(
         devices: devices(spec, Side::Destination),
         disks,
         apart: spec.apart,
+        slow_flush: spec.slow_flush,
         wire: source.wire().cloned(),
         record: (!spec.quick).then_some(record),
         booted: None,

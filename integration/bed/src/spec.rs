@@ -65,6 +65,8 @@ pub struct Spec {
     pub second_monitor: bool,
     /// The size of a file system of its own for the source's top images, which can be filled. Needs root.
     pub source_room: Option<u64>,
+    /// Whether flushes of both QEMUs can be made slow: see [`crate::Machine::flush_slowly`].
+    pub slow_flush: bool,
     /// More arguments for both QEMUs.
     pub extra: Vec<String>,
 }
@@ -87,6 +89,7 @@ impl Default for Spec {
             link: None,
             second_monitor: false,
             source_room: None,
+            slow_flush: false,
             extra: Vec::new(),
         }
     }

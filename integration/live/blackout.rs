@@ -1,0 +1,89 @@
+//! The blackout as the guest feels it: the ledger against the guest's own beat, with slow flushes on either side.
+
+use super::support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start};
+use qferry::internals::{
+    migration::Running,
+    progress::{Ending, EventKind, Outcome, PauseCause, Phase},
+    quantity::Rate,
+};
+use qferry_bed::{Pair, Side, Spec, Workload};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The time between two beats: a busy host wakes a guest some milliseconds late.
+const BEAT: Duration = Duration::from_millis(100);
+const SLOW: Duration = Duration::from_millis(400);
+
+/// A guest that has a write or its flush under way nearly always.
+fn writing(version: &str) -> Spec {
+    let workload = Workload { beat: BEAT, ram: 8 << 20, dirty: 1 << 20, write: 20, read: 0, ..Workload::default() };
+    Spec { slow_flush: true, ..spec(version, workload) }
+}
+
+fn sends(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Memory { status, .. } if status == "active")
+}
+
+fn agrees_with_the_beat(version: &str, slow: Side) {
+    let pair = start(&writing(version));
+    let began = Instant::now();
+    let act = |_: &Running<Outcome>| pair.machine(slow).flush_slowly(SLOW).unwrap();
+    let (outcome, _) = migrate_and(builder(&pair), Phase::Memory, act);
+    pair.machine(slow).flush_slowly(Duration::ZERO).ok();
+    let blackout = outcome.blackout_ms.unwrap_or_else(|| panic!("{outcome:#?}"));
+    assert!(blackout >= 350.0, "a flush is a part of it: {outcome:#?}");
+    let last = outcome.pauses.last().expect("the blackout is a pause");
+    assert_eq!((last.why, last.ms), (PauseCause::Switchover, blackout));
+    // A guest that comes from a 7.2 may have lost its timer. STOP comes first there, which `judge_running` compares.
+    if version != "7.2" {
+        pair.wait_for_beats(Side::Destination, 5, super::support::WAIT).unwrap();
+        let gap = pair.longest_gap(began).expect("beats").length.as_secs_f64() * 1000.0;
+        let apart = 2.0 * BEAT.as_secs_f64() * 1000.0;
+        assert!((gap - blackout).abs() <= apart, "{gap} ms without a beat: {outcome:#?}");
+    }
+    judge_running(&pair, &outcome);
+}
+
+#[test]
+fn the_ledger_agrees_with_the_beat_while_the_source_flushes_slowly() {
+    ["10.0.13", "11.1", "7.2"].into_iter().for_each(|version| agrees_with_the_beat(version, Side::Source));
+}
+
+#[test]
+fn the_ledger_agrees_with_the_beat_while_the_destination_flushes_slowly() {
+    ["10.0.13", "11.1", "7.2"].into_iter().for_each(|version| agrees_with_the_beat(version, Side::Destination));
+}
+
+/// The budget counts what QEMU drains and flushes before it says STOP, and the reason names the flush.
+#[test]
+fn a_flush_beyond_the_budget_leads_back_and_is_named() {
+    let pair = start(&writing("10.0.13"));
+    let act = |_: &Running<Outcome>| pair.source.flush_slowly(SLOW * 3).unwrap();
+    let builder = builder(&pair).downtime(Duration::from_millis(300)).bandwidth(Rate(16 << 20));
+    let (outcome, _) = migrate_when(builder, sends, act);
+    pair.source.flush_slowly(Duration::ZERO).unwrap();
+    let reason = outcome.reason.as_ref().map_or("", |reason| reason.message.as_str());
+    assert!(reason.contains("drained and flushed the source's disks"), "{outcome:#?}");
+    assert!(outcome.blackout_ms.is_some_and(|ms| ms >= 1000.0), "{outcome:#?}");
+    assert_eq!(outcome.pauses.last().map(|pause| pause.why), Some(PauseCause::WentBack));
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+}
+
+/// The source stalls once while RAM is sent: nothing is known from that of its answers at the stop.
+#[test]
+fn a_stall_of_the_source_before_its_stop_decides_nothing() {
+    let pair = start(&writing("10.0.13"));
+    let stall = |pair: &Pair| {
+        pair.source.stop_process().unwrap();
+        thread::sleep(Duration::from_millis(1400));
+        pair.source.continue_process().unwrap();
+    };
+    thread::scope(|scope| {
+        let builder = builder(&pair).downtime(Duration::from_secs(1)).strict_budget().bandwidth(Rate(16 << 20));
+        // The engine is on this thread, and must not stand still meanwhile.
+        let (outcome, _) = migrate_when(builder, sends, |_| drop(scope.spawn(|| stall(&pair))));
+        judge_running(&pair, &outcome);
+    });
+}
