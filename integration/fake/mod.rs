@@ -87,7 +87,7 @@ pub struct MonitorScript {
 
 /// The greeting of a 10.0.13 with these capabilities.
 pub fn greeting(capabilities: &[&str]) -> Value {
-    let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 13}, "package": "fake"});
+    let version = json!({"qemu": {"major": 10, "minor": 0, "micro": 2}, "package": "fake"});
     json!({"QMP": {"version": version, "capabilities": capabilities}})
 }
 

@@ -99,3 +99,43 @@ async fn a_paused_guest_is_not_resumed_after_a_start_while_stopped() {
     let run = model.migrate().await;
     moved(&model, &run);
 }
+
+/// A start that takes longer than the budget is not made with the guest stopped, nor tried again and again.
+#[tokio::test(start_paused = true)]
+async fn a_guest_is_not_stopped_for_a_start_beyond_the_budget() {
+    let mut model = model();
+    model.state().guard_counts = Box::new(|_, _, stopped| Some(if stopped { 0 } else { 65536 }));
+    let shared = model.shared.clone();
+    model.on(Source, "drive-mirror", move |seen| {
+        let mut steps = vec![AnswerStep::Delay(Duration::from_millis(700))];
+        steps.extend(shared.answer(Source, seen));
+        steps
+    });
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "over-budget");
+    assert!(run.message().contains("wrote during each of 5 starts"), "{run:?}");
+    assert_eq!((run.count("source: stop"), run.outcome.pauses.len()), (0, 0), "{run:?}");
+}
+
+/// With the guest stopped a start is slower than any before: the guest resumes once the budget is used up.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_stopped_for_a_start_stands_no_longer_than_the_budget() {
+    let mut model = model();
+    model.state().guard_counts = Box::new(|_, _, stopped| Some(if stopped { 0 } else { 65536 }));
+    let (shared, mut starts) = (model.shared.clone(), 0);
+    model.on(Source, "drive-mirror", move |seen| {
+        starts += 1;
+        let late = Duration::from_millis(if starts > 16 { 2000 } else { 0 });
+        let mut steps = vec![AnswerStep::Delay(late)];
+        steps.extend(shared.answer(Source, seen));
+        steps
+    });
+    let run = model.migrate().await;
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "over-budget"), "{run:?}");
+    let pauses: Vec<_> = run.outcome.pauses.iter().map(|pause| pause.why).collect();
+    assert_eq!(pauses, [PauseCause::MirrorStart], "{run:?}");
+    let pause = run.outcome.pauses[0].ms;
+    // QEMU answers `cont` after the start that it is at.
+    assert!((450.0..2100.0).contains(&pause), "{pause}");
+    assert_eq!(model.state().source.run, "running");
+}

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     endpoint::{PeerPid, ProcessIdentity},
-    qmp::{self, PendingReply, QmpClient, QmpRequest, StreamItem},
+    qmp::{self, PendingReply, QemuVersion, QmpClient, QmpRequest, StreamItem},
 };
 use qapi::{
     Command,
@@ -131,6 +131,11 @@ impl Process {
     /// The features of its build.
     pub fn features(&self) -> &Features {
         &self.features
+    }
+
+    /// The version in QEMU's greeting. Features are read from the schema, never from here.
+    pub fn version(&self) -> Option<QemuVersion> {
+        self.client.greeting()?.version
     }
 
     /// The process behind the monitor's socket, where that is a local one.

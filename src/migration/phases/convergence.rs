@@ -15,7 +15,7 @@ use crate::{
     memory::{postcopy, precopy, tuning},
     migration::{Failure, attempt::Attempt, context::Context, pair::QemuPair, work_order::WorkOrder},
     progress::{Moment, Phase, PhaseGuard, Side, describe},
-    qemu::Process,
+    qemu::{Observed, Process},
     quantity::Rate,
     storage::{mirror::mirror_job, model::layout::DiskPair},
 };
@@ -35,6 +35,9 @@ const STEP: Duration = Duration::from_millis(20);
 const MEMORY: Duration = Duration::from_millis(100);
 /// The time between two looks with the guest stopped, where no event has told that the mirrors are ready.
 const STOPPED: Duration = Duration::from_millis(20);
+/// How long after a STOP of QEMU's own `pre-switchover` comes, unless the disks are slow: a STOP without it is asked
+/// about.
+const TELLS: Duration = Duration::from_millis(5);
 /// How long after STOP the event `pre-switchover` is overdue: QEMU drains and flushes its disks in between.
 const OVERDUE: Duration = Duration::from_secs(1);
 
@@ -106,6 +109,7 @@ impl<'a> Controller<'a> {
         let mut tick = interval(MEMORY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pass = source.observed().pass;
+        let mut stands = source.observed().stands_since();
         let mut turned = false;
         let stopped = loop {
             let is_running = !attempt.guest.is_stopped_by_qemu();
@@ -123,10 +127,13 @@ impl<'a> Controller<'a> {
                 // RAM may be waiting for the mirrors.
                 () = mirror_job::turned(source, pairs), if is_running && !turned && !self.is_ready() => turned = true,
                 () = sleep(STEP), if is_running && self.history.is_pressing() => {}
+                // The stop may be the guest's owner's, and RAM of a guest that stands converges at once.
+                () = stood(source, stands), if is_running => {}
                 _ = tick.tick() => {}
             }
             let seen = source.observed();
             pass = seen.pass;
+            stands = seen.stands_since();
             let must_ask = attempt.guest.follow(&seen);
             attempt.journal_guest().await?;
             if must_ask {
@@ -331,6 +338,17 @@ async fn passed(source: &Process, pass: u64) {
         // the connection is gone, which the interruption notices and names
         std::future::pending().await
     }
+}
+
+/// Waits until the guest stands by another STOP than the given one, and for the event `pre-switchover` that tells QEMU's
+/// own stop from others.
+async fn stood(source: &Process, before: Option<Moment>) {
+    let is_new = |seen: &Observed| seen.stands_since().is_some_and(|stop| Some(stop) != before);
+    if source.watch().wait_for(is_new).await.is_err() {
+        // the connection is gone, which the interruption notices and names
+        std::future::pending().await
+    }
+    sleep(TELLS).await;
 }
 
 impl From<OverBudget> for Failure {

@@ -111,10 +111,11 @@ pub async fn stop_own_server(destination: &Process, run: &RunId) -> Result<(), P
     Ok(())
 }
 
-/// The seconds for which QEMU may try to open an export. QEMU's main loop waits meanwhile, and the guest with it. If
+/// The seconds for which QEMU may try to open an export: QEMU takes whole seconds, so this is the least. QEMU's main
+/// loop waits meanwhile, and the guest with it. If
 /// the server does not answer, only this timeout ends the wait: `yank` reaches a connection only after it is
 /// established.
-const OPEN_TIMEOUT: u32 = 3;
+const OPEN_TIMEOUT: u32 = 1;
 
 /// The file name under which the source's QEMU opens the export. A `json:` description gives the NBD node below a name,
 /// and `yank` needs that name.

@@ -6,8 +6,27 @@
 //! has initialised. A job has initialised when its `len` is above 0 or the job is ready: QEMU sets both only after the
 //! mirror sees every write (`mirror_run`). A dirty count of 0 then means that the guest wrote nothing in between.
 
-use crate::qemu::reply::{BlockJobInfo, BlockNode, JobStatus};
+use crate::{
+    qemu::reply::{BlockJobInfo, BlockNode, JobStatus},
+    qmp::QemuVersion,
+};
+use std::time::Duration;
 
+/// Whether a build can have the race. A version that has the mend, or is older than the defect, is the one proof that
+/// there is: no distribution takes a mend against corruption out of a version that has it.
+pub fn may_be_in(version: Option<QemuVersion>) -> bool {
+    let Some(QemuVersion { major, minor, micro }) = version else { return true };
+    match (major, minor) {
+        (..=7, _) => false,
+        (10, 0) => micro < 13,
+        (10, 2) => micro < 2,
+        (8..=10, _) => true,
+        _ => false,
+    }
+}
+
+/// How long the engine tries to start mirrors with the guest running: a start can take seconds.
+pub const PATIENCE: Duration = Duration::from_secs(3);
 /// How often the engine starts a mirror with the guest running, before the engine stops the guest for the start. A
 /// start takes about ten milliseconds and does not disturb the guest; a stop does.
 pub const ATTEMPTS: u32 = 16;
@@ -52,6 +71,24 @@ mod tests {
         let bitmap = json!({"name": name, "count": count});
         let node = json!({"node-name": "n", "drv": "qcow2", "ro": false, "image": {"virtual-size": 1}, "dirty-bitmaps": [bitmap, {"count": 9}]});
         vec![serde_json::from_value(node).expect("a node")]
+    }
+
+    #[test]
+    fn only_a_version_proves_that_a_build_lacks_the_race() {
+        for ((major, minor, micro), may) in [
+            ((7, 2, 22), false),
+            ((8, 0, 0), true),
+            ((9, 2, 4), true),
+            ((10, 0, 12), true),
+            ((10, 0, 13), false),
+            ((10, 1, 50), true),
+            ((10, 2, 1), true),
+            ((10, 2, 2), false),
+            ((11, 0, 0), false),
+        ] {
+            assert_eq!(may_be_in(Some(QemuVersion { major, minor, micro })), may, "{major}.{minor}.{micro}");
+        }
+        assert!(may_be_in(None));
     }
 
     #[test]
