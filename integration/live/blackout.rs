@@ -87,3 +87,28 @@ fn a_stall_of_the_source_before_its_stop_decides_nothing() {
         judge_running(&pair, &outcome);
     });
 }
+
+/// In write-blocking mode the guest's writes wait for the destination: a frozen one is found out by its silence out of
+/// band, and let go of.
+#[test]
+fn a_guests_writes_do_not_wait_for_a_frozen_destination() {
+    let pair = start(&writing("10.0.13"));
+    thread::scope(|scope| {
+        let freeze = || {
+            pair.destination.stop_process().unwrap();
+            let frozen = Instant::now();
+            // One write may have been answered before, and some are under way.
+            pair.wait_for_writes(Side::Source, 10, super::support::WAIT).unwrap();
+            frozen.elapsed()
+        };
+        let builder = builder(&pair).downtime(Duration::from_millis(300)).bandwidth(Rate(8 << 20));
+        let mut frozen = None;
+        let (outcome, _) = migrate_when(builder, sends, |_| frozen = Some(scope.spawn(freeze)));
+        let reason = outcome.reason.as_ref().map_or("", |reason| reason.message.as_str());
+        assert!(reason.contains("not even out of band"), "{outcome:#?}");
+        let waited = frozen.expect("it was begun").join().unwrap();
+        // Without the look at the destination the guest waits for ten seconds, until the source is found to hang.
+        assert!(waited < Duration::from_secs(7), "{waited:?}: {outcome:#?}");
+        judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    });
+}

@@ -59,6 +59,14 @@ pub enum Failure {
         /// For how long.
         waited: Duration,
     },
+    /// The destination answers nothing at all while the guest's writes wait for it.
+    #[error("{at}: it has answered nothing for {waited:?}, not even out of band, and the guest's writes wait for it")]
+    Frozen {
+        /// Which side and where.
+        at: QemuName,
+        /// For how long.
+        waited: Duration,
+    },
     /// The engine itself failed: a panic, or no runtime to run on.
     #[error("{0}")]
     Internal(String),
@@ -163,6 +171,7 @@ impl Failure {
             Self::Timeout(_) => FailureCode::Timeout,
             Self::SwitchoverTimeout(_) | Self::Flushes { .. } => FailureCode::SwitchoverTimeout,
             Self::Hangs { .. } => FailureCode::MonitorBlocked,
+            Self::Frozen { .. } => FailureCode::NoAnswer,
             Self::Internal(_) => FailureCode::Internal,
             Self::EngineDied => FailureCode::EngineDied,
             Self::Journal(JournalError::Locked { .. }) => FailureCode::JournalLocked,
@@ -202,7 +211,7 @@ impl Failure {
     /// Whether something was waited for that did not come.
     pub(crate) fn is_silence(&self) -> bool {
         match self {
-            Self::Hangs { .. } | Self::Flushes { .. } | Self::SwitchoverTimeout(_) => true,
+            Self::Hangs { .. } | Self::Frozen { .. } | Self::Flushes { .. } | Self::SwitchoverTimeout(_) => true,
             // Postcopy gives its RAM channel long enough itself, and nothing brings a yanked one back.
             Self::Postcopy(_) => false,
             _ => self.process().is_some_and(ProcessError::is_silence),
@@ -235,6 +244,7 @@ impl Failure {
             (Self::Timeout(_), _) => "; allow more time with `timeout`, more `bandwidth` or more `downtime`",
             (Self::SwitchoverTimeout(_), _) => "; allow more time with `switchover_timeout`",
             (Self::Flushes { .. }, _) => "; make the disks flush faster, or allow more time with `switchover_timeout`",
+            (Self::Frozen { .. }, _) => "; its process was stopped, or its host or the network to it is down",
             (Self::Hangs { .. }, _) => "; what it waited for, the destination's NBD server as a rule, does not answer",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
             (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
@@ -402,6 +412,7 @@ mod tests {
                 FailureCode::Gone,
             ),
             (gave_up("timeout"), FailureCode::Timeout),
+            (Failure::Frozen { at: at(), waited: Duration::from_secs(1) }, FailureCode::NoAnswer),
             (Failure::Flushes { at: at(), waited: Duration::from_secs(4) }, FailureCode::SwitchoverTimeout),
         ] {
             assert_eq!(failure.code(), code, "{failure:?}");

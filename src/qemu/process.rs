@@ -184,6 +184,11 @@ impl Process {
         self.urgently(command, ASK).await.map(drop)
     }
 
+    /// Whether commands can be carried out out of band.
+    pub fn has_out_of_band(&self) -> bool {
+        self.client.oob()
+    }
+
     /// Whether QEMU answers out of band: a QEMU whose main loop hangs does, a frozen process does not.
     pub async fn answers_out_of_band(&self) -> bool {
         self.urgently(&query_yank {}, AGAIN).await.is_ok()

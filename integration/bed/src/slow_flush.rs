@@ -1,5 +1,5 @@
-//! Slow flushes: a library that is preloaded into QEMU and delays `fdatasync`, for as long as a file says at that moment.
-//! No block driver of QEMU delays flushes alone.
+//! Slow flushes: a library that is preloaded into QEMU and delays `fdatasync`, for as long as a file says at that
+//! moment. No block driver of QEMU delays flushes alone.
 
 use std::fs;
 use std::path::{Path, PathBuf};

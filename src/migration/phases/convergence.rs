@@ -22,7 +22,7 @@ use crate::{
 use qapi::qmp;
 use serde_json::{Map, Value};
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// The time between two looks while only disks are copied: no event tells how far they are.
 const DISKS: Duration = Duration::from_millis(250);
@@ -33,6 +33,11 @@ const FIRST: Duration = Duration::from_millis(60);
 const STEP: Duration = Duration::from_millis(20);
 /// The time between two looks while RAM is sent: QEMU decides every 100 ms whether to switch over.
 const MEMORY: Duration = Duration::from_millis(100);
+/// The time for an answer out of band, which a QEMU gives at once however busy its main loop is; with the pause between
+/// two questions a guest's write waits for less than a second.
+const ANSWERS: Duration = Duration::from_millis(700);
+/// The time between two such questions.
+const ASKS: Duration = Duration::from_millis(200);
 /// The time between two looks with the guest stopped, where no event has told that the mirrors are ready.
 const STOPPED: Duration = Duration::from_millis(20);
 /// How long after a STOP of QEMU's own `pre-switchover` comes, unless the disks are slow: a STOP without it is asked
@@ -49,6 +54,8 @@ pub(crate) struct Controller<'a> {
     sampler: Sampler<'a>,
     storage: Option<PhaseGuard>,
     memory: Option<PhaseGuard>,
+    /// The guest's writes wait for the destination.
+    writes_wait: bool,
 }
 
 impl<'a> Controller<'a> {
@@ -66,6 +73,7 @@ impl<'a> Controller<'a> {
             sampler: Sampler::new(context, order),
             storage: None,
             memory: None,
+            writes_wait: false,
         }
     }
 
@@ -82,6 +90,8 @@ impl<'a> Controller<'a> {
             start_mirrors(context, qemus, route, |pair| self.speed(pair), attempt).await?;
         }
         let mut copying = FIRST;
+        let frozen = self.frozen(&qemus.destination);
+        tokio::pin!(frozen);
         loop {
             let look = self.sampler.look(&qemus.source, attempt).await?;
             if self.decide(qemus, attempt, &look).await? {
@@ -89,6 +99,7 @@ impl<'a> Controller<'a> {
             }
             let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
+                failure = &mut frozen, if self.writes_wait => return Err(failure),
                 () = mirror_job::turned(&qemus.source, &self.order.route.pairs), if !self.is_ready() => {}
                 () = sleep(pause) => {}
             }
@@ -111,6 +122,8 @@ impl<'a> Controller<'a> {
         let mut pass = source.observed().pass;
         let mut stands = source.observed().stands_since();
         let mut turned = false;
+        let frozen = self.frozen(&qemus.destination);
+        tokio::pin!(frozen);
         let stopped = loop {
             let is_running = !attempt.guest.is_stopped_by_qemu();
             tokio::select! {
@@ -122,6 +135,7 @@ impl<'a> Controller<'a> {
                     confirmed?;
                     is_confirmed = true;
                 }
+                failure = &mut frozen, if self.writes_wait => return Err(failure),
                 // A pass ends beside mirrors that are not ready: RAM must be held back before it completes.
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for the mirrors.
@@ -192,6 +206,32 @@ impl<'a> Controller<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the destination answers nothing, not even out of band: its process is stopped, or its host is. In
+    /// write-blocking mode the guest's writes wait for it, so they are given the blackout's budget, and at least
+    /// [`ANSWERS`].
+    fn frozen<'d>(&self, destination: &'d Process) -> impl Future<Output = Failure> + use<'d> {
+        let patience = self.context.settings.downtime.max(ANSWERS);
+        async move {
+            if !destination.has_out_of_band() {
+                std::future::pending::<()>().await;
+            }
+            loop {
+                sleep(ASKS).await;
+                let asked = Instant::now();
+                while !matches!(timeout(ANSWERS, destination.answers_out_of_band()).await, Ok(true)) {
+                    if destination.is_gone() {
+                        // the interruption notices its death and names it
+                        std::future::pending::<()>().await;
+                    }
+                    if asked.elapsed() >= patience {
+                        return Failure::Frozen { at: destination.name().clone(), waited: asked.elapsed() };
+                    }
+                    sleep(STEP).await;
+                }
+            }
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -300,7 +340,9 @@ impl<'a> Controller<'a> {
                 let named = |pair: &&DiskPair| disks.iter().any(|disk| disk == pair.source.name());
                 let pairs: Vec<_> =
                     self.order.route.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
-                mirror_job::write_blocking(source, &pairs).await
+                let done = mirror_job::write_blocking(source, &pairs).await;
+                self.writes_wait |= done.is_ok();
+                done
             }
             Action::Postcopy => {
                 attempt.ram.postcopy = true;
@@ -340,8 +382,8 @@ async fn passed(source: &Process, pass: u64) {
     }
 }
 
-/// Waits until the guest stands by another STOP than the given one, and for the event `pre-switchover` that tells QEMU's
-/// own stop from others.
+/// Waits until the guest stands by another STOP than the given one, and for the event `pre-switchover` that tells
+/// QEMU's own stop from others.
 async fn stood(source: &Process, before: Option<Moment>) {
     let is_new = |seen: &Observed| seen.stands_since().is_some_and(|stop| Some(stop) != before);
     if source.watch().wait_for(is_new).await.is_err() {

@@ -63,8 +63,8 @@ struct StartTries {
     quickest: Duration,
 }
 
-/// Starts mirrors with the guest stopped, for a guest that writes so often that no start is free of a write. The stop is
-/// a pause like any other: it keeps the budget, or is not made.
+/// Starts mirrors with the guest stopped, for a guest that writes so often that no start is free of a write. The stop
+/// is a pause like any other: it keeps the budget, or is not made.
 async fn start_with_guest_stopped(
     context: &Context,
     pair: &QemuPair,

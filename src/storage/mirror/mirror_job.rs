@@ -50,8 +50,8 @@ pub enum MirrorError {
 }
 
 /// Starts a mirror for each pair, all at once, and judges each start. Returns the pairs into whose start a write fell,
-/// each with the bytes written: their mirrors are removed again. The other mirrors are proved to have missed no write, by
-/// their bitmaps or by a version of QEMU that lacks the race.
+/// each with the bytes written: their mirrors are removed again. The other mirrors are proved to have missed no write,
+/// by their bitmaps or by a version of QEMU that lacks the race.
 ///
 /// # Errors
 /// QEMU refuses a mirror or a bitmap, or a mirror ends.

@@ -5,6 +5,7 @@
 //! wherever there is a yardstick only ratios are judged. What was not measured is told as such and counts as missed.
 
 mod blackout;
+mod budget;
 mod converge;
 mod copies;
 mod link;
@@ -29,8 +30,9 @@ const MIB: u64 = 1 << 20;
 type Bench = fn(&Path) -> Result<bool>;
 
 /// The parts of the bench, in this order.
-const PARTS: [(&str, Bench); 6] = [
+const PARTS: [(&str, Bench); 7] = [
     ("blackout", blackout::bench),
+    ("budget", budget::bench),
     ("storage", storage::bench),
     ("link", link::bench),
     ("overlap", overlap::bench),
