@@ -1,6 +1,7 @@
 //! The log for people, written by a thread of its own: a terminal or pipe that blocks or is gone must never hold the
 //! engine up. What does not fit into the queue is lost.
 
+use super::signals;
 use std::{
     io::{self, Write},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
@@ -26,6 +27,8 @@ pub struct CommandLog(SyncSender<Entry>);
 impl CommandLog {
     /// Starts to log to stderr what is at least as grave as `level`.
     pub fn start(level: Level) -> Self {
+        // before the first thread: each inherits the block
+        signals::block_those_of_a_terminal();
         let (queue, entries) = sync_channel(QUEUE);
         thread::spawn(move || write(&entries));
         let writer = queue.clone();

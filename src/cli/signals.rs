@@ -6,6 +6,20 @@ use crate::migration::Control;
 use nix::sys::signal::{SigSet, Signal as SignalName};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Has no terminal stop the command for its output in the background (`stty tostop`), for the reason of
+/// [`Signals::watch`].
+///
+/// A signal that is caught would have the write to the terminal begun again for ever; one that is blocked lets the
+/// write pass. Threads that begin later inherit the block, so it must come before the first. The standard library lifts
+/// the block for programs that the command starts.
+pub(super) fn block_those_of_a_terminal() {
+    let mut of_terminal = SigSet::empty();
+    of_terminal.add(SignalName::SIGTTIN);
+    of_terminal.add(SignalName::SIGTTOU);
+    // a system that lets no signal be blocked stops the command as ever
+    of_terminal.thread_block().ok();
+}
+
 /// The signals that cancel, and the one that is answered with a word.
 pub(super) struct Signals {
     cancelling: [Signal; 3],
@@ -15,16 +29,9 @@ pub(super) struct Signals {
 impl Signals {
     /// Watches them from now on; none where the system does not let us.
     ///
-    /// An engine that a terminal has stopped (Ctrl-Z, or output in the background under `stty tostop`) answers no QEMU,
-    /// and the guest may stand still until the engine goes on. So no terminal stops the command.
+    /// An engine that a terminal has stopped (Ctrl-Z) answers no QEMU, and the guest may stand still until the engine
+    /// goes on. So Ctrl-Z is answered with a word.
     pub(super) fn watch() -> Option<Self> {
-        // A signal that is caught would have the write to the terminal begun again for ever; one that is blocked lets
-        // the write pass. Threads that begin later inherit the block, and the standard library lifts the block for
-        // programs that the command starts.
-        let mut of_terminal = SigSet::empty();
-        of_terminal.add(SignalName::SIGTTIN);
-        of_terminal.add(SignalName::SIGTTOU);
-        of_terminal.thread_block().ok()?;
         let suspend = signal(SignalKind::from_raw(SignalName::SIGTSTP as i32)).ok()?;
         let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
         match kinds {
