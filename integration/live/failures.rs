@@ -1,5 +1,6 @@
 //! Migrations that fail: the guest stays on the source, and nothing is left behind.
 
+mod attacks;
 mod faults;
 mod fence;
 

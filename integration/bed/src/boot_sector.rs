@@ -127,6 +127,21 @@ impl BootSector {
         looped.then(&[0xe9]).then(&back.wrapping_neg().to_le_bytes())
     }
 
+    /// Does these steps at every NMI, which `inject-nmi` brings, and then halts.
+    #[must_use]
+    pub fn on_nmi(self, steps: impl FnOnce(Self) -> Self) -> Self {
+        // jmp over the handler
+        let begin = self.code.len() + 3;
+        let handler = ORIGIN + u16::try_from(begin).unwrap_or(u16::MAX);
+        let handled = steps(self.then(&[0xe9, 0, 0]));
+        // again: hlt; jmp again
+        let mut handled = handled.then(&[0xf4, 0xeb, 0xfd]);
+        let over = u16::try_from(handled.code.len() - begin).unwrap_or(u16::MAX).to_le_bytes();
+        handled.code[begin - 2..begin].copy_from_slice(&over);
+        // mov word [0x0008], handler; mov word [0x000a], 0: the second vector
+        handled.then(&[0xc7, 0x06, 0x08, 0x00]).then(&handler.to_le_bytes()).then(&[0xc7, 0x06, 0x0a, 0x00, 0, 0])
+    }
+
     /// The sector.
     ///
     /// # Panics
@@ -181,6 +196,18 @@ mod tests {
         let jump = sector.windows(3).position(|bytes| bytes[0] == 0xe9 && bytes[2] == 0xff).expect("a jump");
         let offset = u16::from_le_bytes([sector[jump + 1], sector[jump + 2]]);
         assert_eq!((jump as u16 + 3).wrapping_add(offset), begin as u16);
+    }
+
+    #[test]
+    fn an_nmi_leads_to_its_steps() {
+        let sector = BootSector::new().on_nmi(BootSector::power_off).wait(1).bytes();
+        let begin = BootSector::new().code.len();
+        // mov dx, 0x604 begins the handler, and mov word [0x0008] follows the halt behind the handler
+        assert_eq!(sector[begin + 3..begin + 6], [0xba, 0x04, 0x06]);
+        let over = begin + 3 + usize::from(u16::from_le_bytes([sector[begin + 1], sector[begin + 2]]));
+        assert_eq!(sector[over..over + 4], [0xc7, 0x06, 0x08, 0x00]);
+        let handler = u16::from_le_bytes([sector[over + 4], sector[over + 5]]);
+        assert_eq!(handler, ORIGIN + begin as u16 + 3);
     }
 
     #[test]

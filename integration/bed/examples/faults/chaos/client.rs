@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qferry_bed::{Act, Answer, Error, Format, Machine, Pair, Qmp, Refusal, Result, Side};
 use serde_json::{Value, json};
@@ -63,6 +63,10 @@ impl Client {
         let answer = connected.ask(command, arguments)?;
         *qmp = Some(connected);
         Ok(answer)
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.side
     }
 
     fn must(&self, command: &str, arguments: &Value) -> Result<Value> {
@@ -221,11 +225,7 @@ impl Client {
             }
             Attack::Parameter(_, name, value) => self.ask("migrate-set-parameters", &json!({name: value})),
             Attack::Resize => self.ask("block_resize", &json!({"node-name": DISK, "size": SIZE * 2})),
-            Attack::Throttle(reads) => {
-                let limits = json!({"id": "disk0", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": reads, "iops_rd": 0,
-                                    "iops_wr": 0});
-                self.ask("block_set_io_throttle", &limits)
-            }
+            Attack::Throttle(reads) => self.ask("block_set_io_throttle", &limits(reads)),
             Attack::Balloon(bytes) => self.ask("balloon", &json!({"value": bytes})),
             Attack::Guest { .. } => self.ask("inject-nmi", &nothing_more),
             Attack::NbdServerStop => self.ask("nbd-server-stop", &nothing_more),
@@ -240,6 +240,26 @@ impl Client {
         }
     }
 
+    /// Lets a machine that is reset go on.
+    pub(crate) fn let_reset(&self) -> Result<()> {
+        self.must("set-action", &json!({"reboot": "reset"})).map(drop)
+    }
+
+    /// Waits until the guest has written to its disk: what a boot sector writes is the same each time.
+    pub(crate) fn wait_for_a_write(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let all = self.must("query-blockstats", &json!({}))?;
+            let is_it = |disk: &&Value| disk["qdev"].as_str().is_some_and(|name| name.contains("disk0"));
+            let disk = all.as_array().into_iter().flatten().find(is_it);
+            if disk.is_some_and(|disk| disk["stats"]["wr_operations"].as_u64() > Some(1)) {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(10));
+        }
+        Err(Error::new(format!("the boot sector has written nothing in {patience:?}")))
+    }
+
     /// Tells QEMU to pause where it would end.
     pub(crate) fn pause_on(&self, act: Act) -> Result<()> {
         let arguments = match act {
@@ -251,6 +271,12 @@ impl Client {
         };
         self.must("set-action", &arguments).map(drop)
     }
+}
+
+/// The arguments that limit the guest's disk to so many requests a second; 0 is no limit.
+pub(crate) fn limits(requests: u64) -> Value {
+    let disk = "/machine/peripheral/disk0/virtio-backend";
+    json!({"id": disk, "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": requests, "iops_rd": 0, "iops_wr": 0})
 }
 
 /// The side to which an attack sends commands, if it does.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use qferry_bed::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Between two looks at a child.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -132,6 +132,12 @@ impl Report {
             Some("outcome") => self.outcome = line,
             _ => {}
         }
+    }
+
+    /// What is true of an engine that never began.
+    pub(crate) fn untouched() -> Self {
+        let outcome = json!({"outcome": "refused", "runs_on": "unknown", "reason": {"code": "never-begun"}});
+        Self { code: Some(3), outcome, ..Self::default() }
     }
 
     /// The outcome's word, or an empty text.

@@ -302,7 +302,7 @@ mod tests {
             ],
         );
         for case in none.chain(cut).chain(stop).chain(quit).chain(panics) {
-            let allows = Allows::together(case.attacks);
+            let allows = Allows::together(case.attacks, false);
             let facts = Facts {
                 allows: &allows,
                 wish: case.wish,

@@ -56,6 +56,9 @@ pub(crate) struct Strike {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
     pub(crate) number: u64,
+    /// Whether the guest keeps a record of its work. Otherwise the guest is a boot sector, which is there in a moment
+    /// and is really reset where it resets.
+    pub(crate) recorded: bool,
     /// Whether the engine reaches both QEMUs through proxies, and so knows neither process.
     pub(crate) proxied: bool,
     /// MiB a second for the disks.
@@ -78,11 +81,12 @@ impl Plan {
             at += 1;
             !matches!(attack, Attack::Guest { .. }) || Some(at - 1) == first
         });
+        let recorded = random.once_in(3) || attacks.contains(&Attack::Fill);
         let proxied = random.once_in(2) || attacks.iter().any(Attack::needs_proxies);
         let disk_rate = random.one_of(&[None, Some(2), Some(4), Some(8)]);
         let rate = random.one_of(&[None, None, Some(16), Some(48)]);
         let strikes = attacks.into_iter().map(|attack| Strike { at: moment(&mut random, proxied), attack }).collect();
-        Self { number, proxied, disk_rate, rate, strikes }
+        Self { number, recorded, proxied, disk_rate, rate, strikes }
     }
 
     /// All attacks of the plan.
@@ -122,6 +126,7 @@ impl fmt::Display for Strike {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, ", if self.recorded { "record" } else { "boot sector" })?;
         write!(f, "{}", if self.proxied { "proxied" } else { "direct" })?;
         for (rate, what) in [(self.disk_rate, "disks"), (self.rate, "all")] {
             if let Some(rate) = rate {

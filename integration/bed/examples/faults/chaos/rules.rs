@@ -25,8 +25,8 @@ pub(crate) struct Allows {
     pub(crate) kills_engine: bool,
 }
 
-/// The table.
-pub(crate) fn allows(attack: &Attack) -> Allows {
+/// The table. `resets` tells that a machine that is reset goes on, and does not end.
+pub(crate) fn allows(attack: &Attack, resets: bool) -> Allows {
     let none = Allows::default();
     let stays = || Allows { stays: true, ..Allows::default() };
     let stands = |states: &[&'static str]| Allows { stays: true, stands: states.to_vec(), ..Allows::default() };
@@ -39,10 +39,12 @@ pub(crate) fn allows(attack: &Attack) -> Allows {
     match *attack {
         // Its owner's stop is kept, on either side. A pause while RAM is sent may end a try, and the guest stands then.
         Attack::Stop(_) => stands(&["paused"]),
-        Attack::Pause(_) => stays(),
+        // The guest may be out of the attacker's reach when its `cont` is due.
+        Attack::Pause(_) => stands(&["paused"]),
         // Whether its owner has resumed a guest is told by what the attacker saw: see `judge`.
         Attack::Cont(_) => stays(),
-        // The bed's QEMUs end where the machine is reset: `-action reboot=shutdown`.
+        Attack::Reset(_) | Attack::Guest { act: Act::Reset, .. } if resets => stays(),
+        // The bed's QEMUs otherwise end where the machine is reset: `-action reboot=shutdown`.
         Attack::Reset(side) | Attack::Quit(side) | Attack::Kill(side) => ends(side),
         // The bed's guest does not listen to its power button.
         Attack::PowerButton => none,
@@ -72,9 +74,9 @@ pub(crate) fn allows(attack: &Attack) -> Allows {
 
 impl Allows {
     /// What several attacks allow together.
-    pub(crate) fn together<'a>(attacks: impl IntoIterator<Item = &'a Attack>) -> Self {
+    pub(crate) fn together<'a>(attacks: impl IntoIterator<Item = &'a Attack>, resets: bool) -> Self {
         let mut all = Self::default();
-        for one in attacks.into_iter().map(allows) {
+        for one in attacks.into_iter().map(|attack| allows(attack, resets)) {
             all.source_ends |= one.source_ends;
             all.destination_ends |= one.destination_ends;
             all.stays |= one.stays;
@@ -107,7 +109,7 @@ mod tests {
     #[test]
     fn what_changes_nothing_must_not_keep_the_guest_from_moving() {
         for attack in [Attack::PowerButton, Attack::JobSpeed(1), Attack::Throttle(9), Attack::Balloon(1)] {
-            assert_eq!(allows(&attack), Allows::default(), "{attack}");
+            assert_eq!(allows(&attack, false), Allows::default(), "{attack}");
         }
     }
 
@@ -125,22 +127,23 @@ mod tests {
             (Attack::Guest { act: Act::PowerOff, pauses: true }, false),
             (Attack::Guest { act: Act::Suspend, pauses: false }, false),
         ] {
-            assert_eq!(allows(&attack).source_ends, ends, "{attack}");
+            assert!(!allows(&Attack::Reset(source), true).source_ends);
+            assert_eq!(allows(&attack, false).source_ends, ends, "{attack}");
         }
     }
 
     #[test]
     fn a_guest_stands_only_as_somebody_made_it_stand() {
-        let together = Allows::together(&[Attack::Guest { act: Act::Panic, pauses: true }, Attack::RamCut]);
+        let together = Allows::together(&[Attack::Guest { act: Act::Panic, pauses: true }, Attack::RamCut], false);
         assert_eq!(together.stands, ["guest-panicked"]);
         assert!(together.stays && !together.source_ends && !together.blinds);
-        assert!(Allows::together(&[]).stands.is_empty());
+        assert!(Allows::together(&[], false).stands.is_empty());
     }
 
     #[test]
     fn only_the_attackers_own_settings_may_differ() {
         let attack = Attack::Capability(Side::Source, "events", true);
-        let allows = allows(&attack);
+        let allows = allows(&attack, false);
         assert!(allows.explains(Side::Source, "capability events: false -> true"));
         assert!(!allows.explains(Side::Destination, "capability events: false -> true"));
         assert!(!allows.explains(Side::Source, "capability return-path: false -> true"));

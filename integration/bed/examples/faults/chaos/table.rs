@@ -75,7 +75,7 @@ monitor of its own that asks both QEMUs all the time who runs, by both images of
 `integration/bed/examples/faults/chaos/rules.rs` says what each attack allows.\n\n\
 Left out: a `cont` to a source that passes the guest on or has completed (docs/handover.md, \"Not guaranteed\"), which \
 is kept back in that window and nowhere else; steps of the host's clock, which other work on the host would feel; \
-`migrate-continue`, `job-complete` and `blockdev-mirror` by somebody else.";
+flushes that are slow; `migrate-continue`, `job-complete` and `blockdev-mirror` by somebody else.";
 
 /// The section that is on a page.
 pub(crate) fn kept(page: &str) -> Option<&str> {

@@ -8,7 +8,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use qferry_bed::{Act, ChannelProxy, DiskSpec, Error, MonitorProxy, Pair, Result, Side, Spec, Tape, Workload, nth};
+use qferry_bed::{
+    Act, BootSector, ChannelProxy, DiskSpec, Error, MonitorProxy, Pair, Result, Side, Spec, Tape, Workload, nth,
+};
 use rustix::process::Signal;
 
 use super::attack::Attack;
@@ -86,7 +88,11 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
     fs::create_dir_all(&folder).map_err(|error| Error::new(format!("{}: {error}", folder.display())))?;
     let clients = [Client::of(&pair.source, &folder), Client::of(&pair.destination, &folder)];
     clients.iter().try_for_each(|client| client.furnish(&pair))?;
-    if let Some((act, true)) = plan.guest() {
+    if !plan.recorded {
+        clients.iter().try_for_each(Client::let_reset)?;
+        clients[0].wait_for_a_write(WAIT)?;
+    }
+    if let Some((act, true)) = plan.guest().filter(|(act, _)| plan.recorded || *act != Act::Reset) {
         clients.iter().try_for_each(|client| client.pause_on(act))?;
     }
     let proxies = plan.proxied.then(|| Proxies::start(&pair, &folder)).transpose()?;
@@ -163,8 +169,12 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
             let lives = matches!(pair.source.alive(), Ok(true)) || matches!(pair.destination.alive(), Ok(true));
             sleep(if lives { SETTLES } else { Duration::ZERO });
             let unclear = report.outcome.is_null() && report.code.is_none() || report.ending() == "undetermined";
-            if !unclear || !engine.journal().exists() {
+            if !unclear {
                 return Ok([None, Some(report), None]);
+            }
+            if !engine.journal().exists() {
+                // An engine that was killed before its journal has changed nothing, and there is nothing to recover.
+                return Ok([Some(report), Some(Report::untouched()), None]);
             }
             let recovered = engine.recover(LIMIT)?;
             let again = engine.recover(LIMIT)?;
@@ -187,6 +197,24 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
 }
 
 fn spec(plan: &Plan, version: &str) -> Spec {
+    let common = Spec {
+        version: version.to_owned(),
+        second_monitor: true,
+        extra: ARGUMENTS.map(str::to_owned).into(),
+        ..Spec::quick()
+    };
+    if !plan.recorded {
+        // A guest that rewrites memory and the same sectors of its disk without an end.
+        let acts = |steps: BootSector| match plan.guest() {
+            Some((Act::PowerOff, _)) => steps.power_off(),
+            Some((Act::Reset, _)) => steps.reset(),
+            Some((Act::Panic, _)) => steps.panic(),
+            Some((Act::Suspend, _)) => steps.suspend(),
+            None => steps,
+        };
+        let boot = BootSector::new().on_nmi(acts).repeat(|steps| steps.dirty(64).write(4096, 8).wait(1));
+        return Spec { boot: Some(boot), ..common };
+    }
     let fills = plan.attacks().contains(&Attack::Fill);
     let mut workload =
         Workload { ram: 4 * MIB, dirty: 8 * MIB, write: 100, read: 100, slots: 32, ..Workload::default() };
@@ -196,16 +224,8 @@ fn spec(plan: &Plan, version: &str) -> Spec {
         (disk.size, workload.slots) = (256 * MIB, 2048);
     }
     workload.act = plan.guest().map_or(0, |(act, _)| act as u64);
-    Spec {
-        version: version.to_owned(),
-        workload,
-        disks: vec![disk],
-        memory: 128,
-        second_monitor: true,
-        source_room: fills.then_some(ROOM),
-        extra: ARGUMENTS.map(str::to_owned).into(),
-        ..Spec::default()
-    }
+    let source_room = fills.then_some(ROOM);
+    Spec { workload, disks: vec![disk], memory: 128, quick: false, source_room, ..common }
 }
 
 fn arguments(plan: &Plan, pair: &Pair, proxies: Option<&Proxies>, folder: &Path) -> Vec<String> {
@@ -255,51 +275,45 @@ impl Scene<'_> {
     fn strike(&self, attack: &Attack) {
         let phase = lock(self.phase).clone();
         let mut done = Done { attack: *attack, phase, before: None, after: None, refused: None };
-        let result = match side_of(attack) {
-            Some(side) => self.send(attack, &self.clients[side as usize], &mut done),
-            None => self.act(attack),
+        done.refused = match side_of(attack) {
+            Some(side) => self.send(attack, &self.clients[side as usize], &mut done).err(),
+            None => self.act(attack).err().map(|error| error.to_string()),
         };
-        if let Err(error) = result {
-            done.refused = Some(error.to_string());
-        }
         lock(self.done).push(done);
     }
 
-    fn send(&self, attack: &Attack, client: &Client, done: &mut Done) -> Result<()> {
-        let before = client.state()?;
-        let is_cont = |side| starts_a_second_runner(side, &before.run, &before.migration);
-        let kept_back = match *attack {
-            Attack::Cont(side) => is_cont(side),
-            _ => false,
-        };
+    /// Sends an attack to its QEMU. Whether a QEMU that does not answer has done as it was told is not known, so that
+    /// counts as done.
+    fn send(&self, attack: &Attack, client: &Client, done: &mut Done) -> std::result::Result<(), String> {
+        let before = client.state().map_err(|error| error.to_string())?;
+        let is_cont = matches!(attack, Attack::Cont(_));
+        let kept_back = is_cont && starts_a_second_runner(client.side(), &before.run, &before.migration);
         done.before = Some(before);
         if kept_back {
-            return Err(Error::new("kept back: nothing could prevent a second runner"));
+            return Err("kept back: nothing could prevent a second runner".to_owned());
         }
         if let Attack::Pause(by) = *attack {
             return self.pause(client, by, done);
         }
-        let answer = client.carry_out(attack);
-        // A QEMU that was told to quit need not answer.
-        match answer {
-            Err(error) if !matches!(attack, Attack::Quit(_)) => return Err(error),
-            Ok(Err(refusal)) => return Err(Error::new(refusal.to_string())),
-            _ => {}
+        if let Ok(Err(refusal)) = client.carry_out(attack) {
+            return Err(refusal.to_string());
         }
         done.after = client.state().ok();
         Ok(())
     }
 
-    fn pause(&self, client: &Client, by: Duration, done: &mut Done) -> Result<()> {
-        client.carry_out(&Attack::Stop(Side::Source))?.map_err(|refusal| Error::new(refusal.to_string()))?;
+    fn pause(&self, client: &Client, by: Duration, done: &mut Done) -> std::result::Result<(), String> {
+        if let Ok(Err(refusal)) = client.carry_out(&Attack::Stop(Side::Source)) {
+            return Err(refusal.to_string());
+        }
         sleep(by);
-        let state = client.state()?;
+        let Ok(state) = client.state() else { return Ok(()) };
         if starts_a_second_runner(Side::Source, &state.run, &state.migration) {
             done.after = Some(state);
             return Ok(());
         }
         // A `cont` that QEMU refuses leaves the guest stopped.
-        drop(client.carry_out(&Attack::Cont(Side::Source))?);
+        drop(client.carry_out(&Attack::Cont(Side::Source)));
         done.after = client.state().ok();
         Ok(())
     }
