@@ -32,6 +32,9 @@ pub(crate) struct Attempt {
     pub(crate) ram: RamOutcome,
     /// The journal says that the guest may have been handed over.
     pub(crate) given: bool,
+    /// This engine has followed the destination since before the migration. A recovery has not, so a destination that
+    /// does not answer it may be anybody's.
+    pub(crate) destination_followed: bool,
     /// What allows the source to be resumed; gone once `migrate-continue` was sent.
     pub(crate) before_continue: Option<BeforeContinue>,
     /// Bytes that each mirror copied, by its job.
@@ -60,6 +63,7 @@ impl Attempt {
             pauses: Vec::new(),
             ram: RamOutcome::default(),
             given: false,
+            destination_followed: true,
             before_continue: None,
             copied: BTreeMap::new(),
             downtime: None,

@@ -26,7 +26,8 @@ impl Stance {
     fn read(run: &RunState) -> Option<Self> {
         match run {
             RunState::Running => Some(Self::Runs),
-            RunState::Paused => Some(Self::Paused),
+            // A reset makes `prelaunch` of any state in which a guest stands still.
+            RunState::Paused | RunState::Prelaunch => Some(Self::Paused),
             RunState::Shutdown
             | RunState::GuestPanicked
             | RunState::IoError
@@ -35,7 +36,6 @@ impl Stance {
             RunState::InMigrate
             | RunState::FinishMigrate
             | RunState::PostMigrate
-            | RunState::Prelaunch
             // A guest that suspends itself (S3) goes on as it was: QEMU moves its suspension with it from 9.0 on.
             | RunState::Suspended
             | RunState::Other(_) => None,

@@ -261,6 +261,7 @@ async fn go_on(
 ) -> Outcome {
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
     let mut attempt = Attempt::new(log, guest, LedgerClock::Engine);
+    attempt.destination_followed = false;
     let end = take_up(context, &pair, &route, begun, claim, failure, &mut attempt).await;
     conclude(context, &route, end, attempt).await
 }

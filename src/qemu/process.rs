@@ -47,6 +47,17 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The time that a process may take to end after its monitor has closed.
 const DYING: Duration = Duration::from_secs(1);
 
+/// What the connection to a QEMU was when it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionOrigin {
+    /// The first one.
+    First,
+    /// One that took the place of a connection that had closed: events in between were missed.
+    Again,
+    /// None: the QEMU could not be reached.
+    None,
+}
+
 /// The handle to one QEMU process.
 #[derive(Debug)]
 pub struct Process {
@@ -56,6 +67,8 @@ pub struct Process {
     peer: Option<PeerPid>,
     /// Whether the process was proved to have ended before the engine could connect.
     ended: bool,
+    /// What this connection was when it was made.
+    origin: ConnectionOrigin,
     /// Whether the last command with a known result missed its deadline.
     silent: Arc<AtomicBool>,
     observed: watch::Receiver<Observed>,
@@ -94,7 +107,8 @@ impl Process {
         let client = QmpClient::adopt(tokio::io::empty(), false, qmp::QmpOptions::labelled(name.side.as_str()));
         client.wait_closed().await;
         let features = Features::read(&Schema::new(&Value::Null));
-        Self { ended, ..Self::over(client, name, peer, features, Observed::default()) }
+        let origin = ConnectionOrigin::None;
+        Self { ended, origin, ..Self::over(client, name, peer, features, Observed::default()) }
     }
 
     /// The same process over a new connection, with what the events of the old connection have told.
@@ -112,7 +126,10 @@ impl Process {
     {
         let name = self.name.clone();
         match QmpClient::connect(stream, options).await {
-            Ok(client) => Ok(Self::over(client, name, peer, self.features.clone(), self.observed())),
+            Ok(client) => {
+                let again = Self::over(client, name, peer, self.features.clone(), self.observed());
+                Ok(Self { origin: ConnectionOrigin::Again, ..again })
+            }
             Err(source) => Err(ProcessError::Connect { at: name, source }),
         }
     }
@@ -120,7 +137,8 @@ impl Process {
     /// The handle over a connected client, whose events are folded onto `seen`.
     fn over(client: QmpClient, name: QemuName, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
         let observed = fold(&client, seen);
-        Self { name, client, features, peer, ended: false, silent: Arc::default(), observed }
+        let origin = ConnectionOrigin::First;
+        Self { name, client, features, peer, ended: false, origin, silent: Arc::default(), observed }
     }
 
     /// The side and the address of this QEMU.
@@ -136,6 +154,16 @@ impl Process {
     /// The version in QEMU's greeting. Features are read from the schema, never from here.
     pub fn version(&self) -> Option<QemuVersion> {
         self.client.greeting()?.version
+    }
+
+    /// Whether the QEMU could not be reached, so that it never answered this engine.
+    pub fn is_absent(&self) -> bool {
+        self.origin == ConnectionOrigin::None
+    }
+
+    /// Whether its first connection has closed and this one took its place: events in between were missed.
+    pub fn is_reconnected(&self) -> bool {
+        self.origin == ConnectionOrigin::Again
     }
 
     /// The process behind the monitor's socket, where that is a local one.

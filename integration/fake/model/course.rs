@@ -28,6 +28,9 @@ impl SharedPair {
     }
 
     pub(super) async fn precopy(&self) {
+        if !self.state().source.is_migrating() {
+            return; // somebody was faster
+        }
         self.state().enter(Side::Source, "active");
         let strange = self.state().odd_status;
         if let Some(strange) = strange {
@@ -130,9 +133,10 @@ impl PairState {
 
     pub(super) fn leave_finish_migrate(&mut self) {
         if self.source.run == "finish-migrate" {
-            self.source.run = "paused".to_owned();
-            if self.guest_ran && self.source_resumes {
-                self.resume(Side::Source);
+            match (self.guest_ran, self.source_resumes) {
+                (true, true) => self.resume(Side::Source),
+                (true, false) => {}
+                (false, _) => self.source.run = "paused".to_owned(),
             }
         }
     }

@@ -1,7 +1,9 @@
 //! The way back to the source, and what it needs to know first: who has the guest, and whether a side can run it.
 
+mod destination;
 pub(super) mod fence;
 pub(super) mod judge;
 pub(super) mod leftovers;
 pub(super) mod reconnect;
 pub(super) mod rollback;
+mod source;

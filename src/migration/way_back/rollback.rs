@@ -5,15 +5,17 @@
 //! not make, and what cannot be undone is named.
 
 use super::{
-    fence::{QUIT, free, kill},
+    destination::{self, DestinationEnd, DestinationPast, LOOK},
+    fence::{free, yank},
     leftovers::{hidden_leftover, left_behind, migration_under_way},
     reconnect::reach_again,
+    source::{ResumePermit, is_as_before, settle_source},
 };
 use crate::{
     handover::{
-        exchange,
         ownership::{BeforeContinue, DestinationCannotRun},
         watchdog,
+        way_back::{LeaveReason, WayBackGround},
     },
     memory::{apply, precopy},
     migration::{
@@ -28,28 +30,15 @@ use crate::{
         work_order::Route,
     },
     progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
-    qemu::{
-        Observed, Process, ProcessError,
-        reply::{MigrationStatus, RunState},
-    },
-    run_id::RunId,
+    qemu::{Process, ProcessError, reply::MigrationStatus},
     storage::{
         mirror::{export, mirror_job},
         model::layout::DiskPair,
     },
 };
 use qapi::qmp;
-use std::{fs, io, path::Path, time::Duration};
-use tokio::{
-    time::{sleep, timeout},
-    try_join,
-};
-
-/// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
-const RESUME: Duration = Duration::from_secs(2);
-
-/// How long a side may take to say, for the way back, how its guest stands.
-const LOOK: Duration = Duration::from_secs(1);
+use std::{fs, io, path::Path};
+use tokio::time::timeout;
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
@@ -111,13 +100,25 @@ pub(crate) async fn go_back(
     }
     // a source that does not answer now would hold up the way back, too: the guest's own return waits for its disks
     if may_resume.is_some() && (failure.is_silence() || pair.source.is_silent()) {
-        free(context, pair, route).await;
+        match attempt.destination_followed {
+            true => free(context, pair, route).await,
+            // a destination that nobody has followed is not ended for its silence
+            false => yank(context, &pair.source, route).await,
+        }
     }
     let effects = attempt.log.effects();
     let listened = effects.contains(&Effect::Incoming) && !pair.destination.is_gone();
     let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
-    let rolled_back = roll_back(pair, &route.pairs, &attempt.guest, &mut attempt.log, may_resume, report);
-    let RolledBack { as_before, leftovers } = report.during(Phase::Cleanup, rolled_back).await;
+    let ground = if may_resume.is_some() { WayBackGround::NotGiven } else { WayBackGround::OnSource };
+    let way_back = WayBack {
+        pair,
+        mirrored: &route.pairs,
+        past: DestinationPast { ground, followed: attempt.destination_followed },
+        may_resume,
+        stopped_by_engine: effects.contains(&Effect::Stopped),
+        report,
+    };
+    let RolledBack { as_before, leftovers } = report.during(Phase::Cleanup, way_back.roll_back(attempt)).await;
     attempt.leftovers.extend(leftovers);
     let seen = pair.source.observed();
     if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
@@ -145,57 +146,26 @@ pub(crate) async fn go_back(
     End { ending, runs_on, reason: Some(reason) }
 }
 
-/// Undoes every effect that the log has.
-async fn roll_back(
-    pair: &QemuPair,
-    mirrored: &[DiskPair],
-    guest: &GuestIntent,
-    log: &mut IntentLog,
-    may_resume: Option<&DestinationCannotRun>,
-    report: &Reporter,
-) -> RolledBack {
-    let QemuPair { source, destination } = pair;
-    let mut leftovers = Vec::new();
-    let effects = log.effects().to_vec();
-    for effect in effects.iter().rev() {
-        let mut undone = Undone::Done;
-        for _ in 0..TRIES {
-            undone = undo(pair, log.run(), mirrored, guest, effect, may_resume, &mut leftovers, report).await;
-            match &undone {
-                Undone::Failed(error) if !error.is_refusal() && !pair.side(effect.traits().side).is_gone() => {}
-                _ => break,
-            }
-        }
-        match undone {
-            Undone::Done => log.undone(effect, report).await,
-            Undone::Failed(error) => {
-                leftovers.extend(hidden_leftover(pair, effect, &error));
-                report.warn("not-undone", describe(&error));
-            }
-            Undone::TakenOver => {
-                report.warn("taken-over", "somebody else handed the guest over: everything is left as it is");
-                return RolledBack { as_before: false, leftovers: left_behind(source, log.run()).await };
-            }
-        }
-    }
-    // a migration that the engine has not begun, or that was cancelled, is somebody else's
-    if log.effects().contains(&Effect::Migrate) {
-        leftovers.extend(migration_under_way(source).await);
-    }
-    leftovers.extend(left_behind(source, log.run()).await);
-    if !destination.has_ended().await {
-        leftovers.extend(left_behind(destination, log.run()).await);
-    }
-    RolledBack { as_before: is_as_before(source, guest).await, leftovers }
+/// What the undoing of the effects rests on.
+struct WayBack<'a> {
+    pair: &'a QemuPair,
+    mirrored: &'a [DiskPair],
+    past: DestinationPast,
+    /// What allows the source to be resumed; `None` where a verdict has found the guest on the source as it is to be.
+    may_resume: Option<&'a DestinationCannotRun>,
+    stopped_by_engine: bool,
+    report: &'a Reporter,
 }
 
 /// What became of one step of the way back.
 enum Undone {
     Done,
     Failed(ProcessError),
+    /// What the engine made is left alone.
+    Left(LeaveReason),
     /// The migration went on without this engine's `migrate-continue`: somebody else hands the guest over, and may
     /// run it.
-    TakenOver,
+    TakenOver(&'static str),
 }
 
 impl From<Result<(), ProcessError>> for Undone {
@@ -204,52 +174,142 @@ impl From<Result<(), ProcessError>> for Undone {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call passes on all that the way back needs")]
-async fn undo(
-    pair: &QemuPair,
-    run: &RunId,
-    mirrored: &[DiskPair],
-    guest: &GuestIntent,
-    effect: &Effect,
-    may_resume: Option<&DestinationCannotRun>,
-    leftovers: &mut Vec<String>,
-    report: &Reporter,
-) -> Undone {
-    let QemuPair { source, destination } = pair;
-    let result = match effect {
-        Effect::Migrate => match precopy::cancel(source).await {
-            Ok(status) if may_resume.is_some() && (status == MigrationStatus::Completed || !status.is_over()) => {
-                return Undone::TakenOver;
-            }
-            Ok(_) => resume(source, guest, may_resume).await,
-            Err(error) => Err(error),
-        },
-        Effect::Stopped => resume(source, guest, may_resume).await,
-        Effect::Mirror(job) => match mirrored.iter().find(|pair| pair.names.job == *job) {
-            Some(pair) => {
-                let removed = remove_mirror(source, pair).await;
-                if removed.as_ref().is_err_and(|error| !error.is_refusal()) {
-                    // the NBD server may be behind a dead link, and then nothing else ends the mirror; the next try
-                    // removes it
-                    let freed = watchdog::free(source, [pair.names.nbd.as_str()].into_iter(), false).await;
-                    tracing::info!(?freed, "the mirror did not end");
+impl WayBack<'_> {
+    /// Undoes every effect that the log has.
+    async fn roll_back(&self, attempt: &mut Attempt) -> RolledBack {
+        let QemuPair { source, destination } = self.pair;
+        let report = self.report;
+        let mut leftovers = Vec::new();
+        let effects = attempt.log.effects().to_vec();
+        for effect in effects.iter().rev() {
+            let mut undone = Undone::Done;
+            for _ in 0..TRIES {
+                undone = self.undo(&mut attempt.guest, &attempt.log, effect, &mut leftovers).await;
+                match &undone {
+                    Undone::Failed(error) if !error.is_refusal() && !self.pair.side(effect.traits().side).is_gone() => {
+                    }
+                    _ => break,
                 }
-                removed
             }
-            // a mirror that the route does not know is found among the leftovers, by its name
-            None => Ok(()),
-        },
-        Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => Ok(()),
-        Effect::NbdServer => allow_refusal(export::stop_own_server(destination, run).await),
-        Effect::Tuned { side, before } => apply::restore(pair.side(*side), before).await,
-        Effect::SocketFile(path) => {
-            leftovers.extend(remove_socket(path));
-            Ok(())
+            attempt.journal_guest_on_the_way_back(report).await;
+            match undone {
+                Undone::Done => attempt.log.undone(effect, report).await,
+                Undone::Failed(error) => {
+                    leftovers.extend(hidden_leftover(self.pair, effect, &error));
+                    report.warn("not-undone", describe(&error));
+                }
+                Undone::Left(reason) => {
+                    let (name, why) = (destination.name(), reason.describe());
+                    leftovers.push(format!("{name}: an incoming migration ({why})"));
+                    report.warn("not-undone", format!("{name} is left alone: {why}"));
+                }
+                Undone::TakenOver(why) => {
+                    let message = format!("somebody else handed the guest over: {why}; everything is left as it is");
+                    report.warn("taken-over", message);
+                    return RolledBack { as_before: false, leftovers: left_behind(source, attempt.log.run()).await };
+                }
+            }
         }
-        Effect::Incoming if has_the_guest(destination).await => return Undone::TakenOver,
-        Effect::Incoming => quit(destination, report).await,
-    };
-    result.into()
+        // a migration that the engine has not begun, or that was cancelled, is somebody else's
+        if attempt.log.effects().contains(&Effect::Migrate) {
+            leftovers.extend(migration_under_way(source).await);
+        }
+        leftovers.extend(left_behind(source, attempt.log.run()).await);
+        if !destination.has_ended().await {
+            leftovers.extend(left_behind(destination, attempt.log.run()).await);
+        }
+        RolledBack { as_before: is_as_before(source, &attempt.guest).await, leftovers }
+    }
+
+    async fn undo(
+        &self,
+        guest: &mut GuestIntent,
+        log: &IntentLog,
+        effect: &Effect,
+        leftovers: &mut Vec<String>,
+    ) -> Undone {
+        let QemuPair { source, destination } = self.pair;
+        let permit = self.may_resume.map(|proof| ResumePermit {
+            proof,
+            destination_ended: false,
+            stopped_by_engine: self.stopped_by_engine,
+        });
+        let result = match effect {
+            Effect::Migrate => match (precopy::cancel(source).await, permit) {
+                (Err(error), _) => Err(error),
+                // the verdict that found the guest on the source has brought about how the guest is to stand
+                (Ok(_), None) => Ok(()),
+                (Ok(MigrationStatus::Completed), Some(_)) => return self.take_back(guest).await,
+                (Ok(status), Some(_)) if !status.is_over() => {
+                    return Undone::TakenOver("the migration can no longer be cancelled");
+                }
+                (Ok(_), Some(permit)) => settle_source(source, guest, permit).await,
+            },
+            Effect::Stopped => match permit {
+                Some(permit) => settle_source(source, guest, permit).await,
+                None => Ok(()),
+            },
+            Effect::Mirror(job) => match self.mirrored.iter().find(|pair| pair.names.job == *job) {
+                Some(pair) => {
+                    let removed = remove_mirror(source, pair).await;
+                    if removed.as_ref().is_err_and(|error| !error.is_refusal()) {
+                        // the NBD server may be behind a dead link, and then nothing else ends the mirror; the next
+                        // try removes it
+                        let freed = watchdog::free(source, [pair.names.nbd.as_str()].into_iter(), false).await;
+                        tracing::info!(?freed, "the mirror did not end");
+                    }
+                    removed
+                }
+                // a mirror that the route does not know is found among the leftovers, by its name
+                None => Ok(()),
+            },
+            Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => {
+                Ok(())
+            }
+            Effect::NbdServer => allow_refusal(export::stop_own_server(destination, log.run()).await),
+            Effect::Tuned { side, before } => apply::restore(self.pair.side(*side), before).await,
+            Effect::SocketFile(path) => {
+                leftovers.extend(remove_socket(path));
+                Ok(())
+            }
+            Effect::Incoming => return self.end_destination().await,
+        };
+        result.into()
+    }
+
+    /// Takes the guest back from a migration that has completed though this engine did not let the source pass the
+    /// guest on: another client has switched `pause-before-switchover` off, or sent `migrate-continue`. Nobody has sent
+    /// `cont` to the destination, or the destination would run; so the destination is put out of the way, which is the
+    /// proof that the source needs.
+    async fn take_back(&self, guest: &mut GuestIntent) -> Undone {
+        let QemuPair { source, destination } = self.pair;
+        let fate = destination::decide_fate(self.pair, self.past).await;
+        match destination::carry_out(destination, fate, self.report).await {
+            DestinationEnd::Gone(Some(proof)) => {
+                let because = "the migration completed without this engine, and the destination never ran the guest";
+                self.report.action("take-back", because);
+                let stopped_by_engine = self.stopped_by_engine;
+                let permit = ResumePermit { proof: &proof, destination_ended: true, stopped_by_engine };
+                settle_source(source, guest, permit).await.into()
+            }
+            DestinationEnd::Gone(None) => Undone::TakenOver("the destination is gone, and may have run the guest"),
+            DestinationEnd::Left(reason) => Undone::TakenOver(reason.describe()),
+            DestinationEnd::Failed(error) => Undone::Failed(error),
+        }
+    }
+
+    /// Ends a destination that was told to listen: QEMU listens once, so it can take no other migration, and a part of
+    /// a guest, or a copy that is older than what the source does, may be in it that nobody must start.
+    async fn end_destination(&self) -> Undone {
+        let destination = &self.pair.destination;
+        let fate = destination::decide_fate(self.pair, self.past).await;
+        match destination::carry_out(destination, fate, self.report).await {
+            DestinationEnd::Gone(_) => destination::await_end(destination, self.report).await.into(),
+            DestinationEnd::Left(reason) if reason.is_taken_over() => Undone::TakenOver(reason.describe()),
+            DestinationEnd::Left(reason) => Undone::Left(reason),
+            DestinationEnd::Failed(error) => Undone::Failed(error),
+        }
+    }
 }
 
 /// Removes a socket's file, and names it where that cannot be done; that there is none is fine.
@@ -260,74 +320,9 @@ pub(crate) fn remove_socket(path: &Path) -> Option<String> {
     }
 }
 
-/// Sees to it that a guest that ran runs again: QEMU resumes it by itself after a cancelled migration, as a rule.
-async fn resume(
-    source: &Process,
-    guest: &GuestIntent,
-    may_resume: Option<&DestinationCannotRun>,
-) -> Result<(), ProcessError> {
-    let Some(proof) = may_resume.filter(|_| guest.wants_running()) else { return Ok(()) };
-    if is_as_before(source, guest).await {
-        return Ok(());
-    }
-    let resumed = |seen: &Observed| seen.runs_again().then_some(());
-    let run = source.ask(&qmp::query_status {}).await?.status;
-    if run == RunState::InMigrate {
-        // a QEMU that waits for a guest is not the one that had it
-        let at = source.name().clone();
-        return Err(ProcessError::State { at, expected: "the guest that it had", found: run.to_string() });
-    }
-    let paused = run == RunState::Paused;
-    if !paused && source.until("RESUME", RESUME, resumed).await.is_ok() {
-        return Ok(());
-    }
-    exchange::resume_source(source, proof).await
-}
-
-async fn is_as_before(source: &Process, guest: &GuestIntent) -> bool {
-    source.ask(&qmp::query_status {}).await.is_ok_and(|answer| guest.is_as_before(&answer.status))
-}
-
 async fn remove_mirror(source: &Process, pair: &DiskPair) -> Result<(), ProcessError> {
     mirror_job::abort(source, &pair.names.job).await?;
     allow_refusal(source.act(&mirror_job::remove_bitmap(pair)).await)
-}
-
-/// Whether a destination runs the guest, or has all of it: somebody else handed it over, after this engine had died
-/// or past it.
-async fn has_the_guest(destination: &Process) -> bool {
-    let asked = async { try_join!(destination.ask(&qmp::query_status {}), destination.ask(&qmp::query_migrate {})) };
-    match timeout(LOOK, asked).await {
-        Ok(Ok((run, migration))) => {
-            run.status == RunState::Running || migration.status == Some(MigrationStatus::Completed)
-        }
-        _ => false,
-    }
-}
-
-/// Ends a destination that was told to listen: QEMU listens once, so it can take no other migration, and part of a
-/// guest may be in it that nobody must start. A destination that does not do as it is told, being frozen, is killed
-/// where it is a process of this host.
-async fn quit(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
-    if destination.has_ended().await {
-        return Ok(());
-    }
-    let told = destination.act(&qmp::quit {});
-    tokio::pin!(told);
-    let told = tokio::select! {
-        told = &mut told => Some(told),
-        // QEMU may exit before it answers `quit`
-        () = destination.ended() => return Ok(()),
-        () = sleep(QUIT) => None,
-    };
-    if timeout(QUIT, destination.ended()).await.is_ok() {
-        return Ok(());
-    }
-    if matches!(kill(destination, "it was told to quit and has not", report).await, Some(Some(_))) {
-        return Ok(());
-    }
-    let late = || ProcessError::Late { at: destination.name().clone(), what: "end after quit", waited: QUIT };
-    Err(told.and_then(Result::err).unwrap_or_else(late))
 }
 
 /// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.

@@ -1,0 +1,153 @@
+//! Puts the destination out of the way: looks at it, has [`decide_destination`] decide, and does what that says.
+//!
+//! Nothing is ended that may run the guest, nor by force what could not be asked.
+
+use super::fence::{QUIT, kill};
+use crate::{
+    handover::{
+        exchange,
+        ownership::DestinationCannotRun,
+        way_back::{
+            DestinationFacts, DestinationFate, DestinationSight, LeaveReason, SourceHolding, WayBackGround,
+            decide_destination,
+        },
+    },
+    migration::pair::QemuPair,
+    progress::Reporter,
+    qemu::{
+        Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
+};
+use qapi::qmp;
+use std::time::Duration;
+use tokio::{time::timeout, try_join};
+
+/// How long a side may take to say, for the way back, how its guest stands.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// What the way back knows of the destination before the look.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DestinationPast {
+    /// What is proved of the guest.
+    pub(super) ground: WayBackGround,
+    /// Every event of the destination was heard since before it was told to listen.
+    pub(super) followed: bool,
+}
+
+/// What came of putting the destination out of the way.
+pub(super) enum DestinationEnd {
+    /// It is gone, or has accepted `quit`; with the proof where there is one.
+    Gone(Option<DestinationCannotRun>),
+    /// It was left alone.
+    Left(LeaveReason),
+    /// It was to end, and has not.
+    Failed(ProcessError),
+}
+
+/// Looks at both sides and decides what becomes of the destination.
+pub(super) async fn decide_fate(pair: &QemuPair, past: DestinationPast) -> DestinationFate {
+    let QemuPair { source, destination } = pair;
+    let (sight, source) = tokio::join!(see(destination), see_holding(source));
+    let seen = destination.observed();
+    let facts = DestinationFacts {
+        ground: past.ground,
+        sight,
+        asked: !destination.is_absent(),
+        followed: past.followed && !destination.is_reconnected(),
+        has_run: seen.resumed.is_some(),
+        killable: destination.peer().is_some(),
+        source,
+    };
+    let fate = decide_destination(&facts);
+    tracing::info!(?facts, ?fate, "the destination on the way back");
+    fate
+}
+
+/// Does what was decided. A destination that has accepted `quit` runs nothing any more, and is not waited for.
+pub(super) async fn carry_out(destination: &Process, fate: DestinationFate, report: &Reporter) -> DestinationEnd {
+    match fate {
+        DestinationFate::AlreadyGone => DestinationEnd::Gone(prove_ended(destination).await),
+        DestinationFate::LeaveAlone(reason) => DestinationEnd::Left(reason),
+        DestinationFate::Fence => fence_silent(destination, "it does not answer, and is not needed", report).await,
+        DestinationFate::Quit => quit(destination, report).await,
+    }
+}
+
+async fn fence_silent(destination: &Process, why: &str, report: &Reporter) -> DestinationEnd {
+    match kill(destination, why, report).await.flatten() {
+        Some(ended) => DestinationEnd::Gone(DestinationCannotRun::of_ended_process(ended)),
+        None => DestinationEnd::Failed(late(destination)),
+    }
+}
+
+async fn quit(destination: &Process, report: &Reporter) -> DestinationEnd {
+    let told = tokio::select! {
+        // An answer counts for more than the end that follows: of a QEMU on another host only the answer is proof.
+        biased;
+        told = timeout(QUIT, exchange::quit_destination(destination)) => told,
+        // QEMU may exit before it answers `quit`
+        () = destination.ended() => return DestinationEnd::Gone(prove_ended(destination).await),
+    };
+    match told {
+        Ok(Ok(proof)) => DestinationEnd::Gone(Some(proof)),
+        _ if destination.has_ended().await => DestinationEnd::Gone(prove_ended(destination).await),
+        Ok(Err(refused)) if refused.is_refusal() => DestinationEnd::Failed(refused),
+        // It has answered a moment ago that it does not run the guest, and so it does not run now.
+        _ if destination.peer().is_some() => fence_silent(destination, "it was told to quit and has not", report).await,
+        Ok(Err(error)) => DestinationEnd::Failed(error),
+        Err(_) => DestinationEnd::Failed(late(destination)),
+    }
+}
+
+/// Waits for the end of a destination that has accepted `quit`, and ends its process where it does not end by itself.
+pub(super) async fn await_end(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
+    if destination.has_ended().await || timeout(QUIT, destination.ended()).await.is_ok() {
+        return Ok(());
+    }
+    match kill(destination, "it has accepted quit and has not ended", report).await.flatten() {
+        Some(_) => Ok(()),
+        None => Err(late(destination)),
+    }
+}
+
+async fn prove_ended(destination: &Process) -> Option<DestinationCannotRun> {
+    exchange::prove_ended(destination, LOOK).await.and_then(DestinationCannotRun::of_ended_process)
+}
+
+fn late(destination: &Process) -> ProcessError {
+    ProcessError::Late { at: destination.name().clone(), what: "end after quit", waited: QUIT }
+}
+
+async fn see(destination: &Process) -> DestinationSight {
+    if destination.has_ended().await {
+        return DestinationSight::Ended;
+    }
+    if destination.is_gone() {
+        return DestinationSight::Unreachable;
+    }
+    match ask(destination).await {
+        Some((run, migration)) => DestinationSight::Answers { run, migration },
+        None if destination.has_ended().await => DestinationSight::Ended,
+        None if destination.is_gone() => DestinationSight::Unreachable,
+        None => DestinationSight::Silent,
+    }
+}
+
+/// What the source has passed on, by its answer, and without one by its events.
+async fn see_holding(source: &Process) -> SourceHolding {
+    let completed = source.observed().entered(&MigrationStatus::Completed).is_some();
+    match ask(source).await {
+        Some((_, MigrationStatus::Completed)) => SourceHolding::Passed,
+        Some(_) => SourceHolding::Holds,
+        None if completed => SourceHolding::Passed,
+        None if source.has_ended().await => SourceHolding::Ended,
+        None => SourceHolding::Silent,
+    }
+}
+
+async fn ask(process: &Process) -> Option<(RunState, MigrationStatus)> {
+    let asked = async { try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) };
+    let (run, migration) = timeout(LOOK, asked).await.ok()?.ok()?;
+    Some((run.status, migration.status.unwrap_or(MigrationStatus::None)))
+}

@@ -1,0 +1,80 @@
+//! Leaves the source's guest as it was: has [`decide_source`] decide whether the guest is sent `cont`, and does so.
+
+use crate::{
+    handover::{
+        exchange,
+        ownership::DestinationCannotRun,
+        way_back::{SourceFacts, SourceStep, decide_source},
+    },
+    migration::guest::GuestIntent,
+    qemu::{
+        Observed, Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
+};
+use qapi::qmp;
+use std::time::Duration;
+
+/// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
+const RESUME: Duration = Duration::from_secs(2);
+
+/// What allows the source to be resumed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ResumePermit<'p> {
+    /// That the destination cannot run the guest.
+    pub(super) proof: &'p DestinationCannotRun,
+    /// The proof is of a destination that was put out of the way: it holds for a source that has passed all on, too.
+    pub(super) destination_ended: bool,
+    /// The engine's own `stop` is not undone.
+    pub(super) stopped_by_engine: bool,
+}
+
+/// Sees to it that a guest that ran runs again, and takes in how a guest stands that is left: as its owner, or the
+/// guest itself, has stopped it.
+///
+/// # Errors
+/// The source does not answer, refuses `cont`, or is not the QEMU that had the guest.
+pub(super) async fn settle_source(
+    source: &Process,
+    guest: &mut GuestIntent,
+    permit: ResumePermit<'_>,
+) -> Result<(), ProcessError> {
+    let mut waited = false;
+    loop {
+        let (run, migration) = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}))?;
+        let facts = SourceFacts {
+            wants_running: guest.wants_running(),
+            run: run.status,
+            migration: migration.status.unwrap_or(MigrationStatus::None),
+            stopped_by_engine: permit.stopped_by_engine,
+            waited,
+            destination_ended: permit.destination_ended,
+        };
+        let step = decide_source(&facts);
+        tracing::info!(?facts, ?step, "the source on the way back");
+        match step {
+            SourceStep::Cont => return exchange::resume_source(source, permit.proof).await,
+            SourceStep::AwaitResume => {
+                let told = |seen: &Observed| seen.runs_again().then_some(());
+                if let Err(error) = source.until("RESUME", RESUME, told).await {
+                    tracing::debug!(%error, "looking again");
+                }
+                waited = true;
+            }
+            SourceStep::Leave if facts.wants_running && facts.run == RunState::InMigrate => {
+                // a QEMU that waits for a guest is not the one that had it
+                let (at, found) = (source.name().clone(), facts.run.to_string());
+                return Err(ProcessError::State { at, expected: "the guest that it had", found });
+            }
+            SourceStep::Leave => {
+                guest.look(&facts.run);
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether the source was seen in the run state that its guest had before, or has come to by itself or its owner.
+pub(super) async fn is_as_before(source: &Process, guest: &GuestIntent) -> bool {
+    source.ask(&qmp::query_status {}).await.is_ok_and(|answer| guest.is_as_before(&answer.status))
+}
