@@ -11,6 +11,7 @@ mod blackout;
 mod command;
 mod convergence;
 mod failures;
+mod guest_ends;
 mod machines;
 mod moves;
 mod postcopy;

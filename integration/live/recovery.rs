@@ -130,13 +130,14 @@ fn while_the_engine_lives_its_journal_is_its_own() {
 
 #[test]
 fn what_died_meanwhile_is_said() {
-    // The source dies together with the engine: the guest has crashed, and no engine can mend that.
+    // The source dies together with the engine: the guest has crashed, and what was made for it is removed.
     let pair = start(&Spec { quick: true, ..Spec::default() });
     assert!(kill_at(&pair, &["--bandwidth", "1MiB/s"], |line| is_begin(line, "storage")));
     pair.source.kill().unwrap();
     pair.source.wait_for_end(Duration::from_secs(10)).unwrap();
     let (code, outcome) = recover(&pair);
-    assert_eq!((code, outcome["runs_on"].as_str()), (7, Some("unknown")), "{outcome:#}");
+    assert_eq!((code, outcome["runs_on"].as_str()), (8, Some("none")), "{outcome:#}");
+    pair.destination.wait_for_end(WAIT).unwrap();
     // The destination dies together with the engine: the guest runs on, and nothing is left.
     let pair = start(&Spec { quick: true, ..Spec::default() });
     assert!(kill_at(&pair, &["--bandwidth", "1MiB/s"], |line| is_begin(line, "storage")));

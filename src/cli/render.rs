@@ -213,6 +213,7 @@ fn summary(outcome: &Outcome) -> String {
         (Ending::Moved, _) => "the guest is on the destination".to_owned(),
         (Ending::Refused, _) => "nothing was changed".to_owned(),
         (Ending::Undetermined, _) => "the guest is not proved to run on one side".to_owned(),
+        (Ending::Ended, _) => "the guest runs nowhere: it has ended on the source".to_owned(),
         (_, side) => format!("the guest is on the {}, as before", format!("{side:?}").to_lowercase()),
     };
     let mut add = |line: String| lines.push(line);

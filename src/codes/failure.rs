@@ -86,9 +86,33 @@ failure_codes! {
     Gone "gone"
         "The connection to a QEMU was closed while a command was under way."
         "check whether that QEMU still runs";
+    GuestHalted "guest-halted"
+        "The guest stopped by itself while it was being moved: it has powered off, panicked, met a disk error or been stopped by its watchdog. The message has QEMU's run state."
+        "look at the guest on the source, where it stands as it stopped";
+    GuestPanic "guest-panic"
+        "The guest panicked and its QEMU ended, before the guest was passed on."
+        "start the guest anew, from the source's disks";
+    GuestReset "guest-reset"
+        "The guest reset itself and its QEMU ended for that, before the guest was passed on."
+        "start the guest anew, from the source's disks";
+    GuestShutdown "guest-shutdown"
+        "The guest powered itself off before it was passed on."
+        "nothing: the guest has ended, and its disks on the source are whole";
     HandoverFailed "handover-failed"
         "The migration ended in the handover: a side says that it failed or was cancelled."
         "look at the destination's stderr, which may say why, and start it anew";
+    HostError "host-error"
+        "The source's QEMU ended because of an error of its own, before the guest was passed on."
+        "look at its stderr, which may say why, and start the guest anew, from the source's disks";
+    HostQmpQuit "host-qmp-quit"
+        "Somebody told the source's QEMU to quit, before the guest was passed on."
+        "nothing: the guest has ended, and its disks on the source are whole";
+    HostSignal "host-signal"
+        "A signal ended the source's QEMU, before the guest was passed on."
+        "start the guest anew, from the source's disks";
+    HostUi "host-ui"
+        "Somebody closed the window of the source's QEMU, before the guest was passed on."
+        "start the guest anew, from the source's disks";
     ImageExists "image-exists"
         "Another process made a file in the place of an image while the image was being prepared."
         "move that file away, and prepare again";

@@ -93,8 +93,27 @@ pub fn arrived(migration: &MigrationInfo) -> Result<Option<Moment>, PrecopyError
 /// # Errors
 /// QEMU does not answer, or does not end the migration.
 pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
-    let status = |migration: MigrationInfo| migration.status.unwrap_or(MigrationStatus::None);
-    let now = status(source.ask(&qmp::query_migrate {}).await?);
+    let now = status(source).await?;
+    cancel_from(source, now).await
+}
+
+/// The status of the source's migration.
+///
+/// # Errors
+/// QEMU does not answer.
+pub async fn status(source: &Process) -> Result<MigrationStatus, ProcessError> {
+    Ok(status_of(source.ask(&qmp::query_migrate {}).await?))
+}
+
+fn status_of(migration: MigrationInfo) -> MigrationStatus {
+    migration.status.unwrap_or(MigrationStatus::None)
+}
+
+/// [`cancel`] for a migration whose status was asked for a moment ago.
+///
+/// # Errors
+/// QEMU does not answer, or does not end the migration.
+pub async fn cancel_from(source: &Process, now: MigrationStatus) -> Result<MigrationStatus, ProcessError> {
     if now.is_over() || now.is_postcopy() || now == MigrationStatus::PostcopyDevice {
         return Ok(now);
     }
@@ -102,7 +121,7 @@ pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
     let told = |seen: &Observed| seen.migration.keys().find(|status| status.is_over()).cloned();
     let asked = || async {
         let migration = source.ask(&qmp::query_migrate {}).await.ok()?;
-        Some(status(migration)).filter(MigrationStatus::is_over)
+        Some(status_of(migration)).filter(MigrationStatus::is_over)
     };
     source.until_known("end of the cancelled migration", CANCEL, told, asked).await
 }

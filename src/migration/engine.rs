@@ -14,8 +14,8 @@ use super::{
     interrupt::{Bounds, Interruption, unless_cancelled},
     pair::QemuPair,
     phases::{
-        cleanup, convergence::Controller, handover, memory_start::look_before_memory, postcopy,
-        second_look::unless_changed, setup, switchover,
+        cleanup, convergence::Controller, guest_watch::refuse_halted, handover, memory_start::look_before_memory,
+        postcopy, second_look::unless_changed, setup, switchover,
     },
     way_back::{
         judge::judge_failed_handover,
@@ -64,6 +64,7 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
         // The last word of the guest's owner, before anything is waited for. The journal is told of it with `Given`.
         attempt.guest.settle(&pair.source.observed());
         let stopped = stopped?;
+        refuse_halted(&attempt)?;
         attempt.history = Some(controller.history);
 
         let left = deadlines::left(context, &pair.source, &attempt.guest, DISENGAGED);

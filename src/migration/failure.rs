@@ -6,7 +6,7 @@ use crate::{
     journal::JournalError,
     memory::{postcopy::PostcopyError, precopy::PrecopyError},
     progress::{Reason, describe},
-    qemu::{Gone, ProcessError, QemuName},
+    qemu::{Gone, ProcessError, QemuName, ShutdownSeen, reply::RunState},
     qmp::ExecuteError,
     storage::{
         files::{layer_copy::LayerCopyError, qemu_img::QemuImgError, unpublished_file::UnpublishedFileError},
@@ -66,6 +66,18 @@ pub enum Failure {
         at: QemuName,
         /// For how long.
         waited: Duration,
+    },
+    /// The guest has stopped by itself, and stands on the source as it stopped.
+    #[error("the guest has stopped by itself on the source, which says '{0}'")]
+    GuestHalted(RunState),
+    /// The guest has ended on the source, which has it no more.
+    #[error("{}", end_words(.shutdown.as_ref()))]
+    GuestEnded {
+        /// How the source went.
+        #[source]
+        gone: Gone,
+        /// QEMU's last word, if there was one.
+        shutdown: Option<ShutdownSeen>,
     },
     /// The engine itself failed: a panic, or no runtime to run on.
     #[error("{0}")]
@@ -162,6 +174,17 @@ pub enum Failure {
     },
 }
 
+/// How a guest has ended, in words.
+fn end_words(shutdown: Option<&ShutdownSeen>) -> String {
+    match shutdown {
+        Some(ShutdownSeen { guest, reason }) => {
+            let by = if *guest { "the guest itself" } else { "its QEMU or its owner" };
+            format!("the guest has ended on the source, by {by}: QEMU says '{reason}'")
+        }
+        None => "the guest has ended on the source, whose QEMU crashed or was killed".to_owned(),
+    }
+}
+
 impl Failure {
     /// The stable word for programs.
     pub fn code(&self) -> FailureCode {
@@ -172,6 +195,11 @@ impl Failure {
             Self::SwitchoverTimeout(_) | Self::Flushes { .. } => FailureCode::SwitchoverTimeout,
             Self::Hangs { .. } => FailureCode::MonitorBlocked,
             Self::Frozen { .. } => FailureCode::NoAnswer,
+            Self::GuestHalted(_) => FailureCode::GuestHalted,
+            Self::GuestEnded { shutdown: Some(shutdown), .. } if shutdown.reason != "none" => {
+                FailureCode::from(shutdown.reason.as_str())
+            }
+            Self::GuestEnded { .. } => FailureCode::SourceGone,
             Self::Internal(_) => FailureCode::Internal,
             Self::EngineDied => FailureCode::EngineDied,
             Self::Journal(JournalError::Locked { .. }) => FailureCode::JournalLocked,
@@ -247,6 +275,11 @@ impl Failure {
             (Self::Frozen { .. }, _) => "; its process was stopped, or its host or the network to it is down",
             (Self::Hangs { .. }, _) => "; what it waited for, the destination's NBD server as a rule, does not answer",
             (Self::DestinationGone(_), _) => "; its stderr may say why",
+            (Self::GuestEnded { shutdown: None, .. }, _) => {
+                "; its stderr may say why, and its disks are as it left them"
+            }
+            (Self::GuestEnded { .. }, _) => "; its disks are whole: start it anew where you like",
+            (Self::GuestHalted(_), _) => "; look at it there, and migrate again once it runs",
             (Self::Postcopy(PostcopyError::SourceGone(_)), _) => {
                 "; the guest stands still as soon as it needs one of them; if the source's process has ended, nothing brings \
                  them back: start it anew, from the destination's disks"
@@ -344,6 +377,17 @@ mod tests {
                 Failure::Partial(UnpublishedFileError::Unfit { path: text(), why: "it has no name" })
             }
             FailureCode::Gone => Failure::Process(ProcessError::Gone(gone())),
+            FailureCode::GuestHalted => Failure::GuestHalted(RunState::GuestPanicked),
+            FailureCode::GuestPanic
+            | FailureCode::GuestReset
+            | FailureCode::GuestShutdown
+            | FailureCode::HostError
+            | FailureCode::HostQmpQuit
+            | FailureCode::HostSignal
+            | FailureCode::HostUi => {
+                let reason = code.as_str().to_owned();
+                Failure::GuestEnded { gone: gone(), shutdown: Some(ShutdownSeen { guest: true, reason }) }
+            }
             FailureCode::HandoverFailed => {
                 let status = MigrationStatus::Failed;
                 Failure::Exchange(ExchangeError::Ended { side: Side::Destination, status, words: words() })
@@ -414,6 +458,7 @@ mod tests {
             (gave_up("timeout"), FailureCode::Timeout),
             (Failure::Frozen { at: at(), waited: Duration::from_secs(1) }, FailureCode::NoAnswer),
             (Failure::Flushes { at: at(), waited: Duration::from_secs(4) }, FailureCode::SwitchoverTimeout),
+            (Failure::GuestEnded { gone: gone(), shutdown: None }, FailureCode::SourceGone),
         ] {
             assert_eq!(failure.code(), code, "{failure:?}");
         }

@@ -58,6 +58,8 @@ pub struct GuestIntent {
     stopped_by_owner: Option<Moment>,
     /// The STOP that is taken for QEMU's own, made for the switchover.
     stopped_by_qemu: Option<Moment>,
+    /// The state in which the guest stands by itself, where it came to that since the migration began.
+    halt: Option<RunState>,
     /// What the journal says.
     journalled: bool,
 }
@@ -75,7 +77,8 @@ impl GuestIntent {
 
     fn with(stance: Stance) -> Self {
         let journalled = stance == Stance::Runs;
-        Self { stance, resumed_before: None, resumed: false, stopped_by_owner: None, stopped_by_qemu: None, journalled }
+        let (stopped_by_owner, stopped_by_qemu, halt) = (None, None, None);
+        Self { stance, resumed_before: None, resumed: false, stopped_by_owner, stopped_by_qemu, halt, journalled }
     }
 
     /// Whether the guest is to run where the migration ends, as far as it was taken in.
@@ -92,6 +95,11 @@ impl GuestIntent {
     /// Takes in a run state. Only while none of the engine's commands has stopped the guest.
     pub fn look(&mut self, run: &RunState) {
         if let Some(stance) = Stance::read(run) {
+            self.halt = match &stance {
+                Stance::Halted(_) if stance == self.stance => self.halt.take(),
+                Stance::Halted(run) => Some(run.clone()),
+                Stance::Runs | Stance::Paused => None,
+            };
             (self.stance, self.resumed, self.stopped_by_owner) = (stance, false, None);
         }
     }
@@ -117,7 +125,11 @@ impl GuestIntent {
         let runs = self.runs_at_heart();
         let stop = seen.stands_since().filter(|_| runs);
         if self.stopped_by_owner != stop {
-            self.stopped_by_owner = None;
+            (self.stopped_by_owner, self.halt) = (None, None);
+        }
+        if let Some((run, stop)) = seen.halts_as().zip(stop) {
+            // A guest that stands may be stopped for the switchover within a moment, and then no answer tells why.
+            (self.stopped_by_owner, self.halt) = (Some(stop), Some(run.clone()));
         }
         if self.stopped_by_qemu != stop {
             self.stopped_by_qemu = None;
@@ -133,9 +145,15 @@ impl GuestIntent {
         }
         let stop = seen.stands_since();
         match Stance::read(run) {
-            Some(Stance::Paused | Stance::Halted(_)) => self.stopped_by_owner = stop,
+            Some(Stance::Paused) => self.stopped_by_owner = stop,
+            Some(Stance::Halted(run)) => (self.stopped_by_owner, self.halt) = (stop, Some(run)),
             Some(Stance::Runs) | None => self.stopped_by_qemu = stop,
         }
+    }
+
+    /// The state in which the guest stands by itself, where it has come to that since the migration began.
+    pub fn halt(&self) -> Option<&RunState> {
+        self.halt.as_ref()
     }
 
     /// Whether the guest stands by QEMU's own stop for the switchover: the event `pre-switchover` is about to come.
@@ -145,9 +163,10 @@ impl GuestIntent {
 
     /// Takes the last word: from here on the engine's own commands decide how the guest stands.
     pub fn settle(&mut self, seen: &Observed) {
+        self.follow(seen);
         self.stance = match (self.is_to_run(seen), self.stance.clone()) {
             (true, _) => Stance::Runs,
-            (false, Stance::Runs) => Stance::Paused,
+            (false, Stance::Runs) => self.halt.clone().map_or(Stance::Paused, Stance::Halted),
             (false, stance) => stance,
         };
         (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);

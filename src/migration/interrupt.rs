@@ -3,7 +3,8 @@
 //! An interruption drops the work and names the reason. The way back undoes what the work had begun.
 
 use super::{Failure, context::Context, deadlines, pair::QemuPair};
-use crate::handover::watchdog;
+use crate::{handover::watchdog, qemu::Observed};
+use qapi::qmp;
 use std::{future::pending, time::Duration};
 use tokio::{
     sync::watch,
@@ -22,6 +23,9 @@ const STALLS: Duration = Duration::from_secs(10);
 
 /// The time between two looks at the destination while the source is silent.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How often QEMU is asked for the run state that an event has announced, and how long after the last time.
+const HALTS: u32 = 20;
+const HALT: Duration = Duration::from_millis(5);
 
 /// How long the work may take.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,6 +36,8 @@ pub(crate) struct Bounds {
     switchover: Option<(Duration, Instant)>,
     /// How long the source may leave something unanswered.
     silence: Option<SilenceBounds>,
+    /// Whether a guest that stops by itself ends the work at once.
+    halt: bool,
 }
 
 /// How long the source may leave something unanswered.
@@ -57,6 +63,7 @@ impl Bounds {
             timeout: context.settings.timeout.and_then(limit),
             switchover: None,
             silence: Some(SilenceBounds::WHILE_THE_GUEST_RUNS),
+            halt: true,
         }
     }
 
@@ -65,7 +72,8 @@ impl Bounds {
         let part = |part: f64| context.settings.switchover_limit().mul_f64(part);
         let patience = part(deadlines::HANGS).min(STALLS);
         let silence = SilenceBounds { patience, longest: part(deadlines::DISENGAGED).max(patience) };
-        Self { silence: Some(silence), ..Self::before_memory(context) }
+        // the loop that sends RAM follows the guest itself
+        Self { silence: Some(silence), halt: false, ..Self::before_memory(context) }
     }
 
     /// While the guest stands still before `migrate-continue`; `left` is what it may still take.
@@ -100,6 +108,7 @@ impl<'a> Interruption<'a> {
             waited = over(bounds.timeout) => return Err(Failure::Timeout(waited)),
             waited = over(bounds.switchover) => return Err(self.late(bounds, waited).await),
             failure = silence(pair, bounds.silence) => return Err(failure),
+            failure = halt(pair), if bounds.halt => return Err(failure),
             done = work => match done {
                 Ok(done) => return Ok(done),
                 // the controller itself gave up, so no death explains it, and waiting for one would prolong a pause
@@ -167,6 +176,27 @@ async fn silence(pair: &QemuPair, bounds: Option<SilenceBounds>) -> Failure {
             biased;
             () = pair.source.unanswered(longest) => return Failure::Flushes { at: at(), waited: longest },
             () = sleep(AGAIN) => {}
+        }
+    }
+}
+
+/// Waits until the guest has stopped by itself. An event says so, and the answer that follows counts.
+async fn halt(pair: &QemuPair) -> Failure {
+    let mut watch = pair.source.watch();
+    let mut told = None;
+    loop {
+        let next = |seen: &Observed| seen.halts_as().is_some() && seen.halted != told;
+        let Ok(seen) = watch.wait_for(next).await.map(|seen| seen.halted.clone()) else { return pending().await };
+        told = seen;
+        let expected = told.as_ref().map(|halt| &halt.run);
+        // QEMU stops the guest a moment after the event
+        for _ in 0..HALTS {
+            match pair.source.ask(&qmp::query_status {}).await {
+                Ok(answer) if Some(&answer.status) == expected => return Failure::GuestHalted(answer.status),
+                Ok(_) => sleep(HALT).await,
+                // a QEMU that is about to end does not answer
+                Err(_) => break,
+            }
         }
     }
 }

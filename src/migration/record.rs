@@ -69,7 +69,9 @@ pub struct MigrationEnd {
 impl MigrationEnd {
     /// Whether nothing is left for a recovery to do.
     pub fn is_settled(&self) -> bool {
-        !matches!(self.outcome, Ending::Stuck | Ending::Undetermined)
+        // a destination may be left that waits for a guest that has ended
+        let is_left = self.outcome == Ending::Ended && !self.leftovers.is_empty();
+        !matches!(self.outcome, Ending::Stuck | Ending::Undetermined) && !is_left
     }
 }
 

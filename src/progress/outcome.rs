@@ -22,6 +22,9 @@ pub enum Ending {
     Stuck,
     /// The guest is not proved to run on one side; nothing more was done.
     Undetermined,
+    /// The guest runs nowhere: it ended by itself, or its QEMU did, on the source before it was passed on. The source's
+    /// disks are whole, and the destination is out of the way.
+    Ended,
     /// An end of a later version of this crate, in an outcome that such a version wrote. No migration ends with it.
     #[serde(other)]
     Unknown,
@@ -39,6 +42,7 @@ impl Ending {
             Self::Cancelled => 5,
             Self::Stuck => 6,
             Self::Undetermined => 7,
+            Self::Ended => 8,
         }
     }
 
@@ -51,6 +55,7 @@ impl Ending {
             Self::Cancelled => "cancelled",
             Self::Stuck => "stuck",
             Self::Undetermined => "undetermined",
+            Self::Ended => "ended",
             Self::Unknown => "unknown",
         }
     }
@@ -71,6 +76,8 @@ pub enum RunsOn {
     Source,
     /// The destination.
     Destination,
+    /// Neither: the guest has ended.
+    None,
     /// Not proved; also the word of a later version that this version does not know.
     #[serde(other)]
     Unknown,

@@ -150,7 +150,7 @@ fn every_word_is_the_one_that_is_printed() {
     {
         assert_eq!(said(phase), phase.as_str());
     }
-    for ending in [E::Moved, E::Refused, E::RolledBack, E::Cancelled, E::Stuck, E::Undetermined] {
+    for ending in [E::Moved, E::Refused, E::RolledBack, E::Cancelled, E::Stuck, E::Undetermined, E::Ended] {
         assert_eq!(said(ending), ending.as_str());
     }
     for rung in [R::None, R::Downtime, R::Throttle, R::Postcopy, R::StopAndCopy, R::GiveUp] {
@@ -172,8 +172,8 @@ fn a_later_version_can_be_read() {
     assert_eq!(phase.kind, EventKind::Phase { phase: Phase::Unknown, state: PhaseState::Begin });
 
     let mut later = outcome_json();
-    later["outcome"] = json!("ended");
-    later["runs_on"] = json!("none");
+    later["outcome"] = json!("hibernated");
+    later["runs_on"] = json!("third");
     later["ledger_clock"] = json!("ptp");
     later["pauses"] = json!([{"why": "rehearsal", "ms": 1.0}]);
     later["predicted"]["rung"] = json!("hibernate");
@@ -201,7 +201,8 @@ fn millis() -> impl Strategy<Value = f64> {
 
 fn ending() -> impl Strategy<Value = Ending> {
     use Ending as E;
-    prop::sample::select(vec![E::Moved, E::Refused, E::RolledBack, E::Cancelled, E::Stuck, E::Undetermined, E::Unknown])
+    let ended = [E::Moved, E::Refused, E::RolledBack, E::Cancelled, E::Stuck, E::Undetermined, E::Ended, E::Unknown];
+    prop::sample::select(ended.to_vec())
 }
 
 prop_compose! {
@@ -233,7 +234,7 @@ prop_compose! {
 
 prop_compose! {
     fn any_outcome()(
-        (outcome, runs_on) in (ending(), prop::sample::select(vec![RunsOn::Source, RunsOn::Destination, RunsOn::Unknown])),
+        (outcome, runs_on) in (ending(), prop::sample::select(vec![RunsOn::Source, RunsOn::Destination, RunsOn::None, RunsOn::Unknown])),
         reason in prop::option::of((word(), word())),
         (total_ms, qemu_downtime_ms) in any::<(u64, Option<u64>)>(),
         blackout_ms in prop::option::of(millis()),

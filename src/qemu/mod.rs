@@ -14,7 +14,7 @@ mod sent;
 
 pub use error::{Gone, ProcessError, QemuName};
 pub use features::Features;
-pub use observed::{JobSeen, Observed};
+pub use observed::{HaltSeen, JobSeen, Observed, ShutdownSeen};
 pub use process::Process;
 pub use schema::Schema;
 pub use sent::SentCommand;

@@ -4,7 +4,7 @@
 //! for a condition on this state, so that no event is lost between a look and the wait after it. The state must never
 //! be taken for the truth where a query can be had: events are hints.
 
-use super::reply::{JobStatus, MigrationStatus};
+use super::reply::{JobStatus, MigrationStatus, RunState};
 use crate::{progress::Moment, qmp::QmpEvent};
 use serde_json::Value;
 use std::{
@@ -32,6 +32,24 @@ pub struct JobSeen {
     pub error: Option<String>,
 }
 
+/// An event by which a guest stopped by itself: STOP, which follows, does not say why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HaltSeen {
+    /// When it was told.
+    pub moment: Moment,
+    /// The run state that the guest is about to enter.
+    pub run: RunState,
+}
+
+/// SHUTDOWN: the guest has powered off, or QEMU is about to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShutdownSeen {
+    /// Whether the guest asked for it.
+    pub guest: bool,
+    /// QEMU's word for the cause, such as `guest-shutdown` or `host-qmp-quit`.
+    pub reason: String,
+}
+
 /// The state of one QEMU, from its events since the engine connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -53,6 +71,12 @@ pub struct Observed {
     pub unplugged: BTreeSet<String>,
     /// How often the tray of a drive was opened or closed, as it is when a medium is changed.
     pub tray_moves: u64,
+    /// The last event by which the guest stopped by itself.
+    pub halted: Option<HaltSeen>,
+    /// The last SHUTDOWN.
+    pub shutdown: Option<ShutdownSeen>,
+    /// How many events told that the guest may stand another way than before.
+    pub stance_changes: u64,
 }
 
 impl Observed {
@@ -60,7 +84,15 @@ impl Observed {
     pub fn apply(&mut self, event: &QmpEvent) {
         let moment = Moment::received(event.received, event.received_wall, event.emitted);
         let text = |key: &str| event.data.get(key).and_then(Value::as_str);
+        if let Some(run) = halt_of(&event.name, text("action")) {
+            self.halted = Some(HaltSeen { moment, run });
+        }
+        self.stance_changes += u64::from(STANCE.contains(&event.name.as_str()));
         match event.name.as_str() {
+            "SHUTDOWN" => {
+                let guest = event.data.get("guest").and_then(Value::as_bool).unwrap_or_default();
+                self.shutdown = Some(ShutdownSeen { guest, reason: text("reason").unwrap_or("none").to_owned() });
+            }
             "STOP" => {
                 self.stopped = Some(moment);
                 let ran = self.passed.map(|passed| passed.local).max(event.answered);
@@ -136,6 +168,12 @@ impl Observed {
         self.stood.filter(|_| !self.runs_again())
     }
 
+    /// The run state that the guest's own doing has brought about, unless it has resumed since.
+    pub fn halts_as(&self) -> Option<&RunState> {
+        let resumed_since = |halt: &HaltSeen| self.resumed.is_some_and(|resumed| resumed.local > halt.moment.local);
+        self.halted.as_ref().filter(|halt| !resumed_since(halt)).map(|halt| &halt.run)
+    }
+
     /// Whether the last RESUME came after the last STOP.
     pub fn runs_again(&self) -> bool {
         self.resumed.zip(self.stopped).is_some_and(|(resumed, stopped)| resumed.local >= stopped.local)
@@ -146,6 +184,21 @@ impl Observed {
             return None;
         }
         Some(self.jobs.entry(id.to_owned()).or_default())
+    }
+}
+
+/// The events after which `query-status` may answer something else than before.
+const STANCE: [&str; 9] =
+    ["STOP", "RESUME", "RESET", "SHUTDOWN", "SUSPEND", "WAKEUP", "GUEST_PANICKED", "BLOCK_IO_ERROR", "WATCHDOG"];
+
+/// The run state that an event announces. A guest that QEMU lets run on has no such state.
+fn halt_of(event: &str, action: Option<&str>) -> Option<RunState> {
+    match (event, action) {
+        ("SHUTDOWN", _) => Some(RunState::Shutdown),
+        ("GUEST_PANICKED", Some("pause")) => Some(RunState::GuestPanicked),
+        ("BLOCK_IO_ERROR", Some("stop")) => Some(RunState::IoError),
+        ("WATCHDOG", Some("pause")) => Some(RunState::Watchdog),
+        _ => None,
     }
 }
 
@@ -280,6 +333,27 @@ mod tests {
         ]);
         assert!(seen.unplugged.contains("disk0") && seen.unplugged.contains(path));
         assert_eq!(seen.tray_moves, 1);
+    }
+
+    #[test]
+    fn why_a_guest_stands_is_told_before_it_stops() {
+        for (name, data, run) in [
+            ("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"}), Some(RunState::Shutdown)),
+            ("GUEST_PANICKED", json!({"action": "pause"}), Some(RunState::GuestPanicked)),
+            ("GUEST_PANICKED", json!({"action": "run"}), None),
+            ("BLOCK_IO_ERROR", json!({"action": "stop"}), Some(RunState::IoError)),
+            ("BLOCK_IO_ERROR", json!({"action": "report"}), None),
+            ("WATCHDOG", json!({"action": "pause"}), Some(RunState::Watchdog)),
+            ("WATCHDOG", json!({"action": "none"}), None),
+            ("SUSPEND", Value::Null, None),
+        ] {
+            let seen = fold(&[("RESUME", Value::Null), (name, data.clone()), ("STOP", Value::Null)]);
+            assert_eq!((seen.halts_as(), seen.stance_changes), (run.as_ref(), 3), "{name} {data}");
+            let resumed = fold(&[(name, data.clone()), ("STOP", Value::Null), ("RESUME", Value::Null)]);
+            assert_eq!(resumed.halts_as(), None, "{name} {data}");
+        }
+        let ended = fold(&[("SHUTDOWN", json!({"guest": false, "reason": "host-qmp-quit"}))]).shutdown;
+        assert_eq!(ended, Some(ShutdownSeen { guest: false, reason: "host-qmp-quit".to_owned() }));
     }
 
     #[test]

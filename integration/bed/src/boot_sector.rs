@@ -57,6 +57,13 @@ impl BootSector {
         begun.then(&[0x66, 0x89, 0xc3, 0xf4, 0x66, 0x39, 0x1e]).then(&TICKS).then(&[0x72, 0xf8])
     }
 
+    /// Waits for a key, which QMP's `send-key` presses; see [`crate::Machine::press_key`].
+    #[must_use]
+    pub fn wait_for_key(self) -> Self {
+        // mov ah, 0; int 0x16
+        self.then(&[0xb4, 0x00, 0xcd, 0x16])
+    }
+
     /// Writes a byte to a port.
     #[must_use]
     pub fn out_byte(self, port: u16, value: u8) -> Self {

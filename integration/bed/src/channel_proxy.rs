@@ -44,6 +44,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     flow: Flow,
+    /// Bytes from behind the relay do not pass.
+    mute: bool,
     carried: u64,
     /// Both ends of every connection, held only by the threads that carry bytes. Bytes that a dead QEMU left unread
     /// must go with it, or the other QEMU, which waits to write more, never hears of the end.
@@ -101,6 +103,11 @@ impl ChannelProxy {
         drop(self.set(Flow::Hole));
     }
 
+    /// Keeps to itself from now on what the QEMU behind the relay says, and still forwards what it is told.
+    pub fn swallow_answers(&self) {
+        self.shared.lock().mute = true;
+    }
+
     /// Forwards again, also the bytes that came meanwhile. Connections that were cut stay cut.
     pub fn resume(&self) {
         if self.shared.lock().flow == Flow::Hole {
@@ -150,17 +157,22 @@ impl Shared {
             let (shared, ends) = (Arc::clone(self), Arc::clone(&ends));
             thread::spawn(move || {
                 let [from, to] = way.map(|end| &ends[end]);
-                shared.carry(from, to);
+                shared.carry(from, to, way == [1, 0]);
                 // A dead process closes both directions at once, and the bytes carried so far can still be read.
                 end(&ends);
             });
         }
     }
 
-    fn carry(&self, mut from: &UnixStream, mut to: &UnixStream) {
+    fn carry(&self, mut from: &UnixStream, mut to: &UnixStream, answers: bool) {
         let mut chunk = vec![0; CHUNK];
         while let Ok(length @ 1..) = from.read(&mut chunk) {
-            self.pass().carried += length as u64;
+            let mut state = self.pass();
+            if answers && state.mute {
+                continue;
+            }
+            state.carried += length as u64;
+            drop(state);
             if to.write_all(chunk.get(..length).unwrap_or_default()).is_err() {
                 break;
             }

@@ -169,7 +169,7 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
     add("-blockdev", common(file));
     if deviates(Deviation::WriteError { disk: number }) {
         let name = format!("disk{number}-failing");
-        add("-blockdev", failing(&name, &root, "write").to_string());
+        add("-blockdev", failing(&name, &root, "write", EIO).to_string());
         root = name;
     }
     if side == Side::Source && disk.throttled_reads.is_some() {
@@ -184,7 +184,8 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
         let name = format!("disk{number}-{place}");
         let node = match filter.filter(|_| side == Side::Source) {
             None => return (Vec::new(), root),
-            Some(Filter::ReadError) => failing(&name, &root, "read"),
+            Some(Filter::ReadError) => failing(&name, &root, "read", EIO),
+            Some(Filter::Full) => failing(&name, &root, "write", ENOSPC),
             Some(Filter::CopyOnRead) => json!({"driver": "copy-on-read", "node-name": name, "file": root}),
             Some(Filter::Throttle) => {
                 let group = format!("{name}-limits");
@@ -211,9 +212,12 @@ fn nodes(side: Side, spec: &Spec, number: usize, disk: &DiskSpec, files: &DiskFi
     (all, root)
 }
 
-/// A node that fails with EIO what qcow2 does to data: `read` or `write`.
-fn failing(name: &str, below: &str, what: &str) -> Value {
-    let error = json!({"event": format!("{what}_aio"), "iotype": what, "errno": 5});
+const EIO: u32 = 5;
+const ENOSPC: u32 = 28;
+
+/// A node that fails what qcow2 does to data: `read` or `write`.
+fn failing(name: &str, below: &str, what: &str, errno: u32) -> Value {
+    let error = json!({"event": format!("{what}_aio"), "iotype": what, "errno": errno});
     json!({"driver": "blkdebug", "node-name": name, "image": below, "inject-error": [error]})
 }
 

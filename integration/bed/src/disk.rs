@@ -108,6 +108,9 @@ pub enum Filter {
     CopyOnRead,
     /// `blkdebug`: reading the overlay's own data fails with EIO. Only below, and not for a guest that reads.
     ReadError,
+    /// `blkdebug`: writing the overlay's own data fails with ENOSPC, as where the file system is full. Only below, and
+    /// for a guest that stops upon it, as a virtio disk does by default.
+    Full,
 }
 
 /// The shape of one disk, the same on both sides.

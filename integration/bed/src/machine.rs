@@ -232,6 +232,14 @@ impl Machine {
         Ok(status["status"].as_str().unwrap_or_default().to_owned())
     }
 
+    /// Presses a key, for which a boot sector may wait.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub fn press_key(&self) -> Result<()> {
+        self.qmp("send-key", &json!({"keys": [{"type": "qcode", "data": "a"}]})).map(drop)
+    }
+
     /// Waits for a run state.
     ///
     /// # Errors

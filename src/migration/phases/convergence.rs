@@ -4,6 +4,7 @@
 //! reason.
 
 use super::{
+    guest_watch::{GuestWatch, refuse_halted},
     memory_start::{set_parameters, start_memory},
     mirrors::start_mirrors,
     sampling::{Look, Sampler},
@@ -52,6 +53,7 @@ pub(crate) struct Controller<'a> {
     order: &'a WorkOrder,
     pub(crate) history: History,
     sampler: Sampler<'a>,
+    guest: GuestWatch,
     storage: Option<PhaseGuard>,
     memory: Option<PhaseGuard>,
     /// The guest's writes wait for the destination.
@@ -71,6 +73,7 @@ impl<'a> Controller<'a> {
             order,
             history: History::new(task, disks),
             sampler: Sampler::new(context, order),
+            guest: GuestWatch::begin(&qemus.source),
             storage: None,
             memory: None,
             writes_wait: false,
@@ -93,6 +96,7 @@ impl<'a> Controller<'a> {
         let frozen = self.frozen(&qemus.destination);
         tokio::pin!(frozen);
         loop {
+            self.guest.look(&qemus.source, attempt).await?;
             let look = self.sampler.look(&qemus.source, attempt).await?;
             if self.decide(qemus, attempt, &look).await? {
                 return Ok(());
@@ -150,6 +154,7 @@ impl<'a> Controller<'a> {
             stands = seen.stands_since();
             let must_ask = attempt.guest.follow(&seen);
             attempt.journal_guest().await?;
+            refuse_halted(attempt)?;
             if must_ask {
                 let asked = tokio::select! {
                     biased;
@@ -158,6 +163,7 @@ impl<'a> Controller<'a> {
                 };
                 attempt.guest.answered(&asked.status, &seen);
                 attempt.journal_guest().await?;
+                refuse_halted(attempt)?;
                 if attempt.guest.is_stopped_by_qemu() {
                     // with the guest stopped nothing more is asked, unless the event that is about to come stays away
                     tick.reset_after(OVERDUE);
@@ -174,6 +180,8 @@ impl<'a> Controller<'a> {
             }
             self.decide(qemus, attempt, &looked).await?;
         };
+        attempt.guest.follow(&source.observed());
+        refuse_halted(attempt)?;
         if !is_confirmed {
             confirmation.await?;
         }

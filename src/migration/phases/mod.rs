@@ -1,10 +1,11 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
-//! `convergence` is the phases `storage` and `memory`, which may overlap; `memory_start`, `mirrors`, `sampling` and
-//! `second_look` are parts of it. No other phase knows another.
+//! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `memory_start`, `mirrors`,
+//! `sampling` and `second_look` are parts of it. No other phase knows another.
 
 pub(super) mod cleanup;
 pub(super) mod convergence;
+pub(super) mod guest_watch;
 pub(super) mod handover;
 pub(super) mod memory_start;
 mod mirrors;

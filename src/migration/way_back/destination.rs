@@ -134,13 +134,11 @@ async fn see(destination: &Process) -> DestinationSight {
     }
 }
 
-/// What the source has passed on, by its answer, and without one by its events.
+/// What the source has passed on. Only a source that answers has the guest yet, whatever its events have said.
 async fn see_holding(source: &Process) -> SourceHolding {
-    let completed = source.observed().entered(&MigrationStatus::Completed).is_some();
     match ask(source).await {
         Some((_, MigrationStatus::Completed)) => SourceHolding::Passed,
         Some(_) => SourceHolding::Holds,
-        None if completed => SourceHolding::Passed,
         None if source.has_ended().await => SourceHolding::Ended,
         None => SourceHolding::Silent,
     }

@@ -7,9 +7,10 @@
 use super::{
     destination::{self, DestinationEnd, DestinationPast, LOOK},
     fence::{free, yank},
+    guest_end::end_with_source,
     leftovers::{hidden_leftover, left_behind, migration_under_way},
     reconnect::reach_again,
-    source::{ResumePermit, is_as_before, settle_source},
+    source::{ResumePermit, ends_as_before, settle_source},
 };
 use crate::{
     handover::{
@@ -91,6 +92,13 @@ pub(crate) async fn go_back(
     let report = &context.report;
     let before_continue = attempt.before_continue.take();
     let may_resume = before_continue.as_ref().map(BeforeContinue::destination_cannot_run);
+    let ground = if may_resume.is_some() { WayBackGround::NotGiven } else { WayBackGround::OnSource };
+    let past = DestinationPast { ground, followed: attempt.destination_followed };
+    if may_resume.is_some() && pair.source.is_gone() {
+        if let Some(end) = end_with_source(pair, past, attempt, report).await {
+            return end;
+        }
+    }
     // postcopy that was asked for need not have come about
     attempt.ram.postcopy = pair.has_been_in_postcopy();
     let mut reason = failure.reason();
@@ -109,11 +117,10 @@ pub(crate) async fn go_back(
     let effects = attempt.log.effects();
     let listened = effects.contains(&Effect::Incoming) && !pair.destination.is_gone();
     let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
-    let ground = if may_resume.is_some() { WayBackGround::NotGiven } else { WayBackGround::OnSource };
     let way_back = WayBack {
         pair,
         mirrored: &route.pairs,
-        past: DestinationPast { ground, followed: attempt.destination_followed },
+        past,
         may_resume,
         stopped_by_engine: effects.contains(&Effect::Stopped),
         report,
@@ -218,7 +225,9 @@ impl WayBack<'_> {
         if !destination.has_ended().await {
             leftovers.extend(left_behind(destination, attempt.log.run()).await);
         }
-        RolledBack { as_before: is_as_before(source, &attempt.guest).await, leftovers }
+        let stopped_by_engine = attempt.log.effects().contains(&Effect::Stopped);
+        let as_before = ends_as_before(source, &mut attempt.guest, stopped_by_engine).await;
+        RolledBack { as_before, leftovers }
     }
 
     async fn undo(
@@ -235,16 +244,7 @@ impl WayBack<'_> {
             stopped_by_engine: self.stopped_by_engine,
         });
         let result = match effect {
-            Effect::Migrate => match (precopy::cancel(source).await, permit) {
-                (Err(error), _) => Err(error),
-                // the verdict that found the guest on the source has brought about how the guest is to stand
-                (Ok(_), None) => Ok(()),
-                (Ok(MigrationStatus::Completed), Some(_)) => return self.take_back(guest).await,
-                (Ok(status), Some(_)) if !status.is_over() => {
-                    return Undone::TakenOver("the migration can no longer be cancelled");
-                }
-                (Ok(_), Some(permit)) => settle_source(source, guest, permit).await,
-            },
+            Effect::Migrate => return self.end_migration(guest, permit).await,
             Effect::Stopped => match permit {
                 Some(permit) => settle_source(source, guest, permit).await,
                 None => Ok(()),
@@ -277,11 +277,34 @@ impl WayBack<'_> {
         result.into()
     }
 
-    /// Takes the guest back from a migration that has completed though this engine did not let the source pass the
-    /// guest on: another client has switched `pause-before-switchover` off, or sent `migrate-continue`. Nobody has sent
-    /// `cont` to the destination, or the destination would run; so the destination is put out of the way, which is the
-    /// proof that the source needs.
-    async fn take_back(&self, guest: &mut GuestIntent) -> Undone {
+    /// Ends the source's migration, and sees to it that the guest stands there as before.
+    async fn end_migration(&self, guest: &mut GuestIntent, permit: Option<ResumePermit<'_>>) -> Undone {
+        let source = &self.pair.source;
+        let now = match precopy::status(source).await {
+            Ok(now) => now,
+            Err(error) => return Undone::Failed(error),
+        };
+        if permit.is_some() && matches!(now, MigrationStatus::Completed | MigrationStatus::Device) {
+            return self.take_back(guest, now).await;
+        }
+        match (precopy::cancel_from(source, now).await, permit) {
+            (Err(error), _) => Undone::Failed(error),
+            // the verdict that found the guest on the source has brought about how the guest is to stand
+            (Ok(_), None) => Undone::Done,
+            (Ok(MigrationStatus::Completed), Some(_)) => self.take_back(guest, MigrationStatus::Completed).await,
+            (Ok(status), Some(_)) if !status.is_over() => Undone::TakenOver("the migration can no longer be cancelled"),
+            (Ok(_), Some(permit)) => settle_source(source, guest, permit).await.into(),
+        }
+    }
+
+    /// Takes the guest back from a migration that has completed, or is about to, though this engine did not let the
+    /// source pass the guest on: another client has switched `pause-before-switchover` off, or sent
+    /// `migrate-continue`. A destination that does not run, and never did, is put out of the way, which is the proof
+    /// that the source needs.
+    ///
+    /// The destination comes first: somebody may have sent `cont` to it beforehand, and then a destination that has
+    /// everything runs by itself, while a source whose migration is cancelled resumes by itself.
+    async fn take_back(&self, guest: &mut GuestIntent, now: MigrationStatus) -> Undone {
         let QemuPair { source, destination } = self.pair;
         let fate = destination::decide_fate(self.pair, self.past).await;
         match destination::carry_out(destination, fate, self.report).await {
@@ -289,6 +312,9 @@ impl WayBack<'_> {
                 let because = "the migration completed without this engine, and the destination never ran the guest";
                 self.report.action("take-back", because);
                 let stopped_by_engine = self.stopped_by_engine;
+                if let Err(error) = precopy::cancel_from(source, now).await {
+                    return Undone::Failed(error);
+                }
                 let permit = ResumePermit { proof: &proof, destination_ended: true, stopped_by_engine };
                 settle_source(source, guest, permit).await.into()
             }

@@ -74,7 +74,21 @@ pub(super) async fn settle_source(
     }
 }
 
-/// Whether the source was seen in the run state that its guest had before, or has come to by itself or its owner.
-pub(super) async fn is_as_before(source: &Process, guest: &GuestIntent) -> bool {
-    source.ask(&qmp::query_status {}).await.is_ok_and(|answer| guest.is_as_before(&answer.status))
+/// Whether the guest stands on the source as it did before, or as its owner, or the guest itself, has made it stand by
+/// now: either may have acted while the way back went on.
+pub(super) async fn ends_as_before(source: &Process, guest: &mut GuestIntent, stopped_by_engine: bool) -> bool {
+    let asked = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}));
+    let Ok((run, migration)) = asked else { return false };
+    let facts = SourceFacts {
+        wants_running: guest.wants_running(),
+        run: run.status,
+        migration: migration.status.unwrap_or(MigrationStatus::None),
+        stopped_by_engine,
+        waited: true,
+        destination_ended: false,
+    };
+    if decide_source(&facts) == SourceStep::Leave {
+        guest.look(&facts.run);
+    }
+    guest.is_as_before(&facts.run)
 }

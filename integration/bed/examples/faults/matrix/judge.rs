@@ -72,7 +72,9 @@ pub(crate) fn judge(facts: &Facts<'_>) -> Result<Standing, String> {
             let moved = ended.ending == Ending::Moved && facts.started && look.destination == Seen::Dead;
             // The engine refused because the source was gone.
             let refused = unlooked && !facts.started && *fault == Fault::Killed(Side::Source);
-            match moved || refused || ended.ending == Ending::Undetermined {
+            // The source was killed before the guest was passed on.
+            let over = ended.ending == Ending::Ended && ended.runs_on == RunsOn::None && look.source == Seen::Dead;
+            match moved || refused || over || ended.ending == Ending::Undetermined {
                 true => Ok(Standing::Nowhere(why)),
                 false => Err(format!("it runs nowhere; {said}; {look:?}")),
             }

@@ -133,14 +133,15 @@ impl Drop for Migrating {
 
 /// Reads the last line of `migrate` and `recover`.
 fn ended(line: &Value) -> Option<Ended> {
-    use Ending::{Cancelled, Moved, Refused, RolledBack, Stuck, Undetermined};
+    use Ending::{Cancelled, Ended as GuestEnded, Moved, Refused, RolledBack, Stuck, Undetermined};
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let all = [Moved, Refused, RolledBack, Cancelled, Stuck, Undetermined];
+    let all = [Moved, Refused, RolledBack, Cancelled, Stuck, Undetermined, GuestEnded];
     Some(Ended {
         ending: all.into_iter().find(|ending| line["outcome"] == ending.as_str())?,
         runs_on: match line["runs_on"].as_str()? {
             "source" => RunsOn::Source,
             "destination" => RunsOn::Destination,
+            "none" => RunsOn::None,
             _ => RunsOn::Unknown,
         },
         code: text(&line["reason"]["code"]),

@@ -1,0 +1,87 @@
+//! The end of a guest whose source has ended before the guest was passed on: the guest runs nowhere, so what was made
+//! for it at the destination is put out of the way.
+//!
+//! Nothing here may be done where the destination may have been given the guest.
+
+use super::{
+    destination::{self, DestinationEnd, DestinationPast},
+    rollback::remove_socket,
+};
+use crate::{
+    handover::{
+        exchange,
+        way_back::{DestinationFate, LostSource, has_ended},
+    },
+    memory::apply,
+    migration::{Effect, Failure, attempt::Attempt, ending::End, pair::QemuPair},
+    progress::{Ending, Phase, Reporter, RunsOn, Side, describe},
+};
+use std::time::Duration;
+
+/// How long a source that has said SHUTDOWN may take to end: QEMU flushes its disks before.
+const ENDS: Duration = Duration::from_secs(4);
+/// How long a source that has closed its monitor without a word may take to be seen to have ended.
+const DIES: Duration = Duration::from_secs(1);
+
+/// The end of a guest whose source is gone, where that is proved; `None` leaves everything as it is. Only while no
+/// `migrate-continue` was sent.
+pub(super) async fn end_with_source(
+    pair: &QemuPair,
+    past: DestinationPast,
+    attempt: &mut Attempt,
+    report: &Reporter,
+) -> Option<End> {
+    let QemuPair { source, destination } = pair;
+    let shutdown = source.observed().shutdown;
+    let patience = if shutdown.is_some() { ENDS } else { DIES };
+    let proved = exchange::prove_ended(source, patience).await.is_some();
+    let effects = attempt.log.effects().to_vec();
+    let is_used = |effect: &Effect| matches!(effect, Effect::NbdServer | Effect::Incoming);
+    let fate = match effects.iter().any(is_used) {
+        true => destination::decide_fate(pair, past).await,
+        false => DestinationFate::AlreadyGone,
+    };
+    let lost = LostSource { not_given: true, proved, told: shutdown.is_some(), destination: fate };
+    if !has_ended(&lost) {
+        return None;
+    }
+    let failure = Failure::GuestEnded { gone: source.gone().await, shutdown };
+    let mut reason = failure.reason();
+    report.action("end", reason.message.clone());
+    let cleaned = async {
+        if effects.iter().any(is_used) {
+            match destination::carry_out(destination, fate, report).await {
+                DestinationEnd::Gone(_) => {
+                    destination::await_end(destination, report).await.err().map(|e| describe(&e))
+                }
+                DestinationEnd::Left(why) => Some(why.describe().to_owned()),
+                DestinationEnd::Failed(error) => Some(describe(&error)),
+            }
+        } else {
+            None
+        }
+    };
+    if let Some(why) = report.during(Phase::Cleanup, cleaned).await {
+        let name = destination.name();
+        attempt.leftovers.push(format!("{name}: its process, which waits for the guest ({why})"));
+        report.warn("not-undone", format!("{name}: {why}"));
+    }
+    for effect in effects.iter().rev() {
+        match effect {
+            Effect::SocketFile(path) => attempt.leftovers.extend(remove_socket(path)),
+            Effect::Tuned { side: Side::Destination, before } if !destination.has_ended().await => {
+                if let Err(error) = apply::restore(destination, before).await {
+                    report.warn("not-undone", describe(&error));
+                    continue;
+                }
+            }
+            // whatever was made in the source has ended with it, and the destination was ended above
+            _ => {}
+        }
+        attempt.log.undone(effect, report).await;
+    }
+    if effects.iter().any(|effect| matches!(effect, Effect::Mirror(_))) {
+        reason.message.push_str("; the destination's images hold a part of the disks: make them anew");
+    }
+    Some(End { ending: Ending::Ended, runs_on: RunsOn::None, reason: Some(reason) })
+}
