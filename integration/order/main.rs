@@ -101,6 +101,10 @@ fn sound(model: &ModelPair, run: &MigrationRun, what: &str) {
     match ending {
         Ending::Moved => assert_eq!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
         Ending::Undetermined => assert_eq!(run.outcome.runs_on, RunsOn::Unknown, "{what}: {run:?}"),
+        Ending::Ended => {
+            assert_eq!(run.outcome.runs_on, RunsOn::None, "{what}: {run:?}");
+            assert!(!at_source && !at_destination && state.source.run == "gone", "{what}: {run:?}");
+        }
         // A refused migration may not even have found out where the guest is.
         Ending::Refused => assert_ne!(run.outcome.runs_on, RunsOn::Destination, "{what}: {run:?}"),
         _ => assert_eq!(run.outcome.runs_on, RunsOn::Source, "{what}: {run:?}"),
