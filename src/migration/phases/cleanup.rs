@@ -8,7 +8,11 @@ use crate::{
         context::Context,
         ending::{End, NOT_PROVED, undetermined},
         pair::QemuPair,
-        way_back::{fence::QUIT, leftovers::hidden_leftover, reconnect::reach_side, rollback::remove_socket},
+        way_back::{
+            fence::QUIT,
+            leftovers::{hidden_leftover, remove_socket},
+            reconnect::reach_side,
+        },
         work_order::Route,
     },
     progress::{Ending, RunsOn, Side, describe},

@@ -5,7 +5,7 @@
 
 use super::{
     destination::{self, DestinationEnd, DestinationPast},
-    rollback::remove_socket,
+    leftovers::remove_socket,
 };
 use crate::{
     handover::{

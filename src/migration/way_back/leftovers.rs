@@ -8,6 +8,7 @@ use crate::{
     storage::mirror::leftover::{self, Leftover},
 };
 use qapi::qmp;
+use std::{fs, io, path::Path};
 use tokio::try_join;
 
 /// Asks one side what is there that the run made. What another run made is that run's to remove.
@@ -42,4 +43,12 @@ pub(super) async fn migration_under_way(source: &Process) -> Option<String> {
 pub(crate) fn hidden_leftover(pair: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
     let traits = effect.traits();
     traits.hidden_leftover.map(|what| format!("{}: {what} ({})", pair.side(traits.side).name(), describe(why)))
+}
+
+/// Removes a socket's file, and names it where that cannot be done; that there is none is fine.
+pub(crate) fn remove_socket(path: &Path) -> Option<String> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Some(format!("{}: {error}", path.display())),
+        _ => None,
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     destination::{self, DestinationEnd, DestinationPast, LOOK},
     fence::{free, yank},
     guest_end::end_with_source,
-    leftovers::{hidden_leftover, left_behind, migration_under_way},
+    leftovers::{hidden_leftover, left_behind, migration_under_way, remove_socket},
     reconnect::reach_again,
     source::{ResumePermit, ends_as_before, settle_source},
 };
@@ -38,7 +38,6 @@ use crate::{
     },
 };
 use qapi::qmp;
-use std::{fs, io, path::Path};
 use tokio::time::timeout;
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
@@ -335,14 +334,6 @@ impl WayBack<'_> {
             DestinationEnd::Left(reason) => Undone::Left(reason),
             DestinationEnd::Failed(error) => Undone::Failed(error),
         }
-    }
-}
-
-/// Removes a socket's file, and names it where that cannot be done; that there is none is fine.
-pub(crate) fn remove_socket(path: &Path) -> Option<String> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Some(format!("{}: {error}", path.display())),
-        _ => None,
     }
 }
 
