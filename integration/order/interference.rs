@@ -94,6 +94,19 @@ async fn a_migration_of_somebody_else_is_neither_cancelled_nor_taken_for_the_eng
     assert_eq!(model.state().source.migration.as_deref(), Some("active"), "{run:?}");
     assert_eq!((run.count("source: migrate_cancel"), run.count("destination: quit")), (0, 0), "{run:?}");
 
+    // begun while nothing would end the copy of a disk
+    let mut model = self::model();
+    model.state().added_share = 1.0;
+    let shared = model.shared.clone();
+    model.when(Source, "block-dirty-bitmap-remove", move || shared.state().enter(Source, "active"));
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "migration-under-way");
+    assert_eq!(
+        (run.count("source: migrate_cancel"), run.count("source: block-job-change")),
+        (0, 0),
+        "at once: {run:?}"
+    );
+
     // begun after the last look
     let mut model = self::model();
     let shared = model.shared.clone();

@@ -14,8 +14,14 @@ use super::{
     interrupt::{Bounds, Interruption, unless_cancelled},
     pair::QemuPair,
     phases::{
-        cleanup, convergence::Controller, guest_watch::refuse_halted, handover, memory_start::look_before_memory,
-        postcopy, second_look::unless_changed, setup, switchover,
+        cleanup,
+        convergence::Controller,
+        guest_watch::refuse_halted,
+        handover,
+        memory_start::look_before_memory,
+        postcopy,
+        second_look::{unless_changed, unless_interfered},
+        setup, switchover,
     },
     way_back::{
         judge::judge_failed_handover,
@@ -56,7 +62,7 @@ pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &
 
         // The controller reports the phases `storage` and `memory`: RAM may be begun beside the mirrors.
         let mut controller = Controller::new(context, &order, &pair);
-        let copied = unless_changed(&pair, &order, controller.copy_disks(&pair, &mut attempt));
+        let copied = unless_interfered(&pair, &order, controller.copy_disks(&pair, &mut attempt));
         interruption.unless(Bounds::before_memory(context), copied).await?;
         look_before_memory(&pair, &mut attempt).await?;
         let sent = unless_changed(&pair, &order, controller.send_memory(&pair, &mut attempt));

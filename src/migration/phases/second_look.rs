@@ -22,8 +22,11 @@ use crate::{
     storage::model::layout::Disk,
 };
 use qapi::qmp;
-use std::collections::BTreeSet;
-use tokio::try_join;
+use std::{collections::BTreeSet, time::Duration};
+use tokio::{time::sleep, try_join};
+
+/// The time between two questions whether somebody else migrates the guest.
+const POLL: Duration = Duration::from_millis(100);
 
 /// Looks at both sides before the first command of RAM's migration: nothing has changed, the source does not migrate,
 /// and the destination waits and is used by nobody else.
@@ -53,6 +56,36 @@ pub(crate) async fn unless_changed<T>(
         biased;
         failure = changed(qemus, order) => Err(failure),
         done = work => done,
+    }
+}
+
+/// Does the work, which copies disks, unless something changes or somebody else begins a migration.
+///
+/// That migration is left alone and the mirrors must be out of its way at once: where a migration completes beside a
+/// mirror that copies, QEMU 10.0.13 makes the mirror's nodes inactive and aborts at the mirror's next write.
+pub(crate) async fn unless_interfered<T>(
+    qemus: &QemuPair,
+    order: &WorkOrder,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        failure = other_migration(&qemus.source) => Err(failure),
+        done = unless_changed(qemus, order, work) => done,
+    }
+}
+
+/// Waits until a migration is under way that is not the engine's. Without the capability `events`, which the engine
+/// sets only when its own begins, no event tells of that.
+async fn other_migration(source: &Process) -> Failure {
+    loop {
+        sleep(POLL).await;
+        // a source that does not answer is found out by the work
+        if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
+            if let Err(failure) = require_no_migration(source, &migration) {
+                return failure;
+            }
+        }
     }
 }
 
