@@ -305,3 +305,20 @@ async fn a_capability_that_a_host_refuses_is_known_before_the_disks() {
         }
     }
 }
+
+/// With the guest stopped, a side that does not answer the look behind `migrate` holds the guest up for no longer than
+/// the mirrors may.
+#[tokio::test(start_paused = true)]
+async fn a_look_without_an_answer_does_not_hold_the_guest_up() {
+    let mut model = model();
+    let (shared, mut asked) = (model.shared.clone(), 0);
+    model.on(Destination, "query-block", move |seen| {
+        asked += 1;
+        if asked <= 2 { shared.answer(Destination, seen) } else { Vec::new() }
+    });
+    let run = model.migrate().await;
+    back(&model, &run, Ending::RolledBack, "switchover-timeout");
+    let window = run.blackout();
+    let (stop, resume) = (window.first().unwrap().1, window.last().unwrap().1);
+    assert!(resume - stop <= Duration::from_secs(5), "{:?}", resume - stop);
+}

@@ -14,7 +14,14 @@ use crate::{
         Action, BandwidthShares, Decision, History, MemoryShare, OverBudget, PendingRest, decide, keep_budget,
     },
     memory::{postcopy, precopy, tuning},
-    migration::{Failure, attempt::Attempt, context::Context, pair::QemuPair, work_order::WorkOrder},
+    migration::{
+        Failure,
+        attempt::Attempt,
+        context::Context,
+        deadlines::{self, SETTLED},
+        pair::QemuPair,
+        work_order::WorkOrder,
+    },
     progress::{Moment, Phase, PhaseGuard, Side, describe},
     qemu::{Observed, Process},
     quantity::Rate,
@@ -183,7 +190,9 @@ impl<'a> Controller<'a> {
         attempt.guest.follow(&source.observed());
         refuse_halted(attempt)?;
         if !is_confirmed {
-            confirmation.await?;
+            // the guest stands still, so a side that does not answer is not waited for as usual
+            let left = deadlines::left(self.context, source, &attempt.guest, SETTLED);
+            timeout(left, confirmation).await.map_err(|_| Failure::SwitchoverTimeout(left))??;
         }
         self.wait_for_mirrors(qemus, attempt, stopped).await?;
         (self.storage, self.memory) = (None, None);
