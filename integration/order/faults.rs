@@ -22,18 +22,26 @@ const FAULTS: [CommandFault; 8] = [
     CommandFault::Cancel,
 ];
 
-/// The number of commands to each side in an undisturbed migration.
-async fn commands(shape: &PairShape) -> [(Side, usize); 2] {
+/// The commands to each side in an undisturbed migration.
+async fn commands(shape: &PairShape) -> [(Side, Vec<String>); 2] {
     let (_, run) = with_faults(shape, &[]).await;
     [Source, Destination].map(|side| {
         let of_side = |(at, seen): &&(String, fake::ReceivedCommand)| at == side.as_str() && seen.id.is_some();
-        (side, run.log.iter().filter(of_side).count() - 1)
+        (side, run.log.iter().filter(of_side).skip(1).map(|(_, seen)| seen.name.clone()).collect())
     })
 }
 
+/// Whether a fault is tried at a command. Questions about the objects of a machine are sent in a row, and a fault at one
+/// of them is a fault at each: only the last of a row is tried.
+fn is_tried(commands: &[String], number: usize) -> bool {
+    let name = &commands[number];
+    !name.starts_with("qom-") || commands.get(number + 1) != Some(name)
+}
+
 async fn any_one_fault_ends_soundly(shape: PairShape) {
-    for (side, count) in commands(&shape).await {
-        for (number, fault) in (0..count).flat_map(|number| FAULTS.map(|fault| (number, fault))) {
+    for (side, commands) in commands(&shape).await {
+        let numbers = (0..commands.len()).filter(|number| is_tried(&commands, *number));
+        for (number, fault) in numbers.flat_map(|number| FAULTS.map(|fault| (number, fault))) {
             let (model, run) = with_faults(&shape, &[(side, number, fault)]).await;
             let name = nth(&run, side, number);
             sound(&model, &run, &format!("{side} {name} {fault:?} {shape:?}"));
@@ -66,7 +74,7 @@ fn nth(run: &MigrationRun, side: Side, number: usize) -> String {
 #[tokio::test(start_paused = true)]
 async fn any_two_faults_end_soundly() {
     let shape = PairShape { processes: true, ..PairShape::default() };
-    let [(_, at_source), (_, at_destination)] = commands(&shape).await;
+    let [at_source, at_destination] = commands(&shape).await.map(|(_, commands)| commands.len());
     // The seed is fixed, so that every run tries the same pairs of faults.
     let mut seed: usize = 12345;
     let mut next = |below: usize| {
