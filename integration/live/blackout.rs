@@ -33,7 +33,10 @@ fn agrees_with_the_beat(version: &str, slow: Side) {
     let (outcome, _) = migrate_and(builder(&pair), Phase::Memory, act);
     pair.machine(slow).flush_slowly(Duration::ZERO).ok();
     let blackout = outcome.blackout_ms.unwrap_or_else(|| panic!("{outcome:#?}"));
-    assert!(blackout >= 350.0, "a flush is a part of it: {outcome:#?}");
+    // QEMU's own figure, in whole milliseconds, is of the source's part alone. How much of a flush falls into the stop
+    // is chance.
+    let downtime = outcome.qemu_downtime_ms.expect("QEMU told it") as f64;
+    assert!(blackout + 3.0 >= downtime, "{outcome:#?}");
     let last = outcome.pauses.last().expect("the blackout is a pause");
     assert_eq!((last.why, last.ms), (PauseCause::Switchover, blackout));
     // A guest that comes from a 7.2 may have lost its timer. STOP comes first there, which `judge_running` compares.
