@@ -37,10 +37,11 @@ fn begins(kind: &EventKind, wanted: Phase) -> bool {
 }
 
 /// Limits the background of postcopy until [`hurry`], so that most pages are still on the source however late a busy
-/// host lets this process act. The limit is set at the begin of the phase memory, after the engine's own parameters.
+/// host lets this process act. The limit is set once RAM is sent, after the engine's own parameters.
 fn slowly(pair: &Pair, fits: impl Fn(&EventKind) -> bool) -> impl Fn(&EventKind) -> bool {
+    let is_limited = Cell::new(false);
     move |kind| {
-        if begins(kind, Phase::Memory) {
+        if matches!(kind, EventKind::Memory { .. }) && !is_limited.replace(true) {
             let slow = json!({"max-bandwidth": MIB, "max-postcopy-bandwidth": MIB});
             pair.source.qmp("migrate-set-parameters", &slow).unwrap();
         }

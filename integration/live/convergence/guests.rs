@@ -272,7 +272,10 @@ fn a_policy_that_observes_changes_nothing() {
 #[test]
 fn a_budget_that_cannot_be_kept_is_not_exceeded() {
     let pair = start(&spec("10.0.13", idle()));
-    let (outcome, _) = run(&pair, |settings| settings.downtime = Duration::from_millis(1));
+    let (outcome, _) = run(&pair, |settings| {
+        settings.downtime = Duration::from_millis(1);
+        settings.strict_budget = true;
+    });
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
     assert_eq!(outcome.reason.unwrap().code, "over-budget");
 }

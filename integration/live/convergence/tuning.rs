@@ -1,13 +1,13 @@
 //! The ways to send RAM: channels, compression, xbzrle, throttling. The settings of both QEMUs are put back after each.
 
 use crate::support::{
-    MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_and, migrate_when, spec, start,
+    MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_when, spec, start,
 };
 use qferry::internals::{
     convergence::Policy,
     memory::tuning::{Compression, throttle},
     migration::{Builder, Running},
-    progress::{Ending, EventKind, Outcome, Phase},
+    progress::{Ending, EventKind, Outcome},
     quantity::Rate,
 };
 use qferry_bed::{Pair, Side, Workload};
@@ -25,7 +25,7 @@ fn is_on(pair: &Pair, name: &str) -> bool {
     all.as_array().unwrap().iter().any(|capability| capability["capability"] == name && capability["state"] == true)
 }
 
-/// Moves a guest, and looks at the settings once both sides are prepared.
+/// Moves a guest, and looks at the settings once RAM is sent: they are set right before `migrate`.
 ///
 /// No ceiling is set, for a guest of 7.2 seldom outlives a slow migration that sends pages again (see
 /// [`Pair::errors`]).
@@ -36,7 +36,7 @@ fn moves(version: &str, how: impl FnOnce(Builder) -> Builder, on: &str, paramete
         let parameters = pair.source.qmp("query-migrate-parameters", &json!({})).unwrap();
         assert_eq!(parameters[parameter.0], parameter.1, "{version}: {}", parameter.0);
     };
-    let (outcome, _) = migrate_and(how(builder(&pair)), Phase::Storage, look);
+    let (outcome, _) = migrate_when(how(builder(&pair)), |kind| matches!(kind, EventKind::Memory { .. }), look);
     judge_running(&pair, &outcome);
 }
 
