@@ -23,8 +23,9 @@ fn library() -> Result<PathBuf> {
         return Ok(library);
     }
     fs::create_dir_all(&folder).context(|| format!("creating {}", folder.display()))?;
-    // Renamed into place, because another process may be building the library, too.
-    let own = folder.join(format!("{}.c", std::process::id()));
+    // Built in a folder of its own and renamed into place, because other tests may be building the library, too.
+    let build = tempfile::tempdir_in(&folder).context(|| format!("creating a folder in {}", folder.display()))?;
+    let own = build.path().join("slow-flush.c");
     fs::write(&own, SOURCE).context(|| format!("writing {}", own.display()))?;
     let new = own.with_extension("so");
     // Without a version of the C library of this host: QEMU brings another one.

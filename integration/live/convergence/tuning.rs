@@ -1,8 +1,6 @@
 //! The ways to send RAM: channels, compression, xbzrle, throttling. The settings of both QEMUs are put back after each.
 
-use crate::support::{
-    MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_when, spec, start,
-};
+use crate::support::{MIB, WAIT, builder, busy, idle, judge_back, judge_running, migrate, migrate_when, spec, start};
 use qferry::internals::{
     convergence::Policy,
     memory::tuning::{Compression, throttle},
