@@ -31,8 +31,8 @@ async fn commands(shape: &PairShape) -> [(Side, Vec<String>); 2] {
     })
 }
 
-/// Whether a fault is tried at a command. Questions about the objects of a machine are sent in a row, and a fault at one
-/// of them is a fault at each: only the last of a row is tried.
+/// Whether a fault is tried at a command. Questions about the objects of a machine are sent in a row, and a fault at
+/// one of them is a fault at each: only the last of a row is tried.
 fn is_tried(commands: &[String], number: usize) -> bool {
     let name = &commands[number];
     !name.starts_with("qom-") || commands.get(number + 1) != Some(name)

@@ -14,7 +14,7 @@ async fn h1_oob_is_detected_and_enabled() {
     assert_eq!(fake.seen()[0].arguments, json!({"enable": ["oob"]}));
     let greeting = client.greeting().unwrap();
     assert_eq!(greeting.capabilities, ["oob"]);
-    assert_eq!(greeting.version.unwrap().to_string(), "10.0.13");
+    assert_eq!(greeting.version.unwrap().to_string(), "10.0.2");
 
     let (fake, client) = connect(MonitorScript::new().greeting(&greeting_without_oob())).await;
     assert!(!client.oob());
