@@ -26,8 +26,8 @@ fn sends(kind: &EventKind) -> bool {
     matches!(kind, EventKind::Memory { status, .. } if status == "active")
 }
 
-/// Whether the guest's beat and the ledger agree. A busy host that does not wake the guest in time makes its gap longer,
-/// so a gap that is too long is no proof; a gap that is too short is.
+/// Whether the guest's beat and the ledger agree. A busy host that does not wake the guest in time makes its gap
+/// longer, so a gap that is too long is no proof; a gap that is too short is.
 fn agrees_with_the_beat(version: &str, slow: Side) -> bool {
     let pair = start(&writing(version));
     let began = Instant::now();
@@ -72,8 +72,8 @@ fn the_ledger_agrees_with_the_beat_while_the_destination_flushes_slowly() {
     ["10.0.13", "11.1", "7.2"].into_iter().for_each(|version| agree_once_in_three(version, Side::Destination));
 }
 
-/// The budget counts what QEMU drains and flushes before it says STOP, and the reason names the flush. Whether a flush is
-/// under way when QEMU stops the guest is chance: without one, the guest moves within a fraction of the flush's time.
+/// The budget counts what QEMU drains and flushes before it says STOP, and the reason names the flush. Whether a flush
+/// is under way when QEMU stops the guest is chance: without one, the guest moves within a part of the flush's time.
 #[test]
 fn a_flush_beyond_the_budget_leads_back_and_is_named() {
     let pair = start(&writing("10.0.13"));
