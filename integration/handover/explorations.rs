@@ -2,13 +2,21 @@
 
 use crate::model::{FENCED, HANDOVER, HandoverModel, REMOTE};
 use stateright::{Checker, Model};
-use std::time::Instant;
+use std::{fmt::Debug, hash::Hash, time::Instant};
 
 /// Far more states than any exploration meets, each counted as often as it is met; an exploration that goes on for so
 /// long would never end.
 pub(crate) const MOST: usize = 2_000_000;
 
-fn explore(what: &str, model: HandoverModel) {
+/// Visits every state of a model.
+#[track_caller]
+pub(crate) fn visit_all<M>(what: &str, model: M) -> impl Checker<M>
+where
+    M: Model<State: Clone + Debug + Hash + PartialEq + Send + Sync, Action: Clone + Debug + PartialEq + Send + Sync>
+        + Send
+        + Sync
+        + 'static,
+{
     let began = Instant::now();
     let checker = model.checker().target_state_count(MOST).spawn_bfs().join();
     println!(
@@ -18,7 +26,11 @@ fn explore(what: &str, model: HandoverModel) {
         began.elapsed()
     );
     assert!(checker.state_count() < MOST, "{what}: not complete");
-    checker.assert_properties();
+    checker
+}
+
+fn explore(what: &str, model: HandoverModel) {
+    visit_all(what, model).assert_properties();
 }
 
 #[test]

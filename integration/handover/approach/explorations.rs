@@ -4,22 +4,13 @@ use super::{
     model::{APPROACH, ApproachModel, ApproachMutation, FaultKinds},
     properties::{FOREIGN, HELD, TWO_RUNNERS, UNDONE, VAGUE, WAITS},
 };
-use crate::explorations::MOST;
+use crate::explorations::{MOST, visit_all};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
-use std::time::Instant;
 
 /// Explores every state. `known` are the properties that are known to be broken: each must be found.
 #[track_caller]
 fn explore(what: &str, model: ApproachModel, known: &[&str]) {
-    let began = Instant::now();
-    let checker = model.checker().target_state_count(MOST).spawn_bfs().join();
-    println!(
-        "{what}: {} states of {} met, {:.1?}",
-        checker.unique_state_count(),
-        checker.state_count(),
-        began.elapsed()
-    );
-    assert!(checker.state_count() < MOST, "{what}: not complete");
+    let checker = visit_all(what, model);
     let mut wrong = 0;
     for property in checker.model().properties() {
         let found = checker.discovery(property.name);

@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use qferry_bed::{Error, Result};
+use qferry_bed::{Error, Result, run_within};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -92,18 +92,7 @@ impl Engine {
     pub(crate) fn recover(&self, patience: Duration) -> Result<Report> {
         let mut command = self.command("recover");
         command.arg(self.journal()).arg("--json").stdout(self.log("recover.out")?).stderr(self.log("recover.err")?);
-        let mut child = command.spawn().map_err(|error| Error::new(format!("starting qferry: {error}")))?;
-        let deadline = Instant::now() + patience;
-        let status = loop {
-            match child.try_wait().map_err(|error| Error::new(error.to_string()))? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    drop((child.kill(), child.wait()));
-                    return Err(Error::new(format!("qferry recover did not end in {patience:?}")));
-                }
-                None => thread::sleep(LOOK_AGAIN),
-            }
-        };
+        let status = run_within(&mut command, "qferry recover", patience)?;
         let read = |name: &str| fs::read_to_string(self.folder.join(name)).unwrap_or_default();
         let mut report = Report { code: status.code(), said: read("recover.err"), ..Report::default() };
         read("recover.out").lines().for_each(|line| report.take(line));

@@ -8,9 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use qferry_bed::{
-    Act, BootSector, ChannelProxy, DiskSpec, Error, MonitorProxy, Pair, Result, Side, Spec, Tape, Workload, nth,
-};
+use qferry_bed::{Act, BootSector, DiskSpec, Error, Pair, Proxies, Result, Side, Spec, Workload, nth};
 use rustix::process::Signal;
 
 use super::attack::Attack;
@@ -61,14 +59,6 @@ pub(crate) struct Trial {
     pub(crate) phases: Vec<String>,
     /// The engine's commands, where proxies saw them.
     pub(crate) commands: Vec<String>,
-}
-
-/// The proxies, if the plan has them.
-struct Proxies {
-    monitors: [MonitorProxy; 2],
-    nbd: ChannelProxy,
-    ram: ChannelProxy,
-    tape: Tape,
 }
 
 /// What an attack needs.
@@ -251,23 +241,6 @@ fn arguments(plan: &Plan, pair: &Pair, proxies: Option<&Proxies>, folder: &Path)
         add("--verify-backing", "off".to_owned());
     }
     all
-}
-
-impl Proxies {
-    fn start(pair: &Pair, folder: &Path) -> Result<Self> {
-        let tape = Tape::default();
-        let monitor =
-            |side: Side, name: &str| MonitorProxy::start(side, folder.join(name), pair.machine(side).qmp_path(), &tape);
-        let monitors = [monitor(Side::Source, "source")?, monitor(Side::Destination, "destination")?];
-        let channel = |name: &str| ChannelProxy::start(folder.join(name), folder.join(format!("{name}-behind")));
-        let (nbd, ram) = (channel("nbd")?, channel("ram")?);
-        // The engine tells both sides the addresses of the relays, so the destination's are replaced.
-        for (command, relay) in [("nbd-server-start", &nbd), ("migrate-incoming", &ram)] {
-            let [front, behind] = [relay.front(), relay.behind()].map(|path| path.display().to_string());
-            monitors[1].replace(command, &front, &behind);
-        }
-        Ok(Self { monitors, nbd, ram, tape })
-    }
 }
 
 impl Scene<'_> {

@@ -11,7 +11,7 @@ use qferry::internals::endpoint::Address;
 use qferry::internals::migration::{JournalPlace, Settings};
 use qferry::internals::progress::Ending;
 use qferry::internals::storage::verify::identity::ProofLevel;
-use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Result, Side, Tape};
+use qferry_bed::{ChannelProxy, Command, Deed, Error, MonitorProxy, Pair, Proxies, Result, Side, Tape};
 
 use super::engine::{self, Ended, Reach, Told, wait_for_go};
 use super::fault::Fault;
@@ -168,17 +168,7 @@ impl<'a> Scene<'a> {
     fn set(pair: &'a Pair) -> Result<Self> {
         let folder = pair.run_dir().with_file_name("channels");
         fs::create_dir_all(&folder).map_err(|error| Error::new(format!("{}: {error}", folder.display())))?;
-        let tape = Tape::default();
-        let monitor =
-            |side: Side, name: &str| MonitorProxy::start(side, folder.join(name), pair.machine(side).qmp_path(), &tape);
-        let monitors = [monitor(Side::Source, "source")?, monitor(Side::Destination, "destination")?];
-        let channel = |name: &str| ChannelProxy::start(folder.join(name), folder.join(format!("{name}-behind")));
-        let (nbd, ram) = (channel("nbd")?, channel("ram")?);
-        // The engine tells both sides the addresses of the relays, so the destination's are replaced.
-        for (command, relay) in [("nbd-server-start", &nbd), ("migrate-incoming", &ram)] {
-            let [front, behind] = [relay.front(), relay.behind()].map(|path| path.display().to_string());
-            monitors[1].replace(command, &front, &behind);
-        }
+        let Proxies { monitors, nbd, ram, tape } = Proxies::start(pair, &folder)?;
         Ok(Self { pair, folder, tape, monitors, nbd, ram })
     }
 

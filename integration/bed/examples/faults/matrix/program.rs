@@ -6,17 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use qferry::internals::progress::{Ending, Phase, RunsOn};
-use qferry_bed::{Error, Result};
+use qferry_bed::{Error, Result, run_within};
 use serde_json::Value;
 
 use super::attempt::BUDGET;
 use super::engine::{Ended, Told, wait_for_go};
-
-/// Between two looks at a child.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The program, and its files and addresses.
 #[derive(Clone, Debug)]
@@ -81,18 +78,7 @@ impl Program {
     fn recover(&self, patience: Duration) -> Result<Ended> {
         let mut command = self.command("recover");
         command.arg(&self.journal).arg("--json").stdout(self.log("recover.out")?).stderr(self.log("recover.err")?);
-        let mut child = command.spawn().map_err(|error| Error::new(format!("starting qferry: {error}")))?;
-        let deadline = Instant::now() + patience;
-        let status = loop {
-            match child.try_wait().map_err(|error| Error::new(error.to_string()))? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    drop((child.kill(), child.wait()));
-                    return Err(Error::new(format!("qferry recover did not end in {patience:?}")));
-                }
-                None => thread::sleep(LOOK_AGAIN),
-            }
-        };
+        let status = run_within(&mut command, "qferry recover", patience)?;
         let read = |name: &str| fs::read_to_string(self.runtime_dir.join(name)).unwrap_or_default();
         let out = read("recover.out");
         let last = out.lines().last().and_then(|line| serde_json::from_str(line).ok()).unwrap_or_default();
