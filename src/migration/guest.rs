@@ -6,7 +6,10 @@
 
 use crate::{
     progress::Moment,
-    qemu::{Observed, reply::RunState},
+    qemu::{
+        Observed,
+        reply::{MigrationStatus, RunState},
+    },
 };
 
 /// How the guest stands, QEMU's own stop for the migration aside.
@@ -164,6 +167,10 @@ impl GuestIntent {
     /// Takes the last word: from here on the engine's own commands decide how the guest stands.
     pub fn settle(&mut self, seen: &Observed) {
         self.follow(seen);
+        // QEMU stops no guest before its migration is set up, so an earlier stop is the owner's.
+        let setup = seen.entered(&MigrationStatus::Setup);
+        let stop = seen.stands_since().filter(|stop| setup.is_some_and(|setup| stop.local < setup.local));
+        self.stopped_by_owner = stop.or(self.stopped_by_owner);
         self.stance = match (self.is_to_run(seen), self.stance.clone()) {
             (true, _) => Stance::Runs,
             (false, Stance::Runs) => self.halt.clone().map_or(Stance::Paused, Stance::Halted),
