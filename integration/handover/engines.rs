@@ -6,7 +6,7 @@ use crate::{
 };
 use qferry::internals::{
     handover::{
-        judgement::{Judgement, JudgementStep, PairSighting, RecordedHandover, SideSighting, StepOutcome},
+        judgement::{Judgement, JudgementStep, PairSighting, SideSighting, StepOutcome},
         verdict::{ContKnowledge, HandoverFacts, HandoverVerdict, UsableFences},
     },
     progress::Side,
@@ -26,6 +26,8 @@ pub(crate) enum EngineStage {
     Continued,
     /// Both sides were seen to have completed.
     Arrived,
+    /// `Starting` is in the journal.
+    Prepared,
     /// The first `cont` is sent.
     Starting,
     /// The handover is over, and the judgement names the next step.
@@ -35,7 +37,9 @@ pub(crate) enum EngineStage {
     LookedAt(Side, SideSighting<()>),
     /// The engine waits for the answer to the command of this verdict.
     Awaiting(HandoverVerdict),
-    /// The judgement has ended, with the facts of its last look; without, it ran out of looks.
+    /// Nothing is proved, and time alone may change that.
+    Waiting(HandoverFacts, HandoverVerdict),
+    /// The judgement has ended, with the facts of its last look; without, it ran out of time.
     Over(Option<HandoverFacts>, HandoverVerdict),
     Died,
 }
@@ -171,11 +175,12 @@ impl HandoverModel {
         engine: usize,
         source: SideSighting<()>,
         destination: SideSighting<()>,
+        retries_cont: bool,
     ) -> PairSighting<(), ()> {
         let own = &world.engines[engine];
         let is_hidden = self.mutation == Some(Mutation::EndHidesTheCut) && source == SideSighting::Ended(());
         let source_cut = self.is_source_cut(world, engine) && !is_hidden;
-        PairSighting { source, destination, source_gave_up: own.heard_resume, source_cut }
+        PairSighting { source, destination, source_gave_up: own.heard_resume, source_cut, retries_cont }
     }
 
     /// Whether the source's monitor was cut, as far as an engine can tell: where the end of a process cannot be proved,
@@ -194,7 +199,7 @@ impl HandoverModel {
     pub(crate) fn facts_now(&self, world: &HandoverWorld, engine: usize) -> HandoverFacts {
         let (source, destination) =
             (self.look(world, engine, Side::Source), self.look(world, engine, Side::Destination));
-        let sighting = self.sight_both(world, engine, source, destination);
+        let sighting = self.sight_both(world, engine, source, destination, false);
         world.engines[engine].judgement.clone().see(sighting).0
     }
 
@@ -235,7 +240,11 @@ impl HandoverModel {
         let unread = |side: Side| has_unread(world, engine, side);
         let own = &world.engines[engine];
         match own.stage {
-            EngineStage::Begin | EngineStage::Given | EngineStage::Arrived => true,
+            EngineStage::Begin
+            | EngineStage::Given
+            | EngineStage::Arrived
+            | EngineStage::Prepared
+            | EngineStage::Waiting(..) => true,
             EngineStage::Continued => [Side::Source, Side::Destination].into_iter().all(|side| {
                 let qemu = world.qemu(side);
                 let heard = qemu.client == MonitorClient::Engine(engine) && qemu.life == QemuLife::Up;
@@ -254,7 +263,7 @@ impl HandoverModel {
             qemu.client != MonitorClient::Engine(engine) || qemu.life != QemuLife::Up
         };
         match world.engines[engine].stage {
-            EngineStage::Continued => true,
+            EngineStage::Continued | EngineStage::Waiting(..) => true,
             EngineStage::Starting => unanswered(Side::Destination),
             EngineStage::Awaiting(verdict) => command_of(verdict).is_some_and(|(side, _)| unanswered(side)),
             _ => false,
@@ -273,31 +282,74 @@ impl HandoverModel {
             }
             EngineStage::Given => self.begin_judging(world, engine, ContKnowledge::Never),
             EngineStage::Continued => world.engines[engine].stage = EngineStage::Arrived,
-            EngineStage::Arrived if world.send(engine, Side::Destination, MonitorCommand::ContDestination) => {
+            EngineStage::Arrived => {
+                world.starting = true;
+                world.engines[engine].stage = EngineStage::Prepared;
+            }
+            EngineStage::Prepared if world.send(engine, Side::Destination, MonitorCommand::ContDestination) => {
                 world.engines[engine].stage = EngineStage::Starting;
             }
             // A `cont` that could not be sent is not told from a `cont` without an answer.
-            EngineStage::Arrived => self.begin_judging(world, engine, self.learn_cont(ContKnowledge::Never, false)),
-            EngineStage::Judging => self.take_step(world, engine),
-            EngineStage::LookedAt(side, first) => {
-                let second = self.connect_and_look(world, engine, opposite(side));
-                let (source, destination) = if side == Side::Source { (first, second) } else { (second, first) };
-                let sighting = self.sight_both(world, engine, source, destination);
+            EngineStage::Prepared => self.begin_judging(world, engine, self.learn_cont(ContKnowledge::Never, false)),
+            EngineStage::Waiting(..) => {
                 let own = &mut world.engines[engine];
-                let (facts, verdict) = own.judgement.see(sighting);
-                own.stage = match verdict.is_end() {
-                    true => EngineStage::Over(Some(facts), verdict),
-                    false => EngineStage::Judging,
-                };
+                own.judgement.look_again();
+                own.stage = EngineStage::Judging;
             }
+            EngineStage::Judging => self.take_step(world, engine),
+            EngineStage::LookedAt(side, first) => self.finish_look(world, engine, side, first, true),
             EngineStage::Starting | EngineStage::Awaiting(_) | EngineStage::Over(..) | EngineStage::Died => {}
+        }
+    }
+
+    /// The other side is looked at, too, and the judgement decides.
+    fn finish_look(
+        &self,
+        world: &mut HandoverWorld,
+        engine: usize,
+        side: Side,
+        first: SideSighting<()>,
+        retries_cont: bool,
+    ) {
+        let second = self.connect_and_look(world, engine, opposite(side));
+        let (source, destination) = if side == Side::Source { (first, second) } else { (second, first) };
+        let sighting = self.sight_both(world, engine, source, destination, retries_cont);
+        let own = &mut world.engines[engine];
+        let (facts, verdict) = own.judgement.see(sighting);
+        match own.judgement.next_step() {
+            JudgementStep::End(verdict) => self.end(world, engine, Some(facts), verdict),
+            JudgementStep::Wait(_) => own.stage = EngineStage::Waiting(facts, verdict),
+            _ => own.stage = EngineStage::Judging,
+        }
+    }
+
+    /// The same where there is no time left in which a refused `cont` could be sent again.
+    pub(crate) fn finish_look_late(&self, world: &mut HandoverWorld, engine: usize) {
+        if let EngineStage::LookedAt(side, first) = world.engines[engine].stage.clone() {
+            self.finish_look(world, engine, side, first, false);
+        }
+    }
+
+    /// The judgement ends.
+    pub(crate) fn end(
+        &self,
+        world: &mut HandoverWorld,
+        engine: usize,
+        facts: Option<HandoverFacts>,
+        verdict: HandoverVerdict,
+    ) {
+        let own = &mut world.engines[engine];
+        own.stage = EngineStage::Over(facts, verdict);
+        if own.judgement.must_tell_not_started() {
+            world.starting = false;
         }
     }
 
     /// The engine waits no longer.
     pub(crate) fn tire(&self, world: &mut HandoverWorld, engine: usize) {
-        match world.engines[engine].stage {
+        match world.engines[engine].stage.clone() {
             EngineStage::Continued => self.begin_judging(world, engine, ContKnowledge::Never),
+            EngineStage::Waiting(facts, verdict) => self.end(world, engine, Some(facts), verdict),
             EngineStage::Starting => {
                 let refused = self.mutation == Some(Mutation::SilenceIsAnAnswer);
                 self.begin_judging(world, engine, self.learn_cont(ContKnowledge::Never, refused));
@@ -311,10 +363,13 @@ impl HandoverModel {
     }
 
     /// The handover of the first engine has failed, or is over: its judgement begins as the engine's does.
-    fn begin_judging(&self, world: &mut HandoverWorld, engine: usize, cont: ContKnowledge) {
+    pub(crate) fn begin_judging(&self, world: &mut HandoverWorld, engine: usize, cont: ContKnowledge) {
         let own = &mut world.engines[engine];
         own.judgement = Judgement::begin(true, cont, self.fences());
         own.stage = EngineStage::Judging;
+        if matches!(cont, ContKnowledge::Never | ContKnowledge::Refused) {
+            world.starting = false;
+        }
     }
 
     /// Carries out the step that the judgement asks for.
@@ -325,8 +380,12 @@ impl HandoverModel {
                 world.resuming = true;
                 world.engines[engine].judgement.confirm_recorded();
             }
+            JudgementStep::RecordStarting => {
+                world.starting = true;
+                world.engines[engine].judgement.confirm_starting();
+            }
             JudgementStep::CarryOut(verdict) => self.carry_out(world, engine, verdict),
-            JudgementStep::End(verdict) => world.engines[engine].stage = EngineStage::Over(None, verdict),
+            JudgementStep::Wait(verdict) | JudgementStep::End(verdict) => self.end(world, engine, None, verdict),
         }
     }
 
@@ -431,25 +490,5 @@ impl HandoverModel {
 
     fn learn_cont(&self, before: ContKnowledge, refused: bool) -> ContKnowledge {
         before.take_answer(refused || self.mutation == Some(Mutation::ContIsForgotten))
-    }
-
-    /// The judgement of an engine that recovers from the journal.
-    pub(crate) fn take_up(&self, world: &HandoverWorld) -> ModelledJudgement {
-        let fences = self.fences();
-        let forgets_given = self.mutation == Some(Mutation::GivenIsForgotten);
-        match (world.resuming, world.given) {
-            (true, _) => Judgement::take_up(true, RecordedHandover::Resuming(()), fences),
-            (false, true) if self.mutation == Some(Mutation::MissedEventsForgotten) => {
-                Judgement::begin(true, ContKnowledge::Unknown, fences)
-            }
-            (false, true) if !forgets_given => {
-                Judgement::take_up(true, RecordedHandover::Given { may_postcopy: false }, fences)
-            }
-            (false, _) => {
-                let mut judgement = Judgement::begin(true, ContKnowledge::Never, fences);
-                judgement.lose_track_of_source();
-                judgement
-            }
-        }
     }
 }

@@ -56,5 +56,8 @@ fn a_source_on_this_host_and_a_destination_elsewhere() {
 
 #[test]
 fn a_second_recovery() {
-    explore("recovered twice", HandoverModel { recoveries: 2, reconnects: true, faults: 3, ..HANDOVER });
+    explore(
+        "recovered twice",
+        HandoverModel { recoveries: 2, reconnects: true, times_out: true, faults: 3, ..HANDOVER },
+    );
 }

@@ -1,12 +1,15 @@
 //! Everything that can happen next, and the world after it.
 
 use crate::{
-    engines::{EngineStage, ModelledEngine},
+    engines::{EngineStage, ModelledEngine, ModelledJudgement},
     properties,
     world::{HandoverWorld, MigrationPhase, MonitorClient, MonitorCommand, QemuLife},
 };
 use qferry::internals::{
-    handover::{judgement::JudgementStep, verdict::HandoverVerdict},
+    handover::{
+        judgement::{Judgement, JudgementStep, OUT_OF_TIME, RecordedHandover, StepOutcome},
+        verdict::{ContKnowledge, HandoverVerdict},
+    },
     progress::Side,
 };
 use stateright::{Model, Property};
@@ -17,6 +20,8 @@ pub(crate) enum ModelAction {
     Step(usize),
     /// The engine looks at both sides, and the destination answers first.
     LookAtDestination(usize),
+    /// The engine looks at the second side, and there is no time in which a refused `cont` could be sent again.
+    LookLate(usize),
     /// The engine waits no longer.
     Tire(usize),
     Recover,
@@ -40,8 +45,10 @@ pub(crate) enum ModelAction {
     Take(Side),
     /// The fence kills or not, and does not say that it did.
     FenceUnsure(usize, bool),
-    /// `Resuming` cannot be written, and the engine goes on without.
+    /// `Resuming` cannot be written, and the engine goes on without; or `Starting` cannot, and no `cont` is sent.
     LoseRecord(usize),
+    /// The time for the switchover is over.
+    RunOut(usize),
 }
 
 /// How far an engine reaches a side that does not answer.
@@ -89,6 +96,8 @@ pub(crate) struct HandoverModel {
     pub(crate) recoveries: u8,
     /// The first engine connects anew too.
     pub(crate) reconnects: bool,
+    /// The time for the switchover may be over between any two steps.
+    pub(crate) times_out: bool,
     /// The journal's lock keeps a recovery off while the engine lives.
     pub(crate) lock: bool,
     pub(crate) mutation: Option<Mutation>,
@@ -100,6 +109,7 @@ pub(crate) const HANDOVER: HandoverModel = HandoverModel {
     faults: 4,
     recoveries: 1,
     reconnects: false,
+    times_out: false,
     lock: true,
     mutation: None,
 };
@@ -117,9 +127,11 @@ impl ModelAction {
             | Self::KillEngine(_)
             | Self::Take(_)
             | Self::FenceUnsure(..)
-            | Self::LoseRecord(_) => true,
+            | Self::LoseRecord(_)
+            | Self::RunOut(_) => true,
             Self::Step(_)
             | Self::LookAtDestination(_)
+            | Self::LookLate(_)
             | Self::Tire(_)
             | Self::Recover
             | Self::Deliver(_)
@@ -140,6 +152,27 @@ impl HandoverModel {
         }
     }
 
+    /// The judgement of an engine that recovers from the journal.
+    pub(crate) fn take_up(&self, world: &HandoverWorld) -> ModelledJudgement {
+        let fences = self.fences();
+        let forgets_given = self.mutation == Some(Mutation::GivenIsForgotten);
+        match (world.resuming, world.given) {
+            (true, _) => Judgement::take_up(true, RecordedHandover::Resuming(()), fences),
+            (false, true) if self.mutation == Some(Mutation::MissedEventsForgotten) => {
+                Judgement::begin(true, ContKnowledge::Unknown, fences)
+            }
+            (false, true) if !forgets_given => {
+                let cont = if world.starting { ContKnowledge::Unknown } else { ContKnowledge::Never };
+                Judgement::take_up(true, RecordedHandover::Given { cont }, fences)
+            }
+            (false, _) => {
+                let mut judgement = Judgement::begin(true, ContKnowledge::Never, fences);
+                judgement.lose_track_of_source();
+                judgement
+            }
+        }
+    }
+
     fn list_engine_actions(&self, world: &HandoverWorld, actions: &mut Vec<ModelAction>) {
         for engine in 0..world.engines.len() {
             if self.can_step(world, engine) {
@@ -147,6 +180,11 @@ impl HandoverModel {
             }
             if self.can_look_at_destination_first(world, engine) {
                 actions.push(ModelAction::LookAtDestination(engine));
+            }
+            let own = &world.engines[engine];
+            let is_refused = own.judgement.cont() == ContKnowledge::Refused;
+            if is_refused && matches!(own.stage, EngineStage::LookedAt(..)) && self.can_step(world, engine) {
+                actions.push(ModelAction::LookLate(engine));
             }
             if self.can_tire(world, engine) {
                 actions.push(ModelAction::Tire(engine));
@@ -208,7 +246,7 @@ impl HandoverModel {
         }
     }
 
-    fn list_other_faults(world: &HandoverWorld, actions: &mut Vec<ModelAction>) {
+    fn list_other_faults(&self, world: &HandoverWorld, actions: &mut Vec<ModelAction>) {
         let HandoverWorld { source, destination, .. } = world;
         let sends_or_waits = matches!(source.phase, MigrationPhase::Waits | MigrationPhase::Sends);
         if source.life == QemuLife::Up && sends_or_waits {
@@ -225,11 +263,19 @@ impl HandoverModel {
             if !engine.is_over() {
                 actions.push(ModelAction::KillEngine(number));
             }
+            if engine.stage == EngineStage::Arrived {
+                actions.push(ModelAction::LoseRecord(number));
+            }
+            if self.times_out && engine.stage == EngineStage::Judging {
+                actions.push(ModelAction::RunOut(number));
+            }
             match engine.step_due() {
                 Some(JudgementStep::CarryOut(HandoverVerdict::FenceSource | HandoverVerdict::FenceDestination)) => {
                     actions.extend([true, false].map(|kills| ModelAction::FenceUnsure(number, kills)));
                 }
-                Some(JudgementStep::RecordResuming) => actions.push(ModelAction::LoseRecord(number)),
+                Some(JudgementStep::RecordResuming | JudgementStep::RecordStarting) => {
+                    actions.push(ModelAction::LoseRecord(number));
+                }
                 _ => {}
             }
         }
@@ -252,7 +298,7 @@ impl Model for HandoverModel {
             Self::list_side_actions(world, side, may_fault, actions);
         }
         if may_fault {
-            Self::list_other_faults(world, actions);
+            self.list_other_faults(world, actions);
         }
     }
 
@@ -262,6 +308,7 @@ impl Model for HandoverModel {
         match action {
             ModelAction::Step(engine) => self.step(&mut world, engine),
             ModelAction::LookAtDestination(engine) => self.look_first(&mut world, engine, Side::Destination),
+            ModelAction::LookLate(engine) => self.finish_look_late(&mut world, engine),
             ModelAction::Tire(engine) => self.tire(&mut world, engine),
             ModelAction::Recover => {
                 let judgement = self.take_up(&world);
@@ -318,8 +365,18 @@ impl Model for HandoverModel {
             }
             ModelAction::FenceUnsure(engine, kills) => self.fence_unsurely(&mut world, engine, kills),
             ModelAction::LoseRecord(engine) => {
-                world.record_lost = true;
-                world.engines[engine].judgement.confirm_recorded();
+                let own = &mut world.engines[engine];
+                match own.step_due() {
+                    Some(JudgementStep::RecordResuming) => {
+                        own.judgement.confirm_recorded();
+                        world.record_lost = true;
+                    }
+                    Some(_) => own.judgement.take_outcome(StepOutcome::ContSent { refused: true }),
+                    None => self.begin_judging(&mut world, engine, ContKnowledge::Refused),
+                }
+            }
+            ModelAction::RunOut(engine) => {
+                self.end(&mut world, engine, None, HandoverVerdict::Undetermined(OUT_OF_TIME));
             }
         }
         Some(world)

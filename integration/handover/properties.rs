@@ -1,13 +1,13 @@
 //! What must hold in every state, and the ends that must be reached in some.
 
 use crate::{
-    engines::{EngineStage, ModelledEngine},
+    engines::EngineStage,
     model::{HandoverModel, ModelAction},
     world::{HandoverWorld, MigrationPhase, QemuLife},
 };
 use qferry::internals::{
     handover::{
-        judgement::{JudgementStep, OUT_OF_TIME},
+        judgement::JudgementStep,
         verdict::{ContKnowledge, HandoverFacts, HandoverVerdict},
     },
     progress::Side,
@@ -32,13 +32,6 @@ pub(crate) fn list(model: &HandoverModel) -> Vec<Property<HandoverModel>> {
                 EngineStage::Over(_, HandoverVerdict::OnSource) => world.source_ran && !world.destination_ran,
                 _ => true,
             })
-        }),
-        Property::always("no judgement runs out of looks", |_, world: &HandoverWorld| {
-            let out_of_looks = |engine: &ModelledEngine| match engine.stage {
-                EngineStage::Over(_, verdict) => verdict == HandoverVerdict::Undetermined(OUT_OF_TIME),
-                _ => false,
-            };
-            !world.engines.iter().any(out_of_looks)
         }),
         Property::always(WAY_ON, |model: &HandoverModel, world: &HandoverWorld| {
             world.engines.iter().enumerate().all(|(number, engine)| match &engine.stage {

@@ -75,6 +75,8 @@ pub(crate) struct HandoverWorld {
     pub(crate) channel: bool,
     /// `Given` is in the journal.
     pub(crate) given: bool,
+    /// `Starting` is in the journal, and no `NotStarted` behind it.
+    pub(crate) starting: bool,
     /// `Resuming` is in the journal: the destination is out of the way. An earlier `Resuming` would be wrong, for the
     /// engine may yet turn round and start a destination that comes back.
     pub(crate) resuming: bool,
@@ -119,6 +121,7 @@ impl HandoverWorld {
             sent: false,
             channel: true,
             given: false,
+            starting: false,
             resuming: false,
             record_lost: false,
             engines: vec![engine],

@@ -18,4 +18,5 @@ mod postcopy;
 mod prepare;
 mod recovery;
 mod storage;
+mod strangers;
 mod support;

@@ -8,7 +8,7 @@ use qferry::internals::{
     endpoint::{Address, Endpoint, ProcessIdentity},
     journal::Journal,
     migration::{
-        Migration,
+        FENCE, Migration,
         record::{MigrationBegin, Party, Record},
     },
     progress::{Ending, Outcome, RunsOn},
@@ -31,7 +31,7 @@ fn journal(folder: &Path, source: Option<ProcessIdentity>) -> std::path::PathBuf
 /// The same journal with this address of the source, or name of a connector.
 fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -> std::path::PathBuf {
     let path = folder.join("journal");
-    let party = |address: &str, process| Party { address: address.to_owned(), process };
+    let party = |address: &str, process| Party { address: address.to_owned(), process, threads: Vec::new() };
     let address = |name: &str| Address::unix(folder.join(name)).unwrap();
     let begun = MigrationBegin {
         run: RunId::new(),
@@ -44,7 +44,9 @@ fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -
         keep_source: false,
         runtime_dir: folder.to_owned(),
         fence_command: None,
+        fence_timeout: FENCE,
         switchover_timeout: Duration::from_secs(10),
+        tells_start: false,
     };
     let mut journal = Journal::create(&path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();

@@ -81,8 +81,16 @@ async fn the_journal_says_what_was_done_in_its_order() {
     let (run, records, path) = journaled(&mut model).await;
     moved(&model, &run);
     let words: Vec<String> = records.iter().map(word).collect();
-    let expected =
-        ["begun", "socket-file nbd-server", "mirror", "tuned socket-file incoming", "tuned migrate", "given", "ended"];
+    let expected = [
+        "begun",
+        "socket-file nbd-server",
+        "mirror",
+        "tuned socket-file incoming",
+        "tuned migrate",
+        "given",
+        "starting",
+        "ended",
+    ];
     assert_eq!(words, expected);
     let entries = journal::read::<Record>(&path).unwrap();
     let status: JournalStatus = journal::fold(&entries).unwrap();

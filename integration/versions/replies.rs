@@ -203,7 +203,7 @@ impl Answer for VersionInfo {
 
 impl Answer for CpuInfo {
     fn present(&self) -> Vec<&'static str> {
-        Vec::new()
+        those([("thread-id", self.thread_id.is_some())])
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     convergence::{BUILT_IN, Policy},
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
-    migration::{JournalPlace, Settings},
+    migration::{FENCE, JournalPlace, Settings},
     prepare::{PopulateMode, PrepareSettings},
     quantity::Rate,
     storage::{
@@ -98,6 +98,9 @@ pub(super) struct Recover {
     /// Fence a side that does not answer with this executable, in place of what the journal says
     #[arg(long, value_name = "FILE", value_parser = resolved)]
     pub(super) fence_command: Option<PathBuf>,
+    /// How long that executable may take [default: what the journal says]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    pub(super) fence_timeout: Option<Duration>,
     /// Record every line of both connections in this file, which must not exist yet
     #[arg(long, value_name = "FILE")]
     pub(super) transcript: Option<PathBuf>,
@@ -196,6 +199,9 @@ pub(super) struct Options {
     /// own user may be able to change it. A process on this host is ended without it
     #[arg(long, value_name = "FILE", value_parser = resolved)]
     fence_command: Option<PathBuf>,
+    /// How long that executable may take; the guest may stand still meanwhile [default: 30s]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    fence_timeout: Option<Duration>,
     /// Note what is done in this file, which must not exist yet, for qferry recover [default: a file in
     /// $XDG_STATE_HOME/qferry that is removed at the end]
     #[arg(long, value_name = "FILE")]
@@ -269,6 +275,7 @@ impl Options {
             timeout: self.timeout,
             switchover_timeout: self.switchover_timeout,
             fence_command: self.fence_command.clone(),
+            fence_timeout: self.fence_timeout.unwrap_or(FENCE),
             journal: match (&self.journal, self.no_journal) {
                 (Some(file), _) => JournalPlace::File(file.clone()),
                 (None, true) => JournalPlace::Nowhere,
@@ -470,10 +477,12 @@ mod tests {
         let settings = parse("--storage full --verify-backing full --samples 9 --sample-seed 7 --clean").expect("good");
         assert_eq!((settings.selection.storage, settings.verify_backing), (StorageMode::Full, ProofLevel::Full));
         assert_eq!((settings.samples, settings.sample_seed, settings.clean), (9, Some(7), true));
-        let settings = parse("--switchover-timeout 20s --fence-command /bin/true --journal /j").expect("good");
+        let settings =
+            parse("--switchover-timeout 20s --fence-command /bin/true --fence-timeout 90s --journal /j").expect("good");
         assert_eq!(settings.switchover_limit(), Duration::from_secs(20));
         assert_eq!(settings.journal, JournalPlace::File("/j".into()));
         assert!(settings.fence_command.is_some_and(|path| path.is_absolute()));
+        assert_eq!(settings.fence_timeout, Duration::from_secs(90));
         assert_eq!(parse("--no-journal").expect("good").journal, JournalPlace::Nowhere);
         assert_eq!(parse("").expect("good").switchover_limit(), Duration::from_secs(10));
         assert_eq!(parse("--downtime 5s").expect("good").switchover_limit(), Duration::from_secs(20));

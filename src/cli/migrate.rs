@@ -31,6 +31,9 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
     if let Some(command) = &options.fence_command {
         recovery = recovery.fence_command(command);
     }
+    if let Some(limit) = options.fence_timeout {
+        recovery = recovery.fence_timeout(limit);
+    }
     if let Err(invalid) = recovery.validate() {
         return misused(&flags::worded(&invalid));
     }

@@ -39,6 +39,7 @@ settings! {
     Disks = "disks", "The disks that move, and what each is paired with.";
     Downtime = "downtime", "The budget of the blackout.";
     FenceCommand = "fence_command", "The executable that fences a side.";
+    FenceTimeout = "fence_timeout", "How long the fence command may take.";
     Force = "force", "The blockers that are passed over.";
     Journal = "journal", "Where the journal is kept.";
     KeepDigests = "keep_digests", "Whether digests are kept beside the images.";

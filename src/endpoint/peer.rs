@@ -131,6 +131,14 @@ impl PeerPid {
         ProcessIdentity::of(self.pid.as_raw_nonzero().get()).ok().filter(|_| !self.has_died())
     }
 
+    /// Whether the process is stopped, by SIGSTOP or a debugger; `false` where `/proc` does not tell.
+    pub fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        // proc(5): the state follows the name in brackets, which may hold anything, even brackets.
+        let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+        matches!(state, Some('T' | 't')) && !self.has_died()
+    }
+
     /// Kills the process with SIGKILL, which also ends a stopped one. No error where the process has died already.
     ///
     /// # Errors
@@ -194,10 +202,15 @@ mod tests {
         let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
         assert!(!peer.has_died());
         assert!(tokio::time::timeout(Duration::from_millis(20), peer.died()).await.is_err());
+        assert!(!peer.is_stopped());
+        pidfd_send_signal(&peer.fd, Signal::STOP).unwrap();
+        while !peer.is_stopped() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         child.start_kill().unwrap();
         peer.died().await;
         peer.died().await;
-        assert!(peer.has_died());
+        assert!(peer.has_died() && !peer.is_stopped());
         child.wait().await.unwrap();
         assert!(peer.has_died());
     }

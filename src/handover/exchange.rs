@@ -128,7 +128,7 @@ pub(crate) async fn start_guest(
     }
     let asked = || async {
         let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
-        (status == RunState::Running).then(Moment::now)
+        is_live(&status).then(Moment::now)
     };
     destination.until_known("RESUME", time_left(deadline), |seen| seen.resumed, asked).await
 }
@@ -143,7 +143,7 @@ pub(crate) async fn prove_ended(process: &Process, patience: Duration) -> Option
 /// # Errors
 /// QEMU refuses or does not answer, which proves nothing.
 pub(crate) async fn quit_destination(destination: &Process) -> Result<DestinationCannotRun, ProcessError> {
-    destination.act(&qmp::quit {}).await?;
+    destination.quit().await?;
     Ok(DestinationCannotRun::of_accepted_quit())
 }
 
@@ -178,11 +178,16 @@ pub(crate) async fn resume_source(source: &Process, why: &DestinationCannotRun) 
     tracing::info!(destination = why.describe(), "resuming the guest on the source");
     source.act(&qmp::cont {}).await?;
     let status = source.ask(&qmp::query_status {}).await?.status;
-    if status == RunState::Running {
+    if is_live(&status) {
         return Ok(());
     }
     let at = source.name().clone();
     Err(ProcessError::State { at, expected: "running after cont", found: status.to_string() })
+}
+
+/// Whether QEMU lets the guest run. A guest that has suspended itself stays suspended after `cont`.
+fn is_live(run: &RunState) -> bool {
+    matches!(run, RunState::Running | RunState::Suspended)
 }
 
 /// Waits until the source stands still for good, and tells since when, and whether in postcopy.

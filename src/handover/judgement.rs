@@ -16,12 +16,7 @@ use super::{
 };
 use crate::qemu::reply::{MigrationStatus, RunState};
 
-/// How many looks one judgement takes. A look is followed by one step, and no case without further faults needs more
-/// than five steps: the destination is told to quit, then fenced, the source freed, its migration cancelled, its guest
-/// resumed.
-const LOOKS: u8 = 8;
-
-/// What a person must find out where a judgement ran out of time or of looks.
+/// What a person must find out where a judgement ran out of time.
 pub const OUT_OF_TIME: &str = "the time for the switchover was over before it was proved which side has the guest: \
      ask both with query-status before you send cont to either, or run qferry recover";
 
@@ -66,6 +61,8 @@ pub struct PairSighting<S, D> {
     pub source_gave_up: bool,
     /// The source's monitor closed while its process lived on, or may have: the events after that were missed.
     pub source_cut: bool,
+    /// There is time to send a refused `cont` again.
+    pub retries_cont: bool,
 }
 
 /// The next thing that a driver does.
@@ -75,6 +72,12 @@ pub enum JudgementStep {
     LookAtBoth,
     /// Write `Resuming` to the journal, then call [`Judgement::confirm_recorded`].
     RecordResuming,
+    /// Write `Starting` to the journal, then call [`Judgement::confirm_starting`]. Where the record cannot be written,
+    /// no `cont` may be sent: pass on the outcome of a `cont` that was refused.
+    RecordStarting,
+    /// Nothing is proved yet, and time alone may change that: while there is time, let some of it pass and call
+    /// [`Judgement::look_again`]; else end with this verdict.
+    Wait(HandoverVerdict),
     /// Carry out what the verdict says, and pass the outcome to [`Judgement::take_outcome`].
     CarryOut(HandoverVerdict),
     /// Nothing is left to be done.
@@ -105,10 +108,10 @@ pub enum StepOutcome<S, D> {
 /// What the journal of an engine that died says about the handover.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum RecordedHandover<D> {
-    /// `Given` is in the journal: the destination may have everything, and may have been started.
+    /// `Given` is in the journal: the destination may have everything.
     Given {
-        /// The migration was allowed to turn to postcopy.
-        may_postcopy: bool,
+        /// What the journal tells of `cont` to the destination.
+        cont: ContKnowledge,
     },
     /// `Resuming` is in the journal: that engine held the proof that the destination cannot run the guest.
     Resuming(D),
@@ -132,13 +135,17 @@ pub struct Judgement<S = SourceCannotRun, D = DestinationCannotRun> {
     resuming_recorded: bool,
     /// `Resuming` is to be written before anything else is done.
     must_record: bool,
-    looks_left: u8,
+    /// The journal says that `cont` may have been sent.
+    starting_recorded: bool,
     /// The verdict of the last look, until its step was carried out.
     pending: Option<HandoverVerdict>,
+    /// A later look may come to another verdict, though nothing is done meanwhile.
+    may_change: bool,
 }
 
 impl<S, D> Judgement<S, D> {
-    /// Begins after a handover of this engine's own that failed, with what the engine knows of its `cont`.
+    /// Begins after a handover of this engine's own that failed, with what the engine knows of its `cont`. Where `cont`
+    /// is known to have had no effect, the journal must be told so (`NotStarted`) first.
     pub fn begin(was_running: bool, cont: ContKnowledge, fences: UsableFences) -> Self {
         Self {
             was_running,
@@ -149,8 +156,9 @@ impl<S, D> Judgement<S, D> {
             fences,
             resuming_recorded: false,
             must_record: false,
-            looks_left: LOOKS,
+            starting_recorded: !cont.had_no_effect(),
             pending: None,
+            may_change: false,
         }
     }
 
@@ -159,9 +167,7 @@ impl<S, D> Judgement<S, D> {
         let (cont, destination_ended) = match recorded {
             // A destination that was proved unable to run the guest never ran it.
             RecordedHandover::Resuming(proof) => (ContKnowledge::Never, Some(proof)),
-            // In postcopy the destination is started while the source does not say `completed` yet.
-            RecordedHandover::Given { may_postcopy: true } => (ContKnowledge::Sent, None),
-            RecordedHandover::Given { may_postcopy: false } => (ContKnowledge::Unknown, None),
+            RecordedHandover::Given { cont } => (cont, None),
         };
         let resuming_recorded = destination_ended.is_some();
         let begun = Self::begin(was_running, cont, fences);
@@ -177,16 +183,17 @@ impl<S, D> Judgement<S, D> {
     pub fn next_step(&self) -> JudgementStep {
         match self.pending {
             _ if self.must_record => JudgementStep::RecordResuming,
+            Some(verdict @ HandoverVerdict::Undetermined(_)) if self.may_change => JudgementStep::Wait(verdict),
             Some(verdict) if verdict.is_end() => JudgementStep::End(verdict),
+            Some(HandoverVerdict::StartDestination) if !self.starting_recorded => JudgementStep::RecordStarting,
             Some(verdict) => JudgementStep::CarryOut(verdict),
-            None if self.looks_left == 0 => JudgementStep::End(HandoverVerdict::Undetermined(OUT_OF_TIME)),
             None => JudgementStep::LookAtBoth,
         }
     }
 
     /// Takes in one look at both sides, decides, and gives the verdict with the facts that it rests on.
     pub fn see(&mut self, sighting: PairSighting<S, D>) -> (HandoverFacts, HandoverVerdict) {
-        let PairSighting { source, destination, source_gave_up, source_cut } = sighting;
+        let PairSighting { source, destination, source_gave_up, source_cut, retries_cont } = sighting;
         let cut_before_end = source_cut && self.source_ended.is_none();
         let source = conclude_state(source, &mut self.source_ended);
         let destination = conclude_state(destination, &mut self.destination_ended);
@@ -201,10 +208,11 @@ impl<S, D> Judgement<S, D> {
             was_running: self.was_running,
             source_resumed: !self.source_followed || source_gave_up,
             fences: self.fences,
+            retries_cont,
         };
         let verdict = verdict::decide(&facts);
         self.cont = facts.infer_cont();
-        self.looks_left = self.looks_left.saturating_sub(1);
+        self.may_change = facts.may_change();
         self.must_record = verdict.resumes_source() && !self.resuming_recorded;
         self.pending = Some(verdict);
         (facts, verdict)
@@ -214,6 +222,22 @@ impl<S, D> Judgement<S, D> {
     /// stands still for the sake of a full disk would be worse.
     pub fn confirm_recorded(&mut self) {
         (self.resuming_recorded, self.must_record) = (true, false);
+    }
+
+    /// Notes that `Starting` was written.
+    pub fn confirm_starting(&mut self) {
+        self.starting_recorded = true;
+    }
+
+    /// Drops a verdict that proved nothing, for another look.
+    pub fn look_again(&mut self) {
+        self.pending = None;
+    }
+
+    /// Whether the journal says that `cont` may have been sent, and none was, or each was refused: `NotStarted` is to
+    /// be written, so that a later engine may fence a destination that does not answer.
+    pub fn must_tell_not_started(&self) -> bool {
+        self.starting_recorded && !self.resuming_recorded && self.cont.had_no_effect()
     }
 
     /// Takes in what came of the step that was carried out.
@@ -233,9 +257,9 @@ impl<S, D> Judgement<S, D> {
             }
             StepOutcome::DestinationEnded(proof) => {
                 self.destination_ended = Some(proof);
-                // A later engine cannot tell that a silent destination was fenced, so the fence is recorded at once, in
-                // case the time is over now.
-                self.must_record = carried_out == Some(HandoverVerdict::FenceDestination) && !self.resuming_recorded;
+                // A later engine cannot tell that a silent destination was fenced or has accepted `quit`, so that is
+                // recorded at once, in case the time is over now.
+                self.must_record = !self.resuming_recorded;
             }
             StepOutcome::NothingProved => {}
         }
@@ -289,7 +313,7 @@ mod tests {
     }
 
     fn sighting(source: SideSighting<()>, destination: SideSighting<()>) -> PairSighting<(), ()> {
-        PairSighting { source, destination, source_gave_up: false, source_cut: false }
+        PairSighting { source, destination, source_gave_up: false, source_cut: false, retries_cont: false }
     }
 
     #[test]
@@ -299,14 +323,13 @@ mod tests {
         let waits = || answered("finish-migrate", "pre-switchover");
         judgement.see(sighting(waits(), answered("inmigrate", "active")));
         assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::QuitDestination));
+        // A later engine could not tell that the destination has accepted `quit`.
         judgement.take_outcome(StepOutcome::DestinationEnded(()));
+        assert_eq!(judgement.next_step(), JudgementStep::RecordResuming);
+        judgement.confirm_recorded();
         assert_eq!(judgement.next_step(), JudgementStep::LookAtBoth);
-        for recorded in [false, true] {
+        for _ in 0..2 {
             judgement.see(sighting(waits(), SideSighting::Silent));
-            if !recorded {
-                assert_eq!(judgement.next_step(), JudgementStep::RecordResuming);
-                judgement.confirm_recorded();
-            }
             assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::CancelMigration));
             judgement.take_outcome(StepOutcome::NothingProved);
         }
@@ -348,8 +371,9 @@ mod tests {
     #[test]
     fn a_recovery_knows_what_the_journal_says() {
         let recover = |recorded| PlainJudgement::take_up(true, recorded, FENCES);
-        assert_eq!(recover(RecordedHandover::Given { may_postcopy: false }).cont(), ContKnowledge::Unknown);
-        assert_eq!(recover(RecordedHandover::Given { may_postcopy: true }).cont(), ContKnowledge::Sent);
+        for cont in [ContKnowledge::Never, ContKnowledge::Unknown, ContKnowledge::Sent] {
+            assert_eq!(recover(RecordedHandover::Given { cont }).cont(), cont);
+        }
         let mut resuming = recover(RecordedHandover::Resuming(()));
         assert_eq!(resuming.cont(), ContKnowledge::Never);
         let (facts, verdict) = resuming.see(sighting(answered("postmigrate", "completed"), SideSighting::Silent));
@@ -358,13 +382,55 @@ mod tests {
     }
 
     #[test]
-    fn a_judgement_ends_when_its_looks_are_used_up() {
-        let mut judgement = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
-        for _ in 0..LOOKS {
-            judgement.see(sighting(answered("postmigrate", "completed"), answered("paused", "completed")));
-            judgement.take_outcome(StepOutcome::NothingProved);
+    fn starting_is_recorded_before_the_first_cont() {
+        let both_wait = || sighting(answered("postmigrate", "completed"), answered("paused", "completed"));
+        for (cont, recorded) in [(ContKnowledge::Never, false), (ContKnowledge::Sent, true)] {
+            let mut judgement = PlainJudgement::begin(true, cont, FENCES);
+            judgement.see(both_wait());
+            if !recorded {
+                assert_eq!(judgement.next_step(), JudgementStep::RecordStarting);
+                judgement.confirm_starting();
+            }
+            assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::StartDestination));
+            judgement.take_outcome(StepOutcome::ContSent { refused: true });
+            // A later engine is told that each was refused, unless one was not.
+            assert_eq!(judgement.must_tell_not_started(), !recorded);
         }
-        let end = HandoverVerdict::Undetermined(OUT_OF_TIME);
-        assert_eq!(judgement.next_step(), JudgementStep::End(end));
+        // A record that cannot be written is as good as a `cont` that was refused: none is sent, the source goes on.
+        let mut judgement = PlainJudgement::begin(true, ContKnowledge::Never, FENCES);
+        judgement.see(both_wait());
+        assert_eq!(judgement.next_step(), JudgementStep::RecordStarting);
+        judgement.take_outcome(StepOutcome::ContSent { refused: true });
+        judgement.see(both_wait());
+        assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::QuitDestination));
+        assert!(!judgement.must_tell_not_started());
+    }
+
+    #[test]
+    fn what_may_change_is_looked_at_again() {
+        let mut judgement = PlainJudgement::begin(true, ContKnowledge::Sent, FENCES);
+        judgement.see(sighting(answered("postmigrate", "completed"), SideSighting::Silent));
+        let JudgementStep::Wait(HandoverVerdict::Undetermined(_)) = judgement.next_step() else {
+            panic!("{judgement:?}")
+        };
+        judgement.look_again();
+        assert_eq!(judgement.next_step(), JudgementStep::LookAtBoth);
+        judgement.see(sighting(answered("postmigrate", "completed"), answered("running", "completed")));
+        assert_eq!(judgement.next_step(), JudgementStep::End(HandoverVerdict::OnDestination));
+        judgement.see(sighting(answered("postmigrate", "completed"), SideSighting::Ended(())));
+        assert!(matches!(judgement.next_step(), JudgementStep::End(HandoverVerdict::Undetermined(_))));
+    }
+
+    #[test]
+    fn a_refused_cont_is_tried_again_while_there_is_time() {
+        let mut judgement = PlainJudgement::begin(true, ContKnowledge::Refused, FENCES);
+        for retries_cont in [true, false] {
+            let both_wait = sighting(answered("postmigrate", "completed"), answered("paused", "completed"));
+            let (_, verdict) = judgement.see(PairSighting { retries_cont, ..both_wait });
+            let expected =
+                if retries_cont { HandoverVerdict::StartDestination } else { HandoverVerdict::QuitDestination };
+            assert_eq!(verdict, expected);
+            judgement.take_outcome(StepOutcome::ContSent { refused: true });
+        }
     }
 }

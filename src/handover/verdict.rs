@@ -30,8 +30,25 @@ pub enum SideState {
 }
 
 impl SideState {
+    /// Whether the guest is live here. A guest that suspended itself (S3) is: any interrupt can wake it.
     fn runs(&self) -> bool {
-        self.is(&RunState::Running)
+        self.is(&RunState::Running) || self.is(&RunState::Suspended)
+    }
+
+    /// Whether the guest stands here by its own doing or its owner's. QEMU's stop for a migration has other run states,
+    /// and a migration that is over has resumed a guest that ran.
+    fn stands_by_itself(&self) -> bool {
+        use RunState::{GuestPanicked, InternalError, IoError, Paused, Shutdown, Watchdog};
+        [Paused, Shutdown, GuestPanicked, IoError, Watchdog, InternalError].iter().any(|run| self.is(run))
+    }
+
+    /// Whether this side may answer otherwise later, given time alone.
+    fn may_change(&self) -> bool {
+        match self {
+            Self::Silent | Self::Hung => true,
+            Self::Answers { migration, .. } => !self.is_another() && !migration.is_over(),
+            Self::Dead => false,
+        }
     }
 
     fn is(&self, state: &RunState) -> bool {
@@ -100,7 +117,7 @@ impl ContKnowledge {
     }
 
     /// Whether the destination certainly never ran the guest.
-    fn had_no_effect(self) -> bool {
+    pub(super) fn had_no_effect(self) -> bool {
         matches!(self, Self::Never | Self::Refused)
     }
 }
@@ -133,6 +150,9 @@ pub struct HandoverFacts {
     pub source_resumed: bool,
     /// Which side can be fenced.
     pub fences: UsableFences,
+    /// There is time to send a `cont` again that the destination has refused: it refuses for a moment where somebody
+    /// else holds the lock of an image.
+    pub retries_cont: bool,
 }
 
 impl HandoverFacts {
@@ -145,6 +165,20 @@ impl HandoverFacts {
         match self.cont {
             ContKnowledge::Unknown if never => ContKnowledge::Never,
             known => known,
+        }
+    }
+
+    /// Whether a later look may prove more, though nothing is done meanwhile.
+    pub fn may_change(&self) -> bool {
+        let Self { source, destination, .. } = self;
+        // What a side reports of a migration whose other side is dead does not lead to the guest any more.
+        match (source, destination) {
+            (SideState::Dead, other) | (other, SideState::Dead) => {
+                matches!(other, SideState::Silent | SideState::Hung)
+            }
+            _ => {
+                !(source.is_another() || destination.is_another()) && (source.may_change() || destination.may_change())
+            }
         }
     }
 }
@@ -259,7 +293,7 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
         };
     }
     match destination {
-        SideState::Answers { run: RunState::Running, .. } => judge_running_destination(source, cont),
+        SideState::Answers { .. } if destination.runs() => judge_running_destination(source, cont),
         SideState::Answers { run: RunState::Paused, migration: MigrationStatus::Completed } => {
             judge_loaded_destination(facts, cont)
         }
@@ -314,8 +348,10 @@ fn judge_loaded_destination(facts: &HandoverFacts, cont: ContKnowledge) -> Hando
     // A guest that was paused is not resumed by a migration that fails.
     let may_have_run = *was_running && *source_resumed;
     match source {
-        // The destination refused to start, and the source still has everything.
-        SideState::Answers { .. } if source.says_it_stands() && cont == ContKnowledge::Refused => {
+        // The destination refuses to start, and the source still has everything.
+        SideState::Answers { .. }
+            if source.says_it_stands() && cont == ContKnowledge::Refused && !facts.retries_cont =>
+        {
             HandoverVerdict::QuitDestination
         }
         SideState::Answers { .. } if source.says_it_stands() => finish,
@@ -337,8 +373,9 @@ fn judge_loaded_destination(facts: &HandoverFacts, cont: ContKnowledge) -> Hando
 fn judge_lone_source(source: &SideState, was_running: bool) -> HandoverVerdict {
     match source {
         SideState::Answers { migration, .. } if !migration.is_over() => HandoverVerdict::CancelMigration,
-        SideState::Answers { .. } if was_running => HandoverVerdict::ResumeSource,
-        // The source is stopped and obeys its owner's `cont`; a guest that was paused must not be resumed by us.
+        SideState::Answers { .. } if was_running && !source.stands_by_itself() => HandoverVerdict::ResumeSource,
+        // The source is stopped and obeys its owner's `cont`. A guest that was paused, or has been paused since, or has
+        // stopped by itself, must not be resumed by us.
         SideState::Answers { .. } => HandoverVerdict::OnSource,
         SideState::Hung => HandoverVerdict::FreeSource,
         SideState::Silent => HandoverVerdict::Undetermined(SOURCE_ALONE),
@@ -392,6 +429,7 @@ mod tests {
             was_running: true,
             source_resumed: false,
             fences: UsableFences::default(),
+            retries_cont: false,
         }
     }
 
@@ -433,6 +471,8 @@ mod tests {
         check(&postmigrate(), &loaded(), &[Never, Unknown, Sent], StartDestination);
         check(&answers("finish-migrate", "completed"), &loaded(), &[Never, Unknown, Sent], StartDestination);
         check(&postmigrate(), &loaded(), &[Refused], QuitDestination);
+        let again = HandoverFacts { retries_cont: true, ..facts(postmigrate(), loaded(), Refused) };
+        assert_eq!(verdict(&again), StartDestination, "the lock of an image may be somebody else's for a moment");
         // No other side has the guest: `cont` is tried once more.
         check(&SideState::Dead, &loaded(), &ALL, StartDestination);
         // The source has not completed, so no engine has ever sent `cont`.
@@ -494,7 +534,7 @@ mod tests {
         let conts = [Never, Refused, Unknown];
         check(&waits(), &SideState::Dead, &conts, CancelMigration);
         check(&answers("finish-migrate", "device"), &SideState::Dead, &conts, CancelMigration);
-        check(&answers("paused", "failed"), &SideState::Dead, &conts, ResumeSource);
+        check(&answers("finish-migrate", "failed"), &SideState::Dead, &conts, ResumeSource);
         check(&postmigrate(), &SideState::Dead, &[Never, Refused], ResumeSource);
         check(&SideState::Hung, &SideState::Dead, &[Never, Refused], FreeSource);
         // The engine that died may have started the destination before the destination died, too.
@@ -570,6 +610,46 @@ mod tests {
         // No engine starts a guest that was paused.
         let facts = HandoverFacts { was_running: false, ..facts(postmigrate(), SideState::Dead, Unknown) };
         assert_eq!(facts.infer_cont(), Never);
+    }
+
+    #[test]
+    fn a_guest_that_stands_by_itself_is_not_resumed() {
+        for run in ["paused", "shutdown", "guest-panicked", "io-error", "watchdog", "internal-error", "suspended"] {
+            for migration in ["failed", "cancelled", "completed"] {
+                let source = answers(run, migration);
+                check(&source, &SideState::Dead, &[Never, Refused], HandoverVerdict::OnSource);
+            }
+            let under_way = answers(run, "pre-switchover");
+            let expected =
+                if run == "suspended" { HandoverVerdict::OnSource } else { HandoverVerdict::CancelMigration };
+            check(&under_way, &SideState::Dead, &[Never, Refused], expected);
+        }
+        check(&answers("finish-migrate", "failed"), &SideState::Dead, &[Never], HandoverVerdict::ResumeSource);
+        check(&postmigrate(), &SideState::Dead, &[Never], HandoverVerdict::ResumeSource);
+    }
+
+    #[test]
+    fn a_guest_that_has_suspended_itself_is_live() {
+        check(&postmigrate(), &answers("suspended", "completed"), &ALL, HandoverVerdict::OnDestination);
+        check(&answers("suspended", "failed"), &destination_failed(), &[Never, Refused], HandoverVerdict::OnSource);
+        check(&answers("suspended", "failed"), &answers("suspended", "completed"), &ALL, UNDETERMINED);
+    }
+
+    #[test]
+    fn time_alone_changes_what_is_silent_or_under_way() {
+        let may_change = |source: SideState, destination: SideState| facts(source, destination, Sent).may_change();
+        for silent in [SideState::Silent, SideState::Hung] {
+            for other in [postmigrate(), loaded(), destination_runs(), SideState::Dead, SideState::Silent] {
+                assert!(may_change(other.clone(), silent.clone()) && may_change(silent.clone(), other));
+            }
+        }
+        assert!(may_change(answers("finish-migrate", "device"), destination_runs()));
+        assert!(may_change(answers("finish-migrate", "of-tomorrow"), loaded()));
+        for settled in [postmigrate(), answers("running", "failed")] {
+            assert!(!may_change(settled.clone(), destination_runs()) && !may_change(settled, SideState::Dead));
+        }
+        assert!(!may_change(SideState::Dead, incoming()) && !may_change(answers("running", "none"), incoming()));
+        assert!(!may_change(answers("finish-migrate", "postcopy-active"), SideState::Dead));
     }
 
     #[test]
@@ -663,6 +743,8 @@ mod tests {
             "finish-migrate",
             "postmigrate",
             "io-error",
+            "suspended",
+            "shutdown",
             "strange",
         ]);
         let migration = prop::sample::select(vec![
@@ -691,15 +773,16 @@ mod tests {
 
     fn any_facts() -> impl Strategy<Value = HandoverFacts> {
         let fences = any::<(bool, bool)>().prop_map(|(source, destination)| UsableFences { source, destination });
-        let rest = (any::<bool>(), any::<bool>(), fences);
+        let rest = (any::<bool>(), any::<bool>(), any::<bool>(), fences);
         (any_side_state(), any_side_state(), prop::sample::select(ALL.to_vec()), rest).prop_map(
-            |(source, destination, cont, (was_running, source_resumed, fences))| HandoverFacts {
+            |(source, destination, cont, (was_running, source_resumed, retries_cont, fences))| HandoverFacts {
                 source,
                 destination,
                 cont,
                 was_running,
                 source_resumed,
                 fences,
+                retries_cont,
             },
         )
     }
@@ -720,6 +803,7 @@ mod tests {
             match verdict {
                 HandoverVerdict::ResumeSource => {
                     prop_assert!(*destination == SideState::Dead && unheard && *was_running);
+                    prop_assert!(!source.stands_by_itself());
                 }
                 HandoverVerdict::CancelMigration => prop_assert!(*destination == SideState::Dead && unheard),
                 HandoverVerdict::FreeSource => {

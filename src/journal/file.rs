@@ -93,6 +93,9 @@ pub enum JournalError {
         /// The journal.
         path: PathBuf,
     },
+    /// The journal's disk is slower than the step that waits for it allows.
+    #[error("the journal was not written within {0:?}")]
+    Slow(std::time::Duration),
     /// The thread that writes the journal has panicked.
     #[error("the journal is not written any more: the thread that writes it has died")]
     WriterDied,

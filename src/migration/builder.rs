@@ -128,6 +128,13 @@ impl Builder {
         self
     }
 
+    /// How long the fence command may take; see [`Settings::fence_timeout`].
+    #[must_use]
+    pub fn fence_timeout(mut self, limit: Duration) -> Self {
+        self.settings.fence_timeout = limit;
+        self
+    }
+
     /// Where the journal is kept; in the state directory by default.
     #[must_use]
     pub fn journal(mut self, place: JournalPlace) -> Self {

@@ -64,7 +64,7 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
     }
     let order = draft.order()?;
     let guest = GuestIntent::new(&run);
-    let begun = begun(context, pair, &order.route, &guest);
+    let begun = begun(context, pair, &order.route, &guest).await;
     let log = IntentLog::begin(settings, begun, context.records.clone(), report).map_err(|error| Failure::Refused {
         code: FailureCode::Journal,
         message: format!(
@@ -86,13 +86,13 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
 }
 
 /// The record that a recovery starts from.
-fn begun(context: &Context, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> MigrationBegin {
+async fn begun(context: &Context, pair: &QemuPair, route: &Route, guest: &GuestIntent) -> MigrationBegin {
     let settings = &context.settings;
-    let party = |process: &Process| Party { address: process.name().address.clone(), process: process.identity() };
+    let (source, destination) = tokio::join!(party(&pair.source), party(&pair.destination));
     MigrationBegin {
         run: context.run.clone(),
-        source: party(&pair.source),
-        destination: party(&pair.destination),
+        source,
+        destination,
         was_running: guest.wants_running(),
         pairs: route.pairs.clone(),
         addresses: route.addresses.clone(),
@@ -100,8 +100,16 @@ fn begun(context: &Context, pair: &QemuPair, route: &Route, guest: &GuestIntent)
         keep_source: settings.keep_source,
         runtime_dir: settings.runtime_dir.clone(),
         fence_command: settings.fence_command.clone(),
+        fence_timeout: settings.fence_timeout,
         switchover_timeout: settings.switchover_limit(),
+        tells_start: true,
     }
+}
+
+/// One QEMU, with the marks by which a recovery tells it from any other.
+async fn party(process: &Process) -> Party {
+    let threads = process.vcpu_threads().await.to_vec();
+    Party { address: process.name().address.clone(), process: process.identity(), threads }
 }
 
 /// Gathers facts from both sides, drafts a plan, and reads the images that need a proof. Gives the draft and the

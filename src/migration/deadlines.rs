@@ -18,8 +18,6 @@ pub(crate) const DISENGAGED: f64 = 0.4;
 pub(crate) const ARRIVED: f64 = 0.45;
 /// The part by which the guest must run on the destination.
 pub(crate) const STARTED: f64 = 0.55;
-/// The part that a fence command may take.
-pub(crate) const FENCED: f64 = 0.3;
 
 /// What is left of a part of the switchover's time, counted from the guest's stop. A guest that its owner paused has no
 /// time that runs out, and may have stood for hours.

@@ -5,10 +5,10 @@
 
 use super::{
     Effect, Failure, JournalPlace, Settings,
-    record::{MigrationBegin, MigrationEnd, Record},
+    record::{JournalStatus, MigrationBegin, MigrationEnd, Record},
 };
 use crate::{
-    journal::{Journal, JournalError},
+    journal::{Fold, Journal, JournalError},
     progress::{Reporter, describe},
     run_id::RunId,
 };
@@ -41,6 +41,23 @@ struct Recorded {
 impl Records {
     fn push(&self, record: &Record) {
         self.lock().records.push(record.clone());
+    }
+
+    /// The records of a journal that another engine wrote.
+    pub(crate) fn of_journal(records: impl Iterator<Item = Record>) -> Self {
+        let recorded = Recorded { records: records.collect(), journal: None };
+        Self(Arc::new(Mutex::new(recorded)))
+    }
+
+    /// The status that all records come to.
+    pub(crate) fn status(&self) -> JournalStatus {
+        let mut status = JournalStatus::default();
+        for record in &self.lock().records {
+            if let Err(illegal) = status.apply(record) {
+                tracing::warn!(%illegal, "a record is left out");
+            }
+        }
+        status
     }
 
     /// All records, in order.
@@ -161,6 +178,14 @@ impl IntentLog {
         self.write(Record::Effects(effects)).await
     }
 
+    /// The same while a guest waits, which a disk that hangs must not hold up.
+    ///
+    /// # Errors
+    /// The record could not be written, or not in time.
+    pub(crate) async fn note_in_time(&mut self, effects: impl IntoIterator<Item = Effect>) -> Result<(), Failure> {
+        within(WAY_BACK, self.note(effects)).await
+    }
+
     /// Notes whether the guest is to run, where that has changed; the record is on its way when this returns.
     ///
     /// # Errors
@@ -192,6 +217,14 @@ impl IntentLog {
     /// twice, and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
     pub(crate) async fn tell(&self, record: Record, report: &Reporter) {
         on_the_way_back(self.write(record), report).await;
+    }
+
+    /// Writes a record that the next step needs, while a guest stands still.
+    ///
+    /// # Errors
+    /// The record could not be written, or not in time.
+    pub(crate) async fn write_in_time(&self, record: Record) -> Result<(), Failure> {
+        within(WAY_BACK, self.write(record)).await
     }
 
     /// Writes the end, then removes the journal, unless the user named its file or something is left to be done, and
@@ -236,11 +269,16 @@ impl IntentLog {
     }
 }
 
+async fn within(limit: Duration, written: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    match timeout(limit, written).await {
+        Ok(written) => written,
+        Err(_) => Err(JournalError::Slow(limit).into()),
+    }
+}
+
 async fn on_the_way_back(written: impl Future<Output = Result<(), Failure>>, report: &Reporter) {
-    match timeout(WAY_BACK, written).await {
-        Ok(Ok(())) => {}
-        Ok(Err(failure)) => report.warn("journal", describe(&failure)),
-        Err(_) => report.warn("journal", format!("the journal was not written within {WAY_BACK:?}")),
+    if let Err(failure) = within(WAY_BACK, written).await {
+        report.warn("journal", describe(&failure));
     }
 }
 

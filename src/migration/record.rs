@@ -4,9 +4,10 @@
 //! and an effect that is not in the journal never did. The protocol fixes the order of records: a journal in another
 //! order is refused.
 
-use super::Effect;
+use super::{Effect, settings::FENCE};
 use crate::{
     endpoint::{Address, ProcessIdentity},
+    handover::verdict::ContKnowledge,
     journal::Fold,
     progress::{Ending, Reason, RunsOn},
     run_id::RunId,
@@ -23,6 +24,9 @@ pub struct Party {
     pub address: String,
     /// The process, where it is one of the engine's host.
     pub process: Option<ProcessIdentity>,
+    /// The threads of its vCPUs on its host; empty in a journal of an earlier version.
+    #[serde(default)]
+    pub threads: Vec<i64>,
 }
 
 /// The migration that was begun, as far as a recovery needs it.
@@ -49,8 +53,19 @@ pub struct MigrationBegin {
     pub runtime_dir: PathBuf,
     /// The executable that makes sure that a side cannot run the guest.
     pub fence_command: Option<PathBuf>,
+    /// How long that executable may take.
+    #[serde(default = "fence_timeout")]
+    pub fence_timeout: Duration,
     /// The longest from the guest's STOP until it runs somewhere.
     pub switchover_timeout: Duration,
+    /// Whether the journal has [`Record::Starting`] before any `cont` to the destination; false in a journal of an
+    /// earlier version, which cannot tell whether one was sent.
+    #[serde(default)]
+    pub tells_start: bool,
+}
+
+fn fence_timeout() -> Duration {
+    FENCE
 }
 
 /// The end of a migration.
@@ -90,9 +105,13 @@ pub enum Record {
         /// Whether the guest is to run where the migration ends.
         runs: bool,
     },
-    /// `migrate-continue` is about to be sent, and `cont` to the destination once it has everything. From here on the
-    /// source is resumed only on proof that the destination cannot run the guest.
+    /// `migrate-continue` is about to be sent. From here on the source is resumed only on proof that the destination
+    /// cannot run the guest.
     Given,
+    /// `cont` is about to be sent to the destination, once it has everything.
+    Starting,
+    /// No `cont` was sent to the destination, or the destination has refused each.
+    NotStarted,
     /// The guest was not handed over: the switchover was stopped before `migrate-continue`.
     Kept,
     /// The destination is proved unable to run the guest, and the source is about to be resumed.
@@ -109,7 +128,8 @@ pub enum GuestClaim {
     /// The source: the destination was given nothing that it could run.
     #[default]
     Source,
-    /// Either side: the destination may have been given everything, and told to run.
+    /// Either side: the destination may have been given everything. [`JournalStatus::cont`] says whether the
+    /// destination may have been told to run.
     Given,
     /// The source again: the destination was proved unable to run the guest.
     Resuming,
@@ -122,10 +142,32 @@ pub struct JournalStatus {
     pub begun: Option<MigrationBegin>,
     /// The effects that may have come about and are not undone, in order.
     pub effects: Vec<Effect>,
+    /// How many effects at the end of the list the last record names: those may not have come about.
+    pub unconfirmed: usize,
     /// The side that may have the guest.
     pub claim: GuestClaim,
+    /// `cont` may have been sent to the destination, and not been refused.
+    pub may_have_started: bool,
     /// The end, if the migration has ended.
     pub ended: Option<MigrationEnd>,
+}
+
+impl JournalStatus {
+    /// The effects that certainly came about, since another one was noted behind them.
+    pub fn certain_effects(&self) -> &[Effect] {
+        &self.effects[..self.effects.len().saturating_sub(self.unconfirmed)]
+    }
+
+    /// What the journal of a guest that was given tells of `cont` to the destination.
+    pub fn cont(&self) -> ContKnowledge {
+        match &self.begun {
+            Some(begun) if begun.tells_start && !self.may_have_started => ContKnowledge::Never,
+            // In postcopy the destination is started while the source does not say `completed` yet, so the source's
+            // answers do not tell that it was not.
+            Some(begun) if begun.postcopy => ContKnowledge::Sent,
+            _ => ContKnowledge::Unknown,
+        }
+    }
 }
 
 /// A record that cannot follow what came before.
@@ -171,10 +213,12 @@ impl Fold for JournalStatus {
                     return Err(RecordError::AfterGiven);
                 }
                 self.effects.extend(effects.iter().cloned());
+                self.unconfirmed = effects.len();
             }
             Record::Undone(effect) => {
                 let at = self.effects.iter().rposition(|one| one == effect).ok_or(RecordError::Undone)?;
                 self.effects.remove(at);
+                self.unconfirmed = 0;
             }
             Record::Guest { runs } => {
                 if let Some(begun) = &mut self.begun {
@@ -185,9 +229,15 @@ impl Fold for JournalStatus {
                 if self.claim != GuestClaim::Source || !self.effects.contains(&Effect::Migrate) {
                     return Err(RecordError::Given);
                 }
-                self.claim = GuestClaim::Given;
+                (self.claim, self.may_have_started, self.unconfirmed) = (GuestClaim::Given, false, 0);
             }
-            Record::Kept | Record::Resuming if self.claim != GuestClaim::Given => return Err(RecordError::NotGiven),
+            Record::Starting | Record::NotStarted | Record::Kept | Record::Resuming
+                if self.claim != GuestClaim::Given =>
+            {
+                return Err(RecordError::NotGiven);
+            }
+            Record::Starting => self.may_have_started = true,
+            Record::NotStarted => self.may_have_started = false,
             Record::Kept => self.claim = GuestClaim::Source,
             Record::Resuming => self.claim = GuestClaim::Resuming,
             Record::Recovering => self.ended = None,
@@ -209,7 +259,7 @@ mod tests {
     use serde_json::{Map, json};
 
     fn begun() -> Record {
-        let party = |address: &str| Party { address: address.to_owned(), process: None };
+        let party = |address: &str| Party { address: address.to_owned(), process: None, threads: Vec::new() };
         Record::Begun(Box::new(MigrationBegin {
             run: RunId::default(),
             source: party("unix:/a"),
@@ -221,7 +271,9 @@ mod tests {
             keep_source: false,
             runtime_dir: PathBuf::from("/r"),
             fence_command: None,
+            fence_timeout: FENCE,
             switchover_timeout: Duration::from_secs(10),
+            tells_start: true,
         }))
     }
 
@@ -249,7 +301,9 @@ mod tests {
         let with = |more: &[Record]| status(&[&sent, more].concat());
         let found = with(&[]).expect("legal");
         assert_eq!(found.effects, [Effect::NbdServer, Effect::Incoming, Effect::Migrate]);
-        assert_eq!((found.claim, found.ended), (GuestClaim::Source, None));
+        assert_eq!((found.claim, &found.ended), (GuestClaim::Source, &None));
+        assert_eq!(found.certain_effects(), [Effect::NbdServer], "the engine may have died before the last ones");
+        assert_eq!(with(&[Record::Given]).expect("legal").certain_effects().len(), 3);
         for (more, claim) in [
             (vec![Record::Given], GuestClaim::Given),
             (vec![Record::Given, Record::Kept], GuestClaim::Source),
@@ -271,6 +325,42 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_says_whether_the_destination_may_have_been_started() {
+        use ContKnowledge::{Never, Sent, Unknown};
+        let cont = |postcopy: bool, tells_start: bool, more: &[Record]| {
+            let Record::Begun(begun) = begun() else { unreachable!() };
+            let begun = Record::Begun(Box::new(MigrationBegin { postcopy, tells_start, ..*begun }));
+            let records = [&[begun, effects(&[Effect::Migrate]), Record::Given], more].concat();
+            status(&records).expect("legal").cont()
+        };
+        for (more, precopy, postcopy) in [
+            (&[][..], Never, Never),
+            (&[Record::Starting], Unknown, Sent),
+            (&[Record::Starting, Record::NotStarted], Never, Never),
+            (&[Record::NotStarted, Record::Recovering, Record::Starting], Unknown, Sent),
+            // Another switchover begins anew.
+            (&[Record::Starting, Record::Kept, Record::Given], Never, Never),
+        ] {
+            assert_eq!((cont(false, true, more), cont(true, true, more)), (precopy, postcopy), "{more:?}");
+            // An earlier version wrote none of these records.
+            assert_eq!((cont(false, false, &[]), cont(true, false, &[])), (Unknown, Sent));
+        }
+    }
+
+    #[test]
+    fn a_journal_of_an_earlier_version_is_read() {
+        let Record::Begun(begun) = begun() else { unreachable!() };
+        let mut written = serde_json::to_value(&begun).expect("written");
+        let fields = written.as_object_mut().expect("an object");
+        assert!(["fence_timeout", "tells_start"].iter().all(|name| fields.remove(*name).is_some()));
+        for party in ["source", "destination"] {
+            assert!(fields[party].as_object_mut().expect("an object").remove("threads").is_some());
+        }
+        let read: MigrationBegin = serde_json::from_value(written).expect("read");
+        assert_eq!(read, MigrationBegin { tells_start: false, ..*begun });
+    }
+
+    #[test]
     fn what_no_engine_writes_is_refused() {
         let sent = || vec![begun(), effects(&[Effect::Migrate])];
         let then = |more: &[Record]| [sent(), more.to_vec()].concat();
@@ -283,6 +373,9 @@ mod tests {
             (then(&[Record::Given, effects(&[Effect::NbdServer])]), RecordError::AfterGiven),
             (then(&[Record::Kept]), RecordError::NotGiven),
             (then(&[Record::Resuming]), RecordError::NotGiven),
+            (then(&[Record::Starting]), RecordError::NotGiven),
+            (then(&[Record::Given, Record::Kept, Record::NotStarted]), RecordError::NotGiven),
+            (then(&[Record::Given, Record::Resuming, Record::Starting]), RecordError::NotGiven),
             (then(&[Record::Undone(Effect::Incoming)]), RecordError::Undone),
             (then(&[ended(Ending::Moved), Record::Given]), RecordError::AfterEnd),
             (then(&[ended(Ending::Moved), ended(Ending::Moved)]), RecordError::AfterEnd),
@@ -310,7 +403,14 @@ mod tests {
             Just(begun()),
             prop::collection::vec(effect(), 1..3).prop_map(Record::Effects),
             effect().prop_map(Record::Undone),
-            prop::sample::select(vec![Record::Given, Record::Kept, Record::Resuming, Record::Recovering]),
+            prop::sample::select(vec![
+                Record::Given,
+                Record::Starting,
+                Record::NotStarted,
+                Record::Kept,
+                Record::Resuming,
+                Record::Recovering
+            ]),
             prop::sample::select(vec![ended(Ending::Moved), ended(Ending::Undetermined)]),
         ]
     }

@@ -6,20 +6,21 @@
 //! recovery that dies can be recovered from.
 
 use super::{
-    Failure, Settings,
+    Effect, Failure, Settings,
     attempt::Attempt,
     connection::open,
     context::{Context, Monitors},
-    ending::{End, Whereabouts, after_panic, conclude, lost, outcome, panicked, untouched},
+    ending::{End, Whereabouts, after_panic, conclude, lost, outcome, panicked, undetermined, untouched},
     engine::bring_to_end,
     fence_command::command_file,
     guest::GuestIntent,
     intents::{IntentLog, Records},
     pair::QemuPair,
+    participant::{self, NotProved},
     record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
     running::{AfterPanic, Cancelled, EngineJob, Running, Work},
     validate::{Invalid, LONGEST, Problems},
-    way_back::{judge::judge_recorded_handover, rollback::take_last_look},
+    way_back::{judge::judge_recorded_handover, leftovers::left_behind, rollback::take_last_look},
     work_order::Route,
 };
 use crate::{
@@ -34,7 +35,7 @@ use crate::{
     qemu::{Process, QemuName},
     qmp::Recorder,
 };
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, time::Duration};
 use tokio::time::Instant;
 
 /// A migration that is to be taken up, and how. [`Self::start`] begins it.
@@ -44,12 +45,13 @@ pub struct Recovery {
     source: Option<Endpoint>,
     destination: Option<Endpoint>,
     fence_command: Option<PathBuf>,
+    fence_timeout: Option<Duration>,
     recorder: Option<Recorder>,
 }
 
 impl Recovery {
     pub(super) fn new(journal: PathBuf) -> Self {
-        Self { journal, source: None, destination: None, fence_command: None, recorder: None }
+        Self { journal, source: None, destination: None, fence_command: None, fence_timeout: None, recorder: None }
     }
 
     /// Reaches the source at another place than the journal says.
@@ -73,6 +75,13 @@ impl Recovery {
         self
     }
 
+    /// Gives the fence command another time than the journal says.
+    #[must_use]
+    pub fn fence_timeout(mut self, limit: Duration) -> Self {
+        self.fence_timeout = Some(limit);
+        self
+    }
+
     /// Records every line of both connections.
     #[must_use]
     pub fn transcript(mut self, recorder: Recorder) -> Self {
@@ -88,6 +97,9 @@ impl Recovery {
         let mut problems = Problems::default();
         if let Some(command) = &self.fence_command {
             problems.require_command("fence_command", command, command_file(command));
+        }
+        if let Some(limit) = self.fence_timeout {
+            problems.require_fence_timeout(limit);
         }
         problems.into_result()
     }
@@ -129,21 +141,22 @@ impl Recovery {
         };
         let context = Context {
             run: begun.run.clone(),
-            settings: settings(&begun, self.fence_command.clone()),
+            settings: settings(&begun, self.fence_command.clone(), self.fence_timeout),
             report: report.clone(),
             cancel,
             began: Instant::now(),
             monitors: self.monitors(&begun),
-            records: Records::default(),
+            records: Records::of_journal(entries.into_iter().map(|entry| entry.record)),
         };
         let failure = Failure::EngineDied;
         if let Some(outcome) = settled(&context, &begun, &status) {
             return Ok(outcome);
         }
-        let pair = reach_both(&context, &begun, [self.source.as_ref(), self.destination.as_ref()]).await?;
+        let known = [self.source.as_ref(), self.destination.as_ref()];
+        let reached = reach_both(&context, &begun, status.certain_effects(), known).await?;
         journal.append(&Record::Recovering)?;
         let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
-        Ok(go_on(&context, pair, &begun, status.claim, log, failure).await)
+        Ok(go_on(&context, reached, &begun, &status, log, failure).await)
     }
 
     /// Where the monitors can be dialled again, should one close during the recovery.
@@ -234,10 +247,10 @@ async fn recover_after_panic(
     panicked: &str,
 ) -> Result<Outcome, Failure> {
     let Monitors { source, destination, .. } = &context.monitors;
-    let pair = reach_both(context, begun, [source.as_ref(), destination.as_ref()]).await?;
+    let reached = reach_both(context, begun, status.certain_effects(), [source.as_ref(), destination.as_ref()]).await?;
     let log = IntentLog::go_on(begun.run.clone(), &context.records, status.effects.clone(), &context.report).await;
     log.tell(Record::Recovering, &context.report).await;
-    Ok(go_on(context, pair, begun, status.claim, log, Failure::Internal(panicked.to_owned())).await)
+    Ok(go_on(context, reached, begun, status, log, Failure::Internal(panicked.to_owned())).await)
 }
 
 /// The outcome of a run that had come to an end, and left nothing to be done.
@@ -253,16 +266,29 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
 /// Goes on with a run that another engine, or this one before its panic, began.
 async fn go_on(
     context: &Context,
-    pair: QemuPair,
+    reached: ReachedPair,
     begun: &MigrationBegin,
-    claim: GuestClaim,
+    status: &JournalStatus,
     log: IntentLog,
     failure: Failure,
 ) -> Outcome {
+    let ReachedPair { mut pair, others } = reached;
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
     let mut attempt = Attempt::new(log, guest, LedgerClock::Engine);
     attempt.destination_followed = false;
-    let end = take_up(context, &pair, &route, begun, claim, failure, &mut attempt).await;
+    let mut end = match status.claim {
+        // Without the source nothing tells how the guest fares, so the destination keeps what it has of it.
+        GuestClaim::Source if pair.source.was_replaced() => {
+            if !pair.destination.is_absent() {
+                attempt.leftovers.extend(left_behind(&pair.destination, &begun.run).await);
+            }
+            undetermined(&failure, SOURCE_REPLACED)
+        }
+        _ => take_up(context, &mut pair, &route, status, failure, &mut attempt).await,
+    };
+    if let Some(reason) = &mut end.reason {
+        others.iter().for_each(|other| reason.message.push_str(&format!("; {other}")));
+    }
     conclude(context, &route, end, attempt).await
 }
 
@@ -270,40 +296,83 @@ fn route(begun: &MigrationBegin) -> Route {
     Route { pairs: begun.pairs.clone(), addresses: begun.addresses.clone() }
 }
 
+/// What a person must find out where another QEMU answers at the source's address.
+const SOURCE_REPLACED: &str = "another QEMU answers at the source's address, so nothing tells what became of the guest, \
+     and nothing was done to either side: find the QEMU that had the guest, or make sure that it is gone; if neither it \
+     nor the destination runs the guest, end the destination and start the guest anew from the source's disks";
+
+/// Both sides as a recovery finds them.
+struct ReachedPair {
+    /// A side where another QEMU answers is as good as one that does not answer.
+    pair: QemuPair,
+    /// The QEMUs that answer in place of those that took part. They are left alone.
+    others: Vec<OtherQemu>,
+}
+
+/// A QEMU that is not proved to be the one that took part.
+struct OtherQemu {
+    at: QemuName,
+    why: NotProved,
+}
+
+impl fmt::Display for OtherQemu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, why: NotProved(why) } = self;
+        write!(f, "{at}: the QEMU there is not proved to be the one that took part, and is left alone: {why}")
+    }
+}
+
 /// Reaches both sides where they are known to be, and else where the journal says they were.
 async fn reach_both(
     context: &Context,
     begun: &MigrationBegin,
+    effects: &[Effect],
     known: [Option<&Endpoint>; 2],
-) -> Result<QemuPair, Failure> {
-    let recorder = context.monitors.recorder.as_ref();
+) -> Result<ReachedPair, Failure> {
+    let reach = async |side: Side, party: &Party, endpoint: Option<&Endpoint>| -> Result<_, Failure> {
+        let (process, known) = reach(side, party, endpoint, context.monitors.recorder.as_ref()).await?;
+        if process.is_absent() {
+            return Ok((process, None));
+        }
+        let at = process.name().clone();
+        match participant::prove(&process, party, known.as_ref(), &begun.pairs, effects).await {
+            Ok(()) => Ok((process, None)),
+            Err(why) => Ok((Process::replaced(at.clone(), known).await, Some(OtherQemu { at, why }))),
+        }
+    };
     let [source, destination] = known;
     let connected = async {
         tokio::try_join!(
-            reach(Side::Source, &begun.source, source, recorder),
-            reach(Side::Destination, &begun.destination, destination, recorder)
+            reach(Side::Source, &begun.source, source),
+            reach(Side::Destination, &begun.destination, destination)
         )
     };
-    let (source, destination) = context.report.during(Phase::Connect, connected).await?;
-    Ok(QemuPair { source, destination })
+    let ((source, one), (destination, two)) = context.report.during(Phase::Connect, connected).await?;
+    let others: Vec<OtherQemu> = one.into_iter().chain(two).collect();
+    for other in &others {
+        context.report.warn("another-qemu", other.to_string());
+    }
+    Ok(ReachedPair { pair: QemuPair { source, destination }, others })
 }
 
 /// Goes on where the journal ends.
 async fn take_up(
     context: &Context,
-    pair: &QemuPair,
+    pair: &mut QemuPair,
     route: &Route,
-    begun: &MigrationBegin,
-    claim: GuestClaim,
+    status: &JournalStatus,
     failure: Failure,
     attempt: &mut Attempt,
 ) -> End {
-    attempt.given = claim != GuestClaim::Source;
-    let recorded = match claim {
+    attempt.given = status.claim != GuestClaim::Source;
+    let recorded = match status.claim {
         GuestClaim::Source => None,
         GuestClaim::Resuming => Some(RecordedHandover::Resuming(DestinationCannotRun::of_journal())),
-        GuestClaim::Given => Some(RecordedHandover::Given { may_postcopy: begun.postcopy }),
+        GuestClaim::Given => Some(RecordedHandover::Given { cont: status.cont() }),
     };
+    if status.claim == GuestClaim::Resuming && pair.destination.is_absent() {
+        pair.destination.note_ended();
+    }
     let whereabouts = match recorded {
         Some(recorded) => judge_recorded_handover(context, pair, route, failure, recorded, attempt).await,
         None => {
@@ -316,28 +385,30 @@ async fn take_up(
 }
 
 /// The settings of the engine that died, as far as they matter from here on.
-fn settings(begun: &MigrationBegin, fence_command: Option<PathBuf>) -> Settings {
+fn settings(begun: &MigrationBegin, fence_command: Option<PathBuf>, fence_timeout: Option<Duration>) -> Settings {
     Settings {
         keep_source: begun.keep_source,
         runtime_dir: begun.runtime_dir.clone(),
         fence_command: fence_command.or_else(|| begun.fence_command.clone()),
+        fence_timeout: fence_timeout.unwrap_or(begun.fence_timeout).min(LONGEST),
         // a journal may hold a time that no clock can add
         switchover_timeout: Some(begun.switchover_timeout.min(LONGEST)),
         ..Settings::default()
     }
 }
 
-/// Reaches a side; a side that cannot be reached may yet be proved to have ended.
+/// Reaches a side, with the process that the journal names, where that lives on this host; a side that cannot be
+/// reached may yet be proved to have ended.
 async fn reach(
     side: Side,
     party: &Party,
     endpoint: Option<&Endpoint>,
     recorder: Option<&Recorder>,
-) -> Result<Process, Failure> {
+) -> Result<(Process, Option<PeerPid>), Failure> {
     let name = || QemuName { side, address: party.address.clone() };
     let known = match party.process.as_ref().map(crate::endpoint::ProcessIdentity::find) {
         // whatever listens at the address now is another process
-        Some(ProcessFate::Ended) => return Ok(Process::absent(name(), None, true).await),
+        Some(ProcessFate::Ended) => return Ok((Process::absent(name(), None, true).await, None)),
         // Whatever the journal says, no process but a QEMU is ended.
         Some(ProcessFate::Alive(peer)) => Some(peer).filter(PeerPid::is_qemu),
         Some(ProcessFate::Unknown) | None => None,
@@ -353,18 +424,12 @@ async fn reach(
         },
     };
     match open(side, &endpoint, recorder).await {
-        Ok(process) if is_another(&process, known.as_ref()) => Ok(Process::absent(name(), known, false).await),
-        Ok(process) => Ok(process),
+        Ok(process) => Ok((process, known)),
         Err(failure) => {
             tracing::warn!(error = describe(&failure), "the side cannot be asked");
-            Ok(Process::absent(name(), known, false).await)
+            Ok((Process::absent(name(), known, false).await, None))
         }
     }
-}
-
-/// Whether the process that listens at the address now is not the process that the journal knows.
-fn is_another(process: &Process, known: Option<&PeerPid>) -> bool {
-    known.zip(process.peer()).is_some_and(|(known, peer)| known.pid() != peer.pid())
 }
 
 fn refused(code: FailureCode, message: String) -> Failure {
@@ -375,11 +440,10 @@ fn refused(code: FailureCode, message: String) -> Failure {
 mod tests {
     use super::*;
     use crate::run_id::RunId;
-    use std::time::Duration;
 
     #[test]
     fn a_time_that_no_clock_can_add_is_cut_when_a_journal_is_read() {
-        let party = || Party { address: "unix:/q".to_owned(), process: None };
+        let party = || Party { address: "unix:/q".to_owned(), process: None, threads: Vec::new() };
         let begun = MigrationBegin {
             run: RunId::default(),
             source: party(),
@@ -391,9 +455,11 @@ mod tests {
             keep_source: false,
             runtime_dir: PathBuf::from("/r"),
             fence_command: None,
+            fence_timeout: Duration::MAX,
             switchover_timeout: Duration::MAX,
+            tells_start: true,
         };
-        let limit = settings(&begun, None).switchover_limit();
+        let limit = settings(&begun, None, None).switchover_limit();
         assert!(Instant::now().checked_add(limit).is_some() && limit.mul_f64(1.0) == limit, "{limit:?}");
     }
 
@@ -406,8 +472,8 @@ mod tests {
             let child = tokio::process::Command::new(&program).arg("1000").kill_on_drop(true).spawn().unwrap();
             let peer = PeerPid::open(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
             let address = format!("unix:{}", folder.path().join("no-monitor").display());
-            let party = Party { address, process: peer.identity() };
-            let process = reach(Side::Source, &party, None, None).await.unwrap();
+            let party = Party { address, process: peer.identity(), threads: Vec::new() };
+            let (process, _) = reach(Side::Source, &party, None, None).await.unwrap();
             assert_eq!(process.peer().map(PeerPid::pid), child.id().filter(|_| is_qemu), "{}", program.display());
         }
     }

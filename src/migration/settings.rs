@@ -14,6 +14,9 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 /// The longest from STOP to a guest that runs, where nothing else is said.
 pub const SWITCHOVER: Duration = Duration::from_secs(10);
 
+/// How long a fence command may take, where nothing else is said.
+pub const FENCE: Duration = Duration::from_secs(30);
+
 /// Where a journal is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -68,6 +71,10 @@ pub struct Settings {
     /// `destination`, its address, and the reason; exit code 0 says that it is fenced. Processes of this host are ended
     /// without it.
     pub fence_command: Option<PathBuf>,
+    /// How long the fence command may take, 1 s to 1 year: [`FENCE`] by default. A command that takes longer is killed,
+    /// and the side counts as not fenced. The guest may stand still meanwhile, however short `switchover_timeout` is.
+    #[serde(with = "duration")]
+    pub fence_timeout: Duration,
     /// Where it is noted what is done, so that another engine can take it up after this one died.
     pub journal: JournalPlace,
     /// Where the destination listens for RAM; with two local QEMUs a unix socket in `runtime_dir` by default.
@@ -117,6 +124,7 @@ impl Default for Settings {
             timeout: None,
             switchover_timeout: None,
             fence_command: None,
+            fence_timeout: FENCE,
             journal: JournalPlace::default(),
             migrate_address: None,
             nbd_address: None,

@@ -12,6 +12,8 @@ use std::{fmt, path::Path, time::Duration};
 const DOWNTIME_MAX: Duration = Duration::from_secs(2000);
 /// The shortest switchover that leaves a hanging QEMU time to be found out, and the guest time to go back.
 const SWITCHOVER_MIN: Duration = Duration::from_secs(1);
+/// The least time for a fence command.
+const FENCE_MIN: Duration = Duration::from_secs(1);
 /// How much of the blackout budget a switchover takes at least: the guest may use the budget up, and must then go back.
 const SWITCHOVER_BUDGETS: u32 = 3;
 /// Longer times are a mistake, and a clock that is asked for them overflows.
@@ -98,6 +100,11 @@ impl Problems {
         self.require((least..=most).contains(&value), field, words(value), expected);
     }
 
+    /// A time in which a host can be made to end a process.
+    pub(crate) fn require_fence_timeout(&mut self, limit: Duration) {
+        self.require_within("fence_timeout", limit, FENCE_MIN, LONGEST, "");
+    }
+
     /// A ceiling that lets something through.
     pub(crate) fn require_rate(&mut self, field: &str, ceiling: Option<Rate>) {
         if let Some(Rate(bytes)) = ceiling {
@@ -174,6 +181,7 @@ pub(crate) fn check(settings: &Settings, fence: CommandFile) -> Result<(), Inval
         samples,
         format!("give 1 to {SAMPLES_MAX}, or in place of a sample `verify_backing: off` or `verify_backing: full`"),
     );
+    problems.require_fence_timeout(settings.fence_timeout);
     if let Some(command) = &settings.fence_command {
         problems.require_command("fence_command", command, fence);
     }
@@ -273,6 +281,8 @@ mod tests {
         refuses("timeout", "0s", "leave it out", |settings| settings.timeout = Some(Duration::ZERO));
         refuses("switchover_timeout", "y", "1s to", |settings| settings.switchover_timeout = Some(forever));
         refuses("switchover_timeout", "0s", "1s to", |settings| settings.switchover_timeout = Some(Duration::ZERO));
+        refuses("fence_timeout", "y", "1s to", |settings| settings.fence_timeout = forever);
+        refuses("fence_timeout", "0s", "1s to", |settings| settings.fence_timeout = Duration::ZERO);
         refuses("switchover_timeout", "1s", "at least 3s", |settings| {
             (settings.downtime, settings.switchover_timeout) = (Duration::from_secs(1), Some(Duration::from_secs(1)));
         });

@@ -5,6 +5,7 @@
 
 pub mod reply;
 
+mod connection_origin;
 mod error;
 mod features;
 mod observed;

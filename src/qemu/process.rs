@@ -4,6 +4,7 @@
 //! answer: a missed deadline is an error of its own.
 
 use super::{
+    connection_origin::ConnectionOrigin,
     error::{Gone, ProcessError, QemuName},
     features::Features,
     observed::Observed,
@@ -17,14 +18,14 @@ use crate::{
 };
 use qapi::{
     Command,
-    qmp::{query_qmp_schema, query_yank},
+    qmp::{query_cpus_fast, query_qmp_schema, query_yank, quit},
 };
 use serde_json::Value;
 use std::{
     future::{Future, pending},
     io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -47,17 +48,6 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The time that a process may take to end after its monitor has closed.
 const DYING: Duration = Duration::from_secs(1);
 
-/// What the connection to a QEMU was when it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ConnectionOrigin {
-    /// The first one.
-    First,
-    /// One that took the place of a connection that had closed: events in between were missed.
-    Again,
-    /// None: the QEMU could not be reached.
-    None,
-}
-
 /// The handle to one QEMU process.
 #[derive(Debug)]
 pub struct Process {
@@ -65,10 +55,14 @@ pub struct Process {
     client: QmpClient,
     features: Features,
     peer: Option<PeerPid>,
-    /// Whether the process was proved to have ended before the engine could connect.
-    ended: bool,
+    /// Whether the process is proved to have ended by something else than its monitor and its pidfd.
+    ended: Arc<AtomicBool>,
     /// What this connection was when it was made.
     origin: ConnectionOrigin,
+    /// Whether QEMU has accepted a `quit` of this engine.
+    quitting: Arc<AtomicBool>,
+    /// The threads of the vCPUs on QEMU's host, once they were asked for.
+    threads: OnceLock<Vec<i64>>,
     /// Whether the last command with a known result missed its deadline.
     silent: Arc<AtomicBool>,
     observed: watch::Receiver<Observed>,
@@ -107,14 +101,19 @@ impl Process {
         let client = QmpClient::adopt(tokio::io::empty(), false, qmp::QmpOptions::labelled(name.side.as_str()));
         client.wait_closed().await;
         let features = Features::read(&Schema::new(&Value::Null));
-        let origin = ConnectionOrigin::None;
+        let (ended, origin) = (Arc::new(ended.into()), ConnectionOrigin::None);
         Self { ended, origin, ..Self::over(client, name, peer, features, Observed::default()) }
+    }
+
+    /// A QEMU at whose address another QEMU answers; `peer` is the process that may still run.
+    pub async fn replaced(name: QemuName, peer: Option<PeerPid>) -> Self {
+        Self { origin: ConnectionOrigin::Another, ..Self::absent(name, peer, false).await }
     }
 
     /// The same process over a new connection, with what the events of the old connection have told.
     ///
     /// # Errors
-    /// As [`Process::connect`]; the schema is not read again.
+    /// As [`Process::connect`]; the schema is read again only where it was never read.
     pub async fn reconnect<S>(
         &self,
         stream: S,
@@ -125,10 +124,16 @@ impl Process {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let name = self.name.clone();
+        if self.is_absent() {
+            let again = Self::connect(name, stream, peer, options).await?;
+            return Ok(Self { origin: ConnectionOrigin::Again, ..again });
+        }
         match QmpClient::connect(stream, options).await {
             Ok(client) => {
                 let again = Self::over(client, name, peer, self.features.clone(), self.observed());
-                Ok(Self { origin: ConnectionOrigin::Again, ..again })
+                // The threads are asked for anew: the QEMU may be another.
+                let (ended, quitting) = (self.ended.clone(), self.quitting.clone());
+                Ok(Self { origin: ConnectionOrigin::Again, ended, quitting, ..again })
             }
             Err(source) => Err(ProcessError::Connect { at: name, source }),
         }
@@ -138,7 +143,8 @@ impl Process {
     fn over(client: QmpClient, name: QemuName, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
         let observed = fold(&client, seen);
         let origin = ConnectionOrigin::First;
-        Self { name, client, features, peer, ended: false, origin, silent: Arc::default(), observed }
+        let (ended, quitting, threads, silent) = Default::default();
+        Self { name, client, features, peer, ended, origin, quitting, threads, silent, observed }
     }
 
     /// The side and the address of this QEMU.
@@ -158,7 +164,7 @@ impl Process {
 
     /// Whether the QEMU could not be reached, so that it never answered this engine.
     pub fn is_absent(&self) -> bool {
-        self.origin == ConnectionOrigin::None
+        matches!(self.origin, ConnectionOrigin::None | ConnectionOrigin::Another)
     }
 
     /// Whether its first connection has closed and this one took its place: events in between were missed.
@@ -169,6 +175,44 @@ impl Process {
     /// The process behind the monitor's socket, where that is a local one.
     pub fn peer(&self) -> Option<&PeerPid> {
         self.peer.as_ref()
+    }
+
+    /// Whether another QEMU answers at the address: nothing may be done to it, nor to whatever is at that address.
+    pub fn was_replaced(&self) -> bool {
+        self.origin == ConnectionOrigin::Another
+    }
+
+    /// Whether the monitor is closed, and another connection may yet reach the QEMU.
+    pub fn may_be_reached_again(&self) -> bool {
+        let has_died = self.peer.as_ref().is_some_and(PeerPid::has_died);
+        self.client.is_closed() && !(self.was_replaced() || self.is_noted_ended() || self.has_quit() || has_died)
+    }
+
+    /// Whether its process is one of this host, and is stopped (SIGSTOP): then its guest does not run.
+    pub fn is_stopped(&self) -> bool {
+        self.peer.as_ref().is_some_and(PeerPid::is_stopped)
+    }
+
+    /// The ids that the threads of the vCPUs have on QEMU's host, by the first answer: no other process there has the
+    /// same ones at that time. Empty where QEMU does not tell.
+    pub async fn vcpu_threads(&self) -> &[i64] {
+        if self.threads.get().is_none() {
+            if let Ok(cpus) = self.ask(&query_cpus_fast {}).await {
+                let threads = cpus.0.into_iter().filter_map(|cpu| cpu.thread_id).collect();
+                return self.threads.get_or_init(|| threads);
+            }
+        }
+        self.threads.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Tells QEMU to quit. Once QEMU has accepted, it runs no guest, and the end of its monitor is its own end.
+    ///
+    /// # Errors
+    /// As [`Process::act`]. QEMU may exit before its answer is out, which proves nothing to an engine on another host.
+    pub async fn quit(&self) -> Result<(), ProcessError> {
+        self.act(&quit {}).await?;
+        self.quitting.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Sends a query; the reply is read into the query's type.
@@ -335,23 +379,44 @@ impl Process {
 
     /// Whether the process has ended or its monitor has closed, as far as is seen without waiting.
     pub fn is_gone(&self) -> bool {
-        self.ended || self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
+        self.is_noted_ended() || self.client.is_closed() || self.peer.as_ref().is_some_and(PeerPid::has_died)
     }
 
-    /// Waits for the end of the process, or of the monitor where the process is not known.
+    /// Waits for the end of the process: by the kernel's word, or, where the process is not known, by the end of a
+    /// monitor over which QEMU has accepted `quit`. A monitor that closes for any other reason proves nothing, and the
+    /// wait goes on.
     pub async fn ended(&self) {
         match &self.peer {
+            _ if self.is_noted_ended() => {}
             Some(peer) => peer.died().await,
-            None => drop(self.client.wait_closed().await),
+            None => {
+                self.client.wait_closed().await;
+                if !self.quitting.load(Ordering::Relaxed) {
+                    pending().await
+                }
+            }
         }
     }
 
-    /// Whether the process, or the monitor where the process is not known, has ended.
+    /// Whether the process ends within `patience`, as by [`Self::ended`].
+    pub async fn ends_within(&self, patience: Duration) -> bool {
+        match &self.peer {
+            Some(_) => timeout(patience, self.ended()).await.is_ok(),
+            None => {
+                self.is_noted_ended() || (timeout(patience, self.client.wait_closed()).await.is_ok() && self.has_quit())
+            }
+        }
+    }
+
+    /// Whether the process is proved to have ended, as by [`Self::ended`].
     ///
     /// A dying process closes its monitor a moment before the kernel reports its death, so a process whose monitor has
     /// closed is given that moment.
     pub async fn has_ended(&self) -> bool {
-        self.is_gone() && timeout(DYING, self.ended()).await.is_ok()
+        match &self.peer {
+            Some(_) => self.is_gone() && timeout(DYING, self.ended()).await.is_ok(),
+            None => self.is_noted_ended() || self.has_quit(),
+        }
     }
 
     /// Waits up to `patience` for proof that QEMU has ended.
@@ -360,13 +425,27 @@ impl Process {
     /// that the kernel names is the one that made the socket, which is not QEMU where a manager made it and passed it
     /// on.
     pub async fn proved_dead(&self, patience: Duration) -> bool {
-        let Some(peer) = &self.peer else { return self.ended };
+        let Some(peer) = &self.peer else { return self.is_noted_ended() || self.has_quit() };
         let both = async { tokio::join!(peer.died(), self.client.wait_closed()) };
         timeout(patience, both).await.is_ok()
     }
 
+    /// Notes that the process runs no more: a fence command has said so, or the journal of an engine that knew.
+    pub fn note_ended(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    fn is_noted_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Whether QEMU has accepted `quit`, and its monitor has closed since.
+    fn has_quit(&self) -> bool {
+        self.quitting.load(Ordering::Relaxed) && self.client.is_closed()
+    }
+
     async fn describe(&self) -> Gone {
-        let how = match self.ended || self.peer.as_ref().is_some_and(PeerPid::has_died) {
+        let how = match self.is_noted_ended() || self.peer.as_ref().is_some_and(PeerPid::has_died) {
             true => "its process ended".to_owned(),
             false if !self.client.is_closed() => "its events are not followed any more".to_owned(),
             false => format!("its monitor closed: {}", self.client.wait_closed().await),
@@ -432,5 +511,20 @@ mod tests {
             child.kill().await.unwrap();
         };
         assert!(tokio::join!(process.has_ended(), dies).0);
+    }
+
+    #[tokio::test]
+    async fn a_monitor_that_closes_is_no_end_unless_quit_was_accepted() {
+        let name = || QemuName { side: Side::Destination, address: "tcp:h:1".to_owned() };
+        let process = Process::absent(name(), None, false).await;
+        assert!(process.is_gone() && process.is_absent());
+        assert!(!process.has_ended().await && !process.proved_dead(DYING).await);
+        assert!(timeout(Duration::from_millis(20), process.ended()).await.is_err());
+        process.quitting.store(true, Ordering::Relaxed);
+        assert!(process.has_ended().await && process.proved_dead(DYING).await);
+        process.ended().await;
+        let ended = Process::absent(name(), None, true).await;
+        assert!(ended.has_ended().await && ended.proved_dead(DYING).await);
+        ended.ended().await;
     }
 }

@@ -162,7 +162,7 @@ impl ApproachModel {
     pub(crate) fn take_up(&self, world: &ApproachWorld, guest: &GuestIntent) -> ModelledJudgement {
         let recorded = match world.journal.claim {
             RecordedClaim::Resuming => RecordedHandover::Resuming(()),
-            RecordedClaim::Given | RecordedClaim::Source => RecordedHandover::Given { may_postcopy: false },
+            RecordedClaim::Given | RecordedClaim::Source => RecordedHandover::Given { cont: ContKnowledge::Unknown },
         };
         Judgement::take_up(guest.wants_running(), recorded, FENCES)
     }
@@ -188,6 +188,7 @@ impl ApproachModel {
                     destination: self.look(world, Side::Destination),
                     source_gave_up: gave_up,
                     source_cut: false,
+                    retries_cont: false,
                 });
             }
             JudgementStep::RecordResuming => {
@@ -206,7 +207,8 @@ impl ApproachModel {
                 world.engine.stage = ApproachStage::GoBack(WayBackStep::Cancel);
                 return;
             }
-            JudgementStep::End(_) => return world.end(Ending::Undetermined),
+            JudgementStep::RecordStarting => judgement.confirm_starting(),
+            JudgementStep::Wait(_) | JudgementStep::End(_) => return world.end(Ending::Undetermined),
         }
         world.engine.stage = ApproachStage::Judge(Box::new(judgement));
     }

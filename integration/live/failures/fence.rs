@@ -60,11 +60,13 @@ impl Scene {
 
     /// Migrates with a fence command that notes its environment, and then runs this shell command.
     fn migrate(&self, fence: &str) -> (i32, Vec<Value>) {
-        let script = self.folder.join("command");
-        let calls = self.calls_file().display().to_string();
-        fs::write(&script, format!("#!/bin/sh\nprintf '%s\\n' \"$#\" \"$@\" >>'{calls}'\n{fence}\n")).unwrap();
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
-        let mut command = qferry_within(&self.pair, "migrate", SWITCHOVER);
+        self.migrate_within(fence, SWITCHOVER)
+    }
+
+    /// The same with another limit for the switchover.
+    fn migrate_within(&self, fence: &str, limit: Duration) -> (i32, Vec<Value>) {
+        let script = self.script("command", fence);
+        let mut command = qferry_within(&self.pair, "migrate", limit);
         command.arg("--json").arg("--source").arg(self.source.path()).arg("--destination").arg(&self.destination);
         command.arg("--journal").arg(self.journal()).arg("--fence-command").arg(script);
         // The engine cannot find out the host of these QEMUs, so the addresses are given.
@@ -73,6 +75,15 @@ impl Scene {
             command.args([format!("--{channel}-address"), format!("unix:{path}")]);
         }
         run(&mut command)
+    }
+
+    /// A fence command that notes its arguments, and then runs this shell command.
+    fn script(&self, name: &str, fence: &str) -> PathBuf {
+        let script = self.folder.join(name);
+        let calls = self.calls_file().display().to_string();
+        fs::write(&script, format!("#!/bin/sh\nprintf '%s\\n' \"$#\" \"$@\" >>'{calls}'\n{fence}\n")).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+        script
     }
 
     fn journal(&self) -> PathBuf {
@@ -173,4 +184,34 @@ fn a_fence_command_that_fails_resumes_nobody() {
         pair.wait_until_verified(WAIT).unwrap();
         judge_disks(pair, Side::Destination);
     }
+}
+
+#[test]
+fn a_fence_command_has_a_time_of_its_own() {
+    // Three tenths of the switchover's limit were less than the command takes.
+    let scene = Scene::set(Lost::Frozen);
+    let pair = &scene.pair;
+    let fence = format!("sleep 5\n{}", kills(pair.destination.pid()));
+    let (code, lines) = scene.migrate_within(&fence, Duration::from_secs(12));
+    let outcome = lines.last().unwrap();
+    assert_eq!((code, outcome["runs_on"].as_str()), (4, Some("source")), "{lines:#?}");
+    scene.judge_call();
+    pair.destination.wait_for_end(WAIT).unwrap();
+    assert_eq!(pair.runners().unwrap(), [Side::Source]);
+}
+
+#[test]
+fn a_recovery_fences_a_destination_that_was_never_started() {
+    let scene = Scene::set(Lost::Frozen);
+    let pair = &scene.pair;
+    let (code, lines) = scene.migrate_within("exit 1", Duration::from_secs(12));
+    assert_eq!((code, lines.last().unwrap()["runs_on"].as_str()), (7, Some("unknown")), "{lines:#?}");
+    let script = scene.script("another", &kills(pair.destination.pid()));
+    let mut command = qferry(pair, "recover");
+    command.arg("--json").arg(scene.journal()).arg("--fence-command").arg(script);
+    let (code, lines) = run(&mut command);
+    assert_eq!((code, lines.last().unwrap()["runs_on"].as_str()), (4, Some("source")), "{lines:#?}");
+    pair.destination.wait_for_end(WAIT).unwrap();
+    assert_eq!(pair.runners().unwrap(), [Side::Source]);
+    assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
 }

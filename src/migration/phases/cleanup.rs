@@ -21,7 +21,6 @@ use crate::{
 };
 use qapi::qmp;
 use std::pin::Pin;
-use tokio::time::timeout;
 
 /// What a side answers, in time.
 type PendingAnswer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>> + Send + 'p>>;
@@ -46,8 +45,8 @@ pub(crate) async fn tidy(context: &Context, pair: &QemuPair, route: &Route, atte
     if context.settings.keep_source {
         problems.extend(mirror_job::dismiss(source, &route.pairs).await.err());
     } else {
-        let quit = insist(context, pair, Side::Source, |source| Box::pin(source.act(&qmp::quit {}))).await;
-        if timeout(QUIT, source.ended()).await.is_err() {
+        let quit = insist(context, pair, Side::Source, |source| Box::pin(source.quit())).await;
+        if !source.ends_within(QUIT).await {
             problems.extend(quit.err());
             attempt.leftovers.push(format!("{}: its process, with the guest as it was", source.name()));
             report.warn("source-not-gone", format!("{} was told to quit and has not", source.name()));

@@ -9,15 +9,18 @@ use crate::{
         ownership::{DisksDisengaged, NotDisengaged, count_sent_pages},
         verdict::ContKnowledge,
     },
+    journal::JournalError,
     migration::{
         attempt::{Attempt, HandoverFailure},
         context::Context,
         deadlines::{self, ARRIVED, STARTED},
         pair::QemuPair,
+        record::Record,
     },
     progress::LedgerMark,
 };
 use qapi::qmp;
+use tokio::time::{Instant, timeout};
 
 /// Hands the guest over.
 pub(crate) async fn hand_over(
@@ -32,6 +35,8 @@ pub(crate) async fn hand_over(
     let before = attempt.before_continue.take().ok_or(NotDisengaged::Continued);
     let before = before.map_err(|error| HandoverFailure::new(error, Some(ContKnowledge::Sent)))?;
     let (continued, without_effect) = exchange::relinquish(source, disengaged, before);
+    // The record is due before `cont`, and the disk has until then while the last RAM is on its way.
+    let starting = attempt.guest.wants_running().then(|| attempt.log.write(Record::Starting));
     let sent = match asked {
         Some(asked) => asked.await.ok().as_ref().and_then(count_sent_pages),
         None => None,
@@ -50,8 +55,12 @@ pub(crate) async fn hand_over(
     attempt.ledger.mark(LedgerMark::DestinationCompleted, arrival.loaded);
     // postcopy that was asked for need not have come about: QEMU completes at once where little is left
     attempt.ram.postcopy = arrival.postcopy;
-    if attempt.guest.wants_running() {
-        let deadline = deadlines::by(context, source, &attempt.guest, STARTED);
+    if let Some(starting) = starting {
+        let limit = deadlines::left(context, source, &attempt.guest, STARTED);
+        let deadline = Instant::now() + limit;
+        // Without the record a later engine would take the destination for one that never ran.
+        let recorded = timeout(limit, starting).await.unwrap_or_else(|_| Err(JournalError::Slow(limit).into()));
+        recorded.map_err(|failure| HandoverFailure::new(failure, Some(ContKnowledge::Refused)))?;
         let started = exchange::start_guest(destination, arrival.proof, deadline).await;
         let resumed = started.map_err(|error| {
             let cont = ContKnowledge::Never.take_answer(error.is_refusal());

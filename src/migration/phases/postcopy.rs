@@ -96,8 +96,8 @@ async fn make_channel(
     let QemuPair { source, destination } = pair;
     postcopy::pause(source, destination).await?;
     let socket = runtime_dir::socket_effect(&context.settings.runtime_dir, &address);
-    if let Err(error) = attempt.log.note(socket).await {
-        // the guest waits for its pages, and all that a lost record leaves is a file
+    if let Err(error) = attempt.log.note_in_time(socket).await {
+        // the guest waits for its pages, and all that a record leaves that is lost, or late, is a file
         context.report.warn("journal", describe(&error));
     }
     let address = match (postcopy::listen(destination, &address).await, &*listening) {

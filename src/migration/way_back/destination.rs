@@ -102,7 +102,7 @@ async fn quit(destination: &Process, report: &Reporter) -> DestinationEnd {
 
 /// Waits for the end of a destination that has accepted `quit`, and ends its process where it does not end by itself.
 pub(super) async fn await_end(destination: &Process, report: &Reporter) -> Result<(), ProcessError> {
-    if destination.has_ended().await || timeout(QUIT, destination.ended()).await.is_ok() {
+    if destination.has_ended().await || destination.ends_within(QUIT).await {
         return Ok(());
     }
     match kill(destination, "it has accepted quit and has not ended", report).await.flatten() {
@@ -122,6 +122,9 @@ fn late(destination: &Process) -> ProcessError {
 async fn see(destination: &Process) -> DestinationSight {
     if destination.has_ended().await {
         return DestinationSight::Ended;
+    }
+    if destination.was_replaced() {
+        return DestinationSight::Another;
     }
     if destination.is_gone() {
         return DestinationSight::Unreachable;

@@ -5,12 +5,13 @@
 //! command says that it cannot run.
 
 use crate::{
+    codes::Setting,
     handover::{
         exchange,
         ownership::{FencedSide, ProcessEnded},
         watchdog,
     },
-    migration::{context::Context, deadlines::FENCED, pair::QemuPair, work_order::Route},
+    migration::{context::Context, pair::QemuPair, work_order::Route},
     progress::Reporter,
     qemu::Process,
     trust::{self, FileOwner},
@@ -22,10 +23,14 @@ use tokio::{process::Command, time::timeout};
 pub(crate) const QUIT: Duration = Duration::from_secs(4);
 
 /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
-/// command elsewhere. `None` where it is not proved.
+/// command elsewhere, or where the process could not be asked and may run. `None` where it is not proved.
 pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Option<FencedSide> {
     let report = &context.report;
-    if let Some(ended) = kill(process, why, report).await {
+    let ended = match !process.is_absent() || process.is_stopped() {
+        true => end_process(process, why, report).await,
+        false => None,
+    };
+    if let Some(ended) = ended {
         return ended.map(FencedSide::by_kill);
     }
     let command = context.settings.fence_command.as_ref()?;
@@ -41,14 +46,17 @@ pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Op
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // an interrupt in the terminal is meant for qferry, not for the command
     command.process_group(0);
-    let limit = context.settings.switchover_limit().mul_f64(FENCED);
+    let limit = context.settings.fence_timeout;
     let refused = match timeout(limit, command.status()).await {
         Ok(Ok(status)) => match FencedSide::by_command(name.side, status) {
-            Some(fenced) => return Some(fenced),
+            Some(fenced) => {
+                process.note_ended();
+                return Some(fenced);
+            }
             None => format!("ended with {status}"),
         },
         Ok(Err(error)) => format!("could not be run: {error}"),
-        Err(_) => format!("did not end within {limit:?}"),
+        Err(_) => format!("did not end within {limit:?}: give it more with {}", Setting::FenceTimeout),
     };
     report.warn("not-fenced", format!("{name}: the fence command {refused}"));
     None
@@ -73,9 +81,14 @@ pub(crate) async fn yank(context: &Context, source: &Process, route: &Route) {
     }
 }
 
-/// Ends a process of this host, and gives the proof that it has ended, if there is one; `None` where the process is
-/// not known to be one of this host.
+/// Ends a process of this host that this engine has spoken to, and gives the proof that it has ended, if there is one;
+/// `None` where the process is not known to be one of this host. A process that could not be asked may run a guest that
+/// a person has handed over since.
 pub(crate) async fn kill(process: &Process, why: &str, report: &Reporter) -> Option<Option<ProcessEnded>> {
+    if process.is_absent() { None } else { end_process(process, why, report).await }
+}
+
+async fn end_process(process: &Process, why: &str, report: &Reporter) -> Option<Option<ProcessEnded>> {
     let killed = process.kill()?;
     report.action("fence", format!("{}: its process is ended: {why}", process.name()));
     Some(match killed {

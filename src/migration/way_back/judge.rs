@@ -47,6 +47,14 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 /// The least time that a judgement gets: as much as one that comes late needs to look at both sides and do one thing.
 const LEAST: Duration = Duration::from_secs(4);
 
+/// How long a `cont` is sent again that the destination refuses, while the source could take the guest back: somebody
+/// may hold the lock of an image for a moment.
+const RETRIES: Duration = Duration::from_secs(1);
+/// The pause before the second look at what may change by itself; each later pause is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// The longest of those pauses.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// A sighting and an outcome of this engine's, with the proofs that only QEMU, the kernel or a fence can give.
 type ProvedSighting = PairSighting<SourceCannotRun, DestinationCannotRun>;
 type ProvedOutcome = StepOutcome<SourceCannotRun, DestinationCannotRun>;
@@ -60,126 +68,229 @@ pub(crate) async fn judge_failed_handover(
     HandoverFailure { failure, given }: HandoverFailure,
     attempt: &mut Attempt,
 ) -> Whereabouts {
+    if matches!(given, Some(ContKnowledge::Never | ContKnowledge::Refused)) {
+        // The record is on its way, and nothing waits for it: a later engine that does not find it knows less.
+        drop(attempt.log.write(Record::NotStarted));
+    }
     let missed_events = reach_again(context, pair).await;
     context.report.warn("handover-failed", describe(&failure));
     let Some(cont) = given else { return Whereabouts::OnSource(failure) };
-    let judge = Judge::begin(context, pair, route, attempt.guest.clone(), cont, !missed_events);
-    judge.find_guest(failure, attempt).await
+    let mut judgement = Judgement::begin(attempt.guest.wants_running(), cont, find_fences(context, pair, false));
+    if missed_events {
+        judgement.lose_track_of_source();
+    }
+    find_guest(context, pair, route, judgement, failure, attempt).await
 }
 
 /// The same for the handover of an engine that died, from its journal.
 pub(crate) async fn judge_recorded_handover(
     context: &Context,
-    pair: &QemuPair,
+    pair: &mut QemuPair,
     route: &Route,
     failure: Failure,
     recorded: RecordedHandover<DestinationCannotRun>,
     attempt: &mut Attempt,
 ) -> Whereabouts {
-    Judge::take_up(context, pair, route, attempt.guest.clone(), recorded).find_guest(failure, attempt).await
+    let never_started = matches!(recorded, RecordedHandover::Given { cont: ContKnowledge::Never });
+    let fences = find_fences(context, pair, never_started);
+    let judgement = Judgement::take_up(attempt.guest.wants_running(), recorded, fences);
+    find_guest(context, pair, route, judgement, failure, attempt).await
+}
+
+/// Judges, and notes what the verdict says of the run.
+async fn find_guest(
+    context: &Context,
+    pair: &mut QemuPair,
+    route: &Route,
+    mut judgement: Judgement,
+    failure: Failure,
+    attempt: &mut Attempt,
+) -> Whereabouts {
+    let (guest, log) = (attempt.guest.clone(), &attempt.log);
+    let mut judge = Judge::begin(context, pair, route, guest);
+    let verdict = loop {
+        match judge.take_steps(pair, &mut judgement, log).await {
+            Pause::End(verdict) => break verdict,
+            Pause::Reconnect => judge.reconnect(pair, &mut judgement).await,
+        }
+    };
+    if judgement.must_tell_not_started() {
+        log.tell(Record::NotStarted, &context.report).await;
+    }
+    match verdict {
+        HandoverVerdict::OnDestination => {
+            if let Some(resumed) = pair.destination.observed().resumed {
+                attempt.ledger.mark(LedgerMark::Resume, resumed);
+            }
+            attempt.ram.postcopy |= pair.has_been_in_postcopy() || may_lack_pages(pair).await;
+            Whereabouts::OnDestination
+        }
+        HandoverVerdict::OnSource => Whereabouts::OnSource(failure),
+        HandoverVerdict::Undetermined(advice) => {
+            attempt.ram.postcopy = pair.has_been_in_postcopy();
+            Whereabouts::Unknown { failure, advice }
+        }
+        // the judgement itself acts on all others
+        _ => Whereabouts::Unknown { failure, advice: NOT_PROVED },
+    }
+}
+
+/// Where the judging stops.
+enum Pause {
+    /// There is nothing more to be done.
+    End(HandoverVerdict),
+    /// A monitor that has closed is to be dialled again, before the next look.
+    Reconnect,
 }
 
 /// Carries a [`Judgement`] out on the two QEMUs.
 struct Judge<'a> {
     context: &'a Context,
-    pair: &'a QemuPair,
     route: &'a Route,
     guest: GuestIntent,
-    judgement: Judgement,
+    /// When the time for the switchover is over.
+    over: Instant,
+    /// Until when a refused `cont` is sent again.
+    retries_until: Instant,
+    /// The pause before the next look at what has not changed.
+    pause: Duration,
+    /// The verdict whose step was carried out last.
+    carried_out: Option<HandoverVerdict>,
+    /// What is to be said where the time is over.
+    undetermined: HandoverVerdict,
+    /// The source's monitor closed while its process lived on.
+    source_cut: AtomicBool,
+    /// The sides were given the time to say how their migration ended.
+    settled: bool,
 }
 
 impl<'a> Judge<'a> {
-    /// For a handover of this engine's own, with what is known of its `cont`. `followed` says that the source's events
-    /// were followed since the guest was stopped.
-    fn begin(
-        context: &'a Context,
-        pair: &'a QemuPair,
-        route: &'a Route,
-        guest: GuestIntent,
-        cont: ContKnowledge,
-        followed: bool,
-    ) -> Self {
-        let mut judgement = Judgement::begin(guest.wants_running(), cont, find_fences(context, pair));
-        if !followed {
+    fn begin(context: &'a Context, pair: &QemuPair, route: &'a Route, guest: GuestIntent) -> Self {
+        let time = deadlines::left(context, &pair.source, &guest, 1.0).max(LEAST);
+        let now = Instant::now();
+        Self {
+            context,
+            route,
+            guest,
+            over: now + time,
+            retries_until: now + RETRIES.min(time / 4),
+            pause: FIRST_PAUSE,
+            carried_out: None,
+            undetermined: HandoverVerdict::Undetermined(OUT_OF_TIME),
+            source_cut: AtomicBool::new(false),
+            settled: false,
+        }
+    }
+
+    fn time_left(&self) -> Duration {
+        self.over.saturating_duration_since(Instant::now())
+    }
+
+    /// Dials a monitor again that has closed: whoever held it may be gone, or the network may be back.
+    async fn reconnect(&mut self, pair: &mut QemuPair, judgement: &mut Judgement) {
+        let left = self.time_left();
+        if matches!(timeout(left, reach_again(self.context, pair)).await, Ok(true)) {
             judgement.lose_track_of_source();
         }
-        Self { context, pair, route, guest, judgement }
-    }
-
-    /// For the handover of an engine that died, from its journal.
-    fn take_up(
-        context: &'a Context,
-        pair: &'a QemuPair,
-        route: &'a Route,
-        guest: GuestIntent,
-        recorded: RecordedHandover<DestinationCannotRun>,
-    ) -> Self {
-        let judgement = Judgement::take_up(guest.wants_running(), recorded, find_fences(context, pair));
-        Self { context, pair, route, guest, judgement }
-    }
-
-    /// Judges, and notes what the verdict says of the run.
-    async fn find_guest(self, failure: Failure, attempt: &mut Attempt) -> Whereabouts {
-        let pair = self.pair;
-        match self.judge(&attempt.log).await {
-            HandoverVerdict::OnDestination => {
-                if let Some(resumed) = pair.destination.observed().resumed {
-                    attempt.ledger.mark(LedgerMark::Resume, resumed);
-                }
-                attempt.ram.postcopy |= pair.has_been_in_postcopy() || may_lack_pages(pair).await;
-                Whereabouts::OnDestination
-            }
-            HandoverVerdict::OnSource => Whereabouts::OnSource(failure),
-            HandoverVerdict::Undetermined(advice) => {
-                attempt.ram.postcopy = pair.has_been_in_postcopy();
-                Whereabouts::Unknown { failure, advice }
-            }
-            // the judgement itself acts on all others
-            _ => Whereabouts::Unknown { failure, advice: NOT_PROVED },
+        if !pair.source.is_gone() {
+            self.source_cut.store(false, Ordering::Relaxed);
         }
+        judgement.look_again();
     }
 
     /// Finds out which side has the guest, and brings about what is proved to be safe, for as long as the switchover
     /// may take.
-    async fn judge(self, log: &IntentLog) -> HandoverVerdict {
-        let (source, source_cut) = (&self.pair.source, AtomicBool::new(false));
-        tokio::select! {
-            never = notice_cut(source, &source_cut) => match never {},
-            verdict = self.take_steps(&source_cut, log) => verdict,
+    async fn take_steps(&mut self, pair: &QemuPair, judgement: &mut Judgement, log: &IntentLog) -> Pause {
+        let source_cut = std::mem::take(&mut self.source_cut);
+        let pause = tokio::select! {
+            never = notice_cut(&pair.source, &source_cut) => match never {},
+            pause = self.follow(pair, judgement, &source_cut, log) => pause,
+        };
+        self.source_cut = source_cut;
+        pause
+    }
+
+    async fn follow(
+        &mut self,
+        pair: &QemuPair,
+        judgement: &mut Judgement,
+        source_cut: &AtomicBool,
+        log: &IntentLog,
+    ) -> Pause {
+        if !std::mem::replace(&mut self.settled, true) {
+            settle_down(&pair.source, self.guest.wants_running()).await;
         }
-    }
-
-    /// What is left of the time that the switchover may take.
-    fn time_left(&self) -> Duration {
-        deadlines::left(self.context, &self.pair.source, &self.guest, 1.0).max(LEAST)
-    }
-
-    async fn take_steps(mut self, source_cut: &AtomicBool, log: &IntentLog) -> HandoverVerdict {
-        let over = Instant::now() + self.time_left();
-        settle_down(&self.pair.source, self.guest.wants_running()).await;
         loop {
-            let left = over.saturating_duration_since(Instant::now());
-            let in_time = match self.judgement.next_step() {
-                JudgementStep::End(verdict) => return verdict,
+            let left = self.time_left();
+            let in_time = match judgement.next_step() {
+                JudgementStep::End(verdict) => return Pause::End(verdict),
                 // A record has a deadline of its own, and is due also where the time is over.
                 JudgementStep::RecordResuming => {
                     log.tell(Record::Resuming, &self.context.report).await;
-                    self.judgement.confirm_recorded();
+                    judgement.confirm_recorded();
                     continue;
                 }
-                JudgementStep::LookAtBoth => timeout(left, self.look_at_both(source_cut)).await,
-                JudgementStep::CarryOut(verdict) => timeout(left, self.carry_out(verdict, source_cut)).await,
+                JudgementStep::RecordStarting => {
+                    match log.write_in_time(Record::Starting).await {
+                        Ok(()) => judgement.confirm_starting(),
+                        Err(failure) => {
+                            self.context.report.warn("journal", describe(&failure));
+                            judgement.take_outcome(StepOutcome::ContSent { refused: true });
+                        }
+                    }
+                    continue;
+                }
+                JudgementStep::Wait(verdict) => {
+                    self.undetermined = verdict;
+                    if !self.let_time_pass().await {
+                        return Pause::End(verdict);
+                    }
+                    if pair.source.may_be_reached_again() || pair.destination.may_be_reached_again() {
+                        return Pause::Reconnect;
+                    }
+                    judgement.look_again();
+                    continue;
+                }
+                JudgementStep::LookAtBoth => timeout(left, self.look_at_both(pair, judgement, source_cut)).await,
+                JudgementStep::CarryOut(verdict) => {
+                    let step = self.carry_out(pair, judgement, verdict, source_cut);
+                    let in_time = match verdict {
+                        // A fence has a deadline of its own, and what it allows takes time after it.
+                        HandoverVerdict::FenceSource | HandoverVerdict::FenceDestination => {
+                            step.await;
+                            self.over = self.over.max(Instant::now() + LEAST);
+                            Ok(())
+                        }
+                        _ => timeout(left, step).await,
+                    };
+                    // A step that is due again did not do what it was to do.
+                    if self.carried_out.replace(verdict) == Some(verdict) && !self.let_time_pass().await {
+                        return Pause::End(self.undetermined);
+                    }
+                    in_time
+                }
             };
             if in_time.is_err() {
-                return HandoverVerdict::Undetermined(OUT_OF_TIME);
+                return Pause::End(self.undetermined);
             }
         }
     }
 
+    /// Lets a little time pass, more each time; false where none is left.
+    async fn let_time_pass(&mut self) -> bool {
+        let pause = self.pause;
+        if self.time_left() <= pause {
+            return false;
+        }
+        sleep(pause).await;
+        self.pause = (pause * 2).min(LONGEST_PAUSE);
+        true
+    }
+
     /// Looks at both sides once, at the same time, for a guest may stand still.
-    async fn look_at_both(&mut self, source_cut: &AtomicBool) {
-        let QemuPair { source, destination } = self.pair;
-        let ended = (self.judgement.source_ended().is_some(), self.judgement.destination_ended().is_some());
+    async fn look_at_both(&self, pair: &QemuPair, judgement: &mut Judgement, source_cut: &AtomicBool) {
+        let QemuPair { source, destination } = pair;
+        let ended = (judgement.source_ended().is_some(), judgement.destination_ended().is_some());
         let (seen_source, seen_destination) = tokio::join!(look(source, ended.0), look(destination, ended.1));
         let unheard = matches!(seen_source, SideSighting::Silent | SideSighting::Hung);
         let sighting = ProvedSighting {
@@ -187,21 +298,34 @@ impl<'a> Judge<'a> {
             destination: seen_destination.and_prove(DestinationCannotRun::of_ended_process),
             source_gave_up: gave_up(&source.observed()),
             source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
+            retries_cont: Instant::now() < self.retries_until,
         };
-        let (facts, verdict) = self.judgement.see(sighting);
+        let (facts, verdict) = judgement.see(sighting);
         self.context.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
     }
 
-    async fn carry_out(&mut self, verdict: HandoverVerdict, source_cut: &AtomicBool) {
-        let outcome = self.try_step(verdict, source_cut).await.unwrap_or_else(|error| {
+    async fn carry_out(
+        &self,
+        pair: &QemuPair,
+        judgement: &mut Judgement,
+        verdict: HandoverVerdict,
+        source_cut: &AtomicBool,
+    ) {
+        let outcome = self.try_step(pair, judgement, verdict, source_cut).await.unwrap_or_else(|error| {
             self.context.report.warn("handover-failed", describe(&error));
             StepOutcome::NothingProved
         });
-        self.judgement.take_outcome(outcome);
+        judgement.take_outcome(outcome);
     }
 
-    async fn try_step(&self, verdict: HandoverVerdict, source_cut: &AtomicBool) -> Result<ProvedOutcome, ProcessError> {
-        let QemuPair { source, destination } = self.pair;
+    async fn try_step(
+        &self,
+        pair: &QemuPair,
+        judgement: &Judgement,
+        verdict: HandoverVerdict,
+        source_cut: &AtomicBool,
+    ) -> Result<ProvedOutcome, ProcessError> {
+        let QemuPair { source, destination } = pair;
         let proved = match verdict {
             HandoverVerdict::OnDestination | HandoverVerdict::OnSource | HandoverVerdict::Undetermined(_) => None,
             HandoverVerdict::QuitDestination => {
@@ -216,7 +340,7 @@ impl<'a> Judge<'a> {
                 ended.map(StepOutcome::DestinationEnded)
             }
             HandoverVerdict::ResumeSource => {
-                if let Some(proof) = self.judgement.destination_ended() {
+                if let Some(proof) = judgement.destination_ended() {
                     exchange::resume_source(source, proof).await?;
                 }
                 None
@@ -225,7 +349,7 @@ impl<'a> Judge<'a> {
                 precopy::cancel(source).await?;
                 None
             }
-            HandoverVerdict::StartDestination => self.start_destination().await?,
+            HandoverVerdict::StartDestination => self.start_destination(pair, judgement).await?,
             HandoverVerdict::FenceDestination => {
                 let because = "it does not answer, and must not run the guest that the source takes back";
                 let fenced = fence(self.context, destination, because).await;
@@ -247,9 +371,13 @@ impl<'a> Judge<'a> {
     }
 
     /// Starts the guest on the destination, where the proof for it can still be had.
-    async fn start_destination(&self) -> Result<Option<ProvedOutcome>, ProcessError> {
-        let QemuPair { source, destination } = self.pair;
-        let arrived = match self.judgement.source_ended() {
+    async fn start_destination(
+        &self,
+        pair: &QemuPair,
+        judgement: &Judgement,
+    ) -> Result<Option<ProvedOutcome>, ProcessError> {
+        let QemuPair { source, destination } = pair;
+        let arrived = match judgement.source_ended() {
             Some(ended) => Some(exchange::prove_outlived(ended)),
             None => exchange::prove_settled(source, destination).await?,
         };
@@ -265,9 +393,17 @@ impl<'a> Judge<'a> {
 }
 
 /// The sides that can be fenced: processes of this host, and with a fence command any.
-fn find_fences(context: &Context, pair: &QemuPair) -> UsableFences {
-    let can = |process: &Process| process.peer().is_some() || context.settings.fence_command.is_some();
-    UsableFences { source: can(&pair.source), destination: can(&pair.destination) }
+///
+/// A side that a recovery could not ask may run the guest by now, because a person has finished what the dead engine
+/// had begun, and holds its monitor. So such a side is not fenced, but for a destination that never ran: its process is
+/// stopped (SIGSTOP) on this host, or the journal says that `cont` was not sent (`never_started`) and its user has
+/// given a command for just that case.
+fn find_fences(context: &Context, pair: &QemuPair, never_started: bool) -> UsableFences {
+    let has_command = context.settings.fence_command.is_some();
+    let can = |process: &Process| !process.is_absent() && (process.peer().is_some() || has_command);
+    let unasked = pair.destination.is_absent() && !pair.destination.was_replaced();
+    let may_be_fenced = pair.destination.is_stopped() || (never_started && has_command);
+    UsableFences { source: can(&pair.source), destination: can(&pair.destination) || (unasked && may_be_fenced) }
 }
 
 /// Notices that the source's monitor closes while its process lives on: later events are missed, also where the process

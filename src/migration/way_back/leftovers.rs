@@ -24,7 +24,7 @@ pub(super) async fn own_leftovers(process: &Process, run: &RunId) -> Result<Vec<
 }
 
 /// The same in words.
-pub(super) async fn left_behind(process: &Process, run: &RunId) -> Vec<String> {
+pub(crate) async fn left_behind(process: &Process, run: &RunId) -> Vec<String> {
     let name = process.name();
     match own_leftovers(process, run).await {
         Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
@@ -42,7 +42,15 @@ pub(super) async fn migration_under_way(source: &Process) -> Option<String> {
 /// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.
 pub(crate) fn hidden_leftover(pair: &QemuPair, effect: &Effect, why: &ProcessError) -> Option<String> {
     let traits = effect.traits();
-    traits.hidden_leftover.map(|what| format!("{}: {what} ({})", pair.side(traits.side).name(), describe(why)))
+    let process = pair.side(traits.side);
+    // the journal alone can tell what is left behind a monitor that is closed
+    let unseen = match effect {
+        Effect::NbdServer => Some("an NBD server with a writable export for each disk".to_owned()),
+        Effect::Mirror(job) => Some(format!("block job {job}")),
+        _ => None,
+    };
+    let what = traits.hidden_leftover.map(str::to_owned).or(unseen.filter(|_| process.is_gone()))?;
+    Some(format!("{}: {what} ({})", process.name(), describe(why)))
 }
 
 /// Removes a socket's file, and names it where that cannot be done; that there is none is fine.

@@ -3,17 +3,18 @@
 //!
 //! Another process at the address must never be taken for the one that was there.
 
-use super::leftovers::own_leftovers;
 use crate::{
     endpoint::{Dialed, Endpoint, PeerPid},
     handover::exchange,
-    migration::{context::Context, pair::QemuPair},
+    migration::{
+        context::Context,
+        pair::QemuPair,
+        participant::{self, NotProved},
+    },
     progress::Side,
-    qemu::{Process, reply::MigrationStatus},
+    qemu::Process,
     qmp,
-    run_id::RunId,
 };
-use qapi::qmp::query_migrate;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -71,28 +72,28 @@ pub(crate) async fn reach_side(context: &Context, pair: &QemuPair, side: Side) -
 }
 
 async fn dial_again(context: &Context, process: &Process, endpoint: &Endpoint) -> Option<Process> {
-    if !process.is_gone() || process.peer().is_some_and(PeerPid::has_died) {
+    if !process.may_be_reached_again() {
         return None;
     }
     let Dialed { stream, peer } = endpoint.dial(REDIAL).await.ok()?;
     if process.peer().map(PeerPid::pid) != peer.as_ref().map(PeerPid::pid) {
         return None;
     }
-    let is_known = peer.is_some();
     let recorder = context.monitors.recorder.clone();
     let options = qmp::QmpOptions { recorder, ..qmp::QmpOptions::labelled(process.name().side.as_str()) };
     let again = process.reconnect(stream, peer, options).await.ok()?;
-    if !is_known && !remembers_the_run(&again, &context.run).await {
+    let status = context.records.status();
+    let begun = status.begun.as_ref()?;
+    let party = match again.name().side {
+        Side::Source => &begun.source,
+        Side::Destination => &begun.destination,
+    };
+    if let Err(NotProved(why)) =
+        participant::prove(&again, party, process.peer(), &begun.pairs, status.certain_effects()).await
+    {
+        context.report.warn("another-qemu", format!("{}: another QEMU answers there: {why}", again.name()));
         return None;
     }
     context.report.action("reconnect", format!("the monitor of {} had closed", process.name()));
     Some(again)
-}
-
-/// Whether a QEMU remembers a migration, or has something that the run made: a QEMU that was started anew has
-/// neither.
-async fn remembers_the_run(process: &Process, run: &RunId) -> bool {
-    let status = process.ask(&query_migrate {}).await.ok().and_then(|answer| answer.status);
-    status.is_some_and(|status| status != MigrationStatus::None)
-        || own_leftovers(process, run).await.is_ok_and(|leftovers| !leftovers.is_empty())
 }

@@ -114,7 +114,7 @@ pub(crate) async fn go_back(
         }
     }
     let effects = attempt.log.effects();
-    let listened = effects.contains(&Effect::Incoming) && !pair.destination.is_gone();
+    let listened = effects.contains(&Effect::Incoming) && !pair.destination.has_ended().await;
     let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
     let way_back = WayBack {
         pair,
@@ -143,7 +143,7 @@ pub(crate) async fn go_back(
             .message
             .push_str("; the destination's images hold a part of the disks: make them anew before another try");
     }
-    if listened && pair.destination.is_gone() {
+    if listened && pair.destination.has_ended().await {
         reason
             .message
             .push_str("; a QEMU takes one incoming migration, so the destination has been ended: start it anew");

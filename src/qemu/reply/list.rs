@@ -13,6 +13,12 @@ use std::{fmt, marker::PhantomData};
 #[derive(Debug, Clone)]
 pub struct TolerantList<T>(pub Vec<T>);
 
+impl<T> Default for TolerantList<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
 impl<'de, T: DeserializeOwned> Deserialize<'de> for TolerantList<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(ListVisitor(PhantomData))

@@ -64,6 +64,8 @@ pub struct MemorySize {
 pub struct CpuInfo {
     /// The CPU's path in QOM.
     pub qom_path: String,
+    /// The id that the CPU's thread has on QEMU's host.
+    pub thread_id: Option<i64>,
 }
 
 /// An element of `qom-list`: a property, or a child.
