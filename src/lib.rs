@@ -123,8 +123,8 @@ pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung,
 pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;
 pub use migration::{
-    Builder, Control, DiskProgress, Events, Invalid, InvalidSetting, JournalPlace, MemoryProgress, Migration, Plan,
-    PlannedDisk, Progress, Recovery, Running, Settings,
+    Builder, Control, DiskProgress, Events, Invalid, InvalidSetting, JournalInfo, JournalPlace, MemoryProgress,
+    Migration, Plan, PlannedDisk, Progress, Recovery, RecoveryOutlook, Running, Settings, journal_directory, journals,
 };
 pub use preflight::checks::Finding;
 pub use prepare::{

@@ -11,6 +11,7 @@ mod kept;
 mod leftovers;
 mod media;
 mod pairing;
+mod runs;
 mod servers;
 mod shapes;
 mod shared;

@@ -14,6 +14,7 @@ mod controller;
 mod faults;
 mod golden;
 mod interference;
+mod journals;
 mod lost_events;
 mod lost_writes;
 mod open_world;

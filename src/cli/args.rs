@@ -79,9 +79,12 @@ Exit codes: 0 moved, 1 internal error, 2 usage, 3 refused (nothing was changed),
   7 undetermined (not proved to run on one side: qferry recover JOURNAL looks again)";
 
 const RECOVER_EXAMPLES: &str = "\
-Example:
-  The engine was killed; its first lines, or ~/.local/state/qferry, say which journal is its:
-    qferry recover ~/.local/state/qferry/1790000000.000000001-4711.journal
+Examples:
+  Which migrations were left by engines that died, and what would a recovery do?
+    qferry recover
+
+  Take one of them up:
+    qferry recover ~/.local/state/qferry/0pk3vq7d5x1a.journal
 
 Exit codes: those of qferry migrate. 3: refused, nothing was changed (above all: the engine still lives).
   7: undetermined; it says what to find out, and can be run again then";
@@ -93,16 +96,16 @@ Exit codes: those of qferry migrate. 3: refused, nothing was changed (above all:
 #[derive(Debug, clap::Args)]
 #[command(after_help = RECOVER_EXAMPLES)]
 pub(super) struct Recover {
-    /// The journal that the engine wrote
-    pub(super) journal: PathBuf,
+    /// The journal that the engine wrote; without it the journals in the state directory are listed
+    pub(super) journal: Option<PathBuf>,
     /// Fence a side that does not answer with this executable, in place of what the journal says
-    #[arg(long, value_name = "FILE", value_parser = resolved)]
+    #[arg(long, value_name = "FILE", value_parser = resolved, requires = "journal")]
     pub(super) fence_command: Option<PathBuf>,
     /// How long that executable may take [default: what the journal says]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     pub(super) fence_timeout: Option<Duration>,
     /// Record every line of both connections in this file, which must not exist yet
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "journal")]
     pub(super) transcript: Option<PathBuf>,
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]

@@ -3,7 +3,7 @@
 use super::{
     args,
     exit::{failed, misused},
-    flags, render,
+    flags, journals, render,
     signals::Signals,
 };
 use crate::{
@@ -27,7 +27,8 @@ pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
 }
 
 pub(super) async fn recover(options: &args::Recover) -> ExitCode {
-    let mut recovery = Migration::recover(&options.journal);
+    let Some(journal) = &options.journal else { return journals::list(options.json) };
+    let mut recovery = Migration::recover(journal);
     if let Some(command) = &options.fence_command {
         recovery = recovery.fence_command(command);
     }

@@ -5,6 +5,7 @@
 mod args;
 mod exit;
 mod flags;
+mod journals;
 mod log;
 mod migrate;
 mod prepare;

@@ -23,6 +23,11 @@ pub(super) fn say(line: &str) {
     drop(writeln!(io::stderr(), "{}", plain(line)));
 }
 
+/// A text on stdout. A reader that went away is no reason to stop.
+pub(super) fn print(text: &str) {
+    drop(io::stdout().write_all(plain(text).as_bytes()));
+}
+
 /// A text of the library for people: with flags for settings, and fit for a terminal, where a control character in
 /// what QEMU said can do anything.
 fn plain(text: &str) -> String {

@@ -276,6 +276,9 @@ finding_codes! {
     JobRunning "job-running" Plain [Blocker Warning]
         "A job runs in the source's QEMU. A preparation that would copy from its chain is refused."
         "wait for the job: it can keep its disk from being mirrored";
+    JournalLeft "journal-left" Plain [Warning]
+        "The journal of an earlier migration of this pair is there, and the engine that wrote it is dead. Capabilities and parameters may still be that engine's."
+        "recover the migration from its journal, or let `clean` do so";
     LayerRemote "layer-remote" Plain [Note]
         "A backing file is reached over a protocol, so the destination must be able to reach it under the same name."
         "";
@@ -312,6 +315,9 @@ finding_codes! {
     NotOnCommandLine "not-on-command-line" Plain [Warning]
         "An image is not on the source's command line: its device may have been plugged in later."
         "give the destination a device of the same id, on the new image";
+    OpenPort "open-port" Plain [Warning]
+        "A QEMU would listen on a port of this host's own. The port has no password: another process of this host can connect before QEMU does, and read or write the guest's data."
+        "give a path for a socket instead, or none where both QEMUs are processes of this host";
     OverlayIsBacking "overlay-is-backing" Unreadable [Blocker]
         "The destination would write to a file that other images are over."
         "give the disk an overlay of its own: qferry prepare makes one";
@@ -351,6 +357,9 @@ finding_codes! {
     ProtocolUnsupported "protocol-unsupported" Plain [Blocker]
         "An image is reached over a network protocol, and a preparation makes files only."
         "leave the disk out with `skip`, or share it with `storage: none`: an image that both sides reach needs no preparation";
+    QemuInUse "qemu-in-use" Unreadable [Blocker]
+        "Another engine is at work with one of the two QEMUs, as a journal proves that is being written."
+        "wait until that engine has ended, or end it and recover its migration from the journal";
     QemuLacks "qemu-lacks" Unreadable [Blocker]
         "A QEMU lacks a command that a migration needs."
         "use QEMU 6.2 or later, built with block jobs and NBD";

@@ -13,11 +13,16 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     marker::PhantomData,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use thiserror::Error;
+
+/// How often and at which interval a lock is tried: [`find_lock_holder`] holds it for an instant.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Reason why a journal cannot be begun, written or read.
 #[derive(Debug, Error)]
@@ -95,7 +100,7 @@ pub enum JournalError {
     },
     /// The journal's disk is slower than the step that waits for it allows.
     #[error("the journal was not written within {0:?}")]
-    Slow(std::time::Duration),
+    Slow(Duration),
     /// The thread that writes the journal has panicked.
     #[error("the journal is not written any more: the thread that writes it has died")]
     WriterDied,
@@ -240,6 +245,42 @@ pub fn read<R: DeserializeOwned>(path: impl Into<PathBuf>) -> Result<Vec<Journal
     Ok(parse(&file, &path)?.0.entries)
 }
 
+/// The process that holds the lock of a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LockHolder {
+    /// The process, where the kernel tells it: not on another host, nor in another pid namespace.
+    pub pid: Option<u32>,
+}
+
+/// Looks for the process that writes a journal; `None` where none lives.
+///
+/// # Errors
+/// The file cannot be opened or locked.
+pub fn find_lock_holder(path: &Path) -> io::Result<Option<LockHolder>> {
+    require_plain_file(path)?;
+    let file = File::open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockShared).map_err(io::Error::from) {
+        Ok(()) => flock(&file, FlockOperation::Unlock).map(|()| None).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+            Ok(Some(LockHolder { pid: pid_among(&locks, file.metadata()?.ino()) }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The process with the lock on a file, by the lines of `/proc/locks`: `1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0
+/// EOF`. The numbers of devices there are not always those of `stat`, so two files with one inode give none.
+fn pid_among(locks: &str, inode: u64) -> Option<u32> {
+    let mut found = locks.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_writer = words.next() == Some("FLOCK") && words.next().is_some() && words.next() == Some("WRITE");
+        let (pid, file) = (words.next()?, words.next()?);
+        (is_writer && file.rsplit(':').next()?.parse() == Ok(inode)).then_some(pid.parse().ok()?)
+    });
+    found.next().filter(|_| found.next().is_none())
+}
+
 /// Reads and parses a file; also returns its length.
 fn parse<R: DeserializeOwned>(file: &File, path: &Path) -> Result<(ParsedJournal<R>, usize), JournalError> {
     let mut bytes = Vec::new();
@@ -263,7 +304,15 @@ impl<R> Drop for Journal<R> {
 
 /// Locks the file. The kernel drops the lock with the last descriptor, so also where this process is killed.
 fn lock(file: &File, path: &Path) -> Result<(), JournalError> {
-    let locked = flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
+    let take = || flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from);
+    let mut locked = take();
+    for _ in 0..TRIES {
+        match &locked {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            _ => break,
+        }
+        locked = take();
+    }
     locked.map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => JournalError::Locked { path: path.to_owned() },
         _ => JournalError::Io { path: path.to_owned(), action: "locked", source },
@@ -296,7 +345,10 @@ fn folder_of(path: &Path) -> io::Result<&Path> {
 }
 
 /// Makes a folder and its missing parents, readable by their owner alone, so that they survive a power cut.
-fn make_folder(folder: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// A folder cannot be made.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
@@ -378,6 +430,31 @@ mod tests {
         assert_eq!(words(entries), ["a"]);
         assert!(matches!(WordJournal::open(&path), Err(JournalError::Locked { .. })));
         drop(second);
+    }
+
+    #[test]
+    fn the_process_with_the_lock_is_found_and_its_lock_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("j");
+        let journal = WordJournal::create(&path).unwrap();
+        let pid = Some(std::process::id());
+        assert_eq!(find_lock_holder(&path).unwrap(), Some(LockHolder { pid }));
+        assert!(matches!(WordJournal::open(&path), Err(JournalError::Locked { .. })));
+        drop(journal);
+        assert_eq!(find_lock_holder(&path).unwrap(), None);
+        // a look holds the lock for an instant, which keeps nobody off
+        let looks = thread::spawn({
+            let path = path.clone();
+            move || (0..2000).for_each(|_| assert!(find_lock_holder(&path).is_ok()))
+        });
+        while !looks.is_finished() {
+            drop(WordJournal::open(&path).unwrap());
+        }
+        looks.join().unwrap();
+        let locks = "1: POSIX  ADVISORY  WRITE 1 08:01:77 0 EOF\n2: FLOCK  ADVISORY  WRITE 4711 08:01:77 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 12 08:01:77 0 EOF\n3: FLOCK  ADVISORY  READ  5 00:21:78 0 EOF\n";
+        assert_eq!([77, 78, 7].map(|inode| pid_among(locks, inode)), [Some(4711), None, None]);
+        assert_eq!(pid_among(&locks.replace(":78", ":77").replace("READ ", "WRITE"), 77), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     Failure, JournalPlace, Plan, Settings, check,
+    clean::{self, RecoveredFirst},
     context::{Context, Monitors},
     ending::{lost, panicked},
     engine,
@@ -372,7 +373,12 @@ impl EngineJob for MigrationJob {
     fn work(self, report: Reporter, cancel: Cancelled) -> Work<Outcome> {
         Box::pin(async move {
             let (context, source, destination) = self.wanted.context(self.run, self.records, report, cancel);
-            let outcome = engine::migrate(&context, &source, &destination).await;
+            let outcome = match clean::recover_first(&context, &source, &destination).await {
+                RecoveredFirst::GoOn(recovered) => {
+                    clean::after_recovery(engine::migrate(&context, &source, &destination).await, &recovered)
+                }
+                RecoveredFirst::End(outcome) => *outcome,
+            };
             context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
             outcome
         })

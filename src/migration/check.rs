@@ -1,7 +1,7 @@
 //! Gathers the facts of both sides and makes a plan: everything before the first change.
 //!
-//! Exports for reading are closed again, and leftovers are removed where a setting asks for that. Nothing else is
-//! changed.
+//! Exports for reading are closed again, and leftovers are removed where a setting asks for that and nothing else is in
+//! the way. Nothing else is changed.
 
 use super::{
     Failure, Settings,
@@ -11,6 +11,7 @@ use super::{
     guest::GuestIntent,
     intents::IntentLog,
     interrupt::{cancelled, unless_cancelled},
+    journals::{self, Parties},
     pair::QemuPair,
     plan::{Draft, Plan},
     record::{MigrationBegin, Party},
@@ -18,11 +19,11 @@ use super::{
     work_order::{Route, WorkOrder},
 };
 use crate::{
-    codes::{FailureCode, Setting},
+    codes::{FailureCode, FindingCode, Setting},
     endpoint::{Address, Endpoint},
     handover::ownership::BeforeContinue,
     preflight::{
-        checks::Severity,
+        checks::{KnownRun, Severity},
         contents::{self, ImageContents, ReadableSide},
         facts::{
             self, SideFacts,
@@ -33,7 +34,7 @@ use crate::{
         measurements::GuestMeasurements,
     },
     progress::{LedgerClock, Moment, Phase, describe},
-    qemu::{Process, reply::RunState},
+    qemu::Process,
     storage::{
         files::rate_limit::RateLimit,
         mirror::cleanup,
@@ -45,20 +46,51 @@ use crate::{
     },
 };
 use std::{sync::Arc, time::Duration};
-use tokio::try_join;
+use tokio::{task::spawn_blocking, try_join};
 
 /// Connects to both sides and makes the plan of a migration that is not run.
 pub(crate) async fn survey(context: &Context, source: &Endpoint, destination: &Endpoint) -> Result<Plan, Failure> {
     let report = &context.report;
     let connecting = report.during(Phase::Connect, connect(source, destination, context.monitors.recorder.as_ref()));
     let pair = unless_cancelled(&context.cancel, connecting).await??;
-    Ok(report.during(Phase::Preflight, Box::pin(look(context, &pair, false))).await?.0.plan)
+    let looked = async {
+        let mut drafted = draft(context, &pair, context.settings.clean).await?;
+        prove(context, &pair, &mut drafted).await?;
+        Ok(drafted.draft.plan)
+    };
+    report.during(Phase::Preflight, Box::pin(looked)).await
 }
 
 /// Makes a plan and begins an attempt: the plan has no blocker, and the journal has the intent.
 pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrder, Attempt), Failure> {
+    let mut drafted = draft(context, pair, context.settings.clean).await?;
+    let mut removed = Vec::new();
+    if context.settings.clean && drafted.has_leftovers() {
+        // nothing is removed for a migration that is refused all the same
+        if drafted.draft.plan.blockers().next().is_some() {
+            drafted.draft.order()?;
+            return Err(Failure::Internal("a plan with a blocker was not refused".to_owned()));
+        }
+        let done = remove_leftovers(context, pair, &drafted, &mut removed).await;
+        done.map_err(|failure| cleaned(failure, &removed))?;
+        // a leftover that is there after the removal is in the way
+        drafted = draft(context, pair, false).await.map_err(|failure| cleaned(failure, &removed))?;
+    }
+    begin_with(context, pair, drafted).await.map_err(|failure| cleaned(failure, &removed))
+}
+
+/// A failure after leftovers were removed: something was changed.
+fn cleaned(failure: Failure, removed: &[String]) -> Failure {
+    match removed {
+        [] => failure,
+        removed => Failure::Cleaned { removed: removed.join(", "), failure: Box::new(failure) },
+    }
+}
+
+async fn begin_with(context: &Context, pair: &QemuPair, mut drafted: Drafted) -> Result<(WorkOrder, Attempt), Failure> {
     let (settings, report) = (&context.settings, &context.report);
-    let (draft, run) = look(context, pair, settings.clean).await?;
+    prove(context, pair, &mut drafted).await?;
+    let Drafted { draft, source: SideFacts { run, .. }, .. } = drafted;
     for finding in draft.plan.findings.iter().filter(|finding| finding.severity != Severity::Blocker) {
         report.warn(finding.code.as_str(), finding.to_string());
     }
@@ -75,6 +107,11 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
         ),
         on_source: true,
     })?;
+    // Of two engines that looked at the same time, each has its journal by now, and at least one sees the other's.
+    if let Some(other) = known_runs(context, pair).await?.into_iter().find(|known| known.engine_lives) {
+        log.discard(report).await;
+        return Err(in_use(&other));
+    }
     let clock = match (pair.source.peer(), pair.destination.peer()) {
         (Some(_), Some(_)) => LedgerClock::Qemu,
         _ => LedgerClock::Engine,
@@ -83,6 +120,14 @@ pub(crate) async fn begin(context: &Context, pair: &QemuPair) -> Result<(WorkOrd
     attempt.predicted.clone_from(&order.predicted);
     attempt.before_continue = Some(BeforeContinue::begin());
     Ok((order, attempt))
+}
+
+/// The refusal of a run beside another one.
+pub(crate) fn in_use(other: &KnownRun) -> Failure {
+    let pid = other.engine_pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let message =
+        format!("another qferry{pid} has begun with one of these two QEMUs: its journal is {}", other.journal);
+    Failure::Refused { code: FindingCode::QemuInUse.into(), message, on_source: true }
 }
 
 /// The record that a recovery starts from.
@@ -106,27 +151,51 @@ async fn begun(context: &Context, pair: &QemuPair, route: &Route, guest: &GuestI
     }
 }
 
+/// A plan as it is drafted from the facts of both sides, before any image is read.
+struct Drafted {
+    draft: Draft,
+    source: SideFacts,
+    destination: SideFacts,
+}
+
+impl Drafted {
+    fn has_leftovers(&self) -> bool {
+        !self.source.leftovers.is_empty() || !self.destination.leftovers.is_empty()
+    }
+}
+
+/// Gathers facts from both sides and drafts a plan; `clean` says that leftovers are going to be removed.
+async fn draft(context: &Context, pair: &QemuPair, clean: bool) -> Result<Drafted, Failure> {
+    let (source, destination) = unless_cancelled(&context.cancel, gather(pair)).await??;
+    let settings = Settings { clean, ..context.settings.clone() };
+    let ports = unless_cancelled(&context.cancel, look_at_ports(&settings)).await?;
+    let known = unless_cancelled(&context.cancel, known_runs(context, pair)).await??;
+    let draft = Draft::new(&source, &destination, &ports, &settings, &context.run, &known);
+    Ok(Drafted { draft, source, destination })
+}
+
+/// The other runs that journals tell of and that have to do with one of the two QEMUs.
+async fn known_runs(context: &Context, pair: &QemuPair) -> Result<Vec<KnownRun>, Failure> {
+    let (source, destination) = tokio::join!(party(&pair.source), party(&pair.destination));
+    let parties = Parties { source, destination };
+    let (settings, run) = (context.settings.clone(), context.run.clone());
+    let found = spawn_blocking(move || journals::runs_of(&settings, &run, &parties)).await;
+    let found = found.map_err(|error| Failure::Internal(format!("the journals were not looked at: {error}")))?;
+    Ok(found.into_iter().map(|(known, _)| known).collect())
+}
+
 /// One QEMU, with the marks by which a recovery tells it from any other.
-async fn party(process: &Process) -> Party {
+pub(crate) async fn party(process: &Process) -> Party {
     let threads = process.vcpu_threads().await.to_vec();
     Party { address: process.name().address.clone(), process: process.identity(), threads }
 }
 
-/// Gathers facts from both sides, drafts a plan, and reads the images that need a proof. Gives the draft and the
-/// guest's run state on the source. `clean` allows leftovers to be removed.
-async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft, RunState), Failure> {
+/// Reads the images that need a proof, and measures where that is asked for.
+async fn prove(context: &Context, pair: &QemuPair, drafted: &mut Drafted) -> Result<(), Failure> {
     let QemuPair { source, destination } = pair;
-    let report = &context.report;
-    let (mut source_facts, mut destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
-    let mut settings = context.settings.clone();
-    if clean && remove_leftovers(context, pair, &source_facts, &destination_facts).await? {
-        (source_facts, destination_facts) = unless_cancelled(&context.cancel, gather(pair)).await??;
-    }
-    // a leftover that is there after the removal is in the way
-    settings.clean &= !clean;
-    let ports = unless_cancelled(&context.cancel, look_at_ports(&settings)).await?;
-    let mut draft = Draft::new(&source_facts, &destination_facts, &ports, &settings, &context.run);
-    if let Some(contents) = read(context, pair, &draft, &source_facts, &destination_facts).await? {
+    let (settings, report) = (&context.settings, &context.report);
+    let Drafted { draft, source: source_facts, destination: destination_facts } = drafted;
+    if let Some(contents) = read(context, pair, draft, source_facts, destination_facts).await? {
         for comparison in &contents.comparisons {
             if comparison.verdict == ComparisonResult::Same {
                 report.action("verified", told(comparison));
@@ -134,12 +203,12 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
         }
         draft.add(contents, &settings.force);
         let again = async {
-            try_join!(facts::look_again(source, &source_facts), facts::look_again(destination, &destination_facts))
+            try_join!(facts::look_again(source, source_facts), facts::look_again(destination, destination_facts))
         };
         match unless_cancelled(&context.cancel, again).await? {
             Ok((source_now, destination_now)) => {
-                draft.add_changed("source", &changes(&source_facts, &source_now));
-                draft.add_changed("destination", &changes(&destination_facts, &destination_now));
+                draft.add_changed("source", &changes(source_facts, &source_now));
+                draft.add_changed("destination", &changes(destination_facts, &destination_now));
             }
             // a QEMU that does not answer now could not be read either, which a blocker says already
             Err(error) if draft.plan.blockers().next().is_none() => return Err(error.into()),
@@ -150,11 +219,11 @@ async fn look(context: &Context, pair: &QemuPair, clean: bool) -> Result<(Draft,
     }
     if let Some(order) = draft.unblocked().filter(|_| settings.predict) {
         let before = Duration::from_millis(report.elapsed_ms());
-        let measured = take_measurements(context, pair, &order.route, &source_facts).await?;
+        let measured = take_measurements(context, pair, &order.route, source_facts).await?;
         report.action("measured", measured.told());
-        draft.add_measured(measured, &settings, source.features(), before);
+        draft.add_measured(measured, settings, source.features(), before);
     }
-    Ok((draft, source_facts.run))
+    Ok(())
 }
 
 async fn gather(pair: &QemuPair) -> Result<(SideFacts, SideFacts), Failure> {
@@ -177,25 +246,33 @@ async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, PortState)
     found
 }
 
-/// Removes the leftovers of an earlier migration, and gives whether there were any. While a migration is under way they
-/// are in use, and stay.
+/// Removes the leftovers of runs whose journals are not here, and notes each that was removed. That no migration is
+/// under way is proved, and that no engine whose journal is in the state directory has one of the QEMUs. The user's
+/// word says that no other engine is at work with them.
 async fn remove_leftovers(
     context: &Context,
     pair: &QemuPair,
-    source: &SideFacts,
-    destination: &SideFacts,
-) -> Result<bool, Failure> {
-    let under_way = source.migration.status.as_ref().is_some_and(|status| !status.is_over());
-    if under_way || (source.leftovers.is_empty() && destination.leftovers.is_empty()) {
-        return Ok(false);
-    }
-    for (process, facts) in [(&pair.source, source), (&pair.destination, destination)] {
+    drafted: &Drafted,
+    removed: &mut Vec<String>,
+) -> Result<(), Failure> {
+    for (process, facts) in [(&pair.source, &drafted.source), (&pair.destination, &drafted.destination)] {
+        if facts.leftovers.is_empty() {
+            continue;
+        }
         for left in &facts.leftovers {
             context.report.action("clean", format!("{}: removes {left}, which an earlier migration left", facts.name));
         }
-        cleanup::remove(process, &facts.leftovers).await?;
+        let done = cleanup::remove(process, &facts.leftovers).await;
+        let still_there = match done {
+            Ok(()) => Vec::new(),
+            // without an answer each may have gone
+            Err(_) => cleanup::find(process).await.unwrap_or_default(),
+        };
+        let gone = facts.leftovers.iter().filter(|left| !still_there.contains(left));
+        removed.extend(gone.map(|left| format!("{}: {left}", facts.name)));
+        done?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Reads the images that must be the same or empty; `None` where no proof is wanted or a finding forbids the reading.

@@ -116,6 +116,13 @@ pub(crate) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
     let (ending, seen) = match failure {
         Failure::Cancelled => (Ending::Cancelled, true),
         Failure::Refused { on_source, .. } => (Ending::Refused, *on_source),
+        // Something was changed, so the end is no refusal. Leftovers are removed only where the guest is on the source.
+        Failure::Cleaned { failure, .. } => match **failure {
+            Failure::Cancelled => (Ending::Cancelled, true),
+            Failure::Refused { on_source: true, .. } => (Ending::RolledBack, true),
+            Failure::Process(ref error) if error.is_refusal() => (Ending::RolledBack, true),
+            _ => (Ending::Undetermined, false),
+        },
         _ => (Ending::Refused, false),
     };
     // a guest that was not looked at, or is not on the source, is not claimed to be

@@ -115,6 +115,15 @@ pub enum Failure {
         /// Which thing, and both values where there are two.
         message: String,
     },
+    /// The migration was not begun, but leftovers of an earlier one were removed.
+    #[error("the migration was not begun, after leftovers of an earlier one had been removed ({removed})")]
+    Cleaned {
+        /// What was removed.
+        removed: String,
+        /// Why the migration was not begun.
+        #[source]
+        failure: Box<Failure>,
+    },
     /// The source's QEMU is gone.
     #[error("the source is gone")]
     SourceGone(#[source] Gone),
@@ -206,6 +215,7 @@ impl Failure {
             Self::Journal(_) => FailureCode::Journal,
             Self::Connect { .. } => FailureCode::Unreachable,
             Self::Refused { code, .. } | Self::Interfered { code, .. } => code.clone(),
+            Self::Cleaned { failure, .. } => failure.code(),
             Self::SourceGone(_) | Self::Postcopy(PostcopyError::SourceGone(_)) => FailureCode::SourceGone,
             Self::DestinationGone(_) | Self::Postcopy(PostcopyError::DestinationGone(_)) => {
                 FailureCode::DestinationGone
@@ -269,6 +279,7 @@ impl Failure {
             _ => "",
         };
         match (self, command) {
+            (Self::Cleaned { failure, .. }, _) => failure.remedy(),
             (Self::Timeout(_), _) => "; allow more time with `timeout`, more `bandwidth` or more `downtime`",
             (Self::SwitchoverTimeout(_), _) => "; allow more time with `switchover_timeout`",
             (Self::Flushes { .. }, _) => "; make the disks flush faster, or allow more time with `switchover_timeout`",

@@ -9,7 +9,7 @@ use crate::{
     endpoint::Address,
     memory::tuning::Compression,
     preflight::{
-        checks::Finding,
+        checks::{Finding, KnownRun},
         contents::{EmptyImageCheck, EmptyImageState, ImageContents},
         facts::{
             SideFacts,
@@ -48,7 +48,21 @@ pub(crate) struct CheckedWorld {
     settings: Settings,
     contents: ImageContents,
     changed: Vec<MachineChange>,
+    known_runs: Vec<KnownRun>,
     measured: Option<GuestMeasurements>,
+}
+
+/// A run of this very pair, of which a journal tells.
+fn known_run(engine_lives: bool) -> KnownRun {
+    KnownRun {
+        run: RunId::new(),
+        journal: "/j/1.journal".to_owned(),
+        engine_lives,
+        engine_pid: Some(7),
+        has_source: true,
+        has_destination: true,
+        is_this_pair: true,
+    }
 }
 
 /// A change to a healthy world.
@@ -189,6 +203,7 @@ impl CheckedWorld {
             settings: Settings { runtime_dir: "/run/x".into(), ..Settings::default() },
             contents: ImageContents::default(),
             changed: Vec::new(),
+            known_runs: Vec::new(),
             measured: None,
         }
     }
@@ -218,8 +233,8 @@ impl CheckedWorld {
     }
 
     pub(crate) fn findings(self) -> Vec<Finding> {
-        let Self { source, destination, ports, settings, contents, changed, measured } = self;
-        let mut draft = Draft::new(&source, &destination, &ports, &settings, &RunId::default());
+        let Self { source, destination, ports, settings, contents, changed, known_runs, measured } = self;
+        let mut draft = Draft::new(&source, &destination, &ports, &settings, &RunId::default(), &known_runs);
         draft.add(contents, &settings.force);
         draft.add_changed("source", &changed);
         if let Some(measured) = measured {
@@ -349,6 +364,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::ExportOpen => |world| world.destination.exports.push("theirs".to_owned()),
         Code::JobRunning => |world| world.source.jobs.push("commit0".to_owned()),
         Code::Leftover => |world| world.source.leftovers.push(Leftover::Job("qferry-mirror-0".to_owned())),
+        Code::JournalLeft => |world| world.known_runs.push(known_run(false)),
         Code::LeftoverView => |world| world.source.leftovers.push(Leftover::ReadExport("qferry-view-0".to_owned())),
         Code::MachineType => |world| world.destination.machine.kind = Some("pc-q35-10.0-machine".to_owned()),
         Code::MediumMissing => |world| world.destination.unplug("cd"),
@@ -361,6 +377,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             let missing = vec![MissingMeasurement { what: "bandwidth", why: "no answer".to_owned() }];
             world.measured = Some(GuestMeasurements { missing, ..GuestMeasurements::default() });
         },
+        Code::OpenPort => |world| world.settings.nbd_address = Some(tcp("127.0.0.1")),
         Code::OverlayIsBacking => |world| world.destination.file_mut("/d/top").id = (1, 201),
         Code::OverlayIsLive => |world| {
             world.second_disk();
@@ -383,6 +400,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::PortUnreachable => |world| {
             world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), PortState::Unreachable("no route".to_owned())));
         },
+        Code::QemuInUse => |world| world.known_runs.push(known_run(true)),
         Code::QemuLacks => |world| world.source.features.missing.push("drive-mirror".to_owned()),
         Code::QemuOlder => |world| world.destination.machine.version.major = 9,
         Code::QemuOlderMicro => |world| world.destination.machine.version.micro = 12,

@@ -4,7 +4,7 @@
 //! for a record. No effect may be brought about whose record is not known to be on the disk.
 
 use super::{
-    Effect, Failure, JournalPlace, Settings,
+    Effect, Failure, JournalPlace, Settings, journals,
     record::{JournalStatus, MigrationBegin, MigrationEnd, Record},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     run_id::RunId,
 };
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
     time::Duration,
@@ -135,14 +135,19 @@ impl IntentLog {
             report.action("journal", format!("{path} records each step; if qferry dies, run: qferry recover {path}"));
             let keep = matches!(settings.journal, JournalPlace::File(_));
             log.records.lock().journal = Some((journal.path().to_owned(), keep));
+            if keep {
+                journals::link(&log.run, journal.path());
+            }
             log.journal = Some(JournalWriter::start(journal, keep));
         }
         Ok(log)
     }
 
-    /// Goes on where the engine died that wrote this journal, with the effects that it had brought about.
+    /// Goes on where the engine died that wrote this journal, with the effects that it had brought about. A journal in
+    /// the state directory goes once nothing is left to be done, as its engine would have done it.
     pub(crate) fn take_up(run: RunId, journal: Journal<Record>, effects: Vec<Effect>) -> Self {
-        Self { run, effects, records: Records::default(), journal: Some(JournalWriter::start(journal, true)) }
+        let keep = !journals::is_in_state_directory(journal.path());
+        Self { run, effects, records: Records::default(), journal: Some(JournalWriter::start(journal, keep)) }
     }
 
     /// Goes on after a panic of the engine, with the effects that it had brought about by its records.
@@ -227,23 +232,25 @@ impl IntentLog {
         within(WAY_BACK, self.write(record)).await
     }
 
+    /// Removes the journal of a run that is refused after all, also one that the user named: nothing was changed.
+    pub(crate) async fn discard(self, report: &Reporter) {
+        let Self { run, journal, .. } = self;
+        let Some(JournalWriter { orders, path, .. }) = journal else { return };
+        journals::remove(&run, &path, false);
+        close(orders, &path).await;
+        report.action("journal", format!("{} is removed again", path.display()));
+    }
+
     /// Writes the end, then removes the journal, unless the user named its file or something is left to be done, and
     /// unlocks it: another engine may take it up at once.
     pub(crate) async fn end(self, ended: MigrationEnd, report: &Reporter) {
         let settled = ended.is_settled();
         self.tell(Record::Ended(ended), report).await;
         let Some(JournalWriter { orders, path, keep }) = self.journal else { return };
-        if settled && !keep {
-            // a journal that stays says that nothing is left to be done
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "the journal stays");
-            }
+        if settled {
+            journals::remove(&self.run, &path, keep);
         }
-        let (close, closed) = mpsc::channel();
-        drop(orders.send(JournalOrder::Close(close)));
-        if timeout(WAY_BACK, spawn_blocking(move || closed.recv())).await.is_err() {
-            tracing::warn!(path = %path.display(), "the journal is locked yet: its disk does not answer");
-        }
+        close(orders, &path).await;
     }
 
     /// Writes a record, which is on its way when this returns, and waits until it is on the disk.
@@ -273,6 +280,15 @@ async fn within(limit: Duration, written: impl Future<Output = Result<(), Failur
     match timeout(limit, written).await {
         Ok(written) => written,
         Err(_) => Err(JournalError::Slow(limit).into()),
+    }
+}
+
+/// Unlocks a journal, and waits until it is unlocked.
+async fn close(orders: mpsc::Sender<JournalOrder>, path: &Path) {
+    let (close, closed) = mpsc::channel();
+    drop(orders.send(JournalOrder::Close(close)));
+    if timeout(WAY_BACK, spawn_blocking(move || closed.recv())).await.is_err() {
+        tracing::warn!(path = %path.display(), "the journal is locked yet: its disk does not answer");
     }
 }
 

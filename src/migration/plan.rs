@@ -11,7 +11,7 @@ use crate::{
     convergence::predict::{DiskInput, PredictionInput, predict},
     endpoint::Address,
     preflight::{
-        checks::{self, CheckSubject, Finding, Severity},
+        checks::{self, CheckSubject, Finding, KnownRun, Severity},
         comparison_plan::{self, ComparisonPlan},
         contents::ImageContents,
         facts::{SideFacts, ports::PortState},
@@ -124,6 +124,7 @@ impl Draft {
         ports: &[(Setting, Address, PortState)],
         settings: &Settings,
         run: &RunId,
+        known_runs: &[KnownRun],
     ) -> Self {
         let (source_disks, destination_disks) = (source.disks(), destination.disks());
         let selection = &settings.selection;
@@ -174,6 +175,7 @@ impl Draft {
             storage: selection.storage,
             overcommit: settings.overcommit,
             clean: settings.clean,
+            known_runs,
             addresses: &addresses,
             ports,
             allow_plaintext: settings.allow_plaintext,

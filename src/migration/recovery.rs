@@ -6,8 +6,9 @@
 //! recovery that dies can be recovered from.
 
 use super::{
-    Effect, Failure, Settings,
+    Effect, Failure, JournalPlace, Settings,
     attempt::Attempt,
+    check::in_use,
     connection::open,
     context::{Context, Monitors},
     ending::{End, Whereabouts, after_panic, conclude, lost, outcome, panicked, undetermined, untouched},
@@ -15,6 +16,7 @@ use super::{
     fence_command::command_file,
     guest::GuestIntent,
     intents::{IntentLog, Records},
+    journals::{self, Parties},
     pair::QemuPair,
     participant::{self, NotProved},
     record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
@@ -24,7 +26,7 @@ use super::{
     work_order::Route,
 };
 use crate::{
-    codes::FailureCode,
+    codes::{FailureCode, FindingCode},
     endpoint::{Address, DialError, Endpoint, PeerPid, ProcessFate},
     handover::{
         judgement::RecordedHandover,
@@ -34,9 +36,21 @@ use crate::{
     progress::{Ending, Event, EventKind, LedgerClock, Outcome, Phase, Reporter, Side, describe},
     qemu::{Process, QemuName},
     qmp::Recorder,
+    run_id::RunId,
+    storage::mirror::{cleanup, leftover::Leftover},
 };
-use std::{fmt, path::PathBuf, time::Duration};
-use tokio::time::Instant;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
+
+/// How long a side may take to say which runs have left something there.
+const ASK: Duration = Duration::from_secs(2);
 
 /// A migration that is to be taken up, and how. [`Self::start`] begins it.
 #[derive(Debug, Clone)]
@@ -131,12 +145,13 @@ impl Recovery {
         Ok(self.start()?.follow_blocking(each))
     }
 
-    async fn recover(self, report: &Reporter, cancel: Cancelled) -> Result<Outcome, Failure> {
+    pub(super) async fn recover(self, report: &Reporter, cancel: Cancelled) -> Result<Outcome, Failure> {
         let (mut journal, entries) = Journal::<Record>::open(&self.journal)?;
         let status: JournalStatus = journal::fold(&entries).map_err(|error| {
             refused(FailureCode::Journal, format!("{}: {}", self.journal.display(), describe(&error)))
         })?;
         let Some(begun) = status.begun.clone() else {
+            remove_settled(&RunId::default(), &self.journal);
             return Err(refused(FailureCode::NothingBegun, "its engine died before it had begun anything".to_owned()));
         };
         let context = Context {
@@ -150,10 +165,13 @@ impl Recovery {
         };
         let failure = Failure::EngineDied;
         if let Some(outcome) = settled(&context, &begun, &status) {
+            remove_settled(&begun.run, &self.journal);
             return Ok(outcome);
         }
+        refuse_beside_another(&begun, &self.journal).await?;
         let known = [self.source.as_ref(), self.destination.as_ref()];
         let reached = reach_both(&context, &begun, status.certain_effects(), known).await?;
+        refuse_after_another(&reached.pair, &begun.run).await?;
         journal.append(&Record::Recovering)?;
         let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
         Ok(go_on(&context, reached, &begun, &status, log, failure).await)
@@ -200,6 +218,46 @@ impl EngineJob for Recovery {
     fn lost(begun: bool, report: &Reporter) -> Outcome {
         lost(begun, report)
     }
+}
+
+/// Removes a journal with nothing left to be done, unless the user chose its place.
+fn remove_settled(run: &RunId, journal: &Path) {
+    journals::remove(run, journal, !journals::is_in_state_directory(journal));
+}
+
+/// Refuses a recovery while another engine is at work with one of the two QEMUs: each step back would be one of the
+/// other's migration.
+async fn refuse_beside_another(begun: &MigrationBegin, journal: &Path) -> Result<(), Failure> {
+    let parties = Parties { source: begun.source.clone(), destination: begun.destination.clone() };
+    let (run, place) = (begun.run.clone(), JournalPlace::File(journal.to_owned()));
+    let settings = Settings { journal: place, ..Settings::default() };
+    let runs = spawn_blocking(move || journals::runs_of(&settings, &run, &parties)).await;
+    match runs.unwrap_or_default().into_iter().find(|(known, _)| known.engine_lives) {
+        Some((other, _)) => Err(in_use(&other)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a recovery after another run has begun with one of the two QEMUs, as the names of what is there prove: the
+/// capabilities, the migration and the NBD server may be that run's by now.
+async fn refuse_after_another(pair: &QemuPair, run: &RunId) -> Result<(), Failure> {
+    for process in [&pair.source, &pair.destination] {
+        if process.is_gone() {
+            continue;
+        }
+        // a side that does not answer cannot be asked, and is judged later
+        let Ok(Ok(leftovers)) = timeout(ASK, cleanup::find(process)).await else { continue };
+        let another = leftovers.iter().find(|left| left.run() != *run && !matches!(left, Leftover::ReadExport(_)));
+        if let Some(left) = another {
+            let message = format!(
+                "{} has a {left}, of another run than the journal's, which may be at work: recover that run first, or \
+                 wait for it",
+                process.name()
+            );
+            return Err(refused(FindingCode::QemuInUse.into(), message));
+        }
+    }
+    Ok(())
 }
 
 /// After a panic of the engine: judges who has the guest from the run's own records, and goes the way back where that
@@ -439,7 +497,6 @@ fn refused(code: FailureCode, message: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_id::RunId;
 
     #[test]
     fn a_time_that_no_clock_can_add_is_cut_when_a_journal_is_read() {

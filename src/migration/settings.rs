@@ -178,6 +178,12 @@ impl Settings {
             JournalPlace::Nowhere => None,
         }
     }
+
+    /// The folder of a journal that the user named.
+    pub(crate) fn journal_folder(&self) -> Option<PathBuf> {
+        let JournalPlace::File(path) = &self.journal else { return None };
+        std::path::absolute(path).ok()?.parent().map(PathBuf::from)
+    }
 }
 
 /// `$XDG_RUNTIME_DIR/qferry`, else the state directory.
@@ -187,7 +193,7 @@ fn default_runtime_dir() -> PathBuf {
 
 /// `$XDG_STATE_HOME/qferry`, else `~/.local/state/qferry`. Never a directory below `/tmp`: another
 /// user could make it first, and replace the files in it.
-fn state_dir() -> PathBuf {
+pub(super) fn state_dir() -> PathBuf {
     variable("XDG_STATE_HOME")
         .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
         .unwrap_or_else(|| PathBuf::from("/run"))

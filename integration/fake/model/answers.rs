@@ -79,6 +79,7 @@ impl SharedPair {
             "cancel-vcpu-dirty-limit" => {}
             "nbd-server-start" => state.qemu(side).server = true,
             "block-export-add" => state.qemu(side).exports.push(text("id")),
+            "block-export-del" => state.qemu(side).exports.retain(|id| *id != text("id")),
             "nbd-server-stop" if !state.qemu(side).server => return Err("NBD server not running"),
             "nbd-server-stop" => {
                 state.qemu(side).server = false;

@@ -35,10 +35,11 @@ pub use schema::{add_capabilities, add_switchover_bandwidth, schema};
 
 pub const MIB: u64 = 1 << 20;
 /// The commands that a monitor of the model answers; any other is `CommandNotFound`.
-const ANSWERED: [&str; 39] = [
+const ANSWERED: [&str; 40] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
+    "block-export-del",
     "block-job-cancel",
     "block-job-change",
     "block-job-set-speed",
@@ -372,14 +373,23 @@ impl ModelPair {
 
     /// A migration of this pair whose QEMUs are these processes.
     pub fn builder_with(&mut self, [source_pid, destination_pid]: [Option<i32>; 2]) -> Builder {
+        let [at_source, at_destination] = self.endpoints_with([source_pid, destination_pid]);
+        self.described(at_source, at_destination)
+    }
+
+    /// Where the two QEMUs can be reached, once.
+    pub fn endpoints(&mut self) -> [Endpoint; 2] {
+        self.endpoints_with([None, None])
+    }
+
+    fn endpoints_with(&mut self, [source_pid, destination_pid]: [Option<i32>; 2]) -> [Endpoint; 2] {
         let (at_source, at_destination) = self.streams.take().unwrap();
         let process = |pid: i32| ProcessHandle::from_pid(pid.unsigned_abs()).unwrap();
         let end = |name: &str, stream, pid: Option<i32>| match pid {
             Some(pid) => once(name, stream).with_process(process(pid)),
             None => once(name, stream),
         };
-        let (at_source, at_destination) = (end("a", at_source, source_pid), end("b", at_destination, destination_pid));
-        self.described(at_source, at_destination)
+        [end("a", at_source, source_pid), end("b", at_destination, destination_pid)]
     }
 
     fn described(&self, source: Endpoint, destination: Endpoint) -> Builder {

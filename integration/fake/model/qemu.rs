@@ -91,6 +91,11 @@ pub struct ModelQemu {
 }
 
 impl ModelQemu {
+    /// The process of this host that stands for it, where there is one.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     pub(super) fn is_migrating(&self) -> bool {
         self.migration.as_deref().is_some_and(|status| !["none", "completed", "failed", "cancelled"].contains(&status))
     }

@@ -34,7 +34,7 @@ pub(crate) async fn prepare(
     if !route.pairs.is_empty() {
         let socket = runtime_dir::socket_effect(&settings.runtime_dir, nbd);
         attempt.log.note(socket.clone().into_iter().chain([Effect::NbdServer])).await?;
-        if let Err(error) = export::start_server(destination, nbd).await {
+        if let Err(error) = export::start_server(destination, nbd, Some(route.pairs.len())).await {
             if error.is_refusal() {
                 // a server that was there before is somebody else's, and so is its socket
                 for effect in [Effect::NbdServer].into_iter().chain(socket) {

@@ -5,20 +5,14 @@ use crate::{
     progress::describe,
     qemu::{Process, ProcessError},
     run_id::RunId,
-    storage::mirror::leftover::{self, Leftover},
+    storage::mirror::{cleanup, leftover::Leftover},
 };
 use qapi::qmp;
 use std::{fs, io, path::Path};
-use tokio::try_join;
 
 /// Asks one side what is there that the run made. What another run made is that run's to remove.
 pub(super) async fn own_leftovers(process: &Process, run: &RunId) -> Result<Vec<Leftover>, ProcessError> {
-    let (jobs, nodes, exports) = try_join!(
-        process.ask(&qmp::query_jobs {}),
-        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
-        process.ask(&qmp::query_block_exports {}),
-    )?;
-    let mut found = leftover::list(&jobs.0, &nodes.0, &exports.0);
+    let mut found = cleanup::find(process).await?;
     found.retain(|leftover| leftover.run() == *run);
     Ok(found)
 }

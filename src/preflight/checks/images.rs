@@ -370,6 +370,7 @@ mod tests {
             bitmaps: &BitmapPlan::default(),
             storage: StorageMode::None,
             overcommit,
+            known_runs: &[],
             clean: false,
             addresses: &[],
             ports: &[],

@@ -23,12 +23,12 @@ use std::collections::BTreeSet;
 
 pub use crate::codes::{FindingCode, Severity};
 pub use finding::Finding;
-pub use subject::CheckSubject;
+pub use subject::{CheckSubject, KnownRun};
 
 /// Runs every check over the facts of both sides. [`weigh`] then applies the choices of the guest's owner.
 pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let CheckSubject { source, destination, .. } = *subject;
-    let mut findings = sides::run(source, destination, subject.clean);
+    let mut findings = sides::run(source, destination, subject.clean, subject.known_runs);
     findings.extend(machine::run(source, destination));
     findings.extend(cpu::run(source, destination));
     findings.extend(devices::run(source, destination));

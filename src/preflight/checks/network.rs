@@ -59,7 +59,10 @@ pub(crate) fn listen(setting: Setting, address: Option<&Address>, allow_plaintex
     let message = "the guest's data would cross the network in plain text";
     let finding = Finding::new(FindingCode::Plaintext, &address.to_string(), message);
     match (loopback, allow_plaintext) {
-        (true, _) => None,
+        (true, _) => {
+            let message = "any process of this host can connect there, whoever its user is";
+            Some(Finding::new(FindingCode::OpenPort, &address.to_string(), message))
+        }
         (false, true) => Some(finding.into_warning().with_remedy("")),
         (false, false) => Some(finding),
     }
@@ -90,8 +93,9 @@ mod tests {
             listen(Setting::NbdAddress, Some(&address), allow)
                 .map(|finding| (finding.code.as_str().to_owned(), finding.severity))
         };
-        assert_eq!(code("tcp:127.0.0.1:1", false), None);
-        assert_eq!(code("tcp:[::1]:1", false), None);
+        let open = Some(("open-port".to_owned(), Severity::Warning));
+        assert_eq!(code("tcp:127.0.0.1:1", false), open);
+        assert_eq!(code("tcp:[::1]:1", true), open);
         assert_eq!(code("unix:/run/nbd", false), None);
         assert_eq!(code("tcp:192.0.2.1:1", false), Some(("plaintext".to_owned(), Severity::Blocker)));
         assert_eq!(code("tcp:192.0.2.1:1", true), Some(("plaintext".to_owned(), Severity::Warning)));

@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::finding::Finding;
+use super::{finding::Finding, subject::KnownRun};
 use crate::{
     codes::FindingCode,
     preflight::facts::SideFacts,
@@ -11,7 +11,7 @@ use crate::{
     storage::{mirror::leftover::Leftover, model::layout::PREFIX},
 };
 
-pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool) -> Vec<Finding> {
+pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool, known: &[KnownRun]) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(same_process(source, destination));
     findings.extend(features(source));
@@ -20,8 +20,11 @@ pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool) -> V
     findings.extend(source_migration(source));
     findings.extend(destination_state(destination));
     findings.extend(ram(source, destination));
-    findings.extend(leftovers(source, clean));
-    findings.extend(leftovers(destination, clean));
+    findings.extend(at_work(source, known, |run| run.has_source));
+    findings.extend(at_work(destination, known, |run| run.has_destination));
+    findings.extend(leftovers(source, clean, known));
+    findings.extend(leftovers(destination, clean, known));
+    findings.extend(unfinished(source, clean, known));
     findings.extend(jobs(source));
     findings.extend(exports(destination));
     findings
@@ -84,7 +87,39 @@ fn ram(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
     (source.ram != destination.ram).then(|| Finding::new(FindingCode::RamSize, &destination.name, message))
 }
 
-fn leftovers(side: &SideFacts, clean: bool) -> Vec<Finding> {
+/// The other engines that are at work with a QEMU.
+fn at_work(side: &SideFacts, known: &[KnownRun], has_side: fn(&KnownRun) -> bool) -> Vec<Finding> {
+    let found = |run: &KnownRun| {
+        let pid = run.engine_pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+        let message = format!("another qferry{pid} is at work with this QEMU: its journal is {}", run.journal);
+        Finding::new(FindingCode::QemuInUse, &side.name, message)
+    };
+    known.iter().filter(|run| run.engine_lives && has_side(run)).map(found).collect()
+}
+
+/// The runs of this very pair whose engine died, where no leftover tells of them.
+fn unfinished(source: &SideFacts, clean: bool, known: &[KnownRun]) -> Vec<Finding> {
+    let found = |run: &KnownRun| {
+        let message = format!("an engine died in a migration of this pair: its journal is {}", run.journal);
+        let finding = Finding::new(FindingCode::JournalLeft, &source.name, message);
+        match clean {
+            true => finding.with_remedy("the migration is recovered from it before this one begins"),
+            false => finding.with_remedy(recovering(run)),
+        }
+    };
+    known.iter().filter(|run| run.is_this_pair && !run.engine_lives).map(found).collect()
+}
+
+fn recovering(run: &KnownRun) -> String {
+    format!("run qferry recover {}, which also puts back what that engine had set", run.journal)
+}
+
+fn leftovers(side: &SideFacts, clean: bool, known: &[KnownRun]) -> Vec<Finding> {
+    // Names of earlier versions do not tell their run: the journal of this very pair is taken for theirs.
+    let owner = |left: &Leftover| {
+        let run = left.run();
+        known.iter().find(|known| known.run == run && (!run.is_of_earlier_version() || known.is_this_pair))
+    };
     let found = |left: &Leftover| match (left, clean) {
         // a read-only export does not hinder a comparison, which removes it
         (Leftover::ReadExport(_), false) => {
@@ -93,9 +128,18 @@ fn leftovers(side: &SideFacts, clean: bool) -> Vec<Finding> {
         }
         _ => {
             let finding = Finding::new(FindingCode::Leftover, &side.name, format!("there is already a {left}"));
-            match clean {
-                true => finding.into_warning().with_remedy("the leftover is removed before the migration begins"),
-                false => finding,
+            match (owner(left), clean) {
+                (Some(run), _) if run.engine_lives => {
+                    finding.with_remedy(format!("its engine lives, by the journal {}: wait for that one", run.journal))
+                }
+                (Some(run), clean) if !clean || !run.is_this_pair => finding.with_remedy(recovering(run)),
+                (Some(run), _) => finding
+                    .into_warning()
+                    .with_remedy(format!("its migration is recovered first, from the journal {}", run.journal)),
+                (None, true) => {
+                    finding.into_warning().with_remedy("the leftover is removed before the migration begins")
+                }
+                (None, false) => finding,
             }
         }
     };

@@ -5,6 +5,7 @@ use crate::{
     endpoint::Address,
     memory::tuning::MigrationTuning,
     preflight::facts::{SideFacts, ports::PortState},
+    run_id::RunId,
     storage::model::{
         bitmaps::BitmapPlan,
         layout::{Disk, DiskPair, PairingProblem, StorageMode},
@@ -42,10 +43,31 @@ pub struct CheckSubject<'a> {
     pub overcommit: bool,
     /// Whether leftovers of an earlier migration are removed first.
     pub clean: bool,
+    /// The other runs that journals tell of and that have to do with one of these two QEMUs.
+    pub known_runs: &'a [KnownRun],
     /// The listening addresses with the setting of each; `None` where no address could be chosen.
     pub addresses: &'a [(Setting, Option<Address>)],
     /// The ports among them, with the result of a connection to each.
     pub ports: &'a [(Setting, Address, PortState)],
     /// Whether the guest's owner allows plain text on the network.
     pub allow_plaintext: bool,
+}
+
+/// Another run, of which a journal tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownRun {
+    /// The run.
+    pub run: RunId,
+    /// The path of its journal.
+    pub journal: String,
+    /// Whether the engine that writes the journal lives.
+    pub engine_lives: bool,
+    /// The process of that engine, where the kernel tells it.
+    pub engine_pid: Option<u32>,
+    /// Whether the source is one of its two QEMUs.
+    pub has_source: bool,
+    /// Whether the destination is one of its two QEMUs.
+    pub has_destination: bool,
+    /// Whether source and destination are its source and its destination.
+    pub is_this_pair: bool,
 }

@@ -1,11 +1,29 @@
 //! Removal of the leftovers of an earlier engine from a QEMU.
 //!
-//! The removal must never touch anything that [`leftover`](super::leftover) does not list. QEMU cannot tell whether
-//! another engine is still at work with the same names, so the removal runs only if the user asked for it.
+//! The removal must never touch anything that [`leftover`](super::leftover) does not list. QEMU cannot tell whether the
+//! engine that made them is still at work, so the removal runs only if the user asked for it, and never for a run whose
+//! journal is known.
 
-use super::{leftover::Leftover, mirror_job};
+use super::{
+    leftover::{self, Leftover},
+    mirror_job,
+};
 use crate::qemu::{Process, ProcessError};
 use qapi::qmp;
+use tokio::try_join;
+
+/// Lists what engines have left in a QEMU.
+///
+/// # Errors
+/// QEMU does not answer.
+pub async fn find(process: &Process) -> Result<Vec<Leftover>, ProcessError> {
+    let (jobs, nodes, exports) = try_join!(
+        process.ask(&qmp::query_jobs {}),
+        process.ask(&qmp::query_named_block_nodes { flat: Some(true) }),
+        process.ask(&qmp::query_block_exports {}),
+    )?;
+    Ok(leftover::list(&jobs.0, &nodes.0, &exports.0))
+}
 
 /// Removes the leftovers: first jobs, which then free their nodes and connections, then exports with their server,
 /// nodes, and bitmaps.

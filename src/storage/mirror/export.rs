@@ -13,11 +13,17 @@ use qapi::qmp;
 use serde_json::{Value, json};
 use tokio::try_join;
 
-/// Starts the server at the address.
+/// Starts the server at the address, for at most so many connections at once. QEMU accepts no other connection as long
+/// as all of them are there.
 ///
 /// # Errors
 /// QEMU refuses, above all because a server runs already or because QEMU may not create the socket.
-pub async fn start_server(destination: &Process, address: &Address) -> Result<(), ProcessError> {
+pub async fn start_server(
+    destination: &Process,
+    address: &Address,
+    connections: Option<usize>,
+) -> Result<(), ProcessError> {
+    let max_connections = connections.and_then(|connections| u32::try_from(connections).ok());
     let addr = match address {
         Address::Unix(path) => qmp::SocketAddressLegacy::unix(qmp::UnixSocketAddressWrapper {
             data: qmp::UnixSocketAddress { abstract_: None, tight: None, path: path.display().to_string() },
@@ -34,7 +40,7 @@ pub async fn start_server(destination: &Process, address: &Address) -> Result<()
             },
         }),
     };
-    destination.act(&qmp::nbd_server_start { addr, max_connections: None, tls_authz: None, tls_creds: None }).await
+    destination.act(&qmp::nbd_server_start { addr, max_connections, tls_authz: None, tls_creds: None }).await
 }
 
 /// Exports the destination disk of a pair for writing.

@@ -25,6 +25,9 @@ const MOST: u64 = 1 << 30;
 const REQUEST: i64 = 256 << 10;
 /// How long a connection to the NBD server may take.
 const DIAL: Duration = Duration::from_secs(2);
+/// The connections to the NBD server: the one from this process, which may not have been seen to close yet, and the
+/// source's.
+const CONNECTIONS: usize = 2;
 /// How often the probe asks how much has arrived.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -92,7 +95,7 @@ impl LinkProbe<'_> {
         let (run, source, destination, made) = (self.run, self.source, self.destination, &mut self.made);
         // A sink that reads as zeros would look up to date already, and the mirror would send nothing.
         make(&mut made.sink, add(destination, &null(run, "sink", false))).await?;
-        make(&mut made.server, export::start_server(destination, self.address)).await?;
+        make(&mut made.server, export::start_server(destination, self.address, Some(CONNECTIONS))).await?;
         let export = name(run, "export");
         let options = export::options(&export, &export, &name(run, "sink"), true);
         make(&mut made.export, destination.act(&qmp::block_export_add(options))).await?;

@@ -159,7 +159,7 @@ fn inactivate(process: &Process, node: &str) -> impl Future<Output = Result<(), 
 }
 
 async fn start_server(process: &Process, address: &Address) -> Result<(), ProcessError> {
-    let Err(refused) = export::start_server(process, address).await else { return Ok(()) };
+    let Err(refused) = export::start_server(process, address, None).await else { return Ok(()) };
     if !refused.is_refusal() {
         return Err(refused);
     }
@@ -177,7 +177,7 @@ async fn start_server(process: &Process, address: &Address) -> Result<(), Proces
             })?;
         }
         let stopped = process.act(&qmp::nbd_server_stop {});
-        try_join!(stopped, export::start_server(process, address)).map(drop)
+        try_join!(stopped, export::start_server(process, address, None)).map(drop)
     } else if refused.refusal().is_some_and(|words| words.contains("already running")) {
         let exports = if ids.is_empty() { "without exports".to_owned() } else { format!("with {}", ids.join(", ")) };
         let what = format!(
