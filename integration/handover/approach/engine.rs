@@ -7,7 +7,8 @@ use super::{
     model::{ApproachModel, ApproachMutation},
     way_back::WayBackStep,
     world::{
-        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase,
+        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim,
+        SeenEvents, SourcePhase,
     },
 };
 use crate::engines::ModelledJudgement;
@@ -58,11 +59,31 @@ pub(crate) struct ApproachEngine {
     pub(crate) guest: GuestIntent,
     /// `migrate-continue` was not sent: the source may be resumed without further proof.
     pub(crate) may_resume: bool,
+    /// The connection to the source is open.
+    pub(crate) reaches_source: bool,
+    pub(crate) reaches_destination: bool,
+    /// The engine has heard every event of the source, and of the destination.
+    pub(crate) follows_source: bool,
+    pub(crate) follows_destination: bool,
+    /// The engine has ended the destination, or the destination has accepted `quit`.
+    pub(crate) ended_destination: bool,
+    /// The way back has left something alone.
+    pub(crate) leaves_something: bool,
 }
 
 impl ApproachEngine {
     pub(crate) fn new(run: &RunState) -> Self {
-        Self { stage: ApproachStage::SetUp, guest: GuestIntent::new(run), may_resume: true }
+        Self {
+            stage: ApproachStage::SetUp,
+            guest: GuestIntent::new(run),
+            may_resume: true,
+            reaches_source: true,
+            reaches_destination: true,
+            follows_source: true,
+            follows_destination: true,
+            ended_destination: false,
+            leaves_something: false,
+        }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -110,7 +131,7 @@ impl ApproachModel {
 
     /// Whether a side is gone, as its monitor tells: up to `migrate-continue` that ends the work.
     pub(crate) fn has_to_go_back(&self, world: &ApproachWorld) -> bool {
-        !world.source.is_up() || !world.destination.is_up()
+        !world.asks(Side::Source) || !world.asks(Side::Destination)
     }
 
     /// Whether a side has told that the handover failed.
@@ -252,7 +273,7 @@ impl ApproachModel {
 
     /// `cont` to the destination.
     pub(crate) fn start_destination(&self, world: &mut ApproachWorld) -> ContKnowledge {
-        if !world.destination.is_up() {
+        if !world.asks(Side::Destination) {
             // A `cont` that could not be sent is not told from a `cont` without an answer.
             world.cont_lost = true;
             return ContKnowledge::Sent;
@@ -272,12 +293,25 @@ impl ApproachModel {
 
     /// The guest is on the destination: the source is quit.
     fn tidy(&self, world: &mut ApproachWorld) {
-        if !world.destination.is_up() {
+        if !world.asks(Side::Destination) {
             return world.end(Ending::Undetermined);
         }
-        world.broken.killed |= world.source.runs();
-        world.die(Side::Source);
+        if world.asks(Side::Source) {
+            world.broken.killed |= world.source.runs();
+            world.die(Side::Source);
+        }
         world.end(Ending::Moved);
+    }
+
+    /// Reaches the sides again whose monitors closed, where they serve this engine and are the QEMUs that took part.
+    pub(crate) fn reach_again(&self, world: &mut ApproachWorld) {
+        for side in [Side::Source, Side::Destination] {
+            let is_served = world.is_up(side) && world.address(side) == MonitorAddress::Free;
+            match side {
+                Side::Source => world.engine.reaches_source |= is_served,
+                Side::Destination => world.engine.reaches_destination |= is_served,
+            }
+        }
     }
 
     /// The engine takes up the journal of the engine before.
@@ -285,11 +319,23 @@ impl ApproachModel {
         world.recoveries += 1;
         let guest = GuestIntent::from_journal(world.journal.runs);
         let may_resume = world.journal.claim == RecordedClaim::Source;
+        world.engine = ApproachEngine {
+            stage: ApproachStage::Died,
+            guest: guest.clone(),
+            may_resume,
+            reaches_source: false,
+            reaches_destination: false,
+            follows_source: false,
+            follows_destination: false,
+            ended_destination: false,
+            leaves_something: false,
+        };
+        self.reach_again(world);
         let stage = match may_resume {
             true => ApproachStage::GoBack(WayBackStep::Look),
             false => ApproachStage::Judge(Box::new(self.take_up(world, &guest))),
         };
-        world.engine = ApproachEngine { stage, guest, may_resume };
+        world.engine.stage = stage;
     }
 }
 

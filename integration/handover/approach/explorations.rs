@@ -1,8 +1,8 @@
 //! The explorations of the approach: each visits every state of one kind of faults.
 
 use super::{
-    model::{APPROACH, ApproachModel, ApproachMutation, FaultKinds},
-    properties::{FOREIGN, HELD, TWO_RUNNERS, UNDONE, VAGUE, WAITS},
+    model::{APPROACH, ApproachModel, ApproachMutation, FaultKinds, NO_FAULTS},
+    properties::{AGAINST_OWNER, FOREIGN, HELD, KILLED, NONE, TRUE, TWO_RUNNERS, UNDONE, VAGUE, WAITS},
 };
 use crate::explorations::{MOST, visit_all};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
@@ -31,25 +31,25 @@ fn explore(what: &str, model: ApproachModel, known: &[&str]) {
 
 #[test]
 fn a_guest_that_stops_by_itself() {
-    let kinds = FaultKinds { guest: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { guest: true, ..NO_FAULTS };
     explore("the guest stops by itself", ApproachModel { kinds, ..APPROACH }, &[WAITS]);
 }
 
 #[test]
 fn an_owner_who_stops_resumes_and_resets() {
-    let kinds = FaultKinds { owner: true, ..FaultKinds::default() };
-    explore("the owner acts", ApproachModel { kinds, ..APPROACH }, &[VAGUE, WAITS]);
+    let kinds = FaultKinds { owner: true, ..NO_FAULTS };
+    explore("the owner acts", ApproachModel { kinds, ..APPROACH }, &[AGAINST_OWNER, TRUE, VAGUE, WAITS]);
 }
 
 #[test]
 fn another_client() {
-    let kinds = FaultKinds { client: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { client: true, ..NO_FAULTS };
     explore("another client", ApproachModel { kinds, ..APPROACH }, &[TWO_RUNNERS, UNDONE, WAITS]);
 }
 
 #[test]
 fn another_client_and_a_channel_that_breaks() {
-    let kinds = FaultKinds { client: true, channel: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { client: true, channel: true, ..NO_FAULTS };
     explore(
         "another client, and the channel breaks",
         ApproachModel { kinds, overlaps: false, ..APPROACH },
@@ -59,7 +59,7 @@ fn another_client_and_a_channel_that_breaks() {
 
 #[test]
 fn another_client_and_processes_that_end() {
-    let kinds = FaultKinds { client: true, deaths: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { client: true, deaths: true, ..NO_FAULTS };
     explore(
         "another client, and processes end",
         ApproachModel { kinds, overlaps: false, ..APPROACH },
@@ -69,14 +69,26 @@ fn another_client_and_processes_that_end() {
 
 #[test]
 fn a_channel_that_breaks_and_an_engine_that_dies() {
-    let kinds = FaultKinds { channel: true, engine: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { channel: true, engine: true, ..NO_FAULTS };
     explore("the channel breaks, the engine dies", ApproachModel { kinds, ..APPROACH }, &[WAITS]);
 }
 
 #[test]
 fn processes_that_end() {
-    let kinds = FaultKinds { deaths: true, engine: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { deaths: true, engine: true, ..NO_FAULTS };
     explore("processes end", ApproachModel { kinds, ..APPROACH }, &[VAGUE, WAITS]);
+}
+
+#[test]
+fn monitors_that_close_and_an_engine_that_dies() {
+    let kinds = FaultKinds { monitors: true, engine: true, channel: true, ..NO_FAULTS };
+    explore("monitors close", ApproachModel { kinds, overlaps: false, ..APPROACH }, &[NONE, VAGUE]);
+}
+
+#[test]
+fn a_person_who_finishes_by_hand() {
+    let kinds = FaultKinds { engine: true, person: true, ..NO_FAULTS };
+    explore("a person finishes by hand", ApproachModel { kinds, overlaps: false, faults: 4, ..APPROACH }, &[]);
 }
 
 /// Explores until one of these properties is broken.
@@ -90,12 +102,11 @@ fn breaks(model: ApproachModel, expected: &[&'static str]) {
 
 #[test]
 fn a_verdict_that_the_way_back_forgets_is_found() {
-    let kinds = FaultKinds { channel: true, engine: true, ..FaultKinds::default() };
+    let kinds = FaultKinds { channel: true, engine: true, ..NO_FAULTS };
     breaks(ApproachModel { kinds, mutation: Some(ApproachMutation::VerdictForgotten), ..APPROACH }, &[VAGUE]);
 }
 
-const CLIENT: FaultKinds =
-    FaultKinds { client: true, guest: false, owner: false, deaths: false, channel: true, engine: false };
+const CLIENT: FaultKinds = FaultKinds { client: true, channel: true, ..NO_FAULTS };
 
 #[test]
 fn capabilities_that_are_set_early_are_found() {
@@ -113,4 +124,11 @@ fn a_refused_migrate_that_is_undone_is_found() {
 fn a_destination_that_is_told_to_stop_once_is_found() {
     let mutation = Some(ApproachMutation::StopIsSentOnce);
     breaks(ApproachModel { kinds: CLIENT, mutation, ..APPROACH }, &[TWO_RUNNERS]);
+}
+
+#[test]
+fn a_side_that_is_fenced_though_it_could_not_be_asked_is_found() {
+    let kinds = FaultKinds { engine: true, person: true, ..NO_FAULTS };
+    let mutation = Some(ApproachMutation::UnaskedIsFenced);
+    breaks(ApproachModel { kinds, overlaps: false, faults: 4, mutation, ..APPROACH }, &[KILLED]);
 }

@@ -3,7 +3,7 @@
 use super::{
     engine::{ApproachEngine, ApproachStage},
     properties,
-    world::{ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, SourcePhase},
+    world::{ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, MonitorAddress, SourcePhase},
 };
 use qferry::internals::progress::{Ending, Side};
 use stateright::{Model, Property};
@@ -42,6 +42,15 @@ pub(crate) enum ApproachAction {
     ForeignCont,
     CutChannel,
     KillEngine,
+    /// The monitor of a side closes, and its process lives on.
+    CutMonitor(Side),
+    /// A person's client takes a monitor that has no client, and leaves it again.
+    Hold(Side),
+    Leave(Side),
+    /// A person finishes by hand, once the engine has died.
+    PersonContinues,
+    PersonStarts,
+    PersonCancels,
 }
 
 /// Which faults one exploration has.
@@ -59,6 +68,10 @@ pub(crate) struct FaultKinds {
     pub(crate) channel: bool,
     /// The engine dies.
     pub(crate) engine: bool,
+    /// Monitors close, though their processes live on.
+    pub(crate) monitors: bool,
+    /// A person finishes by hand what a dead engine had begun.
+    pub(crate) person: bool,
 }
 
 /// One wrong thing that the engine's driver does, or says to a decision.
@@ -72,6 +85,8 @@ pub(crate) enum ApproachMutation {
     RefusalIsAnEffect,
     /// `stop` goes to the destination once, before the disks.
     StopIsSentOnce,
+    /// A side that could not be asked is fenced.
+    UnaskedIsFenced,
 }
 
 /// What is explored.
@@ -84,16 +99,24 @@ pub(crate) struct ApproachModel {
     pub(crate) recoveries: u8,
     /// RAM is begun beside the mirrors.
     pub(crate) overlaps: bool,
+    /// Both QEMUs are processes of the engine's host, which proves their ends and can end them.
+    pub(crate) local: bool,
     pub(crate) mutation: Option<ApproachMutation>,
 }
 
-pub(crate) const APPROACH: ApproachModel = ApproachModel {
-    kinds: FaultKinds { guest: false, owner: false, client: false, deaths: false, channel: false, engine: false },
-    faults: 2,
-    recoveries: 1,
-    overlaps: true,
-    mutation: None,
+pub(crate) const NO_FAULTS: FaultKinds = FaultKinds {
+    guest: false,
+    owner: false,
+    client: false,
+    deaths: false,
+    channel: false,
+    engine: false,
+    monitors: false,
+    person: false,
 };
+
+pub(crate) const APPROACH: ApproachModel =
+    ApproachModel { kinds: NO_FAULTS, faults: 2, recoveries: 1, overlaps: true, local: true, mutation: None };
 
 impl ApproachModel {
     fn list_qemu_actions(world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
@@ -127,7 +150,7 @@ impl ApproachModel {
 
     fn list_faults(&self, world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
         let ApproachWorld { source, destination, engine, .. } = world;
-        let FaultKinds { guest, owner, client, deaths, channel, engine: dies } = self.kinds;
+        let FaultKinds { guest, owner, client, deaths, channel, engine: dies, monitors, person } = self.kinds;
         // Events of the destination's guest after it moved are not the engine's any more.
         if source.is_up() && source.halt != Some(MigrationHalt::Completed) {
             if guest && source.runs() {
@@ -177,6 +200,28 @@ impl ApproachModel {
         if dies && !engine.is_over() {
             actions.push(ApproachAction::KillEngine);
         }
+        for side in [Side::Source, Side::Destination] {
+            if monitors && world.asks(side) && !engine.is_over() {
+                actions.push(ApproachAction::CutMonitor(side));
+            }
+            let is_free = world.is_up(side) && world.address(side) == MonitorAddress::Free && !world.asks(side);
+            if person && is_free {
+                actions.push(ApproachAction::Hold(side));
+            }
+        }
+        if person && engine.stage == ApproachStage::Died {
+            let waits = source.is_up() && source.phase == SourcePhase::Waits;
+            if waits {
+                actions.push(ApproachAction::PersonContinues);
+            }
+            if source.is_up() && !world.is_source_idle() && destination.phase != DestinationPhase::Loaded {
+                actions.push(ApproachAction::PersonCancels);
+            }
+            let is_loaded = destination.is_up() && destination.phase == DestinationPhase::Loaded && !destination.runs;
+            if is_loaded && source.halt == Some(MigrationHalt::Completed) {
+                actions.push(ApproachAction::PersonStarts);
+            }
+        }
     }
 
     /// Whether nothing happens any more by itself.
@@ -207,7 +252,7 @@ fn is_followed(world: &ApproachWorld) -> bool {
 impl ApproachAction {
     fn is_fault(self) -> bool {
         use ApproachAction::{
-            Complete, FailDestination, FailSource, Halt, Interrupt, Load, MirrorReady, Recover, Step, SwitchOver,
+            Complete, FailDestination, FailSource, Halt, Interrupt, Leave, Load, MirrorReady, Recover, Step, SwitchOver,
         };
         !matches!(
             self,
@@ -220,6 +265,7 @@ impl ApproachAction {
                 | Complete
                 | FailSource
                 | FailDestination
+                | Leave(_)
         )
     }
 }
@@ -240,11 +286,17 @@ impl Model for ApproachModel {
         if world.engine.can_go_back() {
             actions.push(ApproachAction::Interrupt);
         }
-        let may_recover = matches!(stage, ApproachStage::Died | ApproachStage::Over(Ending::Undetermined));
+        let may_recover =
+            matches!(stage, ApproachStage::Died | ApproachStage::Over(Ending::Undetermined | Ending::Stuck));
         if may_recover && world.recoveries < self.recoveries {
             actions.push(ApproachAction::Recover);
         }
         Self::list_qemu_actions(world, actions);
+        for side in [Side::Source, Side::Destination] {
+            if world.address(side) == MonitorAddress::Held {
+                actions.push(ApproachAction::Leave(side));
+            }
+        }
         if world.faults < self.faults {
             self.list_faults(world, actions);
         }
@@ -286,7 +338,17 @@ impl Model for ApproachModel {
             ApproachAction::ForeignCancel => world.end_source_migration(SourcePhase::Cancelled),
             ApproachAction::ForeignCont => world.continue_destination_for_another(),
             ApproachAction::CutChannel => world.channel = false,
+            ApproachAction::CutMonitor(side) => world.lose_contact(side),
+            ApproachAction::Hold(side) => world.set_address(side, MonitorAddress::Held),
+            ApproachAction::Leave(side) => world.set_address(side, MonitorAddress::Free),
+            ApproachAction::PersonContinues => {
+                (world.source.phase, world.sent, world.person_continued) = (SourcePhase::Device, true, true);
+            }
+            ApproachAction::PersonStarts => world.run_destination(),
+            ApproachAction::PersonCancels => world.end_source_migration(SourcePhase::Cancelled),
             ApproachAction::KillEngine => {
+                let engine = &mut world.engine;
+                (engine.reaches_source, engine.reaches_destination) = (false, false);
                 world.cont_forgotten |= !world.engine.may_resume;
                 world.engine.stage = ApproachStage::Died;
             }

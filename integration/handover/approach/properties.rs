@@ -64,7 +64,12 @@ fn is_left_standing(world: &ApproachWorld) -> bool {
     };
     // Another client's migration that completed has taken the guest elsewhere.
     let runs = source.runs() || destination.runs || source.is_foreign;
-    is_over(world) && source.stand == GuestStand::Runs && can_run && !runs
+    is_over(world)
+        && source.stand == GuestStand::Runs
+        && can_run
+        && !runs
+        && !world.is_out_of_reach()
+        && !world.person_continued
 }
 
 /// A recovery cannot know whether a source that has ended had run on before.
@@ -85,6 +90,8 @@ fn is_vague(world: &ApproachWorld) -> bool {
         || world.is_cont_in_doubt()
         || is_source_in_doubt(world)
         || has_only_copy
+        || world.is_out_of_reach()
+        || world.person_continued
         || world.source.is_foreign;
     is_over(world) && ended(world, Ending::Undetermined) && !in_doubt
 }

@@ -3,7 +3,7 @@
 use super::{
     engine::ApproachStage,
     model::{ApproachModel, ApproachMutation},
-    world::{ApproachWorld, MigrationHalt, MirrorPhase, RecordedClaim, SourcePhase},
+    world::{ApproachWorld, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim, SourcePhase},
 };
 use crate::engines::ModelledJudgement;
 use qferry::internals::{
@@ -33,11 +33,10 @@ pub(crate) enum WayBackStep {
     Conclude,
 }
 
-const FENCES: UsableFences = UsableFences { source: true, destination: true };
-
 impl ApproachModel {
     /// A failure, or the user, sends the engine back before `migrate-continue`.
     pub(crate) fn turn_back(&self, world: &mut ApproachWorld) {
+        self.reach_again(world);
         let given = world.journal.claim == RecordedClaim::Given;
         world.engine.stage = ApproachStage::GoBack(if given { WayBackStep::Cancel } else { WayBackStep::Look });
         if given {
@@ -48,14 +47,14 @@ impl ApproachModel {
     pub(crate) fn go_back(&self, world: &mut ApproachWorld, step: WayBackStep) {
         let next = match step {
             WayBackStep::Look => {
-                if world.source.is_up() {
+                if world.asks(Side::Source) {
                     world.engine.guest.look(&world.source.answer().0);
                     world.journal_guest();
                 }
                 WayBackStep::Cancel
             }
             WayBackStep::Cancel => {
-                if world.journal.migrate && world.source.is_up() && !world.is_source_idle() {
+                if world.journal.migrate && world.asks(Side::Source) && !world.is_source_idle() {
                     world.broken.foreign_cancelled |= world.source.is_foreign;
                     world.end_source_migration(SourcePhase::Cancelled);
                 }
@@ -66,28 +65,36 @@ impl ApproachModel {
                 WayBackStep::EndDestination
             }
             WayBackStep::EndDestination => {
-                let fate = self.end_destination(world);
-                if matches!(fate, DestinationFate::LeaveAlone(reason) if reason.is_taken_over()) {
-                    return world.end(Ending::Undetermined);
+                if let DestinationFate::LeaveAlone(reason) = self.end_destination(world) {
+                    if reason.is_taken_over() {
+                        return world.end(Ending::Undetermined);
+                    }
+                    world.engine.leaves_something = true;
                 }
                 WayBackStep::ResumeWithProof
             }
             WayBackStep::ResumeWithProof => {
-                self.resume(world, !world.destination.is_up());
+                self.resume(world, world.engine.ended_destination || self.proves_end(world, Side::Destination));
                 WayBackStep::Tidy
             }
             WayBackStep::Tidy => {
-                world.source.mirror = MirrorPhase::None;
-                world.destination.exported = false;
                 // QEMU changes no capability while a migration is under way.
-                if world.is_source_idle() {
-                    (world.source.pauses, world.source.returns) = (false, false);
+                if world.asks(Side::Source) {
+                    world.source.mirror = MirrorPhase::None;
+                    if world.is_source_idle() {
+                        (world.source.pauses, world.source.returns) = (false, false);
+                    }
                 }
+                world.destination.exported &= !world.asks(Side::Destination);
                 WayBackStep::Conclude
             }
             WayBackStep::Conclude => {
-                let as_before = world.source.is_up() && world.engine.guest.is_as_before(&world.source.answer().0);
-                return world.end(if as_before { Ending::RolledBack } else { Ending::Undetermined });
+                let as_before = world.asks(Side::Source) && world.engine.guest.is_as_before(&world.source.answer().0);
+                return world.end(match (as_before, world.engine.leaves_something) {
+                    (false, _) => Ending::Undetermined,
+                    (true, true) => Ending::Stuck,
+                    (true, false) => Ending::RolledBack,
+                });
             }
         };
         world.engine.stage = ApproachStage::GoBack(next);
@@ -96,24 +103,27 @@ impl ApproachModel {
     /// Does with a destination that was told to listen what the shipped decision says.
     fn end_destination(&self, world: &mut ApproachWorld) -> DestinationFate {
         let (run, migration) = world.destination.answer(world.source.stand);
-        let followed = world.recoveries == 0;
         let facts = DestinationFacts {
             ground: match world.engine.may_resume || self.mutation == Some(ApproachMutation::VerdictForgotten) {
                 true => WayBackGround::NotGiven,
                 false => WayBackGround::OnSource,
             },
-            sight: match world.destination.is_up() {
-                true => DestinationSight::Answers { run, migration },
-                false => DestinationSight::Ended,
+            sight: match (world.asks(Side::Destination), world.destination.address) {
+                (true, _) => DestinationSight::Answers { run, migration },
+                _ if world.engine.ended_destination => DestinationSight::Ended,
+                (false, _) if self.proves_end(world, Side::Destination) => DestinationSight::Ended,
+                (false, MonitorAddress::Another) => DestinationSight::Another,
+                (false, _) => DestinationSight::Unreachable,
             },
-            asked: true,
-            followed,
-            has_run: followed && world.destination_ran,
-            killable: true,
-            source: match (world.source.is_up(), world.source.phase) {
+            asked: world.asks(Side::Destination) || world.engine.follows_destination,
+            followed: world.engine.follows_destination,
+            has_run: world.engine.follows_destination && world.destination_ran,
+            killable: self.local,
+            source: match (world.asks(Side::Source), world.source.phase) {
                 (true, SourcePhase::Completed) if !world.source.is_foreign => SourceHolding::Passed,
                 (true, _) => SourceHolding::Holds,
-                (false, _) => SourceHolding::Ended,
+                (false, _) if self.proves_end(world, Side::Source) => SourceHolding::Ended,
+                (false, _) => SourceHolding::Silent,
             },
         };
         if !world.journal.incoming {
@@ -126,9 +136,22 @@ impl ApproachModel {
         fate
     }
 
+    /// Whether the end of a side's process is proved to the engine.
+    pub(crate) fn proves_end(&self, world: &ApproachWorld, side: Side) -> bool {
+        self.local && !world.is_up(side)
+    }
+
+    /// A side that could not be asked is not fenced.
+    fn fences(&self, world: &ApproachWorld) -> UsableFences {
+        let is_blind = self.mutation == Some(ApproachMutation::UnaskedIsFenced);
+        let can = |reached: bool| self.local && (reached || is_blind);
+        UsableFences { source: can(world.engine.reaches_source), destination: can(world.engine.reaches_destination) }
+    }
+
     fn quit_destination(&self, world: &mut ApproachWorld) {
         world.broken.killed |= world.destination.runs;
         world.die(Side::Destination);
+        world.engine.ended_destination = true;
     }
 
     /// Does with the source's guest what the shipped decision says. QEMU resumes a guest in the step in which the
@@ -143,7 +166,7 @@ impl ApproachModel {
             waited: true,
             destination_ended,
         };
-        if world.source.is_up() && way_back::decide_source(&facts) == SourceStep::Cont {
+        if world.asks(Side::Source) && way_back::decide_source(&facts) == SourceStep::Cont {
             self.send_cont_to_source(world);
         }
     }
@@ -155,7 +178,12 @@ impl ApproachModel {
     }
 
     pub(crate) fn begin_judging(&self, world: &mut ApproachWorld, cont: ContKnowledge) {
-        let judgement = Judgement::begin(world.engine.guest.wants_running(), cont, FENCES);
+        let fences = self.fences(world);
+        self.reach_again(world);
+        let mut judgement = Judgement::begin(world.engine.guest.wants_running(), cont, fences);
+        if !world.engine.follows_source {
+            judgement.lose_track_of_source();
+        }
         world.engine.stage = ApproachStage::Judge(Box::new(judgement));
     }
 
@@ -164,7 +192,7 @@ impl ApproachModel {
             RecordedClaim::Resuming => RecordedHandover::Resuming(()),
             RecordedClaim::Given | RecordedClaim::Source => RecordedHandover::Given { cont: ContKnowledge::Unknown },
         };
-        Judgement::take_up(guest.wants_running(), recorded, FENCES)
+        Judgement::take_up(guest.wants_running(), recorded, self.fences(world))
     }
 
     fn look(&self, world: &ApproachWorld, side: Side) -> SideSighting<()> {
@@ -172,9 +200,10 @@ impl ApproachModel {
             Side::Source => world.source.answer(),
             Side::Destination => world.destination.answer(world.source.stand),
         };
-        match world.is_up(side) {
+        match world.asks(side) {
             true => SideSighting::Answered { run, migration },
-            false => SideSighting::Ended(()),
+            false if self.proves_end(world, side) => SideSighting::Ended(()),
+            false => SideSighting::Silent,
         }
     }
 
@@ -187,7 +216,7 @@ impl ApproachModel {
                     source: self.look(world, Side::Source),
                     destination: self.look(world, Side::Destination),
                     source_gave_up: gave_up,
-                    source_cut: false,
+                    source_cut: !world.engine.reaches_source,
                     retries_cont: false,
                 });
             }
@@ -196,7 +225,8 @@ impl ApproachModel {
                 judgement.confirm_recorded();
             }
             JudgementStep::CarryOut(verdict) => {
-                let outcome = self.carry_out_verdict(world, verdict);
+                let outlived = judgement.source_ended().is_some();
+                let outcome = self.carry_out_verdict(world, verdict, outlived);
                 judgement.take_outcome(outcome);
             }
             JudgementStep::End(HandoverVerdict::OnDestination) => {
@@ -213,26 +243,39 @@ impl ApproachModel {
         world.engine.stage = ApproachStage::Judge(Box::new(judgement));
     }
 
-    fn carry_out_verdict(&self, world: &mut ApproachWorld, verdict: HandoverVerdict) -> StepOutcome<(), ()> {
+    fn carry_out_verdict(
+        &self,
+        world: &mut ApproachWorld,
+        verdict: HandoverVerdict,
+        outlived: bool,
+    ) -> StepOutcome<(), ()> {
         match verdict {
             HandoverVerdict::StartDestination => {
-                let settled = self.is_settled(world);
-                if !settled && world.source.is_up() {
+                if !outlived && !self.is_settled(world) {
                     return StepOutcome::NothingProved;
                 }
                 let known = self.start_destination(world);
                 return StepOutcome::ContSent { refused: known == ContKnowledge::Refused };
             }
-            HandoverVerdict::QuitDestination | HandoverVerdict::FenceDestination => {
+            HandoverVerdict::QuitDestination if world.asks(Side::Destination) => {
                 self.quit_destination(world);
                 return StepOutcome::DestinationEnded(());
             }
-            HandoverVerdict::CancelMigration => {
-                if matches!(world.source.phase, SourcePhase::Waits | SourcePhase::Device) {
+            HandoverVerdict::FenceDestination => {
+                self.quit_destination(world);
+                return StepOutcome::DestinationEnded(());
+            }
+            HandoverVerdict::FenceSource => {
+                world.broken.killed |= world.source.runs();
+                world.die(Side::Source);
+                return StepOutcome::SourceEnded { proof: (), after_cut: true };
+            }
+            HandoverVerdict::CancelMigration if world.asks(Side::Source) => {
+                if !world.is_source_idle() {
                     world.end_source_migration(SourcePhase::Cancelled);
                 }
             }
-            HandoverVerdict::ResumeSource if world.source.is_up() => self.send_cont_to_source(world),
+            HandoverVerdict::ResumeSource if world.asks(Side::Source) => self.send_cont_to_source(world),
             _ => {}
         }
         StepOutcome::NothingProved
@@ -241,7 +284,7 @@ impl ApproachModel {
     /// Both sides say `completed`, and the destination waits: the proof that `cont` takes.
     fn is_settled(&self, world: &ApproachWorld) -> bool {
         let (run, migration) = world.destination.answer(world.source.stand);
-        let waits = world.destination.is_up() && run == RunState::Paused && migration == MigrationStatus::Completed;
-        world.source.halt == Some(MigrationHalt::Completed) && waits
+        let waits = world.asks(Side::Destination) && run == RunState::Paused && migration == MigrationStatus::Completed;
+        world.asks(Side::Source) && world.source.halt == Some(MigrationHalt::Completed) && waits
     }
 }

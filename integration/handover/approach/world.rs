@@ -86,7 +86,18 @@ pub(crate) enum DestinationPhase {
     Failed,
 }
 
-/// Who answers at an address.
+/// Who else is at a monitor's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MonitorAddress {
+    /// Nobody: the monitor serves an engine that connects.
+    Free,
+    /// Another client holds the monitor.
+    Held,
+    /// The QEMU has ended, and another one answers.
+    Another,
+}
+
+/// Whether a process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum QemuPresence {
     Up,
@@ -128,6 +139,7 @@ pub(crate) struct SourceQemu {
     pub(crate) returns: bool,
     pub(crate) mirror: MirrorPhase,
     pub(crate) seen: SeenEvents,
+    pub(crate) address: MonitorAddress,
 }
 
 /// The destination.
@@ -138,6 +150,7 @@ pub(crate) struct DestinationQemu {
     pub(crate) autostart: bool,
     pub(crate) runs: bool,
     pub(crate) exported: bool,
+    pub(crate) address: MonitorAddress,
 }
 
 /// What the journal says of the handover.
@@ -175,6 +188,8 @@ pub(crate) struct BrokenPromises {
     pub(crate) torn_disks: bool,
     /// Another client's migration was cancelled.
     pub(crate) foreign_cancelled: bool,
+    /// Another QEMU than the one that took part was taken for that one.
+    pub(crate) stranger: bool,
 }
 
 /// Everything there is.
@@ -195,6 +210,8 @@ pub(crate) struct ApproachWorld {
     pub(crate) destination_ran: bool,
     /// Another client has sent `cont` to the destination after the engine's last `stop`: nobody can prevent that.
     pub(crate) foreign_cont: bool,
+    /// A person has sent `migrate-continue`: nothing tells an engine what else that person did.
+    pub(crate) person_continued: bool,
     /// The engine has sent its last `stop`, and lets the disks go.
     pub(crate) disengaged: bool,
     /// An engine that may have sent `cont` to the destination has died.
@@ -291,6 +308,7 @@ impl ApproachWorld {
             returns: false,
             mirror: MirrorPhase::None,
             seen: SeenEvents::default(),
+            address: MonitorAddress::Free,
         };
         let engine = ApproachEngine::new(&source.answer().0);
         let journal = ApproachJournal {
@@ -307,6 +325,7 @@ impl ApproachWorld {
             autostart: false,
             runs: false,
             exported: false,
+            address: MonitorAddress::Free,
         };
         Self {
             source,
@@ -320,6 +339,7 @@ impl ApproachWorld {
             source_ran_on: false,
             destination_ran: false,
             foreign_cont: false,
+            person_continued: false,
             disengaged: false,
             cont_forgotten: false,
             cont_lost: false,
@@ -332,6 +352,43 @@ impl ApproachWorld {
             Side::Source => self.source.is_up(),
             Side::Destination => self.destination.is_up(),
         }
+    }
+
+    /// Whether the engine gets answers of a side.
+    pub(crate) fn asks(&self, side: Side) -> bool {
+        let reached = match side {
+            Side::Source => self.engine.reaches_source,
+            Side::Destination => self.engine.reaches_destination,
+        };
+        self.is_up(side) && reached
+    }
+
+    pub(crate) fn address(&self, side: Side) -> MonitorAddress {
+        match side {
+            Side::Source => self.source.address,
+            Side::Destination => self.destination.address,
+        }
+    }
+
+    pub(crate) fn set_address(&mut self, side: Side, address: MonitorAddress) {
+        match side {
+            Side::Source => self.source.address = address,
+            Side::Destination => self.destination.address = address,
+        }
+    }
+
+    /// The engine's connection to a side is gone.
+    pub(crate) fn lose_contact(&mut self, side: Side) {
+        let engine = &mut self.engine;
+        match side {
+            Side::Source => (engine.reaches_source, engine.follows_source) = (false, false),
+            Side::Destination => (engine.reaches_destination, engine.follows_destination) = (false, false),
+        }
+    }
+
+    /// A side that lives is out of this engine's reach.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        [Side::Source, Side::Destination].into_iter().any(|side| self.is_up(side) && !self.asks(side))
     }
 
     /// QEMU stops the guest for the switchover.
