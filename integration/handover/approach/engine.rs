@@ -170,6 +170,10 @@ impl ApproachModel {
                 world.engine.stage = ApproachStage::Listen;
             }
             ApproachStage::Listen => {
+                // The second look: nothing has changed since the checks.
+                if world.source.changed && self.mutation != Some(ApproachMutation::OneLookAtTheMachines) {
+                    return self.turn_back(world);
+                }
                 world.journal.incoming = true;
                 world.destination.phase = DestinationPhase::Listens;
                 world.engine.stage = ApproachStage::Tune;
@@ -194,14 +198,19 @@ impl ApproachModel {
             }
             ApproachStage::Confirm => {
                 let is_early = self.mutation == Some(ApproachMutation::CapabilitiesAreEarly);
-                match (world.source.pauses && world.source.returns) || is_early {
+                let is_as_proved =
+                    !world.source.changed || self.mutation == Some(ApproachMutation::OneLookAtTheMachines);
+                match is_as_proved && ((world.source.pauses && world.source.returns) || is_early) {
                     true => world.engine.stage = ApproachStage::Follow,
                     false => self.turn_back(world),
                 }
             }
             ApproachStage::Follow => self.follow(world),
             ApproachStage::Ask(seen) => {
-                let run = world.source.answer().0;
+                let run = match self.mutation {
+                    Some(ApproachMutation::EveryStopIsQemus) => RunState::FinishMigrate,
+                    _ => world.source.answer().0,
+                };
                 world.engine.guest.answered(&run, &seen.observed());
                 world.journal_guest();
                 world.engine.stage = ApproachStage::Follow;
@@ -283,7 +292,7 @@ impl ApproachModel {
         }
         let stand = world.source.stand;
         world.broken.against_owner |= !stand.is_live();
-        world.broken.torn_disks |= world.source.mirror != MirrorPhase::Settled;
+        world.broken.torn_disks |= world.source.mirror != MirrorPhase::Settled || world.source.changed;
         if stand == GuestStand::Shutdown {
             return ContKnowledge::Refused;
         }
@@ -363,7 +372,10 @@ impl ApproachWorld {
         match ending {
             Ending::Moved => {
                 let arrived = self.destination.phase == DestinationPhase::Loaded && !self.source_ran_on;
-                arrived && (self.destination.runs == self.source.stand.is_live() || self.foreign_cont)
+                arrived
+                    && (self.destination.runs == self.source.stand.is_live()
+                        || self.foreign_cont
+                        || self.person_continued)
             }
             Ending::RolledBack | Ending::Cancelled => on_source && !self.is_destination_left_over(),
             Ending::Stuck => on_source,

@@ -9,6 +9,7 @@
 mod engine;
 mod explorations;
 mod model;
+mod mutants;
 mod properties;
 mod way_back;
 mod world;

@@ -37,6 +37,8 @@ pub(crate) enum ApproachAction {
     ForeignReturnsOff,
     /// Another client begins a migration, to a file.
     ForeignMigrate,
+    /// Another client plugs another device, or changes a medium.
+    ForeignPlug,
     ForeignCancel,
     /// Another client sends `cont` to the destination.
     ForeignCont,
@@ -87,6 +89,14 @@ pub(crate) enum ApproachMutation {
     StopIsSentOnce,
     /// A side that could not be asked is fenced.
     UnaskedIsFenced,
+    /// `paused` on the way back is taken for the engine's own stop.
+    PausedNeedsCont,
+    /// The run state is not asked for: each stop while RAM is sent is taken for QEMU's.
+    EveryStopIsQemus,
+    /// `prelaunch` is not taken for a guest that stands.
+    ResetIsNoStop,
+    /// The machines are looked at once, by the checks.
+    OneLookAtTheMachines,
 }
 
 /// What is explored.
@@ -171,6 +181,9 @@ impl ApproachModel {
                 }
                 if source.returns {
                     actions.push(ApproachAction::ForeignReturnsOff);
+                }
+                if engine.is_before_migrate() && !source.changed {
+                    actions.push(ApproachAction::ForeignPlug);
                 }
                 // Capabilities and `migrate` are one burst.
                 let in_burst = engine.stage == ApproachStage::Migrate;
@@ -335,6 +348,7 @@ impl Model for ApproachModel {
             ApproachAction::ForeignMigrate => {
                 (world.source.phase, world.source.is_foreign) = (SourcePhase::Sends, true);
             }
+            ApproachAction::ForeignPlug => world.source.changed = true,
             ApproachAction::ForeignCancel => world.end_source_migration(SourcePhase::Cancelled),
             ApproachAction::ForeignCont => world.continue_destination_for_another(),
             ApproachAction::CutChannel => world.channel = false,
@@ -344,7 +358,10 @@ impl Model for ApproachModel {
             ApproachAction::PersonContinues => {
                 (world.source.phase, world.sent, world.person_continued) = (SourcePhase::Device, true, true);
             }
-            ApproachAction::PersonStarts => world.run_destination(),
+            ApproachAction::PersonStarts => {
+                world.person_continued = true;
+                world.run_destination();
+            }
             ApproachAction::PersonCancels => world.end_source_migration(SourcePhase::Cancelled),
             ApproachAction::KillEngine => {
                 let engine = &mut world.engine;

@@ -48,7 +48,13 @@ impl ApproachModel {
         let next = match step {
             WayBackStep::Look => {
                 if world.asks(Side::Source) {
-                    world.engine.guest.look(&world.source.answer().0);
+                    let run = match world.source.answer().0 {
+                        RunState::Prelaunch if self.mutation == Some(ApproachMutation::ResetIsNoStop) => {
+                            RunState::FinishMigrate
+                        }
+                        run => run,
+                    };
+                    world.engine.guest.look(&run);
                     world.journal_guest();
                 }
                 WayBackStep::Cancel
@@ -65,8 +71,10 @@ impl ApproachModel {
                 WayBackStep::EndDestination
             }
             WayBackStep::EndDestination => {
+                // A source that has passed the guest on is resumed only with the proof that the destination is gone.
+                let has_passed = world.engine.may_resume && world.asks(Side::Source) && world.has_passed();
                 if let DestinationFate::LeaveAlone(reason) = self.end_destination(world) {
-                    if reason.is_taken_over() {
+                    if has_passed || reason.is_taken_over() {
                         return world.end(Ending::Undetermined);
                     }
                     world.engine.leaves_something = true;
@@ -120,7 +128,7 @@ impl ApproachModel {
             has_run: world.engine.follows_destination && world.destination_ran,
             killable: self.local,
             source: match (world.asks(Side::Source), world.source.phase) {
-                (true, SourcePhase::Completed) if !world.source.is_foreign => SourceHolding::Passed,
+                (true, _) if world.has_passed() => SourceHolding::Passed,
                 (true, _) => SourceHolding::Holds,
                 (false, _) if self.proves_end(world, Side::Source) => SourceHolding::Ended,
                 (false, _) => SourceHolding::Silent,
@@ -162,7 +170,7 @@ impl ApproachModel {
             wants_running: world.engine.guest.wants_running(),
             run,
             migration,
-            stopped_by_engine: false,
+            stopped_by_engine: self.mutation == Some(ApproachMutation::PausedNeedsCont),
             waited: true,
             destination_ended,
         };

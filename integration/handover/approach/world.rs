@@ -140,6 +140,8 @@ pub(crate) struct SourceQemu {
     pub(crate) mirror: MirrorPhase,
     pub(crate) seen: SeenEvents,
     pub(crate) address: MonitorAddress,
+    /// A device or a medium is not the one that the checks have seen.
+    pub(crate) changed: bool,
 }
 
 /// The destination.
@@ -309,6 +311,7 @@ impl ApproachWorld {
             mirror: MirrorPhase::None,
             seen: SeenEvents::default(),
             address: MonitorAddress::Free,
+            changed: false,
         };
         let engine = ApproachEngine::new(&source.answer().0);
         let journal = ApproachJournal {
@@ -460,6 +463,11 @@ impl ApproachWorld {
     pub(crate) fn is_source_idle(&self) -> bool {
         use SourcePhase::{Cancelled, Completed, Failed, Idle};
         matches!(self.source.phase, Idle | Completed | Failed | Cancelled)
+    }
+
+    /// The source's migration of this run has completed.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.source.phase == SourcePhase::Completed && !self.source.is_foreign
     }
 
     /// Whether it cannot be known any more if the destination ran the guest before it ended.
