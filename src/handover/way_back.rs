@@ -38,18 +38,34 @@ pub enum DestinationSight {
     Ended,
 }
 
-/// What the source has passed on, by its own answers and events.
+/// What the source has passed on, by its own answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SourceHolding {
-    /// The source lives, and has not said `completed`.
+    /// The source answers, and does not say `completed`.
     Holds,
-    /// The source says `completed`, though no engine of this migration sent `migrate-continue`: somebody else switched
+    /// The source answers `completed`, though no engine of this migration sent `migrate-continue`: somebody else switched
     /// `pause-before-switchover` off, or sent it.
     Passed,
     /// The source does not answer.
     Silent,
-    /// The source's process has ended, and did not say `completed` before.
+    /// The source's process has ended.
     Ended,
+}
+
+impl SourceHolding {
+    /// What an answer to `query-migrate` says.
+    pub fn of_answer(status: &MigrationStatus) -> Self {
+        match status {
+            MigrationStatus::Completed => Self::Passed,
+            _ => Self::Holds,
+        }
+    }
+
+    /// What is known without an answer. That an event told `completed` before counts for nothing: a source that is gone
+    /// takes nothing back, and what the destination has may be the only copy.
+    pub fn without_answer(has_ended: bool) -> Self {
+        if has_ended { Self::Ended } else { Self::Silent }
+    }
 }
 
 /// Everything that the decision about the destination rests on.
@@ -255,6 +271,19 @@ mod tests {
 
     const SOURCES: [SourceHolding; 4] =
         [SourceHolding::Holds, SourceHolding::Passed, SourceHolding::Silent, SourceHolding::Ended];
+
+    #[test]
+    fn a_source_that_is_gone_has_passed_nothing_on_that_could_come_back() {
+        assert_eq!(SourceHolding::of_answer(&MigrationStatus::Completed), SourceHolding::Passed);
+        for status in ["none", "active", "pre-switchover", "device", "failed", "cancelled", "of-tomorrow"] {
+            assert_eq!(SourceHolding::of_answer(&MigrationStatus::from(status)), SourceHolding::Holds, "{status}");
+        }
+        let loaded = || answers("paused", "completed");
+        for has_ended in [false, true] {
+            let known = facts(WayBackGround::NotGiven, loaded(), SourceHolding::without_answer(has_ended));
+            assert_eq!(decide_destination(&known), DestinationFate::LeaveAlone(LeaveReason::OnlyCopy));
+        }
+    }
 
     #[test]
     fn a_destination_with_a_part_is_quit() {
