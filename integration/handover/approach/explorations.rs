@@ -90,3 +90,16 @@ fn a_person_who_finishes_by_hand() {
     let kinds = FaultKinds { engine: true, person: true, ..NO_FAULTS };
     explore("a person finishes by hand", ApproachModel { kinds, overlaps: false, faults: 4, ..APPROACH }, &[]);
 }
+
+#[test]
+fn qemus_that_are_replaced() {
+    let kinds = FaultKinds { engine: true, replaced: true, ..NO_FAULTS };
+    explore("QEMUs are replaced", ApproachModel { kinds, overlaps: false, ..APPROACH }, &[VAGUE]);
+}
+
+#[test]
+fn qemus_elsewhere_that_are_replaced() {
+    let kinds = FaultKinds { engine: true, replaced: true, ..NO_FAULTS };
+    let model = ApproachModel { kinds, overlaps: false, local: false, ..APPROACH };
+    explore("QEMUs elsewhere are replaced", model, &[]);
+}

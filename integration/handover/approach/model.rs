@@ -46,6 +46,8 @@ pub(crate) enum ApproachAction {
     KillEngine,
     /// The monitor of a side closes, and its process lives on.
     CutMonitor(Side),
+    /// The process of a side ends, and another QEMU answers at its address.
+    Replace(Side),
     /// A person's client takes a monitor that has no client, and leaves it again.
     Hold(Side),
     Leave(Side),
@@ -72,6 +74,8 @@ pub(crate) struct FaultKinds {
     pub(crate) engine: bool,
     /// Monitors close, though their processes live on.
     pub(crate) monitors: bool,
+    /// A QEMU is replaced by another at the same address.
+    pub(crate) replaced: bool,
     /// A person finishes by hand what a dead engine had begun.
     pub(crate) person: bool,
 }
@@ -122,6 +126,7 @@ pub(crate) const NO_FAULTS: FaultKinds = FaultKinds {
     channel: false,
     engine: false,
     monitors: false,
+    replaced: false,
     person: false,
 };
 
@@ -160,7 +165,7 @@ impl ApproachModel {
 
     fn list_faults(&self, world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
         let ApproachWorld { source, destination, engine, .. } = world;
-        let FaultKinds { guest, owner, client, deaths, channel, engine: dies, monitors, person } = self.kinds;
+        let FaultKinds { guest, owner, client, deaths, channel, engine: dies, monitors, replaced, person } = self.kinds;
         // Events of the destination's guest after it moved are not the engine's any more.
         if source.is_up() && source.halt != Some(MigrationHalt::Completed) {
             if guest && source.runs() {
@@ -214,6 +219,9 @@ impl ApproachModel {
             actions.push(ApproachAction::KillEngine);
         }
         for side in [Side::Source, Side::Destination] {
+            if replaced && world.is_up(side) {
+                actions.push(ApproachAction::Replace(side));
+            }
             if monitors && world.asks(side) && !engine.is_over() {
                 actions.push(ApproachAction::CutMonitor(side));
             }
@@ -235,6 +243,11 @@ impl ApproachModel {
                 actions.push(ApproachAction::PersonStarts);
             }
         }
+    }
+
+    /// Whether a side neither answers the engine nor is proved to have ended.
+    pub(crate) fn is_out_of_reach(&self, world: &ApproachWorld) -> bool {
+        [Side::Source, Side::Destination].into_iter().any(|side| !world.asks(side) && !self.proves_end(world, side))
     }
 
     /// Whether nothing happens any more by itself.
@@ -353,6 +366,10 @@ impl Model for ApproachModel {
             ApproachAction::ForeignCont => world.continue_destination_for_another(),
             ApproachAction::CutChannel => world.channel = false,
             ApproachAction::CutMonitor(side) => world.lose_contact(side),
+            ApproachAction::Replace(side) => {
+                world.die(side);
+                world.set_address(side, MonitorAddress::Another);
+            }
             ApproachAction::Hold(side) => world.set_address(side, MonitorAddress::Held),
             ApproachAction::Leave(side) => world.set_address(side, MonitorAddress::Free),
             ApproachAction::PersonContinues => {

@@ -35,8 +35,8 @@ pub(crate) fn list() -> Vec<Property<ApproachModel>> {
             !(world.source.is_foreign && world.source.phase == SourcePhase::Waits)
         }),
         Property::always(FOREIGN, |_, world: &ApproachWorld| !world.broken.foreign_cancelled),
-        Property::always(NONE, |_, world: &ApproachWorld| !is_left_standing(world)),
-        Property::always(VAGUE, |_, world: &ApproachWorld| !is_vague(world)),
+        Property::always(NONE, |model: &ApproachModel, world: &ApproachWorld| !is_left_standing(model, world)),
+        Property::always(VAGUE, |model: &ApproachModel, world: &ApproachWorld| !is_vague(model, world)),
         Property::always(WAITS, |model: &ApproachModel, world: &ApproachWorld| !is_kept_waiting(model, world)),
         Property::sometimes("moved", |_, world| ended(world, Ending::Moved)),
         Property::sometimes("back", |_, world| ended(world, Ending::RolledBack)),
@@ -53,7 +53,7 @@ fn is_over(world: &ApproachWorld) -> bool {
 
 /// The engine is over, and a guest that is to run stands still, though an answer or the end of a process proves which
 /// side may run it.
-fn is_left_standing(world: &ApproachWorld) -> bool {
+fn is_left_standing(model: &ApproachModel, world: &ApproachWorld) -> bool {
     let ApproachWorld { source, destination, .. } = world;
     let is_whole = source.is_up() || source.mirror == MirrorPhase::Settled;
     let has_all = destination.is_up() && destination.phase == DestinationPhase::Loaded && is_whole;
@@ -68,7 +68,7 @@ fn is_left_standing(world: &ApproachWorld) -> bool {
         && source.stand == GuestStand::Runs
         && can_run
         && !runs
-        && !world.is_out_of_reach()
+        && !model.is_out_of_reach(world)
         && !world.person_continued
 }
 
@@ -79,7 +79,7 @@ fn is_source_in_doubt(world: &ApproachWorld) -> bool {
 
 /// The engine says that nothing is proved, though each side answers or is proved to have ended, and no `cont` is in
 /// doubt.
-fn is_vague(world: &ApproachWorld) -> bool {
+fn is_vague(model: &ApproachModel, world: &ApproachWorld) -> bool {
     // The only whole copy of the memory is the destination's, and nobody knows of its disks.
     let has_only_copy = !world.source.is_up()
         && world.destination.is_up()
@@ -90,7 +90,7 @@ fn is_vague(world: &ApproachWorld) -> bool {
         || world.is_cont_in_doubt()
         || is_source_in_doubt(world)
         || has_only_copy
-        || world.is_out_of_reach()
+        || model.is_out_of_reach(world)
         || world.person_continued
         || world.source.is_foreign;
     is_over(world) && ended(world, Ending::Undetermined) && !in_doubt

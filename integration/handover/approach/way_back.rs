@@ -127,11 +127,9 @@ impl ApproachModel {
             followed: world.engine.follows_destination,
             has_run: world.engine.follows_destination && world.destination_ran,
             killable: self.local,
-            source: match (world.asks(Side::Source), world.source.phase) {
-                (true, _) if world.has_passed() => SourceHolding::Passed,
-                (true, _) => SourceHolding::Holds,
-                (false, _) if self.proves_end(world, Side::Source) => SourceHolding::Ended,
-                (false, _) => SourceHolding::Silent,
+            source: match world.asks(Side::Source) {
+                true => SourceHolding::of_answer(&world.source.answer().1),
+                false => SourceHolding::without_answer(self.proves_end(world, Side::Source)),
             },
         };
         if !world.journal.incoming {
@@ -278,10 +276,8 @@ impl ApproachModel {
                 world.die(Side::Source);
                 return StepOutcome::SourceEnded { proof: (), after_cut: true };
             }
-            HandoverVerdict::CancelMigration if world.asks(Side::Source) => {
-                if !world.is_source_idle() {
-                    world.end_source_migration(SourcePhase::Cancelled);
-                }
+            HandoverVerdict::CancelMigration if world.asks(Side::Source) && !world.is_source_idle() => {
+                world.end_source_migration(SourcePhase::Cancelled);
             }
             HandoverVerdict::ResumeSource if world.asks(Side::Source) => self.send_cont_to_source(world),
             _ => {}

@@ -389,11 +389,6 @@ impl ApproachWorld {
         }
     }
 
-    /// A side that lives is out of this engine's reach.
-    pub(crate) fn is_out_of_reach(&self) -> bool {
-        [Side::Source, Side::Destination].into_iter().any(|side| self.is_up(side) && !self.asks(side))
-    }
-
     /// QEMU stops the guest for the switchover.
     pub(crate) fn halt_source(&mut self) {
         if self.source.stand.is_live() {
