@@ -110,7 +110,10 @@ impl ApproachModel {
         let ApproachWorld { source, destination, engine, .. } = world;
         match &engine.stage {
             ApproachStage::CopyDisks => {
-                self.overlaps || source.mirror == MirrorPhase::Ready || self.has_to_go_back(world)
+                let mut guest = engine.guest.clone();
+                guest.look(&source.answer().0);
+                let is_changed = guest != engine.guest;
+                self.overlaps || source.mirror == MirrorPhase::Ready || is_changed || self.has_to_go_back(world)
             }
             ApproachStage::Follow => {
                 let mut guest = engine.guest.clone();
@@ -161,7 +164,16 @@ impl ApproachModel {
                 world.source.mirror = MirrorPhase::Copies;
                 world.engine.stage = ApproachStage::CopyDisks;
             }
-            ApproachStage::CopyDisks => world.engine.stage = ApproachStage::LookBeforeMemory,
+            ApproachStage::CopyDisks => {
+                world.engine.guest.look(&world.source.answer().0);
+                world.journal_guest();
+                if world.engine.guest.halt().is_some() {
+                    return self.turn_back(world);
+                }
+                if self.overlaps || world.source.mirror == MirrorPhase::Ready {
+                    world.engine.stage = ApproachStage::LookBeforeMemory;
+                }
+            }
             ApproachStage::LookBeforeMemory => {
                 let guest = &mut world.engine.guest;
                 guest.begin_memory(&world.source.seen.observed());
@@ -213,7 +225,10 @@ impl ApproachModel {
                 };
                 world.engine.guest.answered(&run, &seen.observed());
                 world.journal_guest();
-                world.engine.stage = ApproachStage::Follow;
+                match world.engine.guest.halt() {
+                    Some(_) => self.turn_back(world),
+                    None => world.engine.stage = ApproachStage::Follow,
+                }
             }
             ApproachStage::WaitForMirrors => world.engine.stage = ApproachStage::Disengage,
             ApproachStage::Disengage => self.disengage(world),
@@ -248,7 +263,10 @@ impl ApproachModel {
         match world.source.phase {
             SourcePhase::Waits => {
                 world.engine.guest.settle(&world.source.seen.observed());
-                world.engine.stage = ApproachStage::WaitForMirrors;
+                match world.engine.guest.halt() {
+                    Some(_) => self.turn_back(world),
+                    None => world.engine.stage = ApproachStage::WaitForMirrors,
+                }
                 return;
             }
             // `completed` without our `migrate-continue` is an end like any other for the events' reader.
@@ -256,10 +274,13 @@ impl ApproachModel {
             SourcePhase::Idle | SourcePhase::Sends | SourcePhase::Device => {}
         }
         let seen = world.source.seen;
-        if world.engine.guest.follow(&seen.observed()) {
+        let must_ask = world.engine.guest.follow(&seen.observed());
+        world.journal_guest();
+        if world.engine.guest.halt().is_some() {
+            self.turn_back(world);
+        } else if must_ask {
             world.engine.stage = ApproachStage::Ask(seen);
         }
-        world.journal_guest();
     }
 
     /// The mirrors are settled, the exports closed, and `Given` is on the disk.
@@ -379,6 +400,7 @@ impl ApproachWorld {
             }
             Ending::RolledBack | Ending::Cancelled => on_source && !self.is_destination_left_over(),
             Ending::Stuck => on_source,
+            Ending::Ended => !self.source.is_up() && !self.is_destination_left_over() && !self.destination_ran,
             _ => true,
         }
     }

@@ -97,6 +97,8 @@ pub(crate) enum ApproachMutation {
     PausedNeedsCont,
     /// The run state is not asked for: each stop while RAM is sent is taken for QEMU's.
     EveryStopIsQemus,
+    /// No event tells why a guest stands.
+    HaltsAreUnheard,
     /// `prelaunch` is not taken for a guest that stands.
     ResetIsNoStop,
     /// The machines are looked at once, by the checks.
@@ -258,10 +260,11 @@ impl ApproachModel {
     }
 }
 
-/// Whether the engine knows of every stop that is not QEMU's own. Nothing but time tells the one from the other where
+/// Whether the engine knows of every stop by the guest's owner, of which no event tells whose it is. Nothing but time tells the one from the other where
 /// QEMU's own follows at once; the model leaves that instant out.
 fn is_followed(world: &ApproachWorld) -> bool {
     match world.engine.stage {
+        _ if world.source.stand.is_halted() => true,
         ApproachStage::Confirm | ApproachStage::Follow => {
             let mut guest = world.engine.guest.clone();
             let seen = world.source.seen.observed();
@@ -349,7 +352,12 @@ impl Model for ApproachModel {
             }
             ApproachAction::FailSource => world.end_source_migration(SourcePhase::Failed),
             ApproachAction::FailDestination => world.destination.phase = DestinationPhase::Failed,
-            ApproachAction::Guest(stand) => world.source.stop_by_itself(stand),
+            ApproachAction::Guest(stand) => {
+                world.source.stop_by_itself(stand);
+                if self.mutation == Some(ApproachMutation::HaltsAreUnheard) {
+                    world.source.seen.halted = None;
+                }
+            }
             ApproachAction::Die(side) => world.die(side),
             ApproachAction::OwnerStops => world.source.stop_by_itself(GuestStand::Paused),
             ApproachAction::OwnerContinues => {

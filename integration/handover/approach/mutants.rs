@@ -51,8 +51,6 @@ fn a_paused_guest_that_is_sent_cont_is_found() {
 
 #[test]
 fn a_stop_that_is_taken_for_qemus_is_found() {
-    let kinds = FaultKinds { guest: true, ..NO_FAULTS };
-    breaks(ApproachMutation::EveryStopIsQemus, ApproachModel { kinds, ..APPROACH }, AGAINST_OWNER);
     breaks(ApproachMutation::EveryStopIsQemus, ApproachModel { kinds: OWNER, ..APPROACH }, AGAINST_OWNER);
 }
 
@@ -70,4 +68,10 @@ fn a_refused_migrate_that_is_undone_is_found() {
 fn a_destination_that_is_told_to_stop_once_is_found() {
     let model = ApproachModel { kinds: CLIENT, overlaps: false, ..APPROACH };
     breaks(ApproachMutation::StopIsSentOnce, model, TWO_RUNNERS);
+}
+
+#[test]
+fn a_guest_that_stops_by_itself_unheard_is_found() {
+    let kinds = FaultKinds { guest: true, ..NO_FAULTS };
+    breaks(ApproachMutation::HaltsAreUnheard, ApproachModel { kinds, ..APPROACH }, AGAINST_OWNER);
 }

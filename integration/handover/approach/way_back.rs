@@ -3,7 +3,7 @@
 use super::{
     engine::ApproachStage,
     model::{ApproachModel, ApproachMutation},
-    world::{ApproachWorld, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim, SourcePhase},
+    world::{ApproachWorld, GuestStand, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim, SourcePhase},
 };
 use crate::engines::ModelledJudgement;
 use qferry::internals::{
@@ -11,8 +11,8 @@ use qferry::internals::{
         judgement::{Judgement, JudgementStep, PairSighting, RecordedHandover, SideSighting, StepOutcome},
         verdict::{ContKnowledge, HandoverVerdict, UsableFences},
         way_back::{
-            self, DestinationFacts, DestinationFate, DestinationSight, SourceFacts, SourceHolding, SourceStep,
-            WayBackGround,
+            self, DestinationFacts, DestinationFate, DestinationSight, LostSource, SourceFacts, SourceHolding,
+            SourceStep, WayBackGround,
         },
     },
     migration::GuestIntent,
@@ -60,6 +60,9 @@ impl ApproachModel {
                 WayBackStep::Cancel
             }
             WayBackStep::Cancel => {
+                if world.engine.may_resume && !world.asks(Side::Source) && self.end_with_source(world) {
+                    return world.end(Ending::Ended);
+                }
                 if world.journal.migrate && world.asks(Side::Source) && !world.is_source_idle() {
                     world.broken.foreign_cancelled |= world.source.is_foreign;
                     world.end_source_migration(SourcePhase::Cancelled);
@@ -108,8 +111,33 @@ impl ApproachModel {
         world.engine.stage = ApproachStage::GoBack(next);
     }
 
+    /// The end of a guest whose source has ended before the guest was passed on; whether that is proved.
+    fn end_with_source(&self, world: &mut ApproachWorld) -> bool {
+        let destination = self.decide_fate(world, world.journal.incoming || world.journal.exported);
+        let lost = LostSource {
+            not_given: true,
+            proved: self.proves_end(world, Side::Source),
+            told: world.source.stand == GuestStand::Shutdown && world.engine.follows_source,
+            destination,
+        };
+        let has_ended = way_back::has_ended(&lost);
+        if has_ended && matches!(destination, DestinationFate::Quit | DestinationFate::Fence) {
+            self.quit_destination(world);
+        }
+        has_ended
+    }
+
     /// Does with a destination that was told to listen what the shipped decision says.
     fn end_destination(&self, world: &mut ApproachWorld) -> DestinationFate {
+        let fate = self.decide_fate(world, world.journal.incoming);
+        if matches!(fate, DestinationFate::Quit | DestinationFate::Fence) {
+            self.quit_destination(world);
+        }
+        fate
+    }
+
+    /// What becomes of the destination, where this run has `used` it.
+    fn decide_fate(&self, world: &ApproachWorld, used: bool) -> DestinationFate {
         let (run, migration) = world.destination.answer(world.source.stand);
         let facts = DestinationFacts {
             ground: match world.engine.may_resume || self.mutation == Some(ApproachMutation::VerdictForgotten) {
@@ -132,14 +160,10 @@ impl ApproachModel {
                 false => SourceHolding::without_answer(self.proves_end(world, Side::Source)),
             },
         };
-        if !world.journal.incoming {
-            return DestinationFate::AlreadyGone;
+        match used {
+            true => way_back::decide_destination(&facts),
+            false => DestinationFate::AlreadyGone,
         }
-        let fate = way_back::decide_destination(&facts);
-        if matches!(fate, DestinationFate::Quit | DestinationFate::Fence) {
-            self.quit_destination(world);
-        }
-        fate
     }
 
     /// Whether the end of a side's process is proved to the engine.
@@ -172,8 +196,16 @@ impl ApproachModel {
             waited: true,
             destination_ended,
         };
-        if world.asks(Side::Source) && way_back::decide_source(&facts) == SourceStep::Cont {
-            self.send_cont_to_source(world);
+        if !world.asks(Side::Source) {
+            return;
+        }
+        match way_back::decide_source(&facts) {
+            SourceStep::Cont => self.send_cont_to_source(world),
+            SourceStep::Leave if world.engine.may_resume && world.is_source_idle() => {
+                world.engine.guest.look(&facts.run);
+                world.journal_guest();
+            }
+            SourceStep::Leave | SourceStep::AwaitResume => {}
         }
     }
 

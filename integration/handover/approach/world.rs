@@ -4,7 +4,7 @@ use super::engine::ApproachEngine;
 use qferry::internals::{
     progress::{Moment, Side},
     qemu::{
-        Observed,
+        HaltSeen, Observed,
         reply::{MigrationStatus, RunState},
     },
 };
@@ -37,6 +37,11 @@ impl GuestStand {
             Self::IoError => RunState::IoError,
             Self::Suspended => RunState::Suspended,
         }
+    }
+
+    /// The guest has stopped by its own doing, and an event has told why.
+    pub(crate) fn is_halted(self) -> bool {
+        matches!(self, Self::Shutdown | Self::Panicked | Self::IoError)
     }
 
     /// QEMU stops such a guest for a migration, and resumes it where the migration fails.
@@ -109,6 +114,8 @@ pub(crate) enum QemuPresence {
 pub(crate) struct SeenEvents {
     pub(crate) stopped: Option<u8>,
     pub(crate) resumed: Option<u8>,
+    /// The event that told why the guest stopped by itself.
+    pub(crate) halted: Option<(u8, GuestStand)>,
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -120,7 +127,9 @@ impl SeenEvents {
             let since = Duration::from_secs(u64::from(number));
             Moment::at(*START + since, since)
         };
-        Observed { stopped: self.stopped.map(moment), resumed: self.resumed.map(moment), ..Observed::default() }
+        let halted = self.halted.map(|(number, stand)| HaltSeen { moment: moment(number), run: stand.run_state() });
+        let (stopped, resumed) = (self.stopped.map(moment), self.resumed.map(moment));
+        Observed { stopped, resumed, halted, ..Observed::default() }
     }
 }
 
@@ -252,7 +261,8 @@ impl SourceQemu {
     }
 
     fn next_event(&self) -> u8 {
-        1 + self.seen.stopped.max(self.seen.resumed).unwrap_or(0)
+        let halted = self.seen.halted.map(|(number, _)| number);
+        1 + self.seen.stopped.max(self.seen.resumed).max(halted).unwrap_or(0)
     }
 
     pub(crate) fn tell_stop(&mut self) {
@@ -266,6 +276,9 @@ impl SourceQemu {
     /// The guest stops by its own or its owner's doing.
     pub(crate) fn stop_by_itself(&mut self, stand: GuestStand) {
         self.stand = stand;
+        if stand.is_halted() {
+            self.seen.halted = Some((self.next_event(), stand));
+        }
         // A guest that suspends itself is not stopped by QEMU.
         if stand != GuestStand::Suspended {
             self.tell_stop();

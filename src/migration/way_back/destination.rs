@@ -140,10 +140,8 @@ async fn see(destination: &Process) -> DestinationSight {
 /// What the source has passed on. Only a source that answers has the guest yet, whatever its events have said.
 async fn see_holding(source: &Process) -> SourceHolding {
     match ask(source).await {
-        Some((_, MigrationStatus::Completed)) => SourceHolding::Passed,
-        Some(_) => SourceHolding::Holds,
-        None if source.has_ended().await => SourceHolding::Ended,
-        None => SourceHolding::Silent,
+        Some((_, status)) => SourceHolding::of_answer(&status),
+        None => SourceHolding::without_answer(source.has_ended().await),
     }
 }
 
