@@ -44,6 +44,7 @@ pub use effect::Effect;
 pub use failure::Failure;
 pub use guest::GuestIntent;
 pub use journals::{JournalInfo, RecoveryOutlook, journal_directory, journals};
+pub use participant::{NotProved, ParticipantTraits, judge as judge_participant};
 pub use plan::{Chains, Plan, PlannedDisk};
 pub use recovery::Recovery;
 pub use running::{Control, Events, Running};

@@ -19,20 +19,20 @@ use tokio::try_join;
 
 /// What a QEMU tells by which a run finds out whether it took part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ParticipantTraits {
+pub struct ParticipantTraits {
     /// The ids of the vCPUs' threads on QEMU's host.
-    threads: Vec<i64>,
+    pub threads: Vec<i64>,
     /// The status of the last migration; `none` where the process has seen no migration.
-    migration: MigrationStatus,
+    pub migration: MigrationStatus,
     /// Whether there is a job, a node, a bitmap or an export that the run made.
-    has_leftovers: bool,
+    pub has_leftovers: bool,
     /// Whether a migration capability or parameter has another value than before the run.
-    is_tuned: bool,
+    pub is_tuned: bool,
 }
 
 /// Why a QEMU is not taken for the one that took part, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NotProved(pub(crate) String);
+pub struct NotProved(pub String);
 
 /// Proves that the QEMU of `process` took part: by the kernel where `known`, the process that the journal names, lives
 /// on this host; else by what the QEMU itself tells.
@@ -107,7 +107,10 @@ fn is_of(pair: &DiskPair, leftover: &Leftover) -> bool {
 /// Judges what a QEMU has told. Two processes never have the same threads at one time on one host, but a guest that is
 /// started anew in a container often gets the numbers that it had; so the QEMU must also remember what the run has
 /// done to it, unless that is nothing.
-fn judge(
+///
+/// # Errors
+/// Why the QEMU is not proved to have taken part.
+pub fn judge(
     side: Side,
     party: &Party,
     is_same_process: bool,

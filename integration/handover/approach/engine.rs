@@ -7,8 +7,7 @@ use super::{
     model::{ApproachModel, ApproachMutation},
     way_back::WayBackStep,
     world::{
-        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim,
-        SeenEvents, SourcePhase,
+        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase,
     },
 };
 use crate::engines::ModelledJudgement;
@@ -242,6 +241,7 @@ impl ApproachModel {
             ApproachStage::Arrive if self.has_to_judge(world) => self.begin_judging(world, ContKnowledge::Never),
             ApproachStage::Arrive => {
                 let runs = world.engine.guest.wants_running();
+                world.journal.starting |= runs;
                 world.engine.stage = if runs { ApproachStage::Start } else { ApproachStage::Tidy };
             }
             ApproachStage::Start => {
@@ -331,17 +331,6 @@ impl ApproachModel {
             world.die(Side::Source);
         }
         world.end(Ending::Moved);
-    }
-
-    /// Reaches the sides again whose monitors closed, where they serve this engine and are the QEMUs that took part.
-    pub(crate) fn reach_again(&self, world: &mut ApproachWorld) {
-        for side in [Side::Source, Side::Destination] {
-            let is_served = world.is_up(side) && world.address(side) == MonitorAddress::Free;
-            match side {
-                Side::Source => world.engine.reaches_source |= is_served,
-                Side::Destination => world.engine.reaches_destination |= is_served,
-            }
-        }
     }
 
     /// The engine takes up the journal of the engine before.

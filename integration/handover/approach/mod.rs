@@ -1,8 +1,9 @@
 //! The approach: what leads up to the handover, from before the first change to the guest that runs on the destination,
 //! or to the end of the way back; and the recovery of an engine that died anywhere in between.
 //!
-//! What decides is the shipped code: `GuestIntent` tells the stops of the guest and its owner from QEMU's, the
-//! functions of `handover::way_back` say what becomes of each side, and the `Judgement` follows a handover that failed.
+//! What decides is the shipped code: `GuestIntent` tells the stops of the guest and its owner from QEMU's,
+//! `participant` tells the QEMU that took part from another, the functions of `handover::way_back` say what becomes of
+//! each side, and the `Judgement` follows a handover that failed.
 //! The driver between them is the model's own, in the order of `migration/engine.rs` and `way_back/rollback.rs`.
 //!
 //! The world is larger than the handover's, so its steps are coarser: a command and its answer are one step, and so is
@@ -17,6 +18,7 @@
 
 mod engine;
 mod explorations;
+mod identity;
 mod model;
 mod mutants;
 mod properties;

@@ -103,6 +103,10 @@ pub(crate) enum ApproachMutation {
     ResetIsNoStop,
     /// The machines are looked at once, by the checks.
     OneLookAtTheMachines,
+    /// Whatever answers at an address is taken for the QEMU that took part.
+    EveryAnswerIsOurs,
+    /// An event that told `completed` counts as an answer of a source that is gone.
+    EventsAreAnswers,
 }
 
 /// What is explored.
@@ -117,6 +121,8 @@ pub(crate) struct ApproachModel {
     pub(crate) overlaps: bool,
     /// Both QEMUs are processes of the engine's host, which proves their ends and can end them.
     pub(crate) local: bool,
+    /// A QEMU that is started anew has the numbers of threads that the earlier one had, as in a container.
+    pub(crate) same_numbers: bool,
     pub(crate) mutation: Option<ApproachMutation>,
 }
 
@@ -132,8 +138,15 @@ pub(crate) const NO_FAULTS: FaultKinds = FaultKinds {
     person: false,
 };
 
-pub(crate) const APPROACH: ApproachModel =
-    ApproachModel { kinds: NO_FAULTS, faults: 2, recoveries: 1, overlaps: true, local: true, mutation: None };
+pub(crate) const APPROACH: ApproachModel = ApproachModel {
+    kinds: NO_FAULTS,
+    faults: 2,
+    recoveries: 1,
+    overlaps: true,
+    local: true,
+    same_numbers: false,
+    mutation: None,
+};
 
 impl ApproachModel {
     fn list_qemu_actions(world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {

@@ -3,7 +3,7 @@
 
 use super::{
     model::{APPROACH, ApproachModel, ApproachMutation, FaultKinds, NO_FAULTS},
-    properties::{AGAINST_OWNER, DISKS, FOREIGN, HELD, KILLED, TWO_RUNNERS, VAGUE},
+    properties::{AGAINST_OWNER, DISKS, FOREIGN, HELD, KILLED, STRANGER, TWO_RUNNERS, VAGUE},
 };
 use crate::explorations::MOST;
 use stateright::{Checker, HasDiscoveries, Model};
@@ -74,4 +74,19 @@ fn a_destination_that_is_told_to_stop_once_is_found() {
 fn a_guest_that_stops_by_itself_unheard_is_found() {
     let kinds = FaultKinds { guest: true, ..NO_FAULTS };
     breaks(ApproachMutation::HaltsAreUnheard, ApproachModel { kinds, ..APPROACH }, AGAINST_OWNER);
+}
+
+#[test]
+fn another_qemu_that_is_taken_for_ours_is_found() {
+    let kinds = FaultKinds { engine: true, replaced: true, ..NO_FAULTS };
+    for local in [false, true] {
+        let model = ApproachModel { kinds, overlaps: false, local, ..APPROACH };
+        breaks(ApproachMutation::EveryAnswerIsOurs, model, STRANGER);
+    }
+}
+
+#[test]
+fn an_event_that_is_taken_for_an_answer_is_found() {
+    let kinds = FaultKinds { client: true, deaths: true, ..NO_FAULTS };
+    breaks(ApproachMutation::EventsAreAnswers, ApproachModel { kinds, overlaps: false, ..APPROACH }, KILLED);
 }

@@ -15,6 +15,7 @@ pub(crate) const AGAINST_OWNER: &str = "a guest that stopped by itself or its ow
 pub(crate) const DISKS: &str = "no guest is started with disks that are not whole";
 pub(crate) const FOREIGN: &str = "nobody else's migration is cancelled";
 pub(crate) const HELD: &str = "nobody else's migration is held by a capability of ours";
+pub(crate) const STRANGER: &str = "no other QEMU is taken for the one that took part";
 pub(crate) const TRUE: &str = "what an engine says is true";
 pub(crate) const NONE: &str = "a guest that is to run runs";
 pub(crate) const WAITS: &str = "no owner waits for the disks to have the guest back";
@@ -33,6 +34,10 @@ pub(crate) fn list() -> Vec<Property<ApproachModel>> {
         Property::always(DISKS, |_, world: &ApproachWorld| !world.broken.torn_disks),
         Property::always(HELD, |_, world: &ApproachWorld| {
             !(world.source.is_foreign && world.source.phase == SourcePhase::Waits)
+        }),
+        Property::always(STRANGER, |_, world: &ApproachWorld| !world.broken.stranger),
+        Property::always("the QEMU that took part is recognized", |_, world: &ApproachWorld| {
+            !world.broken.unrecognized
         }),
         Property::always(FOREIGN, |_, world: &ApproachWorld| !world.broken.foreign_cancelled),
         Property::always(NONE, |model: &ApproachModel, world: &ApproachWorld| !is_left_standing(model, world)),

@@ -3,7 +3,10 @@
 use super::{
     engine::ApproachStage,
     model::{ApproachModel, ApproachMutation},
-    world::{ApproachWorld, GuestStand, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim, SourcePhase},
+    world::{
+        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, MonitorAddress, RecordedClaim,
+        SourcePhase,
+    },
 };
 use crate::engines::ModelledJudgement;
 use qferry::internals::{
@@ -67,6 +70,7 @@ impl ApproachModel {
                     world.broken.foreign_cancelled |= world.source.is_foreign;
                     world.end_source_migration(SourcePhase::Cancelled);
                 }
+                world.journal.migrate &= !world.asks(Side::Source);
                 WayBackStep::Resume
             }
             WayBackStep::Resume => {
@@ -81,6 +85,8 @@ impl ApproachModel {
                         return world.end(Ending::Undetermined);
                     }
                     world.engine.leaves_something = true;
+                } else {
+                    world.journal.incoming = false;
                 }
                 WayBackStep::ResumeWithProof
             }
@@ -92,11 +98,13 @@ impl ApproachModel {
                 // QEMU changes no capability while a migration is under way.
                 if world.asks(Side::Source) {
                     world.source.mirror = MirrorPhase::None;
+                    world.journal.mirrored = false;
                     if world.is_source_idle() {
                         (world.source.pauses, world.source.returns) = (false, false);
                     }
                 }
                 world.destination.exported &= !world.asks(Side::Destination);
+                world.journal.exported &= world.destination.exported;
                 WayBackStep::Conclude
             }
             WayBackStep::Conclude => {
@@ -157,6 +165,9 @@ impl ApproachModel {
             killable: self.local,
             source: match world.asks(Side::Source) {
                 true => SourceHolding::of_answer(&world.source.answer().1),
+                false if self.mutation == Some(ApproachMutation::EventsAreAnswers) && world.has_passed() => {
+                    SourceHolding::Passed
+                }
                 false => SourceHolding::without_answer(self.proves_end(world, Side::Source)),
             },
         };
@@ -179,7 +190,12 @@ impl ApproachModel {
     }
 
     fn quit_destination(&self, world: &mut ApproachWorld) {
-        world.broken.killed |= world.destination.runs;
+        // What the destination has is the only copy where the source is gone before any verdict.
+        let is_only = world.engine.may_resume
+            && !world.source.is_up()
+            && world.destination.phase == DestinationPhase::Loaded
+            && !world.source_ran_on;
+        world.broken.killed |= world.destination.runs || is_only;
         world.die(Side::Destination);
         world.engine.ended_destination = true;
     }
@@ -216,6 +232,7 @@ impl ApproachModel {
     }
 
     pub(crate) fn begin_judging(&self, world: &mut ApproachWorld, cont: ContKnowledge) {
+        world.journal.starting &= !matches!(cont, ContKnowledge::Never | ContKnowledge::Refused);
         let fences = self.fences(world);
         self.reach_again(world);
         let mut judgement = Judgement::begin(world.engine.guest.wants_running(), cont, fences);
@@ -228,7 +245,10 @@ impl ApproachModel {
     pub(crate) fn take_up(&self, world: &ApproachWorld, guest: &GuestIntent) -> ModelledJudgement {
         let recorded = match world.journal.claim {
             RecordedClaim::Resuming => RecordedHandover::Resuming(()),
-            RecordedClaim::Given | RecordedClaim::Source => RecordedHandover::Given { cont: ContKnowledge::Unknown },
+            RecordedClaim::Given | RecordedClaim::Source => {
+                let cont = if world.journal.starting { ContKnowledge::Unknown } else { ContKnowledge::Never };
+                RecordedHandover::Given { cont }
+            }
         };
         Judgement::take_up(guest.wants_running(), recorded, self.fences(world))
     }
@@ -275,8 +295,14 @@ impl ApproachModel {
                 world.engine.stage = ApproachStage::GoBack(WayBackStep::Cancel);
                 return;
             }
-            JudgementStep::RecordStarting => judgement.confirm_starting(),
-            JudgementStep::Wait(_) | JudgementStep::End(_) => return world.end(Ending::Undetermined),
+            JudgementStep::RecordStarting => {
+                world.journal.starting = true;
+                judgement.confirm_starting();
+            }
+            JudgementStep::Wait(_) | JudgementStep::End(_) => {
+                world.journal.starting &= !judgement.must_tell_not_started();
+                return world.end(Ending::Undetermined);
+            }
         }
         world.engine.stage = ApproachStage::Judge(Box::new(judgement));
     }

@@ -182,6 +182,8 @@ pub(crate) struct ApproachJournal {
     pub(crate) incoming: bool,
     pub(crate) migrate: bool,
     pub(crate) claim: RecordedClaim,
+    /// `Starting` is in the journal, and no `NotStarted` behind it.
+    pub(crate) starting: bool,
 }
 
 /// What must never happen, and has.
@@ -201,6 +203,8 @@ pub(crate) struct BrokenPromises {
     pub(crate) foreign_cancelled: bool,
     /// Another QEMU than the one that took part was taken for that one.
     pub(crate) stranger: bool,
+    /// The QEMU that took part was not taken for that one.
+    pub(crate) unrecognized: bool,
 }
 
 /// Everything there is.
@@ -334,6 +338,7 @@ impl ApproachWorld {
             incoming: false,
             migrate: false,
             claim: RecordedClaim::Source,
+            starting: false,
         };
         let destination = DestinationQemu {
             presence: QemuPresence::Up,
