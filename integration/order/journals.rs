@@ -25,7 +25,7 @@ fn identities(model: &ModelPair) -> [ProcessIdentity; 2] {
 
 /// The journal, locked as by a living engine, of a run between these two.
 fn journal(path: &Path, [source, destination]: [Option<ProcessIdentity>; 2]) -> (RunId, Journal<Record>) {
-    let party = |name: &str, process| Party { address: format!("unix:/nowhere/{name}"), process };
+    let party = |name: &str, process| Party { address: format!("unix:/nowhere/{name}"), process, threads: Vec::new() };
     let address = |name: &str| Address::unix(path.with_file_name(name)).unwrap();
     let run = RunId::new();
     let begun = MigrationBegin {
@@ -39,7 +39,9 @@ fn journal(path: &Path, [source, destination]: [Option<ProcessIdentity>; 2]) -> 
         keep_source: false,
         runtime_dir: "/nowhere".into(),
         fence_command: None,
+        fence_timeout: Duration::from_secs(30),
         switchover_timeout: Duration::from_secs(10),
+        tells_start: true,
     };
     let mut journal = Journal::create(path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();

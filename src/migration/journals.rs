@@ -340,7 +340,7 @@ mod tests {
     use std::time::Duration;
 
     fn party(address: &str) -> Party {
-        Party { address: address.to_owned(), process: None }
+        Party { address: address.to_owned(), process: None, threads: Vec::new() }
     }
 
     fn begun(source: &str, destination: &str) -> MigrationBegin {
@@ -355,7 +355,9 @@ mod tests {
             keep_source: false,
             runtime_dir: PathBuf::from("/r"),
             fence_command: None,
+            fence_timeout: Duration::from_secs(30),
             switchover_timeout: Duration::from_secs(10),
+            tells_start: true,
         }
     }
 
