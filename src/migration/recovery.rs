@@ -171,7 +171,6 @@ impl Recovery {
         refuse_beside_another(&begun, &self.journal).await?;
         let known = [self.source.as_ref(), self.destination.as_ref()];
         let reached = reach_both(&context, &begun, status.certain_effects(), known).await?;
-        refuse_after_another(&reached.pair, &begun.run).await?;
         journal.append(&Record::Recovering)?;
         let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
         Ok(go_on(&context, reached, &begun, &status, log, failure).await)
@@ -238,26 +237,22 @@ async fn refuse_beside_another(begun: &MigrationBegin, journal: &Path) -> Result
     }
 }
 
-/// Refuses a recovery after another run has begun with one of the two QEMUs, as the names of what is there prove: the
+/// Refuses a recovery after another run has begun with this QEMU, as the names of what is there prove: the
 /// capabilities, the migration and the NBD server may be that run's by now.
-async fn refuse_after_another(pair: &QemuPair, run: &RunId) -> Result<(), Failure> {
-    for process in [&pair.source, &pair.destination] {
-        if process.is_gone() {
-            continue;
-        }
-        // a side that does not answer cannot be asked, and is judged later
-        let Ok(Ok(leftovers)) = timeout(ASK, cleanup::find(process)).await else { continue };
-        let another = leftovers.iter().find(|left| left.run() != *run && !matches!(left, Leftover::ReadExport(_)));
-        if let Some(left) = another {
+async fn refuse_after_another(process: &Process, run: &RunId) -> Result<(), Failure> {
+    // A side that does not answer cannot be asked, and is judged later.
+    let Ok(Ok(leftovers)) = timeout(ASK, cleanup::find(process)).await else { return Ok(()) };
+    match leftovers.iter().find(|left| left.run() != *run && !matches!(left, Leftover::ReadExport(_))) {
+        Some(left) => {
             let message = format!(
                 "{} has a {left}, of another run than the journal's, which may be at work: recover that run first, or \
                  wait for it",
                 process.name()
             );
-            return Err(refused(FindingCode::QemuInUse.into(), message));
+            Err(refused(FindingCode::QemuInUse.into(), message))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// After a panic of the engine: judges who has the guest from the run's own records, and goes the way back where that
@@ -392,6 +387,7 @@ async fn reach_both(
         if process.is_absent() {
             return Ok((process, None));
         }
+        refuse_after_another(&process, &begun.run).await?;
         let at = process.name().clone();
         match participant::prove(&process, party, known.as_ref(), &begun.pairs, effects).await {
             Ok(()) => Ok((process, None)),
