@@ -43,8 +43,8 @@ pub enum DestinationSight {
 pub enum SourceHolding {
     /// The source answers, and does not say `completed`.
     Holds,
-    /// The source answers `completed`, though no engine of this migration sent `migrate-continue`: somebody else switched
-    /// `pause-before-switchover` off, or sent it.
+    /// The source answers `completed`, though no engine of this migration sent `migrate-continue`: somebody else
+    /// switched `pause-before-switchover` off, or sent it.
     Passed,
     /// The source does not answer.
     Silent,

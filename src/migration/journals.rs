@@ -68,7 +68,8 @@ pub struct JournalInfo {
     pub source: Option<String>,
     /// The address of the destination's monitor.
     pub destination: Option<String>,
-    /// The phase that the migration had come to. `handover` from the instant at which the guest may have been passed on.
+    /// The phase that the migration had come to. `handover` from the instant at which the guest may have been passed
+    /// on.
     pub phase: Option<Phase>,
     /// The outcome, if the migration has ended.
     pub ended: Option<Ending>,

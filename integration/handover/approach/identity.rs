@@ -15,8 +15,8 @@ use qferry::internals::{
 const THREADS: [i64; 1] = [7];
 
 impl ApproachModel {
-    /// Reaches the sides again whose monitors closed, where they serve this engine and are taken for the QEMUs that took
-    /// part.
+    /// Reaches the sides again whose monitors closed, where they serve this engine and are taken for the QEMUs that
+    /// took part.
     pub(crate) fn reach_again(&self, world: &mut ApproachWorld) {
         for side in [Side::Source, Side::Destination] {
             let reaches = match (world.is_up(side), world.address(side)) {

@@ -8,8 +8,8 @@
 //!
 //! The world is larger than the handover's, so its steps are coarser: a command and its answer are one step, and so is
 //! a question with the command that follows from the answer at once. What may come between two such steps is a guest
-//! that stops by itself, its owner, another client of either monitor, a person who finishes by hand, a process that ends
-//! or is replaced, a monitor or a RAM channel that closes, and the engine's own end. Frozen processes and commands
+//! that stops by itself, its owner, another client of either monitor, a person who finishes by hand, a process that
+//! ends or is replaced, a monitor or a RAM channel that closes, and the engine's own end. Frozen processes and commands
 //! without an answer are the handover's model's.
 //!
 //! Left out is what nobody can tell or prevent: an owner's `stop` in the instant before QEMU's own, of which no event
@@ -18,6 +18,7 @@
 
 mod engine;
 mod explorations;
+mod guest_stand;
 mod identity;
 mod model;
 mod mutants;

@@ -273,8 +273,8 @@ impl ApproachModel {
     }
 }
 
-/// Whether the engine knows of every stop by the guest's owner, of which no event tells whose it is. Nothing but time tells the one from the other where
-/// QEMU's own follows at once; the model leaves that instant out.
+/// Whether the engine knows of every stop by the guest's owner, of which no event tells whose it is. Nothing but time
+/// tells the one from the other where QEMU's own follows at once; the model leaves that instant out.
 fn is_followed(world: &ApproachWorld) -> bool {
     match world.engine.stage {
         _ if world.source.stand.is_halted() => true,
