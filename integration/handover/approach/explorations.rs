@@ -2,7 +2,7 @@
 
 use super::{
     model::{APPROACH, ApproachModel, FaultKinds, NO_FAULTS},
-    properties::{TWO_RUNNERS, UNDONE, VAGUE, WAITS},
+    properties::{VAGUE, WAITS},
 };
 use crate::explorations::visit_all;
 use stateright::{Checker, Expectation, Model};
@@ -44,27 +44,19 @@ fn an_owner_who_stops_resumes_and_resets() {
 #[test]
 fn another_client() {
     let kinds = FaultKinds { client: true, ..NO_FAULTS };
-    explore("another client", ApproachModel { kinds, ..APPROACH }, &[TWO_RUNNERS, UNDONE, WAITS]);
+    explore("another client", ApproachModel { kinds, ..APPROACH }, &[WAITS]);
 }
 
 #[test]
 fn another_client_and_a_channel_that_breaks() {
     let kinds = FaultKinds { client: true, channel: true, ..NO_FAULTS };
-    explore(
-        "another client, and the channel breaks",
-        ApproachModel { kinds, overlaps: false, ..APPROACH },
-        &[TWO_RUNNERS, UNDONE],
-    );
+    explore("another client, and the channel breaks", ApproachModel { kinds, overlaps: false, ..APPROACH }, &[]);
 }
 
 #[test]
 fn another_client_and_processes_that_end() {
     let kinds = FaultKinds { client: true, deaths: true, ..NO_FAULTS };
-    explore(
-        "another client, and processes end",
-        ApproachModel { kinds, overlaps: false, ..APPROACH },
-        &[TWO_RUNNERS, UNDONE, VAGUE],
-    );
+    explore("another client, and processes end", ApproachModel { kinds, overlaps: false, ..APPROACH }, &[VAGUE]);
 }
 
 #[test]

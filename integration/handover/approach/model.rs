@@ -107,6 +107,8 @@ pub(crate) enum ApproachMutation {
     EveryAnswerIsOurs,
     /// An event that told `completed` counts as an answer of a source that is gone.
     EventsAreAnswers,
+    /// A source that passes the guest on without this engine is cancelled before the destination is put out of the way.
+    SourceIsCancelledFirst,
 }
 
 /// What is explored.

@@ -90,3 +90,9 @@ fn an_event_that_is_taken_for_an_answer_is_found() {
     let kinds = FaultKinds { client: true, deaths: true, ..NO_FAULTS };
     breaks(ApproachMutation::EventsAreAnswers, ApproachModel { kinds, overlaps: false, ..APPROACH }, KILLED);
 }
+
+#[test]
+fn a_source_that_is_cancelled_before_its_destination_is_out_of_the_way_is_found() {
+    let model = ApproachModel { kinds: CLIENT, overlaps: false, ..APPROACH };
+    breaks(ApproachMutation::SourceIsCancelledFirst, model, TWO_RUNNERS);
+}

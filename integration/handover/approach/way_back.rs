@@ -29,9 +29,11 @@ pub(crate) enum WayBackStep {
     Look,
     Cancel,
     Resume,
+    /// The source passes the guest on, or has, without this engine: the destination is put out of the way first.
+    TakeBack,
+    /// The destination is proved to be out of the way.
+    CancelWithProof,
     EndDestination,
-    /// Where the source has passed the guest on, `cont` takes the proof that the destination is out of the way.
-    ResumeWithProof,
     Tidy,
     Conclude,
 }
@@ -66,32 +68,44 @@ impl ApproachModel {
                 if world.engine.may_resume && !world.asks(Side::Source) && self.end_with_source(world) {
                     return world.end(Ending::Ended);
                 }
-                if world.journal.migrate && world.asks(Side::Source) && !world.is_source_idle() {
-                    world.broken.foreign_cancelled |= world.source.is_foreign;
-                    world.end_source_migration(SourcePhase::Cancelled);
+                let is_begun = world.journal.migrate && world.asks(Side::Source);
+                let is_passing = matches!(world.source.phase, SourcePhase::Device | SourcePhase::Completed)
+                    && self.mutation != Some(ApproachMutation::SourceIsCancelledFirst);
+                match (is_begun, world.engine.may_resume) {
+                    (true, true) if is_passing => WayBackStep::TakeBack,
+                    (true, may_resume) => {
+                        self.cancel(world);
+                        if may_resume { WayBackStep::Resume } else { WayBackStep::EndDestination }
+                    }
+                    (false, _) => WayBackStep::EndDestination,
                 }
-                world.journal.migrate &= !world.asks(Side::Source);
-                WayBackStep::Resume
             }
             WayBackStep::Resume => {
                 self.resume(world, false);
                 WayBackStep::EndDestination
             }
+            WayBackStep::TakeBack => match self.end_destination(world) {
+                DestinationFate::LeaveAlone(_) => return world.end(Ending::Undetermined),
+                DestinationFate::AlreadyGone if !self.proves_end(world, Side::Destination) => {
+                    return world.end(Ending::Undetermined);
+                }
+                _ => WayBackStep::CancelWithProof,
+            },
+            WayBackStep::CancelWithProof => {
+                if world.asks(Side::Source) {
+                    self.cancel(world);
+                }
+                self.resume(world, true);
+                WayBackStep::EndDestination
+            }
             WayBackStep::EndDestination => {
-                // A source that has passed the guest on is resumed only with the proof that the destination is gone.
-                let has_passed = world.engine.may_resume && world.asks(Side::Source) && world.has_passed();
-                if let DestinationFate::LeaveAlone(reason) = self.end_destination(world) {
-                    if has_passed || reason.is_taken_over() {
+                match self.end_destination(world) {
+                    DestinationFate::LeaveAlone(reason) if reason.is_taken_over() => {
                         return world.end(Ending::Undetermined);
                     }
-                    world.engine.leaves_something = true;
-                } else {
-                    world.journal.incoming = false;
+                    DestinationFate::LeaveAlone(_) => world.engine.leaves_something = true,
+                    _ => world.journal.incoming = false,
                 }
-                WayBackStep::ResumeWithProof
-            }
-            WayBackStep::ResumeWithProof => {
-                self.resume(world, world.engine.ended_destination || self.proves_end(world, Side::Destination));
                 WayBackStep::Tidy
             }
             WayBackStep::Tidy => {
@@ -117,6 +131,15 @@ impl ApproachModel {
             }
         };
         world.engine.stage = ApproachStage::GoBack(next);
+    }
+
+    /// Ends the source's migration.
+    fn cancel(&self, world: &mut ApproachWorld) {
+        if !world.is_source_idle() {
+            world.broken.foreign_cancelled |= world.source.is_foreign;
+            world.end_source_migration(SourcePhase::Cancelled);
+        }
+        world.journal.migrate = false;
     }
 
     /// The end of a guest whose source has ended before the guest was passed on; whether that is proved.
