@@ -37,6 +37,93 @@ async fn a_guest_that_writes_during_every_start_is_stopped_for_one() {
     assert!((run.outcome.paused_ms - run.outcome.pauses[0].ms - blackout).abs() < 1e-6, "{run:?}");
 }
 
+/// Has `act` done at the question with this number, from 0, after the last start with the guest running.
+fn at_last_question(model: &ModelPair, number: usize, act: impl Fn(&mut PairState) + Send + 'static) {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let starts = std::sync::Arc::new(AtomicUsize::new(0));
+    let counted = starts.clone();
+    model.state().guard_counts = Box::new(move |_, start, stopped| {
+        counted.fetch_max(start, Relaxed);
+        Some(u64::from(!stopped))
+    });
+    let (shared, mut asked) = (model.shared.clone(), 0);
+    model.on(Source, "query-status", move |seen| {
+        let answer = shared.answer(Source, seen);
+        if starts.load(Relaxed) >= 16 {
+            if asked == number {
+                act(&mut shared.state());
+            }
+            asked += 1;
+        }
+        answer
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_who_stops_the_guest_before_the_engine_does_keeps_it_stopped() {
+    for cancels in [false, true] {
+        let mut model = model();
+        at_last_question(&model, 0, |state| {
+            state.source.run = "paused".to_owned();
+            state.emit(Source, "STOP", Value::Null);
+            state.guest_ran = false;
+        });
+        if cancels {
+            // The way back must know that the engine's stop stopped nobody.
+            let shared = model.shared.clone();
+            model.on(Source, "drive-mirror", move |seen| {
+                if shared.state().source.run == "paused" {
+                    shared.state().control.as_ref().unwrap().cancel();
+                }
+                shared.answer(Source, seen)
+            });
+        }
+        let run = model.migrate().await;
+        match cancels {
+            false => moved(&model, &run),
+            true => back(&model, &run, Ending::Cancelled, "cancelled"),
+        }
+        assert_eq!((run.count("source: stop"), run.count("source: cont")), (1, 0), "{run:?}");
+        assert_eq!(run.count("destination: cont"), 0, "{run:?}");
+        assert!(!run.warned("stopped-for-mirror"), "{run:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_halts_before_the_engine_stops_it_is_left_as_it_stands() {
+    let mut model = model();
+    at_last_question(&model, 0, |state| {
+        state.source.run = "guest-panicked".to_owned();
+        state.emit(Source, "STOP", Value::Null);
+        state.guest_ran = false;
+    });
+    let run = model.migrate().await;
+    assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::RolledBack, RunsOn::Source), "{run:?}");
+    assert_eq!((model.state().source.run.as_str(), run.count("source: cont")), ("guest-panicked", 0), "{run:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_who_resumes_and_stops_the_guest_during_the_engines_stop_keeps_it_stopped() {
+    let mut model = model();
+    at_last_question(&model, usize::MAX, |_| {});
+    let shared = model.shared.clone();
+    model.on(Source, "drive-mirror", move |seen| {
+        {
+            let mut state = shared.state();
+            if state.source.run == "paused" {
+                state.emit(Source, "RESUME", Value::Null);
+                state.emit(Source, "STOP", Value::Null);
+                state.guest_ran = false;
+            }
+        }
+        shared.answer(Source, seen)
+    });
+    let run = model.migrate().await;
+    moved(&model, &run);
+    assert_eq!((run.count("source: stop"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert_eq!(run.count("destination: cont"), 0, "{run:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_start_that_is_free_of_writes_is_enough() {
     let mut model = model();

@@ -107,11 +107,6 @@ impl GuestIntent {
         }
     }
 
-    /// Takes in that the guest was found running after the engine had seen it stand still.
-    pub fn note_resume(&mut self) {
-        self.resumed |= self.stance != Stance::Runs;
-    }
-
     /// Begins to follow the source's events, just before RAM is sent and before the guest is asked for the last time:
     /// copying disks can take hours, in which its owner may have paused or resumed the guest.
     pub fn begin_memory(&mut self, seen: &Observed) {

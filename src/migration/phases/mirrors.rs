@@ -1,5 +1,6 @@
 //! Starts the mirrors, and proves of each that no write was lost while it started.
 
+use super::guest_watch::refuse_halted;
 use crate::{
     convergence::OverBudget,
     endpoint::Address,
@@ -90,15 +91,22 @@ async fn start_with_guest_stopped(
     }
     let because = format!("the guest wrote during each of {tries} starts: its mirrors start with the guest stopped");
     report.action("stop-for-mirror", because);
-    // the guest writes, so its owner may have resumed it since it was last looked at
-    let runs = source.ask(&qmp::query_status {}).await?.status == RunState::Running;
-    if runs {
-        attempt.guest.note_resume();
-        attempt.journal_guest().await?;
-    }
+    // The guest writes, so its owner may have resumed it since the last look. The journal must know before the stop.
+    attempt.guest.look(&source.ask(&qmp::query_status {}).await?.status);
+    attempt.journal_guest().await?;
+    refuse_halted(attempt)?;
     attempt.log.note([Effect::Stopped]).await?;
+    // QEMU answers in the order of the commands: a guest that does not run here was stopped by its owner or by itself,
+    // says no second STOP for the engine's `stop`, and must stay as it stands.
+    let (asked, told) = (source.ask(&qmp::query_status {}), source.act(&qmp::stop {}));
     let stopped = Instant::now();
-    source.act(&qmp::stop {}).await?;
+    let found = asked.await?.status;
+    told.await?;
+    attempt.guest.look(&found);
+    attempt.journal_guest().await?;
+    refuse_halted(attempt)?;
+    let resumed = source.observed().resumed;
+    let mut is_stopped_by_engine = is_live(&found);
     let limit = longest.min(settings.switchover_limit() / 2);
     let left = limit.saturating_sub(stopped.elapsed());
     let started = timeout(left, mirror_job::start(source, pairs, nbd, speed)).await;
@@ -106,8 +114,15 @@ async fn start_with_guest_stopped(
         let ms = limit.as_millis();
         over(ms * 2, &format!("with the guest stopped a start took more than {ms} ms"))
     });
+    if source.observed().resumed != resumed {
+        // The guest's owner has resumed the guest meanwhile: if it stands still, its owner has stopped it again.
+        let now = source.ask(&qmp::query_status {}).await?.status;
+        attempt.guest.look(&now);
+        attempt.journal_guest().await?;
+        is_stopped_by_engine &= is_live(&now);
+    }
     // also after a start that took too long: the guest stands still for no longer than the budget
-    if runs && !matches!(started, Ok(Err(_))) {
+    if is_stopped_by_engine && !matches!(started, Ok(Err(_))) {
         let before = attempt.before_continue.as_ref().ok_or(NotDisengaged::Continued)?;
         exchange::resume_source(source, before.destination_cannot_run()).await?;
         let pause = stopped.elapsed().as_secs_f64() * 1000.0;
@@ -125,4 +140,10 @@ async fn start_with_guest_stopped(
             ),
         })),
     }
+}
+
+/// Whether QEMU lets the guest run, so that `stop` stops it. A guest that has suspended itself is `suspended` again
+/// after `cont`.
+fn is_live(run: &RunState) -> bool {
+    matches!(run, RunState::Running | RunState::Suspended)
 }
