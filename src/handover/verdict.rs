@@ -171,11 +171,12 @@ impl HandoverFacts {
     /// Whether a later look may prove more, though nothing is done meanwhile.
     pub fn may_change(&self) -> bool {
         let Self { source, destination, .. } = self;
-        // What a side reports of a migration whose other side is dead does not lead to the guest any more.
         match (source, destination) {
-            (SideState::Dead, other) | (other, SideState::Dead) => {
-                matches!(other, SideState::Silent | SideState::Hung)
-            }
+            // All that a dead source has sent may yet be on its way: the destination loads it, or fails. Pages that are
+            // missing in postcopy come from nowhere any more.
+            (SideState::Dead, other) => other.may_change() && !other.is_in_postcopy(),
+            // What a source reports of a migration whose destination is dead does not lead to the guest any more.
+            (other, SideState::Dead) => matches!(other, SideState::Silent | SideState::Hung),
             _ => {
                 !(source.is_another() || destination.is_another()) && (source.may_change() || destination.may_change())
             }
@@ -648,7 +649,10 @@ mod tests {
         for settled in [postmigrate(), answers("running", "failed")] {
             assert!(!may_change(settled.clone(), destination_runs()) && !may_change(settled, SideState::Dead));
         }
-        assert!(!may_change(SideState::Dead, incoming()) && !may_change(answers("running", "none"), incoming()));
+        // what a dead source has sent may yet be loaded
+        assert!(may_change(SideState::Dead, incoming()) && !may_change(SideState::Dead, destination_failed()));
+        assert!(!may_change(SideState::Dead, answers("inmigrate", "postcopy-active")));
+        assert!(!may_change(answers("running", "none"), incoming()));
         assert!(!may_change(answers("finish-migrate", "postcopy-active"), SideState::Dead));
     }
 

@@ -231,11 +231,11 @@ impl ApproachModel {
             }
             ApproachStage::WaitForMirrors => world.engine.stage = ApproachStage::Disengage,
             ApproachStage::Disengage => self.disengage(world),
+            // QEMU refuses `migrate-continue` outside `pre-switchover`, and the refusal had no effect.
+            ApproachStage::Continue if world.source.phase != SourcePhase::Waits => self.turn_back(world),
             ApproachStage::Continue => {
                 world.engine.may_resume = false;
-                if world.source.phase == SourcePhase::Waits {
-                    (world.source.phase, world.sent) = (SourcePhase::Device, true);
-                }
+                (world.source.phase, world.sent) = (SourcePhase::Device, true);
                 world.engine.stage = ApproachStage::Arrive;
             }
             ApproachStage::Arrive if self.has_to_judge(world) => self.begin_judging(world, ContKnowledge::Never),
@@ -287,7 +287,6 @@ impl ApproachModel {
     fn disengage(&self, world: &mut ApproachWorld) {
         world.journal_guest();
         world.journal.claim = RecordedClaim::Given;
-        let waits = world.source.phase == SourcePhase::Waits;
         world.source.mirror = MirrorPhase::Settled;
         let told_again = self.mutation != Some(ApproachMutation::StopIsSentOnce);
         if told_again {
@@ -295,7 +294,7 @@ impl ApproachModel {
         }
         (world.destination.exported, world.disengaged) = (false, true);
         let inmigrate = world.destination.phase == DestinationPhase::Listens || !told_again;
-        match waits && inmigrate {
+        match inmigrate {
             true => world.engine.stage = ApproachStage::Continue,
             false => self.turn_back(world),
         }

@@ -97,3 +97,22 @@ fn qemus_elsewhere_that_are_replaced() {
         explore("QEMUs elsewhere are replaced", model, &[]);
     }
 }
+
+#[test]
+fn processes_elsewhere_that_end() {
+    let kinds = FaultKinds { deaths: true, engine: true, ..NO_FAULTS };
+    explore("processes elsewhere end", ApproachModel { kinds, local: false, ..APPROACH }, &[WAITS]);
+}
+
+#[test]
+fn monitors_elsewhere_that_close() {
+    let kinds = FaultKinds { monitors: true, engine: true, channel: true, ..NO_FAULTS };
+    explore("monitors elsewhere close", ApproachModel { kinds, overlaps: false, local: false, ..APPROACH }, &[]);
+}
+
+#[test]
+fn a_person_who_finishes_elsewhere_by_hand() {
+    let kinds = FaultKinds { engine: true, person: true, ..NO_FAULTS };
+    let model = ApproachModel { kinds, overlaps: false, local: false, faults: 4, ..APPROACH };
+    explore("a person finishes elsewhere by hand", model, &[]);
+}

@@ -40,6 +40,8 @@ pub(crate) enum ApproachAction {
     /// Another client plugs another device, or changes a medium.
     ForeignPlug,
     ForeignCancel,
+    /// Another client sends `migrate-continue`.
+    ForeignContinue,
     /// Another client sends `cont` to the destination.
     ForeignCont,
     CutChannel,
@@ -165,7 +167,8 @@ impl ApproachModel {
                 Some(_) => actions.push(ApproachAction::SwitchOver),
             }
         }
-        if listens && world.sent && world.channel {
+        // What is in the channel's buffers arrives though the source has closed it.
+        if listens && world.sent {
             actions.push(ApproachAction::Load);
         }
         let is_told = (destination.phase == DestinationPhase::Loaded || !source.returns) && world.channel;
@@ -214,6 +217,9 @@ impl ApproachModel {
                 }
             } else {
                 actions.push(ApproachAction::ForeignCancel);
+            }
+            if source.phase == SourcePhase::Waits {
+                actions.push(ApproachAction::ForeignContinue);
             }
         }
         let can_start = !destination.autostart && destination.phase != DestinationPhase::Failed && !destination.runs;
@@ -386,6 +392,9 @@ impl Model for ApproachModel {
             }
             ApproachAction::ForeignPlug => world.source.changed = true,
             ApproachAction::ForeignCancel => world.end_source_migration(SourcePhase::Cancelled),
+            ApproachAction::ForeignContinue => {
+                (world.source.phase, world.sent, world.foreign_continued) = (SourcePhase::Device, true, true);
+            }
             ApproachAction::ForeignCont => world.continue_destination_for_another(),
             ApproachAction::CutChannel => world.channel = false,
             ApproachAction::CutMonitor(side) => world.lose_contact(side),

@@ -65,7 +65,7 @@ fn is_left_standing(model: &ApproachModel, world: &ApproachWorld) -> bool {
     let can_run = match source.is_up() {
         // Where the destination ran and has ended, its memory is lost.
         true => has_all || !(world.destination_ran || world.is_cont_in_doubt()),
-        false => has_all && !world.source_ran_on && !is_source_in_doubt(world),
+        false => has_all && !world.source_ran_on && !is_source_in_doubt(world) && !world.foreign_continued,
     };
     // Another client's migration that completed has taken the guest elsewhere.
     let runs = source.runs() || destination.runs || source.is_foreign;
@@ -85,11 +85,11 @@ fn is_source_in_doubt(world: &ApproachWorld) -> bool {
 /// The engine says that nothing is proved, though each side answers or is proved to have ended, and no `cont` is in
 /// doubt.
 fn is_vague(model: &ApproachModel, world: &ApproachWorld) -> bool {
-    // The only whole copy of the memory is the destination's, and nobody knows of its disks.
+    // The only whole copy of the memory is the destination's, and nobody knows of its disks, or who is to start it.
     let has_only_copy = !world.source.is_up()
         && world.destination.is_up()
         && world.destination.phase == DestinationPhase::Loaded
-        && world.source.mirror != MirrorPhase::Settled;
+        && (world.source.mirror != MirrorPhase::Settled || world.foreign_continued);
     // While another client's migration stops the guest, nothing tells how the guest stands.
     let in_doubt = world.destination_ran
         || world.is_cont_in_doubt()

@@ -288,18 +288,29 @@ impl ApproachModel {
         }
     }
 
+    fn look_at_both(&self, world: &ApproachWorld) -> PairSighting<(), ()> {
+        PairSighting {
+            source: self.look(world, Side::Source),
+            destination: self.look(world, Side::Destination),
+            source_gave_up: matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled),
+            source_cut: !world.engine.reaches_source,
+            retries_cont: false,
+        }
+    }
+
+    /// Whether another look tells the judgement more than its last one.
+    fn sees_more(&self, world: &ApproachWorld, judgement: &ModelledJudgement) -> bool {
+        let mut again = judgement.clone();
+        again.look_again();
+        again.see(self.look_at_both(world));
+        again != *judgement
+    }
+
     /// One step of the shipped judgement.
     pub(crate) fn judge(&self, world: &mut ApproachWorld, mut judgement: ModelledJudgement) {
         match judgement.next_step() {
             JudgementStep::LookAtBoth => {
-                let gave_up = matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled);
-                judgement.see(PairSighting {
-                    source: self.look(world, Side::Source),
-                    destination: self.look(world, Side::Destination),
-                    source_gave_up: gave_up,
-                    source_cut: !world.engine.reaches_source,
-                    retries_cont: false,
-                });
+                judgement.see(self.look_at_both(world));
             }
             JudgementStep::RecordResuming => {
                 world.journal.claim = RecordedClaim::Resuming;
@@ -321,6 +332,10 @@ impl ApproachModel {
             JudgementStep::RecordStarting => {
                 world.journal.starting = true;
                 judgement.confirm_starting();
+            }
+            // Both sides have the time to come to their ends.
+            JudgementStep::Wait(_) if !Self::is_at_rest(world) || self.sees_more(world, &judgement) => {
+                judgement.look_again();
             }
             JudgementStep::Wait(_) | JudgementStep::End(_) => {
                 world.journal.starting &= !judgement.must_tell_not_started();

@@ -190,6 +190,8 @@ pub(crate) struct ApproachWorld {
     pub(crate) destination_ran: bool,
     /// Another client has sent `cont` to the destination after the engine's last `stop`: nobody can prevent that.
     pub(crate) foreign_cont: bool,
+    /// Another client has sent `migrate-continue`, and may start the destination.
+    pub(crate) foreign_continued: bool,
     /// A person has sent `migrate-continue`: nothing tells an engine what else that person did.
     pub(crate) person_continued: bool,
     /// The engine has sent its last `stop`, and lets the disks go.
@@ -325,6 +327,7 @@ impl ApproachWorld {
             source_ran_on: false,
             destination_ran: false,
             foreign_cont: false,
+            foreign_continued: false,
             person_continued: false,
             disengaged: false,
             cont_forgotten: false,
