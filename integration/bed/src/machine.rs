@@ -18,10 +18,10 @@ use crate::booted::Booted;
 use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
 use crate::leftovers::Snapshot;
+use crate::preload::{self, OWN_CLOCK, SLOW_FLUSH};
 use crate::qemu_build::Build;
 use crate::qmp::{Answer, Event, Qmp};
 use crate::record::{Record, Side};
-use crate::slow_flush;
 use crate::wire::Wire;
 
 /// The time between two looks at something that has no event.
@@ -88,6 +88,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) wire: Option<Arc<Wire>>,
     /// Whether flushes can be made slow.
     pub(crate) slow_flush: bool,
+    /// Whether QEMU has a wall clock of its own.
+    pub(crate) own_clock: bool,
     /// The record of the guest's lines, if there is a guest.
     pub(crate) record: Option<&'a Arc<Record>>,
     /// The state to load instead of booting. The arguments have `-S` then.
@@ -97,7 +99,10 @@ pub(crate) struct Launch<'a> {
 impl Machine {
     /// Starts a QEMU in its folder and waits for its monitors.
     pub(crate) fn start(launch: Launch<'_>) -> Result<Self> {
-        let Launch { side, build, folder, arguments, devices, disks, apart, wire, slow_flush, record, booted } = launch;
+        let Launch { side, build, folder, arguments, devices, disks, apart, wire, record, booted, .. } = launch;
+        let libraries = [(launch.slow_flush, &SLOW_FLUSH), (launch.own_clock, &OWN_CLOCK)];
+        let libraries: Vec<_> =
+            libraries.into_iter().filter_map(|(wanted, library)| wanted.then_some(library)).collect();
         for name in ["qmp", "second", "watch", "port"] {
             let path = folder.join(name);
             if path.as_os_str().len() > 107 {
@@ -114,9 +119,7 @@ impl Machine {
         if apart {
             command.process_group(0);
         }
-        if slow_flush {
-            slow_flush::preload(&mut command, folder)?;
-        }
+        preload::preload(&mut command, folder, &libraries)?;
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let child = match &wire {
             Some(wire) => wire.on(side, || command.spawn())?,
@@ -339,7 +342,15 @@ impl Machine {
     /// # Errors
     /// The time cannot be written down.
     pub fn flush_slowly(&self, longer: Duration) -> Result<()> {
-        slow_flush::tell(&self.folder, longer)
+        SLOW_FLUSH.tell(&self.folder, i64::try_from(longer.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// Sets this QEMU's wall clock to so many milliseconds ahead of the host's. The spec must have asked for that.
+    ///
+    /// # Errors
+    /// The time cannot be written down.
+    pub fn set_clock_ahead(&self, ms: i64) -> Result<()> {
+        OWN_CLOCK.tell(&self.folder, ms)
     }
 
     /// Pauses the guest and quits QEMU, so that its images are complete and free. One that has ended already is no

@@ -93,6 +93,7 @@ impl Half {
             disks,
             apart: spec.apart,
             slow_flush: spec.slow_flush,
+            own_clock: spec.own_clock,
             wire: spec.link.map(|link| Wire::start(link).map(Arc::new)).transpose()?,
             record: (!spec.quick).then_some(&record),
         })?;
@@ -212,6 +213,7 @@ pub(crate) fn start_destination(
         disks,
         apart: spec.apart,
         slow_flush: spec.slow_flush,
+        own_clock: spec.own_clock,
         wire: source.wire().cloned(),
         record: (!spec.quick).then_some(record),
         booted: None,

@@ -67,6 +67,8 @@ pub struct Spec {
     pub source_room: Option<u64>,
     /// Whether flushes of both QEMUs can be made slow: see [`crate::Machine::flush_slowly`].
     pub slow_flush: bool,
+    /// Whether both QEMUs have wall clocks of their own: see [`crate::Machine::set_clock_ahead`].
+    pub own_clock: bool,
     /// More arguments for both QEMUs.
     pub extra: Vec<String>,
 }
@@ -90,6 +92,7 @@ impl Default for Spec {
             second_monitor: false,
             source_room: None,
             slow_flush: false,
+            own_clock: false,
             extra: Vec::new(),
         }
     }

@@ -12,6 +12,20 @@ const CAPABILITIES: [&str; 6] =
 const PARAMETERS: [(&str, u64); 4] =
     [("max-bandwidth", 4 << 20), ("downtime-limit", 5), ("downtime-limit", 1900), ("announce-rounds", 3)];
 
+/// The steps of a wall clock, in seconds.
+const STEPS: [i64; 4] = [5, -5, 3600, -3600];
+
+/// The programs whose wall clock is set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Clocks {
+    /// The engine and both QEMUs, as on one host.
+    All,
+    /// The engine alone, as on a host of its own.
+    Engine,
+    /// One QEMU, as on a host of its own.
+    Of(Side),
+}
+
 /// One deed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Attack {
@@ -86,6 +100,12 @@ pub(crate) enum Attack {
     Freeze(Side, Duration),
     /// The file system of the source's images is filled.
     Fill,
+    /// Each flush of a QEMU takes so much longer from now on.
+    SlowFlush(Side, Duration),
+    /// The wall clock is set so many seconds ahead.
+    Clock(Clocks, i64),
+    /// A second engine is told to migrate the same guest, over monitors of its own.
+    SecondEngine,
     /// The guest acts on its own machine, told so by an NMI; where `pauses`, QEMU is told to pause instead of ending.
     Guest {
         /// The deed.
@@ -177,6 +197,23 @@ impl Attack {
         }
     }
 
+    /// Draws what may come on top of other attacks. The engine knows that `proxied` QEMUs may be on other hosts, whose
+    /// clocks are their own.
+    pub(crate) fn draw_further(random: &mut Random, proxied: bool) -> Option<Self> {
+        let side = random.one_of(&[Side::Source, Side::Destination]);
+        let (by, step) = (Duration::from_millis(100 + random.below(1400)), random.one_of(&STEPS));
+        let clocks = match proxied {
+            true => random.one_of(&[Clocks::All, Clocks::Engine, Clocks::Of(side)]),
+            false => Clocks::All,
+        };
+        match random.weighed(&[(0, 10), (1, 5), (2, 4), (3, 1)]) {
+            0 => None,
+            1 => Some(Self::SlowFlush(side, by)),
+            2 => Some(Self::Clock(clocks, step)),
+            _ => Some(Self::SecondEngine),
+        }
+    }
+
     /// The kind of attack, as it stands in the table.
     pub(crate) fn kind(&self) -> String {
         match self {
@@ -214,6 +251,11 @@ impl Attack {
             Self::Kill(side) => format!("{side}: SIGKILL"),
             Self::Freeze(side, _) => format!("{side}: SIGSTOP, SIGCONT"),
             Self::Fill => "source: file system full".to_owned(),
+            Self::SlowFlush(side, _) => format!("{side}: slow flushes"),
+            Self::Clock(Clocks::All, _) => "clock of all set".to_owned(),
+            Self::Clock(Clocks::Engine, _) => "engine: clock set".to_owned(),
+            Self::Clock(Clocks::Of(side), _) => format!("{side}: clock set"),
+            Self::SecondEngine => "a second engine".to_owned(),
             Self::Guest { act, pauses } => {
                 let word = match act {
                     Act::PowerOff => "powers off",
@@ -240,10 +282,12 @@ impl fmt::Display for Attack {
             | Self::JobPause(by)
             | Self::EngineStop(by)
             | Self::MonitorLate(_, by)
+            | Self::SlowFlush(_, by)
             | Self::Freeze(_, by) => write!(f, " ({} ms)", by.as_millis()),
             Self::JobSpeed(value) | Self::Throttle(value) | Self::Balloon(value) | Self::Parameter(_, _, value) => {
                 write!(f, " {value}")
             }
+            Self::Clock(_, by) => write!(f, " by {by} s"),
             Self::Capability(_, _, on) => write!(f, " {}", if *on { "on" } else { "off" }),
             _ => Ok(()),
         }

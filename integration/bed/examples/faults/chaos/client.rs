@@ -315,7 +315,10 @@ pub(crate) fn side_of(attack: &Attack) -> Option<Side> {
         | Attack::NbdCut
         | Attack::Kill(_)
         | Attack::Freeze(..)
-        | Attack::Fill => None,
+        | Attack::Fill
+        | Attack::SlowFlush(..)
+        | Attack::Clock(..)
+        | Attack::SecondEngine => None,
     }
 }
 

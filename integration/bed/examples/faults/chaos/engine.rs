@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use qferry_bed::{Error, Result, run_within};
+use qferry_bed::{Error, OwnClock, Result, run_within};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -37,16 +37,21 @@ pub(crate) struct Report {
     pub(crate) warnings: Vec<String>,
     /// The text for people.
     pub(crate) said: String,
+    /// The time from the start of a migrating engine to its end.
+    pub(crate) took: Duration,
 }
 
 /// The command, and its files.
 pub(crate) struct Engine {
     pub(crate) qferry: PathBuf,
     pub(crate) folder: PathBuf,
+    /// Whether a migrating engine has a wall clock of its own.
+    pub(crate) own_clock: bool,
 }
 
 /// A running `qferry migrate`.
 pub(crate) struct Migrating {
+    clock: Option<OwnClock>,
     child: Arc<Mutex<Child>>,
     pid: Pid,
 }
@@ -61,6 +66,8 @@ impl Engine {
         let mut command = self.command("migrate");
         command.args(arguments).arg("--journal").arg(self.journal()).arg("--json");
         command.stdout(Stdio::piped()).stderr(self.log("migrate.err")?);
+        let clock = self.own_clock.then(|| OwnClock::give(&mut command, &self.folder)).transpose()?;
+        let began = Instant::now();
         let mut child = command.spawn().map_err(|error| Error::new(format!("starting qferry: {error}")))?;
         let (stdout, pid, errors) = (child.stdout.take(), Pid::from_child(&child), self.folder.join("migrate.err"));
         let child = Arc::new(Mutex::new(child));
@@ -82,10 +89,11 @@ impl Engine {
                 }
                 thread::sleep(LOOK_AGAIN);
             };
+            report.took = began.elapsed();
             report.said = fs::read_to_string(errors).unwrap_or_default();
             drop(talk.send(Told::Ended(report)));
         });
-        Ok(Migrating { child, pid })
+        Ok(Migrating { clock, child, pid })
     }
 
     /// Runs `qferry recover` to its end.
@@ -123,6 +131,11 @@ impl Report {
         }
     }
 
+    /// A figure of the outcome.
+    pub(crate) fn figure(&self, name: &str) -> Option<f64> {
+        self.outcome[name].as_f64()
+    }
+
     /// What is true of an engine that never began.
     pub(crate) fn untouched() -> Self {
         let outcome = json!({"outcome": "refused", "runs_on": "unknown", "reason": {"code": "never-begun"}});
@@ -155,6 +168,11 @@ impl Report {
 }
 
 impl Migrating {
+    /// Sets the engine's wall clock so many seconds ahead.
+    pub(crate) fn set_clock(&self, ahead: i64) -> Result<()> {
+        self.clock.as_ref().ok_or_else(|| Error::new("no clock"))?.set_ahead(ahead * 1000)
+    }
+
     /// Sends a signal to the engine, if it lives.
     pub(crate) fn signal(&self, signal: Signal) -> Result<bool> {
         // Under the lock and only while it is alive, so that the id is still this process's.

@@ -42,6 +42,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) sent_away: bool,
     /// The engine's handover had begun.
     pub(crate) given: bool,
+    /// The engine knows neither process.
+    pub(crate) remote: bool,
     pub(crate) report: &'a Report,
 }
 
@@ -52,9 +54,14 @@ pub(crate) enum Place {
     On { side: Side, runs: bool },
     /// The guest has ended, on this side.
     Ended(Side),
+    /// All of the guest waits at the destination. The source has ended, which nothing proves to an engine that does not
+    /// know its process.
+    Waits,
 }
 
 const BACK: [&str; 4] = ["rolled-back", "cancelled", "refused", "stuck"];
+/// The reasons of an engine that gives up because of flushes alone.
+const TOO_SLOW: [&str; 2] = ["over-budget", "switchover-timeout"];
 
 impl Seen {
     pub(crate) fn runs(&self) -> bool {
@@ -111,7 +118,11 @@ fn place(facts: &Facts<'_>) -> Result<Place, String> {
         // Its owner's pause hides behind QEMU's own words for a guest that was sent.
         stands && (state.run != "paused" || facts.wish != Wish::Runs)
     };
+    let may_wait = facts.remote && allows.source_ends && facts.report.ending() == "undetermined";
     if let Seen::Answers(state) = destination {
+        if destination.has_all() && *source == Seen::Dead && may_wait {
+            return Ok(Place::Waits);
+        }
         if destination.has_all() && !matches!(source, Seen::Answers(left) if left.migration != "completed") {
             return match may_stand(state) {
                 true => on(Side::Destination, false),
@@ -159,7 +170,8 @@ fn told(facts: &Facts<'_>, place: Place) -> Vec<String> {
             if facts.destination_ran {
                 wrong.push("UNDONE: the destination has run the guest, and the source has it".to_owned());
             }
-            if !allows.stays {
+            let code = report.outcome["reason"]["code"].as_str().unwrap_or_default();
+            if !(allows.stays || allows.slow && TOO_SLOW.contains(&code)) {
                 wrong.push(format!("given up, though nothing was in the way: {}", report.told()));
             }
             if !destination.is_empty() && report.leftovers().is_empty() {
@@ -180,12 +192,34 @@ fn told(facts: &Facts<'_>, place: Place) -> Vec<String> {
             "moved" => claim(&["moved"], &["destination"]),
             _ => claim(&["undetermined", "ended"], &["unknown", "none"]),
         },
+        Place::Waits => claim(&["undetermined"], &["unknown"]),
         Place::Ended(Side::Source) => match ending {
             "refused" => claim(&["refused"], &["source", "unknown", "none"]),
             // The source died while it passed the guest on.
             "undetermined" if facts.given => claim(&["undetermined"], &["unknown"]),
             _ => claim(&["ended"], &["none"]),
         },
+    }
+    wrong
+}
+
+/// Whether the other one of two engines told the truth: that one which did not move the guest, if one did. The
+/// destination may have run the guest well before that engine's end.
+pub(crate) fn rivals_told(report: &Report, place: Place, ran_before: bool) -> Vec<String> {
+    let mut wrong: Vec<String> = exit_code(report).into_iter().collect();
+    let (ending, runs_on) = (report.ending(), report.runs_on());
+    let is_true = match place {
+        Place::On { side: Side::Source, .. } => BACK.contains(&ending) && ["source", "unknown"].contains(&runs_on),
+        Place::On { side: Side::Destination, .. } => match runs_on {
+            "destination" | "unknown" => true,
+            // So it was, when that engine looked.
+            "source" => BACK.contains(&ending) && !ran_before,
+            _ => false,
+        },
+        Place::Ended(_) | Place::Waits => ending != "moved" && runs_on != "destination" || ran_before,
+    };
+    if !is_true {
+        wrong.push(format!("the guest is {place:?}, and the other engine said {}", report.told()));
     }
     wrong
 }
@@ -228,6 +262,23 @@ mod tests {
         ran: bool,
         report: Report,
         right: bool,
+    }
+
+    #[test]
+    fn of_two_engines_both_tell_the_truth() {
+        let on = |side| Place::On { side, runs: true };
+        let [moved, back] = [on(Side::Destination), on(Side::Source)];
+        let refused = report(3, "refused", "source");
+        for (report, place, ran_before, right) in [
+            (&refused, back, false, true),
+            (&refused, moved, false, true),
+            (&report(4, "rolled-back", "source"), moved, true, false),
+            (&report(4, "rolled-back", "destination"), moved, true, true),
+            (&report(0, "moved", "destination"), back, false, false),
+            (&report(4, "refused", "source"), back, false, false),
+        ] {
+            assert_eq!(rivals_told(report, place, ran_before).is_empty(), right, "{place:?}: {}", report.told());
+        }
     }
 
     #[test]
@@ -280,7 +331,7 @@ mod tests {
                 (Wish::Stands, Seen::Dead, all.clone(), false, moved.clone(), true),
                 (Wish::Stands, Seen::Dead, away.clone(), true, moved.clone(), false),
                 (Wish::Stands, run.clone(), waits.clone(), false, back.clone(), false),
-                (runs, Seen::Dead, all, false, moved.clone(), false),
+                (runs, Seen::Dead, all.clone(), false, moved.clone(), false),
             ],
         );
         let quit = cases(
@@ -290,6 +341,8 @@ mod tests {
                 (runs, Seen::Dead, Seen::Dead, false, unknown.clone(), false),
                 (runs, Seen::Dead, Seen::Dead, false, back.clone(), false),
                 (runs, Seen::Dead, away, true, moved.clone(), true),
+                (runs, Seen::Dead, all.clone(), false, unknown.clone(), true),
+                (runs, Seen::Dead, all.clone(), false, ended.clone(), false),
                 (runs, Seen::Dead, Seen::Dead, true, moved, false),
             ],
         );
@@ -311,6 +364,7 @@ mod tests {
                 destination_ran: case.ran,
                 sent_away: false,
                 given: false,
+                remote: case.attacks == [Attack::Quit(Side::Source)],
                 report: &case.report,
             };
             let (place, wrong) = judge(&facts);

@@ -8,6 +8,7 @@
 mod attack;
 mod client;
 mod engine;
+mod figures;
 mod judge;
 mod plan;
 mod rules;

@@ -85,8 +85,18 @@ impl Plan {
         let proxied = random.once_in(2) || attacks.iter().any(Attack::needs_proxies);
         let disk_rate = random.one_of(&[None, Some(2), Some(4), Some(8)]);
         let rate = random.one_of(&[None, None, Some(16), Some(48)]);
-        let strikes = attacks.into_iter().map(|attack| Strike { at: moment(&mut random, proxied), attack }).collect();
+        let mut attack = |attack| Strike { at: moment(&mut random, proxied), attack };
+        let mut strikes: Vec<Strike> = attacks.into_iter().map(&mut attack).collect();
+        // A second engine that outlives the first would be at work while the recovery looks.
+        let recovers = strikes.iter().any(|strike| strike.attack == Attack::EngineKill);
+        let further = Attack::draw_further(&mut random, proxied).filter(|it| !recovers || *it != Attack::SecondEngine);
+        strikes.extend(further.map(|attack| Strike { at: moment(&mut random, proxied), attack }));
         Self { number, recorded, proxied, disk_rate, rate, strikes }
+    }
+
+    /// Whether the plan has such an attack.
+    pub(crate) fn has(&self, is_it: impl Fn(&Attack) -> bool) -> bool {
+        self.strikes.iter().any(|strike| is_it(&strike.attack))
     }
 
     /// All attacks of the plan.
@@ -151,7 +161,7 @@ mod tests {
     fn every_kind_of_attack_is_drawn() {
         let kinds: std::collections::BTreeSet<String> =
             (0..3000).flat_map(|number| Plan::draw(1, number).attacks()).map(|attack| attack.kind()).collect();
-        assert!(kinds.len() > 55, "{}: {kinds:?}", kinds.len());
+        assert!(kinds.len() > 60, "{}: {kinds:?}", kinds.len());
         for number in 0..300 {
             let plan = Plan::draw(2, number);
             assert!(plan.proxied || !plan.attacks().iter().any(Attack::needs_proxies), "{plan}");

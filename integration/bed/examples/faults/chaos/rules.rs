@@ -23,6 +23,10 @@ pub(crate) struct Allows {
     pub(crate) blinds: bool,
     /// The engine ends without an outcome, and a recovery tells.
     pub(crate) kills_engine: bool,
+    /// Flushes may take longer than the engine's budget or patience allow.
+    pub(crate) slow: bool,
+    /// A wall clock was set.
+    pub(crate) stepped: bool,
 }
 
 /// The table. `resets` tells that a machine that is reset goes on, and does not end.
@@ -63,6 +67,9 @@ pub(crate) fn allows(attack: &Attack, resets: bool) -> Allows {
         Attack::MonitorCut(_) | Attack::MonitorLate(..) | Attack::Freeze(..) => Allows { blinds: true, ..stays() },
         Attack::RamCut | Attack::NbdCut => stays(),
         Attack::Fill => stands(&["io-error"]),
+        Attack::SlowFlush(..) => Allows { slow: true, ..none },
+        Attack::Clock(..) => Allows { stepped: true, ..none },
+        Attack::SecondEngine => stays(),
         Attack::Guest { act, pauses } => match (act, pauses) {
             (Act::PowerOff | Act::Reset, true) => stands(&["shutdown"]),
             (Act::PowerOff | Act::Reset | Act::Panic, false) => Allows { destination_ends: true, ..ends(Side::Source) },
@@ -82,6 +89,8 @@ impl Allows {
             all.stays |= one.stays;
             all.blinds |= one.blinds;
             all.kills_engine |= one.kills_engine;
+            all.slow |= one.slow;
+            all.stepped |= one.stepped;
             all.stands.extend(one.stands);
             all.settings.extend(one.settings);
         }
@@ -103,6 +112,7 @@ pub(crate) fn starts_a_second_runner(side: Side, run: &str, migration: &str) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::attack::Clocks;
     use super::*;
     use std::time::Duration;
 
@@ -111,6 +121,14 @@ mod tests {
         for attack in [Attack::PowerButton, Attack::JobSpeed(1), Attack::Throttle(9), Attack::Balloon(1)] {
             assert_eq!(allows(&attack, false), Allows::default(), "{attack}");
         }
+    }
+
+    #[test]
+    fn clocks_and_flushes_allow_no_other_end() {
+        let clock = allows(&Attack::Clock(Clocks::All, 3600), false);
+        assert_eq!(clock, Allows { stepped: true, ..Allows::default() });
+        let flush = allows(&Attack::SlowFlush(Side::Source, Duration::ZERO), false);
+        assert_eq!(flush, Allows { slow: true, ..Allows::default() });
     }
 
     #[test]

@@ -74,8 +74,8 @@ them together with others. Judged from outside: by the guest's own record of bea
 monitor of its own that asks both QEMUs all the time who runs, by both images offline, and by what the engine said. \
 `integration/bed/examples/faults/chaos/rules.rs` says what each attack allows.\n\n\
 Left out: a `cont` to a source that passes the guest on or has completed (docs/handover.md, \"Not guaranteed\"), which \
-is kept back in that window and nowhere else; steps of the host's clock, which other work on the host would feel; \
-flushes that are slow; `migrate-continue`, `job-complete` and `blockdev-mirror` by somebody else.";
+is kept back in that window and nowhere else; `migrate-continue`, `job-complete` and `blockdev-mirror` by somebody \
+else. Wall clocks are those of the programs alone: a library that is preloaded sets them, and the host's stays.";
 
 /// The section that is on a page.
 pub(crate) fn kept(page: &str) -> Option<&str> {

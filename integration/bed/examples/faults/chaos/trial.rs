@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use qferry_bed::{Act, BootSector, DiskSpec, Error, Pair, Proxies, Result, Side, Spec, Workload, nth};
 use rustix::process::Signal;
 
-use super::attack::Attack;
+use super::attack::{Attack, Clocks};
 use super::client::{ARGUMENTS, Client, State, fill, side_of};
 use super::engine::{Engine, Migrating, Report, Told};
 use super::judge::Seen;
@@ -55,6 +55,10 @@ pub(crate) struct Trial {
     pub(crate) samples: Vec<Sample>,
     pub(crate) source: Seen,
     pub(crate) destination: Seen,
+    /// The end of the second engine, and when it was seen.
+    pub(crate) second: Option<(Report, Instant)>,
+    /// When the first engine had ended.
+    pub(crate) ended: Instant,
     /// The phases that the engine began.
     pub(crate) phases: Vec<String>,
     /// The engine's commands, where proxies saw them.
@@ -69,6 +73,9 @@ struct Scene<'a> {
     engine: &'a Mutex<Option<Migrating>>,
     phase: &'a Mutex<String>,
     done: &'a Mutex<Vec<Done>>,
+    /// The engine that the attacker starts, and its arguments.
+    rival: (&'a Engine, Vec<String>),
+    second: &'a Mutex<Option<(Report, Instant)>>,
 }
 
 /// Carries out a plan.
@@ -86,7 +93,10 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
         clients.iter().try_for_each(|client| client.pause_on(act))?;
     }
     let proxies = plan.proxied.then(|| Proxies::start(&pair, &folder)).transpose()?;
-    let engine = Engine { qferry: qferry.to_owned(), folder: pair.run_dir() };
+    let sets_clock = |attack: &Attack| matches!(attack, Attack::Clock(..));
+    let engine = Engine { qferry: qferry.to_owned(), folder: pair.run_dir(), own_clock: plan.has(sets_clock) };
+    let rival = Engine { qferry: qferry.to_owned(), folder: folder.join("rival"), own_clock: false };
+    fs::create_dir_all(&rival.folder).map_err(|error| Error::new(format!("{}: {error}", rival.folder.display())))?;
     let (talk, told) = channel();
     for (number, strike) in plan.strikes.iter().enumerate() {
         if let (Strikes::Before(side, name), Some(proxies)) = (strike.at, &proxies) {
@@ -103,7 +113,7 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
     }
     let arguments = arguments(plan, &pair, proxies.as_ref(), &folder);
     let (running, phase, done) = (Mutex::new(None), Mutex::new(String::new()), Mutex::new(Vec::new()));
-    let over = AtomicBool::new(false);
+    let (over, second) = (AtomicBool::new(false), Mutex::new(None));
     let scene = Scene {
         pair: &pair,
         clients: &clients,
@@ -111,8 +121,10 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
         engine: &running,
         phase: &phase,
         done: &done,
+        rival: (&rival, rival_arguments(plan, &pair, &rival)?),
+        second: &second,
     };
-    let mut phases = Vec::new();
+    let (mut phases, mut first_ended) = (Vec::new(), None);
     let (samples, ended) = thread::scope(|scope| {
         let sampler = scope.spawn(|| sample(&pair, &over));
         let follow = || -> Result<[Option<Report>; 3]> {
@@ -152,9 +164,15 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
                     Err(_) => return Err(Error::new(format!("the engine has not ended after {LIMIT:?}"))),
                 }
             };
+            first_ended = Some(Instant::now());
             // The rest of each attack, such as the end of a freeze.
             for blow in blows {
                 drop(blow.join());
+            }
+            if plan.has(|attack| matches!(attack, Attack::SlowFlush(..))) {
+                [&pair.source, &pair.destination]
+                    .iter()
+                    .try_for_each(|machine| machine.flush_slowly(Duration::ZERO))?;
             }
             let lives = matches!(pair.source.alive(), Ok(true)) || matches!(pair.destination.alive(), Ok(true));
             sleep(if lives { SETTLES } else { Duration::ZERO });
@@ -183,13 +201,32 @@ pub(crate) fn carry_out(plan: &Plan, qferry: &Path, version: &str) -> Result<Tri
     let [source, destination] = [look(&pair, Side::Source, &clients[0]), look(&pair, Side::Destination, &clients[1])];
     let (source, destination) = (source?, destination?);
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Trial { pair, clients, done, first, report, again, samples, source, destination, phases, commands })
+    let second = second.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let ended = first_ended.unwrap_or_else(Instant::now);
+    Ok(Trial {
+        pair,
+        clients,
+        done,
+        first,
+        report,
+        again,
+        samples,
+        source,
+        destination,
+        second,
+        ended,
+        phases,
+        commands,
+    })
 }
 
 fn spec(plan: &Plan, version: &str) -> Spec {
     let common = Spec {
         version: version.to_owned(),
         second_monitor: true,
+        tcp: plan.has(|attack| *attack == Attack::SecondEngine),
+        slow_flush: plan.has(|attack| matches!(attack, Attack::SlowFlush(..))),
+        own_clock: plan.has(|attack| matches!(attack, Attack::Clock(..))),
         extra: ARGUMENTS.map(str::to_owned).into(),
         ..Spec::quick()
     };
@@ -241,6 +278,24 @@ fn arguments(plan: &Plan, pair: &Pair, proxies: Option<&Proxies>, folder: &Path)
         add("--verify-backing", "off".to_owned());
     }
     all
+}
+
+/// The arguments of a second engine, if there is to be one.
+fn rival_arguments(plan: &Plan, pair: &Pair, rival: &Engine) -> Result<Vec<String>> {
+    let mut all: Vec<String> = ["--downtime", "3s"].map(str::to_owned).into();
+    if !plan.has(|attack| *attack == Attack::SecondEngine) {
+        return Ok(all);
+    }
+    for (option, machine) in [("--source", &pair.source), ("--destination", &pair.destination)] {
+        all.extend([option.to_owned(), format!("tcp:127.0.0.1:{}", machine.qmp_port()?)]);
+    }
+    for (option, name) in [("--nbd-address", "nbd"), ("--migrate-address", "ram"), ("--source-nbd-address", "here")] {
+        all.extend([option.to_owned(), format!("unix:{}", rival.folder.join(name).display())]);
+    }
+    if plan.proxied {
+        all.extend(["--verify-backing", "off"].map(str::to_owned));
+    }
+    Ok(all)
 }
 
 impl Scene<'_> {
@@ -338,9 +393,43 @@ impl Scene<'_> {
                     false => Ok(()),
                 }
             }
+            Attack::SlowFlush(side, by) => machine(side).flush_slowly(by),
+            Attack::Clock(clocks, ahead) => self.set_clocks(clocks, ahead),
+            Attack::SecondEngine => self.rival(),
             Attack::Fill => fill(&self.pair.source.folder().join("small").join("filler")),
             _ => Err(Error::new("a command of a QEMU")),
         }
+    }
+
+    fn set_clocks(&self, clocks: Clocks, ahead: i64) -> Result<()> {
+        let sides: &[Side] = match clocks {
+            Clocks::All => &[Side::Source, Side::Destination],
+            Clocks::Of(Side::Source) => &[Side::Source],
+            Clocks::Of(Side::Destination) => &[Side::Destination],
+            Clocks::Engine => &[],
+        };
+        sides.iter().try_for_each(|side| self.pair.machine(*side).set_clock_ahead(ahead * 1000))?;
+        match clocks {
+            Clocks::All | Clocks::Engine => lock(self.engine).as_ref().map_or(Ok(()), |engine| engine.set_clock(ahead)),
+            Clocks::Of(_) => Ok(()),
+        }
+    }
+
+    /// Runs the second engine to its end.
+    fn rival(&self) -> Result<()> {
+        let (engine, arguments) = &self.rival;
+        let (talk, told) = channel();
+        let running = engine.migrate(arguments, talk)?;
+        let begun = Instant::now();
+        while let Ok(said) = told.recv_timeout(LIMIT.saturating_sub(begun.elapsed())) {
+            if let Told::Ended(report) = said {
+                *lock(self.second) = Some((report, Instant::now()));
+                return Ok(());
+            }
+        }
+        drop(running);
+        *lock(self.second) = Some((Report::default(), Instant::now()));
+        Ok(())
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {

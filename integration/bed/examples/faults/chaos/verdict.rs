@@ -8,11 +8,15 @@ use qferry_bed::{Act, Pair, Result, Side};
 
 use super::attack::Attack;
 use super::client::{DISK, limits};
-use super::judge::{Facts, Place, Seen, Wish, judge};
+use super::figures::absurd;
+use super::judge::{Facts, Place, Seen, Wish, judge, rivals_told};
 use super::plan::Plan;
 use super::rules::Allows;
-use super::sampler::{beats_twice, order};
+use super::sampler::{beats_twice, order, stood};
 use super::trial::{Done, Trial, WAIT, carry_out, guest_acted};
+
+/// The most time between an engine's last look at a guest and its end.
+const LOOKS: Duration = Duration::from_secs(5);
 
 /// The result of one migration.
 #[derive(Clone, Debug)]
@@ -67,7 +71,10 @@ fn weigh(trial: &Trial, plan: &Plan, verdict: &mut Verdict) -> Result<()> {
     verdict.code = report.outcome["reason"]["code"].as_str().unwrap_or_default().to_owned();
     verdict.recovered = trial.again.is_some();
     verdict.story = story(trial);
-    let allows = Allows::together(&verdict.struck, !plan.recorded);
+    // A guest whose file system is small may fill it by itself, before anybody else does.
+    let by_itself = plan.attacks().into_iter().filter(|attack| *attack == Attack::Fill);
+    let struck: Vec<Attack> = verdict.struck.iter().copied().chain(by_itself).collect();
+    let allows = Allows::together(&struck, !plan.recorded);
     let order = order(&trial.samples);
     let beats = [Side::Source, Side::Destination].map(|side| pair.beats(side)).concat();
     let resumed = |event: &qferry_bed::Event| event.name == "RESUME";
@@ -92,11 +99,29 @@ fn weigh(trial: &Trial, plan: &Plan, verdict: &mut Verdict) -> Result<()> {
         destination: trial.destination.clone(),
         destination_ran,
         sent_away: verdict.struck.contains(&Attack::MigrateAway),
+        remote: plan.proxied,
         given: trial.phases.iter().any(|phase| phase == "handover"),
         report,
     };
+    // Of two engines one has done what was done, and the other only has to tell the truth.
+    let rival = trial.second.as_ref().map(|(report, _)| report);
+    let first_moved = report.ending() == "moved";
+    let facts =
+        Facts { report: rival.filter(|rival| !first_moved && rival.ending() == "moved").unwrap_or(report), ..facts };
     let (place, wrong) = judge(&facts);
     verdict.wrong.extend(wrong);
+    if let (Some((second, when)), Some(place)) = (&trial.second, place) {
+        let (other, ended) = if std::ptr::eq(facts.report, report) { (second, *when) } else { (report, trial.ended) };
+        let ran_before = |sample: &super::sampler::Sample| {
+            sample.side == Side::Destination && sample.runs && sample.answered + LOOKS < ended
+        };
+        verdict.wrong.extend(rivals_told(other, place, trial.samples.iter().any(ran_before)));
+    }
+    let undisturbed = facts.wish == Wish::Runs && allows.stands.is_empty();
+    let bounds = (order == [Side::Source, Side::Destination]).then(|| stood(&trial.samples)).flatten();
+    if !verdict.recovered {
+        verdict.wrong.extend(absurd(facts.report, &allows, bounds, undisturbed));
+    }
     verdict.wrong.extend(left(trial, &allows, place)?);
     if let Some(place) = place {
         verdict.wrong.extend(machines_differ(trial, place));
@@ -148,7 +173,7 @@ fn left(trial: &Trial, allows: &Allows, place: Option<Place>) -> Result<Vec<Stri
         let seen = if side == Side::Source { &trial.source } else { &trial.destination };
         // A source that has passed the guest on is gone, or is told of.
         let passed_on = side == Side::Source && matches!(place, Some(Place::On { side: Side::Destination, .. }));
-        if !matches!(seen, Seen::Answers(_)) || passed_on {
+        if !matches!(seen, Seen::Answers(_)) || passed_on || place == Some(Place::Waits) {
             continue;
         }
         let leftovers = machine.leftovers()?;
@@ -210,6 +235,7 @@ fn is_whole(trial: &Trial, place: Place, wrong: &mut Vec<String>) {
     let (side, runs) = match place {
         Place::On { side, runs } => (side, runs),
         Place::Ended(side) => (side, false),
+        Place::Waits => (Side::Destination, false),
     };
     let mut check = |what: &str, result: Result<()>| wrong.extend(result.err().map(|error| format!("{what}: {error}")));
     if runs && plan_version_counts(pair) && !pair.spec().quick {
@@ -261,6 +287,10 @@ fn story(trial: &Trial) -> Vec<String> {
     }
     story.extend(trial.first.iter().map(|first| format!("the engine, before the recovery: {}", first.told())));
     story.push(format!("the engine: {}", trial.report.told()));
+    story.extend(trial.second.iter().map(|(second, _)| format!("the second engine: {}", second.told())));
+    let bounds = stood(&trial.samples).map(|(least, most)| format!("{} to {} ms", least.as_millis(), most.as_millis()));
+    let told = ["blackout_ms", "paused_ms", "qemu_downtime_ms"].map(|name| (name, trial.report.figure(name)));
+    story.push(format!("the guest stood for {bounds:?} as seen from outside; the engine told {told:?}"));
     story.push(format!("warnings: {:?}; leftovers: {:?}", trial.report.warnings, trial.report.leftovers()));
     story.push(format!(
         "the source: {:?}; the destination: {:?}; both have the disk {DISK}",
