@@ -60,11 +60,14 @@ impl Scene {
         command
     }
 
-    /// Kills the engine with SIGKILL when it begins a phase.
+    /// Kills the engine with SIGKILL when it begins a phase; in `memory` once RAM is sent.
     fn kill_engine_at(&self, phase: &str, more: &[&str]) {
         let mut child = self.migrate(more).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let begins = |line: &Value| line["phase"] == phase && line["state"] == "begin";
+        let begins = |line: &Value| match phase {
+            "memory" => line["type"] == "memory",
+            _ => line["phase"] == phase && line["state"] == "begin",
+        };
         assert!(lines.any(|line| begins(&serde_json::from_str(&line.unwrap()).unwrap())), "{phase} never began");
         child.kill().unwrap();
         child.wait().unwrap();

@@ -231,24 +231,29 @@ pub fn decide_source(facts: &SourceFacts) -> SourceStep {
 /// What is known of a source that is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LostSource {
-    /// No `migrate-continue` was sent, and no verdict had to be found.
-    pub not_given: bool,
     /// The process is proved to have ended.
     pub proved: bool,
     /// SHUTDOWN was the last that was heard of the guest.
     pub told: bool,
+    /// The destination was told to listen.
+    pub listened: bool,
+    /// Every event of the destination was heard since before it was told to listen, and none told that it ran.
+    pub never_ran: bool,
     /// What becomes of the destination.
     pub destination: DestinationFate,
 }
 
-/// Whether a guest whose source is gone has ended: it runs nowhere, and the source's disks are whole. Never where the
-/// destination may have been given the guest.
+/// Whether a guest whose source is gone has ended: it runs nowhere, and the source's disks are whole. Only while no
+/// `migrate-continue` was sent, and never where the destination may have been given the guest: a person may have
+/// finished by hand what an engine that died had begun.
 pub fn has_ended(lost: &LostSource) -> bool {
     let destination_is_harmless = match lost.destination {
-        DestinationFate::LeaveAlone(reason) => !reason.is_taken_over(),
-        DestinationFate::Quit | DestinationFate::Fence | DestinationFate::AlreadyGone => true,
+        // The destination has answered that it does not run the guest, and never did.
+        DestinationFate::Quit | DestinationFate::Fence => true,
+        DestinationFate::AlreadyGone => lost.never_ran || !lost.listened,
+        DestinationFate::LeaveAlone(reason) => !reason.is_taken_over() && lost.never_ran && !lost.listened,
     };
-    lost.not_given && (lost.proved || lost.told) && destination_is_harmless
+    (lost.proved || lost.told) && destination_is_harmless
 }
 
 /// Whether a guest in this state is started, be it suspended.
@@ -441,17 +446,27 @@ mod tests {
 
     #[test]
     fn a_guest_has_ended_only_where_nobody_else_can_have_it() {
-        let harmless = [DestinationFate::Quit, DestinationFate::Fence, DestinationFate::AlreadyGone];
+        use DestinationFate::{AlreadyGone, Fence, LeaveAlone, Quit};
+        let harmless = [Quit, Fence, AlreadyGone];
         for destination in harmless {
             for (proved, told, expected) in [(true, false, true), (false, true, true), (false, false, false)] {
-                let lost = LostSource { not_given: true, proved, told, destination };
+                let lost = LostSource { proved, told, listened: true, never_ran: true, destination };
                 assert_eq!(has_ended(&lost), expected, "{lost:?}");
-                assert!(!has_ended(&LostSource { not_given: false, ..lost }));
             }
         }
         for reason in [LeaveReason::HasRun, LeaveReason::MayHaveRun, LeaveReason::OnlyCopy] {
-            let destination = DestinationFate::LeaveAlone(reason);
-            assert!(!has_ended(&LostSource { not_given: true, proved: true, told: true, destination }), "{reason:?}");
+            for (listened, never_ran) in [(false, false), (false, true), (true, false), (true, true)] {
+                let destination = LeaveAlone(reason);
+                let lost = LostSource { proved: true, told: true, listened, never_ran, destination };
+                assert!(!has_ended(&lost), "{lost:?}");
+            }
+        }
+        // What is not known of the destination proves nothing, unless it never listened.
+        for destination in [AlreadyGone, LeaveAlone(LeaveReason::Unreachable), LeaveAlone(LeaveReason::NotFollowed)] {
+            let unknown = LostSource { proved: true, told: true, listened: true, never_ran: false, destination };
+            assert!(!has_ended(&unknown), "{unknown:?}");
+            let idle = LostSource { listened: false, never_ran: true, ..unknown };
+            assert!(has_ended(&idle), "{idle:?}");
         }
     }
 

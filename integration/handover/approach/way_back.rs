@@ -146,9 +146,10 @@ impl ApproachModel {
     fn end_with_source(&self, world: &mut ApproachWorld) -> bool {
         let destination = self.decide_fate(world, world.journal.incoming || world.journal.exported);
         let lost = LostSource {
-            not_given: true,
             proved: self.proves_end(world, Side::Source),
             told: world.source.stand == GuestStand::Shutdown && world.engine.follows_source,
+            listened: world.journal.incoming,
+            never_ran: world.engine.follows_destination && !world.destination_ran,
             destination,
         };
         let has_ended = way_back::has_ended(&lost);

@@ -202,7 +202,7 @@ fn a_fence_command_has_a_time_of_its_own() {
 
 #[test]
 fn a_recovery_fences_a_destination_that_was_never_started() {
-    let scene = Scene::set(Lost::Frozen);
+    let scene = Scene::set(Lost::CutOff);
     let pair = &scene.pair;
     let (code, lines) = scene.migrate_within("exit 1", Duration::from_secs(12));
     assert_eq!((code, lines.last().unwrap()["runs_on"].as_str()), (7, Some("unknown")), "{lines:#?}");

@@ -41,7 +41,13 @@ pub(super) async fn end_with_source(
         true => destination::decide_fate(pair, past).await,
         false => DestinationFate::AlreadyGone,
     };
-    let lost = LostSource { not_given: true, proved, told: shutdown.is_some(), destination: fate };
+    let lost = LostSource {
+        proved,
+        told: shutdown.is_some(),
+        listened: effects.contains(&Effect::Incoming),
+        never_ran: past.followed && !destination.is_reconnected() && destination.observed().resumed.is_none(),
+        destination: fate,
+    };
     if !has_ended(&lost) {
         return None;
     }
