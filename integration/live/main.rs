@@ -12,6 +12,7 @@ mod command;
 mod convergence;
 mod failures;
 mod guest_ends;
+mod held;
 mod machines;
 mod moves;
 mod postcopy;

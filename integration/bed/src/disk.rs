@@ -146,6 +146,8 @@ pub struct DiskSpec {
     pub filter_below: Option<Filter>,
     /// Persistent dirty bitmaps in the source's overlay, older than the data in it.
     pub bitmaps: Vec<String>,
+    /// Whether a thread of its own serves the device, on both sides.
+    pub iothread: bool,
 }
 
 impl Default for DiskSpec {
@@ -166,6 +168,7 @@ impl Default for DiskSpec {
             filter_above: None,
             filter_below: None,
             bitmaps: Vec::new(),
+            iothread: false,
         }
     }
 }
