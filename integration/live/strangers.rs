@@ -18,7 +18,7 @@ use std::{
 };
 
 /// So slow that RAM and disks take seconds, also where they are nearly empty.
-const SLOW: [&str; 2] = ["--bandwidth", "20KiB/s"];
+const SLOW: [&str; 2] = ["--bandwidth", "200KiB/s"];
 
 /// A pair without a guest system, and how the command reaches its monitors.
 struct Scene {
