@@ -72,7 +72,8 @@ A second client sends random legal QMP to both QEMUs, the guest acts on its own 
 engine, QEMUs and channels, at random moments; a row counts the migrations in which that attack took place, most of \
 them together with others. Judged from outside: by the guest's own record of beats and acknowledged writes, by a \
 monitor of its own that asks both QEMUs all the time who runs, by both images offline, and by what the engine said. \
-`integration/bed/examples/faults/chaos/rules.rs` says what each attack allows.\n\n\
+`integration/bed/examples/faults/chaos/rules.rs` says what each attack allows. The tests of \
+`integration/live/failures/attacks.rs` carry out twenty-nine fixed ones with every change.\n\n\
 Left out: a `cont` to a source that passes the guest on or has completed (docs/handover.md, \"Not guaranteed\"), which \
 is kept back in that window and nowhere else; `migrate-continue`, `job-complete` and `blockdev-mirror` by somebody \
 else. Wall clocks are those of the programs alone: a library that is preloaded sets them, and the host's stays.";
