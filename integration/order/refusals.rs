@@ -67,6 +67,19 @@ async fn what_a_side_says_refuses_the_migration() {
     }
 }
 
+/// Somebody else has moved the guest after the source was looked at: the guest is not said to be on the source.
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_was_given_a_guest_meanwhile_may_have_the_guest() {
+    for (migration, runs_on) in [(None, RunsOn::Source), (Some("completed"), RunsOn::Unknown)] {
+        let mut model = model();
+        model.state().destination.run = "running".to_owned();
+        model.state().destination.migration = migration.map(str::to_owned);
+        let run = model.migrate().await;
+        assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Refused, runs_on), "{run:?}");
+        assert!(asks_only(&run.log), "{run:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_may_be_forced_is_forced_by_its_own_code() {
     let spoiled = || {
