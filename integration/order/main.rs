@@ -18,6 +18,7 @@ mod journals;
 mod lost_events;
 mod lost_writes;
 mod open_world;
+mod owner;
 mod panics;
 mod postcopy;
 mod recovery;

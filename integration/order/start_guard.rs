@@ -63,11 +63,7 @@ fn at_last_question(model: &ModelPair, number: usize, act: impl Fn(&mut PairStat
 async fn an_owner_who_stops_the_guest_before_the_engine_does_keeps_it_stopped() {
     for cancels in [false, true] {
         let mut model = model();
-        at_last_question(&model, 0, |state| {
-            state.source.run = "paused".to_owned();
-            state.emit(Source, "STOP", Value::Null);
-            state.guest_ran = false;
-        });
+        at_last_question(&model, 0, PairState::stop_by_owner);
         if cancels {
             // The way back must know that the engine's stop stopped nobody.
             let shared = model.shared.clone();

@@ -125,6 +125,9 @@ impl GuestIntent {
         if self.stopped_by_owner != stop {
             (self.stopped_by_owner, self.halt) = (None, None);
         }
+        if stop.is_some_and(|stop| is_before_setup(&stop, seen)) {
+            self.stopped_by_owner = stop;
+        }
         if let Some((run, stop)) = seen.halts_as().zip(stop) {
             // A guest that stands may be stopped for the switchover within a moment, and then no answer tells why.
             (self.stopped_by_owner, self.halt) = (Some(stop), Some(run.clone()));
@@ -162,10 +165,6 @@ impl GuestIntent {
     /// Takes the last word: from here on the engine's own commands decide how the guest stands.
     pub fn settle(&mut self, seen: &Observed) {
         self.follow(seen);
-        // QEMU stops no guest before its migration is set up, so an earlier stop is the owner's.
-        let setup = seen.entered(&MigrationStatus::Setup);
-        let stop = seen.stands_since().filter(|stop| setup.is_some_and(|setup| stop.local < setup.local));
-        self.stopped_by_owner = stop.or(self.stopped_by_owner);
         self.stance = match (self.is_to_run(seen), self.stance.clone()) {
             (true, _) => Stance::Runs,
             (false, Stance::Runs) => self.halt.clone().map_or(Stance::Paused, Stance::Halted),
@@ -201,6 +200,15 @@ impl GuestIntent {
     fn has_resumed(&self, seen: &Observed) -> bool {
         self.stance != Stance::Runs && (self.resumed || seen.resumed != self.resumed_before)
     }
+}
+
+/// Whether a STOP came before the source's migration was set up: QEMU stops no guest for a migration before that, so
+/// the guest's owner did. A guest that stands converges at once, and then `query-status` is asked too late to tell.
+///
+/// `setup` is that of the newest migration that the events told of. One of a migration before the engine's proves the
+/// same of a STOP that is older still; where none was told, `query-status` alone tells.
+fn is_before_setup(stop: &Moment, seen: &Observed) -> bool {
+    seen.entered(&MigrationStatus::Setup).is_some_and(|setup| stop.local < setup.local)
 }
 
 #[cfg(test)]
@@ -273,6 +281,76 @@ mod tests {
             // a later stop is another
             let again = seen(Some(3), Some(2));
             assert!(guest.follow(&again) && guest.is_to_run(&again), "{run}");
+        }
+    }
+
+    /// What is told of the guest, each at the second of its place in the row.
+    fn told(row: &[&str]) -> Observed {
+        let mut observed = Observed::default();
+        for (second, event) in (1..).zip(row) {
+            let moment = Moment::at(*START + Duration::from_secs(second), Duration::from_secs(second));
+            match *event {
+                "STOP" => observed.stopped = Some(moment),
+                "RESUME" => observed.resumed = Some(moment),
+                status => {
+                    if status == "setup" {
+                        observed.migration.clear();
+                    }
+                    observed.migration.insert(MigrationStatus::from(status), moment);
+                }
+            }
+        }
+        observed
+    }
+
+    #[test]
+    fn a_stop_before_the_migration_was_set_up_is_its_owners() {
+        // Whether `query-status` must be asked, and whether the guest is to run if its answer comes too late.
+        for (row, asks, runs) in [
+            (&["STOP", "setup", "active", "pre-switchover"][..], false, false),
+            (&["setup", "active", "STOP", "pre-switchover"], true, true),
+            (&["setup", "STOP"], true, true),
+            (&["STOP", "RESUME", "setup", "active"], false, true),
+            (&["STOP", "RESUME", "setup", "active", "STOP", "pre-switchover"], true, true),
+            (&["STOP", "setup", "RESUME", "active"], false, true),
+            (&["STOP", "setup", "RESUME", "active", "STOP"], true, true),
+            (&["RESUME", "STOP", "setup", "active"], false, false),
+            // Of a migration before the engine's own, whose `setup` is not heard of yet.
+            (&["STOP", "setup", "cancelled"], false, false),
+            (&["setup", "cancelled", "STOP"], true, true),
+            (&["setup", "cancelled", "STOP", "setup", "active"], false, false),
+            // A QEMU that tells nothing of its migration is asked.
+            (&["STOP"], true, true),
+            (&["STOP", "active", "pre-switchover"], true, true),
+            (&["STOP", "RESUME"], false, true),
+        ] {
+            let seen = told(row);
+            for late in [RunState::FinishMigrate, RunState::PostMigrate] {
+                let mut guest = GuestIntent::new(&RunState::Running);
+                guest.begin_memory(&Observed::default());
+                guest.look(&RunState::Running);
+                assert_eq!(guest.follow(&seen), asks, "{row:?}");
+                if asks {
+                    guest.answered(&late, &seen);
+                }
+                assert_eq!((guest.is_to_run(&seen), guest.wants_running()), (runs, runs), "{row:?}");
+                assert_eq!(guest.take_change(), (!runs).then_some(false), "{row:?}");
+                guest.settle(&seen);
+                assert_eq!(guest.wants_running(), runs, "{row:?}");
+                // An answer in time tells by itself.
+                let mut asked = GuestIntent::new(&RunState::Running);
+                asked.begin_memory(&Observed::default());
+                if asked.follow(&seen) {
+                    asked.answered(&RunState::Paused, &seen);
+                    asked.settle(&seen);
+                    assert!(!asked.wants_running(), "{row:?}");
+                }
+            }
+            // Without a look in between, the last word is the same.
+            let mut guest = GuestIntent::new(&RunState::Running);
+            guest.begin_memory(&Observed::default());
+            guest.settle(&seen);
+            assert_eq!(guest.wants_running(), runs, "{row:?}");
         }
     }
 

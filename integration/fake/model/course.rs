@@ -117,6 +117,12 @@ impl PairState {
         }
     }
 
+    /// The guest's owner stops the guest on the source.
+    pub fn stop_by_owner(&mut self) {
+        self.stop(Side::Source);
+        self.guest_ran = false;
+    }
+
     pub(super) fn resume(&mut self, side: Side) {
         let other = if side == Side::Source { Side::Destination } else { Side::Source };
         if self.qemu(other).run == "running" {
