@@ -30,6 +30,9 @@ pub(crate) fn list(model: &HandoverModel) -> Vec<Property<HandoverModel>> {
             world.engines.iter().all(|engine| match engine.stage {
                 EngineStage::Over(_, HandoverVerdict::OnDestination) => world.destination_ran && !world.source_ran,
                 EngineStage::Over(_, HandoverVerdict::OnSource) => world.source_ran && !world.destination_ran,
+                EngineStage::Over(_, HandoverVerdict::Ended) => {
+                    !world.destination_ran && [&world.source, &world.destination].iter().all(|side| !side.runs)
+                }
                 _ => true,
             })
         }),
@@ -51,6 +54,10 @@ pub(crate) fn list(model: &HandoverModel) -> Vec<Property<HandoverModel>> {
         Property::sometimes("freed", |_, world| came_to(world, HandoverVerdict::FreeSource)),
         Property::sometimes("undetermined", |_, world| came_to(world, HandoverVerdict::Undetermined(""))),
     ];
+    if model.source.proves_death && model.destination.proves_death {
+        let ended = |_: &HandoverModel, world: &HandoverWorld| came_to(world, HandoverVerdict::Ended);
+        properties.push(Property::sometimes("ended", ended));
+    }
     if model.source.fence {
         let fenced = |_: &HandoverModel, world: &HandoverWorld| came_to(world, HandoverVerdict::FenceSource);
         properties.push(Property::sometimes("source fenced", fenced));

@@ -11,6 +11,7 @@ mod fake;
 mod model;
 
 mod controller;
+mod ended;
 mod faults;
 mod golden;
 mod interference;

@@ -51,6 +51,13 @@ impl SideState {
         }
     }
 
+    /// Whether this destination has given up loading the guest, and never ran it.
+    fn has_failed_to_load(&self) -> bool {
+        use MigrationStatus::{Cancelled, Failed};
+        let Self::Answers { run, migration } = self else { return false };
+        *run == RunState::InMigrate && matches!(migration, Failed | Cancelled)
+    }
+
     fn is(&self, state: &RunState) -> bool {
         matches!(self, Self::Answers { run, .. } if run == state)
     }
@@ -207,6 +214,9 @@ pub enum HandoverVerdict {
     /// The destination is dead and never ran the guest, and the source hangs in the migration: break the source's
     /// connections out of band, so that the migration fails and QEMU resumes the guest; then look again.
     FreeSource,
+    /// Both are dead and the destination never ran the guest: the guest has ended with the source, whose disks are
+    /// whole.
+    Ended,
     /// Nothing is proved: leave both as they are. With what a person must find out, and do then.
     Undetermined(&'static str),
 }
@@ -214,7 +224,7 @@ pub enum HandoverVerdict {
 impl HandoverVerdict {
     /// Whether nothing is left to be done.
     pub fn is_end(self) -> bool {
-        matches!(self, Self::OnDestination | Self::OnSource | Self::Undetermined(_))
+        matches!(self, Self::OnDestination | Self::OnSource | Self::Ended | Self::Undetermined(_))
     }
 
     /// Whether the source goes on with the guest by it: by `cont`, or because QEMU resumes a source whose migration
@@ -261,8 +271,6 @@ const MAY_HAVE_RUN: &str = "the destination is gone and may have run the guest b
      disks";
 const SOURCE_ALONE: &str = "the destination is gone and never ran the guest, and the source does not answer: once the \
      source answers, resume it with migrate_cancel or cont";
-const NO_ONE: &str = "both sides are gone, and the destination never ran the guest: start the guest anew from the \
-     source's disks";
 const NOT_STARTED_BY_US: &str = "the destination has the whole guest and may have run it, and the source does not say \
      that it stands still: ask both with query-status and query-migrate, and send cont to the side whose disks were \
      written last, when the other is gone";
@@ -301,6 +309,8 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
         SideState::Answers { run: RunState::Paused | RunState::InMigrate, migration } => match cont.had_no_effect() {
             // The destination has only a part, and a source that lives still has everything.
             true if matches!(source, SideState::Answers { .. } | SideState::Hung) => HandoverVerdict::QuitDestination,
+            // What has failed to load is never loaded: the guest has ended with its source.
+            true if *source == SideState::Dead && destination.has_failed_to_load() => HandoverVerdict::QuitDestination,
             _ if migration.is_postcopy() => HandoverVerdict::Undetermined(POSTCOPY),
             true => HandoverVerdict::Undetermined(DESTINATION_LACKS),
             false => HandoverVerdict::Undetermined(NOT_STARTED_BY_US),
@@ -380,7 +390,7 @@ fn judge_lone_source(source: &SideState, was_running: bool) -> HandoverVerdict {
         SideState::Answers { .. } => HandoverVerdict::OnSource,
         SideState::Hung => HandoverVerdict::FreeSource,
         SideState::Silent => HandoverVerdict::Undetermined(SOURCE_ALONE),
-        SideState::Dead => HandoverVerdict::Undetermined(NO_ONE),
+        SideState::Dead => HandoverVerdict::Ended,
     }
 }
 
@@ -524,8 +534,14 @@ mod tests {
         check(&waits(), &answers("paused", "failed"), &[Unknown], QuitDestination);
         // QEMU 11.1 resumes from here once the destination is gone.
         check(&answers("finish-migrate", "postcopy-device"), &destination_failed(), &[Never], QuitDestination);
-        // A part of the guest is more than nothing: the destination is left alone.
+        // What a source has sent before it died may yet be loaded, and what has failed to load may not.
         check(&SideState::Dead, &incoming(), &ALL, UNDETERMINED);
+        for status in ["failed", "cancelled"] {
+            check(&SideState::Dead, &answers("inmigrate", status), &[Never, Refused, Unknown], QuitDestination);
+            check(&SideState::Dead, &answers("inmigrate", status), &[Sent], UNDETERMINED);
+            check(&SideState::Dead, &answers("paused", status), &ALL, UNDETERMINED);
+            check(&SideState::Silent, &answers("inmigrate", status), &ALL, UNDETERMINED);
+        }
         check(&SideState::Silent, &incoming(), &ALL, UNDETERMINED);
     }
 
@@ -543,7 +559,26 @@ mod tests {
         check(&SideState::Hung, &SideState::Dead, &[Unknown, Sent], UNDETERMINED);
         check(&waits(), &SideState::Dead, &[Sent], UNDETERMINED);
         check(&SideState::Silent, &SideState::Dead, &ALL, UNDETERMINED);
-        check(&SideState::Dead, &SideState::Dead, &ALL, UNDETERMINED);
+    }
+
+    #[test]
+    fn a_guest_has_ended_where_both_are_dead_and_the_destination_never_ran_it() {
+        check(&SideState::Dead, &SideState::Dead, &[Never, Refused], HandoverVerdict::Ended);
+        check(&SideState::Dead, &SideState::Dead, &[Unknown, Sent], UNDETERMINED);
+        for was_running in [false, true] {
+            for source_resumed in [false, true] {
+                // Whether the source had resumed the guest before it died or not: its disks are the newer ones.
+                let facts =
+                    HandoverFacts { was_running, source_resumed, ..facts(SideState::Dead, SideState::Dead, Never) };
+                assert_eq!((decide(&facts), facts.may_change()), (HandoverVerdict::Ended, false));
+            }
+        }
+        for gone in [SideState::Silent, SideState::Hung] {
+            for cont in ALL {
+                assert_ne!(decide(&facts(gone.clone(), SideState::Dead, cont)), HandoverVerdict::Ended);
+                assert_ne!(decide(&facts(SideState::Dead, gone.clone(), cont)), HandoverVerdict::Ended);
+            }
+        }
     }
 
     #[test]
@@ -724,7 +759,6 @@ mod tests {
         assert_eq!(words(SideState::Silent, SideState::Silent, Never), BOTH_SILENT);
         assert_eq!(words(SideState::Dead, SideState::Silent, Never), DESTINATION_ALONE);
         assert_eq!(words(SideState::Silent, SideState::Dead, Never), SOURCE_ALONE);
-        assert_eq!(words(SideState::Dead, SideState::Dead, Never), NO_ONE);
         assert_eq!(words(SideState::Silent, loaded(), Never), SOURCE_SILENT);
         assert_eq!(words(SideState::Silent, loaded(), Refused), REFUSED);
         assert_eq!(words(SideState::Dead, incoming(), Never), DESTINATION_LACKS);
@@ -819,7 +853,8 @@ mod tests {
                 }
                 HandoverVerdict::QuitDestination => {
                     let still = destination.is(&RunState::Paused) || destination.is(&RunState::InMigrate);
-                    let lives = matches!(source, SideState::Answers { .. } | SideState::Hung);
+                    let lives = matches!(source, SideState::Answers { .. } | SideState::Hung)
+                        || (*source == SideState::Dead && destination.has_failed_to_load());
                     prop_assert!(unheard && still && lives);
                     prop_assert!(source.takes_back() || *destination != loaded());
                 }
@@ -836,6 +871,9 @@ mod tests {
                     prop_assert!(destination.runs() || (!was_running && *destination == loaded()));
                 }
                 HandoverVerdict::OnSource => prop_assert!(!destination.runs() && unheard),
+                HandoverVerdict::Ended => {
+                    prop_assert!(*source == SideState::Dead && *destination == SideState::Dead && unheard);
+                }
                 HandoverVerdict::Undetermined(words) => prop_assert!(words.len() > 40),
             }
         }

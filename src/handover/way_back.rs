@@ -237,15 +237,16 @@ pub struct LostSource {
     pub told: bool,
     /// The destination was told to listen.
     pub listened: bool,
-    /// Every event of the destination was heard since before it was told to listen, and none told that it ran.
+    /// Every event of the destination was heard since before it was told to listen, and none told that it ran; or a
+    /// verdict says that it never did.
     pub never_ran: bool,
     /// What becomes of the destination.
     pub destination: DestinationFate,
 }
 
-/// Whether a guest whose source is gone has ended: it runs nowhere, and the source's disks are whole. Only while no
-/// `migrate-continue` was sent, and never where the destination may have been given the guest: a person may have
-/// finished by hand what an engine that died had begun.
+/// Whether a guest whose source is gone has ended: it runs nowhere, and the source's disks are whole. Asked on the way
+/// back alone, and never so where the destination may have been given the guest: a person may have finished by hand
+/// what an engine that died had begun.
 pub fn has_ended(lost: &LostSource) -> bool {
     let destination_is_harmless = match lost.destination {
         // The destination has answered that it does not run the guest, and never did.

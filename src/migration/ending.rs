@@ -27,6 +27,8 @@ pub(crate) enum Whereabouts {
     OnDestination,
     /// The source has the guest, and keeps it for this reason.
     OnSource(Failure),
+    /// No side has the guest: both have ended, and the destination never ran the guest.
+    Nowhere(Failure),
     /// Nothing is proved.
     Unknown {
         failure: Failure,

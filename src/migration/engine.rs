@@ -10,7 +10,7 @@ use super::{
     connection::connect,
     context::Context,
     deadlines::{self, DISENGAGED},
-    ending::{End, Whereabouts, conclude, still_in_postcopy, undetermined, untouched},
+    ending::{End, NOT_PROVED, Whereabouts, conclude, still_in_postcopy, undetermined, untouched},
     interrupt::{Bounds, Interruption, unless_cancelled},
     pair::QemuPair,
     phases::{
@@ -24,6 +24,7 @@ use super::{
         setup, switchover,
     },
     way_back::{
+        guest_end::end_after_handover,
         judge::judge_failed_handover,
         rollback::{go_back, look_back},
     },
@@ -114,9 +115,16 @@ pub(crate) async fn bring_to_end(
                     return still_in_postcopy(&failure);
                 }
             }
-            report.during(Phase::Cleanup, cleanup::tidy(context, pair, route, attempt)).await
+            match report.during(Phase::Cleanup, cleanup::tidy(context, pair, route, attempt)).await {
+                Ok(end) => end,
+                Err(failure) if cleanup::ended_without_running(pair, attempt).await => {
+                    go_back(context, pair, route, &failure, attempt).await
+                }
+                Err(failure) => undetermined(&failure, NOT_PROVED),
+            }
         }
         Whereabouts::OnSource(failure) => go_back(context, pair, route, &failure, attempt).await,
+        Whereabouts::Nowhere(failure) => end_after_handover(pair, &failure, attempt, report).await,
         Whereabouts::Unknown { failure, advice } => undetermined(&failure, advice),
     }
 }

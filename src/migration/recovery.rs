@@ -281,6 +281,7 @@ pub(super) async fn judge_after_panic(context: &Context, words: &str) -> Outcome
             let came_to = match (outcome.outcome, &outcome.reason) {
                 (Ending::Undetermined, Some(reason)) => reason.message.clone(),
                 (Ending::Moved, _) => "the guest is on the destination, and nothing is left to recover".to_owned(),
+                (Ending::Ended, _) => "the guest has ended on the source, and nothing is left to recover".to_owned(),
                 (Ending::Stuck, _) => "the guest is on the source, as before, and leftovers are named".to_owned(),
                 _ => "the guest is on the source, as before, and nothing is left to recover".to_owned(),
             };

@@ -361,6 +361,9 @@ impl Process {
 
     /// Waits until the process has ended, its monitor has closed, or its events are not followed any more.
     pub async fn gone(&self) -> Gone {
+        if self.is_noted_ended() {
+            return self.describe().await;
+        }
         let died = async {
             match &self.peer {
                 Some(peer) => peer.died().await,

@@ -66,6 +66,8 @@ pub(crate) struct ApproachEngine {
     pub(crate) follows_destination: bool,
     /// The engine has ended the destination, or the destination has accepted `quit`.
     pub(crate) ended_destination: bool,
+    /// The destination was told to listen, though that may be undone by now.
+    pub(crate) listened: bool,
     /// The way back has left something alone.
     pub(crate) leaves_something: bool,
 }
@@ -81,6 +83,7 @@ impl ApproachEngine {
             follows_source: true,
             follows_destination: true,
             ended_destination: false,
+            listened: false,
             leaves_something: false,
         }
     }
@@ -323,7 +326,11 @@ impl ApproachModel {
     /// The guest is on the destination: the source is quit.
     fn tidy(&self, world: &mut ApproachWorld) {
         if !world.asks(Side::Destination) {
-            return world.end(Ending::Undetermined);
+            let was_started = world.engine.guest.wants_running() || world.destination_ran;
+            return match self.proves_end(world, Side::Destination) && world.engine.follows_destination && !was_started {
+                true => world.engine.stage = ApproachStage::GoBack(WayBackStep::Cancel),
+                false => world.end(Ending::Undetermined),
+            };
         }
         if world.asks(Side::Source) {
             world.broken.killed |= world.source.runs();
@@ -346,6 +353,7 @@ impl ApproachModel {
             follows_source: false,
             follows_destination: false,
             ended_destination: false,
+            listened: false,
             leaves_something: false,
         };
         self.reach_again(world);

@@ -65,7 +65,7 @@ impl ApproachModel {
                 WayBackStep::Cancel
             }
             WayBackStep::Cancel => {
-                if world.engine.may_resume && !world.asks(Side::Source) && self.end_with_source(world) {
+                if !world.asks(Side::Source) && self.end_with_source(world) {
                     return world.end(Ending::Ended);
                 }
                 let is_begun = world.journal.migrate && world.asks(Side::Source);
@@ -99,6 +99,7 @@ impl ApproachModel {
                 WayBackStep::EndDestination
             }
             WayBackStep::EndDestination => {
+                world.engine.listened |= world.journal.incoming;
                 match self.end_destination(world) {
                     DestinationFate::LeaveAlone(reason) if reason.is_taken_over() => {
                         return world.end(Ending::Undetermined);
@@ -122,6 +123,9 @@ impl ApproachModel {
                 WayBackStep::Conclude
             }
             WayBackStep::Conclude => {
+                if !world.asks(Side::Source) && self.end_with_source(world) {
+                    return world.end(Ending::Ended);
+                }
                 let as_before = world.asks(Side::Source) && world.engine.guest.is_as_before(&world.source.answer().0);
                 return world.end(match (as_before, world.engine.leaves_something) {
                     (false, _) => Ending::Undetermined,
@@ -148,8 +152,8 @@ impl ApproachModel {
         let lost = LostSource {
             proved: self.proves_end(world, Side::Source),
             told: world.source.stand == GuestStand::Shutdown && world.engine.follows_source,
-            listened: world.journal.incoming,
-            never_ran: world.engine.follows_destination && !world.destination_ran,
+            listened: (world.journal.incoming || world.engine.listened) && !world.engine.ended_destination,
+            never_ran: !world.engine.may_resume || (world.engine.follows_destination && !world.destination_ran),
             destination,
         };
         let has_ended = way_back::has_ended(&lost);
@@ -330,6 +334,7 @@ impl ApproachModel {
                 world.engine.stage = ApproachStage::GoBack(WayBackStep::Cancel);
                 return;
             }
+            JudgementStep::End(HandoverVerdict::Ended) => return world.end(Ending::Ended),
             JudgementStep::RecordStarting => {
                 world.journal.starting = true;
                 judgement.confirm_starting();

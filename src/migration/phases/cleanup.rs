@@ -1,12 +1,13 @@
 //! The clean-up after a guest that moved: what the engine made is removed from both sides, and the source quits.
 
 use crate::{
+    handover::exchange,
     memory::{self, apply},
     migration::{
         Effect, Failure,
         attempt::Attempt,
         context::Context,
-        ending::{End, NOT_PROVED, undetermined},
+        ending::End,
         pair::QemuPair,
         way_back::{
             fence::QUIT,
@@ -20,20 +21,27 @@ use crate::{
     storage::mirror::mirror_job,
 };
 use qapi::qmp;
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
+
+/// How long a destination whose monitor has closed may take to be seen to have ended.
+const DIES: Duration = Duration::from_secs(1);
 
 /// What a side answers, in time.
 type PendingAnswer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>> + Send + 'p>>;
 
-/// Removes what was made from both sides, and quits the source: unless the destination is lost by now, when the
-/// source's is the only state that is known to exist.
-pub(crate) async fn tidy(context: &Context, pair: &QemuPair, route: &Route, attempt: &mut Attempt) -> End {
+/// Removes what was made from both sides, and quits the source.
+///
+/// # Errors
+/// The destination is lost by now, and nothing was done: the source's is the only state that is known to exist.
+pub(crate) async fn tidy(
+    context: &Context,
+    pair: &QemuPair,
+    route: &Route,
+    attempt: &mut Attempt,
+) -> Result<End, Failure> {
     let (source, report) = (&pair.source, &context.report);
     let asked = insist(context, pair, Side::Destination, |side| Box::pin(side.ask(&qmp::query_status {}))).await;
-    let run = match asked {
-        Ok(answer) => answer.status,
-        Err(error) => return undetermined(&Failure::from(error), NOT_PROVED),
-    };
+    let run = asked?.status;
     if attempt.guest.wants_running() && run != RunState::Running {
         report.warn("guest-state", format!("the guest moved and is now {run}"));
     }
@@ -77,7 +85,16 @@ pub(crate) async fn tidy(context: &Context, pair: &QemuPair, route: &Route, atte
     for problem in problems {
         report.warn("cleanup", describe(&problem));
     }
-    End { ending: Ending::Moved, runs_on: RunsOn::Destination, reason: None }
+    Ok(End { ending: Ending::Moved, runs_on: RunsOn::Destination, reason: None })
+}
+
+/// Whether a destination that is lost is proved to have ended without having run the guest, as that of a guest that
+/// stays paused: then the source has the guest yet.
+pub(crate) async fn ended_without_running(pair: &QemuPair, attempt: &Attempt) -> bool {
+    let destination = &pair.destination;
+    let has_heard_all = attempt.destination_followed && !destination.is_reconnected();
+    let was_started = attempt.guest.wants_running() || destination.observed().resumed.is_some();
+    has_heard_all && !was_started && exchange::prove_ended(destination, DIES).await.is_some()
 }
 
 /// Asks a side, and asks once more over another connection where the first brought no answer.

@@ -33,6 +33,8 @@ pub(super) struct DestinationPast {
     pub(super) ground: WayBackGround,
     /// Every event of the destination was heard since before it was told to listen.
     pub(super) followed: bool,
+    /// The destination was told to listen, and this engine has not put it out of the way since.
+    pub(super) listened: bool,
 }
 
 /// What came of putting the destination out of the way.

@@ -10,10 +10,15 @@ use super::{
 use crate::{
     handover::{
         exchange,
-        way_back::{DestinationFate, LostSource, has_ended},
+        way_back::{DestinationFate, LostSource, WayBackGround, has_ended},
     },
     memory::apply,
-    migration::{Effect, Failure, attempt::Attempt, ending::End, pair::QemuPair},
+    migration::{
+        Effect, Failure,
+        attempt::Attempt,
+        ending::{End, NOT_PROVED, undetermined},
+        pair::QemuPair,
+    },
     progress::{Ending, Phase, Reporter, RunsOn, Side, describe},
 };
 use std::time::Duration;
@@ -23,8 +28,25 @@ const ENDS: Duration = Duration::from_secs(4);
 /// How long a source that has closed its monitor without a word may take to be seen to have ended.
 const DIES: Duration = Duration::from_secs(1);
 
-/// The end of a guest whose source is gone, where that is proved; `None` leaves everything as it is. Only while no
-/// `migrate-continue` was sent.
+/// The end of a guest that a verdict has found on neither side: both have ended, and the destination never ran the
+/// guest.
+pub(crate) async fn end_after_handover(
+    pair: &QemuPair,
+    failure: &Failure,
+    attempt: &mut Attempt,
+    report: &Reporter,
+) -> End {
+    let past = DestinationPast {
+        ground: WayBackGround::OnSource,
+        followed: attempt.destination_followed,
+        listened: attempt.log.effects().contains(&Effect::Incoming),
+    };
+    let end = end_with_source(pair, past, attempt, report).await;
+    end.unwrap_or_else(|| undetermined(failure, NOT_PROVED))
+}
+
+/// The end of a guest whose source is gone, where that is proved; `None` leaves everything as it is. Only on the way
+/// back: the destination was not given the guest, or a verdict says that the destination never ran it.
 pub(super) async fn end_with_source(
     pair: &QemuPair,
     past: DestinationPast,
@@ -41,11 +63,13 @@ pub(super) async fn end_with_source(
         true => destination::decide_fate(pair, past).await,
         false => DestinationFate::AlreadyGone,
     };
+    let has_heard_all = past.followed && !destination.is_reconnected();
     let lost = LostSource {
         proved,
         told: shutdown.is_some(),
-        listened: effects.contains(&Effect::Incoming),
-        never_ran: past.followed && !destination.is_reconnected() && destination.observed().resumed.is_none(),
+        listened: past.listened,
+        never_ran: past.ground == WayBackGround::OnSource
+            || (has_heard_all && destination.observed().resumed.is_none()),
         destination: fate,
     };
     if !has_ended(&lost) {

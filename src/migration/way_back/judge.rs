@@ -126,6 +126,7 @@ async fn find_guest(
             Whereabouts::OnDestination
         }
         HandoverVerdict::OnSource => Whereabouts::OnSource(failure),
+        HandoverVerdict::Ended => Whereabouts::Nowhere(failure),
         HandoverVerdict::Undetermined(advice) => {
             attempt.ram.postcopy = pair.has_been_in_postcopy();
             Whereabouts::Unknown { failure, advice }
@@ -327,7 +328,10 @@ impl<'a> Judge<'a> {
     ) -> Result<ProvedOutcome, ProcessError> {
         let QemuPair { source, destination } = pair;
         let proved = match verdict {
-            HandoverVerdict::OnDestination | HandoverVerdict::OnSource | HandoverVerdict::Undetermined(_) => None,
+            HandoverVerdict::OnDestination
+            | HandoverVerdict::OnSource
+            | HandoverVerdict::Ended
+            | HandoverVerdict::Undetermined(_) => None,
             HandoverVerdict::QuitDestination => {
                 // A destination that freezes now is fenced after the next look.
                 let quit = timeout(AFTERMATH, exchange::quit_destination(destination)).await;

@@ -2,7 +2,7 @@
 
 mod destination;
 pub(super) mod fence;
-mod guest_end;
+pub(crate) mod guest_end;
 pub(super) mod judge;
 pub(super) mod leftovers;
 pub(super) mod reconnect;

@@ -16,7 +16,7 @@ use crate::{
     handover::{
         ownership::{BeforeContinue, DestinationCannotRun},
         watchdog,
-        way_back::{LeaveReason, WayBackGround},
+        way_back::{DestinationFate, LeaveReason, WayBackGround},
     },
     memory::{apply, precopy},
     migration::{
@@ -38,6 +38,7 @@ use crate::{
     },
 };
 use qapi::qmp;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::timeout;
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
@@ -50,6 +51,8 @@ struct RolledBack {
     as_before: bool,
     /// What the engine made and is still there, and why.
     leftovers: Vec<String>,
+    /// The destination, which never ran the guest, was put out of the way.
+    ended_destination: bool,
 }
 
 /// Prepares the way back from before the handover: reaches a side again whose monitor closed, and asks once more how
@@ -92,8 +95,9 @@ pub(crate) async fn go_back(
     let before_continue = attempt.before_continue.take();
     let may_resume = before_continue.as_ref().map(BeforeContinue::destination_cannot_run);
     let ground = if may_resume.is_some() { WayBackGround::NotGiven } else { WayBackGround::OnSource };
-    let past = DestinationPast { ground, followed: attempt.destination_followed };
-    if may_resume.is_some() && pair.source.is_gone() {
+    let listened = attempt.log.effects().contains(&Effect::Incoming);
+    let past = DestinationPast { ground, followed: attempt.destination_followed, listened };
+    if pair.source.is_gone() {
         if let Some(end) = end_with_source(pair, past, attempt, report).await {
             return end;
         }
@@ -122,9 +126,18 @@ pub(crate) async fn go_back(
         past,
         may_resume,
         stopped_by_engine: effects.contains(&Effect::Stopped),
+        ended_destination: AtomicBool::new(false),
         report,
     };
-    let RolledBack { as_before, leftovers } = report.during(Phase::Cleanup, way_back.roll_back(attempt)).await;
+    let RolledBack { as_before, leftovers, ended_destination } =
+        report.during(Phase::Cleanup, way_back.roll_back(attempt)).await;
+    if !as_before && pair.source.is_gone() {
+        // The source has ended on the way back, and has taken the guest with it.
+        let past = DestinationPast { listened: past.listened && !ended_destination, ..past };
+        if let Some(end) = end_with_source(pair, past, attempt, report).await {
+            return end;
+        }
+    }
     attempt.leftovers.extend(leftovers);
     let seen = pair.source.observed();
     if let Some(resumed) = seen.resumed.filter(|_| seen.runs_again()) {
@@ -160,6 +173,8 @@ struct WayBack<'a> {
     /// What allows the source to be resumed; `None` where a verdict has found the guest on the source as it is to be.
     may_resume: Option<&'a DestinationCannotRun>,
     stopped_by_engine: bool,
+    /// The destination was put out of the way.
+    ended_destination: AtomicBool,
     report: &'a Reporter,
 }
 
@@ -212,7 +227,8 @@ impl WayBack<'_> {
                 Undone::TakenOver(why) => {
                     let message = format!("somebody else handed the guest over: {why}; everything is left as it is");
                     report.warn("taken-over", message);
-                    return RolledBack { as_before: false, leftovers: left_behind(source, attempt.log.run()).await };
+                    let leftovers = left_behind(source, attempt.log.run()).await;
+                    return RolledBack { leftovers, ..RolledBack::default() };
                 }
             }
         }
@@ -226,7 +242,8 @@ impl WayBack<'_> {
         }
         let stopped_by_engine = attempt.log.effects().contains(&Effect::Stopped);
         let as_before = ends_as_before(source, &mut attempt.guest, stopped_by_engine).await;
-        RolledBack { as_before, leftovers }
+        let ended_destination = self.ended_destination.load(Ordering::Relaxed);
+        RolledBack { as_before, leftovers, ended_destination }
     }
 
     async fn undo(
@@ -304,9 +321,8 @@ impl WayBack<'_> {
     /// The destination comes first: somebody may have sent `cont` to it beforehand, and then a destination that has
     /// everything runs by itself, while a source whose migration is cancelled resumes by itself.
     async fn take_back(&self, guest: &mut GuestIntent, now: MigrationStatus) -> Undone {
-        let QemuPair { source, destination } = self.pair;
-        let fate = destination::decide_fate(self.pair, self.past).await;
-        match destination::carry_out(destination, fate, self.report).await {
+        let source = &self.pair.source;
+        match self.put_destination_aside().await {
             DestinationEnd::Gone(Some(proof)) => {
                 let because = "the migration completed without this engine, and the destination never ran the guest";
                 self.report.action("take-back", because);
@@ -326,14 +342,22 @@ impl WayBack<'_> {
     /// Ends a destination that was told to listen: QEMU listens once, so it can take no other migration, and a part of
     /// a guest, or a copy that is older than what the source does, may be in it that nobody must start.
     async fn end_destination(&self) -> Undone {
-        let destination = &self.pair.destination;
-        let fate = destination::decide_fate(self.pair, self.past).await;
-        match destination::carry_out(destination, fate, self.report).await {
-            DestinationEnd::Gone(_) => destination::await_end(destination, self.report).await.into(),
+        match self.put_destination_aside().await {
+            DestinationEnd::Gone(_) => destination::await_end(&self.pair.destination, self.report).await.into(),
             DestinationEnd::Left(reason) if reason.is_taken_over() => Undone::TakenOver(reason.describe()),
             DestinationEnd::Left(reason) => Undone::Left(reason),
             DestinationEnd::Failed(error) => Undone::Failed(error),
         }
+    }
+
+    /// Ends a destination that never ran the guest and will not be needed.
+    async fn put_destination_aside(&self) -> DestinationEnd {
+        let fate = destination::decide_fate(self.pair, self.past).await;
+        let end = destination::carry_out(&self.pair.destination, fate, self.report).await;
+        if matches!((fate, &end), (DestinationFate::Quit | DestinationFate::Fence, DestinationEnd::Gone(_))) {
+            self.ended_destination.store(true, Ordering::Relaxed);
+        }
+        end
     }
 }
 
