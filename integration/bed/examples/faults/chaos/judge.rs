@@ -44,6 +44,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) given: bool,
     /// The engine knows neither process.
     pub(crate) remote: bool,
+    /// The source has said SHUTDOWN.
+    pub(crate) said_shutdown: bool,
     pub(crate) report: &'a Report,
 }
 
@@ -197,6 +199,8 @@ fn told(facts: &Facts<'_>, place: Place) -> Vec<String> {
             "refused" => claim(&["refused"], &["source", "unknown", "none"]),
             // The source died while it passed the guest on.
             "undetermined" if facts.given => claim(&["undetermined"], &["unknown"]),
+            // A monitor that closes without a word proves nothing of a process that the engine does not know.
+            "undetermined" if facts.remote && !facts.said_shutdown => claim(&["undetermined"], &["unknown"]),
             _ => claim(&["ended"], &["none"]),
         },
     }
@@ -346,6 +350,14 @@ mod tests {
                 (runs, Seen::Dead, Seen::Dead, true, moved, false),
             ],
         );
+        let kill = cases(
+            &[Attack::Kill(Side::Source)],
+            vec![
+                (runs, Seen::Dead, Seen::Dead, false, ended.clone(), true),
+                (runs, Seen::Dead, waits.clone(), false, unknown.clone(), true),
+                (runs, Seen::Dead, waits.clone(), false, back.clone(), false),
+            ],
+        );
         let panics = cases(
             &[Attack::Guest { act: Act::Panic, pauses: true }],
             vec![
@@ -354,7 +366,7 @@ mod tests {
                 (runs, done, Seen::Dead, false, unknown, false),
             ],
         );
-        for case in none.chain(cut).chain(stop).chain(quit).chain(panics) {
+        for case in none.chain(cut).chain(stop).chain(quit).chain(kill).chain(panics) {
             let allows = Allows::together(case.attacks, false);
             let facts = Facts {
                 allows: &allows,
@@ -364,7 +376,10 @@ mod tests {
                 destination_ran: case.ran,
                 sent_away: false,
                 given: false,
-                remote: case.attacks == [Attack::Quit(Side::Source)],
+                remote: [[Attack::Quit(Side::Source)], [Attack::Kill(Side::Source)]]
+                    .iter()
+                    .any(|all| case.attacks == all),
+                said_shutdown: case.attacks == [Attack::Quit(Side::Source)],
                 report: &case.report,
             };
             let (place, wrong) = judge(&facts);

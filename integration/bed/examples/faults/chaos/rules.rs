@@ -56,8 +56,9 @@ pub(crate) fn allows(attack: &Attack, resets: bool) -> Allows {
         Attack::Eject(_) | Attack::ChangeMedium(_) | Attack::Resize => stays(),
         Attack::JobPause(_) | Attack::JobCancel { .. } => stays(),
         Attack::JobSpeed(_) | Attack::Throttle(_) | Attack::Balloon(_) => none,
-        // Somebody else's migration that completes leaves the guest in `postmigrate`: that is where its owner put it.
-        Attack::MigrateAway => stands(&["postmigrate"]),
+        // Somebody else's migration that completes leaves the guest in `postmigrate`: that is where its owner put it. A
+        // mirror that writes then aborts QEMU 10.0.13 (`BDRV_O_INACTIVE` in bdrv_co_write_req_prepare).
+        Attack::MigrateAway => Allows { source_ends: true, ..stands(&["postmigrate"]) },
         Attack::MigrateCancel | Attack::NbdServerStop | Attack::ExportDel => stays(),
         Attack::Capability(side, name, _) => Allows { settings: vec![(side, name)], ..stays() },
         Attack::Parameter(side, name, _) => Allows { settings: vec![(side, name)], ..stays() },

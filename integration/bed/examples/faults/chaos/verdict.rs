@@ -100,6 +100,7 @@ fn weigh(trial: &Trial, plan: &Plan, verdict: &mut Verdict) -> Result<()> {
         destination_ran,
         sent_away: verdict.struck.contains(&Attack::MigrateAway),
         remote: plan.proxied,
+        said_shutdown: pair.source.events().unwrap_or_default().iter().any(|event| event.name == "SHUTDOWN"),
         given: trial.phases.iter().any(|phase| phase == "handover"),
         report,
     };
