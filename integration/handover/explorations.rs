@@ -1,4 +1,6 @@
 //! The explorations: each visits every state of one arrangement of sides, fences and recoveries.
+//!
+//! Promise: one-runner, no-lost-write.
 
 use crate::model::{FENCED, HANDOVER, HandoverModel, REMOTE};
 use stateright::{Checker, Model};

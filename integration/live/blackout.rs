@@ -1,4 +1,6 @@
 //! The blackout as the guest feels it: the ledger against the guest's own beat, with slow flushes on either side.
+//!
+//! Promise: true-blackout.
 
 use super::support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start};
 use qferry::internals::{
@@ -111,6 +113,7 @@ fn a_stall_of_the_source_before_its_stop_decides_nothing() {
 
 /// In write-blocking mode the guest's writes wait for the destination: a frozen one is found out by its silence out of
 /// band, and let go of.
+/// Promise: no-endless-wait.
 #[test]
 fn a_guests_writes_do_not_wait_for_a_frozen_destination() {
     let pair = start(&writing("10.0.13"));

@@ -1,4 +1,6 @@
 //! Guests that end, or stop by themselves or by their owner, while they are moved: they are left as they are.
+//!
+//! Promise: left-as-it-stands.
 
 use super::support::{MIB, WAIT, builder, cancel, judge_back, migrate, migrate_when, start};
 use qferry::internals::{
@@ -69,6 +71,7 @@ fn a_guest_that_powers_off_has_ended() {
     }
 }
 
+/// Promise: ended-is-proved.
 #[test]
 fn a_source_that_is_quit_or_crashes_has_ended() {
     let pair = start(&waiting("10.0.13", |boot| boot, &[]));

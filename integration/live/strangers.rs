@@ -124,6 +124,7 @@ fn migration(machine: &qferry_bed::Machine) -> String {
     answer["status"].as_str().unwrap_or("none").to_owned()
 }
 
+/// Promise: only-who-took-part.
 #[test]
 fn a_recovery_touches_no_other_qemu() {
     for phase in ["storage", "memory"] {
@@ -198,6 +199,7 @@ fn finish_by_hand(pair: &Pair) {
     destination.wait_for_status("running", WAIT).unwrap();
 }
 
+/// Promise: ended-is-proved.
 #[test]
 fn a_guest_that_a_person_handed_over_is_not_ended() {
     for source_quits in [false, true] {
@@ -231,6 +233,7 @@ fn behind_proxies() -> (Scene, MonitorProxy, MonitorProxy) {
     (scene, source, destination)
 }
 
+/// Promise: closed-is-no-end.
 #[test]
 fn a_closed_monitor_of_the_destination_leaves_what_is_behind_it() {
     let (scene, source, destination) = behind_proxies();
@@ -244,6 +247,7 @@ fn a_closed_monitor_of_the_destination_leaves_what_is_behind_it() {
     assert_eq!(scene.pair.source.status().unwrap(), "running");
 }
 
+/// Promise: closed-is-no-end.
 #[test]
 fn a_source_whose_monitor_closes_is_not_taken_for_gone() {
     let (scene, source, _destination) = behind_proxies();
@@ -257,6 +261,7 @@ fn a_source_whose_monitor_closes_is_not_taken_for_gone() {
     assert_eq!(scene.pair.destination.status().unwrap(), "running");
 }
 
+/// Promise: asked-before-ended.
 #[test]
 fn a_recovery_ends_no_destination_that_it_could_not_ask() {
     let scene = Scene::of_processes();

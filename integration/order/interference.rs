@@ -1,4 +1,6 @@
 //! Somebody else changes a machine, or its migration, while the engine is at work.
+//!
+//! Promise: own-settings.
 
 use super::*;
 use std::sync::{Arc, Mutex};
@@ -184,6 +186,7 @@ fn plug_at(model: &ModelPair, side: Side, number: usize) {
     });
 }
 
+/// Promise: same-machines.
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_was_changed_while_disks_were_copied_leads_back() {
     type Spoil = fn(&mut PairState);

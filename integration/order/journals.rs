@@ -1,4 +1,6 @@
 //! Other runs: those that a journal tells of, and those whose names stand in a QEMU.
+//!
+//! Promise: one-engine.
 
 use super::*;
 use qferry::internals::{

@@ -1,4 +1,6 @@
 //! Never a lost write: without the proof that every mirror has ended well, the guest is not handed over.
+//!
+//! Promise: no-lost-write.
 
 use super::*;
 

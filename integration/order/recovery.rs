@@ -115,6 +115,7 @@ async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
 }
 
 /// A journal that another user could have written may name any process and any command.
+/// Promise: trusted-files.
 #[tokio::test(start_paused = true)]
 async fn a_journal_that_others_may_have_written_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,6 @@
 //! Never two runners: which side has the guest, whatever becomes of either side at the handover.
+//!
+//! Promise: one-runner.
 
 use super::*;
 use qferry::internals::{

@@ -1,4 +1,6 @@
 //! The watchdog, which frees a side that hangs, and the journal of the engine.
+//!
+//! Promise: no-endless-wait.
 
 use super::*;
 use qferry::internals::{

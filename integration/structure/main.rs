@@ -7,6 +7,7 @@ mod lines;
 mod modules;
 mod names;
 mod not_yet;
+mod promises;
 mod reader;
 
 use std::{

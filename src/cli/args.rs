@@ -76,7 +76,8 @@ Examples:
 
 Exit codes: 0 moved, 1 internal error, 2 usage, 3 refused (nothing was changed),
   4 rolled back, 5 cancelled, 6 stuck (runs on the source, leftovers are listed),
-  7 undetermined (not proved to run on one side: qferry recover JOURNAL looks again)";
+  7 undetermined (not proved to run on one side: qferry recover JOURNAL looks again),
+  8 ended (the guest, or its QEMU, ended by itself before it was passed on)";
 
 const RECOVER_EXAMPLES: &str = "\
 Examples:
@@ -160,7 +161,8 @@ pub(super) struct Options {
     /// Ask the destination's file systems only for the room of what is copied now, not of the whole disks
     #[arg(long, help_heading = DISKS)]
     overcommit: bool,
-    /// Remove first what an earlier try left in the two QEMUs. Only if no other qferry is at work on them
+    /// First do what `qferry recover` would do with an earlier run whose engine is dead, and remove what it left in the
+    /// two QEMUs; a run that is under way is left alone, and refuses this one
     #[arg(long, help_heading = DISKS)]
     clean: bool,
     /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM [default: 300ms, or

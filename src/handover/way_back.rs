@@ -264,6 +264,8 @@ fn is_live(run: &RunState) -> bool {
 
 #[cfg(test)]
 mod tests {
+    //! Promise: ended-is-proved.
+
     use super::*;
     use proptest::prelude::*;
 

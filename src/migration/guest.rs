@@ -213,6 +213,8 @@ fn is_before_setup(stop: &Moment, seen: &Observed) -> bool {
 
 #[cfg(test)]
 mod tests {
+    //! Promise: left-as-it-stands.
+
     use super::*;
     use proptest::prelude::*;
     use std::time::{Duration, Instant};

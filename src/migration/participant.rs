@@ -139,6 +139,8 @@ pub fn judge(
 
 #[cfg(test)]
 mod tests {
+    //! Promise: only-who-took-part.
+
     use super::*;
     use crate::memory::tuning::PreviousTuning;
 

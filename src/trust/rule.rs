@@ -108,6 +108,8 @@ pub(super) fn judge_step(step: &PathStep, user: u32, file: FileOwner) -> Result<
 
 #[cfg(test)]
 mod tests {
+    //! Promise: trusted-files.
+
     use super::*;
     use FileOwner::{User, UserOrRoot};
     use StepKind::{File, Folder, Link};

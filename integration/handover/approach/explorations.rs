@@ -1,4 +1,6 @@
 //! The explorations of the approach: each visits every state of one kind of faults.
+//!
+//! Promise: one-runner, left-as-it-stands.
 
 use super::{
     model::{APPROACH, ApproachModel, FaultKinds, NO_FAULTS},
@@ -77,12 +79,14 @@ fn monitors_that_close_and_an_engine_that_dies() {
     explore("monitors close", ApproachModel { kinds, overlaps: false, ..APPROACH }, &[]);
 }
 
+/// Promise: asked-before-ended.
 #[test]
 fn a_person_who_finishes_by_hand() {
     let kinds = FaultKinds { engine: true, person: true, ..NO_FAULTS };
     explore("a person finishes by hand", ApproachModel { kinds, overlaps: false, faults: 4, ..APPROACH }, &[]);
 }
 
+/// Promise: only-who-took-part.
 #[test]
 fn qemus_that_are_replaced() {
     let kinds = FaultKinds { engine: true, replaced: true, ..NO_FAULTS };

@@ -1,6 +1,8 @@
 //! A short `scripts/faults --chaos`: fixed plans of an attacker, each judged in full from outside of the engine. They
 //! take five minutes of a processor together. A plan is one whatever the host's speed; how far the engine is when an
 //! attack strikes is not, so each of many endings may be right, and rules.rs of the attacker says which.
+//!
+//! Promise: one-runner, no-lost-write.
 
 use std::path::Path;
 
@@ -51,6 +53,7 @@ fn an_attacker_does_no_harm_in_migrations_18_to_23() {
 }
 
 /// Chosen plans: a second engine before and during the first one's work, and clocks and flushes at the handover.
+/// Promise: true-blackout.
 #[test]
 fn an_attacker_with_an_engine_or_a_clock_does_no_harm() {
     attack([(12, 6), (12, 9), (12, 28), (12, 87), (12, 4)]);

@@ -1,4 +1,6 @@
 //! The core of `scripts/faults`, and a short soak: the guest runs once, with all that it has written, whatever happens.
+//!
+//! Promise: no-endless-wait.
 
 use qferry_bed::Side;
 use std::{path::Path, time::Duration};

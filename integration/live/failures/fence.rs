@@ -1,5 +1,7 @@
 //! The fence command. The engine knows this destination only as a monitor, so the command alone can prove that the
 //! guest cannot run on it.
+//!
+//! Promise: fenced-by-command.
 
 use crate::support::{WAIT, busy, judge_disks, qferry, qferry_within, spec, start};
 use qferry_bed::{Deed, MonitorProxy, Pair, Side, Tape, nth};

@@ -78,6 +78,7 @@ fn went_back(pair: &Pair, outcome: &Outcome, code: &str, words: &[&str]) {
 
 /// Neither side has a setting of the engine while disks are copied. A migration of somebody else that is under way is
 /// left alone, and one that was cancelled before is not taken for the engine's.
+/// Promise: own-settings.
 #[test]
 fn a_migration_of_somebody_else_is_left_alone() {
     for version in ["10.0.13", "7.2"] {
@@ -101,6 +102,7 @@ fn a_migration_of_somebody_else_is_left_alone() {
 }
 
 /// A disk that was unplugged, a medium that was taken out, and a device that was plugged in.
+/// Promise: same-machines.
 #[test]
 fn a_machine_that_is_changed_while_disks_are_copied_leads_back() {
     type Change = fn(&Pair);

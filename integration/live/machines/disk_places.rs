@@ -1,4 +1,6 @@
 //! The place of each disk in the guest, on every kind of bus. The machines have no guest, and their disks no images.
+//!
+//! Promise: same-place.
 
 use super::{found, start};
 use qferry::internals::preflight::checks::{Finding, Severity};

@@ -1,4 +1,6 @@
 //! The sockets on which QEMU listens for a migration: who can connect to them, and until when.
+//!
+//! Promise: trusted-files.
 
 use crate::support::{block_on, builder, busy, judge_running, spec, start};
 use qferry::internals::progress::{EventKind, Phase, PhaseState};

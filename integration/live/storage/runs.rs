@@ -1,4 +1,6 @@
 //! Runs whose engines died or are at work: their journals are found, and what they left is put back.
+//!
+//! Promise: one-engine.
 
 use super::{
     super::support::{MIB, WAIT, migrate_when, qferry, start},
@@ -127,6 +129,7 @@ fn a_run_under_way_is_touched_by_no_recovery_and_by_no_other_engine() {
     }
 }
 
+/// Promise: no-other-writer.
 #[test]
 fn the_nbd_server_serves_nobody_beside_the_mirrors() {
     for version in ["7.2", "10.0.13", "11.1"] {
