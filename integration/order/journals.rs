@@ -126,6 +126,16 @@ async fn of_two_engines_that_looked_at_once_none_begins_before_the_other_is_seen
     assert!(!model.directory.path().join("own.journal").exists());
 }
 
+/// To find out whose a journal is, both QEMUs are asked; a connector that reaches its QEMU once is enough for that.
+#[tokio::test(start_paused = true)]
+async fn a_dead_engine_of_another_pair_costs_no_second_connection() {
+    let mut model = model();
+    let (_, dead) = journal(&model.directory.path().join("other.journal"), [None, None]);
+    drop(dead);
+    let run = beside(&mut model, true).await;
+    moved(&model, &run);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_engines_journal_is_named_with_what_it_left() {
     let mut model = processes();

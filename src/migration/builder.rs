@@ -374,10 +374,11 @@ impl EngineJob for MigrationJob {
         Box::pin(async move {
             let (context, source, destination) = self.wanted.context(self.run, self.records, report, cancel);
             let outcome = match clean::recover_first(&context, &source, &destination).await {
-                RecoveredFirst::GoOn(recovered) => {
-                    clean::after_recovery(engine::migrate(&context, &source, &destination).await, &recovered)
+                RecoveredFirst::GoOn { recovered, reached } => {
+                    let outcome = engine::migrate(&context, &source, &destination, reached).await;
+                    clean::after_recovery(outcome, &recovered)
                 }
-                RecoveredFirst::End(outcome) => *outcome,
+                RecoveredFirst::End(outcome) => outcome,
             };
             context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
             outcome

@@ -10,6 +10,7 @@ use super::{
     ending::untouched,
     interrupt::unless_cancelled,
     journals::{self, Parties},
+    pair::QemuPair,
     recovery::Recovery,
 };
 use crate::{
@@ -21,17 +22,23 @@ use tokio::task::spawn_blocking;
 
 /// What came of the recoveries that go before a migration.
 pub(super) enum RecoveredFirst {
-    /// The guest is on the source, and the migration may begin. These journals were recovered.
-    GoOn(Vec<PathBuf>),
+    /// The guest is on the source, and the migration may begin.
+    GoOn {
+        /// The journals that were recovered.
+        recovered: Vec<PathBuf>,
+        /// Both QEMUs, where they were reached and no journal was recovered: a connector may reach a QEMU only once.
+        reached: Option<QemuPair>,
+    },
     /// A recovery ended so that no migration can follow.
-    End(Box<Outcome>),
+    End(Outcome),
 }
 
 /// Recovers the migrations of this pair whose engines died, the latest first: what a run found set and puts back, an
 /// earlier one had set.
 pub(super) async fn recover_first(context: &Context, source: &Endpoint, destination: &Endpoint) -> RecoveredFirst {
     let mut recovered = Vec::new();
-    for journal in journals_to_recover(context, source, destination).await {
+    let (journals, reached) = journals_to_recover(context, source, destination).await;
+    for journal in journals {
         let because = format!("an engine died in a migration of this pair: {} is recovered first", journal.display());
         context.report.action("recover", because);
         let mut recovery = Recovery::new(journal.clone()).source(source.clone()).destination(destination.clone());
@@ -47,10 +54,10 @@ pub(super) async fn recover_first(context: &Context, source: &Endpoint, destinat
         };
         match outcome.outcome {
             Ending::RolledBack if outcome.leftovers.is_empty() => recovered.push(journal),
-            _ => return RecoveredFirst::End(Box::new(outcome)),
+            _ => return RecoveredFirst::End(outcome),
         }
     }
-    RecoveredFirst::GoOn(recovered)
+    RecoveredFirst::GoOn { recovered, reached }
 }
 
 /// The outcome of a migration that followed the recoveries: where it was refused, something was changed all the same.
@@ -67,23 +74,29 @@ pub(super) fn after_recovery(mut outcome: Outcome, recovered: &[PathBuf]) -> Out
     outcome
 }
 
-async fn journals_to_recover(context: &Context, source: &Endpoint, destination: &Endpoint) -> Vec<PathBuf> {
+/// The journals to be recovered; where there is none, both QEMUs, if they were reached to find that out.
+async fn journals_to_recover(
+    context: &Context,
+    source: &Endpoint,
+    destination: &Endpoint,
+) -> (Vec<PathBuf>, Option<QemuPair>) {
     let settings = context.settings.clone();
     if !settings.clean || !spawn_blocking(move || journals::has_unfinished(&settings)).await.unwrap_or(false) {
-        return Vec::new();
+        return (Vec::new(), None);
     }
     // Nothing is said of a side that cannot be reached: the migration itself says so.
     let connecting = connect(source, destination, context.monitors.recorder.as_ref());
-    let Ok(Ok(pair)) = unless_cancelled(&context.cancel, connecting).await else { return Vec::new() };
+    let Ok(Ok(pair)) = unless_cancelled(&context.cancel, connecting).await else { return (Vec::new(), None) };
     let (source, destination) = tokio::join!(party(&pair.source), party(&pair.destination));
     let parties = Parties { source, destination };
-    drop(pair);
     let (settings, run) = (context.settings.clone(), context.run.clone());
     let runs = spawn_blocking(move || journals::runs_of(&settings, &run, &parties)).await.unwrap_or_default();
     if runs.iter().any(|(known, _)| known.engine_lives) {
         // the migration is refused, and nothing is touched
-        return Vec::new();
+        return (Vec::new(), Some(pair));
     }
     let of_pair = runs.into_iter().filter(|(known, _)| known.is_this_pair);
-    of_pair.map(|(_, found)| found.info.path).rev().collect()
+    let journals: Vec<PathBuf> = of_pair.map(|(_, found)| found.info.path).rev().collect();
+    let reached = journals.is_empty().then_some(pair);
+    (journals, reached)
 }

@@ -36,13 +36,23 @@ use crate::{
     progress::{Outcome, Phase},
 };
 
-/// Moves the guest, or tells why not.
-pub(crate) async fn migrate(context: &Context, source: &Endpoint, destination: &Endpoint) -> Outcome {
+/// Moves the guest, or tells why not. `reached` are the two QEMUs, where they were reached before.
+pub(crate) async fn migrate(
+    context: &Context,
+    source: &Endpoint,
+    destination: &Endpoint,
+    reached: Option<QemuPair>,
+) -> Outcome {
     let report = &context.report;
 
     // Connect and preflight change nothing: a failure is a refusal.
     let looked = async {
-        let connecting = connect(source, destination, context.monitors.recorder.as_ref());
+        let connecting = async {
+            match reached {
+                Some(pair) => Ok(pair),
+                None => connect(source, destination, context.monitors.recorder.as_ref()).await,
+            }
+        };
         let connecting = report.during(Phase::Connect, connecting);
         let pair = unless_cancelled(&context.cancel, connecting).await??;
         let (order, attempt) = report.during(Phase::Preflight, Box::pin(check::begin(context, &pair))).await?;
