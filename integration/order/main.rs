@@ -26,6 +26,7 @@ mod recovery;
 mod refusals;
 mod run_id;
 mod start_guard;
+mod two_engines;
 mod two_runners;
 mod watchdog;
 mod way_back;

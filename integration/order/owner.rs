@@ -45,3 +45,27 @@ async fn an_owner_who_stops_the_guest_between_the_last_look_and_migrate_keeps_it
         assert_eq!(run.count("source: cont") + run.count("destination: cont"), 0, "{run:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_who_stops_the_guest_on_the_way_back_has_it_stopped_there() {
+    // Behind the last look, while the mirrors are removed.
+    let mut model = model();
+    let shared = model.shared.clone();
+    model.when(Source, "job-dismiss", move || shared.state().stop_by_owner());
+    let migration = cancel_at(&mut model, Destination, "migrate-incoming");
+    let run = model.follow(migration).await;
+    back(&model, &run, Ending::Cancelled, "cancelled");
+    // Right before QEMU's own stop: after the cancel QEMU 7.2 leaves such a guest in `postmigrate`.
+    let mut model = self::model();
+    let shared = model.shared.clone();
+    model.on(Source, "migrate_cancel", move |_| {
+        let mut state = shared.state();
+        state.enter(Source, "cancelled");
+        (state.source.run, state.guest_ran) = ("postmigrate".to_owned(), false);
+        vec![AnswerStep::Return(json!({}))]
+    });
+    let migration = cancel_at(&mut model, Destination, "nbd-server-stop");
+    let run = model.follow(migration).await;
+    assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Cancelled, RunsOn::Source), "{run:?}");
+    assert_eq!(run.count("source: cont"), 0, "{run:?}");
+}

@@ -228,6 +228,25 @@ pub fn decide_source(facts: &SourceFacts) -> SourceStep {
     }
 }
 
+/// Whether the source's last answer proves that the way back is done: the guest runs there, or stands as its owner or
+/// the guest itself has left it, however it stood before. Nothing may be left of QEMU's stop for a migration, nor of
+/// the engine's own `stop`.
+///
+/// In `postmigrate` a guest was passed on. It is the source's again only where `destination_ended` says that this
+/// engine's own destination is out of the way; another engine may have moved it elsewhere.
+pub fn is_left_on_source(facts: &SourceFacts) -> bool {
+    use MigrationStatus::{Cancelled, Completed, Failed};
+    let is_left = decide_source(facts) == SourceStep::Leave;
+    is_left
+        && match (&facts.run, &facts.migration) {
+            (RunState::PostMigrate, Completed) => facts.destination_ended,
+            // QEMU 7.2 leaves a guest so that its owner had stopped before QEMU did, once the migration is cancelled.
+            (RunState::PostMigrate, status) => matches!(status, Cancelled | Failed),
+            (RunState::InMigrate | RunState::FinishMigrate | RunState::Other(_), _) => false,
+            _ => true,
+        }
+}
+
 /// What is known of a source that is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LostSource {
@@ -430,6 +449,40 @@ mod tests {
                     let facts = SourceFacts { destination_ended, waited, ..source(run, "completed") };
                     assert_eq!(decide_source(&facts), expected, "{facts:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_the_source_answers_at_the_end_is_proved_unless_a_stop_of_qemus_is_left() {
+        let stands = ["paused", "prelaunch", "shutdown", "guest-panicked", "io-error", "watchdog", "internal-error"];
+        for wants_running in [false, true] {
+            for destination_ended in [false, true] {
+                let facts = |run: &str, migration: &str| SourceFacts {
+                    wants_running,
+                    destination_ended,
+                    waited: true,
+                    ..source(run, migration)
+                };
+                for migration in ["none", "cancelled", "failed", "completed"] {
+                    for run in stands.iter().chain(&["running", "suspended"]) {
+                        assert!(is_left_on_source(&facts(run, migration)), "{run} {migration}");
+                    }
+                    for run in ["inmigrate", "finish-migrate", "of-tomorrow"] {
+                        assert!(!is_left_on_source(&facts(run, migration)), "{run} {migration}");
+                    }
+                }
+                for migration in ["cancelled", "failed"] {
+                    assert!(is_left_on_source(&facts("postmigrate", migration)));
+                }
+                // Passed on: a guest that ran would be sent `cont` first.
+                let completed = is_left_on_source(&facts("postmigrate", "completed"));
+                assert_eq!(completed, destination_ended && !wants_running);
+                for migration in ["none", "active", "pre-switchover", "of-tomorrow"] {
+                    assert!(!is_left_on_source(&facts("postmigrate", migration)), "{migration}");
+                }
+                let by_engine = SourceFacts { stopped_by_engine: true, ..facts("paused", "none") };
+                assert_eq!(is_left_on_source(&by_engine), !wants_running);
             }
         }
     }

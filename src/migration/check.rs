@@ -127,7 +127,8 @@ pub(crate) fn in_use(other: &KnownRun) -> Failure {
     let pid = other.engine_pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
     let message =
         format!("another qferry{pid} has begun with one of these two QEMUs: its journal is {}", other.journal);
-    Failure::Refused { code: FindingCode::QemuInUse.into(), message, on_source: true }
+    // Nobody but that engine knows where the guest will be.
+    Failure::Refused { code: FindingCode::QemuInUse.into(), message, on_source: false }
 }
 
 /// The record that a recovery starts from.

@@ -173,18 +173,6 @@ impl GuestIntent {
         (self.resumed, self.stopped_by_owner, self.stopped_by_qemu) = (false, None, None);
     }
 
-    /// Whether a run state is one that the guest may be left in on the source: a guest that ran may have stopped or
-    /// suspended itself since, and is never sent `cont` for that. A guest that was not to run also
-    /// is as it was where its migration completed (`postmigrate`) to a destination that is dead now.
-    pub fn is_as_before(&self, run: &RunState) -> bool {
-        match (self.wants_running(), Stance::read(run)) {
-            (true, Some(stance)) => stance != Stance::Paused,
-            (true, None) => *run == RunState::Suspended,
-            (false, None) => *run == RunState::PostMigrate,
-            (false, stance) => stance != Some(Stance::Runs),
-        }
-    }
-
     /// What the journal is to be told, where it says something else; it counts as told from here on.
     pub fn take_change(&mut self) -> Option<bool> {
         let runs = self.wants_running();
@@ -406,24 +394,7 @@ mod tests {
         guest.answered(&RunState::Paused, &stop);
         guest.settle(&stop);
         // QEMU resumes and stops as the way back goes: none of that is the owner's
-        assert!(!guest.wants_running() && guest.is_as_before(&RunState::Paused));
-        assert!(!guest.is_as_before(&RunState::Running));
-    }
-
-    #[test]
-    fn as_before_is_what_it_was() {
-        let running = GuestIntent::new(&RunState::Running);
-        for run in states() {
-            let by_itself = HALTED.contains(&run) || [RunState::Running, RunState::Suspended].contains(&run);
-            assert_eq!(running.is_as_before(&run), by_itself, "{run}");
-        }
-        for before in [&[RunState::Paused][..], &HALTED].concat() {
-            let guest = GuestIntent::new(&before);
-            assert!(guest.is_as_before(&before) && guest.is_as_before(&RunState::PostMigrate), "{before}");
-            for run in [RunState::Running, RunState::Suspended, RunState::InMigrate, RunState::FinishMigrate] {
-                assert!(!guest.is_as_before(&run), "{before}, then {run}");
-            }
-        }
+        assert!(!guest.wants_running());
     }
 
     fn any_state() -> impl Strategy<Value = RunState> {

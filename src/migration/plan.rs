@@ -186,10 +186,10 @@ impl Draft {
         findings.extend(checks::contents::planned(&comparison, settings.verify_backing));
         let findings = checks::weigh(findings, &settings.force);
         let disks: Vec<PlannedDisk> = pairs.iter().map(planned).collect();
-        // A destination to which a migration has completed may have the guest: that migration may have been somebody
-        // else's, between the look at the source and the look at the destination.
-        let received = destination.migration.status == Some(MigrationStatus::Completed);
-        let on_source = matches!(source.run, RunState::Running | RunState::Paused) && !received;
+        // A destination that takes a guest in, or has, may have this one: another engine may move it there.
+        let receives = destination.migration.status.as_ref();
+        let receives = receives.is_some_and(|status| *status == MigrationStatus::Completed || !status.is_over());
+        let on_source = matches!(source.run, RunState::Running | RunState::Paused) && !receives;
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
         let chains = chains(&source_disks, &destination_disks, &pairs, source, destination);

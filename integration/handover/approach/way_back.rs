@@ -126,7 +126,16 @@ impl ApproachModel {
                 if !world.asks(Side::Source) && self.end_with_source(world) {
                     return world.end(Ending::Ended);
                 }
-                let as_before = world.asks(Side::Source) && world.engine.guest.is_as_before(&world.source.answer().0);
+                let (run, migration) = world.source.answer();
+                let facts = SourceFacts {
+                    wants_running: world.engine.guest.wants_running(),
+                    run,
+                    migration,
+                    stopped_by_engine: false,
+                    waited: true,
+                    destination_ended: world.engine.ended_destination || self.proves_end(world, Side::Destination),
+                };
+                let as_before = world.asks(Side::Source) && way_back::is_left_on_source(&facts);
                 return world.end(match (as_before, world.engine.leaves_something) {
                     (false, _) => Ending::Undetermined,
                     (true, true) => Ending::Stuck,

@@ -3,6 +3,7 @@
 //! Migration capabilities and parameters are none of it. They would bind whatever migration somebody else starts while
 //! disks are copied, a snapshot to a file above all.
 
+use super::switchover::{keep_waiting, refuse_unless_waiting};
 use crate::{
     memory::{apply, tuning::SideTuning},
     migration::{
@@ -28,8 +29,10 @@ pub(crate) async fn prepare(
     for process in [source, destination] {
         rehearse(context, process, order, attempt).await?;
     }
-    // the destination waits already; `stop` takes back the autostart of a QEMU that was started without -S
-    destination.act(&qmp::stop {}).await?;
+    // `stop` takes back the autostart of a QEMU that was started without -S. It must not meet a guest that another
+    // engine has moved there since the checks.
+    refuse_unless_waiting(destination.name(), destination.ask(&qmp::query_status {}).await?.status)?;
+    keep_waiting(destination).await?;
 
     if !route.pairs.is_empty() {
         let socket = runtime_dir::socket_effect(&settings.runtime_dir, nbd);

@@ -19,7 +19,7 @@ use crate::{
     },
     progress::{LedgerMark, Moment},
     qemu::{
-        Process,
+        Process, QemuName,
         reply::{MigrationInfo, RunState},
     },
     quantity::Bytes,
@@ -84,18 +84,23 @@ pub(crate) async fn disengage(
 ///
 /// Somebody may have sent `cont` while disks were copied. A destination that was told so runs by itself as soon as the
 /// destination has everything, though the source may take the guest back then; `stop` takes that word back.
-fn keep_waiting(destination: &Process) -> impl Future<Output = Result<(), Failure>> + use<> {
+pub(super) fn keep_waiting(destination: &Process) -> impl Future<Output = Result<(), Failure>> + use<> {
     let stopped = destination.act(&qmp::stop {});
     let run = destination.ask(&qmp::query_status {});
     let name = destination.name().clone();
     async move {
         let ((), run) = try_join!(stopped, run)?;
-        match run.status {
-            RunState::InMigrate => Ok(()),
-            run => {
-                let message = format!("{name}: this QEMU does not wait for the guest any more: {run}");
-                Err(Failure::Interfered { code: FindingCode::DestinationState.into(), message })
-            }
+        refuse_unless_waiting(&name, run.status)
+    }
+}
+
+/// Refuses to go on with a destination that does not wait for a guest any more.
+pub(super) fn refuse_unless_waiting(name: &QemuName, run: RunState) -> Result<(), Failure> {
+    match run {
+        RunState::InMigrate => Ok(()),
+        run => {
+            let message = format!("{name}: this QEMU does not wait for the guest any more: {run}");
+            Err(Failure::Interfered { code: FindingCode::DestinationState.into(), message })
         }
     }
 }

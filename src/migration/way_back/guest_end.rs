@@ -10,7 +10,7 @@ use super::{
 use crate::{
     handover::{
         exchange,
-        way_back::{DestinationFate, LostSource, WayBackGround, has_ended},
+        way_back::{LostSource, WayBackGround, has_ended},
     },
     memory::apply,
     migration::{
@@ -59,10 +59,8 @@ pub(super) async fn end_with_source(
     let proved = exchange::prove_ended(source, patience).await.is_some();
     let effects = attempt.log.effects().to_vec();
     let is_used = |effect: &Effect| matches!(effect, Effect::NbdServer | Effect::Incoming);
-    let fate = match effects.iter().any(is_used) {
-        true => destination::decide_fate(pair, past).await,
-        false => DestinationFate::AlreadyGone,
-    };
+    // Another engine, or a person, may have passed the guest on to a destination that this engine has not used.
+    let fate = destination::decide_fate(pair, past).await;
     let has_heard_all = past.followed && !destination.is_reconnected();
     let lost = LostSource {
         proved,

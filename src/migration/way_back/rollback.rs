@@ -10,7 +10,7 @@ use super::{
     guest_end::end_with_source,
     leftovers::{hidden_leftover, left_behind, migration_under_way, remove_socket},
     reconnect::reach_again,
-    source::{ResumePermit, ends_as_before, settle_source},
+    source::{LastLook, ResumePermit, ends_on_source, settle_source},
 };
 use crate::{
     handover::{
@@ -47,7 +47,7 @@ const TRIES: u32 = 2;
 /// What the undoing came to.
 #[derive(Debug, Default)]
 struct RolledBack {
-    /// Whether the source was seen in the run state that it had before.
+    /// Whether the guest was seen on the source, as it is to be.
     as_before: bool,
     /// What the engine made and is still there, and why.
     leftovers: Vec<String>,
@@ -240,9 +240,13 @@ impl WayBack<'_> {
         if !destination.has_ended().await {
             leftovers.extend(left_behind(destination, attempt.log.run()).await);
         }
-        let stopped_by_engine = attempt.log.effects().contains(&Effect::Stopped);
-        let as_before = ends_as_before(source, &mut attempt.guest, stopped_by_engine).await;
         let ended_destination = self.ended_destination.load(Ordering::Relaxed);
+        let look = LastLook {
+            stopped_by_engine: attempt.log.effects().contains(&Effect::Stopped),
+            is_own: self.may_resume.is_none() || effects.contains(&Effect::Migrate),
+            destination_ended: ended_destination || destination.has_ended().await,
+        };
+        let as_before = ends_on_source(self.pair, &mut attempt.guest, look).await;
         RolledBack { as_before, leftovers, ended_destination }
     }
 

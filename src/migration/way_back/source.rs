@@ -1,12 +1,13 @@
 //! Leaves the source's guest as it was: has [`decide_source`] decide whether the guest is sent `cont`, and does so.
 
+use super::destination::LOOK;
 use crate::{
     handover::{
         exchange,
         ownership::DestinationCannotRun,
-        way_back::{SourceFacts, SourceStep, decide_source},
+        way_back::{SourceFacts, SourceStep, decide_source, is_left_on_source},
     },
-    migration::guest::GuestIntent,
+    migration::{guest::GuestIntent, pair::QemuPair},
     qemu::{
         Observed, Process, ProcessError,
         reply::{MigrationStatus, RunState},
@@ -14,9 +15,13 @@ use crate::{
 };
 use qapi::qmp;
 use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long QEMU may take to resume a guest by itself after a cancelled migration: it does so in milliseconds.
 const RESUME: Duration = Duration::from_secs(2);
+/// How long the end of another engine's migration of the same guest is waited for, and how often it is asked about.
+const PASSES: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What allows the source to be resumed.
 #[derive(Debug, Clone, Copy)]
@@ -74,21 +79,53 @@ pub(super) async fn settle_source(
     }
 }
 
-/// Whether the guest stands on the source as it did before, or as its owner, or the guest itself, has made it stand by
+/// What the last look at the source rests on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LastLook {
+    /// The engine's own `stop` is not undone.
+    pub(super) stopped_by_engine: bool,
+    /// The source's last migration was this engine's.
+    pub(super) is_own: bool,
+    /// The destination is out of the way, and never ran the guest.
+    pub(super) destination_ended: bool,
+}
+
+/// Whether the guest is on the source, as it stood before, or as its owner or the guest itself has made it stand by
 /// now: either may have acted while the way back went on.
-pub(super) async fn ends_as_before(source: &Process, guest: &mut GuestIntent, stopped_by_engine: bool) -> bool {
-    let asked = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}));
-    let Ok((run, migration)) = asked else { return false };
-    let facts = SourceFacts {
-        wants_running: guest.wants_running(),
-        run: run.status,
-        migration: migration.status.unwrap_or(MigrationStatus::None),
-        stopped_by_engine,
-        waited: true,
-        destination_ended: false,
-    };
-    if decide_source(&facts) == SourceStep::Leave {
-        guest.look(&facts.run);
+///
+/// Where another engine passes the guest on to the same destination, its end is waited for: until then nobody can say
+/// where the guest stays.
+pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, look: LastLook) -> bool {
+    let QemuPair { source, destination } = pair;
+    let began = Instant::now();
+    loop {
+        let asked = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}));
+        let Ok((run, migration)) = asked else { return false };
+        let facts = SourceFacts {
+            wants_running: guest.wants_running(),
+            run: run.status,
+            migration: migration.status.unwrap_or(MigrationStatus::None),
+            stopped_by_engine: look.stopped_by_engine,
+            waited: true,
+            destination_ended: look.is_own && look.destination_ended,
+        };
+        let is_passed_on = !look.is_own && !facts.migration.is_over() && is_receiving(destination).await;
+        if is_passed_on && began.elapsed() < PASSES {
+            sleep(LOOK_AGAIN).await;
+            continue;
+        }
+        let is_left = !is_passed_on && is_left_on_source(&facts);
+        if is_left {
+            guest.look(&facts.run);
+        }
+        tracing::info!(?facts, is_passed_on, is_left, "the source at the end of the way back");
+        return is_left;
     }
-    guest.is_as_before(&facts.run)
+}
+
+/// Whether a destination to which this engine sends nothing takes a guest in.
+async fn is_receiving(destination: &Process) -> bool {
+    let asked = timeout(LOOK, destination.ask(&qmp::query_migrate {})).await;
+    let status = asked.ok().and_then(Result::ok).and_then(|answer| answer.status);
+    status.is_some_and(|status| status == MigrationStatus::Completed || !status.is_over())
 }
