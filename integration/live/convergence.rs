@@ -2,4 +2,5 @@
 
 mod guests;
 mod measure;
+mod overlap;
 mod tuning;

@@ -26,6 +26,7 @@ fn overlapping() -> ModelPair {
     let mut state = model.state();
     (state.len, state.mirror_takes, state.ram_takes) = (512 << 20, Duration::from_secs(3), Duration::from_millis(500));
     model::add_switchover_bandwidth(&mut state.source.schema);
+    model::add_zero_page_detection(&mut state.source.schema);
     // Less RAM would be sent before the engine can hold it back.
     (state.source.ram, state.destination.ram) = (1 << 30, 1 << 30);
     drop(state);
@@ -90,7 +91,7 @@ async fn ram_beside_the_mirrors_is_held_until_none_is_behind() {
     let told: Vec<(usize, Value)> =
         set_while_sending(&run).into_iter().filter(|(_, set)| set.get("max-bandwidth").is_some()).collect();
     let rates: Vec<&Value> = told.iter().map(|(_, set)| &set["max-bandwidth"]).collect();
-    assert_eq!(rates, [&json!(4096), &json!(1_u64 << 40)], "{run:?}");
+    assert_eq!(rates, [&json!(10), &json!(1_u64 << 40)], "{run:?}");
     let in_step = run.log.iter().position(|(_, seen)| seen.name == "block-job-change").unwrap();
     assert!(told[0].0 < first(&run, "BLOCK_JOB_READY"), "{run:?}");
     assert!(first(&run, "BLOCK_JOB_READY") < in_step && in_step < told[1].0, "{run:?}");
@@ -130,6 +131,74 @@ async fn a_guest_that_stops_long_before_its_mirrors_are_ready_resumes_on_the_sou
     let window = run.blackout();
     let (stop, resume) = (window.first().unwrap().1, window.last().unwrap().1);
     assert!(resume - stop <= Duration::from_millis(500), "{:?}", resume - stop);
+}
+
+/// The run states in which the owner has found the guest that it paused, each a second after the pause.
+type FoundStates = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
+/// Has the owner pause the guest once RAM is looked at for the second time, and resume it a second later, where QEMU
+/// takes the owner's `cont`.
+fn pauses_beside_the_mirrors(model: &ModelPair, resumes: bool) -> FoundStates {
+    let (found, mut looks) = (FoundStates::default(), 0);
+    let (shared, seen) = (model.shared.clone(), found.clone());
+    model.on(Source, "query-migrate", move |asked| {
+        let mut state = shared.state();
+        looks += usize::from(state.source.migration.as_deref() == Some("active"));
+        if looks == 2 && state.source.run == "running" {
+            state.source.run = "paused".to_owned();
+            state.emit(Source, "STOP", Value::Null);
+            let (shared, seen) = (shared.clone(), seen.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let mut state = shared.state();
+                let run = state.source.run.clone();
+                if resumes && run == "paused" {
+                    state.source.run = "running".to_owned();
+                    state.emit(Source, "RESUME", Value::Null);
+                }
+                seen.lock().unwrap().push(run);
+            });
+        }
+        drop(state);
+        shared.answer(Source, asked)
+    });
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_who_pauses_the_guest_beside_the_mirrors_can_resume_it_at_once() {
+    for resumes in [true, false] {
+        let mut model = overlapping();
+        model.state().zero_pages = true;
+        let found = pauses_beside_the_mirrors(&model, resumes);
+        let run = model.migrate().await;
+        assert_eq!(*found.lock().unwrap(), ["paused"], "QEMU refuses `cont` in another state: {run:?}");
+        assert_eq!((run.outcome.outcome, run.count("destination: cont")), (Ending::Moved, usize::from(resumes)));
+        let held = |(at, set): (usize, Value)| (set["zero-page-detection"] == "none").then_some(at);
+        let held = set_while_sending(&run).into_iter().find_map(held).unwrap_or_else(|| panic!("{run:?}"));
+        assert!(first(&run, "STOP") < held && held < first(&run, "BLOCK_JOB_READY"), "{run:?}");
+        let arrived = |(_, seen): &(String, fake::ReceivedCommand)| seen.arguments["status"] == "pre-switchover";
+        let arrived = run.log.iter().position(arrived).unwrap();
+        assert!(first(&run, "BLOCK_JOB_READY") < arrived, "{run:?}");
+        assert_eq!(model.state().violations, Vec::<&str>::new());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_guest_whose_ram_has_ended_is_not_kept_from_its_owner_for_long() {
+    let mut model = overlapping();
+    model.state().heeds_max_bandwidth = false;
+    let found = pauses_beside_the_mirrors(&model, true);
+    let shared = model.shared.clone();
+    // RAM cannot be held back, and the mirror comes to no end: its destination does not answer.
+    model.when(Source, "migrate", move || shared.state().source.jobs[0].status = "paused");
+    let run = model.migrate().await;
+    assert_eq!(*found.lock().unwrap(), ["finish-migrate"], "{run:?}");
+    assert_eq!((run.outcome.outcome, run.code()), (Ending::RolledBack, "switchover-timeout"), "{run:?}");
+    assert!(run.message().contains("`overlap = false`") && run.message().contains("start it anew"), "{run:?}");
+    assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (1, 0), "{run:?}");
+    assert_eq!(model.state().source.run, "paused");
+    assert_eq!(model.state().violations, Vec::<&str>::new());
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,7 +61,9 @@ pub(super) fn shares(history: &History) -> BandwidthShares {
 fn memory_share(history: &History, stage: ConvergenceStage) -> MemoryShare {
     let ceiling = history.job.ceiling;
     let share = match (stage, ceiling) {
-        (ConvergenceStage::Overlap { trickles, .. }, _) if trickles || remains_less_than(history, 0.0) => {
+        (ConvergenceStage::Overlap { trickles, .. }, _)
+            if trickles || history.stands || remains_less_than(history, 0.0) =>
+        {
             return MemoryShare::Trickle;
         }
         (_, None) => return MemoryShare::Unlimited,
@@ -222,6 +224,27 @@ mod tests {
             assert_eq!(run.shares().memory.rate(), ceiling.map(mib));
             assert!(!run.shares().trickles());
         }
+    }
+
+    #[test]
+    fn ram_of_a_guest_that_stands_is_held_until_the_mirrors_are_in_step() {
+        let mut run = run(None, None, &["a"]);
+        run.history.note(&Action::HoldMemory);
+        run.history.note(&Action::StartMemory);
+        run.look(500, Some(ram(512)), &[mirror("a", 1000, 10)]);
+        assert!(!run.shares().trickles());
+        run.stands = true;
+        run.look(20, Some(ram(500)), &[mirror("a", 1000, 11)]);
+        assert!(run.shares().trickles(), "however much remains");
+        // the owner may come and go
+        run.stands = false;
+        run.look(500, Some(ram(500)), &[mirror("a", 1000, 60)]);
+        assert!(run.shares().trickles());
+        run.stands = true;
+        run.look(500, Some(ram(499)), &[ready("a", false)]);
+        assert!(run.shares().trickles());
+        let decision = run.look(20, Some(ram(499)), &[ready("a", true)]);
+        assert!(!run.shares().trickles() && decision.actions.contains(&Action::ReleaseMemory), "{decision:?}");
     }
 
     #[test]

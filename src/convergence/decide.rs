@@ -164,6 +164,9 @@ fn overlap(policy: &Policy, now: &History) -> Result<String, String> {
     if !policy.overlap || !now.job.abilities.overlap || copied <= 0.0 {
         return Err(waiting);
     }
+    if now.stands {
+        return Err(format!("{waiting}: RAM waits, since the guest stands still, and its RAM could end before them"));
+    }
     let times: Option<Vec<f64>> = copying.iter().map(|(_, disk)| disk.time_to_ready()).collect();
     let Some(longest) = times.map(|times| times.into_iter().fold(0.0, f64::max)) else {
         return Err(format!("{waiting}: RAM waits, since one of the mirrors does not catch up"));
@@ -257,6 +260,11 @@ mod tests {
         let full = ConvergenceJob { ceiling: Some(mib(110)), ..job() };
         let full = beside(&plain, full, 500);
         assert!(!starts(&full) && full.because.contains("no room"), "{full:?}");
+        let mut stands = ControllerRun::new(&plain, ConvergenceJob { memory: 1 << 30, ..job() }, &["a"]);
+        stands.stands = true;
+        let decisions: Vec<Decision> =
+            (0..5u64).map(|second| stands.look(1000, None, &[mirror("a", 1200, second * 100)])).collect();
+        assert!(!decisions.iter().any(starts) && decisions[4].because.contains("stands still"), "{decisions:?}");
         let busy = ConvergenceJob { dirty_rate: Some(mib(150).0 as f64), ..job() };
         let busy = beside(&plain, busy, 500);
         assert!(!starts(&busy) && busy.because.contains("slower than it is dirtied"), "{busy:?}");

@@ -49,13 +49,15 @@ pub(super) fn ready(disk: &str, synced: bool) -> MirrorSample {
 pub(super) struct ControllerRun {
     pub(super) policy: Policy,
     pub(super) history: History,
+    /// The guest stands still by its owner's wish.
+    pub(super) stands: bool,
     at: f64,
 }
 
 impl ControllerRun {
     pub(super) fn new(policy: &Policy, job: ConvergenceJob, disks: &[&str]) -> Self {
         let history = History::new(job, disks.iter().map(|&disk| disk.to_owned()));
-        Self { policy: policy.clone(), history, at: 0.0 }
+        Self { policy: policy.clone(), history, stands: false, at: 0.0 }
     }
 
     /// A look `later` milliseconds after the last one.
@@ -72,7 +74,8 @@ impl ControllerRun {
         mirrors: &[MirrorSample],
     ) -> Decision {
         self.at += later as f64;
-        let sample = MigrationSample { at_ms: self.at, round_trip_ms, ram, mirrors: mirrors.to_vec() };
+        let stands = self.stands;
+        let sample = MigrationSample { at_ms: self.at, round_trip_ms, stands, ram, mirrors: mirrors.to_vec() };
         let decision = decide(&self.policy, &self.history, &sample);
         self.history.record(&sample, &decision);
         decision

@@ -24,6 +24,8 @@ pub struct History {
     pub(super) job: ConvergenceJob,
     /// The moment of the last sample, since the migration began.
     pub(super) at: Duration,
+    /// The guest stood still at the last sample.
+    pub(super) stands: bool,
     pub(super) memory: MemoryTrack,
     pub(super) disks: BTreeMap<String, DiskTrack>,
     pub(super) round_trip: RoundTrips,
@@ -96,6 +98,7 @@ impl History {
         Self {
             job,
             at: Duration::ZERO,
+            stands: false,
             memory: MemoryTrack::default(),
             disks: disks.into_iter().map(|disk| (disk, DiskTrack::default())).collect(),
             round_trip: RoundTrips::default(),
@@ -170,6 +173,7 @@ impl History {
     pub(super) fn after(&self, sample: &MigrationSample) -> Self {
         let mut next = self.clone();
         next.at = self.at.max(Duration::try_from_secs_f64(sample.at_ms / 1000.0).unwrap_or(self.at));
+        next.stands = sample.stands;
         if sample.round_trip_ms > 0.0 {
             next.round_trip.add(sample.round_trip_ms);
         }

@@ -62,12 +62,12 @@ fn samples() -> impl Strategy<Value = Vec<MigrationSample>> {
         mirror("a").prop_map(|a| vec![a]).boxed(),
         (mirror("a"), mirror("b")).prop_map(|(a, b)| vec![a, b]).boxed(),
     ];
-    let one = (0..900u64, 0..50u64, proptest::option::of(ram()), mirrors);
+    let one = (0..900u64, 0..50u64, any::<bool>(), proptest::option::of(ram()), mirrors);
     proptest::collection::vec(one, 1..60).prop_map(|all| {
         let mut at = 0;
-        let sample = |(later, took, ram, mirrors)| {
+        let sample = |(later, took, stands, ram, mirrors)| {
             at += later;
-            MigrationSample { at_ms: at as f64, round_trip_ms: took as f64, ram, mirrors }
+            MigrationSample { at_ms: at as f64, round_trip_ms: took as f64, stands, ram, mirrors }
         };
         all.into_iter().map(sample).collect()
     })
@@ -85,7 +85,7 @@ fn plausible() -> impl Strategy<Value = Vec<MigrationSample>> {
             ram.processed += sent;
             ram.remaining = (ram.remaining - sent + if counted { dirtied } else { 0 }).min(total);
             ram.syncs += u64::from(counted);
-            MigrationSample { at_ms: at as f64, round_trip_ms: 0.5, ram: Some(ram), mirrors: Vec::new() }
+            MigrationSample { at_ms: at as f64, round_trip_ms: 0.5, stands: false, ram: Some(ram), mirrors: Vec::new() }
         };
         all.into_iter().map(next).collect()
     })

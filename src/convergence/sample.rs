@@ -11,6 +11,10 @@ pub struct MigrationSample {
     pub at_ms: f64,
     /// Milliseconds that `query-migrate` took, or `query-block-jobs` before RAM is sent.
     pub round_trip_ms: f64,
+    /// The guest stands still by its owner's wish. RAM of such a guest is sent in one pass, whatever is held against it
+    /// by a downtime limit: no page is found dirty again.
+    #[serde(default)]
+    pub stands: bool,
     /// RAM, once it is being sent.
     pub ram: Option<RamSample>,
     /// Every mirror.

@@ -291,6 +291,7 @@ impl<'a> Simulation<'a> {
         MigrationSample {
             at_ms: self.at,
             round_trip_ms: self.link.round_trip,
+            stands: false,
             ram: self.memory_started.then_some(ram),
             mirrors: self.mirrors.iter().zip(&self.guest.disks).map(mirror).collect(),
         }

@@ -40,6 +40,12 @@ pub enum Failure {
     /// The guest stood still for so long that it had to go on where it was.
     #[error("the guest was not passed on within {0:?} of its stop")]
     SwitchoverTimeout(Duration),
+    /// QEMU kept a guest that stands still from its owner for so long that the owner had to get it back.
+    #[error(
+        "the guest stands still, so all of its RAM was sent before its disks were copied, and for {0:?} QEMU has taken \
+         no `cont` from its owner"
+    )]
+    KeptFromOwner(Duration),
     /// A QEMU leaves its monitor unanswered: its main loop hangs, or it was frozen.
     #[error("{at}: it has answered nothing for {waited:?}")]
     Hangs {
@@ -201,7 +207,9 @@ impl Failure {
             Self::Cancelled => FailureCode::Cancelled,
             Self::GaveUp { code, .. } => FailureCode::from(*code),
             Self::Timeout(_) => FailureCode::Timeout,
-            Self::SwitchoverTimeout(_) | Self::Flushes { .. } => FailureCode::SwitchoverTimeout,
+            Self::SwitchoverTimeout(_) | Self::KeptFromOwner(_) | Self::Flushes { .. } => {
+                FailureCode::SwitchoverTimeout
+            }
             Self::Hangs { .. } => FailureCode::MonitorBlocked,
             Self::Frozen { .. } => FailureCode::NoAnswer,
             Self::GuestHalted(_) => FailureCode::GuestHalted,
@@ -282,6 +290,10 @@ impl Failure {
             (Self::Cleaned { failure, .. }, _) => failure.remedy(),
             (Self::Timeout(_), _) => "; allow more time with `timeout`, more `bandwidth` or more `downtime`",
             (Self::SwitchoverTimeout(_), _) => "; allow more time with `switchover_timeout`",
+            (Self::KeptFromOwner(_), _) => {
+                "; allow more time with `switchover_timeout`, or have RAM wait for the disks with `overlap = false` in the \
+                 `policy`"
+            }
             (Self::Flushes { .. }, _) => "; make the disks flush faster, or allow more time with `switchover_timeout`",
             (Self::Frozen { .. }, _) => "; its process was stopped, or its host or the network to it is down",
             (Self::Hangs { .. }, _) => "; what it waited for, the destination's NBD server as a rule, does not answer",
@@ -469,6 +481,7 @@ mod tests {
             (gave_up("timeout"), FailureCode::Timeout),
             (Failure::Frozen { at: at(), waited: Duration::from_secs(1) }, FailureCode::NoAnswer),
             (Failure::Flushes { at: at(), waited: Duration::from_secs(4) }, FailureCode::SwitchoverTimeout),
+            (Failure::KeptFromOwner(Duration::from_secs(4)), FailureCode::SwitchoverTimeout),
             (Failure::GuestEnded { gone: gone(), shutdown: None }, FailureCode::SourceGone),
         ] {
             assert_eq!(failure.code(), code, "{failure:?}");

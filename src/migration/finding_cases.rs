@@ -104,6 +104,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
             block_job_change: true,
             mirror_target_is_zero: true,
             avail_switchover_bandwidth: true,
+            zero_page_detection: true,
             multifd_compressions: ["none", "zstd"].map(str::to_owned).into(),
             migration_capabilities: ["multifd", "xbzrle", "postcopy-ram", bitmaps::CAPABILITY]
                 .map(str::to_owned)

@@ -38,6 +38,8 @@ pub struct Features {
     /// `migrate-set-parameters` takes `avail-switchover-bandwidth` (8.2): the bandwidth that QEMU assumes when it
     /// decides whether to switch over can be set.
     pub avail_switchover_bandwidth: bool,
+    /// `migrate-set-parameters` takes `zero-page-detection` (9.0): pages of zeros can be sent whole.
+    pub zero_page_detection: bool,
     /// `MigrationStatus` has `failing` (11): such a build counts dirty pages about ten times a second, older ones at
     /// the end of each pass. The two changes have nothing to do with each other but came with the same version, and the
     /// estimate alone relies on it.
@@ -74,6 +76,7 @@ impl Features {
             dirty_rate_milliseconds: schema.has_argument("calc-dirty-rate", "calc-time-unit"),
             mirror_target_is_zero: schema.has_argument("blockdev-mirror", "target-is-zero"),
             avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
+            zero_page_detection: schema.has_argument("migrate-set-parameters", "zero-page-detection"),
             failing_status: schema.argument_values("migrate-continue", "state").contains(&"failing"),
             multifd_compressions: schema
                 .argument_values("migrate-set-parameters", "multifd-compression")

@@ -52,7 +52,8 @@ impl SharedPair {
             }
         }
         let mut state = self.state();
-        if state.source.run == "running" {
+        state.ran_at_the_stop = state.source.run == "running";
+        if state.ran_at_the_stop {
             state.emit(Side::Source, "STOP", Value::Null);
         }
         state.source.run = "finish-migrate".to_owned();
@@ -139,7 +140,7 @@ impl PairState {
 
     pub(super) fn leave_finish_migrate(&mut self) {
         if self.source.run == "finish-migrate" {
-            match (self.guest_ran, self.source_resumes) {
+            match (self.guest_ran && self.ran_at_the_stop, self.source_resumes) {
                 (true, true) => self.resume(Side::Source),
                 (true, false) => {}
                 (false, _) => self.source.run = "paused".to_owned(),
@@ -224,7 +225,8 @@ impl PairState {
     pub(super) fn send_ram(&mut self) -> bool {
         let rate = self.source.ram as f64 / self.ram_takes.as_secs_f64();
         let number = |name: &str| self.source.parameters[name].as_f64().unwrap();
-        let sent = match self.heeds_max_bandwidth {
+        let passes_by = self.zero_pages && self.source.parameters["zero-page-detection"] != "none";
+        let sent = match self.heeds_max_bandwidth && !passes_by {
             true => rate.min(number("max-bandwidth")) * TICK.as_secs_f64(),
             false => rate * TICK.as_secs_f64(),
         };

@@ -31,7 +31,7 @@ use crate::fake::{AnswerStep, CommandLog, FakeMonitor, MonitorScript, ReceivedCo
 
 pub use qemu::{MirrorJob, ModelDisk, ModelQemu};
 pub use run::{MigrationRun, asks};
-pub use schema::{add_capabilities, add_switchover_bandwidth, schema};
+pub use schema::{add_capabilities, add_switchover_bandwidth, add_zero_page_detection, schema};
 
 pub const MIB: u64 = 1 << 20;
 /// The commands that a monitor of the model answers; any other is `CommandNotFound`.
@@ -156,6 +156,8 @@ pub struct PairState {
     pub destination: ModelQemu,
     /// Whether the guest runs before the migration.
     pub guest_ran: bool,
+    /// Whether the guest ran when QEMU stopped it for the switchover.
+    pub(super) ran_at_the_stop: bool,
     pub mirror_ends: Vec<MirrorEnd>,
     pub guard_counts: GuardCounts,
     /// The bytes that a mirror has to copy.
@@ -170,6 +172,8 @@ pub struct PairState {
     pub ram_takes: Duration,
     /// Whether the source heeds `max-bandwidth`.
     pub heeds_max_bandwidth: bool,
+    /// Whether RAM is zeros, which pass below any `max-bandwidth` unless they are sent whole.
+    pub zero_pages: bool,
     /// The bytes of RAM that the guest dirties for each byte that is sent.
     pub dirtied_share: f64,
     pub(super) sent: RamProgress,
@@ -257,6 +261,7 @@ impl ModelPair {
                 ("throttle-trigger-threshold".to_owned(), json!(50)),
                 ("vcpu-dirty-limit".to_owned(), json!(1)),
                 ("avail-switchover-bandwidth".to_owned(), json!(0)),
+                ("zero-page-detection".to_owned(), json!("multifd")),
                 ("x-new".to_owned(), json!({"a": 1})),
             ]),
             disks: (0..shape.disks)
@@ -282,6 +287,7 @@ impl ModelPair {
             source: qemu(Side::Source),
             destination: qemu(Side::Destination),
             guest_ran: shape.guest == "running",
+            ran_at_the_stop: true,
             mirror_ends: vec![MirrorEnd::Well; shape.disks],
             guard_counts: Box::new(|_, _, _| Some(0)),
             len: 3 * MIB,
@@ -290,6 +296,7 @@ impl ModelPair {
             // longer than one period of the engine's samples
             ram_takes: Duration::from_millis(1300),
             heeds_max_bandwidth: true,
+            zero_pages: false,
             dirtied_share: 0.0,
             sent: RamProgress::default(),
             after_continue: AfterContinue::Completes,

@@ -66,6 +66,13 @@ pub fn add_switchover_bandwidth(schema: &mut Value) {
     entities.push(json!({"name": "6", "meta-type": "object", "members": member}));
 }
 
+/// Adds the parameter `zero-page-detection` to a schema that has `avail-switchover-bandwidth`.
+pub fn add_zero_page_detection(schema: &mut Value) {
+    let entities = schema.as_array_mut().unwrap();
+    let members = &mut entities.iter_mut().find(|entity| entity["name"] == "6").unwrap()["members"];
+    members.as_array_mut().unwrap().push(json!({"name": "zero-page-detection", "type": "str"}));
+}
+
 pub(super) fn has_block_job_change(schema: &Value) -> bool {
     schema.to_string().contains("block-job-change")
 }

@@ -122,7 +122,10 @@ impl ApproachModel {
                 let must_ask = guest.follow(&source.seen.observed());
                 must_ask || guest != engine.guest || source.phase != SourcePhase::Sends || self.has_to_go_back(world)
             }
-            ApproachStage::WaitForMirrors => source.mirror == MirrorPhase::Ready || self.has_to_go_back(world),
+            ApproachStage::WaitForMirrors => {
+                let waits = source.mirror == MirrorPhase::Copies && !self.may_end_the_wait(world);
+                !waits || self.has_to_go_back(world)
+            }
             ApproachStage::Arrive => {
                 let both = source.phase == SourcePhase::Completed
                     && !source.is_foreign
@@ -132,6 +135,13 @@ impl ApproachModel {
             ApproachStage::Over(_) | ApproachStage::Died => false,
             _ => true,
         }
+    }
+
+    /// Whether the wait for the mirrors has an end: the budget of a guest that is to run, or the time for which another
+    /// guest's owner may be kept from it.
+    fn may_end_the_wait(&self, world: &ApproachWorld) -> bool {
+        let is_mended = self.mutation != Some(ApproachMutation::OwnerWaitsForDisks);
+        is_mended || world.engine.guest.wants_running()
     }
 
     /// Whether a side is gone, as its monitor tells: up to `migrate-continue` that ends the work.
@@ -232,6 +242,8 @@ impl ApproachModel {
                     None => world.engine.stage = ApproachStage::Follow,
                 }
             }
+            // The time for the mirrors may be over at any moment.
+            ApproachStage::WaitForMirrors if world.source.mirror == MirrorPhase::Copies => self.turn_back(world),
             ApproachStage::WaitForMirrors => world.engine.stage = ApproachStage::Disengage,
             ApproachStage::Disengage => self.disengage(world),
             // QEMU refuses `migrate-continue` outside `pre-switchover`, and the refusal had no effect.

@@ -111,6 +111,8 @@ pub(crate) enum ApproachMutation {
     EventsAreAnswers,
     /// A source that passes the guest on without this engine is cancelled before the destination is put out of the way.
     SourceIsCancelledFirst,
+    /// A guest that is not to run waits for the disks for as long as they take.
+    OwnerWaitsForDisks,
 }
 
 /// What is explored.

@@ -3,7 +3,7 @@
 
 use super::{
     model::{APPROACH, ApproachModel, ApproachMutation, FaultKinds, NO_FAULTS},
-    properties::{AGAINST_OWNER, DISKS, FOREIGN, HELD, KILLED, STRANGER, TWO_RUNNERS, VAGUE},
+    properties::{AGAINST_OWNER, DISKS, FOREIGN, HELD, KILLED, STRANGER, TWO_RUNNERS, VAGUE, WAITS},
 };
 use crate::explorations::MOST;
 use stateright::{Checker, HasDiscoveries, Model};
@@ -74,6 +74,11 @@ fn a_destination_that_is_told_to_stop_once_is_found() {
 fn a_guest_that_stops_by_itself_unheard_is_found() {
     let kinds = FaultKinds { guest: true, ..NO_FAULTS };
     breaks(ApproachMutation::HaltsAreUnheard, ApproachModel { kinds, ..APPROACH }, AGAINST_OWNER);
+}
+
+#[test]
+fn an_owner_who_waits_for_the_disks_is_found() {
+    breaks(ApproachMutation::OwnerWaitsForDisks, ApproachModel { kinds: OWNER, ..APPROACH }, WAITS);
 }
 
 #[test]

@@ -200,7 +200,9 @@ impl<'a> Controller<'a> {
     }
 
     /// Waits for mirrors that were not ready when the guest was stopped. A stopped guest writes no more, so they get
-    /// ready; the budget bounds how long that may take.
+    /// ready; the budget bounds how long that may take. A guest that stood still before has no budget, but QEMU refuses
+    /// its owner's `cont` from `pre-switchover` on, and nothing tells that the owner has sent one: the time in which
+    /// mirrors must have ended in any switchover bounds this wait, too.
     async fn wait_for_mirrors(
         &mut self,
         qemus: &QemuPair,
@@ -213,9 +215,12 @@ impl<'a> Controller<'a> {
             if self.is_ready() {
                 break;
             }
-            let stood = qemus.stood(stopped);
+            let limit = self.context.settings.switchover_limit().mul_f64(SETTLED);
             if attempt.guest.is_to_run(&qemus.source.observed()) {
+                let stood = qemus.stood(stopped);
                 keep_budget(&self.context.settings.policy, &self.history, stood, PendingRest::Mirrors)?;
+            } else if stopped.elapsed() >= limit {
+                return Err(Failure::KeptFromOwner(limit));
             }
             tokio::select! {
                 () = mirror_job::turned(&qemus.source, &self.order.route.pairs) => {}
@@ -338,15 +343,18 @@ impl<'a> Controller<'a> {
                         done = done.and(mirror_job::limit(source, pair, speed.map(|rate| rate.0)).await);
                     }
                 }
-                let parameters = match shares.memory {
-                    unchanged if unchanged == shared.memory => None,
-                    MemoryShare::Unlimited => Some(tuning::bandwidth(None)),
-                    MemoryShare::Limited(rate) => Some(tuning::bandwidth(Some(rate))),
-                    MemoryShare::Trickle => Some(tuning::trickle()),
+                let mut parameters = match shares.memory {
+                    unchanged if unchanged == shared.memory => Map::new(),
+                    MemoryShare::Unlimited => tuning::bandwidth(None),
+                    MemoryShare::Limited(rate) => tuning::bandwidth(Some(rate)),
+                    MemoryShare::Trickle => tuning::trickle(source.features()),
                 };
-                match parameters {
-                    Some(parameters) => done.and(set_parameters(source, attempt, parameters).await),
-                    None => done,
+                if shared.trickles() && !shares.trickles() {
+                    parameters.extend(tuning::no_trickle(source.features()));
+                }
+                match parameters.is_empty() {
+                    false => done.and(set_parameters(source, attempt, parameters).await),
+                    true => done,
                 }
             }
             Action::Throttle(percent) => {

@@ -109,6 +109,7 @@ impl<'a> Sampler<'a> {
         let sample = MigrationSample {
             at_ms: self.context.began.elapsed().as_secs_f64() * 1000.0,
             round_trip_ms: round_trip.as_secs_f64() * 1000.0,
+            stands: !attempt.guest.wants_running(),
             ram: ram.map(|(migration, ram)| RamSample {
                 transferred: ram.transferred,
                 processed: migration.processed(),

@@ -102,6 +102,7 @@ mod tests {
             block_job_change: true,
             mirror_target_is_zero: true,
             avail_switchover_bandwidth: true,
+            zero_page_detection: true,
             multifd_compressions: set(compressions),
             migration_capabilities: set(capabilities),
             missing: Vec::new(),
