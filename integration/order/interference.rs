@@ -123,6 +123,27 @@ async fn a_migration_of_somebody_else_is_neither_cancelled_nor_taken_for_the_eng
     assert_eq!(run.outcome.outcome, Ending::Stuck, "{run:?}");
     assert!(run.outcome.leftovers.iter().all(|left| left.contains("capabilities")), "{run:?}");
 
+    // completed: the source stands in `postmigrate` by it, and that is left so
+    for after_the_last_look in [false, true] {
+        let mut model = self::model();
+        let complete = |state: &mut PairState| {
+            for status in ["setup", "active", "completed"] {
+                state.enter(Source, status);
+            }
+            state.source.run = "postmigrate".to_owned();
+        };
+        if after_the_last_look {
+            let shared = model.shared.clone();
+            model.when(Source, "migrate", move || complete(&mut shared.state()));
+        } else {
+            when_copied(&model, complete);
+        }
+        let run = model.migrate().await;
+        let told = (run.outcome.outcome, run.outcome.runs_on, run.count("source: migrate_cancel"));
+        assert_eq!(told, (Ending::RolledBack, RunsOn::Source, 0), "{after_the_last_look}: {run:?}");
+        assert_eq!(model.state().source.run, "postmigrate", "{run:?}");
+    }
+
     // over when the disks are copied
     for end in ["completed", "cancelled", "failed"] {
         let mut model = self::model();

@@ -186,6 +186,8 @@ pub struct SourceFacts {
     pub waited: bool,
     /// The destination is proved unable to run the guest, and never ran it.
     pub destination_ended: bool,
+    /// The source's last migration is somebody else's, and this engine's destination has taken nothing of it.
+    pub is_anothers: bool,
 }
 
 /// What becomes of the source's guest.
@@ -205,13 +207,15 @@ pub enum SourceStep {
 /// `paused` then was stopped by its owner, unless the engine's own `stop` stands; and a guest that stopped by itself
 /// has a run state that says so.
 pub fn decide_source(facts: &SourceFacts) -> SourceStep {
-    let SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended } = facts;
+    let SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended, is_anothers } =
+        facts;
     if !wants_running {
         return SourceStep::Leave;
     }
     match (run, migration) {
         // A reset of a guest that stands by the engine's `stop` makes `prelaunch` of `paused`.
         (RunState::Paused | RunState::Prelaunch, _) if *stopped_by_engine => SourceStep::Cont,
+        (RunState::PostMigrate, MigrationStatus::Completed) if *is_anothers => SourceStep::Leave,
         // `cont` to a source that has passed everything on needs the proof that the destination is out of the way.
         (RunState::PostMigrate | RunState::FinishMigrate, MigrationStatus::Completed) => match destination_ended {
             true => SourceStep::Cont,
@@ -232,14 +236,15 @@ pub fn decide_source(facts: &SourceFacts) -> SourceStep {
 /// the guest itself has left it, however it stood before. Nothing may be left of QEMU's stop for a migration, nor of
 /// the engine's own `stop`.
 ///
-/// In `postmigrate` a guest was passed on. It is the source's again only where `destination_ended` says that this
-/// engine's own destination is out of the way; another engine may have moved it elsewhere.
+/// In `postmigrate` a guest was passed on. After this engine's own migration the guest is the source's again only where
+/// `destination_ended` says that the destination is out of the way. After somebody else's, such as one to a file, the
+/// guest is left to whoever made that migration, once this engine's destination has taken nothing of it.
 pub fn is_left_on_source(facts: &SourceFacts) -> bool {
     use MigrationStatus::{Cancelled, Completed, Failed};
     let is_left = decide_source(facts) == SourceStep::Leave;
     is_left
         && match (&facts.run, &facts.migration) {
-            (RunState::PostMigrate, Completed) => facts.destination_ended,
+            (RunState::PostMigrate, Completed) => facts.destination_ended || facts.is_anothers,
             // QEMU 7.2 leaves a guest so that its owner had stopped before QEMU did, once the migration is cancelled.
             (RunState::PostMigrate, status) => matches!(status, Cancelled | Failed),
             (RunState::InMigrate | RunState::FinishMigrate | RunState::Other(_), _) => false,
@@ -412,6 +417,7 @@ mod tests {
             stopped_by_engine: false,
             waited: false,
             destination_ended: false,
+            is_anothers: false,
         }
     }
 
@@ -478,6 +484,8 @@ mod tests {
                 // Passed on: a guest that ran would be sent `cont` first.
                 let completed = is_left_on_source(&facts("postmigrate", "completed"));
                 assert_eq!(completed, destination_ended && !wants_running);
+                let anothers = SourceFacts { is_anothers: true, ..facts("postmigrate", "completed") };
+                assert!(is_left_on_source(&anothers), "{anothers:?}");
                 for migration in ["none", "active", "pre-switchover", "of-tomorrow"] {
                     assert!(!is_left_on_source(&facts("postmigrate", migration)), "{migration}");
                 }
@@ -580,10 +588,11 @@ mod tests {
         fn no_guest_is_started_that_stands_by_itself(
             run in any_run(),
             migration in any_status(),
-            known in any::<(bool, bool, bool, bool)>(),
+            known in any::<(bool, bool, bool, bool, bool)>(),
         ) {
-            let (wants_running, stopped_by_engine, waited, destination_ended) = known;
-            let facts = SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended };
+            let (wants_running, stopped_by_engine, waited, destination_ended, is_anothers) = known;
+            let facts =
+                SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended, is_anothers };
             if decide_source(&facts) == SourceStep::Cont {
                 prop_assert!(wants_running);
                 let is_stopped_by_another = match facts.run {
@@ -592,7 +601,7 @@ mod tests {
                     _ => true,
                 };
                 prop_assert!(!is_stopped_by_another, "{facts:?}");
-                prop_assert!(facts.migration != MigrationStatus::Completed || destination_ended || stopped_by_engine);
+                prop_assert!(facts.migration != MigrationStatus::Completed || (destination_ended && !is_anothers) || stopped_by_engine);
             }
         }
     }

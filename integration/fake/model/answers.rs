@@ -129,6 +129,9 @@ impl SharedPair {
                 }
                 state.enter(side, "setup");
             }
+            "migrate" if state.source.run == "postmigrate" => {
+                return Err("Can't migrate the vm that was paused due to previous migration");
+            }
             "migrate" => {
                 state.enter(Side::Source, "setup");
                 state.enter(Side::Destination, "active");

@@ -133,6 +133,7 @@ impl ApproachModel {
                     migration,
                     stopped_by_engine: false,
                     waited: true,
+                    is_anothers: false,
                     destination_ended: world.engine.ended_destination || self.proves_end(world, Side::Destination),
                 };
                 let as_before = world.asks(Side::Source) && way_back::is_left_on_source(&facts);
@@ -248,6 +249,7 @@ impl ApproachModel {
             stopped_by_engine: self.mutation == Some(ApproachMutation::PausedNeedsCont),
             waited: true,
             destination_ended,
+            is_anothers: false,
         };
         if !world.asks(Side::Source) {
             return;

@@ -244,6 +244,7 @@ impl WayBack<'_> {
         let look = LastLook {
             stopped_by_engine: attempt.log.effects().contains(&Effect::Stopped),
             is_own: self.may_resume.is_none() || effects.contains(&Effect::Migrate),
+            put_aside: ended_destination,
             destination_ended: ended_destination || destination.has_ended().await,
         };
         let as_before = ends_on_source(self.pair, &mut attempt.guest, look).await;

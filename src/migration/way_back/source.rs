@@ -54,6 +54,7 @@ pub(super) async fn settle_source(
             stopped_by_engine: permit.stopped_by_engine,
             waited,
             destination_ended: permit.destination_ended,
+            is_anothers: false,
         };
         let step = decide_source(&facts);
         tracing::info!(?facts, ?step, "the source on the way back");
@@ -86,6 +87,8 @@ pub(super) struct LastLook {
     pub(super) stopped_by_engine: bool,
     /// The source's last migration was this engine's.
     pub(super) is_own: bool,
+    /// The engine has put the destination out of the way, which never ran the guest.
+    pub(super) put_aside: bool,
     /// The destination is out of the way, and never ran the guest.
     pub(super) destination_ended: bool,
 }
@@ -108,6 +111,7 @@ pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, loo
             stopped_by_engine: look.stopped_by_engine,
             waited: true,
             destination_ended: look.is_own && look.destination_ended,
+            is_anothers: !look.is_own && (look.put_aside || took_nothing(destination).await),
         };
         let is_passed_on = !look.is_own && !facts.migration.is_over() && is_receiving(destination).await;
         if is_passed_on && began.elapsed() < PASSES {
@@ -121,6 +125,14 @@ pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, loo
         tracing::info!(?facts, is_passed_on, is_left, "the source at the end of the way back");
         return is_left;
     }
+}
+
+/// Whether a destination answers that it has taken nothing of a guest in.
+async fn took_nothing(destination: &Process) -> bool {
+    let asked = timeout(LOOK, destination.ask(&qmp::query_migrate {})).await;
+    asked.is_ok_and(|answer| {
+        answer.is_ok_and(|answer| answer.status.is_none_or(|status| status == MigrationStatus::None))
+    })
 }
 
 /// Whether a destination to which this engine sends nothing takes a guest in.
