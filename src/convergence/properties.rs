@@ -6,9 +6,10 @@ use super::{
     budget::{PendingRest, keep_budget, predicted_blackout},
     decide::decide,
     decision::{Action, Decision},
+    fixture::limit,
     history::History,
     job::{Abilities, ConvergenceJob},
-    memory::overhead,
+    memory::{overhead, tail_rate},
     millis,
     policy::Policy,
     sample::{MigrationSample, MirrorSample, RamSample},
@@ -160,6 +161,31 @@ proptest! {
                 }
             }
             prop_assert!(predicted_blackout(&policy, &history).is_none_or(|ms| ms.is_finite() && ms >= 0.0));
+        }
+    }
+
+    /// What is known of flushes, mirrors, answers and device state is judged before QEMU may stop the guest: where all
+    /// of that comes true, and RAM's rest is as long as the limit lets it be, the judgement at the stop goes on.
+    #[test]
+    fn a_stop_that_comes_as_foreseen_is_no_try_thrown_away(
+        policy in policy(), job in job(), samples in prop_oneof![samples(), plausible()]
+    ) {
+        prop_assume!(!policy.observe && policy.schedule.is_none());
+        let allowed = millis(policy.longest_blackout(job.budget, job.strict)).max(millis(policy.stop_and_copy));
+        for (history, decision) in run(&policy, &job, &samples) {
+            let has = |action: Action| decision.actions.contains(&action);
+            let foreseen = overhead(&policy, &history);
+            if has(Action::ReleaseMemory) || (has(Action::StartMemory) && !has(Action::HoldMemory)) {
+                prop_assert!(foreseen <= allowed, "{foreseen} of {allowed}");
+            }
+            // a millisecond is left to RAM where the rest takes all that is allowed
+            let is_full = foreseen + 1.0 > allowed;
+            let Some(limit) = limit(&decision).filter(|_| !has(Action::HoldMemory) && !is_full) else { continue };
+            let after_the_look = millis(policy.device_state) + 2.0 * history.round_trip.get().unwrap_or_default();
+            let stood = Duration::from_secs_f64((foreseen - after_the_look).max(0.0) / 1000.0);
+            let rest = PendingRest::Memory(Bytes((limit.as_secs_f64() * tail_rate(&history)) as u64));
+            let judged = keep_budget(&policy, &history, stood, rest);
+            prop_assert!(judged.is_ok(), "{limit:?} and {foreseen} ms of {allowed}: {judged:?}");
         }
     }
 
