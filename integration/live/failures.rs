@@ -4,6 +4,7 @@ mod attacks;
 mod faults;
 mod fence;
 mod interference;
+mod two_engines;
 
 use super::support::{
     MIB, block_on, builder, busy, cancel, idle, judge_back, judge_disks, judge_running, migrate, migrate_and,
