@@ -2,7 +2,7 @@
 //!
 //! Promise: left-as-it-stands.
 
-use super::support::{MIB, WAIT, builder, cancel, judge_back, migrate, migrate_when, start};
+use super::support::{MIB, WAIT, builder, cancel, judge_back, migrate, migrate_and, migrate_when, start};
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration},
@@ -83,15 +83,46 @@ fn a_source_that_is_quit_or_crashes_has_ended() {
     judge_ended(&pair, &outcome, "source-gone");
 }
 
+/// A guest that waits for a key, and whose write then meets a full disk.
+fn full(version: &str) -> Spec {
+    let mut spec = waiting(version, |boot| boot.write(64, 8), &[]);
+    spec.disks[0].filter_below = Some(Filter::Full);
+    spec
+}
+
+/// To get away from a full disk is a reason to move: the guest arrives as it stands, and goes on there.
+#[test]
+fn a_guest_that_stands_after_a_disk_error_moves_as_it_stands() {
+    for version in ["10.0.13", "7.2"] {
+        let pair = start(&full(version));
+        press(&pair);
+        pair.source.wait_for_status("io-error", WAIT).unwrap();
+        let (outcome, events) = migrate_and(builder(&pair), Phase::Connect, |_| ());
+        assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::Destination), "{outcome:#?}");
+        let warned = |kind: &EventKind| matches!(kind, EventKind::Warning { code, .. } if code == "guest-io-error");
+        assert!(events.iter().any(|event| warned(&event.kind)), "{events:#?}");
+        let state = pair.destination.status().unwrap();
+        assert!(["io-error", "paused"].contains(&state.as_str()), "{state}");
+        assert!(pair.destination.events().unwrap().iter().all(|event| event.name != "RESUME"), "sent cont by nobody");
+        pair.source.wait_for_end(WAIT).unwrap();
+        pair.destination.qmp("cont", &json!({})).unwrap();
+        pair.destination.wait_for_status("running", WAIT).unwrap();
+    }
+}
+
 #[test]
 fn a_guest_that_stops_by_itself_is_left_so_at_once() {
     const PANIC: [&str; 4] = ["-device", "pvpanic", "-action", "panic=pause"];
+    const WATCHDOG: [&str; 4] = ["-device", "ib700", "-action", "watchdog=pause"];
+    // The port that starts the watchdog ib700, and the value for the shortest time.
+    const IB700: u16 = 0x443;
+    const SHORTEST: u8 = 15;
     for version in ["10.0.13", "11.1"] {
         let off = waiting(version, BootSector::power_off, &["-no-shutdown"]);
         let panic = waiting(version, BootSector::panic, &PANIC);
-        let mut full = waiting(version, |boot| boot.write(64, 8), &[]);
-        full.disks[0].filter_below = Some(Filter::Full);
-        for (spec, state) in [(off, "shutdown"), (panic, "guest-panicked"), (full, "io-error")] {
+        let dog = waiting(version, |boot| boot.out_byte(IB700, SHORTEST), &WATCHDOG);
+        let standing = [(off, "shutdown"), (panic, "guest-panicked"), (full(version), "io-error"), (dog, "watchdog")];
+        for (spec, state) in standing {
             let pair = start(&spec);
             let (outcome, _) = migrate_when(slow(&pair), copies, |_| press(&pair));
             judge_back(&pair, &outcome, Ending::RolledBack, state);

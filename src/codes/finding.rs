@@ -258,6 +258,9 @@ finding_codes! {
     FormatUnsupported "format-unsupported" Plain [Blocker]
         "An image is of a format that a preparation cannot make, or whose header it cannot change."
         "make the image by hand, and leave the disk out of the preparation with `skip`";
+    GuestIoError "guest-io-error" Plain [Warning]
+        "The guest stands still after an error of a disk, and stays so where it arrives."
+        "send cont to the destination once the guest is there: the guest then tries the write again";
     ImageEncrypted "image-encrypted" Plain [Blocker]
         "An image is encrypted, and a preparation does not know its secret."
         "make the image by hand, and leave the disk out of the preparation with `skip`";
@@ -386,7 +389,7 @@ finding_codes! {
         "put the secret back before you start the destination, or better pass the secret as file=";
     SourceState "source-state" Unreadable [Blocker]
         "The guest is neither running nor paused."
-        "only a guest that runs or is paused can be moved";
+        "only a guest that runs, is paused or stands after a disk error can be moved";
 }
 
 word!(FindingCode);

@@ -110,7 +110,7 @@ pub enum Failure {
         code: FailureCode,
         /// Every blocker.
         message: String,
-        /// The guest was seen on the source, running or paused.
+        /// The guest was seen on the source: it runs, is paused, or stands after a disk error.
         on_source: bool,
     },
     /// Somebody else has changed a machine or its migration: what was proved before holds no longer.

@@ -410,6 +410,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         },
         Code::RamSize => |world| world.destination.ram *= 2,
         Code::SameProcess => |world| world.destination.pid = world.source.pid,
+        Code::GuestIoError => |world| world.source.run = RunState::IoError,
         Code::SourceState => |world| world.source.run = RunState::PostMigrate,
         Code::BackingUnreadable
         | Code::CommandLineUnknown

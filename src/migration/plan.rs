@@ -66,7 +66,7 @@ pub(crate) struct Draft {
     pub(crate) reading: (Option<Address>, Option<Address>),
     /// The work order of a run; `None` where no address could be chosen, which is a blocker.
     order: Option<WorkOrder>,
-    /// Whether the guest was seen on the source, running or paused.
+    /// Whether the guest was seen on the source: it runs, is paused, or stands after a disk error.
     on_source: bool,
 }
 
@@ -189,7 +189,7 @@ impl Draft {
         // A destination that takes a guest in, or has, may have this one: another engine may move it there.
         let receives = destination.migration.status.as_ref();
         let receives = receives.is_some_and(|status| *status == MigrationStatus::Completed || !status.is_over());
-        let on_source = matches!(source.run, RunState::Running | RunState::Paused) && !receives;
+        let on_source = matches!(source.run, RunState::Running | RunState::Paused | RunState::IoError) && !receives;
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
         let chains = chains(&source_disks, &destination_disks, &pairs, source, destination);

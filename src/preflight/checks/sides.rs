@@ -47,6 +47,11 @@ fn source_state(source: &SideFacts) -> Option<Finding> {
     let finding = Finding::new(FindingCode::SourceState, &source.name, message);
     match source.run {
         RunState::Running | RunState::Paused => None,
+        // To get away from a full or broken disk is a reason to move.
+        RunState::IoError => {
+            let message = "the guest stands still after an error of a disk, and stays so where it arrives".to_owned();
+            Some(Finding::new(FindingCode::GuestIoError, &source.name, message))
+        }
         RunState::PostMigrate => Some(finding.with_remedy(
             "an earlier migration from this QEMU completed: make sure that the guest runs nowhere else before you send cont",
         )),
