@@ -215,7 +215,9 @@ pub fn decide_source(facts: &SourceFacts) -> SourceStep {
     match (run, migration) {
         // A reset of a guest that stands by the engine's `stop` makes `prelaunch` of `paused`.
         (RunState::Paused | RunState::Prelaunch, _) if *stopped_by_engine => SourceStep::Cont,
-        (RunState::PostMigrate, MigrationStatus::Completed) if *is_anothers => SourceStep::Leave,
+        (RunState::PostMigrate | RunState::FinishMigrate, MigrationStatus::Completed) if *is_anothers => {
+            SourceStep::Leave
+        }
         // `cont` to a source that has passed everything on needs the proof that the destination is out of the way.
         (RunState::PostMigrate | RunState::FinishMigrate, MigrationStatus::Completed) => match destination_ended {
             true => SourceStep::Cont,
