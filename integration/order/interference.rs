@@ -269,6 +269,49 @@ async fn a_disk_that_is_unplugged_ends_the_migration_at_once() {
     moved(&model, &run);
 }
 
+/// The checks may have been minutes ago: somebody else may have moved a guest there since.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_came_to_the_destination_since_the_checks_is_left_alone() {
+    // once by the checks, once before the destination is told anything, once behind `stop`, once when it serves disks
+    for (number, served) in [(2, 0), (4, 1)] {
+        let mut model = model();
+        answers(&model, Destination, "query-status", move |asked, state| {
+            if asked == number {
+                state.destination.run = "running".to_owned();
+                state.destination.migration = Some("completed".to_owned());
+            }
+            None
+        });
+        let run = model.migrate().await;
+        assert_eq!((run.code(), run.outcome.runs_on), ("destination-state", RunsOn::Source), "{run:?}");
+        for (command, count) in [("stop", served), ("nbd-server-start", served), ("quit", 0), ("cont", 0)] {
+            assert_eq!(run.count(&format!("destination: {command}")), count, "{number}, {command}: {run:?}");
+        }
+        assert_eq!(run.count("source: drive-mirror"), 0, "nothing writes to its disks: {run:?}");
+    }
+}
+
+/// An engine that is called off right before its `migrate` has begun none, and what is under way, or has led the guest
+/// elsewhere, is somebody else's.
+#[tokio::test(start_paused = true)]
+async fn a_migration_that_leads_elsewhere_is_neither_cancelled_nor_taken_back() {
+    for (status, stands, runs_on) in
+        [("active", "running", RunsOn::Source), ("completed", "postmigrate", RunsOn::Unknown)]
+    {
+        let mut model = model();
+        let migration = model.builder().start_here().unwrap();
+        let (control, shared) = (migration.control(), model.shared.clone());
+        model.when(Source, "migrate-set-capabilities", move || {
+            let mut state = shared.state();
+            (state.source.migration, state.source.run) = (Some(status.to_owned()), stands.to_owned());
+            control.cancel();
+        });
+        let run = model.follow(migration).await;
+        assert_eq!((run.count("source: migrate"), run.outcome.runs_on), (0, runs_on), "{status}: {run:?}");
+        assert_eq!((run.count("source: migrate_cancel"), run.count("source: cont")), (0, 0), "{status}: {run:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_waits_no_more_gets_no_guest() {
     let mut model = model();

@@ -90,6 +90,12 @@ pub(crate) async fn await_arrival(
         )
     };
     match arrived.await {
+        // What the source reports is another client's migration, which led the guest elsewhere.
+        Ok(_) if source.own_migration.is_followed(&source.observed()) => Err(ExchangeError::Ended {
+            side: Side::Source,
+            status: MigrationStatus::Failed,
+            words: "another client has begun a migration of the guest since".to_owned(),
+        }),
         Ok(((stands, sent, source_in_postcopy), (has_loaded, loaded, destination_in_postcopy))) => {
             // A source that already reports `completed` may have passed through postcopy: look at the statuses it
             // entered.

@@ -39,6 +39,15 @@ pub enum SideSighting<P> {
 }
 
 impl<P> SideSighting<P> {
+    /// The same of a source where another client has begun a migration since: that source knows of this run's as little
+    /// as another QEMU does.
+    pub fn forget_migration(self) -> Self {
+        match self {
+            Self::Answered { run, .. } => Self::Answered { run, migration: MigrationStatus::None },
+            other => other,
+        }
+    }
+
     /// The same sighting with the proof that follows from this one; an end that does not prove anything is silence.
     pub(crate) fn and_prove<Q>(self, prove: impl FnOnce(P) -> Option<Q>) -> SideSighting<Q> {
         match self {

@@ -234,8 +234,9 @@ impl HandoverVerdict {
     }
 }
 
-const ANOTHER: &str = "the QEMU at one of the two addresses knows of no migration, so it is another QEMU than the one \
-     that took part: find that one with query-status before you send cont to either side";
+const ANOTHER: &str = "the QEMU at one of the two addresses knows of this migration no more: it is another QEMU than \
+     the one that took part, or another client has begun a migration there since: find out with query-status which \
+     QEMU has the guest before you send cont to any";
 const POSTCOPY: &str = "the source is in postcopy, where QEMU can neither cancel the migration nor resume the guest \
      there: if the destination is alive and 'paused', send cont to it and leave the source alone until query-migrate \
      says 'completed' on both sides; if the destination is gone, the guest can only be started anew, from the \

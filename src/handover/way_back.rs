@@ -75,6 +75,8 @@ pub struct DestinationFacts {
     pub ground: WayBackGround,
     /// How the destination answers now.
     pub sight: DestinationSight,
+    /// This run has told the destination to listen; otherwise the destination serves disks alone.
+    pub listened: bool,
     /// The destination has answered this engine at least once.
     pub asked: bool,
     /// This engine has heard every event of the destination since before the destination was told to listen. A recovery
@@ -86,6 +88,63 @@ pub struct DestinationFacts {
     pub killable: bool,
     /// What the source has passed on.
     pub source: SourceHolding,
+}
+
+/// What tells whether the source's migration leads to this run's destination.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CourseFacts {
+    /// The status of the migration, as the source reports it.
+    pub source: MigrationStatus,
+    /// The status of the migration, as the destination reports it; `None` without an answer.
+    pub destination: Option<MigrationStatus>,
+    /// The source's events have told that another migration began after this run's.
+    pub is_followed: bool,
+    /// The destination's events have told, without a gap, that a source connected.
+    pub told_active: bool,
+    /// The destination's events have told, without a gap, that everything was loaded.
+    pub told_completed: bool,
+}
+
+/// Where the source's migration leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MigrationCourse {
+    /// To this run's destination, as far as can be told.
+    ToDestination,
+    /// The destination changes yet. Where it comes to its end, or nothing more comes of it, the course is known.
+    NotKnownYet,
+    /// To another QEMU, or to a file: the migration is somebody else's.
+    Elsewhere,
+}
+
+/// Finds out whether a migration of the source that is under way or has completed is this run's.
+///
+/// An engine may have been called off right before its `migrate`, or may have died long ago; then the migration that
+/// the source reports is somebody else's, who must not be interfered with, and the end of this run's destination proves
+/// nothing of the guest. A destination to which a migration leads is `active` once the source is, and is `completed`
+/// before the source is: the return path sees to that.
+pub fn find_course(facts: &CourseFacts) -> MigrationCourse {
+    use MigrationCourse::{Elsewhere, NotKnownYet, ToDestination};
+    use MigrationStatus::{Active, Completed, Device, None as Idle, Setup};
+    let CourseFacts { source, destination, is_followed, told_active, told_completed } = facts;
+    if *is_followed {
+        return Elsewhere;
+    }
+    if *told_completed || (*told_active && *source != Completed) {
+        return ToDestination;
+    }
+    match (source, destination) {
+        (_, Some(Completed)) => ToDestination,
+        // Somebody has switched the return path off, or the channel hangs of a migration that has failed.
+        (Completed, Some(Active)) => NotKnownYet,
+        (_, Some(Active)) => ToDestination,
+        (Completed, _) => Elsewhere,
+        // The source connects, and the destination takes a moment to accept the connection.
+        (Setup, _) => ToDestination,
+        (_, Some(Setup | Idle)) => NotKnownYet,
+        // The destination has failed, or does not answer: what passes the guest on may lead elsewhere.
+        (Device, _) => Elsewhere,
+        _ => ToDestination,
+    }
 }
 
 /// What becomes of the destination.
@@ -118,12 +177,14 @@ pub enum LeaveReason {
     Unreachable,
     /// Another QEMU answers at its address.
     AnotherQemu,
+    /// Somebody else has told the destination to listen.
+    AnotherMigration,
 }
 
 impl LeaveReason {
     /// Whether the guest may be the destination's now: then nothing at all is done any more, on either side.
     pub fn is_taken_over(self) -> bool {
-        matches!(self, Self::HasRun | Self::MayHaveRun | Self::OnlyCopy)
+        matches!(self, Self::HasRun | Self::MayHaveRun | Self::OnlyCopy | Self::AnotherMigration)
     }
 
     /// The reason in words, which follow the destination's name.
@@ -136,6 +197,7 @@ impl LeaveReason {
             Self::Silent => "it does not answer, and is no process of this host that could be ended",
             Self::Unreachable => "its monitor is closed, which does not prove that its process has ended",
             Self::AnotherQemu => "another QEMU answers at its address",
+            Self::AnotherMigration => "it takes somebody else's migration",
         }
     }
 }
@@ -143,11 +205,14 @@ impl LeaveReason {
 /// Decides what becomes of a destination that was told to listen.
 pub fn decide_destination(facts: &DestinationFacts) -> DestinationFate {
     use DestinationFate::{AlreadyGone, Fence, LeaveAlone, Quit};
-    let DestinationFacts { ground, sight, asked, followed, has_run, killable, source } = facts;
+    let DestinationFacts { ground, sight, listened, asked, followed, has_run, killable, source } = facts;
     match sight {
         DestinationSight::Ended => AlreadyGone,
         DestinationSight::Another => LeaveAlone(LeaveReason::AnotherQemu),
         DestinationSight::Unreachable => LeaveAlone(LeaveReason::Unreachable),
+        DestinationSight::Answers { migration, .. } if !listened && *migration != MigrationStatus::None => {
+            LeaveAlone(LeaveReason::AnotherMigration)
+        }
         DestinationSight::Answers { run, .. } if *has_run || is_live(run) => LeaveAlone(LeaveReason::HasRun),
         // Only a QEMU that is `inmigrate` certainly never ran: nothing leads back to that state.
         DestinationSight::Answers { run: RunState::InMigrate, .. } => Quit,
@@ -261,6 +326,9 @@ pub struct LostSource {
     pub proved: bool,
     /// SHUTDOWN was the last that was heard of the guest.
     pub told: bool,
+    /// The source's events told that a migration has completed, or may have, which no engine of this run let complete:
+    /// the guest is elsewhere.
+    pub passed: bool,
     /// The destination was told to listen.
     pub listened: bool,
     /// Every event of the destination was heard since before it was told to listen, and none told that it ran; or a
@@ -280,7 +348,7 @@ pub fn has_ended(lost: &LostSource) -> bool {
         DestinationFate::AlreadyGone => lost.never_ran || !lost.listened,
         DestinationFate::LeaveAlone(reason) => !reason.is_taken_over() && lost.never_ran && !lost.listened,
     };
-    (lost.proved || lost.told) && destination_is_harmless
+    (lost.proved || lost.told) && !lost.passed && destination_is_harmless
 }
 
 /// Whether a guest in this state is started, be it suspended.
@@ -300,7 +368,8 @@ mod tests {
     }
 
     fn facts(ground: WayBackGround, sight: DestinationSight, source: SourceHolding) -> DestinationFacts {
-        DestinationFacts { ground, sight, asked: true, followed: true, has_run: false, killable: true, source }
+        let (asked, followed, has_run, killable) = (true, true, false, true);
+        DestinationFacts { ground, sight, listened: true, asked, followed, has_run, killable, source }
     }
 
     const SOURCES: [SourceHolding; 4] =
@@ -320,6 +389,42 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_that_leads_elsewhere_is_told_by_the_destination() {
+        use MigrationCourse::{Elsewhere, NotKnownYet, ToDestination};
+        let course = |source: &str, destination: Option<&str>, told_active: bool, told_completed: bool| {
+            let (source, destination) = (MigrationStatus::from(source), destination.map(MigrationStatus::from));
+            let facts = CourseFacts { source, destination, is_followed: false, told_active, told_completed };
+            let followed = CourseFacts { is_followed: true, ..facts.clone() };
+            assert_eq!(find_course(&followed), Elsewhere, "another migration has begun since");
+            find_course(&facts)
+        };
+        let under_way = ["active", "pre-switchover", "device", "of-tomorrow"];
+        for source in under_way.into_iter().chain(["completed", "setup"]) {
+            assert_eq!(course(source, Some("completed"), false, false), ToDestination, "{source}");
+            assert_eq!(course(source, None, true, true), ToDestination, "{source}");
+        }
+        for source in under_way {
+            assert_eq!(course(source, Some("active"), false, false), ToDestination, "{source}");
+            assert_eq!(course(source, Some("failed"), true, false), ToDestination, "{source}");
+            // a source that is past `setup` has connected, and not to this destination
+            for destination in ["setup", "none"] {
+                assert_eq!(course(source, Some(destination), false, false), NotKnownYet, "{source}, {destination}");
+            }
+        }
+        assert_eq!(course("setup", Some("setup"), false, false), ToDestination);
+        for destination in [None, Some("failed")] {
+            // a guest that stands in `pre-switchover` comes back by a cancel alone
+            assert_eq!(course("pre-switchover", destination, false, false), ToDestination, "{destination:?}");
+            assert_eq!(course("device", destination, false, false), Elsewhere, "{destination:?}");
+        }
+        // the destination has everything before the source says `completed`
+        for destination in [None, Some("none"), Some("setup"), Some("failed")] {
+            assert_eq!(course("completed", destination, true, false), Elsewhere, "{destination:?}");
+        }
+        assert_eq!(course("completed", Some("active"), true, false), NotKnownYet);
+    }
+
+    #[test]
     fn a_destination_with_a_part_is_quit() {
         for source in SOURCES {
             for sight in [answers("inmigrate", "active"), answers("inmigrate", "none"), answers("inmigrate", "failed")]
@@ -332,6 +437,22 @@ mod tests {
                     assert_eq!(decide_destination(&unknown), DestinationFate::Quit, "{unknown:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_destination_that_another_run_hands_a_guest_to_is_left_alone() {
+        let at = |run: &str, migration: &str| DestinationFacts {
+            listened: false,
+            ..facts(WayBackGround::NotGiven, answers(run, migration), SourceHolding::Ended)
+        };
+        assert_eq!(decide_destination(&at("inmigrate", "none")), DestinationFate::Quit);
+        for (run, migration) in [("inmigrate", "setup"), ("inmigrate", "active"), ("running", "completed")] {
+            let fate = decide_destination(&at(run, migration));
+            assert_eq!(fate, DestinationFate::LeaveAlone(LeaveReason::AnotherMigration), "{run}, {migration}");
+            let (proved, told, listened, never_ran) = (true, false, false, true);
+            // The guest may be this one, which another engine moves to the same destination.
+            assert!(!has_ended(&LostSource { proved, told, passed: false, listened, never_ran, destination: fate }));
         }
     }
 
@@ -516,23 +637,25 @@ mod tests {
         let harmless = [Quit, Fence, AlreadyGone];
         for destination in harmless {
             for (proved, told, expected) in [(true, false, true), (false, true, true), (false, false, false)] {
-                let lost = LostSource { proved, told, listened: true, never_ran: true, destination };
+                let lost = LostSource { proved, told, passed: false, listened: true, never_ran: true, destination };
                 assert_eq!(has_ended(&lost), expected, "{lost:?}");
             }
         }
         for reason in [LeaveReason::HasRun, LeaveReason::MayHaveRun, LeaveReason::OnlyCopy] {
             for (listened, never_ran) in [(false, false), (false, true), (true, false), (true, true)] {
                 let destination = LeaveAlone(reason);
-                let lost = LostSource { proved: true, told: true, listened, never_ran, destination };
+                let lost = LostSource { proved: true, told: true, passed: false, listened, never_ran, destination };
                 assert!(!has_ended(&lost), "{lost:?}");
             }
         }
         // What is not known of the destination proves nothing, unless it never listened.
         for destination in [AlreadyGone, LeaveAlone(LeaveReason::Unreachable), LeaveAlone(LeaveReason::NotFollowed)] {
-            let unknown = LostSource { proved: true, told: true, listened: true, never_ran: false, destination };
+            let (listened, never_ran) = (true, false);
+            let unknown = LostSource { proved: true, told: true, passed: false, listened, never_ran, destination };
             assert!(!has_ended(&unknown), "{unknown:?}");
             let idle = LostSource { listened: false, never_ran: true, ..unknown };
             assert!(has_ended(&idle), "{idle:?}");
+            assert!(!has_ended(&LostSource { passed: true, ..idle }), "another engine has passed the guest on");
         }
     }
 
@@ -571,7 +694,8 @@ mod tests {
         ) {
             let (asked, followed, has_run, killable) = known;
             let ground = if on_source { WayBackGround::OnSource } else { WayBackGround::NotGiven };
-            let facts = DestinationFacts { ground, sight, asked, followed, has_run, killable, source };
+            let listened = true;
+            let facts = DestinationFacts { ground, sight, listened, asked, followed, has_run, killable, source };
             match decide_destination(&facts) {
                 DestinationFate::Fence => prop_assert!(asked && followed && killable, "{facts:?}"),
                 DestinationFate::Quit => match &facts.sight {

@@ -15,6 +15,9 @@ use thiserror::Error;
 /// The time for a cancelled migration to end.
 const CANCEL: Duration = Duration::from_secs(10);
 
+/// What is said of a migration whose own end was not seen.
+const FOLLOWED: &str = "another client has begun a migration of the guest since";
+
 /// Why RAM could not be migrated.
 #[derive(Debug, Error)]
 pub enum PrecopyError {
@@ -56,8 +59,12 @@ pub async fn until_pre_switchover(source: &Process) -> Result<Moment, PrecopyErr
     let mut stale = None;
     loop {
         let end = |seen: &Observed| precopy_end(seen, stale);
-        let seen = watch.wait_for(|seen| end(seen).is_some()).await.ok().and_then(|seen| end(&seen));
-        match seen {
+        // Another client's migration begins once this one is over, and its end is not the end of this one.
+        let is_anothers = |seen: &Observed| source.own_migration.is_followed(seen);
+        let told = watch.wait_for(|seen| is_anothers(seen) || end(seen).is_some()).await;
+        let seen = told.ok().map(|seen| (is_anothers(&seen), end(&seen)));
+        match seen.and_then(|(is_anothers, end)| if is_anothers { Some(PrecopyEnd::Followed) } else { end }) {
+            Some(PrecopyEnd::Followed) => return Err(PrecopyError::Failed(FOLLOWED.to_owned())),
             Some(PrecopyEnd::PreSwitchover(moment)) => return Ok(moment),
             Some(PrecopyEnd::Over(status, moment)) => match source.ask(&qmp::query_migrate {}).await {
                 Ok(MigrationInfo { status: Some(now), .. }) if !now.is_over() => stale = Some(moment),
@@ -132,6 +139,8 @@ enum PrecopyEnd {
     PreSwitchover(Moment),
     /// QEMU ended the migration with this status, at this moment.
     Over(MigrationStatus, Moment),
+    /// Another client has begun a migration since.
+    Followed,
 }
 
 /// The end of precopy; `stale` is when a status was entered that belongs to an earlier migration.

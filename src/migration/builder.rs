@@ -375,10 +375,10 @@ impl EngineJob for MigrationJob {
             let (context, source, destination) = self.wanted.context(self.run, self.records, report, cancel);
             let outcome = match clean::recover_first(&context, &source, &destination).await {
                 RecoveredFirst::GoOn { recovered, reached } => {
-                    let outcome = engine::migrate(&context, &source, &destination, reached).await;
+                    let outcome = engine::migrate(&context, &source, &destination, reached.map(|pair| *pair)).await;
                     clean::after_recovery(outcome, &recovered)
                 }
-                RecoveredFirst::End(outcome) => outcome,
+                RecoveredFirst::End(outcome) => *outcome,
             };
             context.report.emit(EventKind::Outcome(Box::new(outcome.clone())));
             outcome

@@ -27,10 +27,10 @@ pub(super) enum RecoveredFirst {
         /// The journals that were recovered.
         recovered: Vec<PathBuf>,
         /// Both QEMUs, where they were reached and no journal was recovered: a connector may reach a QEMU only once.
-        reached: Option<QemuPair>,
+        reached: Option<Box<QemuPair>>,
     },
     /// A recovery ended so that no migration can follow.
-    End(Outcome),
+    End(Box<Outcome>),
 }
 
 /// Recovers the migrations of this pair whose engines died, the latest first: what a run found set and puts back, an
@@ -54,10 +54,10 @@ pub(super) async fn recover_first(context: &Context, source: &Endpoint, destinat
         };
         match outcome.outcome {
             Ending::RolledBack if outcome.leftovers.is_empty() => recovered.push(journal),
-            _ => return RecoveredFirst::End(outcome),
+            _ => return RecoveredFirst::End(Box::new(outcome)),
         }
     }
-    RecoveredFirst::GoOn { recovered, reached }
+    RecoveredFirst::GoOn { recovered, reached: reached.map(Box::new) }
 }
 
 /// The outcome of a migration that followed the recoveries: where it was refused, something was changed all the same.

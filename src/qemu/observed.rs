@@ -61,6 +61,8 @@ pub struct Observed {
     pub resumed: Option<Moment>,
     /// Every status that the last migration entered, with the moment of its last entry.
     pub migration: BTreeMap<MigrationStatus, Moment>,
+    /// How many migrations have begun.
+    pub migrations: u64,
     /// The number of the last bitmap sync: on 10.0 the end of a pass, on 11.1 ten a second.
     pub pass: u64,
     /// The moment of that sync. QEMU counts the dirty pages once more right before it stops the guest.
@@ -105,6 +107,7 @@ impl Observed {
                         // A QEMU can migrate again and again, and so can somebody else before this run does: a new
                         // migration must not inherit the end of the last one.
                         self.migration.clear();
+                        self.migrations += 1;
                     }
                     if self.migration.len() < MOST || self.migration.contains_key(&status) {
                         self.migration.insert(status, moment);

@@ -66,6 +66,8 @@ pub struct Process {
     /// Whether the last command with a known result missed its deadline.
     silent: Arc<AtomicBool>,
     observed: watch::Receiver<Observed>,
+    /// Which of the migrations is the engine's.
+    pub(crate) own_migration: super::migrations::OwnMigration,
 }
 
 impl Process {
@@ -133,7 +135,8 @@ impl Process {
                 let again = Self::over(client, name, peer, self.features.clone(), self.observed());
                 // The threads are asked for anew: the QEMU may be another.
                 let (ended, quitting) = (self.ended.clone(), self.quitting.clone());
-                Ok(Self { origin: ConnectionOrigin::Again, ended, quitting, ..again })
+                let own_migration = self.own_migration.clone();
+                Ok(Self { origin: ConnectionOrigin::Again, ended, quitting, own_migration, ..again })
             }
             Err(source) => Err(ProcessError::Connect { at: name, source }),
         }
@@ -143,8 +146,8 @@ impl Process {
     fn over(client: QmpClient, name: QemuName, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
         let observed = fold(&client, seen);
         let origin = ConnectionOrigin::First;
-        let (ended, quitting, threads, silent) = Default::default();
-        Self { name, client, features, peer, ended, origin, quitting, threads, silent, observed }
+        let (ended, quitting, threads, silent, own_migration) = Default::default();
+        Self { name, client, features, peer, ended, origin, quitting, threads, silent, observed, own_migration }
     }
 
     /// The side and the address of this QEMU.

@@ -7,7 +7,8 @@ use super::{
     model::{ApproachModel, ApproachMutation},
     way_back::WayBackStep,
     world::{
-        ApproachWorld, DestinationPhase, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim, SeenEvents, SourcePhase,
+        ApproachWorld, DestinationPhase, DestinationQemu, GuestStand, MigrationHalt, MirrorPhase, RecordedClaim,
+        SeenEvents, SourcePhase,
     },
 };
 use crate::engines::ModelledJudgement;
@@ -21,12 +22,19 @@ use qferry::internals::{
 /// How far the engine is; the name is that of the step it takes next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ApproachStage {
+    /// The destination is told to wait, if it still does.
     SetUp,
+    /// The destination serves its disks, which it does for one run at a time.
+    Serve,
+    /// Whoever serves the disks looks whether somebody else hands the destination a guest.
+    LookAtDestination,
     StartMirrors,
     /// RAM is begun once the mirrors are ready, or beside them.
     CopyDisks,
     /// Asks for the last time before RAM is sent how the guest stands.
     LookBeforeMemory,
+    /// Nothing has changed since the checks, and nobody else uses either side.
+    LookAgain,
     Listen,
     /// Capabilities are set right before `migrate`.
     Tune,
@@ -64,6 +72,8 @@ pub(crate) struct ApproachEngine {
     /// The engine has heard every event of the source, and of the destination.
     pub(crate) follows_source: bool,
     pub(crate) follows_destination: bool,
+    /// The source's events have told that another migration began after this run's.
+    pub(crate) is_followed: bool,
     /// The engine has ended the destination, or the destination has accepted `quit`.
     pub(crate) ended_destination: bool,
     /// The destination was told to listen, though that may be undone by now.
@@ -82,6 +92,7 @@ impl ApproachEngine {
             reaches_destination: true,
             follows_source: true,
             follows_destination: true,
+            is_followed: false,
             ended_destination: false,
             listened: false,
             leaves_something: false,
@@ -94,8 +105,12 @@ impl ApproachEngine {
 
     /// The engine has not sent `migrate` yet.
     pub(crate) fn is_before_migrate(&self) -> bool {
-        use ApproachStage::{CopyDisks, Listen, LookBeforeMemory, Migrate, SetUp, StartMirrors, Tune};
-        matches!(self.stage, SetUp | StartMirrors | CopyDisks | LookBeforeMemory | Listen | Tune | Migrate)
+        use ApproachStage::{
+            CopyDisks, Listen, LookAgain, LookAtDestination, LookBeforeMemory, Migrate, Serve, SetUp, StartMirrors,
+            Tune,
+        };
+        let is_setting_up = matches!(self.stage, SetUp | Serve | LookAtDestination | StartMirrors | CopyDisks);
+        is_setting_up || matches!(self.stage, LookBeforeMemory | LookAgain | Listen | Tune | Migrate)
     }
 
     /// Whether a failure, or the user, still sends this engine back to the source without a judgement.
@@ -115,12 +130,14 @@ impl ApproachModel {
                 let mut guest = engine.guest.clone();
                 guest.look(&source.answer().0);
                 let is_changed = guest != engine.guest;
-                self.overlaps || source.mirror == MirrorPhase::Ready || is_changed || self.has_to_go_back(world)
+                let is_done = self.overlaps || source.mirror == MirrorPhase::Ready;
+                is_done || is_changed || world.is_migrated_by_another() || self.has_to_go_back(world)
             }
             ApproachStage::Follow => {
                 let mut guest = engine.guest.clone();
                 let must_ask = guest.follow(&source.seen.observed());
-                must_ask || guest != engine.guest || source.phase != SourcePhase::Sends || self.has_to_go_back(world)
+                let has_told = source.phase != SourcePhase::Sends || engine.is_followed;
+                must_ask || guest != engine.guest || has_told || self.has_to_go_back(world)
             }
             ApproachStage::WaitForMirrors => {
                 let waits = source.mirror == MirrorPhase::Copies && !self.may_end_the_wait(world);
@@ -153,7 +170,7 @@ impl ApproachModel {
     fn has_to_judge(&self, world: &ApproachWorld) -> bool {
         let failed = matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled)
             || world.destination.phase == DestinationPhase::Failed;
-        failed || self.has_to_go_back(world)
+        failed || world.engine.is_followed || self.has_to_go_back(world)
     }
 
     /// The engine takes its next step.
@@ -164,18 +181,34 @@ impl ApproachModel {
         match world.engine.stage.clone() {
             ApproachStage::SetUp => {
                 if self.mutation == Some(ApproachMutation::CapabilitiesAreEarly) {
-                    (world.source.pauses, world.source.returns) = (true, true);
+                    (world.source.pauses, world.source.returns, world.journal.tuned) = (true, true, true);
                 }
-                world.destination.autostart = false;
-                world.journal.exported = true;
-                world.destination.exported = true;
-                world.engine.stage = ApproachStage::StartMirrors;
+                if !self.is_waiting(world) {
+                    return self.turn_back(world);
+                }
+                world.broken.stopped |= world.destination.runs;
+                (world.destination.autostart, world.destination.runs) = (false, false);
+                world.engine.stage = if self.disks { ApproachStage::Serve } else { ApproachStage::LookBeforeMemory };
             }
+            // Another run's server refuses this one, and an effect that was refused is no effect.
+            ApproachStage::Serve if world.destination.is_served => self.turn_back(world),
+            ApproachStage::Serve => {
+                (world.journal.exported, world.destination.exported) = (true, true);
+                world.engine.stage = ApproachStage::LookAtDestination;
+            }
+            ApproachStage::LookAtDestination => match self.is_waiting(world) {
+                true => world.engine.stage = ApproachStage::StartMirrors,
+                false => self.turn_back(world),
+            },
             ApproachStage::StartMirrors => {
                 world.journal.mirrored = true;
+                if world.source.is_mirrored {
+                    return self.turn_back(world);
+                }
                 world.source.mirror = MirrorPhase::Copies;
                 world.engine.stage = ApproachStage::CopyDisks;
             }
+            ApproachStage::CopyDisks if world.is_migrated_by_another() => self.turn_back(world),
             ApproachStage::CopyDisks => {
                 world.engine.guest.look(&world.source.answer().0);
                 world.journal_guest();
@@ -191,14 +224,24 @@ impl ApproachModel {
                 guest.begin_memory(&world.source.seen.observed());
                 guest.look(&world.source.answer().0);
                 world.journal_guest();
-                world.engine.stage = ApproachStage::Listen;
+                world.engine.stage = ApproachStage::LookAgain;
+            }
+            ApproachStage::LookAgain => {
+                let is_one_look = self.mutation == Some(ApproachMutation::OneLookAtTheMachines);
+                let is_free = world.is_source_idle()
+                    && world.destination.phase == DestinationPhase::Fresh
+                    && !world.destination.is_served;
+                match is_one_look || (is_free && !world.source.changed) {
+                    true => world.engine.stage = ApproachStage::Listen,
+                    false => self.turn_back(world),
+                }
             }
             ApproachStage::Listen => {
-                // The second look: nothing has changed since the checks.
-                if world.source.changed && self.mutation != Some(ApproachMutation::OneLookAtTheMachines) {
+                let is_taken = world.destination.phase != DestinationPhase::Fresh;
+                world.journal.incoming = !is_taken || self.mutation == Some(ApproachMutation::RefusalIsAnEffect);
+                if is_taken {
                     return self.turn_back(world);
                 }
-                world.journal.incoming = true;
                 world.destination.phase = DestinationPhase::Listens;
                 world.engine.stage = ApproachStage::Tune;
             }
@@ -209,15 +252,21 @@ impl ApproachModel {
                 let is_free = world.is_source_idle();
                 world.journal.migrate = is_free || self.mutation == Some(ApproachMutation::RefusalIsAnEffect);
                 if is_free && !is_early {
-                    (world.source.pauses, world.source.returns) = (true, true);
+                    (world.source.pauses, world.source.returns, world.journal.tuned) = (true, true, true);
                 }
                 match is_free {
                     true => world.engine.stage = ApproachStage::Migrate,
                     false => self.turn_back(world),
                 }
             }
+            // QEMU migrates no guest that a migration has stopped.
+            ApproachStage::Migrate if !world.is_source_idle() || world.source.halt.is_some() => {
+                world.journal.migrate = self.mutation == Some(ApproachMutation::RefusalIsAnEffect);
+                self.turn_back(world);
+            }
             ApproachStage::Migrate => {
                 (world.source.phase, world.source.is_foreign) = (SourcePhase::Sends, false);
+                (world.destination.is_connected, world.engine.is_followed) = (true, false);
                 world.engine.stage = ApproachStage::Confirm;
             }
             ApproachStage::Confirm => {
@@ -233,7 +282,7 @@ impl ApproachModel {
             ApproachStage::Ask(seen) => {
                 let run = match self.mutation {
                     Some(ApproachMutation::EveryStopIsQemus) => RunState::FinishMigrate,
-                    _ => world.source.answer().0,
+                    _ => self.read_run(world),
                 };
                 world.engine.guest.answered(&run, &seen.observed());
                 world.journal_guest();
@@ -256,7 +305,7 @@ impl ApproachModel {
             ApproachStage::Arrive if self.has_to_judge(world) => self.begin_judging(world, ContKnowledge::Never),
             ApproachStage::Arrive => {
                 let runs = world.engine.guest.wants_running();
-                world.journal.starting |= runs;
+                world.journal.starting |= runs && self.mutation != Some(ApproachMutation::StartIsForgotten);
                 world.engine.stage = if runs { ApproachStage::Start } else { ApproachStage::Tidy };
             }
             ApproachStage::Start => {
@@ -273,9 +322,16 @@ impl ApproachModel {
         }
     }
 
+    /// Whether the destination still waits, as far as this engine looks.
+    fn is_waiting(&self, world: &ApproachWorld) -> bool {
+        let is_looked_at = self.mutation != Some(ApproachMutation::DestinationIsLookedAtOnce);
+        world.destination.phase == DestinationPhase::Fresh || !is_looked_at
+    }
+
     /// One look at the source's events while RAM is sent.
     fn follow(&self, world: &mut ApproachWorld) {
         match world.source.phase {
+            _ if world.engine.is_followed => return self.turn_back(world),
             SourcePhase::Waits => {
                 world.engine.guest.settle(&world.source.seen.observed());
                 match world.engine.guest.halt() {
@@ -309,7 +365,7 @@ impl ApproachModel {
         }
         (world.destination.exported, world.disengaged) = (false, true);
         let inmigrate = world.destination.phase == DestinationPhase::Listens || !told_again;
-        match inmigrate {
+        match inmigrate && !world.destination.is_served {
             true => world.engine.stage = ApproachStage::Continue,
             false => self.turn_back(world),
         }
@@ -364,6 +420,7 @@ impl ApproachModel {
             reaches_destination: false,
             follows_source: false,
             follows_destination: false,
+            is_followed: false,
             ended_destination: false,
             listened: false,
             leaves_something: false,
@@ -415,6 +472,7 @@ impl ApproachWorld {
 
     /// A destination that was told to listen lives on, with the guest or a part of it.
     pub(crate) fn is_destination_left_over(&self) -> bool {
-        self.destination.is_up() && self.destination.phase != DestinationPhase::Fresh
+        let DestinationQemu { phase, is_foreign, .. } = &self.destination;
+        self.destination.is_up() && *phase != DestinationPhase::Fresh && !is_foreign
     }
 }

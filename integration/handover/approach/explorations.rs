@@ -2,16 +2,24 @@
 //!
 //! Promise: one-runner, left-as-it-stands.
 
+use super::rivals::{RivalModel, SharedSide};
 use super::{
     model::{APPROACH, ApproachModel, FaultKinds, NO_FAULTS},
     properties::VAGUE,
 };
 use crate::explorations::visit_all;
 use stateright::{Checker, Expectation, Model};
+use std::{fmt::Debug, hash::Hash};
 
 /// Explores every state. `known` are the properties that are known to be broken: each must be found.
 #[track_caller]
-fn explore(what: &str, model: ApproachModel, known: &[&str]) {
+fn explore<M>(what: &str, model: M, known: &[&str])
+where
+    M: Model<State: Clone + Debug + Hash + PartialEq + Send + Sync, Action: Clone + Debug + PartialEq + Send + Sync>
+        + Send
+        + Sync
+        + 'static,
+{
     let checker = visit_all(what, model);
     let mut wrong = 0;
     for property in checker.model().properties() {
@@ -119,4 +127,37 @@ fn a_person_who_finishes_elsewhere_by_hand() {
     let kinds = FaultKinds { engine: true, person: true, ..NO_FAULTS };
     let model = ApproachModel { kinds, overlaps: false, local: false, faults: 4, ..APPROACH };
     explore("a person finishes elsewhere by hand", model, &[]);
+}
+
+/// Explores two engines, which have no disks to copy or have some.
+#[track_caller]
+fn explore_rivals(what: &str, shared: SharedSide, kinds: FaultKinds, known: &[&str]) {
+    for disks in [false, true] {
+        let each = ApproachModel { kinds, disks, overlaps: false, faults: 1, ..APPROACH };
+        explore(what, RivalModel { shared, each }, known);
+    }
+}
+
+#[test]
+fn two_engines_with_the_same_source() {
+    let kinds = FaultKinds { channel: true, ..NO_FAULTS };
+    explore_rivals("two engines with the same source", SharedSide::Source, kinds, &[]);
+}
+
+#[test]
+fn two_engines_with_the_same_source_and_one_that_dies() {
+    let kinds = FaultKinds { engine: true, ..NO_FAULTS };
+    explore_rivals("two engines with the same source, one dies", SharedSide::Source, kinds, &[]);
+}
+
+#[test]
+fn two_engines_with_the_same_destination() {
+    let kinds = FaultKinds { channel: true, engine: true, deaths: true, ..NO_FAULTS };
+    explore_rivals("two engines with the same destination", SharedSide::Destination, kinds, &[]);
+}
+
+#[test]
+fn two_engines_with_the_same_pair() {
+    let kinds = FaultKinds { channel: true, engine: true, deaths: true, ..NO_FAULTS };
+    explore_rivals("two engines with the same pair", SharedSide::Both, kinds, &[]);
 }

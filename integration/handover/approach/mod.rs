@@ -12,9 +12,13 @@
 //! ends or is replaced, a monitor or a RAM channel that closes, and the engine's own end. Frozen processes and commands
 //! without an answer are the handover's model's.
 //!
+//! [`rivals`] has two such engines that do not know of each other, and share a source, a destination, or both.
+//!
 //! Left out is what nobody can tell or prevent: an owner's `stop` in the instant before QEMU's own, of which no event
 //! says whose it was; `cont` to a source that has completed; and `cont` to a destination after the engine's last
-//! `stop`. What is known to be broken is named with its exploration, and must be found there.
+//! `stop`. A recovery is assumed to begin once the other of two engines is over: the other's journal, or the names of
+//! what that engine has made, refuses an earlier one. What is known to be broken is named with its exploration, and
+//! must be found there.
 
 mod engine;
 mod explorations;
@@ -23,5 +27,6 @@ mod identity;
 mod model;
 mod mutants;
 mod properties;
+mod rivals;
 mod way_back;
 mod world;

@@ -113,6 +113,16 @@ pub(crate) enum ApproachMutation {
     SourceIsCancelledFirst,
     /// A guest that is not to run waits for the disks for as long as they take.
     OwnerWaitsForDisks,
+    /// The destination is looked at by the checks, and not again before its disks are served and mirrored.
+    DestinationIsLookedAtOnce,
+    /// A migration of the source that passes the guest on is taken for one to this run's destination.
+    EveryMigrationLeadsHere,
+    /// No event tells that another client has begun a migration since.
+    EveryMigrationIsOurs,
+    /// A destination that serves this run's disks is taken for one that takes this run's guest.
+    ServedIsOurs,
+    /// No journal tells that `cont` may have been sent to the destination.
+    StartIsForgotten,
 }
 
 /// What is explored.
@@ -123,6 +133,8 @@ pub(crate) struct ApproachModel {
     pub(crate) faults: u8,
     /// How often the run is recovered from the journal.
     pub(crate) recoveries: u8,
+    /// There are disks to copy.
+    pub(crate) disks: bool,
     /// RAM is begun beside the mirrors.
     pub(crate) overlaps: bool,
     /// Both QEMUs are processes of the engine's host, which proves their ends and can end them.
@@ -148,6 +160,7 @@ pub(crate) const APPROACH: ApproachModel = ApproachModel {
     kinds: NO_FAULTS,
     faults: 2,
     recoveries: 1,
+    disks: true,
     overlaps: true,
     local: true,
     same_numbers: false,
@@ -155,7 +168,7 @@ pub(crate) const APPROACH: ApproachModel = ApproachModel {
 };
 
 impl ApproachModel {
-    fn list_qemu_actions(world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
+    pub(super) fn list_qemu_actions(world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
         let ApproachWorld { source, destination, .. } = world;
         if source.is_up() && source.mirror == MirrorPhase::Copies && destination.is_up() {
             actions.push(ApproachAction::MirrorReady);
@@ -185,7 +198,7 @@ impl ApproachModel {
         }
     }
 
-    fn list_faults(&self, world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
+    pub(super) fn list_faults(&self, world: &ApproachWorld, actions: &mut Vec<ApproachAction>) {
         let ApproachWorld { source, destination, engine, .. } = world;
         let FaultKinds { guest, owner, client, deaths, channel, engine: dies, monitors, replaced, person } = self.kinds;
         // Events of the destination's guest after it moved are not the engine's any more.

@@ -11,6 +11,7 @@ use stateright::Property;
 pub(crate) const TWO_RUNNERS: &str = "there are never two runners";
 pub(crate) const UNDONE: &str = "nothing that a guest did is undone";
 pub(crate) const KILLED: &str = "no guest that runs is ended";
+pub(crate) const STOPPED: &str = "nobody else's guest is stopped";
 pub(crate) const AGAINST_OWNER: &str = "a guest that stopped by itself or its owner is sent no cont";
 pub(crate) const DISKS: &str = "no guest is started with disks that are not whole";
 pub(crate) const FOREIGN: &str = "nobody else's migration is cancelled";
@@ -29,6 +30,7 @@ pub(crate) fn list() -> Vec<Property<ApproachModel>> {
         }),
         Property::always(UNDONE, |_, world: &ApproachWorld| !world.broken.undone || world.foreign_cont),
         Property::always(KILLED, |_, world: &ApproachWorld| !world.broken.killed),
+        Property::always(STOPPED, |_, world: &ApproachWorld| !world.broken.stopped),
         Property::always(AGAINST_OWNER, |_, world: &ApproachWorld| !world.broken.against_owner),
         Property::always(TRUE, |_, world: &ApproachWorld| !world.broken.untrue),
         Property::always(DISKS, |_, world: &ApproachWorld| !world.broken.torn_disks),

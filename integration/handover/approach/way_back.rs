@@ -14,8 +14,8 @@ use qferry::internals::{
         judgement::{Judgement, JudgementStep, PairSighting, RecordedHandover, SideSighting, StepOutcome},
         verdict::{ContKnowledge, HandoverVerdict, UsableFences},
         way_back::{
-            self, DestinationFacts, DestinationFate, DestinationSight, LostSource, SourceFacts, SourceHolding,
-            SourceStep, WayBackGround,
+            self, CourseFacts, DestinationFacts, DestinationFate, DestinationSight, LostSource, MigrationCourse,
+            SourceFacts, SourceHolding, SourceStep, WayBackGround,
         },
     },
     migration::GuestIntent,
@@ -53,13 +53,7 @@ impl ApproachModel {
         let next = match step {
             WayBackStep::Look => {
                 if world.asks(Side::Source) {
-                    let run = match world.source.answer().0 {
-                        RunState::Prelaunch if self.mutation == Some(ApproachMutation::ResetIsNoStop) => {
-                            RunState::FinishMigrate
-                        }
-                        run => run,
-                    };
-                    world.engine.guest.look(&run);
+                    world.engine.guest.look(&self.read_run(world));
                     world.journal_guest();
                 }
                 WayBackStep::Cancel
@@ -71,13 +65,23 @@ impl ApproachModel {
                 let is_begun = world.journal.migrate && world.asks(Side::Source);
                 let is_passing = matches!(world.source.phase, SourcePhase::Device | SourcePhase::Completed)
                     && self.mutation != Some(ApproachMutation::SourceIsCancelledFirst);
-                match (is_begun, world.engine.may_resume) {
-                    (true, true) if is_passing => WayBackStep::TakeBack,
-                    (true, may_resume) => {
+                let has_passed = world.source.phase == SourcePhase::Completed;
+                let is_asked = world.engine.may_resume && (is_passing || !world.is_source_idle());
+                let course = if is_asked { self.find_course(world) } else { MigrationCourse::ToDestination };
+                let is_found = !world.engine.may_resume && world.engine.guest.wants_running();
+                match course {
+                    _ if !is_begun || is_found => WayBackStep::EndDestination,
+                    MigrationCourse::NotKnownYet if has_passed && !Self::is_at_rest(world) => WayBackStep::Cancel,
+                    MigrationCourse::ToDestination if is_asked && is_passing => WayBackStep::TakeBack,
+                    MigrationCourse::ToDestination => {
                         self.cancel(world);
-                        if may_resume { WayBackStep::Resume } else { WayBackStep::EndDestination }
+                        if world.engine.may_resume { WayBackStep::Resume } else { WayBackStep::EndDestination }
                     }
-                    (false, _) => WayBackStep::EndDestination,
+                    _ if is_passing => return world.end(Ending::Undetermined),
+                    _ => {
+                        world.journal.migrate = false;
+                        WayBackStep::EndDestination
+                    }
                 }
             }
             WayBackStep::Resume => {
@@ -114,8 +118,8 @@ impl ApproachModel {
                 if world.asks(Side::Source) {
                     world.source.mirror = MirrorPhase::None;
                     world.journal.mirrored = false;
-                    if world.is_source_idle() {
-                        (world.source.pauses, world.source.returns) = (false, false);
+                    if world.is_source_idle() && world.journal.tuned {
+                        (world.source.pauses, world.source.returns, world.journal.tuned) = (false, false, false);
                     }
                 }
                 world.destination.exported &= !world.asks(Side::Destination);
@@ -147,6 +151,31 @@ impl ApproachModel {
         world.engine.stage = ApproachStage::GoBack(next);
     }
 
+    /// Whether the source's migration leads to this run's destination, as far as the shipped decision can tell.
+    fn find_course(&self, world: &ApproachWorld) -> MigrationCourse {
+        let destination = &world.destination;
+        let is_heard = world.engine.follows_destination;
+        let facts = CourseFacts {
+            source: world.source.answer().1,
+            destination: world.asks(Side::Destination).then(|| destination.answer(world.source.stand).1),
+            is_followed: world.engine.is_followed,
+            told_active: is_heard && destination.is_connected,
+            told_completed: is_heard && destination.phase == DestinationPhase::Loaded,
+        };
+        match self.mutation {
+            Some(ApproachMutation::EveryMigrationLeadsHere) => MigrationCourse::ToDestination,
+            _ => way_back::find_course(&facts),
+        }
+    }
+
+    /// The source's run state, as the engine reads it.
+    pub(crate) fn read_run(&self, world: &ApproachWorld) -> RunState {
+        match world.source.answer().0 {
+            RunState::Prelaunch if self.mutation == Some(ApproachMutation::ResetIsNoStop) => RunState::FinishMigrate,
+            run => run,
+        }
+    }
+
     /// Ends the source's migration.
     fn cancel(&self, world: &mut ApproachWorld) {
         if !world.is_source_idle() {
@@ -158,18 +187,24 @@ impl ApproachModel {
 
     /// The end of a guest whose source has ended before the guest was passed on; whether that is proved.
     fn end_with_source(&self, world: &mut ApproachWorld) -> bool {
-        let destination = self.decide_fate(world, world.journal.incoming || world.journal.exported);
+        let destination = self.decide_fate(world, true);
+        let has_failed = matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled);
+        let has_completed = world.engine.may_resume && world.source.phase == SourcePhase::Completed;
+        let has_passed = has_completed || (world.engine.is_followed && !has_failed);
         let lost = LostSource {
             proved: self.proves_end(world, Side::Source),
             told: world.source.stand == GuestStand::Shutdown && world.engine.follows_source,
+            passed: world.engine.follows_source && has_passed,
             listened: (world.journal.incoming || world.engine.listened) && !world.engine.ended_destination,
             never_ran: !world.engine.may_resume || (world.engine.follows_destination && !world.destination_ran),
             destination,
         };
         let has_ended = way_back::has_ended(&lost);
-        if has_ended && matches!(destination, DestinationFate::Quit | DestinationFate::Fence) {
+        let is_used = world.journal.incoming || world.journal.exported;
+        if has_ended && is_used && matches!(destination, DestinationFate::Quit | DestinationFate::Fence) {
             self.quit_destination(world);
         }
+        world.destination.exported &= !(has_ended && world.asks(Side::Destination));
         has_ended
     }
 
@@ -186,6 +221,7 @@ impl ApproachModel {
     fn decide_fate(&self, world: &ApproachWorld, used: bool) -> DestinationFate {
         let (run, migration) = world.destination.answer(world.source.stand);
         let facts = DestinationFacts {
+            listened: world.journal.incoming || self.mutation == Some(ApproachMutation::ServedIsOurs),
             ground: match world.engine.may_resume || self.mutation == Some(ApproachMutation::VerdictForgotten) {
                 true => WayBackGround::NotGiven,
                 false => WayBackGround::OnSource,
@@ -233,7 +269,7 @@ impl ApproachModel {
             && !world.source.is_up()
             && world.destination.phase == DestinationPhase::Loaded
             && !world.source_ran_on;
-        world.broken.killed |= world.destination.runs || is_only;
+        world.broken.killed |= world.destination.runs || is_only || world.destination.is_foreign;
         world.die(Side::Destination);
         world.engine.ended_destination = true;
     }
@@ -306,9 +342,13 @@ impl ApproachModel {
 
     fn look_at_both(&self, world: &ApproachWorld) -> PairSighting<(), ()> {
         PairSighting {
-            source: self.look(world, Side::Source),
+            source: match world.engine.is_followed {
+                true => self.look(world, Side::Source).forget_migration(),
+                false => self.look(world, Side::Source),
+            },
             destination: self.look(world, Side::Destination),
-            source_gave_up: matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled),
+            source_gave_up: world.engine.is_followed
+                || matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled),
             source_cut: !world.engine.reaches_source,
             retries_cont: false,
         }
@@ -332,6 +372,10 @@ impl ApproachModel {
                 world.journal.claim = RecordedClaim::Resuming;
                 judgement.confirm_recorded();
             }
+            // What the last look found is not so any more.
+            JudgementStep::CarryOut(_) if world.engine.is_followed && judgement.source_ended().is_none() => {
+                judgement.look_again();
+            }
             JudgementStep::CarryOut(verdict) => {
                 let outlived = judgement.source_ended().is_some();
                 let outcome = self.carry_out_verdict(world, verdict, outlived);
@@ -345,7 +389,10 @@ impl ApproachModel {
                 world.engine.stage = ApproachStage::GoBack(WayBackStep::Cancel);
                 return;
             }
-            JudgementStep::End(HandoverVerdict::Ended) => return world.end(Ending::Ended),
+            JudgementStep::End(HandoverVerdict::Ended) => {
+                let has_ended = self.end_with_source(world);
+                return world.end(if has_ended { Ending::Ended } else { Ending::Undetermined });
+            }
             JudgementStep::RecordStarting => {
                 world.journal.starting = true;
                 judgement.confirm_starting();

@@ -105,8 +105,10 @@ pub(crate) struct SourceQemu {
     pub(crate) stand: GuestStand,
     pub(crate) halt: Option<MigrationHalt>,
     pub(crate) phase: SourcePhase,
-    /// The migration is another client's.
+    /// The migration is another client's, or another run's.
     pub(crate) is_foreign: bool,
+    /// Another run's mirror is on a disk, and QEMU takes no second one.
+    pub(crate) is_mirrored: bool,
     /// The capability `pause-before-switchover`.
     pub(crate) pauses: bool,
     /// The capability `return-path`.
@@ -123,10 +125,16 @@ pub(crate) struct SourceQemu {
 pub(crate) struct DestinationQemu {
     pub(crate) presence: QemuPresence,
     pub(crate) phase: DestinationPhase,
+    /// A source has connected.
+    pub(crate) is_connected: bool,
     pub(crate) autostart: bool,
     pub(crate) runs: bool,
     pub(crate) exported: bool,
     pub(crate) address: MonitorAddress,
+    /// The incoming migration is another run's.
+    pub(crate) is_foreign: bool,
+    /// The NBD server is another run's.
+    pub(crate) is_served: bool,
 }
 
 /// What the journal says of the handover.
@@ -146,6 +154,8 @@ pub(crate) struct ApproachJournal {
     pub(crate) mirrored: bool,
     pub(crate) incoming: bool,
     pub(crate) migrate: bool,
+    /// The source's capabilities are this run's.
+    pub(crate) tuned: bool,
     pub(crate) claim: RecordedClaim,
     /// `Starting` is in the journal, and no `NotStarted` behind it.
     pub(crate) starting: bool,
@@ -160,6 +170,8 @@ pub(crate) struct BrokenPromises {
     pub(crate) against_owner: bool,
     /// A destination that ran was ended, or a source that had the guest.
     pub(crate) killed: bool,
+    /// A guest that another run has handed over was stopped.
+    pub(crate) stopped: bool,
     /// What an engine said at its end was not so.
     pub(crate) untrue: bool,
     /// The destination was started with disks that were not whole.
@@ -262,7 +274,8 @@ impl DestinationQemu {
     pub(crate) fn answer(&self, stand: GuestStand) -> (RunState, MigrationStatus) {
         let migration = match self.phase {
             DestinationPhase::Fresh => MigrationStatus::None,
-            DestinationPhase::Listens => MigrationStatus::Active,
+            DestinationPhase::Listens if self.is_connected => MigrationStatus::Active,
+            DestinationPhase::Listens => MigrationStatus::Setup,
             DestinationPhase::Loaded => MigrationStatus::Completed,
             DestinationPhase::Failed => MigrationStatus::Failed,
         };
@@ -290,6 +303,7 @@ impl ApproachWorld {
             halt: None,
             phase: SourcePhase::Idle,
             is_foreign: false,
+            is_mirrored: false,
             pauses: false,
             returns: false,
             mirror: MirrorPhase::None,
@@ -304,16 +318,20 @@ impl ApproachWorld {
             mirrored: false,
             incoming: false,
             migrate: false,
+            tuned: false,
             claim: RecordedClaim::Source,
             starting: false,
         };
         let destination = DestinationQemu {
             presence: QemuPresence::Up,
             phase: DestinationPhase::Fresh,
+            is_connected: false,
             autostart: false,
             runs: false,
             exported: false,
             address: MonitorAddress::Free,
+            is_foreign: false,
+            is_served: false,
         };
         Self {
             source,
@@ -449,6 +467,11 @@ impl ApproachWorld {
     /// The source's migration of this run has completed.
     pub(crate) fn has_passed(&self) -> bool {
         self.source.phase == SourcePhase::Completed && !self.source.is_foreign
+    }
+
+    /// Whether a migration is under way that is not this run's.
+    pub(crate) fn is_migrated_by_another(&self) -> bool {
+        self.source.is_up() && self.source.is_foreign && !self.is_source_idle()
     }
 
     /// Whether it cannot be known any more if the destination ran the guest before it ended.

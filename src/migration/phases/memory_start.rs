@@ -97,6 +97,7 @@ async fn listen(
 /// Has the source send RAM.
 async fn send(context: &Context, source: &Process, order: &WorkOrder, attempt: &mut Attempt) -> Result<(), Failure> {
     let (wanted, _) = set_up(context, source, order, attempt, vec![Effect::Migrate]).await?;
+    source.own_migration.note(&source.observed());
     let sent = precopy::send(source, order.route.ram());
     // asked right behind `migrate`: from there on QEMU lets nobody change a capability
     let changed = apply::changed_capability(source, &wanted);

@@ -46,6 +46,15 @@ pub(super) async fn both_sides(qemus: &QemuPair, order: &WorkOrder) -> Result<()
     require_unchanged(&order.proved.destination, &destination)
 }
 
+/// Looks at the destination before it is told anything, and again once it serves disks: nobody hands a guest to it.
+/// The checks may have been minutes ago, and the guest that somebody else has moved there since would be stopped, or
+/// its disks written over. Another run's server refuses this run's, so that of two runs with disks one sees the other.
+pub(super) async fn require_free(destination: &Process) -> Result<(), Failure> {
+    let asked = try_join!(destination.ask(&qmp::query_status {}), destination.ask(&qmp::query_migrate {}));
+    let (run, migration) = asked?;
+    refuse_used(&destination.name().to_string(), &run.status, &migration, None)
+}
+
 /// Does the work unless events tell of a change and a look confirms it.
 pub(crate) async fn unless_changed<T>(
     qemus: &QemuPair,
@@ -131,8 +140,12 @@ fn require_unchanged(before: &SideFacts, now: &SideFacts) -> Result<(), Failure>
 /// Refuses to go on with a destination that does not wait, or that somebody else uses. `exports` are the engine's own.
 fn require_waiting(destination: &SideFacts, exports: &[&str]) -> Result<(), Failure> {
     let foreign = destination.exports.iter().find(|id| !exports.contains(&id.as_str()));
-    let used = destination.migration.status.as_ref().filter(|status| **status != MigrationStatus::None);
-    let (code, message) = match (&destination.run, used, foreign) {
+    refuse_used(&destination.name, &destination.run, &destination.migration, foreign)
+}
+
+fn refuse_used(name: &str, run: &RunState, migration: &MigrationInfo, foreign: Option<&String>) -> Result<(), Failure> {
+    let used = migration.status.as_ref().filter(|status| **status != MigrationStatus::None);
+    let (code, message) = match (run, used, foreign) {
         (RunState::InMigrate, None, None) => return Ok(()),
         (RunState::InMigrate, Some(status), _) => {
             (FindingCode::DestinationUsed, format!("somebody else has begun its incoming migration: {status}"))
@@ -142,7 +155,7 @@ fn require_waiting(destination: &SideFacts, exports: &[&str]) -> Result<(), Fail
         }
         (run, ..) => (FindingCode::DestinationState, format!("this QEMU does not wait for a guest any more: {run}")),
     };
-    Err(Failure::Interfered { code: code.into(), message: format!("{}: {message}", destination.name) })
+    Err(Failure::Interfered { code: code.into(), message: format!("{name}: {message}") })
 }
 
 /// Waits for an event that tells of a change, and for the look that confirms it.

@@ -3,7 +3,7 @@
 //! Migration capabilities and parameters are none of it. They would bind whatever migration somebody else starts while
 //! disks are copied, a snapshot to a file above all.
 
-use super::switchover::{keep_waiting, refuse_unless_waiting};
+use super::{second_look::require_free, switchover::keep_waiting};
 use crate::{
     memory::{apply, tuning::SideTuning},
     migration::{
@@ -12,7 +12,6 @@ use crate::{
     qemu::{Process, ProcessError},
     storage::mirror::export,
 };
-use qapi::qmp;
 use serde_json::Map;
 
 /// Tries the capabilities that were asked for, and starts the destination's NBD server.
@@ -31,7 +30,7 @@ pub(crate) async fn prepare(
     }
     // `stop` takes back the autostart of a QEMU that was started without -S. It must not meet a guest that another
     // engine has moved there since the checks.
-    refuse_unless_waiting(destination.name(), destination.ask(&qmp::query_status {}).await?.status)?;
+    require_free(destination).await?;
     keep_waiting(destination).await?;
 
     if !route.pairs.is_empty() {
@@ -50,6 +49,7 @@ pub(crate) async fn prepare(
         for pair in &route.pairs {
             export::add(destination, pair).await?;
         }
+        require_free(destination).await?;
     }
     Ok(())
 }

@@ -50,11 +50,14 @@ pub(crate) async fn disengage(
     if route.pairs.is_empty() {
         attempt.ledger.mark(LedgerMark::PreSwitchover, stopped);
         let (rest, waits) = (source.ask(&qmp::query_migrate {}), keep_waiting(destination));
+        // Another run may have begun to write to the destination's disks.
+        let exports = destination.ask(&qmp::query_block_exports {});
         let rest = rest.await?;
         waits.await?;
+        let exports: Vec<String> = exports.await?.0.into_iter().map(|export| export.id).collect();
         ask_for_budget(context, pair, stopped, rest, attempt)?;
         given.await?;
-        return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &[])?);
+        return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &exports)?);
     }
     let settled = mirror_job::settle(source, &route.pairs, deadlines::left(context, source, &attempt.guest, SETTLED));
     let rest = source.ask(&qmp::query_migrate {});

@@ -8,8 +8,8 @@ use crate::{
         exchange,
         ownership::DestinationCannotRun,
         way_back::{
-            DestinationFacts, DestinationFate, DestinationSight, LeaveReason, SourceHolding, WayBackGround,
-            decide_destination,
+            CourseFacts, DestinationFacts, DestinationFate, DestinationSight, LeaveReason, MigrationCourse,
+            SourceHolding, WayBackGround, decide_destination, find_course,
         },
     },
     migration::pair::QemuPair,
@@ -21,10 +21,16 @@ use crate::{
 };
 use qapi::qmp;
 use std::time::Duration;
-use tokio::{time::timeout, try_join};
+use tokio::{
+    time::{Instant, sleep, timeout},
+    try_join,
+};
 
 /// How long a side may take to say, for the way back, how its guest stands.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a destination may take to accept a source's connection, or to load what a source has passed on.
+const CHANGES: Duration = Duration::from_secs(1);
 
 /// What the way back knows of the destination before the look.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +61,7 @@ pub(super) async fn decide_fate(pair: &QemuPair, past: DestinationPast) -> Desti
     let facts = DestinationFacts {
         ground: past.ground,
         sight,
+        listened: past.listened,
         asked: !destination.is_absent(),
         followed: past.followed && !destination.is_reconnected(),
         has_run: seen.resumed.is_some(),
@@ -64,6 +71,32 @@ pub(super) async fn decide_fate(pair: &QemuPair, past: DestinationPast) -> Desti
     let fate = decide_destination(&facts);
     tracing::info!(?facts, ?fate, "the destination on the way back");
     fate
+}
+
+/// Whether the source's migration, which has this status and is under way or has completed, is this run's, as far as
+/// can be told. A destination that changes yet is given the time to come to its end.
+pub(super) async fn is_led_to(pair: &QemuPair, past: DestinationPast, status: MigrationStatus) -> bool {
+    let QemuPair { source, destination } = pair;
+    let followed = past.followed && !destination.is_reconnected();
+    let told = |status| followed && destination.observed().entered(&status).is_some();
+    let until = Instant::now() + CHANGES;
+    let (is_followed, told_active, told_completed) = (false, false, false);
+    let mut facts = CourseFacts { source: status, destination: None, is_followed, told_active, told_completed };
+    loop {
+        facts.is_followed = source.own_migration.is_followed(&source.observed());
+        (facts.told_active, facts.told_completed) = (told(MigrationStatus::Active), told(MigrationStatus::Completed));
+        // The guest may stand still: where the events have told, nothing is asked.
+        let is_told = facts.told_completed || (facts.told_active && facts.source != MigrationStatus::Completed);
+        if !is_told {
+            facts.destination = ask(destination).await.map(|(_, migration)| migration);
+        }
+        let course = find_course(&facts);
+        if course != MigrationCourse::NotKnownYet || Instant::now() >= until {
+            tracing::info!(?facts, ?course, "the source's migration on the way back");
+            return course == MigrationCourse::ToDestination;
+        }
+        sleep(CHANGES / 20).await;
+    }
 }
 
 /// Does what was decided. A destination that has accepted `quit` runs nothing any more, and is not waited for.

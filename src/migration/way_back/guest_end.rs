@@ -20,6 +20,8 @@ use crate::{
         pair::QemuPair,
     },
     progress::{Ending, Phase, Reporter, RunsOn, Side, describe},
+    qemu::{Process, reply::MigrationStatus},
+    storage::mirror::export,
 };
 use std::time::Duration;
 
@@ -45,6 +47,16 @@ pub(crate) async fn end_after_handover(
     end.unwrap_or_else(|| undetermined(failure, NOT_PROVED))
 }
 
+/// Whether the source has passed its guest on in a migration that another client let complete.
+fn may_have_passed(source: &Process, ground: WayBackGround) -> bool {
+    let seen = source.observed();
+    let has_entered = |status| seen.entered(&status).is_some();
+    let has_failed = has_entered(MigrationStatus::Failed) || has_entered(MigrationStatus::Cancelled);
+    // What completed after this run's `migrate-continue` is this run's, unless another began since.
+    let is_anothers = source.own_migration.is_followed(&seen);
+    (is_anothers && !has_failed) || (ground == WayBackGround::NotGiven && has_entered(MigrationStatus::Completed))
+}
+
 /// The end of a guest whose source is gone, where that is proved; `None` leaves everything as it is. Only on the way
 /// back: the destination was not given the guest, or a verdict says that the destination never ran it.
 pub(super) async fn end_with_source(
@@ -65,6 +77,7 @@ pub(super) async fn end_with_source(
     let lost = LostSource {
         proved,
         told: shutdown.is_some(),
+        passed: may_have_passed(source, past.ground),
         listened: past.listened,
         never_ran: past.ground == WayBackGround::OnSource
             || (has_heard_all && destination.observed().resumed.is_none()),
@@ -99,6 +112,12 @@ pub(super) async fn end_with_source(
             Effect::SocketFile(path) => attempt.leftovers.extend(remove_socket(path)),
             Effect::Tuned { side: Side::Destination, before } if !destination.has_ended().await => {
                 if let Err(error) = apply::restore(destination, before).await {
+                    report.warn("not-undone", describe(&error));
+                    continue;
+                }
+            }
+            Effect::NbdServer if !destination.has_ended().await => {
+                if let Err(error) = export::stop_own_server(destination, attempt.log.run()).await {
                     report.warn("not-undone", describe(&error));
                     continue;
                 }

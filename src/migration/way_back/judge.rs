@@ -293,11 +293,13 @@ impl<'a> Judge<'a> {
         let QemuPair { source, destination } = pair;
         let ended = (judgement.source_ended().is_some(), judgement.destination_ended().is_some());
         let (seen_source, seen_destination) = tokio::join!(look(source, ended.0), look(destination, ended.1));
+        let seen_source = if is_followed(source) { seen_source.forget_migration() } else { seen_source };
         let unheard = matches!(seen_source, SideSighting::Silent | SideSighting::Hung);
         let sighting = ProvedSighting {
             source: seen_source.and_prove(SourceCannotRun::of_ended_process),
             destination: seen_destination.and_prove(DestinationCannotRun::of_ended_process),
-            source_gave_up: gave_up(&source.observed()),
+            // A source begins another migration only once the last one is over.
+            source_gave_up: gave_up(&source.observed()) || is_followed(source),
             source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
             retries_cont: Instant::now() < self.retries_until,
         };
@@ -312,6 +314,10 @@ impl<'a> Judge<'a> {
         verdict: HandoverVerdict,
         source_cut: &AtomicBool,
     ) {
+        if is_followed(&pair.source) && judgement.source_ended().is_none() {
+            // What the last look found is not so any more.
+            return judgement.look_again();
+        }
         let outcome = self.try_step(pair, judgement, verdict, source_cut).await.unwrap_or_else(|error| {
             self.context.report.warn("handover-failed", describe(&error));
             StepOutcome::NothingProved
@@ -429,6 +435,11 @@ async fn may_lack_pages(pair: &QemuPair) -> bool {
         }
     }
     true
+}
+
+/// Whether another client has begun a migration after this run's.
+fn is_followed(source: &Process) -> bool {
+    source.own_migration.is_followed(&source.observed())
 }
 
 /// Gives a source whose migration fails the time to say so, and to resume the guest by itself.

@@ -314,8 +314,20 @@ impl WayBack<'_> {
             Ok(now) => now,
             Err(error) => return Undone::Failed(error),
         };
-        if permit.is_some() && matches!(now, MigrationStatus::Completed | MigrationStatus::Device) {
-            return self.take_back(guest, now).await;
+        if permit.is_none() && guest.wants_running() {
+            // A verdict has found that the guest runs on the source, which this run's migration had stopped: that
+            // migration is over, and what is under way is somebody else's.
+            return Undone::Done;
+        }
+        let is_passing = matches!(now, MigrationStatus::Completed | MigrationStatus::Device);
+        if permit.is_some() && (is_passing || !now.is_over()) {
+            match destination::is_led_to(self.pair, self.past, now.clone()).await {
+                true if is_passing => return self.take_back(guest, now).await,
+                true => {}
+                false if is_passing => return Undone::TakenOver("the source passes it on to another QEMU"),
+                // This run's migration was not begun, or is over: nothing is to be undone.
+                false => return Undone::Done,
+            }
         }
         match (precopy::cancel_from(source, now).await, permit) {
             (Err(error), _) => Undone::Failed(error),
