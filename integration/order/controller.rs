@@ -2,6 +2,10 @@
 
 use super::*;
 use crate::lost_events::without;
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
 
 /// The parameters that the source was told to set after the start of RAM, each with its place in the log.
 fn set_while_sending(run: &MigrationRun) -> Vec<(usize, Value)> {
@@ -134,7 +138,7 @@ async fn a_guest_that_stops_long_before_its_mirrors_are_ready_resumes_on_the_sou
 }
 
 /// The run states in which the owner has found the guest that it paused, each a second after the pause.
-type FoundStates = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+type FoundStates = Arc<Mutex<Vec<String>>>;
 
 /// Has the owner pause the guest once RAM is looked at for the second time, and resume it a second later, where QEMU
 /// takes the owner's `cont`.
@@ -368,4 +372,37 @@ async fn a_policy_that_only_observes_changes_nothing() {
     let began = run.log.iter().position(|(side, seen)| side == "source" && seen.name == "migrate").unwrap();
     assert!(first(&run, "BLOCK_JOB_READY") < began, "{run:?}");
     untouched(&run);
+}
+
+/// A mirror that has nothing left to copy gains nothing by which a destination that lives can be told from a frozen one.
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_freezes_before_a_copied_mirror_is_ready_is_given_up() {
+    let mut model = ModelPair::new(&PairShape { block_job_change: false, ..PairShape::default() });
+    // The mirror is never ready, and says that it has copied everything. RAM goes on for longer than the engine waits.
+    (model.state().added_share, model.state().ram_takes) = (1.0, Duration::from_secs(3600));
+    let frozen = Arc::new(AtomicBool::new(false));
+    let (shared, freeze, freezes, mut asked) = (model.shared.clone(), model.destination.freezer(), frozen.clone(), 0);
+    model.on(Source, "query-block-jobs", move |seen| {
+        let mut answer = shared.answer(Source, seen);
+        asked += 1;
+        // Long after the last look at the destination, which follows `migrate`.
+        if asked == 100 {
+            freeze();
+            freezes.store(true, Ordering::Relaxed);
+        }
+        if let [AnswerStep::Return(Value::Array(jobs))] = &mut answer[..] {
+            for job in jobs {
+                (job["len"], job["offset"]) = (json!(64 << 20), json!(64 << 20));
+            }
+        }
+        answer
+    });
+    model.on(Destination, "query-yank", move |_| match frozen.load(Ordering::Relaxed) {
+        true => Vec::new(),
+        false => vec![AnswerStep::Return(json!([]))],
+    });
+    let run = tokio::time::timeout(Duration::from_secs(120), model.migrate()).await.expect("an end");
+    assert_eq!((run.code(), run.outcome.runs_on), ("no-answer", RunsOn::Source), "{run:?}");
+    assert!(run.message().contains("a mirror that has copied everything waits for it"), "{run:?}");
+    assert_eq!(model.state().source.run, "running");
 }

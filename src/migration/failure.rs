@@ -65,13 +65,15 @@ pub enum Failure {
         /// For how long.
         waited: Duration,
     },
-    /// The destination answers nothing at all while the guest's writes wait for it.
-    #[error("{at}: it has answered nothing for {waited:?}, not even out of band, and the guest's writes wait for it")]
+    /// The destination answers nothing at all while something waits for it.
+    #[error("{at}: it has answered nothing for {waited:?}, not even out of band, and {waiting} for it")]
     Frozen {
         /// Which side and where.
         at: QemuName,
         /// For how long.
         waited: Duration,
+        /// What waits for it, with its verb.
+        waiting: &'static str,
     },
     /// The guest has stopped by itself, and stands on the source as it stopped.
     #[error("the guest has stopped by itself on the source, which says '{0}'")]
@@ -479,7 +481,10 @@ mod tests {
                 FailureCode::Gone,
             ),
             (gave_up("timeout"), FailureCode::Timeout),
-            (Failure::Frozen { at: at(), waited: Duration::from_secs(1) }, FailureCode::NoAnswer),
+            (
+                Failure::Frozen { at: at(), waited: Duration::from_secs(1), waiting: "the guest's writes wait" },
+                FailureCode::NoAnswer,
+            ),
             (Failure::Flushes { at: at(), waited: Duration::from_secs(4) }, FailureCode::SwitchoverTimeout),
             (Failure::KeptFromOwner(Duration::from_secs(4)), FailureCode::SwitchoverTimeout),
             (Failure::GuestEnded { gone: gone(), shutdown: None }, FailureCode::SourceGone),

@@ -100,8 +100,8 @@ impl<'a> Controller<'a> {
             start_mirrors(context, qemus, route, |pair| self.speed(pair), attempt).await?;
         }
         let mut copying = FIRST;
-        let frozen = self.frozen(&qemus.destination);
-        tokio::pin!(frozen);
+        let (frozen, lost) = (self.frozen(&qemus.destination), self.lost(&qemus.destination));
+        tokio::pin!(frozen, lost);
         loop {
             self.guest.look(&qemus.source, attempt).await?;
             let look = self.sampler.look(&qemus.source, attempt).await?;
@@ -111,6 +111,7 @@ impl<'a> Controller<'a> {
             let pause = if self.is_ready() { STEP } else { copying };
             tokio::select! {
                 failure = &mut frozen, if self.writes_wait => return Err(failure),
+                failure = &mut lost, if self.is_copied() => return Err(failure),
                 () = mirror_job::turned(&qemus.source, &self.order.route.pairs), if !self.is_ready() => {}
                 () = sleep(pause) => {}
             }
@@ -133,8 +134,8 @@ impl<'a> Controller<'a> {
         let mut pass = source.observed().pass;
         let mut stands = source.observed().stands_since();
         let mut turned = false;
-        let frozen = self.frozen(&qemus.destination);
-        tokio::pin!(frozen);
+        let (frozen, lost) = (self.frozen(&qemus.destination), self.lost(&qemus.destination));
+        tokio::pin!(frozen, lost);
         let stopped = loop {
             let is_running = !attempt.guest.is_stopped_by_qemu();
             tokio::select! {
@@ -147,6 +148,7 @@ impl<'a> Controller<'a> {
                     is_confirmed = true;
                 }
                 failure = &mut frozen, if self.writes_wait => return Err(failure),
+                failure = &mut lost, if self.is_copied() => return Err(failure),
                 // A pass ends beside mirrors that are not ready: RAM must be held back before it completes.
                 () = passed(source, pass), if self.storage.is_some() => {}
                 // RAM may be waiting for the mirrors.
@@ -234,26 +236,19 @@ impl<'a> Controller<'a> {
     /// write-blocking mode the guest's writes wait for it, so they are given the blackout's budget, and at least
     /// [`ANSWERS`].
     fn frozen<'d>(&self, destination: &'d Process) -> impl Future<Output = Failure> + use<'d> {
-        let patience = self.context.settings.downtime.max(ANSWERS);
-        async move {
-            if !destination.has_out_of_band() {
-                std::future::pending::<()>().await;
-            }
-            loop {
-                sleep(ASKS).await;
-                let asked = Instant::now();
-                while !matches!(timeout(ANSWERS, destination.answers_out_of_band()).await, Ok(true)) {
-                    if destination.is_gone() {
-                        // the interruption notices its death and names it
-                        std::future::pending::<()>().await;
-                    }
-                    if asked.elapsed() >= patience {
-                        return Failure::Frozen { at: destination.name().clone(), waited: asked.elapsed() };
-                    }
-                    sleep(STEP).await;
-                }
-            }
-        }
+        silent(destination, self.context.settings.downtime.max(ANSWERS), "the guest's writes wait")
+    }
+
+    /// The same for mirrors that have copied everything and are not ready: nothing that they gain tells that they live,
+    /// and the guest runs on meanwhile.
+    fn lost<'d>(&self, destination: &'d Process) -> impl Future<Output = Failure> + use<'d> {
+        let patience = self.context.settings.policy.give_up.max(ANSWERS);
+        silent(destination, patience, "a mirror that has copied everything waits")
+    }
+
+    /// A mirror has copied everything, and is not ready.
+    fn is_copied(&self) -> bool {
+        self.history.estimates().disks.values().any(|disk| !disk.ready && disk.remaining <= 0.0)
     }
 
     fn is_ready(&self) -> bool {
@@ -395,6 +390,32 @@ impl<'a> Controller<'a> {
                 tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.order.cpus)
             }
             _ => tuning::throttle(percent),
+        }
+    }
+}
+
+/// Waits until a destination has answered nothing for as long as `patience` says, not even out of band.
+async fn silent(destination: &Process, patience: Duration, waiting: &'static str) -> Failure {
+    if !destination.has_out_of_band() {
+        std::future::pending::<()>().await;
+    }
+    let mut since: Option<Instant> = None;
+    loop {
+        sleep(if since.is_some() { STEP } else { ASKS }).await;
+        let asked = Instant::now();
+        if matches!(timeout(ANSWERS, destination.answers_out_of_band()).await, Ok(true)) {
+            since = None;
+            continue;
+        }
+        if destination.is_gone() {
+            // The interruption notices the destination's death and names it.
+            std::future::pending::<()>().await;
+        }
+        // The engine does not wait for the destination all the time, so an answer may have been awaited long ago.
+        let now = Instant::now();
+        let waited = now - *since.get_or_insert(asked.max(now - ANSWERS));
+        if waited >= patience {
+            return Failure::Frozen { at: destination.name().clone(), waited, waiting };
         }
     }
 }
