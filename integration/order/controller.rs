@@ -374,7 +374,8 @@ async fn a_policy_that_only_observes_changes_nothing() {
     untouched(&run);
 }
 
-/// A mirror that has nothing left to copy gains nothing by which a destination that lives can be told from a frozen one.
+/// A mirror that has nothing left to copy gains nothing by which a destination that lives can be told from a frozen
+/// one.
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_freezes_before_a_copied_mirror_is_ready_is_given_up() {
     let mut model = ModelPair::new(&PairShape { block_job_change: false, ..PairShape::default() });

@@ -44,8 +44,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) given: bool,
     /// The engine knows neither process.
     pub(crate) remote: bool,
-    /// The source has said SHUTDOWN.
-    pub(crate) said_shutdown: bool,
+    /// The source has said SHUTDOWN to an engine that lived.
+    pub(crate) heard_shutdown: bool,
     pub(crate) report: &'a Report,
 }
 
@@ -200,7 +200,7 @@ fn told(facts: &Facts<'_>, place: Place) -> Vec<String> {
             // The source died while it passed the guest on.
             "undetermined" if facts.given => claim(&["undetermined"], &["unknown"]),
             // A monitor that closes without a word proves nothing of a process that the engine does not know.
-            "undetermined" if facts.remote && !facts.said_shutdown => claim(&["undetermined"], &["unknown"]),
+            "undetermined" if facts.remote && !facts.heard_shutdown => claim(&["undetermined"], &["unknown"]),
             _ => claim(&["ended"], &["none"]),
         },
     }
@@ -379,7 +379,7 @@ mod tests {
                 remote: [[Attack::Quit(Side::Source)], [Attack::Kill(Side::Source)]]
                     .iter()
                     .any(|all| case.attacks == all),
-                said_shutdown: case.attacks == [Attack::Quit(Side::Source)],
+                heard_shutdown: case.attacks == [Attack::Quit(Side::Source)],
                 report: &case.report,
             };
             let (place, wrong) = judge(&facts);

@@ -102,7 +102,9 @@ fn weigh(trial: &Trial, plan: &Plan, verdict: &mut Verdict) -> Result<()> {
         destination_ran,
         sent_away: verdict.struck.contains(&Attack::MigrateAway),
         remote: plan.proxied,
-        said_shutdown: pair.source.events().unwrap_or_default().iter().any(|event| event.name == "SHUTDOWN"),
+        // An engine that was dead heard nothing.
+        heard_shutdown: !verdict.recovered
+            && pair.source.events().unwrap_or_default().iter().any(|event| event.name == "SHUTDOWN"),
         given: trial.phases.iter().any(|phase| phase == "handover"),
         report,
     };
@@ -150,7 +152,8 @@ fn wish(done: &[Done]) -> Wish {
             Attack::Stop(_) if one.refused.is_none() => {
                 wish = match (before.as_str(), after.as_str()) {
                     ("running", "paused") => Wish::Stands,
-                    ("inmigrate", _) => wish,
+                    ("inmigrate", "inmigrate") => wish,
+                    // The guest was loaded, or started, between the look and the `stop`.
                     _ => Wish::Either,
                 };
             }
