@@ -43,7 +43,8 @@ pub(super) enum Verb {
     ///
     /// The destination must wait with -incoming defer -S and have, for each disk that moves, an overlay of exactly the
     /// same virtual size over the same backing file. Only what the source's overlay holds is sent. Until the guest is
-    /// handed over, whatever goes wrong ends with it running on the source as before; Ctrl-C does the same.
+    /// handed over, a failure ends with the guest on the source as before, and so does Ctrl-C; what could not be
+    /// removed is named.
     #[command(after_help = EXAMPLES)]
     Migrate(Box<Options>),
     /// Look at both sides and say whether the guest could move; change nothing
@@ -165,8 +166,8 @@ pub(super) struct Options {
     /// two QEMUs; a run that is under way is left alone, and refuses this one
     #[arg(long, help_heading = DISKS)]
     clean: bool,
-    /// The blackout budget: QEMU switches over when it expects to need no longer for the last RAM [default: 300ms, or
-    /// the longest downtime of a policy with a schedule]
+    /// The blackout budget, from the stop of the guest's vCPUs to the guest that runs on the destination [default:
+    /// 300ms, or the longest downtime of a policy with a schedule]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     downtime: Option<Duration>,
     /// Hold the budget as it stands: roll back for each millisecond beyond it, in place of allowing 50 % or 50 ms more,
