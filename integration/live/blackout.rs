@@ -5,7 +5,7 @@
 use super::support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start};
 use qferry::internals::{
     migration::Running,
-    progress::{Ending, EventKind, Outcome, PauseCause, Phase},
+    progress::{Ending, Event, EventKind, Outcome, PauseCause, Phase},
     quantity::Rate,
 };
 use qferry_bed::{Pair, Side, Spec, Workload};
@@ -92,6 +92,24 @@ fn a_flush_beyond_the_budget_leads_back_and_is_named() {
     assert!(outcome.blackout_ms.is_some_and(|ms| ms >= 1000.0), "{outcome:#?}");
     assert_eq!(outcome.pauses.last().map(|pause| pause.why), Some(PauseCause::WentBack));
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
+}
+
+/// A flush is no hang: the destination answers meanwhile. It is waited for beyond the time after which a silent source
+/// is freed, for a part of what the switchover may take.
+/// Promise: no-endless-wait.
+#[test]
+fn a_flush_of_seconds_is_waited_for_within_the_time_of_the_switchover() {
+    let pair = start(&writing("10.0.13"));
+    // The source's main loop is silent for one flush or two, and a hang would be seen after ten seconds.
+    let flush = Duration::from_secs(11);
+    let act = |_: &Running<Outcome>| pair.source.flush_slowly(flush).unwrap();
+    let builder = builder(&pair).downtime(flush * 4).switchover_timeout(flush * 12).bandwidth(Rate(16 << 20));
+    let (outcome, events) = migrate_when(builder, sends, act);
+    pair.source.flush_slowly(Duration::ZERO).ok();
+    assert_eq!(outcome.outcome, Ending::Moved, "{outcome:#?}");
+    let yanks = |event: &Event| matches!(&event.kind, EventKind::Action { action, .. } if action == "yank");
+    assert!(!events.iter().any(yanks), "{events:#?}");
+    judge_running(&pair, &outcome);
 }
 
 /// The source stalls once while RAM is sent: nothing is known from that of its answers at the stop.
