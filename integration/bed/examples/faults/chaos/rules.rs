@@ -84,7 +84,10 @@ impl Allows {
     /// What several attacks allow together.
     pub(crate) fn together<'a>(attacks: impl IntoIterator<Item = &'a Attack>, resets: bool) -> Self {
         let mut all = Self::default();
-        for one in attacks.into_iter().map(|attack| allows(attack, resets)) {
+        let mut is_reset = false;
+        for attack in attacks {
+            let one = allows(attack, resets);
+            is_reset |= matches!(attack, Attack::Reset(_));
             all.source_ends |= one.source_ends;
             all.destination_ends |= one.destination_ends;
             all.stays |= one.stays;
@@ -94,6 +97,10 @@ impl Allows {
             all.stepped |= one.stepped;
             all.stands.extend(one.stands);
             all.settings.extend(one.settings);
+        }
+        // A reset makes this of any state in which a guest stands.
+        if is_reset && !all.stands.is_empty() {
+            all.stands.push("prelaunch");
         }
         all
     }

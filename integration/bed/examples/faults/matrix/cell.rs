@@ -164,7 +164,13 @@ fn nothing_left(pair: &Pair, ended: &Ended) -> Result<()> {
             );
         }
     }
-    let kept = |name: &str| ["journal", "migrate.", "recover."].iter().any(|begin| name.starts_with(begin));
+    // The state directory stays, and holds no link to a journal.
+    let is_empty =
+        |name: &str| fs::read_dir(pair.run_dir().join(name)).is_ok_and(|mut entries| entries.next().is_none());
+    let kept = |name: &str| {
+        ["journal", "migrate.", "recover."].iter().any(|begin| name.starts_with(begin))
+            || (name == "qferry" && is_empty(name))
+    };
     let entries = fs::read_dir(pair.run_dir()).map_err(|error| Error::new(error.to_string()))?;
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     left.extend(names.filter(|name| !kept(name)).map(|name| format!("file {name}")));
