@@ -174,7 +174,7 @@ fn a_cancel_leaves_a_guest_that_is_suspended_paused_or_reset() {
 /// and runs on. What the destination has is older then.
 #[test]
 fn a_stale_copy_is_ended_where_the_ram_channel_breaks_at_the_end() {
-    for version in ["10.0.13", "7.2"] {
+    for version in ["10.0.13", "11.1", "7.2"] {
         let pair = start(&waiting(version, |boot| boot.repeat(|steps| steps.dirty(8).wait(1)), &[]));
         let folder = pair.run_dir().with_file_name("proxied");
         std::fs::create_dir(&folder).unwrap();
