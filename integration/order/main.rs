@@ -16,6 +16,7 @@ mod faults;
 mod golden;
 mod interference;
 mod journals;
+mod lost_destination;
 mod lost_events;
 mod lost_writes;
 mod open_world;

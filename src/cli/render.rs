@@ -5,7 +5,9 @@
 use super::flags;
 use crate::{
     migration::{Events, Plan},
-    progress::{Ending, Estimate, EstimatedRung, Event, EventKind, JsonLines, Outcome, Phase, PhaseState, Reason},
+    progress::{
+        Ending, Estimate, EstimatedRung, Event, EventKind, JsonLines, Outcome, Phase, PhaseState, Reason, RunsOn,
+    },
     quantity::{Bytes, Rate},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -215,6 +217,7 @@ fn estimate_words(estimate: &Estimate) -> String {
 fn summary(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     let where_to = match (outcome.outcome, &outcome.runs_on) {
+        (Ending::Moved, RunsOn::None) => "the guest moved, and was shut down on the destination".to_owned(),
         (Ending::Moved, _) => "the guest is on the destination".to_owned(),
         (Ending::Refused, _) => "nothing was changed".to_owned(),
         (Ending::Undetermined, _) => "the guest is not proved to run on one side".to_owned(),

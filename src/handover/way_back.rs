@@ -207,13 +207,21 @@ pub fn decide_destination(facts: &DestinationFacts) -> DestinationFate {
     use DestinationFate::{AlreadyGone, Fence, LeaveAlone, Quit};
     let DestinationFacts { ground, sight, listened, asked, followed, has_run, killable, source } = facts;
     match sight {
+        // What the guest did there is lost to the source, whatever has become of the destination since.
+        _ if *has_run => LeaveAlone(LeaveReason::HasRun),
+        // The source has passed everything on, and nobody knows what the destination did with it before it ended.
+        DestinationSight::Ended
+            if *ground == WayBackGround::NotGiven && *listened && !followed && *source == SourceHolding::Passed =>
+        {
+            LeaveAlone(LeaveReason::MayHaveRun)
+        }
         DestinationSight::Ended => AlreadyGone,
         DestinationSight::Another => LeaveAlone(LeaveReason::AnotherQemu),
         DestinationSight::Unreachable => LeaveAlone(LeaveReason::Unreachable),
         DestinationSight::Answers { migration, .. } if !listened && *migration != MigrationStatus::None => {
             LeaveAlone(LeaveReason::AnotherMigration)
         }
-        DestinationSight::Answers { run, .. } if *has_run || is_live(run) => LeaveAlone(LeaveReason::HasRun),
+        DestinationSight::Answers { run, .. } if is_live(run) => LeaveAlone(LeaveReason::HasRun),
         // Only a QEMU that is `inmigrate` certainly never ran: nothing leads back to that state.
         DestinationSight::Answers { run: RunState::InMigrate, .. } => Quit,
         DestinationSight::Answers { .. } if *ground == WayBackGround::OnSource => Quit,
@@ -236,6 +244,25 @@ pub fn decide_destination(facts: &DestinationFacts) -> DestinationFate {
     }
 }
 
+/// What is known of a destination that does not answer, where the source hangs in what it waits for of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrozenDestination {
+    /// This engine has heard every event of the destination since before the destination was told to listen.
+    pub followed: bool,
+    /// The destination's events told that it ran.
+    pub has_run: bool,
+    /// The events of either side told that the source passes the guest on, or has: the destination may have the only
+    /// whole copy, and runs it by itself where somebody has sent `cont` beforehand.
+    pub is_passed_on: bool,
+}
+
+/// Whether a destination that does not answer may be ended so that the source, which hangs, is freed. Such a source
+/// says nothing of what it has passed on, so that what the events told before decides.
+pub fn may_end_to_free(destination: &FrozenDestination) -> bool {
+    let FrozenDestination { followed, has_run, is_passed_on } = *destination;
+    followed && !has_run && !is_passed_on
+}
+
 /// Everything that the decision about the source's guest rests on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SourceFacts {
@@ -251,6 +278,8 @@ pub struct SourceFacts {
     pub waited: bool,
     /// The destination is proved unable to run the guest, and never ran it.
     pub destination_ended: bool,
+    /// The destination's events told that it ran: what the source has of the guest is older.
+    pub destination_has_run: bool,
     /// The source's last migration is somebody else's, and this engine's destination has taken nothing of it.
     pub is_anothers: bool,
 }
@@ -272,9 +301,9 @@ pub enum SourceStep {
 /// `paused` then was stopped by its owner, unless the engine's own `stop` stands; and a guest that stopped by itself
 /// has a run state that says so.
 pub fn decide_source(facts: &SourceFacts) -> SourceStep {
-    let SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended, is_anothers } =
-        facts;
-    if !wants_running {
+    let SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended, .. } = facts;
+    let is_anothers = &facts.is_anothers;
+    if !wants_running || facts.destination_has_run {
         return SourceStep::Leave;
     }
     match (run, migration) {
@@ -306,10 +335,13 @@ pub fn decide_source(facts: &SourceFacts) -> SourceStep {
 /// In `postmigrate` a guest was passed on. After this engine's own migration the guest is the source's again only where
 /// `destination_ended` says that the destination is out of the way. After somebody else's, such as one to a file, the
 /// guest is left to whoever made that migration, once this engine's destination has taken nothing of it.
+///
+/// Where the destination has run the guest, nothing that the source has is as it was before.
 pub fn is_left_on_source(facts: &SourceFacts) -> bool {
     use MigrationStatus::{Cancelled, Completed, Failed};
     let is_left = decide_source(facts) == SourceStep::Leave;
     is_left
+        && !facts.destination_has_run
         && match (&facts.run, &facts.migration) {
             (RunState::PostMigrate, Completed) => facts.destination_ended || facts.is_anothers,
             // QEMU 7.2 leaves a guest so that its owner had stopped before QEMU did, once the migration is cancelled.
@@ -349,6 +381,24 @@ pub fn has_ended(lost: &LostSource) -> bool {
         DestinationFate::LeaveAlone(reason) => !reason.is_taken_over() && lost.never_ran && !lost.listened,
     };
     (lost.proved || lost.told) && !lost.passed && destination_is_harmless
+}
+
+/// What is known of a destination that is lost after the guest was handed over to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LostDestination {
+    /// The destination was started, or its events told that it ran the guest.
+    pub has_run: bool,
+    /// SHUTDOWN was the last that was heard of the guest there, or of its QEMU.
+    pub told: bool,
+    /// The process is proved to have ended, or its monitor has closed.
+    pub is_gone: bool,
+}
+
+/// Whether a guest that was handed over has ended on the destination by a shutdown: then the move is complete, QEMU has
+/// written what the guest wrote to the destination's disks, and what the source has is older and of no use. A QEMU that
+/// ends without SHUTDOWN has crashed or was killed, and tells nothing of that kind.
+pub fn has_ended_on_destination(lost: &LostDestination) -> bool {
+    lost.has_run && lost.told && lost.is_gone
 }
 
 /// Whether a guest in this state is started, be it suspended.
@@ -532,6 +582,50 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_destination_that_is_gone_counts_for_what_was_heard_of_it() {
+        use DestinationFate::{AlreadyGone, LeaveAlone};
+        let sights = [
+            DestinationSight::Ended,
+            DestinationSight::Another,
+            DestinationSight::Unreachable,
+            DestinationSight::Silent,
+            DestinationSight::Hung,
+        ];
+        for ground in [WayBackGround::NotGiven, WayBackGround::OnSource] {
+            for source in SOURCES {
+                for sight in sights.clone() {
+                    let ran = DestinationFacts { has_run: true, ..facts(ground, sight, source) };
+                    assert_eq!(decide_destination(&ran), LeaveAlone(LeaveReason::HasRun), "{ran:?}");
+                }
+                let unheard = DestinationFacts { followed: false, ..facts(ground, DestinationSight::Ended, source) };
+                let is_doubtful = ground == WayBackGround::NotGiven && source == SourceHolding::Passed;
+                let expected = if is_doubtful { LeaveAlone(LeaveReason::MayHaveRun) } else { AlreadyGone };
+                assert_eq!(decide_destination(&unheard), expected, "{unheard:?}");
+                // This engine has put it out of the way.
+                assert_eq!(decide_destination(&DestinationFacts { listened: false, ..unheard }), AlreadyGone);
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_destination_is_ended_for_its_source_only_where_nothing_was_passed_on() {
+        for known in 0..8 {
+            let (followed, has_run, is_passed_on) = (known & 1 != 0, known & 2 != 0, known & 4 != 0);
+            let frozen = FrozenDestination { followed, has_run, is_passed_on };
+            assert_eq!(may_end_to_free(&frozen), known == 1, "{frozen:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_was_shut_down_on_the_destination_has_moved() {
+        for known in 0..8 {
+            let (has_run, told, is_gone) = (known & 1 != 0, known & 2 != 0, known & 4 != 0);
+            let lost = LostDestination { has_run, told, is_gone };
+            assert_eq!(has_ended_on_destination(&lost), known == 7, "{lost:?}");
+        }
+    }
+
     fn source(run: &str, migration: &str) -> SourceFacts {
         SourceFacts {
             wants_running: true,
@@ -540,6 +634,7 @@ mod tests {
             stopped_by_engine: false,
             waited: false,
             destination_ended: false,
+            destination_has_run: false,
             is_anothers: false,
         }
     }
@@ -709,16 +804,72 @@ mod tests {
             }
         }
 
+        /// After a destination that has run the guest, or that may have had and run all of it unheard, no `cont` goes
+        /// to the source, nothing is said to be as before, and no guest is said to have ended.
+        #[test]
+        fn nothing_is_taken_back_from_a_destination_that_may_have_run(
+            sight in any_sight(),
+            on_source in any::<bool>(),
+            known in any::<(bool, bool, bool, bool)>(),
+            is_told in any::<(bool, bool, bool, bool, bool)>(),
+            source in prop::sample::select(SOURCES.to_vec()),
+            (run, migration) in (any_run(), any_status()),
+        ) {
+            let (asked, followed, has_run, killable) = known;
+            let (wants_running, stopped_by_engine, waited, proved, told) = is_told;
+            let ground = if on_source { WayBackGround::OnSource } else { WayBackGround::NotGiven };
+            let is_loading = matches!(sight, DestinationSight::Answers { run: RunState::InMigrate, .. });
+            let is_unheard = !followed && !on_source && !is_loading;
+            let source = if migration == MigrationStatus::Completed { SourceHolding::Passed } else { source };
+            let listened = true;
+            let facts = DestinationFacts { ground, sight, listened, asked, followed, has_run, killable, source };
+            let destination = decide_destination(&facts);
+            let may_have_run = has_run || (is_unheard && source == SourceHolding::Passed);
+            let is_out_of_the_way = !matches!(destination, DestinationFate::LeaveAlone(_));
+            prop_assert!(!(may_have_run && is_out_of_the_way), "{facts:?}");
+
+            let taken = SourceFacts {
+                wants_running,
+                run,
+                migration,
+                stopped_by_engine: stopped_by_engine && has_run,
+                waited,
+                destination_ended: is_out_of_the_way,
+                destination_has_run: has_run,
+                is_anothers: false,
+            };
+            let is_passed = matches!(taken.run, RunState::PostMigrate) && source == SourceHolding::Passed;
+            if has_run || (may_have_run && is_passed) {
+                prop_assert!(decide_source(&taken) != SourceStep::Cont, "{facts:?} {taken:?}");
+                prop_assert!(!is_left_on_source(&taken), "{facts:?} {taken:?}");
+            }
+            let never_ran = on_source || (followed && !has_run);
+            let lost = LostSource { proved, told, passed: false, listened, never_ran, destination };
+            let is_lost_unheard = is_unheard && !matches!(facts.sight, DestinationSight::Answers { .. });
+            prop_assert!(!(has_ended(&lost) && (has_run || is_lost_unheard)), "{facts:?} {lost:?}");
+
+            let frozen = FrozenDestination { followed, has_run, is_passed_on: source == SourceHolding::Passed };
+            prop_assert!(!(may_end_to_free(&frozen) && (may_have_run || !followed)), "{frozen:?}");
+        }
+
         /// `cont` goes only to a guest that is to run and that QEMU, or this engine, has stopped.
         #[test]
         fn no_guest_is_started_that_stands_by_itself(
             run in any_run(),
             migration in any_status(),
-            known in any::<(bool, bool, bool, bool, bool)>(),
+            known in any::<(bool, bool, bool, bool, bool, bool)>(),
         ) {
-            let (wants_running, stopped_by_engine, waited, destination_ended, is_anothers) = known;
-            let facts =
-                SourceFacts { wants_running, run, migration, stopped_by_engine, waited, destination_ended, is_anothers };
+            let (wants_running, stopped_by_engine, waited, destination_ended, destination_has_run, is_anothers) = known;
+            let facts = SourceFacts {
+                wants_running,
+                run,
+                migration,
+                stopped_by_engine,
+                waited,
+                destination_ended,
+                destination_has_run,
+                is_anothers,
+            };
             if decide_source(&facts) == SourceStep::Cont {
                 prop_assert!(wants_running);
                 let is_stopped_by_another = match facts.run {

@@ -109,6 +109,8 @@ pub(crate) enum ApproachMutation {
     EveryAnswerIsOurs,
     /// An event that told `completed` counts as an answer of a source that is gone.
     EventsAreAnswers,
+    /// What the destination's events have told of a guest that ran there is forgotten.
+    RunIsForgotten,
     /// A source that passes the guest on without this engine is cancelled before the destination is put out of the way.
     SourceIsCancelledFirst,
     /// A guest that is not to run waits for the disks for as long as they take.

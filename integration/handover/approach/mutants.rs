@@ -11,6 +11,7 @@
 //! | A6, A11, capabilities that another client meets or changes | `CapabilitiesAreEarly` | `HELD` |
 //! | A6, a migration that completes without the engine | `EventsAreAnswers` | `KILLED` |
 //! | the same, with a destination that was told `cont` | `SourceIsCancelledFirst` | `TWO_RUNNERS` |
+//! | the same, with a destination that ran and is gone | `RunIsForgotten` | `UNDONE` |
 //! | A7, a machine that changes | `OneLookAtTheMachines` | `DISKS` |
 //! | A8, an owner's stop | `PausedNeedsCont`, `EveryStopIsQemus` | `AGAINST_OWNER` |
 //! | A9, an owner who waits for the disks | `OwnerWaitsForDisks` | `WAITS` |
@@ -134,6 +135,13 @@ fn another_qemu_that_is_taken_for_ours_is_found() {
 fn an_event_that_is_taken_for_an_answer_is_found() {
     let kinds = FaultKinds { client: true, deaths: true, ..NO_FAULTS };
     breaks(ApproachMutation::EventsAreAnswers, ApproachModel { kinds, overlaps: false, ..APPROACH }, KILLED);
+}
+
+#[test]
+fn a_destination_that_ran_and_is_gone_and_is_forgotten_is_found() {
+    let kinds = FaultKinds { client: true, deaths: true, ..NO_FAULTS };
+    let model = ApproachModel { kinds, overlaps: false, disks: false, faults: 3, ..APPROACH };
+    breaks(ApproachMutation::RunIsForgotten, model, UNDONE);
 }
 
 #[test]

@@ -138,6 +138,7 @@ impl ApproachModel {
                     stopped_by_engine: false,
                     waited: true,
                     is_anothers: false,
+                    destination_has_run: self.has_heard_run(world),
                     destination_ended: world.engine.ended_destination || self.proves_end(world, Side::Destination),
                 };
                 let as_before = world.asks(Side::Source) && way_back::is_left_on_source(&facts);
@@ -235,7 +236,7 @@ impl ApproachModel {
             },
             asked: world.asks(Side::Destination) || world.engine.follows_destination,
             followed: world.engine.follows_destination,
-            has_run: world.engine.follows_destination && world.destination_ran,
+            has_run: self.has_heard_run(world),
             killable: self.local,
             source: match world.asks(Side::Source) {
                 true => SourceHolding::of_answer(&world.source.answer().1),
@@ -249,6 +250,12 @@ impl ApproachModel {
             true => way_back::decide_destination(&facts),
             false => DestinationFate::AlreadyGone,
         }
+    }
+
+    /// Whether the destination's events have told the engine that the destination ran.
+    fn has_heard_run(&self, world: &ApproachWorld) -> bool {
+        let is_deaf = self.mutation == Some(ApproachMutation::RunIsForgotten);
+        world.engine.follows_destination && world.destination_ran && !is_deaf
     }
 
     /// Whether the end of a side's process is proved to the engine.
@@ -285,6 +292,7 @@ impl ApproachModel {
             stopped_by_engine: self.mutation == Some(ApproachMutation::PausedNeedsCont),
             waited: true,
             destination_ended,
+            destination_has_run: self.has_heard_run(world),
             is_anothers: false,
         };
         if !world.asks(Side::Source) {

@@ -1,7 +1,10 @@
 //! The clean-up after a guest that moved: what the engine made is removed from both sides, and the source quits.
 
 use crate::{
-    handover::exchange,
+    handover::{
+        exchange,
+        way_back::{LostDestination, has_ended_on_destination},
+    },
     memory::{self, apply},
     migration::{
         Effect, Failure,
@@ -11,6 +14,7 @@ use crate::{
         pair::QemuPair,
         way_back::{
             fence::QUIT,
+            last_events::hear_out,
             leftovers::{hidden_leftover, remove_socket},
             reconnect::reach_side,
         },
@@ -31,6 +35,8 @@ type PendingAnswer<'p, T> = Pin<Box<dyn Future<Output = Result<T, ProcessError>>
 
 /// Removes what was made from both sides, and quits the source.
 ///
+/// A guest that is shut down on the destination meanwhile, with its QEMU, has moved all the same.
+///
 /// # Errors
 /// The destination is lost by now, and nothing was done: the source's is the only state that is known to exist.
 pub(crate) async fn tidy(
@@ -41,10 +47,19 @@ pub(crate) async fn tidy(
 ) -> Result<End, Failure> {
     let (source, report) = (&pair.source, &context.report);
     let asked = insist(context, pair, Side::Destination, |side| Box::pin(side.ask(&qmp::query_status {}))).await;
-    let run = asked?.status;
-    if attempt.guest.wants_running() && run != RunState::Running {
-        report.warn("guest-state", format!("the guest moved and is now {run}"));
-    }
+    let runs_on = match asked {
+        Ok(answer) => {
+            if attempt.guest.wants_running() && answer.status != RunState::Running {
+                report.warn("guest-state", format!("the guest moved and is now {}", answer.status));
+            }
+            RunsOn::Destination
+        }
+        Err(_) if was_shut_down(pair, attempt).await => {
+            report.warn("guest-state", "the guest moved, and its QEMU was shut down there".to_owned());
+            RunsOn::None
+        }
+        Err(error) => return Err(error.into()),
+    };
     if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
         attempt.downtime = migration.downtime;
         memory::sample::fold(&mut attempt.ram, &migration);
@@ -67,6 +82,7 @@ pub(crate) async fn tidy(
             Effect::SocketFile(path) => attempt.leftovers.extend(remove_socket(path)),
             // a source that quits takes its settings with it
             Effect::Tuned { side: Side::Source, .. } if !context.settings.keep_source => {}
+            Effect::Tuned { side: Side::Destination, .. } if runs_on == RunsOn::None => {}
             Effect::Tuned { side, before } => {
                 let restored = insist(context, pair, *side, |process| {
                     let before = before.clone();
@@ -85,7 +101,7 @@ pub(crate) async fn tidy(
     for problem in problems {
         report.warn("cleanup", describe(&problem));
     }
-    Ok(End { ending: Ending::Moved, runs_on: RunsOn::Destination, reason: None })
+    Ok(End { ending: Ending::Moved, runs_on, reason: None })
 }
 
 /// Whether a destination that is lost is proved to have ended without having run the guest, as that of a guest that
@@ -93,8 +109,20 @@ pub(crate) async fn tidy(
 pub(crate) async fn ended_without_running(pair: &QemuPair, attempt: &Attempt) -> bool {
     let destination = &pair.destination;
     let has_heard_all = attempt.destination_followed && !destination.is_reconnected();
-    let was_started = attempt.guest.wants_running() || destination.observed().resumed.is_some();
-    has_heard_all && !was_started && exchange::prove_ended(destination, DIES).await.is_some()
+    has_heard_all && exchange::prove_ended(destination, DIES).await.is_some() && !was_started(pair, attempt)
+}
+
+/// Whether a destination that is lost has run the guest and was shut down.
+async fn was_shut_down(pair: &QemuPair, attempt: &Attempt) -> bool {
+    let destination = &pair.destination;
+    hear_out(destination).await;
+    let is_gone = destination.is_gone();
+    let told = destination.observed().halts_as() == Some(&RunState::Shutdown);
+    has_ended_on_destination(&LostDestination { has_run: was_started(pair, attempt), told, is_gone })
+}
+
+fn was_started(pair: &QemuPair, attempt: &Attempt) -> bool {
+    attempt.guest.wants_running() || pair.destination.observed().resumed.is_some()
 }
 
 /// Asks a side, and asks once more over another connection where the first brought no answer.

@@ -2,7 +2,10 @@
 //!
 //! Nothing is ended that may run the guest, nor by force what could not be asked.
 
-use super::fence::{QUIT, kill};
+use super::{
+    fence::{QUIT, kill},
+    last_events::hear_out,
+};
 use crate::{
     handover::{
         exchange,
@@ -57,14 +60,14 @@ pub(super) enum DestinationEnd {
 pub(super) async fn decide_fate(pair: &QemuPair, past: DestinationPast) -> DestinationFate {
     let QemuPair { source, destination } = pair;
     let (sight, source) = tokio::join!(see(destination), see_holding(source));
-    let seen = destination.observed();
+    let has_run = has_run(destination).await;
     let facts = DestinationFacts {
         ground: past.ground,
         sight,
         listened: past.listened,
         asked: !destination.is_absent(),
         followed: past.followed && !destination.is_reconnected(),
-        has_run: seen.resumed.is_some(),
+        has_run,
         killable: destination.peer().is_some(),
         source,
     };
@@ -101,12 +104,23 @@ pub(super) async fn is_led_to(pair: &QemuPair, past: DestinationPast, status: Mi
 
 /// Does what was decided. A destination that has accepted `quit` runs nothing any more, and is not waited for.
 pub(super) async fn carry_out(destination: &Process, fate: DestinationFate, report: &Reporter) -> DestinationEnd {
-    match fate {
+    let end = match fate {
         DestinationFate::AlreadyGone => DestinationEnd::Gone(prove_ended(destination).await),
         DestinationFate::LeaveAlone(reason) => DestinationEnd::Left(reason),
         DestinationFate::Fence => fence_silent(destination, "it does not answer, and is not needed", report).await,
         DestinationFate::Quit => quit(destination, report).await,
+    };
+    match end {
+        // Somebody's `cont` came between the look and the end.
+        DestinationEnd::Gone(_) if has_run(destination).await => DestinationEnd::Left(LeaveReason::HasRun),
+        end => end,
     }
+}
+
+/// Whether the destination's events told that it ran, the last ones of a destination that is gone among them.
+pub(super) async fn has_run(destination: &Process) -> bool {
+    hear_out(destination).await;
+    destination.observed().resumed.is_some()
 }
 
 async fn fence_silent(destination: &Process, why: &str, report: &Reporter) -> DestinationEnd {
@@ -128,6 +142,7 @@ async fn quit(destination: &Process, report: &Reporter) -> DestinationEnd {
         Ok(Ok(proof)) => DestinationEnd::Gone(Some(proof)),
         _ if destination.has_ended().await => DestinationEnd::Gone(prove_ended(destination).await),
         Ok(Err(refused)) if refused.is_refusal() => DestinationEnd::Failed(refused),
+        _ if has_run(destination).await => DestinationEnd::Left(LeaveReason::HasRun),
         // It has answered a moment ago that it does not run the guest, and so it does not run now.
         _ if destination.peer().is_some() => fence_silent(destination, "it was told to quit and has not", report).await,
         Ok(Err(error)) => DestinationEnd::Failed(error),

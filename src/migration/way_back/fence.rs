@@ -10,10 +10,11 @@ use crate::{
         exchange,
         ownership::{FencedSide, ProcessEnded},
         watchdog,
+        way_back::{FrozenDestination, may_end_to_free},
     },
     migration::{context::Context, pair::QemuPair, work_order::Route},
     progress::Reporter,
-    qemu::Process,
+    qemu::{Observed, Process, reply::MigrationStatus},
     trust::{self, FileOwner},
 };
 use std::{process::Stdio, time::Duration};
@@ -63,14 +64,34 @@ pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Op
 }
 
 /// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does
-/// nothing, as while QEMU connects to an NBD server, by fencing the destination that it waits for.
-pub(crate) async fn free(context: &Context, pair: &QemuPair, route: &Route) {
+/// nothing, as while QEMU connects to an NBD server, by ending the process of the destination that it waits for, where
+/// that is one of this host and [`may_end_to_free`] allows it. `followed` as in [`FrozenDestination`].
+pub(crate) async fn free(context: &Context, pair: &QemuPair, route: &Route, followed: bool) {
     let QemuPair { source, destination } = pair;
     yank(context, source, route).await;
     let still_hangs = !source.is_gone() && !watchdog::answers(source).await;
     if still_hangs && !destination.is_gone() && !watchdog::answers(destination).await {
-        fence(context, destination, "it does not answer, and the source hangs in what it waits for of it").await;
+        let told = destination.observed();
+        let frozen = FrozenDestination {
+            followed: followed && !destination.is_reconnected(),
+            has_run: told.resumed.is_some(),
+            is_passed_on: passes_on(&source.observed()) || passes_on(&told),
+        };
+        let is_ended = may_end_to_free(&frozen);
+        tracing::info!(?frozen, is_ended, "the destination that a source waits for which hangs");
+        if is_ended {
+            let because = "it does not answer, and the source hangs in what it waits for of it";
+            kill(destination, because, &context.report).await;
+        }
     }
+}
+
+/// Whether the events of a side tell that the guest is passed on, or was.
+fn passes_on(seen: &Observed) -> bool {
+    let is_passing = |status: &MigrationStatus| {
+        matches!(status, MigrationStatus::Device | MigrationStatus::Completed) || status.is_postcopy()
+    };
+    seen.migration.keys().any(is_passing)
 }
 
 /// Ends what the source has open for this run, out of band.

@@ -93,16 +93,19 @@ pub(super) async fn end_with_source(
         if effects.iter().any(is_used) {
             match destination::carry_out(destination, fate, report).await {
                 DestinationEnd::Gone(_) => {
-                    destination::await_end(destination, report).await.err().map(|e| describe(&e))
+                    Ok(destination::await_end(destination, report).await.err().map(|e| describe(&e)))
                 }
-                DestinationEnd::Left(why) => Some(why.describe().to_owned()),
-                DestinationEnd::Failed(error) => Some(describe(&error)),
+                // Somebody has started the destination since it was looked at.
+                DestinationEnd::Left(why) if why.is_taken_over() => Err(why),
+                DestinationEnd::Left(why) => Ok(Some(why.describe().to_owned())),
+                DestinationEnd::Failed(error) => Ok(Some(describe(&error))),
             }
         } else {
-            None
+            Ok(None)
         }
     };
-    if let Some(why) = report.during(Phase::Cleanup, cleaned).await {
+    let left = report.during(Phase::Cleanup, cleaned).await.ok()?;
+    if let Some(why) = left {
         let name = destination.name();
         attempt.leftovers.push(format!("{name}: its process, which waits for the guest ({why})"));
         report.warn("not-undone", format!("{name}: {why}"));

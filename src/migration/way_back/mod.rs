@@ -4,6 +4,7 @@ mod destination;
 pub(super) mod fence;
 pub(crate) mod guest_end;
 pub(super) mod judge;
+pub(super) mod last_events;
 pub(super) mod leftovers;
 pub(super) mod reconnect;
 pub(super) mod rollback;

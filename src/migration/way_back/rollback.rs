@@ -112,7 +112,7 @@ pub(crate) async fn go_back(
     // a source that does not answer now would hold up the way back, too: the guest's own return waits for its disks
     if may_resume.is_some() && (failure.is_silence() || pair.source.is_silent()) {
         match attempt.destination_followed {
-            true => free(context, pair, route).await,
+            true => free(context, pair, route, past.followed).await,
             // a destination that nobody has followed is not ended for its silence
             false => yank(context, &pair.source, route).await,
         }
@@ -250,11 +250,14 @@ impl WayBack<'_> {
             leftovers.extend(left_behind(destination, attempt.log.run()).await);
         }
         let ended_destination = self.ended_destination.load(Ordering::Relaxed);
+        // A destination that has ended since it was left alone may have run the guest before.
+        let is_gone = destination.has_ended().await
+            && destination::decide_fate(self.pair, self.past()).await == DestinationFate::AlreadyGone;
         let look = LastLook {
             stopped_by_engine: attempt.log.effects().contains(&Effect::Stopped),
             is_own: self.may_resume.is_none() || effects.contains(&Effect::Migrate),
             put_aside: ended_destination,
-            destination_ended: ended_destination || destination.has_ended().await,
+            destination_ended: ended_destination || is_gone,
         };
         let as_before = ends_on_source(self.pair, &mut attempt.guest, look).await;
         RolledBack { as_before, leftovers, ended_destination }
@@ -276,7 +279,7 @@ impl WayBack<'_> {
         let result = match effect {
             Effect::Migrate => return self.end_migration(guest, permit).await,
             Effect::Stopped => match permit {
-                Some(permit) => settle_source(source, guest, permit).await,
+                Some(permit) => settle_source(self.pair, guest, permit).await,
                 None => Ok(()),
             },
             Effect::Mirror(job) => match self.mirrored.iter().find(|pair| pair.names.job == *job) {
@@ -335,7 +338,7 @@ impl WayBack<'_> {
             (Ok(_), None) => Undone::Done,
             (Ok(MigrationStatus::Completed), Some(_)) => self.take_back(guest, MigrationStatus::Completed).await,
             (Ok(status), Some(_)) if !status.is_over() => Undone::TakenOver("the migration can no longer be cancelled"),
-            (Ok(_), Some(permit)) => settle_source(source, guest, permit).await.into(),
+            (Ok(_), Some(permit)) => settle_source(self.pair, guest, permit).await.into(),
         }
     }
 
@@ -357,7 +360,7 @@ impl WayBack<'_> {
                     return Undone::Failed(error);
                 }
                 let permit = ResumePermit { proof: &proof, destination_ended: true, stopped_by_engine };
-                settle_source(source, guest, permit).await.into()
+                settle_source(self.pair, guest, permit).await.into()
             }
             DestinationEnd::Gone(None) => Undone::TakenOver("the destination is gone, and may have run the guest"),
             DestinationEnd::Left(reason) => Undone::TakenOver(reason.describe()),
@@ -376,9 +379,15 @@ impl WayBack<'_> {
         }
     }
 
+    /// What is known of the destination by now: one that this engine has put out of the way listens no more.
+    fn past(&self) -> DestinationPast {
+        let was_ended = self.ended_destination.load(Ordering::Relaxed);
+        DestinationPast { listened: self.past.listened && !was_ended, ..self.past }
+    }
+
     /// Ends a destination that never ran the guest and will not be needed.
     async fn put_destination_aside(&self) -> DestinationEnd {
-        let fate = destination::decide_fate(self.pair, self.past).await;
+        let fate = destination::decide_fate(self.pair, self.past()).await;
         let end = destination::carry_out(&self.pair.destination, fate, self.report).await;
         if matches!((fate, &end), (DestinationFate::Quit | DestinationFate::Fence, DestinationEnd::Gone(_))) {
             self.ended_destination.store(true, Ordering::Relaxed);

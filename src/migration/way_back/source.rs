@@ -1,6 +1,6 @@
 //! Leaves the source's guest as it was: has [`decide_source`] decide whether the guest is sent `cont`, and does so.
 
-use super::destination::LOOK;
+use super::destination::{LOOK, has_run};
 use crate::{
     handover::{
         exchange,
@@ -40,10 +40,11 @@ pub(super) struct ResumePermit<'p> {
 /// # Errors
 /// The source does not answer, refuses `cont`, or is not the QEMU that had the guest.
 pub(super) async fn settle_source(
-    source: &Process,
+    pair: &QemuPair,
     guest: &mut GuestIntent,
     permit: ResumePermit<'_>,
 ) -> Result<(), ProcessError> {
+    let QemuPair { source, destination } = pair;
     let mut waited = false;
     loop {
         let (run, migration) = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}))?;
@@ -54,6 +55,7 @@ pub(super) async fn settle_source(
             stopped_by_engine: permit.stopped_by_engine,
             waited,
             destination_ended: permit.destination_ended,
+            destination_has_run: has_run(destination).await,
             is_anothers: false,
         };
         let step = decide_source(&facts);
@@ -111,6 +113,7 @@ pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, loo
             stopped_by_engine: look.stopped_by_engine,
             waited: true,
             destination_ended: look.is_own && look.destination_ended,
+            destination_has_run: has_run(destination).await,
             is_anothers: !look.is_own && (look.put_aside || took_nothing(destination).await),
         };
         let is_passed_on = !look.is_own && !facts.migration.is_over() && is_receiving(destination).await;
