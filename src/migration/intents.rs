@@ -318,3 +318,47 @@ impl JournalWriter {
         Self { orders, path, keep }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::{Event, EventKind, EventSink};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Counts the warnings of the journal.
+    #[derive(Default)]
+    struct Warnings(AtomicUsize);
+
+    impl EventSink for Warnings {
+        fn emit(&self, event: &Event) {
+            if matches!(&event.kind, EventKind::Warning { code, .. } if code == "journal") {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A log whose journal's disk hangs: nothing that it is told to write comes to an end.
+    fn hanging() -> (IntentLog, mpsc::Receiver<JournalOrder>) {
+        let (orders, hangs) = mpsc::channel();
+        let journal = JournalWriter { orders, path: PathBuf::from("/nowhere/journal"), keep: true };
+        (IntentLog { journal: Some(journal), ..IntentLog::default() }, hangs)
+    }
+
+    #[tokio::test]
+    async fn a_journal_whose_disk_hangs_holds_up_no_guest() {
+        let (mut log, hangs) = hanging();
+        let warnings = Arc::new(Warnings::default());
+        let report = Reporter::new(warnings.clone());
+        let patient = Duration::from_secs(60);
+        let noted = timeout(patient, log.note_in_time([Effect::NbdServer])).await.expect("an end");
+        assert!(matches!(noted, Err(Failure::Journal(JournalError::Slow(_)))), "{noted:?}");
+        assert_eq!(log.effects(), [Effect::NbdServer], "the way back knows of it all the same");
+        let written = timeout(patient, log.write_in_time(Record::Starting)).await.expect("an end");
+        assert!(matches!(written, Err(Failure::Journal(JournalError::Slow(_)))), "{written:?}");
+        timeout(patient, log.tell(Record::Resuming, &report)).await.expect("an end");
+        timeout(patient, log.undone(&Effect::NbdServer, &report)).await.expect("an end");
+        timeout(patient, log.discard(&report)).await.expect("an end");
+        assert_eq!(warnings.0.load(Ordering::Relaxed), 2, "of what was told, none was written");
+        drop(hangs);
+    }
+}
