@@ -4,6 +4,7 @@
 //! Promise: ended-is-proved.
 
 use super::*;
+use qferry::internals::progress::PauseCause;
 
 /// Another client hands the guest over at this command, and starts the destination.
 fn taken_over(command: &'static str, then: impl FnOnce(&mut PairState) + Send + 'static) -> ModelPair {
@@ -108,6 +109,7 @@ async fn a_guest_that_is_shut_down_on_the_destination_has_moved() {
             assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::Moved, RunsOn::None), "{run:?}");
             assert_eq!((&run.outcome.reason, &run.outcome.leftovers), (&None, &Vec::new()), "{run:?}");
             assert!(run.warned("guest-state"), "{run:?}");
+            assert_eq!(run.outcome.pauses.last().map(|pause| pause.why), Some(PauseCause::Switchover), "{run:?}");
             assert_eq!((run.count("source: cont"), run.count("source: quit")), (0, 1), "{run:?}");
         }
         // Without the word nothing tells that what the guest wrote is on the disks.

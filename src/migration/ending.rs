@@ -104,8 +104,9 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
 
 /// Every time for which the guest stood still because of the run.
 fn pauses(end: &End, attempt: &Attempt) -> Vec<GuestPause> {
-    let why = match end.runs_on {
-        RunsOn::Destination => PauseCause::Switchover,
+    let why = match (&end.ending, &end.runs_on) {
+        // A guest that has moved may have been shut down on the destination since.
+        (Ending::Moved, _) | (_, RunsOn::Destination) => PauseCause::Switchover,
         _ => PauseCause::WentBack,
     };
     let last = attempt.ledger.spans().map(|(_, ms)| GuestPause::new(why, ms));

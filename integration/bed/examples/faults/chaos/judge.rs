@@ -191,7 +191,8 @@ fn told(facts: &Facts<'_>, place: Place) -> Vec<String> {
             }
         }
         Place::Ended(Side::Destination) => match ending {
-            "moved" => claim(&["moved"], &["destination"]),
+            // The destination's end came after the clean-up had looked, or before.
+            "moved" => claim(&["moved"], &["destination", "none"]),
             _ => claim(&["undetermined", "ended"], &["unknown", "none"]),
         },
         Place::Waits => claim(&["undetermined"], &["unknown"]),
