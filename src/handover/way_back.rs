@@ -820,7 +820,12 @@ mod tests {
             let ground = if on_source { WayBackGround::OnSource } else { WayBackGround::NotGiven };
             let is_loading = matches!(sight, DestinationSight::Answers { run: RunState::InMigrate, .. });
             let is_unheard = !followed && !on_source && !is_loading;
-            let source = if migration == MigrationStatus::Completed { SourceHolding::Passed } else { source };
+            // One answer tells both.
+            let source = match (&migration, source) {
+                (MigrationStatus::Completed, _) => SourceHolding::Passed,
+                (_, SourceHolding::Passed) => SourceHolding::Holds,
+                (_, other) => other,
+            };
             let listened = true;
             let facts = DestinationFacts { ground, sight, listened, asked, followed, has_run, killable, source };
             let destination = decide_destination(&facts);
