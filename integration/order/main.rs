@@ -13,6 +13,8 @@ mod model;
 mod controller;
 mod ended;
 mod faults;
+mod foreign_jobs;
+mod foreign_migrations;
 mod golden;
 mod interference;
 mod journals;

@@ -99,6 +99,10 @@ pub struct CourseFacts {
     pub destination: Option<MigrationStatus>,
     /// The source's events have told that another migration began after this run's.
     pub is_followed: bool,
+    /// This engine has sent `migrate` itself. A recovery has not, and finds whatever migration is under way by now.
+    pub is_begun: bool,
+    /// The destination, and a migration that nothing proves to be this run's, were given the time to change.
+    pub waited: bool,
     /// The destination's events have told, without a gap, that a source connected.
     pub told_active: bool,
     /// The destination's events have told, without a gap, that everything was loaded.
@@ -122,10 +126,14 @@ pub enum MigrationCourse {
 /// the source reports is somebody else's, who must not be interfered with, and the end of this run's destination proves
 /// nothing of the guest. A destination to which a migration leads is `active` once the source is, and is `completed`
 /// before the source is: the return path sees to that.
+///
+/// Where this engine has not sent `migrate`, a destination that takes nothing in proves nothing: the migration under
+/// way may be one to a third QEMU, begun once this run's was over. Such a migration is left to whoever began it. One of
+/// this run's to a destination that is dead fails by itself.
 pub fn find_course(facts: &CourseFacts) -> MigrationCourse {
     use MigrationCourse::{Elsewhere, NotKnownYet, ToDestination};
-    use MigrationStatus::{Active, Completed, Device, None as Idle, Setup};
-    let CourseFacts { source, destination, is_followed, told_active, told_completed } = facts;
+    use MigrationStatus::{Active, Completed, Device, None as Idle, Other, PreSwitchover, Setup};
+    let CourseFacts { source, destination, is_followed, is_begun, waited, told_active, told_completed } = facts;
     if *is_followed {
         return Elsewhere;
     }
@@ -138,6 +146,10 @@ pub fn find_course(facts: &CourseFacts) -> MigrationCourse {
         (Completed, Some(Active)) => NotKnownYet,
         (_, Some(Active)) => ToDestination,
         (Completed, _) => Elsewhere,
+        // A guest that stands in `pre-switchover` stands by this run's capability, whoever began the migration, and
+        // comes back by a cancel alone. An engine that set the capability itself would send `migrate-continue` at once.
+        (PreSwitchover, _) if !is_begun && !waited => NotKnownYet,
+        (Setup | Active | Other(_), _) if !is_begun => NotKnownYet,
         // The source connects, and the destination takes a moment to accept the connection.
         (Setup, _) => ToDestination,
         (_, Some(Setup | Idle)) => NotKnownYet,
@@ -179,6 +191,8 @@ pub enum LeaveReason {
     AnotherQemu,
     /// Somebody else has told the destination to listen.
     AnotherMigration,
+    /// The guest's disk is the destination's export: another client has completed a mirror.
+    HasDisk,
 }
 
 impl LeaveReason {
@@ -198,6 +212,7 @@ impl LeaveReason {
             Self::Unreachable => "its monitor is closed, which does not prove that its process has ended",
             Self::AnotherQemu => "another QEMU answers at its address",
             Self::AnotherMigration => "it takes somebody else's migration",
+            Self::HasDisk => "it has a disk of the guest, whose mirror another client has completed",
         }
     }
 }
@@ -408,7 +423,7 @@ fn is_live(run: &RunState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    //! Promise: ended-is-proved.
+    //! Promise: ended-is-proved, foreign-migration.
 
     use super::*;
     use proptest::prelude::*;
@@ -443,7 +458,8 @@ mod tests {
         use MigrationCourse::{Elsewhere, NotKnownYet, ToDestination};
         let course = |source: &str, destination: Option<&str>, told_active: bool, told_completed: bool| {
             let (source, destination) = (MigrationStatus::from(source), destination.map(MigrationStatus::from));
-            let facts = CourseFacts { source, destination, is_followed: false, told_active, told_completed };
+            let (is_followed, is_begun, waited) = (false, true, false);
+            let facts = CourseFacts { source, destination, is_followed, is_begun, waited, told_active, told_completed };
             let followed = CourseFacts { is_followed: true, ..facts.clone() };
             assert_eq!(find_course(&followed), Elsewhere, "another migration has begun since");
             find_course(&facts)
@@ -472,6 +488,45 @@ mod tests {
             assert_eq!(course("completed", destination, true, false), Elsewhere, "{destination:?}");
         }
         assert_eq!(course("completed", Some("active"), true, false), NotKnownYet);
+    }
+
+    #[test]
+    fn a_migration_that_a_recovery_finds_is_cancelled_only_where_the_destination_takes_it() {
+        use MigrationCourse::{Elsewhere, NotKnownYet, ToDestination};
+        let course = |source: &str, destination: Option<&str>, waited: bool| {
+            let (source, destination) = (MigrationStatus::from(source), destination.map(MigrationStatus::from));
+            let (is_followed, is_begun, told) = (false, false, false);
+            let (told_active, told_completed) = (told, told);
+            find_course(&CourseFacts {
+                source,
+                destination,
+                is_followed,
+                is_begun,
+                waited,
+                told_active,
+                told_completed,
+            })
+        };
+        for waited in [false, true] {
+            for destination in ["active", "completed"] {
+                for source in ["setup", "active", "pre-switchover", "of-tomorrow"] {
+                    assert_eq!(course(source, Some(destination), waited), ToDestination, "{source}, {destination}");
+                }
+            }
+            for destination in [None, Some("none"), Some("setup"), Some("failed"), Some("cancelled")] {
+                for source in ["setup", "active", "of-tomorrow"] {
+                    assert_eq!(course(source, destination, waited), NotKnownYet, "{source}, {destination:?}");
+                }
+            }
+            for destination in [None, Some("failed")] {
+                let expected = if waited { ToDestination } else { NotKnownYet };
+                assert_eq!(course("pre-switchover", destination, waited), expected, "{destination:?}");
+                assert_eq!(course("device", destination, waited), Elsewhere, "{destination:?}");
+                assert_eq!(course("completed", destination, waited), Elsewhere, "{destination:?}");
+                // QEMU leaves a migration in postcopy alone, and so does the way back
+                assert_eq!(course("postcopy-active", destination, waited), ToDestination, "{destination:?}");
+            }
+        }
     }
 
     #[test]

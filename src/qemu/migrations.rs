@@ -21,6 +21,11 @@ impl OwnMigration {
         self.0.store(seen.migrations + 1, Ordering::Relaxed);
     }
 
+    /// Whether this engine has sent `migrate`.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether somebody else has begun a migration since: the engine's own is over, and what QEMU says of a migration
     /// is not of that one.
     pub(crate) fn is_followed(&self, seen: &Observed) -> bool {
@@ -38,8 +43,9 @@ mod tests {
         assert!(!own.is_followed(&seen), "a recovery takes up what has begun before");
         seen.migrations = 2;
         assert!(own.is_followed(&seen), "no `migrate` was sent");
+        assert!(!own.is_begun());
         own.note(&seen);
-        assert!(!own.is_followed(&seen));
+        assert!(!own.is_followed(&seen) && own.is_begun());
         seen.migrations = 3;
         assert!(!own.clone().is_followed(&seen), "the own one");
         seen.migrations = 4;

@@ -222,7 +222,8 @@ impl PairState {
                     .disks
                     .iter()
                     .flat_map(|disk| [node(disk, qemu.bitmaps.get(&format!("node-{}", disk.name))), base(disk)]);
-                list.collect()
+                let target = |name: &String| json!({"node-name": name, "drv": "raw", "ro": false, "image": {"virtual-size": qemu.disks[0].size}});
+                list.chain(qemu.pivoted.iter().map(target)).collect()
             }
             "query-jobs" => {
                 let list = qemu.jobs.iter().map(|job| {

@@ -170,7 +170,8 @@ impl PairState {
 
     /// The destination is gone. A source that still sends notices that; in `pre-switchover` QEMU does not.
     pub(super) fn lose_destination(&mut self) {
-        if matches!(self.source.migration.as_deref(), Some("setup" | "active" | "device")) {
+        let is_sending = matches!(self.source.migration.as_deref(), Some("setup" | "active" | "device"));
+        if is_sending && !self.leads_elsewhere {
             self.fail_source();
         }
     }
@@ -287,6 +288,13 @@ impl PairState {
         let how = if force || !ready { MirrorEnd::NotReady } else { self.mirror_ends[number] };
         self.conclude(id, how);
         Ok(())
+    }
+
+    /// Another client sends `block-job-complete`: the guest's device gets the mirror's target for its root.
+    pub fn pivot(&mut self, id: &str) {
+        let job = self.source.jobs.iter().find(|job| job.is_called(id)).unwrap();
+        self.source.pivoted.push(job.id.replace("mirror", "target"));
+        self.conclude(id, MirrorEnd::Well);
     }
 
     /// A job ends. The id may be short, as for [`Self::job`].

@@ -179,6 +179,8 @@ pub struct PairState {
     pub(super) sent: RamProgress,
     /// The duration of the last RAM, which is sent after `migrate-continue`.
     pub last_ram_takes: Duration,
+    /// Whether the source's migration leads to a third QEMU.
+    pub leads_elsewhere: bool,
     /// Whether RAM ever converges.
     pub converges: bool,
     /// A status of `query-migrate` that RAM passes through before `pre-switchover`.
@@ -273,6 +275,7 @@ impl ModelPair {
                 })
                 .collect(),
             jobs: Vec::new(),
+            pivoted: Vec::new(),
             bitmaps: BTreeMap::new(),
             server: false,
             exports: Vec::new(),
@@ -301,6 +304,7 @@ impl ModelPair {
             sent: RamProgress::default(),
             after_continue: AfterContinue::Completes,
             last_ram_takes: Duration::ZERO,
+            leads_elsewhere: false,
             converges: true,
             odd_status: None,
             source_resumes: true,

@@ -76,6 +76,8 @@ pub struct ModelQemu {
     pub parameters: Map<String, Value>,
     pub disks: Vec<ModelDisk>,
     pub jobs: Vec<MirrorJob>,
+    /// The targets of mirrors that another client has completed, which the guest's devices have by now.
+    pub pivoted: Vec<String>,
     /// Name and count of the dirty bitmap of each node.
     pub bitmaps: BTreeMap<String, (String, u64)>,
     pub server: bool,

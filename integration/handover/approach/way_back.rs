@@ -71,7 +71,12 @@ impl ApproachModel {
                 let is_found = !world.engine.may_resume && world.engine.guest.wants_running();
                 match course {
                     _ if !is_begun || is_found => WayBackStep::EndDestination,
-                    MigrationCourse::NotKnownYet if has_passed && !Self::is_at_rest(world) => WayBackStep::Cancel,
+                    // A recovery waits for a migration that nothing proves to be the run's to fail by itself.
+                    MigrationCourse::NotKnownYet
+                        if (has_passed || world.recoveries > 0) && !Self::is_at_rest(world) =>
+                    {
+                        WayBackStep::Cancel
+                    }
                     MigrationCourse::ToDestination if is_asked && is_passing => WayBackStep::TakeBack,
                     MigrationCourse::ToDestination => {
                         self.cancel(world);
@@ -160,6 +165,8 @@ impl ApproachModel {
             source: world.source.answer().1,
             destination: world.asks(Side::Destination).then(|| destination.answer(world.source.stand).1),
             is_followed: world.engine.is_followed,
+            is_begun: world.recoveries == 0,
+            waited: Self::is_at_rest(world),
             told_active: is_heard && destination.is_connected,
             told_completed: is_heard && destination.phase == DestinationPhase::Loaded,
         };

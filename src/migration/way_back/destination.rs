@@ -35,6 +35,9 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// How long a destination may take to accept a source's connection, or to load what a source has passed on.
 const CHANGES: Duration = Duration::from_secs(1);
 
+/// How long a migration may take to notice that its destination is dead.
+const FAILS: Duration = Duration::from_secs(3);
+
 /// What the way back knows of the destination before the look.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DestinationPast {
@@ -76,16 +79,24 @@ pub(super) async fn decide_fate(pair: &QemuPair, past: DestinationPast) -> Desti
     fate
 }
 
-/// Whether the source's migration, which has this status and is under way or has completed, is this run's, as far as
-/// can be told. A destination that changes yet is given the time to come to its end.
-pub(super) async fn is_led_to(pair: &QemuPair, past: DestinationPast, status: MigrationStatus) -> bool {
+/// Where the source's migration leads, which has this status and is under way or has completed; with the status that
+/// the source has by then. A destination that changes yet is given the time to come to its end, and so is a migration
+/// that nothing proves to be this run's: this run's fails by itself once its destination is dead.
+pub(super) async fn follow_course(
+    pair: &QemuPair,
+    past: DestinationPast,
+    status: MigrationStatus,
+) -> (MigrationCourse, MigrationStatus) {
     let QemuPair { source, destination } = pair;
     let followed = past.followed && !destination.is_reconnected();
     let told = |status| followed && destination.observed().entered(&status).is_some();
-    let until = Instant::now() + CHANGES;
-    let (is_followed, told_active, told_completed) = (false, false, false);
-    let mut facts = CourseFacts { source: status, destination: None, is_followed, told_active, told_completed };
+    let is_begun = source.own_migration.is_begun();
+    let until = Instant::now() + if is_begun { CHANGES } else { FAILS };
+    let (is_followed, waited, told_active, told_completed) = (false, false, false, false);
+    let mut facts =
+        CourseFacts { source: status, destination: None, is_followed, is_begun, waited, told_active, told_completed };
     loop {
+        facts.waited = Instant::now() >= until;
         facts.is_followed = source.own_migration.is_followed(&source.observed());
         (facts.told_active, facts.told_completed) = (told(MigrationStatus::Active), told(MigrationStatus::Completed));
         // The guest may stand still: where the events have told, nothing is asked.
@@ -94,9 +105,28 @@ pub(super) async fn is_led_to(pair: &QemuPair, past: DestinationPast, status: Mi
             facts.destination = ask(destination).await.map(|(_, migration)| migration);
         }
         let course = find_course(&facts);
-        if course != MigrationCourse::NotKnownYet || Instant::now() >= until {
+        if course != MigrationCourse::NotKnownYet || facts.waited {
             tracing::info!(?facts, ?course, "the source's migration on the way back");
-            return course == MigrationCourse::ToDestination;
+            return (course, facts.source);
+        }
+        sleep(CHANGES / 20).await;
+        if !is_begun {
+            match ask(source).await.map(|(_, status)| status) {
+                Some(status) if status.is_over() && status != MigrationStatus::Completed => return (course, status),
+                Some(status) => facts.source = status,
+                None => {}
+            }
+        }
+    }
+}
+
+/// Whether the source answers that its migration is over, at once or in a moment.
+pub(super) async fn is_over_soon(source: &Process) -> bool {
+    let until = Instant::now() + CHANGES;
+    loop {
+        let Some((_, status)) = ask(source).await else { return false };
+        if status.is_over() || Instant::now() >= until {
+            return status.is_over();
         }
         sleep(CHANGES / 20).await;
     }

@@ -3,7 +3,7 @@
 use crate::{
     migration::{Effect, pair::QemuPair},
     progress::describe,
-    qemu::{Process, ProcessError},
+    qemu::{Process, ProcessError, reply::MigrationStatus},
     run_id::RunId,
     storage::mirror::{cleanup, leftover::Leftover},
 };
@@ -31,6 +31,15 @@ pub(super) async fn migration_under_way(source: &Process) -> Option<String> {
     // a source that does not answer is named by `left_behind`
     let status = source.ask(&qmp::query_migrate {}).await.ok()?.status.filter(|status| !status.is_over())?;
     Some(format!("{}: the migration is under way ({status})", source.name()))
+}
+
+/// A migration that nothing proves to be this run's, and what a person can do about it.
+pub(super) fn unproved_migration(source: &Process, now: &MigrationStatus) -> String {
+    format!(
+        "{}: a migration is under way ({now}) that nothing proves to be this run's, for the destination takes nothing \
+         in: if nobody else began it, send migrate_cancel; then recover again",
+        source.name()
+    )
 }
 
 /// What an effect that could not be undone leaves, where [`left_behind`] cannot see it, and why.

@@ -5,20 +5,22 @@
 //! not make, and what cannot be undone is named.
 
 use super::{
+    another_try::{HAS_DISK, before_another_try},
     destination::{self, DestinationEnd, DestinationPast, LOOK},
     fence::{free, yank},
     guest_end::end_with_source,
-    leftovers::{hidden_leftover, left_behind, migration_under_way, remove_socket},
+    leftovers::{hidden_leftover, left_behind, migration_under_way, remove_socket, unproved_migration},
     reconnect::reach_again,
+    settings::restore_settings,
     source::{LastLook, ResumePermit, ends_on_source, settle_source},
 };
 use crate::{
     handover::{
         ownership::{BeforeContinue, DestinationCannotRun},
         watchdog,
-        way_back::{DestinationFate, LeaveReason, WayBackGround},
+        way_back::{DestinationFate, LeaveReason, MigrationCourse, WayBackGround},
     },
-    memory::{apply, precopy},
+    memory::precopy,
     migration::{
         Effect, Failure,
         attempt::Attempt,
@@ -33,12 +35,15 @@ use crate::{
     progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::MigrationStatus},
     storage::{
-        mirror::{export, mirror_job},
+        mirror::{export, mirror_job, pivot},
         model::layout::DiskPair,
     },
 };
 use qapi::qmp;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::time::timeout;
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
@@ -53,6 +58,8 @@ struct RolledBack {
     leftovers: Vec<String>,
     /// The destination, which never ran the guest, was put out of the way.
     ended_destination: bool,
+    /// The destination has a disk that the guest on the source uses.
+    has_disk: bool,
 }
 
 /// Prepares the way back from before the handover: reaches a side again whose monitor closed, and asks once more how
@@ -127,9 +134,10 @@ pub(crate) async fn go_back(
         may_resume,
         stopped_by_engine: effects.contains(&Effect::Stopped),
         ended_destination: AtomicBool::new(false),
+        pivoted: OnceLock::new(),
         report,
     };
-    let RolledBack { as_before, leftovers, ended_destination } =
+    let RolledBack { as_before, leftovers, ended_destination, has_disk } =
         report.during(Phase::Cleanup, way_back.roll_back(attempt)).await;
     if !as_before && pair.source.is_gone() {
         // The source has ended on the way back, and has taken the guest with it.
@@ -153,25 +161,12 @@ pub(crate) async fn go_back(
     };
     let holds_a_part = mirrored && ending != Ending::Undetermined;
     let was_ended = listened && pair.destination.has_ended().await;
-    reason.message.push_str(before_another_try(holds_a_part, was_ended));
+    reason.message.push_str(match has_disk {
+        true => HAS_DISK,
+        false => before_another_try(holds_a_part, was_ended),
+    });
     let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
     End { ending, runs_on, reason: Some(reason) }
-}
-
-/// What a person is to do before another try. `was_ended` is a destination that listened for RAM: no QEMU takes a
-/// second `migrate-incoming` (7.2, 10.0.13 and 11.1 were tried), so RAM that was called off is not begun again beside
-/// mirrors that could go on, and the disks are given up with it.
-fn before_another_try(holds_a_part: bool, was_ended: bool) -> &'static str {
-    match (holds_a_part, was_ended) {
-        (false, false) => "",
-        (true, false) => "; the destination's images hold a part of the disks: make them anew before another try",
-        (false, true) => "; a QEMU takes one incoming migration, so the destination has been ended: start it anew",
-        (true, true) => {
-            "; a QEMU takes one incoming migration, so RAM cannot be sent again to go with the disks that were copied, and \
-             the destination has been ended: start it anew, and make its images anew before another try, for they hold a \
-             part of the disks"
-        }
-    }
 }
 
 /// What the undoing of the effects rests on.
@@ -184,6 +179,8 @@ struct WayBack<'a> {
     stopped_by_engine: bool,
     /// The destination was put out of the way.
     ended_destination: AtomicBool,
+    /// The disks that the guest has on the destination by now, in words, once there are any.
+    pivoted: OnceLock<Vec<String>>,
     report: &'a Reporter,
 }
 
@@ -193,6 +190,10 @@ enum Undone {
     Failed(ProcessError),
     /// What the engine made is left alone.
     Left(LeaveReason),
+    /// What is left, and what a person can do about it.
+    Kept(String),
+    /// Every further step would take a disk from the guest: everything is left as it is.
+    Halted(String),
     /// The migration went on without this engine's `migrate-continue`: somebody else hands the guest over, and may
     /// run it.
     TakenOver(&'static str),
@@ -209,7 +210,7 @@ impl WayBack<'_> {
     async fn roll_back(&self, attempt: &mut Attempt) -> RolledBack {
         let QemuPair { source, destination } = self.pair;
         let report = self.report;
-        let mut leftovers = Vec::new();
+        let (mut leftovers, mut unproved) = (Vec::new(), None);
         let effects = attempt.log.effects().to_vec();
         for effect in effects.iter().rev() {
             let mut undone = Undone::Done;
@@ -233,6 +234,21 @@ impl WayBack<'_> {
                     leftovers.push(format!("{name}: an incoming migration ({why})"));
                     report.warn("not-undone", format!("{name} is left alone: {why}"));
                 }
+                Undone::Kept(words) => {
+                    report.warn("not-undone", words.clone());
+                    match effect {
+                        Effect::Migrate => unproved = Some(words),
+                        _ => leftovers.push(words),
+                    }
+                }
+                Undone::Halted(words) => {
+                    report.warn("not-undone", words.clone());
+                    leftovers.push(words);
+                    leftovers.extend(self.pivoted.get().into_iter().flatten().cloned());
+                    leftovers.extend(left_behind(source, attempt.log.run()).await);
+                    leftovers.extend(left_behind(destination, attempt.log.run()).await);
+                    return RolledBack { leftovers, has_disk: true, ..RolledBack::default() };
+                }
                 Undone::TakenOver(why) => {
                     let message = format!("somebody else handed the guest over: {why}; everything is left as it is");
                     report.warn("taken-over", message);
@@ -241,9 +257,14 @@ impl WayBack<'_> {
                 }
             }
         }
+        leftovers.extend(self.pivoted.get().into_iter().flatten().cloned());
+        if unproved.is_some() && destination::is_over_soon(source).await {
+            // The destination is out of the way, and this run's migration has failed with it.
+            attempt.log.undone(&Effect::Migrate, report).await;
+        }
         // a migration that the engine has not begun, or that was cancelled, is somebody else's
         if attempt.log.effects().contains(&Effect::Migrate) {
-            leftovers.extend(migration_under_way(source).await);
+            leftovers.extend(migration_under_way(source).await.map(|words| unproved.unwrap_or(words)));
         }
         leftovers.extend(left_behind(source, attempt.log.run()).await);
         if !destination.has_ended().await {
@@ -260,7 +281,20 @@ impl WayBack<'_> {
             destination_ended: ended_destination || is_gone,
         };
         let as_before = ends_on_source(self.pair, &mut attempt.guest, look).await;
-        RolledBack { as_before, leftovers, ended_destination }
+        RolledBack { as_before, leftovers, ended_destination, has_disk: self.pivoted.get().is_some() }
+    }
+
+    /// Whether the guest has a disk on the destination by now. What the source does not answer is not known, and then
+    /// the way back goes on.
+    async fn has_disk_on_destination(&self) -> bool {
+        if self.pivoted.get().is_none() && !self.mirrored.is_empty() && !self.pair.source.is_gone() {
+            let found = pivot::find(&self.pair.source, self.mirrored).await.unwrap_or_default();
+            if !found.is_empty() {
+                let words = found.into_iter().map(|pair| pivot::describe(pair, self.pair.source.name())).collect();
+                self.pivoted.get_or_init(|| words);
+            }
+        }
+        self.pivoted.get().is_some()
     }
 
     async fn undo(
@@ -299,8 +333,22 @@ impl WayBack<'_> {
             Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => {
                 Ok(())
             }
+            Effect::NbdServer if self.has_disk_on_destination().await => {
+                let name = destination.name();
+                return Undone::Kept(format!("{name}: the NBD server, through which the guest reaches its disk"));
+            }
             Effect::NbdServer => allow_refusal(export::stop_own_server(destination, log.run()).await),
-            Effect::Tuned { side, before } => apply::restore(self.pair.side(*side), before).await,
+            Effect::Tuned { side, before } => {
+                let is_own = *side == Side::Destination || log.effects().contains(&Effect::Migrate);
+                return match restore_settings(self.pair.side(*side), before, is_own).await {
+                    Ok(None) => Undone::Done,
+                    Ok(Some(words)) => Undone::Kept(words),
+                    Err(error) => Undone::Failed(error),
+                };
+            }
+            Effect::SocketFile(path) if self.has_disk_on_destination().await => {
+                return Undone::Kept(format!("{}: a socket of the destination", path.display()));
+            }
             Effect::SocketFile(path) => {
                 leftovers.extend(remove_socket(path));
                 Ok(())
@@ -322,15 +370,31 @@ impl WayBack<'_> {
             // migration is over, and what is under way is somebody else's.
             return Undone::Done;
         }
-        let is_passing = matches!(now, MigrationStatus::Completed | MigrationStatus::Device);
-        if permit.is_some() && (is_passing || !now.is_over()) {
-            match destination::is_led_to(self.pair, self.past, now.clone()).await {
-                true if is_passing => return self.take_back(guest, now).await,
-                true => {}
-                false if is_passing => return Undone::TakenOver("the source passes it on to another QEMU"),
+        let is_passing = |now: &MigrationStatus| matches!(now, MigrationStatus::Completed | MigrationStatus::Device);
+        let mut now = now;
+        if permit.is_some() && (is_passing(&now) || !now.is_over()) {
+            let course;
+            (course, now) = destination::follow_course(self.pair, self.past, now).await;
+            match course {
+                // A migration of this run's to a destination that is dead has failed by itself meanwhile.
+                _ if now.is_over() && !is_passing(&now) => {}
+                MigrationCourse::ToDestination if is_passing(&now) => return self.take_back(guest, now).await,
+                MigrationCourse::ToDestination => {}
+                _ if is_passing(&now) => return Undone::TakenOver("the source passes it on to another QEMU"),
+                MigrationCourse::NotKnownYet if !source.own_migration.is_begun() => {
+                    return Undone::Kept(unproved_migration(source, &now));
+                }
                 // This run's migration was not begun, or is over: nothing is to be undone.
-                false => return Undone::Done,
+                _ => return Undone::Done,
             }
+        }
+        if !now.is_over() && self.ends_with_its_migration().await {
+            return Undone::Halted(format!(
+                "{}: RAM is sent on, for this destination's QEMU ends with its incoming migration, and has a disk of the \
+                 guest: once the source waits in pre-switchover, end the other mirrors (block-job-cancel), stop the \
+                 destination's NBD server, and send migrate-continue to the source and cont to the destination",
+                source.name()
+            ));
         }
         match (precopy::cancel_from(source, now).await, permit) {
             (Err(error), _) => Undone::Failed(error),
@@ -340,6 +404,12 @@ impl WayBack<'_> {
             (Ok(status), Some(_)) if !status.is_over() => Undone::TakenOver("the migration can no longer be cancelled"),
             (Ok(_), Some(permit)) => settle_source(self.pair, guest, permit).await.into(),
         }
+    }
+
+    /// Whether a cancel of RAM would end a destination that has a disk of the guest: QEMU before 9.1 exits when its
+    /// incoming migration fails.
+    async fn ends_with_its_migration(&self) -> bool {
+        !self.pair.destination.features().incoming_exit_on_error && self.has_disk_on_destination().await
     }
 
     /// Takes the guest back from a migration that has completed, or is about to, though this engine did not let the
@@ -387,6 +457,9 @@ impl WayBack<'_> {
 
     /// Ends a destination that never ran the guest and will not be needed.
     async fn put_destination_aside(&self) -> DestinationEnd {
+        if self.has_disk_on_destination().await {
+            return DestinationEnd::Left(LeaveReason::HasDisk);
+        }
         let fate = destination::decide_fate(self.pair, self.past()).await;
         let end = destination::carry_out(&self.pair.destination, fate, self.report).await;
         if matches!((fate, &end), (DestinationFate::Quit | DestinationFate::Fence, DestinationEnd::Gone(_))) {
@@ -406,24 +479,5 @@ fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
     match result {
         Err(error) if error.is_refusal() => Ok(()),
         other => other,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_reason_says_what_cannot_be_begun_again_and_what_to_do() {
-        for (holds_a_part, was_ended, words) in [
-            (false, false, &[][..]),
-            (true, false, &["images hold a part of the disks", "make them anew"]),
-            (false, true, &["takes one incoming migration", "start it anew"]),
-            (true, true, &["RAM cannot be sent again", "start it anew", "make its images anew", "a part of the disks"]),
-        ] {
-            let said = before_another_try(holds_a_part, was_ended);
-            assert_eq!(said.is_empty(), words.is_empty(), "{said}");
-            words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
-        }
     }
 }

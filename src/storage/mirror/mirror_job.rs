@@ -33,6 +33,9 @@ const ABORT: Duration = Duration::from_secs(5);
 /// How often the engine asks whether mirrors have initialised: QEMU sends no event.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// What is said of a mirror that concluded without an error, though the engine had not told it to end.
+const ENDED_EARLY: &str = "its job ended early: another client has cancelled or completed it";
+
 /// Why the disks could not be mirrored.
 #[derive(Debug, Error)]
 pub enum MirrorError {
@@ -310,7 +313,7 @@ fn find<'a>(jobs: &'a [BlockJobInfo], pair: &DiskPair) -> Result<&'a BlockJobInf
     let job = jobs.iter().find(|job| job.device == pair.names.job).ok_or_else(|| failed("its job has vanished"))?;
     match (&job.error, &job.status) {
         (Some(error), _) => Err(failed(error)),
-        (None, JobStatus::Concluded) => Err(failed("its job ended early")),
+        (None, JobStatus::Concluded) => Err(failed(ENDED_EARLY)),
         _ => Ok(job),
     }
 }
@@ -329,7 +332,7 @@ fn is_ready(seen: &Observed, pair: &DiskPair) -> bool {
 fn failed(seen: &Observed, pairs: &[DiskPair]) -> Option<(String, String)> {
     pairs.iter().find_map(|pair| {
         let job = seen.jobs.get(&pair.names.job).filter(|job| job.concluded.is_some())?;
-        Some((pair.source.name().to_owned(), job.error.clone().unwrap_or_else(|| "its job ended early".to_owned())))
+        Some((pair.source.name().to_owned(), job.error.clone().unwrap_or_else(|| ENDED_EARLY.to_owned())))
     })
 }
 

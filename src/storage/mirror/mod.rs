@@ -6,4 +6,5 @@ pub mod export;
 pub mod leftover;
 pub mod link_probe;
 pub mod mirror_job;
+pub mod pivot;
 pub mod start_race;
