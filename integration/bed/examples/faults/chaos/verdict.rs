@@ -248,8 +248,14 @@ fn is_whole(trial: &Trial, place: Place, wrong: &mut Vec<String>) {
         if trial.done.iter().any(|done| matches!(done.attack, Attack::Throttle(_))) {
             drop(pair.machine(side).ask("block_set_io_throttle", &limits(0)));
         }
-        check("the guest does not go on", pair.wait_for_beats(side, 10, WAIT));
-        check("the guest cannot look at its memory and disks", pair.wait_until_verified(WAIT));
+        let looked = [
+            ("the guest does not go on", pair.wait_for_beats(side, 10, WAIT)),
+            ("the guest cannot look at its memory and disks", pair.wait_until_verified(WAIT)),
+        ];
+        // A guest whose file system is small goes on to write, and may have filled it by now.
+        if !pair.machine(side).status().is_ok_and(|status| status == "io-error") {
+            looked.into_iter().for_each(|(what, result)| check(what, result));
+        }
     }
     let errors = pair.errors();
     if !errors.is_empty() {
