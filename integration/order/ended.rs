@@ -11,27 +11,26 @@ fn ended(model: &ModelPair, run: &MigrationRun) {
     assert_eq!(model.state().destination.run, "gone", "{run:?}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_guest_has_ended_where_both_processes_end_at_the_handover() {
-    for guest in ["running", "paused"] {
-        let mut model = ModelPair::new(&PairShape { guest, processes: true, ..PairShape::default() });
-        let shared = model.shared.clone();
-        model.when(Source, "migrate-continue", move || {
-            let mut state = shared.state();
-            state.die(Destination);
-            state.die(Source);
-        });
-        let run = model.migrate().await;
-        ended(&model, &run);
-    }
-    // A monitor that closes proves no end.
-    let mut model = model();
+fn both_die_at_the_handover(model: &ModelPair) {
     let shared = model.shared.clone();
     model.when(Source, "migrate-continue", move || {
         let mut state = shared.state();
         state.die(Destination);
         state.die(Source);
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_has_ended_where_both_processes_end_at_the_handover() {
+    for guest in ["running", "paused"] {
+        let mut model = ModelPair::new(&PairShape { guest, processes: true, ..PairShape::default() });
+        both_die_at_the_handover(&model);
+        let run = model.migrate().await;
+        ended(&model, &run);
+    }
+    // A monitor that closes proves no end.
+    let mut model = model();
+    both_die_at_the_handover(&model);
     let run = model.migrate().await;
     undetermined(&run);
 }

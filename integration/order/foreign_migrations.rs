@@ -2,15 +2,13 @@
 //!
 //! Promise: foreign-migration.
 
-use super::*;
+use super::{
+    other_run::{begun, party},
+    *,
+};
 use qferry::internals::{
-    endpoint::Address,
     journal::Journal,
-    migration::{
-        Effect, Migration,
-        record::{MigrationBegin, Party, Record},
-    },
-    run_id::RunId,
+    migration::{Effect, Migration, record::Record},
 };
 use std::path::Path;
 
@@ -67,23 +65,8 @@ async fn settings_that_somebody_elses_migration_holds_are_put_back_after_it() {
 
 /// The journal of an engine that died while RAM was sent.
 fn journal(path: &Path) {
-    let party = |name: &str| Party { address: format!("unix:/nowhere/{name}"), process: None, threads: Vec::new() };
-    let address = |name: &str| Address::unix(path.with_file_name(name)).unwrap();
-    let begun = MigrationBegin {
-        run: RunId::new(),
-        source: party("source"),
-        destination: party("destination"),
-        was_running: true,
-        pairs: Vec::new(),
-        addresses: (address("nbd"), address("ram")),
-        postcopy: false,
-        keep_source: false,
-        runtime_dir: "/nowhere".into(),
-        fence_command: None,
-        fence_timeout: Duration::from_secs(30),
-        switchover_timeout: Duration::from_secs(10),
-        tells_start: true,
-    };
+    let party = |name: &str| party(&format!("unix:/nowhere/{name}"), None);
+    let begun = begun(path.parent().unwrap(), party("source"), party("destination"));
     let mut journal = Journal::create(path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();
     journal.append(&Record::Effects(vec![Effect::Incoming, Effect::Migrate])).unwrap();
@@ -96,7 +79,7 @@ async fn a_recovery_cancels_a_migration_only_where_the_destination_takes_it() {
         ("active", false, 1, Ending::RolledBack),
         // somebody has cancelled this run's migration and begun one to a third QEMU
         ("failed", false, 0, Ending::Stuck),
-        // this run's migration, to a destination that has failed, notices that a little later
+        // The migration of this run, to a destination that has failed, notices that a little later.
         ("failed", true, 0, Ending::RolledBack),
     ] {
         let mut model = model();

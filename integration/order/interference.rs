@@ -272,7 +272,8 @@ async fn a_disk_that_is_unplugged_ends_the_migration_at_once() {
 /// The checks may have been minutes ago: somebody else may have moved a guest there since.
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_came_to_the_destination_since_the_checks_is_left_alone() {
-    // once by the checks, once before the destination is told anything, once behind `stop`, once when it serves disks
+    // The engine asks once in the checks, once before it tells the destination anything, once behind `stop`, and once
+    // when the destination serves disks.
     for (number, served) in [(2, 0), (4, 1)] {
         let mut model = model();
         answers(&model, Destination, "query-status", move |asked, state| {

@@ -2,14 +2,14 @@
 //!
 //! Promise: one-engine.
 
-use super::*;
+use super::{
+    other_run::{begun, party},
+    *,
+};
 use qferry::internals::{
-    endpoint::{Address, PeerPid, ProcessIdentity},
+    endpoint::{PeerPid, ProcessIdentity},
     journal::Journal,
-    migration::{
-        Effect, JournalPlace, Migration,
-        record::{MigrationBegin, Party, Record},
-    },
+    migration::{Effect, JournalPlace, Migration, record::Record},
     quantity::Rate,
     run_id::RunId,
 };
@@ -27,24 +27,9 @@ fn identities(model: &ModelPair) -> [ProcessIdentity; 2] {
 
 /// The journal, locked as by a living engine, of a run between these two.
 fn journal(path: &Path, [source, destination]: [Option<ProcessIdentity>; 2]) -> (RunId, Journal<Record>) {
-    let party = |name: &str, process| Party { address: format!("unix:/nowhere/{name}"), process, threads: Vec::new() };
-    let address = |name: &str| Address::unix(path.with_file_name(name)).unwrap();
-    let run = RunId::new();
-    let begun = MigrationBegin {
-        run: run.clone(),
-        source: party("source", source),
-        destination: party("destination", destination),
-        was_running: true,
-        pairs: Vec::new(),
-        addresses: (address("nbd"), address("ram")),
-        postcopy: false,
-        keep_source: false,
-        runtime_dir: "/nowhere".into(),
-        fence_command: None,
-        fence_timeout: Duration::from_secs(30),
-        switchover_timeout: Duration::from_secs(10),
-        tells_start: true,
-    };
+    let party = |name: &str, process| party(&format!("unix:/nowhere/{name}"), process);
+    let begun = begun(path.parent().unwrap(), party("source", source), party("destination", destination));
+    let run = begun.run.clone();
     let mut journal = Journal::create(path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();
     journal.append(&Record::Effects(vec![Effect::NbdServer])).unwrap();

@@ -22,6 +22,7 @@ mod lost_destination;
 mod lost_events;
 mod lost_writes;
 mod open_world;
+mod other_run;
 mod owner;
 mod panics;
 mod postcopy;

@@ -3,16 +3,16 @@
 use super::{
     fake::{AnswerStep, FakeMonitor, MonitorScript},
     model::once,
+    other_run::{begun, party},
 };
 use qferry::internals::{
-    endpoint::{Address, Endpoint, ProcessIdentity},
+    endpoint::{Endpoint, ProcessIdentity},
     journal::Journal,
     migration::{
-        FENCE, Migration,
-        record::{MigrationBegin, Party, Record},
+        Migration,
+        record::{MigrationBegin, Record},
     },
     progress::{Ending, Outcome, RunsOn},
-    run_id::RunId,
 };
 use serde_json::json;
 use std::{
@@ -31,23 +31,9 @@ fn journal(folder: &Path, source: Option<ProcessIdentity>) -> std::path::PathBuf
 /// The same journal with this address of the source, or name of a connector.
 fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -> std::path::PathBuf {
     let path = folder.join("journal");
-    let party = |address: &str, process| Party { address: address.to_owned(), process, threads: Vec::new() };
-    let address = |name: &str| Address::unix(folder.join(name)).unwrap();
-    let begun = MigrationBegin {
-        run: RunId::new(),
-        source: party(at_source, source),
-        destination: party(&folder.join("destination").display().to_string(), None),
-        was_running: true,
-        pairs: Vec::new(),
-        addresses: (address("nbd"), address("ram")),
-        postcopy: true,
-        keep_source: false,
-        runtime_dir: folder.to_owned(),
-        fence_command: None,
-        fence_timeout: FENCE,
-        switchover_timeout: Duration::from_secs(10),
-        tells_start: false,
-    };
+    let destination = party(&folder.join("destination").display().to_string(), None);
+    let begun =
+        MigrationBegin { postcopy: true, tells_start: false, ..begun(folder, party(at_source, source), destination) };
     let mut journal = Journal::create(&path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();
     journal.append(&Record::Effects(vec![qferry::internals::migration::Effect::Migrate])).unwrap();

@@ -338,28 +338,13 @@ fn link_of(run: &RunId) -> PathBuf {
 mod tests {
     use super::*;
     use crate::{journal::Journal, migration::record::MigrationEnd, progress::RunsOn};
-    use std::time::Duration;
 
     fn party(address: &str) -> Party {
         Party { address: address.to_owned(), process: None, threads: Vec::new() }
     }
 
     fn begun(source: &str, destination: &str) -> MigrationBegin {
-        MigrationBegin {
-            run: RunId::new(),
-            source: party(source),
-            destination: party(destination),
-            was_running: true,
-            pairs: Vec::new(),
-            addresses: ("unix:/n".parse().unwrap(), "unix:/r".parse().unwrap()),
-            postcopy: false,
-            keep_source: false,
-            runtime_dir: PathBuf::from("/r"),
-            fence_command: None,
-            fence_timeout: Duration::from_secs(30),
-            switchover_timeout: Duration::from_secs(10),
-            tells_start: true,
-        }
+        MigrationBegin { run: RunId::new(), ..MigrationBegin::between(source, destination) }
     }
 
     fn journal(path: &Path, begun: MigrationBegin, records: Vec<Record>) -> Journal<Record> {

@@ -248,6 +248,29 @@ impl Fold for JournalStatus {
 }
 
 #[cfg(test)]
+impl MigrationBegin {
+    /// The begin of a run without disks between two QEMUs, of which only the addresses are known.
+    pub(super) fn between(source: &str, destination: &str) -> Self {
+        let party = |address: &str| Party { address: address.to_owned(), process: None, threads: Vec::new() };
+        Self {
+            run: RunId::default(),
+            source: party(source),
+            destination: party(destination),
+            was_running: true,
+            pairs: Vec::new(),
+            addresses: ("unix:/n".parse().expect("one"), "tcp:h:1".parse().expect("one")),
+            postcopy: false,
+            keep_source: false,
+            runtime_dir: PathBuf::from("/r"),
+            fence_command: None,
+            fence_timeout: FENCE,
+            switchover_timeout: Duration::from_secs(10),
+            tells_start: true,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
@@ -259,22 +282,7 @@ mod tests {
     use serde_json::{Map, json};
 
     fn begun() -> Record {
-        let party = |address: &str| Party { address: address.to_owned(), process: None, threads: Vec::new() };
-        Record::Begun(Box::new(MigrationBegin {
-            run: RunId::default(),
-            source: party("unix:/a"),
-            destination: party("tcp:[::1]:2"),
-            was_running: true,
-            pairs: Vec::new(),
-            addresses: ("unix:/n".parse().expect("one"), "tcp:h:1".parse().expect("one")),
-            postcopy: false,
-            keep_source: false,
-            runtime_dir: PathBuf::from("/r"),
-            fence_command: None,
-            fence_timeout: FENCE,
-            switchover_timeout: Duration::from_secs(10),
-            tells_start: true,
-        }))
+        Record::Begun(Box::new(MigrationBegin::between("unix:/a", "tcp:[::1]:2")))
     }
 
     fn ended(outcome: Ending) -> Record {

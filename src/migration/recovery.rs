@@ -497,21 +497,11 @@ mod tests {
 
     #[test]
     fn a_time_that_no_clock_can_add_is_cut_when_a_journal_is_read() {
-        let party = || Party { address: "unix:/q".to_owned(), process: None, threads: Vec::new() };
+        let long = Duration::MAX;
         let begun = MigrationBegin {
-            run: RunId::default(),
-            source: party(),
-            destination: party(),
-            was_running: true,
-            pairs: Vec::new(),
-            addresses: ("unix:/n".parse().unwrap(), "unix:/r".parse().unwrap()),
-            postcopy: false,
-            keep_source: false,
-            runtime_dir: PathBuf::from("/r"),
-            fence_command: None,
-            fence_timeout: Duration::MAX,
-            switchover_timeout: Duration::MAX,
-            tells_start: true,
+            fence_timeout: long,
+            switchover_timeout: long,
+            ..MigrationBegin::between("unix:/q", "unix:/q")
         };
         let limit = settings(&begun, None, None).switchover_limit();
         assert!(Instant::now().checked_add(limit).is_some() && limit.mul_f64(1.0) == limit, "{limit:?}");
