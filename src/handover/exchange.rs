@@ -9,10 +9,7 @@ use super::ownership::{
 };
 use crate::{
     progress::{Moment, Side},
-    qemu::{
-        Observed, Process, ProcessError,
-        reply::{MigrationStatus, RunState},
-    },
+    qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
 };
 use qapi::qmp;
 use std::time::Duration;
@@ -134,7 +131,7 @@ pub(crate) async fn start_guest(
     }
     let asked = || async {
         let status = destination.ask(&qmp::query_status {}).await.ok()?.status;
-        is_live(&status).then(Moment::now)
+        status.is_live().then(Moment::now)
     };
     destination.until_known("RESUME", time_left(deadline), |seen| seen.resumed, asked).await
 }
@@ -184,16 +181,11 @@ pub(crate) async fn resume_source(source: &Process, why: &DestinationCannotRun) 
     tracing::info!(destination = why.describe(), "resuming the guest on the source");
     source.act(&qmp::cont {}).await?;
     let status = source.ask(&qmp::query_status {}).await?.status;
-    if is_live(&status) {
+    if status.is_live() {
         return Ok(());
     }
     let at = source.name().clone();
     Err(ProcessError::State { at, expected: "running after cont", found: status.to_string() })
-}
-
-/// Whether QEMU lets the guest run. A guest that has suspended itself stays suspended after `cont`.
-fn is_live(run: &RunState) -> bool {
-    matches!(run, RunState::Running | RunState::Suspended)
 }
 
 /// Waits until the source stands still for good, and tells since when, and whether in postcopy.

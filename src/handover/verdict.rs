@@ -685,7 +685,7 @@ mod tests {
         for settled in [postmigrate(), answers("running", "failed")] {
             assert!(!may_change(settled.clone(), destination_runs()) && !may_change(settled, SideState::Dead));
         }
-        // what a dead source has sent may yet be loaded
+        // The destination may yet load what a dead source has sent.
         assert!(may_change(SideState::Dead, incoming()) && !may_change(SideState::Dead, destination_failed()));
         assert!(!may_change(SideState::Dead, answers("inmigrate", "postcopy-active")));
         assert!(!may_change(answers("running", "none"), incoming()));

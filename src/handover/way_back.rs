@@ -236,7 +236,7 @@ pub fn decide_destination(facts: &DestinationFacts) -> DestinationFate {
         DestinationSight::Answers { migration, .. } if !listened && *migration != MigrationStatus::None => {
             LeaveAlone(LeaveReason::AnotherMigration)
         }
-        DestinationSight::Answers { run, .. } if is_live(run) => LeaveAlone(LeaveReason::HasRun),
+        DestinationSight::Answers { run, .. } if run.is_live() => LeaveAlone(LeaveReason::HasRun),
         // Only a QEMU that is `inmigrate` certainly never ran: nothing leads back to that state.
         DestinationSight::Answers { run: RunState::InMigrate, .. } => Quit,
         DestinationSight::Answers { .. } if *ground == WayBackGround::OnSource => Quit,
@@ -414,11 +414,6 @@ pub struct LostDestination {
 /// ends without SHUTDOWN has crashed or was killed, and tells nothing of that kind.
 pub fn has_ended_on_destination(lost: &LostDestination) -> bool {
     lost.has_run && lost.told && lost.is_gone
-}
-
-/// Whether a guest in this state is started, be it suspended.
-fn is_live(run: &RunState) -> bool {
-    matches!(run, RunState::Running | RunState::Suspended)
 }
 
 #[cfg(test)]
@@ -850,7 +845,7 @@ mod tests {
                 DestinationFate::Fence => prop_assert!(asked && followed && killable, "{facts:?}"),
                 DestinationFate::Quit => match &facts.sight {
                     DestinationSight::Answers { run, .. } => {
-                        prop_assert!(!has_run && !is_live(run), "{facts:?}");
+                        prop_assert!(!has_run && !run.is_live(), "{facts:?}");
                         prop_assert!(followed || on_source || *run == RunState::InMigrate, "{facts:?}");
                     }
                     _ => prop_assert!(false, "{facts:?}"),

@@ -5,12 +5,13 @@ use crate::{
     progress::Moment,
     qemu::{
         Observed, Process, ProcessError, SentCommand,
-        reply::{MigrationInfo, MigrationStatus},
+        reply::{MigrationInfo, MigrationStatus, RunState},
     },
 };
 use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::try_join;
 
 /// The time for a cancelled migration to end.
 const CANCEL: Duration = Duration::from_secs(10);
@@ -102,6 +103,15 @@ pub fn arrived(migration: &MigrationInfo) -> Result<Option<Moment>, PrecopyError
 pub async fn cancel(source: &Process) -> Result<MigrationStatus, ProcessError> {
     let now = status(source).await?;
     cancel_from(source, now).await
+}
+
+/// How a guest stands, and how the last migration, both asked for at once.
+///
+/// # Errors
+/// QEMU does not answer one of the two questions.
+pub async fn run_and_status(process: &Process) -> Result<(RunState, MigrationStatus), ProcessError> {
+    let (run, migration) = try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {}))?;
+    Ok((run.status, status_of(migration)))
 }
 
 /// The status of the source's migration.

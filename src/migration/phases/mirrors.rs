@@ -7,7 +7,6 @@ use crate::{
     handover::{exchange, ownership::NotDisengaged},
     migration::{Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, work_order::Route},
     progress::{GuestPause, PauseCause},
-    qemu::reply::RunState,
     storage::{
         mirror::{
             mirror_job::{self, MirrorError},
@@ -106,7 +105,7 @@ async fn start_with_guest_stopped(
     attempt.journal_guest().await?;
     refuse_halted(attempt)?;
     let resumed = source.observed().resumed;
-    let mut is_stopped_by_engine = is_live(&found);
+    let mut is_stopped_by_engine = found.is_live();
     let limit = longest.min(settings.switchover_limit() / 2);
     let left = limit.saturating_sub(stopped.elapsed());
     let started = timeout(left, mirror_job::start(source, pairs, nbd, speed)).await;
@@ -119,7 +118,7 @@ async fn start_with_guest_stopped(
         let now = source.ask(&qmp::query_status {}).await?.status;
         attempt.guest.look(&now);
         attempt.journal_guest().await?;
-        is_stopped_by_engine &= is_live(&now);
+        is_stopped_by_engine &= now.is_live();
     }
     // also after a start that took too long: the guest stands still for no longer than the budget
     if is_stopped_by_engine && !matches!(started, Ok(Err(_))) {
@@ -140,10 +139,4 @@ async fn start_with_guest_stopped(
             ),
         })),
     }
-}
-
-/// Whether QEMU lets the guest run, so that `stop` stops it. A guest that has suspended itself is `suspended` again
-/// after `cont`.
-fn is_live(run: &RunState) -> bool {
-    matches!(run, RunState::Running | RunState::Suspended)
 }

@@ -61,11 +61,7 @@ pub(crate) async fn unless_changed<T>(
     order: &WorkOrder,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    tokio::select! {
-        biased;
-        failure = changed(qemus, order) => Err(failure),
-        done = work => done,
-    }
+    unless(changed(qemus, order), work).await
 }
 
 /// Does the work, which copies disks, unless something changes or somebody else begins a migration.
@@ -77,10 +73,18 @@ pub(crate) async fn unless_interfered<T>(
     order: &WorkOrder,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
+    unless(other_migration(&qemus.source), unless_changed(qemus, order, work)).await
+}
+
+/// Does the work unless this failure comes first.
+async fn unless<T>(
+    stops: impl Future<Output = Failure>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     tokio::select! {
         biased;
-        failure = other_migration(&qemus.source) => Err(failure),
-        done = unless_changed(qemus, order, work) => done,
+        failure = stops => Err(failure),
+        done = work => done,
     }
 }
 

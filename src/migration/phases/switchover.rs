@@ -98,7 +98,7 @@ pub(super) fn keep_waiting(destination: &Process) -> impl Future<Output = Result
 }
 
 /// Refuses to go on with a destination that does not wait for a guest any more.
-pub(super) fn refuse_unless_waiting(name: &QemuName, run: RunState) -> Result<(), Failure> {
+fn refuse_unless_waiting(name: &QemuName, run: RunState) -> Result<(), Failure> {
     match run {
         RunState::InMigrate => Ok(()),
         run => {

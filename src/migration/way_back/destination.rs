@@ -15,6 +15,7 @@ use crate::{
             SourceHolding, WayBackGround, decide_destination, find_course,
         },
     },
+    memory::precopy,
     migration::pair::QemuPair,
     progress::Reporter,
     qemu::{
@@ -22,12 +23,8 @@ use crate::{
         reply::{MigrationStatus, RunState},
     },
 };
-use qapi::qmp;
 use std::time::Duration;
-use tokio::{
-    time::{Instant, sleep, timeout},
-    try_join,
-};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a side may take to say, for the way back, how its guest stands.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
@@ -226,7 +223,5 @@ async fn see_holding(source: &Process) -> SourceHolding {
 }
 
 async fn ask(process: &Process) -> Option<(RunState, MigrationStatus)> {
-    let asked = async { try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) };
-    let (run, migration) = timeout(LOOK, asked).await.ok()?.ok()?;
-    Some((run.status, migration.status.unwrap_or(MigrationStatus::None)))
+    timeout(LOOK, precopy::run_and_status(process)).await.ok()?.ok()
 }

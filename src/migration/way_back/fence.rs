@@ -65,15 +65,16 @@ pub(crate) async fn fence(context: &Context, process: &Process, why: &str) -> Op
 
 /// Frees a source that hangs, before `migrate-continue`: by ending its connections out of band, and where that does
 /// nothing, as while QEMU connects to an NBD server, by ending the process of the destination that it waits for, where
-/// that is one of this host and [`may_end_to_free`] allows it. `followed` as in [`FrozenDestination`].
-pub(crate) async fn free(context: &Context, pair: &QemuPair, route: &Route, followed: bool) {
+/// that is one of this host and [`may_end_to_free`] allows it. Only for an engine that has followed the destination
+/// from the begin.
+pub(crate) async fn free(context: &Context, pair: &QemuPair, route: &Route) {
     let QemuPair { source, destination } = pair;
     yank(context, source, route).await;
     let still_hangs = !source.is_gone() && !watchdog::answers(source).await;
     if still_hangs && !destination.is_gone() && !watchdog::answers(destination).await {
         let told = destination.observed();
         let frozen = FrozenDestination {
-            followed: followed && !destination.is_reconnected(),
+            followed: !destination.is_reconnected(),
             has_run: told.resumed.is_some(),
             is_passed_on: passes_on(&source.observed()) || passes_on(&told),
         };

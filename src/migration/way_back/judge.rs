@@ -37,10 +37,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use tokio::{
-    time::{Instant, sleep, timeout},
-    try_join,
-};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a source whose migration failed may take to say so and to resume.
 const AFTERMATH: Duration = Duration::from_secs(1);
@@ -464,7 +461,7 @@ async fn look(process: &Process, ended: bool) -> SideSighting<ProcessEnded> {
         return SideSighting::Silent;
     }
     let asked = async {
-        match try_join!(process.ask(&qmp::query_status {}), process.ask(&qmp::query_migrate {})) {
+        match precopy::run_and_status(process).await {
             Ok(answers) => answers,
             Err(_) => pending().await,
         }
@@ -479,10 +476,7 @@ async fn look(process: &Process, ended: bool) -> SideSighting<ProcessEnded> {
     // The three questions run at the same time, for a guest may stand still.
     tokio::select! {
         biased;
-        (status, migration) = asked => {
-            let migration = migration.status.unwrap_or(MigrationStatus::None);
-            SideSighting::Answered { run: status.status, migration }
-        }
+        (run, migration) = asked => SideSighting::Answered { run, migration },
         ended = died => SideSighting::Ended(ended),
         hangs = hangs => if hangs { SideSighting::Hung } else { SideSighting::Silent },
     }

@@ -119,7 +119,7 @@ pub(crate) async fn go_back(
     // a source that does not answer now would hold up the way back, too: the guest's own return waits for its disks
     if may_resume.is_some() && (failure.is_silence() || pair.source.is_silent()) {
         match attempt.destination_followed {
-            true => free(context, pair, route, past.followed).await,
+            true => free(context, pair, route).await,
             // a destination that nobody has followed is not ended for its silence
             false => yank(context, &pair.source, route).await,
         }

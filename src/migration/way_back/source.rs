@@ -7,13 +7,13 @@ use crate::{
         ownership::DestinationCannotRun,
         way_back::{SourceFacts, SourceStep, decide_source, is_left_on_source},
     },
+    memory::precopy,
     migration::{guest::GuestIntent, pair::QemuPair},
     qemu::{
-        Observed, Process, ProcessError,
+        Observed, ProcessError,
         reply::{MigrationStatus, RunState},
     },
 };
-use qapi::qmp;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -47,11 +47,11 @@ pub(super) async fn settle_source(
     let QemuPair { source, destination } = pair;
     let mut waited = false;
     loop {
-        let (run, migration) = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}))?;
+        let (run, migration) = precopy::run_and_status(source).await?;
         let facts = SourceFacts {
             wants_running: guest.wants_running(),
-            run: run.status,
-            migration: migration.status.unwrap_or(MigrationStatus::None),
+            run,
+            migration,
             stopped_by_engine: permit.stopped_by_engine,
             waited,
             destination_ended: permit.destination_ended,
@@ -104,19 +104,23 @@ pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, loo
     let QemuPair { source, destination } = pair;
     let began = Instant::now();
     loop {
-        let asked = tokio::try_join!(source.ask(&qmp::query_status {}), source.ask(&qmp::query_migrate {}));
-        let Ok((run, migration)) = asked else { return false };
+        let Ok((run, migration)) = precopy::run_and_status(source).await else { return false };
+        // What the destination has taken in of a migration that is somebody else's; `None` where it does not answer.
+        let taken = match look.is_own {
+            true => None,
+            false => timeout(LOOK, precopy::status(destination)).await.ok().and_then(Result::ok),
+        };
         let facts = SourceFacts {
             wants_running: guest.wants_running(),
-            run: run.status,
-            migration: migration.status.unwrap_or(MigrationStatus::None),
+            run,
+            migration,
             stopped_by_engine: look.stopped_by_engine,
             waited: true,
             destination_ended: look.is_own && look.destination_ended,
             destination_has_run: has_run(destination).await,
-            is_anothers: !look.is_own && (look.put_aside || took_nothing(destination).await),
+            is_anothers: !look.is_own && (look.put_aside || taken == Some(MigrationStatus::None)),
         };
-        let is_passed_on = !look.is_own && !facts.migration.is_over() && is_receiving(destination).await;
+        let is_passed_on = !facts.migration.is_over() && taken.is_some_and(|status| takes_in(&status));
         if is_passed_on && began.elapsed() < PASSES {
             sleep(LOOK_AGAIN).await;
             continue;
@@ -130,17 +134,7 @@ pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, loo
     }
 }
 
-/// Whether a destination answers that it has taken nothing of a guest in.
-async fn took_nothing(destination: &Process) -> bool {
-    let asked = timeout(LOOK, destination.ask(&qmp::query_migrate {})).await;
-    asked.is_ok_and(|answer| {
-        answer.is_ok_and(|answer| answer.status.is_none_or(|status| status == MigrationStatus::None))
-    })
-}
-
-/// Whether a destination to which this engine sends nothing takes a guest in.
-async fn is_receiving(destination: &Process) -> bool {
-    let asked = timeout(LOOK, destination.ask(&qmp::query_migrate {})).await;
-    let status = asked.ok().and_then(Result::ok).and_then(|answer| answer.status);
-    status.is_some_and(|status| status == MigrationStatus::Completed || !status.is_over())
+/// Whether a destination with this status takes a guest in, or has.
+fn takes_in(status: &MigrationStatus) -> bool {
+    *status == MigrationStatus::Completed || !status.is_over()
 }

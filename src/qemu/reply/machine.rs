@@ -34,6 +34,14 @@ open_enum! {
     }
 }
 
+impl RunState {
+    /// Whether QEMU lets the guest run, so that `stop` stops it. A guest that has suspended itself is `suspended` again
+    /// after `cont`.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Running | Self::Suspended)
+    }
+}
+
 /// `query-status`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct StatusInfo {
