@@ -3,7 +3,7 @@
 use crate::{
     engines::{EngineStage, ModelledEngine, ModelledJudgement},
     properties,
-    world::{HandoverWorld, MigrationPhase, MonitorClient, MonitorCommand, QemuLife},
+    world::{HandoverWorld, MigrationPhase, ModelledQemu, MonitorClient, MonitorCommand, QemuLife},
 };
 use qferry::internals::{
     handover::{
@@ -41,6 +41,8 @@ pub(crate) enum ModelAction {
     CutChannel,
     CutMonitor(Side),
     KillEngine(usize),
+    /// A person finishes the handover after the engine has died.
+    PersonStarts,
     /// A second migration takes the monitor that has no client.
     Take(Side),
     /// The fence kills or not, and does not say that it did.
@@ -75,6 +77,8 @@ pub(crate) enum Mutation {
     SourceIsUnheard,
     /// A recovery does not know that `Given` is in the journal.
     GivenIsForgotten,
+    /// A recovery takes what an engine has not done for what nobody has done.
+    PersonIsForgotten,
     /// The source's monitor is always said to have been open.
     MissedEventsForgotten,
     /// A cut of the source's monitor counts only as long as the source is not known to be dead.
@@ -125,6 +129,7 @@ impl ModelAction {
             | Self::CutChannel
             | Self::CutMonitor(_)
             | Self::KillEngine(_)
+            | Self::PersonStarts
             | Self::Take(_)
             | Self::FenceUnsure(..)
             | Self::LoseRecord(_)
@@ -162,7 +167,11 @@ impl HandoverModel {
                 Judgement::begin(true, ContKnowledge::Unknown, fences)
             }
             (false, true) if !forgets_given => {
-                let cont = if world.starting { ContKnowledge::Unknown } else { ContKnowledge::Never };
+                let cont = match (world.starting, self.mutation) {
+                    (true, _) => ContKnowledge::Unknown,
+                    (false, Some(Mutation::PersonIsForgotten)) => ContKnowledge::Never,
+                    (false, _) => ContKnowledge::NotByEngine,
+                };
                 Judgement::take_up(true, RecordedHandover::Given { cont }, fences)
             }
             (false, _) => {
@@ -258,6 +267,19 @@ impl HandoverModel {
         }
         if world.channel && (source.phase == MigrationPhase::Sends || loads) {
             actions.push(ModelAction::CutChannel);
+        }
+        // Who asks both sides first, as docs/handover.md tells a person, finds that both say `completed`.
+        let is_complete = |qemu: &ModelledQemu| qemu.life == QemuLife::Up && qemu.phase == MigrationPhase::Completed;
+        let is_free = destination.client == MonitorClient::Nobody && destination.inbox.is_empty();
+        let nobody_runs = !(source.runs || destination.runs || world.source_ran);
+        let has_died = |engine: &ModelledEngine| engine.stage == EngineStage::Died;
+        if is_free
+            && nobody_runs
+            && is_complete(source)
+            && is_complete(destination)
+            && world.engines.iter().all(has_died)
+        {
+            actions.push(ModelAction::PersonStarts);
         }
         for (number, engine) in world.engines.iter().enumerate() {
             if !engine.is_over() {
@@ -362,6 +384,9 @@ impl Model for HandoverModel {
             ModelAction::KillEngine(engine) => {
                 world.engines[engine].stage = EngineStage::Died;
                 world.hang_up(engine);
+            }
+            ModelAction::PersonStarts => {
+                world.carry_out(MonitorCommand::ContDestination);
             }
             ModelAction::FenceUnsure(engine, kills) => self.fence_unsurely(&mut world, engine, kills),
             ModelAction::LoseRecord(engine) => {

@@ -56,6 +56,11 @@ fn a_recovery_that_forgets_what_given_means_is_found() {
 }
 
 #[test]
+fn a_recovery_that_forgets_who_else_may_have_started_the_guest_is_found() {
+    breaks(with(Mutation::PersonIsForgotten), &[UNDONE, KILLED]);
+}
+
+#[test]
 fn a_source_that_ran_while_no_one_looked_is_found() {
     breaks(with(Mutation::MissedEventsForgotten), &[UNDONE]);
 }

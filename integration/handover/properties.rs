@@ -100,7 +100,9 @@ fn has_way_on(model: &HandoverModel, world: &HandoverWorld, engine: usize) -> bo
     }
     let never_ran = match cont {
         ContKnowledge::Never | ContKnowledge::Refused => true,
-        ContKnowledge::Unknown => (answers(Side::Source) && !completed) || (answers(Side::Destination) && !loaded),
+        ContKnowledge::Unknown | ContKnowledge::NotByEngine => {
+            (answers(Side::Source) && !completed) || (answers(Side::Destination) && !loaded)
+        }
         ContKnowledge::Sent => false,
     };
     let watched = own.watches_source && !source_ran;

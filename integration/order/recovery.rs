@@ -1,4 +1,5 @@
-//! Recovery of a migration in postcopy where one side cannot be asked.
+//! Recovery of a migration in postcopy where one side cannot be asked, and of a guest that a person may have handed
+//! over since the engine died.
 
 use super::{
     fake::{AnswerStep, FakeMonitor, MonitorScript},
@@ -39,6 +40,86 @@ fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -
     journal.append(&Record::Effects(vec![qferry::internals::migration::Effect::Migrate])).unwrap();
     journal.append(&Record::Given).unwrap();
     path
+}
+
+/// The identity of a process that has ended.
+fn ended_process() -> ProcessIdentity {
+    let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = i32::try_from(process.id()).unwrap();
+    let identity = qferry::internals::endpoint::PeerPid::open(pid).unwrap().identity().unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    identity
+}
+
+/// The journal of an engine that died behind `Given`, and behind what follows here. The processes of the sides that are
+/// named have ended.
+fn journal_of_given(folder: &Path, ended: [bool; 2], more: &[Record]) -> std::path::PathBuf {
+    let identity = ended_process();
+    let [source, destination] = ["source", "destination"].map(|name| folder.join(name).display().to_string());
+    let identity_of = |side: usize| ended[side].then(|| identity.clone());
+    let begun = begun(folder, party(&source, identity_of(0)), party(&destination, identity_of(1)));
+    let begun = MigrationBegin { fence_command: Some("/bin/true".into()), ..begun };
+    let path = folder.join("journal");
+    let mut journal = Journal::create(&path).unwrap();
+    let effects = Record::Effects(vec![qferry::internals::migration::Effect::Migrate]);
+    for record in [&[Record::Begun(Box::new(begun)), effects, Record::Given], more].concat() {
+        journal.append(&record).unwrap();
+    }
+    path
+}
+
+/// A side that has completed the migration and stands.
+fn completed(run: &str) -> MonitorScript {
+    MonitorScript::new()
+        .answer("query-qmp-schema", json!([]))
+        .answer("query-status", json!({"running": false, "status": run}))
+        .answer("query-migrate", json!({"status": "completed"}))
+}
+
+fn count(fake: &FakeMonitor, command: &str) -> usize {
+    fake.seen().into_iter().filter(|seen| seen.name == command).count()
+}
+
+/// An engine that never sent `cont` says nothing of what happened after its end.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_a_person_may_have_started_is_not_taken_back() {
+    for (ended, because) in [([false, true], "may have run the guest"), ([false, false], "somebody else may have")] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = journal_of_given(folder.path(), ended, &[]);
+        let (source, reached) = completed("postmigrate").duplex();
+        let outcome = Migration::recover(&path).source(stream("source", reached)).start_here().unwrap().wait().await;
+        let reason = outcome.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default();
+        assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Unknown), "{outcome:#?}");
+        assert!(reason.contains(because), "{reason}");
+        assert_eq!((count(&source, "cont"), count(&source, "quit")), (0, 0), "{:#?}", source.seen());
+    }
+    // What the person had started may have run for long before both ended.
+    let folder = tempfile::tempdir().unwrap();
+    let path = journal_of_given(folder.path(), [true, true], &[]);
+    let outcome = Migration::recover(&path).start_here().unwrap().wait().await;
+    assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_its_owner_paused_on_the_destination_is_not_started() {
+    for more in [vec![], vec![Record::Starting]] {
+        for requests in [0, 1] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = journal_of_given(folder.path(), [false, false], &more);
+            let (_source, at_source) = completed("postmigrate").duplex();
+            let stats = json!({"rd_operations": requests, "wr_bytes": 0, "wr_operations": 0, "wr_total_time_ns": 0});
+            let (destination, reached) =
+                completed("paused").answer("query-blockstats", json!([{"device": "", "stats": stats}])).duplex();
+            destination.on("cont", |_| vec![AnswerStep::Return(json!({}))]);
+            let outcome = recover(&path, Some(at_source), reached).await;
+            let conts = count(&destination, "cont");
+            match requests {
+                0 => assert!(conts > 0, "nobody has started it: {outcome:#?}"),
+                _ => assert_eq!((conts, outcome.outcome), (0, Ending::Moved), "{outcome:#?}"),
+            }
+        }
+    }
 }
 
 /// A destination that runs the guest, with this status of its incoming migration.
@@ -84,12 +165,7 @@ async fn a_source_that_hangs_is_not_told_to_quit_while_the_destination_lacks_pag
 #[tokio::test(start_paused = true)]
 async fn a_guest_whose_pages_died_with_the_source_has_not_moved() {
     let folder = tempfile::tempdir().unwrap();
-    let mut ended = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    let pid = i32::try_from(ended.id()).unwrap();
-    let identity = qferry::internals::endpoint::PeerPid::open(pid).unwrap().identity().unwrap();
-    ended.kill().unwrap();
-    ended.wait().unwrap();
-    let path = journal(folder.path(), Some(identity));
+    let path = journal(folder.path(), Some(ended_process()));
     for _ in 0..2 {
         let (_destination, reached) = destination("postcopy-paused");
         let outcome = recover(&path, None, reached).await;

@@ -134,6 +134,8 @@ pub struct Judgement<S = SourceCannotRun, D = DestinationCannotRun> {
     was_running: bool,
     /// What is known of `cont` to the destination.
     cont: ContKnowledge,
+    /// The guest is proved to have run on the destination.
+    has_run: bool,
     /// The source's events were followed since the guest was stopped, or since the source was last seen not to run.
     source_followed: bool,
     source_ended: Option<S>,
@@ -159,13 +161,14 @@ impl<S, D> Judgement<S, D> {
         Self {
             was_running,
             cont,
+            has_run: false,
             source_followed: true,
             source_ended: None,
             destination_ended: None,
             fences,
             resuming_recorded: false,
             must_record: false,
-            starting_recorded: !cont.had_no_effect(),
+            starting_recorded: !(cont.had_no_effect() || cont == ContKnowledge::NotByEngine),
             pending: None,
             may_change: false,
         }
@@ -186,6 +189,11 @@ impl<S, D> Judgement<S, D> {
     /// Notes that events of the source were missed, as while its monitor was closed.
     pub fn lose_track_of_source(&mut self) {
         self.source_followed = false;
+    }
+
+    /// Notes that the guest has run on the destination.
+    pub fn note_ran(&mut self) {
+        self.has_run = true;
     }
 
     /// The next step.
@@ -214,6 +222,7 @@ impl<S, D> Judgement<S, D> {
             source,
             destination,
             cont: self.cont,
+            has_run: self.has_run,
             was_running: self.was_running,
             source_resumed: !self.source_followed || source_gave_up,
             fences: self.fences,
@@ -252,6 +261,8 @@ impl<S, D> Judgement<S, D> {
     /// Takes in what came of the step that was carried out.
     pub fn take_outcome(&mut self, outcome: StepOutcome<S, D>) {
         let carried_out = self.pending.take();
+        // Without `Starting` in the journal no `cont` left this process, so QEMU has refused none.
+        let unsent = carried_out == Some(HandoverVerdict::StartDestination) && !self.starting_recorded;
         match carried_out {
             // A fence that failed once is not tried again by the same engine.
             Some(HandoverVerdict::FenceSource) => self.fences.source = false,
@@ -259,6 +270,7 @@ impl<S, D> Judgement<S, D> {
             _ => {}
         }
         match outcome {
+            StepOutcome::ContSent { .. } if unsent && self.cont == ContKnowledge::NotByEngine => {}
             StepOutcome::ContSent { refused } => self.cont = self.cont.take_answer(refused),
             StepOutcome::SourceEnded { proof, after_cut } => {
                 self.source_ended = Some(proof);
@@ -380,7 +392,7 @@ mod tests {
     #[test]
     fn a_recovery_knows_what_the_journal_says() {
         let recover = |recorded| PlainJudgement::take_up(true, recorded, FENCES);
-        for cont in [ContKnowledge::Never, ContKnowledge::Unknown, ContKnowledge::Sent] {
+        for cont in [ContKnowledge::NotByEngine, ContKnowledge::Unknown, ContKnowledge::Sent] {
             assert_eq!(recover(RecordedHandover::Given { cont }).cont(), cont);
         }
         let mut resuming = recover(RecordedHandover::Resuming(()));
@@ -413,6 +425,33 @@ mod tests {
         judgement.see(both_wait());
         assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::QuitDestination));
         assert!(!judgement.must_tell_not_started());
+    }
+
+    #[test]
+    fn a_recovery_that_may_not_write_starting_has_learned_nothing() {
+        let given = RecordedHandover::Given { cont: ContKnowledge::NotByEngine };
+        let mut judgement = PlainJudgement::take_up(true, given, FENCES);
+        let both_wait = || sighting(answered("postmigrate", "completed"), answered("paused", "completed"));
+        judgement.see(both_wait());
+        assert_eq!(judgement.next_step(), JudgementStep::RecordStarting);
+        judgement.take_outcome(StepOutcome::ContSent { refused: true });
+        assert_eq!(judgement.cont(), ContKnowledge::NotByEngine);
+        // QEMU's own refusal is another matter.
+        judgement.see(both_wait());
+        judgement.confirm_starting();
+        judgement.take_outcome(StepOutcome::ContSent { refused: true });
+        assert_eq!((judgement.cont(), judgement.must_tell_not_started()), (ContKnowledge::Refused, true));
+    }
+
+    #[test]
+    fn a_guest_that_has_run_on_the_destination_is_not_started_there() {
+        for cont in [ContKnowledge::NotByEngine, ContKnowledge::Unknown, ContKnowledge::Sent] {
+            let mut judgement = PlainJudgement::take_up(true, RecordedHandover::Given { cont }, FENCES);
+            judgement.note_ran();
+            judgement.see(sighting(answered("postmigrate", "completed"), answered("paused", "completed")));
+            assert_eq!(judgement.next_step(), JudgementStep::End(HandoverVerdict::OnDestination));
+            assert_eq!((judgement.cont(), judgement.must_tell_not_started()), (cont, false));
+        }
     }
 
     #[test]

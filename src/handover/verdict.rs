@@ -105,6 +105,10 @@ pub enum ContKnowledge {
     Never,
     /// QEMU refused every one that was sent.
     Refused,
+    /// No engine has sent one, or QEMU refused each: the journal of an engine that died proves no more, and since its
+    /// death anybody may have sent one, such as a person who finished the handover by hand. The same of a guest that
+    /// somebody has started before an engine did.
+    NotByEngine,
     /// The engine that knew has died. An engine sends `cont` only after the source has said `completed`.
     Unknown,
     /// At least one was sent, and not refused: the destination may run the guest, or have run it.
@@ -118,7 +122,8 @@ impl ContKnowledge {
     pub fn take_answer(self, refused: bool) -> Self {
         match (self, refused) {
             (_, false) => Self::Sent,
-            (Self::Never | Self::Refused, true) => Self::Refused,
+            // A destination that a person had started would have its disks, and be started again.
+            (Self::Never | Self::Refused | Self::NotByEngine, true) => Self::Refused,
             (before @ (Self::Unknown | Self::Sent), true) => before,
         }
     }
@@ -126,6 +131,11 @@ impl ContKnowledge {
     /// Whether the destination certainly never ran the guest.
     pub(super) fn had_no_effect(self) -> bool {
         matches!(self, Self::Never | Self::Refused)
+    }
+
+    /// Whether an engine may have sent one that QEMU did not refuse.
+    pub(super) fn may_be_an_engines(self) -> bool {
+        matches!(self, Self::Unknown | Self::Sent)
     }
 }
 
@@ -149,6 +159,9 @@ pub struct HandoverFacts {
     /// What is known of the destination's `cont`. Where the journal allowed postcopy and its engine died:
     /// [`ContKnowledge::Sent`], because in postcopy the source says `completed` long after the destination was started.
     pub cont: ContKnowledge,
+    /// The guest has run on the destination, whoever started it there: the destination's events told so, or the guest's
+    /// own requests to the destination's disks prove it.
+    pub has_run: bool,
     /// The guest ran before the migration; otherwise it stays paused wherever the migration ends.
     pub was_running: bool,
     /// A source that does not answer may have run the guest since the guest was stopped, so the destination's state may
@@ -165,12 +178,14 @@ pub struct HandoverFacts {
 impl HandoverFacts {
     /// What is known of the destination's `cont`, with what is seen now. A conclusion stays true, so the next look
     /// begins with it: an engine that has died sends no `cont` later, and the one it sent came after the source's
-    /// `completed` and after the destination had left `inmigrate`.
+    /// `completed` and after the destination had left `inmigrate`. Of a guest that was paused no more is known: its
+    /// owner may have started it on the destination since the engine died.
     pub fn infer_cont(&self) -> ContKnowledge {
         let loads = self.destination.is(&RunState::InMigrate) && !self.destination.is_another();
-        let never = !self.was_running || loads || self.source.says_it_has_the_guest();
+        let never = loads || self.source.says_it_has_the_guest();
         match self.cont {
-            ContKnowledge::Unknown if never => ContKnowledge::Never,
+            ContKnowledge::Never | ContKnowledge::Refused if self.has_run => ContKnowledge::NotByEngine,
+            ContKnowledge::Unknown | ContKnowledge::NotByEngine if never && !self.has_run => ContKnowledge::Never,
             known => known,
         }
     }
@@ -260,6 +275,9 @@ const DESTINATION_LACKS: &str = "the destination has only a part of the guest an
      gone, start the guest anew from its disks";
 const MAY_RUN: &str = "the destination does not answer and may run the guest: ask it with query-status once it \
      answers, or make sure that it is gone and never ran the guest, before you send cont to the source";
+const MAY_RUN_BY_HAND: &str = "the destination does not answer; the engine that died has not started it, but somebody \
+     else may have since: ask it with query-status once it answers; only if nobody has started the guest there, give \
+     the recovery a fence command, or end the destination and send cont to the source";
 const IN_THE_WAY: &str = "the destination does not answer and has not run the guest: make sure that its process is \
      gone, then resume the source with migrate_cancel or cont";
 const BOTH_SILENT: &str = "neither side answers, and the destination has not run the guest: once the source answers \
@@ -316,6 +334,12 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
             true => HandoverVerdict::Undetermined(DESTINATION_LACKS),
             false => HandoverVerdict::Undetermined(NOT_STARTED_BY_US),
         },
+        // The guest has moved, and has stopped there since.
+        SideState::Answers { migration: MigrationStatus::Completed, .. }
+            if facts.has_run && destination.stands_by_itself() && stands_for_good(source) =>
+        {
+            HandoverVerdict::OnDestination
+        }
         // Any other run state (`io-error`, `shutdown`) means that the guest may have run here.
         SideState::Answers { .. } => HandoverVerdict::Undetermined(STRANGE),
         SideState::Silent | SideState::Hung => match (cont.had_no_effect(), source.takes_back()) {
@@ -327,6 +351,9 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
                 SideState::Dead => DESTINATION_ALONE,
                 SideState::Hung | SideState::Silent => BOTH_SILENT,
             }),
+            (false, _) if cont == ContKnowledge::NotByEngine && !facts.has_run => {
+                HandoverVerdict::Undetermined(MAY_RUN_BY_HAND)
+            }
             (false, _) => HandoverVerdict::Undetermined(MAY_RUN),
         },
         SideState::Dead if cont.had_no_effect() => judge_lone_source(source, *was_running),
@@ -334,14 +361,17 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
     }
 }
 
+/// Whether a source makes the destination the only side that can run the guest, no matter who starts it there.
+fn stands_for_good(source: &SideState) -> bool {
+    *source == SideState::Dead || source.says_it_stands()
+}
+
 /// The destination runs, and the source does not.
 fn judge_running_destination(source: &SideState, cont: ContKnowledge) -> HandoverVerdict {
-    // A source that stands makes the destination the only runner, no matter who started it.
-    let stands = *source == SideState::Dead || source.says_it_stands();
     // Only an engine starts a destination, and only after the source stood for good; unless the source denies
     // it.
-    let started = !cont.had_no_effect() && !matches!(source, SideState::Answers { .. });
-    match stands || started {
+    let started = cont.may_be_an_engines() && !matches!(source, SideState::Answers { .. });
+    match stands_for_good(source) || started {
         true => HandoverVerdict::OnDestination,
         // Somebody else started the destination, and the source may yet fail and resume.
         false => HandoverVerdict::Undetermined(BOTH),
@@ -353,10 +383,12 @@ fn judge_running_destination(source: &SideState, cont: ContKnowledge) -> Handove
 /// After [`ContKnowledge::Sent`] the destination may have run, and its owner may have paused it since. The destination
 /// is started all the same: the source stands for good, so there are no two runners; an owner who paused the guest
 /// within these seconds can do so again, while a `cont` that was lost would leave the guest to stand for ever. A guest
-/// that QEMU itself stopped has another run state than `paused`.
+/// that QEMU itself stopped has another run state than `paused`. Where the guest is proved to have run there
+/// no `cont` was lost, and who paused the guest is its owner.
 fn judge_loaded_destination(facts: &HandoverFacts, cont: ContKnowledge) -> HandoverVerdict {
     let HandoverFacts { source, was_running, source_resumed, fences, .. } = facts;
-    let finish = if *was_running { HandoverVerdict::StartDestination } else { HandoverVerdict::OnDestination };
+    let starts = *was_running && !facts.has_run;
+    let finish = if starts { HandoverVerdict::StartDestination } else { HandoverVerdict::OnDestination };
     // A guest that was paused is not resumed by a migration that fails.
     let may_have_run = *was_running && *source_resumed;
     match source {
@@ -398,7 +430,7 @@ fn judge_lone_source(source: &SideState, was_running: bool) -> HandoverVerdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ContKnowledge::{Never, Refused, Sent, Unknown};
+    use ContKnowledge::{Never, NotByEngine, Refused, Sent, Unknown};
     use proptest::prelude::*;
 
     const ALL: [ContKnowledge; 4] = [Never, Refused, Unknown, Sent];
@@ -438,6 +470,7 @@ mod tests {
             source,
             destination,
             cont,
+            has_run: false,
             was_running: true,
             source_resumed: false,
             fences: UsableFences::default(),
@@ -645,8 +678,67 @@ mod tests {
         assert_eq!(paused(postmigrate(), SideState::Dead), HandoverVerdict::OnSource);
         assert_eq!(paused(waits(), SideState::Dead), HandoverVerdict::CancelMigration);
         // No engine starts a guest that was paused.
-        let facts = HandoverFacts { was_running: false, ..facts(postmigrate(), SideState::Dead, Unknown) };
-        assert_eq!(facts.infer_cont(), Never);
+    }
+
+    #[test]
+    fn what_happened_after_an_engine_died_is_not_known() {
+        use HandoverVerdict::{FenceDestination, OnDestination, QuitDestination, ResumeSource, StartDestination};
+        let fences = UsableFences { source: true, destination: true };
+        for was_running in [true, false] {
+            let judged = |source: SideState, destination: SideState, cont| {
+                verdict(&HandoverFacts { fences, was_running, ..facts(source, destination, cont) })
+            };
+            for cont in [NotByEngine, Unknown] {
+                // A person may have finished the handover, and the guest have run on the destination.
+                for gone in [SideState::Dead, SideState::Silent, SideState::Hung] {
+                    for source in [postmigrate(), SideState::Dead, SideState::Silent, SideState::Hung] {
+                        assert_eq!(judged(source, gone.clone(), cont), UNDETERMINED);
+                    }
+                }
+                assert_eq!(judged(answers("running", "completed"), SideState::Dead, cont), UNDETERMINED);
+                assert_eq!(judged(answers("paused", "completed"), loaded(), cont), UNDETERMINED);
+                assert_eq!(judged(postmigrate(), destination_runs(), cont), OnDestination);
+                // Either side's answer proves that the destination never ran.
+                for silent in [SideState::Silent, SideState::Hung] {
+                    assert_eq!(judged(waits(), silent, cont), FenceDestination);
+                }
+                assert_eq!(judged(answers("finish-migrate", "failed"), loaded(), cont), QuitDestination);
+                assert_eq!(judged(postmigrate(), destination_failed(), cont), QuitDestination);
+            }
+            let expected = if was_running { ResumeSource } else { HandoverVerdict::OnSource };
+            assert_eq!(judged(postmigrate(), SideState::Dead, Never), expected, "an engine that lives knows");
+        }
+        check(&postmigrate(), &loaded(), &[NotByEngine], StartDestination);
+        check(&SideState::Silent, &destination_runs(), &[NotByEngine], UNDETERMINED);
+    }
+
+    #[test]
+    fn nothing_is_done_to_a_guest_that_has_run_on_the_destination() {
+        let all = [ALL.to_vec(), vec![NotByEngine]].concat();
+        let ran = |source: SideState, destination: SideState, cont| {
+            let fences = UsableFences { source: true, destination: true };
+            verdict(&HandoverFacts { has_run: true, fences, ..facts(source, destination, cont) })
+        };
+        for cont in all {
+            for run in ["paused", "io-error", "shutdown", "guest-panicked", "watchdog", "internal-error"] {
+                let stopped = || answers(run, "completed");
+                // The owner has paused the guest there, or it has stopped by itself.
+                for source in [postmigrate(), SideState::Dead] {
+                    assert_eq!(ran(source, stopped(), cont), HandoverVerdict::OnDestination, "{run} {cont:?}");
+                }
+                for source in [answers("running", "completed"), answers("running", "failed"), waits()] {
+                    assert_eq!(ran(source, stopped(), cont), UNDETERMINED, "{run} {cont:?}");
+                }
+            }
+            // What the guest wrote there is not to be undone.
+            for gone in [SideState::Dead, SideState::Silent, SideState::Hung] {
+                for source in [postmigrate(), waits(), answers("finish-migrate", "failed"), SideState::Dead] {
+                    assert_eq!(ran(source, gone.clone(), cont), UNDETERMINED, "{cont:?}");
+                }
+            }
+            assert_eq!(ran(postmigrate(), destination_runs(), cont), HandoverVerdict::OnDestination);
+        }
+        assert_eq!(ran(SideState::Silent, destination_runs(), Sent), HandoverVerdict::OnDestination);
     }
 
     #[test]
@@ -746,6 +838,7 @@ mod tests {
     fn a_refusal_tells_of_itself_alone() {
         assert_eq!(ALL.map(|cont| cont.take_answer(false)), [Sent; 4]);
         assert_eq!(ALL.map(|cont| cont.take_answer(true)), [Refused, Refused, Unknown, Sent]);
+        assert_eq!([true, false].map(|refused| NotByEngine.take_answer(refused)), [Refused, Sent]);
     }
 
     #[test]
@@ -755,6 +848,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(words(postmigrate(), SideState::Silent, Sent), MAY_RUN);
+        assert_eq!(words(postmigrate(), SideState::Silent, NotByEngine), MAY_RUN_BY_HAND);
         assert_eq!(words(postmigrate(), SideState::Silent, Never), IN_THE_WAY);
         assert_eq!(words(postmigrate(), SideState::Dead, Unknown), MAY_HAVE_RUN);
         assert_eq!(words(SideState::Silent, SideState::Silent, Never), BOTH_SILENT);
@@ -812,16 +906,11 @@ mod tests {
 
     fn any_facts() -> impl Strategy<Value = HandoverFacts> {
         let fences = any::<(bool, bool)>().prop_map(|(source, destination)| UsableFences { source, destination });
-        let rest = (any::<bool>(), any::<bool>(), any::<bool>(), fences);
-        (any_side_state(), any_side_state(), prop::sample::select(ALL.to_vec()), rest).prop_map(
-            |(source, destination, cont, (was_running, source_resumed, retries_cont, fences))| HandoverFacts {
-                source,
-                destination,
-                cont,
-                was_running,
-                source_resumed,
-                fences,
-                retries_cont,
+        let rest = (any::<[bool; 4]>(), fences);
+        let conts = [ALL.to_vec(), vec![NotByEngine]].concat();
+        (any_side_state(), any_side_state(), prop::sample::select(conts), rest).prop_map(
+            |(source, destination, cont, ([was_running, source_resumed, retries_cont, has_run], fences))| {
+                HandoverFacts { source, destination, cont, has_run, was_running, source_resumed, fences, retries_cont }
             },
         )
     }
@@ -849,7 +938,7 @@ mod tests {
                     prop_assert!(*destination == SideState::Dead && unheard && *source == SideState::Hung);
                 }
                 HandoverVerdict::StartDestination => {
-                    prop_assert!(*destination == loaded() && *was_running);
+                    prop_assert!(*destination == loaded() && *was_running && !facts.has_run);
                     prop_assert!(source.says_it_stands() || (*source == SideState::Dead && !source_resumed));
                 }
                 HandoverVerdict::QuitDestination => {
@@ -869,7 +958,8 @@ mod tests {
                 HandoverVerdict::OnDestination => {
                     let stands = source.says_it_stands() || *source == SideState::Dead;
                     prop_assert!(!source.runs() && (!unheard || stands));
-                    prop_assert!(destination.runs() || (!was_running && *destination == loaded()));
+                    let is_left_paused = !was_running && *destination == loaded();
+                    prop_assert!(destination.runs() || is_left_paused || (facts.has_run && destination.stands_by_itself()));
                 }
                 HandoverVerdict::OnSource => prop_assert!(!destination.runs() && unheard),
                 HandoverVerdict::Ended => {

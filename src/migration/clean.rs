@@ -43,7 +43,7 @@ pub(super) async fn recover_first(context: &Context, source: &Endpoint, destinat
         context.report.action("recover", because);
         let mut recovery = Recovery::new(journal.clone()).source(source.clone()).destination(destination.clone());
         if let Some(command) = &context.settings.fence_command {
-            recovery = recovery.fence_command(command);
+            recovery = recovery.fence_command_of_migration(command);
         }
         if let Some(recorder) = &context.monitors.recorder {
             recovery = recovery.transcript(recorder.clone());

@@ -4,7 +4,7 @@
 //! and an effect that is not in the journal never did. The protocol fixes the order of records: a journal in another
 //! order is refused.
 
-use super::{Effect, settings::FENCE};
+use super::{Effect, Settings, settings::FENCE, validate::LONGEST};
 use crate::{
     endpoint::{Address, ProcessIdentity},
     handover::verdict::ContKnowledge,
@@ -66,6 +66,21 @@ pub struct MigrationBegin {
 
 fn fence_timeout() -> Duration {
     FENCE
+}
+
+impl MigrationBegin {
+    /// The settings of the engine that died, as far as they matter from here on.
+    pub(super) fn settings(&self, fence_command: Option<PathBuf>, fence_timeout: Option<Duration>) -> Settings {
+        Settings {
+            keep_source: self.keep_source,
+            runtime_dir: self.runtime_dir.clone(),
+            fence_command: fence_command.or_else(|| self.fence_command.clone()),
+            fence_timeout: fence_timeout.unwrap_or(self.fence_timeout).min(LONGEST),
+            // a journal may hold a time that no clock can add
+            switchover_timeout: Some(self.switchover_timeout.min(LONGEST)),
+            ..Settings::default()
+        }
+    }
 }
 
 /// The end of a migration.
@@ -161,7 +176,7 @@ impl JournalStatus {
     /// What the journal of a guest that was given tells of `cont` to the destination.
     pub fn cont(&self) -> ContKnowledge {
         match &self.begun {
-            Some(begun) if begun.tells_start && !self.may_have_started => ContKnowledge::Never,
+            Some(begun) if begun.tells_start && !self.may_have_started => ContKnowledge::NotByEngine,
             // In postcopy the destination is started while the source does not say `completed` yet, so the source's
             // answers do not tell that it was not.
             Some(begun) if begun.postcopy => ContKnowledge::Sent,
@@ -334,7 +349,7 @@ mod tests {
 
     #[test]
     fn a_journal_says_whether_the_destination_may_have_been_started() {
-        use ContKnowledge::{Never, Sent, Unknown};
+        use ContKnowledge::{NotByEngine, Sent, Unknown};
         let cont = |postcopy: bool, tells_start: bool, more: &[Record]| {
             let Record::Begun(begun) = begun() else { unreachable!() };
             let begun = Record::Begun(Box::new(MigrationBegin { postcopy, tells_start, ..*begun }));
@@ -342,12 +357,12 @@ mod tests {
             status(&records).expect("legal").cont()
         };
         for (more, precopy, postcopy) in [
-            (&[][..], Never, Never),
+            (&[][..], NotByEngine, NotByEngine),
             (&[Record::Starting], Unknown, Sent),
-            (&[Record::Starting, Record::NotStarted], Never, Never),
+            (&[Record::Starting, Record::NotStarted], NotByEngine, NotByEngine),
             (&[Record::NotStarted, Record::Recovering, Record::Starting], Unknown, Sent),
             // Another switchover begins anew.
-            (&[Record::Starting, Record::Kept, Record::Given], Never, Never),
+            (&[Record::Starting, Record::Kept, Record::Given], NotByEngine, NotByEngine),
         ] {
             assert_eq!((cont(false, true, more), cont(true, true, more)), (precopy, postcopy), "{more:?}");
             // An earlier version wrote none of these records.

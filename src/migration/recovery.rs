@@ -21,8 +21,8 @@ use super::{
     participant::{self, NotProved},
     record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
     running::{AfterPanic, Cancelled, EngineJob, Running, Work},
-    validate::{Invalid, LONGEST, Problems},
-    way_back::{judge::judge_recorded_handover, leftovers::left_behind, rollback::take_last_look},
+    validate::{Invalid, Problems},
+    way_back::{fence::take_consent, judge::judge_recorded_handover, leftovers::left_behind, rollback::take_last_look},
     work_order::Route,
 };
 use crate::{
@@ -59,13 +59,23 @@ pub struct Recovery {
     source: Option<Endpoint>,
     destination: Option<Endpoint>,
     fence_command: Option<PathBuf>,
+    /// The user has given the fence command for this recovery, and not for a migration.
+    consents: bool,
     fence_timeout: Option<Duration>,
     recorder: Option<Recorder>,
 }
 
 impl Recovery {
     pub(super) fn new(journal: PathBuf) -> Self {
-        Self { journal, source: None, destination: None, fence_command: None, fence_timeout: None, recorder: None }
+        Self {
+            journal,
+            source: None,
+            destination: None,
+            fence_command: None,
+            consents: false,
+            fence_timeout: None,
+            recorder: None,
+        }
     }
 
     /// Reaches the source at another place than the journal says.
@@ -82,9 +92,16 @@ impl Recovery {
         self
     }
 
-    /// Fences with another executable than the journal says.
+    /// Fences with another executable than the journal says. With this one a destination that does not answer is fenced
+    /// also where all that is known is that no engine has started the guest there: give it only if nobody else has.
     #[must_use]
     pub fn fence_command(mut self, command: impl Into<PathBuf>) -> Self {
+        self.consents = true;
+        self.fence_command_of_migration(command)
+    }
+
+    /// The same with the command of a migration that recovers on its way: nobody has vouched for the old destination.
+    pub(super) fn fence_command_of_migration(mut self, command: impl Into<PathBuf>) -> Self {
         self.fence_command = Some(command.into());
         self
     }
@@ -156,7 +173,7 @@ impl Recovery {
         };
         let context = Context {
             run: begun.run.clone(),
-            settings: settings(&begun, self.fence_command.clone(), self.fence_timeout),
+            settings: begun.settings(self.fence_command.clone(), self.fence_timeout),
             report: report.clone(),
             cancel,
             began: Instant::now(),
@@ -173,7 +190,7 @@ impl Recovery {
         let reached = reach_both(&context, &begun, status.certain_effects(), known).await?;
         journal.append(&Record::Recovering)?;
         let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
-        Ok(go_on(&context, reached, &begun, &status, log, failure).await)
+        Ok(go_on(&context, reached, (&begun, &status), log, failure, self.consents).await)
     }
 
     /// Where the monitors can be dialled again, should one close during the recovery.
@@ -304,7 +321,7 @@ async fn recover_after_panic(
     let reached = reach_both(context, begun, status.certain_effects(), [source.as_ref(), destination.as_ref()]).await?;
     let log = IntentLog::go_on(begun.run.clone(), &context.records, status.effects.clone(), &context.report).await;
     log.tell(Record::Recovering, &context.report).await;
-    Ok(go_on(context, reached, begun, status, log, Failure::Internal(panicked.to_owned())).await)
+    Ok(go_on(context, reached, (begun, status), log, Failure::Internal(panicked.to_owned()), false).await)
 }
 
 /// The outcome of a run that had come to an end, and left nothing to be done.
@@ -317,14 +334,14 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
     Some(outcome(context, &route(begun), end, &attempt))
 }
 
-/// Goes on with a run that another engine, or this one before its panic, began.
+/// Goes on with a run that another engine, or this one before its panic, began. `consents`: see [`take_consent`].
 async fn go_on(
     context: &Context,
     reached: ReachedPair,
-    begun: &MigrationBegin,
-    status: &JournalStatus,
+    (begun, status): (&MigrationBegin, &JournalStatus),
     log: IntentLog,
     failure: Failure,
+    consents: bool,
 ) -> Outcome {
     let ReachedPair { mut pair, others } = reached;
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
@@ -338,7 +355,7 @@ async fn go_on(
             }
             undetermined(&failure, SOURCE_REPLACED)
         }
-        _ => take_up(context, &mut pair, &route, status, failure, &mut attempt).await,
+        _ => take_up(context, &mut pair, &route, (status, consents), failure, &mut attempt).await,
     };
     if let Some(reason) = &mut end.reason {
         others.iter().for_each(|other| reason.message.push_str(&format!("; {other}")));
@@ -415,7 +432,7 @@ async fn take_up(
     context: &Context,
     pair: &mut QemuPair,
     route: &Route,
-    status: &JournalStatus,
+    (status, consents): (&JournalStatus, bool),
     failure: Failure,
     attempt: &mut Attempt,
 ) -> End {
@@ -423,7 +440,9 @@ async fn take_up(
     let recorded = match status.claim {
         GuestClaim::Source => None,
         GuestClaim::Resuming => Some(RecordedHandover::Resuming(DestinationCannotRun::of_journal())),
-        GuestClaim::Given => Some(RecordedHandover::Given { cont: status.cont() }),
+        GuestClaim::Given => {
+            Some(RecordedHandover::Given { cont: take_consent(status.cont(), consents, &pair.destination).await })
+        }
     };
     if status.claim == GuestClaim::Resuming && pair.destination.is_absent() {
         pair.destination.note_ended();
@@ -437,19 +456,6 @@ async fn take_up(
         }
     };
     bring_to_end(context, pair, route, whereabouts, attempt).await
-}
-
-/// The settings of the engine that died, as far as they matter from here on.
-fn settings(begun: &MigrationBegin, fence_command: Option<PathBuf>, fence_timeout: Option<Duration>) -> Settings {
-    Settings {
-        keep_source: begun.keep_source,
-        runtime_dir: begun.runtime_dir.clone(),
-        fence_command: fence_command.or_else(|| begun.fence_command.clone()),
-        fence_timeout: fence_timeout.unwrap_or(begun.fence_timeout).min(LONGEST),
-        // a journal may hold a time that no clock can add
-        switchover_timeout: Some(begun.switchover_timeout.min(LONGEST)),
-        ..Settings::default()
-    }
 }
 
 /// Reaches a side, with the process that the journal names, where that lives on this host; a side that cannot be
@@ -503,7 +509,7 @@ mod tests {
             switchover_timeout: long,
             ..MigrationBegin::between("unix:/q", "unix:/q")
         };
-        let limit = settings(&begun, None, None).switchover_limit();
+        let limit = begun.settings(None, None).switchover_limit();
         assert!(Instant::now().checked_add(limit).is_some() && limit.mul_f64(1.0) == limit, "{limit:?}");
     }
 

@@ -336,7 +336,13 @@ impl ApproachModel {
         let recorded = match world.journal.claim {
             RecordedClaim::Resuming => RecordedHandover::Resuming(()),
             RecordedClaim::Given | RecordedClaim::Source => {
-                let cont = if world.journal.starting { ContKnowledge::Unknown } else { ContKnowledge::Never };
+                // What only the journal or only the question keeps safe is not kept safe twice, so that each is found.
+                let trusts = [ApproachMutation::StartIsForgotten, ApproachMutation::UnaskedIsFenced];
+                let unsent = match self.mutation.is_some_and(|mutation| trusts.contains(&mutation)) {
+                    true => ContKnowledge::Never,
+                    false => ContKnowledge::NotByEngine,
+                };
+                let cont = if world.journal.starting { ContKnowledge::Unknown } else { unsent };
                 RecordedHandover::Given { cont }
             }
         };

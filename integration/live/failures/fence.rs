@@ -6,7 +6,7 @@
 use crate::support::{WAIT, busy, judge_disks, qferry, qferry_within, spec, start};
 use qferry_bed::{Deed, MonitorProxy, Pair, Side, Tape, nth};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command, time::Duration};
 
 /// The limit for a switchover. The engine waits nearly half of that for a guest that does not arrive.
@@ -216,4 +216,39 @@ fn a_recovery_fences_a_destination_that_was_never_started() {
     pair.destination.wait_for_end(WAIT).unwrap();
     assert_eq!(pair.runners().unwrap(), [Side::Source]);
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
+}
+
+/// The requests of the guest's devices that QEMU has counted on the destination.
+fn requests(pair: &Pair) -> u64 {
+    let devices = pair.destination.qmp("query-blockstats", &json!({})).unwrap();
+    let count = |device: &Value| {
+        let kinds = ["rd_operations", "wr_operations", "flush_operations"];
+        kinds.iter().map(|kind| device["stats"][kind].as_u64().unwrap()).sum::<u64>()
+    };
+    devices.as_array().unwrap().iter().map(count).sum()
+}
+
+/// A person finishes a handover, and the guest's owner pauses the guest then.
+#[test]
+fn a_guest_that_its_owner_paused_on_the_destination_stays_paused() {
+    let scene = Scene::set(Lost::CutOff);
+    let pair = &scene.pair;
+    let (code, lines) = scene.migrate_within("exit 1", Duration::from_secs(12));
+    assert_eq!((code, lines.last().unwrap()["runs_on"].as_str()), (7, Some("unknown")), "{lines:#?}");
+    pair.destination.wait_for_status("paused", WAIT).unwrap();
+    assert_eq!(requests(pair), 0, "neither the mirror nor the load counts as a request of the guest");
+    pair.destination.qmp("cont", &json!({})).unwrap();
+    pair.wait_for_writes(Side::Destination, 5, WAIT).unwrap();
+    pair.destination.qmp("stop", &json!({})).unwrap();
+    assert!(requests(pair) > 0);
+    let again = scene.reach_destination();
+    let (code, lines) = run(qferry(pair, "recover").arg("--json").arg(scene.journal()));
+    drop(again);
+    assert_eq!((code, lines.last().unwrap()["runs_on"].as_str()), (0, Some("destination")), "{lines:#?}");
+    pair.source.wait_for_end(WAIT).unwrap();
+    assert_eq!(pair.destination.status().unwrap(), "paused", "{lines:#?}");
+    assert!(!has_resumed(pair, Side::Destination), "{lines:#?}");
+    pair.destination.qmp("cont", &json!({})).unwrap();
+    pair.wait_for_writes(Side::Destination, 5, WAIT).unwrap();
+    judge_disks(pair, Side::Destination);
 }

@@ -9,6 +9,7 @@ use crate::{
     handover::{
         exchange,
         ownership::{FencedSide, ProcessEnded},
+        verdict::{ContKnowledge, UsableFences},
         watchdog,
         way_back::{FrozenDestination, may_end_to_free},
     },
@@ -22,6 +23,28 @@ use tokio::{process::Command, time::timeout};
 
 /// How long a process may take to be gone after it was told to quit, or was killed.
 pub(crate) const QUIT: Duration = Duration::from_secs(4);
+
+/// The sides that can be fenced: processes of this host, and with a fence command any.
+///
+/// A side that a recovery could not ask may run the guest by now, because a person has finished what the dead engine
+/// had begun, and holds its monitor. So such a side is not fenced, with two exceptions: a destination whose process is
+/// stopped (SIGSTOP) on this host, where the source's answer proves that the destination never ran; and a destination
+/// that no engine has started, where the user has given the recovery a command (`may_fence_unasked`).
+pub(super) fn find_fences(context: &Context, pair: &QemuPair, may_fence_unasked: bool) -> UsableFences {
+    let has_command = context.settings.fence_command.is_some();
+    let can = |process: &Process| !process.is_absent() && (process.peer().is_some() || has_command);
+    let unasked = pair.destination.is_absent() && !pair.destination.was_replaced();
+    let may_be_fenced = pair.destination.is_stopped() || (may_fence_unasked && has_command);
+    UsableFences { source: can(&pair.source), destination: can(&pair.destination) || (unasked && may_be_fenced) }
+}
+
+/// What a recovery knows of `cont` to the destination, with the word of its user (`consents`), who has given it a fence
+/// command: the user vouches for what nobody can be asked about, that no person has started the guest there.
+pub(crate) async fn take_consent(cont: ContKnowledge, consents: bool, destination: &Process) -> ContKnowledge {
+    let unasked = destination.is_absent() && !destination.was_replaced();
+    let vouched = cont == ContKnowledge::NotByEngine && consents && unasked && !destination.has_ended().await;
+    if vouched { ContKnowledge::Never } else { cont }
+}
 
 /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's
 /// command elsewhere, or where the process could not be asked and may run. `None` where it is not proved.

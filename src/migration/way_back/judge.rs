@@ -4,7 +4,7 @@
 //! A step on one side must never be taken while the other side is not proved to be out of the way.
 
 use super::{
-    fence::{fence, yank},
+    fence::{fence, find_fences, yank},
     reconnect::{is_cut, reach_again},
 };
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         exchange,
         judgement::{Judgement, JudgementStep, OUT_OF_TIME, PairSighting, RecordedHandover, SideSighting, StepOutcome},
         ownership::{DestinationCannotRun, ProcessEnded, SourceCannotRun},
-        verdict::{ContKnowledge, HandoverVerdict, UsableFences},
+        verdict::{ContKnowledge, HandoverVerdict},
     },
     memory::precopy,
     migration::{
@@ -28,7 +28,10 @@ use crate::{
         work_order::Route,
     },
     progress::{LedgerMark, describe},
-    qemu::{Observed, Process, ProcessError, reply::MigrationStatus},
+    qemu::{
+        Observed, Process, ProcessError,
+        reply::{MigrationStatus, RunState},
+    },
 };
 use qapi::qmp;
 use std::{
@@ -88,8 +91,8 @@ pub(crate) async fn judge_recorded_handover(
     recorded: RecordedHandover<DestinationCannotRun>,
     attempt: &mut Attempt,
 ) -> Whereabouts {
-    let never_started = matches!(recorded, RecordedHandover::Given { cont: ContKnowledge::Never });
-    let fences = find_fences(context, pair, never_started);
+    let may_fence_unasked = matches!(recorded, RecordedHandover::Given { cont: ContKnowledge::Never });
+    let fences = find_fences(context, pair, may_fence_unasked);
     let judgement = Judgement::take_up(attempt.guest.wants_running(), recorded, fences);
     find_guest(context, pair, route, judgement, failure, attempt).await
 }
@@ -105,6 +108,7 @@ async fn find_guest(
 ) -> Whereabouts {
     let (guest, log) = (attempt.guest.clone(), &attempt.log);
     let mut judge = Judge::begin(context, pair, route, guest);
+    judge.recovers = !attempt.destination_followed;
     let verdict = loop {
         match judge.take_steps(pair, &mut judgement, log).await {
             Pause::End(verdict) => break verdict,
@@ -160,6 +164,8 @@ struct Judge<'a> {
     source_cut: AtomicBool,
     /// The sides were given the time to say how their migration ended.
     settled: bool,
+    /// Another engine began the handover, and nobody has followed the destination since that engine's end.
+    recovers: bool,
 }
 
 impl<'a> Judge<'a> {
@@ -177,6 +183,7 @@ impl<'a> Judge<'a> {
             undetermined: HandoverVerdict::Undetermined(OUT_OF_TIME),
             source_cut: AtomicBool::new(false),
             settled: false,
+            recovers: false,
         }
     }
 
@@ -234,6 +241,9 @@ impl<'a> Judge<'a> {
                         Err(failure) => {
                             self.context.report.warn("journal", describe(&failure));
                             judgement.take_outcome(StepOutcome::ContSent { refused: true });
+                            if !self.let_time_pass().await {
+                                return Pause::End(self.undetermined);
+                            }
                         }
                     }
                     continue;
@@ -300,6 +310,13 @@ impl<'a> Judge<'a> {
             source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
             retries_cont: Instant::now() < self.retries_until,
         };
+        let stands = match &sighting.destination {
+            SideSighting::Answered { run, .. } => !run.is_live() && *run != RunState::InMigrate,
+            _ => false,
+        };
+        if self.recovers && stands && has_made_requests(destination).await {
+            judgement.note_ran();
+        }
         let (facts, verdict) = judgement.see(sighting);
         self.context.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
     }
@@ -399,26 +416,19 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// The sides that can be fenced: processes of this host, and with a fence command any.
-///
-/// A side that a recovery could not ask may run the guest by now, because a person has finished what the dead engine
-/// had begun, and holds its monitor. So such a side is not fenced, but for a destination that never ran: its process is
-/// stopped (SIGSTOP) on this host, or the journal says that `cont` was not sent (`never_started`) and its user has
-/// given a command for just that case.
-fn find_fences(context: &Context, pair: &QemuPair, never_started: bool) -> UsableFences {
-    let has_command = context.settings.fence_command.is_some();
-    let can = |process: &Process| !process.is_absent() && (process.peer().is_some() || has_command);
-    let unasked = pair.destination.is_absent() && !pair.destination.was_replaced();
-    let may_be_fenced = pair.destination.is_stopped() || (never_started && has_command);
-    UsableFences { source: can(&pair.source), destination: can(&pair.destination) || (unasked && may_be_fenced) }
-}
-
 /// Notices that the source's monitor closes while its process lives on: later events are missed, also where the process
 /// ends before the next look.
 async fn notice_cut(source: &Process, source_cut: &AtomicBool) -> Infallible {
     source.gone().await;
     source_cut.store(is_cut(source).await, Ordering::Relaxed);
     pending().await
+}
+
+/// Whether the guest has used a disk on a destination, and so has run there: QEMU counts the requests of the guest's
+/// own devices, and a migration passes no counter on. A mirror writes through an export, which is no device.
+async fn has_made_requests(destination: &Process) -> bool {
+    let counted = destination.ask(&qmp::query_blockstats { query_nodes: None }).await;
+    counted.is_ok_and(|devices| devices.0.iter().any(|device| device.stats.has_requests()))
 }
 
 /// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source

@@ -17,9 +17,12 @@ pub struct BlockStats {
     pub stats: WriteStats,
 }
 
-/// The guest's successful writes to a device, and its flushes.
+/// The guest's successful requests to a device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct WriteStats {
+    /// Read requests.
+    #[serde(default)]
+    pub rd_operations: u64,
     /// Bytes written.
     pub wr_bytes: u64,
     /// Write requests.
@@ -32,4 +35,11 @@ pub struct WriteStats {
     /// Nanoseconds that all these requests took together.
     #[serde(default)]
     pub flush_total_time_ns: u64,
+}
+
+impl WriteStats {
+    /// Whether the guest has made any request.
+    pub fn has_requests(&self) -> bool {
+        self.rd_operations > 0 || self.wr_operations > 0 || self.flush_operations > 0
+    }
 }
