@@ -316,6 +316,33 @@ async fn a_destination_that_someone_else_starts_is_not_taken_for_a_handover() {
     assert_eq!(run.count("source: quit") + run.count("destination: quit"), 0, "{run:?}");
 }
 
+/// Somebody has sent `cont` to the destination beforehand, so that it runs by itself once it has everything. QEMU sends
+/// RESUME before it says `completed`.
+#[tokio::test(start_paused = true)]
+async fn what_a_guest_did_on_a_destination_that_is_gone_is_not_undone() {
+    for source_fails in [true, false] {
+        let mut model = processes();
+        let shared = model.shared.clone();
+        model.on(Source, "migrate-continue", move |_| {
+            let mut state = shared.state();
+            state.enter(Source, "device");
+            state.destination.run = "running".to_owned();
+            state.emit(Destination, "RESUME", Value::Null);
+            state.die(Destination);
+            if source_fails {
+                state.fail_source();
+            } else {
+                state.source.run = "postmigrate".to_owned();
+                state.enter(Source, "completed");
+            }
+            vec![AnswerStep::Return(json!({}))]
+        });
+        let run = model.migrate().await;
+        undetermined(&run);
+        assert_eq!(run.count("source: cont") + run.count("source: quit"), 0, "{run:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_migration_that_someone_else_continued_is_taken_back() {
     // While RAM is copied the disks are not whole. Later they may be, and then the handover is as good as the engine's

@@ -4,6 +4,7 @@
 //! A step on one side must never be taken while the other side is not proved to be out of the way.
 
 use super::{
+    destination::has_run,
     fence::{fence, find_fences, yank},
     reconnect::{is_cut, reach_again},
 };
@@ -314,7 +315,9 @@ impl<'a> Judge<'a> {
             SideSighting::Answered { run, .. } => !run.is_live() && *run != RunState::InMigrate,
             _ => false,
         };
-        if self.recovers && stands && has_made_requests(destination).await {
+        // Somebody's `cont` makes a destination run as soon as it has everything.
+        let told = has_run(destination).await;
+        if told || (self.recovers && stands && has_made_requests(destination).await) {
             judgement.note_ran();
         }
         let (facts, verdict) = judgement.see(sighting);
