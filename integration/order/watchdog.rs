@@ -45,6 +45,28 @@ async fn a_source_that_hangs_in_the_switchover_is_freed() {
     }
 }
 
+/// QEMU drains its disks before it says that the guest stands: nothing but its silence is known then, and the time of
+/// the switchover bounds the silence, not the usual time for an answer.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_drains_its_disks_is_waited_for() {
+    let mut model = model();
+    model.state().ram_takes = Duration::from_secs(45);
+    let (freeze, mut thaw) = (model.source.freezer(), Some(model.source.thawer()));
+    model.when(Source, "migrate", move || {
+        freeze();
+        if let Some(thaw) = thaw.take() {
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(40)).await;
+                thaw();
+            });
+        }
+    });
+    let builder = model.builder().switchover_timeout(Duration::from_secs(120));
+    let run = model.follow(builder.start_here().unwrap()).await;
+    moved(&model, &run);
+    assert_eq!(run.actions("yank"), 0, "{run:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_instances_of_the_engine_are_yanked() {
     let mut model = hangs("block-job-cancel", &["another"]);

@@ -101,6 +101,8 @@ impl<'a> Interruption<'a> {
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
         let pair = self.pair;
+        // A question to the source must not fail before its silence is judged.
+        let _given = bounds.silence.map(|bounds| pair.source.grace.give(bounds.longest + AGAIN));
         let failure = tokio::select! {
             biased;
             () = cancelled(&self.context.cancel) => return Err(Failure::Cancelled),

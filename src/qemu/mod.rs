@@ -8,6 +8,7 @@ pub mod reply;
 mod connection_origin;
 mod error;
 mod features;
+mod grace;
 mod migrations;
 mod observed;
 mod process;

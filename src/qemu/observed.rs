@@ -5,12 +5,16 @@
 //! be taken for the truth where a query can be had: events are hints.
 
 use super::reply::{JobStatus, MigrationStatus, RunState};
-use crate::{progress::Moment, qmp::QmpEvent};
+use crate::{
+    progress::Moment,
+    qmp::{QmpClient, QmpEvent, StreamItem},
+};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
+use tokio::sync::watch;
 
 /// The most names that are kept: far more than a QEMU reports. A hostile peer that sends more of them costs no memory.
 const MOST: usize = 64;
@@ -82,6 +86,31 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Starts the task that folds the client's events onto this state; it ends with the connection.
+    pub(super) fn follow(self, client: &QmpClient) -> watch::Receiver<Self> {
+        let mut events = client.subscribe();
+        let (sender, receiver) = watch::channel(self);
+        tokio::spawn(async move {
+            loop {
+                // The subscription keeps the connection open, so it must end with the last receiver.
+                let item = tokio::select! {
+                    () = sender.closed() => return,
+                    item = events.next() => item,
+                };
+                match item {
+                    StreamItem::Event(event) => {
+                        tracing::trace!(name = %event.name, data = %event.data, "event");
+                        sender.send_modify(|observed| observed.apply(&event));
+                    }
+                    // `until_known` asks for an overdue event, so a lost one ends no wait.
+                    StreamItem::Lagged(lost) => tracing::warn!(lost, "events were lost"),
+                    StreamItem::Closed(_) => return,
+                }
+            }
+        });
+        receiver
+    }
+
     /// Folds one event into the state.
     pub fn apply(&mut self, event: &QmpEvent) {
         let moment = Moment::received(event.received, event.received_wall, event.emitted);

@@ -7,6 +7,7 @@ use super::{
     connection_origin::ConnectionOrigin,
     error::{Gone, ProcessError, QemuName},
     features::Features,
+    grace::AnswerGrace,
     observed::Observed,
     reply::Query,
     schema::Schema,
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     endpoint::{PeerPid, ProcessIdentity},
-    qmp::{self, PendingReply, QemuVersion, QmpClient, QmpRequest, StreamItem},
+    qmp::{self, PendingReply, QemuVersion, QmpClient, QmpRequest},
 };
 use qapi::{
     Command,
@@ -65,6 +66,8 @@ pub struct Process {
     threads: OnceLock<Vec<i64>>,
     /// Whether the last command with a known result missed its deadline.
     silent: Arc<AtomicBool>,
+    /// The least time for an answer.
+    pub(crate) grace: AnswerGrace,
     observed: watch::Receiver<Observed>,
     /// Which of the migrations is the engine's.
     pub(crate) own_migration: super::migrations::OwnMigration,
@@ -144,10 +147,10 @@ impl Process {
 
     /// The handle over a connected client, whose events are folded onto `seen`.
     fn over(client: QmpClient, name: QemuName, peer: Option<PeerPid>, features: Features, seen: Observed) -> Self {
-        let observed = fold(&client, seen);
+        let observed = seen.follow(&client);
         let origin = ConnectionOrigin::First;
-        let (ended, quitting, threads, silent, own_migration) = Default::default();
-        Self { name, client, features, peer, ended, origin, quitting, threads, silent, observed, own_migration }
+        let (ended, quitting, threads, silent, grace, own_migration) = Default::default();
+        Self { name, client, features, peer, ended, origin, quitting, threads, silent, grace, observed, own_migration }
     }
 
     /// The side and the address of this QEMU.
@@ -461,7 +464,7 @@ impl Process {
 
     /// The deadline for the next command: a process that missed its last deadline is not given a long one again.
     fn deadline(&self, usual: Duration) -> Duration {
-        if self.is_silent() { usual.min(AGAIN) } else { usual }
+        if self.is_silent() { usual.min(AGAIN) } else { self.grace.bound(usual) }
     }
 
     fn sent<T>(
@@ -472,31 +475,6 @@ impl Process {
     ) -> SentCommand<T> {
         SentCommand::new(self.name.clone(), command, reply, read, self.silent.clone())
     }
-}
-
-/// Starts the task that folds the client's events; it ends with the connection.
-fn fold(client: &QmpClient, before: Observed) -> watch::Receiver<Observed> {
-    let mut events = client.subscribe();
-    let (sender, receiver) = watch::channel(before);
-    tokio::spawn(async move {
-        loop {
-            // The subscription keeps the connection open, so it must end with the last receiver.
-            let item = tokio::select! {
-                () = sender.closed() => return,
-                item = events.next() => item,
-            };
-            match item {
-                StreamItem::Event(event) => {
-                    tracing::trace!(name = %event.name, data = %event.data, "event");
-                    sender.send_modify(|observed| observed.apply(&event));
-                }
-                // `until_known` asks for an overdue event, so a lost one ends no wait.
-                StreamItem::Lagged(lost) => tracing::warn!(lost, "events were lost"),
-                StreamItem::Closed(_) => return,
-            }
-        }
-    });
-    receiver
 }
 
 #[cfg(test)]
