@@ -171,7 +171,8 @@ impl Record {
     }
 
     pub(crate) fn wait_until_verified(&self, wanted: &Verified, patience: Duration) -> Result<()> {
-        self.wait(patience, "verification of all memory and disks", |state| state.verified.covers(wanted))
+        let waited = self.wait(patience, "verification of all memory and disks", |state| state.verified.covers(wanted));
+        waited.map_err(|error| Error::new(format!("{error}; {:?} was awaited, {:?} came", wanted, self.verified())))
     }
 
     pub(crate) fn verified(&self) -> Verified {

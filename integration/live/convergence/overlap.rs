@@ -10,14 +10,15 @@ use qferry_bed::{BootSector, DiskSpec, Pair, Spec};
 use serde_json::json;
 use std::{thread, time::Duration};
 
-/// A pair whose disk takes ten seconds to copy at [`SLOW`], and whose RAM is large enough to be sent beside it.
+/// A pair whose disk takes twelve seconds to copy at [`SLOW`], and whose RAM is large enough to be sent beside it. A
+/// mirror copies 16 MiB at once and then waits for its limit, so its pace is known only after several such bursts.
 fn overlapping(version: &str) -> Spec {
-    let disk = DiskSpec { size: 32 * MIB, overlay_data: 20 * MIB, ..DiskSpec::small() };
+    let disk = DiskSpec { size: 128 * MIB, overlay_data: 96 * MIB, ..DiskSpec::small() };
     let boot = Some(BootSector::new().wait_for_key());
     Spec { version: version.to_owned(), memory: 1024, boot, disks: vec![disk], ..Spec::quick() }
 }
 
-const SLOW: Rate = Rate(2 * MIB);
+const SLOW: Rate = Rate(8 * MIB);
 
 /// The owner pauses the guest once RAM is sent, and resumes it two seconds later. QEMU takes the `cont`, and the disk
 /// is still being copied then.
