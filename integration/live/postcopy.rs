@@ -205,6 +205,21 @@ fn the_source_dies_with_pages_that_the_guest_lacks() {
     assert!(pair.destination.alive().unwrap(), "what is left of the guest is its owner's to end");
 }
 
+/// Nobody needs the pages that such a guest lacks.
+#[test]
+fn a_guest_that_is_shut_down_in_postcopy_has_moved() {
+    for version in ["10.0.13", "7.2"] {
+        let pair = start(&heavy(version));
+        let (outcome, _) = migrate_slowly(&pair, postcopy(&pair), Phase::Postcopy, |_| {
+            pair.destination.qmp("quit", &json!({})).unwrap();
+        });
+        assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::None), "{version}: {outcome:#?}");
+        pair.source.wait_for_end(WAIT).unwrap();
+        pair.destination.wait_for_end(WAIT).unwrap();
+        judge_disks(&pair, Side::Destination);
+    }
+}
+
 #[test]
 fn the_destination_dies_with_the_guest_in_postcopy() {
     let pair = start(&heavy("10.0.13"));

@@ -121,8 +121,11 @@ pub(crate) async fn bring_to_end(
         Whereabouts::OnDestination => {
             if attempt.ram.postcopy {
                 let fetched = report.during(Phase::Postcopy, postcopy::fetch(context, pair, route, attempt)).await;
-                if let Err(failure) = fetched {
-                    return still_in_postcopy(&failure);
+                match fetched {
+                    // Nobody needs the pages of a guest that was shut down.
+                    Err(_) if cleanup::was_shut_down(pair, attempt).await => {}
+                    Err(failure) => return still_in_postcopy(&failure),
+                    Ok(()) => {}
                 }
             }
             match report.during(Phase::Cleanup, cleanup::tidy(context, pair, route, attempt)).await {

@@ -113,7 +113,7 @@ pub(crate) async fn ended_without_running(pair: &QemuPair, attempt: &Attempt) ->
 }
 
 /// Whether a destination that is lost has run the guest and was shut down.
-async fn was_shut_down(pair: &QemuPair, attempt: &Attempt) -> bool {
+pub(crate) async fn was_shut_down(pair: &QemuPair, attempt: &Attempt) -> bool {
     let destination = &pair.destination;
     hear_out(destination).await;
     let is_gone = destination.is_gone();
