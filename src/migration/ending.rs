@@ -153,6 +153,19 @@ pub(crate) fn panicked(words: &str) -> String {
     format!("the engine panicked, which is a defect of qferry ({words})")
 }
 
+/// What a run came to whose engine had panicked, in words.
+pub(crate) fn came_to(ending: Ending, runs_on: RunsOn, reason: Option<&Reason>) -> String {
+    let whereabouts = match (ending, reason) {
+        (Ending::Undetermined, Some(reason)) => return reason.message.clone(),
+        (Ending::Moved, _) if runs_on == RunsOn::None => "the guest has moved, and was shut down on the destination",
+        (Ending::Moved, _) => "the guest is on the destination",
+        (Ending::Ended, _) => "the guest has ended on the source",
+        (Ending::Stuck, _) => return "the guest is on the source, as before, and leftovers are named".to_owned(),
+        _ => "the guest is on the source, as before",
+    };
+    format!("{whereabouts}, and nothing is left to recover")
+}
+
 /// The outcome after a panic where nothing more can be said of the guest.
 pub(crate) fn after_panic(message: String, report: &Reporter) -> Outcome {
     without_figures(Ending::Undetermined, RunsOn::Unknown, Failure::Internal(message).reason(), report)
@@ -174,5 +187,27 @@ fn without_figures(ending: Ending, runs_on: RunsOn, reason: Reason, report: &Rep
         ram: RamOutcome::default(),
         predicted: None,
         leftovers: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_side_is_said_to_have_a_guest_that_was_shut_down() {
+        let reason = Failure::Internal("a panic".to_owned()).reason();
+        let said = |ending, runs_on| came_to(ending, runs_on, Some(&reason));
+        let nothing_left = ", and nothing is left to recover";
+        for (ending, runs_on, words) in [
+            (Ending::Moved, RunsOn::Destination, "the guest is on the destination"),
+            (Ending::Moved, RunsOn::None, "the guest has moved, and was shut down on the destination"),
+            (Ending::Ended, RunsOn::None, "the guest has ended on the source"),
+            (Ending::RolledBack, RunsOn::Source, "the guest is on the source, as before"),
+        ] {
+            assert_eq!(said(ending, runs_on), format!("{words}{nothing_left}"));
+        }
+        assert!(said(Ending::Stuck, RunsOn::Source).ends_with("leftovers are named"));
+        assert!(said(Ending::Undetermined, RunsOn::Unknown).contains("a panic"));
     }
 }

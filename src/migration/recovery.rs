@@ -11,7 +11,7 @@ use super::{
     check::in_use,
     connection::open,
     context::{Context, Monitors},
-    ending::{End, Whereabouts, after_panic, conclude, lost, outcome, panicked, undetermined, untouched},
+    ending::{End, Whereabouts, after_panic, came_to, conclude, lost, outcome, panicked, undetermined, untouched},
     engine::bring_to_end,
     fence_command::command_file,
     guest::GuestIntent,
@@ -295,13 +295,7 @@ pub(super) async fn judge_after_panic(context: &Context, words: &str) -> Outcome
     };
     match recovered {
         Ok(mut outcome) => {
-            let came_to = match (outcome.outcome, &outcome.reason) {
-                (Ending::Undetermined, Some(reason)) => reason.message.clone(),
-                (Ending::Moved, _) => "the guest is on the destination, and nothing is left to recover".to_owned(),
-                (Ending::Ended, _) => "the guest has ended on the source, and nothing is left to recover".to_owned(),
-                (Ending::Stuck, _) => "the guest is on the source, as before, and leftovers are named".to_owned(),
-                _ => "the guest is on the source, as before, and nothing is left to recover".to_owned(),
-            };
+            let came_to = came_to(outcome.outcome, outcome.runs_on, outcome.reason.as_ref());
             let came_to = came_to.strip_prefix(&format!("{panicked}; ")).unwrap_or(&came_to);
             outcome.reason = Some(Failure::Internal(format!("{panicked}; {came_to}")).reason());
             outcome.outcome = Ending::Undetermined;
