@@ -45,6 +45,16 @@ async fn a_guest_whose_source_ends_on_the_way_back_has_ended() {
         let run = model.follow(migration).await;
         ended(&model, &run);
     }
+    // Another client has let the migration complete, and the destination, which never ran the guest, is ended first.
+    let mut model = processes();
+    let shared = model.shared.clone();
+    model.when(Source, "migrate", move || {
+        tokio::spawn(async move { shared.state().hand_over() });
+    });
+    let shared = model.shared.clone();
+    model.when(Destination, "quit", move || shared.state().die(Source));
+    let run = model.migrate().await;
+    ended(&model, &run);
     // A source that has passed on, whose verdict leads back, and that ends then.
     let mut model = processes();
     model.state().after_continue = AfterContinue::DestinationFails;

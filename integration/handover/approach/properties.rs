@@ -92,11 +92,17 @@ fn is_vague(model: &ApproachModel, world: &ApproachWorld) -> bool {
         && world.destination.is_up()
         && world.destination.phase == DestinationPhase::Loaded
         && (world.source.mirror != MirrorPhase::Settled || world.foreign_continued);
+    // The destination has an older state than a source that has resumed and died, and a person decides about it.
+    let has_older_copy = !world.source.is_up()
+        && world.source_ran_on
+        && world.destination.is_up()
+        && world.destination.phase == DestinationPhase::Loaded;
     // While another client's migration stops the guest, nothing tells how the guest stands.
     let in_doubt = world.destination_ran
         || world.is_cont_in_doubt()
         || is_source_in_doubt(world)
         || has_only_copy
+        || has_older_copy
         || model.is_out_of_reach(world)
         || world.person_continued
         || world.source.is_foreign;

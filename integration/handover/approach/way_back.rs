@@ -197,7 +197,8 @@ impl ApproachModel {
     fn end_with_source(&self, world: &mut ApproachWorld) -> bool {
         let destination = self.decide_fate(world, true);
         let has_failed = matches!(world.source.phase, SourcePhase::Failed | SourcePhase::Cancelled);
-        let has_completed = world.engine.may_resume && world.source.phase == SourcePhase::Completed;
+        let has_arrived = world.engine.follows_destination && world.destination.phase == DestinationPhase::Loaded;
+        let has_completed = world.engine.may_resume && world.source.phase == SourcePhase::Completed && !has_arrived;
         let has_passed = has_completed || (world.engine.is_followed && !has_failed);
         let lost = LostSource {
             proved: self.proves_end(world, Side::Source),

@@ -47,14 +47,16 @@ pub(crate) async fn end_after_handover(
     end.unwrap_or_else(|| undetermined(failure, NOT_PROVED))
 }
 
-/// Whether the source has passed its guest on in a migration that another client let complete.
-fn may_have_passed(source: &Process, ground: WayBackGround) -> bool {
+/// Whether the source has passed its guest on in a migration that another client let complete. What has arrived at this
+/// run's destination is accounted for there.
+fn may_have_passed(source: &Process, ground: WayBackGround, has_arrived: bool) -> bool {
     let seen = source.observed();
     let has_entered = |status| seen.entered(&status).is_some();
     let has_failed = has_entered(MigrationStatus::Failed) || has_entered(MigrationStatus::Cancelled);
     // What completed after this run's `migrate-continue` is this run's, unless another began since.
     let is_anothers = source.own_migration.is_followed(&seen);
-    (is_anothers && !has_failed) || (ground == WayBackGround::NotGiven && has_entered(MigrationStatus::Completed))
+    let has_completed = ground == WayBackGround::NotGiven && has_entered(MigrationStatus::Completed);
+    (is_anothers && !has_failed) || (has_completed && !has_arrived)
 }
 
 /// The end of a guest whose source is gone, where that is proved; `None` leaves everything as it is. Only on the way
@@ -74,10 +76,11 @@ pub(super) async fn end_with_source(
     // Another engine, or a person, may have passed the guest on to a destination that this engine has not used.
     let fate = destination::decide_fate(pair, past).await;
     let has_heard_all = past.followed && !destination.is_reconnected();
+    let has_arrived = has_heard_all && destination.observed().entered(&MigrationStatus::Completed).is_some();
     let lost = LostSource {
         proved,
         told: shutdown.is_some(),
-        passed: may_have_passed(source, past.ground),
+        passed: may_have_passed(source, past.ground, has_arrived),
         listened: past.listened,
         never_ran: past.ground == WayBackGround::OnSource
             || (has_heard_all && destination.observed().resumed.is_none()),
