@@ -101,22 +101,37 @@ async fn a_guest_that_a_person_may_have_started_is_not_taken_back() {
     assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
 }
 
+/// What comes of a guest that stands so on a destination that has counted so many requests; with the `cont`s to it.
+async fn recover_standing(more: &[Record], run: &str, requests: u64) -> (usize, Outcome) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = journal_of_given(folder.path(), [false, false], more);
+    let (_source, at_source) = completed("postmigrate").duplex();
+    let stats = json!({"rd_operations": requests, "wr_bytes": 0, "wr_operations": 0, "wr_total_time_ns": 0});
+    let (destination, reached) =
+        completed(run).answer("query-blockstats", json!([{"device": "", "stats": stats}])).duplex();
+    destination.on("cont", |_| vec![AnswerStep::Return(json!({}))]);
+    let outcome = recover(&path, Some(at_source), reached).await;
+    (count(&destination, "cont"), outcome)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_its_owner_paused_on_the_destination_is_not_started() {
     for more in [vec![], vec![Record::Starting]] {
-        for requests in [0, 1] {
-            let folder = tempfile::tempdir().unwrap();
-            let path = journal_of_given(folder.path(), [false, false], &more);
-            let (_source, at_source) = completed("postmigrate").duplex();
-            let stats = json!({"rd_operations": requests, "wr_bytes": 0, "wr_operations": 0, "wr_total_time_ns": 0});
-            let (destination, reached) =
-                completed("paused").answer("query-blockstats", json!([{"device": "", "stats": stats}])).duplex();
-            destination.on("cont", |_| vec![AnswerStep::Return(json!({}))]);
-            let outcome = recover(&path, Some(at_source), reached).await;
-            let conts = count(&destination, "cont");
-            match requests {
-                0 => assert!(conts > 0, "nobody has started it: {outcome:#?}"),
-                _ => assert_eq!((conts, outcome.outcome), (0, Ending::Moved), "{outcome:#?}"),
+        let (conts, outcome) = recover_standing(&more, "paused", 0).await;
+        assert!(conts > 0, "nobody has started it: {outcome:#?}");
+        let (conts, outcome) = recover_standing(&more, "paused", 1).await;
+        assert_eq!((conts, outcome.outcome), (0, Ending::Moved), "{outcome:#?}");
+    }
+}
+
+/// A guest that stood so on the source arrives so, too.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stopped_on_the_destination_has_moved_if_it_ran_there() {
+    for more in [vec![], vec![Record::Starting]] {
+        for run in ["io-error", "guest-panicked", "shutdown"] {
+            for (requests, ending) in [(0, Ending::Undetermined), (1, Ending::Moved)] {
+                let (conts, outcome) = recover_standing(&more, run, requests).await;
+                assert_eq!((conts, outcome.outcome), (0, ending), "{run}: {outcome:#?}");
             }
         }
     }
