@@ -10,7 +10,7 @@ use qferry::internals::{
     endpoint::{Endpoint, ProcessIdentity},
     journal::Journal,
     migration::{
-        Migration,
+        Effect, Migration,
         record::{MigrationBegin, Record},
     },
     progress::{Ending, Outcome, RunsOn},
@@ -37,7 +37,7 @@ fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -
         MigrationBegin { postcopy: true, tells_start: false, ..begun(folder, party(at_source, source), destination) };
     let mut journal = Journal::create(&path).unwrap();
     journal.append(&Record::Begun(Box::new(begun))).unwrap();
-    journal.append(&Record::Effects(vec![qferry::internals::migration::Effect::Migrate])).unwrap();
+    journal.append(&Record::Effects(vec![Effect::Migrate])).unwrap();
     journal.append(&Record::Given).unwrap();
     path
 }
@@ -62,7 +62,7 @@ fn journal_of_given(folder: &Path, ended: [bool; 2], more: &[Record]) -> std::pa
     let begun = MigrationBegin { fence_command: Some("/bin/true".into()), ..begun };
     let path = folder.join("journal");
     let mut journal = Journal::create(&path).unwrap();
-    let effects = Record::Effects(vec![qferry::internals::migration::Effect::Migrate]);
+    let effects = Record::Effects(vec![Effect::Migrate]);
     for record in [&[Record::Begun(Box::new(begun)), effects, Record::Given], more].concat() {
         journal.append(&record).unwrap();
     }
@@ -256,4 +256,28 @@ async fn pages_that_nobody_can_be_asked_about_are_not_waited_for_without_end() {
     let path = journal(folder.path(), None);
     let outcome = tokio::time::timeout(Duration::from_secs(300), recover(&path, None, reached)).await.unwrap();
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
+}
+
+/// Both hosts have lost power, say. What the engine had not begun, nobody has finished.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_both_qemus_leaves_nothing_and_is_told_apart() {
+    let whole = [Effect::NbdServer, Effect::Incoming, Effect::Migrate];
+    for (effects, ending, words) in [
+        (&whole[..1], Ending::Ended, "the guest has ended on the source"),
+        (&whole, Ending::Undetermined, "if the destination's log or the times of its images say"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = ended_process();
+        let [source, destination] =
+            ["source", "destination"].map(|name| folder.path().join(name).display().to_string());
+        let begun = begun(folder.path(), party(&source, Some(identity.clone())), party(&destination, Some(identity)));
+        let path = folder.path().join("journal");
+        let mut journal = Journal::create(&path).unwrap();
+        journal.append(&Record::Begun(Box::new(begun))).unwrap();
+        journal.append(&Record::Effects(effects.to_vec())).unwrap();
+        drop(journal);
+        let outcome = Migration::recover(&path).start_here().unwrap().wait().await;
+        assert_eq!((outcome.outcome, &outcome.leftovers), (ending, &Vec::new()), "{outcome:#?}");
+        assert!(outcome.reason.is_some_and(|reason| reason.message.contains(words)), "{ending:?}");
+    }
 }

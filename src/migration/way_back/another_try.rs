@@ -4,6 +4,12 @@
 pub(super) const HAS_DISK: &str = "; the guest runs on the source and writes a disk to the destination's image alone: keep the \
      destination and its image, and bring the disk back first, as the leftovers say";
 
+/// What is said in place of [`before_another_try`] where both QEMUs have ended, and nothing proves on which side the
+/// guest ran last.
+pub(super) const BOTH_GONE: &str = "; both QEMUs are gone, and nothing tells whether somebody else had handed the guest over: if \
+     the destination's log or the times of its images say that the guest ran there, start it anew from the destination's \
+     disks, otherwise from the source's, which are whole";
+
 /// What a person is to do before another try. `was_ended` is a destination that listened for RAM: no QEMU takes a
 /// second `migrate-incoming` (7.2, 10.0.13 and 11.1 were tried), so RAM that was called off is not begun again beside
 /// mirrors that could go on, and the disks are given up with it.

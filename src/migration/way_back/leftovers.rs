@@ -19,6 +19,10 @@ pub(super) async fn own_leftovers(process: &Process, run: &RunId) -> Result<Vec<
 
 /// The same in words.
 pub(crate) async fn left_behind(process: &Process, run: &RunId) -> Vec<String> {
+    // Whatever was made in a QEMU has ended with it.
+    if process.has_ended().await {
+        return Vec::new();
+    }
     let name = process.name();
     match own_leftovers(process, run).await {
         Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),

@@ -5,7 +5,7 @@
 //! not make, and what cannot be undone is named.
 
 use super::{
-    another_try::{HAS_DISK, before_another_try},
+    another_try::{BOTH_GONE, HAS_DISK, before_another_try},
     destination::{self, DestinationEnd, DestinationPast, LOOK},
     fence::{free, yank},
     guest_end::end_with_source,
@@ -160,9 +160,12 @@ pub(crate) async fn go_back(
         (true, _) => Ending::RolledBack,
     };
     let holds_a_part = mirrored && ending != Ending::Undetermined;
-    let was_ended = listened && pair.destination.has_ended().await;
+    let is_gone = pair.destination.has_ended().await;
+    let was_ended = listened && is_gone;
+    let both_gone = ending == Ending::Undetermined && is_gone && pair.source.has_ended().await;
     reason.message.push_str(match has_disk {
         true => HAS_DISK,
+        false if both_gone => BOTH_GONE,
         false => before_another_try(holds_a_part, was_ended),
     });
     let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
@@ -267,9 +270,7 @@ impl WayBack<'_> {
             leftovers.extend(migration_under_way(source).await.map(|words| unproved.unwrap_or(words)));
         }
         leftovers.extend(left_behind(source, attempt.log.run()).await);
-        if !destination.has_ended().await {
-            leftovers.extend(left_behind(destination, attempt.log.run()).await);
-        }
+        leftovers.extend(left_behind(destination, attempt.log.run()).await);
         let ended_destination = self.ended_destination.load(Ordering::Relaxed);
         // A destination that has ended since it was left alone may have run the guest before.
         let is_gone = destination.has_ended().await
