@@ -7,7 +7,7 @@ use qferry::internals::{
         transcript::{EntryBody, LineDirection, Transcript, TranscriptEntry},
     },
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -23,6 +23,8 @@ pub(crate) struct Version {
     pub(crate) folder: PathBuf,
     pub(crate) greeting: Value,
     pub(crate) schema: Value,
+    /// The line with which QEMU sent the schema.
+    schema_line: String,
     pub(crate) capabilities: Value,
 }
 
@@ -40,12 +42,16 @@ pub(crate) fn versions() -> Vec<Version> {
     let folders = fs::read_dir(root().join("qmp-fixtures")).unwrap().map(|entry| entry.unwrap().path());
     let mut found: Vec<Version> = folders
         .filter(|folder| folder.is_dir() && !folder.ends_with("faults"))
-        .map(|folder| Version {
-            name: folder.file_name().unwrap().to_str().unwrap().to_owned(),
-            greeting: read(&folder.join("greeting.json")),
-            schema: read(&folder.join("schema.json")),
-            capabilities: read(&folder.join("capabilities.json")),
-            folder,
+        .map(|folder| {
+            let schema = read(&folder.join("schema.json"));
+            Version {
+                name: folder.file_name().unwrap().to_str().unwrap().to_owned(),
+                greeting: read(&folder.join("greeting.json")),
+                schema_line: json!({"return": schema}).to_string(),
+                schema,
+                capabilities: read(&folder.join("capabilities.json")),
+                folder,
+            }
         })
         .collect();
     found.sort_by_key(|version| version.name.split('.').map(|part| part.parse::<u64>().unwrap()).collect::<Vec<_>>());
@@ -55,7 +61,7 @@ pub(crate) fn versions() -> Vec<Version> {
 
 impl Version {
     pub(crate) fn schema(&self) -> Schema<'_> {
-        Schema::new(&self.schema)
+        Schema::read(&self.schema_line)
     }
 
     pub(crate) fn features(&self) -> Features {

@@ -424,9 +424,8 @@ mod tests {
 
     /// A build with these capabilities, and with the newer parameter or not.
     fn features(capabilities: &[&str], avail_switchover_bandwidth: bool) -> Features {
-        let nothing = json!([]);
         let migration_capabilities = capabilities.iter().map(|name| (*name).to_owned()).collect();
-        Features { migration_capabilities, avail_switchover_bandwidth, ..Features::read(&Schema::new(&nothing)) }
+        Features { migration_capabilities, avail_switchover_bandwidth, ..Features::read(&Schema::default()) }
     }
 
     fn all() -> Features {

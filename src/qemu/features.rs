@@ -92,12 +92,10 @@ impl Features {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn what_is_missing_is_named() {
-        let answer = json!([]);
-        let features = Features::read(&Schema::new(&answer));
+        let features = Features::read(&Schema::default());
         assert_eq!(features.missing.len(), NEEDED_COMMANDS.len() + 1 + NEEDED_CAPABILITIES.len());
         assert!(features.missing.contains(&"the migration capability return-path".to_owned()));
     }

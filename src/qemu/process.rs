@@ -91,10 +91,12 @@ impl Process {
             Ok(client) => client,
             Err(source) => return Err(ProcessError::Connect { at: name, source }),
         };
-        let unread = Features::read(&Schema::new(&Value::Null));
-        let process = Self::over(client, name, peer, unread, Observed::default());
-        match process.client.execute(&query_qmp_schema {}, ASK).await {
-            Ok(answer) => Ok(Self { features: Features::read(&Schema::new(&answer)), ..process }),
+        let process = Self::over(client, name, peer, Features::read(&Schema::default()), Observed::default());
+        match process.client.execute_unread(&query_qmp_schema {}, ASK).await {
+            Ok(line) => {
+                let schema = Schema::read(line.as_str().unwrap_or_default());
+                Ok(Self { features: Features::read(&schema), ..process })
+            }
             Err(source) => Err(ProcessError::Execute { at: process.name, command: query_qmp_schema::NAME, source }),
         }
     }
@@ -105,7 +107,7 @@ impl Process {
     pub async fn absent(name: QemuName, peer: Option<PeerPid>, ended: bool) -> Self {
         let client = QmpClient::adopt(tokio::io::empty(), false, qmp::QmpOptions::labelled(name.side.as_str()));
         client.wait_closed().await;
-        let features = Features::read(&Schema::new(&Value::Null));
+        let features = Features::read(&Schema::default());
         let (ended, origin) = (Arc::new(ended.into()), ConnectionOrigin::None);
         Self { ended, origin, ..Self::over(client, name, peer, features, Observed::default()) }
     }

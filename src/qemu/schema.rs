@@ -3,20 +3,50 @@
 //! Pure. Types have no names on the wire, only numbers that differ between builds: a lookup follows them from a
 //! command's name, and no number is ever kept.
 
-use serde_json::Value;
+use serde::Deserialize;
 use std::collections::HashMap;
 
-/// A reply to `query-qmp-schema`, indexed by name.
-#[derive(Debug)]
+/// A reply to `query-qmp-schema`, indexed by name. The reply is the longest of all that QEMU sends, so its text is read
+/// once, and nothing of the text is copied.
+#[derive(Debug, Default)]
 pub struct Schema<'a> {
-    entities: HashMap<&'a str, &'a Value>,
+    entities: HashMap<&'a str, Entity<'a>>,
+}
+
+/// The line of the reply.
+#[derive(Deserialize)]
+struct SchemaLine<'a> {
+    #[serde(borrow, rename = "return")]
+    entities: Vec<Entity<'a>>,
+}
+
+/// A command, an event or a type. QEMU has `members` of enums since 6.2; the older `values` is redundant on every
+/// supported version.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Entity<'a> {
+    name: Option<&'a str>,
+    meta_type: Option<&'a str>,
+    arg_type: Option<&'a str>,
+    element_type: Option<&'a str>,
+    #[serde(borrow, default)]
+    members: Vec<Member<'a>>,
+}
+
+/// A member of an object, or a value of an enum.
+#[derive(Debug, Deserialize)]
+struct Member<'a> {
+    name: Option<&'a str>,
+    #[serde(rename = "type")]
+    kind: Option<&'a str>,
 }
 
 impl<'a> Schema<'a> {
-    /// Indexes the reply. Entities without a name are passed over.
-    pub fn new(answer: &'a Value) -> Self {
-        let entities = answer.as_array().into_iter().flatten();
-        Self { entities: entities.filter_map(|entity| Some((text(entity, "name")?, entity))).collect() }
+    /// Indexes the reply by its line. Entities without a name are passed over; a line of another form is an empty
+    /// schema.
+    pub fn read(line: &'a str) -> Self {
+        let entities = serde_json::from_str(line).map_or_else(|_| Vec::new(), |line: SchemaLine<'a>| line.entities);
+        Self { entities: entities.into_iter().filter_map(|entity| Some((entity.name?, entity))).collect() }
     }
 
     /// Whether the build has the command.
@@ -38,46 +68,31 @@ impl<'a> Schema<'a> {
     /// the capabilities in `migrate-set-capabilities` are such values.
     pub fn element_values(&self, command: &str, argument: &str, member: &str) -> Vec<&'a str> {
         let element = self.argument(command, argument).and_then(|array| {
-            let array = self.entities.get(text(array, "type")?)?;
-            self.entities.get(text(array, "element-type")?).copied()
+            let array = self.entities.get(array.kind?)?;
+            self.entities.get(array.element_type?)
         });
-        let found = element.and_then(|object| named(object, "members", member));
+        let found = element.and_then(|object| object.member(member));
         found.map_or_else(Vec::new, |member| self.values(member))
     }
 
-    fn command(&self, name: &str) -> Option<&'a Value> {
-        self.entities.get(name).copied().filter(|entity| text(entity, "meta-type") == Some("command"))
+    fn command(&self, name: &str) -> Option<&Entity<'a>> {
+        self.entities.get(name).filter(|entity| entity.meta_type == Some("command"))
     }
 
-    fn argument(&self, command: &str, argument: &str) -> Option<&'a Value> {
-        let arguments = text(self.command(command)?, "arg-type")?;
-        named(self.entities.get(arguments)?, "members", argument)
+    fn argument(&self, command: &str, argument: &str) -> Option<&Member<'a>> {
+        self.entities.get(self.command(command)?.arg_type?)?.member(argument)
     }
 
-    fn values(&self, member: &Value) -> Vec<&'a str> {
-        self.entities.get(of_type(member)).map_or_else(Vec::new, |entity| self.enum_values(entity))
-    }
-
-    fn enum_values(&self, entity: &'a Value) -> Vec<&'a str> {
-        // QEMU has `members` since 6.2; the older `values` is redundant on every supported version.
-        list(entity, "members").filter_map(|value| text(value, "name")).collect()
+    fn values(&self, member: &Member<'a>) -> Vec<&'a str> {
+        let found = member.kind.and_then(|kind| self.entities.get(kind)).filter(|kind| kind.meta_type == Some("enum"));
+        found.map_or_else(Vec::new, |kind| kind.members.iter().filter_map(|value| value.name).collect())
     }
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
-    value.get(key)?.as_str()
-}
-
-fn of_type(member: &Value) -> &str {
-    text(member, "type").unwrap_or_default()
-}
-
-fn list<'a>(entity: &'a Value, name: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
-    entity.get(name).and_then(Value::as_array).into_iter().flatten()
-}
-
-fn named<'a>(entity: &'a Value, list: &str, name: &str) -> Option<&'a Value> {
-    self::list(entity, list).find(|member| text(member, "name") == Some(name))
+impl<'a> Entity<'a> {
+    fn member(&self, name: &str) -> Option<&Member<'a>> {
+        self.members.iter().find(|member| member.name == Some(name))
+    }
 }
 
 #[cfg(test)]
@@ -96,7 +111,8 @@ mod tests {
             {"name": "STOP", "meta-type": "event", "arg-type": "7"},
             {"nameless": true},
         ]);
-        let schema = Schema::new(&answer);
+        let line = json!({"return": answer, "id": "query-qmp-schema#2"}).to_string();
+        let schema = Schema::read(&line);
         assert!(schema.has_command("job-change") && !schema.has_command("STOP") && !schema.has_command("7"));
         assert!(schema.has_argument("job-change", "mode") && !schema.has_argument("job-change", "speed"));
         assert_eq!(schema.argument_values("job-change", "mode"), ["slow", "fast"]);
@@ -107,7 +123,8 @@ mod tests {
     #[test]
     fn anything_else_is_an_empty_schema() {
         for answer in [json!(null), json!({"a": 1}), json!([1, [], {"name": 5}])] {
-            assert!(!Schema::new(&answer).has_command("quit"));
+            let line = json!({"return": answer}).to_string();
+            assert!(!Schema::read(&line).has_command("quit"));
         }
     }
 }

@@ -109,7 +109,7 @@ impl QmpClient {
     /// sent any more. A missed deadline is [`ExecuteError::NoReply`]. Several commands can be under way at the same
     /// time.
     pub fn start(&self, request: QmpRequest, deadline: Duration) -> PendingReply {
-        self.queue(request, false, deadline)
+        self.queue(request, deadline, false, false)
     }
 
     /// [`QmpClient::start`] for a command of the `qapi` crate. The crate's typed reply is not offered, because it is
@@ -117,6 +117,15 @@ impl QmpClient {
     pub fn execute<C: qapi::Command>(&self, command: &C, deadline: Duration) -> PendingReply {
         match QmpRequest::new(command) {
             Ok(request) => self.start(request, deadline),
+            Err(error) => self.refuse::<C>(error),
+        }
+    }
+
+    /// [`QmpClient::execute`] for an answer so long that taking it apart member by member costs more than all else: the
+    /// reply is a JSON string, and the string is the line that QEMU sent, `return` and all.
+    pub fn execute_unread<C: qapi::Command>(&self, command: &C, deadline: Duration) -> PendingReply {
+        match QmpRequest::new(command) {
+            Ok(request) => self.queue(request, deadline, false, true),
             Err(error) => self.refuse::<C>(error),
         }
     }
@@ -145,7 +154,7 @@ impl QmpClient {
     pub fn execute_oob<C: qapi::Command>(&self, command: &C, deadline: Duration) -> PendingReply {
         const { assert!(C::ALLOW_OOB, "QEMU does not run this command out of band") };
         match QmpRequest::new(command) {
-            Ok(request) if self.link.oob => self.queue(request, true, deadline),
+            Ok(request) if self.link.oob => self.queue(request, deadline, true, false),
             Ok(_) => {
                 let error = ExecuteError::OobNotNegotiated { command: C::NAME.into() };
                 PendingReply::failed(self.link.clone(), C::NAME.into(), error)
@@ -210,7 +219,7 @@ impl QmpClient {
         }
     }
 
-    fn queue(&self, request: QmpRequest, oob: bool, deadline: Duration) -> PendingReply {
+    fn queue(&self, request: QmpRequest, deadline: Duration, oob: bool, unread: bool) -> PendingReply {
         let serial = self.link.serial.fetch_add(1, Ordering::Relaxed);
         let id = id_of(request.name(), serial);
         let (command, message) = request.into_message(&id, oob);
@@ -218,8 +227,17 @@ impl QmpClient {
         let deadline = started.checked_add(deadline);
         let claim = Arc::new(SendClaim::default());
         let (reply, receiver) = oneshot::channel();
-        let queued =
-            QueuedCommand { serial, id, command: command.clone(), oob, deadline, message, claim: claim.clone(), reply };
+        let queued = QueuedCommand {
+            serial,
+            id,
+            command: command.clone(),
+            oob,
+            deadline,
+            message,
+            unread,
+            claim: claim.clone(),
+            reply,
+        };
         // After the end of the connection `send` hands the command back, and dropping it fails the caller.
         drop(self.link.commands.send(queued));
         PendingReply::waiting(self.link.clone(), command, (started, deadline), claim, receiver)

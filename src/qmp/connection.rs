@@ -221,7 +221,8 @@ impl LineIntake {
 
     fn note_sent(&mut self, sent: QueuedCommand) {
         self.recorder.record_line(LineDirection::Send, &sent.message);
-        let waiter = ReplyWaiter { id: sent.id, command: sent.command, sent_at: Instant::now(), reply: sent.reply };
+        let QueuedCommand { id, command, reply, unread, .. } = sent;
+        let waiter = ReplyWaiter { id, command, sent_at: Instant::now(), reply, unread };
         let forgotten = self.waiters.insert(sent.serial, !sent.oob, waiter);
         self.note_waiting();
         self.count(|counters| {
@@ -250,6 +251,10 @@ impl LineIntake {
         if line.trim_ascii().is_empty() {
             return None;
         }
+        if let Some(reply) = self.unread_reply(&line) {
+            self.deliver(reply);
+            return None;
+        }
         match self.classify(&line) {
             Ok(QmpFrame::Greeting(greeting)) => return Some(greeting),
             Ok(QmpFrame::Event(event)) => self.publish(event, line.len()),
@@ -266,6 +271,18 @@ impl LineIntake {
     fn lose_oldest(&mut self) {
         self.waiters.lose_oldest();
         self.note_waiting();
+    }
+
+    /// The line as an answer, if its caller reads the line alone.
+    fn unread_reply(&self, line: &BytesMut) -> Option<ReplyFrame> {
+        if !self.waiters.has_unread() {
+            return None;
+        }
+        let reply = frame::unread_reply(line).filter(|reply| self.waiters.is_unread(reply.id.as_ref()))?;
+        if self.recorder.recorder.is_some() {
+            self.recorder.record_line(LineDirection::Receive, &frame::parse(line).ok()?);
+        }
+        Some(reply)
     }
 
     fn classify(&self, line: &BytesMut) -> Result<QmpFrame, FrameError> {

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 /// One line from QEMU, by kind.
@@ -134,6 +135,27 @@ pub fn parse(line: &[u8]) -> Result<Value, FrameError> {
     serde_json::from_slice(line).map_err(FrameError::NotJson)
 }
 
+/// Reads no more of a line than whether the line answers a command well, and which: the result is the line itself, as a
+/// JSON string.
+pub fn unread_reply(line: &[u8]) -> Option<ReplyFrame> {
+    /// Members of the three kinds of lines.
+    #[derive(serde::Deserialize)]
+    struct Envelope {
+        id: Option<Value>,
+        #[serde(rename = "return")]
+        answer: Option<IgnoredAny>,
+        error: Option<IgnoredAny>,
+        event: Option<IgnoredAny>,
+        #[serde(rename = "QMP")]
+        greeting: Option<IgnoredAny>,
+    }
+    let line = std::str::from_utf8(line).ok()?;
+    let envelope: Envelope = serde_json::from_str(line).ok()?;
+    let is_other = envelope.error.is_some() || envelope.event.is_some() || envelope.greeting.is_some();
+    (envelope.answer.is_some() && !is_other)
+        .then(|| ReplyFrame { id: envelope.id, result: Ok(Value::String(line.to_owned())) })
+}
+
 impl QmpFrame {
     /// Sorts a JSON value into one of the three kinds.
     ///
@@ -224,8 +246,10 @@ impl LineCutter {
 
     /// The next cut, or `None` until more bytes arrive.
     pub fn next_cut(&mut self) -> Option<LineCut> {
-        let newline = self.buffer[self.scanned..].iter().position(|byte| *byte == b'\n');
-        let Some(newline) = newline.map(|at| at + self.scanned) else {
+        let unscanned = &self.buffer[self.scanned..];
+        // `contains` is several times as fast as `position`, and most pieces of a long line hold no newline
+        let found = unscanned.contains(&b'\n').then(|| unscanned.iter().position(|byte| *byte == b'\n')).flatten();
+        let Some(newline) = found.map(|at| at + self.scanned) else {
             self.scanned = self.buffer.len();
             if self.discarded > 0 || self.buffer.len() > self.limit + 1 {
                 self.discarded += self.buffer.len();
@@ -277,6 +301,26 @@ mod tests {
     #[test]
     fn a_greeting_without_members_is_recognised() {
         assert_eq!(frame(r#"{"QMP": {}}"#), QmpFrame::Greeting(Greeting::default()));
+    }
+
+    #[test]
+    fn a_line_is_left_unread_only_where_it_answers_well() {
+        let line = r#"{"return": [{"name": "a\n"}], "id": "x#1"}"#;
+        let expected = ReplyFrame { id: Some(json!("x#1")), result: Ok(json!(line)) };
+        assert_eq!(unread_reply(line.as_bytes()), Some(expected));
+        for other in [
+            r#"{"return": {}, "error": {"class": "GenericError"}, "id": "x#1"}"#,
+            r#"{"error": {"class": "GenericError"}, "id": "x#1"}"#,
+            r#"{"event": "STOP", "return": {}}"#,
+            r#"{"QMP": {}, "return": {}}"#,
+            r#"{"return": null, "id": "x#1"}"#,
+            r#"{"return": [}, "id": "x#1"}"#,
+            r#"{"return": [], "id": "x#1"} {}"#,
+            "[]",
+        ] {
+            assert_eq!(unread_reply(other.as_bytes()), None, "{other}");
+        }
+        assert_eq!(unread_reply(b"{\"return\": \"\xff\"}"), None);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) struct QueuedCommand {
     /// Time after which the command must not be sent any more, even if its caller has not polled yet.
     pub(super) deadline: Option<Instant>,
     pub(super) message: Value,
+    /// Whether the caller reads the line of the answer alone.
+    pub(super) unread: bool,
     pub(super) claim: Arc<SendClaim>,
     pub(super) reply: oneshot::Sender<Result<Value, ErrorReply>>,
 }

@@ -24,6 +24,8 @@ pub(super) struct ReplyWaiter {
     pub(super) command: Cow<'static, str>,
     pub(super) sent_at: Instant,
     pub(super) reply: oneshot::Sender<Result<Value, ErrorReply>>,
+    /// Whether the caller reads the line of the answer alone.
+    pub(super) unread: bool,
 }
 
 /// Result of matching a reply with the commands on the wire.
@@ -49,6 +51,18 @@ pub(super) struct ReplyWaiters {
 }
 
 impl ReplyWaiters {
+    /// Whether a caller waits who reads the line of the answer alone.
+    pub(super) fn has_unread(&self) -> bool {
+        self.table.values().any(|waiter| waiter.unread)
+    }
+
+    /// Whether the caller of the command with this id reads the line of the answer alone.
+    pub(super) fn is_unread(&self, id: Option<&Value>) -> bool {
+        let id = id.and_then(Value::as_str);
+        let waiter = id.and_then(serial_of).and_then(|serial| self.table.get(&serial));
+        waiter.is_some_and(|waiter| waiter.unread && id == Some(waiter.id.as_str()))
+    }
+
     /// Number of in-band commands that QEMU may still have queued.
     pub(super) fn in_band(&self) -> usize {
         self.in_band.len()
@@ -137,7 +151,8 @@ mod tests {
 
     fn insert(waiters: &mut ReplyWaiters, serial: u64) -> (ReplyReceiver, u64) {
         let (reply, receiver) = oneshot::channel();
-        let waiter = ReplyWaiter { id: id_of("stop", serial), command: "stop".into(), sent_at: Instant::now(), reply };
+        let (id, sent_at) = (id_of("stop", serial), Instant::now());
+        let waiter = ReplyWaiter { id, command: "stop".into(), sent_at, reply, unread: false };
         (receiver, waiters.insert(serial, true, waiter))
     }
 

@@ -285,7 +285,6 @@ mod tests {
     }
 
     fn facts(name: &str, files: &[(&str, FileFacts)]) -> SideFacts {
-        let nothing = serde_json::json!([]);
         SideFacts {
             name: name.to_owned(),
             run: RunState::Running,
@@ -297,7 +296,7 @@ mod tests {
             jobs: Vec::new(),
             exports: Vec::new(),
             leftovers: Vec::new(),
-            features: Features::read(&Schema::new(&nothing)),
+            features: Features::read(&Schema::default()),
             pid: None,
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
