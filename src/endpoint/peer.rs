@@ -125,6 +125,13 @@ impl PeerPid {
         runs_qemu(&executable.to_string_lossy(), &maps) && !self.has_died()
     }
 
+    /// The file that the process runs as QEMU's system emulator: the device and the inode of the file, which stays this
+    /// one however its name is used again. `None` where `/proc` does not tell.
+    pub fn emulator(&self) -> Option<String> {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).ok()?;
+        emulator_file(&maps).filter(|_| !self.has_died())
+    }
+
     /// The marks by which the process can be found again; none where `/proc` does not tell, or the process has died.
     pub fn identity(&self) -> Option<ProcessIdentity> {
         // The process was alive after the read, so the marks are not those of a later process with the same pid.
@@ -172,10 +179,22 @@ impl PeerPid {
 /// the executable itself, and has mapped the program with the right to execute it. Any other program may have mapped
 /// a file with whatever name.
 fn runs_qemu(executable: &str, maps: &str) -> bool {
-    // address, rights, offset, device, inode, path
-    let is_executed = |line: &&str| line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x'));
     let linked = file_name(executable).starts_with("ld-");
-    is_emulator(executable) || (linked && maps.lines().filter(is_executed).any(is_emulator))
+    is_emulator(executable) || (linked && maps.lines().any(is_executed_emulator))
+}
+
+/// Whether a line of `/proc/PID/maps` is that of a system emulator, mapped with the right to execute it.
+fn is_executed_emulator(line: &str) -> bool {
+    // address, rights, offset, device, inode, path
+    is_emulator(line) && line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x'))
+}
+
+/// The device and the inode of the one system emulator that a process executes.
+fn emulator_file(maps: &str) -> Option<String> {
+    let words = |line: &str| line.split_whitespace().skip(3).take(2).collect::<Vec<_>>().join(" ");
+    let mut files: Vec<String> = maps.lines().filter(|line| is_executed_emulator(line)).map(words).collect();
+    files.dedup();
+    files.pop().filter(|_| files.is_empty())
 }
 
 /// Whether a path leads to a system emulator: `qemu-system-*`, or `qemu-kvm`, as some distributions call it. An upgrade
@@ -276,6 +295,16 @@ mod tests {
         ] {
             assert_eq!(runs_qemu(executable, &maps), expected, "{executable} {maps}");
         }
+    }
+
+    #[test]
+    fn the_file_of_an_emulator_is_that_of_one_inode() {
+        let map = |rights: &str, inode: u64, name: &str| format!("7f00-7f01 {rights} 00000000 fe:00 {inode} /{name}\n");
+        let (text, data) = (map("r-xp", 12, "qemu-system-x86_64"), map("rw-p", 13, "qemu-system-x86_64"));
+        let (libc, other) = (map("r-xp", 14, "libc.so.6"), map("r-xp", 15, "qemu-system-x86_64 (deleted)"));
+        assert_eq!(emulator_file(&[&*data, &*text, &*text, &*libc].concat()).as_deref(), Some("fe:00 12"));
+        assert_eq!(emulator_file(&[&*text, &*other].concat()), None);
+        assert_eq!(emulator_file(&[data, libc].concat()), None);
     }
 
     #[tokio::test]

@@ -19,16 +19,31 @@ pub(crate) async fn connect(
     recorder: Option<&Recorder>,
 ) -> Result<QemuPair, Failure> {
     let (source, destination) =
-        tokio::try_join!(open(Side::Source, source, recorder), open(Side::Destination, destination, recorder))?;
+        tokio::try_join!(meet(Side::Source, source, recorder), meet(Side::Destination, destination, recorder))?;
+    if source.is_same_program(&destination) {
+        // the question for features makes the guest of the source stand still for a moment
+        let destination = read_features(destination).await?;
+        return Ok(QemuPair { source: source.with_features_of(&destination), destination });
+    }
+    let (source, destination) = tokio::try_join!(read_features(source), read_features(destination))?;
     Ok(QemuPair { source, destination })
 }
 
 /// Connects to one side.
 pub(crate) async fn open(side: Side, endpoint: &Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
+    read_features(meet(side, endpoint, recorder).await?).await
+}
+
+async fn read_features(process: Process) -> Result<Process, Failure> {
+    let side = process.name().side;
+    process.read_features().await.map_err(|error| Failure::Connect { side, source: Box::new(error) })
+}
+
+async fn meet(side: Side, endpoint: &Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
     let Dialed { stream, peer } =
         endpoint.dial(DIAL).await.map_err(|error| Failure::Connect { side, source: Box::new(error) })?;
     let options = qmp::QmpOptions { recorder: recorder.cloned(), ..qmp::QmpOptions::labelled(side.as_str()) };
     let name = QemuName { side, address: endpoint.to_string() };
-    let opened = Process::connect(name, stream, peer, options).await;
-    opened.map_err(|error| Failure::Connect { side, source: Box::new(error) })
+    let met = Process::meet(name, stream, peer, options).await;
+    met.map_err(|error| Failure::Connect { side, source: Box::new(error) })
 }

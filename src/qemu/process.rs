@@ -3,6 +3,8 @@
 //! Owns the connection and the task that folds its events. The handle must never retry, and never take silence for an
 //! answer: a missed deadline is an error of its own.
 
+mod program;
+
 use super::{
     connection_origin::ConnectionOrigin,
     error::{Gone, ProcessError, QemuName},
@@ -19,7 +21,7 @@ use crate::{
 };
 use qapi::{
     Command,
-    qmp::{query_cpus_fast, query_qmp_schema, query_yank, quit},
+    qmp::{query_cpus_fast, query_yank, quit},
 };
 use serde_json::Value;
 use std::{
@@ -74,11 +76,27 @@ pub struct Process {
 }
 
 impl Process {
-    /// Speaks QMP over `stream`: negotiates, begins to fold events, and reads the schema.
+    /// [`Process::meet`], and reads the schema.
+    ///
+    /// # Errors
+    /// As [`Process::meet`], and QEMU does not tell its schema.
+    pub async fn connect<S>(
+        name: QemuName,
+        stream: S,
+        peer: Option<PeerPid>,
+        options: qmp::QmpOptions,
+    ) -> Result<Self, ProcessError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::meet(name, stream, peer, options).await?.read_features().await
+    }
+
+    /// Speaks QMP over `stream`: negotiates, and begins to fold events. The features are not known yet.
     ///
     /// # Errors
     /// No greeting in time (another client holds the monitor), a refused negotiation, a monitor that closes.
-    pub async fn connect<S>(
+    pub async fn meet<S>(
         name: QemuName,
         stream: S,
         peer: Option<PeerPid>,
@@ -91,14 +109,7 @@ impl Process {
             Ok(client) => client,
             Err(source) => return Err(ProcessError::Connect { at: name, source }),
         };
-        let process = Self::over(client, name, peer, Features::read(&Schema::default()), Observed::default());
-        match process.client.execute_unread(&query_qmp_schema {}, ASK).await {
-            Ok(line) => {
-                let schema = Schema::read(line.as_str().unwrap_or_default());
-                Ok(Self { features: Features::read(&schema), ..process })
-            }
-            Err(source) => Err(ProcessError::Execute { at: process.name, command: query_qmp_schema::NAME, source }),
-        }
+        Ok(Self::over(client, name, peer, Features::read(&Schema::default()), Observed::default()))
     }
 
     /// A QEMU whose monitor cannot be reached: every command to it fails at once.

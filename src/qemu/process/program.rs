@@ -1,0 +1,41 @@
+//! The program that a QEMU runs, and the features that it has.
+//!
+//! The question for features is the one question that a guest feels: QEMU's main loop puts the schema together for tens
+//! of milliseconds, and a vCPU that needs the loop meanwhile stands still. So a QEMU with a guest is not asked where
+//! another answers for it that is proved to be the same program.
+
+use super::Process;
+use crate::{
+    endpoint::PeerPid,
+    qemu::{Features, ProcessError, schema::Schema},
+};
+use qapi::{Command, qmp::query_qmp_schema};
+
+impl Process {
+    /// Reads the features from the schema.
+    ///
+    /// # Errors
+    /// QEMU does not tell its schema.
+    pub async fn read_features(self) -> Result<Self, ProcessError> {
+        match self.client.execute_unread(&query_qmp_schema {}, super::ASK).await {
+            Ok(line) => {
+                let schema = Schema::read(line.as_str().unwrap_or_default());
+                Ok(Self { features: Features::read(&schema), ..self })
+            }
+            Err(source) => Err(ProcessError::Execute { at: self.name, command: query_qmp_schema::NAME, source }),
+        }
+    }
+
+    /// The same QEMU with the features of another that is the same program; see [`Process::is_same_program`].
+    #[must_use]
+    pub fn with_features_of(self, other: &Self) -> Self {
+        Self { features: other.features.clone(), ..self }
+    }
+
+    /// Whether both processes are proved to run the same file, and greet alike.
+    pub fn is_same_program(&self, other: &Self) -> bool {
+        let emulator = |process: &Self| process.peer.as_ref().and_then(PeerPid::emulator);
+        let greets_alike = self.client.greeting().is_some_and(|greeting| other.client.greeting() == Some(greeting));
+        greets_alike && emulator(self).is_some_and(|file| emulator(other) == Some(file))
+    }
+}
