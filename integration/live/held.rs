@@ -89,22 +89,26 @@ fn a_disk_of_an_odd_graph_arrives_or_is_refused() {
     }
 }
 
-/// Writes through throttles, copy-on-read and I/O threads arrive, all of them.
+/// Writes through throttles and copy-on-read arrive, all of them, and those of I/O threads where QEMU itself loses
+/// none: one of 10.0 may stop without the interrupt for the last request of a disk with an I/O thread, in any
+/// migration, and the guest waits for that request for ever.
 #[test]
 fn filters_and_io_threads_lose_no_write() {
-    let disk = |filter, iothread| DiskSpec {
-        filter_above: filter,
-        iothread,
-        size: 32 * MIB,
-        backing: 32 * MIB,
-        backing_data: 4 * MIB,
-        overlay_data: 2 * MIB,
-        ..DiskSpec::default()
-    };
-    let disks = vec![disk(Some(Filter::Throttle), true), disk(Some(Filter::CopyOnRead), true), disk(None, true)];
-    let pair = start(&Spec { disks, ..spec("10.0.13", busy()) });
-    let outcome = migrate(builder(&pair));
-    judge_running(&pair, &outcome);
+    for (version, iothread) in [("10.0.13", false), ("11.1", true)] {
+        let disk = |filter| DiskSpec {
+            filter_above: filter,
+            iothread,
+            size: 32 * MIB,
+            backing: 32 * MIB,
+            backing_data: 4 * MIB,
+            overlay_data: 2 * MIB,
+            ..DiskSpec::default()
+        };
+        let disks = vec![disk(Some(Filter::Throttle)), disk(Some(Filter::CopyOnRead)), disk(None)];
+        let pair = start(&Spec { disks, ..spec(version, busy()) });
+        let outcome = migrate(builder(&pair));
+        judge_running(&pair, &outcome);
+    }
 }
 
 /// Proxies before both monitors, with their sockets in a folder.
