@@ -2,15 +2,18 @@
 //!
 //! Promise: left-as-it-stands.
 
+mod commands;
+
 use super::support::{MIB, WAIT, builder, cancel, judge_back, migrate, migrate_and, migrate_when, start};
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration},
-    progress::{Ending, EventKind, Outcome, Phase, RunsOn},
+    progress::{Ending, EventKind, Outcome, Phase, PhaseState, RunsOn},
     quantity::Rate,
 };
 use qferry_bed::{BootSector, ChannelProxy, DiskSpec, Filter, MonitorProxy, Pair, Side, Spec, Tape};
 use serde_json::json;
+use std::cell::Cell;
 
 /// A pair whose guest waits for a key and then does something. Its disk takes seconds to copy at [`slow`]'s rate.
 fn waiting(version: &str, then: impl FnOnce(BootSector) -> BootSector, extra: &[&str]) -> Spec {
@@ -167,6 +170,32 @@ fn a_cancel_leaves_a_guest_that_is_suspended_paused_or_reset() {
             cancel(running);
         });
         judge_back(&pair, &outcome, Ending::Cancelled, state);
+    }
+}
+
+/// The guest has suspended itself while disks were copied, and the cancel comes later.
+#[test]
+fn a_cancel_while_ram_is_sent_or_in_pre_switchover_leaves_a_guest_suspended() {
+    let sends = |kind: &EventKind| matches!(kind, EventKind::Memory { transferred, .. } if *transferred > 0);
+    let switches =
+        |kind: &EventKind| matches!(kind, EventKind::Phase { phase: Phase::Switchover, state: PhaseState::Begin, .. });
+    type When = fn(&EventKind) -> bool;
+    for (version, when) in [("11.1", sends as When), ("10.0.13", switches)] {
+        let pair = start(&waiting(version, BootSector::suspend, &[]));
+        let sleeps = Cell::new(false);
+        let cancels = |kind: &EventKind| {
+            if copies(kind) && !sleeps.replace(true) {
+                press(&pair);
+                pair.source.wait_for_status("suspended", WAIT).unwrap();
+            }
+            when(kind)
+        };
+        let builder = builder(&pair).bandwidth(Rate(4 * MIB));
+        let (outcome, _) = migrate_when(builder, cancels, |running| {
+            assert!(sleeps.get(), "disks were copied before");
+            cancel(running);
+        });
+        judge_back(&pair, &outcome, Ending::Cancelled, "suspended");
     }
 }
 

@@ -17,6 +17,7 @@ mod machines;
 mod moves;
 mod postcopy;
 mod prepare;
+mod proxied;
 mod recovery;
 mod storage;
 mod strangers;
