@@ -4,6 +4,7 @@ mod attacks;
 mod faults;
 mod fence;
 mod interference;
+mod settings;
 mod two_engines;
 
 use super::support::{
