@@ -4,8 +4,10 @@ mod attacks;
 mod faults;
 mod fence;
 mod interference;
+mod pivot;
 mod settings;
 mod two_engines;
+mod two_sources;
 
 use super::support::{
     MIB, block_on, builder, busy, cancel, idle, judge_back, judge_disks, judge_running, migrate, migrate_and,

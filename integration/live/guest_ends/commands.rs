@@ -1,5 +1,5 @@
-//! Guests that power off or panic at one exact command of the engine: in the burst of `migrate`, in the blackout, and at
-//! the clean-up.
+//! Guests that power off or panic at one exact command of the engine: in the burst of `migrate`, in the blackout, and
+//! at the clean-up.
 //!
 //! A guest that stands still can do nothing. An NMI that is injected meanwhile waits in the state of the guest's
 //! processor: the guest powers off, or panics, as the first thing that it does on the side that runs it next.
@@ -162,7 +162,8 @@ fn a_guest_that_ends_after_a_blackout_beyond_the_budget_is_left_so() {
     }
 }
 
-/// The destination has everything, the source fails at the end and resumes by itself, and the guest ends there. What the destination has is older than what the guest has done since.
+/// The destination has everything, the source fails at the end and resumes by itself, and the guest ends there.
+/// What the destination has is older than what the guest has done since.
 #[test]
 fn a_guest_that_ends_after_a_broken_handover_does_not_run_again() {
     for does in [Does::Ends, Does::Panics] {
