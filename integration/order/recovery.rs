@@ -20,6 +20,10 @@ use std::{
     fs::{Permissions, set_permissions},
     os::unix::fs::PermissionsExt,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::io::DuplexStream;
@@ -54,12 +58,12 @@ fn ended_process() -> ProcessIdentity {
 
 /// The journal of an engine that died behind `Given`, and behind what follows here. The processes of the sides that are
 /// named have ended.
-fn journal_of_given(folder: &Path, ended: [bool; 2], more: &[Record]) -> std::path::PathBuf {
+fn journal_of_given(folder: &Path, ended: [bool; 2], fence: Option<&str>, more: &[Record]) -> std::path::PathBuf {
     let identity = ended_process();
     let [source, destination] = ["source", "destination"].map(|name| folder.join(name).display().to_string());
     let identity_of = |side: usize| ended[side].then(|| identity.clone());
     let begun = begun(folder, party(&source, identity_of(0)), party(&destination, identity_of(1)));
-    let begun = MigrationBegin { fence_command: Some("/bin/true".into()), ..begun };
+    let begun = MigrationBegin { fence_command: fence.map(Into::into), ..begun };
     let path = folder.join("journal");
     let mut journal = Journal::create(&path).unwrap();
     let effects = Record::Effects(vec![Effect::Migrate]);
@@ -86,7 +90,7 @@ fn count(fake: &FakeMonitor, command: &str) -> usize {
 async fn a_guest_that_a_person_may_have_started_is_not_taken_back() {
     for (ended, because) in [([false, true], "may have run the guest"), ([false, false], "somebody else may have")] {
         let folder = tempfile::tempdir().unwrap();
-        let path = journal_of_given(folder.path(), ended, &[]);
+        let path = journal_of_given(folder.path(), ended, None, &[]);
         let (source, reached) = completed("postmigrate").duplex();
         let outcome = Migration::recover(&path).source(stream("source", reached)).start_here().unwrap().wait().await;
         let reason = outcome.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default();
@@ -96,7 +100,7 @@ async fn a_guest_that_a_person_may_have_started_is_not_taken_back() {
     }
     // What the person had started may have run for long before both ended.
     let folder = tempfile::tempdir().unwrap();
-    let path = journal_of_given(folder.path(), [true, true], &[]);
+    let path = journal_of_given(folder.path(), [true, true], None, &[]);
     let outcome = Migration::recover(&path).start_here().unwrap().wait().await;
     assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
 }
@@ -104,7 +108,7 @@ async fn a_guest_that_a_person_may_have_started_is_not_taken_back() {
 /// What comes of a guest that stands so on a destination that has counted so many requests; with the `cont`s to it.
 async fn recover_standing(more: &[Record], run: &str, requests: u64) -> (usize, Outcome) {
     let folder = tempfile::tempdir().unwrap();
-    let path = journal_of_given(folder.path(), [false, false], more);
+    let path = journal_of_given(folder.path(), [false, false], None, more);
     let (_source, at_source) = completed("postmigrate").duplex();
     let stats = json!({"rd_operations": requests, "wr_bytes": 0, "wr_operations": 0, "wr_total_time_ns": 0});
     let (destination, reached) =
@@ -112,6 +116,32 @@ async fn recover_standing(more: &[Record], run: &str, requests: u64) -> (usize, 
     destination.on("cont", |_| vec![AnswerStep::Return(json!({}))]);
     let outcome = recover(&path, Some(at_source), reached).await;
     (count(&destination, "cont"), outcome)
+}
+
+/// Who recovers with a fence command vouches that nobody else has started the guest. That does not bring back what ran
+/// on a destination that has ended. The command is a real process, so the clock is not paused.
+#[tokio::test]
+async fn a_destination_that_no_engine_started_is_fenced_with_the_journals_command() {
+    for (has_ended, expected) in [(false, RunsOn::Source), (true, RunsOn::Unknown)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = journal_of_given(folder.path(), [false, has_ended], Some("/bin/true"), &[]);
+        let (source, reached) = completed("postmigrate").duplex();
+        let resumed = Arc::new(AtomicBool::new(false));
+        let resumes = resumed.clone();
+        source.on("cont", move |_| {
+            resumes.store(true, Ordering::Relaxed);
+            vec![AnswerStep::Return(json!({}))]
+        });
+        let runs = resumed.clone();
+        source.on("query-status", move |_| {
+            let runs = runs.load(Ordering::Relaxed);
+            let run = if runs { "running" } else { "postmigrate" };
+            vec![AnswerStep::Return(json!({"running": runs, "status": run}))]
+        });
+        let outcome = Migration::recover(&path).source(stream("source", reached)).start_here().unwrap().wait().await;
+        assert_eq!(outcome.runs_on, expected, "{outcome:#?}");
+        assert_eq!(resumed.load(Ordering::Relaxed), !has_ended, "{outcome:#?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,9 +100,9 @@ Exit codes: those of qferry migrate. 3: refused, nothing was changed (above all:
 pub(super) struct Recover {
     /// The journal that the engine wrote; without it the journals in the state directory are listed
     pub(super) journal: Option<PathBuf>,
-    /// Fence a side that does not answer with this executable, in place of what the journal says. With it a destination
-    /// is fenced also where no more is known than that the engine that died has not started the guest there: give it
-    /// only if nobody else has
+    /// Fence a side that does not answer with this executable, in place of what the journal says. With a command,
+    /// of the journal or given here, a destination is fenced also where no more is known than that the engine that
+    /// died has not started the guest there: recover only if nobody else has
     #[arg(long, value_name = "FILE", value_parser = resolved, requires = "journal")]
     pub(super) fence_command: Option<PathBuf>,
     /// How long that executable may take [default: what the journal says]

@@ -41,9 +41,10 @@ pub(super) async fn recover_first(context: &Context, source: &Endpoint, destinat
     for journal in journals {
         let because = format!("an engine died in a migration of this pair: {} is recovered first", journal.display());
         context.report.action("recover", because);
-        let mut recovery = Recovery::new(journal.clone()).source(source.clone()).destination(destination.clone());
+        let mut recovery =
+            Recovery::new(journal.clone()).on_the_way().source(source.clone()).destination(destination.clone());
         if let Some(command) = &context.settings.fence_command {
-            recovery = recovery.fence_command_of_migration(command);
+            recovery = recovery.fence_command(command);
         }
         if let Some(recorder) = &context.monitors.recorder {
             recovery = recovery.transcript(recorder.clone());

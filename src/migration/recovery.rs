@@ -59,8 +59,8 @@ pub struct Recovery {
     source: Option<Endpoint>,
     destination: Option<Endpoint>,
     fence_command: Option<PathBuf>,
-    /// The user has given the fence command for this recovery, and not for a migration.
-    consents: bool,
+    /// A user asks for this recovery, and not a migration that recovers on its way.
+    is_asked_for: bool,
     fence_timeout: Option<Duration>,
     recorder: Option<Recorder>,
 }
@@ -72,7 +72,7 @@ impl Recovery {
             source: None,
             destination: None,
             fence_command: None,
-            consents: false,
+            is_asked_for: true,
             fence_timeout: None,
             recorder: None,
         }
@@ -92,18 +92,18 @@ impl Recovery {
         self
     }
 
-    /// Fences with another executable than the journal says. With this one a destination that does not answer is fenced
-    /// also where all that is known is that no engine has started the guest there: give it only if nobody else has.
+    /// Fences with another executable than the journal says. With a fence command a destination that does not answer
+    /// is fenced also where all that is known is that no engine has started the guest there: recover so only if nobody
+    /// else has.
     #[must_use]
     pub fn fence_command(mut self, command: impl Into<PathBuf>) -> Self {
-        self.consents = true;
-        self.fence_command_of_migration(command)
-    }
-
-    /// The same with the command of a migration that recovers on its way: nobody has vouched for the old destination.
-    pub(super) fn fence_command_of_migration(mut self, command: impl Into<PathBuf>) -> Self {
         self.fence_command = Some(command.into());
         self
+    }
+
+    /// The recovery by a migration on its way: nobody vouches for the old destination.
+    pub(super) fn on_the_way(self) -> Self {
+        Self { is_asked_for: false, ..self }
     }
 
     /// Gives the fence command another time than the journal says.
@@ -190,7 +190,7 @@ impl Recovery {
         let reached = reach_both(&context, &begun, status.certain_effects(), known).await?;
         journal.append(&Record::Recovering)?;
         let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
-        Ok(go_on(&context, reached, (&begun, &status), log, failure, self.consents).await)
+        Ok(go_on(&context, reached, (&begun, &status), log, failure, self.is_asked_for).await)
     }
 
     /// Where the monitors can be dialled again, should one close during the recovery.
@@ -328,14 +328,15 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
     Some(outcome(context, &route(begun), end, &attempt))
 }
 
-/// Goes on with a run that another engine, or this one before its panic, began. `consents`: see [`take_consent`].
+/// Goes on with a run that another engine, or this one before its panic, began. `is_asked_for`: see
+/// [`take_consent`].
 async fn go_on(
     context: &Context,
     reached: ReachedPair,
     (begun, status): (&MigrationBegin, &JournalStatus),
     log: IntentLog,
     failure: Failure,
-    consents: bool,
+    is_asked_for: bool,
 ) -> Outcome {
     let ReachedPair { mut pair, others } = reached;
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
@@ -349,7 +350,7 @@ async fn go_on(
             }
             undetermined(&failure, SOURCE_REPLACED)
         }
-        _ => take_up(context, &mut pair, &route, (status, consents), failure, &mut attempt).await,
+        _ => take_up(context, &mut pair, &route, (status, is_asked_for), failure, &mut attempt).await,
     };
     if let Some(reason) = &mut end.reason {
         others.iter().for_each(|other| reason.message.push_str(&format!("; {other}")));
@@ -426,7 +427,7 @@ async fn take_up(
     context: &Context,
     pair: &mut QemuPair,
     route: &Route,
-    (status, consents): (&JournalStatus, bool),
+    (status, is_asked_for): (&JournalStatus, bool),
     failure: Failure,
     attempt: &mut Attempt,
 ) -> End {
@@ -435,6 +436,7 @@ async fn take_up(
         GuestClaim::Source => None,
         GuestClaim::Resuming => Some(RecordedHandover::Resuming(DestinationCannotRun::of_journal())),
         GuestClaim::Given => {
+            let consents = is_asked_for && context.settings.fence_command.is_some();
             Some(RecordedHandover::Given { cont: take_consent(status.cont(), consents, &pair.destination).await })
         }
     };

@@ -29,7 +29,7 @@ pub(crate) const QUIT: Duration = Duration::from_secs(4);
 /// A side that a recovery could not ask may run the guest by now, because a person has finished what the dead engine
 /// had begun, and holds its monitor. So such a side is not fenced, with two exceptions: a destination whose process is
 /// stopped (SIGSTOP) on this host, where the source's answer proves that the destination never ran; and a destination
-/// that no engine has started, where the user has given the recovery a command (`may_fence_unasked`).
+/// that no engine has started, where a user has asked for the recovery with a command (`may_fence_unasked`).
 pub(super) fn find_fences(context: &Context, pair: &QemuPair, may_fence_unasked: bool) -> UsableFences {
     let has_command = context.settings.fence_command.is_some();
     let can = |process: &Process| !process.is_absent() && (process.peer().is_some() || has_command);
@@ -38,8 +38,9 @@ pub(super) fn find_fences(context: &Context, pair: &QemuPair, may_fence_unasked:
     UsableFences { source: can(&pair.source), destination: can(&pair.destination) || (unasked && may_be_fenced) }
 }
 
-/// What a recovery knows of `cont` to the destination, with the word of its user (`consents`), who has given it a fence
-/// command: the user vouches for what nobody can be asked about, that no person has started the guest there.
+/// What a recovery knows of `cont` to the destination, with the word of its user (`consents`), who has asked for it
+/// with a fence command: the user vouches for what nobody can be asked about, that no person has started the guest
+/// there.
 pub(crate) async fn take_consent(cont: ContKnowledge, consents: bool, destination: &Process) -> ContKnowledge {
     let unasked = destination.is_absent() && !destination.was_replaced();
     let vouched = cont == ContKnowledge::NotByEngine && consents && unasked && !destination.has_ended().await;
