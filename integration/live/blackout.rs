@@ -2,6 +2,8 @@
 //!
 //! Promise: true-blackout.
 
+mod timerless;
+
 use super::support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start};
 use qferry::internals::{
     migration::Running,
@@ -149,8 +151,9 @@ fn a_guests_writes_do_not_wait_for_a_frozen_destination() {
         let reason = outcome.reason.as_ref().map_or("", |reason| reason.message.as_str());
         assert!(reason.contains("not even out of band"), "{outcome:#?}");
         let waited = frozen.expect("it was begun").join().unwrap();
-        // Without the look at the destination the guest waits for ten seconds, until the source is found to hang.
-        assert!(waited < Duration::from_secs(7), "{waited:?}: {outcome:#?}");
+        // On a host with five times as much to do as it can, ten writes took one to two seconds. Without the look
+        // at the destination the guest waits for ten, until the source is found to hang.
+        assert!(waited < Duration::from_secs(5), "{waited:?}: {outcome:#?}");
         judge_back(&pair, &outcome, Ending::RolledBack, "running");
     });
 }
