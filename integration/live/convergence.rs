@@ -3,5 +3,4 @@
 mod guests;
 mod measure;
 mod overlap;
-mod overlap_ends;
 mod tuning;

@@ -28,7 +28,7 @@ fn runs(machine: &Machine) -> bool {
 
 #[test]
 fn of_two_guests_that_are_moved_to_one_destination_one_arrives_at_most() {
-    for late in [0, 60, 250] {
+    for late in [0, 20, 60] {
         let pairs = [0, 1].map(|_| start(&Spec { second_monitor: true, ..Spec::quick() }));
         let destination = &pairs[0].destination;
         let monitors = [destination.qmp_path(), destination.second_qmp_path()];
@@ -51,7 +51,9 @@ fn of_two_guests_that_are_moved_to_one_destination_one_arrives_at_most() {
                 assert_eq!(outcome.runs_on, RunsOn::Destination, "{told}");
                 pair.source.wait_for_end(WAIT).unwrap();
             } else {
-                assert_eq!(outcome.runs_on, RunsOn::Source, "{told}");
+                // An engine that is refused at a destination that runs a guest says of no side that its guest is there.
+                let is_refused = (outcome.outcome, outcome.runs_on) == (Ending::Refused, RunsOn::Unknown);
+                assert!(is_refused || outcome.runs_on == RunsOn::Source, "{told}");
                 assert!(runs(&pair.source), "{told}");
             }
         }
