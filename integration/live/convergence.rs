@@ -3,4 +3,5 @@
 mod guests;
 mod measure;
 mod overlap;
+mod overlap_ends;
 mod tuning;

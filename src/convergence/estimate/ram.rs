@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::{collections::VecDeque, time::Duration};
 
 /// The least time between two looks for a pace to be taken from them.
-const APART: Duration = Duration::from_millis(50);
+const APART: Duration = Duration::from_millis(15);
 /// The part of the bytes sent meanwhile that may be found dirty by error, and the least of it, bytes: QEMU's counters
 /// are not read all at once.
 const NOISE: f64 = 0.05;
