@@ -1,7 +1,7 @@
 //! Embeds qferry: moves a guest between two QEMUs with the library, and prints what happens.
 //!
 //! ```text
-//! cargo run --example migrate -- unix:/run/vm/source.qmp unix:/run/vm/destination.qmp
+//! cargo run --example migrate -- unix:/run/vm/source.qmp unix:/run/vm/destination.qmp [DOWNTIME_MS]
 //! ```
 //!
 //! The addresses are those of the two QMP monitors. The destination must wait with `-incoming defer -S`, on an overlay
@@ -13,14 +13,15 @@ use std::{error::Error, process::ExitCode, time::Duration};
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(source), Some(destination)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: migrate SOURCE DESTINATION".into());
+        return Err("usage: migrate SOURCE DESTINATION [DOWNTIME_MS]".into());
     };
+    let downtime = arguments.next().map_or(Ok(100), |downtime| downtime.parse())?;
     let (source, destination): (Address, Address) = (source.parse()?, destination.parse()?);
 
     // Everything has a default. `check()` in place of `run_blocking` would look and change nothing, and `start()` gives
     // a handle to await, to follow from other threads, and to cancel: the guest then stays on the source.
     let outcome = Migration::builder(source, destination)
-        .downtime(Duration::from_millis(100))
+        .downtime(Duration::from_millis(downtime))
         .timeout(Duration::from_secs(600))
         .run_blocking(print)?;
 

@@ -30,8 +30,8 @@ fn sends(kind: &EventKind) -> bool {
     matches!(kind, EventKind::Memory { status, .. } if status == "active")
 }
 
-/// Whether the guest's beat and the ledger agree. A busy host that does not wake the guest in time makes its gap
-/// longer, so a gap that is too long is no proof; a gap that is too short is.
+/// Whether the guest's beat and the ledger agree. A busy host that does not wake the guest in time makes its silence
+/// longer, as it does at other times of the run: the longest such gap on either side is allowed for.
 fn agrees_with_the_beat(version: &str, slow: Side) -> bool {
     let pair = start(&writing(version));
     let began = Instant::now();
@@ -49,11 +49,22 @@ fn agrees_with_the_beat(version: &str, slow: Side) -> bool {
     let mut agrees = true;
     if version != "7.2" {
         pair.wait_for_beats(Side::Destination, 5, super::support::WAIT).unwrap();
-        let gap = pair.longest_gap(began).expect("beats").length.as_secs_f64() * 1000.0;
-        let apart = 2.0 * BEAT.as_secs_f64() * 1000.0;
-        assert!(gap + apart >= blackout, "{gap} ms without a beat: {outcome:#?}");
-        agrees = gap <= blackout + apart;
-        println!("{version}: {gap:.0} ms without a beat, a blackout of {blackout:.0} ms");
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        let [before, after] = [Side::Source, Side::Destination].map(|side| {
+            let mut beats = pair.beats(side);
+            beats.retain(|beat| beat.at >= began);
+            beats
+        });
+        let (last, first) = (before.last().expect("beats"), after.first().expect("beats"));
+        let silence = ms(first.at - last.at);
+        let gaps = [&before, &after].into_iter().flat_map(|beats| beats.windows(2));
+        let noise = gaps.map(|beats| ms(beats[1].at - beats[0].at)).fold(0.0, f64::max);
+        let apart = 2.0 * ms(BEAT);
+        assert!(silence + apart >= blackout, "{silence} ms without a beat: {outcome:#?}");
+        agrees = silence <= blackout + apart.max(noise);
+        println!(
+            "{version}: {silence:.0} ms without a beat, {noise:.0} at other times, a blackout of {blackout:.0} ms"
+        );
     }
     judge_running(&pair, &outcome);
     agrees
@@ -62,7 +73,7 @@ fn agrees_with_the_beat(version: &str, slow: Side) -> bool {
 fn agree_once_in_three(version: &str, slow: Side) {
     assert!(
         (0..3).any(|_| agrees_with_the_beat(version, slow)),
-        "{version}: the guest was silent for longer each time"
+        "{version}: the guest was silent for longer each time than its ledger and its host explain"
     );
 }
 
