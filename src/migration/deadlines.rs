@@ -8,6 +8,9 @@ use crate::qemu::Process;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long the source may leave something unanswered while its guest is to run: the guest's disks hang as QEMU does
+/// then.
+pub(crate) const STALLS: Duration = Duration::from_secs(10);
 /// The part after which a source that answers nothing is taken to hang.
 pub(crate) const HANGS: f64 = 0.25;
 /// The part by which every mirror must have ended.
@@ -25,6 +28,12 @@ pub(crate) fn left(context: &Context, source: &Process, guest: &GuestIntent, par
     let stop = source.observed().stood_since().filter(|_| guest.wants_running());
     let stood = stop.map_or(Duration::ZERO, |stop| stop.elapsed());
     context.settings.switchover_limit().mul_f64(part).saturating_sub(stood)
+}
+
+/// How long a source may leave something unanswered once QEMU may have stopped its guest, until its main loop is taken
+/// to hang in what it waits for.
+pub(crate) fn patience(context: &Context) -> Duration {
+    context.settings.switchover_limit().mul_f64(HANGS).min(STALLS)
 }
 
 /// When that part is over.

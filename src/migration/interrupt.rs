@@ -17,9 +17,6 @@ const DEATH: Duration = Duration::from_millis(100);
 /// How much later than the user's timeout a run is given up. The controller gives up in time, and says what was
 /// missing; this is for a QEMU that does not answer the controller.
 const OVERTIME: Duration = Duration::from_secs(1);
-/// How long the source may leave something unanswered while its guest is to run: the guest's disks hang as QEMU does
-/// then.
-const STALLS: Duration = Duration::from_secs(10);
 
 /// The time between two looks at the destination while the source is silent.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -52,7 +49,7 @@ struct SilenceBounds {
 
 impl SilenceBounds {
     /// Before QEMU may stop the guest. A QEMU that hangs stops the guest at its next access to a device.
-    const WHILE_THE_GUEST_RUNS: Self = Self { patience: STALLS, longest: STALLS };
+    const WHILE_THE_GUEST_RUNS: Self = Self { patience: deadlines::STALLS, longest: deadlines::STALLS };
 }
 
 impl Bounds {
@@ -70,7 +67,7 @@ impl Bounds {
     /// While RAM is sent: QEMU may stop the guest at any time, and hang before it can tell.
     pub(crate) fn while_memory_is_sent(context: &Context) -> Self {
         let part = |part: f64| context.settings.switchover_limit().mul_f64(part);
-        let patience = part(deadlines::HANGS).min(STALLS);
+        let patience = deadlines::patience(context);
         let silence = SilenceBounds { patience, longest: part(deadlines::DISENGAGED).max(patience) };
         // the loop that sends RAM follows the guest itself
         Self { silence: Some(silence), halt: false, ..Self::before_memory(context) }
