@@ -294,7 +294,7 @@ async fn the_end_of_both_qemus_leaves_nothing_and_is_told_apart() {
     let whole = [Effect::NbdServer, Effect::Incoming, Effect::Migrate];
     for (effects, ending, words) in [
         (&whole[..1], Ending::Ended, "the guest has ended on the source"),
-        (&whole, Ending::Undetermined, "if the destination's log or the times of its images say"),
+        (&whole, Ending::Undetermined, "if the destination's log says that the guest ran there"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let identity = ended_process();

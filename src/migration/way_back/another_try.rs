@@ -7,8 +7,8 @@ pub(super) const HAS_DISK: &str = "; the guest runs on the source and writes a d
 /// What is said in place of [`before_another_try`] where both QEMUs have ended, and nothing proves on which side the
 /// guest ran last.
 pub(super) const BOTH_GONE: &str = "; both QEMUs are gone, and nothing tells whether somebody else had handed the guest over: if \
-     the destination's log or the times of its images say that the guest ran there, start it anew from the destination's \
-     disks, otherwise from the source's, which are whole";
+     the destination's log says that the guest ran there, start it anew from the destination's disks; otherwise from the \
+     source's, for the destination's may hold a part";
 
 /// What a person is to do before another try. `was_ended` is a destination that listened for RAM: no QEMU takes a
 /// second `migrate-incoming` (7.2, 10.0.13 and 11.1 were tried), so RAM that was called off is not begun again beside
