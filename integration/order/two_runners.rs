@@ -2,7 +2,7 @@
 //!
 //! Promise: one-runner.
 
-use super::*;
+use super::{watchdog::journaled, *};
 use qferry::internals::{
     journal::Journal,
     migration::{JournalPlace, record::Record},
@@ -337,9 +337,12 @@ async fn what_a_guest_did_on_a_destination_that_is_gone_is_not_undone() {
             }
             vec![AnswerStep::Return(json!({}))]
         });
-        let run = model.migrate().await;
+        let (run, records, _) = journaled(&mut model).await;
         undetermined(&run);
         assert_eq!(run.count("source: cont") + run.count("source: quit"), 0, "{run:?}");
+        // A later engine must not take the destination for one that never ran.
+        let has = |wanted: &Record| records.contains(wanted);
+        assert!(has(&Record::Starting) && !has(&Record::NotStarted), "{records:?}");
     }
 }
 

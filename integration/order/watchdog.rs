@@ -89,7 +89,7 @@ async fn only_instances_of_the_engine_are_yanked() {
 }
 
 /// Migrates with a journal, and reads that journal.
-async fn journaled(model: &mut ModelPair) -> (MigrationRun, Vec<Record>, std::path::PathBuf) {
+pub(super) async fn journaled(model: &mut ModelPair) -> (MigrationRun, Vec<Record>, std::path::PathBuf) {
     let path = model.directory.path().join("journal");
     let builder = model.builder().journal(JournalPlace::File(path.clone()));
     let run = model.follow(builder.start_here().unwrap()).await;

@@ -223,6 +223,7 @@ impl<S, D> Judgement<S, D> {
             destination,
             cont: self.cont,
             has_run: self.has_run,
+            source_gave_up,
             was_running: self.was_running,
             source_resumed: !self.source_followed || source_gave_up,
             fences: self.fences,
@@ -255,7 +256,13 @@ impl<S, D> Judgement<S, D> {
     /// Whether the journal says that `cont` may have been sent, and none was, or each was refused: `NotStarted` is to
     /// be written, so that a later engine may fence a destination that does not answer.
     pub fn must_tell_not_started(&self) -> bool {
-        self.starting_recorded && !self.resuming_recorded && self.cont.had_no_effect()
+        self.starting_recorded && !self.resuming_recorded && !self.has_run && self.cont.had_no_effect()
+    }
+
+    /// Whether the guest is proved to have run on the destination, which the journal does not tell: `Starting` is to be
+    /// written, so that no later engine takes the destination for one that never ran.
+    pub fn must_tell_started(&self) -> bool {
+        self.has_run && !self.starting_recorded && !self.resuming_recorded
     }
 
     /// Takes in what came of the step that was carried out.

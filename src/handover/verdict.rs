@@ -162,6 +162,8 @@ pub struct HandoverFacts {
     /// The guest has run on the destination, whoever started it there: the destination's events told so, or the guest's
     /// own requests to the destination's disks prove it.
     pub has_run: bool,
+    /// The source was heard to resume the guest, or to give its migration up.
+    pub source_gave_up: bool,
     /// The guest ran before the migration; otherwise it stays paused wherever the migration ends.
     pub was_running: bool,
     /// A source that does not answer may have run the guest since the guest was stopped, so the destination's state may
@@ -267,6 +269,9 @@ const REFUSED: &str = "the destination refuses to run the guest and the source d
 const SOURCE_SILENT: &str = "the destination has the whole guest and waits to be started, but the source does not \
      answer and may resume the guest: make sure that the source's process is gone and did not resume after the \
      handover, then send cont to the destination";
+const RAN_AND_STANDS: &str = "the guest has run on the destination and is paused there, and the source does not answer: \
+     make sure that the source's process is gone and did not resume after the handover; the guest's owner resumes it on \
+     the destination";
 const SOURCE_RAN: &str = "the source is gone and may have run the guest after the handover, so the destination's \
      state may be older: if the source's log says that it did not resume, send cont to the destination; otherwise \
      start the guest anew from the source's disks";
@@ -336,7 +341,7 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
         },
         // The guest has moved, and has stopped there since.
         SideState::Answers { migration: MigrationStatus::Completed, .. }
-            if facts.has_run && destination.stands_by_itself() && stands_for_good(source) =>
+            if facts.has_run && destination.stands_by_itself() && stands_for_good(source) && !facts.source_gave_up =>
         {
             HandoverVerdict::OnDestination
         }
@@ -403,12 +408,14 @@ fn judge_loaded_destination(facts: &HandoverFacts, cont: ContKnowledge) -> Hando
         SideState::Answers { migration: MigrationStatus::Other(_), .. } => HandoverVerdict::Undetermined(STRANGE),
         SideState::Answers { .. } => HandoverVerdict::Undetermined(NOT_STARTED_BY_US),
         // A `cont` that was refused is tried again: no other side has the guest.
-        SideState::Dead if !may_have_run => finish,
+        // A source that nobody has heard resume stood for good when the destination was started.
+        SideState::Dead if !may_have_run || (facts.has_run && !facts.source_gave_up) => finish,
         SideState::Dead => HandoverVerdict::Undetermined(SOURCE_RAN),
         SideState::Silent | SideState::Hung if cont == ContKnowledge::Refused => HandoverVerdict::Undetermined(REFUSED),
         // A source that hangs is fenced though it could be freed: the destination's copy is whole, and the source's is
         // in a process that hangs.
         SideState::Silent | SideState::Hung if fences.source && !may_have_run => HandoverVerdict::FenceSource,
+        SideState::Silent | SideState::Hung if facts.has_run => HandoverVerdict::Undetermined(RAN_AND_STANDS),
         SideState::Silent | SideState::Hung => HandoverVerdict::Undetermined(SOURCE_SILENT),
     }
 }
@@ -471,6 +478,7 @@ mod tests {
             destination,
             cont,
             has_run: false,
+            source_gave_up: false,
             was_running: true,
             source_resumed: false,
             fences: UsableFences::default(),
@@ -737,6 +745,12 @@ mod tests {
                 }
             }
             assert_eq!(ran(postmigrate(), destination_runs(), cont), HandoverVerdict::OnDestination);
+            // A recovery has not followed the source. One that was heard to resume may have run the guest last.
+            for (source_gave_up, expected) in [(false, HandoverVerdict::OnDestination), (true, UNDETERMINED)] {
+                let dead = facts(SideState::Dead, loaded(), cont);
+                let unfollowed = HandoverFacts { has_run: true, source_resumed: true, source_gave_up, ..dead };
+                assert_eq!(verdict(&unfollowed), expected, "{cont:?}");
+            }
         }
         assert_eq!(ran(SideState::Silent, destination_runs(), Sent), HandoverVerdict::OnDestination);
     }
@@ -906,11 +920,22 @@ mod tests {
 
     fn any_facts() -> impl Strategy<Value = HandoverFacts> {
         let fences = any::<(bool, bool)>().prop_map(|(source, destination)| UsableFences { source, destination });
-        let rest = (any::<[bool; 4]>(), fences);
+        let rest = (any::<[bool; 5]>(), fences);
         let conts = [ALL.to_vec(), vec![NotByEngine]].concat();
         (any_side_state(), any_side_state(), prop::sample::select(conts), rest).prop_map(
-            |(source, destination, cont, ([was_running, source_resumed, retries_cont, has_run], fences))| {
-                HandoverFacts { source, destination, cont, has_run, was_running, source_resumed, fences, retries_cont }
+            |(source, destination, cont, ([was_running, resumed, retries_cont, has_run, source_gave_up], fences))| {
+                let source_resumed = resumed || source_gave_up;
+                HandoverFacts {
+                    source,
+                    destination,
+                    cont,
+                    has_run,
+                    source_gave_up,
+                    was_running,
+                    source_resumed,
+                    fences,
+                    retries_cont,
+                }
             },
         )
     }

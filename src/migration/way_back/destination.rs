@@ -23,6 +23,7 @@ use crate::{
         reply::{MigrationStatus, RunState},
     },
 };
+use qapi::qmp;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -224,4 +225,16 @@ async fn see_holding(source: &Process) -> SourceHolding {
 
 async fn ask(process: &Process) -> Option<(RunState, MigrationStatus)> {
     timeout(LOOK, precopy::run_and_status(process)).await.ok()?.ok()
+}
+
+/// Whether the guest has used a disk on a destination, and so has run there: QEMU counts the requests of the guest's
+/// own devices, and a migration passes no counter on. A mirror writes through an export, which is no device. `None`
+/// where QEMU does not answer.
+pub(super) async fn has_made_requests(destination: &Process) -> Option<bool> {
+    let asked = timeout(LOOK, destination.ask(&qmp::query_blockstats { query_nodes: None }));
+    match asked.await {
+        Ok(Ok(devices)) => Some(devices.0.iter().any(|device| device.stats.has_requests())),
+        Ok(Err(error)) if !error.is_silence() => Some(false),
+        _ => None,
+    }
 }

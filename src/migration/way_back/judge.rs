@@ -4,7 +4,7 @@
 //! A step on one side must never be taken while the other side is not proved to be out of the way.
 
 use super::{
-    destination::has_run,
+    destination::{has_made_requests, has_run},
     fence::{fence, find_fences, yank},
     reconnect::{is_cut, reach_again},
 };
@@ -69,7 +69,8 @@ pub(crate) async fn judge_failed_handover(
     HandoverFailure { failure, given }: HandoverFailure,
     attempt: &mut Attempt,
 ) -> Whereabouts {
-    if matches!(given, Some(ContKnowledge::Never | ContKnowledge::Refused)) {
+    let ran = pair.destination.observed().resumed.is_some();
+    if matches!(given, Some(ContKnowledge::Never | ContKnowledge::Refused)) && !ran {
         // The record is on its way, and nothing waits for it: a later engine that does not find it knows less.
         drop(attempt.log.write(Record::NotStarted));
     }
@@ -118,6 +119,9 @@ async fn find_guest(
     };
     if judgement.must_tell_not_started() {
         log.tell(Record::NotStarted, &context.report).await;
+    }
+    if judgement.must_tell_started() {
+        log.tell(Record::Starting, &context.report).await;
     }
     match verdict {
         HandoverVerdict::OnDestination => {
@@ -303,7 +307,7 @@ impl<'a> Judge<'a> {
         let (seen_source, seen_destination) = tokio::join!(look(source, ended.0), look(destination, ended.1));
         let seen_source = if is_followed(source) { seen_source.forget_migration() } else { seen_source };
         let unheard = matches!(seen_source, SideSighting::Silent | SideSighting::Hung);
-        let sighting = ProvedSighting {
+        let mut sighting = ProvedSighting {
             source: seen_source.and_prove(SourceCannotRun::of_ended_process),
             destination: seen_destination.and_prove(DestinationCannotRun::of_ended_process),
             // A source begins another migration only once the last one is over.
@@ -311,14 +315,19 @@ impl<'a> Judge<'a> {
             source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
             retries_cont: Instant::now() < self.retries_until,
         };
-        let stands = match &sighting.destination {
-            SideSighting::Answered { run, .. } => !run.is_live() && *run != RunState::InMigrate,
-            _ => false,
-        };
         // Somebody's `cont` makes a destination run as soon as it has everything.
-        let told = has_run(destination).await;
-        if told || (self.recovers && stands && has_made_requests(destination).await) {
-            judgement.note_ran();
+        let ran = match &sighting.destination {
+            SideSighting::Answered { run: RunState::Running, migration: MigrationStatus::Completed } => Some(true),
+            SideSighting::Answered { run, .. } if self.recovers && !run.is_live() && *run != RunState::InMigrate => {
+                has_made_requests(destination).await
+            }
+            _ => Some(false),
+        };
+        match ran {
+            Some(true) => judgement.note_ran(),
+            _ if has_run(destination).await => judgement.note_ran(),
+            Some(false) => {}
+            None => sighting.destination = SideSighting::Silent,
         }
         let (facts, verdict) = judgement.see(sighting);
         self.context.report.action("judge-handover", format!("{facts:?}: {verdict:?}"));
@@ -425,13 +434,6 @@ async fn notice_cut(source: &Process, source_cut: &AtomicBool) -> Infallible {
     source.gone().await;
     source_cut.store(is_cut(source).await, Ordering::Relaxed);
     pending().await
-}
-
-/// Whether the guest has used a disk on a destination, and so has run there: QEMU counts the requests of the guest's
-/// own devices, and a migration passes no counter on. A mirror writes through an export, which is no device.
-async fn has_made_requests(destination: &Process) -> bool {
-    let counted = destination.ask(&qmp::query_blockstats { query_nodes: None }).await;
-    counted.is_ok_and(|devices| devices.0.iter().any(|device| device.stats.has_requests()))
 }
 
 /// Whether the destination may lack pages yet. The events of postcopy may have been another engine's to see. A source
