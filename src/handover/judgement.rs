@@ -168,7 +168,7 @@ impl<S, D> Judgement<S, D> {
             fences,
             resuming_recorded: false,
             must_record: false,
-            starting_recorded: !(cont.had_no_effect() || cont == ContKnowledge::NotByEngine),
+            starting_recorded: cont.may_be_an_engines(),
             pending: None,
             may_change: false,
         }

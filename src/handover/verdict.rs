@@ -685,7 +685,6 @@ mod tests {
         assert_eq!(paused(answers("paused", "failed"), destination_failed()), HandoverVerdict::OnSource);
         assert_eq!(paused(postmigrate(), SideState::Dead), HandoverVerdict::OnSource);
         assert_eq!(paused(waits(), SideState::Dead), HandoverVerdict::CancelMigration);
-        // No engine starts a guest that was paused.
     }
 
     #[test]

@@ -126,9 +126,9 @@ impl Interruption<'_> {
     async fn late(&self, bounds: Bounds, waited: Duration) -> Failure {
         let source = &self.pair.source;
         let patience = bounds.silence.map_or(Duration::MAX, |bounds| bounds.patience);
-        match timeout(Duration::ZERO, source.unanswered(patience)).await {
-            Ok(()) => Failure::Flushes { at: source.name().clone(), waited: patience },
-            Err(_) => Failure::SwitchoverTimeout(waited),
+        match source.has_left_unanswered(patience).await {
+            true => Failure::Flushes { at: source.name().clone(), waited: patience },
+            false => Failure::SwitchoverTimeout(waited),
         }
     }
 }

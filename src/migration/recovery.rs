@@ -190,7 +190,7 @@ impl Recovery {
         let reached = reach_both(&context, &begun, status.certain_effects(), known).await?;
         journal.append(&Record::Recovering)?;
         let log = IntentLog::take_up(begun.run.clone(), journal, status.effects.clone());
-        Ok(go_on(&context, reached, (&begun, &status), log, failure, self.is_asked_for).await)
+        Ok(go_on(&context, reached, &begun, &status, log, failure, self.is_asked_for).await)
     }
 
     /// Where the monitors can be dialled again, should one close during the recovery.
@@ -315,7 +315,7 @@ async fn recover_after_panic(
     let reached = reach_both(context, begun, status.certain_effects(), [source.as_ref(), destination.as_ref()]).await?;
     let log = IntentLog::go_on(begun.run.clone(), &context.records, status.effects.clone(), &context.report).await;
     log.tell(Record::Recovering, &context.report).await;
-    Ok(go_on(context, reached, (begun, status), log, Failure::Internal(panicked.to_owned()), false).await)
+    Ok(go_on(context, reached, begun, status, log, Failure::Internal(panicked.to_owned()), false).await)
 }
 
 /// The outcome of a run that had come to an end, and left nothing to be done.
@@ -333,7 +333,8 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
 async fn go_on(
     context: &Context,
     reached: ReachedPair,
-    (begun, status): (&MigrationBegin, &JournalStatus),
+    begun: &MigrationBegin,
+    status: &JournalStatus,
     log: IntentLog,
     failure: Failure,
     is_asked_for: bool,
@@ -350,7 +351,7 @@ async fn go_on(
             }
             undetermined(&failure, SOURCE_REPLACED)
         }
-        _ => take_up(context, &mut pair, &route, (status, is_asked_for), failure, &mut attempt).await,
+        _ => take_up(context, &mut pair, &route, status, is_asked_for, failure, &mut attempt).await,
     };
     if let Some(reason) = &mut end.reason {
         others.iter().for_each(|other| reason.message.push_str(&format!("; {other}")));
@@ -427,7 +428,8 @@ async fn take_up(
     context: &Context,
     pair: &mut QemuPair,
     route: &Route,
-    (status, is_asked_for): (&JournalStatus, bool),
+    status: &JournalStatus,
+    is_asked_for: bool,
     failure: Failure,
     attempt: &mut Attempt,
 ) -> End {

@@ -295,6 +295,11 @@ impl Process {
         self.client.wait_unanswered(patience).await;
     }
 
+    /// Whether QEMU has left a command unanswered for that long by now.
+    pub async fn has_left_unanswered(&self, patience: Duration) -> bool {
+        timeout(Duration::ZERO, self.unanswered(patience)).await.is_ok()
+    }
+
     /// Whether a deadline was missed and QEMU has answered nothing since.
     pub fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)

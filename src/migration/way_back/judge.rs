@@ -69,8 +69,7 @@ pub(crate) async fn judge_failed_handover(
     HandoverFailure { failure, given }: HandoverFailure,
     attempt: &mut Attempt,
 ) -> Whereabouts {
-    let ran = pair.destination.observed().resumed.is_some();
-    if matches!(given, Some(ContKnowledge::Never | ContKnowledge::Refused)) && !ran {
+    if matches!(given, Some(ContKnowledge::Never | ContKnowledge::Refused)) && !has_run(&pair.destination).await {
         // The record is on its way, and nothing waits for it: a later engine that does not find it knows less.
         drop(attempt.log.write(Record::NotStarted));
     }
@@ -108,9 +107,8 @@ async fn find_guest(
     failure: Failure,
     attempt: &mut Attempt,
 ) -> Whereabouts {
-    let (guest, log) = (attempt.guest.clone(), &attempt.log);
-    let mut judge = Judge::begin(context, pair, route, guest);
-    judge.recovers = !attempt.destination_followed;
+    let log = &attempt.log;
+    let mut judge = Judge::begin(context, pair, route, attempt);
     let verdict = loop {
         match judge.take_steps(pair, &mut judgement, log).await {
             Pause::End(verdict) => break verdict,
@@ -174,13 +172,13 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn begin(context: &'a Context, pair: &QemuPair, route: &'a Route, guest: GuestIntent) -> Self {
-        let time = deadlines::left(context, &pair.source, &guest, 1.0).max(LEAST);
+    fn begin(context: &'a Context, pair: &QemuPair, route: &'a Route, attempt: &Attempt) -> Self {
+        let time = deadlines::left(context, &pair.source, &attempt.guest, 1.0).max(LEAST);
         let now = Instant::now();
         Self {
             context,
             route,
-            guest,
+            guest: attempt.guest.clone(),
             over: now + time,
             retries_until: now + RETRIES.min(time / 4),
             pause: FIRST_PAUSE,
@@ -188,7 +186,7 @@ impl<'a> Judge<'a> {
             undetermined: HandoverVerdict::Undetermined(OUT_OF_TIME),
             source_cut: AtomicBool::new(false),
             settled: false,
-            recovers: false,
+            recovers: !attempt.destination_followed,
         }
     }
 
@@ -315,8 +313,9 @@ impl<'a> Judge<'a> {
             source_cut: (unheard && source.is_gone()) || source_cut.load(Ordering::Relaxed),
             retries_cont: Instant::now() < self.retries_until,
         };
-        // Somebody's `cont` makes a destination run as soon as it has everything.
         let ran = match &sighting.destination {
+            // Somebody's `cont` makes a destination run as soon as it has everything.
+            _ if has_run(destination).await => Some(true),
             SideSighting::Answered { run: RunState::Running, migration: MigrationStatus::Completed } => Some(true),
             SideSighting::Answered { run, .. } if self.recovers && !run.is_live() && *run != RunState::InMigrate => {
                 has_made_requests(destination).await
@@ -325,7 +324,6 @@ impl<'a> Judge<'a> {
         };
         match ran {
             Some(true) => judgement.note_ran(),
-            _ if has_run(destination).await => judgement.note_ran(),
             Some(false) => {}
             None => sighting.destination = SideSighting::Silent,
         }

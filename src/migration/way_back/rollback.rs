@@ -45,7 +45,7 @@ use std::sync::{
     OnceLock,
     atomic::{AtomicBool, Ordering},
 };
-use tokio::time::{Duration, timeout};
+use tokio::time::timeout;
 
 /// How often a step is tried that failed without having been refused: each is idempotent.
 const TRIES: u32 = 2;
@@ -118,8 +118,11 @@ pub(crate) async fn go_back(
         attempt.log.tell(Record::Kept, report).await;
     }
     // a source that does not answer now would hold up the way back, too: the guest's own return waits for its disks
-    let hangs = timeout(Duration::ZERO, pair.source.unanswered(deadlines::patience(context))).await.is_ok();
-    if may_resume.is_some() && (failure.is_silence() || pair.source.is_silent() || hangs) {
+    if may_resume.is_some()
+        && (failure.is_silence()
+            || pair.source.is_silent()
+            || pair.source.has_left_unanswered(deadlines::patience(context)).await)
+    {
         match attempt.destination_followed {
             true => free(context, pair, route).await,
             // a destination that nobody has followed is not ended for its silence
