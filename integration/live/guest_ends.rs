@@ -4,11 +4,11 @@
 
 mod commands;
 
-use super::support::{MIB, WAIT, builder, cancel, judge_back, migrate, migrate_and, migrate_when, start};
+use super::support::{MIB, WAIT, begins, builder, cancel, judge_back, migrate, migrate_and, migrate_when, start};
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration},
-    progress::{Ending, EventKind, Outcome, Phase, PhaseState, RunsOn},
+    progress::{Ending, EventKind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
 use qferry_bed::{BootSector, ChannelProxy, DiskSpec, Filter, MonitorProxy, Pair, Side, Spec, Tape};
@@ -177,8 +177,7 @@ fn a_cancel_leaves_a_guest_that_is_suspended_paused_or_reset() {
 #[test]
 fn a_cancel_while_ram_is_sent_or_in_pre_switchover_leaves_a_guest_suspended() {
     let sends = |kind: &EventKind| matches!(kind, EventKind::Memory { transferred, .. } if *transferred > 0);
-    let switches =
-        |kind: &EventKind| matches!(kind, EventKind::Phase { phase: Phase::Switchover, state: PhaseState::Begin, .. });
+    let switches = |kind: &EventKind| begins(kind, Phase::Switchover);
     type When = fn(&EventKind) -> bool;
     for (version, when) in [("11.1", sends as When), ("10.0.13", switches)] {
         let pair = start(&waiting(version, BootSector::suspend, &[]));

@@ -1,17 +1,20 @@
 //! What held under attack, and is to hold: disks of odd graphs, odd paths, filters and I/O threads under constant
 //! writes, and a destination that cannot lock its images.
 
-use super::support::{MIB, builder, busy, judge_back, judge_running, migrate, settings, spec, start};
+use super::{
+    proxied::before_monitors,
+    support::{MIB, builder, busy, judge_back, judge_running, migrate, settings, spec, start},
+};
 use qferry::internals::{
     endpoint::Address, migration::Migration, progress::Ending, storage::model::layout::StorageMode,
 };
-use qferry_bed::{Deed, Deviation, DiskSpec, Filter, Machine, MonitorProxy, Pair, Side, Spec, Tape, Workload, nth};
+use qferry_bed::{Deed, Deviation, DiskSpec, Filter, Machine, MonitorProxy, Side, Spec, Workload, nth};
 use rustix::fs::{FlockOperation, fcntl_lock};
 use serde_json::{Value, json};
 use std::{
     cell::RefCell,
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -112,15 +115,6 @@ fn filters_and_io_threads_lose_no_write() {
     }
 }
 
-/// Proxies before both monitors, with their sockets in a folder.
-fn proxies(pair: &Pair, folder: &Path) -> [MonitorProxy; 2] {
-    let tape = Tape::default();
-    [&pair.source, &pair.destination].map(|machine| {
-        let path = folder.join(machine.side().to_string());
-        MonitorProxy::start(machine.side(), path, machine.qmp_path(), &tape).unwrap()
-    })
-}
-
 fn addresses(monitors: &[MonitorProxy; 2]) -> [Address; 2] {
     monitors.each_ref().map(|monitor| Address::unix(monitor.path()).unwrap())
 }
@@ -146,7 +140,7 @@ fn odd_paths_are_paths() {
             .qmp("device_add", &json!({"driver": "scsi-hd", "bus": "scsi0.0", "drive": "odd", "id": "odd"}))
             .unwrap();
     }
-    let monitors = proxies(&pair, &folder);
+    let monitors = before_monitors(&pair, &folder);
     let address = |name: &str| Address::unix(folder.join(name)).unwrap();
     let mut settings = settings(&pair);
     settings.runtime_dir.clone_from(&folder);
@@ -170,7 +164,7 @@ fn a_destination_that_cannot_lock_a_shared_image_gives_the_guest_back() {
     let pair = start(&Spec { destination, ..Spec::quick() });
     let folder = pair.run_dir().with_file_name("proxies");
     fs::create_dir(&folder).unwrap();
-    let monitors = proxies(&pair, &folder);
+    let monitors = before_monitors(&pair, &folder);
     let held = Arc::new(Mutex::new(None));
     let (image, holds) = (pair.source.disks()[0].overlay.clone(), Arc::clone(&held));
     let lock = move || {

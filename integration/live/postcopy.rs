@@ -1,12 +1,13 @@
 //! Guests that dirty more than the link carries, moved by postcopy, also when the channel breaks or a side dies.
 
 use super::support::{
-    MIB, WAIT, builder, cancel, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec, start,
+    MIB, WAIT, begins, builder, cancel, hurry, judge_back, judge_disks, judge_running, migrate_when, settings, spec,
+    start,
 };
 use qferry::internals::{
     endpoint::Address,
     migration::{Builder, Migration, Running, Settings},
-    progress::{Ending, Event, EventKind, Outcome, Phase, PhaseState, RunsOn},
+    progress::{Ending, Event, EventKind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
 use qferry_bed::{Deed, Event as BedEvent, Guest, MonitorProxy, Pair, Side, Spec, Tape, Workload, nth};
@@ -30,10 +31,6 @@ fn at_once(pair: &Pair) -> Settings {
 /// A migration without a ceiling, which would replace the limit that [`slowly`] sets.
 fn postcopy(pair: &Pair) -> Builder {
     builder(pair).settings(at_once(pair))
-}
-
-fn begins(kind: &EventKind, wanted: Phase) -> bool {
-    matches!(kind, EventKind::Phase { phase, state: PhaseState::Begin, .. } if *phase == wanted)
 }
 
 /// Limits the background of postcopy until [`hurry`], so that most pages are still on the source however late a busy

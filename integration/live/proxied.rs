@@ -8,7 +8,7 @@ use qferry::internals::{
 };
 use qferry_bed::{ChannelProxy, Command, MonitorProxy, Pair, Side, Tape, nth};
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -30,15 +30,20 @@ fn folder(pair: &Pair) -> PathBuf {
     pair.run_dir().with_file_name("proxies")
 }
 
+/// Proxies before both monitors, with their sockets in a folder.
+pub(crate) fn before_monitors(pair: &Pair, folder: &Path) -> [MonitorProxy; 2] {
+    let tape = Tape::default();
+    [&pair.source, &pair.destination].map(|machine| {
+        let path = folder.join(machine.side().to_string());
+        MonitorProxy::start(machine.side(), path, machine.qmp_path(), &tape).unwrap()
+    })
+}
+
 impl<'p> Proxied<'p> {
     pub(crate) fn new(pair: &'p Pair) -> Self {
         let folder = folder(pair);
         std::fs::create_dir_all(&folder).unwrap();
-        let tape = Tape::default();
-        let monitors = [&pair.source, &pair.destination].map(|machine| {
-            let path = folder.join(machine.side().to_string());
-            MonitorProxy::start(machine.side(), path, machine.qmp_path(), &tape).unwrap()
-        });
+        let monitors = before_monitors(pair, &folder);
         let ram = ChannelProxy::start(folder.join("ram"), folder.join("ram-behind")).unwrap();
         // The engine tells both sides the address of the relay, so the destination's is replaced.
         let [front, behind] = [ram.front(), ram.behind()].map(|path| path.display().to_string());

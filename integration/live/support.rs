@@ -6,12 +6,13 @@ use qferry::internals::{
     progress::{Ending, Event, EventKind, Outcome, Phase, PhaseState, RunsOn},
 };
 use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_facts};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     future::Future,
     process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -104,11 +105,28 @@ pub(crate) fn cancel(running: &Running<Outcome>) {
     running.control().cancel();
 }
 
+/// Waits for an answer of the source.
+pub(crate) fn until(pair: &Pair, command: &str, done: impl Fn(&Value) -> bool) {
+    let begun = Instant::now();
+    while !done(&pair.source.qmp(command, &json!({})).unwrap()) {
+        assert!(begun.elapsed() < WAIT, "{command}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// The writes of a guest to its first disk, by an answer to `query-blockstats`.
+pub(crate) fn writes(blocks: &Value) -> u64 {
+    blocks[0]["stats"]["wr_operations"].as_u64().unwrap()
+}
+
+/// Whether a phase begins.
+pub(crate) fn begins(kind: &EventKind, wanted: Phase) -> bool {
+    matches!(kind, EventKind::Phase { phase, state: PhaseState::Begin, .. } if *phase == wanted)
+}
+
 /// Migrates, and acts at the begin of a phase. The engine is on this thread, and stands still meanwhile.
 pub(crate) fn migrate_and(builder: Builder, at: Phase, act: impl FnOnce(&Running<Outcome>)) -> (Outcome, Vec<Event>) {
-    let begins =
-        |kind: &EventKind| matches!(kind, EventKind::Phase { phase, state: PhaseState::Begin, .. } if *phase == at);
-    migrate_when(builder, begins, act)
+    migrate_when(builder, |kind| begins(kind, at), act)
 }
 
 /// Migrates, and acts at the first event that fits.

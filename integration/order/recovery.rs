@@ -35,14 +35,19 @@ fn journal(folder: &Path, source: Option<ProcessIdentity>) -> std::path::PathBuf
 
 /// The same journal with this address of the source, or name of a connector.
 fn journal_of(folder: &Path, at_source: &str, source: Option<ProcessIdentity>) -> std::path::PathBuf {
-    let path = folder.join("journal");
     let destination = party(&folder.join("destination").display().to_string(), None);
     let begun =
         MigrationBegin { postcopy: true, tells_start: false, ..begun(folder, party(at_source, source), destination) };
+    write_journal(folder, begun, &[Record::Effects(vec![Effect::Migrate]), Record::Given])
+}
+
+/// The journal of an engine that died behind these records.
+fn write_journal(folder: &Path, begun: MigrationBegin, records: &[Record]) -> std::path::PathBuf {
+    let path = folder.join("journal");
     let mut journal = Journal::create(&path).unwrap();
-    journal.append(&Record::Begun(Box::new(begun))).unwrap();
-    journal.append(&Record::Effects(vec![Effect::Migrate])).unwrap();
-    journal.append(&Record::Given).unwrap();
+    for record in [&[Record::Begun(Box::new(begun))], records].concat() {
+        journal.append(&record).unwrap();
+    }
     path
 }
 
@@ -64,13 +69,7 @@ fn journal_of_given(folder: &Path, ended: [bool; 2], fence: Option<&str>, more: 
     let identity_of = |side: usize| ended[side].then(|| identity.clone());
     let begun = begun(folder, party(&source, identity_of(0)), party(&destination, identity_of(1)));
     let begun = MigrationBegin { fence_command: fence.map(Into::into), ..begun };
-    let path = folder.join("journal");
-    let mut journal = Journal::create(&path).unwrap();
-    let effects = Record::Effects(vec![Effect::Migrate]);
-    for record in [&[Record::Begun(Box::new(begun)), effects, Record::Given], more].concat() {
-        journal.append(&record).unwrap();
-    }
-    path
+    write_journal(folder, begun, &[&[Record::Effects(vec![Effect::Migrate]), Record::Given], more].concat())
 }
 
 /// A side that has completed the migration and stands.
@@ -301,11 +300,7 @@ async fn the_end_of_both_qemus_leaves_nothing_and_is_told_apart() {
         let [source, destination] =
             ["source", "destination"].map(|name| folder.path().join(name).display().to_string());
         let begun = begun(folder.path(), party(&source, Some(identity.clone())), party(&destination, Some(identity)));
-        let path = folder.path().join("journal");
-        let mut journal = Journal::create(&path).unwrap();
-        journal.append(&Record::Begun(Box::new(begun))).unwrap();
-        journal.append(&Record::Effects(effects.to_vec())).unwrap();
-        drop(journal);
+        let path = write_journal(folder.path(), begun, &[Record::Effects(effects.to_vec())]);
         let outcome = Migration::recover(&path).start_here().unwrap().wait().await;
         assert_eq!((outcome.outcome, &outcome.leftovers), (ending, &Vec::new()), "{outcome:#?}");
         assert!(outcome.reason.is_some_and(|reason| reason.message.contains(words)), "{ending:?}");

@@ -12,13 +12,13 @@ use std::{thread, time::Duration};
 
 /// A pair whose disk takes twelve seconds to copy at [`SLOW`], and whose RAM is large enough to be sent beside it. A
 /// mirror copies 16 MiB at once and then waits for its limit, so its pace is known only after several such bursts.
-fn overlapping(version: &str) -> Spec {
+pub(super) fn overlapping(version: &str) -> Spec {
     let disk = DiskSpec { size: 128 * MIB, overlay_data: 96 * MIB, ..DiskSpec::small() };
     let boot = Some(BootSector::new().wait_for_key());
     Spec { version: version.to_owned(), memory: 1024, boot, disks: vec![disk], ..Spec::quick() }
 }
 
-const SLOW: Rate = Rate(8 * MIB);
+pub(super) const SLOW: Rate = Rate(8 * MIB);
 
 /// The owner pauses the guest once RAM is sent, and resumes it two seconds later. QEMU takes the `cont`, and the disk
 /// is still being copied then.

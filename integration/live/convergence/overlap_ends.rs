@@ -1,21 +1,15 @@
 //! A guest whose owner pauses it shortly before RAM, which is sent beside a slow mirror, comes to its end.
 
-use crate::support::{MIB, builder, cancel, judge_back, migrate_when, start};
-use qferry::internals::{
-    progress::{Ending, EventKind, Phase, PhaseState},
-    quantity::Rate,
-};
-use qferry_bed::{BootSector, DiskSpec, Spec};
+use super::overlap::{SLOW, overlapping};
+use crate::support::{begins, builder, cancel, judge_back, migrate_when, start};
+use qferry::internals::progress::{Ending, EventKind, Phase};
 use serde_json::json;
 use std::cell::Cell;
 
 /// QEMU stands in pre-switchover when the run goes back. Its owner has paused the guest by then, so nobody resumes it.
 #[test]
 fn a_guest_that_is_paused_right_before_pre_switchover_stays_paused_on_the_way_back() {
-    // A mirror copies 16 MiB at once and then waits for its limit: its pace is known after several such bursts.
-    let disk = DiskSpec { size: 128 * MIB, overlay_data: 96 * MIB, ..DiskSpec::small() };
-    let boot = Some(BootSector::new().wait_for_key());
-    let pair = start(&Spec { memory: 1024, boot, disks: vec![disk], ..Spec::quick() });
+    let pair = start(&overlapping("10.0.13"));
     let stopped = Cell::new(false);
     let switches = |kind: &EventKind| {
         let nears_its_end = matches!(kind, EventKind::Disk { copied, total, .. } if *copied * 100 > *total * 80);
@@ -24,9 +18,9 @@ fn a_guest_that_is_paused_right_before_pre_switchover_stays_paused_on_the_way_ba
             assert_eq!(ram["status"], "active", "RAM is sent beside the mirror: {ram:#}");
             pair.source.qmp("stop", &json!({})).unwrap();
         }
-        matches!(kind, EventKind::Phase { phase: Phase::Switchover, state: PhaseState::Begin, .. })
+        begins(kind, Phase::Switchover)
     };
-    let (outcome, _) = migrate_when(builder(&pair).disk_bandwidth(Rate(8 * MIB)), switches, |running| {
+    let (outcome, _) = migrate_when(builder(&pair).disk_bandwidth(SLOW), switches, |running| {
         assert!(stopped.get());
         assert_eq!(pair.source.status().unwrap(), "finish-migrate");
         cancel(running);

@@ -3,29 +3,11 @@
 
 use crate::{
     proxied::Proxied,
-    support::{WAIT, start},
+    support::{start, until, writes},
 };
 use qferry::internals::progress::{Ending, RunsOn};
-use qferry_bed::{BootSector, Pair, Side, Spec};
-use serde_json::{Value, json};
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
-
-/// Waits for an answer of the source.
-fn until(pair: &Pair, command: &str, done: impl Fn(&Value) -> bool) {
-    let begun = Instant::now();
-    while !done(&pair.source.qmp(command, &json!({})).unwrap()) {
-        assert!(begun.elapsed() < WAIT, "{command}");
-        sleep(Duration::from_millis(20));
-    }
-}
-
-/// The guest's writes so far.
-fn writes(blocks: &Value) -> u64 {
-    blocks[0]["stats"]["wr_operations"].as_u64().unwrap()
-}
+use qferry_bed::{BootSector, Side, Spec};
+use serde_json::json;
 
 /// The guest keeps its disk: it writes on, through an NBD server that nobody stops.
 #[test]

@@ -7,15 +7,12 @@
 use super::{judge_ended, never_resumed};
 use crate::{
     proxied::Proxied,
-    support::{WAIT, judge_back, start},
+    support::{WAIT, judge_back, start, until, writes},
 };
 use qferry::internals::progress::{Ending, Outcome, RunsOn};
 use qferry_bed::{BootSector, Command, Event, Machine, Pair, Side, Spec};
 use serde_json::json;
-use std::{
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{thread::sleep, time::Duration};
 
 /// What a guest does at an NMI, and the run state that comes of it where QEMU does not end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +43,7 @@ impl Does {
         let boot = Some(BootSector::new().on_nmi(acts).write(64, 8));
         let extra = extra.iter().map(|word| (*word).to_owned()).collect();
         let pair = start(&Spec { version: version.to_owned(), boot, extra, ..Spec::quick() });
-        let booted = Instant::now();
-        while pair.source.qmp("query-blockstats", &json!({})).unwrap()[0]["stats"]["wr_operations"] == 0 {
-            assert!(booted.elapsed() < WAIT, "the guest did not boot");
-            sleep(Duration::from_millis(20));
-        }
+        until(&pair, "query-blockstats", |blocks| writes(blocks) > 0);
         pair
     }
 }
