@@ -142,6 +142,8 @@ pub struct Judgement<S = SourceCannotRun, D = DestinationCannotRun> {
     destination_ended: Option<D>,
     /// The fences that were not tried yet.
     fences: UsableFences,
+    /// The user vouches that nobody has started the guest on a destination that cannot be asked.
+    consents: bool,
     /// `Resuming` is in the journal.
     resuming_recorded: bool,
     /// `Resuming` is to be written before anything else is done.
@@ -166,6 +168,7 @@ impl<S, D> Judgement<S, D> {
             source_ended: None,
             destination_ended: None,
             fences,
+            consents: false,
             resuming_recorded: false,
             must_record: false,
             starting_recorded: cont.may_be_an_engines(),
@@ -191,6 +194,12 @@ impl<S, D> Judgement<S, D> {
         self.source_followed = false;
     }
 
+    /// Notes the word of the user that nobody has started the guest on a destination that cannot be asked. The word
+    /// holds until that destination answers.
+    pub fn note_consent(&mut self) {
+        self.consents = true;
+    }
+
     /// Notes that the guest has run on the destination.
     pub fn note_ran(&mut self) {
         self.has_run = true;
@@ -214,6 +223,7 @@ impl<S, D> Judgement<S, D> {
         let cut_before_end = source_cut && self.source_ended.is_none();
         let source = conclude_state(source, &mut self.source_ended);
         let destination = conclude_state(destination, &mut self.destination_ended);
+        self.consents &= !matches!(destination, SideState::Answers { .. });
         // A source that is seen not to run can only run later, and then its events tell.
         self.source_followed |= matches!(&source, SideState::Answers { run, .. } if *run != RunState::Running);
         // With the monitor closed its events are missed: the source may have resumed unseen, and even have died since.
@@ -227,6 +237,7 @@ impl<S, D> Judgement<S, D> {
             was_running: self.was_running,
             source_resumed: !self.source_followed || source_gave_up,
             fences: self.fences,
+            consents: self.consents,
             retries_cont,
         };
         let verdict = verdict::decide(&facts);
@@ -285,6 +296,11 @@ impl<S, D> Judgement<S, D> {
             }
             StepOutcome::DestinationEnded(proof) => {
                 self.destination_ended = Some(proof);
+                // Where the user has vouched for what no answer told, the fence is carried out on that word, and the
+                // source goes on by it.
+                if self.cont == ContKnowledge::NotByEngine {
+                    self.cont = ContKnowledge::Never;
+                }
                 // A later engine cannot tell that a silent destination was fenced or has accepted `quit`, so that is
                 // recorded at once, in case the time is over now.
                 self.must_record = !self.resuming_recorded;
@@ -448,6 +464,39 @@ mod tests {
         judgement.confirm_starting();
         judgement.take_outcome(StepOutcome::ContSent { refused: true });
         assert_eq!((judgement.cont(), judgement.must_tell_not_started()), (ContKnowledge::Refused, true));
+    }
+
+    #[test]
+    fn the_word_of_a_user_holds_until_the_destination_answers() {
+        let stands = || answered("postmigrate", "completed");
+        let begin = || {
+            let given = RecordedHandover::Given { cont: ContKnowledge::NotByEngine };
+            let mut judgement = PlainJudgement::take_up(true, given, FENCES);
+            judgement.note_consent();
+            judgement.see(sighting(stands(), SideSighting::Silent));
+            assert_eq!(judgement.next_step(), JudgementStep::CarryOut(HandoverVerdict::FenceDestination));
+            // What is known is what was known: the word has replaced nothing.
+            assert_eq!(judgement.cont(), ContKnowledge::NotByEngine);
+            judgement
+        };
+        let mut fenced = begin();
+        fenced.take_outcome(StepOutcome::DestinationEnded(()));
+        fenced.confirm_recorded();
+        fenced.see(sighting(stands(), SideSighting::Silent));
+        assert_eq!(fenced.next_step(), JudgementStep::CarryOut(HandoverVerdict::ResumeSource));
+        // A destination that ends by itself was not fenced, and may have run what a person had started.
+        let mut ended = begin();
+        ended.take_outcome(StepOutcome::NothingProved);
+        ended.see(sighting(stands(), SideSighting::Ended(())));
+        assert!(matches!(ended.next_step(), JudgementStep::End(HandoverVerdict::Undetermined(_))), "{ended:?}");
+        // A destination that answers again is believed. The source was resumed and stopped again meanwhile.
+        let mut reached = begin();
+        reached.look_again();
+        let paused = || answered("paused", "completed");
+        for destination in [answered("paused", "completed"), SideSighting::Silent] {
+            reached.see(sighting(paused(), destination));
+            assert!(!matches!(reached.next_step(), JudgementStep::CarryOut(_)), "{reached:?}");
+        }
     }
 
     #[test]

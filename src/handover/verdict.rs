@@ -172,6 +172,9 @@ pub struct HandoverFacts {
     pub source_resumed: bool,
     /// Which side can be fenced.
     pub fences: UsableFences,
+    /// The user vouches that nobody has started the guest on a destination that cannot be asked. The word of a user
+    /// allows a fence there, and proves nothing of `cont`.
+    pub consents: bool,
     /// There is time to send a `cont` again that the destination has refused: it refuses for a moment where somebody
     /// else holds the lock of an image.
     pub retries_cont: bool,
@@ -356,9 +359,10 @@ pub fn decide(facts: &HandoverFacts) -> HandoverVerdict {
                 SideState::Dead => DESTINATION_ALONE,
                 SideState::Hung | SideState::Silent => BOTH_SILENT,
             }),
-            (false, _) if cont == ContKnowledge::NotByEngine && !facts.has_run => {
-                HandoverVerdict::Undetermined(MAY_RUN_BY_HAND)
-            }
+            (false, _) if cont == ContKnowledge::NotByEngine && !facts.has_run => match source.takes_back() {
+                true if facts.consents && facts.fences.destination => HandoverVerdict::FenceDestination,
+                _ => HandoverVerdict::Undetermined(MAY_RUN_BY_HAND),
+            },
             (false, _) => HandoverVerdict::Undetermined(MAY_RUN),
         },
         SideState::Dead if cont.had_no_effect() => judge_lone_source(source, *was_running),
@@ -482,6 +486,7 @@ mod tests {
             was_running: true,
             source_resumed: false,
             fences: UsableFences::default(),
+            consents: false,
             retries_cont: false,
         }
     }
@@ -672,6 +677,36 @@ mod tests {
             );
         }
         check(&waits(), &SideState::Silent, &ALL, UNDETERMINED);
+    }
+
+    #[test]
+    fn the_word_of_a_user_allows_one_fence_and_nothing_else() {
+        let judged = |source: SideState, destination: SideState, cont, has_run| {
+            let fences = UsableFences { source: true, destination: true };
+            let facts = HandoverFacts { fences, has_run, ..facts(source, destination, cont) };
+            (verdict(&facts), verdict(&HandoverFacts { consents: true, ..facts }))
+        };
+        for silent in [SideState::Silent, SideState::Hung] {
+            for source in [postmigrate(), answers("paused", "completed"), SideState::Hung] {
+                let fences = (UNDETERMINED, HandoverVerdict::FenceDestination);
+                assert_eq!(judged(source.clone(), silent.clone(), NotByEngine, false), fences, "{source:?}");
+                // No word of a user undoes what is proved, nor tells what an engine did that has died.
+                for (cont, has_run) in [(NotByEngine, true), (Unknown, false), (Sent, false)] {
+                    let left = judged(source.clone(), silent.clone(), cont, has_run);
+                    assert_eq!(left, (UNDETERMINED, UNDETERMINED), "{source:?} {cont:?} {has_run}");
+                }
+            }
+            // The destination may have the only state there is.
+            for source in [SideState::Silent, SideState::Dead, answers("finish-migrate", "of-tomorrow")] {
+                assert_eq!(judged(source, silent.clone(), NotByEngine, false).1, UNDETERMINED);
+            }
+        }
+        // A destination that is not silent tells more than the user knows: the guest may have run there, and been
+        // paused or ended since.
+        for destination in [SideState::Dead, loaded(), answers("paused", "failed"), answers("io-error", "completed")] {
+            let (without, with) = judged(answers("paused", "completed"), destination, NotByEngine, false);
+            assert_eq!((without, with), (UNDETERMINED, UNDETERMINED));
+        }
     }
 
     #[test]
@@ -919,10 +954,11 @@ mod tests {
 
     fn any_facts() -> impl Strategy<Value = HandoverFacts> {
         let fences = any::<(bool, bool)>().prop_map(|(source, destination)| UsableFences { source, destination });
-        let rest = (any::<[bool; 5]>(), fences);
+        let rest = (any::<[bool; 6]>(), fences);
         let conts = [ALL.to_vec(), vec![NotByEngine]].concat();
         (any_side_state(), any_side_state(), prop::sample::select(conts), rest).prop_map(
-            |(source, destination, cont, ([was_running, resumed, retries_cont, has_run, source_gave_up], fences))| {
+            |(source, destination, cont, (flags, fences))| {
+                let [was_running, resumed, retries_cont, has_run, source_gave_up, consents] = flags;
                 let source_resumed = resumed || source_gave_up;
                 HandoverFacts {
                     source,
@@ -933,6 +969,7 @@ mod tests {
                     was_running,
                     source_resumed,
                     fences,
+                    consents,
                     retries_cont,
                 }
             },
@@ -973,7 +1010,9 @@ mod tests {
                     prop_assert!(source.takes_back() || *destination != loaded());
                 }
                 HandoverVerdict::FenceDestination => {
-                    prop_assert!(unheard && silent(destination) && source.takes_back() && fences.destination);
+                    let vouched = facts.consents && facts.infer_cont() == NotByEngine && !facts.has_run;
+                    prop_assert!(unheard || vouched);
+                    prop_assert!(silent(destination) && source.takes_back() && fences.destination);
                 }
                 HandoverVerdict::FenceSource => {
                     prop_assert!(silent(source) && *destination == loaded() && fences.source);
@@ -999,6 +1038,12 @@ mod tests {
             let without = HandoverFacts { fences: UsableFences::default(), ..facts.clone() };
             let (with, without) = (decide(&facts), decide(&without));
             prop_assert!(with == without || matches!(without, HandoverVerdict::Undetermined(_)));
+            // The word of a user allows a fence of the destination, and changes nothing else.
+            let vouched = decide(&HandoverFacts { consents: true, ..facts.clone() });
+            let unvouched = decide(&HandoverFacts { consents: false, ..facts.clone() });
+            let is_allowed = vouched == HandoverVerdict::FenceDestination
+                && matches!(unvouched, HandoverVerdict::Undetermined(_));
+            prop_assert!(vouched == unvouched || is_allowed);
             // A `cont` that was sent rules out every verdict that ends the destination or resumes the source.
             let sent = decide(&HandoverFacts { cont: Sent, ..facts.clone() });
             prop_assert!(!matches!(

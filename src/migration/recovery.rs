@@ -22,7 +22,7 @@ use super::{
     record::{GuestClaim, JournalStatus, MigrationBegin, Party, Record},
     running::{AfterPanic, Cancelled, EngineJob, Running, Work},
     validate::{Invalid, Problems},
-    way_back::{fence::take_consent, judge::judge_recorded_handover, leftovers::left_behind, rollback::take_last_look},
+    way_back::{judge::judge_recorded_handover, leftovers::left_behind, rollback::take_last_look},
     work_order::Route,
 };
 use crate::{
@@ -329,7 +329,7 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
 }
 
 /// Goes on with a run that another engine, or this one before its panic, began. `is_asked_for`: see
-/// [`take_consent`].
+/// [`judge_recorded_handover`].
 async fn go_on(
     context: &Context,
     reached: ReachedPair,
@@ -437,16 +437,15 @@ async fn take_up(
     let recorded = match status.claim {
         GuestClaim::Source => None,
         GuestClaim::Resuming => Some(RecordedHandover::Resuming(DestinationCannotRun::of_journal())),
-        GuestClaim::Given => {
-            let consents = is_asked_for && context.settings.fence_command.is_some();
-            Some(RecordedHandover::Given { cont: take_consent(status.cont(), consents, &pair.destination).await })
-        }
+        GuestClaim::Given => Some(RecordedHandover::Given { cont: status.cont() }),
     };
     if status.claim == GuestClaim::Resuming && pair.destination.is_absent() {
         pair.destination.note_ended();
     }
     let whereabouts = match recorded {
-        Some(recorded) => judge_recorded_handover(context, pair, route, failure, recorded, attempt).await,
+        Some(recorded) => {
+            judge_recorded_handover(context, pair, route, failure, (recorded, is_asked_for), attempt).await
+        }
         None => {
             attempt.before_continue = Some(BeforeContinue::begin());
             take_last_look(context, &pair.source, &failure, attempt).await;

@@ -9,7 +9,7 @@ use crate::{
     handover::{
         exchange,
         ownership::{FencedSide, ProcessEnded},
-        verdict::{ContKnowledge, UsableFences},
+        verdict::UsableFences,
         watchdog,
         way_back::{FrozenDestination, may_end_to_free},
     },
@@ -38,13 +38,12 @@ pub(super) fn find_fences(context: &Context, pair: &QemuPair, may_fence_unasked:
     UsableFences { source: can(&pair.source), destination: can(&pair.destination) || (unasked && may_be_fenced) }
 }
 
-/// What a recovery knows of `cont` to the destination, with the word of its user (`consents`), who has asked for it
-/// with a fence command: the user vouches for what nobody can be asked about, that no person has started the guest
-/// there.
-pub(crate) async fn take_consent(cont: ContKnowledge, consents: bool, destination: &Process) -> ContKnowledge {
+/// Whether the user of a recovery vouches for a destination that nobody can ask: that no person has started the guest
+/// there. A user does so who has asked for the recovery (`is_asked_for`) with a fence command. The word tells nothing
+/// of a destination that has ended, nor of another QEMU at its address.
+pub(crate) async fn consents(context: &Context, destination: &Process, is_asked_for: bool) -> bool {
     let unasked = destination.is_absent() && !destination.was_replaced();
-    let vouched = cont == ContKnowledge::NotByEngine && consents && unasked && !destination.has_ended().await;
-    if vouched { ContKnowledge::Never } else { cont }
+    is_asked_for && context.settings.fence_command.is_some() && unasked && !destination.has_ended().await
 }
 
 /// Makes sure that a side cannot run the guest: ends its process where it is one of this host, and asks the user's

@@ -5,14 +5,15 @@
 
 use super::{
     destination::{has_made_requests, has_run},
-    fence::{fence, find_fences, yank},
+    fence::{consents, fence, find_fences, yank},
     reconnect::{is_cut, reach_again},
+    sighting::{gave_up, is_followed, look},
 };
 use crate::{
     handover::{
         exchange,
         judgement::{Judgement, JudgementStep, OUT_OF_TIME, PairSighting, RecordedHandover, SideSighting, StepOutcome},
-        ownership::{DestinationCannotRun, ProcessEnded, SourceCannotRun},
+        ownership::{DestinationCannotRun, SourceCannotRun},
         verdict::{ContKnowledge, HandoverVerdict},
     },
     memory::precopy,
@@ -30,7 +31,7 @@ use crate::{
     },
     progress::{LedgerMark, describe},
     qemu::{
-        Observed, Process, ProcessError,
+        Process, ProcessError,
         reply::{MigrationStatus, RunState},
     },
 };
@@ -83,18 +84,22 @@ pub(crate) async fn judge_failed_handover(
     find_guest(context, pair, route, judgement, failure, attempt).await
 }
 
-/// The same for the handover of an engine that died, from its journal.
+/// The same for the handover of an engine that died, from its journal. `is_asked_for`: see [`consents`].
 pub(crate) async fn judge_recorded_handover(
     context: &Context,
     pair: &mut QemuPair,
     route: &Route,
     failure: Failure,
-    recorded: RecordedHandover<DestinationCannotRun>,
+    (recorded, is_asked_for): (RecordedHandover<DestinationCannotRun>, bool),
     attempt: &mut Attempt,
 ) -> Whereabouts {
-    let may_fence_unasked = matches!(recorded, RecordedHandover::Given { cont: ContKnowledge::Never });
-    let fences = find_fences(context, pair, may_fence_unasked);
-    let judgement = Judgement::take_up(attempt.guest.wants_running(), recorded, fences);
+    let is_open = matches!(recorded, RecordedHandover::Given { cont: ContKnowledge::NotByEngine });
+    let is_vouched_for = is_open && consents(context, &pair.destination, is_asked_for).await;
+    let fences = find_fences(context, pair, is_vouched_for);
+    let mut judgement = Judgement::take_up(attempt.guest.wants_running(), recorded, fences);
+    if is_vouched_for {
+        judgement.note_consent();
+    }
     find_guest(context, pair, route, judgement, failure, attempt).await
 }
 
@@ -447,11 +452,6 @@ async fn may_lack_pages(pair: &QemuPair) -> bool {
     true
 }
 
-/// Whether another client has begun a migration after this run's.
-fn is_followed(source: &Process) -> bool {
-    source.own_migration.is_followed(&source.observed())
-}
-
 /// Gives a source whose migration fails the time to say so, and to resume the guest by itself.
 async fn settle_down(source: &Process, was_running: bool) {
     let told = source.until("end of the migration", AFTERMATH, |seen| {
@@ -460,37 +460,5 @@ async fn settle_down(source: &Process, was_running: bool) {
     });
     if let Err(error) = told.await {
         tracing::debug!(%error, "judging all the same");
-    }
-}
-
-/// Whether a source has given its migration up after it stopped the guest: QEMU then resumes the guest by itself.
-fn gave_up(seen: &Observed) -> bool {
-    seen.runs_again() || [MigrationStatus::Failed, MigrationStatus::Cancelled].iter().any(|s| seen.entered(s).is_some())
-}
-
-/// Looks at one side; a side whose end is proved is not asked again.
-async fn look(process: &Process, ended: bool) -> SideSighting<ProcessEnded> {
-    if ended {
-        return SideSighting::Silent;
-    }
-    let asked = async {
-        match precopy::run_and_status(process).await {
-            Ok(answers) => answers,
-            Err(_) => pending().await,
-        }
-    };
-    let died = async {
-        match exchange::prove_ended(process, AFTERMATH).await {
-            Some(ended) => ended,
-            None => pending().await,
-        }
-    };
-    let hangs = async { tokio::join!(process.answers_out_of_band(), sleep(AFTERMATH)).0 };
-    // The three questions run at the same time, for a guest may stand still.
-    tokio::select! {
-        biased;
-        (run, migration) = asked => SideSighting::Answered { run, migration },
-        ended = died => SideSighting::Ended(ended),
-        hangs = hangs => if hangs { SideSighting::Hung } else { SideSighting::Silent },
     }
 }

@@ -10,4 +10,5 @@ pub(super) mod leftovers;
 pub(super) mod reconnect;
 pub(super) mod rollback;
 mod settings;
+mod sighting;
 mod source;
