@@ -8,7 +8,7 @@ use super::{
 };
 use qferry::internals::{
     endpoint::{Endpoint, ProcessIdentity},
-    journal::Journal,
+    journal::{Journal, LIMIT},
     migration::{
         Effect, Migration,
         record::{MigrationBegin, Record},
@@ -141,6 +141,30 @@ async fn a_destination_that_no_engine_started_is_fenced_with_the_journals_comman
         assert_eq!(outcome.runs_on, expected, "{outcome:#?}");
         assert_eq!(resumed.load(Ordering::Relaxed), !has_ended, "{outcome:#?}");
     }
+}
+
+/// A later recovery would not know that the guest may run on the destination. The journal here is one that takes a
+/// single record more, which is the recovery's own.
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_takes_no_record_is_named_and_the_guest_is_not_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = journal_of_given(folder.path(), [false, false], None, &[]);
+    let length = |path: &Path| usize::try_from(std::fs::metadata(path).unwrap().len()).unwrap();
+    let probe = folder.path().join("probe");
+    std::fs::copy(&path, &probe).unwrap();
+    let append = |path: &Path, record: &Record| Journal::open(path).unwrap().0.append(record).unwrap();
+    let socket = |name: usize| Record::Effects(vec![Effect::SocketFile("s".repeat(name).into())]);
+    append(&probe, &socket(0));
+    append(&probe, &Record::Recovering);
+    append(&path, &socket(LIMIT - length(&probe)));
+    let (_source, at_source) = completed("postmigrate").duplex();
+    let (destination, reached) = completed("paused").answer("query-blockstats", json!([])).duplex();
+    let outcome = recover(&path, Some(at_source), reached).await;
+    let reason = outcome.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default();
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Unknown), "{outcome:#?}");
+    let told = [path.to_str().unwrap(), "would become longer", "copy the journal", "qferry recover"];
+    assert!(told.iter().all(|word| reason.contains(word)), "{reason}");
+    assert_eq!(count(&destination, "cont"), 0, "{:#?}", destination.seen());
 }
 
 #[tokio::test(start_paused = true)]

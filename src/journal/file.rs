@@ -99,8 +99,13 @@ pub enum JournalError {
         path: PathBuf,
     },
     /// The journal's disk is slower than the step that waits for it allows.
-    #[error("the journal was not written within {0:?}")]
-    Slow(Duration),
+    #[error("the journal {} was not written within {limit:?}: its disk is slow, or hangs", path.display())]
+    Slow {
+        /// The journal.
+        path: PathBuf,
+        /// Time that the step has for the journal.
+        limit: Duration,
+    },
     /// The thread that writes the journal has panicked.
     #[error("the journal is not written any more: the thread that writes it has died")]
     WriterDied,

@@ -32,8 +32,8 @@ pub(crate) enum Whereabouts {
     /// Nothing is proved.
     Unknown {
         failure: Failure,
-        /// What a person is to find out.
-        advice: &'static str,
+        /// What a person is to find out, and do.
+        advice: String,
     },
 }
 

@@ -138,6 +138,6 @@ pub(crate) async fn bring_to_end(
         }
         Whereabouts::OnSource(failure) => go_back(context, pair, route, &failure, attempt).await,
         Whereabouts::Nowhere(failure) => end_after_handover(pair, &failure, attempt, report).await,
-        Whereabouts::Unknown { failure, advice } => undetermined(&failure, advice),
+        Whereabouts::Unknown { failure, advice } => undetermined(&failure, &advice),
     }
 }

@@ -188,7 +188,8 @@ impl IntentLog {
     /// # Errors
     /// The record could not be written, or not in time.
     pub(crate) async fn note_in_time(&mut self, effects: impl IntoIterator<Item = Effect>) -> Result<(), Failure> {
-        within(WAY_BACK, self.note(effects)).await
+        let slow = self.slow(WAY_BACK);
+        within(WAY_BACK, slow, self.note(effects)).await
     }
 
     /// Notes whether the guest is to run, where that has changed; the record is on its way when this returns.
@@ -207,7 +208,7 @@ impl IntentLog {
 
     /// The same as [`Self::tell`] does it.
     pub(crate) async fn guest_on_the_way_back(&self, change: Option<bool>, report: &Reporter) {
-        on_the_way_back(self.guest(change), report).await;
+        on_the_way_back(self.slow(WAY_BACK), self.guest(change), report).await;
     }
 
     /// Notes that an effect was refused, or has been undone.
@@ -221,7 +222,7 @@ impl IntentLog {
     /// Writes a record of the way back, which goes on whatever becomes of the journal: every step of it can be taken
     /// twice, and a guest that stands still for the sake of a disk that is full, or hangs, would be worse.
     pub(crate) async fn tell(&self, record: Record, report: &Reporter) {
-        on_the_way_back(self.write(record), report).await;
+        on_the_way_back(self.slow(WAY_BACK), self.write(record), report).await;
     }
 
     /// Writes a record that the next step needs, while a guest stands still.
@@ -229,7 +230,13 @@ impl IntentLog {
     /// # Errors
     /// The record could not be written, or not in time.
     pub(crate) async fn write_in_time(&self, record: Record) -> Result<(), Failure> {
-        within(WAY_BACK, self.write(record)).await
+        within(WAY_BACK, self.slow(WAY_BACK), self.write(record)).await
+    }
+
+    /// The error of a journal that was not written within this time.
+    pub(crate) fn slow(&self, limit: Duration) -> JournalError {
+        let path = self.journal.as_ref().map(|writer| writer.path.clone()).unwrap_or_default();
+        JournalError::Slow { path, limit }
     }
 
     /// Removes the journal of a run that is refused after all, also one that the user named: nothing was changed.
@@ -276,10 +283,14 @@ impl IntentLog {
     }
 }
 
-async fn within(limit: Duration, written: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+async fn within(
+    limit: Duration,
+    slow: JournalError,
+    written: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     match timeout(limit, written).await {
         Ok(written) => written,
-        Err(_) => Err(JournalError::Slow(limit).into()),
+        Err(_) => Err(slow.into()),
     }
 }
 
@@ -292,8 +303,8 @@ async fn close(orders: mpsc::Sender<JournalOrder>, path: &Path) {
     }
 }
 
-async fn on_the_way_back(written: impl Future<Output = Result<(), Failure>>, report: &Reporter) {
-    if let Err(failure) = within(WAY_BACK, written).await {
+async fn on_the_way_back(slow: JournalError, written: impl Future<Output = Result<(), Failure>>, report: &Reporter) {
+    if let Err(failure) = within(WAY_BACK, slow, written).await {
         report.warn("journal", describe(&failure));
     }
 }
@@ -351,10 +362,11 @@ mod tests {
         let report = Reporter::new(warnings.clone());
         let patient = Duration::from_secs(60);
         let noted = timeout(patient, log.note_in_time([Effect::NbdServer])).await.expect("an end");
-        assert!(matches!(noted, Err(Failure::Journal(JournalError::Slow(_)))), "{noted:?}");
+        assert!(matches!(noted, Err(Failure::Journal(JournalError::Slow { .. }))), "{noted:?}");
         assert_eq!(log.effects(), [Effect::NbdServer], "the way back knows of it all the same");
         let written = timeout(patient, log.write_in_time(Record::Starting)).await.expect("an end");
-        assert!(matches!(written, Err(Failure::Journal(JournalError::Slow(_)))), "{written:?}");
+        let Err(failure) = written else { panic!("{written:?}") };
+        assert!(describe(&failure).contains("the journal /nowhere/journal was not written within"), "{failure:?}");
         timeout(patient, log.tell(Record::Resuming, &report)).await.expect("an end");
         timeout(patient, log.undone(&Effect::NbdServer, &report)).await.expect("an end");
         timeout(patient, log.discard(&report)).await.expect("an end");

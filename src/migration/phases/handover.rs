@@ -9,7 +9,6 @@ use crate::{
         ownership::{DisksDisengaged, NotDisengaged, count_sent_pages},
         verdict::ContKnowledge,
     },
-    journal::JournalError,
     migration::{
         attempt::{Attempt, HandoverFailure},
         context::Context,
@@ -59,7 +58,7 @@ pub(crate) async fn hand_over(
         let limit = deadlines::left(context, source, &attempt.guest, STARTED);
         let deadline = Instant::now() + limit;
         // Without the record a later engine would take the destination for one that never ran.
-        let recorded = timeout(limit, starting).await.unwrap_or_else(|_| Err(JournalError::Slow(limit).into()));
+        let recorded = timeout(limit, starting).await.unwrap_or_else(|_| Err(attempt.log.slow(limit).into()));
         recorded.map_err(|failure| HandoverFailure::new(failure, Some(ContKnowledge::Refused)))?;
         let started = exchange::start_guest(destination, arrival.proof, deadline).await;
         let resumed = started.map_err(|error| {

@@ -49,6 +49,11 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 /// The least time that a judgement gets: as much as one that comes late needs to look at both sides and do one thing.
 const LEAST: Duration = Duration::from_secs(4);
 
+/// What a person must do where the journal does not take `Starting`.
+const UNWRITTEN: &str = "the destination has the whole guest and waits, and was not started, since a later recovery would \
+     not know that the guest may have run there: make room on the journal's disk, or copy the journal to a disk that can \
+     be written, and run qferry recover with it";
+
 /// How long a `cont` is sent again that the destination refuses, while the source could take the guest back: somebody
 /// may hold the lock of an image for a moment.
 const RETRIES: Duration = Duration::from_secs(1);
@@ -138,10 +143,14 @@ async fn find_guest(
         HandoverVerdict::Ended => Whereabouts::Nowhere(failure),
         HandoverVerdict::Undetermined(advice) => {
             attempt.ram.postcopy = pair.has_been_in_postcopy();
+            let advice = match judge.unwritten {
+                Some(unwritten) if advice == UNWRITTEN => format!("{unwritten}; {advice}"),
+                _ => advice.to_owned(),
+            };
             Whereabouts::Unknown { failure, advice }
         }
         // the judgement itself acts on all others
-        _ => Whereabouts::Unknown { failure, advice: NOT_PROVED },
+        _ => Whereabouts::Unknown { failure, advice: NOT_PROVED.to_owned() },
     }
 }
 
@@ -168,6 +177,8 @@ struct Judge<'a> {
     carried_out: Option<HandoverVerdict>,
     /// What is to be said where the time is over.
     undetermined: HandoverVerdict,
+    /// The first error of the journal that kept `cont` from being sent to the destination.
+    unwritten: Option<String>,
     /// The source's monitor closed while its process lived on.
     source_cut: AtomicBool,
     /// The sides were given the time to say how their migration ended.
@@ -189,6 +200,7 @@ impl<'a> Judge<'a> {
             pause: FIRST_PAUSE,
             carried_out: None,
             undetermined: HandoverVerdict::Undetermined(OUT_OF_TIME),
+            unwritten: None,
             source_cut: AtomicBool::new(false),
             settled: false,
             recovers: !attempt.destination_followed,
@@ -247,7 +259,11 @@ impl<'a> Judge<'a> {
                     match log.write_in_time(Record::Starting).await {
                         Ok(()) => judgement.confirm_starting(),
                         Err(failure) => {
-                            self.context.report.warn("journal", describe(&failure));
+                            let why = describe(&failure);
+                            self.context.report.warn("journal", why.clone());
+                            // The errors after the first only say that there was one.
+                            self.unwritten.get_or_insert(why);
+                            self.undetermined = HandoverVerdict::Undetermined(UNWRITTEN);
                             judgement.take_outcome(StepOutcome::ContSent { refused: true });
                             if !self.let_time_pass().await {
                                 return Pause::End(self.undetermined);
