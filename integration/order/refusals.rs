@@ -21,6 +21,22 @@ async fn refused(code: &str, shape: &PairShape, spoil: impl Fn(&mut PairState), 
     assert!(asks_only(&run.log), "{code}: {run:?}");
 }
 
+/// A schema of which nothing could be read told that the build has no feature at all, one by one.
+#[tokio::test(start_paused = true)]
+async fn a_schema_that_cannot_be_read_is_named() {
+    let mut model = model();
+    let unread = json!({"name": "of-tomorrow", "meta-type": "command", "arg-type": {"a": 1}});
+    model.state().destination.schema.as_array_mut().unwrap().push(unread);
+    let migration = model.builder().start_here().unwrap();
+    let run = model.follow(migration).await;
+    let reason = run.outcome.reason.as_ref().map(|reason| reason.message.clone()).unwrap_or_default();
+    assert_eq!(run.outcome.outcome, Ending::Refused, "{run:?}");
+    for word in ["destination", "cannot read the answer to query-qmp-schema", "invalid type: map"] {
+        assert!(reason.contains(word), "{word}: {reason}");
+    }
+    assert!(asks_only(&run.log), "{run:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_a_side_says_refuses_the_migration() {
     type Spoil = fn(&mut PairState);

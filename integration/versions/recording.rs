@@ -61,7 +61,7 @@ pub(crate) fn versions() -> Vec<Version> {
 
 impl Version {
     pub(crate) fn schema(&self) -> Schema<'_> {
-        Schema::read(&self.schema_line)
+        Schema::read(&self.schema_line).unwrap()
     }
 
     pub(crate) fn features(&self) -> Features {

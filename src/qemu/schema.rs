@@ -42,11 +42,15 @@ struct Member<'a> {
 }
 
 impl<'a> Schema<'a> {
-    /// Indexes the reply by its line. Entities without a name are passed over; a line of another form is an empty
-    /// schema.
-    pub fn read(line: &'a str) -> Self {
-        let entities = serde_json::from_str(line).map_or_else(|_| Vec::new(), |line: SchemaLine<'a>| line.entities);
-        Self { entities: entities.into_iter().filter_map(|entity| Some((entity.name?, entity))).collect() }
+    /// Indexes the reply by its line. Entities without a name, and members that this version does not know, are passed
+    /// over.
+    ///
+    /// # Errors
+    /// The line has another form. A schema of which a part cannot be read tells nothing of what a build lacks.
+    pub fn read(line: &'a str) -> Result<Self, serde_json::Error> {
+        let SchemaLine { entities } = serde_json::from_str(line)?;
+        let named = entities.into_iter().filter_map(|entity: Entity<'a>| Some((entity.name?, entity)));
+        Ok(Self { entities: named.collect() })
     }
 
     /// Whether the build has the command.
@@ -110,9 +114,10 @@ mod tests {
             {"name": "8", "meta-type": "object", "members": [{"name": "capability", "type": "9"}]},
             {"name": "STOP", "meta-type": "event", "arg-type": "7"},
             {"nameless": true},
+            {"name": "of-tomorrow", "meta-type": "of-tomorrow", "features": [{"a": 1}], "more": null},
         ]);
         let line = json!({"return": answer, "id": "query-qmp-schema#2"}).to_string();
-        let schema = Schema::read(&line);
+        let schema = Schema::read(&line).expect("a schema");
         assert!(schema.has_command("job-change") && !schema.has_command("STOP") && !schema.has_command("7"));
         assert!(schema.has_argument("job-change", "mode") && !schema.has_argument("job-change", "speed"));
         assert_eq!(schema.argument_values("job-change", "mode"), ["slow", "fast"]);
@@ -121,10 +126,12 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_an_empty_schema() {
-        for answer in [json!(null), json!({"a": 1}), json!([1, [], {"name": 5}])] {
+    fn anything_else_is_not_taken_for_a_schema() {
+        let quit = json!({"name": "quit", "meta-type": "command"});
+        for answer in [json!(null), json!({"a": 1}), json!([quit, 1]), json!([quit, {"name": 5}])] {
             let line = json!({"return": answer}).to_string();
-            assert!(!Schema::read(&line).has_command("quit"));
+            assert!(Schema::read(&line).is_err(), "{line}");
         }
+        assert!(Schema::read(r#"{"return": [}, "id": "x#1"}"#).is_err() && Schema::read("").is_err());
     }
 }

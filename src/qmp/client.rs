@@ -122,7 +122,8 @@ impl QmpClient {
     }
 
     /// [`QmpClient::execute`] for an answer so long that taking it apart member by member costs more than all else: the
-    /// reply is a JSON string, and the string is the line that QEMU sent, `return` and all.
+    /// reply is a JSON string, and the string is the line that QEMU sent, `return` and all. Nobody has looked whether
+    /// the line is JSON. An answer that does not end with its id comes as its value.
     pub fn execute_unread<C: qapi::Command>(&self, command: &C, deadline: Duration) -> PendingReply {
         match QmpRequest::new(command) {
             Ok(request) => self.queue(request, deadline, false, true),

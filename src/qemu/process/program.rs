@@ -10,19 +10,23 @@ use crate::{
     qemu::{Features, ProcessError, schema::Schema},
 };
 use qapi::{Command, qmp::query_qmp_schema};
+use serde_json::{Value, json};
 
 impl Process {
     /// Reads the features from the schema.
     ///
     /// # Errors
-    /// QEMU does not tell its schema.
+    /// QEMU does not tell its schema, or the schema cannot be read.
     pub async fn read_features(self) -> Result<Self, ProcessError> {
-        match self.client.execute_unread(&query_qmp_schema {}, super::ASK).await {
-            Ok(line) => {
-                let schema = Schema::read(line.as_str().unwrap_or_default());
-                Ok(Self { features: Features::read(&schema), ..self })
-            }
-            Err(source) => Err(ProcessError::Execute { at: self.name, command: query_qmp_schema::NAME, source }),
+        const COMMAND: &str = query_qmp_schema::NAME;
+        let line = match self.client.execute_unread(&query_qmp_schema {}, super::ASK).await {
+            Ok(Value::String(line)) => line,
+            Ok(answer) => json!({"return": answer}).to_string(),
+            Err(source) => return Err(ProcessError::Execute { at: self.name, command: COMMAND, source }),
+        };
+        match Schema::read(&line) {
+            Ok(schema) => Ok(Self { features: Features::read(&schema), ..self }),
+            Err(source) => Err(ProcessError::Answer { at: self.name, command: COMMAND, source }),
         }
     }
 
