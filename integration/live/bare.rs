@@ -33,6 +33,7 @@ impl Bare {
     pub(crate) fn start(build: &Build, folder: &Path, name: &str, more: &[OsString]) -> Self {
         let mut command = Command::new(build.program("qemu-system-x86_64"));
         command.args(["-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "64M"]).args(more);
+        command.stdin(Stdio::null());
         for monitor in ["qmp", "watch"] {
             let path = folder.join(format!("{name}.{monitor}"));
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", path.display()));
@@ -43,7 +44,7 @@ impl Bare {
     /// Runs a command that starts a QEMU with the monitors `NAME.qmp` and `NAME.watch` in a folder.
     pub(crate) fn spawn(mut command: Command, folder: &Path, name: &str) -> Self {
         let log = std::fs::File::create(folder.join(format!("{name}.stderr"))).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let (qmp, watch) = (folder.join(format!("{name}.qmp")), folder.join(format!("{name}.watch")));
         let mut started = Self { child, qmp, watch };
         let deadline = Instant::now() + UP;
@@ -54,6 +55,11 @@ impl Bare {
             sleep(Duration::from_millis(20));
         }
         started
+    }
+
+    /// The process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Executes a command on the test's own monitor.

@@ -1,5 +1,7 @@
 //! What is left alone: a QEMU that took no part, a guest that a person handed over, and a side whose monitor closed.
 
+mod launchers;
+
 use super::{
     bare::Bare,
     support::{WAIT, qferry, start},
@@ -86,7 +88,7 @@ impl Scene {
         let name = format!("other-{side}");
         let mut command = Command::new(Build::locate("10.0.13").unwrap().program("qemu-system-x86_64"));
         command.args(["-nodefaults", "-display", "none", "-machine", "pc,accel=tcg", "-m", "64M"]).args(more);
-        command.arg("-qmp").arg(format!("tcp:127.0.0.1:{port},server=on,wait=off"));
+        command.stdin(Stdio::null()).arg("-qmp").arg(format!("tcp:127.0.0.1:{port},server=on,wait=off"));
         let watch = self.folder.join(format!("{name}.watch"));
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", watch.display()));
         Bare::spawn(command, &self.folder, &name)

@@ -78,8 +78,9 @@ impl ProcessIdentity {
 
 /// A process under watch.
 ///
-/// The kernel names the process that called `listen` on the socket. That is QEMU, unless a manager made the socket and
-/// passed it on to QEMU. So the death of the process is news, but its life proves nothing about QEMU.
+/// The kernel names the process that called `listen` on the socket last. QEMU calls `listen` also on a socket that a
+/// launcher has made and passed on, so such a socket names QEMU itself. A forwarder's socket names the process that
+/// made the socket, which may run anything by now, another QEMU too: [`PeerPid::has_threads`] tells.
 #[derive(Debug)]
 pub struct PeerPid {
     pid: Pid,
@@ -132,6 +133,20 @@ impl PeerPid {
         emulator_file(&maps).filter(|_| !self.has_died())
     }
 
+    /// Whether threads with all of these ids are the process's, by the ids that they have in its own pid namespace;
+    /// `None` where `/proc` does not tell.
+    pub fn has_threads(&self, ids: &[i64]) -> Option<bool> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).ok()?;
+        let mut found = Vec::new();
+        for task in tasks {
+            // A thread that ends meanwhile has no status any more.
+            let status = fs::read_to_string(task.ok()?.path().join("status")).unwrap_or_default();
+            found.extend(innermost_id(&status));
+        }
+        // The process was alive after the read, so the threads are not those of a later process with the same pid.
+        Some(ids.iter().all(|id| found.contains(id))).filter(|_| !self.has_died() && !found.is_empty())
+    }
+
     /// The marks by which the process can be found again; none where `/proc` does not tell, or the process has died.
     pub fn identity(&self) -> Option<ProcessIdentity> {
         // The process was alive after the read, so the marks are not those of a later process with the same pid.
@@ -173,6 +188,13 @@ impl PeerPid {
             std::future::pending::<()>().await;
         }
     }
+}
+
+/// The id of a thread in the innermost pid namespace, by its `status` in `/proc`: the last of `NSpid`, which holds one
+/// id for each namespace, or `Pid` where the kernel has no `NSpid`.
+fn innermost_id(status: &str) -> Option<i64> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    field("NSpid:").or_else(|| field("Pid:"))?.split_whitespace().last()?.parse().ok()
 }
 
 /// Whether the executable of a process is QEMU's system emulator. A dynamic linker that was started by its own name is
@@ -295,6 +317,29 @@ mod tests {
         ] {
             assert_eq!(runs_qemu(executable, &maps), expected, "{executable} {maps}");
         }
+    }
+
+    #[test]
+    fn a_thread_is_known_by_the_id_that_its_own_process_sees() {
+        let status = |ids: &str| format!("Name:\tCPU 0/TCG\nTgid:\t4000\nPid:\t4003\n{ids}Threads:\t4\n");
+        assert_eq!(innermost_id(&status("NSpid:\t4003\t10\n")), Some(10));
+        assert_eq!(innermost_id(&status("NSpid:\t4003\n")), Some(4003));
+        assert_eq!(innermost_id(&status("")), Some(4003));
+        assert_eq!(innermost_id(""), None);
+    }
+
+    #[tokio::test]
+    async fn threads_are_those_of_a_process_or_they_are_not() {
+        let this_test = PeerPid::open(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let own = i64::from(std::process::id());
+        let mut child = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let childs = i64::from(child.id().unwrap());
+        assert_eq!(this_test.has_threads(&[own]), Some(true));
+        assert_eq!(this_test.has_threads(&[own, childs]), Some(false));
+        let peer = PeerPid::open(i32::try_from(childs).unwrap()).unwrap();
+        assert_eq!((peer.has_threads(&[childs]), peer.has_threads(&[own])), (Some(true), Some(false)));
+        child.kill().await.unwrap();
+        assert_eq!(peer.has_threads(&[childs]), None);
     }
 
     #[test]

@@ -45,5 +45,15 @@ async fn meet(side: Side, endpoint: &Endpoint, recorder: Option<&Recorder>) -> R
     let options = qmp::QmpOptions { recorder: recorder.cloned(), ..qmp::QmpOptions::labelled(side.as_str()) };
     let name = QemuName { side, address: endpoint.to_string() };
     let met = Process::meet(name, stream, peer, options).await;
-    met.map_err(|error| Failure::Connect { side, source: Box::new(error) })
+    let met = met.map_err(|error| Failure::Connect { side, source: Box::new(error) })?;
+    Ok(with_own_process(endpoint, met).await)
+}
+
+/// The QEMU of an endpoint, without a process that the kernel names wrongly.
+pub(crate) async fn with_own_process(endpoint: &Endpoint, process: Process) -> Process {
+    match endpoint {
+        Endpoint::Address(_) => process.without_a_strangers_process().await,
+        // The embedder vouches for the process.
+        Endpoint::Connector { .. } => process,
+    }
 }

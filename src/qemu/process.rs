@@ -448,9 +448,8 @@ impl Process {
 
     /// Waits up to `patience` for proof that QEMU has ended.
     ///
-    /// The proof takes both a closed monitor and a dead process: a living QEMU can close its monitor, and the process
-    /// that the kernel names is the one that made the socket, which is not QEMU where a manager made it and passed it
-    /// on.
+    /// The proof takes both a closed monitor and a dead process: a living QEMU can close its monitor, and what an
+    /// embedder names as the process of a QEMU may be another.
     pub async fn proved_dead(&self, patience: Duration) -> bool {
         let Some(peer) = &self.peer else { return self.is_noted_ended() || self.has_quit() };
         let both = async { tokio::join!(peer.died(), self.client.wait_closed()) };

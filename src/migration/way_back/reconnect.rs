@@ -7,6 +7,7 @@ use crate::{
     endpoint::{Dialed, Endpoint, PeerPid},
     handover::exchange,
     migration::{
+        connection::with_own_process,
         context::Context,
         pair::QemuPair,
         participant::{self, NotProved},
@@ -76,12 +77,17 @@ async fn dial_again(context: &Context, process: &Process, endpoint: &Endpoint) -
         return None;
     }
     let Dialed { stream, peer } = endpoint.dial(REDIAL).await.ok()?;
-    if process.peer().map(PeerPid::pid) != peer.as_ref().map(PeerPid::pid) {
+    let known = process.peer().map(PeerPid::pid);
+    // A peer where none was known may be a stranger that has made a forwarder's socket.
+    if known.is_some() && known != peer.as_ref().map(PeerPid::pid) {
         return None;
     }
     let recorder = context.monitors.recorder.clone();
     let options = qmp::QmpOptions { recorder, ..qmp::QmpOptions::labelled(process.name().side.as_str()) };
-    let again = process.reconnect(stream, peer, options).await.ok()?;
+    let again = with_own_process(endpoint, process.reconnect(stream, peer, options).await.ok()?).await;
+    if known != again.peer().map(PeerPid::pid) {
+        return None;
+    }
     let status = context.records.status();
     let begun = status.begun.as_ref()?;
     let party = match again.name().side {

@@ -1,4 +1,4 @@
-//! The program that a QEMU runs, and the features that it has.
+//! The process and the program of a QEMU, and the features that it has.
 //!
 //! The question for features is the one question that a guest feels: QEMU's main loop puts the schema together for tens
 //! of milliseconds, and a vCPU that needs the loop meanwhile stands still. So a QEMU with a guest is not asked where
@@ -28,6 +28,18 @@ impl Process {
             Ok(schema) => Ok(Self { features: Features::read(&schema), ..self }),
             Err(source) => Err(ProcessError::Answer { at: self.name, command: COMMAND, source }),
         }
+    }
+
+    /// The same QEMU without the process that the kernel names for its socket, where the threads of the vCPUs are not
+    /// that process's: a forwarder has made the socket then, and runs another QEMU by now, or another QEMU has its pid.
+    pub async fn without_a_strangers_process(self) -> Self {
+        let Some(peer) = self.peer.as_ref() else { return self };
+        let threads = self.vcpu_threads().await;
+        if threads.is_empty() || peer.has_threads(threads) != Some(false) {
+            return self;
+        }
+        tracing::info!(qemu = %self.name, pid = peer.pid(), "another QEMU has made the socket of this one");
+        Self { peer: None, ..self }
     }
 
     /// The same QEMU with the features of another that is the same program; see [`Process::is_same_program`].
