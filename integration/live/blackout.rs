@@ -4,7 +4,10 @@
 
 mod timerless;
 
-use super::support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start};
+use super::{
+    proxied::Proxied,
+    support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start},
+};
 use qferry::internals::{
     migration::Running,
     progress::{Ending, Event, EventKind, Outcome, PauseCause, Phase},
@@ -167,4 +170,35 @@ fn a_guests_writes_do_not_wait_for_a_frozen_destination() {
         assert!(waited < Duration::from_secs(5), "{waited:?}: {outcome:#?}");
         judge_back(&pair, &outcome, Ending::RolledBack, "running");
     });
+}
+
+/// While QEMU opens the destination's export its main loop waits, and the guest with it: for a second, if nobody
+/// answers there. The destination answers again in time for the way back.
+/// Promise: no-endless-wait.
+#[test]
+fn a_guest_stands_a_second_for_an_export_that_nobody_opens() {
+    const THAWED_AFTER: Duration = Duration::from_secs(5);
+    let pair = start(&writing("10.0.13"));
+    let proxied = Proxied::new(&pair);
+    let mut frozen = None;
+    let outcome = thread::scope(|scope| {
+        let thaw = || {
+            thread::sleep(THAWED_AFTER);
+            pair.destination.continue_process().unwrap();
+        };
+        let freeze = || {
+            pair.destination.stop_process().unwrap();
+            frozen = Some(Instant::now());
+            scope.spawn(thaw);
+        };
+        proxied.migrate_and_at(proxied.builder(), (Side::Source, "drive-mirror"), freeze).0
+    });
+    let frozen = frozen.expect("it was frozen");
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
+    assert_eq!(outcome.blackout_ms, None, "nobody stopped it: {outcome:#?}");
+    let beats = pair.beats(Side::Source);
+    let gaps = beats.windows(2).filter(|beats| beats[1].at > frozen).map(|beats| beats[1].at - beats[0].at);
+    let longest = gaps.max().expect("the guest beats on");
+    // A busy host wakes QEMU and its guest late.
+    assert!(longest < THAWED_AFTER * 3 / 5, "{longest:?} without a beat: {outcome:#?}");
 }
