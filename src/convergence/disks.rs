@@ -4,7 +4,7 @@
 
 use super::{
     decision::{Action, Decision},
-    estimate::{DiskEstimate, DiskTrack},
+    estimate::{DiskEstimate, DiskTrack, wait_at},
     history::History,
     policy::{DiskRung, Policy},
 };
@@ -27,8 +27,9 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<Decision> {
 
 /// The decisions for mirrors that are all ready, where QEMU can block writes.
 fn block_writes(policy: &Policy, now: &History) -> Vec<Decision> {
-    let out_of_step =
-        |(_, track): &(&String, &DiskTrack)| track.out_of_step().is_some_and(|since| now.since(since) > policy.give_up);
+    let out_of_step = |(name, track): &(&String, &DiskTrack)| {
+        track.out_of_step().is_some_and(|since| now.since(since) > with_wait(now, name, policy.give_up))
+    };
     if let Some((name, track)) = now.disks.iter().find(out_of_step) {
         let left = Bytes(track.estimate().remaining as u64);
         let because = format!("the mirror of {name} does not get in step with its guest's writes, {left} remain");
@@ -49,7 +50,7 @@ fn help(policy: &Policy, now: &History) -> Vec<Decision> {
     let mut steps = Vec::new();
     for (name, track) in &now.disks {
         let disk = track.estimate();
-        if !stands_still(now, &disk) {
+        if !stands_still(now, name, &disk) {
             continue;
         }
         let told = format!(
@@ -61,7 +62,7 @@ fn help(policy: &Policy, now: &History) -> Vec<Decision> {
         );
         match policy.disks.iter().find_map(|rung| climb(*rung, now, name, &told)) {
             Some(step) => steps.push(step),
-            None if now.since(disk.gained_at) > policy.give_up => {
+            None if now.since(disk.gained_at) > with_wait(now, name, policy.give_up) => {
                 // growth misses writes to what is dirty already, however often it is written
                 let written = disk.growth.max(disk.write_rate);
                 let needed = format!("a mirror of more than {}, or a guest that writes less", rate(written));
@@ -93,9 +94,14 @@ fn climb(rung: DiskRung, now: &History, name: &String, told: &str) -> Option<Dec
 }
 
 /// Whether a mirror was looked at for long enough and gains nothing on its guest.
-fn stands_still(now: &History, disk: &DiskEstimate) -> bool {
+fn stands_still(now: &History, name: &str, disk: &DiskEstimate) -> bool {
     let is_open = !disk.ready || (!now.job.abilities.write_blocking && !now.is_close(disk));
-    is_open && now.since(disk.gained_at) > STANDSTILL
+    is_open && now.since(disk.gained_at) > with_wait(now, name, STANDSTILL)
+}
+
+/// This patience with a mirror, and the time that the mirror's own limit makes it wait.
+fn with_wait(now: &History, name: &str, patience: Duration) -> Duration {
+    patience.saturating_add(wait_at(now.applied.shares.mirror(name)))
 }
 
 fn rate(bytes: f64) -> Rate {
@@ -106,7 +112,7 @@ fn rate(bytes: f64) -> Rate {
 mod tests {
     use super::*;
     use crate::convergence::{
-        Decision, MirrorSample,
+        ConvergenceJob, Decision, MirrorSample,
         fixture::{ControllerRun, give_up, job, mib, mirror, policy, ready},
         millis,
     };
@@ -156,6 +162,23 @@ mod tests {
             decision.actions.iter().any(|action| matches!(action, Action::WriteBlocking(_)))
         });
         assert!(blocking.is_some_and(|look| look < 40), "{blocking:?}");
+    }
+
+    #[test]
+    fn a_mirror_that_waits_for_its_own_limit_is_not_helped() {
+        // 16 MiB at once, and then nothing for 8 s
+        let looks = |dirtied: u64| {
+            let job = ConvergenceJob { disk_ceiling: Some(mib(2)), ..job() };
+            let mut run = ControllerRun::new(&policy("converge"), job, &["a"]);
+            (0..400u64).find(|look| {
+                let sample = mirror("a", 1000 + look * dirtied / 4, (look / 32 + 1) * 16);
+                let actions = run.look(250, None, &[sample]).actions;
+                actions.iter().any(|action| matches!(action, Action::WriteBlocking(_) | Action::GiveUp { .. }))
+            })
+        };
+        assert_eq!(looks(1), None);
+        // a guest that dirties more than that
+        assert!(looks(4).is_some_and(|look| look < 200));
     }
 
     #[test]

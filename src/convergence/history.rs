@@ -181,7 +181,8 @@ impl History {
             next.memory.add(next.at, ram);
         }
         for mirror in &sample.mirrors {
-            next.disks.entry(mirror.disk.clone()).or_default().add(next.at, mirror);
+            let limit = self.applied.shares.mirror(&mirror.disk);
+            next.disks.entry(mirror.disk.clone()).or_default().add(next.at, mirror, limit);
         }
         for track in next.disks.values_mut() {
             let disk = track.estimate();

@@ -160,6 +160,26 @@ fn every_scenario_ends_and_keeps_its_promises() {
 }
 
 #[test]
+fn a_mirror_with_a_low_limit_of_its_own_is_waited_for_and_ram_is_sent_beside_it() {
+    for limit in [0.5, 1.0, 2.0, 4.0, 8.0] {
+        for part in [0.0, 0.1] {
+            let mut guest = guest(1024.0 * MIB, 0.0, 0.0);
+            guest.disks =
+                vec![DiskModel { name: "disk".to_owned(), bytes: 200.0 * MIB, write_rate: limit * part * MIB }];
+            let disk_ceiling = Some(Rate((limit * MIB) as u64));
+            let given = ConvergenceJob { disk_ceiling, ..job(&guest, 300) };
+            let run = simulate(&policy("converge"), &given, &guest, &link(GBIT, false));
+            let told = format!("{limit} MiB/s, {part}: {run:#?}");
+            check(&policy("converge"), &given, &run, &told);
+            let at = |wanted: fn(&Action) -> bool| run.actions.iter().find(|step| wanted(&step.action)).expect("one");
+            let blocked = at(|action| matches!(action, Action::WriteBlocking(_)));
+            assert!(run.moved() && blocked.because.contains("every mirror is ready"), "{told}");
+            assert!(at(|action| *action == Action::StartMemory).at_ms < 10_000.0, "{told}");
+        }
+    }
+}
+
+#[test]
 fn an_idle_guest_does_not_pay_for_a_generous_budget() {
     for continuous in [false, true] {
         for bandwidth in [GBIT / 10.0, GBIT, 1.2e9] {

@@ -39,6 +39,8 @@ const SCAN: f64 = 3e9;
 /// `memory::tuning` sets them.
 const HELD: f64 = 1000.0;
 const TRICKLE: f64 = 4096.0;
+/// The bytes that a mirror copies at once before its limit makes it wait.
+const MIRROR_BURST: f64 = 16.0 * 1048576.0;
 /// The longest migration of the model, milliseconds.
 const END: f64 = 24.0 * 3600.0 * 1000.0;
 
@@ -172,6 +174,10 @@ struct MirrorModel {
     ready: bool,
     blocking: bool,
     written: f64,
+    /// The bytes that were copied ahead of the limit.
+    ahead: f64,
+    /// The mirror waits until nothing is ahead of its limit.
+    waits: bool,
 }
 
 /// Runs a migration in the model.
@@ -337,9 +343,11 @@ impl<'a> Simulation<'a> {
         // the rates that mirrors and RAM would take, and the part of them that the link carries
         let copying = self.mirrors.iter().filter(|mirror| !mirror.ready).count().max(1) as f64;
         let mut wants: Vec<f64> = Vec::new();
-        for (mirror, disk) in self.mirrors.iter().zip(&self.guest.disks) {
+        for (mirror, disk) in self.mirrors.iter_mut().zip(&self.guest.disks) {
             let limit = shares.mirror(&disk.name).map_or(f64::MAX, |rate| rate.0 as f64);
-            let copies = if mirror.ready { 0.0 } else { (self.link.mirror_rate / copying).min(limit) };
+            mirror.ahead = (mirror.ahead - limit * seconds).max(0.0);
+            mirror.waits &= mirror.ahead > 0.0;
+            let copies = if mirror.ready || mirror.waits { 0.0 } else { self.link.mirror_rate / copying };
             wants.push(copies + if mirror.blocking || mirror.ready { disk.write_rate } else { 0.0 });
         }
         let ceiling = match shares.memory {
@@ -356,6 +364,8 @@ impl<'a> Simulation<'a> {
             if !mirror.ready {
                 let copied = (want * part * seconds).min(mirror.len - mirror.offset);
                 mirror.offset += copied;
+                mirror.ahead += copied;
+                mirror.waits |= mirror.ahead >= MIRROR_BURST;
                 mirror.ready = mirror.len - mirror.offset < 1.0;
                 // a write to a block that is copied already has to be copied again
                 let again = if mirror.blocking || mirror.len == 0.0 { 0.0 } else { mirror.offset / mirror.len };

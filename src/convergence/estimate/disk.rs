@@ -3,6 +3,7 @@
 //! Pure.
 
 use super::{super::sample::MirrorSample, BETTER, SmoothedValue, WINDOW};
+use crate::quantity::Rate;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -16,6 +17,25 @@ const LAPS: u32 = 2;
 /// A lap that takes longer meets all of a region that is rewritten. The mirror gains where the next lap begins with
 /// less, even if after a burst of writes several laps pass before the best one is beaten.
 const LONG: Duration = Duration::from_secs(3);
+/// The bytes that a mirror has under way at most: QEMU copies so many at once, whatever the limit, and only then lets
+/// the mirror wait until they are paid for.
+const BURST: f64 = 16.0 * 1048576.0;
+/// The longest wait that is put down to a limit, so that an absurd limit ends in a word about the mirror.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// How long a mirror waits at this limit for what it has copied at once: so long the counters of a mirror that copies
+/// as fast as it may can stand still.
+pub(in crate::convergence) fn wait_at(limit: Option<Rate>) -> Duration {
+    let wait = limit.filter(|limit| limit.0 > 0).map(|limit| BURST / limit.0 as f64);
+    wait.and_then(|wait| Duration::try_from_secs_f64(wait).ok()).unwrap_or_default().min(LONGEST_WAIT)
+}
+
+/// The least time that the rates of a mirror with this limit are taken over: a burst lies within, if there are any.
+fn window_at(limit: Option<Rate>) -> Duration {
+    let wait = wait_at(limit);
+    // QEMU rounds the wait up to 100 ms
+    if wait < WINDOW { WINDOW } else { wait + WINDOW }
+}
 
 /// One mirror as far as it is known. Sizes are bytes, rates bytes per second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -165,6 +185,8 @@ pub(in crate::convergence) struct DiskTrack {
 struct MirrorWindow {
     began: Duration,
     first: MirrorSample,
+    /// The limit that the mirror had when the window began: its first bytes were copied under that.
+    limit: Option<Rate>,
 }
 
 impl DiskTrack {
@@ -172,7 +194,8 @@ impl DiskTrack {
         self.estimate
     }
 
-    pub(in crate::convergence) fn add(&mut self, at: Duration, now: &MirrorSample) {
+    /// Adds a sample of the mirror, whose job has this limit.
+    pub(in crate::convergence) fn add(&mut self, at: Duration, now: &MirrorSample, limit: Option<Rate>) {
         self.estimate.remaining = now.len.saturating_sub(now.offset) as f64;
         self.estimate.ready = now.ready;
         self.estimate.synced = now.actively_synced == Some(true);
@@ -187,22 +210,36 @@ impl DiskTrack {
         }
         let Some(window) = &self.window else {
             self.estimate.gained_at = at;
-            self.window = Some(MirrorWindow { began: at, first: now.clone() });
+            self.window = Some(MirrorWindow { began: at, first: now.clone(), limit });
             return;
         };
         let elapsed = at.saturating_sub(window.began);
-        if elapsed >= if self.rate.get().is_some() { WINDOW } else { FIRST } {
-            let first = window.first.clone();
-            self.window = Some(MirrorWindow { began: at, first: now.clone() });
-            self.measure(at, elapsed, &first, now);
+        // A mirror that has copied nothing yet may be waiting for its limit.
+        let may_wait = window_at(limit) > WINDOW && now.offset == window.first.offset;
+        let is_first = self.rate.get().is_none() && !may_wait;
+        if elapsed >= if is_first { FIRST } else { window_at(limit) } {
+            let next = MirrorWindow { began: at, first: now.clone(), limit };
+            if let Some(MirrorWindow { first, limit: before, .. }) = self.window.replace(next) {
+                let most = before.zip(limit).map(|(before, limit)| before.max(limit));
+                self.measure(at, elapsed, (&first, now), most);
+            }
         }
     }
 
     /// Takes the rates from the two ends of a window.
-    fn measure(&mut self, at: Duration, elapsed: Duration, first: &MirrorSample, now: &MirrorSample) {
+    fn measure(
+        &mut self,
+        at: Duration,
+        elapsed: Duration,
+        (first, now): (&MirrorSample, &MirrorSample),
+        most: Option<Rate>,
+    ) {
         let estimate = &mut self.estimate;
         let rate = |now: u64, first: u64| now.saturating_sub(first) as f64 / elapsed.as_secs_f64();
-        let copied = rate(now.offset, first.offset);
+        // A burst is not what the mirror can do. In write-blocking mode the guest's writes, which no limit holds up,
+        // count as copied, too.
+        let most = most.filter(|_| self.blocking.is_none()).map_or(f64::INFINITY, |most| most.0 as f64);
+        let copied = rate(now.offset, first.offset).min(most);
         estimate.rate = self.rate.add(copied);
         // a mirror begins with a burst, before its speed limit takes effect
         if elapsed >= WINDOW {
@@ -287,9 +324,9 @@ mod tests {
     fn a_mirror_is_known_by_what_it_gains() {
         let mut track = DiskTrack::default();
         // nothing is known before QEMU has initialised the bitmap
-        track.add(ms(0), &mirror("a", 0, 0));
+        track.add(ms(0), &mirror("a", 0, 0), None);
         for second in 1..10u64 {
-            track.add(ms(second * 1000), &mirror("a", 1000 + second * 20, second * 100));
+            track.add(ms(second * 1000), &mirror("a", 1000 + second * 20, second * 100), None);
         }
         let disk = track.estimate();
         assert!(near(in_mib(disk.rate), 100.0, 0.01) && near(in_mib(disk.growth), 20.0, 0.01), "{disk:?}");
@@ -303,7 +340,7 @@ mod tests {
     fn saw(pace: u64, dirty: impl Fn(u64) -> u64, looks: u64) -> Option<Duration> {
         let (mut track, mut len, mut offset) = (DiskTrack::default(), 100, 0);
         (0..looks).map(|look| ms(look * 250)).find(|&at| {
-            track.add(at, &mirror("a", len, offset));
+            track.add(at, &mirror("a", len, offset), None);
             offset = len.min(offset + pace);
             if offset == len {
                 len += dirty(len);
@@ -338,7 +375,7 @@ mod tests {
         let (mut len, mut offset, mut longest) = (1000, 0, Duration::ZERO);
         for look in 0.. {
             let at = ms(look * 250);
-            track.add(at, &mirror("a", len, offset));
+            track.add(at, &mirror("a", len, offset), None);
             longest = longest.max(at - track.estimate().gained_at);
             offset = len.min(offset + 5);
             if offset == len {
@@ -347,6 +384,58 @@ mod tests {
             len += writes(look);
         }
         longest
+    }
+
+    /// A mirror that copies 16 MiB at once whenever its limit allows, as its guest dirties so many bytes a second; the
+    /// track after so many seconds, and the longest time without a gain in them.
+    fn paced(limit: u64, dirtied: u64, seconds: u64) -> (DiskTrack, Duration) {
+        let (mut track, mut paid, mut longest) = (DiskTrack::default(), 0, Duration::ZERO);
+        let (mut offset, limit) = (0, limit * MIB / 10);
+        for look in 0..seconds * 4 {
+            let at = ms(look * 250);
+            while look * 250 >= paid {
+                offset += 16 * MIB;
+                paid += (16 * MIB * 1000).div_ceil(limit);
+            }
+            let len = 4000 * MIB + dirtied * MIB / 10 * look / 4;
+            track.add(at, &MirrorSample { len, offset, ..mirror("a", 0, 0) }, Some(Rate(limit)));
+            longest = longest.max(at - track.estimate().gained_at);
+        }
+        (track, longest)
+    }
+
+    #[test]
+    fn a_mirror_that_waits_for_its_limit_moves() {
+        // tenths of a MiB
+        for (limit, seconds) in [(3, 400), (10, 200), (20, 100), (49, 60), (160, 30), (2000, 10)] {
+            for dirtied in [0, limit / 2] {
+                let (track, longest) = paced(limit, dirtied, seconds);
+                let most = wait_at(Some(Rate(limit * MIB / 10))) + ms(1000);
+                let disk = track.estimate();
+                assert!(longest < most, "{longest:?} of {most:?} at {limit}, {dirtied}");
+                let (rate, growth) = (in_mib(disk.rate) * 10.0, in_mib(disk.growth) * 10.0);
+                assert!(near(rate, limit as f64, 0.3) && disk.rate <= (limit * MIB / 10) as f64, "{disk:?} at {limit}");
+                assert!((growth - dirtied as f64).abs() <= limit as f64 * 0.1, "{disk:?} at {limit}, {dirtied}");
+                assert!(disk.time_to_ready().is_some(), "{disk:?} at {limit}, {dirtied}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_mirror_whose_guest_dirties_as_fast_as_its_limit_gains_nothing() {
+        for limit in [10, 20, 49, 160] {
+            let wait = wait_at(Some(Rate(limit * MIB / 10)));
+            let (track, longest) = paced(limit, limit * 2, 100);
+            assert!(longest > ms(3000) + wait && track.estimate().time_to_ready().is_none(), "{track:?} at {limit}");
+        }
+    }
+
+    #[test]
+    fn only_a_low_limit_lets_a_mirror_wait() {
+        for (limit, wait) in [(None, 0), (Some(0), 0), (Some(16 * MIB), 1000), (Some(MIB), 16_000)] {
+            assert_eq!(wait_at(limit.map(Rate)), ms(wait), "{limit:?}");
+        }
+        assert!(wait_at(Some(Rate(1))) == LONGEST_WAIT && wait_at(Some(Rate(u64::MAX))) < ms(1));
     }
 
     #[test]
@@ -365,7 +454,7 @@ mod tests {
     fn another_share_does_not_make_a_vain_mirror_gain() {
         let (mut track, mut len, mut offset) = (DiskTrack::default(), 16, 0);
         let vain = (0..400u64).map(|look| ms(look * 250)).find(|&at| {
-            track.add(at, &mirror("a", len, offset));
+            track.add(at, &mirror("a", len, offset), None);
             track.share_anew(at);
             (len, offset) = (if offset + 4 >= len { len + 16 } else { len }, offset + 4);
             at - track.estimate().gained_at > ms(3000)
@@ -384,10 +473,10 @@ mod tests {
             write_ns: ms * 1_000_000,
             ..mirror("a", 100, 50)
         };
-        track.add(ms(0), &sample(0, 0));
-        track.add(ms(1000), &sample(100, 200));
+        track.add(ms(0), &sample(0, 0), None);
+        track.add(ms(1000), &sample(100, 200), None);
         track.block(ms(1000));
-        track.add(ms(2000), &sample(150, 650));
+        track.add(ms(2000), &sample(150, 650), None);
         let disk = track.estimate();
         assert_eq!((disk.latency_before, disk.latency_since), (Some(2.0), Some(9.0)));
         assert!(near(in_mib(disk.write_rate), 80.0, 0.01), "smoothed from 100 to 50: {disk:?}");

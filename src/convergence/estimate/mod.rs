@@ -11,7 +11,10 @@ mod ram;
 
 pub use disk::DiskEstimate;
 pub use ram::MemoryEstimate;
-pub(super) use {disk::DiskTrack, ram::MemoryTrack};
+pub(super) use {
+    disk::{DiskTrack, wait_at},
+    ram::MemoryTrack,
+};
 
 /// The least time that a rate is taken over: in less, QEMU's own windows of 100 ms show through.
 const WINDOW: Duration = Duration::from_millis(200);
