@@ -6,14 +6,15 @@ mod timerless;
 
 use super::{
     proxied::Proxied,
-    support::{builder, judge_back, judge_running, migrate_and, migrate_when, spec, start},
+    support::{builder, busy, judge_back, judge_running, migrate_and, migrate_when, qferry, spec, start},
 };
 use qferry::internals::{
     migration::Running,
     progress::{Ending, Event, EventKind, Outcome, PauseCause, Phase},
     quantity::Rate,
 };
-use qferry_bed::{Pair, Side, Spec, Workload};
+use qferry_bed::{Pair, Side, Spec, Workload, flush_slowly};
+use serde_json::Value;
 use std::{
     thread,
     time::{Duration, Instant},
@@ -108,6 +109,29 @@ fn a_flush_beyond_the_budget_leads_back_and_is_named() {
     assert!(outcome.blackout_ms.is_some_and(|ms| ms >= 1000.0), "{outcome:#?}");
     assert_eq!(outcome.pauses.last().map(|pause| pause.why), Some(PauseCause::WentBack));
     judge_back(&pair, &outcome, Ending::RolledBack, "running");
+}
+
+/// The engine flushes the images itself while the guest runs, so that QEMU finds little to flush at the stop. Nothing
+/// waits for such a flush: in this engine each takes an hour, and the move is over long before.
+/// Promise: no-endless-wait.
+#[test]
+fn images_are_flushed_while_the_guest_runs_and_nothing_waits_for_that() {
+    let pair = start(&spec("10.0.13", busy()));
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = qferry(&pair, "migrate");
+    // A journal would be flushed, too, and be waited for. RAM takes seconds at this bandwidth.
+    command.args(["--json", "--no-journal", "--bandwidth", "32MiB/s", "--source"]).arg(pair.source.qmp_path());
+    command.arg("--destination").arg(pair.destination.qmp_path());
+    command.env("XDG_RUNTIME_DIR", folder.path());
+    flush_slowly(&mut command, folder.path(), Duration::from_secs(3600)).unwrap();
+    let output = command.output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let first = |key: &str, value: &str| lines.iter().position(|line| line[key] == value);
+    let (flushed, switchover) = (first("action", "flush-images"), first("phase", "switchover"));
+    assert!(flushed.is_some() && flushed < switchover, "{told}");
+    let outcome: Outcome = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    judge_running(&pair, &outcome);
 }
 
 /// A flush is no hang: the destination answers meanwhile. It is waited for beyond the time after which a silent source

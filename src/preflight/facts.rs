@@ -182,6 +182,11 @@ impl SideFacts {
         self.files.get(&layer.protocol.file)
     }
 
+    /// The files of this host that QEMU flushes when the guest stops. Each comes once.
+    pub fn flushed_files(&self) -> Vec<&FileFacts> {
+        files::flushed(&self.nodes, &self.files)
+    }
+
     /// Every disk with a medium.
     pub fn disks(&self) -> Vec<Disk> {
         self.devices.iter().filter_map(|device| Disk::new(device, |node| self.chain(node))).collect()

@@ -89,7 +89,7 @@ pub use image::{ChainLink, ImageFacts, chain, guest_visible_equal, image_facts};
 pub use machine::Machine;
 pub use monitor_proxy::{Command, Deed, Held, MonitorProxy, Tape, nth};
 pub use pair::{Gap, Pair};
-pub use preload::OwnClock;
+pub use preload::{OwnClock, flush_slowly};
 pub use proxies::Proxies;
 pub use qemu_build::{Build, target_dir};
 pub use qferry_guest::{Act, Workload};

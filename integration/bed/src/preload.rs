@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::error::{Context, Error, Result};
 use crate::qemu_build::target_dir;
@@ -83,6 +84,16 @@ pub(crate) fn preload(command: &mut Command, folder: &Path, libraries: &[&Librar
         command.env("LD_PRELOAD", paths.join(":"));
     }
     Ok(())
+}
+
+/// Makes each flush of a file take so much longer in a program that is no QEMU of the bed. The folder must have no
+/// other.
+///
+/// # Errors
+/// The library cannot be built.
+pub fn flush_slowly(command: &mut Command, folder: &Path, longer: Duration) -> Result<()> {
+    preload(command, folder, &[&SLOW_FLUSH])?;
+    SLOW_FLUSH.tell(folder, i64::try_from(longer.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The wall clock of a program that is no QEMU of the bed.

@@ -5,6 +5,7 @@
 
 use super::{
     guest_watch::{GuestWatch, refuse_halted},
+    image_flush::ImageFlusher,
     memory_start::{set_parameters, start_memory},
     mirrors::start_mirrors,
     sampling::{Look, Sampler},
@@ -48,6 +49,8 @@ const ANSWERS: Duration = Duration::from_millis(700);
 const ASKS: Duration = Duration::from_millis(200);
 /// The time between two looks with the guest stopped, where no event has told that the mirrors are ready.
 const STOPPED: Duration = Duration::from_millis(20);
+/// The time before mirrors are ready from which images are flushed: a flush of many gigabytes takes a while.
+const NEAR: Duration = Duration::from_secs(5);
 /// How long after a STOP of QEMU's own `pre-switchover` comes, unless the disks are slow: a STOP without it is asked
 /// about.
 const TELLS: Duration = Duration::from_millis(5);
@@ -61,6 +64,7 @@ pub(crate) struct Controller<'a> {
     pub(crate) history: History,
     sampler: Sampler<'a>,
     guest: GuestWatch,
+    flusher: ImageFlusher,
     storage: Option<PhaseGuard>,
     memory: Option<PhaseGuard>,
     /// The guest's writes wait for the destination.
@@ -81,6 +85,7 @@ impl<'a> Controller<'a> {
             history: History::new(task, disks),
             sampler: Sampler::new(context, order),
             guest: GuestWatch::begin(&qemus.source),
+            flusher: ImageFlusher::new([&order.proved.source, &order.proved.destination]),
             storage: None,
             memory: None,
             writes_wait: false,
@@ -255,6 +260,13 @@ impl<'a> Controller<'a> {
         self.history.estimates().disks.values().all(|disk| disk.ready)
     }
 
+    /// The switchover may be near: RAM is being sent, or every mirror is about to be ready.
+    fn is_nearly_ready(&self) -> bool {
+        let is_near = |time: f64| time <= NEAR.as_secs_f64() * 1000.0;
+        let disks = &self.history.estimates().disks;
+        self.memory.is_some() || disks.values().all(|disk| disk.time_to_ready().is_some_and(is_near))
+    }
+
     /// Has the controller decide, and applies the decision. True once RAM is to be started.
     async fn decide(&mut self, qemus: &QemuPair, attempt: &mut Attempt, look: &Look) -> Result<bool, Failure> {
         let policy = &self.context.settings.policy;
@@ -262,6 +274,10 @@ impl<'a> Controller<'a> {
         let shared = self.history.shares().clone();
         self.history.record(&look.sample, &decision);
         self.sampler.report(look, &self.history);
+        if self.is_nearly_ready() {
+            // before RAM is released to the switchover, so that the guest's stop finds flushed images
+            self.flusher.look(&self.context.report);
+        }
         let mut start = false;
         self.tell(&decision);
         for action in &decision.actions {

@@ -1,12 +1,13 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
-//! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `memory_start`, `mirrors`,
-//! `sampling` and `second_look` are parts of it. No other phase knows another.
+//! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `image_flush`, `memory_start`,
+//! `mirrors`, `sampling` and `second_look` are parts of it. No other phase knows another.
 
 pub(super) mod cleanup;
 pub(super) mod convergence;
 pub(super) mod guest_watch;
 pub(super) mod handover;
+mod image_flush;
 pub(super) mod memory_start;
 mod mirrors;
 pub(super) mod postcopy;

@@ -56,6 +56,15 @@ pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, FileFac
     files.filter(|(name, file)| open.get(&file.id).is_some_and(|count| *count >= opened(name))).collect()
 }
 
+/// The files that QEMU has opened for writing and flushes, each once.
+pub(super) fn flushed<'a>(nodes: &[BlockNode], files: &'a BTreeMap<String, FileFacts>) -> Vec<&'a FileFacts> {
+    let passes_over = |node: &BlockNode| node.cache.as_ref().is_some_and(|cache| cache.no_flush);
+    let written = nodes.iter().filter(|node| is_protocol(node) && !node.ro && !passes_over(node));
+    let found = written.filter_map(|node| files.get(&file_name(&node.file)));
+    // nodes may share a file, under one name or two
+    found.map(|file| (file.id, file)).collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
 fn is_protocol(node: &BlockNode) -> bool {
     ["file", "host_device", "host_cdrom"].contains(&node.drv.as_str())
 }
@@ -168,6 +177,36 @@ mod tests {
         assert_eq!(one.id, two.id);
         assert!(one.allocated >= 4096 && one.file_system.free > 0 && !one.is_device);
         assert_eq!(look(&folder.path().join("c")), None);
+    }
+
+    #[test]
+    fn what_qemu_writes_and_flushes_is_flushed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other, third] = ["a", "b", "c"].map(|name| folder.path().join(name));
+        fs::write(&one, "1").unwrap();
+        fs::hard_link(&one, &other).unwrap();
+        fs::write(&third, "3").unwrap();
+        let node = |driver: &str, file: &Path, read_only: bool, no_flush: bool| -> BlockNode {
+            let cache = serde_json::json!({"writeback": true, "direct": false, "no-flush": no_flush});
+            let image = serde_json::json!({"filename": "a", "virtual-size": 1});
+            let node = serde_json::json!({"node-name": "n", "drv": driver, "file": file, "ro": read_only,
+                "image": image, "cache": cache});
+            serde_json::from_value(node).unwrap()
+        };
+        let known = |path: &PathBuf| (path.display().to_string(), look(path, &ProcessCredentials::default()).unwrap());
+        let files: BTreeMap<_, _> = [&one, &other, &third].map(known).into();
+        let elsewhere = folder.path().join("elsewhere");
+        for (nodes, count) in [
+            (vec![node("file", &one, false, false)], 1),
+            (vec![node("host_device", &one, false, false), node("file", &third, false, false)], 2),
+            (vec![node("file", &one, false, false), node("file", &other, false, false)], 1),
+            (vec![node("file", &one, true, false)], 0),
+            (vec![node("file", &one, false, true)], 0),
+            (vec![node("qcow2", &one, false, false)], 0),
+            (vec![node("file", &elsewhere, false, false)], 0),
+        ] {
+            assert_eq!(flushed(&nodes, &files).len(), count, "{nodes:?}");
+        }
     }
 
     #[test]

@@ -60,6 +60,9 @@ pub struct BlockChild {
 pub struct BlockdevCacheInfo {
     /// Whether requests bypass the host's page cache (`O_DIRECT`).
     pub direct: bool,
+    /// Whether QEMU passes over flushes (`cache=unsafe`).
+    #[serde(default, rename = "no-flush")]
+    pub no_flush: bool,
 }
 
 /// The image of a node, as `query-block` and `query-named-block-nodes` describe it. Sizes in bytes.
