@@ -117,29 +117,53 @@ async fn recover_standing(more: &[Record], run: &str, requests: u64) -> (usize, 
     (count(&destination, "cont"), outcome)
 }
 
+/// What a recovery does with the fence command of a journal, where no engine has started the destination; and whether
+/// the source's guest is resumed. The command is a real process, so the clock must not be paused.
+async fn recover_fenced(folder: &Path, fence: &str, has_ended: bool) -> (bool, Outcome) {
+    let path = journal_of_given(folder, [false, has_ended], Some(fence), &[]);
+    let (source, reached) = completed("postmigrate").duplex();
+    let resumed = Arc::new(AtomicBool::new(false));
+    let resumes = resumed.clone();
+    source.on("cont", move |_| {
+        resumes.store(true, Ordering::Relaxed);
+        vec![AnswerStep::Return(json!({}))]
+    });
+    let runs = resumed.clone();
+    source.on("query-status", move |_| {
+        let runs = runs.load(Ordering::Relaxed);
+        let run = if runs { "running" } else { "postmigrate" };
+        vec![AnswerStep::Return(json!({"running": runs, "status": run}))]
+    });
+    let outcome = Migration::recover(&path).source(stream("source", reached)).start_here().unwrap().wait().await;
+    (resumed.load(Ordering::Relaxed), outcome)
+}
+
 /// Who recovers with a fence command vouches that nobody else has started the guest. That does not bring back what ran
-/// on a destination that has ended. The command is a real process, so the clock is not paused.
+/// on a destination that has ended.
 #[tokio::test]
 async fn a_destination_that_no_engine_started_is_fenced_with_the_journals_command() {
     for (has_ended, expected) in [(false, RunsOn::Source), (true, RunsOn::Unknown)] {
         let folder = tempfile::tempdir().unwrap();
-        let path = journal_of_given(folder.path(), [false, has_ended], Some("/bin/true"), &[]);
-        let (source, reached) = completed("postmigrate").duplex();
-        let resumed = Arc::new(AtomicBool::new(false));
-        let resumes = resumed.clone();
-        source.on("cont", move |_| {
-            resumes.store(true, Ordering::Relaxed);
-            vec![AnswerStep::Return(json!({}))]
-        });
-        let runs = resumed.clone();
-        source.on("query-status", move |_| {
-            let runs = runs.load(Ordering::Relaxed);
-            let run = if runs { "running" } else { "postmigrate" };
-            vec![AnswerStep::Return(json!({"running": runs, "status": run}))]
-        });
-        let outcome = Migration::recover(&path).source(stream("source", reached)).start_here().unwrap().wait().await;
+        let (resumed, outcome) = recover_fenced(folder.path(), "/bin/true", has_ended).await;
         assert_eq!(outcome.runs_on, expected, "{outcome:#?}");
-        assert_eq!(resumed.load(Ordering::Relaxed), !has_ended, "{outcome:#?}");
+        assert_eq!(resumed, !has_ended, "{outcome:#?}");
+    }
+}
+
+/// The command may have been changed since the engine that died has looked at it.
+/// Promise: trusted-files.
+#[tokio::test]
+async fn a_fence_command_that_others_may_have_written_is_not_run() {
+    for (mode, is_run) in [("755", true), ("757", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let (command, called) = (folder.path().join("fence"), folder.path().join("called"));
+        // A child of this process has the file open for writing then, and no fork of another thread inherits that.
+        let write = format!("printf '#!/bin/sh\n: >%s\n' \"$1\" >\"$0\" && chmod {mode} \"$0\"");
+        let written = std::process::Command::new("sh").args(["-c", &write]).arg(&command).arg(&called).status();
+        assert!(written.unwrap().success());
+        let (resumed, outcome) = recover_fenced(folder.path(), command.to_str().unwrap(), false).await;
+        assert_eq!((called.exists(), resumed), (is_run, is_run), "{mode}: {outcome:#?}");
+        assert_eq!(outcome.runs_on, if is_run { RunsOn::Source } else { RunsOn::Unknown }, "{mode}: {outcome:#?}");
     }
 }
 

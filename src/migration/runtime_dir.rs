@@ -65,6 +65,7 @@ mod tests {
     use crate::progress::describe;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    /// Promise: trusted-files.
     #[test]
     fn a_directory_that_others_can_write_to_is_refused() {
         let folder = tempfile::tempdir().unwrap();

@@ -234,6 +234,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
     }
 
+    /// Promise: trusted-files.
     #[test]
     fn a_digest_that_others_may_have_written_is_not_used() {
         use std::os::unix::fs::PermissionsExt;
