@@ -4,13 +4,13 @@ mod listeners;
 mod race;
 
 use super::support::{
-    MIB, WAIT, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
+    MIB, WAIT, begins, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,
     migrate_when, on_source_host, settings, spec, start,
 };
 use qferry::internals::{
     endpoint::{Address, Endpoint, ProcessHandle},
     migration::{JournalPlace, Migration, Running},
-    progress::{Ending, EventKind, Outcome, Phase, RunsOn},
+    progress::{Ending, Event, EventKind, Outcome, Phase, RunsOn},
     quantity::Rate,
 };
 use qferry_bed::{DiskSpec, Guest, Link, Pair, Side, Spec, Style, Workload, free_port};
@@ -271,6 +271,11 @@ fn ceilings_are_kept_and_progress_is_told() {
     assert!(samples.len() > 4, "{samples:?}");
     assert!(samples.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{samples:?}");
     assert!(samples.iter().any(|&(copied, total)| copied > 0 && copied < total), "{samples:?}");
+    // A mirror copies a burst of 16 MiB before it waits for its limit for the first time.
+    let begun = events.iter().find(|event| begins(&event.kind, Phase::Storage)).expect("disks were copied").t_ms;
+    let ready = |event: &&Event| matches!(event.kind, EventKind::Disk { ready: true, .. });
+    let took = events.iter().find(ready).expect("the mirror was ready").t_ms - begun;
+    assert!(took >= 900, "32 MiB at 16 MiB a second took {took} ms: {samples:?}");
     assert!(events.iter().any(|event| matches!(event.kind, EventKind::Memory { total, .. } if total >= 192 * MIB)));
     judge_running(&pair, &outcome);
 }
