@@ -6,10 +6,13 @@
 
 use crate::{
     qemu::reply::BlockNode,
-    storage::{files::filesystem::FileSystem, model::chain::file_name},
+    storage::{
+        files::filesystem::{FileSystem, MountTable},
+        model::chain::file_name,
+    },
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, Metadata},
     os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
@@ -48,9 +51,15 @@ struct ProcessCredentials {
 pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, FileFacts> {
     let open = open_files(pid);
     let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
+    let mounts = MountTable::read();
     let names = nodes.iter().map(|node| file_name(&node.file));
-    let names = names.filter(|name| !name.is_empty() && !name.starts_with("json:"));
-    let files = names.filter_map(|name| Some((name.clone(), look(&seen_by(pid, &name), &credentials)?)));
+    // An image's format node and protocol node have the same name.
+    let names: BTreeSet<String> = names.filter(|name| !name.is_empty() && !name.starts_with("json:")).collect();
+    let look_at = |name: String| {
+        let file = look(&seen_by(pid, &name), &credentials, &mounts)?;
+        Some((name, file))
+    };
+    let files = names.into_iter().filter_map(look_at);
     // each node opens its file anew: all of them must have the present file open, and none a replaced one
     let opened = |name: &str| nodes.iter().filter(|node| is_protocol(node) && file_name(&node.file) == name).count();
     files.filter(|(name, file)| open.get(&file.id).is_some_and(|count| *count >= opened(name))).collect()
@@ -97,7 +106,7 @@ pub fn seen_by(pid: u32, name: &str) -> PathBuf {
     if beneath.exists() { beneath } else { path.to_owned() }
 }
 
-fn look(path: &Path, credentials: &ProcessCredentials) -> Option<FileFacts> {
+fn look(path: &Path, credentials: &ProcessCredentials, mounts: &MountTable) -> Option<FileFacts> {
     let data = fs::metadata(path).ok()?;
     Some(FileFacts {
         path: path.to_owned(),
@@ -106,7 +115,7 @@ fn look(path: &Path, credentials: &ProcessCredentials) -> Option<FileFacts> {
         modified: (data.mtime(), data.mtime_nsec()),
         is_device: data.file_type().is_block_device(),
         writable: may_write(data.mode(), data.uid(), data.gid(), credentials),
-        file_system: FileSystem::of(path).ok()?,
+        file_system: FileSystem::among(mounts, path).ok()?,
     })
 }
 
@@ -171,8 +180,13 @@ mod tests {
         let (file, link) = (folder.path().join("a"), folder.path().join("b"));
         fs::write(&file, [1; 5000]).unwrap();
         fs::hard_link(&file, &link).unwrap();
-        let look =
-            |path: &Path| look(&seen_by(std::process::id(), &path.to_string_lossy()), &ProcessCredentials::default());
+        let look = |path: &Path| {
+            look(
+                &seen_by(std::process::id(), &path.to_string_lossy()),
+                &ProcessCredentials::default(),
+                &MountTable::read(),
+            )
+        };
         let (one, two) = (look(&file).unwrap(), look(&link).unwrap());
         assert_eq!(one.id, two.id);
         assert!(one.allocated >= 4096 && one.file_system.free > 0 && !one.is_device);
@@ -193,7 +207,9 @@ mod tests {
                 "image": image, "cache": cache});
             serde_json::from_value(node).unwrap()
         };
-        let known = |path: &PathBuf| (path.display().to_string(), look(path, &ProcessCredentials::default()).unwrap());
+        let known = |path: &PathBuf| {
+            (path.display().to_string(), look(path, &ProcessCredentials::default(), &MountTable::read()).unwrap())
+        };
         let files: BTreeMap<_, _> = [&one, &other, &third].map(known).into();
         let elsewhere = folder.path().join("elsewhere");
         for (nodes, count) in [

@@ -28,22 +28,42 @@ impl FileSystem {
     /// # Errors
     /// The system's error, above all that the file does not exist.
     pub fn of(path: &Path) -> io::Result<Self> {
+        Self::among(&MountTable::read(), path)
+    }
+
+    /// The same for one of many paths, for which the mounts are read once.
+    ///
+    /// # Errors
+    /// As [`FileSystem::of`].
+    pub(crate) fn among(mounts: &MountTable, path: &Path) -> io::Result<Self> {
         let device = fs::metadata(path)?.dev();
         let space = statvfs(path)?;
         Ok(Self {
             device,
             free: space.f_bavail.saturating_mul(space.f_frsize),
             read_only: space.f_flag.contains(StatVfsMountFlags::RDONLY),
-            name: name(path),
+            name: mounts.name(path),
         })
     }
 }
 
 /// The name of the file system that a path is on, such as `/var (xfs)`.
 pub fn name(path: &Path) -> String {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounted(&mounts, &path).unwrap_or_else(|| path.display().to_string())
+    MountTable::read().name(path)
+}
+
+/// The file systems that are mounted, as the kernel lists them.
+pub(crate) struct MountTable(String);
+
+impl MountTable {
+    pub(crate) fn read() -> Self {
+        Self(fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    fn name(&self, path: &Path) -> String {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        mounted(&self.0, &path).unwrap_or_else(|| path.display().to_string())
+    }
 }
 
 /// A mount point without octal escapes: the kernel escapes these four characters.
