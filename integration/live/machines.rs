@@ -1,6 +1,7 @@
 //! The preflight's comparison of two machines, as QEMU itself describes them. The machines have no guest.
 
 mod disk_places;
+mod properties;
 
 use super::support::WAIT;
 use qferry::internals::{
@@ -203,5 +204,8 @@ fn devices_without_an_id_are_compared_too() {
 fn memory_of_another_size_is_refused() {
     let vga = |size: u32| format!("-device VGA,id=vga,vgamem_mb={size}");
     let findings = compare(("10.0.13", &vga(16)), ("10.0.13", &vga(32)), &[]);
-    only(&findings, "ram-blocks", Severity::Blocker, &["vga.vram", "32 MiB", "16 MiB", "`force: ram-blocks`"]);
+    let wanted = [("ram-blocks", Severity::Blocker), ("device-property", Severity::Blocker)];
+    assert_eq!(codes(&findings), wanted, "{findings:#?}");
+    let text = findings[0].to_string();
+    assert!(["vga.vram", "32 MiB", "16 MiB", "`force: "].iter().all(|word| text.contains(word)), "{text}");
 }

@@ -174,6 +174,9 @@ finding_codes! {
     CpuName "cpu-name" Plain [Note]
         "The CPUs differ in nothing but their model-id, which is a name for people."
         "";
+    CpuTopology "cpu-topology" Forcible [Blocker]
+        "The two machines have places for different virtual CPUs: another maxcpus, or other sockets, cores and threads. QEMU refuses the state of a machine whose guest can plug in other CPUs, after everything was copied."
+        "start the destination with the source's -smp, its maxcpus and topology too";
     DataFile "data-file" Plain [Blocker]
         "An image keeps its data in a file of its own, which a preparation does not make."
         "make the image by hand, and leave the disk out of the preparation with `skip`";
@@ -195,9 +198,18 @@ finding_codes! {
     DeviceMissing "device-missing" Forcible [Blocker]
         "The destination lacks a device of the source."
         "start the destination with the source's devices, also with those that were plugged in later";
+    DeviceProperty "device-property" Forcible [Blocker]
+        "A device of the destination has another property than the source's that the guest can see, such as a block size, a serial number or a MAC address."
+        "start the destination with the source's properties of the device";
     DeviceRenamed "device-renamed" Plain [Note]
         "A device has another id on the destination, which the guest does not see."
         "";
+    DeviceSetting "device-setting" Plain [Note]
+        "A device has another setting on the destination that the guest does not see, such as the action at a disk error."
+        "";
+    DeviceState "device-state" Plain [Blocker]
+        "A device of the destination has another form than the source's, such as another number of queues or vectors: QEMU would refuse its state after everything was copied."
+        "start the destination with the source's properties of the device";
     DirectoryMissing "directory-missing" Plain [Blocker]
         "The directory for an image of the destination is not there."
         "make the directory, or give another place";
@@ -291,6 +303,9 @@ finding_codes! {
     LeftoverView "leftover-view" Plain [Warning]
         "A QEMU has a read-only export of a check that was killed or is still running."
         "nothing: the next comparison of backing files removes it if nobody reads from it; so does `clean`";
+    MachineProperty "machine-property" Forcible [Blocker]
+        "The destination's machine has another property than the source's, such as hpet, smm or the memory below 4 GiB."
+        "start the destination with the source's -machine";
     MachineType "machine-type" Forcible [Blocker]
         "The two QEMUs emulate different machine types."
         "start the destination with the source's -machine";

@@ -14,11 +14,13 @@ use crate::{
         facts::{
             SideFacts,
             cpu::{CpuFacts, CpuidRegister, IDENTITY},
+            device_tree::{BusDevice, DeviceBus},
             devices::{DeviceFacts, DeviceTable},
             disk_place::{DiskPlace, DiskPlaces},
             files::FileFacts,
             machine::MachineFacts,
             ports::PortState,
+            possible_cpus::CpuPlace,
             ram_blocks::RamBlock,
         },
         machine_change::{MachineChange, changes},
@@ -38,7 +40,7 @@ use crate::{
     },
 };
 use serde_json::json;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// Everything that a plan is made of.
 pub(crate) struct CheckedWorld {
@@ -116,6 +118,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
         pid: Some(u32::try_from(inode).expect("a pid")),
         files: [("top", 0), ("base", 1), ("cd", 2)].map(|(name, number)| (at(name), file(inode + number))).into(),
         ram: 1 << 30,
+        base_ram: 1 << 30,
         machine: machine(),
     };
     facts.nodes = vec![
@@ -148,7 +151,18 @@ fn machine() -> MachineFacts {
             named: [("net0".to_owned(), device("virtio-net-pci", "00:02.0"))].into(),
             ..DeviceTable::default()
         },
+        device_tree: Some(device_tree("128")),
+        properties: [("hpet".to_owned(), "true".to_owned())].into(),
+        possible_cpus: Some([("core-id=0".to_owned(), CpuPlace { count: 1, is_present: true })].into()),
     }
+}
+
+/// A bus with one device, whose properties have all the same value.
+fn device_tree(value: &str) -> DeviceBus {
+    let properties = ["num-queues", "queue-size", "werror"].map(|name| (name.to_owned(), value.to_owned()));
+    let device =
+        BusDevice { kind: "virtio-blk-device".to_owned(), properties: properties.into(), ..BusDevice::default() };
+    DeviceBus { kind: "virtio-pci-bus".to_owned(), devices: vec![device] }
 }
 
 impl SideFacts {
@@ -298,7 +312,10 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             let inserted = world.source.devices.iter_mut().filter_map(|device| device.inserted.as_mut());
             inserted.for_each(|node| node.node_name = format!("{}-of-no-node", node.node_name));
         },
-        Code::CpuCount => |world| world.destination.machine.cpus = 2,
+        Code::CpuCount => |world| {
+            world.destination.machine.possible_cpus.iter_mut().flatten().for_each(|(_, cpu)| cpu.is_present = false);
+        },
+        Code::CpuTopology => |world| world.destination.machine.possible_cpus.iter_mut().for_each(BTreeMap::clear),
         Code::CpuFeatures => {
             |world| world.source.cpu_mut().features.iter_mut().flatten().for_each(|(_, bits)| *bits = 0x1f)
         }
@@ -315,6 +332,10 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         },
         Code::DeviceExtra => |world| world.source.machine.devices.named.clear(),
         Code::DeviceMissing => |world| world.destination.machine.devices.named.clear(),
+        Code::DeviceProperty | Code::DeviceSetting | Code::DeviceState => {
+            |world| world.destination.machine.device_tree = Some(device_tree("64"))
+        }
+        Code::MachineProperty => |world| world.destination.machine.properties.values_mut().for_each(String::clear),
         Code::DeviceRenamed => |world| {
             let devices = &mut world.destination.machine.devices.named;
             let device = devices.remove("net0").expect("a device");
@@ -408,7 +429,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::RamBlocks => |world| {
             world.destination.machine.ram_blocks.iter_mut().flatten().for_each(|(_, block)| block.total *= 2);
         },
-        Code::RamSize => |world| world.destination.ram *= 2,
+        Code::RamSize => |world| world.destination.base_ram *= 2,
         Code::SameProcess => |world| world.destination.pid = world.source.pid,
         Code::GuestIoError => |world| world.source.run = RunState::IoError,
         Code::SourceState => |world| world.source.run = RunState::PostMigrate,

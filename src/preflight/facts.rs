@@ -21,11 +21,13 @@ use std::collections::BTreeMap;
 use tokio::try_join;
 
 pub mod cpu;
+pub mod device_tree;
 pub mod devices;
 pub mod disk_place;
 pub mod files;
 pub mod machine;
 pub mod ports;
+pub mod possible_cpus;
 mod qom;
 pub mod qom_devices;
 pub mod ram_blocks;
@@ -59,8 +61,10 @@ pub struct SideFacts {
     pub pid: Option<u32>,
     /// The files of the block nodes, by QEMU's name for each, where they are files of this host.
     pub files: BTreeMap<String, FileFacts>,
-    /// The size of the guest's RAM, bytes.
+    /// The size of the guest's RAM, bytes, with what was plugged in.
     pub ram: u64,
+    /// The size of the RAM that the guest was started with, bytes.
+    pub base_ram: u64,
     /// The emulated machine.
     pub machine: MachineFacts,
 }
@@ -107,6 +111,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
+        base_ram: memory.base_memory,
         ram: memory.base_memory.saturating_add(memory.plugged_memory.unwrap_or(0)),
         machine,
     })

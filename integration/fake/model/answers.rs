@@ -266,6 +266,8 @@ impl PairState {
                 let (head, size) = ("Block Name    PSize  Offset  Used  Total\n", qemu.ram);
                 json!({"human-readable-text": format!("{head}pc.ram    4 KiB  0x0 {size:#x} {size:#x}\n")})
             }
+            "query-hotpluggable-cpus" => json!([{"props": {"core-id": 0}, "vcpus-count": 1, "qom-path": CPU}]),
+            "human-monitor-command" => json!("bus: main-system-bus\n  type System\n"),
             "query-pci" => json!([]),
             "x-debug-query-block-graph" => json!({"nodes": [], "edges": [], "x-new": 1}),
             _ => return None,

@@ -35,7 +35,7 @@ pub use schema::{add_capabilities, add_switchover_bandwidth, add_zero_page_detec
 
 pub const MIB: u64 = 1 << 20;
 /// The commands that a monitor of the model answers; any other is `CommandNotFound`.
-const ANSWERED: [&str; 40] = [
+const ANSWERED: [&str; 42] = [
     "block-dirty-bitmap-add",
     "block-dirty-bitmap-remove",
     "block-export-add",
@@ -46,6 +46,7 @@ const ANSWERED: [&str; 40] = [
     "cancel-vcpu-dirty-limit",
     "cont",
     "drive-mirror",
+    "human-monitor-command",
     "job-dismiss",
     "migrate",
     "migrate-continue",
@@ -62,6 +63,7 @@ const ANSWERED: [&str; 40] = [
     "query-block-jobs",
     "query-blockstats",
     "query-cpus-fast",
+    "query-hotpluggable-cpus",
     "query-jobs",
     "query-memory-size-summary",
     "query-migrate",

@@ -70,7 +70,8 @@ pub fn asks(seen: &ReceivedCommand) -> bool {
     let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get"]
         .iter()
         .any(|begin| seen.name.starts_with(begin));
-    asks || seen.name == "qmp_capabilities"
+    let tells = seen.arguments["command-line"].as_str().is_some_and(|line| line.starts_with("info "));
+    asks || seen.name == "qmp_capabilities" || seen.name == "human-monitor-command" && tells
 }
 
 fn is_command(seen: &ReceivedCommand) -> bool {

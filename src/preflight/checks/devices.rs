@@ -9,6 +9,7 @@ use crate::{
     preflight::facts::{
         SideFacts,
         devices::{DeviceFacts, DeviceTable},
+        possible_cpus::is_cpu,
     },
 };
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
 
 fn named(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
     let only = |one: &DeviceTable, other: &DeviceTable| -> BTreeMap<String, DeviceFacts> {
-        let only = one.named.iter().filter(|(id, _)| !other.named.contains_key(*id));
+        // Virtual CPUs are compared by their places, however they got there.
+        let only = one.named.iter().filter(|(id, device)| !other.named.contains_key(*id) && !is_cpu(&device.kind));
         only.map(|(id, device)| (id.clone(), device.clone())).collect()
     };
     let (missing, mut extra) = (only(source, destination), only(destination, source));
@@ -65,7 +67,7 @@ fn describe(device: &DeviceFacts) -> String {
 fn unnamed(source: &DeviceTable, destination: &DeviceTable) -> Vec<Finding> {
     let count = |devices: &DeviceTable, kind: &str| devices.unnamed.get(kind).copied().unwrap_or(0);
     let more = |code: FindingCode, one: &DeviceTable, other: &DeviceTable| -> Vec<Finding> {
-        let kinds = one.unnamed.keys().filter(|kind| count(one, kind) > count(other, kind));
+        let kinds = one.unnamed.keys().filter(|kind| count(one, kind) > count(other, kind) && !is_cpu(kind));
         let told = |kind: &String| {
             let counts = (count(source, kind), count(destination, kind));
             format!("the source has {} of these without an id, the destination {}", counts.0, counts.1)

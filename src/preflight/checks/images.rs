@@ -300,6 +300,7 @@ mod tests {
             pid: None,
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
+            base_ram: 0,
             machine: MachineFacts {
                 version: QemuVersion { major: 10, minor: 0, micro: 0 },
                 kind: None,
@@ -307,6 +308,9 @@ mod tests {
                 cpu: None,
                 ram_blocks: None,
                 devices: DeviceTable::default(),
+                device_tree: None,
+                properties: BTreeMap::new(),
+                possible_cpus: None,
             },
         }
     }

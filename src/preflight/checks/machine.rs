@@ -1,18 +1,23 @@
-//! The two machines: QEMU's versions, machine types, how many CPUs, what RAM is made of.
+//! The two machines: QEMU's versions, machine types and properties, their CPUs, what RAM is made of.
 //!
 //! Pure.
 
 use super::finding::Finding;
 use crate::{
     codes::FindingCode,
-    preflight::facts::{SideFacts, machine::MachineFacts, ram_blocks::RamBlock},
+    preflight::facts::{
+        SideFacts,
+        machine::MachineFacts,
+        possible_cpus::{CpuPlace, PossibleCpus},
+        ram_blocks::RamBlock,
+    },
     qmp::QemuVersion,
     quantity::Bytes,
 };
 
 pub(super) fn run(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
     let (machine, other, name) = (&source.machine, &destination.machine, destination.name.as_str());
-    let checks = [version, machine_type, cpu_count, ram_blocks];
+    let checks = [version, machine_type, properties, cpu_places, cpu_count, ram_blocks];
     checks.into_iter().filter_map(|check| check(machine, other, name)).collect()
 }
 
@@ -45,10 +50,62 @@ fn machine_type(source: &MachineFacts, destination: &MachineFacts, name: &str) -
     })
 }
 
+/// Compares the properties that both machines have: a version of QEMU adds and drops some.
+fn properties(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
+    let both =
+        source.properties.iter().filter_map(|(name, value)| Some((name, value, destination.properties.get(name)?)));
+    let different: Vec<_> = both.filter(|(_, value, other)| value != other).collect();
+    let told: Vec<String> =
+        different.iter().map(|(property, value, other)| format!("{property} is {other}, not {value}")).collect();
+    let wanted: Vec<String> = different.iter().map(|(property, value, _)| format!("{property}={value}")).collect();
+    let message = format!("its machine is not the source's: {}", told.join(", "));
+    let remedy = format!("start the destination with the source's -machine: {}", wanted.join(","));
+    (!different.is_empty()).then(|| Finding::new(FindingCode::MachineProperty, name, message).with_remedy(remedy))
+}
+
+/// Compares the places that virtual CPUs can have: the state of a controller that plugs in CPUs depends on them.
+/// Machines with other numbers of CPUs have other places anyway.
+fn cpu_places(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
+    if source.cpus != destination.cpus {
+        return None;
+    }
+    let (source, destination) = (source.possible_cpus.as_ref()?, destination.possible_cpus.as_ref()?);
+    let count = |cpus: &PossibleCpus| cpus.values().map(|place| place.count).sum::<u64>();
+    let only = |one: &PossibleCpus, other: &PossibleCpus| {
+        let found = one.iter().find(|(place, cpu)| other.get(*place).is_none_or(|other| other.count != cpu.count));
+        found.map(|(place, _)| place.clone())
+    };
+    let (side, place) = match (only(source, destination), only(destination, source)) {
+        (Some(place), _) => ("source", place),
+        (None, Some(place)) => ("destination", place),
+        (None, None) => return None,
+    };
+    let message = format!(
+        "the source's machine can have {} virtual CPUs, the destination's {}: only the {side}'s can have one at {place}",
+        count(source),
+        count(destination)
+    );
+    Some(Finding::new(FindingCode::CpuTopology, name, message))
+}
+
 fn cpu_count(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
-    let cpus = if source.cpus == 1 { "virtual CPU" } else { "virtual CPUs" };
-    let message = format!("the source has {} {cpus}, the destination {}", source.cpus, destination.cpus);
-    (source.cpus != destination.cpus).then(|| Finding::new(FindingCode::CpuCount, name, message))
+    let message = if source.cpus == destination.cpus {
+        let (cpus, other) = (source.possible_cpus.as_ref()?, destination.possible_cpus.as_ref()?);
+        let told = [lone_cpus(cpus, other, "source"), lone_cpus(other, cpus, "destination")].concat();
+        told.join("; ")
+    } else {
+        let cpus = if source.cpus == 1 { "virtual CPU" } else { "virtual CPUs" };
+        format!("the source has {} {cpus}, the destination {}", source.cpus, destination.cpus)
+    };
+    (!message.is_empty()).then(|| Finding::new(FindingCode::CpuCount, name, message))
+}
+
+/// The virtual CPUs of one side in whose places the other side has none.
+fn lone_cpus(cpus: &PossibleCpus, other: &PossibleCpus, side: &str) -> Vec<String> {
+    let is_lone =
+        |place: &String, cpu: &CpuPlace| cpu.is_present && other.get(place).is_some_and(|other| !other.is_present);
+    let lone = cpus.iter().filter(|(place, cpu)| is_lone(place, cpu));
+    lone.map(|(place, _)| format!("only the {side} has a virtual CPU at {place}")).collect()
 }
 
 fn ram_blocks(source: &MachineFacts, destination: &MachineFacts, name: &str) -> Option<Finding> {
@@ -98,6 +155,9 @@ mod tests {
             cpu: None,
             ram_blocks: Some(blocks.map(|(name, block)| (name.to_owned(), block)).into()),
             devices: DeviceTable::default(),
+            device_tree: None,
+            properties: [("hpet".to_owned(), "true".to_owned())].into(),
+            possible_cpus: None,
         }
     }
 
@@ -149,6 +209,45 @@ mod tests {
         let (code, severity, text) = found(cpu_count, |machine| machine.cpus = 3).expect("a finding");
         assert_eq!((code.as_str(), severity), ("cpu-count", Severity::Blocker));
         assert!(text.contains("has 2 ") && text.contains("destination 3"), "{text}");
+    }
+
+    #[test]
+    fn another_property_of_the_machine_is_refused() {
+        let (code, severity, text) =
+            found(properties, |machine| drop(machine.properties.insert("hpet".to_owned(), "false".to_owned())))
+                .expect("a finding");
+        assert_eq!((code.as_str(), severity), ("machine-property", Severity::Blocker));
+        assert!(text.contains("hpet is false, not true") && text.contains("-machine: hpet=true"), "{text}");
+        assert_eq!(found(properties, |machine| machine.properties.clear()), None, "only what both have counts");
+    }
+
+    /// Places for virtual CPUs on cores from 0 on, with CPUs on the first of them.
+    fn cores(present: u64, possible: u64) -> Option<PossibleCpus> {
+        let place = |core| (format!("core-id={core}"), CpuPlace { count: 1, is_present: core < present });
+        Some((0..possible).map(place).collect())
+    }
+
+    #[test]
+    fn virtual_cpus_are_compared_by_their_places() {
+        type Check = fn(&MachineFacts, &MachineFacts, &str) -> Option<Finding>;
+        let judged = |check: Check, source: Option<PossibleCpus>, destination: Option<PossibleCpus>| {
+            let source = MachineFacts { possible_cpus: source, ..sample() };
+            let destination = MachineFacts { possible_cpus: destination, ..sample() };
+            check(&source, &destination, "b").map(|finding| (finding.code.to_string(), finding.message))
+        };
+        assert_eq!(judged(cpu_places, cores(2, 2), cores(1, 2)), None);
+        assert_eq!(judged(cpu_count, cores(2, 2), cores(2, 4)), None);
+        assert_eq!(judged(cpu_places, cores(2, 2), None), None);
+        for (source, destination, side) in [(2, 4, "destination"), (4, 2, "source")] {
+            let (code, text) = judged(cpu_places, cores(2, source), cores(2, destination)).expect("a finding");
+            assert_eq!(code, "cpu-topology");
+            assert!(text.contains(&format!("only the {side}'s can have one at core-id=2")), "{text}");
+        }
+        for (source, destination, side) in [(2, 1, "source"), (1, 2, "destination")] {
+            let (code, text) = judged(cpu_count, cores(source, 2), cores(destination, 2)).expect("a finding");
+            assert_eq!(code, "cpu-count");
+            assert_eq!(text, format!("only the {side} has a virtual CPU at core-id=1"));
+        }
     }
 
     #[test]

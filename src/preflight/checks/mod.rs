@@ -6,6 +6,7 @@
 mod capabilities;
 pub mod contents;
 mod cpu;
+mod device_properties;
 mod devices;
 mod disk_places;
 mod disks;
@@ -32,6 +33,7 @@ pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     findings.extend(machine::run(source, destination));
     findings.extend(cpu::run(source, destination));
     findings.extend(devices::run(source, destination));
+    findings.extend(device_properties::run(source, destination));
     findings.extend(disks::run(subject));
     findings.extend(disk_places::run(subject));
     findings.extend(images::run(subject));

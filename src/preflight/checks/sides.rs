@@ -83,13 +83,15 @@ fn destination_state(destination: &SideFacts) -> Option<Finding> {
     Some(Finding::new(FindingCode::DestinationUsed, &destination.name, message))
 }
 
+/// RAM that was plugged in is not compared: a waiting QEMU does not count the memory that virtio-mem is going to have.
+/// The blocks of RAM behind all of it are compared.
 fn ram(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
     let message = format!(
-        "the source has {} of RAM, the destination {}",
-        Bytes(source.ram).exactly(),
-        Bytes(destination.ram).exactly()
+        "the source was started with {} of RAM, the destination with {}",
+        Bytes(source.base_ram).exactly(),
+        Bytes(destination.base_ram).exactly()
     );
-    (source.ram != destination.ram).then(|| Finding::new(FindingCode::RamSize, &destination.name, message))
+    (source.base_ram != destination.base_ram).then(|| Finding::new(FindingCode::RamSize, &destination.name, message))
 }
 
 /// The other engines that are at work with a QEMU.

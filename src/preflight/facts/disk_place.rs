@@ -15,7 +15,7 @@ use std::{
 pub(super) const SYSTEM_BUS: &str = "System";
 
 /// Every property that says where a device is on its bus.
-const ADDRESSES: [&str; 11] =
+pub const ADDRESSES: [&str; 11] =
     ["addr", "channel", "scsi-id", "lun", "unit", "port", "nsid", "iobase", "dev_id", "reg", "vdev"];
 
 /// An object in QOM that is a device on a bus.

@@ -5,7 +5,9 @@
 
 use super::{
     cpu::{self, CpuFacts, IDENTITY},
+    device_tree::{self, DeviceBus},
     devices::{self, DeviceTable},
+    possible_cpus::{self, PossibleCpus},
     qom::{known, property},
     qom_devices,
     ram_blocks::{self, RamBlock},
@@ -13,7 +15,7 @@ use super::{
 use crate::{
     qemu::{
         Process, ProcessError,
-        reply::{FeatureWord, TolerantList},
+        reply::{FeatureWord, QomProperty, TolerantList},
     },
     qmp::QemuVersion,
 };
@@ -37,19 +39,57 @@ pub struct MachineFacts {
     pub ram_blocks: Option<BTreeMap<String, RamBlock>>,
     /// The devices that the guest finds on its buses.
     pub devices: DeviceTable,
+    /// The tree of buses with the properties of all devices; `None` where QEMU did not tell.
+    pub device_tree: Option<DeviceBus>,
+    /// The properties of the machine itself that count, in words.
+    pub properties: BTreeMap<String, String>,
+    /// The places for virtual CPUs; `None` for a machine whose CPUs are not told by place.
+    pub possible_cpus: Option<PossibleCpus>,
 }
+
+/// Properties of a machine that do not count: names of files and objects of the host, what the host does with the
+/// guest's memory, the clock's time, and what is compared elsewhere.
+const UNCOUNTED: [&str; 23] = [
+    "append",
+    "aux-ram-share",
+    "boot",
+    "bus-lock-ratelimit",
+    "confidential-guest-support",
+    "dtb",
+    "dump-guest-core",
+    "dumpdtb",
+    "firmware",
+    "initrd",
+    "kernel",
+    "mem-merge",
+    "memory",
+    "memory-backend",
+    "memory-encryption",
+    "nvdimm-persistence",
+    "pcspk-audiodev",
+    "phandle-start",
+    "rtc-time",
+    "shim",
+    "smp",
+    "suppress-vmdesc",
+    "type",
+];
 
 /// Asks one side.
 ///
 /// # Errors
 /// QEMU does not answer. A query that QEMU refuses or answers in another form is no error: that fact stays unknown.
 pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
-    let (version, kind, cpus, blocks, devices) = try_join!(
+    let tree = qmp::human_monitor_command { command_line: "info qtree".to_owned(), cpu_index: None };
+    let (version, kind, cpus, blocks, devices, tree, properties, possible) = try_join!(
         process.ask(&qmp::query_version {}),
         property(process, "/machine", "type"),
         process.ask(&qmp::query_cpus_fast {}),
         known(process.ask(&qmp::x_query_ramblock {})),
         devices(process),
+        known(process.ask(&tree)),
+        machine_properties(process),
+        known(process.ask(&qmp::query_hotpluggable_cpus {})),
     )?;
     let cpu = first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())).await?;
     Ok(MachineFacts {
@@ -59,7 +99,29 @@ pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
         cpu,
         ram_blocks: blocks.and_then(|table| ram_blocks::read(&table.human_readable_text)),
         devices,
+        device_tree: tree.and_then(|text| device_tree::read(&text)),
+        properties,
+        possible_cpus: possible.map(|list| possible_cpus::read(&list.0)),
     })
+}
+
+/// Asks one side for the properties of its machine.
+async fn machine_properties(process: &Process) -> Result<BTreeMap<String, String>, ProcessError> {
+    let path = "/machine";
+    let Some(list) = known(process.ask(&qmp::qom_list { path: path.to_owned() })).await? else {
+        return Ok(BTreeMap::new());
+    };
+    let is_value = |property: &QomProperty| property.child().is_none() && !property.kind.starts_with("link<");
+    let counts = |property: &QomProperty| is_value(property) && !UNCOUNTED.contains(&property.name.as_str());
+    let names = list.0.into_iter().filter(counts).map(|property| property.name);
+    let asked: Vec<_> = names.map(|name| (property(process, path, &name), name)).collect();
+    let mut found = BTreeMap::new();
+    for (answer, name) in asked {
+        if let Some(value) = answer.await? {
+            found.insert(name, text(&value));
+        }
+    }
+    Ok(found)
 }
 
 /// Asks one side for its devices.

@@ -3,6 +3,7 @@
 use super::{list::TolerantList, open_enum::open_enum};
 use crate::qmp::QemuVersion;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 open_enum! {
     /// QEMU's run state; the states that the engine tells apart.
@@ -74,6 +75,18 @@ pub struct CpuInfo {
     pub qom_path: String,
     /// The id that the CPU's thread has on QEMU's host.
     pub thread_id: Option<i64>,
+}
+
+/// An element of `query-hotpluggable-cpus`: a place for a virtual CPU.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HotpluggableCpu {
+    /// The place in the machine's topology.
+    pub props: BTreeMap<String, u64>,
+    /// The number of virtual CPUs of the device in this place.
+    pub vcpus_count: u64,
+    /// The CPU's path in QOM, if there is one in this place.
+    pub qom_path: Option<String>,
 }
 
 /// An element of `qom-list`: a property, or a child.

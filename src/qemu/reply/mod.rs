@@ -22,8 +22,8 @@ pub use block_stats::{BlockStats, WriteStats};
 pub use job::{BlockJobInfo, JobInfo, JobStatus};
 pub use list::TolerantList;
 pub use machine::{
-    CpuInfo, FeatureWord, HumanReadable, MemorySize, PciBus, PciFunction, PciId, QomProperty, RunState, StatusInfo,
-    VersionInfo,
+    CpuInfo, FeatureWord, HotpluggableCpu, HumanReadable, MemorySize, PciBus, PciFunction, PciId, QomProperty,
+    RunState, StatusInfo, VersionInfo,
 };
 pub use migration::{
     DirtyRate, MigrationCapabilityStatus, MigrationInfo, MigrationRamStats, MigrationStatus, XbzrleCacheStats,

@@ -5,7 +5,7 @@ use super::{
     block_stats::BlockStats,
     job::{BlockJobInfo, JobInfo},
     list::TolerantList,
-    machine::{CpuInfo, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, VersionInfo},
+    machine::{CpuInfo, HotpluggableCpu, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, VersionInfo},
     migration::{DirtyRate, MigrationCapabilityStatus, MigrationInfo},
 };
 use qapi::qmp;
@@ -47,6 +47,17 @@ queries! {
     qmp::x_query_ramblock => HumanReadable,
     qmp::qom_list => TolerantList<QomProperty>,
     qmp::qom_get => Value,
+}
+
+/// Asked only where a machine has places for virtual CPUs.
+impl Query for qmp::query_hotpluggable_cpus {
+    type Returned = TolerantList<HotpluggableCpu>;
+}
+
+/// Only its `info` commands ask and change nothing. QEMU has no other command that tells the properties of all devices
+/// at once.
+impl Query for qmp::human_monitor_command {
+    type Returned = String;
 }
 
 /// Asked only where a USB device has a port that QEMU chose, which the machines of the recordings have not.
