@@ -12,6 +12,7 @@ mod link;
 mod moves;
 mod overlap;
 mod predict;
+mod preflight;
 mod storage;
 mod table;
 
@@ -30,9 +31,10 @@ const MIB: u64 = 1 << 20;
 type Bench = fn(&Path) -> Result<bool>;
 
 /// The parts of the bench, in this order.
-const PARTS: [(&str, Bench); 7] = [
+const PARTS: [(&str, Bench); 8] = [
     ("blackout", blackout::bench),
     ("budget", budget::bench),
+    ("preflight", preflight::bench),
     ("storage", storage::bench),
     ("link", link::bench),
     ("overlap", overlap::bench),

@@ -1,4 +1,4 @@
-//! The steps before a migration: the time of the preflight, and of the proof of backing files. The copies, whose
+//! The steps before a migration that read contents: the proof of backing files. The copies, whose
 //! figures are in [`crate::copies`], are measured as well.
 
 use std::path::Path;
@@ -16,8 +16,6 @@ use crate::{MIB, Ran, mib, millis, run, runs};
 const GIB: u64 = 1024 * MIB;
 /// The space that this part takes at most in the folder for temporary files.
 const ROOM: u64 = 8 * GIB;
-/// The number of disks in the preflight.
-const DISKS: usize = 10;
 /// The size of a base that a sample is taken of, and in how many pieces its data is: a map is as long as there are
 /// pieces.
 const BASE: u64 = 10 * GIB;
@@ -32,7 +30,6 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
         let folder = env::temp_dir();
         return Err(Error::new(format!("{} has {} MiB of 8 GiB: set TMPDIR", folder.display(), room / MIB)));
     }
-    let preflight = preflight(qferry, runs)?;
     let sample = |layer| proof(qferry, "sample", Layer { pieces: PIECES, ..layer }, runs);
     let samples = [sample(Layer::qcow2(BASE, DATA))?, sample(Layer::raw(BASE, DATA))?];
     let full = proof(qferry, "full", Layer::qcow2(SIZE, DATA), runs.min(3))?;
@@ -41,8 +38,6 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
 
     let mut table = Table::begin("engine");
     let second = Some(Required::AtMost(1.0));
-    table.row("check of 10 disks, against 300 ms", "ms", preflight.all, Some(300.0), second);
-    table.row("  starting the command", "ms", preflight.start, None, None);
     for (format, sample) in ["qcow2", "raw"].iter().zip(samples) {
         table.row(&format!("sample of 10 GiB {format}, against 1 s"), "ms", sample, Some(1000.0), second);
     }
@@ -69,26 +64,6 @@ fn room() -> Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Milliseconds.
-struct Preflight {
-    all: f64,
-    /// The time of a command that does nothing.
-    start: f64,
-}
-
-fn preflight(qferry: &Path, runs: usize) -> Result<Preflight> {
-    let pair = Pair::start(&Spec { disks: vec![DiskSpec::small(); DISKS], ..Spec::quick() })?;
-    let (mut checks, mut starts) = (Vec::new(), Vec::new());
-    for number in 0..runs {
-        let all = millis(check(qferry, &pair, "off")?.took);
-        let start = millis(run(Command::new(qferry).arg("--version"))?.took);
-        println!("{:>3} check of {DISKS} disks {all:>7.1} ms, a start alone {start:>5.1} ms", number + 1);
-        checks.push(all);
-        starts.push(start);
-    }
-    Ok(Preflight { all: middle(checks), start: middle(starts) })
-}
-
 /// The milliseconds of a whole check that proves such a base.
 fn proof(qferry: &Path, how: &str, layer: Layer, runs: usize) -> Result<f64> {
     let format = layer.format.name();
@@ -113,7 +88,7 @@ fn proved(qferry: &Path, pair: &Pair, how: &str) -> Result<Ran> {
     }
 }
 
-fn check(qferry: &Path, pair: &Pair, how: &str) -> Result<Ran> {
+pub(crate) fn check(qferry: &Path, pair: &Pair, how: &str) -> Result<Ran> {
     let mut command = Command::new(qferry);
     command.args(["check", "--verify-backing", how, "--source"]).arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path());
