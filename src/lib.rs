@@ -118,7 +118,7 @@ mod run_id;
 mod storage;
 mod trust;
 
-pub use codes::{FailureCode, FindingCode, Setting, Severity, worded};
+pub use codes::{FailureCode, Finding, FindingCode, Setting, Severity, worded};
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;
@@ -126,14 +126,13 @@ pub use migration::{
     Builder, Control, DiskProgress, Events, Invalid, InvalidSetting, JournalInfo, JournalPlace, MemoryProgress,
     Migration, Plan, PlannedDisk, Progress, Recovery, RecoveryOutlook, Running, Settings, journal_directory, journals,
 };
-pub use preflight::checks::Finding;
 pub use prepare::{
     PopulateMode, Preparation, PreparationAction, PreparationOutcome, PreparationStep, PrepareSettings, Prepared,
     StepState,
 };
 pub use progress::{
-    DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind, GuestPause, LedgerClock, LedgerSpan, Outcome,
-    PauseCause, Phase, PhaseState, RamOutcome, Reason, RunsOn,
+    ActionDetail, ActionDetails, DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind, GuestPause,
+    LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, RamOutcome, Reason, RunsOn,
 };
 pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};

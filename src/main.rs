@@ -1,12 +1,14 @@
 //! The `qferry` command.
 
-use clap::Parser;
 use qferry::cli::{self, Arguments, CommandLog};
 use std::process::ExitCode;
 use tracing::Level;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::read(&std::env::args_os().collect::<Vec<_>>()) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     let log = CommandLog::start(match arguments.verbose {
         0 => Level::ERROR,
         1 => Level::INFO,

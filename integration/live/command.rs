@@ -1,6 +1,7 @@
 //! The command `qferry`, as seen by its user.
 
 mod embedding;
+mod mistakes;
 
 use super::support::{self, MIB, WAIT, busy, idle, spec, start};
 use qferry::internals::{
@@ -38,7 +39,7 @@ fn json_lines_and_text_are_kept_apart() {
     let pair = start(&Spec { disks: vec![disk], ..spec("10.0.13", idle()) });
     let plan = qferry(&pair, &["--plan", "--json"]).output().unwrap();
     assert_eq!(plan.status.code(), Some(0), "{}", text(&plan.stderr));
-    let planned = &lines(&plan)[0];
+    let planned = &lines(&plan).pop().unwrap();
     assert_eq!((&planned["type"], &planned["disks"][0]["source"]), (&"plan".into(), &"disk0".into()));
     assert_eq!(pair.source.leftovers().unwrap(), Vec::<String>::new());
 
@@ -54,6 +55,9 @@ fn json_lines_and_text_are_kept_apart() {
         lines.iter().filter(|line| line["state"] == "begin").filter_map(|line| line["phase"].as_str()).collect();
     assert_eq!(phases, ["connect", "preflight", "prepare", "storage", "memory", "switchover", "handover", "cleanup"]);
     assert!(text(&output.stderr).contains("moved: the guest is on the destination"));
+    let details = |action: &str| &lines.iter().find(|line| line["action"] == action).unwrap()["details"];
+    assert!(details("journal")["journal"].as_str().is_some_and(|path| path.ends_with(".journal")), "{lines:#?}");
+    assert!(details("verified")["seed"].is_u64() && details("verified")["bytes"].is_u64(), "{lines:#?}");
     // On a slow host the engine may act on RAM.
     let is_step = |line: &&Value| ["downtime-limit", "throttle"].iter().any(|action| line["action"] == *action);
     commands_are_in_order(Transcript::open(&transcript).unwrap(), lines.iter().filter(is_step).count());
@@ -140,6 +144,7 @@ fn wrong_use_and_unreachable_sockets_have_their_codes() {
     assert_eq!(refused.status.code(), Some(3));
     let outcome = lines(&refused).pop().unwrap();
     assert_eq!((&outcome["outcome"], &outcome["reason"]["code"]), (&"refused".into(), &"unreachable".into()));
+    assert_eq!(outcome["findings"], serde_json::json!([]));
     let message = outcome["reason"]["message"].as_str().unwrap();
     assert!(message.contains("/nowhere/a.qmp") && message.contains("is QEMU running"), "{message}");
 }

@@ -45,6 +45,7 @@ const PURE: &[&str] = &[
     "cli/shell.rs",
     "codes/failure.rs",
     "codes/finding.rs",
+    "codes/found.rs",
     "codes/mod.rs",
     "codes/setting.rs",
     "convergence/bandwidth.rs",

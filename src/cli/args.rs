@@ -1,5 +1,6 @@
 //! The command line.
 
+use super::exit;
 use crate::{
     codes::FindingCode,
     convergence::{BUILT_IN, Policy},
@@ -17,7 +18,7 @@ use crate::{
     },
 };
 use clap::{ArgAction, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
 /// The blackout budget where neither the user nor the policy has one.
 const DOWNTIME: Duration = Duration::from_millis(300);
@@ -35,6 +36,16 @@ pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub(super) verb: Verb,
+}
+
+impl Arguments {
+    /// Reads the words of a command line, the program's name first.
+    ///
+    /// # Errors
+    /// The exit code, where the words are wrong or ask for help alone; all is said then.
+    pub fn read(words: &[OsString]) -> Result<Self, ExitCode> {
+        Self::try_parse_from(words).map_err(|error| exit::refused_words(&error, words))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +70,17 @@ pub(super) enum Verb {
     Check(Box<Options>),
     Prepare(Box<Prepare>),
     Recover(Box<Recover>),
+}
+
+impl Verb {
+    /// Whether stdout is for a program.
+    pub(super) fn is_json(&self) -> bool {
+        match self {
+            Self::Migrate(options) | Self::Check(options) => options.json,
+            Self::Prepare(options) => options.json,
+            Self::Recover(options) => options.json,
+        }
+    }
 }
 
 const EXAMPLES: &str = "\

@@ -21,7 +21,6 @@ pub(super) fn worded(invalid: &Invalid) -> String {
 fn flag_of(field: &str) -> String {
     match (field.split_once('.'), Setting::of_field(field)) {
         (Some(("policy", inner)), _) => format!("--policy: {inner}"),
-        (_, Some(Setting::RuntimeDir)) => "the directory of sockets (XDG_RUNTIME_DIR, else XDG_STATE_HOME)".to_owned(),
         (_, Some(setting)) => flag(setting, None),
         (_, None) => format!("--{}", field.replace('_', "-")),
     }
@@ -33,6 +32,10 @@ fn flag(setting: Setting, value: Option<&str>) -> String {
         (Setting::Journal, Some("nowhere")) => return "--no-journal".to_owned(),
         (Setting::Disks, _) => "--disk".to_owned(),
         (Setting::Skip, _) => "--skip-disk".to_owned(),
+        // no option, but the environment decides
+        (Setting::RuntimeDir, _) => {
+            return "the directory of sockets (XDG_RUNTIME_DIR, else XDG_STATE_HOME)".to_owned();
+        }
         (other, _) => format!("--{}", other.field().replace('_', "-")),
     };
     value.map_or_else(|| name.clone(), |value| format!("{name} {value}"))
@@ -50,6 +53,11 @@ pub(super) fn worded_event(mut event: Event) -> Event {
         EventKind::Outcome(outcome) => {
             if let Some(reason) = &mut outcome.reason {
                 reason.message = flags_in(&reason.message);
+            }
+            for finding in &mut outcome.findings {
+                for text in [&mut finding.subject, &mut finding.message, &mut finding.remedy] {
+                    *text = flags_in(text);
+                }
             }
         }
         _ => {}

@@ -3,7 +3,6 @@
 use super::{exit::failed, render};
 use crate::migration::{JournalInfo, journal_directory, journals};
 use std::{
-    io::{self, Write},
     process::ExitCode,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -13,7 +12,7 @@ pub(super) fn list(json: bool) -> ExitCode {
     let directory = journal_directory();
     let found = match journals(&directory) {
         Ok(found) => found,
-        Err(error) => return failed(&format!("cannot read {}: {error}", directory.display())),
+        Err(error) => return failed(&format!("cannot read {}: {error}", directory.display()), json),
     };
     if json {
         for journal in &found {
@@ -23,7 +22,9 @@ pub(super) fn list(json: bool) -> ExitCode {
             {
                 line.extend(fields);
             }
-            drop(writeln!(io::stdout(), "{line}"));
+            if let Err(error) = render::object(&line) {
+                return failed(&format!("the journals cannot be listed: {error}"), false);
+            }
         }
     } else if found.is_empty() {
         render::say(&format!("qferry: no journal in {}: no migration was left by its engine", directory.display()));

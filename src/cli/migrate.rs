@@ -11,7 +11,7 @@ use crate::{
     progress::{Outcome, describe},
     qmp::Recorder,
 };
-use std::{path::PathBuf, process::ExitCode, thread};
+use std::{path::PathBuf, process::ExitCode, thread, time::Instant};
 
 pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
     let (plan, json) = (options.plan, options.json);
@@ -36,9 +36,9 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
         recovery = recovery.fence_timeout(limit);
     }
     if let Err(invalid) = recovery.validate() {
-        return misused(&flags::worded(&invalid));
+        return misused(&flags::worded(&invalid), options.json);
     }
-    recorded(options.transcript.as_ref(), async |recorder| {
+    recorded(options.transcript.as_ref(), options.json, async |recorder| {
         if let Some(recorder) = recorder {
             recovery = recovery.transcript(recorder);
         }
@@ -53,9 +53,9 @@ async fn built(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Bu
         Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings(predict));
     // before a transcript is made
     if let Err(invalid) = builder.validate() {
-        return misused(&flags::worded(&invalid));
+        return misused(&flags::worded(&invalid), options.json);
     }
-    recorded(options.transcript.as_ref(), async |recorder| {
+    recorded(options.transcript.as_ref(), options.json, async |recorder| {
         if let Some(recorder) = recorder {
             builder = builder.transcript(recorder);
         }
@@ -65,10 +65,14 @@ async fn built(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Bu
 }
 
 /// Does it with a transcript in this file, if there is one.
-async fn recorded(file: Option<&PathBuf>, work: impl AsyncFnOnce(Option<Recorder>) -> ExitCode) -> ExitCode {
+async fn recorded(
+    file: Option<&PathBuf>,
+    json: bool,
+    work: impl AsyncFnOnce(Option<Recorder>) -> ExitCode,
+) -> ExitCode {
     let recorder = match file.map(Recorder::create).transpose() {
         Ok(recorder) => recorder,
-        Err(error) => return misused(&describe(&error)),
+        Err(error) => return misused(&describe(&error), json),
     };
     let code = work(recorder.clone()).await;
     if let Some(Err(error)) = recorder.map(|recorder| recorder.finish()) {
@@ -78,39 +82,45 @@ async fn recorded(file: Option<&PathBuf>, work: impl AsyncFnOnce(Option<Recorder
 }
 
 async fn look(builder: Builder, json: bool) -> ExitCode {
-    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals", json) };
     let mut check = match builder.check() {
         Ok(check) => check,
-        Err(invalid) => return misused(&flags::worded(&invalid)),
+        Err(invalid) => return misused(&flags::worded(&invalid), json),
     };
+    let began = Instant::now();
     let events = check.events();
-    // with --json a plan is one object
-    let screen = thread::spawn(move || render::follow(events, false));
+    let screen = thread::spawn(move || render::follow(events, json));
     let control = check.control();
     let looked = signals.cancelling(&control, check.wait()).await;
     drop(screen.join());
-    match looked {
+    let elapsed = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let (told, code) = match looked {
         Ok(plan) => {
-            render::plan(&plan, json);
-            ExitCode::from(if plan.blockers().next().is_some() { 3 } else { 0 })
+            let code = if plan.blockers().next().is_some() { 3 } else { 0 };
+            (render::plan(&plan, json, elapsed), code)
         }
         Err(reason) => {
-            render::unplanned(&reason, json);
-            ExitCode::from(match reason.code.as_str() {
+            let code = match reason.code.as_str() {
                 "cancelled" => 5,
                 "internal" => 1,
                 _ => 3,
-            })
+            };
+            (render::unplanned(&reason, json, elapsed), code)
         }
+    };
+    match told {
+        Ok(()) => ExitCode::from(code),
+        // a check that nobody could read has not said that the guest could move
+        Err(error) => failed(&format!("what was found cannot be written: {error}"), false),
     }
 }
 
 /// Starts it, and shows it to its end.
 async fn follow(start: impl FnOnce() -> Result<Running<Outcome>, Invalid>, json: bool) -> ExitCode {
-    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals", json) };
     let mut running = match start() {
         Ok(running) => running,
-        Err(invalid) => return misused(&flags::worded(&invalid)),
+        Err(invalid) => return misused(&flags::worded(&invalid), json),
     };
     let events = running.events();
     // a thread of its own: a terminal or pipe that blocks must not hold the command up

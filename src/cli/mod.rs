@@ -24,7 +24,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => return exit::failed(&format!("cannot start: {error}")),
+        Err(error) => return exit::failed(&format!("cannot start: {error}"), arguments.verb.is_json()),
     };
     let code = match arguments.verb {
         args::Verb::Migrate(options) => runtime.block_on(migrate::run(options)),

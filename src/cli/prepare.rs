@@ -15,7 +15,6 @@ use std::{
     io::{self, Write},
     process::ExitCode,
     thread,
-    time::Duration,
 };
 
 pub(super) async fn run(options: Box<args::Prepare>) -> ExitCode {
@@ -26,12 +25,12 @@ pub(super) async fn run(options: Box<args::Prepare>) -> ExitCode {
     };
     match started {
         Ok(running) => follow(running, options.apply, options.json).await,
-        Err(invalid) => misused(&flags::worded(&invalid)),
+        Err(invalid) => misused(&flags::worded(&invalid), options.json),
     }
 }
 
 async fn follow(mut running: Running<Prepared>, apply: bool, json: bool) -> ExitCode {
-    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals") };
+    let Some(signals) = Signals::watch() else { return failed("cannot watch for signals", json) };
     let began = std::time::Instant::now();
     let events = running.events();
     // a plan is one object, or commands to be pasted
@@ -41,12 +40,15 @@ async fn follow(mut running: Running<Prepared>, apply: bool, json: bool) -> Exit
     if screen.is_some_and(|screen| screen.join().is_err()) {
         render::say("qferry: the display failed; the preparation did not");
     }
-    let elapsed = if apply { began.elapsed() } else { Duration::ZERO };
-    show(&prepared, json, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+    let elapsed = began.elapsed();
+    let told = show(&prepared, json, u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+    if let Err(error) = told {
+        return failed(&format!("what was found cannot be written: {error}"), false);
+    }
     ExitCode::from(prepared.outcome.exit_code())
 }
 
-fn show(prepared: &Prepared, json: bool, t_ms: u64) {
+fn show(prepared: &Prepared, json: bool, t_ms: u64) -> io::Result<()> {
     if json {
         let mut object = serde_json::json!({ "v": 1, "type": "prepare", "t_ms": t_ms });
         if let (Some(object), Ok(serde_json::Value::Object(fields))) =
@@ -55,7 +57,7 @@ fn show(prepared: &Prepared, json: bool, t_ms: u64) {
             object.extend(fields);
         }
         flags::word_json(&mut object);
-        drop(writeln!(io::stdout(), "{object}"));
+        render::object(&object)?;
     }
     for finding in &prepared.findings {
         render::say(&format!("{:<8} {}: {finding}", finding.severity, finding.code));
@@ -71,8 +73,9 @@ fn show(prepared: &Prepared, json: bool, t_ms: u64) {
         PreparationOutcome::Planned | PreparationOutcome::Done => {}
     }
     if !json && prepared.outcome != PreparationOutcome::Refused {
-        drop(io::stdout().write_all(text(prepared).as_bytes()));
+        io::stdout().write_all(text(prepared).as_bytes())?;
     }
+    io::stdout().flush()
 }
 
 /// What can be pasted into a shell, with comments.

@@ -4,6 +4,7 @@
 
 use super::flags;
 use crate::{
+    codes::FailureCode,
     migration::{Events, Plan},
     progress::{
         Ending, Estimate, EstimatedRung, Event, EventKind, JsonLines, Outcome, Phase, PhaseState, Reason, RunsOn,
@@ -11,6 +12,7 @@ use crate::{
     quantity::{Bytes, Rate},
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal, Write},
@@ -61,18 +63,28 @@ pub(super) fn follow(mut events: Events, json: bool) {
     screen.clear();
 }
 
+/// Writes one object for a program.
+///
+/// # Errors
+/// Stdout takes no more, as a file on a full disk does.
+pub(super) fn object(object: &Value) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{object}")?;
+    stdout.flush()
+}
+
 /// Shows a plan.
-pub(super) fn plan(plan: &Plan, json: bool) {
+///
+/// # Errors
+/// As [`object`].
+pub(super) fn plan(plan: &Plan, json: bool, t_ms: u64) -> io::Result<()> {
     if json {
-        let mut object = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0 });
-        if let (Some(object), Ok(serde_json::Value::Object(fields))) =
-            (object.as_object_mut(), serde_json::to_value(plan))
-        {
-            object.extend(fields);
+        let mut line = serde_json::json!({ "v": 1, "type": "plan", "t_ms": t_ms });
+        if let (Some(line), Ok(Value::Object(fields))) = (line.as_object_mut(), serde_json::to_value(plan)) {
+            line.extend(fields);
         }
-        flags::word_json(&mut object);
-        drop(writeln!(io::stdout(), "{object}"));
-        return;
+        flags::word_json(&mut line);
+        return object(&line);
     }
     let mut text = String::new();
     for finding in &plan.findings {
@@ -85,22 +97,43 @@ pub(super) fn plan(plan: &Plan, json: bool) {
         text.push_str(&format!("estimate {}\n", estimate_words(&plan.estimate)));
     }
     text.push_str(match plan.blockers().next() {
-        Some(_) => "refused  nothing would be changed\n",
+        Some(_) => REFUSED,
         None => "ready    the migration can start\n",
     });
-    drop(io::stdout().write_all(plain(&text).as_bytes()));
+    written(&text)
 }
 
-/// Shows why there is no plan.
-pub(super) fn unplanned(reason: &Reason, json: bool) {
-    say(&format!("qferry: {}", reason.message));
+/// The last line of a plan with which the migration would be refused.
+const REFUSED: &str = "refused  nothing would be changed\n";
+
+fn written(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(plain(text).as_bytes())?;
+    stdout.flush()
+}
+
+/// Shows why there is no plan, in the layout of one.
+///
+/// # Errors
+/// As [`object`].
+pub(super) fn unplanned(reason: &Reason, json: bool, t_ms: u64) -> io::Result<()> {
     if json {
+        say(&format!("qferry: {} ({})", reason.message, reason.code));
         let finding = serde_json::json!({
             "code": reason.code, "severity": "blocker", "subject": "", "message": reason.message, "remedy": "",
         });
-        let mut plan = serde_json::json!({ "v": 1, "type": "plan", "t_ms": 0, "findings": [finding], "disks": [], "estimate": Estimate::default() });
+        let mut plan = serde_json::json!({
+            "v": 1, "type": "plan", "t_ms": t_ms, "findings": [finding], "disks": [], "estimate": Estimate::default(),
+        });
         flags::word_json(&mut plan);
-        drop(writeln!(io::stdout(), "{plan}"));
+        return object(&plan);
+    }
+    match reason.code {
+        FailureCode::Cancelled | FailureCode::Internal => {
+            say(&format!("qferry: {} ({})", reason.message, reason.code));
+            Ok(())
+        }
+        _ => written(&format!("blocker  {}: {}\n{REFUSED}", reason.code, reason.message)),
     }
 }
 
@@ -169,7 +202,7 @@ impl Screen {
                 let rate = rate.map_or_else(String::new, |rate| Rate(rate).to_string());
                 self.sample(&format!("{doing} {name}"), *done, *total, &rate, event.t_ms);
             }
-            EventKind::Action { action, because } => self.line(&format!("{at} {action}: {because}")),
+            EventKind::Action { action, because, .. } => self.line(&format!("{at} {action}: {because}")),
             EventKind::Warning { message, .. } => self.line(&format!("{at} warning: {message}")),
             EventKind::Outcome(_) | EventKind::Unknown => {}
         }
@@ -226,8 +259,18 @@ fn summary(outcome: &Outcome) -> String {
     };
     let mut add = |line: String| lines.push(line);
     add(format!("{}: {where_to}", outcome.outcome));
-    if let Some(reason) = &outcome.reason {
-        add(format!("  reason   {} ({})", reason.message, reason.code));
+    match &outcome.reason {
+        // in the layout of a check
+        Some(_) if !outcome.findings.is_empty() => {
+            for finding in &outcome.findings {
+                add(format!("  {:<8} {}: {finding}", finding.severity, finding.code));
+            }
+        }
+        Some(reason) if outcome.outcome == Ending::Refused => {
+            add(format!("  blocker  {}: {}", reason.code, reason.message));
+        }
+        Some(reason) => add(format!("  reason   {} ({})", reason.message, reason.code)),
+        None => {}
     }
     for left in &outcome.leftovers {
         add(format!("  left     {left}"));

@@ -180,6 +180,9 @@ finding_codes! {
     DataFile "data-file" Plain [Blocker]
         "An image keeps its data in a file of its own, which a preparation does not make."
         "make the image by hand, and leave the disk out of the preparation with `skip`";
+    DestinationAutostart "destination-autostart" Plain [Warning]
+        "The destination's QEMU was started without `-S`. qferry tells it to stop before anything is copied, but until then it would run by itself whatever guest another client sent there."
+        "start the destination QEMU with -incoming defer -S";
     DestinationHoldsData "destination-holds-data" Forcible [Blocker]
         "An image of the destination has data in it and would be overwritten."
         "make a fresh image, if nobody needs the data in this one";
@@ -291,6 +294,9 @@ finding_codes! {
     JobRunning "job-running" Plain [Blocker Warning]
         "A job runs in the source's QEMU. A preparation that would copy from its chain is refused."
         "wait for the job: it can keep its disk from being mirrored";
+    Journal "journal" Plain [Blocker]
+        "The journal of the migration could not be begun."
+        "give another place with `journal`, or keep no journal with `journal: nowhere`";
     JournalLeft "journal-left" Plain [Warning]
         "The journal of an earlier migration of this pair is there, and the engine that wrote it is dead. Capabilities and parameters may still be that engine's."
         "recover the migration from its journal, or let `clean` do so";
@@ -369,8 +375,8 @@ finding_codes! {
     PortTaken "port-taken" Unreadable [Blocker]
         "A process listens already at an address that was given."
         "give another port";
-    PortUnreachable "port-unreachable" Plain [Warning]
-        "An address that was given cannot be reached from here."
+    PortUnreachable "port-unreachable" Forcible [Blocker Warning]
+        "An address that was given cannot be reached from here. The finding is a warning where the source's QEMU, which must reach the address, is not known to be in this network."
         "check that no firewall is in the way: the other QEMU must reach this address";
     ProtocolUnsupported "protocol-unsupported" Plain [Blocker]
         "An image is reached over a network protocol, and a preparation makes files only."
@@ -402,6 +408,9 @@ finding_codes! {
     SecretHidden "secret-hidden" Plain [Note]
         "A secret on the source's command line is not shown."
         "put the secret back before you start the destination, or better pass the secret as file=";
+    SocketForbidden "socket-forbidden" Unreadable [Blocker]
+        "A QEMU could not make a socket at the address where it would listen, or the other could not connect to it: the user that it runs as may not."
+        "run qferry as the user of both QEMUs, or give `nbd_address`, `migrate_address` and `source_nbd_address` in a folder that this user may write to";
     SourceState "source-state" Unreadable [Blocker]
         "The guest is neither running nor paused."
         "only a guest that runs, is paused or stands after a disk error can be moved";

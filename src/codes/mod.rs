@@ -7,10 +7,12 @@
 mod document;
 mod failure;
 mod finding;
+mod found;
 mod setting;
 
 pub use failure::FailureCode;
 pub use finding::{FindingCode, Severity};
+pub use found::Finding;
 pub use setting::{Setting, worded};
 
 /// Gives a code the traits of its word: serialisation both ways, comparison with texts, display.

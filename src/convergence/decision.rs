@@ -3,6 +3,7 @@
 //! Pure.
 
 use super::BandwidthShares;
+use crate::progress::{ActionDetail, ActionDetails};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -37,6 +38,25 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The numbers that the action sets.
+    fn details(&self) -> Vec<(&'static str, ActionDetail)> {
+        match self {
+            Self::StartMemory | Self::Postcopy => Vec::new(),
+            Self::HoldMemory => vec![("memory", "held".into())],
+            Self::ReleaseMemory => vec![("memory", "released".into())],
+            Self::DowntimeLimit(limit) => {
+                vec![("downtime_limit_ms", u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).into())]
+            }
+            Self::ShareBandwidth(shares) => shares.details(),
+            Self::Favour(disk) => vec![("favoured_disk", disk.as_str().into())],
+            Self::Throttle(percent) => vec![("throttle_pct", u64::from(*percent).into())],
+            Self::WriteBlocking(disks) => vec![("disks", disks.clone().into())],
+            Self::GiveUp { code, needed } => vec![("code", (*code).into()), ("needed", needed.as_str().into())],
+        }
+    }
+}
+
 /// The actions that follow from one sample.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Decision {
@@ -59,6 +79,11 @@ impl Decision {
         Self::act(Action::GiveUp { code, needed }, because)
     }
 
+    /// The numbers that the actions set, by name.
+    pub fn details(&self) -> ActionDetails {
+        self.actions.iter().flat_map(Action::details).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
     pub(super) fn gives_up(&self) -> bool {
         self.actions.iter().any(|action| matches!(action, Action::GiveUp { .. }))
     }
@@ -74,5 +99,41 @@ impl Decision {
             .collect();
         let because = told.join("; ");
         Self { actions: parts.into_iter().flat_map(|part| part.actions).collect(), because }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{convergence::MemoryShare, quantity::Rate};
+    use serde_json::{json, to_value};
+
+    #[test]
+    fn each_decision_has_its_numbers() {
+        let shares = |memory| {
+            let mirrors = [("a".to_owned(), Some(Rate(5))), ("b".to_owned(), None)].into();
+            Action::ShareBandwidth(BandwidthShares { memory, mirrors })
+        };
+        let give_up = Action::GiveUp { code: "timeout", needed: "more time".to_owned() };
+        for (actions, expected) in [
+            (vec![Action::StartMemory], json!({})),
+            (vec![Action::DowntimeLimit(Duration::from_millis(40))], json!({ "downtime_limit_ms": 40 })),
+            (vec![Action::Throttle(20)], json!({ "throttle_pct": 20 })),
+            (
+                vec![shares(MemoryShare::Limited(Rate(7)))],
+                json!({ "memory_bandwidth": 7, "mirror_bandwidth": { "a": 5 } }),
+            ),
+            (vec![shares(MemoryShare::Unlimited)], json!({ "mirror_bandwidth": { "a": 5 } })),
+            (
+                vec![shares(MemoryShare::Trickle), Action::Favour("a".to_owned())],
+                json!({ "memory": "held", "mirror_bandwidth": { "a": 5 }, "favoured_disk": "a" }),
+            ),
+            (vec![Action::WriteBlocking(vec!["a".to_owned()])], json!({ "disks": ["a"] })),
+            (vec![Action::HoldMemory, Action::ReleaseMemory], json!({ "memory": "released" })),
+            (vec![give_up], json!({ "code": "timeout", "needed": "more time" })),
+        ] {
+            let details = Decision { actions, because: String::new() }.details();
+            assert_eq!(to_value(details).expect("JSON"), expected);
+        }
     }
 }

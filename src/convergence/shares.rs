@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use crate::quantity::Rate;
+use crate::{progress::ActionDetail, quantity::Rate};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -47,6 +47,18 @@ impl BandwidthShares {
     /// Whether RAM gets a trickle only.
     pub fn trickles(&self) -> bool {
         self.memory == MemoryShare::Trickle
+    }
+
+    /// The limits by name, bytes per second; a channel without a limit is left out.
+    pub(super) fn details(&self) -> Vec<(&'static str, ActionDetail)> {
+        let memory = match self.memory {
+            MemoryShare::Unlimited => None,
+            MemoryShare::Limited(rate) => Some(("memory_bandwidth", rate.0.into())),
+            MemoryShare::Trickle => Some(("memory", "held".into())),
+        };
+        let limited = self.mirrors.iter().filter_map(|(disk, rate)| Some((disk.clone(), (*rate)?.0.into())));
+        let mirrors = ActionDetail::Details(limited.collect());
+        memory.into_iter().chain([("mirror_bandwidth", mirrors)]).collect()
     }
 
     /// The shares in words.

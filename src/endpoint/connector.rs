@@ -5,6 +5,8 @@
 
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use super::address::Address;
 use super::dial::{DialError, Dialed, Socket, dial};
 use super::peer::PeerPid;
 use super::process_handle::ProcessHandle;
+use super::unseen::UnseenProcess;
 
 /// Where the QMP monitor of a QEMU is.
 #[derive(Clone)]
@@ -67,6 +70,18 @@ impl Endpoint {
         Self::Connector { name: name.into(), connect: Arc::new(connect), process: None }
     }
 
+    /// Whether both lead to one socket, by whatever names.
+    pub(crate) fn is_same_socket(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(Address::Unix(one)), Self::Address(Address::Unix(two))) => {
+                let file = |path: &PathBuf| std::fs::metadata(path).map(|data| (data.dev(), data.ino())).ok();
+                one == two || file(one).is_some_and(|found| file(two) == Some(found))
+            }
+            (Self::Address(one), Self::Address(two)) => one == two,
+            _ => false,
+        }
+    }
+
     /// The same endpoint, whose QEMU is this process. An address finds its process by itself, and stays as it is.
     #[must_use]
     pub fn with_process(self, handle: ProcessHandle) -> Self {
@@ -80,14 +95,16 @@ impl Endpoint {
     pub(crate) async fn dial(&self, deadline: Duration) -> Result<Dialed, DialError> {
         match self {
             Self::Address(address) => {
-                let Dialed { stream, peer } = dial(address, deadline).await?;
+                let Dialed { stream, peer, unseen } = dial(address, deadline).await?;
                 // a forwarder's death would prove nothing
-                Ok(Dialed { stream, peer: peer.filter(PeerPid::is_qemu) })
+                let other = peer.as_ref().and_then(PeerPid::other_program);
+                Ok(Dialed { stream, peer: peer.filter(|_| other.is_none()), unseen: unseen.or(other) })
             }
             Self::Connector { name, connect, process } => match timeout(deadline, connect.connect()).await {
                 Ok(Ok(stream)) => {
                     let peer = process.as_ref().and_then(|handle| PeerPid::watch(handle).ok());
-                    Ok(Dialed { stream, peer })
+                    let unseen = peer.is_none().then_some(UnseenProcess::NotGiven);
+                    Ok(Dialed { stream, peer, unseen })
                 }
                 Ok(Err(source)) => Err(DialError::Connector { name: name.clone(), source }),
                 Err(_) => Err(DialError::ConnectorTimedOut { name: name.clone(), waited: deadline }),

@@ -3,6 +3,7 @@
 //! Owns the connect, its deadline, and errors that name the remedy. This module never sends a byte and never retries.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
@@ -12,6 +13,7 @@ use tokio::time::timeout;
 
 use super::address::Address;
 use super::peer::PeerPid;
+use super::unseen::UnseenProcess;
 
 /// A connected byte stream of any kind.
 pub trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -24,6 +26,8 @@ pub struct Dialed {
     pub stream: Box<dyn Socket>,
     /// The process behind a unix socket, where the kernel names it.
     pub peer: Option<PeerPid>,
+    /// Why there is no such process.
+    pub unseen: Option<UnseenProcess>,
 }
 
 impl std::fmt::Debug for Dialed {
@@ -53,6 +57,16 @@ pub enum DialError {
         /// The system's error.
         #[source]
         source: io::Error,
+    },
+    /// Another kind of file is there.
+    #[error(
+        "{address} is {kind} and no socket: give the path of the socket in QEMU's -qmp unix:PATH,server=on,wait=off"
+    )]
+    NotASocket {
+        /// The address.
+        address: Address,
+        /// The kind of file, with its article.
+        kind: &'static str,
     },
     /// The caller may not connect.
     #[error("no permission to connect to {address}: run as QEMU's user, or as one who may write to its socket")]
@@ -119,8 +133,11 @@ pub async fn dial(address: &Address, deadline: Duration) -> Result<Dialed, DialE
     match timeout(deadline, connect(&address)).await {
         Ok(Ok(dialed)) => Ok(dialed),
         Ok(Err(source)) => Err(match source.kind() {
-            io::ErrorKind::NotFound => DialError::Missing { address, source },
-            io::ErrorKind::ConnectionRefused => DialError::Refused { address, source },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => DialError::Missing { address, source },
+            io::ErrorKind::ConnectionRefused => match other_kind(&address) {
+                Some(kind) => DialError::NotASocket { address, kind },
+                None => DialError::Refused { address, source },
+            },
             io::ErrorKind::PermissionDenied => DialError::Permission { address, source },
             _ => DialError::Io { address, source },
         }),
@@ -133,14 +150,27 @@ async fn connect(address: &Address) -> io::Result<Dialed> {
         Address::Unix(path) => {
             let stream = UnixStream::connect(path).await?;
             let peer = peer_of(&stream);
-            Ok(Dialed { stream: Box::new(stream), peer })
+            let unseen = peer.is_none().then_some(UnseenProcess::OtherNamespace);
+            Ok(Dialed { stream: Box::new(stream), peer, unseen })
         }
         Address::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             // Commands are small and each reply is waited for: a delayed segment would lengthen the guest's pause.
             stream.set_nodelay(true)?;
-            Ok(Dialed { stream: Box::new(stream), peer: None })
+            Ok(Dialed { stream: Box::new(stream), peer: None, unseen: Some(UnseenProcess::OverNetwork) })
         }
+    }
+}
+
+/// The kind of file at the path of an address, where that is no socket.
+fn other_kind(address: &Address) -> Option<&'static str> {
+    let Address::Unix(path) = address else { return None };
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    match () {
+        () if kind.is_socket() => None,
+        () if kind.is_dir() => Some("a folder"),
+        () if kind.is_file() => Some("a plain file"),
+        () => Some("a device or a pipe"),
     }
 }
 
@@ -195,6 +225,14 @@ mod tests {
         let path = directory.path().join("qmp.sock");
         let text = path.to_str().unwrap().to_owned();
         assert!(matches!(error_of(&text).await, DialError::Missing { .. }));
+        let folder = error_of(directory.path().to_str().unwrap()).await;
+        assert!(matches!(folder, DialError::NotASocket { kind: "a folder", .. }), "{folder:?}");
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let file = error_of(&format!("{}/file", directory.path().display())).await;
+        assert!(matches!(file, DialError::NotASocket { kind: "a plain file", .. }), "{file:?}");
+        assert!(matches!(error_of("/dev/null").await, DialError::NotASocket { .. }));
+        let below = format!("{}/file/qmp.sock", directory.path().display());
+        assert!(matches!(error_of(&below).await, DialError::Missing { .. }));
         drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(error_of(&text).await, DialError::Refused { .. }));
         // Permissions do not bind root, for whom the stale socket still refuses.

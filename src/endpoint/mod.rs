@@ -9,6 +9,7 @@ mod dial;
 mod peer;
 mod private;
 mod process_handle;
+mod unseen;
 
 pub use address::{Address, AddressError};
 pub use connector::{Connect, Connecting, Endpoint};
@@ -16,3 +17,4 @@ pub use dial::{DialError, Dialed, Socket, dial};
 pub use peer::{PeerPid, ProcessFate, ProcessIdentity};
 pub use private::keep_private;
 pub use process_handle::ProcessHandle;
+pub use unseen::UnseenProcess;

@@ -15,6 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::process_handle::ProcessHandle;
+use super::unseen::UnseenProcess;
 
 /// The marks that tell one process from every other, also across a restart of the engine: its pid and start time, and
 /// the boot and pid namespace in which these two mean anything.
@@ -124,6 +125,20 @@ impl PeerPid {
         let maps = fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap_or_default();
         // The process was alive after the read, so the files are not those of a later process with the same pid.
         runs_qemu(&executable.to_string_lossy(), &maps) && !self.has_died()
+    }
+
+    /// The reason why the process is not taken for QEMU itself; `None` where it is QEMU.
+    pub(super) fn other_program(&self) -> Option<UnseenProcess> {
+        if self.is_qemu() {
+            return None;
+        }
+        let pid = self.pid();
+        Some(match fs::read_link(format!("/proc/{pid}/exe")) {
+            Ok(program) => {
+                UnseenProcess::OtherProgram { pid, program: file_name(&program.to_string_lossy()).to_owned() }
+            }
+            Err(_) => UnseenProcess::Hidden { pid },
+        })
     }
 
     /// The file that the process runs as QEMU's system emulator: the device and the inode of the file, which stays this

@@ -167,6 +167,21 @@ impl<R: Serialize + DeserializeOwned> Journal<R> {
         begun.inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
+    /// Looks whether a journal could be made at a path, and makes nothing.
+    ///
+    /// # Errors
+    /// As [`Journal::create`], as far as they can be foreseen.
+    pub fn rehearse(path: &Path) -> Result<(), JournalError> {
+        if fs::symlink_metadata(path).is_ok() {
+            return Err(JournalError::Exists { path: path.to_owned() });
+        }
+        let made = folder_of(path).and_then(|folder| match folder.exists() {
+            true => trust::locate(folder, FileOwner::User).map(drop).map_err(io::Error::other),
+            false => Ok(()),
+        });
+        made.map_err(|source| JournalError::Io { path: path.to_owned(), action: "made", source })
+    }
+
     /// Opens a journal whose writer has died, to read it and to append to it. A torn last line is cut off.
     ///
     /// # Errors

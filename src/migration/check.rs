@@ -14,7 +14,7 @@ use super::{
     journals::{self, Parties},
     pair::QemuPair,
     plan::{Draft, Plan},
-    record::{MigrationBegin, Party},
+    record::{MigrationBegin, Party, Record},
     runtime_dir,
     work_order::{Route, WorkOrder},
 };
@@ -22,6 +22,7 @@ use crate::{
     codes::{FailureCode, FindingCode, Setting},
     endpoint::{Address, Endpoint},
     handover::ownership::BeforeContinue,
+    journal::Journal,
     preflight::{
         checks::{KnownRun, Severity},
         contents::{self, ImageContents, ReadableSide},
@@ -33,8 +34,9 @@ use crate::{
         measure::{self, BandwidthSource},
         measurements::GuestMeasurements,
     },
-    progress::{LedgerClock, Moment, Phase, describe},
+    progress::{LedgerClock, Moment, Phase, Reporter, describe},
     qemu::Process,
+    run_id::RunId,
     storage::{
         files::rate_limit::RateLimit,
         mirror::cleanup,
@@ -105,6 +107,7 @@ async fn begin_with(context: &Context, pair: &QemuPair, mut drafted: Drafted) ->
             Setting::Journal,
             Setting::Journal.set_to("nowhere")
         ),
+        findings: Vec::new(),
         on_source: true,
     })?;
     // Of two engines that looked at the same time, each has its journal by now, and at least one sees the other's.
@@ -128,7 +131,7 @@ pub(crate) fn in_use(other: &KnownRun) -> Failure {
     let message =
         format!("another qferry{pid} has begun with one of these two QEMUs: its journal is {}", other.journal);
     // Nobody but that engine knows where the guest will be.
-    Failure::Refused { code: FindingCode::QemuInUse.into(), message, on_source: false }
+    Failure::Refused { code: FindingCode::QemuInUse.into(), message, findings: Vec::new(), on_source: false }
 }
 
 /// The record that a recovery starts from.
@@ -169,10 +172,19 @@ impl Drafted {
 async fn draft(context: &Context, pair: &QemuPair, clean: bool) -> Result<Drafted, Failure> {
     let (source, destination) = unless_cancelled(&context.cancel, gather(pair)).await??;
     let settings = Settings { clean, ..context.settings.clone() };
-    let ports = unless_cancelled(&context.cancel, look_at_ports(&settings)).await?;
+    let ports = unless_cancelled(&context.cancel, look_at_ports(&settings, &source, &destination)).await?;
     let known = unless_cancelled(&context.cancel, known_runs(context, pair)).await??;
-    let draft = Draft::new(&source, &destination, &ports, &settings, &context.run, &known);
+    let mut draft = Draft::new(&source, &destination, &ports, &settings, &context.run, &known);
+    draft.add_journal(unusable_journal(&settings, &context.run).await?);
     Ok(Drafted { draft, source, destination })
+}
+
+/// The reason why the run could begin no journal.
+async fn unusable_journal(settings: &Settings, run: &RunId) -> Result<Option<String>, Failure> {
+    let Some(path) = settings.journal_file(run) else { return Ok(None) };
+    let tried = spawn_blocking(move || Journal::<Record>::rehearse(&path)).await;
+    let tried = tried.map_err(|error| Failure::Internal(format!("the journal was not looked at: {error}")))?;
+    Ok(tried.err().map(|error| describe(&error)))
 }
 
 /// The other runs that journals tell of and that have to do with one of the two QEMUs.
@@ -199,7 +211,7 @@ async fn prove(context: &Context, pair: &QemuPair, drafted: &mut Drafted) -> Res
     if let Some(contents) = read(context, pair, draft, source_facts, destination_facts).await? {
         for comparison in &contents.comparisons {
             if comparison.verdict == ComparisonResult::Same {
-                report.action("verified", told(comparison));
+                tell_verified(comparison, report);
             }
         }
         draft.add(contents, &settings.force);
@@ -231,20 +243,22 @@ async fn gather(pair: &QemuPair) -> Result<(SideFacts, SideFacts), Failure> {
     Ok(facts::gather_both(&pair.source, &pair.destination).await?)
 }
 
-/// Looks at the ports that the user gave.
-async fn look_at_ports(settings: &Settings) -> Vec<(Setting, Address, PortState)> {
-    let given = [
-        (Setting::NbdAddress, &settings.nbd_address),
-        (Setting::MigrateAddress, &settings.migrate_address),
-        (Setting::SourceNbdAddress, &settings.source_nbd_address),
-    ];
-    let mut found = Vec::new();
-    for (option, address) in given {
-        if let Some(address) = address {
-            found.extend(ports::look(address).await.map(|port| (option, address.clone(), port)));
-        }
-    }
-    found
+/// Looks at the addresses that the user gave, all at once.
+async fn look_at_ports(
+    settings: &Settings,
+    source: &SideFacts,
+    destination: &SideFacts,
+) -> Vec<(Setting, Address, PortState)> {
+    let look = async |setting: Setting, given: &Option<Address>, listener: &SideFacts| {
+        let address = given.as_ref()?;
+        Some((setting, address.clone(), ports::look(address, listener).await?))
+    };
+    let (nbd, ram, reading) = tokio::join!(
+        look(Setting::NbdAddress, &settings.nbd_address, destination),
+        look(Setting::MigrateAddress, &settings.migrate_address, destination),
+        look(Setting::SourceNbdAddress, &settings.source_nbd_address, source),
+    );
+    [nbd, ram, reading].into_iter().flatten().collect()
 }
 
 /// Removes the leftovers of runs whose journals are not here, and notes each that was removed. That no migration is
@@ -329,6 +343,25 @@ async fn take_measurements(
     let disks: Vec<&Disk> = route.pairs.iter().map(|pair| &pair.source).collect();
     let work = measure::measure(&pair.source, &pair.destination, source, &disks, bandwidth, &context.report, cancelled);
     Box::pin(work).await.ok_or(Failure::Cancelled)
+}
+
+/// Reports a proof.
+fn tell_verified(comparison: &Comparison, report: &Reporter) {
+    let Comparison { source, destination, by, .. } = comparison;
+    let files = [("source", source.as_str().into()), ("destination", destination.as_str().into())];
+    let [from, to] = files;
+    let ranges_of = |ranges: usize| u64::try_from(ranges).unwrap_or(u64::MAX).into();
+    match by {
+        ProofMethod::Sample { seed, ranges, bytes } => report.detailed_action(
+            "verified",
+            told(comparison),
+            [from, to, ("seed", (*seed).into()), ("ranges", ranges_of(*ranges)), ("bytes", (*bytes).into())],
+        ),
+        ProofMethod::Full { digest: Some(digest), .. } => {
+            report.detailed_action("verified", told(comparison), [from, to, ("digest", digest.as_str().into())]);
+        }
+        _ => report.detailed_action("verified", told(comparison), [from, to]),
+    }
 }
 
 /// The proof of a comparison, for people.

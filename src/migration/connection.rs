@@ -18,6 +18,9 @@ pub(crate) async fn connect(
     destination: &Endpoint,
     recorder: Option<&Recorder>,
 ) -> Result<QemuPair, Failure> {
+    if source.is_same_socket(destination) {
+        return Err(Failure::OneSocket { named: source.to_string(), also: destination.to_string() });
+    }
     let (source, destination) =
         tokio::try_join!(meet(Side::Source, source, recorder), meet(Side::Destination, destination, recorder))?;
     if source.is_same_program(&destination) {
@@ -40,12 +43,12 @@ async fn read_features(process: Process) -> Result<Process, Failure> {
 }
 
 async fn meet(side: Side, endpoint: &Endpoint, recorder: Option<&Recorder>) -> Result<Process, Failure> {
-    let Dialed { stream, peer } =
+    let Dialed { stream, peer, unseen } =
         endpoint.dial(DIAL).await.map_err(|error| Failure::Connect { side, source: Box::new(error) })?;
     let options = qmp::QmpOptions { recorder: recorder.cloned(), ..qmp::QmpOptions::labelled(side.as_str()) };
     let name = QemuName { side, address: endpoint.to_string() };
     let met = Process::meet(name, stream, peer, options).await;
-    let met = met.map_err(|error| Failure::Connect { side, source: Box::new(error) })?;
+    let met = met.map_err(|error| Failure::Connect { side, source: Box::new(error) })?.with_unseen(unseen);
     Ok(with_own_process(endpoint, met).await)
 }
 

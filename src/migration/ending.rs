@@ -87,6 +87,7 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
         outcome: end.ending,
         runs_on: end.runs_on,
         reason: end.reason,
+        findings: Vec::new(),
         total_ms: context.report.elapsed_ms(),
         ledger_clock: blackout_ms.map(|_| attempt.ledger.clock()),
         blackout_ms,
@@ -130,7 +131,8 @@ pub(crate) fn untouched(failure: &Failure, report: &Reporter) -> Outcome {
     };
     // a guest that was not looked at, or is not on the source, is not claimed to be
     let runs_on = if seen { RunsOn::Source } else { RunsOn::Unknown };
-    without_figures(ending, runs_on, failure.reason(), report)
+    let findings = failure.findings().to_vec();
+    Outcome { findings, ..without_figures(ending, runs_on, failure.reason(), report) }
 }
 
 /// The outcome of an engine that came to no end: its runtime was shut down under it, it panicked twice, or it never
@@ -176,6 +178,7 @@ fn without_figures(ending: Ending, runs_on: RunsOn, reason: Reason, report: &Rep
         outcome: ending,
         runs_on,
         reason: Some(reason),
+        findings: Vec::new(),
         total_ms: report.elapsed_ms(),
         blackout_ms: None,
         pauses: Vec::new(),

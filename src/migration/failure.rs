@@ -1,7 +1,7 @@
 //! Why a migration did not move the guest.
 
 use crate::{
-    codes::FailureCode,
+    codes::{FailureCode, Finding, FindingCode},
     handover::{exchange::ExchangeError, ownership::NotDisengaged},
     journal::JournalError,
     memory::{postcopy::PostcopyError, precopy::PrecopyError},
@@ -105,13 +105,27 @@ pub enum Failure {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
+    /// Source and destination are one monitor.
+    #[error(
+        "source and destination are one QMP socket, {}: give the socket of the QEMU that waits with -incoming defer -S \
+         as the `destination`",
+        one_socket(.named, .also)
+    )]
+    OneSocket {
+        /// The source's address.
+        named: String,
+        /// The destination's address.
+        also: String,
+    },
     /// The checks forbid it.
     #[error("{message}")]
     Refused {
         /// The code of the gravest finding.
         code: FailureCode,
-        /// Every blocker.
+        /// Every blocker, in one sentence.
         message: String,
+        /// The blockers themselves; none where something else than the checks refuses.
+        findings: Vec<Finding>,
         /// The guest was seen on the source: it runs, is paused, or stands after a disk error.
         on_source: bool,
     },
@@ -191,6 +205,11 @@ pub enum Failure {
     },
 }
 
+/// The one socket by its names.
+fn one_socket(named: &str, also: &str) -> String {
+    if named == also { named.to_owned() } else { format!("{named} and {also}") }
+}
+
 /// How a guest has ended, in words.
 fn end_words(shutdown: Option<&ShutdownSeen>) -> String {
     match shutdown {
@@ -224,6 +243,7 @@ impl Failure {
             Self::Journal(JournalError::Locked { .. }) => FailureCode::JournalLocked,
             Self::Journal(_) => FailureCode::Journal,
             Self::Connect { .. } => FailureCode::Unreachable,
+            Self::OneSocket { .. } => FindingCode::SameProcess.into(),
             Self::Refused { code, .. } | Self::Interfered { code, .. } => code.clone(),
             Self::Cleaned { failure, .. } => failure.code(),
             Self::SourceGone(_) | Self::Postcopy(PostcopyError::SourceGone(_)) => FailureCode::SourceGone,
@@ -269,6 +289,15 @@ impl Failure {
     /// The reason for the outcome: the whole chain of causes, and what to do.
     pub fn reason(&self) -> Reason {
         Reason { code: self.code(), message: format!("{}{}", describe(self), self.remedy()) }
+    }
+
+    /// The blockers of a refusal by the checks.
+    pub(crate) fn findings(&self) -> &[Finding] {
+        match self {
+            Self::Refused { findings, .. } => findings,
+            Self::Cleaned { failure, .. } => failure.findings(),
+            _ => &[],
+        }
     }
 
     /// The error of a command, where that is what failed.
@@ -337,7 +366,6 @@ impl Failure {
 mod tests {
     use super::*;
     use crate::{
-        codes::FindingCode,
         progress::Side,
         qemu::reply::MigrationStatus,
         qmp::{CloseCause, ErrorClass},
@@ -433,7 +461,7 @@ mod tests {
             FailureCode::NoSpace => write(io::ErrorKind::StorageFull),
             FailureCode::NotDisengaged => Failure::NotDisengaged(NotDisengaged::Export(text())),
             FailureCode::NothingBegun | FailureCode::Finding(_) | FailureCode::Other(_) => {
-                Failure::Refused { code: code.clone(), message: words(), on_source: true }
+                Failure::Refused { code: code.clone(), message: words(), findings: Vec::new(), on_source: true }
             }
             FailureCode::OverBudget => gave_up("over-budget"),
             FailureCode::PostcopyPaused => Failure::Postcopy(PostcopyError::Broken(words())),

@@ -21,6 +21,7 @@ use crate::{
             machine::MachineFacts,
             ports::PortState,
             possible_cpus::CpuPlace,
+            process::ProcessFacts,
             ram_blocks::RamBlock,
         },
         machine_change::{MachineChange, changes},
@@ -51,6 +52,7 @@ pub(crate) struct CheckedWorld {
     contents: ImageContents,
     changed: Vec<MachineChange>,
     known_runs: Vec<KnownRun>,
+    journal: Option<String>,
     measured: Option<GuestMeasurements>,
 }
 
@@ -116,6 +118,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
             failing_status: false,
         },
         pid: Some(u32::try_from(inode).expect("a pid")),
+        process: ProcessFacts::default(),
         files: [("top", 0), ("base", 1), ("cd", 2)].map(|(name, number)| (at(name), file(inode + number))).into(),
         ram: 1 << 30,
         base_ram: 1 << 30,
@@ -219,6 +222,7 @@ impl CheckedWorld {
             contents: ImageContents::default(),
             changed: Vec::new(),
             known_runs: Vec::new(),
+            journal: None,
             measured: None,
         }
     }
@@ -248,8 +252,9 @@ impl CheckedWorld {
     }
 
     pub(crate) fn findings(self) -> Vec<Finding> {
-        let Self { source, destination, ports, settings, contents, changed, known_runs, measured } = self;
+        let Self { source, destination, ports, settings, contents, changed, known_runs, journal, measured } = self;
         let mut draft = Draft::new(&source, &destination, &ports, &settings, &RunId::default(), &known_runs);
+        draft.add_journal(journal);
         draft.add(contents, &settings.force);
         draft.add_changed("source", &changed);
         if let Some(measured) = measured {
@@ -324,6 +329,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         }
         Code::CpuModel => |world| drop(world.destination.cpu_mut().identity.insert("vendor", "2".to_owned())),
         Code::CpuName => |world| drop(world.destination.cpu_mut().identity.insert("model-id", "2".to_owned())),
+        Code::DestinationAutostart => |world| world.destination.process.starts_stopped = Some(false),
         Code::DestinationHoldsData => |world| world.fill(false, EmptyImageState::Data(7)),
         Code::DestinationState => |world| world.destination.run = RunState::Running,
         Code::DestinationUsed => |world| world.destination.migration.status = Some(MigrationStatus::Failed),
@@ -386,6 +392,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::ExportOpen => |world| world.destination.exports.push("theirs".to_owned()),
         Code::JobRunning => |world| world.source.jobs.push("commit0".to_owned()),
         Code::Leftover => |world| world.source.leftovers.push(Leftover::Job("qferry-mirror-0".to_owned())),
+        Code::Journal => |world| world.journal = Some("/j exists already".to_owned()),
         Code::JournalLeft => |world| world.known_runs.push(known_run(false)),
         Code::LeftoverView => |world| world.source.leftovers.push(Leftover::ReadExport("qferry-view-0".to_owned())),
         Code::MachineType => |world| world.destination.machine.kind = Some("pc-q35-10.0-machine".to_owned()),
@@ -420,6 +427,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::Plaintext => |world| world.settings.nbd_address = Some(tcp("192.0.2.1")),
         Code::PortTaken => |world| world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), PortState::Taken)),
         Code::PortUnreachable => |world| {
+            world.source.process.shares_network = true;
             world.ports.push((Setting::NbdAddress, tcp("127.0.0.1"), PortState::Unreachable("no route".to_owned())));
         },
         Code::QemuInUse => |world| world.known_runs.push(known_run(true)),
@@ -432,6 +440,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::RamSize => |world| world.destination.base_ram *= 2,
         Code::SameProcess => |world| world.destination.pid = world.source.pid,
         Code::GuestIoError => |world| world.source.run = RunState::IoError,
+        Code::SocketForbidden => |world| world.destination.process.uses_private_files = Some(false),
         Code::SourceState => |world| world.source.run = RunState::PostMigrate,
         Code::BackingUnreadable
         | Code::CommandLineUnknown

@@ -131,8 +131,9 @@ impl IntentLog {
         if let Some(path) = file {
             let mut journal = Journal::create(&path)?;
             journal.append(&begun)?;
-            let path = path.display();
-            report.action("journal", format!("{path} records each step; if qferry dies, run: qferry recover {path}"));
+            let path = path.display().to_string();
+            let because = format!("{path} records each step; if qferry dies, run: qferry recover {path}");
+            report.detailed_action("journal", because, [("journal", path.as_str().into())]);
             let keep = matches!(settings.journal, JournalPlace::File(_));
             log.records.lock().journal = Some((journal.path().to_owned(), keep));
             if keep {

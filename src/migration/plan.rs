@@ -9,9 +9,9 @@ use super::{
 use crate::{
     codes::{FindingCode, Setting},
     convergence::predict::{DiskInput, PredictionInput, predict},
-    endpoint::Address,
+    endpoint::{Address, UnseenProcess},
     preflight::{
-        checks::{self, CheckSubject, Finding, KnownRun, Severity},
+        checks::{self, CheckSubject, Finding, KnownRun, ListeningAddress, Severity},
         comparison_plan::{self, ComparisonPlan},
         contents::ImageContents,
         facts::{SideFacts, ports::PortState},
@@ -34,7 +34,7 @@ use crate::{
     },
 };
 use serde::Serialize;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 /// A migration as it would be done, for people and programs.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -146,19 +146,18 @@ impl Draft {
         let bitmaps = bitmaps::decide(&moving, &pairs, selection.storage, (able(source), able(destination)));
         let comparison = comparison_plan::images(source, destination, &pairs, &standing);
 
-        let both_local = source.pid.is_some() && destination.pid.is_some();
-        // a path can be too long for a socket
-        let socket = |what: &str| Address::unix(settings.runtime_dir.join(format!("{run}-{what}"))).ok();
-        let address = |given: &Option<Address>, what: &str, local: bool| {
-            given.clone().or_else(|| if local { socket(what) } else { None })
+        let address = |given: &Option<Address>, what: &str, sides: &[&SideFacts]| {
+            listening_address(given.as_ref(), sides, &settings.runtime_dir, &format!("{run}-{what}"))
         };
-        let nbd = address(&settings.nbd_address, "nbd", both_local);
-        let ram = address(&settings.migrate_address, "ram", both_local);
-        let source_reading = address(&settings.source_nbd_address, "here", source.pid.is_some());
-        let destination_reading = address(&settings.nbd_address, "there", destination.pid.is_some());
-        let mut addresses = vec![(Setting::NbdAddress, nbd.clone()), (Setting::MigrateAddress, ram.clone())];
+        let nbd_address = address(&settings.nbd_address, "nbd", &[source, destination]);
+        let ram_address = address(&settings.migrate_address, "ram", &[source, destination]);
+        let source_address = address(&settings.source_nbd_address, "here", &[source]);
+        let (nbd, ram) = (nbd_address.address().cloned(), ram_address.address().cloned());
+        let source_reading = source_address.address().cloned();
+        let destination_reading = address(&settings.nbd_address, "there", &[destination]).address().cloned();
+        let mut addresses = vec![(Setting::NbdAddress, nbd_address), (Setting::MigrateAddress, ram_address)];
         if !comparison.to_read(settings.verify_backing).is_empty() {
-            addresses.push((Setting::SourceNbdAddress, source_reading.clone()));
+            addresses.push((Setting::SourceNbdAddress, source_address));
         }
 
         let shared: Vec<String> = shared.iter().map(|disk| disk.name().to_owned()).collect();
@@ -207,13 +206,19 @@ impl Draft {
         Self { plan, comparison, reading: (source_reading, destination_reading), order, on_source }
     }
 
+    /// Adds the reason why no journal could be begun.
+    pub(crate) fn add_journal(&mut self, why: Option<String>) {
+        self.plan.find(why.map(|why| Finding::new(FindingCode::Journal, &Setting::Journal.to_string(), why)));
+    }
+
     /// The work order of a plan without blockers.
     ///
     /// # Errors
     /// [`Failure::Refused`] with all blockers in its message, by the code of the gravest.
     pub(crate) fn order(self) -> Result<WorkOrder, Failure> {
         let Self { plan, order, on_source, .. } = self;
-        let refused = |code: FindingCode, message| Failure::Refused { code: code.into(), message, on_source };
+        let findings: Vec<Finding> = plan.blockers().cloned().collect();
+        let refused = |code: FindingCode, message| Failure::Refused { code: code.into(), message, findings, on_source };
         match (plan.blockers().next(), order) {
             (None, Some(order)) => Ok(order),
             (None, None) => Err(refused(FindingCode::AddressMissing, "no address could be chosen".to_owned())),
@@ -307,6 +312,36 @@ fn measurements(
         continuous: features.failing_status,
         switchover_bandwidth: features.avail_switchover_bandwidth,
     })
+}
+
+/// Where a QEMU would listen: as the setting says, or at a socket of the run, which both QEMUs must be able to use.
+fn listening_address(
+    given: Option<&Address>,
+    sides: &[&SideFacts],
+    runtime_dir: &Path,
+    name: &str,
+) -> ListeningAddress {
+    if let Some(given) = given {
+        return ListeningAddress::Given(given.clone());
+    }
+    let elsewhere = sides.iter().filter(|side| side.pid.is_none()).map(|side| {
+        let why = side
+            .process
+            .unseen
+            .as_ref()
+            .map_or_else(|| "is not known to be a process of this host".to_owned(), UnseenProcess::to_string);
+        format!("{} {why}", side.name)
+    });
+    let elsewhere: Vec<String> = elsewhere.collect();
+    match (&elsewhere[..], Address::unix(runtime_dir.join(name))) {
+        ([], Ok(socket)) => ListeningAddress::Private(socket),
+        ([], Err(_)) => ListeningAddress::Missing(format!(
+            "the path of a socket in {}, which is {}, would have more than the 107 bytes that are possible",
+            runtime_dir.display(),
+            Setting::RuntimeDir
+        )),
+        (elsewhere, _) => ListeningAddress::Missing(elsewhere.join("; ")),
+    }
 }
 
 /// Whether the destination has the disk's own file open in the disk's place: the disk would be mirrored onto itself.

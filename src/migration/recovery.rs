@@ -491,7 +491,7 @@ async fn reach(
 }
 
 fn refused(code: FailureCode, message: String) -> Failure {
-    Failure::Refused { code, message, on_source: false }
+    Failure::Refused { code, message, findings: Vec::new(), on_source: false }
 }
 
 #[cfg(test)]

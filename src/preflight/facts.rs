@@ -16,6 +16,7 @@ use crate::{
 use disk_place::DiskPlaces;
 use files::FileFacts;
 use machine::MachineFacts;
+use process::ProcessFacts;
 use qapi::qmp;
 use std::collections::BTreeMap;
 use tokio::try_join;
@@ -28,6 +29,7 @@ pub mod files;
 pub mod machine;
 pub mod ports;
 pub mod possible_cpus;
+pub mod process;
 mod qom;
 pub mod qom_devices;
 pub mod ram_blocks;
@@ -59,6 +61,8 @@ pub struct SideFacts {
     pub features: Features,
     /// The process id, where the socket gives it.
     pub pid: Option<u32>,
+    /// What this host tells of the process.
+    pub process: ProcessFacts,
     /// The files of the block nodes, by QEMU's name for each, where they are files of this host.
     pub files: BTreeMap<String, FileFacts>,
     /// The size of the guest's RAM, bytes, with what was plugged in.
@@ -111,6 +115,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
         pid: process.peer().map(|peer| peer.pid()),
+        process: process::look(process),
         base_ram: memory.base_memory,
         ram: memory.base_memory.saturating_add(memory.plugged_memory.unwrap_or(0)),
         machine,

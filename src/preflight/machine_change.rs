@@ -9,6 +9,7 @@ use super::facts::{
 };
 use crate::{
     qemu::reply::BlockDevice,
+    quantity::Bytes,
     storage::model::chain::{BackingChain, Layer},
 };
 use std::{
@@ -102,7 +103,7 @@ fn properties(facts: &SideFacts, device: &BlockDevice) -> BTreeMap<&'static str,
     let chain = facts.chain(&node.node_name);
     properties.extend([
         ("medium", format!("the node {}", node.node_name)),
-        ("size", format!("{} bytes", node.image.virtual_size)),
+        ("size", Bytes(node.image.virtual_size).exactly()),
         ("access", if node.ro { "read-only" } else { "writable" }.to_owned()),
         ("chain of images", images(&chain)),
         ("chain of filters", filters(&chain)),

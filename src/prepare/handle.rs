@@ -307,14 +307,14 @@ async fn plan(
     if steps.iter().any(|step| step.action == PreparationAction::Copy) && settings.populate == PopulateMode::Missing {
         address = settings.nbd_address.clone().or_else(|| own_address(settings, run, layout.local));
         match &address {
-            Some(_) => {
-                findings.extend(checks::listen(Setting::SourceNbdAddress, address.as_ref(), settings.allow_plaintext))
-            }
+            Some(address) => findings.extend(checks::listen(address, settings.allow_plaintext)),
             None => {
                 let setting = Setting::SourceNbdAddress;
-                let message = "the source is not known to be a process of this host, or a socket in XDG_RUNTIME_DIR \
-                               would have too long a path";
-                let finding = Finding::new(FindingCode::AddressMissing, &setting.to_string(), message);
+                let why = match &facts.process.unseen {
+                    Some(unseen) => format!("{} {unseen}", facts.name),
+                    None => format!("the path of a socket in {} would be too long", settings.runtime_dir.display()),
+                };
+                let finding = Finding::new(FindingCode::AddressMissing, &setting.to_string(), why);
                 findings.push(finding.with_remedy(format!("give {setting}, where the source is to listen")));
             }
         }

@@ -5,6 +5,7 @@ use super::{
     phase::{Phase, PhaseState},
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// An event of a running migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +24,44 @@ impl Event {
     /// An event of today's shape.
     pub fn new(t_ms: u64, kind: EventKind) -> Self {
         Self { v: 1, t_ms, kind }
+    }
+}
+
+/// The details of an action, by name.
+pub type ActionDetails = BTreeMap<String, ActionDetail>;
+
+/// One detail of an action.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum ActionDetail {
+    /// A whole number.
+    Integer(u64),
+    /// Any other number.
+    Number(f64),
+    /// A text.
+    Text(String),
+    /// Some texts.
+    Texts(Vec<String>),
+    /// Details below this one, such as one for each disk.
+    Details(ActionDetails),
+}
+
+impl From<u64> for ActionDetail {
+    fn from(value: u64) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl From<&str> for ActionDetail {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+
+impl From<Vec<String>> for ActionDetail {
+    fn from(value: Vec<String>) -> Self {
+        Self::Texts(value)
     }
 }
 
@@ -119,6 +158,10 @@ pub enum EventKind {
         action: String,
         /// The reason, with numbers.
         because: String,
+        /// What the action is about and the numbers that it sets, by name; later versions add names. Times are in
+        /// milliseconds (`_ms`), sizes in bytes, rates in bytes per second.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        details: ActionDetails,
     },
     /// Something that the user should know and that stops nothing.
     #[non_exhaustive]

@@ -17,7 +17,7 @@ mod round_trip;
 mod side;
 
 pub use causes::describe;
-pub use event::{Event, EventKind};
+pub use event::{ActionDetail, ActionDetails, Event, EventKind};
 pub use json_lines::JsonLines;
 pub use ledger::{BlackoutLedger, LedgerClock, LedgerMark, LedgerSpan};
 pub use moment::Moment;

@@ -1,7 +1,7 @@
 //! The end of a migration: the last line of the contract's JSON.
 
 use super::ledger::{LedgerClock, LedgerSpan};
-use crate::codes::FailureCode;
+use crate::codes::{FailureCode, Finding};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use std::fmt;
 
@@ -247,6 +247,10 @@ pub struct Outcome {
     pub runs_on: RunsOn,
     /// The reason why the guest was not moved; `None` where it was.
     pub reason: Option<Reason>,
+    /// The findings that refused the migration, each by itself; `reason` has them all in one sentence. Empty where
+    /// something else ended it.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
     /// Milliseconds from start to end.
     pub total_ms: u64,
     /// Milliseconds from the stop of the guest's vCPUs to RESUME, at the switchover; `None` if the guest never stopped.

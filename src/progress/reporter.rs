@@ -1,7 +1,7 @@
 //! The way of the engine's events to their reader.
 
 use super::{
-    event::{Event, EventKind},
+    event::{ActionDetail, Event, EventKind},
     phase::{Phase, PhaseState},
 };
 use std::{fmt, sync::Arc, time::Instant};
@@ -68,7 +68,18 @@ impl Reporter {
 
     /// Reports a decision.
     pub fn action(&self, action: &str, because: impl Into<String>) {
-        self.emit(EventKind::Action { action: action.to_owned(), because: because.into() });
+        self.detailed_action(action, because, []);
+    }
+
+    /// Reports a decision with what it is about and its numbers.
+    pub fn detailed_action<const N: usize>(
+        &self,
+        action: &str,
+        because: impl Into<String>,
+        details: [(&str, ActionDetail); N],
+    ) {
+        let details = details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        self.emit(EventKind::Action { action: action.to_owned(), because: because.into(), details });
     }
 }
 

@@ -1,7 +1,7 @@
 //! Events and outcomes are read as they were written, and their JSON is spelled as the contract has it.
 
 use super::*;
-use crate::codes::FailureCode;
+use crate::codes::{FailureCode, Finding, FindingCode};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ fn outcome() -> Outcome {
         outcome: Ending::RolledBack,
         runs_on: RunsOn::Source,
         reason: Some(Reason { code: FailureCode::MirrorFailed, message: "no space".to_owned() }),
+        findings: vec![Finding::new(FindingCode::SameProcess, "b", "it is")],
         total_ms: 1200,
         blackout_ms: Some(8.125),
         pauses: vec![GuestPause::new(PauseCause::MirrorStart, 2.5), GuestPause::new(PauseCause::WentBack, 8.125)],
@@ -40,6 +41,10 @@ fn outcome_json() -> Value {
     json!({
         "v": 1, "t_ms": 1200, "type": "outcome", "outcome": "rolled-back", "runs_on": "source",
         "reason": {"code": "mirror-failed", "message": "no space"},
+        "findings": [{
+            "code": "same-process", "severity": "blocker", "subject": "b", "message": "it is",
+            "remedy": "give the QMP socket of the destination's own QEMU",
+        }],
         "total_ms": 1200, "blackout_ms": 8.125, "qemu_downtime_ms": null,
         "pauses": [{"why": "mirror-start", "ms": 2.5}, {"why": "went-back", "ms": 8.125}], "paused_ms": 10.625,
         "ledger": [{"span": "quiesce", "ms": 8.125}], "ledger_clock": "engine",
@@ -126,8 +131,24 @@ fn every_kind_is_spelled_as_the_contract_has_it() {
             json!({"v": 1, "t_ms": 6, "type": "step", "step": "create", "image": "/o", "state": "begin"}),
         ),
         (
-            Event::new(7, EventKind::Action { action: text("throttle"), because: text("2 s left") }),
-            json!({"v": 1, "t_ms": 7, "type": "action", "action": "throttle", "because": "2 s left"}),
+            Event::new(
+                7,
+                EventKind::Action {
+                    action: text("throttle"),
+                    because: text("2 s left"),
+                    details: [
+                        ("throttle_pct", 20u64.into()),
+                        ("disks", vec!["a".to_owned()].into()),
+                        ("share", ActionDetail::Number(0.5)),
+                    ]
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .into(),
+                },
+            ),
+            json!({
+                "v": 1, "t_ms": 7, "type": "action", "action": "throttle", "because": "2 s left",
+                "details": { "throttle_pct": 20, "disks": ["a"], "share": 0.5 },
+            }),
         ),
         (
             Event::new(8, EventKind::Warning { code: text("not-compared"), message: text("no server") }),
@@ -250,6 +271,7 @@ prop_compose! {
             outcome,
             runs_on,
             reason: reason.map(|(code, message)| Reason { code: FailureCode::from(code.as_str()), message }),
+            findings: Vec::new(),
             total_ms,
             blackout_ms,
             pauses: pauses.into_iter().map(|ms| GuestPause::new(PauseCause::MirrorStart, ms)).collect(),
@@ -317,7 +339,11 @@ fn any_kind() -> impl Strategy<Value = EventKind> {
         ),
         (word(), word(), any::<[u64; 2]>(), any::<Option<u64>>())
             .prop_map(|(image, doing, [done, total], rate)| EventKind::Image { image, doing, done, total, rate }),
-        (word(), word()).prop_map(|(action, because)| EventKind::Action { action, because }),
+        (word(), word()).prop_map(|(action, because)| EventKind::Action {
+            action,
+            because,
+            details: ActionDetails::default()
+        }),
         (word(), word()).prop_map(|(code, message)| EventKind::Warning { code, message }),
         any_outcome().prop_map(|outcome| EventKind::Outcome(Box::new(outcome))),
         Just(EventKind::Unknown),

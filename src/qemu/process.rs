@@ -16,12 +16,12 @@ use super::{
     sent::SentCommand,
 };
 use crate::{
-    endpoint::{PeerPid, ProcessIdentity},
+    endpoint::{PeerPid, ProcessIdentity, UnseenProcess},
     qmp::{self, PendingReply, QemuVersion, QmpClient, QmpRequest},
 };
 use qapi::{
     Command,
-    qmp::{query_cpus_fast, query_yank, quit},
+    qmp::{query_yank, quit},
 };
 use serde_json::Value;
 use std::{
@@ -58,6 +58,8 @@ pub struct Process {
     client: QmpClient,
     features: Features,
     peer: Option<PeerPid>,
+    /// Why there is no such process.
+    unseen: Option<UnseenProcess>,
     /// Whether the process is proved to have ended by something else than its monitor and its pidfd.
     ended: Arc<AtomicBool>,
     /// What this connection was when it was made.
@@ -163,7 +165,22 @@ impl Process {
         let observed = seen.follow(&client);
         let origin = ConnectionOrigin::First;
         let (ended, quitting, threads, silent, grace, own_migration) = Default::default();
-        Self { name, client, features, peer, ended, origin, quitting, threads, silent, grace, observed, own_migration }
+        let unseen = None;
+        Self {
+            name,
+            client,
+            features,
+            peer,
+            unseen,
+            ended,
+            origin,
+            quitting,
+            threads,
+            silent,
+            grace,
+            observed,
+            own_migration,
+        }
     }
 
     /// The side and the address of this QEMU.
@@ -210,18 +227,6 @@ impl Process {
     /// Whether its process is one of this host, and is stopped (SIGSTOP): then its guest does not run.
     pub fn is_stopped(&self) -> bool {
         self.peer.as_ref().is_some_and(PeerPid::is_stopped)
-    }
-
-    /// The ids that the threads of the vCPUs have on QEMU's host, by the first answer: no other process there has the
-    /// same ones at that time. Empty where QEMU does not tell.
-    pub async fn vcpu_threads(&self) -> &[i64] {
-        if self.threads.get().is_none() {
-            if let Ok(cpus) = self.ask(&query_cpus_fast {}).await {
-                let threads = cpus.0.into_iter().filter_map(|cpu| cpu.thread_id).collect();
-                return self.threads.get_or_init(|| threads);
-            }
-        }
-        self.threads.get().map_or(&[], Vec::as_slice)
     }
 
     /// Tells QEMU to quit. Once QEMU has accepted, it runs no guest, and the end of its monitor is its own end.

@@ -105,7 +105,9 @@ fn check(pair: &Pair, more: &[&str]) -> Command {
 }
 
 fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    // the plan is the last of the objects
+    let last = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap();
+    serde_json::from_slice(last).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::{
         pair::QemuPair,
         work_order::WorkOrder,
     },
-    progress::{Moment, Phase, PhaseGuard, Side, describe},
+    progress::{EventKind, Moment, Phase, PhaseGuard, Side, describe},
     qemu::{Observed, Process},
     quantity::Rate,
     storage::{mirror::mirror_job, model::layout::DiskPair},
@@ -316,11 +316,16 @@ impl<'a> Controller<'a> {
         let told = decision.actions.iter().rfind(is_purpose).or(decision.actions.last());
         match told {
             Some(action) if self.context.settings.policy.observe && !is_done_anyway(action) => {
-                self.context.report.action(&format!("would-{}", name(action)), decision.because.clone());
+                self.report(&format!("would-{}", name(action)), decision);
             }
-            Some(action) => self.context.report.action(name(action), decision.because.clone()),
+            Some(action) => self.report(name(action), decision),
             None => tracing::debug!(because = decision.because, "waiting"),
         }
+    }
+
+    fn report(&self, name: &str, decision: &Decision) {
+        let (because, details) = (decision.because.clone(), decision.details());
+        self.context.report.emit(EventKind::Action { action: name.to_owned(), because, details });
     }
 
     /// Applies one action. A command that QEMU refuses is reported, and the migration goes on as before. But RAM that

@@ -76,7 +76,7 @@ async fn dial_again(context: &Context, process: &Process, endpoint: &Endpoint) -
     if !process.may_be_reached_again() {
         return None;
     }
-    let Dialed { stream, peer } = endpoint.dial(REDIAL).await.ok()?;
+    let Dialed { stream, peer, .. } = endpoint.dial(REDIAL).await.ok()?;
     let known = process.peer().map(PeerPid::pid);
     // A peer where none was known may be a stranger that has made a forwarder's socket.
     if known.is_some() && known != peer.as_ref().map(PeerPid::pid) {

@@ -298,6 +298,7 @@ mod tests {
             leftovers: Vec::new(),
             features: Features::read(&Schema::default()),
             pid: None,
+            process: Default::default(),
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
             base_ram: 0,

@@ -24,7 +24,7 @@ use std::collections::BTreeSet;
 
 pub use crate::codes::{FindingCode, Severity};
 pub use finding::Finding;
-pub use subject::{CheckSubject, KnownRun};
+pub use subject::{CheckSubject, KnownRun, ListeningAddress};
 
 /// Runs every check over the facts of both sides. [`weigh`] then applies the choices of the guest's owner.
 pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {

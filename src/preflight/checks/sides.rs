@@ -19,6 +19,7 @@ pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool, know
     findings.extend(source_state(source));
     findings.extend(source_migration(source));
     findings.extend(destination_state(destination));
+    findings.extend(autostart(destination));
     findings.extend(ram(source, destination));
     findings.extend(at_work(source, known, |run| run.has_source));
     findings.extend(at_work(destination, known, |run| run.has_destination));
@@ -85,6 +86,13 @@ fn destination_state(destination: &SideFacts) -> Option<Finding> {
 
 /// RAM that was plugged in is not compared: a waiting QEMU does not count the memory that virtio-mem is going to have.
 /// The blocks of RAM behind all of it are compared.
+/// A destination without `-S` would run the guest by itself.
+fn autostart(destination: &SideFacts) -> Option<Finding> {
+    let starts = destination.run == RunState::InMigrate && destination.process.starts_stopped == Some(false);
+    let message = "this QEMU was started without -S, so that by itself it would run a guest as soon as it has one";
+    starts.then(|| Finding::new(FindingCode::DestinationAutostart, &destination.name, message))
+}
+
 fn ram(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
     let message = format!(
         "the source was started with {} of RAM, the destination with {}",

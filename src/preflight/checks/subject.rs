@@ -45,12 +45,33 @@ pub struct CheckSubject<'a> {
     pub clean: bool,
     /// The other runs that journals tell of and that have to do with one of these two QEMUs.
     pub known_runs: &'a [KnownRun],
-    /// The listening addresses with the setting of each; `None` where no address could be chosen.
-    pub addresses: &'a [(Setting, Option<Address>)],
-    /// The ports among them, with the result of a connection to each.
+    /// The listening addresses with the setting of each.
+    pub addresses: &'a [(Setting, ListeningAddress)],
+    /// Those that were given, with the result of a look at each.
     pub ports: &'a [(Setting, Address, PortState)],
     /// Whether the guest's owner allows plain text on the network.
     pub allow_plaintext: bool,
+}
+
+/// The address at which a QEMU would listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListeningAddress {
+    /// The address that a setting gives.
+    Given(Address),
+    /// A socket of this run, in a folder that only the engine's user may enter.
+    Private(Address),
+    /// No address could be chosen, for this reason.
+    Missing(String),
+}
+
+impl ListeningAddress {
+    /// The address, where there is one.
+    pub fn address(&self) -> Option<&Address> {
+        match self {
+            Self::Given(address) | Self::Private(address) => Some(address),
+            Self::Missing(_) => None,
+        }
+    }
 }
 
 /// Another run, of which a journal tells.

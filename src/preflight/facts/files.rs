@@ -39,8 +39,8 @@ pub struct FileFacts {
 
 /// The rights of a process over files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct ProcessCredentials {
-    user: u32,
+pub(super) struct ProcessCredentials {
+    pub(super) user: u32,
     groups: Vec<u32>,
     /// The capability `CAP_DAC_OVERRIDE`: permission bits do not count.
     overrides: bool,
@@ -119,19 +119,35 @@ fn look(path: &Path, credentials: &ProcessCredentials, mounts: &MountTable) -> O
     })
 }
 
-/// Decides by the classic permission bits: the first of owner, group and others that fits counts.
+impl ProcessCredentials {
+    /// Whether the process may do what only this user may.
+    pub(super) fn acts_for(&self, user: u32) -> bool {
+        self.overrides || self.user == user
+    }
+
+    /// Whether the process may use a file so: 2 to write, 1 to enter a folder.
+    pub(super) fn may(&self, file: &Metadata, right: u32) -> bool {
+        may(file.mode(), file.uid(), file.gid(), self, right)
+    }
+}
+
 fn may_write(mode: u32, user: u32, group: u32, who: &ProcessCredentials) -> bool {
+    may(mode, user, group, who, 0o2)
+}
+
+/// Decides by the classic permission bits: the first of owner, group and others that fits counts.
+fn may(mode: u32, user: u32, group: u32, who: &ProcessCredentials, right: u32) -> bool {
     let bit = match () {
         () if who.overrides => return true,
-        () if who.user == user => 0o200,
-        () if who.groups.contains(&group) => 0o020,
-        () => 0o002,
+        () if who.user == user => right << 6,
+        () if who.groups.contains(&group) => right << 3,
+        () => right,
     };
     mode & bit != 0
 }
 
 /// Reads `/proc/PID/status`: the last of each four ids is the one that counts for files.
-fn credentials(status: &str) -> ProcessCredentials {
+pub(super) fn credentials(status: &str) -> ProcessCredentials {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().split_whitespace().collect::<Vec<_>>()

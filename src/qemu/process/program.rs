@@ -6,10 +6,13 @@
 
 use super::Process;
 use crate::{
-    endpoint::PeerPid,
+    endpoint::{PeerPid, UnseenProcess},
     qemu::{Features, ProcessError, schema::Schema},
 };
-use qapi::{Command, qmp::query_qmp_schema};
+use qapi::{
+    Command,
+    qmp::{query_cpus_fast, query_qmp_schema},
+};
 use serde_json::{Value, json};
 
 impl Process {
@@ -39,7 +42,31 @@ impl Process {
             return self;
         }
         tracing::info!(qemu = %self.name, pid = peer.pid(), "another QEMU has made the socket of this one");
-        Self { peer: None, ..self }
+        let unseen = Some(UnseenProcess::OtherQemu { pid: peer.pid() });
+        Self { peer: None, unseen, ..self }
+    }
+
+    /// The ids that the threads of the vCPUs have on QEMU's host, by the first answer: no other process there has the
+    /// same ones at that time. Empty where QEMU does not tell.
+    pub async fn vcpu_threads(&self) -> &[i64] {
+        if self.threads.get().is_none() {
+            if let Ok(cpus) = self.ask(&query_cpus_fast {}).await {
+                let threads = cpus.0.into_iter().filter_map(|cpu| cpu.thread_id).collect();
+                return self.threads.get_or_init(|| threads);
+            }
+        }
+        self.threads.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// The reason why there is no process behind the monitor's socket, where that is known.
+    pub fn unseen(&self) -> Option<&UnseenProcess> {
+        self.unseen.as_ref()
+    }
+
+    /// The same QEMU, with the reason why its process is not known.
+    #[must_use]
+    pub fn with_unseen(self, unseen: Option<UnseenProcess>) -> Self {
+        Self { unseen, ..self }
     }
 
     /// The same QEMU with the features of another that is the same program; see [`Process::is_same_program`].
