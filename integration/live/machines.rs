@@ -2,12 +2,13 @@
 
 mod disk_places;
 mod properties;
+mod virtqueues;
 
 use super::support::WAIT;
 use qferry::internals::{
     endpoint::Address,
     migration::Migration,
-    preflight::checks::{Finding, Severity},
+    preflight::checks::{Finding, FindingCode, Severity},
 };
 use qferry_bed::{Bare, Qmp};
 use serde_json::{Value, json};
@@ -100,7 +101,11 @@ fn a_machine_that_has_booted_is_still_equal() {
 fn a_newer_qemu_with_the_same_machine_type_has_no_blockers() {
     for machine in ["-machine pc-i440fx-7.2 -smp 2", &format!("-machine pc-q35-7.2 {RICH}")] {
         for (older, newer) in [("7.2", "10.0.2"), ("7.2", "11.1"), ("10.0.2", "10.0.13"), ("10.0.13", "11.1")] {
-            let findings = compare((older, machine), (newer, machine), &[]);
+            let mut findings = compare((older, machine), (newer, machine), &[]);
+            if (older, newer) == ("10.0.13", "11.1") {
+                // `virtqueues` has this pair, whose virtio devices do not fit.
+                findings.retain(|finding| finding.code != FindingCode::VirtqueueSize);
+            }
             assert_eq!(findings, [], "{older} to {newer}: {machine}");
         }
     }

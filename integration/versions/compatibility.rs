@@ -29,6 +29,12 @@ const UNSEEN: &str = "
 - **The same CPU** is reported differently: `ht` and `cmp-legacy` are in `feature-words` from 10.0 on, so the comparison
   ignores both. `-cpu max` is truly another CPU on 7.2 than on 10.0 (family, model and features), and has more features on 11.1
   than on 10.0. Named models with a versioned machine type lose nothing on a newer QEMU.
+- **Rings of virtio devices**: 10.0.13 makes every ring with 1024 entries, whatever `queue-size` says, and 11.1 refuses a ring that
+  is larger than its own device has room for, also one that no driver uses (`VQ 0 vring.num 1024 exceeds allocated max 256`).
+  The preflight compares what both builds tell (`virtqueue-size`). virtio-blk moves with `queue-size=1024` at the destination and
+  virtio-scsi with `virtqueue_size=1024`; no property helps virtio-net, -balloon, -rng and -serial
+  (`live/machines/virtqueues.rs`). A guest that was booted on 7.2 or 10.0.2 and was not reset on 10.0.13 has its old, smaller rings.
+- **`x-query-virtio-status`** aborts 11.1.3 (`qapi-visit-core.c:52`, for every kind of virtio device), so the engine never sends it.
 - **`query-pci`** shows a device behind a bridge only after the guest's firmware has numbered the buses. A destination that waits
   therefore never shows one, on any version. The engine reads the place of such a device from the device's properties.
 - **RAM blocks** of one machine type are the same from 7.2 to 11.1. A memory backend that no device uses is a block without

@@ -414,6 +414,9 @@ finding_codes! {
     SourceState "source-state" Unreadable [Blocker]
         "The guest is neither running nor paused."
         "only a guest that runs, is paused or stands after a disk error can be moved";
+    VirtqueueSize "virtqueue-size" Forcible [Blocker Warning]
+        "A ring of a virtio device has more entries than the destination's device has room for: QEMU 11.1 refuses its state, after everything was copied. The finding is a warning where the ring has fewer entries now and gets more when the guest resets the device."
+        "give the destination's device as large rings, where it has a property for that: queue-size of virtio-blk, virtqueue_size of virtio-scsi";
 }
 
 word!(FindingCode);

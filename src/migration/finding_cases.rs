@@ -3,6 +3,9 @@
 //! The match below has no wildcard, so a new code does not compile without a case. Each case changes what QEMU or the
 //! user said; the whole plan is then made of it, as in a run.
 
+mod machine;
+
+use self::machine::{device_tree, machine};
 use super::{Settings, plan::Draft};
 use crate::{
     codes::{FindingCode, Setting},
@@ -13,16 +16,11 @@ use crate::{
         contents::{EmptyImageCheck, EmptyImageState, ImageContents},
         facts::{
             SideFacts,
-            cpu::{CpuFacts, CpuidRegister, IDENTITY},
-            device_tree::{BusDevice, DeviceBus},
-            devices::{DeviceFacts, DeviceTable},
+            cpu::CpuFacts,
             disk_place::{DiskPlace, DiskPlaces},
             files::FileFacts,
-            machine::MachineFacts,
             ports::PortState,
-            possible_cpus::CpuPlace,
             process::ProcessFacts,
-            ram_blocks::RamBlock,
         },
         machine_change::{MachineChange, changes},
         measurements::{GuestMeasurements, MissingMeasurement},
@@ -31,7 +29,6 @@ use crate::{
         Features,
         reply::{BlockChild, BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
     },
-    qmp::QemuVersion,
     run_id::RunId,
     storage::{
         files::filesystem::FileSystem,
@@ -132,40 +129,6 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
     facts.plug("cd", "cd", "raw", &at("cd"), None);
     facts.change("cd", |node| node.ro = true);
     facts
-}
-
-fn machine() -> MachineFacts {
-    let word = |leaf, register: &str| CpuidRegister { leaf, subleaf: None, register: register.to_owned() };
-    let cpu = CpuFacts {
-        path: "/machine/unattached/device[0]".to_owned(),
-        kind: None,
-        identity: IDENTITY.map(|property| (property, "1".to_owned())).into(),
-        features: Some([(word(1, "EDX"), 0xf)].into()),
-        lacks: Vec::new(),
-    };
-    let device = |kind: &str, place: &str| DeviceFacts { kind: kind.to_owned(), place: Some(place.to_owned()) };
-    MachineFacts {
-        version: QemuVersion { major: 10, minor: 0, micro: 13 },
-        kind: Some("pc-i440fx-10.0-machine".to_owned()),
-        cpus: 1,
-        cpu: Some(cpu),
-        ram_blocks: Some([("pc.ram".to_owned(), RamBlock { used: 512, total: 512 })].into()),
-        devices: DeviceTable {
-            named: [("net0".to_owned(), device("virtio-net-pci", "00:02.0"))].into(),
-            ..DeviceTable::default()
-        },
-        device_tree: Some(device_tree("128")),
-        properties: [("hpet".to_owned(), "true".to_owned())].into(),
-        possible_cpus: Some([("core-id=0".to_owned(), CpuPlace { count: 1, is_present: true })].into()),
-    }
-}
-
-/// A bus with one device, whose properties have all the same value.
-fn device_tree(value: &str) -> DeviceBus {
-    let properties = ["num-queues", "queue-size", "werror"].map(|name| (name.to_owned(), value.to_owned()));
-    let device =
-        BusDevice { kind: "virtio-blk-device".to_owned(), properties: properties.into(), ..BusDevice::default() };
-    DeviceBus { kind: "virtio-pci-bus".to_owned(), devices: vec![device] }
 }
 
 impl SideFacts {
@@ -442,6 +405,10 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::GuestIoError => |world| world.source.run = RunState::IoError,
         Code::SocketForbidden => |world| world.destination.process.uses_private_files = Some(false),
         Code::SourceState => |world| world.source.run = RunState::PostMigrate,
+        Code::VirtqueueSize => |world| {
+            let rings = world.destination.machine.virtio.iter_mut().flat_map(|device| &mut device.rings);
+            rings.for_each(|ring| ring.room = 64);
+        },
         Code::BackingUnreadable
         | Code::CommandLineUnknown
         | Code::DataFile

@@ -5,6 +5,7 @@ use crate::{
         Features, Process, ProcessError,
         reply::{BlockDevice, BlockGraph, BlockNode, MigrationInfo, RunState},
     },
+    qmp::QemuVersion,
     storage::{
         mirror::leftover::{self, Leftover},
         model::{
@@ -33,6 +34,7 @@ pub mod process;
 mod qom;
 pub mod qom_devices;
 pub mod ram_blocks;
+pub mod virtqueues;
 
 /// The answers of one side.
 #[derive(Debug, Clone)]
@@ -79,9 +81,19 @@ pub struct SideFacts {
 /// QEMU refuses a query, or does not answer.
 pub async fn gather_both(source: &Process, destination: &Process) -> Result<(SideFacts, SideFacts), ProcessError> {
     // boxed: the future of a whole migration would otherwise be as large as all these queries
-    let (source_facts, mut destination_facts) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
+    let (mut source_facts, mut destination_facts) = try_join!(Box::pin(gather(source)), Box::pin(gather(destination)))?;
     Box::pin(machine::name_lacking(source, destination, &source_facts.machine, &mut destination_facts.machine)).await?;
+    // two processes of one build have the same room for rings
+    if build(&source_facts.machine) != build(&destination_facts.machine) {
+        let asked = async { try_join!(virtqueues::gather(source), virtqueues::gather(destination)) };
+        (source_facts.machine.virtio, destination_facts.machine.virtio) = Box::pin(asked).await?;
+    }
     Ok((source_facts, destination_facts))
+}
+
+/// The build of QEMU that a machine runs in.
+fn build(machine: &MachineFacts) -> (QemuVersion, &str) {
+    (machine.version, &machine.package)
 }
 
 /// Asks one side.

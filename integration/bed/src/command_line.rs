@@ -101,11 +101,16 @@ pub(crate) fn disk_arguments(side: Side, spec: &Spec, build: &Build, files: &[Di
             (Device::Virtio | Device::ReadOnly, _) => {
                 let lesser = spec.deviates(side, &Deviation::LesserDevice { disk: number });
                 let less = if lesser { ",event_idx=off,indirect_desc=off" } else { "" };
+                let larger = spec.deviates(side, &Deviation::LargerRings { disk: number });
+                let rings = if larger { ",queue-size=1024" } else { "" };
                 let thread = if disk.iothread { format!(",iothread=io{number}") } else { String::new() };
                 if disk.iothread {
                     add("-object", format!("iothread,id=io{number}"));
                 }
-                add("-device", format!("virtio-blk-pci,drive={drive},id={id},serial=disk{number}{less}{thread}"));
+                add(
+                    "-device",
+                    format!("virtio-blk-pci,drive={drive},id={id},serial=disk{number}{less}{rings}{thread}"),
+                );
             }
             (Device::Cdrom, _) => {
                 add("-device", format!("ide-cd,bus=ide.{cdroms},drive={drive},id={id}"));

@@ -84,6 +84,11 @@ pub enum Deviation {
         /// The disk.
         disk: usize,
     },
+    /// The device has room for rings of 1024 entries.
+    LargerRings {
+        /// The disk.
+        disk: usize,
+    },
     /// All overlays are on a file system of that size. Needs root.
     SmallFileSystem {
         /// The size in bytes.
@@ -232,6 +237,7 @@ fn apply(
         | Deviation::OtherId { .. }
         | Deviation::WriteError { .. }
         | Deviation::LesserDevice { .. }
+        | Deviation::LargerRings { .. }
         | Deviation::SmallFileSystem { .. } => Ok(()),
     }
 }

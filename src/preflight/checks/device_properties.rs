@@ -89,6 +89,9 @@ const OF_HOST: [&str; 16] = [
 /// which a waiting destination has not.
 const OF_GUEST: [&str; 3] = ["MCFG", "busnr", "smb_io_base"];
 
+/// Properties with the size of a virtio device's rings.
+const RING_SIZES: [&str; 4] = ["queue-size", "rx_queue_size", "tx_queue_size", "virtqueue_size"];
+
 /// What follows from a property that differs, the gravest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Weight {
@@ -211,6 +214,7 @@ fn differences(device: &BusDevice, other: &BusDevice, name: &str) -> Vec<Finding
             continue;
         };
         if let Some(weight) = weight(device, property) {
+            let weight = if is_larger_ring(property, value, other_value) { Weight::Host } else { weight };
             found.entry(weight).or_default().push((property, value, other_value));
         }
     }
@@ -224,6 +228,13 @@ fn is_same(property: &str, value: &str, other: &str) -> bool {
     value == other
         || both(|value| value.starts_with("\"/machine/"))
         || property == "rombar" && both(|value| ["1", "-1"].contains(&value))
+}
+
+/// Whether the destination has room for larger rings than the source. The guest keeps its rings, which fit, until it
+/// resets the device.
+fn is_larger_ring(property: &str, value: &str, other: &str) -> bool {
+    let size = |value: &str| value.parse::<u64>().ok();
+    RING_SIZES.contains(&property) && size(other) > size(value)
 }
 
 /// `None` for a property that does not count.
@@ -321,7 +332,7 @@ mod tests {
     fn each_property_has_its_weight() {
         use Severity::{Blocker, Note};
         type Case = (&'static [(&'static str, &'static str)], &'static [(&'static str, Severity, &'static str)]);
-        let cases: [Case; 13] = [
+        let cases: [Case; 14] = [
             (&[], &[]),
             (&[("drive = \"n0\"", "drive = \"other\"")], &[]),
             (&[("drive = \"n0\"", "drive = \"/machine/unattached/device[6]\"")], &[]),
@@ -332,6 +343,7 @@ mod tests {
             (&[("num_queues = 1 ", "num_queues = 4 ")], &[("device-state", Blocker, "scsi0")]),
             (&[("werror = \"auto\"", "werror = \"stop\"")], &[("device-setting", Note, "disk0")]),
             (&[("x-new = true", "x-new = false")], &[("device-setting", Note, "disk0")]),
+            (&[("queue-size = 256", "queue-size = 1024")], &[("device-setting", Note, "disk0")]),
             (&[("            x-new = true\n", "")], &[]),
             (&[("serial = \"two\"", "serial = \"2\"")], &[("device-property", Blocker, "scsi0")]),
             (

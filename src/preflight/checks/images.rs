@@ -312,6 +312,8 @@ mod tests {
                 device_tree: None,
                 properties: BTreeMap::new(),
                 possible_cpus: None,
+                package: String::new(),
+                virtio: Vec::new(),
             },
         }
     }

@@ -158,6 +158,8 @@ mod tests {
             device_tree: None,
             properties: [("hpet".to_owned(), "true".to_owned())].into(),
             possible_cpus: None,
+            package: String::new(),
+            virtio: Vec::new(),
         }
     }
 

@@ -16,6 +16,7 @@ mod machine;
 mod network;
 mod sides;
 mod subject;
+mod virtqueues;
 
 pub(crate) use network::listen;
 
@@ -34,6 +35,7 @@ pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     findings.extend(cpu::run(source, destination));
     findings.extend(devices::run(source, destination));
     findings.extend(device_properties::run(source, destination));
+    findings.extend(virtqueues::run(source, destination));
     findings.extend(disks::run(subject));
     findings.extend(disk_places::run(subject));
     findings.extend(images::run(subject));

@@ -11,6 +11,7 @@ use super::{
     qom::{known, property},
     qom_devices,
     ram_blocks::{self, RamBlock},
+    virtqueues::VirtioDevice,
 };
 use crate::{
     qemu::{
@@ -29,6 +30,8 @@ use tokio::try_join;
 pub struct MachineFacts {
     /// QEMU's version.
     pub version: QemuVersion,
+    /// QEMU's package: a distribution changes what its builds do without another version.
+    pub package: String,
     /// The machine type, such as `pc-i440fx-10.0-machine`.
     pub kind: Option<String>,
     /// The number of virtual CPUs.
@@ -45,6 +48,8 @@ pub struct MachineFacts {
     pub properties: BTreeMap<String, String>,
     /// The places for virtual CPUs; `None` for a machine whose CPUs are not told by place.
     pub possible_cpus: Option<PossibleCpus>,
+    /// The virtio devices with the sizes of their rings; asked for only where the two builds differ.
+    pub virtio: Vec<VirtioDevice>,
 }
 
 /// Properties of a machine that do not count: names of files and objects of the host, what the host does with the
@@ -94,6 +99,7 @@ pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
     let cpu = first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())).await?;
     Ok(MachineFacts {
         version: version.qemu,
+        package: version.package,
         kind: kind.as_ref().map(text),
         cpus: cpus.0.len(),
         cpu,
@@ -102,6 +108,7 @@ pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
         device_tree: tree.and_then(|text| device_tree::read(&text)),
         properties,
         possible_cpus: possible.map(|list| possible_cpus::read(&list.0)),
+        virtio: Vec::new(),
     })
 }
 

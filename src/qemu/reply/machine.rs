@@ -55,6 +55,28 @@ pub struct StatusInfo {
 pub struct VersionInfo {
     /// The version that QEMU itself claims; a distribution's patches do not show in it.
     pub qemu: QemuVersion,
+    /// The package and its version, as the distribution names them; empty where it does not.
+    #[serde(default)]
+    pub package: String,
+}
+
+/// An element of `x-query-virtio`: a virtio device.
+#[derive(Debug, Clone, Deserialize)]
+pub struct VirtioDeviceInfo {
+    /// The kind, such as `virtio-blk`.
+    pub name: String,
+    /// The path in QOM of the virtio part of the device.
+    pub path: String,
+}
+
+/// `x-query-virtio-queue-status`: a virtqueue. (`x-query-virtio-status` must never be sent: 11.1.3 aborts at it.)
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VirtqueueStatus {
+    /// The entries that the ring has now.
+    pub vring_num: u64,
+    /// The entries that the device has made room for, which the ring has after a reset.
+    pub vring_num_default: u64,
 }
 
 /// `query-memory-size-summary`. Sizes in bytes.

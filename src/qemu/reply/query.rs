@@ -5,7 +5,10 @@ use super::{
     block_stats::BlockStats,
     job::{BlockJobInfo, JobInfo},
     list::TolerantList,
-    machine::{CpuInfo, HotpluggableCpu, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, VersionInfo},
+    machine::{
+        CpuInfo, HotpluggableCpu, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, VersionInfo,
+        VirtioDeviceInfo, VirtqueueStatus,
+    },
     migration::{DirtyRate, MigrationCapabilityStatus, MigrationInfo},
 };
 use qapi::qmp;
@@ -63,4 +66,14 @@ impl Query for qmp::human_monitor_command {
 /// Asked only where a USB device has a port that QEMU chose, which the machines of the recordings have not.
 impl Query for qmp::x_query_usb {
     type Returned = HumanReadable;
+}
+
+/// Asked only of two different builds, which those of a recording are not.
+impl Query for qmp::x_query_virtio {
+    type Returned = TolerantList<VirtioDeviceInfo>;
+}
+
+/// As the one before.
+impl Query for qmp::x_query_virtio_queue_status {
+    type Returned = VirtqueueStatus;
 }
