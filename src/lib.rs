@@ -131,8 +131,8 @@ pub use prepare::{
     StepState,
 };
 pub use progress::{
-    ActionDetail, ActionDetails, DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind, GuestPause,
-    LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, RamOutcome, Reason, RunsOn,
+    ActionDetail, ActionDetails, AnotherTry, DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind,
+    GuestPause, LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, RamOutcome, Reason, RunsOn,
 };
 pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};

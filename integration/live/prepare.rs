@@ -76,7 +76,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
         command.arg("prepare").arg("--source").arg(self.path("source.qmp"));
         command.arg("--qemu-img").arg(self.build.program("qemu-img")).args(more);
-        command.env("XDG_RUNTIME_DIR", self.folder.path()).env("XDG_STATE_HOME", self.folder.path());
+        command.env("XDG_RUNTIME_DIR", self.folder.path()).env("XDG_STATE_HOME", self.path("state"));
         command
     }
 
@@ -238,6 +238,68 @@ fn an_image_that_holds_data_is_never_touched() {
     place.is_clean(&source);
 }
 
+/// A migration that is cancelled while disks are copied leaves images that only its record proves to be nobody's.
+#[test]
+fn images_of_a_migration_that_was_called_off_are_made_anew() {
+    let place = Place::new("10.0.13");
+    place.image("base.raw", "raw", None, 24 * MIB, 1, &[0]);
+    let at: Vec<u64> = (0..20).map(|megabyte| megabyte * MIB).collect();
+    let top = place.image("top.qcow2", "qcow2", Some(("base.raw", "raw")), 24 * MIB, 2, &at);
+    let source = place.source(&[("disk0", "qcow2", &top)]);
+    let to = place.path("d").display().to_string();
+    let again = |more: &[&str], code| {
+        let words = [&["--to", to.as_str(), "--json"], more].concat();
+        prepared(&ran(&mut place.prepare(&words), code))
+    };
+    again(&["--apply"], 0);
+    let made = place.path("d").join("top.qcow2");
+    let incoming = ["-incoming", "defer", "-S"].map(OsString::from);
+    let arguments: Vec<OsString> = disk("disk0", "qcow2", &made).into_iter().chain(incoming).collect();
+    let destination = Bare::start(&place.build, place.folder.path(), "destination", &arguments);
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.args(["migrate", "--json", "--disk-bandwidth", "1MiB/s", "--verify-backing", "sample", "--source"]);
+    command.arg(place.path("source.qmp")).arg("--destination").arg(place.path("destination.qmp"));
+    command.env("XDG_RUNTIME_DIR", place.folder.path()).env("XDG_STATE_HOME", place.path("state"));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let lines = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let (mut last, mut is_cancelled) = (Value::Null, false);
+    for line in lines {
+        if !is_cancelled && line["copied"].as_u64() >= Some(MIB) {
+            kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::INT).unwrap();
+            is_cancelled = true;
+        }
+        last = line;
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(5), "{last:#}");
+    assert_eq!(last["another_try"], json!({"images": [made], "start_destination": true}), "{last:#}");
+    let message = last["reason"]["message"].as_str().unwrap();
+    assert!(message.contains("--again") && message.contains(made.to_str().unwrap()), "{message}");
+
+    let before = fs::metadata(&made).unwrap();
+    let message = |prepared: &Value| prepared["reason"]["message"].as_str().unwrap().to_owned();
+    let refused = again(&["--again", "--apply"], 3);
+    assert!(message(&refused).contains("is in use: end that destination first"), "{refused:#}");
+    drop(destination);
+    let refused = again(&["--apply"], 3);
+    assert!(message(&refused).contains("a migration that was called off"), "{refused:#}");
+    assert!(refused["findings"][0]["remedy"].as_str().unwrap().contains("--again"), "{refused:#}");
+    let planned = again(&["--again"], 0);
+    assert_eq!(planned["steps"][1]["action"], "remake", "{planned:#}");
+    assert_eq!(fs::metadata(&made).unwrap().ino(), before.ino());
+    again(&["--again", "--apply"], 0);
+    let map = place.img(&["map", "--output=json", made.to_str().unwrap()]);
+    let map: Value = serde_json::from_str(&map).unwrap();
+    assert!(map.as_array().unwrap().iter().all(|range| range["depth"] != 0), "{map:#}");
+
+    // What somebody wrote since is somebody's.
+    place.build.io(&made, ["write 0 64k"]).unwrap();
+    let refused = again(&["--again", "--apply"], 3);
+    assert!(message(&refused).contains("holds data"), "{refused:#}");
+    place.is_clean(&source);
+}
+
 #[test]
 fn two_disks_over_one_base_have_it_copied_once() {
     let place = Place::new("10.0.13");
@@ -316,7 +378,7 @@ fn a_killed_copy_is_begun_anew_and_two_do_not_meet() {
     second
         .arg(place.build.program("qemu-img"))
         .env("XDG_RUNTIME_DIR", place.folder.path())
-        .env("XDG_STATE_HOME", place.folder.path());
+        .env("XDG_STATE_HOME", place.path("state"));
     let refused = prepared(&ran(&mut second, 3));
     assert_eq!(refused["reason"]["code"], "in-use");
     let message = refused["reason"]["message"].as_str().unwrap();

@@ -364,6 +364,10 @@ pub(super) struct Prepare {
     /// while the guest runs
     #[arg(long, value_name = "MODE", value_enum, default_value = "never")]
     populate: Populate,
+    /// Make those images anew that a migration of qferry has written a part of a disk to before it was called off, and
+    /// that nobody has touched since
+    #[arg(long)]
+    again: bool,
     /// Ceiling for what is copied, such as 100MiB/s or 1Gbit/s [default: unlimited]
     #[arg(long, value_name = "RATE", value_parser = parsed::<Rate>)]
     bandwidth: Option<Rate>,
@@ -402,6 +406,7 @@ impl Prepare {
                 Populate::Never => PopulateMode::Never,
                 Populate::Missing => PopulateMode::Missing,
             },
+            again: self.again,
             bandwidth: self.bandwidth,
             nbd_address: self.source_nbd_address.clone(),
             allow_plaintext: self.allow_plaintext,

@@ -110,6 +110,11 @@ fn said(step: &PreparationStep) -> String {
         (PreparationAction::Create | PreparationAction::Copy, StepState::Failed) => {
             format!("{disk}: {path} failed, and is removed")
         }
+        (PreparationAction::Remake, StepState::Planned) => {
+            format!("{disk}: --apply makes {path} anew, which a migration that was called off has written")
+        }
+        (PreparationAction::Remake, StepState::Done) => format!("{disk}: {path} is made anew, empty"),
+        (PreparationAction::Remake, StepState::Failed) => format!("{disk}: {path} failed, and is as it was"),
         (PreparationAction::Keep, _) => format!("{disk}: {path} is there, and fits"),
         (PreparationAction::MustExist, _) => format!("{disk}: {path} must exist"),
     }

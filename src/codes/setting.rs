@@ -30,6 +30,7 @@ macro_rules! settings {
 }
 
 settings! {
+    Again = "again", "Whether images that a migration which was called off has written are made anew.";
     AllowPlaintext = "allow_plaintext", "Whether data may cross a network unencrypted.";
     Bandwidth = "bandwidth", "The ceiling of the whole job on the wire.";
     Clean = "clean", "Whether leftovers of an earlier try are removed first.";

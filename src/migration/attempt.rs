@@ -6,8 +6,11 @@ use crate::{
     convergence::History,
     handover::{ownership::BeforeContinue, verdict::ContKnowledge},
     memory::tuning::ThrottleMethod,
-    progress::{BlackoutLedger, Estimate, GuestPause, LedgerClock, LedgerMark, Moment, RamOutcome, Reporter},
+    progress::{
+        AnotherTry, BlackoutLedger, Estimate, GuestPause, LedgerClock, LedgerMark, Moment, RamOutcome, Reporter,
+    },
     qemu::Observed,
+    storage::files::spent_images::HeldImage,
 };
 use serde_json::{Map, Value};
 use std::{
@@ -43,6 +46,10 @@ pub(crate) struct Attempt {
     pub(crate) downtime: Option<u64>,
     /// What could not be removed.
     pub(crate) leftovers: Vec<String>,
+    /// The images of the destination that are files of this host.
+    pub(crate) images: Vec<HeldImage>,
+    /// What another try needs, once this one was called off.
+    pub(crate) another_try: Option<AnotherTry>,
     /// What the controller knew when the guest was stopped.
     pub(crate) history: Option<History>,
     /// The estimate that was made before the migration began, where the user asked for one.
@@ -68,6 +75,8 @@ impl Attempt {
             copied: BTreeMap::new(),
             downtime: None,
             leftovers: Vec::new(),
+            images: Vec::new(),
+            another_try: None,
             history: None,
             predicted: None,
             throttling: ThrottleMethod::None,

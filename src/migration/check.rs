@@ -38,9 +38,9 @@ use crate::{
     qemu::Process,
     run_id::RunId,
     storage::{
-        files::rate_limit::RateLimit,
+        files::{rate_limit::RateLimit, spent_images::HeldImage},
         mirror::cleanup,
-        model::layout::Disk,
+        model::layout::{Disk, DiskPair},
         verify::{
             comparison::ComparisonSettings,
             identity::{Comparison, ComparisonResult, ProofLevel, ProofMethod},
@@ -122,7 +122,17 @@ async fn begin_with(context: &Context, pair: &QemuPair, mut drafted: Drafted) ->
     let mut attempt = Attempt::new(log, guest, clock);
     attempt.predicted.clone_from(&order.predicted);
     attempt.before_continue = Some(BeforeContinue::begin());
+    attempt.images = images(&order);
     Ok((order, attempt))
+}
+
+/// The images that the run is going to write to, where they are files of this host.
+fn images(order: &WorkOrder) -> Vec<HeldImage> {
+    let image = |pair: &DiskPair| {
+        let file = order.proved.destination.file(pair.destination.chain.top()?)?;
+        HeldImage::hold(&pair.destination.file, &file.path).filter(|_| !file.is_device)
+    };
+    order.route.pairs.iter().filter_map(image).collect()
 }
 
 /// The refusal of a run beside another one.

@@ -100,6 +100,7 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
         ram: attempt.ram.clone(),
         predicted: attempt.predicted.clone(),
         leftovers: attempt.leftovers.clone(),
+        another_try: attempt.another_try.clone(),
     }
 }
 
@@ -190,6 +191,7 @@ fn without_figures(ending: Ending, runs_on: RunsOn, reason: Reason, report: &Rep
         ram: RamOutcome::default(),
         predicted: None,
         leftovers: Vec::new(),
+        another_try: None,
     }
 }
 

@@ -55,7 +55,9 @@ impl Execution<'_> {
         for step in steps.iter() {
             claimed.push(match &step.work {
                 StepWork::Nothing => None,
-                StepWork::Create(path, _) | StepWork::Copy(path, _) => Some(UnpublishedFile::claim(path)?),
+                StepWork::Create(path, _) | StepWork::Remake(path, ..) | StepWork::Copy(path, _) => {
+                    Some(UnpublishedFile::claim(path)?)
+                }
             });
         }
         let copies = steps.iter().any(|step| matches!(step.work, StepWork::Copy(..)));
@@ -64,10 +66,15 @@ impl Execution<'_> {
         }
         let creates = async {
             for (step, unpublished) in steps.iter_mut().zip(&mut claimed) {
-                let (StepWork::Create(_, image), Some(_)) = (&step.work, unpublished.as_ref()) else { continue };
-                self.step(step, PhaseState::Begin);
+                let (image, replaced) = match &step.work {
+                    StepWork::Create(_, image) => (image, None),
+                    StepWork::Remake(_, image, mark) => (image, Some(mark.clone())),
+                    StepWork::Copy(..) | StepWork::Nothing => continue,
+                };
                 let Some(unpublished) = unpublished.take() else { continue };
+                self.step(step, PhaseState::Begin);
                 let created = self.img.create(image, unpublished.temporary()).await;
+                let unpublished = unpublished.in_place_of(replaced);
                 self.done(step, created.map_err(Failure::from).map(|()| unpublished)).await?;
             }
             Ok(())

@@ -5,9 +5,15 @@ use super::{
     steps::{PathContent, PathContents},
 };
 use crate::{
+    migration::journal_directory,
     preflight::facts::SideFacts,
     qemu::Process,
-    storage::files::{filesystem::FileSystem, image::ExistingImage, qemu_img::QemuImg},
+    storage::files::{
+        filesystem::FileSystem,
+        image::ExistingImage,
+        qemu_img::QemuImg,
+        spent_images::{self, FileMark},
+    },
 };
 use std::{
     fs, io,
@@ -70,9 +76,24 @@ async fn look(required: &RequiredFile, local: bool, img: &QemuImg) -> PathConten
         Role::Top(_) if found.is_file() => img.look(path).await,
         _ => return PathContent::Other("it is no file, and may hold data".to_owned()),
     };
-    match image {
-        Ok(image) => PathContent::Image(Box::new(image)),
-        Err(error) => PathContent::Other(crate::progress::describe(&error)),
+    match (image, &required.role) {
+        (Ok(image), Role::Top(wanted)) if wanted.misfit(&image).is_some() => spent(path, image, img).await,
+        (Ok(image), _) => PathContent::Image(Box::new(image)),
+        (Err(error), _) => PathContent::Other(crate::progress::describe(&error)),
+    }
+}
+
+/// An image that cannot be used as it is, which may be one that a migration that was called off has written.
+async fn spent(path: &Path, image: ExistingImage, img: &QemuImg) -> PathContent {
+    let found = fs::symlink_metadata(path).ok().filter(|found| spent_images::is_spent(&journal_directory(), found));
+    let Some(found) = found else { return PathContent::Image(Box::new(image)) };
+    match img.is_free(path).await {
+        Ok(()) => PathContent::Spent(FileMark::of(&found)),
+        Err(error) => PathContent::Other(format!(
+            "it holds a part of a disk, from a migration that was called off, and is in use: end that destination \
+             first ({})",
+            crate::progress::describe(&error)
+        )),
     }
 }
 

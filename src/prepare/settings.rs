@@ -36,6 +36,9 @@ pub struct PrepareSettings {
     pub places: PathMap,
     /// What to do about missing backing files.
     pub populate: PopulateMode,
+    /// Whether images are made anew that a migration of qferry has written a part of a disk to before it was called
+    /// off. Only its record in the state directory proves that, and only while nobody has touched the image since.
+    pub again: bool,
     /// The limit for copies of backing files; none by default.
     pub bandwidth: Option<Rate>,
     /// The address at which the source listens while backing files are copied. By default a unix socket in
@@ -55,6 +58,7 @@ impl Default for PrepareSettings {
             selection: DiskSelection::default(),
             places: PathMap::default(),
             populate: PopulateMode::default(),
+            again: false,
             bandwidth: None,
             nbd_address: None,
             allow_plaintext: false,

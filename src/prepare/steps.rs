@@ -13,6 +13,7 @@ use crate::{
     storage::files::{
         filesystem::FileSystem,
         image::{self, ExistingImage, NewImage},
+        spent_images::FileMark,
     },
 };
 use serde::Serialize;
@@ -71,6 +72,8 @@ pub enum PreparationAction {
     Copy,
     /// Keep the existing file, which fits.
     Keep,
+    /// Make the image anew, which a migration that was called off has written.
+    Remake,
     /// Make nothing; the user must provide the file before the destination's QEMU starts.
     MustExist,
 }
@@ -92,6 +95,8 @@ pub enum StepState {
 pub(super) enum StepWork {
     Nothing,
     Create(PathBuf, NewImage),
+    /// An empty image in place of the file that has this mark.
+    Remake(PathBuf, NewImage, FileMark),
     Copy(PathBuf, BackingLayer),
 }
 
@@ -104,6 +109,8 @@ pub(super) enum PathContent {
     Same,
     /// An image.
     Image(Box<ExistingImage>),
+    /// An image that a migration that was called off has written, and nobody since.
+    Spent(FileMark),
     /// Something else, described in words.
     Other(String),
 }
@@ -123,7 +130,7 @@ pub(super) fn decide(
         let unknown = PathContent::Other("it was not looked at".to_owned());
         let content = contents.get(&required.path).unwrap_or(&unknown);
         match &required.role {
-            Role::Top(image) => planner.top(required, image, content),
+            Role::Top(image) => planner.top(required, image, content, settings),
             Role::Backing(layer) => planner.layer(required, layer, content, settings),
             Role::Medium => planner.medium(required, content),
         }
@@ -139,7 +146,7 @@ struct StepPlanner {
 }
 
 impl StepPlanner {
-    fn top(&mut self, required: &RequiredFile, image: &NewImage, content: &PathContent) {
+    fn top(&mut self, required: &RequiredFile, image: &NewImage, content: &PathContent, settings: &PrepareSettings) {
         let path = required.path.display();
         match content {
             PathContent::Absent(Err(why)) => self.no_directory(required, why),
@@ -161,6 +168,15 @@ impl StepPlanner {
                 None => self.step(required, PreparationAction::Keep, None, None, StepWork::Nothing),
                 Some(why) => self.found(required, FindingCode::ImageExists, format!("{path} exists, and {why}")),
             },
+            PathContent::Spent(mark) if settings.again => {
+                let work = StepWork::Remake(required.path.clone(), image.clone(), mark.clone());
+                self.step(required, PreparationAction::Remake, None, None, work);
+            }
+            PathContent::Spent(_) => {
+                let message = format!("{path} holds a part of a disk, from a migration that was called off");
+                let remedy = format!("make it anew with {}", Setting::Again);
+                self.block(required, FindingCode::ImageExists, message, &remedy);
+            }
             PathContent::Other(why) => self.found(required, FindingCode::ImageExists, format!("{path} exists: {why}")),
         }
     }
@@ -200,6 +216,11 @@ impl StepPlanner {
                     );
                 }
             },
+            // Only images that a guest writes to are looked up among the spent ones.
+            PathContent::Spent(_) => {
+                let message = format!("the backing file {path} holds a part of a disk");
+                self.found(required, FindingCode::BackingUnreadable, message);
+            }
             PathContent::Other(why) => {
                 let message = format!("the backing file {path} exists: {why}");
                 self.found(required, FindingCode::BackingUnreadable, message);

@@ -237,6 +237,17 @@ impl fmt::Display for EstimatedRung {
     }
 }
 
+/// What another try needs after a migration was called off.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct AnotherTry {
+    /// The paths of the destination's images that hold a part of a disk, as its QEMU has them. A preparation with
+    /// `again` makes them anew.
+    pub images: Vec<String>,
+    /// Whether the destination's QEMU is to be started anew.
+    pub start_destination: bool,
+}
+
 /// The end of a migration, with its numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -278,6 +289,10 @@ pub struct Outcome {
     /// The engine's own jobs, nodes, exports and settings that could not be removed, each with its side. Empty unless
     /// the end is `stuck` or `undetermined`, or one side is gone.
     pub leftovers: Vec<String>,
+    /// What another try needs; `None` where the guest has moved, has ended or is not proved to be on the source, and
+    /// where nothing is needed.
+    #[serde(default)]
+    pub another_try: Option<AnotherTry>,
 }
 
 /// Reads a word to which later versions may add others: `None` for a word that this version does not know.

@@ -34,6 +34,7 @@ fn outcome() -> Outcome {
         ram: RamOutcome { bytes: 7, iterations: 2, throttle_max_pct: 20, postcopy: true },
         predicted: Some(Estimate { rung: Some(EstimatedRung::StopAndCopy), ..Estimate::default() }),
         leftovers: vec!["source (unix:/s): the job qferry-x".to_owned()],
+        another_try: Some(AnotherTry { images: vec!["/d/disk0".to_owned()], start_destination: true }),
     }
 }
 
@@ -58,6 +59,7 @@ fn outcome_json() -> Value {
             "rung": "stop-and-copy",
         },
         "leftovers": ["source (unix:/s): the job qferry-x"],
+                "another_try": {"images": ["/d/disk0"], "start_destination": true},
     })
 }
 
@@ -266,6 +268,7 @@ prop_compose! {
         (bytes, iterations, throttle_max_pct, postcopy) in any::<(u64, u64, u64, bool)>(),
         predicted in prop::option::of(any_estimate()),
         leftovers in prop::collection::vec(word(), 0..3),
+        images in prop::option::of(prop::collection::vec(word(), 0..3)),
     ) -> Outcome {
         Outcome {
             outcome,
@@ -283,6 +286,7 @@ prop_compose! {
             ram: RamOutcome { bytes, iterations, throttle_max_pct, postcopy },
             predicted,
             leftovers,
+            another_try: images.map(|images| AnotherTry { images, start_destination: postcopy }),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! not make, and what cannot be undone is named.
 
 use super::{
-    another_try::{BOTH_GONE, HAS_DISK, before_another_try},
+    another_try::{self, BOTH_GONE, HAS_DISK, before_another_try},
     destination::{self, DestinationEnd, DestinationPast, LOOK},
     fence::{free, yank},
     guest_end::end_with_source,
@@ -33,7 +33,7 @@ use crate::{
         record::Record,
         work_order::Route,
     },
-    progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
+    progress::{AnotherTry, Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::MigrationStatus},
     storage::{
         mirror::{export, mirror_job, pivot},
@@ -168,11 +168,16 @@ pub(crate) async fn go_back(
     let is_gone = pair.destination.has_ended().await;
     let was_ended = listened && is_gone;
     let both_gone = ending == Ending::Undetermined && is_gone && pair.source.has_ended().await;
-    reason.message.push_str(match has_disk {
-        true => HAS_DISK,
-        false if both_gone => BOTH_GONE,
-        false => before_another_try(holds_a_part, was_ended),
-    });
+    match has_disk {
+        true => reason.message.push_str(HAS_DISK),
+        false if both_gone => reason.message.push_str(BOTH_GONE),
+        false => {
+            let images = if holds_a_part { another_try::spend(context, &attempt.images) } else { Vec::new() };
+            reason.message.push_str(&before_another_try(holds_a_part, was_ended, &images));
+            let needed = AnotherTry { images, start_destination: holds_a_part || was_ended };
+            attempt.another_try = Some(needed).filter(|needed| as_before && needed.start_destination);
+        }
+    }
     let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };
     End { ending, runs_on, reason: Some(reason) }
 }

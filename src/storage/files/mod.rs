@@ -6,4 +6,5 @@ pub mod image;
 pub mod layer_copy;
 pub mod qemu_img;
 pub mod rate_limit;
+pub mod spent_images;
 pub mod unpublished_file;

@@ -123,6 +123,14 @@ impl QemuImg {
         Ok(ExistingImage { data: taken.iter().map(|range| range.length).sum(), info })
     }
 
+    /// Requires that no process has an image open for writing.
+    ///
+    /// # Errors
+    /// A process has; see [`QemuImgError`].
+    pub async fn is_free(&self, path: &Path) -> Result<(), QemuImgError> {
+        self.run(&["info".into(), path.into()]).await.map(drop)
+    }
+
     /// Creates an image over the empty file at `path`, which the caller must own.
     ///
     /// # Errors

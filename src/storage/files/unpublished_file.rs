@@ -1,8 +1,10 @@
 //! A file under construction: locked, under a temporary name, and renamed to its final name only when it is complete.
 //!
-//! An existing file must never be replaced, and no file without the temporary name touched. A value that is dropped
-//! before it is published removes its file; the next process empties the file that a killed process left.
+//! An existing file must never be replaced, but for one that the maker names as it was seen, and no file without the
+//! temporary name touched. A value that is dropped before it is published removes its file; the next process empties
+//! the file that a killed process left.
 
+use super::spent_images::FileMark;
 use rustix::{
     fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, ftruncate, open, renameat_with},
     io::Errno,
@@ -64,6 +66,8 @@ pub struct UnpublishedFile {
     temporary: PathBuf,
     file: Arc<File>,
     published: bool,
+    /// The file that may have the final name, and whose place this one takes.
+    replaced: Option<FileMark>,
 }
 
 impl UnpublishedFile {
@@ -107,9 +111,22 @@ impl UnpublishedFile {
                 continue;
             }
             ftruncate(&file, 0).map_err(|error| failed("empty", &temporary, error))?;
-            return Ok(Self { path: path.to_owned(), temporary, file: Arc::new(file), published: false });
+            return Ok(Self {
+                path: path.to_owned(),
+                temporary,
+                file: Arc::new(file),
+                published: false,
+                replaced: None,
+            });
         }
         Err(unfit(&temporary, "another process keeps creating and removing it"))
+    }
+
+    /// The same file, which takes the place of the one with this mark.
+    #[must_use]
+    pub fn in_place_of(mut self, replaced: Option<FileMark>) -> Self {
+        self.replaced = replaced;
+        self
     }
 
     /// The open file.
@@ -130,11 +147,14 @@ impl UnpublishedFile {
     /// Writes the file to stable storage and gives it its final name. Blocks meanwhile.
     ///
     /// # Errors
-    /// Another file has the final name by now, or the system refuses; the file is removed then. If only the sync of the
-    /// directory fails, the file has its final name and stays.
+    /// Another file than the one to be replaced has the final name by now, or the system refuses; the file is removed
+    /// then. If only the sync of the directory fails, the file has its final name and stays.
     pub fn publish(mut self) -> Result<(), UnpublishedFileError> {
         self.file.sync_all().map_err(|source| io_failed("sync", &self.temporary, source))?;
-        let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
+        let found = fs::symlink_metadata(&self.path).ok().map(|found| FileMark::of(&found));
+        let takes_place = self.replaced.is_some() && found == self.replaced;
+        let flags = if takes_place { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.path, flags) {
             // NFS and other file systems do not support the flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 rustix::fs::link(&self.temporary, &self.path).and_then(|()| rustix::fs::unlink(&self.temporary))
