@@ -60,6 +60,8 @@ pub struct MigrationInfo {
     pub status: Option<MigrationStatus>,
     /// RAM, once it is being copied.
     pub ram: Option<MigrationRamStats>,
+    /// Bytes still to send of RAM and devices together (11.1).
+    pub remaining: Option<u64>,
     /// Milliseconds for which the guest was stopped, by QEMU's reckoning; once completed.
     pub downtime: Option<u64>,
     /// Milliseconds for which QEMU expects to stop the guest if it switched over now.
