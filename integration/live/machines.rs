@@ -1,6 +1,7 @@
 //! The preflight's comparison of two machines, as QEMU itself describes them. The machines have no guest.
 
 mod disk_places;
+mod left_behind;
 mod properties;
 mod virtqueues;
 

@@ -222,8 +222,8 @@ finding_codes! {
     DiskExtra "disk-extra" Plain [Warning]
         "The destination has a disk that nothing is copied to."
         "name its pair, `disks: SOURCE=DESTINATION`, or start the destination without it: the guest would find it there";
-    DiskHasJob "disk-has-job" Plain [Blocker]
-        "A block job is at work on a disk, so it cannot be mirrored."
+    DiskHasJob "disk-has-job" Plain [Blocker Warning]
+        "A block job is at work on a disk: QEMU would not mirror the disk, or not give up its images at the switchover. The finding is a warning where the job works on an image further down and does not hinder."
         "wait for the job or cancel it; query-block-jobs shows it";
     DiskLeftOut "disk-left-out" Plain [Warning]
         "A writable disk is neither moved nor left out by name."
@@ -252,6 +252,9 @@ finding_codes! {
     DiskReadOnly "disk-read-only" Plain [Blocker]
         "The destination's counterpart of a writable disk is read-only."
         "start the destination with this disk writable";
+    DiskSettingsDiffer "disk-settings-differ" Plain [Warning Note]
+        "What was set of a disk on the source, as a rule while its QEMU ran, is not set on the destination: limits of I/O, a write threshold. The finding is a note for detect-zeroes."
+        "give the destination's disk the same throttle groups with the same limits";
     DiskShared "disk-shared" Plain [Note]
         "Both QEMUs have the same file open as this disk, so it is not copied."
         "";
@@ -282,6 +285,9 @@ finding_codes! {
     ImageExists "image-exists" Plain [Blocker]
         "A file that does not fit is in the place of an image to be made."
         "move the file away, or give another place with `to` or `map`: an image that exists is never overwritten";
+    ImagePlainer "image-plainer" Plain [Note]
+        "The destination's qcow2 image lacks a property of the source's image that the guest does not see: subclusters, small clusters, a data file of its own."
+        "";
     ImageSame "image-same" Plain [Blocker]
         "The place of an image to be made is the source's own image."
         "give another place with `to` or `map`";
@@ -315,6 +321,9 @@ finding_codes! {
     MachineType "machine-type" Forcible [Blocker]
         "The two QEMUs emulate different machine types."
         "start the destination with the source's -machine";
+    MediumExtra "medium-extra" Forcible [Blocker]
+        "A drive is empty on the source and has a medium on the destination: the guest would find a medium that nobody inserted."
+        "take the medium out on the destination, or insert the same one on the source";
     MediumMissing "medium-missing" Plain [Blocker Warning]
         "The destination lacks an image that the source only reads. In a preparation the finding is a warning: the image must be there when the destination is started."
         "give the destination the same medium, which is not copied, or leave the disk out with `skip`";
@@ -408,6 +417,9 @@ finding_codes! {
     SecretHidden "secret-hidden" Plain [Note]
         "A secret on the source's command line is not shown."
         "put the secret back before you start the destination, or better pass the secret as file=";
+    SnapshotsLost "snapshots-lost" Plain [Warning]
+        "An image that is copied has snapshots inside. A mirror copies what the guest sees now, and no snapshot."
+        "keep the source's image as long as the snapshots are needed, or copy each one before: qemu-img convert -l NAME, once no process writes to the image";
     SocketForbidden "socket-forbidden" Unreadable [Blocker]
         "A QEMU could not make a socket at the address where it would listen, or the other could not connect to it: the user that it runs as may not."
         "run qferry as the user of both QEMUs, or give `nbd_address`, `migrate_address` and `source_nbd_address` in a folder that this user may write to";

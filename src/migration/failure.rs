@@ -205,6 +205,13 @@ pub enum Failure {
     },
 }
 
+/// Whether QEMU's words for a refusal tell of the NBD connection that a mirror opens, and not of the disk.
+fn is_about_nbd(refusal: &str) -> bool {
+    let refusal = refusal.to_lowercase();
+    let words = ["nbd", "connect", "export", "server", "tls", "handshake", "magic", "failed to read", "end-of-file"];
+    words.iter().any(|word| refusal.contains(word))
+}
+
 /// The one socket by its names.
 fn one_socket(named: &str, also: &str) -> String {
     if named == also { named.to_owned() } else { format!("{named} and {also}") }
@@ -356,7 +363,12 @@ impl Failure {
             (_, "migrate-incoming") => {
                 "; the destination's QEMU must be able to listen there: see `migrate_address`, and start it anew"
             }
-            (_, "drive-mirror") => "; the source's QEMU must reach the destination at `nbd_address`",
+            (_, "drive-mirror") => match self.process().and_then(ProcessError::refusal) {
+                Some(why) if !is_about_nbd(why) => {
+                    "; query-block-jobs and query-named-block-nodes show what uses the disk"
+                }
+                _ => "; the source's QEMU must reach the destination at `nbd_address`",
+            },
             _ => "",
         }
     }
@@ -385,7 +397,7 @@ mod tests {
     }
 
     fn refused(command: &'static str) -> Failure {
-        let (class, desc) = (ErrorClass::GenericError, "no".to_owned());
+        let (class, desc) = (ErrorClass::GenericError, "no connection".to_owned());
         execute(command, ExecuteError::Refused { command: command.into(), class, desc })
     }
 
@@ -518,6 +530,21 @@ mod tests {
             (Failure::GuestEnded { gone: gone(), shutdown: None }, FailureCode::SourceGone),
         ] {
             assert_eq!(failure.code(), code, "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_mirror_names_the_network_only_where_that_is_the_matter() {
+        for (refusal, about) in [
+            ("Failed to connect to '/run/x-nbd': No such file or directory", true),
+            ("Requested export not available", true),
+            ("Failed to read option reply", true),
+            ("Need a root block node", false),
+            ("Node 'top' is busy: block device is in use by block job: commit", false),
+            ("Block device is in use", false),
+            ("TLS handshake failed", true),
+        ] {
+            assert_eq!(is_about_nbd(refusal), about, "{refusal}");
         }
     }
 

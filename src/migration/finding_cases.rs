@@ -97,6 +97,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
         nodes: Vec::new(),
         graph: NodeGraph::default(),
         places: DiskPlaces::default(),
+        throttle_groups: Default::default(),
         jobs: Vec::new(),
         exports: Vec::new(),
         leftovers: Vec::new(),
@@ -344,6 +345,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         },
         Code::DiskPlaceUnknown => |world| world.destination.places.clear(),
         Code::DiskReadOnly => |world| world.destination.change("top", |node| node.ro = true),
+        Code::DiskSettingsDiffer => |world| world.source.change("top", |node| node.settings.limits.iops = 55),
         Code::DiskShared => |world| world.destination.file_mut("/d/top").id = (1, 100),
         Code::DiskSharedUnproved => |world| {
             world.settings.selection.storage = StorageMode::None;
@@ -353,12 +355,24 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::DiskUnencrypted => |world| world.source.change("top", |node| node.image.encrypted = true),
         Code::DiskUnknown => |world| world.settings.selection.skip = vec!["none-of-this-name".to_owned()],
         Code::ExportOpen => |world| world.destination.exports.push("theirs".to_owned()),
+        Code::ImagePlainer => |world| {
+            let qcow2 = |extended_l2: bool| {
+                let specific = json!({ "type": "qcow2", "data": { "compat": "1.1", "extended-l2": extended_l2 } });
+                serde_json::from_value(specific).expect("of qcow2")
+            };
+            world.source.change("top", |node| node.image.format_specific = qcow2(true));
+            world.destination.change("top", |node| node.image.format_specific = qcow2(false));
+        },
         Code::JobRunning => |world| world.source.jobs.push("commit0".to_owned()),
         Code::Leftover => |world| world.source.leftovers.push(Leftover::Job("qferry-mirror-0".to_owned())),
         Code::Journal => |world| world.journal = Some("/j exists already".to_owned()),
         Code::JournalLeft => |world| world.known_runs.push(known_run(false)),
         Code::LeftoverView => |world| world.source.leftovers.push(Leftover::ReadExport("qferry-view-0".to_owned())),
         Code::MachineType => |world| world.destination.machine.kind = Some("pc-q35-10.0-machine".to_owned()),
+        Code::MediumExtra => |world| {
+            let is_cd = |device: &&mut BlockDevice| device.qdev.as_ref().is_some_and(|qdev| qdev.contains("/cd/"));
+            world.source.devices.iter_mut().find(is_cd).expect("a CD drive").inserted = None;
+        },
         Code::MediumMissing => |world| world.destination.unplug("cd"),
         Code::MediumSize => |world| world.destination.change("cd", |node| node.image.virtual_size += 512),
         Code::MigrationBlocked => |world| world.source.migration.blocked_reasons.push("a device".to_owned()),
@@ -403,6 +417,12 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::RamSize => |world| world.destination.base_ram *= 2,
         Code::SameProcess => |world| world.destination.pid = world.source.pid,
         Code::GuestIoError => |world| world.source.run = RunState::IoError,
+        Code::SnapshotsLost => |world| {
+            world.source.change("top", |node| {
+                let snapshot = json!({ "name": "keepme", "vm-state-size": 0 });
+                node.image.snapshots = vec![serde_json::from_value(snapshot).expect("a snapshot")];
+            });
+        },
         Code::SocketForbidden => |world| world.destination.process.uses_private_files = Some(false),
         Code::SourceState => |world| world.source.run = RunState::PostMigrate,
         Code::VirtqueueSize => |world| {

@@ -143,7 +143,8 @@ impl Draft {
             false => (Vec::new(), counterparts.into_iter().filter(|(disk, _)| disk.read_only).collect()),
         };
         let able = |side: &SideFacts| side.features.migration_capabilities.contains(bitmaps::CAPABILITY);
-        let bitmaps = bitmaps::decide(&moving, &pairs, selection.storage, (able(source), able(destination)));
+        let bitmaps =
+            bitmaps::decide(&moving, &source.nodes, &pairs, selection.storage, (able(source), able(destination)));
         let comparison = comparison_plan::images(source, destination, &pairs, &standing);
 
         let address = |given: &Option<Address>, what: &str, sides: &[&SideFacts]| {

@@ -20,6 +20,7 @@ use machine::MachineFacts;
 use process::ProcessFacts;
 use qapi::qmp;
 use std::collections::BTreeMap;
+use throttle_groups::ThrottleGroups;
 use tokio::try_join;
 
 pub mod cpu;
@@ -34,6 +35,7 @@ pub mod process;
 mod qom;
 pub mod qom_devices;
 pub mod ram_blocks;
+pub mod throttle_groups;
 pub mod virtqueues;
 
 /// The answers of one side.
@@ -53,6 +55,8 @@ pub struct SideFacts {
     pub graph: NodeGraph,
     /// The place of each device with a medium, or the reason why the place is not known.
     pub places: DiskPlaces,
+    /// The limits of the groups of the throttle nodes.
+    pub throttle_groups: ThrottleGroups,
     /// The ids of all jobs.
     pub jobs: Vec<String>,
     /// The ids of all exports.
@@ -111,7 +115,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         Box::pin(machine::gather(process)),
     )?;
     let (jobs, exports) = (jobs.0, exports.0);
-    let BlockFacts { devices, nodes, graph, files, places } = blocks;
+    let BlockFacts { devices, nodes, graph, files, places, throttle_groups } = blocks;
     let leftovers = leftover::list(&jobs, &nodes, &exports);
     Ok(SideFacts {
         name: process.name().to_string(),
@@ -123,6 +127,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         graph,
         nodes,
         places,
+        throttle_groups,
         jobs: jobs.into_iter().map(|job| job.id).collect(),
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
@@ -147,7 +152,7 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
         process.ask(&qmp::query_block_exports {}),
         Box::pin(machine::devices(process)),
     )?;
-    let BlockFacts { devices, nodes, graph, files, places } = blocks;
+    let BlockFacts { devices, nodes, graph, files, places, throttle_groups } = blocks;
     let exports = exports.0.into_iter().map(|export| export.id).collect();
     let machine = MachineFacts { devices: plugged, ..before.machine.clone() };
     Ok(SideFacts {
@@ -158,6 +163,7 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
         graph,
         files,
         places,
+        throttle_groups,
         exports,
         machine,
         ..before.clone()
@@ -171,6 +177,7 @@ struct BlockFacts {
     graph: NodeGraph,
     files: BTreeMap<String, FileFacts>,
     places: DiskPlaces,
+    throttle_groups: ThrottleGroups,
 }
 
 async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
@@ -189,8 +196,9 @@ async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
     let (devices, nodes) = (devices.0, nodes.0);
     // only the files of a process of this host can be seen
     let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
-    let places = qom_devices::places(process, &devices).await?;
-    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files, places })
+    let (places, throttle_groups) =
+        try_join!(qom_devices::places(process, &devices), throttle_groups::gather(process, &nodes))?;
+    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files, places, throttle_groups })
 }
 
 impl SideFacts {

@@ -5,7 +5,8 @@ use super::{
     KIB, engine, found, look, quick, warning,
 };
 use qferry_bed::{
-    Bitmap, DiskFiles, DiskSpec, Format, Given, Half, Machine, Pair, Side, Spec, Style, dirty_ranges, stored_bitmaps,
+    Bitmap, DiskFiles, DiskSpec, Format, Given, Half, Layer, Machine, Pair, Side, Spec, Style, dirty_ranges,
+    stored_bitmaps,
 };
 use serde_json::json;
 
@@ -98,4 +99,27 @@ fn one_that_is_in_use_keeps_all_behind() {
     assert_eq!(lost.len(), 2, "{plan:#?}");
     assert!(lost.iter().all(|finding| finding.message.contains("weekly")), "{lost:#?}");
     assert!(plan.blockers().any(|finding| finding.code == "disk-has-job"), "{plan:#?}");
+}
+
+/// A bitmap below the top image, on a node that QEMU has named, keeps all bitmaps behind: that is told before anything
+/// is copied, and the guest moves.
+#[test]
+fn one_in_a_backing_file_keeps_all_behind_and_that_is_said() {
+    for version in ["7.2", "10.0.13"] {
+        let spec = DiskSpec { bitmaps: vec!["daily".to_owned()], ..DiskSpec::chain([Layer::qcow2(16 * MIB, MIB)]) };
+        let pair = start(&Spec { version: version.to_owned(), ..quick([spec]) });
+        let nodes = pair.source.qmp("query-named-block-nodes", &json!({"flat": true})).unwrap();
+        let below = pair.source.disks()[0].layers[0].display().to_string();
+        let is_base = |node: &&serde_json::Value| node["drv"] == "qcow2" && node["file"] == below.as_str();
+        let base = nodes.as_array().unwrap().iter().find(is_base).unwrap()["node-name"].as_str().unwrap().to_owned();
+        pair.source.qmp("block-dirty-bitmap-add", &json!({"node": base, "name": "bk0"})).unwrap();
+        let told = |name: &'static str, word: &str| warning("bitmap-lost", "disk0", [&name, &word, &below]);
+        let plan = look(&pair, |_| ());
+        found(&plan, [told("daily", "bitmap bk0 is on node"), told("bk0", "which is not copied")]);
+        let outcome = migrate(engine(&pair, |_| ()));
+        judge_moved(&pair, &outcome);
+        assert_eq!(pair.destination.bitmaps(0).unwrap(), [], "{version}");
+        pair.destination.finish().unwrap();
+        pair.guest_visible_equal(0).unwrap();
+    }
 }

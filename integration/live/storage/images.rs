@@ -66,7 +66,8 @@ fn a_disk_that_a_job_holds() {
     let mut job = json!({"job-id": "theirs", "device": "disk0", "target": "void", "sync": "full"});
     let running = || warning("job-running", "source", [&"theirs"]);
     pair.source.qmp("blockdev-mirror", &job).unwrap();
-    found(&look(&pair, |_| ()), [running()]);
+    let holds = blocker("disk-has-job", "disk0", [&"theirs", &"disk0"]);
+    found(&look(&pair, |_| ()), [running(), holds]);
     let cancel = || {
         pair.source.qmp("block-job-cancel", &json!({"device": "theirs", "force": true})).unwrap();
         let ended = |event: &qferry_bed::Event| event.name.starts_with("BLOCK_JOB_C");

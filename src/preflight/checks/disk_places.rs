@@ -20,7 +20,11 @@ pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
 
 /// The destination's drive for a drive of the source: its pair, and else the drive of the same name, for disks that are
 /// shared, left out or read-only, and for drives without a medium.
-fn counterpart<'a>(drive: &BlockDevice, pairs: &[DiskPair], destination: &'a [BlockDevice]) -> Option<&'a BlockDevice> {
+pub(super) fn counterpart<'a>(
+    drive: &BlockDevice,
+    pairs: &[DiskPair],
+    destination: &'a [BlockDevice],
+) -> Option<&'a BlockDevice> {
     match pairs.iter().find(|pair| pair.source.path == drive.qdev) {
         Some(pair) => destination.iter().find(|other| other.qdev == pair.destination.path),
         None => layout::drive_counterpart(drive, destination),
@@ -55,7 +59,7 @@ fn compare(source: &SideFacts, drive: &BlockDevice, destination: &SideFacts, oth
 }
 
 /// The drive's name for people.
-fn drive_name(drive: &BlockDevice) -> String {
+pub(super) fn drive_name(drive: &BlockDevice) -> String {
     let qdev = drive.qdev.as_deref().unwrap_or_default();
     let node = drive.inserted.as_ref().map_or("", |node| node.node_name.as_str());
     let names = [layout::id_of(qdev).unwrap_or_default(), &drive.device, node, qdev];

@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use super::{finding::Finding, subject::CheckSubject};
+use super::{finding::Finding, media, subject::CheckSubject};
 use crate::{
     codes::FindingCode,
     preflight::facts::SideFacts,
@@ -10,7 +10,7 @@ use crate::{
     storage::{
         files::filesystem::FileSystem,
         model::{
-            chain::Layer,
+            chain::{InnerSnapshot, Layer},
             layout::{CopyMode, Disk, DiskPair, StorageMode},
         },
     },
@@ -22,18 +22,20 @@ pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for pair in subject.pairs {
         findings.extend(chain_unknown(pair));
-        findings.extend(job_filter(pair));
         findings.extend(backing_missing(pair));
         findings.extend(backing_unused(pair));
         findings.extend(overlay_version(pair));
         findings.extend(unencrypted(pair));
+        findings.extend(snapshots(pair));
+        findings.extend(quirks(pair));
         findings.extend(header(pair));
         findings.extend(crossed(pair, subject));
         findings.extend(not_writable(pair, subject.destination));
         findings.extend(not_sparse(pair, subject.destination));
     }
     findings.extend(subject.standing.iter().filter_map(|(disk, other)| medium(disk, *other)));
-    findings.extend(subject.spare.iter().map(|disk| extra(disk)));
+    let spare = subject.spare.iter().filter(|disk| !media::is_in_empty_drive(disk, subject));
+    findings.extend(spare.map(|disk| extra(disk)));
     findings.extend(room(subject));
     findings.extend(subject.unshared.iter().filter_map(|(disk, other)| not_shared(disk, *other, subject)));
     findings
@@ -44,13 +46,6 @@ fn chain_unknown(pair: &DiskPair) -> Option<Finding> {
     let (side, _) = side.into_iter().find(|(_, disk)| disk.chain.layers.is_empty())?;
     let message = format!("the {side}'s QEMU does not tell the images that it consists of");
     Some(Finding::new(FindingCode::ChainUnknown, pair.source.name(), message))
-}
-
-fn job_filter(pair: &DiskPair) -> Option<Finding> {
-    let filters = pair.source.chain.filters.iter().chain(&pair.destination.chain.filters);
-    let filter = filters.into_iter().find(|filter| filter.is_of_a_job())?;
-    let message = format!("a block job holds it: node {} is a {}", filter.node, filter.driver);
-    Some(Finding::new(FindingCode::DiskHasJob, pair.source.name(), message))
 }
 
 fn backing_missing(pair: &DiskPair) -> Option<Finding> {
@@ -88,6 +83,45 @@ fn unencrypted(pair: &DiskPair) -> Option<Finding> {
         format!("{} is encrypted, and {} is not: the copy is stored in plain text", source.file, destination.file);
     (source.encrypted && !destination.encrypted)
         .then(|| Finding::new(FindingCode::DiskUnencrypted, pair.source.name(), message))
+}
+
+/// Names the snapshots inside the images that are copied: a mirror copies what the guest sees now, and no more.
+fn snapshots(pair: &DiskPair) -> Vec<Finding> {
+    let copied = match pair.mode {
+        CopyMode::Incremental => pair.source.chain.layers.get(..1).unwrap_or_default(),
+        CopyMode::Full => &pair.source.chain.layers[..],
+    };
+    let lost = copied.iter().filter(|layer| !layer.snapshots.is_empty());
+    let told = lost.map(|layer| {
+        let name = |snapshot: &InnerSnapshot| match snapshot.has_machine_state {
+            true => format!("{} (with the state of the machine)", snapshot.name),
+            false => snapshot.name.clone(),
+        };
+        let names: Vec<String> = layer.snapshots.iter().map(name).collect();
+        let message = format!("snapshots inside {} do not arrive: {}", layer.file, names.join(", "));
+        Finding::new(FindingCode::SnapshotsLost, pair.source.name(), message)
+    });
+    told.collect()
+}
+
+/// Notes the properties of the source's image that the destination's lacks. The guest sees no difference.
+fn quirks(pair: &DiskPair) -> Option<Finding> {
+    let (source, destination) = (pair.source.chain.top()?, pair.destination.chain.top()?);
+    let (one, other) = (source.qcow2.as_ref()?, destination.qcow2.as_ref()?);
+    let mut lacks = Vec::new();
+    if one.extended_l2 && !other.extended_l2 {
+        lacks.push("subclusters (extended_l2)".to_owned());
+    }
+    if source.data_file.is_some() && destination.data_file.is_none() {
+        lacks.push("a data file of its own".to_owned());
+    }
+    if let (Some(size), Some(larger)) = (source.cluster_size, destination.cluster_size) {
+        if larger > size {
+            lacks.push(format!("clusters as small as {} ({} instead)", Bytes(size), Bytes(larger)));
+        }
+    }
+    let message = format!("{} lacks what {} has: {}", destination.file, source.file, lacks.join(", "));
+    (!lacks.is_empty()).then(|| Finding::new(FindingCode::ImagePlainer, pair.source.name(), message))
 }
 
 /// Compares headers with the files that QEMU opened: a QEMU that is started later follows the header, and not the
@@ -266,7 +300,7 @@ mod tests {
         qmp::QemuVersion,
         storage::model::{
             bitmaps::BitmapPlan,
-            chain::{BackingChain, BackingLink, FilterNode, NodeGraph, ProtocolNode, Qcow2},
+            chain::{BackingChain, BackingLink, NodeGraph, ProtocolNode, Qcow2},
             layout::PairNames,
         },
     };
@@ -293,6 +327,7 @@ mod tests {
             nodes: Vec::new(),
             graph: NodeGraph::default(),
             places: Default::default(),
+            throttle_groups: Default::default(),
             jobs: Vec::new(),
             exports: Vec::new(),
             leftovers: Vec::new(),
@@ -478,23 +513,60 @@ mod tests {
             }
         }
 
-        for (driver, found) in [("throttle", false), ("mirror_top", true), ("copy-before-write", true)] {
-            for side in 0..2 {
-                let mut pair = pair([layer("a")], [layer("x")]);
-                let disk = if side == 0 { &mut pair.source } else { &mut pair.destination };
-                disk.chain.filters.push(FilterNode { node: "f".to_owned(), driver: driver.to_owned(), above: 0 });
-                assert_eq!(
-                    codes(job_filter(&pair)),
-                    found.then(|| ("disk-has-job".to_owned(), Severity::Blocker)),
-                    "{driver}"
-                );
-            }
-        }
-
         let unknown = Some(("chain-unknown".to_owned(), Severity::Blocker));
         assert_eq!(codes(chain_unknown(&pair([], [layer("x")]))), unknown);
         assert_eq!(codes(chain_unknown(&pair([layer("a")], []))), unknown);
         assert_eq!(chain_unknown(&pair([layer("a")], [layer("x")])), None);
+    }
+
+    #[test]
+    fn snapshots_are_named_where_they_are_copied_over() {
+        let with = |file: &str, names: &[(&str, bool)]| {
+            let snapshot =
+                |(name, state): &(&str, bool)| InnerSnapshot { name: (*name).to_owned(), has_machine_state: *state };
+            Layer { snapshots: names.iter().map(snapshot).collect(), ..layer(file) }
+        };
+        let two = || with("a", &[("keepme", false), ("zwei ä", true)]);
+        use CopyMode::{Full, Incremental};
+        for (mode, layers, told) in [
+            (Incremental, vec![layer("a"), layer("b")], vec![]),
+            (Incremental, vec![two(), layer("b")], vec!["a do not arrive: keepme, zwei ä (with the state"]),
+            (Incremental, vec![layer("a"), with("b", &[("old", false)])], vec![]),
+            (Full, vec![two(), with("b", &[("old", false)])], vec!["a do not", "b do not arrive: old"]),
+        ] {
+            let found = snapshots(&DiskPair { mode, ..pair(layers.clone(), [layer("x")]) });
+            assert_eq!(found.len(), told.len(), "{layers:?}");
+            for (found, told) in found.iter().zip(told) {
+                assert_eq!((found.code.as_str(), found.severity), ("snapshots-lost", Severity::Warning));
+                assert!(found.message.contains(told), "{found}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_destinations_image_lacks() {
+        let image = |extended_l2, cluster, data_file: Option<&str>| Layer {
+            qcow2: Some(Qcow2 { extended_l2, ..Qcow2::default() }),
+            cluster_size: Some(cluster),
+            data_file: data_file.map(str::to_owned),
+            ..layer("x")
+        };
+        let plain = || image(false, 65536, None);
+        for (source, destination, told) in [
+            (plain(), plain(), None),
+            (plain(), image(true, 4096, Some("/d")), None),
+            (image(true, 65536, None), plain(), Some("subclusters")),
+            (image(false, 4096, None), plain(), Some("clusters as small as 4.0 KiB (64.0 KiB instead)")),
+            (image(false, 65536, Some("/d")), plain(), Some("a data file")),
+            (image(true, 4096, None), layer("raw"), None),
+        ] {
+            let found = quirks(&pair([source.clone()], [destination]));
+            assert_eq!(found.is_some(), told.is_some(), "{source:?}");
+            if let (Some(found), Some(told)) = (found, told) {
+                assert_eq!((found.code.as_str(), found.severity), ("image-plainer", Severity::Note));
+                assert!(found.message.contains(told), "{found}");
+            }
+        }
     }
 
     #[test]

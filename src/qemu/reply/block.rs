@@ -1,6 +1,6 @@
 //! Replies about devices with a medium, block nodes, images and exports.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// An element of `query-block`: a device of the guest.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,6 +43,64 @@ pub struct BlockNode {
     pub active: Option<bool>,
     /// The host's caching of the node.
     pub cache: Option<BlockdevCacheInfo>,
+    /// What a client can set while QEMU runs.
+    #[serde(flatten)]
+    pub settings: BlockSettings,
+}
+
+/// What a client can set of a node or of its device while QEMU runs. The limits are those of `block_set_io_throttle`:
+/// `query-block` alone tells them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct BlockSettings {
+    /// What QEMU does with writes of zeros: `off`, `on`, `unmap`.
+    #[serde(skip_serializing)]
+    pub detect_zeroes: Option<String>,
+    /// The end of an image above which a write has QEMU send an event; 0 where that is not asked for.
+    #[serde(skip_serializing)]
+    pub write_threshold: u64,
+    /// The limits of I/O.
+    #[serde(flatten)]
+    pub limits: IoLimits,
+}
+
+/// The limits of a device's I/O, under QEMU's own names; 0 is no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the names are those of block_set_io_throttle")]
+pub struct IoLimits {
+    pub bps: u64,
+    pub bps_rd: u64,
+    pub bps_wr: u64,
+    pub iops: u64,
+    pub iops_rd: u64,
+    pub iops_wr: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_rd_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_wr_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_rd_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_wr_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_rd_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bps_wr_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_rd_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_wr_max_length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iops_size: Option<u64>,
 }
 
 /// A node's use of another.
@@ -86,6 +144,20 @@ pub struct NodeImage {
     pub backing_filename_format: Option<String>,
     /// The particulars of the image's format.
     pub format_specific: Option<FormatSpecific>,
+    /// The snapshots inside the image.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// A snapshot inside an image.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotInfo {
+    /// The snapshot's name.
+    pub name: String,
+    /// The size of the state of a whole machine (`savevm`) that is stored with the snapshot; 0 where there is none.
+    #[serde(default)]
+    pub vm_state_size: u64,
 }
 
 /// The particulars of one image format.
@@ -165,10 +237,10 @@ pub struct BlockGraph {
 pub struct GraphNode {
     /// The vertex' number in this answer.
     pub id: u64,
-    /// `block-driver` for a node.
+    /// `block-driver` for a node, `block-job` for a job, `block-backend` for another user.
     #[serde(rename = "type")]
     pub kind: String,
-    /// A node's name.
+    /// A node's name, or a job's id.
     pub name: String,
 }
 

@@ -15,8 +15,8 @@ mod open_enum;
 mod query;
 
 pub use block::{
-    BlockChild, BlockDevice, BlockExport, BlockGraph, BlockNode, BlockdevCacheInfo, DirtyBitmap, FormatData,
-    FormatSpecific, GraphEdge, GraphNode, ImageBitmap, NodeImage,
+    BlockChild, BlockDevice, BlockExport, BlockGraph, BlockNode, BlockSettings, BlockdevCacheInfo, DirtyBitmap,
+    FormatData, FormatSpecific, GraphEdge, GraphNode, ImageBitmap, IoLimits, NodeImage, SnapshotInfo,
 };
 pub use block_stats::{BlockStats, WriteStats};
 pub use job::{BlockJobInfo, JobInfo, JobStatus};

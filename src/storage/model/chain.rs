@@ -3,10 +3,10 @@
 //! Pure. Everything comes from `query-named-block-nodes` and the graph of block nodes; QEMU's answers repeat the image
 //! headers, so no image is opened.
 
-use crate::qemu::reply::{BlockGraph, BlockNode};
+use crate::qemu::reply::{BlockGraph, BlockNode, SnapshotInfo};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Drivers that pass reads through unchanged. Block jobs insert the last five.
 const FILTERS: [&str; 14] = [
@@ -84,6 +84,9 @@ pub struct Layer {
     pub qcow2: Option<Qcow2>,
     /// The named bitmaps, on the node or in the image.
     pub bitmaps: Vec<NamedBitmap>,
+    /// The snapshots inside the image. Journals of earlier versions do not tell them.
+    #[serde(default)]
+    pub snapshots: Vec<InnerSnapshot>,
     /// Whether QEMU reads and writes past the host's page cache (`cache.direct=on`).
     pub direct: bool,
     /// Whether the other QEMU has the same file open; `None` unless both QEMUs run on this host.
@@ -129,6 +132,15 @@ pub struct Qcow2 {
     pub data_file_raw: bool,
 }
 
+/// A snapshot inside an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InnerSnapshot {
+    /// The snapshot's name.
+    pub name: String,
+    /// Whether the state of a whole machine (`savevm`) is stored with the snapshot.
+    pub has_machine_state: bool,
+}
+
 /// A dirty bitmap with a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedBitmap {
@@ -146,24 +158,48 @@ pub struct NamedBitmap {
 #[derive(Debug, Clone, Default)]
 pub struct NodeGraph {
     children: HashMap<String, Vec<(String, String)>>,
+    /// The ids of the jobs that use a node. Only the debug graph tells them.
+    jobs: HashMap<String, Vec<String>>,
 }
 
 impl NodeGraph {
     /// Reads the edges from the nodes where QEMU lists their children (since 10.1), else from the debug graph.
     pub fn new(nodes: &[BlockNode], graph: &BlockGraph) -> Self {
         let mut children: HashMap<String, Vec<(String, String)>> = HashMap::new();
-        let names: HashMap<u64, &str> =
-            graph.nodes.iter().filter(|n| n.kind == "block-driver").map(|n| (n.id, n.name.as_str())).collect();
+        let mut jobs: HashMap<String, Vec<String>> = HashMap::new();
+        let of_kind = |kind: &str| -> HashMap<u64, &str> {
+            graph.nodes.iter().filter(|n| n.kind == kind).map(|n| (n.id, n.name.as_str())).collect()
+        };
+        let (names, ids) = (of_kind("block-driver"), of_kind("block-job"));
         for edge in &graph.edges {
-            if let (Some(parent), Some(child)) = (names.get(&edge.parent), names.get(&edge.child)) {
-                children.entry((*parent).to_owned()).or_default().push((edge.name.clone(), (*child).to_owned()));
+            let Some(child) = names.get(&edge.child).map(|name| (*name).to_owned()) else { continue };
+            if let Some(parent) = names.get(&edge.parent) {
+                children.entry((*parent).to_owned()).or_default().push((edge.name.clone(), child));
+            } else if let Some(job) = ids.get(&edge.parent) {
+                jobs.entry(child).or_default().push((*job).to_owned());
             }
         }
         for node in nodes.iter().filter(|node| !node.children.is_empty()) {
             let told = node.children.iter().map(|child| (child.child.clone(), child.node_name.clone()));
             children.insert(node.node_name.clone(), told.collect());
         }
-        Self { children }
+        Self { children, jobs }
+    }
+
+    /// The ids of the jobs that use a node.
+    pub fn jobs_on(&self, node: &str) -> &[String] {
+        self.jobs.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// The nodes below a node, and the node itself.
+    pub fn below<'a>(&'a self, node: &'a str) -> BTreeSet<&'a str> {
+        let (mut found, mut next) = (BTreeSet::new(), vec![node]);
+        while let Some(node) = next.pop() {
+            if found.insert(node) {
+                next.extend(self.children.get(node).into_iter().flatten().map(|(_, child)| child.as_str()));
+            }
+        }
+        found
     }
 
     fn child(&self, node: &str, role: &str) -> Option<&str> {
@@ -246,6 +282,7 @@ impl Layer {
             data_file: data.and_then(|data| data.data_file.clone()),
             qcow2,
             bitmaps: bitmaps(node),
+            snapshots: snapshots(node),
             direct: node.cache.as_ref().is_some_and(|cache| cache.direct),
             shared: None,
             protocol,
@@ -277,6 +314,12 @@ pub fn file_name(file: &str) -> String {
         inner = node.get("file");
     }
     file.to_owned()
+}
+
+fn snapshots(node: &BlockNode) -> Vec<InnerSnapshot> {
+    let snapshot =
+        |told: &SnapshotInfo| InnerSnapshot { name: told.name.clone(), has_machine_state: told.vm_state_size > 0 };
+    node.image.snapshots.iter().map(snapshot).collect()
 }
 
 /// The bitmaps of a node, with those that QEMU does not load because the image is opened for reading only.
