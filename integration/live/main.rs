@@ -11,6 +11,7 @@ mod blackout;
 mod command;
 mod convergence;
 mod failures;
+mod found_early;
 mod guest_ends;
 mod held;
 mod machines;

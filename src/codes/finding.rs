@@ -279,6 +279,9 @@ finding_codes! {
     GuestIoError "guest-io-error" Plain [Warning]
         "The guest stands still after an error of a disk, and stays so where it arrives."
         "send cont to the destination once the guest is there: the guest then tries the write again";
+    GuestSuspended "guest-suspended" Forcible [Blocker Warning]
+        "The guest is suspended (S3), and a QEMU before 9.0 has it awake where it arrives. The finding is a warning where the guest has suspended itself since the checks."
+        "wait until the guest is awake, wake it with system_wakeup, or use QEMU 9.0 or later on both sides";
     ImageEncrypted "image-encrypted" Plain [Blocker]
         "An image is encrypted, and a preparation does not know its secret."
         "make the image by hand, and leave the disk out of the preparation with `skip`";
@@ -346,7 +349,7 @@ finding_codes! {
         "A measurement that a prediction needs could not be made."
         "";
     NotOnCommandLine "not-on-command-line" Plain [Warning]
-        "An image is not on the source's command line: its device may have been plugged in later."
+        "An image or a device is not on the source's command line: the device was plugged in later."
         "give the destination a device of the same id, on the new image";
     OpenPort "open-port" Plain [Warning]
         "A QEMU would listen on a port of this host's own. The port has no password: another process of this host can connect before QEMU does, and read or write the guest's data."
@@ -387,6 +390,9 @@ finding_codes! {
     PortUnreachable "port-unreachable" Forcible [Blocker Warning]
         "An address that was given cannot be reached from here. The finding is a warning where the source's QEMU, which must reach the address, is not known to be in this network."
         "check that no firewall is in the way: the other QEMU must reach this address";
+    PostcopyUnable "postcopy-unable" Plain [Blocker]
+        "The policy may use postcopy, and the destination could not: its process may not catch accesses to missing pages, or its RAM has pages of another size."
+        "take a policy without postcopy, or mend what is named: the sysctl vm.unprivileged_userfaultfd, or the memory backends";
     ProtocolUnsupported "protocol-unsupported" Plain [Blocker]
         "An image is reached over a network protocol, and a preparation makes files only."
         "leave the disk out with `skip`, or share it with `storage: none`: an image that both sides reach needs no preparation";

@@ -36,10 +36,11 @@ const NO_DIRTY_LIMIT: u64 = 1 << 20;
 /// it does not need, and puts them back afterwards.
 ///
 /// With `block` QEMU copies disks by itself, with `background-snapshot` it takes a snapshot in place of a migration,
-/// with `release-ram` it gives up the pages that the way back needs, and `dirty-bitmaps` fails a migration in which one
-/// bitmap cannot move. Capabilities that only prove or count something (`validate-uuid`, `postcopy-blocktime`) stay as
-/// they are, and so does `x-ignore-shared`: only its user knows whether both sides hold the same memory.
-const STRAY: [&str; 15] = [
+/// with `release-ram` it gives up the pages that the way back needs, `dirty-bitmaps` fails a migration in which one
+/// bitmap cannot move, and with `switchover-ack` on the source alone it waits for ever for the destination's word.
+/// Capabilities that only prove or count something (`validate-uuid`, `postcopy-blocktime`) stay as they are, and so
+/// does `x-ignore-shared`: only its user knows whether both sides hold the same memory.
+const STRAY: [&str; 16] = [
     "auto-converge",
     "background-snapshot",
     "block",
@@ -52,6 +53,7 @@ const STRAY: [&str; 15] = [
     "postcopy-ram",
     "rdma-pin-all",
     "release-ram",
+    "switchover-ack",
     "x-colo",
     "xbzrle",
     "zero-copy-send",
@@ -61,9 +63,32 @@ const STRAY: [&str; 15] = [
 /// needs. A run sets them where they have another value, and puts them back afterwards.
 ///
 /// With TLS credentials QEMU would speak TLS on the RAM channel, and a `mode` other than `normal` hands the guest over
-/// in another way: QEMU 11.1 aborts where `migrate` meets a left `cpr-transfer`.
-const STRAY_PARAMETERS: [(&str, &str); 4] =
-    [("mode", "normal"), ("tls-authz", ""), ("tls-creds", ""), ("tls-hostname", "")];
+/// in another way: QEMU 11.1 aborts where `migrate` meets a left `cpr-transfer`. A small `avail-switchover-bandwidth`
+/// keeps QEMU from ever stopping the guest, and without a `zero-page-detection` each page of zeros is sent whole.
+const STRAY_PARAMETERS: [(&str, NeededValue); 6] = [
+    ("avail-switchover-bandwidth", NeededValue::Zero),
+    ("mode", NeededValue::Word("normal")),
+    ("tls-authz", NeededValue::Word("")),
+    ("tls-creds", NeededValue::Word("")),
+    ("tls-hostname", NeededValue::Word("")),
+    ("zero-page-detection", NeededValue::Word("multifd")),
+];
+
+/// The value that a run needs of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NeededValue {
+    Word(&'static str),
+    Zero,
+}
+
+impl NeededValue {
+    fn json(self) -> Value {
+        match self {
+            Self::Word(word) => json!(word),
+            Self::Zero => json!(0),
+        }
+    }
+}
 
 /// The method by which multifd channels compress pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -167,12 +192,13 @@ impl SideTuning {
     /// Adds the parameters that a former user left at a value that a run cannot use. `found` is the side's answer to
     /// `query-migrate-parameters`.
     pub(super) fn clear_stray(&mut self, found: &Map<String, Value>) {
-        let is_stray = |name: &str, needed: &str| match found.get(name) {
-            None | Some(Value::Null) => false,
-            Some(value) => value != needed,
-        };
-        let stray = STRAY_PARAMETERS.into_iter().filter(|(name, needed)| is_stray(name, needed));
-        self.parameters.extend(stray.map(|(name, needed)| (name.to_owned(), json!(needed))));
+        for (name, needed) in STRAY_PARAMETERS {
+            let is_stray = found.get(name).is_some_and(|value| !value.is_null() && *value != needed.json());
+            // what the run sets itself stays
+            if is_stray && !self.parameters.contains_key(name) {
+                self.parameters.insert(name.to_owned(), needed.json());
+            }
+        }
     }
 
     /// Notes which capability QEMU took of those of which it was to take one.

@@ -75,7 +75,7 @@ pub(crate) async fn migrate(
         let mut controller = Controller::new(context, &order, &pair);
         let copied = unless_interfered(&pair, &order, controller.copy_disks(&pair, &mut attempt));
         interruption.unless(Bounds::before_memory(context), copied).await?;
-        look_before_memory(&pair, &mut attempt).await?;
+        look_before_memory(context, &pair, &mut attempt).await?;
         let sent = unless_changed(&pair, &order, controller.send_memory(&pair, &mut attempt));
         let stopped = interruption.unless(Bounds::while_memory_is_sent(context), sent).await;
         // The last word of the guest's owner, before anything is waited for. The journal is told of it with `Given`.

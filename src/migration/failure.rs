@@ -2,6 +2,7 @@
 
 use crate::{
     codes::{FailureCode, Finding, FindingCode},
+    endpoint::Address,
     handover::{exchange::ExchangeError, ownership::NotDisengaged},
     journal::JournalError,
     memory::{postcopy::PostcopyError, precopy::PrecopyError},
@@ -116,6 +117,14 @@ pub enum Failure {
         named: String,
         /// The destination's address.
         also: String,
+    },
+    /// Nobody answers at an address to which the source's QEMU must connect.
+    #[error("no answer from {address} within {waited:?}: its host is down, or a firewall drops what is sent there")]
+    NoAnswerFrom {
+        /// The address.
+        address: Address,
+        /// For how long an answer was waited for.
+        waited: Duration,
     },
     /// The checks forbid it.
     #[error("{message}")]
@@ -239,7 +248,7 @@ impl Failure {
                 FailureCode::SwitchoverTimeout
             }
             Self::Hangs { .. } => FailureCode::MonitorBlocked,
-            Self::Frozen { .. } => FailureCode::NoAnswer,
+            Self::Frozen { .. } | Self::NoAnswerFrom { .. } => FailureCode::NoAnswer,
             Self::GuestHalted(_) => FailureCode::GuestHalted,
             Self::GuestEnded { shutdown: Some(shutdown), .. } if shutdown.reason != "none" => {
                 FailureCode::from(shutdown.reason.as_str())

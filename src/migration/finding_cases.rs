@@ -354,6 +354,14 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::DiskSize => |world| world.destination.change("top", |node| node.image.virtual_size += 512),
         Code::DiskUnencrypted => |world| world.source.change("top", |node| node.image.encrypted = true),
         Code::DiskUnknown => |world| world.settings.selection.skip = vec!["none-of-this-name".to_owned()],
+        Code::GuestSuspended => |world| {
+            world.source.run = RunState::Suspended;
+            (world.destination.machine.version.major, world.destination.machine.version.minor) = (8, 2);
+        },
+        Code::PostcopyUnable => |world| {
+            world.settings.policy = "ram = ['postcopy']".parse().expect("a policy");
+            world.destination.process.catches_faults = Some(false);
+        },
         Code::ExportOpen => |world| world.destination.exports.push("theirs".to_owned()),
         Code::ImagePlainer => |world| {
             let qcow2 = |extended_l2: bool| {

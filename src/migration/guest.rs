@@ -70,7 +70,9 @@ pub struct GuestIntent {
 impl GuestIntent {
     /// The intent that the preflight saw, which the journal begins with.
     pub fn new(run: &RunState) -> Self {
-        Self::with(Stance::read(run).unwrap_or(Stance::Paused))
+        // a guest that has suspended itself is suspended again once it is told to run
+        let stance = if run.is_live() { Some(Stance::Runs) } else { Stance::read(run) };
+        Self::with(stance.unwrap_or(Stance::Paused))
     }
 
     /// The intent that a journal ends with.
@@ -229,7 +231,8 @@ mod tests {
     #[test]
     fn only_a_guest_that_runs_is_to_run() {
         for run in states() {
-            assert_eq!(GuestIntent::new(&run).wants_running(), run == RunState::Running, "{run}");
+            // a guest that has suspended itself is suspended again where it is told to run
+            assert_eq!(GuestIntent::new(&run).wants_running(), run.is_live(), "{run}");
         }
         assert!(GuestIntent::from_journal(true).wants_running());
         assert!(!GuestIntent::from_journal(false).wants_running());

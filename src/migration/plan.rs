@@ -189,7 +189,8 @@ impl Draft {
         // A destination that takes a guest in, or has, may have this one: another engine may move it there.
         let receives = destination.migration.status.as_ref();
         let receives = receives.is_some_and(|status| *status == MigrationStatus::Completed || !status.is_over());
-        let on_source = matches!(source.run, RunState::Running | RunState::Paused | RunState::IoError) && !receives;
+        let on_source =
+            (source.run.is_live() || matches!(source.run, RunState::Paused | RunState::IoError)) && !receives;
         let disk_bytes = disks.iter().map(|disk| disk.actual_size).sum();
         let estimate = Estimate { disk_bytes, ram_bytes: Some(source.ram), ..Estimate::default() };
         let chains = chains(&source_disks, &destination_disks, &pairs, source, destination);
@@ -197,7 +198,7 @@ impl Draft {
             route: Route { pairs, addresses },
             memory: source.ram,
             cpus: source.machine.cpus,
-            is_running: source.run == RunState::Running,
+            is_running: source.run.is_live(),
             dirty_rate: None,
             bitmaps: bitmaps.moved,
             predicted: None,

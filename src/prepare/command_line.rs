@@ -154,10 +154,34 @@ fn collides(option: &str, value: &str) -> bool {
     match option {
         "pidfile" | "D" | "vnc" | "gdb" => value != "none",
         "spice" => true,
-        "qmp" | "qmp-pretty" | "monitor" | "serial" | "parallel" | "chardev" => listens || value.contains("logfile="),
-        "netdev" | "nic" => value.contains("hostfwd=") || value.contains("ifname=") || value.contains("listen="),
+        "qmp" | "qmp-pretty" | "monitor" | "serial" | "parallel" | "chardev" => {
+            listens || value.contains("logfile=") || connects(value)
+        }
+        "netdev" | "nic" => {
+            ["hostfwd=", "ifname=", "listen=", "connect=", "addr.path="].iter().any(|part| value.contains(part))
+        }
+        "device" | "blockdev" => value.contains("vhost-user") && value.contains("path"),
+        "tpmdev" => value.contains("passthrough"),
+        // the guest's RAM itself is in the file
+        "object" => value.contains("mem-path") && !value.contains("share=off") && value.contains("share"),
         _ => false,
     }
+}
+
+/// Whether QEMU connects to a socket whose other end serves one client, such as swtpm's or that of a vhost-user device.
+fn connects(value: &str) -> bool {
+    let plain = ["unix:", "tcp:", "telnet:", "websocket:"].iter().any(|scheme| value.starts_with(scheme));
+    plain || value.starts_with("socket,") && ["path=", "host="].iter().any(|part| value.contains(part))
+}
+
+/// Whether the words name a device or another thing of this id.
+pub(super) fn names(words: &[String], id: &str) -> bool {
+    let is_id = |part: &String| part.strip_prefix("id=") == Some(id);
+    let in_json = |word: &str| {
+        let value = serde_json::from_str::<Value>(word).ok();
+        value.is_some_and(|value| value.get("id").and_then(Value::as_str) == Some(id))
+    };
+    words.iter().any(|word| split(word).iter().any(is_id) || in_json(word))
 }
 
 fn inherits(value: &str) -> bool {
@@ -354,11 +378,32 @@ mod tests {
             "user,id=n,hostfwd=tcp::2222-:22",
             "-chardev",
             "socket,id=d,path=/r/d",
+            "-serial",
+            "unix:/r/s",
+            "-chardev",
+            "pipe,id=e,path=/r/e",
+            "-object",
+            "memory-backend-file,id=m,mem-path=/dev/shm/m,share=on,size=1G",
+            "-object",
+            "memory-backend-file,id=h,mem-path=/dev/hugepages,size=1G",
             "-netdev",
             "tap,id=t,fd=5",
         ]);
-        assert_eq!(made.collisions.len(), 5, "{:?}", made.collisions);
+        assert_eq!(made.collisions.len(), 8, "{:?}", made.collisions);
+        for client in ["socket,id=d,path=/r/d", "unix:/r/s", "mem-path=/dev/shm/m"] {
+            assert!(made.collisions.iter().any(|named| named.contains(client)), "{client}: {:?}", made.collisions);
+        }
         assert_eq!(made.inherited, ["-netdev tap,id=t,fd=5"]);
+    }
+
+    #[test]
+    fn a_device_is_on_the_command_line_by_its_id() {
+        let words =
+            ["-device", "virtio-net-pci,id=nic0,netdev=n", "-device", r#"{"driver":"e1000","id":"nic1"}"#, "id=x"];
+        let words = words.map(str::to_owned);
+        for (id, is_named) in [("nic0", true), ("nic1", true), ("nic", false), ("n", false), ("x", true)] {
+            assert_eq!(names(&words, id), is_named, "{id}");
+        }
     }
 
     #[test]

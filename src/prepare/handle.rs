@@ -20,7 +20,10 @@ use crate::{
     },
     preflight::{
         checks::{self, Finding, FindingCode, Severity},
-        facts,
+        facts::{
+            self,
+            devices::{DeviceFacts, DeviceTable},
+        },
     },
     progress::{Phase, Reason, Reporter, Side},
     qemu::Process,
@@ -319,7 +322,9 @@ async fn plan(
             }
         }
     }
-    let (qemu, notes) = command_line(observation::command_line(source), &requirements, &layout);
+    let words = observation::command_line(source);
+    findings.extend(plugged_in(words.as_deref(), &facts.machine.devices));
+    let (qemu, notes) = command_line(words, &requirements, &layout);
     findings.extend(notes);
     findings.sort_by_key(|finding| finding.severity);
 
@@ -331,6 +336,26 @@ async fn plan(
         prepared.outcome = PreparationOutcome::Refused;
     }
     Ok((prepared, address))
+}
+
+/// The devices with an id that are not on the source's command line: they were plugged in.
+fn plugged_in(words: Option<&[String]>, devices: &DeviceTable) -> Vec<Finding> {
+    // what is in a file of options is not seen here
+    let Some(words) = words.filter(|words| !words.iter().any(|word| word.ends_with("-readconfig"))) else {
+        return Vec::new();
+    };
+    let added = devices.named.iter().filter(|(id, _)| !command_line::names(words, id));
+    let finding = |(id, device): (&String, &DeviceFacts)| {
+        let kind = &device.kind;
+        let place = device.place.as_ref().map_or_else(String::new, |place| format!(" at {place}"));
+        let message = format!("this {kind}{place} is not on the source's command line: it was plugged in");
+        let remedy = format!(
+            "add -device {kind},id={id} with the source's properties and address to the destination's command line, and the \
+             -object, -netdev or -blockdev that it is on"
+        );
+        Finding::new(FindingCode::NotOnCommandLine, id, message).with_remedy(remedy)
+    };
+    added.map(finding).collect()
 }
 
 fn own_address(settings: &PrepareSettings, run: &RunId, local: bool) -> Option<Address> {

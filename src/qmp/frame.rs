@@ -60,6 +60,14 @@ pub struct QemuVersion {
     pub micro: u64,
 }
 
+impl QemuVersion {
+    /// Whether a suspended guest is awake where it arrives. Later releases send with the guest that it is suspended,
+    /// and no schema tells which do.
+    pub fn wakes_migrated_guests(&self) -> bool {
+        (self.major, self.minor, self.micro) < (8, 2, 50)
+    }
+}
+
 impl std::fmt::Display for QemuVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.micro)

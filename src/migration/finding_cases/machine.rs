@@ -28,7 +28,7 @@ pub(super) fn machine() -> MachineFacts {
         kind: Some("pc-i440fx-10.0-machine".to_owned()),
         cpus: 1,
         cpu: Some(cpu),
-        ram_blocks: Some([("pc.ram".to_owned(), RamBlock { used: 512, total: 512 })].into()),
+        ram_blocks: Some([("pc.ram".to_owned(), RamBlock { used: 512, total: 512, page: 4096 })].into()),
         devices: DeviceTable {
             named: [("net0".to_owned(), device("virtio-net-pci", "00:02.0"))].into(),
             ..DeviceTable::default()

@@ -17,7 +17,7 @@ use crate::{
         Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, runtime_dir, work_order::WorkOrder,
     },
     progress::{Side, describe},
-    qemu::{Process, ProcessError},
+    qemu::{Process, ProcessError, reply::RunState},
 };
 use qapi::qmp;
 use serde_json::{Map, Value};
@@ -32,11 +32,21 @@ pub(super) type Confirmation<'a> = Pin<Box<dyn Future<Output = Result<(), Failur
 
 /// Asks, for the last time before RAM is sent, how the guest stands: copying disks can take hours, and the guest's
 /// owner may have paused or resumed it meanwhile.
-pub(crate) async fn look_before_memory(qemus: &QemuPair, attempt: &mut Attempt) -> Result<(), Failure> {
+pub(crate) async fn look_before_memory(
+    context: &Context,
+    qemus: &QemuPair,
+    attempt: &mut Attempt,
+) -> Result<(), Failure> {
     attempt.guest.begin_memory(&qemus.source.observed());
     // a source that does not answer is found out by the commands that follow
     if let Ok(answer) = qemus.source.ask(&qmp::query_status {}).await {
         attempt.guest.look(&answer.status);
+        let awakens = |process: &Process| process.version().is_some_and(|version| version.wakes_migrated_guests());
+        if answer.status == RunState::Suspended && (awakens(&qemus.source) || awakens(&qemus.destination)) {
+            let words =
+                "the guest has suspended itself, and is awake where it arrives: QEMU before 9.0 does not carry it";
+            context.report.warn(FindingCode::GuestSuspended.as_str(), words);
+        }
     }
     attempt.journal_guest().await
 }

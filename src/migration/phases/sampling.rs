@@ -2,6 +2,7 @@
 
 use crate::{
     convergence::{History, MigrationSample, MirrorSample, RamSample, predicted_blackout},
+    endpoint::Address,
     memory::sample,
     migration::{Effect, Failure, attempt::Attempt, context::Context, work_order::WorkOrder},
     preflight::{measure, measurements},
@@ -21,6 +22,9 @@ const WINDOW: Duration = Duration::from_millis(500);
 /// For how long after the window the result is asked for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// For how long QEMU may connect to the destination's address for RAM.
+const CONNECTS: Duration = Duration::from_secs(10);
+
 /// What a look showed.
 pub(super) struct Look {
     /// What the controller decides from.
@@ -36,6 +40,8 @@ pub(super) struct Sampler<'a> {
     /// The guest's writes as they were last counted.
     stats: Vec<BlockStats>,
     dirty_rate: DirtyRateMeasurement,
+    /// Since when QEMU has been connecting to the destination's address for RAM.
+    connects: Option<Instant>,
 }
 
 /// How fast the guest dirties its RAM, measured once beside RAM's first pass.
@@ -60,7 +66,7 @@ impl DirtyRateMeasurement {
 
 impl<'a> Sampler<'a> {
     pub(super) fn new(context: &'a Context, order: &'a WorkOrder) -> Self {
-        Self { context, order, stats: Vec::new(), dirty_rate: DirtyRateMeasurement::default() }
+        Self { context, order, stats: Vec::new(), dirty_rate: DirtyRateMeasurement::default(), connects: None }
     }
 
     /// Has QEMU measure how fast the guest dirties its RAM.
@@ -78,6 +84,7 @@ impl<'a> Sampler<'a> {
             (!self.order.route.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
         let dirtied = self.dirty_rate.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
         let migration = answer(migration).await.transpose()?;
+        self.require_connection(migration.as_ref())?;
         let first = migration.as_ref().map(|_| asked.elapsed());
         let jobs = answer(jobs).await.transpose()?.unwrap_or_default();
         let round_trip = first.unwrap_or_else(|| asked.elapsed());
@@ -124,6 +131,22 @@ impl<'a> Sampler<'a> {
         };
         tracing::trace!(sample = %serde_json::json!(sample), "sample");
         Ok(Look { sample, jobs, migration })
+    }
+
+    /// Gives up an address that does not answer QEMU: the kernel would try for two minutes, and nothing tells of that.
+    fn require_connection(&mut self, migration: Option<&MigrationInfo>) -> Result<(), Failure> {
+        let address = self.order.route.ram();
+        if migration.is_none_or(|migration| migration.status != Some(MigrationStatus::Setup)) {
+            self.connects = None;
+            return Ok(());
+        }
+        let waited = self.connects.get_or_insert_with(Instant::now).elapsed();
+        match address {
+            Address::Tcp { .. } if waited >= CONNECTS => {
+                Err(Failure::NoAnswerFrom { address: address.clone(), waited: CONNECTS })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reports how far mirrors and RAM are, with what is known of them.

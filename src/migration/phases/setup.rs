@@ -5,6 +5,7 @@
 
 use super::{second_look::require_free, switchover::keep_waiting};
 use crate::{
+    endpoint::{Address, DialError, dial},
     memory::{apply, tuning::SideTuning},
     migration::{
         Effect, Failure, attempt::Attempt, context::Context, pair::QemuPair, runtime_dir, work_order::WorkOrder,
@@ -13,6 +14,10 @@ use crate::{
     storage::mirror::export,
 };
 use serde_json::Map;
+use std::time::Duration;
+
+/// How long the host of an NBD server has to answer.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// Tries the capabilities that were asked for, and starts the destination's NBD server.
 pub(crate) async fn prepare(
@@ -46,12 +51,27 @@ pub(crate) async fn prepare(
             return Err(error.into());
         }
         context.keep_private(nbd);
+        require_answer(order, nbd).await?;
         for pair in &route.pairs {
             export::add(destination, pair).await?;
         }
         require_free(destination).await?;
     }
     Ok(())
+}
+
+/// Requires that the NBD server answers where the source's QEMU reaches what the engine reaches: a QEMU that opens an
+/// address at which packets are dropped keeps its guest standing until it gives up.
+async fn require_answer(order: &WorkOrder, nbd: &Address) -> Result<(), Failure> {
+    let Address::Tcp { .. } = nbd else { return Ok(()) };
+    if !order.proved.source.process.shares_network {
+        return Ok(());
+    }
+    match dial(nbd, ANSWER).await {
+        Err(DialError::TimedOut { address, waited }) => Err(Failure::NoAnswerFrom { address, waited }),
+        // QEMU tells of any other error at once, in its own words
+        _ => Ok(()),
+    }
 }
 
 /// Tries whether a side takes the capabilities that the settings ask for. They are put back at once: what a migration

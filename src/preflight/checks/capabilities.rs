@@ -9,13 +9,38 @@ use crate::{
     memory::tuning::{Compression, MigrationTuning, ThrottleMode},
     preflight::facts::SideFacts,
     qemu::Features,
+    quantity::Bytes,
 };
 
 pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         [subject.source, subject.destination].into_iter().flat_map(|side| missing(subject, side)).collect();
     findings.extend(conflicts(subject.tuning, &subject.source.name));
+    if subject.tuning.postcopy {
+        findings.extend(postcopy(subject.source, subject.destination));
+    }
     findings
+}
+
+/// Why the destination could not fetch pages in postcopy.
+fn postcopy(source: &SideFacts, destination: &SideFacts) -> Vec<Finding> {
+    let mut why = Vec::new();
+    if destination.process.catches_faults == Some(false) {
+        why.push(
+            "this QEMU may not use userfaultfd: vm.unprivileged_userfaultfd is 0, and its user has neither CAP_SYS_PTRACE \
+             nor the right to open /dev/userfaultfd"
+                .to_owned(),
+        );
+    }
+    if let (Some(blocks), Some(others)) = (&source.machine.ram_blocks, &destination.machine.ram_blocks) {
+        let other_pages = blocks.iter().filter_map(|(name, block)| Some((name, block.page, others.get(name)?.page)));
+        why.extend(other_pages.filter(|(_, page, other)| page != other).map(|(name, page, other)| {
+            let (page, other) = (Bytes(page).exactly(), Bytes(other).exactly());
+            format!("{name} has pages of {other} on the destination and of {page} on the source")
+        }));
+    }
+    let finding = |why| Finding::new(FindingCode::PostcopyUnable, &destination.name, why);
+    why.into_iter().map(finding).collect()
 }
 
 /// The capabilities and the compression that are asked for and that one side's build lacks.
@@ -89,7 +114,6 @@ fn conflicts(wanted: &MigrationTuning, source: &str) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quantity::Bytes;
     use std::collections::BTreeSet;
 
     fn set(names: &[&str]) -> BTreeSet<String> {

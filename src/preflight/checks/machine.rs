@@ -146,7 +146,7 @@ mod tests {
     type Change = fn(&mut Blocks);
 
     fn sample() -> MachineFacts {
-        let block = |used, total| RamBlock { used, total };
+        let block = |used, total| RamBlock { used, total, page: 4096 };
         let blocks = [("pc.ram", block(512, 512)), ("/rom@etc/acpi/tables", block(20, 200))];
         MachineFacts {
             version: QemuVersion { major: 10, minor: 0, micro: 13 },
@@ -260,7 +260,7 @@ mod tests {
             |blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").used = 40,
             |blocks| blocks.get_mut("/rom@etc/acpi/tables").expect("a block").total = 400,
             |blocks| {
-                blocks.insert("vga.vram".to_owned(), RamBlock { used: 1, total: 1 });
+                blocks.insert("vga.vram".to_owned(), RamBlock { used: 1, total: 1, page: 4096 });
             },
         ];
         for change in silent {

@@ -17,6 +17,7 @@ pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool, know
     findings.extend(features(source));
     findings.extend(features(destination));
     findings.extend(source_state(source));
+    findings.extend(suspended(source, destination));
     findings.extend(source_migration(source));
     findings.extend(destination_state(destination));
     findings.extend(autostart(destination));
@@ -47,7 +48,8 @@ fn source_state(source: &SideFacts) -> Option<Finding> {
     let message = format!("the guest is neither running nor paused: {}", source.run);
     let finding = Finding::new(FindingCode::SourceState, &source.name, message);
     match source.run {
-        RunState::Running | RunState::Paused => None,
+        // a suspended guest has a check of its own
+        RunState::Running | RunState::Paused | RunState::Suspended => None,
         // To get away from a full or broken disk is a reason to move.
         RunState::IoError => {
             let message = "the guest stands still after an error of a disk, and stays so where it arrives".to_owned();
@@ -61,6 +63,16 @@ fn source_state(source: &SideFacts) -> Option<Finding> {
         }
         _ => Some(finding),
     }
+}
+
+/// A guest that sleeps (S3), where one of the builds does not carry that over.
+fn suspended(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
+    let awakens = [source, destination].into_iter().find(|side| side.machine.version.wakes_migrated_guests())?;
+    let message = format!(
+        "the guest is suspended, and QEMU {} does not carry that over: the guest would be awake where it arrives",
+        awakens.machine.version
+    );
+    (source.run == RunState::Suspended).then(|| Finding::new(FindingCode::GuestSuspended, &awakens.name, message))
 }
 
 fn source_migration(source: &SideFacts) -> Option<Finding> {

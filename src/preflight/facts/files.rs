@@ -44,6 +44,8 @@ pub(super) struct ProcessCredentials {
     groups: Vec<u32>,
     /// The capability `CAP_DAC_OVERRIDE`: permission bits do not count.
     overrides: bool,
+    /// The capability `CAP_SYS_PTRACE`.
+    pub(super) traces: bool,
 }
 
 /// Looks up the files of all nodes, by the names that QEMU has for them. A file that has such a name now and is not
@@ -125,7 +127,7 @@ impl ProcessCredentials {
         self.overrides || self.user == user
     }
 
-    /// Whether the process may use a file so: 2 to write, 1 to enter a folder.
+    /// Whether the process may use a file so: 2 to write, 1 to enter a folder, 6 to read and write.
     pub(super) fn may(&self, file: &Metadata, right: u32) -> bool {
         may(file.mode(), file.uid(), file.gid(), self, right)
     }
@@ -143,7 +145,7 @@ fn may(mode: u32, user: u32, group: u32, who: &ProcessCredentials, right: u32) -
         () if who.groups.contains(&group) => right << 3,
         () => right,
     };
-    mode & bit != 0
+    mode & bit == bit
 }
 
 /// Reads `/proc/PID/status`: the last of each four ids is the one that counts for files.
@@ -160,6 +162,7 @@ pub(super) fn credentials(status: &str) -> ProcessCredentials {
         user: field("Uid").last().and_then(number).unwrap_or(u32::MAX),
         groups,
         overrides: capabilities & (1 << 1) != 0,
+        traces: capabilities & (1 << 19) != 0,
     }
 }
 
@@ -172,7 +175,7 @@ mod tests {
         let status =
             "Name:\tqemu\nUid:\t107\t107\t107\t107\nGid:\t36\t36\t36\t36\nGroups:\t11 36 \nCapEff:\t0000000000000000\n";
         let qemu = credentials(status);
-        assert_eq!(qemu, ProcessCredentials { user: 107, groups: vec![11, 36, 36], overrides: false });
+        assert_eq!(qemu, ProcessCredentials { user: 107, groups: vec![11, 36, 36], overrides: false, traces: false });
         let root = credentials("Uid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n");
         assert!(root.overrides);
         for (mode, user, group, may) in [

@@ -17,6 +17,8 @@ pub struct ProcessFacts {
     pub starts_stopped: Option<bool>,
     /// Whether it may use files that are there for the engine's user alone.
     pub uses_private_files: Option<bool>,
+    /// Whether it may catch accesses of the guest to pages that are not there yet, as postcopy must.
+    pub catches_faults: Option<bool>,
     /// Whether it is in the engine's network, so that the engine reaches what the process reaches.
     pub shares_network: bool,
 }
@@ -27,11 +29,14 @@ pub(super) fn look(process: &Process) -> ProcessFacts {
     let Some(peer) = process.peer() else { return ProcessFacts { unseen, ..ProcessFacts::default() } };
     let pid = peer.pid();
     let network = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/net")).map(|data| (data.dev(), data.ino())).ok();
-    let engines = network("self");
+    // the engine may be on a thread that has entered another network
+    let engines = network("thread-self");
+    let who = credentials(pid);
     let found = ProcessFacts {
         unseen,
         starts_stopped: fs::read(format!("/proc/{pid}/cmdline")).ok().and_then(|words| starts_stopped(&words)),
-        uses_private_files: credentials(pid).map(|who| who.acts_for(trust::user())),
+        uses_private_files: who.as_ref().map(|who| who.acts_for(trust::user())),
+        catches_faults: who.as_ref().and_then(catches_faults),
         shares_network: engines.is_some() && network(&pid.to_string()) == engines,
     };
     // the process was alive after the look, so the facts are not those of a later process with its pid
@@ -40,6 +45,18 @@ pub(super) fn look(process: &Process) -> ProcessFacts {
 
 fn credentials(pid: u32) -> Option<ProcessCredentials> {
     Some(files::credentials(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
+}
+
+/// Whether the kernel lets a process catch the page faults of system calls, too: for everybody, by a capability, or
+/// through a device file, which QEMU 8.0 and later opens.
+fn catches_faults(who: &ProcessCredentials) -> Option<bool> {
+    let unprivileged = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").ok()?;
+    let opens = fs::metadata("/dev/userfaultfd").is_ok_and(|device| who.may(&device, 0o6));
+    Some(may_catch_faults(&unprivileged, who.traces, opens))
+}
+
+fn may_catch_faults(unprivileged: &str, traces: bool, opens: bool) -> bool {
+    unprivileged.trim() == "1" || traces || opens
 }
 
 /// Whether a command line, with a NUL behind each word, has `-S`. A word after another option may be that option's
@@ -82,6 +99,18 @@ mod tests {
             ("qemu\0-Snapshot\0-s\0", Some(false)),
         ] {
             assert_eq!(starts_stopped(words.as_bytes()), waits, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn page_faults_are_caught_by_any_of_three_rights() {
+        for (unprivileged, traces, opens, may) in [
+            ("0\n", false, false, false),
+            ("1\n", false, false, true),
+            ("0\n", true, false, true),
+            ("0\n", false, true, true),
+        ] {
+            assert_eq!(may_catch_faults(unprivileged, traces, opens), may);
         }
     }
 

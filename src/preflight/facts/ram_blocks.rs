@@ -3,6 +3,7 @@
 //! Pure. The text is made for people: its columns are found by their names, and a text that does not fit is not used
 //! at all.
 
+use crate::quantity::Bytes;
 use std::collections::BTreeMap;
 
 /// The sizes of a block of RAM, ROM or video memory, bytes. QEMU sends each block under its name.
@@ -12,6 +13,8 @@ pub struct RamBlock {
     pub used: u64,
     /// The largest size.
     pub total: u64,
+    /// The size of the pages that back it.
+    pub page: u64,
 }
 
 /// Reads the table; `None` for a text of another form. A block without a name is left out: such a block is a memory
@@ -31,9 +34,9 @@ pub fn read(text: &str) -> Option<BTreeMap<String, RamBlock>> {
             cells.insert(0, last_cell(&mut rest)?);
         }
         let (unit, size) = (last_cell(&mut rest)?, last_cell(&mut rest)?);
-        let is_page_size = unit.ends_with('B') && size.parse::<f64>().is_ok();
-        let block = RamBlock { used: number(cells[used])?, total: number(cells[total])? };
-        is_page_size.then(|| (rest.trim().to_owned(), block))
+        let page = format!("{size}{unit}").parse::<Bytes>().ok().filter(|_| unit.ends_with('B'))?.0;
+        let block = RamBlock { used: number(cells[used])?, total: number(cells[total])?, page };
+        Some((rest.trim().to_owned(), block))
     };
     let mut blocks = lines.map(block).collect::<Option<BTreeMap<_, _>>>()?;
     blocks.remove("");
@@ -73,12 +76,12 @@ mod tests {
 
     #[test]
     fn both_forms_of_the_table_are_read() {
-        let block = |used, total| RamBlock { used, total };
+        let block = |used, total| RamBlock { used, total, page: 4096 };
         let old = read(OLD).expect("a table");
         assert_eq!(old.len(), 3);
         assert_eq!(old["pc.ram"], block(64 << 20, 64 << 20));
         assert_eq!(old["/rom@etc/acpi/tables"], block(0x20000, 0x200_000));
-        assert_eq!(old["a name 4 KiB  0x1 long"], block(0x40000, 0x40000));
+        assert_eq!(old["a name 4 KiB  0x1 long"], RamBlock { page: 2 << 20, ..block(0x40000, 0x40000) });
         let new = read(NEW).expect("a table");
         assert_eq!(new["pc.ram"], old["pc.ram"]);
         assert_eq!(new["/rom@etc/table-loader"], block(0x1000, 0x10000));
