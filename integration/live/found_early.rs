@@ -48,10 +48,10 @@ fn qemus_of_another_user_are_known_before_anything_is_begun() {
     for (version, user) in [("7.2", ["-runas", "nobody"]), ("11.1", ["-run-with", "user=nobody"])] {
         let source = bare(version, &user);
         let destination = bare(version, &[&user[..], &["-incoming", "defer", "-S"]].concat());
-        let folder = tempfile::tempdir().unwrap();
+        let [folder, run] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let with_sockets = |name: &str| {
             let socket = |channel: &str| Address::unix(folder.path().join(name).join(channel)).unwrap();
-            between(&source, &destination).runtime_dir(folder.path()).addresses(socket("nbd"), socket("ram"))
+            between(&source, &destination).runtime_dir(run.path()).addresses(socket("nbd"), socket("ram"))
         };
         let refused = found(between(&source, &destination).runtime_dir(folder.path()), "socket-forbidden");
         assert_eq!(refused.severity, Severity::Blocker);

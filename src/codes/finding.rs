@@ -223,7 +223,7 @@ finding_codes! {
         "The destination has a disk that nothing is copied to."
         "name its pair, `disks: SOURCE=DESTINATION`, or start the destination without it: the guest would find it there";
     DiskHasJob "disk-has-job" Plain [Blocker Warning]
-        "A block job is at work on a disk: QEMU would not mirror the disk, or not give up its images at the switchover. The finding is a warning where the job works on an image further down and does not hinder."
+        "A block job is at work on a disk: QEMU would not mirror the disk, or not give up its images at the switchover. A job that writes to an image further down changes what was proved of it. The finding is a warning where the disk is not copied and the job does not hinder."
         "wait for the job or cancel it; query-block-jobs shows it";
     DiskLeftOut "disk-left-out" Plain [Warning]
         "A writable disk is neither moved nor left out by name."

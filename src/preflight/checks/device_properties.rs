@@ -65,25 +65,21 @@ const OF_STATE: [&str; 17] = [
 ];
 
 /// Properties that say how the host serves the device, or that no guest relies on: errors and statistics of the
-/// drive, the geometry that QEMU guesses from a partition table, and the events that a build of QEMU can report.
-const OF_HOST: [&str; 16] = [
+/// drive, and the events that a build of QEMU can report.
+const OF_HOST: [&str; 9] = [
     "account-failed",
     "account-invalid",
     "backend_defaults",
-    "bios-chs-trans",
-    "cyls",
     "events",
-    "heads",
     "ioeventfd",
-    "lcyls",
-    "lheads",
-    "lsecs",
     "rerror",
-    "secs",
     "share-rw",
     "stats-intervals",
     "werror",
 ];
+
+/// The geometry of a disk, which QEMU guesses from the disk's size and partition table when it starts.
+const GUESSED: [&str; 7] = ["bios-chs-trans", "cyls", "heads", "lcyls", "lheads", "lsecs", "secs"];
 
 /// Properties with a present value of the guest's own: its firmware has numbered buses and set addresses of registers,
 /// which a waiting destination has not.
@@ -243,7 +239,7 @@ fn weight(device: &BusDevice, property: &str) -> Option<Weight> {
         // The place of a device with an id, or on a bus of PCI, is compared with the devices themselves.
         "addr" => None,
         _ if ADDRESSES.contains(&property) => device.id.is_empty().then_some(Weight::Address),
-        _ if NAMES.contains(&property) || OF_GUEST.contains(&property) => None,
+        _ if [&NAMES[..], &OF_GUEST, &GUESSED].iter().any(|table| table.contains(&property)) => None,
         _ if OF_STATE.contains(&property) => Some(Weight::State),
         _ if OF_HOST.contains(&property) || property.starts_with("x-") => Some(Weight::Host),
         _ => Some(Weight::Guest),

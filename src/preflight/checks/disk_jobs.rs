@@ -2,7 +2,8 @@
 //!
 //! Pure. Measured on 7.2, 10.0.13 and 11.1: QEMU mirrors a node only if no job uses that node, and refuses to give up
 //! the images at the switchover while a backup or a commit has its filter among them. A stream further down hinders
-//! neither, but its end changes the chain of images.
+//! neither, but writes to an image that was proved to be the destination's, and changes the chain when it ends: the
+//! migration would go back.
 
 use super::{finding::Finding, subject::CheckSubject};
 use crate::{
@@ -24,7 +25,8 @@ pub(super) fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     }
     let copied = |disk: &Disk| pairs.iter().any(|pair| pair.source == *disk);
     for disk in source.disks().iter().filter(|disk| !copied(disk)) {
-        findings.extend(keeps_images(disk).or_else(|| works_below(disk.name(), disk, &source.graph)));
+        let below = || works_below(disk.name(), disk, &source.graph).map(Finding::into_warning);
+        findings.extend(keeps_images(disk).or_else(below));
     }
     findings
 }
@@ -50,16 +52,15 @@ fn keeps_images(disk: &Disk) -> Option<Finding> {
     Some(Finding::new(FindingCode::DiskHasJob, disk.name(), message))
 }
 
-/// Finds a job that works somewhere on a disk's images and does not hinder.
+/// Finds a job that works somewhere on a disk's images.
 fn works_below(name: &str, disk: &Disk, graph: &NodeGraph) -> Option<Finding> {
     let layers = disk.chain.layers.iter().flat_map(|layer| [&layer.node, &layer.protocol.node]);
     let nodes = layers.chain(disk.chain.filters.iter().map(|filter| &filter.node)).chain([&disk.node]);
     let (job, node) = nodes.into_iter().find_map(|node| Some((jobs_on(graph, node).next()?, node)))?;
     let message = format!("the block job {job} works on its node {node}");
-    let finding = Finding::new(FindingCode::DiskHasJob, name, message).into_warning();
-    Some(finding.with_remedy(
-        "wait for the job or cancel it: if it ends before the guest is handed over, the images are others by then, and \
-         the migration goes back",
+    Some(Finding::new(FindingCode::DiskHasJob, name, message).with_remedy(
+        "wait for the job or cancel it: once it writes to an image or ends, the images are others than those that were \
+         compared, and a migration goes back",
     ))
 }
 
@@ -111,12 +112,12 @@ mod tests {
         use Severity::{Blocker, Warning};
         for (filters, job, node, copied, alone) in [
             (&[][..], "j", "top", Some(Blocker), Some(Warning)),
-            (&[], "j", "base", Some(Warning), Some(Warning)),
+            (&[], "j", "base", Some(Blocker), Some(Warning)),
             (&[], "j", "elsewhere", None, None),
             (&[], "qferry-mirror-0", "top", None, None),
             (&["throttle"], "j", "elsewhere", None, None),
             // the filter of a stream
-            (&["copy-on-read"], "j", "f", Some(Warning), Some(Warning)),
+            (&["copy-on-read"], "j", "f", Some(Blocker), Some(Warning)),
             (&["copy-before-write"], "j", "f", Some(Blocker), Some(Blocker)),
             (&["commit_top"], "j", "elsewhere", Some(Blocker), Some(Blocker)),
             (&["mirror_top"], "j", "f", Some(Blocker), Some(Warning)),
@@ -125,7 +126,7 @@ mod tests {
             let below = || works_below("disk0", &disk, &graph);
             let found = holds("disk0", &disk, &graph).or_else(below);
             assert_eq!(found.as_ref().map(|found| found.severity), copied, "{filters:?} {job} {node}: {found:?}");
-            let found = keeps_images(&disk).or_else(below);
+            let found = keeps_images(&disk).or_else(|| below().map(Finding::into_warning));
             assert_eq!(found.as_ref().map(|found| found.severity), alone, "{filters:?} {job} {node}: {found:?}");
             assert!(found.is_none_or(|found| found.code == "disk-has-job" && !found.remedy.is_empty()));
         }
