@@ -411,6 +411,9 @@ finding_codes! {
     RamBlocks "ram-blocks" Forcible [Blocker]
         "The blocks that the guest's RAM is made of differ."
         "start the destination with the source's -m, memory backends, devices and firmware";
+    RamShared "ram-shared" Forcible [Blocker]
+        "Both QEMUs have one file mapped as shared memory, so that the destination would write old pages over the memory of the guest that runs on the source."
+        "start the destination with another mem-path, or with share=off";
     RamSize "ram-size" Plain [Blocker]
         "The two QEMUs have different sizes of RAM."
         "start the destination with the source's -m";

@@ -422,6 +422,11 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::RamBlocks => |world| {
             world.destination.machine.ram_blocks.iter_mut().flatten().for_each(|(_, block)| block.total *= 2);
         },
+        Code::RamShared => |world| {
+            for side in [&mut world.source, &mut world.destination] {
+                side.process.shared_memory.insert(("00:1a".to_owned(), 7), "/dev/shm/ram".to_owned());
+            }
+        },
         Code::RamSize => |world| world.destination.base_ram *= 2,
         Code::SameProcess => |world| world.destination.pid = world.source.pid,
         Code::GuestIoError => |world| world.source.run = RunState::IoError,

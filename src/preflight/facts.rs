@@ -35,6 +35,7 @@ pub mod process;
 mod qom;
 pub mod qom_devices;
 pub mod ram_blocks;
+pub mod shared_memory;
 pub mod throttle_groups;
 pub mod virtqueues;
 

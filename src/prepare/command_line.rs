@@ -148,7 +148,15 @@ fn option(word: &str) -> Option<&str> {
     name.starts_with(|c: char| c.is_ascii_alphabetic()).then_some(name)
 }
 
-/// Whether a second QEMU on the same host would fail with this option, or take a socket or file from the first.
+/// Whether an object is memory that every process with the same file shares.
+fn shares_memory(value: &str) -> bool {
+    let plain: String = value.chars().filter(|letter| !letter.is_whitespace() && *letter != '"').collect();
+    value.contains("memory-backend-file")
+        && ["share=on", "share=true", "share=yes", "share:true"].iter().any(|shared| plain.contains(shared))
+}
+
+/// Whether a second QEMU on the same host would fail with this option, or take a socket, a file or the memory of the
+/// guest from the first.
 fn collides(option: &str, value: &str) -> bool {
     let listens = value.contains("server=on") || value.contains(",server") && !value.contains("server=off");
     match option {
@@ -162,8 +170,8 @@ fn collides(option: &str, value: &str) -> bool {
         }
         "device" | "blockdev" => value.contains("vhost-user") && value.contains("path"),
         "tpmdev" => value.contains("passthrough"),
-        // the guest's RAM itself is in the file
-        "object" => value.contains("mem-path") && !value.contains("share=off") && value.contains("share"),
+        // Two QEMUs that share such memory would write to one guest's.
+        "object" => shares_memory(value),
         _ => false,
     }
 }
@@ -388,8 +396,12 @@ mod tests {
             "memory-backend-file,id=h,mem-path=/dev/hugepages,size=1G",
             "-netdev",
             "tap,id=t,fd=5",
+            "-object",
+            r#"{"qom-type":"memory-backend-file","id":"j","mem-path":"/dev/shm/b","share": true}"#,
+            "-object",
+            "memory-backend-memfd,id=f,size=1G,share=on",
         ]);
-        assert_eq!(made.collisions.len(), 8, "{:?}", made.collisions);
+        assert_eq!(made.collisions.len(), 9, "{:?}", made.collisions);
         for client in ["socket,id=d,path=/r/d", "unix:/r/s", "mem-path=/dev/shm/m"] {
             assert!(made.collisions.iter().any(|named| named.contains(client)), "{client}: {:?}", made.collisions);
         }

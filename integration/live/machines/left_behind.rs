@@ -312,3 +312,25 @@ fn a_medium_that_nobody_inserted_is_refused() {
         assert!(!has_tray || drives[0]["tray_open"] == true, "{version}: {drives}");
     }
 }
+
+/// Memory in a file that both machines share is refused, and in two files it is not.
+#[test]
+fn memory_that_both_machines_share_is_refused() {
+    for (version, kind) in
+        [("10.0.13", "-machine memory-backend=ram"), ("7.2", "-device ivshmem-plain,memdev=ram,master=on")]
+    {
+        let at = Folder::new(version);
+        let machine = |file: &str, share: &str| {
+            let path = at.path(file).display().to_string();
+            format!("{kind} -object memory-backend-file,id=ram,size=64M,mem-path={path},share={share}")
+        };
+        let source = paused(version, &machine("one", "on"));
+        for (file, share, refused) in [("one", "on", true), ("one", "off", false), ("other", "on", false)] {
+            let destination = waiting(version, &machine(file, share));
+            let findings = found(&source, &destination, &[]);
+            let told = of(&findings, "ram-shared");
+            assert_eq!(told.len(), usize::from(refused), "{version} {file} {share}: {findings:#?}");
+            assert!(told.iter().all(|one| one.severity == Severity::Blocker && one.message.contains("/one")));
+        }
+    }
+}

@@ -27,6 +27,7 @@ pub(super) fn run(source: &SideFacts, destination: &SideFacts, clean: bool, know
     findings.extend(leftovers(source, clean, known));
     findings.extend(leftovers(destination, clean, known));
     findings.extend(unfinished(source, clean, known));
+    findings.extend(shared_memory(source, destination));
     findings.extend(jobs(source));
     findings.extend(exports(destination));
     findings
@@ -171,6 +172,19 @@ fn leftovers(side: &SideFacts, clean: bool, known: &[KnownRun]) -> Vec<Finding> 
         }
     };
     side.leftovers.iter().map(found).collect()
+}
+
+/// Names a file that both QEMUs have mapped as shared memory: what the destination loads, old pages too, is written
+/// over the memory of the guest that still runs.
+fn shared_memory(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
+    let (_, file) =
+        source.process.shared_memory.iter().find(|(id, _)| destination.process.shared_memory.contains_key(id))?;
+    if source.pid == destination.pid {
+        return None;
+    }
+    let message =
+        format!("both QEMUs have {file} mapped as shared memory: the destination would write over the guest's");
+    Some(Finding::new(FindingCode::RamShared, &destination.name, message))
 }
 
 fn jobs(source: &SideFacts) -> Vec<Finding> {

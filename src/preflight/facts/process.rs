@@ -1,6 +1,9 @@
 //! What this host tells of the process of a QEMU: the user it runs as, its command line, its network.
 
-use super::files::{self, ProcessCredentials};
+use super::{
+    files::{self, ProcessCredentials},
+    shared_memory::{self, SharedMappings},
+};
 use crate::{endpoint::UnseenProcess, qemu::Process, trust};
 use std::{
     fs,
@@ -21,6 +24,8 @@ pub struct ProcessFacts {
     pub catches_faults: Option<bool>,
     /// Whether it is in the engine's network, so that the engine reaches what the process reaches.
     pub shares_network: bool,
+    /// The memory that others may share with it.
+    pub shared_memory: SharedMappings,
 }
 
 /// Looks at the process of a QEMU.
@@ -37,6 +42,7 @@ pub(super) fn look(process: &Process) -> ProcessFacts {
         starts_stopped: fs::read(format!("/proc/{pid}/cmdline")).ok().and_then(|words| starts_stopped(&words)),
         uses_private_files: who.as_ref().map(|who| who.acts_for(trust::user())),
         catches_faults: who.as_ref().and_then(catches_faults),
+        shared_memory: shared_memory::look(pid),
         shares_network: engines.is_some() && network(&pid.to_string()) == engines,
     };
     // the process was alive after the look, so the facts are not those of a later process with its pid
