@@ -151,13 +151,11 @@ fn addresses_that_cannot_be_listened_at_are_named() {
     let pair = start(&spec("10.0.13", busy()));
     let nowhere: Address = format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
     let somewhere = |name| Address::unix(pair.run_dir().join(name)).unwrap();
-    for (nbd, ram, option, ending) in [
-        // The preflight reads from the NBD address already.
-        (nowhere.clone(), somewhere("ram"), "`nbd_address`", Ending::Refused),
-        (somewhere("nbd"), nowhere.clone(), "`migrate_address`", Ending::RolledBack),
-    ] {
+    for (nbd, ram, option) in
+        [(nowhere.clone(), somewhere("ram"), "`nbd_address`"), (somewhere("nbd"), nowhere.clone(), "`migrate_address`")]
+    {
         let outcome = migrate(builder(&pair).addresses(nbd, ram));
-        judge_back(&pair, &outcome, ending, "running");
+        judge_back(&pair, &outcome, Ending::Refused, "running");
         let message = &outcome.reason.as_ref().unwrap().message;
         assert!(message.contains(option) && message.contains("none/x"), "{message}");
         assert!(pair.destination.alive().unwrap());

@@ -3,6 +3,8 @@
 
 use super::codes;
 use qferry::internals::preflight::checks::{Finding, Severity};
+use qferry_bed::Qmp;
+use serde_json::json;
 
 /// Two machines that differ in one property.
 struct Other {
@@ -129,6 +131,33 @@ fn a_property_that_differs_is_found_with_both_values() {
         assert_eq!(codes(&findings), found, "{version} {machine}: {findings:#?}");
         let text = findings[0].to_string();
         assert!(told.iter().all(|word| text.contains(word)), "{version} {machine}: {text}");
+    }
+}
+
+/// A virtual CPU that was plugged in is the same to the guest as one that was there at the start.
+#[test]
+fn a_cpu_that_was_plugged_in_is_compared_by_its_place() {
+    for version in ["7.2", "11.1"] {
+        let source = super::start(version, "-smp 2,maxcpus=4");
+        let cpu = json!({"driver": "qemu64-x86_64-cpu", "id": "cpu2", "socket-id": 0, "core-id": 2, "thread-id": 0});
+        Qmp::connect(&source.qmp_path()).unwrap().execute("device_add", &cpu).unwrap();
+        for (destination, wanted) in [
+            ("-smp 3,maxcpus=4", None),
+            ("-smp 2,maxcpus=4", Some("the source has 3 virtual CPUs, the destination 2")),
+            (
+                "-smp 2,maxcpus=4 -device qemu64-x86_64-cpu,socket-id=0,core-id=3,thread-id=0",
+                Some("only the source has a virtual CPU at core-id=2"),
+            ),
+        ] {
+            let destination = super::start(version, &format!("{destination} -incoming defer -S"));
+            let findings = super::found(&source, &destination, &[]);
+            assert_eq!(
+                codes(&findings),
+                wanted.map_or(vec![], |_| vec![("cpu-count", Severity::Blocker)]),
+                "{findings:#?}"
+            );
+            assert!(wanted.is_none_or(|words| findings[0].message.contains(words)), "{version}: {findings:#?}");
+        }
     }
 }
 

@@ -85,8 +85,9 @@ pub(crate) fn attempt(pair: &Pair, qferry: &Path, fault: Option<(Fault, &Point)>
         false => {
             let mut settings = scene.settings("");
             settings.clean = clean;
-            let force = fault.filter(|(fault, _)| *fault == Fault::StateRefused).map(|_| "device-differs".to_owned());
-            settings.force = force.into_iter().collect();
+            if fault.is_some_and(|(fault, _)| fault == Fault::StateRefused) {
+                settings.force = ["device-differs", "device-property"].map(str::to_owned).into();
+            }
             // An engine that may dial again needs addresses.
             let cut = matches!(fault, Some((Fault::Cut(_) | Fault::ReplyLost, _)));
             let reach = |side: Side| match cut {
