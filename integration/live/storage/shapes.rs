@@ -1,10 +1,12 @@
 //! Disks of every shape arrive unchanged.
 
 use super::{
-    super::support::{MIB, WAIT, builder, judge_back, judge_moved, judge_running, migrate, spec, start},
+    super::support::{
+        MIB, WAIT, begins, builder, judge_back, judge_moved, judge_running, migrate, migrate_when, spec, start,
+    },
     KIB, anew, engine, found, img, look, moves, note, overlay, quick,
 };
-use qferry::internals::storage::model::layout::StorageMode;
+use qferry::internals::{progress::Phase, storage::model::layout::StorageMode};
 use qferry_bed::{Below, DetectZeroes, Device, DiskSpec, Filter, Format, Guest, Layer, Side, Spec, Style, Workload};
 
 /// Four images below the overlay, of different sizes and cluster sizes, in parts over one another.
@@ -149,9 +151,15 @@ fn the_disks_of_a_paused_guest_arrive_whole() {
 #[test]
 fn a_paused_guest_stays_where_it_was_if_refused_late() {
     let pair = start(&Spec { guest: Guest::Paused, ..quick([DiskSpec::small()]) });
-    let nowhere: qferry::internals::endpoint::Address =
-        format!("unix:{}", pair.run_dir().join("none/x").display()).parse().unwrap();
-    let outcome = migrate(engine(&pair, |settings| settings.migrate_address = Some(nowhere)));
+    // The folder of the socket is gone once QEMU is to listen there.
+    let folder = pair.run_dir().join("gone");
+    std::fs::create_dir(&folder).unwrap();
+    let nowhere = qferry::internals::endpoint::Address::unix(folder.join("x")).unwrap();
+    let (outcome, _) = migrate_when(
+        engine(&pair, |settings| settings.migrate_address = Some(nowhere)),
+        |kind| begins(kind, Phase::Storage),
+        |_| std::fs::remove_dir(&folder).unwrap(),
+    );
     judge_back(&pair, &outcome, qferry::internals::progress::Ending::RolledBack, "paused");
     pair.check_disks(Side::Source).unwrap();
 }

@@ -97,7 +97,7 @@ fn a_file_that_is_shared_in_another_place_is_copied_all_the_same() {
     half.build(Side::Destination).img(words.into_iter().chain(paths)).unwrap();
     let disk = |node: &str, image: &Path| {
         let file = json!({"driver": "qcow2", "node-name": node, "file": {"driver": "file", "filename": image}});
-        let device = format!("virtio-blk-pci,drive={node},id={node}");
+        let device = format!("virtio-blk-pci,drive={node},id={node},serial={node}");
         ["-blockdev".to_owned(), file.to_string(), "-device".to_owned(), device]
     };
     let arguments = [disk("disk0", &image), disk("spare", &files.overlay)].concat();
@@ -125,7 +125,7 @@ fn what_one_disk_writes_is_never_another_ones_target() {
         let disk = |node: &str, image: &Path| {
             let file = json!({"driver": "file", "filename": image, "locking": locking});
             let image = json!({"driver": "qcow2", "node-name": node, "file": file});
-            let device = format!("virtio-blk-pci,drive={node},id={node}");
+            let device = format!("virtio-blk-pci,drive={node},id={node},serial={node}");
             ["-blockdev".to_owned(), image.to_string(), "-device".to_owned(), device]
         };
         let arguments = match locking {
