@@ -28,7 +28,7 @@ pub(crate) fn bench(qferry: &Path) -> Result<bool> {
     let (mut checks, mut starts, mut gaps, mut idle) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for number in 0..runs {
         let began = Instant::now();
-        let took = check(qferry, &pair, "off")?.took;
+        let took = check(qferry, &pair, "off", &["--no-measure"])?.took;
         gaps.push(longest_gap(&pair, began)?);
         let start = millis(run(Command::new(qferry).arg("--version"))?.took);
         let waited = Instant::now();

@@ -81,17 +81,17 @@ fn proof(qferry: &Path, how: &str, layer: Layer, runs: usize) -> Result<f64> {
 
 /// A check that is known to have read something.
 fn proved(qferry: &Path, pair: &Pair, how: &str) -> Result<Ran> {
-    let ran = check(qferry, pair, how)?;
+    let ran = check(qferry, pair, how, &[])?;
     match ran.stderr.contains("verified:") {
         true => Ok(ran),
         false => Err(Error::new(format!("nothing was verified: {}", ran.stderr))),
     }
 }
 
-pub(crate) fn check(qferry: &Path, pair: &Pair, how: &str) -> Result<Ran> {
+pub(crate) fn check(qferry: &Path, pair: &Pair, how: &str, more: &[&str]) -> Result<Ran> {
     let mut command = Command::new(qferry);
     command.args(["check", "--verify-backing", how, "--source"]).arg(pair.source.qmp_path());
-    command.arg("--destination").arg(pair.destination.qmp_path());
+    command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
     let ran = run(command.env("XDG_RUNTIME_DIR", pair.run_dir()).env("XDG_STATE_HOME", pair.run_dir()))?;
     nothing_left(&[&pair.source, &pair.destination], &pair.run_dir())?;
     Ok(ran)
