@@ -3,7 +3,10 @@
 //! Pure. A property counts unless a table here says otherwise: QEMU's versioned machine types keep the properties of
 //! a device the same from version to version, so two machines that were started alike do not differ.
 
-use super::finding::Finding;
+use super::{
+    counterparts::{Counterparts, pair_up},
+    finding::Finding,
+};
 use crate::{
     codes::FindingCode,
     preflight::facts::{
@@ -155,40 +158,19 @@ impl TreeComparison {
     }
 }
 
-/// The devices of two buses.
-#[derive(Default)]
-struct Counterparts<'a> {
-    /// Each device of the source with its counterpart.
-    pairs: Vec<(&'a BusDevice, &'a BusDevice)>,
-    /// Those of the source that have none.
-    missing: Vec<&'a BusDevice>,
-    /// Those of the destination that are nobody's.
-    extra: Vec<&'a BusDevice>,
-}
-
-/// Whether the second device is the first one's counterpart.
-type CounterpartRule<'a> = &'a dyn Fn(&BusDevice, &BusDevice) -> bool;
-
-/// Pairs the devices of two buses: a device's counterpart is the one of its id, or else of its address, or else of its
-/// turn, where it has no address on a bus of PCI.
-fn counterparts<'a>(source: &'a [BusDevice], destination: &'a [BusDevice]) -> Counterparts<'a> {
-    let (mut missing, mut extra): (Vec<_>, Vec<_>) = (source.iter().collect(), destination.iter().collect());
-    let mut pairs = Vec::new();
-    let same_id = |one: &BusDevice, other: &BusDevice| !one.id.is_empty() && one.id == other.id;
+/// Pairs the devices of two buses: a device's counterpart is of its kind, and the one of its id, or else of its
+/// address, or else of its turn, where it has no address on a bus of PCI.
+fn counterparts<'a>(source: &'a [BusDevice], destination: &'a [BusDevice]) -> Counterparts<'a, BusDevice> {
+    let same_kind = |one: &BusDevice, other: &BusDevice| one.kind == other.kind;
+    let same_id =
+        |one: &BusDevice, other: &BusDevice| same_kind(one, other) && !one.id.is_empty() && one.id == other.id;
     let same_address = |one: &BusDevice, other: &BusDevice| {
         let address = address(one);
-        !address.is_empty() && address == self::address(other)
+        same_kind(one, other) && !address.is_empty() && address == self::address(other)
     };
     let is_loose = |device: &BusDevice| device.id.is_empty() && !device.properties.contains_key("addr");
-    let same_turn = |one: &BusDevice, other: &BusDevice| is_loose(one) && is_loose(other);
-    let rules: [CounterpartRule<'_>; 3] = [&same_id, &same_address, &same_turn];
-    for is_counterpart in rules {
-        missing.retain(|device: &&BusDevice| {
-            let found = extra.iter().position(|other| device.kind == other.kind && is_counterpart(device, other));
-            found.map(|found| pairs.push((*device, extra.remove(found)))).is_none()
-        });
-    }
-    Counterparts { pairs, missing, extra }
+    let same_turn = |one: &BusDevice, other: &BusDevice| same_kind(one, other) && is_loose(one) && is_loose(other);
+    pair_up(source, destination, [&same_id, &same_address, &same_turn])
 }
 
 fn address(device: &BusDevice) -> BTreeMap<&str, &str> {

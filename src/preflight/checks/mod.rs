@@ -5,6 +5,7 @@
 
 mod capabilities;
 pub mod contents;
+mod counterparts;
 mod cpu;
 mod device_properties;
 mod devices;

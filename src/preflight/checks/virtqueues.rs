@@ -3,7 +3,7 @@
 //! Pure. QEMU sends the size of every ring with the state of its device, also of a ring that no driver uses. 11.1
 //! refuses a ring that is larger than its room; what an earlier version does with one is not told by any answer.
 
-use super::finding::Finding;
+use super::{counterparts::pair_up, finding::Finding};
 use crate::{
     codes::FindingCode,
     preflight::facts::{
@@ -27,9 +27,6 @@ fn id(device: &VirtioDevice) -> Option<&str> {
     device.path.strip_prefix("/machine/peripheral/")?.split('/').next()
 }
 
-/// Whether the second device is the first one's counterpart.
-type VirtioPairing<'a> = &'a dyn Fn(&VirtioDevice, &VirtioDevice) -> bool;
-
 /// Each device with its counterpart, which has the same path, or an id that is at the same place, or its turn among
 /// those of its kind that are left.
 fn pairs<'a>(
@@ -41,22 +38,13 @@ fn pairs<'a>(
     let place = |devices: &DeviceTable, device: &VirtioDevice| {
         id(device).and_then(|id| devices.named.get(id)).and_then(|found| found.place.clone())
     };
-    let same_path = |device: &VirtioDevice, other: &VirtioDevice| device.path == other.path;
+    let same_kind = |device: &VirtioDevice, other: &VirtioDevice| device.kind == other.kind;
+    let same_path = |device: &VirtioDevice, other: &VirtioDevice| same_kind(device, other) && device.path == other.path;
     let same_place = |device: &VirtioDevice, other: &VirtioDevice| {
         let place_of = place(source_devices, device);
-        place_of.is_some() && place_of == place(destination_devices, other)
+        same_kind(device, other) && place_of.is_some() && place_of == place(destination_devices, other)
     };
-    let same_turn = |_: &VirtioDevice, _: &VirtioDevice| true;
-    let rules: [VirtioPairing<'_>; 3] = [&same_path, &same_place, &same_turn];
-    let (mut left, mut others): (Vec<_>, Vec<_>) = (source.iter().collect(), destination.iter().collect());
-    let mut pairs = Vec::new();
-    for is_counterpart in rules {
-        left.retain(|device: &&VirtioDevice| {
-            let found = others.iter().position(|other| device.kind == other.kind && is_counterpart(device, other));
-            found.map(|found| pairs.push((*device, others.remove(found)))).is_none()
-        });
-    }
-    pairs
+    pair_up(source, destination, [&same_path, &same_place, &same_kind]).pairs
 }
 
 /// The finding about one device.
