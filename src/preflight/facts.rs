@@ -155,7 +155,8 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
     )?;
     let BlockFacts { devices, nodes, graph, files, places, throttle_groups } = blocks;
     let exports = exports.0.into_iter().map(|export| export.id).collect();
-    let machine = MachineFacts { devices: plugged, ..before.machine.clone() };
+    let mut known = before.clone();
+    known.machine.devices = plugged;
     Ok(SideFacts {
         run: status.status,
         migration,
@@ -166,8 +167,7 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
         places,
         throttle_groups,
         exports,
-        machine,
-        ..before.clone()
+        ..known
     })
 }
 

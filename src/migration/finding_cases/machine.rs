@@ -12,6 +12,7 @@ use crate::{
     },
     qmp::QemuVersion,
 };
+use std::sync::Arc;
 
 pub(super) fn machine() -> MachineFacts {
     let word = |leaf, register: &str| CpuidRegister { leaf, subleaf: None, register: register.to_owned() };
@@ -46,9 +47,9 @@ pub(super) fn machine() -> MachineFacts {
 }
 
 /// A bus with one device, whose properties have all the same value.
-pub(super) fn device_tree(value: &str) -> DeviceBus {
+pub(super) fn device_tree(value: &str) -> Arc<DeviceBus> {
     let properties = ["num-queues", "queue-size", "werror"].map(|name| (name.to_owned(), value.to_owned()));
     let device =
         BusDevice { kind: "virtio-blk-device".to_owned(), properties: properties.into(), ..BusDevice::default() };
-    DeviceBus { kind: "virtio-pci-bus".to_owned(), devices: vec![device] }
+    Arc::new(DeviceBus { kind: "virtio-pci-bus".to_owned(), devices: vec![device] })
 }

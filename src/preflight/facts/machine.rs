@@ -22,7 +22,7 @@ use crate::{
 };
 use qapi::qmp;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::try_join;
 
 /// The machine that one side emulates.
@@ -42,8 +42,9 @@ pub struct MachineFacts {
     pub ram_blocks: Option<BTreeMap<String, RamBlock>>,
     /// The devices that the guest finds on its buses.
     pub devices: DeviceTable,
-    /// The tree of buses with the properties of all devices; `None` where QEMU did not tell.
-    pub device_tree: Option<DeviceBus>,
+    /// The tree of buses with the properties of all devices; `None` where QEMU did not tell. The facts of a later look
+    /// have the same one: it is the largest of all.
+    pub device_tree: Option<Arc<DeviceBus>>,
     /// The properties of the machine itself that count, in words.
     pub properties: BTreeMap<String, String>,
     /// The places for virtual CPUs; `None` for a machine whose CPUs are not told by place.
@@ -105,7 +106,7 @@ pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
         cpu,
         ram_blocks: blocks.and_then(|table| ram_blocks::read(&table.human_readable_text)),
         devices,
-        device_tree: tree.and_then(|text| device_tree::read(&text)),
+        device_tree: tree.and_then(|text| device_tree::read(&text)).map(Arc::new),
         properties,
         possible_cpus: possible.map(|list| possible_cpus::read(&list.0)),
         virtio: Vec::new(),
