@@ -154,7 +154,7 @@ fn settings_that_earlier_tools_left_change_nothing_and_are_put_back() {
             .into_iter()
             .filter(|name| is_known(name))
             .collect();
-        // one side alone has some of them, as two different tools would leave them
+        // some capabilities are on at one side alone, as two different tools would leave them
         let of = |machine: &Machine| on.iter().take(if machine.side() == Side::Source { 4 } else { 2 }).copied();
         for machine in sides {
             let on: Vec<Value> = of(machine).map(|name| json!({"capability": name, "state": true})).collect();

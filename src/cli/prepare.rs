@@ -50,14 +50,7 @@ async fn follow(mut running: Running<Prepared>, apply: bool, json: bool) -> Exit
 
 fn show(prepared: &Prepared, json: bool, t_ms: u64) -> io::Result<()> {
     if json {
-        let mut object = serde_json::json!({ "v": 1, "type": "prepare", "t_ms": t_ms });
-        if let (Some(object), Ok(serde_json::Value::Object(fields))) =
-            (object.as_object_mut(), serde_json::to_value(prepared))
-        {
-            object.extend(fields);
-        }
-        flags::word_json(&mut object);
-        render::object(&object)?;
+        render::result("prepare", t_ms, prepared)?;
     }
     for finding in &prepared.findings {
         render::say(&format!("{:<8} {}: {finding}", finding.severity, finding.code));

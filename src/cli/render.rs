@@ -73,18 +73,26 @@ pub(super) fn object(object: &Value) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Writes the result of a command for a program, with settings named by flags.
+///
+/// # Errors
+/// As [`object`].
+pub(super) fn result(kind: &str, t_ms: u64, fields: &impl serde::Serialize) -> io::Result<()> {
+    let mut line = serde_json::json!({ "v": 1, "type": kind, "t_ms": t_ms });
+    if let (Some(line), Ok(Value::Object(fields))) = (line.as_object_mut(), serde_json::to_value(fields)) {
+        line.extend(fields);
+    }
+    flags::word_json(&mut line);
+    object(&line)
+}
+
 /// Shows a plan.
 ///
 /// # Errors
 /// As [`object`].
 pub(super) fn plan(plan: &Plan, json: bool, t_ms: u64) -> io::Result<()> {
     if json {
-        let mut line = serde_json::json!({ "v": 1, "type": "plan", "t_ms": t_ms });
-        if let (Some(line), Ok(Value::Object(fields))) = (line.as_object_mut(), serde_json::to_value(plan)) {
-            line.extend(fields);
-        }
-        flags::word_json(&mut line);
-        return object(&line);
+        return result("plan", t_ms, plan);
     }
     let mut text = String::new();
     for finding in &plan.findings {

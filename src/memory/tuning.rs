@@ -194,7 +194,7 @@ impl SideTuning {
     pub(super) fn clear_stray(&mut self, found: &Map<String, Value>) {
         for (name, needed) in STRAY_PARAMETERS {
             let is_stray = found.get(name).is_some_and(|value| !value.is_null() && *value != needed.json());
-            // what the run sets itself stays
+            // a parameter that the run sets itself stays
             if is_stray && !self.parameters.contains_key(name) {
                 self.parameters.insert(name.to_owned(), needed.json());
             }

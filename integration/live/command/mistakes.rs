@@ -166,7 +166,7 @@ fn each_mistake_with_two_qemus_is_told_once() {
         assert_eq!(found.len(), 1, "{code}: {told}");
         assert!(found[0].contains(words), "no '{words}' in {told}");
     }
-    // what is missing is not missing twice
+    // two addresses that are missing for one reason are told in one finding
     let told = check(&tcp, &[], folder.path());
     assert!(told.contains("give --nbd-address and --migrate-address, at which the destination can listen"), "{told}");
 }

@@ -100,10 +100,15 @@ fn groups(drive: &BlockDevice, source: DiskRoot<'_>, destination: DiskRoot<'_>) 
     })
 }
 
-fn throttles((side, root): DiskRoot<'_>) -> Vec<(String, ThrottleLimits)> {
+/// The nodes of a disk.
+fn nodes<'a>((side, root): DiskRoot<'a>) -> impl Iterator<Item = &'a BlockNode> {
     let below = side.graph.below(&root.node_name);
-    let nodes = side.nodes.iter().filter(|node| below.contains(node.node_name.as_str()));
-    let groups: BTreeSet<String> = nodes.filter_map(group_of).collect();
+    side.nodes.iter().filter(move |node| below.contains(node.node_name.as_str()))
+}
+
+fn throttles(disk: DiskRoot<'_>) -> Vec<(String, ThrottleLimits)> {
+    let (side, _) = disk;
+    let groups: BTreeSet<String> = nodes(disk).filter_map(group_of).collect();
     let known = groups.into_iter().filter_map(|group| Some((group.clone(), side.throttle_groups.get(&group)?.clone())));
     known.collect()
 }
@@ -122,10 +127,8 @@ fn threshold(drive: &BlockDevice, source: DiskRoot<'_>, destination: DiskRoot<'_
 }
 
 /// The write thresholds of a disk's nodes, by node.
-fn thresholds((side, root): DiskRoot<'_>) -> Vec<(&str, u64)> {
-    let below = side.graph.below(&root.node_name);
-    let nodes = side.nodes.iter().filter(|node| below.contains(node.node_name.as_str()));
-    let set = nodes.map(|node| (node.node_name.as_str(), node.settings.write_threshold));
+fn thresholds(disk: DiskRoot<'_>) -> Vec<(&str, u64)> {
+    let set = nodes(disk).map(|node| (node.node_name.as_str(), node.settings.write_threshold));
     set.filter(|(_, threshold)| *threshold > 0).collect()
 }
 

@@ -97,8 +97,6 @@ fn destination_state(destination: &SideFacts) -> Option<Finding> {
     Some(Finding::new(FindingCode::DestinationUsed, &destination.name, message))
 }
 
-/// RAM that was plugged in is not compared: a waiting QEMU does not count the memory that virtio-mem is going to have.
-/// The blocks of RAM behind all of it are compared.
 /// A destination without `-S` would run the guest by itself.
 fn autostart(destination: &SideFacts) -> Option<Finding> {
     let starts = destination.run == RunState::InMigrate && destination.process.starts_stopped == Some(false);
@@ -106,6 +104,8 @@ fn autostart(destination: &SideFacts) -> Option<Finding> {
     starts.then(|| Finding::new(FindingCode::DestinationAutostart, &destination.name, message))
 }
 
+/// RAM that was plugged in is not compared: a waiting QEMU does not count the memory that virtio-mem is going to have.
+/// The blocks of RAM behind all of it are compared.
 fn ram(source: &SideFacts, destination: &SideFacts) -> Option<Finding> {
     let message = format!(
         "the source was started with {} of RAM, the destination with {}",
