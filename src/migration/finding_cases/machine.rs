@@ -51,5 +51,5 @@ pub(super) fn device_tree(value: &str) -> Arc<DeviceBus> {
     let properties = ["num-queues", "queue-size", "werror"].map(|name| (name.to_owned(), value.to_owned()));
     let device =
         BusDevice { kind: "virtio-blk-device".to_owned(), properties: properties.into(), ..BusDevice::default() };
-    Arc::new(DeviceBus { kind: "virtio-pci-bus".to_owned(), devices: vec![device] })
+    Arc::new(DeviceBus { name: "virtio-bus".to_owned(), kind: "virtio-pci-bus".to_owned(), devices: vec![device] })
 }

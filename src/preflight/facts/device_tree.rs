@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 /// The devices on a bus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceBus {
+    /// The name, such as `pci.0`.
+    pub name: String,
     /// The type of the bus, such as `PCI`.
     pub kind: String,
     /// The devices, the oldest first.
@@ -37,16 +39,19 @@ pub fn read(text: &str) -> Option<DeviceBus> {
         text.lines().map(|line| (line.len() - line.trim_start().len(), line.trim())).collect();
     let mut lines = lines.as_slice();
     let (depth, first) = *lines.first()?;
-    first.strip_prefix("bus: ")?;
-    Some(bus(depth, &mut lines, 0))
+    let name = first.strip_prefix(BUS)?;
+    Some(bus(name, depth, &mut lines, 0))
 }
+
+/// The begin of a bus's line, before its name.
+const BUS: &str = "bus: ";
 
 /// Buses below buses that are read; no machine has as many.
 const DEEPEST: usize = 64;
 
 /// Reads the bus whose line is the first, and all lines below it.
-fn bus(depth: usize, lines: &mut &[Indented<'_>], level: usize) -> DeviceBus {
-    let mut read = DeviceBus::default();
+fn bus(name: &str, depth: usize, lines: &mut &[Indented<'_>], level: usize) -> DeviceBus {
+    let mut read = DeviceBus { name: name.to_owned(), ..DeviceBus::default() };
     for_each_below(depth, lines, |at, line, rest| {
         if let Some(kind) = line.strip_prefix("type ") {
             read.kind = kind.to_owned();
@@ -64,10 +69,12 @@ fn bus(depth: usize, lines: &mut &[Indented<'_>], level: usize) -> DeviceBus {
 /// Reads the lines below a device.
 fn device(mut read: BusDevice, depth: usize, lines: &mut &[Indented<'_>], level: usize) -> BusDevice {
     for_each_below(depth, lines, |at, line, rest| {
-        if line.starts_with("bus: ") {
+        if let Some(name) = line.strip_prefix(BUS) {
             if level < DEEPEST {
-                read.buses.push(bus(at, rest, level + 1));
+                read.buses.push(bus(name, at, rest, level + 1));
             }
+        } else if let Some(port) = usb_port(line) {
+            read.properties.insert("port".to_owned(), format!("\"{port}\""));
         } else if let Some((name, value)) = line.split_once(" = ").filter(|(name, _)| !name.contains(' ')) {
             read.properties.insert(name.to_owned(), plain(value));
         }
@@ -94,6 +101,12 @@ fn for_each_below<'a>(
 
 fn pass(lines: &mut &[Indented<'_>]) {
     *lines = lines.get(1..).unwrap_or_default();
+}
+
+/// The port of a USB device, from a line such as `addr 0.0, port 2.1, speed 12, name QEMU USB Hub, attached`: the
+/// property of a port that QEMU chose stays empty.
+fn usb_port(line: &str) -> Option<&str> {
+    line.strip_prefix("addr ")?.split_once(", port ")?.1.split_once(", speed ").map(|(port, _)| port)
 }
 
 /// A value without its second form: `512 (512 B)` is `512`.

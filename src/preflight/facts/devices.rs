@@ -2,7 +2,10 @@
 //!
 //! Pure.
 
-use super::disk_place::QomDevice;
+use super::{
+    device_tree::{BusDevice, DeviceBus},
+    disk_place::ADDRESSES,
+};
 use crate::qemu::reply::{PciBus, PciFunction, QomProperty};
 use std::collections::BTreeMap;
 
@@ -28,7 +31,7 @@ pub struct DeviceFacts {
 
 impl DeviceTable {
     /// Combines the children of `/machine/peripheral` and `/machine/peripheral-anon` with the root buses of PCI. A
-    /// device behind a bridge, and one that is no PCI device, has no place yet.
+    /// device behind a bridge, and one that is no PCI device, has no place yet: see [`DeviceTable::place_by`].
     pub fn new(named: &[QomProperty], unnamed: &[QomProperty], buses: &[PciBus]) -> Self {
         let mut devices = Self::default();
         for device in named {
@@ -50,9 +53,21 @@ impl DeviceTable {
         devices
     }
 
-    /// The ids of the devices whose place is not known yet.
-    pub fn unplaced(&self) -> Vec<String> {
-        self.named.iter().filter(|(_, device)| device.place.is_none()).map(|(id, _)| id.clone()).collect()
+    /// Whether a device has no place yet.
+    pub fn is_unplaced(&self) -> bool {
+        self.named.values().any(|device| device.place.is_none())
+    }
+
+    /// Gives the devices on this bus, and on all buses below, the places that they do not have yet.
+    pub fn place_by(&mut self, bus: &DeviceBus) {
+        for device in &bus.devices {
+            if let Some(named) = self.named.get_mut(&device.id).filter(|named| named.place.is_none()) {
+                named.place = Some(place(bus, device));
+            }
+            for below in &device.buses {
+                self.place_by(below);
+            }
+        }
     }
 }
 
@@ -62,15 +77,15 @@ fn root_place(function: &PciFunction) -> String {
     format!("{bus:02x}:{slot:02x}.{function:x}")
 }
 
-/// The place of a device that is on no root bus of PCI. Only the last part of the bus's path in QOM is used: every
-/// version of QEMU numbers the parts before it anew.
-pub fn place(device: &QomDevice) -> Option<String> {
-    let (_, bus) = device.bus.rsplit_once('/')?;
-    let words = device.addresses.iter().map(|(name, value)| match *name {
-        "addr" => format!("/{value}"),
-        name => format!(" {name}={value}"),
+/// The place of a device on a bus. The name of a bus counts and not the way to it, which the device above has.
+fn place(bus: &DeviceBus, device: &BusDevice) -> String {
+    let told = ADDRESSES.into_iter().filter_map(|name| Some((name, device.properties.get(name)?.trim_matches('"'))));
+    let words = told.filter(|(_, value)| !value.is_empty()).map(|(name, value)| match (name, value.parse::<u64>()) {
+        ("addr", _) => format!("/{value}"),
+        ("iobase", Ok(port)) => format!(" iobase={port:#x}"),
+        (name, _) => format!(" {name}={value}"),
     });
-    Some(format!("{bus}{}", words.collect::<String>()))
+    format!("{}{}", bus.name, words.collect::<String>())
 }
 
 #[cfg(test)]
@@ -102,7 +117,7 @@ mod tests {
         let rng =
             |place: Option<&str>| DeviceFacts { kind: "virtio-rng-pci".to_owned(), place: place.map(str::to_owned) };
         assert_eq!(devices.named, [("r1".to_owned(), rng(Some("00:02.2"))), ("deep".to_owned(), rng(None))].into());
-        assert_eq!(devices.unplaced(), ["deep"]);
+        assert!(devices.is_unplaced());
         assert_eq!(devices.unnamed, [("virtio-rng-pci".to_owned(), 2), ("isa-debugcon".to_owned(), 1)].into());
         let functions = ["00:03.2", "00:1f.2"].map(|place| (place.to_owned(), "8086:0029".to_owned()));
         assert_eq!(devices.functions, functions.into());
@@ -110,14 +125,63 @@ mod tests {
 
     #[test]
     fn what_is_behind_a_bridge_or_on_another_bus_has_a_place_too() {
-        let at = |bus: &str, addresses: &[(&'static str, &str)]| {
-            let addresses = addresses.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-            place(&QomDevice { bus: bus.to_owned(), addresses, ..QomDevice::default() })
-        };
-        assert_eq!(at("/machine/peripheral/rp0/rp0", &[("addr", "03.0")]).as_deref(), Some("rp0/03.0"));
-        assert_eq!(at("/machine/unattached/device[2]/isa.0", &[]).as_deref(), Some("isa.0"));
-        let disk = at("/machine/peripheral/s/s.0", &[("lun", "1"), ("scsi-id", "0")]);
-        assert_eq!(disk.as_deref(), Some("s.0 lun=1 scsi-id=0"));
-        assert_eq!(at("", &[]), None);
+        let text = r#"bus: main-system-bus
+  type System
+  dev: i440FX-pcihost, id ""
+    bus: pci.0
+      type PCI
+      dev: pcie-root-port, id "rp0"
+        addr = 02.0
+        bus: rp0
+          type PCIE
+          dev: virtio-rng-pci, id "deep"
+            addr = 03.0
+      dev: virtio-scsi-pci, id "s"
+        addr = 04.0
+        bus: virtio-bus
+          type virtio-pci-bus
+          dev: virtio-scsi-device, id ""
+            bus: s.0
+              type SCSI
+              dev: scsi-hd, id "disk"
+                drive = "n"
+                channel = 0 (0x0)
+                scsi-id = 0 (0x0)
+                lun = 1 (0x1)
+      dev: PIIX3, id ""
+        addr = 01.0
+        bus: isa.0
+          type ISA
+          dev: isa-debug-exit, id "exit"
+            iobase = 1281 (0x501)
+      dev: qemu-xhci, id "x"
+        addr = 05.0
+        bus: x.0
+          type usb-bus
+          dev: usb-mouse, id "chosen"
+            port = ""
+            addr 0.0, port 3, speed 480, name QEMU USB Mouse, attached
+          dev: usb-kbd, id "given"
+            port = "2.1"
+            addr 0.0, port 2.1, speed 12, name QEMU USB Keyboard, attached
+"#;
+        let tree = crate::preflight::facts::device_tree::read(text).expect("a tree");
+        let at = |place: Option<&str>| DeviceFacts { kind: String::new(), place: place.map(str::to_owned) };
+        let ids = ["deep", "disk", "exit", "chosen", "given", "dimm"];
+        let mut devices =
+            DeviceTable { named: ids.map(|id| (id.to_owned(), at(None))).into(), ..DeviceTable::default() };
+        devices.named.insert("s".to_owned(), at(Some("00:04.0")));
+        devices.place_by(&tree);
+        assert!(devices.is_unplaced());
+        let places = [
+            ("chosen", Some("x.0 port=3")),
+            ("deep", Some("rp0/03.0")),
+            ("dimm", None),
+            ("disk", Some("s.0 channel=0 scsi-id=0 lun=1")),
+            ("exit", Some("isa.0 iobase=0x501")),
+            ("given", Some("x.0 port=2.1")),
+            ("s", Some("00:04.0")),
+        ];
+        assert_eq!(devices.named, places.map(|(id, place)| (id.to_owned(), at(place))).into());
     }
 }

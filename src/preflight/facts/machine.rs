@@ -6,10 +6,9 @@
 use super::{
     cpu::{self, CpuFacts, IDENTITY},
     device_tree::{self, DeviceBus},
-    devices::{self, DeviceTable},
+    devices::DeviceTable,
     possible_cpus::{self, PossibleCpus},
     qom::{known, property},
-    qom_devices,
     ram_blocks::{self, RamBlock},
     virtqueues::VirtioDevice,
 };
@@ -86,17 +85,17 @@ const UNCOUNTED: [&str; 23] = [
 /// # Errors
 /// QEMU does not answer. A query that QEMU refuses or answers in another form is no error: that fact stays unknown.
 pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
-    let tree = qmp::human_monitor_command { command_line: "info qtree".to_owned(), cpu_index: None };
-    let (version, kind, cpus, blocks, devices, tree, properties, possible) = try_join!(
+    let (version, kind, cpus, blocks, mut devices, tree, properties, possible) = try_join!(
         process.ask(&qmp::query_version {}),
         property(process, "/machine", "type"),
         process.ask(&qmp::query_cpus_fast {}),
         known(process.ask(&qmp::x_query_ramblock {})),
-        devices(process),
-        known(process.ask(&tree)),
+        listed_devices(process),
+        device_tree(process),
         machine_properties(process),
         known(process.ask(&qmp::query_hotpluggable_cpus {})),
     )?;
+    place(process, &mut devices, tree.as_ref()).await?;
     let cpu = first_cpu(process, cpus.0.first().map(|cpu| cpu.qom_path.as_str())).await?;
     Ok(MachineFacts {
         version: version.qemu,
@@ -106,7 +105,7 @@ pub async fn gather(process: &Process) -> Result<MachineFacts, ProcessError> {
         cpu,
         ram_blocks: blocks.and_then(|table| ram_blocks::read(&table.human_readable_text)),
         devices,
-        device_tree: tree.and_then(|text| device_tree::read(&text)).map(Arc::new),
+        device_tree: tree.map(Arc::new),
         properties,
         possible_cpus: possible.map(|list| possible_cpus::read(&list.0)),
         virtio: Vec::new(),
@@ -137,6 +136,21 @@ async fn machine_properties(process: &Process) -> Result<BTreeMap<String, String
 /// # Errors
 /// As [`gather`].
 pub async fn devices(process: &Process) -> Result<DeviceTable, ProcessError> {
+    let mut devices = listed_devices(process).await?;
+    // the largest answer of all is asked for only where a device is on no root bus of PCI
+    let tree = if devices.is_unplaced() { device_tree(process).await? } else { None };
+    place(process, &mut devices, tree.as_ref()).await?;
+    Ok(devices)
+}
+
+/// Asks one side for its buses and the properties of all devices on them.
+async fn device_tree(process: &Process) -> Result<Option<DeviceBus>, ProcessError> {
+    let ask = qmp::human_monitor_command { command_line: "info qtree".to_owned(), cpu_index: None };
+    Ok(known(process.ask(&ask)).await?.and_then(|text| device_tree::read(&text)))
+}
+
+/// Asks one side for its devices, of which those on a root bus of PCI have a place.
+async fn listed_devices(process: &Process) -> Result<DeviceTable, ProcessError> {
     let children = |path: &str| process.ask(&qmp::qom_list { path: path.to_owned() });
     let (named, unnamed, buses) = try_join!(
         known(children("/machine/peripheral")),
@@ -146,9 +160,7 @@ pub async fn devices(process: &Process) -> Result<DeviceTable, ProcessError> {
     )?;
     let list = |list: Option<TolerantList<_>>| list.map(|list| list.0).unwrap_or_default();
     let buses = buses.map(|buses| buses.0).unwrap_or_default();
-    let mut devices = DeviceTable::new(&list(named), &list(unnamed), &buses);
-    place(process, &mut devices).await?;
-    Ok(devices)
+    Ok(DeviceTable::new(&list(named), &list(unnamed), &buses))
 }
 
 async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFacts>, ProcessError> {
@@ -168,23 +180,17 @@ async fn first_cpu(process: &Process, path: Option<&str>) -> Result<Option<CpuFa
     Ok(Some(CpuFacts { path: path.to_owned(), kind: kind.as_ref().map(text), identity, features, lacks: Vec::new() }))
 }
 
-/// Asks for the places of the devices that are on no root bus of PCI.
-async fn place(process: &Process, devices: &mut DeviceTable) -> Result<(), ProcessError> {
-    let path = |id: &str| format!("/machine/peripheral/{id}");
-    let unplaced = devices.unplaced();
-    let walked = qom_devices::walk(process, unplaced.iter().map(|id| path(id)).collect()).await?;
-    // a memory device has no bus
-    let loose = unplaced.into_iter().filter(|id| !walked.contains_key(&path(id)));
-    let loose: Vec<_> = loose.map(|id| (property(process, &path(&id), "addr"), id)).collect();
-    for (addr, id) in loose {
-        if let Some(device) = devices.named.get_mut(&id) {
-            device.place = addr.await?.and_then(|addr| addr.as_u64()).map(|addr| format!("{addr:#x}"));
-        }
+/// Gives the devices that are on no root bus of PCI their places: those of the tree, and the addresses of memory
+/// devices, which are on no bus.
+async fn place(process: &Process, devices: &mut DeviceTable, tree: Option<&DeviceBus>) -> Result<(), ProcessError> {
+    if let Some(tree) = tree {
+        devices.place_by(tree);
     }
-    for (id, device) in &mut devices.named {
-        if let Some(found) = walked.get(&path(id)).filter(|_| device.place.is_none()) {
-            device.place = devices::place(found);
-        }
+    let loose = devices.named.iter_mut().filter(|(_, device)| device.place.is_none());
+    let ask = |id: &str| property(process, &format!("/machine/peripheral/{id}"), "addr");
+    let asked: Vec<_> = loose.map(|(id, device)| (ask(id), device)).collect();
+    for (addr, device) in asked {
+        device.place = addr.await?.and_then(|addr| addr.as_u64()).map(|addr| format!("{addr:#x}"));
     }
     Ok(())
 }

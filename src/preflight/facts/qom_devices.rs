@@ -26,10 +26,7 @@ pub(super) async fn places(process: &Process, drives: &[BlockDevice]) -> Result<
 }
 
 /// The devices at these paths and those above them, by their paths. A device that QEMU does not describe is left out.
-pub(super) async fn walk(
-    process: &Process,
-    mut ahead: BTreeSet<String>,
-) -> Result<BTreeMap<String, QomDevice>, ProcessError> {
+async fn walk(process: &Process, mut ahead: BTreeSet<String>) -> Result<BTreeMap<String, QomDevice>, ProcessError> {
     let mut devices = BTreeMap::new();
     for _ in 0..HEIGHT {
         ahead.retain(|path| !devices.contains_key(path));
@@ -72,14 +69,20 @@ async fn describe(process: &Process, paths: &BTreeSet<String>) -> Result<BTreeMa
         let addresses = disk_place::address_names(&list);
         let addresses: Vec<_> = addresses.into_iter().map(|name| (name, property(process, &path, name))).collect();
         let number = list.iter().any(|one| one.name == "bus_nr").then(|| property(process, &path, "bus_nr"));
-        let bus_kind = property(process, &bus, "type");
         let device = QomDevice { kind, bus, own_buses: disk_place::children(&list), ..QomDevice::default() };
-        (path, device, bus_kind, addresses, number)
+        (path, device, addresses, number)
     };
+    // many devices are on one bus
+    let buses: BTreeSet<String> = listed.iter().map(|(.., bus)| bus.clone()).collect();
+    let asked_buses: Vec<_> = buses.into_iter().map(|bus| (property(process, &bus, "type"), bus)).collect();
     let asked: Vec<_> = listed.into_iter().map(ask).collect();
+    let mut bus_kinds = BTreeMap::new();
+    for (kind, bus) in asked_buses {
+        bus_kinds.extend(kind.await?.as_ref().and_then(Value::as_str).map(|kind| (bus, kind.to_owned())));
+    }
     let mut found = BTreeMap::new();
-    for (path, mut device, bus_kind, addresses, number) in asked {
-        device.bus_kind = bus_kind.await?.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
+    for (path, mut device, addresses, number) in asked {
+        device.bus_kind = bus_kinds.get(&device.bus).cloned().unwrap_or_default();
         for (name, value) in addresses {
             let value = value.await?.and_then(|value| disk_place::address_text(name, &value));
             device.addresses.extend(value.map(|value| (name, value)));
