@@ -2,6 +2,7 @@
 
 mod disk_places;
 mod left_behind;
+mod out_of_band;
 mod properties;
 mod virtqueues;
 

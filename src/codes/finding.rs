@@ -339,6 +339,9 @@ finding_codes! {
     MigrationUnderWay "migration-under-way" Unreadable [Blocker]
         "The source is migrating already."
         "wait until that migration has ended, or cancel it with migrate_cancel";
+    NoOutOfBand "no-out-of-band" Plain [Warning]
+        "The greeting of a monitor does not offer commands out of band (`oob`). They alone get through to a QEMU whose main loop waits for the other one, so qferry cannot free such a QEMU with yank, nor find out whether it hangs or was stopped as a whole."
+        "give qferry a QMP monitor of QEMU's own, -qmp unix:PATH,server=on,wait=off: a program in between takes the offer away, and so does a build without it. Without the offer a QEMU that waits for the other one goes on when the process of the other one has ended";
     NoSpace "no-space" Plain [Blocker]
         "A file system of the destination may not have room for what is copied to it."
         "make room, or count only what is to be copied now with `overcommit`";

@@ -101,6 +101,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
         jobs: Vec::new(),
         exports: Vec::new(),
         leftovers: Vec::new(),
+        out_of_band: true,
         features: Features {
             incoming_exit_on_error: true,
             block_job_change: true,
@@ -385,6 +386,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
         Code::MediumSize => |world| world.destination.change("cd", |node| node.image.virtual_size += 512),
         Code::MigrationBlocked => |world| world.source.migration.blocked_reasons.push("a device".to_owned()),
         Code::MigrationUnderWay => |world| world.source.migration.status = Some(MigrationStatus::Active),
+        Code::NoOutOfBand => |world| world.source.out_of_band = false,
         Code::NoSpace => |world| world.destination.file_mut("/d/top").file_system.free = 0,
         Code::NotCompared => |world| world.destination.machine.ram_blocks = None,
         Code::NotMeasured => |world| {

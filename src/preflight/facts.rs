@@ -66,6 +66,8 @@ pub struct SideFacts {
     pub leftovers: Vec<Leftover>,
     /// The abilities of this build of QEMU.
     pub features: Features,
+    /// Whether commands can be sent to the monitor out of band.
+    pub out_of_band: bool,
     /// The process id, where the socket gives it.
     pub pid: Option<u32>,
     /// What this host tells of the process.
@@ -132,6 +134,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         jobs: jobs.into_iter().map(|job| job.id).collect(),
         exports: exports.into_iter().map(|export| export.id).collect(),
         features: process.features().clone(),
+        out_of_band: process.has_out_of_band(),
         pid: process.peer().map(|peer| peer.pid()),
         process: process::look(process),
         base_ram: memory.base_memory,

@@ -120,6 +120,8 @@ struct State {
     rules: Vec<Rule>,
     /// The replacements in commands: name, text, and new text.
     replaced: Vec<(String, String, String)>,
+    /// Whether the greeting is passed on without its offers.
+    offers_nothing: bool,
     streams: Vec<UnixStream>,
     /// The time until which no answer or event comes through.
     late: Option<Instant>,
@@ -186,6 +188,12 @@ impl MonitorProxy {
         lock(&self.shared.state).replaced.push((name.to_owned(), text.to_owned(), by.to_owned()));
     }
 
+    /// Passes greetings on without the capabilities that QEMU offers, as a program in between does that has a greeting
+    /// of its own.
+    pub fn offer_nothing(&self) {
+        lock(&self.shared.state).offers_nothing = true;
+    }
+
     /// Cuts all connections there are. New ones are accepted.
     pub fn cut(&self) {
         self.shared.cut();
@@ -249,8 +257,11 @@ impl Shared {
         let (mut lines, mut line) = (BufReader::new(qemu), Vec::new());
         while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
             let state = lock(&self.state);
-            let (lost, late) = (state.lost.clone(), state.late);
+            let (lost, late, offers_nothing) = (state.lost.clone(), state.late, state.offers_nothing);
             drop(state);
+            if offers_nothing {
+                withhold_offers(&mut line);
+            }
             if let Some(left) = late.and_then(|late| late.checked_duration_since(Instant::now())) {
                 thread::sleep(left);
             }
@@ -285,6 +296,15 @@ impl Shared {
             Deed::Pass | Deed::Drop | Deed::CutBefore => {}
         }
         rule.deed
+    }
+}
+
+/// Empties the list of capabilities of a greeting. Any other line stays as it is.
+fn withhold_offers(line: &mut Vec<u8>) {
+    let Ok(mut message) = serde_json::from_slice::<Value>(line) else { return };
+    if let Some(capabilities) = message.get_mut("QMP").and_then(|greeting| greeting.get_mut("capabilities")) {
+        *capabilities = Value::Array(Vec::new());
+        *line = format!("{message}\n").into_bytes();
     }
 }
 

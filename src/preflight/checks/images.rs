@@ -337,6 +337,7 @@ mod tests {
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
             base_ram: 0,
+            out_of_band: true,
             machine: MachineFacts {
                 version: QemuVersion { major: 10, minor: 0, micro: 0 },
                 kind: None,

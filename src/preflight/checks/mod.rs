@@ -18,6 +18,7 @@ mod images;
 mod machine;
 mod media;
 mod network;
+mod out_of_band;
 mod sides;
 mod subject;
 mod virtqueues;
@@ -35,6 +36,7 @@ pub use subject::{CheckSubject, KnownRun, ListeningAddress};
 pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     let CheckSubject { source, destination, .. } = *subject;
     let mut findings = sides::run(source, destination, subject.clean, subject.known_runs);
+    findings.extend(out_of_band::run(source, destination));
     findings.extend(machine::run(source, destination));
     findings.extend(cpu::run(source, destination));
     findings.extend(devices::run(source, destination));
