@@ -1,5 +1,6 @@
 //! Migrations that succeed: versions, workloads and configurations.
 
+mod announcement;
 mod listeners;
 mod race;
 

@@ -10,6 +10,7 @@ mod fake;
 #[path = "../fake/model/mod.rs"]
 mod model;
 
+mod announcement;
 mod controller;
 mod ended;
 mod faults;

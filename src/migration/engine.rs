@@ -14,6 +14,7 @@ use super::{
     interrupt::{Bounds, Interruption, unless_cancelled},
     pair::QemuPair,
     phases::{
+        announcement::announce_beside,
         cleanup,
         convergence::Controller,
         guest_watch::refuse_halted,
@@ -118,26 +119,34 @@ pub(crate) async fn bring_to_end(
 ) -> End {
     let report = &context.report;
     match whereabouts {
-        Whereabouts::OnDestination => {
-            if attempt.ram.postcopy {
-                let fetched = report.during(Phase::Postcopy, postcopy::fetch(context, pair, route, attempt)).await;
-                match fetched {
-                    // Nobody needs the pages of a guest that was shut down.
-                    Err(_) if cleanup::was_shut_down(pair, attempt).await => {}
-                    Err(failure) => return still_in_postcopy(&failure),
-                    Ok(()) => {}
-                }
-            }
-            match report.during(Phase::Cleanup, cleanup::tidy(context, pair, route, attempt)).await {
-                Ok(end) => end,
-                Err(failure) if cleanup::ended_without_running(pair, attempt).await => {
-                    go_back(context, pair, route, &failure, attempt).await
-                }
-                Err(failure) => undetermined(&failure, NOT_PROVED),
-            }
+        Whereabouts::OnDestination if attempt.guest.wants_running() => {
+            let rest = Box::pin(finish(context, pair, route, attempt));
+            announce_beside(context, &pair.destination, rest).await
         }
+        Whereabouts::OnDestination => finish(context, pair, route, attempt).await,
         Whereabouts::OnSource(failure) => go_back(context, pair, route, &failure, attempt).await,
         Whereabouts::Nowhere(failure) => end_after_handover(pair, &failure, attempt, report).await,
         Whereabouts::Unknown { failure, advice } => undetermined(&failure, &advice),
+    }
+}
+
+/// The phases of a guest that is on the destination.
+async fn finish(context: &Context, pair: &QemuPair, route: &Route, attempt: &mut Attempt) -> End {
+    let report = &context.report;
+    if attempt.ram.postcopy {
+        let fetched = report.during(Phase::Postcopy, postcopy::fetch(context, pair, route, attempt)).await;
+        match fetched {
+            // Nobody needs the pages of a guest that was shut down.
+            Err(_) if cleanup::was_shut_down(pair, attempt).await => {}
+            Err(failure) => return still_in_postcopy(&failure),
+            Ok(()) => {}
+        }
+    }
+    match report.during(Phase::Cleanup, cleanup::tidy(context, pair, route, attempt)).await {
+        Ok(end) => end,
+        Err(failure) if cleanup::ended_without_running(pair, attempt).await => {
+            go_back(context, pair, route, &failure, attempt).await
+        }
+        Err(failure) => undetermined(&failure, NOT_PROVED),
     }
 }

@@ -26,7 +26,7 @@ use crate::{
         measurements::{GuestMeasurements, MissingMeasurement},
     },
     qemu::{
-        Features,
+        Features, Schema,
         reply::{BlockChild, BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
     },
     run_id::RunId,
@@ -113,8 +113,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
                 .map(str::to_owned)
                 .into(),
             missing: Vec::new(),
-            dirty_rate_milliseconds: false,
-            failing_status: false,
+            ..Features::read(&Schema::default())
         },
         pid: Some(u32::try_from(inode).expect("a pid")),
         process: ProcessFacts::default(),

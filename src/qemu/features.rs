@@ -40,6 +40,8 @@ pub struct Features {
     pub avail_switchover_bandwidth: bool,
     /// `migrate-set-parameters` takes `zero-page-detection` (9.0): pages of zeros can be sent whole.
     pub zero_page_detection: bool,
+    /// `announce-self` (4.0): a QEMU that runs a guest can tell the network again where its cards are.
+    pub announce_self: bool,
     /// `MigrationStatus` has `failing` (11): such a build counts dirty pages about ten times a second, older ones at
     /// the end of each pass. The two changes have nothing to do with each other but came with the same version, and the
     /// estimate alone relies on it.
@@ -77,6 +79,7 @@ impl Features {
             mirror_target_is_zero: schema.has_argument("blockdev-mirror", "target-is-zero"),
             avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
             zero_page_detection: schema.has_argument("migrate-set-parameters", "zero-page-detection"),
+            announce_self: schema.has_command("announce-self"),
             failing_status: schema.argument_values("migrate-continue", "state").contains(&"failing"),
             multifd_compressions: schema
                 .argument_values("migrate-set-parameters", "multifd-compression")

@@ -51,6 +51,11 @@ pub fn schema(block_job_change: bool, exit_on_error: bool) -> Value {
     json!(entities)
 }
 
+/// Adds a command without arguments to a schema.
+pub fn add_command(schema: &mut Value, name: &str) {
+    schema.as_array_mut().unwrap().push(json!({"name": name, "meta-type": "command", "arg-type": "0"}));
+}
+
 /// Adds migration capabilities to a schema.
 pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
     let entities = schema.as_array_mut().unwrap();

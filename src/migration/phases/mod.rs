@@ -3,6 +3,7 @@
 //! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `image_flush`, `memory_start`,
 //! `mirrors`, `sampling` and `second_look` are parts of it. No other phase knows another.
 
+pub(super) mod announcement;
 pub(super) mod cleanup;
 pub(super) mod convergence;
 pub(super) mod guest_watch;

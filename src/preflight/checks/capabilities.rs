@@ -114,6 +114,7 @@ fn conflicts(wanted: &MigrationTuning, source: &str) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::Schema;
     use std::collections::BTreeSet;
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -130,8 +131,7 @@ mod tests {
             multifd_compressions: set(compressions),
             migration_capabilities: set(capabilities),
             missing: Vec::new(),
-            dirty_rate_milliseconds: false,
-            failing_status: false,
+            ..Features::read(&Schema::default())
         }
     }
 
