@@ -16,7 +16,7 @@ use super::support::{
 use qferry::internals::{
     endpoint::Address,
     migration::Migration,
-    progress::{Ending, EventKind, Outcome, Phase},
+    progress::{Ending, Event, EventKind, Outcome, Phase},
     quantity::Rate,
     storage::verify::identity::ProofLevel,
 };
@@ -101,20 +101,43 @@ fn cancelled_in_each_phase() {
     judge_running(&pair, &outcome);
 }
 
+/// Where RAM has not begun, the same destination is used again, and what its images hold is copied over.
 #[test]
-fn what_a_broken_try_copied_is_not_built_upon() {
+fn a_destination_that_got_disks_alone_is_used_again() {
+    for version in ["7.2", "10.0.13", "11.1"] {
+        let pair = start(&slow(version));
+        call_off_while_disks_are_copied(&pair);
+        let (outcome, events) = migrate_and(builder(&pair), Phase::Connect, |_| ());
+        let is_told = |event: &Event| matches!(&event.kind, EventKind::Warning { code, .. } if code == "image-spent");
+        assert!(events.iter().any(is_told), "{version}: {outcome:#?}");
+        judge_running(&pair, &outcome);
+    }
+}
+
+#[test]
+fn what_somebody_touched_after_a_broken_try_is_not_built_upon() {
     let mut pair = start(&slow("10.0.13"));
-    let copied = |kind: &EventKind| matches!(kind, EventKind::Disk { copied, .. } if *copied > MIB);
-    let (outcome, _) = migrate_when(builder(&pair).bandwidth(Rate(16 * MIB)), copied, cancel);
-    judge_back(&pair, &outcome, Ending::Cancelled, "running");
-    let message = &outcome.reason.as_ref().unwrap().message;
-    assert!(message.contains("hold a part"), "{message}");
+    call_off_while_disks_are_copied(&pair);
+    call_off_while_disks_are_copied(&pair);
+    let image = std::fs::File::open(&pair.destination.disks()[0].overlay).unwrap();
+    image.set_modified(std::time::SystemTime::now()).unwrap();
     let outcome = migrate(builder(&pair));
     judge_back(&pair, &outcome, Ending::Refused, "running");
     assert_eq!(outcome.reason.as_ref().unwrap().code, "overlay-not-empty", "{outcome:#?}");
     pair.restart_destination(true).unwrap();
     let outcome = migrate(builder(&pair));
     judge_running(&pair, &outcome);
+}
+
+/// Cancels a migration while its disks are copied, and leaves the destination as it is then.
+fn call_off_while_disks_are_copied(pair: &Pair) {
+    let copied = |kind: &EventKind| matches!(kind, EventKind::Disk { copied, .. } if *copied > MIB);
+    let (outcome, _) = migrate_when(builder(pair).bandwidth(Rate(16 * MIB)), copied, cancel);
+    judge_back(pair, &outcome, Ending::Cancelled, "running");
+    let message = &outcome.reason.as_ref().unwrap().message;
+    assert!(message.contains("can use the same destination"), "{message}");
+    let needed = outcome.another_try.as_ref().expect("the images hold a part");
+    assert!(!needed.start_destination && needed.images.len() == pair.spec().disks.len(), "{needed:?}");
 }
 
 #[test]

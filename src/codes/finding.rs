@@ -294,6 +294,9 @@ finding_codes! {
     ImageSame "image-same" Plain [Blocker]
         "The place of an image to be made is the source's own image."
         "give another place with `to` or `map`";
+    ImageSpent "image-spent" Plain [Note]
+        "An image of the destination holds a part of a disk, from a migration that was called off, and all of it is written again."
+        "";
     ImageUpgraded "image-upgraded" Plain [Note]
         "An image of qcow2 version 2 becomes one of version 3."
         "";

@@ -11,7 +11,7 @@ use super::{
     guest::GuestIntent,
     intents::IntentLog,
     interrupt::{cancelled, unless_cancelled},
-    journals::{self, Parties},
+    journals::{self, Parties, journal_directory},
     pair::QemuPair,
     plan::{Draft, Plan},
     record::{MigrationBegin, Party, Record},
@@ -25,6 +25,7 @@ use crate::{
     journal::Journal,
     preflight::{
         checks::{KnownRun, Severity},
+        comparison_plan::{ComparisonPlan, EmptyImage},
         contents::{self, ImageContents, ReadableSide},
         facts::{
             self, SideFacts,
@@ -38,7 +39,10 @@ use crate::{
     qemu::Process,
     run_id::RunId,
     storage::{
-        files::{rate_limit::RateLimit, spent_images::HeldImage},
+        files::{
+            rate_limit::RateLimit,
+            spent_images::{self, HeldImage},
+        },
         mirror::cleanup,
         model::layout::{Disk, DiskPair},
         verify::{
@@ -47,7 +51,7 @@ use crate::{
         },
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{task::spawn_blocking, try_join};
 
 /// Connects to both sides and makes the plan of a migration that is not run.
@@ -330,9 +334,26 @@ async fn read(
         ReadableSide { run: &context.run, process: &pair.destination, facts: destination_facts, address: destination };
     let ceiling = Arc::new(RateLimit::new(ceiling));
     let cancelled = cancelled(&context.cancel);
-    let read = contents::read(source, destination, &draft.comparison, &how, &ceiling, &context.report, cancelled);
+    let plan = with_spent(&draft.comparison, destination_facts).await;
+    let read = contents::read(source, destination, &plan, &how, &ceiling, &context.report, cancelled);
     // boxed: the future is too large for the stack of its caller
     Box::pin(read).await.map(Some).ok_or(Failure::Cancelled)
+}
+
+/// The plan with the destination's images that a record tells to be spent.
+async fn with_spent(plan: &ComparisonPlan, destination: &SideFacts) -> ComparisonPlan {
+    let mut plan = plan.clone();
+    let file = |image: &EmptyImage| destination.files.get(&image.file).map(|file| file.path.clone());
+    let paths: Vec<_> = plan.empty_images.iter().map(file).collect();
+    let is_spent = |path: Option<PathBuf>| {
+        path.and_then(|path| fs::metadata(path).ok())
+            .is_some_and(|file| spent_images::is_spent(&journal_directory(), &file))
+    };
+    let looked = spawn_blocking(move || paths.into_iter().map(is_spent).collect::<Vec<_>>()).await;
+    for (image, spent) in plan.empty_images.iter_mut().zip(looked.unwrap_or_default()) {
+        image.spent = spent;
+    }
+    plan
 }
 
 /// Makes the measurements that a prediction needs.

@@ -211,6 +211,7 @@ impl CheckedWorld {
             disk: "disk0".to_owned(),
             file: "/d/top".to_owned(),
             overlay,
+            spent: false,
             holds,
         });
     }
@@ -398,6 +399,7 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             world.second_disk();
             world.destination.file_mut("/d/top").id = (1, 110);
         },
+        Code::ImageSpent => |world| world.fill(true, EmptyImageState::Spent(7)),
         Code::OverlayNotEmpty => |world| world.fill(true, EmptyImageState::Data(7)),
         Code::OverlayTaken => |world| {
             world.second_disk();

@@ -35,6 +35,48 @@ pub struct EmptyImage {
     pub size: u64,
     /// Whether the image is over a backing file: then not even a zero may be written in it.
     pub overlay: bool,
+    /// What the mirror is going to write to the image.
+    pub mirrored: MirroredParts,
+    /// Whether a record tells that the image holds nothing but a part of a disk, from a migration that was called off.
+    pub spent: bool,
+}
+
+/// The parts of an image that a mirror writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MirroredParts {
+    /// All of the image.
+    All,
+    /// Those where the source's top has clusters of its own. A top of this kind keeps each as long as a guest uses the
+    /// image: what the guest discards becomes a cluster of zeros.
+    Allocated {
+        /// The node of the source's top.
+        node: String,
+        /// The size of the pieces, bytes: each piece with a cluster in it is written whole.
+        granularity: u64,
+    },
+    /// Those where the source's top has clusters of its own, of which a guest that discards makes fewer: qcow2 of
+    /// version 2, and all other formats.
+    Fewer,
+}
+
+impl MirroredParts {
+    fn of(mode: CopyMode, source: &Layer, destination: &Layer) -> Self {
+        let keeps = source.format == "qcow2" && source.qcow2.as_ref().is_some_and(|qcow2| qcow2.compat != "0.10");
+        match mode {
+            CopyMode::Full => Self::All,
+            CopyMode::Incremental if keeps => {
+                Self::Allocated { node: source.node.clone(), granularity: granularity(destination.cluster_size) }
+            }
+            CopyMode::Incremental => Self::Fewer,
+        }
+    }
+}
+
+/// A size of pieces that a mirror onto an image of such clusters is sure to write whole. A mirror is told no
+/// granularity: `bdrv_get_default_bitmap_granularity` takes the target's cluster size within these bounds, and the
+/// upper one where the target, an NBD client, does not tell any.
+fn granularity(cluster_size: Option<u64>) -> u64 {
+    cluster_size.unwrap_or(0).clamp(4096, 65536)
 }
 
 /// Finds the images that are to be read.
@@ -54,13 +96,16 @@ pub fn images(
             found.add(source, destination, pair.source.name(), layers, others);
         }
         // a flash memory is never empty: a mirror writes over all of it
-        if let Some(top) = pair.destination.chain.top().filter(|_| !pair.destination.is_flash()) {
+        let tops = pair.destination.chain.top().zip(pair.source.chain.top());
+        if let Some((top, copied)) = tops.filter(|_| !pair.destination.is_flash()) {
             found.empty_images.push(EmptyImage {
                 disk: pair.source.name().to_owned(),
                 node: top.node.clone(),
                 file: top.file.clone(),
                 size: top.virtual_size,
                 overlay: pair.destination.chain.layers.len() > 1,
+                mirrored: MirroredParts::of(pair.mode, copied, top),
+                spent: false,
             });
         }
     }
@@ -142,5 +187,35 @@ fn image_of(layers: &[Layer]) -> ComparedImage {
         files: layers.iter().map(|layer| layer.file.clone()).collect(),
         virtual_size: layers.first().map_or(0, |layer| layer.virtual_size),
         formats: layers.iter().map(|layer| (layer.format.clone(), layer.cluster_size)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::model::chain::Qcow2;
+
+    #[test]
+    fn only_a_top_that_keeps_its_clusters_tells_what_will_be_written() {
+        let layer = |format: &str, compat: Option<&str>, cluster_size| {
+            let qcow2 = compat.map(|compat| Qcow2 { compat: compat.to_owned(), ..Qcow2::default() });
+            Layer { node: "top".to_owned(), format: format.to_owned(), qcow2, cluster_size, ..Layer::default() }
+        };
+        let parts = |mode, format: &str, compat, cluster_size| {
+            MirroredParts::of(mode, &layer(format, compat, None), &layer("qcow2", Some("1.1"), cluster_size))
+        };
+        let allocated = |granularity| MirroredParts::Allocated { node: "top".to_owned(), granularity };
+        for (mode, format, compat, cluster_size, expected) in [
+            (CopyMode::Full, "raw", None, None, MirroredParts::All),
+            (CopyMode::Incremental, "qcow2", Some("1.1"), Some(65536), allocated(65536)),
+            (CopyMode::Incremental, "qcow2", Some("1.1"), Some(2 << 20), allocated(65536)),
+            (CopyMode::Incremental, "qcow2", Some("1.1"), Some(512), allocated(4096)),
+            (CopyMode::Incremental, "qcow2", Some("1.1"), None, allocated(4096)),
+            (CopyMode::Incremental, "qcow2", Some("0.10"), Some(65536), MirroredParts::Fewer),
+            (CopyMode::Incremental, "qcow2", None, Some(65536), MirroredParts::Fewer),
+            (CopyMode::Incremental, "qed", None, Some(65536), MirroredParts::Fewer),
+        ] {
+            assert_eq!(parts(mode, format, compat, cluster_size), expected, "{mode:?} {format} {compat:?}");
+        }
     }
 }

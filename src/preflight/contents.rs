@@ -4,7 +4,8 @@
 //! writes to must never be read.
 
 use super::{
-    comparison_plan::{ComparisonPlan, EmptyImage},
+    comparison_plan::{ComparisonPlan, EmptyImage, MirroredParts},
+    covered::first_uncovered,
     facts::SideFacts,
 };
 use crate::{
@@ -66,6 +67,8 @@ pub struct EmptyImageCheck {
     pub file: String,
     /// Whether the image is over a backing file.
     pub overlay: bool,
+    /// Whether the image is on record as spent: it holds a part of a disk, from a migration that was called off.
+    pub spent: bool,
     /// The state of the image.
     pub holds: EmptyImageState,
 }
@@ -78,6 +81,9 @@ pub enum EmptyImageState {
     Nothing,
     /// The image has data, first at this byte.
     Data(u64),
+    /// The image has a part of a disk, first at this byte, from a migration that was called off, and the next mirror
+    /// writes over all of it.
+    Spent(u64),
     /// Another process has the image open for writing; QEMU's words.
     Locked(String),
     /// The image could not be read, for this reason.
@@ -225,7 +231,7 @@ impl OpenedViews {
         let mut checked = Vec::new();
         let mut silent = None;
         for (index, image) in empty_images.iter().enumerate() {
-            let holds = match &mut self.destination {
+            let mut holds = match &mut self.destination {
                 // a QEMU that does not answer is waited for once, and not once for each disk
                 _ if silent.is_some() => EmptyImageState::Unknown(silent.clone().unwrap_or_default()),
                 Some(OpenedView { view: Ok(view), .. }) => {
@@ -244,11 +250,73 @@ impl OpenedViews {
                 }
                 view => EmptyImageState::Unknown(refusal(view, index).unwrap_or_default()),
             };
+            if let EmptyImageState::Data(start) = holds {
+                if image.spent && self.is_written_over(source, destination, index, image).await {
+                    holds = EmptyImageState::Spent(start);
+                }
+            }
             let (disk, file) = (image.disk.clone(), image.file.clone());
-            checked.push(EmptyImageCheck { disk, file, overlay: image.overlay, holds });
+            checked.push(EmptyImageCheck { disk, file, overlay: image.overlay, spent: image.spent, holds });
         }
         (comparisons, checked)
     }
+
+    /// Whether the next mirror writes over all that a spent image holds, as far as that can be read. The destination
+    /// offers the image already.
+    async fn is_written_over(
+        &mut self,
+        source: ReadableSide<'_>,
+        destination: ReadableSide<'_>,
+        index: usize,
+        image: &EmptyImage,
+    ) -> bool {
+        let (node, granularity) = match &image.mirrored {
+            MirroredParts::All => return true,
+            MirroredParts::Fewer => return false,
+            MirroredParts::Allocated { node, granularity } => (node, *granularity),
+        };
+        let views = (&mut self.source, &self.destination);
+        let (Some(OpenedView { view: Ok(view), .. }), Some(OpenedView { view: Ok(other), .. })) = views else {
+            return false;
+        };
+        let name = export(source.run, "top", index);
+        if let Err(error) = view.offer(source.process, &name, node).await {
+            tracing::debug!(%error, "what a mirror is going to write is not known");
+            return false;
+        }
+        let overlay = export(destination.run, "overlay", index);
+        let clients = tokio::try_join!(
+            connect(view.address(), &name, image.size),
+            connect(other.address(), &overlay, image.size)
+        );
+        let uncovered = match clients {
+            Ok((top, overlay)) => uncovered(&top, &overlay, image.size, granularity).await,
+            Err(why) => Err(why),
+        };
+        tracing::debug!(?uncovered, file = %image.file, "the first byte of a spent image that no mirror writes");
+        uncovered == Ok(None)
+    }
+}
+
+/// The first byte that the image has of its own and that no mirror from `top` writes.
+async fn uncovered(
+    top: &nbd::NbdClient,
+    overlay: &nbd::NbdClient,
+    size: u64,
+    granularity: u64,
+) -> Result<Option<u64>, String> {
+    let mut at = 0;
+    while at < size {
+        // windows begin at multiples of every granularity
+        let length = WINDOW.min(size - at);
+        let asked = tokio::try_join!(top.query_depths(at, length), overlay.query_depths(at, length));
+        let (written, held) = asked.map_err(|error| describe(&error))?;
+        if let Some(byte) = first_uncovered(&held, &written, granularity) {
+            return Ok(Some(byte));
+        }
+        at += length;
+    }
+    Ok(None)
 }
 
 async fn pair(

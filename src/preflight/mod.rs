@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod comparison_plan;
 pub mod contents;
+mod covered;
 pub mod facts;
 pub mod machine_change;
 pub mod measure;

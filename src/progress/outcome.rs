@@ -242,9 +242,10 @@ impl fmt::Display for EstimatedRung {
 #[non_exhaustive]
 pub struct AnotherTry {
     /// The paths of the destination's images that hold a part of a disk, as its QEMU has them. A preparation with
-    /// `again` makes them anew.
+    /// `again` makes them anew, once that QEMU has ended.
     pub images: Vec<String>,
-    /// Whether the destination's QEMU is to be started anew.
+    /// Whether the destination's QEMU is to be started anew. Otherwise another try can use the same one, and copies
+    /// over what its images hold.
     pub start_destination: bool,
 }
 

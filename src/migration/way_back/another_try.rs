@@ -4,6 +4,7 @@ use crate::{
     codes::Setting,
     journal::make_folder,
     migration::{context::Context, journals::journal_directory},
+    progress::AnotherTry,
     storage::files::spent_images::{self, HeldImage},
 };
 
@@ -17,17 +18,58 @@ pub(super) const BOTH_GONE: &str = "; both QEMUs are gone, and nothing tells whe
      the destination's log says that the guest ran there, start it anew from the destination's disks; otherwise from the \
      source's, for the destination's may hold a part";
 
-/// Records which images of the destination hold a part of the disks, so that a preparation can make them anew. Gives
-/// their paths.
-pub(super) fn spend(context: &Context, images: &[HeldImage]) -> Vec<String> {
+/// The images of the destination that hold a part of the disks.
+#[derive(Debug, Default)]
+pub(super) struct SpentPaths {
+    /// The paths by which the destination's QEMU has opened them.
+    pub(super) paths: Vec<String>,
+    /// Whether a record tells of them.
+    pub(super) recorded: bool,
+}
+
+/// The destination after a way back, for another try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DestinationAfterwards {
+    /// The destination was ended: it had listened for RAM, and no QEMU takes a second `migrate-incoming` (7.2, 10.0.13
+    /// and 11.1 were tried). So RAM that was called off is not begun again beside mirrors that could go on, and the
+    /// disks are given up with it.
+    Ended,
+    /// The destination waits as it did before, and its images are on record: the mirrors of another try write over
+    /// what these hold, which the preflight then proves.
+    Usable,
+    /// The destination waits, or its end is not known.
+    Used,
+}
+
+impl DestinationAfterwards {
+    /// `may_stay` says that the destination waits as it did before, and that its images are on record.
+    pub(super) fn of(was_ended: bool, may_stay: bool) -> Self {
+        match (was_ended, may_stay) {
+            (true, _) => Self::Ended,
+            (false, true) => Self::Usable,
+            (false, false) => Self::Used,
+        }
+    }
+
+    /// What another try needs, if anything.
+    pub(super) fn needs(self, holds_a_part: bool, images: Vec<String>) -> Option<AnotherTry> {
+        let start_destination = self == Self::Ended || holds_a_part && self != Self::Usable;
+        (start_destination || holds_a_part).then_some(AnotherTry { images, start_destination })
+    }
+}
+
+/// Records which images of the destination hold a part of the disks, so that a preparation can make them anew, and
+/// another try can copy over them.
+pub(super) fn spend(context: &Context, images: &[HeldImage]) -> SpentPaths {
     if images.is_empty() {
-        return Vec::new();
+        return SpentPaths::default();
     }
     let folder = journal_directory();
     let kept = images.iter().map(HeldImage::spend).collect::<Result<Vec<_>, _>>().and_then(|spent| {
         make_folder(&folder)?;
         spent_images::keep(&folder, &context.run.name("images"), &spent)
     });
+    let recorded = kept.is_ok();
     if let Err(error) = kept {
         let message = format!(
             "qferry prepare cannot make the destination's images anew: no record in {}: {error}",
@@ -35,14 +77,12 @@ pub(super) fn spend(context: &Context, images: &[HeldImage]) -> Vec<String> {
         );
         context.report.warn("not-recorded", message);
     }
-    images.iter().map(|image| image.path().to_owned()).collect()
+    SpentPaths { paths: images.iter().map(|image| image.path().to_owned()).collect(), recorded }
 }
 
 /// What a person is to do before another try. `images` are those of the destination that hold a part of the disks, as
-/// far as their paths are known. `was_ended` is a destination that listened for RAM: no QEMU takes a second
-/// `migrate-incoming` (7.2, 10.0.13 and 11.1 were tried), so RAM that was called off is not begun again beside mirrors
-/// that could go on, and the disks are given up with it.
-pub(super) fn before_another_try(holds_a_part: bool, was_ended: bool, images: &[String]) -> String {
+/// far as their paths are known.
+pub(super) fn before_another_try(holds_a_part: bool, destination: DestinationAfterwards, images: &[String]) -> String {
     let anew = match images {
         [] => "make its images anew before another try, for they hold a part of the disks".to_owned(),
         images => format!(
@@ -51,13 +91,19 @@ pub(super) fn before_another_try(holds_a_part: bool, was_ended: bool, images: &[
             images.join(", ")
         ),
     };
-    match (holds_a_part, was_ended) {
-        (false, false) => String::new(),
-        (true, false) => format!("; end the destination and {anew}"),
-        (false, true) => {
+    match (holds_a_part, destination) {
+        (false, DestinationAfterwards::Usable | DestinationAfterwards::Used) => String::new(),
+        (true, DestinationAfterwards::Usable) => format!(
+            "; another try can use the same destination, and copies over what its images hold: {}. To begin with empty \
+             ones, end the destination and make them anew (qferry prepare does, with {})",
+            images.join(", "),
+            Setting::Again
+        ),
+        (true, DestinationAfterwards::Used) => format!("; end the destination and {anew}"),
+        (false, DestinationAfterwards::Ended) => {
             "; a QEMU takes one incoming migration, so the destination has been ended: start it anew".to_owned()
         }
-        (true, true) => format!(
+        (true, DestinationAfterwards::Ended) => format!(
             "; a QEMU takes one incoming migration, so RAM cannot be sent again to go with the disks that were copied, \
              and the destination has been ended: start it anew, and {anew}"
         ),
@@ -70,15 +116,29 @@ mod tests {
 
     #[test]
     fn the_reason_says_what_cannot_be_begun_again_and_what_to_do() {
-        for (holds_a_part, was_ended, words) in [
-            (false, false, &[][..]),
-            (true, false, &["end the destination", "make its images anew", "`again`", "a part of the disks: /d/one"]),
-            (false, true, &["takes one incoming migration", "start it anew"]),
-            (true, true, &["RAM cannot be sent again", "start it anew", "make its images anew", "a part of the disks"]),
+        use DestinationAfterwards::{Ended, Usable, Used};
+        for (holds_a_part, destination, words) in [
+            (false, Used, &[][..]),
+            (false, Usable, &[]),
+            (true, Used, &["end the destination", "make its images anew", "`again`", "a part of the disks: /d/one"]),
+            (true, Usable, &["can use the same destination", "images hold: /d/one.", "end the destination", "`again`"]),
+            (false, Ended, &["takes one incoming migration", "start it anew"]),
+            (
+                true,
+                Ended,
+                &["RAM cannot be sent again", "start it anew", "make its images anew", "a part of the disks"],
+            ),
         ] {
-            let said = before_another_try(holds_a_part, was_ended, &["/d/one".to_owned()]);
+            let said = before_another_try(holds_a_part, destination, &["/d/one".to_owned()]);
             assert_eq!(said.is_empty(), words.is_empty(), "{said}");
             words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
+            let needed = destination.needs(holds_a_part, Vec::new()).map(|needed| needed.start_destination);
+            let expected = match (holds_a_part, destination) {
+                (false, Used | Usable) => None,
+                (true, Usable) => Some(false),
+                _ => Some(true),
+            };
+            assert_eq!(needed, expected, "{destination:?}");
         }
     }
 }

@@ -5,7 +5,7 @@
 //! not make, and what cannot be undone is named.
 
 use super::{
-    another_try::{self, BOTH_GONE, HAS_DISK, before_another_try},
+    another_try::{self, BOTH_GONE, DestinationAfterwards, HAS_DISK, SpentPaths, before_another_try},
     destination::{self, DestinationEnd, DestinationPast, LOOK},
     fence::{free, yank},
     guest_end::end_with_source,
@@ -33,7 +33,7 @@ use crate::{
         record::Record,
         work_order::Route,
     },
-    progress::{AnotherTry, Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
+    progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::MigrationStatus},
     storage::{
         mirror::{export, mirror_job, pivot},
@@ -172,10 +172,11 @@ pub(crate) async fn go_back(
         true => reason.message.push_str(HAS_DISK),
         false if both_gone => reason.message.push_str(BOTH_GONE),
         false => {
-            let images = if holds_a_part { another_try::spend(context, &attempt.images) } else { Vec::new() };
-            reason.message.push_str(&before_another_try(holds_a_part, was_ended, &images));
-            let needed = AnotherTry { images, start_destination: holds_a_part || was_ended };
-            attempt.another_try = Some(needed).filter(|needed| as_before && needed.start_destination);
+            let spent = if holds_a_part { another_try::spend(context, &attempt.images) } else { SpentPaths::default() };
+            let is_whole = spent.recorded && spent.paths.len() == route.pairs.len() && attempt.leftovers.is_empty();
+            let destination = DestinationAfterwards::of(was_ended, is_whole && !past.listened && !is_gone);
+            reason.message.push_str(&before_another_try(holds_a_part, destination, &spent.paths));
+            attempt.another_try = destination.needs(holds_a_part, spent.paths).filter(|_| as_before);
         }
     }
     let runs_on = if as_before { RunsOn::Source } else { RunsOn::Unknown };

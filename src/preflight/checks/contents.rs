@@ -113,9 +113,16 @@ fn compared(comparison: &Comparison) -> Option<Finding> {
 }
 
 fn filled(check: &EmptyImageCheck) -> Option<Finding> {
-    let EmptyImageCheck { disk, file, overlay, holds } = check;
+    let EmptyImageCheck { disk, file, overlay, spent, holds } = check;
     let (code, message) = match (holds, overlay) {
         (EmptyImageState::Nothing, _) => return None,
+        (EmptyImageState::Spent(at), _) => (
+            FindingCode::ImageSpent,
+            format!(
+                "the destination's {file} holds a part of a disk, from byte {at} on, that a migration left which was called \
+                 off: all of it is written again"
+            ),
+        ),
         (EmptyImageState::Data(at), true) => (
             FindingCode::OverlayNotEmpty,
             format!("the destination's {file} is not empty: it has data of its own at byte {at}"),
@@ -132,5 +139,13 @@ fn filled(check: &EmptyImageCheck) -> Option<Finding> {
             format!("whether the destination's {file} is empty could not be seen: {why}"),
         ),
     };
-    Some(Finding::new(code, disk, message))
+    let finding = Finding::new(code, disk, message);
+    match (holds, spent) {
+        (EmptyImageState::Data(_), true) => Some(finding.with_remedy(format!(
+            "this is what a migration left that was called off, and the next one would not write over all of it: end \
+             the destination and make the image anew (qferry prepare does, with {})",
+            Setting::Again
+        ))),
+        _ => Some(finding),
+    }
 }
