@@ -1,6 +1,7 @@
 //! Migrations that succeed: versions, workloads and configurations.
 
 mod announcement;
+mod keep_alive;
 mod listeners;
 mod race;
 

@@ -19,6 +19,7 @@ mod foreign_migrations;
 mod golden;
 mod interference;
 mod journals;
+mod keep_alive;
 mod lost_destination;
 mod lost_events;
 mod lost_writes;

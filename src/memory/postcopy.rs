@@ -10,7 +10,7 @@ use crate::{
     endpoint::Address,
     progress::{RamOutcome, Reporter},
     qemu::{
-        Gone, Observed, Process, ProcessError,
+        Gone, Observed, Process, ProcessError, keep_alive,
         reply::{MigrationInfo, MigrationStatus},
     },
     quantity::Rate,
@@ -132,7 +132,7 @@ pub async fn pause(source: &Process, destination: &Process) -> Result<(), Proces
 /// # Errors
 /// QEMU refuses, above all because it cannot listen there; or does not answer.
 pub async fn listen(destination: &Process, address: &Address) -> Result<(), ProcessError> {
-    destination.act_oob(&qmp::migrate_recover { uri: address.to_string() }).await
+    destination.act_oob(&qmp::migrate_recover { uri: keep_alive::uri(address, destination.features()) }).await
 }
 
 /// Has the source send the rest over a new channel. Only [`until_completed`] tells whether the rest arrives.
@@ -140,7 +140,7 @@ pub async fn listen(destination: &Process, address: &Address) -> Result<(), Proc
 /// # Errors
 /// QEMU refuses, does not answer, or does not begin.
 pub async fn resume(source: &Process, address: &Address) -> Result<(), ProcessError> {
-    let uri = Some(address.to_string());
+    let uri = Some(keep_alive::uri(address, source.features()));
     source.act(&qmp::migrate { uri, channels: None, detach: None, resume: Some(true) }).await?;
     let begun = |status: &MigrationStatus| (*status != MigrationStatus::PostcopyPaused).then_some(());
     let asked = || async { begun(&source.ask(&qmp::query_migrate {}).await.ok()?.status?) };
@@ -212,5 +212,15 @@ async fn sampling(source: &Process, totals: &mut RamOutcome, report: &Reporter) 
         } else if since.elapsed() > STALL {
             return Err(PostcopyError::Broken(format!("nothing was sent for {STALL:?}")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_whose_sources_host_is_gone_notices_before_the_engine_does() {
+        assert!(keep_alive::GONE_AFTER < STALL);
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     endpoint::Address,
     progress::Moment,
     qemu::{
-        Observed, Process, ProcessError, SentCommand,
+        Observed, Process, ProcessError, SentCommand, keep_alive,
         reply::{MigrationInfo, MigrationStatus, RunState},
     },
 };
@@ -37,7 +37,8 @@ pub enum PrecopyError {
 pub async fn listen(destination: &Process, address: &Address) -> Result<(), ProcessError> {
     // Without `exit-on-error=false` a destination that fails exits and leaves the reason on its stderr alone.
     let exit_on_error = destination.features().incoming_exit_on_error.then_some(false);
-    destination.act(&qmp::migrate_incoming { uri: Some(address.to_string()), channels: None, exit_on_error }).await
+    let uri = Some(keep_alive::uri(address, destination.features()));
+    destination.act(&qmp::migrate_incoming { uri, channels: None, exit_on_error }).await
 }
 
 /// Has the source connect and send RAM; the command is sent when the function is called.
@@ -45,7 +46,8 @@ pub async fn listen(destination: &Process, address: &Address) -> Result<(), Proc
 /// # Errors
 /// QEMU refuses, above all because the guest cannot be migrated; or does not answer.
 pub fn send(source: &Process, address: &Address) -> SentCommand<()> {
-    source.act(&qmp::migrate { uri: Some(address.to_string()), channels: None, detach: None, resume: None })
+    let uri = Some(keep_alive::uri(address, source.features()));
+    source.act(&qmp::migrate { uri, channels: None, detach: None, resume: None })
 }
 
 /// Waits until the source's events tell that the guest is stopped and the migration waits in `pre-switchover`.

@@ -42,6 +42,8 @@ pub struct Features {
     pub zero_page_detection: bool,
     /// `announce-self` (4.0): a QEMU that runs a guest can tell the network again where its cards are.
     pub announce_self: bool,
+    /// Socket addresses have `keep-alive-idle` and its like (10.1): QEMU can notice in time that a peer's host is gone.
+    pub keep_alive_times: bool,
     /// `MigrationStatus` has `failing` (11): such a build counts dirty pages about ten times a second, older ones at
     /// the end of each pass. The two changes have nothing to do with each other but came with the same version, and the
     /// estimate alone relies on it.
@@ -80,6 +82,7 @@ impl Features {
             avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
             zero_page_detection: schema.has_argument("migrate-set-parameters", "zero-page-detection"),
             announce_self: schema.has_command("announce-self"),
+            keep_alive_times: schema.has_member("keep-alive-idle"),
             failing_status: schema.argument_values("migrate-continue", "state").contains(&"failing"),
             multifd_compressions: schema
                 .argument_values("migrate-set-parameters", "multifd-compression")

@@ -3,6 +3,7 @@
 //! Owns the typed questions and replies ([`reply`]), the features of a build ([`Features`]), and the state folded from
 //! its events ([`Observed`]). This room must never decide what to do with any of it.
 
+pub mod keep_alive;
 pub mod reply;
 
 mod connection_origin;

@@ -63,6 +63,13 @@ impl<'a> Schema<'a> {
         self.argument(command, argument).is_some()
     }
 
+    /// Whether an object of any command or event has a member of this name. For a name that one type alone can have:
+    /// the types of a union, such as the kinds of socket addresses, cannot be reached by arguments.
+    pub fn has_member(&self, name: &str) -> bool {
+        let mut objects = self.entities.values().filter(|entity| entity.meta_type == Some("object"));
+        objects.any(|object| object.member(name).is_some())
+    }
+
     /// The values of the enum that is the argument's type; empty where the type is no enum.
     pub fn argument_values(&self, command: &str, argument: &str) -> Vec<&'a str> {
         self.argument(command, argument).map_or_else(Vec::new, |member| self.values(member))
@@ -123,6 +130,7 @@ mod tests {
         assert_eq!(schema.argument_values("job-change", "mode"), ["slow", "fast"]);
         assert_eq!(schema.element_values("job-change", "list", "capability"), ["slow", "fast"]);
         assert!(schema.argument_values("job-change", "list").is_empty());
+        assert!(schema.has_member("capability") && !schema.has_member("slow") && !schema.has_member("STOP"));
     }
 
     #[test]

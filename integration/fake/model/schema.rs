@@ -56,6 +56,12 @@ pub fn add_command(schema: &mut Value, name: &str) {
     schema.as_array_mut().unwrap().push(json!({"name": name, "meta-type": "command", "arg-type": "0"}));
 }
 
+/// Gives a schema socket addresses with the times of keep-alive.
+pub fn add_keep_alive_times(schema: &mut Value) {
+    let members = json!([{"name": "host", "type": "str"}, {"name": "keep-alive-idle", "type": "int"}]);
+    schema.as_array_mut().unwrap().push(json!({"name": "7", "meta-type": "object", "members": members}));
+}
+
 /// Adds migration capabilities to a schema.
 pub fn add_capabilities(schema: &mut Value, names: &[&str]) {
     let entities = schema.as_array_mut().unwrap();

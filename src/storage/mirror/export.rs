@@ -5,11 +5,15 @@
 
 use crate::{
     endpoint::Address,
-    qemu::{Process, ProcessError},
+    qemu::{Features, Process, ProcessError, keep_alive},
+    qmp::QmpRequest,
     run_id::RunId,
     storage::model::layout::{DiskPair, PairNames},
 };
-use qapi::qmp;
+use qapi::{
+    Command,
+    qmp::{self, nbd_server_start},
+};
 use serde_json::{Value, json};
 use tokio::try_join;
 
@@ -24,23 +28,14 @@ pub async fn start_server(
     connections: Option<usize>,
 ) -> Result<(), ProcessError> {
     let max_connections = connections.and_then(|connections| u32::try_from(connections).ok());
-    let addr = match address {
-        Address::Unix(path) => qmp::SocketAddressLegacy::unix(qmp::UnixSocketAddressWrapper {
-            data: qmp::UnixSocketAddress { abstract_: None, tight: None, path: path.display().to_string() },
-        }),
-        Address::Tcp { host, port } => qmp::SocketAddressLegacy::inet(qmp::InetSocketAddressWrapper {
-            data: qmp::InetSocketAddress {
-                base: qmp::InetSocketAddressBase { host: host.clone(), port: port.to_string() },
-                ipv4: None,
-                ipv6: None,
-                keep_alive: None,
-                mptcp: None,
-                numeric: None,
-                to: None,
-            },
-        }),
+    let (kind, data) = (keep_alive::socket_type(address), keep_alive::socket_members(address, destination.features()));
+    let addr = json!({ "type": kind, "data": data });
+    let request = QmpRequest::named(nbd_server_start::NAME).with("addr", addr);
+    let request = match max_connections {
+        Some(most) => request.with("max-connections", most),
+        None => request,
     };
-    destination.act(&qmp::nbd_server_start { addr, max_connections, tls_authz: None, tls_creds: None }).await
+    destination.act_with(nbd_server_start::NAME, request).await
 }
 
 /// Exports the destination disk of a pair for writing.
@@ -125,18 +120,17 @@ const OPEN_TIMEOUT: u32 = 1;
 
 /// The file name under which the source's QEMU opens the export. A `json:` description gives the NBD node below a name,
 /// and `yank` needs that name.
-pub fn target(address: &Address, pair: &DiskPair) -> String {
-    let server = server(address);
+pub fn target(address: &Address, pair: &DiskPair, source: &Features) -> String {
+    let server = server(address, source);
     let (node, export) = (&pair.names.nbd, &pair.names.export);
     let file =
         json!({ "driver": "nbd", "node-name": node, "server": server, "export": export, "open-timeout": OPEN_TIMEOUT });
     format!("json:{}", json!({ "driver": "raw", "file": file }))
 }
 
-/// The server's address as an NBD node takes it.
-pub(super) fn server(address: &Address) -> Value {
-    match address {
-        Address::Unix(path) => json!({ "type": "unix", "path": path.display().to_string() }),
-        Address::Tcp { host, port } => json!({ "type": "inet", "host": host, "port": port.to_string() }),
-    }
+/// The server's address as an NBD node of the source takes it.
+pub(super) fn server(address: &Address, source: &Features) -> Value {
+    let mut server = keep_alive::socket_members(address, source);
+    server.insert("type".to_owned(), keep_alive::socket_type(address).into());
+    Value::Object(server)
 }

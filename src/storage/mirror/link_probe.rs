@@ -8,7 +8,7 @@ use super::{export, mirror_job};
 use crate::{
     endpoint::{Address, dial},
     progress::describe,
-    qemu::{Process, ProcessError, reply::JobStatus},
+    qemu::{Features, Process, ProcessError, reply::JobStatus},
     qmp::QmpRequest,
     run_id::RunId,
 };
@@ -106,7 +106,7 @@ impl LinkProbe<'_> {
             dialed.map_err(|error| LinkProbeError::Unreachable(describe(&error)))?;
         }
         make(&mut made.zeros, add(source, &null(run, "zeros", true))).await?;
-        make(&mut made.target, add(source, &target(run, self.address))).await?;
+        make(&mut made.target, add(source, &target(run, self.address, source.features()))).await?;
         make(&mut made.job, source.act(&blockdev_mirror(run))).await?;
         Ok(())
     }
@@ -197,9 +197,9 @@ fn null(run: &RunId, what: &str, zeros: bool) -> Value {
 /// The export, as a node of the source to which QEMU writes zeros as data: blkdebug rejects "write zeroes" requests
 /// that are smaller than `opt-write-zero`, and every request of the mirror is. (A source node that did not read as
 /// zeros would send remains of QEMU's memory.)
-fn target(run: &RunId, address: &Address) -> Value {
+fn target(run: &RunId, address: &Address, source: &Features) -> Value {
     // The NBD node has no name of its own, so QEMU removes it together with this node.
-    let image = json!({ "driver": "nbd", "server": export::server(address), "export": name(run, "export") });
+    let image = json!({ "driver": "nbd", "server": export::server(address, source), "export": name(run, "export") });
     json!({ "driver": "blkdebug", "node-name": name(run, "nbd"), "opt-write-zero": 32 << 20, "image": image })
 }
 

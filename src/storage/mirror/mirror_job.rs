@@ -70,7 +70,11 @@ pub async fn start<'a>(
         .iter()
         .map(|pair| {
             let bitmap = source.act(&qmp::block_dirty_bitmap_add(guard_bitmap(pair)));
-            let mirror = source.act(&qmp::drive_mirror(drive_mirror(pair, nbd, speed(pair))));
+            let mirror = source.act(&qmp::drive_mirror(drive_mirror(
+                pair,
+                export::target(nbd, pair, source.features()),
+                speed(pair),
+            )));
             async { try_join!(bitmap, mirror).map(drop) }
         })
         .collect();
@@ -281,11 +285,11 @@ fn guard_bitmap(pair: &DiskPair) -> qmp::BlockDirtyBitmapAdd {
     }
 }
 
-fn drive_mirror(pair: &DiskPair, nbd: &Address, speed: Option<u64>) -> qmp::DriveMirror {
+fn drive_mirror(pair: &DiskPair, target: String, speed: Option<u64>) -> qmp::DriveMirror {
     qmp::DriveMirror {
         job_id: Some(pair.names.job.clone()),
         device: pair.source.node.clone(),
-        target: export::target(nbd, pair),
+        target,
         node_name: Some(pair.names.target.clone()),
         sync: match pair.mode {
             CopyMode::Incremental => qmp::MirrorSyncMode::top,
