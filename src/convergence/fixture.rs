@@ -103,8 +103,14 @@ pub(super) struct GuestRam {
     pub(super) working_set: f64,
     pub(super) continuous: bool,
     pub(super) throttle: u64,
+    /// QEMU measures the dirty rate in windows of 500 ms.
+    pub(super) measures: bool,
     /// The memory to send at the last sync, MiB.
     pub(super) count: f64,
+    /// The time since the begin, ms.
+    at: u64,
+    /// The memory dirtied in the present window, MiB.
+    window: f64,
     sample: RamSample,
     /// The part that was never sent, MiB.
     unsent: f64,
@@ -123,7 +129,10 @@ impl GuestRam {
             working_set,
             continuous,
             throttle: 0,
+            measures: false,
             count: 512.0,
+            at: 0,
+            window: 0.0,
             sample: RamSample::default(),
             unsent: 512.0,
             pending: 512.0,
@@ -142,6 +151,7 @@ impl GuestRam {
             self.processed += sent;
             let runs = 1.0 - self.throttle as f64 / 100.0;
             self.found = (self.found + self.dirtied * runs / 1000.0).min(self.working_set);
+            self.measure(self.dirtied * runs / 1000.0);
             self.counted += 1;
             if self.pending <= 0.0 || (self.continuous && self.counted >= 100) {
                 let again = (self.pending - self.unsent).max(0.0) / self.working_set.max(1.0);
@@ -160,6 +170,19 @@ impl GuestRam {
             ..self.sample
         };
         self.sample
+    }
+}
+
+impl GuestRam {
+    /// Dirties so many MiB in a millisecond.
+    fn measure(&mut self, dirtied: f64) {
+        self.at += 1;
+        self.window = (self.window + dirtied).min(self.working_set);
+        if self.measures && self.at % 500 == 0 {
+            self.sample.measured_dirty_rate = Some((self.window * 2.0) as u64 * MIB);
+            self.sample.measurements += 1;
+            self.window = 0.0;
+        }
     }
 }
 

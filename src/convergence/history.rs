@@ -41,6 +41,8 @@ pub(super) struct Applied {
     pub(super) downtime: Option<Duration>,
     /// Per cent by which the guest is to be throttled.
     pub(super) throttle: u8,
+    /// QEMU's `dirty-sync-count` when that was decided.
+    pub(super) throttle_syncs: u64,
     /// The moment of the last change that must show before the next rung is climbed.
     pub(super) changed: Duration,
     /// The disks whose mirrors are in write-blocking mode.
@@ -230,6 +232,7 @@ impl History {
             }
             Action::Throttle(percent) => {
                 applied.throttle = *percent;
+                applied.throttle_syncs = self.memory.last().map_or(0, |last| last.syncs);
                 applied.changed = at;
                 self.memory.forget_rates(at);
             }

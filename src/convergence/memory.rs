@@ -20,10 +20,21 @@ const ROUND_TRIPS: f64 = 4.0;
 const FLUSHES: f64 = 2.0;
 /// The time for which RAM must have seemed not to converge: less may be a burst.
 const CONFIRMED: Duration = Duration::from_secs(1);
-/// The time after which a throttle that QEMU does not show has come to nothing.
+/// The time after which a throttle that QEMU does not show has come to nothing, and the syncs that must have passed as
+/// well: QEMU throttles at a sync, and at the second one where it has just done so.
 const UNSEEN: Duration = Duration::from_secs(10);
+const UNSEEN_SYNCS: u64 = 2;
+/// The time before the end of RAM's first pass from which a throttle is armed. The guest may do something else until a
+/// later end.
+const AHEAD: Duration = Duration::from_secs(30);
+/// The same where QEMU syncs within passes: QEMU then throttles within a second or two, and a first pass needs no
+/// throttle.
+pub(super) const AT_ONCE: Duration = Duration::from_secs(2);
+/// The time that a pass must still take for the guest's dirty rate to be measured beside it: the window, the reading of
+/// the pages, and a look.
+const MEASURES: Duration = Duration::from_secs(1);
 /// Up to this load RAM converges within a pass or two, so the guest's dirtying is no reason to act.
-const LIGHT: f64 = 0.3;
+pub(super) const LIGHT: f64 = 0.3;
 /// The factor by which a limit is set above the count that it must let pass: two counts are never the same.
 const MARGIN: f64 = 1.1;
 /// The part of its share that RAM must get for the ceiling to be what slows it down.
@@ -35,7 +46,7 @@ const SATURATED: f64 = 0.95;
 /// The least load that such a guest is taken to have.
 const BEYOND: f64 = 1.5;
 /// The steps of the throttle, per cent.
-const STEP: u8 = 10;
+pub(super) const STEP: u8 = 10;
 
 /// Milliseconds of the blackout that are not RAM.
 pub(super) fn overhead(policy: &Policy, now: &History) -> f64 {
@@ -103,10 +114,53 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Decision {
     }
     let Some(memory) = now.memory.estimate() else { return Decision::wait("RAM has just been started") };
     let sent = now.memory.last().map_or(0, |last| last.processed);
-    let (Some(load), true) = (memory.load(), memory.first_pass_over) else {
-        return Decision::wait(format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.job.memory)));
-    };
+    if !memory.first_pass_over {
+        let armed = now.memory.foreseen().and_then(|foreseen| arm(policy, now, foreseen));
+        let first = format!("RAM's first pass: {} of {}", Bytes(sent), Bytes(now.job.memory));
+        return armed.unwrap_or_else(|| Decision::wait(first));
+    }
+    let Some(load) = memory.load() else { return Decision::wait("nothing is known of RAM's pace yet") };
     MemoryOutlook::new(policy, now, memory, load).decide()
+}
+
+/// The throttle that RAM is foreseen to need after its first pass, while that pass still runs. QEMU throttles only at a
+/// sync that ends a pass, so a throttle that is decided after the sync leaves the whole next pass to the guest.
+fn arm(policy: &Policy, now: &History, foreseen: MemoryEstimate) -> Option<Decision> {
+    // less than is sent converges, if slowly: the first sync tells how much of it there is
+    let load = foreseen.load().filter(|load| *load >= 1.0)?;
+    // the downtime limit is raised once RAM's rest is known, and no rung after the throttle is climbed before that
+    let is_next = policy.ram.iter().find(|rung| **rung != RamRung::Downtime) == Some(&RamRung::Throttle);
+    let ahead = if now.memory.syncs_within_passes() { AT_ONCE } else { AHEAD };
+    let is_due = now.memory.left_of_pass().is_some_and(|left| left <= ahead);
+    if !is_next || !is_due || !now.job.abilities.throttle || now.applied.throttle > 0 {
+        return None;
+    }
+    let outlook = MemoryOutlook::new(policy, now, foreseen, load);
+    let percent = outlook.throttle();
+    let because = format!(
+        "{} are dirtied against {} sent ({:.0} %): the guest is throttled by {percent} %, which QEMU is told before the \
+         first pass ends, since QEMU throttles only at the end of a pass",
+        Rate(foreseen.dirty_rate as u64),
+        Rate(foreseen.pace as u64),
+        load * 100.0,
+    );
+    Some(Decision::act(Action::Throttle(percent), because))
+}
+
+impl History {
+    /// Whether QEMU should measure the guest's dirty rate again, beside RAM's first pass. No measurement runs when the
+    /// guest may be stopped: the pages that QEMU reads for it take a core for a while.
+    pub fn wants_measurement(&self) -> bool {
+        let is_long = self.memory.left_of_pass().is_some_and(|left| left >= MEASURES);
+        is_long && !self.stands && self.applied.throttle == 0 && self.memory.wants_measurement(self.at, LIGHT)
+    }
+
+    /// Bytes per second that the guest dirties, as far as is known.
+    pub fn dirty_rate(&self) -> f64 {
+        let estimate = self.memory.estimate();
+        let foreseen = self.memory.foreseen().filter(|_| estimate.is_none_or(|memory| !memory.first_pass_over));
+        foreseen.or(estimate).map_or(0.0, |memory| memory.dirty_rate)
+    }
 }
 
 /// The estimate of RAM, held against the downtime limit and the policy.
@@ -195,6 +249,10 @@ impl<'a> MemoryOutlook<'a> {
             }
             RamRung::Throttle => (abilities.throttle && now.applied.throttle < policy.throttle_max).then(|| {
                 let percent = self.throttle();
+                if let Some(saved) = self.saves(percent).filter(|saved| *saved < millis(self.patience)) {
+                    let saved = saved.max(0.0);
+                    return Decision::wait(format!("RAM will fit: {self}; a throttle would save {saved:.0} ms only"));
+                }
                 let because = match self.time_throttled(percent) {
                     Some(time) => format!("{self}: throttled by {percent} % RAM would fit in {:.1} s", time / 1000.0),
                     None => format!("{self}: the guest is throttled by {percent} %"),
@@ -275,12 +333,35 @@ impl<'a> MemoryOutlook<'a> {
         self.memory.time_to(self.rest, self.load_throttled(percent))
     }
 
+    /// Milliseconds that a throttle by so many per cent saves; `None` where RAM does not converge without one. QEMU
+    /// throttles at the end of the present pass, so that pass leaves what it leaves anyway.
+    fn saves(&self, percent: u8) -> Option<f64> {
+        let by_itself = self.memory.time_to(self.rest, self.load.max(self.true_load()))?;
+        let pass = self.memory.fresh / self.memory.pace * 1000.0;
+        let (wait, fresh) = match self.now.memory.syncs_within_passes() {
+            true => (pass.min(millis(AT_ONCE)), self.memory.fresh),
+            false => (pass, self.memory.fresh * self.load),
+        };
+        let then = MemoryEstimate { fresh, ..self.memory };
+        Some(by_itself - wait - then.time_to(self.rest, self.load_throttled(percent))?)
+    }
+
+    /// The load of the guest, also as far as syncs hide it: all that was sent is found dirty again at most, and where
+    /// QEMU syncs within passes, pages that are still to be sent are not found again.
+    fn true_load(&self) -> f64 {
+        let load = self.memory.load().unwrap_or(1.0);
+        let measured = self.now.memory.measured_load().filter(|_| self.now.applied.throttle == 0);
+        match measured {
+            Some(measured) if load > SATURATED || self.now.memory.syncs_within_passes() => load.max(measured),
+            None if load > SATURATED => load.max(BEYOND),
+            _ => load,
+        }
+    }
+
     /// The load of the guest, throttled by so many per cent.
     fn load_throttled(&self, percent: u8) -> f64 {
         let runs = |percent: u8| 1.0 - f64::from(percent) / 100.0;
-        let load = self.memory.load().unwrap_or(1.0);
-        let load = if load > SATURATED { load.max(BEYOND) } else { load };
-        load / runs(self.now.applied.throttle.min(99)) * runs(percent)
+        self.true_load() / runs(self.now.applied.throttle.min(99)) * runs(percent)
     }
 }
 
@@ -324,8 +405,10 @@ fn patience(policy: &Policy, now: &History) -> Duration {
 
 /// Whether QEMU shows the last throttle, or has had its time to.
 fn has_throttle_shown(now: &History) -> bool {
-    let shows = now.memory.last().is_some_and(|last| last.throttle_pct >= u64::from(now.applied.throttle));
-    shows || now.since(now.applied.changed) > UNSEEN
+    let Some(last) = now.memory.last() else { return true };
+    let syncs = last.syncs.saturating_sub(now.applied.throttle_syncs);
+    let is_late = now.since(now.applied.changed) > UNSEEN && syncs > UNSEEN_SYNCS;
+    last.throttle_pct >= u64::from(now.applied.throttle) || is_late
 }
 
 #[cfg(test)]
@@ -386,10 +469,15 @@ mod tests {
 
     #[test]
     fn a_throttle_is_as_strong_as_needed_and_comes_early() {
-        for continuous in [false, true] {
+        for (continuous, measures) in [(false, false), (false, true), (true, false), (true, true)] {
             for (dirtied, least, most) in [(85.0, 30, 80), (200.0, 30, 90)] {
+                if continuous && dirtied < 100.0 {
+                    // with syncs within passes less remains at the end of the first, and a throttle hardly pays
+                    continue;
+                }
                 let (mut run, mut ram) =
                     (started(built_in("converge"), job()), GuestRam::new(dirtied, 200.0, continuous));
+                ram.measures = measures;
                 let decision = until(&mut run, &mut ram, 20_000, |decision| throttle(decision).is_some());
                 let percent = decision.as_ref().and_then(throttle).expect("a throttle");
                 assert!((least..=most).contains(&percent), "{continuous}: {decision:?}");
@@ -400,6 +488,99 @@ mod tests {
                 let next = until(&mut run, &mut ram, 4000, |decision| throttle(decision).is_some());
                 assert!(next.as_ref().and_then(throttle).is_none_or(|next| next > percent), "{next:?}");
             }
+        }
+    }
+
+    /// The first throttle of a guest that dirties so much of 200 MiB: its moment in seconds, and its strength. The first
+    /// pass of RAM takes 5.1 s, and the second one at most two more.
+    fn first_throttle(policy: &str, dirtied: impl Fn(u64) -> f64, measures: bool) -> Option<(f64, u8)> {
+        let (mut run, mut ram) = (started(policy, job()), GuestRam::new(0.0, 200.0, false));
+        ram.measures = measures;
+        (0..80).find_map(|look| {
+            ram.dirtied = dirtied(look * 100);
+            let percent = throttle(&run.look(100, Some(ram.after(100)), &[]));
+            percent.map(|percent| (run.at() / 1000.0, percent))
+        })
+    }
+
+    #[test]
+    fn a_throttle_is_armed_before_the_pass_ends_in_which_the_need_is_seen() {
+        let burst = |from: u64, until: u64| move |at: u64| if (from..until).contains(&at) { 200.0 } else { 20.0 };
+        let constant = |rate: f64| move |_: u64| rate;
+        type Dirtied<'a> = &'a dyn Fn(u64) -> f64;
+        for (named, dirtied, measures, expected) in [
+            // two measurements in the first pass suffice
+            ("2 x", &constant(200.0) as Dirtied, true, Some((1.0..2.0, 90))),
+            ("1.5 x", &constant(150.0), true, Some((1.0..2.0, 80))),
+            ("1.1 x", &constant(110.0), true, Some((1.0..2.0, 80))),
+            // RAM converges by itself, but slowly: the first sync tells how slowly, and the second pass has begun
+            ("0.9 x", &constant(90.0), true, Some((5.1..5.6, 70))),
+            // a throttle would save less than the patience
+            ("0.5 x", &constant(50.0), true, None),
+            ("idle", &constant(0.0), true, None),
+            // a burst in one measurement, in the first pass or right before its end
+            ("burst at once", &burst(0, 500), true, None),
+            ("burst at last", &burst(4500, 5000), true, None),
+            ("burst in two measurements", &burst(1200, 1800), true, None),
+            // without measurements the second pass is the first to tell, and its end comes first
+            ("2 x, not measured", &constant(200.0), false, Some((7.0..8.0, 80))),
+        ] {
+            let found = first_throttle(built_in("converge"), dirtied, measures);
+            let is_right = match (&found, &expected) {
+                (Some((at, percent)), Some((when, most))) => when.contains(at) && percent <= most && *percent >= 60,
+                (None, None) => true,
+                _ => false,
+            };
+            assert!(is_right, "{named}: {found:?} in place of {expected:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_throttle_that_is_the_next_rung_is_armed_in_the_first_pass() {
+        for (policy, is_armed) in [
+            ("ram = ['downtime', 'throttle', 'postcopy']", true),
+            ("ram = ['throttle']", true),
+            ("ram = ['downtime', 'postcopy']", false),
+            ("ram = ['downtime']", false),
+            ("ram = ['stop-and-copy', 'throttle']\nstop-and-copy = '30s'", false),
+        ] {
+            let at = first_throttle(policy, |_| 200.0, true).map(|(at, _)| at);
+            assert_eq!(at.is_some_and(|at| at < 5.0), is_armed, "{policy}: {at:?}");
+        }
+        let mut without = job();
+        without.abilities.throttle = false;
+        let (mut run, mut ram) = (started(built_in("converge"), without), GuestRam::new(200.0, 200.0, false));
+        ram.measures = true;
+        assert_eq!(until(&mut run, &mut ram, 8000, |decision| throttle(decision).is_some()), None);
+    }
+
+    #[test]
+    fn a_long_first_pass_is_not_armed_at_its_begin() {
+        // 30 MiB/s of 10: the first pass takes 51 s, and where QEMU syncs within passes, the throttle would be felt
+        for (continuous, earliest, latest) in [(false, 20.0, 24.0), (true, 48.0, 53.0)] {
+            let (mut run, mut ram) = (started(built_in("converge"), job()), GuestRam::new(30.0, 200.0, continuous));
+            (ram.measures, ram.sent) = (true, 10.0);
+            until(&mut run, &mut ram, 60_000, |decision| throttle(decision).is_some()).expect("a throttle");
+            let at = run.at() / 1000.0;
+            assert!((earliest..latest).contains(&at), "{continuous}: {at}");
+        }
+    }
+
+    #[test]
+    fn the_dirty_rate_is_measured_while_that_tells_something() {
+        for (dirtied, wants_more) in [(0.0, false), (20.0, false), (200.0, true)] {
+            let (mut run, mut ram) = (started(built_in("patient"), job()), GuestRam::new(dirtied, 200.0, false));
+            ram.measures = true;
+            let mut measured = Vec::new();
+            for _ in 0..70 {
+                let sample = ram.after(100);
+                run.look(100, Some(sample), &[]);
+                measured.push((run.history.wants_measurement(), sample.measurements));
+            }
+            // a guest that dirties little is not looked at again, and no window runs when the pass may end
+            let is_wanted = measured.iter().any(|(wants, count)| *wants && *count > 0);
+            assert_eq!(is_wanted, wants_more, "{dirtied}: {measured:?}");
+            assert!(measured[42..50].iter().all(|(wants, _)| !wants), "{dirtied}: {measured:?}");
         }
     }
 

@@ -31,6 +31,7 @@ fn ram() -> impl Strategy<Value = RamSample> {
             remaining,
             total,
             measured_dirty_rate: (transferred % 3 == 0).then_some(transferred),
+            measurements: syncs / 4,
             throttle_pct,
             syncs,
             postcopy: false,

@@ -32,8 +32,11 @@ pub struct RamSample {
     pub remaining: u64,
     /// The guest's memory.
     pub total: u64,
-    /// The guest's dirty rate, bytes per second, once `calc-dirty-rate` has measured it beside the first pass.
+    /// The guest's dirty rate, bytes per second, as `calc-dirty-rate` has measured it last beside the first pass.
     pub measured_dirty_rate: Option<u64>,
+    /// The number of those measurements so far.
+    #[serde(default)]
+    pub measurements: u64,
     /// Per cent by which the vCPUs are throttled.
     pub throttle_pct: u64,
     /// `dirty-sync-count`: one sync a pass on 10.0, about ten a second on 11.1.

@@ -6,7 +6,7 @@ use super::{
     decision::Action,
     job::{Abilities, ConvergenceJob},
     policy::Policy,
-    simulate::{DirtyBursts, DiskModel, GuestModel, LinkModel, SimulatedAction, SimulatedRun, simulate},
+    simulate::{DirtyBursts, DiskModel, GuestModel, LinkModel, SimulatedAction, SimulatedRun, ideal, simulate},
 };
 use crate::quantity::Rate;
 use std::time::Duration;
@@ -228,6 +228,36 @@ fn converge_is_no_worse_than_the_published_schedules() {
                 assert!(schedule_blackout > blackout * 1.8, "total {told}");
                 assert!(own.total_ms < other.total_ms + 3000.0, "total {told}");
             }
+        }
+    }
+}
+
+/// The greatest quotient of a run's time and that of the ideal schedule.
+const BEYOND_IDEAL: f64 = 1.15;
+
+#[test]
+fn a_throttle_comes_in_time() {
+    let sizes = [(320.0, 64.0), (320.0, 128.0), (1024.0, 256.0), (1024.0, 768.0), (4096.0, 128.0), (4096.0, 1024.0)];
+    for (memory, set) in sizes {
+        for load in [0.5, 0.9, 1.5, 2.0] {
+            let mut guest = guest(memory * MIB, set * MIB, load * GBIT);
+            guest.used = guest.used.max(guest.working_set);
+            let (given, link) = (job(&guest, 300), link(GBIT, false));
+            let run = simulate(&policy("converge"), &given, &guest, &link);
+            let ideal = ideal(&policy("converge"), &given, &guest, &link);
+            let told = format!("{memory} MiB, {set} MiB at {load}: {run:#?}\nideal {ideal:#?}");
+            assert!(run.moved() && ideal.moved(), "{told}");
+            assert!(run.total_ms <= ideal.total_ms * BEYOND_IDEAL, "{}: {told}", run.total_ms / ideal.total_ms);
+            let throttled = run.actions.iter().find(|step| matches!(step.action, Action::Throttle(_)));
+            let first_pass = guest.used / GBIT * 1000.0;
+            match throttled.map(|step| step.at_ms) {
+                // a need that is seen in the first pass is met before that pass ends
+                Some(at) if load > 1.0 => assert!(at < first_pass, "at {at} of {first_pass}: {told}"),
+                Some(_) => assert!(load > 0.5, "a guest that converges in time is throttled: {told}"),
+                None => assert!(load < 1.0, "not throttled: {told}"),
+            }
+            let blackouts = run.blackout_ms.zip(ideal.blackout_ms).expect("moved");
+            assert!(blackouts.0 <= blackouts.1 + 10.0, "{told}");
         }
     }
 }

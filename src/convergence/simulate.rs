@@ -16,10 +16,15 @@ use super::{
     shares::MemoryShare,
 };
 use crate::quantity::Bytes;
+use dirty_rate::DirtyRateModel;
 use serde::Serialize;
 use std::time::Duration;
 
+mod dirty_rate;
+mod ideal;
+
 pub use super::guest_model::{DirtyBursts, DiskModel, GuestModel, LinkModel};
+pub use ideal::ideal;
 
 /// The length of a step of the model, milliseconds.
 const TICK: f64 = 10.0;
@@ -125,6 +130,7 @@ struct Simulation<'a> {
     period: ThrottlePeriod,
     /// The rate of RAM in the last step.
     rate: f64,
+    measurement: DirtyRateModel,
     mirrors: Vec<MirrorModel>,
 }
 
@@ -224,6 +230,7 @@ impl<'a> Simulation<'a> {
             throttled: 0,
             period: ThrottlePeriod::default(),
             rate: 0.0,
+            measurement: DirtyRateModel::default(),
             mirrors: guest.disks.iter().map(|disk| MirrorModel { len: disk.bytes, ..MirrorModel::default() }).collect(),
         }
     }
@@ -233,6 +240,9 @@ impl<'a> Simulation<'a> {
         let sample = self.sample();
         let decision = decide(policy, history, &sample);
         history.record(&sample, &decision);
+        if history.wants_measurement() {
+            self.measurement.begin(self.at);
+        }
         for action in decision.actions {
             if !policy.observe || matches!(action, Action::StartMemory) {
                 self.apply(&action);
@@ -290,6 +300,8 @@ impl<'a> Simulation<'a> {
             processed: self.processed as u64,
             remaining: self.pending as u64,
             total: self.guest.memory as u64,
+            measured_dirty_rate: self.measurement.rate,
+            measurements: self.measurement.count,
             throttle_pct: u64::from(self.throttled),
             syncs: self.syncs,
             ..RamSample::default()
@@ -305,7 +317,12 @@ impl<'a> Simulation<'a> {
 
     fn apply(&mut self, action: &Action) {
         match action {
-            Action::StartMemory => self.memory_started = true,
+            Action::StartMemory => {
+                self.memory_started = true;
+                // the sync that begins the first pass begins the first period, too
+                self.period.began = self.at;
+                self.measurement.begin(self.at);
+            }
             Action::HoldMemory => self.held = self.link.switchover_bandwidth,
             Action::ReleaseMemory => self.held = false,
             Action::DowntimeLimit(limit) => self.limit = millis(*limit),
@@ -387,6 +404,7 @@ impl<'a> Simulation<'a> {
             let taken = (pace * time).min(at_hand);
             let runs = 1.0 - f64::from(self.throttled) / 100.0;
             self.dirtied = (self.dirtied + dirties * runs * time).min(self.guest.working_set);
+            self.measurement.step(self.at - left * 1000.0, dirties * runs * time, self.guest.working_set);
             self.pending -= taken;
             self.unsent = if first && at_hand - taken > 1.0 { self.unsent - taken } else { 0.0 };
             self.processed += taken;
@@ -421,8 +439,7 @@ impl<'a> Simulation<'a> {
         if self.at - period.began < THROTTLE_PERIOD {
             return;
         }
-        // the period that ends with the first count is not judged
-        if period.began > 0.0 && period.found > (self.transferred - period.sent) * self.auto_converge.trigger {
+        if period.found > (self.transferred - period.sent) * self.auto_converge.trigger {
             period.high += 1;
         }
         if period.high >= 2 {

@@ -163,12 +163,19 @@ async fn dirtied(source: &Process, facts: &SideFacts) -> Result<Vec<(Duration, u
     Ok(found)
 }
 
-/// Begins to measure the memory that the guest dirties in a window; `query-dirty-rate` has the result afterwards. Gives
-/// whether the measurement began: a build that knows whole seconds only, a guest with little memory, or a measurement
-/// that is under way already are no errors.
-pub async fn begin(source: &Process, window: Duration, ram: u64) -> bool {
-    let Ok(pages) = measurements::sample_pages(&[ram]) else { return false };
-    source.features().dirty_rate_milliseconds && source.act(&calc_dirty_rate(window, true, pages)).await.is_ok()
+/// Begins to measure the memory that the guest dirties in a window, which has whole seconds where the build knows no
+/// others; `query-dirty-rate` has the result afterwards. The command is sent when the function is called. Gives whether
+/// the measurement began: a guest with little memory, or a measurement that is under way already are no errors.
+pub fn begin(source: &Process, window: Duration, ram: u64) -> impl Future<Output = bool> + use<> {
+    let milliseconds = source.features().dirty_rate_milliseconds;
+    let pages = measurements::sample_pages(&[ram]).ok();
+    let asked = pages.map(|pages| source.act(&calc_dirty_rate(window, milliseconds, pages)));
+    async {
+        match asked {
+            Some(asked) => asked.await.is_ok(),
+            None => false,
+        }
+    }
 }
 
 /// The dirty rate of a window, MiB/s. Pages are sampled, which neither slows the guest nor needs a feature of the

@@ -7,6 +7,7 @@ use crate::quantity::Bytes;
 use std::time::Duration;
 
 mod disk;
+mod measured;
 mod ram;
 
 pub use disk::DiskEstimate;

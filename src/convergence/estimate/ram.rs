@@ -4,7 +4,7 @@
 //! times a second. On both, the bytes found dirty between two syncs are the growth of `remaining` plus the bytes sent
 //! meanwhile.
 
-use super::{super::sample::RamSample, BETTER, CounterMark, SmoothedValue, WINDOW};
+use super::{super::sample::RamSample, BETTER, CounterMark, SmoothedValue, WINDOW, measured::MeasuredRates};
 use crate::quantity::Bytes;
 use serde::Serialize;
 use std::{collections::VecDeque, time::Duration};
@@ -71,6 +71,8 @@ pub(in crate::convergence) struct MemoryTrack {
     bandwidth: SmoothedValue,
     /// The highest bandwidth of a window, bytes per second; 0 before the first.
     fastest: f64,
+    /// The same with RAM's present share, without the first window, in which buffers are filled.
+    capacity: f64,
     /// The begin of the window of the bandwidth.
     transferred: CounterMark,
     dirty_rate: SmoothedValue,
@@ -78,6 +80,10 @@ pub(in crate::convergence) struct MemoryTrack {
     /// The smoothed rates are those of the first pass, which say little of later passes: zero pages are passed over
     /// quickly, and memory that is rewritten is found once however often it was rewritten.
     provisional: bool,
+    /// A sync was seen since RAM was started.
+    synced: bool,
+    /// More than one sync was seen in the first pass.
+    syncs_within: bool,
     /// The fastest pace between two looks, bytes per second.
     peak: f64,
     /// The begin of the window of that pace.
@@ -87,6 +93,7 @@ pub(in crate::convergence) struct MemoryTrack {
     estimate: MemoryEstimate,
     /// The latest estimates since conditions changed.
     recent: VecDeque<DatedEstimate>,
+    measured: MeasuredRates,
 }
 
 /// A sample of RAM and its moment.
@@ -157,6 +164,53 @@ impl MemoryTrack {
         self.last.map(|look| look.ram)
     }
 
+    /// The bandwidth that RAM's present share reaches where there is something to send. Pages of zeros make the
+    /// bandwidth of a window in the first pass lower than that.
+    pub(in crate::convergence) fn capacity(&self) -> Option<f64> {
+        let known = if self.capacity > 0.0 { self.capacity } else { self.bandwidth.get()? };
+        (known > 0.0).then_some(known)
+    }
+
+    /// RAM after its first pass, as QEMU's measurements of the guest's dirty rate foretell it while that pass runs.
+    /// `None` where they tell nothing that can be believed. The rest is the most that the pass can leave.
+    pub(in crate::convergence) fn foreseen(&self) -> Option<MemoryEstimate> {
+        let (dirty_rate, pace) = (self.measured.sustained()?, self.capacity()?);
+        let pass = self.moved.saturating_sub(self.began?) + self.left_of_pass()?;
+        let fresh = (dirty_rate * pass.as_secs_f64()).min(self.last?.ram.total as f64);
+        Some(MemoryEstimate { dirty_rate, pace, fresh, worse: 0, ..self.estimate })
+    }
+
+    /// The time that the present pass takes yet; less where zeros are left.
+    pub(in crate::convergence) fn left_of_pass(&self) -> Option<Duration> {
+        let ram = self.last?.ram;
+        let left = match self.estimate.first_pass_over {
+            true => ram.remaining,
+            // syncs within the pass add to what remains
+            false => ram.total.saturating_sub(ram.processed),
+        };
+        let seconds = left as f64 / self.capacity()?;
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+    }
+
+    /// QEMU was seen to sync within the first pass, and not only at its end.
+    pub(in crate::convergence) fn syncs_within_passes(&self) -> bool {
+        self.syncs_within
+    }
+
+    /// The guest's dirtying as a part of the bandwidth, by QEMU's measurements beside the first pass.
+    pub(in crate::convergence) fn measured_load(&self) -> Option<f64> {
+        Some(self.measured.sustained()? / self.capacity()?)
+    }
+
+    /// Whether another measurement of the guest's dirty rate would tell something that RAM's syncs do not.
+    /// A guest that dirties less than the part `light` of what is sent needs no second one.
+    pub(in crate::convergence) fn wants_measurement(&self, at: Duration, light: f64) -> bool {
+        let Some(capacity) = self.capacity() else { return false };
+        let is_open = !self.estimate.first_pass_over || (self.provisional && self.measured.sustained().is_none());
+        let is_busy = self.measured.last().is_none_or(|rate| rate > capacity * light);
+        is_open && is_busy && self.measured.is_wanting(at)
+    }
+
     pub(in crate::convergence) fn recent(&self) -> impl DoubleEndedIterator<Item = &DatedEstimate> {
         self.recent.iter()
     }
@@ -164,6 +218,7 @@ impl MemoryTrack {
     /// Starts the rates anew: the share of RAM is another.
     pub(in crate::convergence) fn share_anew(&mut self, at: Duration) {
         self.bandwidth = SmoothedValue::default();
+        self.capacity = 0.0;
         if let Some(last) = self.last {
             self.transferred = CounterMark { at, count: Bytes(last.ram.transferred) };
         }
@@ -199,14 +254,25 @@ impl MemoryTrack {
         let found = Bytes(now.remaining.saturating_add(processed.0).saturating_sub(last.ram.remaining));
         self.dirtied.found.0 = self.dirtied.found.0.saturating_add(found.0);
         self.dirtied.processed.0 = self.dirtied.processed.0.saturating_add(processed.0);
-        let first_pass = self.follow_first_pass(at, now, found);
         let noise = (processed.0 as f64 * NOISE).max(LEAST_NOISE);
-        if now.syncs == last.ram.syncs && (found.0 as f64) < noise {
-            return;
+        let is_sync = now.syncs != last.ram.syncs || found.0 as f64 >= noise;
+        let was_over = self.estimate.first_pass_over;
+        // the first pass is over once all of RAM was processed and the sync that ends the pass was seen: its count comes
+        // with that sync
+        self.syncs_within |= self.synced && is_sync && !was_over;
+        self.synced |= is_sync;
+        self.estimate.first_pass_over |= self.synced && now.processed >= now.total && now.total > 0;
+        self.provisional |= !was_over;
+        if is_sync {
+            self.dirtied.most = self.dirtied.most.max(Bytes(now.remaining));
+            self.dirtied.syncs += now.syncs.saturating_sub(last.ram.syncs);
+            self.end_window(at, now, !was_over);
         }
-        self.dirtied.most = self.dirtied.most.max(Bytes(now.remaining));
-        self.dirtied.syncs += now.syncs.saturating_sub(last.ram.syncs);
-        self.end_window(at, now, first_pass);
+        let is_measured = self.measured.add(at, &now);
+        let ends = self.estimate.first_pass_over && !was_over;
+        if ends || (is_measured && was_over && self.provisional) {
+            self.believe_measurements(at);
+        }
     }
 
     fn begin(&mut self, at: Duration, now: RamSample) {
@@ -223,6 +289,9 @@ impl MemoryTrack {
         let transferred = Bytes(now.transferred);
         if self.transferred.age(at) >= WINDOW && transferred > self.transferred.count {
             let rate = self.transferred.advance(at, transferred);
+            if self.bandwidth.get().is_some() {
+                self.capacity = self.capacity.max(rate);
+            }
             self.bandwidth.add(rate);
             self.fastest = self.fastest.max(rate);
             self.estimate.bandwidth = self.bandwidth.get().unwrap_or_default();
@@ -233,19 +302,17 @@ impl MemoryTrack {
         }
     }
 
-    /// Whether RAM was in its first pass until now.
-    fn follow_first_pass(&mut self, at: Duration, now: RamSample, found: Bytes) -> bool {
-        let first_pass = !self.estimate.first_pass_over;
-        self.estimate.first_pass_over |= now.processed >= now.total && now.total > 0;
-        if let (true, true, Some(measured)) = (first_pass, self.estimate.first_pass_over, now.measured_dirty_rate) {
-            // one pass does not tell how fast memory is rewritten: QEMU measured that meanwhile
-            self.estimate.dirty_rate = measured as f64;
-            self.estimate.pace = self.estimate.bandwidth;
-            self.estimate.fresh = found.0.max(now.remaining) as f64;
-            self.remember(self.began.unwrap_or(at));
-        }
-        self.provisional |= first_pass;
-        first_pass
+    /// Takes the rates of the first pass from QEMU's measurements: the pass itself does not tell how fast memory is
+    /// rewritten.
+    fn believe_measurements(&mut self, at: Duration) {
+        let is_throttled = self.last.is_some_and(|last| last.ram.throttle_pct > 1);
+        let sustained = self.measured.sustained();
+        let Some(rate) = sustained.or(self.measured.last()).filter(|_| !is_throttled) else { return };
+        self.estimate.dirty_rate = rate;
+        self.estimate.pace = self.capacity().unwrap_or(self.estimate.bandwidth);
+        // estimates from within the first pass confirm nothing, and neither does a measurement confirm itself
+        self.recent.clear();
+        self.remember(self.began.filter(|_| sustained.is_some()).unwrap_or(at));
     }
 
     /// Ends the window of the dirty rate at a sync, if the window is long enough.

@@ -273,6 +273,7 @@ impl<'a> Controller<'a> {
         let decision = decide(policy, &self.history, &look.sample);
         let shared = self.history.shares().clone();
         self.history.record(&look.sample, &decision);
+        self.sampler.want_measurement(self.history.wants_measurement());
         self.sampler.report(look, &self.history);
         if self.is_nearly_ready() {
             // before RAM is released to the switchover, so that the guest's stop finds flushed images
@@ -407,7 +408,7 @@ impl<'a> Controller<'a> {
     fn throttle(&self, attempt: &Attempt, percent: u8) -> Map<String, Value> {
         match attempt.throttling {
             tuning::ThrottleMethod::DirtyLimit => {
-                let dirtied = self.history.estimates().memory.map_or(0.0, |memory| memory.dirty_rate);
+                let dirtied = self.history.dirty_rate();
                 tuning::dirty_limit(Rate((dirtied * (1.0 - f64::from(percent) / 100.0)) as u64), self.order.cpus)
             }
             _ => tuning::throttle(percent),

@@ -17,8 +17,10 @@ use qapi::qmp;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The window in which QEMU measures what the guest dirties beside RAM's first pass, which does not tell it.
+/// The window in which QEMU measures what the guest dirties beside RAM's first pass, which does not tell it; and that of
+/// a build that knows whole seconds only.
 const WINDOW: Duration = Duration::from_millis(500);
+const WHOLE_SECOND: Duration = Duration::from_secs(1);
 /// For how long after the window the result is asked for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -44,23 +46,39 @@ pub(super) struct Sampler<'a> {
     connects: Option<Instant>,
 }
 
-/// How fast the guest dirties its RAM, measured once beside RAM's first pass.
+/// How fast the guest dirties its RAM, measured again and again beside RAM's first pass.
 #[derive(Default)]
 struct DirtyRateMeasurement {
-    /// When QEMU was asked to measure.
+    /// When QEMU was asked to measure, if it is measuring.
     begun: Option<Instant>,
-    /// Bytes per second.
+    window: Duration,
+    /// Bytes per second, by the newest measurement.
     rate: Option<u64>,
+    /// The number of measurements so far.
+    count: u64,
+    /// The controller wants another one.
+    is_wanted: bool,
 }
 
 impl DirtyRateMeasurement {
+    fn begin(&mut self, window: Duration) {
+        (self.begun, self.window) = (Some(Instant::now()), window);
+    }
+
+    /// Whether QEMU may have a result.
     fn is_due(&self) -> bool {
-        let due = |begun: Instant| (WINDOW..WINDOW + PATIENCE).contains(&begun.elapsed());
-        self.rate.is_none() && self.begun.is_some_and(due)
+        self.begun.is_some_and(|begun| (self.window..self.window + PATIENCE).contains(&begun.elapsed()))
+    }
+
+    /// Whether another measurement is wanted, and none is under way.
+    fn is_to_begin(&self) -> bool {
+        self.is_wanted && self.begun.is_none_or(|begun| begun.elapsed() >= self.window + PATIENCE)
     }
 
     fn take(&mut self, answer: &DirtyRate) {
-        self.rate = answer.measured().map(|rate| measurements::dirtied(rate, Duration::from_secs(1)));
+        let Some(rate) = answer.measured() else { return };
+        self.rate = Some(measurements::dirtied(rate, Duration::from_secs(1)));
+        (self.begun, self.count) = (None, self.count + 1);
     }
 }
 
@@ -71,7 +89,15 @@ impl<'a> Sampler<'a> {
 
     /// Has QEMU measure how fast the guest dirties its RAM.
     pub(super) async fn begin_measurement(&mut self, source: &Process) {
-        self.dirty_rate.begun = measure::begin(source, WINDOW, self.order.memory).await.then(Instant::now);
+        let window = window(source);
+        if measure::begin(source, window, self.order.memory).await {
+            self.dirty_rate.begin(window);
+        }
+    }
+
+    /// Whether QEMU is to measure once more, at the next look.
+    pub(super) fn want_measurement(&mut self, is_wanted: bool) {
+        self.dirty_rate.is_wanted = is_wanted;
     }
 
     /// Looks at mirrors and RAM once. All questions are on their way before the first answer is awaited.
@@ -83,6 +109,11 @@ impl<'a> Sampler<'a> {
         let stats =
             (!self.order.route.pairs.is_empty()).then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
         let dirtied = self.dirty_rate.is_due().then(|| source.ask(&qmp::query_dirty_rate { calc_time_unit: None }));
+        let begins = (sends && self.dirty_rate.is_to_begin()).then(|| {
+            let window = window(source);
+            self.dirty_rate.begin(window);
+            measure::begin(source, window, self.order.memory)
+        });
         let migration = answer(migration).await.transpose()?;
         self.require_connection(migration.as_ref())?;
         let first = migration.as_ref().map(|_| asked.elapsed());
@@ -94,6 +125,8 @@ impl<'a> Sampler<'a> {
         if let Some(Ok(dirtied)) = answer(dirtied).await {
             self.dirty_rate.take(&dirtied);
         }
+        // A refusal is no matter: the result stays away, and after a while the next measurement may begin.
+        answer(begins).await;
         if let Some(migration) = &migration {
             sample::fold(&mut attempt.ram, migration);
         }
@@ -123,6 +156,7 @@ impl<'a> Sampler<'a> {
                 remaining: ram.remaining,
                 total: ram.total,
                 measured_dirty_rate: self.dirty_rate.rate,
+                measurements: self.dirty_rate.count,
                 throttle_pct: migration.cpu_throttle_percentage.unwrap_or(0),
                 syncs: ram.dirty_sync_count,
                 postcopy: migration.status.as_ref().is_some_and(MigrationStatus::is_postcopy),
@@ -184,6 +218,11 @@ impl<'a> Sampler<'a> {
         }
         report.emit(event);
     }
+}
+
+/// The shortest window that this build can measure in and that tells enough.
+fn window(source: &Process) -> Duration {
+    if source.features().dirty_rate_milliseconds { WINDOW } else { WHOLE_SECOND }
 }
 
 /// The answer to a question, where it was asked.

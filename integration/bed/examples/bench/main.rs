@@ -8,6 +8,7 @@ mod blackout;
 mod budget;
 mod converge;
 mod copies;
+mod ideal;
 mod link;
 mod moves;
 mod overlap;
@@ -42,6 +43,9 @@ const PARTS: [(&str, Bench); 8] = [
     ("predict", predict::bench),
 ];
 
+/// Parts of other parts, which can be run alone.
+const ALONE: [(&str, Bench); 1] = [("ideal", ideal::bench)];
+
 fn main() -> ExitCode {
     let words: Vec<OsString> = env::args_os().skip(1).collect();
     let met = match words.as_slice() {
@@ -72,10 +76,10 @@ fn bench(qferry: &Path, part: Option<&str>) -> Result<bool> {
             }
             met
         }
-        Some(part) => match PARTS.iter().find(|(name, _)| *name == part) {
+        Some(part) => match PARTS.iter().chain(&ALONE).find(|(name, _)| *name == part) {
             Some((_, bench)) => bench(qferry)?,
             None => {
-                let names = PARTS.map(|(name, _)| name).join(", ");
+                let names = PARTS.iter().chain(&ALONE).map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
                 return Err(Error::new(format!("no part {part}: there are {names}")));
             }
         },
