@@ -491,8 +491,8 @@ mod tests {
         }
     }
 
-    /// The first throttle of a guest that dirties so much of 200 MiB: its moment in seconds, and its strength. The first
-    /// pass of RAM takes 5.1 s, and the second one at most two more.
+    /// The first throttle of a guest that dirties so much of 200 MiB: its moment in seconds, and its strength. RAM's
+    /// first pass takes 5.1 s, and the second one at most two more.
     fn first_throttle(policy: &str, dirtied: impl Fn(u64) -> f64, measures: bool) -> Option<(f64, u8)> {
         let (mut run, mut ram) = (started(policy, job()), GuestRam::new(0.0, 200.0, false));
         ram.measures = measures;

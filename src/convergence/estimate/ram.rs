@@ -257,8 +257,8 @@ impl MemoryTrack {
         let noise = (processed.0 as f64 * NOISE).max(LEAST_NOISE);
         let is_sync = now.syncs != last.ram.syncs || found.0 as f64 >= noise;
         let was_over = self.estimate.first_pass_over;
-        // the first pass is over once all of RAM was processed and the sync that ends the pass was seen: its count comes
-        // with that sync
+        // the first pass is over once all of RAM was processed and the sync that ends the pass was seen: the count of
+        // what was dirtied comes with that sync
         self.syncs_within |= self.synced && is_sync && !was_over;
         self.synced |= is_sync;
         self.estimate.first_pass_over |= self.synced && now.processed >= now.total && now.total > 0;

@@ -17,8 +17,8 @@ use qapi::qmp;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The window in which QEMU measures what the guest dirties beside RAM's first pass, which does not tell it; and that of
-/// a build that knows whole seconds only.
+/// The window in which QEMU measures what the guest dirties beside RAM's first pass, which does not tell it; and the
+/// window of a build that knows whole seconds only.
 const WINDOW: Duration = Duration::from_millis(500);
 const WHOLE_SECOND: Duration = Duration::from_secs(1);
 /// For how long after the window the result is asked for.
