@@ -165,10 +165,11 @@ async fn dirtied(source: &Process, facts: &SideFacts) -> Result<Vec<(Duration, u
 
 /// Begins to measure the memory that the guest dirties in a window, which has whole seconds where the build knows no
 /// others; `query-dirty-rate` has the result afterwards. The command is sent when the function is called. Gives whether
-/// the measurement began: a guest with little memory, or a measurement that is under way already are no errors.
+/// the measurement began: a build that cannot measure, a guest with little memory, or a measurement that is under way
+/// already are no errors.
 pub fn begin(source: &Process, window: Duration, ram: u64) -> impl Future<Output = bool> + use<> {
     let milliseconds = source.features().dirty_rate_milliseconds;
-    let pages = measurements::sample_pages(&[ram]).ok();
+    let pages = measurements::sample_pages(&[ram]).ok().filter(|_| source.features().dirty_rate);
     let asked = pages.map(|pages| source.act(&calc_dirty_rate(window, milliseconds, pages)));
     async {
         match asked {

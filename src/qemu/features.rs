@@ -31,6 +31,8 @@ pub struct Features {
     pub incoming_exit_on_error: bool,
     /// `block-job-change` (8.2): a mirror can be switched to write-blocking, and reports `actively-synced`.
     pub block_job_change: bool,
+    /// `calc-dirty-rate` (5.2): QEMU can measure how fast the guest dirties its RAM.
+    pub dirty_rate: bool,
     /// `calc-dirty-rate` takes `calc-time-unit` (8.2): the measurement may be shorter than a second.
     pub dirty_rate_milliseconds: bool,
     /// `blockdev-mirror` takes `target-is-zero` (10.1): such a build does not write zeros over zeros.
@@ -77,6 +79,7 @@ impl Features {
         Self {
             incoming_exit_on_error: schema.has_argument("migrate-incoming", "exit-on-error"),
             block_job_change: schema.has_command("block-job-change"),
+            dirty_rate: schema.has_command("calc-dirty-rate"),
             dirty_rate_milliseconds: schema.has_argument("calc-dirty-rate", "calc-time-unit"),
             mirror_target_is_zero: schema.has_argument("blockdev-mirror", "target-is-zero"),
             avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
