@@ -4,6 +4,7 @@ mod announcement;
 mod keep_alive;
 mod listeners;
 mod race;
+mod upgrades;
 
 use super::support::{
     MIB, WAIT, begins, block_on, builder, busy, idle, judge_disks, judge_moved, judge_running, migrate, migrate_and,

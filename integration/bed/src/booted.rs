@@ -47,7 +47,12 @@ impl Booted {
     /// A part of the bed is missing, or the guest does not boot.
     pub(crate) fn find(spec: &Spec, build: &Build) -> Result<Option<Self>> {
         let plain = |device| matches!(device, Device::Virtio | Device::ReadOnly);
-        if spec.quick || !spec.extra.chunks(2).all(is_unseen) || !spec.disks.iter().all(|disk| plain(disk.device)) {
+        if spec.quick
+            || spec.more_drivers
+            || spec.network
+            || !spec.extra.chunks(2).all(is_unseen)
+            || !spec.disks.iter().all(|disk| plain(disk.device))
+        {
             return Ok(None);
         }
         let arguments = machine(spec, build)?;

@@ -9,6 +9,7 @@ use crate::deviation::{Deviation, id_of};
 use crate::disk::{DetectZeroes, Device, DiskFiles, DiskSpec, Filter};
 use crate::error::Result;
 use crate::guest::Guest;
+use crate::network;
 use crate::qemu_build::Build;
 use crate::record::Side;
 use crate::spec::{Spec, Style};
@@ -37,7 +38,8 @@ pub(crate) fn arguments(
     if !spec.quick {
         let guest = Guest::prepare()?;
         add("-kernel", guest.kernel.display().to_string());
-        add("-initrd", guest.initrd.display().to_string());
+        let initrd = if spec.more_drivers { guest.initrd_with_drivers()? } else { &guest.initrd };
+        add("-initrd", initrd.display().to_string());
         add("-append", format!("{KERNEL_WORDS} {}", spec.workload));
         add("-chardev", format!("socket,id=port,path={}", folder.join("port").display()));
         add("-device", format!("isa-debugcon,iobase={PORT:#x},chardev=port"));
@@ -60,6 +62,10 @@ pub(crate) fn arguments(
         let before = builds[side as usize].major() < 10;
         let (flag, value) = if before { ("-runas", "nobody") } else { ("-run-with", "user=nobody") };
         add(flag, value.to_owned());
+    }
+    if spec.network {
+        add("-netdev", network::backend(folder));
+        add("-device", "virtio-net-pci,id=net0,netdev=net,romfile=".to_owned());
     }
     if spec.second_monitor {
         all.extend(["-qmp".to_owned(), monitor(folder, "second")]);

@@ -20,6 +20,8 @@ pub(crate) struct Guest {
     pub(crate) kernel: PathBuf,
     /// Its initramfs, with the workload as init.
     pub(crate) initrd: PathBuf,
+    /// An initramfs with the drivers of more virtio devices, if `scripts/kernel` has brought them.
+    with_drivers: Option<PathBuf>,
 }
 
 /// The compiler target of the init: the one every toolchain here brings along.
@@ -31,6 +33,15 @@ pub(crate) const BOOTED: &str = "booted";
 static READY: OnceLock<std::result::Result<Guest, String>> = OnceLock::new();
 
 impl Guest {
+    /// The initramfs for a guest with the drivers of more devices than its disks.
+    ///
+    /// # Errors
+    /// The drivers are missing.
+    pub(crate) fn initrd_with_drivers(&self) -> Result<&Path> {
+        let missing = || Error::new(format!("no drivers in {}: run scripts/kernel", drivers_dir().display()));
+        self.with_drivers.as_deref().ok_or_else(missing)
+    }
+
     /// Builds the init and the initramfs, or finds them up to date. Once per process, one process at a time.
     ///
     /// # Errors
@@ -52,24 +63,41 @@ fn build() -> Result<Guest> {
 
     let init = build_init(&folder)?;
     let initrd = folder.join("initrd");
-    let key_file = folder.join("initrd.key");
-    let files = inputs(&init)?;
-    let mut hasher = DefaultHasher::new();
-    files.hash(&mut hasher);
-    let key = format!("{:016x}", hasher.finish());
-    if !initrd.exists() || fs::read_to_string(&key_file).ok().as_ref() != Some(&key) {
-        // Renamed into place, because a QEMU of another process may be reading the old one.
-        let new = folder.join("initrd.new");
-        fs::write(&new, archive(&files)).context(|| format!("writing {}", new.display()))?;
-        fs::rename(&new, &initrd).context(|| format!("replacing {}", initrd.display()))?;
-        fs::write(&key_file, key).context(|| format!("writing {}", key_file.display()))?;
+    let mut files = inputs(&init)?;
+    if keep(&initrd, &files)? {
         // The states of former guests take a gigabyte together.
         let kept = folder.join(BOOTED);
         if kept.exists() {
             fs::remove_dir_all(&kept).context(|| format!("removing {}", kept.display()))?;
         }
     }
-    Ok(Guest { kernel, initrd })
+    let with_drivers = drivers_dir().exists().then(|| folder.join("initrd-drivers"));
+    if let Some(initrd) = &with_drivers {
+        files.extend(modules_in(&drivers_dir())?);
+        keep(initrd, &files)?;
+    }
+    Ok(Guest { kernel, initrd, with_drivers })
+}
+
+fn drivers_dir() -> PathBuf {
+    target_dir().join("guest").join("drivers")
+}
+
+/// Writes an initramfs, if there is none of these files. Whether one was written.
+fn keep(initrd: &Path, files: &[(String, Vec<u8>)]) -> Result<bool> {
+    let key_file = initrd.with_extension("key");
+    let mut hasher = DefaultHasher::new();
+    files.hash(&mut hasher);
+    let key = format!("{:016x}", hasher.finish());
+    if initrd.exists() && fs::read_to_string(&key_file).ok().as_ref() == Some(&key) {
+        return Ok(false);
+    }
+    // Renamed into place, because a QEMU of another process may be reading the old one.
+    let new = initrd.with_extension("new");
+    fs::write(&new, archive(files)).context(|| format!("writing {}", new.display()))?;
+    fs::rename(&new, initrd).context(|| format!("replacing {}", initrd.display()))?;
+    fs::write(&key_file, key).context(|| format!("writing {}", key_file.display()))?;
+    Ok(true)
 }
 
 /// Builds the static init with the cargo that runs us, into a folder of its own.
@@ -96,24 +124,28 @@ fn build_init(folder: &Path) -> Result<PathBuf> {
 
 /// The files of the initramfs: the init, then the modules in their order.
 fn inputs(init: &Path) -> Result<Vec<(String, Vec<u8>)>> {
-    let modules = target_dir().join("guest");
-    let entries =
-        fs::read_dir(&modules).context(|| format!("no modules in {}: run scripts/setup", modules.display()))?;
-    let mut files = vec![("init".to_owned(), init.to_path_buf())];
-    for path in
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "ko"))
-    {
+    let content = fs::read(init).context(|| format!("reading {}", init.display()))?;
+    let mut files = vec![("init".to_owned(), content)];
+    files.extend(modules_in(&target_dir().join("guest"))?);
+    Ok(files)
+}
+
+/// The modules in a folder, in their order.
+fn modules_in(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let missing = || format!("no modules in {}: run scripts/setup", folder.display());
+    let entries = fs::read_dir(folder).context(missing)?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "ko")).collect();
+    if paths.is_empty() {
+        return Err(Error::new(missing()));
+    }
+    paths.sort();
+    let read = |path: PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        files.push((format!("modules/{name}"), path));
-    }
-    if files.len() == 1 {
-        return Err(Error::new(format!("no modules in {}: run scripts/setup", modules.display())));
-    }
-    files.sort();
-    let read = |(name, path): (String, PathBuf)| {
-        fs::read(&path).map(|content| (name, content)).context(|| format!("reading {}", path.display()))
+        let content = fs::read(&path).context(|| format!("reading {}", path.display()))?;
+        Ok((format!("modules/{name}"), content))
     };
-    files.into_iter().map(read).collect()
+    paths.into_iter().map(read).collect()
 }
 
 fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {

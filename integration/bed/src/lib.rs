@@ -64,6 +64,7 @@ mod image;
 mod leftovers;
 mod machine;
 mod monitor_proxy;
+mod network;
 mod pair;
 mod preload;
 mod proxies;

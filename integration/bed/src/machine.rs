@@ -18,6 +18,7 @@ use crate::booted::Booted;
 use crate::disk::DiskFiles;
 use crate::error::{Context, Error, Result};
 use crate::leftovers::Snapshot;
+use crate::network;
 use crate::preload::{self, OWN_CLOCK, SLOW_FLUSH};
 use crate::qemu_build::Build;
 use crate::qmp::{Answer, Event, Qmp};
@@ -208,6 +209,14 @@ impl Machine {
     /// QEMU's process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Waits until the guest answers at its network card.
+    ///
+    /// # Errors
+    /// The guest does not answer in that time, or the spec asked for no card.
+    pub fn answers_at_its_card(&self, patience: Duration) -> Result<()> {
+        network::ask(&self.folder, patience).context(|| self.side)
     }
 
     /// Runs a command on the bed's own monitor.

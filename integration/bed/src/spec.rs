@@ -48,6 +48,11 @@ pub struct Spec {
     pub quick: bool,
     /// The boot sector of the first disk, in its top image on the source: the guest of a pair that is `quick`.
     pub boot: Option<BootSector>,
+    /// Whether the guest has drivers for virtio-scsi and virtio-net, too, which takes it longer to boot.
+    pub more_drivers: bool,
+    /// Whether there is a virtio-net card, `net0`, at which a guest with more drivers answers: see
+    /// [`crate::Machine::answers_at_its_card`].
+    pub network: bool,
     /// The form of disks on the command line.
     pub style: Style,
     /// Whether the guest runs when the pair is handed over.
@@ -84,6 +89,8 @@ impl Default for Spec {
             destination: Vec::new(),
             quick: false,
             boot: None,
+            more_drivers: false,
+            network: false,
             style: Style::default(),
             guest: Guest::default(),
             tcp: false,

@@ -14,6 +14,9 @@ pub use workload::{Act, Workload};
 /// The I/O port of the debug console: the device's own default, because SeaBIOS prints on 0x402.
 pub const PORT: u16 = 0xe9;
 
+/// The address of the guest at its network card, if the machine has one.
+pub const NETWORK: [u8; 4] = [10, 9, 0, 2];
+
 /// The word on the kernel's command line that keeps a booted guest from beginning its work.
 pub const PARK: &str = "qferry-park";
 

@@ -10,11 +10,12 @@ mod sys;
 
 use std::fs;
 use std::panic;
+use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
 use qferry_guest::line::Line;
-use qferry_guest::{Act, Workload};
+use qferry_guest::{Act, NETWORK, Workload};
 
 use disk::Disk;
 use pace::{Pace, sleep_until};
@@ -49,6 +50,9 @@ fn run() -> Result<(), String> {
     let words = fs::read_to_string("/proc/cmdline").map_err(|error| format!("no command line: {error}"))?;
     let words = parking::wait_for_another(words);
     load_modules()?;
+    if Path::new("/sys/class/net/eth0").exists() {
+        sys::raise_network(c"eth0", NETWORK).map_err(|error| format!("raising eth0: {error}"))?;
+    }
     let workload = Workload::from_command_line(&words)?;
 
     let memory = memory::fill(&workload)?;

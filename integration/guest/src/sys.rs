@@ -1,11 +1,12 @@
-//! The calls that an init cannot make without `unsafe`: I/O ports, mounts, modules, page-aligned memory. This module
-//! has nothing else, and no state.
+//! The calls that an init cannot make without `unsafe`: I/O ports, mounts, modules, network cards, page-aligned memory.
+//! This module has nothing else, and no state.
 #![allow(unsafe_code)] // port I/O is an instruction, and std has no mount, no finit_module and no mapping
 
 use std::arch::asm;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{Error, Result};
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::slice;
@@ -62,6 +63,26 @@ pub(crate) fn load_module(path: &Path) -> Result<()> {
     let parameters = CString::default();
     // SAFETY: the descriptor is open, the string is terminated, both outlive the call.
     checked(unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) })
+}
+
+/// Gives a network card an address of the network 10.0.0.0/8, and switches the card on.
+pub(crate) fn raise_network(card: &CStr, address: [u8; 4]) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: numbers and arrays of numbers, of which zeroes are values.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (byte, name) in request.ifr_name.iter_mut().zip(card.to_bytes()) {
+        *byte = *name as libc::c_char;
+    }
+    let mut told = libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: [0; 14] };
+    for (byte, number) in told.sa_data.iter_mut().skip(2).zip(address) {
+        *byte = number as libc::c_char;
+    }
+    request.ifr_ifru.ifru_addr = told;
+    // SAFETY: the descriptor is open and the pointer is to a live value for the length of the call.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request) }.into())?;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: as above.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) }.into())
 }
 
 /// Zeroes a range of a block device and gives it back, as far as the device can.
