@@ -4,7 +4,10 @@ mod disk_places;
 mod left_behind;
 mod out_of_band;
 mod properties;
+mod reopening;
 mod virtqueues;
+
+pub(crate) use left_behind::{Folder, ask, paused, waiting};
 
 use super::support::WAIT;
 use qferry::internals::{
@@ -12,7 +15,8 @@ use qferry::internals::{
     migration::Migration,
     preflight::checks::{Finding, FindingCode, Severity},
 };
-use qferry_bed::{Bare, Qmp};
+pub(crate) use qferry_bed::Bare;
+use qferry_bed::Qmp;
 use serde_json::{Value, json};
 use std::{
     thread::sleep,

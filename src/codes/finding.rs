@@ -288,9 +288,15 @@ finding_codes! {
     ImageExists "image-exists" Plain [Blocker]
         "A file that does not fit is in the place of an image to be made."
         "move the file away, or give another place with `to` or `map`: an image that exists is never overwritten";
+    ImageNameLost "image-name-lost" Plain [Warning]
+        "The source's QEMU keeps an image open whose name leads to another file by now, or to none. The migration is not hindered, and what opens that name later has not the guest's data."
+        "nothing for the migration: the guest's disk has a name again on the destination";
     ImagePlainer "image-plainer" Plain [Note]
         "The destination's qcow2 image lacks a property of the source's image that the guest does not see: subclusters, small clusters, a data file of its own."
         "";
+    ImageReplaced "image-replaced" Unreadable [Blocker]
+        "A QEMU has an image open, and its name leads to another file or to none. A source that opens its image anew at the handover would fail then, or take the other file for the guest's disk; a destination's data would be found by nobody."
+        "give the image its name back; if no name is left, move the guest's disk to an image that has one, with drive-mirror and block-job-complete";
     ImageSame "image-same" Plain [Blocker]
         "The place of an image to be made is the source's own image."
         "give another place with `to` or `map`";
@@ -423,6 +429,9 @@ finding_codes! {
     RamSize "ram-size" Plain [Blocker]
         "The two QEMUs have different sizes of RAM."
         "start the destination with the source's -m";
+    ReopenDenied "reopen-denied" Forcible [Blocker]
+        "The source's QEMU may not open its own image by the rights that it has now, as after -runas. QEMU opens an image with auto-read-only, as each -drive has it, anew when it hands over the guest: the migration would fail after everything was copied, or the source could not take the image back if the guest had to return."
+        "let the user that the source runs as open the image for reading and writing, and enter the folders above it";
     SameHost "same-host" Plain [Note]
         "On the source's host, arguments of the destination's command line would collide with the source's."
         "change these arguments, or start the destination on another host";

@@ -3,9 +3,13 @@
 //! The match below has no wildcard, so a new code does not compile without a case. Each case changes what QEMU or the
 //! user said; the whole plan is then made of it, as in a run.
 
+mod images;
 mod machine;
 
-use self::machine::{device_tree, machine};
+use self::{
+    images::{file, node},
+    machine::{device_tree, machine},
+};
 use super::{Settings, plan::Draft};
 use crate::{
     codes::{FindingCode, Setting},
@@ -27,11 +31,10 @@ use crate::{
     },
     qemu::{
         Features, Schema,
-        reply::{BlockChild, BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
+        reply::{BlockDevice, BlockGraph, BlockNode, MigrationInfo, MigrationStatus, RunState},
     },
     run_id::RunId,
     storage::{
-        files::filesystem::FileSystem,
         mirror::leftover::Leftover,
         model::{bitmaps, chain::NodeGraph, layout::StorageMode},
         verify::identity::{Comparison, ComparisonResult, ProofLevel, ProofMethod},
@@ -69,23 +72,6 @@ fn known_run(engine_lives: bool) -> KnownRun {
 /// A change to a healthy world.
 pub(crate) type WorldChange = fn(&mut CheckedWorld);
 
-fn node(name: &str, driver: &str, file: &str, read_only: bool, children: &[(&str, &str)]) -> BlockNode {
-    let answer = json!({
-        "node-name": name, "drv": driver, "file": file, "ro": read_only,
-        "image": { "virtual-size": 1 << 20, "actual-size": 1 << 16 },
-    });
-    let mut node: BlockNode = serde_json::from_value(answer).expect("a node");
-    let child = |(child, node): &(&str, &str)| BlockChild { child: (*child).to_owned(), node_name: (*node).to_owned() };
-    node.children = children.iter().map(child).collect();
-    node
-}
-
-fn file(inode: u64) -> FileFacts {
-    let file_system = FileSystem { device: 1, free: 1 << 40, read_only: false, name: "/d (xfs)".to_owned() };
-    let id = (1, inode);
-    FileFacts { path: "/x".into(), id, allocated: 0, modified: (0, 0), is_device: false, writable: true, file_system }
-}
-
 /// One side, whose files begin with this letter: a disk over a backing file, and a CD.
 fn side(name: &str, letter: char, inode: u64) -> SideFacts {
     let at = |file: &str| format!("/{letter}/{file}");
@@ -117,6 +103,7 @@ fn side(name: &str, letter: char, inode: u64) -> SideFacts {
         },
         pid: Some(u32::try_from(inode).expect("a pid")),
         process: ProcessFacts::default(),
+        reopening: Default::default(),
         files: [("top", 0), ("base", 1), ("cd", 2)].map(|(name, number)| (at(name), file(inode + number))).into(),
         ram: 1 << 30,
         base_ram: 1 << 30,
@@ -372,6 +359,9 @@ pub(crate) fn case(code: &FindingCode) -> Option<WorldChange> {
             world.source.change("top", |node| node.image.format_specific = qcow2(true));
             world.destination.change("top", |node| node.image.format_specific = qcow2(false));
         },
+        Code::ImageNameLost => |world| images::lose_name(&mut world.source),
+        Code::ImageReplaced => |world| images::replace(&mut world.source),
+        Code::ReopenDenied => |world| images::deny(&mut world.source),
         Code::JobRunning => |world| world.source.jobs.push("commit0".to_owned()),
         Code::Leftover => |world| world.source.leftovers.push(Leftover::Job("qferry-mirror-0".to_owned())),
         Code::Journal => |world| world.journal = Some("/j exists already".to_owned()),

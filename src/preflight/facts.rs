@@ -19,6 +19,7 @@ use files::FileFacts;
 use machine::MachineFacts;
 use process::ProcessFacts;
 use qapi::qmp;
+use reopening::ReopenFacts;
 use std::collections::BTreeMap;
 use throttle_groups::ThrottleGroups;
 use tokio::try_join;
@@ -35,6 +36,7 @@ pub mod process;
 mod qom;
 pub mod qom_devices;
 pub mod ram_blocks;
+pub mod reopening;
 pub mod shared_memory;
 pub mod throttle_groups;
 pub mod virtqueues;
@@ -74,6 +76,8 @@ pub struct SideFacts {
     pub process: ProcessFacts,
     /// The files of the block nodes, by QEMU's name for each, where they are files of this host.
     pub files: BTreeMap<String, FileFacts>,
+    /// What is in the way of opening images anew.
+    pub reopening: ReopenFacts,
     /// The size of the guest's RAM, bytes, with what was plugged in.
     pub ram: u64,
     /// The size of the RAM that the guest was started with, bytes.
@@ -118,7 +122,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         Box::pin(machine::gather(process)),
     )?;
     let (jobs, exports) = (jobs.0, exports.0);
-    let BlockFacts { devices, nodes, graph, files, places, throttle_groups } = blocks;
+    let BlockFacts { devices, nodes, graph, files, reopening, places, throttle_groups } = blocks;
     let leftovers = leftover::list(&jobs, &nodes, &exports);
     Ok(SideFacts {
         name: process.name().to_string(),
@@ -126,6 +130,7 @@ pub async fn gather(process: &Process) -> Result<SideFacts, ProcessError> {
         migration,
         leftovers,
         files,
+        reopening,
         devices,
         graph,
         nodes,
@@ -156,7 +161,7 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
         process.ask(&qmp::query_block_exports {}),
         Box::pin(machine::devices(process)),
     )?;
-    let BlockFacts { devices, nodes, graph, files, places, throttle_groups } = blocks;
+    let BlockFacts { devices, nodes, graph, files, reopening, places, throttle_groups } = blocks;
     let exports = exports.0.into_iter().map(|export| export.id).collect();
     let mut known = before.clone();
     known.machine.devices = plugged;
@@ -167,6 +172,7 @@ pub async fn look_again(process: &Process, before: &SideFacts) -> Result<SideFac
         nodes,
         graph,
         files,
+        reopening,
         places,
         throttle_groups,
         exports,
@@ -180,6 +186,7 @@ struct BlockFacts {
     nodes: Vec<BlockNode>,
     graph: NodeGraph,
     files: BTreeMap<String, FileFacts>,
+    reopening: ReopenFacts,
     places: DiskPlaces,
     throttle_groups: ThrottleGroups,
 }
@@ -200,9 +207,10 @@ async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
     let (devices, nodes) = (devices.0, nodes.0);
     // only the files of a process of this host can be seen
     let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
+    let reopening = process.peer().map(|peer| reopening::look(peer.pid(), &nodes)).unwrap_or_default();
     let (places, throttle_groups) =
         try_join!(qom_devices::places(process, &devices), throttle_groups::gather(process, &nodes))?;
-    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files, places, throttle_groups })
+    Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files, reopening, places, throttle_groups })
 }
 
 impl SideFacts {

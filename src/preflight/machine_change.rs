@@ -101,6 +101,11 @@ fn properties(facts: &SideFacts, device: &BlockDevice) -> BTreeMap<&'static str,
         return properties;
     };
     let chain = facts.chain(&node.node_name);
+    if let Some(top) = chain.top().filter(|top| !facts.reopening.kept_open.contains(&top.protocol.file)) {
+        let hindrance = facts.reopening.hindered.get(&top.protocol.file);
+        let way = hindrance.map_or_else(|| "open".to_owned(), ToString::to_string);
+        properties.insert("way to its image", way);
+    }
     properties.extend([
         ("medium", format!("the node {}", node.node_name)),
         ("size", Bytes(node.image.virtual_size).exactly()),

@@ -21,22 +21,22 @@ use tempfile::TempDir;
 const MIB: u64 = 1 << 20;
 
 /// The images of two machines, and the folder for a migration between them.
-struct Folder {
-    build: Build,
+pub(crate) struct Folder {
+    pub(crate) build: Build,
     folder: TempDir,
 }
 
 impl Folder {
-    fn new(version: &str) -> Self {
+    pub(crate) fn new(version: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("qferry-").tempdir().unwrap();
         Self { build: Build::locate(version).unwrap(), folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn img(&self, words: &[&str]) {
+    pub(crate) fn img(&self, words: &[&str]) {
         let is_path = |word: &&&str| word.starts_with('@');
         let word = |word: &&str| match Some(word).filter(is_path) {
             Some(path) => self.path(&path[1..]).display().to_string(),
@@ -46,7 +46,7 @@ impl Folder {
     }
 
     /// The argument for a node on one of the images.
-    fn node(&self, node: &str, format: &str, image: &str, more: &Value) -> String {
+    pub(crate) fn node(&self, node: &str, format: &str, image: &str, more: &Value) -> String {
         let file = json!({ "driver": "file", "filename": self.path(image) });
         let mut described = json!({ "driver": format, "node-name": node, "file": file });
         for (key, value) in more.as_object().into_iter().flatten() {
@@ -55,7 +55,7 @@ impl Folder {
         format!(" -blockdev {described}")
     }
 
-    fn migrate(&self, source: &Bare, destination: &Bare) -> Outcome {
+    pub(crate) fn migrate(&self, source: &Bare, destination: &Bare) -> Outcome {
         let builder = Migration::builder(address(source), address(destination));
         let builder = builder.runtime_dir(self.folder.path()).journal(JournalPlace::Nowhere);
         migrate(builder)
@@ -67,21 +67,21 @@ fn address(machine: &Bare) -> Address {
 }
 
 /// The arguments of a machine with one disk on a node.
-fn disk(nodes: &str, node: &str) -> String {
+pub(crate) fn disk(nodes: &str, node: &str) -> String {
     format!("{nodes} -device virtio-blk-pci,id=disk0,drive={node}")
 }
 
-fn paused(version: &str, arguments: &str) -> Bare {
+pub(crate) fn paused(version: &str, arguments: &str) -> Bare {
     let machine = start(version, arguments);
     ask(&machine, "stop", &json!({}));
     machine
 }
 
-fn waiting(version: &str, arguments: &str) -> Bare {
+pub(crate) fn waiting(version: &str, arguments: &str) -> Bare {
     start(version, &format!("{arguments} -S -incoming defer"))
 }
 
-fn ask(machine: &Bare, command: &str, arguments: &Value) -> Value {
+pub(crate) fn ask(machine: &Bare, command: &str, arguments: &Value) -> Value {
     Qmp::connect(&machine.qmp_path()).unwrap().execute(command, arguments).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -91,7 +91,7 @@ fn arguments(finding: &Finding) -> Value {
     serde_json::from_str(arguments).unwrap_or_else(|error| panic!("{error}: {finding}"))
 }
 
-fn of<'a>(findings: &'a [Finding], code: &str) -> Vec<&'a Finding> {
+pub(crate) fn of<'a>(findings: &'a [Finding], code: &str) -> Vec<&'a Finding> {
     findings.iter().filter(|finding| finding.code == *code).collect()
 }
 

@@ -82,7 +82,8 @@ fn an_image_that_was_replaced_is_not_the_one_that_has_its_name_now() {
         fs::rename(was.with_file_name(base.with_extension("older").file_name().unwrap()), &base).unwrap();
     });
     let plan = look(&pair, |_| ());
-    found(&plan, []);
+    let image = overlay(&pair, Side::Source, 0);
+    found(&plan, [warning("image-name-lost", "disk0", [&image, &"another file has its name"])]);
     assert_eq!(plan.disks.len(), 1, "it is copied: {plan:#?}");
 }
 

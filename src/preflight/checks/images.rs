@@ -5,7 +5,7 @@
 use super::{finding::Finding, media, subject::CheckSubject};
 use crate::{
     codes::FindingCode,
-    preflight::facts::SideFacts,
+    preflight::facts::{SideFacts, reopening::ReopenHindrance},
     quantity::Bytes,
     storage::{
         files::filesystem::FileSystem,
@@ -187,10 +187,15 @@ fn crossed(pair: &DiskPair, subject: &CheckSubject<'_>) -> Option<Finding> {
 fn not_writable(pair: &DiskPair, destination: &SideFacts) -> Option<Finding> {
     let top = pair.destination.chain.top()?;
     let file = destination.file(top)?;
-    let message = match (file.file_system.read_only, file.writable) {
-        (true, _) => format!("{} is on a file system that is mounted read-only", top.file),
-        (_, false) => format!("the destination's QEMU may not write to {}", top.file),
-        _ => return None,
+    let message = match file.file_system.read_only {
+        true => format!("{} is on a file system that is mounted read-only", top.file),
+        _ => match destination.reopening.hindered.get(&top.protocol.file) {
+            Some(denied @ ReopenHindrance::Denied { .. }) => {
+                format!("the destination's QEMU may not write to {}: {denied}", top.file)
+            }
+            _ if file.writable => return None,
+            _ => format!("the destination's QEMU may not write to {}", top.file),
+        },
     };
     Some(Finding::new(FindingCode::DiskNotWritable, pair.source.name(), message))
 }
@@ -334,6 +339,7 @@ mod tests {
             features: Features::read(&Schema::default()),
             pid: None,
             process: Default::default(),
+            reopening: Default::default(),
             files: files.iter().map(|(name, file)| ((*name).to_owned(), file.clone())).collect(),
             ram: 0,
             base_ram: 0,

@@ -19,6 +19,7 @@ mod machine;
 mod media;
 mod network;
 mod out_of_band;
+mod reopening;
 mod sides;
 mod subject;
 mod virtqueues;
@@ -48,6 +49,7 @@ pub fn run(subject: &CheckSubject<'_>) -> Vec<Finding> {
     findings.extend(disk_settings::run(subject));
     findings.extend(media::run(subject));
     findings.extend(images::run(subject));
+    findings.extend(reopening::run(subject));
     findings.extend(network::run(subject));
     findings.extend(capabilities::run(subject));
     findings

@@ -76,12 +76,12 @@ pub(super) fn flushed<'a>(nodes: &[BlockNode], files: &'a BTreeMap<String, FileF
     found.map(|file| (file.id, file)).collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
-fn is_protocol(node: &BlockNode) -> bool {
+pub(super) fn is_protocol(node: &BlockNode) -> bool {
     ["file", "host_device", "host_cdrom"].contains(&node.drv.as_str())
 }
 
 /// The number of times that a process has each file open; empty where this process may not look.
-fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
+pub(super) fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
     let mut open = BTreeMap::new();
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         // these links lead to the open file itself, also when its name has been removed
@@ -93,7 +93,7 @@ fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
 }
 
 /// The identity of a file. A block device keeps its own number, whatever file system its device node is on.
-fn id(data: &Metadata) -> (u64, u64) {
+pub(super) fn id(data: &Metadata) -> (u64, u64) {
     if data.file_type().is_block_device() { (0, data.rdev()) } else { (data.dev(), data.ino()) }
 }
 
