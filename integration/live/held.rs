@@ -1,5 +1,9 @@
 //! What held under attack, and is to hold: disks of odd graphs, odd paths, filters and I/O threads under constant
-//! writes, and a destination that cannot lock its images.
+//! writes, and a destination that cannot lock its images. `kinds` and `others` have a row for each
+//! kind of disk, device and memory, and for what guests and other clients do meanwhile.
+
+mod kinds;
+mod others;
 
 use super::{
     proxied::before_monitors,
