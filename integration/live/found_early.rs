@@ -13,7 +13,11 @@ use qferry::internals::{
 };
 use qferry_bed::{Bare, BootSector, DiskSpec, Link, Machine, Pair, Side, Spec, Wire};
 use serde_json::{Value, json};
-use std::{os::unix::fs::chown, path::Path, process::Command};
+use std::{
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    process::Command,
+};
 
 const VERSIONS: [&str; 3] = ["7.2", "10.0.13", "11.1"];
 
@@ -70,6 +74,29 @@ fn qemus_of_another_user_are_known_before_anything_is_begun() {
             chown(folder, Some(NOBODY), None).unwrap();
         }
         let outcome = migrate(with_sockets("own"));
+        assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::Destination), "{version}: {outcome:#?}");
+    }
+}
+
+/// A socket that root's QEMU makes lets in nobody else's, unless its umask lets them.
+#[test]
+fn a_socket_that_the_other_user_may_not_connect_to_is_known() {
+    for (version, user) in [("7.2", ["-runas", "nobody"]), ("10.0.13", ["-run-with", "user=nobody"])] {
+        let [folder, run] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let source = bare(version, &user);
+        let destination = bare(version, &["-incoming", "defer", "-S"]);
+        let socket = |channel: &str| Address::unix(folder.path().join(channel)).unwrap();
+        let builder = between(&source, &destination).runtime_dir(run.path()).addresses(socket("nbd"), socket("ram"));
+        let refused = found(builder, "socket-forbidden");
+        assert_eq!(refused.severity, Severity::Blocker, "{refused}");
+        assert!(refused.message.contains("user 65534") && refused.message.contains("may not connect"), "{refused}");
+        // The other way round root may connect.
+        let (source, destination) =
+            (bare(version, &[]), bare(version, &[&user[..], &["-incoming", "defer", "-S"]].concat()));
+        let socket = |channel: &str| Address::unix(folder.path().join(channel)).unwrap();
+        let builder = between(&source, &destination).runtime_dir(run.path()).addresses(socket("nbd"), socket("ram"));
+        let outcome = migrate(builder);
         assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Moved, RunsOn::Destination), "{version}: {outcome:#?}");
     }
 }

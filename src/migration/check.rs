@@ -263,14 +263,14 @@ async fn look_at_ports(
     source: &SideFacts,
     destination: &SideFacts,
 ) -> Vec<(Setting, Address, PortState)> {
-    let look = async |setting: Setting, given: &Option<Address>, listener: &SideFacts| {
+    let look = async |setting: Setting, given: &Option<Address>, listener: &SideFacts, connector| {
         let address = given.as_ref()?;
-        Some((setting, address.clone(), ports::look(address, listener).await?))
+        Some((setting, address.clone(), ports::look(address, listener, connector).await?))
     };
     let (nbd, ram, reading) = tokio::join!(
-        look(Setting::NbdAddress, &settings.nbd_address, destination),
-        look(Setting::MigrateAddress, &settings.migrate_address, destination),
-        look(Setting::SourceNbdAddress, &settings.source_nbd_address, source),
+        look(Setting::NbdAddress, &settings.nbd_address, destination, Some(source)),
+        look(Setting::MigrateAddress, &settings.migrate_address, destination, Some(source)),
+        look(Setting::SourceNbdAddress, &settings.source_nbd_address, source, None),
     );
     [nbd, ram, reading].into_iter().flatten().collect()
 }

@@ -83,6 +83,10 @@ fn port(setting: Setting, address: &Address, found: &PortState, connects: bool) 
             "no answer from {address} within {waited:?}: its host is down, or a firewall drops what is sent there"
         )),
         PortState::Unreachable(why) => unreachable(format!("this address cannot be reached from here: {why}")),
+        PortState::Closed(why) => {
+            let finding = Finding::new(FindingCode::SocketForbidden, &address, why);
+            Some(finding.with_remedy("run both QEMUs as one user, or start the one that listens with umask 0 or 2 and a group that both have; a port has no owner"))
+        }
         PortState::Forbidden(why) => {
             let finding = Finding::new(FindingCode::SocketForbidden, &address, why);
             Some(finding.with_remedy(format!("give {setting} in a folder that this QEMU's user may write to")))

@@ -127,9 +127,20 @@ impl ProcessCredentials {
         self.overrides || self.user == user
     }
 
+    /// The group that the process makes files with.
+    pub(super) fn group(&self) -> Option<u32> {
+        // `credentials` puts the group itself behind the others
+        self.groups.last().copied()
+    }
+
+    /// Whether the process may use a file of this mode and these owners so.
+    pub(super) fn may_use(&self, mode: u32, user: u32, group: u32, right: u32) -> bool {
+        may(mode, user, group, self, right)
+    }
+
     /// Whether the process may use a file so: 2 to write, 1 to enter a folder, 6 to read and write.
     pub(super) fn may(&self, file: &Metadata, right: u32) -> bool {
-        may(file.mode(), file.uid(), file.gid(), self, right)
+        self.may_use(file.mode(), file.uid(), file.gid(), right)
     }
 }
 

@@ -23,13 +23,18 @@ pub enum PortState {
     Unreachable(String),
     /// The QEMU that would listen can make no socket there.
     Forbidden(String),
+    /// The QEMU that would connect may not connect to the socket that the other makes there.
+    Closed(String),
 }
 
-/// Connects to a port, or looks at the folder of a socket. `listener` is the side whose QEMU would listen. `None` for a
-/// socket of which nothing is found that speaks against it.
-pub async fn look(address: &Address, listener: &SideFacts) -> Option<PortState> {
+/// Connects to a port, or looks at the folder of a socket. `listener` is the side whose QEMU would listen; `connector`
+/// is the other one, unless the engine itself connects. `None` for a socket of which nothing is found that speaks
+/// against it.
+pub async fn look(address: &Address, listener: &SideFacts, connector: Option<&SideFacts>) -> Option<PortState> {
     if let Address::Unix(path) = address {
-        return process::no_socket_at(listener.pid?, path).map(PortState::Forbidden);
+        let listener = listener.pid?;
+        let closed = || process::no_way_to(path, listener, connector?.pid?).map(PortState::Closed);
+        return process::no_socket_at(listener, path).map(PortState::Forbidden).or_else(closed);
     }
     Some(match dial(address, PATIENCE).await {
         Ok(_) => PortState::Taken,

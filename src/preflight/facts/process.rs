@@ -90,6 +90,40 @@ pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
     (!may_write).then(|| format!("user {user}, as which this QEMU runs, may make no socket in {folder}"))
 }
 
+/// The reason why a process could not connect to a socket that another one makes at a path; `None` where it can, or
+/// where this host does not tell.
+pub fn no_way_to(path: &Path, listener: u32, connector: u32) -> Option<String> {
+    let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).ok();
+    let (maker, who) = (status(listener)?, files::credentials(&status(connector)?));
+    let folder = fs::metadata(files::seen_by(connector, path.parent()?.to_str()?)).ok()?;
+    let inherited = (folder.mode() & 0o2000 != 0).then(|| folder.gid());
+    let socket = SocketOwner::new(&maker, inherited)?;
+    (!who.may_use(socket.mode, socket.user, socket.group, 0o2)).then(|| {
+        let (user, owner, mode) = (who.user, socket.user, socket.mode);
+        format!(
+            "user {user}, as which the other QEMU runs, may not connect to the socket that this QEMU makes there \
+             (owner {owner}, mode {mode:o} by its umask)"
+        )
+    })
+}
+
+/// The owner and the mode of a socket that a process makes.
+struct SocketOwner {
+    user: u32,
+    group: u32,
+    mode: u32,
+}
+
+impl SocketOwner {
+    /// Reads the `/proc/PID/status` of a process. A folder may give its group to what is made there.
+    fn new(status: &str, inherited: Option<u32>) -> Option<Self> {
+        let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+        let mode = 0o777 & !u32::from_str_radix(umask.trim(), 8).ok()?;
+        let maker = files::credentials(status);
+        Some(Self { user: maker.user, group: inherited.or(maker.group())?, mode })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +152,28 @@ mod tests {
         ] {
             assert_eq!(may_catch_faults(unprivileged, traces, opens), may);
         }
+    }
+
+    #[test]
+    fn a_socket_is_for_those_whom_its_maker_lets_in() {
+        let status = |user: u32, group: u32, umask: &str, capabilities: &str| {
+            let ids = |id: u32| [id.to_string(), id.to_string(), id.to_string(), id.to_string()].join("\t");
+            format!("Umask:\t{umask}\nUid:\t{}\nGid:\t{}\nCapEff:\t{capabilities}\n", ids(user), ids(group))
+        };
+        for (maker, inherited, who, enters) in [
+            (status(0, 0, "0022", "0"), None, status(107, 36, "0022", "0"), false),
+            (status(0, 0, "0000", "0"), None, status(107, 36, "0022", "0"), true),
+            (status(107, 36, "0022", "0"), None, status(107, 36, "0022", "0"), true),
+            (status(107, 36, "0022", "0"), None, status(0, 0, "0022", "1ffffffffff"), true),
+            (status(0, 36, "0002", "0"), None, status(107, 36, "0022", "0"), true),
+            (status(0, 0, "0002", "0"), Some(36), status(107, 36, "0022", "0"), true),
+            (status(0, 36, "0077", "0"), None, status(107, 36, "0022", "0"), false),
+        ] {
+            let socket = SocketOwner::new(&maker, inherited).unwrap();
+            let may = files::credentials(&who).may_use(socket.mode, socket.user, socket.group, 0o2);
+            assert_eq!(may, enters, "{maker} {inherited:?} {who}");
+        }
+        assert!(SocketOwner::new("Uid:\t0\t0\t0\t0\n", None).is_none(), "an old kernel tells no umask");
     }
 
     #[test]
