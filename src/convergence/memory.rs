@@ -336,7 +336,9 @@ impl<'a> MemoryOutlook<'a> {
     /// Milliseconds that a throttle by so many per cent saves; `None` where RAM does not converge without one. QEMU
     /// throttles at the end of the present pass, so that pass leaves what it leaves anyway.
     fn saves(&self, percent: u8) -> Option<f64> {
-        let by_itself = self.memory.time_to(self.rest, self.load.max(self.true_load()))?;
+        let is_hidden = self.now.memory.syncs_within_passes();
+        let load = if is_hidden { self.load.max(self.true_load()) } else { self.load };
+        let by_itself = self.memory.time_to(self.rest, load)?;
         let pass = self.memory.fresh / self.memory.pace * 1000.0;
         let (wait, fresh) = match self.now.memory.syncs_within_passes() {
             true => (pass.min(millis(AT_ONCE)), self.memory.fresh),
@@ -347,12 +349,14 @@ impl<'a> MemoryOutlook<'a> {
     }
 
     /// The load of the guest, also as far as syncs hide it: all that was sent is found dirty again at most, and where
-    /// QEMU syncs within passes, pages that are still to be sent are not found again.
+    /// QEMU syncs within passes, pages that are still to be sent are not found again. A throttle goes by this load,
+    /// and the need for one goes by the least that was measured: a throttle that is too weak costs a whole pass.
     fn true_load(&self) -> f64 {
         let load = self.memory.load().unwrap_or(1.0);
         let measured = self.now.memory.measured_load().filter(|_| self.now.applied.throttle == 0);
+        let is_hidden = load > SATURATED || self.now.memory.syncs_within_passes() || self.now.memory.is_provisional();
         match measured {
-            Some(measured) if load > SATURATED || self.now.memory.syncs_within_passes() => load.max(measured),
+            Some(measured) if is_hidden => load.max(measured),
             None if load > SATURATED => load.max(BEYOND),
             _ => load,
         }

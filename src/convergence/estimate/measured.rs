@@ -51,6 +51,14 @@ impl MeasuredRates {
         least.map(|rate| *rate as f64)
     }
 
+    /// The middle one of the newest measurements, or the higher of two, bytes per second. `None` while there are too
+    /// few.
+    pub(super) fn usual(&self) -> Option<f64> {
+        let mut sorted: Vec<u64> = self.newest.iter().copied().collect();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).filter(|_| sorted.len() >= BELIEVED).map(|rate| *rate as f64)
+    }
+
     /// Whether another measurement would tell something.
     pub(super) fn is_wanting(&self, at: Duration) -> bool {
         self.newest.len() < KEPT || at.saturating_sub(self.taken) >= PAUSE
@@ -74,17 +82,17 @@ mod tests {
 
     #[test]
     fn no_rate_rests_on_one_measurement() {
-        for (rates, sustained) in [
-            (&[][..], None),
-            (&[100], None),
-            (&[100, 100], Some(100.0)),
-            (&[100, 10], Some(10.0)),
-            (&[10, 100, 100], Some(10.0)),
-            (&[10, 100, 90, 100], Some(90.0)),
-            (&[100, 100, 0], Some(0.0)),
+        for (rates, sustained, usual) in [
+            (&[][..], None, None),
+            (&[100], None, None),
+            (&[100, 100], Some(100.0), Some(100.0)),
+            (&[100, 10], Some(10.0), Some(100.0)),
+            (&[10, 90, 100], Some(10.0), Some(90.0)),
+            (&[10, 100, 90, 110], Some(90.0), Some(100.0)),
+            (&[100, 90, 0], Some(0.0), Some(90.0)),
         ] {
             let measured = after(rates);
-            assert_eq!(measured.sustained(), sustained, "{rates:?}");
+            assert_eq!((measured.sustained(), measured.usual()), (sustained, usual), "{rates:?}");
             assert_eq!(measured.last(), rates.last().map(|rate| *rate as f64));
             let (now, later) = (Duration::from_secs(rates.len() as u64), Duration::from_secs(rates.len() as u64 + 5));
             assert!(measured.is_wanting(later));

@@ -197,9 +197,14 @@ impl MemoryTrack {
         self.syncs_within
     }
 
-    /// The guest's dirtying as a part of the bandwidth, by QEMU's measurements beside the first pass.
+    /// The guest's usual dirtying as a part of the bandwidth, by QEMU's measurements beside the first pass.
     pub(in crate::convergence) fn measured_load(&self) -> Option<f64> {
-        Some(self.measured.sustained()? / self.capacity()?)
+        Some(self.measured.usual()? / self.capacity()?)
+    }
+
+    /// No sync has told the rates of a whole pass after the first one yet.
+    pub(in crate::convergence) fn is_provisional(&self) -> bool {
+        self.provisional
     }
 
     /// Whether another measurement of the guest's dirty rate would tell something that RAM's syncs do not.
