@@ -17,6 +17,7 @@ mod shapes;
 mod shared;
 mod untouched;
 mod view;
+mod write_times;
 
 use super::support::{builder, judge_moved, migrate, settings};
 use qferry::internals::{

@@ -36,6 +36,7 @@ mod two_engines;
 mod two_runners;
 mod watchdog;
 mod way_back;
+mod write_times;
 
 use std::time::Duration;
 

@@ -292,6 +292,12 @@ fn summary(outcome: &Outcome) -> String {
                 "           its guest's writes took {blocking} us while they waited for the destination{before}"
             ));
         }
+        let writes = disk.guest_writes.as_ref();
+        if let Some(waited) = writes.and_then(|writes| writes.write_blocking.as_ref()) {
+            let before = writes.and_then(|writes| writes.copying.as_ref());
+            let before = before.map_or_else(String::new, |before| format!(" (before: {before})"));
+            add(format!("           of {} writes that waited {waited}{before}", waited.writes));
+        }
     }
     if outcome.ram.bytes > 0 {
         add(format!("  ram      {} sent", Bytes(outcome.ram.bytes)));

@@ -1,7 +1,7 @@
 //! What has come of one migration so far: what was changed, what the guest's owner wants, and the figures of the
 //! outcome.
 
-use super::{Failure, guest::GuestIntent, intents::IntentLog};
+use super::{Failure, guest::GuestIntent, intents::IntentLog, write_counts::WriteCounts};
 use crate::{
     convergence::History,
     handover::{ownership::BeforeContinue, verdict::ContKnowledge},
@@ -42,6 +42,8 @@ pub(crate) struct Attempt {
     pub(crate) before_continue: Option<BeforeContinue>,
     /// Bytes that each mirror copied, by its job.
     pub(crate) copied: BTreeMap<String, u64>,
+    /// QEMU's counts of how long the guest's writes took.
+    pub(crate) write_counts: WriteCounts,
     /// QEMU's own figure for the downtime, milliseconds.
     pub(crate) downtime: Option<u64>,
     /// What could not be removed.
@@ -73,6 +75,7 @@ impl Attempt {
             destination_followed: true,
             before_continue: None,
             copied: BTreeMap::new(),
+            write_counts: WriteCounts::default(),
             downtime: None,
             leftovers: Vec::new(),
             images: Vec::new(),

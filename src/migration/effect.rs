@@ -29,6 +29,8 @@ pub enum Effect {
     Incoming,
     /// The source was told to migrate.
     Migrate,
+    /// The source counts how long the guest's writes to the device at this path take.
+    WriteTimes(String),
 }
 
 /// What is known of an effect beside how it is undone.
@@ -53,6 +55,7 @@ impl Effect {
             Self::Stopped => (Side::Source, None, false),
             Self::Incoming => (Side::Destination, Some("an incoming migration"), false),
             Self::Migrate => (Side::Source, None, false),
+            Self::WriteTimes(_) => (Side::Source, Some("a histogram of the guest's writes"), true),
         };
         EffectTraits { side, hidden_leftover, outlives_the_move }
     }

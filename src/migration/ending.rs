@@ -82,6 +82,7 @@ pub(crate) fn outcome(context: &Context, route: &Route, end: End, attempt: &Atte
         mode: pair.mode.as_str().to_owned(),
         write_latency_us: latency(pair, |disk| disk.latency_before),
         write_blocking_latency_us: latency(pair, |disk| disk.latency_since),
+        guest_writes: attempt.write_counts.told(pair),
     };
     Outcome {
         outcome: end.ending,

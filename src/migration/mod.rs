@@ -38,6 +38,7 @@ mod snapshot;
 pub(crate) mod validate;
 mod way_back;
 mod work_order;
+mod write_counts;
 
 pub use builder::{Builder, Migration, panic_at};
 pub use effect::Effect;

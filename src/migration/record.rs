@@ -418,6 +418,7 @@ mod tests {
             Effect::Stopped,
             Effect::Incoming,
             Effect::Migrate,
+            Effect::WriteTimes("/machine/peripheral/a/virtio-backend".to_owned()),
         ])
     }
 

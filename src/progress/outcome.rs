@@ -113,6 +113,40 @@ pub struct DiskOutcome {
     pub write_latency_us: Option<u64>,
     /// The mean time of a guest's write in write-blocking mode: the difference is the price of that mode.
     pub write_blocking_latency_us: Option<u64>,
+    /// How long the guest's writes took; `None` where QEMU counted none, or another client had set histograms of its
+    /// own for the device.
+    #[serde(default)]
+    pub guest_writes: Option<GuestWrites>,
+}
+
+/// How long the guest's writes to a disk took while its mirror was there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct GuestWrites {
+    /// While the mirror copied in the background; `None` where the guest wrote nothing.
+    pub copying: Option<WriteTimes>,
+    /// While the writes waited for the destination: the difference is the price of write-blocking.
+    pub write_blocking: Option<WriteTimes>,
+}
+
+/// The times of writes, as QEMU counted them in bins. A percentile is known to be below the boundary of its bin, which
+/// is a third or a half above the boundary before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WriteTimes {
+    /// The writes.
+    pub writes: u64,
+    /// Half of the writes took at most this many microseconds; `None` above 22 s.
+    pub p50_at_most_us: Option<u64>,
+    /// Of 100 writes 99 took at most this many microseconds; `None` above 22 s.
+    pub p99_at_most_us: Option<u64>,
+}
+
+impl fmt::Display for WriteTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let most = |us: Option<u64>| us.map_or_else(|| "more than 22 s".to_owned(), |us| format!("at most {us} us"));
+        write!(f, "half {}, 99 % {}", most(self.p50_at_most_us), most(self.p99_at_most_us))
+    }
 }
 
 /// The totals of the RAM migration.

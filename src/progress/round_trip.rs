@@ -30,6 +30,10 @@ fn outcome() -> Outcome {
             mode: "full".to_owned(),
             write_latency_us: Some(3),
             write_blocking_latency_us: None,
+            guest_writes: Some(GuestWrites {
+                copying: None,
+                write_blocking: Some(WriteTimes { writes: 9, p50_at_most_us: Some(14), p99_at_most_us: None }),
+            }),
         }],
         ram: RamOutcome { bytes: 7, iterations: 2, throttle_max_pct: 20, postcopy: true },
         predicted: Some(Estimate { rung: Some(EstimatedRung::StopAndCopy), ..Estimate::default() }),
@@ -52,6 +56,9 @@ fn outcome_json() -> Value {
         "disks": [{
             "source": "virtio0", "destination": "virtio0", "bytes_copied": 5, "virtual_size": 9, "mode": "full",
             "write_latency_us": 3, "write_blocking_latency_us": null,
+            "guest_writes": {
+                "copying": null, "write_blocking": {"writes": 9, "p50_at_most_us": 14, "p99_at_most_us": null},
+            },
         }],
         "ram": {"bytes": 7, "iterations": 2, "throttle_max_pct": 20, "postcopy": true},
         "predicted": {
@@ -249,8 +256,13 @@ prop_compose! {
     ) -> DiskOutcome {
         let [bytes_copied, virtual_size] = sizes;
         let [write_latency_us, write_blocking_latency_us] = latencies;
+        let times = |us| WriteTimes { writes: bytes_copied, p50_at_most_us: us, p99_at_most_us: write_latency_us };
+        let guest_writes = write_latency_us.map(|_| GuestWrites {
+            copying: write_blocking_latency_us.map(|_| times(write_blocking_latency_us)),
+            write_blocking: Some(times(None)),
+        });
         DiskOutcome {
-            source, destination, bytes_copied, virtual_size, mode, write_latency_us, write_blocking_latency_us,
+            source, destination, bytes_copied, virtual_size, mode, write_latency_us, write_blocking_latency_us, guest_writes,
         }
     }
 }

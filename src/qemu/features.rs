@@ -44,6 +44,8 @@ pub struct Features {
     pub zero_page_detection: bool,
     /// `announce-self` (4.0): a QEMU that runs a guest can tell the network again where its cards are.
     pub announce_self: bool,
+    /// `block-latency-histogram-set` takes `boundaries-write` (4.0): QEMU can count how long a guest's writes take.
+    pub latency_histograms: bool,
     /// Socket addresses have `keep-alive-idle` and its like (10.1): QEMU can notice in time that a peer's host is gone.
     pub keep_alive_times: bool,
     /// `MigrationStatus` has `failing` (11): such a build counts dirty pages about ten times a second, older ones at
@@ -85,6 +87,7 @@ impl Features {
             avail_switchover_bandwidth: schema.has_argument("migrate-set-parameters", "avail-switchover-bandwidth"),
             zero_page_detection: schema.has_argument("migrate-set-parameters", "zero-page-detection"),
             announce_self: schema.has_command("announce-self"),
+            latency_histograms: schema.has_argument("block-latency-histogram-set", "boundaries-write"),
             keep_alive_times: schema.has_member("keep-alive-idle"),
             failing_status: schema.argument_values("migrate-continue", "state").contains(&"failing"),
             multifd_compressions: schema

@@ -32,7 +32,8 @@ use crate::fake::{AnswerStep, CommandLog, FakeMonitor, MonitorScript, ReceivedCo
 pub use qemu::{MirrorJob, ModelDisk, ModelQemu};
 pub use run::{MigrationRun, asks};
 pub use schema::{
-    add_capabilities, add_command, add_keep_alive_times, add_switchover_bandwidth, add_zero_page_detection, schema,
+    add_capabilities, add_command, add_histograms, add_keep_alive_times, add_switchover_bandwidth,
+    add_zero_page_detection, schema,
 };
 
 pub const MIB: u64 = 1 << 20;

@@ -56,6 +56,14 @@ pub fn add_command(schema: &mut Value, name: &str) {
     schema.as_array_mut().unwrap().push(json!({"name": name, "meta-type": "command", "arg-type": "0"}));
 }
 
+/// Gives a schema the histograms of how long requests take.
+pub fn add_histograms(schema: &mut Value) {
+    let entities = schema.as_array_mut().unwrap();
+    entities.push(json!({"name": "block-latency-histogram-set", "meta-type": "command", "arg-type": "8"}));
+    let members = json!([{"name": "id", "type": "str"}, {"name": "boundaries-write", "type": "[int]"}]);
+    entities.push(json!({"name": "8", "meta-type": "object", "members": members}));
+}
+
 /// Gives a schema socket addresses with the times of keep-alive.
 pub fn add_keep_alive_times(schema: &mut Value) {
     let members = json!([{"name": "host", "type": "str"}, {"name": "keep-alive-idle", "type": "int"}]);

@@ -187,6 +187,12 @@ fn outrun(version: &str, slots: u32) {
     let reasons = reasons(&events, "write-blocking");
     assert!(reasons.iter().any(|reason| reason.contains("its guest's writes wait for it")), "{}", told(&events));
     assert!(outcome.disks[0].write_blocking_latency_us.is_some(), "what it costs the guest is told: {outcome:#?}");
+    let writes = outcome.disks[0].guest_writes.as_ref().expect("QEMU counts the guest's writes");
+    for times in [&writes.copying, &writes.write_blocking] {
+        let times = times.as_ref().expect("the guest writes all the time");
+        assert!(times.writes > 0 && times.p50_at_most_us <= times.p99_at_most_us, "{outcome:#?}");
+        assert!(times.p50_at_most_us.is_some_and(|us| us >= 7), "{outcome:#?}");
+    }
     let latency = |event: &Event| match event.kind {
         EventKind::Disk { write_latency_us, growth, .. } => growth > 0 && write_latency_us.is_some(),
         _ => false,

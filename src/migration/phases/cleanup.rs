@@ -22,7 +22,7 @@ use crate::{
     },
     progress::{Ending, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::RunState},
-    storage::mirror::mirror_job,
+    storage::mirror::{mirror_job, write_histogram},
 };
 use qapi::qmp;
 use std::{pin::Pin, time::Duration};
@@ -60,9 +60,16 @@ pub(crate) async fn tidy(
         }
         Err(error) => return Err(error.into()),
     };
+    let counted = attempt.write_counts.is_counting();
+    let counted = counted.then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
     if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
         attempt.downtime = migration.downtime;
         memory::sample::fold(&mut attempt.ram, &migration);
+    }
+    if let Some(counted) = counted {
+        if let Ok(counted) = counted.await {
+            attempt.write_counts.look(&counted.0);
+        }
     }
     let mut problems = Vec::new();
     if context.settings.keep_source {
@@ -81,7 +88,11 @@ pub(crate) async fn tidy(
         match effect {
             Effect::SocketFile(path) => attempt.leftovers.extend(remove_socket(path)),
             // a source that quits takes its settings with it
-            Effect::Tuned { side: Side::Source, .. } if !context.settings.keep_source => {}
+            Effect::Tuned { side: Side::Source, .. } | Effect::WriteTimes(_) if !context.settings.keep_source => {}
+            Effect::WriteTimes(device) => match write_histogram::remove(source, device).await {
+                Ok(left) => left.into_iter().for_each(|words| report.warn("cleanup", words)),
+                Err(error) => problems.push(error),
+            },
             Effect::Tuned { side: Side::Destination, .. } if runs_on == RunsOn::None => {}
             Effect::Tuned { side, before } => {
                 let restored = insist(context, pair, *side, |process| {

@@ -8,7 +8,8 @@ use super::{
     image_flush::ImageFlusher,
     memory_start::{set_parameters, start_memory},
     mirrors::start_mirrors,
-    sampling::{Look, Sampler},
+    sampling::{Look, Sampler, answer},
+    write_times::count_writes,
 };
 use crate::{
     convergence::{
@@ -102,6 +103,7 @@ impl<'a> Controller<'a> {
         self.storage = (!self.order.route.pairs.is_empty()).then(|| self.context.report.enter(Phase::Storage));
         if !self.order.route.pairs.is_empty() {
             let (context, route) = (self.context, &self.order.route);
+            count_writes(context, &qemus.source, route, attempt).await?;
             start_mirrors(context, qemus, route, |pair| self.speed(pair), attempt).await?;
         }
         let mut copying = FIRST;
@@ -382,7 +384,16 @@ impl<'a> Controller<'a> {
                 let named = |pair: &&DiskPair| disks.iter().any(|disk| disk == pair.source.name());
                 let pairs: Vec<_> =
                     self.order.route.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
+                // QEMU answers in the order of the commands: these counts are the last ones from before the switch.
+                let counted = attempt.write_counts.is_counting();
+                let counted = counted.then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
                 let done = mirror_job::write_blocking(source, &pairs).await;
+                if let Some(Ok(counted)) = answer(counted).await {
+                    attempt.write_counts.look(&counted.0);
+                }
+                if done.is_ok() {
+                    pairs.iter().for_each(|(pair, _)| attempt.write_counts.switch(pair));
+                }
                 self.writes_wait |= done.is_ok();
                 done
             }

@@ -121,6 +121,7 @@ impl<'a> Sampler<'a> {
         let round_trip = first.unwrap_or_else(|| asked.elapsed());
         if let Some(Ok(stats)) = answer(stats).await {
             self.stats = stats.0;
+            attempt.write_counts.look(&self.stats);
         }
         if let Some(Ok(dirtied)) = answer(dirtied).await {
             self.dirty_rate.take(&dirtied);
@@ -131,7 +132,7 @@ impl<'a> Sampler<'a> {
             sample::fold(&mut attempt.ram, migration);
         }
         let mirror = |(pair, job): (&DiskPair, &BlockJobInfo)| {
-            let written = pair.source.stats(&self.stats).copied().unwrap_or_default();
+            let written = pair.source.stats(&self.stats).cloned().unwrap_or_default();
             MirrorSample {
                 disk: pair.source.name().to_owned(),
                 len: job.len,
@@ -226,7 +227,7 @@ fn window(source: &Process) -> Duration {
 }
 
 /// The answer to a question, where it was asked.
-async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
+pub(super) async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
     match asked {
         Some(asked) => Some(asked.await),
         None => None,

@@ -36,7 +36,7 @@ use crate::{
     progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::MigrationStatus},
     storage::{
-        mirror::{export, mirror_job, pivot},
+        mirror::{export, mirror_job, pivot, write_histogram},
         model::layout::DiskPair,
     },
 };
@@ -366,6 +366,10 @@ impl WayBack<'_> {
                 Ok(())
             }
             Effect::Incoming => return self.end_destination().await,
+            Effect::WriteTimes(device) => {
+                let removed = write_histogram::remove(source, device).await;
+                allow_refusal(removed.map(|left| left.into_iter().for_each(|why| self.report.warn("not-undone", why))))
+            }
         };
         result.into()
     }

@@ -17,8 +17,18 @@ pub struct BlockStats {
     pub stats: WriteStats,
 }
 
+/// How many requests took how long. A bin counts the times below its boundary that are in no bin before it; the last
+/// bin, which has no boundary, counts the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct LatencyHistogram {
+    /// The boundaries in nanoseconds.
+    pub boundaries: Vec<u64>,
+    /// The counts, one more than there are boundaries.
+    pub bins: Vec<u64>,
+}
+
 /// The guest's successful requests to a device.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct WriteStats {
     /// Read requests.
     #[serde(default)]
@@ -35,6 +45,14 @@ pub struct WriteStats {
     /// Nanoseconds that all these requests took together.
     #[serde(default)]
     pub flush_total_time_ns: u64,
+    /// The histograms of reads, writes, appends to zones and flushes, where somebody has set them.
+    pub rd_latency_histogram: Option<LatencyHistogram>,
+    /// See there.
+    pub wr_latency_histogram: Option<LatencyHistogram>,
+    /// See there.
+    pub zap_latency_histogram: Option<LatencyHistogram>,
+    /// See there.
+    pub flush_latency_histogram: Option<LatencyHistogram>,
 }
 
 impl WriteStats {

@@ -18,7 +18,7 @@ pub use block::{
     BlockChild, BlockDevice, BlockExport, BlockGraph, BlockNode, BlockSettings, BlockdevCacheInfo, DirtyBitmap,
     FormatData, FormatSpecific, GraphEdge, GraphNode, ImageBitmap, IoLimits, NodeImage, SnapshotInfo,
 };
-pub use block_stats::{BlockStats, WriteStats};
+pub use block_stats::{BlockStats, LatencyHistogram, WriteStats};
 pub use job::{BlockJobInfo, JobInfo, JobStatus};
 pub use list::TolerantList;
 pub use machine::{

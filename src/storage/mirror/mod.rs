@@ -8,3 +8,4 @@ pub mod link_probe;
 pub mod mirror_job;
 pub mod pivot;
 pub mod start_race;
+pub mod write_histogram;
