@@ -47,6 +47,12 @@ impl Snapshot {
         things.extend(entries.flatten().map(|entry| format!("file {}", entry.file_name().to_string_lossy())));
 
         let mut settings = BTreeMap::new();
+        for device in qmp.execute("query-blockstats", &json!({}))?.as_array().into_iter().flatten() {
+            let histograms = device["stats"].as_object().into_iter().flatten();
+            for (name, histogram) in histograms.filter(|(name, _)| name.ends_with("_latency_histogram")) {
+                settings.insert(format!("{name} of {}", device["qdev"]), histogram["boundaries"].to_string());
+            }
+        }
         for capability in qmp.execute("query-migrate-capabilities", &json!({}))?.as_array().into_iter().flatten() {
             settings.insert(
                 format!("capability {}", capability["capability"].as_str().unwrap_or_default()),
