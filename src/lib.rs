@@ -132,8 +132,8 @@ pub use prepare::{
 };
 pub use progress::{
     ActionDetail, ActionDetails, AnotherTry, DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind,
-    GuestPause, GuestWrites, LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, RamOutcome, Reason,
-    RunsOn, WriteTimes,
+    GuestPause, GuestWrites, LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, PostcopyBlocktime,
+    RamOutcome, Reason, RunsOn, WriteTimes,
 };
 pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};

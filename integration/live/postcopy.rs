@@ -83,6 +83,10 @@ fn judge_channels(pair: &Pair, events: &[Event], wanted: usize) {
 
 fn judge(pair: &Pair, outcome: &Outcome) {
     assert!(outcome.ram.postcopy, "{outcome:#?}");
+    // The kernel counts for every QEMU, and from 10.1 on QEMU tells of the faults, too.
+    let waited = outcome.ram.postcopy_blocktime.as_ref().expect("the destination counts");
+    assert!(!waited.vcpu_ms.is_empty(), "{outcome:#?}");
+    assert_eq!(waited.mean_fault_us.is_some(), pair.spec().version == "11.1", "{outcome:#?}");
     judge_running(pair, outcome);
 }
 

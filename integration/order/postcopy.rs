@@ -118,3 +118,93 @@ async fn a_migration_that_someone_else_took_into_postcopy_is_not_cancelled() {
         assert_eq!(run.count("source: migrate_cancel") + run.count("destination: quit"), 0, "{run:?}");
     }
 }
+
+/// A pair of builds that know postcopy, and on either side these capabilities more.
+fn knowing(source: &[&'static str], destination: &[&'static str]) -> ModelPair {
+    let model = model();
+    for (side, more) in [(Source, source), (Destination, destination)] {
+        let mut state = model.state();
+        for name in ["postcopy-ram"].iter().chain(more) {
+            model::add_capabilities(&mut state.qemu(side).schema, &[name]);
+            state.qemu(side).capabilities.insert((*name).to_owned(), false);
+        }
+    }
+    model
+}
+
+/// The capabilities that a side was told to turn on.
+async fn turned_on(model: &ModelPair, side: Side) -> Vec<String> {
+    let told = model.fake(side).seen();
+    let told = told.iter().filter(|seen| seen.name == "migrate-set-capabilities");
+    let all = told.flat_map(|seen| seen.arguments["capabilities"].as_array().unwrap().clone());
+    let on = all.filter(|one| one["state"] == true);
+    on.map(|one| one["capability"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pages_that_a_guest_waits_for_have_a_channel_where_both_builds_know_it() {
+    let (both, preempt, blocktime) =
+        (["postcopy-preempt", "postcopy-blocktime"], "postcopy-preempt", "postcopy-blocktime");
+    let rows: [(&[&'static str], &[&'static str], bool, bool); 4] = [
+        (&both, &both, true, true),
+        (&both, &both[1..], false, true),
+        (&both[..1], &both[..1], true, false),
+        (&[], &both, false, true),
+    ];
+    for (source, destination, preempts, counts) in rows {
+        let mut model = knowing(source, destination);
+        let builder = model.builder().policy("ram = ['downtime', 'postcopy']".parse().unwrap());
+        let run = model.follow(builder.start_here().unwrap()).await;
+        moved(&model, &run);
+        let (at_source, at_destination) = (turned_on(&model, Source).await, turned_on(&model, Destination).await);
+        let has = |all: &[String], name: &str| all.iter().any(|one| one == name);
+        assert_eq!((has(&at_source, preempt), has(&at_destination, preempt)), (preempts, preempts), "{run:?}");
+        assert_eq!((has(&at_source, blocktime), has(&at_destination, blocktime)), (false, counts), "{run:?}");
+        let state = model.state();
+        let left = both.iter().any(|name| state.destination.capabilities.get(*name) == Some(&true));
+        assert!(!left, "they are put back: {run:?}");
+    }
+    // Without postcopy nothing of it is turned on.
+    let mut model = knowing(&both, &both);
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let all = [turned_on(&model, Source).await, turned_on(&model, Destination).await].concat();
+    assert!(!all.iter().any(|name| name.starts_with("postcopy")), "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_waits_that_the_destination_counted_are_told() {
+    let mut model = knowing(&[], &["postcopy-blocktime"]);
+    let shared = model.shared.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        let mut state = shared.state();
+        begin_postcopy(&mut state);
+        vec![AnswerStep::Return(json!({}))]
+    });
+    let (shared, mut sent) = (model.shared.clone(), 0);
+    model.on(Source, "query-migrate", move |_| {
+        let mut state = shared.state();
+        let status = state.source.migration.clone();
+        if status.as_deref() != Some("postcopy-active") {
+            return vec![AnswerStep::Return(json!({ "status": status }))];
+        }
+        sent += 1;
+        if sent == 20 {
+            state.enter(Source, "completed");
+            state.enter(Destination, "completed");
+        }
+        vec![AnswerStep::Return(in_postcopy(sent))]
+    });
+    let shared = model.shared.clone();
+    model.on(Destination, "query-migrate", move |_| {
+        let mut answer = json!({"postcopy-blocktime": 12, "postcopy-vcpu-blocktime": [12, 34]});
+        if let Some(status) = &shared.state().destination.migration {
+            answer["status"] = json!(status);
+        }
+        vec![AnswerStep::Return(answer)]
+    });
+    let run = model.migrate().await;
+    moved(&model, &run);
+    let told = run.outcome.ram.postcopy_blocktime.as_ref().unwrap();
+    assert_eq!((told.all_vcpus_ms, &told.vcpu_ms[..], told.mean_fault_us), (12, &[12, 34][..], None), "{run:?}");
+}

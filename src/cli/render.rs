@@ -302,6 +302,15 @@ fn summary(outcome: &Outcome) -> String {
     if outcome.ram.bytes > 0 {
         add(format!("  ram      {} sent", Bytes(outcome.ram.bytes)));
     }
+    if let Some(waited) = &outcome.ram.postcopy_blocktime {
+        let most = waited.vcpu_ms.iter().max().copied().unwrap_or(waited.all_vcpus_ms);
+        let faults =
+            waited.p99_fault_at_most_us.map_or_else(String::new, |us| format!("; 99 % of its faults at most {us} us"));
+        add(format!(
+            "           then it waited for pages: {} ms all of its CPUs at once, {most} ms one of them{faults}",
+            waited.all_vcpus_ms
+        ));
+    }
     if let Some(estimate) = outcome.predicted.as_ref().filter(|estimate| estimate.converges.is_some()) {
         add(format!("  estimate {}", estimate_words(estimate)));
     }

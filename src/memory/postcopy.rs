@@ -8,7 +8,7 @@
 use super::{apply, sample, tuning};
 use crate::{
     endpoint::Address,
-    progress::{RamOutcome, Reporter},
+    progress::{PostcopyBlocktime, RamOutcome, Reporter},
     qemu::{
         Gone, Observed, Process, ProcessError, keep_alive,
         reply::{MigrationInfo, MigrationStatus},
@@ -18,7 +18,7 @@ use crate::{
 use qapi::qmp;
 use std::{future::pending, time::Duration};
 use thiserror::Error;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 /// The time between two samples of RAM.
 const SAMPLE: Duration = Duration::from_millis(500);
@@ -33,6 +33,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 const UNSEEN: Duration = Duration::from_secs(60);
 /// The time for the source to report `postcopy-paused` once its channel is shut down.
 const PAUSE: Duration = Duration::from_secs(10);
+
+/// The time for the destination to tell how long its guest waited.
+const TELLS: Duration = Duration::from_secs(1);
 
 /// Why pages stopped arriving.
 #[derive(Debug, Error)]
@@ -110,6 +113,16 @@ pub async fn until_completed(
         },
         Err(error) => Err(error),
     }
+}
+
+/// Asks the destination for how long the guest waited for pages, once all are there. A destination that cannot count,
+/// or does not answer in time, leaves that untold.
+pub async fn blocktime(destination: &Process) -> Option<PostcopyBlocktime> {
+    if !destination.features().migration_capabilities.contains("postcopy-blocktime") {
+        return None;
+    }
+    let asked = destination.ask(&qmp::query_migrate {});
+    sample::blocktime(&timeout(TELLS, asked).await.ok()?.ok()?)
 }
 
 /// Shuts down the rest of a broken channel on both sides, so that both wait for a new one.

@@ -3,7 +3,7 @@
 //! Pure.
 
 use crate::{
-    progress::{EventKind, RamOutcome},
+    progress::{EventKind, PostcopyBlocktime, RamOutcome},
     qemu::reply::{MigrationInfo, MigrationStatus},
 };
 
@@ -23,6 +23,29 @@ pub fn event(migration: &MigrationInfo) -> Option<EventKind> {
         predicted_blackout_ms: None,
         eta_ms: None,
     })
+}
+
+/// What the destination's reply tells of the guest's waits in postcopy; `None` where the destination did not count.
+pub fn blocktime(migration: &MigrationInfo) -> Option<PostcopyBlocktime> {
+    Some(PostcopyBlocktime {
+        all_vcpus_ms: migration.postcopy_blocktime?,
+        vcpu_ms: migration.postcopy_vcpu_blocktime.clone(),
+        mean_fault_us: migration.postcopy_latency.map(|nanoseconds| nanoseconds.div_ceil(1000)),
+        p99_fault_at_most_us: slowest_but_one_per_cent(&migration.postcopy_latency_dist),
+    })
+}
+
+/// The time below which 99 of 100 faults were, microseconds, by counts of faults of 2^N microseconds and more. The last
+/// count is that of all longer ones.
+fn slowest_but_one_per_cent(counts: &[u64]) -> Option<u64> {
+    let all: u128 = counts.iter().map(|count| u128::from(*count)).sum();
+    let mut sum = 0;
+    let found = counts.iter().position(|count| {
+        sum += u128::from(*count);
+        all > 0 && sum >= (all * 99).div_ceil(100)
+    });
+    let bucket = found.filter(|bucket| bucket + 1 < counts.len())?;
+    1u64.checked_shl(u32::try_from(bucket + 1).ok()?)
 }
 
 /// Folds a sample into the totals.
@@ -69,6 +92,26 @@ mod tests {
         assert!(matches!(event(&sample), Some(EventKind::Memory { remaining: 2, .. })));
         sample.remaining = Some(7);
         assert!(matches!(event(&sample), Some(EventKind::Memory { remaining: 7, .. })));
+    }
+
+    #[test]
+    fn the_waits_of_postcopy_are_told_where_they_were_counted() {
+        let told = |more: serde_json::Value| {
+            let info: MigrationInfo = serde_json::from_value(more).expect("a migration");
+            blocktime(&info)
+                .map(|told| (told.all_vcpus_ms, told.vcpu_ms, told.mean_fault_us, told.p99_fault_at_most_us))
+        };
+        assert_eq!(told(json!({"status": "completed"})), None);
+        let older = json!({"postcopy-blocktime": 7, "postcopy-vcpu-blocktime": [7, 9]});
+        assert_eq!(told(older), Some((7, vec![7, 9], None, None)));
+        let newer = |dist: &[u64]| {
+            let told = told(json!({"postcopy-blocktime": 7, "postcopy-latency": 1001, "postcopy-latency-dist": dist}));
+            told.map(|(.., mean, slowest)| (mean, slowest))
+        };
+        assert_eq!(newer(&[0, 0, 0]), Some((Some(2), None)));
+        assert_eq!(newer(&[99, 0, 1, 0]), Some((Some(2), Some(2))));
+        assert_eq!(newer(&[98, 0, 2, 0]), Some((Some(2), Some(8))));
+        assert_eq!(newer(&[0, 1]), Some((Some(2), None)), "the last bucket has no end");
     }
 
     #[test]

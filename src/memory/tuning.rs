@@ -38,8 +38,8 @@ const NO_DIRTY_LIMIT: u64 = 1 << 20;
 /// With `block` QEMU copies disks by itself, with `background-snapshot` it takes a snapshot in place of a migration,
 /// with `release-ram` it gives up the pages that the way back needs, `dirty-bitmaps` fails a migration in which one
 /// bitmap cannot move, and with `switchover-ack` on the source alone it waits for ever for the destination's word.
-/// Capabilities that only prove or count something (`validate-uuid`, `postcopy-blocktime`) stay as they are, and so
-/// does `x-ignore-shared`: only its user knows whether both sides hold the same memory.
+/// Capabilities that only prove or count something (`validate-uuid`, `postcopy-blocktime`) stay as they are where a run
+/// has no use for them, and so does `x-ignore-shared`: only its user knows whether both sides hold the same memory.
 const STRAY: [&str; 16] = [
     "auto-converge",
     "background-snapshot",
@@ -167,6 +167,8 @@ pub struct MigrationTuning {
     pub throttle: ThrottleMode,
     /// Whether postcopy may be started.
     pub postcopy: bool,
+    /// Whether both builds can send the pages that the guest waits for over a channel of their own.
+    pub preempt: bool,
     /// Whether named dirty bitmaps move with the guest.
     pub bitmaps: bool,
     /// The first `downtime-limit`.
@@ -243,7 +245,11 @@ pub struct PreviousTuning {
 impl MigrationTuning {
     /// The capabilities and parameters to set on one side, given the features of its build.
     pub fn for_side(&self, side: Side, features: &Features) -> SideTuning {
-        let on = self.capabilities(side);
+        let mut on = self.capabilities(side);
+        // The destination counts for how long vCPUs wait for pages.
+        if self.postcopy && side == Side::Destination && has(features, "postcopy-blocktime") {
+            on.push("postcopy-blocktime");
+        }
         let one_of = match (side, self.throttle) {
             (Side::Source, ThrottleMode::OnDemand) => {
                 ["dirty-limit", "auto-converge"].into_iter().filter(|name| has(features, name)).collect()
@@ -300,6 +306,9 @@ impl MigrationTuning {
         on.extend(self.asked_for().into_iter().map(|(name, _)| name));
         if self.bitmaps {
             on.push("dirty-bitmaps");
+        }
+        if self.postcopy && self.preempt {
+            on.push("postcopy-preempt");
         }
         if side == Side::Source && matches!(self.throttle, ThrottleMode::OwnSteps(_)) {
             on.push("auto-converge");

@@ -159,6 +159,8 @@ impl Settings {
             xbzrle: policy.xbzrle.filter(|_| !policy.observe),
             throttle,
             postcopy: policy.may_postcopy(),
+            // what both builds have is known to the orders of a run alone
+            preempt: false,
             bitmaps,
             downtime: policy.first_limit(self.downtime),
             bandwidth: self.bandwidth,

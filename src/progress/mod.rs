@@ -22,8 +22,8 @@ pub use json_lines::JsonLines;
 pub use ledger::{BlackoutLedger, LedgerClock, LedgerMark, LedgerSpan};
 pub use moment::Moment;
 pub use outcome::{
-    AnotherTry, DiskOutcome, Ending, Estimate, EstimatedRung, GuestPause, GuestWrites, Outcome, PauseCause, RamOutcome,
-    Reason, RunsOn, WriteTimes,
+    AnotherTry, DiskOutcome, Ending, Estimate, EstimatedRung, GuestPause, GuestWrites, Outcome, PauseCause,
+    PostcopyBlocktime, RamOutcome, Reason, RunsOn, WriteTimes,
 };
 pub use phase::{Phase, PhaseState};
 pub use reporter::{EventSink, PhaseGuard, Reporter};

@@ -161,6 +161,25 @@ pub struct RamOutcome {
     pub throttle_max_pct: u64,
     /// Whether postcopy was used.
     pub postcopy: bool,
+    /// For how long the guest waited for its pages in postcopy, by the destination's count; `None` without postcopy,
+    /// and where the destination's QEMU or kernel does not count.
+    #[serde(default)]
+    pub postcopy_blocktime: Option<PostcopyBlocktime>,
+}
+
+/// For how long the guest waited for its pages in postcopy. The ledger's blackout ends before that.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PostcopyBlocktime {
+    /// Milliseconds for which all vCPUs waited at once.
+    pub all_vcpus_ms: u64,
+    /// Milliseconds for which each vCPU waited.
+    pub vcpu_ms: Vec<u64>,
+    /// The mean time from a page fault to its page, microseconds; `None` before QEMU 10.1.
+    pub mean_fault_us: Option<u64>,
+    /// Of 100 faults 99 took at most this many microseconds; `None` before QEMU 10.1, where there was no fault, and
+    /// where the time is beyond QEMU's scale.
+    pub p99_fault_at_most_us: Option<u64>,
 }
 
 /// Why the engine or its migration stopped the guest for a while.

@@ -35,7 +35,18 @@ fn outcome() -> Outcome {
                 write_blocking: Some(WriteTimes { writes: 9, p50_at_most_us: Some(14), p99_at_most_us: None }),
             }),
         }],
-        ram: RamOutcome { bytes: 7, iterations: 2, throttle_max_pct: 20, postcopy: true },
+        ram: RamOutcome {
+            bytes: 7,
+            iterations: 2,
+            throttle_max_pct: 20,
+            postcopy: true,
+            postcopy_blocktime: Some(PostcopyBlocktime {
+                all_vcpus_ms: 3,
+                vcpu_ms: vec![3, 4],
+                mean_fault_us: None,
+                p99_fault_at_most_us: Some(512),
+            }),
+        },
         predicted: Some(Estimate { rung: Some(EstimatedRung::StopAndCopy), ..Estimate::default() }),
         leftovers: vec!["source (unix:/s): the job qferry-x".to_owned()],
         another_try: Some(AnotherTry { images: vec!["/d/disk0".to_owned()], start_destination: true }),
@@ -60,7 +71,12 @@ fn outcome_json() -> Value {
                 "copying": null, "write_blocking": {"writes": 9, "p50_at_most_us": 14, "p99_at_most_us": null},
             },
         }],
-        "ram": {"bytes": 7, "iterations": 2, "throttle_max_pct": 20, "postcopy": true},
+        "ram": {
+            "bytes": 7, "iterations": 2, "throttle_max_pct": 20, "postcopy": true,
+            "postcopy_blocktime": {
+                "all_vcpus_ms": 3, "vcpu_ms": [3, 4], "mean_fault_us": null, "p99_fault_at_most_us": 512,
+            },
+        },
         "predicted": {
             "total_ms": null, "blackout_ms": null, "disk_bytes": null, "ram_bytes": null, "converges": null,
             "rung": "stop-and-copy",
@@ -295,7 +311,18 @@ prop_compose! {
             ledger: ledger.into_iter().map(|(span, ms)| LedgerSpan { span, ms }).collect(),
             ledger_clock,
             disks,
-            ram: RamOutcome { bytes, iterations, throttle_max_pct, postcopy },
+            ram: RamOutcome {
+                bytes,
+                iterations,
+                throttle_max_pct,
+                postcopy,
+                postcopy_blocktime: postcopy.then(|| PostcopyBlocktime {
+                    all_vcpus_ms: iterations,
+                    vcpu_ms: vec![bytes],
+                    mean_fault_us: Some(throttle_max_pct),
+                    p99_fault_at_most_us: None,
+                }),
+            },
             predicted,
             leftovers,
             another_try: images.map(|images| AnotherTry { images, start_destination: postcopy }),

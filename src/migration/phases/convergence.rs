@@ -76,7 +76,7 @@ impl<'a> Controller<'a> {
     pub(crate) fn new(context: &'a Context, order: &'a WorkOrder, qemus: &QemuPair) -> Self {
         let settings = &context.settings;
         // a policy that only observes reports what it would do, throttling included
-        let wanted = settings.tuning(order.bitmaps).for_side(Side::Source, qemus.source.features());
+        let wanted = order.tuning(settings).for_side(Side::Source, qemus.source.features());
         let throttle = wanted.throttles() || settings.policy.observe;
         let task = order.task(settings, qemus.source.features(), throttle);
         let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());

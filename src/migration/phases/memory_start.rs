@@ -139,7 +139,7 @@ async fn set_up(
     next: Vec<Effect>,
 ) -> Result<(SideTuning, Effect), Failure> {
     let (settings, report, side) = (&context.settings, &context.report, process.name().side);
-    let mut wanted = settings.tuning(order.bitmaps).for_side(side, process.features());
+    let mut wanted = order.tuning(settings).for_side(side, process.features());
     if side == Side::Source {
         // the bandwidth that QEMU measures beside the mirrors is less than the rest of RAM will have without them
         let measured =

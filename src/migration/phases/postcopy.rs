@@ -65,7 +65,11 @@ async fn fetch_all(context: &Context, pair: &QemuPair, route: &Route, attempt: &
                 drop(source.act(&qmp::stop {}).await);
                 return Err(error.into());
             }
-            other => return Ok(other?),
+            other => {
+                other?;
+                attempt.ram.postcopy_blocktime = postcopy::blocktime(destination).await;
+                return Ok(());
+            }
         };
         if attempt.ram.bytes > sent {
             tries = 0;

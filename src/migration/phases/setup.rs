@@ -82,7 +82,7 @@ async fn rehearse(
     order: &WorkOrder,
     attempt: &mut Attempt,
 ) -> Result<(), Failure> {
-    let tuning = context.settings.tuning(order.bitmaps);
+    let tuning = order.tuning(&context.settings);
     if tuning.asked_for().is_empty() {
         return Ok(());
     }

@@ -71,6 +71,16 @@ pub struct MigrationInfo {
     pub xbzrle_cache: XbzrleCacheStats,
     /// Per cent by which the vCPUs are throttled.
     pub cpu_throttle_percentage: Option<u64>,
+    /// Milliseconds for which all vCPUs waited for pages at once, in postcopy; on the destination.
+    pub postcopy_blocktime: Option<u64>,
+    /// Milliseconds for which each vCPU waited for pages.
+    #[serde(default)]
+    pub postcopy_vcpu_blocktime: Vec<u64>,
+    /// The mean time from a page fault to its page, nanoseconds (10.1).
+    pub postcopy_latency: Option<u64>,
+    /// The faults by their times (10.1): element N counts those of 2^N microseconds and more, below the next element.
+    #[serde(default)]
+    pub postcopy_latency_dist: Vec<u64>,
     /// QEMU's words for why the migration failed.
     pub error_desc: Option<String>,
     /// QEMU's words for why the guest cannot be migrated at all.
