@@ -9,9 +9,11 @@ use super::{
     support::{builder, busy, judge_back, judge_running, migrate_and, migrate_when, qferry, spec, start},
 };
 use qferry::internals::{
+    endpoint::Address,
     migration::Running,
     progress::{Ending, Event, EventKind, Outcome, PauseCause, Phase},
     quantity::Rate,
+    storage::verify::identity::ProofLevel,
 };
 use qferry_bed::{Pair, Side, Spec, Workload, flush_slowly};
 use serde_json::Value;
@@ -194,6 +196,28 @@ fn a_guests_writes_do_not_wait_for_a_frozen_destination() {
         assert!(waited < Duration::from_secs(5), "{waited:?}: {outcome:#?}");
         judge_back(&pair, &outcome, Ending::RolledBack, "running");
     });
+}
+
+/// The destination answers, and the link to it carries no disks any more: the guest's writes wait until the mirror that
+/// copies nothing is given up.
+/// Promise: no-endless-wait.
+#[test]
+fn a_guests_writes_do_not_wait_for_a_dead_link() {
+    // RAM that does not converge is under way until the mirror is given up. An engine that never does that has a limit.
+    let workload = Workload { ram: 64 << 20, dirty: 64 << 20, ..writing("10.0.13").workload };
+    let pair = start(&Spec { workload, ..writing("10.0.13") });
+    let proxied = Proxied::new(&pair);
+    let disks = proxied.relay_disks();
+    let mut settings = proxied.settings();
+    settings.nbd_address = Some(Address::unix(disks.front()).unwrap());
+    settings.verify_backing = ProofLevel::Off;
+    let builder = proxied.builder_with(settings).policy("ram = []".parse().unwrap());
+    let builder = builder.bandwidth(Rate(8 << 20)).timeout(Duration::from_secs(120));
+    let (outcome, _) = migrate_when(builder, sends, |_| disks.black_hole());
+    let reason = outcome.reason.as_ref().map_or("", |reason| reason.message.as_str());
+    assert!(reason.contains("the guest's writes wait for it"), "{outcome:#?}");
+    pair.wait_for_writes(Side::Source, 10, super::support::WAIT).unwrap();
+    judge_back(&pair, &outcome, Ending::RolledBack, "running");
 }
 
 /// While QEMU opens the destination's export its main loop waits, and the guest with it: for a second, if nobody

@@ -3,7 +3,7 @@
 use super::support::{migrate_when, settings};
 use qferry::internals::{
     endpoint::{Address, Endpoint, ProcessHandle},
-    migration::{Builder, Migration},
+    migration::{Builder, Migration, Settings},
     progress::{Event, Outcome},
 };
 use qferry_bed::{ChannelProxy, Command, MonitorProxy, Pair, Side, Tape, nth};
@@ -51,21 +51,41 @@ impl<'p> Proxied<'p> {
         Self { pair, monitors, ram }
     }
 
-    /// A migration of the pair. The engine follows both processes, as it does where it dials them itself.
+    /// A migration of the pair.
     pub(crate) fn builder(&self) -> Builder {
+        self.builder_with(self.settings())
+    }
+
+    pub(crate) fn settings(&self) -> Settings {
         let folder = folder(self.pair);
+        let address = |path| Some(Address::unix(path).unwrap());
+        let mut settings = settings(self.pair);
+        settings.nbd_address = address(folder.join("nbd"));
+        settings.migrate_address = address(self.ram.front().to_owned());
+        settings.source_nbd_address = address(folder.join("source-nbd"));
+        settings
+    }
+
+    /// A migration of the pair with these settings. The engine follows both processes, as it does where it dials them
+    /// itself.
+    pub(crate) fn builder_with(&self, settings: Settings) -> Builder {
         let endpoint = |side: Side| {
             let path = self.monitor(side).path().to_owned();
             let process = ProcessHandle::from_pid(self.pair.machine(side).pid()).unwrap();
             Endpoint::connector(side.to_string(), move || tokio::net::UnixStream::connect(path.clone()))
                 .with_process(process)
         };
-        let address = |path| Some(Address::unix(path).unwrap());
-        let mut settings = settings(self.pair);
-        settings.nbd_address = address(folder.join("nbd"));
-        settings.migrate_address = address(self.ram.front().to_owned());
-        settings.source_nbd_address = address(folder.join("source-nbd"));
         Migration::builder(endpoint(Side::Source), endpoint(Side::Destination)).settings(settings)
+    }
+
+    /// A relay for the channel of the disks. The engine would remove the relay's socket with an export for reading, so
+    /// nothing may be read there.
+    pub(crate) fn relay_disks(&self) -> ChannelProxy {
+        let folder = folder(self.pair);
+        let relay = ChannelProxy::start(folder.join("disks"), folder.join("disks-behind")).unwrap();
+        let [front, behind] = [relay.front(), relay.behind()].map(|path| path.display().to_string());
+        self.monitor(Side::Destination).replace("nbd-server-start", &front, &behind);
+        relay
     }
 
     pub(crate) fn monitor(&self, side: Side) -> &MonitorProxy {

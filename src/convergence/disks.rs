@@ -13,16 +13,34 @@ use std::time::Duration;
 
 /// The time without a gain after which a mirror is helped.
 const STANDSTILL: Duration = Duration::from_secs(3);
+/// The longest that the guest's writes wait for a mirror that copies nothing. Guests give a command to a SCSI or IDE disk
+/// up after 30 s, and the way back takes time, too.
+const WRITES_WAIT: Duration = Duration::from_secs(10);
 /// The code of a mirror that does not catch up.
 const NOT_CONVERGING: &str = "disk-not-converging";
 
 /// The actions for the mirrors, each with its reason; a decision to give up stands alone.
 pub(super) fn decide(policy: &Policy, now: &History) -> Vec<Decision> {
+    if let Some(decision) = free_writes(policy, now) {
+        return vec![decision];
+    }
     let all_ready = now.disks.values().all(|track| track.estimate().ready);
     match all_ready && now.job.abilities.write_blocking {
         true => block_writes(policy, now),
         false => help(policy, now),
     }
+}
+
+/// Gives up a mirror that the guest's writes wait for, and that copies nothing: the link or the destination is dead.
+fn free_writes(policy: &Policy, now: &History) -> Option<Decision> {
+    let patience = WRITES_WAIT.min(policy.give_up);
+    let (name, waited) = now.disks.iter().find_map(|(name, track)| {
+        let waited = now.since(track.writes_wait()?);
+        (waited > with_wait(now, name, patience)).then_some((name, waited))
+    })?;
+    let waited = waited.as_secs_f64().round();
+    let because = format!("the mirror of {name} has copied nothing for {waited} s, and the guest's writes wait for it");
+    Some(Decision::give_up(NOT_CONVERGING, "a link to the destination that carries the disks".to_owned(), because))
 }
 
 /// The decisions for mirrors that are all ready, where QEMU can block writes.
@@ -203,6 +221,43 @@ mod tests {
         assert!((0..80).all(|look| give_up(&run.look(250, None, &[behind(500 - look)])).is_none()));
         // the patience ends
         assert!((0..200).any(|_| give_up(&run.look(250, None, &[behind(420)])).is_some()));
+    }
+
+    #[test]
+    fn a_guests_writes_do_not_wait_for_a_mirror_that_copies_nothing() {
+        // when each mirror was given up, in seconds after its counters stood still; the guest's writes wait from look 8 on
+        let given_up = |synced: bool, left: u64, moves: bool| {
+            let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
+            let mut stood = None;
+            for look in 0..200u64 {
+                let sample = match look {
+                    0..8 => ready("a", synced),
+                    _ => {
+                        stood = stood.or(Some(run.at()));
+                        let copied = 2000 + if moves { look } else { 0 };
+                        MirrorSample {
+                            actively_synced: Some(synced),
+                            ready: true,
+                            ..mirror("a", copied + left, copied)
+                        }
+                    }
+                };
+                let decision = run.look(250, None, &[sample]);
+                if let Some((code, _)) = give_up(&decision) {
+                    assert_eq!(code, "disk-not-converging");
+                    assert!(told(&decision).contains("writes wait for it"), "{}", told(&decision));
+                    return stood.map(|stood| ((run.at() - stood) / 1000.0).round());
+                }
+            }
+            None
+        };
+        for synced in [false, true] {
+            for left in [1, 500] {
+                let after = given_up(synced, left, false);
+                assert!(after.is_some_and(|after| (10.0..=11.0).contains(&after)), "{synced} {left}: {after:?}");
+            }
+        }
+        assert_eq!((given_up(true, 1, true), given_up(true, 0, false)), (None, None));
     }
 
     #[test]

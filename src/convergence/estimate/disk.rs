@@ -175,6 +175,10 @@ pub(in crate::convergence) struct DiskTrack {
     flush: SmoothedValue,
     /// The moment of the switch to write-blocking.
     blocking: Option<Duration>,
+    /// The moment of the last look at which the mirror had copied more than at the look before, or had nothing to copy.
+    moved_at: Duration,
+    /// The bytes that the mirror had copied at that look.
+    copied: u64,
     /// The moment since which the mirror has had its mode and its share.
     steady: Option<Duration>,
     estimate: DiskEstimate,
@@ -200,6 +204,9 @@ impl DiskTrack {
         self.estimate.ready = now.ready;
         self.estimate.synced = now.actively_synced == Some(true);
         self.steady.get_or_insert(at);
+        if now.offset != self.copied || self.estimate.remaining <= 0.0 {
+            (self.moved_at, self.copied) = (at, now.offset);
+        }
         let progress = CopyProgress { offset: now.offset, len: now.len };
         match &mut self.lap {
             // a mirror that is ready follows its guest's writes, as they come
@@ -280,9 +287,18 @@ impl DiskTrack {
         self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
     }
 
-    /// Counts the mirror as gaining: it is so close to its guest that no more can be asked of it.
+    /// The moment since which the guest's writes may have waited for the mirror: in write-blocking mode QEMU counts each
+    /// of them as a part to copy until it is on the destination, and since that moment nothing has arrived there.
+    pub(in crate::convergence) fn writes_wait(&self) -> Option<Duration> {
+        self.blocking.filter(|_| self.estimate.remaining > 0.0).map(|since| self.moved_at.max(since))
+    }
+
+    /// Counts the mirror as gaining: it is so close to its guest that no more can be asked of it. In write-blocking
+    /// mode more is asked: that the mirror moves.
     pub(in crate::convergence) fn keeps_up(&mut self, at: Duration) {
-        self.estimate.gained_at = at;
+        if self.blocking.is_none() || self.moved_at == at {
+            self.estimate.gained_at = at;
+        }
     }
 
     /// Starts anew in write-blocking mode.
