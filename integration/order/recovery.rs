@@ -335,6 +335,36 @@ async fn pages_that_nobody_can_be_asked_about_are_not_waited_for_without_end() {
     assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Undetermined, RunsOn::Destination), "{outcome:#?}");
 }
 
+/// A guest that was moved before: its source still tells of the migration by which the guest came, and the engine died
+/// before QEMU had the next one.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_completed_an_earlier_migration_has_passed_nothing_on() {
+    for run in ["running", "paused"] {
+        let folder = tempfile::tempdir().unwrap();
+        let [source, destination] =
+            ["source", "destination"].map(|name| folder.path().join(name).display().to_string());
+        let begun = begun(folder.path(), party(&source, None), party(&destination, None));
+        let begun = MigrationBegin { was_running: run == "running", ..begun };
+        let effects = vec![Effect::NbdServer, Effect::Incoming, Effect::Migrate];
+        let path = write_journal(folder.path(), begun, &[Record::Effects(effects)]);
+        let (source, at_source) = MonitorScript::new()
+            .answer("query-qmp-schema", json!([]))
+            .answer("query-status", json!({"running": run == "running", "status": run}))
+            .answer("query-migrate", json!({"status": "completed"}))
+            .duplex();
+        let (_destination, reached) = MonitorScript::new()
+            .answer("query-qmp-schema", json!([]))
+            .answer("query-status", json!({"running": false, "status": "inmigrate"}))
+            .answer("query-migrate", json!({"status": "setup"}))
+            .duplex();
+        let outcome = recover(&path, Some(at_source), reached).await;
+        // the fake destination does not end when it is told to
+        assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Stuck, RunsOn::Source), "{run}: {outcome:#?}");
+        let told = ["stop", "cont", "migrate_cancel"].map(|command| count(&source, command));
+        assert_eq!(told, [0; 3], "{run}: {:#?}", source.seen());
+    }
+}
+
 /// Both hosts have lost power, say. What the engine had not begun, nobody has finished.
 #[tokio::test(start_paused = true)]
 async fn the_end_of_both_qemus_leaves_nothing_and_is_told_apart() {

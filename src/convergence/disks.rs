@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_guests_writes_do_not_wait_for_a_mirror_that_copies_nothing() {
-        // when each mirror was given up, in seconds after its counters stood still; the guest's writes wait from look 8 on
+        // when each mirror was given up, in seconds after its counters stood still: the guest's writes wait from then on
         let given_up = |synced: bool, left: u64, moves: bool| {
             let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
             let mut stood = None;

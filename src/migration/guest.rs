@@ -127,7 +127,7 @@ impl GuestIntent {
         if self.stopped_by_owner != stop {
             (self.stopped_by_owner, self.halt) = (None, None);
         }
-        if stop.is_some_and(|stop| is_before_setup(&stop, seen)) {
+        if stop.is_some_and(|stop| is_before_setup(&stop, seen) || is_before_a_pass(&stop, seen)) {
             self.stopped_by_owner = stop;
         }
         if let Some((run, stop)) = seen.halts_as().zip(stop) {
@@ -199,6 +199,16 @@ impl GuestIntent {
 /// same of a STOP that is older still; where none was told, `query-status` alone tells.
 fn is_before_setup(stop: &Moment, seen: &Observed) -> bool {
     seen.entered(&MigrationStatus::Setup).is_some_and(|setup| stop.local < setup.local)
+}
+
+/// Whether QEMU has counted the dirty pages between the STOP and the state `pre-switchover`. QEMU's own stop comes after
+/// the last count, and nobody else can stop the guest from there to that state, so the guest's owner did. Without this, a
+/// STOP right before QEMU stands in `pre-switchover` would be taken for QEMU's, for then `query-status` says nothing of
+/// the owner any more.
+fn is_before_a_pass(stop: &Moment, seen: &Observed) -> bool {
+    let is_before_the_switchover =
+        |passed: &Moment| seen.entered(&MigrationStatus::PreSwitchover).is_none_or(|at| passed.local < at.local);
+    seen.passed.is_some_and(|passed| stop.local < passed.local && is_before_the_switchover(&passed))
 }
 
 #[cfg(test)]
@@ -285,6 +295,7 @@ mod tests {
             match *event {
                 "STOP" => observed.stopped = Some(moment),
                 "RESUME" => observed.resumed = Some(moment),
+                "pass" => observed.passed = Some(moment),
                 status => {
                     if status == "setup" {
                         observed.migration.clear();
@@ -312,6 +323,11 @@ mod tests {
             (&["STOP", "setup", "cancelled"], false, false),
             (&["setup", "cancelled", "STOP"], true, true),
             (&["setup", "cancelled", "STOP", "setup", "active"], false, false),
+            // QEMU counts the dirty pages right before its own stop, and once more behind the switchover.
+            (&["setup", "active", "pass", "STOP", "pre-switchover"], true, true),
+            (&["setup", "active", "STOP", "pass", "pre-switchover"], false, false),
+            (&["setup", "active", "pass", "STOP", "pre-switchover", "device", "pass"], true, true),
+            (&["setup", "active", "STOP", "pass", "RESUME", "pass", "STOP", "pre-switchover"], true, true),
             // A QEMU that tells nothing of its migration is asked.
             (&["STOP"], true, true),
             (&["STOP", "active", "pre-switchover"], true, true),

@@ -12,7 +12,7 @@ use super::{
     leftovers::{hidden_leftover, left_behind, migration_under_way, remove_socket, unproved_migration},
     reconnect::reach_again,
     settings::restore_settings,
-    source::{LastLook, ResumePermit, ends_on_source, settle_source},
+    source::{LastLook, ResumePermit, came_by_it, ends_on_source, settle_source},
 };
 use crate::{
     handover::{
@@ -385,6 +385,11 @@ impl WayBack<'_> {
             // A verdict has found that the guest runs on the source, which this run's migration had stopped: that
             // migration is over, and what is under way is somebody else's.
             return Undone::Done;
+        }
+        match came_by_it(source, &now).await {
+            Ok(true) if permit.is_some() => return Undone::Done,
+            Ok(_) => {}
+            Err(error) => return Undone::Failed(error),
         }
         let is_passing = |now: &MigrationStatus| matches!(now, MigrationStatus::Completed | MigrationStatus::Device);
         let mut now = now;

@@ -10,10 +10,11 @@ use crate::{
     memory::precopy,
     migration::{guest::GuestIntent, pair::QemuPair},
     qemu::{
-        Observed, ProcessError,
+        Observed, Process, ProcessError,
         reply::{MigrationStatus, RunState},
     },
 };
+use qapi::qmp;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -132,6 +133,19 @@ pub(super) async fn ends_on_source(pair: &QemuPair, guest: &mut GuestIntent, loo
         tracing::info!(?facts, is_passed_on, is_left, "the source at the end of the way back");
         return is_left;
     }
+}
+
+/// Whether the guest came to the source by the migration of which the source tells this status, so that this run's was
+/// never begun: a guest that QEMU has passed on stands in `postmigrate`.
+///
+/// # Errors
+/// The source does not answer.
+pub(super) async fn came_by_it(source: &Process, status: &MigrationStatus) -> Result<bool, ProcessError> {
+    if *status != MigrationStatus::Completed || source.own_migration.is_begun() {
+        return Ok(false);
+    }
+    let run = source.ask(&qmp::query_status {}).await?.status;
+    Ok(run.is_live() || run == RunState::Paused)
 }
 
 /// Whether a destination with this status takes a guest in, or has.
