@@ -198,12 +198,12 @@ fn a_guests_writes_do_not_wait_for_a_frozen_destination() {
     });
 }
 
-/// The destination answers, and the link to it carries no disks any more: the guest's writes wait until the mirror that
-/// copies nothing is given up.
+/// The destination answers, and the link to it carries no disks any more: the guest's writes wait until the mirror is
+/// given up that copies nothing.
 /// Promise: no-endless-wait.
 #[test]
 fn a_guests_writes_do_not_wait_for_a_dead_link() {
-    // RAM that does not converge is under way until the mirror is given up. An engine that never does that has a limit.
+    // RAM that does not converge is under way until the mirror is given up. An engine that never does so has a limit.
     let workload = Workload { ram: 64 << 20, dirty: 64 << 20, ..writing("10.0.13").workload };
     let pair = start(&Spec { workload, ..writing("10.0.13") });
     let proxied = Proxied::new(&pair);

@@ -9,11 +9,12 @@ use super::{
 use qferry::internals::{
     endpoint::{Endpoint, ProcessIdentity},
     journal::{Journal, LIMIT},
+    memory::tuning::PreviousTuning,
     migration::{
         Effect, Migration,
         record::{MigrationBegin, Record},
     },
-    progress::{Ending, Outcome, RunsOn},
+    progress::{Ending, Outcome, RunsOn, Side},
 };
 use serde_json::json;
 use std::{
@@ -362,6 +363,29 @@ async fn a_source_that_completed_an_earlier_migration_has_passed_nothing_on() {
         assert_eq!((outcome.outcome, outcome.runs_on), (Ending::Stuck, RunsOn::Source), "{run}: {outcome:#?}");
         let told = ["stop", "cont", "migrate_cancel"].map(|command| count(&source, command));
         assert_eq!(told, [0; 3], "{run}: {:#?}", source.seen());
+    }
+}
+
+/// Where nothing proves which side has the guest, nothing is undone, and what is left is named.
+#[tokio::test(start_paused = true)]
+async fn settings_that_are_left_are_named_where_nothing_is_proved() {
+    let folder = tempfile::tempdir().unwrap();
+    let [source, destination] = ["source", "destination"].map(|name| folder.path().join(name).display().to_string());
+    let begun = begun(folder.path(), party(&source, None), party(&destination, None));
+    let before =
+        PreviousTuning { capabilities: vec![("events".to_owned(), false)], parameters: serde_json::Map::new() };
+    let tuned = Effect::Tuned { side: Side::Destination, before };
+    let records = [Record::Effects(vec![tuned, Effect::Incoming, Effect::Migrate]), Record::Given];
+    let path = write_journal(folder.path(), begun, &records);
+    let (_destination, reached) = MonitorScript::new()
+        .answer("query-qmp-schema", json!([]))
+        .answer("query-status", json!({"running": false, "status": "inmigrate"}))
+        .answer("query-migrate", json!({"status": "failed"}))
+        .duplex();
+    let outcome = recover(&path, None, reached).await;
+    assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
+    for what in ["migration capabilities and parameters", "an incoming migration"] {
+        assert!(outcome.leftovers.iter().any(|left| left.contains(what)), "{what}: {outcome:#?}");
     }
 }
 

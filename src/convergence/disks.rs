@@ -13,8 +13,8 @@ use std::time::Duration;
 
 /// The time without a gain after which a mirror is helped.
 const STANDSTILL: Duration = Duration::from_secs(3);
-/// The longest that the guest's writes wait for a mirror that copies nothing. Guests give a command to a SCSI or IDE disk
-/// up after 30 s, and the way back takes time, too.
+/// The longest that the guest's writes wait for a mirror that copies nothing. Guests give a command to a SCSI or IDE
+/// disk up after 30 s, and the way back takes time, too.
 const WRITES_WAIT: Duration = Duration::from_secs(10);
 /// The code of a mirror that does not catch up.
 const NOT_CONVERGING: &str = "disk-not-converging";
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_guests_writes_do_not_wait_for_a_mirror_that_copies_nothing() {
-        // when each mirror was given up, in seconds after its counters stood still: the guest's writes wait from then on
+        // when each mirror was given up, in seconds after its counters stood still: the guest's writes wait since then
         let given_up = |synced: bool, left: u64, moves: bool| {
             let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
             let mut stood = None;

@@ -27,6 +27,7 @@ use super::{
     way_back::{
         guest_end::end_after_handover,
         judge::judge_failed_handover,
+        leftovers::left_as_it_is,
         rollback::{go_back, look_back},
     },
     work_order::Route,
@@ -126,7 +127,10 @@ pub(crate) async fn bring_to_end(
         Whereabouts::OnDestination => finish(context, pair, route, attempt).await,
         Whereabouts::OnSource(failure) => go_back(context, pair, route, &failure, attempt).await,
         Whereabouts::Nowhere(failure) => end_after_handover(pair, &failure, attempt, report).await,
-        Whereabouts::Unknown { failure, advice } => undetermined(&failure, &advice),
+        Whereabouts::Unknown { failure, advice } => {
+            attempt.leftovers.extend(left_as_it_is(pair, &attempt.log).await);
+            undetermined(&failure, &advice)
+        }
     }
 }
 

@@ -201,10 +201,9 @@ fn is_before_setup(stop: &Moment, seen: &Observed) -> bool {
     seen.entered(&MigrationStatus::Setup).is_some_and(|setup| stop.local < setup.local)
 }
 
-/// Whether QEMU has counted the dirty pages between the STOP and the state `pre-switchover`. QEMU's own stop comes after
-/// the last count, and nobody else can stop the guest from there to that state, so the guest's owner did. Without this, a
-/// STOP right before QEMU stands in `pre-switchover` would be taken for QEMU's, for then `query-status` says nothing of
-/// the owner any more.
+/// Whether QEMU has counted the dirty pages between the STOP and the state `pre-switchover`. QEMU's own stop comes
+/// after the last count, and QEMU counts no more until that state, so the guest's owner made this one. `query-status`
+/// would not tell: once QEMU stands in `pre-switchover` its answer says nothing of the owner.
 fn is_before_a_pass(stop: &Moment, seen: &Observed) -> bool {
     let is_before_the_switchover =
         |passed: &Moment| seen.entered(&MigrationStatus::PreSwitchover).is_none_or(|at| passed.local < at.local);

@@ -175,7 +175,7 @@ pub(in crate::convergence) struct DiskTrack {
     flush: SmoothedValue,
     /// The moment of the switch to write-blocking.
     blocking: Option<Duration>,
-    /// The moment of the last look at which the mirror had copied more than at the look before, or had nothing to copy.
+    /// The moment of the last look at which the mirror had copied more than at the one before, or had nothing to copy.
     moved_at: Duration,
     /// The bytes that the mirror had copied at that look.
     copied: u64,
@@ -287,8 +287,8 @@ impl DiskTrack {
         self.blocking.filter(|_| !synced).map(|since| if remaining > 0.0 { gained_at.max(since) } else { since })
     }
 
-    /// The moment since which the guest's writes may have waited for the mirror: in write-blocking mode QEMU counts each
-    /// of them as a part to copy until it is on the destination, and since that moment nothing has arrived there.
+    /// The moment since which the guest's writes may have waited for the mirror: in write-blocking mode QEMU counts
+    /// each of them as a part to copy until it is on the destination, and since that moment nothing has arrived there.
     pub(in crate::convergence) fn writes_wait(&self) -> Option<Duration> {
         self.blocking.filter(|_| self.estimate.remaining > 0.0).map(|since| self.moved_at.max(since))
     }

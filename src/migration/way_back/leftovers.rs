@@ -1,14 +1,16 @@
 //! What a run made in a QEMU and could not remove.
 
+use super::destination::LOOK;
 use crate::{
-    migration::{Effect, pair::QemuPair},
-    progress::describe,
+    migration::{Effect, intents::IntentLog, pair::QemuPair},
+    progress::{Side, describe},
     qemu::{Process, ProcessError, reply::MigrationStatus},
     run_id::RunId,
     storage::mirror::{cleanup, leftover::Leftover},
 };
 use qapi::qmp;
 use std::{fs, io, path::Path};
+use tokio::time::timeout;
 
 /// Asks one side what is there that the run made. What another run made is that run's to remove.
 pub(super) async fn own_leftovers(process: &Process, run: &RunId) -> Result<Vec<Leftover>, ProcessError> {
@@ -28,6 +30,26 @@ pub(crate) async fn left_behind(process: &Process, run: &RunId) -> Vec<String> {
         Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
         Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
     }
+}
+
+/// What the run made on both sides and leaves, where nothing proves which of them has the guest. A side that does not
+/// answer is not waited for.
+pub(crate) async fn left_as_it_is(pair: &QemuPair, log: &IntentLog) -> Vec<String> {
+    let mut left = Vec::new();
+    for side in [Side::Source, Side::Destination] {
+        let process = pair.side(side);
+        if process.is_gone() || process.is_silent() || process.has_ended().await {
+            continue;
+        }
+        let of_side = log.effects().iter().map(Effect::traits).filter(|traits| traits.side == side);
+        left.extend(
+            of_side.filter_map(|traits| traits.hidden_leftover).map(|what| format!("{}: {what}", process.name())),
+        );
+        if let Ok(Ok(found)) = timeout(LOOK, own_leftovers(process, log.run())).await {
+            left.extend(found.iter().map(|leftover| format!("{}: {leftover}", process.name())));
+        }
+    }
+    left
 }
 
 /// A migration that could not be cancelled: QEMU would stop the guest yet.

@@ -12,3 +12,4 @@ pub(super) mod rollback;
 mod settings;
 mod sighting;
 mod source;
+mod undo;

@@ -13,6 +13,7 @@ use super::{
     reconnect::reach_again,
     settings::restore_settings,
     source::{LastLook, ResumePermit, came_by_it, ends_on_source, settle_source},
+    undo::{allow_refusal, remove_mirror},
 };
 use crate::{
     handover::{
@@ -36,7 +37,7 @@ use crate::{
     progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
     qemu::{Process, ProcessError, reply::MigrationStatus},
     storage::{
-        mirror::{export, mirror_job, pivot, write_histogram},
+        mirror::{export, pivot, write_histogram},
         model::layout::DiskPair,
     },
 };
@@ -487,18 +488,5 @@ impl WayBack<'_> {
             self.ended_destination.store(true, Ordering::Relaxed);
         }
         end
-    }
-}
-
-async fn remove_mirror(source: &Process, pair: &DiskPair) -> Result<(), ProcessError> {
-    mirror_job::abort(source, &pair.names.job).await?;
-    allow_refusal(source.act(&mirror_job::remove_bitmap(pair)).await)
-}
-
-/// A refusal to remove what is not there is no failure; that nothing is there is asked afterwards.
-fn allow_refusal(result: Result<(), ProcessError>) -> Result<(), ProcessError> {
-    match result {
-        Err(error) if error.is_refusal() => Ok(()),
-        other => other,
     }
 }
