@@ -34,12 +34,13 @@ pub(super) fn decide(policy: &Policy, now: &History) -> Vec<Decision> {
 /// Gives up a mirror that the guest's writes wait for, and that copies nothing: the link or the destination is dead.
 fn free_writes(policy: &Policy, now: &History) -> Option<Decision> {
     let patience = WRITES_WAIT.min(policy.give_up);
-    let (name, waited) = now.disks.iter().find_map(|(name, track)| {
+    let (name, track, waited) = now.disks.iter().find_map(|(name, track)| {
         let waited = now.since(track.writes_wait()?);
-        (waited > with_wait(now, name, patience)).then_some((name, waited))
+        (waited > with_wait(now, name, patience)).then_some((name, track, waited))
     })?;
-    let waited = waited.as_secs_f64().round();
-    let because = format!("the mirror of {name} has copied nothing for {waited} s, and the guest's writes wait for it");
+    let (paused, waited) = (why_paused(&track.estimate()), waited.as_secs_f64().round());
+    let because =
+        format!("the mirror of {name}{paused} has copied nothing for {waited} s, and the guest's writes wait for it");
     Some(Decision::give_up(NOT_CONVERGING, "a link to the destination that carries the disks".to_owned(), because))
 }
 
@@ -63,6 +64,11 @@ fn block_writes(policy: &Policy, now: &History) -> Vec<Decision> {
     vec![Decision::act(Action::WriteBlocking(left), because)]
 }
 
+/// What a person is told of a mirror that is paused.
+fn why_paused(disk: &DiskEstimate) -> &'static str {
+    if disk.paused { " (its job is paused, until somebody sends block-job-resume)" } else { "" }
+}
+
 /// The next rung of the ladder for each mirror that gains nothing.
 fn help(policy: &Policy, now: &History) -> Vec<Decision> {
     let mut steps = Vec::new();
@@ -71,8 +77,9 @@ fn help(policy: &Policy, now: &History) -> Vec<Decision> {
         if !stands_still(now, name, &disk) {
             continue;
         }
+        let paused = why_paused(&disk);
         let told = format!(
-            "the mirror of {name} copies {} while its guest dirties {}, and {} have remained for {} s",
+            "the mirror of {name}{paused} copies {} while its guest dirties {}, and {} have remained for {} s",
             rate(disk.rate),
             rate(disk.growth),
             Bytes(disk.remaining as u64),
@@ -221,6 +228,26 @@ mod tests {
         assert!((0..80).all(|look| give_up(&run.look(250, None, &[behind(500 - look)])).is_none()));
         // the patience ends
         assert!((0..200).any(|_| give_up(&run.look(250, None, &[behind(420)])).is_some()));
+    }
+
+    #[test]
+    fn a_mirror_that_somebody_has_paused_is_not_waited_for_without_end() {
+        // paused before QEMU knows how much there is to copy, and when a part is copied
+        for (len, copied) in [(0, 0), (100, 50)] {
+            let end = |paused: bool| {
+                let mut run = ControllerRun::new(&policy("converge"), job(), &["a"]);
+                run.look(250, None, &[mirror("a", len, copied)]);
+                (0..400).find_map(|_| {
+                    let sample = MirrorSample { paused, ..mirror("a", len, copied) };
+                    let decision = run.look(250, None, &[sample]);
+                    give_up(&decision).map(|_| told(&decision))
+                })
+            };
+            let words = end(true).expect("an end");
+            assert!(words.contains("block-job-resume"), "{words}");
+            // an initialisation may take its time
+            assert_eq!(end(false).is_none(), len == 0);
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ fn mirror(disk: &'static str) -> impl Strategy<Value = MirrorSample> {
             offset,
             ready,
             actively_synced,
+            paused: writes % 5 == 0,
             written,
             writes,
             write_ns,

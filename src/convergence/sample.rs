@@ -59,6 +59,9 @@ pub struct MirrorSample {
     /// Whether every write reaches the destination before the guest sees it complete, in write-blocking mode. `None`
     /// where QEMU does not report that, or the mirror copies in the background.
     pub actively_synced: Option<bool>,
+    /// Whether the job is paused: QEMU does that for moments, and a client of QEMU for as long as it likes.
+    #[serde(default)]
+    pub paused: bool,
     /// Bytes that the guest has written to the disk so far.
     pub written: u64,
     /// The number of those writes.

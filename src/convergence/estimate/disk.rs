@@ -62,6 +62,9 @@ pub struct DiskEstimate {
     pub ready: bool,
     /// The mirror is in write-blocking mode, and nothing is left to copy.
     pub synced: bool,
+    /// The mirror was paused at the last look.
+    #[serde(skip)]
+    pub paused: bool,
 }
 
 impl DiskEstimate {
@@ -203,6 +206,7 @@ impl DiskTrack {
         self.estimate.remaining = now.len.saturating_sub(now.offset) as f64;
         self.estimate.ready = now.ready;
         self.estimate.synced = now.actively_synced == Some(true);
+        self.estimate.paused = now.paused;
         self.steady.get_or_insert(at);
         if now.offset != self.copied || self.estimate.remaining <= 0.0 {
             (self.moved_at, self.copied) = (at, now.offset);
@@ -254,7 +258,8 @@ impl DiskTrack {
         }
         if first.len > 0 {
             self.growth.add(rate(now.len, first.len));
-        } else {
+        } else if !now.paused {
+            // QEMU initialises the bitmap, which takes its time
             estimate.gained_at = at;
         }
         estimate.growth = self.growth.get().unwrap_or_default();
@@ -276,7 +281,7 @@ impl DiskTrack {
         let gains = estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN;
         if let Some(lap) = self.lap.as_ref().filter(|lap| lap.is_in_vain()) {
             (estimate.rate, estimate.growth) = (lap.pace.copied, lap.pace.added);
-        } else if gains || estimate.remaining <= 0.0 {
+        } else if gains || estimate.remaining <= 0.0 && !now.paused {
             estimate.gained_at = at;
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     progress::EventKind,
     qemu::{
         Process,
-        reply::{BlockJobInfo, BlockStats, DirtyRate, MigrationInfo, MigrationStatus},
+        reply::{BlockJobInfo, BlockStats, DirtyRate, JobStatus, MigrationInfo, MigrationStatus},
     },
     storage::{mirror::mirror_job, model::layout::DiskPair},
 };
@@ -139,6 +139,7 @@ impl<'a> Sampler<'a> {
                 offset: job.offset,
                 ready: job.ready,
                 actively_synced: job.actively_synced,
+                paused: matches!(job.status, JobStatus::Paused | JobStatus::Standby),
                 written: written.wr_bytes,
                 writes: written.wr_operations,
                 write_ns: written.wr_total_time_ns,

@@ -14,6 +14,8 @@ open_enum! {
         Ready = "ready",
         /// The job is paused.
         Paused = "paused",
+        /// The job is paused after its target has caught up once.
+        Standby = "standby",
         /// The job is over, and is listed until it is dismissed.
         Concluded = "concluded",
     }
