@@ -72,6 +72,32 @@ async fn what_cannot_be_removed_is_named() {
     assert!(run.outcome.leftovers.iter().any(|line| line.contains("-export-0")), "{run:?}");
 }
 
+/// Behind a dead link QEMU connects anew for each request that is still to fail, and each of these connections waits.
+#[tokio::test(start_paused = true)]
+async fn the_connection_of_a_mirror_is_ended_until_the_mirror_ends() {
+    for needed in [1, 3] {
+        let mut model = model();
+        model.on(Source, "block-job-cancel", |_| vec![AnswerStep::Return(json!({}))]);
+        let shared = model.shared.clone();
+        let mut yanks = 0;
+        model.on(Source, "yank", move |_| {
+            yanks += 1;
+            if yanks == needed {
+                shared.state().conclude("mirror-0", MirrorEnd::Error);
+            }
+            vec![AnswerStep::Return(json!({}))]
+        });
+        let migration = cancel_at(&mut model, Destination, "migrate-incoming");
+        let run = model.follow(migration).await;
+        assert_eq!(
+            (run.outcome.outcome, run.outcome.runs_on),
+            (Ending::Cancelled, RunsOn::Source),
+            "{needed}: {run:?}"
+        );
+        assert_eq!((run.count("source: yank"), run.outcome.leftovers.len()), (needed, 0), "{needed}: {run:?}");
+    }
+}
+
 /// A source that can throttle its guest, and whose accelerator allows or refuses `dirty-limit`.
 fn throttling(takes_dirty_limit: bool) -> ModelPair {
     let model = model();

@@ -13,12 +13,11 @@ use super::{
     reconnect::reach_again,
     settings::restore_settings,
     source::{LastLook, ResumePermit, came_by_it, ends_on_source, settle_source},
-    undo::{allow_refusal, remove_mirror},
+    undo::{allow_refusal, free_mirror, remove_mirror},
 };
 use crate::{
     handover::{
         ownership::{BeforeContinue, DestinationCannotRun},
-        watchdog,
         way_back::{DestinationFate, LeaveReason, MigrationCourse, WayBackGround},
     },
     memory::precopy,
@@ -333,10 +332,8 @@ impl WayBack<'_> {
                 Some(pair) => {
                     let removed = remove_mirror(source, pair).await;
                     if removed.as_ref().is_err_and(|error| !error.is_refusal()) {
-                        // the NBD server may be behind a dead link, and then nothing else ends the mirror; the next
-                        // try removes it
-                        let freed = watchdog::free(source, [pair.names.nbd.as_str()].into_iter(), false).await;
-                        tracing::info!(?freed, "the mirror did not end");
+                        // the next try removes the mirror
+                        free_mirror(source, pair).await;
                     }
                     removed
                 }

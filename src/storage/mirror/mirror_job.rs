@@ -267,6 +267,13 @@ pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
     source.act(&qmp::job_dismiss { id: job.to_owned() }).await
 }
 
+/// Whether a mirror concludes within a time.
+pub async fn ends(source: &Process, job: &str, within: Duration) -> bool {
+    let concluded = || async { has_concluded(source, &[job]).await.then(Moment::now) };
+    let seen = |seen: &Observed| seen.jobs.get(job)?.concluded;
+    source.until_known("end of a mirror", within, seen, concluded).await.is_ok()
+}
+
 /// The command that removes the bitmap that proved a pair's start.
 pub fn remove_bitmap(pair: &DiskPair) -> qmp::block_dirty_bitmap_remove {
     qmp::block_dirty_bitmap_remove(qmp::BlockDirtyBitmap {
