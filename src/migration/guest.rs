@@ -204,10 +204,12 @@ fn is_before_setup(stop: &Moment, seen: &Observed) -> bool {
 /// Whether QEMU has counted the dirty pages between the STOP and the state `pre-switchover`. QEMU's own stop comes
 /// after the last count, and QEMU counts no more until that state, so the guest's owner made this one. `query-status`
 /// would not tell: once QEMU stands in `pre-switchover` its answer says nothing of the owner.
+///
+/// Without that state a count proves nothing: QEMU counts once more when it passes the guest on, which it does at once
+/// where somebody has switched `pause-before-switchover` off.
 fn is_before_a_pass(stop: &Moment, seen: &Observed) -> bool {
-    let is_before_the_switchover =
-        |passed: &Moment| seen.entered(&MigrationStatus::PreSwitchover).is_none_or(|at| passed.local < at.local);
-    seen.passed.is_some_and(|passed| stop.local < passed.local && is_before_the_switchover(&passed))
+    let (passed, paused) = (seen.passed, seen.entered(&MigrationStatus::PreSwitchover));
+    passed.zip(paused).is_some_and(|(passed, paused)| stop.local < passed.local && passed.local < paused.local)
 }
 
 #[cfg(test)]
@@ -325,6 +327,8 @@ mod tests {
             // QEMU counts the dirty pages right before its own stop, and once more behind the switchover.
             (&["setup", "active", "pass", "STOP", "pre-switchover"], true, true),
             (&["setup", "active", "STOP", "pass", "pre-switchover"], false, false),
+            (&["setup", "active", "pass", "STOP", "pass"], true, true),
+            (&["setup", "active", "pass", "STOP", "device", "pass", "completed"], true, true),
             (&["setup", "active", "pass", "STOP", "pre-switchover", "device", "pass"], true, true),
             (&["setup", "active", "STOP", "pass", "RESUME", "pass", "STOP", "pre-switchover"], true, true),
             // A QEMU that tells nothing of its migration is asked.
