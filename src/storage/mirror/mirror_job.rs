@@ -246,14 +246,12 @@ pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
     let Some(found) = jobs.iter().find(|found| found.id == job) else {
         return Ok(());
     };
-    let concluded = || async { has_concluded(source, &[job]).await.then(Moment::now) };
-    let seen = |seen: &Observed| seen.jobs.get(job)?.concluded;
     // End a ready mirror gracefully first. While the guest writes and waits for the destination, a forced end sometimes
     // corrupts the heap of QEMU 10.0.13, which kills the guest.
     let mut ended = found.status == JobStatus::Concluded;
     if found.status == JobStatus::Ready {
         let told = source.act(&qmp::block_job_cancel { device: job.to_owned(), force: None }).await;
-        ended = told.is_ok() && source.until_known("end of a mirror", GRACEFUL, seen, concluded).await.is_ok();
+        ended = told.is_ok() && ends(source, job, GRACEFUL).await;
     }
     if !ended {
         // QEMU refuses if the job concludes just now; the wait below shows the end.
@@ -262,16 +260,24 @@ pub async fn abort(source: &Process, job: &str) -> Result<(), ProcessError> {
                 return Err(error);
             }
         }
-        source.until_known("end of an aborted mirror", ABORT, seen, concluded).await?;
+        until_ended(source, job, "end of an aborted mirror", ABORT).await?;
     }
     source.act(&qmp::job_dismiss { id: job.to_owned() }).await
 }
 
 /// Whether a mirror concludes within a time.
 pub async fn ends(source: &Process, job: &str, within: Duration) -> bool {
+    until_ended(source, job, "end of a mirror", within).await.is_ok()
+}
+
+async fn until_ended(
+    source: &Process,
+    job: &str,
+    what: &'static str,
+    within: Duration,
+) -> Result<Moment, ProcessError> {
     let concluded = || async { has_concluded(source, &[job]).await.then(Moment::now) };
-    let seen = |seen: &Observed| seen.jobs.get(job)?.concluded;
-    source.until_known("end of a mirror", within, seen, concluded).await.is_ok()
+    source.until_known(what, within, |seen| seen.jobs.get(job)?.concluded, concluded).await
 }
 
 /// The command that removes the bitmap that proved a pair's start.
