@@ -206,8 +206,11 @@ async fn blocks(process: &Process) -> Result<BlockFacts, ProcessError> {
     )?;
     let (devices, nodes) = (devices.0, nodes.0);
     // only the files of a process of this host can be seen
-    let files = process.peer().map(|peer| files::look_up(peer.pid(), &nodes)).unwrap_or_default();
-    let reopening = process.peer().map(|peer| reopening::look(peer.pid(), &nodes)).unwrap_or_default();
+    let looked = process.peer().map(|peer| {
+        let open = files::open_files(peer.pid());
+        (files::look_up(peer.pid(), &nodes, &open), reopening::look(peer.pid(), &nodes, &open))
+    });
+    let (files, reopening) = looked.unwrap_or_default();
     let (places, throttle_groups) =
         try_join!(qom_devices::places(process, &devices), throttle_groups::gather(process, &nodes))?;
     Ok(BlockFacts { devices, graph: NodeGraph::new(&nodes, &graph), nodes, files, reopening, places, throttle_groups })

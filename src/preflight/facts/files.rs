@@ -49,10 +49,10 @@ pub(super) struct ProcessCredentials {
 }
 
 /// Looks up the files of all nodes, by the names that QEMU has for them. A file that has such a name now and is not
-/// open in that process is left out: it has replaced the one that QEMU opened.
-pub(super) fn look_up(pid: u32, nodes: &[BlockNode]) -> BTreeMap<String, FileFacts> {
-    let open = open_files(pid);
-    let credentials = credentials(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default());
+/// `open` in that process is left out: it has replaced the one that QEMU opened.
+pub(super) fn look_up(pid: u32, nodes: &[BlockNode], open: &OpenFiles) -> BTreeMap<String, FileFacts> {
+    // of a process that this host does not tell of, no rights are known
+    let credentials = credentials_of(pid).unwrap_or_else(|| credentials(""));
     let mounts = MountTable::read();
     let names = nodes.iter().map(|node| file_name(&node.file));
     // An image's format node and protocol node have the same name.
@@ -80,9 +80,12 @@ pub(super) fn is_protocol(node: &BlockNode) -> bool {
     ["file", "host_device", "host_cdrom"].contains(&node.drv.as_str())
 }
 
-/// The number of times that a process has each file open; empty where this process may not look.
-pub(super) fn open_files(pid: u32) -> BTreeMap<(u64, u64), usize> {
-    let mut open = BTreeMap::new();
+/// The number of times that a process has each file open, by the file's identity; empty where nobody may look.
+pub(super) type OpenFiles = BTreeMap<(u64, u64), usize>;
+
+/// The files that a process has open now.
+pub(super) fn open_files(pid: u32) -> OpenFiles {
+    let mut open = OpenFiles::new();
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
         // these links lead to the open file itself, also when its name has been removed
         if let Ok(data) = fs::metadata(descriptor.path()) {
@@ -157,6 +160,11 @@ fn may(mode: u32, user: u32, group: u32, who: &ProcessCredentials, right: u32) -
         () => right,
     };
     mode & bit == bit
+}
+
+/// The rights of a process; `None` where this host does not tell.
+pub(super) fn credentials_of(pid: u32) -> Option<ProcessCredentials> {
+    Some(credentials(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
 }
 
 /// Reads `/proc/PID/status`: the last of each four ids is the one that counts for files.
@@ -263,7 +271,8 @@ mod tests {
         let node = serde_json::json!({"node-name": "n", "drv": "file", "file": path, "ro": true, "image": image});
         let node: BlockNode = serde_json::from_value(node).unwrap();
         let nodes = [node.clone(), node];
-        let found = || look_up(std::process::id(), &nodes[..1]).into_values().next();
+        let pid = std::process::id();
+        let found = || look_up(pid, &nodes[..1], &open_files(pid)).into_values().next();
         fs::write(&path, "old").unwrap();
         assert_eq!(found(), None);
         let open = fs::File::open(&path).unwrap();
@@ -273,7 +282,7 @@ mod tests {
         assert_eq!(found(), None, "another file has the name by now");
         let newer = fs::File::open(&path).unwrap();
         assert_eq!(found().map(|file| file.id), Some(id(&newer.metadata().unwrap())));
-        let both = look_up(std::process::id(), &nodes);
+        let both = look_up(pid, &nodes, &open_files(pid));
         assert!(both.is_empty(), "one of the two nodes may have the older one: {both:?}");
     }
 }

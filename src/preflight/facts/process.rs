@@ -36,7 +36,7 @@ pub(super) fn look(process: &Process) -> ProcessFacts {
     let network = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/net")).map(|data| (data.dev(), data.ino())).ok();
     // the engine may be on a thread that has entered another network
     let engines = network("thread-self");
-    let who = credentials(pid);
+    let who = files::credentials_of(pid);
     let found = ProcessFacts {
         unseen,
         starts_stopped: fs::read(format!("/proc/{pid}/cmdline")).ok().and_then(|words| starts_stopped(&words)),
@@ -47,10 +47,6 @@ pub(super) fn look(process: &Process) -> ProcessFacts {
     };
     // the process was alive after the look, so the facts are not those of a later process with its pid
     if peer.has_died() { ProcessFacts::default() } else { found }
-}
-
-fn credentials(pid: u32) -> Option<ProcessCredentials> {
-    Some(files::credentials(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
 }
 
 /// Whether the kernel lets a process catch the page faults of system calls, too: for everybody, by a capability, or
@@ -79,7 +75,7 @@ pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
     if !seen.exists() {
         return Some(format!("there is no folder {folder}"));
     }
-    let who = credentials(pid)?;
+    let who = files::credentials_of(pid)?;
     let user = who.user;
     let enters = |folder: &PathBuf| fs::metadata(folder).map_or(true, |data| who.may(&data, 0o1));
     let mut above = seen.ancestors().map(PathBuf::from);
@@ -93,8 +89,8 @@ pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
 /// The reason why a process could not connect to a socket that another one makes at a path; `None` where it can, or
 /// where this host does not tell.
 pub fn no_way_to(path: &Path, listener: u32, connector: u32) -> Option<String> {
-    let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).ok();
-    let (maker, who) = (status(listener)?, files::credentials(&status(connector)?));
+    let maker = fs::read_to_string(format!("/proc/{listener}/status")).ok()?;
+    let who = files::credentials_of(connector)?;
     let folder = fs::metadata(files::seen_by(connector, path.parent()?.to_str()?)).ok()?;
     let inherited = (folder.mode() & 0o2000 != 0).then(|| folder.gid());
     let socket = SocketOwner::new(&maker, inherited)?;

@@ -5,7 +5,7 @@
 //! QEMU opens an image anew when it gives up the guest or takes it, where the image's node has `auto-read-only`, as
 //! every `-drive` has. No answer of QEMU tells of that option; only the command line does.
 
-use super::files::{self, ProcessCredentials};
+use super::files::{self, OpenFiles, ProcessCredentials};
 use crate::{qemu::reply::BlockNode, storage::model::chain::file_name};
 use rustix::{fs::getxattr, io::Errno};
 use std::{
@@ -54,16 +54,15 @@ impl fmt::Display for ReopenHindrance {
     }
 }
 
-/// Looks at the images that a QEMU has open for writing.
-pub(super) fn look(pid: u32, nodes: &[BlockNode]) -> ReopenFacts {
+/// Looks at the images that a QEMU has open for writing, among all files that are `open` in it.
+pub(super) fn look(pid: u32, nodes: &[BlockNode], open: &OpenFiles) -> ReopenFacts {
     let written = nodes.iter().filter(|node| files::is_protocol(node) && !node.ro).map(|node| file_name(&node.file));
     // a descriptor that QEMU was given has no name of its own to be opened by
     let names: BTreeSet<String> = written.filter(|name| !name.is_empty() && !name.starts_with("/dev/fd")).collect();
-    let open = files::open_files(pid);
     if open.is_empty() || !sees_what_we_see(pid) {
         return ReopenFacts::default();
     }
-    let credentials = fs::read_to_string(format!("/proc/{pid}/status")).ok().map(|text| files::credentials(&text));
+    let credentials = files::credentials_of(pid);
     let words = command_line(pid);
     let mut found = ReopenFacts::default();
     for name in names {
@@ -163,7 +162,8 @@ mod tests {
     fn names_that_lead_elsewhere_are_found() {
         let folder = tempfile::tempdir().unwrap();
         let [path, temporary] = ["image", "vl.Ab12Cd"].map(|name| folder.path().join(name));
-        let look = |path: &Path| look(std::process::id(), &[node(path)]).hindered.into_values().next();
+        let pid = std::process::id();
+        let look = |path: &Path| look(pid, &[node(path)], &files::open_files(pid)).hindered.into_values().next();
         let open = fs::File::create(&path).unwrap();
         assert_eq!(look(&path), None);
         fs::rename(&path, folder.path().join("renamed")).unwrap();
