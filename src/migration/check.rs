@@ -41,7 +41,7 @@ use crate::{
     storage::{
         files::{
             rate_limit::RateLimit,
-            spent_images::{self, HeldImage},
+            spent_images::{self, FileMark, HeldImage},
         },
         mirror::cleanup,
         model::layout::{Disk, DiskPair},
@@ -345,11 +345,13 @@ async fn with_spent(plan: &ComparisonPlan, destination: &SideFacts) -> Compariso
     let mut plan = plan.clone();
     let file = |image: &EmptyImage| destination.files.get(&image.file).map(|file| file.path.clone());
     let paths: Vec<_> = plan.empty_images.iter().map(file).collect();
-    let is_spent = |path: Option<PathBuf>| {
-        path.and_then(|path| fs::metadata(path).ok())
-            .is_some_and(|file| spent_images::is_spent(&journal_directory(), &file))
-    };
-    let looked = spawn_blocking(move || paths.into_iter().map(is_spent).collect::<Vec<_>>()).await;
+    let looked = spawn_blocking(move || {
+        let marks = spent_images::marks(&journal_directory());
+        let mark = |path: PathBuf| fs::metadata(path).ok().map(|file| FileMark::of(&file));
+        let is_spent = |path: Option<PathBuf>| path.and_then(mark).is_some_and(|mark| marks.contains(&mark));
+        paths.into_iter().map(is_spent).collect::<Vec<_>>()
+    })
+    .await;
     for (image, spent) in plan.empty_images.iter_mut().zip(looked.unwrap_or_default()) {
         image.spent = spent;
     }

@@ -65,8 +65,12 @@ pub fn keep(folder: &Path, run: &str, images: &[SpentImage]) -> io::Result<PathB
 
 /// Whether a record tells of this file, and nobody has touched the file since.
 pub fn is_spent(folder: &Path, file: &Metadata) -> bool {
-    let mark = FileMark::of(file);
-    records(folder).into_iter().flat_map(|(_, images)| images).any(|image| image.mark == mark)
+    marks(folder).contains(&FileMark::of(file))
+}
+
+/// The marks of all images that records tell of.
+pub fn marks(folder: &Path) -> Vec<FileMark> {
+    records(folder).into_iter().flat_map(|(_, images)| images).map(|image| image.mark).collect()
 }
 
 fn is_untouched(image: &SpentImage) -> bool {
