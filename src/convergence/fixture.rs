@@ -171,9 +171,7 @@ impl GuestRam {
         };
         self.sample
     }
-}
 
-impl GuestRam {
     /// Dirties so many MiB in a millisecond.
     fn measure(&mut self, dirtied: f64) {
         self.at += 1;

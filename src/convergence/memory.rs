@@ -340,7 +340,7 @@ impl<'a> MemoryOutlook<'a> {
         let load = if is_hidden { self.load.max(self.true_load()) } else { self.load };
         let by_itself = self.memory.time_to(self.rest, load)?;
         let pass = self.memory.fresh / self.memory.pace * 1000.0;
-        let (wait, fresh) = match self.now.memory.syncs_within_passes() {
+        let (wait, fresh) = match is_hidden {
             true => (pass.min(millis(AT_ONCE)), self.memory.fresh),
             false => (pass, self.memory.fresh * self.load),
         };
