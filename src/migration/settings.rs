@@ -159,7 +159,7 @@ impl Settings {
             xbzrle: policy.xbzrle.filter(|_| !policy.observe),
             throttle,
             postcopy: policy.may_postcopy(),
-            // what both builds have is known to the orders of a run alone
+            // the order of a run knows what both builds have
             preempt: false,
             bitmaps,
             downtime: policy.first_limit(self.downtime),

@@ -1,5 +1,6 @@
 //! The clean-up after a guest that moved: what the engine made is removed from both sides, and the source quits.
 
+use super::write_times::{ask_counts, take_counts};
 use crate::{
     handover::{
         exchange,
@@ -60,17 +61,12 @@ pub(crate) async fn tidy(
         }
         Err(error) => return Err(error.into()),
     };
-    let counted = attempt.write_counts.is_counting();
-    let counted = counted.then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
+    let counted = ask_counts(source, &attempt.write_counts);
     if let Ok(migration) = source.ask(&qmp::query_migrate {}).await {
         attempt.downtime = migration.downtime;
         memory::sample::fold(&mut attempt.ram, &migration);
     }
-    if let Some(counted) = counted {
-        if let Ok(counted) = counted.await {
-            attempt.write_counts.look(&counted.0);
-        }
-    }
+    take_counts(counted, &mut attempt.write_counts).await;
     let mut problems = Vec::new();
     if context.settings.keep_source {
         problems.extend(mirror_job::dismiss(source, &route.pairs).await.err());

@@ -8,8 +8,8 @@ use super::{
     image_flush::ImageFlusher,
     memory_start::{set_parameters, start_memory},
     mirrors::start_mirrors,
-    sampling::{Look, Sampler, answer},
-    write_times::count_writes,
+    sampling::{Look, Sampler},
+    write_times::{ask_counts, count_writes, take_counts},
 };
 use crate::{
     convergence::{
@@ -385,12 +385,9 @@ impl<'a> Controller<'a> {
                 let pairs: Vec<_> =
                     self.order.route.pairs.iter().filter(named).map(|pair| (pair, self.speed(pair))).collect();
                 // QEMU answers in the order of the commands: these counts are the last ones from before the switch.
-                let counted = attempt.write_counts.is_counting();
-                let counted = counted.then(|| source.ask(&qmp::query_blockstats { query_nodes: None }));
+                let counted = ask_counts(source, &attempt.write_counts);
                 let done = mirror_job::write_blocking(source, &pairs).await;
-                if let Some(Ok(counted)) = answer(counted).await {
-                    attempt.write_counts.look(&counted.0);
-                }
+                take_counts(counted, &mut attempt.write_counts).await;
                 if done.is_ok() {
                     pairs.iter().for_each(|(pair, _)| attempt.write_counts.switch(pair));
                 }

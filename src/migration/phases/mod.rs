@@ -1,7 +1,8 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
 //! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `image_flush`, `memory_start`,
-//! `mirrors`, `sampling`, `second_look` and `write_times` are parts of it. No other phase knows another.
+//! `mirrors`, `sampling` and `second_look` are parts of it, and `write_times` is one of it and of `cleanup`. No other
+//! phase knows another.
 
 pub(super) mod announcement;
 pub(super) mod cleanup;

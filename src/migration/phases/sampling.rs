@@ -228,7 +228,7 @@ fn window(source: &Process) -> Duration {
 }
 
 /// The answer to a question, where it was asked.
-pub(super) async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
+async fn answer<T>(asked: Option<impl Future<Output = T>>) -> Option<T> {
     match asked {
         Some(asked) => Some(asked.await),
         None => None,

@@ -1,11 +1,37 @@
 //! Has QEMU count how long the guest's writes take while mirrors copy, so that the price of write-blocking is told.
 
 use crate::{
-    migration::{Effect, Failure, attempt::Attempt, context::Context, work_order::Route, write_counts},
-    qemu::Process,
+    migration::{
+        Effect, Failure,
+        attempt::Attempt,
+        context::Context,
+        work_order::Route,
+        write_counts::{self, WriteCounts},
+    },
+    qemu::{
+        Process, SentCommand,
+        reply::{BlockStats, TolerantList},
+    },
     storage::mirror::write_histogram::{self, HistogramOwner},
 };
 use qapi::qmp;
+
+/// A question for QEMU's counts.
+type AskedCounts = SentCommand<TolerantList<BlockStats>>;
+
+/// Asks for the counts, where QEMU counts any writes. The question is sent when the function is called.
+pub(super) fn ask_counts(source: &Process, counts: &WriteCounts) -> Option<AskedCounts> {
+    counts.is_counting().then(|| source.ask(&qmp::query_blockstats { query_nodes: None }))
+}
+
+/// Takes the counts in that were asked for. A QEMU that does not answer leaves the last ones.
+pub(super) async fn take_counts(asked: Option<AskedCounts>, counts: &mut WriteCounts) {
+    if let Some(asked) = asked {
+        if let Ok(told) = asked.await {
+            counts.look(&told.0);
+        }
+    }
+}
 
 /// Sets a histogram for each disk that moves, but for those where another client has set any. A histogram that an
 /// engine left is taken over.
