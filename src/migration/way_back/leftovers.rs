@@ -9,7 +9,7 @@ use crate::{
     storage::mirror::{cleanup, leftover::Leftover},
 };
 use qapi::qmp;
-use std::{fs, io, path::Path};
+use std::{fmt, fs, io, path::Path};
 use tokio::time::timeout;
 
 /// Asks one side what is there that the run made. What another run made is that run's to remove.
@@ -25,11 +25,14 @@ pub(crate) async fn left_behind(process: &Process, run: &RunId) -> Vec<String> {
     if process.has_ended().await {
         return Vec::new();
     }
-    let name = process.name();
     match own_leftovers(process, run).await {
-        Ok(leftovers) => leftovers.iter().map(|leftover| format!("{name}: {leftover}")).collect(),
-        Err(error) => vec![format!("{name}: cannot look ({})", describe(&error))],
+        Ok(leftovers) => in_words(process, &leftovers),
+        Err(error) => vec![format!("{}: cannot look ({})", process.name(), describe(&error))],
     }
+}
+
+fn in_words(process: &Process, leftovers: &[impl fmt::Display]) -> Vec<String> {
+    leftovers.iter().map(|leftover| format!("{}: {leftover}", process.name())).collect()
 }
 
 /// What the run made on both sides and leaves, where nothing proves which of them has the guest. A side that does not
@@ -42,11 +45,10 @@ pub(crate) async fn left_as_it_is(pair: &QemuPair, log: &IntentLog) -> Vec<Strin
             continue;
         }
         let of_side = log.effects().iter().map(Effect::traits).filter(|traits| traits.side == side);
-        left.extend(
-            of_side.filter_map(|traits| traits.hidden_leftover).map(|what| format!("{}: {what}", process.name())),
-        );
+        let hidden: Vec<&str> = of_side.filter_map(|traits| traits.hidden_leftover).collect();
+        left.extend(in_words(process, &hidden));
         if let Ok(Ok(found)) = timeout(LOOK, own_leftovers(process, log.run())).await {
-            left.extend(found.iter().map(|leftover| format!("{}: {leftover}", process.name())));
+            left.extend(in_words(process, &found));
         }
     }
     left

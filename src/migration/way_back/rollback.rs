@@ -384,10 +384,12 @@ impl WayBack<'_> {
             // migration is over, and what is under way is somebody else's.
             return Undone::Done;
         }
-        match came_by_it(source, &now).await {
-            Ok(true) if permit.is_some() => return Undone::Done,
-            Ok(_) => {}
-            Err(error) => return Undone::Failed(error),
+        if permit.is_some() {
+            match came_by_it(source, &now).await {
+                Ok(true) => return Undone::Done,
+                Ok(false) => {}
+                Err(error) => return Undone::Failed(error),
+            }
         }
         let is_passing = |now: &MigrationStatus| matches!(now, MigrationStatus::Completed | MigrationStatus::Device);
         let mut now = now;
