@@ -14,6 +14,31 @@ fn begin_postcopy(state: &mut PairState) {
     state.enter(Destination, "postcopy-active");
 }
 
+/// Has the pair go on in postcopy after `migrate-continue`, and complete at the twentieth question. `at_the_end` sees
+/// the pair right before that.
+fn moves_by_postcopy(model: &ModelPair, at_the_end: impl Fn(&PairState) + Send + 'static) {
+    let shared = model.shared.clone();
+    model.on(Source, "migrate-continue", move |_| {
+        begin_postcopy(&mut shared.state());
+        vec![AnswerStep::Return(json!({}))]
+    });
+    let (shared, mut sent) = (model.shared.clone(), 0);
+    model.on(Source, "query-migrate", move |_| {
+        let mut state = shared.state();
+        let status = state.source.migration.clone();
+        if status.as_deref() != Some("postcopy-active") {
+            return vec![AnswerStep::Return(json!({ "status": status }))];
+        }
+        sent += 1;
+        if sent == 20 {
+            at_the_end(&state);
+            state.enter(Source, "completed");
+            state.enter(Destination, "completed");
+        }
+        vec![AnswerStep::Return(in_postcopy(sent))]
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
     let mut model = model();
@@ -47,28 +72,9 @@ async fn a_source_that_takes_postcopy_back_keeps_the_guest() {
 #[tokio::test(start_paused = true)]
 async fn a_source_in_postcopy_is_quit_only_when_both_have_completed() {
     let mut model = model();
-    let shared = model.shared.clone();
-    model.on(Source, "migrate-continue", move |_| {
-        let mut state = shared.state();
-        begin_postcopy(&mut state);
-        vec![AnswerStep::Return(json!({}))]
-    });
     let ran = std::sync::Arc::new(std::sync::OnceLock::new());
-    let (shared, mut sent, seen) = (model.shared.clone(), 0, ran.clone());
-    model.on(Source, "query-migrate", move |_| {
-        let mut state = shared.state();
-        let status = state.source.migration.clone();
-        if status.as_deref() != Some("postcopy-active") {
-            return vec![AnswerStep::Return(json!({ "status": status }))];
-        }
-        sent += 1;
-        if sent == 20 {
-            seen.get_or_init(|| state.destination.run.clone());
-            state.enter(Source, "completed");
-            state.enter(Destination, "completed");
-        }
-        vec![AnswerStep::Return(in_postcopy(sent))]
-    });
+    let seen = ran.clone();
+    moves_by_postcopy(&model, move |state| drop(seen.set(state.destination.run.clone())));
     let run = model.migrate().await;
     moved(&model, &run);
     assert!(run.outcome.ram.postcopy, "{run:?}");
@@ -175,26 +181,7 @@ async fn pages_that_a_guest_waits_for_have_a_channel_where_both_builds_know_it()
 #[tokio::test(start_paused = true)]
 async fn the_waits_that_the_destination_counted_are_told() {
     let mut model = knowing(&[], &["postcopy-blocktime"]);
-    let shared = model.shared.clone();
-    model.on(Source, "migrate-continue", move |_| {
-        let mut state = shared.state();
-        begin_postcopy(&mut state);
-        vec![AnswerStep::Return(json!({}))]
-    });
-    let (shared, mut sent) = (model.shared.clone(), 0);
-    model.on(Source, "query-migrate", move |_| {
-        let mut state = shared.state();
-        let status = state.source.migration.clone();
-        if status.as_deref() != Some("postcopy-active") {
-            return vec![AnswerStep::Return(json!({ "status": status }))];
-        }
-        sent += 1;
-        if sent == 20 {
-            state.enter(Source, "completed");
-            state.enter(Destination, "completed");
-        }
-        vec![AnswerStep::Return(in_postcopy(sent))]
-    });
+    moves_by_postcopy(&model, |_| ());
     let shared = model.shared.clone();
     model.on(Destination, "query-migrate", move |_| {
         let mut answer = json!({"postcopy-blocktime": 12, "postcopy-vcpu-blocktime": [12, 34]});
