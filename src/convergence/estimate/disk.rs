@@ -58,7 +58,7 @@ pub struct DiskEstimate {
     pub fastest: f64,
     /// The moment when the mirror was last seen to gain on its guest, since the migration began.
     pub gained_at: Duration,
-    /// The mirror has caught up once.
+    /// The mirror has caught up once, and no client of QEMU has it paused.
     pub ready: bool,
     /// The mirror is in write-blocking mode, and nothing is left to copy.
     pub synced: bool,
@@ -204,7 +204,8 @@ impl DiskTrack {
     /// Adds a sample of the mirror, whose job has this limit.
     pub(in crate::convergence) fn add(&mut self, at: Duration, now: &MirrorSample, limit: Option<Rate>) {
         self.estimate.remaining = now.len.saturating_sub(now.offset) as f64;
-        self.estimate.ready = now.ready;
+        // QEMU refuses to complete or cancel the job while a client has it paused
+        self.estimate.ready = now.ready && !now.paused;
         self.estimate.synced = now.actively_synced == Some(true);
         self.estimate.paused = now.paused;
         self.steady.get_or_insert(at);
@@ -277,8 +278,8 @@ impl DiskTrack {
             estimate.flush = Some(self.flush.add(took as f64 / flushes as f64 / 1e6));
         }
         (estimate.latency_before, estimate.latency_since) = (self.latency_before.get(), self.latency_since.get());
-        // a smoothed rate never is 0 again
-        let gains = estimate.rate >= 1.0 && estimate.rate - estimate.growth > estimate.rate * GAIN;
+        // a smoothed rate stays above 0 for long after the mirror has stopped to copy
+        let gains = copied > 0.0 && estimate.rate - estimate.growth > estimate.rate * GAIN;
         if let Some(lap) = self.lap.as_ref().filter(|lap| lap.is_in_vain()) {
             (estimate.rate, estimate.growth) = (lap.pace.copied, lap.pace.added);
         } else if gains || estimate.remaining <= 0.0 && !now.paused {
