@@ -1,5 +1,7 @@
 //! `qferry prepare`: the images of a destination, and the backing files that it lacks.
 
+mod again;
+
 use super::{
     bare::{Bare, disk},
     support::MIB,
@@ -242,103 +244,6 @@ fn an_image_that_holds_data_is_never_touched() {
     assert_eq!(codes(&refused)[..2], ["image-exists"; 2]);
     assert_eq!(fs::metadata(&made).unwrap().ino(), before.ino());
     assert_eq!(fs::read(place.path("d").join("vars.raw")).unwrap(), vec![7; 540_672]);
-    place.is_clean(&source);
-}
-
-/// `qferry migrate` from the source to the destination.
-fn migrate(place: &Place) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
-    command.args(["migrate", "--json", "--disk-bandwidth", "1MiB/s", "--verify-backing", "sample", "--source"]);
-    command.arg(place.path("source.qmp")).arg("--destination").arg(place.path("destination.qmp"));
-    command.env("XDG_RUNTIME_DIR", place.folder.path()).env("XDG_STATE_HOME", place.path("state"));
-    command
-}
-
-/// Cancels a migration once a part of the disk is copied, and gives its outcome.
-fn call_off(place: &Place) -> Value {
-    let mut child = migrate(place).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let lines = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
-    let (mut last, mut is_cancelled) = (Value::Null, false);
-    for line in lines {
-        if !is_cancelled && line["copied"].as_u64() >= Some(MIB) {
-            kill_process(Pid::from_raw(child.id().try_into().unwrap()).unwrap(), Signal::INT).unwrap();
-            is_cancelled = true;
-        }
-        last = line;
-    }
-    assert_eq!(child.wait().unwrap().code(), Some(5), "{last:#}");
-    last
-}
-
-/// A disk with less data than the one of the migration that was called off would show what that one left.
-#[test]
-fn an_image_that_holds_more_than_the_next_copy_writes_is_refused() {
-    let place = Place::new("10.0.13");
-    place.image("base.raw", "raw", None, 24 * MIB, 1, &[0]);
-    let over = Some(("base.raw", "raw"));
-    let at: Vec<u64> = (0..20).map(|megabyte| megabyte * MIB).collect();
-    let top = place.image("top.qcow2", "qcow2", over, 24 * MIB, 2, &at);
-    let other = place.image("other.qcow2", "qcow2", over, 24 * MIB, 3, &[20 * MIB]);
-    let source = place.source(&[("disk0", "qcow2", &top)]);
-    let to = place.path("d").display().to_string();
-    ran(&mut place.prepare(&["--to", to.as_str(), "--json", "--apply"]), 0);
-    let destination = place.destination(&place.path("d").join("top.qcow2"));
-    call_off(&place);
-    drop(source);
-
-    let source = place.source(&[("disk0", "qcow2", &other)]);
-    let output = migrate(&place).output().unwrap();
-    let outcome = String::from_utf8_lossy(&output.stdout).lines().last().map(serde_json::from_str::<Value>);
-    let outcome = outcome.unwrap().unwrap();
-    assert_eq!(output.status.code(), Some(3), "{outcome:#}");
-    assert_eq!(outcome["reason"]["code"], "overlay-not-empty", "{outcome:#}");
-    assert!(outcome["reason"]["message"].as_str().unwrap().contains("--again"), "{outcome:#}");
-    drop(destination);
-    place.is_clean(&source);
-}
-
-/// A migration that is cancelled while disks are copied leaves images that only its record proves to be nobody's.
-#[test]
-fn images_of_a_migration_that_was_called_off_are_made_anew() {
-    let place = Place::new("10.0.13");
-    place.image("base.raw", "raw", None, 24 * MIB, 1, &[0]);
-    let at: Vec<u64> = (0..20).map(|megabyte| megabyte * MIB).collect();
-    let top = place.image("top.qcow2", "qcow2", Some(("base.raw", "raw")), 24 * MIB, 2, &at);
-    let source = place.source(&[("disk0", "qcow2", &top)]);
-    let to = place.path("d").display().to_string();
-    let again = |more: &[&str], code| {
-        let words = [&["--to", to.as_str(), "--json"], more].concat();
-        prepared(&ran(&mut place.prepare(&words), code))
-    };
-    again(&["--apply"], 0);
-    let made = place.path("d").join("top.qcow2");
-    let destination = place.destination(&made);
-    let last = call_off(&place);
-    assert_eq!(last["another_try"], json!({"images": [made], "start_destination": false}), "{last:#}");
-    let message = last["reason"]["message"].as_str().unwrap();
-    assert!(message.contains("--again") && message.contains(made.to_str().unwrap()), "{message}");
-
-    let before = fs::metadata(&made).unwrap();
-    let message = |prepared: &Value| prepared["reason"]["message"].as_str().unwrap().to_owned();
-    let refused = again(&["--again", "--apply"], 3);
-    assert!(message(&refused).contains("is in use: end that destination first"), "{refused:#}");
-    drop(destination);
-    let refused = again(&["--apply"], 3);
-    assert!(message(&refused).contains("a migration that was called off"), "{refused:#}");
-    assert!(refused["findings"][0]["remedy"].as_str().unwrap().contains("--again"), "{refused:#}");
-    let planned = again(&["--again"], 0);
-    assert_eq!(planned["steps"][1]["action"], "remake", "{planned:#}");
-    assert_eq!(fs::metadata(&made).unwrap().ino(), before.ino());
-    again(&["--again", "--apply"], 0);
-    let map = place.img(&["map", "--output=json", made.to_str().unwrap()]);
-    let map: Value = serde_json::from_str(&map).unwrap();
-    assert!(map.as_array().unwrap().iter().all(|range| range["depth"] != 0), "{map:#}");
-
-    // What somebody wrote since is somebody's.
-    place.build.io(&made, ["write 0 64k"]).unwrap();
-    let refused = again(&["--again", "--apply"], 3);
-    assert!(message(&refused).contains("holds data"), "{refused:#}");
     place.is_clean(&source);
 }
 

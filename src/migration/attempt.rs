@@ -50,6 +50,8 @@ pub(crate) struct Attempt {
     pub(crate) leftovers: Vec<String>,
     /// The images of the destination that are files of this host.
     pub(crate) images: Vec<HeldImage>,
+    /// An earlier engine of this run had begun a mirror, which may be undone by now.
+    pub(crate) mirrored_before: bool,
     /// What another try needs, once this one was called off.
     pub(crate) another_try: Option<AnotherTry>,
     /// What the controller knew when the guest was stopped.
@@ -79,6 +81,7 @@ impl Attempt {
             downtime: None,
             leftovers: Vec::new(),
             images: Vec::new(),
+            mirrored_before: false,
             another_try: None,
             history: None,
             predicted: None,

@@ -9,6 +9,7 @@ use super::{
     connection::connect,
     context::Context,
     guest::GuestIntent,
+    images,
     intents::IntentLog,
     interrupt::{cancelled, unless_cancelled},
     journals::{self, Parties, journal_directory},
@@ -41,10 +42,10 @@ use crate::{
     storage::{
         files::{
             rate_limit::RateLimit,
-            spent_images::{self, FileMark, HeldImage},
+            spent_images::{self, FileMark},
         },
         mirror::cleanup,
-        model::layout::{Disk, DiskPair},
+        model::layout::Disk,
         verify::{
             comparison::ComparisonSettings,
             identity::{Comparison, ComparisonResult, ProofLevel, ProofMethod},
@@ -126,17 +127,8 @@ async fn begin_with(context: &Context, pair: &QemuPair, mut drafted: Drafted) ->
     let mut attempt = Attempt::new(log, guest, clock);
     attempt.predicted.clone_from(&order.predicted);
     attempt.before_continue = Some(BeforeContinue::begin());
-    attempt.images = images(&order);
+    attempt.images = images::of_order(&order);
     Ok((order, attempt))
-}
-
-/// The images that the run is going to write to, where they are files of this host.
-fn images(order: &WorkOrder) -> Vec<HeldImage> {
-    let image = |pair: &DiskPair| {
-        let file = order.proved.destination.file(pair.destination.chain.top()?)?;
-        HeldImage::hold(&pair.destination.file, &file.path).filter(|_| !file.is_device)
-    };
-    order.route.pairs.iter().filter_map(image).collect()
 }
 
 /// The refusal of a run beside another one.

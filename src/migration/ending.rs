@@ -61,6 +61,7 @@ pub(crate) async fn conclude(context: &Context, route: &Route, end: End, attempt
         runs_on: outcome.runs_on,
         reason: outcome.reason.clone(),
         leftovers: outcome.leftovers.clone(),
+        another_try: outcome.another_try.clone(),
     };
     attempt.log.end(ended, &context.report).await;
     outcome

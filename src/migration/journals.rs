@@ -356,7 +356,13 @@ mod tests {
     }
 
     fn ended(outcome: Ending) -> Record {
-        Record::Ended(MigrationEnd { outcome, runs_on: RunsOn::Source, reason: None, leftovers: Vec::new() })
+        Record::Ended(MigrationEnd {
+            outcome,
+            runs_on: RunsOn::Source,
+            reason: None,
+            leftovers: Vec::new(),
+            another_try: None,
+        })
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod fence_command;
 #[cfg(test)]
 pub(crate) mod finding_cases;
 mod guest;
+mod images;
 mod intents;
 pub(crate) mod interrupt;
 pub(crate) mod journals;

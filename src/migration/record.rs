@@ -9,7 +9,7 @@ use crate::{
     endpoint::{Address, ProcessIdentity},
     handover::verdict::ContKnowledge,
     journal::Fold,
-    progress::{Ending, Reason, RunsOn},
+    progress::{AnotherTry, Ending, Reason, RunsOn},
     run_id::RunId,
     storage::model::layout::DiskPair,
 };
@@ -94,6 +94,9 @@ pub struct MigrationEnd {
     pub reason: Option<Reason>,
     /// What the engine made and could not remove.
     pub leftovers: Vec<String>,
+    /// What another try needs; `None` in a journal of an earlier version.
+    #[serde(default)]
+    pub another_try: Option<AnotherTry>,
 }
 
 impl MigrationEnd {
@@ -161,6 +164,9 @@ pub struct JournalStatus {
     pub unconfirmed: usize,
     /// The side that may have the guest.
     pub claim: GuestClaim,
+    /// A mirror was begun at some time, whether or not that is undone by now: the destination's images may hold a part
+    /// of the disks.
+    pub has_mirrored: bool,
     /// `cont` may have been sent to the destination, and not been refused.
     pub may_have_started: bool,
     /// The end, if the migration has ended.
@@ -227,6 +233,7 @@ impl Fold for JournalStatus {
                 if self.claim != GuestClaim::Source && !effects.iter().all(late) {
                     return Err(RecordError::AfterGiven);
                 }
+                self.has_mirrored |= effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
                 self.effects.extend(effects.iter().cloned());
                 self.unconfirmed = effects.len();
             }
@@ -301,7 +308,13 @@ mod tests {
     }
 
     fn ended(outcome: Ending) -> Record {
-        Record::Ended(MigrationEnd { outcome, runs_on: RunsOn::Source, reason: None, leftovers: Vec::new() })
+        Record::Ended(MigrationEnd {
+            outcome,
+            runs_on: RunsOn::Source,
+            reason: None,
+            leftovers: Vec::new(),
+            another_try: None,
+        })
     }
 
     fn effects(effects: &[Effect]) -> Record {

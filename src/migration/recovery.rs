@@ -15,6 +15,7 @@ use super::{
     engine::bring_to_end,
     fence_command::command_file,
     guest::GuestIntent,
+    images,
     intents::{IntentLog, Records},
     journals::{self, Parties},
     pair::QemuPair,
@@ -325,6 +326,7 @@ fn settled(context: &Context, begun: &MigrationBegin, status: &JournalStatus) ->
     let mut attempt =
         Attempt::new(IntentLog::default(), GuestIntent::from_journal(begun.was_running), LedgerClock::Engine);
     attempt.leftovers.clone_from(&ended.leftovers);
+    attempt.another_try.clone_from(&ended.another_try);
     Some(outcome(context, &route(begun), end, &attempt))
 }
 
@@ -343,6 +345,8 @@ async fn go_on(
     let (route, guest) = (route(begun), GuestIntent::from_journal(begun.was_running));
     let mut attempt = Attempt::new(log, guest, LedgerClock::Engine);
     attempt.destination_followed = false;
+    attempt.mirrored_before = status.has_mirrored;
+    attempt.images = images::of_recovery(&pair, &route.pairs).await;
     let mut end = match status.claim {
         // Without the source nothing tells how the guest fares, so the destination keeps what it has of it.
         GuestClaim::Source if pair.source.was_replaced() => {

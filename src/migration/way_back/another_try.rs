@@ -37,23 +37,30 @@ pub(super) enum DestinationAfterwards {
     /// The destination waits as it did before, and its images are on record: the mirrors of another try write over
     /// what these hold, which the preflight then proves.
     Usable,
+    /// The destination has ended by itself, or by somebody else's hand.
+    Gone,
     /// The destination waits, or its end is not known.
     Used,
 }
 
 impl DestinationAfterwards {
     /// `may_stay` says that the destination waits as it did before, and that its images are on record.
-    pub(super) fn of(was_ended: bool, may_stay: bool) -> Self {
-        match (was_ended, may_stay) {
-            (true, _) => Self::Ended,
-            (false, true) => Self::Usable,
-            (false, false) => Self::Used,
+    pub(super) fn of(was_ended: bool, is_gone: bool, may_stay: bool) -> Self {
+        match (was_ended, is_gone, may_stay) {
+            (true, ..) => Self::Ended,
+            (false, true, _) => Self::Gone,
+            (false, false, true) => Self::Usable,
+            (false, false, false) => Self::Used,
         }
     }
 
     /// What another try needs, if anything.
     pub(super) fn needs(self, holds_a_part: bool, images: Vec<String>) -> Option<AnotherTry> {
-        let start_destination = self == Self::Ended || holds_a_part && self != Self::Usable;
+        let start_destination = match self {
+            Self::Ended | Self::Gone => true,
+            Self::Used => holds_a_part,
+            Self::Usable => false,
+        };
         (start_destination || holds_a_part).then_some(AnotherTry { images, start_destination })
     }
 }
@@ -99,6 +106,8 @@ pub(super) fn before_another_try(holds_a_part: bool, destination: DestinationAft
             images.join(", "),
             Setting::Again
         ),
+        (false, DestinationAfterwards::Gone) => "; the destination has ended: start it anew".to_owned(),
+        (true, DestinationAfterwards::Gone) => format!("; the destination has ended: start it anew, and {anew}"),
         (true, DestinationAfterwards::Used) => format!("; end the destination and {anew}"),
         (false, DestinationAfterwards::Ended) => {
             "; a QEMU takes one incoming migration, so the destination has been ended: start it anew".to_owned()
@@ -116,12 +125,14 @@ mod tests {
 
     #[test]
     fn the_reason_says_what_cannot_be_begun_again_and_what_to_do() {
-        use DestinationAfterwards::{Ended, Usable, Used};
+        use DestinationAfterwards::{Ended, Gone, Usable, Used};
         for (holds_a_part, destination, words) in [
             (false, Used, &[][..]),
             (false, Usable, &[]),
             (true, Used, &["end the destination", "make its images anew", "`again`", "a part of the disks: /d/one"]),
             (true, Usable, &["can use the same destination", "images hold: /d/one.", "end the destination", "`again`"]),
+            (false, Gone, &["has ended: start it anew"]),
+            (true, Gone, &["has ended: start it anew", "make its images anew", "a part of the disks: /d/one"]),
             (false, Ended, &["takes one incoming migration", "start it anew"]),
             (
                 true,

@@ -131,7 +131,7 @@ pub(crate) async fn go_back(
     }
     let effects = attempt.log.effects();
     let listened = effects.contains(&Effect::Incoming) && !pair.destination.has_ended().await;
-    let mirrored = effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
+    let mirrored = attempt.mirrored_before || effects.iter().any(|effect| matches!(effect, Effect::Mirror(_)));
     let way_back = WayBack {
         pair,
         mirrored: &route.pairs,
@@ -174,7 +174,7 @@ pub(crate) async fn go_back(
         false => {
             let spent = if holds_a_part { another_try::spend(context, &attempt.images) } else { SpentPaths::default() };
             let is_whole = spent.recorded && spent.paths.len() == route.pairs.len() && attempt.leftovers.is_empty();
-            let destination = DestinationAfterwards::of(was_ended, is_whole && !past.listened && !is_gone);
+            let destination = DestinationAfterwards::of(was_ended, is_gone, is_whole && !past.listened);
             reason.message.push_str(&before_another_try(holds_a_part, destination, &spent.paths));
             attempt.another_try = destination.needs(holds_a_part, spent.paths).filter(|_| as_before);
         }

@@ -111,6 +111,14 @@ pub fn seen_by(pid: u32, name: &str) -> PathBuf {
     if beneath.exists() { beneath } else { path.to_owned() }
 }
 
+/// The path for this process of the file that a process knows under a name and has open now; `None` for a device, and
+/// where another file has that name by now.
+pub fn open_under(pid: u32, name: &str) -> Option<PathBuf> {
+    let path = seen_by(pid, name);
+    let data = fs::metadata(&path).ok().filter(Metadata::is_file)?;
+    open_files(pid).contains_key(&id(&data)).then_some(path)
+}
+
 fn look(path: &Path, credentials: &ProcessCredentials, mounts: &MountTable) -> Option<FileFacts> {
     let data = fs::metadata(path).ok()?;
     Some(FileFacts {

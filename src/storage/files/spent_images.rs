@@ -57,6 +57,8 @@ pub fn keep(folder: &Path, run: &str, images: &[SpentImage]) -> io::Result<PathB
         }
     }
     let path = folder.join(format!("{run}.{EXTENSION}"));
+    // An engine that died behind its record, or the first try of a recovery, has left one of the same run.
+    drop(fs::remove_file(&path));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(&serde_json::to_vec(images)?)?;
     file.sync_all()?;
