@@ -1,5 +1,6 @@
 //! Convergence: measurements before a migration, the ways to send RAM, and guests that are hard to move.
 
+mod counts;
 mod guests;
 mod measure;
 mod overlap;

@@ -58,8 +58,10 @@ const UNSEEN: &str = "
 - **`dirty-limit`** is refused where the accelerator has no dirty ring. `auto-converge` takes its place.
 - **A throttle** by `auto-converge` can be tightened and loosened with `cpu-throttle-*` and `max-cpu-throttle` on all versions,
   but cannot be removed while the migration lasts. The end of the migration, whatever the outcome, removes the throttle.
-- **11.1** increments `dirty-sync-count` about ten times a second whether or not a pass has ended. `ram.iterations` of an
-  outcome is therefore less meaningful there.
+- **`dirty-sync-count`** goes up at the end of each pass on all versions, and more often where the rest seems to fit into the
+  downtime limit: there QEMU syncs each time before it decides. `ram.iterations` of an outcome is that count. The `remaining`
+  beside `ram` (11.1) has the bytes of devices, too; while RAM is sent it is up to a tenth of a second old, and in
+  `pre-switchover` it is right (`live/convergence/counts.rs`).
 ";
 
 const MOVES_HEAD: &str = "

@@ -101,6 +101,7 @@ pub(super) struct GuestRam {
     pub(super) sent: f64,
     pub(super) dirtied: f64,
     pub(super) working_set: f64,
+    /// QEMU syncs ten times a second, and not only at the end of a pass, as where the rest seems to fit into its limit.
     pub(super) continuous: bool,
     pub(super) throttle: u64,
     /// QEMU measures the dirty rate in windows of 500 ms.

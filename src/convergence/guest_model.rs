@@ -52,8 +52,6 @@ pub struct LinkModel {
     pub round_trip: f64,
     /// Milliseconds that device state, its loading and the mirrors' end take.
     pub device_state: f64,
-    /// QEMU counts dirty pages ten times a second (11.1), not at the end of a pass (10.0).
-    pub continuous: bool,
     /// QEMU can be told the bandwidth of the switchover (8.2).
     pub switchover_bandwidth: bool,
 }

@@ -29,7 +29,7 @@ const UNSEEN_SYNCS: u64 = 2;
 const AHEAD: Duration = Duration::from_secs(30);
 /// The same where QEMU syncs within passes: QEMU then throttles within a second or two, and a first pass needs no
 /// throttle.
-pub(super) const AT_ONCE: Duration = Duration::from_secs(2);
+const AT_ONCE: Duration = Duration::from_secs(2);
 /// The time that a pass must still take for the guest's dirty rate to be measured beside it: the window, the reading of
 /// the pages, and a look.
 const MEASURES: Duration = Duration::from_secs(1);

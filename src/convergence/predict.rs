@@ -44,8 +44,6 @@ pub struct PredictionInput {
     pub round_trip: Duration,
     /// The time that the checks took.
     pub before: Duration,
-    /// QEMU counts dirty pages ten times a second.
-    pub continuous: bool,
     /// QEMU can be told the bandwidth of the switchover.
     pub switchover_bandwidth: bool,
 }
@@ -89,7 +87,6 @@ pub fn predict(policy: &Policy, job: &ConvergenceJob, input: &PredictionInput) -
         mirror_rate: MIRROR_RATE,
         round_trip: millis(input.round_trip),
         device_state: millis(policy.device_state) + flush + QUIESCE + buffered,
-        continuous: input.continuous,
         switchover_bandwidth: input.switchover_bandwidth,
     };
     let run = simulate(policy, job, &guest, &link);

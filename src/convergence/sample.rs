@@ -39,7 +39,7 @@ pub struct RamSample {
     pub measurements: u64,
     /// Per cent by which the vCPUs are throttled.
     pub throttle_pct: u64,
-    /// `dirty-sync-count`: one sync a pass on 10.0, about ten a second on 11.1.
+    /// `dirty-sync-count`: a sync at the end of each pass, and more where the rest seems to fit into QEMU's limit.
     pub syncs: u64,
     /// Postcopy runs: the destination fetches pages on demand, and the switchover is over.
     pub postcopy: bool,

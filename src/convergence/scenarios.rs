@@ -19,14 +19,13 @@ fn policy(name: &str) -> Policy {
     Policy::built_in(name).expect(name).parse().expect(name)
 }
 
-fn link(bandwidth: f64, continuous: bool) -> LinkModel {
+fn link(bandwidth: f64) -> LinkModel {
     LinkModel {
         bandwidth,
         memory_rate: 1e9,
         mirror_rate: 350.0 * MIB,
         round_trip: 0.5,
         device_state: 6.0,
-        continuous,
         switchover_bandwidth: true,
     }
 }
@@ -116,7 +115,7 @@ fn every_scenario_ends_and_keeps_its_promises() {
         let mut guest = guest(memory, set, load * sent);
         guest.used = memory * dice.one_of(&[0.5, 0.8, 1.0]);
         guest.bursts = dice.one_of(&[None, None, bursts(700.0, 1300.0), bursts(4000.0, 4000.0)]);
-        let mut link = link(bandwidth, dice.one_of(&[false, true]));
+        let mut link = link(bandwidth);
         link.switchover_bandwidth = dice.one_of(&[true, true, false]);
         let mut given = job(&guest, dice.one_of(&[100, 300, 2000]));
         given.abilities.write_blocking = dice.one_of(&[true, true, false]);
@@ -168,7 +167,7 @@ fn a_mirror_with_a_low_limit_of_its_own_is_waited_for_and_ram_is_sent_beside_it(
                 vec![DiskModel { name: "disk".to_owned(), bytes: 200.0 * MIB, write_rate: limit * part * MIB }];
             let disk_ceiling = Some(Rate((limit * MIB) as u64));
             let given = ConvergenceJob { disk_ceiling, ..job(&guest, 300) };
-            let run = simulate(&policy("converge"), &given, &guest, &link(GBIT, false));
+            let run = simulate(&policy("converge"), &given, &guest, &link(GBIT));
             let told = format!("{limit} MiB/s, {part}: {run:#?}");
             check(&policy("converge"), &given, &run, &told);
             let at = |wanted: fn(&Action) -> bool| run.actions.iter().find(|step| wanted(&step.action)).expect("one");
@@ -181,14 +180,12 @@ fn a_mirror_with_a_low_limit_of_its_own_is_waited_for_and_ram_is_sent_beside_it(
 
 #[test]
 fn an_idle_guest_does_not_pay_for_a_generous_budget() {
-    for continuous in [false, true] {
-        for bandwidth in [GBIT / 10.0, GBIT, 1.2e9] {
-            let (guest, link) = (guest(1024.0 * MIB, 0.0, 0.0), link(bandwidth, continuous));
-            let blackout = |budget| simulate(&policy("converge"), &job(&guest, budget), &guest, &link).blackout_ms;
-            let least = blackout(300);
-            assert!(least.is_some_and(|least| least < 25.0), "{least:?}");
-            assert_eq!(least, blackout(5000));
-        }
+    for bandwidth in [GBIT / 10.0, GBIT, 1.2e9] {
+        let (guest, link) = (guest(1024.0 * MIB, 0.0, 0.0), link(bandwidth));
+        let blackout = |budget| simulate(&policy("converge"), &job(&guest, budget), &guest, &link).blackout_ms;
+        let least = blackout(300);
+        assert!(least.is_some_and(|least| least < 25.0), "{least:?}");
+        assert_eq!(least, blackout(5000));
     }
 }
 
@@ -196,12 +193,9 @@ fn an_idle_guest_does_not_pay_for_a_generous_budget() {
 fn compared() -> impl Iterator<Item = (GuestModel, LinkModel, f64)> {
     let sizes = [(256.0, 64.0), (256.0, 128.0), (320.0, 128.0), (384.0, 96.0), (512.0, 64.0), (512.0, 128.0)];
     let loads = [0.0, 0.5, 0.9, 1.5];
-    let each = move |continuous| {
-        sizes.into_iter().flat_map(move |(memory, set)| {
-            loads.map(|load| (guest(memory * MIB, set * MIB, load * GBIT), link(GBIT, continuous), load))
-        })
-    };
-    [false, true].into_iter().flat_map(each)
+    sizes.into_iter().flat_map(move |(memory, set)| {
+        loads.map(|load| (guest(memory * MIB, set * MIB, load * GBIT), link(GBIT), load))
+    })
 }
 
 /// Whether one figure is worse than another by more than the bench's tolerance.
@@ -214,7 +208,7 @@ fn converge_is_no_worse_than_the_published_schedules() {
     for (guest, link, load) in compared() {
         let own = run_like_bench("converge", &guest, &link);
         let (size, set) = (guest.memory / MIB, guest.working_set / MIB);
-        let told = format!("{size} MiB, {set} MiB at {load}, continuous: {}: {own:#?}", link.continuous);
+        let told = format!("{size} MiB, {set} MiB at {load}: {own:#?}");
         let blackout = own.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
         for name in ["nova", "vdsm", "kubevirt"] {
             let other = run_like_bench(name, &guest, &link);
@@ -242,7 +236,7 @@ fn a_throttle_comes_in_time() {
         for load in [0.5, 0.9, 1.5, 2.0] {
             let mut guest = guest(memory * MIB, set * MIB, load * GBIT);
             guest.used = guest.used.max(guest.working_set);
-            let (given, link) = (job(&guest, 300), link(GBIT, false));
+            let (given, link) = (job(&guest, 300), link(GBIT));
             let run = simulate(&policy("converge"), &given, &guest, &link);
             let ideal = ideal(&policy("converge"), &given, &guest, &link);
             let told = format!("{memory} MiB, {set} MiB at {load}: {run:#?}\nideal {ideal:#?}");
@@ -264,31 +258,29 @@ fn a_throttle_comes_in_time() {
 
 #[test]
 fn more_bandwidth_is_never_worse() {
-    for continuous in [false, true] {
-        for (set, rate) in [(64.0, 0.0), (64.0, 40.0), (256.0, 40.0), (128.0, 90.0)] {
-            let guest = guest(1024.0 * MIB, set * MIB, rate * MIB);
-            let mut before: Option<SimulatedRun> = None;
-            for bandwidth in [40.0, 60.0, 90.0, 120.0, 200.0, 400.0, 900.0] {
-                let run = simulate(&policy("converge"), &job(&guest, 300), &guest, &link(bandwidth * MIB, continuous));
-                let told = format!("{rate} of {set} at {bandwidth}, {continuous}: {run:#?} after {before:#?}");
-                let blackout = run.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
-                if let Some(before) = before {
-                    // QEMU decides every 100 ms, and a throttle takes effect at a sync
-                    assert!(run.total_ms <= before.total_ms * 1.05 + 300.0, "total {told}");
-                    assert!(
-                        before.blackout_ms.is_some_and(|before| blackout <= before.max(60.0) * 1.05),
-                        "blackout {told}"
-                    );
-                }
-                before = Some(run);
+    for (set, rate) in [(64.0, 0.0), (64.0, 40.0), (256.0, 40.0), (128.0, 90.0)] {
+        let guest = guest(1024.0 * MIB, set * MIB, rate * MIB);
+        let mut before: Option<SimulatedRun> = None;
+        for bandwidth in [40.0, 60.0, 90.0, 120.0, 200.0, 400.0, 900.0] {
+            let run = simulate(&policy("converge"), &job(&guest, 300), &guest, &link(bandwidth * MIB));
+            let told = format!("{rate} of {set} at {bandwidth}: {run:#?} after {before:#?}");
+            let blackout = run.blackout_ms.unwrap_or_else(|| panic!("did not move: {told}"));
+            if let Some(before) = before {
+                // QEMU decides every 100 ms, and a throttle takes effect at a sync
+                assert!(run.total_ms <= before.total_ms * 1.05 + 300.0, "total {told}");
+                assert!(
+                    before.blackout_ms.is_some_and(|before| blackout <= before.max(60.0) * 1.05),
+                    "blackout {told}"
+                );
             }
+            before = Some(run);
         }
     }
 }
 
 #[test]
 fn each_policy_does_what_its_name_says() {
-    let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT, false));
+    let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT));
     let mut given = job(&guest, 300);
     given.abilities.postcopy = true;
     let simulated = |name| simulate(&policy(name), &given, &guest, &link);
@@ -311,7 +303,7 @@ fn each_policy_does_what_its_name_says() {
 
 #[test]
 fn a_stop_and_copy_is_only_as_long_as_the_policy_allows() {
-    let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT, false));
+    let (guest, link) = (guest(1024.0 * MIB, 256.0 * MIB, 1.5 * GBIT), link(GBIT));
     let with = |longest: &str| {
         let text = format!("ram = ['downtime', 'stop-and-copy']\nstop-and-copy = '{longest}'");
         simulate(&text.parse().expect("a policy"), &job(&guest, 300), &guest, &link)

@@ -1,8 +1,8 @@
 //! A model of a guest, its QEMU and a link, driven by the controller itself: the course that a migration would take.
 //!
-//! Pure. The guest rewrites a working set round and round. QEMU sends page after page and counts anew which pages were
-//! dirtied, at the end of a pass or ten times a second, and stops the guest where the rest would fit into the downtime
-//! limit: `pending < bandwidth x downtime-limit` in QEMU's `migration_iteration_run`, asked with an exact count.
+//! Pure. The guest rewrites a working set round and round. QEMU sends page after page, counts anew at the end of a pass
+//! which pages were dirtied, and stops the guest where the rest would fit into the downtime limit:
+//! `pending < bandwidth x downtime-limit` in QEMU's `migration_iteration_run`, asked with an exact count.
 
 use super::{
     budget::{OverBudget, PendingRest, keep_budget},
@@ -34,8 +34,6 @@ const PASS: f64 = 0.0005;
 const LOOK: f64 = 100.0;
 /// The same where a look is pressing.
 const PRESSING: f64 = 20.0;
-/// The time between two counts of QEMU 11, milliseconds.
-const CONTINUOUS: f64 = 100.0;
 /// The least time between two decisions of QEMU whether to throttle the guest, milliseconds.
 const THROTTLE_PERIOD: f64 = 1000.0;
 /// Bytes per second at which QEMU passes over zero pages.
@@ -111,8 +109,6 @@ struct Simulation<'a> {
     told: Option<f64>,
     /// QEMU stopped the guest.
     stopped: bool,
-    /// Milliseconds since QEMU counted dirty pages.
-    since_count: f64,
     /// The bytes to send by the last count.
     pending: f64,
     /// The bytes dirtied since.
@@ -218,7 +214,6 @@ impl<'a> Simulation<'a> {
             held: false,
             told: job.ceiling.filter(|_| link.switchover_bandwidth).map(|rate| rate.0 as f64),
             stopped: false,
-            since_count: 0.0,
             pending: guest.memory,
             dirtied: 0.0,
             unsent: guest.memory,
@@ -410,8 +405,7 @@ impl<'a> Simulation<'a> {
             self.processed += taken;
             self.transferred += taken * filled;
             left -= time;
-            self.since_count += time * 1000.0;
-            if self.pending <= 0.0 || (self.link.continuous && self.since_count >= CONTINUOUS) {
+            if self.pending <= 0.0 {
                 self.count();
             }
             self.stopped = self.fits();
@@ -427,7 +421,6 @@ impl<'a> Simulation<'a> {
         self.pending += found;
         self.dirtied = 0.0;
         self.syncs += 1;
-        self.since_count = 0.0;
         self.period.found += found;
         self.throttle();
     }

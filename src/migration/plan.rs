@@ -311,7 +311,6 @@ fn measurements(
         link: measured.bandwidth.map(|rate| rate.0 as f64),
         round_trip: measured.source_round_trip.max(measured.destination_round_trip),
         before,
-        continuous: features.failing_status,
         switchover_bandwidth: features.avail_switchover_bandwidth,
     })
 }

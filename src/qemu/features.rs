@@ -48,10 +48,6 @@ pub struct Features {
     pub latency_histograms: bool,
     /// Socket addresses have `keep-alive-idle` and its like (10.1): QEMU can notice in time that a peer's host is gone.
     pub keep_alive_times: bool,
-    /// `MigrationStatus` has `failing` (11): such a build counts dirty pages about ten times a second, older ones at
-    /// the end of each pass. The two changes have nothing to do with each other but came with the same version, and the
-    /// estimate alone relies on it.
-    pub failing_status: bool,
     /// The methods by which multifd channels can compress, by QEMU's names.
     pub multifd_compressions: BTreeSet<String>,
     /// Every migration capability by name.
@@ -89,7 +85,6 @@ impl Features {
             announce_self: schema.has_command("announce-self"),
             latency_histograms: schema.has_argument("block-latency-histogram-set", "boundaries-write"),
             keep_alive_times: schema.has_member("keep-alive-idle"),
-            failing_status: schema.argument_values("migrate-continue", "state").contains(&"failing"),
             multifd_compressions: schema
                 .argument_values("migrate-set-parameters", "multifd-compression")
                 .into_iter()

@@ -67,7 +67,7 @@ pub struct Observed {
     pub migration: BTreeMap<MigrationStatus, Moment>,
     /// How many migrations have begun.
     pub migrations: u64,
-    /// The number of the last bitmap sync: on 10.0 the end of a pass, on 11.1 ten a second.
+    /// The number of the last bitmap sync, which most often ends a pass.
     pub pass: u64,
     /// The moment of that sync. QEMU counts the dirty pages once more right before it stops the guest.
     pub passed: Option<Moment>,

@@ -1,8 +1,8 @@
 //! The estimate of RAM.
 //!
-//! Pure. On 10.0 `remaining` falls through a pass and jumps at the sync that ends it, on 11.1 QEMU syncs about ten
-//! times a second. On both, the bytes found dirty between two syncs are the growth of `remaining` plus the bytes sent
-//! meanwhile.
+//! Pure. `remaining` falls through a pass and jumps at the sync that ends the pass; where the rest seems to fit into
+//! the downtime limit, QEMU syncs within a pass, too (10.0.13 and 11.1.3 alike). The bytes found dirty between two
+//! syncs are the growth of `remaining` plus the bytes sent meanwhile.
 
 use super::{super::sample::RamSample, BETTER, CounterMark, SmoothedValue, WINDOW, measured::MeasuredRates};
 use crate::quantity::Bytes;

@@ -20,7 +20,7 @@ use crate::convergence::{
     ConvergenceJob, History, Policy, RamRung,
     decision::Action,
     guest_model::{GuestModel, LinkModel},
-    memory::{AT_ONCE, LIGHT, STEP},
+    memory::{LIGHT, STEP},
     millis,
 };
 
@@ -56,8 +56,7 @@ fn run(policy: &Policy, job: &ConvergenceJob, guest: &GuestModel, link: &LinkMod
     model.limit = millis(first.min(job.budget)).min(millis(job.budget) - model.overhead()).max(1.0);
     model.auto_converge = AutoConvergeModel::exactly(0, f64::MAX);
     while model.at < END && !model.stopped {
-        let left = model.unsent * (guest.used / guest.memory.max(1.0)) / model.tail_rate() * 1000.0;
-        if percent > 0 && (!link.continuous || left <= millis(AT_ONCE)) {
+        if percent > 0 {
             model.auto_converge = AutoConvergeModel::exactly(percent, 0.01);
         }
         if !model.memory_started && model.mirrors.iter().all(|mirror| mirror.ready) {
@@ -86,7 +85,6 @@ mod tests {
             mirror_rate: 350.0 * MIB,
             round_trip: 0.5,
             device_state: 6.0,
-            continuous: false,
             switchover_bandwidth: true,
         }
     }

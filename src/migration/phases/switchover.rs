@@ -55,7 +55,7 @@ pub(crate) async fn disengage(
         let rest = rest.await?;
         waits.await?;
         let exports: Vec<String> = exports.await?.0.into_iter().map(|export| export.id).collect();
-        ask_for_budget(context, pair, stopped, rest, attempt)?;
+        ask_for_budget(context, pair, stopped, &rest, attempt)?;
         given.await?;
         return Ok(DisksDisengaged::prove(std::iter::empty(), &[], &exports)?);
     }
@@ -78,7 +78,7 @@ pub(crate) async fn disengage(
     let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
     let disengaged = DisksDisengaged::prove(mirrors, &jobs.0, &exports)?;
     given.await?;
-    ask_for_budget(context, pair, stopped, rest.await?, attempt)?;
+    ask_for_budget(context, pair, stopped, &rest.await?, attempt)?;
     Ok(disengaged)
 }
 
@@ -114,13 +114,13 @@ fn ask_for_budget(
     context: &Context,
     pair: &QemuPair,
     stopped: Moment,
-    rest: MigrationInfo,
+    rest: &MigrationInfo,
     attempt: &Attempt,
 ) -> Result<(), Failure> {
     let Some(history) = attempt.history.as_ref().filter(|_| attempt.guest.wants_running()) else { return Ok(()) };
     // with postcopy the rest of RAM follows when the guest runs again
-    let remaining = rest.ram.filter(|_| !attempt.ram.postcopy).map_or(0, |ram| ram.remaining);
-    let rest = PendingRest::Memory(Bytes(remaining));
+    let left = if attempt.ram.postcopy { 0 } else { rest.left() };
+    let rest = PendingRest::Memory(Bytes(left));
     let kept = keep_budget(&context.settings.policy, history, pair.stood(stopped), rest);
     Ok(kept.map(drop).map_err(|over| name_the_flush(over, pair, stopped))?)
 }

@@ -60,7 +60,8 @@ pub struct MigrationInfo {
     pub status: Option<MigrationStatus>,
     /// RAM, once it is being copied.
     pub ram: Option<MigrationRamStats>,
-    /// Bytes still to send of RAM and devices together (11.1).
+    /// Bytes still to send of RAM and devices together (11.1), as QEMU counted before it last decided whether to switch
+    /// over: while RAM is sent up to a tenth of a second old, and right in `pre-switchover`.
     pub remaining: Option<u64>,
     /// Milliseconds for which the guest was stopped, by QEMU's reckoning; once completed.
     pub downtime: Option<u64>,
@@ -89,6 +90,13 @@ pub struct MigrationInfo {
 }
 
 impl MigrationInfo {
+    /// Bytes still to send, with those of devices where QEMU counts them, but never fewer than RAM's own. The count of
+    /// both is older: it is above RAM's while RAM is sent, and below where a pass has just ended.
+    pub fn left(&self) -> u64 {
+        let ram = self.ram.as_ref().map_or(0, |ram| ram.remaining);
+        self.remaining.map_or(ram, |all| all.max(ram))
+    }
+
     /// Bytes of memory that QEMU has dealt with so far, however it sent them; a page that was sent twice counts twice.
     pub fn processed(&self) -> u64 {
         let differences = self.xbzrle_cache.pages.saturating_sub(self.xbzrle_cache.overflow);
@@ -124,7 +132,7 @@ pub struct MigrationRamStats {
     /// Pages per second that the guest dirties.
     #[serde(default)]
     pub dirty_pages_rate: u64,
-    /// Bitmap syncs; on 11.1 about ten a second, whatever happens.
+    /// Bitmap syncs: one at the end of each pass, and more where the rest seems to fit into the downtime limit.
     #[serde(default)]
     pub dirty_sync_count: u64,
     /// Pages sent so far with their content.

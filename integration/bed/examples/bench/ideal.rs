@@ -106,14 +106,13 @@ fn ideal_time(bandwidth: f64, dirty_rate: f64, used: f64) -> Result<f64> {
     let budget = BUDGET.trim_end_matches("ms").parse().map_err(|error| Error::new(format!("{BUDGET}: {error}")))?;
     let budget = Duration::from_millis(budget);
     let job = ConvergenceJob { budget, memory: MEMORY * MIB, abilities, ..ConvergenceJob::default() };
-    // the time of the handover, as a usual one has it; 10.0 syncs at the end of a pass
+    // the time of the handover, as a usual one has it
     let link = LinkModel {
         bandwidth,
         memory_rate: 1e9,
         mirror_rate: 1e9,
         round_trip: 0.5,
         device_state: 6.0,
-        continuous: false,
         switchover_bandwidth: true,
     };
     Ok(ideal(&Policy::default(), &job, &guest, &link).total_ms)
