@@ -84,6 +84,9 @@ pub enum EmptyImageState {
     /// The image has a part of a disk, first at this byte, from a migration that was called off, and the next mirror
     /// writes over all of it.
     Spent(u64),
+    /// The image is a LUKS volume without qcow2 above: to QEMU all of such a volume is data, also what nobody has
+    /// written.
+    AllData,
     /// Another process has the image open for writing; QEMU's words.
     Locked(String),
     /// The image could not be read, for this reason.
@@ -253,6 +256,9 @@ impl OpenedViews {
             if let EmptyImageState::Data(start) = holds {
                 if image.spent && self.is_written_over(source, destination, index, image).await {
                     holds = EmptyImageState::Spent(start);
+                } else if destination.facts.nodes.iter().any(|node| node.node_name == image.node && node.drv == "luks")
+                {
+                    holds = EmptyImageState::AllData;
                 }
             }
             let (disk, file) = (image.disk.clone(), image.file.clone());

@@ -153,6 +153,31 @@ fn disks_of_every_kind_arrive_or_are_refused_in_words() {
     }
 }
 
+/// No answer of QEMU tells whether somebody has written to a LUKS volume without qcow2 above, so a user must say so.
+#[test]
+fn a_luks_volume_is_written_over_on_the_users_word_alone() {
+    let at = Folder::new("10.0.13");
+    let opened = |side| of_side(&at, side, "driver=luks,key-secret=key,file.filename=@");
+    // QEMU takes seconds to choose the parameters of a key.
+    let path = at.path("source").display().to_string();
+    let create = ["create", "-q", "--object", SECRET, "-f", "luks", "-o", "key-secret=key,iter-time=10"];
+    tool(&at, "qemu-img", &[&create[..], &[&path, "4M"]].concat());
+    std::fs::copy(path, at.path("destination")).unwrap();
+    tool(&at, "qemu-io", &["--object", SECRET, "--image-opts", &opened("source"), "-c", "write -q -P 7 512k 1M"]);
+    let machine = "-object secret,id=key,data=abc -blockdev driver=luks,key-secret=key,node-name=n,file.driver=file,file.filename=@ -device virtio-blk-pci,drive=n,id=disk0";
+    let source = paused("10.0.13", &of_side(&at, "source", machine));
+    let destination = waiting("10.0.13", &of_side(&at, "destination", machine));
+    let outcome = at.migrate(&source, &destination);
+    assert_eq!((outcome.outcome, reason(&outcome)), (Ending::Refused, Some("destination-holds-data")), "{outcome:#?}");
+    let told = outcome.findings.iter().find(|finding| finding.code.as_str() == "destination-holds-data").unwrap();
+    assert!(told.message.contains("is a LUKS volume") && told.remedy.contains("encrypt.format=luks"), "{told:?}");
+    let outcome = migrate(at.builder(&source, &destination).force("destination-holds-data"));
+    assert_eq!((outcome.outcome, &outcome.leftovers[..]), (Ending::Moved, &[][..]), "{outcome:#?}");
+    drop((source, destination));
+    let both = [&opened("source")[..], &opened("destination")];
+    tool(&at, "qemu-img", &[&["compare", "-q", "--object", SECRET, "--image-opts"][..], &both].concat());
+}
+
 /// What a guest writes to a disk with `snapshot=on` arrives in the destination's own temporary image.
 #[test]
 fn a_disk_with_snapshot_on_arrives() {

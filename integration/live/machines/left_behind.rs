@@ -7,7 +7,7 @@ use super::{Bare, Finding, Severity, found, start};
 use crate::support::migrate;
 use qferry::internals::{
     endpoint::Address,
-    migration::{JournalPlace, Migration},
+    migration::{Builder, JournalPlace, Migration},
     progress::{Ending, Outcome},
 };
 use qferry_bed::{Build, Qmp};
@@ -56,9 +56,12 @@ impl Folder {
     }
 
     pub(crate) fn migrate(&self, source: &Bare, destination: &Bare) -> Outcome {
+        migrate(self.builder(source, destination))
+    }
+
+    pub(crate) fn builder(&self, source: &Bare, destination: &Bare) -> Builder {
         let builder = Migration::builder(address(source), address(destination));
-        let builder = builder.runtime_dir(self.folder.path()).journal(JournalPlace::Nowhere);
-        migrate(builder)
+        builder.runtime_dir(self.folder.path()).journal(JournalPlace::Nowhere)
     }
 }
 

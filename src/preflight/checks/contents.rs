@@ -131,6 +131,13 @@ fn filled(check: &EmptyImageCheck) -> Option<Finding> {
             FindingCode::DestinationHoldsData,
             format!("the destination's {file} is not empty, and would be overwritten: it has data at byte {at}"),
         ),
+        (EmptyImageState::AllData, _) => (
+            FindingCode::DestinationHoldsData,
+            format!(
+                "the destination's {file} is a LUKS volume, and would be overwritten: QEMU takes all of such a volume for \
+                 data, so nothing tells whether somebody has written to it"
+            ),
+        ),
         (EmptyImageState::Locked(words), _) => {
             (FindingCode::DiskLocked, format!("another process has the destination's {file} open for writing: {words}"))
         }
@@ -141,6 +148,10 @@ fn filled(check: &EmptyImageCheck) -> Option<Finding> {
     };
     let finding = Finding::new(code, disk, message);
     match (holds, spent) {
+        (EmptyImageState::AllData, _) => Some(finding.with_remedy(
+            "make the volume anew with qemu-img create -f luks, and then say that it is new; or use a qcow2 image with \
+             encrypt.format=luks, which tells what is written",
+        )),
         (EmptyImageState::Data(_), true) => Some(finding.with_remedy(format!(
             "this is what a migration left that was called off, and the next one would not write over all of it: end \
              the destination and make the image anew (qferry prepare does, with {})",
