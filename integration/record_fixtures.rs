@@ -11,7 +11,7 @@ use qferry::internals::{
     progress::{Ending, EventKind, Outcome, Phase, PhaseState},
     qmp::{
         frame::{self, QmpFrame},
-        transcript::{EntryBody, LineDirection, Recorder, Transcript, TranscriptEntry},
+        transcript::{ENGINE, EntryBody, LineDirection, Recorder, Transcript, TranscriptEntry},
     },
     quantity::Rate,
 };
@@ -208,6 +208,9 @@ fn thin(entries: Vec<TranscriptEntry>) -> Vec<TranscriptEntry> {
     }
     let mut kept = Vec::new();
     for (index, mut entry) in entries.into_iter().enumerate() {
+        if entry.side == ENGINE {
+            continue;
+        }
         let id = match &entry.body {
             EntryBody::Line(line) => line["id"].as_str().unwrap_or_default().to_owned(),
             EntryBody::Raw(_) => String::new(),

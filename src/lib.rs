@@ -50,6 +50,12 @@
 //! the outcome says so. `docs/handover.md` has the protocol; the tests explore a model of it that drives the shipped
 //! judgement, and `scripts/faults` injects real faults.
 //!
+//! # What is left to look at
+//!
+//! The command has every migration recorded: the lines of both monitors without secrets, and between them every event
+//! with its reason, by one thread that the engine never waits for (`qmp::transcript`). `recording` keeps the last of
+//! these transcripts in a bounded folder, and reads them, and files that somebody else made, in bounded memory.
+//!
 //! # The right backing file
 //!
 //! `sync=top` sends what the overlay holds; the guest reads everything else from the destination's own backing file.
@@ -65,6 +71,7 @@
 //!              ├──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
 //!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
 //!          nbd: the wire to exports, below storage and above as qmp is
+//!          recording: the transcripts that runs leave, above qmp alone; the command's
 //!          quantity, run_id, progress, codes, trust: leaves that all may use
 //! ```
 //!
@@ -114,6 +121,7 @@ mod progress;
 mod qemu;
 mod qmp;
 mod quantity;
+mod recording;
 mod run_id;
 mod storage;
 mod trust;
@@ -160,7 +168,7 @@ pub mod internals {
             )*
         };
     }
-    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity run_id storage trust }
+    rooms! { codes convergence endpoint handover journal memory migration nbd preflight prepare progress qemu qmp quantity recording run_id storage trust }
 }
 
 /// The code blocks of these documents are doc tests, so that each of them compiles.

@@ -24,6 +24,7 @@ fn allowed(room: &str) -> Vec<&'static str> {
     match room {
         "quantity" | "run_id" | "codes" | "trust" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
         "progress" => vec!["quantity", "codes"],
+        "recording" => vec!["qmp"],
         "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
         "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),
@@ -33,7 +34,7 @@ fn allowed(room: &str) -> Vec<&'static str> {
                 .concat()
         }
         "prepare" | "experiment" => [&allowed("migration")[..], &["migration"]].concat(),
-        "cli" => [&allowed("migration")[..], &["migration", "prepare", "experiment"]].concat(),
+        "cli" => [&allowed("migration")[..], &["migration", "prepare", "experiment", "recording"]].concat(),
         "main" => vec!["cli"],
         "lib" => vec![],
         other => panic!("a room that the house does not know: {other}"),

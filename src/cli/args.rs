@@ -272,9 +272,14 @@ pub(super) struct Options {
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]
     pub(super) json: bool,
-    /// Record every line of both monitors in this file, which must not exist yet; secrets are left out
+    /// Record every line of both monitors and every decision in this file, which must not exist yet, in full; secrets
+    /// are left out [default for a migration: in brief, in $XDG_STATE_HOME/qferry/transcripts, where the last 64 are
+    /// kept]
     #[arg(long, value_name = "FILE")]
     pub(super) transcript: Option<PathBuf>,
+    /// Record nothing
+    #[arg(long, conflicts_with = "transcript")]
+    pub(super) no_transcript: bool,
 }
 
 impl Options {

@@ -3,15 +3,17 @@
 use super::{
     args,
     exit::{failed, misused},
-    flags, journals, render,
+    flags, journals,
+    recorded::{TranscriptPlace, recorded},
+    render,
     signals::Signals,
 };
 use crate::{
-    migration::{Builder, Invalid, Migration, Running},
-    progress::{Outcome, describe},
-    qmp::Recorder,
+    migration::{Builder, Invalid, Migration, Running, run_as},
+    progress::Outcome,
+    run_id::RunId,
 };
-use std::{path::PathBuf, process::ExitCode, thread, time::Instant};
+use std::{process::ExitCode, thread, time::Instant};
 
 pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
     let (plan, json) = (options.plan, options.json);
@@ -38,7 +40,8 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
     if let Err(invalid) = recovery.validate() {
         return misused(&flags::worded(&invalid), options.json);
     }
-    recorded(options.transcript.as_ref(), options.json, async |recorder| {
+    let place = options.transcript.clone().map_or(TranscriptPlace::Nowhere, TranscriptPlace::File);
+    recorded(place, None, options.json, async |recorder| {
         if let Some(recorder) = recorder {
             recovery = recovery.transcript(recorder);
         }
@@ -47,38 +50,28 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
     .await
 }
 
-/// Does it with the options, and the transcript that was asked for.
-async fn built(options: &args::Options, predict: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
-    let mut builder =
-        Migration::builder(options.source.clone(), options.destination.clone()).settings(options.settings(predict));
+/// Does it with the options, and the transcript that was asked for. Without a word a migration is recorded in the ring.
+async fn built(options: &args::Options, look: bool, work: impl AsyncFnOnce(Builder) -> ExitCode) -> ExitCode {
+    let run = RunId::new();
+    let (source, destination) = (options.source.clone(), options.destination.clone());
+    let mut builder = Migration::builder(source, destination).settings(options.settings(look));
     // before a transcript is made
     if let Err(invalid) = builder.validate() {
         return misused(&flags::worded(&invalid), options.json);
     }
-    recorded(options.transcript.as_ref(), options.json, async |recorder| {
+    let place = match &options.transcript {
+        Some(file) => TranscriptPlace::File(file.clone()),
+        None if look || options.no_transcript => TranscriptPlace::Nowhere,
+        None => TranscriptPlace::Ring,
+    };
+    let addresses = [&options.source, &options.destination].map(ToString::to_string);
+    recorded(place, Some((run.clone(), addresses)), options.json, async |recorder| {
         if let Some(recorder) = recorder {
             builder = builder.transcript(recorder);
         }
-        work(builder).await
+        work(run_as(builder, run)).await
     })
     .await
-}
-
-/// Does it with a transcript in this file, if there is one.
-async fn recorded(
-    file: Option<&PathBuf>,
-    json: bool,
-    work: impl AsyncFnOnce(Option<Recorder>) -> ExitCode,
-) -> ExitCode {
-    let recorder = match file.map(Recorder::create).transpose() {
-        Ok(recorder) => recorder,
-        Err(error) => return misused(&describe(&error), json),
-    };
-    let code = work(recorder.clone()).await;
-    if let Some(Err(error)) = recorder.map(|recorder| recorder.finish()) {
-        render::say(&format!("qferry: {}", describe(&error)));
-    }
-    code
 }
 
 async fn look(builder: Builder, json: bool) -> ExitCode {

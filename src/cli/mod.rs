@@ -9,6 +9,7 @@ mod journals;
 mod log;
 mod migrate;
 mod prepare;
+mod recorded;
 mod render;
 mod shell;
 mod signals;

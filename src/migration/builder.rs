@@ -37,6 +37,7 @@ impl Migration {
             destination: destination.into(),
             settings: Settings::default(),
             recorder: None,
+            run: None,
             panic_at: None,
         }
     }
@@ -54,6 +55,7 @@ pub struct Builder {
     destination: Endpoint,
     settings: Settings,
     recorder: Option<Recorder>,
+    run: Option<RunId>,
     panic_at: Option<String>,
 }
 
@@ -267,7 +269,7 @@ impl Builder {
         self
     }
 
-    /// Records every line of both connections.
+    /// Records every line of both connections, and every event.
     #[must_use]
     pub fn transcript(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
@@ -344,6 +346,12 @@ impl Builder {
     }
 }
 
+/// Gives the run of a migration this id, which the caller has written elsewhere already.
+pub fn run_as(mut builder: Builder, run: RunId) -> Builder {
+    builder.run = Some(run);
+    builder
+}
+
 /// Makes the engine panic when it reports this: `storage begin`, `handover end`, or an action's or a warning's word.
 /// For the tests of this repository.
 pub fn panic_at(mut builder: Builder, moment: &str) -> Builder {
@@ -358,13 +366,22 @@ struct MigrationJob {
 }
 
 impl MigrationJob {
-    fn new(wanted: Builder) -> Self {
-        Self { wanted, run: RunId::new(), records: Records::default() }
+    fn new(mut wanted: Builder) -> Self {
+        // The default of an id is that of an earlier version's runs, so the default is not what is wanted.
+        let run = match wanted.run.take() {
+            Some(run) => run,
+            None => RunId::new(),
+        };
+        Self { wanted, run, records: Records::default() }
     }
 }
 
 impl EngineJob for MigrationJob {
     type Ended = Outcome;
+
+    fn recorder(&self) -> Option<Recorder> {
+        self.wanted.recorder.clone()
+    }
 
     fn panic_at(&self) -> Option<&str> {
         self.wanted.panic_at.as_deref()
@@ -406,6 +423,10 @@ struct CheckJob(Builder);
 
 impl EngineJob for CheckJob {
     type Ended = Result<Plan, Reason>;
+
+    fn recorder(&self) -> Option<Recorder> {
+        self.0.recorder.clone()
+    }
 
     fn panic_at(&self) -> Option<&str> {
         self.0.panic_at.as_deref()

@@ -41,7 +41,7 @@ mod way_back;
 mod work_order;
 mod write_counts;
 
-pub use builder::{Builder, Migration, panic_at};
+pub use builder::{Builder, Migration, panic_at, run_as};
 pub use effect::Effect;
 pub use failure::Failure;
 pub use guest::GuestIntent;

@@ -114,7 +114,7 @@ impl Recovery {
         self
     }
 
-    /// Records every line of both connections.
+    /// Records every line of both connections, and every event.
     #[must_use]
     pub fn transcript(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
@@ -209,6 +209,10 @@ impl Recovery {
 
 impl EngineJob for Recovery {
     type Ended = Outcome;
+
+    fn recorder(&self) -> Option<Recorder> {
+        self.recorder.clone()
+    }
 
     fn work(self, report: Reporter, cancel: Cancelled) -> Work<Outcome> {
         Box::pin(async move {

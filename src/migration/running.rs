@@ -5,7 +5,10 @@
 //! embedder's code, and nothing may wait for a reader.
 
 use super::{panics, snapshot::Progress, validate::Invalid};
-use crate::progress::{Event, EventKind, EventSink, PhaseState, Reporter};
+use crate::{
+    progress::{Event, EventKind, EventSink, PhaseState, Reporter},
+    qmp::Recorder,
+};
 use std::{
     fmt,
     panic::catch_unwind,
@@ -48,6 +51,11 @@ pub(crate) trait EngineJob: Send + 'static {
 
     /// What the job ends with where its runtime was shut down under it, or where it was never begun.
     fn lost(begun: bool, report: &Reporter) -> Self::Ended;
+
+    /// The transcript, which has every event beside the lines of the monitors.
+    fn recorder(&self) -> Option<Recorder> {
+        None
+    }
 
     /// What the job is to panic at when it reports it, for the tests of this repository.
     fn panic_at(&self) -> Option<&str> {
@@ -259,7 +267,8 @@ fn prepare<J: EngineJob>(job: J) -> (Running<J::Ended>, BackgroundTask<J>) {
     let (cancel, cancelled) = watch::channel(false);
     let progress = Arc::new(Mutex::new(Progress::default()));
     let panic_at = Mutex::new(job.panic_at().map(str::to_owned));
-    let report = Reporter::new(Arc::new(Broadcast { events: sender, progress: progress.clone(), panic_at }));
+    let recorder = job.recorder();
+    let report = Reporter::new(Arc::new(Broadcast { events: sender, progress: progress.clone(), recorder, panic_at }));
     let ended =
         Arc::new(Slot { value: Mutex::new(None), condition: Condvar::new(), filled: watch::Sender::new(false) });
     let (reporter, after_panic) = (report.clone(), job.after_panic());
@@ -281,6 +290,7 @@ fn prepare<J: EngineJob>(job: J) -> (Running<J::Ended>, BackgroundTask<J>) {
 struct Broadcast {
     events: broadcast::Sender<Event>,
     progress: Arc<Mutex<Progress>>,
+    recorder: Option<Recorder>,
     /// What the engine panics at, once.
     panic_at: Mutex<Option<String>>,
 }
@@ -288,6 +298,9 @@ struct Broadcast {
 impl EventSink for Broadcast {
     fn emit(&self, event: &Event) {
         lock(&self.progress).add(event);
+        if let Some(recorder) = &self.recorder {
+            recorder.record_event(event);
+        }
         // nobody may be listening
         drop(self.events.send(event.clone()));
         let planned = lock(&self.panic_at).take_if(|moment| *moment == moment_of(event));

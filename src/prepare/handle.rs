@@ -152,7 +152,7 @@ impl Preparation {
         self
     }
 
-    /// Records every line of the QMP connection.
+    /// Records every line of the QMP connection, and every event.
     #[must_use]
     pub fn transcript(mut self, recorder: Recorder) -> Self {
         self.recorder = Some(recorder);
@@ -274,6 +274,10 @@ struct PrepareJob {
 
 impl EngineJob for PrepareJob {
     type Ended = Prepared;
+
+    fn recorder(&self) -> Option<Recorder> {
+        self.wanted.recorder.clone()
+    }
 
     fn work(self, report: Reporter, cancel: Cancelled) -> Work<Prepared> {
         match self.apply {

@@ -279,15 +279,25 @@ impl LineIntake {
             return None;
         }
         let reply = frame::unread_reply(line).filter(|reply| self.waiters.is_unread(reply.id.as_ref()))?;
-        if self.recorder.recorder.is_some() {
-            self.recorder.record_line(LineDirection::Receive, &frame::parse(line).ok()?);
+        match &self.recorder.recorder {
+            // The parser and the removal of secrets cost more than the rest of a migration's recording.
+            Some(recorder) if recorder.is_too_long(line.len()) => {
+                recorder.record_length(&self.recorder.label, reply.id.as_ref(), line.len());
+            }
+            Some(_) => self.recorder.record_line(LineDirection::Receive, &frame::parse(line).ok()?),
+            None => {}
         }
         Some(reply)
     }
 
     fn classify(&self, line: &BytesMut) -> Result<QmpFrame, FrameError> {
         let value = frame::parse(line).inspect_err(|_| self.recorder.record_raw(line))?;
-        self.recorder.record_line(LineDirection::Receive, &value);
+        match &self.recorder.recorder {
+            Some(recorder) if recorder.is_too_long(line.len()) && value.get("return").is_some() => {
+                recorder.record_length(&self.recorder.label, value.get("id"), line.len());
+            }
+            _ => self.recorder.record_line(LineDirection::Receive, &value),
+        }
         QmpFrame::classify(value)
     }
 

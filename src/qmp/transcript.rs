@@ -1,26 +1,37 @@
-//! A file of every line sent and received on one or more connections, for people and for offline diagnosis.
+//! A file of every line sent and received on one or more connections, and of the engine's decisions between them, for
+//! people and for offline diagnosis.
 //!
-//! The module owns the file and its format: one JSON object a line,
-//! `{"v":1,"t_us":1234,"side":"source","dir":"send","line":{...}}`, with `t_us` in microseconds since the recorder was
-//! made and `dir` one of `send`, `receive`, `note`. An entry for a line that was not JSON has `raw`, the escaped first
-//! bytes of the line, in place of `line`. Secrets are removed before an entry leaves the caller's thread. Recording
-//! must never delay the wire: entries that the disk cannot take in time are dropped, counted and noted in the file.
+//! The module owns the file and its format: one JSON object a line. The first line is a header,
+//! `{"v":1,"type":"transcript","began_ms":...,"qferry":"0.1.0",...}`, with the wall clock in milliseconds since the Unix
+//! epoch. Each other line is an entry, `{"v":1,"t_us":1234,"side":"source","dir":"send","line":{...}}`, with `t_us` in
+//! microseconds since the recorder was made and `dir` one of `send`, `receive`, `note`. An entry for a line that was not
+//! JSON has `raw`, the escaped first bytes of the line, in place of `line`. An event of the engine is a note of the side
+//! `engine`, whose line is the event as in the JSON of the contract. A brief transcript has `{"return_bytes":N,"id":...}`
+//! in place of a long answer.
+//!
+//! Secrets are removed before an entry leaves the caller's thread. Recording must never delay the wire: entries that the
+//! disk cannot take in time are dropped, counted and noted in the file.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::frame::{LineCut, LineCutter};
 use super::redact::mentions_secret;
+use super::transcript_writer::{
+    CuttableFile, QueuedEntry, TranscriptWriter, WriteBacklog, WriterMessage, WriterOutcome,
+};
+use crate::progress::{Event, EventKind};
 use crate::trust::{self, FileOwner, TrustError};
 
 pub use super::redact::redact;
@@ -30,6 +41,12 @@ const VERSION: u64 = 1;
 /// Most entries, and most bytes, waiting for the disk.
 const QUEUE_ENTRIES: usize = 4096;
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// The same bytes where answers are brief.
+const BRIEF_QUEUE_BYTES: usize = 4 * 1024 * 1024;
+/// Longest answer that a brief transcript keeps.
+const BRIEF_ANSWER: usize = 8 * 1024;
+/// Side of the engine's own entries.
+pub const ENGINE: &str = "engine";
 /// Most bytes kept of a line that is not JSON.
 const RAW_LIMIT: usize = 256;
 /// Longest entry read back, in bytes. A written entry is a QMP line, whose length is bounded, and a little more.
@@ -96,24 +113,8 @@ struct RecorderCore {
     path: PathBuf,
     queue: SyncSender<WriterMessage>,
     backlog: Arc<WriteBacklog>,
+    is_brief: bool,
     writer: Mutex<Option<JoinHandle<WriterOutcome>>>,
-}
-
-/// Counts that the connections and the writer thread share.
-#[derive(Debug, Default)]
-struct WriteBacklog {
-    bytes: AtomicUsize,
-    dropped: AtomicU64,
-}
-
-enum WriterMessage {
-    Entry(String),
-    Finish,
-}
-
-struct WriterOutcome {
-    written: u64,
-    error: Option<io::Error>,
 }
 
 /// Totals of a finished transcript.
@@ -121,8 +122,57 @@ struct WriterOutcome {
 pub struct TranscriptTotals {
     /// Number of entries in the file.
     pub written: u64,
-    /// Number of entries that were dropped because the disk was too slow or failed.
+    /// Number of entries that were dropped: the disk was too slow or failed, or the file came to its limit.
     pub dropped: u64,
+}
+
+/// The first line of a transcript. Later versions add fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TranscriptHeader {
+    /// Version of the format.
+    pub v: u64,
+    /// The kind of line: `transcript`.
+    pub r#type: String,
+    /// Wall clock at the beginning, in milliseconds since the Unix epoch.
+    pub began_ms: u64,
+    /// Version of the qferry that writes the file.
+    pub qferry: String,
+    /// Whether long answers are left out.
+    pub brief: bool,
+    /// Id of the run, where the writer knew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// Address of the source's monitor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Address of the destination's monitor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+}
+
+impl TranscriptHeader {
+    /// The header of a run that begins now.
+    pub fn of_run(run: String, source: String, destination: String) -> Self {
+        Self { run: Some(run), source: Some(source), destination: Some(destination), ..Self::now() }
+    }
+
+    fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            v: VERSION,
+            r#type: "transcript".to_owned(),
+            began_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            qferry: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Self::default()
+        }
+    }
+
+    /// The header in a line; `None` for any other line.
+    pub fn of_line(line: &[u8]) -> Option<Self> {
+        let header: Self = serde_json::from_slice(line).ok()?;
+        (header.v == VERSION && header.r#type == "transcript").then_some(header)
+    }
 }
 
 /// Form of an entry in the file.
@@ -153,30 +203,67 @@ impl Recorder {
     /// [`TranscriptError::NoDirectory`], [`TranscriptError::Exists`], or [`TranscriptError::Io`] where the file cannot
     /// be made for another reason.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self, TranscriptError> {
-        let path = path.into();
+        Self::create_with(path.into(), TranscriptHeader::now(), None)
+    }
+
+    /// The same with a header, and brief where a limit in bytes is given: long answers are left out, and of what is
+    /// beyond the limit the beginning and the end are kept. The file is locked while this process writes it.
+    pub(crate) fn create_with(
+        path: PathBuf,
+        header: TranscriptHeader,
+        limit: Option<u64>,
+    ) -> Result<Self, TranscriptError> {
         let file = open_private(&path)?;
-        Self::write_to(path.clone(), BufWriter::new(file)).map_err(|source| TranscriptError::Io {
+        // The lock only tells others that the writer lives, so a file system without locks is no hindrance.
+        flock(&file, FlockOperation::NonBlockingLockExclusive).ok();
+        Self::write_to(path.clone(), BufWriter::new(file), header, limit).map_err(|source| TranscriptError::Io {
             path,
             action: "opened",
             source,
         })
     }
 
-    fn write_to(path: PathBuf, file: impl Write + Send + 'static) -> io::Result<Self> {
+    fn write_to(
+        path: PathBuf,
+        file: impl CuttableFile + Send + 'static,
+        header: TranscriptHeader,
+        limit: Option<u64>,
+    ) -> io::Result<Self> {
         let started = Instant::now();
-        let (queue, entries) = sync_channel(QUEUE_ENTRIES);
+        let (queue, messages) = sync_channel(QUEUE_ENTRIES);
         let backlog = Arc::new(WriteBacklog::default());
-        let shared_backlog = backlog.clone();
-        let writer = thread::Builder::new().name("transcript".into()).spawn(move || {
-            TranscriptWriter { file, started, backlog: shared_backlog, noted: 0, written: 0, error: None }.run(&entries)
-        })?;
-        let shared = RecorderCore { started, path, queue, backlog, writer: Mutex::new(Some(writer)) };
+        let is_brief = limit.is_some();
+        let header = serde_json::to_string(&TranscriptHeader { brief: is_brief, ..header })? + "\n";
+        let writer = TranscriptWriter::new(file, started, limit, backlog.clone());
+        let thread = thread::Builder::new().name("transcript".into()).spawn(move || writer.run(&header, &messages))?;
+        let shared = RecorderCore { started, path, queue, backlog, is_brief, writer: Mutex::new(Some(thread)) };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Records a JSON line, without its secrets. Never blocks.
     pub(super) fn record_line(&self, side: &str, dir: LineDirection, line: &Value) {
-        self.queue_entry(side, dir, EntryBody::Line(redact(line)));
+        self.queue_entry(side, dir, EntryBody::Line(redact(line)), is_sample(line));
+    }
+
+    /// Whether an answer of this length is recorded by its length alone.
+    pub(super) fn is_too_long(&self, length: usize) -> bool {
+        self.shared.is_brief && length > BRIEF_ANSWER
+    }
+
+    /// Records that an answer came, without the answer. Never blocks.
+    pub(super) fn record_length(&self, side: &str, id: Option<&Value>, length: usize) {
+        let line = json!({"return_bytes": length, "id": id});
+        let is_sample = is_sample(&line);
+        self.queue_entry(side, LineDirection::Receive, EntryBody::Line(line), is_sample);
+    }
+
+    /// Records an event of the engine. Never blocks.
+    pub(crate) fn record_event(&self, event: &Event) {
+        let is_sample =
+            matches!(event.kind, EventKind::Disk { .. } | EventKind::Memory { .. } | EventKind::Image { .. });
+        // Events always serialise.
+        let line = serde_json::to_value(event).unwrap_or_default();
+        self.queue_entry(ENGINE, LineDirection::Note, EntryBody::Line(redact(&line)), is_sample);
     }
 
     /// Records the beginning of a line that is not JSON, or only its length if the line could hold a secret. Never
@@ -186,7 +273,7 @@ impl Recorder {
             true => format!("[withheld: {} bytes]", line.len()),
             false => line[..line.len().min(RAW_LIMIT)].escape_ascii().to_string(),
         };
-        self.queue_entry(side, dir, EntryBody::Raw(text));
+        self.queue_entry(side, dir, EntryBody::Raw(text), true);
     }
 
     /// Waits until every entry is in the file, and closes the file; later entries are dropped. The call blocks on the
@@ -196,37 +283,78 @@ impl Recorder {
     /// # Errors
     /// The first error of writing, if there was one. Entries after that error were dropped.
     pub fn finish(&self) -> Result<TranscriptTotals, TranscriptError> {
-        let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut written = 0;
-        let mut error = None;
-        if let Some(writer) = writer {
+        let writer = self.take_writer();
+        if let Some(writer) = &writer {
             // `send` fails only if the writer thread has ended already, and then no request to finish is needed.
             drop(self.shared.queue.send(WriterMessage::Finish));
-            match writer.join() {
-                Ok(outcome) => (written, error) = (outcome.written, outcome.error),
-                Err(_) => error = Some(io::Error::other("the writer thread panicked")),
-            }
+            writer.thread().unpark();
         }
+        self.totals(writer)
+    }
+
+    /// The same, but a disk that hangs is waited for no longer than `limit`.
+    pub(crate) fn finish_within(&self, limit: Duration) -> Result<TranscriptTotals, TranscriptError> {
+        const PAUSE: Duration = Duration::from_millis(2);
+        let Some(writer) = self.take_writer() else { return self.totals(None) };
+        let began = Instant::now();
+        let mut is_told = false;
+        while !writer.is_finished() {
+            // A full queue has room again once the disk takes something.
+            is_told =
+                is_told || !matches!(self.shared.queue.try_send(WriterMessage::Finish), Err(TrySendError::Full(_)));
+            writer.thread().unpark();
+            if began.elapsed() > limit {
+                let source = io::Error::new(io::ErrorKind::TimedOut, "the disk is slow, or hangs");
+                return Err(TranscriptError::Io { path: self.shared.path.clone(), action: "written", source });
+            }
+            thread::sleep(PAUSE);
+        }
+        self.totals(Some(writer))
+    }
+
+    fn take_writer(&self) -> Option<JoinHandle<WriterOutcome>> {
+        self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn totals(&self, writer: Option<JoinHandle<WriterOutcome>>) -> Result<TranscriptTotals, TranscriptError> {
+        let (mut written, mut left_out, mut error) = (0, 0, None);
+        match writer.map(JoinHandle::join) {
+            Some(Ok(outcome)) => (written, left_out, error) = (outcome.written, outcome.left_out, outcome.error),
+            Some(Err(_)) => error = Some(io::Error::other("the writer thread panicked")),
+            None => {}
+        }
+        let dropped = left_out + self.shared.backlog.dropped.load(Ordering::Acquire);
         match error {
             Some(source) => Err(TranscriptError::Io { path: self.shared.path.clone(), action: "written", source }),
-            None => Ok(TranscriptTotals { written, dropped: self.shared.backlog.dropped.load(Ordering::Acquire) }),
+            None => Ok(TranscriptTotals { written, dropped }),
         }
     }
 
-    fn queue_entry(&self, side: &str, dir: LineDirection, body: EntryBody) {
-        let text = render(self.shared.started, side, dir, body);
+    fn queue_entry(&self, side: &str, dir: LineDirection, body: EntryBody, is_sample: bool) {
+        let text = render(self.shared.started.elapsed(), side, dir, body);
         let backlog = &self.shared.backlog;
         let length = text.len();
         let waiting = backlog.bytes.fetch_add(length, Ordering::AcqRel);
-        if waiting + length > QUEUE_BYTES || self.shared.queue.try_send(WriterMessage::Entry(text)).is_err() {
+        let most = if self.shared.is_brief { BRIEF_QUEUE_BYTES } else { QUEUE_BYTES };
+        let entry = WriterMessage::Entry(QueuedEntry { text, is_sample });
+        if waiting + length > most || self.shared.queue.try_send(entry).is_err() {
             backlog.bytes.fetch_sub(length, Ordering::AcqRel);
             backlog.dropped.fetch_add(1, Ordering::AcqRel);
         }
     }
 }
 
-fn render(started: Instant, side: &str, dir: LineDirection, body: EntryBody) -> String {
-    let t_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+/// Whether a line is one of many of its kind: a query, or the answer to one. A refusal is none.
+fn is_sample(line: &Value) -> bool {
+    let command = line.get("execute").or_else(|| line.get("exec-oob"));
+    let answered = line.get("id").filter(|_| command.is_none() && line.get("error").is_none());
+    let name = command.or(answered).and_then(Value::as_str).unwrap_or_default();
+    name.starts_with("query-") || name.starts_with("qom-")
+}
+
+/// The line of the file for an entry.
+pub(super) fn render(at: Duration, side: &str, dir: LineDirection, body: EntryBody) -> String {
+    let t_us = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
     let entry = StoredEntry { v: VERSION, t_us, side, dir, body };
     // Strings, numbers and JSON values always serialise. The reader would skip the empty line of the default.
     serde_json::to_string(&entry).unwrap_or_default() + "\n"
@@ -248,75 +376,6 @@ fn open_private(path: &Path) -> Result<File, TranscriptError> {
         io::ErrorKind::AlreadyExists => TranscriptError::Exists { path: path.into() },
         _ => TranscriptError::Io { path: path.into(), action: "made", source },
     })
-}
-
-/// The thread that owns the file.
-struct TranscriptWriter<W> {
-    file: W,
-    started: Instant,
-    backlog: Arc<WriteBacklog>,
-    /// Number of dropped entries already noted in the file.
-    noted: u64,
-    written: u64,
-    error: Option<io::Error>,
-}
-
-impl<W: Write> TranscriptWriter<W> {
-    fn run(mut self, entries: &Receiver<WriterMessage>) -> WriterOutcome {
-        loop {
-            let message = match entries.try_recv() {
-                Ok(message) => message,
-                Err(TryRecvError::Disconnected) => break,
-                Err(TryRecvError::Empty) => {
-                    // The queue is empty: flush, so that the file is complete if this program is killed.
-                    self.attempt(Self::flush);
-                    match entries.recv() {
-                        Ok(message) => message,
-                        Err(_) => break,
-                    }
-                }
-            };
-            let WriterMessage::Entry(entry) = message else {
-                break;
-            };
-            self.note_drops();
-            self.write(&entry);
-            self.backlog.bytes.fetch_sub(entry.len(), Ordering::AcqRel);
-        }
-        self.note_drops();
-        self.attempt(Self::flush);
-        WriterOutcome { written: self.written, error: self.error }
-    }
-
-    fn note_drops(&mut self) {
-        let dropped = self.backlog.dropped.load(Ordering::Acquire);
-        if dropped > self.noted && self.error.is_none() {
-            let note = json!({"dropped": dropped - self.noted});
-            self.noted = dropped;
-            let entry = render(self.started, "recorder", LineDirection::Note, EntryBody::Line(note));
-            self.write(&entry);
-        }
-    }
-
-    fn write(&mut self, entry: &str) {
-        if self.error.is_some() {
-            self.backlog.dropped.fetch_add(1, Ordering::AcqRel);
-            return;
-        }
-        self.attempt(|writer| writer.file.write_all(entry.as_bytes()));
-        self.written += u64::from(self.error.is_none());
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-
-    /// Runs an action on the file, unless an earlier one failed: the end of the file is torn then.
-    fn attempt(&mut self, action: impl FnOnce(&mut Self) -> io::Result<()>) {
-        if self.error.is_none() {
-            self.error = action(self).err();
-        }
-    }
 }
 
 /// One entry of a transcript.
@@ -391,7 +450,7 @@ impl<R: Read> Iterator for Transcript<R> {
                     LineCut::Line(line) if line.trim_ascii().is_empty() => {}
                     LineCut::Line(line) => match entry_of(&line) {
                         Some(entry) => return Some(Ok(entry)),
-                        None => self.skipped += 1,
+                        None => self.skipped += u64::from(TranscriptHeader::of_line(&line).is_none()),
                     },
                     LineCut::Oversized(_) => self.skipped += 1,
                 }
@@ -417,7 +476,11 @@ fn entry_of(line: &[u8]) -> Option<TranscriptEntry> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::os::unix::fs::PermissionsExt;
+    use std::{
+        io::Write,
+        os::unix::fs::PermissionsExt,
+        sync::mpsc::{Receiver, sync_channel},
+    };
 
     fn text_of(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap()
@@ -437,7 +500,11 @@ mod tests {
 
         let text = text_of(&path);
         assert!(!text.contains("hunter2"), "{text}");
-        assert!(text.starts_with(r#"{"v":1,"t_us":"#), "{text}");
+        let (header, rest) = text.split_once('\n').unwrap();
+        let header = TranscriptHeader::of_line(header.as_bytes()).unwrap();
+        assert_eq!((header.v, header.qferry.as_str(), header.brief), (1, env!("CARGO_PKG_VERSION"), false));
+        assert!(header.began_ms > 1_700_000_000_000 && header.run.is_none(), "{header:?}");
+        assert!(rest.starts_with(r#"{"v":1,"t_us":"#), "{text}");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
         let mut transcript = Transcript::open(&path).unwrap();
@@ -450,6 +517,68 @@ mod tests {
         assert_eq!(entries[3].body, EntryBody::Raw("[withheld: 20 bytes]".into()));
         assert_eq!(entries[4].body, EntryBody::Raw(r"\x00".repeat(RAW_LIMIT)));
         assert!(entries.windows(2).all(|pair| pair[0].at <= pair[1].at));
+    }
+
+    #[test]
+    fn a_brief_transcript_has_events_and_no_long_answers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t");
+        let header = TranscriptHeader::of_run("0abcdefghijk".into(), "/s".into(), "tcp:d:1".into());
+        let recorder = Recorder::create_with(path.clone(), header.clone(), Some(1 << 20)).unwrap();
+        assert!(recorder.is_too_long(BRIEF_ANSWER + 1) && !recorder.is_too_long(BRIEF_ANSWER));
+        let because = "the image is https://user:hunter2@host/path".to_owned();
+        let action = EventKind::Action { action: "roll-back".into(), because, details: Default::default() };
+        recorder.record_length("source", Some(&json!("query-qmp-schema#2")), 200_000);
+        recorder.record_event(&Event::new(12, action));
+        assert_eq!(
+            recorder.finish_within(Duration::from_secs(9)).unwrap(),
+            TranscriptTotals { written: 2, dropped: 0 }
+        );
+
+        let text = text_of(&path);
+        let read = TranscriptHeader::of_line(text.lines().next().unwrap().as_bytes()).unwrap();
+        assert_eq!(read, TranscriptHeader { brief: true, ..header });
+        let entries: Vec<TranscriptEntry> = Transcript::open(&path).unwrap().map(Result::unwrap).collect();
+        assert_eq!(entries[0].body, EntryBody::Line(json!({"return_bytes": 200_000, "id": "query-qmp-schema#2"})));
+        let EntryBody::Line(event) = &entries[1].body else { panic!("{entries:?}") };
+        assert_eq!((entries[1].side.as_str(), entries[1].direction), (ENGINE, LineDirection::Note));
+        assert_eq!(
+            (&event["type"], &event["action"], &event["t_ms"]),
+            (&"action".into(), &"roll-back".into(), &12.into())
+        );
+        assert!(!text.contains("hunter2"), "{text}");
+        let full = Recorder::create(directory.path().join("u")).unwrap();
+        assert!(!full.is_too_long(1 << 30));
+    }
+
+    #[test]
+    fn a_query_and_its_answer_are_samples() {
+        for (line, expected) in [
+            (json!({"execute": "query-migrate", "id": "query-migrate#1"}), true),
+            (json!({"exec-oob": "query-yank"}), true),
+            (json!({"return": {}, "id": "query-migrate#1"}), true),
+            (json!({"return_bytes": 9, "id": "qom-list#1"}), true),
+            (json!({"error": {}, "id": "query-migrate#1"}), false),
+            (json!({"execute": "migrate", "id": "migrate#1"}), false),
+            (json!({"return": {}, "id": "migrate#1"}), false),
+            (json!({"event": "STOP"}), false),
+            (json!(7), false),
+        ] {
+            assert_eq!(is_sample(&line), expected, "{line}");
+        }
+    }
+
+    /// A disk that never takes anything.
+    #[test]
+    fn a_disk_that_hangs_is_not_waited_for() {
+        let (_held, released) = sync_channel::<()>(0);
+        let disk = SlowDisk { released, kept: Arc::default() };
+        let recorder = Recorder::write_to("t".into(), disk, TranscriptHeader::now(), None).unwrap();
+        for number in 0..2 * QUEUE_ENTRIES {
+            recorder.record_line("a", LineDirection::Send, &json!(number));
+        }
+        let error = recorder.finish_within(Duration::from_millis(20)).unwrap_err();
+        assert!(error.to_string().contains("cannot be written"), "{error}");
     }
 
     #[test]
@@ -529,6 +658,11 @@ mod tests {
     #[test]
     fn a_full_disk_is_reported_at_the_end() {
         struct FullDisk;
+        impl CuttableFile for FullDisk {
+            fn cut(&mut self, _: u64) -> io::Result<()> {
+                Ok(())
+            }
+        }
         impl Write for FullDisk {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
                 Err(io::ErrorKind::StorageFull.into())
@@ -537,7 +671,7 @@ mod tests {
                 Ok(())
             }
         }
-        let recorder = Recorder::write_to("t".into(), FullDisk).unwrap();
+        let recorder = Recorder::write_to("t".into(), FullDisk, TranscriptHeader::now(), None).unwrap();
         recorder.record_line("a", LineDirection::Send, &json!(1));
         recorder.record_line("a", LineDirection::Send, &json!(2));
         let error = recorder.finish().unwrap_err();
@@ -549,6 +683,12 @@ mod tests {
     struct SlowDisk {
         released: Receiver<()>,
         kept: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl CuttableFile for SlowDisk {
+        fn cut(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     impl Write for SlowDisk {
@@ -566,7 +706,8 @@ mod tests {
     fn a_slow_disk_loses_entries_and_says_so() {
         let (release, released) = sync_channel::<()>(0);
         let kept = Arc::new(Mutex::new(Vec::new()));
-        let recorder = Recorder::write_to("t".into(), SlowDisk { released, kept: kept.clone() }).unwrap();
+        let disk = SlowDisk { released, kept: kept.clone() };
+        let recorder = Recorder::write_to("t".into(), disk, TranscriptHeader::now(), None).unwrap();
         let sent = QUEUE_ENTRIES as u64 + 100;
         for number in 0..sent {
             recorder.record_line("a", LineDirection::Send, &json!(number));

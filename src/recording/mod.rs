@@ -1,0 +1,9 @@
+//! Recordings: the ring of transcripts that migrations leave, and what they tell afterwards.
+//!
+//! `qmp::transcript` owns the format and the writer; the room owns the folder in which transcripts are kept by default,
+//! and the readers of files that anybody may have made. Nothing here may take memory by the size of a file, and nothing
+//! here may end or delay a migration.
+
+mod ring;
+
+pub use ring::{FILE_LIMIT, RingBounds, RingError, RingFile, TranscriptRing, finish, has_writer, open_plain};
