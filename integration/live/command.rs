@@ -2,6 +2,7 @@
 
 mod embedding;
 mod mistakes;
+mod recorded;
 
 use super::support::{self, MIB, WAIT, busy, idle, spec, start};
 use qferry::internals::{

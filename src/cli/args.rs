@@ -1,6 +1,6 @@
 //! The command line.
 
-use super::exit;
+use super::{exit, history::HistoryArguments, transcript::TranscriptArguments};
 use crate::{
     codes::FindingCode,
     convergence::{BUILT_IN, Policy},
@@ -70,6 +70,8 @@ pub(super) enum Verb {
     Check(Box<Options>),
     Prepare(Box<Prepare>),
     Recover(Box<Recover>),
+    History(HistoryArguments),
+    Transcript(TranscriptArguments),
 }
 
 impl Verb {
@@ -79,6 +81,8 @@ impl Verb {
             Self::Migrate(options) | Self::Check(options) => options.json,
             Self::Prepare(options) => options.json,
             Self::Recover(options) => options.json,
+            Self::History(options) => options.json,
+            Self::Transcript(_) => false,
         }
     }
 }
@@ -489,7 +493,7 @@ mod tests {
             "qferry migrate --source /s --destination tcp:localhost:4444".split(' ').chain(line.split_whitespace());
         Arguments::try_parse_from(words).map(|arguments| match arguments.verb {
             Verb::Migrate(options) | Verb::Check(options) => options.settings(false),
-            Verb::Prepare(_) | Verb::Recover(_) => unreachable!("migrate was asked for"),
+            _ => unreachable!("migrate was asked for"),
         })
     }
 
@@ -615,8 +619,18 @@ mod tests {
         let settings = serde_json::to_value(Settings::default()).expect("settings can be written");
         let has = |value: &serde_json::Value, name: &str| value.get(name).is_some();
         // what the command alone has to do with, and what it says in other words
-        let elsewhere =
-            ["help", "verbose", "source", "destination", "plan", "no_measure", "json", "transcript", "no_journal"];
+        let elsewhere = [
+            "help",
+            "verbose",
+            "source",
+            "destination",
+            "plan",
+            "no_measure",
+            "json",
+            "transcript",
+            "no_transcript",
+            "no_journal",
+        ];
         let mut options = 0;
         for verb in
             Arguments::command().get_subcommands().filter(|verb| ["migrate", "check"].contains(&verb.get_name()))

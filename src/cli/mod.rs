@@ -5,6 +5,7 @@
 mod args;
 mod exit;
 mod flags;
+mod history;
 mod journals;
 mod log;
 mod migrate;
@@ -13,6 +14,7 @@ mod recorded;
 mod render;
 mod shell;
 mod signals;
+mod transcript;
 mod tree;
 
 use std::process::ExitCode;
@@ -32,6 +34,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::Prepare(options) => runtime.block_on(prepare::run(options)),
         args::Verb::Check(options) => runtime.block_on(migrate::check(options)),
         args::Verb::Recover(options) => runtime.block_on(migrate::recover(&options)),
+        args::Verb::History(options) => history::list(options.json),
+        args::Verb::Transcript(options) => transcript::print(&options.file),
     };
     // a journal whose disk hangs is waited for no longer than it was
     runtime.shutdown_background();

@@ -34,7 +34,7 @@ pub(super) fn print(text: &str) {
 
 /// A text of the library for people: with flags for settings, and fit for a terminal, where a control character in
 /// what QEMU said can do anything.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     flags::flags_in(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
@@ -114,7 +114,11 @@ pub(super) fn plan(plan: &Plan, json: bool, t_ms: u64) -> io::Result<()> {
 /// The last line of a plan with which the migration would be refused.
 const REFUSED: &str = "refused  nothing would be changed\n";
 
-fn written(text: &str) -> io::Result<()> {
+/// Writes a text for people on stdout.
+///
+/// # Errors
+/// As [`object`].
+pub(super) fn written(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(plain(text).as_bytes())?;
     stdout.flush()
@@ -255,7 +259,7 @@ fn estimate_words(estimate: &Estimate) -> String {
 }
 
 /// The end, for people.
-fn summary(outcome: &Outcome) -> String {
+pub(super) fn summary(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
     let where_to = match (outcome.outcome, &outcome.runs_on) {
         (Ending::Moved, RunsOn::None) => "the guest moved, and was shut down on the destination".to_owned(),

@@ -68,15 +68,8 @@ pub struct Recovery {
 
 impl Recovery {
     pub(super) fn new(journal: PathBuf) -> Self {
-        Self {
-            journal,
-            source: None,
-            destination: None,
-            fence_command: None,
-            is_asked_for: true,
-            fence_timeout: None,
-            recorder: None,
-        }
+        let (source, destination, fence_command, fence_timeout, recorder) = (None, None, None, None, None);
+        Self { journal, source, destination, fence_command, is_asked_for: true, fence_timeout, recorder }
     }
 
     /// Reaches the source at another place than the journal says.

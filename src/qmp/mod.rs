@@ -27,6 +27,7 @@ mod pending;
 mod redact;
 mod request;
 pub mod transcript;
+mod transcript_format;
 mod transcript_writer;
 mod waiters;
 

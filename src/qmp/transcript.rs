@@ -1,16 +1,8 @@
 //! A file of every line sent and received on one or more connections, and of the engine's decisions between them, for
 //! people and for offline diagnosis.
 //!
-//! The module owns the file and its format: one JSON object a line. The first line is a header,
-//! `{"v":1,"type":"transcript","began_ms":...,"qferry":"0.1.0",...}`, with the wall clock in milliseconds since the Unix
-//! epoch. Each other line is an entry, `{"v":1,"t_us":1234,"side":"source","dir":"send","line":{...}}`, with `t_us` in
-//! microseconds since the recorder was made and `dir` one of `send`, `receive`, `note`. An entry for a line that was not
-//! JSON has `raw`, the escaped first bytes of the line, in place of `line`. An event of the engine is a note of the side
-//! `engine`, whose line is the event as in the JSON of the contract. A brief transcript has `{"return_bytes":N,"id":...}`
-//! in place of a long answer.
-//!
-//! Secrets are removed before an entry leaves the caller's thread. Recording must never delay the wire: entries that the
-//! disk cannot take in time are dropped, counted and noted in the file.
+//! The module owns the file. Secrets are removed before an entry leaves the caller's thread. Recording must never delay
+//! the wire: entries that the disk cannot take in time are dropped, counted and noted in the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read};
@@ -20,14 +12,14 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::frame::{LineCut, LineCutter};
 use super::redact::mentions_secret;
+use super::transcript_format::{entry_of, is_sample, render};
 use super::transcript_writer::{
     CuttableFile, QueuedEntry, TranscriptWriter, WriteBacklog, WriterMessage, WriterOutcome,
 };
@@ -35,9 +27,8 @@ use crate::progress::{Event, EventKind};
 use crate::trust::{self, FileOwner, TrustError};
 
 pub use super::redact::redact;
+pub use super::transcript_format::{ENGINE, EntryBody, LineDirection, TranscriptEntry, TranscriptHeader};
 
-/// Version of the format that this crate writes, and the only one it reads.
-const VERSION: u64 = 1;
 /// Most entries, and most bytes, waiting for the disk.
 const QUEUE_ENTRIES: usize = 4096;
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
@@ -45,8 +36,6 @@ const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 const BRIEF_QUEUE_BYTES: usize = 4 * 1024 * 1024;
 /// Longest answer that a brief transcript keeps.
 const BRIEF_ANSWER: usize = 8 * 1024;
-/// Side of the engine's own entries.
-pub const ENGINE: &str = "engine";
 /// Most bytes kept of a line that is not JSON.
 const RAW_LIMIT: usize = 256;
 /// Longest entry read back, in bytes. A written entry is a QMP line, whose length is bounded, and a little more.
@@ -89,18 +78,6 @@ pub enum TranscriptError {
     },
 }
 
-/// Direction of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LineDirection {
-    /// Sent to QEMU.
-    Send,
-    /// Received from QEMU.
-    Receive,
-    /// Not on the wire: a remark of this program.
-    Note,
-}
-
 /// Writer of a transcript. Clones write to the same file; the file is complete once the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Recorder {
@@ -124,76 +101,6 @@ pub struct TranscriptTotals {
     pub written: u64,
     /// Number of entries that were dropped: the disk was too slow or failed, or the file came to its limit.
     pub dropped: u64,
-}
-
-/// The first line of a transcript. Later versions add fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct TranscriptHeader {
-    /// Version of the format.
-    pub v: u64,
-    /// The kind of line: `transcript`.
-    pub r#type: String,
-    /// Wall clock at the beginning, in milliseconds since the Unix epoch.
-    pub began_ms: u64,
-    /// Version of the qferry that writes the file.
-    pub qferry: String,
-    /// Whether long answers are left out.
-    pub brief: bool,
-    /// Id of the run, where the writer knew.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub run: Option<String>,
-    /// Address of the source's monitor.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
-    /// Address of the destination's monitor.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub destination: Option<String>,
-}
-
-impl TranscriptHeader {
-    /// The header of a run that begins now.
-    pub fn of_run(run: String, source: String, destination: String) -> Self {
-        Self { run: Some(run), source: Some(source), destination: Some(destination), ..Self::now() }
-    }
-
-    fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            v: VERSION,
-            r#type: "transcript".to_owned(),
-            began_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-            qferry: env!("CARGO_PKG_VERSION").to_owned(),
-            ..Self::default()
-        }
-    }
-
-    /// The header in a line; `None` for any other line.
-    pub fn of_line(line: &[u8]) -> Option<Self> {
-        let header: Self = serde_json::from_slice(line).ok()?;
-        (header.v == VERSION && header.r#type == "transcript").then_some(header)
-    }
-}
-
-/// Form of an entry in the file.
-#[derive(Serialize, Deserialize)]
-struct StoredEntry<S> {
-    v: u64,
-    t_us: u64,
-    side: S,
-    dir: LineDirection,
-    #[serde(flatten)]
-    body: EntryBody,
-}
-
-/// Content of an entry.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EntryBody {
-    /// JSON of the line, without its secrets.
-    Line(Value),
-    /// Beginning of a line that was not JSON, escaped.
-    Raw(String),
 }
 
 impl Recorder {
@@ -344,22 +251,6 @@ impl Recorder {
     }
 }
 
-/// Whether a line is one of many of its kind: a query, or the answer to one. A refusal is none.
-fn is_sample(line: &Value) -> bool {
-    let command = line.get("execute").or_else(|| line.get("exec-oob"));
-    let answered = line.get("id").filter(|_| command.is_none() && line.get("error").is_none());
-    let name = command.or(answered).and_then(Value::as_str).unwrap_or_default();
-    name.starts_with("query-") || name.starts_with("qom-")
-}
-
-/// The line of the file for an entry.
-pub(super) fn render(at: Duration, side: &str, dir: LineDirection, body: EntryBody) -> String {
-    let t_us = u64::try_from(at.as_micros()).unwrap_or(u64::MAX);
-    let entry = StoredEntry { v: VERSION, t_us, side, dir, body };
-    // Strings, numbers and JSON values always serialise. The reader would skip the empty line of the default.
-    serde_json::to_string(&entry).unwrap_or_default() + "\n"
-}
-
 /// Makes the file, readable by its owner alone. An existing file or link of that name is left alone.
 fn open_private(path: &Path) -> Result<File, TranscriptError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -376,19 +267,6 @@ fn open_private(path: &Path) -> Result<File, TranscriptError> {
         io::ErrorKind::AlreadyExists => TranscriptError::Exists { path: path.into() },
         _ => TranscriptError::Io { path: path.into(), action: "made", source },
     })
-}
-
-/// One entry of a transcript.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TranscriptEntry {
-    /// Time since the recorder was made.
-    pub at: Duration,
-    /// Label of the connection, such as `source`.
-    pub side: String,
-    /// Direction of the line.
-    pub direction: LineDirection,
-    /// Content of the line.
-    pub body: EntryBody,
 }
 
 /// Reader of a transcript: an iterator over its entries. Lines that are torn, foreign or newer are skipped and counted.
@@ -464,12 +342,6 @@ impl<R: Read> Iterator for Transcript<R> {
             }
         }
     }
-}
-
-fn entry_of(line: &[u8]) -> Option<TranscriptEntry> {
-    let read: StoredEntry<String> = serde_json::from_slice(line).ok()?;
-    let at = Duration::from_micros(read.t_us);
-    (read.v == VERSION).then_some(TranscriptEntry { at, side: read.side, direction: read.dir, body: read.body })
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
-use super::transcript::{EntryBody, LineDirection, render};
+use super::transcript_format::{EntryBody, LineDirection, render};
 
 /// Time for which the thread lets entries gather. A wake-up and a write for each entry would cost more than the entry.
 const GATHERING: Duration = Duration::from_millis(50);
@@ -27,6 +28,9 @@ const NOTE_LENGTH: u64 = 256;
 pub(super) trait CuttableFile: Write {
     /// Cuts the file off after `length` bytes; the next write follows there.
     fn cut(&mut self, length: u64) -> io::Result<()>;
+
+    /// Gives up the lock that tells others that the writer lives.
+    fn unlock(&self) {}
 }
 
 impl CuttableFile for BufWriter<File> {
@@ -34,6 +38,11 @@ impl CuttableFile for BufWriter<File> {
         self.flush()?;
         self.get_mut().set_len(length)?;
         self.seek(SeekFrom::Start(length)).map(drop)
+    }
+
+    fn unlock(&self) {
+        // Closing the file is not enough while a child that another thread has just forked holds the descriptor, too.
+        flock(self.get_ref(), FlockOperation::Unlock).ok();
     }
 }
 
@@ -119,6 +128,7 @@ impl<W: CuttableFile> TranscriptWriter<W> {
         }
         self.note_drops();
         self.attempt(W::flush);
+        self.file.unlock();
         let left_out = self.tail.as_ref().map_or(0, |tail| tail.left_out);
         WriterOutcome { written: self.written - left_out, left_out, error: self.error }
     }
@@ -242,7 +252,8 @@ mod tests {
         }
     }
 
-    /// Writes entries `(number, is_sample, padding)` to a file with a limit; the longest that the file was, and its end.
+    /// Writes entries `(number, is_sample, padding)` to a file with a limit; returns the longest that the file was, the
+    /// entries in the file, and the number of those that were left out.
     fn write_all(
         limit: u64,
         entries: impl IntoIterator<Item = (u64, bool, usize)>,

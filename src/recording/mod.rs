@@ -4,6 +4,12 @@
 //! and the readers of files that anybody may have made. Nothing here may take memory by the size of a file, and nothing
 //! here may end or delay a migration.
 
+mod reader;
+mod report;
 mod ring;
+mod runs;
 
+pub use reader::{LINE_LIMIT, RecordedContent, RecordedEntry, RecordedLine, RecordingReader, is_question, read_line};
+pub use report::{BoundedRows, CommandTimes, RecordedBlackout, ReportRow, ReportedFact, TranscriptReport};
 pub use ring::{FILE_LIMIT, RingBounds, RingError, RingFile, TranscriptRing, finish, has_writer, open_plain};
+pub use runs::{RunInfo, RunState, read_run};

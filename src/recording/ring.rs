@@ -215,7 +215,7 @@ mod tests {
         let bounds = RingBounds { files: 4, file: 1 << 20, sum: 8 << 20 };
         let ring = ring.bounds(bounds);
         for number in 0..6 {
-            finish(&begin(&ring, number).unwrap()).unwrap();
+            begin(&ring, number).unwrap().finish().unwrap();
         }
         assert_eq!(numbers(&ring), [5, 4, 3, 2]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(numbers(&ring), [5, 4, 3, 2]);
         // The third oldest alone makes the sum too large, so that the older two go as well.
         fs::write(ring.folder().join("000000000004.jsonl"), vec![0; 7 << 20]).unwrap();
-        finish(&begin(&ring, 6).unwrap()).unwrap();
+        begin(&ring, 6).unwrap().finish().unwrap();
         assert_eq!(numbers(&ring), [6, 5]);
         assert_eq!(fs::read_dir(ring.folder()).unwrap().count(), 2 + 4 + 2);
     }
@@ -242,11 +242,11 @@ mod tests {
         let first = begin(&ring, 1).unwrap();
         let path = ring.files().unwrap()[0].path.clone();
         assert!(has_writer(&path).unwrap());
-        finish(&begin(&ring, 2).unwrap()).unwrap();
+        begin(&ring, 2).unwrap().finish().unwrap();
         assert_eq!(numbers(&ring), [2, 1]);
-        finish(&first).unwrap();
+        first.finish().unwrap();
         assert!(!has_writer(&path).unwrap());
-        finish(&begin(&ring, 3).unwrap()).unwrap();
+        begin(&ring, 3).unwrap().finish().unwrap();
         assert_eq!(numbers(&ring), [3]);
     }
 
@@ -257,7 +257,7 @@ mod tests {
         let ring = TranscriptRing::new(folder.path().to_owned());
         assert!(matches!(begin(&ring, 1), Err(RingError::Folder { source: TrustError::Distrusted(_), .. })));
         fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        finish(&begin(&ring, 1).unwrap()).unwrap();
+        begin(&ring, 1).unwrap().finish().unwrap();
         assert!(matches!(begin(&ring, 1), Err(RingError::File(TranscriptError::Exists { .. }))));
         fs::write(folder.path().join("file"), "").unwrap();
         let in_the_way = TranscriptRing::new(folder.path().join("file/transcripts"));

@@ -1,0 +1,259 @@
+//! `qferry transcript`: a transcript for people.
+
+use super::{exit::failed, history, recorded::ring, render};
+use crate::{
+    progress::describe,
+    recording::{BoundedRows, RecordingReader, ReportRow, ReportedFact, TranscriptReport, open_plain},
+};
+use std::{
+    fmt::Write,
+    io::Read,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  What happened in the last migration?
+    qferry transcript last
+
+Exit codes: 0 printed, 1 the file cannot be read";
+
+/// Print a transcript for people: phases, decisions with reasons, commands and their times, the blackout
+///
+/// Commands that only ask are told in the table of all commands, and one by one between the guest's stop and its
+/// resume.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct TranscriptArguments {
+    /// The file, or the word last for the newest that is kept
+    pub(super) file: PathBuf,
+}
+
+/// The word for the newest transcript that is kept.
+const LAST: &str = "last";
+
+/// Prints a transcript.
+pub(super) fn print(file: &Path) -> ExitCode {
+    let path = match find(file) {
+        Ok(path) => path,
+        Err(message) => return failed(&message, false),
+    };
+    let cannot =
+        |error: std::io::Error| failed(&format!("cannot read {}: {}", path.display(), describe(&error)), false);
+    let read = open_plain(&path).and_then(|opened| report(&path, opened));
+    match read {
+        Err(error) => cannot(error),
+        Ok(text) => match render::written(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&format!("the transcript cannot be shown: {error}"), false),
+        },
+    }
+}
+
+/// The file that is meant: a path, or the newest of the ring.
+fn find(file: &Path) -> Result<PathBuf, String> {
+    if file != Path::new(LAST) {
+        return Ok(file.to_owned());
+    }
+    let ring = ring();
+    let files = ring.files().map_err(|error| format!("cannot read {}: {error}", ring.folder().display()))?;
+    let newest = files.into_iter().next();
+    newest.map(|newest| newest.path).ok_or_else(|| format!("no run is recorded in {}", ring.folder().display()))
+}
+
+/// The text for a transcript.
+fn report(path: &Path, source: impl Read) -> std::io::Result<String> {
+    let mut reader = RecordingReader::new(source);
+    let mut report = TranscriptReport::default();
+    for line in reader.by_ref() {
+        report.add(line?);
+    }
+    Ok(words(path, &report, reader.skipped()))
+}
+
+fn words(path: &Path, report: &TranscriptReport, skipped: u64) -> String {
+    let mut text = String::new();
+    let mut line = |words: &str| {
+        text.push_str(words.trim_end());
+        text.push('\n');
+    };
+    match &report.header {
+        Some(header) => {
+            let run = header.run.as_deref().unwrap_or("of unknown id");
+            line(&format!("run {run}, {}, qferry {}", history::began(Some(header.began_ms)), header.qferry));
+            if let (Some(source), Some(destination)) = (&header.source, &header.destination) {
+                line(&format!("{source} -> {destination}"));
+            }
+        }
+        None => line("a transcript without a header"),
+    }
+    line(&path.display().to_string());
+    if skipped > 0 {
+        line(&format!("{skipped} lines are none of a transcript, or too long, and are left out"));
+    }
+    line("");
+    line("      time s  side         what");
+    rows(&mut line, &report.rows, |row| format!("{:>12.6}", row.at.as_secs_f64()));
+    commands(&mut line, report);
+    if let Some(blackout) = &report.blackout {
+        line("");
+        match &blackout.ended {
+            Some((ended, side)) => {
+                let took = millis(ended.saturating_sub(blackout.began));
+                line(&format!("from STOP to RESUME on the {side}, as received: {took} ms"));
+            }
+            None => line("from STOP on, without a RESUME"),
+        }
+        rows(&mut line, &blackout.rows, |row| {
+            format!("{:>+9.3} ms", row.at.saturating_sub(blackout.began).as_secs_f64() * 1000.0)
+        });
+    }
+    line("");
+    match &report.outcome {
+        Some(outcome) => line(&render::summary(outcome)),
+        None => {
+            line(&format!("no end: the last of {} entries is of {:.6} s", report.entries, report.last.as_secs_f64()))
+        }
+    }
+    text
+}
+
+fn rows(line: &mut impl FnMut(&str), rows: &BoundedRows, time: impl Fn(&ReportRow) -> String) {
+    let tell = |row: &ReportRow| format!("{}  {:<11}  {}", time(row), row.side, fact(&row.what));
+    let (first, last) = rows.parts();
+    first.iter().for_each(|row| line(&tell(row)));
+    if rows.left_out > 0 {
+        line(&format!("              ... {} rows are left out here ...", rows.left_out));
+    }
+    last.for_each(|row| line(&tell(row)));
+}
+
+fn fact(what: &ReportedFact) -> String {
+    match what {
+        ReportedFact::Begin(phase) => format!("{phase} begins"),
+        ReportedFact::End(phase, took) => {
+            let took = took.map_or_else(String::new, |took| format!(" after {} ms", millis(took)));
+            format!("{phase} ends{took}")
+        }
+        ReportedFact::Action { action, because } => format!("{action}: {because}"),
+        ReportedFact::Warning { code, message } => format!("warning {code}: {message}"),
+        ReportedFact::Command { name, arguments, took, refusal } => {
+            let mut words = name.clone();
+            // A String takes everything.
+            match took {
+                Some(took) => write!(words, " ({} ms)", millis(*took)).ok(),
+                None => write!(words, " (no answer)").ok(),
+            };
+            words.extend(refusal.iter().map(|refusal| format!(" refused: {refusal}")));
+            if !arguments.is_empty() {
+                write!(words, " {arguments}").ok();
+            }
+            words
+        }
+        ReportedFact::Event { name, data } => format!("* {name} {data}"),
+        ReportedFact::Note(note) => note.clone(),
+    }
+}
+
+/// The table of commands.
+fn commands(line: &mut impl FnMut(&str), report: &TranscriptReport) {
+    if report.commands.is_empty() {
+        return;
+    }
+    line("");
+    line("side         command                           sent  answered  refused    mean ms  longest ms");
+    for ((side, name), times) in &report.commands {
+        let mean = times.sum.checked_div(u32::try_from(times.answered).unwrap_or(u32::MAX)).unwrap_or_default();
+        let (mean, longest) = (millis(mean), millis(times.longest));
+        line(&format!(
+            "{side:<11}  {name:<30}  {:>6}  {:>8}  {:>7}  {mean:>9}  {longest:>10}",
+            times.sent, times.answered, times.refused
+        ));
+    }
+}
+
+fn millis(time: Duration) -> String {
+    format!("{:.3}", time.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transcript with lines of each kind.
+    const RECORDED: &str = r#"{"v":1,"type":"transcript","began_ms":1700000000123,"qferry":"0.1.0","brief":true,"run":"0abcdefghijk","source":"unix:/s","destination":"tcp:d:1"}
+{"v":1,"t_us":10,"side":"engine","dir":"note","line":{"v":1,"t_ms":0,"type":"phase","phase":"connect","state":"begin"}}
+{"v":1,"t_us":500,"side":"source","dir":"receive","line":{"QMP":{"version":{}}}}
+{"v":1,"t_us":700,"side":"source","dir":"send","line":{"execute":"query-status","id":"query-status#1"}}
+{"v":1,"t_us":900,"side":"source","dir":"receive","line":{"return":{"status":"running"},"id":"query-status#1"}}
+{"v":1,"t_us":1510,"side":"engine","dir":"note","line":{"v":1,"t_ms":1,"type":"phase","phase":"connect","state":"end"}}
+{"v":1,"t_us":2000,"side":"source","dir":"send","line":{"execute":"drive-mirror","arguments":{"device":"disk0"},"id":"drive-mirror#2"}}
+{"v":1,"t_us":2250,"side":"destination","dir":"send","line":{"exec-oob":"yank","id":"yank#1"}}
+{"v":1,"t_us":3000,"side":"source","dir":"receive","line":{"error":{"class":"GenericError","desc":"no \u001b[2J"},"id":"drive-mirror#2"}}
+{"v":1,"t_us":4000,"side":"engine","dir":"note","line":{"v":1,"t_ms":4,"type":"memory","status":"active","transferred":1,"remaining":2,"total":3,"dirty_rate":4,"bandwidth":5,"working_set":6,"throttle_pct":0,"predicted_blackout_ms":null,"eta_ms":null}}
+{"v":1,"t_us":5000,"side":"engine","dir":"note","line":{"v":1,"t_ms":5,"type":"action","action":"downtime-limit","because":"RAM needs 80 ms"}}
+{"v":1,"t_us":6000,"side":"engine","dir":"note","line":{"v":1,"t_ms":6,"type":"warning","code":"bitmap-lost","message":"b is lost"}}
+{"v":1,"t_us":7000,"side":"source","dir":"receive","line":{"event":"STOP","timestamp":{"seconds":1,"microseconds":2}}}
+{"v":1,"t_us":7100,"side":"source","dir":"send","line":{"execute":"query-status","id":"query-status#3"}}
+{"v":1,"t_us":7350,"side":"source","dir":"receive","line":{"return":{},"id":"query-status#3"}}
+{"v":1,"t_us":9001,"side":"destination","dir":"receive","line":{"event":"RESUME"}}
+{"v":1,"t_us":9500,"side":"recorder","dir":"note","line":{"left_out":7,"bytes":70}}
+{"v":1,"t_us":9600,"side":"source","dir":"receive","line":{"event":"STOP"}}
+{"v":1,"t_us":9700,"side":"engine","dir":"note","line":{"v":1,"t_ms":9,"type":"outcome","outcome":"moved","runs_on":"destination","reason":null,"total_ms":9,"blackout_ms":2.001,"qemu_downtime_ms":1,"ledger":[{"span":"quiesce","ms":2.001}],"disks":[],"ram":{"bytes":0,"iterations":2,"throttle_max_pct":0,"postcopy":false},"predicted":null,"leftovers":[]}}
+not JSON
+{"v":1,"t_us":97"#;
+
+    #[test]
+    fn a_transcript_is_told_from_its_beginning_to_its_end() {
+        let told = report(Path::new("/t.jsonl"), RECORDED.as_bytes()).unwrap();
+        let golden = "\
+run 0abcdefghijk, 2023-11-14T22:13:20Z, qferry 0.1.0
+unix:/s -> tcp:d:1
+/t.jsonl
+2 lines are none of a transcript, or too long, and are left out
+
+      time s  side         what
+    0.000010  engine       connect begins
+    0.001510  engine       connect ends after 1.500 ms
+    0.002000  source       drive-mirror (1.000 ms) refused: no \u{1b}[2J {\"device\":\"disk0\"}
+    0.002250  destination  yank (no answer)
+    0.005000  engine       downtime-limit: RAM needs 80 ms
+    0.006000  engine       warning bitmap-lost: b is lost
+    0.007000  source       * STOP
+    0.009001  destination  * RESUME
+    0.009500  recorder     {\"bytes\":70,\"left_out\":7}
+    0.009600  source       * STOP
+
+side         command                           sent  answered  refused    mean ms  longest ms
+destination  yank                                 1         0        0      0.000       0.000
+source       drive-mirror                         1         1        1      1.000       1.000
+source       query-status                         2         2        0      0.225       0.250
+
+from STOP to RESUME on the destination, as received: 2.001 ms
+   +0.000 ms  source       * STOP
+   +0.100 ms  source       query-status (0.250 ms)
+   +2.001 ms  destination  * RESUME
+
+moved: the guest is on the destination
+  total    0.009 s
+  blackout 2.001 ms (QEMU's own downtime: 1 ms)
+    quiesce                  2.001 ms
+";
+        assert_eq!(told, golden);
+        // What QEMU said cannot command a terminal.
+        assert!(!render::plain(&told).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_run_that_died_is_told_up_to_its_last_line() {
+        let died: String = RECORDED.lines().skip(1).take(12).map(|line| format!("{line}\n")).collect();
+        let told = report(Path::new("t"), died.as_bytes()).unwrap();
+        assert!(told.starts_with("a transcript without a header\nt\n\n"), "{told}");
+        assert!(told.contains("from STOP on, without a RESUME\n   +0.000 ms  source       * STOP\n"), "{told}");
+        assert!(told.ends_with("\nno end: the last of 12 entries is of 0.007000 s\n"), "{told}");
+        let nothing = report(Path::new("t"), &b""[..]).unwrap();
+        assert!(nothing.ends_with("no end: the last of 0 entries is of 0.000000 s\n"), "{nothing}");
+    }
+}
