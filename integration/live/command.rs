@@ -134,7 +134,11 @@ fn commands_are_in_order(transcript: Transcript<impl Read>, steps: usize) {
 
 #[test]
 fn wrong_use_and_unreachable_sockets_have_their_codes() {
-    let run = |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_qferry")).args(arguments).output().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+        command.args(arguments).env("XDG_STATE_HOME", folder.path()).output().unwrap()
+    };
     let usage = run(&["migrate", "--source", "/x"]);
     assert_eq!(usage.status.code(), Some(2), "{}", text(&usage.stderr));
     let unforced = run(&["migrate", "--source", "/x", "--destination", "/y", "--force", "ram-size"]);

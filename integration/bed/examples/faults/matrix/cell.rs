@@ -164,9 +164,11 @@ fn nothing_left(pair: &Pair, ended: &Ended) -> Result<()> {
             );
         }
     }
-    // The state directory stays, and holds no link to a journal.
-    let is_empty =
-        |name: &str| fs::read_dir(pair.run_dir().join(name)).is_ok_and(|mut entries| entries.next().is_none());
+    // The state directory stays, and holds no link to a journal; the transcripts in the directory are for people.
+    let is_empty = |name: &str| {
+        let entries = fs::read_dir(pair.run_dir().join(name));
+        entries.is_ok_and(|entries| entries.flatten().all(|entry| entry.file_name() == "transcripts"))
+    };
     let kept = |name: &str| {
         ["journal", "migrate.", "recover."].iter().any(|begin| name.starts_with(begin))
             || (name == "qferry" && is_empty(name))
