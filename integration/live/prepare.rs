@@ -1,6 +1,7 @@
 //! `qferry prepare`: the images of a destination, and the backing files that it lacks.
 
 mod again;
+mod plugged;
 
 use super::{
     bare::{Bare, disk},

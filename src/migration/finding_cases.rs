@@ -5,6 +5,7 @@
 
 mod images;
 mod machine;
+mod pages;
 
 use self::{
     images::{file, node},

@@ -166,6 +166,13 @@ fn each_mistake_with_two_qemus_is_told_once() {
         assert_eq!(found.len(), 1, "{code}: {told}");
         assert!(found[0].contains(words), "no '{words}' in {told}");
     }
+    let listens = Bare::start("10.0.13", &["-S", "-incoming", "tcp:127.0.0.1:0"]).unwrap();
+    let output = run(folder.path(), &["check", "--source", &source, "--destination", &at(&listens)]);
+    let told = text(&output.stdout);
+    for words in ["destination-used: ", "started with an address for -incoming in place of defer", "-incoming defer -S"]
+    {
+        assert!(told.contains(words), "no '{words}' in {told}");
+    }
     // two addresses that are missing for one reason are told in one finding
     let told = check(&tcp, &[], folder.path());
     assert!(told.contains("give --nbd-address and --migrate-address, at which the destination can listen"), "{told}");

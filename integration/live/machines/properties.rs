@@ -161,6 +161,31 @@ fn a_cpu_that_was_plugged_in_is_compared_by_its_place() {
     }
 }
 
+/// Memory that was plugged in is the same as memory that was there at the start, and no other size of RAM.
+#[test]
+fn memory_that_was_plugged_in_is_compared_with_that_of_the_command_line() {
+    for version in ["7.2", "11.1"] {
+        let machine = "-m 64M,slots=2,maxmem=1G";
+        let source = super::start(version, machine);
+        let ask = |command: &str, arguments: &serde_json::Value| {
+            Qmp::connect(&source.qmp_path()).unwrap().execute(command, arguments).unwrap();
+        };
+        ask("object-add", &json!({"qom-type": "memory-backend-ram", "id": "more", "size": 128 << 20}));
+        ask("device_add", &json!({"driver": "pc-dimm", "id": "dimm0", "memdev": "more"}));
+        let backend = "-object memory-backend-ram,id=more,size=128M";
+        for (dimm, wanted) in [
+            (format!("{backend} -device pc-dimm,id=dimm0,memdev=more"), &[][..]),
+            (String::new(), &["device-missing", "ram-blocks"]),
+        ] {
+            let destination = super::start(version, &format!("{machine} {dimm} -incoming defer -S"));
+            let findings = super::found(&source, &destination, &[]);
+            let mut told: Vec<&str> = codes(&findings).into_iter().map(|(code, _)| code).collect();
+            told.sort_unstable();
+            assert_eq!(told, wanted, "{version} {dimm}: {findings:#?}");
+        }
+    }
+}
+
 /// Names of backends, of paths and of other devices are no property that a guest sees.
 #[test]
 fn a_backend_of_another_name_is_no_difference() {

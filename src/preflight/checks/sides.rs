@@ -93,7 +93,14 @@ fn destination_state(destination: &SideFacts) -> Option<Finding> {
         return Some(Finding::new(FindingCode::DestinationState, &destination.name, message));
     }
     let status = destination.migration.status.as_ref().filter(|status| **status != MigrationStatus::None)?;
-    let message = format!("this QEMU was used before: its incoming migration is {status}");
+    let message = match status {
+        MigrationStatus::Setup => {
+            "this QEMU listens for a migration already: it was started with an address for -incoming \
+                                   in place of defer, or somebody has told it to listen"
+                .to_owned()
+        }
+        status => format!("this QEMU was used before: its incoming migration is {status}"),
+    };
     Some(Finding::new(FindingCode::DestinationUsed, &destination.name, message))
 }
 
