@@ -284,7 +284,7 @@ fn list() -> BTreeSet<String> {
         let mut lines = BTreeSet::new();
         let of_room = all.iter().filter(|(of, _)| of == room);
         of_room.flat_map(|(_, file)| &file.items).for_each(|one| item(one, name, public, &mut lines));
-        let kinds = ["struct ", "enum ", "trait ", "type ", "fn "];
+        let kinds = ["struct ", "enum ", "trait ", "type ", "fn ", "async fn "];
         let defined = lines.iter().filter(|line| kinds.iter().any(|kind| line.starts_with(kind))).count();
         if defined == 0 && room == "codes" {
             // the page docs/findings.md lists the words of these

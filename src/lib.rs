@@ -70,6 +70,7 @@
 //!              ├─────────────────────> handover ─┘
 //!              ├──> convergence: over disks and RAM, so in neither's room; pure, above the leaves alone
 //!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
+//!          diagnosis: why a migration is stuck, whoever started it; above qemu, and used by the command alone
 //!          nbd: the wire to exports, below storage and above as qmp is
 //!          recording: the transcripts that runs leave, above qmp alone; the command's
 //!          quantity, run_id, progress, codes, trust: leaves that all may use
@@ -109,6 +110,7 @@ pub mod cli;
 
 mod codes;
 mod convergence;
+mod diagnosis;
 mod endpoint;
 mod handover;
 mod journal;
@@ -126,8 +128,12 @@ mod run_id;
 mod storage;
 mod trust;
 
-pub use codes::{FailureCode, Finding, FindingCode, Setting, Severity, worded};
+pub use codes::{DiagnosisCode, FailureCode, Finding, FindingCode, Setting, Severity, worded};
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
+pub use diagnosis::{
+    Cause, Confidence, DiagnoseSettings, Diagnosis, DiagnosisError, MirrorReport, RemedyCommand, SideReport, carry_out,
+    diagnose,
+};
 pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;
 pub use migration::{
@@ -141,7 +147,7 @@ pub use prepare::{
 pub use progress::{
     ActionDetail, ActionDetails, AnotherTry, DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind,
     GuestPause, GuestWrites, LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, PostcopyBlocktime,
-    RamOutcome, Reason, RunsOn, WriteTimes,
+    RamOutcome, Reason, RunsOn, Side, WriteTimes,
 };
 pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};

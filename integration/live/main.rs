@@ -10,6 +10,7 @@ mod bare;
 mod blackout;
 mod command;
 mod convergence;
+mod diagnosis;
 mod failures;
 mod found_early;
 mod guest_ends;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use super::{exit, history::HistoryArguments, transcript::TranscriptArguments};
+use super::{diagnose_options::Diagnose, exit, history::HistoryArguments, transcript::TranscriptArguments};
 use crate::{
     codes::FindingCode,
     convergence::{BUILT_IN, Policy},
@@ -72,6 +72,7 @@ pub(super) enum Verb {
     Recover(Box<Recover>),
     History(HistoryArguments),
     Transcript(TranscriptArguments),
+    Diagnose(Box<Diagnose>),
 }
 
 impl Verb {
@@ -83,6 +84,7 @@ impl Verb {
             Self::Recover(options) => options.json,
             Self::History(options) => options.json,
             Self::Transcript(_) => false,
+            Self::Diagnose(options) => options.json,
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Owns arguments, what people see and exit codes. It must never decide anything about a migration.
 
 mod args;
+mod diagnose;
+mod diagnose_options;
 mod exit;
 mod flags;
 mod history;
@@ -36,6 +38,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::Recover(options) => runtime.block_on(migrate::recover(&options)),
         args::Verb::History(options) => history::list(options.json),
         args::Verb::Transcript(options) => transcript::print(&options.file),
+        args::Verb::Diagnose(options) => runtime.block_on(diagnose::run(&options)),
     };
     // a journal whose disk hangs is waited for no longer than it was
     runtime.shutdown_background();

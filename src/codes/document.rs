@@ -1,6 +1,6 @@
 //! `docs/findings.md`, made from the codes. `QFERRY_BLESS=1 cargo test -p qferry --lib codes` writes it anew.
 
-use super::{FailureCode, FindingCode, Setting, worded};
+use super::{DiagnosisCode, FailureCode, FindingCode, Setting, worded};
 use std::{fs, path::Path};
 
 const HEAD: &str = "\
@@ -26,6 +26,13 @@ const FAILURES: &str = "
 
 An outcome that is not `moved` has a reason, with one of these codes, or with the code of the gravest finding where the checks
 refuse the migration.
+";
+
+const CAUSES: &str = "
+## Causes
+
+`qferry diagnose` names these, each with its evidence, its remedy and what that risks.
+
 ";
 
 /// A setting as the command's flag.
@@ -66,6 +73,10 @@ fn findings() -> String {
     for code in FailureCode::ALL {
         let explained = explained(code.meaning(), code.remedy());
         text.push_str(&format!("\n### `{code}` (failure)\n\n{explained}"));
+    }
+    text.push_str(CAUSES);
+    for code in DiagnosisCode::ALL {
+        text.push_str(&format!("- `{code}`: {}\n", code.meaning()));
     }
     text
 }

@@ -3,6 +3,7 @@
 //!
 //! Pure. A leaf, and data alone: the checks decide when a code is fired. `docs/findings.md` is made from these tables.
 
+mod diagnosis_code;
 #[cfg(test)]
 mod document;
 mod failure;
@@ -10,6 +11,7 @@ mod finding;
 mod found;
 mod setting;
 
+pub use diagnosis_code::DiagnosisCode;
 pub use failure::FailureCode;
 pub use finding::{FindingCode, Severity};
 pub use found::Finding;

@@ -1,0 +1,274 @@
+//! `qferry diagnose` beside migrations that nothing of the engine's runs, each stuck for a cause made on purpose.
+
+use crate::{
+    machines::ask,
+    support::{MIB, WAIT, start, until, writes},
+};
+use qferry_bed::{Bare, BootSector, DiskSpec, Machine, Pair, Spec};
+use serde_json::{Value, json};
+use std::{
+    path::Path,
+    process::Command,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+/// A quick pair whose guest does this.
+fn guest(version: &str, boot: Option<BootSector>) -> Pair {
+    let disks = vec![DiskSpec { overlay_data: 4 * MIB, ..DiskSpec::small() }];
+    start(&Spec { version: version.to_owned(), boot, disks, ..Spec::quick() })
+}
+
+/// What `qferry diagnose` says: the exit code and the last object on stdout.
+fn diagnosed(arguments: &[&str]) -> (i32, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    let output = command.args(["diagnose", "--json", "--for", "3s"]).args(arguments).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let told = || format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let last = text.lines().last().unwrap_or_else(|| panic!("{}", told()));
+    (output.status.code().unwrap_or_else(|| panic!("{}", told())), serde_json::from_str(last).unwrap())
+}
+
+fn path(machine: &Machine) -> String {
+    machine.qmp_path().display().to_string()
+}
+
+/// Both sides, in the wrong order: QEMU's answers tell which is which.
+fn both(pair: &Pair) -> (i32, Value) {
+    diagnosed(&[&path(&pair.destination), &path(&pair.source)])
+}
+
+fn codes(diagnosis: &Value) -> Vec<&str> {
+    diagnosis["causes"].as_array().unwrap().iter().map(|cause| cause["code"].as_str().unwrap()).collect()
+}
+
+/// The first cause has this code, with evidence and a remedy.
+fn expect(code: &str, (exit, diagnosis): &(i32, Value)) {
+    assert_eq!(*exit, 10, "{diagnosis:#}");
+    assert_eq!(codes(diagnosis).first(), Some(&code), "{diagnosis:#}");
+    let cause = &diagnosis["causes"][0];
+    assert!(!cause["evidence"].as_array().unwrap().is_empty() && cause["remedy"] != "", "{cause:#}");
+}
+
+fn healthy((exit, diagnosis): &(i32, Value)) {
+    assert_eq!((*exit, codes(diagnosis)), (0, vec![]), "{diagnosis:#}");
+}
+
+/// Begins to send RAM, with these capabilities and parameters.
+fn send(pair: &Pair, capabilities: &[&str], parameters: &Value) {
+    let on: Vec<Value> = capabilities.iter().map(|name| json!({ "capability": name, "state": true })).collect();
+    if !on.is_empty() {
+        for machine in [&pair.source, &pair.destination] {
+            machine.qmp("migrate-set-capabilities", &json!({ "capabilities": on })).unwrap();
+        }
+    }
+    pair.source.qmp("migrate-set-parameters", parameters).unwrap();
+    let at = format!("unix:{}", pair.run_dir().join("ram").display());
+    pair.destination.qmp("migrate-incoming", &json!({ "uri": at })).unwrap();
+    pair.source.qmp("migrate", &json!({ "uri": at })).unwrap();
+}
+
+fn wait_for_migration(status: &str, look: impl Fn() -> Value) {
+    let begun = Instant::now();
+    loop {
+        let now = look()["status"].clone();
+        if now == status {
+            return;
+        }
+        assert!(begun.elapsed() < WAIT, "{now} and not {status}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Begins to mirror the only disk to the destination.
+fn mirror(pair: &Pair, parameters: &Value) {
+    let socket = pair.run_dir().join("nbd");
+    export(&pair.destination, &socket);
+    let target = format!("nbd+unix:///disk?socket={}", socket.display());
+    let mut mirror = json!({ "job-id": "mirror", "device": pair.source.node(0).unwrap(), "target": target, "sync": "top",
+        "mode": "existing", "format": "raw" });
+    mirror.as_object_mut().unwrap().extend(parameters.as_object().unwrap().clone());
+    pair.source.qmp("drive-mirror", &mirror).unwrap();
+}
+
+fn export(machine: &Machine, socket: &Path) {
+    let server = json!({ "addr": { "type": "unix", "data": { "path": socket } } });
+    machine.qmp("nbd-server-start", &server).unwrap();
+    let export = json!({ "id": "export", "type": "nbd", "node-name": machine.node(0).unwrap(), "name": "disk", "writable": true });
+    machine.qmp("block-export-add", &export).unwrap();
+}
+
+fn writer() -> BootSector {
+    BootSector::new().repeat(|steps| steps.wait(1).write(64, 64))
+}
+
+/// A pair whose guest dirties memory without end. Its first write says that it has booted.
+fn dirtying(version: &str) -> Pair {
+    let pair = guest(version, Some(BootSector::new().write(64, 1).repeat(|steps| steps.dirty(128))));
+    until(&pair, "query-blockstats", |blocks| writes(blocks) > 0);
+    pair
+}
+
+#[test]
+fn a_healthy_migration_has_no_cause() {
+    for version in ["7.2", "10.0.13", "11.1"] {
+        let pair = guest(version, Some(BootSector::new().repeat(|steps| steps.dirty(1).wait(18))));
+        healthy(&both(&pair));
+        // a mirror at a low ceiling, and then RAM
+        mirror(&pair, &json!({ "speed": MIB }));
+        healthy(&both(&pair));
+        pair.source.qmp("block-job-cancel", &json!({ "device": "mirror", "force": true })).unwrap();
+        pair.source.wait_for_event(WAIT, |event| event.name == "BLOCK_JOB_CANCELLED").unwrap();
+        pair.destination.qmp("nbd-server-stop", &json!({})).unwrap();
+        send(&pair, &[], &json!({ "max-bandwidth": 16 << 10, "downtime-limit": 1 }));
+        healthy(&both(&pair));
+        pair.source.qmp("migrate_cancel", &json!({})).unwrap();
+    }
+}
+
+#[test]
+fn a_source_that_waits_for_migrate_continue_is_taken_back() {
+    for version in ["10.0.13", "7.2"] {
+        let pair = guest(version, None);
+        send(&pair, &["pause-before-switchover"], &json!({ "downtime-limit": 2000 }));
+        wait_for_migration("pre-switchover", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+        expect("waiting-for-continue", &both(&pair));
+        let (exit, _) = diagnosed(&[&path(&pair.source), "--fix", "waiting-for-continue"]);
+        assert_eq!(exit, 2, "nobody was asked");
+        wait_for_migration("pre-switchover", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+        let (exit, diagnosis) = diagnosed(&[&path(&pair.source), "--fix", "waiting-for-continue", "--yes"]);
+        assert_eq!(exit, 0, "{diagnosis:#}");
+        pair.source.wait_for_status("running", WAIT).unwrap();
+    }
+}
+
+#[test]
+fn a_destination_that_died_in_pre_switchover_is_said_to_be_gone() {
+    let pair = guest("11.1", None);
+    send(&pair, &["pause-before-switchover"], &json!({ "downtime-limit": 2000 }));
+    wait_for_migration("pre-switchover", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+    pair.destination.kill().unwrap();
+    expect("destination-gone", &both(&pair));
+    let arguments = [&*path(&pair.source), &path(&pair.destination), "--fix", "destination-gone", "--yes"];
+    let (exit, diagnosis) = diagnosed(&arguments);
+    assert_eq!(exit, 0, "{diagnosis:#}");
+    pair.source.wait_for_status("running", WAIT).unwrap();
+}
+
+#[test]
+fn a_process_that_is_stopped_is_named_before_what_follows_from_it() {
+    let pair = dirtying("10.0.13");
+    send(&pair, &[], &json!({ "max-bandwidth": MIB, "downtime-limit": 1 }));
+    wait_for_migration("active", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+    pair.destination.stop_process().unwrap();
+    let pid = pair.destination.pid().to_string();
+    let (told, alone) = (both(&pair), diagnosed(&["--pid", &pid]));
+    pair.destination.continue_process().unwrap();
+    expect("process-stopped", &told);
+    expect("process-stopped", &alone);
+    assert!(told.1["causes"][0]["remedy"].as_str().unwrap().contains(&pid), "{:#}", told.1);
+    healthy(&diagnosed(&["--pid", &pid]));
+    let (exit, error) = diagnosed(&["--pid", "4194305"]);
+    assert_eq!((exit, error["type"].as_str()), (1, Some("error")), "{error:#}");
+}
+
+#[test]
+fn a_monitor_that_somebody_holds_is_said_to_be_held() {
+    let pair = guest("10.0.13", None);
+    let held = std::os::unix::net::UnixStream::connect(pair.source.qmp_path()).unwrap();
+    sleep(Duration::from_millis(200));
+    let told = diagnosed(&[&path(&pair.source)]);
+    drop(held);
+    expect("monitor-unresponsive", &told);
+    assert!(told.1["causes"][0]["evidence"].to_string().contains("another client"), "{:#}", told.1);
+}
+
+#[test]
+fn a_main_loop_that_waits_for_a_frozen_destination_is_said_to_hang() {
+    let pair = guest("10.0.13", Some(writer()));
+    mirror(&pair, &json!({ "copy-mode": "write-blocking" }));
+    pair.source.wait_for_event(WAIT, |event| event.name == "BLOCK_JOB_READY").unwrap();
+    pair.destination.stop_process().unwrap();
+    // a write of the guest is under way to the frozen destination, and QEMU waits for it when it stops the guest
+    sleep(Duration::from_secs(1));
+    let told = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| pair.source.qmp("stop", &json!({})).map(drop));
+        sleep(Duration::from_secs(1));
+        let told = diagnosed(&[&path(&pair.source)]);
+        pair.destination.continue_process().unwrap();
+        drop(stop.join());
+        told
+    });
+    expect("monitor-blocked", &told);
+    pair.source.wait_for_status("paused", WAIT).unwrap();
+}
+
+#[test]
+fn mirrors_that_are_paused_or_left_are_named() {
+    let pair = guest("10.0.13", Some(writer()));
+    mirror(&pair, &json!({ "speed": MIB, "auto-dismiss": false }));
+    let source = path(&pair.source);
+    pair.source.qmp("block-job-pause", &json!({ "device": "mirror" })).unwrap();
+    expect("mirror-paused", &both(&pair));
+    let (exit, diagnosis) = diagnosed(&[&source, "--fix", "mirror-paused", "--yes"]);
+    assert_eq!(exit, 0, "{diagnosis:#}");
+    let jobs = pair.source.qmp("query-block-jobs", &json!({})).unwrap();
+    assert_eq!(jobs[0]["paused"], false, "{jobs}");
+    pair.source.qmp("block-job-cancel", &json!({ "device": "mirror", "force": true })).unwrap();
+    pair.source.wait_for_event(WAIT, |event| event.name == "BLOCK_JOB_CANCELLED").unwrap();
+    expect("leftover-job", &both(&pair));
+    let (exit, diagnosis) = diagnosed(&[&source, "--fix", "leftover-job", "--yes"]);
+    assert_eq!(exit, 0, "{diagnosis:#}");
+    assert_eq!(pair.source.qmp("query-jobs", &json!({})).unwrap(), json!([]));
+}
+
+#[test]
+fn a_guest_on_both_sides_or_on_none_is_named() {
+    let uuid = ["-uuid", "6d6f0a6c-7f2b-4d3b-8f4e-1c2d3e4f5a6b"].map(str::to_owned).to_vec();
+    let pair = start(&Spec { version: "10.0.13".to_owned(), extra: uuid, ..Spec::quick() });
+    send(&pair, &[], &json!({ "downtime-limit": 2000 }));
+    wait_for_migration("completed", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+    pair.destination.wait_for_status("paused", WAIT).unwrap();
+    let stands = diagnosed(&[&path(&pair.source), &path(&pair.destination)]);
+    expect("both-paused", &stands);
+    for machine in [&pair.destination, &pair.source] {
+        machine.qmp("cont", &json!({})).unwrap();
+    }
+    let runs = diagnosed(&[&path(&pair.source), &path(&pair.destination)]);
+    expect("both-running", &runs);
+    assert_eq!(runs.1["causes"][0]["confidence"], "certain");
+}
+
+#[test]
+fn guests_that_end_and_migrations_that_fail_are_named_by_qemus_words() {
+    let pair = guest("11.1", None);
+    pair.source.qmp("migrate", &json!({ "uri": "unix:/nobody/listens" })).unwrap();
+    wait_for_migration("failed", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+    expect("setup-blocked", &both(&pair));
+
+    let pvpanic = ["-device", "pvpanic", "-action", "panic=pause"].map(str::to_owned).to_vec();
+    let boot = Some(BootSector::new().panic());
+    let panics = start(&Spec { version: "10.0.13".to_owned(), boot, extra: pvpanic, ..Spec::quick() });
+    panics.source.wait_for_status("guest-panicked", WAIT).unwrap();
+    expect("guest-ended", &diagnosed(&[&path(&panics.source)]));
+
+    let source = Bare::start("10.0.13", &[]).unwrap();
+    let smaller = Bare::start("10.0.13", &["-m", "32M", "-incoming", "defer", "-S"]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let at = format!("unix:{}", folder.path().join("ram").display());
+    ask(&smaller, "migrate-incoming", &json!({ "uri": at, "exit-on-error": false }));
+    ask(&source, "migrate", &json!({ "uri": at }));
+    wait_for_migration("failed", || ask(&smaller, "query-migrate", &json!({})));
+    let told = diagnosed(&[source.qmp_path().to_str().unwrap(), smaller.qmp_path().to_str().unwrap()]);
+    expect("state-refused", &told);
+}
+
+#[test]
+fn ram_that_a_limit_holds_down_is_named() {
+    let pair = dirtying("10.0.13");
+    // QEMU is told that the last RAM would take seconds, so that no burst makes it switch over
+    send(&pair, &[], &json!({ "max-bandwidth": MIB, "downtime-limit": 1, "avail-switchover-bandwidth": 100_000 }));
+    until(&pair, "query-migrate", |info| info["ram"]["dirty-sync-count"].as_u64().unwrap_or_default() > 4);
+    expect("bandwidth-capped", &both(&pair));
+    pair.source.qmp("migrate_cancel", &json!({})).unwrap();
+}

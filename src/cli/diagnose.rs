@@ -1,0 +1,213 @@
+//! `qferry diagnose`: what is wrong with a migration, on one screen, and the remedy on the user's word.
+
+use super::{
+    diagnose_options::Diagnose,
+    exit::{failed, misused},
+    render,
+};
+use crate::{
+    codes::DiagnosisCode,
+    diagnosis::{Cause, Confidence, DiagnoseSettings, Diagnosis, RemedyCommand, SideReport, carry_out, diagnose},
+    endpoint::Endpoint,
+    progress::{Side, describe},
+    quantity::{Bytes, Rate},
+};
+use std::{
+    fmt::Write,
+    io::{self, IsTerminal},
+    process::ExitCode,
+    time::Instant,
+};
+
+/// The exit code where causes were found.
+const FOUND: u8 = 10;
+/// The levels of a sparkline.
+const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// The most columns of a sparkline.
+const COLUMNS: usize = 24;
+
+/// Looks, and tells.
+pub(super) async fn run(options: &Diagnose) -> ExitCode {
+    let mut settings = DiagnoseSettings::new(options.sides.iter().cloned().map(Endpoint::from).collect());
+    (settings.pid, settings.lasting) = (options.pid, options.lasting.into());
+    let began = Instant::now();
+    let diagnosis = match diagnose(&settings).await {
+        Ok(diagnosis) => diagnosis,
+        Err(error) => return failed(&describe(&error), options.json),
+    };
+    let text = screen(&diagnosis);
+    if options.json {
+        let t_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if let Err(error) = render::result("diagnosis", t_ms, &diagnosis) {
+            return failed(&format!("the diagnosis cannot be written: {error}"), false);
+        }
+        render::say(text.trim_end());
+    } else {
+        render::print(&text);
+    }
+    match options.fix {
+        Some(code) => fix(options, &diagnosis, code).await,
+        None if diagnosis.is_healthy() => ExitCode::SUCCESS,
+        None => ExitCode::from(FOUND),
+    }
+}
+
+/// Carries out the remedy of a cause.
+async fn fix(options: &Diagnose, diagnosis: &Diagnosis, code: DiagnosisCode) -> ExitCode {
+    let Some(cause) = diagnosis.causes.iter().find(|cause| cause.code == code) else {
+        render::say(&format!("qferry: {code} was not found, so nothing was changed"));
+        return if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) };
+    };
+    if !cause.fixable {
+        let message = format!("the remedy of {code} is left to you: {}", cause.remedy);
+        return misused(&message, options.json);
+    }
+    for command in &cause.commands {
+        render::say(&format!("{command}"));
+    }
+    if !options.yes {
+        if !io::stdin().is_terminal() {
+            return misused("nobody can be asked: say --yes to have these commands sent", options.json);
+        }
+        render::say(&format!("This can cost: {}. Send? [y/N]", cause.risk));
+        let mut answer = String::new();
+        let asked = io::stdin().read_line(&mut answer);
+        if asked.is_err() || !matches!(answer.trim(), "y" | "Y" | "yes") {
+            render::say("qferry: nothing was changed");
+            return ExitCode::from(FOUND);
+        }
+    }
+    for command in &cause.commands {
+        let Some(at) = address(options, diagnosis, command) else {
+            return failed(&format!("the {} was not given", command.side), options.json);
+        };
+        if let Err(error) = carry_out(&at, command).await {
+            return failed(&format!("the {} did not carry out {}: {error}", command.side, command.name), options.json);
+        }
+        render::say(&format!("qferry: the {} has carried out {}", command.side, command.name));
+    }
+    ExitCode::SUCCESS
+}
+
+/// The address of the side that a command is for.
+fn address(options: &Diagnose, diagnosis: &Diagnosis, command: &RemedyCommand) -> Option<Endpoint> {
+    let side = match command.side {
+        Side::Source => diagnosis.source.as_ref(),
+        Side::Destination => diagnosis.destination.as_ref(),
+    }?;
+    options.sides.iter().find(|address| address.to_string() == side.address).cloned().map(Endpoint::from)
+}
+
+/// The screen: the verdict, evidence and remedies, and the sides in numbers.
+fn screen(diagnosis: &Diagnosis) -> String {
+    let mut text = format!("{}\n", diagnosis.verdict);
+    for (number, cause) in diagnosis.causes.iter().enumerate() {
+        describe_cause(&mut text, number + 1, cause);
+    }
+    let sides = [("source", &diagnosis.source), ("destination", &diagnosis.destination)];
+    for (name, side) in sides.into_iter().filter_map(|(name, side)| Some((name, side.as_ref()?))) {
+        describe_side(&mut text, name, side);
+    }
+    for unseen in &diagnosis.unseen {
+        line(&mut text, "not seen", unseen);
+    }
+    text
+}
+
+fn line(text: &mut String, name: &str, what: &str) {
+    // a string takes everything
+    writeln!(text, "  {name:<12} {what}").ok();
+}
+
+fn describe_cause(text: &mut String, number: usize, cause: &Cause) {
+    let confidence = match cause.confidence {
+        Confidence::Certain => "certain",
+        Confidence::Likely => "likely",
+        Confidence::Possible => "possible",
+    };
+    writeln!(text, "\n{number}. {} ({confidence})", cause.code).ok();
+    for evidence in &cause.evidence {
+        line(text, "evidence", evidence);
+    }
+    line(text, "remedy", &cause.remedy);
+    for command in &cause.commands {
+        line(text, "", &command.to_string());
+    }
+    line(text, "risk", &cause.risk);
+    if cause.fixable {
+        line(text, "by qferry", &format!("the same call with --fix {}", cause.code));
+    }
+}
+
+fn describe_side(text: &mut String, name: &str, side: &SideReport) {
+    writeln!(text, "\n{name}: {}", side.address).ok();
+    let version = side.version.as_ref().map(|version| format!("QEMU {version}"));
+    let pid = side.pid.map(|pid| format!("process {pid}"));
+    let state = side.process_state.as_ref().map(|state| format!("state {state}"));
+    let process: Vec<String> = [version, pid, state].into_iter().flatten().collect();
+    if !process.is_empty() {
+        line(text, "process", &process.join(", "));
+    }
+    if let Some(run) = &side.run_state {
+        let migration = side.migration.as_deref().unwrap_or("none");
+        line(text, "state", &format!("{run}, migration {migration}"));
+    }
+    if let (Some(sent), Some(left)) = (side.transferred, side.remaining.last()) {
+        let rate = |rate: Option<u64>| Rate(rate.unwrap_or_default());
+        let told = format!(
+            "{} sent at {}, {} left, dirtied at {}  {}",
+            Bytes(sent),
+            rate(side.bandwidth),
+            Bytes(*left),
+            rate(side.dirty_rate),
+            sparkline(&side.remaining)
+        );
+        line(text, "ram", &told);
+        let limits = [
+            side.bandwidth_limit.map(|limit| format!("bandwidth at most {}", Rate(limit))),
+            side.downtime_limit_ms.map(|limit| format!("downtime at most {limit} ms")),
+            side.expected_downtime_ms.map(|expected| format!("expected {expected} ms")),
+            side.throttle_pct.map(|throttle| format!("throttled by {throttle} %")),
+        ];
+        line(text, "limits", &limits.into_iter().flatten().collect::<Vec<_>>().join(", "));
+    }
+    for mirror in &side.mirrors {
+        let told = format!(
+            "{} {}: {} of {} at {}  {}",
+            mirror.id,
+            mirror.status,
+            Bytes(mirror.copied),
+            Bytes(mirror.total),
+            Rate(mirror.rate),
+            sparkline(&mirror.remaining)
+        );
+        line(text, "mirror", &told);
+    }
+    if !side.exports.is_empty() {
+        line(text, "exports", &side.exports.join(", "));
+    }
+}
+
+/// Numbers as bars between 0 and the largest of them.
+fn sparkline(numbers: &[u64]) -> String {
+    let most = numbers.iter().copied().max().unwrap_or_default().max(1);
+    let step = numbers.len().div_ceil(COLUMNS).max(1);
+    let level = |number: u64| {
+        let part = number as f64 / most as f64;
+        LEVELS[((part * 7.0).round() as usize).min(7)]
+    };
+    numbers.chunks(step).filter_map(|chunk| chunk.last().copied().map(level)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sparkline_has_its_height_from_the_largest_number() {
+        assert_eq!(sparkline(&[0, 50, 100]), "▁▅█");
+        assert_eq!(sparkline(&[]), "");
+        assert_eq!(sparkline(&[0, 0]), "▁▁");
+        assert!(sparkline(&[7; 1000]).chars().count() <= COLUMNS);
+    }
+}

@@ -1,0 +1,47 @@
+//! The options of `qferry diagnose`.
+
+use crate::{codes::DiagnosisCode, endpoint::Address};
+
+const DIAGNOSE_EXAMPLES: &str = "\
+Examples:
+  Why does this migration not end? The order of the two does not matter:
+    qferry diagnose /run/vm/source.qmp /run/vm/destination.qmp
+
+  The monitor is held by a manager, or hangs: look at the process alone:
+    qferry diagnose --pid 4711
+
+  Carry out the remedy of a cause that was named:
+    qferry diagnose /run/vm/source.qmp --fix mirror-paused
+
+Exit codes: 0 nothing wrong found, 10 causes found (with --fix: not carried out), 1 nothing could be looked at,
+  2 usage";
+
+/// Say why a migration is stuck: any migration of QEMU, whoever started it
+///
+/// Looks at one side or both for a few seconds, changes nothing, and names what the migration waits for, by what
+/// evidence, what gets it out and what that risks. A monitor serves one client at a time: QEMU needs a further -qmp
+/// where a manager holds the only one. The time is needed: only rates tell a slow migration from one that is stuck.
+#[derive(Debug, clap::Args)]
+#[command(after_help = DIAGNOSE_EXAMPLES)]
+pub(super) struct Diagnose {
+    /// The QMP socket of one side, or of both: unix:PATH, /PATH or tcp:HOST:PORT
+    #[arg(value_name = "ADDR", num_args = 1..=2, required_unless_present = "pid", conflicts_with = "pid")]
+    pub(super) sides: Vec<Address>,
+    /// Look at this QEMU process without a monitor: whether the process runs, and whether data waits in its
+    /// connections; root is told this of every process, others of their own alone
+    #[arg(long, value_name = "PID")]
+    pub(super) pid: Option<u32>,
+    /// How long to look, at least 2s
+    #[arg(long = "for", value_name = "DUR", default_value = "3s")]
+    pub(super) lasting: humantime::Duration,
+    /// Carry out the commands of this cause's remedy, if the cause is found and its remedy can make neither two runners
+    /// nor a lost write
+    #[arg(long, value_name = "CODE", conflicts_with = "pid")]
+    pub(super) fix: Option<DiagnosisCode>,
+    /// Do not ask before a remedy is carried out
+    #[arg(long, requires = "fix")]
+    pub(super) yes: bool,
+    /// One JSON object a line on stdout; text for people goes to stderr
+    #[arg(long)]
+    pub(super) json: bool,
+}

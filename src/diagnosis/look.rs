@@ -1,0 +1,125 @@
+//! What one side has answered at one moment.
+//!
+//! Pure.
+
+use crate::qemu::reply::{MigrationInfo, RunState, TolerantList};
+use serde::Deserialize;
+use serde_json::Value;
+use std::time::Duration;
+
+/// The answers of one side at one moment. A question that was not answered leaves its default.
+#[derive(Debug, Clone, Default)]
+pub(super) struct MonitorLook {
+    /// The time since the first look.
+    pub(super) at: Duration,
+    /// The run state.
+    pub(super) run: Option<RunState>,
+    /// `query-migrate`.
+    pub(super) migration: MigrationInfo,
+    /// `query-block-jobs`.
+    pub(super) mirrors: Vec<JobLook>,
+    /// The jobs of `query-jobs` that are over and have not been dismissed.
+    pub(super) concluded: Vec<ConcludedJob>,
+    /// The ids of the exports of `query-block-exports`.
+    pub(super) exports: Vec<ExportLook>,
+}
+
+/// An element of `query-block-jobs`. Sizes in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct JobLook {
+    pub(super) device: String,
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) len: u64,
+    pub(super) offset: u64,
+    /// Bytes per second; 0 is no limit.
+    pub(super) speed: u64,
+    pub(super) ready: bool,
+    pub(super) paused: bool,
+    pub(super) status: String,
+    /// `ok`, `failed` or `nospace`.
+    pub(super) io_status: String,
+    pub(super) error: Option<String>,
+}
+
+impl JobLook {
+    /// The bytes yet to copy.
+    pub(super) fn remaining(&self) -> u64 {
+        self.len.saturating_sub(self.offset)
+    }
+
+    /// Whether somebody has paused the job, or its own error has.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused && matches!(self.status.as_str(), "paused" | "standby")
+    }
+}
+
+/// An element of `query-jobs`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct ConcludedJob {
+    pub(super) id: String,
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) status: String,
+    pub(super) error: Option<String>,
+}
+
+/// An element of `query-block-exports`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct ExportLook {
+    pub(super) id: String,
+    pub(super) node_name: String,
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+}
+
+/// A node of the block graph, as far as a remedy names it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub(super) struct NodeLook {
+    pub(super) node_name: String,
+    pub(super) drv: String,
+    pub(super) file: String,
+}
+
+/// An element of `query-yank`: a connection that can be cut.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub(super) enum YankLook {
+    /// The connection of an NBD client.
+    #[serde(rename_all = "kebab-case")]
+    BlockNode {
+        /// The node.
+        node_name: String,
+    },
+    /// The migration's channel.
+    Migration,
+    /// A character device's connection, and what a later QEMU adds.
+    #[serde(other)]
+    Other,
+}
+
+/// A list of which the strange elements are left out.
+pub(super) fn list<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
+    TolerantList::deserialize(value).unwrap_or_default().0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn strange_answers_cost_nothing_but_themselves() {
+        let jobs: Vec<JobLook> = list(&json!([{"device": "a", "len": 3, "offset": 5}, 7, {"device": 1}]));
+        assert_eq!(jobs.len(), 1);
+        assert_eq!(jobs[0].remaining(), 0);
+        assert_eq!(list::<JobLook>(&json!({"not": "a list"})), []);
+        let yanks: Vec<YankLook> = list(&json!([{"type": "migration"}, {"type": "block-node", "node-name": "n"},
+            {"type": "chardev", "id": "c"}]));
+        assert_eq!(yanks, [YankLook::Migration, YankLook::BlockNode { node_name: "n".to_owned() }, YankLook::Other]);
+    }
+}

@@ -1,0 +1,19 @@
+//! Why a migration is stuck: a migration of the engine's, or one that any other program has started.
+//!
+//! Owns the looks at one side or both, the rules that name causes, and the commands that get a migration out. Looking
+//! changes nothing in QEMU and takes a few seconds, because only the rate of a counter tells slow from stuck. The
+//! rules must never act; a remedy is data.
+
+mod cause;
+mod look;
+mod pair;
+mod process_look;
+mod remedy;
+mod report;
+mod rules;
+mod sampling;
+
+pub use cause::{Cause, Confidence};
+pub use remedy::{RemedyCommand, carry_out};
+pub use report::{Diagnosis, MirrorReport, SideReport};
+pub use sampling::{DiagnoseSettings, DiagnosisError, diagnose};

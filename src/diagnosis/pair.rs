@@ -1,0 +1,215 @@
+//! All that was seen of a migration: one side or both, several times.
+//!
+//! Pure.
+
+use super::{
+    look::{JobLook, MonitorLook, NodeLook, YankLook},
+    process_look::{ConnectionLook, ProcessLook},
+};
+use crate::{
+    progress::Side,
+    qemu::reply::{MigrationInfo, MigrationStatus, RunState},
+};
+use serde_json::{Map, Value};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// The least time over which a status that does not change counts as kept. Each of the states in which a migration can
+/// be stuck passes in a fraction of a second where nothing is wrong.
+pub(super) const KEPT: Duration = Duration::from_secs(2);
+
+/// How far the monitor of a side could be reached.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum MonitorReach {
+    /// QEMU answers.
+    Answers,
+    /// Commands are not answered in band; with the time that was waited.
+    Hangs {
+        waited: Duration,
+        /// Whether an out-of-band command was answered; `None` where the monitor has none.
+        oob: Option<bool>,
+    },
+    /// QEMU has greeted, and has left the first command unanswered. The thread of the monitor greets, and the main loop
+    /// answers, so out-of-band execution cannot be negotiated any more.
+    Greets { words: String },
+    /// A connection was made, and QEMU has not greeted.
+    NoGreeting { words: String },
+    /// Nobody listens there.
+    Gone { words: String },
+    /// Nobody has asked: only the process is looked at.
+    NotAsked,
+}
+
+/// One side.
+#[derive(Debug, Clone)]
+pub(super) struct SideLooks {
+    /// The address, or the process.
+    pub(super) name: String,
+    pub(super) reach: MonitorReach,
+    /// QEMU's version, as the greeting tells it.
+    pub(super) version: String,
+    pub(super) uuid: Option<String>,
+    /// The names of the capabilities of migrations that are on.
+    pub(super) capabilities: BTreeSet<String>,
+    pub(super) parameters: Map<String, Value>,
+    pub(super) nodes: Vec<NodeLook>,
+    pub(super) yanks: Vec<YankLook>,
+    pub(super) looks: Vec<MonitorLook>,
+    /// How often each event came while the side was looked at.
+    pub(super) events: BTreeMap<String, u64>,
+    /// The looks at the process, where the process is known.
+    pub(super) process: Vec<ProcessLook>,
+}
+
+impl SideLooks {
+    pub(super) fn new(name: String, reach: MonitorReach) -> Self {
+        Self {
+            name,
+            reach,
+            version: String::new(),
+            uuid: None,
+            capabilities: BTreeSet::new(),
+            parameters: Map::new(),
+            nodes: Vec::new(),
+            yanks: Vec::new(),
+            looks: Vec::new(),
+            events: BTreeMap::new(),
+            process: Vec::new(),
+        }
+    }
+
+    pub(super) fn first(&self) -> Option<&MonitorLook> {
+        self.looks.first()
+    }
+
+    pub(super) fn last(&self) -> Option<&MonitorLook> {
+        self.looks.last()
+    }
+
+    /// The time between the first and the last look.
+    pub(super) fn span(&self) -> Duration {
+        let at = |look: Option<&MonitorLook>| look.map(|look| look.at).unwrap_or_default();
+        at(self.last()).saturating_sub(at(self.first()))
+    }
+
+    /// The run state at the last look.
+    pub(super) fn run(&self) -> Option<&RunState> {
+        self.last()?.run.as_ref()
+    }
+
+    /// `query-migrate` at the last look.
+    pub(super) fn migration(&self) -> Option<&MigrationInfo> {
+        self.last().map(|look| &look.migration)
+    }
+
+    /// The status of the migration at the last look.
+    pub(super) fn status(&self) -> Option<&MigrationStatus> {
+        self.migration()?.status.as_ref()
+    }
+
+    /// Whether every look saw this status, over at least `least`.
+    pub(super) fn kept(&self, status: &MigrationStatus, least: Duration) -> bool {
+        let same = |look: &MonitorLook| look.migration.status.as_ref() == Some(status);
+        !self.looks.is_empty() && self.span() >= least && self.looks.iter().all(same)
+    }
+
+    /// Whether every look saw a guest that stands still, and not by its own doing.
+    pub(super) fn stood(&self) -> bool {
+        let stands = |look: &MonitorLook| {
+            look.run.as_ref().is_some_and(|run| {
+                matches!(
+                    run,
+                    RunState::Paused
+                        | RunState::FinishMigrate
+                        | RunState::PostMigrate
+                        | RunState::Prelaunch
+                        | RunState::InMigrate
+                )
+            })
+        };
+        !self.looks.is_empty() && self.looks.iter().all(stands)
+    }
+
+    pub(super) fn runs(&self) -> bool {
+        self.run() == Some(&RunState::Running)
+    }
+
+    /// The mirrors at the last look.
+    pub(super) fn mirrors(&self) -> impl Iterator<Item = &JobLook> {
+        self.last().into_iter().flat_map(|look| &look.mirrors).filter(|job| job.kind == "mirror" || job.kind.is_empty())
+    }
+
+    /// A job at the first look.
+    pub(super) fn at_first(&self, device: &str) -> Option<&JobLook> {
+        self.first()?.mirrors.iter().find(|job| job.device == device)
+    }
+
+    /// A parameter of migrations that is a number.
+    pub(super) fn parameter(&self, name: &str) -> Option<u64> {
+        self.parameters.get(name).and_then(Value::as_u64)
+    }
+
+    /// The last look at the process.
+    pub(super) fn process(&self) -> Option<&ProcessLook> {
+        self.process.last()
+    }
+
+    /// The nodes that are connections to an NBD server.
+    pub(super) fn nbd_nodes(&self) -> impl Iterator<Item = &NodeLook> {
+        self.nodes.iter().filter(|node| node.drv == "nbd")
+    }
+
+    /// The connections to NBD servers, or all others, that have been made.
+    pub(super) fn connections(&self, nbd: bool) -> impl Iterator<Item = &ConnectionLook> {
+        let of_nbd = move |connection: &ConnectionLook| {
+            // QEMU writes an address as nbd://HOST:PORT/EXPORT, or, with options, as JSON
+            let (written, quoted) = (format!(":{}", connection.remote_port), format!("\"{}\"", connection.remote_port));
+            let names = |file: &str| file.contains(&quoted) || file.split('/').any(|part| part.ends_with(&written));
+            self.nbd_nodes().any(|node| names(&node.file))
+        };
+        let all = self.process().into_iter().flat_map(|process| &process.connections);
+        all.filter(move |connection| of_nbd(connection) == nbd)
+    }
+
+    /// Whether any look tells of a migration that leaves this side.
+    fn sends(&self) -> bool {
+        self.looks.iter().any(|look| look.migration.ram.is_some())
+            || self.mirrors().next().is_some() && self.run() != Some(&RunState::InMigrate)
+    }
+
+    /// Whether any look tells of a migration that comes in.
+    fn receives(&self) -> bool {
+        self.looks.iter().any(|look| look.run == Some(RunState::InMigrate))
+    }
+}
+
+/// A migration.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PairLooks {
+    pub(super) source: Option<SideLooks>,
+    pub(super) destination: Option<SideLooks>,
+}
+
+impl PairLooks {
+    /// Finds out which side is which. What QEMU tells decides; the order in which the sides were given does where
+    /// QEMU's answers leave it open.
+    pub(super) fn of(sides: Vec<SideLooks>) -> Self {
+        let mut sides = sides.into_iter();
+        match (sides.next(), sides.next()) {
+            (Some(one), Some(other)) => {
+                let swapped = one.receives() && !one.sends() || other.sends() && !other.receives() && !one.sends();
+                let (source, destination) = if swapped { (other, one) } else { (one, other) };
+                Self { source: Some(source), destination: Some(destination) }
+            }
+            (Some(only), None) if only.receives() && !only.sends() => Self { source: None, destination: Some(only) },
+            (source, _) => Self { source, destination: None },
+        }
+    }
+
+    pub(super) fn sides(&self) -> impl Iterator<Item = (Side, &SideLooks)> {
+        let source = self.source.iter().map(|side| (Side::Source, side));
+        source.chain(self.destination.iter().map(|side| (Side::Destination, side)))
+    }
+}

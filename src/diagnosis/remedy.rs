@@ -1,0 +1,113 @@
+//! The commands of a remedy, as data and carried out.
+
+use crate::{
+    endpoint::Endpoint,
+    progress::{Side, describe},
+    qmp::{QmpClient, QmpOptions, QmpRequest},
+};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::{Map, Value};
+use std::{fmt, time::Duration};
+
+/// The time for a remedy to be answered.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A QMP command for one side.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct RemedyCommand {
+    /// The side.
+    pub side: Side,
+    /// Whether the command is executed out of band, because QEMU's main loop hangs.
+    pub oob: bool,
+    /// The command's name.
+    pub name: String,
+    arguments: Map<String, Value>,
+}
+
+impl RemedyCommand {
+    pub(super) fn new(side: Side, name: &str, arguments: Value) -> Self {
+        let arguments = match arguments {
+            Value::Object(arguments) => arguments,
+            _ => Map::new(),
+        };
+        Self { side, oob: false, name: name.to_owned(), arguments }
+    }
+
+    /// The same, out of band.
+    pub(super) fn out_of_band(self) -> Self {
+        Self { oob: true, ..self }
+    }
+
+    fn line(&self) -> Value {
+        let verb = if self.oob { "exec-oob" } else { "execute" };
+        let mut line = Map::new();
+        line.insert(verb.to_owned(), self.name.clone().into());
+        if !self.arguments.is_empty() {
+            line.insert("arguments".to_owned(), self.arguments.clone().into());
+        }
+        line.into()
+    }
+}
+
+impl Serialize for RemedyCommand {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("side", self.side.as_str())?;
+        map.serialize_entry("qmp", &self.line())?;
+        map.end()
+    }
+}
+
+impl fmt::Display for RemedyCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.oob { "exec-oob" } else { "execute" };
+        write!(f, "{}: {{\"{verb}\": \"{}\"", self.side.as_str(), self.name)?;
+        if !self.arguments.is_empty() {
+            write!(f, ", \"arguments\": {}", Value::from(self.arguments.clone()))?;
+        }
+        f.write_str("}")
+    }
+}
+
+/// Sends a command of a remedy to its side, and gives QEMU's refusal or the reason why there was no answer.
+///
+/// # Errors
+/// The side cannot be reached, or QEMU has refused the command or left it unanswered.
+pub async fn carry_out(at: &Endpoint, command: &RemedyCommand) -> Result<(), String> {
+    let told = |error: &(dyn std::error::Error + 'static)| describe(error);
+    let dialed = at.dial(ANSWER).await.map_err(|error| told(&error))?;
+    let client = QmpClient::connect(dialed.stream, QmpOptions::labelled(command.side.as_str()));
+    let client = client.await.map_err(|error| told(&error))?;
+    let answer = match command.oob {
+        true => {
+            let instances: Vec<qapi::qmp::YankInstance> =
+                serde_json::from_value(command.arguments.get("instances").cloned().unwrap_or_default())
+                    .map_err(|error| told(&error))?;
+            client.execute_oob(&qapi::qmp::yank { instances }, ANSWER).await
+        }
+        false => {
+            let named = QmpRequest::named(command.name.clone());
+            let request =
+                command.arguments.iter().fold(named, |request, (key, value)| request.with(key, value.clone()));
+            client.start(request, ANSWER).await
+        }
+    };
+    answer.map(drop).map_err(|error| told(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_command_reads_as_it_would_be_typed() {
+        let resume = RemedyCommand::new(Side::Source, "block-job-resume", json!({ "device": "m" }));
+        assert_eq!(resume.to_string(), r#"source: {"execute": "block-job-resume", "arguments": {"device":"m"}}"#);
+        let yank = RemedyCommand::new(Side::Source, "yank", json!({ "instances": [{"type": "migration"}] }));
+        assert!(yank.out_of_band().to_string().contains("exec-oob"));
+        let plain = serde_json::to_value(RemedyCommand::new(Side::Destination, "nbd-server-stop", json!({})));
+        assert_eq!(plain.unwrap(), json!({ "side": "destination", "qmp": { "execute": "nbd-server-stop" } }));
+    }
+}

@@ -1,0 +1,187 @@
+//! The result of a diagnosis.
+
+use super::{cause::Cause, pair::PairLooks, rules};
+use crate::{
+    qemu::reply::MigrationStatus,
+    quantity::{Bytes, Rate},
+};
+use serde::Serialize;
+
+/// What is wrong with a migration, best cause first.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Diagnosis {
+    /// One line: what the migration waits for, or that nothing wrong was found.
+    pub verdict: String,
+    /// The causes, the most certain one first; empty where nothing wrong was found.
+    pub causes: Vec<Cause>,
+    /// The source, as far as it was looked at.
+    pub source: Option<SideReport>,
+    /// The destination.
+    pub destination: Option<SideReport>,
+    /// What could not be looked at, and what would be needed.
+    pub unseen: Vec<String>,
+}
+
+/// One side, in numbers. Rates are over the time that was looked.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SideReport {
+    /// The address or the process.
+    pub address: String,
+    /// QEMU's version.
+    pub version: Option<String>,
+    /// The run state.
+    pub run_state: Option<String>,
+    /// The status of the migration.
+    pub migration: Option<String>,
+    /// RAM that was sent, bytes.
+    pub transferred: Option<u64>,
+    /// RAM yet to send at each look, bytes.
+    pub remaining: Vec<u64>,
+    /// RAM sent, bytes per second.
+    pub bandwidth: Option<u64>,
+    /// RAM dirtied by the guest, bytes per second, as QEMU last measured it.
+    pub dirty_rate: Option<u64>,
+    /// The limit of the bandwidth, bytes per second; absent without one.
+    pub bandwidth_limit: Option<u64>,
+    /// The pause that QEMU expects, milliseconds.
+    pub expected_downtime_ms: Option<u64>,
+    /// The pause that QEMU may make, milliseconds.
+    pub downtime_limit_ms: Option<u64>,
+    /// The throttle of the guest's vCPUs, per cent.
+    pub throttle_pct: Option<u64>,
+    /// The mirrors.
+    pub mirrors: Vec<MirrorReport>,
+    /// The ids of the exports.
+    pub exports: Vec<String>,
+    /// The process.
+    pub pid: Option<u32>,
+    /// The state of its main thread.
+    pub process_state: Option<String>,
+}
+
+/// A mirror, in numbers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MirrorReport {
+    /// The job's id.
+    pub id: String,
+    /// The job's status.
+    pub status: String,
+    /// Bytes copied.
+    pub copied: u64,
+    /// Bytes to copy in all.
+    pub total: u64,
+    /// Bytes per second over the time that was looked.
+    pub rate: u64,
+    /// Bytes yet to copy at each look.
+    pub remaining: Vec<u64>,
+    /// Whether the target has caught up once.
+    pub ready: bool,
+}
+
+impl Diagnosis {
+    pub(super) fn of(looks: &PairLooks, unseen: Vec<String>) -> Self {
+        let causes = rules::causes(looks);
+        let verdict = match causes.first() {
+            Some(cause) => cause.code.meaning().to_owned(),
+            None => healthy(looks),
+        };
+        let of_side = |side: &Option<super::pair::SideLooks>| side.as_ref().map(SideReport::of);
+        let (source, destination) = (of_side(&looks.source), of_side(&looks.destination));
+        Self { verdict, causes, source, destination, unseen }
+    }
+
+    /// Whether anything wrong was found.
+    pub fn is_healthy(&self) -> bool {
+        self.causes.is_empty()
+    }
+}
+
+/// What a migration does that nothing is wrong with, and the time left.
+fn healthy(looks: &PairLooks) -> String {
+    let Some(source) = &looks.source else {
+        return "Nothing wrong found on this side; the source tells more.".to_owned();
+    };
+    let report = SideReport::of(source);
+    let copying: u64 = source.mirrors().filter(|mirror| !mirror.ready).map(super::look::JobLook::remaining).sum();
+    let rate: u64 = report.mirrors.iter().map(|mirror| mirror.rate).sum();
+    if copying > 0 {
+        let left = time_left(copying, rate);
+        return format!("Nothing wrong found: {} of disks are left to copy at {}{left}.", Bytes(copying), Rate(rate));
+    }
+    match source.status() {
+        Some(MigrationStatus::Active) => {
+            let remaining = report.remaining.last().copied().unwrap_or_default();
+            let gain = report.bandwidth.unwrap_or_default().saturating_sub(report.dirty_rate.unwrap_or_default());
+            let left = time_left(remaining, gain);
+            let rate = Rate(report.bandwidth.unwrap_or_default());
+            format!("Nothing wrong found: {} of RAM are left to send at {rate}{left}.", Bytes(remaining))
+        }
+        Some(MigrationStatus::None) | None if source.mirrors().next().is_some() => {
+            "Nothing wrong found: every mirror is ready, and RAM has not been begun.".to_owned()
+        }
+        Some(MigrationStatus::None) | None => "Nothing wrong found: no migration is under way.".to_owned(),
+        Some(status) => format!("Nothing wrong found: the migration is {status}."),
+    }
+}
+
+/// The time that this many bytes take, as the end of a sentence; nothing where the rate says nothing.
+fn time_left(bytes: u64, rate: u64) -> String {
+    match bytes.checked_div(rate) {
+        Some(seconds) => format!(", about {seconds} s left"),
+        None => String::new(),
+    }
+}
+
+impl SideReport {
+    fn of(side: &super::pair::SideLooks) -> Self {
+        let seconds = side.span().as_secs_f64();
+        let rate = |now: u64, first: u64| match seconds > 0.0 {
+            true => (now.saturating_sub(first) as f64 / seconds) as u64,
+            false => 0,
+        };
+        let ram = side.migration().and_then(|migration| migration.ram.as_ref());
+        let first = side.first().and_then(|look| look.migration.ram.as_ref());
+        let positive = |name: &str| side.parameter(name).filter(|&limit| limit > 0);
+        let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        Self {
+            address: side.name.clone(),
+            version: text(&side.version),
+            run_state: side.run().map(ToString::to_string),
+            migration: side.status().map(ToString::to_string),
+            transferred: ram.map(|ram| ram.transferred),
+            remaining: side.looks.iter().filter_map(|look| Some(look.migration.ram.as_ref()?.remaining)).collect(),
+            bandwidth: ram.zip(first).map(|(now, first)| rate(now.transferred, first.transferred)),
+            dirty_rate: ram.map(|ram| ram.dirty_pages_rate.saturating_mul(ram.page_size)),
+            bandwidth_limit: positive("max-bandwidth"),
+            expected_downtime_ms: side.migration().and_then(|migration| migration.expected_downtime),
+            downtime_limit_ms: side.parameter("downtime-limit"),
+            throttle_pct: side.migration().and_then(|migration| migration.cpu_throttle_percentage),
+            mirrors: side
+                .mirrors()
+                .map(|now| MirrorReport {
+                    id: now.device.clone(),
+                    status: now.status.clone(),
+                    copied: now.offset,
+                    total: now.len,
+                    rate: side.at_first(&now.device).map_or(0, |first| rate(now.offset, first.offset)),
+                    remaining: side
+                        .looks
+                        .iter()
+                        .filter_map(|look| look.mirrors.iter().find(|job| job.device == now.device))
+                        .map(super::look::JobLook::remaining)
+                        .collect(),
+                    ready: now.ready,
+                })
+                .collect(),
+            exports: side.last().into_iter().flat_map(|look| &look.exports).map(|export| export.id.clone()).collect(),
+            pid: side.process().map(|process| process.pid),
+            process_state: side.process().map(|process| match process.held() {
+                Some(held) => held.to_owned(),
+                None => process.state.to_string(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Migrations that stay in one state, and channels that carry nothing.
+//!
+//! Pure.
+
+use super::super::{
+    cause::{Cause, Confidence},
+    pair::{KEPT, PairLooks, SideLooks},
+    process_look::ConnectionState,
+    remedy::RemedyCommand,
+};
+use crate::codes::DiagnosisCode;
+use crate::{progress::Side, qemu::reply::MigrationStatus};
+use serde_json::{Value, json};
+
+pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
+    let Some(source) = &looks.source else {
+        causes.extend(looks.destination.as_ref().and_then(postcopy_paused));
+        return;
+    };
+    causes.extend(setup(source));
+    causes.extend(device(source));
+    causes.extend(cancelling(source));
+    causes.extend(unplug(source));
+    causes.extend(postcopy_paused(source).or_else(|| looks.destination.as_ref().and_then(postcopy_paused)));
+    causes.extend(silent(source));
+}
+
+fn seconds(seen: &SideLooks) -> String {
+    format!("{:.1} s", seen.span().as_secs_f64())
+}
+
+fn cut() -> RemedyCommand {
+    RemedyCommand::new(Side::Source, "yank", json!({ "instances": [{ "type": "migration" }] })).out_of_band()
+}
+
+fn cancel() -> RemedyCommand {
+    RemedyCommand::new(Side::Source, "migrate_cancel", json!({}))
+}
+
+/// A channel that is not connected.
+fn setup(source: &SideLooks) -> Option<Cause> {
+    if !source.kept(&MigrationStatus::Setup, KEPT) {
+        return None;
+    }
+    let mut evidence = vec![format!("the source's migration was in setup for {}", seconds(source))];
+    let tls = source.parameters.get("tls-creds").and_then(Value::as_str).filter(|creds| !creds.is_empty());
+    let connecting: Vec<&str> = source
+        .connections(false)
+        .filter(|connection| connection.state == ConnectionState::SynSent)
+        .map(|connection| connection.remote.as_str())
+        .collect();
+    if !connecting.is_empty() {
+        evidence.push(format!("no answer to the first segment from {}", connecting.join(", ")));
+    }
+    let risk = "none: the guest runs on the source";
+    Some(match tls {
+        Some(creds) if connecting.is_empty() => {
+            evidence.push(format!("the channel is to use the TLS credentials {creds}"));
+            Cause::new(DiagnosisCode::Tls, Confidence::Likely, evidence)
+                .remedy("cancel, and see that both sides have credentials and the destination listens with them", risk)
+                .command(cancel())
+                .fixable()
+        }
+        _ => {
+            let confidence = if connecting.is_empty() { Confidence::Likely } else { Confidence::Certain };
+            Cause::new(DiagnosisCode::SetupBlocked, confidence, evidence)
+                .remedy("cancel, and see that the destination listens and that the way to its port is open", risk)
+                .command(cancel())
+                .fixable()
+        }
+    })
+}
+
+/// The state of the devices is not taken.
+fn device(source: &SideLooks) -> Option<Cause> {
+    if !source.kept(&MigrationStatus::Device, KEPT) {
+        return None;
+    }
+    let evidence = vec![
+        format!("the source's migration was in device for {}", seconds(source)),
+        "the guest stands still meanwhile".to_owned(),
+    ];
+    Some(Cause::new(DiagnosisCode::DeviceBlocked, Confidence::Likely, evidence).remedy(
+        "look at the destination: a process that is stopped or waits for storage does not take the state; where it is dead, \
+         the channel can be cut (yank), and the source goes on where QEMU proves that the destination has not all",
+        "after a cut both sides have to be looked at before either is started (qferry recover does)",
+    ))
+}
+
+/// A cancellation that does not come to an end.
+fn cancelling(source: &SideLooks) -> Option<Cause> {
+    let status = [MigrationStatus::Cancelling, MigrationStatus::Failing].into_iter().find(|s| source.kept(s, KEPT))?;
+    let evidence = vec![
+        format!("the source's migration was {status} for {}", seconds(source)),
+        "QEMU waits for a thread that writes to a channel which takes nothing".to_owned(),
+    ];
+    let cause = Cause::new(DiagnosisCode::CancellingStuck, Confidence::Certain, evidence);
+    Some(
+        cause
+            .remedy("cut the channel: the cancellation then ends", "none: the migration is being given up already")
+            .command(cut())
+            .fixable(),
+    )
+}
+
+/// A guest that keeps its network device.
+fn unplug(source: &SideLooks) -> Option<Cause> {
+    if !source.kept(&MigrationStatus::Other("wait-unplug".to_owned()), KEPT) {
+        return None;
+    }
+    let evidence = vec![format!("the source's migration was in wait-unplug for {}", seconds(source))];
+    let cause = Cause::new(DiagnosisCode::GuestWillNotUnplug, Confidence::Likely, evidence);
+    Some(
+        cause
+            .remedy(
+                "look into the guest: its driver has to give up the failover device; cancel where it cannot",
+                "none: the guest runs on the source",
+            )
+            .command(cancel())
+            .fixable(),
+    )
+}
+
+fn postcopy_paused(seen: &SideLooks) -> Option<Cause> {
+    if seen.status() != Some(&MigrationStatus::PostcopyPaused) {
+        return None;
+    }
+    let mut evidence = vec!["query-migrate says postcopy-paused".to_owned()];
+    evidence.extend(seen.migration().and_then(|migration| migration.error_desc.clone()));
+    let cause = Cause::new(DiagnosisCode::PostcopyPaused, Confidence::Certain, evidence);
+    Some(cause.remedy(
+        "make the channel anew: migrate-recover with a new address on the destination, then migrate with that address and \
+         resume on the source; never stop or end either side, each has pages that the other lacks",
+        "none, where both sides live; the guest waits for pages until then",
+    ))
+}
+
+/// A channel that carries nothing, or a device that does not acknowledge the switchover.
+fn silent(source: &SideLooks) -> Option<Cause> {
+    if !source.kept(&MigrationStatus::Active, KEPT) {
+        return None;
+    }
+    let ram = |look: Option<&super::super::look::MonitorLook>| look.and_then(|look| look.migration.ram.clone());
+    let (first, last) = ram(source.first()).zip(ram(source.last()))?;
+    let moved = last.transferred != first.transferred
+        || last.dirty_sync_count != first.dirty_sync_count
+        || last.normal != first.normal
+        || last.duplicate != first.duplicate;
+    if moved {
+        return None;
+    }
+    let mut evidence = vec![format!(
+        "the source has sent nothing for {}: {} bytes sent, {} to send, the migration is active",
+        seconds(source),
+        last.transferred,
+        last.remaining
+    )];
+    if source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20 {
+        evidence.push("the capability switchover-ack is on".to_owned());
+        return Some(
+            Cause::new(DiagnosisCode::SwitchoverNotAcked, Confidence::Possible, evidence)
+                .remedy("cancel, and begin again with switchover-ack off on both sides", "the copied data is lost"),
+        );
+    }
+    let waiting: Vec<String> = source
+        .connections(false)
+        .filter(|connection| connection.state == ConnectionState::Established && connection.unsent > 0)
+        .map(|connection| {
+            format!(
+                "{} bytes wait to be acknowledged by {}, sent again {} times",
+                connection.unsent, connection.remote, connection.retransmits
+            )
+        })
+        .collect();
+    let confidence = if waiting.is_empty() { Confidence::Likely } else { Confidence::Certain };
+    evidence.extend(waiting);
+    let cause = Cause::new(DiagnosisCode::LinkDead, confidence, evidence);
+    Some(
+        cause
+            .remedy(
+                "cut the channel: the migration fails and the guest goes on running on the source; where the link may come \
+                 back, wait",
+                "the copied RAM has to be sent again",
+            )
+            .command(cut())
+            .fixable(),
+    )
+}

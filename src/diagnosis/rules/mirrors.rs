@@ -1,0 +1,266 @@
+//! Mirrors that do not get done, and what earlier tries have left.
+//!
+//! Pure.
+
+use super::super::{
+    cause::{Cause, Confidence},
+    look::JobLook,
+    pair::{KEPT, PairLooks, SideLooks},
+    process_look::ConnectionState,
+    remedy::RemedyCommand,
+};
+use crate::codes::DiagnosisCode;
+use crate::{
+    progress::Side,
+    qemu::reply::{MigrationStatus, RunState},
+    quantity::{Bytes, Rate},
+};
+use serde_json::json;
+
+/// So many errors a second are a mirror that tries without end.
+const FLOOD: f64 = 20.0;
+/// QEMU's error of a job that was cancelled.
+const CANCELLED: &str = "Operation canceled";
+/// The part of its limit above which a mirror counts as held down by the limit.
+const AT_LIMIT: f64 = 0.85;
+
+pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
+    if let Some(source) = &looks.source {
+        causes.extend(source.mirrors().filter_map(|job| mirror(source, job)));
+        causes.extend(flood(source));
+        causes.extend(not_ready(source));
+    }
+    for (side, seen) in looks.sides() {
+        causes.extend(concluded(side, seen));
+    }
+    causes.extend(exports(looks));
+}
+
+/// What is wrong with one mirror.
+fn mirror(source: &SideLooks, job: &JobLook) -> Option<Cause> {
+    let first = source.at_first(&job.device)?;
+    let seconds = source.span().as_secs_f64();
+    if job.is_paused() && first.is_paused() {
+        return Some(paused(source, job));
+    }
+    if source.span() < KEPT || job.status != "running" && job.status != "ready" {
+        return None;
+    }
+    let everywhere = |fits: &dyn Fn(&JobLook) -> bool| {
+        source.looks.iter().all(|look| look.mirrors.iter().filter(|other| other.device == job.device).all(fits))
+    };
+    let rate = job.offset.saturating_sub(first.offset) as f64 / seconds;
+    if job.remaining() > 0 && job.offset == first.offset && everywhere(&|job| job.remaining() > 0) {
+        return Some(stalled(source, job, seconds));
+    }
+    // A mirror that is ready and follows the guest from afar is starved, too: RAM cannot end.
+    let behind = |job: &JobLook| job.remaining() as f64;
+    let gains = behind(job) < behind(first) * 0.98;
+    if job.remaining() == 0 || gains || job.len <= first.len {
+        return None;
+    }
+    let growth = job.len.saturating_sub(first.len) as f64 / seconds;
+    let mut evidence = vec![format!(
+        "the mirror {} copies {} while its guest dirties {}: {} were left {seconds:.1} s ago and {} are left now",
+        job.device,
+        Rate(rate as u64),
+        Rate(growth as u64),
+        Bytes(first.remaining()),
+        Bytes(job.remaining())
+    )];
+    let limited = job.speed > 0 && rate >= job.speed as f64 * AT_LIMIT;
+    if limited {
+        evidence.push(format!("the mirror's speed is limited to {}", Rate(job.speed)));
+    }
+    let cause = Cause::new(DiagnosisCode::MirrorStarved, Confidence::Likely, evidence);
+    let risk = "the guest's own traffic gets less of the link";
+    Some(match limited {
+        true => cause
+            .remedy("take the limit of the mirror's speed away", risk)
+            .command(RemedyCommand::new(
+                Side::Source,
+                "block-job-set-speed",
+                json!({ "device": job.device, "speed": 0 }),
+            ))
+            .fixable(),
+        false => cause.remedy(
+            "let the guest's writes wait for the mirror (copy-mode write-blocking, block-job-change from 8.2 on), give the \
+             link more, or have the guest write less",
+            "the guest's writes take longer while they wait",
+        ),
+    })
+}
+
+fn paused(source: &SideLooks, job: &JobLook) -> Cause {
+    let mut evidence = vec![format!(
+        "the mirror {} was {} over {:.1} s: {} of {} copied",
+        job.device,
+        job.status,
+        source.span().as_secs_f64(),
+        Bytes(job.offset),
+        Bytes(job.len)
+    )];
+    let resume = RemedyCommand::new(Side::Source, "block-job-resume", json!({ "device": job.device }));
+    let cause = match job.io_status.as_str() {
+        "nospace" | "failed" => {
+            evidence.push(format!("its io-status is {}", job.io_status));
+            let cause = Cause::new(DiagnosisCode::MirrorPaused, Confidence::Certain, evidence);
+            let remedy = match job.io_status.as_str() {
+                "nospace" => "make room where the destination's image is, and resume the job",
+                _ => "mend the storage of the destination, and resume the job",
+            };
+            cause.remedy(remedy, "a job that meets the same error pauses again")
+        }
+        _ => {
+            evidence.push("no error is named: a client of QEMU has paused it".to_owned());
+            let cause = Cause::new(DiagnosisCode::MirrorPaused, Confidence::Certain, evidence);
+            cause.remedy("resume the job", "whoever paused it may count on that")
+        }
+    };
+    cause.command(resume).fixable()
+}
+
+/// A mirror that copies nothing, though it has work.
+fn stalled(source: &SideLooks, job: &JobLook, seconds: f64) -> Cause {
+    let mut evidence = vec![format!(
+        "the mirror {} has copied nothing for {seconds:.1} s: {} of {} copied, its status is {}",
+        job.device,
+        Bytes(job.offset),
+        Bytes(job.len),
+        job.status
+    )];
+    let connections: Vec<_> =
+        source.connections(true).filter(|connection| connection.state == ConnectionState::Established).collect();
+    let stuck: Vec<String> = connections
+        .iter()
+        .filter(|connection| connection.unsent > 0)
+        .map(|connection| {
+            format!(
+                "{} bytes wait to be acknowledged by {}, sent again {} times",
+                connection.unsent, connection.remote, connection.retransmits
+            )
+        })
+        .collect();
+    let nodes: Vec<_> = source
+        .yanks
+        .iter()
+        .filter_map(|yank| match yank {
+            super::super::look::YankLook::BlockNode { node_name } => {
+                Some(json!({ "type": "block-node", "node-name": node_name }))
+            }
+            _ => None,
+        })
+        .collect();
+    let risk = "the mirror fails, and its disk has to be copied again; the guest goes on";
+    let cause = if stuck.is_empty() {
+        match connections.is_empty() {
+            true => evidence.push("the queues of its connection were not seen".to_owned()),
+            false => evidence.push("its connection is up, and nothing waits in its queues".to_owned()),
+        }
+        evidence.push(
+            "a limit below the size of its requests, or a destination that is slow to write, looks the same".into(),
+        );
+        let cause = Cause::new(DiagnosisCode::MirrorStalledIdle, Confidence::Likely, evidence);
+        cause.remedy(
+            "look at the destination's process and its storage; where both are well, cut the connection and begin again, \
+             without TLS for NBD where that is on",
+            risk,
+        )
+    } else {
+        evidence.extend(stuck);
+        let cause = Cause::new(DiagnosisCode::LinkDead, Confidence::Certain, evidence);
+        cause.remedy("cut the connection of the mirror, where the link does not come back", risk)
+    };
+    if nodes.is_empty() {
+        return cause;
+    }
+    let yank = RemedyCommand::new(Side::Source, "yank", json!({ "instances": nodes })).out_of_band();
+    cause.command(yank).fixable()
+}
+
+/// A mirror that reports one error after the other.
+fn flood(source: &SideLooks) -> Option<Cause> {
+    let errors = *source.events.get("BLOCK_JOB_ERROR")?;
+    let seconds = source.span().as_secs_f64().max(0.1);
+    if (errors as f64) / seconds < FLOOD {
+        return None;
+    }
+    let evidence = vec![format!("{errors} events BLOCK_JOB_ERROR came in {seconds:.1} s")];
+    let cause = Cause::new(DiagnosisCode::MirrorFailed, Confidence::Certain, evidence);
+    let cause = cause.remedy(
+        "cancel the mirror by force: its policy is to ignore errors, and its target is dead",
+        "the disk has to be copied again; the guest goes on",
+    );
+    let cancel = |job: &JobLook| {
+        RemedyCommand::new(Side::Source, "block-job-cancel", json!({ "device": job.device, "force": true }))
+    };
+    Some(source.mirrors().map(cancel).fold(cause, Cause::command).fixable())
+}
+
+/// RAM that is done, and waits for mirrors.
+fn not_ready(source: &SideLooks) -> Option<Cause> {
+    if !source.kept(&MigrationStatus::PreSwitchover, KEPT) {
+        return None;
+    }
+    let open: Vec<String> = source
+        .mirrors()
+        .filter(|job| !job.ready)
+        .map(|job| format!("the mirror {} has {} left", job.device, Bytes(job.remaining())))
+        .collect();
+    if open.is_empty() {
+        return None;
+    }
+    let cause = Cause::new(DiagnosisCode::MirrorNotReady, Confidence::Certain, open);
+    Some(cause.remedy(
+        "wait for the mirrors, if the guest may stand still for so long; else migrate_cancel",
+        "the guest stands still meanwhile",
+    ))
+}
+
+/// Jobs that are over and that nobody has dismissed.
+fn concluded(side: Side, seen: &SideLooks) -> Vec<Cause> {
+    let last = seen.last().into_iter();
+    let stays = |id: &str| seen.looks.iter().all(|look| look.concluded.iter().any(|job| job.id == id));
+    last.flat_map(|look| &look.concluded)
+        .filter(|job| stays(&job.id) && seen.span() >= KEPT)
+        .map(|job| {
+            let mut evidence =
+                vec![format!("the {side}'s query-jobs: the job {} ({}) has concluded", job.id, job.kind)];
+            evidence.extend(job.error.iter().map(|error| format!("with the error: {error}")));
+            let code = match (&job.error, job.kind.as_str()) {
+                (Some(error), "mirror") if error != CANCELLED => DiagnosisCode::MirrorFailed,
+                _ => DiagnosisCode::LeftoverJob,
+            };
+            Cause::new(code, Confidence::Certain, evidence)
+                .remedy("dismiss the job, once its error is read", "none: the job is over")
+                .command(RemedyCommand::new(side, "job-dismiss", json!({ "id": job.id })))
+                .fixable()
+        })
+        .collect()
+}
+
+/// Writable exports that are left on a destination, after which the guest's disks cannot be activated.
+fn exports(looks: &PairLooks) -> Option<Cause> {
+    let (source, destination) = looks.source.as_ref().zip(looks.destination.as_ref())?;
+    let kept: Vec<&str> = destination.last()?.exports.iter().map(|export| export.id.as_str()).collect();
+    let over = source.mirrors().next().is_none()
+        && [MigrationStatus::Completed, MigrationStatus::Device].iter().any(|status| source.kept(status, KEPT));
+    if kept.is_empty() || !over || !destination.stood() {
+        return None;
+    }
+    let evidence = vec![
+        format!("the destination still has the exports {}", kept.join(", ")),
+        format!("the source has no mirror any more, and its migration is {}", source.status()?),
+        format!("the destination is {}", destination.run().map_or("silent", RunState::as_str)),
+    ];
+    let cause = Cause::new(DiagnosisCode::ExportLeftOpen, Confidence::Likely, evidence);
+    Some(
+        cause
+            .remedy(
+                "stop the NBD server on the destination; its disks can be activated then",
+                "none, where every mirror has concluded",
+            )
+            .command(RemedyCommand::new(Side::Destination, "nbd-server-stop", json!({})))
+            .fixable(),
+    )
+}

@@ -1,0 +1,385 @@
+//! The rules by table: for each cause what is seen, and for each pair of causes that look alike what tells them apart.
+
+use super::{super::look::*, super::pair::*, super::process_look::*, *};
+use crate::{
+    progress::Side,
+    qemu::reply::{MigrationInfo, RunState},
+};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+/// A side with these looks, half a second apart.
+fn side(run: &str, migrations: impl IntoIterator<Item = Value>, jobs: impl Fn(usize) -> Value) -> SideLooks {
+    let mut side = SideLooks::new("unix:/side".to_owned(), MonitorReach::Answers);
+    for (number, migration) in migrations.into_iter().enumerate() {
+        side.looks.push(MonitorLook {
+            at: Duration::from_millis(500 * number as u64),
+            run: Some(RunState::from(run)),
+            migration: serde_json::from_value::<MigrationInfo>(migration).expect("a migration"),
+            mirrors: list(&jobs(number)),
+            ..MonitorLook::default()
+        });
+    }
+    side.parameters =
+        json!({ "max-bandwidth": 1u64 << 40, "downtime-limit": 300 }).as_object().cloned().expect("an object");
+    side.yanks = vec![YankLook::Migration, YankLook::BlockNode { node_name: "nbd0".to_owned() }];
+    side
+}
+
+/// A side that says the same for 3 s.
+fn steady(run: &str, migration: Value) -> SideLooks {
+    side(run, vec![migration; 7], |_| json!([]))
+}
+
+fn only_source(source: SideLooks) -> PairLooks {
+    PairLooks { source: Some(source), destination: None }
+}
+
+fn pair(source: SideLooks, destination: SideLooks) -> PairLooks {
+    PairLooks { source: Some(source), destination: Some(destination) }
+}
+
+fn waiting() -> SideLooks {
+    steady("inmigrate", json!({}))
+}
+
+/// A mirror of 100 MiB.
+fn job(offset: u64, len: u64, more: &Value) -> Value {
+    let mut job = json!({ "device": "m", "type": "mirror", "len": len * MIB, "offset": offset * MIB, "speed": 0,
+        "ready": false, "paused": false, "busy": true, "status": "running", "io-status": "ok" });
+    let (Some(job_fields), Some(more)) = (job.as_object_mut(), more.as_object()) else { unreachable!("objects") };
+    job_fields.extend(more.clone());
+    json!([job])
+}
+
+/// RAM at one look: MiB sent and left, pages dirtied a second, passes.
+fn ram(sent: u64, left: u64, dirty: u64, passes: u64, expected: u64) -> Value {
+    json!({ "status": "active", "expected-downtime": expected, "ram": { "transferred": sent * MIB, "remaining": left * MIB,
+        "total": 1024 * MIB, "dirty-pages-rate": dirty, "dirty-sync-count": passes, "page-size": 4096, "normal": sent } })
+}
+
+fn codes(looks: &PairLooks) -> Vec<DiagnosisCode> {
+    causes(looks).iter().map(|cause| cause.code).collect()
+}
+
+fn connection(unsent: u64, state: ConnectionState) -> ProcessLook {
+    let connection = ConnectionLook {
+        remote: "10.0.0.2:4444".to_owned(),
+        remote_port: 4444,
+        state,
+        unsent,
+        ..ConnectionLook::default()
+    };
+    ProcessLook { pid: 7, state: 'S', connections: vec![connection], ..ProcessLook::default() }
+}
+
+#[test]
+fn a_healthy_migration_has_no_cause() {
+    let idle = |n: usize| ram(100 + 40 * n as u64, 900 - 40 * n as u64, 0, 1, 5000);
+    let busy = |n: usize| ram(1000 + 50 * n as u64, 200 - 20 * n as u64, 5000, 4 + n as u64, 400);
+    let quick = |n: usize| ram(1000 + 50 * n as u64, 3, 5000, 4 + 5 * n as u64, 20);
+    let none = |_: usize| json!([]);
+    let cases = [
+        ("nothing is under way", only_source(steady("running", json!({})))),
+        ("idle", pair(side("running", (0..7).map(idle), none), waiting())),
+        ("busy, and gaining", pair(side("running", (0..7).map(busy), none), waiting())),
+        ("small, and about to switch over", pair(side("running", (0..7).map(quick), none), waiting())),
+        (
+            "mirrors copy",
+            pair(side("running", vec![json!({}); 7], |n| job(10 + 5 * n as u64, 100, &json!({}))), waiting()),
+        ),
+        (
+            "mirrors copy beside a guest that writes",
+            pair(
+                side("running", vec![json!({}); 7], |n| job(10 + 9 * n as u64, 100 + n as u64, &json!({}))),
+                waiting(),
+            ),
+        ),
+        (
+            "mirrors are ready",
+            pair(
+                side("running", vec![json!({}); 7], |_| job(100, 100, &json!({ "ready": true, "status": "ready" }))),
+                waiting(),
+            ),
+        ),
+        (
+            "moved",
+            pair(
+                steady("postmigrate", json!({ "status": "completed" })),
+                steady("running", json!({ "status": "completed" })),
+            ),
+        ),
+        ("cancelled", pair(steady("running", json!({ "status": "cancelled" })), waiting())),
+        ("paused by its owner", only_source(steady("paused", json!({})))),
+        ("the destination waits", PairLooks { source: None, destination: Some(waiting()) }),
+    ];
+    for (name, looks) in cases {
+        assert_eq!(causes(&looks), [], "{name}");
+    }
+}
+
+#[test]
+fn each_cause_is_named_by_what_is_seen_of_it() {
+    use DiagnosisCode as Code;
+    let status = |status: &str| json!({ "status": status });
+    let failed = |words: &str| json!({ "status": "failed", "error-desc": words });
+    let with = |mut side: SideLooks, change: &dyn Fn(&mut SideLooks)| {
+        change(&mut side);
+        side
+    };
+    let reach = |reach: MonitorReach| SideLooks::new("unix:/side".to_owned(), reach);
+    let hangs =
+        |oob| with(reach(MonitorReach::Hangs { waited: KEPT, oob }), &|side| side.yanks = vec![YankLook::Migration]);
+    let gone = || reach(MonitorReach::Gone { words: "nobody listens".to_owned() });
+    let stopped = |state| {
+        with(reach(MonitorReach::NotAsked), &|side| {
+            side.process = vec![ProcessLook { pid: 7, state, ..ProcessLook::default() }];
+        })
+    };
+    let mirror = |of: &dyn Fn(usize) -> Value| only_source(side("running", vec![json!({}); 7], of));
+    let cases: Vec<(PairLooks, Code)> = vec![
+        (only_source(stopped('T')), Code::ProcessStopped),
+        (only_source(stopped('t')), Code::ProcessStopped),
+        (only_source(hangs(Some(true))), Code::MonitorBlocked),
+        (
+            only_source(reach(MonitorReach::Greets { words: "no answer to qmp_capabilities".to_owned() })),
+            Code::MonitorBlocked,
+        ),
+        (only_source(hangs(Some(false))), Code::MonitorUnresponsive),
+        (only_source(hangs(None)), Code::NoOutOfBand),
+        (only_source(reach(MonitorReach::NoGreeting { words: "no greeting".to_owned() })), Code::MonitorUnresponsive),
+        (pair(gone(), waiting()), Code::SourceGone),
+        (pair(steady("finish-migrate", status("pre-switchover")), gone()), Code::DestinationGone),
+        (pair(steady("finish-migrate", status("pre-switchover")), waiting()), Code::WaitingForContinue),
+        (pair(steady("running", json!({})), steady("running", json!({}))), Code::BothRunning),
+        (pair(steady("postmigrate", status("completed")), steady("paused", status("completed"))), Code::BothPaused),
+        (pair(steady("paused", status("failed")), steady("inmigrate", json!({}))), Code::BothPaused),
+        (only_source(steady("guest-panicked", json!({}))), Code::GuestEnded),
+        (only_source(steady("io-error", json!({}))), Code::GuestEnded),
+        (only_source(steady("postmigrate", status("postcopy-paused"))), Code::PostcopyPaused),
+        (only_source(steady("running", failed("Unable to write to socket: Broken pipe"))), Code::LinkDead),
+        (
+            only_source(steady("running", failed("Failed to connect to '10.0.0.2:4444': Connection refused"))),
+            Code::SetupBlocked,
+        ),
+        (only_source(steady("running", failed("Certificate does not match the hostname localhost"))), Code::Tls),
+        (
+            only_source(steady("running", failed("multifd_send_sync_main: multifd_send_pages fail"))),
+            Code::MultifdIncompatible,
+        ),
+        (
+            only_source(steady("running", failed("Userfaultfd not available: Operation not permitted"))),
+            Code::Userfaultfd,
+        ),
+        (only_source(steady("running", failed("Unable to use zero copy, mlock limit"))), Code::Memlock),
+        (only_source(steady("running", failed("A TLS rehandshake was requested"))), Code::TlsRekey),
+        (
+            pair(
+                steady("running", failed("Unable to write to socket: Broken pipe")),
+                steady("inmigrate", failed("error while loading state for instance 0x0 of device 'x'")),
+            ),
+            Code::StateRefused,
+        ),
+        (
+            pair(steady("running", json!({})), steady("inmigrate", failed("Failed to get \"write\" lock"))),
+            Code::ImageLocked,
+        ),
+        (only_source(steady("running", json!({ "blocked-reasons": ["The node is busy"] }))), Code::MigrationBlocked),
+        (only_source(steady("running", status("setup"))), Code::SetupBlocked),
+        (
+            only_source(with(steady("running", status("setup")), &|side| {
+                side.parameters.insert("tls-creds".to_owned(), "tls0".into());
+            })),
+            Code::Tls,
+        ),
+        (only_source(steady("finish-migrate", status("device"))), Code::DeviceBlocked),
+        (only_source(steady("running", status("cancelling"))), Code::CancellingStuck),
+        (only_source(steady("running", status("wait-unplug"))), Code::GuestWillNotUnplug),
+        (only_source(steady("running", ram(100, 300, 0, 2, 300))), Code::LinkDead),
+        (
+            only_source(with(steady("running", ram(100, 0, 0, 2, 300)), &|side| {
+                side.capabilities.insert("switchover-ack".to_owned());
+            })),
+            Code::SwitchoverNotAcked,
+        ),
+        (mirror(&|_| job(10, 100, &json!({ "paused": true, "status": "paused" }))), Code::MirrorPaused),
+        (
+            mirror(&|_| job(100, 100, &json!({ "paused": true, "status": "standby", "ready": true }))),
+            Code::MirrorPaused,
+        ),
+        (mirror(&|_| job(10, 100, &json!({}))), Code::MirrorStalledIdle),
+        (mirror(&|n| job(10 + 5 * n as u64, 100 + 5 * n as u64, &json!({}))), Code::MirrorStarved),
+        (
+            only_source(side("finish-migrate", vec![status("pre-switchover"); 7], |n| {
+                job(10 + n as u64, 100, &json!({}))
+            })),
+            Code::MirrorNotReady,
+        ),
+        (mirror_flood(), Code::MirrorFailed),
+        (
+            only_source(side("running", vec![status("cancelled"); 7], |_| {
+                job(100, 100, &json!({ "ready": true, "status": "ready" }))
+            })),
+            Code::ControllerWaits,
+        ),
+        (leftover(&json!({ "id": "old", "type": "backup", "status": "concluded" })), Code::LeftoverJob),
+        (
+            leftover(&json!({ "id": "old", "type": "mirror", "status": "concluded", "error": "No space left" })),
+            Code::MirrorFailed,
+        ),
+        (
+            pair(
+                steady("postmigrate", status("completed")),
+                with(steady("paused", status("completed")), &|side| {
+                    for look in &mut side.looks {
+                        look.exports = vec![ExportLook { id: "e".to_owned(), ..ExportLook::default() }];
+                    }
+                }),
+            ),
+            Code::ExportLeftOpen,
+        ),
+        (
+            only_source(side("running", (0..7).map(|n| ram(1000 + 50 * n, 200, 30_000, 4 + n, 900)), |_| json!([]))),
+            Code::NotConverging,
+        ),
+        (
+            only_source(with(
+                side("running", (0..7).map(|n| ram(1000 + 50 * n, 200, 30_000, 4 + n, 900)), |_| json!([])),
+                &|side| {
+                    side.parameters.insert("max-bandwidth".to_owned(), (100 * MIB).into());
+                },
+            )),
+            Code::BandwidthCapped,
+        ),
+        (
+            only_source(side("running", (0..7).map(|n| ram(1000 + 50 * n, 60, 5000, 4 + n, 700)), |_| json!([]))),
+            Code::DowntimeTooSmall,
+        ),
+    ];
+    let mut named: Vec<Code> = Vec::new();
+    for (looks, code) in &cases {
+        let found = causes(looks);
+        assert!(found.iter().any(|cause| cause.code == *code), "{code}: {found:#?}");
+        for cause in &found {
+            assert!(!cause.evidence.is_empty() && !cause.remedy.is_empty() && !cause.risk.is_empty(), "{cause:?}");
+            assert_eq!(cause.fixable, cause.fixable && !cause.commands.is_empty());
+        }
+        named.push(*code);
+    }
+    for code in Code::ALL {
+        assert!(named.contains(code), "no row shows {code}");
+    }
+}
+
+fn mirror_flood() -> PairLooks {
+    let mut source = side("running", vec![json!({}); 7], |n| job(10 + n as u64, 100, &json!({})));
+    source.events.insert("BLOCK_JOB_ERROR".to_owned(), 5000);
+    only_source(source)
+}
+
+fn leftover(job: &Value) -> PairLooks {
+    let mut source = steady("running", json!({}));
+    for look in &mut source.looks {
+        look.concluded = list(&json!([job]));
+    }
+    only_source(source)
+}
+
+/// For each pair of a group that looks alike: what tells them apart, in both directions.
+#[test]
+fn causes_that_look_alike_are_told_apart() {
+    use DiagnosisCode as Code;
+    let first = |looks: &PairLooks| causes(looks).first().map(|cause| (cause.code, cause.confidence));
+
+    // a channel that carries nothing: a queue that is full, and one that is not seen
+    let mut dead = steady("running", ram(100, 300, 0, 2, 300));
+    dead.process = vec![connection(65_536, ConnectionState::Established)];
+    assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Certain)));
+    dead.process.clear();
+    assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Likely)));
+    // a destination that is stopped explains the same silence
+    let mut stopped = waiting();
+    stopped.process = vec![ProcessLook { pid: 7, state: 'T', ..ProcessLook::default() }];
+    let both = pair(dead, stopped);
+    assert_eq!(first(&both), Some((Code::ProcessStopped, Confidence::Certain)));
+    let follows =
+        causes(&both).into_iter().find(|cause| cause.code == Code::LinkDead).expect("the silence is told, too");
+    assert_eq!(follows.confidence, Confidence::Possible);
+
+    // a mirror that copies nothing: its queue is full, or empty
+    let mut stalled = side("running", vec![json!({}); 7], |_| job(10, 100, &json!({})));
+    stalled.nodes = vec![NodeLook {
+        node_name: "nbd0".to_owned(),
+        drv: "nbd".to_owned(),
+        file: "nbd://10.0.0.2:4444/disk".to_owned(),
+    }];
+    stalled.process = vec![connection(0, ConnectionState::Established)];
+    assert_eq!(first(&only_source(stalled.clone())), Some((Code::MirrorStalledIdle, Confidence::Likely)));
+    stalled.process = vec![connection(4096, ConnectionState::Established)];
+    assert_eq!(first(&only_source(stalled)), Some((Code::LinkDead, Confidence::Certain)));
+
+    // pre-switchover: the destination waits, or is gone
+    let stands = || steady("finish-migrate", json!({ "status": "pre-switchover" }));
+    assert_eq!(first(&pair(stands(), waiting())), Some((Code::WaitingForContinue, Confidence::Certain)));
+    let gone = SideLooks::new("d".to_owned(), MonitorReach::Gone { words: "nobody listens".to_owned() });
+    assert_eq!(first(&pair(stands(), gone)), Some((Code::DestinationGone, Confidence::Certain)));
+
+    // setup: nobody answers the first segment, or a handshake waits
+    let mut setup = steady("running", json!({ "status": "setup" }));
+    setup.parameters.insert("tls-creds".to_owned(), "tls0".into());
+    assert_eq!(codes(&only_source(setup.clone())), [Code::Tls]);
+    setup.process = vec![connection(0, ConnectionState::SynSent)];
+    assert_eq!(codes(&only_source(setup)), [Code::SetupBlocked]);
+
+    // a mirror that is paused by an error, or by a client
+    for (io_status, words) in [("nospace", "room"), ("failed", "storage"), ("ok", "client of QEMU")] {
+        let paused = |_| job(10, 100, &json!({ "paused": true, "status": "paused", "io-status": io_status }));
+        let found = causes(&only_source(side("running", vec![json!({}); 7], paused)));
+        let told = format!("{:?}", found.first());
+        assert!(found.len() == 1 && told.contains(words), "{told}");
+    }
+
+    // two guests that are not the same
+    let mut pair_of_guests = pair(steady("running", json!({})), steady("running", json!({})));
+    let mut name = |side: Side, uuid: &str| {
+        let seen = if side == Side::Source { &mut pair_of_guests.source } else { &mut pair_of_guests.destination };
+        seen.as_mut().expect("a side").uuid = Some(uuid.to_owned());
+        first(&pair_of_guests)
+    };
+    name(Side::Source, "a");
+    assert_eq!(name(Side::Destination, "a"), Some((Code::BothRunning, Confidence::Certain)));
+    assert_eq!(name(Side::Destination, "b"), None);
+}
+
+#[test]
+fn which_side_is_which_does_not_depend_on_the_order() {
+    let source = || side("running", vec![json!({}); 3], |_| job(10, 100, &json!({})));
+    for sides in [vec![source(), waiting()], vec![waiting(), source()]] {
+        let looks = PairLooks::of(sides);
+        assert_eq!(looks.destination.as_ref().and_then(SideLooks::run), Some(&RunState::InMigrate));
+    }
+    assert!(PairLooks::of(vec![waiting()]).source.is_none());
+    assert!(PairLooks::of(vec![source()]).destination.is_none());
+}
+
+proptest! {
+    /// Whatever a QEMU answers, the rules come to an end, and each cause has its evidence.
+    #[test]
+    fn no_answer_breaks_a_rule(
+        run in "running|paused|inmigrate|finish-migrate|postmigrate|of-tomorrow",
+        status in "active|setup|device|cancelling|pre-switchover|failed|completed|of-tomorrow",
+        numbers in prop::collection::vec((any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>()), 0..6),
+    ) {
+        let migration = |&(sent, left, dirty, passes): &(u64, u64, u64, u64)| json!({ "status": status, "ram": {
+            "transferred": sent, "remaining": left, "total": left, "dirty-pages-rate": dirty, "dirty-sync-count": passes } });
+        let jobs = |n: usize| json!([{ "device": "m", "type": "mirror", "len": numbers[n].0, "offset": numbers[n].1,
+            "status": "running", "speed": numbers[n].2 }]);
+        let source = side(&run, numbers.iter().map(migration), jobs);
+        for cause in causes(&pair(source, waiting())) {
+            prop_assert!(!cause.evidence.is_empty());
+        }
+    }
+}

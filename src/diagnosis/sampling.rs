@@ -1,0 +1,258 @@
+//! The looks: what is asked of each side, how often, and for how long.
+//!
+//! Asks only; a side that does not answer is asked once out of band, and not again. Each question has a deadline.
+
+use super::{
+    look::{ConcludedJob, JobLook, MonitorLook, list},
+    pair::{MonitorReach, PairLooks, SideLooks},
+    process_look::ProcessLook,
+    report::Diagnosis,
+};
+use crate::{
+    endpoint::{DialError, Endpoint, PeerPid},
+    progress::describe,
+    qmp::{ConnectError, EventStream, QmpClient, QmpOptions, QmpRequest, StreamItem},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// The time for a connection and its greeting.
+const MEET: Duration = Duration::from_secs(3);
+/// The time for an answer. QEMU answers in well under a millisecond unless its main loop hangs.
+const ANSWER: Duration = Duration::from_secs(2);
+/// The time between two looks.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The least and the most time that is looked.
+const LASTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+
+/// What is to be looked at.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct DiagnoseSettings {
+    /// The monitors: of one side, or of the source and the destination. QEMU's answers decide which is which.
+    pub sides: Vec<Endpoint>,
+    /// A process that is looked at without a monitor.
+    pub pid: Option<u32>,
+    /// How long is looked; at least 2 s, because only time tells slow from stuck.
+    pub lasting: Duration,
+}
+
+impl DiagnoseSettings {
+    /// Settings for these monitors, and 3 s.
+    pub fn new(sides: Vec<Endpoint>) -> Self {
+        Self { sides, pid: None, lasting: Duration::from_secs(3) }
+    }
+}
+
+/// Why nothing could be looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiagnosisError {
+    /// There is neither a monitor nor a process, or more than two monitors.
+    #[error("a diagnosis looks at one monitor or two, or at a process; {given} monitors were given")]
+    Sides {
+        /// The number of monitors.
+        given: usize,
+    },
+    /// There is no such process.
+    #[error("there is no process {pid}")]
+    NoProcess {
+        /// The pid.
+        pid: u32,
+    },
+    /// None of the monitors exists, and no process is known.
+    #[error("nothing could be looked at: {words}")]
+    Nothing {
+        /// What stands in the way, for each side.
+        words: String,
+    },
+}
+
+/// Looks at a migration for a few seconds, within a tokio runtime, and names what is wrong with it. Nothing is changed
+/// in QEMU.
+///
+/// # Errors
+/// See [`DiagnosisError`]. A side that cannot be reached while the other can is a cause, and no error.
+pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, DiagnosisError> {
+    let given = settings.sides.len();
+    if given > 2 || given == 0 && settings.pid.is_none() {
+        return Err(DiagnosisError::Sides { given });
+    }
+    let lasting = settings.lasting.clamp(LASTING.0, LASTING.1);
+    let mut unseen = Vec::new();
+    let mut sides = Vec::new();
+    match (settings.sides.as_slice(), settings.pid) {
+        ([one, other], _) => {
+            let (one, other) = tokio::join!(side(one, lasting), side(other, lasting));
+            sides.extend([one, other]);
+        }
+        ([one], _) => sides.push(side(one, lasting).await),
+        ([..], Some(pid)) => sides.push(process(pid, lasting).await.ok_or(DiagnosisError::NoProcess { pid })?),
+        ([..], None) => {}
+    }
+    let words = |side: &SideLooks| match &side.reach {
+        MonitorReach::Gone { words } if side.process.is_empty() => Some(words.clone()),
+        _ => None,
+    };
+    let gone: Vec<String> = sides.iter().filter_map(words).collect();
+    if gone.len() == sides.len() {
+        return Err(DiagnosisError::Nothing { words: gone.join("; ") });
+    }
+    for seen in &sides {
+        unseen.extend(seen.process().into_iter().flat_map(|process| process.hidden.clone()));
+        match seen.reach {
+            MonitorReach::NotAsked => unseen.push("no monitor was asked: QEMU's own state is not known".to_owned()),
+            _ if seen.process.is_empty() => {
+                unseen.push(format!("{}: its process is not known, so threads and queues are not seen", seen.name));
+            }
+            _ => {}
+        }
+    }
+    if given == 1 {
+        unseen.push("only one side was given: the other side's state is not known".to_owned());
+    }
+    Ok(Diagnosis::of(&PairLooks::of(sides), unseen))
+}
+
+/// Looks at a process alone.
+async fn process(pid: u32, lasting: Duration) -> Option<SideLooks> {
+    let first = ProcessLook::read(pid)?;
+    let mut seen = SideLooks::new(format!("process {pid}"), MonitorReach::NotAsked);
+    seen.process.push(first);
+    sleep(lasting).await;
+    seen.process.extend(ProcessLook::read(pid));
+    Some(seen)
+}
+
+/// Looks at one side.
+async fn side(at: &Endpoint, lasting: Duration) -> SideLooks {
+    let name = at.to_string();
+    let dialed = match at.dial(MEET).await {
+        Ok(dialed) => dialed,
+        Err(error) => return SideLooks::new(name, unreached(&error)),
+    };
+    let pid = dialed.peer.as_ref().map(PeerPid::pid);
+    let options = QmpOptions { greeting_deadline: MEET, ..QmpOptions::labelled(name.as_str()) };
+    let mut seen = match QmpClient::connect(dialed.stream, options).await {
+        Ok(client) => ask(name, &client, pid, lasting).await,
+        Err(error) => {
+            let words = describe(&error);
+            let reach = match error {
+                ConnectError::Ended(_) => MonitorReach::Gone { words },
+                ConnectError::Negotiation(_) => MonitorReach::Greets { words },
+                _ => MonitorReach::NoGreeting { words },
+            };
+            SideLooks::new(name, reach)
+        }
+    };
+    if seen.process.is_empty() {
+        seen.process.extend(pid.and_then(ProcessLook::read));
+    }
+    seen
+}
+
+/// An address that nobody listens at is a QEMU that is gone; anything else says nothing about QEMU.
+fn unreached(error: &DialError) -> MonitorReach {
+    let words = describe(error);
+    match error {
+        DialError::Missing { .. } | DialError::Refused { .. } => MonitorReach::Gone { words },
+        _ => MonitorReach::NoGreeting { words },
+    }
+}
+
+/// Asks a QEMU that has greeted, until the time is over or it answers no more.
+async fn ask(name: String, client: &QmpClient, pid: Option<u32>, lasting: Duration) -> SideLooks {
+    let mut seen = SideLooks::new(name, MonitorReach::Answers);
+    let greeting = client.greeting();
+    seen.version =
+        greeting.and_then(|greeting| greeting.version).map(|version| version.to_string()).unwrap_or_default();
+    let mut events = client.subscribe();
+    let began = Instant::now();
+    loop {
+        let at = began.elapsed();
+        seen.process.extend(pid.and_then(ProcessLook::read));
+        match look(client, at).await {
+            Some(look) => seen.looks.push(look),
+            None => {
+                seen.reach = unanswered(client, &mut seen).await;
+                return seen;
+            }
+        }
+        if seen.looks.len() == 1 {
+            once(client, &mut seen).await;
+        }
+        if began.elapsed() >= lasting {
+            return seen;
+        }
+        count(&mut events, &mut seen, began + at + PAUSE).await;
+    }
+}
+
+/// Counts events until a moment.
+async fn count(events: &mut EventStream, seen: &mut SideLooks, until: Instant) {
+    loop {
+        let Ok(item) = timeout(until.saturating_duration_since(Instant::now()), events.next()).await else { return };
+        match item {
+            StreamItem::Event(event) => *seen.events.entry(event.name.clone()).or_default() += 1,
+            StreamItem::Lagged(lost) => *seen.events.entry("BLOCK_JOB_ERROR".to_owned()).or_default() += lost,
+            StreamItem::Closed(_) => return sleep_until(until).await,
+        }
+    }
+}
+
+/// One look; `None` where QEMU does not answer.
+async fn look(client: &QmpClient, at: Duration) -> Option<MonitorLook> {
+    let start = |name: &'static str| client.start(QmpRequest::named(name), ANSWER);
+    // QEMU answers in the order of the questions, so all of them can be under way
+    let (run, migration) = (start("query-status"), start("query-migrate"));
+    let (mirrors, jobs, exports) = (start("query-block-jobs"), start("query-jobs"), start("query-block-exports"));
+    let run = run.await.ok()?;
+    let migration = migration.await.ok()?;
+    let (mirrors, jobs, exports) = (mirrors.await, jobs.await, exports.await);
+    let jobs: Vec<ConcludedJob> = list(&jobs.unwrap_or_default());
+    Some(MonitorLook {
+        at,
+        run: run.get("status").and_then(Value::as_str).map(Into::into),
+        migration: Deserialize::deserialize(&migration).unwrap_or_default(),
+        mirrors: list::<JobLook>(&mirrors.unwrap_or_default()),
+        concluded: jobs.into_iter().filter(|job| job.status == "concluded").collect(),
+        exports: list(&exports.unwrap_or_default()),
+    })
+}
+
+/// Asks for what stays the same.
+async fn once(client: &QmpClient, seen: &mut SideLooks) {
+    let start = |request: QmpRequest| client.start(request, ANSWER);
+    let named = |name: &'static str| start(QmpRequest::named(name));
+    let (uuid, capabilities) = (named("query-uuid"), named("query-migrate-capabilities"));
+    let (parameters, yanks) = (named("query-migrate-parameters"), named("query-yank"));
+    let nodes = start(QmpRequest::named("query-named-block-nodes").with("flat", true));
+    let uuid = uuid.await.unwrap_or_default();
+    seen.uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_owned);
+    let capabilities: Vec<crate::qemu::reply::MigrationCapabilityStatus> =
+        list(&capabilities.await.unwrap_or_default());
+    seen.capabilities = capabilities.into_iter().filter(|one| one.state).map(|one| one.capability).collect();
+    if let Ok(Value::Object(parameters)) = parameters.await {
+        seen.parameters = parameters;
+    }
+    seen.yanks = list(&yanks.await.unwrap_or_default());
+    seen.nodes = list(&nodes.await.unwrap_or_default());
+}
+
+/// Finds out whether a QEMU that does not answer does so out of band.
+async fn unanswered(client: &QmpClient, seen: &mut SideLooks) -> MonitorReach {
+    if client.is_closed() {
+        let words = format!("{} has closed its monitor", seen.name);
+        return MonitorReach::Gone { words };
+    }
+    if !client.oob() {
+        return MonitorReach::Hangs { waited: ANSWER, oob: None };
+    }
+    let answer = client.execute_oob(&qapi::qmp::query_yank {}, ANSWER).await;
+    if let Ok(yanks) = &answer {
+        seen.yanks = serde_json::to_value(yanks).map(|yanks| list(&yanks)).unwrap_or_default();
+    }
+    MonitorReach::Hangs { waited: ANSWER, oob: Some(answer.is_ok()) }
+}
