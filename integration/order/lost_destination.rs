@@ -81,6 +81,41 @@ async fn a_frozen_destination_that_ran_is_not_ended_for_a_source_that_hangs() {
     assert!(run.actions("yank") > 0, "the source is freed as far as that harms nobody: {run:?}");
 }
 
+/// A destination that somebody ends while `cont` is on its way: with this event before the end, and after a RESUME.
+fn ended_for(reason: &'static str, resumes: bool) -> ModelPair {
+    let model = processes();
+    let shared = model.shared.clone();
+    model.on(Destination, "cont", move |_| {
+        let mut state = shared.state();
+        if resumes {
+            state.emit(Destination, "RESUME", Value::Null);
+        }
+        if !reason.is_empty() {
+            state.emit(Destination, "SHUTDOWN", json!({ "guest": reason == "guest-shutdown", "reason": reason }));
+        }
+        state.die(Destination);
+        Vec::new()
+    });
+    model
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_is_ended_before_cont_gives_the_guest_back() {
+    for reason in ["host-qmp-quit", "host-signal"] {
+        let mut model = ended_for(reason, false);
+        let run = model.migrate().await;
+        assert_eq!((run.outcome.outcome, run.outcome.runs_on), (Ending::RolledBack, RunsOn::Source), "{run:?}");
+        assert_eq!((run.count("source: cont"), run.count("source: quit")), (1, 0), "{run:?}");
+        assert_eq!(model.state().source.run, "running", "{run:?}");
+    }
+    for (reason, resumes) in [("", false), ("guest-shutdown", false), ("host-qmp-quit", true)] {
+        let mut model = ended_for(reason, resumes);
+        let run = model.migrate().await;
+        assert_eq!(run.count("source: cont"), 0, "{reason} {resumes}: {run:?}");
+        assert_ne!(run.outcome.runs_on, RunsOn::Source, "{reason} {resumes}: {run:?}");
+    }
+}
+
 /// A guest that is shut down on the destination right after it was started there.
 fn shut_down(processes: bool, word: &'static str) -> ModelPair {
     let model = ModelPair::new(&PairShape { processes, ..PairShape::default() });

@@ -14,10 +14,12 @@ use crate::{
 use qapi::qmp;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The pause between two questions about what no event tells, with the guest stopped.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// The time within which the events that came before the end of a connection are taken in.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 
 /// How the exchange can fail.
 #[derive(Debug, Error)]
@@ -134,6 +136,18 @@ pub(crate) async fn start_guest(
         status.is_live().then(Moment::now)
     };
     destination.until_known("RESUME", time_left(deadline), |seen| seen.resumed, asked).await
+}
+
+/// Whether a `cont` that failed is proved to have had no effect: QEMU has refused the command, or has ended for
+/// somebody's `quit` before the guest ran.
+pub(crate) async fn had_no_effect(destination: &Process, error: &ProcessError) -> bool {
+    if error.is_refusal() || !destination.is_gone() {
+        return error.is_refusal();
+    }
+    // nothing tells of events any more once all have been taken in
+    let mut observed = destination.watch();
+    let all = async { while observed.changed().await.is_ok() {} };
+    timeout(LAST_EVENTS, all).await.is_ok() && destination.observed().ended_before_it_ran()
 }
 
 /// Waits up to `patience` for proof that the process of one side has ended.

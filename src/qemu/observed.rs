@@ -83,6 +83,8 @@ pub struct Observed {
     pub shutdown: Option<ShutdownSeen>,
     /// How many events told that the guest may stand another way than before.
     pub stance_changes: u64,
+    /// How many events were lost, because they came faster than they were taken in.
+    pub lost: u64,
 }
 
 impl Observed {
@@ -103,12 +105,24 @@ impl Observed {
                         sender.send_modify(|observed| observed.apply(&event));
                     }
                     // `until_known` asks for an overdue event, so a lost one ends no wait.
-                    StreamItem::Lagged(lost) => tracing::warn!(lost, "events were lost"),
+                    StreamItem::Lagged(lost) => {
+                        tracing::warn!(lost, "events were lost");
+                        sender.send_modify(|observed| observed.lost = observed.lost.saturating_add(lost));
+                    }
                     StreamItem::Closed(_) => return,
                 }
             }
         });
         receiver
+    }
+
+    /// Whether a QEMU that has closed its connection is proved not to have run the guest since the engine connected.
+    ///
+    /// QEMU says RESUME before the vCPUs run. After SHUTDOWN for a `quit` or a signal, QEMU leaves its main loop and
+    /// carries out no command any more.
+    pub fn ended_before_it_ran(&self) -> bool {
+        let ends = |seen: &ShutdownSeen| !seen.guest && matches!(&*seen.reason, "host-qmp-quit" | "host-signal");
+        self.shutdown.as_ref().is_some_and(ends) && self.resumed.is_none() && self.lost == 0
     }
 
     /// Folds one event into the state.

@@ -61,10 +61,13 @@ pub(crate) async fn hand_over(
         let recorded = timeout(limit, starting).await.unwrap_or_else(|_| Err(attempt.log.slow(limit).into()));
         recorded.map_err(|failure| HandoverFailure::new(failure, Some(ContKnowledge::Refused)))?;
         let started = exchange::start_guest(destination, arrival.proof, deadline).await;
-        let resumed = started.map_err(|error| {
-            let cont = ContKnowledge::Never.take_answer(error.is_refusal());
-            HandoverFailure::new(error, Some(cont))
-        })?;
+        let resumed = match started {
+            Ok(resumed) => resumed,
+            Err(error) => {
+                let cont = ContKnowledge::Never.take_answer(exchange::had_no_effect(destination, &error).await);
+                return Err(HandoverFailure::new(error, Some(cont)));
+            }
+        };
         attempt.ledger.mark(LedgerMark::Resume, resumed);
     }
     Ok(())

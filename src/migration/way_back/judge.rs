@@ -439,10 +439,13 @@ impl<'a> Judge<'a> {
         let Some(arrived) = arrived else { return Ok(None) };
         let limit = self.time_left();
         let started = exchange::start_guest(destination, arrived, Instant::now() + limit).await;
-        let refused = started.as_ref().is_err_and(ProcessError::is_refusal);
-        if let Err(error) = started {
-            self.context.report.warn("handover-failed", describe(&error));
-        }
+        let refused = match started {
+            Ok(_) => false,
+            Err(error) => {
+                self.context.report.warn("handover-failed", describe(&error));
+                exchange::had_no_effect(destination, &error).await
+            }
+        };
         Ok(Some(StepOutcome::ContSent { refused }))
     }
 }
