@@ -12,6 +12,9 @@ use crate::codes::DiagnosisCode;
 use crate::{progress::Side, qemu::reply::MigrationStatus};
 use serde_json::{Value, json};
 
+/// The bytes that can leave at once, between which a low limit holds RAM back.
+const BURST: f64 = 1048576.0;
+
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     let Some(source) = &looks.source else {
         causes.extend(looks.destination.as_ref().and_then(postcopy_paused));
@@ -172,6 +175,12 @@ fn silent(source: &SideLooks) -> Option<Cause> {
             )
         })
         .collect();
+    // at a low limit QEMU's buffer leaves in bursts
+    let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
+    let explained = limit.is_some_and(|limit| BURST / limit as f64 >= source.span().as_secs_f64());
+    if waiting.is_empty() && explained {
+        return None;
+    }
     let confidence = if waiting.is_empty() { Confidence::Likely } else { Confidence::Certain };
     evidence.extend(waiting);
     let cause = Cause::new(DiagnosisCode::LinkDead, confidence, evidence);

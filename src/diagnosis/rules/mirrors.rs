@@ -21,6 +21,10 @@ use serde_json::json;
 const FLOOD: f64 = 20.0;
 /// QEMU's error of a job that was cancelled.
 const CANCELLED: &str = "Operation canceled";
+/// The part of what a mirror was behind, and of what it copies, from which on it counts as not gaining.
+const GAIN: f64 = 0.98;
+/// The bytes that QEMU lets a mirror copy at once, and only then holds the mirror to its limit.
+const BURST: f64 = 16.0 * 1048576.0;
 /// The part of its limit above which a mirror counts as held down by the limit.
 const AT_LIMIT: f64 = 0.85;
 
@@ -46,20 +50,25 @@ fn mirror(source: &SideLooks, job: &JobLook) -> Option<Cause> {
     if source.span() < KEPT || job.status != "running" && job.status != "ready" {
         return None;
     }
-    let everywhere = |fits: &dyn Fn(&JobLook) -> bool| {
-        source.looks.iter().all(|look| look.mirrors.iter().filter(|other| other.device == job.device).all(fits))
-    };
     let rate = job.offset.saturating_sub(first.offset) as f64 / seconds;
-    if job.remaining() > 0 && job.offset == first.offset && everywhere(&|job| job.remaining() > 0) {
-        return Some(stalled(source, job, seconds));
+    let behind: Vec<u64> = source
+        .looks
+        .iter()
+        .filter_map(|look| look.mirrors.iter().find(|other| other.device == job.device))
+        .map(JobLook::remaining)
+        .collect();
+    if job.offset == first.offset && behind.iter().all(|&left| left > 0) {
+        return stalled(source, job);
     }
-    // A mirror that is ready and follows the guest from afar is starved, too: RAM cannot end.
-    let behind = |job: &JobLook| job.remaining() as f64;
-    let gains = behind(job) < behind(first) * 0.98;
-    if job.remaining() == 0 || gains || job.len <= first.len {
+    // Between two looks a mirror that follows its guest can be behind; one that never comes near is starved. A mirror
+    // that is ready is starved by the same, for RAM cannot end then.
+    let (before, after) = behind.split_at(behind.len() / 2);
+    let (before, after) = (before.iter().min().copied()?, after.iter().min().copied()?);
+    let growth = job.len.saturating_sub(first.len) as f64 / seconds;
+    let gains = (after as f64) < before as f64 * GAIN || growth < rate * GAIN;
+    if gains || after as f64 <= rate {
         return None;
     }
-    let growth = job.len.saturating_sub(first.len) as f64 / seconds;
     let mut evidence = vec![format!(
         "the mirror {} copies {} while its guest dirties {}: {} were left {seconds:.1} s ago and {} are left now",
         job.device,
@@ -121,7 +130,8 @@ fn paused(source: &SideLooks, job: &JobLook) -> Cause {
 }
 
 /// A mirror that copies nothing, though it has work.
-fn stalled(source: &SideLooks, job: &JobLook, seconds: f64) -> Cause {
+fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
+    let seconds = source.span().as_secs_f64();
     let mut evidence = vec![format!(
         "the mirror {} has copied nothing for {seconds:.1} s: {} of {} copied, its status is {}",
         job.device,
@@ -172,10 +182,10 @@ fn stalled(source: &SideLooks, job: &JobLook, seconds: f64) -> Cause {
         cause.remedy("cut the connection of the mirror, where the link does not come back", risk)
     };
     if nodes.is_empty() {
-        return cause;
+        return Some(cause);
     }
     let yank = RemedyCommand::new(Side::Source, "yank", json!({ "instances": nodes })).out_of_band();
-    cause.command(yank).fixable()
+    Some(cause.command(yank).fixable())
 }
 
 /// A mirror that reports one error after the other.
