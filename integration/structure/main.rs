@@ -28,7 +28,8 @@ fn allowed(room: &str) -> Vec<&'static str> {
         "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
         "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),
-        "preflight" | "diagnosis" => [&WIRE[..], &["qemu", "storage", "memory"]].concat(),
+        "preflight" => [&WIRE[..], &["qemu", "storage", "memory"]].concat(),
+        "diagnosis" => [&WIRE[..], &["qemu", "storage", "memory", "recording"]].concat(),
         "migration" => {
             [&WIRE[..], &["qemu", "storage", "memory", "handover", "preflight", "diagnosis", "journal", "convergence"]]
                 .concat()

@@ -3,18 +3,23 @@
 use super::{
     diagnose_options::Diagnose,
     exit::{failed, misused},
-    render,
+    render, transcript,
 };
 use crate::{
     codes::DiagnosisCode,
-    diagnosis::{Cause, Confidence, DiagnoseSettings, Diagnosis, RemedyCommand, SideReport, carry_out, diagnose},
+    diagnosis::{
+        Cause, Confidence, DiagnoseSettings, Diagnosis, READ_ANSWERS, RecordedLooks, RemedyCommand, SideReport,
+        carry_out, diagnose,
+    },
     endpoint::Endpoint,
     progress::{Side, describe},
     quantity::{Bytes, Rate},
+    recording::{RecordingReader, open_plain},
 };
 use std::{
     fmt::Write,
     io::{self, IsTerminal},
+    path::Path,
     process::ExitCode,
     time::Instant,
 };
@@ -28,28 +33,55 @@ const COLUMNS: usize = 24;
 
 /// Looks, and tells.
 pub(super) async fn run(options: &Diagnose) -> ExitCode {
+    let began = Instant::now();
+    if let Some(file) = &options.transcript {
+        return match recorded(file) {
+            Ok(diagnosis) => tell(options, &diagnosis, began).unwrap_or_else(|| end(&diagnosis)),
+            Err(message) => failed(&message, options.json),
+        };
+    }
     let mut settings = DiagnoseSettings::new(options.sides.iter().cloned().map(Endpoint::from).collect());
     (settings.pid, settings.lasting) = (options.pid, options.lasting.into());
-    let began = Instant::now();
     let diagnosis = match diagnose(&settings).await {
         Ok(diagnosis) => diagnosis,
         Err(error) => return failed(&describe(&error), options.json),
     };
-    let text = screen(&diagnosis);
+    match (tell(options, &diagnosis, began), options.fix) {
+        (Some(code), _) => code,
+        (None, Some(code)) => fix(options, &diagnosis, code).await,
+        (None, None) => end(&diagnosis),
+    }
+}
+
+/// The exit code of a diagnosis.
+fn end(diagnosis: &Diagnosis) -> ExitCode {
+    if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) }
+}
+
+/// What a transcript tells afterwards.
+fn recorded(file: &Path) -> Result<Diagnosis, String> {
+    let path = transcript::find(file)?;
+    let cannot = |error: io::Error| format!("cannot read {}: {error}", path.display());
+    let mut looks = RecordedLooks::default();
+    for line in RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS) {
+        looks.add(line.map_err(cannot)?);
+    }
+    Ok(looks.diagnose())
+}
+
+/// Shows a diagnosis; gives an exit code where that is not possible.
+fn tell(options: &Diagnose, diagnosis: &Diagnosis, began: Instant) -> Option<ExitCode> {
+    let text = screen(diagnosis);
     if options.json {
         let t_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if let Err(error) = render::result("diagnosis", t_ms, &diagnosis) {
-            return failed(&format!("the diagnosis cannot be written: {error}"), false);
+        if let Err(error) = render::result("diagnosis", t_ms, diagnosis) {
+            return Some(failed(&format!("the diagnosis cannot be written: {error}"), false));
         }
         render::say(text.trim_end());
     } else {
         render::print(&text);
     }
-    match options.fix {
-        Some(code) => fix(options, &diagnosis, code).await,
-        None if diagnosis.is_healthy() => ExitCode::SUCCESS,
-        None => ExitCode::from(FOUND),
-    }
+    None
 }
 
 /// Carries out the remedy of a cause.

@@ -10,10 +10,13 @@ Examples:
   The monitor is held by a manager, or hangs: look at the process alone:
     qferry diagnose --pid 4711
 
+  Why did the last migration fail?
+    qferry diagnose --transcript last
+
   Carry out the remedy of a cause that was named:
     qferry diagnose /run/vm/source.qmp --fix mirror-paused
 
-Exit codes: 0 nothing wrong found, 10 causes found (with --fix: not carried out), 1 nothing could be looked at,
+Exit codes: 0 nothing wrong found (with --transcript: the guest moved), 10 causes found (with --fix: not carried out), 1 nothing could be looked at,
   2 usage";
 
 /// Say why a migration is stuck: any migration of QEMU, whoever started it
@@ -25,18 +28,21 @@ Exit codes: 0 nothing wrong found, 10 causes found (with --fix: not carried out)
 #[command(after_help = DIAGNOSE_EXAMPLES)]
 pub(super) struct Diagnose {
     /// The QMP socket of one side, or of both: unix:PATH, /PATH or tcp:HOST:PORT
-    #[arg(value_name = "ADDR", num_args = 1..=2, required_unless_present = "pid", conflicts_with = "pid")]
+    #[arg(value_name = "ADDR", num_args = 1..=2, required_unless_present_any = ["pid", "transcript"], conflicts_with_all = ["pid", "transcript"])]
     pub(super) sides: Vec<Address>,
     /// Look at this QEMU process without a monitor: whether the process runs, and whether data waits in its
     /// connections; root is told this of every process, others of their own alone
     #[arg(long, value_name = "PID")]
     pub(super) pid: Option<u32>,
+    /// Explain a migration of qferry's afterwards: the file of its transcript, or the word last for the newest that is kept
+    #[arg(long, value_name = "FILE", conflicts_with = "pid")]
+    pub(super) transcript: Option<std::path::PathBuf>,
     /// How long to look, at least 2s
     #[arg(long = "for", value_name = "DUR", default_value = "3s")]
     pub(super) lasting: humantime::Duration,
     /// Carry out the commands of this cause's remedy, if the cause is found and its remedy can make neither two runners
     /// nor a lost write
-    #[arg(long, value_name = "CODE", conflicts_with = "pid")]
+    #[arg(long, value_name = "CODE", conflicts_with_all = ["pid", "transcript"])]
     pub(super) fix: Option<DiagnosisCode>,
     /// Do not ask before a remedy is carried out
     #[arg(long, requires = "fix")]

@@ -53,7 +53,7 @@ pub(super) fn print(file: &Path) -> ExitCode {
 }
 
 /// The file that is meant: a path, or the newest of the ring.
-fn find(file: &Path) -> Result<PathBuf, String> {
+pub(super) fn find(file: &Path) -> Result<PathBuf, String> {
     if file != Path::new(LAST) {
         return Ok(file.to_owned());
     }

@@ -8,12 +8,14 @@ mod cause;
 mod look;
 mod pair;
 mod process_look;
+mod recorded;
 mod remedy;
 mod report;
 mod rules;
 mod sampling;
 
 pub use cause::{Cause, Confidence};
+pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};
 pub use remedy::{RemedyCommand, carry_out};
 pub use report::{Diagnosis, MirrorReport, SideReport};
 pub use sampling::{DiagnoseSettings, DiagnosisError, diagnose};

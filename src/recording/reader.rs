@@ -68,6 +68,8 @@ pub enum RecordedContent {
         id: Option<String>,
         /// QEMU's words, where QEMU refused.
         refusal: Option<String>,
+        /// What QEMU returned, where the reader was told to read the answers of that command; `Null` otherwise.
+        value: Value,
     },
     /// An event of QEMU.
     Qmp {
@@ -126,6 +128,12 @@ struct ArgumentsShape {
 }
 
 #[derive(Deserialize)]
+struct ReturnShape {
+    #[serde(default, rename = "return")]
+    value: Value,
+}
+
+#[derive(Deserialize)]
 struct DataShape {
     #[serde(default)]
     data: Value,
@@ -139,13 +147,21 @@ pub struct RecordingReader<R> {
     chunk: Box<[u8]>,
     ended: bool,
     skipped: u64,
+    /// The commands whose answers are read.
+    answers: &'static [&'static str],
 }
 
 impl<R: Read> RecordingReader<R> {
     /// Reads from anything.
     pub fn new(source: R) -> Self {
         let chunk = vec![0; CHUNK].into_boxed_slice();
-        Self { source, lines: LineCutter::new(LINE_LIMIT), chunk, ended: false, skipped: 0 }
+        Self { source, lines: LineCutter::new(LINE_LIMIT), chunk, ended: false, skipped: 0, answers: &[] }
+    }
+
+    /// The same reader, which reads what QEMU returned to these commands, too.
+    #[must_use]
+    pub fn reading_answers(self, answers: &'static [&'static str]) -> Self {
+        Self { answers, ..self }
     }
 
     /// Number of lines so far that are none of a transcript, or too long.
@@ -174,7 +190,7 @@ impl<R: Read> Iterator for RecordingReader<R> {
             while let Some(cut) = self.lines.next_cut() {
                 match cut {
                     LineCut::Line(line) if line.trim_ascii().is_empty() => {}
-                    LineCut::Line(line) => match read_line(&line) {
+                    LineCut::Line(line) => match read_with(&line, self.answers) {
                         Some(read) => return Some(Ok(read)),
                         None => self.skipped += 1,
                     },
@@ -194,17 +210,21 @@ impl<R: Read> Iterator for RecordingReader<R> {
 
 /// Reads one line; `None` where the line is none of a transcript of this version.
 pub fn read_line(line: &[u8]) -> Option<RecordedLine> {
+    read_with(line, &[])
+}
+
+fn read_with(line: &[u8], answers: &[&str]) -> Option<RecordedLine> {
     if !line.trim_ascii_start().starts_with(b"{") {
         return None;
     }
     match serde_json::from_slice::<LineShape>(line) {
-        Ok(shape) if shape.v == 1 => Some(RecordedLine::Entry(entry(line, shape)?)),
+        Ok(shape) if shape.v == 1 => Some(RecordedLine::Entry(entry(line, shape, answers)?)),
         Ok(_) => None,
         Err(_) => TranscriptHeader::of_line(line).map(RecordedLine::Header),
     }
 }
 
-fn entry(line: &[u8], shape: LineShape) -> Option<RecordedEntry> {
+fn entry(line: &[u8], shape: LineShape, answers: &[&str]) -> Option<RecordedEntry> {
     let LineShape { t_us, side, dir, line: body, .. } = shape;
     let content = match (dir, body) {
         (LineDirection::Note, _) if side == ENGINE => {
@@ -228,7 +248,14 @@ fn entry(line: &[u8], shape: LineShape) -> Option<RecordedEntry> {
                 RecordedContent::Qmp { name, data }
             }
             (None, Some(_)) => RecordedContent::Greeting,
-            (None, None) => RecordedContent::Answer { id: body.id, refusal: body.error.map(|refusal| refusal.desc) },
+            (None, None) => {
+                // the engine's ids begin with the name of the command
+                let command = body.id.as_deref().and_then(|id| id.split('#').next());
+                let wanted = command.is_some_and(|command| answers.contains(&command));
+                let value = wanted.then(|| data_of::<ReturnShape>(line)).flatten().map(|shape| shape.value);
+                let refusal = body.error.map(|refusal| refusal.desc);
+                RecordedContent::Answer { id: body.id, refusal, value: value.unwrap_or_default() }
+            }
         },
     };
     Some(RecordedEntry { at: Duration::from_micros(t_us), side, content })

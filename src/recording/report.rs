@@ -187,7 +187,7 @@ impl TranscriptReport {
         match content {
             RecordedContent::Engine(event) => self.add_event(at, *event),
             RecordedContent::Command { name, id, arguments } => self.send(at, side, clip(name), id, &arguments),
-            RecordedContent::Answer { id, refusal } => self.answer(at, side, id, refusal),
+            RecordedContent::Answer { id, refusal, .. } => self.answer(at, side, id, refusal),
             RecordedContent::Qmp { name, data } => self.add_qemu_event(at, side, clip(name), &data),
             RecordedContent::Note(note) => self.push(at, side, ReportedFact::Note(short_json(&note))),
             RecordedContent::Greeting | RecordedContent::Other => {}

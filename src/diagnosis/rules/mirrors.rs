@@ -167,9 +167,11 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
             true => evidence.push("the queues of its connection were not seen".to_owned()),
             false => evidence.push("its connection is up, and nothing waits in its queues".to_owned()),
         }
-        evidence.push(
-            "a limit below the size of its requests, or a destination that is slow to write, looks the same".into(),
-        );
+        // a limit explains a standstill for as long as the last burst takes at that speed
+        if job.speed > 0 && BURST / job.speed as f64 >= seconds {
+            return None;
+        }
+        evidence.push("a destination that is slow to write looks the same".to_owned());
         let cause = Cause::new(DiagnosisCode::MirrorStalledIdle, Confidence::Likely, evidence);
         cause.remedy(
             "look at the destination's process and its storage; where both are well, cut the connection and begin again, \

@@ -99,6 +99,25 @@ fn a_healthy_migration_has_no_cause() {
             ),
         ),
         (
+            "a mirror that is held down by a limit, between two bursts",
+            pair(side("running", vec![json!({}); 7], |_| job(16, 100, &json!({ "speed": 4 * MIB }))), waiting()),
+        ),
+        (
+            "a mirror that follows its guest's writes",
+            pair(
+                side("running", vec![json!({}); 7], |n| {
+                    let at = 100 + n as u64;
+                    job(at, at + n as u64 % 3, &json!({ "ready": true, "status": "ready" }))
+                }),
+                waiting(),
+            ),
+        ),
+        ("RAM that is held down by a limit, between two bursts", {
+            let mut source = steady("running", ram(100, 300, 0, 2, 300));
+            source.parameters.insert("max-bandwidth".to_owned(), (64u64 << 10).into());
+            pair(source, waiting())
+        }),
+        (
             "mirrors are ready",
             pair(
                 side("running", vec![json!({}); 7], |_| job(100, 100, &json!({ "ready": true, "status": "ready" }))),

@@ -1,0 +1,229 @@
+//! What a recording tells of a migration that is over: the last looks of the engine at both sides before its end.
+//!
+//! Pure.
+
+use super::{
+    look::{ConcludedJob, MonitorLook, list},
+    pair::{MonitorReach, PairLooks, SideLooks},
+    report::Diagnosis,
+};
+use crate::{
+    progress::{Ending, EventKind, Outcome},
+    recording::{RecordedContent, RecordedEntry, RecordedLine},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::time::Duration;
+
+/// The commands whose answers a diagnosis reads.
+pub(crate) const READ_ANSWERS: &[&str] = &[
+    "query-status",
+    "query-migrate",
+    "query-block-jobs",
+    "query-jobs",
+    "query-block-exports",
+    "query-migrate-parameters",
+    "query-migrate-capabilities",
+];
+/// The time before the end of a migration that is looked at. The engine waits for longer before it gives up.
+const WINDOW: Duration = Duration::from_secs(5);
+/// The most looks that are kept of a side.
+const LOOKS: usize = 256;
+/// The engine's actions with which it begins to go back: what is seen later is its own doing.
+const GOES_BACK: [&str; 2] = ["roll-back", "give-up"];
+
+/// A recording that is read line by line, in bounded memory.
+#[derive(Debug)]
+pub(crate) struct RecordedLooks {
+    source: RecordedSide,
+    destination: RecordedSide,
+    outcome: Option<Box<Outcome>>,
+    goes_back: Option<String>,
+}
+
+/// One side, with the answers that the next look begins with.
+#[derive(Debug)]
+struct RecordedSide {
+    looks: SideLooks,
+    now: MonitorLook,
+}
+
+impl RecordedSide {
+    fn new(name: &str) -> Self {
+        Self { looks: SideLooks::new(name.to_owned(), MonitorReach::Answers), now: MonitorLook::default() }
+    }
+
+    /// Takes an answer in. A look is complete with the status of the migration, or with the jobs before there is one.
+    fn answer(&mut self, at: Duration, command: &str, value: &Value) {
+        match command {
+            "query-status" => self.now.run = value.get("status").and_then(Value::as_str).map(Into::into),
+            "query-migrate" => self.now.migration = Deserialize::deserialize(value).unwrap_or_default(),
+            "query-block-jobs" => self.now.mirrors = list(value),
+            "query-jobs" => {
+                let jobs: Vec<ConcludedJob> = list(value);
+                self.now.concluded = jobs.into_iter().filter(|job| job.status == "concluded").collect();
+            }
+            "query-block-exports" => self.now.exports = list(value),
+            "query-migrate-parameters" => self.looks.parameters = value.as_object().cloned().unwrap_or_default(),
+            "query-migrate-capabilities" => {
+                let on: Vec<crate::qemu::reply::MigrationCapabilityStatus> = list(value);
+                self.looks.capabilities = on.into_iter().filter(|one| one.state).map(|one| one.capability).collect();
+            }
+            _ => return,
+        }
+        if matches!(command, "query-migrate" | "query-block-jobs" | "query-status") {
+            self.now.at = at;
+            self.looks.looks.push(self.now.clone());
+            let looks = &mut self.looks.looks;
+            let old = looks.iter().take_while(|look| at.saturating_sub(look.at) > WINDOW).count();
+            looks.drain(..old.max(looks.len().saturating_sub(LOOKS)));
+        }
+    }
+
+    /// Takes an event of QEMU in.
+    fn event(&mut self, name: &str) {
+        *self.looks.events.entry(name.to_owned()).or_default() += u64::from(self.looks.events.len() < LOOKS);
+        match name {
+            "STOP" => self.now.run = Some("paused".into()),
+            "RESUME" => self.now.run = Some("running".into()),
+            _ => {}
+        }
+    }
+}
+
+impl Default for RecordedLooks {
+    fn default() -> Self {
+        let (source, destination) = (RecordedSide::new("source"), RecordedSide::new("destination"));
+        Self { source, destination, outcome: None, goes_back: None }
+    }
+}
+
+impl RecordedLooks {
+    /// Adds a line.
+    pub(crate) fn add(&mut self, line: RecordedLine) {
+        match line {
+            RecordedLine::Header(header) => {
+                let addresses = [(&mut self.source, header.source), (&mut self.destination, header.destination)];
+                for (side, address) in addresses {
+                    side.looks.name = address.unwrap_or_else(|| side.looks.name.clone());
+                }
+            }
+            RecordedLine::Entry(entry) => self.entry(entry),
+        }
+    }
+
+    fn entry(&mut self, RecordedEntry { at, side, content }: RecordedEntry) {
+        let seen = match &*side {
+            "source" => &mut self.source,
+            "destination" => &mut self.destination,
+            _ => {
+                if let RecordedContent::Engine(event) = content {
+                    self.engine(event.kind);
+                }
+                return;
+            }
+        };
+        match content {
+            RecordedContent::Answer { id: Some(id), value, refusal: None } if self.goes_back.is_none() => {
+                seen.answer(at, id.split('#').next().unwrap_or_default(), &value);
+            }
+            RecordedContent::Qmp { name, .. } if self.goes_back.is_none() => seen.event(&name),
+            _ => {}
+        }
+    }
+
+    fn engine(&mut self, event: EventKind) {
+        match event {
+            EventKind::Outcome(outcome) => self.outcome = Some(outcome),
+            EventKind::Action { action, because, .. } if GOES_BACK.contains(&&*action) => {
+                self.goes_back.get_or_insert(because);
+            }
+            _ => {}
+        }
+    }
+
+    /// What was wrong, and how the migration ended. A migration that moved its guest has no cause, whatever it met.
+    pub(crate) fn diagnose(self) -> Diagnosis {
+        let Self { source, destination, outcome, goes_back } = self;
+        let mut unseen = vec!["the processes and their connections are not in a recording".to_owned()];
+        let sides = PairLooks { source: Some(source.looks), destination: Some(destination.looks) };
+        let mut diagnosis = Diagnosis::of(&sides, Vec::new());
+        let ended = match &outcome {
+            Some(outcome) => {
+                let reason = outcome.reason.as_ref().map(|reason| format!(": {} ({})", reason.message, reason.code));
+                format!("The migration ended {}{}", outcome.outcome, reason.unwrap_or_default())
+            }
+            None => "The recording has no end: the engine died, or still runs".to_owned(),
+        };
+        if outcome.is_some_and(|outcome| outcome.outcome == Ending::Moved) {
+            diagnosis.causes.clear();
+        }
+        unseen.extend(
+            goes_back.map(|because| format!("what came after the engine went back ({because}) is its own doing")),
+        );
+        diagnosis.verdict = match diagnosis.causes.first() {
+            Some(cause) => format!("{ended}. {}", cause.code.meaning()),
+            None => format!("{ended}."),
+        };
+        diagnosis.unseen = unseen;
+        diagnosis
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::RecordingReader;
+    use serde_json::json;
+
+    /// A recording of a mirror that is paused for 6 s, and what the engine said at last.
+    fn recording(paused: bool, last: &Value) -> String {
+        let mut lines =
+            vec![json!({ "v": 1, "type": "transcript", "began_ms": 1, "qferry": "0", "source": "unix:/s" })];
+        let entry = |at: u64, side: &str, dir: &str, line: Value| json!({ "v": 1, "t_us": at, "side": side, "dir": dir, "line": line });
+        for look in 0..24u64 {
+            let job = json!([{ "device": "m", "type": "mirror", "len": 1000, "offset": 10 + if paused { 0 } else { look * 10 },
+                "ready": false, "paused": paused, "status": if paused { "paused" } else { "running" }, "io-status": "ok" }]);
+            let answer = json!({ "return": job, "id": format!("query-block-jobs#{look}") });
+            lines.push(entry(look * 250_000, "source", "receive", answer));
+        }
+        let because =
+            json!({ "v": 1, "t_ms": 6000, "type": "action", "action": "give-up", "because": "it stands still" });
+        lines.push(entry(6_000_000, "engine", "note", because));
+        // the engine's own cancel leaves nothing to see
+        lines.push(entry(6_100_000, "source", "receive", json!({ "return": [], "id": "query-block-jobs#99" })));
+        lines.push(entry(6_200_000, "engine", "note", last.clone()));
+        lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    fn outcome(ending: &str) -> Value {
+        json!({ "v": 1, "t_ms": 6200, "type": "outcome", "outcome": ending, "runs_on": "source", "reason":
+            { "code": "disk-not-converging", "message": "the mirror stands still" }, "total_ms": 6200, "blackout_ms": null,
+            "qemu_downtime_ms": null, "ledger": [], "disks": [], "ram": { "bytes": 0, "iterations": 0, "throttle_max_pct": 0,
+            "postcopy": false }, "predicted": null, "leftovers": [] })
+    }
+
+    fn diagnosed(text: &str) -> Diagnosis {
+        let mut looks = RecordedLooks::default();
+        RecordingReader::new(text.as_bytes()).reading_answers(READ_ANSWERS).for_each(|line| looks.add(line.unwrap()));
+        looks.diagnose()
+    }
+
+    #[test]
+    fn a_failure_is_explained_by_what_was_seen_before_the_engine_went_back() {
+        let told = diagnosed(&recording(true, &outcome("rolled-back")));
+        let codes: Vec<_> = told.causes.iter().map(|cause| cause.code.as_str()).collect();
+        assert_eq!(codes, ["mirror-paused"], "{told:#?}");
+        assert!(told.verdict.contains("rolled-back") && told.verdict.contains("paused"), "{}", told.verdict);
+        assert_eq!(told.source.map(|side| side.address), Some("unix:/s".to_owned()));
+    }
+
+    #[test]
+    fn a_migration_without_a_visible_cause_says_how_it_ended() {
+        let told = diagnosed(&recording(false, &outcome("rolled-back")));
+        assert!(told.is_healthy() && told.verdict.contains("disk-not-converging"), "{told:#?}");
+        assert!(diagnosed(&recording(true, &outcome("moved"))).is_healthy());
+        let torn = diagnosed("{\"v\":1,\"type\":\"transcript\"}\nnot JSON\n{\"v\":1");
+        assert!(torn.verdict.contains("no end"), "{torn:#?}");
+    }
+}
