@@ -9,6 +9,7 @@ use qferry_bed::{Build, DiskSpec, ImageFacts, Pair, Side, Spec, Workload, image_
 use serde_json::{Value, json};
 use std::{
     future::Future,
+    path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     thread::sleep,
@@ -264,10 +265,16 @@ pub(crate) fn judge_back(pair: &Pair, outcome: &Outcome, ending: Ending, status:
     assert_eq!(pair.errors(), Vec::<String>::new(), "the own findings of the guest of {}", pair.spec().version);
 }
 
-/// The files in the runtime directory.
+/// The files in the runtime directory. The command keeps its transcripts there on purpose, for these tests make it the
+/// state directory, too.
 fn files(pair: &Pair) -> Vec<String> {
-    let entries = std::fs::read_dir(pair.run_dir()).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    let within = |folder: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    };
+    let run_dir = pair.run_dir();
+    let is_kept = |name: &String| name == "qferry" && within(&run_dir.join(name)) == ["transcripts"];
+    within(&run_dir).into_iter().filter(|name| !is_kept(name)).collect()
 }
 
 fn last_words(pair: &Pair) -> String {

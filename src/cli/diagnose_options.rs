@@ -34,7 +34,7 @@ pub(super) struct Diagnose {
     /// connections; root is told this of every process, others of their own alone
     #[arg(long, value_name = "PID")]
     pub(super) pid: Option<u32>,
-    /// Explain a migration of qferry's afterwards: the file of its transcript, or the word last for the newest that is kept
+    /// Explain a migration of qferry's afterwards: the file of its transcript, or the word last for the newest one kept
     #[arg(long, value_name = "FILE", conflicts_with = "pid")]
     pub(super) transcript: Option<std::path::PathBuf>,
     /// How long to look, at least 2s
