@@ -188,6 +188,7 @@ fn a_main_loop_that_waits_for_a_frozen_destination_is_said_to_hang() {
     let pair = guest("10.0.13", Some(writer()));
     mirror(&pair, &json!({ "copy-mode": "write-blocking" }));
     pair.source.wait_for_event(WAIT, |event| event.name == "BLOCK_JOB_READY").unwrap();
+    until(&pair, "query-blockstats", |blocks| writes(blocks) > 0);
     pair.destination.stop_process().unwrap();
     // a write of the guest is under way to the frozen destination, and QEMU waits for it when it stops the guest
     sleep(Duration::from_secs(1));

@@ -25,6 +25,8 @@ const AT_LIMIT: f64 = 0.85;
 const UNLIMITED: u64 = 1 << 40;
 /// The part by which the memory to send must have shrunk to count as converging.
 const GAIN: f64 = 0.1;
+/// The same where the guest dirties as fast as is sent: looks at random moments of short passes differ by that much.
+const GAIN_AS_FAST: f64 = 0.4;
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     causes.extend(looks.source.iter().flat_map(stays));
@@ -47,9 +49,12 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     let sent = last.transferred.saturating_sub(first.transferred) as f64 / seconds;
     let dirtied = |ram: &MigrationRamStats| ram.dirty_pages_rate.saturating_mul(ram.page_size) as f64;
     let slowest = all.iter().map(|ram| dirtied(ram)).fold(f64::INFINITY, f64::min);
-    let half = |looks: &[&MigrationRamStats]| looks.iter().map(|ram| ram.remaining).min().unwrap_or_default();
+    // The memory to send is most right after a sync, and between two syncs anything below.
+    let most = |looks: &[&MigrationRamStats]| looks.iter().map(|ram| ram.remaining).max().unwrap_or_default() as f64;
     let (before, after) = all.split_at(all.len() / 2);
-    if sent <= 0.0 || (half(after) as f64) < half(before) as f64 * (1.0 - GAIN) {
+    let is_fast = slowest >= sent * AS_FAST;
+    let gain = if is_fast { GAIN_AS_FAST } else { GAIN };
+    if sent <= 0.0 || most(after) < most(before) * (1.0 - gain) {
         return Vec::new();
     }
     let throttle = source.migration().and_then(|migration| migration.cpu_throttle_percentage).unwrap_or_default();
@@ -72,7 +77,7 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     let capped = limit.filter(|&limit| sent >= limit as f64 * AT_LIMIT);
     let small = too_small(source, evidence.clone());
     // a working set that is rewritten within a pass is counted as dirtied as fast as it is sent
-    let fast = match (capped, slowest >= sent * AS_FAST) {
+    let fast = match (capped, is_fast) {
         (Some(limit), is_fast) if is_fast || small.is_some() => Some(held_down(limit, evidence)),
         (None, true) => Some(too_fast(evidence)),
         _ => None,

@@ -307,6 +307,22 @@ fn leftover(job: &Value) -> PairLooks {
     only_source(source)
 }
 
+/// Looks at random moments of short passes.
+#[test]
+fn ram_that_is_rewritten_within_a_pass_does_not_converge_whenever_it_is_looked_at() {
+    for left in [[300, 120, 480, 200, 350, 60, 400], [90, 500, 410, 20, 330, 390, 10]] {
+        let migrations = left.into_iter().zip(0..).map(|(left, n)| {
+            let mut migration = ram(100 + 5 * n, 0, 2600, 4 + n, 900);
+            migration["ram"]["remaining"] = (left * 1024u64).into();
+            migration
+        });
+        assert_eq!(
+            codes(&only_source(side("running", migrations, |_| json!([])))).first(),
+            Some(&DiagnosisCode::NotConverging)
+        );
+    }
+}
+
 /// For each pair of a group that looks alike: what tells them apart, in both directions.
 #[test]
 fn causes_that_look_alike_are_told_apart() {
