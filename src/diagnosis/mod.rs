@@ -8,6 +8,7 @@ mod cause;
 mod look;
 mod pair;
 mod process_look;
+#[cfg(feature = "cli")]
 mod recorded;
 mod remedy;
 mod report;
@@ -15,6 +16,7 @@ mod rules;
 mod sampling;
 
 pub use cause::{Cause, Confidence};
+#[cfg(feature = "cli")]
 pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};
 pub use remedy::{RemedyCommand, carry_out};
 pub use report::{Diagnosis, MirrorReport, SideReport};
