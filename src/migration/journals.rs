@@ -337,7 +337,7 @@ fn link_of(run: &RunId) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{journal::Journal, migration::record::MigrationEnd, progress::RunsOn};
+    use crate::journal::Journal;
 
     fn party(address: &str) -> Party {
         Party { address: address.to_owned(), process: None, threads: Vec::new() }
@@ -355,16 +355,6 @@ mod tests {
         journal
     }
 
-    fn ended(outcome: Ending) -> Record {
-        Record::Ended(MigrationEnd {
-            outcome,
-            runs_on: RunsOn::Source,
-            reason: None,
-            leftovers: Vec::new(),
-            another_try: None,
-        })
-    }
-
     #[test]
     fn each_journal_is_listed_with_what_a_recovery_would_do() {
         let folder = tempfile::tempdir().unwrap();
@@ -378,8 +368,8 @@ mod tests {
             (vec![mirrored(), sent()], Phase::Memory, RecoveryOutlook::GoBack),
             (vec![sent(), Record::Given], Phase::Handover, RecoveryOutlook::FindGuest),
             (vec![sent(), Record::Given, Record::Resuming], Phase::Handover, RecoveryOutlook::ResumeSource),
-            (vec![mirrored(), ended(Ending::Stuck)], Phase::Storage, RecoveryOutlook::GoBack),
-            (vec![ended(Ending::RolledBack)], Phase::Preflight, RecoveryOutlook::NothingLeft),
+            (vec![mirrored(), Record::ended(Ending::Stuck)], Phase::Storage, RecoveryOutlook::GoBack),
+            (vec![Record::ended(Ending::RolledBack)], Phase::Preflight, RecoveryOutlook::NothingLeft),
         ];
         for (n, (records, ..)) in cases.iter().enumerate() {
             drop(journal(&path(&format!("{n}.journal")), begun("unix:/a", "unix:/b"), records.clone()));
@@ -441,7 +431,7 @@ mod tests {
         {
             live.push(journal(&path(&format!("{name}.journal")), begun(source, destination), Vec::new()));
         }
-        drop(journal(&path("4.journal"), begun("unix:/x/a", "unix:/x/b"), vec![ended(Ending::Moved)]));
+        drop(journal(&path("4.journal"), begun("unix:/x/a", "unix:/x/b"), vec![Record::ended(Ending::Moved)]));
         let parties = Parties { source: party("unix:/x/a"), destination: party("unix:/x/b") };
         let known = || {
             let mut known = runs_of(&settings, &run, &parties);

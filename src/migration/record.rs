@@ -270,6 +270,15 @@ impl Fold for JournalStatus {
 }
 
 #[cfg(test)]
+impl Record {
+    /// The end of a run with the guest on the source, for no reason.
+    pub(super) fn ended(outcome: Ending) -> Self {
+        let (runs_on, reason, leftovers, another_try) = (RunsOn::Source, None, Vec::new(), None);
+        Self::Ended(MigrationEnd { outcome, runs_on, reason, leftovers, another_try })
+    }
+}
+
+#[cfg(test)]
 impl MigrationBegin {
     /// The begin of a run without disks between two QEMUs, of which only the addresses are known.
     pub(super) fn between(source: &str, destination: &str) -> Self {
@@ -305,16 +314,6 @@ mod tests {
 
     fn begun() -> Record {
         Record::Begun(Box::new(MigrationBegin::between("unix:/a", "tcp:[::1]:2")))
-    }
-
-    fn ended(outcome: Ending) -> Record {
-        Record::Ended(MigrationEnd {
-            outcome,
-            runs_on: RunsOn::Source,
-            reason: None,
-            leftovers: Vec::new(),
-            another_try: None,
-        })
     }
 
     fn effects(effects: &[Effect]) -> Record {
@@ -355,9 +354,11 @@ mod tests {
         assert!(paused.begun.is_some_and(|begun| !begun.was_running));
         let undone = with(&[Record::Undone(Effect::NbdServer)]).expect("legal");
         assert_eq!(undone.effects, [Effect::Incoming, Effect::Migrate]);
-        let stuck = with(&[ended(Ending::Stuck), Record::Recovering]).expect("legal");
+        let stuck = with(&[Record::ended(Ending::Stuck), Record::Recovering]).expect("legal");
         assert_eq!((stuck.ended, stuck.effects.len()), (None, 3));
-        assert!(with(&[ended(Ending::RolledBack)]).expect("legal").ended.is_some_and(|ended| ended.is_settled()));
+        assert!(
+            with(&[Record::ended(Ending::RolledBack)]).expect("legal").ended.is_some_and(|ended| ended.is_settled())
+        );
     }
 
     #[test]
@@ -413,8 +414,8 @@ mod tests {
             (then(&[Record::Given, Record::Kept, Record::NotStarted]), RecordError::NotGiven),
             (then(&[Record::Given, Record::Resuming, Record::Starting]), RecordError::NotGiven),
             (then(&[Record::Undone(Effect::Incoming)]), RecordError::Undone),
-            (then(&[ended(Ending::Moved), Record::Given]), RecordError::AfterEnd),
-            (then(&[ended(Ending::Moved), ended(Ending::Moved)]), RecordError::AfterEnd),
+            (then(&[Record::ended(Ending::Moved), Record::Given]), RecordError::AfterEnd),
+            (then(&[Record::ended(Ending::Moved), Record::ended(Ending::Moved)]), RecordError::AfterEnd),
         ] {
             assert_eq!(status(&records), Err(illegal), "{records:?}");
         }
@@ -448,7 +449,7 @@ mod tests {
                 Record::Resuming,
                 Record::Recovering
             ]),
-            prop::sample::select(vec![ended(Ending::Moved), ended(Ending::Undetermined)]),
+            prop::sample::select(vec![Record::ended(Ending::Moved), Record::ended(Ending::Undetermined)]),
         ]
     }
 
