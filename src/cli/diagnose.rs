@@ -3,7 +3,7 @@
 use super::{
     diagnose_options::Diagnose,
     exit::{failed, misused},
-    render, transcript,
+    recorded, render,
 };
 use crate::{
     codes::DiagnosisCode,
@@ -35,7 +35,7 @@ const COLUMNS: usize = 24;
 pub(super) async fn run(options: &Diagnose) -> ExitCode {
     let began = Instant::now();
     if let Some(file) = &options.transcript {
-        return match recorded(file) {
+        return match afterwards(file) {
             Ok(diagnosis) => tell(options, &diagnosis, began).unwrap_or_else(|| end(&diagnosis)),
             Err(message) => failed(&message, options.json),
         };
@@ -59,8 +59,8 @@ fn end(diagnosis: &Diagnosis) -> ExitCode {
 }
 
 /// What a transcript tells afterwards.
-fn recorded(file: &Path) -> Result<Diagnosis, String> {
-    let path = transcript::find(file)?;
+fn afterwards(file: &Path) -> Result<Diagnosis, String> {
+    let path = recorded::find(file)?;
     let cannot = |error: io::Error| format!("cannot read {}: {error}", path.display());
     let mut looks = RecordedLooks::default();
     for line in RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS) {

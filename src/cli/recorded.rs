@@ -11,11 +11,19 @@ use crate::{
     recording::{self, RingError, TranscriptRing},
     run_id::RunId,
 };
-use std::{io, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 use tokio::{task::spawn_blocking, time::timeout};
 
 /// Time in which a disk must let the transcript be made. A migration does not wait for longer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The word for the newest transcript that is kept.
+const LAST: &str = "last";
 
 /// The place of a transcript.
 pub(super) enum TranscriptPlace {
@@ -30,6 +38,17 @@ pub(super) enum TranscriptPlace {
 /// The ring of the state directory.
 pub(super) fn ring() -> TranscriptRing {
     TranscriptRing::new(journal_directory().join("transcripts"))
+}
+
+/// The file that is meant: a path, or the newest of the ring.
+pub(super) fn find(file: &Path) -> Result<PathBuf, String> {
+    if file != Path::new(LAST) {
+        return Ok(file.to_owned());
+    }
+    let ring = ring();
+    let files = ring.files().map_err(|error| format!("cannot read {}: {error}", ring.folder().display()))?;
+    let newest = files.into_iter().next();
+    newest.map(|newest| newest.path).ok_or_else(|| format!("no run is recorded in {}", ring.folder().display()))
 }
 
 /// Does the work with a transcript. The run and the addresses of its two sides are written where they are known.

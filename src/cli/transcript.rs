@@ -1,6 +1,6 @@
 //! `qferry transcript`: a transcript for people.
 
-use super::{exit::failed, history, recorded::ring, render};
+use super::{exit::failed, history, recorded, render};
 use crate::{
     progress::describe,
     recording::{BoundedRows, RecordingReader, ReportRow, ReportedFact, TranscriptReport, open_plain},
@@ -31,12 +31,9 @@ pub(super) struct TranscriptArguments {
     pub(super) file: PathBuf,
 }
 
-/// The word for the newest transcript that is kept.
-const LAST: &str = "last";
-
 /// Prints a transcript.
 pub(super) fn print(file: &Path) -> ExitCode {
-    let path = match find(file) {
+    let path = match recorded::find(file) {
         Ok(path) => path,
         Err(message) => return failed(&message, false),
     };
@@ -50,17 +47,6 @@ pub(super) fn print(file: &Path) -> ExitCode {
             Err(error) => failed(&format!("the transcript cannot be shown: {error}"), false),
         },
     }
-}
-
-/// The file that is meant: a path, or the newest of the ring.
-pub(super) fn find(file: &Path) -> Result<PathBuf, String> {
-    if file != Path::new(LAST) {
-        return Ok(file.to_owned());
-    }
-    let ring = ring();
-    let files = ring.files().map_err(|error| format!("cannot read {}: {error}", ring.folder().display()))?;
-    let newest = files.into_iter().next();
-    newest.map(|newest| newest.path).ok_or_else(|| format!("no run is recorded in {}", ring.folder().display()))
 }
 
 /// The text for a transcript.
