@@ -4,7 +4,7 @@
 
 use crate::qemu::reply::{MigrationInfo, RunState, TolerantList};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The answers of one side at one moment. A question that was not answered leaves its default.
@@ -41,6 +41,24 @@ pub(super) struct JobLook {
     /// `ok`, `failed` or `nospace`.
     pub(super) io_status: String,
     pub(super) error: Option<String>,
+}
+
+impl MonitorLook {
+    /// Takes the answer to a command in; `false` where a look has no place for that command.
+    pub(super) fn take(&mut self, command: &str, answer: &Value) -> bool {
+        match command {
+            "query-status" => self.run = answer.get("status").and_then(Value::as_str).map(Into::into),
+            "query-migrate" => self.migration = Deserialize::deserialize(answer).unwrap_or_default(),
+            "query-block-jobs" => self.mirrors = list(answer),
+            "query-jobs" => {
+                let jobs: Vec<ConcludedJob> = list(answer);
+                self.concluded = jobs.into_iter().filter(|job| job.status == "concluded").collect();
+            }
+            "query-block-exports" => self.exports = list(answer),
+            _ => return false,
+        }
+        true
+    }
 }
 
 impl JobLook {
@@ -102,6 +120,17 @@ pub(super) enum YankLook {
     Other,
 }
 
+impl YankLook {
+    /// The connection as an argument of `yank`; `None` for those that no remedy cuts.
+    pub(super) fn instance(&self) -> Option<Value> {
+        match self {
+            Self::BlockNode { node_name } => Some(json!({ "type": "block-node", "node-name": node_name })),
+            Self::Migration => Some(json!({ "type": "migration" })),
+            Self::Other => None,
+        }
+    }
+}
+
 /// A list of which the strange elements are left out.
 pub(super) fn list<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
     TolerantList::deserialize(value).unwrap_or_default().0
@@ -110,7 +139,6 @@ pub(super) fn list<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn strange_answers_cost_nothing_but_themselves() {

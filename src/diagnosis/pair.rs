@@ -3,22 +3,21 @@
 //! Pure.
 
 use super::{
-    look::{JobLook, MonitorLook, NodeLook, YankLook},
-    process_look::{ConnectionLook, ProcessLook},
+    look::{JobLook, MonitorLook, NodeLook, YankLook, list},
+    process_look::{ConnectionLook, ConnectionState, ProcessLook},
 };
 use crate::{
     progress::Side,
-    qemu::reply::{MigrationInfo, MigrationStatus, RunState},
+    qemu::reply::{MigrationCapabilityStatus, MigrationInfo, MigrationStatus, RunState},
 };
 use serde_json::{Map, Value};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 /// The least time over which a status that does not change counts as kept. Each of the states in which a migration can
 /// be stuck passes in a fraction of a second where nothing is wrong.
-pub(super) const KEPT: Duration = Duration::from_secs(2);
+const KEPT: Duration = Duration::from_secs(2);
+/// The part of its limit above which a rate counts as held down by the limit.
+pub(super) const AT_LIMIT: f64 = 0.85;
 
 /// How far the monitor of a side could be reached.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,10 +56,10 @@ pub(super) struct SideLooks {
     pub(super) nodes: Vec<NodeLook>,
     pub(super) yanks: Vec<YankLook>,
     pub(super) looks: Vec<MonitorLook>,
-    /// How often each event came while the side was looked at.
-    pub(super) events: BTreeMap<String, u64>,
-    /// The looks at the process, where the process is known.
-    pub(super) process: Vec<ProcessLook>,
+    /// How many events BLOCK_JOB_ERROR came while the side was looked at.
+    pub(super) job_errors: u64,
+    /// The last look at the process, where the process is known.
+    pub(super) process: Option<ProcessLook>,
 }
 
 impl SideLooks {
@@ -75,8 +74,23 @@ impl SideLooks {
             nodes: Vec::new(),
             yanks: Vec::new(),
             looks: Vec::new(),
-            events: BTreeMap::new(),
-            process: Vec::new(),
+            job_errors: 0,
+            process: None,
+        }
+    }
+
+    /// Takes the answer to a command in that is asked once, because what it tells stays the same.
+    pub(super) fn take(&mut self, command: &str, answer: &Value) {
+        match command {
+            "query-uuid" => self.uuid = answer.get("UUID").and_then(Value::as_str).map(str::to_owned),
+            "query-migrate-capabilities" => {
+                let all: Vec<MigrationCapabilityStatus> = list(answer);
+                self.capabilities = all.into_iter().filter(|one| one.state).map(|one| one.capability).collect();
+            }
+            "query-migrate-parameters" => self.parameters = answer.as_object().cloned().unwrap_or_default(),
+            "query-yank" => self.yanks = list(answer),
+            "query-named-block-nodes" => self.nodes = list(answer),
+            _ => {}
         }
     }
 
@@ -109,10 +123,15 @@ impl SideLooks {
         self.migration()?.status.as_ref()
     }
 
-    /// Whether every look saw this status, over at least `least`.
-    pub(super) fn kept(&self, status: &MigrationStatus, least: Duration) -> bool {
+    /// Whether the looks lie far enough apart to tell slow from stuck.
+    pub(super) fn lasted(&self) -> bool {
+        self.span() >= KEPT
+    }
+
+    /// Whether every look saw this status, for long enough.
+    pub(super) fn kept(&self, status: &MigrationStatus) -> bool {
         let same = |look: &MonitorLook| look.migration.status.as_ref() == Some(status);
-        !self.looks.is_empty() && self.span() >= least && self.looks.iter().all(same)
+        self.lasted() && self.looks.iter().all(same)
     }
 
     /// Whether every look saw a guest that stands still, and not by its own doing.
@@ -146,31 +165,37 @@ impl SideLooks {
         self.first()?.mirrors.iter().find(|job| job.device == device)
     }
 
+    /// The bytes that a job has yet to copy, at each look that saw the job.
+    pub(super) fn remaining(&self, device: &str) -> Vec<u64> {
+        let jobs = self.looks.iter().filter_map(|look| look.mirrors.iter().find(|job| job.device == device));
+        jobs.map(JobLook::remaining).collect()
+    }
+
     /// A parameter of migrations that is a number.
     pub(super) fn parameter(&self, name: &str) -> Option<u64> {
         self.parameters.get(name).and_then(Value::as_u64)
     }
 
-    /// The last look at the process.
-    pub(super) fn process(&self) -> Option<&ProcessLook> {
-        self.process.last()
-    }
-
-    /// The nodes that are connections to an NBD server.
-    pub(super) fn nbd_nodes(&self) -> impl Iterator<Item = &NodeLook> {
-        self.nodes.iter().filter(|node| node.drv == "nbd")
-    }
-
-    /// The connections to NBD servers, or all others, that have been made.
-    pub(super) fn connections(&self, nbd: bool) -> impl Iterator<Item = &ConnectionLook> {
+    /// The connections to NBD servers, or all others, that are in this state.
+    pub(super) fn connections(&self, nbd: bool, state: ConnectionState) -> impl Iterator<Item = &ConnectionLook> {
         let of_nbd = move |connection: &ConnectionLook| {
             // QEMU writes an address as nbd://HOST:PORT/EXPORT, or, with options, as JSON
             let (written, quoted) = (format!(":{}", connection.remote_port), format!("\"{}\"", connection.remote_port));
             let names = |file: &str| file.contains(&quoted) || file.split('/').any(|part| part.ends_with(&written));
-            self.nbd_nodes().any(|node| names(&node.file))
+            self.nodes.iter().any(|node| node.drv == "nbd" && names(&node.file))
         };
-        let all = self.process().into_iter().flat_map(|process| &process.connections);
-        all.filter(move |connection| of_nbd(connection) == nbd)
+        let all = self.process.iter().flat_map(|process| &process.connections);
+        all.filter(move |connection| connection.state == state && of_nbd(connection) == nbd)
+    }
+
+    /// The connections to NBD servers, or all others, whose peer does not acknowledge what was sent; in words.
+    pub(super) fn unacknowledged(&self, nbd: bool) -> Vec<String> {
+        let stuck = self.connections(nbd, ConnectionState::Established).filter(|connection| connection.unsent > 0);
+        stuck
+            .map(|ConnectionLook { unsent, remote, retransmits, .. }| {
+                format!("{unsent} bytes wait to be acknowledged by {remote}, sent again {retransmits} times")
+            })
+            .collect()
     }
 
     /// Whether any look tells of a migration that leaves this side.

@@ -3,7 +3,7 @@
 //! Pure.
 
 use super::{
-    look::{ConcludedJob, MonitorLook, list},
+    look::MonitorLook,
     pair::{MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
 };
@@ -11,7 +11,6 @@ use crate::{
     progress::{Ending, EventKind, Outcome},
     recording::{RecordedContent, RecordedEntry, RecordedLine},
 };
-use serde::Deserialize;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -55,21 +54,8 @@ impl RecordedSide {
 
     /// Takes an answer in. A look is complete with the status of the migration, or with the jobs before there is one.
     fn answer(&mut self, at: Duration, command: &str, value: &Value) {
-        match command {
-            "query-status" => self.now.run = value.get("status").and_then(Value::as_str).map(Into::into),
-            "query-migrate" => self.now.migration = Deserialize::deserialize(value).unwrap_or_default(),
-            "query-block-jobs" => self.now.mirrors = list(value),
-            "query-jobs" => {
-                let jobs: Vec<ConcludedJob> = list(value);
-                self.now.concluded = jobs.into_iter().filter(|job| job.status == "concluded").collect();
-            }
-            "query-block-exports" => self.now.exports = list(value),
-            "query-migrate-parameters" => self.looks.parameters = value.as_object().cloned().unwrap_or_default(),
-            "query-migrate-capabilities" => {
-                let on: Vec<crate::qemu::reply::MigrationCapabilityStatus> = list(value);
-                self.looks.capabilities = on.into_iter().filter(|one| one.state).map(|one| one.capability).collect();
-            }
-            _ => return,
+        if !self.now.take(command, value) {
+            self.looks.take(command, value);
         }
         if matches!(command, "query-migrate" | "query-block-jobs" | "query-status") {
             self.now.at = at;
@@ -82,8 +68,8 @@ impl RecordedSide {
 
     /// Takes an event of QEMU in.
     fn event(&mut self, name: &str) {
-        *self.looks.events.entry(name.to_owned()).or_default() += u64::from(self.looks.events.len() < LOOKS);
         match name {
+            "BLOCK_JOB_ERROR" => self.looks.job_errors += 1,
             "STOP" => self.now.run = Some("paused".into()),
             "RESUME" => self.now.run = Some("running".into()),
             _ => {}

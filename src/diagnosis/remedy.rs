@@ -6,7 +6,7 @@ use crate::{
     qmp::{QmpClient, QmpOptions, QmpRequest},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::{fmt, time::Duration};
 
 /// The time for a remedy to be answered.
@@ -34,9 +34,14 @@ impl RemedyCommand {
         Self { side, oob: false, name: name.to_owned(), arguments }
     }
 
-    /// The same, out of band.
-    pub(super) fn out_of_band(self) -> Self {
-        Self { oob: true, ..self }
+    /// Ends the source's migration, with the guest on the source.
+    pub(super) fn cancel() -> Self {
+        Self::new(Side::Source, "migrate_cancel", json!({}))
+    }
+
+    /// Cuts connections out of band.
+    pub(super) fn yank(side: Side, instances: &[Value]) -> Self {
+        Self { oob: true, ..Self::new(side, "yank", json!({ "instances": instances })) }
     }
 
     fn line(&self) -> Value {
@@ -99,14 +104,13 @@ pub async fn carry_out(at: &Endpoint, command: &RemedyCommand) -> Result<(), Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_command_reads_as_it_would_be_typed() {
         let resume = RemedyCommand::new(Side::Source, "block-job-resume", json!({ "device": "m" }));
         assert_eq!(resume.to_string(), r#"source: {"execute": "block-job-resume", "arguments": {"device":"m"}}"#);
-        let yank = RemedyCommand::new(Side::Source, "yank", json!({ "instances": [{"type": "migration"}] }));
-        assert!(yank.out_of_band().to_string().contains("exec-oob"));
+        let yank = RemedyCommand::yank(Side::Source, &[json!({"type": "migration"})]);
+        assert!(yank.to_string().contains("exec-oob"));
         let plain = serde_json::to_value(RemedyCommand::new(Side::Destination, "nbd-server-stop", json!({})));
         assert_eq!(plain.unwrap(), json!({ "side": "destination", "qmp": { "execute": "nbd-server-stop" } }));
     }

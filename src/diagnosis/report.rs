@@ -1,6 +1,11 @@
 //! The result of a diagnosis.
 
-use super::{cause::Cause, pair::PairLooks, rules};
+use super::{
+    cause::Cause,
+    look::JobLook,
+    pair::{PairLooks, SideLooks},
+    rules,
+};
 use crate::{
     qemu::reply::MigrationStatus,
     quantity::{Bytes, Rate},
@@ -88,7 +93,7 @@ impl Diagnosis {
             Some(cause) => cause.code.meaning().to_owned(),
             None => healthy(looks),
         };
-        let of_side = |side: &Option<super::pair::SideLooks>| side.as_ref().map(SideReport::of);
+        let of_side = |side: &Option<SideLooks>| side.as_ref().map(SideReport::of);
         let (source, destination) = (of_side(&looks.source), of_side(&looks.destination));
         Self { verdict, causes, source, destination, unseen }
     }
@@ -105,7 +110,7 @@ fn healthy(looks: &PairLooks) -> String {
         return "Nothing wrong found on this side; the source tells more.".to_owned();
     };
     let report = SideReport::of(source);
-    let copying: u64 = source.mirrors().filter(|mirror| !mirror.ready).map(super::look::JobLook::remaining).sum();
+    let copying: u64 = source.mirrors().filter(|mirror| !mirror.ready).map(JobLook::remaining).sum();
     let rate: u64 = report.mirrors.iter().map(|mirror| mirror.rate).sum();
     if copying > 0 {
         let left = time_left(copying, rate);
@@ -136,7 +141,7 @@ fn time_left(bytes: u64, rate: u64) -> String {
 }
 
 impl SideReport {
-    fn of(side: &super::pair::SideLooks) -> Self {
+    fn of(side: &SideLooks) -> Self {
         let seconds = side.span().as_secs_f64();
         let rate = |now: u64, first: u64| match seconds > 0.0 {
             true => (now.saturating_sub(first) as f64 / seconds) as u64,
@@ -167,18 +172,13 @@ impl SideReport {
                     copied: now.offset,
                     total: now.len,
                     rate: side.at_first(&now.device).map_or(0, |first| rate(now.offset, first.offset)),
-                    remaining: side
-                        .looks
-                        .iter()
-                        .filter_map(|look| look.mirrors.iter().find(|job| job.device == now.device))
-                        .map(super::look::JobLook::remaining)
-                        .collect(),
+                    remaining: side.remaining(&now.device),
                     ready: now.ready,
                 })
                 .collect(),
             exports: side.last().into_iter().flat_map(|look| &look.exports).map(|export| export.id.clone()).collect(),
-            pid: side.process().map(|process| process.pid),
-            process_state: side.process().map(|process| match process.held() {
+            pid: side.process.as_ref().map(|process| process.pid),
+            process_state: side.process.as_ref().map(|process| match process.held() {
                 Some(held) => held.to_owned(),
                 None => process.state.to_string(),
             }),

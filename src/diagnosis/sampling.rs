@@ -3,7 +3,7 @@
 //! Asks only; a side that does not answer is asked once out of band, and not again. Each question has a deadline.
 
 use super::{
-    look::{ConcludedJob, JobLook, MonitorLook, list},
+    look::{MonitorLook, list},
     pair::{MonitorReach, PairLooks, SideLooks},
     process_look::ProcessLook,
     report::Diagnosis,
@@ -13,8 +13,6 @@ use crate::{
     progress::describe,
     qmp::{ConnectError, EventStream, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
-use serde::Deserialize;
-use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -24,6 +22,9 @@ const MEET: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(2);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
+/// The commands of a look. A look without the answers to the first two is none.
+const LOOKED_AT: [&str; 5] = ["query-status", "query-migrate", "query-block-jobs", "query-jobs", "query-block-exports"];
+const NEEDED: usize = 2;
 /// The least and the most time that is looked.
 const LASTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 
@@ -93,7 +94,7 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
         ([..], None) => {}
     }
     let words = |side: &SideLooks| match &side.reach {
-        MonitorReach::Gone { words } if side.process.is_empty() => Some(words.clone()),
+        MonitorReach::Gone { words } if side.process.is_none() => Some(words.clone()),
         _ => None,
     };
     let gone: Vec<String> = sides.iter().filter_map(words).collect();
@@ -101,10 +102,10 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
         return Err(DiagnosisError::Nothing { words: gone.join("; ") });
     }
     for seen in &sides {
-        unseen.extend(seen.process().into_iter().flat_map(|process| process.hidden.clone()));
+        unseen.extend(seen.process.iter().flat_map(|process| process.hidden.clone()));
         match seen.reach {
             MonitorReach::NotAsked => unseen.push("no monitor was asked: QEMU's own state is not known".to_owned()),
-            _ if seen.process.is_empty() => {
+            _ if seen.process.is_none() => {
                 unseen.push(format!("{}: its process is not known, so threads and queues are not seen", seen.name));
             }
             _ => {}
@@ -120,9 +121,8 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
 async fn process(pid: u32, lasting: Duration) -> Option<SideLooks> {
     let first = ProcessLook::read(pid)?;
     let mut seen = SideLooks::new(format!("process {pid}"), MonitorReach::NotAsked);
-    seen.process.push(first);
     sleep(lasting).await;
-    seen.process.extend(ProcessLook::read(pid));
+    seen.process = ProcessLook::read(pid).or(Some(first));
     Some(seen)
 }
 
@@ -136,7 +136,10 @@ async fn side(at: &Endpoint, lasting: Duration) -> SideLooks {
     let pid = dialed.peer.as_ref().map(PeerPid::pid);
     let options = QmpOptions { greeting_deadline: MEET, ..QmpOptions::labelled(name.as_str()) };
     let mut seen = match QmpClient::connect(dialed.stream, options).await {
-        Ok(client) => ask(name, &client, pid, lasting).await,
+        Ok(client) => {
+            let process = pid.and_then(ProcessLook::read);
+            SideLooks { process, ..ask(name, &client, lasting).await }
+        }
         Err(error) => {
             let words = describe(&error);
             let reach = match error {
@@ -147,9 +150,7 @@ async fn side(at: &Endpoint, lasting: Duration) -> SideLooks {
             SideLooks::new(name, reach)
         }
     };
-    if seen.process.is_empty() {
-        seen.process.extend(pid.and_then(ProcessLook::read));
-    }
+    seen.process = pid.and_then(ProcessLook::read).or(seen.process);
     seen
 }
 
@@ -163,7 +164,7 @@ fn unreached(error: &DialError) -> MonitorReach {
 }
 
 /// Asks a QEMU that has greeted, until the time is over or it answers no more.
-async fn ask(name: String, client: &QmpClient, pid: Option<u32>, lasting: Duration) -> SideLooks {
+async fn ask(name: String, client: &QmpClient, lasting: Duration) -> SideLooks {
     let mut seen = SideLooks::new(name, MonitorReach::Answers);
     let greeting = client.greeting();
     seen.version =
@@ -172,7 +173,6 @@ async fn ask(name: String, client: &QmpClient, pid: Option<u32>, lasting: Durati
     let began = Instant::now();
     loop {
         let at = began.elapsed();
-        seen.process.extend(pid.and_then(ProcessLook::read));
         match look(client, at).await {
             Some(look) => seen.looks.push(look),
             None => {
@@ -195,8 +195,9 @@ async fn count(events: &mut EventStream, seen: &mut SideLooks, until: Instant) {
     loop {
         let Ok(item) = timeout(until.saturating_duration_since(Instant::now()), events.next()).await else { return };
         match item {
-            StreamItem::Event(event) => *seen.events.entry(event.name.clone()).or_default() += 1,
-            StreamItem::Lagged(lost) => *seen.events.entry("BLOCK_JOB_ERROR".to_owned()).or_default() += lost,
+            StreamItem::Event(event) => seen.job_errors += u64::from(event.name == "BLOCK_JOB_ERROR"),
+            // nothing else comes so fast that events are lost
+            StreamItem::Lagged(lost) => seen.job_errors += lost,
             StreamItem::Closed(_) => return sleep_until(until).await,
         }
     }
@@ -204,41 +205,34 @@ async fn count(events: &mut EventStream, seen: &mut SideLooks, until: Instant) {
 
 /// One look; `None` where QEMU does not answer.
 async fn look(client: &QmpClient, at: Duration) -> Option<MonitorLook> {
-    let start = |name: &'static str| client.start(QmpRequest::named(name), ANSWER);
+    let mut look = MonitorLook { at, ..MonitorLook::default() };
     // QEMU answers in the order of the questions, so all of them can be under way
-    let (run, migration) = (start("query-status"), start("query-migrate"));
-    let (mirrors, jobs, exports) = (start("query-block-jobs"), start("query-jobs"), start("query-block-exports"));
-    let run = run.await.ok()?;
-    let migration = migration.await.ok()?;
-    let (mirrors, jobs, exports) = (mirrors.await, jobs.await, exports.await);
-    let jobs: Vec<ConcludedJob> = list(&jobs.unwrap_or_default());
-    Some(MonitorLook {
-        at,
-        run: run.get("status").and_then(Value::as_str).map(Into::into),
-        migration: Deserialize::deserialize(&migration).unwrap_or_default(),
-        mirrors: list::<JobLook>(&mirrors.unwrap_or_default()),
-        concluded: jobs.into_iter().filter(|job| job.status == "concluded").collect(),
-        exports: list(&exports.unwrap_or_default()),
-    })
+    let asked = LOOKED_AT.map(|name| client.start(QmpRequest::named(name), ANSWER));
+    for (number, (name, answer)) in LOOKED_AT.into_iter().zip(asked).enumerate() {
+        match answer.await {
+            Ok(answer) => drop(look.take(name, &answer)),
+            Err(_) if number < NEEDED => return None,
+            Err(_) => {}
+        }
+    }
+    Some(look)
 }
 
 /// Asks for what stays the same.
 async fn once(client: &QmpClient, seen: &mut SideLooks) {
-    let start = |request: QmpRequest| client.start(request, ANSWER);
-    let named = |name: &'static str| start(QmpRequest::named(name));
-    let (uuid, capabilities) = (named("query-uuid"), named("query-migrate-capabilities"));
-    let (parameters, yanks) = (named("query-migrate-parameters"), named("query-yank"));
-    let nodes = start(QmpRequest::named("query-named-block-nodes").with("flat", true));
-    let uuid = uuid.await.unwrap_or_default();
-    seen.uuid = uuid.get("UUID").and_then(Value::as_str).map(str::to_owned);
-    let capabilities: Vec<crate::qemu::reply::MigrationCapabilityStatus> =
-        list(&capabilities.await.unwrap_or_default());
-    seen.capabilities = capabilities.into_iter().filter(|one| one.state).map(|one| one.capability).collect();
-    if let Ok(Value::Object(parameters)) = parameters.await {
-        seen.parameters = parameters;
+    let requests = [
+        QmpRequest::named("query-uuid"),
+        QmpRequest::named("query-migrate-capabilities"),
+        QmpRequest::named("query-migrate-parameters"),
+        QmpRequest::named("query-yank"),
+        QmpRequest::named("query-named-block-nodes").with("flat", true),
+    ];
+    let asked = requests.map(|request| (request.name().to_owned(), client.start(request, ANSWER)));
+    for (name, answer) in asked {
+        if let Ok(answer) = answer.await {
+            seen.take(&name, &answer);
+        }
     }
-    seen.yanks = list(&yanks.await.unwrap_or_default());
-    seen.nodes = list(&nodes.await.unwrap_or_default());
 }
 
 /// Finds out whether a QEMU that does not answer does so out of band.

@@ -144,7 +144,7 @@ pub(crate) async fn had_no_effect(destination: &Process, error: &ProcessError) -
     if error.is_refusal() || !destination.is_gone() {
         return error.is_refusal();
     }
-    // nothing tells of events any more once all have been taken in
+    // the state is watched no more once every event has been taken in
     let mut observed = destination.watch();
     let all = async { while observed.changed().await.is_ok() {} };
     timeout(LAST_EVENTS, all).await.is_ok() && destination.observed().ended_before_it_ran()

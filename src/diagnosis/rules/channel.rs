@@ -4,13 +4,13 @@
 
 use super::super::{
     cause::{Cause, Confidence},
-    pair::{KEPT, PairLooks, SideLooks},
+    look::{MonitorLook, YankLook},
+    pair::{PairLooks, SideLooks},
     process_look::ConnectionState,
     remedy::RemedyCommand,
 };
-use crate::codes::DiagnosisCode;
-use crate::{progress::Side, qemu::reply::MigrationStatus};
-use serde_json::{Value, json};
+use crate::{codes::DiagnosisCode, progress::Side, qemu::reply::MigrationStatus};
+use serde_json::Value;
 
 /// The bytes that can leave at once, between which a low limit holds RAM back.
 const BURST: f64 = 1048576.0;
@@ -33,25 +33,18 @@ fn seconds(seen: &SideLooks) -> String {
 }
 
 fn cut() -> RemedyCommand {
-    RemedyCommand::new(Side::Source, "yank", json!({ "instances": [{ "type": "migration" }] })).out_of_band()
-}
-
-fn cancel() -> RemedyCommand {
-    RemedyCommand::new(Side::Source, "migrate_cancel", json!({}))
+    RemedyCommand::yank(Side::Source, YankLook::Migration.instance().as_slice())
 }
 
 /// A channel that is not connected.
 fn setup(source: &SideLooks) -> Option<Cause> {
-    if !source.kept(&MigrationStatus::Setup, KEPT) {
+    if !source.kept(&MigrationStatus::Setup) {
         return None;
     }
     let mut evidence = vec![format!("the source's migration was in setup for {}", seconds(source))];
     let tls = source.parameters.get("tls-creds").and_then(Value::as_str).filter(|creds| !creds.is_empty());
-    let connecting: Vec<&str> = source
-        .connections(false)
-        .filter(|connection| connection.state == ConnectionState::SynSent)
-        .map(|connection| connection.remote.as_str())
-        .collect();
+    let connecting: Vec<&str> =
+        source.connections(false, ConnectionState::SynSent).map(|connection| connection.remote.as_str()).collect();
     if !connecting.is_empty() {
         evidence.push(format!("no answer to the first segment from {}", connecting.join(", ")));
     }
@@ -61,14 +54,14 @@ fn setup(source: &SideLooks) -> Option<Cause> {
             evidence.push(format!("the channel is to use the TLS credentials {creds}"));
             Cause::new(DiagnosisCode::Tls, Confidence::Likely, evidence)
                 .remedy("cancel, and see that both sides have credentials and the destination listens with them", risk)
-                .command(cancel())
+                .command(RemedyCommand::cancel())
                 .fixable()
         }
         _ => {
             let confidence = if connecting.is_empty() { Confidence::Likely } else { Confidence::Certain };
             Cause::new(DiagnosisCode::SetupBlocked, confidence, evidence)
                 .remedy("cancel, and see that the destination listens and that the way to its port is open", risk)
-                .command(cancel())
+                .command(RemedyCommand::cancel())
                 .fixable()
         }
     })
@@ -76,7 +69,7 @@ fn setup(source: &SideLooks) -> Option<Cause> {
 
 /// The state of the devices is not taken.
 fn device(source: &SideLooks) -> Option<Cause> {
-    if !source.kept(&MigrationStatus::Device, KEPT) {
+    if !source.kept(&MigrationStatus::Device) {
         return None;
     }
     let evidence = vec![
@@ -92,7 +85,7 @@ fn device(source: &SideLooks) -> Option<Cause> {
 
 /// A cancellation that does not come to an end.
 fn cancelling(source: &SideLooks) -> Option<Cause> {
-    let status = [MigrationStatus::Cancelling, MigrationStatus::Failing].into_iter().find(|s| source.kept(s, KEPT))?;
+    let status = [MigrationStatus::Cancelling, MigrationStatus::Failing].into_iter().find(|s| source.kept(s))?;
     let evidence = vec![
         format!("the source's migration was {status} for {}", seconds(source)),
         "QEMU waits for a thread that writes to a channel which takes nothing".to_owned(),
@@ -108,7 +101,7 @@ fn cancelling(source: &SideLooks) -> Option<Cause> {
 
 /// A guest that keeps its network device.
 fn unplug(source: &SideLooks) -> Option<Cause> {
-    if !source.kept(&MigrationStatus::Other("wait-unplug".to_owned()), KEPT) {
+    if !source.kept(&MigrationStatus::Other("wait-unplug".to_owned())) {
         return None;
     }
     let evidence = vec![format!("the source's migration was in wait-unplug for {}", seconds(source))];
@@ -119,7 +112,7 @@ fn unplug(source: &SideLooks) -> Option<Cause> {
                 "look into the guest: its driver has to give up the failover device; cancel where it cannot",
                 "none: the guest runs on the source",
             )
-            .command(cancel())
+            .command(RemedyCommand::cancel())
             .fixable(),
     )
 }
@@ -140,11 +133,11 @@ fn postcopy_paused(seen: &SideLooks) -> Option<Cause> {
 
 /// A channel that carries nothing, or a device that does not acknowledge the switchover.
 fn silent(source: &SideLooks) -> Option<Cause> {
-    if !source.kept(&MigrationStatus::Active, KEPT) {
+    if !source.kept(&MigrationStatus::Active) {
         return None;
     }
-    let ram = |look: Option<&super::super::look::MonitorLook>| look.and_then(|look| look.migration.ram.clone());
-    let (first, last) = ram(source.first()).zip(ram(source.last()))?;
+    let ram = |look: &'_ MonitorLook| look.migration.ram.clone();
+    let (first, last) = source.first().and_then(ram).zip(source.last().and_then(ram))?;
     let moved = last.transferred != first.transferred
         || last.dirty_sync_count != first.dirty_sync_count
         || last.normal != first.normal
@@ -165,16 +158,7 @@ fn silent(source: &SideLooks) -> Option<Cause> {
                 .remedy("cancel, and begin again with switchover-ack off on both sides", "the copied data is lost"),
         );
     }
-    let waiting: Vec<String> = source
-        .connections(false)
-        .filter(|connection| connection.state == ConnectionState::Established && connection.unsent > 0)
-        .map(|connection| {
-            format!(
-                "{} bytes wait to be acknowledged by {}, sent again {} times",
-                connection.unsent, connection.remote, connection.retransmits
-            )
-        })
-        .collect();
+    let waiting = source.unacknowledged(false);
     // at a low limit QEMU's buffer leaves in bursts
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
     let explained = limit.is_some_and(|limit| BURST / limit as f64 >= source.span().as_secs_f64());

@@ -6,8 +6,7 @@ use super::super::{
     cause::{Cause, Confidence},
     pair::{PairLooks, SideLooks},
 };
-use crate::codes::DiagnosisCode;
-use crate::{progress::Side, qemu::reply::MigrationStatus};
+use crate::{codes::DiagnosisCode, progress::Side, qemu::reply::MigrationStatus};
 
 /// QEMU's words, the cause that they are evidence of, the remedy and its risk. The first row that fits counts.
 const WORDS: &[(&[&str], DiagnosisCode, &str, &str)] = &[
@@ -116,7 +115,6 @@ fn failure(side: Side, seen: &SideLooks) -> Option<Cause> {
     let lower = words.to_lowercase();
     let fits = |row: &&(&[&str], DiagnosisCode, &str, &str)| row.0.iter().any(|part| lower.contains(part));
     let &(_, code, remedy, risk) = WORDS.iter().find(fits)?;
-    // A source with multifd says no more than that the pipe broke.
     let evidence = vec![format!("the {side}'s query-migrate: failed: {words}")];
     Some(Cause::new(code, Confidence::Likely, evidence).remedy(remedy, risk))
 }

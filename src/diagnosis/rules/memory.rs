@@ -4,11 +4,11 @@
 
 use super::super::{
     cause::{Cause, Confidence},
-    pair::{KEPT, PairLooks, SideLooks},
+    pair::{AT_LIMIT, PairLooks, SideLooks},
     remedy::RemedyCommand,
 };
-use crate::codes::DiagnosisCode;
 use crate::{
+    codes::DiagnosisCode,
     progress::Side,
     qemu::reply::{MigrationRamStats, MigrationStatus},
     quantity::{Bytes, Rate},
@@ -19,8 +19,6 @@ use serde_json::json;
 const PASSES: u64 = 3;
 /// The part of the bandwidth from which the guest's dirtying counts as as fast.
 const AS_FAST: f64 = 0.95;
-/// The part of its limit above which RAM's bandwidth counts as held down by the limit.
-const AT_LIMIT: f64 = 0.85;
 /// A limit that no link reaches: 1 TiB/s.
 const UNLIMITED: u64 = 1 << 40;
 /// The part by which the memory to send must have shrunk to count as converging.
@@ -34,7 +32,7 @@ pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
 
 /// RAM that is sent without an end in sight.
 fn stays(source: &SideLooks) -> Vec<Cause> {
-    if !source.kept(&MigrationStatus::Active, KEPT) {
+    if !source.kept(&MigrationStatus::Active) {
         return Vec::new();
     }
     let all: Vec<&MigrationRamStats> = source.looks.iter().filter_map(|look| look.migration.ram.as_ref()).collect();

@@ -4,18 +4,18 @@
 
 use super::super::{
     cause::{Cause, Confidence},
-    look::JobLook,
-    pair::{KEPT, PairLooks, SideLooks},
+    look::{JobLook, YankLook},
+    pair::{AT_LIMIT, PairLooks, SideLooks},
     process_look::ConnectionState,
     remedy::RemedyCommand,
 };
-use crate::codes::DiagnosisCode;
 use crate::{
+    codes::DiagnosisCode,
     progress::Side,
     qemu::reply::{MigrationStatus, RunState},
     quantity::{Bytes, Rate},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// So many errors a second are a mirror that tries without end.
 const FLOOD: f64 = 20.0;
@@ -25,8 +25,6 @@ const CANCELLED: &str = "Operation canceled";
 const GAIN: f64 = 0.98;
 /// The bytes that QEMU lets a mirror copy at once, and only then holds the mirror to its limit.
 const BURST: f64 = 16.0 * 1048576.0;
-/// The part of its limit above which a mirror counts as held down by the limit.
-const AT_LIMIT: f64 = 0.85;
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     if let Some(source) = &looks.source {
@@ -47,16 +45,11 @@ fn mirror(source: &SideLooks, job: &JobLook) -> Option<Cause> {
     if job.is_paused() && first.is_paused() {
         return Some(paused(source, job));
     }
-    if source.span() < KEPT || job.status != "running" && job.status != "ready" {
+    if !source.lasted() || job.status != "running" && job.status != "ready" {
         return None;
     }
     let rate = job.offset.saturating_sub(first.offset) as f64 / seconds;
-    let behind: Vec<u64> = source
-        .looks
-        .iter()
-        .filter_map(|look| look.mirrors.iter().find(|other| other.device == job.device))
-        .map(JobLook::remaining)
-        .collect();
+    let behind = source.remaining(&job.device);
     if job.offset == first.offset && behind.iter().all(|&left| left > 0) {
         return stalled(source, job);
     }
@@ -110,23 +103,20 @@ fn paused(source: &SideLooks, job: &JobLook) -> Cause {
         Bytes(job.len)
     )];
     let resume = RemedyCommand::new(Side::Source, "block-job-resume", json!({ "device": job.device }));
-    let cause = match job.io_status.as_str() {
-        "nospace" | "failed" => {
-            evidence.push(format!("its io-status is {}", job.io_status));
-            let cause = Cause::new(DiagnosisCode::MirrorPaused, Confidence::Certain, evidence);
-            let remedy = match job.io_status.as_str() {
-                "nospace" => "make room where the destination's image is, and resume the job",
-                _ => "mend the storage of the destination, and resume the job",
-            };
-            cause.remedy(remedy, "a job that meets the same error pauses again")
+    let again = "a job that meets the same error pauses again";
+    let (why, remedy, risk) = match job.io_status.as_str() {
+        "nospace" => {
+            ("its io-status is nospace", "make room where the destination's image is, and resume the job", again)
         }
+        "failed" => ("its io-status is failed", "mend the storage of the destination, and resume the job", again),
         _ => {
-            evidence.push("no error is named: a client of QEMU has paused it".to_owned());
-            let cause = Cause::new(DiagnosisCode::MirrorPaused, Confidence::Certain, evidence);
-            cause.remedy("resume the job", "whoever paused it may count on that")
+            let why = "no error is named: a client of QEMU has paused it";
+            (why, "resume the job", "whoever paused it may count on that")
         }
     };
-    cause.command(resume).fixable()
+    evidence.push(why.to_owned());
+    let cause = Cause::new(DiagnosisCode::MirrorPaused, Confidence::Certain, evidence);
+    cause.remedy(remedy, risk).command(resume).fixable()
 }
 
 /// A mirror that copies nothing, though it has work.
@@ -139,34 +129,16 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
         Bytes(job.len),
         job.status
     )];
-    let connections: Vec<_> =
-        source.connections(true).filter(|connection| connection.state == ConnectionState::Established).collect();
-    let stuck: Vec<String> = connections
-        .iter()
-        .filter(|connection| connection.unsent > 0)
-        .map(|connection| {
-            format!(
-                "{} bytes wait to be acknowledged by {}, sent again {} times",
-                connection.unsent, connection.remote, connection.retransmits
-            )
-        })
-        .collect();
-    let nodes: Vec<_> = source
-        .yanks
-        .iter()
-        .filter_map(|yank| match yank {
-            super::super::look::YankLook::BlockNode { node_name } => {
-                Some(json!({ "type": "block-node", "node-name": node_name }))
-            }
-            _ => None,
-        })
-        .collect();
+    let stuck = source.unacknowledged(true);
+    let is_node = |yank: &&YankLook| matches!(yank, YankLook::BlockNode { .. });
+    let nodes: Vec<Value> = source.yanks.iter().filter(is_node).filter_map(YankLook::instance).collect();
     let risk = "the mirror fails, and its disk has to be copied again; the guest goes on";
     let cause = if stuck.is_empty() {
-        match connections.is_empty() {
-            true => evidence.push("the queues of its connection were not seen".to_owned()),
-            false => evidence.push("its connection is up, and nothing waits in its queues".to_owned()),
-        }
+        let queues = match source.connections(true, ConnectionState::Established).next() {
+            None => "the queues of its connection were not seen",
+            Some(_) => "its connection is up, and nothing waits in its queues",
+        };
+        evidence.push(queues.to_owned());
         // a limit explains a standstill for as long as the last burst takes at that speed
         if job.speed > 0 && BURST / job.speed as f64 >= seconds {
             return None;
@@ -186,13 +158,12 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
     if nodes.is_empty() {
         return Some(cause);
     }
-    let yank = RemedyCommand::new(Side::Source, "yank", json!({ "instances": nodes })).out_of_band();
-    Some(cause.command(yank).fixable())
+    Some(cause.command(RemedyCommand::yank(Side::Source, &nodes)).fixable())
 }
 
 /// A mirror that reports one error after the other.
 fn flood(source: &SideLooks) -> Option<Cause> {
-    let errors = *source.events.get("BLOCK_JOB_ERROR")?;
+    let errors = source.job_errors;
     let seconds = source.span().as_secs_f64().max(0.1);
     if (errors as f64) / seconds < FLOOD {
         return None;
@@ -211,7 +182,7 @@ fn flood(source: &SideLooks) -> Option<Cause> {
 
 /// RAM that is done, and waits for mirrors.
 fn not_ready(source: &SideLooks) -> Option<Cause> {
-    if !source.kept(&MigrationStatus::PreSwitchover, KEPT) {
+    if !source.kept(&MigrationStatus::PreSwitchover) {
         return None;
     }
     let open: Vec<String> = source
@@ -234,7 +205,7 @@ fn concluded(side: Side, seen: &SideLooks) -> Vec<Cause> {
     let last = seen.last().into_iter();
     let stays = |id: &str| seen.looks.iter().all(|look| look.concluded.iter().any(|job| job.id == id));
     last.flat_map(|look| &look.concluded)
-        .filter(|job| stays(&job.id) && seen.span() >= KEPT)
+        .filter(|job| stays(&job.id) && seen.lasted())
         .map(|job| {
             let mut evidence =
                 vec![format!("the {side}'s query-jobs: the job {} ({}) has concluded", job.id, job.kind)];
@@ -256,7 +227,7 @@ fn exports(looks: &PairLooks) -> Option<Cause> {
     let (source, destination) = looks.source.as_ref().zip(looks.destination.as_ref())?;
     let kept: Vec<&str> = destination.last()?.exports.iter().map(|export| export.id.as_str()).collect();
     let over = source.mirrors().next().is_none()
-        && [MigrationStatus::Completed, MigrationStatus::Device].iter().any(|status| source.kept(status, KEPT));
+        && [MigrationStatus::Completed, MigrationStatus::Device].iter().any(|status| source.kept(status));
     if kept.is_empty() || !over || !destination.stood() {
         return None;
     }

@@ -4,15 +4,14 @@
 
 use super::super::{
     cause::{Cause, Confidence},
-    pair::{KEPT, MonitorReach, PairLooks, SideLooks},
+    pair::{MonitorReach, PairLooks, SideLooks},
     remedy::RemedyCommand,
 };
-use crate::codes::DiagnosisCode;
 use crate::{
+    codes::DiagnosisCode,
     progress::Side,
     qemu::reply::{MigrationStatus, RunState},
 };
-use serde_json::json;
 
 /// The UUID of a guest that was given none.
 const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
@@ -50,7 +49,7 @@ fn both_running(looks: &PairLooks) -> Option<Cause> {
 
 fn both_paused(looks: &PairLooks) -> Option<Cause> {
     let (source, destination) = looks.source.as_ref().zip(looks.destination.as_ref())?;
-    if !source.stood() || !destination.stood() || source.span() < KEPT {
+    if !source.stood() || !destination.stood() || !source.lasted() {
         return None;
     }
     let said = |side: &SideLooks| {
@@ -88,7 +87,7 @@ fn both_paused(looks: &PairLooks) -> Option<Cause> {
 
 fn waiting_for_continue(looks: &PairLooks) -> Option<Cause> {
     let source = looks.source.as_ref()?;
-    if !source.kept(&MigrationStatus::PreSwitchover, KEPT) {
+    if !source.kept(&MigrationStatus::PreSwitchover) {
         return None;
     }
     let mut evidence = vec![format!("the source was in pre-switchover for {:.1} s", source.span().as_secs_f64())];
@@ -107,19 +106,18 @@ fn waiting_for_continue(looks: &PairLooks) -> Option<Cause> {
         Some(_) => "the destination is not seen to wait for the rest".to_owned(),
     });
     let cause = Cause::new(DiagnosisCode::WaitingForContinue, Confidence::Certain, evidence);
-    let cancel = RemedyCommand::new(Side::Source, "migrate_cancel", json!({}));
     Some(cause.remedy(
         "migrate_cancel on the source takes the guest back; where the program that runs the migration is to go on, it \
          sends migrate-continue itself, once its mirrors have concluded and the exports are closed",
         "the migration has to be begun again; the guest goes on running on the source",
     )
-    .command(cancel)
+    .command(RemedyCommand::cancel())
     .fixable())
 }
 
 fn controller_waits(looks: &PairLooks) -> Option<Cause> {
     let source = looks.source.as_ref()?;
-    let over = [MigrationStatus::Cancelled, MigrationStatus::Failed].iter().any(|status| source.kept(status, KEPT));
+    let over = [MigrationStatus::Cancelled, MigrationStatus::Failed].iter().any(|status| source.kept(status));
     let kept: Vec<String> = source.mirrors().filter(|job| job.ready).map(|job| job.device.clone()).collect();
     if !over || kept.is_empty() || !source.runs() {
         return None;

@@ -8,9 +8,8 @@ use super::super::{
     pair::{MonitorReach, PairLooks, SideLooks},
     remedy::RemedyCommand,
 };
-use crate::codes::DiagnosisCode;
-use crate::progress::Side;
-use serde_json::{Value, json};
+use crate::{codes::DiagnosisCode, progress::Side};
+use serde_json::Value;
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     for (side, seen) in looks.sides() {
@@ -21,7 +20,7 @@ pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
 
 /// A process that something holds.
 fn held(side: Side, seen: &SideLooks) -> Option<Cause> {
-    let process = seen.process()?;
+    let process = seen.process.as_ref()?;
     let held = process.held()?;
     let evidence = vec![format!("the {side}'s process {} is {held}", process.pid)];
     let cause = Cause::new(DiagnosisCode::ProcessStopped, Confidence::Certain, evidence);
@@ -40,7 +39,7 @@ fn held(side: Side, seen: &SideLooks) -> Option<Cause> {
 
 /// A monitor that does not answer.
 fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
-    let pid = seen.process().map(|process| process.pid);
+    let pid = seen.process.as_ref().map(|process| process.pid);
     let lives = |evidence: &mut Vec<String>| {
         if let Some(pid) = pid {
             evidence.push(format!("its process {pid} lives"));
@@ -113,7 +112,7 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
                     );
                     match looks.source.as_ref().and_then(SideLooks::status) {
                         Some(status) if !status.is_over() && !status.is_postcopy() => {
-                            cause.command(RemedyCommand::new(Side::Source, "migrate_cancel", json!({}))).fixable()
+                            cause.command(RemedyCommand::cancel()).fixable()
                         }
                         _ => cause,
                     }
@@ -131,15 +130,7 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
 /// The remedy for a main loop that waits for a connection: that connection is cut. Only a client that negotiated
 /// out-of-band execution before the main loop hung can send this, and the connection of the diagnosis closes.
 fn yank(side: Side, seen: &SideLooks, cause: Cause) -> Cause {
-    let instances: Vec<Value> = seen
-        .yanks
-        .iter()
-        .filter_map(|yank| match yank {
-            YankLook::BlockNode { node_name } => Some(json!({ "type": "block-node", "node-name": node_name })),
-            YankLook::Migration => Some(json!({ "type": "migration" })),
-            YankLook::Other => None,
-        })
-        .collect();
+    let instances: Vec<Value> = seen.yanks.iter().filter_map(YankLook::instance).collect();
     let risk =
         "the mirrors and the migration over these connections fail, and have to be begun again; the guest goes on";
     if instances.is_empty() {
@@ -147,12 +138,12 @@ fn yank(side: Side, seen: &SideLooks, cause: Cause) -> Cause {
     }
     cause
         .remedy("have a program that is still connected with out-of-band execution cut the connections that the main loop waits for", risk)
-        .command(RemedyCommand::new(side, "yank", json!({ "instances": instances })).out_of_band())
+        .command(RemedyCommand::yank(side, &instances))
 }
 
 /// What the threads of the process wait for.
 fn waits(seen: &SideLooks) -> Option<String> {
-    let main = seen.process()?.threads.first()?;
+    let main = seen.process.as_ref()?.threads.first()?;
     let function = main.waits_in.as_ref()?;
     Some(format!("its main thread waits in {function}"))
 }

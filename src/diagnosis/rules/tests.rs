@@ -150,12 +150,15 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
         side
     };
     let reach = |reach: MonitorReach| SideLooks::new("unix:/side".to_owned(), reach);
-    let hangs =
-        |oob| with(reach(MonitorReach::Hangs { waited: KEPT, oob }), &|side| side.yanks = vec![YankLook::Migration]);
+    let hangs = |oob| {
+        with(reach(MonitorReach::Hangs { waited: Duration::from_secs(2), oob }), &|side| {
+            side.yanks = vec![YankLook::Migration]
+        })
+    };
     let gone = || reach(MonitorReach::Gone { words: "nobody listens".to_owned() });
     let stopped = |state| {
         with(reach(MonitorReach::NotAsked), &|side| {
-            side.process = vec![ProcessLook { pid: 7, state, ..ProcessLook::default() }];
+            side.process = Some(ProcessLook { pid: 7, state, ..ProcessLook::default() });
         })
     };
     let mirror = |of: &dyn Fn(usize) -> Value| only_source(side("running", vec![json!({}); 7], of));
@@ -295,7 +298,7 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
 
 fn mirror_flood() -> PairLooks {
     let mut source = side("running", vec![json!({}); 7], |n| job(10 + n as u64, 100, &json!({})));
-    source.events.insert("BLOCK_JOB_ERROR".to_owned(), 5000);
+    source.job_errors = 5000;
     only_source(source)
 }
 
@@ -331,13 +334,13 @@ fn causes_that_look_alike_are_told_apart() {
 
     // a channel that carries nothing: a queue that is full, and one that is not seen
     let mut dead = steady("running", ram(100, 300, 0, 2, 300));
-    dead.process = vec![connection(65_536, ConnectionState::Established)];
+    dead.process = Some(connection(65_536, ConnectionState::Established));
     assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Certain)));
-    dead.process.clear();
+    dead.process = None;
     assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Likely)));
     // a destination that is stopped explains the same silence
     let mut stopped = waiting();
-    stopped.process = vec![ProcessLook { pid: 7, state: 'T', ..ProcessLook::default() }];
+    stopped.process = Some(ProcessLook { pid: 7, state: 'T', ..ProcessLook::default() });
     let both = pair(dead, stopped);
     assert_eq!(first(&both), Some((Code::ProcessStopped, Confidence::Certain)));
     let follows =
@@ -351,9 +354,9 @@ fn causes_that_look_alike_are_told_apart() {
         drv: "nbd".to_owned(),
         file: "nbd://10.0.0.2:4444/disk".to_owned(),
     }];
-    stalled.process = vec![connection(0, ConnectionState::Established)];
+    stalled.process = Some(connection(0, ConnectionState::Established));
     assert_eq!(first(&only_source(stalled.clone())), Some((Code::MirrorStalledIdle, Confidence::Likely)));
-    stalled.process = vec![connection(4096, ConnectionState::Established)];
+    stalled.process = Some(connection(4096, ConnectionState::Established));
     assert_eq!(first(&only_source(stalled)), Some((Code::LinkDead, Confidence::Certain)));
 
     // pre-switchover: the destination waits, or is gone
@@ -366,7 +369,7 @@ fn causes_that_look_alike_are_told_apart() {
     let mut setup = steady("running", json!({ "status": "setup" }));
     setup.parameters.insert("tls-creds".to_owned(), "tls0".into());
     assert_eq!(codes(&only_source(setup.clone())), [Code::Tls]);
-    setup.process = vec![connection(0, ConnectionState::SynSent)];
+    setup.process = Some(connection(0, ConnectionState::SynSent));
     assert_eq!(codes(&only_source(setup)), [Code::SetupBlocked]);
 
     // a mirror that is paused by an error, or by a client
