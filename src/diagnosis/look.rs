@@ -131,6 +131,32 @@ impl YankLook {
     }
 }
 
+/// The most elements of a list, and characters of a text, that are kept of an answer.
+const KEPT: (usize, usize) = (1024, 1024);
+
+/// Cuts what is endless in an answer.
+pub(super) fn bound(answer: &mut Value) {
+    match answer {
+        Value::String(text) => {
+            if let Some((at, _)) = text.char_indices().nth(KEPT.1) {
+                text.truncate(at);
+            }
+        }
+        Value::Array(elements) => {
+            elements.truncate(KEPT.0);
+            elements.iter_mut().for_each(bound);
+        }
+        Value::Object(members) => {
+            while members.len() > KEPT.0 {
+                let Some(last) = members.keys().next_back().cloned() else { break };
+                members.remove(&last);
+            }
+            members.values_mut().for_each(bound);
+        }
+        _ => {}
+    }
+}
+
 /// A list of which the strange elements are left out.
 pub(super) fn list<T: serde::de::DeserializeOwned>(value: &Value) -> Vec<T> {
     TolerantList::deserialize(value).unwrap_or_default().0
@@ -149,5 +175,19 @@ mod tests {
         let yanks: Vec<YankLook> = list(&json!([{"type": "migration"}, {"type": "block-node", "node-name": "n"},
             {"type": "chardev", "id": "c"}]));
         assert_eq!(yanks, [YankLook::Migration, YankLook::BlockNode { node_name: "n".to_owned() }, YankLook::Other]);
+    }
+
+    #[test]
+    fn an_endless_answer_is_cut() {
+        let mut answer =
+            json!({ "name": "ä".repeat(5000), "list": vec!["x".repeat(2000); 5000], "short": "y", "n": 1 });
+        bound(&mut answer);
+        assert_eq!(answer["name"].as_str().map(|name| name.chars().count()), Some(1024));
+        assert_eq!(answer["list"].as_array().map(Vec::len), Some(1024));
+        assert_eq!(answer["list"][7].as_str().map(str::len), Some(1024));
+        assert_eq!((&answer["short"], &answer["n"]), (&json!("y"), &json!(1)));
+        let mut many: Value = (0..3000).map(|number| (number.to_string(), json!(number))).collect();
+        bound(&mut many);
+        assert_eq!(many.as_object().map(serde_json::Map::len), Some(1024));
     }
 }

@@ -14,6 +14,8 @@ mod remedy;
 mod report;
 mod rules;
 mod sampling;
+mod watching;
+mod window;
 
 pub use cause::{Cause, Confidence};
 #[cfg(feature = "cli")]
@@ -21,3 +23,5 @@ pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};
 pub use remedy::{RemedyCommand, carry_out};
 pub use report::{Diagnosis, MirrorReport, SideReport};
 pub use sampling::{DiagnoseSettings, DiagnosisError, diagnose};
+pub use watching::{WatchSettings, Watching};
+pub use window::{WatchSnapshot, WatchedEvent};

@@ -41,6 +41,20 @@ pub(super) enum MonitorReach {
     NotAsked,
 }
 
+impl MonitorReach {
+    /// One word for programs.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Answers => "answers",
+            Self::Hangs { .. } => "hangs",
+            Self::Greets { .. } => "greets",
+            Self::NoGreeting { .. } => "silent",
+            Self::Gone { .. } => "gone",
+            Self::NotAsked => "not-asked",
+        }
+    }
+}
+
 /// One side.
 #[derive(Debug, Clone)]
 pub(super) struct SideLooks {
@@ -199,13 +213,13 @@ impl SideLooks {
     }
 
     /// Whether any look tells of a migration that leaves this side.
-    fn sends(&self) -> bool {
+    pub(super) fn sends(&self) -> bool {
         self.looks.iter().any(|look| look.migration.ram.is_some())
             || self.mirrors().next().is_some() && self.run() != Some(&RunState::InMigrate)
     }
 
     /// Whether any look tells of a migration that comes in.
-    fn receives(&self) -> bool {
+    pub(super) fn receives(&self) -> bool {
         self.looks.iter().any(|look| look.run == Some(RunState::InMigrate))
     }
 }

@@ -34,12 +34,19 @@ pub struct Diagnosis {
 pub struct SideReport {
     /// The address or the process.
     pub address: String,
+    /// Whether the monitor answers: `answers`, `hangs`, `greets` and answers nothing, `silent` without a greeting,
+    /// `gone`, or `not-asked`.
+    pub monitor: String,
     /// QEMU's version.
     pub version: Option<String>,
     /// The run state.
     pub run_state: Option<String>,
     /// The status of the migration.
     pub migration: Option<String>,
+    /// The guest's RAM, bytes.
+    pub ram_total: Option<u64>,
+    /// The passes over RAM so far.
+    pub passes: Option<u64>,
     /// RAM that was sent, bytes.
     pub transferred: Option<u64>,
     /// RAM yet to send at each look, bytes.
@@ -52,6 +59,8 @@ pub struct SideReport {
     pub bandwidth_limit: Option<u64>,
     /// The pause that QEMU expects, milliseconds.
     pub expected_downtime_ms: Option<u64>,
+    /// The pause that QEMU has made, milliseconds, once the migration is over.
+    pub downtime_ms: Option<u64>,
     /// The pause that QEMU may make, milliseconds.
     pub downtime_limit_ms: Option<u64>,
     /// The throttle of the guest's vCPUs, per cent.
@@ -153,15 +162,19 @@ impl SideReport {
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         Self {
             address: side.name.clone(),
+            monitor: side.reach.word().to_owned(),
             version: text(&side.version),
             run_state: side.run().map(ToString::to_string),
             migration: side.status().map(ToString::to_string),
+            ram_total: ram.map(|ram| ram.total),
+            passes: ram.map(|ram| ram.dirty_sync_count),
             transferred: ram.map(|ram| ram.transferred),
             remaining: side.looks.iter().filter_map(|look| Some(look.migration.ram.as_ref()?.remaining)).collect(),
             bandwidth: ram.zip(first).map(|(now, first)| rate(now.transferred, first.transferred)),
             dirty_rate: ram.map(|ram| ram.dirty_pages_rate.saturating_mul(ram.page_size)),
             bandwidth_limit: positive("max-bandwidth"),
             expected_downtime_ms: side.migration().and_then(|migration| migration.expected_downtime),
+            downtime_ms: side.migration().and_then(|migration| migration.downtime),
             downtime_limit_ms: side.parameter("downtime-limit"),
             throttle_pct: side.migration().and_then(|migration| migration.cpu_throttle_percentage),
             mirrors: side
