@@ -11,6 +11,7 @@ mod history;
 mod journals;
 mod log;
 mod migrate;
+mod plot;
 mod prepare;
 mod recorded;
 mod render;
@@ -37,7 +38,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::Check(options) => runtime.block_on(migrate::check(options)),
         args::Verb::Recover(options) => runtime.block_on(migrate::recover(&options)),
         args::Verb::History(options) => history::list(options.json),
-        args::Verb::Transcript(options) => transcript::print(&options.file),
+        args::Verb::Transcript(options) => transcript::run(&options),
         args::Verb::Diagnose(options) => runtime.block_on(diagnose::run(&options)),
     };
     // a journal whose disk hangs is waited for no longer than it was

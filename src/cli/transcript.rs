@@ -1,6 +1,6 @@
 //! `qferry transcript`: a transcript for people.
 
-use super::{exit::failed, history, recorded, render};
+use super::{exit::failed, history, plot::PlotPlace, recorded, render};
 use crate::{
     progress::describe,
     recording::{BoundedRows, RecordingReader, ReportRow, ReportedFact, TranscriptReport, open_plain},
@@ -10,6 +10,7 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
+    str::FromStr,
     time::Duration,
 };
 
@@ -18,7 +19,10 @@ Examples:
   What happened in the last migration?
     qferry transcript last
 
-Exit codes: 0 printed, 1 the file cannot be read";
+  The same as a picture for a browser, on a screen, a telephone or paper:
+    qferry transcript last --plot migration.html
+
+Exit codes: 0 printed or drawn, 1 the file cannot be read or the plot cannot be written, 2 usage";
 
 /// Print a transcript for people: phases, decisions with reasons, commands and their times, the blackout
 ///
@@ -29,19 +33,37 @@ Exit codes: 0 printed, 1 the file cannot be read";
 pub(super) struct TranscriptArguments {
     /// The file, or the word last for the newest that is kept
     pub(super) file: PathBuf,
+    /// Draw the transcript instead, in a file whose name ends in .svg or .html: remaining RAM, rates, limits and
+    /// mirrors over time, with phases and decisions, and the blackout enlarged. An earlier plot is overwritten, and no
+    /// other file is
+    #[arg(long, value_name = "FILE", value_parser = PlotPlace::from_str)]
+    plot: Option<PlotPlace>,
 }
 
-/// Prints a transcript.
-pub(super) fn print(file: &Path) -> ExitCode {
-    let path = match recorded::find(file) {
+/// Prints a transcript, or draws it.
+pub(super) fn run(arguments: &TranscriptArguments) -> ExitCode {
+    let path = match recorded::find(&arguments.file) {
         Ok(path) => path,
         Err(message) => return failed(&message, false),
     };
-    let cannot =
-        |error: std::io::Error| failed(&format!("cannot read {}: {}", path.display(), describe(&error)), false);
+    let unreadable = |error: &std::io::Error| format!("cannot read {}: {}", path.display(), describe(error));
+    if let Some(place) = &arguments.plot {
+        let drawn = place.check().map_err(|error| describe(&error)).and_then(|()| {
+            let drawn = open_plain(&path).and_then(|opened| place.draw(&path, opened));
+            let plot = drawn.map_err(|error| unreadable(&error))?;
+            place.write(&plot).map_err(|error| describe(&error))
+        });
+        return match drawn {
+            Ok(()) => {
+                render::say(&format!("qferry: the plot is in {}", place.path.display()));
+                ExitCode::SUCCESS
+            }
+            Err(message) => failed(&message, false),
+        };
+    }
     let read = open_plain(&path).and_then(|opened| report(&path, opened));
     match read {
-        Err(error) => cannot(error),
+        Err(error) => failed(&unreadable(&error), false),
         Ok(text) => match render::written(&text) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&format!("the transcript cannot be shown: {error}"), false),

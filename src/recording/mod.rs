@@ -8,8 +8,12 @@ mod reader;
 mod report;
 mod ring;
 mod runs;
+mod series;
+mod timeline;
 
 pub use reader::{LINE_LIMIT, RecordedContent, RecordedEntry, RecordedLine, RecordingReader, is_question, read_line};
 pub use report::{BoundedRows, CommandTimes, RecordedBlackout, ReportRow, ReportedFact, TranscriptReport};
 pub use ring::{FILE_LIMIT, RingBounds, RingError, RingFile, TranscriptRing, finish, has_writer, open_plain};
 pub use runs::{RunInfo, RunState, read_run};
+pub use series::{BoundedSeries, SeriesPoint};
+pub use timeline::{DiskTimeline, RecordedSpan, RecordedTimeline};

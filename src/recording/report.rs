@@ -102,7 +102,7 @@ pub struct BoundedRows {
 
 impl BoundedRows {
     /// Adds a row and returns its number.
-    fn push(&mut self, row: ReportRow) -> usize {
+    pub(super) fn push(&mut self, row: ReportRow) -> usize {
         if self.first.len() < ROWS {
             self.first.push(row);
             return self.first.len() - 1;
@@ -284,7 +284,7 @@ impl TranscriptReport {
 }
 
 /// A text of bounded length.
-fn clip(mut text: String) -> String {
+pub(super) fn clip(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(TEXT) {
         text.truncate(end);
         text.push_str("...");

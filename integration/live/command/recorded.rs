@@ -64,6 +64,21 @@ fn a_migration_leaves_a_transcript_that_is_listed_and_told() {
         from += told_run[from..].find(&action).unwrap_or_else(|| panic!("{action} is not in its place: {told_run}"));
     }
 
+    // The same as a picture, which has the blackout and each decision.
+    let plot = pair.run_dir().join("plot.html");
+    let drawn = support::qferry(&pair, "transcript").args(["last", "--plot"]).arg(&plot).output().unwrap();
+    assert_eq!(drawn.status.code(), Some(0), "{}", text(&drawn.stderr));
+    let page = fs::read_to_string(&plot).unwrap();
+    let page = roxmltree::Document::parse_with_options(
+        &page,
+        roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() },
+    )
+    .unwrap();
+    let drawn: Vec<&str> = page.descendants().filter_map(|node| node.text()).collect();
+    for words in ["Remaining RAM, MiB", "Mirrors, % copied", "ledger: ram-and-devices", &blackout, "start-memory: "] {
+        assert!(drawn.iter().any(|text| text.contains(words)), "{words:?} is not in the plot: {drawn:#?}");
+    }
+
     // A run whose process was killed has no end.
     let sockets = ["s", "d"].map(|name| pair.run_dir().join(name));
     let silent = sockets.each_ref().map(|socket| UnixListener::bind(socket).unwrap());
