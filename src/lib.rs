@@ -131,8 +131,9 @@ mod trust;
 pub use codes::{DiagnosisCode, FailureCode, Finding, FindingCode, Setting, Severity, worded};
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 pub use diagnosis::{
-    Cause, Confidence, DiagnoseSettings, Diagnosis, DiagnosisError, MirrorReport, RemedyCommand, SideReport,
-    WatchSettings, WatchSnapshot, WatchedEvent, Watching, carry_out, diagnose,
+    Cause, Confidence, DiagnoseSettings, Diagnosis, DiagnosisError, MirrorReport, ObservedMonitor,
+    ObservedMonitorError, RemedyCommand, SideReport, VirshDomain, WatchSettings, WatchSnapshot, WatchedEvent, Watching,
+    carry_out, diagnose,
 };
 pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;

@@ -15,6 +15,7 @@ mod failures;
 mod found_early;
 mod guest_ends;
 mod held;
+mod libvirt;
 mod machines;
 mod moves;
 mod postcopy;

@@ -8,10 +8,9 @@ use super::{
 use crate::{
     codes::DiagnosisCode,
     diagnosis::{
-        Cause, Confidence, DiagnoseSettings, Diagnosis, READ_ANSWERS, RecordedLooks, RemedyCommand, SideReport,
-        carry_out, diagnose,
+        Cause, Confidence, DiagnoseSettings, Diagnosis, ObservedMonitor, READ_ANSWERS, RecordedLooks, RemedyCommand,
+        SideReport, carry_out, diagnose,
     },
-    endpoint::Endpoint,
     progress::{Side, describe},
     quantity::{Bytes, Rate},
     recording::{RecordingReader, open_plain},
@@ -40,7 +39,7 @@ pub(super) async fn run(options: &Diagnose) -> ExitCode {
             Err(message) => failed(&message, options.json),
         };
     }
-    let mut settings = DiagnoseSettings::new(options.sides.iter().cloned().map(Endpoint::from).collect());
+    let mut settings = DiagnoseSettings::new(options.sides.clone());
     (settings.pid, settings.lasting) = (options.pid, options.lasting.into());
     let diagnosis = match diagnose(&settings).await {
         Ok(diagnosis) => diagnosis,
@@ -94,8 +93,16 @@ async fn fix(options: &Diagnose, diagnosis: &Diagnosis, code: DiagnosisCode) -> 
         let message = format!("the remedy of {code} is left to you: {}", cause.remedy);
         return misused(&message, options.json);
     }
+    let mut commands = Vec::new();
     for command in &cause.commands {
-        render::say(&format!("{command}"));
+        let Some(at) = address(options, diagnosis, command) else {
+            return failed(&format!("the {} was not given", command.side), options.json);
+        };
+        match command.wording(at) {
+            Ok(said) => render::say(&said),
+            Err(why) => return misused(&format!("the remedy of {code} is left to you: {why}"), options.json),
+        }
+        commands.push((at, command));
     }
     if !options.yes {
         if !io::stdin().is_terminal() {
@@ -109,11 +116,8 @@ async fn fix(options: &Diagnose, diagnosis: &Diagnosis, code: DiagnosisCode) -> 
             return ExitCode::from(FOUND);
         }
     }
-    for command in &cause.commands {
-        let Some(at) = address(options, diagnosis, command) else {
-            return failed(&format!("the {} was not given", command.side), options.json);
-        };
-        if let Err(error) = carry_out(&at, command).await {
+    for (at, command) in commands {
+        if let Err(error) = carry_out(at, command).await {
             return failed(&format!("the {} did not carry out {}: {error}", command.side, command.name), options.json);
         }
         render::say(&format!("qferry: the {} has carried out {}", command.side, command.name));
@@ -122,12 +126,12 @@ async fn fix(options: &Diagnose, diagnosis: &Diagnosis, code: DiagnosisCode) -> 
 }
 
 /// The address of the side that a command is for.
-fn address(options: &Diagnose, diagnosis: &Diagnosis, command: &RemedyCommand) -> Option<Endpoint> {
+fn address<'a>(options: &'a Diagnose, diagnosis: &Diagnosis, command: &RemedyCommand) -> Option<&'a ObservedMonitor> {
     let side = match command.side {
         Side::Source => diagnosis.source.as_ref(),
         Side::Destination => diagnosis.destination.as_ref(),
     }?;
-    options.sides.iter().find(|address| address.to_string() == side.address).cloned().map(Endpoint::from)
+    options.sides.iter().find(|address| address.to_string() == side.address)
 }
 
 /// The screen: the verdict, evidence and remedies, and the sides in numbers.
@@ -142,6 +146,9 @@ fn screen(diagnosis: &Diagnosis) -> String {
     }
     for unseen in &diagnosis.unseen {
         line(&mut text, "not seen", unseen);
+    }
+    for note in &diagnosis.notes {
+        line(&mut text, "note", note);
     }
     text
 }

@@ -1,11 +1,17 @@
 //! The options of `qferry diagnose`.
 
-use crate::{codes::DiagnosisCode, endpoint::Address};
+use crate::{codes::DiagnosisCode, diagnosis::ObservedMonitor};
 
 const DIAGNOSE_EXAMPLES: &str = "\
 Examples:
   Why does this migration not end? The order of the two does not matter:
     qferry diagnose /run/vm/source.qmp /run/vm/destination.qmp
+
+  A migration of libvirt's, through the command virsh:
+    qferry diagnose virsh:qemu:///system/vm1
+
+  A guest of Proxmox VE, whose monitor qm holds for moments alone:
+    qferry diagnose pve:100
 
   The monitor is held by a manager, or hangs: look at the process alone:
     qferry diagnose --pid 4711
@@ -27,9 +33,10 @@ Exit codes: 0 nothing wrong found (with --transcript: the guest moved), 10 cause
 #[derive(Debug, clap::Args)]
 #[command(after_help = DIAGNOSE_EXAMPLES)]
 pub(super) struct Diagnose {
-    /// The QMP socket of one side, or of both: unix:PATH, /PATH or tcp:HOST:PORT
+    /// The monitor of one side, or of both: unix:PATH, /PATH, tcp:HOST:PORT, virsh:[URI/]DOMAIN for a domain of
+    /// libvirt's, or pve:ID for a guest of Proxmox VE
     #[arg(value_name = "ADDR", num_args = 1..=2, required_unless_present_any = ["pid", "transcript"], conflicts_with_all = ["pid", "transcript"])]
-    pub(super) sides: Vec<Address>,
+    pub(super) sides: Vec<ObservedMonitor>,
     /// Look at this QEMU process without a monitor: whether the process runs, and whether data waits in its
     /// connections; root is told this of every process, others of their own alone
     #[arg(long, value_name = "PID")]

@@ -15,6 +15,7 @@ mod report;
 mod rules;
 mod sampling;
 mod watching;
+mod way_in;
 mod window;
 
 pub use cause::{Cause, Confidence};
@@ -24,4 +25,5 @@ pub use remedy::{RemedyCommand, carry_out};
 pub use report::{Diagnosis, MirrorReport, SideReport};
 pub use sampling::{DiagnoseSettings, DiagnosisError, diagnose};
 pub use watching::{WatchSettings, Watching};
+pub use way_in::{ObservedMonitor, ObservedMonitorError, VirshDomain};
 pub use window::{WatchSnapshot, WatchedEvent};

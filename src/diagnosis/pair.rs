@@ -35,8 +35,12 @@ pub(super) enum MonitorReach {
     Greets { words: String },
     /// A connection was made, and QEMU has not greeted.
     NoGreeting { words: String },
+    /// libvirt does not pass the questions on: it waits for QEMU, or for its own lock.
+    Withheld { words: String },
     /// Nobody listens there.
     Gone { words: String },
+    /// The way to the monitor is broken, which says nothing about QEMU.
+    NoWay { words: String },
     /// Nobody has asked: only the process is looked at.
     NotAsked,
 }
@@ -49,6 +53,8 @@ impl MonitorReach {
             Self::Hangs { .. } => "hangs",
             Self::Greets { .. } => "greets",
             Self::NoGreeting { .. } => "silent",
+            Self::Withheld { .. } => "withheld",
+            Self::NoWay { .. } => "no-way",
             Self::Gone { .. } => "gone",
             Self::NotAsked => "not-asked",
         }

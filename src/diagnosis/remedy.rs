@@ -1,7 +1,7 @@
 //! The commands of a remedy, as data and carried out.
 
+use super::way_in::{ObservedMonitor, abort_job};
 use crate::{
-    endpoint::Endpoint,
     progress::{Side, describe},
     qmp::{QmpClient, QmpOptions, QmpRequest},
 };
@@ -75,13 +75,61 @@ impl fmt::Display for RemedyCommand {
     }
 }
 
-/// Sends a command of a remedy to its side, and gives QEMU's refusal or the reason why there was no answer.
+/// What is done about a domain whose jobs libvirt counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LibvirtRemedy {
+    /// The command goes to QEMU: libvirt keeps no count of what it changes.
+    Send,
+    /// libvirt's own way, after which it knows that its migration is over.
+    AbortJob,
+    /// Nothing, for this reason.
+    Refuse(&'static str),
+}
+
+impl RemedyCommand {
+    /// How a remedy is carried out where libvirt runs the QEMU.
+    fn through_libvirt(&self) -> LibvirtRemedy {
+        match &*self.name {
+            "migrate_cancel" => LibvirtRemedy::AbortJob,
+            "block-job-resume" | "block-job-set-speed" | "migrate-set-parameters" => LibvirtRemedy::Send,
+            _ if self.oob => LibvirtRemedy::Refuse("libvirt passes no command on out of band"),
+            _ => LibvirtRemedy::Refuse(
+                "libvirt counts this domain's jobs and exports itself: virsh domjobabort ends its migration with all of them",
+            ),
+        }
+    }
+
+    /// What is done at a monitor to carry the command out, for people.
+    ///
+    /// # Errors
+    /// The command is not carried out there, and why.
+    pub fn wording(&self, at: &ObservedMonitor) -> Result<String, String> {
+        match at.domain().map(|domain| (domain, self.through_libvirt())) {
+            None => Ok(self.to_string()),
+            Some((domain, LibvirtRemedy::Send)) => {
+                Ok(format!("{} '{}'", domain.typed_about("qemu-monitor-command"), self.line()))
+            }
+            Some((domain, LibvirtRemedy::AbortJob)) => Ok(domain.typed_about("domjobabort")),
+            Some((_, LibvirtRemedy::Refuse(why))) => Err(why.to_owned()),
+        }
+    }
+}
+
+/// Sends a command of a remedy to its side, and gives QEMU's refusal or the reason why there was no answer. A migration
+/// of libvirt's is cancelled by libvirt (`domjobabort`), and what libvirt keeps count of is refused.
 ///
 /// # Errors
-/// The side cannot be reached, or QEMU has refused the command or left it unanswered.
-pub async fn carry_out(at: &Endpoint, command: &RemedyCommand) -> Result<(), String> {
+/// The side cannot be reached, or QEMU or libvirt has refused the command or left it unanswered.
+pub async fn carry_out(at: &ObservedMonitor, command: &RemedyCommand) -> Result<(), String> {
+    if let Some(domain) = at.domain() {
+        match command.through_libvirt() {
+            LibvirtRemedy::Send => {}
+            LibvirtRemedy::AbortJob => return abort_job(domain).await,
+            LibvirtRemedy::Refuse(why) => return Err(why.to_owned()),
+        }
+    }
     let told = |error: &(dyn std::error::Error + 'static)| describe(error);
-    let dialed = at.dial(ANSWER).await.map_err(|error| told(&error))?;
+    let dialed = at.endpoint().dial(ANSWER).await.map_err(|error| told(&error))?;
     let client = QmpClient::connect(dialed.stream, QmpOptions::labelled(command.side.as_str()));
     let client = client.await.map_err(|error| told(&error))?;
     let answer = match command.oob {
@@ -104,6 +152,28 @@ pub async fn carry_out(at: &Endpoint, command: &RemedyCommand) -> Result<(), Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libvirt_is_asked_to_do_what_it_keeps_count_of() {
+        let libvirts: ObservedMonitor = "virsh:qemu:///system/vm 1".parse().expect("an address");
+        let own: ObservedMonitor = "/run/vm.qmp".parse().expect("an address");
+        let resume = RemedyCommand::new(Side::Source, "block-job-resume", json!({ "device": "m" }));
+        let said = resume.wording(&libvirts).expect("sent");
+        assert!(said.starts_with("virsh -c qemu:///system qemu-monitor-command --domain 'vm 1' '{"), "{said}");
+        let said = RemedyCommand::cancel().wording(&libvirts);
+        assert_eq!(said.as_deref(), Ok("virsh -c qemu:///system domjobabort --domain 'vm 1'"));
+        for command in [
+            RemedyCommand::yank(Side::Source, &[json!({ "type": "migration" })]),
+            RemedyCommand::new(Side::Destination, "nbd-server-stop", json!({})),
+            RemedyCommand::new(Side::Source, "job-dismiss", json!({ "id": "m" })),
+            RemedyCommand::new(Side::Source, "block-job-cancel", json!({ "device": "m" })),
+        ] {
+            assert!(
+                command.wording(&libvirts).is_err() && command.wording(&own) == Ok(command.to_string()),
+                "{command}"
+            );
+        }
+    }
 
     #[test]
     fn a_command_reads_as_it_would_be_typed() {

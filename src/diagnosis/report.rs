@@ -26,6 +26,9 @@ pub struct Diagnosis {
     pub destination: Option<SideReport>,
     /// What could not be looked at, and what would be needed.
     pub unseen: Vec<String>,
+    /// What else there is to know about the way in.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// One side, in numbers. Rates are over the time that was looked.
@@ -35,7 +38,7 @@ pub struct SideReport {
     /// The address or the process.
     pub address: String,
     /// Whether the monitor answers: `answers`, `hangs`, `greets` and answers nothing, `silent` without a greeting,
-    /// `gone`, or `not-asked`.
+    /// `withheld` by libvirt, `gone`, `no-way` to it, or `not-asked`.
     pub monitor: String,
     /// QEMU's version.
     pub version: Option<String>,
@@ -104,7 +107,7 @@ impl Diagnosis {
         };
         let of_side = |side: &Option<SideLooks>| side.as_ref().map(SideReport::of);
         let (source, destination) = (of_side(&looks.source), of_side(&looks.destination));
-        Self { verdict, causes, source, destination, unseen }
+        Self { verdict, causes, source, destination, unseen, notes: Vec::new() }
     }
 
     /// Whether anything wrong was found.
@@ -118,6 +121,9 @@ fn healthy(looks: &PairLooks) -> String {
     let Some(source) = &looks.source else {
         return "Nothing wrong found on this side; the source tells more.".to_owned();
     };
+    if source.looks.is_empty() {
+        return "Nothing wrong found with the process; its monitor was not asked.".to_owned();
+    }
     let report = SideReport::of(source);
     let copying: u64 = source.mirrors().filter(|mirror| !mirror.ready).map(JobLook::remaining).sum();
     let rate: u64 = report.mirrors.iter().map(|mirror| mirror.rate).sum();

@@ -7,20 +7,41 @@ use super::{
     pair::{MonitorReach, PairLooks, SideLooks},
     process_look::ProcessLook,
     report::Diagnosis,
+    way_in::ObservedMonitor,
 };
 use crate::{
-    endpoint::{DialError, Endpoint, PeerPid},
+    endpoint::{DialError, PeerPid},
     progress::describe,
-    qmp::{ConnectError, EventStream, QmpClient, QmpOptions, QmpRequest, StreamItem},
+    qmp::{ConnectError, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// The time for a connection and its greeting.
-const MEET: Duration = Duration::from_secs(3);
-/// The time for an answer. QEMU answers in well under a millisecond unless its main loop hangs.
-pub(super) const ANSWER: Duration = Duration::from_secs(2);
+/// The times that a side is given.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For a connection, and again for its greeting.
+    meet: Duration,
+    /// For an answer. QEMU answers in well under a millisecond unless its main loop hangs.
+    pub(super) answer: Duration,
+    /// Whether a refusal of what QEMU never refuses is another program's, which was to pass the question on.
+    pub(super) passed_on: bool,
+}
+
+impl Patience {
+    /// The times for a monitor. A call of `virsh` has a deadline of its own, before these.
+    pub(super) fn with(at: &ObservedMonitor) -> Self {
+        let seconds = Duration::from_secs;
+        match at.domain() {
+            None => Self { meet: seconds(3), answer: seconds(2), passed_on: false },
+            Some(_) => Self { meet: seconds(8), answer: seconds(8), passed_on: true },
+        }
+    }
+}
+
+/// The time for an answer out of band.
+const OUT_OF_BAND: Duration = Duration::from_secs(2);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The commands of a look. A look without the answers to the first two is none.
@@ -33,13 +54,16 @@ pub(super) const ONCE: [&str; 4] =
 pub(super) const ONE_SIDE: &str = "only one side was given: the other side's state is not known";
 /// The least and the most time that is looked.
 const LASTING: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+/// What a look through libvirt has on it.
+const LIBVIRT: &str = "libvirt passes nothing on out of band, and marks a domain that is looked at as tainted \
+                       (custom-monitor) in its log until the domain ends";
 
 /// What is to be looked at.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct DiagnoseSettings {
     /// The monitors: of one side, or of the source and the destination. QEMU's answers decide which is which.
-    pub sides: Vec<Endpoint>,
+    pub sides: Vec<ObservedMonitor>,
     /// A process that is looked at without a monitor.
     pub pid: Option<u32>,
     /// How long is looked; at least 2 s, because only time tells slow from stuck.
@@ -48,7 +72,8 @@ pub struct DiagnoseSettings {
 
 impl DiagnoseSettings {
     /// Settings for these monitors, and 3 s.
-    pub fn new(sides: Vec<Endpoint>) -> Self {
+    pub fn new(sides: impl IntoIterator<Item = impl Into<ObservedMonitor>>) -> Self {
+        let sides = sides.into_iter().map(Into::into).collect();
         Self { sides, pid: None, lasting: Duration::from_secs(3) }
     }
 }
@@ -101,6 +126,7 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     }
     let words = |side: &SideLooks| match &side.reach {
         MonitorReach::Gone { words } if side.process.is_none() => Some(words.clone()),
+        MonitorReach::NoWay { words } => Some(words.clone()),
         _ => None,
     };
     let gone: Vec<String> = sides.iter().filter_map(words).collect();
@@ -113,13 +139,21 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     if given == 1 {
         unseen.push(ONE_SIDE.to_owned());
     }
-    Ok(Diagnosis::of(&PairLooks::of(sides), unseen))
+    let diagnosis = Diagnosis::of(&PairLooks::of(sides), unseen);
+    Ok(Diagnosis { notes: notes(&settings.sides), ..diagnosis })
+}
+
+/// What there is to know about the ways in.
+pub(super) fn notes(sides: &[ObservedMonitor]) -> Vec<String> {
+    let through_libvirt = sides.iter().any(|monitor| monitor.domain().is_some());
+    through_libvirt.then(|| LIBVIRT.to_owned()).into_iter().collect()
 }
 
 /// What could not be looked at of a side.
 pub(super) fn unseen_of(seen: &SideLooks) -> Vec<String> {
     let mut unseen: Vec<String> = seen.process.iter().flat_map(|process| process.hidden.clone()).collect();
-    match seen.reach {
+    match &seen.reach {
+        MonitorReach::NoWay { words } => unseen.push(words.clone()),
         MonitorReach::NotAsked => unseen.push("no monitor was asked: QEMU's own state is not known".to_owned()),
         _ if seen.process.is_none() => {
             unseen.push(format!("{}: its process is not known, so threads and queues are not seen", seen.name));
@@ -139,13 +173,13 @@ async fn process(pid: u32, lasting: Duration) -> Option<SideLooks> {
 }
 
 /// Looks at one side.
-async fn side(at: &Endpoint, lasting: Duration) -> SideLooks {
+async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
     let name = at.to_string();
     let (met, pid) = meet(at, QmpOptions::labelled(name.as_str())).await;
     let mut seen = match met {
         Ok(client) => {
             let process = pid.and_then(ProcessLook::read);
-            SideLooks { process, ..ask(name, &client, lasting).await }
+            SideLooks { process, ..ask(name, &client, lasting, Patience::with(at)).await }
         }
         Err(reach) => SideLooks::new(name, reach),
     };
@@ -154,13 +188,14 @@ async fn side(at: &Endpoint, lasting: Duration) -> SideLooks {
 }
 
 /// Connects to a monitor, and tells whose it is where the kernel does.
-pub(super) async fn meet(at: &Endpoint, options: QmpOptions) -> (Result<QmpClient, MonitorReach>, Option<u32>) {
-    let dialed = match at.dial(MEET).await {
+pub(super) async fn meet(at: &ObservedMonitor, options: QmpOptions) -> (Result<QmpClient, MonitorReach>, Option<u32>) {
+    let (known, patience) = (at.pid(), Patience::with(at));
+    let dialed = match at.endpoint().dial(patience.meet).await {
         Ok(dialed) => dialed,
-        Err(error) => return (Err(unreached(&error)), None),
+        Err(error) => return (Err(unreached(&error)), known),
     };
-    let pid = dialed.peer.as_ref().map(PeerPid::pid);
-    let options = QmpOptions { greeting_deadline: MEET, ..options };
+    let pid = dialed.peer.as_ref().map(PeerPid::pid).or(known);
+    let options = QmpOptions { greeting_deadline: patience.meet, ..options };
     let met = QmpClient::connect(dialed.stream, options).await.map_err(|error| {
         let words = describe(&error);
         match error {
@@ -177,27 +212,39 @@ fn unreached(error: &DialError) -> MonitorReach {
     let words = describe(error);
     match error {
         DialError::Missing { .. } | DialError::Refused { .. } => MonitorReach::Gone { words },
+        // the error of a way in is a sentence of its own
+        DialError::Connector { source, .. } if source.get_ref().is_some() => {
+            let words = describe(source);
+            match source.kind() {
+                ErrorKind::NotFound => MonitorReach::Gone { words },
+                ErrorKind::ResourceBusy => MonitorReach::Withheld { words },
+                _ => MonitorReach::NoWay { words },
+            }
+        }
         _ => MonitorReach::NoGreeting { words },
     }
 }
 
 /// Asks a QEMU that has greeted, until the time is over or it answers no more.
-async fn ask(name: String, client: &QmpClient, lasting: Duration) -> SideLooks {
+async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Patience) -> SideLooks {
     let mut seen = SideLooks::new(name, MonitorReach::Answers);
     seen.version = version(client);
     let mut events = client.subscribe();
     let began = Instant::now();
     loop {
         let at = began.elapsed();
-        match look(client, at).await {
-            Some(look) => seen.looks.push(look),
-            None => {
-                seen.reach = unanswered(client, &mut seen, ANSWER).await;
+        match look(client, at, patience).await {
+            Ok(look) => seen.looks.push(look),
+            Err(error) => {
+                seen.reach = match error {
+                    ExecuteError::Refused { desc, .. } if patience.passed_on => MonitorReach::Withheld { words: desc },
+                    _ => unanswered(client, &mut seen, patience.answer).await,
+                };
                 return seen;
             }
         }
         if seen.looks.len() == 1 {
-            once(client, &mut seen).await;
+            once(client, &mut seen, patience).await;
         }
         if began.elapsed() >= lasting {
             return seen;
@@ -225,37 +272,38 @@ async fn count(events: &mut EventStream, seen: &mut SideLooks, until: Instant) {
     }
 }
 
-/// One look; `None` where QEMU does not answer.
-pub(super) async fn look(client: &QmpClient, at: Duration) -> Option<MonitorLook> {
+/// One look, or why there is none.
+pub(super) async fn look(client: &QmpClient, at: Duration, patience: Patience) -> Result<MonitorLook, ExecuteError> {
     let mut look = MonitorLook { at, ..MonitorLook::default() };
     // QEMU answers in the order of the questions, so all of them can be under way
-    let asked = LOOKED_AT.map(|name| client.start(QmpRequest::named(name), ANSWER));
+    let asked = LOOKED_AT.map(|name| client.start(QmpRequest::named(name), patience.answer));
     for (number, (name, answer)) in LOOKED_AT.into_iter().zip(asked).enumerate() {
         match answer.await {
             Ok(mut answer) => {
                 bound(&mut answer);
                 look.take(name, &answer);
             }
-            Err(_) if number < NEEDED => return None,
+            Err(error) if number < NEEDED => return Err(error),
             Err(_) => {}
         }
     }
-    Some(look)
+    Ok(look)
 }
 
 /// Asks for what stays the same while a diagnosis lasts.
-async fn once(client: &QmpClient, seen: &mut SideLooks) {
+async fn once(client: &QmpClient, seen: &mut SideLooks, patience: Patience) {
     let requests = ONCE.into_iter().map(QmpRequest::named);
-    ask_for(client, requests.chain([nodes()]), |name, answer| seen.take(name, answer)).await;
+    ask_for(client, requests.chain([nodes()]), patience, |name, answer| seen.take(name, answer)).await;
 }
 
 /// Asks for several things at once. What is not answered is left out.
 pub(super) async fn ask_for(
     client: &QmpClient,
     requests: impl Iterator<Item = QmpRequest>,
+    patience: Patience,
     mut take: impl FnMut(&str, &Value),
 ) {
-    let start = |request: QmpRequest| (request.name().to_owned(), client.start(request, ANSWER));
+    let start = |request: QmpRequest| (request.name().to_owned(), client.start(request, patience.answer));
     let asked: Vec<_> = requests.map(start).collect();
     for (name, answer) in asked {
         if let Ok(mut answer) = answer.await {
@@ -279,7 +327,7 @@ pub(super) async fn unanswered(client: &QmpClient, seen: &mut SideLooks, waited:
     if !client.oob() {
         return MonitorReach::Hangs { waited, oob: None };
     }
-    let answer = client.execute_oob(&qapi::qmp::query_yank {}, ANSWER).await;
+    let answer = client.execute_oob(&qapi::qmp::query_yank {}, OUT_OF_BAND).await;
     if let Ok(yanks) = &answer {
         seen.yanks = serde_json::to_value(yanks).map(|yanks| list(&yanks)).unwrap_or_default();
     }

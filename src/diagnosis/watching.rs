@@ -7,13 +7,13 @@
 use super::{
     pair::MonitorReach,
     process_look::ProcessLook,
-    sampling::{ANSWER, DiagnosisError, ONCE, ONE_SIDE, ask_for, look, meet, nodes, unanswered, unseen_of, version},
+    sampling::{
+        DiagnosisError, ONCE, ONE_SIDE, Patience, ask_for, look, meet, nodes, notes, unanswered, unseen_of, version,
+    },
+    way_in::ObservedMonitor,
     window::{SideWindow, WatchSnapshot, WatchedCourse},
 };
-use crate::{
-    endpoint::Endpoint,
-    qmp::{EventStream, QmpClient, QmpOptions, QmpRequest, StreamItem},
-};
+use crate::qmp::{EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -40,13 +40,13 @@ const EVENT: usize = 2048;
 #[non_exhaustive]
 pub struct WatchSettings {
     /// The monitors: of one side, or of the source and the destination. QEMU's answers decide which is which.
-    pub sides: Vec<Endpoint>,
+    pub sides: Vec<ObservedMonitor>,
 }
 
 impl WatchSettings {
     /// Settings for these monitors.
-    pub fn new(sides: Vec<Endpoint>) -> Self {
-        Self { sides }
+    pub fn new(sides: impl IntoIterator<Item = impl Into<ObservedMonitor>>) -> Self {
+        Self { sides: sides.into_iter().map(Into::into).collect() }
     }
 }
 
@@ -57,6 +57,7 @@ pub struct Watching {
     windows: Vec<Arc<Mutex<SideWindow>>>,
     tasks: Vec<AbortHandle>,
     course: WatchedCourse,
+    notes: Vec<String>,
 }
 
 impl Watching {
@@ -73,14 +74,14 @@ impl Watching {
             return Err(DiagnosisError::Sides { given });
         }
         let began = Instant::now();
-        let window = |side: &Endpoint| Arc::new(Mutex::new(SideWindow::new(side.to_string())));
+        let window = |side: &ObservedMonitor| Arc::new(Mutex::new(SideWindow::new(side.to_string())));
         let windows: Vec<_> = settings.sides.iter().map(window).collect();
-        let begin = |(side, window): (&Endpoint, &Arc<Mutex<SideWindow>>)| {
-            let look = SideWatch { began, window: window.clone() };
+        let begin = |(side, window): (&ObservedMonitor, &Arc<Mutex<SideWindow>>)| {
+            let look = SideWatch { began, window: window.clone(), patience: Patience::with(side) };
             tokio::spawn(look.at(side.clone())).abort_handle()
         };
         let tasks = settings.sides.iter().zip(&windows).map(begin).collect();
-        Ok(Self { began, windows, tasks, course: WatchedCourse::default() })
+        Ok(Self { began, windows, tasks, course: WatchedCourse::default(), notes: notes(&settings.sides) })
     }
 
     /// What is seen now, with the events since the snapshot before. Waits for nothing, and can be called from any
@@ -99,7 +100,9 @@ impl Watching {
             unseen.push(ONE_SIDE.to_owned());
         }
         let mut windows: Vec<&mut SideWindow> = windows.iter_mut().map(|window| &mut **window).collect();
-        self.course.snapshot(self.began.elapsed(), &mut windows, unseen)
+        let mut snapshot = self.course.snapshot(self.began.elapsed(), &mut windows, unseen);
+        snapshot.diagnosis.notes.clone_from(&self.notes);
+        snapshot
     }
 }
 
@@ -117,11 +120,12 @@ fn lock(window: &Mutex<SideWindow>) -> MutexGuard<'_, SideWindow> {
 struct SideWatch {
     began: Instant,
     window: Arc<Mutex<SideWindow>>,
+    patience: Patience,
 }
 
 impl SideWatch {
     /// Looks for ever.
-    async fn at(self, side: Endpoint) {
+    async fn at(self, side: ObservedMonitor) {
         let label = side.to_string();
         loop {
             let options = QmpOptions { max_line: LINE, max_event: EVENT, ..QmpOptions::labelled(label.as_str()) };
@@ -149,8 +153,8 @@ impl SideWatch {
         let mut asked: Option<(Instant, BTreeSet<String>)> = None;
         loop {
             let at = self.began.elapsed();
-            match look(client, at).await {
-                Some(look) => {
+            match look(client, at, self.patience).await {
+                Ok(look) => {
                     let jobs: BTreeSet<String> = look.mirrors.iter().map(|job| job.device.clone()).collect();
                     self.window().look(look);
                     // a mirror has nodes of its own
@@ -160,8 +164,11 @@ impl SideWatch {
                         asked = Some((Instant::now(), jobs));
                     }
                 }
-                None if client.is_closed() => {}
-                None => self.wait_for_answer(client, pid, &mut events).await,
+                Err(_) if client.is_closed() => {}
+                Err(ExecuteError::Refused { desc, .. }) if self.patience.passed_on => {
+                    self.window().side().reach = MonitorReach::Withheld { words: desc };
+                }
+                Err(_) => self.wait_for_answer(client, pid, &mut events).await,
             }
             if client.is_closed() {
                 let process = pid.and_then(ProcessLook::read);
@@ -177,7 +184,7 @@ impl SideWatch {
     /// Asks for what changes rarely, and looks at the process.
     async fn ask_rarely(&self, client: &QmpClient, pid: Option<u32>, graph: bool) {
         let requests = ONCE.into_iter().map(QmpRequest::named).chain(graph.then(nodes));
-        ask_for(client, requests, |name, answer| self.window().side().take(name, answer)).await;
+        ask_for(client, requests, self.patience, |name, answer| self.window().side().take(name, answer)).await;
         let process = pid.and_then(ProcessLook::read);
         self.window().side().process = process;
     }
@@ -189,7 +196,7 @@ impl SideWatch {
         loop {
             let mut side = self.window().side().clone();
             side.looks.clear();
-            let reach = unanswered(client, &mut side, ANSWER + since.elapsed()).await;
+            let reach = unanswered(client, &mut side, self.patience.answer + since.elapsed()).await;
             let process = pid.and_then(ProcessLook::read);
             {
                 let mut window = self.window();
@@ -226,7 +233,7 @@ impl SideWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codes::DiagnosisCode;
+    use crate::{codes::DiagnosisCode, endpoint::Endpoint};
     use serde_json::{Value, json};
     use tokio::{
         io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, duplex},

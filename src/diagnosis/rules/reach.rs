@@ -46,7 +46,18 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
         }
     };
     match &seen.reach {
-        MonitorReach::Answers | MonitorReach::NotAsked => None,
+        MonitorReach::Answers | MonitorReach::NotAsked | MonitorReach::NoWay { .. } => None,
+        MonitorReach::Withheld { words } => {
+            let mut evidence = vec![format!("the {side}: {words}")];
+            lives(&mut evidence);
+            evidence.extend(waits(seen));
+            let cause = Cause::new(DiagnosisCode::MonitorUnresponsive, Confidence::Likely, evidence);
+            Some(cause.remedy(
+                "look at the process by its pid, whether it is stopped and what its threads wait for; where QEMU is well, end \
+                 libvirt's call that holds the domain, or wait for it",
+                "a call of libvirt's that is ended may leave its work half done",
+            ))
+        }
         MonitorReach::Hangs { waited, oob } => {
             let mut evidence = vec![format!("the {side} left query-status unanswered for {waited:?}")];
             lives(&mut evidence);
