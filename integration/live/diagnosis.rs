@@ -178,9 +178,64 @@ fn a_monitor_that_somebody_holds_is_said_to_be_held() {
     let held = std::os::unix::net::UnixStream::connect(pair.source.qmp_path()).unwrap();
     sleep(Duration::from_millis(200));
     let told = diagnosed(&[&path(&pair.source)]);
-    drop(held);
     expect("monitor-unresponsive", &told);
-    assert!(told.1["causes"][0]["evidence"].to_string().contains("another client"), "{:#}", told.1);
+    let holder = format!("(pid {})", std::process::id());
+    let cause = &told.1["causes"][0];
+    assert!(cause["evidence"].to_string().contains(&holder), "{cause:#}");
+    assert!(cause["remedy"].to_string().contains(&holder) && cause["confidence"] == "certain", "{cause:#}");
+    // a manager that holds the monitor for the time of a call
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            sleep(Duration::from_secs(1));
+            drop(held);
+        });
+        healthy(&diagnosed(&[&path(&pair.source)]));
+    });
+    // nobody holds the monitor of a process that is stopped
+    pair.source.stop_process().unwrap();
+    let told = diagnosed(&[&path(&pair.source)]);
+    pair.source.continue_process().unwrap();
+    expect("process-stopped", &told);
+    assert!(told.1["causes"].to_string().contains("accepted no client"), "{:#}", told.1);
+}
+
+#[test]
+fn a_process_is_described_without_a_monitor() {
+    let secret = ["-object", "secret,id=sec0,data=hunter2hunter2"].map(str::to_owned).to_vec();
+    let disks = vec![DiskSpec { overlay_data: 4 * MIB, ..DiskSpec::small() }];
+    let boot = Some(BootSector::new().write(64, 1).repeat(|steps| steps.dirty(128)));
+    let spec = Spec { version: "10.0.13".to_owned(), boot, disks, extra: secret, ..Spec::quick() };
+    let pair = start(&spec);
+    until(&pair, "query-blockstats", |blocks| writes(blocks) > 0);
+    send(&pair, &[], &json!({ "max-bandwidth": MIB, "downtime-limit": 1 }));
+    wait_for_migration("active", || pair.source.qmp("query-migrate", &json!({})).unwrap());
+    let told = diagnosed(&["--pid", &pair.source.pid().to_string()]);
+    healthy(&told);
+    let process = &told.1["source"]["process"];
+    let threads = process["threads"].as_array().unwrap();
+    // the guest's vCPU is busy, and named
+    let vcpu = threads.iter().find(|thread| thread["name"].as_str().unwrap().starts_with("CPU 0"));
+    assert!(vcpu.is_some_and(|vcpu| vcpu["cpu_pct"].as_f64().unwrap() > 5.0), "{threads:#?}");
+    assert!(threads.iter().any(|thread| thread["waits_in"].is_string()), "{threads:#?}");
+    // the other end of the RAM channel is the destination
+    let sockets = process["sockets"].as_array().unwrap();
+    let to_destination = sockets.iter().find(|socket| socket["peer_pid"] == pair.destination.pid());
+    let path = pair.run_dir().join("ram");
+    assert!(to_destination.is_some_and(|socket| socket["local"] == path.to_str().unwrap()), "{sockets:#?}");
+    let overlay = pair.source.disks()[0].overlay.display().to_string();
+    let images = process["images"].as_array().unwrap();
+    assert!(images.iter().any(|image| image["path"] == *overlay && image["writable"] == true), "{images:#?}");
+    assert!(process["descriptors"].as_u64().unwrap() > 5, "{process:#}");
+    let command = &process["command"];
+    assert!(command.to_string().contains("[redacted]") && !command.to_string().contains("hunter2"), "{command}");
+
+    // a destination that does not read is named by its process, which is the source's peer
+    pair.destination.stop_process().unwrap();
+    let told = diagnosed(&["--pid", &pair.source.pid().to_string()]);
+    pair.destination.continue_process().unwrap();
+    expect("process-stopped", &told);
+    let peer = format!("(pid {})", pair.destination.pid());
+    assert!(told.1["causes"][0]["evidence"].to_string().contains(&peer), "{:#}", told.1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::{
     diagnose_options::Diagnose,
     exit::{failed, misused},
+    process_screen::{describe_process, line},
     recorded, render,
 };
 use crate::{
@@ -153,11 +154,6 @@ fn screen(diagnosis: &Diagnosis) -> String {
     text
 }
 
-fn line(text: &mut String, name: &str, what: &str) {
-    // a string takes everything
-    writeln!(text, "  {name:<12} {what}").ok();
-}
-
 fn describe_cause(text: &mut String, number: usize, cause: &Cause) {
     let confidence = match cause.confidence {
         Confidence::Certain => "certain",
@@ -224,6 +220,10 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
     }
     if !side.exports.is_empty() {
         line(text, "exports", &side.exports.join(", "));
+    }
+    // where QEMU answers, its own words say more
+    if let Some(process) = side.process.as_ref().filter(|_| side.monitor != "answers") {
+        describe_process(text, process);
     }
 }
 

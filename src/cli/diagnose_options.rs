@@ -37,8 +37,8 @@ pub(super) struct Diagnose {
     /// libvirt's, or pve:ID for a guest of Proxmox VE
     #[arg(value_name = "ADDR", num_args = 1..=2, required_unless_present_any = ["pid", "transcript"], conflicts_with_all = ["pid", "transcript"])]
     pub(super) sides: Vec<ObservedMonitor>,
-    /// Look at this QEMU process without a monitor: whether the process runs, and whether data waits in its
-    /// connections; root is told this of every process, others of their own alone
+    /// Look at this QEMU process without a monitor: its threads, its connections with queues and the processes at their
+    /// other ends, its images, limits and command line; root is told this of every process, others of their own alone
     #[arg(long, value_name = "PID")]
     pub(super) pid: Option<u32>,
     /// Explain a migration of qferry's afterwards: the file of its transcript, or the word last for the newest one kept

@@ -13,6 +13,7 @@ mod log;
 mod migrate;
 mod plot;
 mod prepare;
+mod process_screen;
 mod recorded;
 mod render;
 mod shell;

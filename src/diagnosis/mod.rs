@@ -7,7 +7,8 @@
 mod cause;
 mod look;
 mod pair;
-mod process_look;
+mod process;
+mod process_report;
 #[cfg(feature = "cli")]
 mod recorded;
 mod remedy;
@@ -19,6 +20,7 @@ mod way_in;
 mod window;
 
 pub use cause::{Cause, Confidence};
+pub use process_report::{OpenImage, ProcessReport, SocketReport, ThreadReport};
 #[cfg(feature = "cli")]
 pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};
 pub use remedy::{RemedyCommand, carry_out};

@@ -4,7 +4,7 @@
 
 use super::{
     look::{JobLook, MonitorLook, NodeLook, YankLook, list},
-    process_look::{ConnectionLook, ConnectionState, ProcessLook},
+    process::{ConnectionLook, ConnectionState, MonitorHolders, ProcessLook},
 };
 use crate::{
     progress::Side,
@@ -34,7 +34,7 @@ pub(super) enum MonitorReach {
     /// answers, so out-of-band execution cannot be negotiated any more.
     Greets { words: String },
     /// A connection was made, and QEMU has not greeted.
-    NoGreeting { words: String },
+    NoGreeting { words: String, holders: MonitorHolders },
     /// libvirt does not pass the questions on: it waits for QEMU, or for its own lock.
     Withheld { words: String },
     /// Nobody listens there.
@@ -80,6 +80,10 @@ pub(super) struct SideLooks {
     pub(super) job_errors: u64,
     /// The last look at the process, where the process is known.
     pub(super) process: Option<ProcessLook>,
+    /// An earlier look at the same process, and how long before.
+    pub(super) earlier: Option<(ProcessLook, Duration)>,
+    /// Whether QEMU's own monitor has greeted without out-of-band execution.
+    pub(super) lacks_oob: bool,
 }
 
 impl SideLooks {
@@ -96,6 +100,8 @@ impl SideLooks {
             looks: Vec::new(),
             job_errors: 0,
             process: None,
+            earlier: None,
+            lacks_oob: false,
         }
     }
 

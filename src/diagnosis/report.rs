@@ -4,6 +4,7 @@ use super::{
     cause::Cause,
     look::JobLook,
     pair::{PairLooks, SideLooks},
+    process_report::ProcessReport,
     rules,
 };
 use crate::{
@@ -76,6 +77,8 @@ pub struct SideReport {
     pub pid: Option<u32>,
     /// The state of its main thread.
     pub process_state: Option<String>,
+    /// What the kernel tells of the process.
+    pub process: Option<ProcessReport>,
 }
 
 /// A mirror, in numbers.
@@ -201,6 +204,7 @@ impl SideReport {
                 Some(held) => held.to_owned(),
                 None => process.state.to_string(),
             }),
+            process: side.process.as_ref().map(|process| ProcessReport::of(process, side.earlier.as_ref())),
         }
     }
 }

@@ -5,12 +5,12 @@
 use super::{
     look::{MonitorLook, bound, list},
     pair::{MonitorReach, PairLooks, SideLooks},
-    process_look::ProcessLook,
+    process::{MonitorHolders, ProcessLook},
     report::Diagnosis,
     way_in::ObservedMonitor,
 };
 use crate::{
-    endpoint::{DialError, PeerPid},
+    endpoint::{DialError, Dialed, Endpoint, PeerPid},
     progress::describe,
     qmp::{ConnectError, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
@@ -42,6 +42,10 @@ impl Patience {
 
 /// The time for an answer out of band.
 const OUT_OF_BAND: Duration = Duration::from_secs(2);
+/// The least time between two looks at the process of a monitor that is silent.
+const SILENT: Duration = Duration::from_millis(500);
+/// The time after which a monitor whose queue was full is dialled again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The commands of a look. A look without the answers to the first two is none.
@@ -139,14 +143,21 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     if given == 1 {
         unseen.push(ONE_SIDE.to_owned());
     }
-    let diagnosis = Diagnosis::of(&PairLooks::of(sides), unseen);
-    Ok(Diagnosis { notes: notes(&settings.sides), ..diagnosis })
+    let mut notes = notes(&settings.sides);
+    notes.extend(sides.iter().filter(|seen| seen.lacks_oob).map(without_oob));
+    Ok(Diagnosis { notes, ..Diagnosis::of(&PairLooks::of(sides), unseen) })
 }
 
 /// What there is to know about the ways in.
 pub(super) fn notes(sides: &[ObservedMonitor]) -> Vec<String> {
     let through_libvirt = sides.iter().any(|monitor| monitor.domain().is_some());
     through_libvirt.then(|| LIBVIRT.to_owned()).into_iter().collect()
+}
+
+/// What a build without out-of-band execution, such as Proxmox VE's, has on it.
+fn without_oob(seen: &SideLooks) -> String {
+    let name = &seen.name;
+    format!("{name}: this build has no out-of-band execution: a main loop that hangs can be freed from outside alone")
 }
 
 /// What could not be looked at of a side.
@@ -165,34 +176,61 @@ pub(super) fn unseen_of(seen: &SideLooks) -> Vec<String> {
 
 /// Looks at a process alone.
 async fn process(pid: u32, lasting: Duration) -> Option<SideLooks> {
-    let first = ProcessLook::read(pid)?;
+    let (first, began) = (ProcessLook::read(pid)?, Instant::now());
     let mut seen = SideLooks::new(format!("process {pid}"), MonitorReach::NotAsked);
     sleep(lasting).await;
-    seen.process = ProcessLook::read(pid).or(Some(first));
+    again(&mut seen, first, began);
     Some(seen)
+}
+
+/// Looks at a process for the last time, after a first look.
+fn again(seen: &mut SideLooks, first: ProcessLook, began: Instant) {
+    seen.process = ProcessLook::read_whole(first.pid).or_else(|| Some(first.clone()));
+    seen.earlier = Some((first, began.elapsed()));
 }
 
 /// Looks at one side.
 async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
-    let name = at.to_string();
+    let (name, began) = (at.to_string(), Instant::now());
     let (met, pid) = meet(at, QmpOptions::labelled(name.as_str())).await;
+    let first = pid.and_then(ProcessLook::read).map(|first| (first, Instant::now()));
     let mut seen = match met {
-        Ok(client) => {
-            let process = pid.and_then(ProcessLook::read);
-            SideLooks { process, ..ask(name, &client, lasting, Patience::with(at)).await }
+        Ok(client) => ask(name, &client, lasting, Patience::with(at)).await,
+        Err(reach) => {
+            // the process of a monitor that is silent is looked at twice as well
+            if first.is_some() {
+                sleep(lasting.saturating_sub(began.elapsed()).max(SILENT)).await;
+            }
+            SideLooks::new(name, reach)
         }
-        Err(reach) => SideLooks::new(name, reach),
     };
-    seen.process = pid.and_then(ProcessLook::read).or(seen.process);
+    if let Some((first, began)) = first {
+        again(&mut seen, first, began);
+    }
     seen
+}
+
+/// Connects. A queue of clients that is full, as where a manager calls again and again, is waited for.
+async fn dial(at: &Endpoint, patience: Duration) -> Result<Dialed, DialError> {
+    let began = Instant::now();
+    loop {
+        match at.dial(patience.saturating_sub(began.elapsed())).await {
+            Err(DialError::Io { source, .. })
+                if source.kind() == ErrorKind::WouldBlock && began.elapsed() + AGAIN < patience =>
+            {
+                sleep(AGAIN).await;
+            }
+            dialed => return dialed,
+        }
+    }
 }
 
 /// Connects to a monitor, and tells whose it is where the kernel does.
 pub(super) async fn meet(at: &ObservedMonitor, options: QmpOptions) -> (Result<QmpClient, MonitorReach>, Option<u32>) {
     let (known, patience) = (at.pid(), Patience::with(at));
-    let dialed = match at.endpoint().dial(patience.meet).await {
+    let dialed = match dial(&at.endpoint(), patience.meet).await {
         Ok(dialed) => dialed,
-        Err(error) => return (Err(unreached(&error)), known),
+        Err(error) => return (Err(held(unreached(&error), at)), known),
     };
     let pid = dialed.peer.as_ref().map(PeerPid::pid).or(known);
     let options = QmpOptions { greeting_deadline: patience.meet, ..options };
@@ -201,9 +239,11 @@ pub(super) async fn meet(at: &ObservedMonitor, options: QmpOptions) -> (Result<Q
         match error {
             ConnectError::Ended(_) => MonitorReach::Gone { words },
             ConnectError::Negotiation(_) => MonitorReach::Greets { words },
-            _ => MonitorReach::NoGreeting { words },
+            _ => MonitorReach::NoGreeting { words, holders: MonitorHolders::default() },
         }
     });
+    // the connection that QEMU has not accepted is still there, or was a moment ago
+    let met = met.map_err(|reach| held(reach, at));
     (met, pid)
 }
 
@@ -221,7 +261,17 @@ fn unreached(error: &DialError) -> MonitorReach {
                 _ => MonitorReach::NoWay { words },
             }
         }
-        _ => MonitorReach::NoGreeting { words },
+        _ => MonitorReach::NoGreeting { words, holders: MonitorHolders::default() },
+    }
+}
+
+/// The same reach, with those who hold a monitor that has not greeted.
+fn held(reach: MonitorReach, at: &ObservedMonitor) -> MonitorReach {
+    match (reach, at) {
+        (MonitorReach::NoGreeting { words, .. }, ObservedMonitor::Endpoint(endpoint)) => {
+            MonitorReach::NoGreeting { words, holders: MonitorHolders::find(endpoint) }
+        }
+        (reach, _) => reach,
     }
 }
 
@@ -229,6 +279,7 @@ fn unreached(error: &DialError) -> MonitorReach {
 async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Patience) -> SideLooks {
     let mut seen = SideLooks::new(name, MonitorReach::Answers);
     seen.version = version(client);
+    seen.lacks_oob = !patience.passed_on && client.greeting().is_some_and(|greeting| !greeting.offers_oob());
     let mut events = client.subscribe();
     let began = Instant::now();
     loop {

@@ -6,7 +6,7 @@
 
 use super::{
     pair::MonitorReach,
-    process_look::ProcessLook,
+    process::ProcessLook,
     sampling::{
         DiagnosisError, ONCE, ONE_SIDE, Patience, ask_for, look, meet, nodes, notes, unanswered, unseen_of, version,
     },

@@ -39,5 +39,6 @@ pub use frame::{ErrorClass, Greeting, QemuVersion};
 pub use link::CloseCause;
 pub use options::QmpOptions;
 pub use pending::{ExecuteError, PendingReply};
+pub(crate) use redact::redact;
 pub use request::{EncodeError, QmpRequest};
 pub use transcript::Recorder;

@@ -6,7 +6,7 @@ use super::super::{
     cause::{Cause, Confidence},
     look::{MonitorLook, YankLook},
     pair::{PairLooks, SideLooks},
-    process_look::ConnectionState,
+    process::ConnectionState,
     remedy::RemedyCommand,
 };
 use crate::{codes::DiagnosisCode, progress::Side, qemu::reply::MigrationStatus};

@@ -6,7 +6,7 @@ use super::super::{
     cause::{Cause, Confidence},
     look::{JobLook, YankLook},
     pair::{AT_LIMIT, PairLooks, SideLooks},
-    process_look::ConnectionState,
+    process::ConnectionState,
     remedy::RemedyCommand,
 };
 use crate::{

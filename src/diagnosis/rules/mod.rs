@@ -11,6 +11,7 @@ mod failure;
 mod memory;
 mod mirrors;
 mod owners;
+mod process;
 mod reach;
 
 use super::{
@@ -22,7 +23,7 @@ use crate::codes::DiagnosisCode;
 /// The causes, the most certain first; among equals, what holds a process comes before what follows from that.
 pub(super) fn causes(looks: &PairLooks) -> Vec<Cause> {
     let mut causes = Vec::new();
-    for rule in [reach::rule, owners::rule, failure::rule, channel::rule, mirrors::rule, memory::rule] {
+    for rule in [reach::rule, process::rule, owners::rule, failure::rule, channel::rule, mirrors::rule, memory::rule] {
         rule(looks, &mut causes);
     }
     explain(&mut causes);

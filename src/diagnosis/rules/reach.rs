@@ -6,6 +6,7 @@ use super::super::{
     cause::{Cause, Confidence},
     look::YankLook,
     pair::{MonitorReach, PairLooks, SideLooks},
+    process::MonitorHolders,
     remedy::RemedyCommand,
 };
 use crate::{codes::DiagnosisCode, progress::Side};
@@ -67,11 +68,17 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
                     evidence.push("the monitor answers out of band".to_owned());
                     yank(side, seen, Cause::new(DiagnosisCode::MonitorBlocked, Confidence::Certain, evidence))
                 }
-                None => Cause::new(DiagnosisCode::NoOutOfBand, Confidence::Certain, evidence).remedy(
+                None => {
+                    evidence.push(match seen.lacks_oob {
+                        true => "its greeting offers no out-of-band execution: this build has none".to_owned(),
+                        false => "nothing is passed on out of band".to_owned(),
+                    });
+                    Cause::new(DiagnosisCode::NoOutOfBand, Confidence::Certain, evidence).remedy(
                     "cut the connection that QEMU waits for from outside: end or thaw its peer, or, as root and for TCP, \
                      ss -K with the peer's address",
                     "the mirror or the migration over that connection fails, and has to be begun again",
-                ),
+                    )
+                }
                 Some(false) => {
                     evidence.push("the monitor does not answer out of band either".to_owned());
                     Cause::new(DiagnosisCode::MonitorUnresponsive, Confidence::Likely, evidence).remedy(
@@ -93,15 +100,10 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
                 "the mirror or the migration over that connection fails, and has to be begun again; the guest goes on",
             ))
         }
-        MonitorReach::NoGreeting { words } => {
+        MonitorReach::NoGreeting { words, holders } => {
             let mut evidence = vec![format!("the {side}: {words}")];
             lives(&mut evidence);
-            let cause = Cause::new(DiagnosisCode::MonitorUnresponsive, Confidence::Likely, evidence);
-            Some(cause.remedy(
-                "end the client that holds this monitor, or give QEMU a further -qmp; where no client does, the main loop \
-                 hangs: look at the process by its pid",
-                "a manager that loses its monitor may take the guest for dead",
-            ))
+            Some(silent(evidence, holders, waits(seen)))
         }
         MonitorReach::Gone { words } => {
             let code = match side {
@@ -136,6 +138,63 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
             })
         }
     }
+}
+
+/// A monitor that does not greet: whoever holds it is named, and where nobody does, the main loop hangs.
+fn silent(mut evidence: Vec<String>, holders: &MonitorHolders, waits: Option<String>) -> Cause {
+    const MANAGER: &str = "a manager that loses its monitor may take the guest for dead";
+    let code = DiagnosisCode::MonitorUnresponsive;
+    let names: Vec<String> = holders.programs.iter().map(ToString::to_string).collect();
+    if !names.is_empty() {
+        let names = names.join(" and ");
+        evidence.push(format!("its monitor is held by {names}, and serves one client at a time"));
+        let way = holders.programs.iter().find_map(|holder| way_through(&holder.program));
+        let remedy = way.map_or_else(
+            || format!("have {names} let go of the monitor, or give QEMU a further -qmp; meanwhile look at the process by its pid"),
+            |way| format!("{names} holds the monitor: {way}"),
+        );
+        return Cause::new(code, Confidence::Certain, evidence).remedy(remedy, MANAGER);
+    }
+    if !holders.elsewhere.is_empty() {
+        let names = holders.elsewhere.join(" and ");
+        evidence.push(format!("its monitor is held by a client at {names}"));
+        let remedy = format!("have the client at {names} let go of the monitor, or give QEMU a further -qmp");
+        return Cause::new(code, Confidence::Certain, evidence).remedy(remedy, MANAGER);
+    }
+    match holders.accepted {
+        Some(0) => {
+            evidence.push("QEMU has accepted no client at this monitor: its main loop hangs".to_owned());
+            evidence.extend(waits);
+            Cause::new(code, Confidence::Certain, evidence).remedy(
+                "look at the process by its pid, whether it is stopped, what its threads wait in, and which connections stand still",
+                "none",
+            )
+        }
+        accepted => {
+            evidence.extend(accepted.filter(|_| holders.hidden).map(|_| {
+                "the client that holds this monitor is another user's process: root is told which".to_owned()
+            }));
+            Cause::new(code, Confidence::Likely, evidence).remedy(
+                "end the client that holds this monitor, or give QEMU a further -qmp; where no client does, the main loop \
+                 hangs: look at the process by its pid",
+                MANAGER,
+            )
+        }
+    }
+}
+
+/// The way to look at a guest through a program that holds its monitor.
+fn way_through(program: &str) -> Option<&'static str> {
+    const WAYS: [(&[&str], &str); 3] = [
+        (&["libvirtd", "virtqemud", "virt-qemu-run"], "look through libvirt, with virsh:DOMAIN as the address"),
+        (
+            &["qm", "pvedaemon", "pveproxy", "pvestatd", "pvescheduler"],
+            "it holds it for the time of a call: look again",
+        ),
+        (&["incusd", "lxd"], "it keeps it for as long as the guest runs: look at the process by its pid"),
+    ];
+    let names = |of: &&str| program == *of || program.strip_prefix(of).is_some_and(|rest| rest.starts_with([' ', '-']));
+    WAYS.iter().find(|(programs, _)| programs.iter().any(|of| names(&of))).map(|(_, way)| *way)
 }
 
 /// The remedy for a main loop that waits for a connection: that connection is cut. Only a client that negotiated

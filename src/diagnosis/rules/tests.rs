@@ -1,6 +1,6 @@
 //! The rules by table: for each cause what is seen, and for each pair of causes that look alike what tells them apart.
 
-use super::{super::look::*, super::pair::*, super::process_look::*, *};
+use super::{super::look::*, super::pair::*, super::process::*, *};
 use crate::{
     progress::Side,
     qemu::reply::{MigrationInfo, RunState},
@@ -172,7 +172,13 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
         ),
         (only_source(hangs(Some(false))), Code::MonitorUnresponsive),
         (only_source(hangs(None)), Code::NoOutOfBand),
-        (only_source(reach(MonitorReach::NoGreeting { words: "no greeting".to_owned() })), Code::MonitorUnresponsive),
+        (
+            only_source(reach(MonitorReach::NoGreeting {
+                words: "no greeting".to_owned(),
+                holders: MonitorHolders::default(),
+            })),
+            Code::MonitorUnresponsive,
+        ),
         (pair(gone(), waiting()), Code::SourceGone),
         (pair(steady("finish-migrate", status("pre-switchover")), gone()), Code::DestinationGone),
         (pair(steady("finish-migrate", status("pre-switchover")), waiting()), Code::WaitingForContinue),
