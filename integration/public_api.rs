@@ -51,6 +51,7 @@ const KNOWN: &[&str] = &[
     "Future",
     "Hash",
     "Into",
+    "IntoIterator",
     "Item",
     "Iterator",
     "None",

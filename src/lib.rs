@@ -132,8 +132,8 @@ pub use codes::{DiagnosisCode, FailureCode, Finding, FindingCode, Setting, Sever
 pub use convergence::{DiskRung, Policy, PolicyError, PublishedSchedule, RamRung, ScheduleStep, StepAction};
 pub use diagnosis::{
     Cause, Confidence, DiagnoseSettings, Diagnosis, DiagnosisError, MirrorReport, ObservedMonitor,
-    ObservedMonitorError, OpenImage, ProcessReport, RemedyCommand, SideReport, SocketReport, ThreadReport, VirshDomain,
-    WatchSettings, WatchSnapshot, WatchedEvent, Watching, carry_out, diagnose,
+    ObservedMonitorError, OpenFileReport, ProcessReport, RemedyCommand, SideReport, SocketReport, ThreadReport,
+    VirshDomain, WatchSettings, WatchSnapshot, WatchedEvent, Watching, carry_out, diagnose,
 };
 pub use endpoint::{Address, AddressError, Connect, Connecting, Endpoint, ProcessHandle, Socket};
 pub use memory::tuning::Compression;

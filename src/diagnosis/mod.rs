@@ -20,7 +20,7 @@ mod way_in;
 mod window;
 
 pub use cause::{Cause, Confidence};
-pub use process_report::{OpenImage, ProcessReport, SocketReport, ThreadReport};
+pub use process_report::{OpenFileReport, ProcessReport, SocketReport, ThreadReport};
 #[cfg(feature = "cli")]
 pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};
 pub use remedy::{RemedyCommand, carry_out};

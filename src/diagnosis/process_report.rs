@@ -2,7 +2,9 @@
 //!
 //! Pure.
 
-use super::process::{ConnectionState, OpenFileLook, ProcessLook, SocketPeer, TcpTimer, ThreadLook};
+use super::process::{
+    ConnectionState, OpenFileLook, ProcessLook, SocketPeer, TcpTimer, ThreadLook, UnixConnectionLook,
+};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -22,7 +24,7 @@ pub struct ProcessReport {
     /// Its connections over TCP and unix sockets.
     pub sockets: Vec<SocketReport>,
     /// The files and block devices that it has open.
-    pub images: Vec<OpenImage>,
+    pub images: Vec<OpenFileReport>,
     /// Bytes that it may lock; absent without a limit.
     pub memlock_limit: Option<u64>,
     /// Descriptors that it may have; absent without a limit.
@@ -75,7 +77,7 @@ pub struct SocketReport {
 /// An open file or block device.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct OpenImage {
+pub struct OpenFileReport {
     /// The path, as the kernel has it.
     pub path: String,
     /// Whether it was opened for writing.
@@ -102,20 +104,8 @@ impl ProcessReport {
                 peer_pid,
             }
         });
-        let unix = process.unix_connections.iter().map(|row| {
-            let (peer, peer_pid) = of_peer(&row.peer);
-            SocketReport {
-                kind: "unix",
-                local: row.path.clone().unwrap_or_default(),
-                state: ConnectionState::Established.to_string(),
-                unsent: row.unsent,
-                unread: row.unread,
-                peer,
-                peer_pid,
-                ..SocketReport::default()
-            }
-        });
-        let image = |file: &OpenFileLook| OpenImage { path: file.path.clone(), writable: file.writable };
+        let unix = process.unix_connections.iter().map(of_unix);
+        let image = |file: &OpenFileLook| OpenFileReport { path: file.path.clone(), writable: file.writable };
         Self {
             pid: process.pid,
             command: process.command.clone(),
@@ -138,6 +128,20 @@ fn of_thread(thread: &ThreadLook, earlier: Option<&(ProcessLook, Duration)>) -> 
     });
     let (name, waits_in) = (thread.name.clone(), thread.waits_in.clone());
     ThreadReport { name, state: thread.state, cpu_pct: share, waits_in }
+}
+
+fn of_unix(row: &UnixConnectionLook) -> SocketReport {
+    let (peer, peer_pid) = of_peer(&row.peer);
+    SocketReport {
+        kind: "unix",
+        local: row.path.clone().unwrap_or_default(),
+        state: ConnectionState::Established.to_string(),
+        unsent: row.unsent,
+        unread: row.unread,
+        peer,
+        peer_pid,
+        ..SocketReport::default()
+    }
 }
 
 fn of_timer(timer: TcpTimer) -> Option<&'static str> {

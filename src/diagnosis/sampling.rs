@@ -7,12 +7,12 @@ use super::{
     pair::{MonitorReach, PairLooks, SideLooks},
     process::{MonitorHolders, ProcessLook},
     report::Diagnosis,
-    way_in::ObservedMonitor,
+    way_in::{BARRED, ObservedMonitor},
 };
 use crate::{
     endpoint::{DialError, Dialed, Endpoint, PeerPid},
     progress::describe,
-    qmp::{ConnectError, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
+    qmp::{ConnectError, ErrorClass, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
 use serde_json::Value;
 use std::{io::ErrorKind, time::Duration};
@@ -130,7 +130,7 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     }
     let words = |side: &SideLooks| match &side.reach {
         MonitorReach::Gone { words } if side.process.is_none() => Some(words.clone()),
-        MonitorReach::NoWay { words } => Some(words.clone()),
+        MonitorReach::NoWay { words } if side.looks.is_empty() => Some(words.clone()),
         _ => None,
     };
     let gone: Vec<String> = sides.iter().filter_map(words).collect();
@@ -192,8 +192,10 @@ fn again(seen: &mut SideLooks, first: ProcessLook, began: Instant) {
 /// Looks at one side.
 async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
     let (name, began) = (at.to_string(), Instant::now());
+    let look = |pid: u32| Some((ProcessLook::read(pid)?, Instant::now()));
+    let known = at.pid().and_then(look);
     let (met, pid) = meet(at, QmpOptions::labelled(name.as_str())).await;
-    let first = pid.and_then(ProcessLook::read).map(|first| (first, Instant::now()));
+    let first = known.or_else(|| pid.and_then(look));
     let mut seen = match met {
         Ok(client) => ask(name, &client, lasting, Patience::with(at)).await,
         Err(reach) => {
@@ -288,7 +290,7 @@ async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Pati
             Ok(look) => seen.looks.push(look),
             Err(error) => {
                 seen.reach = match error {
-                    ExecuteError::Refused { desc, .. } if patience.passed_on => MonitorReach::Withheld { words: desc },
+                    ExecuteError::Refused { class, desc, .. } if patience.passed_on => not_passed_on(&class, desc),
                     _ => unanswered(client, &mut seen, patience.answer).await,
                 };
                 return seen;
@@ -301,6 +303,14 @@ async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Pati
             return seen;
         }
         count(&mut events, &mut seen, began + at + PAUSE).await;
+    }
+}
+
+/// What it means that the program in between has not passed a question on.
+pub(super) fn not_passed_on(class: &ErrorClass, words: String) -> MonitorReach {
+    match class {
+        ErrorClass::Other(class) if class == BARRED => MonitorReach::NoWay { words },
+        _ => MonitorReach::Withheld { words },
     }
 }
 

@@ -8,7 +8,8 @@ use super::{
     pair::MonitorReach,
     process::ProcessLook,
     sampling::{
-        DiagnosisError, ONCE, ONE_SIDE, Patience, ask_for, look, meet, nodes, notes, unanswered, unseen_of, version,
+        DiagnosisError, ONCE, ONE_SIDE, Patience, ask_for, look, meet, nodes, not_passed_on, notes, unanswered,
+        unseen_of, version,
     },
     way_in::ObservedMonitor,
     window::{SideWindow, WatchSnapshot, WatchedCourse},
@@ -165,8 +166,8 @@ impl SideWatch {
                     }
                 }
                 Err(_) if client.is_closed() => {}
-                Err(ExecuteError::Refused { desc, .. }) if self.patience.passed_on => {
-                    self.window().side().reach = MonitorReach::Withheld { words: desc };
+                Err(ExecuteError::Refused { class, desc, .. }) if self.patience.passed_on => {
+                    self.window().side().reach = not_passed_on(&class, desc);
                 }
                 Err(_) => self.wait_for_answer(client, pid, &mut events).await,
             }

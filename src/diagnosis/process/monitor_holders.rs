@@ -1,7 +1,7 @@
 //! Who holds a monitor that does not greet: the clients that QEMU has accepted at its socket.
 //!
-//! Looks alone, at this host. QEMU serves one client at a time, so a client that QEMU has accepted holds the monitor; one
-//! that waits to be accepted has a socket at its own end only.
+//! Looks alone, at this host. QEMU serves one client at a time, so a client that QEMU has accepted holds the monitor;
+//! one that waits to be accepted has a socket at its own end only.
 
 use super::{
     socket_owners::{ProgramLook, SocketOwners},

@@ -80,6 +80,11 @@ impl ProcessLook {
         if !look.threads.iter().any(waits) {
             look.hidden.push(format!("what the threads of process {pid} wait in: root is told"));
         }
+        let main = look.threads.first().map(|main| main.name.clone());
+        if look.threads.len() > 2 && look.threads.iter().all(|thread| Some(&thread.name) == main.as_ref()) {
+            let names = "the threads have no names of their own: QEMU gives them with debug-threads=on";
+            look.hidden.push(format!("process {pid}: {names}"));
+        }
         if let Ok(limits) = fs::read_to_string(root.join("limits")) {
             look.memlock = limit(&limits, "Max locked memory");
             look.most_descriptors = limit(&limits, "Max open files");

@@ -4,13 +4,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs::{self, File},
+    io::{self, Read},
     path::Path,
 };
 
 /// The most processes that are looked at, and the most descriptors of each.
 const PROCESSES: usize = 65_536;
 pub(super) const DESCRIPTORS: usize = 4096;
+
+/// Interpreters, by the begins of their names.
+const INTERPRETERS: [&str; 3] = ["perl", "python", "ruby"];
+/// The most bytes of a command line in which a program is looked for.
+const WORDS: u64 = 4096;
 
 /// A process, and its program by the name of its executable.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,11 +87,39 @@ impl ProgramLook {
         let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let executable = executable.to_string_lossy();
         let name = executable.trim_end_matches(" (deleted)").rsplit('/').next().unwrap_or_default();
-        // a program that a dynamic linker was asked to start is known by its thread
+        // what an interpreter runs is known by its thread, and what a dynamic linker was asked to run by its first word
         let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let name = if name.is_empty() || name.starts_with("ld-") { comm() } else { name.to_owned() };
+        let name = match name {
+            _ if name.starts_with("ld-") => linked(pid).unwrap_or_else(comm),
+            _ if name.is_empty() || INTERPRETERS.iter().any(|program| name.starts_with(program)) => comm(),
+            _ => name.to_owned(),
+        };
         Self { pid, program: name.trim().chars().filter(|c| !c.is_control()).take(64).collect() }
     }
+}
+
+/// The program that a dynamic linker was asked to run: the name that it was given for it, or the first file.
+fn linked(pid: u32) -> Option<String> {
+    let mut words = Vec::new();
+    File::open(format!("/proc/{pid}/cmdline")).ok()?.take(WORDS).read_to_end(&mut words).ok()?;
+    linked_by(&String::from_utf8_lossy(&words))
+}
+
+fn linked_by(words: &str) -> Option<String> {
+    let mut words = words.split('\0').skip(1);
+    let mut program = None;
+    while let Some(word) = words.next() {
+        match word.strip_prefix('-') {
+            Some("-argv0") => return words.next().map(|name| name.rsplit('/').next().unwrap_or(name).to_owned()),
+            Some("-library-path" | "-preload" | "-audit" | "-inhibit-rpath") => drop(words.next()),
+            Some(_) => {}
+            None => {
+                program = word.rsplit('/').next();
+                break;
+            }
+        }
+    }
+    program.map(str::to_owned).filter(|program| !program.is_empty())
 }
 
 impl std::fmt::Display for ProgramLook {
@@ -106,6 +140,21 @@ pub(super) fn sockets_of(folder: &Path) -> io::Result<BTreeSet<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_behind_a_dynamic_linker_is_known_by_the_linkers_words() {
+        for (words, expected) in [
+            (
+                "/l/ld-linux-x86-64.so.2\0--argv0\0qemu-system-x86_64\0--library-path\0/l\0/x/q\0-S",
+                "qemu-system-x86_64",
+            ),
+            ("/l/ld-linux-x86-64.so.2\0--library-path\0/l\0/usr/bin/qemu-system-arm\0-S", "qemu-system-arm"),
+            ("/l/ld-linux-x86-64.so.2", ""),
+            ("/l/ld-linux-x86-64.so.2\0--argv0", ""),
+        ] {
+            assert_eq!(linked_by(words).unwrap_or_default(), expected, "{words}");
+        }
+    }
 
     #[test]
     fn the_owner_of_a_socket_is_found() {

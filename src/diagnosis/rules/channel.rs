@@ -151,14 +151,15 @@ fn silent(source: &SideLooks) -> Option<Cause> {
         last.transferred,
         last.remaining
     )];
-    if source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20 {
+    let waiting = source.unacknowledged(false);
+    // libvirt turns the capability on for every migration: a channel that takes nothing is no question of it
+    if waiting.is_empty() && source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20 {
         evidence.push("the capability switchover-ack is on".to_owned());
         return Some(
             Cause::new(DiagnosisCode::SwitchoverNotAcked, Confidence::Possible, evidence)
                 .remedy("cancel, and begin again with switchover-ack off on both sides", "the copied data is lost"),
         );
     }
-    let waiting = source.unacknowledged(false);
     // at a low limit QEMU's buffer leaves in bursts
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
     let explained = limit.is_some_and(|limit| BURST / limit as f64 >= source.span().as_secs_f64());

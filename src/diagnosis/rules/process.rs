@@ -1,4 +1,4 @@
-//! What the kernel tells of a process, where QEMU itself says nothing, and of those at the other ends of its connections.
+//! What the kernel tells of a process, where QEMU itself says nothing, and of the processes that it is connected with.
 //!
 //! Pure.
 
@@ -15,9 +15,22 @@ pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
         let Some(process) = &seen.process else { continue };
         causes.extend(held_peer(side, process, &pids));
         causes.extend(waits_for_storage(side, seen, process));
-        if !matches!(seen.reach, MonitorReach::Answers) {
-            causes.extend(stuck_connection(side, seen, process));
+        let stuck = stuck_connection(side, seen, process).filter(|_| seen.reach != MonitorReach::Answers);
+        if stuck.is_some() {
+            follow(side, causes);
         }
+        causes.extend(stuck);
+    }
+}
+
+/// Takes down the confidence of a monitor of this side that does not answer: QEMU's main loop waits for the thread that
+/// writes to the connection.
+fn follow(side: Side, causes: &mut [Cause]) {
+    let monitors = [DiagnosisCode::MonitorBlocked, DiagnosisCode::MonitorUnresponsive, DiagnosisCode::NoOutOfBand];
+    let of_side = |cause: &Cause| cause.evidence.iter().any(|words| words.starts_with(&format!("the {side}")));
+    for cause in causes.iter_mut().filter(|cause| monitors.contains(&cause.code) && of_side(cause)) {
+        cause.confidence = Confidence::Possible;
+        cause.evidence.push(format!("follows from {}", DiagnosisCode::LinkDead));
     }
 }
 
@@ -34,7 +47,12 @@ fn held_peer(side: Side, process: &ProcessLook, pids: &[u32]) -> Option<Cause> {
         _ => None,
     });
     let (program, held, unsent, to) = held?;
-    let confidence = if unsent > 0 { Confidence::Certain } else { Confidence::Likely };
+    // a console or another client may stand still as well, without any harm to a migration
+    let confidence = match (is_emulator(program), unsent > 0) {
+        (true, true) => Confidence::Certain,
+        (true, false) => Confidence::Likely,
+        (false, _) => Confidence::Possible,
+    };
     let evidence = vec![
         format!("the process at the other end of the {side}'s connection to {to}, {program}, is {held}"),
         format!("{unsent} bytes wait in that connection to be read"),
@@ -47,7 +65,12 @@ fn held_peer(side: Side, process: &ProcessLook, pids: &[u32]) -> Option<Cause> {
 
 /// A peer that a migration can wait for: one that does not read what was sent to it, or another QEMU.
 fn is_wanted(program: &ProgramLook, unsent: u64) -> bool {
-    unsent > 0 || program.program.starts_with("qemu")
+    unsent > 0 || is_emulator(program)
+}
+
+/// Whether a program is a QEMU, or one of its servers of images.
+fn is_emulator(program: &ProgramLook) -> bool {
+    program.program.starts_with("qemu")
 }
 
 /// A main thread that storage holds: in uninterruptible sleep at both looks, and not on a CPU in between.
@@ -158,6 +181,19 @@ mod tests {
         // a queue that is sent, and one that happens to be as long at both looks
         assert_eq!(codes(with(9, TcpTimer::Room, 0), with(8, TcpTimer::Room, 0)), []);
         assert_eq!(codes(with(9, TcpTimer::Acknowledgement, 0), with(9, TcpTimer::Acknowledgement, 0)), []);
+    }
+
+    #[test]
+    fn a_monitor_that_is_silent_beside_a_dead_link_follows_from_that() {
+        let with = || process('S', 1, vec![row(9, TcpTimer::Room, 0, SocketPeer::Elsewhere)]);
+        let reach = MonitorReach::Withheld { words: "libvirt waits".to_owned() };
+        let mut side = SideLooks::new("virsh:vm".to_owned(), reach);
+        (side.earlier, side.process) = (Some((with(), Duration::from_secs(3))), Some(with()));
+        let found = causes(&PairLooks { source: Some(side), destination: None });
+        let found: Vec<_> = found.iter().map(|cause| (cause.code, cause.confidence)).collect();
+        let expected =
+            [(DiagnosisCode::LinkDead, Confidence::Likely), (DiagnosisCode::MonitorUnresponsive, Confidence::Possible)];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -344,6 +344,11 @@ fn causes_that_look_alike_are_told_apart() {
     assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Certain)));
     dead.process = None;
     assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Likely)));
+    // a channel that takes nothing is no question of the switchover, which libvirt asks about in every migration
+    let mut asked = steady("running", ram(100, 0, 0, 2, 300));
+    asked.capabilities.insert("switchover-ack".to_owned());
+    asked.process = Some(connection(65_536, ConnectionState::Established));
+    assert_eq!(first(&only_source(asked)), Some((Code::LinkDead, Confidence::Certain)));
     // a destination that is stopped explains the same silence
     let mut stopped = waiting();
     stopped.process = Some(ProcessLook { pid: 7, state: 'T', ..ProcessLook::default() });

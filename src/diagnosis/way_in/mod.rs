@@ -14,3 +14,4 @@ mod virsh_words;
 pub use observed_monitor::{ObservedMonitor, ObservedMonitorError};
 pub(super) use virsh_call::abort_job;
 pub use virsh_domain::VirshDomain;
+pub(super) use virsh_words::BARRED;

@@ -176,7 +176,7 @@ impl VirshBridge {
                 Some(Ok(answer)) => answer,
                 Some(Err(error)) if error.is_end() => return Err(io::ErrorKind::NotConnected.into()),
                 Some(Err(error)) => {
-                    let desc = json!({ "class": "GenericError", "desc": describe(&error) });
+                    let desc = json!({ "class": error.class(), "desc": describe(&error) });
                     refused = Map::from_iter([("error".to_owned(), desc)]);
                     refused.clone()
                 }

@@ -79,20 +79,17 @@ pub(super) async fn ask(
     commands: &[String],
 ) -> Result<Vec<Result<Map<String, Value>, VirshError>>, VirshError> {
     let Some(printed) = call(domain, &domain.commands(commands), ANSWER).await? else {
-        let control = control(domain).await;
-        return Err(VirshError::Late { daemon: domain.daemon(), waited: ANSWER, control });
+        return Err(VirshError::late(domain, ANSWER, control(domain).await));
     };
     let refusal = || VirshError::of_words(domain, &printed.stderr);
     Ok(answers(&printed.stdout, commands.len()).into_iter().map(|answer| answer.ok_or_else(refusal)).collect())
 }
 
-/// What libvirt says of its use of the monitor, which it knows without asking QEMU; empty where it says nothing.
-async fn control(domain: &VirshDomain) -> String {
+/// What libvirt says of its use of the monitor, which it knows without asking QEMU.
+async fn control(domain: &VirshDomain) -> Option<String> {
     match call(domain, &domain.verb("domcontrol", ""), CONTROL).await {
-        Ok(Some(Printed { success: true, stdout, .. })) => {
-            format!(", and says of its own control interface (domcontrol): {}", told(&stdout))
-        }
-        _ => String::new(),
+        Ok(Some(Printed { success: true, stdout, .. })) => Some(told(&stdout)),
+        _ => None,
     }
 }
 
@@ -102,9 +99,6 @@ pub(in crate::diagnosis) async fn abort_job(domain: &VirshDomain) -> Result<(), 
     match call(domain, &domain.verb("domjobabort", ""), ABORT).await.map_err(told)? {
         Some(printed) if printed.success => Ok(()),
         Some(printed) => Err(VirshError::of_words(domain, &printed.stderr).to_string()),
-        None => {
-            let late = VirshError::Late { daemon: domain.daemon(), waited: ABORT, control: control(domain).await };
-            Err(late.to_string())
-        }
+        None => Err(VirshError::late(domain, ABORT, control(domain).await).to_string()),
     }
 }

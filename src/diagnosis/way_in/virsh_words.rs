@@ -6,6 +6,8 @@ use super::virsh_domain::{MARK, VirshDomain};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
+/// The class of an error where libvirt lets no question through, and QEMU may be well.
+pub(in crate::diagnosis) const BARRED: &str = "Barred";
 /// The most characters of libvirt's words that are told.
 const WORDS: usize = 400;
 /// The most places of an event's line at which its data is looked for: a domain's name may hold the separator.
@@ -35,6 +37,11 @@ pub(super) enum VirshError {
          the domain's job lock; look at the process by its pid"
     )]
     Late { daemon: String, waited: Duration, control: String },
+    #[error(
+        "{daemon} lets no question through to the domain '{name}', as it does while it takes a domain in (its control \
+         interface, domcontrol, is ok): look at the process by its pid"
+    )]
+    Barred { daemon: String, name: String },
     #[error("{daemon} refuses: {words}")]
     Refused { daemon: String, words: String },
 }
@@ -72,6 +79,25 @@ impl VirshError {
             _ => std::io::ErrorKind::NotConnected,
         };
         std::io::Error::new(kind, self)
+    }
+
+    /// Why an answer was late, by libvirt's own word on its use of the monitor: where nothing occupies that, it is
+    /// libvirt that waits, and QEMU may be well.
+    pub(super) fn late(domain: &VirshDomain, waited: Duration, control: Option<String>) -> Self {
+        let (daemon, name) = (domain.daemon(), domain.name().to_owned());
+        match control {
+            Some(state) if state == "ok" => Self::Barred { daemon, name },
+            Some(state) => {
+                let control = format!(", and says of its own control interface (domcontrol): {state}");
+                Self::Late { daemon, waited, control }
+            }
+            None => Self::Late { daemon, waited, control: String::new() },
+        }
+    }
+
+    /// The class of the error as an answer of QMP.
+    pub(super) fn class(&self) -> &'static str {
+        if matches!(self, Self::Barred { .. }) { BARRED } else { "GenericError" }
     }
 
     /// Whether the domain is over, so that nothing more can come of asking.
@@ -169,6 +195,12 @@ mod tests {
             let told = error.to_string();
             assert!(told.contains(part) && !told.contains('\n'), "{told}");
             assert_eq!(format!("{:?}", error.into_io().kind()), kind, "{words}");
+        }
+        for (control, kind) in
+            [(Some("ok"), "NotConnected"), (Some("occupied (3.008s)"), "ResourceBusy"), (None, "ResourceBusy")]
+        {
+            let error = VirshError::late(&domain(), Duration::from_secs(5), control.map(str::to_owned));
+            assert_eq!(format!("{:?}", error.into_io().kind()), kind, "{control:?}");
         }
         let long = VirshError::of_words(&domain(), &"x\u{7}".repeat(1 << 20)).to_string();
         assert!(long.len() < 1000 && !long.contains('\u{7}'));

@@ -1,0 +1,254 @@
+//! A migration that libvirt itself makes, between two hosts, and that is made to stall in three ways.
+
+use super::diagnosed;
+use crate::support::{MIB, WAIT};
+use qferry_bed::{BootSector, Build, Link, Side, Wire, target_dir};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// The user of the daemons and of their QEMUs.
+const NOBODY: u32 = 65534;
+/// The port on which a daemon takes the other one's calls.
+const PORT: u16 = 16509;
+/// What a daemon is started with: on a host of its own name, and with the unpacked programs and their data in place.
+const START: &str = "hostname \"$NAME\" && mount -t tmpfs none /mnt && mkdir /mnt/libvirt /mnt/qemu \
+    && mount --bind \"$LIBVIRT\" /mnt/libvirt && mount --bind \"$QEMU\" /mnt/qemu && mount --bind \"$LIBVIRT/share\" /usr/share \
+    && exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i PATH=/usr/bin:/bin HOME=\"$AT\" XDG_RUNTIME_DIR=\"$AT/run\" \
+    XDG_CONFIG_HOME=\"$AT/config\" XDG_CACHE_HOME=\"$AT/cache\" XDG_DATA_HOME=\"$AT/data\" \
+    /mnt/libvirt/bin/libvirtd --listen -f \"$AT/libvirtd.conf\" --pid-file \"$AT/run/pid\" --timeout 600";
+
+/// A libvirtd on one of two hosts.
+struct Daemon {
+    at: PathBuf,
+    child: Child,
+}
+
+impl Daemon {
+    fn start(wire: &Wire, side: Side, at: PathBuf, build: &Build) -> Self {
+        let address = wire.nbd(side).split(':').nth(1).unwrap().to_owned();
+        for folder in ["", "run", "config", "config/libvirt", "cache", "data"] {
+            fs::create_dir(at.join(folder)).unwrap();
+            chown(at.join(folder), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        let number = side as usize + 1;
+        let settings = format!(
+            "listen_tls = 0\nlisten_tcp = 1\ntcp_port = \"{PORT}\"\nlisten_addr = \"{address}\"\nauth_tcp = \"none\"\n\
+             auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n\
+             log_outputs = \"3:file:{}/log\"\n",
+            at.display()
+        );
+        fs::write(at.join("libvirtd.conf"), settings).unwrap();
+        // without virtlogd, and without a security driver of the host's
+        fs::write(at.join("config/libvirt/qemu.conf"), "stdio_handler = \"file\"\nsecurity_driver = \"none\"\n")
+            .unwrap();
+        let qemu = build.program("qemu-system-x86_64").canonicalize().unwrap();
+        let qemu = qemu.ancestors().nth(2).unwrap();
+        let log = fs::File::create(at.join("said")).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(["--uts", "--mount", "sh", "-c", START]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env("NAME", format!("host{number}")).env("AT", &at).env("LIBVIRT", programs()).env("QEMU", qemu);
+        let child = wire.on(side, || command.spawn().unwrap()).unwrap();
+        let daemon = Self { at, child };
+        let begun = Instant::now();
+        while !daemon.socket().exists() {
+            assert!(begun.elapsed() < WAIT, "{}", fs::read_to_string(daemon.at.join("said")).unwrap());
+            sleep(Duration::from_millis(20));
+        }
+        daemon
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.at.join("run/libvirt/libvirt-sock")
+    }
+
+    /// The domain, as an address of a diagnosis.
+    fn domain(&self) -> String {
+        format!("virsh:qemu:///session/vm1?socket={}", self.socket().display())
+    }
+
+    fn virsh(&self) -> Command {
+        let mut command = Command::new(programs().join("bin/virsh"));
+        command.args(["-q", "-c", &format!("qemu:///session?socket={}", self.socket().display())]);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let output = self.virsh().args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A command to QEMU.
+    fn qmp(&self, command: &Value) -> Value {
+        let said = self.run(&["qemu-monitor-command", "vm1", &command.to_string()]);
+        serde_json::from_str::<Value>(&said).unwrap()["return"].clone()
+    }
+
+    fn until(&self, command: &str, done: impl Fn(&Value) -> bool) {
+        let begun = Instant::now();
+        loop {
+            let answer = self.qmp(&json!({ "execute": command }));
+            if done(&answer) {
+                return;
+            }
+            assert!(begun.elapsed() < WAIT, "{command}: {answer:#}");
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// The pid of the domain's QEMU.
+    fn pid(&self) -> Option<String> {
+        let pid = fs::read_to_string(self.at.join("run/libvirt/qemu/run/vm1.pid")).ok()?;
+        Some(pid.trim().to_owned())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let qemu = self.pid();
+        drop((self.child.kill(), self.child.wait()));
+        if let Some(pid) = qemu {
+            signal("-KILL", &pid);
+        }
+    }
+}
+
+fn programs() -> PathBuf {
+    let programs = target_dir().join("libvirt");
+    assert!(programs.join("version").exists(), "run scripts/setup, or scripts/libvirt");
+    programs.canonicalize().unwrap()
+}
+
+fn signal(signal: &str, pid: &str) {
+    drop(Command::new("kill").args([signal, pid]).status());
+}
+
+/// The description of the domain, on one of the hosts.
+fn description(overlay: &Path, backing: &Path) -> String {
+    format!(
+        "<domain type='qemu'><name>vm1</name><uuid>6d6f0a6c-7f2b-4d3b-8f4e-1c2d3e4f5a6b</uuid>\
+         <memory unit='MiB'>64</memory><vcpu>1</vcpu><os><type arch='x86_64' machine='pc-i440fx-10.0'>hvm</type></os>\
+         <devices><emulator>/mnt/qemu/bin/qemu-system-x86_64</emulator><disk type='file' device='disk'>\
+         <driver name='qemu' type='qcow2'/><source file='{}'/><backingStore type='file'><format type='raw'/>\
+         <source file='{}'/><backingStore/></backingStore><target dev='vda' bus='virtio'/></disk>\
+         <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>",
+        overlay.display(),
+        backing.display()
+    )
+}
+
+/// Two hosts, a domain on the first of them, and its migration to the second.
+struct Stage {
+    source: Daemon,
+    destination: Daemon,
+    migration: Child,
+    folder: TempDir,
+    _wire: Wire,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let wire = Wire::start(Link::gigabit()).unwrap();
+        let build = Build::locate("10.0.13").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let start = |side, name| Daemon::start(&wire, side, folder.path().join(name), &build);
+        let (source, destination) = (start(Side::Source, "s"), start(Side::Destination, "d"));
+        let backing = folder.path().join("base.raw");
+        BootSector::new().repeat(|steps| steps.dirty(128)).write_raw(&backing, 64 * MIB).unwrap();
+        for daemon in [&source, &destination] {
+            let overlay = daemon.at.join("disk.qcow2");
+            let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"].map(str::to_owned);
+            let files = [&backing, &overlay].map(|file| file.display().to_string());
+            build.img(words.into_iter().chain(files)).unwrap();
+            fs::write(daemon.at.join("vm1.xml"), description(&overlay, &backing)).unwrap();
+        }
+        build.io(&source.at.join("disk.qcow2"), ["write -P 7 32M 24M"]).unwrap();
+        for daemon in [&source, &destination] {
+            chown(daemon.at.join("disk.qcow2"), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        source.run(&["create", source.at.join("vm1.xml").to_str().unwrap()]);
+        let address = wire.nbd(Side::Destination).split(':').nth(1).unwrap().to_owned();
+        let (to, ram) = (format!("qemu+tcp://{address}:{PORT}/session"), format!("tcp://{address}:49152"));
+        let description = destination.at.join("vm1.xml").display().to_string();
+        let migrate =
+            ["migrate", "--live", "--p2p", "--copy-storage-inc", "vm1", &to, "--migrateuri", &ram, "--bandwidth", "1"];
+        let log = fs::File::create(folder.path().join("migrate")).unwrap();
+        let mut command = source.virsh();
+        command.args(migrate).args(["--listen-address", &address, "--disks-port", "10809", "--xml", &description]);
+        let migration = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Self { source, destination, migration, folder, _wire: wire }
+    }
+
+    /// The first cause that is named of these, and all that was said.
+    #[track_caller]
+    fn expect(&self, code: &str, arguments: &[&str]) -> Value {
+        let (exit, told) = diagnosed(&programs().join("bin"), arguments);
+        let said = fs::read_to_string(self.folder.path().join("migrate")).unwrap();
+        assert_eq!((exit, told["causes"][0]["code"].as_str()), (10, Some(code)), "{arguments:?} {told:#}\n{said}");
+        told
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        drop((self.migration.kill(), self.migration.wait()));
+    }
+}
+
+#[test]
+fn a_migration_of_libvirts_that_stalls_is_explained() {
+    let stage = Stage::set();
+    let Stage { source, destination, .. } = &stage;
+    let at = source.domain();
+
+    // a mirror that somebody has paused
+    source.until("query-block-jobs", |jobs| jobs[0]["status"] == "running");
+    let mirror = source.qmp(&json!({ "execute": "query-block-jobs" }))[0]["device"].clone();
+    source.qmp(&json!({ "execute": "block-job-pause", "arguments": { "device": mirror } }));
+    let told = stage.expect("mirror-paused", &[&at, &destination.domain()]);
+    assert_eq!(told["source"]["address"], at.as_str());
+    assert_eq!(told["destination"]["pid"].to_string(), destination.pid().unwrap(), "{told:#}");
+    // libvirt answers for no domain that it takes in, which is not taken for a QEMU that hangs
+    assert!(told["unseen"].to_string().contains("lets no question through"), "{told:#}");
+    assert!(told["notes"].to_string().contains("custom-monitor"), "{told:#}");
+    let (exit, told) = diagnosed(&programs().join("bin"), &[&at, "--fix", "mirror-paused", "--yes"]);
+    assert_eq!(exit, 0, "{told:#}");
+    source.until("query-block-jobs", |jobs| jobs[0]["paused"] == false);
+
+    // RAM that a limit holds down beside a busy guest, once the mirror has no limit any more
+    let fast = json!({ "device": mirror, "speed": 0 });
+    source.qmp(&json!({ "execute": "block-job-set-speed", "arguments": fast }));
+    // QEMU is told that the last RAM would take seconds, so that no burst makes it switch over
+    let slow = json!({ "downtime-limit": 1, "avail-switchover-bandwidth": 100_000 });
+    source.until("query-migrate", |migration| migration["status"] == "active");
+    source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": slow }));
+    source.until("query-migrate", |now| now["ram"]["dirty-sync-count"].as_u64().unwrap_or_default() > 4);
+    stage.expect("bandwidth-capped", &[&at]);
+
+    // a destination that does not run
+    let (sends, receives) = (source.pid().unwrap(), destination.pid().unwrap());
+    signal("-STOP", &receives);
+    let all = json!({ "max-bandwidth": 1u64 << 40 });
+    source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": all }));
+    sleep(Duration::from_secs(2));
+    let told = stage.expect("process-stopped", &[&at, &destination.domain()]);
+    assert!(told["causes"][0]["evidence"].to_string().contains(&receives), "{told:#}");
+    stage.expect("process-stopped", &["--pid", &receives]);
+    stage.expect("link-dead", &[&at]);
+    stage.expect("link-dead", &["--pid", &sends]);
+    signal("-CONT", &receives);
+
+    // and libvirt takes the guest back on its own terms
+    source.run(&["domjobabort", "vm1"]);
+    source.until("query-status", |status| status["status"] == "running");
+}
