@@ -143,7 +143,7 @@ fn without_secret(value: &str) -> Cow<'_, str> {
 }
 
 /// The name of an option, without its one or two dashes.
-fn option(word: &str) -> Option<&str> {
+pub(super) fn option(word: &str) -> Option<&str> {
     let name = word.strip_prefix("--").or_else(|| word.strip_prefix('-'))?;
     name.starts_with(|c: char| c.is_ascii_alphabetic()).then_some(name)
 }
@@ -274,8 +274,19 @@ fn names_a_file(key: &str) -> bool {
     key == "file" || key == "filename" || key.ends_with(".filename")
 }
 
+/// An option's value as `key=value,key=value`, also where it is a JSON object.
+pub(super) fn flattened(value: &str) -> Cow<'_, str> {
+    let Ok(Value::Object(members)) = serde_json::from_str::<Value>(value) else { return Cow::Borrowed(value) };
+    let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), |text| text.replace(',', ",,"));
+    // the driver comes first, as it does in words
+    let driver = members.get("driver").map(|driver| format!("driver={}", word(driver)));
+    let others =
+        members.iter().filter(|(key, _)| *key != "driver").map(|(key, value)| format!("{key}={}", word(value)));
+    Cow::Owned(driver.into_iter().chain(others).collect::<Vec<_>>().join(","))
+}
+
 /// The parts of `a=b,c=d`, with doubled commas made single.
-fn split(text: &str) -> Vec<String> {
+pub(super) fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {

@@ -3,7 +3,7 @@
 use super::{
     command_line::{self, DestinationCommandLine},
     execution::Execution,
-    observation,
+    observation, plugged_in,
     requirements::{self, Requirements, SourceLayout},
     settings::{PopulateMode, PrepareSettings},
     steps::{self, PreparationAction, PreparationStep},
@@ -20,10 +20,7 @@ use crate::{
     },
     preflight::{
         checks::{self, Finding, FindingCode, Severity},
-        facts::{
-            self,
-            devices::{DeviceFacts, DeviceTable},
-        },
+        facts,
     },
     progress::{Phase, Reason, Reporter, Side},
     qemu::Process,
@@ -327,7 +324,11 @@ async fn plan(
         }
     }
     let words = observation::command_line(source);
-    findings.extend(plugged_in(words.as_deref(), &facts.machine.devices));
+    findings.extend(plugged_in::findings(
+        words.as_deref(),
+        &facts.machine.devices,
+        facts.machine.possible_cpus.as_ref(),
+    ));
     let (qemu, notes) = command_line(words, &requirements, &layout);
     findings.extend(notes);
     findings.sort_by_key(|finding| finding.severity);
@@ -340,26 +341,6 @@ async fn plan(
         prepared.outcome = PreparationOutcome::Refused;
     }
     Ok((prepared, address))
-}
-
-/// The devices with an id that are not on the source's command line: they were plugged in.
-fn plugged_in(words: Option<&[String]>, devices: &DeviceTable) -> Vec<Finding> {
-    // what is in a file of options is not seen here
-    let Some(words) = words.filter(|words| !words.iter().any(|word| word.ends_with("-readconfig"))) else {
-        return Vec::new();
-    };
-    let added = devices.named.iter().filter(|(id, _)| !command_line::names(words, id));
-    let finding = |(id, device): (&String, &DeviceFacts)| {
-        let kind = &device.kind;
-        let place = device.place.as_ref().map_or_else(String::new, |place| format!(" at {place}"));
-        let message = format!("this {kind}{place} is not on the source's command line: it was plugged in");
-        let remedy = format!(
-            "add -device {kind},id={id} with the source's properties and address to the destination's command line, and the \
-             -object, -netdev or -blockdev that it is on"
-        );
-        Finding::new(FindingCode::NotOnCommandLine, id, message).with_remedy(remedy)
-    };
-    added.map(finding).collect()
 }
 
 fn own_address(settings: &PrepareSettings, run: &RunId, local: bool) -> Option<Address> {

@@ -14,6 +14,7 @@ mod execution;
 mod finding_cases;
 mod handle;
 mod observation;
+mod plugged_in;
 mod requirements;
 mod settings;
 mod steps;

@@ -36,7 +36,9 @@ pub(super) fn machine() -> MachineFacts {
         },
         device_tree: Some(device_tree("128")),
         properties: [("hpet".to_owned(), "true".to_owned())].into(),
-        possible_cpus: Some([("core-id=0".to_owned(), CpuPlace { count: 1, is_present: true })].into()),
+        possible_cpus: Some(
+            [("core-id=0".to_owned(), CpuPlace { count: 1, is_present: true, is_unnamed_device: false })].into(),
+        ),
         package: String::new(),
         virtio: vec![VirtioDevice {
             path: "/machine/peripheral/net0/virtio-backend".to_owned(),

@@ -225,7 +225,9 @@ mod tests {
 
     /// Places for virtual CPUs on cores from 0 on, with CPUs on the first of them.
     fn cores(present: u64, possible: u64) -> Option<PossibleCpus> {
-        let place = |core| (format!("core-id={core}"), CpuPlace { count: 1, is_present: core < present });
+        let place = |core| {
+            (format!("core-id={core}"), CpuPlace { count: 1, is_present: core < present, is_unnamed_device: false })
+        };
         Some((0..possible).map(place).collect())
     }
 

@@ -12,6 +12,8 @@ pub struct CpuPlace {
     pub count: u64,
     /// Whether there is one.
     pub is_present: bool,
+    /// Whether it is a device without an id, made by `-device` or plugged in.
+    pub is_unnamed_device: bool,
 }
 
 /// Every place by its socket, core and thread: `core-id=1, socket-id=0, thread-id=0`.
@@ -21,7 +23,9 @@ pub type PossibleCpus = BTreeMap<String, CpuPlace>;
 pub fn read(list: &[HotpluggableCpu]) -> PossibleCpus {
     let place = |cpu: &HotpluggableCpu| {
         let place: Vec<String> = cpu.props.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        (place.join(", "), CpuPlace { count: cpu.vcpus_count, is_present: cpu.qom_path.is_some() })
+        let path = cpu.qom_path.as_deref();
+        let is_unnamed_device = path.is_some_and(|path| path.starts_with("/machine/peripheral-anon/"));
+        (place.join(", "), CpuPlace { count: cpu.vcpus_count, is_present: path.is_some(), is_unnamed_device })
     };
     list.iter().map(place).collect()
 }
