@@ -59,6 +59,13 @@ impl MeasuredRates {
         sorted.get(sorted.len() / 2).filter(|_| sorted.len() >= BELIEVED).map(|rate| *rate as f64)
     }
 
+    /// The highest of the newest measurements, bytes per second. A host that is busy hides what a guest dirties when it
+    /// has the time to, and nothing makes a measurement too high. `None` while there are too few.
+    pub(super) fn highest(&self) -> Option<f64> {
+        let most = self.newest.iter().max().filter(|_| self.newest.len() >= BELIEVED);
+        most.map(|rate| *rate as f64)
+    }
+
     /// Whether another measurement would tell something.
     pub(super) fn is_wanting(&self, at: Duration) -> bool {
         self.newest.len() < KEPT || at.saturating_sub(self.taken) >= PAUSE
@@ -82,17 +89,18 @@ mod tests {
 
     #[test]
     fn no_rate_rests_on_one_measurement() {
-        for (rates, sustained, usual) in [
-            (&[][..], None, None),
-            (&[100], None, None),
-            (&[100, 100], Some(100.0), Some(100.0)),
-            (&[100, 10], Some(10.0), Some(100.0)),
-            (&[10, 90, 100], Some(10.0), Some(90.0)),
-            (&[10, 100, 90, 110], Some(90.0), Some(100.0)),
-            (&[100, 90, 0], Some(0.0), Some(90.0)),
+        for (rates, sustained, usual, highest) in [
+            (&[][..], None, None, None),
+            (&[100], None, None, None),
+            (&[100, 100], Some(100.0), Some(100.0), Some(100.0)),
+            (&[100, 10], Some(10.0), Some(100.0), Some(100.0)),
+            (&[10, 90, 100], Some(10.0), Some(90.0), Some(100.0)),
+            (&[10, 100, 90, 110], Some(90.0), Some(100.0), Some(110.0)),
+            (&[100, 90, 0], Some(0.0), Some(90.0), Some(100.0)),
         ] {
             let measured = after(rates);
-            assert_eq!((measured.sustained(), measured.usual()), (sustained, usual), "{rates:?}");
+            let told = (measured.sustained(), measured.usual(), measured.highest());
+            assert_eq!(told, (sustained, usual, highest), "{rates:?}");
             assert_eq!(measured.last(), rates.last().map(|rate| *rate as f64));
             let (now, later) = (Duration::from_secs(rates.len() as u64), Duration::from_secs(rates.len() as u64 + 5));
             assert!(measured.is_wanting(later));

@@ -197,9 +197,14 @@ impl MemoryTrack {
         self.syncs_within
     }
 
-    /// The guest's usual dirtying as a part of the bandwidth, by QEMU's measurements beside the first pass.
-    pub(in crate::convergence) fn measured_load(&self) -> Option<f64> {
+    /// The guest's usual dirtying as a part of the bandwidth, by QEMU's measurements.
+    pub(in crate::convergence) fn usual_load(&self) -> Option<f64> {
         Some(self.measured.usual()? / self.capacity()?)
+    }
+
+    /// The most that the guest dirties, as a part of the bandwidth, by QEMU's measurements.
+    pub(in crate::convergence) fn highest_load(&self) -> Option<f64> {
+        Some(self.measured.highest()? / self.capacity()?)
     }
 
     /// No sync has told the rates of a whole pass after the first one yet.
@@ -211,7 +216,7 @@ impl MemoryTrack {
     /// A guest that dirties less than the part `light` of what is sent needs no second one.
     pub(in crate::convergence) fn wants_measurement(&self, at: Duration, light: f64) -> bool {
         let Some(capacity) = self.capacity() else { return false };
-        let is_open = !self.estimate.first_pass_over || (self.provisional && self.measured.sustained().is_none());
+        let is_open = !self.estimate.first_pass_over || self.provisional;
         let is_busy = self.measured.last().is_none_or(|rate| rate > capacity * light);
         is_open && is_busy && self.measured.is_wanting(at)
     }
