@@ -32,7 +32,7 @@ impl MonitorHolders {
                 Ok(sockets) => {
                     let file = fs::metadata(path).map(|data| data.ino()).ok();
                     match sockets.iter().any(|socket| is_at(socket, path, file)) {
-                        true => Self::of(accepted_at(&sockets, path, file), Vec::new()),
+                        true => Self::of(&accepted_at(&sockets, path, file), Vec::new()),
                         // a listener that is not seen is of another network namespace
                         false => Self::default(),
                     }
@@ -48,15 +48,15 @@ impl MonitorHolders {
                 }
                 let clients = accepted_on(&sockets, *port);
                 let elsewhere = clients.iter().filter(|(inode, _)| inode.is_none()).map(|(_, from)| from.clone());
-                Self::of(clients.iter().filter_map(|(inode, _)| *inode).collect(), elsewhere.collect())
+                Self::of(&clients.iter().filter_map(|(inode, _)| *inode).collect(), elsewhere.collect())
             }
             _ => Self::default(),
         }
     }
 
     /// The processes of these sockets. This process's own connection may have been accepted by a QEMU that hangs later.
-    fn of(clients: BTreeSet<u64>, elsewhere: Vec<String>) -> Self {
-        let owners = SocketOwners::find(&clients);
+    fn of(clients: &BTreeSet<u64>, elsewhere: Vec<String>) -> Self {
+        let owners = SocketOwners::find(clients);
         let own = std::process::id();
         let is_own = |inode: &u64| owners.of(*inode).any(|owner| owner.pid == own);
         let accepted = clients.iter().filter(|inode| !is_own(inode)).count() + elsewhere.len();

@@ -91,8 +91,8 @@ fn take(mut bytes: &[u8], found: &mut Vec<UnixSocket>) -> io::Result<bool> {
         match kind {
             NLMSG_DONE => return Ok(true),
             NLMSG_ERROR => {
-                let errno = u32_at(message, 0).unwrap_or_default().wrapping_neg().cast_signed();
-                return Err(io::Error::from_raw_os_error(errno));
+                let errno = message.get(..4).and_then(|bytes| Some(i32::from_ne_bytes(bytes.try_into().ok()?)));
+                return Err(io::Error::from_raw_os_error(errno.unwrap_or_default().saturating_neg()));
             }
             BY_FAMILY => found.extend(unix_socket(message)),
             _ => {}

@@ -193,8 +193,9 @@ fn way_through(program: &str) -> Option<&'static str> {
         ),
         (&["incusd", "lxd"], "it keeps it for as long as the guest runs: look at the process by its pid"),
     ];
-    let names = |of: &&str| program == *of || program.strip_prefix(of).is_some_and(|rest| rest.starts_with([' ', '-']));
-    WAYS.iter().find(|(programs, _)| programs.iter().any(|of| names(&of))).map(|(_, way)| *way)
+    let names =
+        |of: &&str| program == *of || program.strip_prefix(*of).is_some_and(|rest| rest.starts_with([' ', '-']));
+    WAYS.iter().find(|(programs, _)| programs.iter().any(names)).map(|(_, way)| *way)
 }
 
 /// The remedy for a main loop that waits for a connection: that connection is cut. Only a client that negotiated

@@ -183,7 +183,7 @@ mod tests {
             let domain = VirshDomain::parse(&name).unwrap();
             let mark = MARK.to_string();
             let expected = ["qemu-monitor-command", "--domain", &*name, &*json, ";", "echo", &*mark];
-            prop_assert_eq!(read(&domain.commands(&[json.clone()])), expected);
+            prop_assert_eq!(read(&domain.commands(std::slice::from_ref(&json))), expected);
         }
     }
 }
