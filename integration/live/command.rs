@@ -17,7 +17,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-fn qferry(pair: &Pair, more: &[&str]) -> Command {
+pub(crate) fn qferry(pair: &Pair, more: &[&str]) -> Command {
     let mut command = support::qferry(pair, "migrate");
     command.arg("--source").arg(pair.source.qmp_path());
     command.arg("--destination").arg(pair.destination.qmp_path()).args(more);
@@ -29,7 +29,7 @@ fn lines(output: &Output) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

@@ -25,3 +25,4 @@ mod recovery;
 mod storage;
 mod strangers;
 mod support;
+mod watch;

@@ -1,6 +1,9 @@
 //! The command line.
 
-use super::{diagnose_options::Diagnose, exit, history::HistoryArguments, transcript::TranscriptArguments};
+use super::{
+    diagnose_options::Diagnose, exit, history::HistoryArguments, transcript::TranscriptArguments,
+    watch_options::WatchArguments,
+};
 use crate::{
     codes::FindingCode,
     convergence::{BUILT_IN, Policy},
@@ -73,6 +76,7 @@ pub(super) enum Verb {
     History(HistoryArguments),
     Transcript(TranscriptArguments),
     Diagnose(Box<Diagnose>),
+    Watch(WatchArguments),
 }
 
 impl Verb {
@@ -85,6 +89,7 @@ impl Verb {
             Self::History(options) => options.json,
             Self::Transcript(_) => false,
             Self::Diagnose(options) => options.json,
+            Self::Watch(options) => options.json,
         }
     }
 }
@@ -278,6 +283,9 @@ pub(super) struct Options {
     /// One JSON object a line on stdout; text for people goes to stderr
     #[arg(long)]
     pub(super) json: bool,
+    /// Show the live view of qferry watch in place of the bars; q leaves it for the bars, Ctrl-C cancels the migration
+    #[arg(long, conflicts_with_all = ["json", "plan"])]
+    pub(super) tui: bool,
     /// Record every line of both monitors and every decision in this file, which must not exist yet, in full; secrets
     /// are left out [default for a migration: in brief, in $XDG_STATE_HOME/qferry/transcripts, where the last 64 are
     /// kept]
@@ -629,6 +637,7 @@ mod tests {
             "plan",
             "no_measure",
             "json",
+            "tui",
             "transcript",
             "no_transcript",
             "no_journal",

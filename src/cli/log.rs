@@ -1,7 +1,7 @@
 //! The log for people, written by a thread of its own: a terminal or pipe that blocks or is gone must never hold the
 //! engine up. What does not fit into the queue is lost.
 
-use super::signals;
+use super::{screen, signals};
 use std::{
     io::{self, Write},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
@@ -55,10 +55,21 @@ fn write(entries: &Receiver<Entry>) {
     for entry in entries {
         match entry {
             // a reader that went away is no reason to stop
-            Entry::Text(text) => drop(io::stderr().write_all(&text)),
+            Entry::Text(text) => {
+                if !screen::take_note(&without_colours(&String::from_utf8_lossy(&text))) {
+                    drop(io::stderr().write_all(&text));
+                }
+            }
             Entry::Done(done) => drop(done.try_send(())),
         }
     }
+}
+
+/// A line without the sequences that switch colours.
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split("\x1b[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once('m').map_or(part, |(_, rest)| rest)).trim_end().to_owned()
 }
 
 struct Line(SyncSender<Entry>);

@@ -3,9 +3,10 @@
 use super::{
     args,
     exit::{failed, misused},
-    flags, journals,
+    flags, journals, live_migration,
     recorded::{TranscriptPlace, recorded},
     render,
+    screen::{self, EngineLimits},
     signals::Signals,
 };
 use crate::{
@@ -19,12 +20,32 @@ pub(super) async fn run(options: Box<args::Options>) -> ExitCode {
     let (plan, json) = (options.plan, options.json);
     let work = async |builder: Builder| match plan {
         true => look(builder, json).await,
-        false => follow(|| builder.start(), json).await,
+        false => {
+            let limits = options.tui.then(|| limits(&options));
+            follow(|| builder.start(), json, limits).await
+        }
     };
+    if let Some(why) = screen::refusal().filter(|_| options.tui) {
+        return misused(&format!("{why}, which --tui needs; without it, progress is told in lines"), json);
+    }
     built(&options, plan, work).await
 }
 
+/// What the live view tells of the user's own limits.
+fn limits(options: &args::Options) -> EngineLimits {
+    let settings = options.settings(false);
+    EngineLimits {
+        addresses: [&options.source, &options.destination].map(ToString::to_string),
+        budget: settings.downtime,
+        bandwidth: settings.bandwidth,
+        policy: settings.policy.name,
+    }
+}
+
 pub(super) async fn check(options: Box<args::Options>) -> ExitCode {
+    if options.tui {
+        return misused("--tui shows a migration while it runs, and check runs none", options.json);
+    }
     built(&options, true, async |builder| look(builder, options.json).await).await
 }
 
@@ -45,7 +66,7 @@ pub(super) async fn recover(options: &args::Recover) -> ExitCode {
         if let Some(recorder) = recorder {
             recovery = recovery.transcript(recorder);
         }
-        follow(|| recovery.start(), options.json).await
+        follow(|| recovery.start(), options.json, None).await
     })
     .await
 }
@@ -108,8 +129,12 @@ async fn look(builder: Builder, json: bool) -> ExitCode {
     }
 }
 
-/// Starts it, and shows it to its end.
-async fn follow(start: impl FnOnce() -> Result<Running<Outcome>, Invalid>, json: bool) -> ExitCode {
+/// Starts it, and shows it to its end: in the live view, where there are limits for that.
+async fn follow(
+    start: impl FnOnce() -> Result<Running<Outcome>, Invalid>,
+    json: bool,
+    live: Option<EngineLimits>,
+) -> ExitCode {
     let Some(signals) = Signals::watch() else { return failed("cannot watch for signals", json) };
     let mut running = match start() {
         Ok(running) => running,
@@ -117,8 +142,12 @@ async fn follow(start: impl FnOnce() -> Result<Running<Outcome>, Invalid>, json:
     };
     let events = running.events();
     // a thread of its own: a terminal or pipe that blocks must not hold the command up
-    let screen = thread::spawn(move || render::follow(events, json));
     let control = running.control();
+    let cancel = control.clone();
+    let screen = thread::spawn(move || match live {
+        Some(limits) => live_migration::follow(events, limits, &cancel),
+        None => render::follow(events, json),
+    });
     let outcome = signals.cancelling(&control, running.wait()).await;
     if screen.join().is_err() {
         render::say("qferry: the display failed; the migration did not");

@@ -9,17 +9,22 @@ mod exit;
 mod flags;
 mod history;
 mod journals;
+mod live_migration;
 mod log;
 mod migrate;
+mod plain_text;
 mod plot;
 mod prepare;
 mod process_screen;
 mod recorded;
 mod render;
+mod screen;
 mod shell;
 mod signals;
 mod transcript;
 mod tree;
+mod watch;
+mod watch_options;
 
 use std::process::ExitCode;
 
@@ -41,6 +46,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::History(options) => history::list(options.json),
         args::Verb::Transcript(options) => transcript::run(&options),
         args::Verb::Diagnose(options) => runtime.block_on(diagnose::run(&options)),
+        args::Verb::Watch(options) => runtime.block_on(watch::run(&options)),
     };
     // a journal whose disk hangs is waited for no longer than it was
     runtime.shutdown_background();

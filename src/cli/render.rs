@@ -2,7 +2,7 @@
 //!
 //! A reader that went away is no reason to stop: write errors are passed over.
 
-use super::flags;
+use super::{flags, plain_text::plain, screen};
 use crate::{
     codes::FailureCode,
     migration::{Events, Plan},
@@ -24,7 +24,10 @@ const PLAIN: Duration = Duration::from_secs(2);
 
 /// A line for people.
 pub(super) fn say(line: &str) {
-    drop(writeln!(io::stderr(), "{}", plain(line)));
+    let line = plain(line);
+    if !screen::take_note(&line) {
+        drop(writeln!(io::stderr(), "{line}"));
+    }
 }
 
 /// A text on stdout. A reader that went away is no reason to stop.
@@ -32,17 +35,16 @@ pub(super) fn print(text: &str) {
     drop(io::stdout().write_all(plain(text).as_bytes()));
 }
 
-/// A text of the library for people: with flags for settings, and fit for a terminal, where a control character in
-/// what QEMU said can do anything.
-pub(super) fn plain(text: &str) -> String {
-    flags::flags_in(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
-}
-
 /// Shows events until the last: the outcome, or the end of what sends them.
 pub(super) fn follow(mut events: Events, json: bool) {
+    follow_from(|| events.blocking_next(), json);
+}
+
+/// The same, for events from elsewhere.
+pub(super) fn follow_from(mut next: impl FnMut() -> Option<Event>, json: bool) {
     let lines = json.then(|| JsonLines::new(io::stdout()));
     let mut screen = Screen::new();
-    while let Some(event) = events.blocking_next() {
+    while let Some(event) = next() {
         if let Some(lines) = &lines {
             drop(lines.write(&flags::worded_event(event.clone())));
         }
@@ -332,14 +334,4 @@ pub(super) fn summary(outcome: &Outcome) -> String {
         add(format!("  paused   {:.3} ms in all: {}", outcome.paused_ms, words.join(", ")));
     }
     lines.join("\n") + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_that_qemu_says_can_command_a_terminal() {
-        assert_eq!(plain("no \x1b]0;x\x07\u{9b}2J\r\n\tä└"), "no ?]0;x??2J?\n?ä└");
-    }
 }

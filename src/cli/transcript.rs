@@ -251,7 +251,7 @@ moved: the guest is on the destination
 ";
         assert_eq!(told, golden);
         // What QEMU said cannot command a terminal.
-        assert!(!render::plain(&told).contains('\u{1b}'));
+        assert!(!super::super::plain_text::plain(&told).contains('\u{1b}'));
     }
 
     #[test]

@@ -95,6 +95,8 @@ pub struct MirrorReport {
     pub total: u64,
     /// Bytes per second over the time that was looked.
     pub rate: u64,
+    /// The job's own limit, bytes per second; absent without one.
+    pub limit: Option<u64>,
     /// Bytes yet to copy at each look.
     pub remaining: Vec<u64>,
     /// Whether the target has caught up once.
@@ -194,6 +196,7 @@ impl SideReport {
                     copied: now.offset,
                     total: now.len,
                     rate: side.at_first(&now.device).map_or(0, |first| rate(now.offset, first.offset)),
+                    limit: Some(now.speed).filter(|&speed| speed > 0),
                     remaining: side.remaining(&now.device),
                     ready: now.ready,
                 })

@@ -172,7 +172,8 @@ impl SideWatch {
                 Err(_) => self.wait_for_answer(client, pid, &mut events).await,
             }
             if client.is_closed() {
-                let process = pid.and_then(ProcessLook::read);
+                // a process that its parent has not waited for yet is as gone as any other
+                let process = pid.and_then(ProcessLook::read).filter(|process| process.state != 'Z');
                 let mut window = self.window();
                 let words = format!("{} has closed its monitor", window.side().name);
                 window.side().process = process;

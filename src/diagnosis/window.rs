@@ -38,21 +38,24 @@ pub struct WatchedEvent {
     /// not read it.
     pub qemu_us: Option<u64>,
     /// The event's data as QEMU sent them.
-    data: Value,
+    pub(crate) data: Value,
     /// The time since the watch began.
     #[serde(skip)]
     pub at: Duration,
 }
 
 impl WatchedEvent {
-    /// The event's data in words: the members that are texts, numbers or truths.
+    /// The event's data in words: the members that are texts, numbers or truths, first those that tell most.
     pub fn details(&self) -> String {
+        const FIRST: [&str; 3] = ["status", "error", "pass"];
         let member = |(name, value): (&String, &Value)| match value {
             Value::String(text) => Some(format!("{name} {text}")),
             Value::Number(_) | Value::Bool(_) => Some(format!("{name} {value}")),
             _ => None,
         };
-        self.data.as_object().into_iter().flatten().filter_map(member).collect::<Vec<_>>().join(", ")
+        let mut members: Vec<_> = self.data.as_object().into_iter().flatten().collect();
+        members.sort_by_key(|(name, _)| !FIRST.contains(&name.as_str()));
+        members.into_iter().filter_map(member).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -250,7 +253,8 @@ impl WatchedCourse {
         let Some((source, destination)) = pair.source.as_ref().zip(pair.destination.as_ref()) else { return false };
         let passed_on = matches!(source.reach, MonitorReach::Gone { .. })
             || source.status() == Some(&MigrationStatus::Completed) && !source.runs();
-        self.waited && destination.runs() && passed_on
+        // the event comes before the next look, and the source may end at once after that
+        self.waited && (destination.runs() || self.resumed.is_some()) && passed_on
     }
 }
 
@@ -333,7 +337,13 @@ mod tests {
         assert_eq!(sides, [Side::Source, Side::Destination]);
         assert_eq!((seen.blackout, seen.moved), (Some(at(12)), true));
         assert!(seen.diagnosis.verdict.contains("has moved"), "{}", seen.diagnosis.verdict);
-        // its QEMU ends, as it should
+        // its QEMU ends, as it should, also before the destination was looked at again
+        let mut quick = Watched::new();
+        quick.look(0, [("running", "active"), ("inmigrate", "none")]);
+        quick.windows[0].event(at(300), "STOP", Some(at(5000)), &json!({}));
+        quick.windows[1].event(at(310), "RESUME", Some(at(5012)), &json!({}));
+        quick.windows[0].lost(MonitorReach::Gone { words: "closed".to_owned() });
+        assert!(quick.now(350).moved);
         watched.windows[1].lost(MonitorReach::Gone { words: "closed".to_owned() });
         let seen = watched.now(800);
         assert!(seen.moved && seen.diagnosis.is_healthy() && name(&seen).as_deref() == Some("other"), "{seen:#?}");
@@ -361,8 +371,8 @@ mod tests {
     #[test]
     fn the_members_of_an_event_are_told_in_words() {
         let mut window = SideWindow::new("vm".to_owned());
-        let data = json!({ "device": "m", "len": 7, "ready": true, "nested": { "a": 1 } });
+        let data = json!({ "device": "m", "len": 7, "ready": true, "status": "x", "nested": { "a": 1 } });
         window.event(at(1), "BLOCK_JOB_READY", None, &data);
-        assert_eq!(window.take().0[0].details(), "device m, len 7, ready true");
+        assert_eq!(window.take().0[0].details(), "status x, device m, len 7, ready true");
     }
 }

@@ -8,7 +8,7 @@ use super::{
     ink::PlotColour,
 };
 use crate::{
-    cli::{history::began, render},
+    cli::{history::began, plain_text},
     progress::{Outcome, RunsOn},
     recording::{BoundedSeries, RecordedSpan, RecordedTimeline, ReportedFact, SeriesPoint},
 };
@@ -143,7 +143,7 @@ fn end(outcome: &Outcome) -> String {
     let mut words = format!("{}: {place}, total {:.3} s", outcome.outcome, outcome.total_ms as f64 / 1000.0);
     words.extend(outcome.blackout_ms.map(|ms| format!(", blackout {ms:.3} ms")));
     words.extend(outcome.reason.as_ref().map(|reason| format!("; {}: {}", reason.code, reason.message)));
-    render::plain(&words)
+    plain_text::plain(&words)
 }
 
 /// What the transcript does not have, in sentences.
@@ -215,7 +215,7 @@ fn decisions(timeline: &RecordedTimeline) -> Vec<NumberedDecision> {
             _ => String::new(),
         };
         let number = at + 1 + if at < count { 0 } else { left_out };
-        NumberedDecision { number, at: row.at.as_secs_f64(), words: render::plain(&words) }
+        NumberedDecision { number, at: row.at.as_secs_f64(), words: plain_text::plain(&words) }
     });
     numbered.collect()
 }

@@ -1,0 +1,71 @@
+//! Texts for people, fit for a terminal: a control character in what QEMU said can do anything there.
+//!
+//! Pure.
+
+use super::flags;
+
+/// The most characters of one text on a screen.
+const LONGEST: usize = 400;
+
+/// A text of the library for people: with flags for settings, and without control characters but line ends.
+pub(super) fn plain(text: &str) -> String {
+    flags::flags_in(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
+}
+
+/// The same for one line of a screen: of bounded length, and without the characters that turn the direction of writing
+/// or take no room.
+pub(super) fn one_line(text: &str) -> String {
+    let line = |c: char| match c {
+        '\n' => ' ',
+        '\u{ad}'
+        | '\u{61c}'
+        | '\u{200b}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' => '?',
+        c => c,
+    };
+    let end = text.char_indices().nth(LONGEST).map_or(text.len(), |(at, _)| at);
+    let shown: String = plain(&text[..end]).chars().map(line).collect();
+    if end < text.len() { shown + "…" } else { shown }
+}
+
+/// The levels of a sparkline.
+const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+
+/// Numbers as bars between 0 and the largest of them, in at most so many columns.
+pub(super) fn sparkline(numbers: &[u64], columns: usize) -> String {
+    let most = numbers.iter().copied().max().unwrap_or_default().max(1);
+    let step = numbers.len().div_ceil(columns.max(1)).max(1);
+    let level = |number: u64| {
+        let part = number as f64 / most as f64;
+        LEVELS[((part * 7.0).round() as usize).min(7)]
+    };
+    numbers.chunks(step).filter_map(|chunk| chunk.last().copied().map(level)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_qemu_says_can_command_a_terminal() {
+        assert_eq!(plain("no \x1b]0;x\x07\u{9b}2J\r\n\tä└"), "no ?]0;x??2J?\n?ä└");
+        assert_eq!(one_line("a\nb\u{202e}c\u{200b}\x1b[2J"), "a b?c??[2J");
+    }
+
+    #[test]
+    fn a_sparkline_has_its_height_from_the_largest_number() {
+        assert_eq!(sparkline(&[0, 50, 100], 24), "▁▅█");
+        assert_eq!(sparkline(&[], 24), "");
+        assert_eq!(sparkline(&[0, 0], 24), "▁▁");
+        assert!(sparkline(&[7; 1000], 24).chars().count() <= 24);
+    }
+
+    #[test]
+    fn a_line_has_a_limit() {
+        for text in ["x".repeat(100_000), "ä".repeat(5000), "\u{301}".repeat(5000)] {
+            assert!(one_line(&text).chars().count() <= LONGEST + 1, "{}", text.len());
+        }
+    }
+}
