@@ -3,39 +3,42 @@
 use super::{
     diagnose_options::Diagnose,
     exit::{failed, misused},
+    plain_text::sparkline,
     process_screen::{describe_process, line},
     recorded, render,
 };
 use crate::{
     codes::DiagnosisCode,
     diagnosis::{
-        Cause, Confidence, DiagnoseSettings, Diagnosis, ObservedMonitor, READ_ANSWERS, RecordedLooks, RemedyCommand,
-        SideReport, carry_out, diagnose,
+        Cause, Confidence, DiagnoseSettings, Diagnosis, ForeignLooks, ObservedMonitor, READ_ANSWERS, RecordedLooks,
+        RemedyCommand, SideReport, carry_out, diagnose,
     },
     progress::{Side, describe},
+    qmp::frame::LineCut,
     quantity::{Bytes, Rate},
-    recording::{RecordingReader, open_plain},
+    recording::{BoundedLines, RecordingReader, open_plain, read_foreign, read_line},
 };
 use std::{
     fmt::Write,
-    io::{self, IsTerminal},
-    path::Path,
+    io::{self, IsTerminal, Read},
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
 
 /// The exit code where causes were found.
 const FOUND: u8 = 10;
-/// The levels of a sparkline.
-const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+/// The part of a file that tells what kind of recording the file is: bytes and lines.
+const HEAD: u64 = 1 << 20;
+const HEAD_LINES: usize = 8;
 /// The most columns of a sparkline.
 const COLUMNS: usize = 24;
 
 /// Looks, and tells.
 pub(super) async fn run(options: &Diagnose) -> ExitCode {
     let began = Instant::now();
-    if let Some(file) = &options.transcript {
-        return match afterwards(file) {
+    if !options.transcript.is_empty() {
+        return match afterwards(&options.transcript) {
             Ok(diagnosis) => tell(options, &diagnosis, began).unwrap_or_else(|| end(&diagnosis)),
             Err(message) => failed(&message, options.json),
         };
@@ -58,15 +61,46 @@ fn end(diagnosis: &Diagnosis) -> ExitCode {
     if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) }
 }
 
-/// What a transcript tells afterwards.
-fn afterwards(file: &Path) -> Result<Diagnosis, String> {
-    let path = recorded::find(file)?;
-    let cannot = |error: io::Error| format!("cannot read {}: {error}", path.display());
-    let mut looks = RecordedLooks::default();
-    for line in RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS) {
-        looks.add(line.map_err(cannot)?);
+/// What recordings tell afterwards: a transcript, or the logs of another program from one end or both.
+fn afterwards(files: &[PathBuf]) -> Result<Diagnosis, String> {
+    let mut foreign = ForeignLooks::default();
+    for (number, file) in files.iter().enumerate() {
+        let path = recorded::find(file)?;
+        let cannot = |error: io::Error| format!("cannot read {}: {error}", path.display());
+        if is_transcript(&path).map_err(cannot)? {
+            if files.len() > 1 {
+                return Err(format!("{} is a transcript, which has both ends: give it alone", path.display()));
+            }
+            let mut looks = RecordedLooks::default();
+            for line in RecordingReader::new(open_plain(&path).map_err(cannot)?).reading_answers(READ_ANSWERS) {
+                looks.add(line.map_err(cannot)?);
+            }
+            return Ok(looks.diagnose());
+        }
+        let (name, before) = (path.display().to_string(), foreign.read());
+        for line in BoundedLines::new(open_plain(&path).map_err(cannot)?) {
+            if let LineCut::Line(line) = line.map_err(cannot)? {
+                let line = String::from_utf8_lossy(&line);
+                read_foreign(&line).into_iter().for_each(|line| foreign.add(number, &name, line));
+            }
+        }
+        if foreign.read() == before {
+            return Err(format!(
+                "{name} is neither a transcript nor a recording that is known: libvirt's debug log with \
+                 log_filters=\"1:qemu.qemu_monitor\", lines of QMP, or QEMU's log"
+            ));
+        }
     }
-    Ok(looks.diagnose())
+    Ok(foreign.diagnose())
+}
+
+/// Whether a file is a transcript: one of its first lines is that of one.
+fn is_transcript(path: &Path) -> io::Result<bool> {
+    let first = open_plain(path)?.take(HEAD);
+    let mut lines = BoundedLines::new(first).take(HEAD_LINES);
+    lines.try_fold(false, |is_found, line| {
+        Ok(is_found || matches!(line?, LineCut::Line(line) if read_line(&line).is_some()))
+    })
 }
 
 /// Shows a diagnosis; gives an exit code where that is not possible.
@@ -195,7 +229,7 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
             rate(side.bandwidth),
             Bytes(*left),
             rate(side.dirty_rate),
-            sparkline(&side.remaining)
+            sparkline(&side.remaining, COLUMNS)
         );
         line(text, "ram", &told);
         let limits = [
@@ -214,7 +248,7 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
             Bytes(mirror.copied),
             Bytes(mirror.total),
             Rate(mirror.rate),
-            sparkline(&mirror.remaining)
+            sparkline(&mirror.remaining, COLUMNS)
         );
         line(text, "mirror", &told);
     }
@@ -224,29 +258,5 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
     // where QEMU answers, its own words say more
     if let Some(process) = side.process.as_ref().filter(|_| side.monitor != "answers") {
         describe_process(text, process);
-    }
-}
-
-/// Numbers as bars between 0 and the largest of them.
-fn sparkline(numbers: &[u64]) -> String {
-    let most = numbers.iter().copied().max().unwrap_or_default().max(1);
-    let step = numbers.len().div_ceil(COLUMNS).max(1);
-    let level = |number: u64| {
-        let part = number as f64 / most as f64;
-        LEVELS[((part * 7.0).round() as usize).min(7)]
-    };
-    numbers.chunks(step).filter_map(|chunk| chunk.last().copied().map(level)).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sparkline_has_its_height_from_the_largest_number() {
-        assert_eq!(sparkline(&[0, 50, 100]), "▁▅█");
-        assert_eq!(sparkline(&[]), "");
-        assert_eq!(sparkline(&[0, 0]), "▁▁");
-        assert!(sparkline(&[7; 1000]).chars().count() <= COLUMNS);
     }
 }

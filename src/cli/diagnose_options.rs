@@ -19,6 +19,9 @@ Examples:
   Why did the last migration fail?
     qferry diagnose --transcript last
 
+  What do libvirt's logs of both ends tell? (log_filters=1:qemu.qemu_monitor)
+    qferry diagnose --transcript source/libvirtd.log destination/libvirtd.log
+
   Carry out the remedy of a cause that was named:
     qferry diagnose /run/vm/source.qmp --fix mirror-paused
 
@@ -41,9 +44,10 @@ pub(super) struct Diagnose {
     /// other ends, its images, limits and command line; root is told this of every process, others of their own alone
     #[arg(long, value_name = "PID")]
     pub(super) pid: Option<u32>,
-    /// Explain a migration of qferry's afterwards: the file of its transcript, or the word last for the newest one kept
-    #[arg(long, value_name = "FILE", conflicts_with = "pid")]
-    pub(super) transcript: Option<std::path::PathBuf>,
+    /// Explain a migration afterwards: the file of a transcript, the word last for the newest one kept, or what another
+    /// program recorded, from one end or from both: libvirt's debug log, lines of QMP, QEMU's own log
+    #[arg(long, value_name = "FILE", num_args = 1..=2, conflicts_with = "pid")]
+    pub(super) transcript: Vec<std::path::PathBuf>,
     /// How long to look, at least 2s
     #[arg(long = "for", value_name = "DUR", default_value = "3s")]
     pub(super) lasting: humantime::Duration,

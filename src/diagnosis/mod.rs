@@ -5,6 +5,8 @@
 //! rules must never act; a remedy is data.
 
 mod cause;
+#[cfg(feature = "cli")]
+mod foreign;
 mod look;
 mod pair;
 mod process;
@@ -20,6 +22,8 @@ mod way_in;
 mod window;
 
 pub use cause::{Cause, Confidence};
+#[cfg(feature = "cli")]
+pub(crate) use foreign::ForeignLooks;
 pub use process_report::{OpenFileReport, ProcessReport, SocketReport, ThreadReport};
 #[cfg(feature = "cli")]
 pub(crate) use recorded::{READ_ANSWERS, RecordedLooks};

@@ -25,7 +25,7 @@ pub(crate) const READ_ANSWERS: &[&str] = &[
     "query-migrate-capabilities",
 ];
 /// The time before the end of a migration that is looked at. The engine waits for longer before it gives up.
-const WINDOW: Duration = Duration::from_secs(5);
+pub(super) const WINDOW: Duration = Duration::from_secs(5);
 /// The most looks that are kept of a side.
 const LOOKS: usize = 256;
 /// The engine's actions with which it begins to go back: what is seen later is its own doing.
@@ -42,18 +42,18 @@ pub(crate) struct RecordedLooks {
 
 /// One side, with the answers that the next look begins with.
 #[derive(Debug)]
-struct RecordedSide {
-    looks: SideLooks,
-    now: MonitorLook,
+pub(super) struct RecordedSide {
+    pub(super) looks: SideLooks,
+    pub(super) now: MonitorLook,
 }
 
 impl RecordedSide {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         Self { looks: SideLooks::new(name.to_owned(), MonitorReach::Answers), now: MonitorLook::default() }
     }
 
     /// Takes an answer in. A look is complete with the status of the migration, or with the jobs before there is one.
-    fn answer(&mut self, at: Duration, command: &str, value: &Value) {
+    pub(super) fn answer(&mut self, at: Duration, command: &str, value: &Value) {
         if !self.now.take(command, value) {
             self.looks.take(command, value);
         }
@@ -67,7 +67,7 @@ impl RecordedSide {
     }
 
     /// Takes an event of QEMU in.
-    fn event(&mut self, name: &str) {
+    pub(super) fn event(&mut self, name: &str) {
         match name {
             "BLOCK_JOB_ERROR" => self.looks.job_errors += 1,
             "STOP" => self.now.run = Some("paused".into()),

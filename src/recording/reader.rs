@@ -139,34 +139,20 @@ struct DataShape {
     data: Value,
 }
 
-/// Iterator over the lines of a transcript.
+/// Iterator over the lines of a file, in bounded memory.
 #[derive(Debug)]
-pub struct RecordingReader<R> {
+pub struct BoundedLines<R> {
     source: R,
     lines: LineCutter,
     chunk: Box<[u8]>,
     ended: bool,
-    skipped: u64,
-    /// The commands whose answers are read.
-    answers: &'static [&'static str],
 }
 
-impl<R: Read> RecordingReader<R> {
+impl<R: Read> BoundedLines<R> {
     /// Reads from anything.
     pub fn new(source: R) -> Self {
         let chunk = vec![0; CHUNK].into_boxed_slice();
-        Self { source, lines: LineCutter::new(LINE_LIMIT), chunk, ended: false, skipped: 0, answers: &[] }
-    }
-
-    /// The same reader, which reads what QEMU returned to these commands, too.
-    #[must_use]
-    pub fn reading_answers(self, answers: &'static [&'static str]) -> Self {
-        Self { answers, ..self }
-    }
-
-    /// Number of lines so far that are none of a transcript, or too long.
-    pub fn skipped(&self) -> u64 {
-        self.skipped
+        Self { source, lines: LineCutter::new(LINE_LIMIT), chunk, ended: false }
     }
 
     fn fill(&mut self) -> io::Result<()> {
@@ -182,20 +168,13 @@ impl<R: Read> RecordingReader<R> {
     }
 }
 
-impl<R: Read> Iterator for RecordingReader<R> {
-    type Item = io::Result<RecordedLine>;
+impl<R: Read> Iterator for BoundedLines<R> {
+    type Item = io::Result<LineCut>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            while let Some(cut) = self.lines.next_cut() {
-                match cut {
-                    LineCut::Line(line) if line.trim_ascii().is_empty() => {}
-                    LineCut::Line(line) => match read_with(&line, self.answers) {
-                        Some(read) => return Some(Ok(read)),
-                        None => self.skipped += 1,
-                    },
-                    LineCut::Oversized(_) => self.skipped += 1,
-                }
+            if let Some(cut) = self.lines.next_cut() {
+                return Some(Ok(cut));
             }
             if self.ended {
                 return None;
@@ -203,6 +182,51 @@ impl<R: Read> Iterator for RecordingReader<R> {
             if let Err(error) = self.fill() {
                 self.ended = true;
                 return Some(Err(error));
+            }
+        }
+    }
+}
+
+/// Iterator over the lines of a transcript.
+#[derive(Debug)]
+pub struct RecordingReader<R> {
+    lines: BoundedLines<R>,
+    skipped: u64,
+    /// The commands whose answers are read.
+    answers: &'static [&'static str],
+}
+
+impl<R: Read> RecordingReader<R> {
+    /// Reads from anything.
+    pub fn new(source: R) -> Self {
+        Self { lines: BoundedLines::new(source), skipped: 0, answers: &[] }
+    }
+
+    /// The same reader, which reads what QEMU returned to these commands, too.
+    #[must_use]
+    pub fn reading_answers(self, answers: &'static [&'static str]) -> Self {
+        Self { answers, ..self }
+    }
+
+    /// Number of lines so far that are none of a transcript, or too long.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+}
+
+impl<R: Read> Iterator for RecordingReader<R> {
+    type Item = io::Result<RecordedLine>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.lines.next()? {
+                Err(error) => return Some(Err(error)),
+                Ok(LineCut::Line(line)) if line.trim_ascii().is_empty() => {}
+                Ok(LineCut::Line(line)) => match read_with(&line, self.answers) {
+                    Some(read) => return Some(Ok(read)),
+                    None => self.skipped += 1,
+                },
+                Ok(LineCut::Oversized(_)) => self.skipped += 1,
             }
         }
     }

@@ -42,7 +42,7 @@ impl Daemon {
         let settings = format!(
             "listen_tls = 0\nlisten_tcp = 1\ntcp_port = \"{PORT}\"\nlisten_addr = \"{address}\"\nauth_tcp = \"none\"\n\
              auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nhost_uuid = \"00000000-0000-4000-8000-00000000000{number}\"\n\
-             log_outputs = \"3:file:{}/log\"\n",
+             log_filters = \"1:qemu.qemu_monitor\"\nlog_outputs = \"1:file:{}/log\"\n",
             at.display()
         );
         fs::write(at.join("libvirtd.conf"), settings).unwrap();
@@ -189,12 +189,19 @@ impl Stage {
         Self { source, destination, migration, folder, _wire: wire }
     }
 
-    /// The first cause that is named of these, and all that was said.
+    /// All that was said, with this cause first.
     #[track_caller]
     fn expect(&self, code: &str, arguments: &[&str]) -> Value {
+        self.expect_one_of(&[code], arguments)
+    }
+
+    /// All that was said, with one of these causes first.
+    #[track_caller]
+    fn expect_one_of(&self, codes: &[&str], arguments: &[&str]) -> Value {
         let (exit, told) = diagnosed(&programs().join("bin"), arguments);
         let said = fs::read_to_string(self.folder.path().join("migrate")).unwrap();
-        assert_eq!((exit, told["causes"][0]["code"].as_str()), (10, Some(code)), "{arguments:?} {told:#}\n{said}");
+        let is_named = told["causes"][0]["code"].as_str().is_some_and(|first| codes.contains(&first));
+        assert!(exit == 10 && is_named, "{codes:?} by {arguments:?} {exit} {told:#}\n{said}");
         told
     }
 }
@@ -233,10 +240,15 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     source.until("query-migrate", |migration| migration["status"] == "active");
     source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": slow }));
     source.until("query-migrate", |now| now["ram"]["dirty-sync-count"].as_u64().unwrap_or_default() > 4);
+    // a recording is judged by its last seconds, to which no answer about the first passes may belong
+    sleep(Duration::from_secs(3));
     stage.expect("bandwidth-capped", &[&at]);
+    // and afterwards, by what libvirt has written down of the answers
+    let logs = [source, destination].map(|daemon| daemon.at.join("log").display().to_string());
+    stage.expect("bandwidth-capped", &["--transcript", &logs[0], &logs[1]]);
 
     // a destination that does not run
-    let (sends, receives) = (source.pid().unwrap(), destination.pid().unwrap());
+    let receives = destination.pid().unwrap();
     signal("-STOP", &receives);
     let all = json!({ "max-bandwidth": 1u64 << 40 });
     source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": all }));
@@ -244,8 +256,11 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     let told = stage.expect("process-stopped", &[&at, &destination.domain()]);
     assert!(told["causes"][0]["evidence"].to_string().contains(&receives), "{told:#}");
     stage.expect("process-stopped", &["--pid", &receives]);
-    stage.expect("link-dead", &[&at]);
-    stage.expect("link-dead", &["--pid", &sends]);
+    // the source alone: its channel takes nothing, all that is left has left and nobody acknowledges it, or libvirt
+    // waits for the other side already and lets nobody ask
+    stage.expect_one_of(&["link-dead", "switchover-not-acked", "monitor-unresponsive"], &[&at]);
+    // once it runs again, RAM must not be sent at once: the migration would complete
+    source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": { "max-bandwidth": 65_536 } }));
     signal("-CONT", &receives);
 
     // and libvirt takes the guest back on its own terms
