@@ -9,9 +9,15 @@ use super::super::{
     process::ConnectionState,
     remedy::RemedyCommand,
 };
-use crate::{codes::DiagnosisCode, progress::Side, qemu::reply::MigrationStatus};
+use crate::{
+    codes::DiagnosisCode,
+    progress::Side,
+    qemu::reply::{MigrationStatus, RunState},
+};
 use serde_json::Value;
 
+/// The most that a connection takes without an acknowledgement: the default size of a socket's buffer.
+const BUFFER: u64 = 4 << 20;
 /// The bytes that can leave at once, between which a low limit holds RAM back.
 const BURST: f64 = 1048576.0;
 
@@ -132,18 +138,22 @@ fn postcopy_paused(seen: &SideLooks) -> Option<Cause> {
 }
 
 /// A channel that carries nothing, or a device that does not acknowledge the switchover.
-fn silent(source: &SideLooks) -> Option<Cause> {
+fn silent(source: &SideLooks) -> Vec<Cause> {
     if !source.kept(&MigrationStatus::Active) {
-        return None;
+        return Vec::new();
+    }
+    // a guest that is being stopped sends nothing until it stands
+    if source.looks.iter().all(|look| look.run == Some(RunState::FinishMigrate)) {
+        return Vec::new();
     }
     let ram = |look: &'_ MonitorLook| look.migration.ram.clone();
-    let (first, last) = source.first().and_then(ram).zip(source.last().and_then(ram))?;
+    let Some((first, last)) = source.first().and_then(ram).zip(source.last().and_then(ram)) else { return Vec::new() };
     let moved = last.transferred != first.transferred
         || last.dirty_sync_count != first.dirty_sync_count
         || last.normal != first.normal
         || last.duplicate != first.duplicate;
     if moved {
-        return None;
+        return Vec::new();
     }
     let mut evidence = vec![format!(
         "the source has sent nothing for {}: {} bytes sent, {} to send, the migration is active",
@@ -155,28 +165,43 @@ fn silent(source: &SideLooks) -> Option<Cause> {
     // libvirt turns the capability on for every migration: a channel that takes nothing is no question of it
     if waiting.is_empty() && source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20 {
         evidence.push("the capability switchover-ack is on".to_owned());
-        return Some(
+        return vec![
             Cause::new(DiagnosisCode::SwitchoverNotAcked, Confidence::Possible, evidence)
                 .remedy("cancel, and begin again with switchover-ack off on both sides", "the copied data is lost"),
-        );
+        ];
     }
     // at a low limit QEMU's buffer leaves in bursts
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
     let explained = limit.is_some_and(|limit| BURST / limit as f64 >= source.span().as_secs_f64());
     if waiting.is_empty() && explained {
-        return None;
+        return Vec::new();
     }
+    let mtu = (last.transferred <= BUFFER && !waiting.is_empty()).then(|| full_segments(evidence.clone(), &waiting));
     let confidence = if waiting.is_empty() { Confidence::Likely } else { Confidence::Certain };
     evidence.extend(waiting);
     let cause = Cause::new(DiagnosisCode::LinkDead, confidence, evidence);
-    Some(
-        cause
-            .remedy(
-                "cut the channel: the migration fails and the guest goes on running on the source; where the link may come \
+    let dead = cause
+        .remedy(
+            "cut the channel: the migration fails and the guest goes on running on the source; where the link may come \
                  back, wait",
-                "the copied RAM has to be sent again",
-            )
-            .command(cut())
-            .fixable(),
+            "the copied RAM has to be sent again",
+        )
+        .command(cut())
+        .fixable();
+    std::iter::once(dead).chain(mtu).collect()
+}
+
+/// A way on which the connection was made, and nothing that fills a segment has passed.
+fn full_segments(mut evidence: Vec<String>, waiting: &[String]) -> Cause {
+    evidence.extend(waiting.iter().cloned());
+    evidence.push("no more has left than the socket takes before the first acknowledgement".to_owned());
+    evidence.push(
+        "ping -M do -s 1472 to the destination fails where it is this, and passes where the link is dead only \
+        for this connection"
+            .to_owned(),
+    );
+    Cause::new(DiagnosisCode::Mtu, Confidence::Possible, evidence).remedy(
+        "make the MTU the same on the whole way, or have a router on it clamp the segments' size; then cancel and begin again",
+        "none: the guest runs on the source",
     )
 }

@@ -8,6 +8,7 @@
 
 mod channel;
 mod failure;
+mod guest;
 mod memory;
 mod mirrors;
 mod owners;
@@ -23,7 +24,17 @@ use crate::codes::DiagnosisCode;
 /// The causes, the most certain first; among equals, what holds a process comes before what follows from that.
 pub(super) fn causes(looks: &PairLooks) -> Vec<Cause> {
     let mut causes = Vec::new();
-    for rule in [reach::rule, process::rule, owners::rule, failure::rule, channel::rule, mirrors::rule, memory::rule] {
+    let rules = [
+        reach::rule,
+        process::rule,
+        owners::rule,
+        failure::rule,
+        channel::rule,
+        guest::rule,
+        mirrors::rule,
+        memory::rule,
+    ];
+    for rule in rules {
         rule(looks, &mut causes);
     }
     explain(&mut causes);
@@ -42,6 +53,7 @@ fn explain(causes: &mut [Cause]) {
         Code::MonitorUnresponsive,
         Code::NoOutOfBand,
         Code::LinkDead,
+        Code::Mtu,
         Code::MirrorStalledIdle,
         Code::MirrorStarved,
         Code::DeviceBlocked,

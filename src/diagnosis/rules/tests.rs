@@ -286,6 +286,20 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
             only_source(side("running", (0..7).map(|n| ram(1000 + 50 * n, 60, 5000, 4 + n, 700)), |_| json!([]))),
             Code::DowntimeTooSmall,
         ),
+        (
+            only_source(with(steady("running", ram(2, 300, 0, 1, 300)), &|side| {
+                side.process = Some(connection(65_536, ConnectionState::Established));
+            })),
+            Code::Mtu,
+        ),
+        (only_source(steady("finish-migrate", ram(100, 1, 0, 4, 10))), Code::VcpuNotStopping),
+        (
+            pair(
+                steady("postmigrate", json!({ "status": "completed", "downtime": 4000 })),
+                steady("running", status("completed")),
+            ),
+            Code::ClockJump,
+        ),
     ];
     let mut named: Vec<Code> = Vec::new();
     for (looks, code) in &cases {
@@ -349,6 +363,11 @@ fn causes_that_look_alike_are_told_apart() {
     asked.capabilities.insert("switchover-ack".to_owned());
     asked.process = Some(connection(65_536, ConnectionState::Established));
     assert_eq!(first(&only_source(asked)), Some((Code::LinkDead, Confidence::Certain)));
+    // a way that passes small segments alone is possible only while next to nothing has been sent
+    let mut begun = steady("running", ram(2, 300, 0, 1, 300));
+    begun.process = dead.process.clone().or_else(|| Some(connection(65_536, ConnectionState::Established)));
+    assert_eq!(codes(&only_source(begun)), [Code::LinkDead, Code::Mtu]);
+    assert_eq!(codes(&only_source(dead.clone())), [Code::LinkDead]);
     // a destination that is stopped explains the same silence
     let mut stopped = waiting();
     stopped.process = Some(ProcessLook { pid: 7, state: 'T', ..ProcessLook::default() });
@@ -375,6 +394,16 @@ fn causes_that_look_alike_are_told_apart() {
     assert_eq!(first(&pair(stands(), waiting())), Some((Code::WaitingForContinue, Confidence::Certain)));
     let gone = SideLooks::new("d".to_owned(), MonitorReach::Gone { words: "nobody listens".to_owned() });
     assert_eq!(first(&pair(stands(), gone)), Some((Code::DestinationGone, Confidence::Certain)));
+
+    // a guest that stands: its virtual CPUs have not stopped, or they have and QEMU waits for the manager
+    assert_eq!(codes(&only_source(steady("finish-migrate", ram(100, 1, 0, 4, 10))))[0], Code::VcpuNotStopping);
+    assert_eq!(codes(&only_source(stands())), [Code::WaitingForContinue]);
+
+    // a guest that has moved: the length of its blackout
+    for (downtime, found) in [(300, None), (4000, Some((Code::ClockJump, Confidence::Possible)))] {
+        let source = steady("postmigrate", json!({ "status": "completed", "downtime": downtime }));
+        assert_eq!(first(&pair(source, steady("running", json!({ "status": "completed" })))), found);
+    }
 
     // setup: nobody answers the first segment, or a handshake waits
     let mut setup = steady("running", json!({ "status": "setup" }));
