@@ -1,14 +1,16 @@
 //! `qferry diagnose` beside migrations that nothing of the engine's runs, each stuck for a cause made on purpose.
 
 use crate::{
+    command::qferry,
     machines::ask,
     support::{MIB, WAIT, start, until, writes},
 };
 use qferry_bed::{Bare, BootSector, DiskSpec, Machine, Pair, Spec};
 use serde_json::{Value, json};
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -332,4 +334,46 @@ fn ram_that_a_limit_holds_down_is_named() {
     until(&pair, "query-migrate", |info| info["ram"]["dirty-sync-count"].as_u64().unwrap_or_default() > 4);
     expect("bandwidth-capped", &both(&pair));
     pair.source.qmp("migrate_cancel", &json!({})).unwrap();
+}
+
+/// Migrations of the engine's that take long and are well: each is looked at for as long as it copies.
+#[test]
+fn a_healthy_migration_has_no_cause_in_fifty_looks() {
+    let dirty = || BootSector::new().repeat(|steps| steps.dirty(128));
+    let cases = [
+        ("idle", None, ["--disk-bandwidth", "1MiB/s"]),
+        ("busy", Some(dirty()), ["--disk-bandwidth", "1MiB/s"]),
+        ("held down by a ceiling", Some(dirty()), ["--bandwidth", "1MiB/s"]),
+    ];
+    std::thread::scope(|scope| {
+        for (name, boot, options) in cases {
+            scope.spawn(move || has_no_cause(name, boot, &options));
+        }
+    });
+}
+
+fn has_no_cause(name: &str, boot: Option<BootSector>, options: &[&str]) {
+    let disks = vec![DiskSpec { size: 32 * MIB, overlay_data: 24 * MIB, ..DiskSpec::small() }];
+    let pair = start(&Spec { boot, disks, second_monitor: true, ..Spec::quick() });
+    let mut migration = qferry(&pair, options).stdout(Stdio::null()).spawn().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qferry"));
+    command.args(["watch", "--json"]).arg(pair.source.second_qmp_path()).arg(pair.destination.second_qmp_path());
+    let mut watch = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut looks = 0;
+    for line in BufReader::new(watch.stdout.take().unwrap()).lines() {
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        match line["type"].as_str() {
+            Some("diagnosis") => assert_eq!(line["causes"], json!([]), "{name}, after {looks} looks: {line:#}"),
+            Some("sample") => {
+                assert!(looks == 0 || migration.try_wait().unwrap().is_none(), "{name}: over after {looks} looks");
+                looks += u32::from(line["source"]["mirrors"].as_array().is_some_and(|mirrors| !mirrors.is_empty()));
+            }
+            _ => {}
+        }
+        if looks == 50 {
+            break;
+        }
+    }
+    assert_eq!(looks, 50, "{name}");
+    drop((watch.kill(), watch.wait(), migration.kill(), migration.wait()));
 }
