@@ -11,6 +11,7 @@ mod copies;
 mod ideal;
 mod link;
 mod moves;
+mod observers;
 mod overlap;
 mod predict;
 mod preflight;
@@ -32,7 +33,7 @@ const MIB: u64 = 1 << 20;
 type Bench = fn(&Path) -> Result<bool>;
 
 /// The parts of the bench, in this order.
-const PARTS: [(&str, Bench); 8] = [
+const PARTS: [(&str, Bench); 9] = [
     ("blackout", blackout::bench),
     ("budget", budget::bench),
     ("preflight", preflight::bench),
@@ -41,6 +42,7 @@ const PARTS: [(&str, Bench); 8] = [
     ("overlap", overlap::bench),
     ("converge", converge::bench),
     ("predict", predict::bench),
+    ("observers", observers::bench),
 ];
 
 /// Parts of other parts, which can be run alone.
