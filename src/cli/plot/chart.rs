@@ -63,6 +63,8 @@ pub(super) struct TimeChart {
     pub(super) missing: String,
     /// The greatest value of the axis, where it is given.
     pub(super) top: Option<f64>,
+    /// The axis is one of powers of ten, from one on: values of very different sizes are told apart.
+    pub(super) has_powers: bool,
     /// What is said of a time when it is pointed at.
     pub(super) hints: Vec<(f64, String)>,
 }
@@ -161,7 +163,8 @@ impl TimeChart {
         let area = area.clone().shrink((0, top as u32), shape);
         let greatest = self.top.unwrap_or_else(|| {
             let values = self.lines.iter().flat_map(|line| line.parts.iter().flatten()).map(|point| point.1);
-            values.fold(0.0, f64::max) * 1.06
+            let most = values.fold(0.0, f64::max);
+            if self.has_powers { most.max(10.0) } else { most * 1.06 }
         });
         let greatest = if greatest > 0.0 { greatest } else { 1.0 };
         self.draw_ground(&area, frame, greatest, bands, stand_ins)
@@ -197,6 +200,9 @@ impl TimeChart {
         stand_ins: &mut StandIns,
     ) -> Result<(), plotters::drawing::DrawingAreaErrorKind<io::Error>> {
         let (began, ended) = frame.span;
+        let height = |value: f64| if self.has_powers { value.max(1.0).log10() } else { value };
+        let most = greatest;
+        let greatest = height(greatest);
         let mut chart = ChartBuilder::on(area)
             .x_label_area_size(BELOW as u32)
             .y_label_area_size(GUTTER as u32)
@@ -211,7 +217,10 @@ impl TimeChart {
         let soft = PlotColour::Soft.rgb();
         let letters = ("sans-serif", SMALL * LINE_OF_FONT).into_text_style(area).color(&soft);
         let seconds = |value: &f64| format!("{} s", axis_number(*value, ended - began));
-        let numbers = |value: &f64| axis_number(*value, greatest);
+        let numbers = |value: &f64| match self.has_powers {
+            true => axis_number(10f64.powf(*value), 10f64.powf(*value) * 2.0),
+            false => axis_number(*value, most),
+        };
         let labels = ((frame.width - GUTTER - RIGHT) / 75.0).max(2.0) as usize;
         chart
             .configure_mesh()
@@ -228,8 +237,10 @@ impl TimeChart {
             let style = stand_ins.stand_in(line.style).stroke_width(2);
             for part in &line.parts {
                 // plotters' arithmetic overflows for points far outside
-                let part: Vec<(f64, f64)> =
-                    part.iter().map(|(at, value)| (at.clamp(began, ended), value.clamp(0.0, greatest))).collect();
+                let part: Vec<(f64, f64)> = part
+                    .iter()
+                    .map(|(at, value)| (at.clamp(began, ended), height(*value).clamp(0.0, greatest)))
+                    .collect();
                 chart.draw_series(LineSeries::new(part.clone(), style))?;
                 // a sample alone makes no line
                 if let [(at, value)] = part[..] {

@@ -242,7 +242,10 @@ fn charts(timeline: &RecordedTimeline, span: (f64, f64)) -> Vec<TimeChart> {
     let rates =
         limited(chart("RAM sent and dirtied, MiB/s", rates), "max-bandwidth", &timeline.bandwidth_limit, span, MIB);
     let pauses = vec![line("blackout if stopped now", 0, &timeline.predicted_blackout, 1.0)];
-    let pauses = limited(chart("Blackout foreseen, ms", pauses), "downtime-limit", &timeline.downtime_limit, span, 1.0);
+    let pauses = chart("Blackout foreseen, ms in powers of ten", pauses);
+    let mut pauses = limited(pauses, "downtime-limit", &timeline.downtime_limit, span, 1.0);
+    // RAM that is not sent yet would take a thousand times the limit
+    pauses.has_powers = true;
     let mut throttle = chart("Throttle of the vCPUs, %", vec![line("throttle", 0, &timeline.throttle, 1.0)]);
     if timeline.throttle.greatest() == Some(0.0) {
         throttle.lines.clear();

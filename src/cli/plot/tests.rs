@@ -170,7 +170,7 @@ fn a_move_is_drawn_with_every_chart_mark_and_unit() {
         "bandwidth of RAM",
         "dirty rate",
         "max-bandwidth, at last 95",
-        "Blackout foreseen, ms",
+        "Blackout foreseen, ms in powers of ten",
         "downtime-limit, at last 80",
         "Throttle of the vCPUs, %",
         "Mirrors, % copied",
