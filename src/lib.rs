@@ -54,7 +54,9 @@
 //!
 //! The command has every migration recorded: the lines of both monitors without secrets, and between them every event
 //! with its reason, by one thread that the engine never waits for (`qmp::transcript`). `recording` keeps the last of
-//! these transcripts in a bounded folder, and reads them, and files that somebody else made, in bounded memory.
+//! these transcripts in a bounded folder, and reads them, and files that somebody else made, in bounded memory. A
+//! transcript also has each sample that the controller was given, so that `convergence::replay` has the shipped
+//! `decide` decide again, by the same policy or another.
 //!
 //! # The right backing file
 //!

@@ -1,12 +1,17 @@
 //! The command line.
 
 use super::{
-    diagnose_options::Diagnose, exit, history::HistoryArguments, transcript::TranscriptArguments,
+    diagnose_options::Diagnose,
+    exit,
+    history::HistoryArguments,
+    replay::ReplayArguments,
+    transcript::TranscriptArguments,
+    values::{duration, policy},
     watch_options::WatchArguments,
 };
 use crate::{
     codes::FindingCode,
-    convergence::{BUILT_IN, Policy},
+    convergence::Policy,
     endpoint::Address,
     memory::tuning::{CHANNELS_MAX, Compression},
     migration::{FENCE, JournalPlace, Settings},
@@ -75,6 +80,7 @@ pub(super) enum Verb {
     Recover(Box<Recover>),
     History(HistoryArguments),
     Transcript(TranscriptArguments),
+    Replay(Box<ReplayArguments>),
     Diagnose(Box<Diagnose>),
     Watch(WatchArguments),
 }
@@ -88,6 +94,7 @@ impl Verb {
             Self::Recover(options) => options.json,
             Self::History(options) => options.json,
             Self::Transcript(_) => false,
+            Self::Replay(options) => options.json,
             Self::Diagnose(options) => options.json,
             Self::Watch(options) => options.json,
         }
@@ -461,19 +468,6 @@ fn parsed<T: FromStr>(text: &str) -> Result<T, T::Err> {
     text.parse()
 }
 
-/// A policy by its name, or from a file.
-fn policy(text: &str) -> Result<Policy, String> {
-    if let Some(text) = Policy::built_in(text) {
-        return Policy::from_toml(text).map_err(|error| error.to_string());
-    }
-    if !text.contains('/') && !text.ends_with(".toml") {
-        let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-        return Err(format!("there is no such policy: write {}, or the path of a TOML file", names.join(", ")));
-    }
-    let written = std::fs::read_to_string(text).map_err(|error| format!("it cannot be read: {error}"))?;
-    Policy::from_toml(&written).map_err(|error| error.to_string())
-}
-
 fn channels(text: &str) -> Result<u8, String> {
     text.parse().map_err(|_| format!("write a number of channels, at most {CHANNELS_MAX}; 2 to 8 is usual"))
 }
@@ -489,13 +483,10 @@ fn disk(text: &str) -> Result<(String, Option<String>), String> {
     Ok((source.to_owned(), destination.map(str::to_owned)))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write 50ms, 2s or 1m"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::flags, *};
+    use crate::convergence::BUILT_IN;
     use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Settings, clap::Error> {

@@ -18,11 +18,13 @@ mod prepare;
 mod process_screen;
 mod recorded;
 mod render;
+mod replay;
 mod screen;
 mod shell;
 mod signals;
 mod transcript;
 mod tree;
+mod values;
 mod watch;
 mod watch_options;
 
@@ -45,6 +47,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         args::Verb::Recover(options) => runtime.block_on(migrate::recover(&options)),
         args::Verb::History(options) => history::list(options.json),
         args::Verb::Transcript(options) => transcript::run(&options),
+        args::Verb::Replay(options) => replay::run(&options),
         args::Verb::Diagnose(options) => runtime.block_on(diagnose::run(&options)),
         args::Verb::Watch(options) => runtime.block_on(watch::run(&options)),
     };

@@ -4,11 +4,17 @@
 
 use super::BandwidthShares;
 use crate::progress::{ActionDetail, ActionDetails};
-use serde::Serialize;
-use std::time::Duration;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::{fmt, time::Duration};
+
+/// The codes with which the controller gives up, so that one that is read back is one of them.
+const CODES: [&str; 5] = ["ram-stalled", "ram-not-converging", "disk-not-converging", "over-budget", "timeout"];
+
+/// A stable word for a reason to give up.
+pub(super) type GiveUpCode = &'static str;
 
 /// One action that the controller asks for.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Start to send RAM, beside mirrors that still copy or after them.
@@ -32,13 +38,49 @@ pub enum Action {
     /// Give up and roll back.
     GiveUp {
         /// A stable word: `ram-stalled`, `ram-not-converging`, `disk-not-converging`, `over-budget`, `timeout`.
-        code: &'static str,
+        #[serde(deserialize_with = "known_code")]
+        code: GiveUpCode,
         /// The change that would have let the migration converge.
         needed: String,
     },
 }
 
+fn known_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GiveUpCode, D::Error> {
+    let code = String::deserialize(deserializer)?;
+    Ok(CODES.into_iter().find(|known| **known == *code).unwrap_or("unknown"))
+}
+
+/// The action with what it sets, in a few words.
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HoldMemory => f.write_str("hold-memory"),
+            Self::ReleaseMemory => f.write_str("release-memory"),
+            Self::DowntimeLimit(limit) => write!(f, "downtime-limit {} ms", limit.as_millis()),
+            Self::ShareBandwidth(shares) => write!(f, "share-bandwidth ({})", shares.describe()),
+            Self::Favour(disk) => write!(f, "favour {disk}"),
+            Self::Throttle(percent) => write!(f, "throttle {percent} %"),
+            Self::WriteBlocking(disks) => write!(f, "write-blocking {}", disks.join(", ")),
+            Self::GiveUp { code, .. } => write!(f, "give-up {code}"),
+            Self::StartMemory | Self::Postcopy => f.write_str(self.name()),
+        }
+    }
+}
+
 impl Action {
+    /// The stable word with which the action is reported.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::StartMemory => "start-memory",
+            Self::DowntimeLimit(_) => "downtime-limit",
+            Self::HoldMemory | Self::ReleaseMemory | Self::ShareBandwidth(_) | Self::Favour(_) => "share-bandwidth",
+            Self::Throttle(_) => "throttle",
+            Self::WriteBlocking(_) => "write-blocking",
+            Self::Postcopy => "postcopy",
+            Self::GiveUp { .. } => "give-up",
+        }
+    }
+
     /// The numbers that the action sets.
     fn details(&self) -> Vec<(&'static str, ActionDetail)> {
         match self {
@@ -58,7 +100,7 @@ impl Action {
 }
 
 /// The actions that follow from one sample.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// The actions, in the order in which they are to be applied; none means to wait.
     pub actions: Vec<Action>,
@@ -105,8 +147,36 @@ impl Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{convergence::MemoryShare, quantity::Rate};
+    use crate::{
+        convergence::{MemoryShare, OverBudget, history::TIMEOUT},
+        quantity::Rate,
+    };
     use serde_json::{json, to_value};
+
+    #[test]
+    fn a_decision_reads_back_as_the_same() {
+        let shares = [MemoryShare::Unlimited, MemoryShare::Limited(Rate(7)), MemoryShare::Trickle];
+        let shares = shares.map(|memory| BandwidthShares { memory, mirrors: [("a".to_owned(), Some(Rate(5)))].into() });
+        let mut actions = vec![
+            Action::StartMemory,
+            Action::HoldMemory,
+            Action::ReleaseMemory,
+            Action::DowntimeLimit(Duration::from_micros(40_001)),
+            Action::Favour("a".to_owned()),
+            Action::Throttle(20),
+            Action::WriteBlocking(vec!["a".to_owned()]),
+            Action::Postcopy,
+        ];
+        actions.extend(shares.map(Action::ShareBandwidth));
+        actions.extend(CODES.map(|code| Action::GiveUp { code, needed: "more".to_owned() }));
+        assert!(CODES.contains(&OverBudget::CODE) && CODES.contains(&TIMEOUT));
+        let decision = Decision { actions, because: "so".to_owned() };
+        let written = serde_json::to_string(&decision).expect("JSON");
+        assert_eq!(serde_json::from_str::<Decision>(&written).expect("the same"), decision);
+        let foreign = r#"{"give-up":{"code":"of-tomorrow","needed":""}}"#;
+        let read: Action = serde_json::from_str(foreign).expect("a code of a later version");
+        assert_eq!(read, Action::GiveUp { code: "unknown", needed: String::new() });
+    }
 
     #[test]
     fn each_decision_has_its_numbers() {

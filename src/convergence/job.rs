@@ -2,11 +2,13 @@
 //!
 //! Pure.
 
+use super::{DiskRung, Policy};
 use crate::quantity::Rate;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The migration that the controller has to bring to an end, and the limits that it must keep.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ConvergenceJob {
     /// The blackout budget.
     pub budget: Duration,
@@ -32,7 +34,7 @@ pub struct ConvergenceJob {
 }
 
 /// The commands that QEMU takes in this run and that the policy allows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abilities {
     /// A mirror can be switched to write-blocking (QEMU 8.2).
     pub write_blocking: bool,
@@ -44,4 +46,32 @@ pub struct Abilities {
     pub overlap: bool,
     /// QEMU can be told the bandwidth of the switchover (8.2): it gets the ceiling, if there is one.
     pub switchover_bandwidth: bool,
+}
+
+/// The commands that QEMU and the user's settings allow, whatever the policy is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildAbilities {
+    /// See [`Abilities::write_blocking`].
+    pub write_blocking: bool,
+    /// QEMU has a way to throttle the guest at the controller's word.
+    pub throttle: bool,
+    /// See [`Abilities::overlap`].
+    pub overlap: bool,
+    /// See [`Abilities::switchover_bandwidth`].
+    pub switchover_bandwidth: bool,
+}
+
+impl BuildAbilities {
+    /// The commands that the controller may count on under a policy. A policy that only observes reports what it would
+    /// do, throttling included.
+    pub fn under(self, policy: &Policy) -> Abilities {
+        let throttles_itself = policy.schedule.as_ref().is_some_and(|schedule| schedule.auto_converge);
+        Abilities {
+            write_blocking: self.write_blocking && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe,
+            throttle: policy.observe || throttles_itself || (policy.may_throttle() && self.throttle),
+            postcopy: policy.may_postcopy(),
+            overlap: self.overlap && !policy.observe,
+            switchover_bandwidth: self.switchover_bandwidth,
+        }
+    }
 }

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 /// The counters of a migration at one moment. Sizes are bytes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MigrationSample {
-    /// Milliseconds from the begin of the migration to QEMU's answers.
+    /// Milliseconds from the begin of the migration to QEMU's answers, in whole microseconds.
     pub at_ms: f64,
-    /// Milliseconds that `query-migrate` took, or `query-block-jobs` before RAM is sent.
+    /// Milliseconds, in whole microseconds, that `query-migrate` took, or `query-block-jobs` before RAM is sent.
     pub round_trip_ms: f64,
     /// The guest stands still by its owner's wish. RAM of such a guest is sent in one pass, whatever is held against it
     /// by a downtime limit: no page is found dirty again.

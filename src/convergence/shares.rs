@@ -3,11 +3,11 @@
 //! Pure.
 
 use crate::{progress::ActionDetail, quantity::Rate};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The parts of the ceiling.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BandwidthShares {
     /// RAM's part.
     pub memory: MemoryShare,
@@ -16,7 +16,7 @@ pub struct BandwidthShares {
 }
 
 /// RAM's part of the ceiling.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryShare {
     /// No limit.

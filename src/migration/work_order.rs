@@ -5,11 +5,11 @@
 
 use super::Settings;
 use crate::{
-    convergence::{Abilities, ConvergenceJob, DiskRung},
+    convergence::{Abilities, BuildAbilities, ConvergenceJob},
     endpoint::Address,
-    memory::tuning::MigrationTuning,
+    memory::tuning::{MigrationTuning, ThrottleMode},
     preflight::facts::SideFacts,
-    progress::Estimate,
+    progress::{Estimate, Side},
     qemu::Features,
     storage::model::layout::DiskPair,
 };
@@ -80,10 +80,21 @@ impl WorkOrder {
         MigrationTuning { preempt, ..settings.tuning(self.bitmaps) }
     }
 
+    /// The commands that the source's build and the settings leave to the controller, whatever the policy is.
+    pub(crate) fn build_abilities(&self, settings: &Settings, source: &Features) -> BuildAbilities {
+        let throttled = MigrationTuning { throttle: ThrottleMode::OnDemand, ..MigrationTuning::default() };
+        BuildAbilities {
+            write_blocking: source.block_job_change,
+            throttle: throttled.for_side(Side::Source, source).throttles(),
+            // RAM cannot be held back with multifd, nor where QEMU has no avail-switchover-bandwidth; the memory of a
+            // paused guest is sent in one pass, so holding is no use
+            overlap: settings.multifd.is_none() && self.is_running && source.avail_switchover_bandwidth,
+            switchover_bandwidth: source.avail_switchover_bandwidth,
+        }
+    }
+
     /// The job of the controller of convergence.
     pub(crate) fn task(&self, settings: &Settings, source: &Features, throttle: bool) -> ConvergenceJob {
-        let policy = &settings.policy;
-        let blocks = source.block_job_change && policy.disks.contains(&DiskRung::WriteBlocking) && !policy.observe;
         ConvergenceJob {
             budget: settings.downtime,
             strict: settings.strict_budget,
@@ -92,19 +103,9 @@ impl WorkOrder {
             timeout: settings.timeout,
             memory: self.memory,
             disks: self.route.pairs.iter().map(|pair| pair.source.virtual_size).collect(),
-            dirty_rate: self.dirty_rate,
-            abilities: Abilities {
-                write_blocking: blocks,
-                throttle,
-                postcopy: policy.may_postcopy(),
-                // RAM cannot be held back with multifd, nor where a policy only observes, nor where QEMU has no
-                // avail-switchover-bandwidth; the memory of a paused guest is sent in one pass, so holding is no use
-                overlap: settings.multifd.is_none()
-                    && self.is_running
-                    && !policy.observe
-                    && source.avail_switchover_bandwidth,
-                switchover_bandwidth: source.avail_switchover_bandwidth,
-            },
+            // whole bytes, so that a replay reads the same number
+            dirty_rate: self.dirty_rate.map(f64::round),
+            abilities: Abilities { throttle, ..self.build_abilities(settings, source).under(&settings.policy) },
             buffered: match self.route.ram() {
                 Address::Tcp { .. } => TCP_BUFFERED,
                 _ => 0,

@@ -27,7 +27,7 @@ use crate::progress::{Event, EventKind};
 use crate::trust::{self, FileOwner, TrustError};
 
 pub use super::redact::redact;
-pub use super::transcript_format::{ENGINE, EntryBody, LineDirection, TranscriptEntry, TranscriptHeader};
+pub use super::transcript_format::{CONTROLLER, ENGINE, EntryBody, LineDirection, TranscriptEntry, TranscriptHeader};
 
 /// Most entries, and most bytes, waiting for the disk.
 const QUEUE_ENTRIES: usize = 4096;
@@ -171,6 +171,11 @@ impl Recorder {
         // Events always serialise.
         let line = serde_json::to_value(event).unwrap_or_default();
         self.queue_entry(ENGINE, LineDirection::Note, EntryBody::Line(redact(&line)), is_sample);
+    }
+
+    /// Records what the controller of convergence was given. `is_sample` is one of many. Never blocks.
+    pub(crate) fn record_controller(&self, note: &Value, is_sample: bool) {
+        self.queue_entry(CONTROLLER, LineDirection::Note, EntryBody::Line(redact(note)), is_sample);
     }
 
     /// Records the beginning of a line that is not JSON, or only its length if the line could hold a secret. Never

@@ -5,8 +5,9 @@
 //! `{"v":1,"t_us":1234,"side":"source","dir":"send","line":{...}}`, with `t_us` in microseconds since the recorder was
 //! made and `dir` one of `send`, `receive`, `note`. An entry for a line that was not JSON has `raw`, the escaped first
 //! bytes of the line, in place of `line`. An event of the engine is a note of the side `engine`, whose line is the
-//! event as in the JSON of the contract. A brief transcript has `{"return_bytes":N,"id":"..."}` in place of a long
-//! answer.
+//! event as in the JSON of the contract. A note of the side `controller` has what the controller of convergence was
+//! given, so that another policy can decide on the same. A brief transcript has `{"return_bytes":N,"id":"..."}` in
+//! place of a long answer.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,8 @@ use serde_json::Value;
 pub(super) const VERSION: u64 = 1;
 /// Side of the engine's own entries.
 pub const ENGINE: &str = "engine";
+/// Side of what the controller of convergence is given.
+pub const CONTROLLER: &str = "controller";
 
 /// Direction of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

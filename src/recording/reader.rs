@@ -8,7 +8,7 @@ use crate::{
     progress::Event,
     qmp::{
         frame::{LineCut, LineCutter},
-        transcript::{ENGINE, LineDirection, TranscriptHeader},
+        transcript::{CONTROLLER, ENGINE, LineDirection, TranscriptHeader},
     },
 };
 use serde::Deserialize;
@@ -82,6 +82,8 @@ pub enum RecordedContent {
     Greeting,
     /// A remark of the recorder or a connection.
     Note(Value),
+    /// What the controller of convergence was given, where the reader was told to read it; `Null` otherwise.
+    Controller(Value),
     /// A line that is none of these.
     Other,
 }
@@ -194,18 +196,26 @@ pub struct RecordingReader<R> {
     skipped: u64,
     /// The commands whose answers are read.
     answers: &'static [&'static str],
+    /// What the controller was given is read.
+    reads_controller: bool,
 }
 
 impl<R: Read> RecordingReader<R> {
     /// Reads from anything.
     pub fn new(source: R) -> Self {
-        Self { lines: BoundedLines::new(source), skipped: 0, answers: &[] }
+        Self { lines: BoundedLines::new(source), skipped: 0, answers: &[], reads_controller: false }
     }
 
     /// The same reader, which reads what QEMU returned to these commands, too.
     #[must_use]
     pub fn reading_answers(self, answers: &'static [&'static str]) -> Self {
         Self { answers, ..self }
+    }
+
+    /// The same reader, which reads what the controller was given, too.
+    #[must_use]
+    pub fn reading_controller(self) -> Self {
+        Self { reads_controller: true, ..self }
     }
 
     /// Number of lines so far that are none of a transcript, or too long.
@@ -222,7 +232,7 @@ impl<R: Read> Iterator for RecordingReader<R> {
             match self.lines.next()? {
                 Err(error) => return Some(Err(error)),
                 Ok(LineCut::Line(line)) if line.trim_ascii().is_empty() => {}
-                Ok(LineCut::Line(line)) => match read_with(&line, self.answers) {
+                Ok(LineCut::Line(line)) => match read_with(&line, self.answers, self.reads_controller) {
                     Some(read) => return Some(Ok(read)),
                     None => self.skipped += 1,
                 },
@@ -234,26 +244,31 @@ impl<R: Read> Iterator for RecordingReader<R> {
 
 /// Reads one line; `None` where the line is none of a transcript of this version.
 pub fn read_line(line: &[u8]) -> Option<RecordedLine> {
-    read_with(line, &[])
+    read_with(line, &[], false)
 }
 
-fn read_with(line: &[u8], answers: &[&str]) -> Option<RecordedLine> {
+fn read_with(line: &[u8], answers: &[&str], reads_controller: bool) -> Option<RecordedLine> {
     if !line.trim_ascii_start().starts_with(b"{") {
         return None;
     }
     match serde_json::from_slice::<LineShape>(line) {
-        Ok(shape) if shape.v == 1 => Some(RecordedLine::Entry(entry(line, shape, answers)?)),
+        Ok(shape) if shape.v == 1 => Some(RecordedLine::Entry(entry(line, shape, answers, reads_controller)?)),
         Ok(_) => None,
         Err(_) => TranscriptHeader::of_line(line).map(RecordedLine::Header),
     }
 }
 
-fn entry(line: &[u8], shape: LineShape, answers: &[&str]) -> Option<RecordedEntry> {
+fn entry(line: &[u8], shape: LineShape, answers: &[&str], reads_controller: bool) -> Option<RecordedEntry> {
     let LineShape { t_us, side, dir, line: body, .. } = shape;
     let content = match (dir, body) {
         (LineDirection::Note, _) if side == ENGINE => {
             let short = (line.len() <= EVENT_LIMIT).then_some(line)?;
             RecordedContent::Engine(Box::new(serde_json::from_slice::<WholeLine<Event>>(short).ok()?.line))
+        }
+        (LineDirection::Note, _) if side == CONTROLLER => {
+            let wanted = reads_controller.then_some(line).filter(|line| line.len() <= EVENT_LIMIT);
+            let read = wanted.and_then(|line| serde_json::from_slice::<WholeLine<Value>>(line).ok());
+            RecordedContent::Controller(read.map(|whole| whole.line).unwrap_or_default())
         }
         (LineDirection::Note, _) => RecordedContent::Note(data_of::<Value>(line).unwrap_or_default()),
         (_, None) => RecordedContent::Other,

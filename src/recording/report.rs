@@ -190,7 +190,7 @@ impl TranscriptReport {
             RecordedContent::Answer { id, refusal, .. } => self.answer(at, side, id, refusal),
             RecordedContent::Qmp { name, data } => self.add_qemu_event(at, side, clip(name), &data),
             RecordedContent::Note(note) => self.push(at, side, ReportedFact::Note(short_json(&note))),
-            RecordedContent::Greeting | RecordedContent::Other => {}
+            RecordedContent::Controller(_) | RecordedContent::Greeting | RecordedContent::Other => {}
         }
     }
 

@@ -79,6 +79,31 @@ fn a_migration_leaves_a_transcript_that_is_listed_and_told() {
         assert!(drawn.iter().any(|text| text.contains(words)), "{words:?} is not in the plot: {drawn:#?}");
     }
 
+    // The controller decides on the recorded samples as it did; a policy that only observes starts otherwise.
+    let replay = |policy: &[&str]| {
+        let output = support::qferry(&pair, "replay").args(["last", "--json"]).args(policy).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        lines(&output)
+    };
+    let own = replay(&[]);
+    let end = own.last().unwrap();
+    assert_eq!((&end["differences"], &end["ends_early"]), (&0.into(), &Value::Null), "{own:#?}");
+    assert!(end["looks"].as_u64() > Some(3) && end["recorded"].as_u64() >= Some(2), "{end}");
+    let decisions = |lines: &[Value]| -> Vec<Value> {
+        lines.iter().filter(|line| line["type"] == "replay-decision").map(|line| line["recorded"].clone()).collect()
+    };
+    // The same reasons as in the run itself, and the same with the policy given by its name.
+    for decision in decisions(&own) {
+        let because = &decision["because"];
+        assert!(events.iter().any(|event| event["because"] == *because), "{decision} is not in the run");
+    }
+    assert!(own.iter().all(|line| line["recorded"]["because"] == line["replayed"]["because"] || line["type"] != "replay-decision"), "{own:#?}");
+    assert_eq!(replay(&["--policy", "converge"]), own);
+    let other = replay(&["--policy", "observe"]);
+    let end = other.last().unwrap();
+    assert!(end["differences"].as_u64() >= Some(1) && end["first_difference"]["t_ms"].is_u64(), "{other:#?}");
+    assert_eq!(decisions(&other)[0], decisions(&own)[0]);
+
     // A run whose process was killed has no end.
     let sockets = ["s", "d"].map(|name| pair.run_dir().join(name));
     let silent = sockets.each_ref().map(|socket| UnixListener::bind(socket).unwrap());

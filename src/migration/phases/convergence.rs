@@ -4,6 +4,7 @@
 //! reason.
 
 use super::{
+    controller_record::{note, note_begin, note_question, whole_micros},
     guest_watch::{GuestWatch, refuse_halted},
     image_flush::ImageFlusher,
     memory_start::{set_parameters, start_memory},
@@ -13,7 +14,8 @@ use super::{
 };
 use crate::{
     convergence::{
-        Action, BandwidthShares, Decision, History, MemoryShare, OverBudget, PendingRest, decide, keep_budget,
+        Action, BandwidthShares, ControllerLook, ControllerNote, Decision, History, MemoryShare, OverBudget,
+        PendingRest, decide, keep_budget,
     },
     memory::{postcopy, precopy, tuning},
     migration::{
@@ -79,6 +81,12 @@ impl<'a> Controller<'a> {
         let wanted = order.tuning(settings).for_side(Side::Source, qemus.source.features());
         let throttle = wanted.throttles() || settings.policy.observe;
         let task = order.task(settings, qemus.source.features(), throttle);
+        debug_assert_eq!(
+            task.abilities,
+            order.build_abilities(settings, qemus.source.features()).under(&settings.policy),
+            "a replay with another policy has to find the same"
+        );
+        note_begin(context, order, qemus.source.features(), &task);
         let disks = order.route.pairs.iter().map(|pair| pair.source.name().to_owned());
         Self {
             context,
@@ -221,13 +229,16 @@ impl<'a> Controller<'a> {
         while !self.is_ready() {
             let looked = self.sampler.look(&qemus.source, attempt).await?;
             self.history.record(&looked.sample, &Decision::default());
+            note(self.context, || ControllerNote::Waited(looked.sample.clone()));
             if self.is_ready() {
                 break;
             }
             let limit = self.context.settings.switchover_limit().mul_f64(SETTLED);
             if attempt.guest.is_to_run(&qemus.source.observed()) {
-                let stood = qemus.stood(stopped);
-                keep_budget(&self.context.settings.policy, &self.history, stood, PendingRest::Mirrors)?;
+                let stood = whole_micros(qemus.stood(stopped));
+                let kept = keep_budget(&self.context.settings.policy, &self.history, stood, PendingRest::Mirrors);
+                note_question(self.context, stood, PendingRest::Mirrors, kept.is_ok());
+                kept?;
             } else if stopped.elapsed() >= limit {
                 return Err(Failure::KeptFromOwner(limit));
             }
@@ -275,6 +286,7 @@ impl<'a> Controller<'a> {
         let decision = decide(policy, &self.history, &look.sample);
         let shared = self.history.shares().clone();
         self.history.record(&look.sample, &decision);
+        note(self.context, || ControllerNote::Look(Box::new(ControllerLook::new(&look.sample, &decision))));
         self.sampler.want_measurement(self.history.wants_measurement());
         self.sampler.report(look, &self.history);
         if self.is_nearly_ready() {
@@ -301,17 +313,6 @@ impl<'a> Controller<'a> {
     }
 
     fn tell(&self, decision: &Decision) {
-        let name = |action: &Action| match action {
-            Action::StartMemory => "start-memory",
-            Action::DowntimeLimit(_) => "downtime-limit",
-            Action::HoldMemory | Action::ReleaseMemory | Action::ShareBandwidth(_) | Action::Favour(_) => {
-                "share-bandwidth"
-            }
-            Action::Throttle(_) => "throttle",
-            Action::WriteBlocking(_) => "write-blocking",
-            Action::Postcopy => "postcopy",
-            Action::GiveUp { .. } => "give-up",
-        };
         // the last action is the purpose of the others, but for actions that only divide the bandwidth
         let is_purpose = |action: &&Action| {
             !matches!(action, Action::ShareBandwidth(_) | Action::HoldMemory | Action::ReleaseMemory)
@@ -319,9 +320,9 @@ impl<'a> Controller<'a> {
         let told = decision.actions.iter().rfind(is_purpose).or(decision.actions.last());
         match told {
             Some(action) if self.context.settings.policy.observe && !is_done_anyway(action) => {
-                self.report(&format!("would-{}", name(action)), decision);
+                self.report(&format!("would-{}", action.name()), decision);
             }
-            Some(action) => self.report(name(action), decision),
+            Some(action) => self.report(action.name(), decision),
             None => tracing::debug!(because = decision.because, "waiting"),
         }
     }
@@ -409,6 +410,7 @@ impl<'a> Controller<'a> {
                 attempt.ram.postcopy = false;
             }
             self.history.take_back(action);
+            note(self.context, || ControllerNote::TakenBack(action.clone()));
         }
         Ok(())
     }

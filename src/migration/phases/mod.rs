@@ -1,11 +1,12 @@
 //! What each phase of a migration does. Their order is the engine's alone.
 //!
 //! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `image_flush`, `memory_start`,
-//! `mirrors`, `sampling` and `second_look` are parts of it, and `write_times` is one of it and of `cleanup`. No other
-//! phase knows another.
+//! `mirrors`, `sampling` and `second_look` are parts of it, `controller_record` is one of it and of `switchover`, and
+//! `write_times` is one of it and of `cleanup`. No other phase knows another.
 
 pub(super) mod announcement;
 pub(super) mod cleanup;
+mod controller_record;
 pub(super) mod convergence;
 pub(super) mod guest_watch;
 pub(super) mod handover;

@@ -149,8 +149,8 @@ impl<'a> Sampler<'a> {
         };
         let ram = migration.as_ref().and_then(|migration| migration.ram.as_ref().map(|ram| (migration, ram)));
         let sample = MigrationSample {
-            at_ms: self.context.began.elapsed().as_secs_f64() * 1000.0,
-            round_trip_ms: round_trip.as_secs_f64() * 1000.0,
+            at_ms: in_millis(self.context.began.elapsed()),
+            round_trip_ms: in_millis(round_trip),
             stands: !attempt.guest.wants_running(),
             ram: ram.map(|(migration, ram)| RamSample {
                 transferred: ram.transferred,
@@ -220,6 +220,11 @@ impl<'a> Sampler<'a> {
         }
         report.emit(event);
     }
+}
+
+/// Milliseconds in whole microseconds: a transcript has them as they are, so that a replay decides on the same.
+fn in_millis(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
 }
 
 /// The shortest window that this build can measure in and that tells enough.

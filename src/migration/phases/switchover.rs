@@ -4,9 +4,10 @@
 //! what the answers of this phase prove: a mirror that was not ready does not conclude well, and a dead destination
 //! closes no export.
 
+use super::controller_record::{note, note_question, whole_micros};
 use crate::{
     codes::FindingCode,
-    convergence::{OverBudget, PendingRest, keep_budget},
+    convergence::{ControllerNote, OverBudget, PendingRest, keep_budget},
     handover::ownership::DisksDisengaged,
     migration::{
         Failure,
@@ -72,7 +73,9 @@ pub(crate) async fn disengage(
     waits.await?;
     attempt.ledger.mark(LedgerMark::ExportsGone, Moment::now());
     if let Some(history) = &mut attempt.history {
-        history.answered_at_stop(asked.elapsed().as_secs_f64() * 1000.0);
+        let us = u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX);
+        history.answered_at_stop(us as f64 / 1000.0);
+        note(context, || ControllerNote::StopAnswered { us });
     }
     attempt.copied = jobs.0.iter().map(|job| (job.id.clone(), job.current_progress)).collect();
     let mirrors = route.pairs.iter().map(|pair| pair.names.job.as_str());
@@ -121,7 +124,9 @@ fn ask_for_budget(
     // with postcopy the rest of RAM follows when the guest runs again
     let left = if attempt.ram.postcopy { 0 } else { rest.left() };
     let rest = PendingRest::Memory(Bytes(left));
-    let kept = keep_budget(&context.settings.policy, history, pair.stood(stopped), rest);
+    let stood = whole_micros(pair.stood(stopped));
+    let kept = keep_budget(&context.settings.policy, history, stood, rest);
+    note_question(context, stood, rest, kept.is_ok());
     Ok(kept.map(drop).map_err(|over| name_the_flush(over, pair, stopped))?)
 }
 
