@@ -163,12 +163,21 @@ fn silent(source: &SideLooks) -> Vec<Cause> {
     )];
     let waiting = source.unacknowledged(false);
     // libvirt turns the capability on for every migration: a channel that takes nothing is no question of it
-    if waiting.is_empty() && source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20 {
-        evidence.push("the capability switchover-ack is on".to_owned());
-        return vec![
-            Cause::new(DiagnosisCode::SwitchoverNotAcked, Confidence::Possible, evidence)
-                .remedy("cancel, and begin again with switchover-ack off on both sides", "the copied data is lost"),
-        ];
+    let asks = source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20;
+    let unacked = (asks && waiting.is_empty()).then(|| {
+        let on = "the capability switchover-ack is on".to_owned();
+        Cause::new(DiagnosisCode::SwitchoverNotAcked, Confidence::Possible, [evidence.clone(), vec![on]].concat())
+            .remedy("cancel, and begin again with switchover-ack off on both sides", "the copied data is lost")
+    });
+    match (unacked, &source.process) {
+        (Some(unacked), Some(_)) => return vec![unacked],
+        (Some(unacked), None) => {
+            let apart = "the connection is not seen: bytes that wait in its queue would tell this from a device that \
+                does not acknowledge the switchover";
+            evidence.push(apart.to_owned());
+            return vec![dead(Confidence::Possible, evidence), unacked];
+        }
+        (None, _) => {}
     }
     // at a low limit QEMU's buffer leaves in bursts
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
@@ -179,16 +188,19 @@ fn silent(source: &SideLooks) -> Vec<Cause> {
     let mtu = (last.transferred <= BUFFER && !waiting.is_empty()).then(|| full_segments(evidence.clone(), &waiting));
     let confidence = if waiting.is_empty() { Confidence::Likely } else { Confidence::Certain };
     evidence.extend(waiting);
-    let cause = Cause::new(DiagnosisCode::LinkDead, confidence, evidence);
-    let dead = cause
+    std::iter::once(dead(confidence, evidence)).chain(mtu).collect()
+}
+
+/// A channel that takes nothing.
+fn dead(confidence: Confidence, evidence: Vec<String>) -> Cause {
+    Cause::new(DiagnosisCode::LinkDead, confidence, evidence)
         .remedy(
             "cut the channel: the migration fails and the guest goes on running on the source; where the link may come \
-                 back, wait",
+             back, wait",
             "the copied RAM has to be sent again",
         )
         .command(cut())
-        .fixable();
-    std::iter::once(dead).chain(mtu).collect()
+        .fixable()
 }
 
 /// A way on which the connection was made, and nothing that fills a segment has passed.
