@@ -42,21 +42,32 @@ impl Signals {
         }
     }
 
+    /// Waits for a signal that asks for the end.
+    pub(super) async fn asked(&mut self) {
+        asked(&mut self.cancelling).await;
+    }
+
     /// Waits for the end, which a signal asks to come early.
     pub(super) async fn cancelling<T>(self, control: &Control, ended: impl Future<Output = T>) -> T {
-        let Self { cancelling: [mut interrupt, mut terminate, mut hangup], mut suspend } = self;
+        let Self { mut cancelling, mut suspend } = self;
         tokio::pin!(ended);
         loop {
             tokio::select! {
                 ended = &mut ended => return ended,
-                _ = interrupt.recv() => control.cancel(),
-                _ = terminate.recv() => control.cancel(),
-                // nobody is there to see how it goes on
-                _ = hangup.recv() => control.cancel(),
+                () = asked(&mut cancelling) => control.cancel(),
                 _ = suspend.recv() => {
                     render::say("qferry: not suspended, since the guest could stand still meanwhile; Ctrl-C gives up");
                 }
             }
         }
+    }
+}
+
+/// Waits for one of these signals. A terminal that closes is one: nobody is there to see how it goes on.
+async fn asked([interrupt, terminate, hangup]: &mut [Signal; 3]) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
     }
 }

@@ -4,10 +4,11 @@ use super::{
     exit::{failed, misused},
     render,
     screen::{SessionEnd, ViewMode, ViewSession, WatchFeed, refusal},
+    signals::Signals,
     watch_options::WatchArguments,
 };
 use crate::{
-    diagnosis::{Diagnosis, WatchSettings, WatchSnapshot, Watching},
+    diagnosis::{Diagnosis, SideReport, WatchSettings, WatchSnapshot, Watching},
     progress::describe,
 };
 use serde_json::json;
@@ -21,11 +22,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
 /// The time within which a view or a writer that a signal ends must end; a terminal or a pipe may take nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -45,12 +42,8 @@ pub(super) async fn run(options: &WatchArguments) -> ExitCode {
     if let Some(why) = refusal().filter(|_| !options.json) {
         return misused(&format!("{why}: say --json for samples as lines, or qferry diagnose for one look"), false);
     }
-    let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-    // a view that is suspended would leave the terminal as no shell wants it
-    let suspend = signal(SignalKind::from_raw(nix::sys::signal::Signal::SIGTSTP as i32));
-    let ([Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)], Ok(_suspend)) = (signals, suspend) else {
-        return failed("cannot watch for signals", options.json);
-    };
+    // Ctrl-Z is caught as well: a view that is suspended would leave the terminal as no shell wants it
+    let Some(mut signals) = Signals::watch() else { return failed("cannot watch for signals", options.json) };
     let watching = match Watching::start(&WatchSettings::new(options.sides.iter().cloned())) {
         Ok(watching) => watching,
         Err(error) => return failed(&describe(&error), options.json),
@@ -67,9 +60,7 @@ pub(super) async fn run(options: &WatchArguments) -> ExitCode {
     });
     let end = tokio::select! {
         end = &mut finished => Some(end),
-        _ = interrupt.recv() => None,
-        _ = terminate.recv() => None,
-        _ = hangup.recv() => None,
+        () = signals.asked() => None,
     };
     let end = match end {
         Some(end) => end.ok(),
@@ -139,7 +130,7 @@ fn write(snapshot: &WatchSnapshot, told: &mut Option<Vec<String>>) -> io::Result
     }
     let Diagnosis { verdict, causes, source, destination, .. } = &snapshot.diagnosis;
     // each sample has its own moment alone
-    let now = |side: &Option<crate::diagnosis::SideReport>| {
+    let now = |side: &Option<SideReport>| {
         let mut side = side.clone()?;
         let last = |remaining: &mut Vec<u64>| drop(remaining.drain(..remaining.len().saturating_sub(1)));
         last(&mut side.remaining);
