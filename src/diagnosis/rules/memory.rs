@@ -47,20 +47,19 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     let sent = last.transferred.saturating_sub(first.transferred) as f64 / seconds;
     let dirtied = |ram: &MigrationRamStats| ram.dirty_pages_rate.saturating_mul(ram.page_size) as f64;
     let slowest = all.iter().map(|ram| dirtied(ram)).fold(f64::INFINITY, f64::min);
-    // The memory to send is most right after a sync, and between two syncs anything below.
-    let most = |looks: &[&MigrationRamStats]| looks.iter().map(|ram| ram.remaining).max().unwrap_or_default() as f64;
-    let (before, after) = all.split_at(all.len() / 2);
     let is_fast = slowest >= sent * AS_FAST;
     let gain = if is_fast { GAIN_AS_FAST } else { GAIN };
-    let shrinks = most(after) < most(before) * (1.0 - gain);
+    // The memory to send is most right after a sync, and between two syncs anything below.
+    let shrinks = |numbers: &[u64]| {
+        let most = |numbers: &[u64]| numbers.iter().copied().max().unwrap_or_default() as f64;
+        let (before, after) = numbers.split_at(numbers.len() / 2);
+        most(after) < most(before) * (1.0 - gain)
+    };
+    let remaining: Vec<u64> = all.iter().map(|ram| ram.remaining).collect();
     // Few looks at short passes see a shrinking rest by chance. QEMU's forecast goes by the whole rest of a sync.
     let forecast: Vec<u64> = source.looks.iter().filter_map(|look| look.migration.expected_downtime).collect();
-    let is_foretold = is_fast && forecast.len() == all.len() && {
-        let (before, after) = forecast.split_at(forecast.len() / 2);
-        let most = |forecast: &[u64]| forecast.iter().copied().max().unwrap_or_default() as f64;
-        most(after) >= most(before) * (1.0 - gain)
-    };
-    if sent <= 0.0 || shrinks && !is_foretold {
+    let is_foretold = is_fast && forecast.len() == all.len() && !shrinks(&forecast);
+    if sent <= 0.0 || shrinks(&remaining) && !is_foretold {
         return Vec::new();
     }
     let throttle = source.migration().and_then(|migration| migration.cpu_throttle_percentage).unwrap_or_default();
