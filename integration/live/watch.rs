@@ -91,7 +91,7 @@ impl Driven {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                // what is written last is still under way
+                // the last output may still be under way
                 sleep(Duration::from_millis(200));
                 return (status, self.screen.lock().unwrap().1.clone());
             }

@@ -542,7 +542,7 @@ mod tests {
     fn a_throttle_is_armed_before_the_pass_ends_in_which_the_need_is_seen() {
         let burst = |from: u64, until: u64| move |at: u64| if (from..until).contains(&at) { 200.0 } else { 20.0 };
         let constant = |rate: f64| move |_: u64| rate;
-        // one measurement of three finds little, as on a busy host
+        // a busy host: one measurement of three finds little
         let hidden = |rate: f64| move |at: u64| if at / 500 % 3 == 0 { 40.0 } else { rate };
         type Dirtied<'a> = &'a dyn Fn(u64) -> f64;
         for (named, dirtied, measures, expected) in [

@@ -256,10 +256,10 @@ mod tests {
         let (count, dialled) = watch::channel(0);
         let sent = Arc::new(tokio::sync::Mutex::new(sent));
         let endpoint = Endpoint::connector("vm", move || {
-            let (ours, theirs) = duplex(1 << 16);
+            let (near, far) = duplex(1 << 16);
             count.send_modify(|count| *count += 1);
-            tokio::spawn(serve(theirs, status, answering.clone(), sent.clone()));
-            async { Ok(ours) }
+            tokio::spawn(serve(far, status, answering.clone(), sent.clone()));
+            async { Ok(near) }
         });
         (endpoint, TestMonitor { answers, lines, dialled })
     }

@@ -259,7 +259,7 @@ fn a_migration_of_libvirts_that_stalls_is_explained() {
     // the source alone: its channel takes nothing, all that is left has left and nobody acknowledges it, or libvirt
     // waits for the other side already and lets nobody ask
     stage.expect_one_of(&["link-dead", "switchover-not-acked", "monitor-unresponsive"], &[&at]);
-    // once it runs again, RAM must not be sent at once: the migration would complete
+    // RAM must not be sent at once when the destination runs again: the migration would complete
     source.qmp(&json!({ "execute": "migrate-set-parameters", "arguments": { "max-bandwidth": 65_536 } }));
     signal("-CONT", &receives);
 

@@ -187,7 +187,7 @@ pub(super) fn transfers(view: &LiveView, palette: &Palette, width: u16, most: us
 
 fn transfer(row: &TransferRow, (name, note): (usize, usize), palette: &Palette, width: u16) -> Line<'static> {
     let part = row.done().clamp(0.0, 1.0);
-    // what is not done is never 100 %
+    // work that is not done is never 100 %
     let percent = if row.left > 0 { ((part * 100.0) as u64).min(99) } else { 100 };
     let numbers = format!("{percent:>4} %  {:>10} left of {:<10}", Bytes(row.left), Bytes(row.total));
     let rate = if row.rate > 0 { Rate(row.rate).to_string() } else { String::new() };

@@ -127,10 +127,10 @@ mod tests {
             row(5, Some("/run/other"), Some(6), true),
         ];
         assert_eq!(accepted_at(&sockets, Path::new("/run/qmp"), Some(7)), [3].into());
-        // by another path to the same file
+        // the same file by another path
         assert_eq!(accepted_at(&sockets, Path::new("/var/run/qmp"), Some(7)), [3].into());
         assert_eq!(accepted_at(&sockets, Path::new("/var/run/qmp"), Some(8)), BTreeSet::new());
-        // nothing is said of a listener that is not seen
+        // a listener that is not seen is not spoken of
         let elsewhere = Endpoint::from(Address::unix("/run/no-such-qmp").expect("an address"));
         assert_eq!(MonitorHolders::find(&elsewhere), MonitorHolders::default());
     }
