@@ -74,7 +74,7 @@
 //!              └──> journal: what is intended is on the disk before it is begun; a leaf, and migration's alone
 //!          diagnosis: why a migration is stuck, whoever started it; above qemu, and used by the command alone
 //!          nbd: the wire to exports, below storage and above as qmp is
-//!          recording: the transcripts that runs leave, above qmp alone; the command's
+//!          recording: the transcripts that runs leave, above qmp and qemu; the command's
 //!          quantity, run_id, progress, codes, trust: leaves that all may use
 //! ```
 //!

@@ -24,7 +24,7 @@ fn allowed(room: &str) -> Vec<&'static str> {
     match room {
         "quantity" | "run_id" | "codes" | "trust" | "endpoint" | "qmp" | "nbd" | "journal" => vec![],
         "progress" => vec!["quantity", "codes"],
-        "recording" => vec!["qmp"],
+        "recording" => vec!["qmp", "qemu"],
         "convergence" => vec!["quantity"],
         "qemu" => WIRE.to_vec(),
         "storage" | "memory" | "handover" => [&WIRE[..], &["qemu"]].concat(),

@@ -11,7 +11,11 @@ use super::{
     report::Diagnosis,
 };
 use crate::{
-    qemu::reply::{MigrationInfo, MigrationStatus},
+    progress::{Side, describe_devices},
+    qemu::{
+        log_line::{DeviceLine, DeviceLines},
+        reply::{MigrationInfo, MigrationStatus},
+    },
     recording::{ForeignContent, ForeignLine, foreign_value},
 };
 use std::{
@@ -24,6 +28,8 @@ const MONITORS: usize = 64;
 const COMMANDS: usize = 64;
 /// The longest answer that is read, in bytes: that to `query-named-block-nodes` of a guest with many disks.
 const ANSWER: usize = 256 << 10;
+/// The most devices that are told by name.
+const NAMED: usize = 8;
 /// The least time between two looks for rates to be known from them.
 const APART: Duration = Duration::from_secs(2);
 
@@ -54,6 +60,9 @@ struct ForeignMonitor {
     /// The last time that an event or QEMU's log told a status or a run state.
     told: Duration,
     complaint: Option<String>,
+    /// How long devices took in the last migration, as QEMU's log has it.
+    saved: DeviceLines,
+    loaded: DeviceLines,
 }
 
 impl ForeignMonitor {
@@ -66,6 +75,8 @@ impl ForeignMonitor {
             cancelled: false,
             told: Duration::ZERO,
             complaint: None,
+            saved: DeviceLines::new(Side::Source),
+            loaded: DeviceLines::new(Side::Destination),
         }
     }
 
@@ -111,10 +122,33 @@ impl ForeignMonitor {
                 }
             }
             ForeignContent::Status(status) => self.status(at, &status),
+            ForeignContent::Device(line) => self.device(&line),
             ForeignContent::Complaint(words) => {
                 self.complaint.get_or_insert(words);
             }
         }
+    }
+
+    /// Takes in how long a device took. A device that comes once more begins another migration.
+    fn device(&mut self, line: &DeviceLine<'_>) {
+        for (lines, side) in [(&mut self.saved, Side::Source), (&mut self.loaded, Side::Destination)] {
+            lines.take(line, |_| false);
+            if lines.is_doubtful() {
+                *lines = DeviceLines::new(side);
+                lines.take(line, |_| false);
+            }
+        }
+    }
+
+    /// What the log tells of devices, in words.
+    fn devices(&mut self) -> Vec<String> {
+        let name = &self.side.looks.name;
+        let told = [(&mut self.saved, Side::Source, "save"), (&mut self.loaded, Side::Destination, "load")];
+        let told = told.into_iter().filter_map(|(lines, side, verb)| {
+            let told = std::mem::replace(lines, DeviceLines::new(side)).told().filter(|told| !told.is_empty())?;
+            Some(format!("{name}: QEMU took to {verb} devices {}", describe_devices(told.iter(), NAMED)))
+        });
+        told.collect()
     }
 
     fn status(&mut self, at: Duration, status: &str) {
@@ -194,6 +228,7 @@ impl ForeignLooks {
             unseen.push("most lines have no time, so how long a state was kept is not known".to_owned());
         }
         let mut migrating: Vec<ForeignMonitor> = monitors.into_values().collect();
+        let notes: Vec<String> = migrating.iter_mut().flat_map(ForeignMonitor::devices).collect();
         if migrating.iter().any(|monitor| monitor.began.is_some()) {
             migrating.retain(|monitor| monitor.began.is_some());
         }
@@ -219,7 +254,7 @@ impl ForeignLooks {
         let destination = said(pair.destination.as_ref()).map(|said| format!("destination {said}"));
         let ended: Vec<String> = source.into_iter().chain(destination).collect();
         let cancel = if cancelled { ", where somebody cancelled the migration" } else { "" };
-        let mut diagnosis = Diagnosis::of(&pair, unseen);
+        let mut diagnosis = Diagnosis { notes, ..Diagnosis::of(&pair, unseen) };
         let found = diagnosis.causes.first().map(|cause| format!(" {}", cause.code.meaning()));
         diagnosis.verdict = match ended.is_empty() {
             true => "The recording tells of no migration.".to_owned(),
@@ -332,6 +367,23 @@ mod tests {
         let told = told(&[&source, &destination]);
         assert_eq!(codes(&told), ["state-refused"], "{told:#?}");
         assert!(told.causes[0].evidence[0].contains(words), "{told:#?}");
+    }
+
+    #[test]
+    fn the_log_of_a_qemu_tells_how_long_devices_took_in_its_last_migration() {
+        let line = |phase: &str, device: &str, us: u64| {
+            format!("vmstate_downtime_{phase} type=non-iterable idstr={device} instance_id=0 downtime={us}\n")
+        };
+        let saves = [("cpu", 9000), ("pit", 1), ("cpu", 5), ("pit", 20)].map(|(device, us)| line("save", device, us));
+        let told = told(&[&saves.concat(), &line("load", "cpu", 7)]);
+        assert_eq!(
+            told.notes,
+            [
+                "log: QEMU took to save devices 0.025 ms: pit 0.020, cpu 0.005",
+                "log: QEMU took to load devices 0.007 ms: cpu 0.007",
+            ]
+        );
+        assert!(told.is_healthy(), "{told:#?}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod unseen;
 pub use address::{Address, AddressError};
 pub use connector::{Connect, Connecting, Endpoint};
 pub use dial::{DialError, Dialed, Socket, dial};
-pub use peer::{PeerPid, ProcessFate, ProcessIdentity};
+pub use peer::{PeerPid, ProcessFate, ProcessIdentity, id_in_namespace, seen_by};
 pub use private::keep_private;
 pub use process_handle::ProcessHandle;
 pub use unseen::UnseenProcess;

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
@@ -210,6 +211,22 @@ impl PeerPid {
 fn innermost_id(status: &str) -> Option<i64> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     field("NSpid:").or_else(|| field("Pid:"))?.split_whitespace().last()?.parse().ok()
+}
+
+/// The path of a file that another process knows under a name.
+pub fn seen_by(pid: u32, name: &str) -> PathBuf {
+    let path = Path::new(name);
+    let beneath = match path.strip_prefix("/") {
+        Ok(below) => PathBuf::from(format!("/proc/{pid}/root")).join(below),
+        Err(_) => PathBuf::from(format!("/proc/{pid}/cwd")).join(path),
+    };
+    // the root of another user's process cannot be entered: then it most likely sees the same files as this process
+    if beneath.exists() { beneath } else { path.to_owned() }
+}
+
+/// The id of a process or a thread in its innermost pid namespace; `None` where `/proc` does not tell.
+pub fn id_in_namespace(pid: u32) -> Option<i64> {
+    innermost_id(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
 /// Whether the executable of a process is QEMU's system emulator. A dynamic linker that was started by its own name is

@@ -9,10 +9,9 @@ use super::{
     steps::{PreparationStep, StepState, StepWork},
 };
 use crate::{
-    endpoint::{self, Address},
+    endpoint::{self, Address, seen_by},
     migration::{Failure, interrupt::unless_cancelled, runtime_dir},
     nbd,
-    preflight::facts::files::seen_by,
     progress::{EventKind, PhaseState, Reporter},
     qemu::Process,
     run_id::RunId,

@@ -49,7 +49,7 @@ pub enum LedgerMark {
 
 impl LedgerMark {
     /// The name of the span that ends here.
-    fn span(self) -> &'static str {
+    pub(super) const fn span(self) -> &'static str {
         match self {
             Self::VcpusStopped => "vcpus",
             Self::Stop => "drain",

@@ -5,6 +5,7 @@
 //! [`EventKind::Unknown`]. This room must never decide anything.
 
 mod causes;
+mod device_time;
 mod event;
 mod json_lines;
 mod ledger;
@@ -17,6 +18,7 @@ mod round_trip;
 mod side;
 
 pub use causes::describe;
+pub use device_time::{DevicePhase, DeviceTime, describe_devices};
 pub use event::{ActionDetail, ActionDetails, Event, EventKind};
 pub use json_lines::JsonLines;
 pub use ledger::{BlackoutLedger, LedgerClock, LedgerMark, LedgerSpan};

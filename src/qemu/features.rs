@@ -46,6 +46,8 @@ pub struct Features {
     pub announce_self: bool,
     /// `block-latency-histogram-set` takes `boundaries-write` (4.0): QEMU can count how long a guest's writes take.
     pub latency_histograms: bool,
+    /// `trace-event-get-state` and `trace-event-set-state` (2.1): QEMU can be told to log what it does.
+    pub trace_events: bool,
     /// Socket addresses have `keep-alive-idle` and its like (10.1): QEMU can notice in time that a peer's host is gone.
     pub keep_alive_times: bool,
     /// The methods by which multifd channels can compress, by QEMU's names.
@@ -84,6 +86,9 @@ impl Features {
             zero_page_detection: schema.has_argument("migrate-set-parameters", "zero-page-detection"),
             announce_self: schema.has_command("announce-self"),
             latency_histograms: schema.has_argument("block-latency-histogram-set", "boundaries-write"),
+            trace_events: ["trace-event-get-state", "trace-event-set-state"]
+                .iter()
+                .all(|name| schema.has_command(name)),
             keep_alive_times: schema.has_member("keep-alive-idle"),
             multifd_compressions: schema
                 .argument_values("migrate-set-parameters", "multifd-compression")

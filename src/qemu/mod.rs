@@ -4,7 +4,10 @@
 //! its events ([`Observed`]). This room must never decide what to do with any of it.
 
 pub mod keep_alive;
+pub mod log_file;
+pub mod log_line;
 pub mod reply;
+pub mod trace_events;
 
 mod connection_origin;
 mod error;

@@ -8,6 +8,7 @@
 //! - QEMU's log (`-D`, or its stderr): lines of trace events and QEMU's complaints, with a time where
 //!   `-msg timestamp=on` or the trace backend writes one.
 
+use crate::qemu::log_line::{DeviceLine, read_device_line};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub enum ForeignContent<'a> {
     },
     /// QEMU's log: the migration has this status.
     Status(String),
+    /// QEMU's log: how long a device took.
+    Device(DeviceLine<'a>),
     /// QEMU's log: a complaint that can tell why a migration failed.
     Complaint(String),
 }
@@ -165,6 +168,9 @@ fn content(text: &str) -> Option<(ForeignContent<'_>, Option<Duration>)> {
 /// A line of QEMU's log.
 fn log(line: &str) -> Option<ForeignLine<'_>> {
     let at = written_time(line);
+    if let Some(device) = read_device_line(line) {
+        return Some(ForeignLine { at, monitor: "", content: ForeignContent::Device(device) });
+    }
     let status = line.split_once("migrate_set_state").map(|(_, rest)| rest.trim_start_matches(" new state").trim());
     let content = match status.and_then(|rest| rest.split_whitespace().next()) {
         Some(status) => ForeignContent::Status(short(status, MONITOR).to_owned()),
@@ -276,6 +282,10 @@ mod tests {
             (read.content, seconds(&line)),
             (ForeignContent::Complaint(words.to_owned()), Some(1_796_032_800.0))
         );
+        let traced = "4711@1796032800.5:vmstate_downtime_load type=non-iterable idstr=cpu instance_id=1 downtime=27";
+        let read = read_foreign(traced).unwrap();
+        let ForeignContent::Device(device) = &read.content else { panic!("{read:?}") };
+        assert_eq!((device.device, device.instance, device.us, seconds(traced)), ("cpu", 1, 27, Some(1_796_032_800.5)));
         assert_eq!(read_foreign("qemu-system-x86_64: warning: TCG doesn't support requested feature"), None);
     }
 

@@ -5,6 +5,7 @@
 //! been replaced.
 
 use crate::{
+    endpoint::seen_by,
     qemu::reply::BlockNode,
     storage::{
         files::filesystem::{FileSystem, MountTable},
@@ -98,17 +99,6 @@ pub(super) fn open_files(pid: u32) -> OpenFiles {
 /// The identity of a file. A block device keeps its own number, whatever file system its device node is on.
 pub(super) fn id(data: &Metadata) -> (u64, u64) {
     if data.file_type().is_block_device() { (0, data.rdev()) } else { (data.dev(), data.ino()) }
-}
-
-/// The path of a file that another process knows under a name.
-pub fn seen_by(pid: u32, name: &str) -> PathBuf {
-    let path = Path::new(name);
-    let beneath = match path.strip_prefix("/") {
-        Ok(below) => PathBuf::from(format!("/proc/{pid}/root")).join(below),
-        Err(_) => PathBuf::from(format!("/proc/{pid}/cwd")).join(path),
-    };
-    // the root of another user's process cannot be entered: then it most likely sees the same files as this process
-    if beneath.exists() { beneath } else { path.to_owned() }
 }
 
 /// The path for this process of the file that a process knows under a name and has open now; `None` for a device, and

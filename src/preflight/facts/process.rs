@@ -4,7 +4,11 @@ use super::{
     files::{self, ProcessCredentials},
     shared_memory::{self, SharedMappings},
 };
-use crate::{endpoint::UnseenProcess, qemu::Process, trust};
+use crate::{
+    endpoint::{UnseenProcess, seen_by},
+    qemu::Process,
+    trust,
+};
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -71,7 +75,7 @@ fn starts_stopped(command_line: &[u8]) -> Option<bool> {
 /// The reason why a process could make no socket at a path; `None` where it can, or where this host does not tell.
 pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
     let folder = path.parent()?.to_str()?;
-    let seen = files::seen_by(pid, folder);
+    let seen = seen_by(pid, folder);
     if !seen.exists() {
         return Some(format!("there is no folder {folder}"));
     }
@@ -91,7 +95,7 @@ pub fn no_socket_at(pid: u32, path: &Path) -> Option<String> {
 pub fn no_way_to(path: &Path, listener: u32, connector: u32) -> Option<String> {
     let maker = fs::read_to_string(format!("/proc/{listener}/status")).ok()?;
     let who = files::credentials_of(connector)?;
-    let folder = fs::metadata(files::seen_by(connector, path.parent()?.to_str()?)).ok()?;
+    let folder = fs::metadata(seen_by(connector, path.parent()?.to_str()?)).ok()?;
     let inherited = (folder.mode() & 0o2000 != 0).then(|| folder.gid());
     let socket = SocketOwner::new(&maker, inherited)?;
     (!who.may_use(socket.mode, socket.user, socket.group, 0o2)).then(|| {

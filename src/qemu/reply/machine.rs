@@ -60,6 +60,15 @@ pub struct VersionInfo {
     pub package: String,
 }
 
+/// An element of `trace-event-get-state`: a trace event.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TraceEventInfo {
+    /// The name of the event.
+    pub name: String,
+    /// `enabled`, `disabled`, or `unavailable` where the build left it out.
+    pub state: String,
+}
+
 /// An element of `x-query-virtio`: a virtio device.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VirtioDeviceInfo {

@@ -23,7 +23,7 @@ pub use job::{BlockJobInfo, JobInfo, JobStatus};
 pub use list::TolerantList;
 pub use machine::{
     CpuInfo, FeatureWord, HotpluggableCpu, HumanReadable, MemorySize, PciBus, PciFunction, PciId, QomProperty,
-    RunState, StatusInfo, VersionInfo,
+    RunState, StatusInfo, TraceEventInfo, VersionInfo,
 };
 pub use migration::{
     DirtyRate, MigrationCapabilityStatus, MigrationInfo, MigrationRamStats, MigrationStatus, XbzrleCacheStats,

@@ -6,8 +6,8 @@ use super::{
     job::{BlockJobInfo, JobInfo},
     list::TolerantList,
     machine::{
-        CpuInfo, HotpluggableCpu, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, VersionInfo,
-        VirtioDeviceInfo, VirtqueueStatus,
+        CpuInfo, HotpluggableCpu, HumanReadable, MemorySize, PciBus, QomProperty, StatusInfo, TraceEventInfo,
+        VersionInfo, VirtioDeviceInfo, VirtqueueStatus,
     },
     migration::{DirtyRate, MigrationCapabilityStatus, MigrationInfo},
 };
@@ -66,6 +66,11 @@ impl Query for qmp::human_monitor_command {
 /// Asked only where a USB device has a port that QEMU chose, which the machines of the recordings have not.
 impl Query for qmp::x_query_usb {
     type Returned = HumanReadable;
+}
+
+/// Asked only where the log of a QEMU can be read, as those of the recordings cannot.
+impl Query for qmp::trace_event_get_state {
+    type Returned = TolerantList<TraceEventInfo>;
 }
 
 /// Asked only of two different builds, which those of a recording are not.
