@@ -148,9 +148,9 @@ pub use prepare::{
     StepState,
 };
 pub use progress::{
-    ActionDetail, ActionDetails, AnotherTry, DiskOutcome, Ending, Estimate, EstimatedRung, Event, EventKind,
-    GuestPause, GuestWrites, LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState, PostcopyBlocktime,
-    RamOutcome, Reason, RunsOn, Side, WriteTimes,
+    ActionDetail, ActionDetails, AnotherTry, DevicePhase, DeviceTime, DiskOutcome, Ending, Estimate, EstimatedRung,
+    Event, EventKind, GuestPause, GuestWrites, LedgerClock, LedgerSpan, Outcome, PauseCause, Phase, PhaseState,
+    PostcopyBlocktime, RamOutcome, Reason, RunsOn, Side, WriteTimes,
 };
 pub use qmp::transcript::{Recorder, TranscriptError, TranscriptTotals};
 pub use quantity::{Bytes, QuantityError, Rate};

@@ -2,6 +2,7 @@
 //!
 //! Promise: true-blackout.
 
+mod devices;
 mod timerless;
 
 use super::{

@@ -12,6 +12,7 @@ mod model;
 
 mod announcement;
 mod controller;
+mod device_times;
 mod ended;
 mod faults;
 mod foreign_jobs;

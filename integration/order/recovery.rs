@@ -12,7 +12,7 @@ use qferry::internals::{
     memory::tuning::PreviousTuning,
     migration::{
         Effect, Migration,
-        record::{MigrationBegin, Record},
+        record::{MigrationBegin, Party, Record},
     },
     progress::{Ending, Outcome, RunsOn, Side},
 };
@@ -386,6 +386,40 @@ async fn settings_that_are_left_are_named_where_nothing_is_proved() {
     assert_eq!(outcome.outcome, Ending::Undetermined, "{outcome:#?}");
     for what in ["migration capabilities and parameters", "an incoming migration"] {
         assert!(outcome.leftovers.iter().any(|left| left.contains(what)), "{what}: {outcome:#?}");
+    }
+}
+
+/// Trace events that an engine had switched on are switched off by the recovery, and no others.
+#[tokio::test(start_paused = true)]
+async fn trace_events_of_a_dead_engine_are_switched_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let side = |name: &str| {
+        let at = folder.path().join(name).display().to_string();
+        Party { threads: vec![7], ..party(&at, None) }
+    };
+    let begun = begun(folder.path(), side("source"), side("destination"));
+    let traced = |side: Side, event: &str| Effect::Traced { side, events: vec![event.to_owned()] };
+    let effects =
+        vec![traced(Side::Source, "vmstate_downtime_save"), traced(Side::Destination, "vmstate_downtime_load")];
+    let path = write_journal(folder.path(), begun, &[Record::Effects(effects)]);
+    let monitor = |run: &str| {
+        MonitorScript::new()
+            .answer("query-qmp-schema", json!([]))
+            .answer("query-status", json!({"running": run == "running", "status": run}))
+            .answer("query-migrate", json!({}))
+            .answer("query-cpus-fast", json!([{"cpu-index": 0, "qom-path": "/c", "thread-id": 7, "target": "x86_64"}]))
+            .answer("query-block", json!([]))
+            .answer("query-named-block-nodes", json!([]))
+            .answer("trace-event-set-state", json!({}))
+            .duplex()
+    };
+    let ((source, at_source), (destination, reached)) = (monitor("running"), monitor("inmigrate"));
+    let outcome = recover(&path, Some(at_source), reached).await;
+    assert_eq!((outcome.outcome, outcome.runs_on), (Ending::RolledBack, RunsOn::Source), "{outcome:#?}");
+    for (fake, event) in [(source, "vmstate_downtime_save"), (destination, "vmstate_downtime_load")] {
+        let set: Vec<_> = fake.seen().into_iter().filter(|seen| seen.name == "trace-event-set-state").collect();
+        let arguments: Vec<_> = set.into_iter().map(|seen| seen.arguments).collect();
+        assert_eq!(arguments, [json!({"name": event, "enable": false})], "{outcome:#?}");
     }
 }
 

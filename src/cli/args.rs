@@ -277,6 +277,10 @@ pub(super) struct Options {
     /// Leave the source process there, stopped, instead of quitting it. Never send it cont
     #[arg(long)]
     keep_source: bool,
+    /// Do not have QEMU log how long each device takes in the blackout. By default it does, by trace events, where its
+    /// log (-D, or its stderr) is a file that qferry may read
+    #[arg(long)]
+    no_device_times: bool,
     /// Look at both sides and say what would be done; change nothing
     #[arg(long)]
     pub(super) plan: bool,
@@ -342,6 +346,7 @@ impl Options {
             allow_plaintext: self.allow_plaintext,
             force: self.force.iter().cloned().collect(),
             keep_source: self.keep_source,
+            device_times: !self.no_device_times,
             ..Settings::default()
         }
     }
@@ -632,6 +637,7 @@ mod tests {
             "transcript",
             "no_transcript",
             "no_journal",
+            "no_device_times",
         ];
         let mut options = 0;
         for verb in

@@ -7,7 +7,8 @@ use crate::{
     codes::FailureCode,
     migration::{Events, Plan},
     progress::{
-        Ending, Estimate, EstimatedRung, Event, EventKind, JsonLines, Outcome, Phase, PhaseState, Reason, RunsOn,
+        DeviceTime, Ending, Estimate, EstimatedRung, Event, EventKind, JsonLines, Outcome, Phase, PhaseState, Reason,
+        RunsOn, Side, describe_devices,
     },
     quantity::{Bytes, Rate},
 };
@@ -19,6 +20,8 @@ use std::{
     time::Duration,
 };
 
+/// The most devices of a side that are told by name.
+const NAMED: usize = 4;
 /// How often a plain line tells of the same disk or of RAM.
 const PLAIN: Duration = Duration::from_secs(2);
 
@@ -260,6 +263,19 @@ fn estimate_words(estimate: &Estimate) -> String {
     }
 }
 
+/// How long devices took, the longest by name. The times of both sides overlap within one span.
+fn devices(outcome: &Outcome) -> impl Iterator<Item = String> {
+    let of_side = |side: Side| outcome.devices.iter().filter(move |device| device.side == side);
+    let told = [(Side::Source, "save"), (Side::Destination, "load")].into_iter().filter_map(move |(side, verb)| {
+        of_side(side).next()?;
+        Some(format!("    {verb} at the {side:<11} {}", describe_devices(of_side(side), NAMED)))
+    });
+    let head = (!outcome.devices.is_empty())
+        .then(|| format!("  devices  within {}, save and load at the same time", DeviceTime::SPAN));
+    let unknown = outcome.devices_unknown.iter().map(|why| format!("  devices  {why}"));
+    head.into_iter().chain(told).chain(unknown)
+}
+
 /// The end, for people.
 pub(super) fn summary(outcome: &Outcome) -> String {
     let mut lines = Vec::new();
@@ -327,6 +343,7 @@ pub(super) fn summary(outcome: &Outcome) -> String {
         for span in &outcome.ledger {
             add(format!("    {:<20} {:>9.3} ms", span.span, span.ms));
         }
+        devices(outcome).for_each(&mut add);
     }
     if outcome.pauses.len() > 1 {
         let words: Vec<String> =

@@ -209,7 +209,7 @@ mod tests {
 {"v":1,"t_us":9001,"side":"destination","dir":"receive","line":{"event":"RESUME"}}
 {"v":1,"t_us":9500,"side":"recorder","dir":"note","line":{"left_out":7,"bytes":70}}
 {"v":1,"t_us":9600,"side":"source","dir":"receive","line":{"event":"STOP"}}
-{"v":1,"t_us":9700,"side":"engine","dir":"note","line":{"v":1,"t_ms":9,"type":"outcome","outcome":"moved","runs_on":"destination","reason":null,"total_ms":9,"blackout_ms":2.001,"qemu_downtime_ms":1,"ledger":[{"span":"quiesce","ms":2.001}],"disks":[],"ram":{"bytes":0,"iterations":2,"throttle_max_pct":0,"postcopy":false},"predicted":null,"leftovers":[]}}
+{"v":1,"t_us":9700,"side":"engine","dir":"note","line":{"v":1,"t_ms":9,"type":"outcome","outcome":"moved","runs_on":"destination","reason":null,"total_ms":9,"blackout_ms":2.001,"qemu_downtime_ms":1,"ledger":[{"span":"quiesce","ms":2.001}],"devices":[{"side":"source","phase":"save","device":"ram","instance":0,"iterable":true,"us":1200},{"side":"source","phase":"save","device":"cpu","instance":1,"iterable":false,"us":90},{"side":"destination","phase":"load","device":"cpu","instance":0,"iterable":false,"us":7}],"devices_unknown":"how long","disks":[],"ram":{"bytes":0,"iterations":2,"throttle_max_pct":0,"postcopy":false},"predicted":null,"leftovers":[]}}
 not JSON
 {"v":1,"t_us":97"#;
 
@@ -248,6 +248,10 @@ moved: the guest is on the destination
   total    0.009 s
   blackout 2.001 ms (QEMU's own downtime: 1 ms)
     quiesce                  2.001 ms
+  devices  within ram-and-devices, save and load at the same time
+    save at the source      1.290 ms: ram 1.200, cpu 1 0.090
+    load at the destination 0.007 ms: cpu 0.007
+  devices  how long
 ";
         assert_eq!(told, golden);
         // What QEMU said cannot command a terminal.

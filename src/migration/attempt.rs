@@ -1,7 +1,7 @@
 //! What has come of one migration so far: what was changed, what the guest's owner wants, and the figures of the
 //! outcome.
 
-use super::{Failure, guest::GuestIntent, intents::IntentLog, write_counts::WriteCounts};
+use super::{Failure, device_logs::DeviceLogs, guest::GuestIntent, intents::IntentLog, write_counts::WriteCounts};
 use crate::{
     convergence::History,
     handover::{ownership::BeforeContinue, verdict::ContKnowledge},
@@ -44,6 +44,8 @@ pub(crate) struct Attempt {
     pub(crate) copied: BTreeMap<String, u64>,
     /// QEMU's counts of how long the guest's writes took.
     pub(crate) write_counts: WriteCounts,
+    /// What is known of how long devices took.
+    pub(crate) device_logs: DeviceLogs,
     /// QEMU's own figure for the downtime, milliseconds.
     pub(crate) downtime: Option<u64>,
     /// What could not be removed.
@@ -78,6 +80,7 @@ impl Attempt {
             before_continue: None,
             copied: BTreeMap::new(),
             write_counts: WriteCounts::default(),
+            device_logs: DeviceLogs::default(),
             downtime: None,
             leftovers: Vec::new(),
             images: Vec::new(),

@@ -269,6 +269,14 @@ impl Builder {
         self
     }
 
+    /// Leaves QEMU's trace events alone, so that the blackout is not told device by device; see
+    /// [`Settings::device_times`].
+    #[must_use]
+    pub fn without_device_times(mut self) -> Self {
+        self.settings.device_times = false;
+        self
+    }
+
     /// Records every line of both connections, and every event.
     #[must_use]
     pub fn transcript(mut self, recorder: Recorder) -> Self {

@@ -29,6 +29,13 @@ pub enum Effect {
     Incoming,
     /// The source was told to migrate.
     Migrate,
+    /// Trace events were switched on that were off before.
+    Traced {
+        /// On this side.
+        side: Side,
+        /// QEMU's names of the events.
+        events: Vec<String>,
+    },
     /// The source counts how long the guest's writes to the device at this path take.
     WriteTimes(String),
 }
@@ -55,6 +62,7 @@ impl Effect {
             Self::Stopped => (Side::Source, None, false),
             Self::Incoming => (Side::Destination, Some("an incoming migration"), false),
             Self::Migrate => (Side::Source, None, false),
+            Self::Traced { side, .. } => (*side, Some("trace events vmstate_downtime_*, switched on"), true),
             Self::WriteTimes(_) => (Side::Source, Some("a histogram of the guest's writes"), true),
         };
         EffectTraits { side, hidden_leftover, outlives_the_move }

@@ -17,6 +17,7 @@ use super::{
         announcement::announce_beside,
         cleanup,
         convergence::Controller,
+        device_times,
         guest_watch::refuse_halted,
         handover,
         memory_start::look_before_memory,
@@ -35,7 +36,7 @@ use super::{
 use crate::{
     endpoint::Endpoint,
     handover::ownership::DisksDisengaged,
-    progress::{Outcome, Phase},
+    progress::{Ending, Outcome, Phase},
 };
 
 /// Moves the guest, or tells why not. `reached` are the two QEMUs, where they were reached before.
@@ -106,6 +107,7 @@ pub(crate) async fn migrate(
     };
     let end = bring_to_end(context, &pair, route, whereabouts, &mut attempt).await;
     attempt.take_stop(&pair.source.observed(), report);
+    device_times::take(&mut attempt, end.ending == Ending::Moved).await;
     conclude(context, route, end, attempt).await
 }
 

@@ -13,6 +13,7 @@ mod clean;
 pub(crate) mod connection;
 mod context;
 mod deadlines;
+mod device_logs;
 mod effect;
 pub(crate) mod ending;
 mod engine;

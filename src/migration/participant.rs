@@ -128,7 +128,10 @@ pub fn judge(
     let remembers = *migration != MigrationStatus::None || *has_leftovers || (*is_tuned && are_known);
     // Settings that a QEMU has not are put back where they are already: nothing needs to be remembered of them.
     let was_changed = effects.iter().any(|effect| {
-        let only_settings = matches!(effect, Effect::Tuned { .. } | Effect::SocketFile(_) | Effect::WriteTimes(_));
+        let only_settings = matches!(
+            effect,
+            Effect::Tuned { .. } | Effect::SocketFile(_) | Effect::WriteTimes(_) | Effect::Traced { .. }
+        );
         effect.traits().side == side && !only_settings
     });
     match is_same_process || remembers || (are_known && !was_changed) {

@@ -432,6 +432,7 @@ mod tests {
             Effect::Stopped,
             Effect::Incoming,
             Effect::Migrate,
+            Effect::Traced { side: Side::Source, events: vec!["vmstate_downtime_save".to_owned()] },
             Effect::WriteTimes("/machine/peripheral/a/virtio-backend".to_owned()),
         ])
     }

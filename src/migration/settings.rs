@@ -106,6 +106,9 @@ pub struct Settings {
     pub force: BTreeSet<String>,
     /// Leave the source process there, stopped, instead of quitting it.
     pub keep_source: bool,
+    /// Have both QEMUs log how long each device takes in the blackout, where their logs are files that can be read.
+    /// Their trace events are put back as they were.
+    pub device_times: bool,
     /// Where sockets of this run are made. Both QEMUs must be able to reach it.
     pub runtime_dir: PathBuf,
 }
@@ -139,6 +142,7 @@ impl Default for Settings {
             allow_plaintext: false,
             force: BTreeSet::new(),
             keep_source: false,
+            device_times: true,
             runtime_dir: default_runtime_dir(),
         }
     }

@@ -1,6 +1,9 @@
 //! The end of a migration: the last line of the contract's JSON.
 
-use super::ledger::{LedgerClock, LedgerSpan};
+use super::{
+    device_time::DeviceTime,
+    ledger::{LedgerClock, LedgerSpan},
+};
 use crate::codes::{FailureCode, Finding};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use std::fmt;
@@ -334,6 +337,14 @@ pub struct Outcome {
     /// The clock by which the ledger was read.
     #[serde(default, deserialize_with = "known")]
     pub ledger_clock: Option<LedgerClock>,
+    /// How long QEMU took for each device while the guest stood still, in QEMU's order, the source's first. The times
+    /// of both sides overlap, and lie in the ledger's span [`DeviceTime::SPAN`]. Empty where QEMU does not tell.
+    #[serde(default)]
+    pub devices: Vec<DeviceTime>,
+    /// Why the times of a side's devices are not known, in one sentence; `None` where they are, and where the migration
+    /// came to no RAM.
+    #[serde(default)]
+    pub devices_unknown: Option<String>,
     /// Every disk that was to be moved.
     pub disks: Vec<DiskOutcome>,
     /// The RAM migration.

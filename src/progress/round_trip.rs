@@ -22,6 +22,15 @@ fn outcome() -> Outcome {
         qemu_downtime_ms: None,
         ledger: vec![LedgerSpan { span: "quiesce".to_owned(), ms: 8.125 }],
         ledger_clock: Some(LedgerClock::Engine),
+        devices: vec![DeviceTime {
+            side: Side::Source,
+            phase: DevicePhase::Save,
+            device: "ram".to_owned(),
+            instance: 0,
+            iterable: true,
+            us: 56,
+        }],
+        devices_unknown: Some("how long".to_owned()),
         disks: vec![DiskOutcome {
             source: "virtio0".to_owned(),
             destination: "virtio0".to_owned(),
@@ -64,6 +73,10 @@ fn outcome_json() -> Value {
         "total_ms": 1200, "blackout_ms": 8.125, "qemu_downtime_ms": null,
         "pauses": [{"why": "mirror-start", "ms": 2.5}, {"why": "went-back", "ms": 8.125}], "paused_ms": 10.625,
         "ledger": [{"span": "quiesce", "ms": 8.125}], "ledger_clock": "engine",
+        "devices": [
+            {"side": "source", "phase": "save", "device": "ram", "instance": 0, "iterable": true, "us": 56},
+        ],
+        "devices_unknown": "how long",
         "disks": [{
             "source": "virtio0", "destination": "virtio0", "bytes_copied": 5, "virtual_size": 9, "mode": "full",
             "write_latency_us": 3, "write_blocking_latency_us": null,
@@ -310,6 +323,8 @@ prop_compose! {
             qemu_downtime_ms,
             ledger: ledger.into_iter().map(|(span, ms)| LedgerSpan { span, ms }).collect(),
             ledger_clock,
+            devices: Vec::new(),
+            devices_unknown: None,
             disks,
             ram: RamOutcome {
                 bytes,

@@ -364,9 +364,13 @@ impl ModelPair {
 
     /// Replaces the process of a side by one that has a file open.
     pub fn open(&self, side: Side, file: File) {
+        self.replace_process(side, Command::new("sleep").arg("3600").stdin(file));
+    }
+
+    pub fn replace_process(&self, side: Side, command: &mut Command) {
         let mut state = self.state();
         let process = &mut state.qemu(side).process;
-        let opened = Command::new("sleep").arg("3600").stdin(file).spawn().unwrap();
+        let opened = command.spawn().unwrap();
         if let Some(mut before) = process.replace(opened) {
             before.kill().unwrap();
             before.wait().unwrap();

@@ -67,7 +67,7 @@ impl std::fmt::Debug for MigrationRun {
 
 /// Whether a command only asks, and changes nothing.
 pub fn asks(seen: &ReceivedCommand) -> bool {
-    let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get"]
+    let asks = ["query-", "x-query-", "x-debug-query-", "qom-list", "qom-get", "trace-event-get-state"]
         .iter()
         .any(|begin| seen.name.starts_with(begin));
     let tells = seen.arguments["command-line"].as_str().is_some_and(|line| line.starts_with("info "));

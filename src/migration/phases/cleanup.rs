@@ -22,7 +22,7 @@ use crate::{
         work_order::Route,
     },
     progress::{Ending, RunsOn, Side, describe},
-    qemu::{Process, ProcessError, reply::RunState},
+    qemu::{Process, ProcessError, reply::RunState, trace_events},
     storage::mirror::{mirror_job, write_histogram},
 };
 use qapi::qmp;
@@ -84,23 +84,33 @@ pub(crate) async fn tidy(
         match effect {
             Effect::SocketFile(path) => attempt.leftovers.extend(remove_socket(path)),
             // a source that quits takes its settings with it
-            Effect::Tuned { side: Side::Source, .. } | Effect::WriteTimes(_) if !context.settings.keep_source => {}
+            Effect::Tuned { side: Side::Source, .. }
+            | Effect::Traced { side: Side::Source, .. }
+            | Effect::WriteTimes(_)
+                if !context.settings.keep_source => {}
             Effect::WriteTimes(device) => match write_histogram::remove(source, device).await {
                 Ok(left) => left.into_iter().for_each(|words| report.warn("cleanup", words)),
                 Err(error) => problems.push(error),
             },
-            Effect::Tuned { side: Side::Destination, .. } if runs_on == RunsOn::None => {}
+            Effect::Tuned { side: Side::Destination, .. } | Effect::Traced { side: Side::Destination, .. }
+                if runs_on == RunsOn::None => {}
+            Effect::Traced { side, events } => {
+                let switched = insist(context, pair, *side, |process| {
+                    let events = events.clone();
+                    Box::pin(async move { trace_events::switch(process, &events, false).await })
+                });
+                let switched = switched.await;
+                attempt.leftovers.extend(unless_ended(pair, effect, switched.as_ref().err()).await);
+                problems.extend(switched.err());
+            }
             Effect::Tuned { side, before } => {
                 let restored = insist(context, pair, *side, |process| {
                     let before = before.clone();
                     Box::pin(async move { apply::restore(process, &before).await })
                 });
-                if let Err(error) = restored.await {
-                    if !pair.side(*side).has_ended().await {
-                        attempt.leftovers.extend(hidden_leftover(pair, effect, &error));
-                    }
-                    problems.push(error);
-                }
+                let restored = restored.await;
+                attempt.leftovers.extend(unless_ended(pair, effect, restored.as_ref().err()).await);
+                problems.extend(restored.err());
             }
             Effect::NbdServer | Effect::Mirror(_) | Effect::Stopped | Effect::Incoming | Effect::Migrate => {}
         }
@@ -109,6 +119,15 @@ pub(crate) async fn tidy(
         report.warn("cleanup", describe(&problem));
     }
     Ok(End { ending: Ending::Moved, runs_on, reason: None })
+}
+
+/// What an effect leaves that could not be undone; nothing where it was undone, or has ended with its QEMU.
+async fn unless_ended(pair: &QemuPair, effect: &Effect, error: Option<&ProcessError>) -> Option<String> {
+    let error = error?;
+    match pair.side(effect.traits().side).has_ended().await {
+        true => None,
+        false => hidden_leftover(pair, effect, error),
+    }
 }
 
 /// Whether a destination that is lost is proved to have ended without having run the guest, as that of a guest that

@@ -6,7 +6,7 @@
 //! and the capabilities right behind it. An effect that QEMU refused is no effect: undoing it would undo what somebody
 //! else did.
 
-use super::second_look;
+use super::{device_times, second_look};
 use crate::{
     codes::{FailureCode, FindingCode},
     memory::{
@@ -72,6 +72,7 @@ pub(super) async fn start_memory<'a>(
     order: &'a WorkOrder,
     attempt: &mut Attempt,
 ) -> Result<Confirmation<'a>, Failure> {
+    device_times::switch_on(context, qemus, attempt).await?;
     second_look::before_memory(qemus, order).await?;
     listen(context, &qemus.destination, order, attempt).await?;
     send(context, &qemus.source, order, attempt).await?;

@@ -2,12 +2,14 @@
 //!
 //! `convergence` is the phases `storage` and `memory`, which may overlap; `guest_watch`, `image_flush`, `memory_start`,
 //! `mirrors`, `sampling` and `second_look` are parts of it, `controller_record` is one of it and of `switchover`, and
-//! `write_times` is one of it and of `cleanup`. No other phase knows another.
+//! `write_times` is one of it and of `cleanup`; `device_times` is one of `memory_start` and of the engine's end. No
+//! other phase knows another.
 
 pub(super) mod announcement;
 pub(super) mod cleanup;
 mod controller_record;
 pub(super) mod convergence;
+pub(super) mod device_times;
 pub(super) mod guest_watch;
 pub(super) mod handover;
 mod image_flush;

@@ -34,7 +34,7 @@ use crate::{
         work_order::Route,
     },
     progress::{Ending, LedgerMark, Phase, Reporter, RunsOn, Side, describe},
-    qemu::{Process, ProcessError, reply::MigrationStatus},
+    qemu::{Process, ProcessError, reply::MigrationStatus, trace_events},
     storage::{
         mirror::{export, pivot, write_histogram},
         model::layout::DiskPair,
@@ -340,7 +340,11 @@ impl WayBack<'_> {
                 // a mirror that the route does not know is found among the leftovers, by its name
                 None => Ok(()),
             },
-            Effect::NbdServer | Effect::Tuned { side: Side::Destination, .. } if destination.has_ended().await => {
+            Effect::NbdServer
+            | Effect::Tuned { side: Side::Destination, .. }
+            | Effect::Traced { side: Side::Destination, .. }
+                if destination.has_ended().await =>
+            {
                 Ok(())
             }
             Effect::NbdServer if self.has_disk_on_destination().await => {
@@ -364,6 +368,9 @@ impl WayBack<'_> {
                 Ok(())
             }
             Effect::Incoming => return self.end_destination().await,
+            Effect::Traced { side, events } => {
+                allow_refusal(trace_events::switch(self.pair.side(*side), events, false).await)
+            }
             Effect::WriteTimes(device) => {
                 let removed = write_histogram::remove(source, device).await;
                 allow_refusal(removed.map(|left| left.into_iter().for_each(|why| self.report.warn("not-undone", why))))
