@@ -8,6 +8,7 @@ mod blackout;
 mod budget;
 mod converge;
 mod copies;
+mod devices;
 mod ideal;
 mod link;
 mod moves;
@@ -33,7 +34,7 @@ const MIB: u64 = 1 << 20;
 type Bench = fn(&Path) -> Result<bool>;
 
 /// The parts of the bench, in this order.
-const PARTS: [(&str, Bench); 9] = [
+const PARTS: [(&str, Bench); 10] = [
     ("blackout", blackout::bench),
     ("budget", budget::bench),
     ("preflight", preflight::bench),
@@ -43,6 +44,7 @@ const PARTS: [(&str, Bench); 9] = [
     ("converge", converge::bench),
     ("predict", predict::bench),
     ("observers", observers::bench),
+    ("devices", devices::bench),
 ];
 
 /// Parts of other parts, which can be run alone.
