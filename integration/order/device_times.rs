@@ -223,6 +223,21 @@ async fn no_trouble_with_the_events_ends_a_migration() {
     assert!(run.outcome.leftovers.iter().any(|left| left.contains("vmstate_downtime_")), "{run:?}");
 }
 
+/// A monitor that closes at one of the commands is a lost monitor, as at any other.
+#[tokio::test(start_paused = true)]
+async fn a_monitor_that_closes_at_the_events_ends_soundly() {
+    for side in [Source, Destination] {
+        for command in [GET, SET] {
+            let mut pair = traced(&BEFORE);
+            pair.model.on(side, command, |_| vec![AnswerStep::Close]);
+            let run = pair.model.migrate().await;
+            sound(&pair.model, &run, command);
+            assert_ne!(run.outcome.outcome, Ending::Moved, "{side} {command}: {run:?}");
+            assert_eq!(run.count("source: migrate"), 0, "{side} {command}: {run:?}");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn events_are_left_alone_where_nobody_wants_the_times() {
     let mut pair = traced(&BEFORE);

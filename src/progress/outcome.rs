@@ -338,7 +338,8 @@ pub struct Outcome {
     #[serde(default, deserialize_with = "known")]
     pub ledger_clock: Option<LedgerClock>,
     /// How long QEMU took for each device while the guest stood still, in QEMU's order, the source's first. The times
-    /// of both sides overlap, and lie in the ledger's span [`DeviceTime::SPAN`]. Empty where QEMU does not tell.
+    /// of both sides overlap, and lie in the ledger's span [`DeviceTime::SPAN`]. Empty where QEMU does not tell; of
+    /// more than 256 of a side those that took least are one, `(N others)`.
     #[serde(default)]
     pub devices: Vec<DeviceTime>,
     /// Why the times of a side's devices are not known, in one sentence; `None` where they are, and where the migration

@@ -35,7 +35,7 @@ pub enum NoLogFile {
     #[error("writes its log to {0}")]
     NoFile(&'static str),
     /// The file of `-D` is not open.
-    #[error("has its log {0} not open")]
+    #[error("does not have the log {0} of its command line open")]
     NotOpen(String),
     /// The file cannot be opened, or the process cannot be looked at.
     #[error("has a log that cannot be read ({0})")]
@@ -71,7 +71,8 @@ impl LogFile {
                 if fs::metadata(seen_by(pid, &name)).is_ok_and(|data| !data.is_file()) {
                     return Err(NoLogFile::NoFile(kind_of(Path::new(&name))));
                 }
-                find_open(pid, &root, &name).ok_or(NoLogFile::NotOpen(name))?
+                let open = find_open(pid, &root, &name).map_err(NoLogFile::Unreadable)?;
+                open.ok_or(NoLogFile::NotOpen(name))?
             }
             None => root.join("fd/2"),
         };
@@ -174,22 +175,22 @@ fn with_pid(name: &str, pid: u32) -> String {
 
 /// The descriptor of a process that is the file of this name. A QEMU that made itself a daemon has another working
 /// directory since, so the only open file whose path ends alike counts as well.
-fn find_open(pid: u32, root: &Path, name: &str) -> Option<PathBuf> {
+fn find_open(pid: u32, root: &Path, name: &str) -> io::Result<Option<PathBuf>> {
     let id = |data: &Metadata| (data.dev(), data.ino());
     let wanted = fs::metadata(seen_by(pid, name)).ok().map(|data| id(&data));
     let mut alike = Vec::new();
-    for entry in fs::read_dir(root.join("fd")).ok()?.flatten().take(DESCRIPTORS) {
+    for entry in fs::read_dir(root.join("fd"))?.flatten().take(DESCRIPTORS) {
         let Some(data) = fs::metadata(entry.path()).ok().filter(Metadata::is_file) else { continue };
         if wanted == Some(id(&data)) {
-            return Some(entry.path());
+            return Ok(Some(entry.path()));
         }
         if fs::read_link(entry.path()).is_ok_and(|path| path.ends_with(name.trim_start_matches("./"))) {
             alike.push((id(&data), entry.path()));
         }
     }
     alike.dedup_by_key(|(id, _)| *id);
-    let (_, only) = alike.pop().filter(|_| alike.is_empty())?;
-    Some(only)
+    let only = alike.pop().filter(|_| alike.is_empty());
+    Ok(only.map(|(_, path)| path))
 }
 
 /// What a descriptor is that is no file, by its link in `/proc`.

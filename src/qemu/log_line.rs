@@ -5,14 +5,16 @@
 //! begins with `THREAD@SECONDS:` up to 10.0 and with a date and a blank from 11.1 on, and else with the event's name.
 
 use crate::progress::{DevicePhase, DeviceTime, Side};
-use std::collections::BTreeSet;
+use std::{cmp::Reverse, collections::BTreeSet};
 
 /// The longest line that is read, in bytes: QEMU's name of a device has at most 256.
 pub const LOG_LINE: usize = 1024;
 /// The longest name of a device that is kept, in bytes.
 const NAME: usize = 256;
-/// The most devices of one side; one with more has left many of them without a word.
-const DEVICES: usize = 1024;
+/// The most devices of one side that are read: each vCPU is four or so.
+const DEVICES: usize = 8192;
+/// The most devices of one side that are told one by one.
+const TOLD: usize = 256;
 
 /// What a line tells of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,9 +110,30 @@ impl DeviceLines {
         self.doubtful
     }
 
-    /// The devices in QEMU's order; `None` where lines of another QEMU are among them.
+    /// The devices in QEMU's order; `None` where lines of another QEMU are among them. Where there are very many, those
+    /// that took least are one, which says how many.
     pub fn told(self) -> Option<Vec<DeviceTime>> {
-        (!self.doubtful).then_some(self.found)
+        let Self { side, mut found, doubtful, .. } = self;
+        if doubtful {
+            return None;
+        }
+        if found.len() > TOLD {
+            let mut numbers: Vec<usize> = (0..found.len()).collect();
+            numbers.sort_by_key(|number| Reverse(found[*number].us));
+            let longest: BTreeSet<usize> = numbers[..TOLD].iter().copied().collect();
+            let others = &numbers[TOLD..];
+            let us = others.iter().fold(0u64, |sum, number| sum.saturating_add(found[*number].us));
+            let device = format!("({} others)", others.len());
+            let others = DeviceTime { side, phase: found[0].phase, device, instance: 0, iterable: false, us };
+            found = found
+                .into_iter()
+                .enumerate()
+                .filter(|(number, _)| longest.contains(number))
+                .map(|(_, one)| one)
+                .collect();
+            found.push(others);
+        }
+        Some(found)
     }
 }
 
@@ -213,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_devices_the_longest_are_told() {
+        let mut read = DeviceLines::new(Side::Destination);
+        for number in 0..TOLD + 3 {
+            let us = if number % 2 == 0 { 10 } else { 20 };
+            let line = format!("vmstate_downtime_load type=non-iterable idstr=cpu instance_id={number} downtime={us}");
+            read.take(&read_device_line(&line).unwrap(), |_| false);
+        }
+        let told = read.told().unwrap();
+        assert_eq!((told.len(), told[0].instance, told[1].instance), (TOLD + 1, 0, 1));
+        assert_eq!((told[TOLD].device.as_str(), told[TOLD].us), ("(3 others)", 30));
+        assert_eq!(told.iter().map(|one| one.us).sum::<u64>(), (TOLD as u64 + 2) / 2 * 30 + 10);
+    }
+
+    #[test]
     fn a_hostile_log_costs_bounded_memory() {
         let mut read = DeviceLines::new(Side::Source);
         for number in 0..10 * DEVICES {
@@ -221,6 +258,6 @@ mod tests {
             read.take(&read_device_line(&line).unwrap(), |_| false);
         }
         assert_eq!(read.known.len(), DEVICES);
-        assert_eq!(read.told().map(|told| told.len()), Some(DEVICES));
+        assert_eq!(read.told().map(|told| told.len()), Some(TOLD + 1));
     }
 }

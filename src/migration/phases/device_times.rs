@@ -80,8 +80,7 @@ async fn find(process: &Process) -> Result<FoundLog, UnknownTimes> {
     let log = match timeout(FILES, spawn_blocking(move || LogFile::find(pid))).await {
         Ok(Ok(Ok(log))) if !peer.has_died() => log,
         Ok(Ok(Err(why))) => {
-            let wants_file = matches!(why, NoLogFile::NoFile(_) | NoLogFile::NotOpen(_));
-            return Err(unknown(&why.to_string(), wants_file));
+            return Err(unknown(&why.to_string(), matches!(why, NoLogFile::NoFile(_))));
         }
         _ => return Err(unknown(SLOW, false)),
     };
