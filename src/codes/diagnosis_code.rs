@@ -70,12 +70,15 @@ diagnosis_codes! {
     MirrorStalledIdle = "mirror-stalled-idle": "A mirror copies nothing, though it is not paused and not done.",
     MirrorStarved = "mirror-starved": "A mirror does not gain on its guest's writes.",
     MirrorNotReady = "mirror-not-ready": "RAM is done and waits for a mirror that still copies.",
+    Ownerless = "ownerless": "The migration waits for a decision, and no program that could take it is connected.",
     ControllerWaits = "controller-waits": "The migration is over and the guest runs on the source, while mirrors are kept for it.",
     LeftoverJob = "leftover-job": "A job, a node or a bitmap of an earlier try is left.",
     ExportLeftOpen = "export-left-open": "A writable NBD export is left on the destination.",
     DowntimeTooSmall = "downtime-too-small": "QEMU would have to stop the guest for longer than its downtime limit lets it.",
     BandwidthCapped = "bandwidth-capped": "RAM does not converge, because a limit holds its bandwidth down.",
     NotConverging = "not-converging": "The guest dirties RAM faster than the channel carries it.",
+    NetworkUnannounced = "network-unannounced": "The guest has arrived, and its network has not been told where it is now.",
+    GuestIoStalled = "guest-io-stalled": "The guest waits for its disk: requests that QEMU has taken do not complete.",
 }
 
 impl fmt::Display for DiagnosisCode {

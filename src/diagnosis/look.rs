@@ -22,6 +22,8 @@ pub(super) struct MonitorLook {
     pub(super) concluded: Vec<ConcludedJob>,
     /// The ids of the exports of `query-block-exports`.
     pub(super) exports: Vec<ExportLook>,
+    /// `query-chardev`, which tells of each monitor whether a client is connected.
+    pub(super) chardevs: Vec<CharDeviceLook>,
 }
 
 /// An element of `query-block-jobs`. Sizes in bytes.
@@ -55,6 +57,7 @@ impl MonitorLook {
                 self.concluded = jobs.into_iter().filter(|job| job.status == "concluded").collect();
             }
             "query-block-exports" => self.exports = list(answer),
+            "query-chardev" => self.chardevs = list(answer),
             _ => return false,
         }
         true
@@ -92,6 +95,15 @@ pub(super) struct ExportLook {
     pub(super) node_name: String,
     #[serde(rename = "type")]
     pub(super) kind: String,
+}
+
+/// An element of `query-chardev`: a character device, such as the socket of a monitor.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(super) struct CharDeviceLook {
+    pub(super) label: String,
+    /// What it is connected with; begins with `disconnected:` where it is a socket without a client.
+    pub(super) filename: String,
 }
 
 /// A node of the block graph, as far as a remedy names it.

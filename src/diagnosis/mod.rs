@@ -7,6 +7,7 @@
 mod cause;
 #[cfg(feature = "cli")]
 mod foreign;
+mod guest_queues;
 mod look;
 mod pair;
 mod process;

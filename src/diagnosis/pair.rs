@@ -3,6 +3,7 @@
 //! Pure.
 
 use super::{
+    guest_queues::QueueLook,
     look::{JobLook, MonitorLook, NodeLook, YankLook, list},
     process::{ConnectionLook, ConnectionState, MonitorHolders, ProcessLook},
 };
@@ -15,7 +16,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 /// The least time over which a status that does not change counts as kept. Each of the states in which a migration can
 /// be stuck passes in a fraction of a second where nothing is wrong.
-const KEPT: Duration = Duration::from_secs(2);
+pub(super) const KEPT: Duration = Duration::from_secs(2);
+/// The base class of network controllers in PCI.
+const NETWORK: u64 = 2;
 /// The part of its limit above which a rate counts as held down by the limit.
 pub(super) const AT_LIMIT: f64 = 0.85;
 
@@ -84,6 +87,14 @@ pub(super) struct SideLooks {
     pub(super) earlier: Option<(ProcessLook, Duration)>,
     /// Whether QEMU's own monitor has greeted without out-of-band execution.
     pub(super) lacks_oob: bool,
+    /// Whether the monitor's one client is the program that looks, and no other program in between.
+    pub(super) is_direct: bool,
+    /// Whether another client waits for the monitor while this one has it.
+    pub(super) is_wanted: bool,
+    /// Looks at the queues of the guest's disks, the time since the first look with each.
+    pub(super) queues: Vec<(Duration, Vec<QueueLook>)>,
+    /// Whether the machine has a network card; looked for where QEMU announces nothing by itself.
+    pub(super) has_network_card: bool,
 }
 
 impl SideLooks {
@@ -102,6 +113,10 @@ impl SideLooks {
             process: None,
             earlier: None,
             lacks_oob: false,
+            is_direct: false,
+            is_wanted: false,
+            queues: Vec::new(),
+            has_network_card: false,
         }
     }
 
@@ -116,6 +131,7 @@ impl SideLooks {
             "query-migrate-parameters" => self.parameters = answer.as_object().cloned().unwrap_or_default(),
             "query-yank" => self.yanks = list(answer),
             "query-named-block-nodes" => self.nodes = list(answer),
+            "query-pci" => self.has_network_card = has_network_card(answer),
             _ => {}
         }
     }
@@ -197,6 +213,11 @@ impl SideLooks {
         jobs.map(JobLook::remaining).collect()
     }
 
+    /// Whether QEMU has been told to announce nothing where a guest arrives.
+    pub(super) fn announces_nothing(&self) -> bool {
+        self.parameter("announce-rounds") == Some(0)
+    }
+
     /// A parameter of migrations that is a number.
     pub(super) fn parameter(&self, name: &str) -> Option<u64> {
         self.parameters.get(name).and_then(Value::as_u64)
@@ -234,6 +255,25 @@ impl SideLooks {
     pub(super) fn receives(&self) -> bool {
         self.looks.iter().any(|look| look.run == Some(RunState::InMigrate))
     }
+}
+
+/// Whether an answer to `query-pci`, or a part of one, has a device of the class of network cards.
+fn has_network_card(answer: &Value) -> bool {
+    // behind bridges there are further devices; QEMU nests them to any depth
+    let mut left = vec![answer];
+    while let Some(part) = left.pop() {
+        match part {
+            Value::Array(parts) => left.extend(parts),
+            Value::Object(members) => {
+                if part["class_info"]["class"].as_u64().is_some_and(|class| class >> 8 == NETWORK) {
+                    return true;
+                }
+                left.extend(members.values());
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 /// A migration.

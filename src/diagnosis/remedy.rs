@@ -91,7 +91,9 @@ impl RemedyCommand {
     fn through_libvirt(&self) -> LibvirtRemedy {
         match &*self.name {
             "migrate_cancel" => LibvirtRemedy::AbortJob,
-            "block-job-resume" | "block-job-set-speed" | "migrate-set-parameters" => LibvirtRemedy::Send,
+            "block-job-resume" | "block-job-set-speed" | "migrate-set-parameters" | "announce-self" => {
+                LibvirtRemedy::Send
+            }
             _ if self.oob => LibvirtRemedy::Refuse("libvirt passes no command on out of band"),
             _ => LibvirtRemedy::Refuse(
                 "libvirt counts this domain's jobs and exports itself: virsh domjobabort ends its migration with all of them",

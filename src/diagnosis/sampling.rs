@@ -3,6 +3,7 @@
 //! Asks only; a side that does not answer is asked once out of band, and not again. Each question has a deadline.
 
 use super::{
+    guest_queues,
     look::{MonitorLook, bound, list},
     pair::{MonitorReach, PairLooks, SideLooks},
     process::{MonitorHolders, ProcessLook},
@@ -49,7 +50,8 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The commands of a look. A look without the answers to the first two is none.
-const LOOKED_AT: [&str; 5] = ["query-status", "query-migrate", "query-block-jobs", "query-jobs", "query-block-exports"];
+const LOOKED_AT: [&str; 6] =
+    ["query-status", "query-migrate", "query-block-jobs", "query-jobs", "query-block-exports", "query-chardev"];
 const NEEDED: usize = 2;
 /// The commands whose answers change rarely.
 pub(super) const ONCE: [&str; 4] =
@@ -197,7 +199,11 @@ async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
     let (met, pid) = meet(at, QmpOptions::labelled(name.as_str())).await;
     let first = known.or_else(|| pid.and_then(look));
     let mut seen = match met {
-        Ok(client) => ask(name, &client, lasting, Patience::with(at)).await,
+        Ok(client) => {
+            let mut seen = ask(name, &client, lasting, Patience::with(at)).await;
+            (seen.is_direct, seen.is_wanted) = (is_direct(at), is_wanted(at));
+            seen
+        }
         Err(reach) => {
             // the process of a monitor that is silent is looked at twice as well
             if first.is_some() {
@@ -210,6 +216,16 @@ async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
         again(&mut seen, first, began);
     }
     seen
+}
+
+/// Whether nothing lies between this program and QEMU but the kernel, or ssh.
+pub(super) fn is_direct(at: &ObservedMonitor) -> bool {
+    matches!(at, ObservedMonitor::Endpoint(Endpoint::Address(_)))
+}
+
+/// Whether another client waits for this monitor, which serves one at a time.
+pub(super) fn is_wanted(at: &ObservedMonitor) -> bool {
+    matches!(at, ObservedMonitor::Endpoint(endpoint) if MonitorHolders::is_waited_for(endpoint))
 }
 
 /// Connects. A queue of clients that is full, as where a manager calls again and again, is waited for.
@@ -284,6 +300,7 @@ async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Pati
     seen.lacks_oob = !patience.passed_on && client.greeting().is_some_and(|greeting| !greeting.offers_oob());
     let mut events = client.subscribe();
     let began = Instant::now();
+    let mut disks = Vec::new();
     loop {
         let at = began.elapsed();
         match look(client, at, patience).await {
@@ -296,10 +313,19 @@ async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Pati
                 return seen;
             }
         }
+        let is_last = began.elapsed() >= lasting;
         if seen.looks.len() == 1 {
             once(client, &mut seen, patience).await;
+            // each question through libvirt is a call of virsh
+            if !patience.passed_on {
+                disks = guest_queues::find(client, patience.answer).await;
+            }
         }
-        if began.elapsed() >= lasting {
+        if seen.looks.len() == 1 || is_last {
+            let at = began.elapsed();
+            seen.queues.push((at, guest_queues::look(client, &disks, patience.answer).await));
+        }
+        if is_last {
             return seen;
         }
         count(&mut events, &mut seen, began + at + PAUSE).await;
@@ -355,6 +381,14 @@ pub(super) async fn look(client: &QmpClient, at: Duration, patience: Patience) -
 async fn once(client: &QmpClient, seen: &mut SideLooks, patience: Patience) {
     let requests = ONCE.into_iter().map(QmpRequest::named);
     ask_for(client, requests.chain([nodes()]), patience, |name, answer| seen.take(name, answer)).await;
+    if seen.announces_nothing() {
+        ask_for(client, cards(), patience, |name, answer| seen.take(name, answer)).await;
+    }
+}
+
+/// The question for the machine's devices, among which its network cards are.
+pub(super) fn cards() -> impl Iterator<Item = QmpRequest> {
+    std::iter::once(QmpRequest::named("query-pci"))
 }
 
 /// Asks for several things at once. What is not answered is left out.

@@ -5,11 +5,12 @@
 //! as they like: what comes meanwhile is kept within bounds, and a QEMU never waits for it.
 
 use super::{
+    guest_queues,
     pair::MonitorReach,
     process::ProcessLook,
     sampling::{
-        DiagnosisError, ONCE, ONE_SIDE, Patience, ask_for, look, meet, nodes, not_passed_on, notes, unanswered,
-        unseen_of, version,
+        DiagnosisError, ONCE, ONE_SIDE, Patience, ask_for, cards, is_direct, is_wanted, look, meet, nodes,
+        not_passed_on, notes, unanswered, unseen_of, version,
     },
     way_in::ObservedMonitor,
     window::{SideWindow, WatchSnapshot, WatchedCourse},
@@ -132,7 +133,7 @@ impl SideWatch {
             let options = QmpOptions { max_line: LINE, max_event: EVENT, ..QmpOptions::labelled(label.as_str()) };
             let (met, pid) = meet(&side, options).await;
             match met {
-                Ok(client) => self.follow(&client, pid).await,
+                Ok(client) => self.follow(&side, &client, pid).await,
                 Err(reach) => {
                     let process = pid.and_then(ProcessLook::read);
                     self.window().side().process = process;
@@ -148,13 +149,21 @@ impl SideWatch {
     }
 
     /// Looks until the monitor closes.
-    async fn follow(&self, client: &QmpClient, pid: Option<u32>) {
-        self.window().side().version = version(client);
+    async fn follow(&self, at: &ObservedMonitor, client: &QmpClient, pid: Option<u32>) {
+        {
+            let mut window = self.window();
+            let side = window.side();
+            (side.version, side.is_direct) = (version(client), is_direct(at));
+        }
+        let disks = match self.patience.passed_on {
+            true => Vec::new(),
+            false => guest_queues::find(client, self.patience.answer).await,
+        };
         let mut events = client.subscribe();
         let mut asked: Option<(Instant, BTreeSet<String>)> = None;
         loop {
-            let at = self.began.elapsed();
-            match look(client, at, self.patience).await {
+            let now = self.began.elapsed();
+            match look(client, now, self.patience).await {
                 Ok(look) => {
                     let jobs: BTreeSet<String> = look.mirrors.iter().map(|job| job.device.clone()).collect();
                     self.window().look(look);
@@ -162,6 +171,11 @@ impl SideWatch {
                     let is_new = asked.as_ref().is_none_or(|(_, before)| *before != jobs);
                     if is_new || asked.as_ref().is_some_and(|(then, _)| then.elapsed() >= RARELY) {
                         self.ask_rarely(client, pid, is_new).await;
+                        let queues = guest_queues::look(client, &disks, self.patience.answer).await;
+                        let is_wanted = is_wanted(at);
+                        let mut window = self.window();
+                        window.side().is_wanted = is_wanted;
+                        window.queues(self.began.elapsed(), queues);
                         asked = Some((Instant::now(), jobs));
                     }
                 }
@@ -179,7 +193,7 @@ impl SideWatch {
                 window.side().process = process;
                 return window.lost(MonitorReach::Gone { words });
             }
-            self.collect(&mut events, self.began + at + PAUSE).await;
+            self.collect(&mut events, self.began + now + PAUSE).await;
         }
     }
 
@@ -187,6 +201,9 @@ impl SideWatch {
     async fn ask_rarely(&self, client: &QmpClient, pid: Option<u32>, graph: bool) {
         let requests = ONCE.into_iter().map(QmpRequest::named).chain(graph.then(nodes));
         ask_for(client, requests, self.patience, |name, answer| self.window().side().take(name, answer)).await;
+        if graph && self.window().side().announces_nothing() {
+            ask_for(client, cards(), self.patience, |name, answer| self.window().side().take(name, answer)).await;
+        }
         let process = pid.and_then(ProcessLook::read);
         self.window().side().process = process;
     }

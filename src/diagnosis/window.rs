@@ -6,6 +6,7 @@
 //! Pure.
 
 use super::{
+    guest_queues::QueueLook,
     look::MonitorLook,
     pair::{MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
@@ -92,10 +93,19 @@ impl SideWindow {
         self.errors.retain(|(then, _)| !old(*then));
     }
 
+    /// Takes in what the queues of the guest's disks look like.
+    pub(super) fn queues(&mut self, at: Duration, queues: Vec<QueueLook>) {
+        let kept = &mut self.looks.queues;
+        kept.push((at, queues));
+        let gone = kept.iter().take_while(|(then, _)| at.saturating_sub(*then) > WINDOW).count();
+        kept.drain(..gone.min(kept.len().saturating_sub(2)));
+    }
+
     /// Takes in that the side cannot be looked at. What it said before is nothing that it says now.
     pub(super) fn lost(&mut self, reach: MonitorReach) {
         self.looks.reach = reach;
         self.looks.looks.clear();
+        self.looks.queues.clear();
         self.errors.clear();
     }
 

@@ -9,6 +9,7 @@ mod open_files;
 mod process_look;
 mod socket_owners;
 mod socket_peers;
+mod tap_counters;
 mod tcp_table;
 mod threads;
 mod unix_table;
@@ -18,5 +19,7 @@ pub(super) use open_files::OpenFileLook;
 pub(super) use process_look::ProcessLook;
 pub(super) use socket_owners::{ProgramLook, SocketPeer};
 pub(super) use socket_peers::UnixConnectionLook;
+#[cfg(test)]
+pub(super) use tap_counters::TapLook;
 pub(super) use tcp_table::{ConnectionLook, ConnectionState, TcpTimer};
 pub(super) use threads::ThreadLook;

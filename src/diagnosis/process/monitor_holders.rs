@@ -54,6 +54,24 @@ impl MonitorHolders {
         }
     }
 
+    /// Whether a client waits to be accepted at a monitor of this host; `false` where that cannot be seen.
+    pub(in crate::diagnosis) fn is_waited_for(at: &Endpoint) -> bool {
+        match at {
+            Endpoint::Address(Address::Unix(path)) => {
+                let file = fs::metadata(path).map(|data| data.ino()).ok();
+                let sockets = unix_sockets().unwrap_or_default();
+                sockets.iter().any(|socket| !socket.connected && is_at(socket, path, file) && socket.waiting > 0)
+            }
+            Endpoint::Address(Address::Tcp { host, port }) if is_local(host) => {
+                // the kernel counts the clients of a socket that listens where it counts the bytes of others
+                tcp_connections(Path::new("/proc/self")).iter().any(|socket| {
+                    socket.state == ConnectionState::Listening && socket.local_port == *port && socket.unread > 0
+                })
+            }
+            _ => false,
+        }
+    }
+
     /// The processes of these sockets. This process's own connection may have been accepted by a QEMU that hangs later.
     fn of(clients: &BTreeSet<u64>, elsewhere: Vec<String>) -> Self {
         let owners = SocketOwners::find(clients);
@@ -143,7 +161,9 @@ mod tests {
         let client = UnixStream::connect(&path).expect("a client");
         let at = Endpoint::from(Address::unix(&path).expect("an address"));
         assert_eq!(MonitorHolders::find(&at).accepted, Some(0));
+        assert!(MonitorHolders::is_waited_for(&at));
         let accepted = listener.accept().expect("a connection");
+        assert!(!MonitorHolders::is_waited_for(&at));
         let found = MonitorHolders::find(&at);
         assert_eq!((found.accepted, found.programs.len()), (Some(0), 0), "{found:?}");
         drop((client, accepted));
@@ -151,6 +171,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
         let port = listener.local_addr().expect("an address").port();
         let client = TcpStream::connect(("127.0.0.1", port)).expect("a client");
+        let at = Endpoint::from(Address::Tcp { host: "127.0.0.1".to_owned(), port });
+        assert!(MonitorHolders::is_waited_for(&at));
         let accepted = listener.accept().expect("a connection");
         let clients = accepted_on(&tcp_connections(Path::new("/proc/self")), port);
         assert_eq!(clients.len(), 1);

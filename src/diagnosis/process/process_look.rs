@@ -5,6 +5,7 @@ use super::{
     open_files::{OpenFileLook, open_files},
     socket_owners::sockets_of,
     socket_peers::{UnixConnectionLook, own_connections, with_peers},
+    tap_counters::{TapLook, taps},
     tcp_table::ConnectionLook,
     threads::{ThreadLook, held_by, is_frozen, thread, threads},
 };
@@ -25,6 +26,8 @@ pub(in crate::diagnosis) struct ProcessLook {
     pub(in crate::diagnosis) unix_connections: Vec<UnixConnectionLook>,
     /// The files and block devices that it has open.
     pub(in crate::diagnosis) files: Vec<OpenFileLook>,
+    /// The tap interfaces that it has open, which lead from the guest's network cards to the host's network.
+    pub(in crate::diagnosis) taps: Vec<TapLook>,
     /// The number of its descriptors.
     pub(in crate::diagnosis) descriptors: Option<usize>,
     /// Its command line, without secrets.
@@ -72,6 +75,7 @@ impl ProcessLook {
             Ok((files, count)) => (look.files, look.descriptors) = (files, Some(count)),
             Err(error) => look.hidden.push(root_is_told("the open images", error)),
         }
+        look.taps = taps(&root);
         match command_line(&root) {
             Ok(words) => look.command = words,
             Err(error) => look.hidden.push(root_is_told("the words of the command line", error)),

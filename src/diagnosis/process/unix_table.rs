@@ -48,6 +48,8 @@ pub(super) struct UnixSocket {
     pub(super) unread: u64,
     /// Bytes of its process that the other end has not read.
     pub(super) unsent: u64,
+    /// Clients that wait to be accepted, of a socket that listens.
+    pub(super) waiting: u64,
 }
 
 /// Asks the kernel for all unix sockets of this network namespace.
@@ -119,6 +121,7 @@ fn unix_socket(message: &[u8]) -> Option<UnixSocket> {
             QUEUES if found.connected => {
                 (found.unread, found.unsent) = (word(0).unwrap_or_default(), word(4).unwrap_or_default());
             }
+            QUEUES => found.waiting = word(0).unwrap_or_default(),
             _ => {}
         }
         rest = rest.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
@@ -173,7 +176,8 @@ mod tests {
         assert!(near.connected && far.connected && near.unsent > 0, "{near:?}");
         assert_eq!((far.unread, far.path.as_deref()), (7, path.to_str()));
         assert_eq!(of(inode(&waiting)).peer, None);
-        assert!(!of(inode(&listener)).connected);
+        let listens = of(inode(&listener));
+        assert!(!listens.connected && listens.waiting == 1, "{listens:?}");
     }
 
     proptest! {

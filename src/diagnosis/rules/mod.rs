@@ -6,11 +6,14 @@
 //!
 //! Pure.
 
+mod arrival;
 mod channel;
 mod failure;
 mod guest;
+mod guest_disks;
 mod memory;
 mod mirrors;
+mod ownerless;
 mod owners;
 mod process;
 mod reach;
@@ -28,11 +31,14 @@ pub(super) fn causes(looks: &PairLooks) -> Vec<Cause> {
         reach::rule,
         process::rule,
         owners::rule,
+        ownerless::rule,
         failure::rule,
         channel::rule,
         guest::rule,
         mirrors::rule,
         memory::rule,
+        arrival::rule,
+        guest_disks::rule,
     ];
     for rule in rules {
         rule(looks, &mut causes);
@@ -60,6 +66,7 @@ fn explain(causes: &mut [Cause]) {
         Code::CancellingStuck,
         Code::SetupBlocked,
         Code::WaitingForContinue,
+        Code::GuestIoStalled,
     ];
     for cause in causes.iter_mut().filter(|cause| follows.contains(&cause.code)) {
         cause.confidence = Confidence::Possible;

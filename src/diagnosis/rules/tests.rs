@@ -1,6 +1,8 @@
 //! The rules by table: for each cause what is seen, and for each pair of causes that look alike what tells them apart.
 
-use super::{super::look::*, super::pair::*, super::process::*, *};
+mod alike;
+
+use super::{super::guest_queues::QueueLook, super::look::*, super::pair::*, super::process::*, *};
 use crate::{
     progress::Side,
     qemu::reply::{MigrationInfo, RunState},
@@ -300,6 +302,9 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
             ),
             Code::ClockJump,
         ),
+        (unattended(steady("finish-migrate", status("pre-switchover"))), Code::Ownerless),
+        (arrived(&[("tap0", 0)], 5), Code::NetworkUnannounced),
+        (stalled_queue(&[1, 1], &[7, 7]), Code::GuestIoStalled),
     ];
     let mut named: Vec<Code> = Vec::new();
     for (looks, code) in &cases {
@@ -319,6 +324,36 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
 fn mirror_flood() -> PairLooks {
     let mut source = side("running", vec![json!({}); 7], |n| job(10 + n as u64, 100, &json!({})));
     source.job_errors = 5000;
+    only_source(source)
+}
+
+/// A source of whose two monitors this program has one, and nobody the other.
+fn unattended(mut source: SideLooks) -> PairLooks {
+    source.is_direct = true;
+    for look in &mut source.looks {
+        look.chardevs = list(&json!([{ "label": "m0", "filename": "unix:/qmp,server=on" },
+            { "label": "m1", "filename": "disconnected:unix:/watch,server=on" }]));
+    }
+    only_source(source)
+}
+
+/// A guest that has come to this side, with taps that have sent so many packets.
+fn arrived(taps: &[(&str, u64)], rounds: u64) -> PairLooks {
+    let mut side = steady("running", json!({ "status": "completed" }));
+    side.parameters.insert("announce-rounds".to_owned(), rounds.into());
+    let tap = |&(name, sent): &(&str, u64)| TapLook { name: name.to_owned(), sent };
+    side.process =
+        Some(ProcessLook { pid: 7, state: 'S', taps: taps.iter().map(tap).collect(), ..ProcessLook::default() });
+    only_source(side)
+}
+
+/// A guest's disk, with the requests under way and the count of the answered ones at looks that are 1.5 s apart.
+fn stalled_queue(in_flight: &[u64], answered: &[u64]) -> PairLooks {
+    let mut source = steady("running", json!({}));
+    for (number, (in_flight, answered)) in in_flight.iter().zip(answered).enumerate() {
+        let queue = QueueLook { device: "/disk0".to_owned(), queue: 0, in_flight: *in_flight, answered: *answered };
+        source.queues.push((Duration::from_millis(2500 * number as u64), vec![queue]));
+    }
     only_source(source)
 }
 
@@ -350,97 +385,6 @@ fn ram_that_is_rewritten_within_a_pass_does_not_converge_whenever_it_is_looked_a
             Some(&DiagnosisCode::NotConverging)
         );
     }
-}
-
-/// For each pair of a group that looks alike: what tells them apart, in both directions.
-#[test]
-fn causes_that_look_alike_are_told_apart() {
-    use DiagnosisCode as Code;
-    let first = |looks: &PairLooks| causes(looks).first().map(|cause| (cause.code, cause.confidence));
-
-    // a channel that carries nothing: a queue that is full, and one that is not seen
-    let mut dead = steady("running", ram(100, 300, 0, 2, 300));
-    dead.process = Some(connection(65_536, ConnectionState::Established));
-    assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Certain)));
-    dead.process = None;
-    assert_eq!(first(&only_source(dead.clone())), Some((Code::LinkDead, Confidence::Likely)));
-    // a channel that takes nothing is no question of the switchover, which libvirt asks about in every migration
-    let mut asked = steady("running", ram(100, 0, 0, 2, 300));
-    asked.capabilities.insert("switchover-ack".to_owned());
-    asked.process = Some(connection(65_536, ConnectionState::Established));
-    assert_eq!(first(&only_source(asked.clone())), Some((Code::LinkDead, Confidence::Certain)));
-    asked.process = Some(connection(0, ConnectionState::Established));
-    assert_eq!(codes(&only_source(asked.clone())), [Code::SwitchoverNotAcked]);
-    // and where the connection is not seen, it may be either
-    asked.process = None;
-    assert_eq!(codes(&only_source(asked)), [Code::LinkDead, Code::SwitchoverNotAcked]);
-    // a way that passes small segments alone is possible only while next to nothing has been sent
-    let mut begun = steady("running", ram(2, 300, 0, 1, 300));
-    begun.process = dead.process.clone().or_else(|| Some(connection(65_536, ConnectionState::Established)));
-    assert_eq!(codes(&only_source(begun)), [Code::LinkDead, Code::Mtu]);
-    assert_eq!(codes(&only_source(dead.clone())), [Code::LinkDead]);
-    // a destination that is stopped explains the same silence
-    let mut stopped = waiting();
-    stopped.process = Some(ProcessLook { pid: 7, state: 'T', ..ProcessLook::default() });
-    let both = pair(dead, stopped);
-    assert_eq!(first(&both), Some((Code::ProcessStopped, Confidence::Certain)));
-    let follows =
-        causes(&both).into_iter().find(|cause| cause.code == Code::LinkDead).expect("the silence is told, too");
-    assert_eq!(follows.confidence, Confidence::Possible);
-
-    // a mirror that copies nothing: its queue is full, or empty
-    let mut stalled = side("running", vec![json!({}); 7], |_| job(10, 100, &json!({})));
-    stalled.nodes = vec![NodeLook {
-        node_name: "nbd0".to_owned(),
-        drv: "nbd".to_owned(),
-        file: "nbd://10.0.0.2:4444/disk".to_owned(),
-    }];
-    stalled.process = Some(connection(0, ConnectionState::Established));
-    assert_eq!(first(&only_source(stalled.clone())), Some((Code::MirrorStalledIdle, Confidence::Likely)));
-    stalled.process = Some(connection(4096, ConnectionState::Established));
-    assert_eq!(first(&only_source(stalled)), Some((Code::LinkDead, Confidence::Certain)));
-
-    // pre-switchover: the destination waits, or is gone
-    let stands = || steady("finish-migrate", json!({ "status": "pre-switchover" }));
-    assert_eq!(first(&pair(stands(), waiting())), Some((Code::WaitingForContinue, Confidence::Certain)));
-    let gone = SideLooks::new("d".to_owned(), MonitorReach::Gone { words: "nobody listens".to_owned() });
-    assert_eq!(first(&pair(stands(), gone)), Some((Code::DestinationGone, Confidence::Certain)));
-
-    // a guest that stands: its virtual CPUs have not stopped, or they have and QEMU waits for the manager
-    assert_eq!(codes(&only_source(steady("finish-migrate", ram(100, 1, 0, 4, 10))))[0], Code::VcpuNotStopping);
-    assert_eq!(codes(&only_source(stands())), [Code::WaitingForContinue]);
-
-    // a guest that has moved: the length of its blackout
-    for (downtime, found) in [(300, None), (4000, Some((Code::ClockJump, Confidence::Possible)))] {
-        let source = steady("postmigrate", json!({ "status": "completed", "downtime": downtime }));
-        assert_eq!(first(&pair(source, steady("running", json!({ "status": "completed" })))), found);
-    }
-
-    // setup: nobody answers the first segment, or a handshake waits
-    let mut setup = steady("running", json!({ "status": "setup" }));
-    setup.parameters.insert("tls-creds".to_owned(), "tls0".into());
-    assert_eq!(codes(&only_source(setup.clone())), [Code::Tls]);
-    setup.process = Some(connection(0, ConnectionState::SynSent));
-    assert_eq!(codes(&only_source(setup)), [Code::SetupBlocked]);
-
-    // a mirror that is paused by an error, or by a client
-    for (io_status, words) in [("nospace", "room"), ("failed", "storage"), ("ok", "client of QEMU")] {
-        let paused = |_| job(10, 100, &json!({ "paused": true, "status": "paused", "io-status": io_status }));
-        let found = causes(&only_source(side("running", vec![json!({}); 7], paused)));
-        let told = format!("{:?}", found.first());
-        assert!(found.len() == 1 && told.contains(words), "{told}");
-    }
-
-    // two guests that are not the same
-    let mut pair_of_guests = pair(steady("running", json!({})), steady("running", json!({})));
-    let mut name = |side: Side, uuid: &str| {
-        let seen = if side == Side::Source { &mut pair_of_guests.source } else { &mut pair_of_guests.destination };
-        seen.as_mut().expect("a side").uuid = Some(uuid.to_owned());
-        first(&pair_of_guests)
-    };
-    name(Side::Source, "a");
-    assert_eq!(name(Side::Destination, "a"), Some((Code::BothRunning, Confidence::Certain)));
-    assert_eq!(name(Side::Destination, "b"), None);
 }
 
 #[test]
