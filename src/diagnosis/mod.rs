@@ -18,6 +18,7 @@ mod remedy;
 mod report;
 mod rules;
 mod sampling;
+mod steady_causes;
 mod watching;
 mod way_in;
 mod window;

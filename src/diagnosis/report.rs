@@ -105,7 +105,11 @@ pub struct MirrorReport {
 
 impl Diagnosis {
     pub(super) fn of(looks: &PairLooks, unseen: Vec<String>) -> Self {
-        let causes = rules::causes(looks);
+        Self::with(looks, rules::causes(looks), unseen)
+    }
+
+    /// A diagnosis of these looks with these causes.
+    pub(super) fn with(looks: &PairLooks, causes: Vec<Cause>, unseen: Vec<String>) -> Self {
         let verdict = match causes.first() {
             Some(cause) => cause.code.meaning().to_owned(),
             None => healthy(looks),

@@ -10,6 +10,8 @@ use super::{
     look::MonitorLook,
     pair::{MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
+    rules,
+    steady_causes::SteadyCauses,
 };
 use crate::{
     codes::DiagnosisCode,
@@ -175,6 +177,7 @@ pub(super) struct WatchedCourse {
     swapped: bool,
     /// Whether the destination was seen to wait for a guest.
     waited: bool,
+    causes: SteadyCauses,
     /// The events STOP of the source and RESUME of the destination.
     stopped: Option<u64>,
     resumed: Option<u64>,
@@ -198,13 +201,12 @@ impl WatchedCourse {
         }
         events.sort_by_key(|event| event.at);
         events.iter().for_each(|event| self.follow(event));
-        let mut diagnosis = Diagnosis::of(&pair, unseen);
+        let moved = self.moved(&pair);
+        let mut causes = rules::causes(&pair);
+        causes.retain(|cause| !moved || cause.code != DiagnosisCode::SourceGone);
+        let mut diagnosis = Diagnosis::with(&pair, self.causes.settle(at, causes), unseen);
         if pair.sides().all(|(_, side)| side.reach == MonitorReach::NotAsked) {
             diagnosis.verdict = "Nothing has been looked at yet.".to_owned();
-        }
-        let moved = self.moved(&pair);
-        if moved {
-            diagnosis.causes.retain(|cause| cause.code != DiagnosisCode::SourceGone);
         }
         if moved && diagnosis.causes.is_empty() {
             diagnosis.verdict = "The guest has moved: it runs on the destination.".to_owned();
