@@ -3,7 +3,7 @@
 use super::{
     diagnose_options::Diagnose,
     exit::{failed, misused},
-    plain_text::sparkline,
+    plain_text::{folded, plain, sparkline},
     process_screen::{describe_process, line},
     recorded, render,
 };
@@ -18,6 +18,7 @@ use crate::{
     quantity::{Bytes, Rate},
     recording::{BoundedLines, RecordingReader, open_plain, read_foreign, read_line},
 };
+use ratatui::crossterm::terminal::size;
 use std::{
     fmt::Write,
     io::{self, IsTerminal, Read},
@@ -33,6 +34,9 @@ const HEAD: u64 = 1 << 20;
 const HEAD_LINES: usize = 8;
 /// The most columns of a sparkline.
 const COLUMNS: usize = 24;
+/// The columns in which lines are folded on a terminal: words must fit, and be read with ease.
+const LEAST_COLUMNS: usize = 40;
+const MOST_COLUMNS: usize = 120;
 
 /// Looks, and tells.
 pub(super) async fn run(options: &Diagnose) -> ExitCode {
@@ -105,7 +109,7 @@ fn is_transcript(path: &Path) -> io::Result<bool> {
 
 /// Shows a diagnosis; gives an exit code where that is not possible.
 fn tell(options: &Diagnose, diagnosis: &Diagnosis, began: Instant) -> Option<ExitCode> {
-    let text = screen(diagnosis);
+    let text = screen(diagnosis, terminal_columns());
     if options.json {
         let t_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         if let Err(error) = render::result("diagnosis", t_ms, diagnosis) {
@@ -170,7 +174,7 @@ fn address<'a>(options: &'a Diagnose, diagnosis: &Diagnosis, command: &RemedyCom
 }
 
 /// The screen: the verdict, evidence and remedies, and the sides in numbers.
-fn screen(diagnosis: &Diagnosis) -> String {
+fn screen(diagnosis: &Diagnosis, columns: Option<usize>) -> String {
     let mut text = format!("{}\n", diagnosis.verdict);
     for (number, cause) in diagnosis.causes.iter().enumerate() {
         describe_cause(&mut text, number + 1, cause);
@@ -179,13 +183,25 @@ fn screen(diagnosis: &Diagnosis) -> String {
     for (name, side) in sides.into_iter().filter_map(|(name, side)| Some((name, side.as_ref()?))) {
         describe_side(&mut text, name, side);
     }
+    if !diagnosis.unseen.is_empty() || !diagnosis.notes.is_empty() {
+        text.push('\n');
+    }
     for unseen in &diagnosis.unseen {
         line(&mut text, "not seen", unseen);
     }
     for note in &diagnosis.notes {
         line(&mut text, "note", note);
     }
-    text
+    match columns {
+        Some(columns) => folded(&plain(&text), columns),
+        None => text,
+    }
+}
+
+/// The width of the terminal that the screen goes to; `None` where that is none, and lines stay whole.
+fn terminal_columns() -> Option<usize> {
+    let (columns, _) = io::stdout().is_terminal().then(|| size().ok())??;
+    Some(usize::from(columns).clamp(LEAST_COLUMNS, MOST_COLUMNS))
 }
 
 fn describe_cause(text: &mut String, number: usize, cause: &Cause) {
@@ -208,6 +224,19 @@ fn describe_cause(text: &mut String, number: usize, cause: &Cause) {
     }
 }
 
+/// What there is to say of a monitor that does not answer, by the word for it.
+fn monitor_words(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "gone" => "nobody listens there",
+        "hangs" => "leaves commands unanswered",
+        "greets" => "greets, and answers nothing",
+        "silent" => "does not greet",
+        "withheld" => "libvirt does not pass the questions on",
+        "no-way" => "cannot be reached, which says nothing about QEMU",
+        _ => return None,
+    })
+}
+
 fn describe_side(text: &mut String, name: &str, side: &SideReport) {
     writeln!(text, "\n{name}: {}", side.address).ok();
     let version = side.version.as_ref().map(|version| format!("QEMU {version}"));
@@ -216,6 +245,9 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
     let process: Vec<String> = [version, pid, state].into_iter().flatten().collect();
     if !process.is_empty() {
         line(text, "process", &process.join(", "));
+    }
+    if let Some(words) = monitor_words(&side.monitor) {
+        line(text, "monitor", words);
     }
     if let Some(run) = &side.run_state {
         let migration = side.migration.as_deref().unwrap_or("none");
@@ -260,3 +292,6 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
         describe_process(text, process);
     }
 }
+
+#[cfg(test)]
+mod tests;

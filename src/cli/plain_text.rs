@@ -30,6 +30,49 @@ pub(super) fn one_line(text: &str) -> String {
     if end < text.len() { shown + "…" } else { shown }
 }
 
+/// The columns in which the words of a named line begin: `  evidence     `.
+const WORDS: usize = 15;
+
+/// Lines that are no wider than so many columns. The rest of a named line goes below its words. A command stays whole,
+/// so that it can be copied, and so does a word that is wider than that.
+pub(super) fn folded(text: &str, columns: usize) -> String {
+    let mut folded = String::new();
+    for line in text.split_inclusive('\n') {
+        let is_command = line.starts_with(&" ".repeat(WORDS)) || line.starts_with("  command ");
+        if is_command || line.trim_end().chars().count() <= columns {
+            folded.push_str(line);
+            continue;
+        }
+        let (mut rest, mut indent) = (line.trim_end(), 0);
+        let margin = if line.starts_with(' ') { WORDS } else { 0 };
+        loop {
+            let room = columns.saturating_sub(indent);
+            let end = rest.char_indices().nth(room).map_or(rest.len(), |(at, _)| at);
+            // spaces of the name and the margin are no place to break at
+            let from = rest.char_indices().nth(margin.saturating_sub(indent)).map_or(rest.len(), |(at, _)| at);
+            let space = |range: std::ops::Range<usize>, last: bool| {
+                let part = rest.get(range.clone())?;
+                let at = if last { part.rfind(' ') } else { part.find(' ') };
+                at.map(|at| range.start + at).filter(|at| *at > 0)
+            };
+            let broken = match end < rest.len() {
+                true => space(from..end + 1, true).or_else(|| space(end..rest.len(), false)),
+                false => None,
+            };
+            folded.push_str(&" ".repeat(indent));
+            let Some(at) = broken else {
+                folded.push_str(rest);
+                folded.push('\n');
+                break;
+            };
+            folded.push_str(rest[..at].trim_end());
+            folded.push('\n');
+            (rest, indent) = (rest[at..].trim_start(), margin);
+        }
+    }
+    folded
+}
+
 /// The levels of a sparkline.
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -47,6 +90,25 @@ pub(super) fn sparkline(numbers: &[u64], columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_folded_between_words() {
+        let text = "The verdict is in two lines.\n  evidence     the first fact is long\n  risk         none\n";
+        let expected = "The verdict is in two\nlines.\n  evidence     the first\n               fact is\n               long\n  risk         none\n";
+        assert_eq!(folded(text, 24), expected);
+        assert_eq!(folded(text, 80), text);
+        // a command, and a word that is too wide
+        let command = "               source: {\"execute\": \"cont\"}\n  command      qemu -S -m 1G -smp 2\n";
+        assert_eq!(folded(command, 20), command);
+        assert_eq!(
+            folded("  evidence     abcdefghijklmnop q\n", 20),
+            "  evidence     abcdefghijklmnop\n               q\n"
+        );
+        for columns in 0..40 {
+            assert_eq!(folded("ä ö ü\n", columns).split_whitespace().count(), 3);
+            assert!(folded("  ä            öäü xyz ä\n\n", columns).ends_with("ä\n\n"));
+        }
+    }
 
     #[test]
     fn nothing_that_qemu_says_can_command_a_terminal() {

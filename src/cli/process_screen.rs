@@ -27,19 +27,19 @@ pub(super) fn describe_process(text: &mut String, process: &ProcessReport) {
     for (_, thread) in busy.iter().take(SHOWN) {
         line(text, "thread", &thread_words(thread));
     }
-    count(text, "thread", busy.len().saturating_sub(SHOWN) + idle.len(), "more threads");
+    count(text, "thread", busy.len().saturating_sub(SHOWN) + idle.len(), "thread");
     let mut sockets: Vec<&SocketReport> = process.sockets.iter().collect();
     sockets.sort_by_key(|socket| (socket.unsent + socket.unread == 0, socket.kind));
     for socket in sockets.iter().take(SHOWN) {
         line(text, "socket", &socket_words(socket));
     }
-    count(text, "socket", sockets.len().saturating_sub(SHOWN), "more connections");
+    count(text, "socket", sockets.len().saturating_sub(SHOWN), "connection");
     let mut images: Vec<_> = process.images.iter().collect();
     images.sort_by_key(|image| !image.writable);
     for image in images.iter().take(SHOWN) {
         line(text, "image", &format!("{} ({})", image.path, if image.writable { "written" } else { "read" }));
     }
-    count(text, "image", images.len().saturating_sub(SHOWN), "more open files");
+    count(text, "image", images.len().saturating_sub(SHOWN), "open file");
     let locked = process.memlock_limit.map(|limit| format!("may lock {}", Bytes(limit)));
     let descriptors = process.descriptors.map(|count| match process.descriptor_limit {
         Some(limit) => format!("has {count} of {limit} descriptors"),
@@ -83,7 +83,8 @@ fn socket_words(socket: &SocketReport) -> String {
 
 fn count(text: &mut String, name: &str, number: usize, what: &str) {
     if number > 0 {
-        line(text, name, &format!("{number} {what}"));
+        let plural = if number == 1 { "" } else { "s" };
+        line(text, name, &format!("{number} more {what}{plural}"));
     }
 }
 

@@ -34,6 +34,12 @@ impl RemedyCommand {
         Self { side, oob: false, name: name.to_owned(), arguments }
     }
 
+    /// A command whose arguments are texts, for screens made by hand.
+    #[cfg(test)]
+    pub(crate) fn qmp(side: Side, name: &str, arguments: &[(&str, &str)]) -> Self {
+        Self::new(side, name, arguments.iter().map(|&(name, value)| (name.to_owned(), Value::from(value))).collect())
+    }
+
     /// Ends the source's migration, with the guest on the source.
     pub(super) fn cancel() -> Self {
         Self::new(Side::Source, "migrate_cancel", json!({}))
