@@ -113,6 +113,8 @@ pub(super) struct NodeLook {
     pub(super) node_name: String,
     pub(super) drv: String,
     pub(super) file: String,
+    /// Whether QEMU may use it; not told before 10.0.
+    pub(super) active: Option<bool>,
 }
 
 /// An element of `query-yank`: a connection that can be cut.

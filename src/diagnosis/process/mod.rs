@@ -4,6 +4,7 @@
 //! tells all of this of the user's own processes alone. Each table is read up to a bound.
 
 mod command_words;
+mod image_locks;
 mod monitor_holders;
 mod open_files;
 mod process_look;

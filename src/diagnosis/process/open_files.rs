@@ -1,6 +1,6 @@
 //! The images that a process has open: files and block devices, not its libraries and logs' pipes.
 
-use super::socket_owners::DESCRIPTORS;
+use super::{image_locks::ImageLocks, socket_owners::DESCRIPTORS};
 use std::{fs, os::unix::fs::FileTypeExt, path::Path};
 
 /// The most files that are told.
@@ -11,16 +11,20 @@ const MOST: usize = 256;
 pub(in crate::diagnosis) struct OpenFileLook {
     pub(in crate::diagnosis) path: String,
     pub(in crate::diagnosis) writable: bool,
+    /// Whether a QEMU, this one or another, has it locked for writing.
+    pub(in crate::diagnosis) is_locked: bool,
 }
 
 /// The open files of the process whose folder this is, and the number of its descriptors.
 pub(super) fn open_files(root: &Path) -> std::io::Result<(Vec<OpenFileLook>, usize)> {
     let (mut found, mut count) = (Vec::new(), 0);
+    let locks = ImageLocks::read();
     for entry in fs::read_dir(root.join("fd"))?.flatten().take(DESCRIPTORS) {
         count += 1;
         let Ok(target) = fs::read_link(entry.path()) else { continue };
         let target = target.to_string_lossy();
-        let is_disk = fs::metadata(entry.path()).is_ok_and(|data| {
+        let data = fs::metadata(entry.path());
+        let is_disk = data.as_ref().is_ok_and(|data| {
             let kind = data.file_type();
             kind.is_file() || kind.is_block_device()
         });
@@ -30,7 +34,8 @@ pub(super) fn open_files(root: &Path) -> std::io::Result<(Vec<OpenFileLook>, usi
         }
         let info = fs::read_to_string(root.join("fdinfo").join(entry.file_name())).unwrap_or_default();
         let path = target.chars().filter(|c| !c.is_control()).collect();
-        found.push(OpenFileLook { path, writable: is_writable(&info) });
+        let is_locked = data.is_ok_and(|data| locks.hold(&data));
+        found.push(OpenFileLook { path, writable: is_writable(&info), is_locked });
     }
     found.sort();
     found.dedup();

@@ -19,12 +19,20 @@ use serde_json::json;
 const PASSES: u64 = 3;
 /// The part of the bandwidth from which the guest's dirtying counts as as fast.
 const AS_FAST: f64 = 0.95;
+/// The same where passes are short: QEMU counts what was dirtied by the second, in which there are a few passes, or one
+/// more.
+const AS_FAST_BY_FEW: f64 = 0.85;
+/// The passes seen to end from which the memory to send shrinks visibly where it does at all.
+const SEEN_PASSES: usize = 3;
 /// A limit that no link reaches: 1 TiB/s.
 const UNLIMITED: u64 = 1 << 40;
 /// The part by which the memory to send must have shrunk to count as converging.
 const GAIN: f64 = 0.1;
 /// The same where the guest dirties as fast as is sent: looks at random moments of short passes differ by that much.
 const GAIN_AS_FAST: f64 = 0.4;
+
+/// QEMU's own limit of the downtime, milliseconds.
+const USUAL_DOWNTIME: u64 = 300;
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     causes.extend(looks.source.iter().flat_map(stays));
@@ -47,7 +55,13 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     let sent = last.transferred.saturating_sub(first.transferred) as f64 / seconds;
     let dirtied = |ram: &MigrationRamStats| ram.dirty_pages_rate.saturating_mul(ram.page_size) as f64;
     let slowest = all.iter().map(|ram| dirtied(ram)).fold(f64::INFINITY, f64::min);
-    let is_fast = slowest >= sent * AS_FAST;
+    let remaining: Vec<u64> = all.iter().map(|ram| ram.remaining).collect();
+    let ended = remaining.windows(2).filter(|pair| matches!(pair, [then, now] if then < now)).count();
+    let is_fast = slowest >= sent * if ended >= SEEN_PASSES { AS_FAST_BY_FEW } else { AS_FAST };
+    // within a pass the memory to send tells nothing, and at the end of one it is compared with no other
+    if !is_fast && last.dirty_sync_count.saturating_sub(first.dirty_sync_count) < 2 {
+        return Vec::new();
+    }
     let gain = if is_fast { GAIN_AS_FAST } else { GAIN };
     // The memory to send is most right after a sync, and between two syncs anything below.
     let shrinks = |numbers: &[u64]| {
@@ -55,7 +69,6 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
         let (before, after) = numbers.split_at(numbers.len() / 2);
         most(after) < most(before) * (1.0 - gain)
     };
-    let remaining: Vec<u64> = all.iter().map(|ram| ram.remaining).collect();
     // Few looks at short passes see a shrinking rest by chance. QEMU's forecast goes by the whole rest of a sync.
     let forecast: Vec<u64> = source.looks.iter().filter_map(|look| look.migration.expected_downtime).collect();
     let is_foretold = is_fast && forecast.len() == all.len() && !shrinks(&forecast);
@@ -81,18 +94,28 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
     let capped = limit.filter(|&limit| sent >= limit as f64 * AT_LIMIT);
     let small = too_small(source, evidence.clone());
-    // a working set that is rewritten within a pass is counted as dirtied as fast as it is sent
+    // a working set that is rewritten within a pass is counted as dirtied as fast as it is sent, also where a pass is
+    // so short that a little more downtime would do
     let fast = match (capped, is_fast) {
         (Some(limit), is_fast) if is_fast || small.is_some() => Some(held_down(limit, evidence)),
         (None, true) => Some(too_fast(evidence)),
         _ => None,
     };
-    let alone = fast.is_none();
-    let small = small.map(|cause| match alone {
-        true => cause,
-        false => Cause { confidence: Confidence::Possible, ..cause },
-    });
+    let is_near = capped.is_none() && is_near(source);
+    let possible = |cause: Cause| Cause { confidence: Confidence::Possible, ..cause };
+    let (fast, small) = match (fast, small) {
+        (Some(fast), Some(small)) if is_near => (Some(possible(fast)), Some(small)),
+        (Some(fast), small) => (Some(fast), small.map(possible)),
+        (None, small) => (None, small),
+    };
     fast.into_iter().chain(small).collect()
+}
+
+/// Whether the guest would have to stop for hardly longer than it may.
+fn is_near(source: &SideLooks) -> bool {
+    let limit = source.parameter("downtime-limit").unwrap_or_default();
+    let most = source.looks.iter().filter_map(|look| look.migration.expected_downtime).max();
+    most.is_some_and(|most| most <= limit.saturating_mul(2).max(USUAL_DOWNTIME))
 }
 
 /// A limit keeps the bandwidth below what the guest dirties.

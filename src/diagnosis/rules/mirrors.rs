@@ -23,6 +23,10 @@ const FLOOD: f64 = 20.0;
 const CANCELLED: &str = "Operation canceled";
 /// The part of what a mirror was behind, and of what it copies, from which on it counts as not gaining.
 const GAIN: f64 = 0.98;
+/// The bytes of the few granules that two looks differ by, with a granule of 64 KiB as QEMU chooses it.
+const GRANULES: f64 = 3.0 * 65536.0;
+/// The part of what a mirror copies that its guest dirties, below which the mirror gains, however slow it is.
+const NOT_BY_CHANCE: f64 = 0.5;
 /// The bytes that QEMU lets a mirror copy at once, and only then holds the mirror to its limit.
 const BURST: f64 = 16.0 * 1048576.0;
 
@@ -58,7 +62,11 @@ fn mirror(source: &SideLooks, job: &JobLook) -> Option<Cause> {
     let (before, after) = behind.split_at(behind.len() / 2);
     let (before, after) = (before.iter().min().copied()?, after.iter().min().copied()?);
     let growth = job.len.saturating_sub(first.len) as f64 / seconds;
-    let gains = (after as f64) < before as f64 * GAIN || growth < rate * GAIN;
+    // a mirror that copies few granules in all seems to gain one by the moment of the look
+    let is_less = |now: f64, then: f64| now + GRANULES < then * GAIN;
+    let gains = is_less(after as f64, before as f64)
+        || is_less(growth * seconds, rate * seconds)
+        || growth < rate * NOT_BY_CHANCE;
     if gains || after as f64 <= rate {
         return None;
     }
@@ -236,7 +244,7 @@ fn exports(looks: &PairLooks) -> Option<Cause> {
         format!("the source has no mirror any more, and its migration is {}", source.status()?),
         format!("the destination is {}", destination.run().map_or("silent", RunState::as_str)),
     ];
-    let cause = Cause::new(DiagnosisCode::ExportLeftOpen, Confidence::Likely, evidence);
+    let cause = Cause::new(DiagnosisCode::ExportLeftOpen, Confidence::Certain, evidence);
     Some(
         cause
             .remedy(

@@ -11,6 +11,7 @@ mod channel;
 mod failure;
 mod guest;
 mod guest_disks;
+mod images;
 mod memory;
 mod mirrors;
 mod ownerless;
@@ -30,6 +31,7 @@ pub(super) fn causes(looks: &PairLooks) -> Vec<Cause> {
     let rules = [
         reach::rule,
         process::rule,
+        images::rule,
         owners::rule,
         ownerless::rule,
         failure::rule,

@@ -58,6 +58,8 @@ fn both_paused(looks: &PairLooks) -> Option<Cause> {
     };
     let evidence = vec![format!("source: {}", said(source)), format!("destination: {}", said(destination))];
     match (source.status(), destination.status()) {
+        // in postcopy neither side has the whole guest
+        (Some(status), _) | (_, Some(status)) if status.is_postcopy() => None,
         // the source waits: that is a cause of its own
         (Some(MigrationStatus::PreSwitchover | MigrationStatus::Device | MigrationStatus::Active), _) => None,
         (Some(MigrationStatus::Completed), _) if destination.run() == Some(&RunState::InMigrate) => {
@@ -68,7 +70,10 @@ fn both_paused(looks: &PairLooks) -> Option<Cause> {
             ))
         }
         (Some(MigrationStatus::Completed), _) => {
-            let cause = Cause::new(DiagnosisCode::BothPaused, Confidence::Certain, evidence);
+            // an export that is left open has to be closed first, and is a cause of its own
+            let is_open = destination.last().is_some_and(|look| !look.exports.is_empty());
+            let confidence = if is_open { Confidence::Likely } else { Confidence::Certain };
+            let cause = Cause::new(DiagnosisCode::BothPaused, confidence, evidence);
             Some(cause.remedy(
                 "the destination has the whole guest: qferry recover, where qferry moved it; else cont on the \
                  destination, once the manager is proved to be gone",
@@ -105,7 +110,10 @@ fn waiting_for_continue(looks: &PairLooks) -> Option<Cause> {
         Some(_) if waits => "the destination waits for the rest (inmigrate)".to_owned(),
         Some(_) => "the destination is not seen to wait for the rest".to_owned(),
     });
-    let cause = Cause::new(DiagnosisCode::WaitingForContinue, Confidence::Certain, evidence);
+    // a program that waits for its mirrors sends it once they are ready
+    let is_early = source.mirrors().any(|job| !job.ready);
+    let confidence = if is_early { Confidence::Likely } else { Confidence::Certain };
+    let cause = Cause::new(DiagnosisCode::WaitingForContinue, confidence, evidence);
     Some(cause.remedy(
         "migrate_cancel on the source takes the guest back; where the program that runs the migration is to go on, it \
          sends migrate-continue itself, once its mirrors have concluded and the exports are closed",

@@ -5,9 +5,12 @@
 use super::super::{
     cause::{Cause, Confidence},
     pair::{MonitorReach, PairLooks, SideLooks},
-    process::{ConnectionLook, ConnectionState, ProcessLook, ProgramLook, SocketPeer, TcpTimer},
+    process::{ConnectionLook, ConnectionState, ProcessLook, ProgramLook, SocketPeer, TcpTimer, ThreadLook},
 };
 use crate::{codes::DiagnosisCode, progress::Side};
+
+/// The kernel's functions, and the calls to it, in which a thread waits for bytes of a connection.
+const READS: [&str; 5] = ["unix_stream_read_generic", "wait_woken", "sk_wait_data", "recvmsg", "recvfrom"];
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     let pids: Vec<u32> = looks.sides().filter_map(|(_, seen)| Some(seen.process.as_ref()?.pid)).collect();
@@ -17,20 +20,25 @@ pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
         causes.extend(waits_for_storage(side, seen, process));
         let stuck = stuck_connection(side, seen, process).filter(|_| seen.reach != MonitorReach::Answers);
         if stuck.is_some() {
-            follow(side, causes);
+            follow(side, DiagnosisCode::LinkDead, causes);
         }
         causes.extend(stuck);
+        let shakes = handshake(side, seen, process);
+        if shakes.is_some() {
+            follow(side, DiagnosisCode::Tls, causes);
+        }
+        causes.extend(shakes);
     }
 }
 
-/// Takes down the confidence of a monitor of this side that does not answer: QEMU's main loop waits for the thread that
-/// writes to the connection.
-fn follow(side: Side, causes: &mut [Cause]) {
+/// Takes down the confidence of a monitor of this side that does not answer: QEMU's main loop waits for a connection,
+/// or for the thread that writes to it.
+fn follow(side: Side, from: DiagnosisCode, causes: &mut [Cause]) {
     let monitors = [DiagnosisCode::MonitorBlocked, DiagnosisCode::MonitorUnresponsive, DiagnosisCode::NoOutOfBand];
     let of_side = |cause: &Cause| cause.evidence.iter().any(|words| words.starts_with(&format!("the {side}")));
     for cause in causes.iter_mut().filter(|cause| monitors.contains(&cause.code) && of_side(cause)) {
         cause.confidence = Confidence::Possible;
-        cause.evidence.push(format!("follows from {}", DiagnosisCode::LinkDead));
+        cause.evidence.push(format!("follows from {from}"));
     }
 }
 
@@ -91,6 +99,31 @@ fn waits_for_storage(side: Side, seen: &SideLooks, process: &ProcessLook) -> Opt
     ))
 }
 
+/// A main loop that reads from a connection, where otherwise it polls all of them: so QEMU shakes hands for TLS, on
+/// 7.2, 10.0 and 11.1 and at both ends, and waits in it for as long as the other side says nothing.
+fn handshake(side: Side, seen: &SideLooks, process: &ProcessLook) -> Option<Cause> {
+    let (before, span) = seen.earlier.as_ref()?;
+    let (first, last) = before.threads.first().zip(process.threads.first())?;
+    let reads = |thread: &ThreadLook| thread.waits_in.as_deref().is_some_and(|place| READS.contains(&place));
+    let has_credentials = process.command.iter().any(|word| word.contains("tls-creds"));
+    if !reads(first) || !reads(last) || first.ticks != last.ticks || !has_credentials {
+        return None;
+    }
+    let evidence = vec![
+        format!(
+            "the {side}'s main loop has read from a connection for {:.1} s, in {}, and has served nothing else",
+            span.as_secs_f64(),
+            last.waits_in.as_deref().unwrap_or_default()
+        ),
+        "its command line has TLS credentials, and a handshake is read like that".to_owned(),
+    ];
+    Some(Cause::new(DiagnosisCode::Tls, Confidence::Likely, evidence).remedy(
+        "end the connection at its other end, or, as root and for TCP, cut it with ss -K and the peer's address; then see \
+         that both sides have credentials, and that what listens there speaks TLS",
+        "the migration or the mirror over that connection fails, and has to be begun again",
+    ))
+}
+
 /// A connection in which the same bytes wait at both looks.
 fn stuck_connection(side: Side, seen: &SideLooks, process: &ProcessLook) -> Option<Cause> {
     let (before, span) = seen.earlier.as_ref()?;
@@ -131,7 +164,7 @@ fn stuck_connection(side: Side, seen: &SideLooks, process: &ProcessLook) -> Opti
 #[cfg(test)]
 mod tests {
     use super::{super::causes, *};
-    use crate::diagnosis::process::{ThreadLook, UnixConnectionLook};
+    use crate::diagnosis::process::UnixConnectionLook;
     use std::time::Duration;
 
     fn row(unsent: u64, timer: TcpTimer, retransmits: u64, peer: SocketPeer) -> ConnectionLook {
@@ -194,6 +227,35 @@ mod tests {
         let expected =
             [(DiagnosisCode::LinkDead, Confidence::Likely), (DiagnosisCode::MonitorUnresponsive, Confidence::Possible)];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_handshake_that_holds_the_main_loop_comes_before_its_silence() {
+        let with = |place: &str, ticks, words: &[&str]| {
+            let mut process = process('S', ticks, Vec::new());
+            process.threads[0].waits_in = Some(place.to_owned());
+            process.command = words.iter().map(|word| (*word).to_owned()).collect();
+            process
+        };
+        let credentials = ["qemu", "-object", "tls-creds-x509,id=tls0"];
+        let found = |before: ProcessLook, now| {
+            let mut side = SideLooks::new("s".to_owned(), MonitorReach::Greets { words: "no answer".to_owned() });
+            (side.earlier, side.process) = (Some((before, Duration::from_secs(3))), Some(now));
+            let found = causes(&PairLooks { source: Some(side), destination: None });
+            found.iter().map(|cause| (cause.code, cause.confidence)).collect::<Vec<_>>()
+        };
+        let reads = || with("wait_woken", 5, &credentials);
+        let expected =
+            [(DiagnosisCode::Tls, Confidence::Likely), (DiagnosisCode::MonitorBlocked, Confidence::Possible)];
+        assert_eq!(found(reads(), reads()), expected);
+        let blocked = [(DiagnosisCode::MonitorBlocked, Confidence::Likely)];
+        for (before, now) in [
+            (reads(), with("wait_woken", 6, &credentials)),
+            (with("poll_schedule_timeout", 5, &credentials), reads()),
+            (with("wait_woken", 5, &["qemu"]), with("wait_woken", 5, &["qemu"])),
+        ] {
+            assert_eq!(found(before, now), blocked);
+        }
     }
 
     #[test]

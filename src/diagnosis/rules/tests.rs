@@ -82,12 +82,17 @@ fn connection(unsent: u64, state: ConnectionState) -> ProcessLook {
 fn a_healthy_migration_has_no_cause() {
     let idle = |n: usize| ram(100 + 40 * n as u64, 900 - 40 * n as u64, 0, 1, 5000);
     let busy = |n: usize| ram(1000 + 50 * n as u64, 200 - 20 * n as u64, 5000, 4 + n as u64, 400);
+    let pass = |n: usize| {
+        let (left, passes) = if n < 4 { (40 - 10 * n as u64, 5) } else { (900 - 10 * n as u64, 6) };
+        ram(1000 + 50 * n as u64, left, 22_000, passes, 900)
+    };
     let quick = |n: usize| ram(1000 + 50 * n as u64, 3, 5000, 4 + 5 * n as u64, 20);
     let none = |_: usize| json!([]);
     let cases = [
         ("nothing is under way", only_source(steady("running", json!({})))),
         ("idle", pair(side("running", (0..7).map(idle), none), waiting())),
         ("busy, and gaining", pair(side("running", (0..7).map(busy), none), waiting())),
+        ("slow, at the end of a long pass", pair(side("running", (0..7).map(pass), none), waiting())),
         ("small, and about to switch over", pair(side("running", (0..7).map(quick), none), waiting())),
         (
             "mirrors copy",

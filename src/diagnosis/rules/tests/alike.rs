@@ -44,17 +44,42 @@ fn causes_that_look_alike_are_told_apart() {
         node_name: "nbd0".to_owned(),
         drv: "nbd".to_owned(),
         file: "nbd://10.0.0.2:4444/disk".to_owned(),
+        active: None,
     }];
     stalled.process = Some(connection(0, ConnectionState::Established));
     assert_eq!(first(&only_source(stalled.clone())), Some((Code::MirrorStalledIdle, Confidence::Likely)));
     stalled.process = Some(connection(4096, ConnectionState::Established));
     assert_eq!(first(&only_source(stalled)), Some((Code::LinkDead, Confidence::Certain)));
 
+    // a mirror of a small disk whose guest writes all of it again and again: looks differ by a granule
+    let granules = |n: usize, copied: u64, left: [u64; 7]| {
+        let (offset, left) = (copied * n as u64, left[n]);
+        json!([{ "device": "m", "type": "mirror", "len": (offset + left) << 16, "offset": offset << 16, "status": "running" }])
+    };
+    let told = |copied, left| codes(&only_source(side("running", vec![json!({}); 7], |n| granules(n, copied, left))));
+    assert_eq!(told(2, [14, 14, 14, 13, 14, 13, 14]), [Code::MirrorStarved]);
+    assert_eq!(told(2, [14, 13, 14, 14, 14, 14, 14]), [Code::MirrorStarved]);
+    // and one that gets on, however slowly
+    assert_eq!(told(1, [20, 19, 18, 17, 16, 15, 14]), []);
+    assert_eq!(told(4, [40, 38, 36, 34, 32, 30, 28]), []);
+
     // pre-switchover: the destination waits, or is gone
     let stands = || steady("finish-migrate", json!({ "status": "pre-switchover" }));
     assert_eq!(first(&pair(stands(), waiting())), Some((Code::WaitingForContinue, Confidence::Certain)));
     let gone = SideLooks::new("d".to_owned(), MonitorReach::Gone { words: "nobody listens".to_owned() });
     assert_eq!(first(&pair(stands(), gone)), Some((Code::DestinationGone, Confidence::Certain)));
+
+    // RAM without an end: what would get it to its end is a little more downtime, or something else
+    let endless = |limit: u64, expected: u64| {
+        let ram = move |n: u64| ram(1000 + 50 * n, 200, 30_000, 4 + n, expected);
+        let mut source = side("running", (0..7).map(ram), |_| json!([]));
+        source.parameters.insert("downtime-limit".to_owned(), limit.into());
+        codes(&only_source(source))
+    };
+    assert_eq!(endless(300, 2000), [Code::NotConverging, Code::DowntimeTooSmall]);
+    assert_eq!(endless(20, 160), [Code::DowntimeTooSmall, Code::NotConverging]);
+    assert_eq!(endless(1000, 1800), [Code::DowntimeTooSmall, Code::NotConverging]);
+    assert_eq!(endless(3000, 2000), [Code::NotConverging]);
 
     // a guest that stands: its virtual CPUs have not stopped, or they have and QEMU waits for the manager
     assert_eq!(codes(&only_source(steady("finish-migrate", ram(100, 1, 0, 4, 10))))[0], Code::VcpuNotStopping);
@@ -134,6 +159,38 @@ fn causes_that_look_alike_are_told_apart() {
     let mut paused = stalled_queue(&[1, 1], &[7, 7]);
     paused.source.iter_mut().flat_map(|side| &mut side.looks).for_each(|look| look.run = Some("paused".into()));
     assert_eq!(codes(&paused), []);
+
+    // both sides stand: an export is to be closed first, and in postcopy neither is to be started
+    let stands = |status: &str| steady("postmigrate", json!({ "status": status }));
+    let arrived = || steady("paused", json!({ "status": "completed" }));
+    assert_eq!(codes(&pair(stands("completed"), arrived())), [Code::BothPaused]);
+    let mut exporting = arrived();
+    exporting.looks.iter_mut().for_each(|look| look.exports = list(&json!([{ "id": "e" }])));
+    assert_eq!(codes(&pair(stands("completed"), exporting)), [Code::ExportLeftOpen, Code::BothPaused]);
+    // an image that somebody else writes to keeps the guest from being started
+    for (active, is_locked, found) in [
+        (Some(false), true, vec![Code::ImageLocked, Code::BothPaused]),
+        (Some(false), false, vec![Code::BothPaused]),
+        (Some(true), true, vec![Code::BothPaused]),
+        (None, true, vec![Code::BothPaused]),
+    ] {
+        let (mut side, path) = (arrived(), "/srv/a.qcow2".to_owned());
+        side.nodes = vec![NodeLook { drv: "qcow2".to_owned(), file: path.clone(), active, ..NodeLook::default() }];
+        let files = vec![OpenFileLook { path, writable: true, is_locked }];
+        side.process = Some(ProcessLook { pid: 7, state: 'S', files, ..ProcessLook::default() });
+        assert_eq!(codes(&pair(stands("completed"), side)), found, "{active:?} {is_locked}");
+    }
+    let broken = || steady("paused", json!({ "status": "postcopy-paused" }));
+    assert_eq!(codes(&pair(stands("postcopy-paused"), broken())), [Code::PostcopyPaused]);
+
+    // pre-switchover: the mirrors are not ready, or are
+    for (offset, expected) in
+        [(50, [Code::MirrorNotReady, Code::WaitingForContinue].as_slice()), (100, &[Code::WaitingForContinue])]
+    {
+        let mirrors = |n: usize| job(offset + n as u64 * (100 - offset) / 10, 100, &json!({ "ready": offset == 100 }));
+        let source = side("finish-migrate", vec![json!({ "status": "pre-switchover" }); 7], mirrors);
+        assert_eq!(codes(&only_source(source)), expected, "{offset}");
+    }
 
     // two guests that are not the same
     let mut pair_of_guests = pair(steady("running", json!({})), steady("running", json!({})));
