@@ -117,6 +117,16 @@ pub(super) struct NodeLook {
     pub(super) active: Option<bool>,
 }
 
+impl NodeLook {
+    /// Whether the node is the client of an NBD server at this port.
+    pub(super) fn leads_to(&self, port: u16) -> bool {
+        // QEMU writes an address as nbd://HOST:PORT/EXPORT, or, with options, as JSON
+        let (written, quoted) = (format!(":{port}"), format!("\"{port}\""));
+        let is_written = || self.file.split('/').any(|part| part.ends_with(&written));
+        self.drv == "nbd" && (self.file.contains(&quoted) || is_written())
+    }
+}
+
 /// An element of `query-yank`: a connection that can be cut.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
@@ -146,7 +156,8 @@ impl YankLook {
 }
 
 /// The most elements of a list, and characters of a text, that are kept of an answer.
-const KEPT: (usize, usize) = (1024, 1024);
+pub(super) const KEPT_OF_LIST: usize = 1024;
+const KEPT: (usize, usize) = (KEPT_OF_LIST, 1024);
 
 /// Cuts what is endless in an answer.
 pub(super) fn bound(answer: &mut Value) {

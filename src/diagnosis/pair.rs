@@ -4,13 +4,15 @@
 
 use super::{
     guest_queues::QueueLook,
-    look::{JobLook, MonitorLook, NodeLook, YankLook, list},
+    look::{JobLook, KEPT_OF_LIST, MonitorLook, NodeLook, YankLook, list},
+    mirror_nodes,
     process::{ConnectionLook, ConnectionState, MonitorHolders, ProcessLook},
 };
 use crate::{
     progress::Side,
-    qemu::reply::{MigrationCapabilityStatus, MigrationInfo, MigrationStatus, RunState},
+    qemu::reply::{BlockGraph, MigrationCapabilityStatus, MigrationInfo, MigrationStatus, RunState},
 };
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::{collections::BTreeSet, time::Duration};
 
@@ -77,6 +79,8 @@ pub(super) struct SideLooks {
     pub(super) capabilities: BTreeSet<String>,
     pub(super) parameters: Map<String, Value>,
     pub(super) nodes: Vec<NodeLook>,
+    /// Which node uses which, where QEMU tells.
+    pub(super) graph: BlockGraph,
     pub(super) yanks: Vec<YankLook>,
     pub(super) looks: Vec<MonitorLook>,
     /// How many events BLOCK_JOB_ERROR came while the side was looked at.
@@ -107,6 +111,7 @@ impl SideLooks {
             capabilities: BTreeSet::new(),
             parameters: Map::new(),
             nodes: Vec::new(),
+            graph: BlockGraph::default(),
             yanks: Vec::new(),
             looks: Vec::new(),
             job_errors: 0,
@@ -129,6 +134,7 @@ impl SideLooks {
                 self.capabilities = all.into_iter().filter(|one| one.state).map(|one| one.capability).collect();
             }
             "query-migrate-parameters" => self.parameters = answer.as_object().cloned().unwrap_or_default(),
+            "x-debug-query-block-graph" => self.graph = graph(answer),
             "query-yank" => self.yanks = list(answer),
             "query-named-block-nodes" => self.nodes = list(answer),
             "query-pci" => self.has_network_card = has_network_card(answer),
@@ -225,24 +231,43 @@ impl SideLooks {
 
     /// The connections to NBD servers, or all others, that are in this state.
     pub(super) fn connections(&self, nbd: bool, state: ConnectionState) -> impl Iterator<Item = &ConnectionLook> {
-        let of_nbd = move |connection: &ConnectionLook| {
-            // QEMU writes an address as nbd://HOST:PORT/EXPORT, or, with options, as JSON
-            let (written, quoted) = (format!(":{}", connection.remote_port), format!("\"{}\"", connection.remote_port));
-            let names = |file: &str| file.contains(&quoted) || file.split('/').any(|part| part.ends_with(&written));
-            self.nodes.iter().any(|node| node.drv == "nbd" && names(&node.file))
-        };
+        let of_nbd =
+            move |connection: &ConnectionLook| self.nodes.iter().any(|node| node.leads_to(connection.remote_port));
         let all = self.process.iter().flat_map(|process| &process.connections);
         all.filter(move |connection| connection.state == state && of_nbd(connection) == nbd)
     }
 
-    /// The connections to NBD servers, or all others, whose peer does not acknowledge what was sent; in words.
-    pub(super) fn unacknowledged(&self, nbd: bool) -> Vec<String> {
-        let stuck = self.connections(nbd, ConnectionState::Established).filter(|connection| connection.unsent > 0);
-        stuck
-            .map(|ConnectionLook { unsent, remote, retransmits, .. }| {
-                format!("{unsent} bytes wait to be acknowledged by {remote}, sent again {retransmits} times")
-            })
-            .collect()
+    /// The connections in this state that are a mirror's alone; those to all NBD servers where QEMU does not tell whose
+    /// they are.
+    pub(super) fn of_mirror(&self, job: &str, state: ConnectionState) -> Vec<&ConnectionLook> {
+        let own = self.mirror_nodes(job);
+        let nodes = self.nodes.iter().filter(move |node| own.is_empty() || own.contains(&node.node_name));
+        let nodes: Vec<&NodeLook> = nodes.collect();
+        let all = self.process.iter().flat_map(|process| &process.connections);
+        let is_own = |connection: &&ConnectionLook| nodes.iter().any(|node| node.leads_to(connection.remote_port));
+        all.filter(|connection| connection.state == state).filter(is_own).collect()
+    }
+
+    /// The names of the nodes that are a mirror's alone; empty where QEMU does not tell.
+    pub(super) fn mirror_nodes(&self, job: &str) -> BTreeSet<String> {
+        mirror_nodes::of_mirror_alone(&self.graph, job)
+    }
+
+    /// The connections, other than to NBD servers, whose peer does not acknowledge what was sent; in words.
+    pub(super) fn unacknowledged(&self) -> Vec<String> {
+        in_words(self.connections(false, ConnectionState::Established))
+    }
+
+    /// The connections of a mirror whose peer does not acknowledge what was sent; in words.
+    pub(super) fn unacknowledged_of_mirror(&self, job: &str) -> Vec<String> {
+        in_words(self.of_mirror(job, ConnectionState::Established).into_iter())
+    }
+
+    /// The connections of this side that a mirror of it, and nothing else, writes to, as arguments of `yank`.
+    pub(super) fn yanks_of_mirror(&self, job: &str) -> Vec<Value> {
+        let own = self.mirror_nodes(job);
+        let is_own = |yank: &&YankLook| matches!(yank, YankLook::BlockNode { node_name } if own.contains(node_name));
+        self.yanks.iter().filter(is_own).filter_map(YankLook::instance).collect()
     }
 
     /// Whether any look tells of a migration that leaves this side.
@@ -274,6 +299,26 @@ fn has_network_card(answer: &Value) -> bool {
         }
     }
     false
+}
+
+/// The block graph, unless it is so large that a part of it was cut: that part may use what the rest seems not to.
+fn graph(answer: &Value) -> BlockGraph {
+    let is_whole =
+        |list: &str| answer.get(list).and_then(Value::as_array).is_some_and(|list| list.len() < KEPT_OF_LIST);
+    match is_whole("nodes") && is_whole("edges") {
+        true => BlockGraph::deserialize(answer).unwrap_or_default(),
+        false => BlockGraph::default(),
+    }
+}
+
+/// The connections on which bytes wait to be acknowledged, each in words.
+fn in_words<'a>(connections: impl Iterator<Item = &'a ConnectionLook>) -> Vec<String> {
+    let stuck = connections.filter(|connection| connection.unsent > 0);
+    stuck
+        .map(|ConnectionLook { unsent, remote, retransmits, .. }| {
+            format!("{unsent} bytes wait to be acknowledged by {remote}, sent again {retransmits} times")
+        })
+        .collect()
 }
 
 /// A migration.

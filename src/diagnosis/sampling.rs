@@ -56,8 +56,8 @@ const NEEDED: usize = 2;
 /// Through another program the clients of monitors tell nothing, for its own is one of them.
 const TOLD_THROUGH_OTHERS: usize = 5;
 /// The commands whose answers change rarely.
-pub(super) const ONCE: [&str; 4] =
-    ["query-uuid", "query-migrate-capabilities", "query-migrate-parameters", "query-yank"];
+pub(super) const ONCE: [&str; 5] =
+    ["query-uuid", "query-migrate-capabilities", "query-migrate-parameters", "query-yank", "x-debug-query-block-graph"];
 /// What is not seen where one side alone was given.
 pub(super) const ONE_SIDE: &str = "only one side was given: the other side's state is not known";
 /// The least and the most time that is looked.

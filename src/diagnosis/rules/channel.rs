@@ -161,7 +161,7 @@ fn silent(source: &SideLooks) -> Vec<Cause> {
         last.transferred,
         last.remaining
     )];
-    let waiting = source.unacknowledged(false);
+    let waiting = source.unacknowledged();
     // libvirt turns the capability on for every migration: a channel that takes nothing is no question of it
     let asks = source.capabilities.contains("switchover-ack") && last.remaining < 1 << 20;
     let unacked = (asks && waiting.is_empty()).then(|| {

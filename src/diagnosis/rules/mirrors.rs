@@ -4,7 +4,7 @@
 
 use super::super::{
     cause::{Cause, Confidence},
-    look::{JobLook, YankLook},
+    look::JobLook,
     pair::{AT_LIMIT, PairLooks, SideLooks},
     process::ConnectionState,
     remedy::RemedyCommand,
@@ -15,7 +15,7 @@ use crate::{
     qemu::reply::{MigrationStatus, RunState},
     quantity::{Bytes, Rate},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// So many errors a second are a mirror that tries without end.
 const FLOOD: f64 = 20.0;
@@ -137,12 +137,12 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
         Bytes(job.len),
         job.status
     )];
-    let stuck = source.unacknowledged(true);
-    let is_node = |yank: &&YankLook| matches!(yank, YankLook::BlockNode { .. });
-    let nodes: Vec<Value> = source.yanks.iter().filter(is_node).filter_map(YankLook::instance).collect();
+    let stuck = source.unacknowledged_of_mirror(&job.device);
+    // the guest's own disks and the other mirrors have connections of the same kind
+    let yanks = source.yanks_of_mirror(&job.device);
     let risk = "the mirror fails, and its disk has to be copied again; the guest goes on";
     let cause = if stuck.is_empty() {
-        let queues = match source.connections(true, ConnectionState::Established).next() {
+        let queues = match source.of_mirror(&job.device, ConnectionState::Established).first() {
             None => "the queues of its connection were not seen",
             Some(_) => "its connection is up, and nothing waits in its queues",
         };
@@ -160,13 +160,21 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
         )
     } else {
         evidence.extend(stuck);
-        let cause = Cause::new(DiagnosisCode::LinkDead, Confidence::Certain, evidence);
+        let clients = source.nodes.iter().filter(|node| node.drv == "nbd").count();
+        let is_told = clients == 1 || !source.mirror_nodes(&job.device).is_empty();
+        if !is_told {
+            evidence.push(
+                "whether this connection is the mirror's or that of a disk of the guest's was not told".to_owned(),
+            );
+        }
+        let confidence = if is_told { Confidence::Certain } else { Confidence::Likely };
+        let cause = Cause::new(DiagnosisCode::LinkDead, confidence, evidence);
         cause.remedy("cut the connection of the mirror, where the link does not come back", risk)
     };
-    if nodes.is_empty() {
+    if yanks.is_empty() {
         return Some(cause);
     }
-    Some(cause.command(RemedyCommand::yank(Side::Source, &nodes)).fixable())
+    Some(cause.command(RemedyCommand::yank(Side::Source, &yanks)).fixable())
 }
 
 /// A mirror that reports one error after the other.
@@ -254,4 +262,101 @@ fn exports(looks: &PairLooks) -> Option<Cause> {
             .command(RemedyCommand::new(Side::Destination, "nbd-server-stop", json!({})))
             .fixable(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::causes, *};
+    use crate::diagnosis::pair::MonitorReach;
+    use crate::diagnosis::{
+        look::{MonitorLook, list},
+        mirror_nodes,
+        process::{ConnectionLook, ProcessLook},
+    };
+    use serde_json::Value;
+    use std::time::Duration;
+
+    /// A guest with a mirror that stands still, and with a disk of its own at another NBD server.
+    fn stands_still(unsent: &[(u16, u64)]) -> SideLooks {
+        let mut side = SideLooks::new("s".to_owned(), MonitorReach::Answers);
+        let job = json!([{ "device": "m", "type": "mirror", "len": 100u64 << 20, "offset": 10u64 << 20, "status": "running" }]);
+        side.looks = (0..7u64)
+            .map(|number| MonitorLook {
+                at: Duration::from_millis(500 * number),
+                run: Some(RunState::Running),
+                mirrors: list(&job),
+                ..MonitorLook::default()
+            })
+            .collect();
+        side.take(
+            "query-named-block-nodes",
+            &json!([
+                { "node-name": "#block466", "drv": "nbd", "file": "nbd://10.0.0.2:4444/disk" },
+                { "node-name": "#block209", "drv": "nbd", "file": "nbd://10.0.0.3:5555/own" },
+            ]),
+        );
+        side.take(
+            "query-yank",
+            &json!([
+                { "type": "block-node", "node-name": "#block209" }, { "type": "block-node", "node-name": "#block466" },
+            ]),
+        );
+        side.take("x-debug-query-block-graph", &mirror_nodes::tests::recorded());
+        let connections = unsent.iter().map(|&(remote_port, unsent)| ConnectionLook {
+            remote: format!("10.0.0.2:{remote_port}"),
+            remote_port,
+            unsent,
+            state: ConnectionState::Established,
+            ..ConnectionLook::default()
+        });
+        side.process =
+            Some(ProcessLook { pid: 7, state: 'S', connections: connections.collect(), ..ProcessLook::default() });
+        side
+    }
+
+    fn found(source: SideLooks) -> Cause {
+        causes(&PairLooks { source: Some(source), destination: None }).into_iter().next().expect("a cause")
+    }
+
+    #[test]
+    fn a_disk_of_the_guests_own_is_never_cut_for_the_sake_of_a_mirror() {
+        let cut = |cause: &Cause| serde_json::to_value(&cause.commands).expect("JSON");
+        let yank = |name: &str| {
+            json!([{ "side": "source", "qmp": { "exec-oob": "yank",
+            "arguments": { "instances": [{ "type": "block-node", "node-name": name }] } } }])
+        };
+        // the connection of the mirror is full, that of the disk is full as well, or both are seen to be well
+        for (unsent, code) in [
+            (&[(4444, 9), (5555, 0)][..], DiagnosisCode::LinkDead),
+            (&[(4444, 9), (5555, 9)], DiagnosisCode::LinkDead),
+            (&[(4444, 0), (5555, 9)], DiagnosisCode::MirrorStalledIdle),
+            (&[], DiagnosisCode::MirrorStalledIdle),
+        ] {
+            let cause = found(stands_still(unsent));
+            assert_eq!((cause.code, cut(&cause)), (code, yank("#block466")), "{cause:#?}");
+            assert!(cause.fixable && !cause.evidence.iter().any(|words| words.contains("5555")), "{cause:#?}");
+        }
+        // where QEMU does not tell whose the connections are, cutting is left to people
+        let mut untold = stands_still(&[(4444, 9), (5555, 0)]);
+        untold.take("x-debug-query-block-graph", &Value::Null);
+        let cause = found(untold);
+        assert_eq!((cause.code, cause.confidence, cause.fixable), (DiagnosisCode::LinkDead, Confidence::Likely, false));
+        assert_eq!(cut(&cause), json!([]));
+    }
+
+    #[test]
+    fn a_disk_of_the_guests_own_is_not_among_what_frees_a_main_loop() {
+        let mut hangs = stands_still(&[]);
+        hangs.reach = MonitorReach::Hangs { waited: Duration::from_secs(2), oob: Some(true) };
+        let cause = found(hangs.clone());
+        let told = serde_json::to_value(&cause).expect("JSON");
+        assert_eq!(cause.code, DiagnosisCode::MonitorBlocked);
+        assert!(told["commands"].to_string().contains("#block466"), "{told:#}");
+        assert!(!told["commands"].to_string().contains("#block209"), "{told:#}");
+        assert!(told["evidence"].to_string().contains("#block209"), "{told:#}");
+        // before any look was answered nothing tells the two apart
+        hangs.looks.clear();
+        let cause = found(hangs);
+        assert!(cause.commands.is_empty() && cause.risk.contains("writes fail"), "{cause:#?}");
+    }
 }

@@ -199,17 +199,42 @@ fn way_through(program: &str) -> Option<&'static str> {
 }
 
 /// The remedy for a main loop that waits for a connection: that connection is cut. Only a client that negotiated
-/// out-of-band execution before the main loop hung can send this, and the connection of the diagnosis closes.
-fn yank(side: Side, seen: &SideLooks, cause: Cause) -> Cause {
-    let instances: Vec<Value> = seen.yanks.iter().filter_map(YankLook::instance).collect();
-    let risk =
-        "the mirrors and the migration over these connections fail, and have to be begun again; the guest goes on";
-    if instances.is_empty() {
-        return cause.remedy("QEMU has no connection that could be cut: look at the process by its pid", "none");
+/// out-of-band execution before the main loop hung can send this, and the connection of the diagnosis closes. A disk of
+/// the guest's, whose writes fail once its connection is cut, is never among what is named.
+fn yank(side: Side, seen: &SideLooks, mut cause: Cause) -> Cause {
+    let of_mirrors: Vec<Value> = seen.mirrors().flat_map(|job| seen.yanks_of_mirror(&job.device)).collect();
+    let migration = seen.yanks.iter().find(|yank| **yank == YankLook::Migration).and_then(YankLook::instance);
+    let cut: Vec<Value> = migration.into_iter().chain(of_mirrors).collect();
+    let left = seen.yanks.iter().filter_map(|yank| match yank {
+        YankLook::BlockNode { node_name } => {
+            Some(node_name.as_str()).filter(|_| yank.instance().is_some_and(|yank| !cut.contains(&yank)))
+        }
+        YankLook::Migration | YankLook::Other => None,
+    });
+    let left: Vec<&str> = left.collect();
+    if !left.is_empty() {
+        cause.evidence.push(format!(
+            "query-yank has connections of disks, too, which are a mirror's or the guest's own: {}",
+            left.join(", ")
+        ));
     }
-    cause
-        .remedy("have a program that is still connected with out-of-band execution cut the connections that the main loop waits for", risk)
-        .command(RemedyCommand::yank(side, &instances))
+    match (cut.is_empty(), left.is_empty()) {
+        (true, true) => {
+            cause.remedy("QEMU has no connection that could be cut: look at the process by its pid", "none")
+        }
+        (true, false) => cause.remedy(
+            "have a program that is still connected with out-of-band execution cut (yank) the connection of the mirror \
+             that the main loop waits for, once its node is known for sure",
+            "a disk of the guest's whose connection is cut is lost to the guest: its writes fail from then on",
+        ),
+        (false, _) => cause
+            .remedy(
+                "have a program that is still connected with out-of-band execution cut the connections that the main loop \
+                 waits for",
+                "the mirrors and the migration over these connections fail, and have to be begun again; the guest goes on",
+            )
+            .command(RemedyCommand::yank(side, &cut)),
+    }
 }
 
 /// What the threads of the process wait for.
