@@ -2,18 +2,17 @@
 
 use super::{
     diagnose_options::Diagnose,
-    exit::{failed, misused},
+    exit::failed,
+    fix,
     plain_text::{folded, plain, sparkline},
     process_screen::{describe_process, line},
     recorded, render,
 };
 use crate::{
-    codes::DiagnosisCode,
     diagnosis::{
-        Cause, Confidence, DiagnoseSettings, Diagnosis, ForeignLooks, ObservedMonitor, READ_ANSWERS, RecordedLooks,
-        RemedyCommand, SideReport, carry_out, diagnose,
+        Cause, Confidence, DiagnoseSettings, Diagnosis, ForeignLooks, READ_ANSWERS, RecordedLooks, SideReport, diagnose,
     },
-    progress::{Side, describe},
+    progress::describe,
     qmp::frame::LineCut,
     quantity::{Bytes, Rate},
     recording::{BoundedLines, RecordingReader, open_plain, read_foreign, read_line},
@@ -21,14 +20,14 @@ use crate::{
 use ratatui::crossterm::terminal::size;
 use std::{
     fmt::Write,
-    io::{self, IsTerminal, Read},
+    io::{self, Read},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
 
 /// The exit code where causes were found.
-const FOUND: u8 = 10;
+pub(super) const FOUND: u8 = 10;
 /// The part of a file that tells what kind of recording the file is: bytes and lines.
 const HEAD: u64 = 1 << 20;
 const HEAD_LINES: usize = 8;
@@ -55,7 +54,7 @@ pub(super) async fn run(options: &Diagnose) -> ExitCode {
     };
     match (tell(options, &diagnosis, began), options.fix) {
         (Some(code), _) => code,
-        (None, Some(code)) => fix(options, &diagnosis, code).await,
+        (None, Some(code)) => fix::run(options, &settings, &diagnosis, code).await,
         (None, None) => end(&diagnosis),
     }
 }
@@ -120,57 +119,6 @@ fn tell(options: &Diagnose, diagnosis: &Diagnosis, began: Instant) -> Option<Exi
         render::print(&text);
     }
     None
-}
-
-/// Carries out the remedy of a cause.
-async fn fix(options: &Diagnose, diagnosis: &Diagnosis, code: DiagnosisCode) -> ExitCode {
-    let Some(cause) = diagnosis.causes.iter().find(|cause| cause.code == code) else {
-        render::say(&format!("qferry: {code} was not found, so nothing was changed"));
-        return if diagnosis.is_healthy() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) };
-    };
-    if !cause.fixable {
-        let message = format!("the remedy of {code} is left to you: {}", cause.remedy);
-        return misused(&message, options.json);
-    }
-    let mut commands = Vec::new();
-    for command in &cause.commands {
-        let Some(at) = address(options, diagnosis, command) else {
-            return failed(&format!("the {} was not given", command.side), options.json);
-        };
-        match command.wording(at) {
-            Ok(said) => render::say(&said),
-            Err(why) => return misused(&format!("the remedy of {code} is left to you: {why}"), options.json),
-        }
-        commands.push((at, command));
-    }
-    if !options.yes {
-        if !io::stdin().is_terminal() {
-            return misused("nobody can be asked: say --yes to have these commands sent", options.json);
-        }
-        render::say(&format!("This can cost: {}. Send? [y/N]", cause.risk));
-        let mut answer = String::new();
-        let asked = io::stdin().read_line(&mut answer);
-        if asked.is_err() || !matches!(answer.trim(), "y" | "Y" | "yes") {
-            render::say("qferry: nothing was changed");
-            return ExitCode::from(FOUND);
-        }
-    }
-    for (at, command) in commands {
-        if let Err(error) = carry_out(at, command).await {
-            return failed(&format!("the {} did not carry out {}: {error}", command.side, command.name), options.json);
-        }
-        render::say(&format!("qferry: the {} has carried out {}", command.side, command.name));
-    }
-    ExitCode::SUCCESS
-}
-
-/// The address of the side that a command is for.
-fn address<'a>(options: &'a Diagnose, diagnosis: &Diagnosis, command: &RemedyCommand) -> Option<&'a ObservedMonitor> {
-    let side = match command.side {
-        Side::Source => diagnosis.source.as_ref(),
-        Side::Destination => diagnosis.destination.as_ref(),
-    }?;
-    options.sides.iter().find(|address| address.to_string() == side.address)
 }
 
 /// The screen: the verdict, evidence and remedies, and the sides in numbers.

@@ -6,6 +6,7 @@ mod args;
 mod diagnose;
 mod diagnose_options;
 mod exit;
+mod fix;
 mod flags;
 mod history;
 mod journals;

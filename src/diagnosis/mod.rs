@@ -20,6 +20,7 @@ mod report;
 mod rules;
 mod sampling;
 mod steady_causes;
+mod still_there;
 mod watching;
 mod way_in;
 mod window;

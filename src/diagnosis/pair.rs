@@ -14,7 +14,10 @@ use crate::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 /// The least time over which a status that does not change counts as kept. Each of the states in which a migration can
 /// be stuck passes in a fraction of a second where nothing is wrong.
@@ -83,6 +86,8 @@ pub(super) struct SideLooks {
     pub(super) graph: BlockGraph,
     pub(super) yanks: Vec<YankLook>,
     pub(super) looks: Vec<MonitorLook>,
+    /// The moment from which the times of the looks count, where that is known.
+    pub(super) began: Option<Instant>,
     /// How many events BLOCK_JOB_ERROR came while the side was looked at.
     pub(super) job_errors: u64,
     /// The last look at the process, where the process is known.
@@ -114,6 +119,7 @@ impl SideLooks {
             graph: BlockGraph::default(),
             yanks: Vec::new(),
             looks: Vec::new(),
+            began: None,
             job_errors: 0,
             process: None,
             earlier: None,

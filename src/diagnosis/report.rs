@@ -6,6 +6,7 @@ use super::{
     pair::{PairLooks, SideLooks},
     process_report::ProcessReport,
     rules,
+    still_there::SideIdentity,
 };
 use crate::{
     qemu::reply::MigrationStatus,
@@ -79,6 +80,9 @@ pub struct SideReport {
     pub process_state: Option<String>,
     /// What the kernel tells of the process.
     pub process: Option<ProcessReport>,
+    /// By what the side is known again.
+    #[serde(skip)]
+    pub(crate) identity: SideIdentity,
 }
 
 /// A mirror, in numbers.
@@ -212,6 +216,7 @@ impl SideReport {
                 None => process.state.to_string(),
             }),
             process: side.process.as_ref().map(|process| ProcessReport::of(process, side.earlier.as_ref())),
+            identity: SideIdentity::of(side),
         }
     }
 }

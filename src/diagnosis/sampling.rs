@@ -303,6 +303,7 @@ async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Pati
     let mut events = client.subscribe();
     let began = Instant::now();
     let mut disks = Vec::new();
+    seen.began = Some(began.into_std());
     loop {
         let at = began.elapsed();
         match look(client, at, patience).await {

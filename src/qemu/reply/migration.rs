@@ -63,6 +63,8 @@ pub struct MigrationInfo {
     /// Bytes still to send of RAM and devices together (11.1), as QEMU counted before it last decided whether to switch
     /// over: while RAM is sent up to a tenth of a second old, and right in `pre-switchover`.
     pub remaining: Option<u64>,
+    /// Milliseconds since the migration began, or that it took once completed; told while RAM is sent and after that.
+    pub total_time: Option<u64>,
     /// Milliseconds for which the guest was stopped, by QEMU's reckoning; once completed.
     pub downtime: Option<u64>,
     /// Milliseconds for which QEMU expects to stop the guest if it switched over now.
