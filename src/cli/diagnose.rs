@@ -2,7 +2,7 @@
 
 use super::{
     diagnose_options::Diagnose,
-    exit::failed,
+    exit::{failed, misused},
     fix,
     plain_text::{folded, plain, sparkline},
     process_screen::{describe_process, line},
@@ -50,6 +50,7 @@ pub(super) async fn run(options: &Diagnose) -> ExitCode {
     (settings.pid, settings.lasting) = (options.pid, options.lasting.into());
     let diagnosis = match diagnose(&settings).await {
         Ok(diagnosis) => diagnosis,
+        Err(error) if error.is_misuse() => return misused(&describe(&error), options.json),
         Err(error) => return failed(&describe(&error), options.json),
     };
     match (tell(options, &diagnosis, began), options.fix) {

@@ -46,6 +46,7 @@ pub(super) async fn run(options: &WatchArguments) -> ExitCode {
     let Some(mut signals) = Signals::watch() else { return failed("cannot watch for signals", options.json) };
     let watching = match Watching::start(&WatchSettings::new(options.sides.iter().cloned())) {
         Ok(watching) => watching,
+        Err(error) if error.is_misuse() => return misused(&describe(&error), options.json),
         Err(error) => return failed(&describe(&error), options.json),
     };
     let stop = Arc::new(AtomicBool::new(false));

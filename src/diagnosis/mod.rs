@@ -9,6 +9,7 @@ mod cause;
 mod foreign;
 mod guest_queues;
 mod look;
+mod meeting;
 mod mirror_nodes;
 mod pair;
 mod process;

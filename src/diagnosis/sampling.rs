@@ -2,18 +2,19 @@
 //!
 //! Asks only; a side that does not answer is asked once out of band, and not again. Each question has a deadline.
 
+pub(super) use super::meeting::meet;
 use super::{
     guest_queues,
     look::{MonitorLook, bound, list},
+    meeting::{closed, refused},
     pair::{MonitorReach, PairLooks, SideLooks},
-    process::{MonitorHolders, ProcessLook},
+    process::ProcessLook,
     report::Diagnosis,
     way_in::{BARRED, ObservedMonitor},
 };
 use crate::{
-    endpoint::{DialError, Dialed, Endpoint, PeerPid},
-    progress::describe,
-    qmp::{ConnectError, ErrorClass, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
+    endpoint::{DialError, Dialed, Endpoint},
+    qmp::{ErrorClass, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
 use serde_json::Value;
 use std::{io::ErrorKind, time::Duration};
@@ -23,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
     /// For a connection, and again for its greeting.
-    meet: Duration,
+    pub(super) meet: Duration,
     /// For an answer. QEMU answers in well under a millisecond unless its main loop hangs.
     pub(super) answer: Duration,
     /// Whether a refusal of what QEMU never refuses is another program's, which was to pass the question on.
@@ -46,7 +47,7 @@ const OUT_OF_BAND: Duration = Duration::from_secs(2);
 /// The least time between two looks at the process of a monitor that is silent.
 const SILENT: Duration = Duration::from_millis(500);
 /// The time after which a monitor whose queue was full is dialled again.
-const AGAIN: Duration = Duration::from_millis(100);
+pub(super) const AGAIN: Duration = Duration::from_millis(100);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 /// The commands of a look. A look without the answers to the first two is none.
@@ -96,6 +97,20 @@ pub enum DiagnosisError {
         /// The number of monitors.
         given: usize,
     },
+    /// Both monitors are one.
+    #[error("{one} and {other} are the same monitor: give that of the other side, or one alone")]
+    SameMonitor {
+        /// The one address.
+        one: String,
+        /// The other.
+        other: String,
+    },
+    /// Both monitors are those of one QEMU.
+    #[error("both monitors are those of one QEMU, process {pid}: give that of the other side, or one alone")]
+    SameProcess {
+        /// The pid.
+        pid: u32,
+    },
     /// There is no such process.
     #[error("there is no process {pid}")]
     NoProcess {
@@ -110,6 +125,24 @@ pub enum DiagnosisError {
     },
 }
 
+impl DiagnosisError {
+    /// Whether the user asked for what makes no sense, and nothing was looked at.
+    pub(crate) fn is_misuse(&self) -> bool {
+        matches!(self, Self::Sides { .. } | Self::SameMonitor { .. } | Self::SameProcess { .. })
+    }
+}
+
+/// The monitors are one or two, and not the same one twice: a monitor serves one client at a time.
+pub(super) fn check_sides(sides: &[ObservedMonitor]) -> Result<(), DiagnosisError> {
+    match sides {
+        [one, other] if one.is_same(other) => {
+            Err(DiagnosisError::SameMonitor { one: one.to_string(), other: other.to_string() })
+        }
+        [_] | [_, _] => Ok(()),
+        _ => Err(DiagnosisError::Sides { given: sides.len() }),
+    }
+}
+
 /// Looks at a migration for a few seconds, within a tokio runtime, and names what is wrong with it. Nothing is changed
 /// in QEMU.
 ///
@@ -117,8 +150,8 @@ pub enum DiagnosisError {
 /// See [`DiagnosisError`]. A side that cannot be reached while the other can is a cause, and no error.
 pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, DiagnosisError> {
     let given = settings.sides.len();
-    if given > 2 || given == 0 && settings.pid.is_none() {
-        return Err(DiagnosisError::Sides { given });
+    if given > 0 || settings.pid.is_none() {
+        check_sides(&settings.sides)?;
     }
     let lasting = settings.lasting.clamp(LASTING.0, LASTING.1);
     let mut unseen: Vec<String> = Vec::new();
@@ -131,6 +164,9 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
         ([one], _) => sides.push(side(one, lasting).await),
         ([..], Some(pid)) => sides.push(process(pid, lasting).await.ok_or(DiagnosisError::NoProcess { pid })?),
         ([..], None) => {}
+    }
+    if let Some(pid) = one_process(&sides) {
+        return Err(DiagnosisError::SameProcess { pid });
     }
     let words = |side: &SideLooks| match &side.reach {
         MonitorReach::Gone { words } if side.process.is_none() => Some(words.clone()),
@@ -150,6 +186,15 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     let mut notes = notes(&settings.sides);
     notes.extend(sides.iter().filter(|seen| seen.lacks_oob).map(without_oob));
     Ok(Diagnosis { notes, ..Diagnosis::of(&PairLooks::of(sides), unseen) })
+}
+
+/// The process that both sides are, where they are one.
+fn one_process(sides: &[SideLooks]) -> Option<u32> {
+    let pid = |side: &SideLooks| side.process.as_ref().map(|process| process.pid);
+    match sides {
+        [one, other] => pid(one).filter(|one| pid(other) == Some(*one)),
+        _ => None,
+    }
 }
 
 /// What there is to know about the ways in.
@@ -214,6 +259,12 @@ async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
             SideLooks::new(name, reach)
         }
     };
+    if let MonitorReach::Gone { words } = &seen.reach {
+        // a side that has greeted
+        if !seen.version.is_empty() {
+            seen.reach = closed(at, words.clone()).await;
+        }
+    }
     if let Some((first, began)) = first {
         again(&mut seen, first, began);
     }
@@ -231,7 +282,7 @@ pub(super) fn is_wanted(at: &ObservedMonitor) -> bool {
 }
 
 /// Connects. A queue of clients that is full, as where a manager calls again and again, is waited for.
-async fn dial(at: &Endpoint, patience: Duration) -> Result<Dialed, DialError> {
+pub(super) async fn dial(at: &Endpoint, patience: Duration) -> Result<Dialed, DialError> {
     let began = Instant::now();
     loop {
         match at.dial(patience.saturating_sub(began.elapsed())).await {
@@ -242,56 +293,6 @@ async fn dial(at: &Endpoint, patience: Duration) -> Result<Dialed, DialError> {
             }
             dialed => return dialed,
         }
-    }
-}
-
-/// Connects to a monitor, and tells whose it is where the kernel does.
-pub(super) async fn meet(at: &ObservedMonitor, options: QmpOptions) -> (Result<QmpClient, MonitorReach>, Option<u32>) {
-    let (known, patience) = (at.pid(), Patience::with(at));
-    let dialed = match dial(&at.endpoint(), patience.meet).await {
-        Ok(dialed) => dialed,
-        Err(error) => return (Err(held(unreached(&error), at)), known),
-    };
-    let pid = dialed.peer.as_ref().map(PeerPid::pid).or(known);
-    let options = QmpOptions { greeting_deadline: patience.meet, ..options };
-    let met = QmpClient::connect(dialed.stream, options).await.map_err(|error| {
-        let words = describe(&error);
-        match error {
-            ConnectError::Ended(_) => MonitorReach::Gone { words },
-            ConnectError::Negotiation(_) => MonitorReach::Greets { words },
-            _ => MonitorReach::NoGreeting { words, holders: MonitorHolders::default() },
-        }
-    });
-    // the connection that QEMU has not accepted is still there, or was a moment ago
-    let met = met.map_err(|reach| held(reach, at));
-    (met, pid)
-}
-
-/// An address that nobody listens at is a QEMU that is gone; anything else says nothing about QEMU.
-fn unreached(error: &DialError) -> MonitorReach {
-    let words = describe(error);
-    match error {
-        DialError::Missing { .. } | DialError::Refused { .. } => MonitorReach::Gone { words },
-        // the error of a way in is a sentence of its own
-        DialError::Connector { source, .. } if source.get_ref().is_some() => {
-            let words = describe(source);
-            match source.kind() {
-                ErrorKind::NotFound => MonitorReach::Gone { words },
-                ErrorKind::ResourceBusy => MonitorReach::Withheld { words },
-                _ => MonitorReach::NoWay { words },
-            }
-        }
-        _ => MonitorReach::NoGreeting { words, holders: MonitorHolders::default() },
-    }
-}
-
-/// The same reach, with those who hold a monitor that has not greeted.
-fn held(reach: MonitorReach, at: &ObservedMonitor) -> MonitorReach {
-    match (reach, at) {
-        (MonitorReach::NoGreeting { words, .. }, ObservedMonitor::Endpoint(endpoint)) => {
-            MonitorReach::NoGreeting { words, holders: MonitorHolders::find(endpoint) }
-        }
-        (reach, _) => reach,
     }
 }
 
@@ -311,6 +312,7 @@ async fn ask(name: String, client: &QmpClient, lasting: Duration, patience: Pati
             Err(error) => {
                 seen.reach = match error {
                     ExecuteError::Refused { class, desc, .. } if patience.passed_on => not_passed_on(&class, desc),
+                    error @ ExecuteError::Refused { .. } => refused(&seen.name, &error),
                     _ => unanswered(client, &mut seen, patience.answer).await,
                 };
                 return seen;

@@ -68,13 +68,10 @@ impl Watching {
 
     /// Begins to watch, within a tokio runtime.
     ///
-    /// # Errors [`DiagnosisError::Sides`] where there is no monitor, or more than two. A monitor that cannot be reached
-    /// is no error.
+    /// # Errors [`DiagnosisError::Sides`] where there is no monitor, or more than two, and
+    /// [`DiagnosisError::SameMonitor`]. A monitor that cannot be reached is no error.
     pub fn start(settings: &WatchSettings) -> Result<Self, DiagnosisError> {
-        let given = settings.sides.len();
-        if !(1..=2).contains(&given) {
-            return Err(DiagnosisError::Sides { given });
-        }
+        super::sampling::check_sides(&settings.sides)?;
         let began = Instant::now();
         let window = |side: &ObservedMonitor| Arc::new(Mutex::new(SideWindow::new(side.to_string())));
         let windows: Vec<_> = settings.sides.iter().map(window).collect();
@@ -182,6 +179,11 @@ impl SideWatch {
                 Err(_) if client.is_closed() => {}
                 Err(ExecuteError::Refused { class, desc, .. }) if self.patience.passed_on => {
                     self.window().side().reach = not_passed_on(&class, desc);
+                }
+                Err(error @ ExecuteError::Refused { .. }) => {
+                    let mut window = self.window();
+                    let reach = super::meeting::refused(&window.side().name, &error);
+                    window.lost(reach);
                 }
                 Err(_) => self.wait_for_answer(client, pid, &mut events).await,
             }

@@ -37,10 +37,12 @@ pub enum ConnectError {
         waited: Duration,
     },
     /// The peer sent something, but no greeting.
-    #[error("connected, but the peer sent no QMP greeting within {waited:?}, only other data: is this a QMP monitor?")]
+    #[error("connected, but this is no QMP monitor: the peer sent no greeting within {waited:?}, but \"{said}\"")]
     NotQmp {
         /// Time that the client waited for the greeting.
         waited: Duration,
+        /// What the peer said instead, in part and on one line.
+        said: String,
     },
     /// The connection ended before the greeting.
     #[error("the connection ended before QEMU sent a greeting")]
@@ -75,7 +77,7 @@ impl QmpClient {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(cause)) => return Err(ConnectError::Ended(cause)),
             Err(_) if connection.is_silent() => return Err(ConnectError::Silent { waited }),
-            Err(_) => return Err(ConnectError::NotQmp { waited }),
+            Err(_) => return Err(ConnectError::NotQmp { waited, said: connection.first_words() }),
         };
         link.oob = options.oob && greeting.offers_oob();
         link.greeting = Some(greeting);

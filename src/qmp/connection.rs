@@ -33,11 +33,16 @@ const LAST_EVENTS: Duration = Duration::from_millis(100);
 /// Number of characters of its name that an event over the length bound keeps.
 const NAME_LIMIT: usize = 256;
 
+/// Number of bytes that are kept of what came first, to tell what the peer is that does not greet.
+const FIRST_WORDS: usize = 120;
+
 /// State of the task: the socket, the commands that wait to be written, and the handling of incoming lines.
 pub(super) struct QmpConnection<S> {
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
     lines: LineCutter,
+    /// What came before the greeting, in part.
+    first: Vec<u8>,
     /// The unwritten rest of the one line being written.
     outgoing: Bytes,
     unflushed: bool,
@@ -55,6 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
             reader,
             writer,
             lines: LineCutter::new(options.max_line),
+            first: Vec::new(),
             outgoing: Bytes::new(),
             unflushed: false,
             commands: ends.commands,
@@ -82,12 +88,24 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> QmpConnection<S> {
                     return Ok(greeting);
                 }
             }
-            match self.reader.read_buf(self.lines.reserve_space()).await {
+            let space = self.lines.reserve_space();
+            let before = space.len();
+            match self.reader.read_buf(space).await {
                 Ok(0) => return Err(CloseCause::EndOfStream),
-                Ok(_) => {}
+                Ok(_) => {
+                    let room = FIRST_WORDS.saturating_sub(self.first.len());
+                    self.first.extend(space.iter().skip(before).take(room));
+                }
                 Err(error) => return Err(CloseCause::Io(Arc::new(error))),
             }
         }
+    }
+
+    /// The first words of a peer that has not greeted, on one line and without control characters.
+    pub(super) fn first_words(&self) -> String {
+        let text = String::from_utf8_lossy(&self.first);
+        let words: Vec<&str> = text.split(|c: char| c.is_control() || c.is_whitespace()).collect();
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
     /// Whether not a single byte has come.

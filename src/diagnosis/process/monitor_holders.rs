@@ -18,8 +18,10 @@ pub(in crate::diagnosis) struct MonitorHolders {
     pub(in crate::diagnosis) programs: Vec<ProgramLook>,
     /// The addresses of clients on other hosts, or in other network namespaces.
     pub(in crate::diagnosis) elsewhere: Vec<String>,
-    /// How many clients QEMU has accepted; `None` where that could not be found out.
+    /// How many clients QEMU has accepted, without this program's own; `None` where that could not be found out.
     pub(in crate::diagnosis) accepted: Option<usize>,
+    /// Whether a connection of this program's own was accepted.
+    pub(in crate::diagnosis) own: bool,
     /// Whether processes are hidden from this user among which the client may be.
     pub(in crate::diagnosis) hidden: bool,
 }
@@ -77,11 +79,13 @@ impl MonitorHolders {
         let owners = SocketOwners::find(clients);
         let own = std::process::id();
         let is_own = |inode: &u64| owners.of(*inode).any(|owner| owner.pid == own);
-        let accepted = clients.iter().filter(|inode| !is_own(inode)).count() + elsewhere.len();
+        let own_count = clients.iter().filter(|inode| is_own(inode)).count();
+        let accepted = clients.len() - own_count + elsewhere.len();
         let programs: BTreeSet<ProgramLook> =
             clients.iter().flat_map(|inode| owners.of(*inode)).filter(|owner| owner.pid != own).cloned().collect();
         let hidden = owners.hidden && programs.is_empty();
-        Self { programs: programs.into_iter().collect(), elsewhere, accepted: Some(accepted), hidden }
+        let programs = programs.into_iter().collect();
+        Self { programs, elsewhere, accepted: Some(accepted), own: own_count > 0, hidden }
     }
 }
 
@@ -160,12 +164,13 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("a listener");
         let client = UnixStream::connect(&path).expect("a client");
         let at = Endpoint::from(Address::unix(&path).expect("an address"));
-        assert_eq!(MonitorHolders::find(&at).accepted, Some(0));
+        let waits = MonitorHolders::find(&at);
+        assert_eq!((waits.accepted, waits.own), (Some(0), false), "{waits:?}");
         assert!(MonitorHolders::is_waited_for(&at));
         let accepted = listener.accept().expect("a connection");
         assert!(!MonitorHolders::is_waited_for(&at));
         let found = MonitorHolders::find(&at);
-        assert_eq!((found.accepted, found.programs.len()), (Some(0), 0), "{found:?}");
+        assert_eq!((found.accepted, found.own, found.programs.len()), (Some(0), true, 0), "{found:?}");
         drop((client, accepted));
 
         let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");

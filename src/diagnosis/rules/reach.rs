@@ -162,6 +162,20 @@ fn silent(mut evidence: Vec<String>, holders: &MonitorHolders, waits: Option<Str
         return Cause::new(code, Confidence::Certain, evidence).remedy(remedy, MANAGER);
     }
     match holders.accepted {
+        // whoever has accepted a connection and says nothing may be no monitor at all
+        Some(0) if holders.own => {
+            evidence.push("the connection was accepted, and a QMP monitor greets at once".to_owned());
+            evidence.push(
+                "it is no QMP monitor, or this program has it already by another connection, or the main loop hangs \
+                 since: the process tells which"
+                    .to_owned(),
+            );
+            evidence.extend(waits);
+            Cause::new(code, Confidence::Possible, evidence).remedy(
+                "see that the address is that of a -qmp, and not that of another socket; then look at the process by its pid",
+                "none",
+            )
+        }
         Some(0) => {
             evidence.push("QEMU has accepted no client at this monitor: its main loop hangs".to_owned());
             evidence.extend(waits);

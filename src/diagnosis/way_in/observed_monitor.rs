@@ -57,6 +57,14 @@ impl ObservedMonitor {
         }
     }
 
+    /// Whether both are one monitor, by whatever names.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Endpoint(one), Self::Endpoint(other)) => one.is_same_socket(other),
+            _ => self.to_string() == other.to_string(),
+        }
+    }
+
     /// The domain, where the monitor is libvirt's.
     pub(crate) fn domain(&self) -> Option<&VirshDomain> {
         match self {
