@@ -47,6 +47,12 @@ impl Cause {
         Self { code, confidence, evidence, remedy, risk, commands: Vec::new(), fixable: false }
     }
 
+    /// The cause in one line, with its confidence where other causes fit as well.
+    pub(super) fn verdict(&self) -> String {
+        let perhaps = if self.confidence == Confidence::Possible { "Perhaps: " } else { "" };
+        format!("{perhaps}{}", self.code.meaning())
+    }
+
     /// The same cause with its remedy and what that can cost.
     pub(super) fn remedy(self, remedy: impl Into<String>, risk: impl Into<String>) -> Self {
         Self { remedy: remedy.into(), risk: risk.into(), ..self }

@@ -115,7 +115,7 @@ impl Diagnosis {
     /// A diagnosis of these looks with these causes.
     pub(super) fn with(looks: &PairLooks, causes: Vec<Cause>, unseen: Vec<String>) -> Self {
         let verdict = match causes.first() {
-            Some(cause) => cause.code.meaning().to_owned(),
+            Some(cause) => cause.verdict(),
             None => healthy(looks),
         };
         let of_side = |side: &Option<SideLooks>| side.as_ref().map(SideReport::of);
