@@ -222,8 +222,9 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
         line(text, "limits", &limits.into_iter().flatten().collect::<Vec<_>>().join(", "));
     }
     for mirror in &side.mirrors {
+        let limit = mirror.limit.map(|limit| format!(", at most {}", Rate(limit))).unwrap_or_default();
         let told = format!(
-            "{} {}: {} of {} at {}  {}",
+            "{} {}: {} of {} at {}{limit}  {}",
             mirror.id,
             mirror.status,
             Bytes(mirror.copied),

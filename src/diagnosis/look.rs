@@ -7,6 +7,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// The bytes that QEMU lets a mirror copy at once, and only then holds the mirror to its limit.
+const BURST: f64 = 16.0 * 1048576.0;
+
 /// The answers of one side at one moment. A question that was not answered leaves its default.
 #[derive(Debug, Clone, Default)]
 pub(super) struct MonitorLook {
@@ -70,6 +73,13 @@ impl JobLook {
         self.len.saturating_sub(self.offset)
     }
 
+    /// The time between two bursts in which a mirror that is limited copies, where that is so long that a look of this
+    /// length tells nothing.
+    pub(super) fn untold(&self, looked: Duration) -> Option<Duration> {
+        let between = Duration::try_from_secs_f64(BURST / self.speed as f64).ok()?;
+        (self.speed > 0 && between >= looked).then_some(between)
+    }
+
     /// Whether somebody has paused the job, or its own error has.
     pub(super) fn is_paused(&self) -> bool {
         self.paused && matches!(self.status.as_str(), "paused" | "standby")
@@ -118,6 +128,12 @@ pub(super) struct NodeLook {
 }
 
 impl NodeLook {
+    /// Whether the node is the client of an NBD server over TCP.
+    pub(super) fn is_tcp_client(&self) -> bool {
+        let has = |part: &str| self.file.contains(part);
+        self.drv == "nbd" && (self.file.starts_with("nbd://") || has("\"port\"") && has("\"host\""))
+    }
+
     /// Whether the node is the client of an NBD server at this port.
     pub(super) fn leads_to(&self, port: u16) -> bool {
         // QEMU writes an address as nbd://HOST:PORT/EXPORT, or, with options, as JSON

@@ -138,6 +138,18 @@ fn healthy(looks: &PairLooks) -> String {
         return "Nothing wrong found with the process; its monitor was not asked.".to_owned();
     }
     let report = SideReport::of(source);
+    let untold = source.mirrors().filter(|mirror| !mirror.ready).filter_map(|mirror| {
+        let between = mirror.untold(source.span())?;
+        Some((mirror, between.as_secs_f64().mul_add(2.0, 1.0).ceil()))
+    });
+    if let Some((mirror, needed)) = untold.max_by(|(_, one), (_, other)| one.total_cmp(other)) {
+        return format!(
+            "Nothing wrong was seen, and that is too early to tell: at its limit of {} the mirror {} copies in bursts; \
+             look with --for {needed:.0}s.",
+            Rate(mirror.speed),
+            mirror.device
+        );
+    }
     let copying: u64 = source.mirrors().filter(|mirror| !mirror.ready).map(JobLook::remaining).sum();
     let rate: u64 = report.mirrors.iter().map(|mirror| mirror.rate).sum();
     if copying > 0 {

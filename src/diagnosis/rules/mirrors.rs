@@ -27,8 +27,6 @@ const GAIN: f64 = 0.98;
 const GRANULES: f64 = 3.0 * 65536.0;
 /// The part of what a mirror copies that its guest dirties, below which the mirror gains, however slow it is.
 const NOT_BY_CHANCE: f64 = 0.5;
-/// The bytes that QEMU lets a mirror copy at once, and only then holds the mirror to its limit.
-const BURST: f64 = 16.0 * 1048576.0;
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     if let Some(source) = &looks.source {
@@ -141,14 +139,19 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
     // the guest's own disks and the other mirrors have connections of the same kind
     let yanks = source.yanks_of_mirror(&job.device);
     let risk = "the mirror fails, and its disk has to be copied again; the guest goes on";
-    let cause = if stuck.is_empty() {
+    let cause = if stuck.is_empty() && is_cut(source, job) {
+        evidence.push("its connection to the NBD server is not there any more".to_owned());
+        let cause = Cause::new(DiagnosisCode::LinkDead, Confidence::Likely, evidence);
+        let remedy = "look at the destination, whether its QEMU lives; the mirror fails by itself once it writes again";
+        return Some(cause.remedy(remedy, "the disk has to be copied again"));
+    } else if stuck.is_empty() {
         let queues = match source.of_mirror(&job.device, ConnectionState::Established).first() {
             None => "the queues of its connection were not seen",
             Some(_) => "its connection is up, and nothing waits in its queues",
         };
         evidence.push(queues.to_owned());
         // a limit explains a standstill for as long as the last burst takes at that speed
-        if job.speed > 0 && BURST / job.speed as f64 >= seconds {
+        if job.untold(source.span()).is_some() {
             return None;
         }
         evidence.push("a destination that is slow to write looks the same".to_owned());
@@ -175,6 +178,15 @@ fn stalled(source: &SideLooks, job: &JobLook) -> Option<Cause> {
         return Some(cause);
     }
     Some(cause.command(RemedyCommand::yank(Side::Source, &yanks)).fixable())
+}
+
+/// Whether a mirror to an NBD server over TCP has no connection any more. All of a process's connections are seen where
+/// its descriptors are.
+fn is_cut(source: &SideLooks, job: &JobLook) -> bool {
+    let own = source.mirror_nodes(&job.device);
+    let over_tcp = source.nodes.iter().any(|node| own.contains(&node.node_name) && node.is_tcp_client());
+    let is_seen = source.process.as_ref().is_some_and(|process| process.descriptors.is_some());
+    is_seen && over_tcp && source.of_mirror(&job.device, ConnectionState::Established).is_empty()
 }
 
 /// A mirror that reports one error after the other.
@@ -269,6 +281,7 @@ mod tests {
     use super::{super::causes, *};
     use crate::diagnosis::pair::MonitorReach;
     use crate::diagnosis::{
+        Diagnosis,
         look::{MonitorLook, list},
         mirror_nodes,
         process::{ConnectionLook, ProcessLook},
@@ -342,6 +355,25 @@ mod tests {
         let cause = found(untold);
         assert_eq!((cause.code, cause.confidence, cause.fixable), (DiagnosisCode::LinkDead, Confidence::Likely, false));
         assert_eq!(cut(&cause), json!([]));
+    }
+
+    #[test]
+    fn a_standstill_that_a_limit_explains_is_not_called_well() {
+        let limited = |speed: u64, unsent: &[(u16, u64)]| {
+            let mut side = stands_still(unsent);
+            side.looks.iter_mut().for_each(|look| look.mirrors[0].speed = speed);
+            side
+        };
+        let told = |side: SideLooks| Diagnosis::of(&PairLooks { source: Some(side), destination: None }, Vec::new());
+        // at 2 MiB/s a burst of 16 MiB leaves each 8 s
+        let slow = told(limited(2 << 20, &[(4444, 0)]));
+        assert!(slow.causes.is_empty() && slow.verdict.contains("--for 17s"), "{slow:#?}");
+        // a limit that explains nothing, and a connection that is not there
+        let quick = told(limited(64 << 20, &[(4444, 0)]));
+        assert_eq!(quick.causes[0].code, DiagnosisCode::MirrorStalledIdle);
+        let mut cut = limited(2 << 20, &[(5555, 0)]);
+        cut.process.as_mut().expect("a process").descriptors = Some(9);
+        assert_eq!(told(cut).causes[0].code, DiagnosisCode::LinkDead);
     }
 
     #[test]
