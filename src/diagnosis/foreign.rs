@@ -154,7 +154,7 @@ impl ForeignMonitor {
     fn status(&mut self, at: Duration, status: &str) {
         self.began.get_or_insert(at);
         self.told = at;
-        self.side.now.migration.status = Some(status.into());
+        (self.side.now.migration.status, self.side.now.is_whole) = (Some(status.into()), false);
     }
 
     /// The looks before the end of the recording. Where nobody has asked for so long, the states that were told last

@@ -19,6 +19,8 @@ pub(super) struct MonitorLook {
     pub(super) run: Option<RunState>,
     /// `query-migrate`.
     pub(super) migration: MigrationInfo,
+    /// Whether the migration is all that QEMU answers of it, and not its status alone by an event.
+    pub(super) is_whole: bool,
     /// `query-block-jobs`.
     pub(super) mirrors: Vec<JobLook>,
     /// The jobs of `query-jobs` that are over and have not been dismissed.
@@ -53,7 +55,9 @@ impl MonitorLook {
     pub(super) fn take(&mut self, command: &str, answer: &Value) -> bool {
         match command {
             "query-status" => self.run = answer.get("status").and_then(Value::as_str).map(Into::into),
-            "query-migrate" => self.migration = Deserialize::deserialize(answer).unwrap_or_default(),
+            "query-migrate" => {
+                (self.migration, self.is_whole) = (Deserialize::deserialize(answer).unwrap_or_default(), true);
+            }
             "query-block-jobs" => self.mirrors = list(answer),
             "query-jobs" => {
                 let jobs: Vec<ConcludedJob> = list(answer);

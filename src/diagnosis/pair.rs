@@ -3,6 +3,7 @@
 //! Pure.
 
 use super::{
+    cause::Confidence,
     guest_queues::QueueLook,
     look::{JobLook, KEPT_OF_LIST, MonitorLook, NodeLook, YankLook, list},
     mirror_nodes,
@@ -26,6 +27,9 @@ pub(super) const KEPT: Duration = Duration::from_secs(2);
 const NETWORK: u64 = 2;
 /// The part of its limit above which a rate counts as held down by the limit.
 pub(super) const AT_LIMIT: f64 = 0.85;
+
+/// The UUID of a guest that was given none.
+const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// How far the monitor of a side could be reached.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,12 +73,24 @@ impl MonitorReach {
     }
 }
 
+/// Whether a side was ever seen, and so how much its absence tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Met {
+    /// It has answered, or its process was seen.
+    Seen,
+    /// There is a socket at its path at which nobody listens, as a QEMU leaves it behind that was killed.
+    LeftSocket,
+    /// Nothing: a wrong address looks the same.
+    Never,
+}
+
 /// One side.
 #[derive(Debug, Clone)]
 pub(super) struct SideLooks {
     /// The address, or the process.
     pub(super) name: String,
     pub(super) reach: MonitorReach,
+    pub(super) met: Met,
     /// QEMU's version, as the greeting tells it.
     pub(super) version: String,
     pub(super) uuid: Option<String>,
@@ -111,6 +127,7 @@ impl SideLooks {
         Self {
             name,
             reach,
+            met: Met::Seen,
             version: String::new(),
             uuid: None,
             capabilities: BTreeSet::new(),
@@ -282,9 +299,24 @@ impl SideLooks {
             || self.mirrors().next().is_some() && self.run() != Some(&RunState::InMigrate)
     }
 
-    /// Whether any look tells of a migration that comes in.
+    /// Whether any look tells of a migration that comes in, or has come in.
     pub(super) fn receives(&self) -> bool {
-        self.looks.iter().any(|look| look.run == Some(RunState::InMigrate))
+        self.looks.iter().any(|look| look.run == Some(RunState::InMigrate)) || self.has_arrived()
+    }
+
+    /// Whether a migration has come in to its end. QEMU tells of RAM on the side alone that has sent it.
+    pub(super) fn has_arrived(&self) -> bool {
+        let is_over = |migration: &MigrationInfo| migration.status == Some(MigrationStatus::Completed);
+        self.last().is_some_and(|look| look.is_whole && is_over(&look.migration) && look.migration.ram.is_none())
+    }
+
+    /// Whether RAM or disks leave this side while it is looked at: then there is somebody who takes them.
+    pub(super) fn flows(&self) -> bool {
+        let sent = |look: &MonitorLook| look.migration.ram.as_ref().map(|ram| ram.transferred);
+        let is_active = self.status() == Some(&MigrationStatus::Active);
+        let ram = self.first().and_then(sent).zip(self.last().and_then(sent)).is_some_and(|(then, now)| now > then);
+        let grows = |job: &JobLook| self.at_first(&job.device).is_some_and(|first| job.offset > first.offset);
+        is_active && ram || self.mirrors().any(grows)
     }
 }
 
@@ -350,8 +382,190 @@ impl PairLooks {
         }
     }
 
+    /// Whether the guest runs on the destination, which has all of it, and the source is done.
+    pub(super) fn has_moved(&self) -> bool {
+        let arrived = self.destination.as_ref().is_some_and(|side| side.has_arrived() && side.runs());
+        arrived
+            && self.source.as_ref().is_none_or(|source| match &source.reach {
+                MonitorReach::Gone { .. } => true,
+                _ => source.status() == Some(&MigrationStatus::Completed) && !source.runs(),
+            })
+    }
+
+    /// What proves that both sides are one guest's, and how surely; an error where that is not known, or is not so.
+    pub(super) fn one_guest(&self) -> Result<(Confidence, String), String> {
+        let (Some(source), Some(destination)) = (&self.source, &self.destination) else {
+            return Err("only one side was looked at".to_owned());
+        };
+        let pid = |side: &SideLooks| side.process.as_ref().map(|process| process.pid);
+        if let Some(pid) = pid(source).filter(|source| pid(destination) == Some(*source)) {
+            return Err(format!("both monitors are those of process {pid}"));
+        }
+        let uuid = |side: &SideLooks| side.uuid.clone().filter(|uuid| uuid != NO_UUID);
+        match (uuid(source), uuid(destination)) {
+            (Some(one), Some(other)) if one == other => {
+                return Ok((Confidence::Certain, format!("both have the UUID {one}")));
+            }
+            (Some(one), Some(other)) => return Err(format!("their UUIDs differ: {one} and {other}")),
+            _ => {}
+        }
+        let leads = |from: &SideLooks, to: &SideLooks| {
+            from.process.as_ref().zip(pid(to)).is_some_and(|(process, to)| process.peers().any(|peer| peer == to))
+        };
+        if leads(source, destination) || leads(destination, source) {
+            return Ok((Confidence::Likely, "a connection leads from the one's process to the other's".to_owned()));
+        }
+        let has_sent = |look: &MonitorLook| {
+            look.migration.status == Some(MigrationStatus::Completed) && look.migration.ram.is_some()
+        };
+        if source.last().is_some_and(has_sent) && destination.has_arrived() {
+            let words = "the one has sent a guest to its end, and the other has taken one in";
+            return Ok((Confidence::Likely, words.to_owned()));
+        }
+        Err("neither a UUID nor a connection nor a migration tells so".to_owned())
+    }
+
+    /// That two guests were given that are not known to be one, where that matters.
+    pub(super) fn strangers(&self) -> Option<String> {
+        let why = self.one_guest().err()?;
+        let (source, destination) = self.source.as_ref().zip(self.destination.as_ref())?;
+        let differ = source.uuid.as_ref().zip(destination.uuid.as_ref()).is_some_and(|(one, other)| one != other);
+        let matters = differ || source.runs() && destination.runs();
+        matters.then(|| format!("the two are not known to be one guest: {why}"))
+    }
+
     pub(super) fn sides(&self) -> impl Iterator<Item = (Side, &SideLooks)> {
         let source = self.source.iter().map(|side| (Side::Source, side));
         source.chain(self.destination.iter().map(|side| (Side::Destination, side)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Diagnosis, *};
+    use crate::{
+        codes::DiagnosisCode as Code,
+        diagnosis::process::{ProgramLook, SocketPeer},
+    };
+    use serde_json::json;
+
+    /// A side that says this for 3 s; `sent` is what RAM has left it at each look.
+    fn side(run: &str, status: &str, sent: Option<[u64; 7]>) -> SideLooks {
+        let mut side = SideLooks::new(format!("unix:/{run}"), MonitorReach::Answers);
+        for number in 0..7 {
+            let mut look = MonitorLook { at: Duration::from_millis(500 * number as u64), ..MonitorLook::default() };
+            let ram = sent.map(|sent| json!({ "transferred": sent[number], "remaining": 9, "total": 99 }));
+            look.take("query-status", &json!({ "status": run }));
+            look.take("query-migrate", &json!({ "status": status, "ram": ram }));
+            side.looks.push(look);
+        }
+        side
+    }
+
+    fn absent(met: Met) -> SideLooks {
+        SideLooks {
+            met,
+            ..SideLooks::new("unix:/absent".to_owned(), MonitorReach::Gone { words: "no socket".to_owned() })
+        }
+    }
+
+    fn both(source: SideLooks, destination: SideLooks) -> PairLooks {
+        PairLooks { source: Some(source), destination: Some(destination) }
+    }
+
+    fn found(looks: &PairLooks) -> Vec<(Code, Confidence, bool)> {
+        let diagnosis = Diagnosis::of(looks, Vec::new());
+        diagnosis.causes.iter().map(|cause| (cause.code, cause.confidence, cause.fixable)).collect()
+    }
+
+    const FLOWS: Option<[u64; 7]> = Some([1, 2, 3, 4, 5, 6, 7]);
+    const STANDS: Option<[u64; 7]> = Some([1; 7]);
+
+    #[test]
+    fn a_side_that_was_never_seen_is_not_surely_gone() {
+        let first = |looks: PairLooks| found(&looks).into_iter().find(|(code, ..)| *code == Code::DestinationGone);
+        for (met, flows, stands) in [
+            // what was seen to answer, and does so no more, is gone, whatever was sent before
+            (Met::Seen, Some(Confidence::Certain), Some((Confidence::Certain, true))),
+            // a socket that a QEMU has left
+            (Met::LeftSocket, None, Some((Confidence::Likely, true))),
+            // a wrong path, which is never a reason to cancel
+            (Met::Never, None, Some((Confidence::Possible, false))),
+        ] {
+            let told = first(both(side("running", "active", FLOWS), absent(met)));
+            assert_eq!(told.map(|(_, confidence, _)| confidence), flows, "{met:?}");
+            let told = first(both(side("finish-migrate", "pre-switchover", STANDS), absent(met)));
+            assert_eq!(told.map(|(_, confidence, fixable)| (confidence, fixable)), stands, "{met:?}");
+        }
+        let healthy = Diagnosis::of(&both(side("running", "active", FLOWS), absent(Met::Never)), Vec::new());
+        assert!(healthy.verdict.contains("nothing is known of the destination"), "{}", healthy.verdict);
+    }
+
+    #[test]
+    fn the_end_of_a_good_migration_is_no_cause() {
+        let arrived = || side("running", "completed", None);
+        for source in [absent(Met::Seen), absent(Met::Never), side("postmigrate", "completed", FLOWS)] {
+            let told = Diagnosis::of(&both(source, arrived()), Vec::new());
+            assert!(told.is_healthy() && told.verdict.contains("has moved"), "{told:#?}");
+        }
+        let mut unreaped = absent(Met::Seen);
+        unreaped.process = Some(ProcessLook { pid: 7, state: 'Z', ..ProcessLook::default() });
+        assert_eq!(found(&both(unreaped.clone(), arrived())), []);
+        // the same beside a destination that has not all of the guest
+        let told = found(&both(unreaped, side("inmigrate", "active", None)));
+        assert!(told.iter().any(|(code, ..)| *code == Code::ProcessStopped), "{told:?}");
+    }
+
+    #[test]
+    fn two_guests_are_one_by_proof_alone() {
+        let runs = || side("running", "none", None);
+        let with_uuid = |uuid: &str| SideLooks { uuid: Some(uuid.to_owned()), ..runs() };
+        let process = |pid, peer| {
+            let peer =
+                SocketPeer::Process { program: ProgramLook { pid: peer, program: "qemu".to_owned() }, held: None };
+            let connections = vec![ConnectionLook { peer, ..ConnectionLook::default() }];
+            Some(ProcessLook { pid, state: 'S', connections, ..ProcessLook::default() })
+        };
+        let joined = |peer| SideLooks { process: process(7, peer), ..runs() };
+        let other = |pid| SideLooks { process: process(pid, 1), ..runs() };
+        let sent = || side("running", "completed", FLOWS);
+        for (one, two, confidence) in [
+            (runs(), runs(), None),
+            (with_uuid(NO_UUID), with_uuid(NO_UUID), None),
+            (with_uuid("a"), with_uuid(NO_UUID), None),
+            (with_uuid("a"), with_uuid("b"), None),
+            (joined(9), other(8), None),
+            // two monitors of one QEMU
+            (
+                SideLooks { uuid: Some("a".to_owned()), ..joined(9) },
+                SideLooks { uuid: Some("a".to_owned()), ..other(7) },
+                None,
+            ),
+            (with_uuid("a"), with_uuid("a"), Some(Confidence::Certain)),
+            (joined(8), other(8), Some(Confidence::Likely)),
+            (sent(), side("running", "completed", None), Some(Confidence::Likely)),
+        ] {
+            let looks = both(one, two);
+            let told = found(&looks).into_iter().find(|(code, ..)| *code == Code::BothRunning);
+            assert_eq!(told.map(|(_, confidence, _)| confidence), confidence, "{looks:?}");
+            assert_eq!(looks.strangers().is_some(), confidence.is_none(), "{looks:?}");
+        }
+        let paused = || side("paused", "none", None);
+        assert_eq!(found(&both(paused(), paused())), []);
+    }
+
+    #[test]
+    fn a_guest_that_has_arrived_and_was_never_started_is_a_cause() {
+        let arrived = |run: &str| PairLooks::of(vec![side(run, "completed", None)]);
+        assert!(arrived("paused").source.is_none());
+        assert_eq!(found(&arrived("paused")), [(Code::BothPaused, Confidence::Possible, false)]);
+        assert_eq!(found(&arrived("running")), []);
+        let alone = both(absent(Met::Seen), side("paused", "completed", None));
+        assert!(found(&alone).contains(&(Code::BothPaused, Confidence::Likely, false)), "{:?}", found(&alone));
+        // a source that has sent its guest tells of RAM
+        assert!(PairLooks::of(vec![side("postmigrate", "completed", FLOWS)]).destination.is_none());
+        // another cause may fit as well, and the verdict says so
+        let verdict = Diagnosis::of(&arrived("paused"), Vec::new()).verdict;
+        assert!(verdict.starts_with("Perhaps: "), "{verdict}");
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     cause::Cause,
     look::JobLook,
-    pair::{PairLooks, SideLooks},
+    pair::{MonitorReach, PairLooks, SideLooks},
     process_report::ProcessReport,
     rules,
     still_there::SideIdentity,
@@ -131,6 +131,16 @@ impl Diagnosis {
 
 /// What a migration does that nothing is wrong with, and the time left.
 fn healthy(looks: &PairLooks) -> String {
+    if looks.has_moved() {
+        return "The guest has moved: it runs on the destination.".to_owned();
+    }
+    if let Some((side, MonitorReach::Gone { words } | MonitorReach::NoWay { words })) = looks
+        .sides()
+        .map(|(side, seen)| (side, &seen.reach))
+        .find(|(_, reach)| matches!(reach, MonitorReach::Gone { .. } | MonitorReach::NoWay { .. }))
+    {
+        return format!("Nothing wrong found on the side that was seen; nothing is known of the {side}: {words}.");
+    }
     let Some(source) = &looks.source else {
         return "Nothing wrong found on this side; the source tells more.".to_owned();
     };

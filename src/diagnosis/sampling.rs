@@ -7,17 +7,17 @@ use super::{
     guest_queues,
     look::{MonitorLook, bound, list},
     meeting::{closed, refused},
-    pair::{MonitorReach, PairLooks, SideLooks},
+    pair::{Met, MonitorReach, PairLooks, SideLooks},
     process::ProcessLook,
     report::Diagnosis,
     way_in::{BARRED, ObservedMonitor},
 };
 use crate::{
-    endpoint::{DialError, Dialed, Endpoint},
+    endpoint::{Address, DialError, Dialed, Endpoint},
     qmp::{ErrorClass, EventStream, ExecuteError, QmpClient, QmpOptions, QmpRequest, StreamItem},
 };
 use serde_json::Value;
-use std::{io::ErrorKind, time::Duration};
+use std::{io::ErrorKind, os::unix::fs::FileTypeExt, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// The times that a side is given.
@@ -169,7 +169,7 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
         return Err(DiagnosisError::SameProcess { pid });
     }
     let words = |side: &SideLooks| match &side.reach {
-        MonitorReach::Gone { words } if side.process.is_none() => Some(words.clone()),
+        MonitorReach::Gone { words } if side.process.is_none() && side.met != Met::Seen => Some(words.clone()),
         MonitorReach::NoWay { words } if side.looks.is_empty() => Some(words.clone()),
         _ => None,
     };
@@ -185,7 +185,9 @@ pub async fn diagnose(settings: &DiagnoseSettings) -> Result<Diagnosis, Diagnosi
     }
     let mut notes = notes(&settings.sides);
     notes.extend(sides.iter().filter(|seen| seen.lacks_oob).map(without_oob));
-    Ok(Diagnosis { notes, ..Diagnosis::of(&PairLooks::of(sides), unseen) })
+    let looks = PairLooks::of(sides);
+    unseen.extend(looks.strangers());
+    Ok(Diagnosis { notes, ..Diagnosis::of(&looks, unseen) })
 }
 
 /// The process that both sides are, where they are one.
@@ -214,6 +216,9 @@ pub(super) fn unseen_of(seen: &SideLooks) -> Vec<String> {
     let mut unseen: Vec<String> = seen.process.iter().flat_map(|process| process.hidden.clone()).collect();
     match &seen.reach {
         MonitorReach::NoWay { words } => unseen.push(words.clone()),
+        MonitorReach::Gone { words } if seen.met != Met::Seen => {
+            unseen.push(format!("{words}: see that the address is right"))
+        }
         MonitorReach::NotAsked => unseen.push("no monitor was asked: QEMU's own state is not known".to_owned()),
         _ if seen.process.is_none() => {
             unseen.push(format!("{}: its process is not known, so threads and queues are not seen", seen.name));
@@ -229,13 +234,21 @@ async fn process(pid: u32, lasting: Duration) -> Option<SideLooks> {
     let mut seen = SideLooks::new(format!("process {pid}"), MonitorReach::NotAsked);
     sleep(lasting).await;
     again(&mut seen, first, began);
+    let others = seen.process.iter().filter(|process| !process.is_emulator());
+    let others: Vec<String> = others.map(ProcessLook::stranger).collect();
+    seen.process.iter_mut().for_each(|process| process.hidden.extend(others.iter().cloned()));
     Some(seen)
 }
 
 /// Looks at a process for the last time, after a first look.
 fn again(seen: &mut SideLooks, first: ProcessLook, began: Instant) {
-    seen.process = ProcessLook::read_whole(first.pid).or_else(|| Some(first.clone()));
-    seen.earlier = Some((first, began.elapsed()));
+    let Some(now) = ProcessLook::read_whole(first.pid) else {
+        let words = format!("process {} has ended while it was looked at", first.pid);
+        seen.reach = MonitorReach::Gone { words };
+        seen.met = Met::Seen;
+        return;
+    };
+    (seen.process, seen.earlier) = (Some(now), Some((first, began.elapsed())));
 }
 
 /// Looks at one side.
@@ -256,7 +269,8 @@ async fn side(at: &ObservedMonitor, lasting: Duration) -> SideLooks {
             if first.is_some() {
                 sleep(lasting.saturating_sub(began.elapsed()).max(SILENT)).await;
             }
-            SideLooks::new(name, reach)
+            let met = if left_socket(at) { Met::LeftSocket } else { Met::Never };
+            SideLooks { met, ..SideLooks::new(name, reach) }
         }
     };
     if let MonitorReach::Gone { words } = &seen.reach {
@@ -279,6 +293,16 @@ pub(super) fn is_direct(at: &ObservedMonitor) -> bool {
 /// Whether another client waits for this monitor, which serves one at a time.
 pub(super) fn is_wanted(at: &ObservedMonitor) -> bool {
     matches!(at, ObservedMonitor::Endpoint(endpoint) if MonitorHolders::is_waited_for(endpoint))
+}
+
+/// Whether there is a socket at the path of a monitor.
+fn left_socket(at: &ObservedMonitor) -> bool {
+    match at {
+        ObservedMonitor::Endpoint(Endpoint::Address(Address::Unix(path))) => {
+            std::fs::metadata(path).is_ok_and(|data| data.file_type().is_socket())
+        }
+        _ => false,
+    }
 }
 
 /// Connects. A queue of clients that is full, as where a manager calls again and again, is waited for.
@@ -434,4 +458,39 @@ pub(super) async fn unanswered(client: &QmpClient, seen: &mut SideLooks, waited:
         seen.yanks = serde_json::to_value(yanks).map(|yanks| list(&yanks)).unwrap_or_default();
     }
     MonitorReach::Hangs { waited, oob: Some(answer.is_ok()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::DiagnosisCode;
+    use std::process::Command;
+
+    #[tokio::test]
+    async fn a_process_that_ends_while_it_is_looked_at_is_said_to_have_ended() {
+        let mut child = Command::new("sleep").arg("1").spawn().expect("a process");
+        let pid = child.id();
+        let reaped = std::thread::spawn(move || child.wait());
+        let settings = DiagnoseSettings {
+            pid: Some(pid),
+            lasting: Duration::from_secs(2),
+            ..DiagnoseSettings::new([] as [Address; 0])
+        };
+        let told = diagnose(&settings).await.expect("a diagnosis");
+        reaped.join().expect("a thread").expect("an end");
+        let cause = told.causes.first().expect("a cause");
+        assert_eq!(cause.code, DiagnosisCode::SourceGone);
+        assert!(cause.evidence[0].contains(&format!("process {pid} has ended")), "{cause:#?}");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_no_qemu_is_said_to_be_none() {
+        let mut child = Command::new("sleep").arg("9").spawn().expect("a process");
+        let pid = Some(child.id());
+        let settings =
+            DiagnoseSettings { pid, lasting: Duration::from_secs(2), ..DiagnoseSettings::new([] as [Address; 0]) };
+        let told = diagnose(&settings).await.expect("a diagnosis");
+        child.kill().and_then(|()| child.wait()).expect("an end");
+        assert!(told.unseen.iter().any(|words| words.contains("(sleep) is no QEMU")), "{told:#?}");
+    }
 }

@@ -8,7 +8,7 @@
 use super::{
     guest_queues::QueueLook,
     look::MonitorLook,
-    pair::{MonitorReach, PairLooks, SideLooks},
+    pair::{Met, MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
     rules,
     steady_causes::SteadyCauses,
@@ -74,7 +74,7 @@ pub(super) struct SideWindow {
 
 impl SideWindow {
     pub(super) fn new(name: String) -> Self {
-        let looks = SideLooks::new(name, MonitorReach::NotAsked);
+        let looks = SideLooks { met: Met::Never, ..SideLooks::new(name, MonitorReach::NotAsked) };
         Self { looks, errors: VecDeque::new(), events: VecDeque::new(), lost: 0 }
     }
 
@@ -87,7 +87,7 @@ impl SideWindow {
     pub(super) fn look(&mut self, look: MonitorLook) {
         let at = look.at;
         let old = |then: Duration| at.saturating_sub(then) > WINDOW;
-        self.looks.reach = MonitorReach::Answers;
+        (self.looks.reach, self.looks.met) = (MonitorReach::Answers, Met::Seen);
         let looks = &mut self.looks.looks;
         looks.push(look);
         let gone = looks.iter().take_while(|look| old(look.at)).count();

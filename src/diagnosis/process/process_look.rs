@@ -3,7 +3,7 @@
 use super::{
     command_words::command_line,
     open_files::{OpenFileLook, open_files},
-    socket_owners::sockets_of,
+    socket_owners::{SocketPeer, sockets_of},
     socket_peers::{UnixConnectionLook, own_connections, with_peers},
     tap_counters::{TapLook, taps},
     tcp_table::ConnectionLook,
@@ -94,6 +94,29 @@ impl ProcessLook {
             look.most_descriptors = limit(&limits, "Max open files");
         }
         Some(look)
+    }
+
+    /// Whether the program is a QEMU, by its name. Distributions call it kvm and qemu-kvm as well.
+    pub(in crate::diagnosis) fn is_emulator(&self) -> bool {
+        let of_words = self.command.first().and_then(|word| word.rsplit('/').next());
+        let names = of_words.into_iter().chain(self.threads.first().map(|main| main.name.as_str()));
+        names.into_iter().any(|name| name.starts_with("qemu") || name == "kvm")
+    }
+
+    /// What is to be known of a process that is no QEMU.
+    pub(in crate::diagnosis) fn stranger(&self) -> String {
+        let name = self.threads.first().map_or("no name", |main| main.name.as_str());
+        format!("process {} ({name}) is no QEMU by its name: nothing of this may concern a migration", self.pid)
+    }
+
+    /// The processes that it is connected with, where these are known.
+    pub(in crate::diagnosis) fn peers(&self) -> impl Iterator<Item = u32> {
+        let peers =
+            self.connections.iter().map(|row| &row.peer).chain(self.unix_connections.iter().map(|row| &row.peer));
+        peers.filter_map(|peer| match peer {
+            SocketPeer::Process { program, .. } => Some(program.pid),
+            _ => None,
+        })
     }
 
     /// The process's main state, as a person would say it; `None` where the process runs or waits as processes do.

@@ -13,12 +13,10 @@ use crate::{
     qemu::reply::{MigrationStatus, RunState},
 };
 
-/// The UUID of a guest that was given none.
-const NO_UUID: &str = "00000000-0000-0000-0000-000000000000";
-
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     causes.extend(both_running(looks));
     causes.extend(both_paused(looks));
+    causes.extend(never_started(looks));
     causes.extend(waiting_for_continue(looks));
     causes.extend(controller_waits(looks));
     for (side, seen) in looks.sides() {
@@ -35,12 +33,8 @@ fn both_running(looks: &PairLooks) -> Option<Cause> {
     if postcopy(source) || postcopy(destination) {
         return None;
     }
-    let (confidence, uuid) = match (&source.uuid, &destination.uuid) {
-        (Some(one), Some(other)) if one != other => return None,
-        (Some(one), Some(_)) if one != NO_UUID => (Confidence::Certain, format!("both have the UUID {one}")),
-        _ => (Confidence::Possible, "neither guest has a UUID that would prove it to be the same guest".to_owned()),
-    };
-    let evidence = vec!["query-status says running on both sides".to_owned(), uuid];
+    let (confidence, proof) = looks.one_guest().ok()?;
+    let evidence = vec!["query-status says running on both sides".to_owned(), proof];
     Some(Cause::new(DiagnosisCode::BothRunning, confidence, evidence).remedy(
         "stop one of them at once, and before the other is trusted look at its disks: both may have written",
         "the guest that is ended loses what it did since the other was started",
@@ -80,6 +74,8 @@ fn both_paused(looks: &PairLooks) -> Option<Cause> {
                 "a manager that still lives may start the guest on the source",
             ))
         }
+        // two guests that their owners have paused
+        (None | Some(MigrationStatus::None), _) if looks.one_guest().is_err() => None,
         _ => {
             let cause = Cause::new(DiagnosisCode::BothPaused, Confidence::Possible, evidence);
             Some(cause.remedy(
@@ -88,6 +84,31 @@ fn both_paused(looks: &PairLooks) -> Option<Cause> {
             ))
         }
     }
+}
+
+/// A guest that has arrived whole and stands still, where nothing is seen of the source.
+fn never_started(looks: &PairLooks) -> Option<Cause> {
+    let destination = looks.destination.as_ref().filter(|side| side.has_arrived() && side.stood() && side.lasted())?;
+    let (source, confidence) = match &looks.source {
+        None => ("the source was not looked at".to_owned(), Confidence::Possible),
+        Some(SideLooks { reach: MonitorReach::Gone { words }, .. }) => (words.clone(), Confidence::Likely),
+        Some(source) if source.looks.is_empty() => ("nothing is seen of the source".to_owned(), Confidence::Possible),
+        Some(_) => return None,
+    };
+    let run = destination.run().map_or("unknown", RunState::as_str);
+    let evidence = vec![
+        format!(
+            "the destination's migration has completed, and its guest stood still for {:.1} s: {run}",
+            destination.span().as_secs_f64()
+        ),
+        source,
+        "a guest that its owner had paused before it moved looks the same".to_owned(),
+    ];
+    Some(Cause::new(DiagnosisCode::BothPaused, confidence, evidence).remedy(
+        "look at the source as well: where it is proved to run nothing any more, the destination has the whole guest; \
+         qferry recover, where qferry moved it; else cont on the destination, once the manager is proved to be gone",
+        "a source that still runs the guest, or a manager that starts it there, is a second runner",
+    ))
 }
 
 fn waiting_for_continue(looks: &PairLooks) -> Option<Cause> {

@@ -5,24 +5,28 @@
 use super::super::{
     cause::{Cause, Confidence},
     look::YankLook,
-    pair::{MonitorReach, PairLooks, SideLooks},
+    pair::{Met, MonitorReach, PairLooks, SideLooks},
     process::MonitorHolders,
     remedy::RemedyCommand,
 };
-use crate::{codes::DiagnosisCode, progress::Side};
+use crate::{codes::DiagnosisCode, progress::Side, qemu::reply::MigrationStatus};
 use serde_json::Value;
 
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     for (side, seen) in looks.sides() {
-        causes.extend(held(side, seen));
+        causes.extend(held(side, seen, looks));
         causes.extend(unreached(side, seen, looks));
     }
 }
 
 /// A process that something holds.
-fn held(side: Side, seen: &SideLooks) -> Option<Cause> {
+fn held(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
     let process = seen.process.as_ref()?;
     let held = process.held()?;
+    // a source that is done has ended, and its parent has not waited for it yet
+    if process.state == 'Z' && side == Side::Source && looks.has_moved() {
+        return None;
+    }
     let evidence = vec![format!("the {side}'s process {} is {held}", process.pid)];
     let cause = Cause::new(DiagnosisCode::ProcessStopped, Confidence::Certain, evidence);
     Some(match process.state {
@@ -105,39 +109,59 @@ fn unreached(side: Side, seen: &SideLooks, looks: &PairLooks) -> Option<Cause> {
             lives(&mut evidence);
             Some(silent(evidence, holders, waits(seen)))
         }
-        MonitorReach::Gone { words } => {
-            let code = match side {
-                Side::Source => DiagnosisCode::SourceGone,
-                Side::Destination => DiagnosisCode::DestinationGone,
-            };
-            let cause = Cause::new(code, Confidence::Certain, vec![words.clone()]);
-            let other = match side {
-                Side::Source => looks.destination.as_ref(),
-                Side::Destination => looks.source.as_ref(),
-            };
-            let has_guest = other.is_some_and(SideLooks::runs);
-            Some(match (side, has_guest) {
-                (_, true) => cause.remedy("nothing for the guest: it runs on the other side", "none"),
-                (Side::Destination, false) => {
-                    let cause = cause.remedy(
-                        "let the source cancel; the guest goes on there",
-                        "none while the destination has not been told to run the guest",
-                    );
-                    match looks.source.as_ref().and_then(SideLooks::status) {
-                        Some(status) if !status.is_over() && !status.is_postcopy() => {
-                            cause.command(RemedyCommand::cancel()).fixable()
-                        }
-                        _ => cause,
-                    }
-                }
-                (Side::Source, false) => cause.remedy(
-                    "find out whether the destination has all of the guest (its query-migrate says completed) before \
-                     anything is started",
-                    "a destination that is started without the whole state loses what the guest did",
-                ),
-            })
-        }
+        MonitorReach::Gone { words } => gone(side, seen, words, looks),
     }
+}
+
+/// A side that nobody answers for. What was never seen may be somewhere else.
+fn gone(side: Side, seen: &SideLooks, words: &str, looks: &PairLooks) -> Option<Cause> {
+    let (code, other) = match side {
+        Side::Source => (DiagnosisCode::SourceGone, looks.destination.as_ref()),
+        Side::Destination => (DiagnosisCode::DestinationGone, looks.source.as_ref()),
+    };
+    let is_elsewhere = seen.met != Met::Seen && other.is_some_and(SideLooks::flows);
+    if is_elsewhere || side == Side::Source && looks.has_moved() {
+        return None;
+    }
+    let mut evidence = vec![words.to_owned()];
+    let confidence = match seen.met {
+        Met::Seen => Confidence::Certain,
+        Met::LeftSocket => Confidence::Likely,
+        Met::Never => {
+            evidence.push("nothing was seen of it: a wrong address looks the same".to_owned());
+            Confidence::Possible
+        }
+    };
+    let cause = Cause::new(code, confidence, evidence);
+    let has_guest = other.is_some_and(SideLooks::runs);
+    let is_begun = other.is_some_and(|other| {
+        other.mirrors().next().is_some() || other.status().is_some_and(|status| *status != MigrationStatus::None)
+    });
+    Some(match (side, has_guest) {
+        (Side::Destination, true) if is_begun => cause.remedy(
+            "the guest runs on the source: end there what is left of the migration (migrate_cancel, and \
+             block-job-cancel for its mirrors), and begin again with a new destination",
+            "what was copied has to be sent again",
+        ),
+        (_, true) => cause.remedy("nothing for the guest: it runs on the other side", "none"),
+        (Side::Destination, false) => {
+            let cause = cause.remedy(
+                "let the source cancel; the guest goes on there",
+                "none while the destination has not been told to run the guest",
+            );
+            match looks.source.as_ref().and_then(SideLooks::status) {
+                Some(status) if !status.is_over() && !status.is_postcopy() && seen.met != Met::Never => {
+                    cause.command(RemedyCommand::cancel()).fixable()
+                }
+                _ => cause,
+            }
+        }
+        (Side::Source, false) => cause.remedy(
+            "find out whether the destination has all of the guest (its query-migrate says completed) before anything is \
+             started",
+            "a destination that is started without the whole state loses what the guest did",
+        ),
+    })
 }
 
 /// A monitor that does not greet: whoever holds it is named, and where nobody does, the main loop hangs.

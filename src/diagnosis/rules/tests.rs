@@ -189,7 +189,13 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
         (pair(gone(), waiting()), Code::SourceGone),
         (pair(steady("finish-migrate", status("pre-switchover")), gone()), Code::DestinationGone),
         (pair(steady("finish-migrate", status("pre-switchover")), waiting()), Code::WaitingForContinue),
-        (pair(steady("running", json!({})), steady("running", json!({}))), Code::BothRunning),
+        (
+            pair(
+                with(steady("running", json!({})), &|side| side.uuid = Some("6d6f0a6c".to_owned())),
+                with(steady("running", json!({})), &|side| side.uuid = Some("6d6f0a6c".to_owned())),
+            ),
+            Code::BothRunning,
+        ),
         (pair(steady("postmigrate", status("completed")), steady("paused", status("completed"))), Code::BothPaused),
         (pair(steady("paused", status("failed")), steady("inmigrate", json!({}))), Code::BothPaused),
         (only_source(steady("guest-panicked", json!({}))), Code::GuestEnded),
