@@ -16,7 +16,7 @@ use crate::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -84,6 +84,46 @@ pub(super) enum Met {
     Never,
 }
 
+/// Jobs of which errors are counted; QEMU has no bound.
+const JOBS_WITH_ERRORS: usize = 256;
+
+/// Counts of the events BLOCK_JOB_ERROR, by the job that each names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct JobErrors(BTreeMap<String, u64>);
+
+impl JobErrors {
+    /// Counts an event of QEMU, if it is such an error.
+    pub(super) fn event(&mut self, name: &str, data: &Value) {
+        if let Some(job) = data.get("device").and_then(Value::as_str).filter(|_| name == "BLOCK_JOB_ERROR") {
+            self.add(job, 1);
+        }
+    }
+
+    /// Counts errors of a job.
+    pub(super) fn add(&mut self, job: &str, errors: u64) {
+        if let Some(count) = self.0.get_mut(job) {
+            *count = count.saturating_add(errors);
+        } else if self.0.len() < JOBS_WITH_ERRORS {
+            self.0.insert(job.to_owned(), errors);
+        }
+    }
+
+    /// Adds all that another count has.
+    pub(super) fn add_all(&mut self, other: &Self) {
+        other.0.iter().for_each(|(job, errors)| self.add(job, *errors));
+    }
+
+    /// The errors of a job.
+    pub(super) fn of(&self, job: &str) -> u64 {
+        self.0.get(job).copied().unwrap_or_default()
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// One side.
 #[derive(Debug, Clone)]
 pub(super) struct SideLooks {
@@ -104,8 +144,8 @@ pub(super) struct SideLooks {
     pub(super) looks: Vec<MonitorLook>,
     /// The moment from which the times of the looks count, where that is known.
     pub(super) began: Option<Instant>,
-    /// How many events BLOCK_JOB_ERROR came while the side was looked at.
-    pub(super) job_errors: u64,
+    /// The events BLOCK_JOB_ERROR that came while the side was looked at, by their job.
+    pub(super) job_errors: JobErrors,
     /// The last look at the process, where the process is known.
     pub(super) process: Option<ProcessLook>,
     /// An earlier look at the same process, and how long before.
@@ -137,7 +177,7 @@ impl SideLooks {
             yanks: Vec::new(),
             looks: Vec::new(),
             began: None,
-            job_errors: 0,
+            job_errors: JobErrors::default(),
             process: None,
             earlier: None,
             lacks_oob: false,

@@ -380,9 +380,9 @@ async fn count(events: &mut EventStream, seen: &mut SideLooks, until: Instant) {
     loop {
         let Ok(item) = timeout(until.saturating_duration_since(Instant::now()), events.next()).await else { return };
         match item {
-            StreamItem::Event(event) => seen.job_errors += u64::from(event.name == "BLOCK_JOB_ERROR"),
-            // nothing else comes so fast that events are lost
-            StreamItem::Lagged(lost) => seen.job_errors += lost,
+            StreamItem::Event(event) => seen.job_errors.event(&event.name, &event.data),
+            // what was lost was of any kind, and errors that come so fast are also among those that were not lost
+            StreamItem::Lagged(_) => {}
             StreamItem::Closed(_) => return sleep_until(until).await,
         }
     }

@@ -243,7 +243,7 @@ impl SideWatch {
                     let at = Instant::from_std(event.received).saturating_duration_since(self.began);
                     self.window().event(at, &event.name, event.emitted, &event.data);
                 }
-                StreamItem::Lagged(lost) => self.window().missed(self.began.elapsed(), lost),
+                StreamItem::Lagged(lost) => self.window().missed(lost),
                 // the end is told at once, and the monitor dialled anew a little later
                 StreamItem::Closed(_) => return sleep_until(Instant::now() + Duration::from_millis(1)).await,
             }
@@ -380,14 +380,13 @@ mod tests {
         let (endpoint, vm) = monitor("running");
         let mut watching = Watching::start(&WatchSettings::new(vec![endpoint])).expect("a watch");
         for _ in 0..5000 {
-            let event = json!({ "event": "BLOCK_JOB_ERROR", "timestamp": { "seconds": 1, "microseconds": 0 } });
+            let event = json!({ "event": "RTC_CHANGE", "timestamp": { "seconds": 1, "microseconds": 0 } });
             vm.lines.send(Some(event.to_string())).expect("it is read");
         }
         let seen = after(&mut watching, 3).await;
         assert_eq!(seen.events.len() as u64 + seen.lost_events, 5000);
         assert!(seen.events.len() <= 256, "{}", seen.events.len());
-        assert_eq!(codes(&seen), [DiagnosisCode::MirrorFailed]);
-        assert!(after(&mut watching, 6).await.diagnosis.is_healthy(), "what is over is over");
+        assert!(seen.diagnosis.is_healthy(), "events that were lost are no errors of a mirror: {seen:#?}");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@
 use super::{
     guest_queues::QueueLook,
     look::MonitorLook,
-    pair::{Met, MonitorReach, PairLooks, SideLooks},
+    pair::{JobErrors, Met, MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
     rules,
     steady_causes::SteadyCauses,
@@ -66,8 +66,8 @@ impl WatchedEvent {
 #[derive(Debug)]
 pub(super) struct SideWindow {
     looks: SideLooks,
-    /// The events BLOCK_JOB_ERROR, by the look that they came before.
-    errors: VecDeque<(Duration, u64)>,
+    /// The events BLOCK_JOB_ERROR, by the tenth of a second that they came in.
+    errors: VecDeque<(Duration, JobErrors)>,
     events: VecDeque<WatchedEvent>,
     lost: u64,
 }
@@ -113,9 +113,9 @@ impl SideWindow {
 
     /// Takes an event in.
     pub(super) fn event(&mut self, at: Duration, name: &str, emitted: Option<Duration>, data: &Value) {
-        if name == "BLOCK_JOB_ERROR" {
-            self.count_errors(at, 1);
-        }
+        let mut errors = JobErrors::default();
+        errors.event(name, data);
+        self.count_errors(at, errors);
         if self.events.len() == EVENTS {
             self.events.pop_front();
             self.lost = self.lost.saturating_add(1);
@@ -126,22 +126,23 @@ impl SideWindow {
         self.events.push_back(event);
     }
 
-    /// Takes in that so many events were not seen. Nothing but the errors of a mirror comes so fast.
-    pub(super) fn missed(&mut self, at: Duration, events: u64) {
+    /// Takes in that so many events, of whatever kind, were not seen.
+    pub(super) fn missed(&mut self, events: u64) {
         self.lost = self.lost.saturating_add(events);
-        self.count_errors(at, events);
     }
 
-    fn count_errors(&mut self, at: Duration, errors: u64) {
+    fn count_errors(&mut self, at: Duration, errors: JobErrors) {
         match self.errors.back_mut() {
-            Some((then, count)) if at.saturating_sub(*then) < Duration::from_millis(100) => *count += errors,
+            _ if errors.is_empty() => {}
+            Some((then, count)) if at.saturating_sub(*then) < Duration::from_millis(100) => count.add_all(&errors),
             _ => self.errors.push_back((at, errors)),
         }
     }
 
     /// What the rules judge.
     fn judged(&self) -> SideLooks {
-        let job_errors = self.errors.iter().map(|(_, errors)| errors).sum();
+        let mut job_errors = JobErrors::default();
+        self.errors.iter().for_each(|(_, errors)| job_errors.add_all(errors));
         SideLooks { job_errors, ..self.looks.clone() }
     }
 
@@ -323,10 +324,11 @@ mod tests {
         let mut window = SideWindow::new("vm".to_owned());
         for number in 0..40 {
             window.look(look(number * 400, "running", "active"));
-            window.event(at(number * 400), "BLOCK_JOB_ERROR", None, &Value::Null);
+            window.event(at(number * 400), "BLOCK_JOB_ERROR", None, &json!({ "device": "m" }));
+            window.missed(1000);
         }
         let judged = window.judged();
-        assert_eq!((judged.looks.len(), judged.span(), judged.job_errors), (11, at(4000), 11));
+        assert_eq!((judged.looks.len(), judged.span(), judged.job_errors.of("m")), (11, at(4000), 11));
         // a look that took long is compared with the one before
         window.look(look(60_000, "running", "active"));
         assert_eq!(window.judged().looks.len(), 2);

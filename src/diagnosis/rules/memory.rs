@@ -24,6 +24,9 @@ const AS_FAST: f64 = 0.95;
 const AS_FAST_BY_FEW: f64 = 0.85;
 /// The passes seen to end from which the memory to send shrinks visibly where it does at all.
 const SEEN_PASSES: usize = 3;
+/// The passes without a gain from which on a guest that dirties less than is sent counts as not converging: some in each half of
+/// the looks.
+const SETTLED: u64 = 6;
 /// A limit that no link reaches: 1 TiB/s.
 const UNLIMITED: u64 = 1 << 40;
 /// The part by which the memory to send must have shrunk to count as converging.
@@ -93,7 +96,9 @@ fn stays(source: &SideLooks) -> Vec<Cause> {
     }
     let limit = source.parameter("max-bandwidth").filter(|&limit| limit > 0);
     let capped = limit.filter(|&limit| sent >= limit as f64 * AT_LIMIT);
-    let small = too_small(source, evidence.clone());
+    // A guest that dirties less than is sent converges pass by pass: it does not if many passes have gained nothing.
+    let passes = last.dirty_sync_count.saturating_sub(first.dirty_sync_count);
+    let small = too_small(source, evidence.clone()).filter(|_| is_fast || passes >= SETTLED);
     // a working set that is rewritten within a pass is counted as dirtied as fast as it is sent, also where a pass is
     // so short that a little more downtime would do
     let fast = match (capped, is_fast) {

@@ -31,7 +31,7 @@ const NOT_BY_CHANCE: f64 = 0.5;
 pub(super) fn rule(looks: &PairLooks, causes: &mut Vec<Cause>) {
     if let Some(source) = &looks.source {
         causes.extend(source.mirrors().filter_map(|job| mirror(source, job)));
-        causes.extend(flood(source));
+        causes.extend(source.mirrors().filter_map(|job| flood(source, job)));
         causes.extend(not_ready(source));
     }
     for (side, seen) in looks.sides() {
@@ -190,22 +190,20 @@ fn is_cut(source: &SideLooks, job: &JobLook) -> bool {
 }
 
 /// A mirror that reports one error after the other.
-fn flood(source: &SideLooks) -> Option<Cause> {
-    let errors = source.job_errors;
+fn flood(source: &SideLooks, job: &JobLook) -> Option<Cause> {
+    let errors = source.job_errors.of(&job.device);
     let seconds = source.span().as_secs_f64().max(0.1);
     if (errors as f64) / seconds < FLOOD {
         return None;
     }
-    let evidence = vec![format!("{errors} events BLOCK_JOB_ERROR came in {seconds:.1} s")];
+    let evidence = vec![format!("{errors} events BLOCK_JOB_ERROR of the mirror {} came in {seconds:.1} s", job.device)];
     let cause = Cause::new(DiagnosisCode::MirrorFailed, Confidence::Certain, evidence);
     let cause = cause.remedy(
         "cancel the mirror by force: its policy is to ignore errors, and its target is dead",
         "the disk has to be copied again; the guest goes on",
     );
-    let cancel = |job: &JobLook| {
-        RemedyCommand::new(Side::Source, "block-job-cancel", json!({ "device": job.device, "force": true }))
-    };
-    Some(source.mirrors().map(cancel).fold(cause, Cause::command).fixable())
+    let arguments = json!({ "device": job.device, "force": true });
+    Some(cause.command(RemedyCommand::new(Side::Source, "block-job-cancel", arguments)).fixable())
 }
 
 /// RAM that is done, and waits for mirrors.
@@ -238,6 +236,13 @@ fn concluded(side: Side, seen: &SideLooks) -> Vec<Cause> {
             let mut evidence =
                 vec![format!("the {side}'s query-jobs: the job {} ({}) has concluded", job.id, job.kind)];
             evidence.extend(job.error.iter().map(|error| format!("with the error: {error}")));
+            if job.kind != "mirror" {
+                // the owner of another job may yet read its end
+                return Cause::new(DiagnosisCode::LeftoverJob, Confidence::Possible, evidence).remedy(
+                    format!("have the program that began it dismiss it; where that is gone, job-dismiss of {}", job.id),
+                    "a program that is about to read the end of its job does not find it",
+                );
+            }
             let code = match (&job.error, job.kind.as_str()) {
                 (Some(error), "mirror") if error != CANCELLED => DiagnosisCode::MirrorFailed,
                 _ => DiagnosisCode::LeftoverJob,

@@ -74,8 +74,8 @@ fn both_paused(looks: &PairLooks) -> Option<Cause> {
                 "a manager that still lives may start the guest on the source",
             ))
         }
-        // two guests that their owners have paused
-        (None | Some(MigrationStatus::None), _) if looks.one_guest().is_err() => None,
+        // before any migration a guest that its owner has paused beside a destination that waits is as it should be
+        (None | Some(MigrationStatus::None), _) => None,
         _ => {
             let cause = Cause::new(DiagnosisCode::BothPaused, Confidence::Possible, evidence);
             Some(cause.remedy(

@@ -63,6 +63,11 @@ fn ram(sent: u64, left: u64, dirty: u64, passes: u64, expected: u64) -> Value {
         "total": 1024 * MIB, "dirty-pages-rate": dirty, "dirty-sync-count": passes, "page-size": 4096, "normal": sent } })
 }
 
+fn with(mut side: SideLooks, change: &dyn Fn(&mut SideLooks)) -> SideLooks {
+    change(&mut side);
+    side
+}
+
 fn codes(looks: &PairLooks) -> Vec<DiagnosisCode> {
     causes(looks).iter().map(|cause| cause.code).collect()
 }
@@ -77,6 +82,9 @@ fn connection(unsent: u64, state: ConnectionState) -> ProcessLook {
     };
     ProcessLook { pid: 7, state: 'S', connections: vec![connection], ..ProcessLook::default() }
 }
+
+/// MiB left and passes of RAM that is sent at 16 MiB/s and dirtied at 9, seen each half second.
+const CEILING: [(u64, u64); 7] = [(19, 4), (11, 4), (3, 4), (20, 5), (12, 5), (4, 5), (7, 6)];
 
 #[test]
 fn a_healthy_migration_has_no_cause() {
@@ -94,6 +102,19 @@ fn a_healthy_migration_has_no_cause() {
         ("busy, and gaining", pair(side("running", (0..7).map(busy), none), waiting())),
         ("slow, at the end of a long pass", pair(side("running", (0..7).map(pass), none), waiting())),
         ("small, and about to switch over", pair(side("running", (0..7).map(quick), none), waiting())),
+        (
+            "held by a ceiling, with passes as long as the looks",
+            only_source(with(
+                side(
+                    "running",
+                    (0..7).map(|n| ram(400 + 8 * n, CEILING[n as usize].0, 2330, CEILING[n as usize].1, 900)),
+                    none,
+                ),
+                &|side| {
+                    side.parameters.insert("max-bandwidth".to_owned(), (16 * MIB).into());
+                },
+            )),
+        ),
         (
             "mirrors copy",
             pair(side("running", vec![json!({}); 7], |n| job(10 + 5 * n as u64, 100, &json!({}))), waiting()),
@@ -152,10 +173,6 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
     use DiagnosisCode as Code;
     let status = |status: &str| json!({ "status": status });
     let failed = |words: &str| json!({ "status": "failed", "error-desc": words });
-    let with = |mut side: SideLooks, change: &dyn Fn(&mut SideLooks)| {
-        change(&mut side);
-        side
-    };
     let reach = |reach: MonitorReach| SideLooks::new("unix:/side".to_owned(), reach);
     let hangs = |oob| {
         with(reach(MonitorReach::Hangs { waited: Duration::from_secs(2), oob }), &|side| {
@@ -334,7 +351,7 @@ fn each_cause_is_named_by_what_is_seen_of_it() {
 
 fn mirror_flood() -> PairLooks {
     let mut source = side("running", vec![json!({}); 7], |n| job(10 + n as u64, 100, &json!({})));
-    source.job_errors = 5000;
+    source.job_errors.add("m", 5000);
     only_source(source)
 }
 
@@ -366,6 +383,16 @@ fn stalled_queue(in_flight: &[u64], answered: &[u64]) -> PairLooks {
         source.queues.push((Duration::from_millis(2500 * number as u64), vec![queue]));
     }
     only_source(source)
+}
+
+#[test]
+fn the_errors_of_one_job_are_no_reason_to_cancel_another() {
+    let mut source = side("running", vec![json!({}); 7], |n| job(10 + n as u64, 100, &json!({})));
+    source.job_errors.add("backup", 5000);
+    assert_eq!(causes(&only_source(source)), []);
+    let commands: Vec<String> = causes(&mirror_flood())[0].commands.iter().map(ToString::to_string).collect();
+    assert_eq!(commands.len(), 1);
+    assert!(commands[0].contains("\"device\":\"m\""), "{commands:?}");
 }
 
 fn leftover(job: &Value) -> PairLooks {
