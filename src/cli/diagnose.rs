@@ -4,7 +4,7 @@ use super::{
     diagnose_options::Diagnose,
     exit::{failed, misused},
     fix,
-    plain_text::{folded, plain, sparkline},
+    plain_text::{folded, in_line, plain, sparkline},
     process_screen::{describe_process, line},
     recorded, render,
 };
@@ -124,7 +124,7 @@ fn tell(options: &Diagnose, diagnosis: &Diagnosis, began: Instant) -> Option<Exi
 
 /// The screen: the verdict, evidence and remedies, and the sides in numbers.
 fn screen(diagnosis: &Diagnosis, columns: Option<usize>) -> String {
-    let mut text = format!("{}\n", diagnosis.verdict);
+    let mut text = format!("{}\n", in_line(&diagnosis.verdict));
     for (number, cause) in diagnosis.causes.iter().enumerate() {
         describe_cause(&mut text, number + 1, cause);
     }
@@ -187,7 +187,7 @@ fn monitor_words(word: &str) -> Option<&'static str> {
 }
 
 fn describe_side(text: &mut String, name: &str, side: &SideReport) {
-    writeln!(text, "\n{name}: {}", side.address).ok();
+    writeln!(text, "\n{name}: {}", in_line(&side.address)).ok();
     let version = side.version.as_ref().map(|version| format!("QEMU {version}"));
     let pid = side.pid.map(|pid| format!("process {pid}"));
     let state = side.process_state.as_ref().map(|state| format!("state {state}"));
@@ -203,7 +203,7 @@ fn describe_side(text: &mut String, name: &str, side: &SideReport) {
         line(text, "state", &format!("{run}, migration {migration}"));
     }
     if let (Some(sent), Some(left)) = (side.transferred, side.remaining.last()) {
-        let rate = |rate: Option<u64>| Rate(rate.unwrap_or_default());
+        let rate = |rate: Option<u64>| rate.map_or("a rate not known yet".to_owned(), |rate| Rate(rate).to_string());
         let told = format!(
             "{} sent at {}, {} left, dirtied at {}  {}",
             Bytes(sent),

@@ -18,6 +18,7 @@ use crate::{
     },
     recording::{ForeignContent, ForeignLine, foreign_value},
 };
+use serde_json::json;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -92,7 +93,9 @@ impl ForeignMonitor {
     fn add(&mut self, at: Duration, content: ForeignContent<'_>) {
         self.last = self.last.max(at);
         match content {
-            ForeignContent::Command { name, id } => {
+            ForeignContent::Command { name, id, arguments } => {
+                let arguments = arguments.and_then(|arguments| foreign_value(arguments, ANSWER)).unwrap_or_default();
+                self.side.command(&id, &name, &arguments);
                 match name.as_str() {
                     "migrate" | "migrate-incoming" => self.begin(at),
                     "migrate_cancel" => self.cancelled = true,
@@ -108,13 +111,15 @@ impl ForeignMonitor {
                 // QEMU answers in band in the order of the commands, which tells those without an id apart
                 let position = self.asked.iter().position(|(asked, _)| *asked == id);
                 let command = position.and_then(|position| self.asked.remove(position)).map(|(_, name)| name);
+                // an answer without what returned is a refusal
+                self.side.answered(&id, value.is_some());
                 let value = value.and_then(|value| foreign_value(value, ANSWER));
                 if let (Some(command), Some(value)) = (command, value) {
                     self.side.answer(at, &command, &value);
                 }
             }
-            ForeignContent::Event { name, status } => {
-                self.side.event(&name);
+            ForeignContent::Event { name, status, device } => {
+                self.side.event(&name, &json!({ "device": device }));
                 match status.filter(|_| name == "MIGRATION") {
                     Some(status) => self.status(at, &status),
                     None if matches!(name.as_str(), "STOP" | "RESUME") => self.told = at,
@@ -182,7 +187,8 @@ impl ForeignMonitor {
         } else if looks.span() < APART {
             unseen.push(format!("{}: asked too seldom for rates to be known", looks.name));
         }
-        if let Some(words) = self.complaint {
+        let is_done = |look: &MonitorLook| look.migration.status == Some(MigrationStatus::Completed);
+        if let Some(words) = self.complaint.filter(|_| !looks.looks.last().is_some_and(is_done)) {
             // QEMU's log is the only place where an older QEMU tells why it refused the state
             for look in &mut looks.looks {
                 look.migration.error_desc.get_or_insert_with(|| words.clone());
@@ -255,6 +261,7 @@ impl ForeignLooks {
         let ended: Vec<String> = source.into_iter().chain(destination).collect();
         let cancel = if cancelled { ", where somebody cancelled the migration" } else { "" };
         let mut diagnosis = Diagnosis { notes, ..Diagnosis::of(&pair, unseen) };
+        diagnosis.leave_remedies_to_people();
         let found = diagnosis.causes.first().map(|cause| format!(" {}", cause.code.meaning()));
         diagnosis.verdict = match ended.is_empty() {
             true => "The recording tells of no migration.".to_owned(),

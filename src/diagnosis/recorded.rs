@@ -3,16 +3,17 @@
 //! Pure.
 
 use super::{
-    look::MonitorLook,
+    look::{MonitorLook, list},
     pair::{MonitorReach, PairLooks, SideLooks},
     report::Diagnosis,
 };
 use crate::{
     progress::{Ending, EventKind, Outcome},
+    qemu::reply::MigrationCapabilityStatus,
     recording::{RecordedContent, RecordedEntry, RecordedLine},
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// The commands whose answers a diagnosis reads.
 pub(crate) const READ_ANSWERS: &[&str] = &[
@@ -28,6 +29,11 @@ pub(crate) const READ_ANSWERS: &[&str] = &[
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 /// The most looks that are kept of a side.
 const LOOKS: usize = 256;
+/// The commands by which limits and capabilities change, that of the parameters first, and the most that wait for an answer.
+const SETTINGS: [&str; 2] = ["migrate-set-parameters", "migrate-set-capabilities"];
+const WAITING: usize = 64;
+/// The statuses in which a migration is over.
+const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
 /// The engine's actions with which it begins to go back: what is seen later is its own doing.
 const GOES_BACK: [&str; 2] = ["roll-back", "give-up"];
 
@@ -45,11 +51,45 @@ pub(crate) struct RecordedLooks {
 pub(super) struct RecordedSide {
     pub(super) looks: SideLooks,
     pub(super) now: MonitorLook,
+    /// Settings that were sent and not answered yet, by the ids of their commands.
+    waiting: BTreeMap<String, (String, Value)>,
 }
 
 impl RecordedSide {
     pub(super) fn new(name: &str) -> Self {
-        Self { looks: SideLooks::new(name.to_owned(), MonitorReach::Answers), now: MonitorLook::default() }
+        Self {
+            looks: SideLooks::new(name.to_owned(), MonitorReach::Answers),
+            now: MonitorLook::default(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a command in. Settings hold once QEMU has accepted them.
+    pub(super) fn command(&mut self, id: &str, name: &str, arguments: &Value) {
+        if SETTINGS.contains(&name) && self.waiting.len() < WAITING {
+            self.waiting.insert(id.to_owned(), (name.to_owned(), arguments.clone()));
+        }
+    }
+
+    /// Takes in that QEMU has answered a command, and whether QEMU did what it was told.
+    pub(super) fn answered(&mut self, id: &str, accepted: bool) {
+        let Some((name, arguments)) = self.waiting.remove(id).filter(|_| accepted) else { return };
+        let looks = &mut self.looks;
+        match arguments {
+            Value::Object(arguments) if name == SETTINGS[0] => looks.parameters.extend(arguments),
+            Value::Object(arguments) => {
+                let set: Vec<MigrationCapabilityStatus> = arguments.get("capabilities").map(list).unwrap_or_default();
+                for MigrationCapabilityStatus { capability, state, .. } in set {
+                    match state {
+                        true => looks.capabilities.insert(capability),
+                        false => looks.capabilities.remove(&capability),
+                    };
+                }
+            }
+            // what is not known any more is not judged by
+            _ if name == SETTINGS[0] => looks.parameters.clear(),
+            _ => looks.capabilities.clear(),
+        }
     }
 
     /// Takes an answer in. A look is complete with the status of the migration, or with the jobs before there is one.
@@ -66,10 +106,20 @@ impl RecordedSide {
         }
     }
 
+    /// Takes in that a migration has come to its end, which nobody may have asked for since.
+    fn status(&mut self, at: Duration, event: &str, data: &Value) {
+        let status = data.get("status").and_then(Value::as_str).filter(|_| event == "MIGRATION");
+        if let Some(status) = status.filter(|status| ENDS.contains(status)) {
+            self.now.migration.status = Some(status.into());
+            self.now.at = at;
+            self.looks.looks.push(self.now.clone());
+        }
+    }
+
     /// Takes an event of QEMU in.
-    pub(super) fn event(&mut self, name: &str) {
+    pub(super) fn event(&mut self, name: &str, data: &Value) {
+        self.looks.job_errors.event(name, data);
         match name {
-            "BLOCK_JOB_ERROR" => self.looks.job_errors += 1,
             "STOP" => self.now.run = Some("paused".into()),
             "RESUME" => self.now.run = Some("running".into()),
             _ => {}
@@ -110,10 +160,18 @@ impl RecordedLooks {
             }
         };
         match content {
-            RecordedContent::Answer { id: Some(id), value, refusal: None } if self.goes_back.is_none() => {
-                seen.answer(at, id.split('#').next().unwrap_or_default(), &value);
+            _ if self.goes_back.is_some() => {}
+            RecordedContent::Command { name, id: Some(id), arguments } => seen.command(&id, &name, &arguments),
+            RecordedContent::Answer { id: Some(id), value, refusal } => {
+                seen.answered(&id, refusal.is_none());
+                if refusal.is_none() {
+                    seen.answer(at, id.split('#').next().unwrap_or_default(), &value);
+                }
             }
-            RecordedContent::Qmp { name, .. } if self.goes_back.is_none() => seen.event(&name),
+            RecordedContent::Qmp { name, data } => {
+                seen.event(&name, &data);
+                seen.status(at, &name, &data);
+            }
             _ => {}
         }
     }
@@ -137,22 +195,39 @@ impl RecordedLooks {
         let ended = match &outcome {
             Some(outcome) => {
                 let reason = outcome.reason.as_ref().map(|reason| format!(": {} ({})", reason.message, reason.code));
-                format!("The migration ended {}{}", outcome.outcome, reason.unwrap_or_default())
+                format!("{}{}", ended_as(outcome.outcome), reason.unwrap_or_default())
             }
             None => "The recording has no end: the engine died, or still runs".to_owned(),
         };
-        if outcome.is_some_and(|outcome| outcome.outcome == Ending::Moved) {
+        let moved = outcome.is_some_and(|outcome| outcome.outcome == Ending::Moved);
+        if moved {
             diagnosis.causes.clear();
         }
         unseen.extend(
             goes_back.map(|because| format!("what came after the engine went back ({because}) is its own doing")),
         );
+        diagnosis.leave_remedies_to_people();
+        diagnosis.moved = Some(moved);
         diagnosis.verdict = match diagnosis.causes.first() {
             Some(cause) => format!("{ended}. {}", cause.code.meaning()),
             None => format!("{ended}."),
         };
         diagnosis.unseen = unseen;
         diagnosis
+    }
+}
+
+/// The end of a migration as a sentence.
+fn ended_as(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Moved => "The guest was moved",
+        Ending::Refused => "The migration was refused",
+        Ending::RolledBack => "The migration was rolled back",
+        Ending::Cancelled => "The migration was cancelled",
+        Ending::Stuck => "The guest runs on the source, and something could not be cleaned up",
+        Ending::Undetermined => "It is not proved on which side the guest runs",
+        Ending::Ended => "The guest ended by itself before it was moved",
+        Ending::Unknown => "The migration ended in a way that this version does not know",
     }
 }
 
@@ -200,16 +275,50 @@ mod tests {
         let told = diagnosed(&recording(true, &outcome("rolled-back")));
         let codes: Vec<_> = told.causes.iter().map(|cause| cause.code.as_str()).collect();
         assert_eq!(codes, ["mirror-paused"], "{told:#?}");
-        assert!(told.verdict.contains("rolled-back") && told.verdict.contains("paused"), "{}", told.verdict);
+        assert!(told.verdict.contains("rolled back") && told.verdict.contains("paused"), "{}", told.verdict);
         assert_eq!(told.source.map(|side| side.address), Some("unix:/s".to_owned()));
+    }
+
+    /// A recording of RAM that goes at 40 MiB/s, at first with a limit of as much, and what the engine sends in between.
+    fn with_settings(sent: &Value, answer: &Value) -> Diagnosis {
+        let mut lines = vec![json!({ "v": 1, "type": "transcript", "began_ms": 1, "qferry": "0" })];
+        let entry =
+            |at: u64, dir: &str, line: Value| json!({ "v": 1, "t_us": at, "side": "source", "dir": dir, "line": line });
+        let (mib, fresh) = (1u64 << 20, json!({ "downtime-limit": 300, "max-bandwidth": 40 << 20 }));
+        lines.push(entry(1, "receive", json!({ "return": fresh, "id": "query-migrate-parameters#1" })));
+        lines.push(entry(2, "send", sent.clone()));
+        lines.push(entry(3, "receive", answer.clone()));
+        for look in 0..24u64 {
+            let ram = json!({ "transferred": look * 10 * mib, "remaining": (60 - look % 3) * mib, "total": 1024 * mib,
+                "dirty-pages-rate": 10240, "dirty-sync-count": 4 + look, "page-size": 4096, "mbps": 335.5 });
+            let answer = json!({ "return": { "status": "active", "ram": ram, "expected-downtime": 300 },
+                "id": format!("query-migrate#{look}") });
+            lines.push(entry(look * 250_000 + 10, "receive", answer));
+        }
+        diagnosed(&lines.iter().map(|line| format!("{line}\n")).collect::<String>())
+    }
+
+    #[test]
+    fn limits_are_those_that_held_at_the_end() {
+        let set = json!({ "execute": "migrate-set-parameters", "id": "migrate-set-parameters#2",
+            "arguments": { "max-bandwidth": 0, "downtime-limit": 2000 } });
+        let codes = |told: &Diagnosis| told.causes.iter().map(|cause| cause.code.as_str()).collect::<Vec<_>>();
+        let accepted = with_settings(&set, &json!({ "return": {}, "id": "migrate-set-parameters#2" }));
+        let limits = accepted.source.as_ref().map(|side| (side.bandwidth_limit, side.downtime_limit_ms));
+        assert_eq!((limits, codes(&accepted)), (Some((None, Some(2000))), vec!["not-converging"]));
+        let refusal = json!({ "error": { "class": "GenericError", "desc": "no" }, "id": "migrate-set-parameters#2" });
+        let refused = with_settings(&set, &refusal);
+        assert_eq!(codes(&refused), ["bandwidth-capped"], "what QEMU refused does not hold: {refused:#?}");
+        assert!(!refused.causes[0].fixable, "what is over is not mended");
     }
 
     #[test]
     fn a_migration_without_a_visible_cause_says_how_it_ended() {
         let told = diagnosed(&recording(false, &outcome("rolled-back")));
-        assert!(told.is_healthy() && told.verdict.contains("disk-not-converging"), "{told:#?}");
+        assert!(told.causes.is_empty() && told.verdict.contains("disk-not-converging"), "{told:#?}");
+        assert!(!told.is_healthy(), "a guest that was not moved is no success");
         assert!(diagnosed(&recording(true, &outcome("moved"))).is_healthy());
         let torn = diagnosed("{\"v\":1,\"type\":\"transcript\"}\nnot JSON\n{\"v\":1");
-        assert!(torn.verdict.contains("no end"), "{torn:#?}");
+        assert!(torn.verdict.contains("no end") && !torn.is_healthy(), "{torn:#?}");
     }
 }

@@ -14,6 +14,9 @@ use crate::{
 };
 use serde::Serialize;
 
+/// QEMU counts the sync before the first pass, and measures from one sync to the next.
+const MEASURED: u64 = 2;
+
 /// What is wrong with a migration, best cause first.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
@@ -28,6 +31,9 @@ pub struct Diagnosis {
     pub destination: Option<SideReport>,
     /// What could not be looked at, and what would be needed.
     pub unseen: Vec<String>,
+    /// Whether the guest was moved, where a recording of the engine's was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<bool>,
     /// What else there is to know about the way in.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -58,7 +64,7 @@ pub struct SideReport {
     pub remaining: Vec<u64>,
     /// RAM sent, bytes per second.
     pub bandwidth: Option<u64>,
-    /// RAM dirtied by the guest, bytes per second, as QEMU last measured it.
+    /// RAM dirtied by the guest, bytes per second, as QEMU last measured it; absent in the first pass, before QEMU has.
     pub dirty_rate: Option<u64>,
     /// The limit of the bandwidth, bytes per second; absent without one.
     pub bandwidth_limit: Option<u64>,
@@ -120,12 +126,17 @@ impl Diagnosis {
         };
         let of_side = |side: &Option<SideLooks>| side.as_ref().map(SideReport::of);
         let (source, destination) = (of_side(&looks.source), of_side(&looks.destination));
-        Self { verdict, causes, source, destination, unseen, notes: Vec::new() }
+        Self { verdict, causes, source, destination, unseen, moved: None, notes: Vec::new() }
     }
 
-    /// Whether anything wrong was found.
+    /// Whether nothing wrong was found, and, where a recording of the engine's was read, the guest was moved.
     pub fn is_healthy(&self) -> bool {
-        self.causes.is_empty()
+        self.causes.is_empty() && self.moved != Some(false)
+    }
+
+    /// Leaves every remedy as advice: what was seen is over, or another program's.
+    pub(super) fn leave_remedies_to_people(&mut self) {
+        self.causes.iter_mut().for_each(|cause| cause.fixable = false);
     }
 }
 
@@ -160,19 +171,23 @@ fn healthy(looks: &PairLooks) -> String {
             mirror.device
         );
     }
+    let found =
+        if source.lasted() { "Nothing wrong found" } else { "Nothing wrong seen yet, and it is too early to tell" };
     let copying: u64 = source.mirrors().filter(|mirror| !mirror.ready).map(JobLook::remaining).sum();
     let rate: u64 = report.mirrors.iter().map(|mirror| mirror.rate).sum();
     if copying > 0 {
         let left = time_left(copying, rate);
-        return format!("Nothing wrong found: {} of disks are left to copy at {}{left}.", Bytes(copying), Rate(rate));
+        return format!("{found}: {} of disks are left to copy at {}{left}.", Bytes(copying), Rate(rate));
     }
     match source.status() {
         Some(MigrationStatus::Active) => {
             let remaining = report.remaining.last().copied().unwrap_or_default();
-            let gain = report.bandwidth.unwrap_or_default().saturating_sub(report.dirty_rate.unwrap_or_default());
-            let left = time_left(remaining, gain);
-            let rate = Rate(report.bandwidth.unwrap_or_default());
-            format!("Nothing wrong found: {} of RAM are left to send at {rate}{left}.", Bytes(remaining))
+            let rate = report.bandwidth.unwrap_or_default();
+            let left = match report.dirty_rate {
+                Some(dirty_rate) => time_left(remaining, rate.saturating_sub(dirty_rate)),
+                None => ", in the first pass: how fast the guest dirties RAM is not known yet".to_owned(),
+            };
+            format!("{found}: {} of RAM are left to send at {}{left}.", Bytes(remaining), Rate(rate))
         }
         Some(MigrationStatus::None) | None if source.mirrors().next().is_some() => {
             "Nothing wrong found: every mirror is ready, and RAM has not been begun.".to_owned()
@@ -198,7 +213,12 @@ impl SideReport {
             false => 0,
         };
         let ram = side.migration().and_then(|migration| migration.ram.as_ref());
-        let first = side.first().and_then(|look| look.migration.ram.as_ref());
+        // RAM may have begun while the side was looked at
+        let begun = side.looks.iter().find_map(|look| Some((look.at, look.migration.ram.as_ref()?)));
+        let bandwidth = ram.zip(begun).zip(side.last()).and_then(|((now, (at, first)), last)| {
+            let seconds = last.at.saturating_sub(at).as_secs_f64();
+            (seconds > 0.0).then(|| (now.transferred.saturating_sub(first.transferred) as f64 / seconds) as u64)
+        });
         let positive = |name: &str| side.parameter(name).filter(|&limit| limit > 0);
         let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         Self {
@@ -211,8 +231,10 @@ impl SideReport {
             passes: ram.map(|ram| ram.dirty_sync_count),
             transferred: ram.map(|ram| ram.transferred),
             remaining: side.looks.iter().filter_map(|look| Some(look.migration.ram.as_ref()?.remaining)).collect(),
-            bandwidth: ram.zip(first).map(|(now, first)| rate(now.transferred, first.transferred)),
-            dirty_rate: ram.map(|ram| ram.dirty_pages_rate.saturating_mul(ram.page_size)),
+            bandwidth,
+            dirty_rate: ram
+                .filter(|ram| ram.dirty_sync_count >= MEASURED || ram.dirty_pages_rate > 0)
+                .map(|ram| ram.dirty_pages_rate.saturating_mul(ram.page_size)),
             bandwidth_limit: positive("max-bandwidth"),
             expected_downtime_ms: side.migration().and_then(|migration| migration.expected_downtime),
             downtime_ms: side.migration().and_then(|migration| migration.downtime),

@@ -35,6 +35,9 @@ const COMPLAINTS: [&str; 10] = [
     "unable to",
 ];
 
+/// The words with which QEMU marks a line as no error.
+const REMARKS: [&str; 2] = [": warning: ", ": info: "];
+
 /// A line of a recording that another program made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForeignLine<'a> {
@@ -55,6 +58,8 @@ pub enum ForeignContent<'a> {
         name: String,
         /// The id, as it was written.
         id: String,
+        /// The arguments, as JSON; nothing where the command has none.
+        arguments: Option<&'a str>,
     },
     /// An answer came.
     Answer {
@@ -69,6 +74,8 @@ pub enum ForeignContent<'a> {
         name: String,
         /// The status that the event tells, where it tells one.
         status: Option<String>,
+        /// The device or job that the event names, where it names one.
+        device: Option<String>,
     },
     /// QEMU's log: the migration has this status.
     Status(String),
@@ -86,6 +93,8 @@ struct QmpShape<'a> {
     exec_oob: Option<String>,
     #[serde(borrow)]
     id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
     event: Option<String>,
     timestamp: Option<TimestampShape>,
     #[serde(borrow)]
@@ -104,9 +113,10 @@ struct TimestampShape {
     microseconds: i64,
 }
 
-#[derive(Deserialize)]
-struct StatusShape {
+#[derive(Default, Deserialize)]
+struct EventShape {
     status: Option<String>,
+    device: Option<String>,
 }
 
 /// Reads a line; `None` where the line tells nothing of a migration.
@@ -153,10 +163,12 @@ fn content(text: &str) -> Option<(ForeignContent<'_>, Option<Duration>)> {
     let id = shape.id.map(|id| short(id.get(), MONITOR).to_owned()).unwrap_or_default();
     let content = match (shape.event, shape.execute.or(shape.exec_oob)) {
         (Some(name), _) => {
-            let data = shape.data.and_then(|data| serde_json::from_str::<StatusShape>(data.get()).ok());
-            ForeignContent::Event { name, status: data.and_then(|data| data.status) }
+            let data = shape.data.and_then(|data| serde_json::from_str::<EventShape>(data.get()).ok());
+            let EventShape { status, device } = data.unwrap_or_default();
+            let device = device.map(|device| short(&device, MONITOR).to_owned());
+            ForeignContent::Event { name, status, device }
         }
-        (None, Some(name)) => ForeignContent::Command { name, id },
+        (None, Some(name)) => ForeignContent::Command { name, id, arguments: shape.arguments.map(RawValue::get) },
         (None, None) if shape.value.is_some() || shape.error.is_some() => {
             ForeignContent::Answer { id, value: shape.value.map(RawValue::get) }
         }
@@ -177,7 +189,8 @@ fn log(line: &str) -> Option<ForeignLine<'_>> {
         None => {
             let lower = line.to_lowercase();
             let begin = line.find("qemu-system-").or_else(|| line.find("qemu-kvm"))?;
-            COMPLAINTS.iter().any(|known| lower.contains(known)).then_some(())?;
+            let is_failure = !REMARKS.iter().any(|remark| lower.contains(remark));
+            (is_failure && COMPLAINTS.iter().any(|known| lower.contains(known))).then_some(())?;
             let words = line[begin..].split_once(": ").map_or(&line[begin..], |(_, words)| words);
             ForeignContent::Complaint(short(words, COMPLAINT).to_owned())
         }
@@ -232,7 +245,10 @@ mod tests {
     fn the_debug_log_of_libvirt_is_read() {
         let sent = read_foreign(SENT).unwrap();
         let (name, id) = ("query-migrate".to_owned(), "\"libvirt-382\"".to_owned());
-        assert_eq!((sent.monitor, &sent.content), ("0x7f3c", &ForeignContent::Command { name, id: id.clone() }));
+        assert_eq!(
+            (sent.monitor, &sent.content),
+            ("0x7f3c", &ForeignContent::Command { name, id: id.clone(), arguments: None })
+        );
         let came = read_foreign(CAME).unwrap();
         let ForeignContent::Answer { id: answered, value: Some(value) } = &came.content else { panic!("{came:?}") };
         assert_eq!((answered, foreign_value(value, 64)), (&id, Some(serde_json::json!({ "status": "active" }))));
@@ -243,7 +259,7 @@ mod tests {
             r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "MIGRATION", "data": {"status": "setup"}}"#,
         );
         let (name, status) = ("MIGRATION".to_owned(), Some("setup".to_owned()));
-        assert_eq!(read_foreign(&event).unwrap().content, ForeignContent::Event { name, status });
+        assert_eq!(read_foreign(&event).unwrap().content, ForeignContent::Event { name, status, device: None });
         assert_eq!(read_foreign(&SENT.replace("SEND_MSG", "IO_WRITE").replace("msg=", "buf=")), None);
         let again = CAME.replace("QEMU_MONITOR_RECV_REPLY: mon=0x7f3c reply=", "Line [");
         assert_eq!(read_foreign(&again), None);
@@ -287,6 +303,15 @@ mod tests {
         let ForeignContent::Device(device) = &read.content else { panic!("{read:?}") };
         assert_eq!((device.device, device.instance, device.us, seconds(traced)), ("cpu", 1, 27, Some(1_796_032_800.5)));
         assert_eq!(read_foreign("qemu-system-x86_64: warning: TCG doesn't support requested feature"), None);
+    }
+
+    #[test]
+    fn a_warning_is_no_complaint() {
+        let said = "qemu-system-x86_64: unable to find the thing";
+        assert!(matches!(read_foreign(said).unwrap().content, ForeignContent::Complaint(_)));
+        for mark in ["warning", "info"] {
+            assert!(read_foreign(&said.replace(": ", &format!(": {mark}: "))).is_none(), "{mark}");
+        }
     }
 
     #[test]

@@ -256,7 +256,7 @@ impl TranscriptReport {
         if let Some(times) = self.commands.get_mut(&(key.0, name)) {
             times.answered += 1;
             times.refused += u64::from(refusal.is_some());
-            times.sum += took;
+            times.sum = times.sum.saturating_add(took);
             times.longest = times.longest.max(took);
         }
         let blackout = self.blackout.as_mut().map(|blackout| &mut blackout.rows);

@@ -76,6 +76,7 @@ fn snapshot(seconds: u64, verdict: &str) -> WatchSnapshot {
         causes: Vec::new(),
         source: Some(source()),
         destination: Some(destination()),
+        moved: None,
         unseen: vec!["tcp:10.0.0.2:4444: its process is not known, so threads and queues are not seen".to_owned()],
         notes: Vec::new(),
     };

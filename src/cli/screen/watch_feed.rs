@@ -133,22 +133,28 @@ fn transfers(view: &mut LiveView, source: &SideReport) {
         view.transfers.push(TransferRow { name, left, total: mirror.total, rate: mirror.rate, note });
     }
     let (Some(total), Some(left)) = (source.ram_total, source.remaining.last().copied()) else { return };
-    let (sent, dirtied) = (source.bandwidth.unwrap_or_default(), source.dirty_rate.unwrap_or_default());
-    let note = match source.migration.as_deref() {
-        Some("active") => time_left(left, sent.saturating_sub(dirtied)).unwrap_or_else(|| "no end in sight".to_owned()),
-        other => other.unwrap_or_default().to_owned(),
+    let sent = source.bandwidth.unwrap_or_default();
+    let note = match (source.migration.as_deref(), source.dirty_rate) {
+        (Some("active"), Some(dirtied)) => {
+            time_left(left, sent.saturating_sub(dirtied)).unwrap_or_else(|| "no end in sight".to_owned())
+        }
+        (Some("active"), None) => "first pass".to_owned(),
+        (other, _) => other.unwrap_or_default().to_owned(),
     };
     if source.migration.as_deref() != Some("completed") {
         view.plot("RAM left", false, left);
         view.plot("RAM sent", true, sent);
-        view.plot("RAM dirtied", true, dirtied);
+        source.dirty_rate.into_iter().for_each(|dirtied| view.plot("RAM dirtied", true, dirtied));
     }
     view.transfers.push(TransferRow { name: "RAM".to_owned(), left, total, rate: sent, note: one_line(&note) });
 }
 
 fn facts(view: &mut LiveView, source: &SideReport) {
     if source.ram_total.is_some() {
-        let mut ram = vec![format!("dirtied {}", Rate(source.dirty_rate.unwrap_or_default()))];
+        let mut ram = vec![match source.dirty_rate {
+            Some(dirtied) => format!("dirtied {}", Rate(dirtied)),
+            None => "dirtied: not known before the first pass is over".to_owned(),
+        }];
         ram.extend(source.transferred.map(|sent| format!("{} sent", Bytes(sent))));
         ram.extend(source.passes.map(|passes| format!("pass {passes}")));
         ram.extend(source.throttle_pct.filter(|pct| *pct > 0).map(|pct| format!("guest throttled by {pct} %")));
