@@ -7,26 +7,34 @@ use super::flags;
 /// The most characters of one text on a screen.
 const LONGEST: usize = 400;
 
-/// A text of the library for people: with flags for settings, and without control characters but line ends.
+/// A text of the library for people: with flags for settings, and without what can command a terminal or make a text read as
+/// another: control characters but line ends, and characters that turn the direction of writing or take no room.
 pub(super) fn plain(text: &str) -> String {
-    flags::flags_in(text).chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
-}
-
-/// The same for one line of a screen: of bounded length, and without the characters that turn the direction of writing
-/// or take no room.
-pub(super) fn one_line(text: &str) -> String {
-    let line = |c: char| match c {
-        '\n' => ' ',
+    let shown = |c: char| match c {
+        '\n' => c,
         '\u{ad}'
         | '\u{61c}'
+        | '\u{180e}'
         | '\u{200b}'..='\u{200f}'
         | '\u{2028}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}'
-        | '\u{feff}' => '?',
+        | '\u{feff}'
+        | '\u{e0000}'..='\u{e007f}' => '?',
+        c if c.is_control() => '?',
         c => c,
     };
+    flags::flags_in(text).chars().map(shown).collect()
+}
+
+/// The same for a text of somebody else that stands in a line: what it says cannot begin another line.
+pub(super) fn in_line(text: &str) -> String {
+    plain(text).replace('\n', "?")
+}
+
+/// The same for one line of a screen, of bounded length.
+pub(super) fn one_line(text: &str) -> String {
     let end = text.char_indices().nth(LONGEST).map_or(text.len(), |(at, _)| at);
-    let shown: String = plain(&text[..end]).chars().map(line).collect();
+    let shown = plain(&text[..end]).replace('\n', " ");
     if end < text.len() { shown + "…" } else { shown }
 }
 
@@ -113,6 +121,8 @@ mod tests {
     #[test]
     fn nothing_that_qemu_says_can_command_a_terminal() {
         assert_eq!(plain("no \x1b]0;x\x07\u{9b}2J\r\n\tä└"), "no ?]0;x??2J?\n?ä└");
+        assert_eq!(plain("a\u{202e}b\u{200b}\n"), "a?b?\n");
+        assert_eq!(in_line("a\nb\u{202e}"), "a?b?");
         assert_eq!(one_line("a\nb\u{202e}c\u{200b}\x1b[2J"), "a b?c??[2J");
     }
 

@@ -1,6 +1,6 @@
 //! A process on the screen of `qferry diagnose`: bounded, what is busy or stuck first.
 
-use super::shell;
+use super::{plain_text::in_line, shell};
 use crate::{
     diagnosis::{ProcessReport, SocketReport, ThreadReport},
     quantity::Bytes,
@@ -14,10 +14,10 @@ const COMMAND: usize = 300;
 /// The part of the time on a CPU, per cent, below which a thread that waits is not worth a line.
 const BUSY: f64 = 1.0;
 
-/// Adds a line of the screen.
+/// Adds a line of the screen, which stays one whatever it says.
 pub(super) fn line(text: &mut String, name: &str, what: &str) {
     // a string takes everything
-    writeln!(text, "  {name:<12} {what}").ok();
+    writeln!(text, "  {name:<12} {}", in_line(what)).ok();
 }
 
 /// Describes the threads, connections, images, limits and the command line of a process.

@@ -2,7 +2,11 @@
 //!
 //! A reader that went away is no reason to stop: write errors are passed over.
 
-use super::{flags, plain_text::plain, screen};
+use super::{
+    flags,
+    plain_text::{in_line, plain},
+    screen,
+};
 use crate::{
     codes::FailureCode,
     migration::{Events, Plan},
@@ -299,15 +303,16 @@ pub(super) fn summary(outcome: &Outcome) -> String {
         Some(reason) if outcome.outcome == Ending::Refused => {
             add(format!("  blocker  {}: {}", reason.code, reason.message));
         }
-        Some(reason) => add(format!("  reason   {} ({})", reason.message, reason.code)),
+        Some(reason) => add(format!("  reason   {} ({})", in_line(&reason.message), reason.code)),
         None => {}
     }
     for left in &outcome.leftovers {
-        add(format!("  left     {left}"));
+        add(format!("  left     {}", in_line(left)));
     }
     for disk in &outcome.disks {
         let (copied, size) = (Bytes(disk.bytes_copied), Bytes(disk.virtual_size));
-        add(format!("  disk     {} -> {}: {copied} copied of {size}", disk.source, disk.destination));
+        let (source, destination) = (in_line(&disk.source), in_line(&disk.destination));
+        add(format!("  disk     {source} -> {destination}: {copied} copied of {size}"));
         if let Some(blocking) = disk.write_blocking_latency_us {
             let before = disk.write_latency_us.map_or_else(String::new, |before| format!(" (before: {before} us)"));
             add(format!(

@@ -83,8 +83,9 @@ fn report(path: &Path, source: impl Read) -> std::io::Result<String> {
 
 fn words(path: &Path, report: &TranscriptReport, skipped: u64) -> String {
     let mut text = String::new();
+    // what a recording says cannot begin a line of its own
     let mut line = |words: &str| {
-        text.push_str(words.trim_end());
+        text.push_str(&words.trim_end().replace('\n', "?"));
         text.push('\n');
     };
     match &report.header {
@@ -120,7 +121,7 @@ fn words(path: &Path, report: &TranscriptReport, skipped: u64) -> String {
     }
     line("");
     match &report.outcome {
-        Some(outcome) => line(&render::summary(outcome)),
+        Some(outcome) => render::summary(outcome).lines().for_each(line),
         None => {
             line(&format!("no end: the last of {} entries is of {:.6} s", report.entries, report.last.as_secs_f64()))
         }

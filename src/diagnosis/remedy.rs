@@ -80,10 +80,26 @@ impl fmt::Display for RemedyCommand {
         let verb = if self.oob { "exec-oob" } else { "execute" };
         write!(f, "{}: {{\"{verb}\": \"{}\"", self.side.as_str(), self.name)?;
         if !self.arguments.is_empty() {
-            write!(f, ", \"arguments\": {}", Value::from(self.arguments.clone()))?;
+            let arguments = Value::from(self.arguments.clone()).to_string();
+            write!(f, ", \"arguments\": {}", escaped(&arguments))?;
         }
         f.write_str("}")
     }
+}
+
+/// JSON in which a character that does not show, or turns the direction of writing, is written by its number: what is read is
+/// what is sent.
+fn escaped(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() || c.is_alphanumeric() {
+            shown.push(c);
+        } else {
+            let mut units = [0; 2];
+            c.encode_utf16(&mut units).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    shown
 }
 
 /// What is done about a domain whose jobs libvirt counts.
